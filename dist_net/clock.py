@@ -1,0 +1,20 @@
+"""The one source of time; tests and simulations substitute it."""
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the process shells ask for the time."""
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes backwards."""
+        ...
+
+
+class SystemClock:
+    """The machine's monotonic clock."""
+
+    def now(self) -> float:
+        """Seconds since some fixed moment."""
+        return time.monotonic()
