@@ -1,0 +1,107 @@
+"""A reverse-mode automatic differentiation engine in NumPy: expressions, gradients, plans.
+
+Build expressions from variables, differentiate them, compile the results into a plan, and run it:
+
+>>> import numpy as np
+>>> from dist_net import autodiff as ad
+>>> x = ad.variable("x", (3,))
+>>> y = ad.sum(ad.square(x))
+>>> (dy_dx,) = ad.gradients(y, [x])
+>>> ad.evaluate([y, dy_dx], x=np.array([1, 2, 3], np.float32))
+[array(14., dtype=float32), array([2., 4., 6.], dtype=float32)]
+"""
+
+from dist_net.autodiff.expression import (
+    Array,
+    Expression,
+    Operation,
+    Shape,
+    apply,
+    constant,
+    variable,
+)
+from dist_net.autodiff.gradients import gradients
+from dist_net.autodiff.operations.elementwise import (
+    add,
+    divide,
+    equal,
+    exp,
+    greater,
+    greater_equal,
+    less,
+    less_equal,
+    log,
+    multiply,
+    negative,
+    sqrt,
+    square,
+    subtract,
+    tanh,
+)
+from dist_net.autodiff.operations.indexing import argmax, pick
+from dist_net.autodiff.operations.matmul import matmul
+from dist_net.autodiff.operations.randomness import uniform
+from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
+from dist_net.autodiff.operations.selection import (
+    cast,
+    logical_not,
+    mask,
+    max,
+    maximum,
+    minimum,
+    select,
+    stop_gradient,
+)
+from dist_net.autodiff.operations.shaping import reshape, transpose
+from dist_net.autodiff.operations.softmax import cross_entropy_of_logits, log_softmax, softmax
+from dist_net.autodiff.plan import BoundPlan, Plan, compile, evaluate
+
+__all__ = [
+    "Array",
+    "BoundPlan",
+    "Expression",
+    "Operation",
+    "Plan",
+    "Shape",
+    "add",
+    "apply",
+    "argmax",
+    "broadcast_to",
+    "cast",
+    "compile",
+    "constant",
+    "cross_entropy_of_logits",
+    "divide",
+    "equal",
+    "evaluate",
+    "exp",
+    "gradients",
+    "greater",
+    "greater_equal",
+    "less",
+    "less_equal",
+    "log",
+    "log_softmax",
+    "logical_not",
+    "mask",
+    "matmul",
+    "max",
+    "maximum",
+    "mean",
+    "minimum",
+    "multiply",
+    "negative",
+    "pick",
+    "reshape",
+    "select",
+    "softmax",
+    "sqrt",
+    "square",
+    "stop_gradient",
+    "subtract",
+    "sum",
+    "tanh",
+    "transpose",
+    "uniform",
+    "variable",
+]

@@ -1,0 +1,206 @@
+"""Expressions: the nodes of a computation graph, with shapes and dtypes known when they are built.
+
+An expression is an operation applied to other expressions. Nothing is computed here: a graph is a
+description, which ``gradients`` extends by other expressions and ``compile`` turns into a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dist_net.errors import DTypeError, ShapeError
+
+Array: TypeAlias = NDArray[np.generic]
+Shape: TypeAlias = tuple[int, ...]
+Kernel: TypeAlias = Callable[[], object]
+"""A call of NumPy with its arrays bound: running a plan is calling its kernels in order."""
+
+
+class Operation:
+    """What a node computes: a rule for the shape, a kernel, and the VJP, side by side.
+
+    Operations are compared by value: two nodes with equal operations and the same inputs are the
+    same computation, and a plan does it once.
+    """
+
+    overwrites_inputs = False
+    """Whether the kernel gives the right answer when its output is the buffer of an input that
+    has the output's shape and dtype."""
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        """The shape and dtype of the result; raises ShapeError or DTypeError."""
+        raise NotImplementedError
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        """The call that reads ``inputs`` and fills ``out``; the arrays are borrowed."""
+        raise NotImplementedError
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        """The vector-Jacobian product: for each input, how ``cotangent`` flows back to it.
+
+        None where nothing flows: the input has no influence that calculus can see.
+        """
+        raise NotImplementedError
+
+
+class View(Operation):
+    """An operation that needs no computation: another look at its input's memory."""
+
+    keeps_contiguous = False
+    """Whether a C-contiguous input gives a C-contiguous view."""
+
+    def view(self, array: Array) -> Array:
+        """The same memory, seen in the result's shape."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Variable(Operation):
+    """A named input, whose array is given when a plan is bound."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Constant(Operation):
+    """A value that is known now. Compared by identity: comparing contents could cost more."""
+
+    value: Array
+
+
+class Expression:
+    """A node: ``operation`` applied to ``inputs``, with a result of known shape and dtype."""
+
+    __slots__ = ("dtype", "inputs", "operation", "shape")
+    __array_ufunc__ = None  # so that array * expression is left to __rmul__
+
+    def __init__(
+        self,
+        operation: Operation,
+        inputs: tuple[Expression, ...],
+        shape: Shape,
+        dtype: np.dtype[np.generic],
+    ) -> None:
+        self.operation = operation
+        self.inputs = inputs
+        self.shape = shape
+        self.dtype = dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def __repr__(self) -> str:
+        return f"<{self.operation} {self.dtype}{list(self.shape)}>"
+
+    def __add__(self, other: Operand) -> Expression:
+        return elementwise.add(self, other)
+
+    def __radd__(self, other: Operand) -> Expression:
+        return elementwise.add(other, self)
+
+    def __sub__(self, other: Operand) -> Expression:
+        return elementwise.subtract(self, other)
+
+    def __rsub__(self, other: Operand) -> Expression:
+        return elementwise.subtract(other, self)
+
+    def __mul__(self, other: Operand) -> Expression:
+        return elementwise.multiply(self, other)
+
+    def __rmul__(self, other: Operand) -> Expression:
+        return elementwise.multiply(other, self)
+
+    def __truediv__(self, other: Operand) -> Expression:
+        return elementwise.divide(self, other)
+
+    def __rtruediv__(self, other: Operand) -> Expression:
+        return elementwise.divide(other, self)
+
+    def __neg__(self) -> Expression:
+        return elementwise.negative(self)
+
+    def __matmul__(self, other: Expression) -> Expression:
+        return matmul.matmul(self, other)
+
+    def __lt__(self, other: Operand) -> Expression:
+        return elementwise.less(self, other)
+
+    def __le__(self, other: Operand) -> Expression:
+        return elementwise.less_equal(self, other)
+
+    def __gt__(self, other: Operand) -> Expression:
+        return elementwise.greater(self, other)
+
+    def __ge__(self, other: Operand) -> Expression:
+        return elementwise.greater_equal(self, other)
+
+
+Operand: TypeAlias = "Expression | Array | float"
+
+
+def apply(operation: Operation, *inputs: Expression) -> Expression:
+    """The node of ``operation`` on ``inputs``; raises ShapeError or DTypeError if they misfit."""
+    shape, dtype = operation.result(*inputs)
+    return Expression(operation, inputs, shape, dtype)
+
+
+def variable(name: str, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Expression:
+    """An input called ``name``; equal names in one graph mean the same array."""
+    if any(length < 0 for length in shape):
+        raise ShapeError(f"variable {name!r}: shape {tuple(shape)} has a negative length")
+    return Expression(Variable(name), (), tuple(int(n) for n in shape), np.dtype(dtype))
+
+
+def constant(value: Array | float, dtype: DTypeLike | None = None) -> Expression:
+    """A fixed value; copied, and never written again. A float is float32 unless said otherwise."""
+    if dtype is None and isinstance(value, int | float) and not isinstance(value, bool):
+        dtype = np.float32
+    array = np.array(value, dtype=dtype, order="C")
+    if array.dtype.hasobject:
+        raise DTypeError(f"constant {value!r}: expected numbers, got dtype {array.dtype}")
+    array.flags.writeable = False
+    return Expression(Constant(array), (), array.shape, array.dtype)
+
+
+def as_expression(value: Operand, like: Expression) -> Expression:
+    """``value`` itself, or a constant of it; a bare number takes the dtype of ``like``."""
+    if isinstance(value, Expression):
+        return value
+    return constant(value, like.dtype if np.ndim(value) == 0 else None)
+
+
+def topological_order(outputs: Iterable[Expression]) -> list[Expression]:
+    """Every node that ``outputs`` need, each once, inputs before users.
+
+    Iterative, so the depth of a graph is not bounded by Python's stack.
+    """
+    order: list[Expression] = []
+    placed: set[int] = set()
+    stack = [(node, False) for node in reversed(list(outputs))]
+    while stack:
+        node, inputs_placed = stack.pop()
+        if id(node) in placed:
+            continue
+        if inputs_placed:
+            placed.add(id(node))
+            order.append(node)
+        else:
+            stack.append((node, True))
+            stack.extend((each, False) for each in reversed(node.inputs) if id(each) not in placed)
+    return order
+
+
+# The operators above are written with these modules, and these modules with the classes above.
+from dist_net.autodiff.operations import elementwise, matmul  # noqa: E402

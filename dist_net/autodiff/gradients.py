@@ -1,0 +1,55 @@
+"""Reverse-mode differentiation: gradients as expressions, all of them in one reverse sweep.
+
+Every node on a path from a parameter to the output receives the sum of the cotangents of its
+users, once, and hands it on to its inputs by its operation's VJP. The cost of all gradients is
+therefore a small multiple of the output's own, however many parameters there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dist_net.autodiff.expression import Expression, constant, topological_order
+from dist_net.autodiff.operations.elementwise import add
+from dist_net.autodiff.operations.reduction import broadcast_to
+from dist_net.errors import DTypeError, ShapeError
+
+
+def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expression]:
+    """The gradient of a scalar ``output`` with respect to each of ``variables``.
+
+    ``variables`` may be any expressions of the graph. One that ``output`` does not depend on has
+    a gradient of zeros. Raises ShapeError if ``output`` is not a scalar, DTypeError if it is not
+    a float.
+    """
+    if output.shape != ():
+        raise ShapeError(f"gradients: expected a scalar output, got shape {output.shape}")
+    if output.dtype.kind != "f":
+        raise DTypeError(f"gradients: expected a float output, got dtype {output.dtype}")
+    order = topological_order([output])
+    influenced = _influenced_by(variables, order)
+    cotangents = {id(output): constant(1.0, output.dtype)}
+    for node in reversed(order):
+        if id(node) not in influenced or id(node) not in cotangents or not node.inputs:
+            continue
+        flowing = node.operation.vjp(node, cotangents[id(node)])
+        for each, contribution in zip(node.inputs, flowing, strict=True):
+            if contribution is not None and id(each) in influenced:
+                known = cotangents.get(id(each))
+                cotangents[id(each)] = contribution if known is None else add(known, contribution)
+    return [cotangents.get(id(each)) or _zeros_like(each) for each in variables]
+
+
+def _influenced_by(variables: Sequence[Expression], order: Sequence[Expression]) -> set[int]:
+    """The ids of the nodes that depend on one of ``variables``, themselves included."""
+    influenced = {id(each) for each in variables}
+    for node in order:
+        if any(id(each) in influenced for each in node.inputs):
+            influenced.add(id(node))
+    return influenced
+
+
+def _zeros_like(node: Expression) -> Expression:
+    return broadcast_to(constant(np.zeros((), node.dtype)), node.shape)

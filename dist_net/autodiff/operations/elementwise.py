@@ -1,0 +1,246 @@
+"""Arithmetic and comparisons, element by element, broadcasting as NumPy does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import numpy as np
+
+from dist_net.autodiff.expression import (
+    Array,
+    Expression,
+    Kernel,
+    Operand,
+    Operation,
+    Shape,
+    apply,
+)
+from dist_net.autodiff.operations.broadcasting import broadcast_shape, operands, same_dtype
+from dist_net.autodiff.operations.reduction import sum_to_shape
+from dist_net.errors import DTypeError
+
+
+class Elementwise(Operation):
+    """One NumPy ufunc on inputs that broadcast to the result's shape."""
+
+    ufunc: ClassVar[np.ufunc]
+    overwrites_inputs = True
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        name = type(self).__name__.lower()
+        dtype = same_dtype(name, *inputs)
+        if dtype.kind not in "fiu":
+            raise DTypeError(f"{name}: expected numbers, got dtype {dtype}")
+        return broadcast_shape(name, *inputs), dtype
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        return partial(self.ufunc, *inputs, out)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        derivatives = self.derivatives(node, cotangent, *node.inputs)
+        return [
+            None if derivative is None else sum_to_shape(derivative, each.shape)
+            for derivative, each in zip(derivatives, node.inputs, strict=True)
+        ]
+
+    def derivatives(
+        self, y: Expression, g: Expression, *x: Expression
+    ) -> tuple[Expression | None, ...]:
+        """For y = f(x) and the cotangent g of y: g times df/dx, before broadcasting is undone."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Add(Elementwise):
+    ufunc = np.add
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return g, g
+
+
+@dataclass(frozen=True)
+class Subtract(Elementwise):
+    ufunc = np.subtract
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return g, -g
+
+
+@dataclass(frozen=True)
+class Multiply(Elementwise):
+    ufunc = np.multiply
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return g * x[1], g * x[0]
+
+
+@dataclass(frozen=True)
+class Divide(Elementwise):
+    ufunc = np.divide
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        share = g / x[1]
+        return share, -(share * y)
+
+
+@dataclass(frozen=True)
+class Negative(Elementwise):
+    ufunc = np.negative
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return (-g,)
+
+
+@dataclass(frozen=True)
+class Exp(Elementwise):
+    ufunc = np.exp
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return (g * y,)
+
+
+@dataclass(frozen=True)
+class Log(Elementwise):
+    ufunc = np.log
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return (g / x[0],)
+
+
+@dataclass(frozen=True)
+class Sqrt(Elementwise):
+    ufunc = np.sqrt
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return (g * 0.5 / y,)
+
+
+@dataclass(frozen=True)
+class Square(Elementwise):
+    ufunc = np.square
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return (g * 2.0 * x[0],)
+
+
+@dataclass(frozen=True)
+class Tanh(Elementwise):
+    ufunc = np.tanh
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return (g * (1.0 - square(y)),)
+
+
+class Comparison(Elementwise):
+    """A ufunc whose result is a truth value; nothing flows back through it."""
+
+    overwrites_inputs = False
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return super().result(*inputs)[0], np.dtype(np.bool_)
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[None, ...]:
+        return None, None
+
+
+@dataclass(frozen=True)
+class Less(Comparison):
+    ufunc = np.less
+
+
+@dataclass(frozen=True)
+class LessEqual(Comparison):
+    ufunc = np.less_equal
+
+
+@dataclass(frozen=True)
+class Greater(Comparison):
+    ufunc = np.greater
+
+
+@dataclass(frozen=True)
+class GreaterEqual(Comparison):
+    ufunc = np.greater_equal
+
+
+@dataclass(frozen=True)
+class Equal(Comparison):
+    ufunc = np.equal
+
+
+def add(first: Operand, second: Operand) -> Expression:
+    """first + second."""
+    return apply(Add(), *operands(first, second))
+
+
+def subtract(first: Operand, second: Operand) -> Expression:
+    """first - second."""
+    return apply(Subtract(), *operands(first, second))
+
+
+def multiply(first: Operand, second: Operand) -> Expression:
+    """first * second."""
+    return apply(Multiply(), *operands(first, second))
+
+
+def divide(first: Operand, second: Operand) -> Expression:
+    """first / second; floats only."""
+    return apply(Divide(), *operands(first, second))
+
+
+def less(first: Operand, second: Operand) -> Expression:
+    """first < second, as bool."""
+    return apply(Less(), *operands(first, second))
+
+
+def less_equal(first: Operand, second: Operand) -> Expression:
+    """first <= second, as bool."""
+    return apply(LessEqual(), *operands(first, second))
+
+
+def greater(first: Operand, second: Operand) -> Expression:
+    """first > second, as bool."""
+    return apply(Greater(), *operands(first, second))
+
+
+def greater_equal(first: Operand, second: Operand) -> Expression:
+    """first >= second, as bool."""
+    return apply(GreaterEqual(), *operands(first, second))
+
+
+def equal(first: Operand, second: Operand) -> Expression:
+    """first == second, as bool. A function, because ``==`` on expressions is identity."""
+    return apply(Equal(), *operands(first, second))
+
+
+def negative(x: Expression) -> Expression:
+    """-x."""
+    return apply(Negative(), x)
+
+
+def exp(x: Expression) -> Expression:
+    """e to the power of x."""
+    return apply(Exp(), x)
+
+
+def log(x: Expression) -> Expression:
+    """The natural logarithm."""
+    return apply(Log(), x)
+
+
+def sqrt(x: Expression) -> Expression:
+    """The square root."""
+    return apply(Sqrt(), x)
+
+
+def square(x: Expression) -> Expression:
+    """x * x."""
+    return apply(Square(), x)
+
+
+def tanh(x: Expression) -> Expression:
+    """The hyperbolic tangent."""
+    return apply(Tanh(), x)

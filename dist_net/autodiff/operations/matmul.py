@@ -1,0 +1,71 @@
+"""Matrix products, on stacks of matrices as NumPy does, and with vectors on either side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from dist_net.autodiff.expression import Array, Expression, Kernel, Operation, Shape, apply
+from dist_net.autodiff.operations.broadcasting import same_dtype
+from dist_net.autodiff.operations.reduction import sum_to_shape
+from dist_net.autodiff.operations.shaping import reshape, transpose
+from dist_net.errors import DTypeError, ShapeError
+
+
+@dataclass(frozen=True)
+class MatMul(Operation):
+    """(..., n, k) times (..., k, m); the leading axes broadcast."""
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        a, b = inputs
+        dtype = same_dtype("matmul", a, b)
+        if dtype.kind != "f":
+            raise DTypeError(f"matmul: expected floats, got dtype {dtype}")
+        try:
+            stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        except ValueError:
+            stack = None
+        if stack is None or a.shape[-1] != b.shape[-2]:
+            raise ShapeError(
+                f"matmul: shapes {a.shape} and {b.shape} do not fit; expected (..., n, k) and "
+                f"(..., k, m) with the same k and leading axes that broadcast"
+            )
+        return (*stack, a.shape[-2], b.shape[-1]), dtype
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        a, b = inputs
+        if a.shape[-1] == 1:  # an outer product: NumPy would not hand it to BLAS
+            return partial(np.multiply, a, b, out)
+        return partial(np.matmul, a, b, out)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        a, b = node.inputs
+        return (
+            sum_to_shape(matmul(cotangent, swap_last_axes(b)), a.shape),
+            sum_to_shape(matmul(swap_last_axes(a), cotangent), b.shape),
+        )
+
+
+def matmul(a: Expression, b: Expression) -> Expression:
+    """The matrix product; a vector counts as a row on the left and as a column on the right."""
+    if a.ndim == 0 or b.ndim == 0:
+        raise ShapeError(f"matmul: shapes {a.shape} and {b.shape}; expected vectors or matrices")
+    left = reshape(a, (1, *a.shape)) if a.ndim == 1 else a
+    right = reshape(b, (*b.shape, 1)) if b.ndim == 1 else b
+    product = apply(MatMul(), left, right)
+    shape = product.shape
+    if b.ndim == 1:
+        shape = shape[:-1]
+    if a.ndim == 1:
+        shape = (*shape[: -1 if b.ndim == 1 else -2], *([] if b.ndim == 1 else shape[-1:]))
+    return reshape(product, shape)
+
+
+def swap_last_axes(x: Expression) -> Expression:
+    """Every matrix of a stack, transposed."""
+    axes = list(range(x.ndim))
+    axes[-2:] = [x.ndim - 1, x.ndim - 2]
+    return transpose(x, axes)

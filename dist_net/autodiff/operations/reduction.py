@@ -1,0 +1,111 @@
+"""Fewer elements out of many, and back: sums and broadcasting.
+
+A sum and a broadcast are each other's VJP, which is why they live together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from dist_net.autodiff.expression import Array, Expression, Kernel, Operation, Shape, View, apply
+from dist_net.autodiff.operations import shaping
+from dist_net.errors import DTypeError, ShapeError
+
+
+@dataclass(frozen=True)
+class Reduction(Operation):
+    """A function of all elements along ``axes``, which stay as axes of length one."""
+
+    axes: tuple[int, ...]
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        (x,) = inputs
+        if x.dtype.kind not in "fiu":
+            raise DTypeError(f"{type(self).__name__.lower()}: expected numbers, got {x.dtype}")
+        return tuple(1 if axis in self.axes else n for axis, n in enumerate(x.shape)), x.dtype
+
+
+@dataclass(frozen=True)
+class Sum(Reduction):
+    """The sum along axes."""
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        (x,) = inputs
+        leading = self.axes == tuple(range(len(self.axes)))
+        if leading and x.flags.c_contiguous and x.dtype.kind == "f" and out.size > 1:
+            # Over leading axes a sum is a row of ones times a matrix, and BLAS adds such
+            # columns twice as fast as NumPy's reduction.
+            rows = x.reshape(-1, out.size)
+            return partial(np.matmul, np.ones(len(rows), x.dtype), rows, out.reshape(-1))
+        return partial(np.add.reduce, x, self.axes, None, out, True)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return (broadcast_to(cotangent, node.inputs[0].shape),)
+
+
+@dataclass(frozen=True)
+class BroadcastTo(View):
+    """The input repeated along new and length-one axes."""
+
+    shape: Shape
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        (x,) = inputs
+        try:
+            fits = np.broadcast_shapes(x.shape, self.shape) == self.shape
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ShapeError(f"broadcast_to: {x.shape} cannot be repeated to {self.shape}")
+        return self.shape, x.dtype
+
+    def view(self, array: Array) -> Array:
+        return np.broadcast_to(array, self.shape)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return (sum_to_shape(cotangent, node.inputs[0].shape),)
+
+
+def sum(x: Expression, axes: int | Sequence[int] | None = None, keep: bool = False) -> Expression:
+    """The sum along ``axes`` (all if None); ``keep`` leaves them as axes of length one."""
+    return reduce(Sum, x, axes, keep)
+
+
+def mean(x: Expression, axes: int | Sequence[int] | None = None, keep: bool = False) -> Expression:
+    """The mean along ``axes`` (all if None); ``keep`` leaves them as axes of length one."""
+    total = sum(x, axes, keep)
+    return total * (total.size / x.size)
+
+
+def broadcast_to(x: Expression, shape: Sequence[int]) -> Expression:
+    """``x`` repeated to ``shape`` by NumPy's rules of broadcasting."""
+    target = tuple(int(length) for length in shape)
+    return x if target == x.shape else apply(BroadcastTo(target), x)
+
+
+def sum_to_shape(x: Expression, shape: Shape) -> Expression:
+    """Undoes a broadcast from ``shape`` to the shape of ``x``: adds what was repeated."""
+    if x.shape == shape:
+        return x
+    new = x.ndim - len(shape)
+    axes = [*range(new)]
+    axes += [new + i for i, length in enumerate(shape) if length == 1 and x.shape[new + i] != 1]
+    return shaping.reshape(sum(x, axes, keep=True), shape)
+
+
+def reduce(
+    operation: type[Reduction], x: Expression, axes: int | Sequence[int] | None, keep: bool
+) -> Expression:
+    """``operation`` along ``axes``, negative ones counted from the last; raises ShapeError."""
+    given = tuple(range(x.ndim)) if axes is None else (axes,) if isinstance(axes, int) else axes
+    if any(not -x.ndim <= axis < x.ndim for axis in given):
+        raise ShapeError(f"{operation.__name__.lower()}: axes {given} of shape {x.shape}")
+    positive = tuple(sorted({axis % x.ndim for axis in given}))
+    reduced = apply(operation(positive), x) if positive else x
+    if keep:
+        return reduced
+    return shaping.reshape(reduced, [n for i, n in enumerate(x.shape) if i not in positive])

@@ -1,0 +1,202 @@
+"""Choosing between values: maximum, masks, selection; and casts from one dtype to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from dist_net.autodiff.expression import (
+    Array,
+    Expression,
+    Kernel,
+    Operand,
+    Operation,
+    Shape,
+    View,
+    apply,
+)
+from dist_net.autodiff.operations.broadcasting import broadcast_shape, operands, same_dtype
+from dist_net.autodiff.operations.elementwise import Elementwise, equal, greater, negative
+from dist_net.autodiff.operations.reduction import Reduction, Sum, reduce, sum_to_shape
+from dist_net.errors import DTypeError, ShapeError
+
+
+@dataclass(frozen=True)
+class Maximum(Elementwise):
+    """The larger of two; where they tie, the gradient goes to the second: relu'(0) is 0."""
+
+    ufunc = np.maximum
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        first = greater(x[0], x[1])
+        return mask(g, first), mask(g, logical_not(first))
+
+
+@dataclass(frozen=True)
+class Max(Reduction):
+    """The maximum along axes; elements that tie share the gradient."""
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        if any(inputs[0].shape[axis] == 0 for axis in self.axes):
+            raise ShapeError(f"max: shape {inputs[0].shape} has no elements on an axis reduced")
+        return super().result(*inputs)
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        return partial(np.maximum.reduce, inputs[0], self.axes, None, out, True)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        (x,) = node.inputs
+        hits = cast(equal(x, node), x.dtype)
+        return (hits * (cotangent / apply(Sum(self.axes), hits)),)
+
+
+@dataclass(frozen=True)
+class Mask(Operation):
+    """``x`` where the condition holds, 0 elsewhere.
+
+    A product of ``x`` and the truth value: a fifth of the time of a masked copy, which takes a
+    branch per element. An infinite ``x`` outside the mask therefore gives nan, which is as loud.
+    """
+
+    overwrites_inputs = True
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        x, condition = inputs
+        expect_condition("mask", condition)
+        return broadcast_shape("mask", x, condition), x.dtype
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        return partial(np.multiply, *inputs, out)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        x, condition = node.inputs
+        return sum_to_shape(mask(cotangent, condition), x.shape), None
+
+
+@dataclass(frozen=True)
+class Select(Operation):
+    """``condition ? first : second``, element by element."""
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        condition, first, second = inputs
+        expect_condition("select", condition)
+        return broadcast_shape("select", *inputs), same_dtype("select", first, second)
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        condition, first, second = inputs
+
+        def select_into_out() -> None:
+            np.copyto(out, second)
+            np.copyto(out, first, where=condition)
+
+        return select_into_out
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        condition, first, second = node.inputs
+        return (
+            None,
+            sum_to_shape(mask(cotangent, condition), first.shape),
+            sum_to_shape(mask(cotangent, logical_not(condition)), second.shape),
+        )
+
+
+@dataclass(frozen=True)
+class LogicalNot(Operation):
+    """The opposite of a truth value."""
+
+    overwrites_inputs = True
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        expect_condition("logical_not", inputs[0])
+        return inputs[0].shape, inputs[0].dtype
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        return partial(np.logical_not, inputs[0], out)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return (None,)
+
+
+@dataclass(frozen=True)
+class Cast(Operation):
+    """The same numbers in another dtype."""
+
+    dtype: np.dtype[np.generic]
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return inputs[0].shape, self.dtype
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        return partial(np.copyto, out, inputs[0], "unsafe")
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        (x,) = node.inputs
+        differentiable = x.dtype.kind == "f" and self.dtype.kind == "f"
+        return (cast(cotangent, x.dtype) if differentiable else None,)
+
+
+@dataclass(frozen=True)
+class StopGradient(View):
+    """The same values, through which no gradient flows."""
+
+    keeps_contiguous = True
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return inputs[0].shape, inputs[0].dtype
+
+    def view(self, array: Array) -> Array:
+        return array
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return (None,)
+
+
+def expect_condition(name: str, condition: Expression) -> None:
+    """Raises DTypeError unless ``condition`` is made of truth values."""
+    if condition.dtype != np.bool_:
+        raise DTypeError(f"{name}: expected a bool condition, got dtype {condition.dtype}")
+
+
+def maximum(first: Operand, second: Operand) -> Expression:
+    """The larger of two; nan if either is. At a tie the gradient is the second's."""
+    return apply(Maximum(), *operands(first, second))
+
+
+def minimum(first: Operand, second: Operand) -> Expression:
+    """The smaller of two; nan if either is. At a tie the gradient is the second's."""
+    a, b = operands(first, second)
+    return negative(maximum(negative(a), negative(b)))
+
+
+def max(x: Expression, axes: int | Sequence[int] | None = None, keep: bool = False) -> Expression:
+    """The maximum along ``axes`` (all if None); ``keep`` leaves them as axes of length one."""
+    return reduce(Max, x, axes, keep)
+
+
+def mask(x: Expression, condition: Expression) -> Expression:
+    """x where the condition holds, 0 elsewhere; x must be finite outside the mask."""
+    return apply(Mask(), x, condition)
+
+
+def select(condition: Expression, first: Operand, second: Operand) -> Expression:
+    """first where the condition holds, second elsewhere."""
+    return apply(Select(), condition, *operands(first, second))
+
+
+def logical_not(condition: Expression) -> Expression:
+    """True where the condition does not hold."""
+    return apply(LogicalNot(), condition)
+
+
+def cast(x: Expression, dtype: DTypeLike) -> Expression:
+    """The same numbers in another dtype."""
+    return apply(Cast(np.dtype(dtype)), x)
+
+
+def stop_gradient(x: Expression) -> Expression:
+    """The same values, held constant by differentiation."""
+    return apply(StopGradient(), x)

@@ -1,0 +1,74 @@
+"""The same elements under another shape: reshape and transpose. Nothing is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_net.autodiff.expression import Array, Expression, Shape, View, apply
+from dist_net.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Reshape(View):
+    """Row-major order kept, axes cut anew."""
+
+    shape: Shape
+    keeps_contiguous = True
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        (x,) = inputs
+        if x.size != int(np.prod(self.shape, dtype=np.int64)):
+            raise ShapeError(
+                f"reshape: {x.shape} has {x.size} elements, {self.shape} asks for "
+                f"{int(np.prod(self.shape, dtype=np.int64))}"
+            )
+        return self.shape, x.dtype
+
+    def view(self, array: Array) -> Array:
+        # Plans only reshape contiguous arrays; a silent copy would go stale at the next run.
+        return array.reshape(self.shape, copy=False)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return (reshape(cotangent, node.inputs[0].shape),)
+
+
+@dataclass(frozen=True)
+class Transpose(View):
+    """Axis ``axes[i]`` of the input becomes axis i."""
+
+    axes: tuple[int, ...]
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        (x,) = inputs
+        if sorted(self.axes) != list(range(x.ndim)):
+            raise ShapeError(
+                f"transpose: axes {self.axes} of shape {x.shape}; expected an order of "
+                f"{tuple(range(x.ndim))}"
+            )
+        return tuple(x.shape[axis] for axis in self.axes), x.dtype
+
+    def view(self, array: Array) -> Array:
+        return array.transpose(self.axes)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return (transpose(cotangent, tuple(int(axis) for axis in np.argsort(self.axes))),)
+
+
+def reshape(x: Expression, shape: Sequence[int]) -> Expression:
+    """``x`` in another shape of as many elements; one length may be -1: what is left."""
+    lengths = tuple(int(length) for length in shape)
+    if lengths.count(-1) == 1:
+        known = int(np.prod([length for length in lengths if length != -1], dtype=np.int64))
+        if known == 0 or x.size % known:
+            raise ShapeError(f"reshape: {x.shape} does not divide into {lengths}")
+        lengths = tuple(x.size // known if length == -1 else length for length in lengths)
+    return x if lengths == x.shape else apply(Reshape(lengths), x)
+
+
+def transpose(x: Expression, axes: Sequence[int] | None = None) -> Expression:
+    """``x`` with its axes in another order; left out: reversed."""
+    order = tuple(reversed(range(x.ndim))) if axes is None else tuple(axes)
+    return x if order == tuple(range(x.ndim)) else apply(Transpose(order), x)

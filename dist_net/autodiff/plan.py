@@ -1,0 +1,139 @@
+"""Plans: a graph compiled into a list of kernel calls on preallocated, reused buffers.
+
+    outputs ─rewrite─▶ fewer nodes ─steps─▶ an order ─liveness─▶ slots ─bind─▶ kernels
+
+A plan is compiled once for its shapes. Binding gives it the arrays of its variables and the
+places of its outputs, and makes every view and argument; running is then only calling. Several
+bindings of one plan share its buffers, so one of them may run at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dist_net.autodiff.buffers import aligned_bytes, assign_slots
+from dist_net.autodiff.expression import (
+    Array,
+    Constant,
+    Expression,
+    Kernel,
+    Variable,
+    View,
+    topological_order,
+)
+from dist_net.autodiff.rewrite import rewrite
+from dist_net.autodiff.steps import materialise, steps_of, unreshaped
+from dist_net.errors import GraphError, ShapeError
+
+
+class BoundPlan:
+    """A plan with its arrays: ``run()`` reads the variables' arrays and fills ``outputs``."""
+
+    def __init__(self, kernels: list[Kernel], outputs: tuple[Array, ...]) -> None:
+        self._kernels = kernels
+        self.outputs = outputs
+
+    def __len__(self) -> int:
+        """The number of kernel calls in a run."""
+        return len(self._kernels)
+
+    def run(self) -> tuple[Array, ...]:
+        """Computes the outputs, in place, and returns them. Floating-point faults give inf or nan
+        as IEEE 754 says, without a warning."""
+        with np.errstate(all="ignore"):
+            for kernel in self._kernels:
+                kernel()
+        return self.outputs
+
+
+class Plan:
+    """The compiled form of some outputs; see ``compile``."""
+
+    def __init__(self, outputs: Sequence[Expression]) -> None:
+        self._outputs = materialise(rewrite(outputs))
+        self._order = topological_order(self._outputs)
+        self._steps = steps_of(self._outputs)
+        self.variables = {
+            node.operation.name: node
+            for node in self._order
+            if isinstance(node.operation, Variable)
+        }
+        self._placed = {id(unreshaped(each)): i for i, each in enumerate(self._outputs)}
+        self._slot_of, sizes = assign_slots(self._steps, self._placed.keys())
+        self._slots = [aligned_bytes(size) for size in sizes]
+        self.buffer_bytes = sum(sizes)
+
+    def bind(
+        self, arrays: Mapping[str, Array], into: Sequence[Array | None] | None = None
+    ) -> BoundPlan:
+        """The plan on these arrays.
+
+        ``arrays`` gives each variable's array by name: C-contiguous, of the variable's shape and
+        dtype; borrowed, and read at each run. ``into[i]``, where not None, is the C-contiguous
+        array that output i is written to, and must share no memory with the others or with
+        ``arrays``; elsewhere a new array is made. Raises GraphError for a missing variable or an
+        unfit number of places, ShapeError for an array of another shape, dtype or layout.
+        """
+        places = [None] * len(self._outputs) if into is None else list(into)
+        if len(places) != len(self._outputs):
+            raise GraphError(f"bind: {len(places)} places for {len(self._outputs)} outputs")
+        outputs = tuple(
+            np.empty(node.shape, node.dtype) if place is None else _fitting("output", node, place)
+            for node, place in zip(self._outputs, places, strict=True)
+        )
+        known = self._views(arrays, outputs)
+        kernels: list[Kernel] = []
+        for step in self._steps:
+            inputs = [known[id(each)] for each in step.inputs]
+            kernels += step.kernels(inputs, known[id(step.output)])
+        return BoundPlan(kernels, outputs)
+
+    def _views(self, arrays: Mapping[str, Array], outputs: Sequence[Array]) -> dict[int, Array]:
+        """The array of every node that has one, by the node's id."""
+        known: dict[int, Array] = {}
+        for node in self._order:
+            match node.operation:
+                case Variable(name):
+                    if name not in arrays:
+                        raise GraphError(
+                            f"bind: no array for variable {name!r}; given: {sorted(arrays)}"
+                        )
+                    known[id(node)] = _fitting(name, node, arrays[name])
+                case Constant(value):
+                    known[id(node)] = value
+                case View() as operation:
+                    known[id(node)] = operation.view(known[id(node.inputs[0])])
+                case _ if id(node) in self._placed:
+                    known[id(node)] = outputs[self._placed[id(node)]].reshape(node.shape)
+                case _ if id(node) in self._slot_of:
+                    slot = self._slots[self._slot_of[id(node)]]
+                    used = slot[: node.size * node.dtype.itemsize]
+                    known[id(node)] = used.view(node.dtype).reshape(node.shape)
+        return known
+
+
+def _fitting(name: str, node: Expression, array: Array) -> Array:
+    if array.shape != node.shape or array.dtype != node.dtype or not array.flags.c_contiguous:
+        layout = "contiguous" if array.flags.c_contiguous else "non-contiguous"
+        raise ShapeError(
+            f"bind: {name!r} is {layout} {array.dtype}{list(array.shape)}; "
+            f"expected contiguous {node.dtype}{list(node.shape)}"
+        )
+    return array
+
+
+def compile(outputs: Sequence[Expression]) -> Plan:
+    """The plan that computes ``outputs``: each node once, with as few buffers as liveness allows.
+
+    Raises GraphError if two variables share a name but not their shape and dtype.
+    """
+    return Plan(outputs)
+
+
+def evaluate(outputs: Sequence[Expression], **arrays: Array) -> list[Array]:
+    """The values of ``outputs`` for these variables, in new arrays: compiled, run once, dropped."""
+    contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    shaped = {name: contiguous[name].reshape(np.shape(arrays[name])) for name in arrays}
+    return list(compile(outputs).bind(shaped).run())

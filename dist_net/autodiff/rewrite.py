@@ -1,0 +1,195 @@
+"""Rewrites of a graph before it is compiled: the same values, computed with less.
+
+One sweep from the variables to the outputs. Each node is rebuilt on its rewritten inputs,
+simplified by the rules below, and shared with any equal node seen before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dist_net.autodiff.expression import (
+    Constant,
+    Expression,
+    Variable,
+    View,
+    apply,
+    constant,
+    topological_order,
+)
+from dist_net.autodiff.operations.elementwise import (
+    Add,
+    Divide,
+    Elementwise,
+    Multiply,
+    Negative,
+    Subtract,
+)
+from dist_net.autodiff.operations.reduction import BroadcastTo, broadcast_to
+from dist_net.autodiff.operations.selection import Cast, Mask, StopGradient
+from dist_net.autodiff.operations.shaping import Reshape, Transpose, reshape, transpose
+from dist_net.errors import GraphError
+
+
+def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
+    """Expressions of the same values, simplified, with equal nodes shared.
+
+    Raises GraphError if two variables of one name differ in shape or dtype.
+    """
+    rewritten: dict[int, Expression] = {}
+    shared: dict[object, Expression] = {}
+    for node in topological_order(outputs):
+        inputs = tuple(rewritten[id(each)] for each in node.inputs)
+        simple = simplify(Expression(node.operation, inputs, node.shape, node.dtype))
+        first = shared.setdefault(_identity(simple), simple)
+        if isinstance(first.operation, Variable):
+            _expect_same_variable(first, simple)
+        rewritten[id(node)] = first
+    return [rewritten[id(each)] for each in outputs]
+
+
+def _identity(node: Expression) -> object:
+    """Equal for nodes that compute the same."""
+    if isinstance(node.operation, Constant) and node.size == 1:
+        return node.dtype, node.shape, node.operation.value.tobytes()
+    return node.operation, tuple(id(each) for each in node.inputs)
+
+
+def _expect_same_variable(first: Expression, second: Expression) -> None:
+    if (first.shape, first.dtype) != (second.shape, second.dtype):
+        raise GraphError(f"two variables of one name: {first} and {second}; name them apart")
+
+
+def simplify(node: Expression) -> Expression:
+    """The node after every rule that fits, tried in order until none does."""
+    while True:
+        for rule in RULES:
+            simpler = rule(node)
+            if simpler is not None:
+                node = simpler
+                break
+        else:
+            return node
+
+
+def fold_constants(node: Expression) -> Expression | None:
+    """An operation on known values is a known value; a broadcast stays one, to stay small."""
+    values = [each.operation.value for each in node.inputs if isinstance(each.operation, Constant)]
+    if not values or len(values) < len(node.inputs) or isinstance(node.operation, BroadcastTo):
+        return None
+    if isinstance(node.operation, View):
+        return constant(node.operation.view(values[0]))
+    out = np.empty(node.shape, node.dtype)
+    with np.errstate(all="ignore"):
+        node.operation.kernel(values, out)()
+    return constant(out)
+
+
+def drop_stop_gradient(node: Expression) -> Expression | None:
+    """It has done its work once the gradients are built."""
+    return node.inputs[0] if isinstance(node.operation, StopGradient) else None
+
+
+def merge_views(node: Expression) -> Expression | None:
+    """Two reshapes, transposes or broadcasts in a row are one; a view that changes nothing, none.
+
+    A scalar broadcasts to any shape, so reshapes around that broadcast change nothing.
+    """
+    if isinstance(node.operation, Reshape | BroadcastTo) and node.shape == node.inputs[0].shape:
+        return node.inputs[0]
+    if not node.inputs or not node.inputs[0].inputs:
+        return None
+    inner = node.inputs[0]
+    source = inner.inputs[0]
+    match node.operation, inner.operation:
+        case Reshape(), Reshape():
+            return reshape(source, node.shape)
+        case Transpose(axes=outer), Transpose(axes=first):
+            return transpose(source, [first[axis] for axis in outer])
+        case BroadcastTo(), BroadcastTo():
+            return broadcast_to(source, node.shape)
+        case (Reshape(), BroadcastTo()) | (BroadcastTo(), Reshape()) if source.shape == ():
+            return broadcast_to(source, node.shape)
+    return None
+
+
+def compute_before_broadcasting(node: Expression) -> Expression | None:
+    """Elementwise operations broadcast by themselves; what repeats need only be computed once."""
+    if not isinstance(node.operation, Elementwise | Mask | Cast):
+        return None
+    inputs = [
+        each.inputs[0] if isinstance(each.operation, BroadcastTo) else each for each in node.inputs
+    ]
+    if all(a is b for a, b in zip(inputs, node.inputs, strict=True)):
+        return None
+    return broadcast_to(simplify(apply(node.operation, *inputs)), node.shape)
+
+
+def drop_neutral_operand(node: Expression) -> Expression | None:
+    """x + 0, x - 0, 1 * x and x / 1 are x."""
+    if not isinstance(node.operation, Add | Subtract | Multiply | Divide):
+        return None
+    neutral = 0.0 if isinstance(node.operation, Add | Subtract) else 1.0
+    first, second = node.inputs
+    if is_scalar(second, neutral) and first.shape == node.shape:
+        return first
+    commutes = isinstance(node.operation, Add | Multiply)
+    if commutes and is_scalar(first, neutral) and second.shape == node.shape:
+        return second
+    return None
+
+
+def resolve_negatives(node: Expression) -> Expression | None:
+    """-(-x) is x, a + -b is a - b, a - -b is a + b."""
+    negated = [
+        each.inputs[0] if isinstance(each.operation, Negative) else None for each in node.inputs
+    ]
+    match node.operation, node.inputs, negated:
+        case Negative(), _, [Expression() as x]:
+            return x
+        case Add(), (a, _), [_, Expression() as b]:
+            return a - b
+        case Add(), (_, b), [Expression() as a, _]:
+            return b - a
+        case Subtract(), (a, _), [_, Expression() as b]:
+            return a + b
+    return None
+
+
+def merge_scalar_factors(node: Expression) -> Expression | None:
+    """(x * c) * d is x * (c * d), and -(x * c) is x * -c: one pass over x instead of two."""
+    outer: Expression | None
+    match node.operation, node.inputs:
+        case Multiply(), (inner, outer) | (outer, inner) if is_scalar(outer):
+            pass
+        case Negative(), (inner,):
+            outer = constant(-1.0, node.dtype)
+        case _:
+            return None
+    if not isinstance(inner.operation, Multiply) or inner.shape != node.shape:
+        return None
+    for x, factor in (inner.inputs, inner.inputs[::-1]):
+        if is_scalar(factor) and x.shape == node.shape and not is_scalar(x):
+            return x * simplify(factor * outer)
+    return None
+
+
+def is_scalar(node: Expression, value: float | None = None) -> bool:
+    """Whether the node is a constant without axes, and, if given, equal to ``value``."""
+    if not isinstance(node.operation, Constant) or node.shape != ():
+        return False
+    return value is None or bool(node.operation.value == value)
+
+
+Rule = Callable[[Expression], Expression | None]
+RULES: tuple[Rule, ...] = (
+    drop_stop_gradient,
+    merge_views,
+    fold_constants,
+    compute_before_broadcasting,
+    drop_neutral_operand,
+    resolve_negatives,
+    merge_scalar_factors,
+)
