@@ -1,0 +1,137 @@
+"""The directory of published files that were verified once and are read ever after.
+
+A file's content is hashed while it is stored. Then a stamp beside it, ``NAME.sha256`` in the
+format of ``sha256sum``, says so; a start that finds the stamp, the right size, and a file that was
+not modified after it was stamped does not hash again. Files without a good stamp (put there by
+hand, copied, touched) are hashed once and stamped.
+
+Every file appears by a rename when it is complete, so processes that store the same file at the
+same time replace it by an equal one, and who has mapped the older one keeps it.
+"""
+
+import gzip
+import hashlib
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from dist_net.data.idx import GZIP_MAGIC
+from dist_net.errors import ContentError
+
+CHUNK_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file known by its content: ``size_bytes`` and ``sha256`` are those once decompressed."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Cache:
+    """Verified files in one directory, which is made when the first file is stored."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def path(self, file: PublishedFile) -> Path:
+        """Return where ``file`` lies, or would lie."""
+        return self.directory / file.name
+
+    def holds(self, file: PublishedFile) -> bool:
+        """Return whether ``file`` is here with the published content."""
+        try:
+            self.require(file)
+        except ContentError:
+            return False
+        return True
+
+    def require(self, file: PublishedFile) -> None:
+        """Raise ``ContentError`` unless ``file`` is here with the published content."""
+        path = self.path(file)
+        if not path.is_file():
+            raise ContentError(f"{file.name} is not there")
+        found = path.stat()
+        if found.st_size != file.size_bytes:
+            raise ContentError(f"{file.name} has {found.st_size} bytes, expected {file.size_bytes}")
+        stamp = self._stamp(file)
+        if (
+            stamp.is_file()
+            and stamp.stat().st_mtime_ns >= found.st_mtime_ns
+            and stamp.read_text(errors="replace") == _stamp_text(file)
+        ):
+            return
+        with path.open("rb") as content:
+            found_sha256 = hashlib.file_digest(content, "sha256").hexdigest()
+        if found_sha256 != file.sha256:
+            raise ContentError(f"{file.name} has sha256 {found_sha256}, expected {file.sha256}")
+        if os.access(self.directory, os.W_OK):  # a read-only cache is hashed at every start
+            stamp.write_text(_stamp_text(file))
+
+    def store(self, file: PublishedFile, content: IO[bytes]) -> None:
+        """Store what ``content`` (plain or gzip, open at its beginning) holds as ``file``.
+
+        Raises ``ContentError``, and leaves the cache as it was, when that is not the published
+        content; ``OSError`` when the directory cannot be written.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        compressed = content.read(2) == GZIP_MAGIC
+        content.seek(0)
+        plain = gzip.GzipFile(fileobj=content, mode="rb") if compressed else content
+        with self._replacement(file) as target:
+            digest = hashlib.sha256()
+            size_bytes = 0
+            for chunk in _chunks(file, plain):
+                digest.update(chunk)
+                size_bytes += len(chunk)
+                if size_bytes > file.size_bytes:  # do not fill the disk with what is wrong
+                    raise ContentError(f"{file.name}: more than {file.size_bytes} bytes")
+                target.write(chunk)
+            if digest.hexdigest() != file.sha256:
+                raise ContentError(
+                    f"{file.name}: received {size_bytes} bytes with sha256 {digest.hexdigest()}, "
+                    f"expected {file.size_bytes} with {file.sha256}"
+                )
+        self._stamp(file).write_text(_stamp_text(file))
+
+    def _stamp(self, file: PublishedFile) -> Path:
+        return self.directory / f"{file.name}.sha256"
+
+    @contextmanager
+    def _replacement(self, file: PublishedFile) -> Iterator[IO[bytes]]:
+        """A new file that takes the place of ``file`` if the block succeeds, else goes away."""
+        with tempfile.NamedTemporaryFile(
+            dir=self.directory, prefix=f"{file.name}.", suffix=".new", delete=False
+        ) as target:
+            try:
+                yield target
+                target.flush()
+                os.fsync(target.fileno())  # the stamp is believed even after a power cut
+                Path(target.name).chmod(0o644)
+                Path(target.name).replace(self.path(file))
+            except BaseException:
+                Path(target.name).unlink()
+                raise
+
+
+def _stamp_text(file: PublishedFile) -> str:
+    return f"{file.sha256}  {file.name}\n"
+
+
+def _chunks(file: PublishedFile, content: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+    """Yield the content; a damaged gzip stream raises ``ContentError``."""
+    while True:
+        try:
+            chunk = content.read(CHUNK_BYTES)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ContentError(f"{file.name}: damaged gzip content: {error}") from error
+        if not chunk:
+            return
+        yield chunk

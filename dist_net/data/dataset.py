@@ -1,0 +1,63 @@
+"""What a dataset of labelled images is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.errors import DatasetError
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images, split into a part to train on and a part to test on.
+
+    Images are ``(N, H, W)`` or ``(N, H, W, C)`` uint8, 0 to 255, labels ``(N,)`` uint8 that index
+    ``class_names``. The arrays are borrowed, never written, and may be read-only views of mapped
+    files. Raises ``DatasetError`` when they do not fit together.
+    """
+
+    name: str
+    train_images: NDArray[np.uint8]
+    train_labels: NDArray[np.uint8]
+    test_images: NDArray[np.uint8]
+    test_labels: NDArray[np.uint8]
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        self._check_part("train", self.train_images, self.train_labels)
+        self._check_part("test", self.test_images, self.test_labels)
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            self._refuse(
+                f"train images of shape {self.train_images.shape[1:]} and test images of shape "
+                f"{self.test_images.shape[1:]}",
+                "the same",
+            )
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image: ``(H, W)`` or ``(H, W, C)``."""
+        return self.train_images.shape[1:]
+
+    def _check_part(self, part: str, images: NDArray[Any], labels: NDArray[Any]) -> None:
+        for kind, array in (("images", images), ("labels", labels)):
+            if array.dtype != np.uint8:
+                self._refuse(f"{part} {kind} of dtype {array.dtype}", "uint8")
+        if images.ndim not in (3, 4):
+            self._refuse(f"{part} images of shape {images.shape}", "(N, H, W) or (N, H, W, C)")
+        if labels.shape != images.shape[:1]:
+            self._refuse(
+                f"{part} labels of shape {labels.shape} for {len(images)} images",
+                "one label for each image",
+            )
+        if len(labels) == 0:
+            self._refuse(f"no {part} images", "at least one")
+        if labels.max() >= len(self.class_names):
+            self._refuse(
+                f"{part} label {labels.max()} at index {labels.argmax()}",
+                f"less than the number of classes, {len(self.class_names)}",
+            )
+
+    def _refuse(self, found: str, expected: str) -> None:
+        raise DatasetError(f"dataset {self.name}: {found}: expected {expected}")

@@ -1,0 +1,101 @@
+"""IDX files: what is read, and what is refused with which words."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from dist_net.data.idx import read_idx
+from dist_net.errors import DataFileError
+
+
+def idx_bytes(code, array):
+    shape = struct.pack(f">{array.ndim}I", *array.shape)
+    return bytes((0, 0, code, array.ndim)) + shape + array.tobytes()
+
+
+IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
+CONTENT = idx_bytes(0x08, IMAGES)
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content):
+        path = tmp_path / "some-idx3-ubyte"
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("wrap", [bytes, gzip.compress])
+def test_plain_and_compressed_files_give_the_same_read_only_array(written, wrap):
+    array = read_idx(written(wrap(CONTENT)))
+    np.testing.assert_array_equal(array, IMAGES)
+    assert array.dtype == np.uint8
+    assert not array.flags.writeable
+
+
+def test_a_plain_file_is_mapped_not_copied(written):
+    path = written(CONTENT)
+    array = read_idx(path)
+    with path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+    assert array[-1, -1, -1] == 0xFF
+
+
+@pytest.mark.parametrize(
+    ("code", "dtype"),
+    [(0x08, "u1"), (0x09, "i1"), (0x0B, ">i2"), (0x0C, ">i4"), (0x0D, ">f4"), (0x0E, ">f8")],
+)
+@pytest.mark.parametrize("wrap", [bytes, gzip.compress])
+def test_every_element_type_is_read(written, code, dtype, wrap):
+    values = np.array([-3, 0, 100] if dtype != "u1" else [3, 0, 100], dtype)
+    np.testing.assert_array_equal(read_idx(written(wrap(idx_bytes(code, values)))), values)
+
+
+@pytest.mark.parametrize("wrap", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "offset 0: not an IDX file"),
+        (b"\0\0\x08", "found bytes '00 00 08'"),
+        (b"\x89PNG and more", "offset 0: not an IDX file: found bytes '89 50 4e 47'"),
+        (b"\0\0\x07\x01\0\0\0\x01\0", "offset 0: not an IDX file"),
+        (b"\0\0\x08\0", "number of dimensions"),
+        (b"\0\0\x08\xc8" + b"\0\0\0\x01" * 200 + b"\0", r"number of dimensions \(1 to 64\)"),
+        (CONTENT[:9], "offset 4: cut short in the header: found 5 bytes, expected 12"),
+        (b"\0\0\x08\x02\0\0\0\0\0\0\0\x05", r"found shape \(0, 5\), expected no dimension of 0"),
+        (CONTENT[:-1], r"offset 16: cut short: found 23 .*expected 24 for shape \(2, 3, 4\)"),
+        (
+            CONTENT + b"x",
+            r"offset 16: too long: found at least 25 .*expected 24 for shape \(2, 3, 4\)",
+        ),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "cut short: found 0 bytes of elements"),
+    ],
+)
+def test_a_corrupt_file_is_refused_with_what_was_found(written, content, words, wrap):
+    path = written(wrap(content))
+    with pytest.raises(DataFileError, match=words) as caught:
+        read_idx(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("keep", [5, 30, -4])
+def test_a_gzip_file_that_was_cut_short_is_refused(written, keep):
+    with pytest.raises(DataFileError, match="cannot be read"):
+        read_idx(written(gzip.compress(CONTENT)[:keep]))
+
+
+def test_a_gzip_file_with_a_flipped_bit_is_refused(written):
+    content = bytearray(gzip.compress(CONTENT))
+    content[-6] ^= 1  # in the checksum
+    with pytest.raises(DataFileError, match="CRC"):
+        read_idx(written(bytes(content)))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(DataFileError, match="No such file"):
+        read_idx(tmp_path / "nothing")
