@@ -32,8 +32,172 @@ class GraphError(BadInputError):
     """An expression graph was asked for something that it does not contain."""
 
 
+class GradientError(DistNetError):
+    """An operation's VJP contradicts the slope of its values."""
+
+
+class ParameterError(BadInputError):
+    """A layer's parameters, or the vector that they lie in, are not what was declared."""
+
+
+# Recipes
+
+
+class UnknownRecipeError(BadInputError):
+    """No recipe has this name, and no file this path."""
+
+
+class RecipeError(BadInputError):
+    """A recipe's file does not run, or what it describes does not fit together."""
+
+
 # The wire
 
 
 class ProtocolError(DistNetError):
-    """A peer sent a message that is not of this protocol."""
+    """A message, received or to be sent, is not of this protocol."""
+
+
+class AddressError(BadInputError):
+    """An address is malformed, or its host name is unknown."""
+
+
+class ListenError(BadInputError):
+    """This process cannot listen on an address: in use, not this host's, or not permitted."""
+
+
+class InsecureAddressError(BadInputError):
+    """An address reaches beyond this host, and no keys were given."""
+
+
+class KeyFileError(BadInputError):
+    """A key file is missing, malformed, readable by others, or would be overwritten."""
+
+
+class NoAnswerError(DistNetError):
+    """Nobody answered at an address within the time allowed."""
+
+
+class SegmentError(DistNetError):
+    """A shared-memory segment cannot be made, or cannot be attached from this process."""
+
+
+# Optimizers
+
+
+class UnknownOptimizerError(BadInputError):
+    """No optimizer has this name."""
+
+
+class HyperParameterError(BadInputError):
+    """A setting of an optimizer or a schedule lies outside its range."""
+
+
+# Data
+
+
+class UnknownDatasetError(BadInputError):
+    """No dataset has this name."""
+
+
+class DatasetError(BadInputError):
+    """Arrays do not form a dataset: shapes, dtypes or labels do not fit together."""
+
+
+class DataFileError(BadInputError):
+    """A data file is corrupt, cut short, or not what it should be."""
+
+
+class SourceError(DistNetError):
+    """One source of a published file could not deliver it; another one may."""
+
+
+class DownloadError(SourceError):
+    """A file could not be downloaded."""
+
+
+class DebianPackageError(SourceError):
+    """A Debian package is not installed, could not be fetched, or lacks the file."""
+
+
+class ContentError(SourceError):
+    """What a source delivered is not the published content."""
+
+
+class CacheError(DistNetError):
+    """The cache directory cannot be written or read."""
+
+
+class DatasetUnavailableError(DistNetError):
+    """None of the sources of a dataset could deliver it."""
+
+
+# The parameter server
+
+
+class SettingError(BadInputError):
+    """A setting of a run has a value that it cannot have."""
+
+
+class CheckpointMissingError(BadInputError):
+    """There is no file where a checkpoint was expected, or it cannot be opened."""
+
+
+class NotACheckpointError(BadInputError):
+    """A file was given as a checkpoint and is something else."""
+
+
+class CheckpointDamagedError(BadInputError):
+    """A checkpoint is cut short, or its parts contradict each other."""
+
+
+class CheckpointFormatError(BadInputError):
+    """A checkpoint was written by a later version of this project."""
+
+
+class CheckpointMismatchError(BadInputError):
+    """A checkpoint is of another model or another run than it was asked to be."""
+
+
+class CheckpointWriteError(DistNetError):
+    """A checkpoint could not be written; the one before it is still there."""
+
+
+class JoinRefusedError(BadInputError):
+    """The server does not let this worker join its run."""
+
+
+class WorkerRefusedError(DistNetError):
+    """The server dismissed this worker for what it sent."""
+
+
+class ServerLostError(DistNetError):
+    """The parameter server does not answer any more."""
+
+
+# Runs
+
+
+class RunDirectoryError(BadInputError):
+    """A run's directory is missing, taken, or cannot be written."""
+
+
+class ProcessFailedError(DistNetError):
+    """A process of the run ended before its time, or did not start."""
+
+
+class MissingExtraError(DistNetError):
+    """Something needs a package that is not installed."""
+
+
+class InterruptedRunError(DistNetError):
+    """The run was interrupted; its checkpoint is on disk."""
+
+    exit_code = 130
+
+
+# Benchmarks
+
+
+class BenchmarkError(DistNetError):
+    """A measurement could not be completed."""

@@ -1,0 +1,112 @@
+"""What an optimizer is: settings that start an update rule, and the rule's walk over the vectors.
+
+Every rule of this package is an exact transcription of the Keras 3 optimizer of the same name
+(its sources are the specification, and so are its defaults). NumPy only.
+"""
+
+from abc import ABC, abstractmethod
+from itertools import pairwise
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dist_net.errors import ShapeError
+
+Vector = NDArray[np.floating[Any]]
+
+# At least so many elements are worked on at a time, so that the intermediate values of a long
+# vector are still in the L2 cache when the next operation reads them. Measured on Zen 4 (1 MiB of
+# L2): at 3,000,000 float32 strips of 64k take 0.78 (SGD and Adam) of the time of whole passes;
+# strips of 16k gain nothing more and pay for their NumPy calls, 1.3 times at 101,770 elements.
+STRIP_LENGTH = 65536
+
+
+class UpdateRule(Protocol):
+    """The running state of an optimizer for one vector of parameters."""
+
+    state: dict[str, Vector]
+    """What a checkpoint keeps: vectors of the parameters' length and dtype, empty for plain SGD.
+
+    Restore it by writing into these arrays (``state[name][:] = saved``), never by replacing them.
+    """
+
+    def update(
+        self, weights: Vector, gradient: Vector, out: Vector, learning_rate: float, step: int
+    ) -> None:
+        """Write into ``out`` the weights after one step along ``gradient``.
+
+        All three are vectors of the rule's size and are borrowed for the call. ``out`` may be
+        ``weights`` itself; ``gradient`` is only read. ``step`` is 1 for the first update. Raises
+        ``ShapeError`` when a vector has another length.
+        """
+        ...
+
+
+class Optimizer(Protocol):
+    """The settings of an update rule; immutable, so that one may start any number of rules."""
+
+    def start(self, size: int, dtype: DTypeLike = np.float32) -> UpdateRule:
+        """Return a fresh rule for vectors of ``size`` elements."""
+        ...
+
+
+def strips_of(size: int) -> tuple[slice, ...]:
+    """Cut ``size`` elements into equal strips of ``STRIP_LENGTH`` to twice as many elements."""
+    count = max(1, size // STRIP_LENGTH)
+    edges = [size * index // count for index in range(count + 1)]
+    return tuple(slice(start, stop) for start, stop in pairwise(edges))
+
+
+class StripRule(ABC):
+    """An update rule that works strip by strip, so that each strip stays in the cache.
+
+    A subclass gives the arithmetic for one strip; its state vectors are passed in the order in
+    which ``state`` names them. Nothing of the parameters' size is allocated after the start.
+    """
+
+    def __init__(self, size: int, dtype: DTypeLike, **initial_state: float) -> None:
+        self.size = size
+        self.state: dict[str, Vector] = {
+            name: np.full(size, value, dtype) for name, value in initial_state.items()
+        }
+        strips = strips_of(size)
+        scratch = np.empty(max(strip.stop - strip.start for strip in strips), dtype)
+        self._strips = tuple(
+            (
+                strip,
+                scratch[: strip.stop - strip.start],
+                tuple(vector[strip] for vector in self.state.values()),
+            )
+            for strip in strips
+        )
+
+    def update(
+        self, weights: Vector, gradient: Vector, out: Vector, learning_rate: float, step: int
+    ) -> None:
+        """Write into ``out`` the weights after one step; see ``UpdateRule.update``."""
+        # A longer vector would otherwise be updated in part, without a word.
+        if not weights.shape == gradient.shape == out.shape == (self.size,):
+            raise ShapeError(
+                f"update of a vector of {self.size} parameters with weights {weights.shape}, "
+                f"gradient {gradient.shape} and out {out.shape}: expected ({self.size},) for each"
+            )
+        rate = self.rate(learning_rate, step)
+        for strip, scratch, state in self._strips:
+            self.update_strip(weights[strip], gradient[strip], out[strip], rate, scratch, *state)
+
+    def rate(self, learning_rate: float, step: int) -> float:
+        """Return the factor of the update at ``step``; the learning rate unless overridden."""
+        return learning_rate
+
+    @abstractmethod
+    def update_strip(
+        self,
+        weights: Vector,
+        gradient: Vector,
+        out: Vector,
+        rate: float,
+        scratch: Vector,
+        *state: Vector,
+    ) -> None:
+        """Update one strip. ``out`` may be ``weights``: it is written after they were read."""

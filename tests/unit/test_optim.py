@@ -1,0 +1,194 @@
+"""The update rules, held against plain scalar loops and against Keras's published definitions."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dist_net.errors import HyperParameterError, ShapeError, UnknownOptimizerError
+from dist_net.optim import (
+    OPTIMIZERS,
+    SGD,
+    AdaGrad,
+    Adam,
+    Momentum,
+    Nesterov,
+    Optimizer,
+    optimizer_named,
+)
+from dist_net.optim.rule import STRIP_LENGTH, strips_of
+
+LEARNING_RATES = (0.1, 0.1, 0.03, 0.2, 0.05)
+"""It changes on the way: there the definitions of Keras and of PyTorch differ."""
+
+
+def sgd_by_hand(weight, gradients):
+    for rate, gradient in zip(LEARNING_RATES, gradients, strict=True):
+        weight = weight - rate * gradient
+    return weight
+
+
+def momentum_by_hand(weight, gradients):
+    velocity = 0.0
+    for rate, gradient in zip(LEARNING_RATES, gradients, strict=True):
+        velocity = 0.8 * velocity - rate * gradient
+        weight = weight + velocity
+    return weight
+
+
+def nesterov_by_hand(weight, gradients):
+    velocity = 0.0
+    for rate, gradient in zip(LEARNING_RATES, gradients, strict=True):
+        velocity = 0.8 * velocity - rate * gradient
+        weight = weight + 0.8 * velocity - rate * gradient
+    return weight
+
+
+def adam_by_hand(weight, gradients):
+    first = second = 0.0
+    for index, (rate, gradient) in enumerate(zip(LEARNING_RATES, gradients, strict=True)):
+        step = index + 1
+        first = 0.7 * first + 0.3 * gradient
+        second = 0.95 * second + 0.05 * gradient**2
+        corrected = rate * math.sqrt(1 - 0.95**step) / (1 - 0.7**step)
+        weight = weight - corrected * first / (math.sqrt(second) + 1e-3)
+    return weight
+
+
+def adagrad_by_hand(weight, gradients):
+    accumulator = 0.25
+    for rate, gradient in zip(LEARNING_RATES, gradients, strict=True):
+        accumulator = accumulator + gradient**2
+        weight = weight - rate * gradient / math.sqrt(accumulator + 1e-3)
+    return weight
+
+
+CASES = {
+    "sgd": (SGD(), sgd_by_hand),
+    "momentum": (Momentum(0.8), momentum_by_hand),
+    "nesterov": (Nesterov(0.8), nesterov_by_hand),
+    "adam": (Adam(0.7, 0.95, 1e-3), adam_by_hand),
+    "adagrad": (AdaGrad(1e-3, 0.25), adagrad_by_hand),
+}
+
+
+def run(optimizer: Optimizer, weights, gradients, in_place: bool):
+    """Five updates; out of place the result alternates between two other buffers."""
+    rule = optimizer.start(weights.size, weights.dtype)
+    current = weights.copy()
+    buffers = [current] if in_place else [np.full_like(weights, np.nan) for _ in range(2)]
+    for index, (rate, gradient) in enumerate(zip(LEARNING_RATES, gradients, strict=True)):
+        out = buffers[index % len(buffers)]
+        before = current.copy()
+        rule.update(current, gradient, out, rate, index + 1)
+        if not in_place:
+            np.testing.assert_array_equal(current, before)
+        current = out
+    return current
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_a_rule_equals_the_scalar_loop_in_float64(name, in_place):
+    optimizer, by_hand = CASES[name]
+    size = 2 * STRIP_LENGTH + 3  # two strips of unequal length
+    random = np.random.default_rng(7)
+    weights = random.standard_normal(size)
+    gradients = random.standard_normal((len(LEARNING_RATES), size))
+    gradients.flags.writeable = False
+
+    updated = run(optimizer, weights, gradients, in_place)
+
+    for index in (0, 1, STRIP_LENGTH, STRIP_LENGTH + 1, STRIP_LENGTH + 2, size - 1):
+        expected = by_hand(float(weights[index]), [float(g) for g in gradients[:, index]])
+        assert updated[index] == pytest.approx(expected, rel=1e-12, abs=1e-13)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_stays_float32_and_close_to_float64(name):
+    optimizer, _ = CASES[name]
+    random = np.random.default_rng(8)
+    weights = random.standard_normal(1000)
+    gradients = random.standard_normal((len(LEARNING_RATES), 1000))
+
+    exact = run(optimizer, weights, gradients, in_place=True)
+    single = run(optimizer, weights.astype(np.float32), gradients.astype(np.float32), True)
+
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_restored_state_continues_the_same_run(name):
+    optimizer, _ = CASES[name]
+    random = np.random.default_rng(9)
+    weights = random.standard_normal(10).astype(np.float32)
+    gradients = random.standard_normal((6, 10)).astype(np.float32)
+    rule = optimizer.start(10)
+    for step in (1, 2, 3):
+        rule.update(weights, gradients[step - 1], weights, 0.1, step)
+
+    resumed, resumed_weights = optimizer.start(10), weights.copy()
+    for key, saved in rule.state.items():
+        resumed.state[key][:] = saved
+    for step in (4, 5, 6):
+        rule.update(weights, gradients[step - 1], weights, 0.1, step)
+        resumed.update(resumed_weights, gradients[step - 1], resumed_weights, 0.1, step)
+
+    np.testing.assert_array_equal(weights, resumed_weights)
+
+
+def test_the_state_is_what_a_checkpoint_has_to_keep():
+    states = {name: set(optimizer.start(3).state) for name, optimizer in OPTIMIZERS.items()}
+    assert states == {
+        "sgd": set(),
+        "momentum": {"velocity"},
+        "nesterov": {"velocity"},
+        "adam": {"mean", "mean_square"},
+        "adagrad": {"accumulator"},
+    }
+
+
+@pytest.mark.parametrize("size", [0, 1, STRIP_LENGTH, 2 * STRIP_LENGTH + 3, 11 * STRIP_LENGTH - 1])
+def test_strips_cover_every_element_once_and_fit_the_cache(size):
+    strips = strips_of(size)
+    assert [index for strip in strips for index in (strip.start, strip.stop)][1:-1] == [
+        edge for strip in strips[:-1] for edge in (strip.stop, strip.stop)
+    ]
+    assert (strips[0].start, strips[-1].stop) == (0, size)
+    assert max(strip.stop - strip.start for strip in strips) < 2 * STRIP_LENGTH
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("wrong", [9, 11])
+def test_a_vector_of_another_length_is_refused(position, wrong):
+    vectors = [np.zeros(10, np.float32) for _ in range(3)]
+    vectors[position] = np.zeros(wrong, np.float32)
+    with pytest.raises(ShapeError, match=rf"\({wrong},\)"):
+        SGD().start(10).update(*vectors, 0.1, 1)
+
+
+def test_an_optimizer_is_found_by_name():
+    assert optimizer_named("momentum") == Momentum(momentum=0.9)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(UnknownOptimizerError, match=r"'adma'.*sgd, momentum.*adam, adagrad"):
+        optimizer_named("adma")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Momentum(1.0),
+        lambda: Nesterov(-0.1),
+        lambda: Adam(beta1=1.5),
+        lambda: Adam(beta2=float("nan")),
+        lambda: Adam(epsilon=0.0),
+        lambda: AdaGrad(epsilon=float("inf")),
+        lambda: AdaGrad(initial_accumulator=-1.0),
+    ],
+)
+def test_settings_outside_their_range_are_refused(build):
+    with pytest.raises(HyperParameterError, match="expected"):
+        build()

@@ -1,0 +1,54 @@
+"""Schedules of the learning rate."""
+
+import pytest
+
+from dist_net.errors import HyperParameterError
+from dist_net.optim import Constant, Cosine, Step, WarmUp
+
+
+def test_constant_leaves_the_rate_alone():
+    assert [Constant()(epoch, 5) for epoch in (0.0, 2.5, 5.0)] == [1.0, 1.0, 1.0]
+
+
+def test_step_falls_at_the_end_of_every_interval():
+    step = Step(every_epochs=2, factor=0.5)
+    assert [step(epoch, 5) for epoch in (0.0, 1.99, 2.0, 3.99, 4.0)] == [1, 1, 0.5, 0.5, 0.25]
+
+
+def test_cosine_goes_from_one_to_final():
+    cosine = Cosine(final=0.2)
+    assert [cosine(epoch, 4) for epoch in (0.0, 1.0, 2.0, 4.0, 9.0)] == pytest.approx(
+        [1.0, 0.2 + 0.8 * (1 + 0.5**0.5) / 2, 0.6, 0.2, 0.2]
+    )
+
+
+def test_warm_up_rises_in_a_line_and_hands_over_what_is_left():
+    schedule = WarmUp(epochs=2, then=Cosine())
+    assert [schedule(epoch, 6) for epoch in (0.0, 0.5, 2.0, 4.0, 6.0)] == pytest.approx(
+        [0.0, 0.25, 1.0, 0.5, 0.0]
+    )
+
+
+def test_warm_up_alone_then_stays():
+    assert WarmUp(epochs=1)(3.0, 5) == 1.0
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_that_is_all_warm_up_ends_without_dividing_by_zero(epochs):
+    schedule = WarmUp(epochs=2, then=Cosine())
+    assert [schedule(epoch, epochs) for epoch in (1.0, 2.0)] == [0.5, 1.0]
+    assert schedule(2.5, epochs) == 0.0
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: Step(every_epochs=0, factor=0.5),
+        lambda: Step(every_epochs=1, factor=-0.5),
+        lambda: Cosine(final=-1.0),
+        lambda: WarmUp(epochs=0),
+    ],
+)
+def test_settings_outside_their_range_are_refused(build):
+    with pytest.raises(HyperParameterError, match="expected"):
+        build()
