@@ -1,0 +1,61 @@
+"""Networks as functions of expressions: layers, activations, initializers, losses, models."""
+
+from dist_net.nn.activations import leaky_relu, linear, relu, sigmoid, softmax, tanh
+from dist_net.nn.initializers import (
+    copy_of,
+    glorot_uniform,
+    he_normal,
+    he_uniform,
+    ones,
+    zeros,
+)
+from dist_net.nn.layers import (
+    Dense,
+    Dropout,
+    Flatten,
+    Lambda,
+    Layer,
+    Rescale,
+    Residual,
+    Sequential,
+)
+from dist_net.nn.losses import (
+    cross_entropy_of_logits,
+    cross_entropy_of_probabilities,
+    mean_squared_error,
+    one_hot,
+)
+from dist_net.nn.model import Model, Predictor
+from dist_net.nn.parameters import Layout, Parameter, Scope
+
+__all__ = [
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "Lambda",
+    "Layer",
+    "Layout",
+    "Model",
+    "Parameter",
+    "Predictor",
+    "Rescale",
+    "Residual",
+    "Scope",
+    "Sequential",
+    "copy_of",
+    "cross_entropy_of_logits",
+    "cross_entropy_of_probabilities",
+    "glorot_uniform",
+    "he_normal",
+    "he_uniform",
+    "leaky_relu",
+    "linear",
+    "mean_squared_error",
+    "one_hot",
+    "ones",
+    "relu",
+    "sigmoid",
+    "softmax",
+    "tanh",
+    "zeros",
+]

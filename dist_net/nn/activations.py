@@ -1,0 +1,31 @@
+"""Activations: functions of expressions that make a network more than one linear map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dist_net.autodiff import Expression, mask, maximum, softmax, tanh
+
+Activation = Callable[[Expression], Expression]
+
+__all__ = ["Activation", "leaky_relu", "linear", "relu", "sigmoid", "softmax", "tanh"]
+
+
+def linear(x: Expression) -> Expression:
+    """x itself."""
+    return x
+
+
+def relu(x: Expression) -> Expression:
+    """max(x, 0), as a mask, which the gradient then shares; its derivative at 0 is 0."""
+    return mask(x, x > 0.0)
+
+
+def leaky_relu(x: Expression, slope: float = 0.1) -> Expression:
+    """x above 0, ``slope`` times x below, for a slope between 0 and 1; Darknet's is 0.1."""
+    return maximum(x, x * slope)
+
+
+def sigmoid(x: Expression) -> Expression:
+    """1 / (1 + exp(-x)), by the hyperbolic tangent, which cannot overflow."""
+    return tanh(x * 0.5) * 0.5 + 0.5

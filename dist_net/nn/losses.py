@@ -1,0 +1,63 @@
+"""Losses: from a batch of outputs and labels to one loss per sample.
+
+Labels are integers in [0, C), as (N,); outputs are (N, C) float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from dist_net.autodiff import (
+    Expression,
+    cast,
+    constant,
+    cross_entropy_of_logits,
+    equal,
+    log,
+    maximum,
+    mean,
+    pick,
+    reshape,
+    square,
+)
+from dist_net.errors import ShapeError
+
+Loss = Callable[[Expression, Expression], Expression]
+
+SMALLEST_PROBABILITY = 1e-7
+
+__all__ = [
+    "Loss",
+    "cross_entropy_of_logits",
+    "cross_entropy_of_probabilities",
+    "mean_squared_error",
+    "one_hot",
+]
+
+
+def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression) -> Expression:
+    """-log of the label's probability, which counts as 1e-7 at least, as in Keras.
+
+    Where the network ends in a softmax, leave that out and use ``cross_entropy_of_logits``: the
+    two in one need no such bound.
+    """
+    return -log(maximum(pick(probabilities, labels), SMALLEST_PROBABILITY))
+
+
+def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
+    """The mean over the outputs of the squared difference from ``labels``.
+
+    ``labels`` are targets of the shape of ``outputs``, or integers, which are taken one-hot.
+    """
+    targets = one_hot(labels, outputs.shape[-1]) if labels.ndim < outputs.ndim else labels
+    if targets.shape != outputs.shape:
+        raise ShapeError(f"mean_squared_error: outputs {outputs.shape}, targets {targets.shape}")
+    return mean(square(outputs - cast(targets, outputs.dtype)), range(1, outputs.ndim))
+
+
+def one_hot(labels: Expression, classes: int) -> Expression:
+    """(N,) integers as (N, classes) float32: 1 at the label, 0 elsewhere."""
+    numbers = constant(np.arange(classes, dtype=labels.dtype))
+    return cast(equal(reshape(labels, (*labels.shape, 1)), numbers), np.float32)

@@ -1,0 +1,128 @@
+"""A model: a network on inputs of a known shape, compiled for training or for inference."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from dist_net.autodiff import (
+    BoundPlan,
+    Expression,
+    Plan,
+    argmax,
+    cast,
+    compile,
+    equal,
+    gradients,
+    mean,
+    sum,
+    variable,
+)
+from dist_net.errors import ShapeError
+from dist_net.nn.layers import Layer
+from dist_net.nn.losses import Loss, cross_entropy_of_logits
+from dist_net.nn.parameters import Layout, Scope, Vector
+
+Batch = NDArray[np.generic]
+Labels = NDArray[np.uint8]
+
+INPUTS = "inputs"
+LABELS = "labels"
+
+
+class Model:
+    """A network, the shape and dtype of one input, and the loss that it is trained by.
+
+    ``layout`` says how its parameters lie in a flat vector. Outputs are (N, C) float32; labels
+    are (N,) uint8.
+    """
+
+    def __init__(
+        self,
+        network: Layer,
+        input_shape: tuple[int, ...],
+        loss: Loss = cross_entropy_of_logits,
+        input_dtype: DTypeLike = np.uint8,
+    ) -> None:
+        self.network = network
+        self.input_shape = input_shape
+        self.input_dtype = np.dtype(input_dtype)
+        self.loss = loss
+        scope = Scope()
+        output = network(self._input(1), scope)
+        if output.ndim != 2:
+            raise ShapeError(f"a network's output must be (N, classes), not {output.shape}")
+        self.classes = output.shape[1]
+        self.layout = Layout(scope.parameters)
+
+    def _input(self, batch_size: int) -> Expression:
+        return variable(INPUTS, (batch_size, *self.input_shape), self.input_dtype)
+
+    def compile_inference(self, batch_size: int) -> Plan:
+        """A plan from a batch of inputs to the network's outputs."""
+        return compile([self.network(self._input(batch_size), Scope())])
+
+    def compile_training(self, batch_size: int, generator: np.random.Generator) -> Plan:
+        """A plan from a batch and its labels to the mean loss, how many are right, and gradients.
+
+        ``generator`` is drawn from at each run by layers such as Dropout.
+        """
+        scope = Scope(training=True, generator=generator)
+        outputs = self.network(self._input(batch_size), scope)
+        labels = variable(LABELS, (batch_size,), np.uint8)
+        loss = mean(self.loss(outputs, labels))
+        right = equal(argmax(outputs), cast(labels, np.intp))
+        by_parameter = gradients(loss, list(scope.variables.values()))
+        return compile([loss, sum(cast(right, np.intp)), *by_parameter])
+
+    def bind_inference(self, plan: Plan, inputs: Batch, weights: Vector) -> BoundPlan:
+        """The inference plan on these arrays, borrowed; its one output is an array of its own."""
+        return plan.bind({INPUTS: inputs, **self.layout.views(weights)})
+
+    def bind_training(
+        self, plan: Plan, inputs: Batch, labels: Labels, weights: Vector, gradient: Vector
+    ) -> BoundPlan:
+        """The training plan on these arrays, borrowed; the gradients are written to ``gradient``.
+
+        The first two outputs of a run are the mean loss and the number of right answers.
+        """
+        return plan.bind(
+            {INPUTS: inputs, LABELS: labels, **self.layout.views(weights)},
+            into=[None, None, *self.layout.views(gradient).values()],
+        )
+
+
+class Predictor:
+    """A model with weights: outputs for any number of inputs, in batches of a bounded size."""
+
+    def __init__(self, model: Model, weights: Vector, batch_size: int = 256) -> None:
+        self._model = model
+        self._weights = weights
+        self._batch_size = batch_size
+        self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
+
+    def __call__(self, inputs: Batch) -> NDArray[np.float32]:
+        """The outputs, (N, classes), of ``inputs``, (N, *input_shape), in a new array.
+
+        Raises ShapeError if the inputs are of another shape or dtype.
+        """
+        expected = (self._model.input_shape, self._model.input_dtype)
+        if (inputs.shape[1:], inputs.dtype) != expected:
+            raise ShapeError(
+                f"predict: inputs are {inputs.dtype}{list(inputs.shape)}, expected "
+                f"{expected[1]} of shape (N, {', '.join(map(str, expected[0]))})"
+            )
+        outputs = np.empty((len(inputs), self._model.classes), np.float32)
+        for start in range(0, len(inputs), self._batch_size):
+            chunk = inputs[start : start + self._batch_size]
+            batch, bound = self._bind(len(chunk))
+            batch[...] = chunk
+            outputs[start : start + len(chunk)] = bound.run()[0]
+        return outputs
+
+    def _bind(self, batch_size: int) -> tuple[Batch, BoundPlan]:
+        if batch_size not in self._bound:
+            batch = np.empty((batch_size, *self._model.input_shape), self._model.input_dtype)
+            plan = self._model.compile_inference(batch_size)
+            self._bound[batch_size] = batch, self._model.bind_inference(plan, batch, self._weights)
+        return self._bound[batch_size]

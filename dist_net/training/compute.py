@@ -1,0 +1,77 @@
+"""One minibatch of work: gathered from the dataset, run forwards and backwards."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.autodiff import BoundPlan, Plan
+from dist_net.data import Dataset, epoch_order
+from dist_net.nn import Model
+from dist_net.nn.parameters import Vector
+
+
+class Minibatch(NamedTuple):
+    """Arrays that minibatches of one size are gathered into."""
+
+    inputs: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+
+class TrainingStep:
+    """Gradients of a model over minibatches of a dataset's shuffled epochs.
+
+    Plans and the arrays of minibatches are made once for each size of minibatch, and the bindings
+    of a plan once for each pair of weights and gradient vector: in the steady state nothing is
+    allocated.
+    """
+
+    def __init__(self, model: Model, dataset: Dataset, seed: int) -> None:
+        self._model = model
+        self._images = np.asarray(dataset.train_images)
+        self._labels = np.asarray(dataset.train_labels)
+        self._seed = seed
+        self._generator = np.random.default_rng(seed)
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.empty(0, np.int64)
+        self._plans: dict[int, tuple[Plan, Minibatch]] = {}
+        self._bound: dict[tuple[int, int, int], BoundPlan] = {}
+        self._size = 0
+
+    def prepare(self, epoch: int, start: int, stop: int) -> None:
+        """Gathers samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
+        if epoch != self._epoch:
+            self._order = epoch_order(self._seed, epoch, len(self._labels))
+            self._epoch = epoch
+        self._size = stop - start
+        _, minibatch = self._plan(self._size)
+        chosen = self._order[start:stop]
+        # The order is a permutation, so no index needs the check that clipping spares.
+        self._images.take(chosen, 0, minibatch.inputs, "clip")
+        self._labels.take(chosen, 0, minibatch.labels, "clip")
+
+    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
+        """Writes the mean gradient of the prepared minibatch; gives (summed loss, number right).
+
+        Both vectors are borrowed; a caller uses few different ones, as each pair is bound anew.
+        """
+        key = (self._size, weights.ctypes.data, gradient.ctypes.data)
+        bound = self._bound.get(key)
+        if bound is None:
+            plan, minibatch = self._plan(self._size)
+            bound = self._model.bind_training(plan, *minibatch, weights, gradient)
+            self._bound[key] = bound
+        loss, right, *_ = bound.run()
+        return float(loss) * self._size, int(right)
+
+    def _plan(self, size: int) -> tuple[Plan, Minibatch]:
+        if size not in self._plans:
+            self._plans[size] = (
+                self._model.compile_training(size, self._generator),
+                Minibatch(
+                    np.empty((size, *self._model.input_shape), np.uint8), np.empty(size, np.uint8)
+                ),
+            )
+        return self._plans[size]
