@@ -1,0 +1,161 @@
+"""The ledger of a run's samples: who computes which, and which are in the weights. Pure.
+
+A run is ``epochs`` passes over ``samples`` samples, each pass in a shuffled order of its own. A
+*lease* is a contiguous range of one epoch's order, held by one worker and applied from its start
+onwards. Every sample of every epoch is in exactly one place at any time: applied, leased, or in
+the pool of ranges that nobody holds.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, NamedTuple
+
+from dist_net.errors import CheckpointDamagedError, SettingError
+
+
+class Range(NamedTuple):
+    """Samples ``start`` up to ``stop`` of the shuffled order of ``epoch``."""
+
+    epoch: int
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class Lease:
+    """A range that a worker holds; ``start`` moves on as its samples are applied."""
+
+    lease_id: int
+    epoch: int
+    start: int
+    stop: int
+
+
+class Verdict(Enum):
+    """What the ledger says of a push."""
+
+    DUE = "due"
+    DUPLICATE = "duplicate"
+    REJECTED = "rejected"
+
+
+class LeaseLedger:
+    """Hands out ranges of samples and takes account of them. A worker holds at most one lease.
+
+    A lease is ``lease_minibatches * batch_size`` samples, and smaller towards the very end, so
+    that the workers finish together. There is no barrier between epochs: when the rest of an
+    epoch is leased, the next worker gets the first range of the next one.
+    """
+
+    def __init__(self, samples: int, epochs: int, batch_size: int, lease_minibatches: int) -> None:
+        self.samples = samples
+        self.epochs = epochs
+        self.applied_samples = 0
+        self._batch_size = batch_size
+        self._lease_minibatches = lease_minibatches
+        self._pool: deque[Range] = deque()
+        self._unleased = samples * epochs
+        self._next_epoch = 0
+        self._next_lease_id = 1
+        self._leases: dict[int, Lease] = {}
+        self._completed: dict[int, int] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether every sample of every epoch is applied."""
+        return self.applied_samples == self.samples * self.epochs
+
+    def grant(self, worker_id: int) -> Lease | None:
+        """Return the worker's lease, a new one if it holds none; None if all samples are leased."""
+        if worker_id in self._leases:
+            return self._leases[worker_id]
+        if self._unleased == 0:
+            return None
+        if not self._pool:
+            self._pool.append(Range(self._next_epoch, 0, self.samples))
+            self._next_epoch += 1
+        epoch, start, end = self._pool.popleft()
+        stop = min(end, start + self._lease_size())
+        if stop < end:
+            self._pool.appendleft(Range(epoch, stop, end))
+        lease = self._leases[worker_id] = Lease(self._next_lease_id, epoch, start, stop)
+        self._next_lease_id += 1
+        self._unleased -= stop - start
+        return lease
+
+    def _lease_size(self) -> int:
+        # Guided self-scheduling (Polychronopoulos & Kuck 1987), with half the fair share, because
+        # workers differ in speed: what the slowest holds at the end is what the others wait for.
+        fair_share = self._unleased // (self._batch_size * (len(self._leases) + 1))
+        return self._batch_size * max(1, min(self._lease_minibatches, fair_share // 2))
+
+    def verdict(self, worker_id: int, lease_id: int, start: int, stop: int) -> Verdict:
+        """Say whether a push of samples ``start`` to ``stop`` is the next one of the lease."""
+        lease = self._leases.get(worker_id)
+        if lease is None or lease.lease_id != lease_id:
+            completed = self._completed.get(worker_id) == lease_id
+            return Verdict.DUPLICATE if completed else Verdict.REJECTED
+        if start < lease.start:
+            return Verdict.DUPLICATE
+        if start == lease.start < stop <= lease.stop:
+            return Verdict.DUE
+        return Verdict.REJECTED
+
+    def applied(self, worker_id: int, stop: int) -> None:
+        """Record that the samples of the worker's lease up to ``stop`` are in the weights."""
+        lease = self._leases[worker_id]
+        self.applied_samples += stop - lease.start
+        lease.start = stop
+        if lease.start == lease.stop:
+            del self._leases[worker_id]
+            self._completed[worker_id] = lease.lease_id
+
+    def release(self, worker_id: int) -> int:
+        """Return what is left of the worker's lease to the front of the pool; how many samples."""
+        self._completed.pop(worker_id, None)
+        lease = self._leases.pop(worker_id, None)
+        if lease is None:
+            return 0
+        self._pool.appendleft(Range(lease.epoch, lease.start, lease.stop))
+        self._unleased += lease.stop - lease.start
+        return lease.stop - lease.start
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: leased samples count as not applied."""
+        leased = [[lease.epoch, lease.start, lease.stop] for lease in self._leases.values()]
+        return {
+            "remaining": sorted(leased) + [list(left) for left in self._pool],
+            "next_epoch": self._next_epoch,
+            "next_lease_id": self._next_lease_id,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from ``to_json``. The samples must be as they were; there may be more epochs.
+
+        Raises ``SettingError`` for too few epochs and ``CheckpointDamagedError`` for ranges that
+        overlap or lie outside the run.
+        """
+        remaining = [Range(*left) for left in state["remaining"]]
+        begun = state["next_epoch"]
+        if begun > self.epochs:
+            raise SettingError(
+                f"epochs={self.epochs}: the checkpoint is of a run that has begun epoch {begun}; "
+                f"expected at least that many"
+            )
+        previous = Range(0, 0, 0)
+        for left in sorted(remaining):
+            free_from = previous.stop if left.epoch == previous.epoch else 0
+            if left.epoch >= begun or not free_from <= left.start < left.stop <= self.samples:
+                raise CheckpointDamagedError(
+                    f"the checkpoint leaves samples {left.start} to {left.stop} of epoch "
+                    f"{left.epoch} to do; expected ranges that do not overlap, in {begun} epochs "
+                    f"of {self.samples} samples: resume from another checkpoint"
+                )
+            previous = left
+        left_over = sum(left.stop - left.start for left in remaining)
+        self._pool = deque(remaining)
+        self._next_epoch = begun
+        self._next_lease_id = state["next_lease_id"]
+        self.applied_samples = begun * self.samples - left_over
+        self._unleased = self.samples * self.epochs - self.applied_samples

@@ -1,0 +1,131 @@
+"""What is counted during a run: pushes, staleness, loss, speed. Pure; time is passed in."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+RECORDS_PER_EPOCH = 20
+RECORDS_PER_REPORT = 256  # a report is one message of bounded size
+STALENESS_BINS = 64
+
+
+@dataclass
+class Window:
+    """Sums since the last metric record."""
+
+    samples: int = 0
+    pushes: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    staleness: int = 0
+    began_s: float = 0.0
+
+
+@dataclass
+class RunMetrics:
+    """Counters and metric records of a run; what a checkpoint keeps goes on after a resume.
+
+    ``seconds`` runs from the first lease to the last applied push, without the time in which the
+    run was interrupted. ``staleness_histogram[n]`` counts the pushes of staleness n; its last
+    possible entry, ``STALENESS_BINS - 1``, also those beyond.
+    """
+
+    pushes_applied: int = 0
+    pushes_rejected: int = 0
+    duplicates_dropped: int = 0
+    gradients_refused: int = 0
+    workers_joined: int = 0
+    workers_lost: int = 0
+    seconds: float = 0.0
+    staleness_sum: int = 0
+    staleness_max: int = 0
+    staleness_histogram: list[int] = field(default_factory=list)
+    records: list[dict[str, float]] = field(default_factory=list)
+    window: Window = field(default_factory=Window)
+
+    def __post_init__(self) -> None:
+        self._began_s: float | None = None
+
+    def lease_granted(self, now: float) -> None:
+        """Start the run's time, if this is the first lease."""
+        if self._began_s is None:
+            self._began_s = now - self.seconds
+
+    def push_applied(
+        self, samples: int, loss_sum: float, correct: int, staleness: int, now: float
+    ) -> None:
+        """Count a push that is in the weights."""
+        self.pushes_applied += 1
+        self.staleness_sum += staleness
+        self.staleness_max = max(self.staleness_max, staleness)
+        histogram = self.staleness_histogram
+        occupied = min(staleness, STALENESS_BINS - 1)
+        if occupied >= len(histogram):
+            histogram.extend([0] * (occupied + 1 - len(histogram)))
+        histogram[occupied] += 1
+        if self._began_s is not None:
+            self.seconds = now - self._began_s
+        window = self.window
+        window.samples += samples
+        window.pushes += 1
+        window.loss += loss_sum
+        window.correct += correct
+        window.staleness += staleness
+
+    def record_due(self, applied_samples: int, samples: int) -> bool:
+        """Say whether a 20th of an epoch of ``samples`` was completed since the last record."""
+        marks = RECORDS_PER_EPOCH * applied_samples // samples
+        before = RECORDS_PER_EPOCH * (applied_samples - self.window.samples) // samples
+        return marks > before
+
+    def record(
+        self, applied_samples: int, samples: int, version: int, learning_rate: float
+    ) -> None:
+        """Append a metric record: means over the pushes since the last one, and begin anew."""
+        window = self.window
+        elapsed_s = self.seconds - window.began_s
+        self.records.append(
+            {
+                "samples": applied_samples,
+                "epoch": applied_samples / samples,
+                "version": version,
+                "loss": window.loss / window.samples,
+                "accuracy": window.correct / window.samples,
+                "staleness_mean": window.staleness / window.pushes,
+                "samples_per_s": window.samples / elapsed_s if elapsed_s > 0 else 0.0,
+                "seconds": self.seconds,
+                "learning_rate": learning_rate,
+            }
+        )
+        self.window = Window(began_s=self.seconds)
+
+    def report(self, applied_samples: int, first_record: int) -> dict[str, Any]:
+        """Return the counters under the names of a run's report, and the records from one on.
+
+        At most ``RECORDS_PER_REPORT`` of them; ``next_record`` is where the next report goes on.
+        """
+        records = self.records[max(0, first_record) :][:RECORDS_PER_REPORT]
+        staleness_mean = self.staleness_sum / self.pushes_applied if self.pushes_applied else 0.0
+        return {
+            "seconds": self.seconds,
+            "samples_per_s": applied_samples / self.seconds if self.seconds > 0 else 0.0,
+            "pushes_applied": self.pushes_applied,
+            "pushes_rejected": self.pushes_rejected,
+            "duplicates_dropped": self.duplicates_dropped,
+            "gradients_refused": self.gradients_refused,
+            "staleness_mean": staleness_mean,
+            "staleness_max": self.staleness_max,
+            "staleness_histogram": self.staleness_histogram,
+            "workers_joined": self.workers_joined,
+            "workers_lost": self.workers_lost,
+            "records": records,
+            "next_record": min(max(0, first_record), len(self.records)) + len(records),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "RunMetrics":
+        """Continue from ``to_json``."""
+        return cls(**{**state, "window": Window(**state["window"])})

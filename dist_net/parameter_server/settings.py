@@ -1,0 +1,120 @@
+"""What a run is: recipe, samples, optimizer and time limits; validated once, where they enter."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from dist_net.errors import SettingError
+from dist_net.optim import SGD, Constant, Optimizer, Schedule
+
+Layout = tuple[tuple[str, tuple[int, ...]], ...]
+"""Name and shape of every parameter, in the order of the flat vector."""
+
+OPTIMIZER_PREFIX = "optimizer/"
+"""Begins the name of an optimizer's state vector in a checkpoint, so no parameter's name."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One run. Raises ``SettingError`` when a value cannot be.
+
+    ``samples`` is the number of samples of one epoch. ``learning_rate`` is multiplied with
+    ``schedule`` at each push. A worker that is silent for ``heartbeat_timeout_s``, or that brings
+    nothing for ``progress_timeout_s`` although it is alive, is lost and its lease goes to others.
+    """
+
+    recipe: str
+    recipe_digest: str
+    layout: Layout
+    samples: int
+    epochs: int
+    batch_size: int
+    seed: int = 0
+    optimizer: Optimizer = field(default_factory=SGD)
+    learning_rate: float = 0.1
+    schedule: Schedule = field(default_factory=Constant)
+    lease_minibatches: int = 32
+    heartbeat_interval_s: float = 0.3
+    heartbeat_timeout_s: float = 1.5
+    progress_timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "epochs", "batch_size", "lease_minibatches"):
+            self._require(
+                name,
+                "a whole number, at least 1",
+                lambda value: isinstance(value, int) and value >= 1,
+            )
+        self._require(
+            "seed",
+            "a whole number, 0 or above",
+            lambda value: isinstance(value, int) and value >= 0,
+        )
+        for name in ("learning_rate", "heartbeat_interval_s", "progress_timeout_s"):
+            self._require(
+                name, "a finite number above 0", lambda value: value > 0 and math.isfinite(value)
+            )
+        self._require(
+            "heartbeat_timeout_s",
+            f"more than twice heartbeat_interval_s, which is {self.heartbeat_interval_s}",
+            lambda value: 2 * self.heartbeat_interval_s < value < math.inf,
+        )
+        self._require(
+            "layout",
+            "at least one parameter; names that differ and do not begin with 'optimizer/'",
+            _is_layout,
+        )
+
+    def _require(self, name: str, expected: str, holds: Callable[[Any], bool]) -> None:
+        value = getattr(self, name)
+        if not holds(value):
+            raise SettingError(f"{name}={value!r}: expected {expected}")
+
+    @property
+    def parameter_count(self) -> int:
+        """The length of the flat vector of all parameters."""
+        return sum(math.prod(shape) for _, shape in self.layout)
+
+    @property
+    def samples_total(self) -> int:
+        """The samples of all epochs."""
+        return self.samples * self.epochs
+
+    def learning_rate_after(self, applied_samples: int) -> float:
+        """Return the learning rate when so many samples, of all epochs, are in the weights."""
+        return self.learning_rate * self.schedule(applied_samples / self.samples, self.epochs)
+
+    def refusal_of(self, recipe_digest: str, parameter_count: int) -> str | None:
+        """Return why a worker with this recipe cannot take part; None: it can."""
+        if recipe_digest != self.recipe_digest:
+            return (
+                f"the worker's recipe has digest {recipe_digest!r}, the server's {self.recipe!r} "
+                f"has {self.recipe_digest!r}: give both hosts the same recipe"
+            )
+        if parameter_count != self.parameter_count:
+            return (
+                f"the worker's model has {parameter_count} parameters, the server's "
+                f"{self.parameter_count}: install the same dist_net on both hosts"
+            )
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as a checkpoint keeps them; optimizer and schedule as their text."""
+        own_text = ("optimizer", "schedule")
+        elsewhere = ("recipe", "recipe_digest", "layout")
+        return {
+            entry.name: repr(value) if entry.name in own_text else value
+            for entry in fields(self)
+            if entry.name not in elsewhere
+            for value in (getattr(self, entry.name),)
+        }
+
+
+def _is_layout(layout: Layout) -> bool:
+    names = [name for name, _ in layout]
+    return (
+        0 < len(names) == len(set(names))
+        and not any(name.startswith(OPTIMIZER_PREFIX) for name in names)
+        and all(size >= 1 for _, shape in layout for size in shape)
+    )

@@ -1,0 +1,276 @@
+"""The parameter server as a state machine: a message comes in, what to do comes out. No I/O.
+
+The state of the run itself is in ``run``; this module decides only what a message means for it,
+and what the answer is.
+"""
+
+import json
+import logging
+from typing import NamedTuple
+
+from dist_net.parameter_server.leases import Verdict
+from dist_net.parameter_server.membership import Member
+from dist_net.parameter_server.run import Run
+from dist_net.wire.messages import (
+    Alive,
+    Heartbeat,
+    Join,
+    Leave,
+    Message,
+    Pull,
+    Push,
+    Refuse,
+    Shutdown,
+    Snapshot,
+    SnapshotRequest,
+    Status,
+    StatusRequest,
+    Stop,
+    Wait,
+    Welcome,
+    Work,
+)
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 0.01
+REFUSALS_IN_A_ROW = 3
+
+
+class Send(NamedTuple):
+    """Send the message to the node; an array in it is the message's own."""
+
+    node: bytes
+    message: Message
+
+
+class Forget(NamedTuple):
+    """The worker is gone: release what is held for it, such as its mapped segment."""
+
+    worker_id: int
+
+
+Command = Send | Forget
+
+
+class WeightsSegment(NamedTuple):
+    """How a worker on this host finds the run's buffers in shared memory."""
+
+    process_id: int
+    descriptor: int
+    token: bytes
+
+
+NO_SEGMENT = WeightsSegment(process_id=0, descriptor=-1, token=b"")
+
+
+class ParameterServer:
+    """A run's server. Times are seconds on one clock that never goes backwards.
+
+    ``segment`` is where the run's buffers lie; None: weights travel as frames to every worker.
+    A request that is delivered twice is answered twice, alike, and takes effect once.
+    """
+
+    def __init__(self, run: Run, segment: WeightsSegment | None = None) -> None:
+        self.run = run
+        self.stop_reason: str | None = None
+        self._segment = segment
+        self._parameter_count = run.settings.parameter_count
+
+    @property
+    def state(self) -> str:
+        """One of waiting (for a first worker), training, finished, stopping."""
+        if self.run.ledger.finished:
+            return "finished"
+        if self.stop_reason is not None:
+            return "stopping"
+        return "training" if len(self.run.members) else "waiting"
+
+    @property
+    def worker_count(self) -> int:
+        """How many workers take part; 0 after the end means that each knows of it."""
+        return len(self.run.members)
+
+    def handle(self, node: bytes, message: Message, now: float) -> list[Command]:
+        """Take in a message of ``node`` and return what to do; a push's gradient is only borrowed.
+
+        Messages that a server never receives are logged and dropped.
+        """
+        match message:
+            case Push():
+                return self._push(node, message, now)
+            case Pull():
+                return self._pull(node, message, now)
+            case Heartbeat():
+                return [Send(node, self._heartbeat(message, now))]
+            case Join():
+                return self._join(node, message, now)
+            case Leave():
+                return self._leave(node, message, now)
+            case StatusRequest():
+                return [Send(node, self._status(message.first_record, now))]
+            case SnapshotRequest():
+                return [Send(node, self._snapshot())]
+            case Shutdown():
+                return [Send(node, self._shut_down(message, now))]
+        logger.warning("unexpected_message node=%s kind=%s", node.hex(), type(message).__name__)
+        return []
+
+    def stop(self, reason: str) -> None:
+        """End the run: nothing more is applied, and each worker is told so at its next request."""
+        if self.stop_reason is None:
+            logger.info("stopping reason=%s", reason)
+            self.stop_reason = reason
+
+    def tick(self, now: float) -> list[Command]:
+        """Count out the workers that are overdue; to be called several times a second.
+
+        Only after the messages that have arrived were handled: a heartbeat may be among them.
+        """
+        return [self._lose(member, "overdue", now) for member in self.run.members.expired(now)]
+
+    def _join(self, node: bytes, join: Join, now: float) -> list[Command]:
+        run, settings = self.run, self.run.settings
+        refusal = settings.refusal_of(join.recipe_digest, join.parameter_count)
+        if refusal is not None:
+            logger.warning("join_refused name=%s reason=%s", join.name, refusal)
+            return [Send(node, Refuse(refusal, may_rejoin=False))]
+        member = run.members.at_node(node)
+        if member is None:
+            member = run.members.join(node, join.name, now)
+            may_share = self._segment is not None and join.gradient_descriptor != -1
+            member.shared = may_share and run.store.admit(member.worker_id)
+            run.metrics.workers_joined += 1
+            logger.info(
+                "worker_joined worker=%d name=%s shared=%s",
+                *(member.worker_id, member.name, member.shared),
+            )
+        segment = self._segment if member.shared else None
+        welcome = Welcome(
+            member.worker_id,
+            settings.batch_size,
+            settings.seed,
+            settings.heartbeat_interval_s,
+            settings.heartbeat_timeout_s,
+            *(segment or NO_SEGMENT),
+        )
+        return [Send(node, welcome)]
+
+    def _pull(self, node: bytes, pull: Pull, now: float) -> list[Command]:
+        member = self.run.members.working(pull.worker_id, node, now)
+        if member is None:
+            return [Send(node, _unknown(pull.worker_id))]
+        return [Send(node, self._work(member, now))]
+
+    def _push(self, node: bytes, push: Push, now: float) -> list[Command]:
+        run = self.run
+        member = run.members.working(push.worker_id, node, now)
+        if member is None:
+            run.metrics.pushes_rejected += 1
+            return [Send(node, _unknown(push.worker_id))]
+        gradient = push.gradient
+        if gradient is None or gradient.shape != (self._parameter_count,):
+            run.metrics.pushes_rejected += 1
+            shape = None if gradient is None else gradient.shape
+            return self._dismiss(
+                member, f"a gradient of shape {shape}: expected ({self._parameter_count},)", now
+            )
+        verdict = run.ledger.verdict(push.worker_id, push.lease_id, push.start, push.stop)
+        if verdict is Verdict.DUPLICATE:
+            run.metrics.duplicates_dropped += 1
+        elif (
+            verdict is Verdict.REJECTED
+            or self.stop_reason is not None
+            or not 0 <= push.base_version <= run.store.version
+        ):
+            run.metrics.pushes_rejected += 1
+        elif not run.apply(member, push, gradient, now):
+            return self._refuse_gradient(member, push, now)
+        return [Send(node, self._work(member, now))]
+
+    def _refuse_gradient(self, member: Member, push: Push, now: float) -> list[Command]:
+        self.run.metrics.gradients_refused += 1
+        member.refusals += 1
+        logger.warning(
+            "gradient_refused worker=%d name=%s start=%d stop=%d loss_sum=%s in_a_row=%d",
+            *(member.worker_id, member.name, push.start, push.stop, push.loss_sum, member.refusals),
+        )
+        if member.refusals == REFUSALS_IN_A_ROW:
+            return self._dismiss(
+                member,
+                f"{REFUSALS_IN_A_ROW} gradients in a row that are not finite: the training "
+                f"diverges, try a learning rate below {self.run.settings.learning_rate:g}",
+                now,
+            )
+        self.run.ledger.release(member.worker_id)
+        return [Send(member.node, self._work(member, now))]
+
+    def _work(self, member: Member, now: float) -> Message:
+        run = self.run
+        if run.ledger.finished or self.stop_reason is not None:
+            member.told_to_stop = True
+            if run.ledger.finished:
+                return Stop("every epoch is done", finished=True)
+            return Stop(self.stop_reason or "", finished=False)
+        lease = run.ledger.grant(member.worker_id)
+        if lease is None:
+            return Wait(RETRY_AFTER_S)
+        run.metrics.lease_granted(now)
+        if member.shared:
+            snapshot, version = run.store.pin(member.worker_id)
+            weights = None
+        else:
+            snapshot, version, weights = -1, run.store.version, run.store.weights.copy()
+        return Work(
+            lease.lease_id, lease.epoch, lease.start, lease.stop, version, snapshot, weights
+        )
+
+    def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:
+        member = self.run.members.alive(heartbeat.worker_id, now)
+        return _unknown(heartbeat.worker_id) if member is None else Alive()
+
+    def _leave(self, node: bytes, leave: Leave, now: float) -> list[Command]:
+        member = self.run.members.working(leave.worker_id, node, now)
+        if member is None:
+            return []
+        logger.info("worker_left worker=%d name=%s", member.worker_id, member.name)
+        return [self._remove(member)]
+
+    def _dismiss(self, member: Member, reason: str, now: float) -> list[Command]:
+        forget = self._lose(member, reason, now)
+        refuse = Refuse(f"worker {member.name!r} sent {reason}", may_rejoin=False)
+        return [forget, Send(member.node, refuse)]
+
+    def _lose(self, member: Member, reason: str, now: float) -> Forget:
+        if not member.told_to_stop:
+            self.run.metrics.workers_lost += 1
+            logger.warning(
+                "worker_lost worker=%d name=%s silent_s=%.2f reason=%s",
+                *(member.worker_id, member.name, now - member.heard_s, reason),
+            )
+        return self._remove(member)
+
+    def _remove(self, member: Member) -> Forget:
+        self.run.remove(member)
+        return Forget(member.worker_id)
+
+    def _status(self, first_record: int, now: float) -> Status:
+        recipe = self.run.settings.recipe
+        report = {"state": self.state, "recipe": recipe, **self.run.report(first_record, now)}
+        return Status(json.dumps(report))
+
+    def _snapshot(self) -> Snapshot:
+        store = self.run.store
+        return Snapshot(store.version, self.run.ledger.applied_samples, store.weights.copy())
+
+    def _shut_down(self, shutdown: Shutdown, now: float) -> Status:
+        self.stop(shutdown.reason)
+        return self._status(len(self.run.metrics.records), now)
+
+
+def _unknown(worker_id: int) -> Refuse:
+    return Refuse(
+        f"worker {worker_id} is not in this run: it was silent for too long, or the server was "
+        f"restarted; join again",
+        may_rejoin=True,
+    )

@@ -1,0 +1,113 @@
+"""The weights as rotating snapshots, which their readers never see torn. Arrays, no I/O."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dist_net.errors import CheckpointDamagedError
+from dist_net.optim import UpdateRule
+from dist_net.wire.messages import Vector
+
+
+class Pin(NamedTuple):
+    """A snapshot that a reader computes from: the index of its buffer, and its version."""
+
+    snapshot: int
+    version: int
+
+
+class WeightStore:
+    """The run's weights and the rule that updates them; ``version`` counts the updates.
+
+    ``buffers`` are at least two float32 vectors, borrowed for good; they may lie in shared
+    memory. An update reads the current one and writes the next version into one that is free:
+    neither current nor pinned by a reader. Those that were used come before new ones, so the
+    memory touched follows the number of readers, not of buffers.
+    """
+
+    def __init__(self, buffers: Sequence[Vector], weights: Vector, rule: UpdateRule) -> None:
+        self.version = 0
+        self.rule = rule
+        self._buffers = buffers
+        self._current = 0
+        self._free = list(range(len(buffers) - 1, 0, -1))
+        self._pins: dict[int, Pin | None] = {}
+        self._pinned = [0] * len(buffers)
+        np.copyto(buffers[0], weights)
+
+    @property
+    def weights(self) -> Vector:
+        """The current weights, a read-only view that is good until the next update."""
+        view = self._buffers[self._current].view()
+        view.flags.writeable = False
+        return view
+
+    def restore(self, version: int, optimizer_state: dict[str, Vector]) -> None:
+        """Count on from ``version``, with the optimizer's vectors as they were then (copied)."""
+        own = self.rule.state
+        if {name: vector.shape for name, vector in optimizer_state.items()} != {
+            name: vector.shape for name, vector in own.items()
+        }:
+            raise CheckpointDamagedError(
+                f"the checkpoint holds the optimizer's vectors {sorted(optimizer_state)}, expected "
+                f"{sorted(own)} of the parameters' length; resume from another checkpoint"
+            )
+        for name, vector in optimizer_state.items():
+            np.copyto(own[name], vector)
+        self.version = version
+
+    def admit(self, worker_id: int) -> bool:
+        """Take in a reader of the buffers; False: there are too few for one more."""
+        # Each reader may pin one of its own, beside the current one and the one written next.
+        if len(self._pins) + 3 > len(self._buffers):
+            return False
+        self._pins[worker_id] = None
+        return True
+
+    def dismiss(self, worker_id: int) -> None:
+        """Forget a reader and its pin."""
+        self.unpin(worker_id)
+        self._pins.pop(worker_id, None)
+
+    def pin(self, worker_id: int) -> Pin:
+        """Return the reader's snapshot: the one that it has pinned, else the current one."""
+        pin = self._pins[worker_id]
+        if pin is None:
+            pin = self._pins[worker_id] = Pin(self._current, self.version)
+            self._pinned[self._current] += 1
+        return pin
+
+    def unpin(self, worker_id: int) -> None:
+        """The reader has no more use for its snapshot."""
+        pin = self._pins.get(worker_id)
+        if pin is not None:
+            self._pins[worker_id] = None
+            self._pinned[pin.snapshot] -= 1
+            self._reclaim(pin.snapshot)
+
+    def apply(self, gradient: Vector, learning_rate: float) -> bool:
+        """Update the weights by ``gradient``; False, and nothing changed, if it is not finite."""
+        # The square of the norm is finite only if every element is. Half the time of isfinite and
+        # all (11 against 20 µs for 101,770 elements), and it allocates nothing. A gradient so
+        # large that its square overflows is refused too; vdot, unlike dot, does so silently.
+        if not math.isfinite(np.vdot(gradient, gradient)):
+            return False
+        current, following = self._current, self._free[-1]
+        self.rule.update(
+            self._buffers[current],
+            gradient,
+            self._buffers[following],
+            learning_rate,
+            self.version + 1,
+        )
+        self._free.pop()
+        self._current = following
+        self.version += 1
+        self._reclaim(current)
+        return True
+
+    def _reclaim(self, snapshot: int) -> None:
+        if snapshot != self._current and self._pinned[snapshot] == 0:
+            self._free.append(snapshot)

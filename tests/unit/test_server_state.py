@@ -1,0 +1,490 @@
+"""The server's answers, message by message; the clock is a number and there is no socket."""
+
+import json
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dist_net.errors import CheckpointMismatchError, DistNetError, SettingError
+from dist_net.optim import SGD, Momentum, Step
+from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.settings import RunSettings
+from dist_net.parameter_server.state import Forget, ParameterServer, Send, WeightsSegment
+from dist_net.wire.messages import (
+    Alive,
+    Heartbeat,
+    Join,
+    Leave,
+    Message,
+    Pull,
+    Push,
+    Refuse,
+    Shutdown,
+    Snapshot,
+    SnapshotRequest,
+    Status,
+    StatusRequest,
+    Stop,
+    Vector,
+    Wait,
+    Welcome,
+    Work,
+)
+
+SETTINGS = RunSettings(
+    recipe="digits",
+    recipe_digest="abc",
+    layout=(("weight", (2, 2)), ("bias", (2,))),
+    samples=40,
+    epochs=2,
+    batch_size=4,
+    learning_rate=0.5,
+    lease_minibatches=2,
+)
+SIZE = 6
+SEGMENT = WeightsSegment(process_id=123, descriptor=4, token=b"t")
+
+
+def vector(value: float) -> Vector:
+    return np.full(SIZE, value, np.float32)
+
+
+class Desk:
+    """A server with a clock, and short words for what a worker says to it."""
+
+    def __init__(self, run: Run | None = None, shared_buffers: int = 5) -> None:
+        self.buffers = [vector(np.nan) for _ in range(shared_buffers)]
+        self.run = run or Run(SETTINGS, vector(0.0), self.buffers)
+        self.server = ParameterServer(self.run, SEGMENT)
+        self.now = 100.0
+
+    def ask(self, node: bytes, message: Message) -> Any:
+        """Return the one answer to a message, which goes back to its node."""
+        sends = [c for c in self.server.handle(node, message, self.now) if isinstance(c, Send)]
+        assert [send.node for send in sends] == [node]
+        return sends[0].message
+
+    def join(self, node: bytes, descriptor: int = 9, **facts: Any) -> Any:
+        join = Join(node.decode(), "abc", SIZE, 55, descriptor, b"w")
+        return self.ask(node, join._replace(**facts))
+
+    def pull(self, node: bytes, worker_id: int) -> Any:
+        return self.ask(node, Pull(worker_id))
+
+    def push(self, node: bytes, worker_id: int, work: Work, **facts: Any) -> Any:
+        push = a_push(worker_id, work)
+        return self.ask(node, push._replace(**facts))
+
+    def report(self, first_record: int = 0) -> dict[str, Any]:
+        status = self.ask(b"observer", StatusRequest(first_record))
+        assert isinstance(status, Status)
+        report: dict[str, Any] = json.loads(status.report)
+        return report
+
+
+def a_push(worker_id: int, work: Work) -> Push:
+    stop = min(work.start + 4, work.stop)
+    return Push(worker_id, work.lease_id, work.start, stop, work.version, 8.0, 3, vector(-1.0))
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_a_worker_is_welcomed_with_what_it_needs(desk: Desk) -> None:
+    assert desk.join(b"a") == Welcome(1, 4, 0, 0.3, 1.5, 123, 4, b"t")
+    assert desk.report()["state"] == "training"
+
+
+def test_a_worker_with_another_recipe_is_refused_with_both_digests(desk: Desk) -> None:
+    refuse = desk.join(b"a", recipe_digest="xyz")
+    assert not refuse.may_rejoin
+    assert "'xyz'" in refuse.reason
+    assert "'abc'" in refuse.reason
+    refuse = desk.join(b"a", parameter_count=7)
+    assert not refuse.may_rejoin
+    assert "7 parameters, the server's 6" in refuse.reason
+    assert desk.server.worker_count == 0
+
+
+def test_weights_are_in_shared_memory_or_travel_with_the_work(desk: Desk) -> None:
+    desk.join(b"here")
+    desk.join(b"afar", descriptor=-1)
+    here, afar = desk.pull(b"here", 1), desk.pull(b"afar", 2)
+    assert here.weights is None
+    assert (desk.buffers[here.snapshot] == 0).all()
+    assert afar.snapshot == -1
+    assert (afar.weights == 0).all()
+    desk.push(b"here", 1, here)
+    assert (afar.weights == 0).all()
+    assert (desk.push(b"afar", 2, afar).weights == 1.0).all()
+
+
+def test_a_worker_more_than_there_are_buffers_for_is_served_by_frames() -> None:
+    desk = Desk(shared_buffers=4)
+    descriptors = [desk.join(node).weights_descriptor for node in (b"a", b"b", b"c")]
+    assert descriptors == [4, 4, -1]
+    assert desk.pull(b"c", 3).weights is not None
+    assert desk.push(b"a", 1, desk.pull(b"a", 1)).version == 1
+    desk.server.handle(b"a", Leave(1), desk.now)
+    assert desk.join(b"d").weights_descriptor == 4
+
+
+def test_a_push_updates_the_weights_and_is_answered_with_the_next_ones(desk: Desk) -> None:
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    assert (work.epoch, work.start, work.stop, work.version) == (0, 0, 8, 0)
+    following = desk.push(b"a", 1, work)
+    assert (following.lease_id, following.start, following.version) == (work.lease_id, 4, 1)
+    assert (desk.buffers[following.snapshot] == 0.5).all()
+
+
+def test_a_snapshot_in_use_is_left_alone_until_its_worker_pushes(desk: Desk) -> None:
+    desk.join(b"slow")
+    desk.join(b"fast")
+    slow, fast = desk.pull(b"slow", 1), desk.pull(b"fast", 2)
+    for _ in range(6):
+        fast = desk.push(b"fast", 2, fast)
+        assert (desk.buffers[slow.snapshot] == 0).all()
+    assert desk.push(b"slow", 1, slow).version == 7
+    report = desk.report()
+    assert report["staleness_max"] == 6
+    assert report["staleness_histogram"] == [6, 0, 0, 0, 0, 0, 1]
+    assert report["staleness_mean"] == pytest.approx(6 / 7)
+
+
+def test_requests_delivered_twice_are_answered_alike_and_count_once(desk: Desk) -> None:
+    welcome = desk.join(b"a")
+    assert desk.join(b"a") == welcome
+    work = desk.pull(b"a", 1)
+    assert desk.pull(b"a", 1) == work
+    push = a_push(1, work)
+    following = desk.ask(b"a", push)
+    assert desk.ask(b"a", push) == following
+    report = desk.report()
+    assert (report["samples"], report["version"]) == (4, 1)
+    assert (report["workers_joined"], report["duplicates_dropped"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"lease_id": 77},
+        {"start": 4, "stop": 8},
+        {"stop": 12},
+        {"stop": 0},
+        {"base_version": 1},
+        {"base_version": -1},
+    ],
+)
+def test_a_push_that_cannot_be_is_dropped_and_counted(desk: Desk, facts: dict[str, int]) -> None:
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    assert desk.push(b"a", 1, work, **facts) == work
+    report = desk.report()
+    assert (report["pushes_rejected"], report["version"], report["samples"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "facts", [{"gradient": vector(np.nan)}, {"loss_sum": np.nan}, {"loss_sum": np.inf}]
+)
+def test_a_gradient_that_is_not_finite_is_refused_and_its_worker_named(
+    desk: Desk, facts: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    desk.join(b"culprit")
+    work = desk.pull(b"culprit", 1)
+    again = desk.push(b"culprit", 1, work, **facts)
+    assert again.lease_id != work.lease_id
+    assert (again.start, again.stop, again.version) == (work.start, work.stop, 0)
+    assert desk.report()["gradients_refused"] == 1
+    [record] = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "name=culprit" in record.getMessage()
+
+
+def test_three_refused_gradients_in_a_row_end_a_worker_and_others_get_its_samples(
+    desk: Desk,
+) -> None:
+    desk.join(b"a")
+    desk.join(b"b")
+    work = desk.pull(b"a", 1)
+    for _ in range(2):
+        work = desk.push(b"a", 1, work, gradient=vector(np.nan))
+    work = desk.push(b"a", 1, work)
+    for _ in range(2):
+        work = desk.push(b"a", 1, work, gradient=vector(np.inf))
+    bad = a_push(1, work)._replace(gradient=vector(np.nan))
+    forget, send = desk.server.handle(b"a", bad, desk.now)
+    assert forget == Forget(1)
+    assert isinstance(send, Send)
+    assert isinstance(send.message, Refuse)
+    assert not send.message.may_rejoin
+    assert "learning rate" in send.message.reason
+    report = desk.report()
+    assert (report["gradients_refused"], report["workers_lost"]) == (5, 1)
+    others = desk.pull(b"b", 2)
+    assert (others.start, others.stop) == (4, 8)
+
+
+@pytest.mark.parametrize("gradient", [None, np.zeros(SIZE + 1, np.float32)])
+def test_a_gradient_of_another_length_ends_its_worker(desk: Desk, gradient: Vector | None) -> None:
+    desk.join(b"a")
+    push = a_push(1, desk.pull(b"a", 1))._replace(gradient=gradient)
+    forget, send = desk.server.handle(b"a", push, desk.now)
+    assert forget == Forget(1)
+    assert isinstance(send, Send)
+    assert isinstance(send.message, Refuse)
+    assert not send.message.may_rejoin
+
+
+def test_a_silent_worker_is_lost_and_its_samples_go_to_others(desk: Desk) -> None:
+    desk.join(b"silent")
+    desk.join(b"alive")
+    lost = desk.pull(b"silent", 1)
+    desk.now += 1.0
+    # From a socket of its own, as the heartbeat of a process whose computation is busy.
+    assert desk.ask(b"another socket", Heartbeat(2)) == Alive()
+    desk.now += 0.6
+    assert desk.server.tick(desk.now) == [Forget(1)]
+    assert desk.server.tick(desk.now) == []
+    work = desk.pull(b"alive", 2)
+    assert (work.epoch, work.start, work.stop) == (lost.epoch, lost.start, lost.stop)
+    assert desk.report()["workers_lost"] == 1
+
+
+def test_a_lost_workers_late_push_is_rejected_and_it_may_join_again(desk: Desk) -> None:
+    desk.join(b"late")
+    work = desk.pull(b"late", 1)
+    desk.now += 2.0
+    desk.server.tick(desk.now)
+    for answer in (
+        desk.push(b"late", 1, work),
+        desk.pull(b"late", 1),
+        desk.ask(b"late", Heartbeat(1)),
+    ):
+        assert isinstance(answer, Refuse)
+        assert answer.may_rejoin
+    assert desk.report()["pushes_rejected"] == 1
+    assert desk.join(b"late").worker_id == 2
+
+
+def test_a_push_under_another_workers_id_is_rejected(desk: Desk) -> None:
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    assert isinstance(desk.push(b"somebody else", 1, work), Refuse)
+    assert desk.report()["version"] == 0
+
+
+def test_a_worker_that_leaves_hands_its_samples_on(desk: Desk) -> None:
+    desk.join(b"a")
+    desk.join(b"b")
+    work = desk.pull(b"a", 1)
+    assert desk.server.handle(b"a", Leave(1), desk.now) == [Forget(1)]
+    assert desk.server.handle(b"a", Leave(1), desk.now) == []
+    assert desk.pull(b"b", 2).start == work.start
+    assert desk.report()["workers_lost"] == 0
+
+
+def test_a_message_that_no_server_receives_is_dropped(desk: Desk) -> None:
+    assert desk.server.handle(b"a", Wait(1.0), desk.now) == []
+
+
+def trained(desk: Desk, node: bytes, worker_id: int, samples_at_most: int = 10**9) -> Any:
+    """Let one worker train, a tenth of a second for each push; its last answer."""
+    answer = desk.pull(node, worker_id)
+    while isinstance(answer, Work) and desk.run.ledger.applied_samples < samples_at_most:
+        desk.now += 0.1
+        answer = desk.push(node, worker_id, answer)
+    return answer
+
+
+def test_at_the_end_every_worker_is_told_and_counted_out(desk: Desk) -> None:
+    desk.join(b"a")
+    desk.join(b"b")
+    assert trained(desk, b"a", 1) == Stop("every epoch is done", finished=True)
+    assert desk.pull(b"b", 2) == Stop("every epoch is done", finished=True)
+    assert desk.report()["state"] == "finished"
+    assert desk.server.worker_count == 2
+    desk.server.handle(b"a", Leave(1), desk.now)
+    desk.now += 2.0
+    assert desk.server.tick(desk.now) == [Forget(2)]
+    assert desk.report()["workers_lost"] == 0
+
+
+def test_idle_workers_wait_while_others_hold_the_last_samples(desk: Desk) -> None:
+    desk.join(b"slow")
+    desk.join(b"fast")
+    slow = desk.pull(b"slow", 1)
+    assert isinstance(trained(desk, b"fast", 2), Wait)
+    while isinstance(slow, Work):
+        slow = desk.push(b"slow", 1, slow)
+    assert slow == Stop("every epoch is done", finished=True)
+
+
+def test_a_shutdown_stops_the_workers_and_applies_nothing_more(desk: Desk) -> None:
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    status = desk.ask(b"observer", Shutdown("interrupted"))
+    assert json.loads(status.report)["state"] == "stopping"
+    assert desk.push(b"a", 1, work) == Stop("interrupted", finished=False)
+    report = desk.report()
+    assert (report["samples"], report["pushes_rejected"]) == (0, 1)
+    assert desk.server.stop_reason == "interrupted"
+
+
+def test_an_observer_gets_a_snapshot_of_its_own(desk: Desk) -> None:
+    desk.join(b"a")
+    work = desk.push(b"a", 1, desk.pull(b"a", 1))
+    snapshot = desk.ask(b"observer", SnapshotRequest())
+    assert isinstance(snapshot, Snapshot)
+    desk.push(b"a", 1, work)
+    assert (snapshot.version, snapshot.samples) == (1, 4)
+    assert (snapshot.weights == 0.5).all()
+
+
+def test_the_report_of_a_finished_run(desk: Desk) -> None:
+    assert desk.report()["state"] == "waiting"
+    desk.join(b"a")
+    trained(desk, b"a", 1)
+    desk.now += 0.25
+    report = desk.report()
+    records = report.pop("records")
+    [worker] = report.pop("workers")
+    assert report == {
+        "recipe": "digits",
+        "state": "finished",
+        "samples": 80,
+        "samples_total": 80,
+        "epochs": 2,
+        "seconds": pytest.approx(2.0),
+        "samples_per_s": pytest.approx(40.0),
+        "version": 20,
+        "pushes_applied": 20,
+        "pushes_rejected": 0,
+        "duplicates_dropped": 0,
+        "gradients_refused": 0,
+        "staleness_mean": 0.0,
+        "staleness_max": 0,
+        "staleness_histogram": [20],
+        "workers_joined": 1,
+        "workers_lost": 0,
+        "next_record": len(records),
+    }
+    assert worker == {
+        "id": 1,
+        "name": "a",
+        "pushes": 20,
+        "samples_per_s": pytest.approx(80 / 2.25),
+        "heard_s_ago": pytest.approx(0.25),
+    }
+    assert records[-1] == {
+        "samples": 80,
+        "epoch": 2.0,
+        "version": 20,
+        "loss": 2.0,
+        "accuracy": 0.75,
+        "staleness_mean": 0.0,
+        "samples_per_s": pytest.approx(40.0),
+        "seconds": pytest.approx(2.0),
+        "learning_rate": 0.5,
+    }
+
+
+def test_there_are_twenty_records_an_epoch_and_an_observer_asks_for_the_new_ones() -> None:
+    desk = Desk(Run(replace(SETTINGS, samples=4000, batch_size=4), vector(0.0)))
+    desk.join(b"a")
+    trained(desk, b"a", 1)
+    report = desk.report()
+    assert report["next_record"] == 40
+    assert [record["samples"] for record in report["records"]] == list(range(200, 8001, 200))
+    assert len(desk.report(first_record=38)["records"]) == 2
+    assert desk.report(first_record=40)["records"] == []
+
+
+def test_the_learning_rate_follows_the_schedule() -> None:
+    settings = replace(SETTINGS, schedule=Step(every_epochs=1, factor=0.1))
+    desk = Desk(Run(settings, vector(0.0)))
+    desk.join(b"a")
+    trained(desk, b"a", 1)
+    rates = [record["learning_rate"] for record in desk.report()["records"]]
+    assert rates[0] == 0.5
+    assert rates[-1] == pytest.approx(0.05)
+    np.testing.assert_allclose(desk.run.store.weights, 10 * 0.5 + 10 * 0.05, rtol=1e-6)
+
+
+def test_a_resumed_run_ends_as_one_that_was_never_interrupted() -> None:
+    settings = replace(SETTINGS, optimizer=Momentum(0.9))
+    whole = Desk(Run(settings, vector(0.0)))
+    whole.join(b"a")
+    trained(whole, b"a", 1)
+
+    first = Desk(Run(settings, vector(0.0)))
+    first.join(b"a")
+    # In mid-lease, in mid-epoch.
+    trained(first, b"a", 1, samples_at_most=52)
+    checkpoint = first.run.checkpoint()
+    trained(first, b"a", 1)
+    second = Desk(Run.resumed(settings, checkpoint))
+    second.now = 7000.0
+    assert second.join(b"a").worker_id == 2
+    trained(second, b"a", 2)
+
+    np.testing.assert_array_equal(second.run.store.weights, whole.run.store.weights)
+    expected, report = whole.report(), second.report()
+    for name in ("samples", "version", "pushes_applied", "staleness_histogram", "next_record"):
+        assert report[name] == expected[name]
+    assert report["seconds"] == pytest.approx(expected["seconds"])
+    assert report["workers_joined"] == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"samples": 41},
+        {"optimizer": Momentum()},
+        {"layout": (("weight", (2, 2)), ("bias", (1, 2)))},
+    ],
+)
+def test_a_run_is_not_resumed_from_a_checkpoint_of_another(change: dict[str, Any]) -> None:
+    checkpoint = Run(SETTINGS, vector(0.0)).checkpoint()
+    with pytest.raises(CheckpointMismatchError, match="another"):
+        Run.resumed(replace(SETTINGS, **change), checkpoint)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"samples": 0},
+        {"epochs": 0},
+        {"epochs": 2.5},
+        {"batch_size": -1},
+        {"lease_minibatches": 0},
+        {"seed": -1},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("nan")},
+        {"heartbeat_interval_s": 0.0},
+        {"heartbeat_timeout_s": 0.5},
+        {"progress_timeout_s": float("inf")},
+        {"layout": ()},
+        {"layout": (("a", (1,)), ("a", (1,)))},
+        {"layout": (("a", (0,)),)},
+        {"layout": (("optimizer/velocity", (1,)),)},
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_with_its_value(change: dict[str, Any]) -> None:
+    [name] = change
+    with pytest.raises(SettingError, match=f"{name}=.*: expected") as caught:
+        replace(SETTINGS, **change)
+    assert isinstance(caught.value, DistNetError)
+    assert caught.value.exit_code == 2
+
+
+def test_settings_are_kept_as_json() -> None:
+    kept = json.loads(json.dumps(replace(SETTINGS, optimizer=SGD()).to_json()))
+    assert kept["optimizer"] == "SGD()"
+    assert kept["samples"] == 40

@@ -1,0 +1,134 @@
+"""Updates never touch a snapshot that somebody reads, and never take in what is not finite."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dist_net.errors import CheckpointDamagedError
+from dist_net.optim import SGD, Momentum
+from dist_net.parameter_server.store import WeightStore
+from dist_net.wire.messages import Vector
+
+SIZE = 5
+
+
+def a_store(capacity: int = 6) -> tuple[WeightStore, list[Vector]]:
+    buffers = [vector(np.nan) for _ in range(capacity)]
+    return WeightStore(buffers, np.zeros(SIZE, np.float32), SGD().start(SIZE)), buffers
+
+
+def vector(value: float) -> Vector:
+    return np.full(SIZE, value, np.float32)
+
+
+def two_buffers() -> list[Vector]:
+    return [vector(np.nan), vector(np.nan)]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["apply", "pin", "unpin", "leave"]), st.integers(0, 3)),
+        max_size=60,
+    )
+)
+def test_a_pinned_snapshot_never_changes(events: list[tuple[str, int]]) -> None:
+    store, buffers = a_store(capacity=6)
+    pinned: dict[int, tuple[int, int]] = {}
+    readers: set[int] = set()
+    for event, reader in events:
+        if event == "apply":
+            assert store.apply(vector(-1.0), 1.0)
+        elif event == "pin":
+            if reader not in readers:
+                assert store.admit(reader)
+                readers.add(reader)
+            pinned[reader] = store.pin(reader)
+        elif event == "unpin":
+            store.unpin(reader)
+            pinned.pop(reader, None)
+        else:
+            store.dismiss(reader)
+            readers.discard(reader)
+            pinned.pop(reader, None)
+        assert (store.weights == store.version).all()
+        for snapshot, version in pinned.values():
+            assert (buffers[snapshot] == version).all()
+
+
+def test_a_reader_keeps_its_snapshot_until_it_lets_go() -> None:
+    store, _ = a_store()
+    store.admit(1)
+    before = store.pin(1)
+    store.apply(vector(1.0), 0.1)
+    assert store.pin(1) == before
+    store.unpin(1)
+    assert store.pin(1).version == 1
+
+
+def test_every_admitted_reader_can_pin_a_version_of_its_own() -> None:
+    store, _ = a_store(capacity=6)
+    admitted = [reader for reader in range(6) if store.admit(reader)]
+    assert admitted == [0, 1, 2, 3]
+    for reader in admitted:
+        store.pin(reader)
+        assert store.apply(vector(1.0), 0.1)
+    assert store.apply(vector(1.0), 0.1)
+    store.dismiss(0)
+    assert store.admit(9)
+
+
+def test_two_buffers_are_enough_without_readers() -> None:
+    store, _ = a_store(capacity=2)
+    assert not store.admit(1)
+    for _ in range(5):
+        assert store.apply(vector(-1.0), 1.0)
+    assert (store.weights == 5).all()
+
+
+def test_buffers_beyond_need_are_never_touched() -> None:
+    store, buffers = a_store(capacity=50)
+    store.admit(1)
+    for _ in range(100):
+        store.pin(1)
+        store.apply(vector(1.0), 0.1)
+        store.unpin(1)
+    assert np.isnan(buffers[3:]).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
+    store, _ = a_store()
+    gradient = vector(1.0)
+    gradient[3] = bad
+    assert not store.apply(gradient, 0.1)
+    assert store.version == 0
+    assert (store.weights == 0).all()
+    assert store.apply(vector(1.0), 0.1)
+
+
+def test_the_weights_cannot_be_written_from_outside() -> None:
+    store, _ = a_store()
+    with pytest.raises(ValueError, match="read-only"):
+        store.weights[0] = 1.0
+
+
+def test_an_optimizer_goes_on_from_its_restored_vectors() -> None:
+    whole = WeightStore(two_buffers(), vector(0.0), Momentum(0.5).start(SIZE))
+    for _ in range(3):
+        whole.apply(vector(1.0), 0.1)
+    first = WeightStore(two_buffers(), vector(0.0), Momentum(0.5).start(SIZE))
+    first.apply(vector(1.0), 0.1)
+    second = WeightStore(two_buffers(), first.weights.copy(), Momentum(0.5).start(SIZE))
+    second.restore(first.version, {n: v.astype(np.float32) for n, v in first.rule.state.items()})
+    for _ in range(2):
+        second.apply(vector(1.0), 0.1)
+    assert second.version == whole.version == 3
+    np.testing.assert_array_equal(second.weights, whole.weights)
+
+
+@pytest.mark.parametrize("state", [{}, {"velocity": np.zeros(SIZE + 1, np.float32)}])
+def test_vectors_of_another_optimizer_are_refused(state: dict[str, Vector]) -> None:
+    store = WeightStore(two_buffers(), vector(0.0), Momentum().start(SIZE))
+    with pytest.raises(CheckpointDamagedError, match="velocity"):
+        store.restore(1, state)
