@@ -1,0 +1,416 @@
+"""Messages over real sockets inside one process, the errors of addresses, and keys."""
+
+import gc
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from dist_net.errors import (
+    AddressError,
+    InsecureAddressError,
+    ListenError,
+    NoAnswerError,
+    ProtocolError,
+)
+from dist_net.wire.codec import encode
+from dist_net.wire.messages import Alive, Heartbeat, Push, Work
+from dist_net.wire.security import (
+    add_worker_keys,
+    create_keys,
+    load_server_keys,
+    load_worker_keys,
+)
+from dist_net.wire.transport import ClientSocket, ServerSocket
+
+LOOPBACK = "tcp://127.0.0.1:0"
+DEADLINE_S = 10.0
+# Long enough for an answer, were there one.
+SILENCE_S = 0.3
+WEIGHTS = np.arange(101_770, dtype=np.float32)
+
+
+def open_files_and_threads() -> tuple[int, int]:
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks():
+    with zmq.Context():  # what pyzmq opens once and keeps
+        pass
+    before = open_files_and_threads()
+    yield
+    assert open_files_and_threads() == before
+
+
+@pytest.fixture
+def server():
+    with ServerSocket([LOOPBACK]) as server:
+        yield server
+
+
+@pytest.fixture
+def client(server):
+    with ClientSocket(server.contact_addresses[0]) as client:
+        yield client
+
+
+@pytest.fixture
+def stranger(server):
+    """A peer that speaks ZeroMQ, but not this protocol."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.linger = 0
+        stranger.rcvtimeo = int(DEADLINE_S * 1000)
+        stranger.connect(server.contact_addresses[0])
+        yield stranger
+
+
+@pytest.fixture
+def keys(tmp_path):
+    create_keys(tmp_path / "keys")
+    add_worker_keys(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+def exchange(server: ServerSocket, client: ClientSocket) -> None:
+    """One request and its reply."""
+    client.send(Heartbeat(7))
+    received = server.receive(DEADLINE_S)
+    assert received is not None
+    node, message = received
+    assert message == Heartbeat(7)
+    assert server.send(node, Alive())
+    assert client.receive(DEADLINE_S) == Alive()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def test_arrays_travel_both_ways(server, client):
+    client.send(Push(1, 2, 0, 32, 5, 70.5, 12, WEIGHTS))
+    node, push = server.receive(DEADLINE_S)
+    np.testing.assert_array_equal(push.gradient, WEIGHTS)
+    assert server.send(node, Work(3, 0, 32, 64, 6, -1, push.gradient))
+    np.testing.assert_array_equal(client.receive(DEADLINE_S).weights, WEIGHTS)
+
+
+def test_a_sent_array_may_be_overwritten_at_once(server, client):
+    gradient = WEIGHTS.copy()
+    client.send(Push(1, 2, 0, 32, 5, 70.5, 12, gradient))
+    gradient[:] = -1
+    node, push = server.receive(DEADLINE_S)
+    np.testing.assert_array_equal(push.gradient, WEIGHTS)
+    weights = WEIGHTS.copy()
+    server.send(node, Work(3, 0, 32, 64, 6, -1, weights))
+    weights[:] = -1
+    np.testing.assert_array_equal(client.receive(DEADLINE_S).weights, WEIGHTS)
+
+
+def test_each_node_gets_its_own_replies(server):
+    address = server.contact_addresses[0]
+    with ClientSocket(address) as one, ClientSocket(address) as other:
+        one.send(Heartbeat(1))
+        first = server.receive(DEADLINE_S)
+        other.send(Heartbeat(2))
+        second = server.receive(DEADLINE_S)
+        assert first[0] != second[0]
+        server.send(second[0], Alive())
+        assert other.receive(DEADLINE_S) == Alive()
+        assert one.receive(0) is None
+
+
+def test_nothing_came_in_time(server, client):
+    assert server.receive(0) is None
+    assert server.receive(-1.0) is None
+    assert client.receive(0.001) is None
+
+
+@pytest.mark.parametrize("listen", ["tcp://[::1]:0", "ipc://@dist-net-test", "ipc://{tmp}/socket"])
+def test_other_kinds_of_address_work(listen, tmp_path):
+    if "[::1]" in listen and not has_ipv6():
+        pytest.skip("this host has no IPv6")
+    with (
+        ServerSocket([listen.format(tmp=tmp_path)]) as server,
+        ClientSocket(server.contact_addresses[0]) as client,
+    ):
+        exchange(server, client)
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+def test_a_server_listens_on_several_addresses(tmp_path):
+    with ServerSocket([LOOPBACK, f"ipc://{tmp_path}/socket"]) as server:
+        tcp, ipc = server.contact_addresses
+        assert tcp.startswith("tcp://127.0.0.1:")
+        assert ipc == f"ipc://{tmp_path}/socket"
+        for address in (tcp, ipc):
+            with ClientSocket(address) as client:
+                exchange(server, client)
+    assert not (tmp_path / "socket").exists()
+
+
+# What is not of this protocol
+
+
+@pytest.mark.parametrize(
+    "frames", [[b""], [b"nonsense"], [b"a"] * 50, [*encode(Alive()), b"more"], [bytes(2**21)]]
+)
+def test_an_undecodable_message_is_counted_and_answered_and_kills_nobody(
+    server, client, stranger, caplog, frames
+):
+    stranger.send_multipart(frames)
+    assert server.receive(DEADLINE_S) is None
+    assert server.undecodable == 1
+    assert "undecodable_message node=" in caplog.text
+    refusal = stranger.recv_multipart()
+    assert b"Refuse" in refusal[0]
+    exchange(server, client)
+
+
+def test_a_server_of_another_protocol_is_an_error(server, client):
+    client.send(Heartbeat(1))
+    node, _ = server.receive(DEADLINE_S)
+    server._socket.send_multipart([node, b"nonsense"])
+    with pytest.raises(ProtocolError, match="nonsense"):
+        client.receive(DEADLINE_S)
+
+
+def test_a_frame_over_the_limit_ends_its_connection_only():
+    with ServerSocket([LOOPBACK], max_array_bytes=2**20) as server:
+        address = server.contact_addresses[0]
+        with ClientSocket(address) as large, ClientSocket(address) as client:
+            large.send(Push(1, 2, 0, 32, 5, 0.0, 0, np.zeros(2**18 + 1, np.float32)))
+            assert server.receive(SILENCE_S) is None
+            exchange(server, client)
+
+
+# Peers that vanish, or never were
+
+
+def test_sending_to_a_node_that_is_gone_returns_false(server):
+    with ClientSocket(server.contact_addresses[0]) as client:
+        client.send(Heartbeat(1))
+        node, _ = server.receive(DEADLINE_S)
+    deadline = time.monotonic() + DEADLINE_S
+    while server.send(node, Alive()):
+        assert time.monotonic() < deadline
+        server.receive(0.01)
+    assert not server.send(b"never was", Alive())
+
+
+def test_sending_to_a_node_that_does_not_read_returns_false(server, client):
+    client.send(Heartbeat(1))
+    node, _ = server.receive(DEADLINE_S)
+    deadline = time.monotonic() + DEADLINE_S
+    while server.send(node, Work(3, 0, 32, 64, 6, -1, WEIGHTS)):
+        assert time.monotonic() < deadline
+
+
+def test_a_server_that_takes_nothing_is_an_error_and_not_a_hang():
+    with ClientSocket(f"tcp://127.0.0.1:{free_port()}") as client:
+        error = next(filter(None, (send_error(client) for _ in range(1000))))
+        assert "has not taken" in str(error)
+
+
+def send_error(client: ClientSocket) -> NoAnswerError | None:
+    try:
+        client.send(Heartbeat(1))
+    except NoAnswerError as error:
+        return error
+    return None
+
+
+def test_nobody_listening_is_named():
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with ClientSocket(address) as client:
+        client.send(Heartbeat(1))
+        assert client.receive(0.01) is None
+        error = str(client.no_answer(waited_s=5.0))
+    assert f"no answer from {address} in 5 s" in error
+    assert "nobody listens there" in error
+
+
+def test_a_unix_socket_without_a_server_is_named(tmp_path):
+    with ClientSocket(f"ipc://{tmp_path}/nobody") as client:
+        assert "nobody listens there" in str(client.no_answer(5.0))
+
+
+def test_a_listener_of_something_else_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        answering = threading.Thread(target=answer_as_a_web_server, args=[listener])
+        answering.start()
+        with ClientSocket(f"tcp://127.0.0.1:{listener.getsockname()[1]}") as client:
+            assert "is not a dist-net server" in str(client.no_answer(5.0))
+    answering.join()
+
+
+def answer_as_a_web_server(listener: socket.socket) -> None:
+    # ZeroMQ's own connection and the probe's, in either order.
+    for _ in range(2):
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n" + b" " * 64)
+
+
+def test_a_busy_server_is_named(client):
+    assert "busy or stuck" in str(client.no_answer(5.0))
+
+
+# Addresses that cannot be listened on
+
+
+def test_a_port_in_use_is_named(server):
+    with pytest.raises(ListenError, match="another process listens there"):
+        ServerSocket([server.contact_addresses[0]])
+
+
+def test_an_address_of_another_host_is_named(keys):
+    with pytest.raises(ListenError, match="not an address of this host"):
+        ServerSocket(["tcp://192.0.2.1:0"], load_server_keys(keys))
+
+
+def test_a_directory_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(ListenError, match="directory does not exist"):
+        ServerSocket([f"ipc://{tmp_path}/missing/socket"])
+
+
+def test_an_address_that_is_none_is_named():
+    with pytest.raises(AddressError, match="nowhere"):
+        ServerSocket([LOOPBACK, "nowhere"])
+    with pytest.raises(AddressError, match="nowhere"):
+        ClientSocket("nowhere")
+
+
+def test_a_file_that_is_no_socket_is_not_deleted(tmp_path):
+    (tmp_path / "thesis").write_text("years of work")
+    with pytest.raises(ListenError, match="no socket"):
+        ServerSocket([f"ipc://{tmp_path}/thesis"])
+    assert (tmp_path / "thesis").read_text() == "years of work"
+
+
+def test_a_unix_socket_in_use_is_not_taken_over(tmp_path):
+    address = f"ipc://{tmp_path}/socket"
+    with ServerSocket([address]) as server:
+        with pytest.raises(ListenError, match="another process listens there"):
+            ServerSocket([address])
+        with ClientSocket(address) as client:
+            exchange(server, client)
+
+
+def test_a_dead_servers_unix_socket_is_reused(tmp_path):
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(f"{tmp_path}/socket")
+    with (
+        ServerSocket([f"ipc://{tmp_path}/socket"]) as server,
+        ClientSocket(server.contact_addresses[0]) as client,
+    ):
+        exchange(server, client)
+
+
+@pytest.mark.parametrize("address", ["tcp://*:0", "tcp://0.0.0.0:0", "tcp://192.0.2.1:0"])
+def test_nothing_listens_beyond_this_host_without_keys(address):
+    with pytest.raises(InsecureAddressError, match="keys create"):
+        ServerSocket([LOOPBACK, address])
+
+
+def test_nothing_connects_beyond_this_host_without_keys():
+    with pytest.raises(InsecureAddressError, match="keys create"):
+        ClientSocket("tcp://192.0.2.1:5555")
+
+
+# Keys
+
+
+@pytest.fixture
+def secured_server(keys):
+    with ServerSocket([LOOPBACK], load_server_keys(keys)) as server:
+        yield server
+
+
+def assert_kept_out(server: ServerSocket, client: ClientSocket, cause: str) -> None:
+    client.send(Heartbeat(1))
+    assert server.receive(SILENCE_S) is None
+    assert client.receive(0) is None
+    assert cause in str(client.no_answer(SILENCE_S))
+
+
+def test_a_worker_on_the_allow_list_is_let_in(secured_server, keys):
+    with ClientSocket(secured_server.contact_addresses[0], load_worker_keys(keys)) as client:
+        exchange(secured_server, client)
+
+
+def test_a_worker_that_is_not_on_the_allow_list_is_kept_out(secured_server, keys, tmp_path, caplog):
+    create_keys(tmp_path / "others")
+    add_worker_keys(tmp_path / "others", "stranger")
+    shutil.copy(keys / "server.key", tmp_path / "others/stranger/server.key")
+    stranger_keys = load_worker_keys(tmp_path / "others/stranger")
+    with ClientSocket(secured_server.contact_addresses[0], stranger_keys) as stranger:
+        assert_kept_out(secured_server, stranger, "refuses these keys")
+    assert f"key_denied domain=dist-net key={stranger_keys.public.decode()}" in caplog.text
+
+
+def test_a_worker_without_keys_is_kept_out(secured_server):
+    with ClientSocket(secured_server.contact_addresses[0]) as client:
+        assert_kept_out(secured_server, client, "wants keys: give --keys DIR")
+
+
+def test_a_worker_with_keys_does_not_talk_to_another_server(secured_server, tmp_path):
+    create_keys(tmp_path / "others")
+    other_keys = load_worker_keys(add_worker_keys(tmp_path / "others"))
+    with ClientSocket(secured_server.contact_addresses[0], other_keys) as client:
+        assert_kept_out(secured_server, client, "refuses these keys")
+
+
+def test_a_worker_with_keys_does_not_talk_to_a_server_without(server, keys):
+    with ClientSocket(server.contact_addresses[0], load_worker_keys(keys)) as client:
+        assert_kept_out(server, client, "works without keys")
+
+
+def test_the_allow_list_may_change_while_the_server_runs(secured_server, keys):
+    address = secured_server.contact_addresses[0]
+    new_keys = load_worker_keys(add_worker_keys(keys, "late"))
+    with ClientSocket(address, new_keys) as late:
+        exchange(secured_server, late)
+    (keys / "clients/late.key").unlink()
+    with ClientSocket(address, new_keys) as late:
+        assert_kept_out(secured_server, late, "refuses these keys")
+
+
+def test_a_damaged_allow_list_keeps_everybody_out(secured_server, keys, caplog):
+    worker_keys = load_worker_keys(keys)
+    (keys / "clients/damaged.key").write_text("nonsense")
+    with ClientSocket(secured_server.contact_addresses[0], worker_keys) as client:
+        assert_kept_out(secured_server, client, "refuses these keys")
+    assert "damaged.key" in caplog.text
+
+
+def test_local_workers_need_no_keys_beside_remote_ones_that_do(keys, tmp_path):
+    listen = ["tcp://0.0.0.0:0", f"ipc://{tmp_path}/socket"]
+    with ServerSocket(listen, load_server_keys(keys)) as server:
+        tcp, ipc = server.contact_addresses
+        host, _, port = tcp.removeprefix("tcp://").rpartition(":")
+        assert host == socket.gethostname()
+        remote = f"tcp://127.0.0.1:{port}"
+        with (
+            ClientSocket(ipc) as local_client,
+            ClientSocket(ipc, load_worker_keys(keys)) as local_client_with_keys,
+            ClientSocket(remote, load_worker_keys(keys)) as remote_client,
+        ):
+            for client in (local_client, local_client_with_keys, remote_client):
+                exchange(server, client)
+        with ClientSocket(remote) as client:
+            assert_kept_out(server, client, "wants keys")

@@ -1,0 +1,48 @@
+"""A segment's owner is killed: the memory stays while it is used, and then nothing is left."""
+
+import gc
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_net.wire.segment import Segment, available
+
+pytestmark = pytest.mark.skipif(not available(), reason="needs Linux's memfd")
+
+SIZE = 101_770
+OWNER = f"""
+import sys
+from dist_net.wire.segment import Segment
+segment = Segment.create(vectors=4, size={SIZE})
+segment.vector(3)[:] = 5.0
+print(segment.process_id, segment.descriptor, segment.token.hex(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_nothing_is_left_of_a_killed_owners_segment():
+    named_memory = set(Path("/dev/shm").iterdir())
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with owner:
+        process_id, descriptor, token = owner.stdout.readline().split()
+        segment = Segment.attach(
+            int(process_id), int(descriptor), bytes.fromhex(token), SIZE, writable=True
+        )
+        owner.send_signal(signal.SIGKILL)
+        assert owner.wait(timeout=10) == -signal.SIGKILL
+
+    vector = segment.vector(3)
+    vector += 1
+    np.testing.assert_array_equal(vector, np.full(SIZE, 6, np.float32))
+
+    segment.close()
+    del vector, segment
+    gc.collect()
+    assert "/memfd:dist-net" not in Path("/proc/self/maps").read_text()
+    assert set(Path("/dev/shm").iterdir()) == named_memory

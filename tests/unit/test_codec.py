@@ -1,0 +1,244 @@
+"""Messages to frames and back, and what becomes of frames that are no messages."""
+
+from typing import get_args, get_type_hints
+
+import msgpack
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_net.errors import ProtocolError
+from dist_net.wire.codec import MAX_HEADER_BYTES, PROTOCOL_VERSION, decode, encode
+from dist_net.wire.messages import (
+    Alive,
+    Heartbeat,
+    Join,
+    Message,
+    Pull,
+    Push,
+    Snapshot,
+    Status,
+    Vector,
+    Wait,
+    Welcome,
+    Work,
+)
+
+PUSH = Push(3, 17, 1000, 1032, 512, 34.5, 28, None)
+WEIGHTS = np.arange(6, dtype=np.float32)
+
+vectors = st.lists(st.floats(width=32), min_size=1, max_size=20).map(
+    lambda values: np.array(values, np.float32)
+)
+by_hint = {
+    int: st.integers(0, 2**63 - 1),
+    float: st.floats(0, allow_infinity=False),
+    str: st.text(max_size=20),
+    bytes: st.binary(max_size=20),
+    bool: st.booleans(),
+    Vector: vectors,
+    Vector | None: st.none() | vectors,
+}
+messages = st.one_of(
+    st.builds(kind, **{name: by_hint[hint] for name, hint in get_type_hints(kind).items()})
+    for kind in get_args(Message)
+)
+plain_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=5)
+    | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)  # fmt: skip
+
+
+def header(*values: object) -> bytes:
+    return msgpack.packb(values)
+
+
+def assert_refused(frames, *expected_words: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        decode(frames)
+    for word in expected_words:
+        assert word in str(caught.value)
+
+
+@settings(deadline=None)
+@given(messages)
+def test_every_message_comes_back_as_it_was(message):
+    decoded = decode([bytes(frame) for frame in encode(message)])
+    assert type(decoded) is type(message)
+    for sent, received in zip(message, decoded, strict=True):
+        assert type(sent) is type(received)
+        if isinstance(sent, np.ndarray):
+            assert received.dtype == np.float32
+            assert sent.tobytes() == received.tobytes()
+        else:
+            assert sent == received
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), -1.5])
+def test_a_diverging_loss_is_carried(loss):
+    (frame,) = encode(PUSH._replace(loss_sum=loss))
+    assert str(decode([frame]).loss_sum) == str(loss)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Join("w", "d", 6, 1, -1, b""),
+        Welcome(1, 32, 0, 0.5, 2.0, 1, -1, b""),
+        Work(1, 0, 0, 32, 0, -1, None),
+    ],
+)
+def test_minus_one_is_carried_where_it_means_no_shared_memory(message):
+    assert decode(encode(message)) == message
+
+
+def test_a_contiguous_array_is_not_copied_on_the_way_out():
+    _, frame = encode(PUSH._replace(gradient=WEIGHTS))
+    assert np.shares_memory(np.frombuffer(frame, np.float32), WEIGHTS)
+
+
+def test_an_array_with_gaps_is_carried():
+    _, frame = encode(PUSH._replace(gradient=WEIGHTS[::2]))
+    assert bytes(frame) == WEIGHTS[::2].tobytes()
+
+
+def test_a_received_array_is_a_read_only_view_of_its_frame():
+    frames = [bytes(frame) for frame in encode(Snapshot(1, 32, WEIGHTS))]
+    weights = decode(frames).weights
+    assert np.shares_memory(weights, np.frombuffer(frames[1], np.float32))
+    with pytest.raises(ValueError, match="read-only"):
+        weights[0] = 1
+
+
+@pytest.mark.parametrize(
+    "array", [WEIGHTS.astype(np.float64), WEIGHTS.reshape(2, 3), WEIGHTS[:0], np.float32(1)]
+)
+def test_only_float32_vectors_are_sent(array):
+    with pytest.raises(ProtocolError, match="1-D float32"):
+        encode(PUSH._replace(gradient=array))
+
+
+def test_a_message_that_cannot_be_packed_does_not_spoil_the_next():
+    with pytest.raises(TypeError):
+        encode(Heartbeat(np.int64(1)))
+    assert decode(encode(Heartbeat(2))) == Heartbeat(2)
+
+
+def test_a_text_too_long_for_a_header_is_not_sent():
+    with pytest.raises(ProtocolError, match=str(MAX_HEADER_BYTES)):
+        encode(Status("x" * MAX_HEADER_BYTES))
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=60), max_size=4))
+def test_random_frames_are_refused(frames):
+    assert_refused(frames)
+
+
+@settings(deadline=None)
+@given(st.lists(plain_values, max_size=10), st.lists(st.binary(max_size=8), max_size=2))
+def test_a_header_of_random_values_is_refused(values, frames):
+    assert_refused([header(*values), *frames])
+
+
+@settings(deadline=None)
+@given(messages, st.data())
+def test_a_damaged_message_raises_nothing_but_a_protocol_error(message, data):
+    frames = [bytearray(frame) for frame in encode(message)]
+    frame = data.draw(st.sampled_from(frames))
+    for _ in range(data.draw(st.integers(1, 4))):
+        frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
+    del frame[data.draw(st.integers(1, len(frame))) :]
+    try:
+        decoded = decode([bytes(frame) for frame in frames])
+    except ProtocolError:
+        return
+    assert isinstance(decoded, get_args(Message))
+
+
+@settings(deadline=None)
+@given(st.sampled_from(get_args(Message)), st.lists(plain_values, max_size=9))
+def test_random_fields_raise_nothing_but_a_protocol_error(kind, fields):
+    try:
+        decoded = decode([header(PROTOCOL_VERSION, kind.__name__, *fields)])
+    except ProtocolError:
+        return
+    assert isinstance(decoded, kind)
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ([], ["0 frames"]),
+        ([b"\xc1"], ["not msgpack"]),
+        ([b"\x93\x01" * 1000], ["not msgpack"]),
+        ([bytes(MAX_HEADER_BYTES + 1)], [str(MAX_HEADER_BYTES)]),
+        ([header(1)], ["(1,)", "expected"]),
+        ([header(2, "Alive")], ["version 2", "same release"]),
+        ([header(True, "Alive")], ["version True"]),
+        ([header(1, "Explode")], ["'Explode'", "Heartbeat"]),
+        ([header(1, "Heartbeat")], ["0 fields", "worker_id"]),
+        ([header(1, "Heartbeat", 1, 2)], ["2 fields"]),
+        ([header(1, "Heartbeat", True)], ["Heartbeat.worker_id", "True", "bool", "int"]),
+        ([header(1, "Heartbeat", "7")], ["'7'", "str"]),
+        ([header(1, "Heartbeat", -1)], ["-1", "from 0"]),
+        ([header(1, "Heartbeat", 2**63)], [str(2**63)]),
+        ([header(1, "Wait", float("nan"))], ["Wait.retry_after_s", "nan"]),
+        ([header(1, "Wait", float("inf"))], ["inf"]),
+        ([header(1, "Wait", -0.5)], ["-0.5"]),
+        ([header(1, "Stop", "done", 1)], ["Stop.finished", "bool"]),
+        ([header(1, "Work", 1, 0, 0, 32, 0, -2, None)], ["Work.snapshot", "-2"]),
+        ([header(1, "Heartbeat", 1), b"more"], ["2 frames", "expected 1"]),
+        ([header(1, "Status", b"\xff")], ["Status.report", "bytes"]),
+        ([b"\x93\x01\xa6Status\xa1\xff"], ["not msgpack"]),
+    ],
+)  # fmt: skip
+def test_what_was_wrong_is_named(frames, words):
+    assert_refused(frames, *words)
+
+
+@pytest.mark.parametrize(
+    ("spec", "more_frames", "words"),
+    [
+        (None, [], ["None", "<f4"]),
+        (["<f8", [2]], [bytes(16)], ["<f8"]),
+        ([">f4", [2]], [bytes(8)], [">f4"]),
+        (["<f4", [2, 1]], [bytes(8)], ["(2, 1)"]),
+        (["<f4", []], [bytes(4)], ["()"]),
+        (["<f4", [0]], [b""], ["(0,)"]),
+        (["<f4", [-2]], [bytes(8)], ["(-2,)"]),
+        (["<f4", [True]], [bytes(4)], ["True"]),
+        (["<f4", [2.0]], [bytes(8)], ["2.0"]),
+        (["<f4", 2], [bytes(8)], ["'<f4', 2"]),
+        (["<f4", [2**40]], [bytes(8)], [str(2**40)]),
+        (["<f4", [2]], [bytes(7)], ["[7]", "8"]),
+        (["<f4", [2]], [], ["[]", "8"]),
+        (["<f4", [2]], [bytes(8), bytes(8)], ["[8, 8]"]),
+    ],
+)
+def test_an_array_that_is_not_what_its_description_says_is_refused(spec, more_frames, words):
+    assert_refused([header(1, "Snapshot", 1, 32, spec), *more_frames], "Snapshot.weights", *words)
+
+
+def test_a_frame_that_nothing_describes_is_refused():
+    assert_refused([*encode(PUSH), bytes(8)], "Push.gradient", "2 frames")
+
+
+def test_a_short_header_cannot_claim_much_memory():
+    deep = b"\xdd\x00\x0f\xff\xff" * 500
+    assert_refused([deep], "exceeds max_array_len")
+
+
+def test_an_error_stays_short_whatever_the_peer_sent():
+    with pytest.raises(ProtocolError) as caught:
+        decode([header(1, "x" * 100_000)])
+    assert len(str(caught.value)) < 500
+
+
+def test_messages_without_fields_and_with_one_are_small():
+    assert [len(encode(message)[0]) for message in (Alive(), Pull(1), Heartbeat(1), Wait(0.5))] == [
+        8, 8, 13, 16
+    ]  # fmt: skip

@@ -1,0 +1,141 @@
+"""Shared memory inside one process; tests/process shows what a killed owner leaves: nothing."""
+
+import gc
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_net.errors import SegmentError
+from dist_net.wire import segment as segment_module
+from dist_net.wire.segment import Segment
+
+pytestmark = pytest.mark.skipif(not segment_module.available(), reason="needs Linux's memfd")
+
+SIZE = 1500
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def mapped_segments() -> int:
+    gc.collect()
+    return Path("/proc/self/maps").read_text().count("/memfd:dist-net")
+
+
+@pytest.fixture
+def owner():
+    before = open_files(), mapped_segments()
+    segment = Segment.create(vectors=3, size=SIZE)
+    yield segment
+    segment.close()
+    del segment
+    assert (open_files(), mapped_segments()) == before
+
+
+def attach(owner: Segment, writable: bool = False, **changes: object) -> Segment:
+    announced = {
+        "process_id": owner.process_id,
+        "descriptor": owner.descriptor,
+        "token": owner.token,
+        "size": owner.size,
+    }
+    return Segment.attach(**(announced | changes), writable=writable)
+
+
+def test_vectors_are_zero_separate_and_aligned(owner):
+    assert owner.vectors == 3
+    for index in range(3):
+        vector = owner.vector(index)
+        assert (vector.shape, vector.dtype) == ((SIZE,), np.float32)
+        assert vector.ctypes.data % os.sysconf("SC_PAGESIZE") == 0
+        assert not vector.any()
+        vector[:] = index + 1
+    assert [set(owner.vector(index).tolist()) for index in range(3)] == [{1.0}, {2.0}, {3.0}]
+
+
+def test_what_one_side_writes_the_other_reads(owner):
+    reader, writer = attach(owner), attach(owner, writable=True)
+    writer.vector(2)[:] = np.arange(SIZE)
+    np.testing.assert_array_equal(reader.vector(2), np.arange(SIZE))
+    np.testing.assert_array_equal(owner.vector(2), np.arange(SIZE))
+
+
+def test_a_reader_cannot_write(owner):
+    with pytest.raises(ValueError, match="read-only"):
+        attach(owner).vector(0)[0] = 1
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_a_vector_that_is_not_there_is_named(owner, index):
+    with pytest.raises(SegmentError, match=f"no vector {index}"):
+        owner.vector(index)
+
+
+def test_an_array_outlives_close_and_then_the_memory_goes(owner):
+    attached = attach(owner, writable=True)
+    view = attached.vector(0)[10:20]
+    attached.close()
+    view[:] = 7
+    assert owner.vector(0)[10] == 7
+    assert mapped_segments() == 2
+    del view, attached
+    assert mapped_segments() == 1
+
+
+def test_a_closed_segment_gives_no_vectors(owner):
+    owner.close()
+    owner.close()
+    with pytest.raises(SegmentError, match="no vector 0"):
+        owner.vector(0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"token": bytes(16)}, "token"),
+        ({"token": b""}, "token"),
+        ({"size": SIZE * 2}, f"{SIZE} float32 elements, not of {SIZE * 2}"),
+        ({"descriptor": 10_000}, "No such file"),
+        ({"descriptor": -1}, "No such file"),
+        ({"process_id": 2**31}, "No such file"),
+    ],
+)
+def test_only_the_announced_segment_is_attached(owner, changes, cause):
+    with pytest.raises(SegmentError, match=cause):
+        attach(owner, **changes)
+
+
+def test_another_kind_of_file_is_not_opened(owner):
+    reader, writer = os.pipe()
+    with pytest.raises(SegmentError, match="not a segment"):
+        attach(owner, descriptor=reader)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_file_that_could_be_cut_short_is_not_mapped(owner):
+    descriptor = os.memfd_create("dist-net")
+    os.write(descriptor, owner.token + bytes(4096 * 3 - 16))
+    with pytest.raises(SegmentError, match="sealed"):
+        attach(owner, descriptor=descriptor)
+    os.close(descriptor)
+
+
+def test_the_size_cannot_be_changed(owner):
+    with pytest.raises(PermissionError):
+        os.ftruncate(owner.descriptor, 4096)
+
+
+def test_room_that_the_system_does_not_have_is_named():
+    before = open_files()
+    with pytest.raises(SegmentError, match="cannot share"):
+        Segment.create(vectors=1, size=2**58)
+    assert open_files() == before
+
+
+def test_without_memfd_there_are_no_segments(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create")
+    assert not segment_module.available()
