@@ -1,0 +1,124 @@
+# Sourced by launch, test and check: makes the checkout's .venv what they need, once.
+# Sets $checkout and $venv. Needs nothing but a POSIX shell and python3.
+
+checkout=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
+venv=$checkout/.venv
+
+# prepare EXTRAS: .venv holds the project and these extras; returns at once where it does already.
+prepare() {
+    stamp=$venv/installed-$1
+    is_installed && return
+    [ -w "$checkout" ] || die 2 "cannot write to $checkout, where .venv is to be made"
+    require_python
+    # The lock is the open file's: it ends with the subshell, however that ends.
+    (
+        trap 'exit 130' INT
+        "$python" -c "$lock"
+        is_installed || install_project "$1"
+    ) 9<"$checkout/pyproject.toml"
+}
+
+# prepare_tests EXTRAS: the same, and what the tests ask of the system, where root can install it.
+prepare_tests() {
+    find_python || apt_install python3-venv || true
+    prepare "$1"
+    command -v ip >/dev/null || apt_install iproute2 ||
+        say "no \`ip\` here (package iproute2): the tests between network namespaces are skipped"
+}
+
+is_installed() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ]; }
+
+# What an installation was made for. The place counts: console scripts hold absolute paths.
+fingerprint() {
+    "$venv/bin/python" -V 2>/dev/null && cksum <"$checkout/pyproject.toml" && echo "$checkout"
+}
+
+install_project() {
+    is_usable || make_environment
+    # Left behind by an installation that was killed half-way.
+    : >"$venv/incomplete"
+    say "installing dist_net[$1] and what it needs into .venv (the first time: about a minute)"
+    status=0
+    quietly install_packages -e "${checkout}[$1]" || status=1
+    rm "$venv/incomplete"
+    [ $status -eq 0 ] || die 1 "the installation failed, as told above; call this again to retry"
+    fingerprint >"$stamp"
+}
+
+is_usable() {
+    [ ! -e "$venv/incomplete" ] && fingerprint >/dev/null && { has_pip || has_uv; }
+}
+
+make_environment() {
+    say "making .venv with $("$python" -V)"
+    rm -rf "$venv"
+    mkdir "$venv"
+    : >"$venv/incomplete"
+    if has_venv "$python"; then
+        quietly "$python" -m venv "$venv"
+    else
+        quietly uv venv --allow-existing --python "$python" "$venv"
+    fi
+}
+
+install_packages() {
+    if has_pip; then "$venv/bin/python" -m pip install "$@"
+    else uv pip install --python "$venv/bin/python" "$@"; fi
+}
+
+has_pip() { "$venv/bin/python" -c 'import pip' 2>/dev/null; }
+has_uv() { command -v uv >/dev/null; }
+has_venv() { "$1" -c 'import ensurepip, venv' 2>/dev/null; }
+
+# Sets $python to the first that is new enough and can make an environment. Each one is run: a
+# version manager's stand-in may have nothing behind it.
+find_python() {
+    for python in python3 python3.14 python3.13 python3.12 python3.11; do
+        "$python" -c "$new_enough" 2>/dev/null && { has_venv "$python" || has_uv; } && return
+    done
+    return 1
+}
+
+require_python() {
+    find_python && return
+    python3 -c "$new_enough" 2>/dev/null ||
+        die 2 "needs Python 3.11 or newer as python3, found $(python3 -V 2>/dev/null || echo none)"
+    ! command -v apt-get >/dev/null ||
+        die 2 "python3 came without venv; run: sudo apt-get install python3-venv"
+    die 2 "python3 came without venv and ensurepip; install those, or uv, and call this again"
+}
+
+new_enough='import sys; sys.exit(sys.version_info < (3, 11))'
+
+lock='
+import fcntl, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("waiting for another call that is installing into .venv", file=sys.stderr)
+    fcntl.flock(9, fcntl.LOCK_EX)
+'
+
+apt_install() {
+    [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 1
+    say "installing $1 with apt-get"
+    log=$(export DEBIAN_FRONTEND=noninteractive
+        { apt-get -qq update && apt-get -qq -y install "$1"; } 2>&1 </dev/null) && return
+    say "that failed: $(printf '%s\n' "$log" | tail -n 1)"
+    return 1
+}
+
+# Runs a command whose output matters only if it fails.
+quietly() {
+    "$@" >"$venv/install.log" 2>&1 </dev/null && return
+    cat "$venv/install.log" >&2
+    return 1
+}
+
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+
+die() {
+    say "$2"
+    exit "$1"
+}

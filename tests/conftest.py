@@ -1,0 +1,129 @@
+"""What holds for every test: a leaked thread, socket, process or shared-memory segment fails it.
+
+Read from /proc, so that what native code leaves behind (ZeroMQ's sockets and contexts) counts too.
+What a failed test leaves is not held against it, since its traceback keeps its frames alive.
+"""
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+# Endings that were asked for may still be under way: a worker whose server has just gone, a
+# ZeroMQ context that closes its sockets. Nothing waits unless something is left.
+GRACE_S = 2.0
+SELF = str(os.getpid())
+SHARED_MEMORY = ("/memfd:", "/dev/shm/")
+PR_SET_CHILD_SUBREAPER = 36
+FAILED = pytest.StashKey[bool]()
+
+Leaks = dict[str, str]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def adopt_orphans() -> None:
+    """A grandchild whose parent has died becomes this process's child, and so can be found."""
+    assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compares what the process holds before and after the test and its fixtures."""
+    before = held()
+    yield
+    left = leaks_since(before)
+    for name in left:
+        if name.startswith("process "):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(name.split()[1]), signal.SIGKILL)
+    if left and not request.node.stash.get(FAILED, False):
+        pytest.fail("left behind: " + "; ".join(sorted(map(" ".join, left.items()))), pytrace=False)
+
+
+def leaks_since(before: Leaks) -> Leaks:
+    """What is held now and was not before; asked again until nothing is, or the grace is over."""
+    deadline = time.monotonic() + GRACE_S
+    while (left := not_in(before)) and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.01)
+    return left
+
+
+def not_in(before: Leaks) -> Leaks:
+    return {name: what for name, what in held().items() if name not in before}
+
+
+def held() -> Leaks:
+    """Everything that can leak, by a name that is its own."""
+    return threads() | processes() | descriptors() | mappings()
+
+
+def threads() -> Leaks:
+    """Python's threads."""
+    return {f"thread {thread.native_id}": thread.name for thread in threading.enumerate()}
+
+
+def processes() -> Leaks:
+    """Children that run; one that has ended holds nothing any more."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:  # there are none, which is quicker to ask than to look for them
+        return {}
+    stats = Path("/proc").glob("[0-9]*/stat")
+    # After the name, which may hold anything, come the state and the parent.
+    children = [
+        stat.parent for stat in stats if read(stat).rpartition(")")[2].split()[1:2] == [SELF]
+    ]
+    commands = {path.name: read(path / "cmdline").replace("\0", " ") for path in children}
+    return {f"process {child}": command for child, command in commands.items() if command}
+
+
+def descriptors() -> Leaks:
+    """Open sockets, shared-memory files, and what ZeroMQ's sockets and contexts wait on."""
+    found = {}
+    for descriptor in Path("/proc/self/fd").iterdir():
+        target = link(descriptor)
+        if target.startswith(("socket:", "anon_inode:[event", *SHARED_MEMORY)):
+            found[f"descriptor {descriptor.name} {target}"] = ""
+    return found
+
+
+def mappings() -> Leaks:
+    """Shared memory that is mapped, whether its descriptor is open or not."""
+    lines = [line.split(maxsplit=5) for line in read(Path("/proc/self/maps")).splitlines()]
+    shared = [line for line in lines if len(line) == 6 and line[5].startswith(SHARED_MEMORY)]
+    return {f"mapping {line[0]}": line[5] for line in shared}
+
+
+def read(path: Path) -> str:
+    """A file of /proc, empty if its process has just ended."""
+    try:
+        return path.read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def link(path: Path) -> str:
+    """Where a link of /proc leads, empty if it has just gone."""
+    try:
+        return str(path.readlink())
+    except FileNotFoundError:
+        return ""
