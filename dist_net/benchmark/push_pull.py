@@ -1,0 +1,112 @@
+"""``dist-net bench push-pull``: the round trip of a gradient and new weights, without the compute.
+
+A real parameter server in a process of its own, and a real worker in this one, whose minibatches
+cost nothing: what is left is push, update, and pull.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from dist_net.benchmark import synthetic
+from dist_net.benchmark.peers.runner import measure_peer
+from dist_net.cluster.child import Child, end
+from dist_net.cluster.observer import Observer
+from dist_net.cluster.options import RunOptions
+from dist_net.cluster.run_directory import RunDirectory
+from dist_net.recipe import load_recipe
+from dist_net.training.process import WorkerProcess
+from dist_net.wire.memory import keep_freed_memory
+from dist_net.wire.messages import Vector
+
+ROUND_TRIPS = 4000
+WARM_UP = 400
+SMALL = np.float32(1e-6)
+START_TIMEOUT_S = 30.0
+
+
+class Stopwatch:
+    """A step that computes nothing; notes how long the next one is waited for."""
+
+    def __init__(self) -> None:
+        self.times_s: list[float] = []
+        self._pushed_s: float | None = None
+        self.finished: Callable[[], None] = lambda: None
+
+    def prepare(self, epoch: int, start: int, stop: int) -> None:
+        """Nothing to gather."""
+
+    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
+        """Notes the time since the last push; reads the weights and writes a gradient, untimed."""
+        if self._pushed_s is not None:
+            self.times_s.append(perf_counter() - self._pushed_s)
+        if len(self.times_s) == ROUND_TRIPS:
+            self.finished()
+        np.multiply(weights, SMALL, out=gradient)
+        self._pushed_s = perf_counter()
+        return 0.0, 0
+
+    @property
+    def median_ms(self) -> float:
+        """Milliseconds from a push to the weights that it led to."""
+        return 1e3 * median(self.times_s[WARM_UP:])
+
+
+def measure(with_peers: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """``results``, ``peers`` and ``ratios`` as the command line's JSON has them."""
+    results = [measure_transport(name, say) for name in ("shared-memory", "tcp")]
+    if not with_peers:
+        return {"results": results, "peers": [], "ratios": {}}
+    say("measuring zeromq_echo")
+    echo = measure_peer("zeromq_echo", (results[1]["bytes"],)).cases[0]
+    ratio = round(results[1]["median_ms"] / echo["median_ms"], 3)
+    return {
+        "results": results,
+        "peers": [{"peer": "zeromq_echo", **echo}],
+        "ratios": {"tcp_to_zeromq_echo": ratio},
+    }
+
+
+def measure_transport(transport: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """The median over ``ROUND_TRIPS``, between two processes of this host."""
+    say(f"measuring {transport}")
+    keep_freed_memory()  # as every worker's process does
+    loaded = load_recipe(synthetic.__file__)
+    size = loaded.recipe.model.layout.size
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = RunDirectory.create(Path(temporary) / "run", "push-pull", datetime.now())
+        options = RunOptions(loaded.reference, batch_size=1, epochs=1, learning_rate=1e-9)
+        directory.options.write_text(options.to_json())
+        listen = "tcp://127.0.0.1:0" if transport == "tcp" else f"ipc://{temporary}/server"
+        arguments = [str(directory.path), listen]
+        server = Child("server", "workers.parameter_server", arguments, directory.logs)
+        try:
+            (address,) = server.wait_until_ready(START_TIMEOUT_S)
+            stopwatch = Stopwatch()
+            with WorkerProcess(
+                lambda _: stopwatch,
+                address,
+                "stopwatch",
+                loaded.digest(loaded.recipe.load_dataset()),
+                size,
+                shares_memory=transport != "tcp",
+            ) as worker:
+                stopwatch.finished = lambda: worker.stop("measured")
+                worker.train()
+            with Observer(address) as observer:
+                observer.shut_down("measured")
+        finally:
+            end([server], grace_s=5.0)
+    return {
+        "transport": transport,
+        "bytes": 4 * size,
+        "median_ms": round(stopwatch.median_ms, 4),
+    }

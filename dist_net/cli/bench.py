@@ -1,0 +1,51 @@
+"""``dist-net bench NAME``: measures this project, and its peers in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dist_net.benchmark import push_pull, training
+
+BENCHES: dict[str, Callable[[bool, Callable[[str], None]], dict[str, Any]]] = {
+    "training": training.measure,
+    "push-pull": push_pull.measure,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    parser.add_argument("name", metavar="NAME", choices=BENCHES, help=", ".join(BENCHES))
+    parser.add_argument("--peers", action="store_true", help="measure every installed peer too")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures, shows tables, and gives the exit code."""
+    measured = BENCHES[arguments.name](arguments.peers, lambda text: print(text, file=sys.stderr))
+    if arguments.json:
+        print(json.dumps(measured))
+        return 0
+    console = Console(highlight=False)
+    for title in ("results", "peers"):
+        if measured[title]:
+            console.print(table_of(title, measured[title]))
+    for name, ratio in measured["ratios"].items():
+        console.print(f"{name}: {ratio}")
+    return 0
+
+
+def table_of(title: str, rows: list[dict[str, Any]]) -> Table:
+    """A table with a column for each key of the first row."""
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(
+            *(f"{value:,}" if isinstance(value, int | float) else value for value in row.values())
+        )
+    return table
