@@ -186,6 +186,10 @@ class ProcessFailedError(DistNetError):
     """A process of the run ended before its time, or did not start."""
 
 
+class RunOverdueError(DistNetError):
+    """A run was not done within the time allowed."""
+
+
 class MissingExtraError(DistNetError):
     """Something needs a package that is not installed."""
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.expression import Expression
-from dist_net.autodiff.steps import Step, viewed
+from dist_net.autodiff.steps import Step, unreshaped, viewed
 
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
 
@@ -44,14 +44,19 @@ def assign_slots(
 
 
 def _overwritten(step: Step, dying: dict[int, Expression]) -> int | None:
-    """The slot of an input that this step may write its output over."""
-    if len(step.nodes) > 1 or not step.output.operation.overwrites_inputs:
-        return None
+    """The slot of an input that this step may write its output over.
+
+    Every read of it must be in the output's own order: then a strip, too, is read before it is
+    written.
+    """
     output = step.output
+    if not output.operation.overwrites_inputs:
+        return None
     for slot, node in dying.items():
         read_as = [each for each in step.inputs if viewed(each) is node]
-        if all((each.shape, each.dtype) == (output.shape, output.dtype) for each in read_as) and (
-            all(each is node for each in read_as)
+        if all(
+            (each.shape, each.dtype) == (output.shape, output.dtype) and unreshaped(each) is node
+            for each in read_as
         ):
             return slot
     return None

@@ -6,6 +6,7 @@ description, which ``gradients`` extends by other expressions and ``compile`` tu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from dist_net.errors import DTypeError, ShapeError
+from dist_net.errors import DTypeError, GraphError, ShapeError
 
 Array: TypeAlias = NDArray[np.generic]
 Shape: TypeAlias = tuple[int, ...]
@@ -99,10 +100,13 @@ class Expression:
     @property
     def size(self) -> int:
         """The number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def __repr__(self) -> str:
         return f"<{self.operation} {self.dtype}{list(self.shape)}>"
+
+    def __bool__(self) -> bool:
+        raise GraphError(f"{self} has no truth value before it is computed; use select() or mask()")
 
     def __add__(self, other: Operand) -> Expression:
         return elementwise.add(self, other)
@@ -131,8 +135,11 @@ class Expression:
     def __neg__(self) -> Expression:
         return elementwise.negative(self)
 
-    def __matmul__(self, other: Expression) -> Expression:
+    def __matmul__(self, other: Operand) -> Expression:
         return matmul.matmul(self, other)
+
+    def __rmatmul__(self, other: Operand) -> Expression:
+        return matmul.matmul(other, self)
 
     def __lt__(self, other: Operand) -> Expression:
         return elementwise.less(self, other)
@@ -175,10 +182,21 @@ def constant(value: Array | float, dtype: DTypeLike | None = None) -> Expression
 
 
 def as_expression(value: Operand, like: Expression) -> Expression:
-    """``value`` itself, or a constant of it; a bare number takes the dtype of ``like``."""
+    """``value`` itself, or a constant of it; a bare number takes the dtype of ``like``.
+
+    Raises DTypeError for a number that this dtype cannot hold: 0.5 as an integer, -1 as uint8.
+    """
     if isinstance(value, Expression):
         return value
-    return constant(value, like.dtype if np.ndim(value) == 0 else None)
+    if np.ndim(value) > 0:
+        return constant(value)
+    try:
+        fits = like.dtype.kind == "f" or like.dtype.type(value) == value
+    except (OverflowError, ValueError):
+        fits = False
+    if not fits:
+        raise DTypeError(f"{value!r} cannot be {like.dtype}; convert the expression with cast()")
+    return constant(value, like.dtype)
 
 
 def topological_order(outputs: Iterable[Expression]) -> list[Expression]:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dist_net.autodiff.expression import Expression, constant, topological_order
+from dist_net.autodiff.expression import Expression, Variable, constant, topological_order
 from dist_net.autodiff.operations.elementwise import add
 from dist_net.autodiff.operations.reduction import broadcast_to
-from dist_net.errors import DTypeError, ShapeError
+from dist_net.errors import DTypeError, GraphError, ShapeError
 
 
 def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expression]:
@@ -22,7 +22,7 @@ def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expre
 
     ``variables`` may be any expressions of the graph. One that ``output`` does not depend on has
     a gradient of zeros. Raises ShapeError if ``output`` is not a scalar, DTypeError if it is not
-    a float.
+    a float, GraphError if the graph has a variable of the same name and another shape or dtype.
     """
     if output.shape != ():
         raise ShapeError(f"gradients: expected a scalar output, got shape {output.shape}")
@@ -30,25 +30,41 @@ def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expre
         raise DTypeError(f"gradients: expected a float output, got dtype {output.dtype}")
     order = topological_order([output])
     influenced = _influenced_by(variables, order)
-    cotangents = {id(output): constant(1.0, output.dtype)}
+    cotangents = {_key(output): constant(1.0, output.dtype)}
     for node in reversed(order):
-        if id(node) not in influenced or id(node) not in cotangents or not node.inputs:
+        if _key(node) not in influenced or _key(node) not in cotangents or not node.inputs:
             continue
-        flowing = node.operation.vjp(node, cotangents[id(node)])
+        flowing = node.operation.vjp(node, cotangents[_key(node)])
         for each, contribution in zip(node.inputs, flowing, strict=True):
-            if contribution is not None and id(each) in influenced:
-                known = cotangents.get(id(each))
-                cotangents[id(each)] = contribution if known is None else add(known, contribution)
-    return [cotangents.get(id(each)) or _zeros_like(each) for each in variables]
+            if contribution is not None and _key(each) in influenced:
+                known = cotangents.get(_key(each))
+                cotangents[_key(each)] = contribution if known is None else add(known, contribution)
+    return [_gradient(each, cotangents.get(_key(each))) for each in variables]
 
 
-def _influenced_by(variables: Sequence[Expression], order: Sequence[Expression]) -> set[int]:
-    """The ids of the nodes that depend on one of ``variables``, themselves included."""
-    influenced = {id(each) for each in variables}
+def _key(node: Expression) -> object:
+    """Equal for what has one gradient: a node, or all the variables of one name."""
+    return node.operation if isinstance(node.operation, Variable) else id(node)
+
+
+def _influenced_by(variables: Sequence[Expression], order: Sequence[Expression]) -> set[object]:
+    """The keys of the nodes that depend on one of ``variables``, themselves included."""
+    influenced = {_key(each) for each in variables}
     for node in order:
-        if any(id(each) in influenced for each in node.inputs):
-            influenced.add(id(node))
+        if any(_key(each) in influenced for each in node.inputs):
+            influenced.add(_key(node))
     return influenced
+
+
+def _gradient(node: Expression, cotangent: Expression | None) -> Expression:
+    if cotangent is None:
+        return _zeros_like(node)
+    if (cotangent.shape, cotangent.dtype) != (node.shape, node.dtype):
+        raise GraphError(
+            f"gradients: {node} is {cotangent.dtype}{list(cotangent.shape)} in the graph; "
+            f"name them apart"
+        )
+    return cotangent
 
 
 def _zeros_like(node: Expression) -> Expression:

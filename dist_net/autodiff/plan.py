@@ -132,7 +132,7 @@ def compile(outputs: Sequence[Expression]) -> Plan:
     return Plan(outputs)
 
 
-def evaluate(outputs: Sequence[Expression], **arrays: Array) -> list[Array]:
+def evaluate(outputs: Sequence[Expression], /, **arrays: Array) -> list[Array]:
     """The values of ``outputs`` for these variables, in new arrays: compiled, run once, dropped."""
     contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
     shaped = {name: contiguous[name].reshape(np.shape(arrays[name])) for name in arrays}

@@ -7,6 +7,7 @@ simplified by the rules below, and shared with any equal node seen before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from dist_net.autodiff.operations.elementwise import (
     Multiply,
     Negative,
     Subtract,
+    multiply,
+    negative,
 )
 from dist_net.autodiff.operations.reduction import BroadcastTo, broadcast_to
 from dist_net.autodiff.operations.selection import Cast, Mask, StopGradient
@@ -42,12 +45,25 @@ def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
     shared: dict[object, Expression] = {}
     for node in topological_order(outputs):
         inputs = tuple(rewritten[id(each)] for each in node.inputs)
-        simple = simplify(Expression(node.operation, inputs, node.shape, node.dtype))
-        first = shared.setdefault(_identity(simple), simple)
-        if isinstance(first.operation, Variable):
-            _expect_same_variable(first, simple)
-        rewritten[id(node)] = first
+        same = Expression(node.operation, inputs, node.shape, node.dtype)
+        identity = _identity(same)
+        if identity not in shared:
+            shared[identity] = _share(simplify(same), shared)
+        if isinstance(same.operation, Variable):
+            _expect_same_variable(shared[identity], same)
+        rewritten[id(node)] = shared[identity]
     return [rewritten[id(each)] for each in outputs]
+
+
+def _share(node: Expression, shared: dict[object, Expression]) -> Expression:
+    """The first node that computes the same. A rule may make inputs anew, so they are shared too;
+    the recursion is no deeper than what one rule makes."""
+    known = shared.get(_identity(node))
+    if known is not None:
+        return known
+    inputs = tuple(_share(each, shared) for each in node.inputs)
+    node = Expression(node.operation, inputs, node.shape, node.dtype)
+    return shared.setdefault(_identity(node), node)
 
 
 def _identity(node: Expression) -> object:
@@ -160,20 +176,34 @@ def resolve_negatives(node: Expression) -> Expression | None:
 
 def merge_scalar_factors(node: Expression) -> Expression | None:
     """(x * c) * d is x * (c * d), and -(x * c) is x * -c: one pass over x instead of two."""
-    outer: Expression | None
     match node.operation, node.inputs:
-        case Multiply(), (inner, outer) | (outer, inner) if is_scalar(outer):
-            pass
         case Negative(), (inner,):
-            outer = constant(-1.0, node.dtype)
-        case _:
-            return None
-    if not isinstance(inner.operation, Multiply) or inner.shape != node.shape:
-        return None
-    for x, factor in (inner.inputs, inner.inputs[::-1]):
-        if is_scalar(factor) and x.shape == node.shape and not is_scalar(x):
-            return x * simplify(factor * outer)
+            return _scaled(inner, negative)
+        case Multiply(), (inner, outer) if is_scalar(outer):
+            return _scaled(inner, partial(multiply, outer))
+        case Multiply(), (outer, inner) if is_scalar(outer):
+            return _scaled(inner, partial(multiply, outer))
     return None
+
+
+def _scaled(product: Expression, change: Callable[[Expression], Expression]) -> Expression | None:
+    """x * factor with its factor changed, unless that leaves the range of the dtype."""
+    if not isinstance(product.operation, Multiply):
+        return None
+    for x, factor in (product.inputs, product.inputs[::-1]):
+        if is_scalar(factor):
+            changed = simplify(change(factor))
+            return x * changed if _is_in_range(changed) else None
+    return None
+
+
+def _is_in_range(scalar: Expression) -> bool:
+    """Whether a product of factors neither overflowed nor lost digits near zero."""
+    if not isinstance(scalar.operation, Constant) or scalar.dtype.kind != "f":
+        return True
+    limits = np.finfo(scalar.dtype.name)
+    magnitude: float = abs(scalar.operation.value.item())
+    return float(limits.tiny) <= magnitude <= float(limits.max)
 
 
 def is_scalar(node: Expression, value: float | None = None) -> bool:

@@ -28,7 +28,7 @@ from dist_net.autodiff.expression import (
     topological_order,
 )
 from dist_net.autodiff.operations.elementwise import Elementwise
-from dist_net.autodiff.operations.selection import Cast, Mask, Select
+from dist_net.autodiff.operations.selection import Cast, LogicalNot, Mask, Select
 from dist_net.autodiff.operations.shaping import Reshape
 
 STRIP_BYTES = 1 << 16
@@ -67,7 +67,8 @@ class Step:
         """The calls that read ``inputs``, in the order of ``self.inputs``, and fill ``out``."""
         if len(self.nodes) == 1:
             return [self.output.operation.kernel(inputs, out)]
-        rows = max(1, STRIP_BYTES * len(out) // out.nbytes)
+        widest = max(node.size * node.dtype.itemsize for node in self.nodes)
+        rows = max(1, STRIP_BYTES * len(out) // widest)
         scratch = self._scratch(rows)
         kernels = []
         for start in range(0, len(out), rows):
@@ -121,10 +122,11 @@ def materialise(outputs: Sequence[Expression]) -> list[Expression]:
     node has that is computed, seen through reshapes or not, and is no other output.
     """
     materialised: dict[int, Expression] = {}
+    copies: dict[int, Expression] = {}
     for node in topological_order(outputs):
         inputs = tuple(materialised[id(each)] for each in node.inputs)
         if isinstance(node.operation, Reshape) and not _is_contiguous(inputs[0]):
-            inputs = (apply(Copy(), inputs[0]),)
+            inputs = (copies.setdefault(id(inputs[0]), apply(Copy(), inputs[0])),)
         materialised[id(node)] = Expression(node.operation, inputs, node.shape, node.dtype)
     claimed: set[int] = set()
     result = []
@@ -189,7 +191,7 @@ def steps_of(outputs: Sequence[Expression]) -> list[Step]:
 
 def _fuses(node: Expression, user: Expression) -> bool:
     """Whether ``node`` may be computed strip by strip with its only user."""
-    by_element = Elementwise | Mask | Cast | Select
+    by_element = Elementwise | Mask | Cast | Select | LogicalNot
     return (
         isinstance(node.operation, by_element)
         and isinstance(user.operation, by_element)

@@ -20,6 +20,14 @@ class Minibatch(NamedTuple):
     labels: NDArray[np.uint8]
 
 
+class Binding(NamedTuple):
+    """A plan on a pair of vectors, which it keeps alive: their ids are its key."""
+
+    bound: BoundPlan
+    weights: Vector
+    gradient: Vector
+
+
 class TrainingStep:
     """Gradients of a model over minibatches of a dataset's shuffled epochs.
 
@@ -37,7 +45,7 @@ class TrainingStep:
         self._epoch = -1
         self._order: NDArray[np.int64] = np.empty(0, np.int64)
         self._plans: dict[int, tuple[Plan, Minibatch]] = {}
-        self._bound: dict[tuple[int, int, int], BoundPlan] = {}
+        self._bound: dict[tuple[int, int, int], Binding] = {}
         self._size = 0
 
     def prepare(self, epoch: int, start: int, stop: int) -> None:
@@ -57,13 +65,13 @@ class TrainingStep:
 
         Both vectors are borrowed; a caller uses few different ones, as each pair is bound anew.
         """
-        key = (self._size, weights.ctypes.data, gradient.ctypes.data)
-        bound = self._bound.get(key)
-        if bound is None:
+        key = (self._size, id(weights), id(gradient))
+        binding = self._bound.get(key)
+        if binding is None:
             plan, minibatch = self._plan(self._size)
             bound = self._model.bind_training(plan, *minibatch, weights, gradient)
-            self._bound[key] = bound
-        loss, right, *_ = bound.run()
+            binding = self._bound[key] = Binding(bound, weights, gradient)
+        loss, right, *_ = binding.bound.run()
         return float(loss) * self._size, int(right)
 
     def _plan(self, size: int) -> tuple[Plan, Minibatch]:

@@ -27,13 +27,16 @@ class Elementwise(Operation):
     """One NumPy ufunc on inputs that broadcast to the result's shape."""
 
     ufunc: ClassVar[np.ufunc]
+    kinds: ClassVar[str] = "fiu"
+    """NumPy's letters for the dtypes that it is defined on: floats, integers, unsigned ones."""
     overwrites_inputs = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         name = type(self).__name__.lower()
         dtype = same_dtype(name, *inputs)
-        if dtype.kind not in "fiu":
-            raise DTypeError(f"{name}: expected numbers, got dtype {dtype}")
+        if dtype.kind not in self.kinds:
+            expected = "floats" if self.kinds == "f" else "numbers"
+            raise DTypeError(f"{name}: expected {expected}, got dtype {dtype}; convert with cast()")
         return broadcast_shape(name, *inputs), dtype
 
     def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
@@ -80,6 +83,7 @@ class Multiply(Elementwise):
 @dataclass(frozen=True)
 class Divide(Elementwise):
     ufunc = np.divide
+    kinds = "f"
 
     def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
         share = g / x[1]
@@ -97,6 +101,7 @@ class Negative(Elementwise):
 @dataclass(frozen=True)
 class Exp(Elementwise):
     ufunc = np.exp
+    kinds = "f"
 
     def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
         return (g * y,)
@@ -105,6 +110,7 @@ class Exp(Elementwise):
 @dataclass(frozen=True)
 class Log(Elementwise):
     ufunc = np.log
+    kinds = "f"
 
     def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
         return (g / x[0],)
@@ -113,6 +119,7 @@ class Log(Elementwise):
 @dataclass(frozen=True)
 class Sqrt(Elementwise):
     ufunc = np.sqrt
+    kinds = "f"
 
     def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
         return (g * 0.5 / y,)
@@ -129,6 +136,7 @@ class Square(Elementwise):
 @dataclass(frozen=True)
 class Tanh(Elementwise):
     ufunc = np.tanh
+    kinds = "f"
 
     def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
         return (g * (1.0 - square(y)),)

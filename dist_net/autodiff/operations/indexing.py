@@ -22,12 +22,13 @@ from dist_net.autodiff.expression import (
 from dist_net.autodiff.operations.elementwise import add
 from dist_net.autodiff.operations.reduction import sum_to_shape
 from dist_net.autodiff.operations.selection import cast
+from dist_net.autodiff.operations.shaping import reshape
 from dist_net.errors import DTypeError, ShapeError
 
 
 @dataclass(frozen=True)
 class Take(Operation):
-    """The elements of the flattened first input that the second names."""
+    """The elements of the first input, which has one axis, that the second names."""
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         x, flat_index = inputs
@@ -36,7 +37,7 @@ class Take(Operation):
     def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
         x, flat_index = inputs
         # Clipping spares a buffered check of every index; Dataset has checked the labels.
-        return partial(np.take, np.ascontiguousarray(x).reshape(-1), flat_index, 0, out, "clip")
+        return partial(x.take, flat_index, 0, out, "clip")
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, flat_index = node.inputs
@@ -58,7 +59,7 @@ class Put(Operation):
 
         def put_into_zeros() -> None:
             out.fill(0)
-            np.put(out, flat_index, values)
+            out.put(flat_index, values)
 
         return put_into_zeros
 
@@ -92,7 +93,8 @@ def pick(x: Expression, indices: Expression) -> Expression:
         raise DTypeError(f"pick: expected integer indices, got dtype {indices.dtype}")
     rows, columns = x.shape
     row_starts = constant(np.arange(rows, dtype=np.intp) * columns)
-    return apply(Take(), x, add(row_starts, cast(indices, np.intp)))
+    flat = reshape(x, (rows * columns,))
+    return apply(Take(), flat, add(row_starts, cast(indices, np.intp)))
 
 
 def argmax(x: Expression) -> Expression:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from dist_net.autodiff.expression import Array, Expression, Kernel, Operation, Shape, View, apply
 from dist_net.autodiff.operations import shaping
@@ -71,14 +72,19 @@ class BroadcastTo(View):
 
 
 def sum(x: Expression, axes: int | Sequence[int] | None = None, keep: bool = False) -> Expression:
-    """The sum along ``axes`` (all if None); ``keep`` leaves them as axes of length one."""
+    """The sum along ``axes`` (all if None); ``keep`` leaves them as axes of length one.
+
+    It has the dtype of ``x``: the sum of small integers wraps, unless they are cast before.
+    """
     return reduce(Sum, x, axes, keep)
 
 
 def mean(x: Expression, axes: int | Sequence[int] | None = None, keep: bool = False) -> Expression:
     """The mean along ``axes`` (all if None); ``keep`` leaves them as axes of length one."""
     total = sum(x, axes, keep)
-    return total * (total.size / x.size)
+    if x.size == 0 and total.size > 0:
+        raise ShapeError(f"mean: shape {x.shape} has no elements along axes {axes}")
+    return total * (total.size / x.size) if x.size > 0 else total
 
 
 def broadcast_to(x: Expression, shape: Sequence[int]) -> Expression:
@@ -101,10 +107,12 @@ def reduce(
     operation: type[Reduction], x: Expression, axes: int | Sequence[int] | None, keep: bool
 ) -> Expression:
     """``operation`` along ``axes``, negative ones counted from the last; raises ShapeError."""
-    given = tuple(range(x.ndim)) if axes is None else (axes,) if isinstance(axes, int) else axes
-    if any(not -x.ndim <= axis < x.ndim for axis in given):
-        raise ShapeError(f"{operation.__name__.lower()}: axes {given} of shape {x.shape}")
-    positive = tuple(sorted({axis % x.ndim for axis in given}))
+    try:
+        given = normalize_axis_tuple(range(x.ndim) if axes is None else axes, x.ndim)
+    except ValueError as error:
+        name = operation.__name__.lower()
+        raise ShapeError(f"{name}: axes {axes} of shape {x.shape}: {error}") from error
+    positive = tuple(sorted(given))
     reduced = apply(operation(positive), x) if positive else x
     if keep:
         return reduced

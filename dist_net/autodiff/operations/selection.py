@@ -31,6 +31,9 @@ class Maximum(Elementwise):
 
     ufunc = np.maximum
 
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        return partial(np.maximum, *inputs, out=out)  # NumPy 2.4 deprecates it by position
+
     def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
         first = greater(x[0], x[1])
         return mask(g, first), mask(g, logical_not(first))
@@ -194,7 +197,7 @@ def logical_not(condition: Expression) -> Expression:
 
 def cast(x: Expression, dtype: DTypeLike) -> Expression:
     """The same numbers in another dtype."""
-    return apply(Cast(np.dtype(dtype)), x)
+    return x if np.dtype(dtype) == x.dtype else apply(Cast(np.dtype(dtype)), x)
 
 
 def stop_gradient(x: Expression) -> Expression:

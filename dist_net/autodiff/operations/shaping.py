@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,10 +21,12 @@ class Reshape(View):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         (x,) = inputs
-        if x.size != int(np.prod(self.shape, dtype=np.int64)):
+        if any(length < 0 for length in self.shape):
+            raise ShapeError(f"reshape: {x.shape} to {self.shape}; expected at most one -1")
+        if x.size != math.prod(self.shape):
             raise ShapeError(
                 f"reshape: {x.shape} has {x.size} elements, {self.shape} asks for "
-                f"{int(np.prod(self.shape, dtype=np.int64))}"
+                f"{math.prod(self.shape)}"
             )
         return self.shape, x.dtype
 
@@ -61,7 +64,7 @@ def reshape(x: Expression, shape: Sequence[int]) -> Expression:
     """``x`` in another shape of as many elements; one length may be -1: what is left."""
     lengths = tuple(int(length) for length in shape)
     if lengths.count(-1) == 1:
-        known = int(np.prod([length for length in lengths if length != -1], dtype=np.int64))
+        known = math.prod(length for length in lengths if length != -1)
         if known == 0 or x.size % known:
             raise ShapeError(f"reshape: {x.shape} does not divide into {lengths}")
         lengths = tuple(x.size // known if length == -1 else length for length in lengths)
@@ -69,6 +72,8 @@ def reshape(x: Expression, shape: Sequence[int]) -> Expression:
 
 
 def transpose(x: Expression, axes: Sequence[int] | None = None) -> Expression:
-    """``x`` with its axes in another order; left out: reversed."""
-    order = tuple(reversed(range(x.ndim))) if axes is None else tuple(axes)
+    """``x`` with its axes in another order, negative ones counted from the last; reversed if
+    left out."""
+    given = range(x.ndim)[::-1] if axes is None else axes
+    order = tuple(axis + x.ndim if axis < 0 else axis for axis in given)
     return x if order == tuple(range(x.ndim)) else apply(Transpose(order), x)

@@ -1,0 +1,75 @@
+"""Gradient checking: whether the VJPs of a graph agree with the slopes of its values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.autodiff.expression import Expression, variable
+from dist_net.autodiff.gradients import gradients
+from dist_net.autodiff.operations.elementwise import add
+from dist_net.autodiff.operations.reduction import sum
+from dist_net.autodiff.plan import compile, evaluate
+from dist_net.errors import DTypeError, GradientError
+
+Point = Sequence[NDArray[np.float64]]
+
+STEP = 1e-5
+"""About the cube root of float64's precision, where central differences are most exact."""
+
+
+def check_gradients(
+    build: Callable[..., Expression],
+    *at: NDArray[np.float64],
+    rng: np.random.Generator,
+    orders: int = 2,
+    tolerance: float = 1e-6,
+) -> None:
+    """Holds the derivatives of ``build`` against differences of its values, up to ``orders``.
+
+    ``build`` makes a float64 expression of any shape from one variable for each array of ``at``,
+    whose values lie away from kinks, such as relu's at 0. For each array in turn, the slope of a
+    random combination of the results along a random direction is compared, which a wrong VJP
+    passes with probability 0. The sum of these slopes is a function of ``at`` again: the next
+    order's. Raises GradientError if two slopes differ by more than ``tolerance``, absolute below
+    1 and relative above; DTypeError if something is not float64.
+    """
+    inputs = [variable(f"input_{i}", array.shape, array.dtype) for i, array in enumerate(at)]
+    result = build(*inputs)
+    for each in (*inputs, result):
+        if each.dtype != np.float64:
+            raise DTypeError(f"check_gradients: expected float64 everywhere, got {each}")
+    function = sum(result * rng.standard_normal(result.shape))
+    for order in range(1, orders + 1):
+        directions = [rng.standard_normal(array.shape) for array in at]
+        slopes = [
+            sum(gradient * direction)
+            for gradient, direction in zip(gradients(function, inputs), directions, strict=True)
+        ]
+        named = {f"input_{i}": array for i, array in enumerate(at)}
+        claimed = evaluate(slopes, **named)
+        measured = _central_differences(function, at, directions)
+        for i, pair in enumerate(zip(claimed, measured, strict=True)):
+            if not np.isclose(*pair, rtol=tolerance, atol=tolerance):
+                raise GradientError(
+                    f"derivative {order} along input {i}, {inputs[i]}: the VJPs give {pair[0]}, "
+                    f"the values {pair[1]}; correct the VJP of an operation in this expression"
+                )
+        function = reduce(add, slopes)
+
+
+def _central_differences(function: Expression, at: Point, directions: Point) -> list[float]:
+    """The slope of a scalar function along the direction of each input, the others fixed."""
+    moved = [np.array(array, order="C") for array in at]
+    plan = compile([function]).bind({f"input_{i}": array for i, array in enumerate(moved)})
+
+    def value_at(i: int, distance: float) -> float:
+        moved[i][...] = at[i] + distance * directions[i]
+        value = float(plan.run()[0])
+        moved[i][...] = at[i]
+        return value
+
+    return [(value_at(i, STEP) - value_at(i, -STEP)) / (2 * STEP) for i in range(len(at))]

@@ -1,0 +1,75 @@
+"""The gradient checker finds wrong VJPs, of values and of VJPs, and passes right ones."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from dist_net import autodiff as ad
+from dist_net.autodiff.check import check_gradients
+from dist_net.autodiff.operations.elementwise import Elementwise
+from dist_net.errors import DTypeError, GradientError
+
+
+@dataclass(frozen=True)
+class Cube(Elementwise):
+    """x * x * x, with a derivative of ``factor`` * x * x, which should be 3."""
+
+    ufunc = np.positive
+    factor: float
+
+    def kernel(self, inputs, out):
+        return lambda: np.power(inputs[0], 3, out)
+
+    def derivatives(self, y, g, *x):
+        return (g * self.factor * ad.square(x[0]),)
+
+
+@dataclass(frozen=True)
+class DetachedSquare(Elementwise):
+    """The square with a VJP of the right value that does not depend on x for calculus."""
+
+    ufunc = np.square
+
+    def derivatives(self, y, g, *x):
+        return (g * 2.0 * ad.stop_gradient(x[0]),)
+
+
+def point(*shape):
+    return np.random.default_rng(1).standard_normal(shape)
+
+
+def test_a_right_vjp_passes():
+    check_gradients(
+        lambda x, y: ad.apply(Cube(3.0), x) * y, point(3, 4), point(4), rng=np.random.default_rng(0)
+    )
+
+
+def test_a_wrong_vjp_is_found_and_its_input_named():
+    def build(x, y):
+        return x + ad.apply(Cube(3.001), y)
+
+    with pytest.raises(GradientError, match=r"derivative 1 along input 1.*the VJPs give"):
+        check_gradients(build, point(3, 4), point(4), rng=np.random.default_rng(0))
+
+
+def test_a_vjp_that_cannot_be_differentiated_is_found_at_the_second_order():
+    def build(x):
+        return ad.apply(DetachedSquare(), x)
+
+    check_gradients(build, point(3), rng=np.random.default_rng(0), orders=1)
+    with pytest.raises(GradientError, match="derivative 2 along input 0"):
+        check_gradients(build, point(3), rng=np.random.default_rng(0))
+
+
+def test_only_float64_is_checked():
+    with pytest.raises(DTypeError, match="float32"):
+        check_gradients(ad.exp, point(3).astype(np.float32), rng=np.random.default_rng(0))
+    with pytest.raises(DTypeError, match="bool"):
+        check_gradients(lambda x: x > 0, point(3), rng=np.random.default_rng(0))
+
+
+def test_the_point_is_left_as_it_was():
+    at = point(3, 4)
+    check_gradients(ad.exp, at, rng=np.random.default_rng(0))
+    np.testing.assert_array_equal(at, point(3, 4))

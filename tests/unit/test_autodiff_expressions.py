@@ -1,0 +1,176 @@
+"""Expressions know their shape and dtype when they are built, and refuse what does not fit."""
+
+import operator
+
+import numpy as np
+import pytest
+
+from dist_net import autodiff as ad
+from dist_net.errors import DTypeError, GraphError, ShapeError
+
+
+def floats(*shape):
+    return ad.variable(f"floats{shape}", shape, np.float64)
+
+
+LABELS = ad.variable("labels", (3,), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("expression", "shape", "dtype"),
+    [
+        (floats(4, 1) + floats(3), (4, 3), np.float64),
+        (floats(0, 1) * floats(1, 3), (0, 3), np.float64),
+        (ad.variable("x", (2,)) * 0.5, (2,), np.float32),
+        (LABELS + 1, (3,), np.uint8),
+        (floats(4) < 0, (4,), np.bool_),
+        (ad.select(floats(3) > 0, floats(2, 1), 0.0), (2, 3), np.float64),
+        (ad.mask(floats(2, 1), floats(3) > 0), (2, 3), np.float64),
+        (ad.sum(floats(2, 3, 4), -1), (2, 3), np.float64),
+        (ad.sum(floats(2, 3, 4), (-1, 0), keep=True), (1, 3, 1), np.float64),
+        (ad.sum(floats(2, 3, 4), ()), (2, 3, 4), np.float64),
+        (ad.max(floats(2, 3, 4)), (), np.float64),
+        (ad.max(floats(0, 3), 1), (0,), np.float64),
+        (ad.mean(floats(2, 0), 0), (0,), np.float64),
+        (ad.argmax(floats(2, 3)), (2,), np.intp),
+        (ad.pick(floats(3, 5), LABELS), (3,), np.float64),
+        (ad.reshape(floats(2, 3, 4), (-1, 4)), (6, 4), np.float64),
+        (ad.transpose(floats(2, 3, 4)), (4, 3, 2), np.float64),
+        (ad.transpose(floats(2, 3, 4), (0, -1, 1)), (2, 4, 3), np.float64),
+        (floats(2, 1, 3, 4) @ floats(5, 4, 6), (2, 5, 3, 6), np.float64),
+        (floats(3) @ floats(3), (), np.float64),
+        (floats(2, 3, 4) @ floats(4), (2, 3), np.float64),
+        (floats(4) @ floats(2, 4, 5), (2, 5), np.float64),
+        (ad.cast(LABELS, np.float32), (3,), np.float32),
+        (ad.uniform((2, 3), np.random.default_rng()), (2, 3), np.float32),
+    ],
+    ids=repr,
+)
+def test_shape_and_dtype_are_known_when_built(expression, shape, dtype):
+    assert (expression.shape, expression.dtype) == (shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: floats(4) + floats(3), r"add: shapes \(4,\) and \(3,\)"),
+        (lambda: ad.mask(floats(2, 3), floats(2) > 0), r"mask: shapes \(2, 3\) and \(2,\)"),
+        (
+            lambda: ad.select(floats(2) > 0, floats(3), floats(4)),
+            r"select: shapes \(2,\) and \(3,\) and \(4,\)",
+        ),
+        (lambda: floats(2, 3) @ floats(2, 3), r"matmul: shapes \(2, 3\) and \(2, 3\)"),
+        (lambda: floats(3) @ floats(4), r"matmul: shapes \(3,\) and \(4,\)"),
+        (lambda: floats(2, 3) @ floats(2), r"matmul: shapes \(2, 3\) and \(2,\)"),
+        (
+            lambda: floats(2, 3, 3) @ floats(5, 3, 3),
+            r"matmul: shapes \(2, 3, 3\) and \(5, 3, 3\)",
+        ),
+        (lambda: floats(2) @ floats(), r"matmul: shapes \(2,\) and \(\)"),
+        (lambda: ad.sum(floats(2, 3), 2), r"sum: axes 2 of shape \(2, 3\)"),
+        (lambda: ad.sum(floats(2, 3), (0, -2)), r"sum: axes \(0, -2\) of shape \(2, 3\): repeated"),
+        (lambda: ad.max(floats(), 0), r"max: axes 0 of shape \(\)"),
+        (lambda: ad.max(floats(0, 3)), r"max: shape \(0, 3\) has no elements"),
+        (lambda: ad.mean(floats(0, 3), 0), r"mean: shape \(0, 3\) has no elements"),
+        (lambda: ad.argmax(floats(3, 0)), r"argmax: shape \(3, 0\)"),
+        (lambda: ad.broadcast_to(floats(3), (3, 2)), r"broadcast_to: \(3,\) .* \(3, 2\)"),
+        (lambda: ad.broadcast_to(floats(2, 3), (3,)), r"broadcast_to: \(2, 3\) .* \(3,\)"),
+        (lambda: ad.reshape(floats(2, 3), (4,)), r"reshape: \(2, 3\) has 6 elements, \(4,\)"),
+        (lambda: ad.reshape(floats(2, 3), (4, -1)), r"reshape: \(2, 3\) .* \(4, -1\)"),
+        (lambda: ad.reshape(floats(), (-1, -1)), r"reshape: \(\) to \(-1, -1\)"),
+        (lambda: ad.reshape(floats(2, 3), (-2, -3)), r"reshape: \(2, 3\) to \(-2, -3\)"),
+        (lambda: ad.transpose(floats(2, 3), (0, 0)), r"transpose: axes \(0, 0\) of shape \(2, 3\)"),
+        (lambda: ad.pick(floats(2, 3), LABELS), r"pick: shapes \(2, 3\) and \(3,\)"),
+        (lambda: ad.variable("x", (2, -1)), r"'x': shape \(2, -1\)"),
+        (lambda: ad.gradients(floats(2), [floats(2)]), r"scalar output, got shape \(2,\)"),
+    ],
+)
+def test_a_wrong_shape_is_refused_with_the_shapes_named(build, told):
+    with pytest.raises(ShapeError, match=told):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("build", "told"),
+    [
+        (lambda: floats(3) + ad.variable("x", (3,)), "add: dtypes float64 and float32"),
+        (lambda: floats(3) + LABELS, "add: dtypes float64 and uint8"),
+        (lambda: floats(3, 3) @ ad.variable("x", (3,)), "matmul: dtypes float64 and float32"),
+        (lambda: LABELS @ LABELS, "matmul: expected floats, got dtype uint8"),
+        (lambda: LABELS / LABELS, "divide: expected floats, got dtype uint8"),
+        (lambda: ad.exp(LABELS), "exp: expected floats, got dtype uint8"),
+        (lambda: ad.log(LABELS), "log: expected floats"),
+        (lambda: ad.sqrt(LABELS), "sqrt: expected floats"),
+        (lambda: ad.tanh(LABELS), "tanh: expected floats"),
+        (lambda: ad.negative(LABELS > 1), "negative: expected numbers, got dtype bool"),
+        (lambda: ad.sum(LABELS > 1), "sum: expected numbers, got bool"),
+        (lambda: ad.mask(floats(3), floats(3)), "mask: expected a bool condition, got .* float64"),
+        (lambda: ad.select(LABELS, 1.0, floats(3)), "select: expected a bool condition"),
+        (lambda: ad.logical_not(LABELS), "logical_not: expected a bool condition, got .* uint8"),
+        (lambda: ad.pick(floats(3, 4), floats(3)), "pick: expected integer indices, got .*float64"),
+        (lambda: LABELS * 0.5, "0.5 cannot be uint8"),
+        (lambda: LABELS + 300, "300 cannot be uint8"),
+        (lambda: LABELS - float("nan"), "nan cannot be uint8"),
+        (lambda: ad.mean(LABELS), "cannot be uint8"),
+        (lambda: ad.add(1.0, 2.0), "expected an expression among 1.0 and 2.0"),
+        (lambda: ad.constant(np.array([None])), "expected numbers, got dtype object"),
+        (lambda: ad.gradients(ad.max(LABELS), [LABELS]), "float output, got dtype uint8"),
+    ],
+)
+def test_a_wrong_dtype_is_refused_with_the_dtypes_named(build, told):
+    with pytest.raises(DTypeError, match=told):
+        build()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.truediv,
+        operator.lt,
+        operator.le,
+        operator.gt,
+        operator.ge,
+        operator.matmul,
+    ],
+)
+def test_operators_take_arrays_on_either_side(function):
+    x = ad.variable("x", (2, 2), np.float64)
+    value, other = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[4.0, 2.0], [3.0, 1.0]])
+    for expression, expected in (
+        (function(x, other), function(value, other)),
+        (function(other, x), function(other, value)),
+    ):
+        assert isinstance(expression, ad.Expression)
+        np.testing.assert_array_equal(ad.evaluate([expression], x=value)[0], expected)
+
+
+@pytest.mark.parametrize("number", [2, 2.0, np.float32(2), np.float64(2), np.int64(2)])
+def test_numbers_take_the_dtype_of_the_expression(number):
+    for dtype in (np.float32, np.float64, np.uint8):
+        x = ad.variable("x", (2,), dtype)
+        assert (x * number).dtype == (number * x).dtype == dtype
+
+
+def test_a_constant_is_a_copy_that_nothing_writes_to():
+    array = np.ones(3)
+    doubled = ad.constant(array) * 2.0
+    array[:] = 5
+    np.testing.assert_array_equal(ad.evaluate([doubled])[0], [2, 2, 2])
+
+
+def test_an_expression_has_no_truth_value():
+    x = floats(3)
+    with pytest.raises(GraphError, match="no truth value"):
+        assert 0 < x < 1
+
+
+def test_what_changes_nothing_makes_no_node():
+    x = floats(2, 3)
+    assert ad.cast(x, np.float64) is x
+    assert ad.reshape(x, (2, -1)) is x
+    assert ad.transpose(x, (0, 1)) is x
+    assert ad.broadcast_to(x, (2, 3)) is x
+    assert ad.sum(x, ()) is x

@@ -1,0 +1,108 @@
+"""What gradients are where calculus alone does not say: ties, casts, names, missing paths."""
+
+import numpy as np
+import pytest
+
+from dist_net import autodiff as ad
+from dist_net.autodiff.check import check_gradients
+
+
+def gradient_of(output, name, **arrays):
+    x = ad.variable(name, arrays[name].shape, arrays[name].dtype)
+    return ad.evaluate(ad.gradients(output(x), [x]), **arrays)[0]
+
+
+def test_elements_that_tie_share_the_gradient_of_max():
+    x = np.array([[1.0, 3, 3, 0], [2, 2, 2, 2]])
+    gradient = gradient_of(lambda x: ad.sum(ad.max(x, 1)), "x", x=x)
+    np.testing.assert_array_equal(gradient, [[0, 0.5, 0.5, 0], [0.25] * 4])
+
+
+@pytest.mark.parametrize("function", [ad.maximum, ad.minimum])
+def test_at_a_tie_the_gradient_is_the_second_inputs(function):
+    x = ad.variable("x", (2,), np.float64)
+    y = ad.variable("y", (2,), np.float64)
+    first, second = ad.evaluate(
+        ad.gradients(ad.sum(function(x, y)), [x, y]), x=np.zeros(2), y=np.zeros(2)
+    )
+    np.testing.assert_array_equal(first, [0, 0])
+    np.testing.assert_array_equal(second, [1, 1])
+    np.testing.assert_array_equal(
+        gradient_of(lambda x: ad.sum(ad.maximum(x, 0.0)), "x", x=np.zeros(2)), [0, 0]
+    )
+
+
+def test_casts_carry_gradients_between_floats():
+    x = np.array([0.1, 1e-300, 1e300])
+
+    def output(x):
+        return ad.sum(ad.cast(ad.cast(x, np.float32) * 3.0, np.float64))
+
+    gradient = gradient_of(output, "x", x=x)
+    np.testing.assert_array_equal(gradient, [3, 3, 3])
+    assert gradient.dtype == np.float64
+    gradient = gradient_of(lambda x: ad.sum(ad.cast(x, np.float64)), "x", x=x[:2].astype("f4"))
+    assert gradient.dtype == np.float32
+
+
+def test_no_gradient_flows_through_integers():
+    x = np.array([1.5, 2.5])
+    gradient = gradient_of(lambda x: ad.sum(ad.cast(ad.cast(x, np.intp), np.float64) * x), "x", x=x)
+    np.testing.assert_array_equal(gradient, [1, 2])
+
+
+def test_labels_as_uint8_are_compared_and_counted():
+    labels = ad.variable("labels", (3,), np.uint8)
+    hits = ad.equal(ad.cast(labels, np.intp), ad.argmax(ad.variable("x", (3, 300))))
+    x = np.zeros((3, 300), np.float32)
+    x[[0, 1, 2], [255, 7, 299]] = 1
+    (count,) = ad.evaluate(
+        [ad.sum(ad.cast(hits, np.float32))], x=x, labels=np.array([255, 7, 43], np.uint8)
+    )
+    assert count == 2  # 43 is 299 modulo 256
+
+
+def test_stop_gradient_holds_its_argument_constant():
+    holds_first = gradient_of(
+        lambda x: ad.sum(ad.stop_gradient(ad.square(x)) * x), "x", x=np.array([1.0, 3.0])
+    )
+    np.testing.assert_array_equal(holds_first, [1, 9])
+
+
+def test_one_node_used_often_collects_every_gradient():
+    at = np.array([0.5, 1.0, 2.0])
+    check_gradients(
+        lambda x: (x * x + x / (x + 3.0)) @ (x * ad.sum(x)), at, rng=np.random.default_rng(0)
+    )
+
+
+def test_a_variable_without_influence_has_a_gradient_of_zeros():
+    x = ad.variable("x", (2,), np.float64)
+    unused = ad.variable("unused", (3, 1))
+    hidden = ad.variable("hidden", (2,), np.float64)
+    output = ad.sum(x * ad.stop_gradient(hidden)) + ad.sum(ad.cast(hidden > 0, np.float64))
+    values = ad.evaluate(
+        ad.gradients(output, [unused, hidden]),
+        **{"unused": np.ones((3, 1), np.float32), "hidden": np.ones(2)},
+    )
+    np.testing.assert_array_equal(values[0], np.zeros((3, 1), np.float32), strict=True)
+    np.testing.assert_array_equal(values[1], np.zeros(2), strict=True)
+
+
+def test_gradients_by_inner_expressions_and_by_the_output():
+    x = ad.variable("x", (2,), np.float64)
+    inner = ad.square(x)
+    output = ad.sum(inner * inner)
+    by_inner, by_output = ad.evaluate(ad.gradients(output, [inner, output]), x=np.array([1.0, 2.0]))
+    np.testing.assert_array_equal(by_inner, [2, 8])
+    assert by_output == 1
+
+
+def test_variables_of_one_name_share_one_gradient():
+    def x():
+        return ad.variable("x", (2,), np.float64)
+
+    (gradient,) = ad.evaluate(
+        ad.gradients(ad.sum(x() * x() + 3.0 * x()), [x()]), x=np.array([1.0, 2.0])
+    )
+    np.testing.assert_array_equal(gradient, [5, 7])

@@ -1,0 +1,324 @@
+"""Every operation: its values against NumPy's, its derivatives against differences of values."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dist_net import autodiff as ad
+from dist_net.autodiff.check import check_gradients
+
+
+def draw(*shape):
+    return np.random.default_rng([7, *shape]).standard_normal(shape)
+
+
+def positive(*shape):
+    return 0.5 + np.abs(draw(*shape))
+
+
+def holds(build, reference, *at):
+    """``build`` gives what ``reference`` gives at this point, and so do its derivatives."""
+    inputs = [ad.variable(f"x{i}", array.shape, array.dtype) for i, array in enumerate(at)]
+    arrays = {f"x{i}": array for i, array in enumerate(at)}
+    (value,) = ad.evaluate([build(*inputs)], **arrays)
+    np.testing.assert_allclose(value, reference(*at), rtol=1e-13, atol=1e-13, strict=True)
+    check_gradients(build, *at, rng=np.random.default_rng(0))
+
+
+UNARY = {
+    "negative": (ad.negative, np.negative, draw),
+    "exp": (ad.exp, np.exp, draw),
+    "log": (ad.log, np.log, positive),
+    "sqrt": (ad.sqrt, np.sqrt, positive),
+    "square": (ad.square, np.square, draw),
+    "tanh": (ad.tanh, np.tanh, draw),
+    "relu": (lambda x: ad.maximum(x, 0.0), lambda x: np.maximum(x, 0), draw),
+    "a sum of powers": (lambda x: 1 / x - 2 / (x * x), lambda x: 1 / x - 2 / x**2, positive),
+}
+
+BINARY = {
+    "add": (ad.add, np.add),
+    "subtract": (ad.subtract, np.subtract),
+    "multiply": (ad.multiply, np.multiply),
+    "divide": (ad.divide, np.divide),
+    "maximum": (ad.maximum, np.maximum),
+    "minimum": (ad.minimum, np.minimum),
+    "mask": (lambda x, y: ad.mask(x, y > 1.0), lambda x, y: np.where(y > 1, x, 0)),
+    "select": (
+        lambda x, y: ad.select(x > y, ad.square(x), x * y),
+        lambda x, y: np.where(x > y, x**2, x * y),
+    ),
+    "select a number": (
+        lambda x, y: ad.select(x > y, 3.0, y),
+        lambda x, y: np.where(x > y, 3, y),
+    ),
+}
+
+BROADCASTS = [
+    ((2, 3), (2, 3)),
+    ((2, 3), (3,)),
+    ((2, 1), (3,)),
+    ((1, 3), (2, 1)),
+    ((), (2, 3)),
+    ((1, 1), ()),
+    ((4, 1, 3), (2, 1)),
+    ((0, 3), (3,)),
+    ((2, 1), (0,)),
+]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3), (0, 3), (2, 1, 3)], ids=str)
+@pytest.mark.parametrize("name", UNARY)
+def test_functions_of_one_input(name, shape):
+    build, reference, point = UNARY[name]
+    holds(build, reference, point(*shape))
+
+
+@pytest.mark.parametrize("shapes", BROADCASTS, ids=str)
+@pytest.mark.parametrize("name", BINARY)
+def test_functions_of_two_inputs_broadcast(name, shapes):
+    build, reference = BINARY[name]
+    first, second = shapes
+    holds(build, reference, draw(*first), positive(*second))
+    holds(build, reference, draw(*second), positive(*first))
+
+
+@pytest.mark.parametrize(
+    ("build", "reference"),
+    [
+        (ad.less, np.less),
+        (ad.less_equal, np.less_equal),
+        (ad.greater, np.greater),
+        (ad.greater_equal, np.greater_equal),
+        (ad.equal, np.equal),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.intp])
+def test_comparisons(build, reference, dtype):
+    x = np.array([[0], [1], [2]], dtype)
+    y = np.array([0, 1, 2, 3], dtype)
+    (value,) = ad.evaluate(
+        [build(ad.variable("x", (3, 1), dtype), ad.variable("y", (4,), dtype))], x=x, y=y
+    )
+    np.testing.assert_array_equal(value, reference(x, y), strict=True)
+
+
+REDUCED = [
+    ((2, 3, 4), None),
+    ((2, 3, 4), 0),
+    ((2, 3, 4), (0, 1)),
+    ((2, 3, 4), -1),
+    ((2, 3, 4), (2, 0)),
+    ((2, 3, 4), (-2,)),
+    ((2, 3, 4), ()),
+    ((), None),
+    ((1, 3, 1), (0, 2)),
+    ((1,), 0),
+    ((3, 0), 0),
+    ((0, 1), 1),
+]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize(("shape", "axes"), REDUCED, ids=str)
+@pytest.mark.parametrize(
+    ("build", "reference"), [(ad.sum, np.sum), (ad.mean, np.mean), (ad.max, np.max)]
+)
+def test_reductions(build, reference, shape, axes, keep):
+    holds(
+        lambda x: build(ad.square(x), axes, keep),
+        lambda x: reference(x**2, axis=axes, keepdims=keep),
+        draw(*shape),
+    )
+
+
+@pytest.mark.parametrize("axes", [None, 0, -1, (0, 1)], ids=str)
+def test_a_sum_over_no_elements_is_zero(axes):
+    holds(lambda x: ad.sum(x, axes), lambda x: np.sum(x, axis=axes), np.empty((0, 3)))
+
+
+def test_reductions_read_views_that_are_not_contiguous():
+    for axes in (0, 1, (0, 2), None):
+        holds(
+            lambda x, axes=axes: ad.sum(ad.transpose(x, (2, 0, 1)), axes) * 2.0,
+            lambda x, axes=axes: np.sum(x.transpose(2, 0, 1), axis=axes) * 2,
+            draw(2, 3, 4),
+        )
+        holds(
+            lambda x, axes=axes: ad.sum(ad.broadcast_to(x, (4, 3, 2)), axes),
+            lambda x, axes=axes: np.sum(np.broadcast_to(x, (4, 3, 2)), axis=axes),
+            draw(3, 1),
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "target"),
+    [((), (2, 3)), ((3,), (2, 3)), ((2, 1), (2, 3)), ((1, 3, 1), (2, 2, 3, 4)), ((1,), (0,))],
+    ids=str,
+)
+def test_broadcast_to(shape, target):
+    holds(
+        lambda x: ad.square(ad.broadcast_to(x, target)),
+        lambda x: np.broadcast_to(x, target) ** 2,
+        draw(*shape),
+    )
+
+
+def test_transposes_in_every_order():
+    for axes in itertools.permutations(range(4)):
+        holds(
+            lambda x, axes=axes: ad.transpose(x, axes),
+            lambda x, axes=axes: x.transpose(axes),
+            draw(2, 1, 3, 4),
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "target"),
+    [
+        ((2, 3), (1, 0), (6,)),
+        ((2, 3, 4), (2, 0, 1), (-1, 2)),
+        ((1, 5), (1, 0), (1, 5)),
+        ((2, 0), (1, 0), (0, 7)),
+        ((), (), (1, 1)),
+    ],
+    ids=str,
+)
+def test_reshapes_of_transposes(shape, axes, target):
+    holds(
+        lambda x: ad.square(ad.reshape(ad.transpose(x, axes), target)),
+        lambda x: x.transpose(axes).reshape(target) ** 2,
+        draw(*shape),
+    )
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 3), (3, 4)),
+        ((2, 3), (3,)),
+        ((3,), (3, 2)),
+        ((3,), (3,)),
+        ((2, 1), (1, 4)),  # an outer product
+        ((1,), (1,)),
+        ((1, 1), (1, 1)),
+        ((5, 2, 3), (5, 3, 4)),
+        ((5, 2, 3), (3, 4)),
+        ((2, 3), (5, 3, 4)),
+        ((6, 1, 2, 3), (5, 3, 1)),
+        ((1, 2, 1), (5, 1, 3)),
+        ((5, 2, 3), (3,)),
+        ((3,), (5, 3, 2)),
+        ((2, 0), (0, 3)),
+        ((0, 2), (2, 3)),
+        ((0,), (0,)),
+        ((0, 2, 3), (3, 1)),
+    ],
+    ids=str,
+)
+def test_matrix_products(shapes):
+    first, second = (draw(*shape) for shape in shapes)
+    holds(ad.matmul, np.matmul, first, second)
+
+
+def test_products_of_transposes():
+    holds(
+        lambda a, b: ad.transpose(a) @ ad.transpose(b, (0, 2, 1)),
+        lambda a, b: a.T @ b.transpose(0, 2, 1),
+        draw(3, 2),
+        draw(4, 5, 3),
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+def test_pick(dtype):
+    labels = np.array([2, 0, 2, 1], dtype)
+    rows = np.arange(4)
+    holds(lambda x: ad.pick(x, ad.constant(labels)), lambda x: x[rows, labels], draw(4, 3))
+    holds(
+        lambda x: ad.square(ad.pick(ad.transpose(x), ad.constant(labels))),
+        lambda x: x.T[rows, labels] ** 2,
+        draw(3, 4),
+    )
+    holds(
+        lambda x: ad.pick(ad.broadcast_to(x, (4, 3)), ad.constant(labels)),
+        lambda x: np.broadcast_to(x, (4, 3))[rows, labels],
+        draw(3),
+    )
+
+
+def test_pick_of_no_rows():
+    labels = ad.constant(np.empty(0, np.uint8))
+    holds(lambda x: ad.pick(x, labels), lambda x: x[:, 0], np.empty((0, 3)))
+
+
+def test_pick_follows_labels_that_change_between_runs():
+    x, labels = np.arange(6.0).reshape(2, 3), np.array([0, 2], np.uint8)
+    bound = ad.compile(
+        [ad.pick(ad.variable("x", (2, 3), np.float64), ad.variable("labels", (2,), np.uint8))]
+    ).bind({"x": x, "labels": labels})
+    np.testing.assert_array_equal(bound.run()[0], [0, 5])
+    labels[:] = [1, 0]
+    np.testing.assert_array_equal(bound.run()[0], [1, 3])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+def test_argmax_is_the_first_of_those_that_tie(dtype):
+    x = np.array([[1, 3, 3], [2, 0, 1]], dtype)
+    for array in (x, x[0], x[:, :1].copy()):
+        (index,) = ad.evaluate([ad.argmax(ad.variable("x", array.shape, dtype))], x=array)
+        np.testing.assert_array_equal(index, np.argmax(array, -1))
+    (index,) = ad.evaluate([ad.argmax(ad.transpose(ad.variable("x", (2, 3), dtype)))], x=x)
+    np.testing.assert_array_equal(index, np.argmax(x.T, -1))
+
+
+def softmax(x):
+    exponentials = np.exp(x - x.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+LABELS = np.array([1, 0, 2, 2], np.uint8)
+
+
+def test_softmax_and_its_kin():
+    for shape in ((4, 3), (3,), (2, 4, 3), (4, 1), (0, 3)):
+        holds(ad.softmax, lambda x: softmax(x) if x.size else x, draw(*shape))
+        holds(ad.log_softmax, lambda x: np.log(softmax(x)) if x.size else x, draw(*shape))
+    holds(
+        lambda x: ad.cross_entropy_of_logits(x, ad.constant(LABELS)),
+        lambda x: -np.log(softmax(x))[np.arange(4), LABELS],
+        draw(4, 3),
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_softmax_and_its_kin_are_exact_for_huge_logits(dtype):
+    logits = np.array([[1e4, -1e4, 0], [-1e4, -1e4, -1e4], [1e4, 1e4, 0], [0, 1e4, 1]], dtype)
+    x = ad.variable("x", (4, 3), dtype)
+    losses = ad.cross_entropy_of_logits(x, ad.constant(LABELS))
+    (gradient,) = ad.gradients(ad.sum(losses), [x])
+    probabilities, logarithms, loss, slope = ad.evaluate(
+        [ad.softmax(x), ad.log_softmax(x), losses, gradient], x=logits
+    )
+    half, third, log_2, log_3 = 1 / 2, 1 / 3, np.log(2), np.log(3)
+    expected = [[1, 0, 0], [third] * 3, [half, half, 0], [0, 1, 0]]
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        logarithms,
+        [[0, -2e4, -1e4], [-log_3] * 3, [-log_2, -log_2, -1e4 - log_2], [-1e4, 0, -9999]],
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(loss, [2e4, log_3, 1e4 + log_2, 9999], rtol=1e-6)
+    np.testing.assert_allclose(slope, np.array(expected) - np.eye(3)[LABELS], rtol=1e-6, atol=1e-7)
+
+
+def test_uniform_numbers_are_drawn_anew_at_each_run_from_the_generator():
+    first = ad.uniform((100,), np.random.default_rng(3))
+    second = ad.uniform((100,), np.random.default_rng(3))
+    bound = ad.compile([first, second, first + 0.0]).bind({})
+    runs = [[array.copy() for array in bound.run()] for _ in range(2)]
+    expected = np.random.default_rng(3).random((2, 100), np.float32)
+    for i, run in enumerate(runs):
+        for array in run:
+            np.testing.assert_array_equal(array, expected[i])
