@@ -71,7 +71,7 @@ class Recipe:
         if isinstance(self.dataset, str):
             dataset = dataset_named(self.dataset, progress=progress)
         else:
-            dataset = self.dataset()
+            dataset = _made_by(self.dataset)
         if dataset.image_shape != self.input_shape:
             raise RecipeError(
                 f"dataset {dataset.name!r} has images of shape {dataset.image_shape}, the recipe's "
@@ -83,6 +83,22 @@ class Recipe:
                 f"{self.model.classes} outputs; expected as many"
             )
         return dataset
+
+
+def _made_by(function: Callable[[], Dataset]) -> Dataset:
+    try:
+        dataset = function()
+    except DistNetError:
+        raise
+    except Exception as error:  # whatever a user's function may raise
+        raise RecipeError(
+            f"the recipe's dataset function failed with {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(dataset, Dataset):
+        raise RecipeError(
+            f"the recipe's dataset function returned {type(dataset).__name__}: expected a Dataset"
+        )
+    return dataset
 
 
 @dataclass(frozen=True)
@@ -139,12 +155,11 @@ def _load_file(reference: str, name: str, path: Path) -> LoadedRecipe:
         recipe = vars(module).get("recipe")
         if not isinstance(recipe, Recipe):
             raise RecipeError(
-                f"recipe {path}: expected a Recipe in a variable called 'recipe', found "
-                f"{type(recipe).__name__}"
+                f"expected a Recipe in a variable called 'recipe', found {type(recipe).__name__}"
             )
         recipe.model  # noqa: B018 - a network that does not fit together is found here
     except DistNetError as error:
         raise RecipeError(f"recipe {path}: {error}") from error
-    except Exception as error:  # whatever a user's file may raise
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
         raise RecipeError(f"recipe {path}: {type(error).__name__}: {error}") from error
     return LoadedRecipe(reference, name, source, recipe)

@@ -1,0 +1,63 @@
+"""The command line: one module per command, each with ``add_arguments`` and ``run``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn
+
+from dist_net.cluster.entry import INTERRUPTED, use_threads
+from dist_net.errors import BadInputError, DistNetError
+
+COMMANDS = {
+    "train": "train a recipe with a parameter server and workers on this host",
+    "evaluate": "give a trained model's accuracy on the test images",
+    "fetch": "fetch a dataset: progress, resume, checksum",
+    "parameter-server": "serve a recipe's parameters to workers of other hosts",
+    "worker": "train for the parameter server at an address, until there is no more to do",
+    "status": "show a running parameter server's workers, versions, rates and staleness",
+    "keys": "make the keys by which the hosts of a cluster know each other",
+    "bench": "measure speed, as medians and as ratios to peers in the same run",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what was wrong and where help is, and ends the process."""
+        self.exit(BadInputError.exit_code, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; errors of this project become one line on stderr and an exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = Parser(prog="dist-net", description="Train neural nets across processes and machines.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, purpose in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
+        if name in given[:1]:  # only what this command needs is imported
+            module = import_module(f"dist_net.cli.{name.replace('-', '_')}")
+            module.add_arguments(command)
+            command.set_defaults(module=module)
+    parsed = parser.parse_args(given)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    use_threads(1)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return int(parsed.module.run(parsed))
+    except DistNetError as error:
+        print(f"dist-net {parsed.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"dist-net {parsed.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """SIGTERM ends a command as Ctrl-C does: in order."""
+    raise KeyboardInterrupt

@@ -9,9 +9,6 @@ from rich.console import Console
 from dist_net.data import DATASETS, dataset_named, default_cache_dir
 from dist_net.monitoring.fetch_progress import FetchProgress
 
-NAME = "fetch"
-HELP = "fetch a dataset: progress, resume, checksum"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""

@@ -5,9 +5,6 @@ from pathlib import Path
 
 from dist_net.wire.security import DEFAULT_WORKER, add_worker_keys, create_keys, has_server_keys
 
-NAME = "keys"
-HELP = "make the keys by which the hosts of a cluster know each other"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""

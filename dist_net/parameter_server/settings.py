@@ -47,6 +47,11 @@ class RunSettings:
                 lambda value: isinstance(value, int) and value >= 1,
             )
         self._require(
+            "batch_size",
+            f"at most the number of samples, which is {self.samples}",
+            lambda value: value <= self.samples,
+        )
+        self._require(
             "seed",
             "a whole number, 0 or above",
             lambda value: isinstance(value, int) and value >= 0,

@@ -38,7 +38,7 @@ REFUSALS_IN_A_ROW = 3
 
 
 class Send(NamedTuple):
-    """Send the message to the node; an array in it is the message's own."""
+    """Send the message to the node, at once: an array in it is borrowed until the next call."""
 
     node: bytes
     message: Message
@@ -220,7 +220,7 @@ class ParameterServer:
             snapshot, version = run.store.pin(member.worker_id)
             weights = None
         else:
-            snapshot, version, weights = -1, run.store.version, run.store.weights.copy()
+            snapshot, version, weights = -1, run.store.version, run.store.weights
         return Work(
             lease.lease_id, lease.epoch, lease.start, lease.stop, version, snapshot, weights
         )
@@ -261,7 +261,7 @@ class ParameterServer:
 
     def _snapshot(self) -> Snapshot:
         store = self.run.store
-        return Snapshot(store.version, self.run.ledger.applied_samples, store.weights.copy())
+        return Snapshot(store.version, self.run.ledger.applied_samples, store.weights)
 
     def _shut_down(self, shutdown: Shutdown, now: float) -> Status:
         self.stop(shutdown.reason)

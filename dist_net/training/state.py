@@ -7,6 +7,7 @@ lease is prepared. No I/O; times are seconds on one clock that never goes backwa
 """
 
 import logging
+import math
 from typing import NamedTuple
 
 from dist_net.errors import (
@@ -30,6 +31,8 @@ from dist_net.wire.messages import (
 )
 
 logger = logging.getLogger(__name__)
+
+LONGEST_ANSWER_S = 60.0  # with which even a server that is alive has lost the request
 
 # A server that is busy answers late, and then all its workers would leave it at once: it is given
 # more time than it gives them.
@@ -100,12 +103,16 @@ class WorkerState:
         self._computing: Compute | None = None
         self._pushed: Push | None = None
         self._asked_s: float | None = None
+        self._heard_s = -math.inf
         self._pull_at_s: float | None = None
 
     @property
     def wakes_at_s(self) -> float | None:
         """When ``tick`` next has something to do, if no message comes before; None: never."""
-        return self._pull_at_s if self._asked_s is None else self._asked_s + self._answer_timeout_s
+        if self._asked_s is None:
+            return self._pull_at_s
+        silent_since_s = max(self._asked_s, self._heard_s)
+        return min(silent_since_s + self._answer_timeout_s, self._asked_s + LONGEST_ANSWER_S)
 
     def start(self, now: float) -> list[Command]:
         """Ask to take part."""
@@ -168,10 +175,27 @@ class WorkerState:
             commands.append(self._prepare(work, minibatch.stop))
         return commands
 
+    def heartbeat_answered(self, answer: Message, sent_s: float, now: float) -> list[Command]:
+        """Take in the answer to a heartbeat that was sent at ``sent_s``.
+
+        The server is alive, though its answer to the last request may take long: arrays as frames
+        are slow on some networks. A server that does not know this worker will not answer that.
+        """
+        self._heard_s = max(self._heard_s, sent_s)
+        if isinstance(answer, Refuse) and self._worker_id and self._asked_s is not None:
+            return self._refused(answer, now)
+        return []
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether an answer is awaited, and the server has been silent for too long."""
+        wakes_at_s = self.wakes_at_s
+        return self._asked_s is not None and wakes_at_s is not None and now > wakes_at_s
+
     def tick(self, now: float) -> list[Command]:
         """Do what is due at ``now``; raises ``ServerLostError`` when the answer is overdue."""
-        if self._asked_s is not None and now - self._asked_s > self._answer_timeout_s:
-            raise server_lost(self._address, now - self._asked_s, joined=self._worker_id != 0)
+        if self._asked_s is not None and self.is_overdue(now):
+            silent_s = now - max(self._asked_s, self._heard_s)
+            raise server_lost(self._address, silent_s, joined=self._worker_id != 0)
         if self._pull_at_s is not None and now >= self._pull_at_s:
             self._pull_at_s = None
             return [self._ask(Pull(self._worker_id), now)]

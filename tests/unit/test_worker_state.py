@@ -147,6 +147,41 @@ def test_a_server_that_does_not_answer_is_lost_after_three_timeouts(joined: Work
         joined.tick(4.6)
 
 
+def test_a_slow_answer_is_waited_for_while_heartbeats_are_answered(joined: WorkerState) -> None:
+    assert joined.heartbeat_answered(Alive(), 3.0, now=3.3) == []
+    assert not joined.is_overdue(7.5)
+    assert joined.wakes_at_s == 7.5
+    assert joined.is_overdue(7.6)
+    with pytest.raises(ServerLostError, match=r"silent for 4\.6 s"):
+        joined.tick(7.6)
+
+
+def test_an_answer_does_not_come_for_ever_so_late(joined: WorkerState) -> None:
+    joined.heartbeat_answered(Alive(), 59.0, now=59.3)
+    assert not joined.is_overdue(60.0)
+    assert joined.is_overdue(60.1)
+
+
+def test_a_worker_that_a_restarted_server_does_not_know_joins_again(joined: WorkerState) -> None:
+    unknown = Refuse("worker 3 is not in this run", may_rejoin=True)
+    assert joined.heartbeat_answered(unknown, 1.0, now=1.3) == [Send(JOIN)]
+    # The heart goes on with the old number until the worker is in again.
+    assert joined.heartbeat_answered(unknown, 1.3, now=1.6) == []
+    # The request that was under way is refused as well.
+    assert joined.handle(unknown, 1.6) == [Send(JOIN)]
+    welcome = WELCOME._replace(worker_id=4)
+    assert joined.handle(welcome, 1.7) == [Begin(welcome), Send(Pull(4))]
+    assert joined.handle(welcome, 1.7) == []
+
+
+def test_a_heartbeat_that_is_refused_is_no_matter_during_a_step(joined: WorkerState) -> None:
+    joined.handle(work(7, 0, 8), 1.0)
+    unknown = Refuse("worker 3 is not in this run", may_rejoin=True)
+    assert joined.heartbeat_answered(unknown, 1.0, now=1.3) == []
+    push = Push(3, 7, 0, 4, 0, 1.0, 1, None)
+    assert joined.computed(1.0, 1, None, 2.0) == [Send(push), Prepare(0, 4, 8)]
+
+
 def test_an_address_without_a_server_is_an_error_after_the_join_timeout() -> None:
     worker = WorkerState(JOIN, "tcp://nowhere:1", join_timeout_s=5.0)
     worker.start(0.0)

@@ -1,0 +1,47 @@
+"""``dist-net evaluate RUN``: a trained model's accuracy on the test images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from dist_net.cluster.run_directory import RunDirectory
+from dist_net.cluster.trained import load_trained
+from dist_net.monitoring.fetch_progress import FetchProgress
+from dist_net.training.evaluation import Evaluator
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    parser.add_argument(
+        "run", metavar="RUN", type=Path, nargs="?", help="a run's directory or checkpoint"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluates, says the result, and gives the exit code."""
+    console = Console(stderr=True, highlight=False)
+    path = RunDirectory.newest().path if arguments.run is None else arguments.run
+    loaded, checkpoint = load_trained(path)
+    with FetchProgress(console) as progress:
+        dataset = loaded.recipe.load_dataset(progress)
+    evaluation = Evaluator(loaded.recipe.model, dataset)(checkpoint.weights)
+    console.print(
+        f"{loaded.name}, version {checkpoint.version:,}: test accuracy {evaluation.accuracy:.2%}, "
+        f"test loss {evaluation.loss:.4f} on {evaluation.samples:,} images"
+    )
+    if arguments.json:
+        print(
+            json.dumps(
+                {
+                    "test_accuracy": evaluation.accuracy,
+                    "test_loss": evaluation.loss,
+                    "samples": evaluation.samples,
+                }
+            )
+        )
+    return 0

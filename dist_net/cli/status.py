@@ -1,0 +1,50 @@
+"""``dist-net status ADDRESS``: who is in a run, and how far it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dist_net.cluster.observer import Observer
+from dist_net.wire.security import load_worker_keys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    parser.add_argument("address", metavar="ADDRESS", help="as for dist-net worker --connect")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="a worker's keys")
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="default: 5")
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Asks once, shows the answer, and gives the exit code."""
+    keys = load_worker_keys(arguments.keys) if arguments.keys else None
+    with Observer(arguments.address, keys, arguments.timeout) as observer:
+        report = observer.status()
+    if arguments.json:
+        print(json.dumps(report))
+        return 0
+    console = Console(highlight=False)
+    console.print(
+        f"{report['recipe']}: {report['state']}, {report['samples']:,} of "
+        f"{report['samples_total']:,} samples, version {report['version']:,}, "
+        f"{report['samples_per_s']:,.0f} samples/s, staleness {report['staleness_mean']:.2f} on "
+        f"average and {report['staleness_max']} at most; {report['workers_joined']} workers "
+        f"joined, {report['workers_lost']} lost"
+    )
+    table = Table("id", "worker", "pushes", "samples/s", "last heard")
+    for worker in report["workers"]:
+        table.add_row(
+            str(worker["id"]),
+            worker["name"],
+            f"{worker['pushes']:,}",
+            f"{worker['samples_per_s']:,.0f}",
+            f"{worker['heard_s_ago']:.1f} s ago",
+        )
+    console.print(table)
+    return 0

@@ -1,0 +1,170 @@
+"""``dist-net train``: a parameter server and workers on this host, until a model is trained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dist_net.cluster.options import RunOptions
+from dist_net.cluster.run_directory import RunDirectory
+from dist_net.cluster.training_run import Local, Outcome, TrainingRun
+from dist_net.data import Dataset
+from dist_net.errors import MissingExtraError
+from dist_net.monitoring.fetch_progress import FetchProgress
+from dist_net.monitoring.plots import plot_confusion, plot_training
+from dist_net.monitoring.training_progress import TrainingProgress
+from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.parameter_server.run import Run
+from dist_net.recipe import LoadedRecipe, load_recipe, recipe_names
+
+DEFAULT_RECIPE = "fashion-mnist"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    add_run_arguments(parser)
+    parser.add_argument("--workers", type=count, default=2, metavar="N", help="default: 2")
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what every command takes that starts a run."""
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        help=f"{', '.join(recipe_names())}, or the path of a Python file "
+        f"(default: {DEFAULT_RECIPE})",
+    )
+    parser.add_argument("--epochs", type=int, metavar="N")
+    parser.add_argument("--batch-size", type=int, metavar="N")
+    parser.add_argument(
+        "--optimizer", metavar="NAME", help="sgd, momentum, nesterov, adam, adagrad"
+    )
+    parser.add_argument("--learning-rate", type=float, metavar="RATE")
+    parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: under runs/")
+    parser.add_argument("--checkpoint-every", type=float, metavar="SECONDS", help="default: 30")
+    parser.add_argument("--resume", action="store_true", help="go on with --run-dir or the newest")
+    parser.add_argument("--listen", action="append", default=[], metavar="ADDRESS")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="needed to listen beyond loopback")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def count(text: str) -> int:
+    """A whole number from 0 up."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    return number
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, says what came of it, and gives the exit code."""
+    return run_with_workers(arguments, arguments.workers)
+
+
+def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
+    """Trains with so many workers on this host, and with those that join from elsewhere."""
+    console = Console(stderr=True, highlight=False)
+    directory, options = prepare(arguments)
+    loaded = load_recipe(options.recipe)
+    with FetchProgress(console) as fetching:
+        dataset = loaded.recipe.load_dataset(fetching)
+    options = options.replaced_by(recipe=loaded.reference)
+    settings = options.settings(loaded, dataset)
+    local = Local(workers, tuple(arguments.listen), arguments.keys, arguments.resume)
+    local.require_listening()
+    if directory is None:
+        directory = RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
+    else:
+        # What does not fit is refused here, while the run is as it was.
+        Run.resumed(settings, read_checkpoint(directory.checkpoint))
+    directory.begin(options.to_json(), loaded.source)
+    console.print(
+        f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} samples, "
+        f"{settings.epochs} epochs of minibatches of {settings.batch_size}; {workers} workers"
+    )
+    with TrainingProgress(console, settings.samples) as display:
+        outcome = TrainingRun(
+            directory, options.recipe, loaded.recipe, dataset, local, display
+        ).run()
+    draw(directory, outcome, dataset, console)
+    summary = summarise(loaded, directory, outcome)
+    show(summary, console)
+    if arguments.json:
+        print(json.dumps(summary))
+    return 0
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOptions]:
+    """The directory of the run to resume, else None, and the options of the run."""
+    given = {
+        "recipe": arguments.recipe,
+        "epochs": arguments.epochs,
+        "batch_size": arguments.batch_size,
+        "optimizer": arguments.optimizer,
+        "learning_rate": arguments.learning_rate,
+        "seed": arguments.seed,
+        "checkpoint_every_s": arguments.checkpoint_every,
+    }
+    if not arguments.resume:
+        return None, RunOptions(DEFAULT_RECIPE).replaced_by(**given)
+    found = RunDirectory.newest() if arguments.run_dir is None else arguments.run_dir
+    directory = found if isinstance(found, RunDirectory) else RunDirectory.open(found)
+    return directory, RunOptions.from_json(directory.options.read_text()).replaced_by(**given)
+
+
+def draw(directory: RunDirectory, outcome: Outcome, dataset: Dataset, console: Console) -> None:
+    """Draws the run's pictures, or says what they need."""
+    confusion = outcome.evaluation.confusion
+    try:
+        plot_training(directory.read_metrics(), directory.training_plot)
+        plot_confusion(confusion, dataset.class_names, directory.confusion_plot)
+    except MissingExtraError as error:
+        console.print(str(error))
+
+
+REPORTED = (
+    "epochs",
+    "samples",
+    "seconds",
+    "samples_per_s",
+    "pushes_applied",
+    "pushes_rejected",
+    "duplicates_dropped",
+    "gradients_refused",
+    "staleness_mean",
+    "staleness_max",
+    "workers_joined",
+    "workers_lost",
+)
+
+
+def summarise(loaded: LoadedRecipe, directory: RunDirectory, outcome: Outcome) -> dict[str, Any]:
+    """What a run is reported as."""
+    return {
+        "recipe": loaded.name,
+        "run_dir": str(directory.path),
+        "checkpoint": str(directory.checkpoint),
+        "test_accuracy": outcome.evaluation.accuracy,
+        "test_loss": outcome.evaluation.loss,
+        **{name: outcome.report[name] for name in REPORTED},
+    }
+
+
+def show(summary: dict[str, Any], console: Console) -> None:
+    """Says how the run ended, and what to do next."""
+    console.print(
+        f"[bold]test accuracy {summary['test_accuracy']:.2%}[/bold] after "
+        f"{summary['samples']:,} samples in {summary['seconds']:.1f} s: "
+        f"{summary['samples_per_s']:,.0f} samples/s, staleness {summary['staleness_mean']:.2f} "
+        f"on average and {summary['staleness_max']} at most\n"
+        f"run directory: {summary['run_dir']}\n"
+        f"next: dist-net evaluate {summary['run_dir']}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,6 @@
+"""``dist-net worker``: one training worker, for a server on this host or another."""
+
+from workers.training_worker import add_arguments
+from workers.training_worker import train as run
+
+__all__ = ["add_arguments", "run"]

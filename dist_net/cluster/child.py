@@ -1,0 +1,113 @@
+"""A process of the cluster that this one started: until it is ready, while it runs, how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dist_net.cluster.entry import FAILED, READY
+from dist_net.errors import BadInputError, ProcessFailedError
+
+
+class Child:
+    """``python -m MODULE ARGUMENTS...``; its stdout and stderr go to files, as they may be long.
+
+    In a process group of its own, so that an interrupt at the terminal reaches only the parent,
+    which then ends its children in order.
+    """
+
+    def __init__(self, name: str, module: str, arguments: Sequence[str], logs: Path) -> None:
+        self.name = name
+        self.log = logs / f"{name}.log"
+        self._said = logs / f"{name}.out"
+        with self.log.open("a") as errors, self._said.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                process_group=0,
+            )
+
+    @property
+    def process_id(self) -> int:
+        """The system's number for it."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative: the signal that ended it."""
+        return self._process.poll()
+
+    def wait_until_ready(self, timeout_s: float) -> list[str]:
+        """Waits until it says READY; gives what follows on that line.
+
+        Raises ProcessFailedError if it ends before, or takes longer.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            has_ended = self.exit_code is not None
+            for line in self._lines():
+                word, *rest = line.split()
+                if word == READY:
+                    return rest
+            if has_ended:
+                raise self.failure()
+            if time.monotonic() > deadline:
+                raise ProcessFailedError(
+                    f"{self.name} was not ready within {timeout_s:g} s (log: {self.log})"
+                )
+            time.sleep(0.01)
+
+    def require_running(self) -> None:
+        """Raises ProcessFailedError if it has ended."""
+        if self.exit_code is not None:
+            raise self.failure()
+
+    def failure(self) -> ProcessFailedError:
+        """Why it ended, in its own words if it had any; with its exit code."""
+        reasons = [line.removeprefix(FAILED) for line in self._lines() if line.startswith(FAILED)]
+        reason = reasons[-1].strip() if reasons else f"it ended with code {self.exit_code}"
+        error = ProcessFailedError(f"{self.name}: {reason} (log: {self.log})")
+        if self.exit_code == BadInputError.exit_code:
+            error.exit_code = BadInputError.exit_code
+        return error
+
+    def wait(self, timeout_s: float) -> bool:
+        """Waits until it has ended; False if it has not in that time."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        return self.exit_code is not None
+
+    def terminate(self) -> None:
+        """Asks it to end in order, if it runs."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """Ends it, at once, and waits until it is gone."""
+        self._process.kill()
+        self._process.wait()
+
+    def _lines(self) -> list[str]:
+        # The last line may be half written: with PYTHONUNBUFFERED each word is a write.
+        complete, _, _ = self._said.read_text().rpartition("\n")
+        return complete.splitlines()
+
+
+def end(children: Sequence[Child], grace_s: float) -> None:
+    """Waits so long for the children to end; those that have not ended then are killed.
+
+    So they are when the waiting is interrupted.
+    """
+    deadline = time.monotonic() + grace_s
+    try:
+        for child in children:
+            child.wait(max(0.0, deadline - time.monotonic()))
+    finally:
+        for child in children:
+            if child.exit_code is None:
+                child.kill()

@@ -1,0 +1,58 @@
+"""What every process of a cluster does first and last: threads, logs, signals, exit code."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+from types import FrameType
+
+import numpy  # noqa: F401
+from threadpoolctl import threadpool_limits
+
+from dist_net.errors import DistNetError
+from dist_net.wire.memory import keep_freed_memory
+
+READY = "READY"
+FAILED = "FAILED"
+INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
+
+
+def entry_point(main: Callable[[], int]) -> int:
+    """Runs ``main`` with one BLAS thread and logs on stderr; gives the process's exit code.
+
+    An error of this project's becomes a line on stdout, for the process that started this one.
+    """
+    use_threads(1)
+    keep_freed_memory()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        return main()
+    except DistNetError as error:
+        logging.getLogger(__name__).error("%s", error)
+        print(FAILED, error, flush=True)
+        return error.exit_code
+
+
+def use_threads(count: int) -> None:
+    """Caps the BLAS that NumPy calls at so many threads.
+
+    The cap reaches only libraries that are loaded, which is why this module imports NumPy.
+    Without it two processes on two cores run 30 times slower.
+    """
+    threadpool_limits(count)
+
+
+def stop_on_signals(stop: Callable[[str], None]) -> None:
+    """Calls ``stop`` with a reason when this process is interrupted or terminated.
+
+    A second interrupt ends it at once; SIGTERM may come twice, as from a service manager and from
+    the parent process.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        stop(f"{signal.Signals(number).name} received")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)

@@ -1,0 +1,225 @@
+"""A cluster inside this process: a parameter server and workers in threads, over real sockets.
+
+For tests, and for trying things where processes would be in the way, such as in a notebook:
+
+    with in_process_cluster(load_recipe("digits").recipe) as cluster:
+        cluster.start_worker()
+        cluster.start_worker()
+        report = cluster.wait()
+        weights = cluster.snapshot().weights
+
+Threads share one interpreter, so more of them make a run no faster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from dist_net.cluster.observer import Observer
+from dist_net.cluster.options import RunOptions
+from dist_net.data import Dataset
+from dist_net.errors import ProcessFailedError, RunOverdueError
+from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.parameter_server.process import (
+    SHARED_READERS,
+    ServerProcess,
+    create_weights_segment,
+)
+from dist_net.parameter_server.run import Run
+from dist_net.recipe import LoadedRecipe, Recipe
+from dist_net.training.compute import TrainingStep
+from dist_net.training.process import Step, WorkerProcess
+from dist_net.training.state import Done
+from dist_net.wire.messages import Snapshot
+from dist_net.wire.security import WorkerKeys, load_server_keys, load_worker_keys
+from dist_net.wire.segment import available
+from dist_net.wire.transport import ServerSocket
+
+LOOPBACK = "tcp://127.0.0.1:0"
+MAX_THREADS = SHARED_READERS + 1
+POLL_S = 0.01
+CHECKPOINT_EVERY_S = 30.0
+
+StepOf = Callable[[int], Step]
+
+
+@contextmanager
+def in_process_cluster(
+    recipe: Recipe,
+    checkpoint: Path | None = None,
+    *,
+    listen: str = LOOPBACK,
+    keys: Path | None = None,
+    seed: int = 0,
+    resume: bool = False,
+) -> Iterator[InProcessCluster]:
+    """A context with a parameter server for ``recipe``, and no workers yet.
+
+    At its end server and workers are stopped, in mid-run if need be, and the run is left in the
+    file ``checkpoint``, which ``resume`` goes on from; None: it is not kept. ``keys`` is a
+    directory that ``create_keys`` made. Raises BadInputError for what cannot be used.
+    """
+    loaded, dataset = _loaded(recipe), recipe.load_dataset()
+    settings = RunOptions(loaded.reference, seed=seed).settings(loaded, dataset)
+    server_keys, worker_keys = (
+        (load_server_keys(keys), load_worker_keys(keys)) if keys is not None else (None, None)
+    )
+    segment = create_weights_segment(settings.parameter_count) if available() else None
+    with (
+        closing(segment) if segment is not None else nullcontext(),
+        ServerSocket([listen], server_keys) as socket,
+        Observer(socket.contact_addresses[0], worker_keys) as observer,
+        TemporaryDirectory(prefix="dist-net-") as temporary,
+        threadpool_limits(1),
+        ThreadPoolExecutor(MAX_THREADS, "dist-net") as threads,
+    ):
+        buffers = [segment.vector(i) for i in range(segment.vectors)] if segment else None
+        path = checkpoint or Path(temporary) / "checkpoint.safetensors"
+        if resume:
+            run = Run.resumed(settings, read_checkpoint(path), buffers)
+        else:
+            run = Run(settings, recipe.initial_weights(seed), buffers)
+        server = ServerProcess(run, socket, path, CHECKPOINT_EVERY_S, segment)
+        cluster = InProcessCluster(
+            recipe, dataset, socket.contact_addresses[0], worker_keys, server, observer, threads
+        )
+        try:
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+def _loaded(recipe: Recipe) -> LoadedRecipe:
+    """The recipe under a reference that says that it came from no file."""
+    return LoadedRecipe("in-process", "in-process", b"", recipe)
+
+
+class InProcessWorker:
+    """A worker in a thread.
+
+    Its socket, like the server's, is made in another one, which raises what is wrong with it; it
+    is handed on as ZeroMQ allows, unused and with the lock of the thread pool between.
+    """
+
+    def __init__(self, process: WorkerProcess, threads: ThreadPoolExecutor) -> None:
+        self._process = process
+        self._ended = threads.submit(self._train)
+
+    def _train(self) -> Done:
+        with self._process as process:
+            return process.train()
+
+    def stop(self, reason: str = "stopped") -> None:
+        """Makes it leave the run as soon as its step is done."""
+        self._process.stop(reason)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has left the run, or failed."""
+        return self._ended.done()
+
+    def result(self, timeout_s: float = 10.0) -> Done:
+        """Waits until it has ended and gives what the server said last; raises what it raised,
+        and TimeoutError."""
+        return self._ended.result(timeout_s)
+
+
+class InProcessCluster:
+    """A running parameter server, and the workers that were started; see `in_process_cluster`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        address: str,
+        keys: WorkerKeys | None,
+        server: ServerProcess,
+        observer: Observer,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self.address = address
+        self._recipe = recipe
+        self._dataset = dataset
+        self._keys = keys
+        self._server = server
+        self._observer = observer
+        self._threads = threads
+        self._served: Future[None] = threads.submit(server.serve)
+        self._workers: list[InProcessWorker] = []
+
+    def start_worker(
+        self,
+        *,
+        recipe: Recipe | None = None,
+        step_of: StepOf | None = None,
+        shares_memory: bool = True,
+    ) -> InProcessWorker:
+        """Starts one more worker, at any time of the run.
+
+        ``recipe`` and ``step_of``, which makes the computing part for the run's seed, stand in
+        for the cluster's own. Without ``shares_memory`` arrays travel as frames.
+        """
+        dataset = self._dataset if recipe is None else recipe.load_dataset()
+        recipe = recipe or self._recipe
+        model = recipe.model
+        process = WorkerProcess(
+            step_of or (lambda seed: TrainingStep(model, dataset, seed)),
+            self.address,
+            f"worker-{len(self._workers)}",
+            _loaded(recipe).digest(dataset),
+            model.layout.size,
+            self._keys,
+            shares_memory,
+        )
+        self._workers.append(InProcessWorker(process, self._threads))
+        return self._workers[-1]
+
+    def report(self) -> dict[str, Any]:
+        """The server's report as it stands; see ``dist-net status --json``."""
+        return self._observer.status()
+
+    def snapshot(self) -> Snapshot:
+        """The weights as they stand, with the number of samples that are in them."""
+        return self._observer.snapshot()
+
+    def wait(
+        self, until: Callable[[dict[str, Any]], bool] | None = None, timeout_s: float = 60.0
+    ) -> dict[str, Any]:
+        """Waits for a report of which ``until`` is true, or that the run is finished.
+
+        Raises what the server raised, ProcessFailedError when the last worker has ended before,
+        and RunOverdueError when it takes longer than ``timeout_s``.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if self._served.done():
+                self._served.result()
+                raise ProcessFailedError("the parameter server has been stopped")
+            workers_have_ended = self._workers and all(each.has_ended for each in self._workers)
+            report = self.report()
+            if report["state"] == "finished" or (until is not None and until(report)):
+                return report
+            if workers_have_ended and not report["workers"]:
+                self._workers[-1].result()
+                raise ProcessFailedError("the last worker has left before the run was done")
+            if time.monotonic() > deadline:
+                raise RunOverdueError(
+                    f"{report['samples']} of {report['samples_total']} samples are done after "
+                    f"{timeout_s:g} s, and {len(report['workers'])} workers are at it"
+                )
+            time.sleep(POLL_S)
+
+    def stop(self) -> None:
+        """Ends workers and server; the checkpoint is on disk. Raises what the server raised."""
+        for worker in self._workers:
+            worker.stop("the cluster is stopped")
+        self._server.stop("the cluster is stopped")
+        self._served.result()

@@ -1,0 +1,72 @@
+"""What a run is asked to be: a recipe, and what the command line changes of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
+
+from dist_net.data import Dataset
+from dist_net.errors import RunDirectoryError, SettingError
+from dist_net.optim import optimizer_named
+from dist_net.parameter_server.settings import RunSettings
+from dist_net.recipe import LoadedRecipe
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """A recipe's reference, and the settings that replace the recipe's own where not None."""
+
+    recipe: str
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+    checkpoint_every_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint_every_s > 0:
+            raise SettingError(
+                f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "
+                f"above 0"
+            )
+
+    def settings(self, loaded: LoadedRecipe, dataset: Dataset) -> RunSettings:
+        """The run's settings; raises SettingError or UnknownOptimizerError."""
+        recipe = loaded.recipe
+        given = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "optimizer": None if self.optimizer is None else optimizer_named(self.optimizer),
+            "learning_rate": self.learning_rate,
+        }
+        chosen: dict[str, Any] = {
+            name: getattr(recipe, name) if value is None else value for name, value in given.items()
+        }
+        return RunSettings(
+            recipe=loaded.reference,
+            recipe_digest=loaded.digest(dataset),
+            layout=recipe.model.layout.shapes,
+            samples=len(dataset.train_labels),
+            seed=self.seed,
+            schedule=recipe.schedule,
+            **chosen,
+        )
+
+    def replaced_by(self, **given: Any) -> Self:
+        """These options, but for those of ``given`` that are not None."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def to_json(self) -> str:
+        """The options as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What ``to_json`` wrote; raises RunDirectoryError if it is something else."""
+        try:
+            values = json.loads(text)
+            return cls(**{each.name: values[each.name] for each in fields(cls)})
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error

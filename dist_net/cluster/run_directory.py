@@ -1,0 +1,113 @@
+"""A run's directory: what is in it, and where each thing lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dist_net.errors import RunDirectoryError
+
+DEFAULT_PARENT = Path("runs")
+
+
+class RunDirectory:
+    """The files of one run.
+
+    checkpoint.safetensors  the weights, the optimizer's state, and what is left to do
+    options.json            what the run was asked to be
+    recipe.py               the recipe as it was
+    metrics.jsonl           a line for each twentieth of an epoch, and for each evaluation
+    training.png            loss and accuracy over samples
+    confusion.png           which class was taken for which
+    logs/                   what each process had to say
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint.safetensors"
+        self.options = path / "options.json"
+        self.recipe = path / "recipe.py"
+        self.metrics = path / "metrics.jsonl"
+        self.training_plot = path / "training.png"
+        self.confusion_plot = path / "confusion.png"
+        self.logs = path / "logs"
+
+    @classmethod
+    def create(cls, path: Path | None, recipe_name: str, now: datetime) -> RunDirectory:
+        """A new directory: ``path``, or one under ``runs/`` named by recipe and time.
+
+        Raises RunDirectoryError where there is a run already, or nothing can be written.
+        """
+        if path is None:
+            path = DEFAULT_PARENT / f"{recipe_name}-{now:%Y%m%d-%H%M%S}"
+            for number in range(2, 100):
+                if not path.exists():
+                    break
+                path = path.with_name(f"{recipe_name}-{now:%Y%m%d-%H%M%S}-{number}")
+        directory = cls(path)
+        if directory.checkpoint.exists() or directory.metrics.exists():
+            raise RunDirectoryError(
+                f"{path} holds a run already; choose another --run-dir, or go on with it: --resume"
+            )
+        directory._make()
+        return directory
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """The directory of a run that was started before; raises RunDirectoryError."""
+        directory = cls(path)
+        if not directory.options.is_file():
+            raise RunDirectoryError(f"{path} is no run directory: no options.json in it")
+        directory._make()
+        return directory
+
+    @classmethod
+    def newest(cls) -> RunDirectory:
+        """The run under ``runs/`` that was written to last; raises RunDirectoryError."""
+        checkpoints = DEFAULT_PARENT.glob("*/checkpoint.safetensors")
+        newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is None:
+            raise RunDirectoryError(
+                f"no run with a checkpoint in {DEFAULT_PARENT}/; expected one that "
+                f"'dist-net train' left there, or name its directory"
+            )
+        return cls(newest.parent)
+
+    def _make(self) -> None:
+        with self._translated_errors():
+            self.logs.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, options: str, recipe_source: bytes) -> None:
+        """Writes down what the run is asked to be."""
+        with self._translated_errors():
+            self.options.write_text(options + "\n", encoding="utf-8")
+            self.recipe.write_bytes(recipe_source)
+
+    def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Adds lines to the metrics."""
+        with self._translated_errors(), self.metrics.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every line of the metrics; none if there is no file.
+
+        A last line that was cut short, because its writer was killed, does not count.
+        """
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunDirectoryError(
+                f"cannot write the run directory {self.path}: {error.strerror}; expected a "
+                f"directory that is yours, or that can be made, on a disk with room"
+            ) from error

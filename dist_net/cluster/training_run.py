@@ -1,0 +1,248 @@
+"""A run on this host: a parameter server and workers in processes of their own, and this process,
+which watches them, evaluates snapshots, and writes the run directory.
+
+    this process ──starts──▶ parameter server ◀──ipc──  local workers
+         └─────── observes ────────┘          ◀──tcp──  workers of other hosts
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dist_net.cluster.child import Child, end
+from dist_net.cluster.observer import Observer
+from dist_net.cluster.run_directory import RunDirectory
+from dist_net.data import Dataset
+from dist_net.errors import DistNetError, InterruptedRunError, ProcessFailedError
+from dist_net.recipe import Recipe
+from dist_net.training.evaluation import Evaluation, Evaluator
+from dist_net.wire.security import load_server_keys
+from dist_net.wire.transport import ServerSocket
+
+POLL_S = 0.1
+START_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 30.0
+EVALUATION_INTERVAL_S = 1.0
+WORKER_GRACE_S = 1.5  # with what is killed after it, an interrupt is done within 2 s
+CHECKPOINT_GRACE_S = 30.0  # a large model on a slow disk
+
+
+class Display(Protocol):
+    """What a run shows to a person."""
+
+    def started(self, addresses: Sequence[str]) -> None:
+        """Workers may connect to these addresses."""
+        ...
+
+    def progressed(self, report: dict[str, Any]) -> None:
+        """The server's report, several times a second."""
+        ...
+
+    def evaluated(self, samples: int, evaluation: Evaluation) -> None:
+        """The weights after so many samples were evaluated on the test images."""
+        ...
+
+    def warned(self, text: str) -> None:
+        """Something went wrong that the run survives."""
+        ...
+
+
+@dataclass(frozen=True)
+class Local:
+    """What runs on this host: workers, their BLAS threads, and where else the server listens."""
+
+    workers: int
+    listen: tuple[str, ...] = ()
+    keys: Path | None = None
+    resume: bool = False
+
+    @property
+    def threads(self) -> int:
+        """A worker's share of this process's cores, at least 1."""
+        return max(1, len(os.sched_getaffinity(0)) // max(1, self.workers))
+
+    def require_listening(self) -> None:
+        """Raises what listening would raise, before a run is begun for it."""
+        keys = None if self.keys is None else load_server_keys(self.keys)
+        ServerSocket(self.listen, keys).close()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The server's last report, and how well the last weights do."""
+
+    report: dict[str, Any]
+    evaluation: Evaluation
+
+
+class TrainingRun:
+    """The run in ``directory``, whose options are written there already."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        reference: str,
+        recipe: Recipe,
+        dataset: Dataset,
+        local: Local,
+        display: Display,
+    ) -> None:
+        self._directory = directory
+        self._reference = reference
+        self._samples = len(dataset.train_labels)
+        self._evaluate = Evaluator(recipe.model, dataset)
+        self._local = local
+        self._display = display
+        self._next_record = 0
+        self._evaluated_epochs = 0
+        self._evaluated_s = 0.0
+        self._reported: set[Child] = set()
+
+    def run(self) -> Outcome:
+        """Trains to the end.
+
+        Raises InterruptedRunError on KeyboardInterrupt, and ProcessFailedError when the server
+        ends, or the last worker of this host with no other left. Whenever it can, the server
+        leaves a checkpoint. No process outlives the call.
+        """
+        with tempfile.TemporaryDirectory(prefix="dist-net-") as temporary:
+            address = f"ipc://{temporary}/server"
+            server = self._start_server(address)
+            workers: list[Child] = []
+            try:
+                for index in range(self._local.workers):
+                    workers.append(self._start_worker(address, index))
+                with Observer(
+                    address, timeout_s=ANSWER_TIMEOUT_S, while_waiting=server.require_running
+                ) as observer:
+                    outcome = self._watch(observer, server, workers)
+                self._await_checkpoint(server)
+                return outcome
+            except KeyboardInterrupt:
+                _end(server, workers)
+                raise self._interrupted(server, "interrupted") from None
+            except ProcessFailedError:
+                if server.exit_code == 0:
+                    raise self._interrupted(server, "ended from outside") from None
+                raise
+            finally:
+                _end(server, workers)
+
+    def _start_server(self, address: str) -> Child:
+        arguments = [str(self._directory.path), address, *self._local.listen]
+        arguments += ["--parent", str(os.getpid())]
+        if self._local.keys is not None:
+            arguments += ["--keys", str(self._local.keys)]
+        if self._local.resume:
+            arguments.append("--resume")
+        return Child(
+            "parameter-server", "workers.parameter_server", arguments, self._directory.logs
+        )
+
+    def _start_worker(self, address: str, index: int) -> Child:
+        name = f"worker-{index}"
+        arguments = [self._reference, "--connect", address, "--name", name]
+        arguments += ["--threads", str(self._local.threads), "--timeout", str(START_TIMEOUT_S)]
+        arguments += ["--parent", str(os.getpid())]
+        return Child(name, "workers.training_worker", arguments, self._directory.logs)
+
+    def _watch(self, observer: Observer, server: Child, workers: list[Child]) -> Outcome:
+        self._display.started(server.wait_until_ready(START_TIMEOUT_S))
+        self._begin_metrics(observer.status())
+        while True:
+            report = self._poll(observer)
+            if report["state"] == "finished":
+                break
+            if report["state"] == "stopping":
+                server.wait(CHECKPOINT_GRACE_S)
+                raise server.failure()
+            self._check_workers(workers, others=len(report["workers"]) > 0)
+            self._evaluate_if_due(observer, report)
+            time.sleep(POLL_S)
+        while report["records"]:
+            report = self._poll(observer)
+        evaluation = self._evaluate_now(observer)
+        observer.shut_down("every epoch is done")
+        return Outcome(report, evaluation)
+
+    def _begin_metrics(self, report: dict[str, Any]) -> None:
+        """After a resume, drops what was recorded after the checkpoint; the server repeats its
+        own records."""
+        kept = [
+            record
+            for record in self._directory.read_metrics()
+            if record["kind"] == "test" and record["samples"] <= report["samples"]
+        ]
+        self._directory.metrics.unlink(missing_ok=True)
+        self._directory.append_metrics(kept)
+        self._evaluated_epochs = report["samples"] // self._samples
+
+    def _poll(self, observer: Observer) -> dict[str, Any]:
+        report = observer.status(self._next_record)
+        self._next_record = report["next_record"]
+        self._directory.append_metrics({"kind": "train", **each} for each in report["records"])
+        self._display.progressed(report)
+        return report
+
+    def _check_workers(self, workers: list[Child], others: bool) -> None:
+        ended = [worker for worker in workers if worker.exit_code not in (None, 0)]
+        for worker in ended:
+            if worker not in self._reported:
+                self._reported.add(worker)
+                self._display.warned(f"{worker.failure()}; its samples go to other workers")
+        if workers and len(ended) == len(workers) and not others:
+            raise ended[-1].failure()
+
+    def _evaluate_if_due(self, observer: Observer, report: dict[str, Any]) -> None:
+        epochs = report["samples"] // self._samples
+        is_due = time.monotonic() - self._evaluated_s > EVALUATION_INTERVAL_S
+        if epochs > self._evaluated_epochs and is_due:
+            self._evaluated_epochs = epochs
+            self._evaluate_now(observer)
+            self._evaluated_s = time.monotonic()
+
+    def _evaluate_now(self, observer: Observer) -> Evaluation:
+        snapshot = observer.snapshot()
+        evaluation = self._evaluate(snapshot.weights)
+        record = {
+            "kind": "test",
+            "samples": snapshot.samples,
+            "version": snapshot.version,
+            "loss": evaluation.loss,
+            "accuracy": evaluation.accuracy,
+        }
+        self._directory.append_metrics([record])
+        self._display.evaluated(snapshot.samples, evaluation)
+        return evaluation
+
+    def _await_checkpoint(self, server: Child) -> None:
+        if not server.wait(CHECKPOINT_GRACE_S):
+            raise ProcessFailedError(
+                f"the parameter server has not written {self._directory.checkpoint} in "
+                f"{CHECKPOINT_GRACE_S:g} s (log: {server.log})"
+            )
+        if server.exit_code != 0:
+            raise server.failure()
+
+    def _interrupted(self, server: Child, how: str) -> DistNetError:
+        if server.exit_code == ProcessFailedError.exit_code:
+            return server.failure()
+        if not self._directory.checkpoint.exists():
+            return InterruptedRunError(f"{how} before there was anything to keep")
+        return InterruptedRunError(
+            f"{how}; go on with: dist-net train --resume --run-dir {self._directory.path}"
+        )
+
+
+def _end(server: Child, workers: list[Child]) -> None:
+    """Ends all that still run; the server may take the time that it needs for its checkpoint."""
+    for child in (server, *workers):
+        child.terminate()
+    end(workers, WORKER_GRACE_S)
+    end([server], CHECKPOINT_GRACE_S)

@@ -1,0 +1,91 @@
+"""A training run on a terminal: a live line, and a line that stays for each evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Accuracy(Protocol):
+    """The part of an evaluation that is shown."""
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that were recognised."""
+        ...
+
+    @property
+    def loss(self) -> float:
+        """The mean loss."""
+        ...
+
+
+class TrainingProgress:
+    """A context in which a run is shown; where the console is no terminal, only the lines are."""
+
+    def __init__(self, console: Console, samples_per_epoch: int) -> None:
+        self._console = console
+        self._samples_per_epoch = samples_per_epoch
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TextColumn("{task.fields[details]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", epoch="-", speed="", details="", total=None)
+        self._loss = ""
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def started(self, addresses: Sequence[str]) -> None:
+        """Says where workers may join."""
+        for address in addresses:
+            self._line(f"workers may join: dist-net worker --connect {address}", "dim")
+
+    def progressed(self, report: dict[str, Any]) -> None:
+        """Moves the live line."""
+        if report["records"]:
+            last = report["records"][-1]
+            self._loss = f"loss {last['loss']:.3f}, accuracy {last['accuracy']:.1%}, "
+        self._progress.update(
+            self._task,
+            completed=report["samples"],
+            total=report["samples_total"],
+            epoch=f"{report['samples'] / self._samples_per_epoch:.1f}/{report['epochs']}",
+            speed=f"{report['samples_per_s']:,.0f} samples/s",
+            details=f"{self._loss}staleness {report['staleness_mean']:.1f}, "
+            f"{len(report['workers'])} workers",
+        )
+
+    def evaluated(self, samples: int, evaluation: Accuracy) -> None:
+        """Says how well the weights did on the test images."""
+        self._line(
+            f"epoch {samples / self._samples_per_epoch:5.1f}: test accuracy "
+            f"{evaluation.accuracy:.2%}, test loss {evaluation.loss:.4f}"
+        )
+
+    def warned(self, text: str) -> None:
+        """Says what went wrong."""
+        self._line(text, "yellow")
+
+    def _line(self, text: str, style: str = "") -> None:
+        self._console.print(Text(text, style), soft_wrap=True)

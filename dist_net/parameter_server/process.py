@@ -1,0 +1,170 @@
+"""The parameter server's process: a loop that connects the state machine to sockets and memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from dist_net.clock import Clock, SystemClock
+from dist_net.errors import SegmentError
+from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
+from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.state import Command, Forget, ParameterServer, Send, WeightsSegment
+from dist_net.wire.messages import Join, Push, Welcome
+from dist_net.wire.segment import Segment
+from dist_net.wire.transport import ServerSocket
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.1
+STOP_GRACE_S = 1.0
+SHARED_READERS = 64
+
+
+def create_weights_segment(parameter_count: int) -> Segment:
+    """Room for the snapshots that ``SHARED_READERS`` local workers need; used as they join."""
+    return Segment.create(SHARED_READERS + 2, parameter_count)
+
+
+class ServerProcess:
+    """Serves a run until it is shut down; the checkpoint is written as time passes and at the end.
+
+    ``socket`` and ``segment`` are borrowed. ``is_orphaned`` tells whether whoever started this
+    process is gone, and the run is to be ended.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        socket: ServerSocket,
+        checkpoint_path: Path,
+        checkpoint_every_s: float,
+        segment: Segment | None = None,
+        is_orphaned: Callable[[], bool] = lambda: False,
+        clock: Clock | None = None,
+    ) -> None:
+        self._run = run
+        self._socket = socket
+        self._checkpoint_path = checkpoint_path
+        self._checkpoint_every_s = checkpoint_every_s
+        self._is_orphaned = is_orphaned
+        self._clock = clock or SystemClock()
+        self._server = ParameterServer(
+            run,
+            None
+            if segment is None
+            else WeightsSegment(segment.process_id, segment.descriptor, segment.token),
+        )
+        self._gradients: dict[int, Segment] = {}
+        self._stop_requested: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """Ends the run as soon as the loop comes round; may be called by a signal handler."""
+        self._stop_requested = reason
+
+    def serve(self) -> None:
+        """Returns when the run was shut down and its last checkpoint is on disk.
+
+        Raises CheckpointWriteError if that could not be written.
+        """
+        with ThreadPoolExecutor(1, "checkpoint") as writer:
+            self._serve_until_stopped(writer)
+            writer.submit(self._write_checkpoint, self._run.checkpoint()).result()
+        self._see_workers_off()
+        self._gradients.clear()
+
+    def _serve_until_stopped(self, writer: ThreadPoolExecutor) -> None:
+        written: Future[None] | None = None
+        next_tick = self._clock.now()
+        next_checkpoint = next_tick + self._checkpoint_every_s
+        while self._server.stop_reason is None:
+            self._receive(TICK_S)
+            now = self._clock.now()
+            if now < next_tick:
+                continue
+            next_tick = now + TICK_S
+            self._drain()
+            self._carry_out(self._server.tick(now))
+            if self._stop_requested is None and self._is_orphaned():
+                self._stop_requested = "the process that started the run is gone"
+            if self._stop_requested is not None:
+                self._server.stop(self._stop_requested)
+            if written is not None and written.done():
+                _log_failure(written)
+                written = None
+            if now >= next_checkpoint and written is None:
+                next_checkpoint = now + self._checkpoint_every_s
+                written = writer.submit(self._write_checkpoint, self._run.checkpoint())
+
+    def _see_workers_off(self) -> None:
+        """Answers until each worker was told to stop, or a moment has passed."""
+        deadline = self._clock.now() + STOP_GRACE_S
+        while self._server.worker_count and self._clock.now() < deadline:
+            self._receive(TICK_S)
+
+    def _drain(self) -> None:
+        """Handles what has arrived, so that nobody is counted out whose heartbeat is here.
+
+        Bounded: under a constant load the queue is never empty.
+        """
+        for _ in range(1000):
+            if not self._receive(0):
+                break
+
+    def _receive(self, timeout_s: float) -> bool:
+        received = self._socket.receive(timeout_s)
+        if received is None:
+            return False
+        node, message = received
+        segment = None
+        match message:
+            case Push(worker_id=worker_id, gradient=None) if worker_id in self._gradients:
+                message = message._replace(gradient=self._gradients[worker_id].vector(0))
+            case Join(gradient_descriptor=descriptor) if descriptor != -1:
+                segment = _attached(message)
+                if segment is None:
+                    message = message._replace(gradient_descriptor=-1)
+        self._carry_out(self._server.handle(node, message, self._clock.now()), segment)
+        return True
+
+    def _carry_out(self, commands: list[Command], joining: Segment | None = None) -> None:
+        """Does what the state machine says; ``joining`` holds the gradient of who is welcomed."""
+        for command in commands:
+            match command:
+                case Send(node, message):
+                    if (
+                        isinstance(message, Welcome)
+                        and message.weights_descriptor != -1
+                        and joining
+                    ):
+                        self._gradients[message.worker_id] = joining
+                    self._socket.send(node, message)
+                case Forget(worker_id):
+                    self._gradients.pop(worker_id, None)
+
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        write_checkpoint(self._checkpoint_path, checkpoint)
+        logger.info("checkpoint_written version=%d", checkpoint.version)
+
+
+def _attached(join: Join) -> Segment | None:
+    """The joining worker's gradient in shared memory; None where it cannot be mapped."""
+    try:
+        return Segment.attach(
+            join.process_id,
+            join.gradient_descriptor,
+            join.segment_token,
+            join.parameter_count,
+            writable=False,
+        )
+    except SegmentError as error:
+        logger.warning("arrays_as_frames name=%s reason=%s", join.name, error)
+        return None
+
+
+def _log_failure(written: Future[None]) -> None:
+    error = written.exception()
+    if error is not None:
+        logger.error("checkpoint_failed error=%s", error)

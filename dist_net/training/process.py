@@ -1,0 +1,274 @@
+"""The training worker's process: a loop that connects its state machine to sockets and memory."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+
+from dist_net.clock import Clock, SystemClock
+from dist_net.errors import NoAnswerError, ProtocolError, SegmentError
+from dist_net.training.state import Begin, Command, Compute, Done, Prepare, Send, WorkerState
+from dist_net.wire.messages import Heartbeat, Join, Message, Vector, Welcome
+from dist_net.wire.security import WorkerKeys
+from dist_net.wire.segment import Segment, available
+from dist_net.wire.transport import ClientSocket
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+
+
+class Step(Protocol):
+    """What computes a minibatch; see ``dist_net.training.compute.TrainingStep``."""
+
+    def prepare(self, epoch: int, start: int, stop: int) -> None:
+        """Gathers the minibatch."""
+        ...
+
+    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
+        """Fills ``gradient``; gives the summed loss and the number of right answers."""
+        ...
+
+
+class WorkerProcess:
+    """Trains for the server at ``address`` until that says that there is no more to do.
+
+    ``step_of`` makes the computing part for the run's seed. ``recipe_digest`` and
+    ``parameter_count`` are compared with the server's. With ``shares_memory`` weights and gradient
+    stay in shared memory, for a server on this host. ``join_timeout_s`` is how long the server may
+    take to answer at first; later its own heartbeat timeout holds. ``is_orphaned`` tells whether
+    whoever started this process is gone, and the server with it.
+    """
+
+    def __init__(
+        self,
+        step_of: Callable[[int], Step],
+        address: str,
+        name: str,
+        recipe_digest: str,
+        parameter_count: int,
+        keys: WorkerKeys | None = None,
+        shares_memory: bool = False,
+        join_timeout_s: float = 10.0,
+        is_orphaned: Callable[[], bool] = lambda: False,
+        clock: Clock | None = None,
+    ) -> None:
+        self._step_of = step_of
+        self._step: Step | None = None
+        self._address = address
+        self._keys = keys
+        self._join_timeout_s = join_timeout_s
+        self._is_orphaned = is_orphaned
+        self._clock = clock or SystemClock()
+        self._socket = ClientSocket(address, keys)
+        self._heart: Heart | None = None
+        self._stop_requested: str | None = None
+        self._parameter_count = parameter_count
+        self._own = Segment.create(1, parameter_count) if shares_memory and available() else None
+        self._weights = Weights(parameter_count)
+        self._gradient = self._own.vector(0) if self._own else np.empty(parameter_count, np.float32)
+        self._sends_gradient = True
+        self._state = WorkerState(
+            Join(
+                name,
+                recipe_digest,
+                parameter_count,
+                self._own.process_id if self._own else 0,
+                self._own.descriptor if self._own else -1,
+                self._own.token if self._own else b"",
+            ),
+            address,
+            join_timeout_s,
+        )
+
+    def stop(self, reason: str) -> None:
+        """Leaves the run as soon as the loop comes round; may be called by a signal handler."""
+        self._stop_requested = reason
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether this worker left before the server let it go."""
+        return self._stop_requested is not None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the heartbeats and lets go of socket and memory."""
+        if self._heart is not None:
+            self._heart.stop()
+        self._socket.close()
+        self._step = None  # its plans are bound to the memory
+        self._weights.detach()
+        if self._own is not None:
+            del self._gradient
+            self._own.close()
+
+    def train(self) -> Done:
+        """Returns what the server said last.
+
+        Raises NoAnswerError when it never answered and ServerLostError when it says nothing more,
+        JoinRefusedError or WorkerRefusedError when it will not have this worker.
+        """
+        commands = deque(self._state.start(self._clock.now()))
+        while True:
+            while commands:
+                command = commands.popleft()
+                if isinstance(command, Done):
+                    return command
+                commands.extendleft(reversed(self._carry_out(command)))
+            message = self._listen()
+            if self._stop_requested is not None:
+                commands.extend(self._state.leave(self._stop_requested))
+            elif message is not None:
+                commands.extend(self._state.handle(message, self._clock.now()))
+            else:
+                commands.extend(self._tick())
+
+    def _listen(self) -> Message | None:
+        """The next message; None when none came in time."""
+        message = self._socket.receive(self._patience_s())
+        if message is None and self._state.is_overdue(self._clock.now()):
+            # This process may have been stopped for a while, by SIGSTOP or with the whole
+            # machine: then the answer has long been sent, and needs a moment to get here.
+            message = self._socket.receive(POLL_S)
+        return message
+
+    def _tick(self) -> list[Command]:
+        now = self._clock.now()
+        if self._is_orphaned():
+            return self._state.leave("the process that started this one is gone")
+        if self._heart is None:
+            if self._state.is_overdue(now):
+                raise self._socket.no_answer(self._join_timeout_s)
+        elif self._heart.answer is not None:
+            answered = self._state.heartbeat_answered(*self._heart.answer, now)
+            if answered:
+                return answered
+        return self._state.tick(now)
+
+    def _patience_s(self) -> float:
+        """How long to wait for a message: until something is due, but never long."""
+        wakes_at_s = self._state.wakes_at_s
+        due_s = POLL_S if wakes_at_s is None else wakes_at_s - self._clock.now()
+        return min(max(due_s, 0.0), POLL_S)
+
+    def _carry_out(self, command: Command) -> list[Command]:
+        match command:
+            case Send(message):
+                self._socket.send(message)
+            case Prepare(epoch, start, stop) if self._step is not None:
+                self._step.prepare(epoch, start, stop)
+            case Compute() if self._step is not None:
+                weights = self._weights.of(command)
+                loss_sum, correct = self._step.run(weights, self._gradient)
+                gradient = self._gradient if self._sends_gradient else None
+                return self._state.computed(loss_sum, correct, gradient, self._clock.now())
+            case Begin(welcome):
+                self._begin(welcome)
+        return []
+
+    def _begin(self, welcome: Welcome) -> None:
+        self._sends_gradient = welcome.weights_descriptor == -1
+        self._weights.attach(welcome)
+        if self._heart is not None:
+            self._heart.stop()
+        self._heart = Heart(self._address, self._keys, welcome, self._clock)
+        self._heart.start()
+        self._step = self._step_of(welcome.seed)
+        logger.info(
+            "joined worker=%d shared_memory=%s", welcome.worker_id, not self._sends_gradient
+        )
+
+
+class Weights:
+    """Where a worker reads weights: the server's snapshots, or a vector that frames fill."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._segment: Segment | None = None
+        self._received = np.empty(0, np.float32)
+
+    def attach(self, welcome: Welcome) -> None:
+        """Maps the server's snapshots, if this worker was given them."""
+        self.detach()
+        if welcome.weights_descriptor != -1:
+            self._segment = Segment.attach(
+                welcome.process_id,
+                welcome.weights_descriptor,
+                welcome.segment_token,
+                self._size,
+                writable=False,
+            )
+        else:
+            self._received = np.empty(self._size, np.float32)
+
+    def of(self, work: Compute) -> Vector:
+        """The weights of this piece of work; raises SegmentError if they are nowhere."""
+        if work.weights is not None:
+            # Copied, so that plans are bound once and not to every frame.
+            np.copyto(self._received, work.weights)
+            return self._received
+        if self._segment is None:
+            raise SegmentError(f"the server sent snapshot {work.snapshot}, expected weights")
+        return self._segment.vector(work.snapshot)
+
+    def detach(self) -> None:
+        """Lets go of the server's memory."""
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+
+
+class Heart(threading.Thread):
+    """Says that this process is alive, from a thread and a socket of its own.
+
+    A long step would keep the worker's loop from saying it; NumPy computes without the
+    interpreter's lock, so this thread is heard all the same. ``answer`` is the server's last one
+    and when its heartbeat was sent; None: there has been none.
+    """
+
+    def __init__(
+        self, address: str, keys: WorkerKeys | None, welcome: Welcome, clock: Clock
+    ) -> None:
+        super().__init__(name=f"heart-{welcome.worker_id}-{os.getpid()}", daemon=True)
+        self.answer: tuple[Message, float] | None = None
+        self._address = address
+        self._keys = keys
+        self._beat = Heartbeat(welcome.worker_id)
+        self._interval_s = welcome.heartbeat_interval_s
+        self._clock = clock
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Beats until stopped, or until the server has long not taken a beat."""
+        with ClientSocket(self._address, self._keys) as socket:
+            try:
+                while not self._stopped.is_set():
+                    sent_s = self._clock.now()
+                    socket.send(self._beat)
+                    self._stopped.wait(self._interval_s)
+                    while (answer := socket.receive(0)) is not None:
+                        self.answer = (answer, sent_s)
+            except (NoAnswerError, ProtocolError) as error:
+                logger.warning("heartbeat_ended reason=%s", error)
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self.join()

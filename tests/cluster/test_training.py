@@ -1,0 +1,244 @@
+"""Training in one process over real sockets: every sample once an epoch, as the weights show."""
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_net.cluster.in_process import InProcessCluster
+from dist_net.errors import (
+    CheckpointMismatchError,
+    JoinRefusedError,
+    ProcessFailedError,
+    RunOverdueError,
+    WorkerRefusedError,
+)
+from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.recipe import Recipe
+from dist_net.training.compute import TrainingStep
+from dist_net.wire.messages import Vector
+from dist_net.wire.security import add_worker_keys, create_keys
+
+OpenCluster = Callable[..., AbstractContextManager[InProcessCluster]]
+Check = Callable[[Vector], None]
+Disturb = Callable[[int], float | None]
+
+
+class Disturbed:
+    """A training step that is told after each run, from 1, what to fill its gradient with."""
+
+    def __init__(self, step: TrainingStep, disturb: Disturb) -> None:
+        self._step = step
+        self._disturb = disturb
+        self._runs = 0
+        self.prepare = step.prepare
+
+    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
+        result = self._step.run(weights, gradient)
+        self._runs += 1
+        filling = self._disturb(self._runs)
+        if filling is not None:
+            gradient[7] = filling
+        return result
+
+
+def disturbed(recipe: Recipe, disturb: Disturb) -> Callable[[int], Disturbed]:
+    """What ``start_worker`` takes as ``step_of``."""
+    return lambda seed: Disturbed(TrainingStep(recipe.model, recipe.load_dataset(), seed), disturb)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("arrays", ["in shared memory", "as frames"])
+def test_each_sample_is_applied_once_an_epoch(
+    cluster: OpenCluster, recipe: Recipe, assert_exact: Check, workers: int, arrays: str
+) -> None:
+    all_at_work = threading.Barrier(workers)
+
+    def wait_for_the_others(runs: int) -> None:
+        if runs == 1:
+            all_at_work.wait(10)
+
+    with cluster() as run:
+        started = [
+            run.start_worker(
+                step_of=disturbed(recipe, wait_for_the_others),
+                shares_memory=arrays == "in shared memory",
+            )
+            for _ in range(workers)
+        ]
+        report = run.wait()
+        assert_exact(run.snapshot().weights)
+        assert all(worker.result().finished for worker in started)
+    assert report["samples"] == report["samples_total"] == 5 * 256
+    assert report["version"] == report["pushes_applied"] == 5 * 256 // 8
+    assert report["workers_joined"] == workers
+    assert report["workers_lost"] == report["pushes_rejected"] == 0
+
+
+def test_with_keys(cluster: OpenCluster, assert_exact: Check, tmp_path: Path) -> None:
+    create_keys(tmp_path / "keys")
+    add_worker_keys(tmp_path / "keys")
+    with cluster(keys=tmp_path / "keys") as run:
+        workers = [run.start_worker(shares_memory=False), run.start_worker()]
+        run.wait()
+        assert_exact(run.snapshot().weights)
+        assert all(worker.result().finished for worker in workers)
+
+
+def test_over_a_unix_socket(cluster: OpenCluster, assert_exact: Check, tmp_path: Path) -> None:
+    with cluster(listen=f"ipc://{tmp_path}/server") as run:
+        run.start_worker()
+        run.wait()
+        assert_exact(run.snapshot().weights)
+
+
+def test_a_worker_may_join_in_mid_run(cluster: OpenCluster, assert_exact: Check) -> None:
+    with cluster() as run:
+        run.start_worker()
+        joined_at = run.wait(lambda report: report["samples"] > 256)
+        run.start_worker()
+        both = run.wait(lambda report: len(report["workers"]) == 2)
+        report = run.wait()
+        assert_exact(run.snapshot().weights)
+    assert 256 < joined_at["samples"] <= both["samples"] < report["samples"]
+
+
+def test_a_worker_may_leave_in_mid_run(cluster: OpenCluster, assert_exact: Check) -> None:
+    with cluster() as run:
+        leaves, _ = run.start_worker(), run.start_worker()
+        run.wait(lambda report: report["samples"] > 256)
+        leaves.stop("has better things to do")
+        done = leaves.result()
+        report = run.wait()
+        assert_exact(run.snapshot().weights)
+    assert not done.finished
+    assert done.reason == "has better things to do"
+    assert report["workers_lost"] == 0
+
+
+def test_staleness_is_recorded(cluster: OpenCluster, recipe: Recipe, assert_exact: Check) -> None:
+    """One worker holds its first gradient back until the other has pushed several."""
+    pushed = threading.Event()
+
+    def hold_back(runs: int) -> None:
+        if runs == 1:
+            assert pushed.wait(10)
+
+    with cluster() as run:
+        run.start_worker(step_of=disturbed(recipe, hold_back))
+        run.wait(lambda report: len(report["workers"]) == 1)
+        run.start_worker()
+        run.wait(lambda report: report["version"] >= 10)
+        pushed.set()
+        report = run.wait()
+        assert_exact(run.snapshot().weights)
+    assert report["staleness_max"] >= 10
+    assert sum(report["staleness_histogram"]) == report["pushes_applied"]
+    assert sum(report["staleness_histogram"][10:]) > 0
+
+
+def test_a_gradient_that_is_not_finite_is_refused_and_computed_again(
+    cluster: OpenCluster, recipe: Recipe, assert_exact: Check, caplog: pytest.LogCaptureFixture
+) -> None:
+    def spoil(runs: int) -> float | None:
+        return np.nan if runs in (3, 4, 11) else None
+
+    with cluster() as run:
+        run.start_worker(step_of=disturbed(recipe, spoil))
+        report = run.wait()
+        assert_exact(run.snapshot().weights)
+    assert report["gradients_refused"] == 3
+    assert report["workers_lost"] == 0
+    refusals = [text for text in caplog.messages if text.startswith("gradient_refused")]
+    assert len(refusals) == 3
+    assert all("name=worker-0" in text for text in refusals)
+
+
+@pytest.mark.parametrize("shares_memory", [True, False])
+def test_a_worker_that_diverges_is_dismissed_and_others_do_its_work(
+    cluster: OpenCluster, recipe: Recipe, assert_exact: Check, shares_memory: bool
+) -> None:
+    def spoil(_runs: int) -> float:
+        return np.inf
+
+    with cluster() as run:
+        diverges = run.start_worker(step_of=disturbed(recipe, spoil), shares_memory=shares_memory)
+        with pytest.raises(WorkerRefusedError, match=r"'worker-0'.*not finite.*learning rate"):
+            diverges.result()
+        run.start_worker()
+        report = run.wait()
+        assert_exact(run.snapshot().weights)
+    assert report["gradients_refused"] == 3
+    assert report["workers_lost"] == 1
+
+
+def test_a_run_without_workers_left_fails_with_the_last_ones_error(
+    cluster: OpenCluster, recipe: Recipe
+) -> None:
+    def fail(_runs: int) -> None:
+        raise ZeroDivisionError("a step of the user's own")
+
+    with cluster() as run:
+        run.start_worker(step_of=disturbed(recipe, fail))
+        with pytest.raises(ZeroDivisionError, match="of the user's own"):
+            run.wait()
+    with cluster() as run:
+        run.start_worker().stop()
+        with pytest.raises(ProcessFailedError, match="last worker has left"):
+            run.wait()
+
+
+def test_a_worker_with_other_data_is_refused(
+    cluster: OpenCluster, recipe: Recipe, assert_exact: Check
+) -> None:
+    dataset = recipe.load_dataset()
+    smaller = replace(
+        dataset, train_images=dataset.train_images[1:], train_labels=dataset.train_labels[1:]
+    )
+    with cluster() as run:
+        stranger = run.start_worker(recipe=replace(recipe, dataset=lambda: smaller))
+        with pytest.raises(JoinRefusedError, match="same recipe"):
+            stranger.result()
+        run.start_worker()
+        report = run.wait()
+        assert_exact(run.snapshot().weights)
+    assert report["workers_joined"] == 1
+
+
+def test_a_run_is_resumed_in_mid_epoch(
+    cluster: OpenCluster, assert_exact: Check, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with cluster(checkpoint) as run:
+        workers = [run.start_worker() for _ in range(3)]
+        run.wait(lambda report: report["workers_joined"] == 3 and report["samples"] > 300)
+    assert not any(worker.result().finished for worker in workers)
+    begun = read_checkpoint(checkpoint)
+    assert -5 < begun.weights.mean() < -1
+    assert begun.weights.min() < begun.weights.max()
+
+    with cluster(checkpoint, resume=True) as run:
+        run.start_worker()
+        run.start_worker()
+        report = run.wait()
+        assert_exact(run.snapshot().weights)
+    assert_exact(read_checkpoint(checkpoint).weights)
+    assert report["version"] == report["pushes_applied"] == 160
+    assert report["workers_joined"] in (3 + 1, 3 + 2)  # one may find nothing left to do
+
+
+def test_a_run_is_not_resumed_as_another_one(cluster: OpenCluster, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with cluster(checkpoint):
+        pass
+    with pytest.raises(CheckpointMismatchError, match="seed is 0, expected 1"):
+        cluster(checkpoint, seed=1, resume=True).__enter__()
+
+
+def test_a_wait_has_an_end(cluster: OpenCluster) -> None:
+    with cluster() as run, pytest.raises(RunOverdueError, match="0 of 1280 samples"):
+        run.wait(timeout_s=0.01)

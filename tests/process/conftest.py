@@ -1,0 +1,145 @@
+"""Real processes of the command line: started, watched, and all ended when a test is over."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_net.cluster.observer import Observer
+
+# What a loaded machine may take; a test that passes does not wait for it.
+DEADLINE_S = 60.0
+
+
+def wait_until(holds: Callable[[], Any]) -> Any:
+    """Asks again and again until the answer is true, and gives it."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (answer := holds()):
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s"
+        time.sleep(0.02)
+    return answer
+
+
+class Command:
+    """A running ``dist-net COMMAND``, in a directory that is also where it says what it says.
+
+    ``prefix`` is a command that runs it, such as one that enters a network namespace.
+    """
+
+    def __init__(self, directory: Path, arguments: Sequence[str], prefix: Sequence[str]) -> None:
+        self._stdout, self._stderr = directory / "stdout", directory / "stderr"
+        self.temporary = directory / "tmp"
+        self.temporary.mkdir(parents=True)
+        with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [*prefix, sys.executable, "-P", "-m", "dist_net", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=directory,
+                env=os.environ | {"TMPDIR": str(self.temporary)},
+            )
+
+    @property
+    def stdout(self) -> str:
+        """What it has said so far on stdout."""
+        return self._stdout.read_text()
+
+    @property
+    def stderr(self) -> str:
+        """What it has said so far on stderr."""
+        return self._stderr.read_text()
+
+    def says(self, pattern: str) -> re.Match[str]:
+        """Waits until it says this on stderr."""
+
+        def found() -> re.Match[str] | None:
+            has_ended = self.process.poll() is not None
+            complete_lines, _, _ = self.stderr.rpartition("\n")
+            match = re.search(pattern, complete_lines)
+            assert match or not has_ended, self.stderr
+            return match
+
+        match: re.Match[str] = wait_until(found)
+        return match
+
+    def ends(self) -> int:
+        """Waits until it has ended; gives the exit code."""
+        return self.process.wait(DEADLINE_S)
+
+    def result(self) -> Any:
+        """Waits until it has ended well; gives the JSON object on the last line of stdout."""
+        assert self.ends() == 0, self.stderr
+        return json.loads(self.stdout.splitlines()[-1])
+
+    @property
+    def address(self) -> str:
+        """Where a local worker or an observer may connect to its server."""
+        return self.says(r"--connect (ipc://\S+)")[1]
+
+    def report(self, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Waits for a report of the server's that is like this."""
+
+        def matching() -> dict[str, Any] | None:
+            report = observer.status()
+            return report if holds(report) else None
+
+        with Observer(self.address, while_waiting=self._require_running) as observer:
+            found: dict[str, Any] = wait_until(matching)
+        return found
+
+    def _require_running(self) -> None:
+        assert self.process.poll() is None, self.stderr
+
+    @property
+    def children(self) -> dict[str, int]:
+        """The process ids of its server and workers, by their names."""
+        names = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                parent = stat.read_text().rpartition(")")[2].split()[1]
+                words = (stat.parent / "cmdline").read_text().split("\0")
+                if parent == str(self.process.pid) and "workers.parameter_server" in words:
+                    names["server"] = int(stat.parent.name)
+                elif parent == str(self.process.pid) and "--name" in words:
+                    names[words[words.index("--name") + 1]] = int(stat.parent.name)
+        return names
+
+
+@pytest.fixture
+def counting() -> str:
+    """The path of the recipe whose weights count how often each sample was applied."""
+    return str(Path(__file__).parents[1] / "recipes" / "counting.py")
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], Any]], Any]:
+    """Asks again and again until the answer is true, and gives it."""
+    return wait_until
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts a command; those that still run when the test is over are killed."""
+    commands: list[Command] = []
+
+    def start_command(*arguments: str, prefix: Sequence[str] = ()) -> Command:
+        directory = tmp_path / f"command-{len(commands)}"
+        commands.append(Command(directory, arguments, prefix))
+        return commands[-1]
+
+    yield start_command
+    for command in commands:
+        for process_id in [*command.children.values(), command.process.pid]:
+            if command.process.poll() is None:
+                os.kill(process_id, signal.SIGKILL)
+        command.process.wait()

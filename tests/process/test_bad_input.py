@@ -1,0 +1,281 @@
+"""What a person may get wrong at the command line: one clear line, an exit code, nothing left.
+
+The commands run in this process, so that what they leave open or started shows.
+"""
+
+import logging
+import os
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_net.cli import main
+from dist_net.cluster.options import RunOptions
+from dist_net.cluster.run_directory import RunDirectory
+from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.parameter_server.run import Run
+from dist_net.recipe import load_recipe
+
+Refuses = Callable[..., None]
+
+
+@pytest.fixture
+def ordinary_process() -> Iterator[None]:
+    """A command sets up a process that is its own; this one gets its settings back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    level = logging.getLogger("dist_net").level
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    logging.getLogger("dist_net").setLevel(level)
+
+
+@pytest.fixture
+def refuses(
+    ordinary_process: None,  # noqa: ARG001
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Refuses:
+    """Checks that a command says only what this regular expression does, and leaves no file."""
+    directory = tmp_path / "here"
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    monkeypatch.setattr("tempfile.tempdir", str(directory))
+
+    def check(says: str, *arguments: Any, exit_code: int = 2) -> None:
+        code = exit_code_of(main, list(map(str, arguments)))
+        stdout, stderr = capsys.readouterr()
+        assert re.fullmatch(f"dist-net[^:]*: {says}\n", stderr), stderr
+        assert code == exit_code
+        assert stdout in ("", "READY\n")
+        assert not list(directory.iterdir())
+
+    return check
+
+
+def exit_code_of(function: Callable[..., int], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except SystemExit as end:
+        return end.code
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port that is in use, by something that says nothing."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port where nobody listens."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        return int(closed.getsockname()[1])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The directory of a run of ``digits`` that has only begun."""
+    directory = RunDirectory(tmp_path / "run")
+    directory.logs.mkdir(parents=True)
+    loaded, options = load_recipe("digits"), RunOptions("digits")
+    directory.begin(options.to_json(), loaded.source)
+    settings = options.settings(loaded, loaded.recipe.load_dataset())
+    begun = Run(settings, loaded.recipe.initial_weights(0))
+    write_checkpoint(directory.checkpoint, begun.checkpoint())
+    return directory.path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trian"], r".*invalid choice: 'trian'.*; see dist-net --help"),
+        ([], r"the following arguments are required: COMMAND; see .*"),
+        (["train", "--speed"], r"unrecognized arguments: --speed; see .*"),
+        (["train", "--epochs", "x"], r"argument --epochs: invalid int value: 'x'; .*"),
+        (["train", "--workers", "-1"], r"argument --workers: -1 is below 0; see .*"),
+        (["worker", "digits"], r"the following arguments are required: --connect; .*"),
+        (["parameter-server", "digits"], r"no address to listen on; give --listen tcp://H.*"),
+    ],
+)
+def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: str) -> None:
+    refuses(says, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--epochs", "0", r"epochs=0: expected a whole number, at least 1"),
+        ("--batch-size", "0", r"batch_size=0: expected a whole number, at least 1"),
+        ("--batch-size", "1438", r"batch_size=1438: expected at most .* which is 1437"),
+        ("--learning-rate", "nan", r"learning_rate=nan: expected a finite number above 0"),
+        ("--learning-rate", "-0.1", r"learning_rate=-0.1: expected a finite number above 0"),
+        ("--optimizer", "adamw", r"unknown optimizer 'adamw': expected one of sgd, .*"),
+        ("--seed", "-1", r"seed=-1: expected a whole number, 0 or above"),
+        ("--checkpoint-every", "nan", r"checkpoint_every_s=nan: expected .* above 0"),
+        ("--listen", "localhost", r"the address 'localhost' cannot be used; expected tcp://H.*"),
+        ("--listen", "tcp://0.0.0.0:0", r"will not listen on .* without keys: make them .*"),
+        ("--keys", "nowhere", r"cannot read the key file nowhere/\S+ .*"),
+    ],
+)
+def test_a_setting_that_cannot_be(refuses: Refuses, option: str, value: str, says: str) -> None:
+    refuses(says, "train", "digits", option, value)
+
+
+RECIPE = """
+from pathlib import Path
+from dist_net.data import Dataset
+from dist_net.data.idx import read_idx
+from dist_net.nn import Dense, Flatten, Rescale, Sequential
+from dist_net.recipe import Recipe
+
+def network(classes=10):
+    return Sequential(Rescale(), Flatten(), Dense(classes))
+
+def nothing():
+    return None
+
+def missing():
+    return Path("/nowhere/images").read_bytes()
+
+def cut_short():
+    return read_idx(Path(__file__).with_name("images"))
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("1 / 0", r"recipe \S+: ZeroDivisionError: division by zero"),
+        ("recipe =", r"recipe \S+: SyntaxError: invalid syntax .*"),
+        ("raise SystemExit(7)", r"recipe \S+: SystemExit: 7"),
+        ("", r"recipe \S+: expected a Recipe in a variable called 'recipe', found NoneType"),
+        ("recipe = Recipe(Dense(10), 'digits', (8, 8))", r"recipe \S+: Dense: .* put Flatten .*"),
+        ("recipe = Recipe(network(), 'mnist', (8, 8))", r"recipe \S+: dataset 'mnist': .*"),
+        ("recipe = Recipe(network(), 'digits', (9, 9))", r"dataset 'digits' has images of .*"),
+        ("recipe = Recipe(network(9), 'digits', (8, 8))", r"dataset 'digits' has 10 classes, .*"),
+        ("recipe = Recipe(network(), nothing, (8, 8))", r"the recipe's dataset .* NoneType: .*"),
+        ("recipe = Recipe(network(), missing, (8, 8))", r"the recipe's .* FileNotFoundError: .*"),
+        ("recipe = Recipe(network(), cut_short, (8, 8))", r"\S+/images: .*expected .*"),
+    ],
+)
+def test_a_recipe_that_fails(refuses: Refuses, tmp_path: Path, text: str, says: str) -> None:
+    # The header of an IDX file of nine images, and a single pixel.
+    (tmp_path / "images").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 9, 0, 0, 0, 8, 0, 0, 0, 8, 1]))
+    path = tmp_path / "recipe.py"
+    path.write_text(RECIPE + text)
+    refuses(says, "train", path)
+
+
+def test_a_recipe_that_is_none(refuses: Refuses) -> None:
+    refuses(r"no recipe 'no-such'; expected one of digits, fashion-mnist, .*", "train", "no-such")
+    refuses(r"no recipe '/tmp'; expected one of digits, fashion-mnist, .*", "train", "/tmp")
+
+
+def test_a_port_in_use(refuses: Refuses, port: int) -> None:
+    address = f"tcp://127.0.0.1:{port}"
+    refuses(
+        rf"cannot listen on '{address}': another process listens there: .*",
+        *("train", "digits", "--listen", address),
+    )
+
+
+@pytest.mark.parametrize("command", [["worker", "digits", "--connect"], ["worker", "--connect"]])
+def test_nobody_answers_a_worker(
+    refuses: Refuses, command: list[str], port: int, free_port: int
+) -> None:
+    closed, silent = f"tcp://127.0.0.1:{free_port}", f"tcp://127.0.0.1:{port}"
+    within = ("--timeout", "0.2")
+    refuses(
+        rf"no answer from {closed} in 0.2 s; nobody listens there .*",
+        *(*command, closed, *within),
+        exit_code=1,
+    )
+    refuses(
+        rf"no answer from {silent} in 0.2 s; what listens there is not a dist-net server.*",
+        *(*command, silent, *within),
+        exit_code=1,
+    )
+
+
+def test_nobody_answers_an_observer(refuses: Refuses, free_port: int) -> None:
+    address = f"tcp://127.0.0.1:{free_port}"
+    refuses(
+        rf"no answer from {address} in 0.2 s; nobody listens there .*",
+        *("status", address, "--timeout", "0.2"),
+        exit_code=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["tcp://192.0.2.1:5555"], r"will not connect to \S+ which .*, without keys: .*"),
+        (["tcp://127.0.0.1:0"], r"the address \S+ cannot be used; .* a port from 1 to 65535"),
+        (["tcp://127.0.0.1:5", "--threads", "0"], r"--threads=0, .*: expected .* from 1 up.*"),
+        (["tcp://127.0.0.1:5", "--timeout", "nan"], r".*--timeout=nan: expected .* above 0"),
+    ],
+)
+def test_a_worker_that_cannot_be(refuses: Refuses, arguments: list[str], says: str) -> None:
+    refuses(says, "worker", "digits", "--connect", *arguments)
+
+
+def test_a_checkpoint_that_cannot_be_evaluated(refuses: Refuses, run: Path, tmp_path: Path) -> None:
+    checkpoint = run / "checkpoint.safetensors"
+    file = tmp_path / "file"
+    file.write_text("no checkpoint, but a text of some length")
+    refuses(rf"{file} is not a checkpoint; .*", "evaluate", file)
+    file.write_bytes(checkpoint.read_bytes()[:-100])
+    refuses(rf"the checkpoint {file} is cut short or damaged .*", "evaluate", file)
+    whole = read_checkpoint(checkpoint)
+    name, (inputs, outputs) = whole.layout[0]
+    write_checkpoint(file, replace(whole, layout=((name, (outputs, inputs)), *whole.layout[1:])))
+    refuses(r"the checkpoint of recipe 'digits' is of another model: .*", "evaluate", file)
+    file.unlink()
+    refuses(rf"no checkpoint can be read from {file}: .*", "evaluate", file)
+    refuses(rf"no checkpoint can be read from {tmp_path}/\S+: .*", "evaluate", tmp_path)
+    refuses(r"no run with a checkpoint in runs/; .*", "evaluate")
+
+
+def test_a_run_that_cannot_be_resumed_is_left_as_it_was(
+    refuses: Refuses, run: Path, tmp_path: Path
+) -> None:
+    asked = (run / "options.json").read_text()
+    resume = ("train", "--resume")
+    refuses(r"no run with a checkpoint in runs/; .*", *resume)
+    refuses(rf"{tmp_path} is no run directory: .*", *resume, "--run-dir", tmp_path)
+    refuses(
+        r"the checkpoint .* is of another run: its optimizer is .*Momentum.*",
+        *(*resume, "--run-dir", run, "--optimizer", "adam"),
+    )
+    refuses(
+        r"the checkpoint .* is of another run: its seed is 0, expected 1; .*",
+        *(*resume, "--run-dir", run, "--seed", "1"),
+    )
+    assert (run / "options.json").read_text() == asked
+    (run / "checkpoint.safetensors").unlink()
+    refuses(rf"no checkpoint can be read from {run}/\S+: .*", *resume, "--run-dir", run)
+    (run / "options.json").write_text("{}")
+    refuses(r"not a run's options: '\{\}' .*", *resume, "--run-dir", run)
+
+
+def test_a_run_directory_that_cannot_be_used(refuses: Refuses, run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    before = sorted(os.walk(run))
+    refuses(rf"{run} holds a run already; .*", "train", "digits", "--run-dir", run)
+    for path in (file, file / "run"):
+        refuses(rf"cannot write the run directory {path}: .*", "train", "digits", "--run-dir", path)
+    assert sorted(os.walk(run)) == before

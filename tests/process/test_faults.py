@@ -1,0 +1,164 @@
+"""Processes that are killed and stopped in mid-run; the weights show that nothing was lost."""
+
+import os
+import random
+import re
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dist_net.cluster.in_process import in_process_cluster
+from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.recipe import load_recipe
+
+Start = Callable[..., Any]
+Eventually = Callable[[Callable[[], Any]], Any]
+
+SAMPLES = 256
+SILENCE_S = 2.0  # in which a lost worker is noticed
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Where the run directory will be."""
+    return tmp_path / "run"
+
+
+def assert_exact(run: Path, epochs: int) -> None:
+    weights = read_checkpoint(run / "checkpoint.safetensors").weights
+    np.testing.assert_array_equal(weights, np.float32(-epochs))
+
+
+def assert_goes_on_exactly(run: Path, counting: str) -> None:
+    """What is left of the epochs that were begun is done elsewhere."""
+    checkpoint = run / "checkpoint.safetensors"
+    epochs = read_checkpoint(checkpoint).ledger["next_epoch"]
+    assert epochs > 1
+    recipe = replace(load_recipe(counting).recipe, epochs=epochs)
+    with in_process_cluster(recipe, checkpoint, resume=True) as cluster:
+        cluster.start_worker()
+        cluster.wait()
+    assert_exact(run, epochs)
+
+
+def assert_noticed(run: Path, victim: str) -> None:
+    """The server has counted out the victim, and nobody else, when it had been silent for long
+    enough but not for longer."""
+    log = (run / "logs" / "parameter-server.log").read_text()
+    ((name, silent_s),) = re.findall(r"worker_lost worker=\d+ name=(\S+) silent_s=(\S+)", log)
+    assert name == victim
+    assert float(silent_s) < SILENCE_S
+
+
+def exit_codes(process_ids: Iterable[int]) -> dict[int, int]:
+    """Those of orphans of this process's, which it has adopted; of those that have ended."""
+    ended = [os.waitpid(process_id, os.WNOHANG) for process_id in process_ids]
+    return {number: os.waitstatus_to_exitcode(status) for number, status in ended if number}
+
+
+def test_a_worker_is_killed(start: Start, counting: str, run: Path) -> None:
+    train = start("train", counting, "--epochs", "80", "--run-dir", str(run), "--json")
+    victim = random.choice(["worker-0", "worker-1"])
+    moment = random.randrange(SAMPLES, 30 * SAMPLES)
+    print(f"{victim} is killed after {moment} samples")
+    train.report(lambda report: len(report["workers"]) == 2 and report["samples"] > moment)
+    os.kill(train.children[victim], signal.SIGKILL)
+    report = train.result()
+
+    assert f"{victim}: it ended with code -9" in train.stderr
+    assert_exact(run, 80)
+    assert report["samples"] == 80 * SAMPLES
+    assert report["workers_lost"] == 1
+    assert_noticed(run, victim)
+
+
+def test_a_worker_is_stopped_and_goes_on_later(start: Start, counting: str, run: Path) -> None:
+    train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
+    train.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
+    os.kill(train.children["worker-0"], signal.SIGSTOP)
+    train.report(lambda report: report["workers_lost"] == 1)
+    os.kill(train.children["worker-0"], signal.SIGCONT)
+    report = train.report(lambda report: report["workers_joined"] == 3)
+    assert report["pushes_rejected"] >= 1
+    assert_noticed(run, "worker-0")
+    train.report(lambda report: report["workers"][-1]["pushes"] > 0)
+    train.process.send_signal(signal.SIGINT)
+    assert train.ends() == 130
+    assert_goes_on_exactly(run, counting)
+
+
+def test_the_server_is_killed(start: Start, counting: str, run: Path) -> None:
+    train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
+    worker = start("worker", counting, "--connect", train.address)
+    train.report(lambda report: len(report["workers"]) == 3 and report["samples"] > SAMPLES)
+    os.kill(train.children["server"], signal.SIGKILL)
+
+    assert train.ends() == 1
+    last = train.stderr.splitlines()[-1]
+    assert last.startswith("dist-net train: parameter-server: it ended with code -9 (log: ")
+    assert "Traceback" not in train.stderr
+    assert not train.children
+    assert not list(train.temporary.iterdir())
+    assert worker.ends() == 1
+    last = worker.stderr.splitlines()[-1]
+    assert re.match(r"dist-net worker: the parameter server at ipc://\S+ has been silent for", last)
+    assert "Traceback" not in worker.stderr
+
+
+def test_the_server_is_ended_from_outside(start: Start, counting: str, run: Path) -> None:
+    train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
+    train.report(lambda report: report["samples"] > SAMPLES)
+    os.kill(train.children["server"], signal.SIGTERM)
+    assert train.ends() == 130
+    last = train.stderr.splitlines()[-1]
+    assert last.endswith(f"ended from outside; go on with: dist-net train --resume --run-dir {run}")
+    assert_goes_on_exactly(run, counting)
+
+
+def test_every_worker_is_killed(start: Start, counting: str, run: Path) -> None:
+    train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
+    train.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
+    for name in ("worker-0", "worker-1"):
+        os.kill(train.children[name], signal.SIGKILL)
+    assert train.ends() == 1
+    last = train.stderr.splitlines()[-1]
+    assert re.match(r"dist-net train: worker-[01]: it ended with code -9 \(log: ", last)
+    assert_goes_on_exactly(run, counting)
+
+
+def assert_end_by_themselves(orphans: set[int], eventually: Eventually) -> None:
+    codes: dict[int, int] = {}
+
+    def all_have_ended() -> bool:
+        codes.update(exit_codes(orphans - codes.keys()))
+        return codes.keys() == orphans
+
+    eventually(all_have_ended)
+    assert set(codes.values()) == {0}
+
+
+def test_the_command_itself_is_killed(
+    start: Start, counting: str, run: Path, eventually: Eventually
+) -> None:
+    train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
+    train.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
+    orphans = set(train.children.values())
+    train.process.kill()
+    assert train.ends() == -signal.SIGKILL
+    assert_end_by_themselves(orphans, eventually)
+    assert_goes_on_exactly(run, counting)
+
+
+def test_the_command_itself_is_killed_at_its_start(
+    start: Start, counting: str, run: Path, eventually: Eventually
+) -> None:
+    train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
+    orphans = eventually(lambda: len(train.children) == 3 and set(train.children.values()))
+    train.process.kill()
+    assert train.ends() == -signal.SIGKILL
+    assert_end_by_themselves(orphans, eventually)

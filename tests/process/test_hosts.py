@@ -1,0 +1,160 @@
+"""Several hosts: network namespaces, each with an address of its own, joined by wires.
+
+       10.77.0.1
+┌────── server ──────┐
+10.77.1.1      10.77.2.1
+│                    │
+10.77.1.2      10.77.2.2
+worker 0       worker 1
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dist_net.parameter_server.checkpoint import read_checkpoint
+
+Start = Callable[..., Any]
+
+SERVER = "10.77.0.1"
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True, timeout=30)
+
+
+class Hosts:
+    """Namespaces of the names ``server``, ``worker-0`` and ``worker-1``."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        for host in ("server", "worker-0", "worker-1"):
+            name = self.name(host)
+            ip("netns", "add", name)
+            stack.callback(ip, "netns", "delete", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", self.name("server"), "address", "add", SERVER, "dev", "lo")
+        for number in (1, 2):
+            server, worker = self.name("server"), self.name(f"worker-{number - 1}")
+            wire = ["link", "add", f"wire{number}", "type", "veth"]
+            ip("-n", server, *wire, "peer", "name", "wire", "netns", worker)
+            for host, end, last in ((server, f"wire{number}", 1), (worker, "wire", 2)):
+                ip("-n", host, "address", "add", f"10.77.{number}.{last}/24", "dev", end)
+                ip("-n", host, "link", "set", end, "up")
+            ip("-n", worker, "route", "add", "default", "via", f"10.77.{number}.1")
+
+    def name(self, host: str) -> str:
+        """Its own for each process that runs this test."""
+        return f"dist-net-{os.getpid()}-{host}"
+
+    def on(self, host: str) -> list[str]:
+        """What runs a command on the host."""
+        return ["ip", "netns", "exec", self.name(host)]
+
+    def cut_off(self, host: str) -> None:
+        """Pulls the host's wire."""
+        ip("-n", self.name(host), "link", "set", "wire", "down")
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make network namespaces")
+    if shutil.which("ip") is None:
+        pytest.skip("needs iproute2, to make network namespaces")
+    with ExitStack() as stack:
+        try:
+            hosts = Hosts(stack)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"cannot make network namespaces here: {error.stderr.strip()}")
+        yield hosts
+
+
+@pytest.fixture
+def keys(start: Start, tmp_path: Path) -> Path:
+    """The directory of the cluster's keys, and of those of another cluster beside it."""
+    commands = [start("keys", "create", str(tmp_path / name)) for name in ("keys", "others")]
+    assert [command.ends() for command in commands] == [0, 0]
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def server(start: Start, hosts: Hosts, keys: Path, counting: str, tmp_path: Path) -> Any:
+    """A parameter server on the host of that name."""
+    return start(
+        *("parameter-server", counting, "--epochs", "80", "--json"),
+        *("--listen", f"tcp://{SERVER}:0", "--keys", str(keys), "--run-dir", str(tmp_path / "run")),
+        prefix=hosts.on("server"),
+    )
+
+
+def test_a_host_is_cut_off_in_mid_run(
+    start: Start, hosts: Hosts, keys: Path, server: Any, counting: str, tmp_path: Path
+) -> None:
+    address = server.says(rf"--connect (tcp://{SERVER}:\d+)")[1]
+    workers = [
+        start(
+            *("worker", counting, "--connect", address, "--keys", str(keys / "worker")),
+            *("--name", host),
+            prefix=hosts.on(host),
+        )
+        for host in ("worker-0", "worker-1")
+    ]
+    server.report(
+        lambda report: (
+            len(report["workers"]) == 2
+            and all(worker["pushes"] > 10 for worker in report["workers"])
+        )
+    )
+    hosts.cut_off("worker-1")
+
+    report = server.result()
+    assert workers[0].ends() == 0
+    assert workers[1].ends() == 1
+    last = workers[1].stderr.splitlines()[-1]
+    assert last.startswith(f"dist-net worker: the parameter server at {address} has been silent")
+    assert "or the network is cut" in last
+    assert "Traceback" not in workers[1].stderr
+    assert report["workers_joined"] == 2
+    assert report["workers_lost"] == 1
+    weights = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors").weights
+    np.testing.assert_array_equal(weights, np.float32(-80))
+
+
+def test_only_workers_with_the_right_keys_and_recipe_may_join(
+    start: Start, hosts: Hosts, keys: Path, server: Any, counting: str, tmp_path: Path
+) -> None:
+    address = server.says(rf"--connect (tcp://{SERVER}:\d+)")[1]
+    # Who knows the server's key, which is no secret, but is not known to the server.
+    stranger = tmp_path / "others" / "worker"
+    shutil.copy(keys / "server.key", stranger / "server.key")
+
+    def worker(*arguments: str) -> Any:
+        return start(
+            *("worker", "--connect", address, "--timeout", "3", *arguments),
+            prefix=hosts.on("worker-0"),
+        )
+
+    refused = {
+        "without keys: make them with 'dist-net keys create DIR'": (2, worker(counting)),
+        "or refuses these keys": (1, worker(counting, "--keys", str(stranger))),
+        "give both hosts the same recipe": (2, worker("digits", "--keys", str(keys))),
+        "expected the path of the same file on this host": (2, worker("--keys", str(keys))),
+    }
+    status = start("status", address, "--keys", str(keys), "--json", prefix=hosts.on("worker-1"))
+    for reason, (code, command) in refused.items():
+        assert command.ends() == code
+        last = command.stderr.splitlines()[-1]
+        assert last.startswith("dist-net worker: ")
+        assert reason in last
+        assert "Traceback" not in command.stderr
+    assert status.result()["workers_joined"] == 0
+    server.process.send_signal(signal.SIGINT)
+    assert server.ends() == 130

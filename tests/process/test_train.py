@@ -1,0 +1,123 @@
+"""A run by the command line, from its start to what is left of it."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_net.parameter_server.checkpoint import read_checkpoint
+
+Start = Callable[..., Any]
+
+REPORTED = {
+    *("recipe", "run_dir", "checkpoint", "epochs", "samples", "seconds", "samples_per_s"),
+    *("test_accuracy", "test_loss", "pushes_applied", "pushes_rejected", "duplicates_dropped"),
+    *("gradients_refused", "staleness_mean", "staleness_max", "workers_joined", "workers_lost"),
+}
+
+
+def test_a_run_is_reported_and_its_checkpoint_is_as_good_as_it_said(
+    start: Start, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    report = start("train", "digits", "--epochs", "4", "--run-dir", str(run), "--json").result()
+    assert report.keys() == REPORTED
+    assert report["recipe"] == "digits"
+    assert report["run_dir"] == str(run)
+    assert report["samples"] == 4 * 1437
+    assert report["pushes_applied"] == 4 * 45
+    assert report["test_accuracy"] > 0.85
+
+    evaluated = start("evaluate", str(run), "--json").result()
+    assert evaluated == {
+        "test_accuracy": report["test_accuracy"],
+        "test_loss": report["test_loss"],
+        "samples": 360,
+    }
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [record for record in records if record["kind"] == "train"]
+    assert [trained[0]["samples"] > 0, trained[-1]["samples"]] == [True, 4 * 1437]
+    assert records[-1]["accuracy"] == report["test_accuracy"]
+    names = {path.name for path in run.iterdir()}
+    assert names >= {"checkpoint.safetensors", "metrics.jsonl", "options.json", "recipe.py"}
+    assert "checkpoint.safetensors.partial" not in names
+
+
+def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_there(
+    start: Start, counting: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    asked = ["train", counting, "--epochs", "200", "--workers", "3", "--run-dir", str(run)]
+    interrupted = start(*asked, "--json")
+    interrupted.report(lambda report: len(report["workers"]) == 3 and report["samples"] > 256)
+    assert len(interrupted.children) == 4
+    assert list(interrupted.temporary.iterdir())
+
+    interrupted.process.send_signal(signal.SIGINT)
+    assert interrupted.ends() == 130
+    last = interrupted.stderr.splitlines()[-1]
+    assert last.endswith(f"interrupted; go on with: dist-net train --resume --run-dir {run}")
+    assert interrupted.stdout == ""
+    assert not interrupted.children
+    assert not list(interrupted.temporary.iterdir())
+    checkpoint = read_checkpoint(run / "checkpoint.safetensors")
+    # In the midst of an epoch, and each sample is in the weights or is left to do.
+    assert -200 < checkpoint.weights.min() < checkpoint.weights.max() <= 0
+    left = sum(stop - begin for _, begin, stop in checkpoint.ledger["remaining"])
+    assert -checkpoint.weights.sum() == 256 * checkpoint.ledger["next_epoch"] - left
+
+    begun = checkpoint.ledger["next_epoch"]
+    resumed = start(
+        *("train", "--resume", "--run-dir", str(run), "--epochs", str(begun + 5), "--json")
+    ).result()
+    assert resumed["samples"] == 256 * (begun + 5)
+    assert resumed["pushes_applied"] == 32 * (begun + 5)
+    assert resumed["workers_joined"] in (3 + 1, 3 + 2)  # one may find nothing left to do
+    weights = read_checkpoint(run / "checkpoint.safetensors").weights
+    np.testing.assert_array_equal(weights, np.float32(-(begun + 5)))
+
+
+def test_a_server_and_a_worker_by_hand(start: Start, tmp_path: Path) -> None:
+    """The worker takes the recipe's name from the server."""
+    run = tmp_path / "run"
+    server = start(
+        *("parameter-server", "digits", "--epochs", "2", "--listen", "tcp://127.0.0.1:0"),
+        *("--run-dir", str(run), "--json"),
+    )
+    address = server.says(r"--connect (tcp://\S+)")[1]
+    status = start("status", address, "--json").result()
+    assert status["state"] == "waiting"
+    assert status["recipe"] == "digits"
+
+    worker = start("worker", "--connect", address, "--name", "by-hand")
+    assert worker.ends() == 0
+    assert "every epoch is done" in worker.stderr
+    report = server.result()
+    assert report["samples"] == 2 * 1437
+    assert report["workers_joined"] == 1
+
+
+def test_a_worker_by_hand_leaves_when_it_is_interrupted(
+    start: Start, counting: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    server = start(
+        *("parameter-server", counting, "--listen", "tcp://127.0.0.1:0", "--epochs", "40"),
+        *("--run-dir", str(run), "--json"),
+    )
+    worker = start("worker", counting, "--connect", server.address)
+    server.report(lambda report: report["samples"] > 0)
+    worker.process.send_signal(signal.SIGINT)
+    assert worker.ends() == 130
+    assert "SIGINT received" in worker.stderr
+    assert "Traceback" not in worker.stderr
+
+    assert start("worker", counting, "--connect", server.address).ends() == 0
+    report = server.result()
+    assert report["workers_joined"] == 2
+    assert report["workers_lost"] == 0
+    weights = read_checkpoint(run / "checkpoint.safetensors").weights
+    np.testing.assert_array_equal(weights, np.float32(-40))

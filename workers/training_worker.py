@@ -1,0 +1,90 @@
+"""The process of a training worker.
+
+    python -m workers.training_worker [RECIPE] --connect ADDRESS
+        [--keys DIR] [--name NAME] [--threads N] [--timeout SECONDS]
+
+Prints ``READY`` on stdout when it asks to join, and ``FAILED REASON`` when it ends for a reason
+of its own. Logs go to stderr.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals, use_threads
+from dist_net.cluster.observer import recipe_at
+from dist_net.errors import SettingError
+from dist_net.recipe import load_recipe
+from dist_net.training.compute import TrainingStep
+from dist_net.training.process import WorkerProcess
+from dist_net.wire.address import contact_address
+from dist_net.wire.security import load_worker_keys
+
+logger = logging.getLogger("dist_net.training.worker")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what a worker is told."""
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        help="as the server's; may be left out unless that is a file",
+    )
+    parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the server's address")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
+    parser.add_argument("--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for logs")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="BLAS threads")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long to wait for the server at first (default: 10)",
+    )
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Trains until there is no more to do; gives the exit code."""
+    if arguments.threads < 1 or not arguments.timeout > 0:
+        raise SettingError(
+            f"--threads={arguments.threads}, --timeout={arguments.timeout:g}: expected a whole "
+            f"number from 1 up, and a number of seconds above 0"
+        )
+    use_threads(arguments.threads)
+    logging.getLogger("dist_net").setLevel(logging.INFO)
+    keys = load_worker_keys(arguments.keys) if arguments.keys else None
+    reference = arguments.recipe or recipe_at(arguments.connect, keys, arguments.timeout)
+    loaded = load_recipe(reference)
+    model, dataset = loaded.recipe.model, loaded.recipe.load_dataset()
+    with WorkerProcess(
+        lambda seed: TrainingStep(model, dataset, seed),
+        arguments.connect,
+        arguments.name,
+        loaded.digest(dataset),
+        model.layout.size,
+        keys,
+        shares_memory=contact_address(arguments.connect).stays_on_this_host,
+        join_timeout_s=arguments.timeout,
+        is_orphaned=lambda: arguments.parent not in (None, os.getppid()),
+    ) as worker:
+        stop_on_signals(worker.stop)
+        print(READY, flush=True)
+        done = worker.train()
+    logger.info("done reason=%s", done.reason)
+    return 0 if done.finished or not worker.was_stopped else INTERRUPTED
+
+
+def main() -> int:
+    """Parses the command line and trains."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))
