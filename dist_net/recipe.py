@@ -21,7 +21,7 @@ from dist_net.errors import DistNetError, RecipeError, UnknownRecipeError
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
 from dist_net.nn.parameters import Vector
-from dist_net.optim import Constant, Momentum, Optimizer, Schedule
+from dist_net.optim import Adam, Constant, Optimizer, Schedule
 
 BUILT_IN = Path(__file__).parent / "recipes"
 
@@ -39,8 +39,8 @@ class Recipe:
     dataset: str | Callable[[], Dataset]
     input_shape: tuple[int, ...]
     loss: Loss = cross_entropy_of_logits
-    optimizer: Optimizer = Momentum()  # noqa: RUF009 - immutable
-    learning_rate: float = 0.05
+    optimizer: Optimizer = Adam()  # noqa: RUF009 - immutable
+    learning_rate: float = 0.001
     schedule: Schedule = Constant()  # noqa: RUF009 - immutable
     batch_size: int = 32
     epochs: int = 10

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -165,6 +168,16 @@ def show(summary: dict[str, Any], console: Console) -> None:
         f"{summary['samples_per_s']:,.0f} samples/s, staleness {summary['staleness_mean']:.2f} "
         f"on average and {summary['staleness_max']} at most\n"
         f"run directory: {summary['run_dir']}\n"
-        f"next: dist-net evaluate {summary['run_dir']}",
+        f"next: {this_command()} evaluate {summary['run_dir']}",
         soft_wrap=True,
     )
+
+
+def this_command() -> str:
+    """How a person who started this process starts the next one."""
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        return "python -m dist_net"
+    if shutil.which(started.name) is not None:
+        return started.name
+    return os.path.relpath(started)

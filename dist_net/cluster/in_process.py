@@ -35,9 +35,9 @@ from dist_net.parameter_server.process import (
 )
 from dist_net.parameter_server.run import Run
 from dist_net.recipe import LoadedRecipe, Recipe
+from dist_net.training.commands import Done
 from dist_net.training.compute import TrainingStep
 from dist_net.training.process import Step, WorkerProcess
-from dist_net.training.state import Done
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import WorkerKeys, load_server_keys, load_worker_keys
 from dist_net.wire.segment import available

@@ -64,8 +64,8 @@ class Local:
 
     @property
     def threads(self) -> int:
-        """A worker's share of this process's cores, at least 1."""
-        return max(1, len(os.sched_getaffinity(0)) // max(1, self.workers))
+        """A worker's share of this process's cores beside the server's own, at least 1."""
+        return max(1, (len(os.sched_getaffinity(0)) - 1) // max(1, self.workers))
 
     def require_listening(self) -> None:
         """Raises what listening would raise, before a run is begun for it."""

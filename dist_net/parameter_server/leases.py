@@ -66,6 +66,10 @@ class LeaseLedger:
         """Whether every sample of every epoch is applied."""
         return self.applied_samples == self.samples * self.epochs
 
+    def holds_lease(self, worker_id: int) -> bool:
+        """Whether the worker holds a lease."""
+        return worker_id in self._leases
+
     def grant(self, worker_id: int) -> Lease | None:
         """Return the worker's lease, a new one if it holds none; None if all samples are leased."""
         if worker_id in self._leases:

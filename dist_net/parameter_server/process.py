@@ -12,6 +12,7 @@ from dist_net.errors import SegmentError
 from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
 from dist_net.parameter_server.run import Run
 from dist_net.parameter_server.state import Command, Forget, ParameterServer, Send, WeightsSegment
+from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.wire.messages import Join, Push, Welcome
 from dist_net.wire.segment import Segment
 from dist_net.wire.transport import ServerSocket
@@ -25,7 +26,7 @@ SHARED_READERS = 64
 
 def create_weights_segment(parameter_count: int) -> Segment:
     """Room for the snapshots that ``SHARED_READERS`` local workers need; used as they join."""
-    return Segment.create(SHARED_READERS + 2, parameter_count)
+    return Segment.create(PINS_PER_READER * SHARED_READERS + 2, parameter_count)
 
 
 class ServerProcess:
@@ -120,8 +121,10 @@ class ServerProcess:
         node, message = received
         segment = None
         match message:
-            case Push(worker_id=worker_id, gradient=None) if worker_id in self._gradients:
-                message = message._replace(gradient=self._gradients[worker_id].vector(0))
+            case Push(worker_id=worker_id, slot=slot) if worker_id in self._gradients:
+                gradients = self._gradients[worker_id]
+                if 0 <= slot < gradients.vectors:
+                    message = message._replace(gradient=gradients.vector(slot))
             case Join(gradient_descriptor=descriptor) if descriptor != -1:
                 segment = _attached(message)
                 if segment is None:

@@ -90,8 +90,6 @@ class Run:
         settings, ledger, store, metrics = self.settings, self.ledger, self.store, self.metrics
         learning_rate = settings.learning_rate_after(ledger.applied_samples)
         staleness = store.version - push.base_version
-        # The gradient is computed, so the snapshot that it was computed from is free again.
-        store.unpin(member.worker_id)
         if not math.isfinite(push.loss_sum) or not store.apply(gradient, learning_rate):
             return False
         samples = push.stop - push.start

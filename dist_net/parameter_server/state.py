@@ -160,7 +160,8 @@ class ParameterServer:
         member = self.run.members.working(pull.worker_id, node, now)
         if member is None:
             return [Send(node, _unknown(pull.worker_id))]
-        return [Send(node, self._work(member, now))]
+        again = self.run.ledger.holds_lease(member.worker_id)
+        return [Send(node, self._work(member, now, again))]
 
     def _push(self, node: bytes, push: Push, now: float) -> list[Command]:
         run = self.run
@@ -186,7 +187,7 @@ class ParameterServer:
             run.metrics.pushes_rejected += 1
         elif not run.apply(member, push, gradient, now):
             return self._refuse_gradient(member, push, now)
-        return [Send(node, self._work(member, now))]
+        return [Send(node, self._work(member, now, verdict is Verdict.DUPLICATE))]
 
     def _refuse_gradient(self, member: Member, push: Push, now: float) -> list[Command]:
         self.run.metrics.gradients_refused += 1
@@ -205,7 +206,8 @@ class ParameterServer:
         self.run.ledger.release(member.worker_id)
         return [Send(member.node, self._work(member, now))]
 
-    def _work(self, member: Member, now: float) -> Message:
+    def _work(self, member: Member, now: float, again: bool = False) -> Message:
+        """The answer to a worker; ``again``, if it asked for the same before."""
         run = self.run
         if run.ledger.finished or self.stop_reason is not None:
             member.told_to_stop = True
@@ -217,7 +219,7 @@ class ParameterServer:
             return Wait(RETRY_AFTER_S)
         run.metrics.lease_granted(now)
         if member.shared:
-            snapshot, version = run.store.pin(member.worker_id)
+            snapshot, version = run.store.pin(member.worker_id, again=again)
             weights = None
         else:
             snapshot, version, weights = -1, run.store.version, run.store.weights

@@ -1,6 +1,7 @@
 """The weights as rotating snapshots, which their readers never see torn. Arrays, no I/O."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +10,10 @@ import numpy as np
 from dist_net.errors import CheckpointDamagedError
 from dist_net.optim import UpdateRule
 from dist_net.wire.messages import Vector
+
+# A worker has two pushes on the way: it may compute from the last snapshot but one while the last
+# is on its way to it, and from the one before after a push of its was refused.
+PINS_PER_READER = 3
 
 
 class Pin(NamedTuple):
@@ -33,7 +38,7 @@ class WeightStore:
         self._buffers = buffers
         self._current = 0
         self._free = list(range(len(buffers) - 1, 0, -1))
-        self._pins: dict[int, Pin | None] = {}
+        self._pins: dict[int, deque[Pin]] = {}
         self._pinned = [0] * len(buffers)
         np.copyto(buffers[0], weights)
 
@@ -60,32 +65,33 @@ class WeightStore:
 
     def admit(self, worker_id: int) -> bool:
         """Take in a reader of the buffers; False: there are too few for one more."""
-        # Each reader may pin one of its own, beside the current one and the one written next.
-        if len(self._pins) + 3 > len(self._buffers):
+        # Beside what readers pin there is the current one, and the one written next.
+        if PINS_PER_READER * (len(self._pins) + 1) + 2 > len(self._buffers):
             return False
-        self._pins[worker_id] = None
+        self._pins[worker_id] = deque()
         return True
 
     def dismiss(self, worker_id: int) -> None:
-        """Forget a reader and its pin."""
-        self.unpin(worker_id)
-        self._pins.pop(worker_id, None)
+        """Forget a reader and its pins."""
+        for pin in self._pins.pop(worker_id, ()):
+            self._unpin(pin)
 
-    def pin(self, worker_id: int) -> Pin:
-        """Return the reader's snapshot: the one that it has pinned, else the current one."""
-        pin = self._pins[worker_id]
-        if pin is None:
-            pin = self._pins[worker_id] = Pin(self._current, self.version)
+    def pin(self, worker_id: int, *, again: bool = False) -> Pin:
+        """Return the current snapshot, pinned for the reader until it has pinned some more.
+
+        ``again``: the one that it was given last, because it asks for the same thing twice.
+        """
+        pins = self._pins[worker_id]
+        if not pins or (pins[-1].version != self.version and not again):
+            pins.append(Pin(self._current, self.version))
             self._pinned[self._current] += 1
-        return pin
+            if len(pins) > PINS_PER_READER:
+                self._unpin(pins.popleft())
+        return pins[-1]
 
-    def unpin(self, worker_id: int) -> None:
-        """The reader has no more use for its snapshot."""
-        pin = self._pins.get(worker_id)
-        if pin is not None:
-            self._pins[worker_id] = None
-            self._pinned[pin.snapshot] -= 1
-            self._reclaim(pin.snapshot)
+    def _unpin(self, pin: Pin) -> None:
+        self._pinned[pin.snapshot] -= 1
+        self._reclaim(pin.snapshot)
 
     def apply(self, gradient: Vector, learning_rate: float) -> bool:
         """Update the weights by ``gradient``; False, and nothing changed, if it is not finite."""

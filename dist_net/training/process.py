@@ -14,7 +14,8 @@ import numpy as np
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import NoAnswerError, ProtocolError, SegmentError
-from dist_net.training.state import Begin, Command, Compute, Done, Prepare, Send, WorkerState
+from dist_net.training.commands import Begin, Command, Compute, Done, Prepare, Send
+from dist_net.training.state import PUSHES_ON_THE_WAY, WorkerState
 from dist_net.wire.messages import Heartbeat, Join, Message, Vector, Welcome
 from dist_net.wire.security import WorkerKeys
 from dist_net.wire.segment import Segment, available
@@ -71,9 +72,16 @@ class WorkerProcess:
         self._heart: Heart | None = None
         self._stop_requested: str | None = None
         self._parameter_count = parameter_count
-        self._own = Segment.create(1, parameter_count) if shares_memory and available() else None
+        self._own = (
+            Segment.create(PUSHES_ON_THE_WAY, parameter_count)
+            if shares_memory and available()
+            else None
+        )
         self._weights = Weights(parameter_count)
-        self._gradient = self._own.vector(0) if self._own else np.empty(parameter_count, np.float32)
+        self._gradients = [
+            self._own.vector(slot) if self._own else np.empty(parameter_count, np.float32)
+            for slot in range(PUSHES_ON_THE_WAY)
+        ]
         self._sends_gradient = True
         self._state = WorkerState(
             Join(
@@ -116,7 +124,7 @@ class WorkerProcess:
         self._step = None  # its plans are bound to the memory
         self._weights.detach()
         if self._own is not None:
-            del self._gradient
+            self._gradients.clear()
             self._own.close()
 
     def train(self) -> Done:
@@ -132,13 +140,16 @@ class WorkerProcess:
                 if isinstance(command, Done):
                     return command
                 commands.extendleft(reversed(self._carry_out(command)))
-            message = self._listen()
+            has_minibatch = self._state.can_compute
+            message = self._socket.receive(0) if has_minibatch else self._listen()
             if self._stop_requested is not None:
                 commands.extend(self._state.leave(self._stop_requested))
             elif message is not None:
                 commands.extend(self._state.handle(message, self._clock.now()))
-            else:
+            elif not has_minibatch:
                 commands.extend(self._tick())
+            if not commands and self._state.can_compute:
+                commands.extend(self._state.compute())
 
     def _listen(self) -> Message | None:
         """The next message; None when none came in time."""
@@ -175,10 +186,10 @@ class WorkerProcess:
             case Prepare(epoch, start, stop) if self._step is not None:
                 self._step.prepare(epoch, start, stop)
             case Compute() if self._step is not None:
-                weights = self._weights.of(command)
-                loss_sum, correct = self._step.run(weights, self._gradient)
-                gradient = self._gradient if self._sends_gradient else None
-                return self._state.computed(loss_sum, correct, gradient, self._clock.now())
+                gradient = self._gradients[command.slot]
+                loss_sum, correct = self._step.run(self._weights.of(command), gradient)
+                sent = gradient if self._sends_gradient else None
+                return self._state.computed(loss_sum, correct, sent, self._clock.now())
             case Begin(welcome):
                 self._begin(welcome)
         return []

@@ -2,13 +2,15 @@
 
     Join ─▶ Welcome ─▶ Pull ─▶ Work ─▶ compute ─▶ Push ─▶ Work ─▶ compute ─▶ ... ─▶ Stop ─▶ Leave
 
-One request is outstanding at a time. While a push is acknowledged, the next minibatch of the
-lease is prepared. No I/O; times are seconds on one clock that never goes backwards.
+While a push is on its way and is acknowledged, the next minibatch of the lease is computed, from
+the weights that came last: so neither the network nor the server's work is waited for, and the
+price is a staleness that is greater by one push of the worker's own. No I/O; times are seconds on
+one clock that never goes backwards.
 """
 
 import logging
 import math
-from typing import NamedTuple
+from collections import deque
 
 from dist_net.errors import (
     JoinRefusedError,
@@ -16,6 +18,7 @@ from dist_net.errors import (
     ServerLostError,
     WorkerRefusedError,
 )
+from dist_net.training.commands import Begin, Command, Compute, Done, Prepare, Send
 from dist_net.wire.messages import (
     Join,
     Leave,
@@ -32,54 +35,14 @@ from dist_net.wire.messages import (
 
 logger = logging.getLogger(__name__)
 
+PUSHES_ON_THE_WAY = 2
+"""A gradient is computed into one slot while the server reads the other."""
+
 LONGEST_ANSWER_S = 60.0  # with which even a server that is alive has lost the request
 
 # A server that is busy answers late, and then all its workers would leave it at once: it is given
 # more time than it gives them.
 PATIENCE = 3
-
-
-class Send(NamedTuple):
-    """Send the message to the server."""
-
-    message: Message
-
-
-class Begin(NamedTuple):
-    """The worker is in (again): set up for this welcome, and send heartbeats from now on."""
-
-    welcome: Welcome
-
-
-class Prepare(NamedTuple):
-    """Gather samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
-
-    epoch: int
-    start: int
-    stop: int
-
-
-class Compute(NamedTuple):
-    """Compute the gradient of these samples, prepared last, then call ``WorkerState.computed``.
-
-    The weights are buffer ``snapshot`` of the server's segment; -1: ``weights`` holds them.
-    """
-
-    epoch: int
-    start: int
-    stop: int
-    snapshot: int
-    weights: Vector | None
-
-
-class Done(NamedTuple):
-    """The worker has no more to do: ``finished``, every epoch is done."""
-
-    reason: str
-    finished: bool
-
-
-Command = Send | Begin | Prepare | Compute | Done
 
 
 class WorkerState:
@@ -99,12 +62,18 @@ class WorkerState:
         self._worker_id = 0
         self._batch_size = 0
         self._work: Work | None = None
+        self._next_sample = 0
+        self._next_slot = 0
         self._prepared: Prepare | None = None
         self._computing: Compute | None = None
-        self._pushed: Push | None = None
-        self._asked_s: float | None = None
+        self._unanswered: deque[tuple[Message, float]] = deque()
         self._heard_s = -math.inf
         self._pull_at_s: float | None = None
+
+    @property
+    def _asked_s(self) -> float | None:
+        """When the request was sent that is unanswered for longest; None: all are answered."""
+        return self._unanswered[0][1] if self._unanswered else None
 
     @property
     def wakes_at_s(self) -> float | None:
@@ -114,10 +83,20 @@ class WorkerState:
         silent_since_s = max(self._asked_s, self._heard_s)
         return min(silent_since_s + self._answer_timeout_s, self._asked_s + LONGEST_ANSWER_S)
 
+    @property
+    def can_compute(self) -> bool:
+        """Whether ``compute`` has something to do: then messages are not to be waited for."""
+        return (
+            self._work is not None
+            and self._next_sample < self._work.stop
+            and len(self._unanswered) < PUSHES_ON_THE_WAY
+        )
+
     def start(self, now: float) -> list[Command]:
         """Ask to take part."""
         self._worker_id = 0
-        self._work = self._pushed = None
+        self._work = None
+        self._unanswered.clear()
         return [self._ask(self._join, now)]
 
     def handle(self, message: Message, now: float) -> list[Command]:
@@ -125,17 +104,20 @@ class WorkerState:
 
         Raises ``JoinRefusedError`` or ``WorkerRefusedError`` when the server will not have it.
         """
-        if self._asked_s is None or not self._is_awaited(message):
+        if not self._unanswered or not self._is_awaited(message):
             logger.debug("repeated_message kind=%s", type(message).__name__)
             return []
-        self._asked_s = None
         match message:
             case Work():
-                return self._begin_work(message)
+                self._take_in(message)
+                return []
             case Wait():
+                self._work = None
+                self._unanswered.clear()
                 self._pull_at_s = now + message.retry_after_s
                 return []
             case Welcome():
+                self._unanswered.clear()
                 self._worker_id = message.worker_id
                 self._batch_size = message.batch_size
                 self._answer_timeout_s = PATIENCE * message.heartbeat_timeout_s
@@ -149,6 +131,17 @@ class WorkerState:
             f"expected an answer to a worker; check that the address is a parameter server's"
         )
 
+    def compute(self) -> list[Command]:
+        """Compute the next minibatch of the lease; only when ``can_compute``."""
+        work = self._work
+        if work is None:
+            raise RuntimeError("compute() was called without a lease")
+        ready, minibatch = self._prepared, self._prepare(work)
+        self._computing = Compute(*minibatch, work.snapshot, work.weights, self._next_slot)
+        self._next_sample = minibatch.stop
+        self._next_slot = (self._next_slot + 1) % PUSHES_ON_THE_WAY
+        return [self._computing] if ready == minibatch else [minibatch, self._computing]
+
     def computed(
         self, loss_sum: float, correct: int, gradient: Vector | None, now: float
     ) -> list[Command]:
@@ -160,7 +153,7 @@ class WorkerState:
         if work is None or minibatch is None:
             raise RuntimeError("computed() was called without a Compute command before it")
         self._computing = None
-        self._pushed = Push(
+        push = Push(
             self._worker_id,
             work.lease_id,
             minibatch.start,
@@ -168,11 +161,12 @@ class WorkerState:
             work.version,
             loss_sum,
             correct,
+            minibatch.slot if gradient is None else -1,
             gradient,
         )
-        commands: list[Command] = [self._ask(self._pushed, now)]
-        if minibatch.stop < work.stop:
-            commands.append(self._prepare(work, minibatch.stop))
+        commands: list[Command] = [self._ask(push, now)]
+        if self._next_sample < work.stop:
+            commands.append(self._prepare(work))
         return commands
 
     def heartbeat_answered(self, answer: Message, sent_s: float, now: float) -> list[Command]:
@@ -203,12 +197,13 @@ class WorkerState:
 
     def leave(self, reason: str, finished: bool = False) -> list[Command]:
         """Go away, on the server's word or of one's own accord."""
-        self._asked_s = self._pull_at_s = self._computing = None
+        self._work = self._pull_at_s = self._computing = None
+        self._unanswered.clear()
         done = Done(reason, finished)
         return [Send(Leave(self._worker_id)), done] if self._worker_id else [done]
 
     def _ask(self, message: Message, now: float) -> Send:
-        self._asked_s = now
+        self._unanswered.append((message, now))
         return Send(message)
 
     def _is_awaited(self, message: Message) -> bool:
@@ -216,26 +211,26 @@ class WorkerState:
             case Welcome():
                 return self._worker_id == 0
             case Work():
-                # One that leads back to samples that are pushed answers an earlier request.
-                pushed = self._pushed
+                # Leases and versions only go up: what is behind was answered before.
+                work = self._work
                 return self._worker_id != 0 and (
-                    pushed is None
-                    or message.lease_id != pushed.lease_id
-                    or message.start >= pushed.stop
+                    work is None or _progress(message) >= _progress(work)
                 )
             case Wait():
                 return self._worker_id != 0
         return True
 
-    def _begin_work(self, work: Work) -> list[Command]:
+    def _take_in(self, work: Work) -> None:
+        """Go on with these weights, and with this lease if it is another."""
+        while self._unanswered and _answers(work, self._unanswered[0][0]):
+            self._unanswered.popleft()
+        if self._work is None or work.lease_id != self._work.lease_id:
+            self._next_sample = work.start
         self._work = work
-        ready, minibatch = self._prepared, self._prepare(work, work.start)
-        self._computing = Compute(*minibatch, work.snapshot, work.weights)
-        return [self._computing] if ready == minibatch else [minibatch, self._computing]
 
-    def _prepare(self, work: Work, start: int) -> Prepare:
-        stop = min(start + self._batch_size, work.stop)
-        self._prepared = Prepare(work.epoch, start, stop)
+    def _prepare(self, work: Work) -> Prepare:
+        stop = min(self._next_sample + self._batch_size, work.stop)
+        self._prepared = Prepare(work.epoch, self._next_sample, stop)
         return self._prepared
 
     def _refused(self, refuse: Refuse, now: float) -> list[Command]:
@@ -244,6 +239,18 @@ class WorkerState:
             return self.start(now)
         error = WorkerRefusedError if self._worker_id else JoinRefusedError
         raise error(f"the parameter server at {self._address} refused this worker: {refuse.reason}")
+
+
+def _progress(work: Work) -> tuple[int, int]:
+    return work.lease_id, work.version
+
+
+def _answers(work: Work, request: Message) -> bool:
+    """Whether the server had taken in the request when it gave this work."""
+    match request:
+        case Push(lease_id=lease_id, stop=stop):
+            return lease_id != work.lease_id or stop <= work.start
+    return True
 
 
 def server_lost(address: str, silent_s: float, *, joined: bool) -> ServerLostError:

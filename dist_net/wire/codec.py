@@ -32,7 +32,7 @@ _pack = msgpack.Packer().pack
 _UNPACK_LIMITS = {"use_list": False, "max_array_len": 16, "max_map_len": 0, "max_ext_len": 0}
 
 # -1 in these says that arrays travel as frames.
-_MAY_BE_ABSENT = {"gradient_descriptor", "weights_descriptor", "snapshot"}
+_MAY_BE_ABSENT = {"gradient_descriptor", "weights_descriptor", "snapshot", "slot"}
 # A diverging worker's loss is not finite, and the server wants to hear of it.
 _MAY_BE_NOT_FINITE = {"loss_sum"}
 

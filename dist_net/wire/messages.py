@@ -32,7 +32,7 @@ class Join(NamedTuple):
     """A worker asks to take part.
 
     ``recipe_digest`` must equal the server's. ``process_id`` and ``gradient_descriptor`` name the
-    worker's shared-memory segment, which holds one gradient vector; descriptor -1: no shared
+    worker's shared-memory segment, which holds its gradient vectors; descriptor -1: no shared
     memory, arrays travel as frames.
     """
 
@@ -75,7 +75,8 @@ class Work(NamedTuple):
 
     The worker computes the minibatches of samples ``start`` to ``stop`` of the shuffled order of
     ``epoch``, one push each. ``snapshot`` is the index of the weights' buffer in the server's
-    segment, pinned until this worker's next push or pull; -1 when ``weights`` holds them.
+    segment; it stays as it is until this worker has been answered twice more. -1: ``weights``
+    holds them.
     """
 
     lease_id: int
@@ -96,7 +97,8 @@ class Wait(NamedTuple):
 class Push(NamedTuple):
     """The mean gradient over samples ``start`` to ``stop``, computed from ``base_version``.
 
-    ``loss_sum`` and ``correct`` are sums over the samples, before the update.
+    ``loss_sum`` and ``correct`` are sums over the samples, before the update. ``slot`` is the
+    index of the gradient in the worker's segment; -1 when ``gradient`` holds it.
     """
 
     worker_id: int
@@ -106,6 +108,7 @@ class Push(NamedTuple):
     base_version: int
     loss_sum: float
     correct: int
+    slot: int
     gradient: Vector | None
 
 

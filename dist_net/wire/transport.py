@@ -31,11 +31,10 @@ from dist_net.wire.security import (
 
 logger = logging.getLogger(__name__)
 
-# Messages that wait for one peer. Every request has one reply, so very few are on the way; but
-# ZeroMQ looks only about once a millisecond at how many have left, so 16 is too close.
+# Messages that wait for one peer: very few, as every request has one reply; but ZeroMQ looks only
+# about once a millisecond at how many have left, so 16 is too close.
 _HIGH_WATER_MARK = 64
-# How long a closing socket tries to deliver its last messages.
-_LINGER_MS = 500
+_LINGER_MS = 500  # for the last messages of a closing socket
 # A message has one or two frames; the codec refuses a third without looking at it.
 _FRAMES_KEPT = 3
 

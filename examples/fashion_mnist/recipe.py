@@ -8,7 +8,7 @@ and change it: another network, a dataset of your own (a function that returns a
 
 from dist_net import Recipe
 from dist_net.nn import Dense, Dropout, Flatten, Rescale, Sequential, relu
-from dist_net.optim import Cosine, Nesterov
+from dist_net.optim import Adam, Cosine
 
 recipe = Recipe(
     network=Sequential(
@@ -20,8 +20,8 @@ recipe = Recipe(
     ),
     dataset="fashion-mnist",
     input_shape=(28, 28),
-    optimizer=Nesterov(momentum=0.9),
-    learning_rate=0.01,
+    optimizer=Adam(),  # does not mind gradients that are a few versions old
+    learning_rate=0.0005,
     schedule=Cosine(),
     batch_size=32,
     epochs=10,

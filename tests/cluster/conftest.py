@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,15 +24,21 @@ def recipe() -> Recipe:
 
 @pytest.fixture
 def cluster(recipe: Recipe) -> Callable[..., AbstractContextManager[InProcessCluster]]:
-    """Opens a cluster of that recipe without workers; what it is given goes to the server."""
-    return partial(in_process_cluster, recipe)
+    """Opens a cluster of that recipe without workers; what else it is given goes to the server."""
+
+    def open_cluster(
+        *arguments: Any, epochs: int = recipe.epochs, **settings: Any
+    ) -> AbstractContextManager[InProcessCluster]:
+        return in_process_cluster(replace(recipe, epochs=epochs), *arguments, **settings)
+
+    return open_cluster
 
 
 @pytest.fixture
-def assert_exact(recipe: Recipe) -> Callable[[Vector], None]:
+def assert_exact(recipe: Recipe) -> Callable[..., None]:
     """Checks that weights have seen every sample once in each epoch."""
 
-    def check(weights: Vector) -> None:
-        np.testing.assert_array_equal(weights, np.float32(-recipe.epochs))
+    def check(weights: Vector, epochs: int = recipe.epochs) -> None:
+        np.testing.assert_array_equal(weights, np.float32(-epochs))
 
     return check

@@ -95,7 +95,7 @@ def free_port() -> int:
 
 
 def test_arrays_travel_both_ways(server, client):
-    client.send(Push(1, 2, 0, 32, 5, 70.5, 12, WEIGHTS))
+    client.send(Push(1, 2, 0, 32, 5, 70.5, 12, -1, WEIGHTS))
     node, push = server.receive(DEADLINE_S)
     np.testing.assert_array_equal(push.gradient, WEIGHTS)
     assert server.send(node, Work(3, 0, 32, 64, 6, -1, push.gradient))
@@ -104,7 +104,7 @@ def test_arrays_travel_both_ways(server, client):
 
 def test_a_sent_array_may_be_overwritten_at_once(server, client):
     gradient = WEIGHTS.copy()
-    client.send(Push(1, 2, 0, 32, 5, 70.5, 12, gradient))
+    client.send(Push(1, 2, 0, 32, 5, 70.5, 12, -1, gradient))
     gradient[:] = -1
     node, push = server.receive(DEADLINE_S)
     np.testing.assert_array_equal(push.gradient, WEIGHTS)
@@ -193,7 +193,7 @@ def test_a_frame_over_the_limit_ends_its_connection_only():
     with ServerSocket([LOOPBACK], max_array_bytes=2**20) as server:
         address = server.contact_addresses[0]
         with ClientSocket(address) as large, ClientSocket(address) as client:
-            large.send(Push(1, 2, 0, 32, 5, 0.0, 0, np.zeros(2**18 + 1, np.float32)))
+            large.send(Push(1, 2, 0, 32, 5, 0.0, 0, -1, np.zeros(2**18 + 1, np.float32)))
             assert server.receive(SILENCE_S) is None
             exchange(server, client)
 

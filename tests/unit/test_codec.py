@@ -25,7 +25,7 @@ from dist_net.wire.messages import (
     Work,
 )
 
-PUSH = Push(3, 17, 1000, 1032, 512, 34.5, 28, None)
+PUSH = Push(3, 17, 1000, 1032, 512, 34.5, 28, 1, None)
 WEIGHTS = np.arange(6, dtype=np.float32)
 
 vectors = st.lists(st.floats(width=32), min_size=1, max_size=20).map(

@@ -13,6 +13,7 @@ from dist_net.optim import SGD, Momentum, Step
 from dist_net.parameter_server.run import Run
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import Forget, ParameterServer, Send, WeightsSegment
+from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.wire.messages import (
     Alive,
     Heartbeat,
@@ -55,7 +56,9 @@ def vector(value: float) -> Vector:
 class Desk:
     """A server with a clock, and short words for what a worker says to it."""
 
-    def __init__(self, run: Run | None = None, shared_buffers: int = 5) -> None:
+    def __init__(
+        self, run: Run | None = None, shared_buffers: int = 2 + 3 * PINS_PER_READER
+    ) -> None:
         self.buffers = [vector(np.nan) for _ in range(shared_buffers)]
         self.run = run or Run(SETTINGS, vector(0.0), self.buffers)
         self.server = ParameterServer(self.run, SEGMENT)
@@ -87,7 +90,7 @@ class Desk:
 
 def a_push(worker_id: int, work: Work) -> Push:
     stop = min(work.start + 4, work.stop)
-    return Push(worker_id, work.lease_id, work.start, stop, work.version, 8.0, 3, vector(-1.0))
+    return Push(worker_id, work.lease_id, work.start, stop, work.version, 8.0, 3, -1, vector(-1.0))
 
 
 @pytest.fixture
@@ -125,7 +128,7 @@ def test_weights_are_in_shared_memory_or_travel_with_the_work(desk: Desk) -> Non
 
 
 def test_a_worker_more_than_there_are_buffers_for_is_served_by_frames() -> None:
-    desk = Desk(shared_buffers=4)
+    desk = Desk(shared_buffers=2 + 2 * PINS_PER_READER)
     descriptors = [desk.join(node).weights_descriptor for node in (b"a", b"b", b"c")]
     assert descriptors == [4, 4, -1]
     assert desk.pull(b"c", 3).weights is not None

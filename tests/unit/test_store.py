@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dist_net.errors import CheckpointDamagedError
 from dist_net.optim import SGD, Momentum
-from dist_net.parameter_server.store import WeightStore
+from dist_net.parameter_server.store import PINS_PER_READER, WeightStore
 from dist_net.wire.messages import Vector
 
 SIZE = 5
@@ -28,49 +28,45 @@ def two_buffers() -> list[Vector]:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["apply", "pin", "unpin", "leave"]), st.integers(0, 3)),
+        st.tuples(st.sampled_from(["apply", "pin", "again", "leave"]), st.integers(0, 2)),
         max_size=60,
     )
 )
-def test_a_pinned_snapshot_never_changes(events: list[tuple[str, int]]) -> None:
-    store, buffers = a_store(capacity=6)
-    pinned: dict[int, tuple[int, int]] = {}
-    readers: set[int] = set()
+def test_the_last_pinned_snapshots_never_change(events: list[tuple[str, int]]) -> None:
+    store, buffers = a_store(capacity=2 + 3 * PINS_PER_READER)
+    pinned: dict[int, list[tuple[int, int]]] = {}
     for event, reader in events:
         if event == "apply":
             assert store.apply(vector(-1.0), 1.0)
-        elif event == "pin":
-            if reader not in readers:
-                assert store.admit(reader)
-                readers.add(reader)
-            pinned[reader] = store.pin(reader)
-        elif event == "unpin":
-            store.unpin(reader)
+        elif event == "leave":
+            store.dismiss(reader)
             pinned.pop(reader, None)
         else:
-            store.dismiss(reader)
-            readers.discard(reader)
-            pinned.pop(reader, None)
+            if reader not in pinned:
+                assert store.admit(reader)
+                pinned[reader] = []
+            pin = store.pin(reader, again=event == "again")
+            if pin not in pinned[reader]:
+                pinned[reader] = [*pinned[reader], pin][-PINS_PER_READER:]
         assert (store.weights == store.version).all()
-        for snapshot, version in pinned.values():
+        for snapshot, version in (pin for pins in pinned.values() for pin in pins):
             assert (buffers[snapshot] == version).all()
 
 
-def test_a_reader_keeps_its_snapshot_until_it_lets_go() -> None:
+def test_a_reader_that_asks_again_gets_the_same_snapshot() -> None:
     store, _ = a_store()
     store.admit(1)
     before = store.pin(1)
     store.apply(vector(1.0), 0.1)
-    assert store.pin(1) == before
-    store.unpin(1)
+    assert store.pin(1, again=True) == before
     assert store.pin(1).version == 1
 
 
-def test_every_admitted_reader_can_pin_a_version_of_its_own() -> None:
-    store, _ = a_store(capacity=6)
+def test_every_admitted_reader_can_pin_versions_of_its_own() -> None:
+    store, _ = a_store(capacity=2 + 4 * PINS_PER_READER)
     admitted = [reader for reader in range(6) if store.admit(reader)]
     assert admitted == [0, 1, 2, 3]
-    for reader in admitted:
+    for reader in PINS_PER_READER * admitted:
         store.pin(reader)
         assert store.apply(vector(1.0), 0.1)
     assert store.apply(vector(1.0), 0.1)
@@ -92,8 +88,7 @@ def test_buffers_beyond_need_are_never_touched() -> None:
     for _ in range(100):
         store.pin(1)
         store.apply(vector(1.0), 0.1)
-        store.unpin(1)
-    assert np.isnan(buffers[3:]).all()
+    assert np.isnan(buffers[PINS_PER_READER + 2 :]).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38])

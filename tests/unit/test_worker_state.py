@@ -23,14 +23,9 @@ from dist_net.parameter_server.run import Run
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer, WeightsSegment
 from dist_net.parameter_server.state import Send as ServerSend
-from dist_net.training.state import (
-    Begin,
-    Compute,
-    Done,
-    Prepare,
-    Send,
-    WorkerState,
-)
+from dist_net.parameter_server.store import PINS_PER_READER
+from dist_net.training.commands import Begin, Compute, Done, Prepare, Send
+from dist_net.training.state import PUSHES_ON_THE_WAY, WorkerState
 from dist_net.wire.messages import (
     Alive,
     Heartbeat,
@@ -65,26 +60,40 @@ def joined() -> WorkerState:
     return worker
 
 
-def test_the_next_minibatch_is_prepared_while_a_push_is_acknowledged(joined: WorkerState) -> None:
-    assert joined.handle(work(7, 0, 10), 0.0) == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None)]
-    push = Push(3, 7, 0, 4, 0, 1.5, 2, None)
+def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: WorkerState) -> None:
+    assert joined.handle(work(7, 0, 14), 0.0) == []
+    assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
+    push = Push(3, 7, 0, 4, 0, 1.5, 2, 0, None)
     assert joined.computed(1.5, 2, None, 0.1) == [Send(push), Prepare(0, 4, 8)]
-    assert joined.handle(work(7, 4, 10, version=1), 0.2) == [Compute(0, 4, 8, 2, None)]
+    assert joined.can_compute
+    assert joined.compute() == [Compute(0, 4, 8, 2, None, 1)]
+    push = Push(3, 7, 4, 8, 0, 0.5, 3, 1, None)
+    assert joined.computed(0.5, 3, None, 0.3) == [Send(push), Prepare(0, 8, 12)]
+    # Both slots hold gradients that the server has yet to read.
+    assert not joined.can_compute
+    assert joined.handle(work(7, 4, 14, version=1), 0.4) == []
+    assert joined.compute() == [Compute(0, 8, 12, 2, None, 0)]
+    push = Push(3, 7, 8, 12, 1, 0.5, 3, 0, None)
     # The rest of the lease is shorter than a minibatch.
-    push = Push(3, 7, 4, 8, 1, 0.5, 3, None)
-    assert joined.computed(0.5, 3, None, 0.3) == [Send(push), Prepare(0, 8, 10)]
-    assert joined.handle(work(7, 8, 10), 0.4) == [Compute(0, 8, 10, 2, None)]
-    assert joined.computed(0.5, 3, None, 0.5) == [Send(Push(3, 7, 8, 10, 0, 0.5, 3, None))]
+    assert joined.computed(0.5, 3, None, 0.5) == [Send(push), Prepare(0, 12, 14)]
+    assert joined.handle(work(7, 12, 14, version=3), 0.6) == []
+    assert joined.compute() == [Compute(0, 12, 14, 2, None, 1)]
+    push = Push(3, 7, 12, 14, 3, 0.5, 3, 1, None)
+    assert joined.computed(0.5, 3, None, 0.7) == [Send(push)]
+    assert not joined.can_compute
 
 
 def test_what_was_prepared_in_vain_is_prepared_anew(joined: WorkerState) -> None:
     joined.handle(work(7, 0, 8), 0.0)
+    joined.compute()
     joined.computed(np.nan, 0, GRADIENT, 0.1)
-    assert joined.handle(work(8, 0, 8), 0.2) == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None)]
+    joined.handle(work(8, 0, 8), 0.2)
+    assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 1)]
 
 
 def test_each_computation_is_pushed_once(joined: WorkerState) -> None:
     joined.handle(work(7, 0, 8), 0.0)
+    joined.compute()
     joined.computed(1.0, 1, GRADIENT, 0.1)
     with pytest.raises(RuntimeError, match="without a Compute"):
         joined.computed(1.0, 1, GRADIENT, 0.2)
@@ -104,12 +113,14 @@ def test_a_worker_told_to_stop_leaves_and_does_no_more(joined: WorkerState) -> N
         Done("every epoch is done", finished=True),
     ]
     assert joined.handle(work(7, 0, 8), 1.0) == []
+    assert not joined.can_compute
     assert joined.wakes_at_s is None
     assert joined.tick(1000.0) == []
 
 
 def test_a_worker_may_leave_of_its_own_accord_while_it_computes(joined: WorkerState) -> None:
     joined.handle(work(7, 0, 8), 1.0)
+    joined.compute()
     assert joined.leave("interrupted") == [Send(Leave(3)), Done("interrupted", finished=False)]
     with pytest.raises(RuntimeError, match="without a Compute"):
         joined.computed(1.0, 1, GRADIENT, 2.0)
@@ -123,12 +134,14 @@ def test_a_worker_that_never_joined_has_nothing_to_leave() -> None:
 
 def test_a_worker_that_was_counted_out_joins_again(joined: WorkerState) -> None:
     joined.handle(work(7, 0, 8), 1.0)
+    joined.compute()
     joined.computed(1.0, 1, GRADIENT, 2.0)
     assert joined.handle(Refuse("silent for too long", may_rejoin=True), 3.0) == [Send(JOIN)]
     welcome = WELCOME._replace(worker_id=4)
     assert joined.handle(welcome, 3.0) == [Begin(welcome), Send(Pull(4))]
     # A server that was resumed from an older checkpoint may grant the same lease again.
-    assert joined.handle(work(7, 0, 8), 3.0) == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None)]
+    joined.handle(work(7, 0, 8), 3.0)
+    assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 1)]
 
 
 def test_a_refusal_for_good_is_an_error_that_says_where_and_why(joined: WorkerState) -> None:
@@ -176,9 +189,10 @@ def test_a_worker_that_a_restarted_server_does_not_know_joins_again(joined: Work
 
 def test_a_heartbeat_that_is_refused_is_no_matter_during_a_step(joined: WorkerState) -> None:
     joined.handle(work(7, 0, 8), 1.0)
+    joined.compute()
     unknown = Refuse("worker 3 is not in this run", may_rejoin=True)
     assert joined.heartbeat_answered(unknown, 1.0, now=1.3) == []
-    push = Push(3, 7, 0, 4, 0, 1.0, 1, None)
+    push = Push(3, 7, 0, 4, 0, 1.0, 1, 0, None)
     assert joined.computed(1.0, 1, None, 2.0) == [Send(push), Prepare(0, 4, 8)]
 
 
@@ -198,12 +212,19 @@ def test_nobody_is_missed_while_nothing_is_asked(joined: WorkerState) -> None:
 
 def test_answers_that_come_twice_are_dropped(joined: WorkerState) -> None:
     assert joined.handle(WELCOME, 0.0) == []
-    first, second = work(7, 0, 8), work(7, 4, 8)
+    first, second, third = work(7, 0, 12), work(7, 4, 12, version=1), work(8, 12, 16, version=2)
     joined.handle(first, 1.0)
-    assert joined.handle(first, 1.0) == []
+    joined.compute()
     joined.computed(1.0, 1, GRADIENT, 2.0)
-    assert joined.handle(first, 2.0) == []
-    assert joined.handle(second, 2.0) == [Compute(0, 4, 8, 2, None)]
+    joined.handle(first, 2.0)
+    assert joined.wakes_at_s == 6.5  # the push is still unanswered
+    joined.handle(second, 2.0)
+    assert joined.wakes_at_s is None
+    joined.compute()
+    joined.computed(1.0, 1, GRADIENT, 3.0)
+    joined.handle(third, 3.0)
+    joined.handle(second, 3.0)
+    assert joined.compute() == [Prepare(0, 12, 16), Compute(0, 12, 16, 2, None, 0)]
 
 
 def test_an_answer_that_no_parameter_server_gives_is_an_error(joined: WorkerState) -> None:
@@ -225,6 +246,13 @@ RUN_SETTINGS = RunSettings(
 )
 
 
+def sent(message: Message) -> Message:
+    """The message as a socket sends it: with a copy of its array, which is only borrowed."""
+    if isinstance(message, Work) and message.weights is not None:
+        return message._replace(weights=message.weights.copy())
+    return message
+
+
 class Host:
     """One worker, the messages on their way to and from it, and its thread of computation."""
 
@@ -239,6 +267,7 @@ class Host:
         self.computing: Compute | None = None
         self.read: Vector | None = None
         self.done: Done | None = None
+        self.slots = [np.zeros(SIZE, np.float32) for _ in range(PUSHES_ON_THE_WAY)]
         self.perform(self.worker.start(cluster.now))
 
     def perform(self, commands: list) -> None:
@@ -275,7 +304,14 @@ class Host:
         elif not np.array_equal(self.weights(compute), self.read):
             # A torn snapshot; if its gradient were applied, the count would be far off.
             gradient -= 1000
-        self.perform(self.worker.computed(1.0, 1, gradient.ravel(), self.cluster.now))
+        # As in shared memory: the server reads what is in the slot when the push gets there.
+        self.slots[compute.slot][:] = gradient.ravel()
+        self.perform(self.worker.computed(1.0, 1, self.slots[compute.slot], self.cluster.now))
+        self.begin_computing()
+
+    def begin_computing(self) -> None:
+        if self.computing is None and self.worker.can_compute:
+            self.perform(self.worker.compute())
 
     def deliver_request(self, times: int = 1) -> None:
         if self.requests:
@@ -284,11 +320,13 @@ class Host:
                 self.cluster.server_handles(self.node, message)
 
     def deliver_answer(self) -> None:
-        if self.answers:
+        """Take in an answer, but not during a computation: a process does one at a time."""
+        if self.answers and self.computing is None:
             try:
                 self.perform(self.worker.handle(self.answers.popleft(), self.cluster.now))
             except WorkerRefusedError:
                 self.kill()
+            self.begin_computing()
 
     def kill(self) -> None:
         self.cluster.hosts.pop(self.node, None)
@@ -313,7 +351,7 @@ class Cluster:
             self.add_host(descriptor)
 
     def serve(self, begin: Callable[[list[Vector]], Run]) -> None:
-        self.buffers = [np.zeros(SIZE, np.float32) for _ in range(5)]
+        self.buffers = [np.zeros(SIZE, np.float32) for _ in range(2 + 3 * PINS_PER_READER)]
         self.server = ParameterServer(begin(self.buffers), WeightsSegment(1, 2, b""))
 
     def add_host(self, descriptor: int) -> None:
@@ -324,7 +362,7 @@ class Cluster:
     def server_handles(self, node: bytes, message: Message) -> None:
         for command in self.server.handle(node, message, self.now):
             if isinstance(command, ServerSend) and command.node in self.hosts:
-                self.hosts[command.node].answers.append(command.message)
+                self.hosts[command.node].answers.append(sent(command.message))
 
     def pass_time(self, seconds: float, silent: Host | None = None) -> None:
         """Let time pass, in which all but one host send heartbeats."""
@@ -339,10 +377,10 @@ class Cluster:
         for _ in range(2000):
             self.pass_time(0.02)
             for host in list(self.hosts.values()):
-                while host.requests or host.answers:
+                while host.requests or host.answers or host.computing:
+                    host.compute()
                     host.deliver_request()
                     host.deliver_answer()
-                host.compute()
                 host.perform(host.worker.tick(self.now))
             if all(host.done and not host.requests for host in self.hosts.values()):
                 return
@@ -378,6 +416,24 @@ def test_two_of_three_workers_die_and_each_sample_is_applied_once() -> None:
     cluster.run()
     cluster.assert_each_sample_was_applied_once()
     assert cluster.server.run.metrics.workers_lost == 2
+
+
+def test_a_snapshot_lasts_for_as_long_as_it_is_computed_from() -> None:
+    cluster = Cluster([9, 9])
+    slow, fast = cluster.hosts.values()
+    for host in (slow, fast):
+        for _ in range(2):
+            host.deliver_request()
+            host.deliver_answer()
+    slow.compute()
+    assert slow.computing is not None  # from the same snapshot as before
+    slow.deliver_request()
+    for _ in range(6):
+        fast.compute()
+        fast.deliver_request()
+        fast.deliver_answer()
+    cluster.run()
+    cluster.assert_each_sample_was_applied_once()
 
 
 def test_a_server_resumed_from_a_checkpoint_applies_each_sample_once() -> None:
