@@ -4,7 +4,7 @@ from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 
-REPEATS = 7
+REPEATS = 5
 SECONDS_PER_REPEAT = 0.1
 
 

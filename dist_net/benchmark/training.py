@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,7 +17,8 @@ from dist_net.benchmark.peers.task import Case
 from dist_net.benchmark.timing import training_case
 from dist_net.errors import BenchmarkError
 
-EPOCHS = 12
+ROUNDS = 3  # in turn, because the speed of a shared machine drifts
+EPOCHS = 10
 CLUSTERS = ((1, 32), (2, 32), (1, 128), (2, 128))
 DEADLINE_S = 300.0
 TRAINING_PEERS = ("single_process", "hand_written", "pytorch_eager", "pytorch_ddp", "keras_fit")
@@ -30,22 +31,41 @@ def measure(with_peers: bool, say: Callable[[str], None]) -> dict[str, Any]:
     Raises BenchmarkError if a measurement fails.
     """
     names = TRAINING_PEERS if with_peers else TRAINING_PEERS[:2]
-    measured: dict[str, PeerResult] = {}
-    for name in names:
-        say(f"measuring {name}")
-        measured[name] = measure_peer(name)
-        if measured[name].unavailable:
-            say(f"  left out: {measured[name].unavailable}")
-    results = list(measured.pop("single_process").cases)
-    for workers, batch_size in CLUSTERS:
-        say(f"measuring {workers} worker{'s'[: workers - 1]} at batch size {batch_size}")
-        results.append(measure_cluster(workers, batch_size))
-    peers = [
-        {"peer": result.name, "version": result.version, **case}
-        for result in measured.values()
-        for case in result.cases
+    peers: dict[str, list[PeerResult]] = {name: [] for name in names}
+    clusters: dict[tuple[int, int], list[Case]] = {cluster: [] for cluster in CLUSTERS}
+    for turn in range(1, ROUNDS + 1):
+        for name in names:
+            say(f"round {turn} of {ROUNDS}: {name}")
+            peers[name].append(measure_peer(name))
+        for workers, batch_size in CLUSTERS:
+            say(f"round {turn} of {ROUNDS}: workers {workers}, batch size {batch_size}")
+            clusters[workers, batch_size].append(measure_cluster(workers, batch_size))
+    cases = {name: medians([result.cases for result in of]) for name, of in peers.items()}
+    for name, of in peers.items():
+        if of[0].unavailable:
+            say(f"left out {name}: {of[0].unavailable}")
+    results = cases.pop("single_process") + medians(list(zip(*clusters.values(), strict=True)))
+    return {
+        "results": results,
+        "peers": [
+            {"peer": name, "version": peers[name][0].version, **case}
+            for name, of in cases.items()
+            for case in of
+        ],
+        "ratios": ratios(results, cases),
+    }
+
+
+def medians(rounds: Sequence[Sequence[Case]]) -> list[Case]:
+    """Each case's median over the rounds, which list the same cases in the same order."""
+    return [
+        training_case(
+            int(of[0]["workers"]),
+            int(of[0]["batch_size"]),
+            median(case["us_per_step"] for case in of),
+        )
+        for of in zip(*rounds, strict=True)
     ]
-    return {"results": results, "peers": peers, "ratios": ratios(results, measured)}
 
 
 def measure_cluster(workers: int, batch_size: int) -> Case:
@@ -76,24 +96,17 @@ def measure_cluster(workers: int, batch_size: int) -> Case:
     return training_case(workers, batch_size, 1e6 * workers * batch_size / median(speeds))
 
 
-def ratios(results: list[Case], measured: dict[str, PeerResult]) -> dict[str, float]:
+def ratios(results: list[Case], peers: dict[str, list[Case]]) -> dict[str, float]:
     """Ours to theirs: times a step of one process, and samples per second of two workers."""
     ours = {(case["workers"], case["batch_size"]): case for case in results}
-    found = {
-        f"us_per_step_batch_{case['batch_size']}_to_{name}": round(
-            ours[0, case["batch_size"]]["us_per_step"] / case["us_per_step"], 3
-        )
-        for name, result in measured.items()
-        for case in result.cases
-        if case["workers"] == 0
-    }
-    for name, result in measured.items():
-        for case in result.cases:
-            if case["workers"] == 2:
-                two = ours[2, case["batch_size"]]
-                found[f"samples_per_s_2_workers_batch_{case['batch_size']}_to_{name}"] = round(
-                    two["samples_per_s"] / case["samples_per_s"], 3
-                )
+    found = {}
+    for name, cases in peers.items():
+        for case in cases:
+            own = ours[case["workers"], case["batch_size"]]
+            quantity = "samples_per_s" if case["workers"] else "us_per_step"
+            workers = f"_{case['workers']}_workers" if case["workers"] else ""
+            ratio = own[quantity] / case[quantity]
+            found[f"{quantity}{workers}_batch_{case['batch_size']}_to_{name}"] = round(ratio, 3)
     found["samples_per_s_2_workers_batch_128_to_single_process"] = round(
         ours[2, 128]["samples_per_s"] / ours[0, 128]["samples_per_s"], 3
     )

@@ -34,7 +34,7 @@ class RunSettings:
     optimizer: Optimizer = field(default_factory=SGD)
     learning_rate: float = 0.1
     schedule: Schedule = field(default_factory=Constant)
-    lease_minibatches: int = 32
+    lease_minibatches: int = 64
     heartbeat_interval_s: float = 0.3
     heartbeat_timeout_s: float = 1.5
     progress_timeout_s: float = 60.0
