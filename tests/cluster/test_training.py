@@ -162,7 +162,8 @@ def test_a_gradient_that_is_not_finite_is_refused_and_computed_again(
     cluster: OpenCluster, recipe: Recipe, assert_exact: Check, caplog: pytest.LogCaptureFixture
 ) -> None:
     def spoil(runs: int) -> float | None:
-        return np.nan if runs in (3, 4, 11) else None
+        # The run after each of these was under way by then, on a lease that is released.
+        return np.nan if runs in (3, 6, 11) else None
 
     with cluster() as run:
         run.start_worker(step_of=disturbed(recipe, spoil))

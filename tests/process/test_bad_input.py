@@ -257,8 +257,8 @@ def test_a_run_that_cannot_be_resumed_is_left_as_it_was(
     refuses(r"no run with a checkpoint in runs/; .*", *resume)
     refuses(rf"{tmp_path} is no run directory: .*", *resume, "--run-dir", tmp_path)
     refuses(
-        r"the checkpoint .* is of another run: its optimizer is .*Momentum.*",
-        *(*resume, "--run-dir", run, "--optimizer", "adam"),
+        r"the checkpoint .* is of another run: its optimizer is .*Adam.*",
+        *(*resume, "--run-dir", run, "--optimizer", "momentum"),
     )
     refuses(
         r"the checkpoint .* is of another run: its seed is 0, expected 1; .*",
