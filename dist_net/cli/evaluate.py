@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates, says the result, and gives the exit code."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     path = RunDirectory.newest().path if arguments.run is None else arguments.run
     loaded, checkpoint = load_trained(path)
     with FetchProgress(console) as progress:

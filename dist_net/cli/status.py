@@ -35,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         f"{report['samples_total']:,} samples, version {report['version']:,}, "
         f"{report['samples_per_s']:,.0f} samples/s, staleness {report['staleness_mean']:.2f} on "
         f"average and {report['staleness_max']} at most; {report['workers_joined']} workers "
-        f"joined, {report['workers_lost']} lost"
+        f"joined, {report['workers_lost']} lost",
+        soft_wrap=True,
     )
     table = Table("id", "worker", "pushes", "samples/s", "last heard")
     for worker in report["workers"]:

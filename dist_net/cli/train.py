@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     """Trains with so many workers on this host, and with those that join from elsewhere."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     directory, options = prepare(arguments)
     loaded = load_recipe(options.recipe)
     with FetchProgress(console) as fetching:
@@ -168,8 +168,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
         f"{summary['samples_per_s']:,.0f} samples/s, staleness {summary['staleness_mean']:.2f} "
         f"on average and {summary['staleness_max']} at most\n"
         f"run directory: {summary['run_dir']}\n"
-        f"next: {this_command()} evaluate {summary['run_dir']}",
-        soft_wrap=True,
+        f"next: {this_command()} evaluate {summary['run_dir']}"
     )
 
 
