@@ -1,0 +1,224 @@
+"""Layers, activations, losses and initializers against their definitions, and models of them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from dist_net import autodiff as ad
+from dist_net import nn
+from dist_net.errors import ParameterError, ShapeError
+
+RNG = np.random.default_rng(7)
+LOGITS = RNG.standard_normal((6, 4)).astype(np.float32)
+LABELS = np.array([0, 3, 1, 1, 2, 0], np.uint8)
+
+
+def value(expression: ad.Expression, **arrays: np.ndarray) -> np.ndarray:
+    return ad.evaluate([expression], **arrays)[0]
+
+
+def applied(layer: nn.Layer, x: np.ndarray, scope: nn.Scope | None = None) -> np.ndarray:
+    """The layer's output, its parameters drawn by their initializers."""
+    scope = scope or nn.Scope()
+    output = layer(ad.variable("x", x.shape, x.dtype), scope)
+    layout = nn.Layout(scope.parameters)
+    return value(output, x=x, **layout.views(layout.initial(np.random.default_rng(0))))
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (nn.linear, lambda x: x),
+        (nn.relu, lambda x: np.maximum(x, 0)),
+        (nn.leaky_relu, lambda x: np.where(x > 0, x, 0.1 * x)),
+        (nn.tanh, np.tanh),
+        (nn.sigmoid, lambda x: 1 / (1 + np.exp(-x))),
+        (nn.softmax, lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)),
+    ],
+)
+def test_activations_are_what_their_names_say(activation, expected) -> None:  # type: ignore[no-untyped-def]
+    x = ad.variable("x", LOGITS.shape)
+    np.testing.assert_allclose(value(activation(x), x=LOGITS), expected(LOGITS), rtol=2e-6)
+
+
+def test_a_sigmoid_of_large_numbers_does_not_overflow() -> None:
+    x = np.array([-1e4, 1e4], np.float32)
+    with np.errstate(all="raise"):
+        np.testing.assert_array_equal(value(nn.sigmoid(ad.variable("x", (2,))), x=x), [0, 1])
+
+
+def test_dense_is_a_matrix_product_and_a_bias() -> None:
+    kernel, bias = RNG.standard_normal((4, 3)), RNG.standard_normal(3)
+    layer = nn.Dense(3, nn.relu, nn.copy_of(kernel), nn.copy_of(bias))
+    expected = np.maximum(LOGITS @ kernel + bias, 0)
+    np.testing.assert_allclose(applied(layer, LOGITS), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_dense_says_what_it_needs() -> None:
+    with pytest.raises(ShapeError, match=r"expected \(N, features\), got \(6, 2, 2\); put Flatten"):
+        applied(nn.Dense(3), LOGITS.reshape(6, 2, 2))
+
+
+def test_flatten_rescale_lambda_residual_and_sequential() -> None:
+    pixels = RNG.integers(0, 256, (5, 2, 2), np.uint8)
+    network = nn.Sequential(
+        nn.Rescale(1 / 255, -0.5),
+        nn.Flatten(),
+        nn.Residual(nn.Lambda(ad.square), nn.Lambda(lambda x: x * 2.0)),
+    )
+    x = pixels.reshape(5, 4) / 255 - 0.5
+    np.testing.assert_allclose(applied(network, pixels), x + 2 * x**2, rtol=1e-5, atol=1e-6)
+
+
+def test_a_residual_whose_layers_change_the_shape_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"turn \(6, 4\) into \(6, 3\)"):
+        applied(nn.Residual(nn.Dense(3)), LOGITS)
+
+
+def test_dropout_in_training_drops_its_share_and_keeps_the_mean() -> None:
+    ones = np.ones((400, 400), np.float32)
+    scope = nn.Scope(training=True, generator=np.random.default_rng(3))
+    dropped = applied(nn.Dropout(0.25), ones, scope)
+    assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert np.mean(dropped == 0) == pytest.approx(0.25, abs=0.01)
+
+
+def test_dropout_draws_anew_at_each_run() -> None:
+    scope = nn.Scope(training=True, generator=np.random.default_rng(3))
+    plan = ad.compile([nn.Dropout(0.5)(ad.variable("x", (100,)), scope)])
+    bound = plan.bind({"x": np.ones(100, np.float32)})
+    assert not np.array_equal(bound.run()[0].copy(), bound.run()[0])
+
+
+def test_dropout_at_inference_is_nothing() -> None:
+    np.testing.assert_array_equal(applied(nn.Dropout(0.9), LOGITS), LOGITS)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 2.0, math.nan])
+def test_dropout_refuses_a_rate_that_cannot_be(rate: float) -> None:
+    with pytest.raises(ParameterError, match="expected 0 <= rate < 1"):
+        nn.Dropout(rate)
+
+
+def test_cross_entropy_of_logits_and_of_probabilities_agree() -> None:
+    logits, labels = ad.variable("x", (6, 4)), ad.variable("y", (6,), np.uint8)
+    probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+    expected = -np.log(probabilities[np.arange(6), LABELS])
+    fused = nn.cross_entropy_of_logits(logits, labels)
+    np.testing.assert_allclose(value(fused, x=LOGITS, y=LABELS), expected, rtol=1e-5)
+    composed = nn.cross_entropy_of_probabilities(nn.softmax(logits), labels)
+    np.testing.assert_allclose(value(composed, x=LOGITS, y=LABELS), expected, rtol=1e-5)
+
+
+def test_cross_entropy_of_a_probability_of_zero_is_finite() -> None:
+    x, y = ad.variable("x", (1, 2)), ad.variable("y", (1,), np.uint8)
+    impossible = np.array([[0, 1]], np.float32)
+    loss = value(nn.cross_entropy_of_probabilities(x, y), x=impossible, y=np.zeros(1, np.uint8))
+    assert loss[0] == pytest.approx(-math.log(1e-7), rel=1e-5)
+
+
+def test_mean_squared_error_takes_targets_or_labels() -> None:
+    x, y = ad.variable("x", (6, 4)), ad.variable("y", (6,), np.uint8)
+    one_hot = np.eye(4, dtype=np.float32)[LABELS]
+    expected = np.square(LOGITS - one_hot).mean(1)
+    by_labels = nn.mean_squared_error(x, y)
+    np.testing.assert_allclose(value(by_labels, x=LOGITS, y=LABELS), expected, rtol=1e-5)
+    targets = ad.variable("t", (6, 4))
+    by_targets = nn.mean_squared_error(x, targets)
+    np.testing.assert_allclose(value(by_targets, x=LOGITS, t=one_hot), expected, rtol=1e-5)
+    with pytest.raises(ShapeError, match=r"outputs \(6, 4\), targets \(6, 3\)"):
+        nn.mean_squared_error(x, ad.variable("t", (6, 3)))
+
+
+@pytest.mark.parametrize(
+    ("initializer", "deviation"),
+    [
+        (nn.glorot_uniform, math.sqrt(2 / (300 + 200))),
+        (nn.he_uniform, math.sqrt(2 / 300)),
+        (nn.he_normal, math.sqrt(2 / 300)),
+    ],
+)
+def test_initializers_have_the_spread_of_their_papers(initializer, deviation: float) -> None:  # type: ignore[no-untyped-def]
+    values = initializer(np.random.default_rng(0), (300, 200))
+    assert values.dtype == np.float32
+    assert np.mean(values) == pytest.approx(0, abs=deviation / 50)
+    assert np.std(values) == pytest.approx(deviation, rel=0.02)
+    np.testing.assert_array_equal(values, initializer(np.random.default_rng(0), (300, 200)))
+
+
+def test_the_fans_of_a_window_count_its_size() -> None:
+    values = nn.he_uniform(np.random.default_rng(0), (3, 3, 8, 64))
+    assert np.abs(values).max() == pytest.approx(math.sqrt(6 / 72), rel=0.01)
+
+
+def test_initializers_without_fans_and_copies() -> None:
+    generator = np.random.default_rng(0)
+    np.testing.assert_array_equal(nn.zeros(generator, (2,)), [0, 0])
+    np.testing.assert_array_equal(nn.ones(generator, (2,)), [1, 1])
+    with pytest.raises(ShapeError, match="needs two axes"):
+        nn.glorot_uniform(generator, (5,))
+    with pytest.raises(ShapeError, match=r"values of shape \(2,\) for a parameter of \(3,\)"):
+        nn.copy_of(np.zeros(2))(generator, (3,))
+
+
+def test_parameters_are_named_by_their_place_and_lie_end_to_end() -> None:
+    network = nn.Sequential(nn.Dense(3), nn.Residual(nn.Dense(3)), nn.Dense(2))
+    layout = nn.Model(network, (4,), input_dtype=np.float32).layout
+    assert layout.shapes == (
+        ("dense/kernel", (4, 3)),
+        ("dense/bias", (3,)),
+        ("residual/dense/kernel", (3, 3)),
+        ("residual/dense/bias", (3,)),
+        ("dense_1/kernel", (3, 2)),
+        ("dense_1/bias", (2,)),
+    )
+    vector = np.arange(layout.size, dtype=np.float32)
+    views = layout.views(vector)
+    np.testing.assert_array_equal(np.concatenate([v.ravel() for v in views.values()]), vector)
+    views["dense_1/bias"][:] = -1
+    assert (vector[-2:] == -1).all()
+    with pytest.raises(ParameterError, match=r"shape \(3,\) for a network of 35 parameters"):
+        layout.views(vector[:3])
+
+
+def test_a_parameter_declared_twice_is_refused() -> None:
+    scope = nn.Scope()
+    scope.parameter("scale", (1,), nn.ones)
+    with pytest.raises(ParameterError, match="'scale' is declared twice"):
+        scope.parameter("scale", (1,), nn.ones)
+
+
+def test_a_network_without_classes_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"must be \(N, classes\), not \(1, 2, 2\)"):
+        nn.Model(nn.Lambda(lambda x: x), (2, 2))
+
+
+def test_a_model_trains_down_its_gradient() -> None:
+    model = nn.Model(nn.Sequential(nn.Rescale(), nn.Dense(8, nn.tanh), nn.Dense(4)), (5,))
+    inputs = RNG.integers(0, 256, (6, 5), np.uint8)
+    weights = model.layout.initial(np.random.default_rng(1))
+    gradient = np.empty_like(weights)
+    plan = model.compile_training(6, np.random.default_rng(2))
+    bound = model.bind_training(plan, inputs, LABELS, weights, gradient)
+    losses = []
+    for _ in range(200):
+        loss, right = bound.run()[:2]
+        losses.append(float(loss))
+        weights -= gradient
+    assert losses[-1] < 0.1 * losses[0]
+    assert right == 6
+    outputs = nn.Predictor(model, weights)(inputs)
+    np.testing.assert_array_equal(outputs.argmax(1), LABELS)
+
+
+def test_a_predictor_gives_the_same_in_batches_of_any_size() -> None:
+    model = nn.Model(nn.Sequential(nn.Rescale(), nn.Dense(3)), (5,))
+    weights = model.layout.initial(np.random.default_rng(1))
+    inputs = RNG.integers(0, 256, (23, 5), np.uint8)
+    whole = nn.Predictor(model, weights, batch_size=100)(inputs)
+    parts = nn.Predictor(model, weights, batch_size=10)(inputs)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
+    assert nn.Predictor(model, weights)(inputs[:0]).shape == (0, 3)
+    with pytest.raises(ShapeError, match=r"inputs are float32\[23, 5\], expected uint8"):
+        nn.Predictor(model, weights)(inputs.astype(np.float32))
