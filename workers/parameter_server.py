@@ -46,7 +46,8 @@ def main() -> int:
     else:
         run = Run(settings, loaded.recipe.initial_weights(settings.seed), buffers)
     keys = load_server_keys(arguments.keys) if arguments.keys else None
-    with ServerSocket(arguments.listen, keys) as socket:
+    gradient_bytes = 4 * settings.parameter_count  # nobody has reason to send more at once
+    with ServerSocket(arguments.listen, keys, gradient_bytes) as socket:
         process = ServerProcess(
             run,
             socket,
