@@ -128,8 +128,54 @@ class CacheError(DistNetError):
     """The cache directory cannot be written or read."""
 
 
-class DatasetUnavailableError(DistNetError):
-    """None of the sources of a dataset could deliver it."""
+class NotFetchedError(DistNetError):
+    """None of the sources could deliver a dataset, or the weights of a net."""
+
+
+# Darknet's formats
+
+
+class ConfigurationError(BadInputError):
+    """A .cfg file cannot be read, or does not describe a network."""
+
+
+class WeightsFileError(BadInputError):
+    """A .weights file is damaged, or is not of the network that it is given for."""
+
+
+class UnknownClassifierError(BadInputError):
+    """No published classifier has this name."""
+
+
+class NetworkWriteError(DistNetError):
+    """A .cfg or .weights file could not be written."""
+
+
+class LabelsError(BadInputError):
+    """A file of labels cannot be read, or has not one for each class."""
+
+
+class PreparedKernelsError(DistNetError):
+    """Prepared kernels cannot be written beside the weights."""
+
+
+class ImageError(BadInputError):
+    """A picture cannot be read, or is none that can be answered for."""
+
+
+class PredictionError(DistNetError):
+    """What a net said of a picture is not finite."""
+
+
+# Models by what a person calls them
+
+
+class UnknownModelError(BadInputError):
+    """What was given as a model is none."""
+
+
+class ModelOptionError(BadInputError):
+    """An option that this model needs is missing, or one was given that it has no use for."""
 
 
 # The parameter server

@@ -21,6 +21,7 @@ from dist_net.autodiff.expression import (
     variable,
 )
 from dist_net.autodiff.gradients import gradients
+from dist_net.autodiff.operations.convolution import conv2d
 from dist_net.autodiff.operations.elementwise import (
     add,
     divide,
@@ -39,7 +40,10 @@ from dist_net.autodiff.operations.elementwise import (
     tanh,
 )
 from dist_net.autodiff.operations.indexing import argmax, pick
+from dist_net.autodiff.operations.joining import concatenate, part
 from dist_net.autodiff.operations.matmul import matmul
+from dist_net.autodiff.operations.normalization import batch_normalize
+from dist_net.autodiff.operations.pooling import average_pool, max_pool
 from dist_net.autodiff.operations.randomness import uniform
 from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
 from dist_net.autodiff.operations.selection import (
@@ -66,10 +70,14 @@ __all__ = [
     "add",
     "apply",
     "argmax",
+    "average_pool",
+    "batch_normalize",
     "broadcast_to",
     "cast",
     "compile",
+    "concatenate",
     "constant",
+    "conv2d",
     "cross_entropy_of_logits",
     "divide",
     "equal",
@@ -86,11 +94,13 @@ __all__ = [
     "mask",
     "matmul",
     "max",
+    "max_pool",
     "maximum",
     "mean",
     "minimum",
     "multiply",
     "negative",
+    "part",
     "pick",
     "reshape",
     "select",

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from dist_net.autodiff.expression import Expression
 from dist_net.autodiff.steps import Step, unreshaped, viewed
-
-ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
 
 
 def assign_slots(
@@ -78,10 +73,3 @@ def _free_slot(nbytes: int, sizes: list[int], free: list[int]) -> int:
 
 def _nbytes(node: Expression) -> int:
     return node.size * node.dtype.itemsize
-
-
-def aligned_bytes(size: int) -> NDArray[np.uint8]:
-    """``size`` uninitialised bytes that begin at a multiple of ALIGNMENT_BYTES."""
-    raw = np.empty(size + ALIGNMENT_BYTES, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT_BYTES
-    return raw[start : start + size]

@@ -22,6 +22,18 @@ Kernel: TypeAlias = Callable[[], object]
 """A call of NumPy with its arrays bound: running a plan is calling its kernels in order."""
 
 
+def in_order(kernels: Sequence[Kernel]) -> Kernel:
+    """One call that makes all of these."""
+    if len(kernels) == 1:
+        return kernels[0]
+
+    def call_all() -> None:
+        for kernel in kernels:
+            kernel()
+
+    return call_all
+
+
 class Operation:
     """What a node computes: a rule for the shape, a kernel, and the VJP, side by side.
 

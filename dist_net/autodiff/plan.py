@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dist_net.autodiff.buffers import aligned_bytes, assign_slots
+from dist_net.autodiff.buffers import assign_slots
 from dist_net.autodiff.expression import (
     Array,
     Constant,
@@ -23,17 +23,25 @@ from dist_net.autodiff.expression import (
     View,
     topological_order,
 )
+from dist_net.autodiff.kernels.team import Team
+from dist_net.autodiff.memory import aligned_bytes
 from dist_net.autodiff.rewrite import rewrite
 from dist_net.autodiff.steps import materialise, steps_of, unreshaped
 from dist_net.errors import GraphError, ShapeError
 
 
 class BoundPlan:
-    """A plan with its arrays: ``run()`` reads the variables' arrays and fills ``outputs``."""
+    """A plan with its arrays: ``run()`` reads the variables' arrays and fills ``outputs``.
 
-    def __init__(self, kernels: list[Kernel], outputs: tuple[Array, ...]) -> None:
-        self._kernels = kernels
+    ``steps`` are the nodes that are computed one by one, in order, with their kernels.
+    """
+
+    def __init__(
+        self, steps: list[tuple[Expression, list[Kernel]]], outputs: tuple[Array, ...]
+    ) -> None:
+        self.steps = steps
         self.outputs = outputs
+        self._kernels = [kernel for _, kernels in steps for kernel in kernels]
 
     def __len__(self) -> int:
         """The number of kernel calls in a run."""
@@ -51,7 +59,8 @@ class BoundPlan:
 class Plan:
     """The compiled form of some outputs; see ``compile``."""
 
-    def __init__(self, outputs: Sequence[Expression]) -> None:
+    def __init__(self, outputs: Sequence[Expression], team: Team) -> None:
+        self._team = team
         self._outputs = materialise(rewrite(outputs))
         self._order = topological_order(self._outputs)
         self._steps = steps_of(self._outputs)
@@ -84,11 +93,11 @@ class Plan:
             for node, place in zip(self._outputs, places, strict=True)
         )
         known = self._views(arrays, outputs)
-        kernels: list[Kernel] = []
+        bound = []
         for step in self._steps:
             inputs = [known[id(each)] for each in step.inputs]
-            kernels += step.kernels(inputs, known[id(step.output)])
-        return BoundPlan(kernels, outputs)
+            bound.append((step.output, step.kernels(inputs, known[id(step.output)], self._team)))
+        return BoundPlan(bound, outputs)
 
     def _views(self, arrays: Mapping[str, Array], outputs: Sequence[Array]) -> dict[int, Array]:
         """The array of every node that has one, by the node's id."""
@@ -124,12 +133,16 @@ def _fitting(name: str, node: Expression, array: Array) -> Array:
     return array
 
 
-def compile(outputs: Sequence[Expression]) -> Plan:
+def compile(outputs: Sequence[Expression], team: Team | None = None) -> Plan:
     """The plan that computes ``outputs``: each node once, with as few buffers as liveness allows.
+
+    ``team``, borrowed, shares the work of a step where that pays; without one, the caller does it
+    all. BLAS has to be capped at one thread then, or its threads and the team's are in each
+    other's way. With as many threads, each run gives the same bits.
 
     Raises GraphError if two variables share a name but not their shape and dtype.
     """
-    return Plan(outputs)
+    return Plan(outputs, team or Team())
 
 
 def evaluate(outputs: Sequence[Expression], /, **arrays: Array) -> list[Array]:

@@ -30,6 +30,7 @@ from dist_net.autodiff.operations.elementwise import (
     multiply,
     negative,
 )
+from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.operations.reduction import BroadcastTo, broadcast_to
 from dist_net.autodiff.operations.selection import Cast, Mask, StopGradient
 from dist_net.autodiff.operations.shaping import Reshape, Transpose, reshape, transpose
@@ -174,6 +175,22 @@ def resolve_negatives(node: Expression) -> Expression | None:
     return None
 
 
+def merge_scales_and_shifts(node: Expression) -> Expression | None:
+    """(x·a + c) + (y·b + d), and (x·a + c) + d with one d by column: one pass for all of it."""
+    if not isinstance(node.operation, Add):
+        return None
+    for first, second in (node.inputs, node.inputs[::-1]):
+        if not isinstance(first.operation, ScaleAndShift):
+            continue
+        shift, *terms = first.inputs
+        if isinstance(second.operation, ScaleAndShift) and first.shape == second.shape:
+            other_shift, *other_terms = second.inputs
+            return apply(first.operation, shift + other_shift, *terms, *other_terms)
+        if second.size == shift.size and second.shape[-1:] == shift.shape:
+            return apply(first.operation, shift + reshape(second, shift.shape), *terms)
+    return None
+
+
 def merge_scalar_factors(node: Expression) -> Expression | None:
     """(x * c) * d is x * (c * d), and -(x * c) is x * -c: one pass over x instead of two."""
     match node.operation, node.inputs:
@@ -221,5 +238,6 @@ RULES: tuple[Rule, ...] = (
     compute_before_broadcasting,
     drop_neutral_operand,
     resolve_negatives,
+    merge_scales_and_shifts,
     merge_scalar_factors,
 )

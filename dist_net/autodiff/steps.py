@@ -27,12 +27,15 @@ from dist_net.autodiff.expression import (
     apply,
     topological_order,
 )
+from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.operations.elementwise import Elementwise
 from dist_net.autodiff.operations.selection import Cast, LogicalNot, Mask, Select
 from dist_net.autodiff.operations.shaping import Reshape
+from dist_net.autodiff.operations.sharing import SharedOperation
 
 STRIP_BYTES = 1 << 16
 """What one node of a fused step writes at a time: a quarter of a usual L2 cache at most."""
+BY_ELEMENT = Elementwise | Mask | Cast | Select | LogicalNot
 
 
 @dataclass(frozen=True)
@@ -63,18 +66,22 @@ class Step:
         own = {id(node) for node in self.nodes}
         return [each for node in self.nodes for each in node.inputs if id(each) not in own]
 
-    def kernels(self, inputs: Sequence[Array], out: Array) -> list[Kernel]:
+    def kernels(self, inputs: Sequence[Array], out: Array, team: Team) -> list[Kernel]:
         """The calls that read ``inputs``, in the order of ``self.inputs``, and fill ``out``."""
         if len(self.nodes) == 1:
-            return [self.output.operation.kernel(inputs, out)]
+            operation = self.output.operation
+            if isinstance(operation, SharedOperation):
+                return [operation.shared_kernel(inputs, out, team)]
+            if team.threads == 1 or not _is_cut(self.output):
+                return [operation.kernel(inputs, out)]
         widest = max(node.size * node.dtype.itemsize for node in self.nodes)
         rows = max(1, STRIP_BYTES * len(out) // widest)
-        scratch = self._scratch(rows)
-        kernels = []
+        scratch = [self._scratch(rows) for _ in range(team.threads)]
+        tasks = []
         for start in range(0, len(out), rows):
             strip = slice(start, min(start + rows, len(out)))
-            kernels += self._strip_kernels(inputs, out, strip, scratch)
-        return kernels
+            tasks.append([self._strip_kernels(inputs, out, strip, each) for each in scratch])
+        return team.kernels(tasks)
 
     def _strip_kernels(
         self, inputs: Sequence[Array], out: Array, strip: slice, scratch: dict[int, Array]
@@ -191,11 +198,10 @@ def steps_of(outputs: Sequence[Expression]) -> list[Step]:
 
 def _fuses(node: Expression, user: Expression) -> bool:
     """Whether ``node`` may be computed strip by strip with its only user."""
-    by_element = Elementwise | Mask | Cast | Select | LogicalNot
-    return (
-        isinstance(node.operation, by_element)
-        and isinstance(user.operation, by_element)
-        and node.shape == user.shape
-        and node.ndim > 0
-        and node.size * node.dtype.itemsize >= 4 * STRIP_BYTES
-    )
+    return _is_cut(node) and isinstance(user.operation, BY_ELEMENT) and node.shape == user.shape
+
+
+def _is_cut(node: Expression) -> bool:
+    """Whether ``node`` may be computed strip by strip, and is large enough to be."""
+    is_large = node.ndim > 0 and node.size * node.dtype.itemsize >= 4 * STRIP_BYTES
+    return is_large and isinstance(node.operation, BY_ELEMENT)

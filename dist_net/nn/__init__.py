@@ -1,6 +1,7 @@
 """Networks as functions of expressions: layers, activations, initializers, losses, models."""
 
 from dist_net.nn.activations import leaky_relu, linear, relu, sigmoid, softmax, tanh
+from dist_net.nn.convolutional import AveragePool, Conv2D, GlobalAveragePool, MaxPool
 from dist_net.nn.initializers import (
     copy_of,
     glorot_uniform,
@@ -26,15 +27,22 @@ from dist_net.nn.losses import (
     one_hot,
 )
 from dist_net.nn.model import Model, Predictor
-from dist_net.nn.parameters import Layout, Parameter, Scope
+from dist_net.nn.normalization import BatchNorm
+from dist_net.nn.parameters import Buffer, Layout, Parameter, Scope
 
 __all__ = [
+    "AveragePool",
+    "BatchNorm",
+    "Buffer",
+    "Conv2D",
     "Dense",
     "Dropout",
     "Flatten",
+    "GlobalAveragePool",
     "Lambda",
     "Layer",
     "Layout",
+    "MaxPool",
     "Model",
     "Parameter",
     "Predictor",

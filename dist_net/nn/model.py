@@ -18,6 +18,9 @@ from dist_net.autodiff import (
     sum,
     variable,
 )
+from dist_net.autodiff.expression import topological_order
+from dist_net.autodiff.kernels.team import Team
+from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.errors import ShapeError
 from dist_net.nn.layers import Layer
 from dist_net.nn.losses import Loss, cross_entropy_of_logits
@@ -33,8 +36,8 @@ LABELS = "labels"
 class Model:
     """A network, the shape and dtype of one input, and the loss that it is trained by.
 
-    ``layout`` says how its parameters lie in a flat vector. Outputs are (N, C) float32; labels
-    are (N,) uint8.
+    ``layout`` says how its parameters and buffers lie in a flat vector. Outputs are (N, C)
+    float32; labels are (N,) uint8.
     """
 
     def __init__(
@@ -49,31 +52,50 @@ class Model:
         self.input_dtype = np.dtype(input_dtype)
         self.loss = loss
         scope = Scope()
-        output = network(self._input(1), scope)
+        output = network(self.input(1), scope)
         if output.ndim != 2:
             raise ShapeError(f"a network's output must be (N, classes), not {output.shape}")
         self.classes = output.shape[1]
-        self.layout = Layout(scope.parameters)
+        operations = [node.operation for node in topological_order([output])]
+        self.has_convolutions = any(isinstance(each, Conv2D) for each in operations)
+        self.layout = Layout(scope.parameters, scope.buffers)
 
-    def _input(self, batch_size: int) -> Expression:
+    def input(self, batch_size: int) -> Expression:
+        """The variable that stands for a batch of inputs."""
         return variable(INPUTS, (batch_size, *self.input_shape), self.input_dtype)
+
+    def require_inputs(self, inputs: Batch) -> None:
+        """Raises ShapeError unless ``inputs`` are (N, *input_shape) of the model's dtype."""
+        if (inputs.shape[1:], inputs.dtype) != (self.input_shape, self.input_dtype):
+            raise ShapeError(
+                f"predict: inputs are {inputs.dtype}{list(inputs.shape)}, expected "
+                f"{self.input_dtype} of shape (N, {', '.join(map(str, self.input_shape))})"
+            )
 
     def compile_inference(self, batch_size: int) -> Plan:
         """A plan from a batch of inputs to the network's outputs."""
-        return compile([self.network(self._input(batch_size), Scope())])
+        return compile([self.network(self.input(batch_size), Scope())])
 
-    def compile_training(self, batch_size: int, generator: np.random.Generator) -> Plan:
-        """A plan from a batch and its labels to the mean loss, how many are right, and gradients.
+    def compile_training(
+        self, batch_size: int, generator: np.random.Generator, team: Team | None = None
+    ) -> Plan:
+        """A plan from a batch and its labels to the mean loss, how many are right, the gradients,
+        and what is observed for the buffers: the vector of ``layout``, array by array.
 
-        ``generator`` is drawn from at each run by layers such as Dropout.
+        ``generator`` is drawn from at each run by layers such as Dropout; ``team`` is as for
+        ``compile``.
         """
         scope = Scope(training=True, generator=generator)
-        outputs = self.network(self._input(batch_size), scope)
+        outputs = self.network(self.input(batch_size), scope)
         labels = variable(LABELS, (batch_size,), np.uint8)
         loss = mean(self.loss(outputs, labels))
         right = equal(argmax(outputs), cast(labels, np.intp))
         by_parameter = gradients(loss, list(scope.variables.values()))
-        return compile([loss, sum(cast(right, np.intp)), *by_parameter])
+        observed = [
+            scope.observed.get(each.name, variable(each.name, each.shape))
+            for each in self.layout.buffers
+        ]
+        return compile([loss, sum(cast(right, np.intp)), *by_parameter, *observed], team)
 
     def bind_inference(self, plan: Plan, inputs: Batch, weights: Vector) -> BoundPlan:
         """The inference plan on these arrays, borrowed; its one output is an array of its own."""
@@ -82,7 +104,8 @@ class Model:
     def bind_training(
         self, plan: Plan, inputs: Batch, labels: Labels, weights: Vector, gradient: Vector
     ) -> BoundPlan:
-        """The training plan on these arrays, borrowed; the gradients are written to ``gradient``.
+        """The training plan on these arrays, borrowed; the gradients are written to ``gradient``,
+        and where buffers lie, what the minibatch shows of what they average.
 
         The first two outputs of a run are the mean loss and the number of right answers.
         """
@@ -106,12 +129,7 @@ class Predictor:
 
         Raises ShapeError if the inputs are of another shape or dtype.
         """
-        expected = (self._model.input_shape, self._model.input_dtype)
-        if (inputs.shape[1:], inputs.dtype) != expected:
-            raise ShapeError(
-                f"predict: inputs are {inputs.dtype}{list(inputs.shape)}, expected "
-                f"{expected[1]} of shape (N, {', '.join(map(str, expected[0]))})"
-            )
+        self._model.require_inputs(inputs)
         outputs = np.empty((len(inputs), self._model.classes), np.float32)
         for start in range(0, len(inputs), self._batch_size):
             chunk = inputs[start : start + self._batch_size]

@@ -1,8 +1,10 @@
-"""Parameters: where layers declare them, and how they lie in one flat vector.
+"""Parameters and buffers: where layers declare them, and how they lie in one flat vector.
 
 A network is a function of an input and a *scope*. Calling it once with a fresh scope shows which
-parameters it has; in the order of that call they are laid out, end to end, in one contiguous
-float32 vector, and so are their gradients. Layers hold no arrays.
+parameters it has, and which buffers: moving averages of what it sees in training. In the order of
+that call they are laid out, end to end, in one contiguous float32 vector, the parameters first.
+A gradient is a vector of the same layout: where the buffers lie, it holds what was observed in
+the minibatch, towards which the update moves them. Layers hold no arrays.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff import Expression, variable
-from dist_net.errors import ParameterError
+from dist_net.autodiff.expression import Variable
+from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.initializers import Initializer
 
 Vector = NDArray[np.float32]
@@ -35,6 +38,13 @@ class Parameter:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True)
+class Buffer(Parameter):
+    """A named untrained array: a moving average, moving ← momentum·moving + (1-momentum)·new."""
+
+    momentum: float
+
+
 class Scope:
     """What a layer is called with: the place of its parameters, and whether this is training.
 
@@ -46,6 +56,8 @@ class Scope:
         self.generator = generator if generator is not None else np.random.default_rng()
         self.parameters: dict[str, Parameter] = {}
         self.variables: dict[str, Expression] = {}
+        self.buffers: dict[str, Buffer] = {}
+        self.observed: dict[str, Expression] = {}
         self._prefix = ""
         self._children: dict[str, int] = {}
 
@@ -54,12 +66,47 @@ class Scope:
 
         Raises ParameterError if the layer has one of that name already.
         """
-        full_name = self._prefix + name
-        if full_name in self.parameters:
-            raise ParameterError(f"parameter {full_name!r} is declared twice; name them apart")
+        full_name = self._new_name(name)
         self.parameters[full_name] = Parameter(full_name, shape, initializer)
         self.variables[full_name] = variable(full_name, shape)
         return self.variables[full_name]
+
+    def buffer(
+        self, name: str, shape: tuple[int, ...], initializer: Initializer, momentum: float = 0.9
+    ) -> Expression:
+        """Declares a buffer of the current layer and gives the variable that stands for it.
+
+        It is a moving average of what ``observe`` is told. Raises ParameterError if the layer has
+        one of that name already, or for a momentum outside [0, 1).
+        """
+        if not 0 <= momentum < 1:
+            raise ParameterError(f"buffer {name!r}: momentum {momentum}; expected 0 <= it < 1")
+        full_name = self._new_name(name)
+        self.buffers[full_name] = Buffer(full_name, shape, initializer, momentum)
+        return variable(full_name, shape)
+
+    def observe(self, buffer: Expression, value: Expression) -> None:
+        """Says what ``buffer``, a variable that ``buffer()`` gave, is the moving average of.
+
+        ``value`` is computed at each training step, and then the buffer moves towards it; one
+        that is not observed stays as it is. Raises ParameterError if ``buffer`` is none or was
+        observed before, and ShapeError if ``value`` is of another shape or dtype.
+        """
+        name = buffer.operation.name if isinstance(buffer.operation, Variable) else ""
+        if name not in self.buffers or name in self.observed:
+            raise ParameterError(
+                f"observe: {buffer} is no buffer of this network, or it is observed twice; "
+                f"expected a variable that buffer() gave, once"
+            )
+        if (value.shape, value.dtype) != (buffer.shape, buffer.dtype):
+            raise ShapeError(f"observe: {value} for {buffer}; expected the same shape and dtype")
+        self.observed[name] = value
+
+    def _new_name(self, name: str) -> str:
+        full_name = self._prefix + name
+        if full_name in self.parameters or full_name in self.buffers:
+            raise ParameterError(f"parameter {full_name!r} is declared twice; name them apart")
+        return full_name
 
     def child(self, name: str) -> Scope:
         """The scope of a layer inside this one: ``name``, ``name_1``, and so on."""
@@ -68,33 +115,47 @@ class Scope:
         inner = Scope(self.training, self.generator)
         inner.parameters = self.parameters
         inner.variables = self.variables
+        inner.buffers = self.buffers
+        inner.observed = self.observed
         inner._prefix = f"{self._prefix}{name}_{count}/" if count else f"{self._prefix}{name}/"
         return inner
 
 
 class Layout:
-    """Parameters end to end in one flat vector."""
+    """Parameters end to end in one flat vector, and after them the buffers.
 
-    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+    ``trained_size`` elements are the parameters', ``size`` all of them.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, Parameter], buffers: Mapping[str, Buffer] | None = None
+    ) -> None:
         self.parameters = tuple(parameters.values())
-        self.shapes = tuple((each.name, each.shape) for each in self.parameters)
-        self.size = sum(each.size for each in self.parameters)
+        self.buffers = tuple(buffers.values()) if buffers is not None else ()
+        self.shapes = tuple((each.name, each.shape) for each in self._arrays)
+        self.momenta = tuple(each.momentum for each in self.buffers)
+        self.trained_size = sum(each.size for each in self.parameters)
+        self.size = sum(each.size for each in self._arrays)
+
+    @property
+    def _arrays(self) -> tuple[Parameter, ...]:
+        return self.parameters + self.buffers
 
     def views(self, vector: Vector) -> dict[str, Vector]:
-        """Each parameter's part of ``vector`` in its own shape; the memory is shared."""
+        """Each parameter's and buffer's part of ``vector`` in its own shape; memory is shared."""
         if vector.shape != (self.size,):
             raise ParameterError(
                 f"a vector of shape {vector.shape} for a network of {self.size} parameters"
             )
-        ends = np.cumsum([each.size for each in self.parameters])
+        ends = np.cumsum([each.size for each in self._arrays])
         return {
             each.name: vector[end - each.size : end].reshape(each.shape)
-            for each, end in zip(self.parameters, ends, strict=True)
+            for each, end in zip(self._arrays, ends, strict=True)
         }
 
     def initial(self, generator: np.random.Generator) -> Vector:
-        """A new vector with every parameter's first values, drawn in order."""
+        """A new vector with everything's first values, drawn in order."""
         vector = np.empty(self.size, np.float32)
-        for parameter, view in zip(self.parameters, self.views(vector).values(), strict=True):
-            view[...] = parameter.initializer(generator, parameter.shape)
+        for each, view in zip(self._arrays, self.views(vector).values(), strict=True):
+            view[...] = each.initializer(generator, each.shape)
         return vector

@@ -32,6 +32,46 @@ def test_at_a_tie_the_gradient_is_the_second_inputs(function):
     )
 
 
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.75])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_a_leaky_relu_lets_back_all_or_its_slope(slope, swapped):
+    x = np.array([-2.0, -0.0, 0.0, 1e-300, 3.0])
+
+    def leaky(x):
+        return ad.maximum(x, slope * x if swapped else x * slope)
+
+    gradient = gradient_of(lambda x: ad.sum(leaky(x) * 2.0), "x", x=x)
+    np.testing.assert_allclose(gradient, [2 * slope] * 3 + [2, 2], rtol=1e-15)
+    random = np.random.default_rng(0)
+    check_gradients(lambda x: ad.square(leaky(x)) * x, random.standard_normal((5, 4)), rng=random)
+
+
+@pytest.mark.parametrize("slope", [-0.5, 1.0, 2.0])
+def test_another_slope_is_that_of_any_maximum(slope):
+    x = np.array([-2.0, 3.0])
+    gradient = gradient_of(lambda x: ad.sum(ad.maximum(x, x * slope)), "x", x=x)
+    np.testing.assert_allclose(gradient, np.where(x > x * slope, 1, slope))
+
+
+def test_a_leaky_relu_of_what_is_large_transposed_or_inside_a_strip():
+    random = np.random.default_rng(0)
+    for shape in ((300, 301), (3, 4)):
+        x, w = ad.variable("x", shape, np.float64), ad.variable("w", shape[::-1], np.float64)
+        leaky = ad.maximum(ad.transpose(x), ad.transpose(x) * 0.25)
+        bent = ad.transpose(x)
+        outputs = [
+            *ad.gradients(ad.sum(leaky * w), [x]),
+            *ad.gradients(ad.sum(ad.square(ad.maximum(bent, bent * 0.25)) * w), [x]),
+            *ad.gradients(ad.sum(ad.transpose(ad.maximum(x, x * 0.25)) * w), [x]),
+        ]
+        arrays = {"x": random.standard_normal(shape), "w": random.standard_normal(shape[::-1])}
+        factor = np.where(arrays["x"] > 0, 1, 0.25)
+        plain, squared, transposed = ad.evaluate(outputs, **arrays)
+        np.testing.assert_allclose(plain, arrays["w"].T * factor)
+        np.testing.assert_allclose(transposed, plain)
+        np.testing.assert_allclose(squared, 2 * arrays["x"] * factor**2 * arrays["w"].T)
+
+
 def test_casts_carry_gradients_between_floats():
     x = np.array([0.1, 1e-300, 1e300])
 

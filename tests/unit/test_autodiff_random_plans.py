@@ -139,8 +139,57 @@ def converted(draw, x, y):
     return ad.cast(draw(st.sampled_from([x, -x])), y.dtype)
 
 
-OF_ONE = [unary, with_number, reduced, transposed, reshaped, repeated, picked]
-OF_TWO = [arithmetic, arithmetic, counted, masked, selected, product, converted]
+def parted(draw, x):
+    if x.ndim == 0:
+        return unary(draw, x)
+    axis = draw(st.integers(-x.ndim, x.ndim - 1))
+    start = draw(st.integers(0, x.shape[axis] - 1))
+    return ad.part(x, axis, start, draw(st.integers(start + 1, x.shape[axis])))
+
+
+def joined(draw, x, y):
+    if x.ndim == 0:
+        return arithmetic(draw, x, y)
+    axis = draw(st.integers(-x.ndim, x.ndim - 1))
+    others = [x, -x, ad.cast(y, x.dtype)] if x.shape == y.shape else [x, x * x]
+    return ad.concatenate([x, *draw(st.lists(st.sampled_from(others), max_size=2))], axis)
+
+
+def as_map(draw, x):
+    """The matrix that ``x`` is, or a row of its elements, as one image with one channel."""
+    rows = x if x.ndim == 2 else ad.reshape(x, (1, -1))
+    image = ad.reshape(rows, (1, *rows.shape, 1))
+    return ad.transpose(image, draw(st.sampled_from([(0, 1, 2, 3), (0, 2, 1, 3), (3, 2, 1, 0)])))
+
+
+def convolved(draw, x, y):
+    if x.dtype.kind != "f":
+        return counted(draw, x, y)
+    image = as_map(draw, x)
+    strides, groups = (
+        draw(st.sampled_from([1, 2, (1, 3)])),
+        draw(st.sampled_from([1, 1, image.shape[3]])),
+    )
+    shape = (2, 3, image.shape[3] // groups, groups)
+    values = ad.constant(np.array([[1, 0, -1], [0, 2, 1]], x.dtype).reshape(2, 3, 1, 1))
+    kernel = ad.broadcast_to(
+        draw(st.sampled_from([values, values * ad.sum(ad.cast(y, x.dtype))])), shape
+    )
+    return ad.conv2d(image, kernel, strides, "same", groups)
+
+
+def pooled(draw, x):
+    if x.dtype.kind != "f":
+        return unary(draw, x)
+    size = draw(st.sampled_from([1, 2, (1, 2), (2, 1)]))
+    return ad.max_pool(as_map(draw, x), size, draw(st.sampled_from([None, 1, 2])), "same")
+
+
+OF_ONE = [unary, with_number, reduced, transposed, reshaped, repeated, picked, parted, pooled]
+OF_TWO = [
+    *(arithmetic, arithmetic, counted, masked, selected, product, converted),
+    *(joined, joined, convolved),
+]
 
 
 def contents_of(variables, seed):

@@ -6,6 +6,7 @@ import pytest
 from dist_net import autodiff as ad
 from dist_net.autodiff import rewrite
 from dist_net.autodiff.expression import topological_order
+from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.steps import is_computed
 from dist_net.errors import GraphError
 
@@ -31,6 +32,10 @@ def arrays():
 
 def repeated(x, *shape):
     return ad.broadcast_to(x, shape)
+
+
+def scaled_and_shifted(x):
+    return ad.apply(ScaleAndShift(), ROW, x, ROW)
 
 
 CASES = [
@@ -60,6 +65,9 @@ CASES = [
     ("resolve_negatives", X + (-Y), 1),
     ("resolve_negatives", (-X) + Y, 1),
     ("resolve_negatives", X - (-ROW), 1),
+    ("merge_scales_and_shifts", scaled_and_shifted(X) + scaled_and_shifted(Y), 2),
+    ("merge_scales_and_shifts", scaled_and_shifted(X) + ROW, 2),
+    ("merge_scales_and_shifts", ad.reshape(ROW, (1, 4)) + scaled_and_shifted(X), 2),
     ("merge_scalar_factors", (X * 2.0) * 3.0, 1),
     ("merge_scalar_factors", 3.0 * (2.0 * X), 1),
     ("merge_scalar_factors", 3.0 * (X * 2.0), 1),

@@ -19,6 +19,7 @@ from dist_net.autodiff.expression import (
     View,
     apply,
 )
+from dist_net.autodiff.operations.bending import bend, slope_between
 from dist_net.autodiff.operations.broadcasting import broadcast_shape, operands, same_dtype
 from dist_net.autodiff.operations.elementwise import Elementwise, equal, greater, negative
 from dist_net.autodiff.operations.reduction import Reduction, Sum, reduce, sum_to_shape
@@ -27,14 +28,22 @@ from dist_net.errors import DTypeError, ShapeError
 
 @dataclass(frozen=True)
 class Maximum(Elementwise):
-    """The larger of two; where they tie, the gradient goes to the second: relu'(0) is 0."""
+    """The larger of two; where they tie, the gradient goes to the second: relu'(0) is 0.
+
+    The maximum of x and slope · x is known as a leaky relu.
+    """
 
     ufunc = np.maximum
 
     def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
         return partial(np.maximum, *inputs, out=out)  # NumPy 2.4 deprecates it by position
 
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+    def derivatives(
+        self, y: Expression, g: Expression, *x: Expression
+    ) -> tuple[Expression | None, ...]:
+        slope = slope_between(*x)
+        if slope is not None:
+            return bend(g, y, slope), None
         first = greater(x[0], x[1])
         return mask(g, first), mask(g, logical_not(first))
 

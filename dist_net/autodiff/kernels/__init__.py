@@ -1,0 +1,1 @@
+"""Kernels on arrays that are more than one call of NumPy: convolution, by several algorithms."""

@@ -1,0 +1,115 @@
+"""Which algorithm computes a convolution, and in what blocks: decided by its shapes alone.
+
+The rules come from measurements on two cores with 512 KiB of L2 cache each; ``dist-net bench
+darknet53`` shows what they lead to, layer by layer. F(4x4) has the fewest products. A deep layer's
+small map is bound by reading the kernel, which the points of F(2x2) and F(4x4) make 1.8 and 4
+times as large.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.autodiff.expression import Expression, Kernel
+from dist_net.autodiff.kernels.blocks import Block, Blocking
+from dist_net.autodiff.kernels.im2row import Im2Row
+from dist_net.autodiff.kernels.problem import Arrays, Problem
+from dist_net.autodiff.kernels.winograd import Winograd
+from dist_net.autodiff.windows import Windows
+
+WINOGRAD = Windows((3, 3), (1, 1), ((1, 1), (1, 1)))
+FEWEST_CHANNELS = 16  # below, the transforms cost more than the products that they save
+FEWEST_TILES = 16  # of 4x4 outputs in an image: below, reading the larger kernel costs more
+ROWS_OF_A_PRODUCT = 128  # enough for BLAS, few enough that a block's arrays stay in the cache
+FEWEST_ROWS = 32  # of a product: with fewer, threads had better share its columns
+BLOCK_ELEMENTS = 1 << 16  # of the rows written out for im2row, 256 KiB
+USUAL_THREADS = 2  # what a reproducible plan is cut for, however many there are
+
+
+class Algorithm(Protocol):
+    """A way to compute a convolution block by block."""
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        ...
+
+    @property
+    def row_step(self) -> int:
+        """A block's rows are a multiple of it."""
+        ...
+
+    def prepare(self, problem: Problem, kernel: Expression) -> Expression:
+        """The kernel as the algorithm reads it."""
+        ...
+
+    def scratch_bytes(self, problem: Problem, block: Block) -> int:
+        """What one thread needs for a block."""
+        ...
+
+    def kernels(
+        self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
+    ) -> Sequence[Kernel]:
+        """The calls that compute a block of the output."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An algorithm and its blocks."""
+
+    algorithm: Algorithm
+    blocking: Blocking
+
+
+def choose(
+    problem: Problem, threads: int, reproducible: bool = False, compiled: bool = False
+) -> Choice:
+    """The fastest known way to compute ``problem``.
+
+    The algorithm depends on the layer alone, so that kernels are prepared once for every batch.
+    ``reproducible``: and so do the blocks, each of one image. Then BLAS is called with the same
+    shapes for an image whatever its company, and its answer has the same bytes; in other shapes,
+    BLAS may add products up in another order. ``compiled``: with the passes that the extra
+    ``fast`` compiles, where they are quicker than NumPy's.
+    """
+    images, height, width, filters = problem.out
+    images, threads = (1, USUAL_THREADS) if reproducible else (images, threads)
+    algorithm = _algorithm(problem, compiled)
+    step = algorithm.row_step
+    per_row, per_image = width // step, (height // step) * (width // step)
+    most = ROWS_OF_A_PRODUCT
+    if isinstance(algorithm, Im2Row):
+        most = max(FEWEST_ROWS, BLOCK_ELEMENTS // max(problem.row_length, filters))
+    channels = filters
+    if images * per_image < threads * FEWEST_ROWS and problem.groups == 1:
+        channels = -(-filters // threads)
+    else:
+        most = min(most, max(FEWEST_ROWS, -(-images * per_image // threads)))
+    return Choice(
+        algorithm,
+        Blocking(
+            images=max(1, min(images, most // per_image)),
+            rows=step * max(1, min(height // step, most // per_row)),
+            channels=channels,
+        ),
+    )
+
+
+def _algorithm(problem: Problem, compiled: bool) -> Algorithm:
+    _, height, width, filters = problem.out
+    divides = math.gcd(height, width)
+    if (
+        problem.windows != WINOGRAD
+        or problem.groups != 1
+        or min(problem.x[3], filters) < FEWEST_CHANNELS
+        or divides % 2
+    ):
+        return Im2Row()
+    return Winograd(4 if divides % 4 == 0 and height * width >= 16 * FEWEST_TILES else 2)

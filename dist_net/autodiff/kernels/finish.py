@@ -1,0 +1,60 @@
+"""What follows a convolution while its result is in the cache: bias, activation, residual add."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from dist_net.autodiff.expression import Array, Kernel
+
+LINEAR = 1.0
+
+
+@dataclass(frozen=True)
+class Finish:
+    """y = max(x + bias, slope · (x + bias)), then, with a residual, the same of y + residual.
+
+    A slope of 1 leaves values as they are, 0 is relu, 0.1 Darknet's leaky relu.
+    """
+
+    slope: float = LINEAR
+    residual_slope: float = LINEAR
+
+    def kernels(
+        self, values: Array, bias: Array | None, residual: Array | None, out: Array, spare: Array
+    ) -> Sequence[Kernel]:
+        """The calls that turn ``values`` into ``out``, which may be the same memory.
+
+        ``values`` are overwritten; ``spare`` is memory of their shape. All are (..., C), ``bias``
+        is (C,), or None where it has been added.
+        """
+        kernels: list[partial[object]] = []
+        if bias is not None:
+            kernels.append(partial(np.add, values, bias, out=values))
+        kernels += _bend(self.slope, values, spare)
+        if residual is not None:
+            kernels.append(partial(np.add, values, residual, out=values))
+            kernels += _bend(self.residual_slope, values, spare)
+        return _ending_in(out, kernels, values)
+
+
+def _bend(slope: float, values: Array, spare: Array) -> list[partial[object]]:
+    if slope == LINEAR:
+        return []
+    if slope == 0.0:
+        return [partial(np.maximum, values, values.dtype.type(0), out=values)]
+    return [
+        partial(np.multiply, values, values.dtype.type(slope), out=spare),
+        partial(np.maximum, values, spare, out=values),
+    ]
+
+
+def _ending_in(out: Array, kernels: list[partial[object]], values: Array) -> list[Kernel]:
+    """The calls with the last one writing to ``out`` instead; a copy if there is none."""
+    if not kernels:
+        return [partial(np.copyto, out, values)]
+    *before, last = kernels
+    return [*before, partial(last.func, *last.args, out=out)]

@@ -1,0 +1,115 @@
+"""Inference: a model whose weights do not change, by several threads, from prepared kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from dist_net.autodiff import Array, BoundPlan, Expression, compile, evaluate
+from dist_net.autodiff.expression import Kernel
+from dist_net.autodiff.inference import Specialised, specialise
+from dist_net.autodiff.kernels.team import Team
+from dist_net.errors import ShapeError
+from dist_net.nn.model import INPUTS, Batch, Model
+from dist_net.nn.parameters import Scope, Vector
+
+Prepared = Mapping[str, Array]
+"""What of a network depends on its weights alone, computed beforehand."""
+
+
+class Inference:
+    """Outputs of a model for batches of any size, of which at most ``batch_size`` at a time.
+
+    Batch norm is folded into kernels, and what follows a convolution is computed with it; see
+    ``dist_net.autodiff.inference``. ``prepared`` is what ``prepare`` gave for the same model and
+    weights; borrowed, so that several processes may map one copy of it.
+
+    ``reproducible``: an input's outputs are the same bytes whichever share its batch. Otherwise
+    they may differ in the last digits, and large batches are somewhat faster. Not for several
+    threads at once; ``threads`` is how many it uses itself.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prepared: Prepared,
+        threads: int = 1,
+        batch_size: int = 8,
+        reproducible: bool = True,
+        compiled: bool = False,
+    ) -> None:
+        self._model = model
+        self._prepared = prepared
+        self._batch_size = batch_size
+        self._team = Team(threads)
+        self._options = {"reproducible": reproducible, "compiled": compiled}
+        self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
+        self._blas = ThreadpoolController().select(user_api="blas")
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._bound.clear()
+        self._team.close()
+
+    def __call__(self, inputs: Batch) -> NDArray[np.float32]:
+        """The outputs, (N, classes), of ``inputs``, (N, *input_shape), in a new array.
+
+        Raises ShapeError if the inputs are of another shape or dtype.
+        """
+        self._model.require_inputs(inputs)
+        outputs = np.empty((len(inputs), self._model.classes), np.float32)
+        with self._blas.limit(limits=1):  # the team shares out what BLAS is called with
+            for start in range(0, len(inputs), self._batch_size):
+                chunk = inputs[start : start + self._batch_size]
+                batch, bound = self._bind(len(chunk))
+                batch[...] = chunk
+                outputs[start : start + len(chunk)] = bound.run()[0]
+        return outputs
+
+    def steps(self, batch_size: int) -> list[tuple[Expression, list[Kernel]]]:
+        """What a batch of that size is computed by, one after the other, to be measured."""
+        _, bound = self._bind(batch_size)
+        return bound.steps
+
+    def _bind(self, batch_size: int) -> tuple[Batch, BoundPlan]:
+        if batch_size not in self._bound:
+            graph = _specialised(self._model, batch_size, self._team, **self._options)
+            _require(graph, self._prepared)
+            batch = np.empty((batch_size, *self._model.input_shape), self._model.input_dtype)
+            bound = compile(graph.outputs).bind({INPUTS: batch, **self._prepared})
+            self._bound[batch_size] = batch, bound
+        return self._bound[batch_size]
+
+
+def prepare(model: Model, weights: Vector) -> Prepared:
+    """What ``Inference`` needs of these weights, in new arrays: whatever its options are."""
+    graph = _specialised(model, 1, Team())
+    arrays = evaluate(list(graph.prepared.values()), **model.layout.views(weights))
+    return dict(zip(graph.prepared, arrays, strict=True))
+
+
+def prepared_shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    """The name and shape of everything that ``prepare`` gives for this model."""
+    return {name: node.shape for name, node in _specialised(model, 1, Team()).prepared.items()}
+
+
+def _specialised(
+    model: Model, batch_size: int, team: Team, reproducible: bool = True, compiled: bool = False
+) -> Specialised:
+    names = [name for name, _ in model.layout.shapes]
+    outputs = model.network(model.input(batch_size), Scope())
+    return specialise([outputs], names, team, reproducible, compiled)
+
+
+def _require(graph: Specialised, prepared: Prepared) -> None:
+    for name, node in graph.prepared.items():
+        array = prepared.get(name)
+        if array is None or array.shape != node.shape:
+            found = None if array is None else array.shape
+            raise ShapeError(
+                f"{name} of the prepared kernels is {found}, expected {node.shape}: they are of "
+                f"another model; prepare them again"
+            )

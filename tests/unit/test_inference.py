@@ -1,0 +1,202 @@
+"""Inference with fixed weights: fewer passes, the same answers, the same bytes in any company."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from dist_net import autodiff as ad
+from dist_net.autodiff.expression import topological_order
+from dist_net.autodiff.inference import specialise
+from dist_net.autodiff.kernels.team import Team
+from dist_net.errors import PreparedKernelsError, ShapeError
+from dist_net.nn import (
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Flatten,
+    GlobalAveragePool,
+    MaxPool,
+    Model,
+    Predictor,
+    Rescale,
+    Residual,
+    Scope,
+    Sequential,
+    leaky_relu,
+    relu,
+)
+from dist_net.nn.inference import Inference, prepare
+from dist_net.nn.prepared import key_of, map_prepared, write_prepared
+
+NETWORK = Sequential(
+    Rescale(),
+    Conv2D(16, 3, use_bias=False),
+    BatchNorm(activation=leaky_relu),
+    MaxPool(2),
+    Residual(Conv2D(8, 1), BatchNorm(activation=relu), Conv2D(16, 3), BatchNorm()),
+    Conv2D(32, 3, stride=2, activation=relu),
+    Residual(Conv2D(32, 3, activation=leaky_relu)),
+    Flatten(),
+    Dense(20, relu),
+    Dense(5),
+)
+
+
+def model_of(network=NETWORK, shape=(16, 16, 3)):
+    return Model(network, shape)
+
+
+def weights_of(model, seed=0):
+    """Random parameters and buffers; variances, and all the rest, above zero."""
+    random = np.random.default_rng(seed)
+    weights = model.layout.initial(random)
+    for name, view in model.layout.views(weights).items():
+        if name.endswith(("gamma", "variance")):
+            view[...] = random.uniform(0.5, 2, view.shape)
+        elif name.endswith(("beta", "mean", "bias")):
+            view[...] = random.standard_normal(view.shape)
+    return weights
+
+
+def pictures(model, count, seed=1):
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (count, *model.input_shape)).astype(np.uint8)
+
+
+@pytest.fixture
+def inference_of():
+    """Makes sessions, and ends their threads."""
+    made = []
+
+    def make(model, weights, **options):
+        made.append(Inference(model, prepare(model, weights), **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"reproducible": False, "threads": 2}])
+def test_the_answers_are_those_of_the_network_as_it_stands(inference_of, options):
+    model = model_of()
+    weights, inputs = weights_of(model), pictures(model, 11)
+    outputs = inference_of(model, weights, batch_size=4, **options)(inputs)
+    plain = Predictor(model, weights)(inputs)
+    assert np.abs(outputs - plain).max() <= 1e-5 * np.abs(plain).max()
+
+
+def operations(network, shape):
+    """How often each operation is left in the graph for the inputs."""
+    scope = Scope()
+    outputs = network(ad.variable("inputs", shape), scope)
+    graph = specialise([outputs], [*scope.parameters, *scope.buffers], Team())
+    return Counter(type(node.operation).__name__ for node in topological_order(graph.outputs))
+
+
+def run(graph, **arrays):
+    """The outputs of a specialised graph whose one weight is k."""
+    prepared = ad.evaluate(list(graph.prepared.values()), k=arrays["k"])
+    by_name = dict(zip(graph.prepared, prepared, strict=True))
+    return ad.evaluate(graph.outputs, x=arrays["x"], **by_name)
+
+
+def test_all_that_follows_a_convolution_is_computed_with_it():
+    network = Sequential(
+        Conv2D(16, 3, use_bias=False),
+        BatchNorm(activation=leaky_relu),
+        Residual(Conv2D(16, 1), BatchNorm(activation=relu), Conv2D(16, 3), BatchNorm()),
+        GlobalAveragePool(),
+        Dense(4),
+    )
+    left = operations(network, (2, 8, 8, 3))
+    assert left["PlannedConvolution"] == 4  # a dense layer is one too
+    rest = {name for name in left if name not in ("PlannedConvolution", "Variable", "Reshape")}
+    assert rest <= {"Sum", "Multiply", "Constant"}  # of the average alone
+
+
+def test_what_two_read_is_not_changed_for_one_of_them():
+    x, k = ad.variable("x", (1, 4, 4, 3)), ad.variable("k", (1, 1, 3, 2))
+    y = ad.conv2d(x, k)
+    outputs = [y * 2.0, y + 1.0, ad.maximum(y, y * 0.5) + y]
+    graph = specialise(outputs, ["k"], Team())
+    arrays = {"x": np.ones(x.shape, np.float32), "k": np.full(k.shape, -1, np.float32)}
+    for one, other in zip(run(graph, **arrays), ad.evaluate(outputs, **arrays), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_sum_of_two_convolutions_takes_in_one_of_them():
+    x, k = ad.variable("x", (1, 4, 4, 3)), ad.variable("k", (1, 1, 3, 3))
+    outputs = [ad.maximum(ad.conv2d(x, k) + ad.conv2d(x, k * 2.0), 0.0)]
+    graph = specialise(outputs, ["k"], Team())
+    random = np.random.default_rng(0)
+    arrays = {"x": random.standard_normal(x.shape, "f"), "k": random.standard_normal(k.shape, "f")}
+    (found,) = run(graph, **arrays)
+    np.testing.assert_allclose(found, ad.evaluate(outputs, **arrays)[0], atol=1e-6)
+
+
+def test_an_input_gets_the_same_bytes_whatever_its_company(inference_of):
+    model = model_of()
+    weights, inputs = weights_of(model), pictures(model, 9)
+    alone = inference_of(model, weights, batch_size=1)
+    together = inference_of(model, weights, batch_size=9, threads=2)
+    one_by_one = alone(inputs)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        chosen = random.permutation(9)[: random.integers(1, 10)]
+        assert together(inputs[chosen]).tobytes() == one_by_one[chosen].tobytes()
+
+
+def test_prepared_kernels_are_mapped_from_a_file(tmp_path, inference_of):
+    model = model_of()
+    weights, inputs = weights_of(model), pictures(model, 2)
+    path = tmp_path / "kernels"
+    write_prepared(path, prepare(model, weights), "these")
+    mapped = map_prepared(path, "these")
+    assert not any(each.flags.writeable for each in mapped.values())
+    session = Inference(model, mapped)
+    assert session(inputs).tobytes() == inference_of(model, weights)(inputs).tobytes()
+    session.close()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_files_of_kernels_count_as_none(tmp_path):
+    model = model_of()
+    path = tmp_path / "kernels"
+    assert map_prepared(path, "these") is None
+    write_prepared(path, prepare(model, weights_of(model)), "these")
+    assert map_prepared(path, "those") is None
+    content = path.read_bytes()
+    for damaged in (b"", content[:7], content[:100], content[:-1], b"\xff" * 64, b"\0" * 64):
+        path.write_bytes(damaged)
+        assert map_prepared(path, "these") is None
+
+
+def test_the_key_of_kernels_changes_with_the_weights_and_the_model(tmp_path):
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"12")
+    key = key_of(model_of(), weights)
+    assert key == key_of(model_of(), weights)
+    assert key != key_of(model_of(Sequential(Rescale(), Flatten(), Dense(5))), weights)
+    weights.write_bytes(b"123")
+    assert key != key_of(model_of(), weights)
+
+
+def test_kernels_that_cannot_be_written_are_told_of(tmp_path):
+    with pytest.raises(PreparedKernelsError, match="expected a directory"):
+        write_prepared(tmp_path / "none" / "kernels", {"a": np.zeros(3, np.float32)}, "these")
+
+
+def test_kernels_of_another_model_are_refused():
+    other = model_of(Sequential(Rescale(), Conv2D(9, 3), Flatten(), Dense(5)))
+    session = Inference(model_of(), prepare(other, weights_of(other)))
+    with pytest.raises(ShapeError, match="another model"):
+        session(pictures(model_of(), 1))
+    session.close()
+
+
+def test_inputs_of_another_shape_are_refused(inference_of):
+    model = model_of()
+    with pytest.raises(ShapeError, match="16, 16, 3"):
+        inference_of(model, weights_of(model))(np.zeros((1, 8, 8, 3), np.uint8))

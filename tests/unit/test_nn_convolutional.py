@@ -1,0 +1,138 @@
+"""Layers on maps, and a network of them that learns."""
+
+import numpy as np
+import pytest
+from scipy.signal import correlate
+
+from dist_net import autodiff as ad
+from dist_net import nn
+from dist_net.errors import ParameterError, ShapeError
+
+RNG = np.random.default_rng(11)
+MAP = RNG.standard_normal((2, 5, 6, 4)).astype(np.float32)
+
+
+def applied(layer: nn.Layer, x: np.ndarray, seed: int = 0) -> np.ndarray:
+    """The layer's output, its parameters drawn by their initializers."""
+    scope = nn.Scope()
+    output = layer(ad.variable("x", x.shape, x.dtype), scope)
+    layout = nn.Layout(scope.parameters)
+    weights = layout.views(layout.initial(np.random.default_rng(seed)))
+    return ad.evaluate([output], x=x, **weights)[0]
+
+
+def shapes_of(layer: nn.Layer, *input_shape: int) -> tuple[tuple[int, ...], dict[str, object]]:
+    """The shape of the output, and of each parameter."""
+    scope = nn.Scope()
+    output = layer(ad.variable("x", input_shape), scope)
+    return output.shape, {name: each.shape for name, each in scope.parameters.items()}
+
+
+def test_conv2d_is_a_correlation_a_bias_and_an_activation() -> None:
+    kernel, bias = RNG.standard_normal((3, 3, 4, 2)), np.array([0.5, -0.5])
+    layer = nn.Conv2D(
+        *(2, 3),
+        activation=nn.relu,
+        kernel_initializer=nn.copy_of(kernel),
+        bias_initializer=nn.copy_of(bias),
+    )
+    around = np.pad(MAP.astype(np.float64), [(0, 0), (1, 1), (1, 1), (0, 0)])
+    expected = [
+        [correlate(image, kernel[..., o], "valid")[..., 0] + bias[o] for o in range(2)]
+        for image in around
+    ]
+    found = applied(layer, MAP)
+    np.testing.assert_allclose(
+        found, np.maximum(np.moveaxis(expected, 1, -1), 0), rtol=1e-5, atol=1e-5
+    )
+    assert found.min() == 0 < found.max()
+
+
+@pytest.mark.parametrize(
+    ("layer", "output", "parameters"),
+    [
+        (nn.Conv2D(7, 3), (2, 5, 6, 7), {"kernel": (3, 3, 4, 7), "bias": (7,)}),
+        (nn.Conv2D(7, 3, use_bias=False), (2, 5, 6, 7), {"kernel": (3, 3, 4, 7)}),
+        (nn.Conv2D(6, (1, 2), 2, "valid"), (2, 3, 3, 6), {"kernel": (1, 2, 4, 6), "bias": (6,)}),
+        (nn.Conv2D(6, 3, (2, 1), 1), (2, 3, 6, 6), {"kernel": (3, 3, 4, 6), "bias": (6,)}),
+        (nn.Conv2D(6, 3, groups=2), (2, 5, 6, 6), {"kernel": (3, 3, 2, 6), "bias": (6,)}),
+        (
+            nn.Conv2D(2, 3, 1, ((0, 2), (1, 0))),
+            (2, 5, 5, 2),
+            {"kernel": (3, 3, 4, 2), "bias": (2,)},
+        ),
+        (nn.MaxPool(2), (2, 2, 3, 4), {}),
+        (nn.MaxPool(3, 1, "same"), (2, 5, 6, 4), {}),
+        (nn.MaxPool((1, 2), padding="same"), (2, 5, 3, 4), {}),
+        (nn.AveragePool(2), (2, 2, 3, 4), {}),
+        (nn.AveragePool(3, 2, 1), (2, 3, 3, 4), {}),
+        (nn.GlobalAveragePool(), (2, 4), {}),
+    ],
+)
+def test_layers_have_the_shapes_and_parameters_of_their_kind(layer, output, parameters) -> None:  # type: ignore[no-untyped-def]
+    assert shapes_of(layer, *MAP.shape) == (output, parameters)
+
+
+def test_kernels_begin_with_the_spread_that_keeps_activations_in_scale() -> None:
+    scope = nn.Scope()
+    nn.Conv2D(256, 3, groups=2)(ad.variable("x", (1, 8, 8, 64)), scope)
+    layout = nn.Layout(scope.parameters)
+    values = layout.views(layout.initial(np.random.default_rng(0)))
+    assert values["kernel"].std() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.02)
+    assert not values["bias"].any()
+
+
+def test_pools_are_maxima_and_means_of_windows() -> None:
+    windows = MAP[:, :4].reshape(2, 2, 2, 3, 2, 4)
+    np.testing.assert_array_equal(applied(nn.MaxPool(2), MAP), windows.max((2, 4)))
+    np.testing.assert_allclose(
+        applied(nn.AveragePool(2), MAP), windows.mean((2, 4)), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        applied(nn.GlobalAveragePool(), MAP), MAP.mean((1, 2)), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2D(2, 3), nn.MaxPool(2), nn.AveragePool(2), nn.GlobalAveragePool()]
+)
+def test_what_is_no_map_is_refused_by_the_layer_that_got_it(layer: nn.Layer) -> None:
+    name = type(layer).__name__
+    with pytest.raises(ShapeError, match=rf"^{name}: expected \(N, H, W, C\), got \(2, 28, 28\)"):
+        layer(ad.variable("x", (2, 28, 28)), nn.Scope())
+
+
+def test_channels_that_do_not_divide_into_groups_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"Conv2D: 4 channels of \(2, 5, 6, 4\) do not divide"):
+        applied(nn.Conv2D(6, 3, groups=3), MAP)
+
+
+@pytest.mark.parametrize(("filters", "groups"), [(0, 1), (4, 0), (4, 3), (-4, 2)])
+def test_filters_that_do_not_divide_into_groups_are_refused(filters: int, groups: int) -> None:
+    with pytest.raises(ParameterError, match=rf"Conv2D: {filters} filters in {groups} groups"):
+        nn.Conv2D(filters, 3, groups=groups)
+
+
+def test_a_small_network_learns_to_tell_bars_that_lie_from_bars_that_stand() -> None:
+    network = nn.Sequential(
+        nn.Rescale(),
+        nn.Conv2D(8, 3, activation=nn.leaky_relu),
+        nn.MaxPool(2),
+        nn.Conv2D(8, 3, activation=nn.leaky_relu),
+        nn.GlobalAveragePool(),
+        nn.Dense(2),
+    )
+    model = nn.Model(network, (8, 8, 1))
+    random = np.random.default_rng(0)
+    inputs, labels = np.zeros((64, 8, 8, 1), np.uint8), random.integers(0, 2, 64).astype(np.uint8)
+    for image, label in zip(inputs, labels, strict=True):
+        place = random.integers(0, 8)
+        (image if label else image.swapaxes(0, 1))[place] = 255
+    weights = model.layout.initial(random)
+    gradient = np.zeros_like(weights)
+    plan = model.compile_training(64, random)
+    step = model.bind_training(plan, inputs, labels, weights, gradient)
+    for _ in range(150):
+        loss, right = step.run()[:2]
+        weights -= 0.3 * gradient
+    assert (float(loss) < 0.1, int(right)) == (True, 64)
