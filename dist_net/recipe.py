@@ -63,7 +63,7 @@ class Recipe:
         return Model(self.network, self.input_shape, self.loss)
 
     def initial_weights(self, seed: int) -> Vector:
-        """The parameters' first values, the same for the same seed."""
+        """The first values of parameters and buffers, the same for the same seed."""
         return self.model.layout.initial(np.random.default_rng(seed))
 
     def load_dataset(self, progress: Progress | None = None) -> Dataset:
@@ -113,12 +113,14 @@ class LoadedRecipe:
     def digest(self, dataset: Dataset) -> str:
         """SHA-256, in hexadecimal, of what hosts must have in common to train together.
 
-        That is the recipe's file, the parameters' names and shapes, and the number and the order
-        of the training samples, as their labels show it.
+        That is the recipe's file, the names and shapes of the parameters and buffers, how many
+        are buffers and how they move, and the number and the order of the training samples, as
+        their labels show it.
         """
-        layout = (self.recipe.model.layout.shapes, dataset.train_images.shape)
+        layout = self.recipe.model.layout
+        shapes = repr((layout.shapes, layout.momenta, dataset.train_images.shape)).encode()
         labels = np.ascontiguousarray(dataset.train_labels).tobytes()
-        return hashlib.sha256(b"\0".join([self.source, repr(layout).encode(), labels])).hexdigest()
+        return hashlib.sha256(b"\0".join([self.source, shapes, labels])).hexdigest()
 
 
 def recipe_names() -> list[str]:

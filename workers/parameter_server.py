@@ -39,14 +39,14 @@ def main() -> int:
     options = RunOptions.from_json(directory.options.read_text())
     loaded = load_recipe(options.recipe)
     settings = options.settings(loaded, loaded.recipe.load_dataset())
-    segment = create_weights_segment(settings.parameter_count) if available() else None
+    segment = create_weights_segment(settings.vector_size) if available() else None
     buffers = [segment.vector(i) for i in range(segment.vectors)] if segment else None
     if arguments.resume:
         run = Run.resumed(settings, read_checkpoint(directory.checkpoint), buffers)
     else:
         run = Run(settings, loaded.recipe.initial_weights(settings.seed), buffers)
     keys = load_server_keys(arguments.keys) if arguments.keys else None
-    gradient_bytes = 4 * settings.parameter_count  # nobody has reason to send more at once
+    gradient_bytes = 4 * settings.vector_size  # nobody has reason to send more at once
     with ServerSocket(arguments.listen, keys, gradient_bytes) as socket:
         process = ServerProcess(
             run,

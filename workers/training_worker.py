@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the server's address")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
     parser.add_argument("--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for logs")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="BLAS threads")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="how many compute")
     parser.add_argument(
         "--timeout",
         type=float,
@@ -62,7 +62,7 @@ def train(arguments: argparse.Namespace) -> int:
     loaded = load_recipe(reference)
     model, dataset = loaded.recipe.model, loaded.recipe.load_dataset()
     with WorkerProcess(
-        lambda seed: TrainingStep(model, dataset, seed),
+        lambda seed: TrainingStep(model, dataset, seed, arguments.threads),
         arguments.connect,
         arguments.name,
         loaded.digest(dataset),

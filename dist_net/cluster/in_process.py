@@ -72,7 +72,7 @@ def in_process_cluster(
     server_keys, worker_keys = (
         (load_server_keys(keys), load_worker_keys(keys)) if keys is not None else (None, None)
     )
-    segment = create_weights_segment(settings.parameter_count) if available() else None
+    segment = create_weights_segment(settings.vector_size) if available() else None
     with (
         closing(segment) if segment is not None else nullcontext(),
         ServerSocket([listen], server_keys) as socket,

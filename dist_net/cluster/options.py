@@ -48,6 +48,7 @@ class RunOptions:
             recipe=loaded.reference,
             recipe_digest=loaded.digest(dataset),
             layout=recipe.model.layout.shapes,
+            momenta=recipe.model.layout.momenta,
             samples=len(dataset.train_labels),
             seed=self.seed,
             schedule=recipe.schedule,

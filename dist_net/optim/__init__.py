@@ -6,6 +6,7 @@ from types import MappingProxyType
 from dist_net.errors import UnknownOptimizerError
 from dist_net.optim.adagrad import AdaGrad
 from dist_net.optim.adam import Adam
+from dist_net.optim.averages import start_rule
 from dist_net.optim.rule import Optimizer, UpdateRule, Vector
 from dist_net.optim.schedules import Constant, Cosine, Schedule, Step, WarmUp
 from dist_net.optim.sgd import SGD, Momentum, Nesterov
@@ -26,6 +27,7 @@ __all__ = [
     "Vector",
     "WarmUp",
     "optimizer_named",
+    "start_rule",
 ]
 
 OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(

@@ -1,8 +1,8 @@
 """A run on disk: one safetensors file, written atomically; the only file that the server writes.
 
-Each parameter is stored under its own name and shape, so that any program that reads safetensors
-reads the model; an optimizer's state vector is stored as ``optimizer/NAME``. Everything else is
-JSON under the keys of the file's metadata.
+Each parameter and buffer is stored under its own name and shape, so that any program that reads
+safetensors reads the model; an optimizer's state vector is stored as ``optimizer/NAME``.
+Everything else is JSON under the keys of the file's metadata.
 """
 
 import json
@@ -37,9 +37,9 @@ METADATA_FIELDS = ("recipe", "recipe_digest", "layout", "version", "settings", "
 class Checkpoint:
     """The state of a run after ``version`` updates; its arrays are its own.
 
-    ``weights`` is the flat float32 vector of all parameters in ``layout``'s order, and
-    ``optimizer_state`` holds vectors of the same length. ``settings``, ``ledger`` and ``counters``
-    are JSON objects of the parts that they come from.
+    ``weights`` is the flat float32 vector of all parameters and buffers in ``layout``'s order, and
+    ``optimizer_state`` holds vectors of the length of the parameters alone. ``settings``,
+    ``ledger`` and ``counters`` are JSON objects of the parts that they come from.
     """
 
     recipe: str
@@ -53,7 +53,7 @@ class Checkpoint:
     optimizer_state: dict[str, Vector]
 
     def require_layout(self, layout: Layout) -> None:
-        """Raise ``CheckpointMismatchError`` unless the parameters are these."""
+        """Raise ``CheckpointMismatchError`` unless parameters and buffers are these."""
         for own, expected in zip_longest(self.layout, layout):
             if own != expected:
                 raise CheckpointMismatchError(

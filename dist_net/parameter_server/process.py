@@ -24,9 +24,9 @@ STOP_GRACE_S = 1.0
 SHARED_READERS = 64
 
 
-def create_weights_segment(parameter_count: int) -> Segment:
+def create_weights_segment(vector_size: int) -> Segment:
     """Room for the snapshots that ``SHARED_READERS`` local workers need; used as they join."""
-    return Segment.create(PINS_PER_READER * SHARED_READERS + 2, parameter_count)
+    return Segment.create(PINS_PER_READER * SHARED_READERS + 2, vector_size)
 
 
 class ServerProcess:
@@ -159,7 +159,7 @@ def _attached(join: Join) -> Segment | None:
             join.process_id,
             join.gradient_descriptor,
             join.segment_token,
-            join.parameter_count,
+            join.vector_size,
             writable=False,
         )
     except SegmentError as error:

@@ -38,7 +38,7 @@ class Run:
         self.store = WeightStore(
             [np.empty_like(weights) for _ in range(2)] if buffers is None else buffers,
             weights,
-            settings.optimizer.start(settings.parameter_count),
+            settings.start_rule(),
         )
         self.metrics = RunMetrics()
 

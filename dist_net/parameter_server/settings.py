@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from dist_net.errors import SettingError
-from dist_net.optim import SGD, Constant, Optimizer, Schedule
+from dist_net.optim import SGD, Constant, Optimizer, Schedule, UpdateRule, start_rule
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
-"""Name and shape of every parameter, in the order of the flat vector."""
+"""Name and shape of every parameter and then of every buffer, as they lie in the flat vector."""
 
 OPTIMIZER_PREFIX = "optimizer/"
 """Begins the name of an optimizer's state vector in a checkpoint, so no parameter's name."""
@@ -19,6 +19,7 @@ OPTIMIZER_PREFIX = "optimizer/"
 class RunSettings:
     """One run. Raises ``SettingError`` when a value cannot be.
 
+    The last ``len(momenta)`` arrays of ``layout`` are buffers: moving averages of these momenta.
     ``samples`` is the number of samples of one epoch. ``learning_rate`` is multiplied with
     ``schedule`` at each push. A worker that is silent for ``heartbeat_timeout_s``, or that brings
     nothing for ``progress_timeout_s`` although it is alive, is lost and its lease goes to others.
@@ -34,6 +35,7 @@ class RunSettings:
     optimizer: Optimizer = field(default_factory=SGD)
     learning_rate: float = 0.1
     schedule: Schedule = field(default_factory=Constant)
+    momenta: tuple[float, ...] = ()
     lease_minibatches: int = 64
     heartbeat_interval_s: float = 0.3
     heartbeat_timeout_s: float = 1.5
@@ -70,6 +72,11 @@ class RunSettings:
             "at least one parameter; names that differ and do not begin with 'optimizer/'",
             _is_layout,
         )
+        self._require(
+            "momenta",
+            f"numbers from 0 up to, but not, 1; fewer than the layout's {len(self.layout)} arrays",
+            lambda value: len(value) < len(self.layout) and all(0 <= each < 1 for each in value),
+        )
 
     def _require(self, name: str, expected: str, holds: Callable[[Any], bool]) -> None:
         value = getattr(self, name)
@@ -77,9 +84,19 @@ class RunSettings:
             raise SettingError(f"{name}={value!r}: expected {expected}")
 
     @property
-    def parameter_count(self) -> int:
-        """The length of the flat vector of all parameters."""
+    def vector_size(self) -> int:
+        """The length of the flat vector of all parameters and buffers."""
         return sum(math.prod(shape) for _, shape in self.layout)
+
+    @property
+    def parameter_count(self) -> int:
+        """How many elements of the flat vector are trained."""
+        trained = self.layout[: len(self.layout) - len(self.momenta)]
+        return sum(math.prod(shape) for _, shape in trained)
+
+    def start_rule(self) -> UpdateRule:
+        """Return a fresh rule that updates the flat vector."""
+        return start_rule(self.optimizer, self.layout, self.momenta)
 
     @property
     def samples_total(self) -> int:
@@ -90,17 +107,17 @@ class RunSettings:
         """Return the learning rate when so many samples, of all epochs, are in the weights."""
         return self.learning_rate * self.schedule(applied_samples / self.samples, self.epochs)
 
-    def refusal_of(self, recipe_digest: str, parameter_count: int) -> str | None:
+    def refusal_of(self, recipe_digest: str, vector_size: int) -> str | None:
         """Return why a worker with this recipe cannot take part; None: it can."""
         if recipe_digest != self.recipe_digest:
             return (
                 f"the worker's recipe has digest {recipe_digest!r}, the server's {self.recipe!r} "
                 f"has {self.recipe_digest!r}: give both hosts the same recipe"
             )
-        if parameter_count != self.parameter_count:
+        if vector_size != self.vector_size:
             return (
-                f"the worker's model has {parameter_count} parameters, the server's "
-                f"{self.parameter_count}: install the same dist_net on both hosts"
+                f"the worker's model has {vector_size} parameters, the server's "
+                f"{self.vector_size}: install the same dist_net on both hosts"
             )
         return None
 

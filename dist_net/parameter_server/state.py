@@ -75,7 +75,7 @@ class ParameterServer:
         self.run = run
         self.stop_reason: str | None = None
         self._segment = segment
-        self._parameter_count = run.settings.parameter_count
+        self._vector_size = run.settings.vector_size
 
     @property
     def state(self) -> str:
@@ -131,7 +131,7 @@ class ParameterServer:
 
     def _join(self, node: bytes, join: Join, now: float) -> list[Command]:
         run, settings = self.run, self.run.settings
-        refusal = settings.refusal_of(join.recipe_digest, join.parameter_count)
+        refusal = settings.refusal_of(join.recipe_digest, join.vector_size)
         if refusal is not None:
             logger.warning("join_refused name=%s reason=%s", join.name, refusal)
             return [Send(node, Refuse(refusal, may_rejoin=False))]
@@ -170,11 +170,11 @@ class ParameterServer:
             run.metrics.pushes_rejected += 1
             return [Send(node, _unknown(push.worker_id))]
         gradient = push.gradient
-        if gradient is None or gradient.shape != (self._parameter_count,):
+        if gradient is None or gradient.shape != (self._vector_size,):
             run.metrics.pushes_rejected += 1
             shape = None if gradient is None else gradient.shape
             return self._dismiss(
-                member, f"a gradient of shape {shape}: expected ({self._parameter_count},)", now
+                member, f"a gradient of shape {shape}: expected ({self._vector_size},)", now
             )
         verdict = run.ledger.verdict(push.worker_id, push.lease_id, push.start, push.stop)
         if verdict is Verdict.DUPLICATE:

@@ -94,7 +94,10 @@ class WeightStore:
         self._reclaim(pin.snapshot)
 
     def apply(self, gradient: Vector, learning_rate: float) -> bool:
-        """Update the weights by ``gradient``; False, and nothing changed, if it is not finite."""
+        """Update the weights by ``gradient``; False, and nothing changed, if it is not finite.
+
+        Where the weights hold buffers, so does it what was observed for them; that counts, too.
+        """
         # The square of the norm is finite only if every element is. Half the time of isfinite and
         # all (11 against 20 µs for 101,770 elements), and it allocates nothing. A gradient so
         # large that its square overflows is refused too; vdot, unlike dot, does so silently.

@@ -42,7 +42,7 @@ class WorkerProcess:
     """Trains for the server at ``address`` until that says that there is no more to do.
 
     ``step_of`` makes the computing part for the run's seed. ``recipe_digest`` and
-    ``parameter_count`` are compared with the server's. With ``shares_memory`` weights and gradient
+    ``vector_size`` are compared with the server's. With ``shares_memory`` weights and gradient
     stay in shared memory, for a server on this host. ``join_timeout_s`` is how long the server may
     take to answer at first; later its own heartbeat timeout holds. ``is_orphaned`` tells whether
     whoever started this process is gone, and the server with it.
@@ -54,7 +54,7 @@ class WorkerProcess:
         address: str,
         name: str,
         recipe_digest: str,
-        parameter_count: int,
+        vector_size: int,
         keys: WorkerKeys | None = None,
         shares_memory: bool = False,
         join_timeout_s: float = 10.0,
@@ -71,15 +71,15 @@ class WorkerProcess:
         self._socket = ClientSocket(address, keys)
         self._heart: Heart | None = None
         self._stop_requested: str | None = None
-        self._parameter_count = parameter_count
+        self._vector_size = vector_size
         self._own = (
-            Segment.create(PUSHES_ON_THE_WAY, parameter_count)
+            Segment.create(PUSHES_ON_THE_WAY, vector_size)
             if shares_memory and available()
             else None
         )
-        self._weights = Weights(parameter_count)
+        self._weights = Weights(vector_size)
         self._gradients = [
-            self._own.vector(slot) if self._own else np.empty(parameter_count, np.float32)
+            self._own.vector(slot) if self._own else np.empty(vector_size, np.float32)
             for slot in range(PUSHES_ON_THE_WAY)
         ]
         self._sends_gradient = True
@@ -87,7 +87,7 @@ class WorkerProcess:
             Join(
                 name,
                 recipe_digest,
-                parameter_count,
+                vector_size,
                 self._own.process_id if self._own else 0,
                 self._own.descriptor if self._own else -1,
                 self._own.token if self._own else b"",

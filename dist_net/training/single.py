@@ -9,6 +9,7 @@ import numpy as np
 
 from dist_net.data import Dataset
 from dist_net.nn.parameters import Vector
+from dist_net.optim import start_rule
 from dist_net.recipe import Recipe
 from dist_net.training.compute import TrainingStep
 
@@ -22,14 +23,18 @@ class EpochResult(NamedTuple):
 
 
 class SingleProcess:
-    """A recipe's training from its first weights, minibatch by minibatch, in this process."""
+    """A recipe's training from its first weights, minibatch by minibatch, in this process.
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, seed: int = 0) -> None:
+    ``threads`` is how many share the work of a step; see ``TrainingStep``.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, seed: int = 0, threads: int = 1) -> None:
         self._recipe = recipe
         self._samples = len(dataset.train_labels)
-        self._step = TrainingStep(recipe.model, dataset, seed)
-        self._rule = recipe.optimizer.start(recipe.model.layout.size)
-        self._gradient = np.empty(recipe.model.layout.size, np.float32)
+        self._step = TrainingStep(recipe.model, dataset, seed, threads)
+        layout = recipe.model.layout
+        self._rule = start_rule(recipe.optimizer, layout.shapes, layout.momenta)
+        self._gradient = np.empty(layout.size, np.float32)
         self.weights: Vector = recipe.initial_weights(seed)
         self.updates = 0
 

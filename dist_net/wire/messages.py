@@ -38,7 +38,7 @@ class Join(NamedTuple):
 
     name: str
     recipe_digest: str
-    parameter_count: int
+    vector_size: int
     process_id: int
     gradient_descriptor: int
     segment_token: bytes

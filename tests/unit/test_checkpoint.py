@@ -61,6 +61,14 @@ def test_what_was_written_is_read(path: Path) -> None:
     read.require_layout(LAYOUT)
 
 
+def test_buffers_are_kept_beside_an_optimizers_state_of_the_parameters_alone(path: Path) -> None:
+    state = {"velocity": -np.arange(10, dtype=np.float32)}  # of all but the last array, a buffer
+    write_checkpoint(path, replace(a_checkpoint(), optimizer_state=state))
+    read = read_checkpoint(path)
+    np.testing.assert_array_equal(read.weights, np.arange(11))
+    np.testing.assert_array_equal(read.optimizer_state["velocity"], -np.arange(10))
+
+
 def test_parameters_lie_in_the_file_under_their_own_names_and_shapes(path: Path) -> None:
     write_checkpoint(path, a_checkpoint())
     tensors = load_file(path)

@@ -20,7 +20,7 @@ recipe = Recipe(Sequential(Rescale(), Flatten(), Dense(10)), "digits", (8, 8))
 
 
 def test_every_built_in_recipe_loads_by_its_name() -> None:
-    assert recipe_names() == ["digits", "fashion-mnist"]
+    assert recipe_names() == ["digits", "fashion-mnist", "fashion-mnist-conv"]
     for name in recipe_names():
         assert load_recipe(name).name == load_recipe(name).reference == name
 

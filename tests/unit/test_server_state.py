@@ -108,7 +108,7 @@ def test_a_worker_with_another_recipe_is_refused_with_both_digests(desk: Desk) -
     assert not refuse.may_rejoin
     assert "'xyz'" in refuse.reason
     assert "'abc'" in refuse.reason
-    refuse = desk.join(b"a", parameter_count=7)
+    refuse = desk.join(b"a", vector_size=7)
     assert not refuse.may_rejoin
     assert "7 parameters, the server's 6" in refuse.reason
     assert desk.server.worker_count == 0
@@ -444,6 +444,48 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted() -> None:
     assert report["workers_joined"] == 2
 
 
+def test_the_last_arrays_of_a_layout_may_be_averages() -> None:
+    """A push brings what was observed where they lie, and a resumed run goes on with them."""
+    settings = replace(SETTINGS, optimizer=Momentum(0.9), momenta=(0.75,))
+    assert (settings.vector_size, settings.parameter_count) == (6, 4)
+    desk = Desk(Run(settings, vector(0.0)))
+    desk.join(b"a")
+    gradient = np.array([1, 1, 1, 1, 8, -4], np.float32)
+    work = desk.pull(b"a", 1)
+    desk.push(b"a", 1, work, gradient=gradient)
+    expected = np.array([-0.5, -0.5, -0.5, -0.5, 2, -1], np.float32)
+    np.testing.assert_array_equal(desk.run.store.weights, expected)
+
+    checkpoint = desk.run.checkpoint()
+    assert checkpoint.optimizer_state["velocity"].shape == (4,)
+    other = Desk(Run.resumed(settings, checkpoint))
+    other.join(b"a")
+    other.push(b"a", 2, other.pull(b"a", 2), gradient=gradient)
+    np.testing.assert_array_equal(other.run.store.weights[4:], [2 + 0.25 * 6, -1 - 0.25 * 3])
+    np.testing.assert_allclose(other.run.store.weights[:4], -0.5 - 0.5 * 1.9)
+
+
+def test_a_gradient_alone_is_too_short_for_a_model_with_averages() -> None:
+    desk = Desk(Run(replace(SETTINGS, momenta=(0.75,)), vector(0.0)))
+    assert desk.join(b"b", vector_size=4).reason.startswith("the worker's model has 4 parameters")
+    desk.join(b"a")
+    answer = desk.server.handle(
+        b"a", a_push(1, desk.pull(b"a", 1))._replace(gradient=vector(1.0)[:4]), desk.now
+    )
+    assert "a gradient of shape (4,): expected (6,)" in answer[-1].message.reason
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_push_with_an_observation_that_is_not_finite_is_refused(bad: float) -> None:
+    desk = Desk(Run(replace(SETTINGS, momenta=(0.75,)), vector(0.0)))
+    desk.join(b"a")
+    gradient = vector(1.0)
+    gradient[-1] = bad
+    desk.push(b"a", 1, desk.pull(b"a", 1), gradient=gradient)
+    assert (desk.run.store.weights == 0).all()
+    assert desk.report()["gradients_refused"] == 1
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -477,6 +519,9 @@ def test_a_run_is_not_resumed_from_a_checkpoint_of_another(change: dict[str, Any
         {"layout": (("a", (1,)), ("a", (1,)))},
         {"layout": (("a", (0,)),)},
         {"layout": (("optimizer/velocity", (1,)),)},
+        {"momenta": (1.0,)},
+        {"momenta": (-0.1,)},
+        {"momenta": (0.9, 0.9)},
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_with_its_value(change: dict[str, Any]) -> None:

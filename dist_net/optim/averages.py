@@ -1,0 +1,77 @@
+"""Moving averages beside an optimizer: what a model observes of its data, and nobody trains.
+
+The vector of a model may end in buffers, such as the means and variances of batch normalisation.
+Where they lie, its "gradient" holds what one minibatch showed, and the update moves them a little
+towards that: moving ← moving + (1 - momentum) · (observed - moving).
+
+The server does this with its own, current average, not the worker with the one that it last saw.
+Then each update is a weighted mean of two values, however many workers there are and however old
+what they send is: the average stays between the smallest and the largest value that it began with
+or was told, so a variance never becomes negative, and staleness only averages over a slightly
+earlier time. If workers sent the *change*, (1 - momentum) · (observed - the average they saw), an
+old state would be fed back: with a constant staleness of s that diverges where 1 - momentum is
+2 sin(π / (4s + 2)) or more, for a momentum of 0.9 from s = 16 on; it overshoots long before; and
+a single slow worker that saw a variance of 1 where there is now one of 0.01 makes it negative.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from dist_net.errors import ShapeError
+from dist_net.optim.rule import Optimizer, UpdateRule, Vector
+from dist_net.optim.settings import require_fraction
+
+Layout = Sequence[tuple[str, tuple[int, ...]]]
+"""Name and shape of every array, in the order of the flat vector."""
+
+
+def start_rule(optimizer: Optimizer, layout: Layout, momenta: Sequence[float]) -> UpdateRule:
+    """Return a fresh float32 rule for a vector of ``layout``, which ends in ``len(momenta)``
+    buffers.
+
+    Without any, it is the optimizer's own.
+    """
+    sizes = [math.prod(shape) for _, shape in layout]
+    trained = len(sizes) - len(momenta)
+    rule = optimizer.start(sum(sizes[:trained]))
+    if not momenta:
+        return rule
+    return AveragingRule(rule, sum(sizes[:trained]), sizes[trained:], momenta)
+
+
+class AveragingRule:
+    """A rule for the first ``trained_size`` elements, and moving averages for the others.
+
+    ``sizes`` and ``momenta`` are those of the buffers. ``state`` is the inner rule's: vectors of
+    ``trained_size`` elements.
+    """
+
+    def __init__(
+        self, rule: UpdateRule, trained_size: int, sizes: Sequence[int], momenta: Sequence[float]
+    ) -> None:
+        for momentum in momenta:
+            require_fraction("momentum", momentum)
+        self.state = rule.state
+        self._rule = rule
+        self._size = trained_size + sum(sizes)
+        self._trained = slice(0, trained_size)
+        self._averaged = slice(trained_size, self._size)
+        self._rates = np.repeat(1 - np.array(momenta), sizes).astype(np.float32)
+        self._scratch = np.empty_like(self._rates)
+
+    def update(
+        self, weights: Vector, gradient: Vector, out: Vector, learning_rate: float, step: int
+    ) -> None:
+        """Write into ``out`` the weights after one step; see ``UpdateRule.update``."""
+        if not weights.shape == gradient.shape == out.shape == (self._size,):
+            raise ShapeError(
+                f"update of a vector of {self._size} elements with weights {weights.shape}, "
+                f"gradient {gradient.shape} and out {out.shape}: expected ({self._size},) for each"
+            )
+        trained, averaged = self._trained, self._averaged
+        self._rule.update(weights[trained], gradient[trained], out[trained], learning_rate, step)
+        np.subtract(gradient[averaged], weights[averaged], out=self._scratch)
+        self._scratch *= self._rates
+        np.add(weights[averaged], self._scratch, out=out[averaged])
