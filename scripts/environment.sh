@@ -24,6 +24,8 @@ prepare_tests() {
     prepare "$1"
     command -v ip >/dev/null || apt_install iproute2 ||
         say "no \`ip\` here (package iproute2): the tests between network namespaces are skipped"
+    command -v darknet >/dev/null || apt_install darknet ||
+        say "no \`darknet\` here (package darknet): the tests against the Darknet program are skipped"
 }
 
 is_installed() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ]; }

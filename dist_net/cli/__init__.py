@@ -16,7 +16,8 @@ from dist_net.errors import BadInputError, DistNetError
 COMMANDS = {
     "train": "train a recipe with a parameter server and workers on this host",
     "evaluate": "give a trained model's accuracy on the test images",
-    "fetch": "fetch a dataset: progress, resume, checksum",
+    "predict": "say what pictures show, by a published classifier or one that was trained here",
+    "fetch": "fetch a dataset or a published classifier: progress, resume, checksum",
     "parameter-server": "serve a recipe's parameters to workers of other hosts",
     "worker": "train for the parameter server at an address, until there is no more to do",
     "status": "show a running parameter server's workers, versions, rates and staleness",

@@ -1,18 +1,25 @@
-"""``dist-net fetch NAME``: put a dataset into the cache directory, and show how."""
+"""``dist-net fetch NAME``: put a dataset, or a net's weights, into the cache directory."""
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from dist_net.data import DATASETS, dataset_named, default_cache_dir
+from dist_net.darknet.published import PUBLISHED
+from dist_net.darknet.weights_download import fetch_weights
+from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
+from dist_net.errors import UnknownDatasetError
 from dist_net.monitoring.fetch_progress import FetchProgress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this command's arguments."""
-    parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument(
+        "name", metavar="NAME", help=f"one of {', '.join(DATASETS)}, {', '.join(PUBLISHED)}"
+    )
     parser.add_argument(
         "--cache-dir",
         type=Path,
@@ -32,9 +39,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch, say what is there, and return the exit code."""
-    console = Console(stderr=True)
+    name = arguments.name
+    if name not in DATASETS and name not in PUBLISHED:
+        raise UnknownDatasetError(
+            f"nothing called {name!r} to fetch: expected one of {', '.join(DATASETS)}, "
+            f"{', '.join(PUBLISHED)}"
+        )
+    fetch = fetch_dataset if name in DATASETS else fetch_classifier
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     with FetchProgress(console) as progress:
-        dataset = dataset_named(arguments.name, arguments.cache_dir, progress, arguments.mirror)
+        said, summary = fetch(name, arguments.cache_dir, progress, arguments.mirror)
+    console.print(said, markup=False)
+    if arguments.json:
+        print(json.dumps(summary))
+    return 0
+
+
+def fetch_dataset(
+    name: str, cache_dir: Path, progress: Progress, mirrors: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """Fetch a dataset; return what to say of it, to a person and to a program."""
+    dataset = dataset_named(name, cache_dir, progress, mirrors)
     summary = {
         "dataset": dataset.name,
         "train_samples": len(dataset.train_images),
@@ -42,12 +67,18 @@ def run(arguments: argparse.Namespace) -> int:
         "image_shape": dataset.image_shape,
         "classes": len(dataset.class_names),
     }
-    console.print(
-        f"{dataset.name}: {summary['train_samples']} images to train on and "
-        f"{summary['test_samples']} to test on, in {summary['classes']} classes",
-        highlight=False,
-        soft_wrap=True,
+    said = (
+        f"{name}: {summary['train_samples']} images to train on and {summary['test_samples']} to "
+        f"test on, in {summary['classes']} classes"
     )
-    if arguments.json:
-        print(json.dumps(summary))
-    return 0
+    return said, summary
+
+
+def fetch_classifier(
+    name: str, cache_dir: Path, progress: Progress, mirrors: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """Fetch the weights of a published classifier; return what `fetch_dataset` does."""
+    path = fetch_weights(PUBLISHED[name], progress, cache_dir, mirrors)
+    size_bytes = path.stat().st_size
+    said = f"{PUBLISHED[name].title}: {size_bytes:,} bytes in {path}; next: dist-net predict {name}"
+    return said, {"classifier": name, "weights": str(path), "bytes": size_bytes}

@@ -12,6 +12,7 @@ from dist_net.data.shards import epoch_order
 from dist_net.errors import UnknownDatasetError
 
 __all__ = [
+    "CLASS_NAMES",
     "DATASETS",
     "Dataset",
     "FetchEvent",
@@ -21,7 +22,13 @@ __all__ = [
     "epoch_order",
 ]
 
-DATASETS = (fashion_mnist.NAME, digits.NAME)
+CLASS_NAMES = {
+    fashion_mnist.NAME: fashion_mnist.CLASS_NAMES,
+    digits.NAME: digits.CLASS_NAMES,
+}
+"""What the classes of each dataset are called; nothing is fetched to know it."""
+
+DATASETS = tuple(CLASS_NAMES)
 """The name of every dataset."""
 
 
@@ -40,7 +47,7 @@ def dataset_named(
 
     ``cache_dir`` None stands for ``default_cache_dir()``. ``progress`` is called with each event
     of the fetching; ``mirrors`` are base addresses to download from before the published ones.
-    Raises ``UnknownDatasetError``, ``DatasetUnavailableError`` when no source can deliver it, and
+    Raises ``UnknownDatasetError``, ``NotFetchedError`` when no source can deliver it, and
     ``CacheError`` when ``cache_dir`` cannot be used.
     """
     if name == digits.NAME:

@@ -28,11 +28,26 @@ CHUNK_BYTES = 1 << 18
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file known by its content: ``size_bytes`` and ``sha256`` are those once decompressed."""
+    """A file known by its content: sizes and ``sha256`` are those once decompressed.
+
+    Without a ``sha256``, because the publisher gives none, it is known by its size alone, and
+    where not even that is certain, by ``other_sizes_bytes`` as well.
+    """
 
     name: str
     size_bytes: int
-    sha256: str
+    sha256: str | None = None
+    other_sizes_bytes: tuple[int, ...] = ()
+
+    @property
+    def sizes_bytes(self) -> tuple[int, ...]:
+        """Every size that it may have."""
+        return (self.size_bytes, *self.other_sizes_bytes)
+
+    @property
+    def sizes(self) -> str:
+        """The same for a person: ``60,008``."""
+        return " or ".join(f"{size_bytes:,}" for size_bytes in self.sizes_bytes)
 
 
 class Cache:
@@ -59,8 +74,10 @@ class Cache:
         if not path.is_file():
             raise ContentError(f"{file.name} is not there")
         found = path.stat()
-        if found.st_size != file.size_bytes:
-            raise ContentError(f"{file.name} has {found.st_size} bytes, expected {file.size_bytes}")
+        if found.st_size not in file.sizes_bytes:
+            raise ContentError(f"{file.name} has {found.st_size:,} bytes, expected {file.sizes}")
+        if file.sha256 is None:
+            return
         stamp = self._stamp(file)
         if (
             stamp.is_file()
@@ -91,15 +108,20 @@ class Cache:
             for chunk in _chunks(file, plain):
                 digest.update(chunk)
                 size_bytes += len(chunk)
-                if size_bytes > file.size_bytes:  # do not fill the disk with what is wrong
-                    raise ContentError(f"{file.name}: more than {file.size_bytes} bytes")
+                if size_bytes > max(file.sizes_bytes):  # do not fill the disk with what is wrong
+                    raise ContentError(f"{file.name}: more than {file.sizes} bytes")
                 target.write(chunk)
-            if digest.hexdigest() != file.sha256:
+            if file.sha256 is None and size_bytes not in file.sizes_bytes:
                 raise ContentError(
-                    f"{file.name}: received {size_bytes} bytes with sha256 {digest.hexdigest()}, "
-                    f"expected {file.size_bytes} with {file.sha256}"
+                    f"{file.name}: received {size_bytes:,} bytes, expected {file.sizes}"
                 )
-        self._stamp(file).write_text(_stamp_text(file))
+            if file.sha256 is not None and digest.hexdigest() != file.sha256:
+                raise ContentError(
+                    f"{file.name}: received {size_bytes:,} bytes with sha256 "
+                    f"{digest.hexdigest()}, expected {file.sizes} with {file.sha256}"
+                )
+        if file.sha256 is not None:
+            self._stamp(file).write_text(_stamp_text(file))
 
     def _stamp(self, file: PublishedFile) -> Path:
         return self.directory / f"{file.name}.sha256"

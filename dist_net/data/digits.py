@@ -20,6 +20,8 @@ from dist_net.data.dataset import Dataset
 
 NAME = "digits"
 
+CLASS_NAMES = tuple("0123456789")
+
 
 def load() -> Dataset:
     """Return 1,437 digits to train on and 360 to test on, each class split in proportion.
@@ -29,4 +31,4 @@ def load() -> Dataset:
     """
     packaged = resources.files("dist_net.data").joinpath("digits.npz")
     with packaged.open("rb") as file, np.load(file) as arrays:
-        return Dataset(name=NAME, **arrays, class_names=tuple("0123456789"))
+        return Dataset(name=NAME, **arrays, class_names=CLASS_NAMES)

@@ -20,16 +20,17 @@ MOST_CONNECTIONS = 8
 
 
 class Download:
-    """The source ``base_url/NAME.gz``, for an HTTP or HTTPS address.
+    """The source ``base_url/NAME``, and then ``suffix``, for an HTTP or HTTPS address.
 
     What has arrived is kept in a part file in the cache directory, so that the next call goes on
     from there. ``timeout_s`` bounds each wait for the server, not the whole transfer.
     """
 
-    def __init__(self, base_url: str, timeout_s: float = 10.0) -> None:
+    def __init__(self, base_url: str, timeout_s: float = 10.0, suffix: str = ".gz") -> None:
         self.name = f"download from {base_url}"
         self.base_url = base_url.rstrip("/")
         self.timeout_s = timeout_s
+        self.suffix = suffix
 
     def deliver(self, files: Sequence[PublishedFile], cache: Cache, progress: Progress) -> None:
         """Download, verify and store each file.
@@ -40,7 +41,7 @@ class Download:
             raise DownloadError(f"{self.base_url!r}: expected an http:// or https:// address")
         cache.directory.mkdir(parents=True, exist_ok=True)
         for file in files:
-            url = f"{self.base_url}/{file.name}.gz"
+            url = f"{self.base_url}/{file.name}{self.suffix}"
             # One for each address: the same content may be compressed differently elsewhere.
             mark = hashlib.sha256(url.encode()).hexdigest()[:8]
             path = cache.directory / f"{file.name}.{mark}.part"
@@ -73,6 +74,9 @@ class Download:
             if response.status != http.HTTPStatus.PARTIAL_CONTENT:
                 part.truncate(0)  # the server sends the whole file, asked for a range or not
                 start = 0
+            elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                part.truncate(0)  # the next call begins anew
+                raise DownloadError(f"{url}: sent another part than from byte {start} on")
             received = start
             total = None if response.length is None else start + response.length
             progress(BytesReceived(file.name, received, total))
@@ -80,9 +84,9 @@ class Download:
                 part.write(chunk)
                 received += len(chunk)
                 # gzip adds a little to what cannot be compressed; beyond that it is another file.
-                if received > file.size_bytes * 1.01 + 1024:
+                if received > max(file.sizes_bytes) * 1.01 + 1024:
                     part.truncate(0)
-                    raise DownloadError(f"{url}: larger than the {file.size_bytes} bytes expected")
+                    raise DownloadError(f"{url}: larger than the {file.sizes} bytes expected")
                 progress(BytesReceived(file.name, received, total))
         if total is not None and received < total:
             raise DownloadError(f"{url}: cut off after {received} of {total} bytes")

@@ -56,6 +56,8 @@ BASE_URLS = ("https://github.com/zalandoresearch/fashion-mnist/raw/master/data/f
 
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 
+OTHERWISE = "or train on the dataset `digits`, which is part of the package and needs nothing"
+
 
 def sources(mirrors: Sequence[str] = ()) -> tuple[Source, ...]:
     """Return the sources in the order of trying; ``mirrors`` come before the authors' address."""
@@ -70,10 +72,10 @@ def load(cache_dir: Path, progress: Progress, mirrors: Sequence[str] = ()) -> Da
     """Return the dataset, fetched into ``cache_dir``/fashion-mnist unless it is there already.
 
     Images ``(60000, 28, 28)`` and ``(10000, 28, 28)`` uint8: read-only views of the mapped files.
-    Raises ``DatasetUnavailableError`` and ``CacheError`` as ``fetch`` does.
+    Raises ``NotFetchedError`` and ``CacheError`` as ``fetch`` does.
     """
     cache = Cache(cache_dir / NAME)
-    fetch(NAME, FILES, sources(mirrors), cache, progress)
+    fetch(NAME, FILES, sources(mirrors), cache, progress, OTHERWISE)
     return Dataset(
         name=NAME,
         train_images=read_idx(cache.path(TRAIN_IMAGES)),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dist_net.data.cache import Cache, PublishedFile
-from dist_net.errors import CacheError, DatasetUnavailableError, SourceError
+from dist_net.errors import CacheError, NotFetchedError, SourceError
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +88,13 @@ def fetch(
     sources: Sequence[Source],
     cache: Cache,
     progress: Progress,
+    otherwise: str,
 ) -> None:
     """Make sure that ``cache`` holds all ``files``, verified, asking ``sources`` in their order.
 
     The cache itself is asked first, and what one source delivered the next ones need not. Raises
-    ``DatasetUnavailableError`` with every source and its reason when none can deliver, and
-    ``CacheError`` when the cache directory cannot be used.
+    ``NotFetchedError`` with every source, its reason, and ``otherwise``, what else can be done,
+    when none can deliver, and ``CacheError`` when the cache directory cannot be used.
     """
     failures = []
     for source in (CacheDirectory(cache), *sources):
@@ -112,14 +113,14 @@ def fetch(
         else:
             progress(SourceDelivered(source.name))
             return
-    raise DatasetUnavailableError(
+    raise NotFetchedError(
         "\n".join(
             (
                 f"{dataset} could not be fetched; tried:",
                 *failures,
-                f"connect to a network, or put {', '.join(file.name for file in files)} "
-                f"(decompressed) into {cache.directory};",
-                "the dataset `digits` is part of the package and needs nothing",
+                f"connect to a network, or put into {cache.directory}, decompressed,",
+                *(f"  {file.name}, {file.sizes} bytes" for file in files),
+                otherwise,
             )
         )
     )

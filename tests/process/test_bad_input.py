@@ -249,6 +249,51 @@ def test_a_checkpoint_that_cannot_be_evaluated(refuses: Refuses, run: Path, tmp_
     refuses(r"no run with a checkpoint in runs/; .*", "evaluate")
 
 
+CONFIGURATION = """
+[net]
+height=8
+width=8
+channels=3
+[avgpool]
+[softmax]
+"""
+
+
+def test_a_model_that_is_none(refuses: Refuses, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("no checkpoint, but a text of some length")
+    models = r"the name of a published classifier \(.*darknet53.*\), .* or a .cfg file with .*"
+    refuses(rf"no model and no picture given; expected MODEL IMAGE.*{models}", "predict")
+    refuses(rf"no picture given; expected MODEL IMAGE.*{models}", "predict", "darknet53")
+    refuses(rf"no model 'nothing'; expected {models}", "predict", "nothing", file)
+    refuses(r"no model 'darknet35'; did you mean darknet53\?", "predict", "darknet35", file)
+    refuses(rf"{file} is no model; expected {models}", "predict", file, file)
+    refuses(r"argument --top: 0 is below 1; .*", "predict", "darknet53", file, "--top", "0")
+
+
+def test_a_models_files_that_do_not_fit(refuses: Refuses, run: Path, tmp_path: Path) -> None:
+    configuration, weights, labels = (tmp_path / name for name in ("net.cfg", "weights", "names"))
+    predict = ("predict", configuration, "picture.png")
+    both = ("--weights", weights, "--labels", labels)
+    refuses(r".*net.cfg.*", *predict, *both)
+    configuration.write_text(CONFIGURATION)
+    refuses(r".*/net.cfg says how a net .*; expected --weights FILE and --labels.*", *predict)
+    refuses(r".*expected --weights FILE and --labels.*", *predict, "--weights", weights)
+    refuses(r"labels .*/names: No such file or directory; .*", *predict, *both)
+    labels.write_text("one\ntwo\n")
+    refuses(r"labels .*/names: 2 names for a net of 3 classes; .*", *predict, *both)
+    labels.write_text("one\ntwo\nthree\n")
+    refuses(r".*/weights: .*No such file or directory.*", *predict, *both)
+    weights.write_bytes(bytes(24))
+    refuses(r".*/weights: .*24 bytes.*", *predict, *both)
+    refuses(rf"{run} is a run, .*; expected no --weights", "predict", run, "p.png", *both)
+    refuses(r"labels .*: 3 names .* of 10 classes; .*", "predict", run, "p.png", "--labels", labels)
+
+
+def test_what_there_is_not_to_fetch(refuses: Refuses) -> None:
+    refuses(r"nothing called 'no-such' to fetch: .*digits.*darknet53.*", "fetch", "no-such")
+
+
 def test_a_run_that_cannot_be_resumed_is_left_as_it_was(
     refuses: Refuses, run: Path, tmp_path: Path
 ) -> None:

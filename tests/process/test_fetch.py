@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -10,16 +11,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from dist_net.cli import fetch as fetch_command
+from dist_net.darknet import weights_download
+from dist_net.darknet.published import PUBLISHED, PublishedClassifier
+from dist_net.darknet.weights_download import fetch_weights, published_file
 from dist_net.data import dataset_named, fashion_mnist
 from dist_net.data.cache import Cache, PublishedFile
 from dist_net.data.debian import ArchivedPackage, InstalledPackage
 from dist_net.data.download import Download
-from dist_net.data.fetch import BytesReceived, CommandStarted
+from dist_net.data.fetch import BytesReceived, CommandStarted, SourceDelivered
 from dist_net.errors import (
     ContentError,
-    DatasetUnavailableError,
     DebianPackageError,
     DownloadError,
+    NotFetchedError,
 )
 
 CONTENT = os.urandom(400_000)
@@ -38,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         if server.is_silent:
             server.released.wait()
             return
-        if self.path != f"/mirror/{FILE.name}.gz" or len(server.ranges) > server.good_requests:
+        if self.path != f"/mirror/{server.file_name}" or len(server.ranges) > server.good_requests:
             self.send_error(404)
             return
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
@@ -49,7 +54,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(server.body) - 1}")
+            first = start + server.range_off_by
+            self.send_header("Content-Range", f"bytes {first}-{len(server.body) - 1}")
         if server.says_length:
             self.send_header("Content-Length", str(len(server.body) - start))
         self.end_headers()
@@ -62,9 +68,11 @@ class Handler(BaseHTTPRequestHandler):
 class Server(ThreadingHTTPServer):
     daemon_threads = False
     body = BODY
+    file_name = f"{FILE.name}.gz"
     cut_after: int | None = None
     good_requests = 1000
     ignores_range = False
+    range_off_by = 0
     says_length = True
     is_silent = False
 
@@ -145,6 +153,13 @@ def test_a_server_that_ignores_the_range_sends_it_all_again(server, cache):
     assert cache.path(FILE).read_bytes() == CONTENT
 
 
+def test_another_part_than_the_one_asked_for_is_refused_and_not_kept(server, cache):
+    server.cut_after, server.range_off_by = HALF, 1
+    with pytest.raises(DownloadError, match=f"sent another part than from byte {HALF} on"):
+        download(server, cache)
+    assert files_in(cache) == []
+
+
 def test_a_part_that_is_whole_already_is_fetched_anew(server, cache):
     """As an interrupt between the last byte and the check leaves it."""
 
@@ -187,7 +202,7 @@ def test_an_unannounced_end_too_early_is_noticed_by_the_content(server, cache):
 
 def test_other_content_is_refused_and_neither_cached_nor_resumed(server, cache):
     server.body = gzip.compress(CONTENT[:-1] + b"?")
-    with pytest.raises(ContentError, match=f"expected {len(CONTENT)} with {FILE.sha256}"):
+    with pytest.raises(ContentError, match=f"expected {len(CONTENT):,} with {FILE.sha256}"):
         download(server, cache)
     assert files_in(cache) == []
     server.body = BODY
@@ -198,7 +213,7 @@ def test_other_content_is_refused_and_neither_cached_nor_resumed(server, cache):
 
 def test_a_body_that_never_ends_is_refused(server, cache):
     server.body = BODY * 3
-    with pytest.raises(DownloadError, match=f"larger than the {len(CONTENT)} bytes expected"):
+    with pytest.raises(DownloadError, match=f"larger than the {len(CONTENT):,} bytes expected"):
         download(server, cache)
     assert files_in(cache) == []
 
@@ -375,10 +390,13 @@ def test_an_apt_that_leaves_nothing_is_noticed(programs, cache):
 def test_fashion_mnist_with_every_source_failing(programs, server, tmp_path, monkeypatch):
     programs("apt-get", "echo 'E: no network' >&2; exit 100")
     monkeypatch.setattr(fashion_mnist, "BASE_URLS", (f"{server.url}official",))
-    with pytest.raises(DatasetUnavailableError) as caught:
+    with pytest.raises(NotFetchedError) as caught:
         dataset_named("fashion-mnist", tmp_path, mirrors=(f"{server.url}mine",))
-    title, *reasons, _, offer = str(caught.value).splitlines()
+    title, *lines, offer = str(caught.value).splitlines()
     assert title == "fashion-mnist could not be fetched; tried:"
+    reasons, by_hand = lines[:5], lines[5:]
+    assert by_hand[0].endswith(f"or put into {tmp_path}/fashion-mnist, decompressed,")
+    assert by_hand[-1] == "  t10k-labels-idx1-ubyte, 10,008 bytes"
     for reason, expected in zip(
         reasons,
         [
@@ -393,3 +411,114 @@ def test_fashion_mnist_with_every_source_failing(programs, server, tmp_path, mon
         assert reason.startswith(expected[0])
         assert expected[1] in reason
     assert "digits" in offer
+
+
+def layers():
+    yield "[convolutional]\nfilters=1000\nsize=3\nbatch_normalize=1\nactivation=leaky"
+    yield "[avgpool]"
+    yield "[softmax]"
+
+
+TOY = PublishedClassifier("toy", "Toy", 8, layers)
+NUMBERS = os.urandom(4 * 1000 * (4 + 3 * 3 * 3))  # each filter's batch norm and kernel
+WEIGHTS = b"\0" * 20 + NUMBERS
+
+
+@pytest.fixture
+def published(server, monkeypatch):
+    """The site where the weights of Toy are published."""
+    server.file_name, server.body = "toy.weights", WEIGHTS
+    monkeypatch.setattr(weights_download, "SITE", server.url)
+    return server
+
+
+def fetch_toy(tmp_path):
+    events = []
+    return fetch_weights(TOY, events.append, tmp_path), events
+
+
+def test_weights_are_fetched_as_they_are_and_only_once(published, tmp_path):
+    path, events = fetch_toy(tmp_path)
+    assert path == tmp_path / "darknet" / "toy.weights"
+    assert path.read_bytes() == WEIGHTS
+    assert events[-2:] == [
+        BytesReceived("toy.weights", len(WEIGHTS), len(WEIGHTS)),
+        SourceDelivered(f"download from {published.url}"),
+    ]
+    assert fetch_toy(tmp_path)[0] == path
+    assert published.ranges == [None]
+    assert [file.name for file in path.parent.iterdir()] == ["toy.weights"]
+
+
+def test_weights_are_resumed_where_an_earlier_call_was_cut_off(published, tmp_path):
+    published.cut_after, published.good_requests = 50_000, 1
+    with pytest.raises(NotFetchedError):
+        fetch_toy(tmp_path)
+    published.cut_after, published.good_requests = None, 1000
+    path, _ = fetch_toy(tmp_path)
+    assert published.ranges[-1] == "bytes=50000-"
+    assert path.read_bytes() == WEIGHTS
+
+
+def test_weights_come_whole_from_a_server_that_knows_no_ranges(published, tmp_path):
+    published.cut_after, published.good_requests = 50_000, 1
+    with pytest.raises(NotFetchedError):
+        fetch_toy(tmp_path)
+    published.cut_after, published.good_requests, published.ignores_range = None, 1000, True
+    assert fetch_toy(tmp_path)[0].read_bytes() == WEIGHTS
+
+
+def test_weights_with_the_header_of_another_version_are_as_good(published, tmp_path):
+    published.body = b"\0" * 16 + NUMBERS
+    assert fetch_toy(tmp_path)[0].read_bytes() == published.body
+
+
+@pytest.mark.parametrize("body", [WEIGHTS[:-1], WEIGHTS + b"x", b"<html>", b""])
+def test_weights_of_another_size_are_refused_and_not_kept(published, tmp_path, body):
+    published.body = body
+    with pytest.raises(NotFetchedError, match="124,020 or 124,016"):
+        fetch_toy(tmp_path)
+    assert files_in(Cache(tmp_path / "darknet")) == []
+
+
+def test_a_mirror_is_asked_for_weights_first(published, tmp_path):
+    published.file_name = "elsewhere/toy.weights"
+    events = []
+    path = fetch_weights(TOY, events.append, tmp_path, [f"{published.url}elsewhere"])
+    assert path.read_bytes() == WEIGHTS
+    assert published.ranges == [None]
+
+
+def test_without_a_network_it_is_said_how_to_bring_the_weights_by_hand(published, tmp_path):
+    published.good_requests = 0
+    with pytest.raises(NotFetchedError) as caught:
+        fetch_toy(tmp_path)
+    assert str(caught.value).splitlines() == [
+        "toy could not be fetched; tried:",
+        f"  cache directory {tmp_path}/darknet: toy.weights is not there",
+        f"  download from {published.url}: {published.url}toy.weights: HTTP 404 Not Found",
+        f"connect to a network, or put into {tmp_path}/darknet, decompressed,",
+        "  toy.weights, 124,020 or 124,016 bytes",
+        "or say where the file is: dist-net predict toy --weights FILE IMAGE",
+    ]
+    (tmp_path / "darknet" / "toy.weights").write_bytes(WEIGHTS)
+    assert fetch_toy(tmp_path)[0].read_bytes() == WEIGHTS
+
+
+def test_the_command_fetches_a_published_classifier(published, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PUBLISHED, "toy", TOY)
+    parser = fetch_command.argparse.ArgumentParser()
+    fetch_command.add_arguments(parser)
+    given = parser.parse_args(["toy", "--cache-dir", str(tmp_path), "--json"])
+    assert fetch_command.run(given) == 0
+    out, err = capsys.readouterr()
+    path = tmp_path / "darknet" / "toy.weights"
+    assert json.loads(out) == {"classifier": "toy", "weights": str(path), "bytes": 124_020}
+    assert f"Toy: 124,020 bytes in {path}; next: dist-net predict toy" in err
+    assert published.ranges == [None]
+
+
+def test_a_real_one_is_known_by_its_exact_size():
+    assert published_file(PUBLISHED["darknet53"]) == PublishedFile(
+        "darknet53.weights", 20 + 4 * 41_645_640
+    )

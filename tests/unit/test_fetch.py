@@ -19,7 +19,7 @@ from dist_net.data.fetch import (
     SourceTried,
     fetch,
 )
-from dist_net.errors import CacheError, ContentError, DatasetUnavailableError, DownloadError
+from dist_net.errors import CacheError, ContentError, DownloadError, NotFetchedError
 from dist_net.monitoring.fetch_progress import FetchProgress
 
 CONTENTS = {"images": bytes(range(256)) * 40, "labels": b"0123456789" * 7}
@@ -50,7 +50,7 @@ def cache(tmp_path):
 
 def fetch_all(cache, *sources):
     events = []
-    fetch("toy", (IMAGES, LABELS), sources, cache, events.append)
+    fetch("toy", (IMAGES, LABELS), sources, cache, events.append, "or use another toy")
     return events
 
 
@@ -84,16 +84,18 @@ def test_what_one_source_delivered_the_next_need_not(cache):
     assert rest.asked == ["labels"]
 
 
-def test_without_any_source_the_error_lists_all_and_offers_digits(cache):
-    with pytest.raises(DatasetUnavailableError) as caught:
+def test_without_any_source_the_error_lists_all_and_what_else_can_be_done(cache):
+    with pytest.raises(NotFetchedError) as caught:
         fetch_all(cache, Shelf("first", IMAGES), Shelf("second"))
     assert str(caught.value).splitlines() == [
         "toy could not be fetched; tried:",
         f"  cache directory {cache.directory}: images is not there",
         "  first: no labels on this shelf",
         "  second: no labels on this shelf",
-        f"connect to a network, or put images, labels (decompressed) into {cache.directory};",
-        "the dataset `digits` is part of the package and needs nothing",
+        f"connect to a network, or put into {cache.directory}, decompressed,",
+        "  images, 10,240 bytes",
+        "  labels, 70 bytes",
+        "or use another toy",
     ]
     assert caught.value.exit_code == 1
 
@@ -169,6 +171,32 @@ def test_a_stamp_of_other_content_is_not_believed(cache):
     other = PublishedFile("images", IMAGES.size_bytes, "0" * 64)
     with pytest.raises(ContentError, match=f"has sha256 {IMAGES.sha256}, expected 0000"):
         cache.require(other)
+
+
+SIZED = PublishedFile("sized", 70, other_sizes_bytes=(66,))
+
+
+@pytest.mark.parametrize("size_bytes", [66, 70])
+def test_a_file_without_a_checksum_is_known_by_its_size(cache, size_bytes):
+    store(cache, SIZED, b"y" * size_bytes)
+    assert cache.holds(SIZED)
+    assert sorted(cache.directory.iterdir()) == [cache.path(SIZED)]
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "words"),
+    [
+        (0, "received 0 bytes, expected 70 or 66"),
+        (69, "received 69 bytes, expected 70 or 66"),
+        (71, "more than 70 or 66 bytes"),
+    ],
+)
+def test_a_file_without_a_checksum_and_of_another_size_is_refused(cache, size_bytes, words):
+    with pytest.raises(ContentError, match=f"^sized: {words}$"):
+        store(cache, SIZED, b"y" * size_bytes)
+    cache.path(SIZED).write_bytes(b"y" * size_bytes)
+    with pytest.raises(ContentError, match=f"^sized has {size_bytes} bytes, expected 70 or 66$"):
+        cache.require(SIZED)
 
 
 EVENTS = [

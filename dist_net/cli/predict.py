@@ -1,0 +1,101 @@
+"""``dist-net predict MODEL PICTURE...``: what a model says that pictures show."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+
+from dist_net.cluster.classifiers import MODELS, classifier_called
+from dist_net.darknet.classifier import Answer
+from dist_net.errors import DistNetError, UnknownModelError
+from dist_net.monitoring.fetch_progress import FetchProgress
+
+BAR_LENGTH = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    given = (
+        parser.add_argument("model", metavar="MODEL", help=MODELS),
+        parser.add_argument("images", metavar="IMAGE", nargs="+", help="the file of a picture"),
+    )
+    for action in given:  # what is missing, ``run`` explains better than a parser does
+        action.required = False
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet's")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="the name of each class, a line"
+    )
+    parser.add_argument("--top", type=count, default=5, metavar="N", help="default: 5")
+    parser.add_argument("--json", action="store_true", help="print a JSON object for each picture")
+
+
+def count(text: str) -> int:
+    """A whole number from 1 up."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answers for every picture that it can, and gives the exit code."""
+    if not arguments.images:
+        missing = "no model and no picture" if arguments.model is None else "no picture"
+        raise UnknownModelError(
+            f"{missing} given; expected MODEL IMAGE..., where MODEL is {MODELS}"
+        )
+    # Decoders warn of what is odd in a picture; what matters becomes an answer.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    with FetchProgress(Console(stderr=True)) as progress:
+        classifier = classifier_called(
+            arguments.model,
+            arguments.weights,
+            arguments.labels,
+            progress,
+            threads=len(os.sched_getaffinity(0)),
+        )
+    show = show_json if arguments.json else show_bars
+    errors = []
+    answers = classifier.predict_each(arguments.images, arguments.top)
+    for image, answer in zip(arguments.images, answers, strict=True):
+        show(image, answer)
+        if isinstance(answer, DistNetError):
+            errors.append(answer)
+    if len(errors) == len(arguments.images):
+        return errors[0].exit_code
+    return 1 if errors else 0
+
+
+def show_json(image: str, answer: Answer) -> None:
+    """Prints a line for one picture."""
+    if isinstance(answer, DistNetError):
+        print(json.dumps({"image": image, "error": str(answer)}), flush=True)
+        return
+    predictions = [
+        {"index": each.index, "label": each.label, "probability": each.probability}
+        for each in answer
+    ]
+    print(json.dumps({"image": image, "predictions": predictions}), flush=True)
+
+
+def show_bars(image: str, answer: Answer) -> None:
+    """Prints the picture's name, and a line with a bar for each class; errors go to stderr."""
+    if isinstance(answer, DistNetError):
+        print(f"dist-net predict: {answer}", file=sys.stderr, flush=True)
+        return
+    print(printable(image))
+    for each in answer:
+        bar = "#" * round(each.probability * BAR_LENGTH)
+        print(f"  {each.probability:7.2%}  {bar:{BAR_LENGTH}}  {printable(each.label)}", flush=True)
+
+
+def printable(text: str) -> str:
+    """The text with what stdout cannot encode, such as odd bytes in a file's name, spelled out."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)

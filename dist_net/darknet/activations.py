@@ -1,0 +1,75 @@
+"""Darknet's activations, by the names that a .cfg calls them.
+
+The formulas are those of the program's ``activations.h``; it replaces a name that it does not know
+by relu, and this project refuses it.
+"""
+
+from __future__ import annotations
+
+from dist_net.autodiff import Expression, exp, maximum, minimum, select, tanh
+from dist_net.nn import leaky_relu, linear, relu, sigmoid
+from dist_net.nn.activations import Activation
+
+SELU_SCALE = 1.0507
+SELU_NEGATIVE_SCALE = 1.0507 * 1.6732
+
+
+def loggy(x: Expression) -> Expression:
+    """2 / (1 + exp(-x)) - 1."""
+    return tanh(x * 0.5)
+
+
+def elu(x: Expression) -> Expression:
+    """x above 0, exp(x) - 1 below."""
+    return select(x >= 0.0, x, exp(minimum(x, 0.0)) - 1.0)
+
+
+def selu(x: Expression) -> Expression:
+    """elu with a scale for each side, rounded as Darknet rounds them."""
+    negative = (exp(minimum(x, 0.0)) - 1.0) * SELU_NEGATIVE_SCALE
+    return select(x >= 0.0, x * SELU_SCALE, negative)
+
+
+def relie(x: Expression) -> Expression:
+    """A leaky relu of slope 0.01."""
+    return leaky_relu(x, 0.01)
+
+
+def ramp(x: Expression) -> Expression:
+    """relu, and a tenth of x besides."""
+    return relu(x) + x * 0.1
+
+
+def plse(x: Expression) -> Expression:
+    """A sigmoid in three straight pieces."""
+    outside = select(x < 0.0, (x + 4.0) * 0.01, (x - 4.0) * 0.01 + 1.0)
+    inside = x * 0.125 + 0.5
+    return select(x < -4.0, outside, select(x > 4.0, outside, inside))
+
+
+def hardtan(x: Expression) -> Expression:
+    """x between -1 and 1, which it does not leave."""
+    return maximum(minimum(x, 1.0), -1.0)
+
+
+def lhtan(x: Expression) -> Expression:
+    """x between 0 and 1, and a thousandth of the rest outside."""
+    below = x * 0.001
+    return select(x < 0.0, below, select(x > 1.0, below + 0.999, x))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "elu": elu,
+    "hardtan": hardtan,
+    "leaky": leaky_relu,
+    "lhtan": lhtan,
+    "linear": linear,
+    "loggy": loggy,
+    "logistic": sigmoid,
+    "plse": plse,
+    "ramp": ramp,
+    "relie": relie,
+    "relu": relu,
+    "selu": selu,
+    "tanh": tanh,
+}

@@ -1,0 +1,177 @@
+"""From pictures to named classes: a model, its weights and its labels, ready to be asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.darknet.configuration import Configuration
+from dist_net.darknet.images import Source, fit, grey, letterbox, load_image, name_of
+from dist_net.darknet.labels import read_labels
+from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.weights import read_weights
+from dist_net.errors import (
+    ImageError,
+    LabelsError,
+    PredictionError,
+    PreparedKernelsError,
+    ShapeError,
+)
+from dist_net.nn import Model
+from dist_net.nn.inference import Inference, Prepared, prepare
+from dist_net.nn.prepared import key_of, map_prepared, write_prepared
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class that a picture may show."""
+
+    index: int
+    label: str
+    probability: float
+
+
+Answer = list[Prediction] | ImageError | PredictionError
+"""What there is to say of one picture: the likeliest classes, or why there is none."""
+
+
+class Classifier:
+    """A model with kernels prepared from its weights, which says what pictures show.
+
+    A model of float32 inputs is given pictures as Darknet's nets are, by ``letterbox``; one of
+    uint8 as recipes are, by ``fit``. Its inputs are (H, W), (H, W, 1), and then the pictures are
+    made grey, or (H, W, 3). ``has_logits`` says that its outputs are no probabilities yet. At most
+    ``batch_size`` pictures are answered for, and held, at a time.
+
+    Raises ShapeError for a model of another kind of inputs, and LabelsError unless there is one
+    label for each class.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prepared: Prepared,
+        labels: Sequence[str],
+        has_logits: bool = False,
+        batch_size: int = 8,
+        threads: int = 1,
+    ) -> None:
+        if len(labels) != model.classes:
+            raise LabelsError(
+                f"{len(labels):,} labels for a net of {model.classes:,} classes; expected one for "
+                f"each"
+            )
+        shape = model.input_shape
+        if len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,)):
+            raise ShapeError(
+                f"a net whose inputs are of shape {shape} takes no pictures; expected (H, W), "
+                f"(H, W, 1) or (H, W, 3)"
+            )
+        self.labels = tuple(labels)
+        self._shape = shape
+        self._prepare = letterbox if model.input_dtype == np.float32 else fit
+        self._has_logits = has_logits
+        self._batch_size = batch_size
+        self._outputs = Inference(model, prepared, threads, batch_size)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._outputs.close()
+
+    def predict(self, pictures: Iterable[Source], top: int = 5) -> list[Answer]:
+        """The ``top`` likeliest classes of each picture, likeliest first; all, if there are fewer.
+
+        Of equal ones the first comes first. A picture that cannot be answered for gets its error
+        in their place, and the others are answered.
+        """
+        return list(self.predict_each(pictures, top))
+
+    def predict_each(self, pictures: Iterable[Source], top: int = 5) -> Iterator[Answer]:
+        """What ``predict`` gives, batch by batch, for more pictures than one wants to wait for."""
+        waiting = iter(pictures)
+        while batch := list(islice(waiting, self._batch_size)):
+            inputs = [self._input(picture) for picture in batch]
+            usable = [each for each in inputs if not isinstance(each, ImageError)]
+            rows = iter(self._probabilities(np.stack(usable)) if usable else ())
+            for picture, found in zip(batch, inputs, strict=True):
+                if isinstance(found, ImageError):
+                    yield found
+                else:
+                    yield self._likeliest(next(rows), picture, top)
+
+    def _input(self, picture: Source) -> NDArray[np.generic] | ImageError:
+        """The picture as the model takes it, or why it cannot be."""
+        try:
+            pixels = load_image(picture)
+        except ImageError as error:
+            return error
+        if self._shape[2:] != (3,):
+            pixels = grey(pixels)
+        try:
+            return self._prepare(pixels, *self._shape[:2]).reshape(self._shape)
+        except ImageError as error:  # pixels have no name
+            return ImageError(f"{name_of(picture)}: {error}")
+
+    def _probabilities(self, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+        outputs = self._outputs(inputs)
+        if not self._has_logits:
+            return outputs
+        powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        probabilities: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def _likeliest(
+        self, probabilities: NDArray[np.float32], picture: Source, top: int
+    ) -> list[Prediction] | PredictionError:
+        if not np.isfinite(probabilities).all():
+            return PredictionError(
+                f"{name_of(picture)}: the net's outputs are not finite; expected probabilities; "
+                f"its weights are too large, or of another net"
+            )
+        best = np.argsort(-probabilities, kind="stable")[:top]
+        return [
+            Prediction(int(index), self.labels[index], float(probabilities[index]))
+            for index in best
+        ]
+
+
+def load_classifier(
+    configuration: Configuration,
+    weights: Path,
+    labels: Sequence[str] | Path,
+    batch_size: int = 8,
+    threads: int = 1,
+) -> Classifier:
+    """The classifier of a Darknet configuration, with the weights in a file.
+
+    ``labels`` are the names of the classes, or where the file of them lies. The kernels prepared
+    from the weights are left beside that file, and mapped from there the next time. Raises what
+    building the network and reading the files raise, and what ``Classifier`` does.
+    """
+    network = DarknetNetwork(configuration)
+    model = Model(network, network.input_shape, input_dtype=np.float32)
+    names = read_labels(labels, model.classes) if isinstance(labels, Path) else labels
+    prepared = prepared_kernels(model, network, weights)
+    return Classifier(model, prepared, names, batch_size=batch_size, threads=threads)
+
+
+def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> Prepared:
+    """What inference needs of the weights in a file: mapped from beside that, or left there."""
+    path = weights.with_name(f"{weights.name}.prepared")
+    key = key_of(model, weights) if weights.is_file() else ""
+    prepared = map_prepared(path, key)
+    if prepared is None:
+        prepared = prepare(model, read_weights(weights, network))
+        try:
+            write_prepared(path, prepared, key)
+        except PreparedKernelsError as error:
+            logger.warning("kernels_not_kept reason=%s", error)
+    return prepared

@@ -1,0 +1,283 @@
+"""Darknet's .cfg files: sections of options in the order of the layers, read, checked and written.
+
+The format is the Darknet program's (its ``read_cfg`` and ``parse_network_cfg``): ``[kind]`` opens
+a section, ``option=value`` belongs to the section before it, blanks count nowhere, and a line that
+begins with ``#`` or ``;`` is a comment. The first section, ``[net]``, describes the input. What
+the options mean is said in ``layers``; here stands only which there are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TypeVar
+
+from dist_net.darknet.writing import replacing
+from dist_net.errors import ConfigurationError
+
+Number = TypeVar("Number", int, float)
+
+LARGEST_FILE_BYTES = 1 << 20
+"""Thirty times the longest .cfg that Darknet comes with: what is longer is another kind of file."""
+
+LARGEST_NUMBER = 2**31 - 1
+"""As large as a number of the Darknet program's can be."""
+
+ALIASES = {
+    "network": "net",
+    "conv": "convolutional",
+    "conn": "connected",
+    "max": "maxpool",
+    "avg": "avgpool",
+    "soft": "softmax",
+}
+
+OF_TRAINING_EVERYWHERE = "clip learning_rate onlyforward smooth stopbackward truth"
+"""Options of any layer that only the training of the Darknet program reads."""
+
+OPTIONS = {
+    "net": "height width channels inputs",
+    "convolutional": "batch_normalize filters size stride pad padding groups activation",
+    "connected": "batch_normalize output activation",
+    "maxpool": "size stride padding",
+    "avgpool": "",
+    "dropout": "probability",
+    "route": "layers",
+    "shortcut": "from activation alpha beta",
+    "softmax": "groups temperature",
+    "crop": "crop_height crop_width noadjust",
+    "cost": "",
+}
+
+OF_TRAINING = {
+    "net": "batch subdivisions time_steps notruth random momentum decay adam B1 B2 eps max_crop "
+    "min_crop max_ratio min_ratio center angle aspect saturation exposure hue policy burn_in "
+    "power step scale steps scales gamma max_batches",
+    "convolutional": "dot",
+    "softmax": "noloss",
+    "crop": "flip angle saturation exposure shift",
+    "cost": "type scale ratio noobj thresh",
+}
+
+ONLY_ZERO = "binary xnor flipped spatial dontload dontsave dontloadscales"
+"""Options of the program that this project has only the usual case of, which is 0."""
+
+ELSEWHERE = (
+    "activation batchnorm crnn deconv deconvolutional detection gru iseg l2norm local logistic "
+    "lrn lstm normalization region reorg rnn upsample yolo"
+)
+"""Layers of the Darknet program that no classifier of its site has, and this project neither."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """``[kind]`` and its options, as texts; ``line`` is where it opens, in the file ``source``.
+
+    ``kind`` is the long name of the layer. The getters turn an option into a value, or raise
+    ConfigurationError, which names the file, the line, and what was expected.
+    """
+
+    kind: str
+    options: dict[str, str]
+    line: int
+    lines: dict[str, int] = field(default_factory=dict, compare=False)
+    source: str = field(default="", compare=False)
+
+    def integer(self, option: str, default: int, least: int = 0) -> int:
+        """A whole number of at least ``least``."""
+        return self._value(option, default, int, f"a whole number of at least {least}", least)
+
+    def number(self, option: str, default: float, least: float = -LARGEST_NUMBER) -> float:
+        """A number of at least ``least``."""
+        wanted = f"a number of at least {least}" if least > -LARGEST_NUMBER else "a number"
+        return self._value(option, default, float, wanted, least)
+
+    def flag(self, option: str) -> bool:
+        """Whether an option that is 0 where it is missing is 1."""
+        value = self.integer(option, 0)
+        if value > 1:
+            raise self.error(f"{option}={value}: expected 0 or 1", option)
+        return value == 1
+
+    def text(self, option: str, default: str) -> str:
+        """The value as it stands."""
+        return self.options.get(option, default)
+
+    def integers(self, option: str) -> list[int]:
+        """Whole numbers between commas, one at least, with or without a sign."""
+        value = self.options.get(option, "")
+        try:
+            return [int(each) for each in value.split(",")]
+        except ValueError:
+            raise self.error(
+                f"{option}={value}: expected whole numbers with commas between them", option
+            ) from None
+
+    def error(self, problem: str, option: str | None = None) -> ConfigurationError:
+        """The error that says ``problem`` of this section, or of one of its options."""
+        line = self.line if option is None else self.lines.get(option, self.line)
+        return ConfigurationError(f"{self.source}:{line}: [{self.kind}] {problem}")
+
+    def _value(
+        self,
+        option: str,
+        default: Number,
+        parse: Callable[[str], Number],
+        wanted: str,
+        least: float,
+    ) -> Number:
+        text = self.options.get(option)
+        if text is None:
+            return default
+        try:
+            value = parse(text)
+        except ValueError:
+            value = None
+        if value is None or not least <= value <= LARGEST_NUMBER:  # nan is no number either
+            raise self.error(f"{option}={text}: expected {wanted}", option)
+        return value
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The sections of a network, ``[net]`` first; ``name`` is where they come from."""
+
+    sections: tuple[Section, ...]
+    name: str
+
+    @property
+    def net(self) -> Section:
+        """The section that describes the input."""
+        return self.sections[0]
+
+    @property
+    def layers(self) -> tuple[Section, ...]:
+        """The sections of the layers, numbered from 0 as Darknet numbers them."""
+        return self.sections[1:]
+
+
+def read_configuration(path: Path) -> Configuration:
+    """The network that the .cfg file ``path`` describes.
+
+    Raises ConfigurationError for a file that cannot be read or is no .cfg, and for what
+    ``parse_configuration`` refuses.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE_BYTES + 1)
+        if len(content) > LARGEST_FILE_BYTES:
+            raise ConfigurationError(
+                f"{path}: is larger than {LARGEST_FILE_BYTES} bytes; expected a network's .cfg"
+            )
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path}: cannot be read: {error.strerror}; expected a network's .cfg"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"{path}: offset {error.start}: is not text; expected a network's .cfg"
+        ) from error
+    return parse_configuration(text, str(path))
+
+
+def parse_configuration(text: str, name: str) -> Configuration:
+    """The network that ``text`` describes; ``name`` stands for the file in errors.
+
+    Options that only training reads are kept and mean nothing here. Raises ConfigurationError,
+    which names the line, for a layer or an option that does not exist (and the nearest one that
+    does), an option twice or outside a section, and a text that does not begin with ``[net]`` and
+    go on with a layer.
+    """
+    sections: list[Section] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        content = re.sub(r"\s", "", line)
+        if not content or content[0] in "#;":
+            continue
+        if content[0] == "[":
+            sections.append(_opened(content, number, name))
+        else:
+            _add_option(sections, content, number, name)
+    if not sections or sections[0].kind != "net":
+        raise ConfigurationError(
+            f"{name}:{sections[0].line if sections else 1}: the first section is "
+            f"{'[' + sections[0].kind + ']' if sections else 'missing'}; expected [net]"
+        )
+    if len(sections) == 1:
+        raise ConfigurationError(f"{name}: has no layer; expected one section for each")
+    return Configuration(tuple(sections), name)
+
+
+def _opened(content: str, line: int, name: str) -> Section:
+    if not content.endswith("]"):
+        raise ConfigurationError(f"{name}:{line}: {content!r}: expected [kind] on a line")
+    kind = content[1:-1]
+    kind = ALIASES.get(kind, kind)
+    if kind in ELSEWHERE.split():
+        raise ConfigurationError(
+            f"{name}:{line}: there is no layer [{kind}] here, though Darknet has one; expected a "
+            f"classifier of {', '.join(sorted(OPTIONS.keys() - {'net'}))}"
+        )
+    if kind not in OPTIONS:
+        raise ConfigurationError(
+            f"{name}:{line}: there is no layer [{kind}]{_nearest(kind, [*OPTIONS, *ALIASES])}"
+        )
+    return Section(kind, {}, line, {}, name)
+
+
+def _add_option(sections: list[Section], content: str, line: int, name: str) -> None:
+    option, equals, value = content.partition("=")
+    if not equals or not option:
+        raise ConfigurationError(f"{name}:{line}: {content!r}: expected [kind] or option=value")
+    if not sections:
+        raise ConfigurationError(
+            f"{name}:{line}: {option} before the first section; expected [net]"
+        )
+    section = sections[-1]
+    known = _known(section.kind)
+    if option not in known:
+        nearest = _nearest(option, known)
+        raise ConfigurationError(f"{name}:{line}: [{section.kind}] has no option {option}{nearest}")
+    if option in section.options and option in _of_training(section.kind):
+        return  # of two lines, one for training and one for tests, Darknet takes the first
+    if option in section.options:
+        raise ConfigurationError(
+            f"{name}:{line}: [{section.kind}] has {option} twice, first in line "
+            f"{section.lines[option]}; expected it once"
+        )
+    if option in ONLY_ZERO.split() and value != "0":
+        raise ConfigurationError(
+            f"{name}:{line}: [{section.kind}] {option}={value} is a variant of Darknet's that "
+            f"this project does not have; expected 0"
+        )
+    section.options[option] = value
+    section.lines[option] = line
+
+
+def _known(kind: str) -> list[str]:
+    return [*OPTIONS[kind].split(), *_of_training(kind), *ONLY_ZERO.split()]
+
+
+def _of_training(kind: str) -> list[str]:
+    return f"{OF_TRAINING.get(kind, '')} {OF_TRAINING_EVERYWHERE}".split()
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(known)}"
+
+
+def write_configuration(configuration: Configuration, path: Path) -> None:
+    """Writes ``configuration`` as a .cfg file, which appears at once when it is complete.
+
+    Every option is written, in its order; comments are not kept. Raises NetworkWriteError.
+    """
+    lines = [
+        "\n".join([f"[{each.kind}]", *(f"{name}={value}" for name, value in each.options.items())])
+        for each in configuration.sections
+    ]
+    with replacing(path) as file:
+        file.write(("\n\n".join(lines) + "\n").encode())

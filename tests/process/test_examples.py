@@ -1,0 +1,63 @@
+"""The examples of Darknet-53, run as a reader would run them, on seeded weights."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dist_net import darknet
+from dist_net.darknet.seeded import seeded_weights
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "darknet53"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    network = darknet.DarknetNetwork(darknet.published("darknet53").configuration())
+    path = tmp_path_factory.mktemp("weights") / "darknet53.weights"
+    darknet.write_weights(path, network, seeded_weights(network, 0))
+    yield path
+    path.unlink()  # 167 MB
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Light that changes over 300 by 200 pixels, which is more like a photograph than noise."""
+    rows, columns = np.mgrid[0:200, 0:300] / 40
+    waves = [np.sin(rows + phase) * np.cos(columns * 2 - phase) for phase in range(3)]
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.fromarray((np.dstack(waves) * 127 + 128).astype(np.uint8)).save(path)
+    return path
+
+
+def printed(example: str, *arguments: Path) -> list[str]:
+    command = [sys.executable, EXAMPLES / example, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_example_says_what_the_classifier_does(photo: Path, weights: Path) -> None:
+    *told, first, second, third, fourth, fifth = printed("classify.py", photo, weights)
+    assert told == [
+        "Darknet53: 78 layers, inputs of (256, 256, 3)",
+        f"41,645,640 numbers in {weights}",
+        f"{photo}: 300 by 200 pixels",
+    ]
+    configuration = darknet.published("darknet53").configuration()
+    classifier = darknet.load_classifier(configuration, weights, darknet.imagenet_labels())
+    (answer,) = classifier.predict([photo])
+    assert [first, second, third, fourth, fifth] == [
+        f"{each.probability:7.2%}  {each.label}" for each in answer
+    ]
+
+
+@pytest.mark.skipif(find_spec("torch") is None, reason="needs PyTorch (the extra `peers`)")
+def test_its_equivalent_in_pytorch_says_the_same(photo: Path, weights: Path) -> None:
+    ours = printed("classify.py", photo, weights)
+    assert printed("pytorch_equivalent.py", photo, weights) == ours[3:]
