@@ -24,6 +24,18 @@ def seconds_of(step: Callable[[], object], count: int) -> float:
     return perf_counter() - start
 
 
+def round_us(step: Callable[[], object], seconds: float) -> float:
+    """Microseconds of one call of `step`: once untimed, then for about so many seconds.
+
+    The median of the calls. What ran before has left the caches cold; the first call warms them.
+    """
+    step()
+    times: list[float] = []
+    while not times or sum(times) < seconds:
+        times.append(seconds_of(step, 1))
+    return 1e6 * median(times)
+
+
 def training_case(workers: int, batch_size: int, us_per_step: float) -> dict[str, float]:
     """One case of `dist-net bench training`; `workers` is 0 for one process without a cluster.
 

@@ -11,11 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_net.benchmark import push_pull, training
+from dist_net.benchmark import agreement, darknet53, push_pull, training
 
 BENCHES: dict[str, Callable[[bool, Callable[[str], None]], dict[str, Any]]] = {
     "training": training.measure,
     "push-pull": push_pull.measure,
+    "darknet53": darknet53.measure,
+    "darknet53-agreement": agreement.measure,
 }
 
 
@@ -32,13 +34,22 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(measured))
         return 0
-    console = Console(highlight=False)
-    for title in ("results", "peers"):
-        if measured[title]:
-            console.print(table_of(title, measured[title]))
-    for name, ratio in measured["ratios"].items():
-        console.print(f"{name}: {ratio}")
+    show(measured, Console(highlight=False))
     return 0
+
+
+def show(measured: dict[str, Any], console: Console) -> None:
+    """Prints each list as a table, and all else line by line."""
+    for title, content in measured.items():
+        match content:
+            case [*rows]:
+                if rows:
+                    console.print(table_of(title, rows))
+            case {**named}:
+                for name, value in named.items():
+                    console.print(f"{name}: {value}")
+            case value:
+                console.print(f"{title}: {value}")
 
 
 def table_of(title: str, rows: list[dict[str, Any]]) -> Table:

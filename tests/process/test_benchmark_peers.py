@@ -1,0 +1,125 @@
+"""Other people's runtimes in their processes: on a small net they give the same answers as ours."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_net.benchmark import convolution_training, darknet53
+from dist_net.benchmark.peers import darknet_task
+from dist_net.benchmark.peers.dist_net_inference import DistNet
+from dist_net.benchmark.peers.peer_process import PeerProcess, missing_packages
+from dist_net.benchmark.rounds import Contestant, Schedule
+from dist_net.darknet.configuration import Configuration, parse_configuration
+from dist_net.errors import BenchmarkError
+
+QUICK = Schedule(rounds=1, seconds=0.0, starts=1, pause_s=0.0)
+
+NORMALIZED = "batch_normalize=1\nactivation=leaky\npad=1"
+NET = f"""
+[net]
+height=16
+width=12
+channels=3
+[convolutional]
+filters=8
+size=3
+{NORMALIZED}
+[convolutional]
+filters=16
+size=3
+stride=2
+{NORMALIZED}
+[convolutional]
+filters=8
+size=1
+{NORMALIZED}
+[convolutional]
+filters=16
+size=3
+{NORMALIZED}
+[shortcut]
+from=-3
+activation=linear
+[avgpool]
+[convolutional]
+filters=10
+size=1
+activation=linear
+[softmax]
+groups=1
+"""
+
+
+@pytest.fixture
+def net() -> Configuration:
+    return parse_configuration(NET, "small")
+
+
+def require(contestant: Contestant) -> None:
+    if reason := missing_packages(contestant.packages):
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("peer", darknet53.PEERS, ids=lambda peer: peer.name)
+def test_a_peer_gives_our_answers(peer: Contestant, net: Configuration, tmp_path: Path) -> None:
+    require(peer)
+    darknet_task.write_net(net, tmp_path)
+    batch, _ = peer.cases[-1]
+    own = DistNet("plain").load(tmp_path, batch, threads=1)()
+    with peer.process(tmp_path) as process:
+        process.order("prepare")
+        (theirs,) = process.order("answer", batch=batch, threads=1)
+        assert process.order("time", batch=batch, threads=1, seconds=0.0) > 0
+    np.testing.assert_allclose(theirs, own, rtol=0, atol=1e-6)
+    assert own.std() > 0.01
+
+
+def test_a_bench_measures_what_is_ours_without_a_peer(net: Configuration) -> None:
+    said: list[str] = []
+    measured = darknet53.contest(net, QUICK, with_peers=False, say=said.append)
+    assert set(measured.times["plain"]) == set(darknet53.OURS)
+    assert measured.flops == 2 * (12 * 16 * 8 * 27 + 6 * 8 * (16 * 72 + 8 * 16 + 16 * 72) + 160)
+    summary = darknet53.summary(measured)
+    assert summary["peers"] == []
+    assert all(name.endswith("_per_image_batch_8_to_shared") for name in summary["ratios"])
+    assert summary["sgemm_gflops"] > 0
+    assert summary["starts"][0]["peak_mb"] > 10
+    assert {row["batch"] for row in summary["results"]} == {1, 2, 4, 8}
+    assert "round 1 of 1: batch 8, threads 2" in said
+
+
+def test_pytorch_trains_the_net_of_the_recipe_as_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    (pytorch,) = convolution_training.PEERS
+    require(pytorch)
+    case = ((8, 1),)
+    monkeypatch.setattr(
+        convolution_training, "OURS", replace(convolution_training.OURS, cases=case)
+    )
+    monkeypatch.setattr(convolution_training, "PEERS", (replace(pytorch, cases=case),))
+    rows = convolution_training.measure(QUICK, with_peers=True, say=lambda _: None)
+    assert [(row["name"], row["batch"], row["threads"]) for row in rows] == [
+        ("dist_net", 8, 1),
+        ("pytorch", 8, 1),
+    ]
+    assert list(convolution_training.ratios(rows)) == ["conv_training_step_to_pytorch"]
+
+
+def test_a_process_that_fails_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+    with (
+        PeerProcess("dist_net_inference", tmp_path, "plain") as process,
+        pytest.raises(
+            BenchmarkError,
+            match=r"the order 'answer batch=1 threads=2' failed: exit code 1: .*net\.cfg",
+        ),
+    ):
+        process.order("answer", batch=1, threads=2)
+
+
+def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
+    with (
+        PeerProcess("sgemm", tmp_path, deadline_s=0.0) as process,
+        pytest.raises(BenchmarkError, match="'version' was not answered within 0 s"),
+    ):
+        process.order("version")
