@@ -54,10 +54,10 @@ def column_sums(x: Array, out: Array) -> Kernel:
 def column_dots(x: Array, y: Array, out: Array, team: Team) -> Kernel:
     """The call that fills ``out``, (columns,), with the sums of the columns of x·y.
 
-    Nothing of their size is written on the way. Each thread of ``team`` takes a part of the rows.
+    Nothing of their size is written on the way. Each thread of ``team`` takes a part of many rows.
     """
     x_rows, y_rows = (cast(Floats, each) for each in long_rows(x, y))
-    count = min(team.threads, len(x_rows))
+    count = min(team.threads if team.shares(x.nbytes) else 1, len(x_rows))
     edges = [len(x_rows) * part // count for part in range(count + 1)]
     by_lane = np.empty((count, x_rows.shape[1]), x_rows.dtype)
     tasks = [

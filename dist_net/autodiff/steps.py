@@ -27,7 +27,7 @@ from dist_net.autodiff.expression import (
     apply,
     topological_order,
 )
-from dist_net.autodiff.kernels.team import Team
+from dist_net.autodiff.kernels.team import SHARED_STRIP_BYTES, Team
 from dist_net.autodiff.operations.elementwise import Elementwise
 from dist_net.autodiff.operations.selection import Cast, LogicalNot, Mask, Select
 from dist_net.autodiff.operations.shaping import Reshape
@@ -72,16 +72,17 @@ class Step:
             operation = self.output.operation
             if isinstance(operation, SharedOperation):
                 return [operation.shared_kernel(inputs, out, team)]
-            if team.threads == 1 or not _is_cut(self.output):
+            if not (_is_cut(self.output) and team.shares(out.nbytes)):
                 return [operation.kernel(inputs, out)]
+        is_shared = team.shares(out.nbytes)
         widest = max(node.size * node.dtype.itemsize for node in self.nodes)
-        rows = max(1, STRIP_BYTES * len(out) // widest)
-        scratch = [self._scratch(rows) for _ in range(team.threads)]
+        rows = max(1, (SHARED_STRIP_BYTES if is_shared else STRIP_BYTES) * len(out) // widest)
+        scratch = [self._scratch(rows) for _ in range(team.threads if is_shared else 1)]
         tasks = []
         for start in range(0, len(out), rows):
             strip = slice(start, min(start + rows, len(out)))
             tasks.append([self._strip_kernels(inputs, out, strip, each) for each in scratch])
-        return team.kernels(tasks)
+        return team.kernels(tasks) if is_shared else [call for (calls,) in tasks for call in calls]
 
     def _strip_kernels(
         self, inputs: Sequence[Array], out: Array, strip: slice, scratch: dict[int, Array]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +14,11 @@ from dist_net.autodiff import Array, BoundPlan, Expression, compile, evaluate
 from dist_net.autodiff.expression import Kernel
 from dist_net.autodiff.inference import Specialised, specialise
 from dist_net.autodiff.kernels.team import Team
-from dist_net.errors import ShapeError
+from dist_net.errors import MissingExtraError, ShapeError
 from dist_net.nn.model import INPUTS, Batch, Model
 from dist_net.nn.parameters import Scope, Vector
+
+logger = logging.getLogger(__name__)
 
 Prepared = Mapping[str, Array]
 """What of a network depends on its weights alone, computed beforehand."""
@@ -27,9 +31,12 @@ class Inference:
     ``dist_net.autodiff.inference``. ``prepared`` is what ``prepare`` gave for the same model and
     weights; borrowed, so that several processes may map one copy of it.
 
-    ``reproducible``: an input's outputs are the same bytes whichever share its batch. Otherwise
-    they may differ in the last digits, and large batches are somewhat faster. Not for several
-    threads at once; ``threads`` is how many it uses itself.
+    ``reproducible``: an input's outputs are the same bytes whichever share its batch; a batch of 8
+    takes a fifth more time for it. Otherwise they may differ in the last digits; for the same
+    batch they are the same bytes in any case. Not for several
+    threads at once; ``threads`` is how many it uses itself. ``compiled``: with the passes that the
+    extra ``fast`` compiles, whose answers differ in the last digits; None means where it is
+    installed. Raises MissingExtraError if they are asked for and it is not.
     """
 
     def __init__(
@@ -38,14 +45,14 @@ class Inference:
         prepared: Prepared,
         threads: int = 1,
         batch_size: int = 8,
-        reproducible: bool = True,
-        compiled: bool = False,
+        reproducible: bool = False,
+        compiled: bool | None = None,
     ) -> None:
         self._model = model
         self._prepared = prepared
         self._batch_size = batch_size
         self._team = Team(threads)
-        self._options = {"reproducible": reproducible, "compiled": compiled}
+        self._options = {"reproducible": reproducible, "compiled": _is_compiled(compiled)}
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
         self._blas = ThreadpoolController().select(user_api="blas")
 
@@ -94,6 +101,23 @@ def prepare(model: Model, weights: Vector) -> Prepared:
 def prepared_shapes(model: Model) -> dict[str, tuple[int, ...]]:
     """The name and shape of everything that ``prepare`` gives for this model."""
     return {name: node.shape for name, node in _specialised(model, 1, Team()).prepared.items()}
+
+
+def _is_compiled(asked: bool | None) -> bool:
+    """Whether kernels are to be the compiled ones: None asks for them where they can be had."""
+    is_compiled = asked is not False
+    if is_compiled:
+        try:
+            import_module("dist_net.autodiff.kernels.jit")
+        except ImportError as error:
+            if asked:
+                raise MissingExtraError(
+                    f"compiled kernels need numba, which cannot be imported ({error}); install it "
+                    f"with: pip install 'dist-net[fast]', or ask for NumPy's kernels"
+                ) from error
+            is_compiled = False
+    logger.info("inference_begun kernels=%s", "compiled" if is_compiled else "numpy")
+    return is_compiled
 
 
 def _specialised(

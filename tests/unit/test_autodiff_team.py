@@ -48,8 +48,11 @@ def training_graph(batch, size=12, dtype=np.float64):
 
 @pytest.fixture
 def small_strips(monkeypatch):
-    monkeypatch.setattr(sharing, "STRIP_BYTES", 2000)
+    """Results of 2000 bytes are shared, in pieces of 500."""
+    monkeypatch.setattr(team_module, "SHARED_BYTES", 2000)
     monkeypatch.setattr(steps, "STRIP_BYTES", 500)
+    for module in (steps, sharing):
+        monkeypatch.setattr(module, "SHARED_STRIP_BYTES", 500)
     monkeypatch.setattr(unrolled, "STRIP_BYTES", 1)
     monkeypatch.setattr(unrolled, "FEWEST_PIXELS", 8)
 
@@ -72,15 +75,16 @@ def test_several_threads_find_what_one_finds_and_the_same_bits_each_time(threads
     team.close()
 
 
-class Counting(Team):
-    """How many tasks there were each time that something was shared."""
+class Recording(Team):
+    """Keeps what it is given to share."""
 
     def __init__(self):
         super().__init__(2)
-        self.counts = []
+        self.shared = []
 
     def kernels(self, tasks):
-        self.counts.append(len(tasks))
+        if len(tasks) > 1:
+            self.shared.append(tasks)
         return super().kernels(tasks)
 
 
@@ -88,14 +92,15 @@ def normalized(x, y):
     return ad.batch_normalize(x, ad.max(y, (0, 1, 2)), ad.max(x, (0, 1, 2)), ad.sqrt)[0]
 
 
+# With what is elementwise before and after: a product with the cotangent, say.
 SHARED = {
     "convolution": (lambda x, y: ad.conv2d(x, ad.part(y, 0, 0, 3)), 3),
-    "max pool": (lambda x, _: ad.max_pool(x, (1, 2)), 2),
-    "overlapping max pool": (lambda x, _: ad.max_pool(x, (3, 1), 1, 1), 2),
-    "average pool": (lambda x, _: ad.average_pool(x, (2, 1)), 3),
+    "max pool": (lambda x, _: ad.max_pool(x, (1, 2)), 3),
+    "overlapping max pool": (lambda x, _: ad.max_pool(x, (3, 1), 1, ((1, 1), (0, 0))), 3),
+    "average pool": (lambda x, _: ad.average_pool(x, (2, 1)), 4),
     "leaky relu": (lambda x, _: ad.maximum(x, x * 0.1), 2),
     "mask": (lambda x, y: ad.mask(x, y > 0.0), 2),
-    "batch norm": (normalized, 4),
+    "batch norm": (normalized, 7),
 }
 
 
@@ -106,12 +111,31 @@ def test_every_costly_step_is_shared(build, steps_shared):
     output = build(x, y)
     weights = ad.reshape(g, (-1,))
     cotangent = ad.reshape(ad.part(weights, 0, 0, output.size), output.shape)
-    team = Counting()
+    team = Recording()
     gradient = ad.gradients(ad.sum(output * cotangent), [x])
     ad.compile([output, *gradient], team).bind(
         {"x": draw(4, 6, 6, 6), "y": draw(4, 6, 6, 6), "g": draw(4, 6, 6, 6)}
     )
-    assert sum(count > 1 for count in team.counts) >= steps_shared
+    assert len(team.shared) == steps_shared
+    team.close()
+
+
+def test_a_pass_through_little_memory_is_not_worth_sharing():
+    x = variable("x", 64, 14, 14, 32, dtype=np.float32)
+    team = Recording()
+    halved = ad.max_pool(ad.maximum(x, x * 0.1), 2)
+    ad.compile([halved], team).bind({"x": draw(*x.shape).astype("f4")})
+    assert not team.shared
+    team.close()
+
+
+def test_each_thread_has_scratch_of_its_own_for_a_chain():
+    x = variable("x", 2000, 400)
+    team = Recording()
+    ad.compile([ad.exp(ad.tanh(x))], team).bind({"x": draw(2000, 400)})
+    (tasks,) = team.shared
+    for (first, _), (second, _) in tasks:
+        assert not np.shares_memory(first.args[1], second.args[1])
     team.close()
 
 

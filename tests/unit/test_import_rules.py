@@ -54,6 +54,15 @@ STATE_MACHINES = [
     "dist_net.training.state",
 ]
 INPUT_AND_OUTPUT = {"asyncio", "socket", "subprocess", "threading", "time", "zmq"}
+# What only these modules may import of an extra; whoever needs them imports them in a function.
+NUMBA = "numba llvmlite"
+NEEDS_AN_EXTRA = {
+    "dist_net.autodiff.kernels.jit": NUMBA,
+    "dist_net.autodiff.kernels.compiled": NUMBA,
+    "dist_net.autodiff.kernels.compiled_lines": NUMBA,
+    "dist_net.autodiff.kernels.compiled_tiles": NUMBA,
+    "dist_net.autodiff.kernels.compiled_winograd": NUMBA,
+}
 UNSAFE_MODULES = {"dill", "marshal", "pickle", "shelve"}
 
 Sources = dict[str, str]
@@ -94,6 +103,7 @@ def violations(module: str, source: str) -> Iterator[str]:
         yield f"{place} has no place in the design's order"
         return
     own = {place, *MAY_IMPORT[place].split()}
+    foreign = {"dist_net", "numpy", *NEEDS_AN_EXTRA.get(module, "").split()}
     for name in sorted(imports(source)):
         top = name.partition(".")[0]
         if top == "":
@@ -104,8 +114,10 @@ def violations(module: str, source: str) -> Iterator[str]:
             yield f"imports {name}: only wire speaks ZeroMQ"
         elif top in UNSAFE_MODULES:
             yield f"imports {name}: nothing is pickled"
-        elif place == "autodiff" and top not in {"dist_net", "numpy", *sys.stdlib_module_names}:
+        elif place == "autodiff" and top not in {*foreign, *sys.stdlib_module_names}:
             yield f"imports {name}: autodiff needs NumPy only"
+        elif top in NUMBA.split() and top not in foreign:
+            yield f"imports {name}: only modules that need an extra do"
     yield from unsafe_names(place, source)
     if (lines := source.count("\n")) > LONGEST_MODULE:
         yield f"has {lines} lines, more than {LONGEST_MODULE}"
@@ -165,6 +177,8 @@ def test_the_parameter_server_reaches_no_model() -> None:
         ("dist_net.autodiff.plan", "import dist_net.nn"),
         ("dist_net.autodiff.plan", "from dist_net import clock"),
         ("dist_net.autodiff.plan", "def f():\n    import scipy.linalg"),
+        ("dist_net.autodiff.kernels.choice", "import numba"),
+        ("dist_net.nn.inference", "def f():\n    import numba"),
         ("dist_net.nn.layers", "from . import losses"),
         ("dist_net.training.state", "from dist_net.parameter_server import leases"),
         ("dist_net.cluster.local", "from dist_net.cli import main"),
@@ -180,6 +194,11 @@ def test_the_parameter_server_reaches_no_model() -> None:
 )
 def test_the_rules_refuse(module: str, source: str) -> None:
     assert len(list(violations(module, source))) == 1
+
+
+@pytest.mark.parametrize("module", NEEDS_AN_EXTRA)
+def test_a_module_that_needs_an_extra_is_here(module: str) -> None:
+    assert module in sources()
 
 
 def test_what_is_imported_through_another_module_is_found() -> None:
@@ -207,7 +226,9 @@ for name in sys.argv[1:]:
 
 
 def test_every_module_imports_alone_and_without_an_extra() -> None:
-    modules = [name for name in sources() if not name.endswith("__main__")]
+    modules = [
+        name for name in sources() if not name.endswith("__main__") and name not in NEEDS_AN_EXTRA
+    ]
     command = [sys.executable, "-c", IMPORT_ALONE, *modules]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     answers = dict(json.loads(line) for line in printed.splitlines())

@@ -8,6 +8,7 @@ from dist_net import nn
 from dist_net.autodiff import columns
 from dist_net.autodiff.check import check_gradients
 from dist_net.autodiff.expression import topological_order
+from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.operations import normalization, sharing
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.rewrite import rewrite
@@ -121,7 +122,8 @@ def test_the_gradients_are_the_slopes(shape, shift, deviation):
 
 @pytest.mark.parametrize("many_elements", [1000, 1 << 16])  # with lanes, and without
 @pytest.mark.parametrize("strip_bytes", [1, 20_000, 1 << 17])
-def test_strips_and_lanes_change_nothing(strip_bytes, many_elements, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 2])
+def test_strips_lanes_and_threads_change_nothing(threads, strip_bytes, many_elements, monkeypatch):
     shape = (16, 6, 5, 40)
     x, g = ad.variable("x", shape, np.float64), ad.variable("g", shape, np.float64)
     gamma, beta = ad.variable("a", (40,), np.float64), ad.variable("b", (40,), np.float64)
@@ -133,7 +135,8 @@ def test_strips_and_lanes_change_nothing(strip_bytes, many_elements, monkeypatch
     monkeypatch.setattr(columns, "MANY_ELEMENTS", many_elements)
     for far in (0.0, 1e9):  # the variance by either way
         monkeypatch.setattr(normalization, "LARGEST_SHIFT", far)
-        for value, same in zip(ad.evaluate(outputs, **arrays), expected, strict=True):
+        values = ad.compile(outputs, Team(threads)).bind(arrays).run()
+        for value, same in zip(values, expected, strict=True):
             np.testing.assert_allclose(value, same, rtol=1e-10, atol=1e-12)
 
 

@@ -6,6 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dist_net import nn
+from dist_net.darknet.configuration import read_configuration, write_configuration
+from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.weights import read_weights, write_weights
 from dist_net.data import dataset_named
 from dist_net.errors import RecipeError, UnknownRecipeError
 from dist_net.recipe import load_recipe, recipe_names
@@ -27,6 +31,32 @@ def test_every_built_in_recipe_loads_by_its_name() -> None:
 
 def test_the_example_is_a_recipe() -> None:
     assert load_recipe(str(EXAMPLE)).recipe.model.layout.size == 101_770
+
+
+def test_what_the_convolutional_recipe_trains_can_be_written_for_the_darknet_program(
+    tmp_path: Path,
+) -> None:
+    recipe = load_recipe("fashion-mnist-conv").recipe
+    assert isinstance(recipe.network, nn.Sequential)
+    network = recipe.network.layers[-1]
+    assert isinstance(network, DarknetNetwork)
+    random = np.random.default_rng(0)
+    weights = recipe.initial_weights(0)
+    buffers = weights[recipe.model.layout.trained_size :]
+    buffers[:] = random.uniform(0.5, 1.5, buffers.shape)
+    write_configuration(network.configuration, tmp_path / "net.cfg")
+    write_weights(tmp_path / "net.weights", network, weights)
+
+    read = DarknetNetwork(read_configuration(tmp_path / "net.cfg"))
+    model = nn.Model(read, (28, 28, 1), input_dtype=np.float32)
+    images = random.integers(0, 256, (3, 28, 28), np.uint8)
+    logits = nn.Predictor(recipe.model, weights)(images)
+    pixels = images[..., None].astype(np.float32) / np.float32(255)
+    vector = read_weights(tmp_path / "net.weights", read)
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(
+        nn.Predictor(model, vector)(pixels), shares / shares.sum(1, keepdims=True), rtol=1e-3
+    )
 
 
 def test_a_file_is_a_recipe_by_its_absolute_path(tmp_path: Path) -> None:

@@ -28,7 +28,10 @@ FEWEST_CHANNELS = 16  # below, the transforms cost more than the products that t
 FEWEST_TILES = 16  # of 4x4 outputs in an image: below, reading the larger kernel costs more
 ROWS_OF_A_PRODUCT = 128  # enough for BLAS, few enough that a block's arrays stay in the cache
 FEWEST_ROWS = 32  # of a product: with fewer, threads had better share its columns
-BLOCK_ELEMENTS = 1 << 16  # of the rows written out for im2row, 256 KiB
+ROWS_OF_IM2ROW = 512  # of its one product: the longest kernels are read often enough
+ROWS_OF_SHORT = 1024  # of it where a row has no more than LONGEST_SHORT values
+LONGEST_SHORT = 256
+CHANNEL_STEP = 16  # a cache line: what is shared out among threads is a multiple
 USUAL_THREADS = 2  # what a reproducible plan is cut for, however many there are
 
 
@@ -81,19 +84,19 @@ def choose(
     """
     images, height, width, filters = problem.out
     images, threads = (1, USUAL_THREADS) if reproducible else (images, threads)
-    algorithm = _algorithm(problem, compiled)
+    algorithm = _algorithm(problem)
     step = algorithm.row_step
     per_row, per_image = width // step, (height // step) * (width // step)
     most = ROWS_OF_A_PRODUCT
     if isinstance(algorithm, Im2Row):
-        most = max(FEWEST_ROWS, BLOCK_ELEMENTS // max(problem.row_length, filters))
+        most = ROWS_OF_SHORT if problem.row_length <= LONGEST_SHORT else ROWS_OF_IM2ROW
     channels = filters
     if images * per_image < threads * FEWEST_ROWS and problem.groups == 1:
-        channels = -(-filters // threads)
+        channels = -(-filters // (threads * CHANNEL_STEP)) * CHANNEL_STEP
     else:
         most = min(most, max(FEWEST_ROWS, -(-images * per_image // threads)))
     return Choice(
-        algorithm,
+        _compiled(algorithm, problem) if compiled else algorithm,
         Blocking(
             images=max(1, min(images, most // per_image)),
             rows=step * max(1, min(height // step, most // per_row)),
@@ -102,7 +105,7 @@ def choose(
     )
 
 
-def _algorithm(problem: Problem, compiled: bool) -> Algorithm:
+def _algorithm(problem: Problem) -> Im2Row | Winograd:
     _, height, width, filters = problem.out
     divides = math.gcd(height, width)
     if (
@@ -113,3 +116,14 @@ def _algorithm(problem: Problem, compiled: bool) -> Algorithm:
     ):
         return Im2Row()
     return Winograd(4 if divides % 4 == 0 and height * width >= 16 * FEWEST_TILES else 2)
+
+
+def _compiled(algorithm: Im2Row | Winograd, problem: Problem) -> Algorithm:
+    """The same with compiled passes: by measurement quicker for every layer that they fit."""
+    # numba, which they import, is an extra, and takes half a second to import.
+    from dist_net.autodiff.kernels.compiled import CompiledIm2Row
+    from dist_net.autodiff.kernels.compiled_winograd import CompiledWinograd
+
+    if problem.dtype != np.float32:
+        return algorithm
+    return CompiledIm2Row() if isinstance(algorithm, Im2Row) else CompiledWinograd(algorithm.m)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from dist_net.autodiff.kernels.jit import Flat, Vector, inlined, load, spread
+from dist_net.autodiff.kernels.jit import Pointer, Vector, inlined, load, spread, store
 
 Two = tuple[Vector, Vector]
 Four = tuple[Vector, Vector, Vector, Vector]
 Six = tuple[Vector, Vector, Vector, Vector, Vector, Vector]
+Lines = tuple[tuple[Vector, ...], ...]
 
 
 @inlined
-def load_6(x: Flat, place: int, step: int) -> Six:
+def load_6(x: Pointer, place: int, step: int) -> Six:
     """6 vectors, ``step`` apart."""
     return (
         load(x, place),
@@ -29,7 +30,7 @@ def load_6(x: Flat, place: int, step: int) -> Six:
 
 
 @inlined
-def load_4(x: Flat, place: int, step: int) -> Four:
+def load_4(x: Pointer, place: int, step: int) -> Four:
     """4 vectors, ``step`` apart."""
     return (
         load(x, place),
@@ -82,19 +83,19 @@ def from_line_2(x: Four) -> Two:
 
 
 @inlined
-def across_4(h: tuple[Six, ...], i: int) -> Six:
+def across_4(h: Lines, i: int) -> Six:
     """What 6 lines have at ``i``."""
     return h[0][i], h[1][i], h[2][i], h[3][i], h[4][i], h[5][i]
 
 
 @inlined
-def across_2(h: tuple[Four, ...], i: int) -> Four:
+def across_2(h: Lines, i: int) -> Four:
     """What 4 lines have at ``i``."""
     return h[0][i], h[1][i], h[2][i], h[3][i]
 
 
 @inlined
-def to_lines_4(x: Flat, place: int, per_row: int, per_pixel: int) -> tuple[Six, ...]:
+def to_lines_4(x: Pointer, place: int, per_row: int, per_pixel: int) -> Lines:
     """Bᵀ · d, as columns."""
     return (
         to_line_4(load_6(x, place, per_row)),
@@ -107,7 +108,7 @@ def to_lines_4(x: Flat, place: int, per_row: int, per_pixel: int) -> tuple[Six, 
 
 
 @inlined
-def to_lines_2(x: Flat, place: int, per_row: int, per_pixel: int) -> tuple[Four, ...]:
+def to_lines_2(x: Pointer, place: int, per_row: int, per_pixel: int) -> Lines:
     """Bᵀ · d, as columns."""
     return (
         to_line_2(load_4(x, place, per_row)),
@@ -118,7 +119,47 @@ def to_lines_2(x: Flat, place: int, per_row: int, per_pixel: int) -> tuple[Four,
 
 
 @inlined
-def from_lines_4(x: Flat, place: int, per_row: int, per_pixel: int) -> tuple[Four, ...]:
+def store_6(x: Six, target: Pointer, place: int, step: int) -> None:
+    """6 vectors, ``step`` apart."""
+    store(target, place, x[0])
+    store(target, place + step, x[1])
+    store(target, place + 2 * step, x[2])
+    store(target, place + 3 * step, x[3])
+    store(target, place + 4 * step, x[4])
+    store(target, place + 5 * step, x[5])
+
+
+@inlined
+def store_4(x: Four, target: Pointer, place: int, step: int) -> None:
+    """4 vectors, ``step`` apart."""
+    store(target, place, x[0])
+    store(target, place + step, x[1])
+    store(target, place + 2 * step, x[2])
+    store(target, place + 3 * step, x[3])
+
+
+@inlined
+def store_points_4(h: Lines, target: Pointer, place: int, step: int) -> None:
+    """(Bᵀ · d) · B, given the first's columns: 36 vectors, ``step`` apart."""
+    store_6(to_line_4(across_4(h, 0)), target, place, step)
+    store_6(to_line_4(across_4(h, 1)), target, place + 6 * step, step)
+    store_6(to_line_4(across_4(h, 2)), target, place + 12 * step, step)
+    store_6(to_line_4(across_4(h, 3)), target, place + 18 * step, step)
+    store_6(to_line_4(across_4(h, 4)), target, place + 24 * step, step)
+    store_6(to_line_4(across_4(h, 5)), target, place + 30 * step, step)
+
+
+@inlined
+def store_points_2(h: Lines, target: Pointer, place: int, step: int) -> None:
+    """(Bᵀ · d) · B, given the first's columns: 16 vectors, ``step`` apart."""
+    store_4(to_line_2(across_2(h, 0)), target, place, step)
+    store_4(to_line_2(across_2(h, 1)), target, place + 4 * step, step)
+    store_4(to_line_2(across_2(h, 2)), target, place + 8 * step, step)
+    store_4(to_line_2(across_2(h, 3)), target, place + 12 * step, step)
+
+
+@inlined
+def from_lines_4(x: Pointer, place: int, per_row: int, per_pixel: int) -> Lines:
     """Aᵀ · s, as columns."""
     return (
         from_line_4(load_6(x, place, per_row)),
@@ -131,7 +172,7 @@ def from_lines_4(x: Flat, place: int, per_row: int, per_pixel: int) -> tuple[Fou
 
 
 @inlined
-def from_lines_2(x: Flat, place: int, per_row: int, per_pixel: int) -> tuple[Two, ...]:
+def from_lines_2(x: Pointer, place: int, per_row: int, per_pixel: int) -> Lines:
     """Aᵀ · s, as columns."""
     return (
         from_line_2(load_4(x, place, per_row)),

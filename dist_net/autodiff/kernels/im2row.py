@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff.expression import Array, Expression, Kernel, Shape
 from dist_net.autodiff.kernels.blocks import Block
 from dist_net.autodiff.kernels.problem import Arrays, Problem, carve, scratch_bytes, take_padded
+from dist_net.autodiff.memory import copy_in_runs
 from dist_net.autodiff.operations.shaping import reshape, transpose
 from dist_net.autodiff.windows import Windows
 
@@ -61,13 +62,13 @@ class Im2Row:
         left = -windows.padding[1][0]
         (_, rows, _), columns = block.size, problem.out[2]
         place = (len(padded), rows, columns, *windows.size)
-        unpadded = Windows(windows.size, windows.stride, ((0, 0), (0, 0)))
-        seen = unpadded.over(padded).reshape(*place, groups, problem.x[3] // groups)
-        target = matrix.reshape(groups, *place, problem.x[3] // groups)
-        return [
-            *take_padded(x[block.images], top, left, padded),
-            partial(np.copyto, target, seen.transpose(5, 0, 1, 2, 3, 4, 6)),
-        ]
+        seen = Windows(windows.size, windows.stride, ((0, 0), (0, 0))).over(padded)
+        padding = take_padded(x[block.images], top, left, padded)
+        if groups == 1:
+            lines = seen.reshape(*place[:4], -1, copy=False)
+            return [*padding, copy_in_runs(matrix.reshape(lines.shape), lines)]
+        by_group = seen.reshape(*place, groups, -1).transpose(5, 0, 1, 2, 3, 4, 6)
+        return [*padding, partial(np.copyto, matrix.reshape(by_group.shape), by_group)]
 
     def _finish(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array

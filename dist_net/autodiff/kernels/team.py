@@ -21,6 +21,12 @@ from dist_net.autodiff.memory import aligned_bytes
 Task = Sequence[Sequence[Kernel]]
 """For each thread that may carry it out, the same calls, bound to that thread's scratch."""
 
+SHARED_BYTES = 1 << 22
+"""Of a result that passes through memory make, from which on it is shared. A thread takes some
+50 us to wake up, and so it does when it has to wait for the interpreter's lock between two calls:
+with 3 MB two threads gain nothing, with 6 MB a third, with 13 MB half."""
+SHARED_STRIP_BYTES = 1 << 19  # so that calls are long, and meetings at the lock are few
+
 
 class Team:
     """``threads`` threads, of which the caller is the first; the others end with the team."""
@@ -37,6 +43,10 @@ class Team:
         for helper in helpers:
             helper.start()
         self.close = weakref.finalize(self, _dismiss, self._calls, helpers)
+
+    def shares(self, result_bytes: int) -> bool:
+        """Whether passes through memory that make so many bytes are worth sharing out."""
+        return self.threads > 1 and result_bytes >= SHARED_BYTES
 
     def reserve(self, scratch_bytes: int) -> None:
         """Sees to it that each thread has as much scratch; to be called before any is given."""

@@ -15,7 +15,7 @@ from dist_net.autodiff.kernels.problem import take_padded
 from dist_net.autodiff.memory import copy_in_runs
 from dist_net.autodiff.windows import Pair, Windows
 
-STRIP_BYTES = 1 << 18  # of rows written out: half of a usual L2 cache
+STRIP_BYTES = 1 << 19  # of rows written out: a usual L2 cache
 FEWEST_PIXELS = 256  # of a strip: with fewer, BLAS reads the kernel more often than it pays
 FEW_CHANNELS = 4  # in a group: then runs of channels are too short to be copied one by one
 

@@ -13,7 +13,7 @@ from dist_net.autodiff.expression import Array, Expression, Kernel, Shape, apply
 from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.memory import copy_in_runs
 from dist_net.autodiff.operations.line_sums import Combined, OfLines
-from dist_net.autodiff.operations.sharing import SharedOperation, by_strip, strips
+from dist_net.autodiff.operations.sharing import SharedOperation, by_strip
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class WindowMaximumGradient(OfLines, SharedOperation):
         def spare_shapes(strip: slice) -> Sequence[Shape]:
             return [maxima[strip].shape] * spares
 
-        return by_strip(strips(maxima), spare_shapes, out.dtype, calls, team)
+        return by_strip(maxima, spare_shapes, calls, team)
 
     def _of_two(
         self, x: Array, maxima: Array, cotangent: Array, out: Array, hit: Array

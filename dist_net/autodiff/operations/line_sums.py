@@ -14,7 +14,7 @@ from dist_net.autodiff.expression import Array, Expression, Kernel, Operation, S
 from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.lines import Line
 from dist_net.autodiff.memory import copy_in_runs
-from dist_net.autodiff.operations.sharing import SharedOperation, by_strip, strips
+from dist_net.autodiff.operations.sharing import SharedOperation, by_strip
 
 SHORT_RUN = 64  # elements: at shorter ones, a ufunc takes longer than a copy of runs and a ufunc
 
@@ -54,7 +54,7 @@ class Combined(OfLines, SharedOperation):
                 return self._gathered(x[strip], out[strip], *spare)
             return self._combined(x[strip], out[strip])
 
-        return by_strip(strips(out), spare_shapes, out.dtype, calls, team)
+        return by_strip(out, spare_shapes, calls, team)
 
     def _gathered(self, x: Array, out: Array, spare: Array) -> Sequence[Kernel]:
         """For elements in short runs, which are brought together first."""
@@ -109,7 +109,7 @@ class WindowSumGradient(OfLines, SharedOperation):
         def calls(strip: slice, _: Sequence[Array]) -> Sequence[Kernel]:
             return self._calls(cotangent[strip], out[strip])
 
-        return by_strip(strips(out), lambda _: [], out.dtype, calls, team)
+        return by_strip(out, lambda _: [], calls, team)
 
     def _calls(self, cotangent: Array, out: Array) -> Sequence[Kernel]:
         calls: list[Kernel] = [] if self.line.is_partition else [partial(out.fill, 0)]

@@ -113,7 +113,7 @@ class ScaleAndShift(SharedOperation):
             parts = [each[strip] for each in matrices]
             return _scaled_and_shifted(parts, scales, wide_shift, target[strip], spare)
 
-        return in_order([*widen, by_strip(strips(target), spare_shapes, out.dtype, calls, team)])
+        return in_order([*widen, by_strip(target, spare_shapes, calls, team)])
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         _, *terms = node.inputs

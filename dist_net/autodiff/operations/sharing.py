@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from dist_net.autodiff.expression import Array, Kernel, Operation, Shape
+from dist_net.autodiff.expression import Array, Kernel, Operation, Shape, in_order
 from dist_net.autodiff.kernels.problem import carve, scratch_bytes
-from dist_net.autodiff.kernels.team import Task, Team
+from dist_net.autodiff.kernels.team import SHARED_STRIP_BYTES, Task, Team
 
 STRIP_BYTES = 1 << 17
 """What a task writes at a time; with what it reads beside, half of an L2 cache of 1 MiB."""
@@ -26,24 +24,31 @@ class SharedOperation(Operation):
         raise NotImplementedError
 
 
-def strips(rows: Array) -> list[slice]:
-    """The rows, along the first axis, in strips of at most STRIP_BYTES, or of one row."""
-    length = max(1, STRIP_BYTES * len(rows) // max(1, rows.nbytes))
+def strips(rows: Array, strip_bytes: int | None = None) -> list[slice]:
+    """The rows, along the first axis, in strips of at most so many bytes, or of one row."""
+    length = max(1, (strip_bytes or STRIP_BYTES) * len(rows) // max(1, rows.nbytes))
     return [slice(start, min(start + length, len(rows))) for start in range(0, len(rows), length)]
 
 
 def by_strip(
-    parts: Sequence[slice],
+    result: Array,
     spare_shapes: Callable[[slice], Sequence[Shape]],
-    dtype: np.dtype[np.generic],
     calls: Callable[[slice, Sequence[Array]], Sequence[Kernel]],
     team: Team,
 ) -> Kernel:
-    """One call that carries out ``calls`` for each strip, with spare arrays of these shapes."""
+    """One call that carries out ``calls`` for each strip of ``result``, along its first axis.
+
+    They are given spare arrays of the result's dtype and of these shapes. The team shares a large
+    result.
+    """
+    is_shared = team.shares(result.nbytes)
+    parts = strips(result, SHARED_STRIP_BYTES if is_shared else STRIP_BYTES)
     shapes = [spare_shapes(part) for part in parts]
-    team.reserve(max((scratch_bytes(each, dtype) for each in shapes), default=0))
+    team.reserve(max((scratch_bytes(each, result.dtype) for each in shapes), default=0))
     tasks: list[Task] = [
-        [calls(part, carve(team.scratch(i), each, dtype)) for i in range(team.threads)]
+        [calls(part, carve(team.scratch(i), each, result.dtype)) for i in range(team.threads)]
         for part, each in zip(parts, shapes, strict=True)
     ]
-    return team.kernel(tasks)
+    return (
+        team.kernel(tasks) if is_shared else in_order([call for task in tasks for call in task[0]])
+    )

@@ -1,0 +1,169 @@
+"""How loops are compiled, and vectors for them. Needs the extra ``fast``.
+
+Loops work on 8 neighbouring values at once, as NumPy's arrays would: ``load`` gives a vector, which
+has + - * and ``larger``, and ``store`` puts it back. LLVM finds such vectors in loops over single
+values too, but not where it cannot tell whether stores overlap, and transforms of Winograd's kind
+write to 36 places at once. Neither checks bounds: that is what the tests do, in plain Python.
+
+Arrays are handed over flat. A function has one signature and is compiled, or read from numba's
+cache on disk, when its module is imported, by the thread that imports it. Functions made for
+several constants or several signatures would share one index in that cache, and processes that
+fill it at the same time may then get each other's code. The cache knows a function by its own file:
+whoever changes this one, or ``compiled_lines``, clears ``__pycache__``.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numpy.typing import NDArray
+
+# ruff: noqa: ARG001 - numba hands every code generator the same arguments
+
+logger = logging.getLogger(__name__)
+
+LANES = 8
+
+Flat = NDArray[np.float32]
+Pointer = Any
+Vector = Any
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+READ = types.Array(types.float32, 1, "C", readonly=True)
+WRITTEN = types.Array(types.float32, 1, "C")
+INTEGER = types.intp
+REAL = types.float32
+BOOLEAN = types.boolean
+
+
+def jit(*arguments: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Compiles a function without result for arguments of these types, and no others.
+
+    It runs without the interpreter's lock.
+    """
+    signature = types.void(*arguments)
+
+    def compiled(function: Callable[..., None]) -> Callable[..., None]:
+        options = {"nogil": True, "error_model": "numpy"}
+        try:
+            return cast(Callable[..., None], numba.njit(signature, cache=True, **options)(function))
+        except Exception as error:  # no place to keep it, no room, a damaged file: of any class
+            # What is wrong with the function itself is raised again here.
+            logger.info("compiled_code_not_kept name=%s reason=%s", function.__name__, error)
+            return cast(Callable[..., None], numba.njit(signature, **options)(function))
+
+    return compiled
+
+
+def inlined(function: Function) -> Function:
+    """A part of the functions that call it, compiled with them."""
+    return cast(Function, numba.njit(function))
+
+
+# What follows describes vectors to numba.
+
+_LLVM = ir.VectorType(ir.FloatType(), LANES)
+_FIRST = ir.Constant(ir.IntType(32), 0)
+_ANY = ir.Constant(_LLVM, ir.Undefined)
+_ALL_FIRST = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
+_ALIGNMENT = 4  # of a value, since a vector may begin at any
+
+
+class _VectorType(types.Type):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+@register_model(_VectorType)
+class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, type_: Any) -> None:
+        super().__init__(manager, type_, _LLVM)
+
+
+VECTOR = _VectorType()
+
+
+def _address(builder: Any, pointer: Any, index: Any) -> Any:
+    return builder.bitcast(builder.gep(pointer, [index]), _LLVM.as_pointer())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def pointer(_: Any, array: Any) -> Any:
+    """Where a flat array begins: handed on from function to function without counting references
+    to the array."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.make_array(signature.args[0])(context, builder, arguments[0]).data
+
+    return types.CPointer(types.float32)(array), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def load(_: Any, source: Any, index: Any) -> Any:
+    """The values of a flat array from ``index`` on, given its pointer."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(_address(builder, *arguments), align=_ALIGNMENT)
+
+    return VECTOR(types.CPointer(types.float32), types.intp), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def store(_: Any, target: Any, index: Any, value: Any) -> Any:
+    """Writes a vector to a flat array, from ``index`` on, given its pointer."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        *place, value = arguments
+        builder.store(value, _address(builder, *place), align=_ALIGNMENT)
+        return context.get_dummy_value()
+
+    return types.none(types.CPointer(types.float32), types.intp, VECTOR), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def spread(_: Any, value: Any) -> Any:
+    """A vector of one value."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        first = builder.insert_element(_ANY, arguments[0], _FIRST)
+        return builder.shuffle_vector(first, _ANY, _ALL_FIRST)
+
+    return VECTOR(types.float32), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def larger(_: Any, a: Any, b: Any) -> Any:
+    """The larger of two vectors' values; that of ``a`` where neither is, so NaN stays NaN."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, b = arguments
+        return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+
+    return VECTOR(VECTOR, VECTOR), code
+
+
+def _describe(operation: Any, instruction: str) -> None:
+    def typer(_: Any) -> Any:
+        def type_of(a: Any, b: Any) -> Any:
+            return VECTOR if a == b == VECTOR else None
+
+        return type_of
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return getattr(builder, instruction)(*arguments)
+
+    type_callable(operation)(typer)
+    lower_builtin(operation, VECTOR, VECTOR)(code)
+
+
+_describe(operator.add, "fadd")
+_describe(operator.sub, "fsub")
+_describe(operator.mul, "fmul")
