@@ -33,10 +33,11 @@ class Inference:
 
     ``reproducible``: an input's outputs are the same bytes whichever share its batch; a batch of 8
     takes a fifth more time for it. Otherwise they may differ in the last digits; for the same
-    batch they are the same bytes in any case. Not for several
-    threads at once; ``threads`` is how many it uses itself. ``compiled``: with the passes that the
-    extra ``fast`` compiles, whose answers differ in the last digits; None means where it is
-    installed. Raises MissingExtraError if they are asked for and it is not.
+    batch they are the same bytes in any case. ``compiled``: with the passes that the extra ``fast``
+    compiles, whose answers differ in the last digits; None means where it is installed. Raises
+    MissingExtraError if they are asked for and it is not.
+
+    Not for several threads at once; ``threads`` is how many it uses itself.
     """
 
     def __init__(
