@@ -121,7 +121,7 @@ def test_every_costly_step_is_shared(build, steps_shared):
 
 
 def test_a_pass_through_little_memory_is_not_worth_sharing():
-    x = variable("x", 64, 14, 14, 32, dtype=np.float32)
+    x = variable("x", 32, 14, 14, 32, dtype=np.float32)
     team = Recording()
     halved = ad.max_pool(ad.maximum(x, x * 0.1), 2)
     ad.compile([halved], team).bind({"x": draw(*x.shape).astype("f4")})

@@ -21,11 +21,11 @@ from dist_net.autodiff.memory import aligned_bytes
 Task = Sequence[Sequence[Kernel]]
 """For each thread that may carry it out, the same calls, bound to that thread's scratch."""
 
-SHARED_BYTES = 1 << 22
+SHARED_BYTES = 1 << 20
 """Of a result that passes through memory make, from which on it is shared. A thread takes some
-50 us to wake up, and so it does when it has to wait for the interpreter's lock between two calls:
-with 3 MB two threads gain nothing, with 6 MB a third, with 13 MB half."""
-SHARED_STRIP_BYTES = 1 << 19  # so that calls are long, and meetings at the lock are few
+50 us to wake up, and does so whenever it has met another at the interpreter's lock, between two
+calls: of 1 MB two threads make a tenth more, of 6 MB half as much again, of 13 MB twice as much."""
+SHARED_STRIP_BYTES = 1 << 19  # so that calls are long, and few meet at the lock
 
 
 class Team:

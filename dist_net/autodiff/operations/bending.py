@@ -22,7 +22,7 @@ from dist_net.autodiff.expression import (
 from dist_net.autodiff.operations.broadcasting import operands
 from dist_net.autodiff.operations.elementwise import Elementwise, Multiply
 
-STRIP_ELEMENTS = 1 << 15
+STRIP_ELEMENTS = 1 << 17  # as large as the strips that threads share
 
 
 @dataclass(frozen=True)
