@@ -79,7 +79,7 @@ class Contest:
     def __enter__(self) -> Contest:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def add(self, contestant: Contestant) -> None:
