@@ -291,6 +291,7 @@ print([sum(loop.stats.cache_misses.values()) for loop in loops])
 def test_another_process_finds_the_compiled_loops():
     if any(loop.stats.cache_path is None for loop in LOOPS):
         pytest.skip("there is no place that numba can write its cache to")
+    assert all("/compiled-" in loop.stats.cache_path for loop in LOOPS)  # for these sources
     command = [sys.executable, "-c", SECOND_PROCESS]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == str([0] * len(LOOPS))
@@ -308,7 +309,7 @@ def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch, caplog):
             raise RuntimeError("no locator available")
         return numba.njit(signature, **options)
 
-    monkeypatch.setattr(jit, "numba", SimpleNamespace(njit=without_a_place))
+    monkeypatch.setattr(jit, "numba", SimpleNamespace(njit=without_a_place, config=numba.config))
     with caplog.at_level(logging.INFO):
         loop = jit.jit(jit.WRITTEN)(add_one)
     assert "compiled_code_not_kept name=add_one reason=no locator available" in caplog.text

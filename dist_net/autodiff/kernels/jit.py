@@ -8,15 +8,18 @@ write to 36 places at once. Neither checks bounds: that is what the tests do, in
 Arrays are handed over flat. A function has one signature and is compiled, or read from numba's
 cache on disk, when its module is imported, by the thread that imports it. Functions made for
 several constants or several signatures would share one index in that cache, and processes that
-fill it at the same time may then get each other's code. The cache knows a function by its own file:
-whoever changes this one, or ``compiled_lines``, clears ``__pycache__``.
+fill it at the same time may then get each other's code. The cache knows a function by its own file
+only, so it lies in a directory of its own for each state of the files whose parts are inlined.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -54,13 +57,29 @@ def jit(*arguments: Any) -> Callable[[Callable[..., None]], Callable[..., None]]
     def compiled(function: Callable[..., None]) -> Callable[..., None]:
         options = {"nogil": True, "error_model": "numpy"}
         try:
-            return cast(Callable[..., None], numba.njit(signature, cache=True, **options)(function))
+            with _own_cache():
+                kept = numba.njit(signature, cache=True, **options)(function)
+            return cast(Callable[..., None], kept)
         except Exception as error:  # no place to keep it, no room, a damaged file: of any class
             # What is wrong with the function itself is raised again here.
             logger.info("compiled_code_not_kept name=%s reason=%s", function.__name__, error)
             return cast(Callable[..., None], numba.njit(signature, **options)(function))
 
     return compiled
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """Has numba keep code apart for each state of the files that are compiled into others."""
+    here = Path(__file__)
+    parts = [here, here.with_name("compiled.py"), here.with_name("compiled_lines.py")]
+    state = hashlib.sha256(b"".join(each.read_bytes() for each in parts)).hexdigest()[:16]
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(here.parent / "__pycache__" / f"compiled-{state}")
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
 
 
 def inlined(function: Function) -> Function:
