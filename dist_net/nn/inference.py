@@ -87,7 +87,7 @@ class Inference:
             graph = _specialised(self._model, batch_size, self._team, **self._options)
             _require(graph, self._prepared)
             batch = np.empty((batch_size, *self._model.input_shape), self._model.input_dtype)
-            bound = compile(graph.outputs).bind({INPUTS: batch, **self._prepared})
+            bound = compile(graph.outputs, self._team).bind({INPUTS: batch, **self._prepared})
             self._bound[batch_size] = batch, bound
         return self._bound[batch_size]
 
