@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
-from dist_net.darknet.writing import replacing
+from dist_net.darknet.writing import written
 from dist_net.errors import ConfigurationError
 
 Number = TypeVar("Number", int, float)
@@ -279,5 +279,5 @@ def write_configuration(configuration: Configuration, path: Path) -> None:
         "\n".join([f"[{each.kind}]", *(f"{name}={value}" for name, value in each.options.items())])
         for each in configuration.sections
     ]
-    with replacing(path) as file:
+    with written(path) as file:
         file.write(("\n\n".join(lines) + "\n").encode())

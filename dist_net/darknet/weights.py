@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dist_net.darknet.layers import Stored
 from dist_net.darknet.network import DarknetNetwork, PlacedLayer
-from dist_net.darknet.writing import replacing
+from dist_net.darknet.writing import written
 from dist_net.errors import WeightsFileError
 from dist_net.nn.parameters import Vector
 
@@ -64,7 +64,7 @@ def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int
     Raises NetworkWriteError if it cannot be written, and WeightsFileError for a vector that
     ``read_weights`` would refuse.
     """
-    with replacing(path) as file:
+    with written(path) as file:
         file.write(VERSION.pack(*WRITTEN_VERSION) + SEEN.pack(seen))
         for layer, stored, array in _arrays(network, vector, transposed=False):
             for part in _parts(array):

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from dist_net.autodiff import Array
 from dist_net.errors import PreparedKernelsError
 from dist_net.nn.inference import Prepared, prepared_shapes
 from dist_net.nn.model import Model
+from dist_net.replacing import replacing
 
 KEY = "dist_net_prepared"
 FORMAT = 1  # to be counted up when kernels of the same shapes come to hold other values
@@ -34,13 +35,11 @@ def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
     Raises PreparedKernelsError if the file cannot be written.
     """
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as directory:
-            whole = Path(directory) / path.name
-            save_file(dict(arrays), whole, metadata={KEY: key})
-            whole.replace(path)
-    except OSError as error:
+        with replacing(path) as partial:
+            save_file(dict(arrays), partial, metadata={KEY: key})
+    except (OSError, SafetensorError) as error:
         raise PreparedKernelsError(
-            f"the prepared kernels cannot be written to {path}: {error.strerror or error}; "
+            f"the prepared kernels cannot be written to {path}: {error}; "
             f"expected a directory with {sum(each.nbytes for each in arrays.values()):,} bytes free"
         ) from error
 

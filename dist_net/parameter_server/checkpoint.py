@@ -6,7 +6,6 @@ Everything else is JSON under the keys of the file's metadata.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from itertools import zip_longest
 from math import prod
@@ -26,6 +25,7 @@ from dist_net.errors import (
     NotACheckpointError,
 )
 from dist_net.parameter_server.settings import OPTIMIZER_PREFIX, Layout
+from dist_net.replacing import replacing
 from dist_net.wire.messages import Vector
 
 FORMAT_VERSION = 1
@@ -76,14 +76,9 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     tensors |= _parameters(checkpoint.layout, checkpoint.weights)
     metadata = {name: json.dumps(getattr(checkpoint, name)) for name in METADATA_FIELDS}
     content = save(tensors, metadata | {FORMAT_KEY: json.dumps(FORMAT_VERSION)})
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_directory(path.parent)
+        with replacing(path) as partial:
+            partial.write_bytes(content)
     except OSError as error:
         raise CheckpointWriteError(
             f"the checkpoint {path} could not be written: {error.strerror}; expected a directory "
@@ -98,15 +93,6 @@ def _parameters(layout: Layout, weights: Vector) -> dict[str, Vector]:
         parameters[name] = weights[start:stop].reshape(shape)
         start = stop
     return parameters
-
-
-def _sync_directory(directory: Path) -> None:
-    # Without this a crash of the machine may undo the renaming.
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -187,6 +187,6 @@ def test_the_new_one_is_on_the_disk_before_it_takes_the_old_ones_place(
 
 
 def test_a_half_written_one_of_before_does_no_harm(path: Path) -> None:
-    path.with_name(path.name + ".partial").write_bytes(b"x" * 100_000)
+    path.with_name(f"{path.name}.{os.getpid()}.partial").write_bytes(b"x" * 100_000)
     write_checkpoint(path, replace(a_checkpoint(), version=3))
     assert read_checkpoint(path).version == 3
