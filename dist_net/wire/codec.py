@@ -1,9 +1,10 @@
 """Messages to frames and back; pure functions, no I/O.
 
 The first frame is a msgpack array ``[PROTOCOL_VERSION, type's name, *fields]``. An array field is
-described there as ``["<f4", [length]]``, and its bytes are the second frame. What a peer sent is
-checked in full before an array is made of it; the checks are derived, once, from the annotations
-in `dist_net.wire.messages`.
+described there as ``["<f4", [length]]``, and its bytes are the second frame. Payloads are not
+described: each further frame is one. What a peer sent is checked in full before an array is made
+of it; the checks are derived, once, from the annotations in `dist_net.wire.messages` and
+`dist_net.wire.serving_messages`.
 """
 
 import sys
@@ -16,10 +17,12 @@ import numpy as np
 
 from dist_net.errors import ProtocolError
 from dist_net.wire.messages import Message, Vector
+from dist_net.wire.serving_messages import Payloads
 
 PROTOCOL_VERSION = 1
 MAX_HEADER_BYTES = 2**20
 MAX_ARRAY_BYTES = 2**30
+MAX_PAYLOADS = 1024
 
 Frame = bytes | memoryview
 
@@ -53,6 +56,7 @@ class _Layout(NamedTuple):
     fields: tuple[_Field, ...]
     array: str | None
     array_is_optional: bool
+    has_payloads: bool
 
 
 class _Plain(NamedTuple):
@@ -77,14 +81,17 @@ def _field(name: str, hint: Any) -> _Field:
 def _layout(kind: Any) -> _Layout:
     hints = get_type_hints(kind)
     array = next((n for n, hint in hints.items() if hint in (Vector, Vector | None)), None)
-    if array is not None and array != kind._fields[-1]:
-        raise TypeError(f"{kind.__name__}.{array}: a message's array must be its last field")
-    fields = tuple(_field(name, hint) for name, hint in hints.items() if name != array)
-    return _Layout(kind, fields, array, array is not None and hints[array] == Vector | None)
+    has_payloads = Payloads in hints.values()
+    framed = "payloads" if has_payloads else array
+    if framed is not None and framed != kind._fields[-1]:
+        raise TypeError(f"{kind.__name__}.{framed}: what travels as frames must be the last field")
+    fields = tuple(_field(name, hint) for name, hint in hints.items() if name != framed)
+    is_optional = array is not None and hints[array] == Vector | None
+    return _Layout(kind, fields, array, is_optional, has_payloads)
 
 
 def _plain(layout: _Layout) -> _Plain | None:
-    if layout.array and not layout.array_is_optional:
+    if layout.has_payloads or (layout.array and not layout.array_is_optional):
         return None
     if any(field.types[0] is float and field.low is not None for field in layout.fields):
         return None
@@ -103,14 +110,17 @@ _PLAINS = {name: plain for name, layout in _LAYOUTS.items() if (plain := _plain(
 def encode(message: Message) -> list[Frame]:
     """The frames that carry ``message``.
 
-    A contiguous array is borrowed, not copied: its frame is a view of the array's memory. Raises
+    Payloads, and an array if it is contiguous, are borrowed, not copied. Raises
     `ProtocolError` for an array that is not 1-D float32 and for a header over `MAX_HEADER_BYTES`.
     """
     name = type(message).__name__
     values: tuple[Any, ...] = message
-    array = values[-1] if _LAYOUTS[name].array else None
-    if array is None:
-        frames: list[Frame] = [_pack((PROTOCOL_VERSION, name, *values))]
+    layout = _LAYOUTS[name]
+    array = values[-1] if layout.array else None
+    if layout.has_payloads:
+        frames: list[Frame] = [_pack((PROTOCOL_VERSION, name, *values[:-1])), *values[-1]]
+    elif array is None:
+        frames = [_pack((PROTOCOL_VERSION, name, *values))]
     else:
         vector = _checked_vector(name, array)
         spec = (_ARRAY_DTYPE.str, vector.shape)
@@ -127,8 +137,8 @@ def encode(message: Message) -> list[Frame]:
 def decode(frames: Sequence[Frame]) -> Message:
     """The message that ``frames`` carry.
 
-    An array is a read-only view of its frame, not a copy. Raises `ProtocolError`, and nothing
-    else, for whatever is not a message of this protocol.
+    An array and payloads are read-only views of their frames, not copies. Raises `ProtocolError`,
+    and nothing else, for whatever is not a message of this protocol.
     """
     if not frames or len(frames[0]) > MAX_HEADER_BYTES:
         size = len(frames[0]) if frames else 0
@@ -171,7 +181,9 @@ def _decode_carefully(values: Any, frames: Sequence[Frame]) -> Message:
     for (name, types, low, high), value in zip(layout.fields, fields, strict=False):
         if type(value) not in types or (low is not None and not low <= value <= high):
             raise _field_error(layout, name, value)
-    if layout.array:
+    if layout.has_payloads:
+        fields = (*fields, _payloads(layout, frames))
+    elif layout.array:
         fields = (*fields[:-1], _decode_array(layout, fields[-1], frames))
     elif len(frames) != 1:
         raise ProtocolError(f"{layout.kind.__name__} came in {len(frames)} frames; expected 1")
@@ -195,10 +207,11 @@ def _layout_of(values: Any) -> _Layout:
         raise ProtocolError(
             f"unknown message type {_shortened(name)}; expected one of {', '.join(_LAYOUTS)}"
         )
-    if len(values) - 2 != len(layout.kind._fields):
+    expected = layout.kind._fields[:-1] if layout.has_payloads else layout.kind._fields
+    if len(values) - 2 != len(expected):
         raise ProtocolError(
-            f"{name} came with {len(values) - 2} fields; expected {len(layout.kind._fields)}: "
-            f"{', '.join(layout.kind._fields)}"
+            f"{name} came with {len(values) - 2} fields; expected {len(expected)}: "
+            f"{', '.join(expected)}"
         )
     return layout
 
@@ -232,6 +245,15 @@ def _decode_array(layout: _Layout, spec: Any, frames: Sequence[Frame]) -> Vector
     vector = np.frombuffer(frames[1], _ARRAY_DTYPE)
     vector.setflags(write=False)
     return vector
+
+
+def _payloads(layout: _Layout, frames: Sequence[Frame]) -> Payloads:
+    if len(frames) - 1 > MAX_PAYLOADS:
+        raise ProtocolError(
+            f"{layout.kind.__name__} came with {len(frames) - 1} payloads or more; "
+            f"expected at most {MAX_PAYLOADS}"
+        )
+    return tuple(memoryview(frame).toreadonly() for frame in frames[1:])
 
 
 def _array_length(spec: Any) -> int | None:

@@ -1,4 +1,6 @@
-"""Every message of the cluster's protocol, one named tuple each; pure data, no I/O.
+"""Every message of a training cluster, one named tuple each; pure data, no I/O.
+
+Those of the inference pool are in `dist_net.wire.serving_messages`; `Message` is any of both.
 
 A message's fields are plain values (int, float, str, bool, bytes) and at most one array, which
 travels as a raw frame of its own behind the header. ``None`` in an array's place means that the
@@ -24,6 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dist_net.wire.serving_messages import ServingMessage
 
 Vector = NDArray[np.float32]
 
@@ -182,4 +186,5 @@ Message = (
     | SnapshotRequest
     | Snapshot
     | Shutdown
+    | ServingMessage
 )

@@ -8,18 +8,25 @@ import errno
 import logging
 import math
 import socket
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import zmq
 
-from dist_net.errors import InsecureAddressError, ListenError, NoAnswerError, ProtocolError
+from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.wire.address import Address, contact_address, listen_address
-from dist_net.wire.codec import MAX_ARRAY_BYTES, MAX_HEADER_BYTES, Frame, decode, encode
+from dist_net.wire.codec import (
+    MAX_ARRAY_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_PAYLOADS,
+    Frame,
+    decode,
+    encode,
+)
+from dist_net.wire.listening import listen_error, refuse_taken_path, require_keys
 from dist_net.wire.messages import Message, Refuse
-from dist_net.wire.probe import silence_cause, unix_connection
+from dist_net.wire.probe import silence_cause
 from dist_net.wire.security import (
     AllowList,
     ServerKeys,
@@ -32,34 +39,26 @@ logger = logging.getLogger(__name__)
 
 # Messages that wait for one peer: very few, as every request has one reply; but ZeroMQ looks only
 # about once a millisecond at how many have left, so 16 is too close.
-_HIGH_WATER_MARK = 64
+HIGH_WATER_MARK = 64
 _LINGER_MS = 500  # for the last messages of a closing socket
-# A message has one or two frames; the codec refuses a third without looking at it.
-_FRAMES_KEPT = 3
+# A header, its payloads, and one more for the codec to refuse.
+_FRAMES_KEPT = MAX_PAYLOADS + 2
 
 # As plain integers: an operation on ZeroMQ's enumerations costs a microsecond.
 _SEND_LAST = int(zmq.NOBLOCK)
 _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-
-_LISTEN_REMEDIES = {
-    errno.EADDRINUSE: "another process listens there: stop it, or choose another port",
-    errno.EADDRNOTAVAIL: "it is not an address of this host: use one that 'ip address' shows",
-    errno.ENODEV: "it is not an address of this host: use one that 'ip address' shows",
-    errno.EACCES: "it is not permitted: choose a port from 1024 up, or a directory of yours",
-    errno.EPERM: "it is not permitted: choose a port from 1024 up, or a directory of yours",
-    errno.ENOENT: "its directory does not exist: make it first",
-}
+_POLLIN = int(zmq.POLLIN)
 
 
 class _Socket:
     """A ZeroMQ socket in a context of its own."""
 
-    def __init__(self, kind: int, max_array_bytes: int) -> None:
+    def __init__(self, kind: int, max_array_bytes: int, high_water_mark: int) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = self._context.socket(kind)
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        self._socket.setsockopt(zmq.SNDHWM, _HIGH_WATER_MARK)
-        self._socket.setsockopt(zmq.RCVHWM, _HIGH_WATER_MARK)
+        self._socket.setsockopt(zmq.SNDHWM, high_water_mark)
+        self._socket.setsockopt(zmq.RCVHWM, high_water_mark)
         # ZeroMQ drops a peer that announces a longer frame, before it reserves memory for it.
         self._socket.setsockopt(zmq.MAXMSGSIZE, max(max_array_bytes, MAX_HEADER_BYTES))
         self._receive_timeout_ms = -1
@@ -74,6 +73,17 @@ class _Socket:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def fileno(self) -> int:
+        """A file descriptor for an event loop: it becomes readable when `has_message` may change.
+
+        It says so once: after it, and after each send, receive until there is no message.
+        """
+        return int(self._socket.getsockopt(zmq.FD))
+
+    def has_message(self) -> bool:
+        """Whether a message can be received without waiting."""
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN)
 
     def _send_frames(self, *frames: Frame) -> None:
         """Queue copies of the frames as one message; raises `zmq.Again` if there is no room."""
@@ -108,7 +118,8 @@ class ServerSocket(_Socket):
     """The server's end: listens on one or more addresses, and knows its peers as nodes.
 
     With ``keys`` every TCP address demands them; Unix sockets are for this host's processes and
-    never do. ``max_array_bytes`` bounds what a peer may send. Raises `AddressError`,
+    never do. ``max_array_bytes`` bounds a frame that a peer sends, ``high_water_mark`` how many
+    messages may wait for a peer. Raises `AddressError`,
     `InsecureAddressError` for a TCP address beyond loopback without keys, and `ListenError`.
     """
 
@@ -117,11 +128,12 @@ class ServerSocket(_Socket):
         listen: Sequence[str],
         keys: ServerKeys | None = None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
+        high_water_mark: int = HIGH_WATER_MARK,
     ) -> None:
         addresses = [listen_address(text) for text in listen]
         for address in addresses:
-            _require_keys(address, keys, "listen on")
-        super().__init__(zmq.ROUTER, max_array_bytes)
+            require_keys(address, keys, "listen on")
+        super().__init__(zmq.ROUTER, max_array_bytes, high_water_mark)
         self._allow_list: AllowList | None = None
         self._socket_files: list[Path] = []
         self._undecodable = 0
@@ -195,13 +207,12 @@ class ServerSocket(_Socket):
         """Listen on an address; returns where peers connect to."""
         has_file = not address.is_tcp and not address.host.startswith("@")
         if has_file:
-            _refuse_taken_path(address)
+            refuse_taken_path(address)
         self._socket.setsockopt(zmq.IPV6, int(":" in address.host))
         try:
             self._socket.bind(address.endpoint)
         except zmq.ZMQError as error:
-            remedy = _LISTEN_REMEDIES.get(error.errno or 0, error.strerror)
-            raise ListenError(f"cannot listen on {address.text!r}: {remedy}") from error
+            raise listen_error(address, error.errno or 0) from error
         if has_file:
             self._socket_files.append(Path(address.host).absolute())
         if not address.is_tcp:
@@ -224,11 +235,13 @@ class ClientSocket(_Socket):
         address: str,
         keys: WorkerKeys | None = None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
+        high_water_mark: int = HIGH_WATER_MARK,
     ) -> None:
         self._address = contact_address(address)
-        _require_keys(self._address, keys, "connect to")
+        require_keys(self._address, keys, "connect to")
         self._has_keys = keys is not None and self._address.is_tcp
-        super().__init__(zmq.DEALER, max_array_bytes)
+        super().__init__(zmq.DEALER, max_array_bytes, high_water_mark)
+        self._high_water_mark = high_water_mark
         self._socket.setsockopt(zmq.IPV6, int(":" in self._address.host))
         if keys is not None and self._address.is_tcp:
             secure_client(self._socket, keys)
@@ -244,7 +257,7 @@ class ClientSocket(_Socket):
         except zmq.Again as error:
             raise NoAnswerError(
                 f"the server at {self._address.text} has not taken the last "
-                f"{_HIGH_WATER_MARK} messages: look at its log"
+                f"{self._high_water_mark} messages: look at its log"
             ) from error
 
     def receive(self, timeout_s: float) -> Message | None:
@@ -263,32 +276,3 @@ class ClientSocket(_Socket):
         """The error for a server that was silent for so long; looks once, briefly, for why."""
         cause = silence_cause(self._address, self._has_keys)
         return NoAnswerError(f"no answer from {self._address.text} in {waited_s:g} s; {cause}")
-
-
-def _require_keys(address: Address, keys: object, action: str) -> None:
-    if keys is None and not address.stays_on_this_host:
-        raise InsecureAddressError(
-            f"will not {action} {address.text!r}, which reaches beyond this host, without keys: "
-            "make them with 'dist-net keys create DIR' and give --keys DIR, "
-            "or use tcp://127.0.0.1:PORT"
-        )
-
-
-def _refuse_taken_path(address: Address) -> None:
-    """Protect what is at a Unix socket's path: ZeroMQ deletes any file that it finds there."""
-    path = Path(address.host)
-    if not path.exists():
-        return
-    if not stat.S_ISSOCK(path.stat().st_mode):
-        raise ListenError(
-            f"cannot listen on {address.text!r}: a file that is no socket is there; "
-            "choose another path"
-        )
-    try:
-        with unix_connection(address, timeout_s=1.0):
-            pass
-    except ConnectionRefusedError:
-        return  # its process died, and left it behind
-    except OSError as error:
-        raise ListenError(f"cannot listen on {address.text!r}: {error.strerror}") from error
-    raise ListenError(f"cannot listen on {address.text!r}: {_LISTEN_REMEDIES[errno.EADDRINUSE]}")

@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_net.errors import ProtocolError
-from dist_net.wire.codec import MAX_HEADER_BYTES, PROTOCOL_VERSION, decode, encode
+from dist_net.wire.codec import (
+    MAX_HEADER_BYTES,
+    MAX_PAYLOADS,
+    PROTOCOL_VERSION,
+    decode,
+    encode,
+)
 from dist_net.wire.messages import (
     Alive,
     Heartbeat,
@@ -24,6 +30,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
+from dist_net.wire.serving_messages import Payloads, Run
 
 PUSH = Push(3, 17, 1000, 1032, 512, 34.5, 28, 1, None)
 WEIGHTS = np.arange(6, dtype=np.float32)
@@ -39,6 +46,7 @@ by_hint = {
     bool: st.booleans(),
     Vector: vectors,
     Vector | None: st.none() | vectors,
+    Payloads: st.lists(st.binary(max_size=20), max_size=3).map(tuple),
 }
 messages = st.one_of(
     st.builds(kind, **{name: by_hint[hint] for name, hint in get_type_hints(kind).items()})
@@ -75,6 +83,25 @@ def test_every_message_comes_back_as_it_was(message):
             assert sent.tobytes() == received.tobytes()
         else:
             assert sent == received
+
+
+def test_payloads_are_borrowed_both_ways():
+    payload = bytes(1000)
+    frames = encode(Run(1, "m", 2, False, (payload, b"")))
+    assert frames[1] is payload
+    received = decode(frames).payloads
+    assert [each.readonly for each in received] == [True, True]
+    assert received[0].obj is payload
+
+
+def test_too_many_payloads_are_refused():
+    frames = encode(Run(1, "m", 2, False, (b"",) * (MAX_PAYLOADS + 1)))
+    assert_refused(frames, "Run", str(MAX_PAYLOADS))
+    assert len(decode(frames[:-1]).payloads) == MAX_PAYLOADS
+
+
+def test_a_payload_does_not_stand_in_for_a_field():
+    assert_refused([header(PROTOCOL_VERSION, "Run", 1, "m", 2), b""], "3 fields", "expected 4")
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -1.5])

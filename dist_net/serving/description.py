@@ -1,0 +1,57 @@
+"""What a version of a model is, as the loader tells gateway and workers; pure data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from math import prod
+
+from dist_net.errors import ProtocolError
+
+ROW_BYTES = {"FP32": 4, "UINT8": 1}
+"""Bytes of an element, by the Open Inference Protocol's name of its type."""
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """All that is needed to ask a version of a model, and for a worker to load it.
+
+    ``input_shape`` is that of one row. ``labels`` is empty for a model without names for its
+    classes. ``configuration``: the text of a Darknet net; else ``recipe`` is a recipe's reference,
+    and ``recipe_digest`` what every host's copy of it must have. ``arrays_path``: the file of
+    prepared kernels on the gateway's host, of ``arrays_bytes`` bytes and with ``arrays_key``.
+    """
+
+    name: str
+    version: int
+    input_datatype: str
+    input_shape: tuple[int, ...]
+    classes: int
+    labels: tuple[str, ...]
+    takes_pictures: bool
+    has_logits: bool
+    configuration: str
+    recipe: str
+    recipe_digest: str
+    arrays_path: str
+    arrays_bytes: int
+    arrays_key: str
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of its input."""
+        return ROW_BYTES[self.input_datatype] * prod(self.input_shape)
+
+    def to_json(self) -> str:
+        """As a message carries it."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelDescription:
+        """What ``to_json`` gave. Raises ProtocolError for anything else."""
+        try:
+            fields = json.loads(text)
+            shape, labels = tuple(fields.pop("input_shape")), tuple(fields.pop("labels"))
+            return cls(input_shape=shape, labels=labels, **fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ProtocolError(f"this describes no model: {text[:80]!r} ({error})") from error
