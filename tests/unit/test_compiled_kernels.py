@@ -38,6 +38,7 @@ pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 
 from dist_net.autodiff.kernels import (
     compiled,
+    compiled_halving,
     compiled_lines,
     compiled_tiles,
     compiled_winograd,
@@ -54,6 +55,8 @@ LOOPS = [
     compiled_tiles.to_points_4,
     compiled_tiles.from_points_2,
     compiled_tiles.from_points_4,
+    compiled_halving.to_points_halving,
+    compiled_halving.from_points_halving,
 ]
 
 
@@ -111,6 +114,14 @@ WINOGRAD_CASES = [
     ((1, 4, 4, 8), 40, Blocking(1, 4, 12)),  # the last split is narrower than a vector
     ((2, 4, 4, 3), 8, WHOLE),  # and so are the input's channels
 ]
+
+
+def winograd_problem(x, filters, stride):
+    """With an output as large as ``x`` whatever the stride."""
+    images, height, width, channels = x
+    return problem_of((images, stride * height, stride * width, channels), filters, stride=stride)
+
+
 IM2ROW_CASES = [
     ((2, 7, 9, 3), 16, {}),
     ((2, 7, 9, 4), 17, {"stride": 2}),
@@ -129,10 +140,10 @@ IM2ROW_CASES = [
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize(("x", "filters", "blocking"), WINOGRAD_CASES)
-@pytest.mark.parametrize("m", [2, 4])
-def test_winograd_gives_the_plain_answers(m, x, filters, blocking, with_residual, threads):
-    problem = problem_of(x, filters)
-    fast, plain = CompiledWinograd(m), Winograd(m)
+@pytest.mark.parametrize(("m", "stride"), [(2, 1), (4, 1), (2, 2)])
+def test_winograd_gives_the_plain_answers(m, stride, x, filters, blocking, with_residual, threads):
+    problem = winograd_problem(x, filters, stride)
+    fast, plain = CompiledWinograd(m, stride), Winograd(m, stride)
     require_same(fast, plain, problem, blocking, with_residual, threads)
 
 
@@ -233,7 +244,7 @@ def loops_in_python(monkeypatch):
 
         return run
 
-    for module in (compiled, compiled_lines, compiled_tiles, compiled_winograd):
+    for module in (compiled, compiled_halving, compiled_lines, compiled_tiles, compiled_winograd):
         for name, value in list(vars(module).items()):
             if hasattr(value, "py_func"):
                 is_loop = value in LOOPS
@@ -245,11 +256,13 @@ def loops_in_python(monkeypatch):
 
 
 def test_no_loop_of_winograd_leaves_its_arrays(loops_in_python):
-    for m in (2, 4):
+    for m, stride in ((2, 1), (4, 1), (2, 2)):
         for x, filters, blocking in WINOGRAD_CASES:
-            problem = problem_of(x, filters)
-            require_same(CompiledWinograd(m), Winograd(m), problem, blocking, True)
-    assert {"to_points_2", "to_points_4", "from_points_2", "from_points_4"} <= {*loops_in_python}
+            problem = winograd_problem(x, filters, stride)
+            fast, plain = CompiledWinograd(m, stride), Winograd(m, stride)
+            require_same(fast, plain, problem, blocking, True)
+    ends = {"2", "4", "halving"}
+    assert {f"{way}_points_{end}" for way in ("to", "from") for end in ends} <= {*loops_in_python}
 
 
 def test_no_loop_of_im2row_leaves_its_arrays(loops_in_python):
@@ -281,9 +294,10 @@ def test_a_loop_is_compiled_once_for_one_signature(loop):
 
 
 SECOND_PROCESS = """
-from dist_net.autodiff.kernels import compiled, compiled_tiles
+from dist_net.autodiff.kernels import compiled, compiled_halving, compiled_tiles
 loops = (compiled.write_rows, compiled.finish_product, compiled_tiles.to_points_2,
-         compiled_tiles.to_points_4, compiled_tiles.from_points_2, compiled_tiles.from_points_4)
+         compiled_tiles.to_points_4, compiled_tiles.from_points_2, compiled_tiles.from_points_4,
+         compiled_halving.to_points_halving, compiled_halving.from_points_halving)
 print([sum(loop.stats.cache_misses.values()) for loop in loops])
 """
 

@@ -92,11 +92,13 @@ def require_close(problem, arrays, out, tolerance=1e-5):
 @pytest.mark.parametrize(
     "blocking", [WHOLE, Blocking(1, 4, 999), Blocking(2, 99, 999), Blocking(1, 5, 5)]
 )
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("m", [2, 4])
-def test_winograd_is_the_convolution(m, blocking):
-    problem = problem_of((3, 8, 12, 16), 20, finish=Finish(0.1, 0.0))
+def test_winograd_is_the_convolution(m, stride, blocking):
+    shape = (3, 8 * stride, 12 * stride, 16)
+    problem = problem_of(shape, 20, stride=stride, finish=Finish(0.1, 0.0))
     arrays = arrays_of(problem, with_residual=True)
-    require_close(problem, arrays, computed(Winograd(m), problem, arrays, blocking))
+    require_close(problem, arrays, computed(Winograd(m, stride), problem, arrays, blocking))
 
 
 @pytest.mark.parametrize(
@@ -148,18 +150,22 @@ def test_whatever_is_chosen_is_the_convolution(
 
 
 @pytest.mark.parametrize(
-    ("x", "filters", "name"),
+    ("x", "filters", "stride", "name"),
     [
-        ((1, 32, 32, 128), 256, "winograd4"),
-        ((8, 32, 32, 128), 256, "winograd4"),
-        ((1, 8, 8, 512), 1024, "winograd2"),
-        ((1, 14, 14, 64), 64, "winograd2"),
-        ((1, 7, 7, 64), 64, "im2row"),
-        ((1, 32, 32, 3), 32, "im2row"),
+        ((1, 32, 32, 128), 256, 1, "winograd4"),
+        ((8, 32, 32, 128), 256, 1, "winograd4"),
+        ((1, 8, 8, 512), 1024, 1, "winograd2"),
+        ((1, 14, 14, 64), 64, 1, "winograd2"),
+        ((1, 7, 7, 64), 64, 1, "im2row"),
+        ((1, 32, 32, 3), 32, 1, "im2row"),
+        ((8, 32, 32, 128), 256, 2, "winograd2/2"),
+        ((1, 14, 14, 64), 64, 2, "im2row"),
+        ((1, 32, 32, 32), 64, 2, "im2row"),
+        ((1, 32, 32, 64), 64, 3, "im2row"),
     ],
 )
-def test_the_algorithm_depends_on_the_layer(x, filters, name):
-    assert choose(problem_of(x, filters), 2).algorithm.name == name
+def test_the_algorithm_depends_on_the_layer(x, filters, stride, name):
+    assert choose(problem_of(x, filters, stride=stride), 2).algorithm.name == name
 
 
 def test_reproducible_blocks_hold_one_image_whatever_the_batch_and_the_threads():
@@ -189,13 +195,15 @@ def test_images_share_a_block_only_with_all_their_rows():
     ]
 
 
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("m", [2, 4])
-def test_the_transforms_are_exact(m):
-    b, g, a = transforms(m)
+def test_the_transforms_are_exact(m, stride):
+    b, g, a = transforms(m, stride)
     random = np.random.default_rng(0)
-    signal, taps = random.integers(-9, 9, m + 2), random.integers(-9, 9, 3)
-    direct = [signal[i : i + 3] @ taps for i in range(m)]
-    assert np.allclose(a @ ((g @ taps) * (b @ signal)), direct, atol=1e-12)
+    signal, taps = random.integers(-9, 9, len(b)), random.integers(-9, 9, 3)
+    direct = [signal[i * stride :][:3] @ taps for i in range(m)]
+    points = (g @ taps)[[min(i, m + 1) for i in range(len(b))]]  # the last is shared
+    assert np.allclose(a @ (points * (b @ signal)), direct, atol=1e-12)
 
 
 def test_a_team_shares_its_tasks_and_hands_on_an_error():

@@ -23,8 +23,10 @@ from dist_net.autodiff.kernels.problem import Arrays, Problem
 from dist_net.autodiff.kernels.winograd import Winograd
 from dist_net.autodiff.windows import Windows
 
-WINOGRAD = Windows((3, 3), (1, 1), ((1, 1), (1, 1)))
+# Their strides.
+WINOGRAD = {Windows((3, 3), (stride, stride), ((1, 1), (1, 1))): stride for stride in (1, 2)}
 FEWEST_CHANNELS = 16  # below, the transforms cost more than the products that they save
+FEWEST_HALVED = 64  # with a stride of 2, which saves fewer of them
 FEWEST_TILES = 16  # of 4x4 outputs in an image: below, reading the larger kernel costs more
 ROWS_OF_A_PRODUCT = 128  # enough for BLAS, few enough that a block's arrays stay in the cache
 FEWEST_ROWS = 32  # of a product: with fewer, threads had better share its columns
@@ -108,13 +110,16 @@ def choose(
 def _algorithm(problem: Problem) -> Im2Row | Winograd:
     _, height, width, filters = problem.out
     divides = math.gcd(height, width)
+    stride = WINOGRAD.get(problem.windows)
     if (
-        problem.windows != WINOGRAD
+        stride is None
         or problem.groups != 1
         or min(problem.x[3], filters) < FEWEST_CHANNELS
         or divides % 2
     ):
         return Im2Row()
+    if stride == 2:
+        return Winograd(2, stride) if problem.x[3] >= FEWEST_HALVED else Im2Row()
     return Winograd(4 if divides % 4 == 0 and height * width >= 16 * FEWEST_TILES else 2)
 
 
@@ -126,4 +131,6 @@ def _compiled(algorithm: Im2Row | Winograd, problem: Problem) -> Algorithm:
 
     if problem.dtype != np.float32:
         return algorithm
-    return CompiledIm2Row() if isinstance(algorithm, Im2Row) else CompiledWinograd(algorithm.m)
+    if isinstance(algorithm, Im2Row):
+        return CompiledIm2Row()
+    return CompiledWinograd(algorithm.m, algorithm.stride)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff.expression import Array, Kernel, Shape
 from dist_net.autodiff.kernels.blocks import Block
 from dist_net.autodiff.kernels.compiled import finish_of, flat, is_suitable
+from dist_net.autodiff.kernels.compiled_halving import from_points_halving, to_points_halving
 from dist_net.autodiff.kernels.compiled_tiles import (
     from_points_2,
     from_points_4,
@@ -27,11 +28,11 @@ from dist_net.autodiff.kernels.winograd import Winograd
 
 
 class CompiledWinograd(Winograd):
-    """``Winograd``, with each transform in one pass."""
+    """``Winograd``, with each transform in one pass; of m = 2 alone for a stride of 2."""
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
         """What one thread needs for a block, by this algorithm or the plain one."""
-        plain = Winograd(self.m).scratch_bytes(problem, block)
+        plain = Winograd(self.m, self.stride).scratch_bytes(problem, block)
         return max(plain, super().scratch_bytes(problem, block))
 
     def kernels(
@@ -39,15 +40,17 @@ class CompiledWinograd(Winograd):
     ) -> Sequence[Kernel]:
         """The calls that compute a block of the output."""
         if problem.x[3] < LANES or not is_suitable(block, arrays):
-            return Winograd(self.m).kernels(problem, block, arrays, scratch)
+            return Winograd(self.m, self.stride).kernels(problem, block, arrays, scratch)
         return super().kernels(problem, block, arrays, scratch)
 
     def _to_points(
         self, problem: Problem, block: Block, x: Array, points: Array, spare: Sequence[Array]
     ) -> Sequence[Kernel]:
         transform = to_points_4 if self.m == 4 else to_points_2
+        if self.stride == 2:
+            transform = to_points_halving
         (top, _), (left, _) = problem.windows.padding
-        corner = block.rows.start - top, -left
+        corner = block.rows.start * self.stride - top, -left
         part = x[block.images]
         geometry = *self._grid(problem, block), *corner, *part.shape[1:]
         planes = flat(points), points.shape[1]
@@ -57,6 +60,8 @@ class CompiledWinograd(Winograd):
         self, problem: Problem, block: Block, arrays: Arrays, sums: Array, spare: Sequence[Array]
     ) -> Sequence[Kernel]:
         transform = from_points_4 if self.m == 4 else from_points_2
+        if self.stride == 2:
+            transform = from_points_halving
         grid = *self._grid(problem, block), block.size[2]
         planes = flat(sums), sums.shape[1]
         return [partial(transform, *planes, *grid, *finish_of(problem, block, arrays))]

@@ -6,6 +6,10 @@ F(m x m, 3 x 3) computes a tile of m x m outputs from a = m + 2 squared inputs:
 
 The products over the channels are a² matrix products, for all tiles at once. The transforms are
 matrix products too: of a² x a² with all tiles' elements, by the Kronecker product of B with itself.
+
+With a stride of 2, every other input meets the kernel's middle alone, and the rest its two ends:
+F(m, 2) of these and m plain products, so a = 2m + 1: with m = 2, 25 products do for 36. The plain
+ones share a point of the kernel, which has (m + 2)² as ever.
 """
 
 from __future__ import annotations
@@ -31,21 +35,22 @@ APART = 16  # values between planes, which would otherwise often meet in one set
 
 
 class Winograd:
-    """F(m x m, 3 x 3), for stride 1 and maps whose sides are multiples of ``m``: 2 or 4."""
+    """F(m x m, 3 x 3), for maps whose sides are multiples of ``m``: 2 or 4; stride 1 or 2."""
 
-    def __init__(self, m: int) -> None:
+    def __init__(self, m: int, stride: int = 1) -> None:
         self.m = m
-        self.a = m + 2
-        self.name = f"winograd{m}"
+        self.stride = stride
+        self.a = m * stride + 3 - stride
+        self.name = f"winograd{m}" if stride == 1 else f"winograd{m}/{stride}"
         self.row_step = m
 
     def prepare(self, problem: Problem, kernel: Expression) -> Expression:
-        """(3, 3, C, O) as the kernel's points, (a², C, O)."""
-        _, g, _ = transforms(self.m)
+        """(3, 3, C, O) as the kernel's points, (m + 2, m + 2, C, O)."""
+        _, g, _ = transforms(self.m, self.stride)
         channels, filters = kernel.shape[2:]
         flat = reshape(kernel, (9, channels * filters))
         points = matmul(constant(np.kron(g, g).astype(problem.dtype)), flat)
-        return reshape(points, (self.a**2, channels, filters))
+        return reshape(points, (self.m + 2, self.m + 2, channels, filters))
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
         """What one thread needs for a block."""
@@ -56,14 +61,26 @@ class Winograd:
     ) -> Sequence[Kernel]:
         """The calls that compute a block of the output."""
         points, sums, *spare = carve(scratch, self._shapes(problem, block), problem.dtype)
-        kernel = arrays.kernel[:, :, block.channels]
-        by_tile = (self.a**2, self._tiles(problem, block), -1)
-        factors = points[:, :-APART].reshape(by_tile), kernel
+        kernel = arrays.kernel[..., block.channels]
+        by_tile = (self.a, self.a, self._tiles(problem, block), -1)
+        x, y = points[:, :-APART].reshape(by_tile), sums[:, :-APART].reshape(by_tile)
         return [
             *self._to_points(problem, block, arrays.x, points, spare),
-            partial(np.matmul, *factors, sums[:, :-APART].reshape(by_tile)),
+            *(
+                partial(np.matmul, x[rows, columns], kernel[of_rows, of_columns], y[rows, columns])
+                for rows, of_rows in self._shared
+                for columns, of_columns in self._shared
+            ),
             *self._from_points(problem, block, arrays, sums, spare),
         ]
+
+    @property
+    def _shared(self) -> Sequence[tuple[slice, slice]]:
+        """Points of a line of the input, and the kernel's that they meet: as many, or a single."""
+        if self.stride == 1:
+            return [(slice(None), slice(None))]
+        own = slice(0, self.m + 1)
+        return [(own, own), (slice(self.m + 1, None), slice(self.m + 1, None))]
 
     def _to_points(
         self, problem: Problem, block: Block, x: Array, points: Array, spare: Sequence[Array]
@@ -71,13 +88,13 @@ class Winograd:
         """The input's tiles, transformed: (a², tiles · C + APART)."""
         padded, shared = spare
         (top, _), (left, _) = problem.windows.padding
-        tiles = _windows(padded, self.m, self.a)
+        tiles = _windows(padded, self.m * self.stride, self.a)
         points = points[:, :-APART]
         gathered = shared[: points.size].reshape(tiles.shape)
-        b, _, _ = transforms(self.m)
+        b, _, _ = transforms(self.m, self.stride)
         matrix = np.kron(b, b).astype(problem.dtype)
         return [
-            *take_padded(x[block.images], block.rows.start - top, -left, padded),
+            *take_padded(x[block.images], block.rows.start * self.stride - top, -left, padded),
             partial(np.copyto, gathered, tiles),
             partial(np.matmul, matrix, gathered.reshape(points.shape), points),
         ]
@@ -89,7 +106,7 @@ class Winograd:
         _, shared = spare
         out = _by_place(arrays.out[block.index], self.m)
         residual = None if arrays.residual is None else arrays.residual[block.index]
-        _, _, a = transforms(self.m)
+        _, _, a = transforms(self.m, self.stride)
         matrix = np.kron(a, a).astype(problem.dtype)
         values = shared[: out.size].reshape(out.shape)
         # A constant in every output is that constant in the sums at the point (1, 1).
@@ -121,19 +138,19 @@ class Winograd:
         return [
             (self.a**2, tiles * channels + APART),
             (self.a**2, tiles * filters + APART),
-            (images, rows + 2, width + 2, channels),
+            (images, *((side - 1) * self.stride + 3 for side in (rows, width)), channels),
             (max(self.a**2 * tiles * channels, 2 * outputs),),
         ]
 
 
-def _windows(padded: Array, m: int, a: int) -> Array:
+def _windows(padded: Array, step: int, a: int) -> Array:
     """(a, a, N, rows, columns, C): every tile's elements, in the padded map's memory."""
     n, height, width, channels = padded.shape
     per_image, per_row, per_column, per_channel = padded.strides
     return as_strided(
         padded,
-        (a, a, n, (height - 2) // m, (width - 2) // m, channels),
-        (per_row, per_column, per_image, m * per_row, m * per_column, per_channel),
+        (a, a, n, (height - a) // step + 1, (width - a) // step + 1, channels),
+        (per_row, per_column, per_image, step * per_row, step * per_column, per_channel),
     )
 
 
@@ -148,23 +165,38 @@ def _by_place(out: Array, m: int) -> Array:
     )
 
 
-@cache
-def transforms(m: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Bᵀ (a, a), G (a, 3) and Aᵀ (m, a) of F(m, 3), by Toom and Cook's interpolation.
+Transforms = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
-    A product of polynomials is fixed by its values at a - 1 points and its leading coefficient
+
+@cache
+def transforms(m: int, stride: int = 1) -> Transforms:
+    """Bᵀ (a, a), G (m + 2, 3) and Aᵀ (m, a) of F(m, 3), for a stride of 1 or 2."""
+    if stride == 1:
+        return _interpolation(m, 3)
+    b, g, a = _interpolation(m, 2)
+    whole = np.zeros((2 * m + 1, 2 * m + 1))
+    whole[: m + 1, ::2] = b
+    whole[m + 1 :, 1::2] = np.eye(m)
+    ends = np.stack([g[:, 0], np.zeros(m + 1), g[:, 1]], axis=1)
+    return whole, np.vstack([ends, [0, 1, 0]]), np.hstack([a, np.eye(m)])
+
+
+def _interpolation(m: int, r: int) -> Transforms:
+    """Bᵀ (n, n), G (n, r) and Aᵀ (m, n) of F(m, r), n = m + r - 1, by Toom and Cook's method.
+
+    A product of polynomials is fixed by its values at n - 1 points and its leading coefficient
     (the point at infinity); correlation is the transpose of that product.
     """
-    points = POINTS[: m + 1]
+    points = POINTS[: m + r - 2]
     others = [[Fraction(q) for q in points if q != p] for p in points]
     scales = [math.prod(p - q for q in rest) for p, rest in zip(points, others, strict=True)]
     b = [[*_coefficients(rest), Fraction(0)] for rest in others]
     b.append(_coefficients([Fraction(p) for p in points]))
     g = [
-        [Fraction(p**power) / scale for power in range(3)]
+        [Fraction(p**power) / scale for power in range(r)]
         for p, scale in zip(points, scales, strict=True)
     ]
-    g.append([Fraction(0), Fraction(0), Fraction(1)])
+    g.append([Fraction(power == r - 1) for power in range(r)])
     a = [[*(Fraction(p**row) for p in points), Fraction(row == m - 1)] for row in range(m)]
     return np.array(b, np.float64), np.array(g, np.float64), np.array(a, np.float64)
 
