@@ -2,9 +2,23 @@
 
 ``dist_net.autodiff``: expressions, gradients, plans. ``dist_net.nn``: layers, losses, models.
 ``dist_net.optim``: update rules and schedules. ``dist_net.data``: datasets. ``Recipe``: what to
-train, for ``dist-net train`` and for ``dist_net.cluster``.
+train, for ``dist-net train`` and for ``dist_net.cluster``. ``Client``: asks an inference pool.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from dist_net.recipe import LoadedRecipe, Recipe, load_recipe
 
-__all__ = ["LoadedRecipe", "Recipe", "load_recipe"]
+if TYPE_CHECKING:
+    from dist_net.serving.client import Client
+
+__all__ = ["Client", "LoadedRecipe", "Recipe", "load_recipe"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Client`, when it is first asked for: nothing else here needs ZeroMQ."""
+    if name == "Client":
+        from dist_net.serving.client import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -221,6 +221,63 @@ class ServerLostError(DistNetError):
     """The parameter server does not answer any more."""
 
 
+# Asking the inference pool
+
+
+class QuestionError(BadInputError):
+    """What a model of the pool was asked cannot be answered: it does not fit the model."""
+
+
+class ModelNotServedError(BadInputError):
+    """The pool serves no such model, or no such version of it."""
+
+
+class PoolUnavailableError(DistNetError):
+    """The pool cannot answer now: it is full, too late already, draining, or has no worker.
+
+    ``retry_after_s``: when asking again may help; 0: unknown.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestExpiredError(DistNetError):
+    """The pool is there, but did not answer a request within the time that it had."""
+
+
+class RequestFailedError(DistNetError):
+    """A request ended the workers that tried it, or its outputs are not numbers."""
+
+
+class RequestCancelledError(DistNetError):
+    """The result was asked for of a request that had been cancelled."""
+
+
+class ReloadError(DistNetError):
+    """A model could not be read again, or not be put away; what was served before still is."""
+
+
+# Asking it over HTTP
+
+
+class BadRequestError(BadInputError):
+    """A request over HTTP is not what its address expects."""
+
+
+class RequestTooLargeError(BadInputError):
+    """A request over HTTP, or what it decompresses to, is larger than the limit."""
+
+
+class UnsupportedEncodingError(BadInputError):
+    """The body of a request is compressed in a way that is not known here."""
+
+
+class UnsupportedRequestError(BadInputError):
+    """A part of the Open Inference Protocol, or of its extensions, that is not offered here."""
+
+
 # Runs
 
 
@@ -251,3 +308,14 @@ class InterruptedRunError(DistNetError):
 
 class BenchmarkError(DistNetError):
     """A measurement could not be completed."""
+
+
+# The workers of the inference pool
+
+
+class ModelLoadError(DistNetError):
+    """A worker cannot load a version of a model: its arrays or its recipe are not to be had."""
+
+
+class GatewayLostError(DistNetError):
+    """The gateway of the inference pool does not answer any more."""

@@ -26,6 +26,8 @@ prepare_tests() {
         say "no \`ip\` here (package iproute2): the tests between network namespaces are skipped"
     command -v darknet >/dev/null || apt_install darknet ||
         say "no \`darknet\` here (package darknet): the tests against the Darknet program are skipped"
+    command -v chromium >/dev/null || apt_install chromium ||
+        say "no \`chromium\` here (package chromium): the tests of the web page are skipped"
 }
 
 is_installed() { [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$(fingerprint)" ]; }

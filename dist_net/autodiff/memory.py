@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,33 @@ def aligned_bytes(size: int) -> NDArray[np.uint8]:
     raw = np.empty(size + ALIGNMENT_BYTES, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT_BYTES
     return raw[start : start + size]
+
+
+class Arena:
+    """Memory that plans take turns in: what one leaves there, the next may write over.
+
+    A plan keeps the memory that it was given. So the largest is compiled first, and the others
+    then need none of their own.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: list[NDArray[np.uint8]] = []
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes it has, for whoever comes next."""
+        return sum(map(len, self._pieces))
+
+    def pieces(self, sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
+        """Uninitialised bytes, at least so many in each piece, which share none."""
+        given: dict[int, NDArray[np.uint8]] = {}
+        for rank, index in enumerate(sorted(range(len(sizes)), key=lambda i: -sizes[i])):
+            if rank == len(self._pieces):
+                self._pieces.append(aligned_bytes(sizes[index]))
+            elif len(self._pieces[rank]) < sizes[index]:
+                self._pieces[rank] = aligned_bytes(sizes[index])
+            given[index] = self._pieces[rank]
+        return [given[index] for index in range(len(sizes))]
 
 
 def copy_in_runs(out: Array, x: Array) -> Kernel:

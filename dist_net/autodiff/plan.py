@@ -24,7 +24,7 @@ from dist_net.autodiff.expression import (
     topological_order,
 )
 from dist_net.autodiff.kernels.team import Team
-from dist_net.autodiff.memory import aligned_bytes
+from dist_net.autodiff.memory import Arena
 from dist_net.autodiff.rewrite import rewrite
 from dist_net.autodiff.steps import materialise, steps_of, unreshaped
 from dist_net.errors import GraphError, ShapeError
@@ -59,7 +59,7 @@ class BoundPlan:
 class Plan:
     """The compiled form of some outputs; see ``compile``."""
 
-    def __init__(self, outputs: Sequence[Expression], team: Team) -> None:
+    def __init__(self, outputs: Sequence[Expression], team: Team, arena: Arena) -> None:
         self._team = team
         self._outputs = materialise(rewrite(outputs))
         self._order = topological_order(self._outputs)
@@ -71,7 +71,7 @@ class Plan:
         }
         self._placed = {id(unreshaped(each)): i for i, each in enumerate(self._outputs)}
         self._slot_of, sizes = assign_slots(self._steps, self._placed.keys())
-        self._slots = [aligned_bytes(size) for size in sizes]
+        self._slots = arena.pieces(sizes)
         self.buffer_bytes = sum(sizes)
 
     def bind(
@@ -133,16 +133,19 @@ def _fitting(name: str, node: Expression, array: Array) -> Array:
     return array
 
 
-def compile(outputs: Sequence[Expression], team: Team | None = None) -> Plan:
+def compile(
+    outputs: Sequence[Expression], team: Team | None = None, arena: Arena | None = None
+) -> Plan:
     """The plan that computes ``outputs``: each node once, with as few buffers as liveness allows.
 
     ``team``, borrowed, shares the work of a step where that pays; without one, the caller does it
     all. BLAS has to be capped at one thread then, or its threads and the team's are in each
-    other's way. With as many threads, each run gives the same bits.
+    other's way. With as many threads, each run gives the same bits. ``arena``, borrowed, holds the
+    buffers; plans that have one in common share them, so that one of these may run at a time.
 
     Raises GraphError if two variables share a name but not their shape and dtype.
     """
-    return Plan(outputs, team or Team())
+    return Plan(outputs, team or Team(), arena or Arena())
 
 
 def evaluate(outputs: Sequence[Expression], /, **arrays: Array) -> list[Array]:

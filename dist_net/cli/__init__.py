@@ -20,7 +20,10 @@ COMMANDS = {
     "fetch": "fetch a dataset or a published classifier: progress, resume, checksum",
     "parameter-server": "serve a recipe's parameters to workers of other hosts",
     "worker": "train for the parameter server at an address, until there is no more to do",
-    "status": "show a running parameter server's workers, versions, rates and staleness",
+    "serve": "answer over HTTP and ZeroMQ, by a gateway and a pool of inference workers",
+    "inference-worker": "answer for the gateway at an address, on this host or another",
+    "reload": "have a running inference pool read a model again, and serve that",
+    "status": "show a running parameter server's, or inference pool's, workers, versions and rates",
     "keys": "make the keys by which the hosts of a cluster know each other",
     "bench": "measure speed, as medians and as ratios to peers in the same run",
 }

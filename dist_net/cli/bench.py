@@ -11,13 +11,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_net.benchmark import agreement, darknet53, push_pull, training
+from dist_net.benchmark import agreement, darknet53, push_pull, serving, training
 
-BENCHES: dict[str, Callable[[bool, Callable[[str], None]], dict[str, Any]]] = {
+BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "training": training.measure,
     "push-pull": push_pull.measure,
     "darknet53": darknet53.measure,
     "darknet53-agreement": agreement.measure,
+    "serving": serving.measure,
 }
 
 
@@ -25,12 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
     parser.add_argument("name", metavar="NAME", choices=BENCHES, help=", ".join(BENCHES))
     parser.add_argument("--peers", action="store_true", help="measure every installed peer too")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of serving: how long each case lasts (default: 1)"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures, shows tables, and gives the exit code."""
-    measured = BENCHES[arguments.name](arguments.peers, lambda text: print(text, file=sys.stderr))
+    options = {"scale": arguments.scale} if arguments.name == "serving" else {}
+    measured = BENCHES[arguments.name](
+        arguments.peers, lambda text: print(text, file=sys.stderr), **options
+    )
     if arguments.json:
         print(json.dumps(measured))
         return 0

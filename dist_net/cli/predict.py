@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dist_net.cluster.classifiers import MODELS, classifier_called
+from dist_net.cluster.classifiers import classifier_called
+from dist_net.cluster.model_sources import MODELS
 from dist_net.darknet.classifier import Answer
 from dist_net.errors import DistNetError, UnknownModelError
 from dist_net.monitoring.fetch_progress import FetchProgress

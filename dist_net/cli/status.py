@@ -1,10 +1,11 @@
-"""``dist-net status ADDRESS``: who is in a run, and how far it is."""
+"""``dist-net status ADDRESS``: who is in a run, or in an inference pool, and how far it is."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +16,9 @@ from dist_net.wire.security import load_worker_keys
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
-    parser.add_argument("address", metavar="ADDRESS", help="as for dist-net worker --connect")
+    parser.add_argument(
+        "address", metavar="ADDRESS", help="as for dist-net worker or reload --connect"
+    )
     parser.add_argument("--keys", type=Path, metavar="DIR", help="a worker's keys")
     parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="default: 5")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
@@ -30,6 +33,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(report))
         return 0
     console = Console(highlight=False)
+    if "recipe" in report:
+        show_run(report, console)
+    else:
+        show_pool(report, console)
+    return 0
+
+
+def show_run(report: dict[str, Any], console: Console) -> None:
+    """Prints how far a training run is."""
     console.print(
         f"{report['recipe']}: {report['state']}, {report['samples']:,} of "
         f"{report['samples_total']:,} samples, version {report['version']:,}, "
@@ -48,4 +60,38 @@ def run(arguments: argparse.Namespace) -> int:
             f"{worker['heard_s_ago']:.1f} s ago",
         )
     console.print(table)
-    return 0
+
+
+def show_pool(report: dict[str, Any], console: Console) -> None:
+    """Prints an inference pool's models and workers."""
+    queue = report["queue"]
+    console.print(
+        f"{'ready' if report['is_ready'] else 'not ready'}"
+        f"{', draining' if report['is_draining'] else ''}, up for {report['uptime_s']:,.0f} s, "
+        f"{queue['requests']:,} of {queue['request_limit']:,} requests and {queue['bytes']:,} of "
+        f"{queue['byte_limit']:,} bytes in the queue",
+        soft_wrap=True,
+    )
+    models = Table("model", "version", "requests/s", "p50 ms", "p99 ms", "refused", "failed")
+    for model in report["models"]:
+        times = model["latency_ms"] or {}
+        models.add_row(
+            model["name"],
+            str(model["version"]) if model["is_ready"] else model["reason"] or "not ready",
+            f"{model['requests_per_s']:,.1f}",
+            *("" if times.get(key) is None else f"{times[key]:,.1f}" for key in ("p50", "p99")),
+            f"{model['refused']:,}",
+            f"{model['failed']:,}",
+        )
+    console.print(models)
+    workers = Table("worker", "host", "process", "state", "requests", "last heard")
+    for worker in report["workers"]:
+        workers.add_row(
+            worker["name"],
+            worker["host"],
+            str(worker["process_id"]),
+            worker["state"],
+            f"{worker['requests']:,}",
+            f"{worker['heard_s_ago']:.1f} s ago",
+        )
+    console.print(workers)

@@ -69,13 +69,17 @@ class Child:
             raise self.failure()
 
     def failure(self) -> ProcessFailedError:
-        """Why it ended, in its own words if it had any; with its exit code."""
-        reasons = [line.removeprefix(FAILED) for line in self._lines() if line.startswith(FAILED)]
-        reason = reasons[-1].strip() if reasons else f"it ended with code {self.exit_code}"
-        error = ProcessFailedError(f"{self.name}: {reason} (log: {self.log})")
+        """Why it ended, with its exit code."""
+        error = ProcessFailedError(f"{self.name}: {self.last_words} (log: {self.log})")
         if self.exit_code == BadInputError.exit_code:
             error.exit_code = BadInputError.exit_code
         return error
+
+    @property
+    def last_words(self) -> str:
+        """Why it ended, in its own words if it had any."""
+        reasons = [line.removeprefix(FAILED) for line in self._lines() if line.startswith(FAILED)]
+        return reasons[-1].strip() if reasons else f"it ended with code {self.exit_code}"
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until it has ended; False if it has not in that time."""

@@ -12,19 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.darknet.configuration import Configuration
-from dist_net.darknet.images import Source, fit, grey, letterbox, load_image, name_of
-from dist_net.darknet.labels import read_labels
+from dist_net.darknet.images import Source, name_of
+from dist_net.darknet.labels import read_labels, require_labels
 from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.pictures import PictureInputs
 from dist_net.darknet.weights import read_weights
 from dist_net.errors import (
     ImageError,
-    LabelsError,
     PredictionError,
     PreparedKernelsError,
-    ShapeError,
 )
 from dist_net.nn import Model
-from dist_net.nn.inference import Inference, Prepared, prepare
+from dist_net.nn.inference import Inference, Prepared, prepare, softmax
 from dist_net.nn.prepared import key_of, map_prepared, write_prepared
 
 logger = logging.getLogger(__name__)
@@ -46,12 +45,10 @@ Answer = list[Prediction] | ImageError | PredictionError
 class Classifier:
     """A model with kernels prepared from its weights, which says what pictures show.
 
-    A model of float32 inputs is given pictures as Darknet's nets are, by ``letterbox``; one of
-    uint8 as recipes are, by ``fit``. Its inputs are (H, W), (H, W, 1), and then the pictures are
-    made grey, or (H, W, 3). ``has_logits`` says that its outputs are no probabilities yet. At most
-    ``batch_size`` pictures are answered for, and held, at a time.
+    See ``PictureInputs`` for the models that can. ``has_logits`` says that its outputs are no
+    probabilities yet. At most ``batch_size`` pictures are answered for, and held, at a time.
 
-    Raises ShapeError for a model of another kind of inputs, and LabelsError unless there is one
+    Raises ShapeError for a model that takes no pictures, and LabelsError unless there is one
     label for each class.
     """
 
@@ -64,20 +61,9 @@ class Classifier:
         batch_size: int = 8,
         threads: int = 1,
     ) -> None:
-        if len(labels) != model.classes:
-            raise LabelsError(
-                f"{len(labels):,} labels for a net of {model.classes:,} classes; expected one for "
-                f"each"
-            )
-        shape = model.input_shape
-        if len(shape) not in (2, 3) or shape[2:] not in ((), (1,), (3,)):
-            raise ShapeError(
-                f"a net whose inputs are of shape {shape} takes no pictures; expected (H, W), "
-                f"(H, W, 1) or (H, W, 3)"
-            )
+        require_labels(labels, model.classes)
         self.labels = tuple(labels)
-        self._shape = shape
-        self._prepare = letterbox if model.input_dtype == np.float32 else fit
+        self._inputs = PictureInputs(model)
         self._has_logits = has_logits
         self._batch_size = batch_size
         self._outputs = Inference(model, prepared, threads, batch_size)
@@ -110,23 +96,13 @@ class Classifier:
     def _input(self, picture: Source) -> NDArray[np.generic] | ImageError:
         """The picture as the model takes it, or why it cannot be."""
         try:
-            pixels = load_image(picture)
+            return self._inputs.of(picture)
         except ImageError as error:
             return error
-        if self._shape[2:] != (3,):
-            pixels = grey(pixels)
-        try:
-            return self._prepare(pixels, *self._shape[:2]).reshape(self._shape)
-        except ImageError as error:  # pixels have no name
-            return ImageError(f"{name_of(picture)}: {error}")
 
     def _probabilities(self, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
         outputs = self._outputs(inputs)
-        if not self._has_logits:
-            return outputs
-        powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        probabilities: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
-        return probabilities
+        return softmax(outputs) if self._has_logits else outputs
 
     def _likeliest(
         self, probabilities: NDArray[np.float32], picture: Source, top: int
@@ -165,7 +141,7 @@ def load_classifier(
 
 def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> Prepared:
     """What inference needs of the weights in a file: mapped from beside that, or left there."""
-    path = weights.with_name(f"{weights.name}.prepared")
+    path = prepared_beside(weights)
     key = key_of(model, weights) if weights.is_file() else ""
     prepared = map_prepared(path, key)
     if prepared is None:
@@ -175,3 +151,8 @@ def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> Pr
         except PreparedKernelsError as error:
             logger.warning("kernels_not_kept reason=%s", error)
     return prepared
+
+
+def prepared_beside(weights: Path) -> Path:
+    """Where the kernels are kept that were prepared from a file of weights."""
+    return weights.with_name(f"{weights.name}.prepared")

@@ -270,14 +270,19 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(known)}"
 
 
-def write_configuration(configuration: Configuration, path: Path) -> None:
-    """Writes ``configuration`` as a .cfg file, which appears at once when it is complete.
-
-    Every option is written, in its order; comments are not kept. Raises NetworkWriteError.
-    """
-    lines = [
+def configuration_text(configuration: Configuration) -> str:
+    """``configuration`` as a .cfg file has it: every option in its order, without comments."""
+    sections = [
         "\n".join([f"[{each.kind}]", *(f"{name}={value}" for name, value in each.options.items())])
         for each in configuration.sections
     ]
+    return "\n\n".join(sections) + "\n"
+
+
+def write_configuration(configuration: Configuration, path: Path) -> None:
+    """Writes ``configuration`` as a .cfg file, which appears at once when it is complete.
+
+    Raises NetworkWriteError.
+    """
     with written(path) as file:
-        file.write(("\n\n".join(lines) + "\n").encode())
+        file.write(configuration_text(configuration).encode())

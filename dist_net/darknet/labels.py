@@ -7,6 +7,7 @@ classes each, a bird and a machine (crane), a bathing suit and tights (maillot).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -49,3 +50,11 @@ def read_labels(path: Path, classes: int) -> tuple[str, ...]:
             f"for each{shorten}"
         )
     return names
+
+
+def require_labels(labels: Sequence[str], classes: int) -> None:
+    """Raises LabelsError unless there is one label for each class."""
+    if len(labels) != classes:
+        raise LabelsError(
+            f"{len(labels):,} labels for a net of {classes:,} classes; expected one for each"
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from importlib import import_module
 
 import numpy as np
@@ -14,6 +16,7 @@ from dist_net.autodiff import Array, BoundPlan, Expression, compile, evaluate
 from dist_net.autodiff.expression import Kernel
 from dist_net.autodiff.inference import Specialised, specialise
 from dist_net.autodiff.kernels.team import Team
+from dist_net.autodiff.memory import Arena
 from dist_net.errors import MissingExtraError, ShapeError
 from dist_net.nn.model import INPUTS, Batch, Model
 from dist_net.nn.parameters import Scope, Vector
@@ -53,9 +56,16 @@ class Inference:
         self._prepared = prepared
         self._batch_size = batch_size
         self._team = Team(threads)
+        self._arena = Arena()
+        self._inputs = np.empty((batch_size, *model.input_shape), model.input_dtype)
         self._options = {"reproducible": reproducible, "compiled": _is_compiled(compiled)}
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
-        self._blas = ThreadpoolController().select(user_api="blas")
+        blas = ThreadpoolController().select(user_api="blas")
+        # The team shares out what BLAS is called with. To say so takes a tenth of a small batch.
+        is_capped = all(library["num_threads"] == 1 for library in blas.info())
+        self._cap_blas: Callable[[], AbstractContextManager[object]] = (
+            nullcontext if is_capped else partial(blas.limit, limits=1)
+        )
 
     def close(self) -> None:
         """Ends the threads."""
@@ -69,13 +79,26 @@ class Inference:
         """
         self._model.require_inputs(inputs)
         outputs = np.empty((len(inputs), self._model.classes), np.float32)
-        with self._blas.limit(limits=1):  # the team shares out what BLAS is called with
+        with self._cap_blas():
             for start in range(0, len(inputs), self._batch_size):
                 chunk = inputs[start : start + self._batch_size]
                 batch, bound = self._bind(len(chunk))
                 batch[...] = chunk
                 outputs[start : start + len(chunk)] = bound.run()[0]
         return outputs
+
+    def warm_up(self, may_go_on: Callable[[], bool] = lambda: True) -> None:
+        """Compiles plans for batches of every size, so that no call has to; the largest runs once.
+
+        They share the memory of that one. Asks between two of them whether it ``may_go_on``.
+        """
+        for batch_size in range(self._batch_size, 0, -1):
+            if not may_go_on():
+                return
+            batch, bound = self._bind(batch_size)
+            if batch_size == self._batch_size:
+                batch.fill(0)
+                bound.run()
 
     def steps(self, batch_size: int) -> list[tuple[Expression, list[Kernel]]]:
         """What a batch of that size is computed by, one after the other, to be measured."""
@@ -86,10 +109,18 @@ class Inference:
         if batch_size not in self._bound:
             graph = _specialised(self._model, batch_size, self._team, **self._options)
             _require(graph, self._prepared)
-            batch = np.empty((batch_size, *self._model.input_shape), self._model.input_dtype)
-            bound = compile(graph.outputs, self._team).bind({INPUTS: batch, **self._prepared})
+            batch = self._inputs[:batch_size]
+            plan = compile(graph.outputs, self._team, self._arena)
+            bound = plan.bind({INPUTS: batch, **self._prepared})
             self._bound[batch_size] = batch, bound
         return self._bound[batch_size]
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities, (N, classes), of what a network gives before them; a row by itself."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def prepare(model: Model, weights: Vector) -> Prepared:

@@ -21,6 +21,7 @@ from dist_net.autodiff import Array
 from dist_net.errors import PreparedKernelsError
 from dist_net.nn.inference import Prepared, prepared_shapes
 from dist_net.nn.model import Model
+from dist_net.nn.parameters import Vector
 from dist_net.replacing import replacing
 
 KEY = "dist_net_prepared"
@@ -74,5 +75,13 @@ def key_of(model: Model, weights: Path) -> str:
     That file is not read for it: its size and its time stand for it.
     """
     status = weights.stat()
-    facts = (FORMAT, prepared_shapes(model), status.st_size, status.st_mtime_ns)
-    return hashlib.sha256(repr(facts).encode()).hexdigest()
+    return _key(model, status.st_size, status.st_mtime_ns)
+
+
+def key_of_vector(model: Model, weights: Vector) -> str:
+    """What changes when the kernels are prepared differently, or the weights are others."""
+    return _key(model, hashlib.sha256(np.ascontiguousarray(weights).data).hexdigest())
+
+
+def _key(model: Model, *facts: int | str) -> str:
+    return hashlib.sha256(repr((FORMAT, prepared_shapes(model), *facts)).encode()).hexdigest()

@@ -55,3 +55,18 @@ class ModelDescription:
             return cls(input_shape=shape, labels=labels, **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ProtocolError(f"this describes no model: {text[:80]!r} ({error})") from error
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model as it is served now: its newest version, and all that are still answered for.
+
+    ``description`` is None while no version has been loaded, and once it is unloaded; then
+    ``reason`` says why. ``is_ready``: some worker can answer for it now.
+    """
+
+    name: str
+    description: ModelDescription | None
+    versions: tuple[int, ...]
+    is_ready: bool
+    reason: str

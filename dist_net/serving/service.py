@@ -1,30 +1,16 @@
-"""What an interface (HTTP, ZeroMQ, the page) may ask the gateway; the gateway is one, tests fake it."""
+"""What an interface (HTTP, ZeroMQ, the page) may ask the gateway; tests may fake it."""
 
 from __future__ import annotations
 
 from asyncio import Future
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dist_net.serving.description import ModelDescription
+from dist_net.serving.description import ModelDescription, ServedModel
 from dist_net.serving.requests import Outcome, Question
 from dist_net.serving.statistics import ModelStatistics
 
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A model as it is served now: its newest version, and all that are still answered for.
-
-    ``description`` is None while no version has been loaded, and once it is unloaded; then
-    ``reason`` says why. ``is_ready``: some worker can answer for it now.
-    """
-
-    name: str
-    description: ModelDescription | None
-    versions: tuple[int, ...]
-    is_ready: bool
-    reason: str
+__all__ = ["ServedModel", "Service"]
 
 
 class Service(Protocol):
@@ -36,6 +22,10 @@ class Service(Protocol):
 
     def models(self) -> Mapping[str, ServedModel]:
         """Every model that is served, by name, in the order of the command line."""
+        ...
+
+    def description(self, model: str, version: int | None = None) -> ModelDescription | None:
+        """What would answer a request for that version, or for none; None: nothing would."""
         ...
 
     def reload(self, model: str) -> Future[Outcome]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol, Self
@@ -12,10 +10,11 @@ from typing import Protocol, Self
 import numpy as np
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import NoAnswerError, ProtocolError, SegmentError
+from dist_net.errors import SegmentError
 from dist_net.training.commands import Begin, Command, Compute, Done, Prepare, Send
 from dist_net.training.state import PUSHES_ON_THE_WAY, WorkerState
-from dist_net.wire.messages import Heartbeat, Join, Message, Vector, Welcome
+from dist_net.wire.heart import Heart
+from dist_net.wire.messages import Join, Message, Vector, Welcome
 from dist_net.wire.security import WorkerKeys
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket
@@ -193,7 +192,13 @@ class WorkerProcess:
         self._weights.attach(welcome)
         if self._heart is not None:
             self._heart.stop()
-        self._heart = Heart(self._address, self._keys, welcome, self._clock)
+        self._heart = Heart(
+            self._address,
+            self._keys,
+            welcome.worker_id,
+            welcome.heartbeat_interval_s,
+            self._clock,
+        )
         self._heart.start()
         self._step = self._step_of(welcome.seed)
         logger.info(
@@ -238,42 +243,3 @@ class Weights:
         if self._segment is not None:
             self._segment.close()
             self._segment = None
-
-
-class Heart(threading.Thread):
-    """Says that this process is alive, from a thread and a socket of its own.
-
-    A long step would keep the worker's loop from saying it; NumPy computes without the
-    interpreter's lock, so this thread is heard all the same. ``answer`` is the server's last one
-    and when its heartbeat was sent; None: there has been none.
-    """
-
-    def __init__(
-        self, address: str, keys: WorkerKeys | None, welcome: Welcome, clock: Clock
-    ) -> None:
-        super().__init__(name=f"heart-{welcome.worker_id}-{os.getpid()}", daemon=True)
-        self.answer: tuple[Message, float] | None = None
-        self._address = address
-        self._keys = keys
-        self._beat = Heartbeat(welcome.worker_id)
-        self._interval_s = welcome.heartbeat_interval_s
-        self._clock = clock
-        self._stopped = threading.Event()
-
-    def run(self) -> None:
-        """Beats until stopped, or until the server has long not taken a beat."""
-        with ClientSocket(self._address, self._keys) as socket:
-            try:
-                while not self._stopped.is_set():
-                    sent_s = self._clock.now()
-                    socket.send(self._beat)
-                    self._stopped.wait(self._interval_s)
-                    while (answer := socket.receive(0)) is not None:
-                        self.answer = (answer, sent_s)
-            except (NoAnswerError, ProtocolError) as error:
-                logger.warning("heartbeat_ended reason=%s", error)
-
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._stopped.set()
-        self.join()

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LONGEST_MODULE = 300
+CATALOGUES = {"dist_net.errors"}  # as long as there are causes, each a leaf of three lines
 
 # Direction: left never imports right, and the three in the middle never each other. What stands
 # on a line is all that the room may import of this project; a room that is not here has no place
@@ -43,7 +44,7 @@ MAY_IMPORT = {
     "benchmark": ALL_BUT_COMMANDS,
     "cli": f"{ALL_BUT_COMMANDS} benchmark workers",
     "__main__": "cli",
-    "dist_net": f"{MODELS} recipe",
+    "dist_net": f"{MODELS} recipe serving",
 }
 SPEAKS_ZEROMQ = {"wire", "benchmark"}  # a benchmark measures the bare library beside the wire
 READS_THE_ENVIRONMENT = {"cli", "benchmark", "workers"}
@@ -52,6 +53,7 @@ STATE_MACHINES = [
     "dist_net.parameter_server.leases",
     "dist_net.parameter_server.membership",
     "dist_net.parameter_server.store",
+    "dist_net.serving.pool",
     "dist_net.training.state",
 ]
 INPUT_AND_OUTPUT = {"asyncio", "socket", "subprocess", "threading", "time", "zmq"}
@@ -60,9 +62,39 @@ NUMBA = "numba llvmlite"
 NEEDS_AN_EXTRA = {
     "dist_net.autodiff.kernels.jit": NUMBA,
     "dist_net.autodiff.kernels.compiled": NUMBA,
+    "dist_net.autodiff.kernels.compiled_halving": NUMBA,
     "dist_net.autodiff.kernels.compiled_lines": NUMBA,
     "dist_net.autodiff.kernels.compiled_tiles": NUMBA,
     "dist_net.autodiff.kernels.compiled_winograd": NUMBA,
+    "dist_net.benchmark.peers.litserve_server": "litserve",
+    **dict.fromkeys(
+        (
+            "dist_net.serving.open_inference.request",
+            "dist_net.serving.open_inference.response",
+            "dist_net.serving.open_inference.metadata",
+        ),
+        "orjson",
+    ),
+    **dict.fromkeys(
+        (
+            "dist_net.serving.http.application",
+            "dist_net.serving.http.asking",
+            "dist_net.serving.http.bodies",
+            "dist_net.serving.http.images",
+            "dist_net.serving.http.forms",
+            "dist_net.serving.http.inference",
+            "dist_net.serving.http.metadata",
+            "dist_net.serving.http.metrics",
+            "dist_net.serving.http.openapi",
+            "dist_net.serving.http.page",
+            "dist_net.serving.http.protocol",
+            "dist_net.serving.http.replies",
+            "dist_net.serving.http.repository",
+            "dist_net.serving.http.security",
+            "dist_net.serving.http.server",
+        ),
+        "starlette uvicorn prometheus_client orjson",
+    ),
 }
 UNSAFE_MODULES = {"dill", "marshal", "pickle", "shelve"}
 

@@ -1,0 +1,175 @@
+"""The model loader's process: reads models from their sources for the gateway and its workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from dist_net.clock import Clock, SystemClock
+from dist_net.cluster.model_sources import FoundModel, ModelSource, TrainingRun
+from dist_net.darknet.pictures import takes_pictures
+from dist_net.errors import DistNetError, JoinRefusedError
+from dist_net.nn.prepared import map_prepared, write_prepared
+from dist_net.serving.arrays import keep_newest
+from dist_net.serving.description import ModelDescription
+from dist_net.serving.served_network import recipe_digest
+from dist_net.wire.messages import Message, Refuse
+from dist_net.wire.serving_messages import Enlisted, EnlistLoader, Prepare, Prepared
+from dist_net.wire.transport import ClientSocket
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.1
+ANSWER_WITHIN_S = 10.0
+FOLLOW_EVERY_S = 1.0
+LONGEST_PAUSE_S = 30.0  # between attempts to reach a training run that does not answer
+
+
+@dataclass
+class _Followed:
+    """A training run whose versions are passed on: the last one, and when to look for the next."""
+
+    source: TrainingRun
+    version: int
+    due_s: float
+    pause_s: float = FOLLOW_EVERY_S
+
+
+class ModelLoader:
+    """Reads models when the gateway at ``address`` says so, and follows those that are trained.
+
+    ``directory`` is for arrays that lie nowhere else. ``is_orphaned`` tells whether the gateway,
+    which started this process, is gone.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        sources: Mapping[str, ModelSource],
+        directory: Path,
+        is_orphaned: Callable[[], bool] = lambda: False,
+        clock: Clock | None = None,
+    ) -> None:
+        self._sources = sources
+        self._directory = directory
+        self._is_orphaned = is_orphaned
+        self._clock = clock or SystemClock()
+        self._socket = ClientSocket(address)
+        self._followed: dict[str, _Followed] = {}
+        self._leave_reason: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """Ends as soon as the loop comes round; may be called by a signal handler."""
+        self._leave_reason = reason
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def serve(self) -> str:
+        """Returns why it ended.
+
+        Raises NoAnswerError when the gateway does not answer at first, and JoinRefusedError when
+        it will not have this loader.
+        """
+        self._socket.send(EnlistLoader(os.getpid()))
+        message = self._socket.receive(ANSWER_WITHIN_S)
+        if message is None:
+            raise self._socket.no_answer(ANSWER_WITHIN_S)
+        while self._leave_reason is None:
+            if message is not None:
+                self._handle(message)
+            self._follow()
+            if self._is_orphaned():
+                self._leave_reason = "the process that started this one is gone"
+            message = self._socket.receive(POLL_S)
+        return self._leave_reason
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case Prepare(model, version):
+                self._socket.send(self._prepare(model, version))
+            case Refuse(reason):
+                raise JoinRefusedError(f"the gateway refuses this loader: {reason}")
+            case Enlisted():
+                logger.info("enlisted models=%s", ",".join(self._sources))
+            case _:
+                logger.warning("unexpected_message type=%s", type(message).__name__)
+
+    def _prepare(self, model: str, version: int) -> Prepared:
+        """The answer to a `Prepare`. A model that is being trained is followed from then on."""
+        source = self._sources.get(model)
+        if source is None:
+            return Prepared(model, version, "", f"there is no source of a model {model!r}")
+        if isinstance(source, TrainingRun) and model not in self._followed:
+            self._followed[model] = _Followed(source, -1, self._clock.now() + FOLLOW_EVERY_S)
+        try:
+            return self._read(model, source, version)
+        except DistNetError as error:
+            logger.warning("not_prepared model=%s error=%s", model, error)
+            return Prepared(model, version, "", str(error))
+
+    def _read(self, model: str, source: ModelSource, version: int) -> Prepared:
+        """Reads a model, and leaves its arrays in a file; raises a DistNetError."""
+        found = source.read()
+        if found.version is not None:
+            version = self._followed[model].version = found.version
+        description = described(found, model, version, self._directory)
+        logger.info("prepared model=%s version=%d", model, version)
+        return Prepared(model, version, description.to_json(), "")
+
+    def _follow(self) -> None:
+        """Passes on the versions that training runs have come to, at most one a second of each."""
+        for model, followed in self._followed.items():
+            begun_s = self._clock.now()
+            if begun_s < followed.due_s:
+                continue
+            try:
+                if followed.source.version() != followed.version:
+                    self._socket.send(self._read(model, followed.source, 0))
+                followed.pause_s = FOLLOW_EVERY_S
+            except DistNetError as error:
+                followed.pause_s = min(2 * followed.pause_s, LONGEST_PAUSE_S)
+                logger.warning("not_followed model=%s error=%s", model, error)
+            followed.due_s = begun_s + followed.pause_s
+
+
+def described(found: FoundModel, name: str, version: int, directory: Path) -> ModelDescription:
+    """What gateway and workers are told of a model, once its arrays lie in a file.
+
+    They are written to ``directory`` unless they lie somewhere; of each model the last few stay
+    there. Raises PreparedKernelsError if they cannot be written.
+    """
+    model, recipe = found.model, found.recipe
+    file = found.file
+    if file is None:
+        file = directory / f"{name}.{found.key[:32]}.prepared"
+        if map_prepared(file, found.key) is None:
+            write_prepared(file, found.prepared, found.key)
+        else:
+            file.touch()  # it is the newest again
+        keep_newest(directory, name)
+    return ModelDescription(
+        name=name,
+        version=version,
+        input_datatype="FP32" if model.input_dtype == np.float32 else "UINT8",
+        input_shape=model.input_shape,
+        classes=model.classes,
+        labels=found.labels,
+        takes_pictures=takes_pictures(model),
+        has_logits=found.has_logits,
+        configuration=found.configuration,
+        recipe=recipe.reference if recipe else "",
+        recipe_digest=recipe_digest(recipe) if recipe else "",
+        arrays_path=str(file.absolute()),
+        arrays_bytes=file.stat().st_size,
+        arrays_key=found.key,
+    )

@@ -1,0 +1,110 @@
+"""The pool's processes on the gateway's host, kept alive: the model loader and the workers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_net.cluster.child import Child, end
+from dist_net.errors import BadInputError, DistNetError
+
+logger = logging.getLogger(__name__)
+
+SHORTEST_LIFE_S = 2.0  # who ends earlier is not started again at once, and ever later
+FIRST_PAUSE_S = 0.1
+LONGEST_PAUSE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Command:
+    """How one kind of child is started: ``python -m MODULE ARGUMENTS...``."""
+
+    name: str
+    module: str
+    arguments: tuple[str, ...]
+
+
+@dataclass
+class _Place:
+    """A child that there has to be, and how it has fared."""
+
+    command: Command
+    child: Child
+    descriptor: int
+    started_s: float
+    pause_s: float
+
+
+class PoolChildren:
+    """A child for each command, and another for one that has ended."""
+
+    def __init__(self, commands: Sequence[Command], logs: Path) -> None:
+        self._commands = commands
+        self._logs = logs
+        self._places: dict[int, _Place] = {}
+
+    def start(
+        self,
+        ended: Callable[[int, str, str], None],
+        failed: Callable[[DistNetError], None],
+    ) -> None:
+        """Starts them, on the running event loop.
+
+        ``ended(process_id, host, reason)`` is called when one is gone, within a turn of the loop;
+        ``failed(error)`` when one ends because what it was given cannot be right: it is not started
+        again then.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._ended, self._failed = ended, failed
+        for command in self._commands:
+            self._start(command, 0.0)
+
+    def kill(self, process_id: int, host: str, reason: str) -> None:
+        """Ends a child at once, whatever it is doing, also when it is stopped."""
+        if process_id in self._places and host == socket.gethostname():
+            logger.warning("event=child_killed process=%d reason=%s", process_id, reason)
+            with suppress(ProcessLookupError):
+                os.kill(process_id, signal.SIGKILL)
+
+    def close(self, grace_s: float) -> None:
+        """Ends them: those that have not left within ``grace_s`` are killed."""
+        self._commands = ()
+        for place in self._places.values():
+            self._forget(place)
+            place.child.terminate()
+        end([place.child for place in self._places.values()], grace_s)
+
+    def _start(self, command: Command, pause_s: float) -> None:
+        if command not in self._commands:  # closed meanwhile
+            return
+        child = Child(command.name, command.module, command.arguments, self._logs)
+        descriptor = os.pidfd_open(child.process_id)  # readable when the process has ended
+        place = _Place(command, child, descriptor, self._loop.time(), pause_s)
+        self._places[child.process_id] = place
+        self._loop.add_reader(descriptor, self._has_ended, place)
+
+    def _has_ended(self, place: _Place) -> None:
+        child = place.child
+        self._forget(place)
+        del self._places[child.process_id]
+        child.wait(1.0)
+        self._ended(child.process_id, socket.gethostname(), child.last_words)
+        if child.exit_code == BadInputError.exit_code:
+            self._failed(BadInputError(child.last_words))
+            return
+        logger.warning("event=child_ended name=%s reason=%s", child.name, child.last_words)
+        pause_s = 0.0
+        if self._loop.time() - place.started_s < SHORTEST_LIFE_S:
+            pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * place.pause_s))
+        self._loop.call_later(pause_s, self._start, place.command, pause_s)
+
+    def _forget(self, place: _Place) -> None:
+        self._loop.remove_reader(place.descriptor)
+        os.close(place.descriptor)

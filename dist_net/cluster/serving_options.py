@@ -1,0 +1,126 @@
+"""What ``dist-net serve`` is told, checked."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_net.cluster.model_sources import MODELS, named_source, newest_run_directory
+from dist_net.errors import SettingError
+from dist_net.serving.settings import PoolSettings
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """Which models are served, by what, where, and to whom. Raises SettingError."""
+
+    sources: tuple[str, ...]
+    names: tuple[str, ...]
+    workers: int
+    threads: int
+    pool: PoolSettings
+    http: str
+    listen: str
+    listen_workers: str
+    keys: Path | None
+    training_keys: Path | None
+    token_file: Path | None
+    tls_certificate: Path | None
+    tls_key: Path | None
+    weights: Path | None
+    labels: Path | None
+    is_reproducible: bool
+    grace_s: float
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.threads < 1 or not self.grace_s >= 0:
+            raise SettingError(
+                f"--workers={self.workers}, --threads={self.threads}, --grace={self.grace_s:g}: "
+                f"expected whole numbers from 0 and from 1 up, and seconds"
+            )
+        if self.workers == 0 and not self.listen_workers:
+            raise SettingError(
+                "--workers=0 and no --listen-workers: nobody could answer; expected workers of "
+                "this host, or an address for those of others"
+            )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the command takes."""
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument(
+        "models",
+        metavar="[NAME=]MODEL",
+        nargs="*",
+        help=f"{MODELS}; or the address of a training cluster's parameter server, whose versions "
+        f"are followed (default: the newest run under runs/)",
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet's")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="the name of each class, a line"
+    )
+    whole = parser.add_argument
+    whole("--workers", type=int, default=cores, metavar="N", help="processes (default: the cores)")
+    whole("--threads", type=int, default=1, metavar="N", help="of each worker (default: 1)")
+    whole("--max-batch-size", type=int, default=8, metavar="N", help="rows (default: 8)")
+    whole(
+        "--batch-timeout-ms",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="how long a batch that is not full waits for more, if others wait too (default: 0)",
+    )
+    whole("--queue-limit", type=int, default=1024, metavar="N", help="requests (default: 1024)")
+    whole("--queue-mib", type=int, default=256, metavar="MIB", help="of requests (default: 256)")
+    whole("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a request (10)")
+    whole("--http", default="127.0.0.1:8000", metavar="HOST:PORT", help="'' for none")
+    whole("--listen", default="tcp://127.0.0.1:8001", metavar="ADDRESS", help="for dist_net.Client")
+    whole("--listen-workers", default="", metavar="ADDRESS", help="for workers of other hosts")
+    whole("--keys", type=Path, metavar="DIR", help="CURVE keys for both of these addresses")
+    whole("--token-file", type=Path, metavar="FILE", help="what HTTP clients have to bear")
+    whole("--tls-certificate", type=Path, metavar="FILE", help="PEM, with --tls-key")
+    whole("--tls-key", type=Path, metavar="FILE", help="PEM, with --tls-certificate")
+    whole(
+        "--training-keys", type=Path, metavar="DIR", help="for a training cluster that is followed"
+    )
+    parser.add_argument(
+        "--reproducible",
+        action="store_true",
+        help="the same answer, bit for bit, whatever shares its batch; up to a fifth slower",
+    )
+    whole("--grace", type=float, default=30.0, metavar="SECONDS", help="to finish what was begun")
+
+
+def options_from(arguments: argparse.Namespace) -> ServingOptions:
+    """The checked options; the newest run stands for a MODEL that was left out."""
+    sources = tuple(arguments.models) or (newest_run_directory(),)
+    pool = PoolSettings(
+        max_batch_size=arguments.max_batch_size,
+        batch_timeout_s=arguments.batch_timeout_ms / 1000,
+        queue_requests=arguments.queue_limit,
+        queue_bytes=arguments.queue_mib * MIB,
+        default_timeout_s=arguments.timeout,
+    )
+    return ServingOptions(
+        sources=sources,
+        names=tuple(named_source(each).name for each in sources),
+        workers=arguments.workers,
+        threads=arguments.threads,
+        pool=pool,
+        http=arguments.http,
+        listen=arguments.listen,
+        listen_workers=arguments.listen_workers,
+        keys=arguments.keys,
+        training_keys=arguments.training_keys,
+        token_file=arguments.token_file,
+        tls_certificate=arguments.tls_certificate,
+        tls_key=arguments.tls_key,
+        weights=arguments.weights,
+        labels=arguments.labels,
+        is_reproducible=arguments.reproducible,
+        grace_s=arguments.grace,
+    )

@@ -1,0 +1,179 @@
+"""The gateway's process: sockets, children and HTTP are opened, used until a signal, and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dist_net.clock import SystemClock
+from dist_net.cluster.entry import READY
+from dist_net.cluster.pool_children import Command, PoolChildren
+from dist_net.cluster.serving_options import ServingOptions
+from dist_net.errors import DistNetError, KeyFileError, MissingExtraError, ModelLoadError
+from dist_net.serving.client_desk import ClientDesk
+from dist_net.serving.gateway import Gateway
+from dist_net.serving.pool import Pool
+from dist_net.wire.security import ServerKeys, load_server_keys
+from dist_net.wire.transport import ServerSocket
+
+if TYPE_CHECKING:
+    from dist_net.serving.http.server import HttpServer
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.02
+RETIRE_S = 2.0  # for children to leave, before they are ended
+# A client's requests that wait in its socket: those that it may pipeline.
+CLIENT_HIGH_WATER_MARK = 1024
+LARGEST_REQUEST_BYTES = 32 << 20
+
+
+async def serve(options: ServingOptions) -> int:
+    """Serves until a signal comes, and what was admitted is answered; gives the exit code.
+
+    Raises what makes it impossible to begin: an address, a key, a model that cannot be read.
+    """
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    with ExitStack() as opened:
+        keys = load_server_keys(options.keys) if options.keys else None
+        directory = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="dist-net-")))
+        clients = opened.enter_context(_client_socket(options, keys))
+        workers = opened.enter_context(_worker_socket(options, keys, directory))
+        clock = SystemClock()
+        pool = Pool(options.pool, options.names, clock.now())
+        children = PoolChildren(
+            _commands(options, workers.contact_addresses[0], directory), directory
+        )
+        gateway = Gateway(pool, workers, children, clock)
+        desk = ClientDesk(gateway, clients, secrets.token_hex(8))
+        http = _http(options, gateway)
+        broken: list[DistNetError] = []
+        gateway.start()
+        desk.start()
+        children.start(gateway.child_ended, broken.append)
+        serving = asyncio.create_task(http.serve()) if http is not None else None
+        try:
+            await _until_ready(gateway, stopped, broken)
+            if not stopped.is_set():
+                url = f"http={http.url} " if http is not None else ""
+                print(f"{READY} {url}zmq={clients.contact_addresses[0]}", flush=True)
+            await stopped.wait()
+            gateway.drain()
+            logger.info("event=draining")
+            is_drained = await gateway.drained(options.grace_s)
+        finally:
+            gateway.give_up("the gateway is being stopped")
+            if http is not None and serving is not None:
+                http.stop()
+                await serving
+            await asyncio.sleep(0)  # for the last answers to clients
+            gateway.retire_workers()
+            gateway.close()
+            desk.close()
+            children.close(RETIRE_S)
+    if not is_drained:
+        logger.warning("event=not_drained grace_s=%g", options.grace_s)
+    return 0 if is_drained else 1
+
+
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's where the extra ``web`` brought it, which takes half the time; else asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+async def _until_ready(
+    gateway: Gateway, stopped: asyncio.Event, broken: list[DistNetError]
+) -> None:
+    """Waits until every model can be answered for; raises if one never will be."""
+    while not (gateway.is_ready or stopped.is_set()):
+        if broken:
+            raise broken[0]
+        for name, reason in gateway.unreadable.items():
+            if reason:
+                raise ModelLoadError(f"model {name}: {reason}")
+        await asyncio.sleep(POLL_S)
+
+
+def _client_socket(options: ServingOptions, keys: ServerKeys | None) -> ServerSocket:
+    return ServerSocket(
+        [options.listen],
+        keys,
+        max_array_bytes=LARGEST_REQUEST_BYTES,
+        high_water_mark=CLIENT_HIGH_WATER_MARK,
+    )
+
+
+def _worker_socket(
+    options: ServingOptions, keys: ServerKeys | None, directory: Path
+) -> ServerSocket:
+    """Workers of this host are alone with it: its Unix socket lies in a private directory."""
+    own = f"ipc://{directory}/pool"
+    return ServerSocket([own, *([options.listen_workers] if options.listen_workers else [])], keys)
+
+
+def _commands(options: ServingOptions, address: str, directory: Path) -> list[Command]:
+    connect = ("--connect", address, "--parent", str(os.getpid()), "--directory")
+    loader = [*connect, str(directory)]
+    for name in ("training_keys", "weights", "labels"):
+        value = getattr(options, name)
+        if value is not None:
+            loader += [f"--{name.replace('_', '-')}", str(value)]
+    worker = [*connect, str(directory), "--threads", str(options.threads)]
+    worker += ["--max-batch-size", str(options.pool.max_batch_size)]
+    if options.is_reproducible:
+        worker.append("--reproducible")
+    return [
+        Command("model-loader", "workers.model_loader", (*loader, "--", *options.sources)),
+        *(
+            Command(name, "workers.inference_worker", (*worker, "--name", name))
+            for name in (f"worker-{i}" for i in range(options.workers))
+        ),
+    ]
+
+
+def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
+    """Listens for HTTP, if that is wanted; raises MissingExtraError where it cannot be had."""
+    if not options.http:
+        return None
+    try:
+        from dist_net.serving.http.application import application
+        from dist_net.serving.http.server import HttpServer
+        from dist_net.serving.http.settings import HttpSettings
+    except ImportError as error:
+        raise MissingExtraError(
+            f"HTTP needs {error.name}, which is not installed; install it with: "
+            f"pip install 'dist-net[web]', or serve ZeroMQ clients alone, with --http ''"
+        ) from error
+    settings = HttpSettings(
+        address=options.http,
+        token=_token(options.token_file),
+        certificate=options.tls_certificate,
+        private_key=options.tls_key,
+        max_batch_size=options.pool.max_batch_size,
+    )
+    return HttpServer(application(gateway, settings), settings)
+
+
+def _token(file: Path | None) -> str:
+    if file is None:
+        return ""
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeyFileError(
+            f"the token cannot be read from {file}: {error}; expected a line of text"
+        ) from error

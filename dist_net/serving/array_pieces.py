@@ -1,0 +1,27 @@
+"""Pieces of a version's file of arrays, for workers of other hosts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dist_net.serving.description import ModelDescription
+from dist_net.wire.serving_messages import Arrays, FetchArrays
+
+LARGEST_PIECE = 8 << 20
+
+
+def piece_of(description: ModelDescription | None, asked: FetchArrays) -> Arrays:
+    """What was asked for, shorter at the file's end; without payload if there is no such file."""
+    nothing = Arrays(asked.model, asked.version, asked.offset, 0, ())
+    if description is None or not 0 < asked.size <= LARGEST_PIECE:
+        return nothing
+    try:
+        descriptor = os.open(Path(description.arrays_path), os.O_RDONLY)
+    except OSError:
+        return nothing
+    try:
+        piece = os.pread(descriptor, asked.size, asked.offset)
+    finally:
+        os.close(descriptor)
+    return nothing._replace(total=description.arrays_bytes, payloads=(piece,))

@@ -1,0 +1,139 @@
+"""The gateway's end for ZeroMQ clients: their messages become questions, outcomes their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+
+from dist_net.serving.model_summary import summaries_to_json
+from dist_net.serving.requests import Outcome, Question, Status
+from dist_net.serving.service import Service
+from dist_net.wire.messages import Message, Refuse, StatusRequest
+from dist_net.wire.messages import Status as Report
+from dist_net.wire.serving_messages import (
+    Answer,
+    Ask,
+    Cancel,
+    Describe,
+    Description,
+    Greet,
+    Greeting,
+    Reload,
+    Reloaded,
+    Unload,
+)
+from dist_net.wire.transport import ServerSocket
+
+MESSAGES_A_TURN = 256  # then others of the event loop have theirs
+
+
+class ClientDesk:
+    """Answers the clients of ``socket`` by ``service``; ``gateway`` tells a restarted one apart."""
+
+    def __init__(self, service: Service, socket: ServerSocket, gateway: str) -> None:
+        self._service = service
+        self._socket = socket
+        self._gateway = gateway
+        self._asked: dict[tuple[bytes, int], asyncio.Future[Outcome]] = {}
+
+    def start(self) -> None:
+        """Begins to hear clients, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), self._receive)
+        self._loop.call_soon(self._receive)
+
+    def close(self) -> None:
+        """Hears nobody any more."""
+        self._loop.remove_reader(self._socket.fileno())
+
+    def _receive(self) -> None:
+        for _ in range(MESSAGES_A_TURN):
+            if not self._socket.has_message():
+                return
+            received = self._socket.receive(0)
+            if received is not None:
+                self._handle(*received)
+        self._loop.call_soon(self._receive)
+
+    def _handle(self, node: bytes, message: Message) -> None:
+        match message:
+            case Ask():
+                self._ask(node, message)
+            case Cancel(request_id):
+                future = self._asked.pop((node, request_id), None)
+                if future is not None:
+                    future.cancel()
+            case Describe(request_id):
+                models = self._service.models().values()
+                self._send(node, Description(request_id, summaries_to_json(models)))
+            case Greet():
+                self._send(node, Greeting(self._gateway, self._service.is_ready))
+            case Reload(request_id, model):
+                self._service.reload(model).add_done_callback(
+                    lambda ended: self._send(node, _reloaded(request_id, ended.result()))
+                )
+            case Unload(request_id, model):
+                self._send(node, _reloaded(request_id, self._service.unload(model)))
+            case StatusRequest():
+                self._send(node, Report(json.dumps(self._service.status())))
+            case _:
+                reason = f"{type(message).__name__} is not for the clients' address of a gateway"
+                self._send(node, Refuse(reason, may_rejoin=False))
+
+    def _ask(self, node: bytes, ask: Ask) -> None:
+        if len(ask.payloads) != 1 or not (ask.version.isdecimal() or not ask.version):
+            reason = (
+                f"the request has {len(ask.payloads)} payloads and version {ask.version[:20]!r}; "
+                f"expected one payload, and a whole number or nothing"
+            )
+            self._answer(node, ask.request_id, Outcome(Status.BAD_INPUT, reason=reason))
+            return
+        version = int(ask.version) if ask.version else None
+        (payload,) = ask.payloads
+        described = None if ask.is_picture else self._service.description(ask.model, version)
+        question = Question(
+            model=ask.model,
+            payload=payload,
+            rows=max(1, len(payload) // described.row_bytes) if described else 1,
+            is_picture=ask.is_picture,
+            version=version,
+            timeout_s=ask.timeout_s or None,
+        )
+        key = node, ask.request_id
+        future = self._service.ask(question)
+        self._asked[key] = future
+        future.add_done_callback(self._when_answered(key))
+
+    def _when_answered(self, key: tuple[bytes, int]) -> Callable[[asyncio.Future[Outcome]], None]:
+        def answer(future: asyncio.Future[Outcome]) -> None:
+            self._asked.pop(key, None)
+            if not future.cancelled():
+                self._answer(*key, future.result())
+
+        return answer
+
+    def _answer(self, node: bytes, request_id: int, outcome: Outcome) -> None:
+        self._send(
+            node,
+            Answer(
+                request_id,
+                int(outcome.status),
+                str(outcome.version),
+                outcome.reason,
+                outcome.retry_after_s,
+                outcome.queue_s,
+                outcome.compute_s,
+                (outcome.payload,) if outcome.status is Status.OK else (),
+            ),
+        )
+
+    def _send(self, node: bytes, message: Message) -> None:
+        """An answer to a client that has gone, or takes no more, goes nowhere."""
+        self._socket.send(node, message)
+        if self._socket.has_message():  # a send may have used up the descriptor's notice
+            self._loop.call_soon(self._receive)
+
+
+def _reloaded(request_id: int, outcome: Outcome) -> Reloaded:
+    return Reloaded(request_id, str(outcome.version), outcome.reason)

@@ -1,0 +1,287 @@
+"""The gateway: the pool's state machine on an event loop, between those who ask and the workers.
+
+    ask ─▶ Pool.admit ─▶ (turn) Pool.dispatch ─Run─▶ worker ─Done─▶ Pool.done ─▶ the asker's future
+
+What arrives within one turn of the loop is dispatched together, so that batches form by themselves
+when there is much to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from dist_net.clock import Clock
+from dist_net.serving.array_pieces import piece_of
+from dist_net.serving.commands import Command, Evict, Finish, Send
+from dist_net.serving.description import ModelDescription, ServedModel
+from dist_net.serving.pool import Pool
+from dist_net.serving.reloads import Reloads
+from dist_net.serving.requests import Outcome, Question, Status
+from dist_net.serving.statistics import ModelStatistics
+from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse
+from dist_net.wire.serving_messages import (
+    Done,
+    Enlist,
+    Enlisted,
+    EnlistLoader,
+    FetchArrays,
+    Loaded,
+    Prepare,
+    Prepared,
+    Retire,
+)
+from dist_net.wire.transport import ServerSocket
+
+logger = logging.getLogger(__name__)
+
+MESSAGES_A_TURN = 256  # then others of the event loop have theirs
+IDLE_CHECK_S = 0.1  # a worker's silence is noticed although nothing else happens
+
+
+class Children(Protocol):
+    """The workers that this host's gateway has started itself."""
+
+    def kill(self, process_id: int, host: str, reason: str) -> None:
+        """Ends one that the pool has given up, if it is one of these; another takes its place."""
+        ...
+
+
+class Gateway:
+    """The `Service` of one pool, whose workers and loader speak to ``socket``.
+
+    Of one event loop; ``start`` is called on it, and ``close`` before the socket's. ``unreadable``
+    says why the loader could not read a model the last time.
+    """
+
+    def __init__(self, pool: Pool, socket: ServerSocket, children: Children, clock: Clock) -> None:
+        self._pool = pool
+        self._socket = socket
+        self._children = children
+        self._clock = clock
+        self._asked: dict[int, asyncio.Future[Outcome]] = {}
+        self._nodes: dict[int, bytes] = {}
+        self._processes: dict[tuple[str, int], bytes] = {}
+        self._loader: bytes | None = None
+        self._reloads = Reloads(pool.is_rolled_out)
+        self.unreadable: dict[str, str] = {}
+        self._newest: dict[str, int] = defaultdict(int)
+        self._has_turn = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begins to hear workers."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), self._receive)
+        self._take_turn()
+
+    def close(self) -> None:
+        """Hears nobody any more."""
+        self._loop.remove_reader(self._socket.fileno())
+        if self._timer is not None:
+            self._timer.cancel()
+        self._has_turn = True  # no further one is wanted
+
+    # What interfaces ask: see Service.
+
+    def ask(self, question: Question) -> asyncio.Future[Outcome]:
+        """The outcome, later; at once where it is refused. Cancelling the future cancels it."""
+        future = self._loop.create_future()
+        admitted = self._pool.admit(question, self._clock.now())
+        if isinstance(admitted, Outcome):
+            future.set_result(admitted)
+            return future
+        self._asked[admitted] = future
+        future.add_done_callback(lambda ended: self._ended(admitted, ended))
+        self._want_turn()
+        return future
+
+    def models(self) -> Mapping[str, ServedModel]:
+        """Every model that is served, by name."""
+        return self._pool.models()
+
+    def description(self, model: str, version: int | None = None) -> ModelDescription | None:
+        """What would answer a request for that version, or for none; None: nothing would."""
+        return self._pool.description(model, version)
+
+    def statistics(self, model: str) -> Mapping[int, ModelStatistics]:
+        """What a model was asked and how it went, by version."""
+        return self._pool.statistics(model)
+
+    def status(self) -> dict[str, Any]:
+        """The pool as it is now."""
+        return self._pool.status(self._clock.now())
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every model can be answered for now."""
+        return self._pool.is_ready
+
+    def reload(self, model: str) -> asyncio.Future[Outcome]:
+        """Reads a model again from its source; done when workers answer with it, or it failed."""
+        future = self._loop.create_future()
+        if model not in self._pool.models():
+            names = ", ".join(self._pool.models())
+            reason = f"no model {model!r} is served here; expected one of {names}"
+            future.set_result(Outcome(Status.NOT_FOUND, reason=reason))
+        elif self._loader is None:
+            reason = "the model loader is not there yet; ask again in a moment"
+            future.set_result(Outcome(Status.UNAVAILABLE, reason=reason, retry_after_s=1.0))
+        else:
+            self._reloads.wait(model, future)
+            self._prepare(model)
+        return future
+
+    def unload(self, model: str) -> Outcome:
+        """Serves a model no longer, until it is reloaded; what was admitted is answered."""
+        if model not in self._pool.models():
+            return Outcome(Status.NOT_FOUND, reason=f"no model {model!r} is served here")
+        self._execute(self._pool.unload(model, "it was unloaded on request", self._clock.now()))
+        return Outcome(Status.OK)
+
+    # Life and death.
+
+    def drain(self) -> None:
+        """Admits nothing any more."""
+        self._pool.drain(self._clock.now())
+
+    async def drained(self, timeout_s: float) -> bool:
+        """Waits until all that was admitted is answered; False if it is not in that time."""
+        deadline_s = self._clock.now() + timeout_s
+        while not self._pool.is_drained:
+            if self._clock.now() > deadline_s:
+                return False
+            await asyncio.sleep(0.01)
+        return True
+
+    def give_up(self, reason: str) -> None:
+        """Tells everybody who still waits that there will be no answer."""
+        for future in [*self._asked.values()]:
+            future.set_result(Outcome(Status.UNAVAILABLE, reason=reason))
+
+    def retire_workers(self) -> None:
+        """Tells every worker to leave."""
+        for node in self._nodes.values():
+            self._socket.send(node, Retire())
+
+    def child_ended(self, process_id: int, host: str, reason: str) -> None:
+        """A worker's process is gone: its requests go to others, now and not by its silence."""
+        node = self._processes.pop((host, process_id), None)
+        if node is not None:
+            self._lost(node, reason)
+
+    # The loop's turns.
+
+    def _want_turn(self) -> None:
+        if not self._has_turn:
+            self._has_turn = True
+            self._loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._has_turn = False
+        now = self._clock.now()
+        self._execute(self._pool.dispatch(now))
+        if self._timer is not None:
+            self._timer.cancel()
+        wakeup_s = self._pool.next_wakeup()
+        wait_s = IDLE_CHECK_S if wakeup_s is None else min(IDLE_CHECK_S, max(0.0, wakeup_s - now))
+        self._timer = self._loop.call_later(wait_s, self._want_turn)
+        if self._socket.has_message():  # a send may have used up the descriptor's notice
+            self._loop.call_soon(self._receive)
+
+    def _receive(self) -> None:
+        for _ in range(MESSAGES_A_TURN):
+            if not self._socket.has_message():
+                break
+            received = self._socket.receive(0)
+            if received is not None:
+                self._handle(*received)
+        else:
+            self._loop.call_soon(self._receive)
+        self._want_turn()
+
+    def _execute(self, commands: Iterable[Command]) -> None:
+        for command in commands:
+            match command:
+                case Finish(request_id, outcome):
+                    future = self._asked.pop(request_id, None)
+                    if future is not None and not future.done():
+                        future.set_result(outcome)
+                case Send(node, message):
+                    if isinstance(message, Enlisted):
+                        self._nodes[message.worker_id] = node
+                    if not self._socket.send(node, message):
+                        self._lost(node, "it takes no more messages")
+                case Evict(node, process_id, host, reason):
+                    logger.warning("event=worker_given_up process=%s reason=%s", process_id, reason)
+                    self._forget(node)
+                    self._children.kill(process_id, host, reason)
+
+    def _ended(self, request_id: int, future: asyncio.Future[Outcome]) -> None:
+        if future.cancelled() and self._asked.pop(request_id, None) is not None:
+            self._pool.cancel(request_id, self._clock.now())
+
+    # What workers and the loader say.
+
+    def _handle(self, node: bytes, message: Message) -> None:
+        now = self._clock.now()
+        match message:
+            case Done():
+                self._if_known(node, lambda: self._pool.done(node, message, now))
+            case Heartbeat(worker_id):
+                own = self._nodes.get(worker_id)
+                is_known = own is not None and self._pool.heard(own, now)
+                self._socket.send(node, Alive() if is_known else _unknown())
+            case Enlist(name, host, process_id):
+                logger.info("event=worker_enlisted name=%s host=%s", name, host)
+                self._processes[host, process_id] = node
+                self._execute(self._pool.enlist(node, name, host, process_id, now))
+            case Loaded():
+                self._if_known(node, lambda: self._pool.loaded(node, message, now))
+                self._reloads.advance(self._pool.models())
+            case FetchArrays():
+                self._pool.heard(node, now)
+                description = self._pool.description(message.model, message.version)
+                self._socket.send(node, piece_of(description, message))
+            case Leave():
+                self._lost(node, "it left")
+            case EnlistLoader():
+                self._loader = node
+                self._socket.send(node, Enlisted(0, 0.0, 0.0))
+                for model, served in self._pool.models().items():
+                    if served.description is None:
+                        self._prepare(model)
+            case Prepared():
+                self._execute(self._pool.prepared(message, now))
+                self.unreadable[message.model] = message.reason
+                self._newest[message.model] = max(self._newest[message.model], message.version)
+                self._reloads.prepared(message)
+            case _:
+                reason = f"{type(message).__name__} is not for the workers' address of a gateway"
+                self._socket.send(node, Refuse(reason, may_rejoin=False))
+
+    def _if_known(self, node: bytes, hear: Any) -> None:
+        if self._pool.heard(node, self._clock.now()):
+            self._execute(hear())
+        else:
+            self._socket.send(node, _unknown())
+
+    def _lost(self, node: bytes, reason: str) -> None:
+        self._forget(node)
+        self._execute(self._pool.lost(node, reason, self._clock.now()))
+        self._want_turn()
+
+    def _forget(self, node: bytes) -> None:
+        self._nodes = {worker: own for worker, own in self._nodes.items() if own != node}
+
+    def _prepare(self, model: str) -> None:
+        assert self._loader is not None
+        self._newest[model] += 1
+        self._socket.send(self._loader, Prepare(model, self._newest[model]))
+
+
+def _unknown() -> Refuse:
+    return Refuse("the gateway does not count this worker in any more", may_rejoin=True)

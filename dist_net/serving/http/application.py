@@ -1,0 +1,126 @@
+"""The pool over HTTP: an ASGI application of everything that is offered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dist_net.clock import Clock, SystemClock
+from dist_net.errors import DistNetError
+from dist_net.serving.http.bodies import Bodies
+from dist_net.serving.http.images import Images
+from dist_net.serving.http.inference import Inference, is_inference
+from dist_net.serving.http.metadata import Metadata
+from dist_net.serving.http.metrics import metrics_route
+from dist_net.serving.http.openapi import openapi_route
+from dist_net.serving.http.page import DIRECTORY, page_routes, pool_route
+from dist_net.serving.http.replies import Json, error_reply, fault_reply, raised_reply
+from dist_net.serving.http.repository import Repository
+from dist_net.serving.http.security import Guard
+from dist_net.serving.http.settings import HttpSettings
+from dist_net.serving.service import Service
+
+# What probes ask, which bear no token; they learn no more than whether to send requests here.
+_HEALTH = ("/v2/health/live", "/v2/health/ready")
+_NOT_OFFERED = (
+    "/v2/systemsharedmemory/{rest:path}",
+    "/v2/cudasharedmemory/{rest:path}",
+    "/v2/trace/setting",
+    "/v2/models/{model}/trace/setting",
+    "/v2/logging",
+)
+
+
+def application(
+    service: Service,
+    settings: HttpSettings,
+    clock: Clock | None = None,
+    page: Path = DIRECTORY,
+) -> ASGIApp:
+    """The application that puts requests over HTTP to ``service``.
+
+    ``clock`` is the one that the pool counts time by; the machine's, if left out. ``page`` is the
+    directory of the page's files.
+    """
+    bodies = Bodies(settings)
+    files = page_routes(page)
+    routes = [
+        *Metadata(service, settings.max_batch_size, clock or SystemClock()).routes(),
+        *Repository(service, bodies).routes(),
+        *Images(service, bodies).routes(),
+        *(Route(path, _not_offered, methods=["GET", "POST"]) for path in _NOT_OFFERED),
+        metrics_route(service),
+        openapi_route(),
+        pool_route(service),
+        *files,
+    ]
+    guard = Guard(settings, frozenset((*_HEALTH, *(route.path for route in files))))
+    return _Application(guard, Inference(service, bodies), _starlette(routes))
+
+
+class _Application:
+    """Asks the guard about each request, and spares inference the search among the routes."""
+
+    def __init__(self, guard: Guard, inference: Inference, rest: ASGIApp) -> None:
+        self._guard = guard
+        self._inference = inference
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            refusal = self._guard.refusal(scope)
+            if refusal is not None:
+                await error_reply(*refusal)(scope, receive, send)
+                return
+            if is_inference(scope):
+                await self._inference(scope, receive, send)
+                return
+        await self._rest(scope, receive, send)
+
+
+def _starlette(routes: list[Route]) -> Starlette:
+    """The application of everything but inference, whose errors are all in JSON."""
+    rest = Starlette(
+        routes=routes,
+        exception_handlers={
+            DistNetError: _raised,
+            HTTPException: _no_such_address,
+            Exception: _fault,  # Starlette raises it again, and uvicorn logs it
+        },
+    )
+    rest.router.redirect_slashes = False
+    return rest
+
+
+async def _raised(_: Request, error: Exception) -> Json:
+    assert isinstance(error, DistNetError)
+    return raised_reply(error)
+
+
+async def _fault(*_: object) -> Json:
+    return fault_reply()
+
+
+async def _no_such_address(request: Request, error: Exception) -> Json:
+    """What is said for an address that is none, or that takes other methods."""
+    assert isinstance(error, HTTPException)
+    return error_reply(
+        error.status_code,
+        f"{error.detail}: {request.method} {_path(request)}; /openapi.json says what is here",
+    )
+
+
+async def _not_offered(request: Request) -> Json:
+    """What is said for parts of the protocol that are left out."""
+    return error_reply(501, f"{_path(request)} is not offered; /openapi.json says what is")
+
+
+def _path(request: Request) -> str:
+    """A path for a message; ``request.url`` would fail for a query that is no text."""
+    path: str = request.scope["path"]
+    return repr(path[:80])

@@ -1,0 +1,87 @@
+"""Asks the pool for a request over HTTP, and gives up when the request's client has gone."""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import Future, Task
+from collections.abc import Sequence
+
+from starlette.types import Receive
+
+from dist_net.errors import ModelNotServedError, PoolUnavailableError
+from dist_net.serving.description import ModelDescription
+from dist_net.serving.requests import Outcome, Question, Status
+from dist_net.serving.service import ServedModel, Service
+
+# Most answers come sooner, and spare the task that waits for the client's going.
+WATCHED_AFTER_S = 0.005
+_LONGEST_VERSION = 18
+
+
+def served_model(service: Service, name: str) -> ServedModel:
+    """The model of this name; raises ModelNotServedError."""
+    served = service.models().get(name)
+    if served is None:
+        raise ModelNotServedError(
+            f"no model {name[:80]!r}; expected one of: {', '.join(service.models()) or 'none'}"
+        )
+    return served
+
+
+def description_of(served: ServedModel) -> ModelDescription:
+    """What is served of a model; raises PoolUnavailableError while that is nothing."""
+    if served.description is None:
+        raise PoolUnavailableError(
+            f"no version of {served.name} is served now: {served.reason or 'it is being loaded'}"
+        )
+    return served.description
+
+
+def version_number(text: str) -> int:
+    """A version as a path names it; raises ModelNotServedError for what can be none."""
+    if not (text.isascii() and text.isdigit() and len(text) <= _LONGEST_VERSION):
+        raise ModelNotServedError(f"no version {text[:80]!r}; expected a number")
+    return int(text)
+
+
+async def ask(service: Service, questions: Sequence[Question], receive: Receive) -> list[Outcome]:
+    """The outcome of each question. ``receive`` must have given the whole body before.
+
+    When the client goes, or this task is cancelled, the questions are cancelled, too.
+    """
+    asked = [service.ask(question) for question in questions]
+    watch = _Watch(asked, receive)
+    try:
+        return [await future for future in asked]
+    except asyncio.CancelledError:
+        return [Outcome(Status.CANCELLED, reason="the request was given up")] * len(asked)
+    finally:
+        watch.end()
+        for future in asked:
+            future.cancel()
+
+
+class _Watch:
+    """Cancels what was asked as soon as the client has gone."""
+
+    def __init__(self, asked: Sequence[Future[Outcome]], receive: Receive) -> None:
+        self._asked = asked
+        self._receive = receive
+        self._task: Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(WATCHED_AFTER_S, self._begin)
+
+    def end(self) -> None:
+        """Stop watching."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self) -> None:
+        self._task = self._loop.create_task(self._cancel_when_gone())
+
+    async def _cancel_when_gone(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        for future in self._asked:
+            future.cancel()

@@ -1,0 +1,132 @@
+"""POST /v1/models/MODEL/classify: pictures in, named classes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.routing import Route
+
+from dist_net.errors import BadRequestError, QuestionError
+from dist_net.serving.description import ModelDescription
+from dist_net.serving.http.asking import ask, description_of, served_model
+from dist_net.serving.http.bodies import Bodies, headers_of
+from dist_net.serving.http.forms import Picture, pictures_of
+from dist_net.serving.http.replies import Json, error_content, outcome_reply
+from dist_net.serving.open_inference.response import likeliest
+from dist_net.serving.requests import Outcome, Question, Status
+from dist_net.serving.service import Service
+
+_DEFAULT_TOP = 5
+_MS_PER_S = 1e3
+
+
+class Images:
+    """What these addresses answer."""
+
+    def __init__(self, service: Service, bodies: Bodies) -> None:
+        self._service = service
+        self._bodies = bodies
+
+    def routes(self) -> list[Route]:
+        """Where each is found."""
+        return [
+            Route("/v1/models/{model}/classify", self.classify, methods=["POST"]),
+            Route("/v1/classify", self.classify, methods=["POST"]),
+        ]
+
+    async def classify(self, request: Request) -> Json:
+        """Says what each picture of a request shows; one that cannot be answered fails alone."""
+        began_s = perf_counter()
+        headers = headers_of(request.scope)
+        body = await self._bodies.receive(headers, request.receive)
+        pictures = pictures_of(body or b"", headers.get(b"content-type", b""))
+        model = self._model(request.path_params.get("model"))
+        top = _top(request.query_params.get("top"))
+        # One answer, so one version, also if a newer one comes between the pictures.
+        version = model.version if len(pictures) > 1 else None
+        questions = [
+            Question(model.name, each.content, is_picture=True, version=version)
+            for each in pictures
+        ]
+        outcomes = await ask(self._service, questions, request.receive)
+        total_ms = (perf_counter() - began_s) * _MS_PER_S
+        return _reply(model, pictures, outcomes, top, total_ms)
+
+    def _model(self, name: str | None) -> ModelDescription:
+        """The model that is asked; a path without a name means the only one."""
+        if name is None:
+            names = list(self._service.models())
+            if len(names) != 1:
+                raise BadRequestError(
+                    f"{len(names)} models are served; expected the path "
+                    f"/v1/models/MODEL/classify with one of: {', '.join(names)}"
+                )
+            name = names[0]
+        model = description_of(served_model(self._service, name))
+        if not model.takes_pictures:
+            raise QuestionError(
+                f"{name} takes no pictures; expected its inputs at /v2/models/{name}/infer, of "
+                f"the shape {[-1, *model.input_shape]}"
+            )
+        return model
+
+
+def _top(text: str | None) -> int:
+    if text is None:
+        return _DEFAULT_TOP
+    if not (text.isascii() and text.isdigit() and 0 < len(text) < 6 and int(text)):
+        raise BadRequestError(f"top is {text[:40]!r}; expected how many classes, at least 1")
+    return int(text)
+
+
+def _reply(
+    model: ModelDescription,
+    pictures: Sequence[Picture],
+    outcomes: Sequence[Outcome],
+    top: int,
+    total_ms: float,
+) -> Json:
+    """One picture's answer or error; of several a list of these, an error if none was answered."""
+    said = [_said_of(model, outcome, top) for outcome in outcomes]
+    answered = next((each for each in outcomes if each.status == Status.OK), None)
+    several: dict[str, Any] = {}
+    if len(pictures) > 1:
+        several["images"] = [
+            {"name": picture.name} | each for picture, each in zip(pictures, said, strict=True)
+        ]
+    if answered is None:
+        return outcome_reply(outcomes[0], **several)
+    content = {"model": model.name, "version": answered.version}
+    content |= several or said[0]
+    return Json(content | {"timings": _timings(outcomes, total_ms)})
+
+
+def _said_of(model: ModelDescription, outcome: Outcome, top: int) -> dict[str, Any]:
+    if outcome.status != Status.OK:
+        return error_content(outcome.reason, outcome.retry_after_s)
+    probabilities = np.frombuffer(outcome.payload, "<f4")
+    return {
+        "predictions": [
+            {
+                "index": index,
+                "label": model.labels[index] if index < len(model.labels) else str(index),
+                "probability": float(probabilities[index]),
+            }
+            for index in likeliest(probabilities, top).tolist()
+        ]
+    }
+
+
+def _timings(outcomes: Sequence[Outcome], total_ms: float) -> dict[str, Any]:
+    """Of the request in all, and of that picture which took longest in each."""
+    return {
+        "total_ms": total_ms,
+        "queue_ms": max(outcome.queue_s for outcome in outcomes) * _MS_PER_S,
+        "prepare_ms": max(outcome.prepare_s for outcome in outcomes) * _MS_PER_S,
+        "compute_ms": max(outcome.compute_s for outcome in outcomes) * _MS_PER_S,
+        "batch_rows": max(outcome.batch_rows for outcome in outcomes),
+    }

@@ -1,0 +1,116 @@
+"""POST /v2/models/MODEL[/versions/VERSION]/infer: the way that most requests take.
+
+A plain ASGI function: Starlette's routing and its objects for requests and responses would cost
+more than all that is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from starlette.types import Receive, Scope, Send
+
+from dist_net.errors import DistNetError, ModelNotServedError
+from dist_net.serving.http.asking import ask, description_of, served_model, version_number
+from dist_net.serving.http.bodies import Bodies, headers_of, size_header
+from dist_net.serving.http.replies import (
+    Headers,
+    error_reply,
+    fault_reply,
+    outcome_reply,
+    raised_reply,
+    send_json,
+)
+from dist_net.serving.open_inference.compression import (
+    WORTHWHILE_BYTES,
+    accepted_encoding,
+    compress,
+)
+from dist_net.serving.open_inference.request import read_request
+from dist_net.serving.open_inference.response import encode_response
+from dist_net.serving.requests import Outcome, Status
+from dist_net.serving.service import Service
+
+JSON_LENGTH = b"inference-header-content-length"
+
+
+def is_inference(scope: Scope) -> bool:
+    """Whether this is what an ``Inference`` answers."""
+    path: str = scope["path"]
+    return path.endswith("/infer") and path.startswith("/v2/models/")
+
+
+class Inference:
+    """The ASGI application of these addresses."""
+
+    def __init__(self, service: Service, bodies: Bodies) -> None:
+        self._service = service
+        self._bodies = bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request."""
+        try:
+            await self._answer(scope, receive, send)
+        except DistNetError as error:
+            await raised_reply(error)(scope, receive, send)
+        except Exception:
+            await fault_reply()(scope, receive, send)
+            raise  # uvicorn logs it
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name, version = _asked_for(scope["path"])
+        if scope["method"] != "POST":
+            reply = error_reply(405, f"{scope['method']} of an inference; expected POST")
+            await reply(scope, receive, send)
+            return
+        headers = headers_of(scope)
+        body = await self._bodies.receive(headers, receive)
+        if body is None:
+            return
+        model = description_of(served_model(self._service, name))
+        json_bytes = size_header(headers, JSON_LENGTH)
+        questions, wanted = read_request(body, json_bytes, model, version)
+        outcomes = await ask(self._service, questions, receive)
+        if (failed := _first_failure(outcomes)) is not None:
+            await outcome_reply(failed)(scope, receive, send)
+            return
+        rows = sum(question.rows for question in questions)
+        content, json_bytes = encode_response(model, rows, outcomes, wanted)
+        content, about = _compressed(content, headers)
+        if json_bytes is not None:
+            about.append((JSON_LENGTH, b"%d" % json_bytes))
+        await send_json(send, content, about)
+
+
+def _asked_for(path: str) -> tuple[str, int | None]:
+    """The model and the version that a path names; raises ModelNotServedError."""
+    match path.split("/"):
+        case ["", "v2", "models", name, "infer"]:
+            return name, None
+        case ["", "v2", "models", name, "versions", version, "infer"]:
+            return name, version_number(version)
+    raise ModelNotServedError(
+        f"nothing is at {path[:80]!r}; expected /v2/models/MODEL/infer or "
+        f"/v2/models/MODEL/versions/VERSION/infer"
+    )
+
+
+def _first_failure(outcomes: Sequence[Outcome]) -> Outcome | None:
+    """What a request is told whose answer is not whole; the protocol has no answer for a part."""
+    for place, outcome in enumerate(outcomes, 1):
+        if outcome.status != Status.OK:
+            if len(outcomes) == 1:
+                return outcome
+            return replace(outcome, reason=f"picture {place} of {len(outcomes)}: {outcome.reason}")
+    return None
+
+
+def _compressed(content: bytes, headers: Mapping[bytes, bytes]) -> tuple[bytes, Headers]:
+    """The content as the client takes it, and the header that says so."""
+    if len(content) < WORTHWHILE_BYTES or b"accept-encoding" not in headers:
+        return content, []
+    encoding = accepted_encoding(headers[b"accept-encoding"].decode("latin-1"))
+    if encoding is None:
+        return content, []
+    return compress(content, encoding), [(b"content-encoding", encoding.encode())]

@@ -1,0 +1,146 @@
+"""/metrics for Prometheus: read from the pool when it is asked, nothing is counted here.
+
+``nv_inference_*`` are the names that dashboards for Triton expect, in microseconds as there;
+``dist_net_*`` are our own, in seconds. Version "none" keeps what dropped versions counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    UntypedMetricFamily,
+)
+from prometheus_client.registry import Collector
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from dist_net.serving.service import Service
+from dist_net.serving.statistics import NO_VERSION, ModelStatistics
+
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_US_PER_S = 1e6
+_VERSIONED = ("model", "version")
+_ENDS = ("admitted", "answered", "refused", "expired", "failed", "cancelled")
+_DURATIONS = {
+    "nv_inference_request_duration_us": ("success", "answered requests, admission to answer"),
+    "nv_inference_queue_duration_us": ("queue", "answered requests, admission to dispatch"),
+    "nv_inference_compute_input_duration_us": ("compute_input", "preparing the inputs"),
+    "nv_inference_compute_infer_duration_us": ("compute_infer", "computing the network"),
+    "nv_inference_compute_output_duration_us": ("compute_output", "the ways to workers and back"),
+}
+_PERCENTILES = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
+
+Counted = list[tuple[tuple[str, str], ModelStatistics]]
+
+
+def metrics_route(service: Service) -> Route:
+    """`/metrics`, in Prometheus's text format."""
+    registry = CollectorRegistry()
+    registry.register(_PoolCollector(service))
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), media_type=_CONTENT_TYPE)
+
+    return Route("/metrics", metrics)
+
+
+class _PoolCollector(Collector):
+    """Describes the pool as it is at the moment."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering does not collect."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric."""
+        counted: Counted = [
+            ((name, "none" if version == NO_VERSION else str(version)), each)
+            for name in self._service.models()
+            for version, each in sorted(self._service.statistics(name).items())
+        ]
+        yield from _triton_metrics(counted)
+        yield from _request_metrics(counted)
+        yield from _pool_metrics(self._service.status())
+
+
+def _triton_metrics(counted: Counted) -> Iterator[Metric]:
+    # Untyped, because a counter's name must end in _total, and these do not.
+    def family(name: str, text: str, value: Any) -> Metric:
+        metric = UntypedMetricFamily(name, text, labels=_VERSIONED)
+        for labels, each in counted:
+            metric.add_metric(labels, value(each))
+        return metric
+
+    yield family("nv_inference_request_success", "requests answered", lambda s: s.success.count)
+    yield family("nv_inference_request_failure", "requests that failed", lambda s: s.fail.count)
+    yield family("nv_inference_count", "rows answered", lambda s: s.inference_count)
+    yield family("nv_inference_exec_count", "batches run", lambda s: s.execution_count)
+    for name, (field, text) in _DURATIONS.items():
+
+        def total_us(statistics: ModelStatistics, field: str = field) -> float:
+            return float(getattr(statistics, field).seconds) * _US_PER_S
+
+        yield family(name, f"microseconds in all: {text}", total_us)
+
+
+def _request_metrics(counted: Counted) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "dist_net_requests", "requests by how they ended", labels=(*_VERSIONED, "end")
+    )
+    batches = CounterMetricFamily(
+        "dist_net_batches", "batches by their rows", labels=(*_VERSIONED, "rows")
+    )
+    for labels, each in counted:
+        for end in _ENDS:
+            requests.add_metric((*labels, end), getattr(each, end))
+        for rows, timed in sorted(each.batches.items()):
+            batches.add_metric((*labels, str(rows)), timed.count)
+    yield requests
+    yield batches
+
+
+def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
+    def gauge(name: str, text: str, value: float) -> Metric:
+        return GaugeMetricFamily(f"dist_net_{name}", text, value)
+
+    queue = status["queue"]
+    yield gauge("ready", "whether every model can be answered for", status["is_ready"])
+    yield gauge("draining", "whether no requests are admitted any more", status["is_draining"])
+    yield gauge("uptime_seconds", "since the gateway began", status["uptime_s"])
+    yield gauge("queue_requests", "requests that wait", queue["requests"])
+    yield gauge("queue_request_limit", "requests that may wait", queue["request_limit"])
+    yield gauge("queue_bytes", "bytes of requests in the pool", queue["bytes"])
+    yield gauge("queue_byte_limit", "bytes that may be", queue["byte_limit"])
+    workers = GaugeMetricFamily("dist_net_workers", "workers by state", labels=("state",))
+    states = [worker["state"] for worker in status["workers"]]
+    for state in ("idle", "busy", "loading", "silent"):
+        workers.add_metric((state,), states.count(state))
+    yield workers
+    yield from _model_metrics(status["models"])
+
+
+def _model_metrics(models: list[dict[str, Any]]) -> Iterator[Metric]:
+    ready = GaugeMetricFamily(
+        "dist_net_model_ready", "whether some worker can answer for it", labels=("model",)
+    )
+    latency = GaugeMetricFamily(
+        "dist_net_latency_seconds", "of the last ten seconds", labels=("model", "quantile")
+    )
+    for model in models:
+        ready.add_metric((model["name"],), model["is_ready"])
+        for percentile, quantile in _PERCENTILES.items():
+            found_ms = (model["latency_ms"] or {}).get(percentile)
+            if found_ms is not None:
+                latency.add_metric((model["name"], quantile), found_ms / 1e3)
+    yield ready
+    yield latency

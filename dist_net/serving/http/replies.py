@@ -1,0 +1,111 @@
+"""Replies in JSON, and how each error and each outcome is told over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import ceil
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+from starlette.types import Send
+
+from dist_net.errors import (
+    BadInputError,
+    DistNetError,
+    ModelNotServedError,
+    PoolUnavailableError,
+    RequestTooLargeError,
+    UnsupportedEncodingError,
+    UnsupportedRequestError,
+)
+from dist_net.serving.requests import Outcome, Status
+
+Header = tuple[bytes, bytes]
+Headers = list[Header]
+
+JSON_HEADERS: Headers = [
+    (b"content-type", b"application/json"),
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+]
+CODE_OF_STATUS = {
+    Status.OK: 200,
+    Status.BAD_INPUT: 400,
+    Status.NOT_FOUND: 404,
+    Status.UNAVAILABLE: 503,
+    Status.EXPIRED: 504,
+    Status.FAILED: 500,
+    Status.CANCELLED: 503,  # only read if it was the server that gave the request up
+}
+# The first that an error is an instance of.
+_CODE_OF_ERROR: tuple[tuple[type[DistNetError], int], ...] = (
+    (RequestTooLargeError, 413),
+    (UnsupportedEncodingError, 415),
+    (UnsupportedRequestError, 501),
+    (ModelNotServedError, 404),
+    (BadInputError, 400),
+    (PoolUnavailableError, 503),
+    (DistNetError, 500),
+)
+_UNAUTHORIZED, _UNAVAILABLE = 401, 503
+
+
+def code_of_error(error: DistNetError) -> int:
+    """The status code that tells of an error."""
+    return next(code for kind, code in _CODE_OF_ERROR if isinstance(error, kind))
+
+
+def error_content(reason: str, retry_after_s: float = 0.0) -> dict[str, Any]:
+    """The JSON object that every error has; the header Retry-After is too coarse for a pool."""
+    return {"error": reason} | ({"retry_after_s": retry_after_s} if retry_after_s else {})
+
+
+def error_headers(code: int, retry_after_s: float = 0.0) -> Headers:
+    """The headers that only some errors have."""
+    if code == _UNAVAILABLE:
+        return [(b"retry-after", b"%d" % max(1, ceil(retry_after_s)))]
+    return [(b"www-authenticate", b"Bearer")] if code == _UNAUTHORIZED else []
+
+
+class Json(Response):
+    """A reply whose content is anything that orjson writes."""
+
+    def __init__(self, content: Any, code: int = 200, headers: Iterable[Header] = ()) -> None:
+        body = orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
+        super().__init__(body, code)
+        self.raw_headers = [*JSON_HEADERS, _length(body), *headers]
+
+
+def error_reply(code: int, reason: str, retry_after_s: float = 0.0, **more: Any) -> Json:
+    """A reply that is an error, with ``more`` in its JSON object."""
+    content = error_content(reason, retry_after_s) | more
+    return Json(content, code, error_headers(code, retry_after_s))
+
+
+def raised_reply(error: DistNetError) -> Json:
+    """A reply that tells of an error which was raised."""
+    retry_after_s = error.retry_after_s if isinstance(error, PoolUnavailableError) else 0.0
+    return error_reply(code_of_error(error), str(error), retry_after_s)
+
+
+def outcome_reply(outcome: Outcome, **more: Any) -> Json:
+    """A reply that tells why an outcome is not OK."""
+    code = CODE_OF_STATUS[outcome.status]
+    return error_reply(code, outcome.reason, outcome.retry_after_s, **more)
+
+
+def fault_reply() -> Json:
+    """A reply that tells of an exception that nobody foresaw; the log says which."""
+    return error_reply(500, "the server has a fault; its log says which")
+
+
+async def send_json(send: Send, body: bytes, headers: Iterable[Header]) -> None:
+    """Sends what was asked for; cheaper than a ``Response``."""
+    start = [*JSON_HEADERS, _length(body), *headers]
+    await send({"type": "http.response.start", "status": 200, "headers": start})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _length(body: bytes) -> Header:
+    return b"content-length", b"%d" % len(body)

@@ -1,0 +1,168 @@
+// The form: a picture comes in by drop, paste, choice or as a sample; the answer goes below it.
+
+import { byId, element, fromTemplate, write } from "./elements.js";
+import { classify } from "./gateway.js";
+import { count, label, milliseconds, percent } from "./words.js";
+
+const [form, input, drop, preview] = ["ask-form", "picture", "drop", "preview"].map(byId);
+const [problem, verdict, answer] = ["problem", "verdict", "answer"].map(byId);
+const SHOWN_LABELS = 10;
+const PICTURELESS = "takes no pictures. Ask it by /v2/models/…/infer, or with dist_net.Client.";
+let models = [];
+let running = null;
+
+/** Readies the form. `whenRefused` is told of each Problem, before it is shown. */
+export function startAsking(whenRefused) {
+  input.addEventListener("change", () => { if (input.files.length) begin(); });
+  form.addEventListener("submit", (event) => { event.preventDefault(); begin(); });
+  byId("model").addEventListener("change", () => { showModel(); if (input.files.length) begin(); });
+  byId("samples").addEventListener("click", takeSample);
+  preview.addEventListener("error", () => { preview.hidden = true; });
+  document.addEventListener("paste", (event) => take(event.clipboardData.files, event));
+  document.addEventListener("dragover", dragged);
+  document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) dragged(); });
+  document.addEventListener("drop", (event) => {
+    dragged();
+    take(event.dataTransfer.files, event);
+  });
+  const begin = () => ask().catch((refusal) => {
+    if (refusal.name === "AbortError") return;
+    whenRefused(refusal);
+    showProblem(refusal);
+  }).finally(() => form.removeAttribute("aria-busy"));
+}
+
+/** The models that can be asked; the choice stays where it can. */
+export function offerModels(served) {
+  const select = byId("model");
+  const unchanged = served.length === models.length &&
+    served.every(({ name }, i) => name === models[i].name);
+  models = served;
+  if (!unchanged) {
+    const chosen = select.value;
+    select.replaceChildren(...served.map(({ name }) => new Option(name)));
+    if (served.some(({ name }) => name === chosen)) select.value = chosen;
+    else select.selectedIndex = Math.max(0, served.findIndex((model) => model.takes_pictures));
+    byId("model-field").hidden = served.length < 2;
+  }
+  showModel();
+}
+
+const chosenModel = () => models.find(({ name }) => name === byId("model").value);
+
+function showModel() {
+  const model = chosenModel();
+  const canAsk = !model || model.version === null || model.takes_pictures;
+  form.classList.toggle("pictureless", !canAsk);
+  byId("submit").disabled = !canAsk;
+  byId("knows").hidden = !model;
+  if (model) write(byId("knows"), canAsk ? classesOf(model) : `${model.name} ${PICTURELESS}`);
+}
+
+function classesOf({ classes, labels = [] }) {
+  const some = labels.slice(0, SHOWN_LABELS).map(label).join(", ");
+  const more = classes > SHOWN_LABELS ? ", …" : "";
+  return `It tells ${count(classes)} classes apart${some && `: ${some}${more}`}`;
+}
+
+function dragged(event) {
+  const hasFiles = Boolean(event?.dataTransfer.types.includes("Files"));
+  if (hasFiles) event.preventDefault();  // else the browser would open the file itself
+  drop.classList.toggle("over", hasFiles);
+}
+
+/** Puts the first of the files into the form, as if it had been chosen there. */
+function take(files, event) {
+  if (!files.length) return;
+  event?.preventDefault();
+  const one = new DataTransfer();
+  one.items.add(files[0]);
+  input.files = one.files;
+  input.dispatchEvent(new Event("change"));
+}
+
+async function takeSample(event) {
+  const image = event.target.closest("button")?.querySelector("img");
+  if (!image) return;
+  const picture = await (await fetch(image.src)).blob();
+  const name = image.src.split("/").at(-1);
+  take([new File([picture], name, { type: picture.type })]);
+}
+
+async function ask() {
+  const model = chosenModel();
+  if (!input.reportValidity() || (model?.version != null && !model.takes_pictures)) return;
+  const [picture] = input.files;
+  running?.abort();
+  running = new AbortController();
+  showPicture(picture);
+  form.setAttribute("aria-busy", "true");
+  problem.replaceChildren();
+  byId("no-answer").hidden = true;
+  answer.classList.add("old");
+  const found = await classify(byId("model").value, picture, running.signal);
+  answer.classList.remove("old");
+  showAnswer(found);
+}
+
+function showPicture(picture) {
+  URL.revokeObjectURL(preview.src);
+  preview.src = URL.createObjectURL(picture);
+  preview.hidden = false;
+  byId("picture-name").textContent = picture.name;
+  byId("submit").textContent = "Ask again";
+}
+
+function showProblem(refusal) {
+  answer.hidden = true;
+  verdict.replaceChildren();
+  const lines = [refusal.message, refusal.reason && `The gateway says: ${refusal.reason}`];
+  const seconds = Math.ceil(refusal.retryAfterS);
+  if (seconds > 0) lines.push(`Asking again may work in ${seconds} s.`);
+  problem.replaceChildren(...lines.filter(Boolean).map((text, i) =>
+    element(i ? "p" : "strong", text)));
+}
+
+function showAnswer(found) {
+  const [first] = found.predictions;
+  verdict.replaceChildren(
+    element("strong", label(first.label)),
+    ` ${percent(first.probability)}, in ${milliseconds(found.total_ms)}`,
+  );
+  byId("bars").replaceChildren(...found.predictions.map(bar));
+  showTimes(found);
+  byId("answered-by").textContent = `Answered by ${found.model}, version ${found.version}`;
+  answer.hidden = false;
+  answer.scrollIntoView({ block: "nearest" });
+}
+
+function bar({ label: name, probability }) {
+  const item = fromTemplate("bar-template");
+  const meter = item.querySelector("meter");
+  item.querySelector(".label").textContent = label(name);
+  item.querySelector(".percent").textContent = percent(probability);
+  meter.value = probability;
+  meter.setAttribute("aria-label", label(name));
+  return item;
+}
+
+/** What the gateway measured, and what is left: HTTP, the network and this browser. */
+function showTimes({ timings, total_ms: total }) {
+  const parts = [
+    ["queue", "Queue", timings.queue_ms],
+    ["prepare", "Decoding", timings.prepare_ms],
+    ["compute", "Compute", timings.compute_ms],
+  ];
+  const known = parts.reduce((sum, [, , ms]) => sum + ms, 0);
+  parts.push(["way", "On its way", Math.max(0, total - known)]);
+  byId("split").replaceChildren(...parts.map(([kind, , ms]) => {
+    const share = element("i", "", kind);
+    share.style.flexGrow = ms;
+    return share;
+  }));
+  byId("times").replaceChildren(...parts.map(([kind, name, ms]) => {
+    const pair = element("div", "", kind);
+    pair.append(element("dt", name), element("dd", milliseconds(ms)));
+    return pair;
+  }));
+}

@@ -1,0 +1,69 @@
+// What the gateway is asked over HTTP, and in plain words why it did not answer.
+
+const TOKEN = "dist_net token";
+const POLL_TIMEOUT_MS = 5000;
+
+const WORDS = {
+  400: "This picture could not be used.",
+  401: "This pool asks for a token.",
+  403: "The pool does not take this from here.",
+  404: "This model is not served here.",
+  408: "Sending the picture took too long.",
+  413: "This picture is larger than the pool takes.",
+  415: "The pool takes JPEG and PNG pictures only.",
+  429: "The pool cannot take it just now.",
+  503: "The pool cannot take it just now.",
+  504: "The pool took it, but had no time left to answer.",
+};
+
+/** Why there is no answer: `message` in our words, `reason` in the gateway's. */
+export class Problem extends Error {
+  constructor(status, reason = "", retryAfterS = 0) {
+    super(status === 0 ? "The gateway cannot be reached."
+      : WORDS[status] ?? `The pool could not answer (${status}).`);
+    this.status = status;
+    this.reason = reason;
+    this.retryAfterS = retryAfterS;
+  }
+}
+
+/** Kept for this tab only, so that loading the page again does not ask again. */
+export function useToken(token) {
+  sessionStorage.setItem(TOKEN, token);
+}
+
+/** The pool as it is now. Throws a Problem. */
+export async function pool() {
+  const answer = await send("pool", { signal: AbortSignal.timeout(POLL_TIMEOUT_MS) });
+  return { ...answer, received: performance.now() };
+}
+
+/** The top five of a picture, and `total_ms` as it took from here. Throws a Problem. */
+export async function classify(model, picture, signal) {
+  const before = performance.now();
+  const answer = await send(`v1/models/${encodeURIComponent(model)}/classify?top=5`, {
+    method: "POST",
+    body: picture,
+    headers: { "Content-Type": picture.type || "application/octet-stream" },
+    signal,
+  });
+  return { ...answer, total_ms: performance.now() - before };
+}
+
+async function send(path, options) {
+  const token = sessionStorage.getItem(TOKEN);
+  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
+  try {
+    const response = await fetch(path, { ...options, headers, cache: "no-store" });
+    if (!response.ok) throw await problem(response);
+    return await response.json();
+  } catch (error) {
+    if (error instanceof Problem || error.name === "AbortError") throw error;
+    throw new Problem(0);  // no connection, cut off half-way, or silent for too long
+  }
+}
+
+async function problem(response) {
+  const { error = "" } = await response.json().catch(() => ({}));
+  return new Problem(response.status, String(error), Number(response.headers.get("Retry-After")));
+}

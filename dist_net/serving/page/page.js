@@ -1,0 +1,60 @@
+// Asks the gateway how the pool is, once a second while anybody looks, and says so.
+
+import { offerModels, startAsking } from "./ask.js";
+import { byId, write } from "./elements.js";
+import { pool, useToken } from "./gateway.js";
+import { drawPool } from "./pool.js";
+
+const EVERY_MS = 1000;
+let timer = null;
+let lastSeen = null;
+
+async function poll() {
+  clearTimeout(timer);
+  timer = null;
+  if (document.hidden) return;  // goes on when it is looked at again
+  try {
+    const answer = await pool();
+    lastSeen = new Date();
+    byId("token-form").hidden = true;
+    drawPool(answer);
+    offerModels(answer.models);
+    showState(...stateOf(answer));
+  } catch (problem) {
+    if (problem.status === 401) return askForToken();
+    const since = lastSeen ? `, last seen at ${lastSeen.toLocaleTimeString("en-GB")}` : "";
+    const text = problem.status === 0 ? "Gateway out of reach" : problem.message ?? String(problem);
+    showState("offline", text + since);
+  }
+  clearTimeout(timer);
+  timer = setTimeout(poll, EVERY_MS);
+}
+
+function stateOf({ is_ready: isReady, is_draining: isDraining, models, workers }) {
+  if (isDraining) return ["draining", "Draining: finishes what it has, takes nothing new"];
+  if (isReady) return ["ready", "Ready"];
+  if (!workers.length) return ["unready", "Not ready: no worker"];
+  const waiting = models.filter((model) => !model.is_ready).map((model) => model.name);
+  return ["unready", `Not ready: ${waiting.join(", ") || "starting"}`];
+}
+
+function showState(state, text) {
+  document.body.dataset.state = state;
+  write(byId("state"), text);
+}
+
+function askForToken() {
+  showState("locked", "Locked");
+  byId("token-form").hidden = false;
+}
+
+byId("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useToken(byId("token").value);
+  byId("token-form").reset();
+  write(byId("token-hint"), "That token was refused.");  // which is seen if it is asked for again
+  poll();
+});
+document.addEventListener("visibilitychange", poll);
+startAsking((problem) => { if (problem.status === 401) askForToken(); });
+poll();

@@ -1,0 +1,57 @@
+"""Reloads that somebody waits for, until workers answer with the new version; or it failed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+from dist_net.serving.description import ServedModel
+from dist_net.serving.requests import Outcome, Status
+from dist_net.wire.serving_messages import Prepared
+
+
+class Reloads:
+    """Who waits for which version of which model; ``None``: for one that is being prepared.
+
+    ``is_rolled_out(model, version)`` tells whether workers have done with a version what they can.
+    """
+
+    def __init__(self, is_rolled_out: Callable[[str, int], bool]) -> None:
+        self._is_rolled_out = is_rolled_out
+        self._waiting: dict[str, list[tuple[int | None, asyncio.Future[Outcome]]]] = defaultdict(
+            list
+        )
+
+    def wait(self, model: str, future: asyncio.Future[Outcome]) -> None:
+        """The future's result is to be how the reload that was just asked for ends."""
+        self._waiting[model].append((None, future))
+
+    def prepared(self, message: Prepared) -> None:
+        """The loader has prepared a version, or could not."""
+        waiting = self._waiting.pop(message.model, [])
+        for _, future in waiting:
+            if message.reason:
+                _end(future, Outcome(Status.BAD_INPUT, reason=message.reason))
+            else:
+                self._waiting[message.model].append((message.version, future))
+
+    def advance(self, models: Mapping[str, ServedModel]) -> None:
+        """Workers have loaded something, or failed to."""
+        for model in [*self._waiting]:
+            newest = max(models[model].versions, default=0)
+            kept = []
+            for version, future in self._waiting.pop(model):
+                if version is None or not self._is_rolled_out(model, version):
+                    kept.append((version, future))
+                elif newest >= version:
+                    _end(future, Outcome(Status.OK, version=newest))
+                else:
+                    _end(future, Outcome(Status.FAILED, reason=models[model].reason))
+            if kept:
+                self._waiting[model] = kept
+
+
+def _end(future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+    if not future.done():
+        future.set_result(outcome)

@@ -1,0 +1,172 @@
+"""A version of a model as an inference worker has it: payloads come in, outcomes go out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.clock import Clock, SystemClock
+from dist_net.darknet.configuration import parse_configuration
+from dist_net.darknet.images import MOST_PIXELS
+from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.pictures import PictureInputs, takes_pictures
+from dist_net.errors import ImageError, ModelLoadError
+from dist_net.nn import Model
+from dist_net.nn.inference import Inference, Prepared, softmax
+from dist_net.recipe import LoadedRecipe, load_recipe
+from dist_net.serving.description import ModelDescription
+from dist_net.serving.requests import Payload, Status
+
+NOT_FINITE = (
+    b"the net's outputs are not finite; expected probabilities: the input is out of its range, or "
+    b"its weights are too large, or of another net"
+)
+
+Rows = NDArray[np.generic]
+Refusal = tuple[Status, bytes]
+"""Why there is no answer: BAD_INPUT or FAILED, and the reason in UTF-8."""
+
+
+class Answers(NamedTuple):
+    """The outcomes of a batch, in order; see `dist_net.wire.serving_messages.Done`."""
+
+    statuses: bytes
+    prepare_s: float
+    compute_s: float
+    payloads: tuple[bytes | memoryview, ...]
+
+
+class ServedNetwork:
+    """A model that answers batches of at most ``batch_size`` rows, by ``threads`` threads.
+
+    ``prepared`` is borrowed. ``may_go_on`` is asked now and then while plans are compiled, which
+    takes a second for a large net. See ``Inference`` for ``reproducible``.
+
+    Raises ModelLoadError where this host has not what the description names, what parsing a
+    configuration or running a recipe raises, and ShapeError for kernels of another model.
+    """
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        prepared: Prepared,
+        threads: int = 1,
+        batch_size: int = 8,
+        reproducible: bool = False,
+        most_pixels: int = MOST_PIXELS,
+        may_go_on: Callable[[], bool] = lambda: True,
+        clock: Clock | None = None,
+    ) -> None:
+        self.description = description
+        self._model = model_of(description)
+        self._dtype = self._model.input_dtype.newbyteorder("<")
+        self._row_bytes = description.row_bytes
+        self._pictures = (
+            PictureInputs(self._model, most_pixels) if takes_pictures(self._model) else None
+        )
+        self._clock = clock or SystemClock()
+        self._inference = Inference(self._model, prepared, threads, batch_size, reproducible)
+        try:
+            self._inference.warm_up(may_go_on)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._inference.close()
+
+    def answer(self, payloads: Sequence[Payload], is_picture: bool) -> Answers:
+        """The outcome of each payload: a picture, or a tensor of (rows, *input_shape).
+
+        One that is bad, or whose outputs are no numbers, does not keep others from their answers.
+        """
+        begun_s = self._clock.now()
+        inputs = [self._picture(each) if is_picture else self._tensor(each) for each in payloads]
+        usable = [each for each in inputs if not isinstance(each, tuple)]
+        rows = usable[0] if len(usable) == 1 else np.concatenate(usable) if usable else None
+        prepared_s = self._clock.now()
+        outcomes = self._outcomes(inputs, rows)
+        computed_s = self._clock.now()
+        return Answers(
+            bytes(status for status, _ in outcomes),
+            prepared_s - begun_s,
+            computed_s - prepared_s,
+            tuple(payload for _, payload in outcomes),
+        )
+
+    def _outcomes(
+        self, inputs: Sequence[Rows | Refusal], rows: Rows | None
+    ) -> list[tuple[Status, bytes | memoryview]]:
+        """What there is to say of each input; ``rows`` are those that are no refusals."""
+        if rows is None:
+            return [each for each in inputs if isinstance(each, tuple)]
+        outputs = self._inference(rows)
+        is_finite = np.logical_and.reduce(np.isfinite(outputs), axis=1)
+        if self.description.has_logits:
+            with np.errstate(invalid="ignore"):  # of what is not finite
+                outputs = softmax(outputs)
+        outcomes: list[tuple[Status, bytes | memoryview]] = []
+        start = 0
+        for each in inputs:
+            if isinstance(each, tuple):
+                outcomes.append(each)
+                continue
+            own = slice(start, start + len(each))
+            start = own.stop
+            if is_finite[own].all():
+                outcomes.append((Status.OK, outputs[own].astype("<f4", copy=False).data.cast("B")))
+            else:
+                outcomes.append((Status.FAILED, NOT_FINITE))
+        return outcomes
+
+    def _picture(self, payload: Payload) -> Rows | Refusal:
+        if self._pictures is None:
+            shape = self.description.input_shape
+            return Status.BAD_INPUT, f"a model of inputs {shape} takes no pictures".encode()
+        try:
+            return self._pictures.of(BytesIO(payload))[np.newaxis]
+        except ImageError as error:
+            return Status.BAD_INPUT, str(error).encode()
+
+    def _tensor(self, payload: Payload) -> Rows | Refusal:
+        rows, rest = divmod(len(payload), self._row_bytes)
+        if rest or not rows:
+            return (
+                Status.BAD_INPUT,
+                f"a tensor of {len(payload):,} bytes; expected one or more rows of "
+                f"{self._row_bytes:,} bytes each".encode(),
+            )
+        flat = np.frombuffer(payload, self._dtype)
+        return flat.reshape(rows, *self.description.input_shape)
+
+
+def model_of(description: ModelDescription) -> Model:
+    """The model that a version is of; raises as ``ServedNetwork`` says."""
+    if description.configuration:
+        configuration = parse_configuration(description.configuration, description.name)
+        network = DarknetNetwork(configuration)
+        return Model(network, network.input_shape, input_dtype=np.float32)
+    loaded = load_recipe(description.recipe)
+    found = recipe_digest(loaded)
+    if found != description.recipe_digest:
+        raise ModelLoadError(
+            f"the recipe {description.recipe} is another here ({found[:12]}) than where "
+            f"{description.name} was read ({description.recipe_digest[:12]}); expected the same "
+            f"file on both hosts, or a reload"
+        )
+    return loaded.recipe.model
+
+
+def recipe_digest(loaded: LoadedRecipe) -> str:
+    """SHA-256, in hexadecimal, of what hosts must have in common to serve the same model.
+
+    That is the recipe's file, and the names and shapes of the parameters and buffers.
+    """
+    shapes = repr(loaded.recipe.model.layout.shapes).encode()
+    return hashlib.sha256(loaded.source + b"\0" + shapes).hexdigest()

@@ -1,0 +1,55 @@
+"""What the inference pool keeps to: sizes and time limits; validated once, where they enter."""
+
+import math
+from dataclasses import dataclass
+
+from dist_net.errors import SettingError
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """The pool's limits. Raises ``SettingError`` when a value cannot be.
+
+    A batch has ``max_batch_size`` rows at most, and waits for more of them while its oldest
+    request is younger than ``batch_timeout_s`` (0: never). ``queue_requests`` may wait;
+    ``queue_bytes`` bounds the payloads of all that have no answer yet. A request that says nothing
+    of time has ``default_timeout_s``. A worker that is silent for ``heartbeat_timeout_s``, or takes
+    longer than ``longest_batch_s`` for a batch or ``longest_load_s`` to load a version, is lost.
+    """
+
+    max_batch_size: int = 8
+    batch_timeout_s: float = 0.0
+    queue_requests: int = 1024
+    queue_bytes: int = 256 * MIB
+    default_timeout_s: float = 10.0
+    heartbeat_interval_s: float = 0.2
+    heartbeat_timeout_s: float = 1.5
+    longest_batch_s: float = 60.0
+    longest_load_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch_size", "queue_requests", "queue_bytes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise SettingError(f"{name} is {value!r}: expected a whole number, at least 1")
+        if not 0 <= self.batch_timeout_s < math.inf:
+            raise SettingError(
+                f"batch_timeout_s is {self.batch_timeout_s!r}: expected seconds, 0 or above"
+            )
+        for name in (
+            "default_timeout_s",
+            "heartbeat_interval_s",
+            "heartbeat_timeout_s",
+            "longest_batch_s",
+            "longest_load_s",
+        ):
+            if not 0 < getattr(self, name) < math.inf:
+                raise SettingError(f"{name} is {getattr(self, name)!r}: expected seconds above 0")
+        if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
+            raise SettingError(
+                f"heartbeat_timeout_s is {self.heartbeat_timeout_s:g}: expected at least twice the "
+                f"heartbeat_interval_s of {self.heartbeat_interval_s:g}, or workers are lost that "
+                f"are well"
+            )

@@ -1,0 +1,59 @@
+"""Heartbeats: a worker's thread that says that its process is alive."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+from dist_net.clock import Clock
+from dist_net.errors import NoAnswerError, ProtocolError
+from dist_net.wire.messages import Heartbeat, Message
+from dist_net.wire.security import WorkerKeys
+from dist_net.wire.transport import ClientSocket
+
+logger = logging.getLogger(__name__)
+
+
+class Heart(threading.Thread):
+    """Says that this process is alive, from a thread and a socket of its own.
+
+    A long computation would keep the worker's loop from saying it; NumPy computes without the
+    interpreter's lock, so this thread is heard all the same. ``answer`` is the server's last one
+    and when its heartbeat was sent; None: there has been none.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        keys: WorkerKeys | None,
+        worker_id: int,
+        interval_s: float,
+        clock: Clock,
+    ) -> None:
+        super().__init__(name=f"heart-{worker_id}-{os.getpid()}", daemon=True)
+        self.answer: tuple[Message, float] | None = None
+        self._address = address
+        self._keys = keys
+        self._beat = Heartbeat(worker_id)
+        self._interval_s = interval_s
+        self._clock = clock
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Beats until stopped, or until the server has long not taken a beat."""
+        with ClientSocket(self._address, self._keys) as socket:
+            try:
+                while not self._stopped.is_set():
+                    sent_s = self._clock.now()
+                    socket.send(self._beat)
+                    self._stopped.wait(self._interval_s)
+                    while (answer := socket.receive(0)) is not None:
+                        self.answer = (answer, sent_s)
+            except (NoAnswerError, ProtocolError) as error:
+                logger.warning("heartbeat_ended reason=%s", error)
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self.join()

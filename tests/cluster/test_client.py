@@ -1,0 +1,352 @@
+"""`dist_net.Client` over real sockets, against a gateway that does what each test tells it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dist_net import Client
+from dist_net.errors import (
+    BadInputError,
+    DTypeError,
+    ImageError,
+    InsecureAddressError,
+    ModelNotServedError,
+    NoAnswerError,
+    PoolUnavailableError,
+    ProtocolError,
+    QuestionError,
+    ReloadError,
+    RequestCancelledError,
+    RequestExpiredError,
+    RequestFailedError,
+    ShapeError,
+)
+from dist_net.serving.connection import MOST_OPEN
+from dist_net.serving.description import ModelDescription, ServedModel
+from dist_net.serving.model_summary import summaries_to_json
+from dist_net.serving.requests import Status
+from dist_net.wire.messages import Message
+from dist_net.wire.serving_messages import (
+    Answer,
+    Ask,
+    Cancel,
+    Describe,
+    Description,
+    Greet,
+    Greeting,
+    Reload,
+    Reloaded,
+    Unload,
+)
+from dist_net.wire.transport import ServerSocket
+
+LABELS = ("cat", "dog", "newt")
+SUMS = ModelDescription(
+    "sums", 7, "FP32", (4,), 3, LABELS, True, False, "cfg", "", "", "arrays", 1, "key"
+)
+BYTES = ModelDescription(
+    "bytes", 1, "UINT8", (2, 2), 3, (), True, False, "", "recipe", "", "arrays", 1, "key"
+)
+MODELS = [
+    ServedModel("sums", SUMS, (6, 7), True, ""),
+    ServedModel("bytes", BYTES, (1,), True, ""),
+    ServedModel("absent", None, (), False, "its file is missing"),
+]
+DEADLINE_S = 10.0
+Replies = Callable[[Message], list[Message]]
+
+
+def outputs_of(question: Ask) -> bytes:
+    """Three classes for each row of "sums": its sum, its first element, and 0."""
+    if question.is_picture:
+        return np.array([0.25, 0.5, 0.25], "<f4").tobytes()
+    rows = np.frombuffer(question.payloads[0], "<f4" if question.model == "sums" else "u1")
+    rows = rows.reshape(-1, 4).astype("<f4")
+    return np.stack([rows.sum(1), rows[:, 0], 0 * rows[:, 0]], 1).tobytes()
+
+
+def answer_to(question: Ask) -> Answer:
+    payloads = (outputs_of(question),)
+    return Answer(question.request_id, Status.OK, "7", "", 0.0, 0.25, 0.5, payloads)
+
+
+def refusal_of(question: Ask, status: Status) -> Answer:
+    return Answer(question.request_id, status, "", "that is why", 2.5, 0.0, 0.0, ())
+
+
+def never(_question: Message) -> list[Message]:
+    return []
+
+
+class Gateway:
+    """Answers everything, unless ``replies`` is replaced; keeps what it heard."""
+
+    def __init__(self, name: str = "first") -> None:
+        self.name = name
+        self.heard: list[Message] = []
+        self.on_ask: Replies = lambda question: [answer_to(question)]
+        self.address = ""
+        self.is_closing = threading.Event()
+
+    def replies(self, message: Message) -> list[Message]:
+        match message:
+            case Ask():
+                return self.on_ask(message)
+            case Describe(request_id):
+                return [Description(request_id, summaries_to_json(MODELS))]
+            case Greet():
+                return [Greeting(self.name, True)]
+            case Reload(request_id, "sums"):
+                return [Reloaded(request_id, "8", "")]
+            case Reload(request_id, _) | Unload(request_id, _):
+                return [Reloaded(request_id, "", "its file is missing")]
+        return []
+
+    def serve(self, listen: str, is_open: threading.Event) -> None:
+        with ServerSocket([listen], high_water_mark=4 * MOST_OPEN) as socket:
+            self.address = socket.contact_addresses[0]
+            is_open.set()
+            while not self.is_closing.is_set():
+                received = socket.receive(0.01)
+                if received is not None:
+                    node, message = received
+                    self.heard.append(message)
+                    for reply in self.replies(message):
+                        socket.send(node, reply)
+
+    def asked(self) -> list[Ask]:
+        return [message for message in self.heard if isinstance(message, Ask)]
+
+
+@contextmanager
+def serving(gateway: Gateway, listen: str = "tcp://127.0.0.1:0") -> Iterator[Gateway]:
+    is_open = threading.Event()
+    thread = threading.Thread(target=gateway.serve, args=(listen, is_open))
+    thread.start()
+    try:
+        assert is_open.wait(DEADLINE_S)
+        yield gateway
+    finally:
+        gateway.is_closing.set()
+        thread.join()
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    with serving(Gateway()) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> Iterator[Client]:
+    with Client(gateway.address, timeout_s=DEADLINE_S) as client:
+        yield client
+
+
+def test_rows_are_answered_as_rows_and_one_row_as_one(client: Client) -> None:
+    rows = np.arange(8, dtype=np.float32).reshape(2, 4)
+    outputs = client.predict("sums", rows)
+    np.testing.assert_array_equal(outputs.probabilities, [[6, 0, 0], [22, 4, 0]])
+    assert (outputs.version, outputs.queue_s, outputs.compute_s) == (7, 0.25, 0.5)
+    np.testing.assert_array_equal(client.predict("sums", rows[1]).probabilities, [22, 4, 0])
+
+
+def test_inputs_are_converted_within_their_kind(client: Client) -> None:
+    columns = np.arange(8.0).reshape(4, 2).T  # neither float32 nor contiguous
+    np.testing.assert_array_equal(
+        client.predict("sums", columns).probabilities, [[12, 0, 0], [16, 1, 0]]
+    )
+    pixels = np.full((1, 2, 2), 200, np.uint8)
+    assert client.predict("bytes", pixels).probabilities[0, 0] == 800
+    with pytest.raises(DTypeError, match=r"float32 for model 'bytes'; expected uint8"):
+        client.predict("bytes", np.zeros((1, 2, 2), np.float32))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 5), (1, 1, 4), ()])
+def test_inputs_of_another_shape_are_refused_here(client: Client, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"for model 'sums'; expected \(4,\)"):
+        client.submit("sums", np.zeros(shape, np.float32))
+
+
+def test_the_inputs_may_be_overwritten_at_once(client: Client) -> None:
+    row = np.ones(4, np.float32)
+    pending = client.submit("sums", row)
+    row[:] = 5
+    assert pending.result().probabilities[0] == 4
+
+
+def test_many_requests_are_on_their_way_at_once_and_answered_in_any_order(
+    client: Client, gateway: Gateway
+) -> None:
+    kept: list[Message] = []
+
+    def reverse(question: Message) -> list[Message]:
+        assert isinstance(question, Ask)
+        kept.append(answer_to(question))
+        if len(kept) % MOST_OPEN:
+            return []
+        answers, kept[:] = kept[::-1], []
+        return answers
+
+    gateway.on_ask = reverse
+    count = 4 * MOST_OPEN
+    pending = [client.submit("sums", np.full(4, i, np.float32)) for i in range(count)]
+    assert [each.result().probabilities[1] for each in pending] == list(range(count))
+
+
+def test_no_more_requests_are_open_than_a_client_may_have(client: Client, gateway: Gateway) -> None:
+    gateway.on_ask = never
+    for _ in range(MOST_OPEN + 1):
+        client.submit("sums", np.zeros(4, np.float32), timeout_s=0.2)
+    client.models()
+    last = gateway.asked()[-1]
+    given_up = [message for message in gateway.heard if isinstance(message, Cancel)]
+    assert len(gateway.asked()) == MOST_OPEN + 1
+    assert gateway.heard.index(given_up[0]) < gateway.heard.index(last)
+
+
+def test_a_version_and_a_time_travel_with_a_question(client: Client, gateway: Gateway) -> None:
+    client.predict("sums", np.zeros(4, np.float32), version=6, timeout_s=3.0)
+    client.predict("sums", np.zeros(4, np.float32))
+    assert [(each.version, each.timeout_s) for each in gateway.asked()] == [
+        ("6", 3.0),
+        ("", DEADLINE_S),
+    ]
+
+
+def test_models_are_told(client: Client) -> None:
+    sums, _, absent = client.models()
+    assert (sums.name, sums.versions, sums.input_shape, sums.labels) == (
+        "sums",
+        (6, 7),
+        (4,),
+        LABELS,
+    )
+    assert (absent.is_ready, absent.reason, absent.classes) == (False, "its file is missing", 0)
+
+
+def test_a_picture_is_sent_as_it_is_and_pixels_as_a_png(
+    client: Client, gateway: Gateway, tmp_path: Path
+) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(b"what a worker decodes")
+    assert [each.label for each in client.classify("sums", path, top=2)] == ["dog", "cat"]
+    client.classify("sums", b"likewise")
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    (likeliest, *_) = client.classify("bytes", pixels)
+    assert (likeliest.label, likeliest.probability) == ("1", 0.5)  # a class without a label
+    of_path, of_bytes, of_pixels = (each.payloads[0] for each in gateway.asked())
+    assert (of_path, of_bytes) == (b"what a worker decodes", b"likewise")
+    np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(of_pixels))), pixels)
+
+
+@pytest.mark.parametrize("picture", ["nowhere.jpg", np.zeros((2, 2, 7), np.uint8), None])
+def test_what_is_no_picture_is_refused_here(client: Client, picture: object) -> None:
+    with pytest.raises(ImageError, match="expected"):
+        client.classify("sums", picture)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (Status.BAD_INPUT, QuestionError),
+        (Status.NOT_FOUND, ModelNotServedError),
+        (Status.UNAVAILABLE, PoolUnavailableError),
+        (Status.EXPIRED, RequestExpiredError),
+        (Status.FAILED, RequestFailedError),
+    ],
+)
+def test_each_way_to_fail_is_an_error_of_its_own(
+    client: Client, gateway: Gateway, status: Status, error: type[Exception]
+) -> None:
+    gateway.on_ask = lambda question: [refusal_of(question, status)]
+    with pytest.raises(error, match=r"^that is why$") as caught:
+        client.predict("sums", np.zeros(4, np.float32))
+    if isinstance(caught.value, PoolUnavailableError):
+        assert caught.value.retry_after_s == 2.5
+
+
+def test_a_model_that_is_not_there_is_named(client: Client) -> None:
+    with pytest.raises(ModelNotServedError, match=r"no model 'cats' .*'sums', 'bytes', 'absent'"):
+        client.predict("cats", np.zeros(4))
+    with pytest.raises(PoolUnavailableError, match=r"'absent' .*: its file is missing"):
+        client.classify("absent", b"picture")
+
+
+def test_what_does_not_come_in_time_is_cancelled(client: Client, gateway: Gateway) -> None:
+    gateway.on_ask = never
+    client.models()
+    with pytest.raises(RequestExpiredError, match=r"within 0.1 s, though the gateway is there"):
+        client.predict("sums", np.zeros(4, np.float32), timeout_s=0.1)
+    client.models()  # the cancellation came before this
+    assert Cancel(gateway.asked()[0].request_id) in gateway.heard
+
+
+def test_a_cancelled_question_has_no_result(client: Client, gateway: Gateway) -> None:
+    gateway.on_ask = never
+    pending = client.submit("sums", np.zeros(4, np.float32))
+    pending.cancel()
+    with pytest.raises(RequestCancelledError):
+        pending.result()
+    client.models()
+    assert Cancel(gateway.asked()[0].request_id) in gateway.heard
+
+
+def test_closing_cancels_what_is_open(gateway: Gateway) -> None:
+    gateway.on_ask = never
+    with Client(gateway.address, timeout_s=DEADLINE_S) as client:
+        client.submit("sums", np.zeros(4, np.float32))
+    with Client(gateway.address, timeout_s=DEADLINE_S) as other:
+        while not any(isinstance(message, Cancel) for message in gateway.heard):
+            other.models()
+
+
+def test_a_gateway_that_is_started_anew_is_asked_again(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/gateway"
+    with Client(address, timeout_s=DEADLINE_S) as client:
+        with serving(Gateway("first"), address) as first:
+            first.on_ask = never
+            pending = client.submit("sums", np.ones(4, np.float32))
+            while not first.asked():
+                client.models()
+        with serving(Gateway("second"), address) as second:
+            assert pending.result().probabilities[0] == 4
+            assert second.asked()[0].timeout_s < DEADLINE_S
+
+
+def test_nobody_there_is_an_error_in_time() -> None:
+    with (
+        Client("tcp://127.0.0.1:9", timeout_s=0.1) as client,
+        pytest.raises(NoAnswerError, match=r"127.0.0.1:9 in 0.1 s; nobody listens there"),
+    ):
+        client.models()
+
+
+def test_an_answer_that_does_not_fit_is_one(client: Client, gateway: Gateway) -> None:
+    gateway.on_ask = lambda question: [answer_to(question)._replace(payloads=(b"12345",))]
+    with pytest.raises(ProtocolError, match="does not fit"):
+        client.predict("sums", np.zeros(4, np.float32))
+
+
+def test_models_are_reloaded_and_unloaded(client: Client) -> None:
+    assert client.reload("sums") == 8
+    with pytest.raises(ReloadError, match="its file is missing"):
+        client.reload("absent")
+    with pytest.raises(ReloadError, match="its file is missing"):
+        client.unload("absent")
+
+
+def test_beyond_this_host_keys_are_needed() -> None:
+    with pytest.raises(InsecureAddressError):
+        Client("tcp://192.0.2.1:5600")
+
+
+def test_errors_of_what_was_asked_are_bad_input() -> None:
+    assert issubclass(QuestionError, BadInputError)
+    assert issubclass(ModelNotServedError, BadInputError)

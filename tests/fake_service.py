@@ -1,0 +1,175 @@
+"""A fake of the gateway for tests of what stands in front of it: no pool, no worker, no network.
+
+Run as a program it serves itself over HTTP on a free port of loopback, and prints where.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from asyncio import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dist_net.serving.description import ModelDescription
+from dist_net.serving.requests import Outcome, Question, Status
+from dist_net.serving.service import ServedModel
+from dist_net.serving.statistics import NO_VERSION, ModelStatistics
+
+DIGITS = ModelDescription(
+    name="digits",
+    version=3,
+    input_datatype="FP32",
+    input_shape=(4,),
+    classes=3,
+    labels=(),
+    takes_pictures=False,
+    has_logits=False,
+    configuration="",
+    recipe="digits",
+    recipe_digest="",
+    arrays_path="",
+    arrays_bytes=0,
+    arrays_key="",
+)
+ANIMALS = ModelDescription(
+    **vars(DIGITS)
+    | {
+        "name": "animals",
+        "version": 7,
+        "input_datatype": "UINT8",
+        "input_shape": (2, 2, 3),
+        "labels": ("cat", "dog", "hen"),
+        "takes_pictures": True,
+    }
+)
+BAD_PICTURE = b"\xff\xd8\xffbad"
+
+
+def probabilities(question: Question) -> np.ndarray:
+    """What the fake answers, (rows, 3): as arbitrary as it is repeatable."""
+    content = np.frombuffer(question.payload, np.uint8).astype(np.float32)
+    rows = content[: len(content) // question.rows * question.rows].reshape(question.rows, -1)
+    scores = np.stack([rows.sum(1) % 97, rows.max(1), np.ones(question.rows)], 1) + 1
+    return (scores / scores.sum(1, keepdims=True)).astype("<f4")
+
+
+def served(description: ModelDescription, *older: int) -> ServedModel:
+    """A model that is ready, with these older versions beside its newest."""
+    return ServedModel(description.name, description, (*older, description.version), True, "")
+
+
+@dataclass
+class FakeService:
+    """Answers at once, unless ``scripted`` holds outcomes, or ``is_silent``.
+
+    Remembers ``questions``, the futures that it gave, and what was done with models.
+    """
+
+    served: dict[str, ServedModel] = field(
+        default_factory=lambda: {"digits": served(DIGITS, 2), "animals": served(ANIMALS)}
+    )
+    scripted: list[Outcome] = field(default_factory=list)
+    is_silent: bool = False
+    is_ready: bool = True
+    questions: list[Question] = field(default_factory=list)
+    futures: list[Future[Outcome]] = field(default_factory=list)
+    done_to_models: list[str] = field(default_factory=list)
+    counted: dict[str, dict[int, ModelStatistics]] = field(default_factory=dict)
+
+    def ask(self, question: Question) -> Future[Outcome]:
+        future: Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.questions.append(question)
+        self.futures.append(future)
+        if not self.is_silent:
+            future.set_result(self.scripted.pop(0) if self.scripted else self._answer(question))
+        return future
+
+    def models(self) -> dict[str, ServedModel]:
+        return self.served
+
+    def reload(self, model: str) -> Future[Outcome]:
+        self.done_to_models.append(f"reload {model}")
+        future: Future[Outcome] = asyncio.get_running_loop().create_future()
+        future.set_result(self.scripted.pop(0) if self.scripted else Outcome(Status.OK, 8))
+        return future
+
+    def unload(self, model: str) -> Outcome:
+        self.done_to_models.append(f"unload {model}")
+        return Outcome(Status.OK)
+
+    def statistics(self, model: str) -> dict[int, ModelStatistics]:
+        return self.counted.get(model, {})
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "is_ready": self.is_ready,
+            "is_draining": False,
+            "uptime_s": 12.5,
+            "workers": [
+                {"name": name, "host": "h", "process_id": 1, "state": state}
+                | {"batches": 1, "requests": 2, "heard_s_ago": 0.1}
+                for name, state in (("w1", "idle"), ("w2", "busy"))
+            ],
+            "queue": {"requests": 1, "bytes": 16, "request_limit": 1024, "byte_limit": 2**28},
+            "models": [
+                {"name": name, "version": 1, "is_ready": each.is_ready, "reason": each.reason}
+                | {"takes_pictures": False, "classes": 3, "requests_per_s": 0.1}
+                | {"latency_ms": {"p50": 1.0, "p90": 2.0, "p99": 3.0}, "batch_rows": {1: 5}}
+                for name, each in self.served.items()
+            ],
+        }
+
+    def _answer(self, question: Question) -> Outcome:
+        described = self.served[question.model].description
+        assert described is not None
+        version = question.version or described.version
+        if bytes(question.payload) == BAD_PICTURE:
+            return Outcome(Status.BAD_INPUT, version, reason="this is no picture")
+        self._count(question, version)
+        return Outcome(
+            Status.OK,
+            version,
+            probabilities(question).tobytes(),
+            queue_s=0.001,
+            prepare_s=0.002,
+            compute_s=0.004,
+            batch_rows=question.rows,
+        )
+
+    def _count(self, question: Question, version: int) -> None:
+        by_version = self.counted.setdefault(question.model, {NO_VERSION: ModelStatistics()})
+        statistics = by_version.setdefault(version, ModelStatistics())
+        statistics.ran(question.rows, 0.004, 5.0)
+        statistics.admitted += 1
+        statistics.answered += 1
+        for timed in (statistics.success, statistics.queue, statistics.compute_infer):
+            timed.add(1, 0.004)
+
+
+async def _serve(arguments: list[str]) -> None:
+    from dist_net.serving.http.application import application
+    from dist_net.serving.http.server import HttpServer
+    from dist_net.serving.http.settings import HttpSettings
+
+    changes: dict[str, Any] = dict(argument.split("=", 1) for argument in arguments)
+    changes = {
+        name: type(getattr(HttpSettings(), name) or "")(value) for name, value in changes.items()
+    }
+    settings = HttpSettings(**{"address": "127.0.0.1:0"} | changes)
+    service = FakeService()
+    server = HttpServer(application(service, settings), settings)
+    print(server.url, flush=True)
+    serving = asyncio.create_task(server.serve())
+    # The end of its input is what ends it, so that it never outlives the test.
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    server.stop()
+    await serving
+
+
+if __name__ == "__main__":
+    import uvloop
+
+    uvloop.run(_serve(sys.argv[1:]))

@@ -1,0 +1,219 @@
+"""A picture goes in, in every way that a browser has, and an answer or plain words come out."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dist_net
+
+expect = pytest.importorskip("playwright.sync_api").expect
+SAMPLES = Path(dist_net.__file__).parent / "serving" / "page" / "samples"
+PNG = (SAMPLES / "bag.png").read_bytes()
+
+HAND_OVER = """([kind, bytes]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(bytes)], "mine.png", { type: "image/png" }));
+    const event = kind === "paste"
+        ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true, cancelable: true })
+        : new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
+    document.body.dispatchEvent(event);
+    return event.defaultPrevented;
+}"""
+
+
+def choose(page: Any) -> None:
+    page.get_by_label("choose a file").set_input_files(
+        {"name": "mine.png", "mimeType": "image/png", "buffer": PNG}
+    )
+
+
+def paste(page: Any) -> None:
+    assert page.evaluate(HAND_OVER, ["paste", list(PNG)])
+
+
+def drop(page: Any) -> None:
+    assert page.evaluate(HAND_OVER, ["drop", list(PNG)])
+
+
+def test_a_sample_is_answered_with_five_bars_and_the_time_each_part_took(
+    visit: Any, gateway: Any
+) -> None:
+    page = visit().page
+    page.get_by_role("button", name="A bag").click()
+    expect(page.locator("#verdict")).to_have_text(re.compile(r"^Bag 83\.5 %, in [\d.]+ m?s$"))
+    rows = page.get_by_role("list", name="The five likeliest classes").get_by_role("listitem")
+    expect(rows).to_have_text(["Bag83.5 %", "Coat12.0 %", "Shirt4.0 %", "Boot0.5 %", "Hat< 0.1 %"])
+    assert rows.locator("meter").evaluate_all("all => all.map(each => each.value)") == [
+        0.8345,
+        0.12,
+        0.04,
+        0.005,
+        1e-5,
+    ]
+    shown = page.locator("#times div").all_inner_texts()
+    parts = dict(text.split("\n") for text in shown)
+    assert parts.pop("On its way").endswith("s")
+    assert parts == {"Queue": "0.25 ms", "Decoding": "1.50 ms", "Compute": "3.13 ms"}
+    expect(page.locator("#answered-by")).to_have_text("Answered by fashion, version 12")
+    [(path, headers, body)] = gateway.asked
+    assert path == "/v1/models/fashion/classify?top=5"
+    assert (headers["Content-Type"], body) == ("image/png", PNG)
+
+
+def test_every_sample_is_a_picture_of_its_own(visit: Any, gateway: Any) -> None:
+    page = visit().page
+    buttons = page.get_by_role("group", name="Or take one of these").get_by_role("button")
+    for button in buttons.all():
+        with page.expect_response(re.compile("classify")):
+            button.click()
+    assert sorted(body for _, _, body in gateway.asked) == sorted(
+        path.read_bytes() for path in SAMPLES.iterdir()
+    )
+
+
+@pytest.mark.parametrize("way", [choose, paste, drop])
+def test_a_picture_of_ones_own_is_shown_and_asked(
+    visit: Any, gateway: Any, way: Callable[[Any], None]
+) -> None:
+    page = visit().page
+    way(page)
+    expect(page.locator("#verdict")).to_contain_text("Bag")
+    expect(page.locator("#drop")).to_contain_text("mine.png")
+    assert page.locator("#preview").evaluate(
+        "async image => (await image.decode(), image.naturalWidth)"
+    )
+    assert [body for _, _, body in gateway.asked] == [PNG]
+
+
+def test_pasted_text_is_left_to_the_browser(visit: Any, gateway: Any) -> None:
+    page = visit().page
+    was_taken = page.evaluate(
+        "() => !document.body.dispatchEvent(new ClipboardEvent('paste', "
+        "{ clipboardData: new DataTransfer(), bubbles: true, cancelable: true }))"
+    )
+    assert not was_taken
+    assert gateway.asked == []
+
+
+def test_nothing_is_asked_without_a_picture(visit: Any, gateway: Any) -> None:
+    page = visit().page
+    page.get_by_role("button", name="Ask").click()
+    assert page.locator("#picture").evaluate("input => input.validity.valueMissing")
+    assert gateway.asked == []
+
+
+def test_the_same_picture_can_be_asked_again(visit: Any, gateway: Any) -> None:
+    page = visit().page
+    page.get_by_role("button", name="A bag").click()
+    expect(page.locator("#verdict")).to_contain_text("Bag")
+    with page.expect_response(re.compile("classify")):
+        page.get_by_role("button", name="Ask again").click()
+    assert [body for _, _, body in gateway.asked] == [PNG, PNG]
+
+
+def test_an_answer_that_is_overtaken_is_not_shown(visit: Any, gateway: Any) -> None:
+    page = visit().page
+    gateway.may_answer.clear()
+    with page.expect_event("requestfailed") as abandoned:
+        page.get_by_role("button", name="A bag").click()
+        gateway.was_asked.wait(30)
+        gateway.reply = gateway.reply | {"version": 13}
+        page.get_by_role("button", name="Trousers").click()
+    assert abandoned.value.url.endswith("/v1/models/fashion/classify?top=5")
+    gateway.may_answer.set()
+    expect(page.locator("#answered-by")).to_have_text("Answered by fashion, version 13")
+    expect(page.locator("#problem")).to_be_empty()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (400, "This picture could not be used."),
+        (404, "This model is not served here."),
+        (413, "This picture is larger than the pool takes."),
+        (415, "The pool takes JPEG and PNG pictures only."),
+        (503, "The pool cannot take it just now."),
+        (504, "The pool took it, but had no time left to answer."),
+        (500, "The pool could not answer (500)."),
+    ],
+)
+def test_a_refusal_is_told_in_plain_words_and_with_the_reason(
+    visit: Any, gateway: Any, code: int, words: str
+) -> None:
+    page = visit().page
+    page.get_by_role("button", name="A bag").click()
+    expect(page.locator("#answer")).to_be_visible()
+    gateway.refuse(code, "it is <b>so</b>")
+    page.get_by_role("button", name="Ask again").click()
+    alert = page.get_by_role("alert")
+    expect(alert).to_have_text(f"{words}The gateway says: it is <b>so</b>")
+    expect(page.locator("#answer")).to_be_hidden()
+    expect(page.locator("#verdict")).to_be_empty()
+
+
+def test_a_pool_that_is_full_says_when_to_come_back(visit: Any, gateway: Any) -> None:
+    gateway.refuse(503, "full", Retry_After="3")
+    page = visit().page
+    page.get_by_role("button", name="A bag").click()
+    expect(page.get_by_role("alert")).to_contain_text("Asking again may work in 3 s.")
+
+
+def test_after_a_refusal_an_answer_takes_its_place(visit: Any, gateway: Any) -> None:
+    reply = gateway.reply
+    gateway.refuse(503, "full")
+    page = visit().page
+    page.get_by_role("button", name="A bag").click()
+    expect(page.get_by_role("alert")).to_contain_text("full")
+    gateway.code, gateway.reply = 200, reply
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.locator("#verdict")).to_contain_text("Bag")
+    expect(page.locator("#problem")).to_be_empty()
+
+
+def test_a_gateway_out_of_reach_is_named(visit: Any) -> None:
+    page = visit().page
+    expect(page.get_by_role("status").first).to_have_text("Ready")
+    page.route("**/classify*", lambda route: route.abort("connectionrefused"))
+    page.get_by_role("button", name="A bag").click()
+    expect(page.get_by_role("alert")).to_have_text("The gateway cannot be reached.")
+
+
+def test_a_file_that_is_no_picture_shows_none(visit: Any, gateway: Any) -> None:
+    gateway.refuse(400, "this is text")
+    page = visit().page
+    page.locator("#picture").set_input_files(
+        {"name": "notes.png", "mimeType": "image/png", "buffer": b"text"}
+    )
+    expect(page.get_by_role("alert")).to_contain_text("this is text")
+    expect(page.locator("#preview")).to_be_hidden()
+    expect(page.locator("#drop")).to_contain_text("notes.png")
+
+
+def test_the_model_that_is_chosen_is_asked_and_says_what_it_knows(visit: Any, gateway: Any) -> None:
+    gateway.serves("dark/net 53", classes=1000, labels=[f"class_{i}" for i in range(12)])
+    page = visit().page
+    expect(page.locator("#knows")).to_have_text("It tells 10 classes apart: T-shirt/top, Trouser")
+    page.get_by_label("Model").select_option("dark/net 53")
+    expect(page.locator("#knows")).to_have_text(re.compile("^It tells 1,000 .* class 9, …$"))
+    with page.expect_response(re.compile("classify")):
+        page.get_by_role("button", name="A bag").click()
+    assert gateway.asked[0][0] == "/v1/models/dark%2Fnet%2053/classify?top=5"
+
+
+def test_a_choice_of_one_model_is_none(visit: Any) -> None:
+    page = visit().page
+    expect(page.get_by_role("status").first).to_have_text("Ready")
+    expect(page.get_by_label("Model")).to_be_hidden()
+
+
+def test_a_model_without_pictures_says_how_to_ask_it(visit: Any, gateway: Any) -> None:
+    gateway.serves("vectors", takes_pictures=False)
+    page = visit().page
+    page.get_by_label("Model").select_option("vectors")
+    expect(page.locator("#knows")).to_contain_text("vectors takes no pictures")
+    expect(page.get_by_role("button", name="Ask")).to_be_hidden()
+    page.get_by_label("Model").select_option("fashion")
+    expect(page.get_by_role("button", name="Ask")).to_be_visible()

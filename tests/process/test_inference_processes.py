@@ -1,0 +1,354 @@
+"""The inference worker and the model loader as processes, spoken to by a gateway of few words."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dist_net.cluster.child import Child
+from dist_net.cluster.model_loader import described
+from dist_net.cluster.model_sources import FoundModel
+from dist_net.darknet.configuration import parse_configuration
+from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.seeded import seeded_weights
+from dist_net.darknet.weights import write_weights
+from dist_net.data import dataset_named
+from dist_net.nn.inference import Inference, prepare, softmax
+from dist_net.nn.prepared import key_of_vector, map_prepared
+from dist_net.recipe import load_recipe
+from dist_net.serving.description import ModelDescription
+from dist_net.serving.requests import Status
+from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse
+from dist_net.wire.serving_messages import (
+    Arrays,
+    Done,
+    Drop,
+    Enlist,
+    Enlisted,
+    EnlistLoader,
+    FetchArrays,
+    Load,
+    Loaded,
+    Prepare,
+    Prepared,
+    Retire,
+    Run,
+)
+from dist_net.wire.transport import ServerSocket
+
+DEADLINE_S = 60.0
+TAKEN_IN = Enlisted(7, 0.05, 20.0)
+
+CONFIGURATION = """
+[net]
+height=8
+width=8
+channels=3
+[convolutional]
+filters=3
+size=1
+stride=1
+activation=linear
+[avgpool]
+[softmax]
+"""
+
+
+class Gateway:
+    """Speaks to one child; answers heartbeats as it is told to."""
+
+    def __init__(self, socket: ServerSocket) -> None:
+        self._socket = socket
+        self.address = socket.contact_addresses[0]
+        self.heartbeat_answer: Alive | Refuse | None = Alive()
+        self._heartbeats = 0
+        self._node = b""
+
+    def hears(self, kind: type[Any], child: Child) -> Any:
+        """The child's next message, which is of this kind; heartbeats are no messages here."""
+        deadline = time.monotonic() + DEADLINE_S
+        while time.monotonic() < deadline:
+            if (message := self._receive()) is not None:
+                assert isinstance(message, kind), message
+                return message
+        pytest.fail(f"no {kind.__name__}: {child.log.read_text()}")
+
+    def answers_heartbeats(self, count: int) -> None:
+        """Hears so many of them, and nothing else."""
+        enough = self._heartbeats + count
+        while self._heartbeats < enough:
+            assert self._receive() is None
+
+    def _receive(self) -> Message | None:
+        received = self._socket.receive(0.1)
+        if received is None:
+            return None
+        node, message = received
+        if isinstance(message, Heartbeat):
+            self._heartbeats += 1
+            if self.heartbeat_answer is not None:
+                self._socket.send(node, self.heartbeat_answer)
+            return None
+        self._node = node
+        return message
+
+    def tells(self, message: Any) -> None:
+        """Sends to who was heard last."""
+        assert self._socket.send(self._node, message)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    with ServerSocket([f"ipc://{tmp_path}/gateway"]) as socket:
+        yield Gateway(socket)
+
+
+@pytest.fixture
+def child(gateway: Gateway, tmp_path: Path) -> Iterator[Callable[..., Child]]:
+    """Starts one; those that still run at the end are killed."""
+    started: list[Child] = []
+    directory = tmp_path / "own"
+    directory.mkdir()
+
+    def start_child(module: str, *arguments: str) -> Child:
+        logs = tmp_path / f"child-{len(started)}"
+        logs.mkdir()
+        arguments = ("--connect", gateway.address, "--directory", str(directory), *arguments)
+        started.append(Child("child", f"workers.{module}", arguments, logs))
+        return started[-1]
+
+    yield start_child
+    for each in started:
+        each.kill()
+
+
+@pytest.fixture
+def worker(gateway: Gateway, child: Callable[..., Child]) -> Child:
+    """A worker that has been taken in."""
+    started = child("inference_worker", "--name", "w")
+    enlist = gateway.hears(Enlist, started)
+    assert (enlist.name, enlist.process_id) == ("w", started.process_id)
+    gateway.tells(TAKEN_IN)
+    return started
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> ModelDescription:
+    """A version of a model whose arrays lie on this host."""
+    return described(digits_model(), "digits", 1, tmp_path)
+
+
+def digits_model(seed: int = 0) -> FoundModel:
+    loaded = load_recipe("digits")
+    model, weights = loaded.recipe.model, loaded.recipe.initial_weights(seed)
+    prepared, key = prepare(model, weights), key_of_vector(model, weights)
+    return FoundModel(model, tuple("0123456789"), prepared, key, has_logits=True, recipe=loaded)
+
+
+def load(gateway: Gateway, worker: Child, description: ModelDescription) -> Loaded:
+    gateway.tells(Load(description.name, description.version, description.to_json()))
+    loaded: Loaded = gateway.hears(Loaded, worker)
+    return loaded
+
+
+def exit_code(child: Child) -> int | None:
+    assert child.wait(DEADLINE_S)
+    return child.exit_code
+
+
+def test_a_worker_answers_what_it_loaded_and_leaves_when_told(
+    gateway: Gateway, worker: Child, digits: ModelDescription
+) -> None:
+    assert load(gateway, worker, digits) == Loaded("digits", 1, "")
+    images = dataset_named("digits").test_images[:3]
+    payloads = (images[:2].tobytes(), b"short", images[2:].tobytes())
+    gateway.tells(Run(5, "digits", 1, False, payloads))
+    done = gateway.hears(Done, worker)
+    assert done.batch_id == 5
+    assert list(done.statuses) == [Status.OK, Status.BAD_INPUT, Status.OK]
+    outputs = np.frombuffer(b"".join([done.payloads[0], done.payloads[2]]), "<f4").reshape(3, 10)
+    found = digits_model()
+    session = Inference(found.model, found.prepared)
+    np.testing.assert_allclose(outputs, softmax(session(np.asarray(images))), atol=1e-5)
+    session.close()
+    assert b"5 bytes" in bytes(done.payloads[1])
+    gateway.tells(Drop("digits", 1))
+    gateway.tells(Run(6, "digits", 1, False, payloads))
+    assert set(gateway.hears(Done, worker).statuses) == {Status.UNAVAILABLE}
+    gateway.tells(Retire())
+    assert gateway.hears(Leave, worker) == Leave(7)
+    assert exit_code(worker) == 0
+
+
+def test_versions_are_answered_side_by_side(
+    gateway: Gateway, worker: Child, digits: ModelDescription, tmp_path: Path
+) -> None:
+    newer = described(digits_model(1), "digits", 2, tmp_path)
+    for description in (digits, newer, newer):
+        assert load(gateway, worker, description) == Loaded("digits", description.version, "")
+    image = dataset_named("digits").test_images[:1].tobytes()
+    answers = []
+    for version in (1, 2, 1):
+        gateway.tells(Run(version, "digits", version, False, (image,)))
+        answers.append(bytes(gateway.hears(Done, worker).payloads[0]))
+    assert answers[0] == answers[2] != answers[1]
+
+
+def test_a_version_that_cannot_be_loaded_is_told_of(
+    gateway: Gateway, worker: Child, digits: ModelDescription
+) -> None:
+    other = ModelDescription.from_json(digits.to_json().replace(digits.recipe_digest, "0" * 64))
+    assert "is another here" in load(gateway, worker, other).reason
+    assert load(gateway, worker, digits).reason == ""
+
+
+def test_arrays_of_another_host_are_fetched(
+    gateway: Gateway, worker: Child, digits: ModelDescription, tmp_path: Path
+) -> None:
+    content = Path(digits.arrays_path).read_bytes()
+    elsewhere = ModelDescription.from_json(
+        digits.to_json().replace(digits.arrays_path, "/elsewhere/kernels")
+    )
+    gateway.tells(Load("digits", 1, elsewhere.to_json()))
+    asked = gateway.hears(FetchArrays, worker)
+    assert asked == FetchArrays("digits", 1, 0, len(content))
+    gateway.tells(Arrays("digits", 1, 0, len(content), (content,)))
+    assert gateway.hears(Loaded, worker).reason == ""
+    (kept,) = (tmp_path / "own").iterdir()
+    assert kept.read_bytes() == content
+
+
+def test_a_worker_that_is_refused_later_enlists_again(gateway: Gateway, worker: Child) -> None:
+    gateway.heartbeat_answer = Refuse("who are you?", may_rejoin=True)
+    gateway.hears(Enlist, worker)
+    gateway.heartbeat_answer = Alive()
+    gateway.tells(Enlisted(8, 0.05, 20.0))
+    gateway.tells(Retire())
+    assert gateway.hears(Leave, worker) == Leave(8)
+
+
+def test_a_worker_that_is_not_wanted_ends(gateway: Gateway, child: Callable[..., Child]) -> None:
+    started = child("inference_worker")
+    gateway.hears(Enlist, started)
+    gateway.tells(Refuse("another release", may_rejoin=False))
+    assert exit_code(started) == 2
+    assert "refuses this worker: another release" in str(started.failure())
+
+
+def test_a_worker_ends_when_the_gateway_is_silent(
+    gateway: Gateway, child: Callable[..., Child]
+) -> None:
+    started = child("inference_worker")
+    gateway.hears(Enlist, started)
+    gateway.tells(Enlisted(1, 0.05, 0.3))
+    assert exit_code(started) == 1
+    assert "has said nothing for" in str(started.failure())
+
+
+def test_heartbeats_are_enough_to_go_on(gateway: Gateway, child: Callable[..., Child]) -> None:
+    started = child("inference_worker")
+    gateway.hears(Enlist, started)
+    gateway.tells(Enlisted(1, 0.02, 0.2))
+    gateway.answers_heartbeats(50)  # for longer than it would bear silence
+    assert started.exit_code is None
+    gateway.tells(Retire())
+    assert gateway.hears(Leave, started) == Leave(1)
+
+
+@pytest.mark.parametrize("module", ["inference_worker", "model_loader"])
+def test_a_child_leaves_when_its_parent_is_gone(
+    gateway: Gateway, child: Callable[..., Child], module: str
+) -> None:
+    source = ["digits=ipc:///nowhere"] if module == "model_loader" else []
+    started = child(module, "--parent", "1", *source)
+    if module == "model_loader":
+        gateway.hears(EnlistLoader, started)
+        gateway.tells(Enlisted(1, 1.0, 5.0))
+    assert exit_code(started) == 0
+
+
+def test_a_terminated_worker_leaves(gateway: Gateway, worker: Child) -> None:
+    os.kill(worker.process_id, signal.SIGTERM)
+    assert gateway.hears(Leave, worker) == Leave(7)
+    assert exit_code(worker) == 130
+
+
+@pytest.fixture
+def darknet_files(tmp_path: Path) -> str:
+    """A Darknet net's files, as a SOURCE."""
+    network = DarknetNetwork(parse_configuration(CONFIGURATION, "n"))
+    configuration, weights, labels = (tmp_path / name for name in ("n.cfg", "n.weights", "names"))
+    configuration.write_text(CONFIGURATION)
+    write_weights(weights, network, seeded_weights(network, 0))
+    labels.write_text("red\ngreen\nblue\n")
+    return f"{configuration},weights={weights},labels={labels}"
+
+
+def start_loader(gateway: Gateway, child: Callable[..., Child], *sources: str) -> Child:
+    started = child("model_loader", *sources)
+    assert gateway.hears(EnlistLoader, started).process_id == started.process_id
+    gateway.tells(Enlisted(0, 1.0, 5.0))
+    return started
+
+
+def prepared(gateway: Gateway, loader: Child, model: str, version: int) -> Prepared:
+    gateway.tells(Prepare(model, version))
+    answer: Prepared = gateway.hears(Prepared, loader)
+    return answer
+
+
+def test_what_the_loader_prepares_a_worker_loads(
+    gateway: Gateway, child: Callable[..., Child], darknet_files: str
+) -> None:
+    loader = start_loader(gateway, child, f"net={darknet_files}")
+    answer = prepared(gateway, loader, "net", 4)
+    assert (answer.model, answer.version, answer.reason) == ("net", 4, "")
+    description = ModelDescription.from_json(answer.description)
+    assert description.labels == ("red", "green", "blue")
+    assert (description.input_shape, description.takes_pictures) == ((8, 8, 3), True)
+    worker = child("inference_worker")
+    gateway.hears(Enlist, worker)
+    gateway.tells(TAKEN_IN)
+    assert load(gateway, worker, description).reason == ""
+
+
+def test_a_model_is_read_again_as_it_is_then(
+    gateway: Gateway, child: Callable[..., Child], darknet_files: str, tmp_path: Path
+) -> None:
+    loader = start_loader(gateway, child, f"net={darknet_files}")
+    keys = [ModelDescription.from_json(prepared(gateway, loader, "net", 1).description).arrays_key]
+    network = DarknetNetwork(parse_configuration(CONFIGURATION, "n"))
+    write_weights(tmp_path / "n.weights", network, seeded_weights(network, 1))
+    answer = prepared(gateway, loader, "net", 2)
+    keys.append(ModelDescription.from_json(answer.description).arrays_key)
+    assert keys[0] != keys[1]
+    (tmp_path / "n.weights").write_bytes(b"damaged")
+    answer = prepared(gateway, loader, "net", 3)
+    assert answer.description == ""
+    assert "n.weights" in answer.reason
+    assert "no source" in prepared(gateway, loader, "other", 1).reason
+
+
+def test_a_training_run_is_followed(
+    gateway: Gateway, child: Callable[..., Child], start: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = start("train", "digits", "--epochs", "100000", "--run-dir", str(tmp_path / "run"))
+    loader = start_loader(gateway, child, f"live={run.address}")
+    answers = [prepared(gateway, loader, "live", 1)]
+    answers += [gateway.hears(Prepared, loader) for _ in range(4)]  # unasked
+    assert [each.reason for each in answers] == [""] * 5
+    versions = [each.version for each in answers]
+    assert sorted(set(versions)) == versions
+    last = ModelDescription.from_json(answers[-1].description)
+    assert last.recipe == "digits"
+    assert last.version == versions[-1]
+    assert map_prepared(Path(last.arrays_path), last.arrays_key) is not None
+    assert len(list((tmp_path / "own").iterdir())) == 3
+    run.process.send_signal(signal.SIGINT)
+    run.ends()
+    assert loader.exit_code is None

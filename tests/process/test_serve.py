@@ -1,0 +1,257 @@
+"""``dist-net serve`` as people use it: real processes, real signals, over HTTP and ZeroMQ."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_net import Client
+from dist_net.benchmark.served import TINY, TINY_SHAPE, write_net
+from dist_net.darknet import DarknetNetwork
+from dist_net.darknet.configuration import read_configuration
+from dist_net.darknet.weights import read_weights
+from dist_net.errors import DistNetError
+from dist_net.nn import Model
+from dist_net.nn.inference import Inference, prepare
+
+pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra `web`)")
+
+ROWS = np.random.default_rng(0).random((32, *TINY_SHAPE), np.float32)
+
+
+class Pool:
+    """A gateway that has said READY."""
+
+    def __init__(self, command, eventually) -> None:
+        self.command = command
+        said = eventually(lambda: self._ready())
+        self.port, self.address = int(said[1]), said[2]
+
+    def _ready(self):
+        has_ended = self.command.process.poll() is not None
+        match = re.search(r"READY http=http://127.0.0.1:(\d+) zmq=(\S+)", self.command.stdout)
+        assert match or not has_ended, self.command.stderr
+        return match
+
+    def get(self, path: str):
+        """Status and JSON body."""
+        return self._request("GET", path)
+
+    def post(self, path: str, body: bytes = b"", **headers: str):
+        """Status and JSON body."""
+        return self._request("POST", path, body, headers)
+
+    def _request(self, method, path, body=None, headers=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, body, headers or {})
+            answer = connection.getresponse()
+            content = answer.read()
+            return answer.status, json.loads(content) if content else None
+        finally:
+            connection.close()
+
+    def workers(self) -> dict[str, int]:
+        """The process ids of workers that the pool counts in, by name."""
+        return {each["name"]: each["process_id"] for each in self.get("/pool")[1]["workers"]}
+
+
+@pytest.fixture
+def net(tmp_path):
+    """A small net on disk."""
+    return write_net(TINY, tmp_path / "net")
+
+
+@pytest.fixture
+def serve(start, eventually):
+    """Starts a pool on ports that the system chooses."""
+
+    def serve_models(*arguments: str) -> Pool:
+        where = "--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0"
+        return Pool(start("serve", *arguments, *where), eventually)
+
+    return serve_models
+
+
+@pytest.fixture
+def expected(net):
+    """What the net gives for ROWS, computed here."""
+    network = DarknetNetwork(read_configuration(net.directory / "tiny.cfg"))
+    model = Model(network, network.input_shape, input_dtype=np.float32)
+    (weights,) = net.directory.glob("*.weights")
+    return Inference(model, prepare(model, read_weights(weights, network)))(ROWS)
+
+
+class Load(threading.Thread):
+    """Asks on and on from a thread of its own; keeps every answer and every error."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self._address = address
+        self._stopped = threading.Event()
+        self.answers: list[tuple[int, np.ndarray, int]] = []
+        self.errors: list[DistNetError] = []
+
+    def run(self) -> None:
+        with Client(self._address, timeout_s=30) as client:
+            turn = 0
+            while not self._stopped.is_set():
+                try:
+                    pending = [(i, client.submit(TINY, ROWS[i])) for i in range(len(ROWS))]
+                    for i, each in pending:
+                        result = each.result()
+                        self.answers.append((i, result.probabilities, result.version))
+                except DistNetError as error:
+                    self.errors.append(error)
+                turn += 1
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self.join()
+
+    def require_right(self, expected) -> None:
+        assert not self.errors, self.errors[:3]
+        for i, probabilities, _ in self.answers:
+            np.testing.assert_allclose(probabilities, expected[i], atol=1e-6)
+
+
+def test_every_interface_gives_what_the_net_gives(serve, net, expected):
+    pool = serve(net.source, "--workers", "1")
+    with Client(pool.address) as client:
+        np.testing.assert_allclose(
+            client.predict(TINY, ROWS[0]).probabilities, expected[0], atol=1e-6
+        )
+        np.testing.assert_allclose(
+            client.predict(TINY, ROWS[:8]).probabilities, expected[:8], atol=1e-6
+        )
+    body = {
+        "inputs": [
+            {
+                "name": "input",
+                "shape": [2, *TINY_SHAPE],
+                "datatype": "FP32",
+                "data": ROWS[:2].ravel().tolist(),
+            }
+        ]
+    }
+    status, answer = pool.post(f"/v2/models/{TINY}/infer", json.dumps(body).encode())
+    assert status == 200
+    found = np.reshape(answer["outputs"][0]["data"], (2, 10))
+    np.testing.assert_allclose(found, expected[:2], atol=1e-6)
+    assert answer["model_version"] == "1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_worker_costs_no_request_and_is_replaced(serve, net, expected, eventually, number):
+    pool = serve(net.source, "--workers", "2")
+    before = pool.workers()
+    with Load(pool.address) as load:
+        eventually(lambda: len(load.answers) > 200)
+        os.kill(before["worker-0"], number)
+        eventually(lambda: pool.workers().get("worker-0") not in (None, before["worker-0"]))
+        count = len(load.answers)
+        eventually(lambda: len(load.answers) > count + 200)
+    load.require_right(expected)
+    assert pool.workers()["worker-1"] == before["worker-1"]
+    assert not Path(f"/proc/{before['worker-0']}/exe").exists()
+
+
+def test_the_last_worker_lost_costs_no_request_either(serve, net, expected, eventually):
+    pool = serve(net.source, "--workers", "1")
+    (worker,) = pool.workers().values()
+    with Load(pool.address) as load:
+        eventually(lambda: len(load.answers) > 200)
+        os.kill(worker, signal.SIGKILL)
+        eventually(lambda: not pool.get("/pool")[1]["is_ready"])
+        assert pool.get("/v2/health/ready")[0] != 200
+        eventually(lambda: pool.get("/v2/health/ready")[0] == 200)
+        count = len(load.answers)
+        eventually(lambda: len(load.answers) > count + 200)
+    unavailable = [each for each in load.errors if "worker" in str(each)]
+    assert unavailable == load.errors  # refused while there was none, honestly; nothing else failed
+    load.errors.clear()
+    load.require_right(expected)
+
+
+def test_sigterm_lets_what_was_admitted_be_answered(serve, net, expected):
+    pool = serve(net.source, "--workers", "2", "--max-batch-size", "1")
+    with Client(pool.address, timeout_s=30) as client:
+        pending = [client.submit(TINY, ROWS[i % 32]) for i in range(500)]
+        pending[0].result()
+        pool.command.process.send_signal(signal.SIGTERM)
+        answered, refusals = 0, []
+        for i, each in enumerate(pending):
+            try:
+                found = each.result().probabilities
+            except DistNetError as error:
+                refusals.append(str(error))
+            else:
+                np.testing.assert_allclose(found, expected[i % 32], atol=1e-6)
+                answered += 1
+    assert answered
+    assert all("draining" in each or "stopped" in each for each in refusals), refusals
+    assert pool.command.ends() == 0
+    assert not [*pool.command.temporary.iterdir()]
+    assert not pool.command.children
+
+
+def test_a_reload_serves_the_next_version_and_fails_nothing(serve, net, expected, eventually):
+    pool = serve(net.source, "--workers", "2")
+    with Load(pool.address) as load, Client(pool.address) as client:
+        eventually(lambda: len(load.answers) > 50)
+        assert client.reload(TINY, timeout_s=60) == 2
+        eventually(lambda: load.answers[-1][2] == 2)
+        assert pool.post(f"/v2/repository/models/{TINY}/load")[0] == 200
+        eventually(lambda: load.answers[-1][2] == 3)
+    load.require_right(expected)
+    versions = [version for _, _, version in load.answers]
+    assert set(versions) == {1, 2, 3}
+
+
+def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
+    pool = serve(net.source, "--workers", "1")
+    assert pool.post(f"/v2/repository/models/{TINY}/unload")[0] == 200
+    with Client(pool.address) as client:
+        with pytest.raises(DistNetError, match="unload"):
+            client.predict(TINY, ROWS[0])
+        assert client.reload(TINY, timeout_s=60) == 2
+        assert client.predict(TINY, ROWS[0]).version == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing-like-this"], "no model 'nothing-like-this'"),
+        (["x.cfg"], "x.cfg"),
+        ([], "no run with a checkpoint"),
+        (["darknet53", "--workers", "0"], "--workers=0"),
+        (["darknet53", "--max-batch-size", "0"], "max_batch_size"),
+        (["darknet53", "--http", "0.0.0.0:0"], "token"),
+        (["darknet53", "--listen", "tcp://0.0.0.0:0"], "keys"),
+        (["darknet53", "--listen", "nonsense"], "tcp://HOST:PORT"),
+    ],
+)
+def test_bad_arguments_end_with_one_line(start, arguments, words):
+    where = [] if "--http" in arguments else ["--http", "127.0.0.1:0"]
+    where += [] if "--listen" in arguments else ["--listen", "tcp://127.0.0.1:0"]
+    command = start("serve", *arguments, *where)
+    assert command.ends() == 2, command.stderr
+    assert words in command.stderr
+    assert len(command.stderr.splitlines()) == 1, command.stderr
+
+
+def test_workers_of_a_killed_gateway_leave(serve, net, eventually):
+    pool = serve(net.source, "--workers", "2")
+    workers = pool.workers().values()
+    pool.command.process.kill()
+    eventually(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in workers))

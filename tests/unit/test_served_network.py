@@ -1,0 +1,234 @@
+"""A served version of a model: payloads in, one outcome each, whatever the company."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dist_net.darknet.configuration import parse_configuration
+from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.seeded import seeded_weights
+from dist_net.errors import ModelLoadError
+from dist_net.nn import Model, Predictor
+from dist_net.nn.inference import prepare, softmax
+from dist_net.recipe import load_recipe
+from dist_net.serving.description import ModelDescription
+from dist_net.serving.requests import Status
+from dist_net.serving.served_network import ServedNetwork, recipe_digest
+
+CONFIGURATION = """
+[net]
+height=8
+width=12
+channels=3
+[convolutional]
+filters=16
+size=3
+stride=1
+pad=1
+batch_normalize=1
+activation=leaky
+[convolutional]
+filters=5
+size=1
+stride=1
+activation=linear
+[avgpool]
+[softmax]
+"""
+
+OTHERS = {"arrays_path": "", "arrays_bytes": 0, "arrays_key": "", "name": "m", "version": 1}
+DARKNET = ModelDescription(
+    input_datatype="FP32",
+    input_shape=(8, 12, 3),
+    classes=5,
+    labels=tuple("abcde"),
+    takes_pictures=True,
+    has_logits=False,
+    configuration=CONFIGURATION,
+    recipe="",
+    recipe_digest="",
+    **OTHERS,
+)
+DIGITS = ModelDescription(
+    input_datatype="UINT8",
+    input_shape=(8, 8),
+    classes=10,
+    labels=tuple("0123456789"),
+    takes_pictures=True,
+    has_logits=True,
+    configuration="",
+    recipe="digits",
+    recipe_digest=recipe_digest(load_recipe("digits")),
+    **OTHERS,
+)
+
+VECTOR = """
+from dist_net.data import Dataset
+from dist_net.nn import Dense, Rescale, Sequential
+from dist_net.recipe import Recipe
+
+
+def dataset() -> Dataset:
+    raise RuntimeError("nobody needs it to serve the model")
+
+
+recipe = Recipe(Sequential(Rescale(), Dense(3)), dataset, (4,))
+"""
+
+
+@pytest.fixture
+def served():
+    """Makes networks of descriptions, and ends their threads."""
+    made = []
+
+    def make(description=DARKNET, scale=1.0, **options):
+        if description.configuration:
+            network = DarknetNetwork(parse_configuration(CONFIGURATION, "m"))
+            model = Model(network, network.input_shape, input_dtype=np.float32)
+            weights = seeded_weights(network, 0)
+        else:
+            recipe = load_recipe(description.recipe).recipe
+            model, weights = recipe.model, recipe.initial_weights(0)
+        prepared = prepare(model, weights * np.float32(scale))
+        made.append(ServedNetwork(description, prepared, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def tensors(rows, seed=0):
+    return np.random.default_rng(seed).random((rows, 8, 12, 3), np.float32)
+
+
+def probabilities(payload, classes=5):
+    return np.frombuffer(payload, "<f4").reshape(-1, classes)
+
+
+def picture(colour=(200, 30, 30), size=(12, 8)):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_each_tensor_is_answered_with_as_many_rows(served):
+    inputs = tensors(8)
+    network = served(reproducible=True)
+    payloads = [inputs[:3].tobytes(), memoryview(inputs[3:4].tobytes()), inputs[4:].tobytes()]
+    answers = network.answer(payloads, is_picture=False)
+    assert answers.statuses == bytes([Status.OK] * 3)
+    alone = [bytes(network.answer([row.tobytes()], False).payloads[0]) for row in inputs]
+    assert [bytes(each) for each in answers.payloads] == [
+        b"".join(alone[:3]),
+        alone[3],
+        b"".join(alone[4:]),
+    ]
+    np.testing.assert_allclose(probabilities(answers.payloads[0]).sum(axis=1), 1, rtol=1e-5)
+    assert answers.prepare_s >= 0
+    assert answers.compute_s > 0
+
+
+def test_logits_become_probabilities(served):
+    images = np.random.default_rng(0).integers(0, 17, (3, 8, 8)).astype(np.uint8)
+    answers = served(DIGITS).answer([images.tobytes()], is_picture=False)
+    recipe = load_recipe("digits").recipe
+    expected = softmax(Predictor(recipe.model, recipe.initial_weights(0))(images))
+    np.testing.assert_allclose(probabilities(answers.payloads[0], 10), expected, atol=1e-5)
+
+
+def test_a_picture_is_answered_as_the_tensor_that_it_becomes(served):
+    network = served(reproducible=True)
+    red, grey = picture((255, 0, 0)), picture((51, 51, 51))
+    as_tensor = np.zeros((8, 12, 3), np.float32)
+    as_tensor[..., 0] = 1
+    pictures = network.answer([red, memoryview(grey)], is_picture=True)
+    tensor = network.answer([as_tensor.tobytes()], is_picture=False)
+    assert bytes(pictures.payloads[0]) == bytes(tensor.payloads[0])
+    assert bytes(pictures.payloads[1]) != bytes(tensor.payloads[0])
+
+
+def test_a_bad_picture_fails_alone(served):
+    network = served()
+    narrow, large = picture(size=(10_000, 1)), picture(size=(40, 30))
+    strict = served(most_pixels=12 * 8)
+    good = [b"", picture(), b"none", narrow, picture()[:40]]
+    answers = network.answer(good, is_picture=True)
+    bad = Status.BAD_INPUT
+    assert list(answers.statuses) == [bad, Status.OK, bad, bad, bad]
+    assert b"an empty file" in answers.payloads[0]
+    assert b"no pixel left" in answers.payloads[3]
+    assert bytes(answers.payloads[1]) == bytes(network.answer(good[1:2], True).payloads[0])
+    assert list(strict.answer([large, picture()], True).statuses) == [bad, Status.OK]
+    assert list(network.answer([b"", b"x"], True).statuses) == [bad, bad]
+
+
+@pytest.mark.parametrize("size", [0, 1, 8 * 12 * 3 * 4 - 1, 8 * 12 * 3 * 4 + 4])
+def test_a_tensor_of_another_size_fails_alone(served, size):
+    good = tensors(1).tobytes()
+    answers = served().answer([good, b"x" * size, good], is_picture=False)
+    assert list(answers.statuses) == [Status.OK, Status.BAD_INPUT, Status.OK]
+    assert (
+        f"{size:,} bytes; expected one or more rows of 1,152 bytes".encode()
+        in (answers.payloads[1])
+    )
+
+
+def test_outputs_that_are_no_numbers_fail_alone(served):
+    inputs = tensors(3)
+    inputs[1, 4, 4, 1] = np.nan
+    answers = served().answer([row.tobytes() for row in inputs], is_picture=False)
+    assert list(answers.statuses) == [Status.OK, Status.FAILED, Status.OK]
+    assert b"not finite" in answers.payloads[1]
+    assert np.isfinite(probabilities(answers.payloads[2])).all()
+
+
+def test_logits_that_are_no_numbers_fail_too(served):
+    image = np.full((1, 8, 8), 16, np.uint8).tobytes()
+    answers = served(DIGITS, scale=1e30).answer([image], is_picture=False)
+    assert list(answers.statuses) == [Status.FAILED]
+
+
+@pytest.mark.parametrize("description", [DARKNET, DIGITS], ids=["darknet", "digits"])
+def test_an_input_gets_the_same_bytes_whatever_its_company(served, description):
+    random = np.random.default_rng(0)
+    network = served(description, reproducible=True)
+    if description is DARKNET:
+        rows = [row.tobytes() for row in tensors(20)]
+    else:
+        rows = [random.integers(0, 17, 64).astype(np.uint8).tobytes() for _ in range(20)]
+    alone = [bytes(network.answer([row], False).payloads[0]) for row in rows]
+    for _ in range(50):
+        chosen = random.integers(0, 20, random.integers(1, 9))
+        found = network.answer([rows[i] for i in chosen], False).payloads
+        assert [bytes(each) for each in found] == [alone[i] for i in chosen]
+
+
+def test_a_model_without_pictures_is_served_too(served, tmp_path: Path):
+    path = tmp_path / "vector.py"
+    path.write_text(VECTOR)
+    loaded = load_recipe(str(path))
+    description = replace(
+        DIGITS,
+        input_shape=(4,),
+        classes=3,
+        labels=(),
+        takes_pictures=False,
+        recipe=loaded.reference,
+        recipe_digest=recipe_digest(loaded),
+    )
+    network = served(description)
+    answers = network.answer([bytes([1, 2, 3, 4])], is_picture=False)
+    assert probabilities(answers.payloads[0], 3).sum() == pytest.approx(1)
+    refused = network.answer([picture()], is_picture=True)
+    assert list(refused.statuses) == [Status.BAD_INPUT]
+    assert b"takes no pictures" in refused.payloads[0]
+
+
+def test_a_recipe_that_is_another_here_is_refused():
+    with pytest.raises(ModelLoadError, match=r"digits is another here .* expected the same file"):
+        ServedNetwork(replace(DIGITS, recipe_digest="0" * 64), {})
