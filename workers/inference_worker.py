@@ -15,7 +15,7 @@ import socket
 import sys
 from pathlib import Path
 
-from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals, use_threads
+from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals
 from dist_net.darknet.images import MOST_PIXELS
 from dist_net.data import default_cache_dir
 from dist_net.serving.worker import InferenceWorker, WorkerSettings
@@ -58,60 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Answers until the gateway lets this worker go, or the process that started it is gone."""
-    settings = WorkerSettings(
-        arguments.directory,
-        arguments.threads,
-        arguments.max_batch_size,
-        arguments.reproducible,
-        arguments.most_pixels,
-    )
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    keys = load_worker_keys(arguments.keys) if arguments.keys else None
-    with InferenceWorker(
-        arguments.connect,
-        arguments.name,
-        settings,
-        keys,
-        is_orphaned=lambda: arguments.parent not in (None, os.getppid()),
-    ) as worker:
-        stop_on_signals(worker.stop)
-        print(READY, flush=True)
-        reason = worker.serve()
-    logger.info("done reason=%s", reason)
-    return INTERRUPTED if worker.was_stopped else 0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what a worker is told."""
-    parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the gateway's address")
-    parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
-    parser.add_argument("--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for logs")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="how many compute")
-    parser.add_argument(
-        "--max-batch-size", type=int, default=8, metavar="N", help="as the gateway's (default: 8)"
-    )
-    parser.add_argument(
-        "--most-pixels",
-        type=int,
-        default=MOST_PIXELS,
-        metavar="N",
-        help=f"of a picture (default: {MOST_PIXELS})",
-    )
-    parser.add_argument(
-        "--reproducible", action="store_true", help="the same bytes whichever share a batch"
-    )
-    parser.add_argument(
-        "--directory",
-        type=Path,
-        default=default_cache_dir() / "served",
-        metavar="DIR",
-        help="for what comes from the gateway (default: in the cache directory)",
-    )
-    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
-
-
-def run(arguments: argparse.Namespace) -> int:
     """Answers until the gateway lets this worker go; gives the exit code."""
     settings = WorkerSettings(
         arguments.directory,
@@ -120,7 +66,6 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.reproducible,
         arguments.most_pixels,
     )
-    use_threads(1)  # of BLAS; the worker has threads of its own
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.getLogger("dist_net").setLevel(logging.INFO)
     keys = load_worker_keys(arguments.keys) if arguments.keys else None

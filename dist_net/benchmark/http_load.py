@@ -87,22 +87,33 @@ class Connection(asyncio.Protocol):
 
 @dataclass
 class Outcomes:
-    """What became of the requests: status 0 is a lost connection, seconds are by status."""
+    """What became of the requests: status 0 is a lost connection, seconds are by status.
+
+    ``stop`` is when sending ends. An answer after it has its time like any other, but is none of
+    the throughput: else the shorter the run, the more of them would be counted.
+    """
 
     task: Task
     counts: Counter[int] = field(default_factory=Counter)
     seconds: dict[int, array[float]] = field(default_factory=dict)
     expected: dict[int, Any] = field(default_factory=dict)
     wrong: int = 0
+    stop: float = float("inf")
+    answered: int = 0
+    answered_in_time: int = 0
     errors: Counter[str] = field(default_factory=Counter)
 
-    def note(self, status: int, seconds: float, request: int, body: bytes) -> None:
-        """One answer."""
+    def note(self, status: int, began: float, now: float, request: int, body: bytes) -> None:
+        """One answer that came now to what was due when it began."""
         self.counts[status] += 1
-        self.seconds.setdefault(status, array("d")).append(seconds)
+        self.seconds.setdefault(status, array("d")).append(now - began)
         if status != 200:
             self.errors[f"{status} {body[:120].decode(errors='replace')}"] += 1
-        elif self.task.compares:
+            return
+        if now <= self.stop:
+            self.answered += 1
+            self.answered_in_time += now - began <= self.task.deadline_s
+        if self.task.compares:
             found = outputs_in(body)
             expected = self.expected.setdefault(request, found)
             tolerance = 0.0 if self.task.is_exact else LARGEST_DIFFERENCE
@@ -111,13 +122,13 @@ class Outcomes:
     def summary(self, seconds: float) -> dict[str, Any]:
         """As JSON has it; a refusal is a 503."""
         good = self.seconds.get(200, array("d"))
-        in_time = sum(each <= self.task.deadline_s for each in good)
+        late = sum(each > self.task.deadline_s for each in good)
         return {
             "seconds": seconds,
             "statuses": {str(status): count for status, count in sorted(self.counts.items())},
-            "requests_per_s": len(good) / seconds,
-            "in_time_per_s": in_time / seconds,
-            "late": len(good) - in_time,
+            "requests_per_s": self.answered / seconds,
+            "in_time_per_s": self.answered_in_time / seconds,
+            "late": late,
             "wrong": self.wrong,
             "p50_ms": percentile_ms(good, 50),
             "p99_ms": percentile_ms(good, 99),
@@ -153,7 +164,7 @@ class Load:
         """Sends for the task's time, waits for the last answers, and sums up."""
         connections = [await self._connect() for _ in range(self._task.connections)]
         began = perf_counter()
-        self._stop = began + self._task.seconds
+        self._outcomes.stop = self._stop = began + self._task.seconds
         if self._task.rate:
             self._idle = connections
             await self._at_a_rate(began)
@@ -167,7 +178,7 @@ class Load:
         for each in list(self._open):
             each.transport.abort()
         await asyncio.sleep(TICK_S)  # those that never had an answer note their loss
-        return self._outcomes.summary(ended - began)
+        return self._outcomes.summary(self._task.seconds)
 
     async def _replace_lost(self) -> None:
         while perf_counter() < self._stop:
@@ -184,7 +195,7 @@ class Load:
                     self._idle.append(await self._connect())
                 if not self._idle:  # counted as lost, since a client got no answer
                     self._sent += 1
-                    self._outcomes.note(0, now - due, 0, b"all connections are waiting")
+                    self._outcomes.note(0, due, now, 0, b"all connections are waiting")
                     continue
                 self._send(self._idle.pop(), due)
             await asyncio.sleep(TICK_S)
@@ -204,7 +215,7 @@ class Load:
 
     def _answered(self, connection: Connection, status: int, body: bytes) -> None:
         now = perf_counter()
-        self._outcomes.note(status, now - connection.began, connection.request, body)
+        self._outcomes.note(status, connection.began, now, connection.request, body)
         if connection.transport.is_closing():
             self._open.discard(connection)
         elif self._task.rate or now >= self._stop:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from time import sleep
 from typing import Any
 
 from dist_net.benchmark import duress, hostile, http_load, pool_load
@@ -43,6 +44,7 @@ TINY_POOL = ("--workers", "2")
 # One worker on both processors has all of the weights' traffic once, two have it twice.
 DARKNET53_POOL = ("--workers", "1", "--threads", str(THREADS))
 PATIENCE_S = 60.0
+PAUSE_S = 0.5
 
 
 def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
@@ -120,6 +122,7 @@ def darknet53_case(net: Net, say: Say, scale: float) -> tuple[Row, float, float]
 
 def engine_images_per_s(engine: PeerProcess, seconds: float) -> float:
     """The engine's own best, over its batch sizes."""
+    sleep(PAUSE_S)  # the pool's threads spin for a moment before they sleep
     return max(
         1e6 * batch / float(engine.order("time", batch=batch, threads=THREADS, seconds=seconds))
         for batch in ENGINE_BATCHES

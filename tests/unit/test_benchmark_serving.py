@@ -64,14 +64,25 @@ def test_a_lost_connection_is_an_outcome_only_of_a_request() -> None:
 def test_outcomes_are_counted_by_status_and_time() -> None:
     found = outcomes(deadline_s=0.5)
     for seconds in (0.1, 0.2, 0.6):
-        found.note(200, seconds, 0, answer(1.0))
-    found.note(503, 0.01, 0, b"full")
-    found.note(0, 0.3, 0, b"")
+        found.note(200, 0.0, seconds, 0, answer(1.0))
+    found.note(503, 0.0, 0.01, 0, b"full")
+    found.note(0, 0.0, 0.3, 0, b"")
     summary = found.summary(2.0)
     assert summary["statuses"] == {"0": 1, "200": 3, "503": 1}
     assert (summary["requests_per_s"], summary["in_time_per_s"], summary["late"]) == (1.5, 1.0, 1)
     assert (summary["p50_ms"], summary["refusal_p50_ms"]) == (200.0, 10.0)
     assert summary["errors"] == {"503 full": 1, "0 ": 1}
+
+
+def test_an_answer_after_the_end_is_none_of_the_throughput() -> None:
+    found = outcomes(deadline_s=0.5)
+    found.stop = 1.0
+    found.note(200, 0.9, 1.0, 0, answer(1.0))
+    found.note(200, 0.9, 1.1, 0, answer(1.0))
+    found.note(200, 0.9, 2.0, 0, answer(1.0))
+    summary = found.summary(1.0)
+    assert (summary["requests_per_s"], summary["in_time_per_s"], summary["late"]) == (1, 1, 1)
+    assert summary["p50_ms"] == pytest.approx(200.0)
 
 
 def test_without_an_answer_there_are_no_percentiles() -> None:
@@ -83,19 +94,19 @@ def test_an_answer_that_is_not_the_first_one_to_its_request_is_wrong(
     is_exact: bool, wrong: int
 ) -> None:
     found = outcomes(compares=True, is_exact=is_exact)
-    found.note(200, 0.1, 0, answer(1.0, 2.0))
-    found.note(200, 0.1, 1, answer(9.0, 9.0))
-    found.note(200, 0.1, 0, answer(1.0, 2.0))
-    found.note(200, 0.1, 0, answer(1.0, 2.0 + 1e-7))
-    found.note(200, 0.1, 0, answer(1.0, 2.1))
+    found.note(200, 0.0, 0.1, 0, answer(1.0, 2.0))
+    found.note(200, 0.0, 0.1, 1, answer(9.0, 9.0))
+    found.note(200, 0.0, 0.1, 0, answer(1.0, 2.0))
+    found.note(200, 0.0, 0.1, 0, answer(1.0, 2.0 + 1e-7))
+    found.note(200, 0.0, 0.1, 0, answer(1.0, 2.1))
     assert found.wrong == wrong
 
 
 def test_what_is_neither_an_answer_nor_a_refusal_is_told_apart() -> None:
     found = outcomes()
-    found.note(200, 0.1, 0, answer(1.0))
-    found.note(503, 0.1, 0, b"")
-    found.note(500, 0.1, 0, b"")
+    found.note(200, 0.0, 0.1, 0, answer(1.0))
+    found.note(503, 0.0, 0.1, 0, b"")
+    found.note(500, 0.0, 0.1, 0, b"")
     case = duress.case_of(found.summary(1.0), "p99_ms")
     assert (case["answered"], case["refused"], case["other_statuses"]) == (1, 1, {"500": 1})
     assert case["p99_ms"] == 100.0
