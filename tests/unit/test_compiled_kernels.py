@@ -408,8 +408,10 @@ def make_numba_missing(monkeypatch):
 
 PLAIN_PROCESS = """
 import sys
-import dist_net.nn.inference, dist_net.darknet.classifier
-dist_net.nn.inference.Inference(None, {}, compiled=False).close()
+import dist_net.darknet.classifier
+from dist_net.nn import Dense, Model
+from dist_net.nn.inference import Inference
+Inference(Model(Dense(2), (3,), input_dtype="f4"), {}, compiled=False).close()
 print("numba" in sys.modules)
 """
 
