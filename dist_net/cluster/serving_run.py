@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -64,6 +65,7 @@ async def serve(options: ServingOptions) -> int:
         serving = asyncio.create_task(http.serve()) if http is not None else None
         try:
             await _until_ready(gateway, stopped, broken)
+            gc.freeze()  # what is here now stays, and need not be looked through again and again
             if not stopped.is_set():
                 url = f"http={http.url} " if http is not None else ""
                 print(f"{READY} {url}zmq={clients.contact_addresses[0]}", flush=True)

@@ -25,7 +25,7 @@ from dist_net.wire.serving_messages import (
 )
 from dist_net.wire.transport import ServerSocket
 
-MESSAGES_A_TURN = 256  # then others of the event loop have theirs
+MESSAGES_A_TURN = 16  # then others of the event loop have theirs
 
 
 class ClientDesk:
@@ -36,25 +36,31 @@ class ClientDesk:
         self._socket = socket
         self._gateway = gateway
         self._asked: dict[tuple[bytes, int], asyncio.Future[Outcome]] = {}
+        self._will_receive = False
 
     def start(self) -> None:
         """Begins to hear clients, on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self._receive)
-        self._loop.call_soon(self._receive)
+        self._receive_soon()
 
     def close(self) -> None:
         """Hears nobody any more."""
         self._loop.remove_reader(self._socket.fileno())
+        self._will_receive = True  # not again
 
     def _receive(self) -> None:
-        for _ in range(MESSAGES_A_TURN):
-            if not self._socket.has_message():
-                return
-            received = self._socket.receive(0)
-            if received is not None:
-                self._handle(*received)
-        self._loop.call_soon(self._receive)
+        self._will_receive = False
+        for node, message in self._socket.waiting(MESSAGES_A_TURN):
+            self._handle(node, message)
+        if self._socket.has_message():
+            self._receive_soon()
+
+    def _receive_soon(self) -> None:
+        """What is left has its turn after others; a send may have used up the notice of it."""
+        if not self._will_receive:
+            self._will_receive = True
+            self._loop.call_soon(self._receive)
 
     def _handle(self, node: bytes, message: Message) -> None:
         match message:
@@ -131,8 +137,7 @@ class ClientDesk:
     def _send(self, node: bytes, message: Message) -> None:
         """An answer to a client that has gone, or takes no more, goes nowhere."""
         self._socket.send(node, message)
-        if self._socket.has_message():  # a send may have used up the descriptor's notice
-            self._loop.call_soon(self._receive)
+        self._receive_soon()
 
 
 def _reloaded(request_id: int, outcome: Outcome) -> Reloaded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from math import prod
 
 from dist_net.errors import ProtocolError
@@ -37,7 +38,7 @@ class ModelDescription:
     arrays_bytes: int
     arrays_key: str
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row of its input."""
         return ROW_BYTES[self.input_datatype] * prod(self.input_shape)

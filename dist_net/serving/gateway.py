@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from dist_net.clock import Clock
@@ -38,7 +39,7 @@ from dist_net.wire.transport import ServerSocket
 
 logger = logging.getLogger(__name__)
 
-MESSAGES_A_TURN = 256  # then others of the event loop have theirs
+MESSAGES_A_TURN = 16  # then others of the event loop have theirs
 IDLE_CHECK_S = 0.1  # a worker's silence is noticed although nothing else happens
 
 
@@ -48,6 +49,19 @@ class Children(Protocol):
     def kill(self, process_id: int, host: str, reason: str) -> None:
         """Ends one that the pool has given up, if it is one of these; another takes its place."""
         ...
+
+
+class _Asked(asyncio.Future[Outcome]):
+    """An outcome that is to come; cancelling it abandons the request."""
+
+    abandon: Callable[[], None]
+
+    def cancel(self, msg: object = None) -> bool:
+        """As every future's."""
+        is_cancelled = super().cancel(msg)
+        if is_cancelled:
+            self.abandon()
+        return is_cancelled
 
 
 class Gateway:
@@ -62,7 +76,7 @@ class Gateway:
         self._socket = socket
         self._children = children
         self._clock = clock
-        self._asked: dict[int, asyncio.Future[Outcome]] = {}
+        self._asked: dict[int, _Asked] = {}
         self._nodes: dict[int, bytes] = {}
         self._processes: dict[tuple[str, int], bytes] = {}
         self._loader: bytes | None = None
@@ -70,32 +84,31 @@ class Gateway:
         self.unreadable: dict[str, str] = {}
         self._newest: dict[str, int] = defaultdict(int)
         self._has_turn = False
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
 
     def start(self) -> None:
         """Begins to hear workers."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self._receive)
-        self._take_turn()
+        self._timer = self._loop.call_later(0, self._want_turn)
 
     def close(self) -> None:
         """Hears nobody any more."""
         self._loop.remove_reader(self._socket.fileno())
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self._has_turn = True  # no further one is wanted
 
     # What interfaces ask: see Service.
 
     def ask(self, question: Question) -> asyncio.Future[Outcome]:
         """The outcome, later; at once where it is refused. Cancelling the future cancels it."""
-        future = self._loop.create_future()
         admitted = self._pool.admit(question, self._clock.now())
         if isinstance(admitted, Outcome):
-            future.set_result(admitted)
-            return future
-        self._asked[admitted] = future
-        future.add_done_callback(lambda ended: self._ended(admitted, ended))
+            refused: asyncio.Future[Outcome] = self._loop.create_future()
+            refused.set_result(admitted)
+            return refused
+        future = self._asked[admitted] = _Asked(loop=self._loop)
+        future.abandon = partial(self._abandon, admitted)
         self._want_turn()
         return future
 
@@ -184,23 +197,18 @@ class Gateway:
         self._has_turn = False
         now = self._clock.now()
         self._execute(self._pool.dispatch(now))
-        if self._timer is not None:
-            self._timer.cancel()
         wakeup_s = self._pool.next_wakeup()
-        wait_s = IDLE_CHECK_S if wakeup_s is None else min(IDLE_CHECK_S, max(0.0, wakeup_s - now))
-        self._timer = self._loop.call_later(wait_s, self._want_turn)
+        due_s = now + IDLE_CHECK_S if wakeup_s is None else min(now + IDLE_CHECK_S, wakeup_s)
+        if not now < self._timer_s <= due_s:  # a turn that comes too early does no harm
+            self._timer.cancel()
+            self._timer = self._loop.call_later(max(0.0, due_s - now), self._want_turn)
+            self._timer_s = due_s
         if self._socket.has_message():  # a send may have used up the descriptor's notice
             self._loop.call_soon(self._receive)
 
     def _receive(self) -> None:
-        for _ in range(MESSAGES_A_TURN):
-            if not self._socket.has_message():
-                break
-            received = self._socket.receive(0)
-            if received is not None:
-                self._handle(*received)
-        else:
-            self._loop.call_soon(self._receive)
+        for node, message in self._socket.waiting(MESSAGES_A_TURN):
+            self._handle(node, message)
         self._want_turn()
 
     def _execute(self, commands: Iterable[Command]) -> None:
@@ -220,8 +228,8 @@ class Gateway:
                     self._forget(node)
                     self._children.kill(process_id, host, reason)
 
-    def _ended(self, request_id: int, future: asyncio.Future[Outcome]) -> None:
-        if future.cancelled() and self._asked.pop(request_id, None) is not None:
+    def _abandon(self, request_id: int) -> None:
+        if self._asked.pop(request_id, None) is not None:
             self._pool.cancel(request_id, self._clock.now())
 
     # What workers and the loader say.

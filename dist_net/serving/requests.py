@@ -16,7 +16,7 @@ class Status(IntEnum):
     NOT_FOUND = 2  # no such model, or version of it: 404
     UNAVAILABLE = 3  # not now: full, too late before it began, draining, no worker: 503
     EXPIRED = 4  # admitted, but its time ran out: 504
-    FAILED = 5  # it ended workers, or its outputs are not numbers: 500
+    FAILED = 5  # it ended the workers that tried it: 500
     CANCELLED = 6  # its client has gone: nobody reads this
 
 

@@ -85,6 +85,7 @@ class Roster:
 
     def __init__(self, settings: PoolSettings) -> None:
         self._settings = settings
+        self._quiet_s = settings.heartbeat_timeout_s / 2
         self._workers: dict[bytes, Worker] = {}
         self._next_worker_id = 1
 
@@ -111,7 +112,7 @@ class Roster:
 
     def is_quiet(self, worker: Worker, now: float) -> bool:
         """Whether the worker may be stopped."""
-        return now - worker.heard_s > self._settings.heartbeat_timeout_s / 2
+        return now - worker.heard_s > self._quiet_s
 
     def overdue(self, now: float) -> list[tuple[Worker, str]]:
         """The workers that are lost, and why; they stay until they are removed."""
@@ -123,9 +124,8 @@ class Roster:
 
     def next_check_s(self, now: float) -> float | None:
         """When one is overdue or quiet that is not, if nothing is heard until then."""
-        quiet_s = self._settings.heartbeat_timeout_s / 2
         moments = [moment for worker in self for moment, _ in self._limits(worker)]
-        moments += [worker.heard_s + quiet_s for worker in self]
+        moments += [worker.heard_s + self._quiet_s for worker in self]
         return min((moment for moment in moments if moment > now), default=None)
 
     def _why_lost(self, worker: Worker, now: float) -> str | None:

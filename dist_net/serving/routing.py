@@ -90,7 +90,7 @@ class Router:
         own_s = time.cautious_s(own_rows)
         if own_s is None:
             return None
-        wait_s = (busy_s + self._queued_s(key, rows)) / max(live, 1)
+        wait_s = (busy_s + self._queued_s(key, rows)) / live
         return wait_s, MODELLING_ERROR * wait_s + own_s
 
     def may_be_full(self, time: ServiceTime, timeout_s: float) -> bool:
@@ -114,13 +114,21 @@ class Router:
     def _load(self, key: LaneKey, now: float) -> tuple[int, float, bool]:
         """Workers that may answer, seconds of work that they have yet, whether one has none.
 
-        If all of them are quiet, it is more likely that the gateway was: then all count.
+        If all of them are quiet, it is more likely that the gateway was: then one counts.
         """
         model = self._models[key.model]
-        able = [one for one in self._workers if model.version_for(one, key.version) is not None]
-        live = [one for one in able if not self._workers.is_quiet(one, now)] or able
-        busy_s = sum(max(one.free_s - now, 0.0) for one in live if one.running)
-        return len(live), busy_s, any(not one.running for one in live)
+        live, busy_s, is_idle = 0, 0.0, False
+        for worker in self._workers:
+            if self._workers.is_quiet(worker, now):
+                continue
+            if model.version_for(worker, key.version) is None:
+                continue
+            live += 1
+            if not worker.running:
+                is_idle = True
+            elif worker.free_s > now:
+                busy_s += worker.free_s - now
+        return live or 1, busy_s, is_idle
 
     def _queued_s(self, key: LaneKey, rows: int) -> float:
         """What the batches ahead of such a request will take a single worker."""

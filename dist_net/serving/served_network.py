@@ -23,8 +23,8 @@ from dist_net.serving.description import ModelDescription
 from dist_net.serving.requests import Payload, Status
 
 NOT_FINITE = (
-    b"the net's outputs are not finite; expected probabilities: the input is out of its range, or "
-    b"its weights are too large, or of another net"
+    b"the net's outputs for this input are not finite; expected probabilities: the input is out of "
+    b"its range"
 )
 
 Rows = NDArray[np.generic]
@@ -73,6 +73,7 @@ class ServedNetwork:
         self._inference = Inference(self._model, prepared, threads, batch_size, reproducible)
         try:
             self._inference.warm_up(may_go_on)
+            self._require_numbers()
         except BaseException:
             self.close()
             raise
@@ -80,6 +81,16 @@ class ServedNetwork:
     def close(self) -> None:
         """Ends the threads."""
         self._inference.close()
+
+    def _require_numbers(self) -> None:
+        """So that outputs which are no numbers later are those of an input out of its range."""
+        nothing = np.zeros((1, *self._model.input_shape), self._model.input_dtype)
+        if not np.isfinite(self._inference(nothing)).all():
+            raise ModelLoadError(
+                f"{self.description.name} version {self.description.version} gives outputs that "
+                f"are not finite for an input of zeros; expected probabilities: its weights are "
+                f"too large, or of another net"
+            )
 
     def answer(self, payloads: Sequence[Payload], is_picture: bool) -> Answers:
         """The outcome of each payload: a picture, or a tensor of (rows, *input_shape).
@@ -122,7 +133,7 @@ class ServedNetwork:
             if is_finite[own].all():
                 outcomes.append((Status.OK, outputs[own].astype("<f4", copy=False).data.cast("B")))
             else:
-                outcomes.append((Status.FAILED, NOT_FINITE))
+                outcomes.append((Status.BAD_INPUT, NOT_FINITE))
         return outcomes
 
     def _picture(self, payload: Payload) -> Rows | Refusal:

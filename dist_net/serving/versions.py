@@ -84,10 +84,13 @@ class ModelVersions:
 
     def version_for(self, worker: Worker, named: int | None) -> int | None:
         """What the worker would answer by: the version named, or else its newest that will do."""
-        held = worker.holds.get(self.name, [])
+        held = worker.holds.get(self.name, ())
         if named is not None:
             return named if named in held else None
-        return next((number for number in reversed(held) if number in self.alike), None)
+        for number in reversed(held):
+            if number in self.alike:
+                return number
+        return None
 
     def statistics_of(self, number: int) -> ModelStatistics:
         """Where to count what happens to a version."""

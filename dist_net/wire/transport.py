@@ -8,7 +8,7 @@ import errno
 import logging
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -45,7 +45,8 @@ _LINGER_MS = 500  # for the last messages of a closing socket
 _FRAMES_KEPT = MAX_PAYLOADS + 2
 
 # As plain integers: an operation on ZeroMQ's enumerations costs a microsecond.
-_SEND_LAST = int(zmq.NOBLOCK)
+_NO_WAIT = int(zmq.NOBLOCK)
+_SEND_LAST = _NO_WAIT
 _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _POLLIN = int(zmq.POLLIN)
 
@@ -171,6 +172,24 @@ class ServerSocket(_Socket):
             node = self._socket.recv()
         except zmq.Again:
             return None
+        return self._decoded(node)
+
+    def waiting(self, most: int) -> Iterator[tuple[bytes, Message]]:
+        """The messages that can be received without waiting, ``most`` of them at most.
+
+        As ``receive`` gives them, one after the other; for an event loop: see ``fileno``.
+        """
+        for _ in range(most):
+            try:
+                node = self._socket.recv(_NO_WAIT)
+            except zmq.Again:
+                return
+            received = self._decoded(node)
+            if received is not None:
+                yield received
+
+    def _decoded(self, node: bytes) -> tuple[bytes, Message] | None:
+        """The rest of a message, decoded; None if that cannot be."""
         try:
             return node, decode(self._receive_frames())
         except ProtocolError as error:

@@ -182,7 +182,7 @@ def test_outputs_that_are_no_numbers_fail_alone(served):
     inputs = tensors(3)
     inputs[1, 4, 4, 1] = np.nan
     answers = served().answer([row.tobytes() for row in inputs], is_picture=False)
-    assert list(answers.statuses) == [Status.OK, Status.FAILED, Status.OK]
+    assert list(answers.statuses) == [Status.OK, Status.BAD_INPUT, Status.OK]
     assert b"not finite" in answers.payloads[1]
     assert np.isfinite(probabilities(answers.payloads[2])).all()
 
@@ -190,7 +190,12 @@ def test_outputs_that_are_no_numbers_fail_alone(served):
 def test_logits_that_are_no_numbers_fail_too(served):
     image = np.full((1, 8, 8), 16, np.uint8).tobytes()
     answers = served(DIGITS, scale=1e30).answer([image], is_picture=False)
-    assert list(answers.statuses) == [Status.FAILED]
+    assert list(answers.statuses) == [Status.BAD_INPUT]
+
+
+def test_weights_that_are_no_numbers_are_not_served(served):
+    with pytest.raises(ModelLoadError, match="not finite"):
+        served(DIGITS, scale=np.nan)
 
 
 @pytest.mark.parametrize("description", [DARKNET, DIGITS], ids=["darknet", "digits"])
