@@ -83,6 +83,7 @@ class Gateway:
         self._reloads = Reloads(pool.is_rolled_out)
         self.unreadable: dict[str, str] = {}
         self._newest: dict[str, int] = defaultdict(int)
+        self._unloaded: set[str] = set()  # a training run that is followed goes on having versions
         self._has_turn = False
         self._timer_s = 0.0
 
@@ -152,6 +153,7 @@ class Gateway:
         """Serves a model no longer, until it is reloaded; what was admitted is answered."""
         if model not in self._pool.models():
             return Outcome(Status.NOT_FOUND, reason=f"no model {model!r} is served here")
+        self._unloaded.add(model)
         self._execute(self._pool.unload(model, "it was unloaded on request", self._clock.now()))
         return Outcome(Status.OK)
 
@@ -262,6 +264,8 @@ class Gateway:
                 for model, served in self._pool.models().items():
                     if served.description is None:
                         self._prepare(model)
+            case Prepared(model) if model in self._unloaded:
+                logger.info("event=version_ignored model=%s reason=unloaded", model)
             case Prepared():
                 self._execute(self._pool.prepared(message, now))
                 self.unreadable[message.model] = message.reason
@@ -287,6 +291,7 @@ class Gateway:
 
     def _prepare(self, model: str) -> None:
         assert self._loader is not None
+        self._unloaded.discard(model)
         self._newest[model] += 1
         self._socket.send(self._loader, Prepare(model, self._newest[model]))
 
