@@ -51,7 +51,7 @@ async def serve(options: ServingOptions) -> int:
         clients = opened.enter_context(_client_socket(options, keys))
         workers = opened.enter_context(_worker_socket(options, keys, directory))
         clock = SystemClock()
-        pool = Pool(options.pool, options.names, clock.now())
+        pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32))
         children = PoolChildren(
             _commands(options, workers.contact_addresses[0], directory), directory
         )

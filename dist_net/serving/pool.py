@@ -34,17 +34,24 @@ logger = logging.getLogger(__name__)
 class Pool:
     """Times are seconds on one clock that never goes backwards; ``now`` is when it starts.
 
+    ``first_worker_id`` should be another one after a restart, so that a worker which the pool before
+    counted in is not taken for one of this one's.
+
     After whatever happened `dispatch` is to be called, once for all that came together: nothing
     else sends batches. Each request that was admitted ends with one Finish, or was cancelled.
     """
 
     def __init__(
-        self, settings: PoolSettings, model_names: Sequence[str], now: float = 0.0
+        self,
+        settings: PoolSettings,
+        model_names: Sequence[str],
+        now: float = 0.0,
+        first_worker_id: int = 1,
     ) -> None:
         self._settings = settings
         self._started_s = self._now = now
         self._models = {name: ModelVersions(name) for name in model_names}
-        self._workers = Roster(settings)
+        self._workers = Roster(settings, first_worker_id)
         self._queue = RequestQueue()
         self._router = Router(settings, self._workers, self._queue, self._models)
         quarantine = Quarantine()

@@ -83,11 +83,11 @@ class Roster:
     is sent to it then, for it may be stopped.
     """
 
-    def __init__(self, settings: PoolSettings) -> None:
+    def __init__(self, settings: PoolSettings, first_worker_id: int = 1) -> None:
         self._settings = settings
         self._quiet_s = settings.heartbeat_timeout_s / 2
         self._workers: dict[bytes, Worker] = {}
-        self._next_worker_id = 1
+        self._next_worker_id = first_worker_id
 
     def __len__(self) -> int:
         return len(self._workers)

@@ -1,4 +1,4 @@
-"""The examples of Darknet-53, run as a reader would run them, on seeded weights."""
+"""The examples of Darknet-53 and of serving, run as a reader would, on seeded weights."""
 
 import subprocess
 import sys
@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from dist_net import darknet
+from dist_net.benchmark.served import TINY, write_net
 from dist_net.darknet.seeded import seeded_weights
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "darknet53"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def printed(example: str, *arguments: Path) -> list[str]:
+def printed(example: str, *arguments: str | Path) -> list[str]:
     command = [sys.executable, EXAMPLES / example, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -43,7 +44,7 @@ def printed(example: str, *arguments: Path) -> list[str]:
 
 
 def test_the_example_says_what_the_classifier_does(photo: Path, weights: Path) -> None:
-    *told, first, second, third, fourth, fifth = printed("classify.py", photo, weights)
+    *told, first, second, third, fourth, fifth = printed("darknet53/classify.py", photo, weights)
     assert told == [
         "Darknet53: 78 layers, inputs of (256, 256, 3)",
         f"41,645,640 numbers in {weights}",
@@ -59,5 +60,19 @@ def test_the_example_says_what_the_classifier_does(photo: Path, weights: Path) -
 
 @pytest.mark.skipif(find_spec("torch") is None, reason="needs PyTorch (the extra `peers`)")
 def test_its_equivalent_in_pytorch_says_the_same(photo: Path, weights: Path) -> None:
-    ours = printed("classify.py", photo, weights)
-    assert printed("pytorch_equivalent.py", photo, weights) == ours[3:]
+    ours = printed("darknet53/classify.py", photo, weights)
+    assert printed("darknet53/pytorch_equivalent.py", photo, weights) == ours[3:]
+
+
+@pytest.mark.skipif(find_spec("uvicorn") is None, reason="needs uvicorn (the extra `web`)")
+def test_a_pool_says_the_same_over_zeromq_and_http(photo: Path, tmp_path: Path, start) -> None:
+    source = write_net(TINY, tmp_path / "net").source
+    on_free_ports = "--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0"
+    pool = start("serve", source, "--workers", "1", *on_free_ports)
+    addresses = pool.says(r"READY http=(\S+) zmq=(\S+)").groups()
+    about, *classes, versions, over_http = printed("serving/client.py", photo, *addresses)
+    assert about == "tiny: 10 classes, inputs of (28, 28, 1)"
+    assert len(classes) == 6
+    assert classes[:3] == classes[3:]
+    assert versions == "32 arrays, answered by version [1]"
+    assert over_http == "probabilities of [1, 10]: the same over HTTP"

@@ -241,6 +241,7 @@ def test_the_suite_runs_in_the_checkout_and_says_what_it_will_skip(machine: Mach
     assert (code, printed) == (0, f"pytest -x\n{machine.checkout}\n")
     assert "no `ip` here (package iproute2)" in told
     assert "no `darknet` here (package darknet)" in told
+    assert "no `chromium` here (package chromium)" in told
     assert machine.run(".ci/run")[:2] == (0, f"pytest \n{machine.checkout}\n")
 
 
@@ -251,6 +252,7 @@ def test_what_the_suite_needs_of_the_system_is_installed_by_root(machine: Machin
     done = machine.done()
     assert "-qq -y install iproute2" in done
     assert "-qq -y install darknet" in done
+    assert "-qq -y install chromium" in done
 
 
 def test_check_runs_everything_in_turn(machine: Machine) -> None:

@@ -130,6 +130,9 @@ def test_what_was_put_back_is_taken_first_and_alone() -> None:
     assert lane.is_full(8)
     assert [one.request_id for one in queue.take(lane, 8)] == [9]
     assert [one.request_id for one in queue.take(lane, 2)] == [0, 1]
+    assert lane.rows == 1
+    queue.add(again)
+    assert [one.request_id for one in queue.take(lane, 8)] == [2]  # and nobody joins it
 
 
 def test_a_quarantine_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

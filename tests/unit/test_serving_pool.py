@@ -159,6 +159,19 @@ def test_pictures_and_tensors_and_models_do_not_share_a_batch_and_the_oldest_is_
     assert got == wanted
 
 
+def test_a_model_that_is_asked_all_the_time_does_not_starve_another() -> None:
+    desk = Desk("net", "other", max_batch_size=1)
+    for name in ("net", "net", "other", "net"):
+        desk.ask(model=name)
+        desk.now += 0.01
+    got = []
+    for _ in range(4):
+        (run,) = desk.runs()
+        got.append(run.model)
+        desk.done(ONE, run)
+    assert got == ["net", "net", "other", "net"]
+
+
 def test_a_batch_waits_for_more_only_while_other_work_is_queued() -> None:
     desk = Desk("net", "other", batch_timeout_s=0.5, max_batch_size=2)
     desk.ask()
@@ -284,6 +297,18 @@ def test_what_cannot_be_in_time_is_refused_and_told_when_to_come_again() -> None
     desk.ask(timeout_s=4.5)
 
 
+def test_a_worker_that_is_done_sooner_than_expected_has_time_sooner() -> None:
+    desk = Desk(max_batch_size=1)
+    measured(desk, ONE, 1.0)
+    desk.ask()
+    (run,) = desk.runs()
+    desk.now += 0.1
+    desk.done(ONE, run)
+    desk.ask()
+    desk.runs()
+    desk.ask(timeout_s=3.0)
+
+
 def test_twice_the_workers_take_twice_as_much() -> None:
     def admitted(*workers: bytes) -> int:
         desk = Desk(workers=workers, max_batch_size=1)
@@ -388,16 +413,18 @@ def test_what_only_waited_behind_a_batch_is_not_blamed_for_the_loss() -> None:
     desk = Desk(max_batch_size=1)
     measured(desk, ONE, 0.001)
     blamed, waiting = desk.ask(), desk.ask()
-    assert len(desk.runs()) == 2
-    for node in (b"2", b"3"):
-        desk.enlist(node)
-        desk.load(node, 1)
-    desk.lose(ONE)
-    desk.runs(b"2")
-    desk.lose(b"2")
+    for node in (ONE, b"2"):
+        if node != ONE:
+            desk.enlist(node)
+            desk.load(node, 1)
+        assert len(desk.runs(node)) == 2
+        assert not desk.finished()
+        desk.lose(node)
     assert desk.finished()[blamed].status is Status.FAILED
-    for run in desk.runs(b"3"):
-        desk.done(b"3", run)
+    desk.enlist(b"3")
+    desk.load(b"3", 1)
+    (run,) = desk.runs(b"3")
+    desk.done(b"3", run)
     assert desk.finished()[waiting].status is Status.OK
 
 
@@ -544,6 +571,37 @@ def test_a_version_that_could_not_be_loaded_leaves_the_old_one() -> None:
     desk.prepare(3)
     desk.load(ONE, 3)
     assert desk.pool.models()["net"].reason == ""
+
+
+def test_while_some_workers_could_not_load_a_version_the_others_come_first() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.prepare(2)
+    desk.load(ONE, 2, reason="no memory")
+    desk.load(TWO, 2)
+    assert desk.pool.models()["net"].versions == (1, 2)
+    named = desk.ask(version=1)
+    (run,) = desk.runs(ONE)
+    desk.done(ONE, run)
+    assert desk.finished()[named].version == 1
+    desk.ask()
+    assert desk.runs(TWO)[0].version == 2
+
+
+def test_a_version_that_waits_ends_the_naming_of_old_ones() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.prepare(2)
+    desk.load(ONE, 2, reason="no memory")
+    desk.load(TWO, 2)
+    desk.ask(version=1)
+    (run,) = desk.runs(ONE)
+    for node in (ONE, TWO):
+        desk.sent(Load, node)
+    desk.prepare(3)
+    assert not desk.sent(Load, ONE)
+    assert desk.refused(version=1).status is Status.NOT_FOUND
+    desk.done(ONE, run)
+    desk.dispatch()
+    assert [load.version for load in desk.sent(Load, ONE)] == [3]
 
 
 def test_a_version_is_kept_while_a_request_names_it_and_no_longer() -> None:

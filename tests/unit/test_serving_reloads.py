@@ -15,7 +15,7 @@ def served(*versions, reason=""):
 def ended(steps):
     """The outcome of one reload, after ``steps(reloads, rolled_out)``; None: it still waits."""
     rolled_out = set()
-    reloads = Reloads(lambda model, version: version in rolled_out)
+    reloads = Reloads(lambda _, version: version in rolled_out)
     loop = asyncio.new_event_loop()
     future = loop.create_future()
     reloads.wait("m", future)
@@ -25,7 +25,7 @@ def ended(steps):
 
 
 def test_a_reload_ends_when_workers_have_done_with_it():
-    def waits(reloads, rolled_out):
+    def waits(reloads, _):
         reloads.prepared(Prepared("m", 2, "", ""))
         reloads.advance(served(1))
 

@@ -1,0 +1,157 @@
+"""``dist-net serve`` in front of a run that is still training: its versions are followed."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from process import test_serve
+
+from dist_net import Client
+from dist_net.cluster.observer import Observer
+from dist_net.data import dataset_named
+from dist_net.errors import DistNetError, ReloadError
+from dist_net.nn.inference import Inference, prepare, softmax
+from dist_net.recipe import load_recipe
+
+serve = test_serve.serve
+
+Start = Callable[..., Any]
+Eventually = Callable[[Callable[[], Any]], Any]
+
+LIVE = "live"
+ROWS = dataset_named("digits").test_images[:16]
+
+
+class Answered(NamedTuple):
+    """One answer: by which version, and what."""
+
+    version: int
+    probabilities: np.ndarray
+
+
+class Questions(threading.Thread):
+    """Asks for the same rows on and on, from a thread of its own, one request after the other."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self._address = address
+        self._stopped = threading.Event()
+        self.answers: list[Answered] = []
+        self.errors: list[DistNetError] = []
+
+    def run(self) -> None:
+        with Client(self._address, timeout_s=30) as client:
+            while not self._stopped.wait(0.002):
+                try:
+                    result = client.predict(LIVE, ROWS[:8])
+                    self.answers.append(Answered(result.version, result.probabilities))
+                except DistNetError as error:
+                    self.errors.append(error)
+
+    def __enter__(self) -> "Questions":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self.join()
+
+    @property
+    def versions(self) -> list[int]:
+        """Those that have answered, in the order in which they did so first."""
+        return list(dict.fromkeys(answer.version for answer in self.answers))
+
+    def go_on(self, eventually: Eventually) -> None:
+        """Waits for answers to questions that are asked from now on."""
+        count = len(self.answers)
+        eventually(lambda: len(self.answers) > count + 20)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Where the run directory will be."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def train(start: Start, run: Path) -> Any:
+    """A run that takes longer than its test."""
+    return start("train", "digits", "--epochs", "100000", "--workers", "1", "--run-dir", str(run))
+
+
+def test_answers_follow_the_run_and_its_last_version_stays(
+    serve: Any, train: Any, eventually: Eventually
+) -> None:
+    pool = serve(f"{LIVE}={train.address}", "--workers", "2")
+    with Questions(pool.address) as questions:
+        eventually(lambda: len(questions.versions) > 3)
+        train.process.send_signal(signal.SIGINT)
+        assert train.ends() == 130
+        questions.go_on(eventually)
+        last = questions.answers[-1].version
+        with Client(pool.address) as client, pytest.raises(ReloadError, match="ipc://"):
+            client.reload(LIVE, timeout_s=30)
+        questions.go_on(eventually)
+        # The loader has long looked for another version, and found nobody to give it one.
+        assert questions.answers[-1].version >= last
+        last = questions.answers[-1].version
+        questions.go_on(eventually)
+    pool.command.process.send_signal(signal.SIGTERM)
+    assert pool.command.ends() == 0, pool.command.stderr
+    assert questions.errors == []
+    assert questions.versions == sorted(questions.versions)
+    assert questions.answers[-1].version == last
+    answers: dict[int, np.ndarray] = {}
+    for version, probabilities in questions.answers:
+        # The same numbers by the same name, whoever computed them.
+        first = answers.setdefault(version, probabilities)
+        np.testing.assert_allclose(probabilities, first, atol=1e-6)
+    assert len({each.tobytes() for each in answers.values()}) == len(answers)
+    # A worker may answer by the version before the newest while it loads that, never by an older.
+    place = {version: index for index, version in enumerate(questions.versions)}
+    newest = 0
+    for version, _ in questions.answers:
+        newest = max(newest, place[version])
+        assert place[version] >= newest - 1
+
+
+def of_snapshot(address: str) -> np.ndarray:
+    """What the weights make of the rows that the server at this address has now."""
+    with Observer(address) as observer:
+        weights = observer.snapshot().weights
+    model = load_recipe("digits").recipe.model
+    return softmax(Inference(model, prepare(model, weights))(ROWS))
+
+
+def test_a_followed_model_is_reloaded_and_unloaded_as_every_other(
+    start: Start, serve: Any, run: Path, eventually: Eventually
+) -> None:
+    server = start(
+        "parameter-server", "digits", "--listen", "tcp://127.0.0.1:0", "--run-dir", str(run)
+    )
+    address = server.says(r"--connect (tcp://\S+)")[1]
+    pool = serve(f"{LIVE}={address}", "--workers", "1")
+    with Client(pool.address, timeout_s=30) as client:
+        first = client.predict(LIVE, ROWS[:8])
+        assert first.version == 0
+        np.testing.assert_allclose(first.probabilities, of_snapshot(address)[:8], atol=1e-6)
+        assert client.reload(LIVE) == 0  # there is no other
+        client.unload(LIVE)
+
+        start("worker", "digits", "--connect", address)
+        with Observer(address) as observer:
+            eventually(lambda: observer.status()["version"] > 10)
+        for _ in range(25):  # the loader passes on two versions meanwhile, or three
+            time.sleep(0.1)
+            with pytest.raises(DistNetError, match="unload"):
+                client.predict(LIVE, ROWS[:8])
+        again = client.reload(LIVE)
+        assert client.predict(LIVE, ROWS[:8]).version >= again > 10
+        eventually(lambda: client.predict(LIVE, ROWS[:8]).version > again)
+    pool.command.process.send_signal(signal.SIGTERM)
+    assert pool.command.ends() == 0, pool.command.stderr
