@@ -14,6 +14,7 @@ import socket
 import sys
 from pathlib import Path
 
+from dist_net.autodiff.kernels.team import MOST_THREADS
 from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals, use_threads
 from dist_net.cluster.observer import recipe_at
 from dist_net.errors import SettingError
@@ -50,10 +51,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(arguments: argparse.Namespace) -> int:
     """Trains until there is no more to do; gives the exit code."""
-    if arguments.threads < 1 or not arguments.timeout > 0:
+    if not 1 <= arguments.threads <= MOST_THREADS or not arguments.timeout > 0:
         raise SettingError(
             f"--threads={arguments.threads}, --timeout={arguments.timeout:g}: expected a whole "
-            f"number from 1 up, and a number of seconds above 0"
+            f"number from 1 to {MOST_THREADS}, and a number of seconds above 0"
         )
     use_threads(arguments.threads)
     logging.getLogger("dist_net").setLevel(logging.INFO)

@@ -44,7 +44,7 @@ class _Followed:
 class ModelLoader:
     """Reads models when the gateway at ``address`` says so, and follows those that are trained.
 
-    ``directory`` is for arrays that lie nowhere else. ``is_orphaned`` tells whether the gateway,
+    ``directory`` is for arrays that lie nowhere else; by ``token`` the gateway knows its loader. ``is_orphaned`` tells whether the gateway,
     which started this process, is gone.
     """
 
@@ -53,11 +53,13 @@ class ModelLoader:
         address: str,
         sources: Mapping[str, ModelSource],
         directory: Path,
+        token: bytes = b"",
         is_orphaned: Callable[[], bool] = lambda: False,
         clock: Clock | None = None,
     ) -> None:
         self._sources = sources
         self._directory = directory
+        self._token = token
         self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address)
@@ -80,7 +82,7 @@ class ModelLoader:
         Raises NoAnswerError when the gateway does not answer at first, and JoinRefusedError when
         it will not have this loader.
         """
-        self._socket.send(EnlistLoader(os.getpid()))
+        self._socket.send(EnlistLoader(os.getpid(), self._token))
         message = self._socket.receive(ANSWER_WITHIN_S)
         if message is None:
             raise self._socket.no_answer(ANSWER_WITHIN_S)

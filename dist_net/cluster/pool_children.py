@@ -53,13 +53,13 @@ class PoolChildren:
     def start(
         self,
         ended: Callable[[int, str, str], None],
-        failed: Callable[[DistNetError], None],
+        failed: Callable[[DistNetError], bool],
     ) -> None:
         """Starts them, on the running event loop.
 
         ``ended(process_id, host, reason)`` is called when one is gone, within a turn of the loop;
         ``failed(error)`` when one ends because what it was given cannot be right: it is not started
-        again then.
+        again then if that gives True.
         """
         self._loop = asyncio.get_running_loop()
         self._ended, self._failed = ended, failed
@@ -96,8 +96,8 @@ class PoolChildren:
         del self._places[child.process_id]
         child.wait(1.0)
         self._ended(child.process_id, socket.gethostname(), child.last_words)
-        if child.exit_code == BadInputError.exit_code:
-            self._failed(BadInputError(child.last_words))
+        is_bad_input = child.exit_code == BadInputError.exit_code
+        if is_bad_input and self._failed(BadInputError(child.last_words)):
             return
         logger.warning("event=child_ended name=%s reason=%s", child.name, child.last_words)
         pause_s = 0.0

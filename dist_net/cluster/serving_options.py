@@ -7,11 +7,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_net.autodiff.kernels.team import MOST_THREADS
 from dist_net.cluster.model_sources import MODELS, named_source, newest_run_directory
 from dist_net.errors import SettingError
 from dist_net.serving.settings import PoolSettings
 
 MIB = 2**20
+MOST_WORKERS = 256  # more are a slip of the finger, and would exhaust the host
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ class ServingOptions:
     grace_s: float
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.threads < 1 or not self.grace_s >= 0:
+        in_range = 0 <= self.workers <= MOST_WORKERS and 1 <= self.threads <= MOST_THREADS
+        if not in_range or not self.grace_s >= 0:
             raise SettingError(
                 f"--workers={self.workers}, --threads={self.threads}, --grace={self.grace_s:g}: "
-                f"expected whole numbers from 0 and from 1 up, and seconds"
+                f"expected 0 to {MOST_WORKERS} workers of 1 to {MOST_THREADS} threads, and seconds"
             )
         if self.workers == 0 and not self.listen_workers:
             raise SettingError(

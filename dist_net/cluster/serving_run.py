@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_net.clock import SystemClock
-from dist_net.cluster.entry import READY
+from dist_net.cluster.entry import INTERRUPTED, READY
 from dist_net.cluster.pool_children import Command, PoolChildren
 from dist_net.cluster.serving_options import ServingOptions
 from dist_net.errors import DistNetError, KeyFileError, MissingExtraError, ModelLoadError
@@ -42,42 +43,44 @@ async def serve(options: ServingOptions) -> int:
 
     Raises what makes it impossible to begin: an address, a key, a model that cannot be read.
     """
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    stop = _Stop()
     with ExitStack() as opened:
         keys = load_server_keys(options.keys) if options.keys else None
         directory = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="dist-net-")))
         clients = opened.enter_context(_client_socket(options, keys))
         workers = opened.enter_context(_worker_socket(options, keys, directory))
-        clock = SystemClock()
+        clock, token = SystemClock(), secrets.token_hex()
         pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32))
         children = PoolChildren(
-            _commands(options, workers.contact_addresses[0], directory), directory
+            _commands(options, workers.contact_addresses[0], directory, token), directory
         )
-        gateway = Gateway(pool, workers, children, clock)
+        gateway = Gateway(pool, workers, children, clock, token.encode())
         desk = ClientDesk(gateway, clients, secrets.token_hex(8))
         http = _http(options, gateway)
         broken: list[DistNetError] = []
         gateway.start()
         desk.start()
-        children.start(gateway.child_ended, broken.append)
-        serving = asyncio.create_task(http.serve()) if http is not None else None
+        for address in workers.contact_addresses[1:]:  # before READY, which may wait for them
+            joining = f"workers may join: dist-net inference-worker --connect {address}"
+            print(joining, file=sys.stderr, flush=True)
+        serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
         try:
-            await _until_ready(gateway, stopped, broken)
+            children.start(gateway.child_ended, lambda error: _is_fatal(error, broken, gateway))
+            await _until_ready(gateway, stop, broken, options.workers)
             gc.freeze()  # what is here now stays, and need not be looked through again and again
-            if not stopped.is_set():
+            if not stop.requested.is_set():
                 url = f"http={http.url} " if http is not None else ""
                 print(f"{READY} {url}zmq={clients.contact_addresses[0]}", flush=True)
-            await stopped.wait()
+            await stop.requested_or(serving)
             gateway.drain()
             logger.info("event=draining")
-            is_drained = await gateway.drained(options.grace_s)
+            is_drained = await gateway.drained(options.grace_s, stop.is_urgent)
         finally:
             gateway.give_up("the gateway is being stopped")
-            if http is not None and serving is not None:
+            stop.requested.set()
+            if http is not None:
                 http.stop()
-                await serving
+            await serving
             await asyncio.sleep(0)  # for the last answers to clients
             gateway.retire_workers()
             gateway.close()
@@ -85,7 +88,42 @@ async def serve(options: ServingOptions) -> int:
             children.close(RETIRE_S)
     if not is_drained:
         logger.warning("event=not_drained grace_s=%g", options.grace_s)
-    return 0 if is_drained else 1
+    return stop.exit_code if is_drained else 1
+
+
+class _Stop:
+    """The signals that came: SIGTERM, as from a service manager, or SIGINT, and perhaps another."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.exit_code = 0
+        self._is_urgent = False
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._handle, 0)
+        loop.add_signal_handler(signal.SIGINT, self._handle, INTERRUPTED)
+
+    def _handle(self, exit_code: int) -> None:
+        self._is_urgent = self.requested.is_set()
+        self.exit_code = exit_code
+        self.requested.set()
+
+    def is_urgent(self) -> bool:
+        """Whether a second one came, of somebody who will not wait."""
+        return self._is_urgent
+
+    async def requested_or(self, serving: asyncio.Task[object]) -> None:
+        """Waits for a signal, or for the end of ``serving``, which raises what ended it."""
+        requested = asyncio.create_task(self.requested.wait())
+        await asyncio.wait({requested, serving}, return_when=asyncio.FIRST_COMPLETED)
+        requested.cancel()
+        if serving.done():
+            serving.result()
+
+
+def _is_fatal(error: DistNetError, broken: list[DistNetError], gateway: Gateway) -> bool:
+    """What was wrong at the start ends the gateway; later it may be put right."""
+    broken.append(error)
+    return not gateway.is_ready
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -98,15 +136,15 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 async def _until_ready(
-    gateway: Gateway, stopped: asyncio.Event, broken: list[DistNetError]
+    gateway: Gateway, stop: _Stop, broken: list[DistNetError], workers: int
 ) -> None:
     """Waits until every model can be answered for; raises if one never will be."""
-    while not (gateway.is_ready or stopped.is_set()):
+    while not (gateway.is_ready or stop.requested.is_set()):
         if broken:
             raise broken[0]
-        for name, reason in gateway.unreadable.items():
-            if reason:
-                raise ModelLoadError(f"model {name}: {reason}")
+        failures = gateway.failures()
+        if failures and workers:  # workers of other hosts may come yet
+            raise ModelLoadError(failures[0])
         await asyncio.sleep(POLL_S)
 
 
@@ -127,9 +165,9 @@ def _worker_socket(
     return ServerSocket([own, *([options.listen_workers] if options.listen_workers else [])], keys)
 
 
-def _commands(options: ServingOptions, address: str, directory: Path) -> list[Command]:
+def _commands(options: ServingOptions, address: str, directory: Path, token: str) -> list[Command]:
     connect = ("--connect", address, "--parent", str(os.getpid()), "--directory")
-    loader = [*connect, str(directory)]
+    loader = [*connect, str(directory), "--token", token]
     for name in ("training_keys", "weights", "labels"):
         value = getattr(options, name)
         if value is not None:

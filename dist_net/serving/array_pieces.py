@@ -17,11 +17,8 @@ def piece_of(description: ModelDescription | None, asked: FetchArrays) -> Arrays
     if description is None or not 0 < asked.size <= LARGEST_PIECE:
         return nothing
     try:
-        descriptor = os.open(Path(description.arrays_path), os.O_RDONLY)
+        with Path(description.arrays_path).open("rb") as file:
+            piece = os.pread(file.fileno(), asked.size, asked.offset)
     except OSError:
         return nothing
-    try:
-        piece = os.pread(descriptor, asked.size, asked.offset)
-    finally:
-        os.close(descriptor)
     return nothing._replace(total=description.arrays_bytes, payloads=(piece,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Callable
 
 from dist_net.serving.model_summary import summaries_to_json
@@ -25,6 +26,7 @@ from dist_net.wire.serving_messages import (
 )
 from dist_net.wire.transport import ServerSocket
 
+VERSION = re.compile("[0-9]{0,18}")
 MESSAGES_A_TURN = 16  # then others of the event loop have theirs
 
 
@@ -51,10 +53,12 @@ class ClientDesk:
 
     def _receive(self) -> None:
         self._will_receive = False
-        for node, message in self._socket.waiting(MESSAGES_A_TURN):
-            self._handle(node, message)
-        if self._socket.has_message():
-            self._receive_soon()
+        try:
+            for node, message in self._socket.waiting(MESSAGES_A_TURN):
+                self._handle(node, message)
+        finally:  # or what is left would wait for ever
+            if self._socket.has_message():
+                self._receive_soon()
 
     def _receive_soon(self) -> None:
         """What is left has its turn after others; a send may have used up the notice of it."""
@@ -88,7 +92,7 @@ class ClientDesk:
                 self._send(node, Refuse(reason, may_rejoin=False))
 
     def _ask(self, node: bytes, ask: Ask) -> None:
-        if len(ask.payloads) != 1 or not (ask.version.isdecimal() or not ask.version):
+        if len(ask.payloads) != 1 or not VERSION.fullmatch(ask.version):
             reason = (
                 f"the request has {len(ask.payloads)} payloads and version {ask.version[:20]!r}; "
                 f"expected one payload, and a whole number or nothing"

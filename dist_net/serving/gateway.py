@@ -9,6 +9,7 @@ when there is much to do.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 from dist_net.clock import Clock
 from dist_net.serving.array_pieces import piece_of
+from dist_net.serving.asked import Asked
 from dist_net.serving.commands import Command, Evict, Finish, Send
 from dist_net.serving.description import ModelDescription, ServedModel
 from dist_net.serving.pool import Pool
@@ -51,35 +53,30 @@ class Children(Protocol):
         ...
 
 
-class _Asked(asyncio.Future[Outcome]):
-    """An outcome that is to come; cancelling it abandons the request."""
-
-    abandon: Callable[[], None]
-
-    def cancel(self, msg: object = None) -> bool:
-        """As every future's."""
-        is_cancelled = super().cancel(msg)
-        if is_cancelled:
-            self.abandon()
-        return is_cancelled
-
-
 class Gateway:
     """The `Service` of one pool, whose workers and loader speak to ``socket``.
 
     Of one event loop; ``start`` is called on it, and ``close`` before the socket's. ``unreadable``
-    says why the loader could not read a model the last time.
+    says why the loader could not read a model the last time; ``loader_token`` is what it was given.
     """
 
-    def __init__(self, pool: Pool, socket: ServerSocket, children: Children, clock: Clock) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        socket: ServerSocket,
+        children: Children,
+        clock: Clock,
+        loader_token: bytes,
+    ) -> None:
         self._pool = pool
         self._socket = socket
         self._children = children
         self._clock = clock
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, Asked] = {}
         self._nodes: dict[int, bytes] = {}
         self._processes: dict[tuple[str, int], bytes] = {}
         self._loader: bytes | None = None
+        self._loader_token = loader_token
         self._reloads = Reloads(pool.is_rolled_out)
         self.unreadable: dict[str, str] = {}
         self._newest: dict[str, int] = defaultdict(int)
@@ -108,7 +105,7 @@ class Gateway:
             refused: asyncio.Future[Outcome] = self._loop.create_future()
             refused.set_result(admitted)
             return refused
-        future = self._asked[admitted] = _Asked(loop=self._loop)
+        future = self._asked[admitted] = Asked(loop=self._loop)
         future.abandon = partial(self._abandon, admitted)
         self._want_turn()
         return future
@@ -120,6 +117,19 @@ class Gateway:
     def description(self, model: str, version: int | None = None) -> ModelDescription | None:
         """What would answer a request for that version, or for none; None: nothing would."""
         return self._pool.description(model, version)
+
+    def failures(self) -> list[str]:
+        """Why models cannot be answered for: they could not be read, or no worker could load them."""
+        return [
+            f"model {name}: {self.unreadable[name] or served.reason}"
+            for name, served in self._pool.models().items()
+            if name in self.unreadable
+            and not served.is_ready
+            and (self.unreadable[name] or self._could_not_load(name))
+        ]
+
+    def _could_not_load(self, model: str) -> bool:
+        return bool(self._nodes) and self._pool.is_rolled_out(model, self._newest[model])
 
     def statistics(self, model: str) -> Mapping[int, ModelStatistics]:
         """What a model was asked and how it went, by version."""
@@ -163,19 +173,21 @@ class Gateway:
         """Admits nothing any more."""
         self._pool.drain(self._clock.now())
 
-    async def drained(self, timeout_s: float) -> bool:
+    async def drained(self, timeout_s: float, is_urgent: Callable[[], bool]) -> bool:
         """Waits until all that was admitted is answered; False if it is not in that time."""
         deadline_s = self._clock.now() + timeout_s
         while not self._pool.is_drained:
-            if self._clock.now() > deadline_s:
+            if self._clock.now() > deadline_s or is_urgent():
                 return False
             await asyncio.sleep(0.01)
         return True
 
     def give_up(self, reason: str) -> None:
         """Tells everybody who still waits that there will be no answer."""
+        outcome = Outcome(Status.UNAVAILABLE, reason=reason)
         for future in [*self._asked.values()]:
-            future.set_result(Outcome(Status.UNAVAILABLE, reason=reason))
+            future.set_result(outcome)
+        self._reloads.end(outcome)
 
     def retire_workers(self) -> None:
         """Tells every worker to leave."""
@@ -199,6 +211,8 @@ class Gateway:
         self._has_turn = False
         now = self._clock.now()
         self._execute(self._pool.dispatch(now))
+        if self._reloads.is_waiting:
+            self._reloads.advance(self._pool.models())
         wakeup_s = self._pool.next_wakeup()
         due_s = now + IDLE_CHECK_S if wakeup_s is None else min(now + IDLE_CHECK_S, wakeup_s)
         if not now < self._timer_s <= due_s:  # a turn that comes too early does no harm
@@ -209,9 +223,11 @@ class Gateway:
             self._loop.call_soon(self._receive)
 
     def _receive(self) -> None:
-        for node, message in self._socket.waiting(MESSAGES_A_TURN):
-            self._handle(node, message)
-        self._want_turn()
+        try:
+            for node, message in self._socket.waiting(MESSAGES_A_TURN):
+                self._handle(node, message)
+        finally:  # or what is left would wait for ever
+            self._want_turn()
 
     def _execute(self, commands: Iterable[Command]) -> None:
         for command in commands:
@@ -251,7 +267,6 @@ class Gateway:
                 self._execute(self._pool.enlist(node, name, host, process_id, now))
             case Loaded():
                 self._if_known(node, lambda: self._pool.loaded(node, message, now))
-                self._reloads.advance(self._pool.models())
             case FetchArrays():
                 self._pool.heard(node, now)
                 description = self._pool.description(message.model, message.version)
@@ -262,10 +277,15 @@ class Gateway:
                 self._loader = node
                 self._socket.send(node, Enlisted(0, 0.0, 0.0))
                 for model, served in self._pool.models().items():
-                    if served.description is None:
+                    is_new = served.description is None and model not in self._unloaded
+                    if is_new or self._reloads.is_wanted(model):
                         self._prepare(model)
+            case EnlistLoader() | Prepared() if not self._is_loader(node, message):
+                reason = "only the process that the gateway started may say what models there are"
+                self._socket.send(node, Refuse(reason, may_rejoin=False))
             case Prepared(model) if model in self._unloaded:
                 logger.info("event=version_ignored model=%s reason=unloaded", model)
+                self._reloads.prepared(message)
             case Prepared():
                 self._execute(self._pool.prepared(message, now))
                 self.unreadable[message.model] = message.reason
@@ -274,6 +294,12 @@ class Gateway:
             case _:
                 reason = f"{type(message).__name__} is not for the workers' address of a gateway"
                 self._socket.send(node, Refuse(reason, may_rejoin=False))
+
+    def _is_loader(self, node: bytes, message: EnlistLoader | Prepared) -> bool:
+        """A loader names files, which workers may fetch: nobody else must pass for it."""
+        if isinstance(message, EnlistLoader):
+            return hmac.compare_digest(message.token, self._loader_token)
+        return node == self._loader
 
     def _if_known(self, node: bytes, hear: Any) -> None:
         if self._pool.heard(node, self._clock.now()):

@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 class Pool:
     """Times are seconds on one clock that never goes backwards; ``now`` is when it starts.
 
-    ``first_worker_id`` should be another one after a restart, so that a worker which the pool before
-    counted in is not taken for one of this one's.
+    ``first_worker_id`` should be another one after a restart, so that a worker that the one before
+    counted in is not taken for one of its own.
 
     After whatever happened `dispatch` is to be called, once for all that came together: nothing
     else sends batches. Each request that was admitted ends with one Finish, or was cancelled.

@@ -23,6 +23,15 @@ class Reloads:
             list
         )
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether ``advance`` may end something."""
+        return bool(self._waiting)
+
+    def is_wanted(self, model: str) -> bool:
+        """Whether a version of this is still to be prepared."""
+        return any(version is None for version, _ in self._waiting.get(model, ()))
+
     def wait(self, model: str, future: asyncio.Future[Outcome]) -> None:
         """The future's result is to be how the reload that was just asked for ends."""
         self._waiting[model].append((None, future))
@@ -36,8 +45,14 @@ class Reloads:
             else:
                 self._waiting[message.model].append((message.version, future))
 
+    def end(self, outcome: Outcome) -> None:
+        """Nothing will come of any of them."""
+        for waiting in self._waiting.values():
+            for _, future in waiting:
+                _end(future, outcome)
+
     def advance(self, models: Mapping[str, ServedModel]) -> None:
-        """Workers have loaded something, or failed to."""
+        """Ends what workers have done with: they have loaded it, or could not, or are gone."""
         for model in [*self._waiting]:
             newest = max(models[model].versions, default=0)
             kept = []

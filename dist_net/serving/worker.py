@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from dist_net.autodiff.kernels.team import MOST_THREADS
 from dist_net.clock import Clock, SystemClock
 from dist_net.darknet.images import MOST_PIXELS
 from dist_net.errors import (
@@ -66,6 +67,8 @@ class WorkerSettings:
                 f"threads={self.threads}, max_batch_size={self.max_batch_size}, "
                 f"most_pixels={self.most_pixels}: expected whole numbers from 1 up"
             )
+        if self.threads > MOST_THREADS:
+            raise SettingError(f"threads={self.threads:,}: expected at most {MOST_THREADS}")
 
 
 class InferenceWorker:
@@ -127,10 +130,10 @@ class InferenceWorker:
         more, JoinRefusedError when it will not have this worker.
         """
         while self._leave_reason is None:
+            self._tick()  # enlists before a gateway that refuses the keys has closed the connection
             message = self._socket.receive(LOADING_POLL_S if self._models.is_loading else POLL_S)
             if message is not None:
                 self._handle(message)
-            self._tick()
         if self._enlisted is not None:
             self._socket.send(Leave(self._enlisted.worker_id))
         return self._leave_reason

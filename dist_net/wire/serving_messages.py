@@ -129,9 +129,10 @@ class Enlist(NamedTuple):
 
 
 class EnlistLoader(NamedTuple):
-    """The model loader is there."""
+    """The model loader is there; ``token`` is what the gateway gave it when it started it."""
 
     process_id: int
+    token: bytes
 
 
 class Enlisted(NamedTuple):

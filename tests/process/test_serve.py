@@ -235,6 +235,7 @@ def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
         (["x.cfg"], "x.cfg"),
         ([], "no run with a checkpoint"),
         (["darknet53", "--workers", "0"], "--workers=0"),
+        (["darknet53", "--threads", "100000"], "1 to 256 threads"),
         (["darknet53", "--max-batch-size", "0"], "max_batch_size"),
         (["darknet53", "--http", "0.0.0.0:0"], "token"),
         (["darknet53", "--listen", "tcp://0.0.0.0:0"], "keys"),

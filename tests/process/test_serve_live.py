@@ -89,7 +89,7 @@ def test_answers_follow_the_run_and_its_last_version_stays(
 ) -> None:
     pool = serve(f"{LIVE}={train.address}", "--workers", "2")
     with Questions(pool.address) as questions:
-        eventually(lambda: len(questions.versions) > 3)
+        eventually(lambda: len(questions.versions) > 2)
         train.process.send_signal(signal.SIGINT)
         assert train.ends() == 130
         questions.go_on(eventually)
@@ -132,7 +132,8 @@ def test_a_followed_model_is_reloaded_and_unloaded_as_every_other(
     start: Start, serve: Any, run: Path, eventually: Eventually
 ) -> None:
     server = start(
-        "parameter-server", "digits", "--listen", "tcp://127.0.0.1:0", "--run-dir", str(run)
+        *("parameter-server", "digits", "--epochs", "100000"),
+        *("--listen", "tcp://127.0.0.1:0", "--run-dir", str(run)),
     )
     address = server.says(r"--connect (tcp://\S+)")[1]
     pool = serve(f"{LIVE}={address}", "--workers", "1")

@@ -27,6 +27,8 @@ SHARED_BYTES = 1 << 20
 calls: of 1 MB two threads make a tenth more, of 6 MB half as much again, of 13 MB twice as much."""
 SHARED_STRIP_BYTES = 1 << 19  # so that calls are long, and few meet at the lock
 
+MOST_THREADS = 256  # more are a slip of the finger, and would exhaust the host
+
 
 class Team:
     """``threads`` threads, of which the caller is the first; the others end with the team."""
