@@ -44,8 +44,8 @@ class _Followed:
 class ModelLoader:
     """Reads models when the gateway at ``address`` says so, and follows those that are trained.
 
-    ``directory`` is for arrays that lie nowhere else; by ``token`` the gateway knows its loader. ``is_orphaned`` tells whether the gateway,
-    which started this process, is gone.
+    ``directory`` is for arrays that lie nowhere else; by ``token`` the gateway knows its loader.
+    ``is_orphaned`` tells whether the gateway, which started this process, is gone.
     """
 
     def __init__(

@@ -9,9 +9,7 @@ when there is much to do.
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
@@ -21,6 +19,7 @@ from dist_net.serving.array_pieces import piece_of
 from dist_net.serving.asked import Asked
 from dist_net.serving.commands import Command, Evict, Finish, Send
 from dist_net.serving.description import ModelDescription, ServedModel
+from dist_net.serving.loader_link import LoaderLink
 from dist_net.serving.pool import Pool
 from dist_net.serving.reloads import Reloads
 from dist_net.serving.requests import Outcome, Question, Status
@@ -33,7 +32,6 @@ from dist_net.wire.serving_messages import (
     EnlistLoader,
     FetchArrays,
     Loaded,
-    Prepare,
     Prepared,
     Retire,
 )
@@ -56,8 +54,8 @@ class Children(Protocol):
 class Gateway:
     """The `Service` of one pool, whose workers and loader speak to ``socket``.
 
-    Of one event loop; ``start`` is called on it, and ``close`` before the socket's. ``unreadable``
-    says why the loader could not read a model the last time; ``loader_token`` is what it was given.
+    Of one event loop; ``start`` is called on it, and ``close`` before the socket's.
+    ``loader_token`` is what its loader was given.
     """
 
     def __init__(
@@ -75,12 +73,8 @@ class Gateway:
         self._asked: dict[int, Asked] = {}
         self._nodes: dict[int, bytes] = {}
         self._processes: dict[tuple[str, int], bytes] = {}
-        self._loader: bytes | None = None
-        self._loader_token = loader_token
+        self._loader = LoaderLink(loader_token, socket.send)
         self._reloads = Reloads(pool.is_rolled_out)
-        self.unreadable: dict[str, str] = {}
-        self._newest: dict[str, int] = defaultdict(int)
-        self._unloaded: set[str] = set()  # a training run that is followed goes on having versions
         self._has_turn = False
         self._timer_s = 0.0
 
@@ -119,17 +113,17 @@ class Gateway:
         return self._pool.description(model, version)
 
     def failures(self) -> list[str]:
-        """Why models cannot be answered for: they could not be read, or no worker could load them."""
+        """Why models cannot be answered for: they could not be read, or loaded by any worker."""
+        models = self._pool.models()
         return [
-            f"model {name}: {self.unreadable[name] or served.reason}"
-            for name, served in self._pool.models().items()
-            if name in self.unreadable
-            and not served.is_ready
-            and (self.unreadable[name] or self._could_not_load(name))
+            f"model {name}: {reason or models[name].reason}"
+            for name, reason in self._loader.unreadable.items()
+            if not models[name].is_ready and (reason or self._no_worker_could_load(name))
         ]
 
-    def _could_not_load(self, model: str) -> bool:
-        return bool(self._nodes) and self._pool.is_rolled_out(model, self._newest[model])
+    def _no_worker_could_load(self, model: str) -> bool:
+        version = self._loader.prepared_version(model)
+        return bool(self._nodes) and self._pool.is_rolled_out(model, version)
 
     def statistics(self, model: str) -> Mapping[int, ModelStatistics]:
         """What a model was asked and how it went, by version."""
@@ -151,19 +145,19 @@ class Gateway:
             names = ", ".join(self._pool.models())
             reason = f"no model {model!r} is served here; expected one of {names}"
             future.set_result(Outcome(Status.NOT_FOUND, reason=reason))
-        elif self._loader is None:
+        elif not self._loader.is_there:
             reason = "the model loader is not there yet; ask again in a moment"
             future.set_result(Outcome(Status.UNAVAILABLE, reason=reason, retry_after_s=1.0))
         else:
             self._reloads.wait(model, future)
-            self._prepare(model)
+            self._loader.prepare(model)
         return future
 
     def unload(self, model: str) -> Outcome:
         """Serves a model no longer, until it is reloaded; what was admitted is answered."""
         if model not in self._pool.models():
             return Outcome(Status.NOT_FOUND, reason=f"no model {model!r} is served here")
-        self._unloaded.add(model)
+        self._loader.unloaded.add(model)
         self._execute(self._pool.unload(model, "it was unloaded on request", self._clock.now()))
         return Outcome(Status.OK)
 
@@ -273,35 +267,22 @@ class Gateway:
                 self._socket.send(node, piece_of(description, message))
             case Leave():
                 self._lost(node, "it left")
-            case EnlistLoader():
-                self._loader = node
-                self._socket.send(node, Enlisted(0, 0.0, 0.0))
+            case EnlistLoader() if self._loader.enlisted(node, message):
                 for model, served in self._pool.models().items():
-                    is_new = served.description is None and model not in self._unloaded
+                    is_new = served.description is None and model not in self._loader.unloaded
                     if is_new or self._reloads.is_wanted(model):
-                        self._prepare(model)
-            case EnlistLoader() | Prepared() if not self._is_loader(node, message):
-                reason = "only the process that the gateway started may say what models there are"
-                self._socket.send(node, Refuse(reason, may_rejoin=False))
-            case Prepared(model) if model in self._unloaded:
-                logger.info("event=version_ignored model=%s reason=unloaded", model)
-                self._reloads.prepared(message)
-            case Prepared():
-                self._execute(self._pool.prepared(message, now))
-                self.unreadable[message.model] = message.reason
-                self._newest[message.model] = max(self._newest[message.model], message.version)
+                        self._loader.prepare(model)
+            case Prepared(model) if self._loader.prepared(node, message):
+                if model in self._loader.unloaded:
+                    logger.info("event=version_ignored model=%s reason=unloaded", model)
+                else:
+                    self._execute(self._pool.prepared(message, now))
                 self._reloads.prepared(message)
             case _:
                 reason = f"{type(message).__name__} is not for the workers' address of a gateway"
                 self._socket.send(node, Refuse(reason, may_rejoin=False))
 
-    def _is_loader(self, node: bytes, message: EnlistLoader | Prepared) -> bool:
-        """A loader names files, which workers may fetch: nobody else must pass for it."""
-        if isinstance(message, EnlistLoader):
-            return hmac.compare_digest(message.token, self._loader_token)
-        return node == self._loader
-
-    def _if_known(self, node: bytes, hear: Any) -> None:
+    def _if_known(self, node: bytes, hear: Callable[[], list[Command]]) -> None:
         if self._pool.heard(node, self._clock.now()):
             self._execute(hear())
         else:
@@ -314,12 +295,6 @@ class Gateway:
 
     def _forget(self, node: bytes) -> None:
         self._nodes = {worker: own for worker, own in self._nodes.items() if own != node}
-
-    def _prepare(self, model: str) -> None:
-        assert self._loader is not None
-        self._unloaded.discard(model)
-        self._newest[model] += 1
-        self._socket.send(self._loader, Prepare(model, self._newest[model]))
 
 
 def _unknown() -> Refuse:

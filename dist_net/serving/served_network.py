@@ -23,8 +23,8 @@ from dist_net.serving.description import ModelDescription
 from dist_net.serving.requests import Payload, Status
 
 NOT_FINITE = (
-    b"the net's outputs for this input are not finite; expected probabilities: the input is out of "
-    b"its range"
+    b"the net's outputs for this picture are not finite; expected probabilities: its weights are "
+    b"too large, or of another net"
 )
 
 Rows = NDArray[np.generic]
@@ -83,7 +83,7 @@ class ServedNetwork:
         self._inference.close()
 
     def _require_numbers(self) -> None:
-        """So that outputs which are no numbers later are those of an input out of its range."""
+        """Weights that are no numbers would make every answer one."""
         nothing = np.zeros((1, *self._model.input_shape), self._model.input_dtype)
         if not np.isfinite(self._inference(nothing)).all():
             raise ModelLoadError(
@@ -95,14 +95,15 @@ class ServedNetwork:
     def answer(self, payloads: Sequence[Payload], is_picture: bool) -> Answers:
         """The outcome of each payload: a picture, or a tensor of (rows, *input_shape).
 
-        One that is bad, or whose outputs are no numbers, does not keep others from their answers.
+        One that is bad does not keep others from their answers. A tensor that holds NaN, or numbers
+        out of the net's range, is answered with what they lead to, as NumPy would.
         """
         begun_s = self._clock.now()
         inputs = [self._picture(each) if is_picture else self._tensor(each) for each in payloads]
         usable = [each for each in inputs if not isinstance(each, tuple)]
         rows = usable[0] if len(usable) == 1 else np.concatenate(usable) if usable else None
         prepared_s = self._clock.now()
-        outcomes = self._outcomes(inputs, rows)
+        outcomes = self._outcomes(inputs, rows, is_picture)
         computed_s = self._clock.now()
         return Answers(
             bytes(status for status, _ in outcomes),
@@ -112,13 +113,12 @@ class ServedNetwork:
         )
 
     def _outcomes(
-        self, inputs: Sequence[Rows | Refusal], rows: Rows | None
+        self, inputs: Sequence[Rows | Refusal], rows: Rows | None, is_picture: bool
     ) -> list[tuple[Status, bytes | memoryview]]:
         """What there is to say of each input; ``rows`` are those that are no refusals."""
         if rows is None:
             return [each for each in inputs if isinstance(each, tuple)]
         outputs = self._inference(rows)
-        is_finite = np.logical_and.reduce(np.isfinite(outputs), axis=1)
         if self.description.has_logits:
             with np.errstate(invalid="ignore"):  # of what is not finite
                 outputs = softmax(outputs)
@@ -130,10 +130,10 @@ class ServedNetwork:
                 continue
             own = slice(start, start + len(each))
             start = own.stop
-            if is_finite[own].all():
-                outcomes.append((Status.OK, outputs[own].astype("<f4", copy=False).data.cast("B")))
-            else:
+            if is_picture and not np.isfinite(outputs[own]).all():
                 outcomes.append((Status.BAD_INPUT, NOT_FINITE))
+            else:
+                outcomes.append((Status.OK, outputs[own].astype("<f4", copy=False).data.cast("B")))
         return outcomes
 
     def _picture(self, payload: Payload) -> Rows | Refusal:

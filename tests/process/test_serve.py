@@ -19,6 +19,10 @@ from dist_net.darknet.weights import read_weights
 from dist_net.errors import DistNetError
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
+from dist_net.serving.requests import Status
+from dist_net.wire.messages import Refuse
+from dist_net.wire.serving_messages import Answer, Ask, EnlistLoader
+from dist_net.wire.transport import ClientSocket
 
 pytest.importorskip("uvicorn", reason="uvicorn is not installed (the extra `web`)")
 
@@ -216,6 +220,30 @@ def test_a_reload_serves_the_next_version_and_fails_nothing(serve, net, expected
     load.require_right(expected)
     versions = [version for _, _, version in load.answers]
     assert set(versions) == {1, 2, 3}
+
+
+def test_odd_frames_are_answered_and_keep_nobody_waiting(serve, net):
+    pool = serve(net.source, "--workers", "1")
+    payload = ROWS[0].tobytes()
+    asks = [
+        Ask(1, TINY, "9" * 5000, False, 0.0, (payload,)),
+        Ask(2, TINY, "\u0663", False, 0.0, (payload,)),
+        Ask(3, TINY, "", False, 0.0, ()),
+        Ask(4, TINY, "", False, 0.0, (payload, payload)),
+        Ask(5, TINY, "", False, 0.0, (payload[:-1],)),
+        Ask(6, "x" * 100_000, "", False, 0.0, (payload,)),
+        Ask(7, TINY, "", True, 0.0, (b"no picture",)),
+        EnlistLoader(1, b""),
+        Ask(8, TINY, "", False, 0.0, (payload,)),
+    ]
+    with ClientSocket(pool.address) as socket:
+        for ask in asks:
+            socket.send(ask)
+        answers = [socket.receive(30) for _ in asks]
+    statuses = {each.request_id: each.status for each in answers if isinstance(each, Answer)}
+    bad = Status.BAD_INPUT
+    assert statuses == {1: bad, 2: bad, 3: bad, 4: bad, 5: bad, 6: Status.NOT_FOUND, 7: bad, 8: 0}
+    assert [each for each in answers if isinstance(each, Refuse)]
 
 
 def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):

@@ -215,7 +215,7 @@ def test_bad_files_end_with_one_line(start: Start, tmp_path: Path) -> None:
         "expected both or none": ["--tls-certificate", short],
         f"{short}": ["--tls-certificate", short, "--tls-key", short],
         f"{nowhere}": ["--tls-certificate", nowhere, "--tls-key", nowhere],
-        f"no directory {nowhere}": ["--keys", nowhere],
+        f"cannot read the key file {nowhere}": ["--keys", nowhere],
     }
     where = ("--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0")
     commands = {each: start("serve", "darknet53", *where, *words[each]) for each in words}

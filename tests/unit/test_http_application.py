@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -696,7 +697,7 @@ def test_a_query_that_is_no_text_is_left_out_of_account(service: FakeService) ->
 
 
 def test_models_without_labels_are_named_by_number(service: FakeService, page: Path) -> None:
-    described = served(type(ANIMALS)(**vars(ANIMALS) | {"labels": ()}))
+    described = served(replace(ANIMALS, labels=()))
     service.served = {"animals": described}
     answer = asking(service, page)("POST", "/v1/classify", content=JPEG).json()
     assert {each["label"] for each in answer["predictions"]} == {"0", "1", "2"}

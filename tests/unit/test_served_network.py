@@ -178,19 +178,22 @@ def test_a_tensor_of_another_size_fails_alone(served, size):
     )
 
 
-def test_outputs_that_are_no_numbers_fail_alone(served):
+def test_a_tensor_that_holds_nan_is_answered_with_nan_and_others_with_numbers(served):
     inputs = tensors(3)
     inputs[1, 4, 4, 1] = np.nan
     answers = served().answer([row.tobytes() for row in inputs], is_picture=False)
-    assert list(answers.statuses) == [Status.OK, Status.BAD_INPUT, Status.OK]
-    assert b"not finite" in answers.payloads[1]
+    assert list(answers.statuses) == [Status.OK] * 3
+    assert np.isnan(probabilities(answers.payloads[1])).any()
+    assert np.isfinite(probabilities(answers.payloads[0])).all()
     assert np.isfinite(probabilities(answers.payloads[2])).all()
 
 
-def test_logits_that_are_no_numbers_fail_too(served):
-    image = np.full((1, 8, 8), 16, np.uint8).tobytes()
-    answers = served(DIGITS, scale=1e30).answer([image], is_picture=False)
+def test_a_picture_is_not_answered_with_what_is_no_number(served):
+    file = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(file, "PNG")
+    answers = served(DIGITS, scale=1e30).answer([file.getvalue()], is_picture=True)
     assert list(answers.statuses) == [Status.BAD_INPUT]
+    assert b"not finite" in answers.payloads[0]
 
 
 def test_weights_that_are_no_numbers_are_not_served(served):

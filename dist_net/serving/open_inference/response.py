@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from dist_net.errors import QuestionError
 from dist_net.serving.description import ModelDescription
 from dist_net.serving.open_inference.request import OUTPUT, Wanted
 from dist_net.serving.open_inference.tensors import bytes_of_elements
@@ -23,9 +24,15 @@ def encode_response(
     Their ``rows`` become one output, (rows, classes) float32; or (rows, top) BYTES,
     ``value:index:label`` from the likeliest on, where classes are wanted. ``model`` says how
     these are called; a version other than its own may have another number of them.
+    Raises QuestionError for outputs that are not finite, unless they are wanted in binary.
     """
     payload = outcomes[0].payload if len(outcomes) == 1 else b"".join(o.payload for o in outcomes)
     probabilities = np.frombuffer(payload, "<f4").reshape(rows, -1)
+    if (wanted.top or not wanted.is_binary) and not np.isfinite(probabilities).all():
+        raise QuestionError(
+            "outputs for this input are not finite, which JSON and class names cannot say; "
+            "expected an input in the net's range, or a request for binary outputs"
+        )
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32"}
     data: Any = probabilities.reshape(-1)
     raw: Payload = payload
