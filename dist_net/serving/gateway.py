@@ -142,8 +142,7 @@ class Gateway:
         """Reads a model again from its source; done when workers answer with it, or it failed."""
         future = self._loop.create_future()
         if model not in self._pool.models():
-            names = ", ".join(self._pool.models())
-            reason = f"no model {model!r} is served here; expected one of {names}"
+            reason = f"no model {model!r} is served here; expected {', '.join(self._pool.models())}"
             future.set_result(Outcome(Status.NOT_FOUND, reason=reason))
         elif not self._loader.is_there:
             reason = "the model loader is not there yet; ask again in a moment"
@@ -256,7 +255,6 @@ class Gateway:
                 is_known = own is not None and self._pool.heard(own, now)
                 self._socket.send(node, Alive() if is_known else _unknown())
             case Enlist(name, host, process_id):
-                logger.info("event=worker_enlisted name=%s host=%s", name, host)
                 self._processes[host, process_id] = node
                 self._execute(self._pool.enlist(node, name, host, process_id, now))
             case Loaded():
