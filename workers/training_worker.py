@@ -54,7 +54,7 @@ def train(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.threads <= MOST_THREADS or not arguments.timeout > 0:
         raise SettingError(
             f"--threads={arguments.threads}, --timeout={arguments.timeout:g}: expected a whole "
-            f"number from 1 to {MOST_THREADS}, and a number of seconds above 0"
+            f"number from 1 up to {MOST_THREADS}, and a number of seconds above 0"
         )
     use_threads(arguments.threads)
     logging.getLogger("dist_net").setLevel(logging.INFO)

@@ -107,7 +107,7 @@ class Command:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 parent = stat.read_text().rpartition(")")[2].split()[1]
-                words = (stat.parent / "cmdline").read_text().split("\0")
+                words = (stat.parent / "cmdline").read_text(errors="replace").split("\0")
                 if parent == str(self.process.pid) and "workers.parameter_server" in words:
                     names["server"] = int(stat.parent.name)
                 elif parent == str(self.process.pid) and "--name" in words:
