@@ -17,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 30
+ON_EVERY_CORE = "--numprocesses auto --dist worksteal"
 TOOLS = ["cat", "chmod", "cksum", "cp", "dirname", "id", "mkdir", "rm", "sleep"]
 # What $DO says happens to an installation: it fails, hangs, or waits until the gate opens.
 PYTHON = f"""#!/bin/sh
@@ -238,11 +239,11 @@ def test_a_python_that_is_too_old_or_missing_is_named(machine: Machine) -> None:
 
 def test_the_suite_runs_in_the_checkout_and_says_what_it_will_skip(machine: Machine) -> None:
     code, printed, told = machine.run("scripts/test", "-x")
-    assert (code, printed) == (0, f"pytest -x\n{machine.checkout}\n")
+    assert (code, printed) == (0, f"pytest {ON_EVERY_CORE} -x\n{machine.checkout}\n")
     assert "no `ip` here (package iproute2)" in told
     assert "no `darknet` here (package darknet)" in told
     assert "no `chromium` here (package chromium)" in told
-    assert machine.run(".ci/run")[:2] == (0, f"pytest \n{machine.checkout}\n")
+    assert machine.run(".ci/run")[:2] == (0, f"pytest {ON_EVERY_CORE}\n{machine.checkout}\n")
 
 
 def test_what_the_suite_needs_of_the_system_is_installed_by_root(machine: Machine) -> None:
@@ -257,7 +258,7 @@ def test_what_the_suite_needs_of_the_system_is_installed_by_root(machine: Machin
 
 def test_check_runs_everything_in_turn(machine: Machine) -> None:
     printed = machine.run("scripts/check")[1].splitlines()
-    assert printed[::2] == ["ruff check", "ruff format --check", "mypy ", "pytest "]
+    assert printed[::2] == ["ruff check", "ruff format --check", "mypy ", f"pytest {ON_EVERY_CORE}"]
     (machine.checkout / ".venv/bin/mypy").write_text("#!/bin/sh\nexit 1\n")
     code, rest, _ = machine.run("scripts/check")
     assert (code, rest.splitlines()[::2]) == (1, ["ruff check", "ruff format --check"])
