@@ -286,7 +286,9 @@ def test_a_body_must_not_grow_beyond_the_limit(encoding: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"none", gzip.compress(CONTENT)[:-9], gzip.compress(CONTENT) + b"x"]
+    "body",
+    [b"", b"none", gzip.compress(CONTENT)[:-9], gzip.compress(CONTENT) + b"x"],
+    ids=["empty", "none", "cut", "longer"],
 )
 def test_a_damaged_body_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequestError):
