@@ -37,7 +37,7 @@ class Command:
 
     def __init__(self, directory: Path, arguments: Sequence[str], prefix: Sequence[str]) -> None:
         self._stdout, self._stderr = directory / "stdout", directory / "stderr"
-        self.temporary = directory / "tmp"
+        self.temporary = directory / "t"
         self.temporary.mkdir(parents=True)
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
@@ -133,7 +133,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     commands: list[Command] = []
 
     def start_command(*arguments: str, prefix: Sequence[str] = ()) -> Command:
-        directory = tmp_path / f"command-{len(commands)}"
+        directory = tmp_path / f"c{len(commands)}"  # short: sockets lie below
         commands.append(Command(directory, arguments, prefix))
         return commands[-1]
 

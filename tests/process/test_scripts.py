@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 30
+DEADLINE_S = 60
 ON_EVERY_CORE = "--numprocesses auto --dist worksteal"
 TOOLS = ["cat", "chmod", "cksum", "cp", "dirname", "id", "mkdir", "rm", "sleep"]
 # What $DO says happens to an installation: it fails, hangs, or waits until the gate opens.
@@ -258,7 +258,7 @@ def test_what_the_suite_needs_of_the_system_is_installed_by_root(machine: Machin
 
 def test_check_runs_everything_in_turn(machine: Machine) -> None:
     printed = machine.run("scripts/check")[1].splitlines()
-    assert printed[::2] == ["ruff check", "ruff format --check", "mypy ", f"pytest {ON_EVERY_CORE}"]
+    assert printed[::2] == ["ruff check", "ruff format --check", "mypy ", "pytest "]
     (machine.checkout / ".venv/bin/mypy").write_text("#!/bin/sh\nexit 1\n")
     code, rest, _ = machine.run("scripts/check")
     assert (code, rest.splitlines()[::2]) == (1, ["ruff check", "ruff format --check"])
