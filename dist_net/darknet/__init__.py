@@ -1,6 +1,6 @@
 """Darknet's formats and nets: configurations, weights, labels, pictures, published classifiers."""
 
-from dist_net.darknet.classifier import Answer, Classifier, Prediction, load_classifier
+from dist_net.darknet.classifier import Answer, Classifier, load_classifier
 from dist_net.darknet.configuration import (
     Configuration,
     Section,
@@ -11,6 +11,7 @@ from dist_net.darknet.configuration import (
 from dist_net.darknet.images import letterbox, load_image
 from dist_net.darknet.labels import imagenet_labels, read_labels
 from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.predictions import Prediction
 from dist_net.darknet.published import PUBLISHED, published
 from dist_net.darknet.weights import read_weights, write_weights
 from dist_net.darknet.weights_download import fetch_weights

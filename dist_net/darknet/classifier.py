@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from dist_net.darknet.images import Source, name_of
 from dist_net.darknet.labels import read_labels, require_labels
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.pictures import PictureInputs
+from dist_net.darknet.predictions import Prediction, predictions_of
 from dist_net.darknet.weights import read_weights
 from dist_net.errors import (
     ImageError,
@@ -27,15 +27,6 @@ from dist_net.nn.inference import Inference, Prepared, prepare, softmax
 from dist_net.nn.prepared import key_of, map_prepared, write_prepared
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A class that a picture may show."""
-
-    index: int
-    label: str
-    probability: float
 
 
 Answer = list[Prediction] | ImageError | PredictionError
@@ -112,11 +103,7 @@ class Classifier:
                 f"{name_of(picture)}: the net's outputs are not finite; expected probabilities; "
                 f"its weights are too large, or of another net"
             )
-        best = np.argsort(-probabilities, kind="stable")[:top]
-        return [
-            Prediction(int(index), self.labels[index], float(probabilities[index]))
-            for index in best
-        ]
+        return predictions_of(probabilities, self.labels, top)
 
 
 def load_classifier(

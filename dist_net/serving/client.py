@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dist_net.darknet.classifier import Prediction
+from dist_net.darknet.predictions import Prediction
 from dist_net.errors import (
     DTypeError,
     ImageError,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.darknet.classifier import Prediction
+from dist_net.darknet.predictions import Prediction, predictions_of
 from dist_net.serving.connection import GatewayConnection, unexpected
 from dist_net.serving.conversation import Exchange
 from dist_net.serving.model_summary import ModelSummary
@@ -32,16 +32,8 @@ class Outputs:
     labels: tuple[str, ...]
 
     def likeliest(self, top: int = 5, row: int = 0) -> list[Prediction]:
-        """The ``top`` likeliest classes of a row, likeliest first; of equal ones the first.
-
-        A class without a label is called by its number.
-        """
-        probabilities = np.atleast_2d(self.probabilities)[row]
-        names = self.labels or tuple(map(str, range(len(probabilities))))
-        return [
-            Prediction(int(index), names[index], float(probabilities[index]))
-            for index in np.argsort(-probabilities, kind="stable")[:top]
-        ]
+        """The ``top`` likeliest classes of a row, likeliest first; see ``predictions_of``."""
+        return predictions_of(np.atleast_2d(self.probabilities)[row], self.labels, top)
 
 
 class Pending:

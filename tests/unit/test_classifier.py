@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dist_net.autodiff import Expression, cast, mean, reshape
-from dist_net.darknet.classifier import Classifier, Prediction, load_classifier
+from dist_net.darknet.classifier import Classifier, load_classifier
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.images import fit, letterbox
 from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.predictions import Prediction
 from dist_net.darknet.seeded import seeded_weights
 from dist_net.darknet.weights import write_weights
 from dist_net.errors import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from time import perf_counter
 from typing import Any
 
@@ -10,13 +11,13 @@ import numpy as np
 from starlette.requests import Request
 from starlette.routing import Route
 
+from dist_net.darknet.predictions import predictions_of
 from dist_net.errors import BadRequestError, QuestionError
 from dist_net.serving.description import ModelDescription
 from dist_net.serving.http.asking import ask, description_of, served_model
 from dist_net.serving.http.bodies import Bodies, headers_of
 from dist_net.serving.http.forms import Picture, pictures_of
 from dist_net.serving.http.replies import Json, error_content, outcome_reply
-from dist_net.serving.open_inference.response import likeliest
 from dist_net.serving.requests import Outcome, Question, Status
 from dist_net.serving.service import Service
 
@@ -109,16 +110,8 @@ def _said_of(model: ModelDescription, outcome: Outcome, top: int) -> dict[str, A
     if outcome.status != Status.OK:
         return error_content(outcome.reason, outcome.retry_after_s)
     probabilities = np.frombuffer(outcome.payload, "<f4")
-    return {
-        "predictions": [
-            {
-                "index": index,
-                "label": model.labels[index] if index < len(model.labels) else str(index),
-                "probability": float(probabilities[index]),
-            }
-            for index in likeliest(probabilities, top).tolist()
-        ]
-    }
+    predictions = predictions_of(probabilities, model.labels, top)
+    return {"predictions": [asdict(each) for each in predictions]}
 
 
 def _timings(outcomes: Sequence[Outcome], total_ms: float) -> dict[str, Any]:

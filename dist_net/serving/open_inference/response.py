@@ -9,6 +9,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from dist_net.darknet.predictions import likeliest
 from dist_net.errors import QuestionError
 from dist_net.serving.description import ModelDescription
 from dist_net.serving.open_inference.request import OUTPUT, Wanted
@@ -54,14 +55,6 @@ def encode_response(
         response["id"] = wanted.request_id
     text = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
     return (text + raw, len(text)) if wanted.is_binary else (text, None)
-
-
-def likeliest(probabilities: NDArray[np.float32], top: int) -> NDArray[np.intp]:
-    """The indices of the ``top`` classes, likeliest first, of equal ones the first; all, if fewer.
-
-    ``probabilities`` is (..., classes).
-    """
-    return np.argsort(-probabilities, axis=-1, kind="stable")[..., :top]
 
 
 def _classified(probabilities: NDArray[np.float32], top: int, labels: Sequence[str]) -> list[str]:
