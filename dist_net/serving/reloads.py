@@ -54,15 +54,18 @@ class Reloads:
     def advance(self, models: Mapping[str, ServedModel]) -> None:
         """Ends what workers have done with: they have loaded it, or could not, or are gone."""
         for model in [*self._waiting]:
-            newest = max(models[model].versions, default=0)
+            served = models[model]
+            newest = served.description.version if served.description else None
             kept = []
             for version, future in self._waiting.pop(model):
                 if version is None or not self._is_rolled_out(model, version):
                     kept.append((version, future))
-                elif newest >= version:
+                elif version in served.versions:
+                    _end(future, Outcome(Status.OK, version=version))
+                elif newest is not None and not served.reason:  # a later one took its place
                     _end(future, Outcome(Status.OK, version=newest))
                 else:
-                    _end(future, Outcome(Status.FAILED, reason=models[model].reason))
+                    _end(future, Outcome(Status.FAILED, reason=served.reason))
             if kept:
                 self._waiting[model] = kept
 

@@ -1,6 +1,7 @@
 """Who waits for a reload, and what each is told."""
 
 import asyncio
+from types import SimpleNamespace
 
 from dist_net.serving.description import ServedModel
 from dist_net.serving.reloads import Reloads
@@ -9,7 +10,8 @@ from dist_net.wire.serving_messages import Prepared
 
 
 def served(*versions, reason=""):
-    return {"m": ServedModel("m", None, versions, bool(versions), reason)}
+    newest = SimpleNamespace(version=versions[-1]) if versions else None
+    return {"m": ServedModel("m", newest, versions, bool(versions), reason)}
 
 
 def ended(steps):
@@ -69,3 +71,12 @@ def test_a_newer_version_that_took_its_place_will_do():
         reloads.advance(served(3))
 
     assert ended(overtaken).version == 3
+
+
+def test_a_training_run_that_began_anew_has_a_lower_version():
+    def lower(reloads, rolled_out):
+        reloads.prepared(Prepared("m", 5, "", ""))
+        rolled_out.add(5)
+        reloads.advance(served(700, 5))
+
+    assert (ended(lower).status, ended(lower).version) == (Status.OK, 5)
