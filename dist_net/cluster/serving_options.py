@@ -66,28 +66,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="the name of each class, a line"
     )
-    whole = parser.add_argument
-    whole("--workers", type=int, default=cores, metavar="N", help="processes (default: the cores)")
-    whole("--threads", type=int, default=1, metavar="N", help="of each worker (default: 1)")
-    whole("--max-batch-size", type=int, default=8, metavar="N", help="rows (default: 8)")
-    whole(
+    option = parser.add_argument
+    option("--workers", type=int, default=cores, metavar="N", help="processes (default: the cores)")
+    option("--threads", type=int, default=1, metavar="N", help="of each worker (default: 1)")
+    option("--max-batch-size", type=int, default=8, metavar="N", help="rows (default: 8)")
+    option(
         "--batch-timeout-ms",
         type=float,
         default=0.0,
         metavar="MS",
         help="how long a batch that is not full waits for more, if others wait too (default: 0)",
     )
-    whole("--queue-limit", type=int, default=1024, metavar="N", help="requests (default: 1024)")
-    whole("--queue-mib", type=int, default=256, metavar="MIB", help="of requests (default: 256)")
-    whole("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a request (10)")
-    whole("--http", default="127.0.0.1:8000", metavar="HOST:PORT", help="'' for none")
-    whole("--listen", default="tcp://127.0.0.1:8001", metavar="ADDRESS", help="for dist_net.Client")
-    whole("--listen-workers", default="", metavar="ADDRESS", help="for workers of other hosts")
-    whole("--keys", type=Path, metavar="DIR", help="CURVE keys for both of these addresses")
-    whole("--token-file", type=Path, metavar="FILE", help="what HTTP clients have to bear")
-    whole("--tls-certificate", type=Path, metavar="FILE", help="PEM, with --tls-key")
-    whole("--tls-key", type=Path, metavar="FILE", help="PEM, with --tls-certificate")
-    whole(
+    option("--queue-limit", type=int, default=1024, metavar="N", help="requests (default: 1024)")
+    option("--queue-mib", type=int, default=256, metavar="MIB", help="of requests (default: 256)")
+    option("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a request (10)")
+    option(
+        "--http",
+        default="127.0.0.1:8000",
+        metavar="HOST:PORT",
+        help="'' for none (default: 127.0.0.1:8000)",
+    )
+    option(
+        "--listen",
+        default="tcp://127.0.0.1:8001",
+        metavar="ADDRESS",
+        help="for dist_net.Client (default: tcp://127.0.0.1:8001)",
+    )
+    option("--listen-workers", default="", metavar="ADDRESS", help="for workers of other hosts")
+    option(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="CURVE keys of this server, for clients and workers beyond this host",
+    )
+    option("--token-file", type=Path, metavar="FILE", help="what HTTP clients have to bear")
+    option("--tls-certificate", type=Path, metavar="FILE", help="PEM, with --tls-key")
+    option("--tls-key", type=Path, metavar="FILE", help="PEM, with --tls-certificate")
+    option(
         "--training-keys", type=Path, metavar="DIR", help="for a training cluster that is followed"
     )
     parser.add_argument(
@@ -95,7 +110,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the same answer, bit for bit, whatever shares its batch; up to a fifth slower",
     )
-    whole("--grace", type=float, default=30.0, metavar="SECONDS", help="to finish what was begun")
+    option(
+        "--grace",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="to finish what was begun, once asked to end (default: 30)",
+    )
 
 
 def options_from(arguments: argparse.Namespace) -> ServingOptions:

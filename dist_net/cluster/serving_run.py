@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import secrets
-import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -16,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_net.clock import SystemClock
-from dist_net.cluster.entry import INTERRUPTED, READY
+from dist_net.cluster.entry import READY
 from dist_net.cluster.pool_children import Command, PoolChildren
 from dist_net.cluster.serving_options import ServingOptions
+from dist_net.cluster.stopping import Stop
 from dist_net.errors import DistNetError, KeyFileError, MissingExtraError, ModelLoadError
 from dist_net.serving.client_desk import ClientDesk
 from dist_net.serving.gateway import Gateway
@@ -43,7 +43,7 @@ async def serve(options: ServingOptions) -> int:
 
     Raises what makes it impossible to begin: an address, a key, a model that cannot be read.
     """
-    stop = _Stop()
+    stop = Stop()
     with ExitStack() as opened:
         keys = load_server_keys(options.keys) if options.keys else None
         directory = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="dist-net-")))
@@ -51,79 +51,65 @@ async def serve(options: ServingOptions) -> int:
         workers = opened.enter_context(_worker_socket(options, keys, directory))
         clock, token = SystemClock(), secrets.token_hex()
         pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32))
-        children = PoolChildren(
-            _commands(options, workers.contact_addresses[0], directory, token), directory
-        )
+        commands = _commands(options, workers.contact_addresses[0], directory, token)
+        children = PoolChildren(commands, directory)
         gateway = Gateway(pool, workers, children, clock, token.encode())
         desk = ClientDesk(gateway, clients, secrets.token_hex(8))
         http = _http(options, gateway)
-        broken: list[DistNetError] = []
-        gateway.start()
-        desk.start()
         for address in workers.contact_addresses[1:]:  # before READY, which may wait for them
             joining = f"workers may join: dist-net inference-worker --connect {address}"
             print(joining, file=sys.stderr, flush=True)
-        serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
-        try:
-            children.start(gateway.child_ended, lambda error: _is_fatal(error, broken, gateway))
-            await _until_ready(gateway, stop, broken, options.workers)
-            gc.freeze()  # what is here now stays, and need not be looked through again and again
-            if not stop.requested.is_set():
-                url = f"http={http.url} " if http is not None else ""
-                print(f"{READY} {url}zmq={clients.contact_addresses[0]}", flush=True)
-            await stop.requested_or(serving)
-            gateway.drain()
-            logger.info("event=draining")
-            is_drained = await gateway.drained(options.grace_s, stop.is_urgent)
-        finally:
-            gateway.give_up("the gateway is being stopped")
-            stop.requested.set()
-            if http is not None:
-                http.stop()
-            await serving
-            await asyncio.sleep(0)  # for the last answers to clients
-            gateway.retire_workers()
-            gateway.close()
-            desk.close()
-            children.close(RETIRE_S)
+        said = f"{READY} {f'http={http.url} ' if http else ''}zmq={clients.contact_addresses[0]}"
+        is_drained = await _run(options, gateway, desk, http, children, stop, said)
     if not is_drained:
         logger.warning("event=not_drained grace_s=%g", options.grace_s)
     return stop.exit_code if is_drained else 1
 
 
-class _Stop:
-    """The signals that came: SIGTERM, as from a service manager, or SIGINT, and perhaps another."""
+async def _run(
+    options: ServingOptions,
+    gateway: Gateway,
+    desk: ClientDesk,
+    http: HttpServer | None,
+    children: PoolChildren,
+    stop: Stop,
+    said_when_ready: str,
+) -> bool:
+    """From the first child's start to the last one's end; whether all that was admitted was
+    answered."""
+    broken: list[DistNetError] = []
+    is_begun = asyncio.Event()
 
-    def __init__(self) -> None:
-        self.requested = asyncio.Event()
-        self.exit_code = 0
-        self._is_urgent = False
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._handle, 0)
-        loop.add_signal_handler(signal.SIGINT, self._handle, INTERRUPTED)
+    def is_fatal(error: DistNetError) -> bool:
+        """What was wrong at the start ends the gateway; later it may be put right."""
+        broken.append(error)
+        return not is_begun.is_set()
 
-    def _handle(self, exit_code: int) -> None:
-        self._is_urgent = self.requested.is_set()
-        self.exit_code = exit_code
-        self.requested.set()
-
-    def is_urgent(self) -> bool:
-        """Whether a second one came, of somebody who will not wait."""
-        return self._is_urgent
-
-    async def requested_or(self, serving: asyncio.Task[object]) -> None:
-        """Waits for a signal, or for the end of ``serving``, which raises what ended it."""
-        requested = asyncio.create_task(self.requested.wait())
-        await asyncio.wait({requested, serving}, return_when=asyncio.FIRST_COMPLETED)
-        requested.cancel()
-        if serving.done():
-            serving.result()
-
-
-def _is_fatal(error: DistNetError, broken: list[DistNetError], gateway: Gateway) -> bool:
-    """What was wrong at the start ends the gateway; later it may be put right."""
-    broken.append(error)
-    return not gateway.is_ready
+    gateway.start()
+    desk.start()
+    serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
+    try:
+        children.start(gateway.child_ended, is_fatal)
+        await _until_ready(gateway, stop, broken, options.workers)
+        is_begun.set()
+        gc.freeze()  # what is here now stays, and need not be looked through again and again
+        if not stop.requested.is_set():
+            print(said_when_ready, flush=True)
+        await stop.requested_or(serving)
+        gateway.drain()
+        logger.info("event=draining")
+        return await gateway.drained(options.grace_s, stop.is_urgent)
+    finally:
+        gateway.give_up("the gateway is being stopped")
+        stop.requested.set()
+        if http is not None:
+            http.stop()
+        await serving
+        await asyncio.sleep(0)  # for the last answers to clients
+        gateway.retire_workers()
+        gateway.close()
+        desk.close()
+        children.close(RETIRE_S)
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -136,7 +122,7 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 async def _until_ready(
-    gateway: Gateway, stop: _Stop, broken: list[DistNetError], workers: int
+    gateway: Gateway, stop: Stop, broken: list[DistNetError], workers: int
 ) -> None:
     """Waits until every model can be answered for; raises if one never will be."""
     while not (gateway.is_ready or stop.requested.is_set()):

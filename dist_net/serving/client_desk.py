@@ -39,6 +39,7 @@ class ClientDesk:
         self._gateway = gateway
         self._asked: dict[tuple[bytes, int], asyncio.Future[Outcome]] = {}
         self._will_receive = False
+        self._is_closed = False
 
     def start(self) -> None:
         """Begins to hear clients, on the running event loop."""
@@ -49,9 +50,11 @@ class ClientDesk:
     def close(self) -> None:
         """Hears nobody any more."""
         self._loop.remove_reader(self._socket.fileno())
-        self._will_receive = True  # not again
+        self._is_closed = True  # what the loop has still to call must not touch the socket
 
     def _receive(self) -> None:
+        if self._is_closed:
+            return
         self._will_receive = False
         try:
             for node, message in self._socket.waiting(MESSAGES_A_TURN):
@@ -140,8 +143,9 @@ class ClientDesk:
 
     def _send(self, node: bytes, message: Message) -> None:
         """An answer to a client that has gone, or takes no more, goes nowhere."""
-        self._socket.send(node, message)
-        self._receive_soon()
+        if not self._is_closed:
+            self._socket.send(node, message)
+            self._receive_soon()
 
 
 def _reloaded(request_id: int, outcome: Outcome) -> Reloaded:

@@ -12,11 +12,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from dist_net.clock import Clock
 from dist_net.serving.array_pieces import piece_of
 from dist_net.serving.asked import Asked
+from dist_net.serving.children import Children
 from dist_net.serving.commands import Command, Evict, Finish, Send
 from dist_net.serving.description import ModelDescription, ServedModel
 from dist_net.serving.loader_link import LoaderLink
@@ -41,14 +42,6 @@ logger = logging.getLogger(__name__)
 
 MESSAGES_A_TURN = 16  # then others of the event loop have theirs
 IDLE_CHECK_S = 0.1  # a worker's silence is noticed although nothing else happens
-
-
-class Children(Protocol):
-    """The workers that this host's gateway has started itself."""
-
-    def kill(self, process_id: int, host: str, reason: str) -> None:
-        """Ends one that the pool has given up, if it is one of these; another takes its place."""
-        ...
 
 
 class Gateway:
@@ -77,6 +70,7 @@ class Gateway:
         self._reloads = Reloads(pool.is_rolled_out)
         self._has_turn = False
         self._timer_s = 0.0
+        self._is_closed = False
 
     def start(self) -> None:
         """Begins to hear workers."""
@@ -88,7 +82,7 @@ class Gateway:
         """Hears nobody any more."""
         self._loop.remove_reader(self._socket.fileno())
         self._timer.cancel()
-        self._has_turn = True  # no further one is wanted
+        self._is_closed = True  # what the loop has still to call must not touch the socket
 
     # What interfaces ask: see Service.
 
@@ -202,6 +196,8 @@ class Gateway:
 
     def _take_turn(self) -> None:
         self._has_turn = False
+        if self._is_closed:
+            return
         now = self._clock.now()
         self._execute(self._pool.dispatch(now))
         if self._reloads.is_waiting:
@@ -216,6 +212,8 @@ class Gateway:
             self._loop.call_soon(self._receive)
 
     def _receive(self) -> None:
+        if self._is_closed:
+            return
         try:
             for node, message in self._socket.waiting(MESSAGES_A_TURN):
                 self._handle(node, message)
