@@ -26,6 +26,8 @@ logger = logging.getLogger("dist_net.serving.worker")
 # Loading runs Python beside the loop, which has to wait so long for the interpreter; 5 ms by
 # default.
 SWITCH_INTERVAL_S = 0.0005
+# A batch's rows are smaller; the pixels of a huge picture must not stay for ever.
+KEPT_BYTES = 16 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,4 +93,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(entry_point(main, KEPT_BYTES))

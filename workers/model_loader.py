@@ -27,6 +27,8 @@ from dist_net.wire.security import load_worker_keys
 
 logger = logging.getLogger("dist_net.cluster.model_loader")
 
+NICENESS = 10  # who waits for an answer comes before who waits for a new version
+
 
 def main() -> int:
     """Reads models until it is stopped, or the process that started it is gone."""
@@ -65,6 +67,7 @@ def main() -> int:
         arguments.token.encode(),
         is_orphaned=lambda: arguments.parent not in (None, os.getppid()),
     ) as loader:
+        os.nice(NICENESS)
         stop_on_signals(loader.stop)
         print(READY, flush=True)
         reason = loader.serve()

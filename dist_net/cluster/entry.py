@@ -11,20 +11,20 @@ import numpy  # noqa: F401
 from threadpoolctl import threadpool_limits
 
 from dist_net.errors import DistNetError
-from dist_net.wire.memory import keep_freed_memory
+from dist_net.wire.memory import KEPT_BYTES, keep_freed_memory
 
 READY = "READY"
 FAILED = "FAILED"
 INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
 
 
-def entry_point(main: Callable[[], int]) -> int:
+def entry_point(main: Callable[[], int], kept_bytes: int = KEPT_BYTES) -> int:
     """Runs ``main`` with one BLAS thread and logs on stderr; gives the process's exit code.
 
     An error of this project's becomes a line on stdout, for the process that started this one.
     """
     use_threads(1)
-    keep_freed_memory()
+    keep_freed_memory(kept_bytes)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         return main()

@@ -1,8 +1,11 @@
 """uvicorn with the project's limits on loopback, in front of a fake gateway, in this process."""
 
 import asyncio
+import gc
 import json
 import signal
+import socket
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +15,7 @@ from fake_service import FakeService
 
 from dist_net.errors import KeyFileError, ListenError
 from dist_net.serving.http.application import application
+from dist_net.serving.http.protocol import LimitedProtocol
 from dist_net.serving.http.server import HttpServer
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.requests import Outcome, Status
@@ -334,3 +338,20 @@ def test_tls_needs_files_that_are_some(tmp_path: Any) -> None:
         settings = HttpSettings(address="127.0.0.1:0", certificate=path, private_key=path)
         with pytest.raises(KeyFileError, match="PEM"):
             HttpServer(application(FakeService(), settings), settings)
+
+
+def test_a_client_that_breaks_off_leaves_nothing_of_its_request() -> None:
+    async def broken_off(server: HttpServer) -> int:
+        for _ in range(3):
+            _, writer = connection = await connected(server)
+            writer.write(REQUEST)
+            await connection[0].readexactly(12)
+            # Closed without waiting for what is still to come: the server is sent a reset.
+            linger = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            writer.transport.abort()
+        await asyncio.sleep(0.1)
+        gc.collect()
+        return sum(isinstance(each, LimitedProtocol) for each in gc.get_objects())
+
+    assert while_serving(broken_off) == 0

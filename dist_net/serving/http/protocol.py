@@ -93,6 +93,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Ends the timers."""
         super().connection_lost(exc)
+        # uvicorn leaves it running where the client broke off, and with it all of the request.
+        self._unset_keepalive_if_required()
         self._allowed_s = None
         self._set_deadline()
         self._end_write_deadline()
