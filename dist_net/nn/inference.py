@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 
 import numpy as np
@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import Array, BoundPlan, Expression, compile, evaluate
-from dist_net.autodiff.expression import Kernel
+from dist_net.autodiff.expression import Kernel, Shape
 from dist_net.autodiff.inference import Specialised, specialise
+from dist_net.autodiff.kernels.products import Products
 from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.memory import Arena
 from dist_net.errors import MissingExtraError, ShapeError
+from dist_net.nn.blas import LAYOUTS, quickest_products
 from dist_net.nn.model import INPUTS, Batch, Model
 from dist_net.nn.parameters import Scope, Vector
 
@@ -105,10 +107,15 @@ class Inference:
         _, bound = self._bind(batch_size)
         return bound.steps
 
+    @cached_property
+    def _products(self) -> Products:
+        return _products_of(self._model, self._prepared)
+
     def _bind(self, batch_size: int) -> tuple[Batch, BoundPlan]:
         if batch_size not in self._bound:
-            graph = _specialised(self._model, batch_size, self._team, **self._options)
-            _require(graph, self._prepared)
+            graph = _specialised(
+                self._model, batch_size, self._team, self._products, **self._options
+            )
             batch = self._inputs[:batch_size]
             plan = compile(graph.outputs, self._team, self._arena)
             bound = plan.bind({INPUTS: batch, **self._prepared})
@@ -124,15 +131,47 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def prepare(model: Model, weights: Vector) -> Prepared:
-    """What ``Inference`` needs of these weights, in new arrays: whatever its options are."""
-    graph = _specialised(model, 1, Team())
+    """What ``Inference`` needs of these weights, in new arrays: whatever its options are.
+
+    Kernels are laid out for this machine's BLAS; another one reads them too, if more slowly.
+    """
+    graph = _specialised(model, 1, Team(), quickest_products())
     arrays = evaluate(list(graph.prepared.values()), **model.layout.views(weights))
     return dict(zip(graph.prepared, arrays, strict=True))
 
 
-def prepared_shapes(model: Model) -> dict[str, tuple[int, ...]]:
-    """The name and shape of everything that ``prepare`` gives for this model."""
-    return {name: node.shape for name, node in _specialised(model, 1, Team()).prepared.items()}
+def prepared_shapes(model: Model, products: Products | None = None) -> dict[str, Shape]:
+    """The name and shape of everything that ``prepare`` gives for this model.
+
+    ``products``: here, or where they are computed so.
+    """
+    graph = _specialised(model, 1, Team(), products or quickest_products())
+    return {name: node.shape for name, node in graph.prepared.items()}
+
+
+def _products_of(model: Model, prepared: Prepared) -> Products:
+    """The products that the kernels are laid out for: this machine's, or another's.
+
+    Raises ShapeError if they are laid out for none.
+    """
+    own = quickest_products()
+    for products in (own, *(each for each in LAYOUTS if each is not own)):
+        differing = _differing(prepared_shapes(model, products), prepared)
+        if not differing:
+            return products
+    (name, (expected, found)), *_ = differing.items()
+    raise ShapeError(
+        f"{name} of the prepared kernels is {found}, expected {expected}: they are of another "
+        f"model; prepare them again"
+    )
+
+
+def _differing(
+    shapes: Mapping[str, Shape], prepared: Prepared
+) -> dict[str, tuple[Shape, Shape | None]]:
+    """What is expected and what is found of each array whose shape is another."""
+    found = {name: prepared[name].shape if name in prepared else None for name in shapes}
+    return {name: (shape, found[name]) for name, shape in shapes.items() if found[name] != shape}
 
 
 def _is_compiled(asked: bool | None) -> bool:
@@ -153,19 +192,13 @@ def _is_compiled(asked: bool | None) -> bool:
 
 
 def _specialised(
-    model: Model, batch_size: int, team: Team, reproducible: bool = True, compiled: bool = False
+    model: Model,
+    batch_size: int,
+    team: Team,
+    products: Products,
+    reproducible: bool = True,
+    compiled: bool = False,
 ) -> Specialised:
     names = [name for name, _ in model.layout.shapes]
     outputs = model.network(model.input(batch_size), Scope())
-    return specialise([outputs], names, team, reproducible, compiled)
-
-
-def _require(graph: Specialised, prepared: Prepared) -> None:
-    for name, node in graph.prepared.items():
-        array = prepared.get(name)
-        if array is None or array.shape != node.shape:
-            found = None if array is None else array.shape
-            raise ShapeError(
-                f"{name} of the prepared kernels is {found}, expected {node.shape}: they are of "
-                f"another model; prepare them again"
-            )
+    return specialise([outputs], names, team, reproducible, compiled, products)

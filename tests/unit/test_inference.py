@@ -23,6 +23,7 @@ from dist_net.nn import (
     Residual,
     Scope,
     Sequential,
+    blas,
     leaky_relu,
     relu,
 )
@@ -193,6 +194,25 @@ def test_kernels_of_another_model_are_refused():
     session = Inference(model_of(), prepare(other, weights_of(other)))
     with pytest.raises(ShapeError, match="another model"):
         session(pictures(model_of(), 1))
+    session.close()
+
+
+@pytest.mark.parametrize("is_here", [False, True])
+@pytest.mark.parametrize("was_there", [False, True])
+def test_kernels_laid_out_for_another_machine_are_read(
+    monkeypatch, inference_of, is_here, was_there
+):
+    model = model_of()
+    weights = weights_of(model)
+    images = pictures(model, 5)
+    monkeypatch.setattr(blas, "has_small_kernels", lambda: was_there)
+    prepared = prepare(model, weights)
+    monkeypatch.setattr(blas, "has_small_kernels", lambda: is_here)
+    session = Inference(model, prepared, 2, reproducible=True)
+    outputs = session(images)
+    expected = inference_of(model, weights)(images)
+    assert np.allclose(outputs, expected, atol=1e-5)
+    assert session(images[:1]).tobytes() == outputs[:1].tobytes()
     session.close()
 
 

@@ -1,6 +1,7 @@
 """Convolution on arrays: every algorithm, block by block, against the definition in float64."""
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from dist_net.autodiff.kernels.choice import choose
 from dist_net.autodiff.kernels.finish import Finish
 from dist_net.autodiff.kernels.im2row import Im2Row
 from dist_net.autodiff.kernels.problem import Arrays, Problem
+from dist_net.autodiff.kernels.products import PIECE, Products, SmallProducts
 from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.kernels.winograd import Winograd, transforms
 from dist_net.autodiff.windows import Windows
@@ -92,13 +94,17 @@ def require_close(problem, arrays, out, tolerance=1e-5):
 @pytest.mark.parametrize(
     "blocking", [WHOLE, Blocking(1, 4, 999), Blocking(2, 99, 999), Blocking(1, 5, 5)]
 )
+@pytest.mark.parametrize("products", [Products(), SmallProducts()])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("m", [2, 4])
-def test_winograd_is_the_convolution(m, stride, blocking):
+def test_winograd_is_the_convolution(m, stride, products, blocking):
     shape = (3, 8 * stride, 12 * stride, 16)
     problem = problem_of(shape, 20, stride=stride, finish=Finish(0.1, 0.0))
     arrays = arrays_of(problem, with_residual=True)
-    require_close(problem, arrays, computed(Winograd(m, stride), problem, arrays, blocking))
+    algorithm = Winograd(m, stride, products)
+    if isinstance(products, SmallProducts):
+        blocking = replace(blocking, channels=999)  # 20 channels make a single band
+    require_close(problem, arrays, computed(algorithm, problem, arrays, blocking))
 
 
 @pytest.mark.parametrize(
@@ -136,15 +142,16 @@ def test_channels_may_be_shared_out():
     st.booleans(),
     st.booleans(),
     st.integers(1, 3),
+    st.sampled_from([Products(), SmallProducts()]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_whatever_is_chosen_is_the_convolution(
-    x, filters, size, stride, with_residual, reproducible, threads
+    x, filters, size, stride, with_residual, reproducible, threads, products
 ):
     x = (x[0], max(x[1], size), max(x[2], size), x[3])
     problem = problem_of(x, filters, size, stride, finish=Finish(0.0, 0.1))
     arrays = arrays_of(problem, with_residual=with_residual)
-    choice = choose(problem, threads, reproducible)
+    choice = choose(problem, threads, reproducible, products=products)
     out = computed(choice.algorithm, problem, arrays, choice.blocking, threads)
     require_close(problem, arrays, out)
 
@@ -166,6 +173,42 @@ def test_whatever_is_chosen_is_the_convolution(
 )
 def test_the_algorithm_depends_on_the_layer(x, filters, stride, name):
     assert choose(problem_of(x, filters, stride=stride), 2).algorithm.name == name
+
+
+@pytest.mark.parametrize(
+    ("filters", "band"),
+    [(1024, 64), (64, 64), (96, 48), (40, 40), (1000, 40), (255, 255), (10, 10), (8, 8)],
+)
+def test_kernels_are_laid_out_in_bands_of_whole_vectors(filters, band):
+    kernel = np.arange(3 * 5 * filters, dtype=np.float32).reshape(3, 5, filters)
+    products = SmallProducts()
+    (bands,) = evaluate([products.laid_out(variable("k", kernel.shape))], k=kernel)
+    assert bands.shape == (3, filters // band, 5, band)
+    assert bands.flags.c_contiguous
+    assert np.array_equal(np.concatenate(bands.swapaxes(0, 1), axis=-1), kernel)
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 100])
+def test_a_product_in_pieces_is_the_product(count):
+    inner, columns = 192, 128
+    assert count * inner * columns > 2 * PIECE or count < 64  # several pieces, and what is left
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((2, count, inner), np.float32)
+    kernel = random.standard_normal((2, inner, columns), np.float32)
+    products = SmallProducts()
+    (bands,) = evaluate([products.laid_out(variable("k", kernel.shape))], k=kernel)
+    half = slice(64, 128)
+    out = np.full((2, count, 64), np.nan, np.float32)
+    for call in products.calls(rows, products.part(bands, half), out):
+        call()
+    exact = rows.astype(np.float64) @ kernel[..., half]
+    assert np.abs(out - exact).max() <= 1e-5 * np.abs(exact).max()
+
+
+def test_threads_share_out_whole_bands():
+    problem = problem_of((1, 8, 8, 512), 192)
+    choice = choose(problem, 2, products=SmallProducts())
+    assert choice.blocking.channels == 128
 
 
 def test_reproducible_blocks_hold_one_image_whatever_the_batch_and_the_threads():

@@ -20,6 +20,7 @@ from dist_net.autodiff.expression import Expression, Kernel
 from dist_net.autodiff.kernels.blocks import Block, Blocking
 from dist_net.autodiff.kernels.im2row import Im2Row
 from dist_net.autodiff.kernels.problem import Arrays, Problem
+from dist_net.autodiff.kernels.products import Products
 from dist_net.autodiff.kernels.winograd import Winograd
 from dist_net.autodiff.windows import Windows
 
@@ -74,7 +75,11 @@ class Choice:
 
 
 def choose(
-    problem: Problem, threads: int, reproducible: bool = False, compiled: bool = False
+    problem: Problem,
+    threads: int,
+    reproducible: bool = False,
+    compiled: bool = False,
+    products: Products | None = None,
 ) -> Choice:
     """The fastest known way to compute ``problem``.
 
@@ -82,11 +87,13 @@ def choose(
     ``reproducible``: and so do the blocks, each of one image. Then BLAS is called with the same
     shapes for an image whatever its company, and its answer has the same bytes; in other shapes,
     BLAS may add products up in another order. ``compiled``: with the passes that the extra
-    ``fast`` compiles, where they are quicker than NumPy's.
+    ``fast`` compiles, where they are quicker than NumPy's. ``products``: how they are computed,
+    and kernels laid out for that; by one call of BLAS each, if left out.
     """
+    products = products or Products()
     images, height, width, filters = problem.out
     images, threads = (1, USUAL_THREADS) if reproducible else (images, threads)
-    algorithm = _algorithm(problem)
+    algorithm = _algorithm(problem, products)
     step = algorithm.row_step
     per_row, per_image = width // step, (height // step) * (width // step)
     most = ROWS_OF_A_PRODUCT
@@ -94,7 +101,8 @@ def choose(
         most = ROWS_OF_SHORT if problem.row_length <= LONGEST_SHORT else ROWS_OF_IM2ROW
     channels = filters
     if images * per_image < threads * FEWEST_ROWS and problem.groups == 1:
-        channels = -(-filters // (threads * CHANNEL_STEP)) * CHANNEL_STEP
+        channel_step = math.lcm(CHANNEL_STEP, products.step(filters))
+        channels = -(-filters // (threads * channel_step)) * channel_step
     else:
         most = min(most, max(FEWEST_ROWS, -(-images * per_image // threads)))
     return Choice(
@@ -107,7 +115,7 @@ def choose(
     )
 
 
-def _algorithm(problem: Problem) -> Im2Row | Winograd:
+def _algorithm(problem: Problem, products: Products) -> Im2Row | Winograd:
     _, height, width, filters = problem.out
     divides = math.gcd(height, width)
     stride = WINOGRAD.get(problem.windows)
@@ -117,10 +125,11 @@ def _algorithm(problem: Problem) -> Im2Row | Winograd:
         or min(problem.x[3], filters) < FEWEST_CHANNELS
         or divides % 2
     ):
-        return Im2Row()
-    if stride == 2:
-        return Winograd(2, stride) if problem.x[3] >= FEWEST_HALVED else Im2Row()
-    return Winograd(4 if divides % 4 == 0 and height * width >= 16 * FEWEST_TILES else 2)
+        return Im2Row(products)
+    if stride == 2 and problem.x[3] < FEWEST_HALVED:
+        return Im2Row(products)
+    is_large = divides % 4 == 0 and height * width >= 16 * FEWEST_TILES
+    return Winograd(4 if stride == 1 and is_large else 2, stride, products)
 
 
 def _compiled(algorithm: Im2Row | Winograd, problem: Problem) -> Algorithm:
@@ -132,5 +141,5 @@ def _compiled(algorithm: Im2Row | Winograd, problem: Problem) -> Algorithm:
     if problem.dtype != np.float32:
         return algorithm
     if isinstance(algorithm, Im2Row):
-        return CompiledIm2Row()
-    return CompiledWinograd(algorithm.m, algorithm.stride)
+        return CompiledIm2Row(algorithm.products)
+    return CompiledWinograd(algorithm.m, algorithm.stride, algorithm.products)

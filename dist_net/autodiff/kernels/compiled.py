@@ -46,7 +46,7 @@ class CompiledIm2Row(Im2Row):
     ) -> Sequence[Kernel]:
         """The calls that compute a block of the output."""
         if not is_suitable(block, arrays):
-            return Im2Row().kernels(problem, block, arrays, scratch)
+            return Im2Row(self.products).kernels(problem, block, arrays, scratch)
         return super().kernels(problem, block, arrays, scratch)
 
     def _gather(

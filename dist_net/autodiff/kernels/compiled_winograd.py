@@ -32,15 +32,14 @@ class CompiledWinograd(Winograd):
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
         """What one thread needs for a block, by this algorithm or the plain one."""
-        plain = Winograd(self.m, self.stride).scratch_bytes(problem, block)
-        return max(plain, super().scratch_bytes(problem, block))
+        return max(self._plain.scratch_bytes(problem, block), super().scratch_bytes(problem, block))
 
     def kernels(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Kernel]:
         """The calls that compute a block of the output."""
         if problem.x[3] < LANES or not is_suitable(block, arrays):
-            return Winograd(self.m, self.stride).kernels(problem, block, arrays, scratch)
+            return self._plain.kernels(problem, block, arrays, scratch)
         return super().kernels(problem, block, arrays, scratch)
 
     def _to_points(
@@ -65,6 +64,10 @@ class CompiledWinograd(Winograd):
         grid = *self._grid(problem, block), block.size[2]
         planes = flat(sums), sums.shape[1]
         return [partial(transform, *planes, *grid, *finish_of(problem, block, arrays))]
+
+    @property
+    def _plain(self) -> Winograd:
+        return Winograd(self.m, self.stride, self.products)
 
     def _grid(self, problem: Problem, block: Block) -> tuple[int, int, int]:
         """How many images a block has, and rows and columns of tiles each of them."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff.expression import Array, Expression, Kernel, Shape
 from dist_net.autodiff.kernels.blocks import Block
 from dist_net.autodiff.kernels.problem import Arrays, Problem, carve, scratch_bytes, take_padded
+from dist_net.autodiff.kernels.products import Products
 from dist_net.autodiff.memory import copy_in_runs
 from dist_net.autodiff.operations.shaping import reshape, transpose
 from dist_net.autodiff.windows import Windows
@@ -25,9 +26,17 @@ class Im2Row:
     name = "im2row"
     row_step = 1
 
+    def __init__(self, products: Products | None = None) -> None:
+        self.products = products or Products()
+
     def prepare(self, problem: Problem, kernel: Expression) -> Expression:
-        """(kh, kw, C / groups, O) as (groups, kh · kw · C / groups, O / groups)."""
+        """(kh, kw, C / groups, O) as (groups, kh · kw · C / groups, O / groups).
+
+        A single group's is laid out for products, without that axis.
+        """
         groups = problem.groups
+        if groups == 1:
+            return self.products.laid_out(reshape(kernel, (problem.row_length, problem.out[3])))
         by_group = reshape(kernel, (problem.row_length, groups, problem.out[3] // groups))
         return transpose(by_group, (1, 0, 2))
 
@@ -46,8 +55,8 @@ class Im2Row:
         else:
             kernels += self._gather(problem, block, arrays.x, padded, matrix)
         if problem.groups == 1:
-            columns = arrays.kernel[0][:, block.channels]
-            kernels.append(partial(np.dot, matrix[0], columns, product[:, 0]))
+            columns = self.products.part(arrays.kernel, block.channels)
+            kernels += self.products.calls(matrix[0], columns, product[:, 0])
         else:
             kernels.append(partial(np.matmul, matrix, arrays.kernel, product.transpose(1, 0, 2)))
         kernels += self._finish(problem, block, arrays, product, spare)

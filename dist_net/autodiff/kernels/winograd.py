@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff.expression import Array, Expression, Kernel, Shape, constant
 from dist_net.autodiff.kernels.blocks import Block
 from dist_net.autodiff.kernels.problem import Arrays, Problem, carve, scratch_bytes, take_padded
+from dist_net.autodiff.kernels.products import Products
 from dist_net.autodiff.operations.matmul import matmul
 from dist_net.autodiff.operations.shaping import reshape
 
@@ -37,20 +38,22 @@ APART = 16  # values between planes, which would otherwise often meet in one set
 class Winograd:
     """F(m x m, 3 x 3), for maps whose sides are multiples of ``m``: 2 or 4; stride 1 or 2."""
 
-    def __init__(self, m: int, stride: int = 1) -> None:
+    def __init__(self, m: int, stride: int = 1, products: Products | None = None) -> None:
         self.m = m
         self.stride = stride
+        self.products = products or Products()
         self.a = m * stride + 3 - stride
         self.name = f"winograd{m}" if stride == 1 else f"winograd{m}/{stride}"
         self.row_step = m
 
     def prepare(self, problem: Problem, kernel: Expression) -> Expression:
-        """(3, 3, C, O) as the kernel's points, (m + 2, m + 2, C, O)."""
+        """(3, 3, C, O) as the kernel's points, (m + 2, m + 2, C, O), laid out for products."""
         _, g, _ = transforms(self.m, self.stride)
         channels, filters = kernel.shape[2:]
         flat = reshape(kernel, (9, channels * filters))
         points = matmul(constant(np.kron(g, g).astype(problem.dtype)), flat)
-        return reshape(points, (self.m + 2, self.m + 2, channels, filters))
+        points = reshape(points, (self.m + 2, self.m + 2, channels, filters))
+        return self.products.laid_out(points)
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
         """What one thread needs for a block."""
@@ -61,26 +64,26 @@ class Winograd:
     ) -> Sequence[Kernel]:
         """The calls that compute a block of the output."""
         points, sums, *spare = carve(scratch, self._shapes(problem, block), problem.dtype)
-        kernel = arrays.kernel[..., block.channels]
+        kernel = self.products.part(arrays.kernel, block.channels)
         by_tile = (self.a, self.a, self._tiles(problem, block), -1)
         x, y = points[:, :-APART].reshape(by_tile), sums[:, :-APART].reshape(by_tile)
         return [
             *self._to_points(problem, block, arrays.x, points, spare),
             *(
-                partial(np.matmul, x[rows, columns], kernel[of_rows, of_columns], y[rows, columns])
-                for rows, of_rows in self._shared
-                for columns, of_columns in self._shared
+                call
+                for place in self._places
+                for call in self.products.calls(x[place], kernel[place], y[place])
             ),
             *self._from_points(problem, block, arrays, sums, spare),
         ]
 
     @property
-    def _shared(self) -> Sequence[tuple[slice, slice]]:
-        """Points of a line of the input, and the kernel's that they meet: as many, or a single."""
+    def _places(self) -> Sequence[tuple[slice, slice]]:
+        """Where points of the input meet the kernel's: as many of these, or a single one."""
         if self.stride == 1:
             return [(slice(None), slice(None))]
-        own = slice(0, self.m + 1)
-        return [(own, own), (slice(self.m + 1, None), slice(self.m + 1, None))]
+        parts = slice(0, self.m + 1), slice(self.m + 1, None)
+        return [(rows, columns) for rows in parts for columns in parts]
 
     def _to_points(
         self, problem: Problem, block: Block, x: Array, points: Array, spare: Sequence[Array]
