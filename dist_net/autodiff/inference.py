@@ -24,7 +24,6 @@ from dist_net.autodiff.expression import (
 )
 from dist_net.autodiff.kernels.choice import choose
 from dist_net.autodiff.kernels.finish import LINEAR, Finish
-from dist_net.autodiff.kernels.products import Products
 from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.elementwise import Add, Divide, Greater, Multiply, Subtract
@@ -52,16 +51,15 @@ def specialise(
     team: Team,
     reproducible: bool = False,
     compiled: bool = False,
-    products: Products | None = None,
 ) -> Specialised:
     """The graph of ``outputs`` for weights that do not change: variables of these names.
 
     Convolutions are computed by ``team``, and so are products with a fixed matrix.
     ``reproducible``: an image's answer does not depend on the others in its batch. ``compiled``:
-    with the extra ``fast``. ``products``: how products are computed. See ``choose`` for all.
+    with the extra ``fast``. See ``choose`` for both.
     """
     fused = _Fusion(rewrite(outputs), weights)
-    planned = _planned(fused.outputs, team, reproducible, compiled, products or Products())
+    planned = _planned(fused.outputs, team, reproducible, compiled)
     return _split(planned, weights)
 
 
@@ -229,11 +227,7 @@ def _operation(node: Expression) -> FusedConvolution:
 
 
 def _planned(
-    outputs: Sequence[Expression],
-    team: Team,
-    reproducible: bool,
-    compiled: bool,
-    products: Products,
+    outputs: Sequence[Expression], team: Team, reproducible: bool, compiled: bool
 ) -> list[Expression]:
     """The graph with an algorithm for each convolution."""
     new: dict[int, Expression] = {}
@@ -242,7 +236,7 @@ def _planned(
         same = Expression(node.operation, inputs, node.shape, node.dtype)
         if isinstance(node.operation, FusedConvolution):
             problem = node.operation.problem(node)
-            choice = choose(problem, team.threads, reproducible, compiled, products)
+            choice = choose(problem, team.threads, reproducible, compiled, team.products)
             planned = PlannedConvolution(problem, choice, team)
             planned.reserve_scratch()
             x, kernel, *others = inputs

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from copy import copy
+from functools import partial
 from importlib import import_module
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from dist_net.autodiff import Array, BoundPlan, Expression, compile, evaluate
+from dist_net.autodiff import Array, BoundPlan, Expression, Plan, compile, evaluate
 from dist_net.autodiff.expression import Kernel, Shape
 from dist_net.autodiff.inference import Specialised, specialise
 from dist_net.autodiff.kernels.products import Products
@@ -42,7 +44,7 @@ class Inference:
     compiles, whose answers differ in the last digits; None means where it is installed. Raises
     MissingExtraError if they are asked for and it is not.
 
-    Not for several threads at once; ``threads`` is how many it uses itself.
+    Not for several threads at once, ``rebound`` apart; ``threads`` is how many it uses itself.
     """
 
     def __init__(
@@ -57,10 +59,11 @@ class Inference:
         self._model = model
         self._prepared = prepared
         self._batch_size = batch_size
-        self._team = Team(threads)
-        self._arena = Arena()
-        self._inputs = np.empty((batch_size, *model.input_shape), model.input_dtype)
-        self._options = {"reproducible": reproducible, "compiled": _is_compiled(compiled)}
+        is_compiled = _is_compiled(compiled)
+        team = Team(threads, _products_of(model, prepared))
+        self._plans = _Plans(model, team, batch_size, reproducible, is_compiled)
+        self._plans.join()
+        self._is_closed = False
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
         blas = ThreadpoolController().select(user_api="blas")
         # The team shares out what BLAS is called with. To say so takes a tenth of a small batch.
@@ -69,10 +72,33 @@ class Inference:
             nullcontext if is_capped else partial(blas.limit, limits=1)
         )
 
+    def rebound(self, prepared: Prepared) -> Inference | None:
+        """Another session, of the same model with other weights.
+
+        It shares the plans that are there, their memory and threads: to bind arrays to them takes
+        a tenth of the time that a small net's compilation takes, and a third of Darknet-53's. One
+        of the two computes while the other waits, so they may belong to different threads, and this
+        may be called by either. Each is to be closed; None if all that share the plans are closed.
+        Raises ShapeError for arrays of another model.
+        """
+        if not self._plans.join():
+            return None
+        other = copy(self)
+        other._prepared, other._bound, other._is_closed = prepared, {}, False
+        try:
+            for batch_size in self._plans.sizes:
+                other._bind(batch_size)
+        except BaseException:
+            other.close()
+            raise
+        return other
+
     def close(self) -> None:
-        """Ends the threads."""
-        self._bound.clear()
-        self._team.close()
+        """Ends the threads, if no other session has them."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._bound.clear()
+            self._plans.leave()
 
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
         """The outputs, (N, classes), of ``inputs``, (N, *input_shape), in a new array.
@@ -85,8 +111,9 @@ class Inference:
             for start in range(0, len(inputs), self._batch_size):
                 chunk = inputs[start : start + self._batch_size]
                 batch, bound = self._bind(len(chunk))
-                batch[...] = chunk
-                outputs[start : start + len(chunk)] = bound.run()[0]
+                with self._plans.turn:
+                    batch[...] = chunk
+                    outputs[start : start + len(chunk)] = bound.run()[0]
         return outputs
 
     def warm_up(self, may_go_on: Callable[[], bool] = lambda: True) -> None:
@@ -99,28 +126,87 @@ class Inference:
                 return
             batch, bound = self._bind(batch_size)
             if batch_size == self._batch_size:
-                batch.fill(0)
-                bound.run()
+                with self._plans.turn:
+                    batch.fill(0)
+                    bound.run()
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What plans and threads compute in, as it is so far; sessions that share it all say so."""
+        return self._plans.buffer_bytes
 
     def steps(self, batch_size: int) -> list[tuple[Expression, list[Kernel]]]:
         """What a batch of that size is computed by, one after the other, to be measured."""
         _, bound = self._bind(batch_size)
         return bound.steps
 
-    @cached_property
-    def _products(self) -> Products:
-        return _products_of(self._model, self._prepared)
-
     def _bind(self, batch_size: int) -> tuple[Batch, BoundPlan]:
         if batch_size not in self._bound:
-            graph = _specialised(
-                self._model, batch_size, self._team, self._products, **self._options
-            )
-            batch = self._inputs[:batch_size]
-            plan = compile(graph.outputs, self._team, self._arena)
-            bound = plan.bind({INPUTS: batch, **self._prepared})
-            self._bound[batch_size] = batch, bound
+            self._bound[batch_size] = self._plans.bind(batch_size, self._prepared)
         return self._bound[batch_size]
+
+
+class _Plans:
+    """A model's plans, by the size of the batch, and what they compute in: for any weights.
+
+    Sessions join and leave; the last one ends the threads. Who computes holds ``turn`` meanwhile,
+    for all plans have the same memory.
+    """
+
+    def __init__(
+        self, model: Model, team: Team, batch_size: int, reproducible: bool, compiled: bool
+    ) -> None:
+        self.turn = threading.Lock()
+        self._model = model
+        self._team = team
+        self._arena = Arena()
+        self._inputs = np.empty((batch_size, *model.input_shape), model.input_dtype)
+        self._options = {"reproducible": reproducible, "compiled": compiled}
+        self._plans: dict[int, tuple[Plan, Mapping[str, Shape]]] = {}
+        self._sessions: int | None = 0
+
+    def join(self) -> bool:
+        """Counts a session in; False: the last one has left."""
+        with self.turn:
+            if self._sessions is None:
+                return False
+            self._sessions += 1
+            return True
+
+    def leave(self) -> None:
+        """Counts a session out."""
+        with self.turn:
+            assert self._sessions
+            self._sessions = self._sessions - 1 or None
+        if self._sessions is None:
+            self._team.close()
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of the batches that plans are there for."""
+        return [*self._plans]
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The inputs' memory, that between the steps, and the threads' scratch."""
+        return self._inputs.nbytes + self._arena.size_bytes + self._team.scratch_bytes
+
+    def bind(self, batch_size: int, prepared: Prepared) -> tuple[Batch, BoundPlan]:
+        """Where the inputs go, and the plan on these arrays; compiled if it was not yet.
+
+        Raises ShapeError for arrays of another model.
+        """
+        with self.turn:
+            if batch_size not in self._plans:
+                graph = _specialised(self._model, batch_size, self._team, **self._options)
+                plan = compile(graph.outputs, self._team, self._arena)
+                shapes = {name: node.shape for name, node in graph.prepared.items()}
+                self._plans[batch_size] = plan, shapes
+        plan, expected = self._plans[batch_size]
+        if (misfit := _misfit(expected, prepared)) is not None:
+            raise misfit
+        batch = self._inputs[:batch_size]
+        return batch, plan.bind({INPUTS: batch, **prepared})
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -135,7 +221,7 @@ def prepare(model: Model, weights: Vector) -> Prepared:
 
     Kernels are laid out for this machine's BLAS; another one reads them too, if more slowly.
     """
-    graph = _specialised(model, 1, Team(), quickest_products())
+    graph = _specialised(model, 1, Team(1, quickest_products()))
     arrays = evaluate(list(graph.prepared.values()), **model.layout.views(weights))
     return dict(zip(graph.prepared, arrays, strict=True))
 
@@ -145,7 +231,7 @@ def prepared_shapes(model: Model, products: Products | None = None) -> dict[str,
 
     ``products``: here, or where they are computed so.
     """
-    graph = _specialised(model, 1, Team(), products or quickest_products())
+    graph = _specialised(model, 1, Team(1, products or quickest_products()))
     return {name: node.shape for name, node in graph.prepared.items()}
 
 
@@ -154,24 +240,13 @@ def _products_of(model: Model, prepared: Prepared) -> Products:
 
     Raises ShapeError if they are laid out for none.
     """
-    own = quickest_products()
-    for products in (own, *(each for each in LAYOUTS if each is not own)):
-        differing = _differing(prepared_shapes(model, products), prepared)
-        if not differing:
+    misfits = []
+    for products in sorted(LAYOUTS, key=lambda each: each is not quickest_products()):
+        misfit = _misfit(prepared_shapes(model, products), prepared)
+        if misfit is None:
             return products
-    (name, (expected, found)), *_ = differing.items()
-    raise ShapeError(
-        f"{name} of the prepared kernels is {found}, expected {expected}: they are of another "
-        f"model; prepare them again"
-    )
-
-
-def _differing(
-    shapes: Mapping[str, Shape], prepared: Prepared
-) -> dict[str, tuple[Shape, Shape | None]]:
-    """What is expected and what is found of each array whose shape is another."""
-    found = {name: prepared[name].shape if name in prepared else None for name in shapes}
-    return {name: (shape, found[name]) for name, shape in shapes.items() if found[name] != shape}
+        misfits.append(misfit)
+    raise misfits[0]
 
 
 def _is_compiled(asked: bool | None) -> bool:
@@ -192,13 +267,20 @@ def _is_compiled(asked: bool | None) -> bool:
 
 
 def _specialised(
-    model: Model,
-    batch_size: int,
-    team: Team,
-    products: Products,
-    reproducible: bool = True,
-    compiled: bool = False,
+    model: Model, batch_size: int, team: Team, reproducible: bool = True, compiled: bool = False
 ) -> Specialised:
     names = [name for name, _ in model.layout.shapes]
     outputs = model.network(model.input(batch_size), Scope())
-    return specialise([outputs], names, team, reproducible, compiled, products)
+    return specialise([outputs], names, team, reproducible, compiled)
+
+
+def _misfit(shapes: Mapping[str, Shape], prepared: Prepared) -> ShapeError | None:
+    """What to raise for kernels of other shapes; None: they fit."""
+    for name, shape in shapes.items():
+        found = prepared[name].shape if name in prepared else None
+        if found != shape:
+            return ShapeError(
+                f"{name} of the prepared kernels is {found}, expected {shape}: they are of "
+                f"another model; prepare them again"
+            )
+    return None

@@ -43,6 +43,12 @@ class ModelDescription:
         """Bytes of one row of its input."""
         return ROW_BYTES[self.input_datatype] * prod(self.input_shape)
 
+    @property
+    def architecture(self) -> tuple[object, ...]:
+        """What versions have in common that differ in their weights alone."""
+        net = self.configuration, self.recipe, self.recipe_digest
+        return self.input_datatype, self.input_shape, self.classes, *net
+
     def to_json(self) -> str:
         """As a message carries it."""
         return json.dumps(asdict(self))

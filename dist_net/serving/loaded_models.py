@@ -15,8 +15,9 @@ from dist_net.wire.serving_messages import Load, Loaded
 
 logger = logging.getLogger(__name__)
 
-LoadNetwork = Callable[[ModelDescription, Callable[[], bool]], ServedNetwork]
-"""Makes what answers for a version, and asks now and then whether it may go on."""
+LoadNetwork = Callable[[ModelDescription, ServedNetwork | None, Callable[[], bool]], ServedNetwork]
+"""Makes what answers for a version, and asks now and then whether it may go on. It is given one of
+the same architecture, if there is one, which may be closed meanwhile."""
 
 _Key = tuple[str, int]
 
@@ -56,7 +57,10 @@ class LoadedModels:
             future: Future[ServedNetwork] = Future()
             future.set_result(known)
         else:
-            future = self._executor.submit(self._load, description, lambda: not is_dropped.is_set())
+            alike = self._alike(description)
+            future = self._executor.submit(
+                self._load, description, alike, lambda: not is_dropped.is_set()
+            )
         self._loading[key] = _Loading(future, is_dropped)
 
     def finished(self) -> list[Loaded]:
@@ -81,6 +85,13 @@ class LoadedModels:
         for key in [*self._loading, *self._networks]:
             self.drop(*key)
         self._executor.shutdown(cancel_futures=True)
+
+    def _alike(self, description: ModelDescription) -> ServedNetwork | None:
+        """The last version that was loaded of the same architecture."""
+        for network in reversed(self._networks.values()):
+            if network.description.architecture == description.architecture:
+                return network
+        return None
 
     def _end(self, key: _Key, future: Future[ServedNetwork]) -> str:
         """Takes a version in; gives the reason why it cannot be, empty if it is."""

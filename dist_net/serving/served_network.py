@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from copy import copy
 from io import BytesIO
 from typing import NamedTuple
 
@@ -78,8 +79,26 @@ class ServedNetwork:
             self.close()
             raise
 
+    def rebound(self, description: ModelDescription, prepared: Prepared) -> ServedNetwork | None:
+        """Another version of the same architecture, by the plans of this one, beside it.
+
+        None if the plans are gone; see ``Inference.rebound``. May be called by another thread than
+        the one that answers. Raises ModelLoadError and ShapeError as for a new one.
+        """
+        inference = self._inference.rebound(prepared)
+        if inference is None:
+            return None
+        other = copy(self)
+        other.description, other._inference = description, inference
+        try:
+            other._require_numbers()
+        except BaseException:
+            other.close()
+            raise
+        return other
+
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads, if no other version computes by them."""
         self._inference.close()
 
     def _require_numbers(self) -> None:

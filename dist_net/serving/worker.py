@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,7 @@ from dist_net.errors import (
     ProtocolError,
     SettingError,
 )
+from dist_net.nn.inference import Prepared
 from dist_net.serving.arrays import mapped_arrays
 from dist_net.serving.description import ModelDescription
 from dist_net.serving.loaded_models import LoadedModels
@@ -229,25 +231,18 @@ class InferenceWorker:
             self._heart.stop()
             self._heart = None
 
-    def _load(self, description: ModelDescription, may_go_on: Callable[[], bool]) -> ServedNetwork:
-        """What answers for a version; in another thread, so pieces come by another socket."""
+    def _load(
+        self,
+        description: ModelDescription,
+        alike: ServedNetwork | None,
+        may_go_on: Callable[[], bool],
+    ) -> ServedNetwork:
+        """What answers for a version; in another thread than the one that answers."""
+        prepared = self._mapped(description, may_go_on)
+        rebound = alike.rebound(description, prepared) if alike is not None else None
+        if rebound is not None:
+            return rebound
         settings = self._settings
-        with ClientSocket(self._address, self._keys) as pieces:
-
-            def fetch(request: FetchArrays) -> Arrays:
-                if not may_go_on():
-                    raise ModelLoadError(f"{request.model} version {request.version} was dropped")
-                pieces.send(request)
-                answer = pieces.receive(ANSWER_WITHIN_S)
-                if answer is None:
-                    raise pieces.no_answer(ANSWER_WITHIN_S)
-                if not isinstance(answer, Arrays):
-                    raise ProtocolError(
-                        f"the gateway answered FetchArrays by {answer!r:.80}; expected Arrays"
-                    )
-                return answer
-
-            prepared = mapped_arrays(description, settings.directory, fetch)
         return ServedNetwork(
             description,
             prepared,
@@ -258,3 +253,27 @@ class InferenceWorker:
             may_go_on,
             self._clock,
         )
+
+    def _mapped(self, description: ModelDescription, may_go_on: Callable[[], bool]) -> Prepared:
+        """The arrays of a version; where they have to be fetched, that is by a socket of its own,
+        since the worker's belongs to the thread that answers."""
+        with ExitStack() as opened:
+            pieces: ClientSocket | None = None
+
+            def fetch(request: FetchArrays) -> Arrays:
+                nonlocal pieces
+                if not may_go_on():
+                    raise ModelLoadError(f"{request.model} version {request.version} was dropped")
+                if pieces is None:
+                    pieces = opened.enter_context(ClientSocket(self._address, self._keys))
+                pieces.send(request)
+                answer = pieces.receive(ANSWER_WITHIN_S)
+                if answer is None:
+                    raise pieces.no_answer(ANSWER_WITHIN_S)
+                if not isinstance(answer, Arrays):
+                    raise ProtocolError(
+                        f"the gateway answered FetchArrays by {answer!r:.80}; expected Arrays"
+                    )
+                return answer
+
+            return mapped_arrays(description, self._settings.directory, fetch)

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import BoundPlan, Plan
+from dist_net.autodiff.kernels.products import Products
 from dist_net.autodiff.kernels.team import Team
 from dist_net.data import Dataset, epoch_order
 from dist_net.nn import Model
+from dist_net.nn.blas import quickest_products
 from dist_net.nn.parameters import Vector
 
 
@@ -39,13 +41,17 @@ class TrainingStep:
     allocated.
 
     Of a model with convolutions, ``threads`` share the work, and BLAS has one thread meanwhile.
-    For dense layers alone it keeps those that it has: it wakes them up sooner than this process
-    could, which for products of a fraction of a millisecond is what counts.
+    For dense layers alone it keeps the ``threads`` that it has: it wakes them up sooner than this
+    process could, which for products of a fraction of a millisecond is what counts.
     """
 
     def __init__(self, model: Model, dataset: Dataset, seed: int, threads: int = 1) -> None:
         self._model = model
-        self._team = Team(threads if model.has_convolutions else 1)
+        blas_threads = 1 if model.has_convolutions else threads
+        self._team = Team(
+            threads if model.has_convolutions else 1,
+            quickest_products() if blas_threads == 1 else Products(),  # BLAS shares out whole ones
+        )
         self._blas = ThreadpoolController().select(user_api="blas")
         self._images = np.asarray(dataset.train_images)
         self._labels = np.asarray(dataset.train_labels)

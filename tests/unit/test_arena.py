@@ -55,7 +55,7 @@ def test_batches_of_every_size_take_the_memory_of_the_largest():
     sessions = [Inference(model, prepare(model, weights), 1, size) for size in (8, 8)]
     sessions[0].warm_up()
     sessions[1]._bind(8)
-    sizes = [session._arena.size_bytes for session in sessions]
+    sizes = [session.buffer_bytes for session in sessions]
     assert sizes[0] == sizes[1] >= 8 * 16 * 16 * 16 * 4
     inputs = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
     expected = sessions[0](inputs)

@@ -408,10 +408,13 @@ def make_numba_missing(monkeypatch):
 
 PLAIN_PROCESS = """
 import sys
+import numpy as np
 import dist_net.darknet.classifier
 from dist_net.nn import Dense, Model
-from dist_net.nn.inference import Inference
-Inference(Model(Dense(2), (3,), input_dtype="f4"), {}, compiled=False).close()
+from dist_net.nn.inference import Inference, prepare
+model = Model(Dense(2), (3,), input_dtype="f4")
+prepared = prepare(model, model.layout.initial(np.random.default_rng(0)))
+Inference(model, prepared, compiled=False).close()
 print("numba" in sys.modules)
 """
 

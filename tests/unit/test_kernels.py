@@ -277,3 +277,30 @@ def test_a_team_ends_with_its_owner():
     assert sum(thread.name.startswith("team-") for thread in threading.enumerate()) == 2
     del team
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("team-")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "inner", "columns", "is_cut"),
+    [
+        (128, 784, 128, True),
+        (784, 128, 128, True),
+        (123, 300, 40, True),
+        (64, 784, 10, False),  # columns of no band
+        (8, 784, 128, False),  # small as it is
+        (64, 1024, 1024, False),  # rows too long
+    ],
+)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_matrices_are_cut_where_that_is_quicker(
+    rows, inner, columns, is_cut, transposed
+):
+    random = np.random.default_rng(0)
+    a = random.standard_normal((inner, rows) if transposed else (rows, inner), np.float32)
+    a = a.T if transposed else a
+    b = random.standard_normal((inner, columns), np.float32)
+    out = np.full((rows, columns), np.nan, np.float32)
+    call = SmallProducts().of_matrices(a, b, out)
+    assert (getattr(call, "func", None) is not np.dot) == is_cut
+    call()
+    exact = a.astype(np.float64) @ b
+    assert np.abs(out - exact).max() <= 1e-5 * np.abs(exact).max()

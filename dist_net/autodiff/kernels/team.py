@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.expression import Kernel, in_order
+from dist_net.autodiff.kernels.products import Products
 from dist_net.autodiff.memory import aligned_bytes
 
 Task = Sequence[Sequence[Kernel]]
@@ -31,10 +32,14 @@ MOST_THREADS = 256  # more are a slip of the finger, and would exhaust the host
 
 
 class Team:
-    """``threads`` threads, of which the caller is the first; the others end with the team."""
+    """``threads`` threads, of which the caller is the first; the others end with the team.
 
-    def __init__(self, threads: int = 1) -> None:
+    ``products`` is how they multiply matrices: each by one call of BLAS, if left out.
+    """
+
+    def __init__(self, threads: int = 1, products: Products | None = None) -> None:
         self.threads = threads
+        self.products = products or Products()
         self._scratch_bytes = 0
         self._scratch: list[NDArray[np.uint8]] = []
         self._calls: list[SimpleQueue[_Round | None]] = [SimpleQueue() for _ in range(threads - 1)]
@@ -53,6 +58,11 @@ class Team:
     def reserve(self, scratch_bytes: int) -> None:
         """Sees to it that each thread has as much scratch; to be called before any is given."""
         self._scratch_bytes = max(self._scratch_bytes, scratch_bytes)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What all threads together have as scratch, once it is given."""
+        return self.threads * self._scratch_bytes
 
     def scratch(self, thread: int) -> NDArray[np.uint8]:
         """The scratch of one thread, which all kernels share: it holds nothing between two."""
