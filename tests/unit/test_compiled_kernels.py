@@ -364,7 +364,7 @@ def inference_of():
         each.close()
 
 
-@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"reproducible": True, "threads": 2}])
+@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"reproducible": False, "threads": 2}])
 def test_inference_answers_as_the_plain_one_does(inference_of, options):
     plain = inference_of(compiled=False, batch_size=4, **options)(PICTURES)
     fast = inference_of(compiled=True, batch_size=4, **options)(PICTURES)

@@ -81,7 +81,7 @@ def inference_of():
         each.close()
 
 
-@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"reproducible": True, "threads": 2}])
+@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"reproducible": False, "threads": 2}])
 def test_the_answers_are_those_of_the_network_as_it_stands(inference_of, options):
     model = model_of()
     weights, inputs = weights_of(model), pictures(model, 11)

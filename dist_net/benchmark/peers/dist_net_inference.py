@@ -24,11 +24,11 @@ from dist_net.nn.inference import Inference, Prepared
 
 PLAIN = "plain"
 FAST = "fast"
-REPRODUCIBLE = "reproducible"  # plain too
+IRREPRODUCIBLE = "irreproducible"  # plain too
 OPTIONS = {
     PLAIN: {"compiled": False},
     FAST: {"compiled": True},
-    REPRODUCIBLE: {"compiled": False, "reproducible": True},
+    IRREPRODUCIBLE: {"compiled": False, "reproducible": False},
 }
 
 
@@ -41,7 +41,7 @@ def model_in(directory: Path) -> tuple[Model, Prepared]:
 
 
 class DistNet:
-    """Ours with one kind of kernels, PLAIN, FAST or REPRODUCIBLE, on the net in a directory."""
+    """Ours with one kind of kernels, PLAIN, FAST or IRREPRODUCIBLE, on the net in a directory."""
 
     def __init__(self, kernels: str) -> None:
         self.options = OPTIONS[kernels]
