@@ -184,15 +184,19 @@ def resize(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
     above, below, along_y = _samples(len(pixels), height)
     # The last column lies on the last pixel, whatever the rounding.
     left[-1], along_x[-1] = pixels.shape[1] - 1, 0
+    # All is done on rows without an axis of channels: loops over three numbers take twice the time.
+    channels = pixels.shape[2]
     rows, of_row = np.unique(np.concatenate([above, below]), return_inverse=True)
-    needed = pixels[rows]
-    x = along_x[:, np.newaxis]
-    narrow = _from_0_to_1(needed[:, left]) * (1 - x)
-    narrow += _from_0_to_1(needed[:, right]) * x
-    y = along_y[:, np.newaxis, np.newaxis]
-    resized = narrow[of_row[:height]] * (1 - y)
-    resized[:-1] += narrow[of_row[height : 2 * height - 1]] * y[:-1]
-    return resized
+    needed = pixels.take(rows, 0).reshape(len(rows), -1)
+    x = along_x.repeat(channels)
+    narrow = _columns(needed, left, channels)
+    narrow *= 1 - x
+    narrow += _columns(needed, right, channels) * x
+    y = along_y[:, np.newaxis]
+    resized = narrow.take(of_row[:height], 0)
+    resized *= 1 - y
+    resized[:-1] += narrow.take(of_row[height : 2 * height - 1], 0) * y[:-1]
+    return resized.reshape(height, width, channels)
 
 
 def _samples(size: int, new_size: int) -> tuple[Indices, Indices, NDArray[np.float32]]:
@@ -207,8 +211,10 @@ def _samples(size: int, new_size: int) -> tuple[Indices, Indices, NDArray[np.flo
     return first, np.minimum(first + 1, size - 1), at - first.astype(np.float32)
 
 
-def _from_0_to_1(pixels: Pixels) -> NDArray[np.float32]:
-    return np.divide(pixels, np.float32(255), dtype=np.float32)
+def _columns(rows: Pixels, columns: Indices, channels: int) -> NDArray[np.float32]:
+    """Those columns of (H, W channels), from 0 to 1."""
+    numbers = columns[:, np.newaxis] * channels + np.arange(channels)
+    return np.divide(rows.take(numbers.ravel(), 1), np.float32(255), dtype=np.float32)
 
 
 def fit(pixels: Pixels, height: int, width: int) -> Pixels:

@@ -321,6 +321,28 @@ def test_resizing_is_bilinear_in_two_passes() -> None:
     np.testing.assert_allclose(resize(pixels, height, width), expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("shape", [(23, 31, 3), (9, 50, 1), (5, 4, 3)])
+def test_resizing_rounds_where_the_reference_does(shape: tuple[int, int, int]) -> None:
+    """Pixel by pixel, in float32, in the order of its two passes."""
+    one, pixels, height, width = np.float32(1), noise(*shape), 11, 21
+    resized = resize(pixels, height, width)
+    scale_y, scale_x = (
+        np.float32(old - 1) / np.float32(new - 1)
+        for old, new in zip(shape[:2], (height, width), strict=True)
+    )
+    for row in range(height):
+        for column in range(width - 1):
+            y, x = np.float32(row) * scale_y, np.float32(column) * scale_x
+            top, left = int(y), int(x)
+            y, x = y - np.float32(top), x - np.float32(left)
+            square = pixels[top : top + 2, left : left + 2] / np.float32(255)
+            along_x = square[:, 0] * (one - x) + square[:, 1] * x
+            expected = along_x[0] * (one - y)
+            if row < height - 1:
+                expected = expected + along_x[1] * y
+            assert (resized[row, column] == expected).all()
+
+
 def test_the_last_row_is_dark_where_its_place_is_rounded_down() -> None:
     """As the reference has it; the last column does not suffer it."""
     sizes = [
