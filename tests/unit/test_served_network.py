@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.pictures import PictureInputs
 from dist_net.darknet.seeded import seeded_weights
 from dist_net.errors import ModelLoadError
 from dist_net.nn import Model, Predictor
@@ -152,10 +154,11 @@ def test_a_picture_is_answered_as_the_tensor_that_it_becomes(served):
     assert bytes(pictures.payloads[1]) != bytes(tensor.payloads[0])
 
 
-def test_a_bad_picture_fails_alone(served):
-    network = served()
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_bad_picture_fails_alone(served, threads):
+    network = served(threads=threads)
     narrow, large = picture(size=(10_000, 1)), picture(size=(40, 30))
-    strict = served(most_pixels=12 * 8)
+    strict = served(most_pixels=12 * 8, threads=threads)
     good = [b"", picture(), b"none", narrow, picture()[:40]]
     answers = network.answer(good, is_picture=True)
     bad = Status.BAD_INPUT
@@ -165,6 +168,22 @@ def test_a_bad_picture_fails_alone(served):
     assert bytes(answers.payloads[1]) == bytes(network.answer(good[1:2], True).payloads[0])
     assert list(strict.answer([large, picture()], True).statuses) == [bad, Status.OK]
     assert list(network.answer([b"", b"x"], True).statuses) == [bad, bad]
+
+
+def test_several_threads_decode_at_once_and_answers_keep_their_order(served, monkeypatch):
+    network = served(threads=2, reproducible=True)
+    pictures = [picture((shade, 255 - shade, 9)) for shade in range(0, 256, 40)]
+    alone = [bytes(network.answer([each], True).payloads[0]) for each in pictures]
+    assert len(set(alone)) == len(pictures)
+    two_decode, decode = Barrier(2), PictureInputs.of
+
+    def with_another(inputs, source):
+        two_decode.wait(60)
+        return decode(inputs, source)
+
+    monkeypatch.setattr(PictureInputs, "of", with_another)
+    together = network.answer(pictures[:6], True)
+    assert [bytes(each) for each in together.payloads] == alone[:6]
 
 
 @pytest.mark.parametrize("size", [0, 1, 8 * 12 * 3 * 4 - 1, 8 * 12 * 3 * 4 + 4])
