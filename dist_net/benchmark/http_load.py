@@ -34,7 +34,8 @@ class Task:
 
     ``requests``: files of the bytes to send, in turn. ``deadline_s``: what an answer has to take
     at most to be in time. ``compares``: each answer's outputs must be those of the first one to
-    the same request; if it ``is_exact``, to the last bit.
+    the same request; if it ``is_exact``, to the last bit. ``ramp_s``: how long it sends before the
+    ``seconds`` begin whose answers are the throughput.
     """
 
     port: int
@@ -45,6 +46,7 @@ class Task:
     deadline_s: float = 60.0
     compares: bool = False
     is_exact: bool = False
+    ramp_s: float = 0.0
 
 
 class Connection(asyncio.Protocol):
@@ -90,7 +92,9 @@ class Outcomes:
     """What became of the requests: status 0 is a lost connection, seconds are by status.
 
     ``stop`` is when sending ends. An answer after it has its time like any other, but is none of
-    the throughput: else the shorter the run, the more of them would be counted.
+    the throughput: else the shorter the run, the more of them would be counted. Nor is one before
+    ``start``: if batches take long, those that are half done at the end are made up for by those
+    that were half done then.
     """
 
     task: Task
@@ -98,6 +102,7 @@ class Outcomes:
     seconds: dict[int, array[float]] = field(default_factory=dict)
     expected: dict[int, Any] = field(default_factory=dict)
     wrong: int = 0
+    start: float = 0.0
     stop: float = float("inf")
     answered: int = 0
     answered_in_time: int = 0
@@ -110,7 +115,7 @@ class Outcomes:
         if status != 200:
             self.errors[f"{status} {body[:120].decode(errors='replace')}"] += 1
             return
-        if now <= self.stop:
+        if self.start <= now <= self.stop:
             self.answered += 1
             self.answered_in_time += now - began <= self.task.deadline_s
         if self.task.compares:
@@ -164,7 +169,8 @@ class Load:
         """Sends for the task's time, waits for the last answers, and sums up."""
         connections = [await self._connect() for _ in range(self._task.connections)]
         began = perf_counter()
-        self._outcomes.stop = self._stop = began + self._task.seconds
+        self._outcomes.start = began + self._task.ramp_s
+        self._outcomes.stop = self._stop = self._outcomes.start + self._task.seconds
         if self._task.rate:
             self._idle = connections
             await self._at_a_rate(began)

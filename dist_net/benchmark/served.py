@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,18 @@ PATCHES = 32  # across a picture, so that its JPEG is as large as a photograph's
 
 START_S = 120.0
 END_S = 30.0
+
+
+class PoolSize(NamedTuple):
+    """How many workers a pool has, and how many threads each."""
+
+    workers: int
+    threads: int = 1
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """As ``dist-net serve`` takes them."""
+        return "--workers", str(self.workers), "--threads", str(self.threads)
 
 
 class Gateway:

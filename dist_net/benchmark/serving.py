@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from time import sleep
-from typing import Any
+from typing import Any, NamedTuple
 
 from dist_net.benchmark import duress, hostile, http_load, pool_load
 from dist_net.benchmark.load import run, warm_up
@@ -24,6 +25,7 @@ from dist_net.benchmark.served import (
     TINY,
     Gateway,
     Net,
+    PoolSize,
     picture_requests,
     row_requests,
     write_net,
@@ -36,13 +38,14 @@ ROUNDS = 3
 ROUND_S = 5.0
 ENGINE_S = 5.0
 DARKNET53_S = 20.0
+DARKNET53_RAMP_S = 2.0  # some batches: the first ones are small, and both workers' begin together
 CONNECTIONS = (1, 16)
 WINDOW = 128
 ENGINE_BATCHES = (4, 8)
-THREADS = 2
-TINY_POOL = ("--workers", "2")
-# One worker on both processors has all of the weights' traffic once, two have it twice.
-DARKNET53_POOL = ("--workers", "1", "--threads", str(THREADS))
+CORES = 2
+A_WORKER_A_CORE = PoolSize(workers=CORES)  # what the command does of itself
+ONE_WORKER = PoolSize(workers=1, threads=CORES)
+DARKNET53_POOLS = {"2_workers": A_WORKER_A_CORE, "2_threads": ONE_WORKER}
 PATIENCE_S = 60.0
 PAUSE_S = 0.5
 
@@ -57,15 +60,23 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
         tiny, darknet53 = (write_net(name, directory / name) for name in (TINY, DARKNET53))
         results = tiny_cases(tiny, say, scale)
         peers = peer_cases(directory, say, scale) if with_peers else []
-        darknet_row, share, capacity = darknet53_case(darknet53, say, scale)
+        closed_loops = darknet53_cases(darknet53, say, scale)
+        capacity = closed_loops["2_workers"].row["requests_per_s"]
+        options = A_WORKER_A_CORE.options
         return {
-            "results": [*results, darknet_row],
+            "results": [*results, *(each.row for each in closed_loops.values())],
             "peers": peers,
-            "ratios": {**ratios(results, peers), "darknet53_to_engine_best": round(share, 3)},
-            "overload": duress.overload(darknet53, DARKNET53_POOL, capacity, say, scale),
-            "reload": duress.reloads(tiny, TINY_POOL, say, scale),
-            "chaos": duress.chaos(tiny, TINY_POOL, say, scale),
-            "hostile": hostile.measure(tiny, TINY_POOL, say, scale),
+            "ratios": {
+                **ratios(results, peers),
+                **{
+                    f"darknet53_{name}_to_engine_best": round(each.share, 3)
+                    for name, each in closed_loops.items()
+                },
+            },
+            "overload": duress.overload(darknet53, options, capacity, say, scale),
+            "reload": duress.reloads(tiny, options, say, scale),
+            "chaos": duress.chaos(tiny, options, say, scale),
+            "hostile": hostile.measure(tiny, options, say, scale),
         }
 
 
@@ -73,7 +84,7 @@ def tiny_cases(net: Net, say: Say, scale: float) -> list[Row]:
     """HTTP on one and on many connections, and the pipelined client; medians over rounds."""
     requests = row_requests(net.directory / "requests", net.name)
     found: dict[tuple[str, int], list[Row]] = {}
-    with Gateway([net.source], net.directory, *TINY_POOL) as gateway:
+    with Gateway([net.source], net.directory, *A_WORKER_A_CORE.options) as gateway:
         warm_up(gateway.port, requests)
         for turn in range(ROUNDS):
             say(f"round {turn + 1} of {ROUNDS}: tiny model")
@@ -82,49 +93,90 @@ def tiny_cases(net: Net, say: Say, scale: float) -> list[Row]:
                 found.setdefault(("http", connections), []).append(run(task))
             pipelined = pool_load.Task(gateway.address, net.name, ROUND_S * scale, WINDOW)
             found.setdefault(("zeromq", 1), []).append(run(pipelined))
-    return [row_of(interface, net.name, clients, of) for (interface, clients), of in found.items()]
+    return [
+        row_of(interface, net.name, clients, A_WORKER_A_CORE, rounds)
+        for (interface, clients), rounds in found.items()
+    ]
 
 
-def row_of(interface: str, model: str, clients: int, rounds: Sequence[Mapping[str, Any]]) -> Row:
+def row_of(
+    interface: str, model: str, clients: int, pool: PoolSize, rounds: Sequence[Mapping[str, Any]]
+) -> Row:
     """A case as the command line's JSON has it."""
     return {
         "interface": interface,
         "model": model,
         "clients": clients,
+        **pool._asdict(),
         "requests_per_s": round(median(each["requests_per_s"] for each in rounds), 1),
         **{key: round(median(each[key] for each in rounds), 3) for key in ("p50_ms", "p99_ms")},
     }
 
 
-def darknet53_case(net: Net, say: Say, scale: float) -> tuple[Row, float, float]:
-    """A closed loop of 16 clients: its row, its share of the engine's best, and requests a second.
+class ClosedLoop(NamedTuple):
+    """What a pool made of Darknet-53: its row, and its share of the engine's best throughput."""
 
-    Engine and pool are measured in turn, each while the other one waits.
+    row: Row
+    share: float
+
+
+def darknet53_cases(net: Net, say: Say, scale: float) -> dict[str, ClosedLoop]:
+    """A closed loop of 16 clients, on each of the pools.
+
+    Engine and pools are measured in turn, each while the others wait.
     """
     requests = picture_requests(net.directory / "requests", net.name, PATIENCE_S)
     kernels = FAST if find_spec("numba") else PLAIN
-    rounds, best = [], []
-    with PeerProcess("dist_net_inference", net.directory, kernels) as engine:
-        engine.order("prepare")
-        with Gateway([net.source], net.directory, *DARKNET53_POOL) as gateway:
+    best: list[float] = []
+    rounds: dict[str, list[Row]] = {name: [] for name in DARKNET53_POOLS}
+    with ExitStack() as processes:
+        engine = PeerProcess("dist_net_inference", net.directory, kernels)
+        processes.enter_context(engine).order("prepare")
+        gateways = {
+            name: processes.enter_context(gateway_of(net, name, pool))
+            for name, pool in DARKNET53_POOLS.items()
+        }
+        for gateway in gateways.values():
             warm_up(gateway.port, requests)
-            for turn in range(ROUNDS):
-                say(f"round {turn + 1} of {ROUNDS}: darknet53")
-                best.append(engine_images_per_s(engine, ENGINE_S * scale))
+        for turn in range(ROUNDS):
+            say(f"round {turn + 1} of {ROUNDS}: darknet53")
+            best.append(engine_images_per_s(engine, ENGINE_S * scale))
+            for name, gateway in gateways.items():
                 task = http_load.Task(
-                    gateway.port, requests, DARKNET53_S * scale, CONNECTIONS[-1], compares=True
+                    gateway.port,
+                    requests,
+                    DARKNET53_S * scale,
+                    CONNECTIONS[-1],
+                    compares=True,
+                    ramp_s=DARKNET53_RAMP_S,
                 )
-                rounds.append(run(task))
-    shares = [of["requests_per_s"] / images for of, images in zip(rounds, best, strict=True)]
-    row = row_of("http", net.name, CONNECTIONS[-1], rounds)
-    return row, median(shares), row["requests_per_s"]
+                rounds[name].append(run(task))
+    return {
+        name: closed_loop(net.name, pool, rounds[name], best)
+        for name, pool in DARKNET53_POOLS.items()
+    }
+
+
+def gateway_of(net: Net, name: str, pool: PoolSize) -> Gateway:
+    """A pool whose logs are its own: several of them run at once."""
+    directory = net.directory / name
+    directory.mkdir()
+    return Gateway([net.source], directory, *pool.options)
+
+
+def closed_loop(
+    model: str, pool: PoolSize, rounds: Sequence[Row], best: Sequence[float]
+) -> ClosedLoop:
+    """Sums up rounds, each of which was measured beside one of the engine: its images a second."""
+    shares = [each["requests_per_s"] / of for each, of in zip(rounds, best, strict=True)]
+    return ClosedLoop(row_of("http", model, CONNECTIONS[-1], pool, rounds), median(shares))
 
 
 def engine_images_per_s(engine: PeerProcess, seconds: float) -> float:
     """The engine's own best, over its batch sizes."""
     sleep(PAUSE_S)  # the pool's threads spin for a moment before they sleep
     return max(
-        1e6 * batch / float(engine.order("time", batch=batch, threads=THREADS, seconds=seconds))
+        1e6 * batch / float(engine.order("time", batch=batch, threads=CORES, seconds=seconds))
         for batch in ENGINE_BATCHES
     )
 
@@ -140,7 +192,7 @@ def peer_cases(directory: Path, say: Say, scale: float) -> list[Row]:
         for connections in CONNECTIONS:
             say(f"litserve: {connections} connections")
             measured = run(http_load.Task(port, requests, ROUND_S * scale, connections))
-            row = row_of("http", TINY, connections, [measured])
+            row = row_of("http", TINY, connections, A_WORKER_A_CORE, [measured])  # it has two
             rows.append({"peer": "litserve", "version": litserve.version(), **row})
     return rows
 

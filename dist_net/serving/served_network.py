@@ -53,6 +53,7 @@ class ServedNetwork:
 
     So many pictures are decoded at once, too: of 640 pixels across a batch takes half the time for
     it, and as much memory as that many workers would.
+
     ``prepared`` is borrowed. ``may_go_on`` is asked now and then while plans are compiled, which
     takes a second for a large net. See ``Inference`` for ``reproducible``.
 

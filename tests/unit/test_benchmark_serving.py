@@ -9,7 +9,7 @@ import pytest
 
 from dist_net.benchmark import duress, hostile, serving
 from dist_net.benchmark.http_load import Connection, Outcomes, Task
-from dist_net.benchmark.served import TINY_SHAPE, picture_requests, row_requests
+from dist_net.benchmark.served import TINY_SHAPE, PoolSize, picture_requests, row_requests
 
 
 def answer(*outputs: float) -> bytes:
@@ -83,6 +83,34 @@ def test_an_answer_after_the_end_is_none_of_the_throughput() -> None:
     summary = found.summary(1.0)
     assert (summary["requests_per_s"], summary["in_time_per_s"], summary["late"]) == (1, 1, 1)
     assert summary["p50_ms"] == pytest.approx(200.0)
+
+
+def test_an_answer_before_the_ramp_has_ended_is_none_of_the_throughput_either() -> None:
+    found = outcomes(deadline_s=0.5)
+    found.start, found.stop = 2.0, 4.0
+    for now in (1.9, 2.0, 3.0, 4.1):
+        found.note(200, now - 0.1, now, 0, answer(1.0))
+    summary = found.summary(2.0)
+    assert (summary["requests_per_s"], summary["in_time_per_s"]) == (1, 1)
+    assert summary["statuses"] == {"200": 4}
+
+
+def test_a_pool_s_share_is_of_the_engine_in_the_same_round() -> None:
+    pool = PoolSize(workers=1, threads=2)
+    rounds = [{"requests_per_s": n, "p50_ms": 1.0, "p99_ms": 2.0} for n in (8.0, 9.0, 20.0)]
+    loop = serving.closed_loop("net", pool, rounds, [10.0, 10.0, 20.0])
+    assert loop.share == 0.9
+    assert loop.row == {
+        "interface": "http",
+        "model": "net",
+        "clients": 16,
+        "workers": 1,
+        "threads": 2,
+        "requests_per_s": 9.0,
+        "p50_ms": 1.0,
+        "p99_ms": 2.0,
+    }
+    assert pool.options == ("--workers", "1", "--threads", "2")
 
 
 def test_without_an_answer_there_are_no_percentiles() -> None:
