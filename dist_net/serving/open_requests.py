@@ -121,6 +121,8 @@ class OpenRequests:
                 if request.lost_alone >= LOSSES_ALONE:
                     finished.append(self._put_aside(request, batch, now))
                 else:
+                    model = self._models[request.key.model]
+                    model.statistics_of(request.counted).retried += 1
                     self._queue.put_back(request)
         return finished
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_net.serving.statistics import ModelStatistics
+from dist_net.serving.statistics import ENDS, ModelStatistics
 from dist_net.serving.versions import ModelVersions
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -25,10 +25,7 @@ def model_report(model: ModelVersions, now: float) -> dict[str, Any]:
         "reason": served.reason,
         "takes_pictures": description.takes_pictures if description else False,
         "classes": description.classes if description else 0,
-        **{
-            name: getattr(total, name)
-            for name in ("admitted", "answered", "refused", "expired", "failed", "cancelled")
-        },
+        **{name: getattr(total, name) for name in (*ENDS, "retried")},
         "requests_per_s": total.recent.requests_per_s(now),
         "latency_ms": {
             name: None if latency_s is None else 1e3 * latency_s

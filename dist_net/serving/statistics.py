@@ -10,6 +10,9 @@ from math import ceil, log2
 NO_VERSION = -1
 """Where a model's statistics keep what is of no version that is served: see ModelStatistics."""
 
+ENDS = ("admitted", "answered", "refused", "expired", "failed", "cancelled")
+"""What is counted of requests: how they came in, and how they ended."""
+
 WINDOW_S = 10
 BINS_PER_OCTAVE = 16
 SHORTEST_S = 2.0**-17
@@ -101,7 +104,8 @@ class ModelStatistics:
     Requests: ``admitted`` = ``answered`` (OK or a bad input) + ``expired`` + ``failed`` +
     ``cancelled`` + those that are in the pool still; ``refused`` were not admitted. A request that
     names no version counts as admitted for the newest one then, and ends for the one that answered;
-    so only the sums over a model's versions balance.
+    so only the sums over a model's versions balance. ``retried``: how often one was taken from a
+    lost worker, to be given to another.
 
     Under the key NO_VERSION a model keeps all that its dropped versions counted and what was
     refused while it had none: so a sum over a model's versions never falls.
@@ -123,6 +127,7 @@ class ModelStatistics:
     expired: int = 0
     failed: int = 0
     cancelled: int = 0
+    retried: int = 0
     recent: RecentLatencies = field(default_factory=RecentLatencies)
 
     def ran(self, rows: int, compute_s: float, now: float) -> None:
@@ -150,6 +155,6 @@ class ModelStatistics:
             getattr(self, name).add(theirs.count, theirs.seconds)
         for rows, timed in other.batches.items():
             self.batches.setdefault(rows, Timed()).add(timed.count, timed.seconds)
-        for name in ("admitted", "answered", "refused", "expired", "failed", "cancelled"):
+        for name in (*ENDS, "retried"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.recent.absorb(other.recent)

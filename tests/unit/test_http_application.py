@@ -431,7 +431,7 @@ def test_the_pool_is_shown_with_labels(ask: Ask) -> None:
 
 def test_metrics_are_read_from_the_pool(ask: Ask, service: FakeService) -> None:
     ask("POST", "/v2/models/digits/infer", json=INFER)
-    service.counted["digits"][NO_VERSION] = ModelStatistics(refused=4)
+    service.counted["digits"][NO_VERSION] = ModelStatistics(refused=4, retried=3)
     response = ask("GET", "/metrics")
     samples = {
         (sample.name, *sorted(sample.labels.values())): sample.value
@@ -443,6 +443,7 @@ def test_metrics_are_read_from_the_pool(ask: Ask, service: FakeService) -> None:
     assert samples["nv_inference_queue_duration_us", "3", "digits"] == 4000
     assert samples["dist_net_requests_total", "3", "answered", "digits"] == 1
     assert samples["dist_net_requests_total", "digits", "none", "refused"] == 4
+    assert samples["dist_net_retries_total", "digits", "none"] == 3
     assert samples["dist_net_batches_total", "1", "3", "digits"] == 1
     assert samples["dist_net_workers", "busy"] == 1
     assert samples["dist_net_queue_requests",] == 1

@@ -382,6 +382,8 @@ def test_a_lost_workers_requests_are_retried_first_and_each_alone() -> None:
     assert list(desk.finished()) == [requests[1]]
     (rest,) = desk.runs(TWO)
     assert rest.payloads == (struct.pack("2f", 4, 0),)
+    assert desk.pool.statistics("net")[1].retried == 1  # the cancelled one was not
+    assert desk.pool.status(desk.now)["models"][0]["retried"] == 1
 
 
 def test_a_request_that_ends_two_workers_alone_is_put_aside() -> None:

@@ -22,12 +22,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dist_net.serving.service import Service
-from dist_net.serving.statistics import NO_VERSION, ModelStatistics
+from dist_net.serving.statistics import ENDS, NO_VERSION, ModelStatistics
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _US_PER_S = 1e6
 _VERSIONED = ("model", "version")
-_ENDS = ("admitted", "answered", "refused", "expired", "failed", "cancelled")
 _DURATIONS = {
     "nv_inference_request_duration_us": ("success", "answered requests, admission to answer"),
     "nv_inference_queue_duration_us": ("queue", "answered requests, admission to dispatch"),
@@ -100,12 +99,17 @@ def _request_metrics(counted: Counted) -> Iterator[Metric]:
     batches = CounterMetricFamily(
         "dist_net_batches", "batches by their rows", labels=(*_VERSIONED, "rows")
     )
+    retries = CounterMetricFamily(
+        "dist_net_retries", "requests taken from lost workers", labels=_VERSIONED
+    )
     for labels, each in counted:
-        for end in _ENDS:
+        retries.add_metric(labels, each.retried)
+        for end in ENDS:
             requests.add_metric((*labels, end), getattr(each, end))
         for rows, timed in sorted(each.batches.items()):
             batches.add_metric((*labels, str(rows)), timed.count)
     yield requests
+    yield retries
     yield batches
 
 
