@@ -22,6 +22,7 @@ OVERLOAD_S, OVERLOAD, DEADLINE_S = 60.0, 10.0, 2.0
 RELOAD_S, RELOAD_EVERY_S, RELOAD_RATE = 60.0, 1.0, 500.0
 CHAOS_S, FAULT_EVERY_S, CHAOS_CONNECTIONS = 300.0, 2.0, 16
 CHAOS_PATIENCE_S = 10.0
+FAULTS = ((signal.SIGKILL, "killed"), (signal.SIGSTOP, "stopped"))
 SEED = 0
 
 
@@ -94,20 +95,20 @@ def chaos(net: Net, options: Sequence[str], say: Say, scale: float) -> Case:
             is_exact=True,
         )
         with Load(task) as load:
-            hit = hit_workers(gateway, load)
+            hit = hit_workers(gateway, lambda: load.is_running)
             measured = load.result()
     return {**hit, **case_of(measured, "p99_ms")}
 
 
-def hit_workers(gateway: Gateway, load: Load) -> dict[str, int]:
-    """Kills or stops one of the gateway's workers now and then, while a load runs."""
+def hit_workers(gateway: Gateway, goes_on: Callable[[], bool]) -> dict[str, int]:
+    """Kills or stops one of the gateway's workers now and then, while a load goes on."""
     generator = random.Random(SEED)
-    hit = {"killed": 0, "stopped": 0}
-    while load.is_running:
+    hit = {name: 0 for _, name in FAULTS}
+    while goes_on():
         sleep(FAULT_EVERY_S)
-        number, name = generator.choice(((signal.SIGKILL, "killed"), (signal.SIGSTOP, "stopped")))
+        number, name = generator.choice(FAULTS)
         workers = gateway.worker_ids()
-        if workers and load.is_running:
+        if workers and goes_on():
             with suppress(ProcessLookupError):  # it has just been replaced
                 os.kill(generator.choice(workers), number)
                 hit[name] += 1

@@ -17,14 +17,17 @@ from PIL import Image
 
 from dist_net.benchmark.peers import darknet_task
 from dist_net.cluster.child import Child, end
-from dist_net.darknet.configuration import Configuration, read_configuration
+from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.published import published
 from dist_net.errors import BenchmarkError
 
 TINY = "tiny"
 DARKNET53 = "darknet53"
+CONVOLUTIONS = "convolutions"
 TINY_SHAPE = (28, 28, 1)
-TINY_CONFIGURATION = """
+CONVOLUTION = "[convolutional]\nbatch_normalize=1\npad=1\nactivation=leaky"
+CONFIGURATIONS = {
+    TINY: """
 [net]
 height=28
 width=28
@@ -35,7 +38,55 @@ output=10
 activation=linear
 
 [softmax]
-"""
+""",
+    # One of each way to compute a convolution: im2row, im2row with a stride, pointwise, F(4x4),
+    # F(2x2) with a stride, F(2x2), on maps of 32, 16 and 8.
+    CONVOLUTIONS: f"""
+[net]
+height=32
+width=32
+channels=3
+
+{CONVOLUTION}
+filters=16
+size=3
+
+{CONVOLUTION}
+filters=32
+size=3
+stride=2
+
+{CONVOLUTION}
+filters=64
+size=1
+
+{CONVOLUTION}
+filters=64
+size=3
+
+{CONVOLUTION}
+filters=64
+size=3
+stride=2
+
+{CONVOLUTION}
+filters=64
+size=3
+
+[shortcut]
+from=-2
+activation=linear
+
+[avgpool]
+
+[convolutional]
+filters=10
+size=1
+activation=linear
+
+[softmax]
+""",
+}
 SEED = 0
 REQUESTS = 16
 PATCHES = 32  # across a picture, so that its JPEG is as large as a photograph's
@@ -118,21 +169,17 @@ class Net:
 
 
 def write_net(name: str, directory: Path) -> Net:
-    """TINY or DARKNET53 with seeded weights, in a directory of its own."""
+    """TINY, CONVOLUTIONS or DARKNET53 with seeded weights, in a directory of its own."""
     directory.mkdir()
-    configuration = published(name).configuration() if name == DARKNET53 else tiny(directory)
+    if name == DARKNET53:
+        configuration = published(name).configuration()
+    else:
+        configuration = parse_configuration(CONFIGURATIONS[name], name)
     darknet_task.write_net(configuration, directory)
     classes = 1000 if name == DARKNET53 else 10
     labels = "".join(f"class {index}\n" for index in range(classes))
     (directory / "labels.txt").write_text(labels)
     return Net(name, directory)
-
-
-def tiny(directory: Path) -> Configuration:
-    """784 numbers to 10 classes."""
-    path = directory / "tiny.cfg"
-    path.write_text(TINY_CONFIGURATION)
-    return read_configuration(path)
 
 
 def row_requests(directory: Path, model: str, timeout_s: float | None = None) -> list[str]:

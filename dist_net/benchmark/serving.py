@@ -15,12 +15,13 @@ from statistics import median
 from time import sleep
 from typing import Any, NamedTuple
 
-from dist_net.benchmark import duress, hostile, http_load, pool_load
+from dist_net.benchmark import batchings, duress, hostile, http_load, pool_load
 from dist_net.benchmark.load import run, warm_up
 from dist_net.benchmark.peers import litserve
 from dist_net.benchmark.peers.dist_net_inference import FAST, PLAIN
 from dist_net.benchmark.peers.peer_process import PeerProcess
 from dist_net.benchmark.served import (
+    CONVOLUTIONS,
     DARKNET53,
     TINY,
     Gateway,
@@ -57,7 +58,9 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        tiny, darknet53 = (write_net(name, directory / name) for name in (TINY, DARKNET53))
+        tiny, convolutions, darknet53 = (
+            write_net(name, directory / name) for name in (TINY, CONVOLUTIONS, DARKNET53)
+        )
         results = tiny_cases(tiny, say, scale)
         peers = peer_cases(directory, say, scale) if with_peers else []
         closed_loops = darknet53_cases(darknet53, say, scale)
@@ -75,6 +78,7 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
             },
             "overload": duress.overload(darknet53, options, capacity, say, scale),
             "reload": duress.reloads(tiny, options, say, scale),
+            "reproducible": batchings.measure(convolutions, options, say, scale),
             "chaos": duress.chaos(tiny, options, say, scale),
             "hostile": hostile.measure(tiny, options, say, scale),
         }

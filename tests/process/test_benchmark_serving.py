@@ -1,0 +1,46 @@
+"""The cases of `bench serving` that start pools, on a small net, and for a moment."""
+
+from pathlib import Path
+
+import pytest
+
+from dist_net.benchmark import batchings, duress, serving
+from dist_net.benchmark.served import CONVOLUTIONS, Net, write_net
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Net:
+    return write_net(CONVOLUTIONS, tmp_path / CONVOLUTIONS)
+
+
+def test_random_batches_are_answered_with_the_same_bytes_while_workers_die(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(duress, "FAULTS", duress.FAULTS[:1])  # a stopped one takes seconds
+    monkeypatch.setattr(duress, "FAULT_EVERY_S", 1.0)
+    said: list[str] = []
+    found = batchings.measure(net, serving.A_WORKER_A_CORE.options, said.append, 0.05)
+    assert said == [
+        "reproducible: 500 batches of random pictures, while workers are killed and stopped"
+    ]
+    assert found["batches"] - found["batch_rows"].get("1", 0) >= 500
+    assert len(found["batch_rows"]) > 3
+    assert found["killed"] > 0
+    assert found["answered"] > found["batches"]
+    assert (found["differing"], found["differing_alone"], found["errors"]) == (0, 0, {})
+
+
+def test_both_pools_are_measured_beside_the_engine(
+    net: Net, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "ROUNDS", 1)
+    monkeypatch.setattr(serving, "DARKNET53_RAMP_S", 0.2)
+    said: list[str] = []
+    found = serving.darknet53_cases(net, said.append, 0.02)
+    assert said == ["round 1 of 1: darknet53"]
+    rows = {name: each.row for name, each in found.items()}
+    assert {name: (row["workers"], row["threads"]) for name, row in rows.items()} == {
+        "2_workers": (2, 1),
+        "2_threads": (1, 2),
+    }
+    assert all(each.share > 0 and each.row["p50_ms"] > 0 for each in found.values())
