@@ -23,7 +23,7 @@ from dist_net.benchmark.duress import hit_workers
 from dist_net.benchmark.peers.dist_net_inference import layer_step, model_in
 from dist_net.benchmark.served import Gateway, Net
 from dist_net.darknet.pictures import PictureInputs
-from dist_net.errors import BenchmarkError, DistNetError
+from dist_net.errors import BenchmarkError, DistNetError, PoolUnavailableError
 from dist_net.nn.inference import Inference
 from dist_net.serving.client import Client
 from dist_net.serving.outputs import Pending
@@ -72,16 +72,23 @@ class Questions:
 
 @dataclass
 class Tally:
-    """What became of requests: how many were answered, and how many of those differed."""
+    """What became of requests: how many were answered, and how many of those differed.
+
+    ``refused``: while no worker was left. ``errors``: all other ends, by what they say.
+    """
 
     answered: int = 0
     differing: int = 0
+    refused: int = 0
     errors: Counter[str] = field(default_factory=Counter)
 
     def note(self, pending: Pending, expected: bytes) -> None:
         """Waits for an answer, and compares it, byte for byte."""
         try:
             found = pending.result().probabilities.tobytes()
+        except PoolUnavailableError:
+            self.refused += 1
+            return
         except DistNetError as error:
             self.errors[f"{type(error).__name__}: {str(error)[:120]}"] += 1
             return
@@ -92,6 +99,7 @@ class Tally:
         return Tally(
             self.answered + other.answered,
             self.differing + other.differing,
+            self.refused + other.refused,
             self.errors + other.errors,
         )
 
@@ -121,7 +129,7 @@ def measure(
                 hit = hit_workers(gateway, watch.goes_on)
             finally:
                 watch.is_over.set()
-            tally = sum((each.result() for each in askers), Tally())
+            total = sum((each.result() for each in askers), alone)
         watch.look()
     return {
         "pictures": PICTURES,
@@ -131,11 +139,12 @@ def measure(
         **hit,
         "workers_seen": len(watch.workers),
         "retried": watch.retried,
-        "answered": alone.answered + tally.answered,
-        "differing": alone.differing + tally.differing,
+        "answered": total.answered,
+        "refused": total.refused,
+        "differing": total.differing,
         "differing_alone": alone.differing,
         "differing_otherwise": otherwise,
-        "errors": dict(alone.errors + tally.errors),
+        "errors": dict(total.errors),
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 from dist_net.benchmark import batchings
 from dist_net.benchmark.batchings import Questions, Tally, Watch
 from dist_net.benchmark.served import CONVOLUTIONS, write_net
-from dist_net.errors import BenchmarkError, RequestFailedError
+from dist_net.errors import BenchmarkError, PoolUnavailableError, RequestFailedError
 
 ANSWERS = np.random.default_rng(0).random((5, 3), np.float32)
 ROWS = np.arange(5, dtype=np.float32).reshape(5, 1, 1)
@@ -64,11 +64,12 @@ def test_the_last_bit_makes_an_answer_another() -> None:
     assert (tally.answered, tally.differing) == (3, 2)
 
 
-def test_what_was_not_answered_is_an_error_and_no_difference() -> None:
+def test_what_was_not_answered_is_refused_or_an_error_and_no_difference() -> None:
     tally = Tally(answered=4, differing=1)
+    note(tally, PoolUnavailableError("no worker is left"), b"")
     note(tally, RequestFailedError("put aside"), b"")
-    total = Tally(answered=1) + tally
-    assert (total.answered, total.differing) == (5, 1)
+    total = Tally(answered=1, refused=1) + tally
+    assert (total.answered, total.differing, total.refused) == (5, 1, 2)
     assert total.errors == {"RequestFailedError: put aside": 1}
 
 
