@@ -86,7 +86,7 @@ def serve(start, eventually):
 @pytest.fixture
 def expected(net):
     """What the net gives for ROWS, computed here."""
-    network = DarknetNetwork(read_configuration(net.directory / "tiny.cfg"))
+    network = DarknetNetwork(read_configuration(net.directory / "net.cfg"))
     model = Model(network, network.input_shape, input_dtype=np.float32)
     (weights,) = net.directory.glob("*.weights")
     return Inference(model, prepare(model, read_weights(weights, network)))(ROWS)

@@ -106,7 +106,7 @@ TRITON_CLIENT = """
 
 def of_rows(net: Net, rows: np.ndarray) -> np.ndarray:
     """What the net gives for the rows, computed here."""
-    network = DarknetNetwork(read_configuration(net.directory / "tiny.cfg"))
+    network = DarknetNetwork(read_configuration(net.directory / "net.cfg"))
     model = Model(network, network.input_shape, input_dtype=np.float32)
     (weights,) = net.directory.glob("*.weights")
     return Inference(model, prepare(model, read_weights(weights, network)))(rows)
