@@ -41,9 +41,9 @@ class Inference:
     ``reproducible``: an input's outputs are the same bytes whichever share its batch. Where BLAS
     has to copy what it multiplies, a batch of 8 takes a fifth more time for it, elsewhere none;
     see ``dist_net.autodiff.kernels.products``. Otherwise they may differ in the last digits; for
-    the same batch they are the same bytes in any case. ``compiled``: with the passes that the extra ``fast``
-    compiles, whose answers differ in the last digits; None means where it is installed. Raises
-    MissingExtraError if they are asked for and it is not.
+    the same batch they are the same bytes in any case. ``compiled``: with the passes that the extra
+    ``fast`` compiles, whose answers differ in the last digits; None means where it is installed.
+    Raises MissingExtraError if they are asked for and it is not.
 
     Not for several threads at once, ``rebound`` apart; ``threads`` is how many it uses itself.
     """

@@ -44,7 +44,7 @@ class Answers(NamedTuple):
 
 
 def _decoders(threads: int) -> ThreadPoolExecutor | None:
-    """Threads to decode by, which begin when they are first needed; None: the caller's is enough."""
+    """Threads to decode by, which begin when they are first needed; None: the caller's is one."""
     return ThreadPoolExecutor(threads, "decode") if threads > 1 else None
 
 
