@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals
@@ -85,11 +86,11 @@ def run(arguments: argparse.Namespace) -> int:
     return INTERRUPTED if worker.was_stopped else 0
 
 
-def main() -> int:
-    """Parses the command line and answers."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Parses the command line, or these words in its place, and answers."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return run(parser.parse_args())
+    return run(parser.parse_args(words))
 
 
 if __name__ == "__main__":

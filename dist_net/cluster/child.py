@@ -3,35 +3,63 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO, Protocol
 
 from dist_net.cluster.entry import FAILED, READY
 from dist_net.errors import BadInputError, ProcessFailedError
 
 
-class Child:
-    """``python -m MODULE ARGUMENTS...``; its stdout and stderr go to files, as they may be long.
+class Process(Protocol):
+    """What is used of ``subprocess.Popen``."""
 
-    In a process group of its own, so that an interrupt at the terminal reaches only the parent,
-    which then ends its children in order.
-    """
+    pid: int
 
-    def __init__(self, name: str, module: str, arguments: Sequence[str], logs: Path) -> None:
+    def poll(self) -> int | None:
+        """The exit code; None while it runs; negative: the signal that ended it."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended; raises TimeoutExpired."""
+        ...
+
+    def terminate(self) -> None:
+        """SIGTERM, if it runs."""
+        ...
+
+    def kill(self) -> None:
+        """SIGKILL, if it runs."""
+        ...
+
+
+@contextlib.contextmanager
+def outputs(name: str, logs: Path) -> Iterator[tuple[IO[str], IO[str]]]:
+    """What a process of that name is given as stdout, which is for its parent, and as stderr."""
+    with _said_by(name, logs).open("w") as output, _log_of(name, logs).open("a") as errors:
+        yield output, errors
+
+
+def _said_by(name: str, logs: Path) -> Path:
+    return logs / f"{name}.out"
+
+
+def _log_of(name: str, logs: Path) -> Path:
+    return logs / f"{name}.log"
+
+
+class RunningChild:
+    """A child of this process whose stdout and stderr are the files that ``outputs`` gives."""
+
+    def __init__(self, name: str, logs: Path, process: Process) -> None:
         self.name = name
-        self.log = logs / f"{name}.log"
-        self._said = logs / f"{name}.out"
-        with self.log.open("a") as errors, self._said.open("w") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=errors,
-                process_group=0,
-            )
+        self.log = _log_of(name, logs)
+        self._said = _said_by(name, logs)
+        self._process = process
 
     @property
     def process_id(self) -> int:
@@ -102,7 +130,33 @@ class Child:
         return complete.splitlines()
 
 
-def end(children: Sequence[Child], grace_s: float) -> None:
+class Child(RunningChild):
+    """``python -m MODULE ARGUMENTS...``; its stdout and stderr go to files, as they may be long.
+
+    In a process group of its own, so that an interrupt at the terminal reaches only the parent,
+    which then ends its children in order. ``stdin`` is what it has there, else nothing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        logs: Path,
+        stdin: socket.socket | None = None,
+    ) -> None:
+        with outputs(name, logs) as (output, errors):
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", module, *arguments],
+                stdin=subprocess.DEVNULL if stdin is None else stdin.fileno(),
+                stdout=output,
+                stderr=errors,
+                process_group=0,
+            )
+        super().__init__(name, logs, process)
+
+
+def end(children: Sequence[RunningChild], grace_s: float) -> None:
     """Waits so long for the children to end; those that have not ended then are killed.
 
     So they are when the waiting is interrupted.

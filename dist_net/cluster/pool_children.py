@@ -10,13 +10,16 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from dist_net.cluster.child import Child, end
+from dist_net.cluster.child import Child, RunningChild, end
+from dist_net.cluster.fork_server import ForkServer
 from dist_net.errors import BadInputError, DistNetError
 
 logger = logging.getLogger(__name__)
 
+FORK_SERVER = "fork-server"
 SHORTEST_LIFE_S = 2.0  # who ends earlier is not started again at once, and ever later
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
@@ -24,7 +27,10 @@ LONGEST_PAUSE_S = 10.0
 
 @dataclass(frozen=True)
 class Command:
-    """How one kind of child is started: ``python -m MODULE ARGUMENTS...``."""
+    """How one kind of child is started: ``python -m MODULE ARGUMENTS...``.
+
+    Without a module it is forked by the pool's fork server.
+    """
 
     name: str
     module: str
@@ -36,17 +42,24 @@ class _Place:
     """A child that there has to be, and how it has fared."""
 
     command: Command
-    child: Child
+    child: RunningChild
     descriptor: int
     started_s: float
     pause_s: float
 
 
 class PoolChildren:
-    """A child for each command, and another for one that has ended."""
+    """A child for each command, and another for one that has ended.
 
-    def __init__(self, commands: Sequence[Command], logs: Path) -> None:
-        self._commands = commands
+    ``fork_server`` is the module of the fork server, which is a child like the others and looked
+    after like them, if there is anybody to be forked. Linux only.
+    """
+
+    def __init__(self, commands: Sequence[Command], fork_server: str, logs: Path) -> None:
+        forking = Command(FORK_SERVER, fork_server, ())
+        is_forked = any(not each.module for each in commands)
+        self._commands: Sequence[Command] = (*([forking] if is_forked else []), *commands)
+        self._forks = ForkServer(FORK_SERVER, fork_server, logs)
         self._logs = logs
         self._places: dict[int, _Place] = {}
 
@@ -76,6 +89,10 @@ class PoolChildren:
     def close(self, grace_s: float) -> None:
         """Ends them: those that have not left within ``grace_s`` are killed."""
         self._commands = ()
+        for place in [*self._places.values()]:
+            if place.command.name == FORK_SERVER:  # at once: it must not fork any more
+                place.child.kill()
+                self._forks.ended()
         for place in self._places.values():
             self._forget(place)
             place.child.terminate()
@@ -84,7 +101,17 @@ class PoolChildren:
     def _start(self, command: Command, pause_s: float) -> None:
         if command not in self._commands:  # closed meanwhile
             return
-        child = Child(command.name, command.module, command.arguments, self._logs)
+        if command.name == FORK_SERVER:
+            self._watch(command, pause_s, self._forks.start())
+        elif command.module:
+            child = Child(command.name, command.module, command.arguments, self._logs)
+            self._watch(command, pause_s, child)
+        else:
+            self._forks.order(
+                command.name, command.arguments, partial(self._watch, command, pause_s)
+            )
+
+    def _watch(self, command: Command, pause_s: float, child: RunningChild) -> None:
         descriptor = os.pidfd_open(child.process_id)  # readable when the process has ended
         place = _Place(command, child, descriptor, self._loop.time(), pause_s)
         self._places[child.process_id] = place
@@ -95,6 +122,8 @@ class PoolChildren:
         self._forget(place)
         del self._places[child.process_id]
         child.wait(1.0)
+        if place.command.name == FORK_SERVER:
+            self._forks.ended()
         self._ended(child.process_id, socket.gethostname(), child.last_words)
         is_bad_input = child.exit_code == BadInputError.exit_code
         if is_bad_input and self._failed(BadInputError(child.last_words)):

@@ -52,7 +52,7 @@ async def serve(options: ServingOptions) -> int:
         clock, token = SystemClock(), secrets.token_hex()
         pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32))
         commands = _commands(options, workers.contact_addresses[0], directory, token)
-        children = PoolChildren(commands, directory)
+        children = PoolChildren(commands, "workers.inference_fork_server", directory)
         gateway = Gateway(pool, workers, children, clock, token.encode())
         desk = ClientDesk(gateway, clients, secrets.token_hex(8))
         http = _http(options, gateway)
@@ -165,7 +165,7 @@ def _commands(options: ServingOptions, address: str, directory: Path, token: str
     return [
         Command("model-loader", "workers.model_loader", (*loader, "--", *options.sources)),
         *(
-            Command(name, "workers.inference_worker", (*worker, "--name", name))
+            Command(name, "", (*worker, "--name", name))
             for name in (f"worker-{i}" for i in range(options.workers))
         ),
     ]

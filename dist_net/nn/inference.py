@@ -27,6 +27,11 @@ from dist_net.nn.parameters import Scope, Vector
 
 logger = logging.getLogger(__name__)
 
+COMPILED_KERNELS = (  # which `choose` imports when they are first chosen
+    "dist_net.autodiff.kernels.compiled",
+    "dist_net.autodiff.kernels.compiled_winograd",
+)
+
 Prepared = Mapping[str, Array]
 """What of a network depends on its weights alone, computed beforehand."""
 
@@ -248,6 +253,13 @@ def _products_of(model: Model, prepared: Prepared) -> Products:
             return products
         misfits.append(misfit)
     raise misfits[0]
+
+
+def import_kernels() -> None:
+    """Imports what sessions compute by, so that none has to: with the extra ``fast``, a second."""
+    if _is_compiled(None):
+        for module in COMPILED_KERNELS:
+            import_module(module)
 
 
 def _is_compiled(asked: bool | None) -> bool:

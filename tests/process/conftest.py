@@ -102,7 +102,10 @@ class Command:
 
     @property
     def children(self) -> dict[str, int]:
-        """The process ids of its server and workers, by their names."""
+        """The process ids of its server and workers, by their names.
+
+        Those that were forked have the command line of the process that forks, and a name.
+        """
         names = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -110,6 +113,11 @@ class Command:
                 words = (stat.parent / "cmdline").read_text(errors="replace").split("\0")
                 if parent == str(self.process.pid) and "workers.parameter_server" in words:
                     names["server"] = int(stat.parent.name)
+                elif parent == str(self.process.pid) and "workers.inference_fork_server" in words:
+                    called = (stat.parent / "comm").read_text().strip()
+                    names[called if called.startswith("worker-") else "fork-server"] = int(
+                        stat.parent.name
+                    )
                 elif parent == str(self.process.pid) and "--name" in words:
                     names[words[words.index("--name") + 1]] = int(stat.parent.name)
         return names

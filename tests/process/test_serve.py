@@ -34,6 +34,7 @@ class Pool:
 
     def __init__(self, command, eventually) -> None:
         self.command = command
+        self._eventually = eventually
         said = eventually(lambda: self._ready())
         self.port, self.address = int(said[1]), said[2]
 
@@ -64,6 +65,11 @@ class Pool:
     def workers(self) -> dict[str, int]:
         """The process ids of workers that the pool counts in, by name."""
         return {each["name"]: each["process_id"] for each in self.get("/pool")[1]["workers"]}
+
+    def all_workers(self, count: int) -> dict[str, int]:
+        """The same, once it counts so many in: it says READY when the first one can answer."""
+        self._eventually(lambda: len(self.workers()) == count)
+        return self.workers()
 
 
 @pytest.fixture
@@ -158,7 +164,7 @@ def test_every_interface_gives_what_the_net_gives(serve, net, expected):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_worker_costs_no_request_and_is_replaced(serve, net, expected, eventually, number):
     pool = serve(net.source, "--workers", "2")
-    before = pool.workers()
+    before = pool.all_workers(2)
     with Load(pool.address) as load:
         eventually(lambda: len(load.answers) > 200)
         os.kill(before["worker-0"], number)
@@ -281,6 +287,32 @@ def test_bad_arguments_end_with_one_line(start, arguments, words):
 
 def test_workers_of_a_killed_gateway_leave(serve, net, eventually):
     pool = serve(net.source, "--workers", "2")
-    workers = pool.workers().values()
+    workers = pool.all_workers(2)
+    children = pool.command.children
+    assert set(children) == {"fork-server", *workers}
     pool.command.process.kill()
-    eventually(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in workers))
+    eventually(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in children.values()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_fork_server_is_nothing_to_the_workers_and_is_replaced(
+    serve, net, expected, eventually, number
+):
+    pool = serve(net.source, "--workers", "2")
+    before = pool.all_workers(2)
+    forks = pool.command.children["fork-server"]
+    with Load(pool.address) as load:
+        os.kill(forks, number)
+        if number == signal.SIGKILL:
+            eventually(lambda: pool.command.children.get("fork-server") not in (None, forks))
+            assert pool.workers() == before
+        os.kill(before["worker-0"], signal.SIGKILL)
+        eventually(lambda: pool.workers().get("worker-0") not in (None, before["worker-0"]))
+        count = len(load.answers)
+        eventually(lambda: len(load.answers) > count + 200)
+    load.require_right(expected)
+    assert pool.workers()["worker-1"] == before["worker-1"]
+    assert pool.command.children["fork-server"] != forks
+    pool.command.process.send_signal(signal.SIGINT)
+    assert pool.command.ends() == 130
+    assert not [*pool.command.temporary.iterdir()]

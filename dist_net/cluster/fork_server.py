@@ -1,0 +1,172 @@
+"""The process that a pool's workers are forked from, as the gateway sees it; see `forking`."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from dist_net.cluster.child import Child, RunningChild, outputs
+from dist_net.cluster.forking import READY_TO_FORK
+from dist_net.errors import ProcessFailedError
+
+logger = logging.getLogger(__name__)
+
+BORN_WITHIN_S = 5.0  # else the fork server is stopped, or hangs; it takes some 10 ms
+POLL_S = 0.005
+LONGEST_WORD = 64
+_PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
+
+
+class ForkedProcess:
+    """A child of this process that another one forked, with what is used of ``Popen``."""
+
+    def __init__(self, process_id: int) -> None:
+        self.pid = process_id
+        self._exit_code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs; negative: the signal that ended it."""
+        if self._exit_code is None:
+            process_id, status = os.waitpid(self.pid, os.WNOHANG)
+            if process_id:
+                self._exit_code = os.waitstatus_to_exitcode(status)
+        return self._exit_code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended; raises TimeoutExpired."""
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired("a forked process", timeout or 0.0)
+            time.sleep(POLL_S)
+        return code
+
+    def terminate(self) -> None:
+        """SIGTERM, if it runs."""
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL, if it runs."""
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+class _Order(NamedTuple):
+    name: str
+    arguments: Sequence[str]
+    born: Callable[[RunningChild], None]
+
+
+class ForkServer:
+    """Has processes forked, one after the other, by ``python -m MODULE``: see `fork_on_orders`.
+
+    They are children of this process. ``start`` is called on the running event loop, and again when
+    the module's process has ended: what was ordered, and is not born, is ordered of the new one.
+    """
+
+    def __init__(self, name: str, module: str, logs: Path) -> None:
+        self._name = name
+        self._module = module
+        self._logs = logs
+        self._orders: deque[_Order] = deque()
+        self._is_free = False
+        self._overdue: asyncio.TimerHandle | None = None
+
+    def start(self) -> Child:
+        """The process that forks others, which was not there or has ended."""
+        _adopt_orphans()
+        self._loop = asyncio.get_running_loop()
+        self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setblocking(False)
+        with its:
+            self._child = Child(self._name, self._module, (), self._logs, its)
+        self._loop.add_reader(self._socket, self._receive)
+        return self._child
+
+    def order(
+        self, name: str, arguments: Sequence[str], born: Callable[[RunningChild], None]
+    ) -> None:
+        """Has one forked, for which ``born`` is called."""
+        self._orders.append(_Order(name, arguments, born))
+        self._give_order()
+
+    def ended(self) -> None:
+        """The process of `start` has ended, and was waited for."""
+        self._is_free = False
+        self._expect_nothing()
+        self._loop.remove_reader(self._socket)
+        self._socket.shutdown(socket.SHUT_RD)  # who says only now that it is born, ends
+        while self._hear():
+            pass
+        self._socket.close()
+        with suppress(ChildProcessError):  # what it left half born
+            while os.waitpid(-self._child.process_id, os.WNOHANG)[0]:
+                pass
+
+    def _receive(self) -> None:
+        said = self._hear()
+        if said:
+            self._expect_nothing()
+            self._is_free = True
+            self._give_order()
+        elif said is not None:  # the process is about to end, which will be noticed
+            self._loop.remove_reader(self._socket)
+
+    def _hear(self) -> bytes | None:
+        """Hears that the fork server is ready, or who is born; empty at the end, None: nothing."""
+        try:
+            said = self._socket.recv(LONGEST_WORD)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            return b""
+        if said and said != READY_TO_FORK:
+            order = self._orders.popleft()
+            order.born(RunningChild(order.name, self._logs, ForkedProcess(int(said))))
+        return said
+
+    def _give_order(self) -> None:
+        if not (self._is_free and self._orders):
+            return
+        order = self._orders[0]
+        words = json.dumps([order.name, *order.arguments]).encode()
+        with outputs(order.name, self._logs) as files, suppress(BrokenPipeError):
+            socket.send_fds(self._socket, [words], [each.fileno() for each in files])
+        self._is_free = False
+        self._overdue = self._loop.call_later(BORN_WITHIN_S, self._give_up)
+
+    def _expect_nothing(self) -> None:
+        if self._overdue is not None:
+            self._overdue.cancel()
+            self._overdue = None
+
+    def _give_up(self) -> None:
+        logger.warning("event=fork_server_killed reason=nothing born in %g s", BORN_WITHIN_S)
+        self._child.kill()
+
+
+def _adopt_orphans() -> None:
+    """Makes processes whose parent ends children of this one, if it is an ancestor of theirs."""
+    library = ctypes.CDLL(None)
+    can_adopt = hasattr(library, "prctl")
+    if not can_adopt or library.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise ProcessFailedError(
+            f"{sys.platform} does not let a gateway adopt the workers that are forked for it; "
+            f"expected Linux"
+        )

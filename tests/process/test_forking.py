@@ -1,0 +1,199 @@
+"""Processes that are forked from one that has imported what they need: whose they are, what they
+have of their own, and what becomes of them when the one that forks is gone."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_net.cluster import fork_server
+from dist_net.cluster.child import RunningChild, end
+from dist_net.cluster.fork_server import ForkServer
+from dist_net.cluster.pool_children import Command, PoolChildren
+
+MODULE = """
+import os, signal, socket, sys, time
+from pathlib import Path
+from dist_net.cluster.forking import fork_on_orders
+
+def work(arguments):
+    what, gate = arguments
+    print("READY", os.getppid(), os.getpgid(0), len(os.listdir("/proc/self/fd")), flush=True)
+    print("a word", file=sys.stderr)
+    if what == "wait":
+        while not Path(gate).exists():
+            time.sleep(0.01)
+    if what == "raise":
+        raise RuntimeError("as it should")
+    return 7
+
+fork_on_orders(socket.socket(fileno=0), work)
+"""
+
+
+@pytest.fixture
+def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "forker.py").write_text(MODULE)
+    paths = [str(tmp_path), str(Path(__file__).parents[2])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    return tmp_path
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    made = asyncio.new_event_loop()
+    yield made
+    made.close()
+
+
+class Forks:
+    """A fork server on a loop that runs while one waits for something."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, logs: Path) -> None:
+        self.loop = loop
+        self.gate = logs / "gate"
+        self.born: list[RunningChild] = []
+        self.server = ForkServer("forker", "forker", logs)
+        self.start()
+
+    def start(self) -> None:
+        async def start() -> None:
+            self.child = self.server.start()
+
+        self.loop.run_until_complete(start())
+
+    def order(self, name: str, what: str) -> None:
+        self.server.order(name, (what, str(self.gate)), self.born.append)
+
+    def wait(self, holds: Callable[[], Any]) -> None:
+        async def wait() -> None:
+            async with asyncio.timeout(60):
+                while not holds():
+                    await asyncio.sleep(0.01)
+
+        self.loop.run_until_complete(wait())
+
+    def end(self) -> None:
+        self.child.kill()
+        self.server.ended()
+
+
+@pytest.fixture
+def forks(loop: asyncio.AbstractEventLoop, logs: Path) -> Iterator[Forks]:
+    made = Forks(loop, logs)
+    yield made
+    made.end()
+    for each in made.born:
+        each.kill()
+
+
+def test_a_forked_process_is_a_child_of_this_one_with_outputs_of_its_own(forks: Forks) -> None:
+    forks.order("one", "return")
+    forks.order("two", "raise")
+    forks.wait(lambda: len(forks.born) == 2)
+    one, two = forks.born
+    assert one.wait(60)
+    assert two.wait(60)
+    for child, code in ((one, 7), (two, 1)):
+        parent, group, descriptors = map(int, child.wait_until_ready(60))
+        assert parent == os.getpid()
+        assert group == child.process_id
+        assert descriptors == 4  # stdin, stdout, stderr, and the directory that is listed
+        assert child.log.read_text().startswith("a word\n")
+        assert child.exit_code == code
+    assert "as it should" in two.log.read_text()
+
+
+def test_the_death_of_the_fork_server_is_nothing_to_those_who_are_born(forks: Forks) -> None:
+    forks.order("one", "wait")
+    forks.wait(lambda: forks.born)
+    forks.end()
+    forks.order("two", "return")
+    forks.start()
+    forks.wait(lambda: len(forks.born) == 2)
+    assert forks.born[0].exit_code is None
+    forks.gate.touch()
+    assert [each.wait(60) and each.exit_code for each in forks.born] == [7, 7]
+
+
+def test_who_is_born_while_the_fork_server_dies_is_told_of(forks: Forks) -> None:
+    forks.order("one", "wait")
+    forks.wait(lambda: (forks.gate.parent / "one.out").exists())  # and the loop stands still now
+    while "READY" not in (forks.gate.parent / "one.out").read_text():
+        pass
+    forks.end()
+    assert [each.name for each in forks.born] == ["one"]
+    forks.start()
+
+
+def test_a_forked_process_is_ended_like_any_other(forks: Forks) -> None:
+    for name in ("one", "two", "three"):
+        forks.order(name, "wait")
+    forks.wait(lambda: len(forks.born) == 3)
+    one, two, three = forks.born
+    one.terminate()
+    os.kill(two.process_id, signal.SIGSTOP)
+    two.kill()
+    end([one, three], 0.0)
+    assert [each.exit_code for each in forks.born] == [-15, -9, -9]
+    assert one.last_words == "it ended with code -15"
+
+
+def test_a_fork_server_that_forks_nothing_is_killed(
+    forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fork_server, "BORN_WITHIN_S", 0.1)
+    forks.order("one", "return")
+    forks.wait(lambda: forks.born)
+    os.kill(forks.child.process_id, signal.SIGSTOP)
+    forks.order("two", "return")
+    forks.wait(lambda: forks.child.exit_code is not None)
+    monkeypatch.setattr(fork_server, "BORN_WITHIN_S", 60.0)
+    forks.server.ended()
+    forks.start()
+    forks.wait(lambda: len(forks.born) == 2)
+
+
+def test_children_that_have_ended_are_forked_anew_until_it_is_over(
+    loop: asyncio.AbstractEventLoop, logs: Path
+) -> None:
+    ended: list[int] = []
+    children = PoolChildren([Command("one", "", ("wait", str(logs / "gate")))], "forker", logs)
+
+    async def live() -> list[int]:
+        children.start(lambda process_id, *_: ended.append(process_id), lambda _: False)
+        lives = []
+        async with asyncio.timeout(60):
+            for _ in range(2):
+                while (ready := words_of(logs / "one.out"))[:1] != ["READY"] or ready[2] in lives:
+                    await asyncio.sleep(0.01)
+                lives.append(ready[2])
+                os.kill(int(ready[2]), signal.SIGKILL)
+            while len(ended) < 2:
+                await asyncio.sleep(0.01)
+        children.close(1.0)
+        return [int(each) for each in lives]
+
+    assert loop.run_until_complete(live()) == ended
+    assert not children_of(os.getpid(), "forker")
+
+
+def words_of(file: Path) -> list[str]:
+    return file.read_text().split() if file.exists() else []
+
+
+def children_of(process_id: int, module: str) -> list[str]:
+    """The process ids of those that run this module."""
+    stats = Path("/proc").glob("[0-9]*/stat")
+    read = partial(Path.read_text, errors="replace")
+    return [
+        each.parent.name
+        for each in stats
+        if read(each).rpartition(")")[2].split()[1] == str(process_id)
+        and module in read(each.parent / "cmdline").split("\0")
+    ]
