@@ -15,7 +15,7 @@ from statistics import median
 from time import sleep
 from typing import Any, NamedTuple
 
-from dist_net.benchmark import batchings, duress, hostile, http_load, pool_load
+from dist_net.benchmark import batchings, duress, hostile, http_load, pool_load, worker_memory
 from dist_net.benchmark.load import run, warm_up
 from dist_net.benchmark.peers import litserve
 from dist_net.benchmark.peers.dist_net_inference import FAST, PLAIN
@@ -76,6 +76,7 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
                     for name, each in closed_loops.items()
                 },
             },
+            "memory": worker_memory.measure(darknet53, say, scale),
             "overload": duress.overload(darknet53, options, capacity, say, scale),
             "reload": duress.reloads(tiny, options, say, scale),
             "reproducible": batchings.measure(convolutions, options, say, scale),
