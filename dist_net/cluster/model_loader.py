@@ -12,7 +12,8 @@ from typing import Self
 import numpy as np
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.cluster.model_sources import FoundModel, ModelSource, TrainingRun
+from dist_net.cluster.darknet_files import FoundModel
+from dist_net.cluster.model_sources import ModelSource, TrainingRun
 from dist_net.darknet.pictures import takes_pictures
 from dist_net.errors import DistNetError, JoinRefusedError
 from dist_net.nn.prepared import map_prepared, write_prepared

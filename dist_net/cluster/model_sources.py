@@ -6,21 +6,16 @@ A source can be read again and again; each time it gives the model as it is then
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
+from dist_net.cluster.darknet_files import DarknetFiles, FoundModel
 from dist_net.cluster.observer import Observer
 from dist_net.cluster.run_directory import RunDirectory
 from dist_net.cluster.trained import load_trained
-from dist_net.darknet.classifier import prepared_beside, prepared_kernels
-from dist_net.darknet.configuration import Configuration, configuration_text, read_configuration
+from dist_net.darknet.configuration import read_configuration
 from dist_net.darknet.labels import imagenet_labels, read_labels, require_labels
-from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import PUBLISHED
 from dist_net.darknet.weights_download import fetch_weights
 from dist_net.data import CLASS_NAMES, Progress
@@ -30,10 +25,10 @@ from dist_net.errors import (
     RecipeError,
     UnknownModelError,
 )
-from dist_net.nn import Model, cross_entropy_of_logits
-from dist_net.nn.inference import Prepared, prepare
+from dist_net.nn import cross_entropy_of_logits
+from dist_net.nn.inference import prepare
 from dist_net.nn.parameters import Vector
-from dist_net.nn.prepared import key_of, key_of_vector, map_prepared
+from dist_net.nn.prepared import key_of_vector
 from dist_net.recipe import LoadedRecipe, Recipe, load_recipe
 from dist_net.wire.security import WorkerKeys
 
@@ -46,69 +41,12 @@ ANSWER_WITHIN_S = 5.0
 NO_RECORDS = 1 << 62  # an index of metric records beyond all that there are
 
 
-@dataclass(frozen=True)
-class FoundModel:
-    """A model as it is at its source.
-
-    ``configuration`` is the text of a Darknet net; else ``recipe`` is what it was trained by.
-    ``key`` changes with the weights. ``file`` is where ``prepared`` is kept under that key, None
-    if nowhere yet. ``version``: the parameter server's, of a model that is being trained.
-    """
-
-    model: Model
-    labels: tuple[str, ...]
-    prepared: Prepared
-    key: str
-    has_logits: bool = False
-    configuration: str = ""
-    recipe: LoadedRecipe | None = None
-    file: Path | None = None
-    version: int | None = None
-
-
 class ModelSource(Protocol):
     """What can be asked for a model, and later for what has become of it."""
 
     def read(self) -> FoundModel:
         """The model as it is now; raises a DistNetError if there is none."""
         ...
-
-
-class DarknetFiles:
-    """A Darknet net: its configuration, the file of its weights, the names of its classes.
-
-    Each is a function, so that reading again sees what has changed.
-    """
-
-    def __init__(
-        self,
-        configuration: Callable[[], Configuration],
-        weights: Callable[[], Path],
-        labels: Path | tuple[str, ...],
-    ) -> None:
-        self._configuration = configuration
-        self._weights = weights
-        self._labels = labels
-
-    def read(self) -> FoundModel:
-        """The net with the weights that the file has now; raises what reading the files does."""
-        configuration, weights = self._configuration(), self._weights()
-        network = DarknetNetwork(configuration)
-        model = Model(network, network.input_shape, input_dtype=np.float32)
-        labels = self._labels
-        if isinstance(labels, Path):
-            labels = read_labels(labels, model.classes)
-        require_labels(labels, model.classes)
-        prepared = prepared_kernels(model, network, weights)
-        file, key = prepared_beside(weights), key_of(model, weights)
-        return FoundModel(
-            model,
-            labels,
-            prepared,
-            key,
-            configuration=configuration_text(configuration),
-            file=file if map_prepared(file, key) is not None else None,
-        )
 
 
 class TrainedRun:

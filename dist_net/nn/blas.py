@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff.kernels.products import Products, SmallProducts
@@ -18,6 +20,7 @@ def quickest_products() -> Products:
     return small if has_small_kernels() else whole
 
 
+@cache
 def has_small_kernels() -> bool:
     """Whether BLAS multiplies small matrices as they lie."""
     libraries = ThreadpoolController().info()

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 
 import numpy as np
@@ -232,12 +232,13 @@ def prepare(model: Model, weights: Vector) -> Prepared:
     return dict(zip(graph.prepared, arrays, strict=True))
 
 
-def prepared_shapes(model: Model, products: Products | None = None) -> dict[str, Shape]:
+@lru_cache(maxsize=4)
+def prepared_shapes(model: Model, products: Products) -> Mapping[str, Shape]:
     """The name and shape of everything that ``prepare`` gives for this model.
 
-    ``products``: here, or where they are computed so.
+    ``products``: where they are computed so, as here by ``quickest_products``.
     """
-    graph = _specialised(model, 1, Team(1, products or quickest_products()))
+    graph = _specialised(model, 1, Team(1, products))
     return {name: node.shape for name, node in graph.prepared.items()}
 
 

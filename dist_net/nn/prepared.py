@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from dist_net.autodiff import Array
 from dist_net.errors import PreparedKernelsError
+from dist_net.nn.blas import quickest_products
 from dist_net.nn.inference import Prepared, prepared_shapes
 from dist_net.nn.model import Model
 from dist_net.nn.parameters import Vector
@@ -84,4 +85,5 @@ def key_of_vector(model: Model, weights: Vector) -> str:
 
 
 def _key(model: Model, *facts: int | str) -> str:
-    return hashlib.sha256(repr((FORMAT, prepared_shapes(model), *facts)).encode()).hexdigest()
+    shapes = prepared_shapes(model, quickest_products())
+    return hashlib.sha256(repr((FORMAT, shapes, *facts)).encode()).hexdigest()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dist_net.cluster.child import Child
+from dist_net.cluster.darknet_files import FoundModel
 from dist_net.cluster.model_loader import described
-from dist_net.cluster.model_sources import FoundModel
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.seeded import seeded_weights
