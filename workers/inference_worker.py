@@ -2,7 +2,7 @@
 
     python -m workers.inference_worker --connect ADDRESS
         [--keys DIR] [--name NAME] [--threads N] [--max-batch-size N] [--most-pixels N]
-        [--reproducible] [--directory DIR] [--parent PROCESS_ID]
+        [--no-reproducible] [--directory DIR] [--parent PROCESS_ID]
 
 Prints ``READY`` on stdout when it asks the gateway for work, and ``FAILED REASON`` when it ends for
 a reason of its own. Logs go to stderr.
@@ -49,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"of a picture (default: {MOST_PIXELS:,})",
     )
-    parser.add_argument("--reproducible", action="store_true", help="as the gateway's")
+    parser.add_argument(
+        "--reproducible",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="as the gateway's (default)",
+    )
     parser.add_argument(
         "--directory",
         type=Path,

@@ -117,7 +117,7 @@ def measure(
     wanted = max(1, round(BATCHES * scale))
     say(f"reproducible: {wanted} batches of random pictures, while workers are killed and stopped")
     questions, algorithms, otherwise = prepare(net)
-    with Gateway([net.source], net.directory, *options, "--reproducible") as gateway:
+    with Gateway([net.source], net.directory, *options) as gateway:
         alone = ask_alone(gateway.address, questions)
         watch = Watch(gateway, wanted)
         with ThreadPoolExecutor(CLIENTS) as threads:

@@ -85,7 +85,7 @@ def chaos(net: Net, options: Sequence[str], say: Say, scale: float) -> Case:
     """
     say(f"chaos: a worker killed or stopped every {FAULT_EVERY_S:g} s for {CHAOS_S * scale:g} s")
     requests = row_requests(net.directory / "chaos", net.name, CHAOS_PATIENCE_S)
-    with Gateway([net.source], net.directory, *options, "--reproducible") as gateway:
+    with Gateway([net.source], net.directory, *options) as gateway:
         task = Task(
             gateway.port,
             requests,

@@ -160,8 +160,8 @@ def _commands(options: ServingOptions, address: str, directory: Path, token: str
             loader += [f"--{name.replace('_', '-')}", str(value)]
     worker = [*connect, str(directory), "--threads", str(options.threads)]
     worker += ["--max-batch-size", str(options.pool.max_batch_size)]
-    if options.is_reproducible:
-        worker.append("--reproducible")
+    if not options.is_reproducible:
+        worker.append("--no-reproducible")
     return [
         Command("model-loader", "workers.model_loader", (*loader, "--", *options.sources)),
         *(

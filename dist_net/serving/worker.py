@@ -60,7 +60,7 @@ class WorkerSettings:
     directory: Path
     threads: int = 1
     max_batch_size: int = 8
-    reproducible: bool = False
+    reproducible: bool = True
     most_pixels: int = MOST_PIXELS
 
     def __post_init__(self) -> None:
