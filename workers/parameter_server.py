@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from dist_net.cluster.entry import READY, entry_point, stop_on_signals
+from dist_net.cluster.entry import READY, entry_point, let_others_compute, stop_on_signals
 from dist_net.cluster.options import RunOptions
 from dist_net.cluster.run_directory import RunDirectory
 from dist_net.parameter_server.checkpoint import read_checkpoint
@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--parent", type=int, default=os.getppid())
     arguments = parser.parse_args()
+    let_others_compute()
 
     directory = RunDirectory(arguments.run_directory)
     options = RunOptions.from_json(directory.options.read_text())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -41,6 +42,17 @@ def use_threads(count: int) -> None:
     Without it two processes on two cores run 30 times slower.
     """
     threadpool_limits(count)
+
+
+def let_others_compute() -> None:
+    """Keeps this process, and the threads that it starts from now on, from interrupting others.
+
+    A push wakes the server while every core computes. Were it let in at once, it would find its own
+    memory out of the cache and put the worker's out; a moment later, several pushes are there to be
+    answered. By that two workers do a twentieth more. Linux only; elsewhere nothing changes.
+    """
+    if hasattr(os, "SCHED_BATCH"):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def stop_on_signals(stop: Callable[[str], None]) -> None:
