@@ -15,7 +15,14 @@ import sys
 from pathlib import Path
 
 from dist_net.autodiff.kernels.team import MOST_THREADS
-from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals, use_threads
+from dist_net.cluster.entry import (
+    INTERRUPTED,
+    READY,
+    entry_point,
+    let_others_compute,
+    stop_on_signals,
+    use_threads,
+)
 from dist_net.cluster.observer import recipe_at
 from dist_net.errors import SettingError
 from dist_net.recipe import load_recipe
@@ -57,6 +64,7 @@ def train(arguments: argparse.Namespace) -> int:
             f"number from 1 up to {MOST_THREADS}, and a number of seconds above 0"
         )
     use_threads(arguments.threads)
+    let_others_compute()
     logging.getLogger("dist_net").setLevel(logging.INFO)
     keys = load_worker_keys(arguments.keys) if arguments.keys else None
     reference = arguments.recipe or recipe_at(arguments.connect, keys, arguments.timeout)

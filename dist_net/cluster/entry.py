@@ -14,6 +14,8 @@ from threadpoolctl import threadpool_limits
 from dist_net.errors import DistNetError
 from dist_net.wire.memory import KEPT_BYTES, keep_freed_memory
 
+logger = logging.getLogger(__name__)
+
 READY = "READY"
 FAILED = "FAILED"
 INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
@@ -30,7 +32,7 @@ def entry_point(main: Callable[[], int], kept_bytes: int = KEPT_BYTES) -> int:
     try:
         return main()
     except DistNetError as error:
-        logging.getLogger(__name__).error("%s", error)
+        logger.error("%s", error)
         print(FAILED, error, flush=True)
         return error.exit_code
 
@@ -47,12 +49,16 @@ def use_threads(count: int) -> None:
 def let_others_compute() -> None:
     """Keeps this process, and the threads that it starts from now on, from interrupting others.
 
-    A push wakes the server while every core computes. Were it let in at once, it would find its own
-    memory out of the cache and put the worker's out; a moment later, several pushes are there to be
-    answered. By that two workers do a twentieth more. Linux only; elsewhere nothing changes.
+    A push wakes the server, and an answer a worker's socket, while every core computes. Were they
+    let in at once, they would find their own memory out of the cache and put the computation's out.
+    Between two minibatches a worker lets in who waits, and then several messages are there at once.
+    Linux only; elsewhere nothing changes.
     """
     if hasattr(os, "SCHED_BATCH"):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        try:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        except OSError as error:  # some containers forbid it
+            logger.info("not_scheduled_as_batch reason=%s", error)
 
 
 def stop_on_signals(stop: Callable[[str], None]) -> None:

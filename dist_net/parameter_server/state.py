@@ -187,6 +187,8 @@ class ParameterServer:
             run.metrics.pushes_rejected += 1
         elif not run.apply(member, push, gradient, now):
             return self._refuse_gradient(member, push, now)
+        if member.shared:
+            run.store.unpin_before(member.worker_id, push.base_version)
         return [Send(node, self._work(member, now, verdict is Verdict.DUPLICATE))]
 
     def _refuse_gradient(self, member: Member, push: Push, now: float) -> list[Command]:

@@ -11,9 +11,9 @@ from dist_net.errors import CheckpointDamagedError
 from dist_net.optim import UpdateRule
 from dist_net.wire.messages import Vector
 
-# A worker has two pushes on the way: it may compute from the last snapshot but one while the last
-# is on its way to it, and from the one before after a push of its was refused.
-PINS_PER_READER = 3
+# While a worker computes from a snapshot, four newer ones may be on their way to it: in the answers
+# to two pushes that it awaits, and to two that it counts as lost since one before was refused.
+PINS_PER_READER = 5
 
 
 class Pin(NamedTuple):
@@ -77,7 +77,9 @@ class WeightStore:
             self._unpin(pin)
 
     def pin(self, worker_id: int, *, again: bool = False) -> Pin:
-        """Return the current snapshot, pinned for the reader until it has pinned some more.
+        """Return the current snapshot, pinned until the reader says that it is past it.
+
+        Until then at most ``PINS_PER_READER`` are: the oldest makes way for one more.
 
         ``again``: the one that it was given last, because it asks for the same thing twice.
         """
@@ -88,6 +90,12 @@ class WeightStore:
             if len(pins) > PINS_PER_READER:
                 self._unpin(pins.popleft())
         return pins[-1]
+
+    def unpin_before(self, worker_id: int, version: int) -> None:
+        """Let go of the reader's older snapshots: it computes from ``version``, or a later one."""
+        pins = self._pins[worker_id]
+        while pins and pins[0].version < version:
+            self._unpin(pins.popleft())
 
     def _unpin(self, pin: Pin) -> None:
         self._pinned[pin.snapshot] -= 1

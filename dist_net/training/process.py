@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol, Self
@@ -134,15 +135,28 @@ class WorkerProcess:
                     return command
                 commands.extendleft(reversed(self._carry_out(command)))
             has_minibatch = self._state.can_compute
+            if has_minibatch:
+                _let_others_in()
             message = self._socket.receive(0) if has_minibatch else self._listen()
             if self._stop_requested is not None:
                 commands.extend(self._state.leave(self._stop_requested))
             elif message is not None:
-                commands.extend(self._state.handle(message, self._clock.now()))
+                commands.extend(self._take_in(message))
             elif not has_minibatch:
                 commands.extend(self._tick())
             if not commands and self._state.can_compute:
                 commands.extend(self._state.compute())
+
+    def _take_in(self, message: Message) -> list[Command]:
+        """Handles the message, and those behind it, whose weights are newer."""
+        while True:
+            commands = self._state.handle(message, self._clock.now())
+            if commands or not self._state.awaits_older_answer:
+                return commands
+            following = self._socket.receive(0)
+            if following is None:
+                return commands
+            message = following
 
     def _listen(self) -> Message | None:
         """The next message; None when none came in time."""
@@ -204,6 +218,15 @@ class WorkerProcess:
         logger.info(
             "joined worker=%d shared_memory=%s", welcome.worker_id, not self._sends_gradient
         )
+
+
+def _let_others_in() -> None:
+    """Lets those run that wait for this core: the server, a socket's thread.
+
+    Between two minibatches they interrupt nothing. Without it they wait until the worker does.
+    """
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
 
 
 class Weights:

@@ -13,7 +13,7 @@ from dist_net.wire.messages import Vector
 SIZE = 5
 
 
-def a_store(capacity: int = 6) -> tuple[WeightStore, list[Vector]]:
+def a_store(capacity: int = 2 + PINS_PER_READER) -> tuple[WeightStore, list[Vector]]:
     buffers = [vector(np.nan) for _ in range(capacity)]
     return WeightStore(buffers, np.zeros(SIZE, np.float32), SGD().start(SIZE)), buffers
 
@@ -28,8 +28,8 @@ def two_buffers() -> list[Vector]:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["apply", "pin", "again", "leave"]), st.integers(0, 2)),
-        max_size=60,
+        st.tuples(st.sampled_from(["apply", "pin", "again", "past", "leave"]), st.integers(0, 2)),
+        max_size=80,
     )
 )
 def test_the_last_pinned_snapshots_never_change(events: list[tuple[str, int]]) -> None:
@@ -41,6 +41,10 @@ def test_the_last_pinned_snapshots_never_change(events: list[tuple[str, int]]) -
         elif event == "leave":
             store.dismiss(reader)
             pinned.pop(reader, None)
+        elif event == "past":
+            if pinned.get(reader):
+                store.unpin_before(reader, pinned[reader][-1][1])
+                pinned[reader] = pinned[reader][-1:]
         else:
             if reader not in pinned:
                 assert store.admit(reader)
@@ -89,6 +93,16 @@ def test_buffers_beyond_need_are_never_touched() -> None:
         store.pin(1)
         store.apply(vector(1.0), 0.1)
     assert np.isnan(buffers[PINS_PER_READER + 2 :]).all()
+
+
+def test_what_a_reader_is_past_is_used_again() -> None:
+    store, buffers = a_store(capacity=50)
+    store.admit(1)
+    for version in range(100):
+        store.pin(1)
+        store.unpin_before(1, version)
+        store.apply(vector(1.0), 0.1)
+    assert np.isnan(buffers[3:]).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e38])

@@ -61,7 +61,7 @@ def joined() -> WorkerState:
 
 
 def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: WorkerState) -> None:
-    assert joined.handle(work(7, 0, 14), 0.0) == []
+    assert joined.handle(work(7, 0, 18), 0.0) == []
     assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
     push = Push(3, 7, 0, 4, 0, 1.5, 2, 0, None)
     assert joined.computed(1.5, 2, None, 0.1) == [Send(push), Prepare(0, 4, 8)]
@@ -69,16 +69,21 @@ def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: Wor
     assert joined.compute() == [Compute(0, 4, 8, 2, None, 1)]
     push = Push(3, 7, 4, 8, 0, 0.5, 3, 1, None)
     assert joined.computed(0.5, 3, None, 0.3) == [Send(push), Prepare(0, 8, 12)]
-    # Both slots hold gradients that the server has yet to read.
+    assert joined.awaits_older_answer
+    assert joined.compute() == [Compute(0, 8, 12, 2, None, 2)]
+    push = Push(3, 7, 8, 12, 0, 0.5, 3, 2, None)
+    assert joined.computed(0.5, 3, None, 0.4) == [Send(push), Prepare(0, 12, 16)]
+    # Every slot holds a gradient that the server has yet to read.
     assert not joined.can_compute
-    assert joined.handle(work(7, 4, 14, version=1), 0.4) == []
-    assert joined.compute() == [Compute(0, 8, 12, 2, None, 0)]
-    push = Push(3, 7, 8, 12, 1, 0.5, 3, 0, None)
+    assert joined.handle(work(7, 4, 18, version=1), 0.4) == []
+    assert joined.compute() == [Compute(0, 12, 16, 2, None, 0)]
+    push = Push(3, 7, 12, 16, 1, 0.5, 3, 0, None)
     # The rest of the lease is shorter than a minibatch.
-    assert joined.computed(0.5, 3, None, 0.5) == [Send(push), Prepare(0, 12, 14)]
-    assert joined.handle(work(7, 12, 14, version=3), 0.6) == []
-    assert joined.compute() == [Compute(0, 12, 14, 2, None, 1)]
-    push = Push(3, 7, 12, 14, 3, 0.5, 3, 1, None)
+    assert joined.computed(0.5, 3, None, 0.5) == [Send(push), Prepare(0, 16, 18)]
+    assert joined.handle(work(7, 12, 18, version=3), 0.6) == []
+    assert not joined.awaits_older_answer
+    assert joined.compute() == [Compute(0, 16, 18, 2, None, 1)]
+    push = Push(3, 7, 16, 18, 3, 0.5, 3, 1, None)
     assert joined.computed(0.5, 3, None, 0.7) == [Send(push)]
     assert not joined.can_compute
 
@@ -224,7 +229,7 @@ def test_answers_that_come_twice_are_dropped(joined: WorkerState) -> None:
     joined.computed(1.0, 1, GRADIENT, 3.0)
     joined.handle(third, 3.0)
     joined.handle(second, 3.0)
-    assert joined.compute() == [Prepare(0, 12, 16), Compute(0, 12, 16, 2, None, 0)]
+    assert joined.compute() == [Prepare(0, 12, 16), Compute(0, 12, 16, 2, None, 2)]
 
 
 def test_an_answer_that_no_parameter_server_gives_is_an_error(joined: WorkerState) -> None:
