@@ -31,7 +31,10 @@ class AdaGrad:
 class AdaGradRule(StripRule):
     """AdaGrad; its state is ``accumulator``, the sum of squared gradients."""
 
+    loop = "adagrad"
+
     def __init__(self, size: int, dtype: DTypeLike, settings: AdaGrad) -> None:
+        self.constants = (settings.epsilon,)
         super().__init__(size, dtype, accumulator=settings.initial_accumulator)
         self.epsilon = settings.epsilon
 

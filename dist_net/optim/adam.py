@@ -42,7 +42,10 @@ class AdamRule(StripRule):
     The step count is not kept here: the caller passes it, and a checkpoint keeps it as the version.
     """
 
+    loop = "adam"
+
     def __init__(self, size: int, dtype: DTypeLike, settings: Adam) -> None:
+        self.constants = (1 - settings.beta1, 1 - settings.beta2, settings.epsilon)
         super().__init__(size, dtype, mean=0.0, mean_square=0.0)
         self.settings = settings
 

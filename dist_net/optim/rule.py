@@ -1,10 +1,13 @@
 """What an optimizer is: settings that start an update rule, and the rule's walk over the vectors.
 
 Every rule of this package is an exact transcription of the Keras 3 optimizer of the same name
-(its sources are the specification, and so are its defaults). NumPy only.
+(its sources are the specification, and so are its defaults). NumPy alone computes them; with the
+extra ``fast``, those that keep a state take one pass over memory instead of many.
 """
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -12,6 +15,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from dist_net.errors import ShapeError
+
+logger = logging.getLogger(__name__)
 
 Vector = NDArray[np.floating[Any]]
 
@@ -63,7 +68,13 @@ class StripRule(ABC):
 
     A subclass gives the arithmetic for one strip; its state vectors are passed in the order in
     which ``state`` names them. Nothing of the parameters' size is allocated after the start.
+
+    ``loop`` is the name of the same in ``dist_net.optim.compiled``, if that has it, where
+    ``constants`` are passed behind the state.
     """
+
+    loop = ""
+    constants: tuple[float, ...] = ()
 
     def __init__(self, size: int, dtype: DTypeLike, **initial_state: float) -> None:
         self.size = size
@@ -80,6 +91,18 @@ class StripRule(ABC):
             )
             for strip in strips
         )
+        self._compiled = self._compile() if self.loop and np.dtype(dtype) == np.float32 else None
+
+    def _compile(self) -> Callable[..., None] | None:
+        """The loop, compiled; None where numba cannot be had."""
+        try:
+            # numba, which it imports, is an extra, and takes half a second to import.
+            from dist_net.optim.compiled import compiled
+        except ImportError:
+            logger.info("updates_begun rule=%s loops=numpy", self.loop)
+            return None
+        logger.info("updates_begun rule=%s loops=compiled", self.loop)
+        return compiled(self.loop, len(self.state), len(self.constants))
 
     def update(
         self, weights: Vector, gradient: Vector, out: Vector, learning_rate: float, step: int
@@ -93,7 +116,11 @@ class StripRule(ABC):
             )
         rate = self.rate(learning_rate, step)
         for strip, scratch, state in self._strips:
-            self.update_strip(weights[strip], gradient[strip], out[strip], rate, scratch, *state)
+            vectors = weights[strip], gradient[strip], out[strip]
+            if self._compiled is None:
+                self.update_strip(*vectors, rate, scratch, *state)
+            else:
+                self._compiled(*_apart(*vectors, scratch), rate, *state, *self.constants)
 
     def rate(self, learning_rate: float, step: int) -> float:
         """Return the factor of the update at ``step``; the learning rate unless overridden."""
@@ -110,3 +137,13 @@ class StripRule(ABC):
         *state: Vector,
     ) -> None:
         """Update one strip. ``out`` may be ``weights``: it is written after they were read."""
+
+
+def _apart(
+    weights: Vector, gradient: Vector, out: Vector, scratch: Vector
+) -> tuple[Vector, Vector, Vector]:
+    """The vectors, with weights in ``scratch`` if they are also where the result goes."""
+    if np.may_share_memory(weights, out):
+        np.copyto(scratch, weights)
+        weights = scratch
+    return weights, gradient, out

@@ -74,7 +74,10 @@ class SGDRule(StripRule):
 class MomentumRule(StripRule):
     """Heavy-ball momentum; its state is ``velocity``."""
 
+    loop = "momentum"
+
     def __init__(self, size: int, dtype: DTypeLike, settings: Momentum) -> None:
+        self.constants = (settings.momentum,)
         super().__init__(size, dtype, velocity=0.0)
         self.momentum = settings.momentum
 
@@ -98,7 +101,10 @@ class MomentumRule(StripRule):
 class NesterovRule(StripRule):
     """Nesterov's momentum; its state is ``velocity``."""
 
+    loop = "nesterov"
+
     def __init__(self, size: int, dtype: DTypeLike, settings: Nesterov) -> None:
+        self.constants = (settings.momentum,)
         super().__init__(size, dtype, velocity=0.0)
         self.momentum = settings.momentum
 

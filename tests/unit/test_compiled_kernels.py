@@ -36,6 +36,7 @@ from dist_net.nn.inference import Inference, prepare
 
 pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 
+from dist_net import compiling
 from dist_net.autodiff.kernels import (
     compiled,
     compiled_halving,
@@ -316,16 +317,17 @@ def add_one(x):
 
 
 def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch, caplog):
-    numba = jit.numba
+    numba = compiling.numba
 
     def without_a_place(signature, cache=False, **options):
         if cache:
             raise RuntimeError("no locator available")
         return numba.njit(signature, **options)
 
-    monkeypatch.setattr(jit, "numba", SimpleNamespace(njit=without_a_place, config=numba.config))
+    replaced = SimpleNamespace(njit=without_a_place, config=numba.config)
+    monkeypatch.setattr(compiling, "numba", replaced)
     with caplog.at_level(logging.INFO):
-        loop = jit.jit(jit.WRITTEN)(add_one)
+        loop = compiling.jit(compiling.WRITTEN)(add_one)
     assert "compiled_code_not_kept name=add_one reason=no locator available" in caplog.text
     values = np.zeros(1, np.float32)
     loop(values)

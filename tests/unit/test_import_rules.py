@@ -19,16 +19,17 @@ CATALOGUES = {"dist_net.errors"}  # as long as there are causes, each a leaf of 
 # Direction: left never imports right, and the three in the middle never each other. What stands
 # on a line is all that the room may import of this project; a room that is not here has no place
 # in the design yet.
-MODELS = "errors clock replacing autodiff nn optim data darknet"
+MODELS = "errors clock replacing compiling autodiff nn optim data darknet"
 SIBLING = f"{MODELS} recipe wire monitoring"
 ALL_BUT_COMMANDS = f"{SIBLING} recipes parameter_server training serving cluster simulation"
 MAY_IMPORT = {
     "errors": "",
     "clock": "",
     "replacing": "",
-    "autodiff": "errors",
+    "compiling": "",
+    "autodiff": "errors compiling",
     "nn": "errors replacing autodiff",
-    "optim": "errors",
+    "optim": "errors compiling",
     "data": "errors clock",
     "darknet": "errors replacing autodiff nn data",
     "recipe": MODELS,
@@ -60,6 +61,8 @@ INPUT_AND_OUTPUT = {"asyncio", "socket", "subprocess", "threading", "time", "zmq
 # What only these modules may import of an extra; whoever needs them imports them in a function.
 NUMBA = "numba llvmlite"
 NEEDS_AN_EXTRA = {
+    "dist_net.compiling": NUMBA,
+    "dist_net.optim.compiled": NUMBA,
     "dist_net.autodiff.kernels.jit": NUMBA,
     "dist_net.autodiff.kernels.compiled": NUMBA,
     "dist_net.autodiff.kernels.compiled_halving": NUMBA,

@@ -1,6 +1,8 @@
 """The update rules, held against plain scalar loops and against Keras's published definitions."""
 
+import logging
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -116,6 +118,25 @@ def test_float32_stays_float32_and_close_to_float64(name):
 
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "adam", "adagrad"])
+def test_a_compiled_loop_computes_what_numpy_does(name, in_place, monkeypatch, caplog):
+    pytest.importorskip("numba")
+    optimizer, _ = CASES[name]
+    random = np.random.default_rng(10)
+    weights = random.standard_normal(1003).astype(np.float32)
+    gradients = random.standard_normal((len(LEARNING_RATES), 1003)).astype(np.float32)
+    gradients.flags.writeable = False
+
+    with caplog.at_level(logging.INFO):
+        compiled = run(optimizer, weights, gradients, in_place)
+        monkeypatch.setitem(sys.modules, "dist_net.optim.compiled", None)
+        plain = run(optimizer, weights, gradients, in_place)
+
+    assert [line.split("loops=")[1] for line in caplog.messages] == ["compiled", "numpy"]
+    np.testing.assert_array_equal(compiled, plain)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -18,12 +18,7 @@ from dist_net.autodiff.expression import Array, Kernel
 from dist_net.autodiff.kernels.blocks import Block
 from dist_net.autodiff.kernels.im2row import Im2Row
 from dist_net.autodiff.kernels.jit import (
-    BOOLEAN,
-    INTEGER,
     LANES,
-    READ,
-    REAL,
-    WRITTEN,
     Flat,
     Pointer,
     Vector,
@@ -36,6 +31,7 @@ from dist_net.autodiff.kernels.jit import (
     store,
 )
 from dist_net.autodiff.kernels.problem import Arrays, Problem
+from dist_net.compiling import BOOLEAN, INTEGER, READ, REAL, WRITTEN
 
 
 class CompiledIm2Row(Im2Row):

@@ -26,10 +26,7 @@ from dist_net.autodiff.kernels.compiled_lines import (
     to_lines_4,
 )
 from dist_net.autodiff.kernels.jit import (
-    INTEGER,
     LANES,
-    READ,
-    WRITTEN,
     Flat,
     Pointer,
     Vector,
@@ -40,6 +37,7 @@ from dist_net.autodiff.kernels.jit import (
     spread,
     store,
 )
+from dist_net.compiling import INTEGER, READ, WRITTEN
 
 
 @inlined

@@ -1,24 +1,17 @@
-"""How loops are compiled, and vectors for them. Needs the extra ``fast``.
+"""Vectors for compiled loops. Needs the extra ``fast``.
 
 Loops work on 8 neighbouring values at once, as NumPy's arrays would: ``load`` gives a vector, which
 has + - * and ``larger``, and ``store`` puts it back. LLVM finds such vectors in loops over single
 values too, but not where it cannot tell whether stores overlap, and transforms of Winograd's kind
 write to 36 places at once. Neither checks bounds: that is what the tests do, in plain Python.
 
-Arrays are handed over flat. A function has one signature and is compiled, or read from numba's
-cache on disk, when its module is imported, by the thread that imports it. Functions made for
-several constants or several signatures would share one index in that cache, and processes that
-fill it at the same time may then get each other's code. The cache knows a function by its own file
-only, so it lies in a directory of its own for each state of the files whose parts are inlined.
+Arrays are handed over flat. Functions are compiled when their module is imported.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import operator
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -29,9 +22,10 @@ from numba import types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numpy.typing import NDArray
 
-# ruff: noqa: ARG001 - numba hands every code generator the same arguments
+from dist_net import compiling
+from dist_net.compiling import Loop
 
-logger = logging.getLogger(__name__)
+# ruff: noqa: ARG001 - numba hands every code generator the same arguments
 
 LANES = 8
 
@@ -40,46 +34,14 @@ Pointer = Any
 Vector = Any
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-READ = types.Array(types.float32, 1, "C", readonly=True)
-WRITTEN = types.Array(types.float32, 1, "C")
-INTEGER = types.intp
-REAL = types.float32
-BOOLEAN = types.boolean
+# What functions of this package call: a change to one of these files is a change to all of them.
+_CALLED = ("jit.py", "compiled.py", "compiled_lines.py")
+_INLINED = [Path(__file__).with_name(name) for name in _CALLED]
 
 
-def jit(*arguments: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Compiles a function without result for arguments of these types, and no others.
-
-    It runs without the interpreter's lock.
-    """
-    signature = types.void(*arguments)
-
-    def compiled(function: Callable[..., None]) -> Callable[..., None]:
-        options = {"nogil": True, "error_model": "numpy"}
-        try:
-            with _own_cache():
-                kept = numba.njit(signature, cache=True, **options)(function)
-            return cast(Callable[..., None], kept)
-        except Exception as error:  # no place to keep it, no room, a damaged file: of any class
-            # What is wrong with the function itself is raised again here.
-            logger.info("compiled_code_not_kept name=%s reason=%s", function.__name__, error)
-            return cast(Callable[..., None], numba.njit(signature, **options)(function))
-
-    return compiled
-
-
-@contextmanager
-def _own_cache() -> Iterator[None]:
-    """Has numba keep code apart for each state of the files that are compiled into others."""
-    here = Path(__file__)
-    parts = [here, here.with_name("compiled.py"), here.with_name("compiled_lines.py")]
-    state = hashlib.sha256(b"".join(each.read_bytes() for each in parts)).hexdigest()[:16]
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(here.parent / "__pycache__" / f"compiled-{state}")
-    try:
-        yield
-    finally:
-        numba.config.CACHE_DIR = before
+def jit(*arguments: Any) -> Callable[[Loop], Loop]:
+    """``dist_net.compiling.jit`` for functions that call those of this package."""
+    return compiling.jit(*arguments, inlines=_INLINED)
 
 
 def inlined(function: Function) -> Function:

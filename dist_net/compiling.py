@@ -1,0 +1,64 @@
+"""How loops are compiled, and where their code is kept. Needs the extra ``fast``.
+
+A function has one signature and is compiled, or read from numba's cache on disk, by the thread that
+asks for it. Functions made for several constants or several signatures would share one index in
+that cache, and processes that fill it at the same time may then get each other's code. The cache
+knows a function by its own file only, so it lies in a directory of its own for each state of the
+files whose parts are compiled into it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numba
+from numba import types
+
+logger = logging.getLogger(__name__)
+
+READ = types.Array(types.float32, 1, "C", readonly=True)
+WRITTEN = types.Array(types.float32, 1, "C")
+INTEGER = types.intp
+REAL = types.float32
+BOOLEAN = types.boolean
+
+Loop = Callable[..., None]
+
+
+def jit(*arguments: Any, inlines: Sequence[Path] = ()) -> Callable[[Loop], Loop]:
+    """Compiles a function without result for arguments of these types, and no others.
+
+    ``inlines``: the files of what it calls. It runs without the interpreter's lock, and division
+    by zero gives inf or nan.
+    """
+    signature = types.void(*arguments)
+
+    def compiled(function: Loop) -> Loop:
+        options = {"nogil": True, "error_model": "numpy"}
+        try:
+            with _own_cache(Path(function.__code__.co_filename), inlines):
+                return cast(Loop, numba.njit(signature, cache=True, **options)(function))
+        except Exception as error:  # no place to keep it, no room, a damaged file: of any class
+            # What is wrong with the function itself is raised again here.
+            logger.info("compiled_code_not_kept name=%s reason=%s", function.__name__, error)
+            return cast(Loop, numba.njit(signature, **options)(function))
+
+    return compiled
+
+
+@contextmanager
+def _own_cache(file: Path, inlines: Sequence[Path]) -> Iterator[None]:
+    """Has numba keep the code of a file apart for each state of what is compiled into it."""
+    parts = [Path(__file__), *inlines]
+    state = hashlib.sha256(b"".join(each.read_bytes() for each in parts)).hexdigest()[:16]
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = str(file.parent / "__pycache__" / f"compiled-{state}")
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
