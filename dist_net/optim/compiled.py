@@ -1,7 +1,8 @@
-"""The update rules that keep a state, in one pass over memory each. Needs the extra ``fast``.
+"""The update rules in one pass over memory each. Needs the extra ``fast``.
 
 What they compute is defined by the rules' NumPy form, ``update_strip``, to the last bit. Vectors
-are float32. ``out`` is none of those that are read: else LLVM takes one element at a time.
+are float32. ``out`` is none of those that are read, as when a server writes its next snapshot:
+in place, LLVM would take one element at a time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,12 @@ from functools import cache
 
 from dist_net.compiling import READ, REAL, WRITTEN, Loop, jit
 from dist_net.optim.rule import Vector
+
+
+def sgd(weights: Vector, gradient: Vector, out: Vector, rate: float) -> None:
+    """w ← w - η g."""
+    for i in range(weights.size):
+        out[i] = weights[i] - rate * gradient[i]
 
 
 def momentum(
@@ -77,7 +84,7 @@ def adagrad(
         out[i] = weights[i] - gradient[i] / math.sqrt(accumulator[i] + epsilon) * rate
 
 
-LOOPS = {each.__name__: each for each in (momentum, nesterov, adam, adagrad)}
+LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad)}
 
 
 @cache

@@ -2,7 +2,7 @@
 
 Every rule of this package is an exact transcription of the Keras 3 optimizer of the same name
 (its sources are the specification, and so are its defaults). NumPy alone computes them; with the
-extra ``fast``, those that keep a state take one pass over memory instead of many.
+extra ``fast`` they take one pass over memory instead of many.
 """
 
 import logging
@@ -69,11 +69,11 @@ class StripRule(ABC):
     A subclass gives the arithmetic for one strip; its state vectors are passed in the order in
     which ``state`` names them. Nothing of the parameters' size is allocated after the start.
 
-    ``loop`` is the name of the same in ``dist_net.optim.compiled``, if that has it, where
-    ``constants`` are passed behind the state.
+    ``loop`` is the name of the same in ``dist_net.optim.compiled``, where ``constants`` are passed
+    behind the state. It is called, if numba is there, for an update that is not in place.
     """
 
-    loop = ""
+    loop: str
     constants: tuple[float, ...] = ()
 
     def __init__(self, size: int, dtype: DTypeLike, **initial_state: float) -> None:
@@ -91,7 +91,7 @@ class StripRule(ABC):
             )
             for strip in strips
         )
-        self._compiled = self._compile() if self.loop and np.dtype(dtype) == np.float32 else None
+        self._compiled = self._compile() if np.dtype(dtype) == np.float32 else None
 
     def _compile(self) -> Callable[..., None] | None:
         """The loop, compiled; None where numba cannot be had."""
@@ -115,12 +115,11 @@ class StripRule(ABC):
                 f"gradient {gradient.shape} and out {out.shape}: expected ({self.size},) for each"
             )
         rate = self.rate(learning_rate, step)
+        if self._compiled is not None and not np.may_share_memory(weights, out):
+            self._compiled(weights, gradient, out, rate, *self.state.values(), *self.constants)
+            return
         for strip, scratch, state in self._strips:
-            vectors = weights[strip], gradient[strip], out[strip]
-            if self._compiled is None:
-                self.update_strip(*vectors, rate, scratch, *state)
-            else:
-                self._compiled(*_apart(*vectors, scratch), rate, *state, *self.constants)
+            self.update_strip(weights[strip], gradient[strip], out[strip], rate, scratch, *state)
 
     def rate(self, learning_rate: float, step: int) -> float:
         """Return the factor of the update at ``step``; the learning rate unless overridden."""
@@ -137,13 +136,3 @@ class StripRule(ABC):
         *state: Vector,
     ) -> None:
         """Update one strip. ``out`` may be ``weights``: it is written after they were read."""
-
-
-def _apart(
-    weights: Vector, gradient: Vector, out: Vector, scratch: Vector
-) -> tuple[Vector, Vector, Vector]:
-    """The vectors, with weights in ``scratch`` if they are also where the result goes."""
-    if np.may_share_memory(weights, out):
-        np.copyto(scratch, weights)
-        weights = scratch
-    return weights, gradient, out

@@ -55,6 +55,8 @@ class Nesterov:
 class SGDRule(StripRule):
     """Plain stochastic gradient descent; without state."""
 
+    loop = "sgd"
+
     def update_strip(
         self,
         weights: Vector,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_net.errors import CheckpointDamagedError
@@ -26,6 +26,7 @@ def two_buffers() -> list[Vector]:
     return [vector(np.nan), vector(np.nan)]
 
 
+@settings(deadline=None)  # the first rule imports numba
 @given(
     st.lists(
         st.tuples(st.sampled_from(["apply", "pin", "again", "past", "leave"]), st.integers(0, 2)),
