@@ -16,5 +16,5 @@ recipe = Recipe(
     learning_rate=0.0005,
     schedule=Cosine(),
     batch_size=32,
-    epochs=30,
+    epochs=40,
 )
