@@ -70,7 +70,7 @@ class StripRule(ABC):
     which ``state`` names them. Nothing of the parameters' size is allocated after the start.
 
     ``loop`` is the name of the same in ``dist_net.optim.compiled``, where ``constants`` are passed
-    behind the state. It is called, if numba is there, for an update that is not in place.
+    behind the state. It is called, if numba is there, for updates that are not in place.
     """
 
     loop: str
@@ -115,7 +115,9 @@ class StripRule(ABC):
                 f"gradient {gradient.shape} and out {out.shape}: expected ({self.size},) for each"
             )
         rate = self.rate(learning_rate, step)
-        if self._compiled is not None and not np.may_share_memory(weights, out):
+        # A gradient that came over a network lies anywhere, and loops are compiled for aligned ones.
+        is_apart = gradient.flags.aligned and not np.may_share_memory(weights, out)
+        if self._compiled is not None and is_apart:
             self._compiled(weights, gradient, out, rate, *self.state.values(), *self.constants)
             return
         for strip, scratch, state in self._strips:

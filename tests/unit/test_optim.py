@@ -139,6 +139,22 @@ def test_a_compiled_loop_computes_what_numpy_does(name, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_a_gradient_may_lie_anywhere_in_a_message(name):
+    optimizer, _ = CASES[name]
+    weights = np.ones(10, np.float32)
+    aligned = np.arange(10, dtype=np.float32)
+    message = b"." + aligned.tobytes()
+    gradient = np.frombuffer(message, np.float32, offset=1)
+    assert not gradient.flags.aligned
+
+    expected, updated = np.empty_like(weights), np.empty_like(weights)
+    optimizer.start(10).update(weights, aligned, expected, 0.1, 1)
+    optimizer.start(10).update(weights, gradient, updated, 0.1, 1)
+
+    np.testing.assert_array_equal(updated, expected)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_a_restored_state_continues_the_same_run(name):
     optimizer, _ = CASES[name]
     random = np.random.default_rng(9)
