@@ -115,7 +115,7 @@ class StripRule(ABC):
                 f"gradient {gradient.shape} and out {out.shape}: expected ({self.size},) for each"
             )
         rate = self.rate(learning_rate, step)
-        # A gradient that came over a network lies anywhere, and loops are compiled for aligned ones.
+        # A gradient that came over a network lies anywhere; loops are compiled for aligned ones.
         is_apart = gradient.flags.aligned and not np.may_share_memory(weights, out)
         if self._compiled is not None and is_apart:
             self._compiled(weights, gradient, out, rate, *self.state.values(), *self.constants)

@@ -298,8 +298,9 @@ def test_workers_of_a_killed_gateway_leave(serve, net, eventually):
 def test_a_lost_fork_server_is_nothing_to_the_workers_and_is_replaced(
     serve, net, expected, eventually, number
 ):
-    pool = serve(net.source, "--workers", "2")
-    before = pool.all_workers(2)
+    # Two are left: a single one that a busy machine keeps quiet for a moment makes honest refusals.
+    pool = serve(net.source, "--workers", "3")
+    before = pool.all_workers(3)
     forks = pool.command.children["fork-server"]
     with Load(pool.address) as load:
         os.kill(forks, number)
@@ -311,7 +312,9 @@ def test_a_lost_fork_server_is_nothing_to_the_workers_and_is_replaced(
         count = len(load.answers)
         eventually(lambda: len(load.answers) > count + 200)
     load.require_right(expected)
-    assert pool.workers()["worker-1"] == before["worker-1"]
+    assert (
+        pool.workers().items() >= {name: before[name] for name in ("worker-1", "worker-2")}.items()
+    )
     assert pool.command.children["fork-server"] != forks
     pool.command.process.send_signal(signal.SIGINT)
     assert pool.command.ends() == 130
