@@ -12,13 +12,22 @@ from typing import Any
 
 from dist_net.benchmark.http_load import Task
 from dist_net.benchmark.load import Load, run, warm_up
-from dist_net.benchmark.served import Gateway, Net, picture_requests, row_requests
+from dist_net.benchmark.served import (
+    BATCHES_RAMP_S,
+    CLIENTS,
+    PATIENCE_S,
+    Gateway,
+    Net,
+    picture_requests,
+    row_requests,
+)
 from dist_net.serving.client import Client
 
 Say = Callable[[str], None]
 Case = dict[str, Any]
 
 OVERLOAD_S, OVERLOAD, DEADLINE_S = 60.0, 10.0, 2.0
+CAPACITY_S = 20.0
 RELOAD_S, RELOAD_EVERY_S, RELOAD_RATE = 60.0, 1.0, 500.0
 CHAOS_S, FAULT_EVERY_S, CHAOS_CONNECTIONS = 300.0, 2.0, 16
 CHAOS_PATIENCE_S = 10.0
@@ -26,26 +35,35 @@ FAULTS = ((signal.SIGKILL, "killed"), (signal.SIGSTOP, "stopped"))
 SEED = 0
 
 
-def overload(net: Net, options: Sequence[str], capacity: float, say: Say, scale: float) -> Case:
-    """An open loop at ten times the capacity, each request with a deadline."""
-    say(f"overload: {OVERLOAD * capacity:.0f} requests/s for {OVERLOAD_S * scale:g} s")
+def overload(net: Net, options: Sequence[str], say: Say, scale: float) -> Case:
+    """An open loop at ten times the capacity, each request with a deadline.
+
+    The capacity is that of closed loops of patient clients, before and after it.
+    """
+    patient = picture_requests(net.directory / "capacity", net.name, PATIENCE_S)
     requests = picture_requests(net.directory / "overload", net.name, DEADLINE_S)
     with Gateway([net.source], net.directory, *options) as gateway:
-        warm_up(gateway.port, requests)
-        task = Task(
-            gateway.port,
-            requests,
-            OVERLOAD_S * scale,
-            connections=16,
-            rate=OVERLOAD * capacity,
-            deadline_s=DEADLINE_S,
+        closed = Task(gateway.port, patient, CAPACITY_S * scale, CLIENTS, ramp_s=BATCHES_RAMP_S)
+        warm_up(gateway.port, patient)
+        before = run(closed)["requests_per_s"]
+        rate = OVERLOAD * before
+        say(f"overload: {rate:.0f} requests/s for {OVERLOAD_S * scale:g} s")
+        measured = run(
+            Task(
+                gateway.port,
+                requests,
+                OVERLOAD_S * scale,
+                CLIENTS,
+                rate=rate,
+                deadline_s=DEADLINE_S,
+            )
         )
-        measured = run(task)
+        capacity = (before + run(closed)["requests_per_s"]) / 2
     refused = measured["statuses"].get("503", 0)
     admitted = sum(measured["statuses"].values()) - refused
     in_time = measured["statuses"].get("200", 0) - measured["late"]
     return {
-        "offered_per_s": round(OVERLOAD * capacity, 1),
+        "offered_per_s": round(rate, 1),
         "capacity_per_s": round(capacity, 1),
         "goodput_to_capacity": round(measured["in_time_per_s"] / capacity, 3),
         "admitted_in_time": round(in_time / max(admitted, 1), 5),

@@ -204,7 +204,7 @@ class Load:
                     self._outcomes.note(0, due, now, 0, b"all connections are waiting")
                     continue
                 self._send(self._idle.pop(), due)
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(max(TICK_S, due - now))
 
     async def _connect(self) -> Connection:
         loop = asyncio.get_running_loop()

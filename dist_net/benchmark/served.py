@@ -89,6 +89,9 @@ activation=linear
 }
 SEED = 0
 REQUESTS = 16
+CLIENTS = 16  # of a closed loop
+PATIENCE_S = 60.0
+BATCHES_RAMP_S = 2.0  # some batches: the first ones are small, and both workers' begin together
 PATCHES = 32  # across a picture, so that its JPEG is as large as a photograph's
 
 START_S = 120.0

@@ -21,8 +21,11 @@ from dist_net.benchmark.peers import litserve
 from dist_net.benchmark.peers.dist_net_inference import FAST, PLAIN
 from dist_net.benchmark.peers.peer_process import PeerProcess
 from dist_net.benchmark.served import (
+    BATCHES_RAMP_S,
+    CLIENTS,
     CONVOLUTIONS,
     DARKNET53,
+    PATIENCE_S,
     TINY,
     Gateway,
     Net,
@@ -39,15 +42,13 @@ ROUNDS = 3
 ROUND_S = 5.0
 ENGINE_S = 5.0
 DARKNET53_S = 20.0
-DARKNET53_RAMP_S = 2.0  # some batches: the first ones are small, and both workers' begin together
-CONNECTIONS = (1, 16)
+CONNECTIONS = (1, CLIENTS)
 WINDOW = 128
 ENGINE_BATCHES = (4, 8)
 CORES = 2
 A_WORKER_A_CORE = PoolSize(workers=CORES)  # what the command does of itself
 ONE_WORKER = PoolSize(workers=1, threads=CORES)
 DARKNET53_POOLS = {"2_workers": A_WORKER_A_CORE, "2_threads": ONE_WORKER}
-PATIENCE_S = 60.0
 PAUSE_S = 0.5
 
 
@@ -64,7 +65,6 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
         results = tiny_cases(tiny, say, scale)
         peers = peer_cases(directory, say, scale) if with_peers else []
         closed_loops = darknet53_cases(darknet53, say, scale)
-        capacity = closed_loops["2_workers"].row["requests_per_s"]
         options = A_WORKER_A_CORE.options
         return {
             "results": [*results, *(each.row for each in closed_loops.values())],
@@ -77,7 +77,7 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
                 },
             },
             "memory": worker_memory.measure(darknet53, say, scale),
-            "overload": duress.overload(darknet53, options, capacity, say, scale),
+            "overload": duress.overload(darknet53, options, say, scale),
             "reload": duress.reloads(tiny, options, say, scale),
             "reproducible": batchings.measure(convolutions, options, say, scale),
             "chaos": duress.chaos(tiny, options, say, scale),
@@ -128,12 +128,13 @@ class ClosedLoop(NamedTuple):
 def darknet53_cases(net: Net, say: Say, scale: float) -> dict[str, ClosedLoop]:
     """A closed loop of 16 clients, on each of the pools.
 
-    Engine and pools are measured in turn, each while the others wait.
+    Engine and pools are measured in turn, each while the others wait: a pool's share is of what the
+    engine does before and after it, as a shared machine's speed drifts within seconds.
     """
     requests = picture_requests(net.directory / "requests", net.name, PATIENCE_S)
     kernels = FAST if find_spec("numba") else PLAIN
-    best: list[float] = []
     rounds: dict[str, list[Row]] = {name: [] for name in DARKNET53_POOLS}
+    best: dict[str, list[float]] = {name: [] for name in DARKNET53_POOLS}
     with ExitStack() as processes:
         engine = PeerProcess("dist_net_inference", net.directory, kernels)
         processes.enter_context(engine).order("prepare")
@@ -143,21 +144,24 @@ def darknet53_cases(net: Net, say: Say, scale: float) -> dict[str, ClosedLoop]:
         }
         for gateway in gateways.values():
             warm_up(gateway.port, requests)
+        before = engine_images_per_s(engine, ENGINE_S * scale)
         for turn in range(ROUNDS):
             say(f"round {turn + 1} of {ROUNDS}: darknet53")
-            best.append(engine_images_per_s(engine, ENGINE_S * scale))
             for name, gateway in gateways.items():
                 task = http_load.Task(
                     gateway.port,
                     requests,
                     DARKNET53_S * scale,
-                    CONNECTIONS[-1],
+                    CLIENTS,
                     compares=True,
-                    ramp_s=DARKNET53_RAMP_S,
+                    ramp_s=BATCHES_RAMP_S,
                 )
                 rounds[name].append(run(task))
+                after = engine_images_per_s(engine, ENGINE_S * scale)
+                best[name].append((before + after) / 2)
+                before = after
     return {
-        name: closed_loop(net.name, pool, rounds[name], best)
+        name: closed_loop(net.name, pool, rounds[name], best[name])
         for name, pool in DARKNET53_POOLS.items()
     }
 
@@ -172,9 +176,9 @@ def gateway_of(net: Net, name: str, pool: PoolSize) -> Gateway:
 def closed_loop(
     model: str, pool: PoolSize, rounds: Sequence[Row], best: Sequence[float]
 ) -> ClosedLoop:
-    """Sums up rounds, each of which was measured beside one of the engine: its images a second."""
+    """Sums up rounds; ``best``: the engine's images a second about the time of each."""
     shares = [each["requests_per_s"] / of for each, of in zip(rounds, best, strict=True)]
-    return ClosedLoop(row_of("http", model, CONNECTIONS[-1], pool, rounds), median(shares))
+    return ClosedLoop(row_of("http", model, CLIENTS, pool, rounds), median(shares))
 
 
 def engine_images_per_s(engine: PeerProcess, seconds: float) -> float:

@@ -8,7 +8,7 @@ from dist_net.serving.description import ModelDescription
 from dist_net.serving.quarantine import Quarantine
 from dist_net.serving.request_queue import LaneKey
 from dist_net.serving.requests import Outcome, Question, Status
-from dist_net.serving.routing import Router
+from dist_net.serving.routing import MODELLING_ERROR, Router
 from dist_net.serving.settings import PoolSettings
 from dist_net.serving.versions import ModelVersions
 
@@ -101,7 +101,7 @@ class Admission:
         """A refusal for want of room or of time."""
         settings = self._settings
         payload_bytes = len(question.payload)
-        key = LaneKey(question.model, question.version, question.is_picture)
+        key = LaneKey.of(question)
         timeout_s = question.timeout_s or settings.default_timeout_s
         until_s = self._router.seconds_until_answered(key, question.rows, timeout_s, now)
         wait_s, answered_s = until_s or (0.0, 0.0)
@@ -117,7 +117,7 @@ class Admission:
             return None
         return _unavailable(
             f"the answer would take about {answered_s:.3g} s, and {timeout_s:g} s are allowed",
-            answered_s - timeout_s,
+            (answered_s - timeout_s) / MODELLING_ERROR,  # the wait shrinks as time goes on
         )
 
 

@@ -23,7 +23,6 @@ class Batcher:
         router: Router,
     ) -> None:
         self.held_until_s: float | None = None
-        self._max_rows = settings.max_batch_size
         self._timeout_s = settings.batch_timeout_s
         self._queue = queue
         self._models = models
@@ -34,14 +33,14 @@ class Batcher:
         """A batch that its worker has now; None: no more can go."""
         self.held_until_s = None
         for lane in self._queue.by_age():
-            choice = self._router.choose(lane.key, min(lane.rows, self._max_rows), now)
+            choice = self._router.choose(lane.key, lane.next_rows, now)
             if choice is not None and not self._waits(lane, choice[0], now):
                 return choice[0], self._start(lane, *choice, now)
         return None
 
     def _waits(self, lane: Lane, worker: Worker, now: float) -> bool:
         """Whether the lane's batch shall wait for more; not if nothing else is to be done."""
-        if not self._timeout_s or lane.is_full(self._max_rows):
+        if not self._timeout_s or lane.is_full:
             return False
         if not worker.running and len(lane.requests) == len(self._queue):
             return False
@@ -53,7 +52,7 @@ class Batcher:
 
     def _start(self, lane: Lane, worker: Worker, version: int, now: float) -> Batch:
         name, _, is_picture = lane.key
-        requests = self._queue.take(lane, self._rows_in_time(lane, now))
+        requests = self._queue.take(lane)
         rows = sum(request.rows for request in requests)
         batch = Batch(
             self._next_batch_id,
@@ -67,20 +66,3 @@ class Batcher:
         self._next_batch_id += 1
         worker.start(batch)
         return batch
-
-    def _rows_in_time(self, lane: Lane, now: float) -> int:
-        """The most rows with which the oldest request is still answered in time; all, if none is.
-
-        Only where so little time is allowed that admission did not count on full batches: smaller
-        ones make the others wait longer.
-        """
-        rows = min(lane.rows, self._max_rows)
-        oldest = lane.oldest
-        time = self._router.time_of(lane.key.model, lane.key.is_picture)
-        if self._router.may_be_full(time, oldest.deadline_s - oldest.admitted_s):
-            return rows
-        left_s = oldest.deadline_s - now
-        for fewer in range(rows, 0, -1):
-            if (time.cautious_s(fewer) or 0.0) <= left_s:
-                return fewer
-        return rows

@@ -55,6 +55,12 @@ def outcomes(batch: Batch, done: Done) -> list[Outcome]:
     return ended
 
 
+def computed_rows(batch: Batch, ended: list[Outcome]) -> int:
+    """How many rows were answered: inputs that are bad take no time that others would take."""
+    pairs = zip(batch.requests, ended, strict=True)
+    return sum(request.rows for request, outcome in pairs if outcome.status is Status.OK)
+
+
 def count_batch(
     statistics: ModelStatistics, batch: Batch, done: Done, ended: list[Outcome], now: float
 ) -> None:

@@ -39,12 +39,17 @@ class OpenRequests:
     def __len__(self) -> int:
         return len(self._requests)
 
-    def open(self, question: Question, version: int, timeout_s: float, now: float) -> Request:
-        """Queue a question that was let in; ``version`` counts it until it is answered."""
+    def open(
+        self, question: Question, version: int, timeout_s: float, batch_rows: int, now: float
+    ) -> Request:
+        """Queue a question that was let in; ``version`` counts it until it is answered.
+
+        ``batch_rows``: how many its batch may have.
+        """
         model = self._models[question.model]
         request = Request(
             self._next_request_id,
-            LaneKey(question.model, question.version, question.is_picture),
+            LaneKey.of(question),
             question.payload,
             question.rows,
             now,
@@ -58,7 +63,7 @@ class OpenRequests:
         model.statistics_of(version).admitted += 1
         if question.version is not None:
             model.versions[version].bound += 1
-        self._queue.add(request)
+        self._queue.add(request, batch_rows)
         return request
 
     def close(self, request: Request) -> None:

@@ -19,7 +19,7 @@ from dist_net.serving.description import ModelDescription, ServedModel
 from dist_net.serving.open_requests import OpenRequests
 from dist_net.serving.quarantine import Quarantine
 from dist_net.serving.report import model_report
-from dist_net.serving.request_queue import RequestQueue
+from dist_net.serving.request_queue import LaneKey, RequestQueue
 from dist_net.serving.requests import Outcome, Question
 from dist_net.serving.roster import Roster, Worker
 from dist_net.serving.routing import Router
@@ -77,7 +77,8 @@ class Pool:
         assert model is not None
         version = model.newest_number if question.version is None else question.version
         timeout_s = question.timeout_s or self._settings.default_timeout_s
-        return self._requests.open(question, version, timeout_s, now).request_id
+        rows = self._router.batch_rows(LaneKey.of(question), timeout_s)
+        return self._requests.open(question, version, timeout_s, rows, now).request_id
 
     def cancel(self, request_id: int, now: float) -> None:
         """Nobody wants the answer: it is not run any more, or its answer is dropped."""
@@ -124,8 +125,9 @@ class Pool:
             return self._evict(worker, f"it answered a batch with {fault}", now)
         name, version = batch.description.name, batch.description.version
         took_s = worker.finish(batch, now)
-        self._router.time_of(name, batch.is_picture).observe(batch.rows, took_s, now)
         ended = completion.outcomes(batch, message)
+        if rows := completion.computed_rows(batch, ended):
+            self._router.time_of(name, batch.is_picture).observe(rows, took_s, now)
         statistics = self._models[name].statistics_of(version)
         completion.count_batch(statistics, batch, message, ended, now)
         commands: list[Command] = []

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from itertools import takewhile
 from typing import NamedTuple
 
-from dist_net.serving.requests import Payload
+from dist_net.serving.requests import Payload, Question
 
 STALE_DEADLINES = 64
 
@@ -18,6 +19,23 @@ class LaneKey(NamedTuple):
     model: str
     version: int | None
     is_picture: bool
+
+    @classmethod
+    def of(cls, question: Question) -> LaneKey:
+        """The lane that a question waits in."""
+        return cls(question.model, question.version, question.is_picture)
+
+
+@dataclass(slots=True, eq=False)
+class PlannedBatch:
+    """Requests that will run together, decided when each is admitted: its answer's time depends
+    on it.
+
+    ``most_rows``: up to how many others may join; ``rows``: of those that wait.
+    """
+
+    most_rows: int = 1
+    rows: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -39,24 +57,42 @@ class Request:
     runs_alone: bool = False
     lost_alone: int = 0
     is_cancelled: bool = False
+    planned: PlannedBatch = field(default_factory=PlannedBatch)
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """The requests that may share a batch, oldest first. Never empty."""
+    """The requests that may share batches, oldest first. Never empty.
+
+    ``rows`` of all of them, in ``batches``; ``last`` is the one that others may join.
+    """
 
     key: LaneKey
     requests: OrderedDict[int, Request] = field(default_factory=OrderedDict)
     rows: int = 0
+    batches: int = 0
+    last: PlannedBatch = field(default_factory=PlannedBatch)
 
     @property
     def oldest(self) -> Request:
         """The one that is first served."""
         return next(iter(self.requests.values()))
 
-    def is_full(self, max_rows: int) -> bool:
+    @property
+    def next_rows(self) -> int:
+        """The rows of the batch that goes next."""
+        return self.oldest.planned.rows
+
+    @property
+    def is_full(self) -> bool:
         """Whether waiting would add nothing to the next batch."""
-        return self.rows >= max_rows or self.oldest.runs_alone
+        first = self.oldest.planned
+        return first is not self.last or first.rows >= first.most_rows
+
+    def joins(self, rows: int, most_rows: int) -> bool:
+        """Whether a request joins the last batch, if it wants no more than ``most_rows`` in it."""
+        last = self.last
+        return 0 < last.rows <= min(last.most_rows, most_rows) - rows
 
 
 class RequestQueue:
@@ -75,24 +111,41 @@ class RequestQueue:
         """Every lane that has requests."""
         return self._lanes
 
-    def add(self, request: Request) -> None:
-        """Let it wait behind the others."""
-        lane = self._lanes.get(request.key)
+    def add(self, request: Request, most_rows: int) -> None:
+        """Let it wait behind the others, in a batch of ``most_rows`` at most, or alone."""
+        lane = self._lane(request.key)
+        if lane.joins(request.rows, most_rows):
+            lane.last.most_rows = min(lane.last.most_rows, most_rows)
+        else:
+            lane.last = PlannedBatch(most_rows)
+        request.planned = lane.last
+        self._place(request, lane)
+
+    def put_back(self, request: Request) -> None:
+        """Let it wait before the others, with those it was with: it was on its way once."""
+        lane = self._lane(request.key)
+        if request.runs_alone:
+            request.planned = PlannedBatch(request.rows)
+        self._place(request, lane)
+        lane.requests.move_to_end(request.request_id, last=False)
+
+    def _lane(self, key: LaneKey) -> Lane:
+        lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[request.key] = Lane(request.key)
+            lane = self._lanes[key] = Lane(key)
+        return lane
+
+    def _place(self, request: Request, lane: Lane) -> None:
         lane.requests[request.request_id] = request
         lane.rows += request.rows
+        lane.batches += not request.planned.rows
+        request.planned.rows += request.rows
         self._queued[request.request_id] = request
         heappush(self._deadlines, (request.deadline_s, request.request_id))
         # Those that ran in time leave their deadlines here.
         if len(self._deadlines) > 2 * len(self._queued) + STALE_DEADLINES:
             self._deadlines = [(one.deadline_s, one.request_id) for one in self._queued.values()]
             heapify(self._deadlines)
-
-    def put_back(self, request: Request) -> None:
-        """Let it wait before the others: it was on its way once."""
-        self.add(request)
-        self._lanes[request.key].requests.move_to_end(request.request_id, last=False)
 
     def remove(self, request: Request) -> bool:
         """Take it out; False: it does not wait here."""
@@ -101,6 +154,8 @@ class RequestQueue:
         lane = self._lanes[request.key]
         del lane.requests[request.request_id]
         lane.rows -= request.rows
+        request.planned.rows -= request.rows
+        lane.batches -= not request.planned.rows
         if not lane.requests:
             del self._lanes[request.key]
         return True
@@ -112,17 +167,10 @@ class RequestQueue:
             lanes.sort(key=lambda lane: lane.oldest.admitted_s)
         return lanes
 
-    def take(self, lane: Lane, max_rows: int) -> list[Request]:
-        """Take the lane's next batch out: in order, until another one does not fit."""
-        batch: list[Request] = []
-        rows = 0
-        for request in lane.requests.values():
-            if batch and (request.runs_alone or rows + request.rows > max_rows):
-                break
-            batch.append(request)
-            rows += request.rows
-            if request.runs_alone:
-                break
+    def take(self, lane: Lane) -> list[Request]:
+        """Take the lane's next batch out."""
+        planned = lane.oldest.planned
+        batch = list(takewhile(lambda one: one.planned is planned, lane.requests.values()))
         for request in batch:
             self.remove(request)
         return batch
@@ -152,6 +200,6 @@ class RequestQueue:
             for request in list(lane.requests.values()) if lane else []:
                 self.remove(request)
                 request.key = key._replace(version=version)
-                self.add(request)
+                self.add(request, request.planned.most_rows)
                 bound += 1
         return bound

@@ -34,7 +34,7 @@ def test_both_pools_are_measured_beside_the_engine(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "ROUNDS", 1)
-    monkeypatch.setattr(serving, "DARKNET53_RAMP_S", 0.2)
+    monkeypatch.setattr(serving, "BATCHES_RAMP_S", 0.2)
     said: list[str] = []
     found = serving.darknet53_cases(net, said.append, 0.02)
     assert said == ["round 1 of 1: darknet53"]

@@ -30,12 +30,30 @@ def test_nothing_is_expected_before_anything_was_measured() -> None:
     assert ServiceTime().cautious_s(1) is None
 
 
-def test_sizes_that_were_not_measured_are_judged_by_the_next_larger_or_in_proportion() -> None:
-    times = measured(0.1, 0.1)
-    times.observe(2, 0.06, 2.0)
-    assert [times.expected_s(rows) for rows in (1, 2, 3, 4, 8)] == pytest.approx(
-        [0.06, 0.06, 0.1, 0.1, 0.2]
-    )
+def test_a_size_that_was_not_measured_is_judged_in_proportion_to_the_only_one_that_was() -> None:
+    times = measured(*[0.1] * 20)
+    assert [times.expected_s(rows) for rows in (2, 4, 8)] == pytest.approx([0.05, 0.1, 0.2])
+
+
+def test_two_sizes_tell_of_all_others() -> None:
+    times = ServiceTime()
+    for now in range(40):
+        rows = 2 if now % 2 else 6
+        times.observe(rows, 0.02 + 0.06 * rows, float(now))
+    found = [times.expected_s(rows) for rows in (1, 2, 4, 6, 8)]
+    assert found == pytest.approx([0.08, 0.14, 0.26, 0.38, 0.5], rel=0.07)
+    assert times.expected_s(10, 3) == pytest.approx(0.66, rel=0.05)
+
+
+def test_more_rows_are_never_thought_to_take_less_time() -> None:
+    times = ServiceTime()
+    for now in range(40):
+        times.observe(*((1, 0.3) if now % 2 else (8, 0.1)), float(now))
+    assert times.expected_s(1) == times.expected_s(8) == pytest.approx(0.2, rel=0.1)
+
+
+def test_a_batch_that_took_no_time_by_the_clock_is_no_obstacle() -> None:
+    assert measured(0.0, 0.1, 0.0).expected_s(4) == pytest.approx(0.1)
 
 
 def test_a_slow_first_batch_is_forgotten_by_the_second() -> None:
@@ -58,12 +76,11 @@ def test_what_is_called_cautious_is_seldom_exceeded() -> None:
     assert cautious < 0.2
 
 
-def test_sizes_that_do_not_occur_any_more_are_forgotten() -> None:
-    times = measured(5.0, rows=8)
-    assert times.is_fresh(8, 4.0)
-    assert not times.is_fresh(8, 6.0)
-    times.observe(1, 0.1, 100.0)
-    assert times.expected_s(8) == pytest.approx(0.8)
+def test_what_was_measured_is_fresh_for_some_seconds() -> None:
+    times = measured(5.0)
+    assert times.is_fresh(4.0)
+    assert not times.is_fresh(6.0)
+    assert not ServiceTime().is_fresh(0.0)
 
 
 def test_percentiles_are_within_a_few_percent_and_of_the_last_ten_seconds() -> None:
@@ -102,7 +119,7 @@ def test_absorbed_statistics_are_counted_too() -> None:
 def test_the_queue_forgets_what_was_taken_out_of_it() -> None:
     queue = RequestQueue()
     for number in range(1000):
-        queue.add(request(number, deadline_s=1e6))
+        queue.add(request(number, deadline_s=1e6), 8)
         assert queue.remove(request(number))
         assert not queue.remove(request(number))
     assert not queue.lanes
@@ -113,10 +130,57 @@ def test_the_queue_forgets_what_was_taken_out_of_it() -> None:
 def test_the_queue_expires_by_deadline_and_not_by_age() -> None:
     queue = RequestQueue()
     for number, deadline_s in enumerate([5.0, 1.0, 3.0]):
-        queue.add(request(number, deadline_s))
+        queue.add(request(number, deadline_s), 8)
     assert queue.next_deadline_s() == 1.0
     assert [one.request_id for one in queue.expired(3.0)] == [1, 2]
     assert len(queue) == 1
+
+
+def numbers(requests: list[Request]) -> list[int]:
+    return [one.request_id for one in requests]
+
+
+def taken(queue: RequestQueue) -> list[list[int]]:
+    """The batches in the queue's only lane, one after the other."""
+    batches = []
+    while queue.lanes:
+        (lane,) = queue.by_age()
+        rows, left = lane.next_rows, lane.batches
+        batch = queue.take(lane)
+        assert sum(one.rows for one in batch) == rows
+        assert lane.batches == left - 1
+        batches.append(numbers(batch))
+    return batches
+
+
+def test_batches_are_as_large_as_the_strictest_in_them_allows() -> None:
+    queue = RequestQueue()
+    for number, most_rows in enumerate([8, 8, 3, 8, 2, 2, 8]):
+        queue.add(request(number), most_rows)
+    assert taken(queue) == [[0, 1, 2], [3, 4], [5, 6]]
+
+
+def test_a_request_of_more_rows_than_fit_begins_the_next_batch() -> None:
+    queue = RequestQueue()
+    for number, rows in enumerate([3, 4, 2, 8, 1]):
+        queue.add(request(number, rows=rows), 8)
+    (lane,) = queue.by_age()
+    assert (lane.rows, lane.batches, lane.is_full) == (18, 4, True)
+    assert taken(queue) == [[0, 1], [2], [3], [4]]
+
+
+def test_others_join_in_place_of_those_that_were_taken_out() -> None:
+    queue = RequestQueue()
+    waiting = [request(number) for number in range(3)]
+    for one in waiting:
+        queue.add(one, 3)
+    (lane,) = queue.by_age()
+    assert lane.is_full
+    queue.remove(waiting[1])
+    assert not lane.is_full
+    queue.add(request(3), 3)
+    queue.add(request(4), 3)
+    assert taken(queue) == [[0, 2, 3], [4]]
 
 
 def test_what_was_put_back_is_taken_first_and_alone() -> None:
@@ -124,15 +188,32 @@ def test_what_was_put_back_is_taken_first_and_alone() -> None:
     again = request(9)
     again.runs_alone = True
     for number in range(3):
-        queue.add(request(number))
+        queue.add(request(number), 2)
     queue.put_back(again)
     (lane,) = queue.by_age()
-    assert lane.is_full(8)
-    assert [one.request_id for one in queue.take(lane, 8)] == [9]
-    assert [one.request_id for one in queue.take(lane, 2)] == [0, 1]
-    assert lane.rows == 1
-    queue.add(again)
-    assert [one.request_id for one in queue.take(lane, 8)] == [2]  # and nobody joins it
+    assert lane.is_full
+    assert numbers(queue.take(lane)) == [9]
+    assert numbers(queue.take(lane)) == [0, 1]
+    assert (lane.rows, lane.batches) == (1, 1)
+    queue.add(again, 8)
+    queue.take(lane)
+    queue.put_back(again)
+    (lane,) = queue.by_age()
+    assert lane.is_full  # and nobody joins it
+    queue.add(request(3), 8)
+    assert taken(queue) == [[9], [3]]
+
+
+def test_a_batch_that_had_not_begun_stays_together_when_it_is_put_back() -> None:
+    queue = RequestQueue()
+    for number in range(4):
+        queue.add(request(number), 2)
+    (lane,) = queue.by_age()
+    batch = queue.take(lane)
+    for one in reversed(batch):
+        queue.put_back(one)
+    queue.add(request(4), 2)
+    assert taken(queue) == [[0, 1], [2, 3], [4]]
 
 
 def test_a_quarantine_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
