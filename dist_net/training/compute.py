@@ -47,11 +47,10 @@ class TrainingStep:
 
     def __init__(self, model: Model, dataset: Dataset, seed: int, threads: int = 1) -> None:
         self._model = model
-        blas_threads = 1 if model.has_convolutions else threads
-        self._team = Team(
-            threads if model.has_convolutions else 1,
-            quickest_products() if blas_threads == 1 else Products(),  # BLAS shares out whole ones
-        )
+        team_threads, blas_threads = (threads, 1) if model.has_convolutions else (1, threads)
+        # BLAS shares out whole products only.
+        products = quickest_products() if blas_threads == 1 else Products()
+        self._team = Team(team_threads, products)
         self._blas = ThreadpoolController().select(user_api="blas")
         self._images = np.asarray(dataset.train_images)
         self._labels = np.asarray(dataset.train_labels)
