@@ -10,8 +10,12 @@ from __future__ import annotations
 import math
 from functools import cache
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dist_net.compiling import READ, REAL, WRITTEN, Loop, jit
-from dist_net.optim.rule import Vector
+
+Vector = NDArray[np.float32]
 
 
 def sgd(weights: Vector, gradient: Vector, out: Vector, rate: float) -> None:
