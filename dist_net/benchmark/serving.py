@@ -37,6 +37,7 @@ from dist_net.benchmark.served import (
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
+Speeds = dict[int, float]
 
 ROUNDS = 3
 ROUND_S = 5.0
@@ -129,12 +130,13 @@ def darknet53_cases(net: Net, say: Say, scale: float) -> dict[str, ClosedLoop]:
     """A closed loop of 16 clients, on each of the pools.
 
     Engine and pools are measured in turn, each while the others wait: a pool's share is of what the
-    engine does before and after it, as a shared machine's speed drifts within seconds.
+    engine does before and after it, as a shared machine's speed drifts within seconds, at the batch
+    size that is its best over all rounds. (Each round's best would be chance, and too high.)
     """
     requests = picture_requests(net.directory / "requests", net.name, PATIENCE_S)
     kernels = FAST if find_spec("numba") else PLAIN
     rounds: dict[str, list[Row]] = {name: [] for name in DARKNET53_POOLS}
-    best: dict[str, list[float]] = {name: [] for name in DARKNET53_POOLS}
+    engines: dict[str, list[Speeds]] = {name: [] for name in DARKNET53_POOLS}
     with ExitStack() as processes:
         engine = PeerProcess("dist_net_inference", net.directory, kernels)
         processes.enter_context(engine).order("prepare")
@@ -144,7 +146,7 @@ def darknet53_cases(net: Net, say: Say, scale: float) -> dict[str, ClosedLoop]:
         }
         for gateway in gateways.values():
             warm_up(gateway.port, requests)
-        before = engine_images_per_s(engine, ENGINE_S * scale)
+        before = engine_speeds(engine, ENGINE_S * scale)
         for turn in range(ROUNDS):
             say(f"round {turn + 1} of {ROUNDS}: darknet53")
             for name, gateway in gateways.items():
@@ -157,11 +159,12 @@ def darknet53_cases(net: Net, say: Say, scale: float) -> dict[str, ClosedLoop]:
                     ramp_s=BATCHES_RAMP_S,
                 )
                 rounds[name].append(run(task))
-                after = engine_images_per_s(engine, ENGINE_S * scale)
-                best[name].append((before + after) / 2)
+                after = engine_speeds(engine, ENGINE_S * scale)
+                engines[name].append({size: (before[size] + after[size]) / 2 for size in after})
                 before = after
+    size = best_size([speeds for of in engines.values() for speeds in of])
     return {
-        name: closed_loop(net.name, pool, rounds[name], best[name])
+        name: closed_loop(net.name, pool, rounds[name], [each[size] for each in engines[name]])
         for name, pool in DARKNET53_POOLS.items()
     }
 
@@ -181,13 +184,18 @@ def closed_loop(
     return ClosedLoop(row_of("http", model, CLIENTS, pool, rounds), median(shares))
 
 
-def engine_images_per_s(engine: PeerProcess, seconds: float) -> float:
-    """The engine's own best, over its batch sizes."""
+def engine_speeds(engine: PeerProcess, seconds: float) -> Speeds:
+    """The engine's images a second, by the size of its batches."""
     sleep(PAUSE_S)  # the pool's threads spin for a moment before they sleep
-    return max(
-        1e6 * batch / float(engine.order("time", batch=batch, threads=CORES, seconds=seconds))
-        for batch in ENGINE_BATCHES
-    )
+    return {
+        size: 1e6 * size / float(engine.order("time", batch=size, threads=CORES, seconds=seconds))
+        for size in ENGINE_BATCHES
+    }
+
+
+def best_size(rounds: Sequence[Speeds]) -> int:
+    """The size of batches that does most, by the median over the rounds."""
+    return max(rounds[0], key=lambda size: median(speeds[size] for speeds in rounds))
 
 
 def peer_cases(directory: Path, say: Say, scale: float) -> list[Row]:

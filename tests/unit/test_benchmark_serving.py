@@ -95,6 +95,11 @@ def test_an_answer_before_the_ramp_has_ended_is_none_of_the_throughput_either() 
     assert summary["statuses"] == {"200": 4}
 
 
+def test_the_engine_s_best_size_is_best_over_all_rounds_and_not_in_a_lucky_one() -> None:
+    rounds = [{4: 10.0, 8: 11.0}, {4: 15.0, 8: 11.0}, {4: 10.0, 8: 11.5}]
+    assert serving.best_size(rounds) == 8
+
+
 def test_a_pool_s_share_is_of_the_engine_in_the_same_round() -> None:
     pool = PoolSize(workers=1, threads=2)
     rounds = [{"requests_per_s": n, "p50_ms": 1.0, "p99_ms": 2.0} for n in (8.0, 9.0, 20.0)]
