@@ -246,7 +246,7 @@ def test_nothing_is_lost_and_all_ends_once_whatever_happens(seed: int) -> None:
 
 
 @pytest.mark.parametrize(("spread", "drift"), [(0.05, 0.0), (0.1, 0.2), (0.3, 0.0)])
-@pytest.mark.parametrize("full_s", [0.1, 0.5, 0.8, 1.25, 1.6])  # of a batch; 2 s are allowed
+@pytest.mark.parametrize("full_s", [0.1, 0.5, 1.25, 1.6])  # of a batch; 2 s are allowed
 @pytest.mark.parametrize("workers", [1, 2])
 def test_at_ten_times_the_capacity_deadlines_are_kept_and_workers_are_busy(
     workers: int, full_s: float, spread: float, drift: float
@@ -256,7 +256,7 @@ def test_at_ten_times_the_capacity_deadlines_are_kept_and_workers_are_busy(
     capacity = workers * 8 / full_s
     deadlines: dict[int, float] = {}
     refusals: list[float] = []
-    begins_s, ends_s, timeout_s = 5.0, 65.0, 2.0
+    begins_s, ends_s, timeout_s = 5.0, 45.0, 2.0
 
     def warm_up() -> None:  # by full batches
         world.ask(timeout_s=60.0)
