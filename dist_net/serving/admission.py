@@ -32,10 +32,8 @@ class Admission:
         self._router = router
         self._quarantine = quarantine
 
-    def refusal(
-        self, question: Question, queued: int, held_bytes: int, now: float
-    ) -> Outcome | None:
-        """Why the question cannot be let in; None: it can.
+    def decide(self, question: Question, queued: int, held_bytes: int, now: float) -> int | Outcome:
+        """The most rows that its batch may have; or why the question cannot be let in.
 
         ``queued`` requests wait already; ``held_bytes`` is what all in the pool have.
         """
@@ -71,7 +69,7 @@ class Admission:
                 description.version,
                 reason="this input has ended two workers: it is not tried again",
             )
-        return self._too_much(question, queued, held_bytes, now)
+        return self._in_time(question, queued, held_bytes, now)
 
     def _wrong(self, question: Question, description: ModelDescription) -> str | None:
         payload_bytes = len(question.payload)
@@ -95,15 +93,16 @@ class Admission:
             )
         return None
 
-    def _too_much(
+    def _in_time(
         self, question: Question, queued: int, held_bytes: int, now: float
-    ) -> Outcome | None:
-        """A refusal for want of room or of time."""
+    ) -> int | Outcome:
+        """As `decide`; a refusal for want of room or of time."""
         settings = self._settings
         payload_bytes = len(question.payload)
         key = LaneKey.of(question)
         timeout_s = question.timeout_s or settings.default_timeout_s
-        until_s = self._router.seconds_until_answered(key, question.rows, timeout_s, now)
+        batch_rows = self._router.batch_rows(key, timeout_s)
+        until_s = self._router.seconds_until_answered(key, question.rows, batch_rows, now)
         wait_s, answered_s = until_s or (0.0, 0.0)
         if queued >= settings.queue_requests:
             return _unavailable(f"{queued} requests wait already", wait_s)
@@ -114,10 +113,11 @@ class Admission:
                 wait_s,
             )
         if answered_s <= timeout_s:
-            return None
+            return batch_rows
         return _unavailable(
             f"the answer would take about {answered_s:.3g} s, and {timeout_s:g} s are allowed",
-            (answered_s - timeout_s) / MODELLING_ERROR,  # the wait shrinks as time goes on
+            # Each second makes the wait a second shorter, and the wait counts so much.
+            (answered_s - timeout_s) / MODELLING_ERROR,
         )
 
 

@@ -56,7 +56,7 @@ def outcomes(batch: Batch, done: Done) -> list[Outcome]:
 
 
 def computed_rows(batch: Batch, ended: list[Outcome]) -> int:
-    """How many rows were answered: inputs that are bad take no time that others would take."""
+    """How many rows the net computed: a picture that is bad tells nothing of its speed."""
     pairs = zip(batch.requests, ended, strict=True)
     return sum(request.rows for request, outcome in pairs if outcome.status is Status.OK)
 

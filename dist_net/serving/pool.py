@@ -19,7 +19,7 @@ from dist_net.serving.description import ModelDescription, ServedModel
 from dist_net.serving.open_requests import OpenRequests
 from dist_net.serving.quarantine import Quarantine
 from dist_net.serving.report import model_report
-from dist_net.serving.request_queue import LaneKey, RequestQueue
+from dist_net.serving.request_queue import RequestQueue
 from dist_net.serving.requests import Outcome, Question
 from dist_net.serving.roster import Roster, Worker
 from dist_net.serving.routing import Router
@@ -66,19 +66,18 @@ class Pool:
     def admit(self, question: Question, now: float) -> int | Outcome:
         """Let a question in under a new id; or the refusal."""
         self._now = now
-        refusal = self._admission.refusal(
+        admitted = self._admission.decide(
             question, len(self._queue), self._requests.held_bytes, now
         )
         model = self._models.get(question.model)
-        if refusal is not None:
+        if isinstance(admitted, Outcome):
             if model is not None:
                 model.statistics_of(model.newest_number).refused += 1
-            return refusal
+            return admitted
         assert model is not None
         version = model.newest_number if question.version is None else question.version
         timeout_s = question.timeout_s or self._settings.default_timeout_s
-        rows = self._router.batch_rows(LaneKey.of(question), timeout_s)
-        return self._requests.open(question, version, timeout_s, rows, now).request_id
+        return self._requests.open(question, version, timeout_s, admitted, now).request_id
 
     def cancel(self, request_id: int, now: float) -> None:
         """Nobody wants the answer: it is not run any more, or its answer is dropped."""

@@ -34,8 +34,11 @@ class PlannedBatch:
     ``most_rows``: up to how many others may join; ``rows``: of those that wait.
     """
 
-    most_rows: int = 1
+    most_rows: int
     rows: int = 0
+
+
+NOTHING = PlannedBatch(0)  # which nobody joins
 
 
 @dataclass(slots=True, eq=False)
@@ -57,7 +60,7 @@ class Request:
     runs_alone: bool = False
     lost_alone: int = 0
     is_cancelled: bool = False
-    planned: PlannedBatch = field(default_factory=PlannedBatch)
+    planned: PlannedBatch = NOTHING
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +74,7 @@ class Lane:
     requests: OrderedDict[int, Request] = field(default_factory=OrderedDict)
     rows: int = 0
     batches: int = 0
-    last: PlannedBatch = field(default_factory=PlannedBatch)
+    last: PlannedBatch = NOTHING
 
     @property
     def oldest(self) -> Request:
@@ -115,7 +118,8 @@ class RequestQueue:
         """Let it wait behind the others, in a batch of ``most_rows`` at most, or alone."""
         lane = self._lane(request.key)
         if lane.joins(request.rows, most_rows):
-            lane.last.most_rows = min(lane.last.most_rows, most_rows)
+            if most_rows < lane.last.most_rows:
+                lane.last.most_rows = most_rows
         else:
             lane.last = PlannedBatch(most_rows)
         request.planned = lane.last

@@ -75,9 +75,11 @@ class Router:
         return best
 
     def seconds_until_answered(
-        self, key: LaneKey, rows: int, timeout_s: float, now: float
+        self, key: LaneKey, rows: int, batch_rows: int, now: float
     ) -> tuple[float, float] | None:
         """For a request that would be admitted now: (its wait, until it is answered at the latest).
+
+        ``batch_rows``: how many its batch may have.
 
         List scheduling: none starts later than when the work ahead is done by all together (Graham,
         1966). None: nothing to go by was measured, or not lately while a worker has nothing to do.
@@ -87,11 +89,10 @@ class Router:
         if is_idle and not self._queue:
             own_s = time.cautious_s(rows)
             return None if own_s is None or not time.is_fresh(now) else (0.0, own_s)
-        own_rows = self.batch_rows(key, timeout_s)
-        own_s = time.cautious_s(max(rows, own_rows))
+        own_s = time.cautious_s(max(rows, batch_rows))
         if own_s is None:
             return None
-        wait_s = (busy_s + self._queued_s(key, rows, own_rows)) / live
+        wait_s = (busy_s + self._queued_s(key, rows, batch_rows)) / live
         return wait_s, MODELLING_ERROR * wait_s + own_s
 
     def batch_rows(self, key: LaneKey, timeout_s: float) -> int:
@@ -131,12 +132,12 @@ class Router:
                 busy_s += worker.free_s - now
         return live or 1, busy_s, is_idle
 
-    def _queued_s(self, key: LaneKey, rows: int, own_rows: int) -> float:
+    def _queued_s(self, key: LaneKey, rows: int, batch_rows: int) -> float:
         """What the batches ahead of such a request will take a single worker."""
         total_s = 0.0
         for lane in self._queue.lanes.values():
             time = self.time_of(lane.key.model, lane.key.is_picture)
             total_s += time.expected_s(lane.rows, lane.batches) or 0.0
-            if lane.key == key and lane.joins(rows, own_rows):
+            if lane.key == key and lane.joins(rows, batch_rows):
                 total_s -= time.expected_s(lane.last.rows) or 0.0
         return total_s

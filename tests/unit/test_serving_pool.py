@@ -517,6 +517,24 @@ def test_one_bad_picture_fails_alone() -> None:
     assert ends[bad].reason == "why"
 
 
+def test_bad_pictures_do_not_tell_how_long_good_ones_take() -> None:
+    desk = Desk(max_batch_size=1)
+    for _ in range(12):
+        desk.ask(is_picture=True)
+        (run,) = desk.runs()
+        desk.now += 1.0
+        desk.done(ONE, run)
+        desk.pool.heard(TWO, desk.now)
+    for _ in range(12):
+        desk.ask(is_picture=True)
+        (run,) = desk.runs()
+        desk.now += 0.001
+        desk.done(ONE, run, bytes([Status.BAD_INPUT]))
+    desk.ask(is_picture=True)
+    desk.runs()
+    assert desk.refused(is_picture=True, timeout_s=2.0).status is Status.UNAVAILABLE
+
+
 def test_a_worker_that_enlists_twice_is_told_the_same() -> None:
     desk = Desk(workers=())
     for _ in range(2):
