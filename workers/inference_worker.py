@@ -28,7 +28,7 @@ logger = logging.getLogger("dist_net.serving.worker")
 # default.
 SWITCH_INTERVAL_S = 0.0005
 # A batch's rows are smaller; the pixels of a huge picture must not stay for ever.
-KEPT_BYTES = 16 << 20
+KEPT_BYTES = 8 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,7 @@ from dist_net.cluster.entry import (
     READY,
     entry_point,
     let_others_compute,
+    stay_on_core,
     stop_on_signals,
     use_threads,
 )
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long to wait for the server at first (default: 10)",
     )
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)  # where to compute
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
 
 
@@ -81,6 +83,8 @@ def train(arguments: argparse.Namespace) -> int:
         join_timeout_s=arguments.timeout,
         is_orphaned=lambda: arguments.parent not in (None, os.getppid()),
     ) as worker:
+        if arguments.core is not None:
+            stay_on_core(arguments.core)  # only now, so that the socket's thread may run anywhere
         stop_on_signals(worker.stop)
         print(READY, flush=True)
         done = worker.train()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dist_net.optim.rule import StripRule, Vector
+from dist_net.optim.rule import CRUMB, StripRule, Vector
 from dist_net.optim.settings import require_fraction, require_positive
 
 
@@ -45,7 +45,7 @@ class AdamRule(StripRule):
     loop = "adam"
 
     def __init__(self, size: int, dtype: DTypeLike, settings: Adam) -> None:
-        self.constants = (1 - settings.beta1, 1 - settings.beta2, settings.epsilon)
+        self.constants = (1 - settings.beta1, 1 - settings.beta2, settings.epsilon, CRUMB)
         super().__init__(size, dtype, mean=0.0, mean_square=0.0)
         self.settings = settings
 
@@ -68,10 +68,14 @@ class AdamRule(StripRule):
         np.subtract(gradient, mean, out=scratch)
         scratch *= 1 - self.settings.beta1
         mean += scratch
+        mean += CRUMB
+        mean -= CRUMB
         np.multiply(gradient, gradient, out=scratch)
         scratch -= mean_square
         scratch *= 1 - self.settings.beta2
         mean_square += scratch
+        mean_square += CRUMB
+        mean_square -= CRUMB
         np.sqrt(mean_square, out=scratch)
         scratch += self.settings.epsilon
         np.divide(mean, scratch, out=scratch)

@@ -31,10 +31,11 @@ def momentum(
     rate: float,
     velocity: Vector,
     momentum: float,
+    crumb: float,
 ) -> None:
     """v ← μ v - η g;  w ← w + v."""
     for i in range(weights.size):
-        velocity[i] = momentum * velocity[i] - rate * gradient[i]
+        velocity[i] = (momentum * velocity[i] - rate * gradient[i] + crumb) - crumb
         out[i] = weights[i] + velocity[i]
 
 
@@ -45,11 +46,12 @@ def nesterov(
     rate: float,
     velocity: Vector,
     momentum: float,
+    crumb: float,
 ) -> None:
     """v ← μ v - η g;  w ← w - η g + μ v."""
     for i in range(weights.size):
         change = rate * gradient[i]
-        velocity[i] = momentum * velocity[i] - change
+        velocity[i] = (momentum * velocity[i] - change + crumb) - crumb
         out[i] = weights[i] - change + momentum * velocity[i]
 
 
@@ -63,12 +65,13 @@ def adam(
     towards: float,
     towards_square: float,
     epsilon: float,
+    crumb: float,
 ) -> None:
     """Move the means towards g and g², by so much of the way, then w ← w - η m / (√v + ε)."""
     for i in range(weights.size):
         g = gradient[i]
-        m = mean[i] + (g - mean[i]) * towards
-        v = mean_square[i] + (g * g - mean_square[i]) * towards_square
+        m = (mean[i] + (g - mean[i]) * towards + crumb) - crumb
+        v = (mean_square[i] + (g * g - mean_square[i]) * towards_square + crumb) - crumb
         mean[i] = m
         mean_square[i] = v
         out[i] = weights[i] - m / (math.sqrt(v) + epsilon) * rate

@@ -26,6 +26,15 @@ Vector = NDArray[np.floating[Any]]
 # strips of 16k gain nothing more and pay for their NumPy calls, 1.3 times at 101,770 elements.
 STRIP_LENGTH = 65536
 
+CRUMB = 1e-24
+"""Added to what decays, and taken away again, so that it does not become subnormal.
+
+Where a gradient stays zero, as at the border of pictures, a running mean shrinks without end, and
+with subnormal numbers Intel's processors calculate ten times slower: Adam took 0.7 ms instead of
+0.06 for 101,770 parameters. By this the last place of a float32 is never worth less than 1e-31:
+what has shrunk to some hundreds of that stays as it is. Above 1e-17 not a bit changes.
+"""
+
 
 class UpdateRule(Protocol):
     """The running state of an optimizer for one vector of parameters."""

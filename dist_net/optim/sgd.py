@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dist_net.optim.rule import StripRule, Vector
+from dist_net.optim.rule import CRUMB, StripRule, Vector
 from dist_net.optim.settings import require_fraction
 
 
@@ -79,7 +79,7 @@ class MomentumRule(StripRule):
     loop = "momentum"
 
     def __init__(self, size: int, dtype: DTypeLike, settings: Momentum) -> None:
-        self.constants = (settings.momentum,)
+        self.constants = (settings.momentum, CRUMB)
         super().__init__(size, dtype, velocity=0.0)
         self.momentum = settings.momentum
 
@@ -97,6 +97,8 @@ class MomentumRule(StripRule):
         np.multiply(gradient, rate, out=scratch)
         velocity *= self.momentum
         velocity -= scratch
+        velocity += CRUMB
+        velocity -= CRUMB
         np.add(weights, velocity, out=out)
 
 
@@ -106,7 +108,7 @@ class NesterovRule(StripRule):
     loop = "nesterov"
 
     def __init__(self, size: int, dtype: DTypeLike, settings: Nesterov) -> None:
-        self.constants = (settings.momentum,)
+        self.constants = (settings.momentum, CRUMB)
         super().__init__(size, dtype, velocity=0.0)
         self.momentum = settings.momentum
 
@@ -124,6 +126,8 @@ class NesterovRule(StripRule):
         np.multiply(gradient, rate, out=scratch)
         velocity *= self.momentum
         velocity -= scratch
+        velocity += CRUMB
+        velocity -= CRUMB
         np.subtract(weights, scratch, out=out)
         np.multiply(velocity, self.momentum, out=scratch)
         out += scratch

@@ -11,9 +11,9 @@ from dist_net.errors import CheckpointDamagedError
 from dist_net.optim import UpdateRule
 from dist_net.wire.messages import Vector
 
-# While a worker computes from a snapshot, four newer ones may be on their way to it: in the answers
-# to two pushes that it awaits, and to two that it counts as lost since one before was refused.
-PINS_PER_READER = 5
+# While a worker computes from a snapshot, six newer ones may be on their way to it: in the answers
+# to three pushes that it awaits, and to three that it counts as lost since one before was refused.
+PINS_PER_READER = 7
 
 
 class Pin(NamedTuple):

@@ -13,8 +13,8 @@ recipe = Recipe(
     dataset="fashion-mnist",
     input_shape=(28, 28),
     optimizer=Adam(),
-    learning_rate=0.0005,
+    learning_rate=0.0004,
     schedule=Cosine(),
     batch_size=32,
-    epochs=40,
+    epochs=45,
 )

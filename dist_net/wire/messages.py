@@ -80,7 +80,7 @@ class Work(NamedTuple):
     The worker computes the minibatches of samples ``start`` to ``stop`` of the shuffled order of
     ``epoch``, one push each. ``snapshot`` is the index of the weights' buffer in the server's
     segment; it stays as it is until this worker pushes what it computed from a later one, or has
-    been answered four times more. -1: ``weights`` holds them.
+    been answered six times more. -1: ``weights`` holds them.
     """
 
     lease_id: int

@@ -138,6 +138,27 @@ def test_a_compiled_loop_computes_what_numpy_does(name, monkeypatch, caplog):
     np.testing.assert_array_equal(compiled, plain)
 
 
+@pytest.mark.parametrize("extra", ["with numba", "without"])
+@pytest.mark.parametrize(
+    "optimizer",
+    [Momentum(0.9), Nesterov(0.9), Adam(beta2=0.99)],
+    ids=lambda each: type(each).__name__,
+)
+def test_what_decays_does_not_become_subnormal(optimizer, extra, monkeypatch):
+    if extra == "without":
+        monkeypatch.setitem(sys.modules, "dist_net.optim.compiled", None)
+    rule = optimizer.start(100)
+    gradient = np.linspace(-1, 1, 100, dtype=np.float32)
+    weights, following = np.zeros(100, np.float32), np.zeros(100, np.float32)
+    for step in range(1, 10_001):  # 0.99**10_000 is 2e-44
+        rule.update(weights, gradient, following, 0.001, step)
+        gradient[:] = 0
+        weights, following = following, weights
+        for vector in rule.state.values():
+            seen = vector[vector != 0]
+            assert (np.abs(seen) > 1e-37).all(), f"step {step}: {np.abs(seen).min()}"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_gradient_may_lie_anywhere_in_a_message(name):
     optimizer, _ = CASES[name]

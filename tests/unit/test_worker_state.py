@@ -60,32 +60,63 @@ def joined() -> WorkerState:
     return worker
 
 
+def push(start: int, stop: int, version: int, slot: int) -> Push:
+    return Push(3, 7, start, stop, version, 0.5, 3, slot, None)
+
+
 def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: WorkerState) -> None:
-    assert joined.handle(work(7, 0, 18), 0.0) == []
+    assert joined.handle(work(7, 0, 22), 0.0) == []
     assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
-    push = Push(3, 7, 0, 4, 0, 1.5, 2, 0, None)
-    assert joined.computed(1.5, 2, None, 0.1) == [Send(push), Prepare(0, 4, 8)]
-    assert joined.can_compute
-    assert joined.compute() == [Compute(0, 4, 8, 2, None, 1)]
-    push = Push(3, 7, 4, 8, 0, 0.5, 3, 1, None)
-    assert joined.computed(0.5, 3, None, 0.3) == [Send(push), Prepare(0, 8, 12)]
-    assert joined.awaits_older_answer
-    assert joined.compute() == [Compute(0, 8, 12, 2, None, 2)]
-    push = Push(3, 7, 8, 12, 0, 0.5, 3, 2, None)
-    assert joined.computed(0.5, 3, None, 0.4) == [Send(push), Prepare(0, 12, 16)]
+    assert joined.computed(0.5, 3, None, 0.1) == [Send(push(0, 4, 0, 0)), Prepare(0, 4, 8)]
+    for slot, now in ((1, 0.3), (2, 0.4), (3, 0.5)):
+        assert joined.can_compute
+        start, stop = 4 * slot, 4 * slot + 4
+        assert joined.compute() == [Compute(0, start, stop, 2, None, slot)]
+        assert joined.computed(0.5, 3, None, now) == [
+            Send(push(start, stop, 0, slot)),
+            Prepare(0, stop, min(stop + 4, 22)),
+        ]
+        assert joined.awaits_older_answer
     # Every slot holds a gradient that the server has yet to read.
     assert not joined.can_compute
-    assert joined.handle(work(7, 4, 18, version=1), 0.4) == []
-    assert joined.compute() == [Compute(0, 12, 16, 2, None, 0)]
-    push = Push(3, 7, 12, 16, 1, 0.5, 3, 0, None)
+    assert joined.handle(work(7, 4, 22, version=1), 0.5) == []
+    assert joined.compute() == [Compute(0, 16, 20, 2, None, 0)]
     # The rest of the lease is shorter than a minibatch.
-    assert joined.computed(0.5, 3, None, 0.5) == [Send(push), Prepare(0, 16, 18)]
-    assert joined.handle(work(7, 12, 18, version=3), 0.6) == []
+    assert joined.computed(0.5, 3, None, 0.6) == [Send(push(16, 20, 1, 0)), Prepare(0, 20, 22)]
+    assert joined.handle(work(7, 16, 22, version=4), 0.7) == []
     assert not joined.awaits_older_answer
-    assert joined.compute() == [Compute(0, 16, 18, 2, None, 1)]
-    push = Push(3, 7, 16, 18, 3, 0.5, 3, 1, None)
-    assert joined.computed(0.5, 3, None, 0.7) == [Send(push)]
+    assert joined.compute() == [Compute(0, 20, 22, 2, None, 1)]
+    assert joined.computed(0.5, 3, None, 0.8) == [Send(push(20, 22, 4, 1))]
     assert not joined.can_compute
+
+
+def test_pushes_that_follow_each_other_closely_are_sent_two_at_a_time(joined: WorkerState) -> None:
+    joined.handle(work(7, 0, 20), 0.0)
+
+    def next_pushed(now: float) -> list[Push]:
+        joined.compute()
+        commands = joined.computed(0.5, 3, None, now)
+        return [each.message for each in commands if isinstance(each, Send)]
+
+    assert next_pushed(1.0) == [push(0, 4, 0, 0)]
+    assert next_pushed(1.001) == []
+    assert next_pushed(1.002) == [push(4, 8, 0, 1), push(8, 12, 0, 2)]
+    # There is no room for another one, or none is left: then none is waited for.
+    assert next_pushed(1.003) == [push(12, 16, 0, 3)]
+    joined.handle(work(7, 16, 20, version=4), 1.003)
+    assert next_pushed(1.004) == [push(16, 20, 4, 0)]
+
+
+def test_what_is_held_back_for_a_lost_lease_is_not_pushed(joined: WorkerState) -> None:
+    joined.handle(work(7, 0, 12), 0.0)
+    joined.compute()
+    joined.computed(np.nan, 0, None, 1.0)
+    joined.compute()
+    assert joined.computed(0.5, 3, None, 1.001) == [Prepare(0, 8, 12)]
+    joined.handle(work(8, 12, 20, version=1), 1.001)  # the first one was refused
+    joined.compute()
+    pushes = [each for each in joined.computed(0.5, 3, None, 1.5) if isinstance(each, Send)]
+    assert pushes == [Send(Push(3, 8, 12, 16, 1, 0.5, 3, 2, None))]
 
 
 def test_what_was_prepared_in_vain_is_prepared_anew(joined: WorkerState) -> None:
