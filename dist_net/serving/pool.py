@@ -191,7 +191,7 @@ class Pool:
         while (made := self._batcher.next_batch(now)) is not None:
             worker, batch = made
             self._check_by(now + self._settings.longest_batch_s)
-            commands.append(Send(worker.node, batch.message()))
+            commands.append(Send(worker.node, batch.message(is_alone=len(self._requests) == 1)))
         return commands
 
     def next_wakeup(self) -> float | None:

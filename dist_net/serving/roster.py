@@ -24,11 +24,12 @@ class Batch:
     sent_s: float
     expected_s: float
 
-    def message(self) -> Run:
-        """As its worker is told."""
+    def message(self, *, is_alone: bool) -> Run:
+        """As its worker is told; ``is_alone``, if the pool has no other request."""
         description = self.description
         payloads = tuple(request.payload for request in self.requests)
-        return Run(self.batch_id, description.name, description.version, self.is_picture, payloads)
+        model, version = description.name, description.version
+        return Run(self.batch_id, model, version, self.is_picture, is_alone, payloads)
 
 
 @dataclass(slots=True, eq=False)

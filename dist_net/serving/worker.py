@@ -51,6 +51,8 @@ ENLIST_AGAIN_AFTER_S = 1.0
 ANSWER_WITHIN_S = 10.0
 SILENT_TIMEOUTS = 3  # of the gateway's heartbeat timeout, until it counts as lost
 STOOD_STILL_S = 1.0
+STAY_AWAKE_S = 0.001
+CORE_WANTED_S = 0.0001  # if others take the core for so long, it does not fall asleep
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class InferenceWorker:
         self._heart: Heart | None = None
         self._enlisted: Enlisted | None = None
         self._enlist_at_s = self._heard_s = self._ticked_s = self._clock.now()
+        self._stay_awake_until_s = 0.0
         self._leave_reason: str | None = None
         self._was_stopped = False
 
@@ -133,18 +136,41 @@ class InferenceWorker:
         """
         while self._leave_reason is None:
             self._tick()  # enlists before a gateway that refuses the keys has closed the connection
-            message = self._socket.receive(LOADING_POLL_S if self._models.is_loading else POLL_S)
+            message = self._receive_at_once() or self._socket.receive(
+                LOADING_POLL_S if self._models.is_loading else POLL_S
+            )
             if message is not None:
                 self._handle(message)
         if self._enlisted is not None:
             self._socket.send(Leave(self._enlisted.worker_id))
         return self._leave_reason
 
+    def _receive_at_once(self) -> Message | None:
+        """A message that comes soon after the answer to a lone request; None: wait for one.
+
+        A core with nothing to do falls asleep, and wakes up some 0.05 ms late each time: for a
+        client that asks one thing after the other a fifth of its wait.
+        """
+        if not hasattr(os, "sched_yield"):
+            return None  # the core would be kept from others
+        now = self._clock.now()
+        while now < self._stay_awake_until_s:
+            message = self._socket.receive(0)
+            if message is not None:
+                return message
+            os.sched_yield()
+            before, now = now, self._clock.now()
+            if now - before > CORE_WANTED_S:
+                return None
+        return None
+
     def _handle(self, message: Message) -> None:
         self._heard_s = self._clock.now()
         match message:
             case Run():
                 self._socket.send(self._answer(message))
+                if message.is_alone:
+                    self._stay_awake_until_s = self._clock.now() + STAY_AWAKE_S
             case Load():
                 self._models.begin(message)
             case Drop(model, version):

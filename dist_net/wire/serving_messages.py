@@ -206,12 +206,17 @@ class Arrays(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A batch: one payload for each request, pictures all or tensors all."""
+    """A batch: one payload for each request, pictures all or tensors all.
+
+    ``is_alone``: the pool has nothing else to do, so that whoever asked is likely to wait for the
+    answer and then to ask again.
+    """
 
     batch_id: int
     model: str
     version: int
     is_picture: bool
+    is_alone: bool
     payloads: Payloads
 
 

@@ -167,7 +167,7 @@ def test_a_worker_answers_what_it_loaded_and_leaves_when_told(
     assert load(gateway, worker, digits) == Loaded("digits", 1, "")
     images = dataset_named("digits").test_images[:3]
     payloads = (images[:2].tobytes(), b"short", images[2:].tobytes())
-    gateway.tells(Run(5, "digits", 1, False, payloads))
+    gateway.tells(Run(5, "digits", 1, False, False, payloads))
     done = gateway.hears(Done, worker)
     assert done.batch_id == 5
     assert list(done.statuses) == [Status.OK, Status.BAD_INPUT, Status.OK]
@@ -178,7 +178,7 @@ def test_a_worker_answers_what_it_loaded_and_leaves_when_told(
     session.close()
     assert b"5 bytes" in bytes(done.payloads[1])
     gateway.tells(Drop("digits", 1))
-    gateway.tells(Run(6, "digits", 1, False, payloads))
+    gateway.tells(Run(6, "digits", 1, False, False, payloads))
     assert set(gateway.hears(Done, worker).statuses) == {Status.UNAVAILABLE}
     gateway.tells(Retire())
     assert gateway.hears(Leave, worker) == Leave(7)
@@ -194,7 +194,7 @@ def test_versions_are_answered_side_by_side(
     image = dataset_named("digits").test_images[:1].tobytes()
     answers = []
     for version in (1, 2, 1):
-        gateway.tells(Run(version, "digits", version, False, (image,)))
+        gateway.tells(Run(version, "digits", version, False, False, (image,)))
         answers.append(bytes(gateway.hears(Done, worker).payloads[0]))
     assert answers[0] == answers[2] != answers[1]
 

@@ -87,7 +87,7 @@ def test_every_message_comes_back_as_it_was(message):
 
 def test_payloads_are_borrowed_both_ways():
     payload = bytes(1000)
-    frames = encode(Run(1, "m", 2, False, (payload, b"")))
+    frames = encode(Run(1, "m", 2, False, False, (payload, b"")))
     assert frames[1] is payload
     received = decode(frames).payloads
     assert [each.readonly for each in received] == [True, True]
@@ -95,7 +95,7 @@ def test_payloads_are_borrowed_both_ways():
 
 
 def test_too_many_payloads_are_refused():
-    frames = encode(Run(1, "m", 2, False, (b"",) * (MAX_PAYLOADS + 1)))
+    frames = encode(Run(1, "m", 2, False, False, (b"",) * (MAX_PAYLOADS + 1)))
     assert_refused(frames, "Run", str(MAX_PAYLOADS))
     assert len(decode(frames[:-1]).payloads) == MAX_PAYLOADS
 

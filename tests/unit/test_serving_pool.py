@@ -116,12 +116,20 @@ class Desk:
         return [command for command in self.commands if isinstance(command, Evict)]
 
 
+def test_a_worker_is_told_whether_the_pool_has_another_request() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.ask()
+    assert [run.is_alone for run in desk.runs(ONE)] == [True]
+    desk.ask()
+    assert [run.is_alone for run in desk.runs(TWO)] == [False]
+
+
 def test_a_lone_request_goes_at_once_and_its_answer_says_how_long_everything_took() -> None:
     desk = Desk()
     request = desk.ask(rows=2, payload=2 * ROW)
     desk.now += 0.125
     (run,) = desk.runs()
-    assert run == Run(run.batch_id, "net", 1, False, (2 * ROW,))
+    assert run == Run(run.batch_id, "net", 1, False, True, (2 * ROW,))
     desk.now += 1
     desk.done(ONE, run)
     assert desk.finished() == {
