@@ -101,7 +101,9 @@ def test_too_many_payloads_are_refused():
 
 
 def test_a_payload_does_not_stand_in_for_a_field():
-    assert_refused([header(PROTOCOL_VERSION, "Run", 1, "m", 2, False), b""], "4 fields", "expected 5")
+    assert_refused(
+        [header(PROTOCOL_VERSION, "Run", 1, "m", 2, False), b""], "4 fields", "expected 5"
+    )
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -1.5])
