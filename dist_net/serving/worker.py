@@ -27,6 +27,7 @@ from dist_net.serving.description import ModelDescription
 from dist_net.serving.loaded_models import LoadedModels
 from dist_net.serving.requests import Status
 from dist_net.serving.served_network import ServedNetwork
+from dist_net.serving.wakefulness import Wakefulness
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Leave, Message, Refuse
 from dist_net.wire.security import WorkerKeys
@@ -51,8 +52,6 @@ ENLIST_AGAIN_AFTER_S = 1.0
 ANSWER_WITHIN_S = 10.0
 SILENT_TIMEOUTS = 3  # of the gateway's heartbeat timeout, until it counts as lost
 STOOD_STILL_S = 1.0
-STAY_AWAKE_S = 0.001
-CORE_WANTED_S = 0.0001  # if others take the core for so long, it does not fall asleep
 
 
 @dataclass(frozen=True)
@@ -98,11 +97,11 @@ class InferenceWorker:
         self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address, keys)
+        self._wakeful = Wakefulness(self._socket, self._clock)
         self._models = LoadedModels(self._load)
         self._heart: Heart | None = None
         self._enlisted: Enlisted | None = None
         self._enlist_at_s = self._heard_s = self._ticked_s = self._clock.now()
-        self._stay_awake_until_s = 0.0
         self._leave_reason: str | None = None
         self._was_stopped = False
 
@@ -136,33 +135,13 @@ class InferenceWorker:
         """
         while self._leave_reason is None:
             self._tick()  # enlists before a gateway that refuses the keys has closed the connection
-            message = self._receive_at_once() or self._socket.receive(
-                LOADING_POLL_S if self._models.is_loading else POLL_S
-            )
+            wait_s = LOADING_POLL_S if self._models.is_loading else POLL_S
+            message = self._wakeful.receive_soon() or self._socket.receive(wait_s)
             if message is not None:
                 self._handle(message)
         if self._enlisted is not None:
             self._socket.send(Leave(self._enlisted.worker_id))
         return self._leave_reason
-
-    def _receive_at_once(self) -> Message | None:
-        """A message that comes soon after the answer to a lone request; None: wait for one.
-
-        A core with nothing to do falls asleep, and wakes up some 0.05 ms late each time: for a
-        client that asks one thing after the other a fifth of its wait.
-        """
-        if not hasattr(os, "sched_yield"):
-            return None  # the core would be kept from others
-        now = self._clock.now()
-        while now < self._stay_awake_until_s:
-            message = self._socket.receive(0)
-            if message is not None:
-                return message
-            os.sched_yield()
-            before, now = now, self._clock.now()
-            if now - before > CORE_WANTED_S:
-                return None
-        return None
 
     def _handle(self, message: Message) -> None:
         self._heard_s = self._clock.now()
@@ -170,7 +149,7 @@ class InferenceWorker:
             case Run():
                 self._socket.send(self._answer(message))
                 if message.is_alone:
-                    self._stay_awake_until_s = self._clock.now() + STAY_AWAKE_S
+                    self._wakeful.stay_awake()
             case Load():
                 self._models.begin(message)
             case Drop(model, version):

@@ -41,8 +41,7 @@ PUSHES_ON_THE_WAY = 2 * PUSHES_TOGETHER
 """One pair of gradients is computed into its slots while the server reads the other."""
 
 QUICK_STEP_S = 0.002
-"""A push waits for the next one if that will take no longer; what a message costs, some 0.1 ms in
-all, matters only then, and so would the wait if a step were long."""
+"""A push waits for the next one if that will take no longer; a message costs some 0.1 ms in all."""
 
 LONGEST_ANSWER_S = 60.0  # with which even a server that is alive has lost the request
 
