@@ -26,7 +26,7 @@ def test_workers_of_one_thread_have_a_core_each(
     [
         (3, 1e-05, True, "next"),
         (300, 1e-05, True, None),
-        (3, 0.01, True, None),
+        (2, 3e-4, True, None),
         (1, 1e-05, False, None),
     ],
     ids=["it comes soon", "it comes late", "others want the core", "none is expected"],
