@@ -1,10 +1,10 @@
 """How loops are compiled, and where their code is kept. Needs the extra ``fast``.
 
-A function has one signature and is compiled, or read from numba's cache on disk, by the thread that
+A function is compiled for one signature, or read from numba's cache on disk, by the thread that
 asks for it. Functions made for several constants or several signatures would share one index in
-that cache, and processes that fill it at the same time may then get each other's code. The cache
-knows a function by its own file only, so it lies in a directory of its own for each state of the
-files whose parts are compiled into it.
+that cache, and processes that fill it at the same time may then get each other's code. And the
+cache knows a function by its own file only. So it lies in a directory of its own for each signature
+and state of the files whose parts are compiled into it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def jit(*arguments: Any, inlines: Sequence[Path] = ()) -> Callable[[Loop], Loop]
     def compiled(function: Loop) -> Loop:
         options = {"nogil": True, "error_model": "numpy"}
         try:
-            with _own_cache(Path(function.__code__.co_filename), inlines):
+            with _own_cache(Path(function.__code__.co_filename), signature, inlines):
                 return cast(Loop, numba.njit(signature, cache=True, **options)(function))
         except Exception as error:  # no place to keep it, no room, a damaged file: of any class
             # What is wrong with the function itself is raised again here.
@@ -52,10 +52,11 @@ def jit(*arguments: Any, inlines: Sequence[Path] = ()) -> Callable[[Loop], Loop]
 
 
 @contextmanager
-def _own_cache(file: Path, inlines: Sequence[Path]) -> Iterator[None]:
-    """Has numba keep the code of a file apart for each state of what is compiled into it."""
+def _own_cache(file: Path, signature: Any, inlines: Sequence[Path]) -> Iterator[None]:
+    """Has numba keep the code of a file apart for each signature and state of what it inlines."""
     parts = [Path(__file__), *inlines]
-    state = hashlib.sha256(b"".join(each.read_bytes() for each in parts)).hexdigest()[:16]
+    content = b"".join([str(signature).encode(), *(each.read_bytes() for each in parts)])
+    state = hashlib.sha256(content).hexdigest()[:16]
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(file.parent / "__pycache__" / f"compiled-{state}")
     try:

@@ -19,8 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dist_net.errors import ShapeError
-from dist_net.optim.rule import Optimizer, UpdateRule, Vector
+from dist_net.optim.rule import Optimizer, UpdateRule, Vector, require_size
 from dist_net.optim.settings import require_fraction
 
 Layout = Sequence[tuple[str, tuple[int, ...]]]
@@ -62,16 +61,21 @@ class AveragingRule:
         self._scratch = np.empty_like(self._rates)
 
     def update(
-        self, weights: Vector, gradient: Vector, out: Vector, learning_rate: float, step: int
+        self,
+        weights: Vector,
+        gradients: Sequence[Vector],
+        out: Vector,
+        learning_rates: Sequence[float],
+        step: int,
     ) -> None:
-        """Write into ``out`` the weights after one step; see ``UpdateRule.update``."""
-        if not weights.shape == gradient.shape == out.shape == (self._size,):
-            raise ShapeError(
-                f"update of a vector of {self._size} elements with weights {weights.shape}, "
-                f"gradient {gradient.shape} and out {out.shape}: expected ({self._size},) for each"
-            )
+        """Write into ``out`` the weights after these steps; see ``UpdateRule.update``."""
+        require_size(self._size, weights, gradients, out)
         trained, averaged = self._trained, self._averaged
-        self._rule.update(weights[trained], gradient[trained], out[trained], learning_rate, step)
-        np.subtract(gradient[averaged], weights[averaged], out=self._scratch)
-        self._scratch *= self._rates
-        np.add(weights[averaged], self._scratch, out=out[averaged])
+        heads = [gradient[trained] for gradient in gradients]
+        self._rule.update(weights[trained], heads, out[trained], learning_rates, step)
+        latest, following = weights[averaged], out[averaged]
+        for gradient in gradients:
+            np.subtract(gradient[averaged], latest, out=self._scratch)
+            self._scratch *= self._rates
+            np.add(latest, self._scratch, out=following)
+            latest = following

@@ -1,8 +1,9 @@
-"""The update rules in one pass over memory each. Needs the extra ``fast``.
+"""The update rules in one pass over memory, however many gradients. Needs the extra ``fast``.
 
-What they compute is defined by the rules' NumPy form, ``update_strip``, to the last bit. Vectors
-are float32. ``out`` is none of those that are read, as when a server writes its next snapshot:
-in place, LLVM would take one element at a time.
+Each is compiled for a number of gradients, so that the loop over them is unrolled, and that over
+the elements takes a register full at a time. What they compute is defined by the rules' NumPy form,
+``update_strip``, to the last bit. Vectors are float32. ``out`` is none of those that are read, as
+when a server writes its next snapshot: in place, LLVM would take one element at a time.
 """
 
 from __future__ import annotations
@@ -11,55 +12,71 @@ import math
 from functools import cache
 
 import numpy as np
+from numba.types import UniTuple
 from numpy.typing import NDArray
 
 from dist_net.compiling import READ, REAL, WRITTEN, Loop, jit
 
 Vector = NDArray[np.float32]
+Vectors = tuple[Vector, ...]
+Rates = tuple[float, ...]
 
 
-def sgd(weights: Vector, gradient: Vector, out: Vector, rate: float) -> None:
+def sgd(weights: Vector, gradients: Vectors, out: Vector, rates: Rates) -> None:
     """w ← w - η g."""
     for i in range(weights.size):
-        out[i] = weights[i] - rate * gradient[i]
+        w = weights[i]
+        for k in range(len(gradients)):
+            w -= rates[k] * gradients[k][i]
+        out[i] = w
 
 
 def momentum(
     weights: Vector,
-    gradient: Vector,
+    gradients: Vectors,
     out: Vector,
-    rate: float,
+    rates: Rates,
     velocity: Vector,
     momentum: float,
     crumb: float,
 ) -> None:
     """v ← μ v - η g;  w ← w + v."""
     for i in range(weights.size):
-        velocity[i] = (momentum * velocity[i] - rate * gradient[i] + crumb) - crumb
-        out[i] = weights[i] + velocity[i]
+        w = weights[i]
+        v = velocity[i]
+        for k in range(len(gradients)):
+            v = (momentum * v - rates[k] * gradients[k][i] + crumb) - crumb
+            w += v
+        velocity[i] = v
+        out[i] = w
 
 
 def nesterov(
     weights: Vector,
-    gradient: Vector,
+    gradients: Vectors,
     out: Vector,
-    rate: float,
+    rates: Rates,
     velocity: Vector,
     momentum: float,
     crumb: float,
 ) -> None:
     """v ← μ v - η g;  w ← w - η g + μ v."""
     for i in range(weights.size):
-        change = rate * gradient[i]
-        velocity[i] = (momentum * velocity[i] - change + crumb) - crumb
-        out[i] = weights[i] - change + momentum * velocity[i]
+        w = weights[i]
+        v = velocity[i]
+        for k in range(len(gradients)):
+            change = rates[k] * gradients[k][i]
+            v = (momentum * v - change + crumb) - crumb
+            w = w - change + momentum * v
+        velocity[i] = v
+        out[i] = w
 
 
 def adam(
     weights: Vector,
-    gradient: Vector,
+    gradients: Vectors,
     out: Vector,
-    rate: float,
+    rates: Rates,
     mean: Vector,
     mean_square: Vector,
     towards: float,
@@ -69,32 +86,44 @@ def adam(
 ) -> None:
     """Move the means towards g and g², by so much of the way, then w ← w - η m / (√v + ε)."""
     for i in range(weights.size):
-        g = gradient[i]
-        m = (mean[i] + (g - mean[i]) * towards + crumb) - crumb
-        v = (mean_square[i] + (g * g - mean_square[i]) * towards_square + crumb) - crumb
+        w = weights[i]
+        m = mean[i]
+        v = mean_square[i]
+        for k in range(len(gradients)):
+            g = gradients[k][i]
+            m = (m + (g - m) * towards + crumb) - crumb
+            v = (v + (g * g - v) * towards_square + crumb) - crumb
+            w -= m / (math.sqrt(v) + epsilon) * rates[k]
         mean[i] = m
         mean_square[i] = v
-        out[i] = weights[i] - m / (math.sqrt(v) + epsilon) * rate
+        out[i] = w
 
 
 def adagrad(
     weights: Vector,
-    gradient: Vector,
+    gradients: Vectors,
     out: Vector,
-    rate: float,
+    rates: Rates,
     accumulator: Vector,
     epsilon: float,
 ) -> None:
     """a ← a + g²;  w ← w - η g / √(a + ε)."""
     for i in range(weights.size):
-        accumulator[i] += gradient[i] * gradient[i]
-        out[i] = weights[i] - gradient[i] / math.sqrt(accumulator[i] + epsilon) * rate
+        w = weights[i]
+        a = accumulator[i]
+        for k in range(len(gradients)):
+            g = gradients[k][i]
+            a += g * g
+            w -= g / math.sqrt(a + epsilon) * rates[k]
+        accumulator[i] = a
+        out[i] = w
 
 
 LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad)}
 
 
 @cache
-def compiled(name: str, states: int, constants: int) -> Loop:
-    """One of ``LOOPS``, for so many vectors of state and constants behind them."""
-    return jit(READ, READ, WRITTEN, REAL, *[WRITTEN] * states, *[REAL] * constants)(LOOPS[name])
+def compiled(name: str, gradients: int, states: int, constants: int) -> Loop:
+    """One of ``LOOPS``, for so many gradients, vectors of state, and constants behind them."""
+    several = (UniTuple(READ, gradients), WRITTEN, UniTuple(REAL, gradients))
+    return jit(READ, *several, *[WRITTEN] * states, *[REAL] * constants)(LOOPS[name])

@@ -7,7 +7,7 @@ extra ``fast`` they take one pass over memory instead of many.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -25,6 +25,9 @@ Vector = NDArray[np.floating[Any]]
 # L2): at 3,000,000 float32 strips of 64k take 0.78 (SGD and Adam) of the time of whole passes;
 # strips of 16k gain nothing more and pay for their NumPy calls, 1.3 times at 101,770 elements.
 STRIP_LENGTH = 65536
+
+MOST_COMPILED = 3
+"""Steps that a compiled loop takes at once: as many gradients as a worker pushes together."""
 
 CRUMB = 1e-24
 """Added to what decays, and taken away again, so that it does not become subnormal.
@@ -46,12 +49,18 @@ class UpdateRule(Protocol):
     """
 
     def update(
-        self, weights: Vector, gradient: Vector, out: Vector, learning_rate: float, step: int
+        self,
+        weights: Vector,
+        gradients: Sequence[Vector],
+        out: Vector,
+        learning_rates: Sequence[float],
+        step: int,
     ) -> None:
-        """Write into ``out`` the weights after one step along ``gradient``.
+        """Write into ``out`` the weights after a step along each of ``gradients``, in turn.
 
-        All three are vectors of the rule's size and are borrowed for the call. ``out`` may be
-        ``weights`` itself; ``gradient`` is only read. ``step`` is 1 for the first update. Raises
+        There is at least one. All are vectors of the rule's size and are borrowed for the call.
+        ``out`` may be ``weights`` itself; gradients are only read. ``learning_rates`` has one for
+        each of them, and ``step`` is the first one's number, 1 for the first of all. Raises
         ``ShapeError`` when a vector has another length.
         """
         ...
@@ -63,6 +72,16 @@ class Optimizer(Protocol):
     def start(self, size: int, dtype: DTypeLike = np.float32) -> UpdateRule:
         """Return a fresh rule for vectors of ``size`` elements."""
         ...
+
+
+def require_size(size: int, weights: Vector, gradients: Sequence[Vector], out: Vector) -> None:
+    """Raise ``ShapeError`` for a vector of another length: it would be updated in part."""
+    shapes = [vector.shape for vector in (weights, *gradients, out)]
+    if shapes != [(size,)] * len(shapes):
+        raise ShapeError(
+            f"update of a vector of {size} elements with weights, gradients and out of shapes "
+            f"{shapes}: expected ({size},) for each"
+        )
 
 
 def strips_of(size: int) -> tuple[slice, ...]:
@@ -80,6 +99,9 @@ class StripRule(ABC):
 
     ``loop`` is the name of the same in ``dist_net.optim.compiled``, where ``constants`` are passed
     behind the state. It is called, if numba is there, for updates that are not in place.
+
+    Of several gradients each strip takes all before the next strip's turn: weights and state go
+    through memory once, and what lies between two steps stays in the cache.
     """
 
     loop: str
@@ -100,37 +122,48 @@ class StripRule(ABC):
             )
             for strip in strips
         )
-        self._compiled = self._compile() if np.dtype(dtype) == np.float32 else None
+        self._compiled = self._compile() if np.dtype(dtype) == np.float32 else {}
 
-    def _compile(self) -> Callable[..., None] | None:
-        """The loop, compiled; None where numba cannot be had."""
+    def _compile(self) -> dict[int, Callable[..., None]]:
+        """The loop, compiled, by the number of gradients; empty where numba cannot be had."""
         try:
             # numba, which it imports, is an extra, and takes half a second to import.
             from dist_net.optim.compiled import compiled
         except ImportError:
             logger.info("updates_begun rule=%s loops=numpy", self.loop)
-            return None
+            return {}
         logger.info("updates_begun rule=%s loops=compiled", self.loop)
-        return compiled(self.loop, len(self.state), len(self.constants))
+        return {
+            count: compiled(self.loop, count, len(self.state), len(self.constants))
+            for count in range(1, MOST_COMPILED + 1)
+        }
 
     def update(
-        self, weights: Vector, gradient: Vector, out: Vector, learning_rate: float, step: int
+        self,
+        weights: Vector,
+        gradients: Sequence[Vector],
+        out: Vector,
+        learning_rates: Sequence[float],
+        step: int,
     ) -> None:
-        """Write into ``out`` the weights after one step; see ``UpdateRule.update``."""
-        # A longer vector would otherwise be updated in part, without a word.
-        if not weights.shape == gradient.shape == out.shape == (self.size,):
-            raise ShapeError(
-                f"update of a vector of {self.size} parameters with weights {weights.shape}, "
-                f"gradient {gradient.shape} and out {out.shape}: expected ({self.size},) for each"
-            )
-        rate = self.rate(learning_rate, step)
+        """Write into ``out`` the weights after these steps; see ``UpdateRule.update``."""
+        require_size(self.size, weights, gradients, out)
+        rates = tuple(
+            self.rate(learning_rate, step + taken)
+            for taken, learning_rate in enumerate(learning_rates)
+        )
+        compiled = self._compiled.get(len(gradients))
         # A gradient that came over a network lies anywhere; loops are compiled for aligned ones.
-        is_apart = gradient.flags.aligned and not np.may_share_memory(weights, out)
-        if self._compiled is not None and is_apart:
-            self._compiled(weights, gradient, out, rate, *self.state.values(), *self.constants)
+        is_apart = not np.may_share_memory(weights, out)
+        if compiled and is_apart and all(gradient.flags.aligned for gradient in gradients):
+            behind = (*self.state.values(), *self.constants)
+            compiled(weights, tuple(gradients), out, rates, *behind)
             return
         for strip, scratch, state in self._strips:
-            self.update_strip(weights[strip], gradient[strip], out[strip], rate, scratch, *state)
+            latest, following = weights[strip], out[strip]
+            for gradient, rate in zip(gradients, rates, strict=True):
+                self.update_strip(latest, gradient[strip], following, rate, scratch, *state)
+                latest = following
 
     def rate(self, learning_rate: float, step: int) -> float:
         """Return the factor of the update at ``step``; the learning rate unless overridden."""

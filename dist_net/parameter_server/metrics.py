@@ -1,5 +1,6 @@
 """What is counted during a run: pushes, staleness, loss, speed. Pure; time is passed in."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +24,8 @@ class Window:
 @dataclass
 class RunMetrics:
     """Counters and metric records of a run; what a checkpoint keeps goes on after a resume.
+
+    A push of several gradients counts as so many.
 
     ``seconds`` runs from the first lease to the last applied push, without the time in which the
     run was interrupted. ``staleness_histogram[n]`` counts the pushes of staleness n; its last
@@ -51,25 +54,26 @@ class RunMetrics:
             self._began_s = now - self.seconds
 
     def push_applied(
-        self, samples: int, loss_sum: float, correct: int, staleness: int, now: float
+        self, samples: int, loss_sum: float, correct: int, staleness: Sequence[int], now: float
     ) -> None:
-        """Count a push that is in the weights."""
-        self.pushes_applied += 1
-        self.staleness_sum += staleness
-        self.staleness_max = max(self.staleness_max, staleness)
+        """Count a push that is in the weights; ``staleness`` is that of each of its gradients."""
+        self.pushes_applied += len(staleness)
+        self.staleness_sum += sum(staleness)
+        self.staleness_max = max(self.staleness_max, *staleness)
         histogram = self.staleness_histogram
-        occupied = min(staleness, STALENESS_BINS - 1)
-        if occupied >= len(histogram):
-            histogram.extend([0] * (occupied + 1 - len(histogram)))
-        histogram[occupied] += 1
+        for each in staleness:
+            occupied = min(each, STALENESS_BINS - 1)
+            if occupied >= len(histogram):
+                histogram.extend([0] * (occupied + 1 - len(histogram)))
+            histogram[occupied] += 1
         if self._began_s is not None:
             self.seconds = now - self._began_s
         window = self.window
         window.samples += samples
-        window.pushes += 1
+        window.pushes += len(staleness)
         window.loss += loss_sum
         window.correct += correct
-        window.staleness += staleness
+        window.staleness += sum(staleness)
 
     def record_due(self, applied_samples: int, samples: int) -> bool:
         """Say whether a 20th of an epoch of ``samples`` was completed since the last record."""

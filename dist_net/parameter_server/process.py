@@ -121,10 +121,10 @@ class ServerProcess:
         node, message = received
         segment = None
         match message:
-            case Push(worker_id=worker_id, slot=slot) if worker_id in self._gradients:
-                gradients = self._gradients[worker_id]
-                if 0 <= slot < gradients.vectors:
-                    message = message._replace(gradient=gradients.vector(slot))
+            case Push(worker_id=worker_id, slots=slots) if slots and worker_id in self._gradients:
+                own = self._gradients[worker_id]
+                if max(slots) < own.vectors:
+                    message = message._replace(gradients=tuple(map(own.vector, slots)))
             case Join(gradient_descriptor=descriptor) if descriptor != -1:
                 segment = _attached(message)
                 if segment is None:

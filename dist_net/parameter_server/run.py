@@ -85,21 +85,29 @@ class Run:
             },
         )
 
-    def apply(self, member: Member, push: Push, gradient: Vector, now: float) -> bool:
-        """Put a push that is due into the weights; False: its gradient or loss is not finite."""
+    def apply(self, member: Member, push: Push, now: float) -> bool:
+        """Put a push that is due into the weights; False: a gradient or its loss is not finite."""
         settings, ledger, store, metrics = self.settings, self.ledger, self.store, self.metrics
-        learning_rate = settings.learning_rate_after(ledger.applied_samples)
-        staleness = store.version - push.base_version
-        if not math.isfinite(push.loss_sum) or not store.apply(gradient, learning_rate):
+        before = ledger.applied_samples
+        rates = [
+            settings.learning_rate_after(before + start - push.start)
+            for start in (push.start, *push.stops[:-1])
+        ]
+        # What lies before a gradient in its push is in the weights when its own turn comes.
+        staleness = [
+            store.version + earlier - base_version
+            for earlier, base_version in enumerate(push.base_versions)
+        ]
+        if not math.isfinite(push.loss_sum) or not store.apply(push.gradients, rates):
             return False
         samples = push.stop - push.start
         ledger.applied(member.worker_id, push.stop)
-        member.pushes += 1
+        member.pushes += len(push.gradients)
         member.samples += samples
         member.refusals = 0
         metrics.push_applied(samples, push.loss_sum, push.correct, staleness, now)
         if metrics.record_due(ledger.applied_samples, settings.samples):
-            metrics.record(ledger.applied_samples, settings.samples, store.version, learning_rate)
+            metrics.record(ledger.applied_samples, settings.samples, store.version, rates[-1])
         return True
 
     def remove(self, member: Member) -> None:

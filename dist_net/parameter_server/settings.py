@@ -3,10 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from dist_net.errors import SettingError
 from dist_net.optim import SGD, Constant, Optimizer, Schedule, UpdateRule, start_rule
+from dist_net.wire.messages import Push
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
 """Name and shape of every parameter and then of every buffer, as they lie in the flat vector."""
@@ -83,7 +86,7 @@ class RunSettings:
         if not holds(value):
             raise SettingError(f"{name}={value!r}: expected {expected}")
 
-    @property
+    @cached_property
     def vector_size(self) -> int:
         """The length of the flat vector of all parameters and buffers."""
         return sum(math.prod(shape) for _, shape in self.layout)
@@ -118,6 +121,22 @@ class RunSettings:
             return (
                 f"the worker's model has {vector_size} parameters, the server's "
                 f"{self.vector_size}: install the same dist_net on both hosts"
+            )
+        return None
+
+    def fault_of(self, push: Push) -> str | None:
+        """Return what is wrong with a push that no worker of this release sends; None: nothing."""
+        size = self.vector_size
+        shapes = [gradient.shape for gradient in push.gradients]
+        if not shapes or shapes != [(size,)] * len(shapes):
+            return f"gradients of shapes {shapes}: expected at least one, of shape ({size},) each"
+        minibatches = [*pairwise((push.start, *push.stops))]
+        if not len(shapes) == len(minibatches) == len(push.base_versions) or any(
+            start >= stop for start, stop in minibatches
+        ):
+            return (
+                f"{len(shapes)} gradients of the minibatches {minibatches}, from versions "
+                f"{list(push.base_versions)}: expected one of each, and samples in their order"
             )
         return None
 

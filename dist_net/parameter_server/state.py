@@ -75,7 +75,6 @@ class ParameterServer:
         self.run = run
         self.stop_reason: str | None = None
         self._segment = segment
-        self._vector_size = run.settings.vector_size
 
     @property
     def state(self) -> str:
@@ -169,26 +168,23 @@ class ParameterServer:
         if member is None:
             run.metrics.pushes_rejected += 1
             return [Send(node, _unknown(push.worker_id))]
-        gradient = push.gradient
-        if gradient is None or gradient.shape != (self._vector_size,):
+        fault = run.settings.fault_of(push)
+        if fault is not None:
             run.metrics.pushes_rejected += 1
-            shape = None if gradient is None else gradient.shape
-            return self._dismiss(
-                member, f"a gradient of shape {shape}: expected ({self._vector_size},)", now
-            )
+            return self._dismiss(member, fault, now)
         verdict = run.ledger.verdict(push.worker_id, push.lease_id, push.start, push.stop)
         if verdict is Verdict.DUPLICATE:
             run.metrics.duplicates_dropped += 1
         elif (
             verdict is Verdict.REJECTED
             or self.stop_reason is not None
-            or not 0 <= push.base_version <= run.store.version
+            or not 0 <= min(push.base_versions) <= max(push.base_versions) <= run.store.version
         ):
             run.metrics.pushes_rejected += 1
-        elif not run.apply(member, push, gradient, now):
+        elif not run.apply(member, push, now):
             return self._refuse_gradient(member, push, now)
         if member.shared:
-            run.store.unpin_before(member.worker_id, push.base_version)
+            run.store.unpin_before(member.worker_id, push.base_versions[-1])
         return [Send(node, self._work(member, now, verdict is Verdict.DUPLICATE))]
 
     def _refuse_gradient(self, member: Member, push: Push, now: float) -> list[Command]:
@@ -226,7 +222,14 @@ class ParameterServer:
         else:
             snapshot, version, weights = -1, run.store.version, run.store.weights
         return Work(
-            lease.lease_id, lease.epoch, lease.start, lease.stop, version, snapshot, weights
+            lease.lease_id,
+            lease.epoch,
+            lease.start,
+            lease.stop,
+            version,
+            run.members.pushed_together,
+            snapshot,
+            weights,
         )
 
     def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:

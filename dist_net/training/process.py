@@ -13,7 +13,7 @@ import numpy as np
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import SegmentError
 from dist_net.training.commands import Begin, Command, Compute, Done, Prepare, Send
-from dist_net.training.state import PUSHES_ON_THE_WAY, WorkerState
+from dist_net.training.state import GRADIENT_SLOTS, WorkerState
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Join, Message, Vector, Welcome
 from dist_net.wire.security import WorkerKeys
@@ -72,14 +72,12 @@ class WorkerProcess:
         self._stop_requested: str | None = None
         self._vector_size = vector_size
         self._own = (
-            Segment.create(PUSHES_ON_THE_WAY, vector_size)
-            if shares_memory and available()
-            else None
+            Segment.create(GRADIENT_SLOTS, vector_size) if shares_memory and available() else None
         )
         self._weights = Weights(vector_size)
         self._gradients = [
             self._own.vector(slot) if self._own else np.empty(vector_size, np.float32)
-            for slot in range(PUSHES_ON_THE_WAY)
+            for slot in range(GRADIENT_SLOTS)
         ]
         self._sends_gradient = True
         self._state = WorkerState(

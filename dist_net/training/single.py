@@ -46,7 +46,11 @@ class SingleProcess:
         rate = recipe.schedule(epoch + start / self._samples, recipe.epochs)
         self.updates += 1
         self._rule.update(
-            self.weights, self._gradient, self.weights, rate * recipe.learning_rate, self.updates
+            self.weights,
+            [self._gradient],
+            self.weights,
+            [rate * recipe.learning_rate],
+            self.updates,
         )
         return result
 

@@ -3,10 +3,11 @@
     Join ─▶ Welcome ─▶ Pull ─▶ Work ─▶ compute ─▶ Push ─▶ Work ─▶ compute ─▶ ... ─▶ Stop ─▶ Leave
 
 While a push is on its way and is acknowledged, the next minibatch of the lease is computed, from
-the weights that came last: so neither the network nor the server's work is waited for. Pushes that
-follow each other closely are sent two at a time, for then everybody on their way is woken half as
-often. The price is a staleness that is greater by one or two pushes of the worker's own. No I/O;
-times are seconds on one clock that never goes backwards.
+the weights that came last: so neither the network nor the server's work is waited for. Gradients
+that follow each other closely go in one push, as many as the server says: then everybody on their
+way is woken less often, and the server takes them up in one pass over the weights. The price is a
+staleness that is greater by one or two of the worker's own. No I/O; times are seconds on one clock
+that never goes backwards.
 """
 
 import logging
@@ -20,7 +21,9 @@ from dist_net.errors import (
     WorkerRefusedError,
 )
 from dist_net.training.commands import Begin, Command, Compute, Done, Prepare, Send
+from dist_net.training.held import Computed, HeldGradients
 from dist_net.wire.messages import (
+    MOST_TOGETHER,
     Join,
     Leave,
     Message,
@@ -36,12 +39,8 @@ from dist_net.wire.messages import (
 
 logger = logging.getLogger(__name__)
 
-PUSHES_TOGETHER = 2
-PUSHES_ON_THE_WAY = 2 * PUSHES_TOGETHER
-"""One pair of gradients is computed into its slots while the server reads the other."""
-
-QUICK_STEP_S = 0.002
-"""A push waits for the next one if that will take no longer; a message costs some 0.1 ms in all."""
+GRADIENT_SLOTS = 2 * MOST_TOGETHER
+"""Some gradients are computed while the server reads the others."""
 
 LONGEST_ANSWER_S = 60.0  # with which even a server that is alive has lost the request
 
@@ -68,9 +67,7 @@ class WorkerState:
         self._batch_size = 0
         self._work: Work | None = None
         self._next_sample = 0
-        self._next_slot = 0
-        self._held: list[Push] = []
-        self._pushed_s = -math.inf
+        self._held = HeldGradients()
         self._prepared: Prepare | None = None
         self._computing: Compute | None = None
         self._unanswered: deque[tuple[Message, float]] = deque()
@@ -93,11 +90,26 @@ class WorkerState:
     @property
     def can_compute(self) -> bool:
         """Whether ``compute`` has something to do: then messages are not to be waited for."""
+        work = self._work
         return (
-            self._work is not None
-            and self._next_sample < self._work.stop
-            and len(self._unanswered) + len(self._held) < PUSHES_ON_THE_WAY
+            work is not None
+            and self._next_sample < work.stop
+            and self._on_the_way < min(2 * work.together, GRADIENT_SLOTS)
         )
+
+    @property
+    def _on_the_way(self) -> int:
+        """How many gradients the server has not taken up, as far as this worker knows."""
+        return sum(len(push.stops) for push in self._unanswered_pushes()) + len(self._held)
+
+    def _unanswered_pushes(self) -> list[Push]:
+        return [request for request, _ in self._unanswered if isinstance(request, Push)]
+
+    def _free_slot(self) -> int:
+        """The first slot without a gradient that is to be read yet: few are used, if few do."""
+        pushed = (slot for push in self._unanswered_pushes() for slot in push.slots)
+        taken = {*pushed, *self._held.slots}
+        return next(slot for slot in range(GRADIENT_SLOTS) if slot not in taken)
 
     @property
     def awaits_older_answer(self) -> bool:
@@ -147,9 +159,8 @@ class WorkerState:
         if work is None:
             raise RuntimeError("compute() was called without a lease")
         ready, minibatch = self._prepared, self._prepare(work)
-        self._computing = Compute(*minibatch, work.snapshot, work.weights, self._next_slot)
+        self._computing = Compute(*minibatch, work.snapshot, work.weights, self._free_slot())
         self._next_sample = minibatch.stop
-        self._next_slot = (self._next_slot + 1) % PUSHES_ON_THE_WAY
         return [self._computing] if ready == minibatch else [minibatch, self._computing]
 
     def computed(
@@ -163,19 +174,11 @@ class WorkerState:
         if work is None or minibatch is None:
             raise RuntimeError("computed() was called without a Compute command before it")
         self._computing = None
-        push = Push(
-            self._worker_id,
-            work.lease_id,
-            minibatch.start,
-            minibatch.stop,
-            work.version,
-            loss_sum,
-            correct,
-            minibatch.slot if gradient is None else -1,
-            gradient,
-        )
-        self._held.append(push)
-        commands: list[Command] = [] if self._waits_for_next(now) else self._push(now)
+        _, start, stop, *_, slot = minibatch
+        self._held.hold(Computed(start, stop, work.version, loss_sum, correct, slot, gradient))
+        commands: list[Command] = []
+        if not (self.can_compute and self._held.wait_for_next(work.together, now)):
+            commands.append(self._ask(self._held.push(self._worker_id, work, now), now))
         if self._next_sample < work.stop:
             commands.append(self._prepare(work))
         return commands
@@ -213,25 +216,10 @@ class WorkerState:
         done = Done(reason, finished)
         return [Send(Leave(self._worker_id)), done] if self._worker_id else [done]
 
-    def _waits_for_next(self, now: float) -> bool:
-        """Whether what is held goes together with the next push, which will be there at once."""
-        return (
-            len(self._held) < PUSHES_TOGETHER
-            and now - self._pushed_s < QUICK_STEP_S
-            and self.can_compute
-        )
-
-    def _push(self, now: float) -> list[Command]:
-        """Send what is held."""
-        self._pushed_s = now
-        pushes: list[Command] = [self._ask(push, now) for push in self._held]
-        self._held.clear()
-        return pushes
-
     def _drop_lease(self) -> None:
         """Forget the lease, and what was computed for it and is of no use any more."""
         self._work = None
-        self._held.clear()
+        self._held.drop()
         self._unanswered.clear()
 
     def _ask(self, message: Message, now: float) -> Send:
@@ -258,7 +246,7 @@ class WorkerState:
             self._unanswered.popleft()
         if self._work is None or work.lease_id != self._work.lease_id:
             self._next_sample = work.start
-            self._held.clear()  # of a lease that ended before its time
+            self._held.drop()  # of a lease that ended before its time
         self._work = work
 
     def _prepare(self, work: Work) -> Prepare:
@@ -281,8 +269,8 @@ def _progress(work: Work) -> tuple[int, int]:
 def _answers(work: Work, request: Message) -> bool:
     """Whether the server had taken in the request when it gave this work."""
     match request:
-        case Push(lease_id=lease_id, stop=stop):
-            return lease_id != work.lease_id or stop <= work.start
+        case Push(lease_id=lease_id):
+            return lease_id != work.lease_id or request.stop <= work.start
     return True
 
 

@@ -1,9 +1,9 @@
 """Messages to frames and back; pure functions, no I/O.
 
-The first frame is a msgpack array ``[PROTOCOL_VERSION, type's name, *fields]``. An array field is
-described there as ``["<f4", [length]]``, and its bytes are the second frame. Payloads are not
-described: each further frame is one. What a peer sent is checked in full before an array is made
-of it; the checks are derived, once, from the annotations in `dist_net.wire.messages` and
+The first frame is a msgpack array ``[PROTOCOL_VERSION, type's name, *fields]``. Arrays are
+described there, see `dist_net.wire.arrays`, and each is a further frame; so is each payload, which
+nothing describes. What a peer sent is checked in full before an array is made of it; the checks
+are derived, once, from the annotations in `dist_net.wire.messages` and
 `dist_net.wire.serving_messages`.
 """
 
@@ -13,20 +13,16 @@ from operator import itemgetter
 from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
 import msgpack
-import numpy as np
 
 from dist_net.errors import ProtocolError
-from dist_net.wire.messages import Message, Vector
+from dist_net.wire.arrays import Frame, decode_arrays, encode_arrays, shortened
+from dist_net.wire.messages import Integers, Message, Vector, Vectors
 from dist_net.wire.serving_messages import Payloads
 
 PROTOCOL_VERSION = 1
 MAX_HEADER_BYTES = 2**20
-MAX_ARRAY_BYTES = 2**30
 MAX_PAYLOADS = 1024
 
-Frame = bytes | memoryview
-
-_ARRAY_DTYPE = np.dtype("<f4")
 _MAX_INTEGER = 2**63 - 1
 # `msgpack.packb` would make a Packer and its buffer for each call.
 _pack = msgpack.Packer().pack
@@ -35,7 +31,7 @@ _pack = msgpack.Packer().pack
 _UNPACK_LIMITS = {"use_list": False, "max_array_len": 16, "max_map_len": 0, "max_ext_len": 0}
 
 # -1 in these says that arrays travel as frames.
-_MAY_BE_ABSENT = {"gradient_descriptor", "weights_descriptor", "snapshot", "slot"}
+_MAY_BE_ABSENT = {"gradient_descriptor", "weights_descriptor", "snapshot"}
 # A diverging worker's loss is not finite, and the server wants to hear of it.
 _MAY_BE_NOT_FINITE = {"loss_sum"}
 
@@ -50,21 +46,28 @@ class _Field(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """What a message's header must hold."""
+    """What a message's header must hold. ``absent`` stands for an array that is not there.
+
+    ``()``: for several arrays; ``...``: it must be there.
+    """
 
     kind: Any
     fields: tuple[_Field, ...]
     array: str | None
-    array_is_optional: bool
+    absent: Any
     has_payloads: bool
 
 
 class _Plain(NamedTuple):
-    """What suffices for a header without an array: its values' types, and no negative integer."""
+    """What suffices for a header without an array: its values' types, and no negative integer.
 
-    kind: Any
+    ``sequences`` are the places of what holds several integers.
+    """
+
+    layout: _Layout
     types: list[type]
     integers: Callable[[Any], tuple[int, ...]]
+    sequences: tuple[int, ...]
 
 
 def _field(name: str, hint: Any) -> _Field:
@@ -75,32 +78,36 @@ def _field(name: str, hint: Any) -> _Field:
         return _Field(name, (float, int), low, sys.float_info.max)
     if hint in (str, bytes, bool):
         return _Field(name, (hint,), None, 0)
+    if hint == Integers:
+        return _Field(name, (tuple,), None, 0)
     raise TypeError(f"message field {name!r} is of type {hint}, which the codec does not know")
 
 
 def _layout(kind: Any) -> _Layout:
     hints = get_type_hints(kind)
-    array = next((n for n, hint in hints.items() if hint in (Vector, Vector | None)), None)
+    absent_of = {Vector: ..., Vector | None: None, Vectors: ()}
+    array = next((n for n, hint in hints.items() if hint in absent_of), None)
     has_payloads = Payloads in hints.values()
     framed = "payloads" if has_payloads else array
     if framed is not None and framed != kind._fields[-1]:
         raise TypeError(f"{kind.__name__}.{framed}: what travels as frames must be the last field")
     fields = tuple(_field(name, hint) for name, hint in hints.items() if name != framed)
-    is_optional = array is not None and hints[array] == Vector | None
-    return _Layout(kind, fields, array, is_optional, has_payloads)
+    absent = absent_of[hints[array]] if array else ...
+    return _Layout(kind, fields, array, absent, has_payloads)
 
 
 def _plain(layout: _Layout) -> _Plain | None:
-    if layout.has_payloads or (layout.array and not layout.array_is_optional):
+    if layout.has_payloads or (layout.array and layout.absent is ...):
         return None
     if any(field.types[0] is float and field.low is not None for field in layout.fields):
         return None
     types = [int, str, *(field.types[0] for field in layout.fields)]
     integers = (i for i, kind in enumerate(types) if kind is int)
+    sequences = tuple(i for i, kind in enumerate(types) if kind is tuple)
     if layout.array:
         types.append(type(None))
     # The version comes twice, so that there are always two: with one, itemgetter makes no tuple.
-    return _Plain(layout.kind, types, itemgetter(0, *integers))
+    return _Plain(layout, types, itemgetter(0, *integers), sequences)
 
 
 _LAYOUTS = {kind.__name__: _layout(kind) for kind in get_args(Message)}
@@ -110,22 +117,19 @@ _PLAINS = {name: plain for name, layout in _LAYOUTS.items() if (plain := _plain(
 def encode(message: Message) -> list[Frame]:
     """The frames that carry ``message``.
 
-    Payloads, and an array if it is contiguous, are borrowed, not copied. Raises
-    `ProtocolError` for an array that is not 1-D float32 and for a header over `MAX_HEADER_BYTES`.
+    Payloads, and arrays if they are contiguous, are borrowed, not copied. Raises `ProtocolError`
+    for arrays that are not 1-D float32 of one length, and for a header over `MAX_HEADER_BYTES`.
     """
     name = type(message).__name__
     values: tuple[Any, ...] = message
     layout = _LAYOUTS[name]
-    array = values[-1] if layout.array else None
     if layout.has_payloads:
         frames: list[Frame] = [_pack((PROTOCOL_VERSION, name, *values[:-1])), *values[-1]]
-    elif array is None:
+    elif layout.array is None:
         frames = [_pack((PROTOCOL_VERSION, name, *values))]
     else:
-        vector = _checked_vector(name, array)
-        spec = (_ARRAY_DTYPE.str, vector.shape)
-        header = _pack((PROTOCOL_VERSION, name, *values[:-1], spec))
-        frames = [header, vector.data.cast("B")]
+        spec, array_frames = encode_arrays(name, values[-1])
+        frames = [_pack((PROTOCOL_VERSION, name, *values[:-1], spec)), *array_frames]
     if len(frames[0]) > MAX_HEADER_BYTES:
         raise ProtocolError(
             f"a {name} message needs a header of {len(frames[0])} bytes; "
@@ -150,7 +154,7 @@ def decode(frames: Sequence[Frame]) -> Message:
         values = msgpack.unpackb(frames[0], **_UNPACK_LIMITS)
     except ValueError as error:
         raise ProtocolError(
-            f"the header {_shortened(bytes(frames[0][:64]))} is not msgpack ({error}); expected "
+            f"the header {shortened(bytes(frames[0][:64]))} is not msgpack ({error}); expected "
             f"[{PROTOCOL_VERSION}, type, fields...]"
         ) from error
     message = _decode_plain(values) if len(frames) == 1 else None
@@ -163,15 +167,20 @@ def _decode_plain(values: Any) -> Message | None:
     Most are; looking at each field would take a tenth of a round trip over ipc.
     """
     try:
-        kind, types, integers = _PLAINS[values[1]]
+        layout, types, integers, sequences = _PLAINS[values[1]]
     except (TypeError, IndexError, KeyError):
         return None
     if [*map(type, values)] != types or values[0] != PROTOCOL_VERSION:
         return None
     numbers = integers(values)
+    for place in sequences:
+        numbers += values[place]
+    if sequences and {*map(type, numbers)} != {int}:
+        return None
     if min(numbers) < 0 or max(numbers) > _MAX_INTEGER:
         return None
-    return cast(Message, kind._make(values[2:]))
+    fields = (*values[2:-1], layout.absent) if layout.array else values[2:]
+    return cast(Message, layout.kind._make(fields))
 
 
 def _decode_carefully(values: Any, frames: Sequence[Frame]) -> Message:
@@ -181,10 +190,13 @@ def _decode_carefully(values: Any, frames: Sequence[Frame]) -> Message:
     for (name, types, low, high), value in zip(layout.fields, fields, strict=False):
         if type(value) not in types or (low is not None and not low <= value <= high):
             raise _field_error(layout, name, value)
+        if type(value) is tuple and not all(_is_natural(each) for each in value):
+            raise _field_error(layout, name, value)
     if layout.has_payloads:
         fields = (*fields, _payloads(layout, frames))
     elif layout.array:
-        fields = (*fields[:-1], _decode_array(layout, fields[-1], frames))
+        name = f"{layout.kind.__name__}.{layout.array}"
+        fields = (*fields[:-1], decode_arrays(name, fields[-1], frames[1:], layout.absent))
     elif len(frames) != 1:
         raise ProtocolError(f"{layout.kind.__name__} came in {len(frames)} frames; expected 1")
     return cast(Message, layout.kind._make(fields))
@@ -194,18 +206,18 @@ def _layout_of(values: Any) -> _Layout:
     """The layout that a header names, when version and number of fields are right."""
     if type(values) is not tuple or len(values) < 2 or type(values[1]) is not str:
         raise ProtocolError(
-            f"the header is {_shortened(values)}; expected [{PROTOCOL_VERSION}, type, fields...]"
+            f"the header is {shortened(values)}; expected [{PROTOCOL_VERSION}, type, fields...]"
         )
     version, name = values[:2]
     if type(version) is not int or version != PROTOCOL_VERSION:
         raise ProtocolError(
-            f"the peer speaks protocol version {_shortened(version)}; this side speaks "
+            f"the peer speaks protocol version {shortened(version)}; this side speaks "
             f"{PROTOCOL_VERSION}: install the same release of dist-net on both hosts"
         )
     layout = _LAYOUTS.get(name)
     if layout is None:
         raise ProtocolError(
-            f"unknown message type {_shortened(name)}; expected one of {', '.join(_LAYOUTS)}"
+            f"unknown message type {shortened(name)}; expected one of {', '.join(_LAYOUTS)}"
         )
     expected = layout.kind._fields[:-1] if layout.has_payloads else layout.kind._fields
     if len(values) - 2 != len(expected):
@@ -214,37 +226,6 @@ def _layout_of(values: Any) -> _Layout:
             f"{', '.join(expected)}"
         )
     return layout
-
-
-def _checked_vector(message_name: str, array: Vector) -> Vector:
-    if array.dtype != _ARRAY_DTYPE or array.ndim != 1 or not 0 < array.nbytes <= MAX_ARRAY_BYTES:
-        raise ProtocolError(
-            f"a {message_name} message was given a {array.dtype} array of shape {array.shape}; "
-            f"expected a 1-D float32 array of 1 to {MAX_ARRAY_BYTES // 4} elements"
-        )
-    return np.ascontiguousarray(array)
-
-
-def _decode_array(layout: _Layout, spec: Any, frames: Sequence[Frame]) -> Vector | None:
-    name = f"{layout.kind.__name__}.{layout.array}"
-    if spec is None and layout.array_is_optional:
-        if len(frames) != 1:
-            raise ProtocolError(f"{name} is nil, but {len(frames)} frames came; expected 1")
-        return None
-    length = _array_length(spec)
-    if length is None:
-        raise ProtocolError(
-            f"{name} is described as {_shortened(spec)}; expected "
-            f'["{_ARRAY_DTYPE.str}", [length]] with a length of 1 to {MAX_ARRAY_BYTES // 4}'
-        )
-    sizes = [memoryview(frame).nbytes for frame in frames[1:]]
-    if sizes != [4 * length]:
-        raise ProtocolError(
-            f"{name} came in frames of {_shortened(sizes)} bytes; expected one of {4 * length}"
-        )
-    vector = np.frombuffer(frames[1], _ARRAY_DTYPE)
-    vector.setflags(write=False)
-    return vector
 
 
 def _payloads(layout: _Layout, frames: Sequence[Frame]) -> Payloads:
@@ -256,28 +237,18 @@ def _payloads(layout: _Layout, frames: Sequence[Frame]) -> Payloads:
     return tuple(memoryview(frame).toreadonly() for frame in frames[1:])
 
 
-def _array_length(spec: Any) -> int | None:
-    """The number of elements that an array's description promises; None: it is not valid."""
-    if type(spec) is not tuple or len(spec) != 2 or spec[0] != _ARRAY_DTYPE.str:
-        return None
-    shape = spec[1]
-    if type(shape) is not tuple or len(shape) != 1 or type(shape[0]) is not int:
-        return None
-    length = shape[0]
-    return length if 0 < length <= MAX_ARRAY_BYTES // 4 else None
+def _is_natural(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_INTEGER
 
 
 def _field_error(layout: _Layout, name: str, value: Any) -> ProtocolError:
     field = next(field for field in layout.fields if field.name == name)
     expected = field.types[0].__name__
+    if field.types == (tuple,):
+        expected = f"several integers from 0 to {_MAX_INTEGER}"
     if field.low is not None:
         expected += f" from {field.low} to {field.high}"
     return ProtocolError(
-        f"{layout.kind.__name__}.{name} is {_shortened(value)} "
+        f"{layout.kind.__name__}.{name} is {shortened(value)} "
         f"({type(value).__name__}); expected {expected}"
     )
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

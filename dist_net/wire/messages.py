@@ -2,9 +2,10 @@
 
 Those of the inference pool are in `dist_net.wire.serving_messages`; `Message` is any of both.
 
-A message's fields are plain values (int, float, str, bool, bytes) and at most one array, which
-travels as a raw frame of its own behind the header. ``None`` in an array's place means that the
-array is where both ends already see it: in shared memory.
+A message's fields are plain values (int, float, str, bool, bytes, a few integers) and at most one
+array, or several of one length, each of which travels as a raw frame of its own behind the header.
+``None`` or nothing in their place means that they are where both ends already see them: in shared
+memory.
 
 Three roles speak: a *worker* trains, the *server* holds the weights, an *observer* watches a run
 and may end it. Every request has exactly one reply:
@@ -30,6 +31,11 @@ from numpy.typing import NDArray
 from dist_net.wire.serving_messages import ServingMessage
 
 Vector = NDArray[np.float32]
+Vectors = tuple[Vector, ...]
+Integers = tuple[int, ...]
+
+MOST_TOGETHER = 3
+"""The most gradients that a server asks for in one push."""
 
 
 class Join(NamedTuple):
@@ -78,9 +84,10 @@ class Work(NamedTuple):
     """A lease, and the weights to begin with; also the acknowledgement of a push.
 
     The worker computes the minibatches of samples ``start`` to ``stop`` of the shuffled order of
-    ``epoch``, one push each. ``snapshot`` is the index of the weights' buffer in the server's
-    segment; it stays as it is until this worker pushes what it computed from a later one, or has
-    been answered six times more. -1: ``weights`` holds them.
+    ``epoch``, and pushes ``together`` gradients at a time if that makes none of them wait for
+    long. ``snapshot`` is the index of the weights' buffer in the server's segment; it stays as it
+    is until this worker pushes what it computed from a later one, or has been answered ten times
+    more. -1: ``weights`` holds them.
     """
 
     lease_id: int
@@ -88,6 +95,7 @@ class Work(NamedTuple):
     start: int
     stop: int
     version: int
+    together: int
     snapshot: int
     weights: Vector | None
 
@@ -99,21 +107,28 @@ class Wait(NamedTuple):
 
 
 class Push(NamedTuple):
-    """The mean gradient over samples ``start`` to ``stop``, computed from ``base_version``.
+    """The mean gradients of minibatches that follow each other, mostly of one; applied in turn.
 
-    ``loss_sum`` and ``correct`` are sums over the samples, before the update. ``slot`` is the
-    index of the gradient in the worker's segment; -1 when ``gradient`` holds it.
+    The first minibatch begins at sample ``start``, and each ends at its one of ``stops``, where the
+    next begins. Each gradient was computed from its one of ``base_versions``. ``loss_sum`` and
+    ``correct`` are sums over all the samples, before any update. ``slots`` are the indices of the
+    gradients in the worker's segment; none when ``gradients`` holds them.
     """
 
     worker_id: int
     lease_id: int
     start: int
-    stop: int
-    base_version: int
+    stops: Integers
+    base_versions: Integers
     loss_sum: float
     correct: int
-    slot: int
-    gradient: Vector | None
+    slots: Integers
+    gradients: Vectors
+
+    @property
+    def stop(self) -> int:
+        """Where the last minibatch ends."""
+        return self.stops[-1]
 
 
 class Heartbeat(NamedTuple):

@@ -16,14 +16,8 @@ import zmq
 
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.wire.address import Address, contact_address, listen_address
-from dist_net.wire.codec import (
-    MAX_ARRAY_BYTES,
-    MAX_HEADER_BYTES,
-    MAX_PAYLOADS,
-    Frame,
-    decode,
-    encode,
-)
+from dist_net.wire.arrays import MAX_ARRAY_BYTES, Frame
+from dist_net.wire.codec import MAX_HEADER_BYTES, MAX_PAYLOADS, decode, encode
 from dist_net.wire.listening import listen_error, refuse_taken_path, require_keys
 from dist_net.wire.messages import Message, Refuse
 from dist_net.wire.probe import silence_cause

@@ -95,21 +95,21 @@ def free_port() -> int:
 
 
 def test_arrays_travel_both_ways(server, client):
-    client.send(Push(1, 2, 0, 32, 5, 70.5, 12, -1, WEIGHTS))
+    client.send(Push(1, 2, 0, (32, 64), (5, 6), 70.5, 12, (), (WEIGHTS, -WEIGHTS)))
     node, push = server.receive(DEADLINE_S)
-    np.testing.assert_array_equal(push.gradient, WEIGHTS)
-    assert server.send(node, Work(3, 0, 32, 64, 6, -1, push.gradient))
-    np.testing.assert_array_equal(client.receive(DEADLINE_S).weights, WEIGHTS)
+    np.testing.assert_array_equal(push.gradients, [WEIGHTS, -WEIGHTS])
+    assert server.send(node, Work(3, 0, 64, 96, 6, 2, -1, push.gradients[1]))
+    np.testing.assert_array_equal(client.receive(DEADLINE_S).weights, -WEIGHTS)
 
 
 def test_a_sent_array_may_be_overwritten_at_once(server, client):
     gradient = WEIGHTS.copy()
-    client.send(Push(1, 2, 0, 32, 5, 70.5, 12, -1, gradient))
+    client.send(Push(1, 2, 0, (32,), (5,), 70.5, 12, (), (gradient,)))
     gradient[:] = -1
     node, push = server.receive(DEADLINE_S)
-    np.testing.assert_array_equal(push.gradient, WEIGHTS)
+    np.testing.assert_array_equal(push.gradients, [WEIGHTS])
     weights = WEIGHTS.copy()
-    server.send(node, Work(3, 0, 32, 64, 6, -1, weights))
+    server.send(node, Work(3, 0, 32, 64, 6, 2, -1, weights))
     weights[:] = -1
     np.testing.assert_array_equal(client.receive(DEADLINE_S).weights, WEIGHTS)
 
@@ -193,7 +193,7 @@ def test_a_frame_over_the_limit_ends_its_connection_only():
     with ServerSocket([LOOPBACK], max_array_bytes=2**20) as server:
         address = server.contact_addresses[0]
         with ClientSocket(address) as large, ClientSocket(address) as client:
-            large.send(Push(1, 2, 0, 32, 5, 0.0, 0, -1, np.zeros(2**18 + 1, np.float32)))
+            large.send(Push(1, 2, 0, (32,), (5,), 0.0, 0, (), (np.zeros(2**18 + 1, np.float32),)))
             assert server.receive(SILENCE_S) is None
             exchange(server, client)
 
@@ -216,7 +216,7 @@ def test_sending_to_a_node_that_does_not_read_returns_false(server, client):
     client.send(Heartbeat(1))
     node, _ = server.receive(DEADLINE_S)
     deadline = time.monotonic() + DEADLINE_S
-    while server.send(node, Work(3, 0, 32, 64, 6, -1, WEIGHTS)):
+    while server.send(node, Work(3, 0, 32, 64, 6, 2, -1, WEIGHTS)):
         assert time.monotonic() < deadline
 
 

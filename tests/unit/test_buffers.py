@@ -151,20 +151,30 @@ def test_the_head_is_trained_and_the_tail_averaged(in_place: bool) -> None:
     gradient = vector(1, -1, 2, -2, 10, 10, 10, 0)
     for step in (1, 2):
         out = weights if in_place else np.empty_like(weights)
-        rule.update(weights, gradient, out, 0.1, step)
-        own.update(head, gradient[:4], head, 0.1, step)
+        rule.update(weights, [gradient], out, [0.1], step)
+        own.update(head, [gradient[:4]], head, [0.1], step)
         weights = out
     np.testing.assert_array_equal(weights[:4], head)
     np.testing.assert_allclose(weights[4:], [1.9, 10, -6.2, 2], rtol=1e-6)
     np.testing.assert_array_equal(gradient, vector(1, -1, 2, -2, 10, 10, 10, 0))
 
 
+def test_the_tail_is_averaged_for_each_gradient_in_turn() -> None:
+    rule, together = (start_rule(Momentum(0.5), LAYOUT, MOMENTA) for _ in range(2))
+    weights, gradients = vector(1, 2, 3, 4, 0, 10, -10, 8), [vector(*range(8)), -vector(*range(8))]
+    first, second, both = (np.empty_like(weights) for _ in range(3))
+    rule.update(weights, gradients[:1], first, [0.1], 1)
+    rule.update(first, gradients[1:], second, [0.2], 2)
+    together.update(weights, gradients, both, [0.1, 0.2], 1)
+    np.testing.assert_array_equal(both, second)
+
+
 def test_a_vector_of_another_length_is_refused() -> None:
     rule, whole = start_rule(SGD(), LAYOUT, MOMENTA), np.zeros(8, np.float32)
     for short in range(3):
-        vectors = [whole[:7] if i == short else whole for i in range(3)]
+        weights, gradient, out = [whole[:7] if i == short else whole for i in range(3)]
         with pytest.raises(ShapeError, match="vector of 8 elements"):
-            rule.update(*vectors, 0.1, 1)
+            rule.update(weights, [gradient], out, [0.1], 1)
 
 
 # Averaging, asynchronously
@@ -184,7 +194,7 @@ def test_the_average_finds_what_is_observed_however_stale_that_is(staleness: int
     averages = []
     for _ in range(150 + staleness):
         under_way.append(vector(0.0, 0.01))
-        assert store.apply(under_way.pop(0), 0.1)
+        assert store.apply([under_way.pop(0)], [0.1])
         averages.append(float(store.weights[1]))
     assert averages == sorted(averages, reverse=True)  # straight there, without a swing
     assert averages[-1] == pytest.approx(0.01, rel=1e-3)
@@ -195,7 +205,7 @@ def test_the_average_stays_among_what_was_observed(values: list[float], momentum
     """Whoever sends it and whenever: so a variance is never negative."""
     store = a_store(1.0, momentum)
     for value in values:
-        assert store.apply(vector(0.0, value), 0.1)
+        assert store.apply([vector(0.0, value)], [0.1])
         assert store.weights[1] >= 0
         rounding = 1e-6 * max(1.0, *values)
         assert min(1.0, *values) - rounding <= store.weights[1] <= max(1.0, *values) + rounding
@@ -209,15 +219,15 @@ def test_workers_that_sent_the_change_would_make_a_variance_negative() -> None:
     assert moving + 0.1 * (0.01 - 1.0) < 0
     store = a_store()
     for _ in range(60):
-        store.apply(vector(0.0, 0.01), 0.1)
-    assert store.apply(vector(0.0, 0.01), 0.1)  # what the late one observed
+        store.apply([vector(0.0, 0.01)], [0.1])
+    assert store.apply([vector(0.0, 0.01)], [0.1])  # what the late one observed
     assert store.weights[1] > 0
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_is_refused_in_the_tail_too(bad: float) -> None:
     store = a_store()
-    assert not store.apply(vector(1.0, bad), 0.1)
+    assert not store.apply([vector(1.0, bad)], [0.1])
     np.testing.assert_array_equal(store.weights, [0, 1])
     assert store.version == 0
 

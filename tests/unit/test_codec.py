@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from dist_net.errors import ProtocolError
 from dist_net.wire.codec import (
@@ -19,6 +20,7 @@ from dist_net.wire.codec import (
 from dist_net.wire.messages import (
     Alive,
     Heartbeat,
+    Integers,
     Join,
     Message,
     Pull,
@@ -26,13 +28,14 @@ from dist_net.wire.messages import (
     Snapshot,
     Status,
     Vector,
+    Vectors,
     Wait,
     Welcome,
     Work,
 )
 from dist_net.wire.serving_messages import Payloads, Run
 
-PUSH = Push(3, 17, 1000, 1032, 512, 34.5, 28, 1, None)
+PUSH = Push(3, 17, 1000, (1032, 1064), (512, 513), 34.5, 28, (1, 0), ())
 WEIGHTS = np.arange(6, dtype=np.float32)
 
 vectors = st.lists(st.floats(width=32), min_size=1, max_size=20).map(
@@ -46,6 +49,10 @@ by_hint = {
     bool: st.booleans(),
     Vector: vectors,
     Vector | None: st.none() | vectors,
+    Vectors: st.integers(1, 20).flatmap(
+        lambda length: st.lists(arrays(np.float32, length), max_size=4).map(tuple)
+    ),
+    Integers: st.lists(st.integers(0, 2**63 - 1), max_size=14).map(tuple),
     Payloads: st.lists(st.binary(max_size=20), max_size=3).map(tuple),
 }
 messages = st.one_of(
@@ -71,6 +78,10 @@ def assert_refused(frames, *expected_words: str) -> None:
         assert word in str(caught.value)
 
 
+def several(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
 @settings(deadline=None)
 @given(messages)
 def test_every_message_comes_back_as_it_was(message):
@@ -78,11 +89,12 @@ def test_every_message_comes_back_as_it_was(message):
     assert type(decoded) is type(message)
     for sent, received in zip(message, decoded, strict=True):
         assert type(sent) is type(received)
-        if isinstance(sent, np.ndarray):
-            assert received.dtype == np.float32
-            assert sent.tobytes() == received.tobytes()
-        else:
-            assert sent == received
+        for one, other in zip(*map(several, (sent, received)), strict=True):
+            if isinstance(one, np.ndarray):
+                assert other.dtype == np.float32
+                assert one.tobytes() == other.tobytes()
+            else:
+                assert one == other
 
 
 def test_payloads_are_borrowed_both_ways():
@@ -117,7 +129,7 @@ def test_a_diverging_loss_is_carried(loss):
     [
         Join("w", "d", 6, 1, -1, b""),
         Welcome(1, 32, 0, 0.5, 2.0, 1, -1, b""),
-        Work(1, 0, 0, 32, 0, -1, None),
+        Work(1, 0, 0, 32, 0, 2, -1, None),
     ],
 )
 def test_minus_one_is_carried_where_it_means_no_shared_memory(message):
@@ -125,12 +137,12 @@ def test_minus_one_is_carried_where_it_means_no_shared_memory(message):
 
 
 def test_a_contiguous_array_is_not_copied_on_the_way_out():
-    _, frame = encode(PUSH._replace(gradient=WEIGHTS))
+    _, frame = encode(PUSH._replace(gradients=(WEIGHTS,)))
     assert np.shares_memory(np.frombuffer(frame, np.float32), WEIGHTS)
 
 
 def test_an_array_with_gaps_is_carried():
-    _, frame = encode(PUSH._replace(gradient=WEIGHTS[::2]))
+    _, frame = encode(PUSH._replace(gradients=(WEIGHTS[::2],)))
     assert bytes(frame) == WEIGHTS[::2].tobytes()
 
 
@@ -147,7 +159,7 @@ def test_a_received_array_is_a_read_only_view_of_its_frame():
 )
 def test_only_float32_vectors_are_sent(array):
     with pytest.raises(ProtocolError, match="1-D float32"):
-        encode(PUSH._replace(gradient=array))
+        encode(PUSH._replace(gradients=(array,)))
 
 
 def test_a_message_that_cannot_be_packed_does_not_spoil_the_next():
@@ -219,7 +231,7 @@ def test_random_fields_raise_nothing_but_a_protocol_error(kind, fields):
         ([header(1, "Wait", float("inf"))], ["inf"]),
         ([header(1, "Wait", -0.5)], ["-0.5"]),
         ([header(1, "Stop", "done", 1)], ["Stop.finished", "bool"]),
-        ([header(1, "Work", 1, 0, 0, 32, 0, -2, None)], ["Work.snapshot", "-2"]),
+        ([header(1, "Work", 1, 0, 0, 32, 0, 2, -2, None)], ["Work.snapshot", "-2"]),
         ([header(1, "Heartbeat", 1), b"more"], ["2 frames", "expected 1"]),
         ([header(1, "Status", b"\xff")], ["Status.report", "bytes"]),
         ([b"\x93\x01\xa6Status\xa1\xff"], ["not msgpack"]),
@@ -253,7 +265,37 @@ def test_an_array_that_is_not_what_its_description_says_is_refused(spec, more_fr
 
 
 def test_a_frame_that_nothing_describes_is_refused():
-    assert_refused([*encode(PUSH), bytes(8)], "Push.gradient", "2 frames")
+    assert_refused([*encode(PUSH), bytes(8)], "Push.gradients", "1 frames")
+
+
+@pytest.mark.parametrize(
+    ("spec", "more_frames", "words"),
+    [
+        (["<f4", [2]], [bytes(8)], ["(2,)", "count, length"]),
+        (["<f4", [0, 2]], [], ["(0, 2)"]),
+        (["<f4", [-1, 2]], [bytes(8)], ["(-1, 2)"]),
+        (["<f4", [2, 0]], [b"", b""], ["(2, 0)"]),
+        (["<f4", [True, 2]], [bytes(8)], ["True"]),
+        (["<f4", [2, 2]], [bytes(8)], ["[8]", "2 of 8"]),
+        (["<f4", [2, 2]], [bytes(8), bytes(4)], ["[8, 4]", "2 of 8"]),
+        (["<f4", [2**62, 2]], [bytes(8)], ["[8]", str(2**62)]),
+    ],
+)
+def test_arrays_that_are_not_what_their_description_says_are_refused(spec, more_frames, words):
+    push = header(PROTOCOL_VERSION, "Push", *PUSH[:-1], spec)
+    assert_refused([push, *more_frames], "Push.gradients", *words)
+
+
+@pytest.mark.parametrize("wrong", [[-1], [True], [2.0], ["1"], [1, [2]], [2**63], 3, None])
+def test_what_are_not_several_integers_is_refused(wrong):
+    values = [wrong if name == "stops" else value for name, value in PUSH._asdict().items()]
+    assert_refused([header(PROTOCOL_VERSION, "Push", *values[:-1], None)], "Push.stops")
+
+
+def test_arrays_of_several_lengths_are_not_sent():
+    unequal = (np.zeros(2, np.float32), np.zeros(3, np.float32))
+    with pytest.raises(ProtocolError, match="of one length"):
+        encode(PUSH._replace(gradients=unequal))
 
 
 def test_a_short_header_cannot_claim_much_memory():

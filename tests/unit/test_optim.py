@@ -82,7 +82,7 @@ def run(optimizer: Optimizer, weights, gradients, in_place: bool):
     for index, (rate, gradient) in enumerate(zip(LEARNING_RATES, gradients, strict=True)):
         out = buffers[index % len(buffers)]
         before = current.copy()
-        rule.update(current, gradient, out, rate, index + 1)
+        rule.update(current, [gradient], out, [rate], index + 1)
         if not in_place:
             np.testing.assert_array_equal(current, before)
         current = out
@@ -138,6 +138,34 @@ def test_a_compiled_loop_computes_what_numpy_does(name, monkeypatch, caplog):
     np.testing.assert_array_equal(compiled, plain)
 
 
+@pytest.mark.parametrize("together", [2, 3, 4])  # of so many no loop is compiled
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_steps_taken_together_give_what_they_give_in_turn(name, in_place, together):
+    optimizer, _ = CASES[name]
+    random = np.random.default_rng(11)
+    size = STRIP_LENGTH * 2 + 3
+    weights = random.standard_normal(size).astype(np.float32)
+    gradients = random.standard_normal((5, size)).astype(np.float32)
+    rule, rule_together = optimizer.start(size), optimizer.start(size)
+
+    expected = weights
+    for index, (rate, gradient) in enumerate(zip(LEARNING_RATES, gradients, strict=True)):
+        following = np.empty_like(weights)
+        rule.update(expected, [gradient], following, [rate], index + 1)
+        expected = following
+    current = weights.copy()
+    for step in (slice(0, 1), slice(1, 1 + together), *[slice(1 + together, 5)][: 4 - together]):
+        out = current if in_place else np.full_like(weights, np.nan)
+        number = step.start + 1
+        rule_together.update(current, gradients[step], out, LEARNING_RATES[step], number)
+        current = out
+
+    np.testing.assert_array_equal(current, expected)
+    for key, vector in rule.state.items():
+        np.testing.assert_array_equal(rule_together.state[key], vector)
+
+
 @pytest.mark.parametrize("extra", ["with numba", "without"])
 @pytest.mark.parametrize(
     "optimizer",
@@ -151,7 +179,7 @@ def test_what_decays_does_not_become_subnormal(optimizer, extra, monkeypatch):
     gradient = np.linspace(-1, 1, 100, dtype=np.float32)
     weights, following = np.zeros(100, np.float32), np.zeros(100, np.float32)
     for step in range(1, 10_001):  # 0.99**10_000 is 2e-44
-        rule.update(weights, gradient, following, 0.001, step)
+        rule.update(weights, [gradient], following, [0.001], step)
         gradient[:] = 0
         weights, following = following, weights
         for vector in rule.state.values():
@@ -169,8 +197,8 @@ def test_a_gradient_may_lie_anywhere_in_a_message(name):
     assert not gradient.flags.aligned
 
     expected, updated = np.empty_like(weights), np.empty_like(weights)
-    optimizer.start(10).update(weights, aligned, expected, 0.1, 1)
-    optimizer.start(10).update(weights, gradient, updated, 0.1, 1)
+    optimizer.start(10).update(weights, [aligned], expected, [0.1], 1)
+    optimizer.start(10).update(weights, [gradient], updated, [0.1], 1)
 
     np.testing.assert_array_equal(updated, expected)
 
@@ -183,14 +211,14 @@ def test_a_restored_state_continues_the_same_run(name):
     gradients = random.standard_normal((6, 10)).astype(np.float32)
     rule = optimizer.start(10)
     for step in (1, 2, 3):
-        rule.update(weights, gradients[step - 1], weights, 0.1, step)
+        rule.update(weights, [gradients[step - 1]], weights, [0.1], step)
 
     resumed, resumed_weights = optimizer.start(10), weights.copy()
     for key, saved in rule.state.items():
         resumed.state[key][:] = saved
     for step in (4, 5, 6):
-        rule.update(weights, gradients[step - 1], weights, 0.1, step)
-        resumed.update(resumed_weights, gradients[step - 1], resumed_weights, 0.1, step)
+        rule.update(weights, [gradients[step - 1]], weights, [0.1], step)
+        resumed.update(resumed_weights, [gradients[step - 1]], resumed_weights, [0.1], step)
 
     np.testing.assert_array_equal(weights, resumed_weights)
 
@@ -216,13 +244,12 @@ def test_strips_cover_every_element_once_and_fit_the_cache(size):
     assert max(strip.stop - strip.start for strip in strips) < 2 * STRIP_LENGTH
 
 
-@pytest.mark.parametrize("position", [0, 1, 2])
+@pytest.mark.parametrize("position", [0, 1, 2, 3])
 @pytest.mark.parametrize("wrong", [9, 11])
 def test_a_vector_of_another_length_is_refused(position, wrong):
-    vectors = [np.zeros(10, np.float32) for _ in range(3)]
-    vectors[position] = np.zeros(wrong, np.float32)
+    weights, *gradients, out = [np.zeros(wrong if i == position else 10) for i in range(4)]
     with pytest.raises(ShapeError, match=rf"\({wrong},\)"):
-        SGD().start(10).update(*vectors, 0.1, 1)
+        SGD().start(10, np.float64).update(weights, gradients, out, [0.1, 0.1], 1)
 
 
 def test_an_optimizer_is_found_by_name():

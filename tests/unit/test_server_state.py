@@ -90,7 +90,10 @@ class Desk:
 
 def a_push(worker_id: int, work: Work) -> Push:
     stop = min(work.start + 4, work.stop)
-    return Push(worker_id, work.lease_id, work.start, stop, work.version, 8.0, 3, -1, vector(-1.0))
+    return Push(
+        *(worker_id, work.lease_id, work.start),
+        *((stop,), (work.version,), 8.0, 3, (), (vector(-1.0),)),
+    )
 
 
 @pytest.fixture
@@ -177,14 +180,13 @@ def test_requests_delivered_twice_are_answered_alike_and_count_once(desk: Desk) 
     "facts",
     [
         {"lease_id": 77},
-        {"start": 4, "stop": 8},
-        {"stop": 12},
-        {"stop": 0},
-        {"base_version": 1},
-        {"base_version": -1},
+        {"start": 4, "stops": (8,)},
+        {"stops": (12,)},
+        {"base_versions": (1,)},
+        {"base_versions": (-1,)},
     ],
 )
-def test_a_push_that_cannot_be_is_dropped_and_counted(desk: Desk, facts: dict[str, int]) -> None:
+def test_a_push_that_cannot_be_is_dropped_and_counted(desk: Desk, facts: dict[str, Any]) -> None:
     desk.join(b"a")
     work = desk.pull(b"a", 1)
     assert desk.push(b"a", 1, work, **facts) == work
@@ -193,7 +195,7 @@ def test_a_push_that_cannot_be_is_dropped_and_counted(desk: Desk, facts: dict[st
 
 
 @pytest.mark.parametrize(
-    "facts", [{"gradient": vector(np.nan)}, {"loss_sum": np.nan}, {"loss_sum": np.inf}]
+    "facts", [{"gradients": (vector(np.nan),)}, {"loss_sum": np.nan}, {"loss_sum": np.inf}]
 )
 def test_a_gradient_that_is_not_finite_is_refused_and_its_worker_named(
     desk: Desk, facts: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -216,11 +218,11 @@ def test_three_refused_gradients_in_a_row_end_a_worker_and_others_get_its_sample
     desk.join(b"b")
     work = desk.pull(b"a", 1)
     for _ in range(2):
-        work = desk.push(b"a", 1, work, gradient=vector(np.nan))
+        work = desk.push(b"a", 1, work, gradients=(vector(np.nan),))
     work = desk.push(b"a", 1, work)
     for _ in range(2):
-        work = desk.push(b"a", 1, work, gradient=vector(np.inf))
-    bad = a_push(1, work)._replace(gradient=vector(np.nan))
+        work = desk.push(b"a", 1, work, gradients=(vector(np.inf),))
+    bad = a_push(1, work)._replace(gradients=(vector(np.nan),))
     forget, send = desk.server.handle(b"a", bad, desk.now)
     assert forget == Forget(1)
     assert isinstance(send, Send)
@@ -233,15 +235,79 @@ def test_three_refused_gradients_in_a_row_end_a_worker_and_others_get_its_sample
     assert (others.start, others.stop) == (4, 8)
 
 
-@pytest.mark.parametrize("gradient", [None, np.zeros(SIZE + 1, np.float32)])
-def test_a_gradient_of_another_length_ends_its_worker(desk: Desk, gradient: Vector | None) -> None:
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"gradients": ()}, "shapes []"),
+        ({"gradients": (np.zeros(SIZE + 1, np.float32),)}, "(7,)"),
+        ({"gradients": (vector(1.0), vector(1.0)[1:])}, "(5,)"),
+        ({"gradients": (vector(1.0),) * 2}, "2 gradients of the minibatches [(0, 4)]"),
+        ({"stops": (4, 8)}, "1 gradients of the minibatches [(0, 4), (4, 8)]"),
+        ({"stops": ()}, "1 gradients of the minibatches []"),
+        ({"stops": (0,)}, "(0, 0)"),
+        ({"base_versions": (0, 0)}, "versions [0, 0]"),
+    ],
+)
+def test_a_push_that_does_not_fit_together_ends_its_worker(
+    desk: Desk, facts: dict[str, Any], words: str
+) -> None:
     desk.join(b"a")
-    push = a_push(1, desk.pull(b"a", 1))._replace(gradient=gradient)
+    push = a_push(1, desk.pull(b"a", 1))._replace(**facts)
     forget, send = desk.server.handle(b"a", push, desk.now)
     assert forget == Forget(1)
     assert isinstance(send, Send)
     assert isinstance(send.message, Refuse)
     assert not send.message.may_rejoin
+    assert words in send.message.reason
+    assert (desk.run.store.version, desk.report()["pushes_rejected"]) == (0, 1)
+
+
+def two_minibatches(worker_id: int, work: Work, **facts: Any) -> Push:
+    """Of one lease, the second from weights that were one version newer."""
+    one = a_push(worker_id, work)
+    both = {
+        "stops": (work.start + 4, work.start + 8),
+        "base_versions": (work.version, work.version + 1),
+        "gradients": (vector(-1.0), vector(-3.0)),
+    }
+    return one._replace(**(both | facts))
+
+
+def test_gradients_that_come_together_are_applied_in_turn_and_answered_once() -> None:
+    settings = replace(SETTINGS, lease_minibatches=5, schedule=Step(every_epochs=0.1, factor=0.5))
+    desk = Desk(Run(settings, vector(0.0), [vector(np.nan) for _ in range(2 + PINS_PER_READER)]))
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    work = desk.push(b"a", 1, work)
+    # The learning rate halves after every fourth sample: 0.5, then 0.25 and 0.125.
+    answer = desk.ask(b"a", two_minibatches(1, work, base_versions=(0, 1)))
+    assert (answer.start, answer.stop, answer.version) == (12, 20, 3)
+    assert desk.run.store.weights[0] == 0.5 * 1 + 0.25 * 1 + 0.125 * 3
+    report = desk.report()
+    assert (report["pushes_applied"], report["samples"]) == (3, 12)
+    assert report["staleness_histogram"] == [1, 2]
+    assert report["workers"][0]["pushes"] == 3
+
+
+def test_of_gradients_that_come_together_all_are_refused_for_one(desk: Desk) -> None:
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    bad = two_minibatches(1, work, base_versions=(0, 0), gradients=(vector(1.0), vector(np.nan)))
+    again = desk.ask(b"a", bad)
+    assert (again.start, again.stop, again.version) == (0, 8, 0)
+    assert again.lease_id != work.lease_id
+    assert (desk.run.store.weights == 0).all()
+    assert (desk.report()["gradients_refused"], desk.report()["samples"]) == (1, 0)
+    assert desk.ask(b"a", two_minibatches(1, again, base_versions=(0, 0))).version == 2
+
+
+def test_the_more_workers_there_are_the_fewer_gradients_go_together(desk: Desk) -> None:
+    for node in (b"a", b"b", b"c"):
+        desk.join(node)
+    first = desk.pull(b"a", 1)
+    assert first.together == 2
+    desk.server.handle(b"c", Leave(3), desk.now)
+    assert desk.push(b"a", 1, first).together == 3
 
 
 def test_a_silent_worker_is_lost_and_its_samples_go_to_others(desk: Desk) -> None:
@@ -452,7 +518,7 @@ def test_the_last_arrays_of_a_layout_may_be_averages() -> None:
     desk.join(b"a")
     gradient = np.array([1, 1, 1, 1, 8, -4], np.float32)
     work = desk.pull(b"a", 1)
-    desk.push(b"a", 1, work, gradient=gradient)
+    desk.push(b"a", 1, work, gradients=(gradient,))
     expected = np.array([-0.5, -0.5, -0.5, -0.5, 2, -1], np.float32)
     np.testing.assert_array_equal(desk.run.store.weights, expected)
 
@@ -460,7 +526,7 @@ def test_the_last_arrays_of_a_layout_may_be_averages() -> None:
     assert checkpoint.optimizer_state["velocity"].shape == (4,)
     other = Desk(Run.resumed(settings, checkpoint))
     other.join(b"a")
-    other.push(b"a", 2, other.pull(b"a", 2), gradient=gradient)
+    other.push(b"a", 2, other.pull(b"a", 2), gradients=(gradient,))
     np.testing.assert_array_equal(other.run.store.weights[4:], [2 + 0.25 * 6, -1 - 0.25 * 3])
     np.testing.assert_allclose(other.run.store.weights[:4], -0.5 - 0.5 * 1.9)
 
@@ -470,9 +536,12 @@ def test_a_gradient_alone_is_too_short_for_a_model_with_averages() -> None:
     assert desk.join(b"b", vector_size=4).reason.startswith("the worker's model has 4 parameters")
     desk.join(b"a")
     answer = desk.server.handle(
-        b"a", a_push(1, desk.pull(b"a", 1))._replace(gradient=vector(1.0)[:4]), desk.now
+        b"a", a_push(1, desk.pull(b"a", 1))._replace(gradients=(vector(1.0)[:4],)), desk.now
     )
-    assert "a gradient of shape (4,): expected (6,)" in answer[-1].message.reason
+    assert (
+        "gradients of shapes [(4,)]: expected at least one, of shape (6,)"
+        in answer[-1].message.reason
+    )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -481,7 +550,7 @@ def test_a_push_with_an_observation_that_is_not_finite_is_refused(bad: float) ->
     desk.join(b"a")
     gradient = vector(1.0)
     gradient[-1] = bad
-    desk.push(b"a", 1, desk.pull(b"a", 1), gradient=gradient)
+    desk.push(b"a", 1, desk.pull(b"a", 1), gradients=(gradient,))
     assert (desk.run.store.weights == 0).all()
     assert desk.report()["gradients_refused"] == 1
 

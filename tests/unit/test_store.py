@@ -38,7 +38,7 @@ def test_the_last_pinned_snapshots_never_change(events: list[tuple[str, int]]) -
     pinned: dict[int, list[tuple[int, int]]] = {}
     for event, reader in events:
         if event == "apply":
-            assert store.apply(vector(-1.0), 1.0)
+            assert store.apply([vector(-1.0)], [1.0])
         elif event == "leave":
             store.dismiss(reader)
             pinned.pop(reader, None)
@@ -62,7 +62,7 @@ def test_a_reader_that_asks_again_gets_the_same_snapshot() -> None:
     store, _ = a_store()
     store.admit(1)
     before = store.pin(1)
-    store.apply(vector(1.0), 0.1)
+    store.apply([vector(1.0)], [0.1])
     assert store.pin(1, again=True) == before
     assert store.pin(1).version == 1
 
@@ -73,8 +73,8 @@ def test_every_admitted_reader_can_pin_versions_of_its_own() -> None:
     assert admitted == [0, 1, 2, 3]
     for reader in PINS_PER_READER * admitted:
         store.pin(reader)
-        assert store.apply(vector(1.0), 0.1)
-    assert store.apply(vector(1.0), 0.1)
+        assert store.apply([vector(1.0)], [0.1])
+    assert store.apply([vector(1.0)], [0.1])
     store.dismiss(0)
     assert store.admit(9)
 
@@ -83,7 +83,7 @@ def test_two_buffers_are_enough_without_readers() -> None:
     store, _ = a_store(capacity=2)
     assert not store.admit(1)
     for _ in range(5):
-        assert store.apply(vector(-1.0), 1.0)
+        assert store.apply([vector(-1.0)], [1.0])
     assert (store.weights == 5).all()
 
 
@@ -92,7 +92,7 @@ def test_buffers_beyond_need_are_never_touched() -> None:
     store.admit(1)
     for _ in range(100):
         store.pin(1)
-        store.apply(vector(1.0), 0.1)
+        store.apply([vector(1.0)], [0.1])
     assert np.isnan(buffers[PINS_PER_READER + 2 :]).all()
 
 
@@ -102,7 +102,7 @@ def test_what_a_reader_is_past_is_used_again() -> None:
     for version in range(100):
         store.pin(1)
         store.unpin_before(1, version)
-        store.apply(vector(1.0), 0.1)
+        store.apply([vector(1.0)], [0.1])
     assert np.isnan(buffers[3:]).all()
 
 
@@ -111,10 +111,10 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     store, _ = a_store()
     gradient = vector(1.0)
     gradient[3] = bad
-    assert not store.apply(gradient, 0.1)
+    assert not store.apply([gradient], [0.1])
     assert store.version == 0
     assert (store.weights == 0).all()
-    assert store.apply(vector(1.0), 0.1)
+    assert store.apply([vector(1.0)], [0.1])
 
 
 def test_the_weights_cannot_be_written_from_outside() -> None:
@@ -126,13 +126,13 @@ def test_the_weights_cannot_be_written_from_outside() -> None:
 def test_an_optimizer_goes_on_from_its_restored_vectors() -> None:
     whole = WeightStore(two_buffers(), vector(0.0), Momentum(0.5).start(SIZE))
     for _ in range(3):
-        whole.apply(vector(1.0), 0.1)
+        whole.apply([vector(1.0)], [0.1])
     first = WeightStore(two_buffers(), vector(0.0), Momentum(0.5).start(SIZE))
-    first.apply(vector(1.0), 0.1)
+    first.apply([vector(1.0)], [0.1])
     second = WeightStore(two_buffers(), first.weights.copy(), Momentum(0.5).start(SIZE))
     second.restore(first.version, {n: v.astype(np.float32) for n, v in first.rule.state.items()})
     for _ in range(2):
-        second.apply(vector(1.0), 0.1)
+        second.apply([vector(1.0)], [0.1])
     assert second.version == whole.version == 3
     np.testing.assert_array_equal(second.weights, whole.weights)
 

@@ -25,7 +25,7 @@ from dist_net.parameter_server.state import ParameterServer, WeightsSegment
 from dist_net.parameter_server.state import Send as ServerSend
 from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.training.commands import Begin, Compute, Done, Prepare, Send
-from dist_net.training.state import PUSHES_ON_THE_WAY, WorkerState
+from dist_net.training.state import GRADIENT_SLOTS, WorkerState
 from dist_net.wire.messages import (
     Alive,
     Heartbeat,
@@ -47,8 +47,8 @@ WELCOME = Welcome(3, 4, 0, 0.3, 1.5, 0, -1, b"")
 GRADIENT = np.zeros(5, np.float32)
 
 
-def work(lease_id: int, start: int, stop: int, version: int = 0) -> Work:
-    return Work(lease_id, 0, start, stop, version, 2, None)
+def work(lease_id: int, start: int, stop: int, version: int = 0, together: int = 2) -> Work:
+    return Work(lease_id, 0, start, stop, version, together, 2, None)
 
 
 @pytest.fixture
@@ -61,7 +61,8 @@ def joined() -> WorkerState:
 
 
 def push(start: int, stop: int, version: int, slot: int) -> Push:
-    return Push(3, 7, start, stop, version, 0.5, 3, slot, None)
+    """What is sent of one minibatch."""
+    return Push(3, 7, start, (stop,), (version,), 0.5, 3, (slot,), ())
 
 
 def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: WorkerState) -> None:
@@ -77,9 +78,10 @@ def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: Wor
             Prepare(0, stop, min(stop + 4, 22)),
         ]
         assert joined.awaits_older_answer
-    # Every slot holds a gradient that the server has yet to read.
+    # The server wants two at a time, and twice as many are on their way.
     assert not joined.can_compute
     assert joined.handle(work(7, 4, 22, version=1), 0.5) == []
+    # In the first slot, as what lay there is taken up.
     assert joined.compute() == [Compute(0, 16, 20, 2, None, 0)]
     # The rest of the lease is shorter than a minibatch.
     assert joined.computed(0.5, 3, None, 0.6) == [Send(push(16, 20, 1, 0)), Prepare(0, 20, 22)]
@@ -90,21 +92,44 @@ def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: Wor
     assert not joined.can_compute
 
 
-def test_pushes_that_follow_each_other_closely_are_sent_two_at_a_time(joined: WorkerState) -> None:
-    joined.handle(work(7, 0, 20), 0.0)
+def next_pushed(worker: WorkerState, now: float, gradient: Vector | None = None) -> list[Message]:
+    worker.compute()
+    commands = worker.computed(0.5, 3, gradient, now)
+    return [each.message for each in commands if isinstance(each, Send)]
 
-    def next_pushed(now: float) -> list[Push]:
-        joined.compute()
-        commands = joined.computed(0.5, 3, None, now)
-        return [each.message for each in commands if isinstance(each, Send)]
 
-    assert next_pushed(1.0) == [push(0, 4, 0, 0)]
-    assert next_pushed(1.001) == []
-    assert next_pushed(1.002) == [push(4, 8, 0, 1), push(8, 12, 0, 2)]
+def test_gradients_that_follow_each_other_closely_go_in_one_push(joined: WorkerState) -> None:
+    joined.handle(work(7, 0, 22), 0.0)
+    assert next_pushed(joined, 1.0) == [push(0, 4, 0, 0)]
+    assert next_pushed(joined, 1.001) == []
+    joined.handle(work(7, 4, 22, version=1), 1.001)
+    assert next_pushed(joined, 1.002) == [Push(3, 7, 4, (8, 12), (0, 1), 1.0, 6, (1, 0), ())]
+    assert next_pushed(joined, 1.003) == []
     # There is no room for another one, or none is left: then none is waited for.
-    assert next_pushed(1.003) == [push(12, 16, 0, 3)]
-    joined.handle(work(7, 16, 20, version=4), 1.003)
-    assert next_pushed(1.004) == [push(16, 20, 4, 0)]
+    assert next_pushed(joined, 1.004) == [Push(3, 7, 12, (16, 20), (1, 1), 1.0, 6, (2, 3), ())]
+    assert not joined.can_compute
+    joined.handle(work(7, 12, 22, version=3), 1.004)
+    assert next_pushed(joined, 1.005) == [push(20, 22, 3, 0)]
+
+
+def test_as_many_go_together_as_the_server_says(joined: WorkerState) -> None:
+    joined.handle(work(7, 0, 40, together=3), 0.0)
+    pushed = [next_pushed(joined, now) for now in (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)]
+    assert [[each.stops for each in pushes] for pushes in pushed] == [
+        [(4,)], [], [], [(8, 12, 16)], [], [(20, 24)]
+    ]  # fmt: skip
+    assert not joined.can_compute  # each slot holds a gradient that the server has yet to read
+    joined.handle(work(7, 24, 40, version=6, together=1), 1.0)
+    assert [each.stops for each in next_pushed(joined, 1.0)] == [(28,)]
+
+
+def test_gradients_that_travel_go_together_too(joined: WorkerState) -> None:
+    joined.handle(work(7, 0, 20), 0.0)
+    next_pushed(joined, 1.0, GRADIENT)
+    next_pushed(joined, 1.0, GRADIENT)
+    (both,) = next_pushed(joined, 1.0, GRADIENT + 1)
+    assert both.slots == ()
+    np.testing.assert_array_equal(both.gradients, [GRADIENT, GRADIENT + 1])
 
 
 def test_what_is_held_back_for_a_lost_lease_is_not_pushed(joined: WorkerState) -> None:
@@ -116,7 +141,7 @@ def test_what_is_held_back_for_a_lost_lease_is_not_pushed(joined: WorkerState) -
     joined.handle(work(8, 12, 20, version=1), 1.001)  # the first one was refused
     joined.compute()
     pushes = [each for each in joined.computed(0.5, 3, None, 1.5) if isinstance(each, Send)]
-    assert pushes == [Send(Push(3, 8, 12, 16, 1, 0.5, 3, 2, None))]
+    assert pushes == [Send(Push(3, 8, 12, (16,), (1,), 0.5, 3, (0,), ()))]
 
 
 def test_what_was_prepared_in_vain_is_prepared_anew(joined: WorkerState) -> None:
@@ -124,7 +149,7 @@ def test_what_was_prepared_in_vain_is_prepared_anew(joined: WorkerState) -> None
     joined.compute()
     joined.computed(np.nan, 0, GRADIENT, 0.1)
     joined.handle(work(8, 0, 8), 0.2)
-    assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 1)]
+    assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
 
 
 def test_each_computation_is_pushed_once(joined: WorkerState) -> None:
@@ -177,7 +202,7 @@ def test_a_worker_that_was_counted_out_joins_again(joined: WorkerState) -> None:
     assert joined.handle(welcome, 3.0) == [Begin(welcome), Send(Pull(4))]
     # A server that was resumed from an older checkpoint may grant the same lease again.
     joined.handle(work(7, 0, 8), 3.0)
-    assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 1)]
+    assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
 
 
 def test_a_refusal_for_good_is_an_error_that_says_where_and_why(joined: WorkerState) -> None:
@@ -228,7 +253,7 @@ def test_a_heartbeat_that_is_refused_is_no_matter_during_a_step(joined: WorkerSt
     joined.compute()
     unknown = Refuse("worker 3 is not in this run", may_rejoin=True)
     assert joined.heartbeat_answered(unknown, 1.0, now=1.3) == []
-    push = Push(3, 7, 0, 4, 0, 1.0, 1, 0, None)
+    push = Push(3, 7, 0, (4,), (0,), 1.0, 1, (0,), ())
     assert joined.computed(1.0, 1, None, 2.0) == [Send(push), Prepare(0, 4, 8)]
 
 
@@ -260,7 +285,7 @@ def test_answers_that_come_twice_are_dropped(joined: WorkerState) -> None:
     joined.computed(1.0, 1, GRADIENT, 3.0)
     joined.handle(third, 3.0)
     joined.handle(second, 3.0)
-    assert joined.compute() == [Prepare(0, 12, 16), Compute(0, 12, 16, 2, None, 2)]
+    assert joined.compute() == [Prepare(0, 12, 16), Compute(0, 12, 16, 2, None, 0)]
 
 
 def test_an_answer_that_no_parameter_server_gives_is_an_error(joined: WorkerState) -> None:
@@ -303,7 +328,7 @@ class Host:
         self.computing: Compute | None = None
         self.read: Vector | None = None
         self.done: Done | None = None
-        self.slots = [np.zeros(SIZE, np.float32) for _ in range(PUSHES_ON_THE_WAY)]
+        self.slots = [np.zeros(SIZE, np.float32) for _ in range(GRADIENT_SLOTS)]
         self.perform(self.worker.start(cluster.now))
 
     def perform(self, commands: list) -> None:
