@@ -1,16 +1,19 @@
 """``dist-net bench push-pull``: the round trip of a gradient and new weights, without the compute.
 
 A real parameter server in a process of its own, and a real worker in this one, whose minibatches
-cost nothing: what is left is push, update, and pull.
+cost nothing: what is left is push, update, and pull. It is measured in two ways: one after the
+other, which is how long new weights take; and as a worker does it, which has other minibatches to
+compute meanwhile and pushes several gradients together, which is what each of them costs.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from time import perf_counter
 from typing import Any
 
@@ -18,11 +21,12 @@ import numpy as np
 
 from dist_net.benchmark import synthetic
 from dist_net.benchmark.peers.runner import measure_peer
+from dist_net.benchmark.peers.task import SAMPLES
 from dist_net.cluster.child import Child, end
 from dist_net.cluster.observer import Observer
 from dist_net.cluster.options import RunOptions
 from dist_net.cluster.run_directory import RunDirectory
-from dist_net.recipe import load_recipe
+from dist_net.recipe import LoadedRecipe, load_recipe
 from dist_net.training.process import WorkerProcess
 from dist_net.wire.memory import keep_freed_memory
 from dist_net.wire.messages import Vector
@@ -36,7 +40,7 @@ START_TIMEOUT_S = 30.0
 
 
 class Stopwatch:
-    """A step that computes nothing; notes how long the next one is waited for."""
+    """A step that computes nothing; notes how long it is until the next one."""
 
     def __init__(self) -> None:
         self.times_s: list[float] = []
@@ -47,7 +51,7 @@ class Stopwatch:
         """Nothing to gather."""
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        """Notes the time since the last push; reads the weights and writes a gradient, untimed."""
+        """Notes the time since the last one; reads the weights and writes a gradient, untimed."""
         if self._pushed_s is not None:
             self.times_s.append(perf_counter() - self._pushed_s)
         if len(self.times_s) == ROUND_TRIPS:
@@ -55,11 +59,6 @@ class Stopwatch:
         np.multiply(weights, SMALL, out=gradient)
         self._pushed_s = perf_counter()
         return 0.0, 0
-
-    @property
-    def median_ms(self) -> float:
-        """Milliseconds from a push to the weights that it led to."""
-        return 1e3 * median(self.times_s[WARM_UP:])
 
 
 def measure(with_peers: bool, say: Callable[[str], None]) -> dict[str, Any]:
@@ -81,24 +80,44 @@ def measure(with_peers: bool, say: Callable[[str], None]) -> dict[str, Any]:
     results = [of_rounds(of) for of in rounds.values()]
     if not with_peers:
         return {"results": results, "peers": [], "ratios": {}}
-    echo = of_rounds(echoes)
-    ratio = results[-1]["median_ms"] / echo["median_ms"]
-    return {"results": results, "peers": [echo], "ratios": {"tcp_to_zeromq_echo": round(ratio, 3)}}
+    tcp, echo = results[-1], of_rounds(echoes)
+    ratios = {
+        "tcp_to_zeromq_echo": round(tcp["median_ms"] / echo["median_ms"], 3),
+        "tcp_overlapped_to_zeromq_echo": round(tcp["overlapped_ms"] / echo["median_ms"], 3),
+    }
+    return {"results": results, "peers": [echo], "ratios": ratios}
 
 
 def of_rounds(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The case with the median of its rounds."""
-    return {**rounds[0], "median_ms": round(median(each["median_ms"] for each in rounds), 4)}
+    """The case with the medians of its rounds."""
+    times = [name for name in rounds[0] if name.endswith("_ms")]
+    return {
+        **rounds[0],
+        **{name: round(median(each[name] for each in rounds), 4) for name in times},
+    }
 
 
 def measure_transport(transport: str) -> dict[str, Any]:
-    """The median over ``ROUND_TRIPS``, between two processes of this host."""
-    keep_freed_memory()  # as every worker's process does
+    """``median_ms`` of what is done one after the other, and ``overlapped_ms``, the mean."""
     loaded = load_recipe(synthetic.__file__)
+    # With one minibatch an epoch, and so one a lease, a worker has nothing to do meanwhile.
+    alone = waits_s(loaded, transport, RunOptions(loaded.reference, batch_size=SAMPLES))
+    overlapped = waits_s(loaded, transport, RunOptions(loaded.reference, batch_size=1))
+    return {
+        "transport": transport,
+        "bytes": 4 * loaded.recipe.model.layout.size,
+        "median_ms": 1e3 * median(alone),
+        "overlapped_ms": 1e3 * fmean(overlapped),
+    }
+
+
+def waits_s(loaded: LoadedRecipe, transport: str, options: RunOptions) -> list[float]:
+    """Seconds from each of ``ROUND_TRIPS`` gradients to the next, between two processes here."""
+    keep_freed_memory()  # as every worker's process does
     size = loaded.recipe.model.layout.size
     with tempfile.TemporaryDirectory() as temporary:
         directory = RunDirectory.create(Path(temporary) / "run", "push-pull", datetime.now())
-        options = RunOptions(loaded.reference, batch_size=1, epochs=1, learning_rate=1e-9)
+        options = replace(options, epochs=2 * ROUND_TRIPS, learning_rate=1e-9)
         directory.options.write_text(options.to_json())
         listen = "tcp://127.0.0.1:0" if transport == "tcp" else f"ipc://{temporary}/server"
         arguments = [str(directory.path), listen]
@@ -120,8 +139,4 @@ def measure_transport(transport: str) -> dict[str, Any]:
                 observer.shut_down("measured")
         finally:
             end([server], grace_s=5.0)
-    return {
-        "transport": transport,
-        "bytes": 4 * size,
-        "median_ms": round(stopwatch.median_ms, 4),
-    }
+    return stopwatch.times_s[WARM_UP:]
