@@ -56,6 +56,7 @@ def main() -> int:
             options.checkpoint_every_s,
             segment,
             is_orphaned=lambda: os.getppid() != arguments.parent,
+            cores=len(os.sched_getaffinity(0)),
         )
         stop_on_signals(process.stop)
         print(READY, *socket.contact_addresses, flush=True)

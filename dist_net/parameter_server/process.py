@@ -16,6 +16,7 @@ from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.wire.messages import Join, Push, Welcome
 from dist_net.wire.segment import Segment
 from dist_net.wire.transport import ServerSocket
+from dist_net.wire.wakefulness import Wakefulness
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,8 @@ class ServerProcess:
     """Serves a run until it is shut down; the checkpoint is written as time passes and at the end.
 
     ``socket`` and ``segment`` are borrowed. ``is_orphaned`` tells whether whoever started this
-    process is gone, and the run is to be ended.
+    process is gone, and the run is to be ended. Of ``cores`` that are more than the workers on this
+    host, it keeps one awake between messages that follow each other closely.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class ServerProcess:
         checkpoint_every_s: float,
         segment: Segment | None = None,
         is_orphaned: Callable[[], bool] = lambda: False,
+        cores: int = 0,
         clock: Clock | None = None,
     ) -> None:
         self._run = run
@@ -51,7 +54,9 @@ class ServerProcess:
         self._checkpoint_path = checkpoint_path
         self._checkpoint_every_s = checkpoint_every_s
         self._is_orphaned = is_orphaned
+        self._cores = cores
         self._clock = clock or SystemClock()
+        self._wakeful = Wakefulness(socket.receive, self._clock)
         self._server = ParameterServer(
             run,
             None
@@ -115,7 +120,8 @@ class ServerProcess:
                 break
 
     def _receive(self, timeout_s: float) -> bool:
-        received = self._socket.receive(timeout_s)
+        soon = self._wakeful.receive_soon() if timeout_s > 0 else None
+        received = soon or self._socket.receive(timeout_s)
         if received is None:
             return False
         node, message = received
@@ -130,6 +136,8 @@ class ServerProcess:
                 if segment is None:
                     message = message._replace(gradient_descriptor=-1)
         self._carry_out(self._server.handle(node, message, self._clock.now()), segment)
+        if len(self._gradients) < self._cores:
+            self._wakeful.stay_awake()
         return True
 
     def _carry_out(self, commands: list[Command], joining: Segment | None = None) -> None:

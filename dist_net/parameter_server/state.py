@@ -172,6 +172,9 @@ class ParameterServer:
         if fault is not None:
             run.metrics.pushes_rejected += 1
             return self._dismiss(member, fault, now)
+        if member.shared:
+            # Before the update, which then has one buffer more to write into: the last one used.
+            run.store.unpin_before(member.worker_id, push.base_versions[-1])
         verdict = run.ledger.verdict(push.worker_id, push.lease_id, push.start, push.stop)
         if verdict is Verdict.DUPLICATE:
             run.metrics.duplicates_dropped += 1
@@ -183,8 +186,6 @@ class ParameterServer:
             run.metrics.pushes_rejected += 1
         elif not run.apply(member, push, now):
             return self._refuse_gradient(member, push, now)
-        if member.shared:
-            run.store.unpin_before(member.worker_id, push.base_versions[-1])
         return [Send(node, self._work(member, now, verdict is Verdict.DUPLICATE))]
 
     def _refuse_gradient(self, member: Member, push: Push, now: float) -> list[Command]:

@@ -27,7 +27,6 @@ from dist_net.serving.description import ModelDescription
 from dist_net.serving.loaded_models import LoadedModels
 from dist_net.serving.requests import Status
 from dist_net.serving.served_network import ServedNetwork
-from dist_net.serving.wakefulness import Wakefulness
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Leave, Message, Refuse
 from dist_net.wire.security import WorkerKeys
@@ -43,6 +42,7 @@ from dist_net.wire.serving_messages import (
     Run,
 )
 from dist_net.wire.transport import ClientSocket
+from dist_net.wire.wakefulness import Wakefulness
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class InferenceWorker:
         self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address, keys)
-        self._wakeful = Wakefulness(self._socket, self._clock)
+        self._wakeful: Wakefulness[Message] = Wakefulness(self._socket.receive, self._clock)
         self._models = LoadedModels(self._load)
         self._heart: Heart | None = None
         self._enlisted: Enlisted | None = None

@@ -1,12 +1,21 @@
 """Who keeps to a core, and who stays awake on one."""
 
+from contextlib import closing
+from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dist_net.cluster.training_run import Local
-from dist_net.serving.wakefulness import STAY_AWAKE_S, Wakefulness
+from dist_net.parameter_server.process import TICK_S, ServerProcess
+from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.settings import RunSettings
+from dist_net.wire.messages import Join, Message, Shutdown
+from dist_net.wire.segment import Segment, available
+from dist_net.wire.wakefulness import STAY_AWAKE_S, Wakefulness
 
 
 @pytest.mark.parametrize(
@@ -44,10 +53,36 @@ def test_a_process_stays_awake_for_what_comes_soon(
         now += taken_s
         return "next" if len(seen) == looks else None
 
-    socket: Any = SimpleNamespace(receive=receive)
     clock: Any = SimpleNamespace(now=lambda: now)
-    wakeful = Wakefulness(socket, clock)
+    wakeful = Wakefulness(receive, clock)
     if is_told:
         wakeful.stay_awake()
     assert wakeful.receive_soon() == expected
     assert all(each <= 5 + STAY_AWAKE_S for each in seen)
+
+
+@pytest.mark.skipif(not available(), reason="needs shared memory")
+@pytest.mark.parametrize(("cores", "stays_awake"), [(0, False), (1, False), (2, True)])
+def test_a_server_stays_awake_where_workers_leave_it_a_core(
+    cores: int, stays_awake: bool, tmp_path: Path
+) -> None:
+    settings = RunSettings("r", "abc", (("weight", (6,)),), samples=8, epochs=1, batch_size=4)
+    with closing(Segment.create(30, 6)) as weights, closing(Segment.create(6, 6)) as gradients:
+        buffers = [np.empty(6, np.float32) for _ in range(30)]
+        place = (gradients.process_id, gradients.descriptor, gradients.token)
+        messages: list[Message] = [Join("here", "abc", 6, *place), Shutdown("enough")]
+        waited_s: list[float] = []
+
+        def receive(timeout_s: float) -> tuple[bytes, Message] | None:
+            waited_s.append(timeout_s)
+            return (b"worker", messages.pop(0)) if timeout_s > 0 and messages else None
+
+        socket: Any = SimpleNamespace(receive=receive, send=lambda *_: True)
+        ticks = count(step=1e-5)
+        clock: Any = SimpleNamespace(now=lambda: next(ticks))
+        run = Run(settings, np.zeros(6, np.float32), buffers)
+        server = ServerProcess(run, socket, tmp_path / "c", 60.0, weights, cores=cores, clock=clock)
+        server.serve()
+    # Once it looks whether more has arrived, before it counts workers out.
+    looks = waited_s.index(TICK_S, 1) - 1
+    assert looks > 20 if stays_awake else looks == 1
