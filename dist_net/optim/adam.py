@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dist_net.optim.rule import CRUMB, StripRule, Vector
+from dist_net.optim.rule import CRUMB, StripRule, Vector, keep_normal
 from dist_net.optim.settings import require_fraction, require_positive
 
 
@@ -68,14 +68,12 @@ class AdamRule(StripRule):
         np.subtract(gradient, mean, out=scratch)
         scratch *= 1 - self.settings.beta1
         mean += scratch
-        mean += CRUMB
-        mean -= CRUMB
+        keep_normal(mean)
         np.multiply(gradient, gradient, out=scratch)
         scratch -= mean_square
         scratch *= 1 - self.settings.beta2
         mean_square += scratch
-        mean_square += CRUMB
-        mean_square -= CRUMB
+        keep_normal(mean_square)
         np.sqrt(mean_square, out=scratch)
         scratch += self.settings.epsilon
         np.divide(mean, scratch, out=scratch)

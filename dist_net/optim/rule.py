@@ -39,6 +39,12 @@ what has shrunk to some hundreds of that stays as it is. Above 1e-17 not a bit c
 """
 
 
+def keep_normal(vector: Vector) -> None:
+    """Keep in place what has shrunk to almost nothing from becoming subnormal; see ``CRUMB``."""
+    vector += CRUMB
+    vector -= CRUMB
+
+
 class UpdateRule(Protocol):
     """The running state of an optimizer for one vector of parameters."""
 

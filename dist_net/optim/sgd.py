@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dist_net.optim.rule import CRUMB, StripRule, Vector
+from dist_net.optim.rule import CRUMB, StripRule, Vector, keep_normal
 from dist_net.optim.settings import require_fraction
 
 
@@ -97,8 +97,7 @@ class MomentumRule(StripRule):
         np.multiply(gradient, rate, out=scratch)
         velocity *= self.momentum
         velocity -= scratch
-        velocity += CRUMB
-        velocity -= CRUMB
+        keep_normal(velocity)
         np.add(weights, velocity, out=out)
 
 
@@ -126,8 +125,7 @@ class NesterovRule(StripRule):
         np.multiply(gradient, rate, out=scratch)
         velocity *= self.momentum
         velocity -= scratch
-        velocity += CRUMB
-        velocity -= CRUMB
+        keep_normal(velocity)
         np.subtract(weights, scratch, out=out)
         np.multiply(velocity, self.momentum, out=scratch)
         out += scratch
