@@ -19,7 +19,7 @@ from dist_net.wire.arrays import Frame, decode_arrays, encode_arrays, shortened
 from dist_net.wire.messages import Integers, Message, Vector, Vectors
 from dist_net.wire.serving_messages import Payloads
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_HEADER_BYTES = 2**20
 MAX_PAYLOADS = 1024
 

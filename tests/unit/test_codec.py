@@ -218,22 +218,25 @@ def test_random_fields_raise_nothing_but_a_protocol_error(kind, fields):
         ([b"\x93\x01" * 1000], ["not msgpack"]),
         ([bytes(MAX_HEADER_BYTES + 1)], [str(MAX_HEADER_BYTES)]),
         ([header(1)], ["(1,)", "expected"]),
-        ([header(2, "Alive")], ["version 2", "same release"]),
+        ([header(1, "Alive")], ["version 1", f"speaks {PROTOCOL_VERSION}", "same release"]),
         ([header(True, "Alive")], ["version True"]),
-        ([header(1, "Explode")], ["'Explode'", "Heartbeat"]),
-        ([header(1, "Heartbeat")], ["0 fields", "worker_id"]),
-        ([header(1, "Heartbeat", 1, 2)], ["2 fields"]),
-        ([header(1, "Heartbeat", True)], ["Heartbeat.worker_id", "True", "bool", "int"]),
-        ([header(1, "Heartbeat", "7")], ["'7'", "str"]),
-        ([header(1, "Heartbeat", -1)], ["-1", "from 0"]),
-        ([header(1, "Heartbeat", 2**63)], [str(2**63)]),
-        ([header(1, "Wait", float("nan"))], ["Wait.retry_after_s", "nan"]),
-        ([header(1, "Wait", float("inf"))], ["inf"]),
-        ([header(1, "Wait", -0.5)], ["-0.5"]),
-        ([header(1, "Stop", "done", 1)], ["Stop.finished", "bool"]),
-        ([header(1, "Work", 1, 0, 0, 32, 0, 2, -2, None)], ["Work.snapshot", "-2"]),
-        ([header(1, "Heartbeat", 1), b"more"], ["2 frames", "expected 1"]),
-        ([header(1, "Status", b"\xff")], ["Status.report", "bytes"]),
+        ([header(PROTOCOL_VERSION, "Explode")], ["'Explode'", "Heartbeat"]),
+        ([header(PROTOCOL_VERSION, "Heartbeat")], ["0 fields", "worker_id"]),
+        ([header(PROTOCOL_VERSION, "Heartbeat", 1, 2)], ["2 fields"]),
+        (
+            [header(PROTOCOL_VERSION, "Heartbeat", True)],
+            ["Heartbeat.worker_id", "True", "bool", "int"],
+        ),
+        ([header(PROTOCOL_VERSION, "Heartbeat", "7")], ["'7'", "str"]),
+        ([header(PROTOCOL_VERSION, "Heartbeat", -1)], ["-1", "from 0"]),
+        ([header(PROTOCOL_VERSION, "Heartbeat", 2**63)], [str(2**63)]),
+        ([header(PROTOCOL_VERSION, "Wait", float("nan"))], ["Wait.retry_after_s", "nan"]),
+        ([header(PROTOCOL_VERSION, "Wait", float("inf"))], ["inf"]),
+        ([header(PROTOCOL_VERSION, "Wait", -0.5)], ["-0.5"]),
+        ([header(PROTOCOL_VERSION, "Stop", "done", 1)], ["Stop.finished", "bool"]),
+        ([header(PROTOCOL_VERSION, "Work", 1, 0, 0, 32, 0, 2, -2, None)], ["Work.snapshot", "-2"]),
+        ([header(PROTOCOL_VERSION, "Heartbeat", 1), b"more"], ["2 frames", "expected 1"]),
+        ([header(PROTOCOL_VERSION, "Status", b"\xff")], ["Status.report", "bytes"]),
         ([b"\x93\x01\xa6Status\xa1\xff"], ["not msgpack"]),
     ],
 )  # fmt: skip
@@ -261,7 +264,11 @@ def test_what_was_wrong_is_named(frames, words):
     ],
 )
 def test_an_array_that_is_not_what_its_description_says_is_refused(spec, more_frames, words):
-    assert_refused([header(1, "Snapshot", 1, 32, spec), *more_frames], "Snapshot.weights", *words)
+    assert_refused(
+        [header(PROTOCOL_VERSION, "Snapshot", 1, 32, spec), *more_frames],
+        "Snapshot.weights",
+        *words,
+    )
 
 
 def test_a_frame_that_nothing_describes_is_refused():
@@ -305,7 +312,7 @@ def test_a_short_header_cannot_claim_much_memory():
 
 def test_an_error_stays_short_whatever_the_peer_sent():
     with pytest.raises(ProtocolError) as caught:
-        decode([header(1, "x" * 100_000)])
+        decode([header(PROTOCOL_VERSION, "x" * 100_000)])
     assert len(str(caught.value)) < 500
 
 
