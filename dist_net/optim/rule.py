@@ -158,12 +158,11 @@ class StripRule(ABC):
             self.rate(learning_rate, step + taken)
             for taken, learning_rate in enumerate(learning_rates)
         )
-        compiled = self._compiled.get(len(gradients))
+        loop = self._compiled.get(len(gradients))
         # A gradient that came over a network lies anywhere; loops are compiled for aligned ones.
         is_apart = not np.may_share_memory(weights, out)
-        if compiled and is_apart and all(gradient.flags.aligned for gradient in gradients):
-            behind = (*self.state.values(), *self.constants)
-            compiled(weights, tuple(gradients), out, rates, *behind)
+        if loop and is_apart and all(gradient.flags.aligned for gradient in gradients):
+            loop(weights, tuple(gradients), out, rates, *self.state.values(), *self.constants)
             return
         for strip, scratch, state in self._strips:
             latest, following = weights[strip], out[strip]

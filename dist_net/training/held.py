@@ -10,8 +10,10 @@ QUICK_STEP_S = 0.002
 
 
 class Computed(NamedTuple):
-    """What a minibatch of samples ``start`` to ``stop`` gave; None: the gradient lies in ``slot``
-    of the worker's segment."""
+    """What the minibatch of samples ``start`` to ``stop`` gave.
+
+    ``gradient`` is None if it is read where it lies, in ``slot`` of the worker's segment.
+    """
 
     start: int
     stop: int

@@ -155,7 +155,8 @@ def test_steps_taken_together_give_what_they_give_in_turn(name, in_place, togeth
         rule.update(expected, [gradient], following, [rate], index + 1)
         expected = following
     current = weights.copy()
-    for step in (slice(0, 1), slice(1, 1 + together), *[slice(1 + together, 5)][: 4 - together]):
+    edges = sorted({0, 1, 1 + together, 5})
+    for step in map(slice, edges, edges[1:]):
         out = current if in_place else np.full_like(weights, np.nan)
         number = step.start + 1
         rule_together.update(current, gradients[step], out, LEARNING_RATES[step], number)

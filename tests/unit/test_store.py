@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from dist_net.errors import CheckpointDamagedError
 from dist_net.optim import SGD, Momentum
+from dist_net.optim.rule import MOST_COMPILED
 from dist_net.parameter_server.store import PINS_PER_READER, WeightStore
-from dist_net.wire.messages import Vector
+from dist_net.wire.messages import MOST_TOGETHER, Vector
 
 SIZE = 5
 
@@ -115,6 +116,18 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     assert store.version == 0
     assert (store.weights == 0).all()
     assert store.apply([vector(1.0)], [0.1])
+
+
+def test_a_gradient_that_is_not_finite_takes_those_before_it_along() -> None:
+    store = WeightStore(two_buffers(), vector(0.0), Momentum(0.5).start(SIZE))
+    assert not store.apply([vector(1.0), vector(np.nan)], [0.1, 0.1])
+    assert store.version == 0
+    assert (store.weights == 0).all()
+    assert (store.rule.state["velocity"] == 0).all()
+
+
+def test_what_is_pushed_together_is_updated_in_one_compiled_pass() -> None:
+    assert MOST_TOGETHER <= MOST_COMPILED
 
 
 def test_the_weights_cannot_be_written_from_outside() -> None:
