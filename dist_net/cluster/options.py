@@ -9,19 +9,23 @@ from typing import Any, Self
 from dist_net.data import Dataset
 from dist_net.errors import RunDirectoryError, SettingError
 from dist_net.optim import optimizer_named
-from dist_net.parameter_server.settings import RunSettings
+from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
 from dist_net.recipe import LoadedRecipe
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """A recipe's reference, and the settings that replace the recipe's own where not None."""
+    """A recipe's reference, and the settings of a run.
+
+    Those that are None are the recipe's own.
+    """
 
     recipe: str
     epochs: int | None = None
     batch_size: int | None = None
     optimizer: str | None = None
     learning_rate: float | None = None
+    lease_minibatches: int = LEASE_MINIBATCHES
     seed: int = 0
     checkpoint_every_s: float = 30.0
 
@@ -50,6 +54,7 @@ class RunOptions:
             layout=recipe.model.layout.shapes,
             momenta=recipe.model.layout.momenta,
             samples=len(dataset.train_labels),
+            lease_minibatches=self.lease_minibatches,
             seed=self.seed,
             schedule=recipe.schedule,
             **chosen,
@@ -68,6 +73,7 @@ class RunOptions:
         """What ``to_json`` wrote; raises RunDirectoryError if it is something else."""
         try:
             values = json.loads(text)
-            return cls(**{each.name: values[each.name] for each in fields(cls)})
-        except (ValueError, KeyError, TypeError) as error:
+            named = {each.name for each in fields(cls)}
+            return cls(**{name: value for name, value in values.items() if name in named})
+        except (ValueError, AttributeError, TypeError) as error:
             raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error

@@ -14,6 +14,9 @@ from dist_net.wire.messages import Push
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
 """Name and shape of every parameter and then of every buffer, as they lie in the flat vector."""
 
+LEASE_MINIBATCHES = 64
+"""What a worker is given to do at a time; few have to be done again if it is lost."""
+
 OPTIMIZER_PREFIX = "optimizer/"
 """Begins the name of an optimizer's state vector in a checkpoint, so no parameter's name."""
 
@@ -39,7 +42,7 @@ class RunSettings:
     learning_rate: float = 0.1
     schedule: Schedule = field(default_factory=Constant)
     momenta: tuple[float, ...] = ()
-    lease_minibatches: int = 64
+    lease_minibatches: int = LEASE_MINIBATCHES
     heartbeat_interval_s: float = 0.3
     heartbeat_timeout_s: float = 1.5
     progress_timeout_s: float = 60.0
