@@ -56,7 +56,7 @@ class ServerProcess:
         self._is_orphaned = is_orphaned
         self._cores = cores
         self._clock = clock or SystemClock()
-        self._wakeful = Wakefulness(socket.receive, self._clock)
+        self._wakeful = Wakefulness(socket, self._clock)
         self._server = ParameterServer(
             run,
             None

@@ -97,7 +97,7 @@ class InferenceWorker:
         self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address, keys)
-        self._wakeful: Wakefulness[Message] = Wakefulness(self._socket.receive, self._clock)
+        self._wakeful: Wakefulness[Message] = Wakefulness(self._socket, self._clock)
         self._models = LoadedModels(self._load)
         self._heart: Heart | None = None
         self._enlisted: Enlisted | None = None

@@ -19,6 +19,7 @@ from dist_net.wire.messages import Join, Message, Vector, Welcome
 from dist_net.wire.security import WorkerKeys
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket
+from dist_net.wire.wakefulness import Wakefulness
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class WorkerProcess:
         self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address, keys)
+        self._wakeful: Wakefulness[Message] = Wakefulness(self._socket, self._clock)
         self._heart: Heart | None = None
         self._stop_requested: str | None = None
         self._vector_size = vector_size
@@ -158,7 +160,7 @@ class WorkerProcess:
 
     def _listen(self) -> Message | None:
         """The next message; None when none came in time."""
-        message = self._socket.receive(self._patience_s())
+        message = self._wakeful.receive_soon() or self._socket.receive(self._patience_s())
         if message is None and self._state.is_overdue(self._clock.now()):
             # This process may have been stopped for a while, by SIGSTOP or with the whole
             # machine: then the answer has long been sent, and needs a moment to get here.
@@ -188,6 +190,7 @@ class WorkerProcess:
         match command:
             case Send(message):
                 self._socket.send(message)
+                self._wakeful.stay_awake()  # for the answer
             case Prepare(epoch, start, stop) if self._step is not None:
                 self._step.prepare(epoch, start, stop)
             case Compute() if self._step is not None:

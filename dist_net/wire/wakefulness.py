@@ -6,22 +6,33 @@ wait; for a server of one worker, a tenth of all it could do.
 """
 
 import os
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from dist_net.clock import Clock
 
 STAY_AWAKE_S = 0.001
 CORE_WANTED_S = 0.0001  # if others take the core for so long, it does not fall asleep
 
-Received = TypeVar("Received")
+Received = TypeVar("Received", covariant=True)
+
+
+class Socket(Protocol[Received]):
+    """What is used of a socket."""
+
+    def has_message(self) -> bool:
+        """Whether one can be received without waiting; a third of the price of an attempt."""
+        ...
+
+    def receive(self, timeout_s: float) -> Received | None:
+        """The next message; None when none came in time."""
+        ...
 
 
 class Wakefulness(Generic[Received]):
-    """For a process that waits with ``receive``, a socket's; it keeps the core from nobody."""
+    """For a process that waits for a socket's messages; it keeps the core from nobody."""
 
-    def __init__(self, receive: Callable[[float], Received | None], clock: Clock) -> None:
-        self._receive = receive
+    def __init__(self, socket: Socket[Received], clock: Clock) -> None:
+        self._socket = socket
         self._clock = clock
         self._awake_until_s = 0.0
 
@@ -34,9 +45,10 @@ class Wakefulness(Generic[Received]):
         """The next message, if it comes while this process stays awake; None: wait for it."""
         now = self._clock.now()
         while now < self._awake_until_s:
-            message = self._receive(0)
-            if message is not None:
-                return message
+            if self._socket.has_message():
+                message = self._socket.receive(0)
+                if message is not None:
+                    return message
             os.sched_yield()
             before, now = now, self._clock.now()
             if now - before > CORE_WANTED_S:

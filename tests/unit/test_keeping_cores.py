@@ -46,15 +46,15 @@ def test_a_process_stays_awake_for_what_comes_soon(
     seen: list[float] = []
     now = 5.0
 
-    def receive(timeout_s: float) -> str | None:
+    def has_message() -> bool:
         nonlocal now
-        assert timeout_s == 0
         seen.append(now)
         now += taken_s
-        return "next" if len(seen) == looks else None
+        return len(seen) == looks
 
     clock: Any = SimpleNamespace(now=lambda: now)
-    wakeful = Wakefulness(receive, clock)
+    socket: Any = SimpleNamespace(has_message=has_message, receive={0: "next"}.get)
+    wakeful = Wakefulness[str](socket, clock)
     if is_told:
         wakeful.stay_awake()
     assert wakeful.receive_soon() == expected
@@ -77,7 +77,13 @@ def test_a_server_stays_awake_where_workers_leave_it_a_core(
             waited_s.append(timeout_s)
             return (b"worker", messages.pop(0)) if timeout_s > 0 and messages else None
 
-        socket: Any = SimpleNamespace(receive=receive, send=lambda *_: True)
+        def has_message() -> bool:
+            waited_s.append(0)
+            return False
+
+        socket: Any = SimpleNamespace(
+            has_message=has_message, receive=receive, send=lambda *_: True
+        )
         ticks = count(step=1e-5)
         clock: Any = SimpleNamespace(now=lambda: next(ticks))
         run = Run(settings, np.zeros(6, np.float32), buffers)
