@@ -27,16 +27,18 @@ INTEGER = types.intp
 REAL = types.float32
 BOOLEAN = types.boolean
 
-Loop = Callable[..., None]
+Loop = Callable[..., Any]
 
 
-def jit(*arguments: Any, inlines: Sequence[Path] = ()) -> Callable[[Loop], Loop]:
-    """Compiles a function without result for arguments of these types, and no others.
+def jit(
+    *arguments: Any, result: Any = types.void, inlines: Sequence[Path] = ()
+) -> Callable[[Loop], Loop]:
+    """Compiles a function for arguments of these types, and no others; mostly without result.
 
     ``inlines``: the files of what it calls. It runs without the interpreter's lock, and division
     by zero gives inf or nan.
     """
-    signature = types.void(*arguments)
+    signature = result(*arguments)
 
     def compiled(function: Loop) -> Loop:
         options = {"nogil": True, "error_model": "numpy"}

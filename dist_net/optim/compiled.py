@@ -12,23 +12,30 @@ import math
 from functools import cache
 
 import numpy as np
+from numba import types
 from numba.types import UniTuple
 from numpy.typing import NDArray
 
-from dist_net.compiling import READ, REAL, WRITTEN, Loop, jit
+from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, Loop, jit
 
 Vector = NDArray[np.float32]
 Vectors = tuple[Vector, ...]
 Rates = tuple[float, ...]
 
+LARGEST = np.sqrt(np.finfo(np.float32).max)
+"""Whose square does not overflow; what is beyond counts as infinite, as in ``is_finite``."""
 
-def sgd(weights: Vector, gradients: Vectors, out: Vector, rates: Rates) -> None:
-    """w ← w - η g."""
+
+def sgd(weights: Vector, gradients: Vectors, out: Vector, rates: Rates) -> bool:
+    """w ← w - η g. Whether all that it gives is finite."""
+    is_finite = True
     for i in range(weights.size):
         w = weights[i]
         for k in range(len(gradients)):
             w -= rates[k] * gradients[k][i]
         out[i] = w
+        is_finite &= abs(w) <= LARGEST
+    return is_finite
 
 
 def momentum(
@@ -124,6 +131,10 @@ LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad
 
 @cache
 def compiled(name: str, gradients: int, states: int, constants: int) -> Loop:
-    """One of ``LOOPS``, for so many gradients, vectors of state, and constants behind them."""
+    """One of ``LOOPS``, for so many gradients, vectors of state, and constants behind them.
+
+    Without state it gives whether the result is finite: that is then a reason not to use it.
+    """
     several = (UniTuple(READ, gradients), WRITTEN, UniTuple(REAL, gradients))
-    return jit(READ, *several, *[WRITTEN] * states, *[REAL] * constants)(LOOPS[name])
+    arguments = (READ, *several, *[WRITTEN] * states, *[REAL] * constants)
+    return jit(*arguments, result=types.void if states else BOOLEAN)(LOOPS[name])

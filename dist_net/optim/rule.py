@@ -6,6 +6,7 @@ extra ``fast`` they take one pass over memory instead of many.
 """
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -61,13 +62,18 @@ class UpdateRule(Protocol):
         out: Vector,
         learning_rates: Sequence[float],
         step: int,
-    ) -> None:
+        *,
+        if_finite: bool = False,
+    ) -> bool:
         """Write into ``out`` the weights after a step along each of ``gradients``, in turn.
 
         There is at least one. All are vectors of the rule's size and are borrowed for the call.
         ``out`` may be ``weights`` itself; gradients are only read. ``learning_rates`` has one for
         each of them, and ``step`` is the first one's number, 1 for the first of all. Raises
         ``ShapeError`` when a vector has another length.
+
+        ``if_finite``: no such step is taken if a gradient, or what comes of it, is infinite or not
+        a number. Then the result is False, ``state`` is as it was, and ``out`` is of no use.
         """
         ...
 
@@ -88,6 +94,13 @@ def require_size(size: int, weights: Vector, gradients: Sequence[Vector], out: V
             f"update of a vector of {size} elements with weights, gradients and out of shapes "
             f"{shapes}: expected ({size},) for each"
         )
+
+
+def is_finite(vector: Vector) -> bool:
+    """Whether every element is finite, and not so large that its square overflows."""
+    # Half the time of isfinite and all (11 against 20 µs for 101,770 elements), and it allocates
+    # nothing. Unlike dot, vdot overflows silently.
+    return math.isfinite(np.vdot(vector, vector))
 
 
 def strips_of(size: int) -> tuple[slice, ...]:
@@ -151,7 +164,9 @@ class StripRule(ABC):
         out: Vector,
         learning_rates: Sequence[float],
         step: int,
-    ) -> None:
+        *,
+        if_finite: bool = False,
+    ) -> bool:
         """Write into ``out`` the weights after these steps; see ``UpdateRule.update``."""
         require_size(self.size, weights, gradients, out)
         rates = tuple(
@@ -161,14 +176,20 @@ class StripRule(ABC):
         loop = self._compiled.get(len(gradients))
         # A gradient that came over a network lies anywhere; loops are compiled for aligned ones.
         is_apart = not np.may_share_memory(weights, out)
-        if loop and is_apart and all(gradient.flags.aligned for gradient in gradients):
+        fits = loop is not None and is_apart and all(each.flags.aligned for each in gradients)
+        if loop and fits and not self.state:
+            return bool(loop(weights, tuple(gradients), out, rates)) or not if_finite
+        if if_finite and not all(map(is_finite, gradients)):
+            return False
+        if loop and fits:
             loop(weights, tuple(gradients), out, rates, *self.state.values(), *self.constants)
-            return
+            return True
         for strip, scratch, state in self._strips:
             latest, following = weights[strip], out[strip]
             for gradient, rate in zip(gradients, rates, strict=True):
                 self.update_strip(latest, gradient[strip], following, rate, scratch, *state)
                 latest = following
+        return True
 
     def rate(self, learning_rate: float, step: int) -> float:
         """Return the factor of the update at ``step``; the learning rate unless overridden."""

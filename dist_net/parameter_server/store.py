@@ -1,6 +1,5 @@
 """The weights as rotating snapshots, which their readers never see torn. Arrays, no I/O."""
 
-import math
 from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -107,19 +106,16 @@ class WeightStore:
         False, and nothing changed, if one of them is not finite. Where the weights hold buffers,
         a gradient holds what was observed for them; that counts, too.
         """
-        # The square of the norm is finite only if every element is. Half the time of isfinite and
-        # all (11 against 20 µs for 101,770 elements), and it allocates nothing. A gradient so
-        # large that its square overflows is refused too; vdot, unlike dot, does so silently.
-        if not all(math.isfinite(np.vdot(gradient, gradient)) for gradient in gradients):
-            return False
         current, following = self._current, self._free[-1]
-        self.rule.update(
+        if not self.rule.update(
             self._buffers[current],
             gradients,
             self._buffers[following],
             learning_rates,
             self.version + 1,
-        )
+            if_finite=True,
+        ):
+            return False
         self._free.pop()
         self._current = following
         self.version += len(gradients)

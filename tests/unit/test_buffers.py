@@ -11,7 +11,7 @@ from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.data import Dataset, dataset_named
 from dist_net.errors import HyperParameterError, ParameterError, ShapeError
-from dist_net.optim import SGD, Adam, Momentum, start_rule
+from dist_net.optim import SGD, Adam, Momentum, Optimizer, start_rule
 from dist_net.optim.averages import AveragingRule
 from dist_net.parameter_server.store import WeightStore
 from dist_net.recipe import LoadedRecipe, Recipe
@@ -167,6 +167,18 @@ def test_the_tail_is_averaged_for_each_gradient_in_turn() -> None:
     rule.update(first, gradients[1:], second, [0.2], 2)
     together.update(weights, gradients, both, [0.1, 0.2], 1)
     np.testing.assert_array_equal(both, second)
+
+
+@pytest.mark.parametrize("optimizer", [SGD(), Momentum(0.5)])
+@pytest.mark.parametrize("place", [3, 7], ids=["trained", "averaged"])
+def test_what_is_not_finite_leaves_the_state_as_it_is(optimizer: Optimizer, place: int) -> None:
+    rule = start_rule(optimizer, LAYOUT, MOMENTA)
+    weights, out = vector(1, 2, 3, 4, 0, 10, -10, 8), vector(*[0] * 8)
+    good, bad = vector(*range(8)), vector(*range(8))
+    bad[place] = np.nan
+    assert not rule.update(weights, [good, bad], out, [0.1, 0.1], 1, if_finite=True)
+    assert all((vector == 0).all() for vector in rule.state.values())
+    assert rule.update(weights, [good, good], out, [0.1, 0.1], 1, if_finite=True)
 
 
 def test_a_vector_of_another_length_is_refused() -> None:
