@@ -15,6 +15,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 
 pytest_plugins = ["pytester"]
 
@@ -33,6 +34,12 @@ Leaks = dict[str, str]
 def adopt_orphans() -> None:
     """A grandchild whose parent has died becomes this process's child, and so can be found."""
     assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def start_thread_of_lent_frames() -> None:
+    """PyZMQ's one thread for memory that it sends without a copy stays until the process ends."""
+    zmq.Frame(b"lent", copy=False)
 
 
 @pytest.hookimpl(wrapper=True)

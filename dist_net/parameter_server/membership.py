@@ -10,9 +10,9 @@ from dist_net.wire.messages import MOST_TOGETHER
 class Member:
     """One worker. Times are in seconds on the server's clock.
 
-    ``node`` is the socket that it works through. ``shared``: it reads the weights in shared
-    memory. ``refusals`` counts the gradients refused in a row. ``told_to_stop``: it knows that the
-    run is over, so its silence is no loss.
+    ``node`` is the socket that it works through. ``pins``: snapshots stay as they are until it is
+    past them. ``shared``: it reads them in shared memory. ``refusals`` counts the gradients refused
+    in a row. ``told_to_stop``: it knows that the run is over, so its silence is no loss.
     """
 
     worker_id: int
@@ -21,6 +21,7 @@ class Member:
     joined_s: float
     heard_s: float
     progress_s: float
+    pins: bool = False
     shared: bool = False
     pushes: int = 0
     samples: int = 0

@@ -130,7 +130,7 @@ class ServerProcess:
             case Push(worker_id=worker_id, slots=slots) if slots and worker_id in self._gradients:
                 own = self._gradients[worker_id]
                 if max(slots) < own.vectors:
-                    message = message._replace(gradients=tuple(map(own.vector, slots)))
+                    message = Push(*message[:-1], tuple(map(own.vector, slots)))
             case Join(gradient_descriptor=descriptor) if descriptor != -1:
                 segment = _attached(message)
                 if segment is None:
@@ -145,15 +145,18 @@ class ServerProcess:
         for command in commands:
             match command:
                 case Send(node, message):
-                    if (
-                        isinstance(message, Welcome)
-                        and message.weights_descriptor != -1
-                        and joining
-                    ):
-                        self._gradients[message.worker_id] = joining
+                    if isinstance(message, Welcome):
+                        self._welcome(message, joining)
                     self._socket.send(node, message)
                 case Forget(worker_id):
                     self._gradients.pop(worker_id, None)
+
+    def _welcome(self, welcome: Welcome, gradients: Segment | None) -> None:
+        """Prepares for what a worker sends and is sent: in shared memory, or as frames."""
+        if welcome.weights_descriptor == -1:
+            self._socket.lend(self._run.store.snapshots)
+        elif gradients is not None:
+            self._gradients[welcome.worker_id] = gradients
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         write_checkpoint(self._checkpoint_path, checkpoint)

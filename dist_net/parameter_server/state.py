@@ -137,8 +137,9 @@ class ParameterServer:
         member = run.members.at_node(node)
         if member is None:
             member = run.members.join(node, join.name, now)
+            member.pins = run.store.admit(member.worker_id)
             may_share = self._segment is not None and join.gradient_descriptor != -1
-            member.shared = may_share and run.store.admit(member.worker_id)
+            member.shared = may_share and member.pins
             run.metrics.workers_joined += 1
             logger.info(
                 "worker_joined worker=%d name=%s shared=%s",
@@ -172,7 +173,7 @@ class ParameterServer:
         if fault is not None:
             run.metrics.pushes_rejected += 1
             return self._dismiss(member, fault, now)
-        if member.shared:
+        if member.pins:
             # Before the update, which then has one buffer more to write into: the last one used.
             run.store.unpin_before(member.worker_id, push.base_versions[-1])
         verdict = run.ledger.verdict(push.worker_id, push.lease_id, push.start, push.stop)
@@ -217,9 +218,9 @@ class ParameterServer:
         if lease is None:
             return Wait(RETRY_AFTER_S)
         run.metrics.lease_granted(now)
-        if member.shared:
+        if member.pins:
             snapshot, version = run.store.pin(member.worker_id, again=again)
-            weights = None
+            weights = None if member.shared else run.store.snapshots[snapshot]
         else:
             snapshot, version, weights = -1, run.store.version, run.store.weights
         return Work(

@@ -22,13 +22,20 @@ class Pin(NamedTuple):
     version: int
 
 
+def _read_only(vector: Vector) -> Vector:
+    view = vector.view()
+    view.flags.writeable = False
+    return view
+
+
 class WeightStore:
     """The run's weights and the rule that updates them; ``version`` counts the updates.
 
     ``buffers`` are at least two float32 vectors, borrowed for good; they may lie in shared
     memory. An update reads the current one and writes the next version into one that is free:
     neither current nor pinned by a reader. Those that were used come before new ones, so the
-    memory touched follows the number of readers, not of buffers.
+    memory touched follows the number of readers, not of buffers. ``snapshots`` are read-only views
+    of them, the same objects throughout.
     """
 
     def __init__(self, buffers: Sequence[Vector], weights: Vector, rule: UpdateRule) -> None:
@@ -40,13 +47,12 @@ class WeightStore:
         self._pins: dict[int, deque[Pin]] = {}
         self._pinned = [0] * len(buffers)
         np.copyto(buffers[0], weights)
+        self.snapshots = [_read_only(buffer) for buffer in buffers]
 
     @property
     def weights(self) -> Vector:
         """The current weights, a read-only view that is good until the next update."""
-        view = self._buffers[self._current].view()
-        view.flags.writeable = False
-        return view
+        return _read_only(self._buffers[self._current])
 
     def restore(self, version: int, optimizer_state: dict[str, Vector]) -> None:
         """Count on from ``version``, with the optimizer's vectors as they were then (copied)."""

@@ -61,7 +61,7 @@ class HeldGradients:
             versions,
             sum(losses),
             sum(correct),
-            () if sent else slots,
+            slots,
             sent,
         )
 

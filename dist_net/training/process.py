@@ -204,6 +204,8 @@ class WorkerProcess:
 
     def _begin(self, welcome: Welcome) -> None:
         self._sends_gradient = welcome.weights_descriptor == -1
+        if self._sends_gradient:
+            self._socket.lend(self._gradients)
         self._weights.attach(welcome)
         if self._heart is not None:
             self._heart.stop()

@@ -59,7 +59,7 @@ class _Layout(NamedTuple):
 
 
 class _Plain(NamedTuple):
-    """What suffices for a header without an array: its values' types, and no negative integer.
+    """What suffices for a header: its values' types, but for an array's, and no negative integer.
 
     ``sequences`` are the places of what holds several integers.
     """
@@ -97,15 +97,13 @@ def _layout(kind: Any) -> _Layout:
 
 
 def _plain(layout: _Layout) -> _Plain | None:
-    if layout.has_payloads or (layout.array and layout.absent is ...):
+    if layout.has_payloads:
         return None
     if any(field.types[0] is float and field.low is not None for field in layout.fields):
         return None
     types = [int, str, *(field.types[0] for field in layout.fields)]
     integers = (i for i, kind in enumerate(types) if kind is int)
     sequences = tuple(i for i, kind in enumerate(types) if kind is tuple)
-    if layout.array:
-        types.append(type(None))
     # The version comes twice, so that there are always two: with one, itemgetter makes no tuple.
     return _Plain(layout, types, itemgetter(0, *integers), sequences)
 
@@ -157,12 +155,12 @@ def decode(frames: Sequence[Frame]) -> Message:
             f"the header {shortened(bytes(frames[0][:64]))} is not msgpack ({error}); expected "
             f"[{PROTOCOL_VERSION}, type, fields...]"
         ) from error
-    message = _decode_plain(values) if len(frames) == 1 else None
+    message = _decode_plain(values, frames)
     return _decode_carefully(values, frames) if message is None else message
 
 
-def _decode_plain(values: Any) -> Message | None:
-    """The message of a header without an array, if all of it is right at one look.
+def _decode_plain(values: Any, frames: Sequence[Frame]) -> Message | None:
+    """The message of a header, if all of it but an array is right at one look.
 
     Most are; looking at each field would take a tenth of a round trip over ipc.
     """
@@ -170,7 +168,8 @@ def _decode_plain(values: Any) -> Message | None:
         layout, types, integers, sequences = _PLAINS[values[1]]
     except (TypeError, IndexError, KeyError):
         return None
-    if [*map(type, values)] != types or values[0] != PROTOCOL_VERSION:
+    plain = values[:-1] if layout.array else values
+    if [*map(type, plain)] != types or values[0] != PROTOCOL_VERSION:
         return None
     numbers = integers(values)
     for place in sequences:
@@ -179,8 +178,7 @@ def _decode_plain(values: Any) -> Message | None:
         return None
     if min(numbers) < 0 or max(numbers) > _MAX_INTEGER:
         return None
-    fields = (*values[2:-1], layout.absent) if layout.array else values[2:]
-    return cast(Message, layout.kind._make(fields))
+    return _completed(layout, plain[2:], values[-1], frames)
 
 
 def _decode_carefully(values: Any, frames: Sequence[Frame]) -> Message:
@@ -192,14 +190,22 @@ def _decode_carefully(values: Any, frames: Sequence[Frame]) -> Message:
             raise _field_error(layout, name, value)
         if type(value) is tuple and not all(_is_natural(each) for each in value):
             raise _field_error(layout, name, value)
+    plain = fields[:-1] if layout.array else fields
+    return _completed(layout, plain, values[-1], frames)
+
+
+def _completed(
+    layout: _Layout, plain: tuple[Any, ...], spec: Any, frames: Sequence[Frame]
+) -> Message:
+    """The message of these fields, and of what travels as frames; ``spec`` describes an array."""
     if layout.has_payloads:
-        fields = (*fields, _payloads(layout, frames))
+        plain = (*plain, _payloads(layout, frames))
     elif layout.array:
         name = f"{layout.kind.__name__}.{layout.array}"
-        fields = (*fields[:-1], decode_arrays(name, fields[-1], frames[1:], layout.absent))
+        plain = (*plain, decode_arrays(name, spec, frames[1:], layout.absent))
     elif len(frames) != 1:
         raise ProtocolError(f"{layout.kind.__name__} came in {len(frames)} frames; expected 1")
-    return cast(Message, layout.kind._make(fields))
+    return cast(Message, layout.kind._make(plain))
 
 
 def _layout_of(values: Any) -> _Layout:

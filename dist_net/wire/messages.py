@@ -87,7 +87,7 @@ class Work(NamedTuple):
     ``epoch``, and pushes ``together`` gradients at a time if that makes none of them wait for
     long. ``snapshot`` is the index of the weights' buffer in the server's segment; it stays as it
     is until this worker pushes what it computed from a later one, or has been answered ten times
-    more. -1: ``weights`` holds them.
+    more. A worker that does not share memory finds them in ``weights``; -1: those are a copy.
     """
 
     lease_id: int
@@ -111,8 +111,9 @@ class Push(NamedTuple):
 
     The first minibatch begins at sample ``start``, and each ends at its one of ``stops``, where the
     next begins. Each gradient was computed from its one of ``base_versions``. ``loss_sum`` and
-    ``correct`` are sums over all the samples, before any update. ``slots`` are the indices of the
-    gradients in the worker's segment; none when ``gradients`` holds them.
+    ``correct`` are sums over all the samples, before any update. ``slots`` are where the gradients
+    lie: in the worker's segment, or, when ``gradients`` holds them, in memory of its own; they stay
+    there as they are until the push is answered.
     """
 
     worker_id: int

@@ -1,23 +1,22 @@
 """Sockets that carry messages: one `ServerSocket`, and a `ClientSocket` at each peer.
 
-Thin shells over ZeroMQ (ROUTER and DEALER). With `dist_net.wire.security` the only importer of
-zmq. Nothing here waits without a deadline. A socket belongs to the thread that made it.
+Thin shells over ZeroMQ (ROUTER and DEALER), which only `dist_net.wire` imports. Nothing here waits
+without a deadline. A socket belongs to the thread that made it.
 """
 
 import errno
 import logging
-import math
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
 
 import zmq
 
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.wire.address import Address, contact_address, listen_address
-from dist_net.wire.arrays import MAX_ARRAY_BYTES, Frame
-from dist_net.wire.codec import MAX_HEADER_BYTES, MAX_PAYLOADS, decode, encode
+from dist_net.wire.arrays import MAX_ARRAY_BYTES
+from dist_net.wire.codec import decode, encode
+from dist_net.wire.framed_socket import NO_WAIT, FramedSocket
 from dist_net.wire.listening import listen_error, refuse_taken_path, require_keys
 from dist_net.wire.messages import Message, Refuse
 from dist_net.wire.probe import silence_cause
@@ -34,82 +33,9 @@ logger = logging.getLogger(__name__)
 # Messages that wait for one peer: very few, as every request has one reply; but ZeroMQ looks only
 # about once a millisecond at how many have left, so 16 is too close.
 HIGH_WATER_MARK = 64
-_LINGER_MS = 500  # for the last messages of a closing socket
-# A header, its payloads, and one more for the codec to refuse.
-_FRAMES_KEPT = MAX_PAYLOADS + 2
-
-# As plain integers: an operation on ZeroMQ's enumerations costs a microsecond.
-_NO_WAIT = int(zmq.NOBLOCK)
-_SEND_LAST = _NO_WAIT
-_SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
-_POLLIN = int(zmq.POLLIN)
 
 
-class _Socket:
-    """A ZeroMQ socket in a context of its own."""
-
-    def __init__(self, kind: int, max_array_bytes: int, high_water_mark: int) -> None:
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._socket = self._context.socket(kind)
-        self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
-        self._socket.setsockopt(zmq.SNDHWM, high_water_mark)
-        self._socket.setsockopt(zmq.RCVHWM, high_water_mark)
-        # ZeroMQ drops a peer that announces a longer frame, before it reserves memory for it.
-        self._socket.setsockopt(zmq.MAXMSGSIZE, max(max_array_bytes, MAX_HEADER_BYTES))
-        self._receive_timeout_ms = -1
-
-    def close(self) -> None:
-        """Close; waits a moment, and no longer, for the last messages to leave."""
-        self._socket.close()
-        self._context.term()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def fileno(self) -> int:
-        """A file descriptor for an event loop: it becomes readable when `has_message` may change.
-
-        It says so once: after it, and after each send, receive until there is no message.
-        """
-        return int(self._socket.getsockopt(zmq.FD))
-
-    def has_message(self) -> bool:
-        """Whether a message can be received without waiting."""
-        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & _POLLIN)
-
-    def _send_frames(self, *frames: Frame) -> None:
-        """Queue copies of the frames as one message; raises `zmq.Again` if there is no room."""
-        for frame in frames[:-1]:
-            self._socket.send(frame, _SEND_MORE)
-        self._socket.send(frames[-1], _SEND_LAST)
-
-    def _set_deadline(self, timeout_s: float) -> None:
-        """Bound the next receive.
-
-        A blocking receive with RCVTIMEO costs fewer system calls than a poll and a receive: a
-        round trip over ipc takes a fifth less time.
-        """
-        timeout_ms = max(0, math.ceil(timeout_s * 1000))
-        if timeout_ms != self._receive_timeout_ms:
-            self._socket.setsockopt(zmq.RCVTIMEO, timeout_ms)
-            self._receive_timeout_ms = timeout_ms
-
-    def _receive_frames(self) -> list[Frame]:
-        """A message's frames; all but the header are borrowed from ZeroMQ. Raises `zmq.Again`."""
-        # Asking the frame for `more` costs a quarter of asking the socket for RCVMORE.
-        frame = self._socket.recv(copy=False)
-        frames: list[Frame] = [frame.bytes]
-        while frame.more:
-            frame = self._socket.recv(copy=False)
-            if len(frames) < _FRAMES_KEPT:
-                frames.append(frame.buffer)
-        return frames
-
-
-class ServerSocket(_Socket):
+class ServerSocket(FramedSocket):
     """The server's end: listens on one or more addresses, and knows its peers as nodes.
 
     With ``keys`` every TCP address demands them; Unix sockets are for this host's processes and
@@ -175,7 +101,7 @@ class ServerSocket(_Socket):
         """
         for _ in range(most):
             try:
-                node = self._socket.recv(_NO_WAIT)
+                node = self._socket.recv(NO_WAIT)
             except zmq.Again:
                 return
             received = self._decoded(node)
@@ -193,7 +119,7 @@ class ServerSocket(_Socket):
             return None
 
     def send(self, node: bytes, message: Message) -> bool:
-        """Queue a message, never waiting; arrays are copied.
+        """Queue a message, never waiting; arrays are copied, unless they are lent.
 
         Returns False when it goes nowhere: the node is gone, or takes no more.
         """
@@ -236,7 +162,7 @@ class ServerSocket(_Socket):
         return f"{address.endpoint.rpartition(':')[0]}:{port}"
 
 
-class ClientSocket(_Socket):
+class ClientSocket(FramedSocket):
     """A worker's or an observer's end: connected to one server.
 
     Connecting happens in the background, and again after a loss. Raises `AddressError`, and
@@ -261,7 +187,7 @@ class ClientSocket(_Socket):
         self._socket.connect(self._address.endpoint)
 
     def send(self, message: Message) -> None:
-        """Queue a message, never waiting; arrays are copied.
+        """Queue a message, never waiting; arrays are copied, unless they are lent.
 
         Raises `NoAnswerError` when the server has long not taken any.
         """

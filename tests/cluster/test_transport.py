@@ -94,6 +94,22 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+@pytest.mark.parametrize("is_lent", [True, False])
+def test_an_array_is_copied_as_it_is_sent_unless_it_is_lent(is_lent):
+    weights = WEIGHTS.copy()
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        address = f"tcp://127.0.0.1:{place.getsockname()[1]}"
+    with ClientSocket(address) as client:
+        if is_lent:
+            client.lend([weights])
+        client.send(Push(1, 2, 0, (32,), (5,), 1.5, 30, (0,), (weights,)))
+        weights[0] = 7  # too late for a copy, and the server is not there yet
+        with ServerSocket([address]) as server:
+            _, push = server.receive(DEADLINE_S)
+            assert push.gradients[0][0] == (7 if is_lent else 0)
+            np.testing.assert_array_equal(push.gradients[0][1:], WEIGHTS[1:])
+
+
 def test_arrays_travel_both_ways(server, client):
     client.send(Push(1, 2, 0, (32, 64), (5, 6), 70.5, 12, (), (WEIGHTS, -WEIGHTS)))
     node, push = server.receive(DEADLINE_S)

@@ -128,7 +128,7 @@ def test_gradients_that_travel_go_together_too(joined: WorkerState) -> None:
     next_pushed(joined, 1.0, GRADIENT)
     next_pushed(joined, 1.0, GRADIENT)
     (both,) = next_pushed(joined, 1.0, GRADIENT + 1)
-    assert both.slots == ()
+    assert both.slots == (1, 2)  # the first one is on its way, and stays as it is
     np.testing.assert_array_equal(both.gradients, [GRADIENT, GRADIENT + 1])
 
 
