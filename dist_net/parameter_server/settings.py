@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 from dist_net.errors import SettingError
@@ -133,13 +132,14 @@ class RunSettings:
         shapes = [gradient.shape for gradient in push.gradients]
         if not shapes or shapes != [(size,)] * len(shapes):
             return f"gradients of shapes {shapes}: expected at least one, of shape ({size},) each"
-        minibatches = [*pairwise((push.start, *push.stops))]
-        if not len(shapes) == len(minibatches) == len(push.base_versions) or any(
-            start >= stop for start, stop in minibatches
+        edges = [push.start, *push.stops]
+        if not len(shapes) == len(push.stops) == len(push.base_versions) or edges != sorted(
+            {*edges}
         ):
             return (
-                f"{len(shapes)} gradients of the minibatches {minibatches}, from versions "
-                f"{list(push.base_versions)}: expected one of each, and samples in their order"
+                f"{len(shapes)} gradients of minibatches that lie between samples {edges}, from "
+                f"versions {list(push.base_versions)}: expected one of each, and samples in their "
+                f"order"
             )
         return None
 

@@ -16,7 +16,8 @@ MAX_ARRAY_BYTES = 2**30
 
 Frame = bytes | memoryview
 
-_DTYPE = np.dtype("<f4")
+_DTYPE_NAME = "<f4"
+_DTYPE = np.dtype(_DTYPE_NAME)
 
 
 def encode_arrays(
@@ -40,7 +41,7 @@ def encode_arrays(
     if not given:
         return None, []
     shape = (len(given), given[0].size) if several else (given[0].size,)
-    return (_DTYPE.str, shape), [np.ascontiguousarray(array).data.cast("B") for array in given]
+    return (_DTYPE_NAME, shape), [np.ascontiguousarray(array).data.cast("B") for array in given]
 
 
 def decode_arrays(name: str, spec: Any, frames: Sequence[Frame], absent: Any) -> Any:
@@ -58,10 +59,10 @@ def decode_arrays(name: str, spec: Any, frames: Sequence[Frame], absent: Any) ->
     if not length:
         raise ProtocolError(
             f"{name} is described as {shortened(spec)}; expected "
-            f'["{_DTYPE.str}", [{"count, " if several else ""}length]] '
+            f'["{_DTYPE_NAME}", [{"count, " if several else ""}length]] '
             f"with a length of 1 to {MAX_ARRAY_BYTES // 4}"
         )
-    sizes = [memoryview(frame).nbytes for frame in frames]
+    sizes = [*map(len, frames)]  # frames are bytes, or views of them
     if len(sizes) != count or {*sizes} != {4 * length}:
         raise ProtocolError(
             f"{name} came in frames of {shortened(sizes)} bytes; expected {count} of {4 * length}"
@@ -74,7 +75,7 @@ def decode_arrays(name: str, spec: Any, frames: Sequence[Frame], absent: Any) ->
 
 def _promised(spec: Any, several: bool) -> tuple[int, int]:
     """The number of arrays and their length; zeros if the description is not valid."""
-    if type(spec) is not tuple or len(spec) != 2 or spec[0] != _DTYPE.str:
+    if type(spec) is not tuple or len(spec) != 2 or spec[0] != _DTYPE_NAME:
         return 0, 0
     shape = spec[1]
     if type(shape) is not tuple or [*map(type, shape)] != [int] * (1 + several):

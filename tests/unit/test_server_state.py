@@ -242,10 +242,13 @@ def test_three_refused_gradients_in_a_row_end_a_worker_and_others_get_its_sample
         ({"gradients": ()}, "shapes []"),
         ({"gradients": (np.zeros(SIZE + 1, np.float32),)}, "(7,)"),
         ({"gradients": (vector(1.0), vector(1.0)[1:])}, "(5,)"),
-        ({"gradients": (vector(1.0),) * 2}, "2 gradients of the minibatches [(0, 4)]"),
-        ({"stops": (4, 8)}, "1 gradients of the minibatches [(0, 4), (4, 8)]"),
-        ({"stops": ()}, "1 gradients of the minibatches []"),
-        ({"stops": (0,)}, "(0, 0)"),
+        (
+            {"gradients": (vector(1.0),) * 2},
+            "2 gradients of minibatches that lie between",
+        ),
+        ({"stops": (4, 8)}, "1 gradients of minibatches that lie between samples [0, 4, 8]"),
+        ({"stops": ()}, "1 gradients of minibatches that lie between samples [0]"),
+        ({"stops": (0,)}, "samples [0, 0]"),
         ({"base_versions": (0, 0)}, "versions [0, 0]"),
     ],
 )
