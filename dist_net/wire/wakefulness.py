@@ -11,6 +11,12 @@ from typing import Generic, Protocol, TypeVar
 from dist_net.clock import Clock
 
 STAY_AWAKE_S = 0.001
+CORE_WANTED_S = 0.0004
+"""If others take the core for so long, it does not fall asleep, and each further look costs them.
+
+Whoever is at the other end has it for less, as it answers. And those that give way often are long
+passed over by the system when others compute.
+"""
 
 Received = TypeVar("Received", covariant=True)
 
@@ -52,5 +58,7 @@ class Wakefulness(Generic[Received]):
                 if message is not None:
                     return message
             os.sched_yield()
-            now = self._clock.now()
+            before, now = now, self._clock.now()
+            if now - before > CORE_WANTED_S:
+                break
         return None

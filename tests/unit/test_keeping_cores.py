@@ -35,10 +35,10 @@ def test_workers_of_one_thread_have_a_core_each(
     [
         (3, 1e-05, True, "next"),
         (300, 1e-05, True, None),
-        (2, STAY_AWAKE_S, True, None),
+        (2, 5e-4, True, None),
         (1, 1e-05, False, None),
     ],
-    ids=["it comes soon", "it comes late", "others have the core", "none is expected"],
+    ids=["it comes soon", "it comes late", "others want the core", "none is expected"],
 )
 def test_a_process_stays_awake_for_what_comes_soon(
     looks: int, taken_s: float, is_told: bool, expected: str | None
