@@ -173,16 +173,17 @@ class StripRule(ABC):
             self.rate(learning_rate, step + taken)
             for taken, learning_rate in enumerate(learning_rates)
         )
-        loop = self._compiled.get(len(gradients))
         # A gradient that came over a network lies anywhere; loops are compiled for aligned ones.
+        is_aligned = all(gradient.flags.aligned for gradient in gradients)
         is_apart = not np.may_share_memory(weights, out)
-        fits = loop is not None and is_apart and all(each.flags.aligned for each in gradients)
-        if loop and fits and not self.state:
-            return bool(loop(weights, tuple(gradients), out, rates)) or not if_finite
+        loop = self._compiled.get(len(gradients)) if is_aligned and is_apart else None
+        arguments = (weights, tuple(gradients), out, rates, *self.state.values(), *self.constants)
+        if loop and not self.state:
+            return bool(loop(*arguments)) or not if_finite
         if if_finite and not all(map(is_finite, gradients)):
             return False
-        if loop and fits:
-            loop(weights, tuple(gradients), out, rates, *self.state.values(), *self.constants)
+        if loop:
+            loop(*arguments)
             return True
         for strip, scratch, state in self._strips:
             latest, following = weights[strip], out[strip]

@@ -120,8 +120,7 @@ class ServerProcess:
                 break
 
     def _receive(self, timeout_s: float) -> bool:
-        soon = self._wakeful.receive_soon() if timeout_s > 0 else None
-        received = soon or self._socket.receive(timeout_s)
+        received = self._wakeful.receive(timeout_s)
         if received is None:
             return False
         node, message = received

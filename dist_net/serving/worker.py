@@ -136,7 +136,7 @@ class InferenceWorker:
         while self._leave_reason is None:
             self._tick()  # enlists before a gateway that refuses the keys has closed the connection
             wait_s = LOADING_POLL_S if self._models.is_loading else POLL_S
-            message = self._wakeful.receive_soon() or self._socket.receive(wait_s)
+            message = self._wakeful.receive(wait_s)
             if message is not None:
                 self._handle(message)
         if self._enlisted is not None:

@@ -160,7 +160,7 @@ class WorkerProcess:
 
     def _listen(self) -> Message | None:
         """The next message; None when none came in time."""
-        message = self._wakeful.receive_soon() or self._socket.receive(self._patience_s())
+        message = self._wakeful.receive(self._patience_s())
         if message is None and self._state.is_overdue(self._clock.now()):
             # This process may have been stopped for a while, by SIGSTOP or with the whole
             # machine: then the answer has long been sent, and needs a moment to get here.

@@ -49,16 +49,17 @@ class Wakefulness(Generic[Received]):
         if hasattr(os, "sched_yield"):  # without it others would be kept from the core
             self._awake_until_s = self._clock.now() + STAY_AWAKE_S
 
-    def receive_soon(self) -> Received | None:
-        """The next message, if it comes while this process stays awake; None: wait for it."""
+    def receive(self, timeout_s: float) -> Received | None:
+        """The next message; None when none came in time, which runs from when it falls asleep."""
+        if timeout_s > 0:
+            self._look_out()
+        return self._socket.receive(timeout_s)
+
+    def _look_out(self) -> None:
+        """Returns when there is a message, or it is time to sleep."""
         now = self._clock.now()
-        while now < self._awake_until_s:
-            if self._socket.has_message():
-                message = self._socket.receive(0)
-                if message is not None:
-                    return message
+        while now < self._awake_until_s and not self._socket.has_message():
             os.sched_yield()
             before, now = now, self._clock.now()
             if now - before > CORE_WANTED_S:
                 break
-        return None

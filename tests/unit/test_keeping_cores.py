@@ -15,7 +15,8 @@ from dist_net.parameter_server.run import Run
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.wire.messages import Join, Message, Shutdown
 from dist_net.wire.segment import Segment, available
-from dist_net.wire.wakefulness import STAY_AWAKE_S, Wakefulness
+from dist_net.wire.serving_messages import Retire
+from dist_net.wire.wakefulness import Wakefulness
 
 
 @pytest.mark.parametrize(
@@ -31,34 +32,33 @@ def test_workers_of_one_thread_have_a_core_each(
 
 
 @pytest.mark.parametrize(
-    ("looks", "taken_s", "is_told", "expected"),
+    ("comes_at", "taken_s", "is_told", "expected_looks"),
     [
-        (3, 1e-05, True, "next"),
-        (300, 1e-05, True, None),
-        (2, 5e-4, True, None),
-        (1, 1e-05, False, None),
+        (3, 1e-5, True, range(3, 4)),
+        (300, 1e-5, True, range(99, 102)),
+        (2, 5e-4, True, range(1, 2)),
+        (1, 1e-5, False, range(1)),
     ],
     ids=["it comes soon", "it comes late", "others want the core", "none is expected"],
 )
-def test_a_process_stays_awake_for_what_comes_soon(
-    looks: int, taken_s: float, is_told: bool, expected: str | None
+def test_a_process_looks_out_for_what_comes_soon_before_it_sleeps(
+    comes_at: int, taken_s: float, is_told: bool, expected_looks: range
 ) -> None:
-    seen: list[float] = []
-    now = 5.0
+    looks = 0
 
     def has_message() -> bool:
-        nonlocal now
-        seen.append(now)
-        now += taken_s
-        return len(seen) == looks
+        nonlocal looks
+        looks += 1
+        return looks == comes_at
 
-    clock: Any = SimpleNamespace(now=lambda: now)
-    socket: Any = SimpleNamespace(has_message=has_message, receive={0: "next"}.get)
-    wakeful = Wakefulness[str](socket, clock)
+    clock: Any = SimpleNamespace(now=lambda: 5 + taken_s * looks)
+    message = Retire()  # which is an empty tuple, and no less a message
+    socket: Any = SimpleNamespace(has_message=has_message, receive={0.2: message}.get)
+    wakeful = Wakefulness[Message](socket, clock)
     if is_told:
         wakeful.stay_awake()
-    assert wakeful.receive_soon() == expected
-    assert all(each <= 5 + STAY_AWAKE_S for each in seen)
+    assert wakeful.receive(0.2) is message
+    assert looks in expected_looks
 
 
 @pytest.mark.skipif(not available(), reason="needs shared memory")
