@@ -45,13 +45,9 @@ class Wakefulness(Generic[Received]):
         self._awake_until_s = 0.0
 
     def stay_awake(self) -> None:
-        """The next message is likely to come soon; to be called as soon as one was sent.
-
-        The socket's thread, which has just been woken to send it, often waits for this core.
-        """
+        """The next message is likely to come soon."""
         if hasattr(os, "sched_yield"):  # without it others would be kept from the core
             self._awake_until_s = self._clock.now() + STAY_AWAKE_S
-            os.sched_yield()
 
     def receive(self, timeout_s: float) -> Received | None:
         """The next message; None when none came in time, which runs from when it falls asleep."""
