@@ -58,8 +58,9 @@ class Wakefulness(Generic[Received]):
     def _look_out(self) -> None:
         """Returns when there is a message, or it is time to sleep."""
         now = self._clock.now()
-        while now < self._awake_until_s and not self._socket.has_message():
+        while now < self._awake_until_s:
+            # Before it looks: a socket's thread that has something to send often waits for this.
             os.sched_yield()
             before, now = now, self._clock.now()
-            if now - before > CORE_WANTED_S:
+            if self._socket.has_message() or now - before > CORE_WANTED_S:
                 break

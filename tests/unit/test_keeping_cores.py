@@ -42,16 +42,25 @@ def test_workers_of_one_thread_have_a_core_each(
     ids=["it comes soon", "it comes late", "others want the core", "none is expected"],
 )
 def test_a_process_looks_out_for_what_comes_soon_before_it_sleeps(
-    comes_at: int, taken_s: float, is_told: bool, expected_looks: range
+    comes_at: int,
+    taken_s: float,
+    is_told: bool,
+    expected_looks: range,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    looks = 0
+    looks, now = 0, 5.0
+
+    def give_way() -> None:
+        nonlocal now
+        now += taken_s
 
     def has_message() -> bool:
         nonlocal looks
         looks += 1
         return looks == comes_at
 
-    clock: Any = SimpleNamespace(now=lambda: 5 + taken_s * looks)
+    monkeypatch.setattr("os.sched_yield", give_way)
+    clock: Any = SimpleNamespace(now=lambda: now)
     message = Retire()  # which is an empty tuple, and no less a message
     socket: Any = SimpleNamespace(has_message=has_message, receive={0.2: message}.get)
     wakeful = Wakefulness[Message](socket, clock)
