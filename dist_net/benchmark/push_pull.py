@@ -7,21 +7,16 @@ together, which is what each of them costs.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 from dist_net.benchmark import round_trips, synthetic
-from dist_net.benchmark.peers.runner import measure_peer
-from dist_net.errors import BenchmarkError
+from dist_net.benchmark.peers.runner import measure_peer, said_by
 from dist_net.parameter_server.settings import LEASE_MINIBATCHES
 
 ROUNDS = 5
 TRANSPORTS = ("shared-memory", round_trips.TCP)
-DEADLINE_S = 120.0
 
 
 def measure(with_peers: bool, say: Callable[[str], None]) -> dict[str, Any]:
@@ -62,21 +57,13 @@ def of_rounds(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def measure_transport(transport: str) -> dict[str, Any]:
     """``median_ms`` of what is done one after the other, and ``overlapped_ms``, the mean."""
+    alone, overlapped = (
+        said_by(round_trips.__name__, transport, str(lease_minibatches))
+        for lease_minibatches in (1, LEASE_MINIBATCHES)
+    )
     return {
         "transport": transport,
         "bytes": 4 * synthetic.recipe.model.layout.size,
-        "median_ms": waits(transport, 1)["median_ms"],
-        "overlapped_ms": waits(transport, LEASE_MINIBATCHES)["mean_ms"],
+        "median_ms": alone["median_ms"],
+        "overlapped_ms": overlapped["mean_ms"],
     }
-
-
-def waits(transport: str, lease_minibatches: int) -> dict[str, float]:
-    """What a process of `round_trips` measures."""
-    command = [sys.executable, "-m", round_trips.__name__, transport, str(lease_minibatches)]
-    finished = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DEADLINE_S
-    )
-    if finished.returncode != 0:
-        raise BenchmarkError(f"{' '.join(command)} failed: {finished.stderr.strip()}")
-    measured: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
-    return measured

@@ -12,7 +12,7 @@ QUICK_STEP_S = 0.002
 class Computed(NamedTuple):
     """What the minibatch of samples ``start`` to ``stop`` gave.
 
-    ``gradient`` is None if it is read where it lies, in ``slot`` of the worker's segment.
+    It lies in ``slot`` of the worker's memory; ``gradient`` is None if the server reads it there.
     """
 
     start: int

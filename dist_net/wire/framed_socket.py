@@ -80,8 +80,8 @@ class FramedSocket:
         self._socket.send(sent[-1], _SEND_LAST)
 
     def _lent_frame(self, frame: Frame) -> Frame | zmq.Frame:
-        owner = frame.obj if isinstance(frame, memoryview) else frame
-        return self._lent.get(id(owner), (owner, frame))[1]
+        lent = self._lent.get(id(frame.obj)) if isinstance(frame, memoryview) else None
+        return frame if lent is None else lent[1]
 
     def _set_deadline(self, timeout_s: float) -> None:
         """Bound the next receive.

@@ -36,7 +36,7 @@ class Socket(Protocol[Received]):
 class Wakefulness(Generic[Received]):
     """For a process that waits for a socket's messages.
 
-    It gives way to whoever wants its core after each look, which takes some microseconds.
+    It gives way to whoever wants its core before each look, which takes some microseconds.
     """
 
     def __init__(self, socket: Socket[Received], clock: Clock) -> None:

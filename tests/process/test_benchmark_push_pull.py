@@ -5,6 +5,8 @@ from itertools import pairwise
 import pytest
 
 from dist_net.benchmark import round_trips
+from dist_net.benchmark.peers.runner import said_by
+from dist_net.errors import BenchmarkError
 from dist_net.wire.messages import Vector
 from dist_net.wire.segment import available
 
@@ -32,3 +34,12 @@ def test_each_gradient_is_of_new_weights_where_they_are_waited_for(
     assert len(times_s) >= 50
     assert min(times_s) > 0
     assert all(one != other for one, other in pairwise(read)) == one_after_the_other
+
+
+@pytest.mark.parametrize(
+    ("transport", "deadline_s", "words"),
+    [("tcp", 0.01, "round_trips did not finish within 0.01 s"), ("tcp x", 30.0, "ended with exit")],
+)
+def test_a_measurement_that_fails_says_so(transport: str, deadline_s: float, words: str) -> None:
+    with pytest.raises(BenchmarkError, match=words):
+        said_by(round_trips.__name__, *transport.split(), deadline_s=deadline_s)

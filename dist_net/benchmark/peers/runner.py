@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 from dist_net.benchmark.peers.task import Case
 from dist_net.errors import BenchmarkError
@@ -65,7 +66,17 @@ def measure_peer(
         reason = f"{' and '.join(missing)} not installed; pip install 'dist-net[peers]'"
         return PeerResult(name, unavailable=reason)
     module = f"dist_net.benchmark.peers.{name}"
-    command = [sys.executable, "-m", module, *map(str, batch_sizes or peer.batch_sizes)]
+    measured = said_by(module, *map(str, batch_sizes or peer.batch_sizes), deadline_s=deadline_s)
+    return PeerResult(name, measured["version"], tuple(measured["cases"]))
+
+
+def said_by(module: str, *arguments: str, deadline_s: float = DEADLINE_S) -> Any:
+    """The JSON that ``python -m module`` prints last, on one thread.
+
+    Raises `BenchmarkError` if it fails, or takes longer than `deadline_s`.
+    """
+    name = module.rpartition(".")[2]
+    command = [sys.executable, "-m", module, *arguments]
     try:
         finished = subprocess.run(
             command,
@@ -81,7 +92,6 @@ def measure_peer(
         reason = finished.stderr.strip().rpartition("\n")[2]
         raise BenchmarkError(
             f"{name} ended with exit code {finished.returncode}: {reason}; "
-            f"run `python -m {module} 1` to see all that it says"
+            f"run `python -m {' '.join([module, *arguments])}` to see all that it says"
         )
-    measured = json.loads(finished.stdout.splitlines()[-1])
-    return PeerResult(name, measured["version"], tuple(measured["cases"]))
+    return json.loads(finished.stdout.splitlines()[-1])
