@@ -13,10 +13,11 @@ from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
 from dist_net.parameter_server.run import Run
 from dist_net.parameter_server.state import Command, Forget, ParameterServer, Send, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
-from dist_net.wire.messages import Join, Push, Welcome
+from dist_net.wire.messages import Join, Push, Welcome, Work
 from dist_net.wire.segment import Segment
 from dist_net.wire.transport import ServerSocket
 from dist_net.wire.wakefulness import Wakefulness
+from dist_net.wire.work_note import noted
 
 logger = logging.getLogger(__name__)
 
@@ -124,28 +125,30 @@ class ServerProcess:
         if received is None:
             return False
         node, message = received
-        segment = None
+        theirs = None
         match message:
             case Push(worker_id=worker_id, slots=slots) if slots and worker_id in self._gradients:
-                own = self._gradients[worker_id]
-                if max(slots) < own.vectors:
-                    message = Push(*message[:-1], tuple(map(own.vector, slots)))
+                theirs = self._gradients[worker_id]
+                if max(slots) < theirs.vectors:
+                    message = Push(*message[:-1], tuple(map(theirs.vector, slots)))
             case Join(gradient_descriptor=descriptor) if descriptor != -1:
-                segment = _attached(message)
-                if segment is None:
+                theirs = _attached(message)
+                if theirs is None:
                     message = message._replace(gradient_descriptor=-1)
-        self._carry_out(self._server.handle(node, message, self._clock.now()), segment)
+        self._carry_out(self._server.handle(node, message, self._clock.now()), theirs)
         if len(self._gradients) < self._cores:
             self._wakeful.stay_awake()
         return True
 
-    def _carry_out(self, commands: list[Command], joining: Segment | None = None) -> None:
-        """Does what the state machine says; ``joining`` holds the gradient of who is welcomed."""
+    def _carry_out(self, commands: list[Command], theirs: Segment | None = None) -> None:
+        """Does what the state machine says; ``theirs`` is the segment of who is answered."""
         for command in commands:
             match command:
                 case Send(node, message):
                     if isinstance(message, Welcome):
-                        self._welcome(message, joining)
+                        self._welcome(message, theirs)
+                    elif isinstance(message, Work) and theirs is not None:
+                        theirs.note[:] = noted(message)  # where it is found before it is received
                     self._socket.send(node, message)
                 case Forget(worker_id):
                     self._gradients.pop(worker_id, None)
@@ -170,7 +173,6 @@ def _attached(join: Join) -> Segment | None:
             join.gradient_descriptor,
             join.segment_token,
             join.vector_size,
-            writable=False,
         )
     except SegmentError as error:
         logger.warning("arrays_as_frames name=%s reason=%s", join.name, error)

@@ -13,6 +13,7 @@ import numpy as np
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import SegmentError
 from dist_net.training.commands import Begin, Command, Compute, Done, Prepare, Send
+from dist_net.training.inbox import Inbox
 from dist_net.training.state import GRADIENT_SLOTS, WorkerState
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Join, Message, Vector, Welcome
@@ -69,13 +70,14 @@ class WorkerProcess:
         self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address, keys)
-        self._wakeful: Wakefulness[Message] = Wakefulness(self._socket, self._clock)
         self._heart: Heart | None = None
         self._stop_requested: str | None = None
         self._vector_size = vector_size
         self._own = (
             Segment.create(GRADIENT_SLOTS, vector_size) if shares_memory and available() else None
         )
+        self._inbox = Inbox(self._socket, self._own.note if self._own else None)
+        self._wakeful: Wakefulness[Message] = Wakefulness(self._inbox, self._clock)
         self._weights = Weights(vector_size)
         self._gradients = [
             self._own.vector(slot) if self._own else np.empty(vector_size, np.float32)
@@ -137,7 +139,7 @@ class WorkerProcess:
             has_minibatch = self._state.can_compute
             if has_minibatch:
                 _let_others_in()
-            message = self._socket.receive(0) if has_minibatch else self._listen()
+            message = self._inbox.receive(0) if has_minibatch else self._listen()
             if self._stop_requested is not None:
                 commands.extend(self._state.leave(self._stop_requested))
             elif message is not None:
@@ -153,7 +155,7 @@ class WorkerProcess:
             commands = self._state.handle(message, self._clock.now())
             if commands or not self._state.awaits_older_answer:
                 return commands
-            following = self._socket.receive(0)
+            following = self._inbox.receive(0)
             if following is None:
                 return commands
             message = following
@@ -164,7 +166,7 @@ class WorkerProcess:
         if message is None and self._state.is_overdue(self._clock.now()):
             # This process may have been stopped for a while, by SIGSTOP or with the whole
             # machine: then the answer has long been sent, and needs a moment to get here.
-            message = self._socket.receive(POLL_S)
+            message = self._inbox.receive(POLL_S)
         return message
 
     def _tick(self) -> list[Command]:
@@ -203,6 +205,7 @@ class WorkerProcess:
         return []
 
     def _begin(self, welcome: Welcome) -> None:
+        self._inbox.forget()
         self._sends_gradient = welcome.weights_descriptor == -1
         if self._sends_gradient:
             self._socket.lend(self._gradients)
@@ -249,7 +252,6 @@ class Weights:
                 welcome.weights_descriptor,
                 welcome.segment_token,
                 self._size,
-                writable=False,
             )
         else:
             self._received = np.empty(self._size, np.float32)

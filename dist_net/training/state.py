@@ -233,9 +233,7 @@ class WorkerState:
             case Work():
                 # Leases and versions only go up: what is behind was answered before.
                 work = self._work
-                return self._worker_id != 0 and (
-                    work is None or _progress(message) >= _progress(work)
-                )
+                return self._worker_id != 0 and (work is None or message.progress >= work.progress)
             case Wait():
                 return self._worker_id != 0
         return True
@@ -260,10 +258,6 @@ class WorkerState:
             return self.start(now)
         error = WorkerRefusedError if self._worker_id else JoinRefusedError
         raise error(f"the parameter server at {self._address} refused this worker: {refuse.reason}")
-
-
-def _progress(work: Work) -> tuple[int, int]:
-    return work.lease_id, work.version
 
 
 def _answers(work: Work, request: Message) -> bool:

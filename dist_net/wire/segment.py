@@ -5,8 +5,8 @@ opens it through ``/proc/PROCESS_ID/fd/DESCRIPTOR``; it has no name, so that whe
 that maps it ends, by whatever cause, the memory is gone.
 
 The first page holds a random token, by which the opener knows that it has the segment that it was
-told of, and the vectors' size. Vectors follow, each beginning at a page. The file's size is
-sealed, so that a peer cannot cut it short under a mapping.
+told of, the vectors' size, and a note. Vectors follow, each beginning at a page; who opens them can
+only read them. The file's size is sealed, so that a peer cannot cut it short under a mapping.
 """
 
 import fcntl
@@ -22,10 +22,12 @@ from dist_net.errors import SegmentError
 from dist_net.wire.messages import Vector
 
 TOKEN_BYTES = 16
+NOTE_BYTES = 64
 
 _PAGE_BYTES = mmap.PAGESIZE
 _NAME = "dist-net"
 _SIZE = struct.Struct("<q")
+_NOTE = slice(64, 64 + NOTE_BYTES)  # a line of the processor's cache
 
 
 def available() -> bool:
@@ -36,16 +38,24 @@ def available() -> bool:
 class Segment:
     """``vectors`` float32 vectors of ``size`` elements each, in memory that processes share.
 
-    Made by `create` or `attach`. Memory is used when a vector is first written, not before.
+    Made by `create` or `attach`. Memory is used when a vector is first written, not before. In
+    ``note``, of ``NOTE_BYTES`` bytes, whoever attaches it may tell the owner something.
     """
 
     def __init__(
-        self, process_id: int, descriptor: int, token: bytes, size: int, memory: mmap.mmap
+        self,
+        process_id: int,
+        descriptor: int,
+        token: bytes,
+        size: int,
+        memory: mmap.mmap,
+        first_page: mmap.mmap,
     ) -> None:
         self.process_id = process_id
         self.descriptor = descriptor
         self.token = token
         self.size = size
+        self.note = memoryview(first_page)[_NOTE]
         stride = _stride(size)
         self._owned_descriptor: int | None = None
         self._vectors: list[Vector] = [
@@ -70,33 +80,31 @@ class Segment:
             raise SegmentError(
                 f"cannot share {vectors} vectors of {size} elements in memory ({error.strerror})"
             ) from error
-        segment = cls(os.getpid(), descriptor, token, size, memory)
+        segment = cls(os.getpid(), descriptor, token, size, memory, first_page=memory)
         segment._owned_descriptor = descriptor
         return segment
 
     @classmethod
-    def attach(
-        cls, process_id: int, descriptor: int, token: bytes, size: int, writable: bool
-    ) -> "Segment":
+    def attach(cls, process_id: int, descriptor: int, token: bytes, size: int) -> "Segment":
         """Map another process's segment; raises `SegmentError` unless it is what was announced.
 
-        Without ``writable`` its vectors are read-only arrays.
+        Its vectors are read-only arrays.
         """
         path = f"/proc/{process_id:d}/fd/{descriptor:d}"
         try:
             # Opening some other file, a device or a pipe, could do harm or block.
             if not str(Path(path).readlink()).startswith(f"/memfd:{_NAME}"):
                 raise _attach_error(path, "it is not a segment")
-            opened = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+            opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 _check_opened(path, opened, token, size)
-                access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-                memory = mmap.mmap(opened, 0, access=access)
+                memory = mmap.mmap(opened, 0, access=mmap.ACCESS_READ)
+                first_page = mmap.mmap(opened, _PAGE_BYTES)
             finally:
                 os.close(opened)
         except OSError as error:
             raise _attach_error(path, error.strerror or str(error)) from error
-        return cls(process_id, descriptor, token, size, memory)
+        return cls(process_id, descriptor, token, size, memory, first_page)
 
     @property
     def vectors(self) -> int:
@@ -115,6 +123,7 @@ class Segment:
     def close(self) -> None:
         """Let go of the memory; it is unmapped when the last array that views it is gone."""
         self._vectors.clear()
+        self.note.release()
         if self._owned_descriptor is not None:
             os.close(self._owned_descriptor)
             self._owned_descriptor = None

@@ -9,7 +9,7 @@ import pytest
 
 from dist_net.errors import SegmentError
 from dist_net.wire import segment as segment_module
-from dist_net.wire.segment import Segment
+from dist_net.wire.segment import NOTE_BYTES, Segment
 
 pytestmark = pytest.mark.skipif(not segment_module.available(), reason="needs Linux's memfd")
 
@@ -35,14 +35,14 @@ def owner():
     assert (open_files(), mapped_segments()) == before
 
 
-def attach(owner: Segment, writable: bool = False, **changes: object) -> Segment:
+def attach(owner: Segment, **changes: object) -> Segment:
     announced = {
         "process_id": owner.process_id,
         "descriptor": owner.descriptor,
         "token": owner.token,
         "size": owner.size,
     }
-    return Segment.attach(**(announced | changes), writable=writable)
+    return Segment.attach(**(announced | changes))
 
 
 def test_vectors_are_zero_separate_and_aligned(owner):
@@ -56,16 +56,26 @@ def test_vectors_are_zero_separate_and_aligned(owner):
     assert [set(owner.vector(index).tolist()) for index in range(3)] == [{1.0}, {2.0}, {3.0}]
 
 
-def test_what_one_side_writes_the_other_reads(owner):
-    reader, writer = attach(owner), attach(owner, writable=True)
-    writer.vector(2)[:] = np.arange(SIZE)
-    np.testing.assert_array_equal(reader.vector(2), np.arange(SIZE))
-    np.testing.assert_array_equal(owner.vector(2), np.arange(SIZE))
+def test_what_the_owner_writes_the_other_reads(owner):
+    attached = attach(owner)
+    owner.vector(2)[:] = np.arange(SIZE)
+    np.testing.assert_array_equal(attached.vector(2), np.arange(SIZE))
 
 
-def test_a_reader_cannot_write(owner):
+def test_only_the_owner_can_write_vectors(owner):
     with pytest.raises(ValueError, match="read-only"):
         attach(owner).vector(0)[0] = 1
+
+
+def test_a_note_is_for_the_owner(owner):
+    note = bytes(range(NOTE_BYTES))
+    attached = attach(owner)
+    attached.note[:] = note
+    assert owner.note == note
+    attach(owner)  # which finds the token and the size that it expects
+    with pytest.raises(ValueError, match="different structures"):
+        attached.note[:] = note + b"more"
+    assert not any(owner.vector(index).any() for index in range(owner.vectors))
 
 
 @pytest.mark.parametrize("index", [-1, 3])
@@ -75,11 +85,11 @@ def test_a_vector_that_is_not_there_is_named(owner, index):
 
 
 def test_an_array_outlives_close_and_then_the_memory_goes(owner):
-    attached = attach(owner, writable=True)
+    attached = attach(owner)
     view = attached.vector(0)[10:20]
     attached.close()
-    view[:] = 7
-    assert owner.vector(0)[10] == 7
+    owner.vector(0)[10] = 7
+    assert view[0] == 7
     assert mapped_segments() == 2
     del view, attached
     assert mapped_segments() == 1

@@ -25,6 +25,7 @@ from dist_net.parameter_server.state import ParameterServer, WeightsSegment
 from dist_net.parameter_server.state import Send as ServerSend
 from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.training.commands import Begin, Compute, Done, Prepare, Send
+from dist_net.training.inbox import Inbox
 from dist_net.training.state import GRADIENT_SLOTS, WorkerState
 from dist_net.wire.messages import (
     Alive,
@@ -41,6 +42,8 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
+from dist_net.wire.segment import NOTE_BYTES
+from dist_net.wire.work_note import noted
 
 JOIN = Join("one", "abc", 5, 55, 9, b"w")
 WELCOME = Welcome(3, 4, 0, 0.3, 1.5, 0, -1, b"")
@@ -323,6 +326,8 @@ class Host:
         self.worker = WorkerState(Join(node.decode(), "abc", SIZE, 1, descriptor, b""), "server")
         self.requests: deque[Message] = deque()
         self.answers: deque[Message] = deque()
+        self.note = bytearray(NOTE_BYTES)
+        self.inbox = Inbox(self, memoryview(self.note))
         self.welcome: Welcome | None = None
         self.prepared: Prepare | None = None
         self.computing: Compute | None = None
@@ -338,6 +343,7 @@ class Host:
                     self.requests.append(message)
                 case Begin(welcome):
                     self.welcome = welcome
+                    self.inbox.forget()
                 case Prepare():
                     self.prepared = command
                 case Compute():
@@ -382,12 +388,16 @@ class Host:
 
     def deliver_answer(self) -> None:
         """Take in an answer, but not during a computation: a process does one at a time."""
-        if self.answers and self.computing is None:
+        if self.computing is None and (answer := self.inbox.receive(0)) is not None:
             try:
-                self.perform(self.worker.handle(self.answers.popleft(), self.cluster.now))
+                self.perform(self.worker.handle(answer, self.cluster.now))
             except WorkerRefusedError:
                 self.kill()
             self.begin_computing()
+
+    def receive(self, timeout_s: float) -> Message | None:
+        """What its inbox does with its socket."""
+        return self.answers.popleft() if self.answers else None
 
     def kill(self) -> None:
         self.cluster.hosts.pop(self.node, None)
@@ -423,7 +433,10 @@ class Cluster:
     def server_handles(self, node: bytes, message: Message) -> None:
         for command in self.server.handle(node, message, self.now):
             if isinstance(command, ServerSend) and command.node in self.hosts:
-                self.hosts[command.node].answers.append(sent(command.message))
+                host, answer = self.hosts[command.node], sent(command.message)
+                host.answers.append(answer)
+                if isinstance(message, Push) and isinstance(answer, Work) and answer.snapshot >= 0:
+                    host.note[:] = noted(answer)
 
     def pass_time(self, seconds: float, silent: Host | None = None) -> None:
         """Let time pass, in which all but one host send heartbeats."""
@@ -516,6 +529,7 @@ EVENTS = [
     "request",
     "answer",
     "answer",
+    "note is half written",
     "compute",
     "compute",
     "request twice",
@@ -558,6 +572,8 @@ def test_each_sample_is_applied_once_whatever_happens(events: list[tuple[str, in
                 host.deliver_request(times=2)
             case "answer", Host():
                 host.deliver_answer()
+            case "note is half written", Host():
+                host.note[20:40] = bytes(20)
             case "compute", Host():
                 host.compute()
             case "compute poison", Host():
