@@ -32,6 +32,7 @@ net, serve = test_serve.net, test_serve.serve
 Start = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]
 
+OUT_OF_TIME = 124  # what `timeout` makes of it
 PERF_ANALYZER = Path(sys.executable).with_name("perf_analyzer")
 TOKEN = "a-token-that-is-long"
 
@@ -138,15 +139,21 @@ def test_tritonclient(serve: Any, net: Net, tmp_path: Path) -> None:
 @pytest.mark.skipif(not PERF_ANALYZER.exists(), reason="perf_analyzer is not installed")
 def test_perf_analyzer(serve: Any, net: Net) -> None:
     pool = serve(net.source, "--workers", "2")
-    said = run(
-        *(PERF_ANALYZER, "-m", TINY, "-u", f"127.0.0.1:{pool.port}", "--request-count", "100"),
-        *("--concurrency-range", "4", "-b", "2"),
+    command = (
+        *("timeout", "30", PERF_ANALYZER, "-m", TINY, "-u", f"127.0.0.1:{pool.port}"),
+        *("--request-count", "100", "--concurrency-range", "4", "-b", "2"),
     )
-    throughput = re.search(r"Throughput: ([0-9.]+) infer/sec", said)
-    assert throughput is not None, said
-    assert float(throughput[1]) > 0, said
-    (model,) = pool.get("/pool")[1]["models"]
-    assert model["answered"] == model["admitted"] >= 100
+    for attempt in range(1, 4):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        (model,) = pool.get("/pool")[1]["models"]
+        assert model["answered"] == model["admitted"] == 100 * attempt
+        # On a busy machine about one run in 150 has all its answers, and does not end.
+        if done.returncode != OUT_OF_TIME:
+            break
+    assert done.returncode == 0, done.stdout + done.stderr
+    throughput = re.search(r"Throughput: ([0-9.]+) infer/sec", done.stdout)
+    assert throughput is not None, done.stdout
+    assert float(throughput[1]) > 0, done.stdout
 
 
 @pytest.fixture
