@@ -6,6 +6,9 @@ from dist_net.wire.messages import Message, Work
 from dist_net.wire.transport import ClientSocket
 from dist_net.wire.work_note import work_in
 
+SEE_STORES_IN_ORDER = ("x86_64", "AMD64")
+"""On other processors a note may be seen before the weights that it speaks of."""
+
 
 class Inbox:
     """A worker's socket, and the note in which a server on its host leaves each `Work` as well.
@@ -15,9 +18,9 @@ class Inbox:
     """
 
     def __init__(self, socket: ClientSocket, note: memoryview | None) -> None:
-        # On other processors the note may be seen before the weights that it speaks of.
-        sees_stores_in_order = platform.machine() in ("x86_64", "AMD64")
-        self._note = note if note is not None and sees_stores_in_order else memoryview(b"")
+        if note is None or platform.machine() not in SEE_STORES_IN_ORDER:
+            note = memoryview(b"")
+        self._note = note
         self._socket = socket
         self.forget()
 
@@ -42,8 +45,7 @@ class Inbox:
 
     def _look(self) -> None:
         """Keep the work in the note for `receive`, if it is newer than all that was received."""
-        if self._note != self._seen:
-            self._seen = bytes(self._note)
-            work = work_in(self._seen)
-            is_news = work is not None and work.progress > self._newest
-            self._news = work if is_news else None
+        note = bytes(self._note)
+        if note != self._seen:
+            self._seen, work = note, work_in(note)
+            self._news = work if work is not None and work.progress > self._newest else None

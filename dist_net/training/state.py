@@ -55,8 +55,9 @@ class WorkerState:
     ``address`` is only for messages to people. ``join_timeout_s`` is how long the server may take
     to answer at first; once the worker is in, ``PATIENCE`` times the heartbeat timeout.
 
-    Answers come in the order of the requests. Those that a request brings twice, because the
-    network delivered it twice, are told from the one that is awaited, and dropped.
+    Answers come in the order of the requests, but the newest may be handed in before the others,
+    and then comes again. What comes twice, by that or because the network delivered a request
+    twice, is told from the answer that is awaited, and dropped.
     """
 
     def __init__(self, join: Join, address: str, join_timeout_s: float = 10.0) -> None:

@@ -13,17 +13,9 @@ import pytest
 from dist_net.parameter_server.process import ServerProcess, create_weights_segment
 from dist_net.parameter_server.run import Run
 from dist_net.parameter_server.settings import RunSettings
+from dist_net.training.inbox import SEE_STORES_IN_ORDER
 from dist_net.training.process import WorkerProcess
-from dist_net.wire.messages import (
-    Join,
-    Leave,
-    Message,
-    Pull,
-    Push,
-    Vector,
-    Welcome,
-    Work,
-)
+from dist_net.wire.messages import Join, Leave, Message, Pull, Push, Vector, Welcome, Work
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket, ServerSocket
 from dist_net.wire.work_note import noted, work_in
@@ -75,7 +67,7 @@ def test_a_server_notes_what_it_answers(threads: ThreadPoolExecutor, tmp_path: P
         client.send(Leave(worker_id))
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="only messages count")
+@pytest.mark.skipif(platform.machine() not in SEE_STORES_IN_ORDER, reason="only messages count")
 def test_a_worker_goes_on_with_what_is_noted(threads: ThreadPoolExecutor) -> None:
     read: list[float] = []
 

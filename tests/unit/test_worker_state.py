@@ -435,7 +435,7 @@ class Cluster:
             if isinstance(command, ServerSend) and command.node in self.hosts:
                 host, answer = self.hosts[command.node], sent(command.message)
                 host.answers.append(answer)
-                if isinstance(message, Push) and isinstance(answer, Work) and answer.snapshot >= 0:
+                if isinstance(answer, Work) and answer.weights is None:
                     host.note[:] = noted(answer)
 
     def pass_time(self, seconds: float, silent: Host | None = None) -> None:

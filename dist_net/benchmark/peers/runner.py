@@ -73,7 +73,7 @@ def measure_peer(
 def said_by(module: str, *arguments: str, deadline_s: float = DEADLINE_S) -> Any:
     """The JSON that ``python -m module`` prints last, on one thread.
 
-    Raises `BenchmarkError` if it fails, or takes longer than `deadline_s`.
+    Raises `BenchmarkError` if it fails, or takes longer than ``deadline_s``.
     """
     name = module.rpartition(".")[2]
     command = [sys.executable, "-m", module, *arguments]
