@@ -94,13 +94,20 @@ def processes() -> Leaks:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:  # there are none, which is quicker to ask than to look for them
         return {}
-    stats = Path("/proc").glob("[0-9]*/stat")
-    # After the name, which may hold anything, come the state and the parent.
-    children = [
-        stat.parent for stat in stats if read(stat).rpartition(")")[2].split()[1:2] == [SELF]
+    running = [
+        stat.parent for stat in Path("/proc").glob("[0-9]*/stat") if is_running_child(read(stat))
     ]
-    commands = {path.name: read(path / "cmdline").replace("\0", " ") for path in children}
-    return {f"process {child}": command for child, command in commands.items() if command}
+    return {f"process {path.name}": read(path / "cmdline").replace("\0", " ") for path in running}
+
+
+def is_running_child(stat: str) -> bool:
+    """Whether it is of a child, and of none that has ended and is only to be waited for.
+
+    One that was started just now has no command line yet, like one that has ended.
+    """
+    # After the name, which may hold anything, come the state and the parent.
+    state, parent = [*stat.rpartition(")")[2].split(), "", ""][:2]
+    return parent == SELF and state not in "ZX"
 
 
 def descriptors() -> Leaks:
