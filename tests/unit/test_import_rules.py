@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LONGEST_MODULE = 300
+LONGEST_MODULE = 500
 CATALOGUES = {"dist_net.errors"}  # as long as there are causes, each a leaf of three lines
 
 # Direction: left never imports right, and the three in the middle never each other. What stands
