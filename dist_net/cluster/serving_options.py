@@ -99,7 +99,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="CURVE keys of this server, for clients and workers beyond this host",
     )
-    option("--token-file", type=Path, metavar="FILE", help="what HTTP clients have to bear")
+    option(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="the token that HTTP clients must send; needed beyond this host, with or without TLS",
+    )
     option("--tls-certificate", type=Path, metavar="FILE", help="PEM, with --tls-key")
     option("--tls-key", type=Path, metavar="FILE", help="PEM, with --tls-certificate")
     option(

@@ -194,12 +194,19 @@ def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
     return HttpServer(application(gateway, settings), settings)
 
 
-def _token(file: Path | None) -> str:
+def _token(file: Path | None) -> str | None:
+    """What HTTP clients have to bear; None if no file was named. Raises KeyFileError."""
     if file is None:
-        return ""
+        return None
     try:
-        return file.read_text().strip()
+        token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise KeyFileError(
             f"the token cannot be read from {file}: {error}; expected a line of text"
         ) from error
+    if not token:
+        raise KeyFileError(
+            f"the token file {file} is empty; expected a line of text, which `python3 -c "
+            f"'import secrets; print(secrets.token_urlsafe())' >{file}` writes"
+        )
+    return token

@@ -218,7 +218,9 @@ def test_bad_files_end_with_one_line(start: Start, tmp_path: Path) -> None:
     words = {
         f"the token cannot be read from {nowhere}": ["--token-file", nowhere],
         "the token has 5 characters": ["--token-file", short],
-        "expected a token": ["--token-file", empty, "--http", "0.0.0.0:0"],
+        f"the token file {empty} is empty": ["--token-file", empty],
+        "expected a token": ["--http", "0.0.0.0:0", "--tls-certificate", short, "--tls-key", short],
+        "cannot listen for HTTP on ':99999'": ["--http", ":99999"],
         "expected both or none": ["--tls-certificate", short],
         f"{short}": ["--tls-certificate", short, "--tls-key", short],
         f"{nowhere}": ["--tls-certificate", nowhere, "--tls-key", nowhere],

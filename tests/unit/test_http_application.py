@@ -15,7 +15,7 @@ import pytest
 from fake_service import ANIMALS, BAD_PICTURE, DIGITS, FakeService, probabilities, served
 from prometheus_client.parser import text_string_to_metric_families
 
-from dist_net.errors import InsecureAddressError, SettingError
+from dist_net.errors import AddressError, InsecureAddressError, SettingError
 from dist_net.serving.http.application import application
 from dist_net.serving.http.openapi import openapi_document
 from dist_net.serving.http.page import page_routes
@@ -533,17 +533,30 @@ def test_a_server_with_a_token_has_any_name(service: FakeService, page: Path) ->
     assert ask("GET", "/pool", headers=headers).is_success
 
 
-def test_beyond_this_host_nobody_listens_without_protection(tmp_path: Path) -> None:
-    with pytest.raises(InsecureAddressError, match="token"):
-        HttpSettings(address="0.0.0.0:8000")
-    HttpSettings(address="0.0.0.0:8000", token=TOKEN)
-    HttpSettings(address="0.0.0.0:8000", certificate=tmp_path, private_key=tmp_path)
+def test_beyond_this_host_nobody_listens_without_a_token(tmp_path: Path) -> None:
+    tls = {"certificate": tmp_path, "private_key": tmp_path}
+    for settings in ({}, tls):
+        with pytest.raises(InsecureAddressError, match="expected a token"):
+            HttpSettings(address="0.0.0.0:8000", **settings)
+        HttpSettings(address="0.0.0.0:8000", token=TOKEN, **settings)
+        HttpSettings(address="127.0.0.1:8000", **settings)
+
+
+@pytest.mark.parametrize("address", [":99999", "localhost", "127.0.0.1:x", "a@b:80", "[::1:80", ""])
+def test_an_address_is_a_host_and_a_port(address: str) -> None:
+    with pytest.raises(AddressError, match="expected HOST:PORT") as raised:
+        HttpSettings(address=address)
+    assert repr(address) in str(raised.value)
+    assert "tcp" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
+        {"token": ""},
+        {"token": " " * 20},
         {"token": "short"},
+        {"token": "two lines of\ntext that are long"},
         {"token": "not of ASCII but l\u00f6ng"},
         {"certificate": Path("c")},
         {"private_key": Path("k")},

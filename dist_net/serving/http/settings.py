@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_net.errors import InsecureAddressError, SettingError
+from dist_net.errors import AddressError, InsecureAddressError, SettingError
 from dist_net.wire.address import Address, listen_address
 
 SHORTEST_TOKEN = 16
@@ -16,9 +16,10 @@ MIB = 2**20
 class HttpSettings:
     """Checked when it is made: raises SettingError, AddressError, or InsecureAddressError.
 
-    ``address``: HOST:PORT to listen on; port 0 lets the system choose one. Beyond loopback either
-    ``token`` is needed, which every request must bear then, or ``certificate`` and ``private_key``,
-    PEM files for TLS. ``max_batch_size`` is the pool's, for the models' configuration.
+    ``address``: HOST:PORT to listen on; port 0 lets the system choose one. Every request must bear
+    ``token`` if there is one, and beyond this host there must be. ``certificate`` and
+    ``private_key`` are PEM files for TLS. ``max_batch_size`` is the pool's, for the models'
+    configuration.
 
     A body has at most ``body_bytes``, and ``decompressed_bytes`` once it is decompressed; those
     that are being received have at most ``received_bytes`` together. A request's line and headers
@@ -27,7 +28,7 @@ class HttpSettings:
     """
 
     address: str = "127.0.0.1:8000"
-    token: str = ""
+    token: str | None = None
     certificate: Path | None = None
     private_key: Path | None = None
     max_batch_size: int = 8
@@ -47,18 +48,26 @@ class HttpSettings:
         for name, value in vars(self).items():
             if isinstance(value, int | float) and value <= 0:
                 raise SettingError(f"{name} is {value}; expected more than 0")
-        if self.token and not (len(self.token) >= SHORTEST_TOKEN and self.token.isascii()):
-            raise SettingError(
-                f"the token has {len(self.token)} characters; expected at least {SHORTEST_TOKEN}, "
-                f"all of ASCII"
-            )
+        self._check_token()
         if (self.certificate is None) != (self.private_key is None):
             raise SettingError("TLS needs a certificate and its private key; expected both or none")
-        if not (self.token or self.has_tls or self.listen_address.stays_on_this_host):
+        if not self.listen_address.stays_on_this_host and self.token is None:
             raise InsecureAddressError(
-                f"HTTP on {self.address} reaches beyond this host, where everybody could use it; "
-                f"expected a token, or a certificate and private key for TLS; or listen on "
-                f"127.0.0.1"
+                f"HTTP on {self.address} reaches beyond this host, where anybody could use it and "
+                f"unload its models; expected a token (--token-file), with or without TLS; or "
+                f"listen on 127.0.0.1"
+            )
+
+    def _check_token(self) -> None:
+        """Raises SettingError for a token that nobody could bear, or anybody guess."""
+        token = self.token
+        if token is None:
+            return
+        is_line = token.isascii() and token.isprintable() and token == token.strip()
+        if not is_line or len(token) < SHORTEST_TOKEN:
+            raise SettingError(
+                f"the token has {len(token)} characters; expected one line of at least "
+                f"{SHORTEST_TOKEN} printable ASCII characters, without spaces around them"
             )
 
     @property
@@ -69,4 +78,10 @@ class HttpSettings:
     @property
     def listen_address(self) -> Address:
         """Where to listen."""
-        return listen_address(f"tcp://{self.address}")
+        try:
+            return listen_address(f"tcp://{self.address}")
+        except AddressError as error:
+            raise AddressError(
+                f"cannot listen for HTTP on {self.address!r}; expected HOST:PORT, a name or "
+                f"address of this host and a port from 0 to 65535, such as 127.0.0.1:8000"
+            ) from error
