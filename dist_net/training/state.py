@@ -141,6 +141,7 @@ class WorkerState:
                 return []
             case Welcome():
                 self._unanswered.clear()
+                self._prepared = None  # ``Begin`` makes a new step
                 self._worker_id = message.worker_id
                 self._batch_size = message.batch_size
                 self._answer_timeout_s = PATIENCE * message.heartbeat_timeout_s

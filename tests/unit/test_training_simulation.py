@@ -74,6 +74,7 @@ class Host:
                 case Begin(welcome):
                     self.welcome = welcome
                     self.inbox.forget()
+                    self.prepared = None  # as the process makes a new step
                 case Prepare():
                     self.prepared = command
                 case Compute():

@@ -189,6 +189,19 @@ def test_a_worker_that_was_counted_out_joins_again(joined: WorkerState) -> None:
     assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
 
 
+def test_what_was_prepared_before_a_worker_joins_again_is_prepared_anew(
+    joined: WorkerState,
+) -> None:
+    joined.handle(work(7, 0, 8), 1.0)
+    joined.compute()
+    assert joined.computed(1.0, 1, GRADIENT, 2.0)[-1] == Prepare(0, 4, 8)
+    joined.handle(Refuse("silent for too long", may_rejoin=True), 3.0)
+    # The step is a new one then, with which nothing was prepared.
+    joined.handle(WELCOME._replace(worker_id=4), 3.0)
+    joined.handle(work(8, 4, 8), 3.0)
+    assert joined.compute() == [Prepare(0, 4, 8), Compute(0, 4, 8, 2, None, 0)]
+
+
 def test_a_refusal_for_good_is_an_error_that_says_where_and_why(joined: WorkerState) -> None:
     with pytest.raises(WorkerRefusedError, match=r"tcp://server:5555.*not finite"):
         joined.handle(Refuse("not finite", may_rejoin=False), 1.0)
