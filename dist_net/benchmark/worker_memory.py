@@ -58,7 +58,7 @@ def buffer_bytes(net: Net) -> int:
     """What the plans of a worker of one thread compute in."""
     network = DarknetNetwork(read_configuration(net.directory / darknet_task.CONFIGURATION))
     model = Model(network, network.input_shape, input_dtype=np.float32)
-    prepared = prepared_kernels(model, network, net.directory / darknet_task.WEIGHTS)
+    prepared = prepared_kernels(model, network, net.directory / darknet_task.WEIGHTS).prepared
     session = Inference(model, prepared)
     session.warm_up()
     session.close()

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_net.darknet.classifier import prepared_beside, prepared_kernels
+from dist_net.darknet.classifier import prepared_kernels
 from dist_net.darknet.configuration import Configuration, configuration_text
 from dist_net.darknet.labels import read_labels, require_labels
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.nn import Model
 from dist_net.nn.inference import Prepared
-from dist_net.nn.prepared import key_of, map_prepared
 from dist_net.recipe import LoadedRecipe
 
 
@@ -63,15 +62,14 @@ class DarknetFiles:
         if isinstance(labels, Path):
             labels = read_labels(labels, model.classes)
         require_labels(labels, model.classes)
-        prepared = prepared_kernels(model, network, weights)
-        file, key = prepared_beside(weights), key_of(model, weights)
+        kept = prepared_kernels(model, network, weights)
         return FoundModel(
             model,
             labels,
-            prepared,
-            key,
+            kept.prepared,
+            kept.key,
             configuration=configuration_text(configuration),
-            file=file if map_prepared(file, key) is not None else None,
+            file=kept.file,
         )
 
     def _model_of(self, configuration: Configuration) -> tuple[DarknetNetwork, Model]:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,12 @@ from dist_net.darknet.labels import read_labels, require_labels
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.pictures import PictureInputs
 from dist_net.darknet.predictions import Prediction, predictions_of
-from dist_net.darknet.weights import read_weights
+from dist_net.darknet.weights import read_weights, unreadable
 from dist_net.errors import (
     ImageError,
     PredictionError,
     PreparedKernelsError,
+    WeightsFileError,
 )
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, prepare, softmax
@@ -122,22 +124,45 @@ def load_classifier(
     network = DarknetNetwork(configuration)
     model = Model(network, network.input_shape, input_dtype=np.float32)
     names = read_labels(labels, model.classes) if isinstance(labels, Path) else labels
-    prepared = prepared_kernels(model, network, weights)
+    prepared = prepared_kernels(model, network, weights).prepared
     return Classifier(model, prepared, names, batch_size=batch_size, threads=threads)
 
 
-def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> Prepared:
-    """What inference needs of the weights in a file: mapped from beside that, or left there."""
-    path = prepared_beside(weights)
-    key = key_of(model, weights) if weights.is_file() else ""
-    prepared = map_prepared(path, key)
-    if prepared is None:
-        prepared = prepare(model, read_weights(weights, network))
-        try:
-            write_prepared(path, prepared, key)
-        except PreparedKernelsError as error:
-            logger.warning("kernels_not_kept reason=%s", error)
-    return prepared
+class KeptKernels(NamedTuple):
+    """What inference needs of a file of weights, and the key that changes with them.
+
+    ``file`` is where it is kept under that key; None if nowhere.
+    """
+
+    prepared: Prepared
+    key: str
+    file: Path | None
+
+
+def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> KeptKernels:
+    """What inference needs of the weights in a file: mapped from beside that, or left there.
+
+    Raises WeightsFileError if they cannot be read, or change meanwhile.
+    """
+    try:
+        key = key_of(model, weights)
+    except OSError as error:
+        raise unreadable(weights, error) from error
+    file = prepared_beside(weights)
+    mapped = map_prepared(file, key)
+    if mapped is not None:
+        return KeptKernels(mapped, key, file)
+    prepared = prepare(model, read_weights(weights, network))
+    if key_of(model, weights) != key:
+        raise WeightsFileError(
+            f"{weights}: has changed while it was read; expected a file that is complete: try again"
+        )
+    try:
+        write_prepared(file, prepared, key)
+    except PreparedKernelsError as error:
+        logger.warning("kernels_not_kept reason=%s", error)
+        return KeptKernels(prepared, key, None)
+    return KeptKernels(prepared, key, file)
 
 
 def prepared_beside(weights: Path) -> Path:

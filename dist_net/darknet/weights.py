@@ -51,10 +51,13 @@ def read_weights(path: Path, network: DarknetNetwork) -> Vector:
             for layer, stored, array in _arrays(network, vector, transposed):
                 _read_array(path, file, layer, stored, array)
     except OSError as error:
-        raise WeightsFileError(
-            f"{path}: cannot be read: {error.strerror}; expected a .weights file"
-        ) from error
+        raise unreadable(path, error) from error
     return vector
+
+
+def unreadable(path: Path, error: OSError) -> WeightsFileError:
+    """What to raise for a file that the system will not give."""
+    return WeightsFileError(f"{path}: cannot be read: {error.strerror}; expected a .weights file")
 
 
 def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int = 0) -> None:

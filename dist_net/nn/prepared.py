@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +21,19 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from dist_net.autodiff import Array
+from dist_net.autodiff.expression import Constant, topological_order
 from dist_net.errors import PreparedKernelsError
 from dist_net.nn.blas import quickest_products
 from dist_net.nn.inference import Prepared, prepared_shapes
 from dist_net.nn.model import Model
-from dist_net.nn.parameters import Vector
+from dist_net.nn.parameters import Scope, Vector
 from dist_net.replacing import replacing
 
+logger = logging.getLogger(__name__)
+
 KEY = "dist_net_prepared"
-FORMAT = 1  # to be counted up when kernels of the same shapes come to hold other values
+CHECKSUMS = "checksums"
+FORMAT = 1  # to be counted up when kernels of the same operations come to hold other values
 LONGEST_HEADER = 1 << 20
 DTYPES = {"F32": np.float32, "F64": np.float64}
 
@@ -36,9 +43,10 @@ def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
 
     Raises PreparedKernelsError if the file cannot be written.
     """
+    checksums = {name: _checksum(name, np.ascontiguousarray(each)) for name, each in arrays.items()}
     try:
         with replacing(path) as partial:
-            save_file(dict(arrays), partial, metadata={KEY: key})
+            save_file(dict(arrays), partial, {KEY: key, CHECKSUMS: json.dumps(checksums)})
     except (OSError, SafetensorError) as error:
         raise PreparedKernelsError(
             f"the prepared kernels cannot be written to {path}: {error}; "
@@ -49,7 +57,8 @@ def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
 def map_prepared(path: Path, key: str) -> Prepared | None:
     """The arrays of a file, mapped and read-only; None if there is none of that ``key``.
 
-    A file that is cut short or damaged counts as none: it is only a copy of what can be computed.
+    Each array is checked against its checksum. A file that is cut short or damaged counts as none:
+    it is only a copy of what can be computed.
     """
     try:
         content = np.memmap(path, np.uint8, "r")
@@ -57,10 +66,16 @@ def map_prepared(path: Path, key: str) -> Prepared | None:
         if not 0 < size <= min(LONGEST_HEADER, len(content) - 8):
             return None
         header = json.loads(content[8 : 8 + size].tobytes())
-        if header.pop("__metadata__", {}).get(KEY) != key:
+        metadata = header.pop("__metadata__", {})
+        if metadata.get(KEY) != key:
             return None
-        return {name: _array(content[8 + size :], entry) for name, entry in header.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        arrays = {name: _array(content[8 + size :], entry) for name, entry in header.items()}
+        checksums = {name: _checksum(name, array) for name, array in arrays.items()}
+        if checksums != json.loads(metadata[CHECKSUMS]):
+            logger.warning("prepared_kernels_damaged file=%s; they are prepared again", path)
+            return None
+        return arrays
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
@@ -70,20 +85,50 @@ def _array(content: NDArray[np.uint8], entry: dict[str, Any]) -> Array:
     return array.reshape(entry["shape"])
 
 
-def key_of(model: Model, weights: Path) -> str:
-    """What changes when the kernels are prepared differently, or the file of weights changes.
+def _checksum(name: str, array: Array) -> int:
+    """Of the array and of how it is to be read. It is to notice damage, not malice."""
+    described = repr((name, array.dtype.str, array.shape)).encode()
+    return crc32(array.reshape(-1).view(np.uint8).data, crc32(described))
 
-    That file is not read for it: its size and its time stand for it.
+
+def key_of(model: Model, weights: Path) -> str:
+    """What changes when the kernels are prepared differently, or the content of ``weights`` does.
+
+    Raises OSError if that file cannot be read.
     """
-    status = weights.stat()
-    return _key(model, status.st_size, status.st_mtime_ns)
+    with weights.open("rb") as file:
+        return _key(model, hashlib.file_digest(file, "sha256").digest())
 
 
 def key_of_vector(model: Model, weights: Vector) -> str:
     """What changes when the kernels are prepared differently, or the weights are others."""
-    return _key(model, hashlib.sha256(np.ascontiguousarray(weights).data).hexdigest())
+    return _key(model, hashlib.sha256(np.ascontiguousarray(weights).data).digest())
 
 
-def _key(model: Model, *facts: int | str) -> str:
+def _key(model: Model, weights: bytes) -> str:
+    digest = hashlib.sha256(weights)
     shapes = prepared_shapes(model, quickest_products())
-    return hashlib.sha256(repr((FORMAT, shapes, *facts)).encode()).hexdigest()
+    digest.update(repr((FORMAT, shapes)).encode())
+    digest.update(computed_by(model))
+    return digest.hexdigest()
+
+
+def computed_by(model: Model) -> bytes:
+    """SHA-256 of all that the model's outputs follow from besides its weights and inputs.
+
+    Those are its operations with their settings, how they are connected, and its constants.
+    """
+    digest = hashlib.sha256()
+    nodes = topological_order([model.network(model.input(1), Scope())])
+    number_of = {id(node): number for number, node in enumerate(nodes)}
+    for node in nodes:
+        operation = node.operation
+        digest.update(f"{type(operation).__module__}.{type(operation).__qualname__}".encode())
+        if isinstance(operation, Constant):
+            digest.update(operation.value.tobytes())
+        else:
+            with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+                digest.update(repr(operation).encode())
+        inputs = [number_of[id(each)] for each in node.inputs]
+        digest.update(repr((inputs, node.shape, node.dtype.str)).encode())
+    return digest.digest()

@@ -1,5 +1,6 @@
 """Inference with fixed weights: fewer passes, the same answers, the same bytes in any company."""
 
+import os
 import threading
 from collections import Counter
 
@@ -17,6 +18,7 @@ from dist_net.nn import (
     Dense,
     Flatten,
     GlobalAveragePool,
+    Lambda,
     MaxPool,
     Model,
     Predictor,
@@ -30,7 +32,8 @@ from dist_net.nn import (
     relu,
 )
 from dist_net.nn.inference import Inference, prepare
-from dist_net.nn.prepared import key_of, map_prepared, write_prepared
+from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
+from dist_net.recipe import load_recipe
 
 NETWORK = Sequential(
     Rescale(),
@@ -176,14 +179,55 @@ def test_other_files_of_kernels_count_as_none(tmp_path):
         assert map_prepared(path, "these") is None
 
 
-def test_the_key_of_kernels_changes_with_the_weights_and_the_model(tmp_path):
+def test_the_key_of_kernels_follows_from_the_content_of_the_weights(tmp_path):
     weights = tmp_path / "weights"
     weights.write_bytes(b"12")
+    status = weights.stat()
     key = key_of(model_of(), weights)
     assert key == key_of(model_of(), weights)
-    assert key != key_of(model_of(Sequential(Rescale(), Flatten(), Dense(5))), weights)
-    weights.write_bytes(b"123")
+    weights.write_bytes(b"13")
+    os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert key != key_of(model_of(), weights)
+
+
+def test_the_key_of_kernels_follows_from_operations_and_constants():
+    table, other = np.arange(3000.0, dtype=np.float32), np.arange(3000.0, dtype=np.float32)
+    other[1500] += 1  # where NumPy's repr shows an ellipsis
+
+    def net(factor=2.0, table=table, function=ad.tanh, last=5):
+        return Sequential(
+            Rescale(),
+            Flatten(),
+            Dense(3000),
+            Lambda(lambda x: function(x * factor + ad.constant(table))),
+            Dense(last),
+        )
+
+    def key(network):
+        model = model_of(network)
+        return key_of_vector(model, np.zeros(3, np.float32))
+
+    others = [net(factor=2.0000002), net(table=other), net(function=ad.exp), net(last=6)]
+    assert key(net()) == key(net())
+    assert len({key(each) for each in [net(), *others]}) == 5
+
+
+def test_the_key_of_kernels_is_the_same_in_each_process():
+    """What a process's addresses are must not be in it."""
+    for network in (load_recipe("fashion-mnist-conv").recipe.network, Lambda(ad.exp)):
+        nodes = topological_order([network(ad.variable("x", (1, 28, 28)), Scope())])
+        assert not [node for node in nodes if " at 0x" in repr(node.operation)]
+
+
+@pytest.mark.parametrize("place", [-1, -2000, 200, 60])
+def test_a_damaged_byte_in_a_file_of_kernels_is_noticed(tmp_path, place):
+    model = model_of()
+    path = tmp_path / "kernels"
+    write_prepared(path, prepare(model, weights_of(model)), "these")
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    assert map_prepared(path, "these") is None
 
 
 def test_kernels_that_cannot_be_written_are_told_of(tmp_path):

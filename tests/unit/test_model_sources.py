@@ -1,5 +1,6 @@
 """What a person may call a model, and what is found there, now and later."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,38 @@ def test_a_run_is_read_again_as_it_is_then(run, tmp_path):
         keys.add(described(source.read(), "m", 2 + seed, own).arrays_key)
     assert len(keys) == 6
     assert len(list(own.iterdir())) == 3
+
+
+def outputs_of(source):
+    found = source.read()
+    session = Inference(found.model, found.prepared)
+    try:
+        return session(np.linspace(0, 1, 192, dtype=np.float32).reshape(1, 8, 8, 3))
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize("change", ["temperature", "weights", "damage"])
+def test_kernels_that_were_kept_are_not_used_for_anything_else(net, change):
+    weights, names = files(net)
+    first = outputs_of(called(net, weights, names))
+    if change == "temperature":
+        net.write_text(CONFIGURATION + "temperature=0.1\n")
+    elif change == "weights":
+        status = weights.stat()
+        network = DarknetNetwork(parse_configuration(CONFIGURATION, "n"))
+        write_weights(weights, network, seeded_weights(network, 1))
+        os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert weights.stat().st_size == status.st_size
+    else:
+        kept = weights.with_name("n.weights.prepared")
+        content = bytearray(kept.read_bytes())
+        content[-3] ^= 0x40
+        kept.write_bytes(content)
+    second = outputs_of(called(net, weights, names))
+    weights.with_name("n.weights.prepared").unlink()
+    np.testing.assert_array_equal(second, outputs_of(called(net, weights, names)))
+    assert np.array_equal(first, second) == (change == "damage")
 
 
 def test_outputs_count_as_logits_if_the_loss_took_them_for_such(run):
