@@ -16,12 +16,11 @@ import os
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from dist_net.cluster.entry import READY, entry_point, stop_on_signals
 from dist_net.cluster.model_loader import ModelLoader
 from dist_net.cluster.model_sources import named_source, source_called
 from dist_net.errors import ModelOptionError
+from dist_net.monitoring.console import plain_console
 from dist_net.monitoring.fetch_progress import FetchProgress
 from dist_net.wire.security import load_worker_keys
 
@@ -53,7 +52,7 @@ def main() -> int:
             "of: NAME=SOURCE,weights=FILE,labels=FILE"
         )
     keys = load_worker_keys(arguments.training_keys) if arguments.training_keys else None
-    progress = FetchProgress(Console(stderr=True))
+    progress = FetchProgress(plain_console())
     sources = {
         name: source_called(
             source, weights or arguments.weights, labels or arguments.labels, progress, keys

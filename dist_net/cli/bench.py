@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_net.benchmark import agreement, darknet53, push_pull, serving, training
+from dist_net.monitoring.console import plain_console
 
 BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "training": training.measure,
@@ -41,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(measured))
         return 0
-    show(measured, Console(highlight=False))
+    show(measured, plain_console(stderr=False))
     return 0
 
 

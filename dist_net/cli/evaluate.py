@@ -6,10 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from rich.console import Console
-
 from dist_net.cluster.run_directory import RunDirectory
 from dist_net.cluster.trained import load_trained
+from dist_net.monitoring.console import plain_console
 from dist_net.monitoring.fetch_progress import FetchProgress
 from dist_net.training.evaluation import Evaluator
 
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluates, says the result, and gives the exit code."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = plain_console()
     path = RunDirectory.newest().path if arguments.run is None else arguments.run
     loaded, checkpoint = load_trained(path)
     with FetchProgress(console) as progress:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from dist_net.darknet.published import PUBLISHED
 from dist_net.darknet.weights_download import fetch_weights
 from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
 from dist_net.errors import UnknownDatasetError
+from dist_net.monitoring.console import plain_console
 from dist_net.monitoring.fetch_progress import FetchProgress
 
 
@@ -46,10 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
             f"{', '.join(PUBLISHED)}"
         )
     fetch = fetch_dataset if name in DATASETS else fetch_classifier
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = plain_console()
     with FetchProgress(console) as progress:
         said, summary = fetch(name, arguments.cache_dir, progress, arguments.mirror)
-    console.print(said, markup=False)
+    console.print(said)
     if arguments.json:
         print(json.dumps(summary))
     return 0

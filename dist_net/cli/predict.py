@@ -9,12 +9,11 @@ import sys
 import warnings
 from pathlib import Path
 
-from rich.console import Console
-
 from dist_net.cluster.classifiers import classifier_called
 from dist_net.cluster.model_sources import MODELS
 from dist_net.darknet.classifier import Answer
 from dist_net.errors import DistNetError, UnknownModelError
+from dist_net.monitoring.console import plain_console
 from dist_net.monitoring.fetch_progress import FetchProgress
 
 BAR_LENGTH = 20
@@ -53,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     # Decoders warn of what is odd in a picture; what matters becomes an answer.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    with FetchProgress(Console(stderr=True)) as progress:
+    with FetchProgress(plain_console()) as progress:
         classifier = classifier_called(
             arguments.model,
             arguments.weights,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_net.cluster.observer import Observer
+from dist_net.monitoring.console import plain_console
 from dist_net.wire.security import load_worker_keys
 
 
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report))
         return 0
-    console = Console(highlight=False)
+    console = plain_console(stderr=False)
     if "recipe" in report:
         show_run(report, console)
     else:
@@ -48,7 +49,6 @@ def show_run(report: dict[str, Any], console: Console) -> None:
         f"{report['samples_per_s']:,.0f} samples/s, staleness {report['staleness_mean']:.2f} on "
         f"average and {report['staleness_max']} at most; {report['workers_joined']} workers "
         f"joined, {report['workers_lost']} lost",
-        soft_wrap=True,
     )
     table = Table("id", "worker", "pushes", "samples/s", "last heard")
     for worker in report["workers"]:
@@ -70,7 +70,6 @@ def show_pool(report: dict[str, Any], console: Console) -> None:
         f"{', draining' if report['is_draining'] else ''}, up for {report['uptime_s']:,.0f} s, "
         f"{queue['requests']:,} of {queue['request_limit']:,} requests and {queue['bytes']:,} of "
         f"{queue['byte_limit']:,} bytes in the queue",
-        soft_wrap=True,
     )
     models = Table("model", "version", "requests/s", "p50 ms", "p99 ms", "refused", "failed")
     for model in report["models"]:
