@@ -3,13 +3,14 @@
     python -m workers.parameter_server RUN_DIRECTORY LISTEN_ADDRESS...
         [--keys DIR] [--resume] [--parent PROCESS_ID]
 
-Prints ``READY ADDRESS...`` on stdout when workers may connect, and ``FAILED REASON`` when it ends
-for a reason of its own. Logs go to stderr. The run's options are read from the run directory.
-When the parent process is gone, the run ends.
+Prints ``READY ADDRESS...``, quoted as for a shell, on stdout when workers may connect, and
+``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr. The run's options are
+read from the run directory. When the parent process is gone, the run ends.
 """
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def main() -> int:
             cores=len(os.sched_getaffinity(0)),
         )
         stop_on_signals(process.stop)
-        print(READY, *socket.contact_addresses, flush=True)
+        print(READY, shlex.join(socket.contact_addresses), flush=True)
         process.serve()
     return 0
 

@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(parsed.module.run(parsed))
     except DistNetError as error:
-        print(f"dist-net {parsed.command}: {error}", file=sys.stderr)
+        said = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        print(f"dist-net {parsed.command}: {said}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"dist-net {parsed.command}: interrupted", file=sys.stderr)

@@ -1,8 +1,10 @@
 """``dist-net keys``: make the keys of a cluster."""
 
 import argparse
+import shlex
 from pathlib import Path
 
+from dist_net.cluster.command_line import command_line
 from dist_net.wire.security import DEFAULT_WORKER, add_worker_keys, create_keys, has_server_keys
 
 
@@ -31,10 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
         create_keys(directory)
     workers = arguments.workers or [DEFAULT_WORKER]
     bundles = [add_worker_keys(directory, worker) for worker in workers]
+    serve = ("parameter-server", "RECIPE", "--listen", "tcp://HOST:PORT", "--keys", directory)
     print(f"Keys are in {directory}; it stays on the server's host. There:")
-    print(f"    dist-net parameter-server RECIPE --listen tcp://HOST:PORT --keys {directory}")
+    print(f"    {command_line(*serve)}")
     print("A worker needs one directory of it. Copy it to the worker's host, and use it there:")
     for bundle in bundles:
-        print(f"    scp -rp {bundle} WORKER_HOST:")
-        print(f"    dist-net worker --connect tcp://HOST:PORT --keys {bundle.name}")
+        print(f"    {shlex.join(('scp', '-rp', str(bundle), 'WORKER_HOST:'))}")
+        print(f"    dist-net worker RECIPE --connect tcp://HOST:PORT --keys {bundle.name}")
     return 0

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from dist_net.cluster.command_line import command_line, joining_command
 from dist_net.cluster.options import RunOptions
 from dist_net.cluster.run_directory import RunDirectory
 from dist_net.cluster.training_run import Local, Outcome, TrainingRun
 from dist_net.data import Dataset
-from dist_net.errors import MissingExtraError
+from dist_net.errors import InterruptedRunError, MissingExtraError, ProcessFailedError
+from dist_net.monitoring.console import plain_console
 from dist_net.monitoring.fetch_progress import FetchProgress
 from dist_net.monitoring.plots import plot_confusion, plot_training
 from dist_net.monitoring.training_progress import TrainingProgress
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.run import Run
 from dist_net.recipe import LoadedRecipe, load_recipe, recipe_names
+from dist_net.training.evaluation import Evaluation
 
 DEFAULT_RECIPE = "fashion-mnist"
+DEFAULT_WORKERS = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
     add_run_arguments(parser)
-    parser.add_argument("--workers", type=count, default=2, metavar="N", help="default: 2")
+    parser.add_argument(
+        "--workers", type=count, default=DEFAULT_WORKERS, metavar="N", help="default: %(default)s"
+    )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     """Trains with so many workers on this host, and with those that join from elsewhere."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = plain_console()
     directory, options = prepare(arguments)
     loaded = load_recipe(options.recipe)
     with FetchProgress(console) as fetching:
@@ -82,6 +85,10 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     settings = options.settings(loaded, dataset)
     local = Local(workers, tuple(arguments.listen), arguments.keys, arguments.resume)
     local.require_listening()
+
+    def joining(address: str) -> str:
+        return joining_command("worker", loaded.reference, address=address, keys=arguments.keys)
+
     if directory is None:
         directory = RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
     else:
@@ -92,11 +99,15 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
         f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} samples, "
         f"{settings.epochs} epochs of minibatches of {settings.batch_size}; {workers} workers"
     )
-    with TrainingProgress(console, settings.samples) as display:
-        outcome = TrainingRun(
-            directory, options.recipe, loaded.recipe, dataset, local, display
-        ).run()
-    draw(directory, outcome, dataset, console)
+    with TrainingProgress(console, settings.samples, joining) as display:
+        training = TrainingRun(directory, options.recipe, loaded.recipe, dataset, local, display)
+        try:
+            outcome = training.run()
+        except (InterruptedRunError, ProcessFailedError) as error:
+            error.add_note(how_to_go_on(arguments, directory, workers))
+            raise
+        finally:
+            draw(directory, training.evaluation, dataset, console)
     summary = summarise(loaded, directory, outcome)
     show(summary, console)
     if arguments.json:
@@ -122,14 +133,34 @@ def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOpti
     return directory, RunOptions.from_json(directory.options.read_text()).replaced_by(**given)
 
 
-def draw(directory: RunDirectory, outcome: Outcome, dataset: Dataset, console: Console) -> None:
-    """Draws the run's pictures, or says what they need."""
-    confusion = outcome.evaluation.confusion
+def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory, workers: int) -> str:
+    """What to do about a run that ended early and was started with these arguments."""
+    if not directory.checkpoint.exists():
+        return "there is no checkpoint to go on from"
+    words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
+    if arguments.command == "train" and workers != DEFAULT_WORKERS:
+        words += ["--workers", workers]
+    for address in arguments.listen:
+        words += ["--listen", address]
+    if arguments.keys is not None:
+        words += ["--keys", arguments.keys]
+    return f"go on with: {command_line(*words)}"
+
+
+def draw(
+    directory: RunDirectory, evaluation: Evaluation | None, dataset: Dataset, console: Console
+) -> None:
+    """Draws what there is to draw of a run, or says why it cannot."""
     try:
-        plot_training(directory.read_metrics(), directory.training_plot)
-        plot_confusion(confusion, dataset.class_names, directory.confusion_plot)
+        records = directory.read_metrics()
+        if records:
+            plot_training(records, directory.training_plot)
+        if evaluation is not None:
+            plot_confusion(evaluation.confusion, dataset.class_names, directory.confusion_plot)
     except MissingExtraError as error:
         console.print(str(error))
+    except OSError as error:
+        console.print(f"no pictures of the run: {error}")
 
 
 REPORTED = (
@@ -162,21 +193,11 @@ def summarise(loaded: LoadedRecipe, directory: RunDirectory, outcome: Outcome) -
 
 def show(summary: dict[str, Any], console: Console) -> None:
     """Says how the run ended, and what to do next."""
+    console.print(f"test accuracy {summary['test_accuracy']:.2%}", style="bold", end="")
     console.print(
-        f"[bold]test accuracy {summary['test_accuracy']:.2%}[/bold] after "
-        f"{summary['samples']:,} samples in {summary['seconds']:.1f} s: "
+        f" after {summary['samples']:,} samples in {summary['seconds']:.1f} s: "
         f"{summary['samples_per_s']:,.0f} samples/s, staleness {summary['staleness_mean']:.2f} "
         f"on average and {summary['staleness_max']} at most\n"
         f"run directory: {summary['run_dir']}\n"
-        f"next: {this_command()} evaluate {summary['run_dir']}"
+        f"next: {command_line('evaluate', summary['run_dir'])}"
     )
-
-
-def this_command() -> str:
-    """How a person who started this process starts the next one."""
-    started = Path(sys.argv[0])
-    if started.name == "__main__.py":
-        return "python -m dist_net"
-    if shutil.which(started.name) is not None:
-        return started.name
-    return os.path.relpath(started)

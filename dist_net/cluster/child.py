@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import socket
 import subprocess
 import sys
@@ -72,7 +73,7 @@ class RunningChild:
         return self._process.poll()
 
     def wait_until_ready(self, timeout_s: float) -> list[str]:
-        """Waits until it says READY; gives what follows on that line.
+        """Waits until it says READY; gives what follows on that line, quoted as for a shell.
 
         Raises ProcessFailedError if it ends before, or takes longer.
         """
@@ -80,9 +81,9 @@ class RunningChild:
         while True:
             has_ended = self.exit_code is not None
             for line in self._lines():
-                word, *rest = line.split()
+                word, _, rest = line.partition(" ")
                 if word == READY:
-                    return rest
+                    return shlex.split(rest)
             if has_ended:
                 raise self.failure()
             if time.monotonic() > deadline:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_net.clock import SystemClock
+from dist_net.cluster.command_line import joining_command
 from dist_net.cluster.entry import READY
 from dist_net.cluster.pool_children import Command, PoolChildren
 from dist_net.cluster.serving_options import ServingOptions
@@ -57,8 +58,8 @@ async def serve(options: ServingOptions) -> int:
         desk = ClientDesk(gateway, clients, secrets.token_hex(8))
         http = _http(options, gateway)
         for address in workers.contact_addresses[1:]:  # before READY, which may wait for them
-            joining = f"workers may join: dist-net inference-worker --connect {address}"
-            print(joining, file=sys.stderr, flush=True)
+            joining = joining_command("inference-worker", address=address, keys=options.keys)
+            print(f"workers may join: {joining}", file=sys.stderr, flush=True)
         said = f"{READY} {f'http={http.url} ' if http else ''}zmq={clients.contact_addresses[0]}"
         is_drained = await _run(options, gateway, desk, http, children, stop, said)
     if not is_drained:

@@ -110,6 +110,7 @@ class TrainingRun:
         self._evaluated_epochs = 0
         self._evaluated_s = 0.0
         self._reported: set[Child] = set()
+        self.evaluation: Evaluation | None = None  # the last one
 
     def run(self) -> Outcome:
         """Trains to the end.
@@ -133,10 +134,10 @@ class TrainingRun:
                 return outcome
             except KeyboardInterrupt:
                 _end(server, workers)
-                raise self._interrupted(server, "interrupted") from None
+                raise _interruption(server, "interrupted") from None
             except ProcessFailedError:
                 if server.exit_code == 0:
-                    raise self._interrupted(server, "ended from outside") from None
+                    raise _interruption(server, "ended from outside") from None
                 raise
             finally:
                 _end(server, workers)
@@ -229,6 +230,7 @@ class TrainingRun:
         }
         self._directory.append_metrics([record])
         self._display.evaluated(snapshot.samples, evaluation)
+        self.evaluation = evaluation
         return evaluation
 
     def _await_checkpoint(self, server: Child) -> None:
@@ -240,14 +242,12 @@ class TrainingRun:
         if server.exit_code != 0:
             raise server.failure()
 
-    def _interrupted(self, server: Child, how: str) -> DistNetError:
-        if server.exit_code == ProcessFailedError.exit_code:
-            return server.failure()
-        if not self._directory.checkpoint.exists():
-            return InterruptedRunError(f"{how} before there was anything to keep")
-        return InterruptedRunError(
-            f"{how}; go on with: dist-net train --resume --run-dir {self._directory.path}"
-        )
+
+def _interruption(server: Child, how: str) -> DistNetError:
+    """What is raised for a run that did not end by itself."""
+    if server.exit_code == ProcessFailedError.exit_code:
+        return server.failure()
+    return InterruptedRunError(how)
 
 
 def _end(server: Child, workers: list[Child]) -> None:

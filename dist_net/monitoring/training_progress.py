@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, Self
 
 from rich.console import Console
@@ -25,16 +25,22 @@ class Accuracy(Protocol):
 
 
 class TrainingProgress:
-    """A context in which a run is shown; where the console is no terminal, only the lines are."""
+    """A context in which a run is shown; where the console is no terminal, only the lines are.
 
-    def __init__(self, console: Console, samples_per_epoch: int) -> None:
+    ``joining`` gives the command by which a worker joins the server at an address.
+    """
+
+    def __init__(
+        self, console: Console, samples_per_epoch: int, joining: Callable[[str], str]
+    ) -> None:
         self._console = console
         self._samples_per_epoch = samples_per_epoch
+        self._joining = joining
         self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("epoch {task.fields[epoch]}", markup=False),
             BarColumn(),
-            TextColumn("{task.fields[speed]}"),
-            TextColumn("{task.fields[details]}"),
+            TextColumn("{task.fields[speed]}", markup=False),
+            TextColumn("{task.fields[details]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -53,7 +59,7 @@ class TrainingProgress:
     def started(self, addresses: Sequence[str]) -> None:
         """Says where workers may join."""
         for address in addresses:
-            self._line(f"workers may join: dist-net worker --connect {address}", "dim")
+            self._line(f"workers may join: {self._joining(address)}", "dim")
 
     def progressed(self, report: dict[str, Any]) -> None:
         """Moves the live line."""
@@ -82,4 +88,4 @@ class TrainingProgress:
         self._line(text, "yellow")
 
     def _line(self, text: str, style: str = "") -> None:
-        self._console.print(Text(text, style), soft_wrap=True)
+        self._console.print(Text(text, style))

@@ -92,15 +92,20 @@ def test_a_worker_is_stopped_and_goes_on_later(start: Start, counting: str, run:
     assert_goes_on_exactly(run, counting)
 
 
-def test_the_server_is_killed(start: Start, counting: str, run: Path) -> None:
-    train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
+def test_the_server_is_killed(
+    start: Start, counting: str, run: Path, eventually: Eventually
+) -> None:
+    often = ("--checkpoint-every", "0.1")
+    train = start("train", counting, "--epochs", "1000", "--run-dir", str(run), *often)
     worker = start("worker", counting, "--connect", train.address)
     train.report(lambda report: len(report["workers"]) == 3 and report["samples"] > SAMPLES)
+    eventually(lambda: (run / "checkpoint.safetensors").exists())
     os.kill(train.children["server"], signal.SIGKILL)
 
     assert train.ends() == 1
     last = train.stderr.splitlines()[-1]
     assert last.startswith("dist-net train: parameter-server: it ended with code -9 (log: ")
+    assert last.endswith(f"dist-net train --resume --run-dir {run}")
     assert "Traceback" not in train.stderr
     assert not train.children
     assert not list(train.temporary.iterdir())
@@ -116,7 +121,7 @@ def test_the_server_is_ended_from_outside(start: Start, counting: str, run: Path
     os.kill(train.children["server"], signal.SIGTERM)
     assert train.ends() == 130
     last = train.stderr.splitlines()[-1]
-    assert last.endswith(f"ended from outside; go on with: dist-net train --resume --run-dir {run}")
+    assert re.search(rf"ended from outside; go on with: \S*dist-net train .*--run-dir {run}$", last)
     assert_goes_on_exactly(run, counting)
 
 

@@ -1,6 +1,7 @@
 """A run by the command line, from its start to what is left of it."""
 
 import json
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -58,8 +59,10 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
 
     interrupted.process.send_signal(signal.SIGINT)
     assert interrupted.ends() == 130
-    last = interrupted.stderr.splitlines()[-1]
-    assert last.endswith(f"interrupted; go on with: dist-net train --resume --run-dir {run}")
+    says, _, command = interrupted.stderr.splitlines()[-1].partition("; go on with: ")
+    assert says == "dist-net train: interrupted"
+    go_on = shlex.split(command)[1:]
+    assert go_on == ["train", "--resume", "--run-dir", str(run), "--workers", "3"]
     assert interrupted.stdout == ""
     assert not interrupted.children
     assert not list(interrupted.temporary.iterdir())
@@ -70,14 +73,53 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
     assert -checkpoint.weights.sum() == 256 * checkpoint.ledger["next_epoch"] - left
 
     begun = checkpoint.ledger["next_epoch"]
-    resumed = start(
-        *("train", "--resume", "--run-dir", str(run), "--epochs", str(begun + 5), "--json")
-    ).result()
+    resumed = start(*go_on, "--epochs", str(begun + 5), "--json").result()
     assert resumed["samples"] == 256 * (begun + 5)
     assert resumed["pushes_applied"] == 32 * (begun + 5)
-    assert resumed["workers_joined"] in (3 + 1, 3 + 2)  # one may find nothing left to do
+    assert resumed["workers_joined"] in (3 + 1, 3 + 2, 3 + 3)  # one may find nothing left to do
     weights = read_checkpoint(run / "checkpoint.safetensors").weights
     np.testing.assert_array_equal(weights, np.float32(-(begun + 5)))
+
+
+def test_commands_are_shown_as_a_shell_takes_them(
+    start: Start, counting: str, tmp_path: Path
+) -> None:
+    """As they are copied from the terminal, whatever is in a name."""
+    odd = tmp_path / "it's [b]odd[/x] :boot:"
+    odd.mkdir(parents=True)
+    recipe, keys = odd / "recipe.py", odd / "keys"
+    recipe.write_bytes(Path(counting).read_bytes())
+    assert start("keys", "create", str(keys)).ends() == 0
+    server = start(
+        *("parameter-server", str(recipe), "--epochs", "2", "--listen", "tcp://127.0.0.1:0"),
+        *("--keys", str(keys), "--run-dir", str(odd / "run")),
+    )
+
+    def said(pattern: str) -> list[str]:
+        """The command that is shown there, taken apart, and found where the server was started."""
+        program, *words = shlex.split(server.says(pattern)[1])
+        assert (tmp_path / "c1" / program).exists()
+        return words
+
+    worker = said(r"workers may join: (.* --connect tcp:.*)")
+    assert worker[:2] == ["worker", str(recipe)]
+    assert start(*worker).ends() == 0
+    evaluate = said(r"next: (.*)")
+    assert server.ends() == 0
+    assert start(*evaluate).ends() == 0
+    assert f"run directory: {odd}/run\n" in server.stderr
+
+
+def test_keys_are_created_with_the_commands_that_use_them(start: Start, tmp_path: Path) -> None:
+    directory = tmp_path / "two words"
+    created = start("keys", "create", str(directory), "--worker", "alice")
+    assert created.ends() == 0
+    shown = [shlex.split(line)[1:] for line in created.stdout.splitlines() if line[0] == " "]
+    assert shown == [
+        ["parameter-server", "RECIPE", "--listen", "tcp://HOST:PORT", "--keys", str(directory)],
+        ["-rp", f"{directory}/alice", "WORKER_HOST:"],
+        ["worker", "RECIPE", "--connect", "tcp://HOST:PORT", "--keys", "alice"],
+    ]
 
 
 def test_a_server_and_a_worker_by_hand(start: Start, tmp_path: Path) -> None:
