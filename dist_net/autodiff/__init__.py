@@ -21,6 +21,7 @@ from dist_net.autodiff.expression import (
     variable,
 )
 from dist_net.autodiff.gradients import gradients
+from dist_net.autodiff.operations.bending import leaky_relu
 from dist_net.autodiff.operations.convolution import conv2d
 from dist_net.autodiff.operations.elementwise import (
     add,
@@ -86,6 +87,7 @@ __all__ = [
     "gradients",
     "greater",
     "greater_equal",
+    "leaky_relu",
     "less",
     "less_equal",
     "log",

@@ -14,7 +14,7 @@ import numpy as np
 from dist_net.autodiff.expression import Expression, Variable, constant, topological_order
 from dist_net.autodiff.operations.elementwise import add
 from dist_net.autodiff.operations.reduction import broadcast_to
-from dist_net.errors import DTypeError, GraphError, ShapeError
+from dist_net.errors import DTypeError, GradientError, GraphError, ShapeError
 
 
 def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expression]:
@@ -22,7 +22,8 @@ def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expre
 
     ``variables`` may be any expressions of the graph. One that ``output`` does not depend on has
     a gradient of zeros. Raises ShapeError if ``output`` is not a scalar, DTypeError if it is not
-    a float, GraphError if the graph has a variable of the same name and another shape or dtype.
+    a float, GraphError if the graph has a variable of the same name and another shape or dtype,
+    GradientError if an operation's VJP gives something else than a cotangent for each input.
     """
     if output.shape != ():
         raise ShapeError(f"gradients: expected a scalar output, got shape {output.shape}")
@@ -35,6 +36,7 @@ def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expre
         if _key(node) not in influenced or _key(node) not in cotangents or not node.inputs:
             continue
         flowing = node.operation.vjp(node, cotangents[_key(node)])
+        _expect_fitting(node, flowing)
         for each, contribution in zip(node.inputs, flowing, strict=True):
             if contribution is not None and _key(each) in influenced:
                 known = cotangents.get(_key(each))
@@ -54,6 +56,29 @@ def _influenced_by(variables: Sequence[Expression], order: Sequence[Expression])
         if any(_key(each) in influenced for each in node.inputs):
             influenced.add(_key(node))
     return influenced
+
+
+def _expect_fitting(node: Expression, flowing: Sequence[Expression | None]) -> None:
+    """Raises GradientError unless there is a cotangent, or None, for each of the node's inputs."""
+    name = type(node.operation).__name__
+    if len(flowing) != len(node.inputs):
+        raise GradientError(
+            f"{name}: its VJP gives {len(flowing)} cotangents for {len(node.inputs)} inputs; "
+            f"expected one for each, None where nothing flows"
+        )
+    for i, (each, cotangent) in enumerate(zip(node.inputs, flowing, strict=True)):
+        if cotangent is None:
+            continue
+        if not isinstance(cotangent, Expression):
+            found = type(cotangent).__name__
+        elif (cotangent.shape, cotangent.dtype) != (each.shape, each.dtype):
+            found = f"{cotangent.dtype}{list(cotangent.shape)}"
+        else:
+            continue
+        raise GradientError(
+            f"{name}: its VJP gives {found} for input {i}; expected an expression of the input's "
+            f"shape and dtype, {each.dtype}{list(each.shape)}"
+        )
 
 
 def _gradient(node: Expression, cotangent: Expression | None) -> Expression:

@@ -25,12 +25,13 @@ from dist_net.autodiff.expression import (
 from dist_net.autodiff.kernels.choice import choose
 from dist_net.autodiff.kernels.finish import LINEAR, Finish
 from dist_net.autodiff.kernels.team import Team
+from dist_net.autodiff.operations.bending import LeakyRelu
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.elementwise import Add, Divide, Greater, Multiply, Subtract
 from dist_net.autodiff.operations.fused import FusedConvolution, PlannedConvolution
 from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
-from dist_net.autodiff.operations.selection import Mask, Maximum
+from dist_net.autodiff.operations.selection import Mask
 from dist_net.autodiff.operations.shaping import Reshape, reshape
 from dist_net.autodiff.rewrite import is_scalar, rewrite
 from dist_net.autodiff.windows import Windows
@@ -133,8 +134,8 @@ class _Fusion:
                 return _first(self._scaled(a, b), self._scaled(b, a))
             case Divide(), (a, b):
                 return self._scaled(a, b, inverse=True)
-            case Maximum(), (a, b):
-                return _first(self._bent(a, b), self._bent(b, a))
+            case LeakyRelu(slope=slope), (a,):
+                return self._with_slope(a, 1, slope)
             case Mask(), (a, condition):
                 if isinstance(condition.operation, Greater) and condition.inputs[0] is a:
                     above = condition.inputs[1]
@@ -190,17 +191,6 @@ class _Fusion:
         if fused is None or len(fused.inputs) > 3 or other.shape != node.shape:
             return None
         return apply(fused.operation, *fused.inputs, reshape(self._new[id(other)], fused.shape))
-
-    def _bent(self, node: Expression, scaled: Expression) -> Expression | None:
-        """max(x, x * slope), which is a leaky relu; a fixed x * slope was not drawn in, because x
-        is used twice."""
-        if not isinstance(scaled.operation, Multiply) or self._uses[id(scaled)] != 1:
-            return None
-        for x, slope in (scaled.inputs, scaled.inputs[::-1]):
-            if x is node and is_scalar(slope) and isinstance(slope.operation, Constant):
-                value = float(slope.operation.value)
-                return self._with_slope(node, 2, value) if 0 <= value <= 1 else None
-        return None
 
     def _with_slope(self, node: Expression, uses: int, slope: float) -> Expression | None:
         fused = self._open(node, uses)

@@ -20,6 +20,7 @@ from dist_net.autodiff.expression import (
     constant,
     topological_order,
 )
+from dist_net.autodiff.operations.bending import LeakyRelu
 from dist_net.autodiff.operations.elementwise import (
     Add,
     Divide,
@@ -32,7 +33,7 @@ from dist_net.autodiff.operations.elementwise import (
 )
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.operations.reduction import BroadcastTo, broadcast_to
-from dist_net.autodiff.operations.selection import Cast, Mask, StopGradient
+from dist_net.autodiff.operations.selection import Cast, Mask, Maximum, StopGradient
 from dist_net.autodiff.operations.shaping import Reshape, Transpose, reshape, transpose
 from dist_net.errors import GraphError
 
@@ -203,6 +204,19 @@ def merge_scalar_factors(node: Expression) -> Expression | None:
     return None
 
 
+def recognise_leaky_relu(node: Expression) -> Expression | None:
+    """max(x, x * slope) is a leaky relu for a slope from 0 to 1."""
+    if not isinstance(node.operation, Maximum) or node.dtype.kind != "f":
+        return None
+    for x, scaled in (node.inputs, node.inputs[::-1]):
+        if isinstance(scaled.operation, Multiply):
+            for factor, slope in (scaled.inputs, scaled.inputs[::-1]):
+                if factor is x and isinstance(slope.operation, Constant) and is_scalar(slope):
+                    value = float(slope.operation.value.item())
+                    return apply(LeakyRelu(value), x) if 0 <= value <= 1 else None
+    return None
+
+
 def _scaled(product: Expression, change: Callable[[Expression], Expression]) -> Expression | None:
     """x * factor with its factor changed, unless that leaves the range of the dtype."""
     if not isinstance(product.operation, Multiply):
@@ -240,4 +254,5 @@ RULES: tuple[Rule, ...] = (
     resolve_negatives,
     merge_scales_and_shifts,
     merge_scalar_factors,
+    recognise_leaky_relu,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dist_net.autodiff import Expression, mask, maximum, softmax, tanh
+from dist_net.autodiff import Expression, leaky_relu, mask, softmax, tanh
 
 Activation = Callable[[Expression], Expression]
 
@@ -19,11 +19,6 @@ def linear(x: Expression) -> Expression:
 def relu(x: Expression) -> Expression:
     """max(x, 0), as a mask, which the gradient then shares; its derivative at 0 is 0."""
     return mask(x, x > 0.0)
-
-
-def leaky_relu(x: Expression, slope: float = 0.1) -> Expression:
-    """x above 0, ``slope`` times x below, for a slope between 0 and 1; Darknet's is 0.1."""
-    return maximum(x, x * slope)
 
 
 def sigmoid(x: Expression) -> Expression:

@@ -108,6 +108,7 @@ def test_a_wrong_shape_is_refused_with_the_shapes_named(build, told):
         (lambda: ad.select(LABELS, 1.0, floats(3)), "select: expected a bool condition"),
         (lambda: ad.logical_not(LABELS), "logical_not: expected a bool condition, got .* uint8"),
         (lambda: ad.pick(floats(3, 4), floats(3)), "pick: expected integer indices, got .*float64"),
+        (lambda: ad.leaky_relu(LABELS), "leakyrelu: expected floats, got dtype uint8"),
         (lambda: LABELS * 0.5, "0.5 cannot be uint8"),
         (lambda: LABELS + 300, "300 cannot be uint8"),
         (lambda: LABELS - float("nan"), "nan cannot be uint8"),

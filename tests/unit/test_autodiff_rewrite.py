@@ -73,6 +73,8 @@ CASES = [
     ("merge_scalar_factors", 3.0 * (X * 2.0), 1),
     ("merge_scalar_factors", -(X * 2.0), 1),
     ("merge_scalar_factors", ad.exp(2.0 * (X * 0.5)), 1),
+    ("recognise_leaky_relu", ad.maximum(X, X * 0.1), 1),
+    ("recognise_leaky_relu", ad.maximum(0.0 * X, X), 1),
 ]
 
 

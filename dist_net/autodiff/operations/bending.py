@@ -1,5 +1,7 @@
-"""What flows back through max(x, slope · x), a leaky relu, in one pass instead of a mask of either
-side, each side's share, and their sum."""
+"""The leaky relu, max(x, slope · x), and what flows back through it.
+
+As maximum and product, that would be a mask of either side, each side's share, and their sum.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +14,32 @@ import numpy as np
 
 from dist_net.autodiff.expression import (
     Array,
-    Constant,
     Expression,
     Kernel,
-    Operand,
     apply,
     in_order,
 )
-from dist_net.autodiff.operations.broadcasting import operands
-from dist_net.autodiff.operations.elementwise import Elementwise, Multiply
+from dist_net.autodiff.operations.elementwise import Elementwise
+from dist_net.errors import ParameterError
 
 STRIP_ELEMENTS = 1 << 17  # as large as the strips that threads share
+
+
+@dataclass(frozen=True)
+class LeakyRelu(Elementwise):
+    """x above 0, ``slope`` times x elsewhere, for a slope from 0 to 1."""
+
+    slope: float
+    kinds = "f"
+    overwrites_inputs = False
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        (x,) = inputs
+        scale = partial(np.multiply, x, out.dtype.type(self.slope), out)
+        return in_order([scale, partial(np.maximum, x, out, out=out)])
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return (apply(Bend(self.slope), g, y),)
 
 
 @dataclass(frozen=True)
@@ -57,16 +74,12 @@ class Bend(Elementwise):
         return apply(self, g, x[1]), None
 
 
-def bend(g: Operand, y: Operand, slope: float) -> Expression:
-    """g where y is above 0, ``slope`` times g elsewhere."""
-    return apply(Bend(slope), *operands(g, y))
+def leaky_relu(x: Expression, slope: float = 0.1) -> Expression:
+    """x above 0, ``slope`` times x below, for a slope from 0 to 1; Darknet's is 0.1.
 
-
-def slope_between(x: Expression, scaled: Expression) -> float | None:
-    """c if ``scaled`` is x · c with a constant c from 0 up to, but not, 1."""
-    if isinstance(scaled.operation, Multiply):
-        for node, factor in (scaled.inputs, scaled.inputs[::-1]):
-            if node is x and isinstance(factor.operation, Constant) and factor.shape == ():
-                slope = float(factor.operation.value.item())
-                return slope if 0 <= slope < 1 else None
-    return None
+    Its derivative at 0 is the slope. Raises ParameterError for another slope, DTypeError unless x
+    is of floats.
+    """
+    if not 0 <= slope <= 1:
+        raise ParameterError(f"leaky_relu: slope {slope}; expected 0 <= slope <= 1")
+    return apply(LeakyRelu(slope), x)

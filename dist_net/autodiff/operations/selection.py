@@ -19,19 +19,15 @@ from dist_net.autodiff.expression import (
     View,
     apply,
 )
-from dist_net.autodiff.operations.bending import bend, slope_between
 from dist_net.autodiff.operations.broadcasting import broadcast_shape, operands, same_dtype
-from dist_net.autodiff.operations.elementwise import Elementwise, equal, greater, negative
+from dist_net.autodiff.operations.elementwise import Elementwise, equal, greater, less
 from dist_net.autodiff.operations.reduction import Reduction, Sum, reduce, sum_to_shape
 from dist_net.errors import DTypeError, ShapeError
 
 
 @dataclass(frozen=True)
 class Maximum(Elementwise):
-    """The larger of two; where they tie, the gradient goes to the second: relu'(0) is 0.
-
-    The maximum of x and slope · x is known as a leaky relu.
-    """
+    """The larger of two; where they tie, the gradient goes to the second: relu'(0) is 0."""
 
     ufunc = np.maximum
 
@@ -41,10 +37,23 @@ class Maximum(Elementwise):
     def derivatives(
         self, y: Expression, g: Expression, *x: Expression
     ) -> tuple[Expression | None, ...]:
-        slope = slope_between(*x)
-        if slope is not None:
-            return bend(g, y, slope), None
-        first = greater(x[0], x[1])
+        first = greater(*x)
+        return mask(g, first), mask(g, logical_not(first))
+
+
+@dataclass(frozen=True)
+class Minimum(Elementwise):
+    """The smaller of two; where they tie, the gradient goes to the second."""
+
+    ufunc = np.minimum
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        return partial(np.minimum, *inputs, out=out)  # NumPy 2.4 deprecates it by position
+
+    def derivatives(
+        self, y: Expression, g: Expression, *x: Expression
+    ) -> tuple[Expression | None, ...]:
+        first = less(*x)
         return mask(g, first), mask(g, logical_not(first))
 
 
@@ -174,14 +183,13 @@ def expect_condition(name: str, condition: Expression) -> None:
 
 
 def maximum(first: Operand, second: Operand) -> Expression:
-    """The larger of two; nan if either is. At a tie the gradient is the second's."""
+    """The larger of two; nan if either is. Where they tie, the second has the whole gradient."""
     return apply(Maximum(), *operands(first, second))
 
 
 def minimum(first: Operand, second: Operand) -> Expression:
-    """The smaller of two; nan if either is. At a tie the gradient is the second's."""
-    a, b = operands(first, second)
-    return negative(maximum(negative(a), negative(b)))
+    """The smaller of two; nan if either is. Where they tie, the second has the whole gradient."""
+    return apply(Minimum(), *operands(first, second))
 
 
 def max(x: Expression, axes: int | Sequence[int] | None = None, keep: bool = False) -> Expression:
