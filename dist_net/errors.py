@@ -28,6 +28,10 @@ class DTypeError(BadInputError):
     """The dtypes of an operation's inputs do not fit together."""
 
 
+class IndexRangeError(BadInputError):
+    """An index, such as a sample's label, lies outside of what it is to select from."""
+
+
 class GraphError(BadInputError):
     """An expression graph was asked for something that it does not contain."""
 

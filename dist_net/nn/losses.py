@@ -1,6 +1,7 @@
 """Losses: from a batch of outputs and labels to one loss per sample.
 
-Labels are integers in [0, C), as (N,); outputs are (N, C) float32.
+Labels are integers in [0, C), as (N,); outputs are (N, C) float32. A plan that meets another label
+raises IndexRangeError when it runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from dist_net.autodiff import (
     reshape,
     square,
 )
-from dist_net.errors import ShapeError
+from dist_net.autodiff.operations.indexing import checked_indices
+from dist_net.errors import DTypeError, ShapeError
 
 Loss = Callable[[Expression, Expression], Expression]
 
@@ -49,8 +51,14 @@ def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression
 def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
     """The mean over the outputs of the squared difference from ``labels``.
 
-    ``labels`` are targets of the shape of ``outputs``, or integers, which are taken one-hot.
+    ``labels`` are targets of the shape of ``outputs``, or integers without its last axis, which are
+    taken one-hot. Raises ShapeError for others, DTypeError for floats without that axis.
     """
+    if labels.ndim < outputs.ndim and labels.dtype.kind not in "iu":
+        raise DTypeError(
+            f"mean_squared_error: labels {labels.dtype}{list(labels.shape)}; expected integers, or "
+            f"targets of the outputs' shape, {outputs.shape}"
+        )
     targets = one_hot(labels, outputs.shape[-1]) if labels.ndim < outputs.ndim else labels
     if targets.shape != outputs.shape:
         raise ShapeError(f"mean_squared_error: outputs {outputs.shape}, targets {targets.shape}")
@@ -58,6 +66,10 @@ def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
 
 
 def one_hot(labels: Expression, classes: int) -> Expression:
-    """(N,) integers as (N, classes) float32: 1 at the label, 0 elsewhere."""
-    numbers = constant(np.arange(classes, dtype=labels.dtype))
-    return cast(equal(reshape(labels, (*labels.shape, 1)), numbers), np.float32)
+    """(N,) integers in [0, classes) as (N, classes) float32: 1 at the label, 0 elsewhere.
+
+    Raises DTypeError unless they are integers.
+    """
+    checked = checked_indices("one_hot", labels, classes)
+    numbers = constant(np.arange(classes, dtype=np.intp))
+    return cast(equal(reshape(checked, (*labels.shape, 1)), numbers), np.float32)

@@ -47,8 +47,8 @@ class Evaluator:
         """The loss and the confusion of these weights, which are copied."""
         self._weights[...] = weights
         outputs = self._predict(self._images)
-        bound = self._loss.bind({"outputs": outputs, "labels": self._labels})
+        (loss,) = self._loss.bind({"outputs": outputs, "labels": self._labels}).run()
         classes = outputs.shape[1]
         pairs = self._labels.astype(np.intp) * classes + outputs.argmax(1)
         confusion = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-        return Evaluation(float(bound.run()[0]), confusion)
+        return Evaluation(float(loss), confusion)

@@ -5,6 +5,8 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
+from dist_net.autodiff.operations.indexing import Put, Take
+from dist_net.errors import GradientError, IndexRangeError
 
 
 def gradient_of(output, name, **arrays):
@@ -32,13 +34,38 @@ def test_at_a_tie_the_gradient_is_the_second_inputs(function):
     )
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.1, 0.75])
+def test_a_maximum_of_an_expression_and_itself_has_its_gradient_once():
+    for function in (ad.maximum, ad.minimum):
+        gradient = gradient_of(lambda x, f=function: ad.sum(f(x, x)), "x", x=np.array([-1.0, 0, 2]))
+        np.testing.assert_array_equal(gradient, [1, 1, 1])
+
+
 @pytest.mark.parametrize("swapped", [False, True])
-def test_a_leaky_relu_lets_back_all_or_its_slope(slope, swapped):
+def test_both_sides_of_a_maximum_with_a_multiple_of_itself_have_their_gradients(swapped):
+    x, slope = ad.variable("x", (3,), np.float64), ad.constant(0.1, np.float64)
+    scaled = x * slope
+    output = ad.sum((ad.maximum(scaled, x) if swapped else ad.maximum(x, scaled)) * 2.0)
+    at = np.array([-3.0, 1, 2])
+    by_x, by_scaled, by_slope = ad.evaluate(ad.gradients(output, [x, scaled, slope]), x=at)
+    np.testing.assert_array_equal(by_x, [0.2, 2, 2])
+    np.testing.assert_array_equal(by_scaled, [2, 0, 0])
+    assert by_slope == -6
+
+
+LEAKY = {
+    "as one operation": ad.leaky_relu,
+    "as a maximum": lambda x, slope: ad.maximum(x, x * slope),
+    "with the slope first": lambda x, slope: ad.maximum(x, slope * x),
+}
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.75])
+@pytest.mark.parametrize("form", LEAKY.values(), ids=LEAKY)
+def test_a_leaky_relu_lets_back_all_or_its_slope(slope, form):
     x = np.array([-2.0, -0.0, 0.0, 1e-300, 3.0])
 
     def leaky(x):
-        return ad.maximum(x, slope * x if swapped else x * slope)
+        return form(x, slope)
 
     gradient = gradient_of(lambda x: ad.sum(leaky(x) * 2.0), "x", x=x)
     np.testing.assert_allclose(gradient, [2 * slope] * 3 + [2, 2], rtol=1e-15)
@@ -70,6 +97,66 @@ def test_a_leaky_relu_of_what_is_large_transposed_or_inside_a_strip():
         np.testing.assert_allclose(plain, arrays["w"].T * factor)
         np.testing.assert_allclose(transposed, plain)
         np.testing.assert_allclose(squared, 2 * arrays["x"] * factor**2 * arrays["w"].T)
+
+
+def test_elements_taken_twice_collect_both_gradients():
+    places = ad.constant(np.array([3, 0, 3, 3]))
+    at = np.array([1.0, 2, 3, 4])
+    gradient = gradient_of(
+        lambda x: ad.sum(ad.square(ad.apply(Take(), x, places)) * np.array([1.0, 1, 10, 100])),
+        "x",
+        x=at,
+    )
+    np.testing.assert_array_equal(gradient, [2, 0, 0, 8 * 111])
+    random = np.random.default_rng(0)
+    for operation in (Take(), Put((5,))):
+        check_gradients(
+            lambda x, f=operation: ad.square(ad.apply(f, ad.exp(x), places)), at, rng=random
+        )
+
+
+def test_values_put_in_one_place_are_added():
+    values = ad.constant(np.array([1.0, 10, 100]))
+    (sums,) = ad.evaluate([ad.apply(Put((3,)), values, ad.constant(np.array([2, 0, 2])))])
+    np.testing.assert_array_equal(sums, [10, 0, 101])
+
+
+@pytest.mark.parametrize("operation", [Take(), Put((3,)), Take(True), Put((3,), True)])
+def test_a_place_that_is_not_there_is_told_of(operation):
+    x = ad.variable("x", (3,), np.float64)
+    with pytest.raises(IndexRangeError, match="index 3 is out of bounds"):
+        ad.evaluate([ad.apply(operation, x, ad.constant(np.array([0, 3, 1])))], x=np.zeros(3))
+
+
+class Wrong(ad.Operation):
+    """The input itself, with a VJP that returns what it is made with."""
+
+    def __init__(self, *flowing):
+        self.flowing = flowing
+
+    def result(self, *inputs):
+        return inputs[0].shape, inputs[0].dtype
+
+    def vjp(self, node, cotangent):
+        return self.flowing
+
+
+@pytest.mark.parametrize(
+    ("flowing", "found"),
+    [
+        ([ad.variable("g", (1,), np.float64)], r"float64\[1\] for input 0.*float64\[2\]"),
+        ([ad.variable("g", (), np.float64)], r"float64\[\] for input 0"),
+        ([ad.variable("g", (2,))], r"float32\[2\] for input 0"),
+        ([np.ones(2)], "ndarray for input 0"),
+        ([None, None], "2 cotangents for 1 inputs"),
+        ([], "0 cotangents for 1 inputs"),
+    ],
+)
+def test_a_vjp_of_another_shape_is_refused_with_the_operations_name(flowing, found):
+    x = ad.variable("x", (2,), np.float64)
+    output = ad.sum(ad.apply(Wrong(*flowing), x * 2.0))
+    with pytest.raises(GradientError, match=f"^Wrong: its VJP gives {found}"):
+        ad.gradients(output, [x])
 
 
 def test_casts_carry_gradients_between_floats():

@@ -7,6 +7,7 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
+from dist_net.errors import IndexRangeError
 
 
 def draw(*shape):
@@ -246,6 +247,38 @@ def test_pick(dtype):
         lambda x: np.broadcast_to(x, (4, 3))[rows, labels],
         draw(3),
     )
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.float32])
+@pytest.mark.parametrize("name", ["maximum", "minimum"])
+def test_maxima_and_minima_of_every_dtype(name, dtype):
+    x = np.array([0, 3, 9], dtype)
+    (found,) = ad.evaluate([getattr(ad, name)(ad.variable("x", (3,), dtype), 5)], x=x)
+    np.testing.assert_array_equal(found, getattr(np, name)(x, dtype(5)), strict=True)
+
+
+@pytest.mark.parametrize("name", ["maximum", "minimum"])
+def test_a_maximum_or_minimum_with_nan_is_nan(name):
+    for pair in ([np.nan, 1.0], [1.0, np.nan]):
+        (found,) = ad.evaluate([getattr(ad, name)(*map(ad.constant, pair))])
+        assert np.isnan(found)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.int64, np.uint64])
+@pytest.mark.parametrize("wrong", [3, 4, 100, -1, -3, -100])
+def test_pick_never_reads_another_row(dtype, wrong):
+    if wrong < 0 and np.dtype(dtype).kind == "u":
+        wrong = np.iinfo(dtype).max
+    labels = np.array([2, 0, 1, 1], dtype)
+    x, variable = draw(4, 3), ad.variable("labels", (4,), dtype)
+    picked = ad.pick(ad.variable("x", (4, 3), np.float64), variable)
+    bound = ad.compile([picked]).bind({"x": x, "labels": labels})
+    bound.run()
+    labels[2] = wrong
+    with pytest.raises(IndexRangeError, match=f"pick: index {wrong} at position 2; expected 0 to"):
+        bound.run()
+    labels[2] = 2
+    np.testing.assert_array_equal(bound.run()[0], x[range(4), labels])
 
 
 def test_pick_of_no_rows():

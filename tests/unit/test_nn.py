@@ -7,7 +7,7 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net import nn
-from dist_net.errors import ParameterError, ShapeError
+from dist_net.errors import DTypeError, IndexRangeError, ParameterError, ShapeError
 
 RNG = np.random.default_rng(7)
 LOGITS = RNG.standard_normal((6, 4)).astype(np.float32)
@@ -101,6 +101,12 @@ def test_dropout_refuses_a_rate_that_cannot_be(rate: float) -> None:
         nn.Dropout(rate)
 
 
+@pytest.mark.parametrize("slope", [-0.1, 1.5, math.nan])
+def test_a_leaky_relu_refuses_a_slope_that_cannot_be(slope: float) -> None:
+    with pytest.raises(ParameterError, match="expected 0 <= slope <= 1"):
+        nn.leaky_relu(ad.variable("x", (2,)), slope)
+
+
 def test_cross_entropy_of_logits_and_of_probabilities_agree() -> None:
     logits, labels = ad.variable("x", (6, 4)), ad.variable("y", (6,), np.uint8)
     probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
@@ -116,6 +122,39 @@ def test_cross_entropy_of_a_probability_of_zero_is_finite() -> None:
     impossible = np.array([[0, 1]], np.float32)
     loss = value(nn.cross_entropy_of_probabilities(x, y), x=impossible, y=np.zeros(1, np.uint8))
     assert loss[0] == pytest.approx(-math.log(1e-7), rel=1e-5)
+
+
+LOSSES = [
+    nn.cross_entropy_of_logits,
+    nn.cross_entropy_of_probabilities,
+    nn.mean_squared_error,
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("wrong", [4, 5, 255, -1, -100])
+def test_a_label_of_no_class_is_refused_where_it_is_met(loss: nn.losses.Loss, wrong: int) -> None:
+    x, y = ad.variable("x", LOGITS.shape), ad.variable("y", LABELS.shape, np.int64)
+    losses = loss(x, y)
+    gradient = ad.gradients(ad.sum(losses), [x])
+    labels = LABELS.astype(np.int64)
+    ad.evaluate([losses, *gradient], x=LOGITS, y=labels)
+    labels[3] = wrong
+    with pytest.raises(IndexRangeError, match=f"index {wrong} at position 3; expected 0 to 3"):
+        ad.evaluate([losses, *gradient], x=LOGITS, y=labels)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda each: each.__name__)
+@pytest.mark.parametrize("dtype", [np.float32, np.bool_])
+def test_labels_are_integers(loss: nn.losses.Loss, dtype: type) -> None:
+    with pytest.raises(DTypeError, match="expected integer"):
+        loss(ad.variable("x", (6, 4)), ad.variable("y", (6,), dtype))
+
+
+def test_one_hot_has_a_class_for_each_number_that_labels_may_not_hold() -> None:
+    labels = np.array([0, 1, 255], np.uint8)
+    (rows,) = ad.evaluate([nn.one_hot(ad.variable("y", (3,), np.uint8), 300)], y=labels)
+    np.testing.assert_array_equal(rows, np.eye(300, dtype=np.float32)[labels])
 
 
 def test_mean_squared_error_takes_targets_or_labels() -> None:
