@@ -48,8 +48,7 @@ def main() -> int:
     else:
         run = Run(settings, loaded.recipe.initial_weights(settings.seed), buffers)
     keys = load_server_keys(arguments.keys) if arguments.keys else None
-    gradient_bytes = 4 * settings.vector_size  # nobody has reason to send more at once
-    with ServerSocket(arguments.listen, keys, gradient_bytes) as socket:
+    with ServerSocket(arguments.listen, keys, settings.gradient_bytes) as socket:
         process = ServerProcess(
             run,
             socket,

@@ -75,7 +75,7 @@ def in_process_cluster(
     segment = create_weights_segment(settings.vector_size) if available() else None
     with (
         closing(segment) if segment is not None else nullcontext(),
-        ServerSocket([listen], server_keys) as socket,
+        ServerSocket([listen], server_keys, settings.gradient_bytes) as socket,
         Observer(socket.contact_addresses[0], worker_keys) as observer,
         TemporaryDirectory(prefix="dist-net-") as temporary,
         threadpool_limits(1),

@@ -94,6 +94,11 @@ class RunSettings:
         return sum(math.prod(shape) for _, shape in self.layout)
 
     @property
+    def gradient_bytes(self) -> int:
+        """The size of a gradient, which is the longest frame that a worker has reason to send."""
+        return 4 * self.vector_size
+
+    @property
     def parameter_count(self) -> int:
         """How many elements of the flat vector are trained."""
         trained = self.layout[: len(self.layout) - len(self.momenta)]

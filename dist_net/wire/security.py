@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_WORKER = "worker"
 
+# By so much a frame is longer on the wire once it is encrypted: a command's name, a nonce, an
+# authentication code and flags (CurveZMQ, RFC 26). ZeroMQ compares that length with its limit.
+CURVE_OVERHEAD_BYTES = 8 + 8 + 16 + 1
+
 _ZAP_DOMAIN = b"dist-net"
 _ALLOW_LIST = "clients"
 _SERVER_SECRET = "server.key_secret"
@@ -127,6 +131,7 @@ def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
     socket.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
+    _make_room_for_encryption(socket)
 
 
 def secure_client(socket: zmq.Socket[bytes], keys: WorkerKeys) -> None:
@@ -134,6 +139,13 @@ def secure_client(socket: zmq.Socket[bytes], keys: WorkerKeys) -> None:
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server_public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+    _make_room_for_encryption(socket)
+
+
+def _make_room_for_encryption(socket: zmq.Socket[bytes]) -> None:
+    """Let frames be as long encrypted as they may be without."""
+    longest_frame = int(socket.getsockopt(zmq.MAXMSGSIZE))
+    socket.setsockopt(zmq.MAXMSGSIZE, longest_frame + CURVE_OVERHEAD_BYTES)
 
 
 class AllowList:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.cluster.in_process import InProcessCluster
+from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
+from dist_net.data import Dataset
 from dist_net.errors import (
     CheckpointMismatchError,
     JoinRefusedError,
@@ -17,6 +18,8 @@ from dist_net.errors import (
     RunOverdueError,
     WorkerRefusedError,
 )
+from dist_net.nn import Dense, Flatten, Rescale, Sequential
+from dist_net.optim import SGD
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.recipe import Recipe
 from dist_net.training.compute import TrainingStep
@@ -87,6 +90,26 @@ def test_with_keys(cluster: OpenCluster, assert_exact: Check, tmp_path: Path) ->
         run.wait()
         assert_exact(run.snapshot().weights)
         assert all(worker.result().finished for worker in workers)
+
+
+@pytest.mark.parametrize("parameters", [10_000, 262_360, 5_000_000])
+def test_models_of_every_size_train_over_keys(parameters: int, tmp_path: Path) -> None:
+    """From 262,136 parameters on a gradient is longer than any header may be."""
+    create_keys(tmp_path / "keys")
+    add_worker_keys(tmp_path / "keys")
+    pixels = parameters // 10 - 1  # and 10 biases
+    labels = np.arange(8, dtype=np.uint8)
+    images = np.repeat(labels[:, np.newaxis, np.newaxis], pixels, axis=2)
+    dataset = Dataset("stripes", images, labels, images, labels, tuple("0123456789"))
+    network = Sequential(Rescale(), Flatten(), Dense(10))
+    recipe = Recipe(network, lambda: dataset, (1, pixels), optimizer=SGD(), batch_size=2, epochs=1)
+    assert recipe.model.layout.size == parameters
+    with in_process_cluster(recipe, keys=tmp_path / "keys") as run:
+        worker = run.start_worker(shares_memory=False)
+        report = run.wait()
+        assert worker.result().finished
+    assert report["samples"] == 8
+    assert report["workers_joined"] == 1
 
 
 def test_over_a_unix_socket(cluster: OpenCluster, assert_exact: Check, tmp_path: Path) -> None:

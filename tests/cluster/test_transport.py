@@ -369,6 +369,17 @@ def test_a_worker_on_the_allow_list_is_let_in(secured_server, keys):
         exchange(secured_server, client)
 
 
+def test_a_frame_may_be_as_long_with_keys_as_without(keys):
+    gradient = np.zeros(2**18, np.float32)
+    with (
+        ServerSocket([LOOPBACK], load_server_keys(keys), gradient.nbytes) as server,
+        ClientSocket(server.contact_addresses[0], load_worker_keys(keys)) as client,
+    ):
+        client.send(Push(1, 2, 0, (32,), (5,), 0.0, 0, (), (gradient,)))
+        _, push = server.receive(DEADLINE_S)
+        np.testing.assert_array_equal(push.gradients, [gradient])
+
+
 def test_a_worker_that_is_not_on_the_allow_list_is_kept_out(secured_server, keys, tmp_path, caplog):
     create_keys(tmp_path / "others")
     add_worker_keys(tmp_path / "others", "stranger")
