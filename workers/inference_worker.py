@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.name,
         settings,
         keys,
-        is_orphaned=lambda: arguments.parent not in (None, os.getppid()),
+        is_orphaned=(lambda: os.getppid() != arguments.parent) if arguments.parent else None,
     ) as worker:
         stop_on_signals(worker.stop)
         print(READY, flush=True)

@@ -41,7 +41,9 @@ from dist_net.wire.transport import ServerSocket
 logger = logging.getLogger(__name__)
 
 MESSAGES_A_TURN = 16  # then others of the event loop have theirs
+MESSAGES_BEFORE_A_CHECK = 4096  # of all workers, since the socket takes from each in turn
 IDLE_CHECK_S = 0.1  # a worker's silence is noticed although nothing else happens
+STOOD_STILL_S = 0.5  # without a turn: this process was stopped, or had no core
 
 
 class Gateway:
@@ -69,13 +71,14 @@ class Gateway:
         self._loader = LoaderLink(loader_token, socket.send)
         self._reloads = Reloads(pool.is_rolled_out)
         self._has_turn = False
-        self._timer_s = 0.0
+        self._turn_s = self._timer_s = 0.0
         self._is_closed = False
 
     def start(self) -> None:
         """Begins to hear workers."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self._receive)
+        self._turn_s = self._clock.now()
         self._timer = self._loop.call_later(0, self._want_turn)
 
     def close(self) -> None:
@@ -199,6 +202,12 @@ class Gateway:
         if self._is_closed:
             return
         now = self._clock.now()
+        if now - self._turn_s > STOOD_STILL_S:
+            logger.info("event=stood_still seconds=%.1f", now - self._turn_s)
+            self._pool.stood_still(now - self._turn_s, now)
+        self._turn_s = now
+        if self._pool.is_check_due(now):
+            self._hear(MESSAGES_BEFORE_A_CHECK)
         self._execute(self._pool.dispatch(now))
         if self._reloads.is_waiting:
             self._reloads.advance(self._pool.models())
@@ -215,10 +224,13 @@ class Gateway:
         if self._is_closed:
             return
         try:
-            for node, message in self._socket.waiting(MESSAGES_A_TURN):
-                self._handle(node, message)
+            self._hear(MESSAGES_A_TURN)
         finally:  # or what is left would wait for ever
             self._want_turn()
+
+    def _hear(self, most: int) -> None:
+        for node, message in self._socket.waiting(most):
+            self._handle(node, message)
 
     def _execute(self, commands: Iterable[Command]) -> None:
         for command in commands:

@@ -177,11 +177,21 @@ class Pool:
 
     # Time
 
+    def stood_still(self, for_s: float, now: float) -> None:
+        """The gateway's process did nothing for so long: no worker's silence counts meanwhile."""
+        self._now = now
+        self._workers.stood_still(for_s, now)
+        self._check_by(now)
+
+    def is_check_due(self, now: float) -> bool:
+        """Whether `dispatch` may give workers up now, so all that they sent must be heard first."""
+        return self._check_s is not None and now >= self._check_s
+
     def dispatch(self, now: float) -> list[Command]:
         """Give up what is overdue, and give idle workers something to do."""
         self._now = now
         commands: list[Command] = []
-        if self._check_s is not None and now >= self._check_s:
+        if self.is_check_due(now):
             for worker, reason in self._workers.overdue(now):
                 commands += self._evict(worker, reason, now)
             self._check_s = self._workers.next_check_s(now)

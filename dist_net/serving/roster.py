@@ -87,6 +87,7 @@ class Roster:
     def __init__(self, settings: PoolSettings, first_worker_id: int = 1) -> None:
         self._settings = settings
         self._quiet_s = settings.heartbeat_timeout_s / 2
+        self._judges_from_s = 0.0
         self._workers: dict[bytes, Worker] = {}
         self._next_worker_id = first_worker_id
 
@@ -115,8 +116,20 @@ class Roster:
         """Whether the worker may be stopped."""
         return now - worker.heard_s > self._quiet_s
 
+    def stood_still(self, for_s: float, now: float) -> None:
+        """This process did nothing for so long, so it heard nobody: that was nobody's silence.
+
+        What workers said meanwhile may still be on its way through the socket's own thread. So
+        none is lost before each of them had the time to be heard again.
+        """
+        for worker in self:
+            worker.heard_s = min(worker.heard_s + for_s, now)
+        self._judges_from_s = now + self._settings.heartbeat_timeout_s
+
     def overdue(self, now: float) -> list[tuple[Worker, str]]:
         """The workers that are lost, and why; they stay until they are removed."""
+        if now < self._judges_from_s:
+            return []
         return [
             (worker, reason)
             for worker in self
@@ -127,6 +140,7 @@ class Roster:
         """When one is overdue or quiet that is not, if nothing is heard until then."""
         moments = [moment for worker in self for moment, _ in self._limits(worker)]
         moments += [worker.heard_s + self._quiet_s for worker in self]
+        moments.append(self._judges_from_s)
         return min((moment for moment in moments if moment > now), default=None)
 
     def _why_lost(self, worker: Worker, now: float) -> str | None:

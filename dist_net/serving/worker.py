@@ -78,7 +78,8 @@ class InferenceWorker:
     """Answers batches for the gateway at ``address`` until it is told to leave.
 
     The gateway may take ``ANSWER_WITHIN_S`` to take this worker in; later its own heartbeat timeout
-    counts. ``is_orphaned`` tells whether whoever started this process is gone.
+    counts. ``is_orphaned`` is for a child of the gateway and tells whether that is gone: such a
+    worker needs no silence to notice it, and bears any.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class InferenceWorker:
         name: str,
         settings: WorkerSettings,
         keys: WorkerKeys | None = None,
-        is_orphaned: Callable[[], bool] = lambda: False,
+        is_orphaned: Callable[[], bool] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._address = address
@@ -179,7 +180,7 @@ class InferenceWorker:
             # This process computed, or was stopped by SIGSTOP: the gateway was not silent then.
             self._heard_s += now - self._ticked_s
         self._ticked_s = now
-        if self._is_orphaned():
+        if self._is_orphaned is not None and self._is_orphaned():
             self._leave_reason = "the process that started this one is gone"
         elif self._enlisted is None:
             self._tick_unenlisted(now)
@@ -201,7 +202,7 @@ class InferenceWorker:
             if isinstance(answer, Refuse):
                 self._refused(answer.reason, answer.may_rejoin)
                 return
-        if now - self._heard_s > SILENT_TIMEOUTS * timeout_s:
+        if self._is_orphaned is None and now - self._heard_s > SILENT_TIMEOUTS * timeout_s:
             raise GatewayLostError(
                 f"the gateway at {self._address} has said nothing for {now - self._heard_s:.1f} s; "
                 f"expected an answer to each heartbeat: see whether it still runs, and start this "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 
 from dist_net.clock import Clock
 from dist_net.errors import NoAnswerError, ProtocolError
@@ -41,16 +42,17 @@ class Heart(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Beats until stopped, or until the server has long not taken a beat."""
+        """Beats until stopped; a server that takes no more beats now may take the next ones."""
         with ClientSocket(self._address, self._keys) as socket:
             try:
                 while not self._stopped.is_set():
                     sent_s = self._clock.now()
-                    socket.send(self._beat)
+                    with suppress(NoAnswerError):
+                        socket.send(self._beat)
                     self._stopped.wait(self._interval_s)
                     while (answer := socket.receive(0)) is not None:
                         self.answer = (answer, sent_s)
-            except (NoAnswerError, ProtocolError) as error:
+            except ProtocolError as error:
                 logger.warning("heartbeat_ended reason=%s", error)
 
     def stop(self) -> None:

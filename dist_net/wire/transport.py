@@ -7,6 +7,7 @@ without a deadline. A socket belongs to the thread that made it.
 import errno
 import logging
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import zmq
 
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.wire.address import Address, contact_address, listen_address
-from dist_net.wire.arrays import MAX_ARRAY_BYTES
+from dist_net.wire.arrays import MAX_ARRAY_BYTES, Frame
 from dist_net.wire.codec import decode, encode
 from dist_net.wire.framed_socket import NO_WAIT, FramedSocket
 from dist_net.wire.listening import listen_error, refuse_taken_path, require_keys
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 # Messages that wait for one peer: very few, as every request has one reply; but ZeroMQ looks only
 # about once a millisecond at how many have left, so 16 is too close.
 HIGH_WATER_MARK = 64
+
+STOOD_STILL_S = 0.5  # longer than asked to wait: this process was stopped, or had no core
+LOOK_AGAIN_S = 0.2
 
 
 class ServerSocket(FramedSocket):
@@ -202,14 +206,22 @@ class ClientSocket(FramedSocket):
     def receive(self, timeout_s: float) -> Message | None:
         """The next message; None when none came in time. An array in it is a read-only view.
 
+        If this process stood still meanwhile, a message that came is still on its way through
+        ZeroMQ's thread, which stood still too: then it waits ``LOOK_AGAIN_S`` more.
         Raises `ProtocolError` when the server does not speak this protocol.
         """
+        began_s = time.monotonic()
+        frames = self._frames_within(timeout_s)
+        if frames is None and time.monotonic() - began_s > timeout_s + STOOD_STILL_S:
+            frames = self._frames_within(LOOK_AGAIN_S)
+        return None if frames is None else decode(frames)
+
+    def _frames_within(self, timeout_s: float) -> list[Frame] | None:
         self._set_deadline(timeout_s)
         try:
-            frames = self._receive_frames()
+            return self._receive_frames()
         except zmq.Again:
             return None
-        return decode(frames)
 
     def no_answer(self, waited_s: float) -> NoAnswerError:
         """The error for a server that was silent for so long; looks once, briefly, for why."""

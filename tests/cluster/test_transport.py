@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -441,3 +442,24 @@ def test_local_workers_need_no_keys_beside_remote_ones_that_do(keys, tmp_path):
                 exchange(server, client)
         with ClientSocket(remote) as client:
             assert_kept_out(server, client, "wants keys")
+
+
+def test_a_client_that_stood_still_looks_again_before_it_says_that_nothing_came(
+    server, client, monkeypatch
+):
+    client.send(Heartbeat(1))
+    node, _ = server.receive(DEADLINE_S)
+    server.send(node, Alive())
+    now, receive_frames = 5.0, client._receive_frames
+
+    def stand_still():
+        nonlocal now
+        now += 60
+        monkeypatch.setattr(client, "_receive_frames", receive_frames)
+        while not client.has_message():  # ZeroMQ's thread goes on a little later
+            time.sleep(0.001)
+        raise zmq.Again
+
+    monkeypatch.setattr("dist_net.wire.transport.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(client, "_receive_frames", stand_still)
+    assert client.receive(1.0) == Alive()

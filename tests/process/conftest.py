@@ -102,7 +102,7 @@ class Command:
 
     @property
     def children(self) -> dict[str, int]:
-        """The process ids of its server and workers, by their names.
+        """The process ids of its server, workers and loader, by their names.
 
         Those that were forked have the command line of the process that forks, and a name.
         """
@@ -118,6 +118,8 @@ class Command:
                     names[called if called.startswith("worker-") else "fork-server"] = int(
                         stat.parent.name
                     )
+                elif parent == str(self.process.pid) and "workers.model_loader" in words:
+                    names["model-loader"] = int(stat.parent.name)
                 elif parent == str(self.process.pid) and "--name" in words:
                     names[words[words.index("--name") + 1]] = int(stat.parent.name)
         return names

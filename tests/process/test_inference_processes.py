@@ -260,6 +260,19 @@ def test_heartbeats_are_enough_to_go_on(gateway: Gateway, child: Callable[..., C
     assert gateway.hears(Leave, started) == Leave(1)
 
 
+def test_a_child_of_the_gateway_bears_any_silence_while_its_parent_is_there(
+    gateway: Gateway, child: Callable[..., Child]
+) -> None:
+    started = child("inference_worker", "--parent", str(os.getpid()))
+    gateway.hears(Enlist, started)
+    gateway.tells(Enlisted(1, 0.02, 0.04))
+    gateway.heartbeat_answer = None
+    gateway.answers_heartbeats(50)  # for longer than another would bear silence
+    assert started.exit_code is None
+    gateway.tells(Retire())
+    assert gateway.hears(Leave, started) == Leave(1)
+
+
 @pytest.mark.parametrize("module", ["inference_worker", "model_loader"])
 def test_a_child_leaves_when_its_parent_is_gone(
     gateway: Gateway, child: Callable[..., Child], module: str

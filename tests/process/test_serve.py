@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,21 @@ def test_workers_of_a_killed_gateway_leave(serve, net, eventually):
     assert set(children) == {"fork-server", *workers}
     pool.command.process.kill()
     eventually(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in children.values()))
+
+
+def test_a_gateway_that_was_stopped_keeps_its_workers(serve, net, expected):
+    pool = serve(net.source, "--workers", "4")
+    before = pool.all_workers(4)
+    process_id = pool.command.process.pid
+    for stopped_s in (2.5, 6.0):
+        os.kill(process_id, signal.SIGSTOP)
+        time.sleep(stopped_s)
+        os.kill(process_id, signal.SIGCONT)
+        with Client(pool.address, timeout_s=60) as client:
+            np.testing.assert_array_equal(
+                client.predict(net.name, ROWS[:8]).probabilities, expected[:8]
+            )
+    assert pool.workers() == before
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
