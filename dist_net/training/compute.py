@@ -40,6 +40,9 @@ class TrainingStep:
     of a plan once for each pair of weights and gradient vector: in the steady state nothing is
     allocated.
 
+    What a layer such as Dropout draws depends on ``seed``, ``epoch`` and ``start`` alone: whoever
+    computes a minibatch draws the same, and no two minibatches of a run draw alike.
+
     Of a model with convolutions, ``threads`` share the work, and BLAS has one thread meanwhile.
     For dense layers alone it keeps the ``threads`` that it has: it wakes them up sooner than this
     process could, which for products of a fraction of a millisecond is what counts.
@@ -55,8 +58,12 @@ class TrainingStep:
         self._images = np.asarray(dataset.train_images)
         self._labels = np.asarray(dataset.train_labels)
         self._seed = seed
-        self._generator = np.random.default_rng(seed)
+        # Counter-based (Salmon et al. 2011), so that going to a minibatch's numbers costs little.
+        self._bits = np.random.Philox(seed)
+        self._bits_state = self._bits.state
+        self._generator = np.random.Generator(self._bits)
         self._epoch = -1
+        self._start = 0
         self._order: NDArray[np.int64] = np.empty(0, np.int64)
         self._plans: dict[int, tuple[Plan, Minibatch]] = {}
         self._bound: dict[tuple[int, int, int], Binding] = {}
@@ -67,6 +74,7 @@ class TrainingStep:
         if epoch != self._epoch:
             self._order = epoch_order(self._seed, epoch, len(self._labels))
             self._epoch = epoch
+        self._start = start
         self._size = stop - start
         _, minibatch = self._plan(self._size)
         chosen = self._order[start:stop]
@@ -85,9 +93,15 @@ class TrainingStep:
             plan, minibatch = self._plan(self._size)
             bound = self._model.bind_training(plan, *minibatch, weights, gradient)
             binding = self._bound[key] = Binding(bound, weights, gradient)
+        self._draw_for_minibatch()
         with self._blas_capped():
             loss, right, *_ = binding.bound.run()
         return float(loss) * self._size, int(right)
+
+    def _draw_for_minibatch(self) -> None:
+        """Goes to where the numbers of the prepared minibatch begin; its own are 2**128 blocks."""
+        self._bits_state["state"]["counter"][:] = 0, 0, self._start, self._epoch
+        self._bits.state = self._bits_state
 
     def _blas_capped(self) -> AbstractContextManager[object]:
         return nullcontext() if self._team.threads == 1 else self._blas.limit(limits=1)

@@ -1,9 +1,13 @@
 """A minibatch's gradient, a single process's training, and an evaluation, on the digits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from dist_net.data import Dataset, dataset_named, epoch_order
+from dist_net.nn import Dense, Dropout, Flatten, Model, Rescale, Sequential
+from dist_net.nn.parameters import Vector
 from dist_net.recipe import LoadedRecipe, load_recipe
 from dist_net.training.compute import TrainingStep
 from dist_net.training.evaluation import Evaluator
@@ -53,6 +57,35 @@ def test_a_minibatch_is_gathered_from_the_shuffled_order(
     arrays = digits.train_images[chosen], digits.train_labels[chosen]
     model.bind_training(plan, *arrays, weights, by_hand).run()
     np.testing.assert_array_equal(by_order, by_hand)
+
+
+def dropped(step: TrainingStep, model: Model, epoch: int, start: int, stop: int) -> Vector:
+    """The gradient of a minibatch, which shows the inputs that were dropped."""
+    gradient = np.empty(model.layout.size, np.float32)
+    step.prepare(epoch, start, stop)
+    step.run(np.zeros_like(gradient), gradient)
+    return gradient
+
+
+def test_whoever_computes_a_minibatch_drops_the_same_and_no_two_minibatches_do(
+    digits: Dataset,
+) -> None:
+    same_sample = replace(
+        digits,
+        train_images=np.repeat(digits.train_images[:1], 64, axis=0),
+        train_labels=np.repeat(digits.train_labels[:1], 64),
+    )
+    network = Sequential(Rescale(), Flatten(), Dropout(0.5), Dense(10))
+    model = Model(network, digits.train_images.shape[1:])
+    one, other = (TrainingStep(model, same_sample, seed=5) for _ in range(2))
+    minibatches = [(epoch, start, start + 8) for epoch in range(3) for start in range(0, 64, 8)]
+    gradients = [dropped(one, model, *each) for each in minibatches]
+    for minibatch, gradient in reversed(list(zip(minibatches, gradients, strict=True))):
+        np.testing.assert_array_equal(dropped(other, model, *minibatch), gradient)
+        np.testing.assert_array_equal(dropped(other, model, *minibatch), gradient)
+    assert len({gradient.tobytes() for gradient in gradients}) == len(minibatches)
+    another_seed = TrainingStep(model, same_sample, seed=6)
+    assert not np.array_equal(dropped(another_seed, model, *minibatches[0]), gradients[0])
 
 
 def test_a_new_vector_at_the_place_of_a_dropped_one_is_not_mistaken_for_it(
