@@ -50,14 +50,14 @@ def show_run(report: dict[str, Any], console: Console) -> None:
         f"average and {report['staleness_max']} at most; {report['workers_joined']} workers "
         f"joined, {report['workers_lost']} lost",
     )
-    table = Table("id", "worker", "pushes", "samples/s", "last heard")
+    table = Table("worker", "pushes", "samples/s", "last heard", "last progress")
     for worker in report["workers"]:
         table.add_row(
-            str(worker["id"]),
             worker["name"],
             f"{worker['pushes']:,}",
             f"{worker['samples_per_s']:,.0f}",
             f"{worker['heard_s_ago']:.1f} s ago",
+            f"{worker['progress_s_ago']:.1f} s ago",
         )
     console.print(table)
 

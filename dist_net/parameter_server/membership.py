@@ -1,16 +1,21 @@
 """Who takes part in a run, and who was heard when. Pure; time is passed in."""
 
+import secrets
 from dataclasses import dataclass
 from typing import Any
 
 from dist_net.wire.messages import MOST_TOGETHER
+
+LONGEST_LOOK_S = 0.5
+"""More than this between two looks at the members means that the server itself stood still."""
 
 
 @dataclass(slots=True)
 class Member:
     """One worker. Times are in seconds on the server's clock.
 
-    ``node`` is the socket that it works through. ``pins``: snapshots stay as they are until it is
+    ``node`` is the socket that it works through. ``progress_s``: when it last asked for work or
+    brought some. ``pins``: snapshots stay as they are until it is
     past them. ``shared``: it reads them in shared memory. ``refusals`` counts the gradients refused
     in a row. ``told_to_stop``: it knows that the run is over, so its silence is no loss.
     """
@@ -37,21 +42,25 @@ class Member:
             "pushes": self.pushes,
             "samples_per_s": self.samples / member_s if member_s > 0 else 0.0,
             "heard_s_ago": now - self.heard_s,
+            "progress_s_ago": now - self.progress_s,
         }
 
 
 class Membership:
-    """The workers by id; an id is never given twice.
+    """The workers by id; an id is never given twice, not even by a server that was resumed.
 
-    A worker is overdue when nothing was heard of it for ``heartbeat_timeout_s``, or when it only
-    sent heartbeats for ``progress_timeout_s``: its computation hangs.
+    A worker is overdue when nothing was heard of it for ``heartbeat_timeout_s``. How long a step
+    takes does not matter: heartbeats come from a thread of their own.
     """
 
-    def __init__(self, heartbeat_timeout_s: float, progress_timeout_s: float) -> None:
-        self.next_worker_id = 1
+    def __init__(self, heartbeat_timeout_s: float) -> None:
+        # Ids count up from a random number. Otherwise a resumed server would give a new worker
+        # the id of one that is still there from before, and take the heartbeats of one for the
+        # other's.
+        self.next_worker_id = 1 + secrets.randbits(48)
         self._heartbeat_timeout_s = heartbeat_timeout_s
-        self._progress_timeout_s = progress_timeout_s
         self._members: dict[int, Member] = {}
+        self._looked_s: float | None = None
 
     def __len__(self) -> int:
         return len(self._members)
@@ -92,8 +101,7 @@ class Membership:
     def working(self, worker_id: int, node: bytes, now: float) -> Member | None:
         """Return the worker, which asked for work or brought some; None: it is not a member.
 
-        The socket must be the one that it joined through: after a restart of the server an id may
-        come from a worker of the time before.
+        The socket must be the one that it joined through.
         """
         member = self._members.get(worker_id)
         if member is None or member.node != node:
@@ -106,10 +114,18 @@ class Membership:
         del self._members[worker_id]
 
     def expired(self, now: float) -> list[Member]:
-        """Return the workers that are overdue; they stay members until they are removed."""
+        """Return the workers that are overdue; they stay members until they are removed.
+
+        To be called several times a second. Time in which the server stood still, so that it could
+        not hear anybody, is not held against the workers.
+        """
+        if self._looked_s is not None:
+            stood_still_s = max(0.0, now - self._looked_s - LONGEST_LOOK_S)
+            for member in self._members.values():
+                member.heard_s = min(member.heard_s + stood_still_s, now)
+        self._looked_s = now
         return [
             member
             for member in self._members.values()
             if now - member.heard_s > self._heartbeat_timeout_s
-            or now - member.progress_s > self._progress_timeout_s
         ]

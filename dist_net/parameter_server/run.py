@@ -31,7 +31,7 @@ class Run:
         self, settings: RunSettings, weights: Vector, buffers: Sequence[Vector] | None = None
     ) -> None:
         self.settings = settings
-        self.members = Membership(settings.heartbeat_timeout_s, settings.progress_timeout_s)
+        self.members = Membership(settings.heartbeat_timeout_s)
         self.ledger = LeaseLedger(
             settings.samples, settings.epochs, settings.batch_size, settings.lease_minibatches
         )
@@ -62,7 +62,6 @@ class Run:
         run = cls(settings, checkpoint.weights, buffers)
         run.store.restore(checkpoint.version, checkpoint.optimizer_state)
         run.ledger.restore(checkpoint.ledger)
-        run.members.next_worker_id = checkpoint.counters["next_worker_id"]
         run.metrics = RunMetrics.from_json(checkpoint.counters["metrics"])
         return run
 
@@ -75,10 +74,7 @@ class Run:
             version=self.store.version,
             settings=self.settings.to_json(),
             ledger=self.ledger.to_json(),
-            counters={
-                "metrics": self.metrics.to_json(),
-                "next_worker_id": self.members.next_worker_id,
-            },
+            counters={"metrics": self.metrics.to_json()},
             weights=self.store.weights.copy(),
             optimizer_state={
                 name: vector.astype(np.float32) for name, vector in self.store.rule.state.items()

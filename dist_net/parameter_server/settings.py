@@ -26,8 +26,8 @@ class RunSettings:
 
     The last ``len(momenta)`` arrays of ``layout`` are buffers: moving averages of these momenta.
     ``samples`` is the number of samples of one epoch. ``learning_rate`` is multiplied with
-    ``schedule`` at each push. A worker that is silent for ``heartbeat_timeout_s``, or that brings
-    nothing for ``progress_timeout_s`` although it is alive, is lost and its lease goes to others.
+    ``schedule`` at each push. A worker that is silent for ``heartbeat_timeout_s`` is lost, and its
+    lease goes to others.
     """
 
     recipe: str
@@ -44,7 +44,6 @@ class RunSettings:
     lease_minibatches: int = LEASE_MINIBATCHES
     heartbeat_interval_s: float = 0.3
     heartbeat_timeout_s: float = 1.5
-    progress_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("samples", "epochs", "batch_size", "lease_minibatches"):
@@ -63,7 +62,7 @@ class RunSettings:
             "a whole number, 0 or above",
             lambda value: isinstance(value, int) and value >= 0,
         )
-        for name in ("learning_rate", "heartbeat_interval_s", "progress_timeout_s"):
+        for name in ("learning_rate", "heartbeat_interval_s"):
             self._require(
                 name, "a finite number above 0", lambda value: value > 0 and math.isfinite(value)
             )

@@ -38,7 +38,7 @@ def a_checkpoint(version: int = 7) -> Checkpoint:
         version=version,
         settings={"samples": 60, "optimizer": "Momentum(momentum=0.9)"},
         ledger={"remaining": [[0, 32, 60]], "next_epoch": 1, "next_lease_id": 2},
-        counters={"next_worker_id": 3, "metrics": {"seconds": 1.5}},
+        counters={"metrics": {"seconds": 1.5}},
         weights=np.arange(11, dtype=np.float32),
         optimizer_state={"velocity": -np.arange(11, dtype=np.float32)},
     )

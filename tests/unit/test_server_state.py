@@ -61,6 +61,7 @@ class Desk:
     ) -> None:
         self.buffers = [vector(np.nan) for _ in range(shared_buffers)]
         self.run = run or Run(SETTINGS, vector(0.0), self.buffers)
+        self.run.members.next_worker_id = 1
         self.server = ParameterServer(self.run, SEGMENT)
         self.now = 100.0
 
@@ -453,6 +454,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "pushes": 20,
         "samples_per_s": pytest.approx(80 / 2.25),
         "heard_s_ago": pytest.approx(0.25),
+        "progress_s_ago": pytest.approx(0.25),
     }
     assert records[-1] == {
         "samples": 80,
@@ -503,8 +505,8 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted() -> None:
     trained(first, b"a", 1)
     second = Desk(Run.resumed(settings, checkpoint))
     second.now = 7000.0
-    assert second.join(b"a").worker_id == 2
-    trained(second, b"a", 2)
+    second.join(b"a")
+    trained(second, b"a", 1)
 
     np.testing.assert_array_equal(second.run.store.weights, whole.run.store.weights)
     expected, report = whole.report(), second.report()
@@ -512,6 +514,20 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted() -> None:
         assert report[name] == expected[name]
     assert report["seconds"] == pytest.approx(expected["seconds"])
     assert report["workers_joined"] == 2
+
+
+def test_a_resumed_server_knows_no_worker_of_before() -> None:
+    first = ParameterServer(Run(SETTINGS, vector(0.0)))
+    checkpoint = first.run.checkpoint()
+    join = Join("one", "abc", SIZE, 55, -1, b"w")
+    [before] = first.handle(b"a", join, 0.0)
+    second = ParameterServer(Run.resumed(SETTINGS, checkpoint))
+    [after] = second.handle(b"a", join, 0.0)
+    assert isinstance(before, Send)
+    assert isinstance(before.message, Welcome)
+    assert after != before
+    [answer] = second.handle(b"heart of a", Heartbeat(before.message.worker_id), 0.1)
+    assert answer.message.may_rejoin
 
 
 def test_the_last_arrays_of_a_layout_may_be_averages() -> None:
@@ -530,7 +546,7 @@ def test_the_last_arrays_of_a_layout_may_be_averages() -> None:
     assert checkpoint.optimizer_state["velocity"].shape == (4,)
     other = Desk(Run.resumed(settings, checkpoint))
     other.join(b"a")
-    other.push(b"a", 2, other.pull(b"a", 2), gradients=(gradient,))
+    other.push(b"a", 1, other.pull(b"a", 1), gradients=(gradient,))
     np.testing.assert_array_equal(other.run.store.weights[4:], [2 + 0.25 * 6, -1 - 0.25 * 3])
     np.testing.assert_allclose(other.run.store.weights[:4], -0.5 - 0.5 * 1.9)
 
@@ -587,7 +603,6 @@ def test_a_run_is_not_resumed_from_a_checkpoint_of_another(change: dict[str, Any
         {"learning_rate": float("nan")},
         {"heartbeat_interval_s": 0.0},
         {"heartbeat_timeout_s": 0.5},
-        {"progress_timeout_s": float("inf")},
         {"layout": ()},
         {"layout": (("a", (1,)), ("a", (1,)))},
         {"layout": (("a", (0,)),)},

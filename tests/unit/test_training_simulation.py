@@ -7,6 +7,7 @@ applied.
 
 from collections import deque
 from collections.abc import Callable
+from math import ceil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_net.errors import WorkerRefusedError
+from dist_net.parameter_server.membership import LONGEST_LOOK_S
 from dist_net.parameter_server.run import Run
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer, WeightsSegment
@@ -171,11 +173,12 @@ class Cluster:
 
     def pass_time(self, seconds: float, silent: Host | None = None) -> None:
         """Let time pass, in which all but one host send heartbeats."""
-        self.now += seconds
-        for host in self.hosts.values():
-            if host is not silent:
-                host.beat()
-        self.server.tick(self.now)
+        for _ in range(ceil(seconds / LONGEST_LOOK_S)):
+            self.now += min(seconds, LONGEST_LOOK_S)
+            for host in self.hosts.values():
+                if host is not silent:
+                    host.beat()
+            self.server.tick(self.now)
 
     def run(self) -> None:
         """Let everything go its way to the end of the run."""
