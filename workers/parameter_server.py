@@ -3,9 +3,9 @@
     python -m workers.parameter_server RUN_DIRECTORY LISTEN_ADDRESS...
         [--keys DIR] [--resume] [--parent PROCESS_ID]
 
-Prints ``READY ADDRESS...``, quoted as for a shell, on stdout when workers may connect, and
-``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr. The run's options are
-read from the run directory. When the parent process is gone, the run ends.
+Prints ``READY ADDRESS...``, quoted as for a shell, on stdout when there is a first checkpoint and
+workers may connect, and ``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr.
+The run's options are read from the run directory. When the parent process is gone, the run ends.
 """
 
 import argparse
@@ -59,8 +59,8 @@ def main() -> int:
             cores=len(os.sched_getaffinity(0)),
         )
         stop_on_signals(process.stop)
-        print(READY, shlex.join(socket.contact_addresses), flush=True)
-        process.serve()
+        contact = shlex.join(socket.contact_addresses)
+        process.serve(ready=lambda: print(READY, contact, flush=True))
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dist_net.cluster.observer import Observer
 from dist_net.monitoring.console import plain_console
@@ -50,6 +51,8 @@ def show_run(report: dict[str, Any], console: Console) -> None:
         f"average and {report['staleness_max']} at most; {report['workers_joined']} workers "
         f"joined, {report['workers_lost']} lost",
     )
+    if report["checkpoint_error"] is not None:
+        console.print(Text(report["checkpoint_error"], "yellow"), soft_wrap=True)
     table = Table("worker", "pushes", "samples/s", "last heard", "last progress")
     for worker in report["workers"]:
         table.add_row(

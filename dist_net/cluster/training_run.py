@@ -111,6 +111,7 @@ class TrainingRun:
         self._evaluated_s = 0.0
         self._reported: set[Child] = set()
         self.evaluation: Evaluation | None = None  # the last one
+        self._checkpoint_error: str | None = None
 
     def run(self) -> Outcome:
         """Trains to the end.
@@ -199,7 +200,14 @@ class TrainingRun:
         self._next_record = report["next_record"]
         self._directory.append_metrics({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
+        self._warn_of_checkpoint(report["checkpoint_error"])
         return report
+
+    def _warn_of_checkpoint(self, error: str | None) -> None:
+        """Says it once, however often the same thing fails, and when it is over."""
+        if error != self._checkpoint_error:
+            self._checkpoint_error = error
+            self._display.warned(error or "checkpoints can be written again")
 
     def _check_workers(self, workers: list[Child], others: bool) -> None:
         ended = [worker for worker in workers if worker.exit_code not in (None, 0)]

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 STOP_GRACE_S = 1.0
+POLL_S = 0.01  # while the last checkpoint is written
+LAST_TRIES = 3
+RETRY_AFTER_S = 1.0
 SHARED_READERS = 64
 
 
@@ -71,19 +74,26 @@ class ServerProcess:
         """Ends the run as soon as the loop comes round; may be called by a signal handler."""
         self._stop_requested = reason
 
-    def serve(self) -> None:
+    def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Returns when the run was shut down and its last checkpoint is on disk.
 
-        Raises CheckpointWriteError if that could not be written.
+        Calls ``ready`` when a first one is, so that from then on there is something to resume.
+        Raises CheckpointWriteError if the first or the last one could not be written.
         """
+        first = self._run.checkpoint()
+        self._write_checkpoint(first)
+        self._server.checkpoint_written(first.version)
+        ready()
         with ThreadPoolExecutor(1, "checkpoint") as writer:
             self._serve_until_stopped(writer)
-            writer.submit(self._write_checkpoint, self._run.checkpoint()).result()
-        self._see_workers_off()
+            try:
+                self._serve_until_kept(writer)
+            finally:
+                self._see_workers_off()
         self._gradients.clear()
 
     def _serve_until_stopped(self, writer: ThreadPoolExecutor) -> None:
-        written: Future[None] | None = None
+        written: Future[int] | None = None
         next_tick = self._clock.now()
         next_checkpoint = next_tick + self._checkpoint_every_s
         while self._server.stop_reason is None:
@@ -99,11 +109,25 @@ class ServerProcess:
             if self._stop_requested is not None:
                 self._server.stop(self._stop_requested)
             if written is not None and written.done():
-                _log_failure(written)
+                self._is_written(written)
                 written = None
             if now >= next_checkpoint and written is None:
                 next_checkpoint = now + self._checkpoint_every_s
                 written = writer.submit(self._write_checkpoint, self._run.checkpoint())
+
+    def _serve_until_kept(self, writer: ThreadPoolExecutor) -> None:
+        """Writes the last checkpoint, and answers meanwhile: nobody is to take the run for lost."""
+        last = self._run.checkpoint()
+        for attempt in range(1, LAST_TRIES + 1):
+            written = writer.submit(self._write_checkpoint, last)
+            while not written.done():
+                self._receive(POLL_S)
+            if self._is_written(written):
+                return
+            again_s = self._clock.now() + RETRY_AFTER_S
+            while attempt < LAST_TRIES and self._clock.now() < again_s:
+                self._receive(POLL_S)
+        written.result()
 
     def _see_workers_off(self) -> None:
         """Answers until each worker was told to stop, or a moment has passed."""
@@ -160,9 +184,20 @@ class ServerProcess:
         elif gradients is not None:
             self._gradients[welcome.worker_id] = gradients
 
-    def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> int:
+        """Writes it, in a thread of its own, and gives its version."""
         write_checkpoint(self._checkpoint_path, checkpoint)
         logger.info("checkpoint_written version=%d", checkpoint.version)
+        return checkpoint.version
+
+    def _is_written(self, written: Future[int]) -> bool:
+        """Tells the state machine what came of it."""
+        if (error := written.exception()) is not None:
+            self._server.checkpoint_failed(str(error))
+            logger.error("checkpoint_failed error=%s", str(error))
+            return False
+        self._server.checkpoint_written(written.result())
+        return True
 
 
 def _attached(join: Join) -> Segment | None:
@@ -177,9 +212,3 @@ def _attached(join: Join) -> Segment | None:
     except SegmentError as error:
         logger.warning("arrays_as_frames name=%s reason=%s", join.name, error)
         return None
-
-
-def _log_failure(written: Future[None]) -> None:
-    error = written.exception()
-    if error is not None:
-        logger.error("checkpoint_failed error=%s", error)

@@ -75,6 +75,8 @@ class ParameterServer:
         self.run = run
         self.stop_reason: str | None = None
         self._segment = segment
+        self._checkpoint_version: int | None = None
+        self._checkpoint_error: str | None = None
 
     @property
     def state(self) -> str:
@@ -120,6 +122,14 @@ class ParameterServer:
         if self.stop_reason is None:
             logger.info("stopping reason=%s", reason)
             self.stop_reason = reason
+
+    def checkpoint_written(self, version: int) -> None:
+        """The checkpoint on disk is the one after so many updates."""
+        self._checkpoint_version, self._checkpoint_error = version, None
+
+    def checkpoint_failed(self, error: str) -> None:
+        """The newest checkpoint could not be written; every report says so until one is."""
+        self._checkpoint_error = error
 
     def tick(self, now: float) -> list[Command]:
         """Count out the workers that are overdue; to be called several times a second.
@@ -264,8 +274,13 @@ class ParameterServer:
         return Forget(member.worker_id)
 
     def _status(self, first_record: int, now: float) -> Status:
-        recipe = self.run.settings.recipe
-        report = {"state": self.state, "recipe": recipe, **self.run.report(first_record, now)}
+        report = {
+            "state": self.state,
+            "recipe": self.run.settings.recipe,
+            "checkpoint_version": self._checkpoint_version,
+            "checkpoint_error": self._checkpoint_error,
+            **self.run.report(first_record, now),
+        }
         return Status(json.dumps(report))
 
     def _snapshot(self) -> Snapshot:

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dist_net.cluster import in_process
 from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
+from dist_net.cluster.observer import Observer
 from dist_net.data import Dataset
 from dist_net.errors import (
     CheckpointMismatchError,
+    CheckpointWriteError,
     JoinRefusedError,
     ProcessFailedError,
     RunOverdueError,
@@ -20,7 +23,8 @@ from dist_net.errors import (
 )
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.optim import SGD
-from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.parameter_server import process
+from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.recipe import Recipe
 from dist_net.training.compute import TrainingStep
 from dist_net.wire.messages import Vector
@@ -278,6 +282,94 @@ def test_a_run_is_not_resumed_as_another_one(cluster: OpenCluster, tmp_path: Pat
         pass
     with pytest.raises(CheckpointMismatchError, match="seed is 0, expected 1"):
         cluster(checkpoint, seed=1, resume=True).__enter__()
+
+
+class Disk:
+    """Stands in for the disk: so many writes fail, and none ends while it is not quick."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failures = 0
+        self.is_quick = threading.Event()
+        self.is_quick.set()
+        monkeypatch.setattr(process, "write_checkpoint", self._write)
+
+    def _write(self, path: Path, checkpoint: Checkpoint) -> None:
+        assert self.is_quick.wait(30)
+        if self.failures > 0:
+            self.failures -= 1
+            raise CheckpointWriteError("no space left")
+        write_checkpoint(path, checkpoint)
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    monkeypatch.setattr(in_process, "CHECKPOINT_EVERY_S", 0.05)
+    monkeypatch.setattr(process, "RETRY_AFTER_S", 0.0)
+    return Disk(monkeypatch)
+
+
+def test_there_is_a_checkpoint_before_the_first_worker_joins(
+    cluster: OpenCluster, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with cluster(checkpoint) as run:
+        assert run.report()["checkpoint_version"] == 0
+        assert read_checkpoint(checkpoint).version == 0
+
+
+def test_a_run_that_cannot_be_kept_does_not_begin(
+    cluster: OpenCluster, disk: Disk, tmp_path: Path
+) -> None:
+    disk.failures = 1
+    with (
+        pytest.raises(CheckpointWriteError, match="no space left"),
+        cluster(tmp_path / "checkpoint.safetensors"),
+    ):
+        pass
+
+
+def test_a_checkpoint_that_fails_is_reported_until_one_is_written(
+    cluster: OpenCluster, disk: Disk
+) -> None:
+    with cluster() as run:
+        run.wait(lambda report: report["checkpoint_error"] is None)
+        disk.failures = 10**6
+        run.wait(lambda report: report["checkpoint_error"] == "no space left")
+        disk.failures = 0
+        run.wait(lambda report: report["checkpoint_error"] is None)
+
+
+def test_the_last_checkpoint_is_tried_again(
+    cluster: OpenCluster, disk: Disk, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with cluster(checkpoint) as run:
+        run.start_worker()
+        version = run.wait()["version"]
+        disk.failures = 2
+        shut_down(run)
+    assert read_checkpoint(checkpoint).version == version
+
+
+def shut_down(run: InProcessCluster) -> None:
+    with Observer(run.address) as observer:
+        observer.shut_down("enough")
+
+
+def test_workers_are_told_to_stop_while_the_last_checkpoint_is_written(
+    cluster: OpenCluster, disk: Disk
+) -> None:
+    with cluster(epochs=1000) as run:
+        worker = run.start_worker()
+        run.wait(lambda report: report["samples"] > 0)
+        disk.is_quick.clear()
+        try:
+            shut_down(run)
+            done = worker.result()
+            assert run.report()["workers"] == []
+        finally:
+            disk.is_quick.set()
+    assert (done.reason, done.finished) == ("enough", False)
 
 
 def test_a_wait_has_an_end(cluster: OpenCluster) -> None:

@@ -109,6 +109,7 @@ def test_the_server_is_killed(
     assert "Traceback" not in train.stderr
     assert not train.children
     assert not list(train.temporary.iterdir())
+    read_checkpoint(run / "checkpoint.safetensors")  # the one that is written at the start
     assert worker.ends() == 1
     last = worker.stderr.splitlines()[-1]
     assert re.match(r"dist-net worker: the parameter server at ipc://\S+ has been silent for", last)

@@ -163,3 +163,25 @@ def test_a_worker_by_hand_leaves_when_it_is_interrupted(
     assert report["workers_lost"] == 0
     weights = read_checkpoint(run / "checkpoint.safetensors").weights
     np.testing.assert_array_equal(weights, np.float32(-40))
+
+
+def test_a_checkpoint_that_fails_is_shown_at_once_and_the_run_goes_on(
+    start: Start, counting: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    checkpoint = run / "checkpoint.safetensors"
+    train = start(
+        *("parameter-server", counting, "--listen", "tcp://127.0.0.1:0", "--epochs", "40"),
+        *("--run-dir", str(run), "--checkpoint-every", "0.05", "--json"),
+    )
+    address = train.address
+    checkpoint.rename(run / "kept")
+    checkpoint.mkdir()  # where no file can take its place
+    train.says("the checkpoint .* could not be written")
+    status = start("status", address)
+    assert status.ends() == 0
+    assert "could not be written" in status.stdout
+    checkpoint.rmdir()
+    train.says("checkpoints can be written again")
+    assert start("worker", counting, "--connect", address).ends() == 0
+    assert train.result()["samples"] == 40 * 256

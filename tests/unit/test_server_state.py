@@ -447,6 +447,8 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "workers_joined": 1,
         "workers_lost": 0,
         "next_record": len(records),
+        "checkpoint_version": None,
+        "checkpoint_error": None,
     }
     assert worker == {
         "id": 1,
@@ -467,6 +469,18 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "seconds": pytest.approx(2.0),
         "learning_rate": 0.5,
     }
+
+
+def test_a_report_says_which_checkpoint_is_on_disk_and_whether_a_newer_one_failed(
+    desk: Desk,
+) -> None:
+    desk.server.checkpoint_written(7)
+    desk.server.checkpoint_failed("no space left")
+    report = desk.report()
+    assert (report["checkpoint_version"], report["checkpoint_error"]) == (7, "no space left")
+    desk.server.checkpoint_written(9)
+    report = desk.report()
+    assert (report["checkpoint_version"], report["checkpoint_error"]) == (9, None)
 
 
 def test_there_are_twenty_records_an_epoch_and_an_observer_asks_for_the_new_ones() -> None:
