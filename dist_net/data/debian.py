@@ -1,6 +1,5 @@
-"""Files out of a Debian package: installed already, or fetched and unpacked without root."""
+"""Files out of a Debian package: installed already, or fetched and unpacked without installing."""
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -50,15 +49,14 @@ class ArchivedPackage:
             _store(files, (directory / "root").rglob("*"), cache, self.package)
 
     def _download(self, directory: Path, progress: Progress) -> None:
-        download = ["apt-get", "download", self.package]
+        """Leave the package in ``directory``, and the system and its package lists alone."""
         try:
-            _run(download, FETCH_TIMEOUT_S, directory, progress)
-        except DebianPackageError:
-            # A bare machine knows no packages before its first update, which only root may do.
-            if os.geteuid() != 0:
-                raise
-            _run(["apt-get", "update"], FETCH_TIMEOUT_S, directory, progress)
-            _run(download, FETCH_TIMEOUT_S, directory, progress)
+            _run(["apt-get", "download", self.package], FETCH_TIMEOUT_S, directory, progress)
+        except DebianPackageError as error:
+            raise DebianPackageError(
+                f"{error}; if apt's lists of packages are missing or old, as on a new machine, "
+                f"run as root: apt-get update"
+            ) from error
 
 
 def _store(

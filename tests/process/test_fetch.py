@@ -355,30 +355,22 @@ def test_a_package_is_downloaded_and_unpacked_without_installing(programs, cache
     assert cache.path(FILE).read_bytes() == CONTENT
 
 
-FORGETFUL = """
-if [ $1 = update ]; then echo > {known}; exit 0; fi
-if [ -e {known} ]; then echo deb > toy_1_all.deb; exit 0; fi
-echo "W: noise" >&2; echo "E: Unable to locate package toy" >&2; exit 100
-"""
-
-
-def test_root_on_a_bare_machine_updates_the_lists_first(programs, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    unpacking(programs, tmp_path)
-    programs("apt-get", FORGETFUL.format(known=tmp_path / "known"))
-    assert deliver(ArchivedPackage("toy"), cache) == [
-        "apt-get download toy",
-        "apt-get update",
-        "apt-get download toy",
-        "dpkg-deb -x toy_1_all.deb root",
-    ]
-
-
-def test_another_user_is_told_why_apt_could_not(programs, cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    programs("apt-get", FORGETFUL.format(known=tmp_path / "known"))
-    with pytest.raises(DebianPackageError, match=r"^E: Unable to locate package toy$"):
+@pytest.mark.parametrize("user", [0, 1000])
+def test_the_system_is_left_alone_and_it_is_said_what_helps(
+    programs, cache, tmp_path, monkeypatch, user
+):
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    record = tmp_path / "record"
+    programs(
+        "apt-get",
+        f"echo $* >> {record}; echo W: noise >&2; echo E: Unable to locate package toy >&2; exit 1",
+    )
+    with pytest.raises(
+        DebianPackageError,
+        match=r"^E: Unable to locate package toy; .* as root: apt-get update$",
+    ):
         deliver(ArchivedPackage("toy"), cache)
+    assert record.read_text() == "download toy\n"
 
 
 def test_an_apt_that_leaves_nothing_is_noticed(programs, cache):

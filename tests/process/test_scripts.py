@@ -256,6 +256,17 @@ def test_what_the_suite_needs_of_the_system_is_installed_by_root(machine: Machin
     assert "-qq -y install chromium" in done
 
 
+@pytest.mark.parametrize("has_venv", [True, False])
+def test_launch_installs_nothing_in_the_system_even_as_root(
+    machine: Machine, has_venv: bool
+) -> None:
+    machine.add("apt-get", '#!/bin/sh\necho "apt-get $*" >>"$RECORD"\n')
+    machine.add("id", "#!/bin/sh\necho 0\n")
+    code, _, told = machine.run("scripts/launch", **({} if has_venv else {"NO_VENV": "1"}))
+    assert code == (0 if has_venv else 2), told
+    assert machine.done() == (["venv", "install"] if has_venv else [])
+
+
 def test_check_runs_everything_in_turn(machine: Machine) -> None:
     printed = machine.run("scripts/check")[1].splitlines()
     assert printed[::2] == ["ruff check", "ruff format --check", "mypy ", "pytest "]
