@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import signal
 import sys
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import NoReturn
 
+from dist_net.cli.parser import Parser
 from dist_net.cluster.entry import INTERRUPTED, use_threads
-from dist_net.errors import BadInputError, DistNetError
+from dist_net.errors import DistNetError
 
 COMMANDS = {
     "train": "train a recipe with a parameter server and workers on this host",
@@ -29,18 +29,11 @@ COMMANDS = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, too."""
-
-    def error(self, message: str) -> NoReturn:
-        """Says what was wrong and where help is, and ends the process."""
-        self.exit(BadInputError.exit_code, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; errors of this project become one line on stderr and an exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     parser = Parser(prog="dist-net", description="Train neural nets across processes and machines.")
+    parser.add_argument("--version", action="version", version=f"dist-net {release()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         command = commands.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
@@ -61,6 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"dist-net {parsed.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def release() -> str:
+    """The version of this project that is installed."""
+    try:
+        return version("dist-net")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

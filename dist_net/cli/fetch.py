@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Fetch, say what is there, and return the exit code."""
     name = arguments.name
     if name not in DATASETS and name not in PUBLISHED:
-        raise UnknownDatasetError(
-            f"nothing called {name!r} to fetch: expected one of {', '.join(DATASETS)}, "
-            f"{', '.join(PUBLISHED)}"
-        )
+        known = [*DATASETS, *PUBLISHED]
+        close = get_close_matches(name, known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
+        raise UnknownDatasetError(f"nothing called {name!r} to fetch: {hint}")
     fetch = fetch_dataset if name in DATASETS else fetch_classifier
     console = plain_console()
     with FetchProgress(console) as progress:

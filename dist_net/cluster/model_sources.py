@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from dist_net.cluster.darknet_files import DarknetFiles, FoundModel
 from dist_net.cluster.observer import Observer
-from dist_net.cluster.run_directory import RunDirectory
+from dist_net.cluster.run_directory import DEFAULT_PARENT, RunDirectory
 from dist_net.cluster.trained import load_trained
 from dist_net.darknet.configuration import read_configuration
 from dist_net.darknet.labels import imagenet_labels, read_labels, require_labels
@@ -175,7 +175,7 @@ def source_called(
         return _configured(path, weights, labels)
     is_live = model.startswith(LIVE)
     if not is_live and not path.exists():
-        close = get_close_matches(model, PUBLISHED, 1)
+        close = get_close_matches(model, [*PUBLISHED, *_runs_near(path)], 1)
         hint = f"did you mean {close[0]}?" if close else f"expected {MODELS}"
         raise UnknownModelError(f"no model {model!r}; {hint}")
     if weights is not None:
@@ -185,6 +185,13 @@ def source_called(
     if is_live:
         return TrainingRun(model, keys, labels, progress)
     return TrainedRun(path, labels, progress)
+
+
+def _runs_near(path: Path) -> list[str]:
+    """The run directories beside this path, and where runs are put unless told otherwise."""
+    checkpoint = RunDirectory(path).checkpoint.name
+    parents = {path.parent, DEFAULT_PARENT}
+    return [str(file.parent) for parent in parents for file in parent.glob(f"*/{checkpoint}")]
 
 
 def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelSource:

@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,17 @@ def run(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["trian"], r".*invalid choice: 'trian'.*; see dist-net --help"),
         ([], r"the following arguments are required: COMMAND; see .*"),
-        (["train", "--speed"], r"unrecognized arguments: --speed; see .*"),
+        (["trian"], r".*invalid choice: 'trian' \(did you mean train\?\); see dist-net --help"),
+        (["nothing"], r".*invalid choice: 'nothing' \(choose from train, evaluate, .*\); see .*"),
+        (["--verison"], r"unrecognized arguments: --verison \(did you mean --version\?\); see .*"),
+        (["train", "--quick"], r"unrecognized arguments: --quick; see dist-net train --help"),
+        (["train", "--epohcs=3"], r".*: --epohcs \(did you mean --epochs\?\); see .*"),
+        (["train", "-workers", "3"], r".*: -workers \(did you mean --workers\?\); see .*"),
+        (["worker", "--conect", "tcp://h:1"], r".*: --conect \(did you mean --connect\?\); .*"),
+        (["keys", "create", "--wroker", "a", "k"], r".*: --wroker \(did you mean --worker\?\); .*"),
+        (["bench", "trainin"], r".*invalid choice: 'trainin' \(did you mean training\?\); see .*"),
+        (["train", "digits", "more"], r"unrecognized arguments: more; see dist-net train --help"),
         (["train", "--epochs", "x"], r"argument --epochs: invalid int value: 'x'; .*"),
         (["train", "--workers", "-1"], r"argument --workers: -1 is below 0; see .*"),
         (["worker", "digits"], r"the following arguments are required: --connect; .*"),
@@ -271,6 +280,18 @@ def test_a_model_that_is_none(refuses: Refuses, tmp_path: Path) -> None:
     refuses(r"argument --top: 0 is below 1; .*", "predict", "darknet53", file, "--top", "0")
 
 
+def test_a_run_that_is_nearly_called_so(refuses: Refuses, run: Path, tmp_path: Path) -> None:
+    refuses(rf"no model '{tmp_path}/rum'; did you mean {run}\?", "predict", f"{tmp_path}/rum", "x")
+
+
+def test_the_version_is_shown(
+    ordinary_process: None,  # noqa: ARG001
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code_of(main, ["--version"]) == 0
+    assert capsys.readouterr().out == f"dist-net {version('dist-net')}\n"
+
+
 def test_a_models_files_that_do_not_fit(refuses: Refuses, run: Path, tmp_path: Path) -> None:
     configuration, weights, labels = (tmp_path / name for name in ("net.cfg", "weights", "names"))
     predict = ("predict", configuration, "picture.png")
@@ -292,6 +313,7 @@ def test_a_models_files_that_do_not_fit(refuses: Refuses, run: Path, tmp_path: P
 
 def test_what_there_is_not_to_fetch(refuses: Refuses) -> None:
     refuses(r"nothing called 'no-such' to fetch: .*digits.*darknet53.*", "fetch", "no-such")
+    refuses(r"nothing called 'digit' to fetch: did you mean digits\?", "fetch", "digit")
 
 
 def test_a_run_that_cannot_be_resumed_is_left_as_it_was(
