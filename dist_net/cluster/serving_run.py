@@ -191,6 +191,7 @@ def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
         certificate=options.tls_certificate,
         private_key=options.tls_key,
         max_batch_size=options.pool.max_batch_size,
+        queue_bytes=options.pool.queue_bytes,
     )
     return HttpServer(application(gateway, settings), settings)
 

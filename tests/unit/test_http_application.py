@@ -4,7 +4,8 @@ import asyncio
 import gzip
 import json
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from fake_service import ANIMALS, BAD_PICTURE, DIGITS, FakeService, probabilitie
 from prometheus_client.parser import text_string_to_metric_families
 
 from dist_net.errors import AddressError, InsecureAddressError, SettingError
+from dist_net.serving.http import bodies, forms, images
 from dist_net.serving.http.application import application
+from dist_net.serving.http.forms import pictures_of
 from dist_net.serving.http.openapi import openapi_document
 from dist_net.serving.http.page import page_routes
 from dist_net.serving.http.settings import HttpSettings
+from dist_net.serving.open_inference import compression
 from dist_net.serving.open_inference.tensors import bytes_of_elements
 from dist_net.serving.requests import Outcome, Question, Status
 from dist_net.serving.service import ServedModel
@@ -408,6 +412,25 @@ def test_a_form_of_too_many_files_is_refused(ask: Ask) -> None:
     assert ask("POST", "/v1/models/animals/classify", files=files).status_code == 413
 
 
+@pytest.mark.parametrize("searched_bytes", [1, 7, 30])
+def test_a_form_is_taken_apart_wherever_its_boundaries_lie(
+    monkeypatch: pytest.MonkeyPatch, searched_bytes: int
+) -> None:
+    monkeypatch.setattr(forms, "_SEARCHED_BYTES", searched_bytes)
+    random = np.random.default_rng(searched_bytes)
+    pieces = [b"\r\n", b"--", b"b", b"\r\n--", b"\r\n--B", b"x"]  # never the whole boundary
+    for _ in range(50):
+        contents = [
+            b"".join(pieces[each] for each in random.integers(len(pieces), size=9))
+            for _ in range(3)
+        ]
+        head = b'\r\nContent-Disposition: form-data; name="f"; filename="p"\r\n\r\n'
+        body = b"\r\n".join(b"--Boundary" + head + each for each in contents)
+        body = random.choice([b"", b"preamble\r\n"]) + body + b"\r\n--Boundary--\r\n"
+        found = pictures_of(bytearray(body), b"multipart/form-data; boundary=Boundary")
+        assert [bytes(each.content) for each in found] == contents
+
+
 # The page, metrics, OpenAPI
 
 
@@ -626,7 +649,7 @@ def test_a_client_that_goes_before_its_body_is_whole_asks_nothing(service: FakeS
 
 def test_pieces_are_limited_one_body_and_all_together(service: FakeService) -> None:
     async def all_at_once() -> list[int]:
-        app = application(service, HttpSettings(body_bytes=100, received_bytes=150))
+        app = application(service, HttpSettings(body_bytes=100, queue_bytes=150))
         big = Client(piece(bytes(60), True), piece(bytes(60), True))
         await app(SCOPE, big.receive, big.send)  # type: ignore[arg-type]
         slow = [Client(piece(bytes(80), True)) for _ in range(2)]
@@ -642,6 +665,70 @@ def test_pieces_are_limited_one_body_and_all_together(service: FakeService) -> N
         return [client.sent[0]["status"] for client in (big, slow[1], again, late)]
 
     assert asyncio.run(all_at_once()) == [413, 503, 400, 413]
+
+
+BOUNDARY = (b"content-type", b"multipart/form-data; boundary=B")
+FORM = (
+    b'--B\r\nContent-Disposition: form-data; name="note"\r\n\r\n%s\r\n'
+    b'--B\r\nContent-Disposition: form-data; name="f"; filename="p"\r\n\r\n%s\r\n--B--\r\n'
+)
+
+
+def form(note: bytes) -> tuple[dict[str, Any], bytes]:
+    """A compressed form with a picture and a note that nobody reads, and its request's scope."""
+    headers = [*SCOPE["headers"], BOUNDARY, (b"content-encoding", b"gzip")]  # type: ignore[misc]
+    scope = SCOPE | {"path": "/v1/models/animals/classify", "query_string": b""}
+    return scope | {"headers": headers}, gzip.compress(FORM % (note, JPEG))
+
+
+def test_what_a_body_decompresses_to_is_held_until_it_is_answered(service: FakeService) -> None:
+    async def three() -> list[int]:
+        service.is_silent = True
+        app = application(service, HttpSettings(queue_bytes=3_000_000))
+        scope, body = form(bytes(2_000_000))
+        clients = [Client(piece(body)) for _ in range(3)]
+        first = asyncio.create_task(app(scope, clients[0].receive, clients[0].send))  # type: ignore[arg-type]
+        while not service.futures:
+            await asyncio.sleep(0)
+        await app(scope, clients[1].receive, clients[1].send)  # type: ignore[arg-type]
+        service.futures[0].set_result(service._answer(service.questions[0]))
+        await first
+        service.is_silent = False
+        await app(scope, clients[2].receive, clients[2].send)  # type: ignore[arg-type]
+        return [client.sent[0]["status"] for client in clients]
+
+    assert asyncio.run(three()) == [200, 503, 200]
+
+
+def test_a_body_that_could_never_be_held_is_too_large(service: FakeService) -> None:
+    client = asyncio.run(served_with(service, piece(bytes(200)), queue_bytes=100))
+    assert client.sent[0]["status"] == 413
+
+
+def test_large_bodies_are_decompressed_and_taken_apart_by_threads(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by: dict[str, set[threading.Thread]] = {"decompress": set(), "take apart": set()}
+
+    def decompress(*arguments: Any) -> Iterator[bytes]:
+        for each in compression.decompress(*arguments):
+            by["decompress"].add(threading.current_thread())
+            yield each
+
+    def pictures_of(*arguments: Any) -> list[forms.Picture]:
+        by["take apart"].add(threading.current_thread())
+        return forms.pictures_of(*arguments)
+
+    monkeypatch.setattr(bodies, "decompress", decompress)
+    monkeypatch.setattr(images, "pictures_of", pictures_of)
+    scope, body = form(bytes(2_000_000))
+    client = Client(piece(body))
+    app = application(service, HttpSettings())
+    asyncio.run(app(scope, client.receive, client.send))  # type: ignore[arg-type]
+    assert client.sent[0]["status"] == 200
+    assert all(by.values())
+    assert threading.current_thread() not in set.union(*by.values())
+    assert bytes(service.questions[0].payload) == JPEG
 
 
 @pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/v1/models/animals/classify"])

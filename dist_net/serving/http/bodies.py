@@ -1,8 +1,10 @@
-"""Bodies of requests, received within the limits."""
+"""Bodies of requests, received and decompressed within the limits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Self, TypeVar
 
 from starlette.types import Receive, Scope
 
@@ -11,7 +13,11 @@ from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.open_inference.compression import decompress
 from dist_net.serving.requests import Payload
 
+Result = TypeVar("Result")
+
 _BUSY_S = 1.0
+_THREADS = 2
+_QUICK_BYTES = 2**16  # about what a millisecond is enough for, whatever they are
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:
@@ -33,17 +39,42 @@ def size_header(headers: Mapping[bytes, bytes], name: bytes) -> int | None:
 
 
 class Bodies:
-    """Receives bodies, and keeps count of the bytes of those that are being received."""
+    """What the bodies of all requests occupy that have no answer yet, and the turns at threads.
+
+    The event loop must not stand still for one request, however large: what takes time in
+    proportion to a body is done by threads, for few requests at once.
+    """
 
     def __init__(self, settings: HttpSettings) -> None:
-        self._settings = settings
-        self._received_bytes = 0
+        self.settings = settings
+        self.held_bytes = 0
+        self.turns = asyncio.Semaphore(_THREADS)
+
+    def next(self) -> Body:
+        """For the next request."""
+        return Body(self)
+
+
+class Body:
+    """The body of one request, held from ``with`` on until the request is answered."""
+
+    __slots__ = ("_all", "_size")
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._all = bodies
+        self._size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._all.held_bytes -= self._size
 
     async def receive(self, headers: Mapping[bytes, bytes], receive: Receive) -> Payload | None:
-        """A request's body, decompressed; None when its client went meanwhile.
+        """The body, decompressed; None when its client went meanwhile.
 
-        Raises RequestTooLargeError for more than a body may have, PoolUnavailableError when too
-        much is being received already, and what ``decompress`` raises.
+        Raises RequestTooLargeError for more than a body may have, PoolUnavailableError when those
+        that are held already leave no room for it, and what ``decompress`` raises.
         """
         announced = size_header(headers, b"content-length")
         if announced is not None:
@@ -55,42 +86,58 @@ class Bodies:
         if body is None or message["type"] == "http.disconnect":
             return None
         self._check(len(body))
+        self._hold(len(body))
         encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").lower()
-        if encoding == "identity":
-            return body
-        return decompress(body, encoding, self._settings.decompressed_bytes)
+        return body if encoding == "identity" else await self._decompressed(body, encoding)
+
+    async def off_loop(self, size: int, function: Callable[[], Result]) -> Result:
+        """What ``function`` gives, whose time grows with ``size`` bytes: by a thread if it is long.
+
+        One that holds the interpreter's lock gains as well: the loop has its turn after it.
+        """
+        if size <= _QUICK_BYTES:
+            return function()
+        async with self._all.turns:
+            return await asyncio.to_thread(function)
 
     async def _rest(self, body: bytearray, receive: Receive) -> memoryview | None:
         """The body that begins with ``body``."""
-        counted = 0
-        try:
-            more = True
-            while more:
-                self._received_bytes += len(body) - counted
-                counted = len(body)
-                self._check(counted)
-                self._check_all()
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return None
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-        finally:
-            self._received_bytes -= counted
+        more = True
+        while more:
+            self._check(len(body))
+            self._hold(len(body))
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        return memoryview(body)
+
+    async def _decompressed(self, compressed: Payload, encoding: str) -> memoryview:
+        pieces = decompress(compressed, encoding, self._all.settings.decompressed_bytes)
+        body = bytearray()
+        async with self._all.turns:
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                body += piece
+                self._hold(len(compressed) + len(body))
+        self._hold(len(body))
         return memoryview(body)
 
     def _check(self, size: int) -> None:
-        limit = self._settings.body_bytes
+        limit = min(self._all.settings.body_bytes, self._all.settings.queue_bytes)
         if size > limit:
             raise RequestTooLargeError(
                 f"a body of {size:,} bytes or more; expected at most {limit:,}"
             )
 
-    def _check_all(self) -> None:
-        limit = self._settings.received_bytes
-        if self._received_bytes > limit:
+    def _hold(self, size: int) -> None:
+        """Counts ``size`` bytes for this request from now on."""
+        self._all.held_bytes += size - self._size
+        self._size = size
+        limit = self._all.settings.queue_bytes
+        if self._all.held_bytes > limit:
             raise PoolUnavailableError(
-                f"bodies of more than {limit:,} bytes are being received at once; expected fewer "
-                f"or smaller ones; try again in {_BUSY_S:.0f} s",
+                f"the bodies of requests without an answer would have more than {limit:,} bytes; "
+                f"expected fewer or smaller ones; try again in {_BUSY_S:.0f} s",
                 _BUSY_S,
             )

@@ -16,7 +16,7 @@ from dist_net.errors import BadRequestError, QuestionError
 from dist_net.serving.description import ModelDescription
 from dist_net.serving.http.asking import ask, description_of, served_model
 from dist_net.serving.http.bodies import Bodies, headers_of
-from dist_net.serving.http.forms import Picture, pictures_of
+from dist_net.serving.http.forms import Picture, is_form, pictures_of
 from dist_net.serving.http.replies import Json, error_content, outcome_reply
 from dist_net.serving.requests import Outcome, Question, Status
 from dist_net.serving.service import Service
@@ -43,17 +43,22 @@ class Images:
         """Says what each picture of a request shows; one that cannot be answered fails alone."""
         began_s = perf_counter()
         headers = headers_of(request.scope)
-        body = await self._bodies.receive(headers, request.receive)
-        pictures = pictures_of(body or b"", headers.get(b"content-type", b""))
-        model = self._model(request.path_params.get("model"))
-        top = _top(request.query_params.get("top"))
-        # One answer, so one version, also if a newer one comes between the pictures.
-        version = model.version if len(pictures) > 1 else None
-        questions = [
-            Question(model.name, each.content, is_picture=True, version=version)
-            for each in pictures
-        ]
-        outcomes = await ask(self._service, questions, request.receive)
+        with self._bodies.next() as body:
+            content = await body.receive(headers, request.receive) or b""
+            content_type = headers.get(b"content-type", b"")
+            searched_bytes = len(content) if is_form(content_type) else 0
+            pictures = await body.off_loop(
+                searched_bytes, lambda: pictures_of(content, content_type)
+            )
+            model = self._model(request.path_params.get("model"))
+            top = _top(request.query_params.get("top"))
+            # One answer, so one version, also if a newer one comes between the pictures.
+            version = model.version if len(pictures) > 1 else None
+            questions = [
+                Question(model.name, each.content, is_picture=True, version=version)
+                for each in pictures
+            ]
+            outcomes = await ask(self._service, questions, request.receive)
         total_ms = (perf_counter() - began_s) * _MS_PER_S
         return _reply(model, pictures, outcomes, top, total_ms)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
@@ -65,22 +66,29 @@ class Inference:
             await reply(scope, receive, send)
             return
         headers = headers_of(scope)
-        body = await self._bodies.receive(headers, receive)
-        if body is None:
-            return
-        model = description_of(served_model(self._service, name))
         json_bytes = size_header(headers, JSON_LENGTH)
-        questions, wanted = read_request(body, json_bytes, model, version)
-        outcomes = await ask(self._service, questions, receive)
-        if (failed := _first_failure(outcomes)) is not None:
-            await outcome_reply(failed)(scope, receive, send)
-            return
-        rows = sum(question.rows for question in questions)
-        content, json_bytes = encode_response(model, rows, outcomes, wanted)
-        content, about = _compressed(content, headers)
-        if json_bytes is not None:
-            about.append((JSON_LENGTH, b"%d" % json_bytes))
-        await send_json(send, content, about)
+        with self._bodies.next() as body:
+            content = await body.receive(headers, receive)
+            if content is None:
+                return
+            model = description_of(served_model(self._service, name))
+            parsed_bytes = len(content) if json_bytes is None else json_bytes
+            questions, wanted = await body.off_loop(
+                parsed_bytes, lambda: read_request(content, json_bytes, model, version)
+            )
+            outcomes = await ask(self._service, questions, receive)
+            if (failed := _first_failure(outcomes)) is not None:
+                await outcome_reply(failed)(scope, receive, send)
+                return
+            rows = sum(question.rows for question in questions)
+            answer, json_bytes = encode_response(model, rows, outcomes, wanted)
+            about: Headers = []
+            if (encoding := _encoding_of(answer, headers)) is not None:
+                answer = await body.off_loop(len(answer), partial(compress, answer, encoding))
+                about.append((b"content-encoding", encoding.encode()))
+            if json_bytes is not None:
+                about.append((JSON_LENGTH, b"%d" % json_bytes))
+            await send_json(send, answer, about)
 
 
 def _asked_for(path: str) -> tuple[str, int | None]:
@@ -106,11 +114,8 @@ def _first_failure(outcomes: Sequence[Outcome]) -> Outcome | None:
     return None
 
 
-def _compressed(content: bytes, headers: Mapping[bytes, bytes]) -> tuple[bytes, Headers]:
-    """The content as the client takes it, and the header that says so."""
-    if len(content) < WORTHWHILE_BYTES or b"accept-encoding" not in headers:
-        return content, []
-    encoding = accepted_encoding(headers[b"accept-encoding"].decode("latin-1"))
-    if encoding is None:
-        return content, []
-    return compress(content, encoding), [(b"content-encoding", encoding.encode())]
+def _encoding_of(answer: bytes, headers: Mapping[bytes, bytes]) -> str | None:
+    """How an answer is compressed for its client; None: not at all."""
+    if len(answer) < WORTHWHILE_BYTES or b"accept-encoding" not in headers:
+        return None
+    return accepted_encoding(headers[b"accept-encoding"].decode("latin-1"))

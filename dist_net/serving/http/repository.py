@@ -8,11 +8,12 @@ import orjson
 from starlette.requests import Request
 from starlette.routing import Route
 
-from dist_net.errors import BadRequestError, UnsupportedRequestError
+from dist_net.errors import BadRequestError, RequestTooLargeError, UnsupportedRequestError
 from dist_net.serving.http.asking import served_model
 from dist_net.serving.http.bodies import Bodies, headers_of
 from dist_net.serving.http.replies import Json, outcome_reply
 from dist_net.serving.open_inference.metadata import repository_index
+from dist_net.serving.open_inference.request import MOST_JSON_BYTES
 from dist_net.serving.requests import Outcome, Status
 from dist_net.serving.service import Service
 
@@ -60,13 +61,18 @@ class Repository:
 
     async def _content(self, request: Request) -> dict[str, Any]:
         """The body, a JSON object or nothing."""
-        body = await self._bodies.receive(headers_of(request.scope), request.receive)
-        if not body:
-            return {}
-        try:
-            content = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise BadRequestError(f"the request is no JSON: {error}") from error
+        with self._bodies.next() as body:
+            text = await body.receive(headers_of(request.scope), request.receive)
+            if not text:
+                return {}
+            if len(text) > MOST_JSON_BYTES:
+                raise RequestTooLargeError(
+                    f"{len(text):,} bytes of JSON; expected at most {MOST_JSON_BYTES:,}"
+                )
+            try:
+                content = await body.off_loop(len(text), lambda: orjson.loads(text))
+            except orjson.JSONDecodeError as error:
+                raise BadRequestError(f"the request is no JSON: {error}") from error
         if not isinstance(content, dict):
             raise BadRequestError("the request is no JSON object; expected one, or no body")
         return content

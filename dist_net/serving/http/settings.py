@@ -21,10 +21,11 @@ class HttpSettings:
     ``private_key`` are PEM files for TLS. ``max_batch_size`` is the pool's, for the models'
     configuration.
 
-    A body has at most ``body_bytes``, and ``decompressed_bytes`` once it is decompressed; those
-    that are being received have at most ``received_bytes`` together. A request's line and headers
-    have at most ``header_bytes``, and of headers there are at most ``headers``. There are at most
-    ``connections``, and on each at most ``pipelined`` requests behind the one being answered.
+    A body has at most ``body_bytes``, and ``decompressed_bytes`` once it is decompressed; those of
+    all requests that have no answer yet have at most ``queue_bytes``, which is the pool's limit,
+    too. A request's line and headers have at most ``header_bytes``, and of headers there are at
+    most ``headers``. There are at most ``connections``, and on each at most ``pipelined`` requests
+    behind the one being answered.
     """
 
     address: str = "127.0.0.1:8000"
@@ -34,7 +35,7 @@ class HttpSettings:
     max_batch_size: int = 8
     body_bytes: int = 16 * MIB
     decompressed_bytes: int = 32 * MIB
-    received_bytes: int = 256 * MIB
+    queue_bytes: int = 256 * MIB
     header_bytes: int = 16 * 1024
     headers: int = 64
     connections: int = 512
