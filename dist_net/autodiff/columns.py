@@ -34,7 +34,7 @@ def long_rows(*matrices: Array) -> list[Array]:
     if not contiguous or rows * columns < MANY_ELEMENTS:
         return list(matrices)
     lanes = max(n for n in range(1, max(1, LONG_ROW // columns) + 1) if rows % n == 0)
-    return [each.reshape(rows // lanes, lanes * columns) for each in matrices]
+    return [each.reshape(rows // lanes, lanes * columns, copy=False) for each in matrices]
 
 
 def column_sums(x: Array, out: Array) -> Kernel:
@@ -48,7 +48,7 @@ def column_sums(x: Array, out: Array) -> Kernel:
         return partial(np.matmul, ones, rows, out)
     by_lane = np.empty(rows.shape[1], x.dtype)
     add_rows = partial(np.matmul, ones, rows, by_lane)
-    return in_order([add_rows, column_sums(by_lane.reshape(-1, out.size), out)])
+    return in_order([add_rows, column_sums(by_lane.reshape(-1, out.size, copy=False), out)])
 
 
 def column_dots(x: Array, y: Array, out: Array, team: Team) -> Kernel:
@@ -65,4 +65,6 @@ def column_dots(x: Array, y: Array, out: Array, team: Team) -> Kernel:
         * team.threads
         for total, (start, stop) in zip(by_lane, pairwise(edges), strict=True)
     ]
-    return in_order([team.kernel(tasks), column_sums(by_lane.reshape(-1, out.size), out)])
+    return in_order(
+        [team.kernel(tasks), column_sums(by_lane.reshape(-1, out.size, copy=False), out)]
+    )

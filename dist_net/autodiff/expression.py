@@ -44,6 +44,8 @@ class Operation:
     overwrites_inputs = False
     """Whether the kernel gives the right answer when its output is the buffer of an input that
     has the output's shape and dtype."""
+    reads_contiguous = False
+    """Whether the inputs have to be C-contiguous: a plan copies a view that is not, at each run."""
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         """The shape and dtype of the result; raises ShapeError or DTypeError."""

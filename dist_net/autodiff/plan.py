@@ -115,11 +115,13 @@ class Plan:
                 case View() as operation:
                     known[id(node)] = operation.view(known[id(node.inputs[0])])
                 case _ if id(node) in self._placed:
-                    known[id(node)] = outputs[self._placed[id(node)]].reshape(node.shape)
+                    known[id(node)] = outputs[self._placed[id(node)]].reshape(
+                        node.shape, copy=False
+                    )
                 case _ if id(node) in self._slot_of:
                     slot = self._slots[self._slot_of[id(node)]]
                     used = slot[: node.size * node.dtype.itemsize]
-                    known[id(node)] = used.view(node.dtype).reshape(node.shape)
+                    known[id(node)] = used.view(node.dtype).reshape(node.shape, copy=False)
         return known
 
 
@@ -151,5 +153,5 @@ def compile(
 def evaluate(outputs: Sequence[Expression], /, **arrays: Array) -> list[Array]:
     """The values of ``outputs`` for these variables, in new arrays: compiled, run once, dropped."""
     contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-    shaped = {name: contiguous[name].reshape(np.shape(arrays[name])) for name in arrays}
+    shaped = {name: contiguous[name].reshape(np.shape(arrays[name]), copy=False) for name in arrays}
     return list(compile(outputs).bind(shaped).run())

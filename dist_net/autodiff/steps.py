@@ -126,15 +126,21 @@ def _rows(array: Array, node: Expression, strip: slice) -> Array:
 def materialise(outputs: Sequence[Expression]) -> list[Expression]:
     """The graph with copies where a view cannot serve.
 
-    A reshape needs contiguous elements; an output needs a buffer that nothing else is, which a
-    node has that is computed, seen through reshapes or not, and is no other output.
+    Some operations read contiguous arrays only; an output needs a buffer that nothing else is,
+    which a node has that is computed, seen through reshapes or not, and is no other output.
     """
     materialised: dict[int, Expression] = {}
     copies: dict[int, Expression] = {}
+
+    def contiguous(node: Expression) -> Expression:
+        if _is_contiguous(node):
+            return node
+        return copies.setdefault(id(node), apply(Copy(), node))
+
     for node in topological_order(outputs):
         inputs = tuple(materialised[id(each)] for each in node.inputs)
-        if isinstance(node.operation, Reshape) and not _is_contiguous(inputs[0]):
-            inputs = (copies.setdefault(id(inputs[0]), apply(Copy(), inputs[0])),)
+        if node.operation.reads_contiguous:
+            inputs = tuple(map(contiguous, inputs))
         materialised[id(node)] = Expression(node.operation, inputs, node.shape, node.dtype)
     claimed: set[int] = set()
     result = []

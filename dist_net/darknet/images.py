@@ -187,7 +187,7 @@ def resize(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
     # All is done on rows without an axis of channels: loops over three numbers take twice the time.
     channels = pixels.shape[2]
     rows, of_row = np.unique(np.concatenate([above, below]), return_inverse=True)
-    needed = pixels.take(rows, 0).reshape(len(rows), -1)
+    needed = pixels.take(rows, 0).reshape(len(rows), -1, copy=False)
     x = along_x.repeat(channels)
     narrow = _columns(needed, left, channels)
     narrow *= 1 - x
@@ -196,7 +196,7 @@ def resize(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
     resized = narrow.take(of_row[:height], 0)
     resized *= 1 - y
     resized[:-1] += narrow.take(of_row[height : 2 * height - 1], 0) * y[:-1]
-    return resized.reshape(height, width, channels)
+    return resized.reshape(height, width, channels, copy=False)
 
 
 def _samples(size: int, new_size: int) -> tuple[Indices, Indices, NDArray[np.float32]]:

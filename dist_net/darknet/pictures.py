@@ -47,6 +47,6 @@ class PictureInputs:
         if self._shape[2:] != (3,):
             pixels = grey(pixels)
         try:
-            return self._fitted(pixels, *self._shape[:2]).reshape(self._shape)
+            return self._fitted(pixels, *self._shape[:2]).reshape(self._shape, copy=False)
         except ImageError as error:  # pixels have no name
             raise ImageError(f"{name_of(picture)}: {error}") from error

@@ -139,7 +139,9 @@ def _arrays(
     for layer, stored in _stored(network):
         if transposed and layer.section.kind == "connected" and stored.name == "kernel":
             stored = _other_way_round(stored)
-        ours = views[f"{layer.name}/{stored.name}"].reshape([stored.shape[i] for i in stored.axes])
+        ours = views[f"{layer.name}/{stored.name}"].reshape(
+            [stored.shape[i] for i in stored.axes], copy=False
+        )
         yield layer, stored, ours.transpose(np.argsort(stored.axes))
 
 
@@ -162,7 +164,7 @@ def _read_array(
         content = file.read(part.nbytes)
         if len(content) < part.nbytes:
             raise WeightsFileError(f"{path}: became shorter in {_named(layer, stored)}; try again")
-        numbers = np.frombuffer(content, NUMBERS).reshape(part.shape)
+        numbers = np.frombuffer(content, NUMBERS).reshape(part.shape, copy=False)
         _check_numbers(path, layer, stored, numbers)
         part[...] = numbers
 

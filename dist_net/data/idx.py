@@ -105,4 +105,4 @@ def _read_compressed(path: Path, content: IO[bytes] | gzip.GzipFile) -> NDArray[
     while len(found) <= size and (chunk := content.read(1 << 20)):
         found += chunk
     _check_length(path, offset, shape, len(found), size)
-    return np.frombuffer(bytes(found), dtype).reshape(shape)
+    return np.frombuffer(bytes(found), dtype).reshape(shape, copy=False)

@@ -149,7 +149,7 @@ class Layout:
             )
         ends = np.cumsum([each.size for each in self._arrays])
         return {
-            each.name: vector[end - each.size : end].reshape(each.shape)
+            each.name: vector[end - each.size : end].reshape(each.shape, copy=False)
             for each, end in zip(self._arrays, ends, strict=True)
         }
 

@@ -82,7 +82,7 @@ def map_prepared(path: Path, key: str) -> Prepared | None:
 def _array(content: NDArray[np.uint8], entry: dict[str, Any]) -> Array:
     start, stop = entry["data_offsets"]
     array: Array = content[start:stop].view(DTYPES[entry["dtype"]])
-    return array.reshape(entry["shape"])
+    return array.reshape(entry["shape"], copy=False)
 
 
 def _checksum(name: str, array: Array) -> int:

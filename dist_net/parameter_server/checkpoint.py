@@ -90,7 +90,7 @@ def _parameters(layout: Layout, weights: Vector) -> dict[str, Vector]:
     parameters, start = {}, 0
     for name, shape in layout:
         stop = start + prod(shape)
-        parameters[name] = weights[start:stop].reshape(shape)
+        parameters[name] = weights[start:stop].reshape(shape, copy=False)
         start = stop
     return parameters
 

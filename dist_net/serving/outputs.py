@@ -63,7 +63,7 @@ class Pending:
         try:
             values = np.frombuffer(answer.payloads[0], OUTPUT_DTYPE)
             shape = (-1, self._summary.classes) if self._has_rows else (self._summary.classes,)
-            probabilities, version = values.reshape(shape), int(answer.version)
+            probabilities, version = values.reshape(shape, copy=False), int(answer.version)
         except (ValueError, IndexError) as error:
             raise unexpected(answer) from error
         return Outputs(

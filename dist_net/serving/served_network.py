@@ -192,7 +192,7 @@ class ServedNetwork:
                 f"{self._row_bytes:,} bytes each".encode(),
             )
         flat = np.frombuffer(payload, self._dtype)
-        return flat.reshape(rows, *self.description.input_shape)
+        return flat.reshape(rows, *self.description.input_shape, copy=False)
 
 
 def model_of(description: ModelDescription) -> Model:

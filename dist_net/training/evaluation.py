@@ -50,5 +50,5 @@ class Evaluator:
         (loss,) = self._loss.bind({"outputs": outputs, "labels": self._labels}).run()
         classes = outputs.shape[1]
         pairs = self._labels.astype(np.intp) * classes + outputs.argmax(1)
-        confusion = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
-        return Evaluation(float(loss), confusion)
+        counts = np.bincount(pairs, minlength=classes * classes)
+        return Evaluation(float(loss), counts.reshape(classes, classes, copy=False))

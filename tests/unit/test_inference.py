@@ -93,6 +93,23 @@ def test_the_answers_are_those_of_the_network_as_it_stands(inference_of, options
     assert np.abs(outputs - plain).max() <= 1e-5 * np.abs(plain).max()
 
 
+def test_a_convolution_reads_what_a_view_shows_when_it_runs(inference_of):
+    views = [
+        lambda x: ad.part(x, 2, 1, 5),
+        lambda x: ad.transpose(x, (0, 2, 1, 3)),
+        lambda x: ad.part(x, 3, 1, 3),
+        lambda x: ad.broadcast_to(ad.mean(x, 1, keep=True), x.shape),
+    ]
+    for view in views:
+        model = model_of(Sequential(Rescale(), Lambda(view), Conv2D(8, 1), GlobalAveragePool()))
+        weights = weights_of(model)
+        session, plain = inference_of(model, weights), Predictor(model, weights)
+        for seed in (1, 2):
+            inputs = pictures(model, 3, seed)
+            expected = plain(inputs)
+            assert np.abs(session(inputs) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def operations(network, shape):
     """How often each operation is left in the graph for the inputs."""
     scope = Scope()

@@ -89,7 +89,7 @@ def served():
 
     def make(description=DARKNET, scale=1.0, **options):
         if description.configuration:
-            network = DarknetNetwork(parse_configuration(CONFIGURATION, "m"))
+            network = DarknetNetwork(parse_configuration(description.configuration, "m"))
             model = Model(network, network.input_shape, input_dtype=np.float32)
             weights = seeded_weights(network, 0)
         else:
@@ -133,6 +133,21 @@ def test_each_tensor_is_answered_with_as_many_rows(served):
     np.testing.assert_allclose(probabilities(answers.payloads[0]).sum(axis=1), 1, rtol=1e-5)
     assert answers.prepare_s >= 0
     assert answers.compute_s > 0
+
+
+def test_each_picture_that_a_net_crops_has_an_answer_of_its_own(served):
+    crop = "[crop]\ncrop_height=6\ncrop_width=8\nnoadjust=1\n"
+    pointwise = CONFIGURATION.replace("size=3", "size=1").replace("pad=1", "pad=0")
+    configuration = pointwise.replace("channels=3\n", f"channels=3\n{crop}")
+    network = served(replace(DARKNET, configuration=configuration))
+    inputs = tensors(4)
+    answers = probabilities(network.answer([inputs.tobytes()], is_picture=False).payloads[0])
+
+    plain = DarknetNetwork(parse_configuration(configuration, "m"))
+    model = Model(plain, plain.input_shape, input_dtype=np.float32)
+    expected = Predictor(model, seeded_weights(plain, 0))(inputs)
+    np.testing.assert_allclose(answers, expected, rtol=1e-4)
+    assert len(np.unique(answers, axis=0)) == 4
 
 
 def test_logits_become_probabilities(served):

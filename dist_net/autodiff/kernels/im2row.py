@@ -51,7 +51,7 @@ class Im2Row:
         padded, matrix, product, spare = carve(scratch, _shapes(problem, block), problem.dtype)
         kernels: list[Kernel] = []
         if problem.is_pointwise and problem.groups == 1:
-            matrix = arrays.x[block.images, block.rows].reshape(1, -1, problem.x[3])
+            matrix = arrays.x[block.images, block.rows].reshape(1, -1, problem.x[3], copy=False)
         else:
             kernels += self._gather(problem, block, arrays.x, padded, matrix)
         if problem.groups == 1:
@@ -75,9 +75,9 @@ class Im2Row:
         padding = take_padded(x[block.images], top, left, padded)
         if groups == 1:
             lines = seen.reshape(*place[:4], -1, copy=False)
-            return [*padding, copy_in_runs(matrix.reshape(lines.shape), lines)]
-        by_group = seen.reshape(*place, groups, -1).transpose(5, 0, 1, 2, 3, 4, 6)
-        return [*padding, partial(np.copyto, matrix.reshape(by_group.shape), by_group)]
+            return [*padding, copy_in_runs(matrix.reshape(lines.shape, copy=False), lines)]
+        by_group = seen.reshape(*place, groups, -1, copy=False).transpose(5, 0, 1, 2, 3, 4, 6)
+        return [*padding, partial(np.copyto, matrix.reshape(by_group.shape, copy=False), by_group)]
 
     def _finish(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
@@ -85,7 +85,7 @@ class Im2Row:
         """The output's block, from the products of all its pixels."""
         out = arrays.out[block.index]
         residual = None if arrays.residual is None else arrays.residual[block.index]
-        values, spare = product.reshape(out.shape), spare.reshape(out.shape)
+        values, spare = product.reshape(out.shape, copy=False), spare.reshape(out.shape, copy=False)
         bias = arrays.bias[block.channels]
         return problem.finish.kernels(values, bias, residual, out, spare)
 

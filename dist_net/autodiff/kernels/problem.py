@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Arrays:
-    """What a convolution is bound to: all borrowed, ``residual`` None where there is none."""
+    """What a convolution is bound to: all borrowed and C-contiguous; perhaps no ``residual``."""
 
     x: Array
     kernel: Array
@@ -67,7 +67,7 @@ def carve(
     start = 0
     for shape in shapes:
         used = scratch[start : start + math.prod(shape) * dtype.itemsize]
-        arrays.append(used.view(dtype).reshape(shape))
+        arrays.append(used.view(dtype).reshape(shape, copy=False))
         start += _room(shape, dtype)
     return arrays
 

@@ -109,10 +109,12 @@ def _turned(taps: Array, groups: int) -> tuple[Kernel, Array]:
     """The call that turns (kh, kw, C / groups, O) round, and (groups, kh · kw · O / groups,
     C / groups), which it fills: as columns, so that outputs are copied in runs."""
     height, width, channels, filters = taps.shape
-    source = taps[::-1, ::-1].reshape(height, width, channels, groups, filters // groups)
+    source = taps[::-1, ::-1].reshape(
+        height, width, channels, groups, filters // groups, copy=False
+    )
     turned = np.empty((groups, channels, height, width, filters // groups), taps.dtype)
     call = partial(np.copyto, turned, source.transpose(3, 2, 0, 1, 4))
-    return call, turned.reshape(groups, channels, -1).transpose(0, 2, 1)
+    return call, turned.reshape(groups, channels, -1, copy=False).transpose(0, 2, 1)
 
 
 def _contiguous(array: Array) -> tuple[Sequence[Kernel], Array]:

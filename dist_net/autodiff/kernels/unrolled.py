@@ -96,11 +96,14 @@ class Unrolled:
         grouped = windows.reshape(*windows.shape[:5], self.groups, self.channels, copy=False)
         if self.channels > FEW_CHANNELS:
             seen = grouped.transpose(5, 0, 1, 2, 3, 4, 6)
-            return [*calls, partial(np.copyto, matrix.reshape(seen.shape), seen)], matrix
+            return [
+                *calls,
+                partial(np.copyto, matrix.reshape(seen.shape, copy=False), seen),
+            ], matrix
         # Runs of channels are short, so runs of pixels are copied, into columns.
         seen = grouped.transpose(5, 3, 4, 6, 0, 1, 2)
-        columns = matrix.reshape(self.groups, self.length, matrix.shape[1])
-        calls.append(partial(np.copyto, columns.reshape(seen.shape), seen))
+        columns = matrix.reshape(self.groups, self.length, matrix.shape[1], copy=False)
+        calls.append(partial(np.copyto, columns.reshape(seen.shape, copy=False), seen))
         return calls, columns.transpose(0, 2, 1)
 
 
@@ -108,7 +111,7 @@ def _copy_in_runs(matrix: Array, windows: Array) -> Kernel:
     """The call that copies (N, H', W', kh, kw, C): each window's line lies in one piece."""
     *places, width, channels = windows.shape
     lines = windows.reshape(*places, width * channels, copy=False)
-    return copy_in_runs(matrix.reshape(lines.shape), lines)
+    return copy_in_runs(matrix.reshape(lines.shape, copy=False), lines)
 
 
 def by_group(pixels: Array, groups: int) -> Array:

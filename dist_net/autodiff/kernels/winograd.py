@@ -66,7 +66,10 @@ class Winograd:
         points, sums, *spare = carve(scratch, self._shapes(problem, block), problem.dtype)
         kernel = self.products.part(arrays.kernel, block.channels)
         by_tile = (self.a, self.a, self._tiles(problem, block), -1)
-        x, y = points[:, :-APART].reshape(by_tile), sums[:, :-APART].reshape(by_tile)
+        x, y = (
+            points[:, :-APART].reshape(by_tile, copy=False),
+            sums[:, :-APART].reshape(by_tile, copy=False),
+        )
         return [
             *self._to_points(problem, block, arrays.x, points, spare),
             *(
@@ -93,13 +96,13 @@ class Winograd:
         (top, _), (left, _) = problem.windows.padding
         tiles = _windows(padded, self.m * self.stride, self.a)
         points = points[:, :-APART]
-        gathered = shared[: points.size].reshape(tiles.shape)
+        gathered = shared[: points.size].reshape(tiles.shape, copy=False)
         b, _, _ = transforms(self.m, self.stride)
         matrix = np.kron(b, b).astype(problem.dtype)
         return [
             *take_padded(x[block.images], block.rows.start * self.stride - top, -left, padded),
             partial(np.copyto, gathered, tiles),
-            partial(np.matmul, matrix, gathered.reshape(points.shape), points),
+            partial(np.matmul, matrix, gathered.reshape(points.shape, copy=False), points),
         ]
 
     def _from_points(
@@ -111,19 +114,19 @@ class Winograd:
         residual = None if arrays.residual is None else arrays.residual[block.index]
         _, _, a = transforms(self.m, self.stride)
         matrix = np.kron(a, a).astype(problem.dtype)
-        values = shared[: out.size].reshape(out.shape)
+        values = shared[: out.size].reshape(out.shape, copy=False)
         # A constant in every output is that constant in the sums at the point (1, 1).
         sums = sums[:, :-APART]
-        at_one = sums[ONE * self.a + ONE].reshape(-1, out.shape[5])
+        at_one = sums[ONE * self.a + ONE].reshape(-1, out.shape[5], copy=False)
         return [
             partial(np.add, at_one, arrays.bias[block.channels], at_one),
-            partial(np.matmul, matrix, sums, values.reshape(self.m**2, -1)),
+            partial(np.matmul, matrix, sums, values.reshape(self.m**2, -1, copy=False)),
             *problem.finish.kernels(
                 values,
                 None,
                 None if residual is None else _by_place(residual, self.m),
                 out,
-                shared[out.size : 2 * out.size].reshape(out.shape),
+                shared[out.size : 2 * out.size].reshape(out.shape, copy=False),
             ),
         ]
 

@@ -48,6 +48,7 @@ class PlannedConvolution(Operation):
     problem: Problem
     choice: Choice
     team: Team
+    reads_contiguous = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return self.problem.out, self.problem.dtype

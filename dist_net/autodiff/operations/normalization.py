@@ -104,7 +104,7 @@ class ScaleAndShift(SharedOperation):
         vectors = [shift, *terms[1::2]]
         lanes = np.empty((len(vectors), target.shape[1] // len(shift), len(shift)), out.dtype)
         widen = [partial(np.copyto, *pair) for pair in zip(lanes, vectors, strict=True)]
-        wide_shift, *scales = lanes.reshape(len(vectors), -1)
+        wide_shift, *scales = lanes.reshape(len(vectors), -1, copy=False)
 
         def spare_shapes(strip: slice) -> Sequence[Shape]:
             return [target[strip].shape] * min(2, len(matrices) - 1)
@@ -182,8 +182,8 @@ def _squared_differences(x: Array, center: Array, out: Array) -> Kernel:
     for strip in parts:
         differences = spare[: strip.stop - strip.start]
         calls += [
-            partial(np.subtract, rows[strip], lanes.reshape(-1), differences),
+            partial(np.subtract, rows[strip], lanes.reshape(-1, copy=False), differences),
             column_dots(differences, differences, part, alone),
             partial(np.add, total, part, total),
         ]
-    return in_order([*calls, column_sums(total.reshape(lanes.shape), out)])
+    return in_order([*calls, column_sums(total.reshape(lanes.shape, copy=False), out)])

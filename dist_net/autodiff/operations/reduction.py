@@ -39,7 +39,7 @@ class Sum(Reduction):
         (x,) = inputs
         leading = self.axes == tuple(range(len(self.axes)))
         if leading and x.flags.c_contiguous and x.dtype.kind == "f" and out.size > 1:
-            return column_sums(x.reshape(-1, out.size), out.reshape(-1))
+            return column_sums(x.reshape(-1, out.size, copy=False), out.reshape(-1, copy=False))
         return partial(np.add.reduce, x, self.axes, None, out, True)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:

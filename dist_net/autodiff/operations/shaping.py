@@ -18,6 +18,7 @@ class Reshape(View):
 
     shape: Shape
     keeps_contiguous = True
+    reads_contiguous = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         (x,) = inputs
@@ -31,7 +32,7 @@ class Reshape(View):
         return self.shape, x.dtype
 
     def view(self, array: Array) -> Array:
-        # Plans only reshape contiguous arrays; a silent copy would go stale at the next run.
+        # A silent copy would be made once, and be stale at the next run.
         return array.reshape(self.shape, copy=False)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:

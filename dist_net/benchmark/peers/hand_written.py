@@ -20,9 +20,9 @@ def views(vector: Array) -> tuple[Array, Array, Array, Array]:
     bias = first + task.HIDDEN
     second = bias + task.HIDDEN * task.CLASSES
     return (
-        vector[:first].reshape(task.PIXELS, task.HIDDEN),
+        vector[:first].reshape(task.PIXELS, task.HIDDEN, copy=False),
         vector[first:bias],
-        vector[bias:second].reshape(task.HIDDEN, task.CLASSES),
+        vector[bias:second].reshape(task.HIDDEN, task.CLASSES, copy=False),
         vector[second:],
     )
 

@@ -39,7 +39,9 @@ def load(_directory: Path, batch: int, threads: int) -> Callable[[], NDArray[np.
     optimizer = torch_adam(recipe, network)
     cross_entropy = torch.nn.CrossEntropyLoss()
     images, labels = task.synthetic_images()
-    pixels = torch.from_numpy(images.reshape(-1, 1, *recipe.input_shape)).float().div_(255)
+    pixels = (
+        torch.from_numpy(images.reshape(-1, 1, *recipe.input_shape, copy=False)).float().div_(255)
+    )
     targets = torch.from_numpy(labels).long()
     batches = torch.from_numpy(epoch_order(SEED, 0, task.SAMPLES)).split(batch)
     position = 0

@@ -28,14 +28,14 @@ def encode_response(
     Raises QuestionError for outputs that are not finite, unless they are wanted in binary.
     """
     payload = outcomes[0].payload if len(outcomes) == 1 else b"".join(o.payload for o in outcomes)
-    probabilities = np.frombuffer(payload, "<f4").reshape(rows, -1)
+    probabilities = np.frombuffer(payload, "<f4").reshape(rows, -1, copy=False)
     if (wanted.top or not wanted.is_binary) and not np.isfinite(probabilities).all():
         raise QuestionError(
             "outputs for this input are not finite, which JSON and class names cannot say; "
             "expected an input in the net's range, or a request for binary outputs"
         )
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32"}
-    data: Any = probabilities.reshape(-1)
+    data: Any = probabilities.reshape(-1, copy=False)
     raw: Payload = payload
     if wanted.top:
         data = _classified(probabilities, wanted.top, model.labels)
