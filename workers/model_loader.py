@@ -1,7 +1,7 @@
 """The process that reads models for the inference pool.
 
     python -m workers.model_loader --connect ADDRESS --directory DIR [--training-keys DIR]
-        [--weights FILE] [--labels FILE] [--token TOKEN] [--parent PROCESS_ID] [NAME=]SOURCE...
+        [--weights FILE] [--labels FILE] [--token-file FILE] [--parent PROCESS_ID] [NAME=]SOURCE...
 
 A SOURCE is a MODEL as for ``dist-net predict``, or the address of a parameter server, spoken to
 with the keys in ``--training-keys``; it may be followed by ``,weights=FILE`` and ``,labels=FILE``.
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--training-keys", type=Path)
     parser.add_argument("--weights", type=Path, help="of the one SOURCE")
     parser.add_argument("--labels", type=Path, help="of the one SOURCE")
-    parser.add_argument("--token", default="", help="by which the gateway knows its loader")
+    parser.add_argument("--token-file", type=Path, help="by which the gateway knows its loader")
     parser.add_argument("--parent", type=int)
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
     arguments = parser.parse_args()
@@ -63,7 +63,7 @@ def main() -> int:
         arguments.connect,
         sources,
         arguments.directory,
-        arguments.token.encode(),
+        arguments.token_file.read_bytes() if arguments.token_file else b"",
         is_orphaned=lambda: arguments.parent not in (None, os.getppid()),
     ) as loader:
         os.nice(NICENESS)

@@ -152,9 +152,17 @@ def _worker_socket(
     return ServerSocket([own, *([options.listen_workers] if options.listen_workers else [])], keys)
 
 
+def _secret_file(directory: Path, token: str) -> Path:
+    """Everybody on this host can read a command line, and only this user this file."""
+    path = directory / "loader-token"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(token)
+    return path
+
+
 def _commands(options: ServingOptions, address: str, directory: Path, token: str) -> list[Command]:
     connect = ("--connect", address, "--parent", str(os.getpid()), "--directory")
-    loader = [*connect, str(directory), "--token", token]
+    loader = [*connect, str(directory), "--token-file", str(_secret_file(directory, token))]
     for name in ("training_keys", "weights", "labels"):
         value = getattr(options, name)
         if value is not None:

@@ -286,11 +286,20 @@ def test_bad_arguments_end_with_one_line(start, arguments, words):
     assert len(command.stderr.splitlines()) == 1, command.stderr
 
 
+def test_no_command_line_shows_a_secret(serve, net):
+    children = serve(net.source, "--workers", "1").command.children
+    words = Path(f"/proc/{children['model-loader']}/cmdline").read_text().split("\0")
+    token = Path(words[words.index("--token-file") + 1])
+    assert token.stat().st_mode & 0o777 == 0o600
+    for process_id in children.values():
+        assert token.read_text() not in Path(f"/proc/{process_id}/cmdline").read_text()
+
+
 def test_workers_of_a_killed_gateway_leave(serve, net, eventually):
     pool = serve(net.source, "--workers", "2")
     workers = pool.all_workers(2)
     children = pool.command.children
-    assert set(children) == {"fork-server", *workers}
+    assert set(children) == {"fork-server", "model-loader", *workers}
     pool.command.process.kill()
     eventually(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in children.values()))
 
