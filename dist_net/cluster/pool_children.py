@@ -128,7 +128,9 @@ class PoolChildren:
         is_bad_input = child.exit_code == BadInputError.exit_code
         if is_bad_input and self._failed(BadInputError(child.last_words)):
             return
-        logger.warning("event=child_ended name=%s reason=%s", child.name, child.last_words)
+        logger.warning(
+            "event=child_ended name=%s reason=%s log=%s", child.name, child.last_words, child.log
+        )
         pause_s = 0.0
         if self._loop.time() - place.started_s < SHORTEST_LIFE_S:
             pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * place.pause_s))

@@ -37,6 +37,7 @@ class ServingOptions:
     labels: Path | None
     is_reproducible: bool
     grace_s: float
+    log_directory: Path | None
 
     def __post_init__(self) -> None:
         in_range = 0 <= self.workers <= MOST_WORKERS and 1 <= self.threads <= MOST_THREADS
@@ -124,6 +125,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="to finish what was begun, once asked to end (default: 30)",
     )
+    option(
+        "--log-dir",
+        type=Path,
+        metavar="DIR",
+        help="for the logs of workers and loader; those of the last 10 pools stay "
+        "(default: this user's directory for logs)",
+    )
 
 
 def options_from(arguments: argparse.Namespace) -> ServingOptions:
@@ -154,4 +162,5 @@ def options_from(arguments: argparse.Namespace) -> ServingOptions:
         labels=arguments.labels,
         is_reproducible=arguments.reproducible,
         grace_s=arguments.grace,
+        log_directory=arguments.log_dir,
     )

@@ -8,19 +8,27 @@ import logging
 import os
 import secrets
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import platformdirs
+
 from dist_net.clock import SystemClock
 from dist_net.cluster.command_line import joining_command
 from dist_net.cluster.entry import READY
+from dist_net.cluster.own_directory import log_directory, temporary_directory
 from dist_net.cluster.pool_children import Command, PoolChildren
 from dist_net.cluster.serving_options import ServingOptions
 from dist_net.cluster.stopping import Stop
-from dist_net.errors import DistNetError, KeyFileError, MissingExtraError, ModelLoadError
+from dist_net.errors import (
+    DistNetError,
+    KeyFileError,
+    MissingExtraError,
+    ModelLoadError,
+    SettingError,
+)
 from dist_net.serving.client_desk import ClientDesk
 from dist_net.serving.gateway import Gateway
 from dist_net.serving.pool import Pool
@@ -47,13 +55,14 @@ async def serve(options: ServingOptions) -> int:
     stop = Stop()
     with ExitStack() as opened:
         keys = load_server_keys(options.keys) if options.keys else None
-        directory = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="dist-net-")))
+        directory = opened.enter_context(temporary_directory())
         clients = opened.enter_context(_client_socket(options, keys))
         workers = opened.enter_context(_worker_socket(options, keys, directory))
         clock, token = SystemClock(), secrets.token_hex()
+        logs = _log_directory(options, directory, opened)
         pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32))
         commands = _commands(options, workers.contact_addresses[0], directory, token)
-        children = PoolChildren(commands, "workers.inference_fork_server", directory)
+        children = PoolChildren(commands, "workers.inference_fork_server", logs)
         gateway = Gateway(pool, workers, children, clock, token.encode())
         desk = ClientDesk(gateway, clients, secrets.token_hex(8))
         http = _http(options, gateway)
@@ -61,7 +70,10 @@ async def serve(options: ServingOptions) -> int:
             joining = joining_command("inference-worker", address=address, keys=options.keys)
             print(f"workers may join: {joining}", file=sys.stderr, flush=True)
         said = f"{READY} {f'http={http.url} ' if http else ''}zmq={clients.contact_addresses[0]}"
-        is_drained = await _run(options, gateway, desk, http, children, stop, said)
+        try:
+            is_drained = await _run(options, gateway, desk, http, children, stop, said)
+        except ModelLoadError as error:
+            raise ModelLoadError(f"{error} (logs: {logs})") from error
     if not is_drained:
         logger.warning("event=not_drained grace_s=%g", options.grace_s)
     return stop.exit_code if is_drained else 1
@@ -150,6 +162,23 @@ def _worker_socket(
     """Workers of this host are alone with it: its Unix socket lies in a private directory."""
     own = f"ipc://{directory}/pool"
     return ServerSocket([own, *([options.listen_workers] if options.listen_workers else [])], keys)
+
+
+def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) -> Path:
+    """Where the children's logs go: to the user's log directory, or ``--log-dir``.
+
+    Where there can be no such directory, as in a container, they live as long as the pool.
+    """
+    parent = options.log_directory or platformdirs.user_log_path("dist-net", appauthor=False)
+    try:
+        return opened.enter_context(log_directory(parent))
+    except OSError as error:
+        if options.log_directory is not None:
+            raise SettingError(
+                f"--log-dir {parent}: {error.strerror}; expected a directory that can be written"
+            ) from error
+        logger.info("event=logs_not_kept directory=%s reason=%s", parent, error.strerror)
+        return directory
 
 
 def _secret_file(directory: Path, token: str) -> Path:

@@ -8,7 +8,6 @@ which watches them, evaluates snapshots, and writes the run directory.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, Protocol
 
 from dist_net.cluster.child import Child, end
 from dist_net.cluster.observer import Observer
+from dist_net.cluster.own_directory import temporary_directory
 from dist_net.cluster.run_directory import RunDirectory
 from dist_net.data import Dataset
 from dist_net.errors import DistNetError, InterruptedRunError, ProcessFailedError
@@ -120,7 +120,7 @@ class TrainingRun:
         ends, or the last worker of this host with no other left. Whenever it can, the server
         leaves a checkpoint. No process outlives the call.
         """
-        with tempfile.TemporaryDirectory(prefix="dist-net-") as temporary:
+        with temporary_directory() as temporary:
             address = f"ipc://{temporary}/server"
             server = self._start_server(address)
             workers: list[Child] = []

@@ -46,7 +46,8 @@ class Command:
                 stdout=stdout,
                 stderr=stderr,
                 cwd=directory,
-                env=os.environ | {"TMPDIR": str(self.temporary)},
+                env=os.environ
+                | {"TMPDIR": str(self.temporary), "XDG_STATE_HOME": str(directory / "state")},
             )
 
     @property

@@ -275,6 +275,7 @@ def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
         (["darknet53", "--http", "0.0.0.0:0"], "token"),
         (["darknet53", "--listen", "tcp://0.0.0.0:0"], "keys"),
         (["darknet53", "--listen", "nonsense"], "tcp://HOST:PORT"),
+        (["darknet53", "--log-dir", "/dev/null/x"], "--log-dir /dev/null/x"),
     ],
 )
 def test_bad_arguments_end_with_one_line(start, arguments, words):
@@ -293,6 +294,18 @@ def test_no_command_line_shows_a_secret(serve, net):
     assert token.stat().st_mode & 0o777 == 0o600
     for process_id in children.values():
         assert token.read_text() not in Path(f"/proc/{process_id}/cmdline").read_text()
+
+
+def test_the_log_of_a_killed_worker_is_there_when_the_pool_is_gone(serve, net, tmp_path):
+    pool = serve(net.source, "--workers", "1", "--log-dir", str(tmp_path / "logs"))
+    workers = pool.all_workers(1)
+    os.kill(workers["worker-0"], signal.SIGKILL)
+    said = pool.command.says(r"child_ended name=worker-0 reason=it ended with code -9 log=(\S+)")
+    pool.command.process.kill()
+    pool.command.ends()
+    log = Path(said[1])
+    assert log.is_relative_to(tmp_path / "logs")
+    assert f"loaded model={net.name} version=1" in log.read_text()
 
 
 def test_workers_of_a_killed_gateway_leave(serve, net, eventually):

@@ -1,0 +1,79 @@
+"""Directories that belong to a running process; those that killed processes left are removed.
+
+A process holds a lock on a file in its directory for as long as it lives, however it ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+TEMPORARY = "dist-net-"
+LOGS = "pool-"
+LOCK = "lock"
+LOGS_KEPT = 10
+
+
+@contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """A private directory for as long as the context lasts."""
+    parent = Path(tempfile.gettempdir())
+    _remove_abandoned(parent, TEMPORARY, kept=0)
+    with (
+        tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True) as name,
+        _locked(Path(name)),
+    ):
+        yield Path(name)
+
+
+@contextmanager
+def log_directory(parent: Path) -> Iterator[Path]:
+    """A new directory in ``parent``, for logs that stay.
+
+    Of those that no process uses any more, the last ``LOGS_KEPT`` are kept. Raises OSError.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(parent, LOGS, kept=LOGS_KEPT)
+    directory = Path(tempfile.mkdtemp(prefix=LOGS, dir=parent))
+    with _locked(directory):
+        yield directory
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    # Under another name until it is locked: nobody is to find it unlocked.
+    unfinished = directory / f"{LOCK}.new"
+    with unfinished.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        unfinished.rename(directory / LOCK)
+        yield
+
+
+def _remove_abandoned(parent: Path, prefix: str, kept: int) -> None:
+    """Removes this user's directories whose process is gone, but for the newest ``kept``."""
+    abandoned = []
+    for lock in parent.glob(f"{prefix}*/{LOCK}"):
+        # Another process may be removing the same; and what others own is none of ours.
+        with suppress(OSError):
+            is_own = lock.parent.lstat().st_uid == lock.lstat().st_uid == os.getuid()
+            if is_own and not _is_held(lock):
+                abandoned.append((lock.stat().st_mtime, lock.parent))
+    abandoned.sort()
+    for _, directory in abandoned[: max(0, len(abandoned) - kept)]:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _is_held(lock: Path) -> bool:
+    descriptor = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
