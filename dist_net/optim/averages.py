@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dist_net.optim.rule import Optimizer, UpdateRule, Vector, is_finite, require_size
+from dist_net.optim.rule import TOO_LARGE, Optimizer, UpdateRule, Vector, all_below, require_size
 from dist_net.optim.settings import require_fraction
 
 Layout = Sequence[tuple[str, tuple[int, ...]]]
@@ -74,18 +74,16 @@ class AveragingRule:
         require_size(self._size, weights, gradients, out)
         trained, averaged = self._trained, self._averaged
         heads = [gradient[trained] for gradient in gradients]
-        observed = [gradient[averaged] for gradient in gradients]
-        # Before the rule changes its state.
-        if if_finite and not all(map(is_finite, observed)):
-            return False
-        if not self._rule.update(
-            weights[trained], heads, out[trained], learning_rates, step, if_finite=if_finite
-        ):
-            return False
         latest, following = weights[averaged], out[averaged]
-        for values in observed:
-            np.subtract(values, latest, out=self._scratch)
-            self._scratch *= self._rates
-            np.add(latest, self._scratch, out=following)
-            latest = following
-        return True
+        with np.errstate(all="ignore"):
+            for gradient in gradients:
+                np.subtract(gradient[averaged], latest, out=self._scratch)
+                self._scratch *= self._rates
+                np.add(latest, self._scratch, out=following)
+                latest = following
+        # Before the rule changes its state.
+        if if_finite and not all_below(TOO_LARGE, following):
+            return False
+        return self._rule.update(
+            weights[trained], heads, out[trained], learning_rates, step, if_finite=if_finite
+        )

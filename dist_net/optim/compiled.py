@@ -2,39 +2,42 @@
 
 Each is compiled for a number of gradients, so that the loop over them is unrolled, and that over
 the elements takes a register full at a time. What they compute is defined by the rules' NumPy form,
-``update_strip``, to the last bit. Vectors are float32. ``out`` is none of those that are read, as
-when a server writes its next snapshot: in place, LLVM would take one element at a time.
+``update_strip``, to the last bit, and so is their result: whether the step may be taken.
+Vectors are float32. None of those that are written is read, as when a server writes its next
+snapshot: in place, LLVM would take one element at a time. So the next state is written apart, too,
+and the one before is there still if the step is not to count.
 """
 
 from __future__ import annotations
 
 import math
 from functools import cache
+from pathlib import Path
 
 import numpy as np
-from numba import types
 from numba.types import UniTuple
 from numpy.typing import NDArray
 
 from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, Loop, jit
+from dist_net.optim import rule
 
 Vector = NDArray[np.float32]
 Vectors = tuple[Vector, ...]
 Rates = tuple[float, ...]
 
-LARGEST = np.sqrt(np.finfo(np.float32).max)
-"""Whose square does not overflow; what is beyond counts as infinite, as in ``is_finite``."""
+LIMIT = np.float32(rule.TOO_LARGE)
+INFINITE = np.float32(math.inf)
 
 
 def sgd(weights: Vector, gradients: Vectors, out: Vector, rates: Rates) -> bool:
-    """w ← w - η g. Whether all that it gives is finite."""
+    """w ← w - η g."""
     is_finite = True
     for i in range(weights.size):
         w = weights[i]
         for k in range(len(gradients)):
             w -= rates[k] * gradients[k][i]
         out[i] = w
-        is_finite &= abs(w) <= LARGEST
+        is_finite &= abs(w) < LIMIT
     return is_finite
 
 
@@ -44,18 +47,22 @@ def momentum(
     out: Vector,
     rates: Rates,
     velocity: Vector,
+    next_velocity: Vector,
     momentum: float,
     crumb: float,
-) -> None:
+) -> bool:
     """v ← μ v - η g;  w ← w + v."""
+    is_finite = True
     for i in range(weights.size):
         w = weights[i]
         v = velocity[i]
         for k in range(len(gradients)):
             v = (momentum * v - rates[k] * gradients[k][i] + crumb) - crumb
             w += v
-        velocity[i] = v
+        next_velocity[i] = v
         out[i] = w
+        is_finite &= abs(w) < LIMIT  # an infinite velocity has made the weight so, too
+    return is_finite
 
 
 def nesterov(
@@ -64,10 +71,12 @@ def nesterov(
     out: Vector,
     rates: Rates,
     velocity: Vector,
+    next_velocity: Vector,
     momentum: float,
     crumb: float,
-) -> None:
+) -> bool:
     """v ← μ v - η g;  w ← w - η g + μ v."""
+    is_finite = True
     for i in range(weights.size):
         w = weights[i]
         v = velocity[i]
@@ -75,8 +84,10 @@ def nesterov(
             change = rates[k] * gradients[k][i]
             v = (momentum * v - change + crumb) - crumb
             w = w - change + momentum * v
-        velocity[i] = v
+        next_velocity[i] = v
         out[i] = w
+        is_finite &= abs(w) < LIMIT  # an infinite velocity has made the weight so, too
+    return is_finite
 
 
 def adam(
@@ -86,12 +97,15 @@ def adam(
     rates: Rates,
     mean: Vector,
     mean_square: Vector,
+    next_mean: Vector,
+    next_mean_square: Vector,
     towards: float,
     towards_square: float,
     epsilon: float,
     crumb: float,
-) -> None:
+) -> bool:
     """Move the means towards g and g², by so much of the way, then w ← w - η m / (√v + ε)."""
+    is_finite = True
     for i in range(weights.size):
         w = weights[i]
         m = mean[i]
@@ -101,9 +115,11 @@ def adam(
             m = (m + (g - m) * towards + crumb) - crumb
             v = (v + (g * g - v) * towards_square + crumb) - crumb
             w -= m / (math.sqrt(v) + epsilon) * rates[k]
-        mean[i] = m
-        mean_square[i] = v
+        next_mean[i] = m
+        next_mean_square[i] = v
         out[i] = w
+        is_finite &= (abs(w) < LIMIT) & (v < INFINITE)  # v is never negative
+    return is_finite
 
 
 def adagrad(
@@ -112,9 +128,11 @@ def adagrad(
     out: Vector,
     rates: Rates,
     accumulator: Vector,
+    next_accumulator: Vector,
     epsilon: float,
-) -> None:
+) -> bool:
     """a ← a + g²;  w ← w - η g / √(a + ε)."""
+    is_finite = True
     for i in range(weights.size):
         w = weights[i]
         a = accumulator[i]
@@ -122,8 +140,10 @@ def adagrad(
             g = gradients[k][i]
             a += g * g
             w -= g / math.sqrt(a + epsilon) * rates[k]
-        accumulator[i] = a
+        next_accumulator[i] = a
         out[i] = w
+        is_finite &= (abs(w) < LIMIT) & (a < INFINITE)
+    return is_finite
 
 
 LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad)}
@@ -131,10 +151,7 @@ LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad
 
 @cache
 def compiled(name: str, gradients: int, states: int, constants: int) -> Loop:
-    """One of ``LOOPS``, for so many gradients, vectors of state, and constants behind them.
-
-    Without state it gives whether the result is finite: that is then a reason not to use it.
-    """
+    """One of ``LOOPS``, for so many gradients, vectors of state, and constants behind them."""
     several = (UniTuple(READ, gradients), WRITTEN, UniTuple(REAL, gradients))
-    arguments = (READ, *several, *[WRITTEN] * states, *[REAL] * constants)
-    return jit(*arguments, result=types.void if states else BOOLEAN)(LOOPS[name])
+    arguments = (READ, *several, *[READ] * states, *[WRITTEN] * states, *[REAL] * constants)
+    return jit(*arguments, result=BOOLEAN, inlines=[Path(rule.__file__)])(LOOPS[name])

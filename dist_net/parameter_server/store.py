@@ -109,8 +109,8 @@ class WeightStore:
     def apply(self, gradients: Sequence[Vector], learning_rates: Sequence[float]) -> bool:
         """Update the weights by each of ``gradients``, in turn; only the last result is seen.
 
-        False, and nothing changed, if one of them is not finite. Where the weights hold buffers,
-        a gradient holds what was observed for them; that counts, too.
+        False, and nothing changed, if what comes of them is not finite. Where the weights hold
+        buffers, a gradient holds what was observed for them; that counts, too.
         """
         current, following = self._current, self._free[-1]
         if not self.rule.update(

@@ -171,11 +171,14 @@ def test_the_tail_is_averaged_for_each_gradient_in_turn() -> None:
 
 @pytest.mark.parametrize("optimizer", [SGD(), Momentum(0.5)])
 @pytest.mark.parametrize("place", [3, 7], ids=["trained", "averaged"])
-def test_what_is_not_finite_leaves_the_state_as_it_is(optimizer: Optimizer, place: int) -> None:
+@pytest.mark.parametrize("value", [np.nan, 3e38])
+def test_what_is_not_finite_leaves_the_state_as_it_is(
+    optimizer: Optimizer, place: int, value: float
+) -> None:
     rule = start_rule(optimizer, LAYOUT, MOMENTA)
     weights, out = vector(1, 2, 3, 4, 0, 10, -10, 8), vector(*[0] * 8)
     good, bad = vector(*range(8)), vector(*range(8))
-    bad[place] = np.nan
+    bad[place] = value
     assert not rule.update(weights, [good, bad], out, [0.1, 0.1], 1, if_finite=True)
     assert all((vector == 0).all() for vector in rule.state.values())
     assert rule.update(weights, [good, good], out, [0.1, 0.1], 1, if_finite=True)

@@ -18,7 +18,8 @@ from dist_net.optim import (
     Optimizer,
     optimizer_named,
 )
-from dist_net.optim.rule import STRIP_LENGTH, strips_of
+from dist_net.optim.adam import AdamRule
+from dist_net.optim.rule import STRIP_LENGTH, StripRule, all_below, strips_of
 
 LEARNING_RATES = (0.1, 0.1, 0.03, 0.2, 0.05)
 """It changes on the way: there the definitions of Keras and of PyTorch differ."""
@@ -167,15 +168,143 @@ def test_steps_taken_together_give_what_they_give_in_turn(name, in_place, togeth
         np.testing.assert_array_equal(rule_together.state[key], vector)
 
 
-@pytest.mark.parametrize("extra", ["with numba", "without"])
+@pytest.fixture(params=["with numba", "without"])
+def extra(request, monkeypatch):
+    if request.param == "without":
+        monkeypatch.setitem(sys.modules, "dist_net.optim.compiled", None)
+    else:
+        pytest.importorskip("numba")
+
+
+LARGE = {
+    "one of 3e19": (np.array([1, 3e19, 1]), True),
+    "60,000 of 1e17": (np.full(60_000, 1e17), True),
+    "one whose square is none": (np.array([1, 1, 1e25]), False),
+    "minus infinity": (np.array([-np.inf, 1, 1]), False),
+    "not a number": (np.array([1, np.nan, 1]), False),
+}
+
+
+@pytest.mark.usefixtures("extra")
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("count", [1, 3, 4])
+@pytest.mark.parametrize("case", LARGE)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_is_taken_where_all_that_it_gives_is_finite(name, case, count, in_place):
+    large, is_taken = LARGE[case]
+    large = large.astype(np.float32)
+    if case == "one of 3e19" and name in ("adam", "adagrad"):
+        is_taken = False  # its square is in their state
+    rule = optimizer_named(name).start(large.size)
+    weights = np.ones(large.size, np.float32)
+    rule.update(weights.copy(), [weights], weights, [0.1], 1)
+    before = {key: vector.copy() for key, vector in rule.state.items()}
+    gradients = [np.ones_like(large)] * (count - 1) + [large]
+    out = weights if in_place else np.empty_like(weights)
+
+    taken = rule.update(weights, gradients, out, [0.01] * count, 2, if_finite=True)
+
+    assert taken == is_taken
+    if taken:
+        assert np.isfinite(out).all()
+        assert all(np.isfinite(vector).all() for vector in rule.state.values())
+    else:
+        for key, vector in before.items():
+            np.testing.assert_array_equal(rule.state[key], vector)
+
+
+@pytest.mark.usefixtures("extra")
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "adam", "adagrad"])
+def test_a_state_that_would_overflow_is_kept_from_it(name):
+    rule = optimizer_named(name).start(2)
+    for vector in rule.state.values():
+        vector[:] = np.finfo(np.float32).max
+    before = {key: vector.copy() for key, vector in rule.state.items()}
+    weights, out = np.ones(2, np.float32), np.empty(2, np.float32)
+    gradient = np.full(2, -1e19, np.float32)
+    rate = 1e38 if name == "adam" else 1e20
+    assert not rule.update(weights, [gradient] * 2, out, [rate] * 2, 1, if_finite=True)
+    np.testing.assert_array_equal(weights, 1)
+    for key, vector in before.items():
+        np.testing.assert_array_equal(rule.state[key], vector)
+
+
+@pytest.mark.usefixtures("extra")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_step_that_is_checked_is_the_same_step(name):
+    random = np.random.default_rng(12)
+    size = 2 * STRIP_LENGTH + 3
+    weights = random.standard_normal(size).astype(np.float32)
+    gradients = random.standard_normal((4, size)).astype(np.float32)
+    outs, states = [], []
+    for if_finite in (True, False):
+        rule, current = optimizer_named(name).start(size), weights
+        for step, (gradient, rate) in enumerate(zip(gradients, LEARNING_RATES, strict=False), 1):
+            following = np.empty_like(weights)
+            assert rule.update(current, [gradient], following, [rate], step, if_finite=if_finite)
+            current = following
+        outs.append(current)
+        states.append(list(rule.state.values()))
+    np.testing.assert_array_equal(*outs)
+    for checked, unchecked in zip(*states, strict=True):
+        np.testing.assert_array_equal(checked, unchecked)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_large_element_counts_and_the_sum_of_many_does_not(dtype):
+    vector = np.full(60_000, 1e17, dtype)
+    assert all_below(2.0**64, vector)
+    for large in (2.0**64, -(2.0**64), np.inf, np.nan):
+        vector[-1] = large
+        assert not all_below(2.0**64, vector)
+        assert all_below(math.inf, vector) == math.isfinite(large)
+
+
+class SignRule(StripRule):
+    """w ← w - η sign(g): an optimizer that this package does not have."""
+
+    loop = "sign"
+
+    def update_strip(self, weights, gradient, out, rate, scratch, *state):
+        np.subtract(weights, rate * np.sign(gradient), out=out)
+
+
+class UnnamedRule(StripRule):
+    """The same without a name for its loop."""
+
+    update_strip = SignRule.update_strip
+
+
+class ChangedRule(AdamRule):
+    """Adam's state and its loop's name, and another update."""
+
+    def __init__(self, size, dtype):
+        super().__init__(size, dtype, Adam())
+
+    rate = StripRule.rate
+    update_strip = SignRule.update_strip
+
+
+@pytest.mark.usefixtures("extra")
+@pytest.mark.parametrize("rule", [SignRule, UnnamedRule, ChangedRule])
+@pytest.mark.parametrize("if_finite", [True, False])
+def test_a_rule_of_ones_own_is_computed_as_it_says(rule, if_finite):
+    own = rule(3, np.float32)
+    weights, out = np.ones(3, np.float32), np.empty(3, np.float32)
+    gradient = np.array([-7, 0, 0.1], np.float32)
+    assert own.update(weights, [gradient], out, [0.5], 1, if_finite=if_finite)
+    np.testing.assert_array_equal(out, [1.5, 1, 0.5])
+    gradient[0] = np.nan
+    assert not own.update(weights, [gradient], out, [0.5], 2, if_finite=True)
+
+
+@pytest.mark.usefixtures("extra")
 @pytest.mark.parametrize(
     "optimizer",
     [Momentum(0.9), Nesterov(0.9), Adam(beta2=0.99)],
     ids=lambda each: type(each).__name__,
 )
-def test_what_decays_does_not_become_subnormal(optimizer, extra, monkeypatch):
-    if extra == "without":
-        monkeypatch.setitem(sys.modules, "dist_net.optim.compiled", None)
+def test_what_decays_does_not_become_subnormal(optimizer):
     rule = optimizer.start(100)
     gradient = np.linspace(-1, 1, 100, dtype=np.float32)
     weights, following = np.zeros(100, np.float32), np.zeros(100, np.float32)
