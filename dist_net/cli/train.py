@@ -107,7 +107,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
             error.add_note(how_to_go_on(arguments, directory, workers))
             raise
         finally:
-            draw(directory, training.evaluation, dataset, console)
+            draw(directory, loaded.name, dataset, training.evaluation, console)
     summary = summarise(loaded, directory, outcome)
     show(summary, console)
     if arguments.json:
@@ -148,15 +148,21 @@ def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory, workers
 
 
 def draw(
-    directory: RunDirectory, evaluation: Evaluation | None, dataset: Dataset, console: Console
+    directory: RunDirectory,
+    recipe: str,
+    dataset: Dataset,
+    evaluation: Evaluation | None,
+    console: Console,
 ) -> None:
     """Draws what there is to draw of a run, or says why it cannot."""
     try:
         records = directory.read_metrics()
         if records:
-            plot_training(records, directory.training_plot)
+            samples_per_epoch = len(dataset.train_labels)
+            plot_training(records, samples_per_epoch, recipe, directory.training_plot)
         if evaluation is not None:
-            plot_confusion(evaluation.confusion, dataset.class_names, directory.confusion_plot)
+            confusion, names = evaluation.confusion, dataset.class_names
+            plot_confusion(confusion, names, recipe, directory.confusion_plot)
     except MissingExtraError as error:
         console.print(str(error))
     except OSError as error:

@@ -21,7 +21,7 @@ class RunDirectory:
     options.json            what the run was asked to be
     recipe.py               the recipe as it was
     metrics.jsonl           a line for each twentieth of an epoch, and for each evaluation
-    training.png            loss and accuracy over samples
+    training.png            loss, accuracy and staleness over epochs
     confusion.png           which class was taken for which
     logs/                   what each process had to say
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,41 +12,89 @@ from numpy.typing import NDArray
 from dist_net.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def plot_training(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws loss and accuracy over samples, in training and on the test images, into a PNG."""
-    figure = _figure(10, 4)
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+MOST_POINTS = 300  # of a curve; more than that is only noise
+MOST_CLASSES_NAMED = 60  # beyond that names and counts could not be read
+AS_IT_IS: dict[str, Any] = {"parse_math": False}  # a name may hold dollar signs
+
+
+def plot_training(
+    records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe: str, path: Path
+) -> None:
+    """Draws loss, accuracy and staleness over epochs into a PNG; ``records`` as in metrics.jsonl.
+
+    Raises MissingExtraError, and OSError where nothing can be written.
+    """
+    figure = _figure(15, 4.2)
+    figure.suptitle(_title(records, samples_per_epoch, recipe), **AS_IT_IS)
+    panels = {
+        "loss": "loss",
+        "accuracy": "accuracy",
+        "staleness_mean": "mean staleness, in versions",
+    }
+    for axes, (quantity, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        axes.set_title(title)
         for kind, style in (("train", "-"), ("test", "o-")):
-            chosen = sorted(
-                (each["samples"], each[quantity]) for each in records if each["kind"] == kind
-            )
+            chosen = [each for each in records if each["kind"] == kind and quantity in each]
             if chosen:
-                axes.plot(*zip(*chosen, strict=True), style, label=kind, markersize=3)
-        axes.set_xlabel("samples")
-        axes.set_ylabel(quantity)
+                points = np.array([(each["samples"], each[quantity]) for each in chosen], float)
+                epochs, values = _curve(points).T / [[samples_per_epoch], [1]]
+                axes.plot(epochs, values, style, label=kind, markersize=3, linewidth=1.2)
+        axes.set_xlabel("epoch")
+        axes.set_xlim(left=0)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
+    _, accuracy, staleness = figure.axes
+    accuracy.yaxis.set_major_formatter("{x:.0%}")
+    staleness.set_ylim(bottom=0)
     figure.savefig(path, dpi=120)
 
 
-def plot_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], path: Path) -> None:
-    """Draws counts of (true class, predicted class) into a PNG; ``confusion`` is (C, C)."""
+def _title(records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe: str) -> str:
+    epochs = max(each["samples"] for each in records) / samples_per_epoch
+    accuracies = [each["accuracy"] for each in records if each["kind"] == "test"]
+    result = f", test accuracy {accuracies[-1]:.2%}" if accuracies else ""
+    return f"{recipe}: {epochs:.1f} epochs{result}"
+
+
+def _curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """At most so many points as can be told apart: means of neighbours, by x; (N, 2)."""
+    ordered = points[np.argsort(points[:, 0], kind="stable")]
+    parts = np.array_split(ordered, min(MOST_POINTS, len(ordered)))
+    return np.array([part.mean(0) for part in parts])
+
+
+def plot_confusion(
+    confusion: NDArray[np.int64], class_names: Sequence[str], recipe: str, path: Path
+) -> None:
+    """Draws counts of (true class, predicted class) into a PNG; ``confusion`` is (C, C).
+
+    Raises what ``plot_training`` does.
+    """
     classes = len(class_names)
-    figure = _figure(2 + 0.6 * classes, 1.5 + 0.6 * classes)
+    side = 0.6 * min(classes, MOST_CLASSES_NAMED)
+    figure = _figure(2 + side, 1.8 + side)
     axes = figure.subplots()
+    axes.set_title(f"{recipe}: test images", **AS_IT_IS)
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(classes), class_names, rotation=45, ha="right")
-    axes.set_yticks(range(classes), class_names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
+    if classes <= MOST_CLASSES_NAMED:
+        axes.set_xticks(range(classes), class_names, rotation=45, ha="right", **AS_IT_IS)
+        axes.set_yticks(range(classes), class_names, **AS_IT_IS)
+        _write_counts(axes, confusion, shares)
+    figure.savefig(path, dpi=100)
+
+
+def _write_counts(axes: Axes, confusion: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
     for row, column in np.argwhere(confusion > 0):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color)
-    figure.savefig(path, dpi=100)
 
 
 def _figure(width: float, height: float) -> Figure:

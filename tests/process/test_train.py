@@ -64,6 +64,7 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
     go_on = shlex.split(command)[1:]
     assert go_on == ["train", "--resume", "--run-dir", str(run), "--workers", "3"]
     assert interrupted.stdout == ""
+    assert (run / "training.png").exists()
     assert not interrupted.children
     assert not list(interrupted.temporary.iterdir())
     checkpoint = read_checkpoint(run / "checkpoint.safetensors")

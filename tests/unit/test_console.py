@@ -36,7 +36,7 @@ def test_a_run_and_its_workers_have_any_name(capsys: pytest.CaptureFixture[str])
     worker = {"id": 1, "name": ODD, "pushes": 1, "samples_per_s": 1.0, "heard_s_ago": 0.1}
     numbers = ("samples", "samples_total", "version", "samples_per_s", "staleness_mean")
     counts = ("staleness_max", "workers_joined", "workers_lost")
-    report: dict[str, Any] = dict.fromkeys((*numbers, *counts), 1)
+    report: dict[str, Any] = dict.fromkeys((*numbers, *counts), 1) | {"checkpoint_error": None}
     show_run(
         report | {"recipe": f"{ODD}.py", "state": "running", "workers": [worker]},
         plain_console(stderr=False),
@@ -73,5 +73,5 @@ def test_the_extra_that_pictures_need_is_named(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     directory = RunDirectory.create(tmp_path / "run", "digits", datetime.now())
     directory.append_metrics([{"kind": "test", "samples": 1, "loss": 1.0, "accuracy": 0.5}])
-    draw(directory, None, dataset_named("digits"), plain_console())
+    draw(directory, "digits", dataset_named("digits"), None, plain_console())
     assert "pip install 'dist-net[plots]'\n" in capsys.readouterr().err
