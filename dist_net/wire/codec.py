@@ -24,8 +24,16 @@ MAX_HEADER_BYTES = 2**20
 MAX_PAYLOADS = 1024
 
 _MAX_INTEGER = 2**63 - 1
-# `msgpack.packb` would make a Packer and its buffer for each call.
-_pack = msgpack.Packer().pack
+# How many characters or bytes a field may have; 1,024 unless it is named here. Reasons are for
+# people: one that is too long is cut when it is sent.
+_LONGEST = {"name": 128, "reason": 4096, "statuses": MAX_PAYLOADS} | dict.fromkeys(
+    ("report", "models", "description"), MAX_HEADER_BYTES
+)
+_CUT = "reason"
+
+# `msgpack.packb` would make a Packer and its buffer for each call. A path that is not UTF-8 may
+# stand in a text.
+_pack = msgpack.Packer(unicode_errors="replace").pack
 # No deeper, longer or other containers than a header has, so that a short hostile one cannot
 # make msgpack reserve much memory.
 _UNPACK_LIMITS = {"use_list": False, "max_array_len": 16, "max_map_len": 0, "max_ext_len": 0}
@@ -37,22 +45,32 @@ _MAY_BE_NOT_FINITE = {"loss_sum"}
 
 
 class _Field(NamedTuple):
-    """What a plain field's value must be; without bounds if ``low`` is None."""
+    """What a plain field's value must be; a number without bounds if ``low`` is None.
+
+    Of a text or bytes ``high`` is the greatest length.
+    """
 
     name: str
     types: tuple[type, ...]
     low: float | None
     high: float
 
+    @property
+    def has_length(self) -> bool:
+        """Whether ``high`` is a length."""
+        return self.types[0] in (str, bytes)
+
 
 class _Layout(NamedTuple):
     """What a message's header must hold. ``absent`` stands for an array that is not there.
 
-    ``()``: for several arrays; ``...``: it must be there.
+    ``()``: for several arrays; ``...``: it must be there. ``texts``: the places among ``fields`` of
+    texts and bytes, and their greatest lengths.
     """
 
     kind: Any
     fields: tuple[_Field, ...]
+    texts: tuple[tuple[int, int], ...]
     array: str | None
     absent: Any
     has_payloads: bool
@@ -76,7 +94,9 @@ def _field(name: str, hint: Any) -> _Field:
     if hint is float:
         low = None if name in _MAY_BE_NOT_FINITE else 0
         return _Field(name, (float, int), low, sys.float_info.max)
-    if hint in (str, bytes, bool):
+    if hint in (str, bytes):
+        return _Field(name, (hint,), None, _LONGEST.get(name, 1024))
+    if hint is bool:
         return _Field(name, (hint,), None, 0)
     if hint == Integers:
         return _Field(name, (tuple,), None, 0)
@@ -92,8 +112,9 @@ def _layout(kind: Any) -> _Layout:
     if framed is not None and framed != kind._fields[-1]:
         raise TypeError(f"{kind.__name__}.{framed}: what travels as frames must be the last field")
     fields = tuple(_field(name, hint) for name, hint in hints.items() if name != framed)
+    texts = tuple((i, int(field.high)) for i, field in enumerate(fields) if field.has_length)
     absent = absent_of[hints[array]] if array else ...
-    return _Layout(kind, fields, array, absent, has_payloads)
+    return _Layout(kind, fields, texts, array, absent, has_payloads)
 
 
 def _plain(layout: _Layout) -> _Plain | None:
@@ -115,12 +136,16 @@ _PLAINS = {name: plain for name, layout in _LAYOUTS.items() if (plain := _plain(
 def encode(message: Message) -> list[Frame]:
     """The frames that carry ``message``.
 
-    Payloads, and arrays if they are contiguous, are borrowed, not copied. Raises `ProtocolError`
-    for arrays that are not 1-D float32 of one length, and for a header over `MAX_HEADER_BYTES`.
+    Payloads, and arrays if they are contiguous, are borrowed, not copied. A reason that is too long
+    is cut. Raises `ProtocolError` for arrays that are not 1-D float32 of one length, for another
+    text that is too long, and for a header over `MAX_HEADER_BYTES`.
     """
     name = type(message).__name__
-    values: tuple[Any, ...] = message
     layout = _LAYOUTS[name]
+    values: tuple[Any, ...] = message
+    for place, longest in layout.texts:
+        if len(values[place]) > longest:
+            values = _shortened_message(layout, values, place)
     if layout.has_payloads:
         frames: list[Frame] = [_pack((PROTOCOL_VERSION, name, *values[:-1])), *values[-1]]
     elif layout.array is None:
@@ -134,6 +159,15 @@ def encode(message: Message) -> list[Frame]:
             f"at most {MAX_HEADER_BYTES} are allowed: send less text at once"
         )
     return frames
+
+
+def _shortened_message(layout: _Layout, values: tuple[Any, ...], place: int) -> tuple[Any, ...]:
+    """The values of a message one of whose texts is too long, if that may be cut."""
+    field = layout.fields[place]
+    if field.name != _CUT:
+        raise _field_error(layout, field.name, values[place])
+    cut = values[place][: int(field.high) - 3] + "..."
+    return (*values[:place], cut, *values[place + 1 :])
 
 
 def decode(frames: Sequence[Frame]) -> Message:
@@ -178,6 +212,8 @@ def _decode_plain(values: Any, frames: Sequence[Frame]) -> Message | None:
         return None
     if min(numbers) < 0 or max(numbers) > _MAX_INTEGER:
         return None
+    if any(len(plain[2 + place]) > longest for place, longest in layout.texts):
+        return None
     return _completed(layout, plain[2:], values[-1], frames)
 
 
@@ -185,8 +221,11 @@ def _decode_carefully(values: Any, frames: Sequence[Frame]) -> Message:
     """The message of a header, looked at field by field; says what is wrong."""
     layout = _layout_of(values)
     fields = values[2:]
-    for (name, types, low, high), value in zip(layout.fields, fields, strict=False):
+    for field, value in zip(layout.fields, fields, strict=False):
+        name, types, low, high = field
         if type(value) not in types or (low is not None and not low <= value <= high):
+            raise _field_error(layout, name, value)
+        if field.has_length and len(value) > high:
             raise _field_error(layout, name, value)
         if type(value) is tuple and not all(_is_natural(each) for each in value):
             raise _field_error(layout, name, value)
@@ -252,6 +291,8 @@ def _field_error(layout: _Layout, name: str, value: Any) -> ProtocolError:
     expected = field.types[0].__name__
     if field.types == (tuple,):
         expected = f"several integers from 0 to {_MAX_INTEGER}"
+    if field.has_length:
+        expected += f" of length 0 to {field.high}"
     if field.low is not None:
         expected += f" from {field.low} to {field.high}"
     return ProtocolError(

@@ -125,10 +125,16 @@ class ServerSocket(FramedSocket):
     def send(self, node: bytes, message: Message) -> bool:
         """Queue a message, never waiting; arrays are copied, unless they are lent.
 
-        Returns False when it goes nowhere: the node is gone, or takes no more.
+        Returns False when it goes nowhere: the node is gone, or takes no more. A message that
+        cannot be encoded is logged, and the node is told in its place: it waits for an answer.
         """
         try:
-            self._send_frames(node, *encode(message))
+            frames = encode(message)
+        except ProtocolError as error:
+            logger.error("event=unsendable_message node=%s error=%s", node.hex(), error)
+            frames = encode(Refuse(str(error), may_rejoin=False))
+        try:
+            self._send_frames(node, *frames)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:

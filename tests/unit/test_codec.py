@@ -25,6 +25,7 @@ from dist_net.wire.messages import (
     Message,
     Pull,
     Push,
+    Refuse,
     Snapshot,
     Status,
     Vector,
@@ -171,6 +172,38 @@ def test_a_message_that_cannot_be_packed_does_not_spoil_the_next():
 def test_a_text_too_long_for_a_header_is_not_sent():
     with pytest.raises(ProtocolError, match=str(MAX_HEADER_BYTES)):
         encode(Status("x" * MAX_HEADER_BYTES))
+
+
+@pytest.mark.parametrize("kind", get_args(Message))
+def test_every_text_is_bounded_on_the_way_in_and_out(kind):
+    hints = get_type_hints(kind)
+    plain = {int: 1, float: 0.5, bool: True, str: "", bytes: b"", Integers: (1,)}
+    fields = {name: plain.get(hint) for name, hint in hints.items() if hint != Payloads}
+    for name, hint in hints.items():
+        if hint in (str, bytes):
+            too_long = fields | {name: hint() + 2**20 * ("\0" if hint is str else b"\0")}
+            assert_refused([header(PROTOCOL_VERSION, kind.__name__, *too_long.values())])
+            if name != "reason":
+                framed = {"payloads": ()} if Payloads in hints.values() else {}
+                with pytest.raises(ProtocolError):
+                    encode(kind(**too_long, **framed))
+
+
+def test_a_name_that_is_too_long_is_named():
+    assert_refused(
+        [header(PROTOCOL_VERSION, "Join", "x" * 129, "d", 6, 1, -1, b"")],
+        *["Join.name", "length 0 to 128"],
+    )
+
+
+def test_a_reason_that_is_too_long_is_cut():
+    refuse = decode(encode(Refuse("because " * 100_000, may_rejoin=False)))
+    assert refuse.reason.startswith("because because")
+    assert len(refuse.reason) <= 4096
+
+
+def test_a_text_that_is_not_unicode_is_sent_all_the_same():
+    assert decode(encode(Refuse("recipe \udcff.py", may_rejoin=True))).reason == "recipe ?.py"
 
 
 @settings(deadline=None)
