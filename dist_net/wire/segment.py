@@ -24,6 +24,9 @@ from dist_net.wire.messages import Vector
 TOKEN_BYTES = 16
 NOTE_BYTES = 64
 
+MOST_VECTORS = 4096
+"""In a segment that is attached; what a peer made must not cost more than a few objects."""
+
 _PAGE_BYTES = mmap.PAGESIZE
 _NAME = "dist-net"
 _SIZE = struct.Struct("<q")
@@ -97,13 +100,13 @@ class Segment:
                 raise _attach_error(path, "it is not a segment")
             opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                _check_opened(path, opened, token, size)
-                memory = mmap.mmap(opened, 0, access=mmap.ACCESS_READ)
+                file_bytes = _checked_file_bytes(path, opened, token, size)
+                memory = mmap.mmap(opened, file_bytes, access=mmap.ACCESS_READ)
                 first_page = mmap.mmap(opened, _PAGE_BYTES)
             finally:
                 os.close(opened)
-        except OSError as error:
-            raise _attach_error(path, error.strerror or str(error)) from error
+        except (OSError, OverflowError) as error:
+            raise _attach_error(path, str(error)) from error
         return cls(process_id, descriptor, token, size, memory, first_page)
 
     @property
@@ -134,17 +137,25 @@ def _stride(size: int) -> int:
     return -(-4 * size // _PAGE_BYTES) * _PAGE_BYTES
 
 
-def _check_opened(path: str, descriptor: int, token: bytes, size: int) -> None:
-    if len(token) != TOKEN_BYTES or os.pread(descriptor, TOKEN_BYTES, 0) != token:
+def _checked_file_bytes(path: str, descriptor: int, token: bytes, size: int) -> int:
+    """The file's size, which is that of a segment of vectors of ``size`` elements."""
+    beginning = os.pread(descriptor, TOKEN_BYTES + _SIZE.size, 0)
+    if len(token) != TOKEN_BYTES or beginning[:TOKEN_BYTES] != token:
         raise _attach_error(path, "its token is not the one announced")
     if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
         raise _attach_error(path, "its size is not sealed")
-    (own_size,) = _SIZE.unpack(os.pread(descriptor, _SIZE.size, TOKEN_BYTES))
-    payload = os.fstat(descriptor).st_size - _PAGE_BYTES
-    if own_size != size or payload <= 0 or payload % _stride(size):
+    file_bytes = os.fstat(descriptor).st_size
+    payload = file_bytes - _PAGE_BYTES
+    if payload <= 0:  # and so there is a first page, which says what the vectors' size is
+        raise _attach_error(path, f"its {file_bytes} bytes hold no vector")
+    (own_size,) = _SIZE.unpack_from(beginning, TOKEN_BYTES)
+    if not 0 < own_size == size or payload % _stride(size):
         raise _attach_error(
             path, f"its {payload} bytes hold vectors of {own_size} float32 elements, not of {size}"
         )
+    if payload // _stride(size) > MOST_VECTORS:
+        raise _attach_error(path, f"it holds more than {MOST_VECTORS} vectors")
+    return file_bytes
 
 
 def _attach_error(path: str, cause: str) -> SegmentError:

@@ -1,5 +1,6 @@
 """Shared memory inside one process; tests/process shows what a killed owner leaves: nothing."""
 
+import fcntl
 import gc
 import os
 from pathlib import Path
@@ -131,6 +132,31 @@ def test_a_file_that_could_be_cut_short_is_not_mapped(owner):
     os.write(descriptor, owner.token + bytes(4096 * 3 - 16))
     with pytest.raises(SegmentError, match="sealed"):
         attach(owner, descriptor=descriptor)
+    os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("size", "file_bytes", "cause"),
+    [
+        (0, 4096 * 3, "vectors of 0 float32 elements"),
+        (-1, 4096 * 3, "vectors of -1 float32 elements"),
+        (6, 16, "no vector"),
+        (6, 24, "no vector"),
+        (6, 4096, "no vector"),
+        (6, 4096 * 3 + 1, "8193 bytes"),
+        (6, 4096 * 2**20, "more than 4096 vectors"),
+        (2**60, 4096 * 3, "vectors of 1152921504606846976 float32 elements"),
+        (6, 2**62, "more than 4096 vectors"),
+    ],
+)
+def test_a_segment_made_by_hand_is_refused(size, file_bytes, cause):
+    token = bytes(range(16))
+    descriptor = os.memfd_create("dist-net", os.MFD_ALLOW_SEALING)
+    os.write(descriptor, (token + size.to_bytes(8, "little", signed=True))[:file_bytes])
+    os.ftruncate(descriptor, file_bytes)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    with pytest.raises(SegmentError, match=cause):
+        Segment.attach(os.getpid(), descriptor, token, size)
     os.close(descriptor)
 
 
