@@ -13,7 +13,7 @@ from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
 from dist_net.parameter_server.run import Run
 from dist_net.parameter_server.state import Command, Forget, ParameterServer, Send, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
-from dist_net.wire.messages import Join, Push, Welcome, Work
+from dist_net.wire.messages import Join, Message, Push, Welcome, Work
 from dist_net.wire.segment import Segment
 from dist_net.wire.transport import ServerSocket
 from dist_net.wire.wakefulness import Wakefulness
@@ -149,6 +149,15 @@ class ServerProcess:
         if received is None:
             return False
         node, message = received
+        try:
+            self._handle(node, message)
+        except Exception:
+            self._socket.answer_failure(node, message)
+        if len(self._gradients) < self._cores:
+            self._wakeful.stay_awake()
+        return True
+
+    def _handle(self, node: bytes, message: Message) -> None:
         theirs = None
         match message:
             case Push(worker_id=worker_id, slots=slots) if slots and worker_id in self._gradients:
@@ -160,9 +169,6 @@ class ServerProcess:
                 if theirs is None:
                     message = message._replace(gradient_descriptor=-1)
         self._carry_out(self._server.handle(node, message, self._clock.now()), theirs)
-        if len(self._gradients) < self._cores:
-            self._wakeful.stay_awake()
-        return True
 
     def _carry_out(self, commands: list[Command], theirs: Segment | None = None) -> None:
         """Does what the state machine says; ``theirs`` is the segment of who is answered."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_net.errors import SettingError
 from dist_net.optim import SGD, Constant, Optimizer, Schedule, UpdateRule, start_rule
+from dist_net.wire.arrays import MAX_ARRAY_BYTES
 from dist_net.wire.messages import Push
 
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
@@ -76,6 +77,11 @@ class RunSettings:
             "at least one parameter; names that differ and do not begin with 'optimizer/'",
             _is_layout,
         )
+        longest = MAX_ARRAY_BYTES // 4  # or its weights could not be sent
+        if self.vector_size > longest:
+            raise SettingError(
+                f"the model has {self.vector_size} parameters: expected at most {longest}"
+            )
         self._require(
             "momenta",
             f"numbers from 0 up to, but not, 1; fewer than the layout's {len(self.layout)} arrays",

@@ -58,7 +58,10 @@ class ClientDesk:
         self._will_receive = False
         try:
             for node, message in self._socket.waiting(MESSAGES_A_TURN):
-                self._handle(node, message)
+                try:
+                    self._handle(node, message)
+                except Exception:
+                    self._socket.answer_failure(node, message)
         finally:  # or what is left would wait for ever
             if self._socket.has_message():
                 self._receive_soon()

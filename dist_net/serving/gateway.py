@@ -230,7 +230,10 @@ class Gateway:
 
     def _hear(self, most: int) -> None:
         for node, message in self._socket.waiting(most):
-            self._handle(node, message)
+            try:
+                self._handle(node, message)
+            except Exception:
+                self._socket.answer_failure(node, message)
 
     def _execute(self, commands: Iterable[Command]) -> None:
         for command in commands:

@@ -143,6 +143,15 @@ class ServerSocket(FramedSocket):
             return False
         return True
 
+    def answer_failure(self, node: bytes, message: Message) -> None:
+        """Log the exception that this message led to, and tell its sender.
+
+        For a loop that serves others too: whatever one of them sent must not end it.
+        """
+        kind = type(message).__name__
+        logger.exception("event=message_failed node=%s kind=%s", node.hex(), kind)
+        self.send(node, Refuse(f"handling {kind} failed: see the server's log", may_rejoin=False))
+
     def close(self) -> None:
         """Close; waits a moment, and no longer, for the last messages to leave."""
         while self._socket_files:  # ZeroMQ leaves them behind

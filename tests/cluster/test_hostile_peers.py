@@ -1,0 +1,123 @@
+"""What a peer may send to a parameter server: the run goes on, whatever it is."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+import zmq
+
+from dist_net.cluster.in_process import InProcessCluster
+from dist_net.errors import SettingError
+from dist_net.parameter_server.settings import RunSettings
+from dist_net.parameter_server.state import ParameterServer
+from dist_net.wire.codec import PROTOCOL_VERSION, decode, encode
+from dist_net.wire.messages import Join, Leave, Message, Pull, Refuse, StatusRequest
+
+OpenCluster = Callable[..., AbstractContextManager[InProcessCluster]]
+Check = Callable[..., None]
+
+ANSWER_MS = 10_000
+ZEROS = "\0" * 300_000
+
+
+@pytest.fixture(autouse=True)
+def forget_logged_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What pytest keeps of a logged error holds its frames, and those hold shared memory."""
+    yield
+    caplog.get_records("call").clear()
+
+
+@contextmanager
+def stranger_at(address: str) -> Iterator[zmq.Socket[bytes]]:
+    """A peer that speaks ZeroMQ, and sends what it likes."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
+        stranger.linger = 0
+        stranger.rcvtimeo = ANSWER_MS
+        stranger.connect(address)
+        yield stranger
+
+
+def frames(kind: type[Message], *fields: Any) -> list[bytes]:
+    """A message's frames, whether its fields are allowed or not."""
+    return [msgpack.packb((PROTOCOL_VERSION, kind.__name__, *fields))]
+
+
+def finishes(run: InProcessCluster, assert_exact: Check) -> None:
+    """A worker does the whole run, as if nothing had been."""
+    run.start_worker()
+    report = run.wait()
+    assert report["samples"] == report["samples_total"]
+    assert_exact(run.snapshot().weights)
+
+
+@pytest.mark.parametrize("field", ["name", "recipe_digest", "segment_token"])
+def test_a_join_with_a_long_field_is_refused_and_the_run_goes_on(
+    cluster: OpenCluster, assert_exact: Check, field: str
+) -> None:
+    join = Join("stranger", "digest", 256, os.getpid(), -1, b"")
+    value = ZEROS.encode() if field == "segment_token" else ZEROS
+    with cluster() as run, stranger_at(run.address) as stranger:
+        stranger.send_multipart(frames(Join, *join._replace(**{field: value})))
+        refuse = decode(stranger.recv_multipart())
+        assert isinstance(refuse, Refuse)
+        assert f"Join.{field}" in refuse.reason
+        finishes(run, assert_exact)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**62, 2**63 - 1])
+def test_a_join_with_memory_of_a_size_made_by_hand_is_refused_and_the_run_goes_on(
+    cluster: OpenCluster, assert_exact: Check, size: int
+) -> None:
+    token = bytes(16)
+    descriptor = os.memfd_create("dist-net", os.MFD_ALLOW_SEALING)
+    os.write(descriptor, token + size.to_bytes(8, "little"))
+    with cluster() as run, stranger_at(run.address) as stranger:
+        stranger.send_multipart(
+            encode(Join("stranger", "digest", size, os.getpid(), descriptor, token))
+        )
+        assert isinstance(decode(stranger.recv_multipart()), Refuse)
+        finishes(run, assert_exact)
+    os.close(descriptor)
+
+
+def test_a_message_whose_handling_fails_is_answered_and_the_run_goes_on(
+    cluster: OpenCluster,
+    assert_exact: Check,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a fault of our own")
+
+    monkeypatch.setattr(ParameterServer, "_leave", fail)
+    with cluster() as run, stranger_at(run.address) as stranger:
+        stranger.send_multipart(encode(Leave(1)))
+        refuse = decode(stranger.recv_multipart())
+        assert isinstance(refuse, Refuse)
+        assert "handling Leave failed" in refuse.reason
+        monkeypatch.undo()
+        finishes(run, assert_exact)
+    assert "a fault of our own" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "message", [StatusRequest(2**63 - 1), Pull(2**63 - 1)], ids=lambda each: type(each).__name__
+)
+def test_numbers_without_sense_are_answered(
+    cluster: OpenCluster, assert_exact: Check, message: Message
+) -> None:
+    with cluster() as run, stranger_at(run.address) as stranger:
+        stranger.send_multipart(encode(message))
+        decode(stranger.recv_multipart())
+        finishes(run, assert_exact)
+
+
+def test_a_model_whose_weights_could_not_be_sent_is_not_begun() -> None:
+    too_large = (("weights", (2**14, 2**15)),)
+    with pytest.raises(SettingError, match="536870912 parameters: expected at most 268435456"):
+        RunSettings("big", "digest", too_large, samples=1, epochs=1, batch_size=1)
+    assert np.dtype(np.float32).itemsize * 268435456 == 2**30
