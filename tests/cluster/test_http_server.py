@@ -1,12 +1,17 @@
 """uvicorn with the project's limits on loopback, in front of a fake gateway, in this process."""
 
 import asyncio
+import contextlib
 import gc
 import json
+import shutil
 import signal
 import socket
+import ssl
 import struct
+import subprocess
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -304,6 +309,86 @@ def test_connections_are_limited() -> None:
             connection[1].close()
 
     while_serving(client, connections=2)
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Settings with a certificate that it has signed itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    directory = tmp_path_factory.mktemp("tls")
+    files = {name: directory / name for name in ("certificate", "private_key")}
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"),
+            *("-keyout", files["private_key"], "-out", files["certificate"]),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return files
+
+
+async def encrypted(server: HttpServer) -> Connection:
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    port = int(server.url.rpartition(":")[2])
+    return await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+
+
+def test_connections_without_a_handshake_are_limited_and_give_way(tls: dict[str, Path]) -> None:
+    async def client(server: HttpServer) -> None:
+        ends = [asyncio.create_task(end(await connected(server))) for _ in range(10)]
+        connection = await encrypted(server)
+        connection[1].write(REQUEST)
+        assert (await said(connection))[0] == 200
+        while sum(each.done() for each in ends) < 7:  # the limit, less the one that was answered
+            await asyncio.sleep(0.001)
+        connection[1].close()
+        for each in ends:
+            each.cancel()
+
+    while_serving(client, connections=4, **tls)
+
+
+def test_a_handshake_is_not_awaited_for_ever(tls: dict[str, Path]) -> None:
+    async def client(server: HttpServer) -> None:
+        for piece in (b"", b"\x16\x03\x01\x02\x00\x01"):
+            connection = await connected(server)
+            connection[1].write(piece)
+            assert await end(connection) == b""
+
+    while_serving(client, header_timeout_s=0.1, **tls)
+
+
+def test_connections_by_tls_are_limited(tls: dict[str, Path]) -> None:
+    async def client(server: HttpServer) -> None:
+        open_ones = [await encrypted(server) for _ in range(2)]
+        for connection in open_ones:
+            connection[1].write(REQUEST)
+            assert (await said(connection))[0] == 200
+        assert await end(await connected(server)) == b""
+        open_ones.pop()[1].close()
+        again = None
+        while again is None:  # until the server has heard of it
+            with contextlib.suppress(OSError):
+                again = await encrypted(server)
+        again[1].write(REQUEST)
+        assert (await said(again))[0] == 200
+        for connection in (again, *open_ones):
+            connection[1].close()
+
+    while_serving(client, connections=2, **tls)
+
+
+def test_a_server_that_stops_gives_handshakes_up(tls: dict[str, Path]) -> None:
+    async def client(server: HttpServer) -> asyncio.Task[bytes]:
+        silent = await connected(server)
+        connection = await encrypted(server)  # so that the one before was accepted
+        connection[1].close()
+        return asyncio.create_task(end(silent))
+
+    assert while_serving(client, **tls).done()
 
 
 def test_refusals_come_through() -> None:

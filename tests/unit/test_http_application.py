@@ -690,10 +690,10 @@ def test_what_a_body_decompresses_to_is_held_until_it_is_answered(service: FakeS
         first = asyncio.create_task(app(scope, clients[0].receive, clients[0].send))  # type: ignore[arg-type]
         while not service.futures:
             await asyncio.sleep(0)
+        service.is_silent = False
         await app(scope, clients[1].receive, clients[1].send)  # type: ignore[arg-type]
         service.futures[0].set_result(service._answer(service.questions[0]))
         await first
-        service.is_silent = False
         await app(scope, clients[2].receive, clients[2].send)  # type: ignore[arg-type]
         return [client.sent[0]["status"] for client in clients]
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -14,7 +18,10 @@ from dist_net.errors import KeyFileError, ListenError
 from dist_net.serving.http.protocol import limited_protocol
 from dist_net.serving.http.settings import HttpSettings
 
+logger = logging.getLogger(__name__)
+
 _BACKLOG = 1024
+_ACCEPT_AGAIN_S = 1.0  # until a descriptor may be free
 
 
 class HttpServer:
@@ -25,7 +32,7 @@ class HttpServer:
     """
 
     def __init__(self, application: ASGIApp, settings: HttpSettings) -> None:
-        self._server = _Server(_configuration(application, settings))
+        self._server = _Server(_configuration(application, settings), settings)
         self._socket = _listening_socket(settings)
         host, port = self._socket.getsockname()[:2]
         scheme = "https" if settings.has_tls else "http"
@@ -45,10 +52,111 @@ class HttpServer:
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, settings: HttpSettings) -> None:
+        super().__init__(config)
+        self._settings = settings
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begins to accept connections on the one socket."""
+        if not self._settings.has_tls:
+            await super().startup(sockets)
+            return
+        assert sockets is not None
+        assert self.config.ssl is not None
+        protocol: Any = self.config.http_protocol_class
+        listener: Any = _TlsListener(
+            sockets[0],
+            self.config.ssl,
+            partial(protocol, config=self.config, server_state=self.server_state, app_state={}),
+            self.server_state.connections,
+            self._settings,
+        )
+        self.servers = [listener]
+        self.started = True
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leaves signals to the process."""
         yield
+
+
+class _TlsListener:
+    """Accepts connections and makes their TLS handshakes, within the limits of all connections.
+
+    asyncio's own server tells nobody of a connection before its handshake is done, so that the
+    silent ones are neither counted nor limited. When there is no room for another one, the oldest
+    handshake gives way to it; where all have made theirs, it is closed.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        context: ssl.SSLContext,
+        protocol: Callable[[], asyncio.Protocol],
+        connections: Collection[object],
+        settings: HttpSettings,
+    ) -> None:
+        self._listener = listener
+        self._context = context
+        self._protocol = protocol
+        self._connections = connections  # those whose handshake is done, as uvicorn keeps them
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._handshakes: dict[asyncio.Protocol, asyncio.Task[None]] = {}  # oldest first
+        self._accepting = self._loop.create_task(self._accept())
+        listener.setblocking(False)
+
+    def close(self) -> None:
+        """Accepts nothing more, and gives up the handshakes that are not done."""
+        for task in (self._accepting, *self._handshakes.values()):
+            task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Waits until all of that has ended."""
+        await asyncio.gather(self._accepting, *self._handshakes.values(), return_exceptions=True)
+
+    async def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = await self._loop.sock_accept(self._listener)
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                logger.warning("event=not_accepted error=%s", error)
+                await asyncio.sleep(_ACCEPT_AGAIN_S)
+                continue
+            if self._has_room():
+                protocol = self._protocol()
+                handshake = self._shake_hands(connection, protocol)
+                self._handshakes[protocol] = self._loop.create_task(handshake)
+            else:
+                connection.close()
+            await asyncio.sleep(0)  # or a flood of connections would leave others no turn
+
+    def _has_room(self) -> bool:
+        """Whether one more connection may be open, if need be instead of the oldest handshake."""
+        silent = [each for each in self._handshakes if each not in self._connections]
+        if len(self._connections) + len(silent) < self._settings.connections:
+            return True
+        if silent:
+            self._handshakes.pop(silent[0]).cancel()
+        return bool(silent)
+
+    async def _shake_hands(self, connection: socket.socket, protocol: asyncio.Protocol) -> None:
+        """From here on the connection is its protocol's; or it is closed."""
+        timeout_s = self._settings.header_timeout_s
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: protocol,
+                connection,
+                ssl=self._context,
+                ssl_handshake_timeout=timeout_s,
+                ssl_shutdown_timeout=timeout_s,
+            )
+        except OSError as error:  # what the client sent is no TLS, or too slow
+            logger.debug("event=no_handshake error=%s", error)
+        finally:
+            self._handshakes.pop(protocol, None)
 
 
 def _configuration(application: ASGIApp, settings: HttpSettings) -> uvicorn.Config:
