@@ -23,7 +23,6 @@ from dist_net.autodiff.kernels.jit import (
     Pointer,
     Vector,
     inlined,
-    jit,
     larger,
     load,
     pointer,
@@ -31,7 +30,7 @@ from dist_net.autodiff.kernels.jit import (
     store,
 )
 from dist_net.autodiff.kernels.problem import Arrays, Problem
-from dist_net.compiling import BOOLEAN, INTEGER, READ, REAL, WRITTEN
+from dist_net.compiling import BOOLEAN, INTEGER, READ, REAL, WRITTEN, jit
 
 
 class CompiledIm2Row(Im2Row):
