@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from dist_net.cluster.observer import Observer
 from dist_net.monitoring.console import plain_console
@@ -52,7 +51,7 @@ def show_run(report: dict[str, Any], console: Console) -> None:
         f"joined, {report['workers_lost']} lost",
     )
     if report["checkpoint_error"] is not None:
-        console.print(Text(report["checkpoint_error"], "yellow"), soft_wrap=True)
+        console.print(report["checkpoint_error"], style="yellow")
     table = Table("worker", "pushes", "samples/s", "last heard", "last progress")
     for worker in report["workers"]:
         table.add_row(

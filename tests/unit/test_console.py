@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from collections import defaultdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,26 +33,25 @@ def test_every_console_is_made_in_one_place() -> None:
     assert makers == ["console.py"]
 
 
+def report(**known: Any) -> dict[str, Any]:
+    """A report of that, and of as many numbers as are asked for."""
+    return defaultdict(lambda: 1, known)
+
+
 def test_a_run_and_its_workers_have_any_name(capsys: pytest.CaptureFixture[str]) -> None:
-    worker = {"id": 1, "name": ODD, "pushes": 1, "samples_per_s": 1.0, "heard_s_ago": 0.1}
-    numbers = ("samples", "samples_total", "version", "samples_per_s", "staleness_mean")
-    counts = ("staleness_max", "workers_joined", "workers_lost")
-    report: dict[str, Any] = dict.fromkeys((*numbers, *counts), 1) | {"checkpoint_error": None}
+    workers = [report(name=ODD)]
     show_run(
-        report | {"recipe": f"{ODD}.py", "state": "running", "workers": [worker]},
+        report(recipe=f"{ODD}.py", state="running", workers=workers, checkpoint_error=ODD),
         plain_console(stderr=False),
     )
     printed = capsys.readouterr().out
     assert printed.startswith(f"{ODD}.py: running")
-    assert printed.count(ODD) == 2
+    assert printed.count(ODD) == 3
 
 
 def test_a_pool_shows_any_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    model = {"name": "x", "is_ready": False, "reason": ODD, "latency_ms": None, "version": 0}
-    model |= {"requests_per_s": 0.0, "refused": 0, "failed": 0}
-    queue = dict.fromkeys(("requests", "request_limit", "bytes", "byte_limit"), 1)
-    report = {"is_ready": False, "is_draining": False, "uptime_s": 1.0, "queue": queue}
-    show_pool(report | {"models": [model], "workers": []}, plain_console(stderr=False))
+    model = report(name="x", is_ready=False, reason=ODD, latency_ms=None)
+    show_pool(report(queue=report(), models=[model], workers=[]), plain_console(stderr=False))
     assert ODD in capsys.readouterr().out
 
 
