@@ -9,6 +9,12 @@ from dist_net.wire.messages import MOST_TOGETHER
 LONGEST_LOOK_S = 0.5
 """More than this between two looks at the members means that the server itself stood still."""
 
+GRADIENTS_ON_THE_WAY = 2 * MOST_TOGETHER
+"""The most that one worker may have computed, and the server not applied."""
+
+SLOWEST_TO_MEAN = 10
+"""A worker may take that many times as long for a step as the others do."""
+
 
 @dataclass(slots=True)
 class Member:
@@ -79,6 +85,15 @@ class Membership:
         those of four workers ended 0.3 % less accurate with three at a time, and not with two.
         """
         return MOST_TOGETHER if len(self) <= 2 else 2
+
+    @property
+    def staleness_limit(self) -> int:
+        """How stale a gradient may be that is applied.
+
+        While one is computed, everybody may bring all that they have on the way, and do so several
+        times while a slow one computes. Beyond that its worker was asleep, and not just slow.
+        """
+        return SLOWEST_TO_MEAN * GRADIENTS_ON_THE_WAY * len(self)
 
     def join(self, node: bytes, name: str, now: float) -> Member:
         """Take a worker in under a new id."""

@@ -81,6 +81,14 @@ class Run:
             },
         )
 
+    def staleness(self, push: Push) -> list[int]:
+        """Return that of each gradient of the push, if it is applied now."""
+        # What lies before a gradient in its push is in the weights when its own turn comes.
+        return [
+            self.store.version + earlier - base_version
+            for earlier, base_version in enumerate(push.base_versions)
+        ]
+
     def apply(self, member: Member, push: Push, now: float) -> bool:
         """Put a push that is due into the weights; False: a gradient or its loss is not finite."""
         settings, ledger, store, metrics = self.settings, self.ledger, self.store, self.metrics
@@ -89,11 +97,7 @@ class Run:
             settings.learning_rate_after(before + start - push.start)
             for start in (push.start, *push.stops[:-1])
         ]
-        # What lies before a gradient in its push is in the weights when its own turn comes.
-        staleness = [
-            store.version + earlier - base_version
-            for earlier, base_version in enumerate(push.base_versions)
-        ]
+        staleness = self.staleness(push)
         if not math.isfinite(push.loss_sum) or not store.apply(push.gradients, rates):
             return False
         samples = push.stop - push.start

@@ -195,9 +195,22 @@ class ParameterServer:
             or not 0 <= min(push.base_versions) <= max(push.base_versions) <= run.store.version
         ):
             run.metrics.pushes_rejected += 1
+        elif max(run.staleness(push)) > run.members.staleness_limit:
+            return self._reject_stale(member, push, now)
         elif not run.apply(member, push, now):
             return self._refuse_gradient(member, push, now)
         return [Send(node, self._work(member, now, verdict is Verdict.DUPLICATE))]
+
+    def _reject_stale(self, member: Member, push: Push, now: float) -> list[Command]:
+        """Hand its samples on, to be computed from newer weights by whoever comes first."""
+        self.run.metrics.pushes_rejected += 1
+        logger.warning(
+            "push_too_stale worker=%d name=%s staleness=%d limit=%d",
+            *(member.worker_id, member.name, max(self.run.staleness(push))),
+            self.run.members.staleness_limit,
+        )
+        self.run.ledger.release(member.worker_id)
+        return [Send(member.node, self._work(member, now))]
 
     def _refuse_gradient(self, member: Member, push: Push, now: float) -> list[Command]:
         self.run.metrics.gradients_refused += 1

@@ -166,21 +166,26 @@ def test_a_worker_may_leave_in_mid_run(
 
 def test_staleness_is_recorded(cluster: OpenCluster, recipe: Recipe, assert_exact: Check) -> None:
     """One worker holds its first gradient back until the other has pushed several."""
-    pushed = threading.Event()
+    pushed, taken = threading.Event(), threading.Event()
 
     def hold_back(runs: int) -> None:
         if runs == 1:
             assert pushed.wait(10)
 
+    def wait_for_the_other(runs: int) -> None:
+        if runs == 20:
+            assert taken.wait(10)
+
     with cluster() as run:
         run.start_worker(step_of=disturbed(recipe, hold_back))
         run.wait(lambda report: len(report["workers"]) == 1)
-        run.start_worker()
+        run.start_worker(step_of=disturbed(recipe, wait_for_the_other))
         run.wait(lambda report: report["version"] >= 10)
         pushed.set()
+        run.wait(lambda report: report["staleness_max"] >= 10)
+        taken.set()
         report = run.wait()
         assert_exact(run.snapshot().weights)
-    assert report["staleness_max"] >= 10
     assert sum(report["staleness_histogram"]) == report["pushes_applied"]
     assert sum(report["staleness_histogram"][10:]) > 0
 

@@ -14,6 +14,7 @@ from dist_net.parameter_server.run import Run
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import Forget, ParameterServer, Send, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
+from dist_net.training.state import GRADIENT_SLOTS
 from dist_net.wire.messages import (
     Alive,
     Heartbeat,
@@ -163,6 +164,27 @@ def test_a_snapshot_in_use_is_left_alone_until_its_worker_pushes(desk: Desk) -> 
     assert report["staleness_max"] == 6
     assert report["staleness_histogram"] == [6, 0, 0, 0, 0, 0, 1]
     assert report["staleness_mean"] == pytest.approx(6 / 7)
+
+
+def test_a_push_far_too_stale_is_rejected_and_its_samples_are_done_again() -> None:
+    desk = Desk(Run(replace(SETTINGS, epochs=40), vector(0.0)))
+    desk.join(b"slow")
+    desk.join(b"fast")
+    limit = desk.run.members.staleness_limit
+    assert limit == 10 * 2 * GRADIENT_SLOTS
+    slow, fast = desk.pull(b"slow", 1), desk.pull(b"fast", 2)
+    while desk.run.store.version < limit:
+        fast = desk.push(b"fast", 2, fast)
+    slow_base = slow.version
+    slow = desk.push(b"slow", 1, slow)
+    assert desk.report()["staleness_max"] == limit
+    fast = desk.push(b"fast", 2, fast)
+    again = desk.push(b"slow", 1, slow, base_versions=(slow_base,))
+    assert (again.start, again.stop, again.epoch) == (slow.start, slow.stop, slow.epoch)
+    assert (again.lease_id > slow.lease_id, again.version) == (True, limit + 2)
+    report = desk.report()
+    assert (report["pushes_rejected"], report["staleness_max"]) == (1, limit)
+    assert desk.push(b"slow", 1, again).version == limit + 3
 
 
 def test_requests_delivered_twice_are_answered_alike_and_count_once(desk: Desk) -> None:
