@@ -7,6 +7,7 @@ which watches them, evaluates snapshots, and writes the run directory.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -184,12 +185,14 @@ class TrainingRun:
         return Outcome(report, evaluation)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
-        """After a resume, drops what was recorded after the checkpoint; the server repeats its
-        own records."""
+        """After a resume, drops what was recorded after the checkpoint, and what the server
+        repeats: its newest records."""
+        repeated_from = min((each["samples"] for each in report["records"]), default=math.inf)
         kept = [
             record
             for record in self._directory.read_metrics()
-            if record["kind"] == "test" and record["samples"] <= report["samples"]
+            if record["samples"] <= report["samples"]
+            and (record["kind"] == "test" or record["samples"] < repeated_from)
         ]
         self._directory.metrics.unlink(missing_ok=True)
         self._directory.append_metrics(kept)

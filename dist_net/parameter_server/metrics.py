@@ -1,11 +1,15 @@
 """What is counted during a run: pushes, staleness, loss, speed. Pure; time is passed in."""
 
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from itertools import islice
 from typing import Any
 
 RECORDS_PER_EPOCH = 20
 RECORDS_PER_REPORT = 256  # a report is one message of bounded size
+RECORDS_KEPT = 10_000  # in memory, until whoever watches the run has asked for them
+RECORDS_IN_CHECKPOINT = 1_000
 STALENESS_BINS = 64
 
 
@@ -25,6 +29,9 @@ class Window:
 class RunMetrics:
     """Counters and metric records of a run; what a checkpoint keeps goes on after a resume.
 
+    Only the newest records are kept: whoever watches the run asks for them as they are made, and
+    writes down all of them. ``next_record`` is how many there have been.
+
     A push of several gradients counts as so many.
 
     ``seconds`` runs from the first lease to the last applied push, without the time in which the
@@ -42,7 +49,8 @@ class RunMetrics:
     staleness_sum: int = 0
     staleness_max: int = 0
     staleness_histogram: list[int] = field(default_factory=list)
-    records: list[dict[str, float]] = field(default_factory=list)
+    records: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=RECORDS_KEPT))
+    next_record: int = 0
     window: Window = field(default_factory=Window)
 
     def __post_init__(self) -> None:
@@ -100,14 +108,18 @@ class RunMetrics:
                 "learning_rate": learning_rate,
             }
         )
+        self.next_record += 1
         self.window = Window(began_s=self.seconds)
 
     def report(self, applied_samples: int, first_record: int) -> dict[str, Any]:
         """Return the counters under the names of a run's report, and the records from one on.
 
-        At most ``RECORDS_PER_REPORT`` of them; ``next_record`` is where the next report goes on.
+        At most ``RECORDS_PER_REPORT`` of those that are kept; ``next_record`` is where the next
+        report goes on.
         """
-        records = self.records[max(0, first_record) :][:RECORDS_PER_REPORT]
+        oldest = self.next_record - len(self.records)
+        first = min(max(oldest, first_record), self.next_record)
+        records = list(islice(self.records, first - oldest, first - oldest + RECORDS_PER_REPORT))
         staleness_mean = self.staleness_sum / self.pushes_applied if self.pushes_applied else 0.0
         return {
             "seconds": self.seconds,
@@ -122,14 +134,23 @@ class RunMetrics:
             "workers_joined": self.workers_joined,
             "workers_lost": self.workers_lost,
             "records": records,
-            "next_record": min(max(0, first_record), len(self.records)) + len(records),
+            "next_record": first + len(records),
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return asdict(self)
+        """Return what a checkpoint keeps: of bounded size, and quickly made."""
+        state = {each.name: getattr(self, each.name) for each in fields(self)}
+        newest = list(self.records)[-RECORDS_IN_CHECKPOINT:]
+        histogram = list(self.staleness_histogram)
+        return state | {
+            "records": newest,
+            "staleness_histogram": histogram,
+            "window": asdict(self.window),
+        }
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "RunMetrics":
         """Continue from ``to_json``."""
-        return cls(**{**state, "window": Window(**state["window"])})
+        records = deque(state["records"], maxlen=RECORDS_KEPT)
+        window = Window(**state["window"])
+        return cls(**state | {"records": records, "window": window})

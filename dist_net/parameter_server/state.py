@@ -302,7 +302,7 @@ class ParameterServer:
 
     def _shut_down(self, shutdown: Shutdown, now: float) -> Status:
         self.stop(shutdown.reason)
-        return self._status(len(self.run.metrics.records), now)
+        return self._status(self.run.metrics.next_record, now)
 
 
 def _unknown(worker_id: int) -> Refuse:

@@ -51,9 +51,10 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
     start: Start, counting: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    asked = ["train", counting, "--epochs", "200", "--workers", "3", "--run-dir", str(run)]
+    asked = ["train", counting, "--epochs", "2000", "--workers", "3", "--run-dir", str(run)]
     interrupted = start(*asked, "--json")
-    interrupted.report(lambda report: len(report["workers"]) == 3 and report["samples"] > 256)
+    # More than a checkpoint holds the records of.
+    interrupted.report(lambda report: len(report["workers"]) == 3 and report["samples"] > 80 * 256)
     assert len(interrupted.children) == 4
     assert list(interrupted.temporary.iterdir())
 
@@ -69,7 +70,7 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
     assert not list(interrupted.temporary.iterdir())
     checkpoint = read_checkpoint(run / "checkpoint.safetensors")
     # In the midst of an epoch, and each sample is in the weights or is left to do.
-    assert -200 < checkpoint.weights.min() < checkpoint.weights.max() <= 0
+    assert -2000 < checkpoint.weights.min() < checkpoint.weights.max() <= 0
     left = sum(stop - begin for _, begin, stop in checkpoint.ledger["remaining"])
     assert -checkpoint.weights.sum() == 256 * checkpoint.ledger["next_epoch"] - left
 
@@ -80,6 +81,11 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
     assert resumed["workers_joined"] in (3 + 1, 3 + 2, 3 + 3)  # one may find nothing left to do
     weights = read_checkpoint(run / "checkpoint.safetensors").weights
     np.testing.assert_array_equal(weights, np.float32(-(begun + 5)))
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    recorded = np.array([0] + [each["samples"] for each in records if each["kind"] == "train"])
+    # None is missing, and none is there twice: they come with one or two pushes of 24 samples.
+    assert 0 < np.diff(recorded).min() <= np.diff(recorded).max() <= 48
+    assert recorded[-1] == 256 * (begun + 5)
 
 
 def test_commands_are_shown_as_a_shell_takes_them(

@@ -516,6 +516,25 @@ def test_there_are_twenty_records_an_epoch_and_an_observer_asks_for_the_new_ones
     assert desk.report(first_record=40)["records"] == []
 
 
+def test_a_checkpoint_stays_small_however_long_the_run_and_its_records_go_on() -> None:
+    settings = replace(SETTINGS, samples=20, batch_size=1, epochs=600, lease_minibatches=1)
+    desk = Desk(Run(settings, vector(0.0)))
+    desk.join(b"a")
+    trained(desk, b"a", 1, samples_at_most=100 * 20)
+    sizes = [len(json.dumps(desk.run.checkpoint().counters))]
+    trained(desk, b"a", 1)
+    sizes.append(len(json.dumps(desk.run.checkpoint().counters)))
+    assert sizes[1] < 1.1 * sizes[0]
+    assert desk.report()["records"][0]["samples"] == 2001  # 10,000 are in memory
+    assert desk.report(first_record=11_990)["next_record"] == 12_000
+
+    resumed = Desk(Run.resumed(settings, desk.run.checkpoint()))
+    report = resumed.report(first_record=11_999)
+    assert [record["samples"] for record in report["records"]] == [12_000]
+    assert resumed.report()["records"][0]["samples"] == 11_001  # 1,000 are in the checkpoint
+    assert resumed.report(first_record=12_000)["records"] == []
+
+
 def test_the_learning_rate_follows_the_schedule() -> None:
     settings = replace(SETTINGS, schedule=Step(every_epochs=1, factor=0.1))
     desk = Desk(Run(settings, vector(0.0)))
