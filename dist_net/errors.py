@@ -302,7 +302,7 @@ class MissingExtraError(DistNetError):
 
 
 class InterruptedRunError(DistNetError):
-    """The run was interrupted; its checkpoint is on disk."""
+    """The run was interrupted, or this worker left it; the run's checkpoint is on disk."""
 
     exit_code = 130
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from dist_net.autodiff.kernels.team import MOST_THREADS
 from dist_net.cluster.entry import (
-    INTERRUPTED,
     READY,
     entry_point,
     let_others_compute,
@@ -25,7 +24,7 @@ from dist_net.cluster.entry import (
     use_threads,
 )
 from dist_net.cluster.observer import recipe_at
-from dist_net.errors import SettingError
+from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.recipe import load_recipe
 from dist_net.training.compute import TrainingStep
 from dist_net.training.process import WorkerProcess
@@ -59,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train(arguments: argparse.Namespace) -> int:
-    """Trains until there is no more to do; gives the exit code."""
+    """Trains until there is no more to do; gives the exit code.
+
+    Raises InterruptedRunError if the run, or this worker, was ended before that.
+    """
     if not 1 <= arguments.threads <= MOST_THREADS or not arguments.timeout > 0:
         raise SettingError(
             f"--threads={arguments.threads}, --timeout={arguments.timeout:g}: expected a whole "
@@ -88,8 +90,11 @@ def train(arguments: argparse.Namespace) -> int:
         stop_on_signals(worker.stop)
         print(READY, flush=True)
         done = worker.train()
+    if not done.finished:
+        # Not 0, so that a supervisor starts this worker again for when the run goes on.
+        raise InterruptedRunError(f"left the run before it was done: {done.reason}")
     logger.info("done reason=%s", done.reason)
-    return 0 if done.finished or not worker.was_stopped else INTERRUPTED
+    return 0
 
 
 def main() -> int:

@@ -113,6 +113,7 @@ class TrainingRun:
         self._reported: set[Child] = set()
         self.evaluation: Evaluation | None = None  # the last one
         self._checkpoint_error: str | None = None
+        self._has_workers = False
 
     def run(self) -> Outcome:
         """Trains to the end.
@@ -169,13 +170,15 @@ class TrainingRun:
         self._display.started(server.wait_until_ready(START_TIMEOUT_S))
         self._begin_metrics(observer.status())
         while True:
+            # Before the report: workers that a stopping server let go are no failure.
+            ended = [worker for worker in workers if worker.exit_code not in (None, 0)]
             report = self._poll(observer)
             if report["state"] == "finished":
                 break
             if report["state"] == "stopping":
                 server.wait(CHECKPOINT_GRACE_S)
                 raise server.failure()
-            self._check_workers(workers, others=len(report["workers"]) > 0)
+            self._check_workers(ended, report)
             self._evaluate_if_due(observer, report)
             time.sleep(POLL_S)
         while report["records"]:
@@ -212,14 +215,18 @@ class TrainingRun:
             self._checkpoint_error = error
             self._display.warned(error or "checkpoints can be written again")
 
-    def _check_workers(self, workers: list[Child], others: bool) -> None:
-        ended = [worker for worker in workers if worker.exit_code not in (None, 0)]
+    def _check_workers(self, ended: list[Child], report: dict[str, Any]) -> None:
+        """Says which of this host's failed, and that none is left anywhere."""
         for worker in ended:
             if worker not in self._reported:
                 self._reported.add(worker)
                 self._display.warned(f"{worker.failure()}; its samples go to other workers")
-        if workers and len(ended) == len(workers) and not others:
+        has_workers = len(report["workers"]) > 0
+        if ended and len(ended) == self._local.workers and not has_workers:
             raise ended[-1].failure()
+        if self._has_workers and not has_workers:
+            self._display.warned("no worker is left: the run goes on when one joins")
+        self._has_workers = has_workers
 
     def _evaluate_if_due(self, observer: Observer, report: dict[str, Any]) -> None:
         epochs = report["samples"] // self._samples

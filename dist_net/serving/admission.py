@@ -48,7 +48,7 @@ class Admission:
         if not model.is_ready or model.newest is None:
             return _unavailable(
                 f"no worker can answer for {model.name} now: "
-                f"{model.reason or 'one that is lost is being replaced'}",
+                f"{model.reason or 'all are lost, and it is served again when one has joined'}",
                 WORKER_STARTS_S,
             )
         description = model.newest.description

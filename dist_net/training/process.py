@@ -101,11 +101,6 @@ class WorkerProcess:
         """Leaves the run as soon as the loop comes round; may be called by a signal handler."""
         self._stop_requested = reason
 
-    @property
-    def was_stopped(self) -> bool:
-        """Whether this worker left before the server let it go."""
-        return self._stop_requested is not None
-
     def __enter__(self) -> Self:
         return self
 

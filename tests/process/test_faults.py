@@ -137,15 +137,19 @@ def test_every_worker_is_killed(start: Start, counting: str, run: Path) -> None:
     assert_goes_on_exactly(run, counting)
 
 
-def assert_end_by_themselves(orphans: set[int], eventually: Eventually) -> None:
+def assert_end_by_themselves(orphans: dict[str, int], eventually: Eventually) -> None:
     codes: dict[int, int] = {}
 
     def all_have_ended() -> bool:
-        codes.update(exit_codes(orphans - codes.keys()))
-        return codes.keys() == orphans
+        codes.update(exit_codes({*orphans.values()} - codes.keys()))
+        return len(codes) == len(orphans)
 
     eventually(all_have_ended)
-    assert set(codes.values()) == {0}
+    assert {name: codes[process_id] for name, process_id in orphans.items()} == {
+        "server": 0,
+        "worker-0": 130,
+        "worker-1": 130,
+    }
 
 
 def test_the_command_itself_is_killed(
@@ -153,7 +157,7 @@ def test_the_command_itself_is_killed(
 ) -> None:
     train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
     train.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
-    orphans = set(train.children.values())
+    orphans = train.children
     train.process.kill()
     assert train.ends() == -signal.SIGKILL
     assert_end_by_themselves(orphans, eventually)
@@ -164,7 +168,7 @@ def test_the_command_itself_is_killed_at_its_start(
     start: Start, counting: str, run: Path, eventually: Eventually
 ) -> None:
     train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
-    orphans = eventually(lambda: len(train.children) == 3 and set(train.children.values()))
+    orphans = eventually(lambda: len(found := train.children) == 3 and found)
     train.process.kill()
     assert train.ends() == -signal.SIGKILL
     assert_end_by_themselves(orphans, eventually)

@@ -172,6 +172,38 @@ def test_a_worker_by_hand_leaves_when_it_is_interrupted(
     np.testing.assert_array_equal(weights, np.float32(-40))
 
 
+def test_workers_of_an_interrupted_run_do_not_end_as_if_it_were_done(
+    start: Start, counting: str, tmp_path: Path
+) -> None:
+    server = start(
+        *("parameter-server", counting, "--listen", "tcp://127.0.0.1:0", "--epochs", "100000"),
+        *("--run-dir", str(tmp_path / "run")),
+    )
+    worker = start("worker", counting, "--connect", server.address)
+    server.report(lambda report: report["samples"] > 0)
+    server.process.send_signal(signal.SIGINT)
+    assert server.ends() == 130
+    assert worker.ends() == 130
+    assert worker.stderr.splitlines()[-1] == (
+        "dist-net worker: left the run before it was done: SIGTERM received"
+    )
+
+
+def test_a_run_that_has_lost_its_last_worker_says_so_and_waits_for_another(
+    start: Start, counting: str, tmp_path: Path
+) -> None:
+    server = start(
+        *("parameter-server", counting, "--listen", "tcp://127.0.0.1:0", "--epochs", "200"),
+        *("--run-dir", str(tmp_path / "run"), "--json"),
+    )
+    worker = start("worker", counting, "--connect", server.address)
+    server.report(lambda report: report["samples"] > 0)
+    worker.process.kill()
+    server.says("no worker is left: the run goes on when one joins")
+    assert start("worker", counting, "--connect", server.address).ends() == 0
+    assert server.result()["workers_lost"] == 1
+
+
 def test_a_checkpoint_that_fails_is_shown_at_once_and_the_run_goes_on(
     start: Start, counting: str, tmp_path: Path
 ) -> None:
