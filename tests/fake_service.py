@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,7 @@ class FakeService:
         default_factory=lambda: {"digits": served(DIGITS, 2), "animals": served(ANIMALS)}
     )
     scripted: list[Outcome] = field(default_factory=list)
+    older: dict[tuple[str, int | None], ModelDescription] = field(default_factory=dict)
     is_silent: bool = False
     is_ready: bool = True
     questions: list[Question] = field(default_factory=list)
@@ -89,6 +90,12 @@ class FakeService:
 
     def models(self) -> dict[str, ServedModel]:
         return self.served
+
+    def description(self, model: str, version: int | None = None) -> ModelDescription | None:
+        newest = self.served[model].description
+        if newest is None or version in (None, newest.version):
+            return newest
+        return self.older.get((model, version), replace(newest, version=version))
 
     def reload(self, model: str) -> Future[Outcome]:
         self.done_to_models.append(f"reload {model}")
@@ -123,9 +130,9 @@ class FakeService:
         }
 
     def _answer(self, question: Question) -> Outcome:
-        described = self.served[question.model].description
+        described = self.description(question.model, question.version)
         assert described is not None
-        version = question.version or described.version
+        version = described.version
         if bytes(question.payload) == BAD_PICTURE:
             return Outcome(Status.BAD_INPUT, version, reason="this is no picture")
         self._count(question, version)
@@ -137,6 +144,7 @@ class FakeService:
             prepare_s=0.002,
             compute_s=0.004,
             batch_rows=question.rows,
+            labels=described.labels,
         )
 
     def _count(self, question: Question, version: int) -> None:

@@ -50,6 +50,7 @@ def outcomes(batch: Batch, done: Done) -> list[Outcome]:
                 done.prepare_s,
                 done.compute_s,
                 batch.rows,
+                batch.description.labels,
             )
         )
     return ended

@@ -40,6 +40,7 @@ class Question:
 class Outcome:
     """How it ended. ``payload``: (rows, classes) little-endian float32 if OK, else empty.
 
+    ``labels``: the names of its classes, as the version that answered has them; empty for none.
     ``reason``: why it is not OK. ``retry_after_s``: when asking again may help; 0: never, or at
     once. ``queue_s``: from admission to the dispatch that was answered; ``prepare_s`` and
     ``compute_s``: what its batch of ``batch_rows`` took for its inputs and for the network.
@@ -54,3 +55,4 @@ class Outcome:
     prepare_s: float = 0.0
     compute_s: float = 0.0
     batch_rows: int = 0
+    labels: tuple[str, ...] = ()

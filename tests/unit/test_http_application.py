@@ -106,6 +106,53 @@ def test_a_version_is_asked(ask: Ask, service: FakeService) -> None:
     assert service.questions[0].version == 2
 
 
+OLD_ANIMALS = replace(
+    ANIMALS, version=5, input_datatype="FP32", input_shape=(5,), classes=4, labels=("a", "b", "c")
+)
+
+
+@pytest.fixture
+def with_older(service: FakeService) -> None:
+    """An older version is served, too, which takes and names something else."""
+    service.served["animals"] = served(ANIMALS, 5)
+    service.older["animals", 5] = OLD_ANIMALS
+
+
+@pytest.mark.usefixtures("with_older")
+def test_a_named_version_is_described_and_checked_by_its_own_shape(
+    ask: Ask, service: FakeService
+) -> None:
+    older = "/v2/models/animals/versions/5"
+    metadata, newest = ask("GET", older).json(), ask("GET", "/v2/models/animals").json()
+    assert metadata["inputs"][0] == {"name": "input", "datatype": "FP32", "shape": [-1, 5]}
+    assert metadata["outputs"][0]["shape"] == [-1, 4]
+    assert newest["inputs"][0]["shape"] == [-1, 2, 2, 3]
+    assert ask("GET", f"{older}/config").json()["input"][0]["dims"] == [5]
+    tensor = {"name": "input", "shape": [1, 5], "datatype": "FP32", "data": [0, 1, 2, 3, 4]}
+    assert ask("POST", f"{older}/infer", json={"inputs": [tensor]}).status_code == 200
+    assert (service.questions[0].version, len(service.questions[0].payload)) == (5, 20)
+    assert ask("POST", "/v2/models/animals/infer", json={"inputs": [tensor]}).status_code == 400
+    for path in ("/v2/models/animals/versions/9", "/v2/models/animals/versions/9/config"):
+        assert "no version 9" in error_of(ask("GET", path))
+
+
+@pytest.mark.usefixtures("with_older")
+def test_an_answer_has_the_labels_of_the_version_that_gave_it(
+    ask: Ask, service: FakeService
+) -> None:
+    row = np.array([0.1, 0.7, 0.2], "<f4").tobytes()
+    for labels in (("cat", "dog", "hen"), ("a", "b", "c")):
+        service.scripted = [Outcome(Status.OK, 5, row, labels=labels)] * 2
+        best = ask("POST", "/v1/models/animals/classify", content=JPEG).json()["predictions"][0]
+        assert best["label"] == labels[1]
+        tensor = {"name": "input", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": [0] * 12}
+        wanted = [{"name": "probabilities", "parameters": {"classification": 1}}]
+        answer = ask(
+            "POST", "/v2/models/animals/infer", json={"inputs": [tensor], "outputs": wanted}
+        ).json()
+        assert answer["outputs"][0]["data"] == [f"0.700000:1:{labels[1]}"]
+
+
 def test_pictures_go_in_binary_and_classes_come_out(ask: Ask, service: FakeService) -> None:
     raw = bytes_of_elements([JPEG, b"second"])
     request = {

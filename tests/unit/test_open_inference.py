@@ -230,7 +230,7 @@ OUTCOME = Outcome(Status.OK, 6, ROWS.tobytes())
 
 
 def test_an_answer_is_numbers_in_json() -> None:
-    body, json_bytes = encode_response(DIGITS, 2, [OUTCOME], Wanted("x"))
+    body, json_bytes = encode_response("digits", 2, [OUTCOME], Wanted("x"))
     assert json_bytes is None
     answer = json.loads(body)
     data = answer["outputs"][0].pop("data")
@@ -245,7 +245,7 @@ def test_an_answer_is_numbers_in_json() -> None:
 
 def test_an_answer_is_raw_bytes_behind_json() -> None:
     halves = [replace(OUTCOME, payload=row.tobytes()) for row in ROWS]
-    body, json_bytes = encode_response(DIGITS, 2, halves, Wanted(is_binary=True))
+    body, json_bytes = encode_response("digits", 2, halves, Wanted(is_binary=True))
     (output,) = json.loads(body[:json_bytes])["outputs"]
     assert output["parameters"] == {"binary_data_size": 24}
     assert output["shape"] == [2, 3]
@@ -253,7 +253,9 @@ def test_an_answer_is_raw_bytes_behind_json() -> None:
 
 
 def test_an_answer_is_the_likeliest_classes() -> None:
-    body, _ = encode_response(ANIMALS, 2, [OUTCOME], Wanted(top=2))
+    body, _ = encode_response(
+        "animals", 2, [replace(OUTCOME, labels=ANIMALS.labels)], Wanted(top=2)
+    )
     (output,) = json.loads(body)["outputs"]
     assert output == {
         "name": "probabilities",
@@ -261,7 +263,7 @@ def test_an_answer_is_the_likeliest_classes() -> None:
         "shape": [2, 2],
         "data": ["0.500000:1:dog", "0.250000:0:cat", "0.700000:2:hen", "0.200000:1:dog"],
     }
-    body, json_bytes = encode_response(DIGITS, 2, [OUTCOME], Wanted(is_binary=True, top=9))
+    body, json_bytes = encode_response("digits", 2, [OUTCOME], Wanted(is_binary=True, top=9))
     elements = elements_of_bytes(body[json_bytes:], 6)
     assert bytes(elements[0]) == b"0.500000:1"
 

@@ -23,8 +23,9 @@ Sent = TypeVar("Sent", Run, Load, Drop, Enlisted)
 
 
 def describe(version: int, name: str = "net", shape: tuple[int, ...] = (2,)) -> ModelDescription:
+    labels = (f"class of version {version}",)
     return ModelDescription(
-        name, version, "FP32", shape, 1, (), True, True, "", "r", "d", "arrays", 1, "key"
+        name, version, "FP32", shape, 1, labels, True, True, "", "r", "d", "arrays", 1, "key"
     )
 
 
@@ -124,6 +125,19 @@ def test_a_worker_is_told_whether_the_pool_has_another_request() -> None:
     assert [run.is_alone for run in desk.runs(TWO)] == [False]
 
 
+def test_an_answer_has_the_labels_of_the_version_that_gave_it() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.prepare(2)
+    request = desk.ask()
+    (run,) = desk.runs(TWO)
+    desk.load(ONE, 2)
+    desk.load(TWO, 2)
+    assert desk.pool.models()["net"].description == describe(2)
+    desk.done(TWO, run)
+    assert desk.finished()[request].labels == describe(run.version).labels
+    assert run.version == 1
+
+
 def test_a_lone_request_goes_at_once_and_its_answer_says_how_long_everything_took() -> None:
     desk = Desk()
     request = desk.ask(rows=2, payload=2 * ROW)
@@ -133,7 +147,7 @@ def test_a_lone_request_goes_at_once_and_its_answer_says_how_long_everything_too
     desk.now += 1
     desk.done(ONE, run)
     assert desk.finished() == {
-        request: Outcome(Status.OK, 1, 2 * OUT, "", 0.0, 0.125, 0.25, 0.5, 2)
+        request: Outcome(Status.OK, 1, 2 * OUT, "", 0.0, 0.125, 0.25, 0.5, 2, describe(1).labels)
     }
     assert not desk.pool.is_drained
     desk.pool.drain(desk.now)

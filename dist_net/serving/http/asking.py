@@ -28,13 +28,29 @@ def served_model(service: Service, name: str) -> ServedModel:
     return served
 
 
-def description_of(served: ServedModel) -> ModelDescription:
-    """What is served of a model; raises PoolUnavailableError while that is nothing."""
-    if served.description is None:
+def description_of(service: Service, name: str, version: int | None = None) -> ModelDescription:
+    """What would answer for a model, or for that version of it.
+
+    Raises ModelNotServedError if there is none, PoolUnavailableError while nothing is served.
+    """
+    served = served_model(service, name)
+    if version is not None:
+        require_version(served, version)
+    description = served.description if version is None else service.description(name, version)
+    if description is None:
         raise PoolUnavailableError(
-            f"no version of {served.name} is served now: {served.reason or 'it is being loaded'}"
+            f"no version of {name} is served now: {served.reason or 'it is being loaded'}"
         )
-    return served.description
+    return description
+
+
+def require_version(served: ServedModel, version: int) -> None:
+    """Raises ModelNotServedError unless the model is served in this version."""
+    if version not in served.versions:
+        raise ModelNotServedError(
+            f"{served.name} has no version {version} now; expected one of "
+            f"{', '.join(map(str, served.versions)) or 'none'}"
+        )
 
 
 def version_number(text: str) -> int:

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from dist_net.darknet.predictions import predictions_of
 from dist_net.errors import BadRequestError, QuestionError
 from dist_net.serving.description import ModelDescription
-from dist_net.serving.http.asking import ask, description_of, served_model
+from dist_net.serving.http.asking import ask, description_of
 from dist_net.serving.http.bodies import Bodies, headers_of
 from dist_net.serving.http.forms import Picture, is_form, pictures_of
 from dist_net.serving.http.replies import Json, error_content, outcome_reply
@@ -72,7 +72,7 @@ class Images:
                     f"/v1/models/MODEL/classify with one of: {', '.join(names)}"
                 )
             name = names[0]
-        model = description_of(served_model(self._service, name))
+        model = description_of(self._service, name)
         if not model.takes_pictures:
             raise QuestionError(
                 f"{name} takes no pictures; expected its inputs at /v2/models/{name}/infer, of "
@@ -97,7 +97,7 @@ def _reply(
     total_ms: float,
 ) -> Json:
     """One picture's answer or error; of several a list of these, an error if none was answered."""
-    said = [_said_of(model, outcome, top) for outcome in outcomes]
+    said = [_said_of(outcome, top) for outcome in outcomes]
     answered = next((each for each in outcomes if each.status == Status.OK), None)
     several: dict[str, Any] = {}
     if len(pictures) > 1:
@@ -111,11 +111,11 @@ def _reply(
     return Json(content | {"timings": _timings(outcomes, total_ms)})
 
 
-def _said_of(model: ModelDescription, outcome: Outcome, top: int) -> dict[str, Any]:
+def _said_of(outcome: Outcome, top: int) -> dict[str, Any]:
     if outcome.status != Status.OK:
         return error_content(outcome.reason, outcome.retry_after_s)
     probabilities = np.frombuffer(outcome.payload, "<f4")
-    predictions = predictions_of(probabilities, model.labels, top)
+    predictions = predictions_of(probabilities, outcome.labels, top)
     return {"predictions": [asdict(each) for each in predictions]}
 
 

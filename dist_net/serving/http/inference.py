@@ -13,7 +13,7 @@ from functools import partial
 from starlette.types import Receive, Scope, Send
 
 from dist_net.errors import DistNetError, ModelNotServedError
-from dist_net.serving.http.asking import ask, description_of, served_model, version_number
+from dist_net.serving.http.asking import ask, description_of, version_number
 from dist_net.serving.http.bodies import Bodies, headers_of, size_header
 from dist_net.serving.http.replies import (
     Headers,
@@ -71,7 +71,7 @@ class Inference:
             content = await body.receive(headers, receive)
             if content is None:
                 return
-            model = description_of(served_model(self._service, name))
+            model = description_of(self._service, name, version)
             parsed_bytes = len(content) if json_bytes is None else json_bytes
             questions, wanted = await body.off_loop(
                 parsed_bytes, lambda: read_request(content, json_bytes, model, version)
@@ -81,7 +81,7 @@ class Inference:
                 await outcome_reply(failed)(scope, receive, send)
                 return
             rows = sum(question.rows for question in questions)
-            answer, json_bytes = encode_response(model, rows, outcomes, wanted)
+            answer, json_bytes = encode_response(name, rows, outcomes, wanted)
             about: Headers = []
             if (encoding := _encoding_of(answer, headers)) is not None:
                 answer = await body.off_loop(len(answer), partial(compress, answer, encoding))

@@ -12,8 +12,14 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from dist_net.clock import Clock
-from dist_net.errors import ModelNotServedError, PoolUnavailableError
-from dist_net.serving.http.asking import description_of, served_model, version_number
+from dist_net.errors import PoolUnavailableError
+from dist_net.serving.description import ModelDescription
+from dist_net.serving.http.asking import (
+    description_of,
+    require_version,
+    served_model,
+    version_number,
+)
 from dist_net.serving.http.replies import Json
 from dist_net.serving.open_inference.metadata import (
     model_configuration,
@@ -77,12 +83,11 @@ class Metadata:
     async def model(self, request: Request) -> Json:
         """A model's inputs and outputs."""
         served, _ = self._asked_for(request)
-        return Json(model_metadata(description_of(served), served.versions))
+        return Json(model_metadata(self._description(request), served.versions))
 
     async def configuration(self, request: Request) -> Json:
         """A model's configuration."""
-        served, _ = self._asked_for(request)
-        return Json(model_configuration(description_of(served), self._max_batch_size))
+        return Json(model_configuration(self._description(request), self._max_batch_size))
 
     async def statistics(self, request: Request) -> Json:
         """What a model was asked and how it went."""
@@ -99,15 +104,17 @@ class Metadata:
         epoch_of_clock_s = time.time() - self._clock.now()
         return list(model_statistics(served.name, versions, counted, epoch_of_clock_s))
 
+    def _description(self, request: Request) -> ModelDescription:
+        """What a path names: a version, or the newest."""
+        version = request.path_params.get("version")
+        number = None if version is None else version_number(version)
+        return description_of(self._service, request.path_params["model"], number)
+
     def _asked_for(self, request: Request) -> tuple[ServedModel, tuple[int, ...]]:
         """The model that a path names, and those of its versions that it means."""
         served = served_model(self._service, request.path_params["model"])
         if "version" not in request.path_params:
             return served, served.versions
         version = version_number(request.path_params["version"])
-        if version not in served.versions:
-            raise ModelNotServedError(
-                f"{served.name} has no version {version} now; expected one of "
-                f"{', '.join(map(str, served.versions)) or 'none'}"
-            )
+        require_version(served, version)
         return served, (version,)

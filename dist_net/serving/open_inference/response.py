@@ -11,20 +11,19 @@ from numpy.typing import NDArray
 
 from dist_net.darknet.predictions import likeliest
 from dist_net.errors import QuestionError
-from dist_net.serving.description import ModelDescription
 from dist_net.serving.open_inference.request import OUTPUT, Wanted
 from dist_net.serving.open_inference.tensors import bytes_of_elements
 from dist_net.serving.requests import Outcome, Payload
 
 
 def encode_response(
-    model: ModelDescription, rows: int, outcomes: Sequence[Outcome], wanted: Wanted
+    model: str, rows: int, outcomes: Sequence[Outcome], wanted: Wanted
 ) -> tuple[bytes, int | None]:
     """The body, and how many bytes of it are JSON if raw ones follow; all outcomes are OK.
 
     Their ``rows`` become one output, (rows, classes) float32; or (rows, top) BYTES,
-    ``value:index:label`` from the likeliest on, where classes are wanted. ``model`` says how
-    these are called; a version other than its own may have another number of them.
+    ``value:index:label`` from the likeliest on, where classes are wanted, with the labels of the
+    version that answered. ``model`` is the name that was asked.
     Raises QuestionError for outputs that are not finite, unless they are wanted in binary.
     """
     payload = outcomes[0].payload if len(outcomes) == 1 else b"".join(o.payload for o in outcomes)
@@ -38,7 +37,7 @@ def encode_response(
     data: Any = probabilities.reshape(-1, copy=False)
     raw: Payload = payload
     if wanted.top:
-        data = _classified(probabilities, wanted.top, model.labels)
+        data = _classified(probabilities, wanted.top, outcomes[0].labels)
         output["datatype"] = "BYTES"
         raw = bytes_of_elements(text.encode() for text in data) if wanted.is_binary else b""
     output["shape"] = [rows, len(data) // rows]
@@ -47,7 +46,7 @@ def encode_response(
     else:
         output["data"] = data
     response: dict[str, Any] = {
-        "model_name": model.name,
+        "model_name": model,
         "model_version": str(outcomes[0].version),
         "outputs": [output],
     }
