@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_net.serving.statistics import ENDS, ModelStatistics
+from dist_net.serving.statistics import ENDS, total
 from dist_net.serving.versions import ModelVersions
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -12,12 +12,10 @@ SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 def model_report(model: ModelVersions, now: float) -> dict[str, Any]:
     """One model: requests of all its versions since the start, times of the last ten seconds."""
-    total = ModelStatistics()
-    for counted in model.statistics.values():
-        total.absorb(counted)
+    counted = total(model.statistics.values())
     served = model.served()
     description = served.description
-    latencies_s = total.recent.percentiles_s(SHARES.values(), now) or [None] * len(SHARES)
+    latencies_s = counted.recent.percentiles_s(SHARES.values(), now) or [None] * len(SHARES)
     return {
         "name": model.name,
         "version": description.version if description else None,
@@ -25,11 +23,11 @@ def model_report(model: ModelVersions, now: float) -> dict[str, Any]:
         "reason": served.reason,
         "takes_pictures": description.takes_pictures if description else False,
         "classes": description.classes if description else 0,
-        **{name: getattr(total, name) for name in (*ENDS, "retried")},
-        "requests_per_s": total.recent.requests_per_s(now),
+        **{name: getattr(counted, name) for name in (*ENDS, "retried")},
+        "requests_per_s": counted.recent.requests_per_s(now),
         "latency_ms": {
             name: None if latency_s is None else 1e3 * latency_s
             for name, latency_s in zip(SHARES, latencies_s, strict=True)
         },
-        "batch_rows": {str(rows): total.batches[rows].count for rows in sorted(total.batches)},
+        "batch_rows": {str(rows): counted.batches[rows].count for rows in sorted(counted.batches)},
     }

@@ -80,6 +80,14 @@ class RecentLatencies:
             self._seconds.popleft()
 
 
+def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
+    """What all of them counted together."""
+    together = ModelStatistics()
+    for each in statistics:
+        together.absorb(each)
+    return together
+
+
 def _quantile(bins: list[int], rank: int) -> float:
     """The middle of the bin where the ``rank``-th smallest lies."""
     for index, count in enumerate(bins):

@@ -1,7 +1,8 @@
 """/metrics for Prometheus: read from the pool when it is asked, nothing is counted here.
 
 ``nv_inference_*`` are the names that dashboards for Triton expect, in microseconds as there;
-``dist_net_*`` are our own, in seconds. Version "none" keeps what dropped versions counted.
+``dist_net_*`` are our own, in seconds. Counters are those of a model, without a label for its
+version: a version may come and go between two scrapes, and with it all that its counters said.
 """
 
 from __future__ import annotations
@@ -22,11 +23,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dist_net.serving.service import Service
-from dist_net.serving.statistics import ENDS, NO_VERSION, ModelStatistics
+from dist_net.serving.statistics import ENDS, ModelStatistics, total
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _US_PER_S = 1e6
-_VERSIONED = ("model", "version")
 _DURATIONS = {
     "nv_inference_request_duration_us": ("success", "answered requests, admission to answer"),
     "nv_inference_queue_duration_us": ("queue", "answered requests, admission to dispatch"),
@@ -36,7 +36,7 @@ _DURATIONS = {
 }
 _PERCENTILES = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
 
-Counted = list[tuple[tuple[str, str], ModelStatistics]]
+Counted = list[tuple[str, ModelStatistics]]
 
 
 def metrics_route(service: Service) -> Route:
@@ -63,9 +63,8 @@ class _PoolCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric."""
         counted: Counted = [
-            ((name, "none" if version == NO_VERSION else str(version)), each)
+            (name, total(self._service.statistics(name).values()))
             for name in self._service.models()
-            for version, each in sorted(self._service.statistics(name).items())
         ]
         yield from _triton_metrics(counted)
         yield from _request_metrics(counted)
@@ -75,9 +74,9 @@ class _PoolCollector(Collector):
 def _triton_metrics(counted: Counted) -> Iterator[Metric]:
     # Untyped, because a counter's name must end in _total, and these do not.
     def family(name: str, text: str, value: Any) -> Metric:
-        metric = UntypedMetricFamily(name, text, labels=_VERSIONED)
-        for labels, each in counted:
-            metric.add_metric(labels, value(each))
+        metric = UntypedMetricFamily(name, text, labels=("model",))
+        for model, each in counted:
+            metric.add_metric((model,), value(each))
         return metric
 
     yield family("nv_inference_request_success", "requests answered", lambda s: s.success.count)
@@ -94,20 +93,20 @@ def _triton_metrics(counted: Counted) -> Iterator[Metric]:
 
 def _request_metrics(counted: Counted) -> Iterator[Metric]:
     requests = CounterMetricFamily(
-        "dist_net_requests", "requests by how they ended", labels=(*_VERSIONED, "end")
+        "dist_net_requests", "requests by how they ended", labels=("model", "end")
     )
     batches = CounterMetricFamily(
-        "dist_net_batches", "batches by their rows", labels=(*_VERSIONED, "rows")
+        "dist_net_batches", "batches by their rows", labels=("model", "rows")
     )
     retries = CounterMetricFamily(
-        "dist_net_retries", "requests taken from lost workers", labels=_VERSIONED
+        "dist_net_retries", "requests taken from lost workers", labels=("model",)
     )
-    for labels, each in counted:
-        retries.add_metric(labels, each.retried)
+    for model, each in counted:
+        retries.add_metric((model,), each.retried)
         for end in ENDS:
-            requests.add_metric((*labels, end), getattr(each, end))
+            requests.add_metric((model, end), getattr(each, end))
         for rows, timed in sorted(each.batches.items()):
-            batches.add_metric((*labels, str(rows)), timed.count)
+            batches.add_metric((model, str(rows)), timed.count)
     yield requests
     yield retries
     yield batches
