@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,7 +16,7 @@ from dist_net.clock import Clock, SystemClock
 from dist_net.cluster.darknet_files import FoundModel
 from dist_net.cluster.model_sources import ModelSource, TrainingRun
 from dist_net.darknet.pictures import takes_pictures
-from dist_net.errors import DistNetError, JoinRefusedError
+from dist_net.errors import DistNetError, JoinRefusedError, ModelLoadError
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.serving.arrays import keep_newest
 from dist_net.serving.description import ModelDescription
@@ -64,7 +65,13 @@ class ModelLoader:
         self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address)
-        self._followed: dict[str, _Followed] = {}
+        # A model is first read when the gateway says so; but this may not be the first loader.
+        due_s = self._clock.now() + FOLLOW_EVERY_S
+        self._followed = {
+            name: _Followed(source, -1, due_s)
+            for name, source in sources.items()
+            if isinstance(source, TrainingRun)
+        }
         self._leave_reason: str | None = None
 
     def stop(self, reason: str) -> None:
@@ -108,17 +115,16 @@ class ModelLoader:
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 
     def _prepare(self, model: str, version: int) -> Prepared:
-        """The answer to a `Prepare`. A model that is being trained is followed from then on."""
+        """The answer to a `Prepare`."""
         source = self._sources.get(model)
         if source is None:
-            return Prepared(model, version, "", f"there is no source of a model {model!r}")
-        if isinstance(source, TrainingRun) and model not in self._followed:
-            self._followed[model] = _Followed(source, -1, self._clock.now() + FOLLOW_EVERY_S)
+            return Prepared(model, version, "", f"there is no source of {model!r}", version)
         try:
-            return self._read(model, source, version)
+            with _as_own_errors():
+                return self._read(model, source, version)._replace(asked=version)
         except DistNetError as error:
             logger.warning("not_prepared model=%s error=%s", model, error)
-            return Prepared(model, version, "", str(error))
+            return Prepared(model, version, "", str(error), version)
 
     def _read(self, model: str, source: ModelSource, version: int) -> Prepared:
         """Reads a model, and leaves its arrays in a file; raises a DistNetError."""
@@ -136,13 +142,27 @@ class ModelLoader:
             if begun_s < followed.due_s:
                 continue
             try:
-                if followed.source.version() != followed.version:
-                    self._socket.send(self._read(model, followed.source, 0))
+                with _as_own_errors():
+                    if followed.source.version() != followed.version:
+                        self._socket.send(self._read(model, followed.source, 0))
                 followed.pause_s = FOLLOW_EVERY_S
             except DistNetError as error:
                 followed.pause_s = min(2 * followed.pause_s, LONGEST_PAUSE_S)
                 logger.warning("not_followed model=%s error=%s", model, error)
             followed.due_s = begun_s + followed.pause_s
+
+
+@contextmanager
+def _as_own_errors() -> Iterator[None]:
+    """What a recipe's own code raises, or a file's or a server's odd content makes others raise,
+    is the end of one attempt to read a model, and not of the loader."""
+    try:
+        yield
+    except DistNetError:
+        raise
+    except Exception as error:
+        logger.exception("not_read")
+        raise ModelLoadError(f"{type(error).__name__}: {error}") from error
 
 
 def described(found: FoundModel, name: str, version: int, directory: Path) -> ModelDescription:

@@ -69,7 +69,7 @@ class Gateway:
         self._nodes: dict[int, bytes] = {}
         self._processes: dict[tuple[str, int], bytes] = {}
         self._loader = LoaderLink(loader_token, socket.send)
-        self._reloads = Reloads(pool.is_rolled_out)
+        self._reloads = Reloads(pool.versions_came, pool.versions_done)
         self._has_turn = False
         self._turn_s = self._timer_s = 0.0
         self._is_closed = False
@@ -78,6 +78,8 @@ class Gateway:
         """Begins to hear workers."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self._receive)
+        for model in self._pool.models():
+            self._loader.prepare(model)
         self._turn_s = self._clock.now()
         self._timer = self._loop.call_later(0, self._want_turn)
 
@@ -119,8 +121,8 @@ class Gateway:
         ]
 
     def _no_worker_could_load(self, model: str) -> bool:
-        version = self._loader.prepared_version(model)
-        return bool(self._nodes) and self._pool.is_rolled_out(model, version)
+        is_done = self._pool.versions_done(model) == self._pool.versions_came(model)
+        return bool(self._nodes) and is_done
 
     def statistics(self, model: str) -> Mapping[int, ModelStatistics]:
         """What a model was asked and how it went, by version."""
@@ -141,12 +143,11 @@ class Gateway:
         if model not in self._pool.models():
             reason = f"no model {model!r} is served here; expected {', '.join(self._pool.models())}"
             future.set_result(Outcome(Status.NOT_FOUND, reason=reason))
-        elif not self._loader.is_there:
-            reason = "the model loader is not there yet; ask again in a moment"
+        elif (asked := self._loader.prepare(model)) is None:
+            reason = "the model loader takes no more to read now; ask again in a moment"
             future.set_result(Outcome(Status.UNAVAILABLE, reason=reason, retry_after_s=1.0))
         else:
-            self._reloads.wait(model, future)
-            self._loader.prepare(model)
+            self._reloads.wait(model, asked, future)
         return future
 
     def unload(self, model: str) -> Outcome:
@@ -185,7 +186,10 @@ class Gateway:
             self._socket.send(node, Retire())
 
     def child_ended(self, process_id: int, host: str, reason: str) -> None:
-        """A worker's process is gone: its requests go to others, now and not by its silence."""
+        """A child is gone: a worker's requests go to others, now and not by its silence."""
+        answer = self._loader.ended(process_id, reason)
+        if answer is not None:
+            self._take_in(answer)
         node = self._processes.pop((host, process_id), None)
         if node is not None:
             self._lost(node, reason)
@@ -279,19 +283,20 @@ class Gateway:
             case Leave():
                 self._lost(node, "it left")
             case EnlistLoader() if self._loader.enlisted(node, message):
-                for model, served in self._pool.models().items():
-                    is_new = served.description is None and model not in self._loader.unloaded
-                    if is_new or self._reloads.is_wanted(model):
-                        self._loader.prepare(model)
-            case Prepared(model) if self._loader.prepared(node, message):
-                if model in self._loader.unloaded:
-                    logger.info("event=version_ignored model=%s reason=unloaded", model)
-                else:
-                    self._execute(self._pool.prepared(message, now))
-                self._reloads.prepared(message)
+                logger.info("event=loader_enlisted process=%d", message.process_id)
+            case Prepared() if self._loader.prepared(node, message):
+                self._take_in(message)
             case _:
                 reason = f"{type(message).__name__} is not for the workers' address of a gateway"
                 self._socket.send(node, Refuse(reason, may_rejoin=False))
+
+    def _take_in(self, message: Prepared) -> None:
+        if message.model in self._loader.unloaded:
+            logger.info("event=version_ignored model=%s reason=unloaded", message.model)
+        else:
+            self._execute(self._pool.prepared(message, self._clock.now()))
+        self._reloads.prepared(message)
+        self._want_turn()
 
     def _if_known(self, node: bytes, hear: Callable[[], list[Command]]) -> None:
         if self._pool.heard(node, self._clock.now()):

@@ -9,16 +9,21 @@ from collections.abc import Callable
 from dist_net.wire.messages import Message
 from dist_net.wire.serving_messages import Enlisted, EnlistLoader, Prepare, Prepared
 
-Send = Callable[[bytes, Message], object]
+MOST_LOSSES = 2
+"""A model at which the loader's process has ended so often, one time after the other, is not tried
+again unasked: it would end the next one, too."""
+
+Send = Callable[[bytes, Message], bool]
 
 
 class LoaderLink:
     """The loader that was given ``token``; it names files, which workers may fetch, so nobody else
     must pass for it.
 
-    ``unreadable`` says why a model could not be read the last time, "" if it could; a model is not
-    in it before. ``unloaded``: models of which no version is wanted, though a training run that is
-    followed goes on having them.
+    What it is asked while there is none, the next one is asked; so it is what one had not answered
+    when it ended. ``unreadable`` says why a model could not be read the last time, "" if it could;
+    a model is not in it before. ``unloaded``: models of which no version is wanted, though a
+    training run that is followed goes on having them.
     """
 
     def __init__(self, token: bytes, send: Send) -> None:
@@ -27,38 +32,61 @@ class LoaderLink:
         self._token = token
         self._send = send
         self._node: bytes | None = None
+        self._process_id = 0
         self._newest: dict[str, int] = defaultdict(int)
-        self._prepared: dict[str, int] = {}
-
-    @property
-    def is_there(self) -> bool:
-        """Whether it has said that it is."""
-        return self._node is not None
-
-    def prepared_version(self, model: str) -> int:
-        """The last version that came; a training run's may be lower than one before."""
-        return self._prepared[model]
+        self._unanswered: dict[str, int] = {}  # in the order in which it reads them
+        self._losses: dict[str, int] = defaultdict(int)
 
     def enlisted(self, node: bytes, message: EnlistLoader) -> bool:
         """A peer says that it is the loader; whether it is."""
         if not hmac.compare_digest(message.token, self._token):
             return False
-        self._node = node
+        self._node, self._process_id = node, message.process_id
         self._send(node, Enlisted(0, 0.0, 0.0))
+        for model, number in self._unanswered.items():
+            self._send(node, Prepare(model, number))
         return True
 
-    def prepare(self, model: str) -> None:
-        """Asks for the model's next version."""
-        assert self._node is not None
+    def prepare(self, model: str) -> int | None:
+        """Asks for the model's next version; gives the number of this, or None: it takes no more.
+
+        The version has this number, too, unless it is a training run's.
+        """
+        number = self._newest[model] + 1
+        if self._node is not None and not self._send(self._node, Prepare(model, number)):
+            return None
         self.unloaded.discard(model)
-        self._newest[model] += 1
-        self._send(self._node, Prepare(model, self._newest[model]))
+        self._newest[model] = self._unanswered[model] = number
+        return number
 
     def prepared(self, node: bytes, message: Prepared) -> bool:
         """A version has come, or could not be read; whether it is the loader who says so."""
         if node != self._node:
             return False
-        self.unreadable[message.model] = message.reason
-        self._prepared[message.model] = message.version
-        self._newest[message.model] = max(self._newest[message.model], message.version)
+        self._losses[message.model] = 0
+        self._take_in(message)
         return True
+
+    def ended(self, process_id: int, reason: str) -> Prepared | None:
+        """A process has ended; gives what is to be taken for the loader's last answer, if any."""
+        if process_id != self._process_id or self._node is None:
+            return None
+        self._node = None
+        if not self._unanswered:
+            return None
+        model, number = next(iter(self._unanswered.items()))
+        self._losses[model] += 1
+        if self._losses[model] < MOST_LOSSES:
+            return None
+        self._losses[model] = 0
+        reason = f"reading it ended the model loader {MOST_LOSSES} times; the last time {reason}"
+        answer = Prepared(model, number, "", reason, number)
+        self._take_in(answer)
+        return answer
+
+    def _take_in(self, message: Prepared) -> None:
+        model = message.model
+        self.unreadable[model] = message.reason
+        self._newest[model] = max(self._newest[model], message.version)
+        if self._unanswered.get(model, 0) == message.asked:
+            self._unanswered.pop(model, None)

@@ -167,13 +167,17 @@ class Pool:
         self._models[model].unload(reason)
         return self._advance(self._models[model], now)
 
-    def is_rolled_out(self, model: str, version: int) -> bool:
-        """Whether nothing is left to be done to serve a version that was prepared.
+    def versions_came(self, model: str) -> int:
+        """How many versions of a model have come."""
+        return self._models[model].came
 
-        Every worker has it, or could not load it (the model's ``reason`` says why), or a newer one
-        has taken its place.
+    def versions_done(self, model: str) -> int:
+        """With how many of them, in the order in which they came, nothing is left to be done.
+
+        Every worker has them, or could not load them (the model's ``reason`` says why), or a newer
+        one has taken their place.
         """
-        return self._models[model].is_rolled_out(version, self._workers)
+        return self._models[model].done
 
     # Time
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Version:
-    """One version; ``text`` is its description as JSON.
+    """One version; ``text`` is its description as JSON. It came as the ``place``-th of its model.
 
     ``bound``: the requests in the pool that no other version may answer; ``is_closing``: no more
     of those are admitted.
@@ -30,6 +30,7 @@ class Version:
 
     description: ModelDescription
     text: str
+    place: int = 0
     bound: int = 0
     is_closing: bool = False
 
@@ -45,7 +46,9 @@ class ModelVersions:
 
     ``newest``: the last one that some worker has, or had when none has any; ``alike``: the versions
     that may answer a request that names none. ``pending``: its requests that have no answer yet.
-    ``reason``: why it is not served, or why the last version that came is not.
+    ``reason``: why it is not served, or why the last version that came is not. ``came``: how many
+    versions did so far; ``done``: with how many of them, in this order, nothing is left to be done,
+    be they served, failed or overtaken.
     """
 
     def __init__(self, name: str) -> None:
@@ -56,6 +59,7 @@ class ModelVersions:
         self.is_unloaded = False
         self.pending = 0
         self.reason = "no version of it has been loaded yet"
+        self.came = self.done = 0
         self.statistics: dict[int, ModelStatistics] = {}
         self._held: frozenset[int] = frozenset()
         self._waiting: Version | None = None
@@ -104,11 +108,14 @@ class ModelVersions:
         """A version can be loaded. One that is here already changes nothing."""
         self.is_unloaded = False
         if version.description.version not in self.versions:
+            self.came += 1
+            version.place = self.came
             self._waiting = version
 
     def unload(self, reason: str) -> None:
         """Serve it no longer; what was admitted is answered before workers drop it."""
         self.is_unloaded, self._waiting, self.reason = True, None, reason
+        self.done = self.came
 
     def loaded(self, worker: Worker, number: int, reason: str) -> list[Send]:
         """A worker has a version now, or could not load it."""
@@ -140,7 +147,11 @@ class ModelVersions:
         """Take the next steps of loading and dropping, as far as they can be taken now."""
         if self.is_unloaded and not self.pending:
             return self._drop_all(workers)
-        commands = self._drop_old(workers) if self._is_settled(workers) else []
+        commands = []
+        if self._is_settled(workers):
+            if self._target is not None:
+                self.done = max(self.done, self.versions[self._target].place)
+            commands = self._drop_old(workers)
         if self._waiting is not None:
             others = [one for number, one in self.versions.items() if number != self._target]
             for one in others:
@@ -152,12 +163,6 @@ class ModelVersions:
         commands += self._load(workers, now)
         self.refresh(workers)
         return commands
-
-    def is_rolled_out(self, number: int, workers: Roster) -> bool:
-        """Whether nothing is left to be done for a version, be it served, failed or overtaken."""
-        if self._waiting is not None and self._waiting.description.version == number:
-            return False
-        return number != self._target or self._is_settled(workers)
 
     @property
     def _target(self) -> int | None:

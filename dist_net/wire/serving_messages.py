@@ -155,12 +155,14 @@ class Prepared(NamedTuple):
 
     ``description`` is the JSON of a `dist_net.serving.description.ModelDescription`. Also comes
     unasked, when the loader follows a training run: then ``version`` is the parameter server's.
+    ``asked``: the version of the `Prepare` that it answers; 0 if none.
     """
 
     model: str
     version: int
     description: str
     reason: str
+    asked: int = 0
 
 
 class Load(NamedTuple):

@@ -577,7 +577,7 @@ def test_a_new_version_is_loaded_by_one_worker_after_the_other_and_the_old_one_d
     desk.load(ONE, 2)
     assert desk.sent(Load, TWO)[0].version == 2
     assert desk.pool.models()["net"].versions == (1, 2)
-    assert not desk.pool.is_rolled_out("net", 2)
+    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (2, 1)
     desk.ask()
     (newer,) = desk.runs(ONE)
     assert newer.version == 2
@@ -585,9 +585,26 @@ def test_a_new_version_is_loaded_by_one_worker_after_the_other_and_the_old_one_d
     assert [desk.sent(Drop, node) for node in (ONE, TWO)] == [[Drop("net", 1)], [Drop("net", 1)]]
     desk.done(TWO, run)  # it ran while its version was dropped
     assert next(iter(desk.finished().values())).version == 1
-    assert desk.pool.is_rolled_out("net", 2)
+    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (2, 2)
     served = desk.pool.models()["net"]
     assert (served.versions, served.is_ready, served.reason) == ((2,), True, "")
+
+
+def test_versions_that_come_faster_than_workers_load_are_done_with_one_by_one() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    for version in (2, 3, 4):
+        desk.prepare(version)
+    desk.load(ONE, 2)
+    assert desk.pool.versions_done("net") == 1
+    desk.prepare(5)
+    desk.load(TWO, 2)
+    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (5, 2)
+    desk.load(ONE, 5)
+    desk.load(TWO, 5)
+    assert desk.pool.versions_done("net") == 5  # 3 and 4 were overtaken
+    desk.prepare(6)
+    desk.pool.unload("net", "on request", desk.now)
+    assert desk.pool.versions_done("net") == 6
 
 
 def test_a_loading_worker_serves_when_no_other_one_is_free() -> None:
@@ -606,7 +623,7 @@ def test_a_version_that_could_not_be_loaded_leaves_the_old_one() -> None:
     served = desk.pool.models()["net"]
     assert (served.versions, served.is_ready) == ((1,), True)
     assert "no memory" in served.reason
-    assert desk.pool.is_rolled_out("net", 2)
+    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (2, 2)
     desk.enlist(b"3")
     assert [load.version for load in desk.sent(Load, b"3")] == [1]
     desk.load(b"3", 1)
