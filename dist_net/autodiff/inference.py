@@ -27,13 +27,12 @@ from dist_net.autodiff.kernels.finish import LINEAR, Finish
 from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.operations.bending import LeakyRelu
 from dist_net.autodiff.operations.convolution import Conv2D
-from dist_net.autodiff.operations.elementwise import Add, Divide, Greater, Multiply, Subtract
+from dist_net.autodiff.operations.elementwise import Add, Divide, Multiply, Subtract
 from dist_net.autodiff.operations.fused import FusedConvolution, PlannedConvolution
 from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
-from dist_net.autodiff.operations.selection import Mask
 from dist_net.autodiff.operations.shaping import Reshape, reshape
-from dist_net.autodiff.rewrite import is_scalar, rewrite
+from dist_net.autodiff.rewrite import rewrite
 from dist_net.autodiff.windows import Windows
 
 POINTWISE = Windows((1, 1), (1, 1), ((0, 0), (0, 0)))
@@ -136,11 +135,6 @@ class _Fusion:
                 return self._scaled(a, b, inverse=True)
             case LeakyRelu(slope=slope), (a,):
                 return self._with_slope(a, 1, slope)
-            case Mask(), (a, condition):
-                if isinstance(condition.operation, Greater) and condition.inputs[0] is a:
-                    above = condition.inputs[1]
-                    if is_scalar(above, 0.0) and self._uses[id(condition)] == 1:
-                        return self._with_slope(a, 2, 0.0)
         return None
 
     def _open(self, node: Expression, uses: int = 1) -> Expression | None:

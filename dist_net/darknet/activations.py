@@ -6,7 +6,7 @@ by relu, and this project refuses it.
 
 from __future__ import annotations
 
-from dist_net.autodiff import Expression, exp, maximum, minimum, select, tanh
+from dist_net.autodiff import Expression, expm1, maximum, minimum, select, tanh
 from dist_net.nn import leaky_relu, linear, relu, sigmoid
 from dist_net.nn.activations import Activation
 
@@ -21,12 +21,12 @@ def loggy(x: Expression) -> Expression:
 
 def elu(x: Expression) -> Expression:
     """x above 0, exp(x) - 1 below."""
-    return select(x >= 0.0, x, exp(minimum(x, 0.0)) - 1.0)
+    return select(x >= 0.0, x, expm1(minimum(x, 0.0)))
 
 
 def selu(x: Expression) -> Expression:
     """elu with a scale for each side, rounded as Darknet rounds them."""
-    negative = (exp(minimum(x, 0.0)) - 1.0) * SELU_NEGATIVE_SCALE
+    negative = expm1(minimum(x, 0.0)) * SELU_NEGATIVE_SCALE
     return select(x >= 0.0, x * SELU_SCALE, negative)
 
 

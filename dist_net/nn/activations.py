@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dist_net.autodiff import Expression, leaky_relu, mask, softmax, tanh
+from dist_net.autodiff import Expression, leaky_relu, sigmoid, softmax, tanh
 
 Activation = Callable[[Expression], Expression]
 
@@ -17,10 +17,5 @@ def linear(x: Expression) -> Expression:
 
 
 def relu(x: Expression) -> Expression:
-    """max(x, 0), as a mask, which the gradient then shares; its derivative at 0 is 0."""
-    return mask(x, x > 0.0)
-
-
-def sigmoid(x: Expression) -> Expression:
-    """1 / (1 + exp(-x)), by the hyperbolic tangent, which cannot overflow."""
-    return tanh(x * 0.5) * 0.5 + 0.5
+    """max(x, 0); its derivative at 0 is 0."""
+    return leaky_relu(x, 0.0)

@@ -33,7 +33,10 @@ UNARY = {
     "log": (ad.log, np.log, positive),
     "sqrt": (ad.sqrt, np.sqrt, positive),
     "square": (ad.square, np.square, draw),
+    "expm1": (ad.expm1, np.expm1, draw),
     "tanh": (ad.tanh, np.tanh, draw),
+    "sigmoid": (ad.sigmoid, lambda x: 1 / (1 + np.exp(-x)), draw),
+    "leaky relu of slope 0": (lambda x: ad.leaky_relu(x, 0.0), lambda x: np.maximum(x, 0), draw),
     "relu": (lambda x: ad.maximum(x, 0.0), lambda x: np.maximum(x, 0), draw),
     "a sum of powers": (lambda x: 1 / x - 2 / (x * x), lambda x: 1 / x - 2 / x**2, positive),
 }

@@ -198,6 +198,13 @@ def test_activations_are_what_darknet_calls_them() -> None:
         np.testing.assert_allclose(found, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 
+def test_what_is_exponential_below_0_keeps_its_digits_there() -> None:
+    x = np.array([-1e-9], np.float32)
+    for name, scale in (("elu", 1), ("selu", 1.0507 * 1.6732)):
+        (found,) = ad.evaluate([ACTIVATIONS[name](ad.variable("x", x.shape))], x=x)
+        np.testing.assert_allclose(found, x * scale, rtol=1e-6)
+
+
 def test_gradients_flow_and_averages_move_in_training() -> None:
     layers = (
         f"[crop]\ncrop_height=6\ncrop_width=6\n{CONV}batch_normalize=1\n[maxpool]\nsize=2\n"

@@ -48,6 +48,37 @@ def test_a_sigmoid_of_large_numbers_does_not_overflow() -> None:
         np.testing.assert_array_equal(value(nn.sigmoid(ad.variable("x", (2,))), x=x), [0, 1])
 
 
+def test_a_sigmoid_keeps_its_digits_near_0() -> None:
+    x = np.array([-80, -20, -5, 20], np.float32)
+    node = ad.variable("x", x.shape)
+    outputs = [nn.sigmoid(node), *ad.gradients(ad.sum(nn.sigmoid(node)), [node])]
+    found, slope = ad.evaluate(outputs, x=x)
+    powers = np.exp(-np.abs(x.astype(np.float64)))
+    np.testing.assert_allclose(found, np.where(x < 0, powers, 1) / (1 + powers), rtol=1e-6)
+    np.testing.assert_allclose(slope, powers / (1 + powers) ** 2, rtol=1e-6)
+
+
+INFINITE = np.array([-np.inf, np.inf, np.nan], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [
+        (nn.relu, [0, np.inf, np.nan]),
+        (nn.leaky_relu, INFINITE),
+        (lambda x: nn.leaky_relu(x, 0.0), [0, np.inf, np.nan]),
+        (nn.tanh, [-1, 1, np.nan]),
+        (nn.sigmoid, [0, 1, np.nan]),
+        (lambda x: ad.mask(x, x > 0.0), [0, np.inf, 0]),
+    ],
+)
+def test_an_infinite_input_is_what_mathematics_says(activation, expected) -> None:  # type: ignore[no-untyped-def]
+    x = ad.variable("x", INFINITE.shape)
+    np.testing.assert_array_equal(value(activation(x), x=INFINITE), np.array(expected, "f"))
+    (slope,) = ad.gradients(ad.sum(activation(x)), [x])
+    assert np.isfinite(value(slope, x=INFINITE)[:2]).all()
+
+
 def test_dense_is_a_matrix_product_and_a_bias() -> None:
     kernel, bias = RNG.standard_normal((4, 3)), RNG.standard_normal(3)
     layer = nn.Dense(3, nn.relu, nn.copy_of(kernel), nn.copy_of(bias))

@@ -19,7 +19,8 @@ from dist_net.autodiff.expression import (
     apply,
     in_order,
 )
-from dist_net.autodiff.operations.elementwise import Elementwise
+from dist_net.autodiff.operations.elementwise import Elementwise, greater
+from dist_net.autodiff.operations.selection import mask
 from dist_net.errors import ParameterError
 
 STRIP_ELEMENTS = 1 << 17  # as large as the strips that threads share
@@ -27,7 +28,7 @@ STRIP_ELEMENTS = 1 << 17  # as large as the strips that threads share
 
 @dataclass(frozen=True)
 class LeakyRelu(Elementwise):
-    """x above 0, ``slope`` times x elsewhere, for a slope from 0 to 1."""
+    """x above 0, ``slope`` times x elsewhere, for a slope from 0, the relu's, to 1."""
 
     slope: float
     kinds = "f"
@@ -35,10 +36,14 @@ class LeakyRelu(Elementwise):
 
     def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
         (x,) = inputs
+        if self.slope == 0:  # 0 times infinity would be nan
+            return partial(np.maximum, x, out.dtype.type(0), out=out)
         scale = partial(np.multiply, x, out.dtype.type(self.slope), out)
         return in_order([scale, partial(np.maximum, x, out, out=out)])
 
     def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        if self.slope == 0:
+            return (mask(g, greater(y, 0.0)),)
         return (apply(Bend(self.slope), g, y),)
 
 

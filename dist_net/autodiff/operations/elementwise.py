@@ -17,6 +17,7 @@ from dist_net.autodiff.expression import (
     Operation,
     Shape,
     apply,
+    in_order,
 )
 from dist_net.autodiff.operations.broadcasting import broadcast_shape, operands, same_dtype
 from dist_net.autodiff.operations.reduction import sum_to_shape
@@ -108,6 +109,15 @@ class Exp(Elementwise):
 
 
 @dataclass(frozen=True)
+class Expm1(Elementwise):
+    ufunc = np.expm1
+    kinds = "f"
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return (g * exp(x[0]),)
+
+
+@dataclass(frozen=True)
 class Log(Elementwise):
     ufunc = np.log
     kinds = "f"
@@ -140,6 +150,25 @@ class Tanh(Elementwise):
 
     def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
         return (g * (1.0 - square(y)),)
+
+
+@dataclass(frozen=True)
+class Sigmoid(Elementwise):
+    kinds = "f"
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        # Where the exponential is infinite, the result is 0.
+        return in_order(
+            [
+                partial(np.negative, inputs[0], out),
+                partial(np.exp, out, out),
+                partial(np.add, out, out.dtype.type(1), out),
+                partial(np.reciprocal, out, out),
+            ]
+        )
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        return (g * y * sigmoid(-x[0]),)  # 1 - y, which would round to 0
 
 
 class Comparison(Elementwise):
@@ -234,6 +263,11 @@ def exp(x: Expression) -> Expression:
     return apply(Exp(), x)
 
 
+def expm1(x: Expression) -> Expression:
+    """exp(x) - 1, without the loss of digits near 0."""
+    return apply(Expm1(), x)
+
+
 def log(x: Expression) -> Expression:
     """The natural logarithm."""
     return apply(Log(), x)
@@ -252,3 +286,8 @@ def square(x: Expression) -> Expression:
 def tanh(x: Expression) -> Expression:
     """The hyperbolic tangent."""
     return apply(Tanh(), x)
+
+
+def sigmoid(x: Expression) -> Expression:
+    """1 / (1 + exp(-x))."""
+    return apply(Sigmoid(), x)

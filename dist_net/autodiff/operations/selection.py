@@ -79,8 +79,9 @@ class Max(Reduction):
 class Mask(Operation):
     """``x`` where the condition holds, 0 elsewhere.
 
-    A product of ``x`` and the truth value: a fifth of the time of a masked copy, which takes a
-    branch per element. An infinite ``x`` outside the mask therefore gives nan, which is as loud.
+    A product of the bits of ``x``, read as an integer, and the truth value: a fifth of the time of
+    a masked copy, which takes a branch per element. A product of floats would give nan for an
+    infinite ``x`` outside the mask.
     """
 
     overwrites_inputs = True
@@ -91,7 +92,9 @@ class Mask(Operation):
         return broadcast_shape("mask", x, condition), x.dtype
 
     def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
-        return partial(np.multiply, *inputs, out)
+        x, condition = inputs
+        bits = np.dtype(f"i{x.itemsize}")
+        return partial(np.multiply, x.view(bits), condition.view(np.int8), out.view(bits))
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, condition = node.inputs
@@ -198,7 +201,7 @@ def max(x: Expression, axes: int | Sequence[int] | None = None, keep: bool = Fal
 
 
 def mask(x: Expression, condition: Expression) -> Expression:
-    """x where the condition holds, 0 elsewhere; x must be finite outside the mask."""
+    """x where the condition holds, 0 elsewhere, whatever x is there."""
     return apply(Mask(), x, condition)
 
 
