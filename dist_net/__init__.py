@@ -2,17 +2,19 @@
 
 ``dist_net.autodiff``: expressions, gradients, plans. ``dist_net.nn``: layers, losses, models.
 ``dist_net.optim``: update rules and schedules. ``dist_net.data``: datasets. ``Recipe``: what to
-train, for ``dist-net train`` and for ``dist_net.cluster``. ``Client``: asks an inference pool.
+train, for ``dist-net train`` and for ``dist_net.cluster``. ``fit_picture``: a picture as a
+recipe's net takes it. ``Client``: asks an inference pool.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from dist_net.darknet.pictures import fit_picture
 from dist_net.recipe import LoadedRecipe, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from dist_net.serving.client import Client
 
-__all__ = ["Client", "LoadedRecipe", "Recipe", "load_recipe"]
+__all__ = ["Client", "LoadedRecipe", "Recipe", "fit_picture", "load_recipe"]
 
 
 def __getattr__(name: str) -> Any:

@@ -53,10 +53,11 @@ class Classifier:
         has_logits: bool = False,
         batch_size: int = 8,
         threads: int = 1,
+        fitting: str = "pad",
     ) -> None:
         require_labels(labels, model.classes)
         self.labels = tuple(labels)
-        self._inputs = PictureInputs(model)
+        self._inputs = PictureInputs(model, fitting=fitting)
         self._has_logits = has_logits
         self._batch_size = batch_size
         self._outputs = Inference(model, prepared, threads, batch_size)

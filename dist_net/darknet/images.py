@@ -12,6 +12,7 @@ does not turn pictures, and drops the alpha channel.) Colour profiles are ignore
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from dist_net.errors import ImageError
+from dist_net.errors import ImageError, SettingError
 
 Pixels = NDArray[np.uint8]
 """A picture: (H, W, C) uint8; C is 3, red, green and blue, or 1, grey."""
@@ -217,21 +218,62 @@ def _columns(rows: Pixels, columns: Indices, channels: int) -> NDArray[np.float3
     return np.divide(rows.take(numbers.ravel(), 1), np.float32(255), dtype=np.float32)
 
 
-def fit(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The whole picture in the middle of black, (height, width, C): what recipes train on.
-
-    It is resized, its proportions kept, each new pixel from all that it covers (Pillow's bilinear
-    filter, which antialiases); a picture that has the size already stays as it is.
-    """
+def pad(pixels: Pixels, height: int, width: int) -> Pixels:
+    """The whole picture, its proportions kept, in the middle of black."""
     down, across, channels = pixels.shape
     scale = min(width / across, height / down)
-    size = max(round(across * scale), 1), max(round(down * scale), 1)
-    left, top = (width - size[0]) // 2, (height - size[1]) // 2
-    fitted = np.zeros((height, width, channels), np.uint8)
-    for channel in range(channels):
-        band = Image.fromarray(pixels[:, :, channel]).resize(size, Image.Resampling.BILINEAR)
-        fitted[top : top + size[1], left : left + size[0], channel] = np.asarray(band)
-    return fitted
+    new_height, new_width = max(round(down * scale), 1), max(round(across * scale), 1)
+    top, left = (height - new_height) // 2, (width - new_width) // 2
+    padded = np.zeros((height, width, channels), np.uint8)
+    inside = stretch(pixels, new_height, new_width)
+    padded[top : top + new_height, left : left + new_width] = inside
+    return padded
+
+
+def crop(pixels: Pixels, height: int, width: int) -> Pixels:
+    """The middle of the picture: as much as has the proportions that are asked for."""
+    down, across, _ = pixels.shape
+    scale = max(width / across, height / down)
+    kept_down = min(max(round(height / scale), 1), down)
+    kept_across = min(max(round(width / scale), 1), across)
+    top, left = (down - kept_down) // 2, (across - kept_across) // 2
+    return stretch(pixels[top : top + kept_down, left : left + kept_across], height, width)
+
+
+def stretch(pixels: Pixels, height: int, width: int) -> Pixels:
+    """The whole picture, whatever becomes of its proportions.
+
+    Each new pixel is made of all that it covers (Pillow's bilinear filter, which antialiases); a
+    picture that has the size already stays as it is.
+    """
+    bands = [
+        Image.fromarray(pixels[:, :, channel]).resize((width, height), Image.Resampling.BILINEAR)
+        for channel in range(pixels.shape[2])
+    ]
+    return np.stack([np.asarray(band) for band in bands], axis=2)
+
+
+def exact(pixels: Pixels, height: int, width: int) -> Pixels:
+    """The picture, which must have the size; raises ImageError if it has another."""
+    down, across, _ = pixels.shape
+    if (down, across) != (height, width):
+        raise ImageError(
+            f"a picture of {across}x{down} pixels for a net of {width}x{height}, whose recipe does "
+            f"not say how pictures are made to fit; expected {width}x{height} pixels, or a recipe "
+            f"with the fitting that its training pictures had: {', '.join(FITTINGS)}"
+        )
+    return pixels
+
+
+FITTINGS = {each.__name__: each for each in (pad, crop, stretch, exact)}
+"""How a picture becomes (height, width, C), by the name that a recipe gives it."""
+
+
+def fitting_called(name: str) -> Callable[[Pixels, int, int], Pixels]:
+    """The fitting of this name; raises SettingError if there is none."""
+    if name not in FITTINGS:
+        raise SettingError(f"fitting={name!r}: expected one of {', '.join(FITTINGS)}")
+    return FITTINGS[name]
 
 
 def grey(pixels: Pixels) -> Pixels:

@@ -13,7 +13,7 @@ from PIL import Image
 from dist_net.autodiff import Expression, cast, mean, reshape
 from dist_net.darknet.classifier import Classifier, load_classifier
 from dist_net.darknet.configuration import parse_configuration
-from dist_net.darknet.images import fit, letterbox
+from dist_net.darknet.images import letterbox, pad
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.predictions import Prediction
 from dist_net.darknet.seeded import seeded_weights
@@ -152,7 +152,7 @@ def echo(shape: tuple[int, ...], dtype: type) -> Classifier:
 
 
 @pytest.mark.parametrize("shape", [(8, 12), (8, 12, 1), (8, 12, 3)])
-@pytest.mark.parametrize(("dtype", "prepare"), [(np.float32, letterbox), (np.uint8, fit)])
+@pytest.mark.parametrize(("dtype", "prepare"), [(np.float32, letterbox), (np.uint8, pad)])
 def test_pictures_are_prepared_as_the_model_takes_them(
     shape: tuple[int, ...], dtype: type, prepare: Callable[..., NDArray[np.generic]]
 ) -> None:

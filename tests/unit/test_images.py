@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_net.darknet.images import Pixels, fit, grey, letterbox, load_image, resize
+from dist_net.darknet.images import Pixels, grey, letterbox, load_image, pad, resize
 from dist_net.errors import ImageError
 
 pytestmark = [  # Pillow warns beside what it does
@@ -383,11 +383,11 @@ def test_only_what_is_looked_at_is_converted() -> None:
 
 def test_a_picture_that_fits_already_is_left_as_it_is() -> None:
     for channels in (1, 3):
-        np.testing.assert_array_equal(fit(noise(28, 28, channels), 28, 28), noise(28, 28, channels))
+        np.testing.assert_array_equal(pad(noise(28, 28, channels), 28, 28), noise(28, 28, channels))
 
 
 def test_a_picture_is_fitted_into_the_middle_of_black() -> None:
-    fitted = fit(np.full((100, 50, 3), 255, np.uint8), 28, 28)
+    fitted = pad(np.full((100, 50, 3), 255, np.uint8), 28, 28)
     assert (fitted.shape, fitted.dtype) == ((28, 28, 3), np.uint8)
     assert (fitted[:, 7:21] == 255).all()
     assert not fitted[:, :7].any()
@@ -397,11 +397,11 @@ def test_a_picture_is_fitted_into_the_middle_of_black() -> None:
 def test_fitting_looks_at_every_pixel() -> None:
     stripes = np.zeros((280, 280, 1), np.uint8)
     stripes[:, ::2] = 255
-    assert np.abs(fit(stripes, 28, 28).astype(int) - 128).max() <= 8
+    assert np.abs(pad(stripes, 28, 28).astype(int) - 128).max() <= 8
 
 
 def test_fitting_leaves_at_least_one_row() -> None:
-    fitted = fit(np.full((1, 10_000, 1), 255, np.uint8), 28, 28)
+    fitted = pad(np.full((1, 10_000, 1), 255, np.uint8), 28, 28)
     assert fitted.any(axis=(1, 2)).sum() == 1
 
 
