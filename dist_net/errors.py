@@ -55,6 +55,14 @@ class RecipeError(BadInputError):
     """A recipe's file does not run, or what it describes does not fit together."""
 
 
+class RecipeChangedError(BadInputError):
+    """The Python files that a run carries are not those that its model was trained with."""
+
+
+class UntrustedRecipeError(BadInputError):
+    """A run's recipe is code that somebody else may have written, and nobody said to trust it."""
+
+
 # The wire
 
 

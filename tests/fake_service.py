@@ -29,7 +29,6 @@ DIGITS = ModelDescription(
     has_logits=False,
     configuration="",
     recipe="digits",
-    recipe_digest="",
     arrays_path="",
     arrays_bytes=0,
     arrays_key="",

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals
+from dist_net.cluster.trained import add_trust_argument
 from dist_net.darknet.images import MOST_PIXELS
 from dist_net.data import default_cache_dir
 from dist_net.serving.worker import InferenceWorker, WorkerSettings
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="for models that the gateway sends (default: in the cache)",
     )
+    add_trust_argument(parser)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
 
 
@@ -73,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.max_batch_size,
         arguments.reproducible,
         arguments.most_pixels,
+        arguments.trust_recipe,
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.getLogger("dist_net").setLevel(logging.INFO)

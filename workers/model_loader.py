@@ -19,6 +19,7 @@ from pathlib import Path
 from dist_net.cluster.entry import READY, entry_point, stop_on_signals
 from dist_net.cluster.model_loader import ModelLoader
 from dist_net.cluster.model_sources import named_source, source_called
+from dist_net.cluster.trained import add_trust_argument
 from dist_net.errors import ModelOptionError
 from dist_net.monitoring.console import plain_console
 from dist_net.monitoring.fetch_progress import FetchProgress
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="of the one SOURCE")
     parser.add_argument("--labels", type=Path, help="of the one SOURCE")
     parser.add_argument("--token-file", type=Path, help="by which the gateway knows its loader")
+    add_trust_argument(parser)
     parser.add_argument("--parent", type=int)
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
     arguments = parser.parse_args()
@@ -55,7 +57,12 @@ def main() -> int:
     progress = FetchProgress(plain_console())
     sources = {
         name: source_called(
-            source, weights or arguments.weights, labels or arguments.labels, progress, keys
+            source,
+            weights or arguments.weights,
+            labels or arguments.labels,
+            progress,
+            keys,
+            arguments.trust_recipe,
         )
         for name, source, weights, labels in named
     }

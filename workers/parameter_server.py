@@ -17,10 +17,10 @@ from pathlib import Path
 from dist_net.cluster.entry import READY, entry_point, let_others_compute, stop_on_signals
 from dist_net.cluster.options import RunOptions
 from dist_net.cluster.run_directory import RunDirectory
+from dist_net.cluster.trained import recipe_of_run
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.process import ServerProcess, create_weights_segment
 from dist_net.parameter_server.run import Run
-from dist_net.recipe import load_recipe
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.segment import available
 from dist_net.wire.transport import ServerSocket
@@ -39,7 +39,7 @@ def main() -> int:
 
     directory = RunDirectory(arguments.run_directory)
     options = RunOptions.from_json(directory.options.read_text())
-    loaded = load_recipe(options.recipe)
+    loaded = recipe_of_run(directory)
     settings = options.settings(loaded, loaded.recipe.load_dataset())
     segment = create_weights_segment(settings.vector_size) if available() else None
     buffers = [segment.vector(i) for i in range(segment.vectors)] if segment else None

@@ -24,6 +24,8 @@ from dist_net.cluster.entry import (
     use_threads,
 )
 from dist_net.cluster.observer import recipe_at
+from dist_net.cluster.run_directory import RunDirectory
+from dist_net.cluster.trained import recipe_of_run
 from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.recipe import load_recipe
 from dist_net.training.compute import TrainingStep
@@ -53,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long to wait for the server at first (default: 10)",
     )
+    parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)  # for its recipe
     parser.add_argument("--core", type=int, help=argparse.SUPPRESS)  # where to compute
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
 
@@ -71,8 +74,12 @@ def train(arguments: argparse.Namespace) -> int:
     let_others_compute()
     logging.getLogger("dist_net").setLevel(logging.INFO)
     keys = load_worker_keys(arguments.keys) if arguments.keys else None
-    reference = arguments.recipe or recipe_at(arguments.connect, keys, arguments.timeout)
-    loaded = load_recipe(reference)
+    if arguments.run_dir is not None:
+        loaded = recipe_of_run(RunDirectory(arguments.run_dir))
+    else:
+        loaded = load_recipe(
+            arguments.recipe or recipe_at(arguments.connect, keys, arguments.timeout)
+        )
     model, dataset = loaded.recipe.model, loaded.recipe.load_dataset()
     with WorkerProcess(
         lambda seed: TrainingStep(model, dataset, seed, arguments.threads),

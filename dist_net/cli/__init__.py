@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+import traceback
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         if name in given[:1]:  # only what this command needs is imported
             module = import_module(f"dist_net.cli.{name.replace('-', '_')}")
             module.add_arguments(command)
+            command.add_argument("--debug", action="store_true", help="show errors with traceback")
             command.set_defaults(module=module)
     parsed = parser.parse_args(given)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -48,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return int(parsed.module.run(parsed))
     except DistNetError as error:
+        if parsed.debug:
+            traceback.print_exception(error)
         said = "; ".join([str(error), *getattr(error, "__notes__", ())])
         print(f"dist-net {parsed.command}: {said}", file=sys.stderr)
         return error.exit_code

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from dist_net.cluster.run_directory import RunDirectory
-from dist_net.cluster.trained import load_trained
+from dist_net.cluster.trained import add_trust_argument, load_trained
 from dist_net.monitoring.console import plain_console
 from dist_net.monitoring.fetch_progress import FetchProgress
 from dist_net.training.evaluation import Evaluator
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", metavar="RUN", type=Path, nargs="?", help="a run's directory or checkpoint"
     )
+    add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
@@ -25,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates, says the result, and gives the exit code."""
     console = plain_console()
     path = RunDirectory.newest().path if arguments.run is None else arguments.run
-    loaded, checkpoint = load_trained(path)
+    loaded, checkpoint, _ = load_trained(path, arguments.trust_recipe)
     with FetchProgress(console) as progress:
         dataset = loaded.recipe.load_dataset(progress)
     evaluation = Evaluator(loaded.recipe.model, dataset)(checkpoint.weights)

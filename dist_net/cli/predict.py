@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dist_net.cluster.classifiers import classifier_called
 from dist_net.cluster.model_sources import MODELS
+from dist_net.cluster.trained import add_trust_argument
 from dist_net.darknet.classifier import Answer
 from dist_net.errors import DistNetError, UnknownModelError
 from dist_net.monitoring.console import plain_console
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, metavar="FILE", help="the name of each class, a line"
     )
     parser.add_argument("--top", type=count, default=5, metavar="N", help="default: 5")
+    add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object for each picture")
 
 
@@ -59,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.labels,
             progress,
             threads=len(os.sched_getaffinity(0)),
+            trust_recipe=arguments.trust_recipe,
         )
     show = show_json if arguments.json else show_bars
     errors = []

@@ -13,6 +13,7 @@ from rich.console import Console
 from dist_net.cluster.command_line import command_line, joining_command
 from dist_net.cluster.options import RunOptions
 from dist_net.cluster.run_directory import RunDirectory
+from dist_net.cluster.trained import add_trust_argument, load_trained
 from dist_net.cluster.training_run import Local, Outcome, TrainingRun
 from dist_net.data import Dataset
 from dist_net.errors import InterruptedRunError, MissingExtraError, ProcessFailedError
@@ -58,6 +59,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with --run-dir or the newest")
     parser.add_argument("--listen", action="append", default=[], metavar="ADDRESS")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="needed to listen beyond loopback")
+    add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
@@ -78,10 +80,13 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     """Trains with so many workers on this host, and with those that join from elsewhere."""
     console = plain_console()
     directory, options = prepare(arguments)
-    loaded = load_recipe(options.recipe)
+    if directory is None or arguments.recipe is not None:
+        loaded = load_recipe(options.recipe)
+    else:
+        loaded = load_trained(directory.path, arguments.trust_recipe).recipe
     with FetchProgress(console) as fetching:
         dataset = loaded.recipe.load_dataset(fetching)
-    options = options.replaced_by(recipe=loaded.reference)
+    options = options.replaced_by(recipe=loaded.reference, recipe_files=loaded.file_digests)
     settings = options.settings(loaded, dataset)
     local = Local(workers, tuple(arguments.listen), arguments.keys, arguments.resume)
     local.require_listening()
@@ -94,13 +99,13 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     else:
         # What does not fit is refused here, while the run is as it was.
         Run.resumed(settings, read_checkpoint(directory.checkpoint))
-    directory.begin(options.to_json(), loaded.source)
+    directory.begin(options.to_json(), {} if loaded.is_built_in else loaded.files)
     console.print(
         f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} samples, "
         f"{settings.epochs} epochs of minibatches of {settings.batch_size}; {workers} workers"
     )
     with TrainingProgress(console, settings.samples, joining) as display:
-        training = TrainingRun(directory, options.recipe, loaded.recipe, dataset, local, display)
+        training = TrainingRun(directory, loaded.recipe, dataset, local, display)
         try:
             outcome = training.run()
         except (InterruptedRunError, ProcessFailedError) as error:

@@ -15,11 +15,19 @@ def classifier_called(
     labels: Path | None,
     progress: Progress,
     threads: int = 1,
+    trust_recipe: bool = False,
 ) -> Classifier:
     """The classifier that ``model`` stands for, asked by ``threads`` threads.
 
     See ``source_called`` for what the arguments mean. Raises what that, reading the model, and
     ``Classifier`` raise.
     """
-    found = source_called(model, weights, labels, progress).read()
-    return Classifier(found.model, found.prepared, found.labels, found.has_logits, threads=threads)
+    found = source_called(model, weights, labels, progress, trust_recipe=trust_recipe).read()
+    return Classifier(
+        found.model,
+        found.prepared,
+        found.labels,
+        found.has_logits,
+        threads=threads,
+        fitting=found.fitting,
+    )

@@ -21,7 +21,8 @@ from dist_net.recipe import LoadedRecipe
 class FoundModel:
     """A model as it is at its source.
 
-    ``configuration`` is the text of a Darknet net; else ``recipe`` is what it was trained by.
+    ``configuration`` is the text of a Darknet net; else ``recipe`` is what it was trained by, on
+    pictures of that ``fitting``.
     ``key`` changes with the weights. ``file`` is where ``prepared`` is kept under that key, None
     if nowhere yet. ``version``: the parameter server's, of a model that is being trained.
     """
@@ -34,6 +35,7 @@ class FoundModel:
     configuration: str = ""
     recipe: LoadedRecipe | None = None
     file: Path | None = None
+    fitting: str = "pad"
     version: int | None = None
 
 

@@ -99,7 +99,7 @@ def in_process_cluster(
 
 def _loaded(recipe: Recipe) -> LoadedRecipe:
     """The recipe under a reference that says that it came from no file."""
-    return LoadedRecipe("in-process", "in-process", b"", recipe)
+    return LoadedRecipe("in-process", "in-process", {}, recipe)
 
 
 class InProcessWorker:

@@ -18,9 +18,9 @@ from dist_net.cluster.model_sources import ModelSource, TrainingRun
 from dist_net.darknet.pictures import takes_pictures
 from dist_net.errors import DistNetError, JoinRefusedError, ModelLoadError
 from dist_net.nn.prepared import map_prepared, write_prepared
+from dist_net.recipe import LoadedRecipe
 from dist_net.serving.arrays import keep_newest
 from dist_net.serving.description import ModelDescription
-from dist_net.serving.served_network import recipe_digest
 from dist_net.wire.messages import Message, Refuse
 from dist_net.wire.serving_messages import Enlisted, EnlistLoader, Prepare, Prepared
 from dist_net.wire.transport import ClientSocket
@@ -190,9 +190,16 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
         takes_pictures=takes_pictures(model),
         has_logits=found.has_logits,
         configuration=found.configuration,
-        recipe=recipe.reference if recipe else "",
-        recipe_digest=recipe_digest(recipe) if recipe else "",
+        recipe=_found_at(recipe) if recipe else "",
+        recipe_original=recipe.reference if recipe else "",
+        recipe_files=recipe.file_digests if recipe else {},
+        fitting=found.fitting,
         arrays_path=str(file.absolute()),
         arrays_bytes=file.stat().st_size,
         arrays_key=found.key,
     )
+
+
+def _found_at(recipe: LoadedRecipe) -> str:
+    """What a worker loads it by."""
+    return recipe.reference if recipe.is_built_in else str(recipe.path.absolute())

@@ -24,12 +24,13 @@ from dist_net.errors import (
     NotACheckpointError,
     RecipeError,
     UnknownModelError,
+    UntrustedRecipeError,
 )
 from dist_net.nn import cross_entropy_of_logits
 from dist_net.nn.inference import prepare
 from dist_net.nn.parameters import Vector
 from dist_net.nn.prepared import key_of_vector
-from dist_net.recipe import LoadedRecipe, Recipe, load_recipe
+from dist_net.recipe import LoadedRecipe, load_recipe, recipe_names
 from dist_net.wire.security import WorkerKeys
 
 MODELS = (
@@ -52,8 +53,11 @@ class ModelSource(Protocol):
 class TrainedRun:
     """A run directory, or a checkpoint file; ``labels`` take the place of the recipe's names."""
 
-    def __init__(self, path: Path, labels: Path | None, progress: Progress) -> None:
+    def __init__(
+        self, path: Path, labels: Path | None, progress: Progress, trust_recipe: bool = False
+    ) -> None:
         self._path = path
+        self._trust_recipe = trust_recipe
         self._names = _ClassNames(labels, progress)
 
     def read(self) -> FoundModel:
@@ -62,19 +66,26 @@ class TrainedRun:
         Raises UnknownModelError if that is none, and what else reading it raises.
         """
         try:
-            loaded, checkpoint = load_trained(self._path)
+            loaded, checkpoint, record = load_trained(self._path, self._trust_recipe)
         except NotACheckpointError as error:
             raise UnknownModelError(f"{self._path} is no model; expected {MODELS}") from error
-        return _found(loaded, checkpoint.weights, self._names.of(loaded))
+        names = self._names.of(loaded, record.class_names)
+        return _found(loaded, checkpoint.weights, names, record.fitting)
 
 
 class TrainingRun:
     """The parameter server at an address: a model that is being trained."""
 
     def __init__(
-        self, address: str, keys: WorkerKeys | None, labels: Path | None, progress: Progress
+        self,
+        address: str,
+        keys: WorkerKeys | None,
+        labels: Path | None,
+        progress: Progress,
+        trust_recipe: bool = False,
     ) -> None:
         self.address = address
+        self._trust_recipe = trust_recipe
         self._keys = keys
         self._names = _ClassNames(labels, progress)
         self._loaded: LoadedRecipe | None = None
@@ -87,13 +98,19 @@ class TrainingRun:
     def read(self) -> FoundModel:
         """The model with the weights as they stand.
 
-        Raises NoAnswerError, UnknownRecipeError where this host has not the server's recipe, and
-        RecipeError where it is another.
+        Raises NoAnswerError, UntrustedRecipeError for a recipe that is a file where nobody said
+        to run what the server names, UnknownRecipeError where this host has not the server's
+        recipe, and RecipeError where it is another.
         """
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
             reference = str(observer.status(NO_RECORDS)["recipe"])
             snapshot = observer.snapshot()
         if self._loaded is None or self._loaded.reference != reference:
+            if not self._trust_recipe and reference not in recipe_names():
+                raise UntrustedRecipeError(
+                    f"the server at {self.address} trains the recipe of a file, {reference!r}, "
+                    f"which is code; expected --trust-recipe, to run the file of that name here"
+                )
             self._loaded = load_recipe(reference)
         size = self._loaded.recipe.model.layout.size
         if len(snapshot.weights) != size:
@@ -102,37 +119,45 @@ class TrainingRun:
                 f"recipe {reference} has {size:,} here: expected the same file as the server's"
             )
         names = self._names.of(self._loaded)
-        return _found(self._loaded, snapshot.weights, names, snapshot.version)
+        fitting = self._loaded.recipe.fitting
+        return _found(self._loaded, snapshot.weights, names, fitting, snapshot.version)
 
 
 class _ClassNames:
-    """What the classes of a recipe are called: by a file, or by the recipe's dataset.
+    """What the classes of a recipe are called: by a file, by a run, or by the recipe's dataset.
 
-    A dataset of the user's own has to be made to know that, so it is asked once.
+    A dataset of the user's own has to be made to know that, so it is asked last, and once.
     """
 
     def __init__(self, labels: Path | None, progress: Progress) -> None:
         self._labels = labels
         self._progress = progress
-        self._known: tuple[bytes, tuple[str, ...]] | None = None
+        self._made: tuple[dict[str, str], tuple[str, ...]] | None = None
 
-    def of(self, loaded: LoadedRecipe) -> tuple[str, ...]:
-        if self._known is None or self._known[0] != loaded.source:
-            self._known = loaded.source, self._read(loaded.recipe)
-        return self._known[1]
-
-    def _read(self, recipe: Recipe) -> tuple[str, ...]:
+    def of(self, loaded: LoadedRecipe, kept: tuple[str, ...] = ()) -> tuple[str, ...]:
+        recipe = loaded.recipe
         if self._labels is not None:
             return read_labels(self._labels, recipe.model.classes)
-        if not isinstance(recipe.dataset, str):
-            return recipe.load_dataset(self._progress).class_names
-        names = CLASS_NAMES[recipe.dataset]
+        names = kept
+        if not names:
+            dataset = recipe.dataset
+            names = CLASS_NAMES[dataset] if isinstance(dataset, str) else self._of_dataset(loaded)
         require_labels(names, recipe.model.classes)
         return names
 
+    def _of_dataset(self, loaded: LoadedRecipe) -> tuple[str, ...]:
+        if self._made is None or self._made[0] != loaded.file_digests:
+            names = loaded.recipe.load_dataset(self._progress).class_names
+            self._made = loaded.file_digests, names
+        return self._made[1]
+
 
 def _found(
-    loaded: LoadedRecipe, weights: Vector, names: tuple[str, ...], version: int | None = None
+    loaded: LoadedRecipe,
+    weights: Vector,
+    names: tuple[str, ...],
+    fitting: str,
+    version: int | None = None,
 ) -> FoundModel:
     model = loaded.recipe.model
     return FoundModel(
@@ -142,6 +167,7 @@ def _found(
         key_of_vector(model, weights),
         has_logits=model.loss is cross_entropy_of_logits,
         recipe=loaded,
+        fitting=fitting or loaded.recipe.fitting,
         version=version,
     )
 
@@ -152,13 +178,14 @@ def source_called(
     labels: Path | None,
     progress: Progress,
     keys: WorkerKeys | None = None,
+    trust_recipe: bool = False,
 ) -> ModelSource:
     """What ``model`` stands for; see MODELS. A name comes before a path.
 
     Besides those it may be the address of a parameter server, spoken to with ``keys``. A published
     classifier's weights are fetched if need be, and ``progress`` called meanwhile, unless
     ``weights`` says where they are. ``labels``, a line for each class, take the place of the names
-    that a model has itself.
+    that a model has itself. ``trust_recipe``: see ``load_trained``.
 
     Raises UnknownModelError if it stands for nothing, ModelOptionError when ``weights`` or
     ``labels`` are missing or are of no use, and ConfigurationError for a .cfg file that is none.
@@ -183,8 +210,8 @@ def source_called(
             f"{model} is a run, which has its own weights; expected no --weights"
         )
     if is_live:
-        return TrainingRun(model, keys, labels, progress)
-    return TrainedRun(path, labels, progress)
+        return TrainingRun(model, keys, labels, progress, trust_recipe)
+    return TrainedRun(path, labels, progress, trust_recipe)
 
 
 def _runs_near(path: Path) -> list[str]:

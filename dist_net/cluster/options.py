@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self
 
 from dist_net.data import Dataset
 from dist_net.errors import RunDirectoryError, SettingError
 from dist_net.optim import optimizer_named
 from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
-from dist_net.recipe import LoadedRecipe
+from dist_net.recipe import LoadedRecipe, RecipeRecord
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """A recipe's reference, and the settings of a run.
 
-    Those that are None are the recipe's own.
+    Those that are None are the recipe's own. ``recipe_files`` are the digests of the files in the
+    run directory that the recipe was copied to; a built-in recipe has none there.
     """
 
     recipe: str
@@ -28,6 +30,7 @@ class RunOptions:
     lease_minibatches: int = LEASE_MINIBATCHES
     seed: int = 0
     checkpoint_every_s: float = 30.0
+    recipe_files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.checkpoint_every_s > 0:
@@ -51,6 +54,7 @@ class RunOptions:
         return RunSettings(
             recipe=loaded.reference,
             recipe_digest=loaded.digest(dataset),
+            recipe_record=RecipeRecord.of(loaded, dataset).to_json(),
             layout=recipe.model.layout.shapes,
             momenta=recipe.model.layout.momenta,
             samples=len(dataset.train_labels),

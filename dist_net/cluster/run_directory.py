@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -12,6 +13,7 @@ from typing import Any
 from dist_net.errors import RunDirectoryError
 
 DEFAULT_PARENT = Path("runs")
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class RunDirectory:
@@ -19,7 +21,7 @@ class RunDirectory:
 
     checkpoint.safetensors  the weights, the optimizer's state, and what is left to do
     options.json            what the run was asked to be
-    recipe.py               the recipe as it was
+    recipe.py               the recipe, if it is not built in, and what it imports from beside it
     metrics.jsonl           a line for each twentieth of an epoch, and for each evaluation
     training.png            loss, accuracy and staleness over epochs
     confusion.png           which class was taken for which
@@ -79,13 +81,19 @@ class RunDirectory:
 
     def _make(self) -> None:
         with self._translated_errors():
+            is_new = not self.path.exists()
             self.logs.mkdir(parents=True, exist_ok=True)
+            if is_new:  # whatever the umask: it may come to hold code
+                self.path.chmod(self.path.stat().st_mode & ~WRITABLE_BY_OTHERS)
 
-    def begin(self, options: str, recipe_source: bytes) -> None:
-        """Writes down what the run is asked to be."""
+    def begin(self, options: str, recipe_files: Mapping[str, bytes]) -> None:
+        """Writes down what the run is asked to be; ``recipe_files`` are code, and run later on."""
         with self._translated_errors():
             self.options.write_text(options + "\n", encoding="utf-8")
-            self.recipe.write_bytes(recipe_source)
+            for name, content in recipe_files.items():
+                path = self.path / name
+                path.write_bytes(content)
+                path.chmod(path.stat().st_mode & ~WRITABLE_BY_OTHERS)
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Adds lines to the metrics."""

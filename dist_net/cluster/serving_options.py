@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dist_net.autodiff.kernels.team import MOST_THREADS
 from dist_net.cluster.model_sources import MODELS, named_source, newest_run_directory
+from dist_net.cluster.trained import add_trust_argument
 from dist_net.errors import SettingError
 from dist_net.serving.settings import PoolSettings
 
@@ -36,6 +37,7 @@ class ServingOptions:
     weights: Path | None
     labels: Path | None
     is_reproducible: bool
+    trust_recipe: bool
     grace_s: float
     log_directory: Path | None
 
@@ -118,6 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the same answer, bit for bit, whatever shares its batch (default); up to a fifth "
         "slower on processors without AVX-512",
     )
+    add_trust_argument(parser)
     option(
         "--grace",
         type=float,
@@ -161,6 +164,7 @@ def options_from(arguments: argparse.Namespace) -> ServingOptions:
         weights=arguments.weights,
         labels=arguments.labels,
         is_reproducible=arguments.reproducible,
+        trust_recipe=arguments.trust_recipe,
         grace_s=arguments.grace,
         log_directory=arguments.log_dir,
     )

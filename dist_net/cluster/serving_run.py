@@ -200,6 +200,9 @@ def _commands(options: ServingOptions, address: str, directory: Path, token: str
     worker += ["--max-batch-size", str(options.pool.max_batch_size)]
     if not options.is_reproducible:
         worker.append("--no-reproducible")
+    if options.trust_recipe:
+        loader.append("--trust-recipe")
+        worker.append("--trust-recipe")
     return [
         Command("model-loader", "workers.model_loader", (*loader, "--", *options.sources)),
         *(

@@ -95,14 +95,12 @@ class TrainingRun:
     def __init__(
         self,
         directory: RunDirectory,
-        reference: str,
         recipe: Recipe,
         dataset: Dataset,
         local: Local,
         display: Display,
     ) -> None:
         self._directory = directory
-        self._reference = reference
         self._samples = len(dataset.train_labels)
         self._evaluate = Evaluator(recipe.model, dataset)
         self._local = local
@@ -158,7 +156,7 @@ class TrainingRun:
 
     def _start_worker(self, address: str, index: int) -> Child:
         name = f"worker-{index}"
-        arguments = [self._reference, "--connect", address, "--name", name]
+        arguments = ["--run-dir", str(self._directory.path), "--connect", address, "--name", name]
         arguments += ["--threads", str(self._local.threads), "--timeout", str(START_TIMEOUT_S)]
         arguments += ["--parent", str(os.getpid())]
         core = self._local.core(index)

@@ -6,7 +6,7 @@ Everything else is JSON under the keys of the file's metadata.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from math import prod
 from pathlib import Path
@@ -32,6 +32,8 @@ FORMAT_VERSION = 1
 FORMAT_KEY = "dist_net_checkpoint"
 METADATA_FIELDS = ("recipe", "recipe_digest", "layout", "version", "settings", "ledger", "counters")
 
+RECORD = "recipe_record"  # checkpoints of earlier releases have none
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -39,7 +41,8 @@ class Checkpoint:
 
     ``weights`` is the flat float32 vector of all parameters and buffers in ``layout``'s order, and
     ``optimizer_state`` holds vectors of the length of the parameters alone. ``settings``,
-    ``ledger`` and ``counters`` are JSON objects of the parts that they come from.
+    ``ledger`` and ``counters`` are JSON objects of the parts that they come from;
+    ``recipe_record`` is one that whoever reads the weights needs, and the server does not.
     """
 
     recipe: str
@@ -51,6 +54,7 @@ class Checkpoint:
     counters: dict[str, Any]
     weights: Vector
     optimizer_state: dict[str, Vector]
+    recipe_record: dict[str, Any] = field(default_factory=dict)
 
     def require_layout(self, layout: Layout) -> None:
         """Raise ``CheckpointMismatchError`` unless parameters and buffers are these."""
@@ -74,7 +78,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """
     tensors = {OPTIMIZER_PREFIX + name: state for name, state in checkpoint.optimizer_state.items()}
     tensors |= _parameters(checkpoint.layout, checkpoint.weights)
-    metadata = {name: json.dumps(getattr(checkpoint, name)) for name in METADATA_FIELDS}
+    metadata = {name: json.dumps(getattr(checkpoint, name)) for name in (*METADATA_FIELDS, RECORD)}
     content = save(tensors, metadata | {FORMAT_KEY: json.dumps(FORMAT_VERSION)})
     try:
         with replacing(path) as partial:
@@ -145,6 +149,7 @@ def _checkpoint(path: Path, metadata: dict[str, str], tensors: dict[str, Vector]
             f"{FORMAT_VERSION}: a later dist_net wrote it, so upgrade this one"
         )
     facts = {name: json.loads(metadata[name]) for name in METADATA_FIELDS}
+    facts[RECORD] = json.loads(metadata.get(RECORD, "{}"))
     layout: Layout = tuple((name, tuple(shape)) for name, shape in facts.pop("layout"))
     for name, shape in layout:
         if name not in tensors or tensors[name].shape != shape:

@@ -70,6 +70,7 @@ class Run:
         return Checkpoint(
             recipe=self.settings.recipe,
             recipe_digest=self.settings.recipe_digest,
+            recipe_record=self.settings.recipe_record,
             layout=self.settings.layout,
             version=self.store.version,
             settings=self.settings.to_json(),

@@ -45,6 +45,7 @@ class RunSettings:
     lease_minibatches: int = LEASE_MINIBATCHES
     heartbeat_interval_s: float = 0.3
     heartbeat_timeout_s: float = 1.5
+    recipe_record: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("samples", "epochs", "batch_size", "lease_minibatches"):
@@ -156,7 +157,7 @@ class RunSettings:
     def to_json(self) -> dict[str, Any]:
         """Return the settings as a checkpoint keeps them; optimizer and schedule as their text."""
         own_text = ("optimizer", "schedule")
-        elsewhere = ("recipe", "recipe_digest", "layout")
+        elsewhere = ("recipe", "recipe_digest", "recipe_record", "layout")
         return {
             entry.name: repr(value) if entry.name in own_text else value
             for entry in fields(self)

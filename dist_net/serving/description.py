@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import prod
 
@@ -18,9 +19,12 @@ class ModelDescription:
     """All that is needed to ask a version of a model, and for a worker to load it.
 
     ``input_shape`` is that of one row. ``labels`` is empty for a model without names for its
-    classes. ``configuration``: the text of a Darknet net; else ``recipe`` is a recipe's reference,
-    and ``recipe_digest`` what every host's copy of it must have. ``arrays_path``: the file of
-    prepared kernels on the gateway's host, of ``arrays_bytes`` bytes and with ``arrays_key``.
+    classes. ``arrays_path``: the file of prepared kernels on the gateway's host, of
+    ``arrays_bytes`` bytes and with ``arrays_key``.
+
+    ``configuration``: the text of a Darknet net; else ``recipe`` is a built-in recipe's name, or
+    the path of a Python file, a copy of the one at ``recipe_original``. ``recipe_files`` are the
+    digests that its files must have on every host, and ``fitting`` is how it takes pictures.
     """
 
     name: str
@@ -33,10 +37,12 @@ class ModelDescription:
     has_logits: bool
     configuration: str
     recipe: str
-    recipe_digest: str
     arrays_path: str
     arrays_bytes: int
     arrays_key: str
+    recipe_original: str = ""
+    recipe_files: Mapping[str, str] = field(default_factory=dict)
+    fitting: str = "pad"
 
     @cached_property
     def row_bytes(self) -> int:
@@ -46,7 +52,8 @@ class ModelDescription:
     @property
     def architecture(self) -> tuple[object, ...]:
         """What versions have in common that differ in their weights alone."""
-        net = self.configuration, self.recipe, self.recipe_digest
+        files = tuple(sorted(self.recipe_files.items()))
+        net = self.configuration, self.recipe, self.recipe_original, files, self.fitting
         return self.input_datatype, self.input_shape, self.classes, *net
 
     def to_json(self) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from io import BytesIO
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from dist_net.darknet.pictures import PictureInputs, takes_pictures
 from dist_net.errors import ImageError, ModelLoadError
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
-from dist_net.recipe import LoadedRecipe, load_recipe
+from dist_net.recipe import load_recipe, load_recipe_copy, recipe_names
 from dist_net.serving.description import ModelDescription
 from dist_net.serving.requests import Payload, Status
 
@@ -55,7 +55,8 @@ class ServedNetwork:
     it, and as much memory as that many workers would.
 
     ``prepared`` is borrowed. ``may_go_on`` is asked now and then while plans are compiled, which
-    takes a second for a large net. See ``Inference`` for ``reproducible``.
+    takes a second for a large net. ``trust_recipes``: see ``load_recipe_copy``; ``reproducible``:
+    see ``Inference``.
 
     Raises ModelLoadError where this host has not what the description names, what parsing a
     configuration or running a recipe raises, and ShapeError for kernels of another model.
@@ -70,14 +71,17 @@ class ServedNetwork:
         reproducible: bool = True,
         most_pixels: int = MOST_PIXELS,
         may_go_on: Callable[[], bool] = lambda: True,
+        trust_recipes: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self.description = description
-        self._model = model_of(description)
+        self._model = model_of(description, trust_recipes)
         self._dtype = self._model.input_dtype.newbyteorder("<")
         self._row_bytes = description.row_bytes
         self._pictures = (
-            PictureInputs(self._model, most_pixels) if takes_pictures(self._model) else None
+            PictureInputs(self._model, most_pixels, description.fitting)
+            if takes_pictures(self._model)
+            else None
         )
         self._threads = threads
         self._decoders = _decoders(threads)
@@ -195,27 +199,20 @@ class ServedNetwork:
         return flat.reshape(rows, *self.description.input_shape, copy=False)
 
 
-def model_of(description: ModelDescription) -> Model:
+def model_of(description: ModelDescription, trust_recipes: bool = False) -> Model:
     """The model that a version is of; raises as ``ServedNetwork`` says."""
     if description.configuration:
         configuration = parse_configuration(description.configuration, description.name)
         network = DarknetNetwork(configuration)
         return Model(network, network.input_shape, input_dtype=np.float32)
-    loaded = load_recipe(description.recipe)
-    found = recipe_digest(loaded)
-    if found != description.recipe_digest:
+    path, original = description.recipe, description.recipe_original
+    if path not in recipe_names():
+        files = description.recipe_files
+        return load_recipe_copy(Path(path), original, files, trust_recipes).recipe.model
+    loaded = load_recipe(path)
+    if loaded.file_digests != description.recipe_files:
         raise ModelLoadError(
-            f"the recipe {description.recipe} is another here ({found[:12]}) than where "
-            f"{description.name} was read ({description.recipe_digest[:12]}); expected the same "
-            f"file on both hosts, or a reload"
+            f"the recipe {path} is another here than where {description.name} was read; expected "
+            f"the same release of dist_net on both hosts"
         )
     return loaded.recipe.model
-
-
-def recipe_digest(loaded: LoadedRecipe) -> str:
-    """SHA-256, in hexadecimal, of what hosts must have in common to serve the same model.
-
-    That is the recipe's file, and the names and shapes of the parameters and buffers.
-    """
-    shapes = repr(loaded.recipe.model.layout.shapes).encode()
-    return hashlib.sha256(loaded.source + b"\0" + shapes).hexdigest()

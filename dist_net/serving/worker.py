@@ -63,6 +63,7 @@ class WorkerSettings:
     max_batch_size: int = 8
     reproducible: bool = True
     most_pixels: int = MOST_PIXELS
+    trust_recipes: bool = False
 
     def __post_init__(self) -> None:
         if min(self.threads, self.max_batch_size, self.most_pixels) < 1:
@@ -257,6 +258,7 @@ class InferenceWorker:
             settings.reproducible,
             settings.most_pixels,
             may_go_on,
+            settings.trust_recipes,
             self._clock,
         )
 

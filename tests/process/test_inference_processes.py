@@ -202,7 +202,9 @@ def test_versions_are_answered_side_by_side(
 def test_a_version_that_cannot_be_loaded_is_told_of(
     gateway: Gateway, worker: Child, digits: ModelDescription
 ) -> None:
-    other = ModelDescription.from_json(digits.to_json().replace(digits.recipe_digest, "0" * 64))
+    other = ModelDescription.from_json(
+        digits.to_json().replace(digits.recipe_files["recipe.py"], "0" * 64)
+    )
     assert "is another here" in load(gateway, worker, other).reason
     assert load(gateway, worker, digits).reason == ""
 

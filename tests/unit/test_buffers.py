@@ -273,7 +273,7 @@ def test_one_process_learns_with_batch_norm(digits: Dataset) -> None:
 
 def test_the_digest_tells_a_buffer_from_a_parameter_and_momenta_apart(digits: Dataset) -> None:
     def digest(network: nn.Layer) -> str:
-        return LoadedRecipe("r", "r", b"", a_recipe(network)).digest(digits)
+        return LoadedRecipe("r", "r", {}, a_recipe(network)).digest(digits)
 
     def network(momentum: float) -> nn.Layer:
         return nn.Sequential(
@@ -283,4 +283,4 @@ def test_the_digest_tells_a_buffer_from_a_parameter_and_momenta_apart(digits: Da
     assert digest(network(0.9)) == digest(network(0.9))
     assert digest(network(0.9)) != digest(network(0.99))
     changed = replace(a_recipe(network(0.9)), learning_rate=1.0)
-    assert LoadedRecipe("r", "r", b"", changed).digest(digits) == digest(network(0.9))
+    assert LoadedRecipe("r", "r", {}, changed).digest(digits) == digest(network(0.9))

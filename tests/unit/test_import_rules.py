@@ -20,7 +20,7 @@ CATALOGUES = {"dist_net.errors"}  # as long as there are causes, each a leaf of 
 # on a line is all that the room may import of this project; a room that is not here has no place
 # in the design yet.
 MODELS = "errors clock replacing compiling autodiff nn optim data darknet"
-SIBLING = f"{MODELS} recipe wire monitoring"
+SIBLING = f"{MODELS} recipe_files recipe wire monitoring"
 ALL_BUT_COMMANDS = f"{SIBLING} recipes parameter_server training serving cluster simulation"
 MAY_IMPORT = {
     "errors": "",
@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "optim": "errors compiling",
     "data": "errors clock",
     "darknet": "errors replacing autodiff nn data",
-    "recipe": MODELS,
+    "recipe_files": "errors",
+    "recipe": f"{MODELS} recipe_files",
     "recipes": f"{MODELS} recipe",
     "wire": "errors clock",
     "monitoring": "errors clock data wire",

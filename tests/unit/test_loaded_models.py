@@ -21,7 +21,6 @@ DESCRIPTION = ModelDescription(
     has_logits=False,
     configuration="",
     recipe="r",
-    recipe_digest="",
     arrays_path="/1",
     arrays_bytes=0,
     arrays_key="",

@@ -1,6 +1,7 @@
 """What a person may call a model, and what is found there, now and later."""
 
 import os
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,17 @@ from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.seeded import seeded_weights
 from dist_net.darknet.weights import write_weights
-from dist_net.errors import LabelsError, ModelOptionError, UnknownModelError
+from dist_net.errors import (
+    LabelsError,
+    ModelOptionError,
+    RecipeChangedError,
+    UnknownModelError,
+    UntrustedRecipeError,
+)
 from dist_net.nn.inference import Inference
 from dist_net.nn.prepared import map_prepared
 from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
-from dist_net.recipe import load_recipe
+from dist_net.recipe import RecipeRecord, load_recipe
 from dist_net.serving.served_network import model_of
 
 CONFIGURATION = """
@@ -71,10 +78,13 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> None:
-    recipe = load_recipe(reference).recipe
-    weights = recipe.initial_weights(seed)
-    layout = recipe.model.layout.shapes
-    checkpoint = Checkpoint(reference, "", layout, 5, {}, {}, {}, weights, {})
+    loaded = load_recipe(reference)
+    weights = loaded.recipe.initial_weights(seed)
+    layout = loaded.recipe.model.layout.shapes
+    record = RecipeRecord.of(loaded, loaded.recipe.load_dataset()).to_json()
+    checkpoint = Checkpoint(reference, "", layout, 5, {}, {}, {}, weights, {}, record)
+    if not loaded.is_built_in:
+        directory.begin("{}", loaded.files)
     write_checkpoint(directory.checkpoint, checkpoint)
 
 
@@ -184,12 +194,15 @@ def outputs_of(source):
 @pytest.mark.parametrize("change", ["temperature", "weights", "damage"])
 def test_kernels_that_were_kept_are_not_used_for_anything_else(net, change):
     weights, names = files(net)
+    configuration = CONFIGURATION.replace("[avgpool]", "[connected]\noutput=3\nactivation=linear")
+    network = DarknetNetwork(parse_configuration(configuration, "n"))
+    net.write_text(configuration)
+    write_weights(weights, network, seeded_weights(network, 0))
     first = outputs_of(called(net, weights, names))
     if change == "temperature":
-        net.write_text(CONFIGURATION + "temperature=0.1\n")
+        net.write_text(configuration + "temperature=0.1\n")
     elif change == "weights":
         status = weights.stat()
-        network = DarknetNetwork(parse_configuration(CONFIGURATION, "n"))
         write_weights(weights, network, seeded_weights(network, 1))
         os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
         assert weights.stat().st_size == status.st_size
@@ -219,3 +232,93 @@ def test_names_of_classes_can_be_given(run, net):
     assert called(run.path, None, names).read().labels[3] == "digit 3"
     with pytest.raises(LabelsError, match="10 names for a net of 3"):
         called(net, *files(net)).read()
+
+
+OWN = """
+import sys
+from pathlib import Path
+import numpy as np
+from dist_net import Recipe
+from dist_net.data import Dataset
+from dist_net.nn import Dense, Flatten, Rescale, Sequential
+
+Path(__file__).with_name("runs").open("a").write("run ")
+
+def data():
+    Path(__file__).with_name("data").open("a").write("made ")
+    images, labels = np.zeros((2, 8, 8), np.uint8), np.zeros(2, np.uint8)
+    return Dataset("mine", images, labels, images, labels, ("cat", "dog"))
+
+recipe = Recipe(Sequential(Rescale(), Flatten(), Dense(2)), data, (8, 8), fitting="stretch")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, run: RunDirectory) -> Path:
+    """The recipe of a user that ``run`` was trained with."""
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(OWN)
+    run.path.chmod(0o700)
+    write_run(run, 0, str(recipe))
+    for name in ("runs", "data"):
+        (tmp_path / name).unlink()
+    return recipe
+
+
+def test_what_a_run_has_learnt_is_read_without_its_data(run: RunDirectory, own: Path) -> None:
+    found = called(run.path).read()
+    assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
+    assert own.with_name("runs").read_text() == "run "
+    assert not own.with_name("data").exists()
+
+
+@pytest.mark.parametrize("copy", ["as it was", "changed", "missing"])
+def test_nothing_outside_a_run_is_ever_run(run: RunDirectory, own: Path, copy: str) -> None:
+    """Whatever file a checkpoint names."""
+    own.write_text("raise SystemExit('it was run')")
+    if copy == "as it was":
+        assert called(run.path).read().labels == ("cat", "dog")
+        return
+    if copy == "changed":
+        run.recipe.write_text(own.read_text())
+    else:
+        run.recipe.unlink()
+    with pytest.raises(RecipeChangedError, match=r"recipe's file .*/run/recipe.py is"):
+        called(run.path).read()
+
+
+def test_a_recipe_that_others_may_write_is_served_only_when_trusted(
+    run: RunDirectory,
+    own: Path,  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    run.recipe.chmod(0o666)
+    with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
+        called(run.path).read()
+    found = source_called(str(run.path), None, None, progress, trust_recipe=True).read()
+    description = described(found, "m", 1, tmp_path)
+    with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
+        model_of(description)
+    assert model_of(description, trust_recipes=True).classes == 2
+    run.recipe.chmod(0o600)
+    assert model_of(description).classes == 2
+    run.recipe.write_text("raise SystemExit('it was run')")
+    with pytest.raises(RecipeChangedError):
+        model_of(description, trust_recipes=True)
+
+
+def test_a_built_in_recipes_run_is_data_alone(run: RunDirectory) -> None:
+    run.recipe.write_text("raise SystemExit('it was run')")
+    found = called(run.path).read()
+    assert found.labels == tuple("0123456789")
+
+
+def test_a_new_run_can_be_written_by_its_user_alone(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        directory = RunDirectory.create(tmp_path / "new", "mine", datetime.now())
+        directory.begin("{}", {"recipe.py": b"", "net.py": b""})
+    finally:
+        os.umask(umask)
+    for path in (directory.path, directory.recipe, directory.path / "net.py"):
+        assert path.stat().st_mode & 0o022 == 0

@@ -39,7 +39,6 @@ def description(source: Path) -> ModelDescription:
         has_logits=False,
         configuration="",
         recipe="",
-        recipe_digest="",
         arrays_path="/another host/kernels",
         arrays_bytes=source.stat().st_size,
         arrays_key=KEY,

@@ -19,7 +19,7 @@ from dist_net.nn.inference import prepare, softmax
 from dist_net.recipe import load_recipe
 from dist_net.serving.description import ModelDescription
 from dist_net.serving.requests import Status
-from dist_net.serving.served_network import ServedNetwork, recipe_digest
+from dist_net.serving.served_network import ServedNetwork
 
 CONFIGURATION = """
 [net]
@@ -52,7 +52,6 @@ DARKNET = ModelDescription(
     has_logits=False,
     configuration=CONFIGURATION,
     recipe="",
-    recipe_digest="",
     **OTHERS,
 )
 DIGITS = ModelDescription(
@@ -64,7 +63,7 @@ DIGITS = ModelDescription(
     has_logits=True,
     configuration="",
     recipe="digits",
-    recipe_digest=recipe_digest(load_recipe("digits")),
+    recipe_files=load_recipe("digits").file_digests,
     **OTHERS,
 )
 
@@ -261,7 +260,8 @@ def test_a_model_without_pictures_is_served_too(served, tmp_path: Path):
         labels=(),
         takes_pictures=False,
         recipe=loaded.reference,
-        recipe_digest=recipe_digest(loaded),
+        recipe_original=loaded.reference,
+        recipe_files=loaded.file_digests,
     )
     network = served(description)
     answers = network.answer([bytes([1, 2, 3, 4])], is_picture=False)
@@ -272,8 +272,8 @@ def test_a_model_without_pictures_is_served_too(served, tmp_path: Path):
 
 
 def test_a_recipe_that_is_another_here_is_refused():
-    with pytest.raises(ModelLoadError, match=r"digits is another here .* expected the same file"):
-        ServedNetwork(replace(DIGITS, recipe_digest="0" * 64), {})
+    with pytest.raises(ModelLoadError, match=r"digits is another here .* the same release"):
+        ServedNetwork(replace(DIGITS, recipe_files={"recipe.py": "0" * 64}), {})
 
 
 def test_a_version_of_other_weights_answers_beside_the_one_that_it_is_bound_from(served):

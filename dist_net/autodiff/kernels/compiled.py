@@ -23,6 +23,7 @@ from dist_net.autodiff.kernels.jit import (
     Pointer,
     Vector,
     inlined,
+    jit,
     larger,
     load,
     pointer,
@@ -30,7 +31,7 @@ from dist_net.autodiff.kernels.jit import (
     store,
 )
 from dist_net.autodiff.kernels.problem import Arrays, Problem
-from dist_net.compiling import BOOLEAN, INTEGER, READ, REAL, WRITTEN, jit
+from dist_net.compiling import BOOLEAN, INTEGER, READ, REAL, WRITTEN
 
 
 class CompiledIm2Row(Im2Row):

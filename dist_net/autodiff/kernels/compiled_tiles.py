@@ -31,12 +31,13 @@ from dist_net.autodiff.kernels.jit import (
     Pointer,
     Vector,
     inlined,
+    jit,
     load,
     pointer,
     spread,
     store,
 )
-from dist_net.compiling import INTEGER, READ, WRITTEN, jit
+from dist_net.compiling import INTEGER, READ, WRITTEN
 
 
 @inlined

@@ -1,0 +1,182 @@
+"""The Python files of a recipe: run from bytes that were checked, importing what lies beside them.
+
+Python's own import would read a file again after it was checked, or run cached bytecode in its
+place, and two recipes that each import a ``net.py`` would get the same one.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import os
+import stat
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import SourceLoader
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from traceback import walk_tb
+from types import ModuleType
+from typing import Any
+
+from dist_net.errors import RecipeChangedError, RecipeError, UntrustedRecipeError
+
+RECIPE_FILE = "recipe.py"
+"""What a recipe's own file is called in a run directory; files beside it keep their names."""
+
+MODULE_PREFIX = "dist_net_recipe_"
+
+Read = Callable[[Path], bytes | None]
+"""The content of a file that may be run; None if there is none."""
+
+
+class RecipeFiles:
+    """A recipe's file at ``path`` and the modules in its folder that it imports, run once each.
+
+    ``original``: where the file stood that this one is a copy of; ``__file__`` says so, and data
+    beside it are found. ``contents`` has, by name, each file that was run: lazy imports add to it.
+    """
+
+    def __init__(self, path: Path, original: Path, read: Read) -> None:
+        self.contents: dict[str, bytes] = {}
+        self._path = path
+        self._original = original
+        self._read = read
+        self._modules: dict[str, ModuleType] = {}
+        self._builtins = {**vars(builtins), "__import__": self._import, "print": _print}
+
+    def run(self) -> dict[str, Any]:
+        """Runs the recipe's file and gives its variables; raises whatever that raises."""
+        source = self._read(self._path)
+        if source is None:
+            raise RecipeError("no such file")
+        return vars(self._run(self._original.stem, RECIPE_FILE, self._path, self._original, source))
+
+    def _import(
+        self,
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        """Stands for ``__import__`` in a recipe's files: theirs come first, as a script's do."""
+        if level == 0 and "." not in name:
+            if name in self._modules:
+                return self._modules[name]
+            path = self._path.with_name(f"{name}.py")
+            source = self._read(path)
+            if source is not None:
+                if path.name == RECIPE_FILE:
+                    raise RecipeError(
+                        f"{self._original.name} imports {path}, but a run directory keeps the "
+                        f"recipe itself as {RECIPE_FILE}; give the imported file another name"
+                    )
+                original = self._original.with_name(path.name)
+                return self._run(name, path.name, path, original, source)
+        return builtins.__import__(name, globals, locals, fromlist or (), level)
+
+    def _run(self, name: str, kept: str, path: Path, original: Path, source: bytes) -> ModuleType:
+        unique = f"{MODULE_PREFIX}{sha256(source)[:12]}_{name}"
+        spec = spec_from_file_location(unique, original, loader=_CheckedSource(path, source))
+        assert spec is not None
+        assert spec.loader is not None
+        module = module_from_spec(spec)
+        vars(module)["__builtins__"] = self._builtins
+        self.contents[kept] = source
+        self._modules[name] = sys.modules[unique] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del self._modules[name]
+            raise
+        return module
+
+
+class _CheckedSource(SourceLoader):
+    """Gives the import system bytes that are in memory; no bytecode is read or written."""
+
+    def __init__(self, path: Path, source: bytes) -> None:
+        self._path = path
+        self._source = source
+
+    def get_filename(self, fullname: str) -> str:
+        """Where tracebacks say that the code is from."""
+        return str(self._path)
+
+    def get_data(self, path: str | bytes) -> bytes:
+        """The source."""
+        return self._source
+
+
+def _print(*values: object, **options: Any) -> None:
+    """A recipe's ``print``: stdout is for what a command answers."""
+    print(*values, **{"file": sys.stderr, **options})
+
+
+def read_any(path: Path) -> bytes | None:
+    """The content of a file, whoever wrote it; None if there is none."""
+    return path.read_bytes() if path.is_file() else None
+
+
+def reader_of(recipe: Path, digests: Mapping[str, str], is_trusted: bool) -> Read:
+    """Reads the file ``recipe`` and those beside it if they are the ones with these ``digests``.
+
+    Raises RecipeChangedError where one is missing or another, and UntrustedRecipeError where
+    somebody else may have written it, unless it ``is_trusted``; without any digest it has to be.
+    """
+
+    def read(path: Path) -> bytes | None:
+        name = RECIPE_FILE if path == recipe else path.name
+        if name not in digests and name != RECIPE_FILE:
+            return read_any(path) if is_trusted and not digests else None
+        content, expected = read_any(path), digests.get(name)
+        if content is None or expected not in (None, sha256(content)):
+            found = "is missing" if content is None else "is another"
+            raise RecipeChangedError(
+                f"the recipe's file {path} {found}; expected the one that the model was trained "
+                f"with: put that one back"
+            )
+        if not is_trusted:
+            _require_own(path)
+            if expected is None:
+                raise UntrustedRecipeError(
+                    f"no digest of {path} was kept with the weights, so it may be another recipe "
+                    f"than theirs; read it, and if it is the right one, add --trust-recipe"
+                )
+        return content
+
+    return read
+
+
+def _require_own(file: Path) -> None:
+    """Raises UntrustedRecipeError if somebody else may have written the file."""
+    for path in (file, file.parent):
+        status = path.stat()
+        if status.st_uid != os.geteuid():
+            reason = f"{path} belongs to another user (number {status.st_uid})"
+        elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            reason = f"{path} may be written by others ({stat.filemode(status.st_mode)})"
+        else:
+            continue
+        raise UntrustedRecipeError(
+            f"this model's recipe is Python code, and {reason}; expected files that only you may "
+            f"write: read {file}, and if you trust it, add --trust-recipe"
+        )
+
+
+def sha256(content: bytes) -> str:
+    """The digest of a file, in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def place_in_recipe(error: BaseException) -> str:
+    """The line of a recipe's file where an error arose, ``FILE:LINE``; "" if in none."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    places = [
+        f"{frame.f_code.co_filename}:{line}"
+        for frame, line in walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__")).startswith(MODULE_PREFIX)
+    ]
+    return places[-1] if places else ""
