@@ -82,7 +82,6 @@ TRITON_CLIENT = """
             request_compression_algorithm=compression,
             response_compression_algorithm=compression,
             timeout=1_000_000,
-            priority=1,
         )
         assert result.get_response()["id"] == "mine"
         assert result.get_response()["model_version"] == "3"
@@ -104,6 +103,13 @@ TRITON_CLIENT = """
     assert client.get_inference_statistics("digits")["model_stats"][1]["inference_count"] == 40
     waiting = [client.async_infer("digits", [tensor]) for _ in range(4)]
     assert all(each.get_result().as_numpy("probabilities").shape == (2, 3) for each in waiting)
+    for name in ("priority", "sequence_id"):
+        try:
+            client.infer("digits", [tensor], **{name: 1})
+        except InferenceServerException as error:
+            assert error.status() == "501" and name in error.message(), error
+        else:
+            raise AssertionError(name)
     try:
         client.infer("none", [tensor])
     except InferenceServerException as error:

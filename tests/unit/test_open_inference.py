@@ -94,7 +94,7 @@ def test_each_picture_is_a_question_and_all_are_of_one_version() -> None:
 def test_parameters_say_when_and_how_the_answer_is_wanted() -> None:
     body, _ = a_body(
         id="7",
-        parameters={"timeout": 250_000, "priority": 3},
+        parameters={"timeout": 250_000, "priority": 0},
         outputs=[
             {"name": "probabilities", "parameters": {"binary_data": True, "classification": 2}}
         ],
@@ -103,6 +103,21 @@ def test_parameters_say_when_and_how_the_answer_is_wanted() -> None:
     assert question.timeout_s == 0.25
     assert question.version == 2
     assert about == Wanted("7", True, 2)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"priority": 1}, {"sequence_id": 7}, {"sequence_id": "a"}, {"sequence_end": True}],
+)
+def test_what_is_not_offered_is_not_passed_over(parameters: dict[str, Any]) -> None:
+    body, _ = a_body(parameters=parameters)
+    with pytest.raises(UnsupportedRequestError, match=next(iter(parameters))):
+        read_request(body, None, DIGITS, None)
+
+
+def test_no_priority_and_no_sequence_may_be_said() -> None:
+    none = {"priority": 0, "sequence_id": 0, "sequence_start": False, "sequence_end": False}
+    assert len(asked(a_body(parameters=none)[0])) == 1
 
 
 def test_no_timeout_is_what_the_pool_allows() -> None:

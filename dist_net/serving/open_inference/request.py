@@ -35,6 +35,8 @@ _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _US_PER_S = 1e6
 # Pictures of one request are asked each for itself; the pool makes batches of them.
 MOST_PICTURES = 64
+# Every request is answered as soon as it can be, and by itself.
+_NOT_OFFERED = ("priority", "sequence_id", "sequence_start", "sequence_end")
 # Parsed JSON takes up to 35 times the memory of its text ('{"":0},' again and again).
 MOST_JSON_BYTES = 4 * 2**20
 
@@ -68,6 +70,12 @@ def read_request(
         )
     request = _parsed(text)
     parameters = _object(request.get("parameters"), "parameters")
+    for name in _NOT_OFFERED:
+        if parameters.get(name):  # 0, "" and false mean that there is none
+            raise UnsupportedRequestError(
+                f'"{name}" is {shown(parameters[name])}; priorities and sequences are not offered; '
+                f"expected a request without them"
+            )
     raw = memoryview(body)[len(text) :]
     payloads, is_picture, rows = _input(request.get("inputs"), raw, model)
     timeout_s = _timeout_s(parameters.get("timeout"))
