@@ -21,7 +21,8 @@ from dist_net.serving.http import bodies, forms, images
 from dist_net.serving.http.application import application
 from dist_net.serving.http.forms import pictures_of
 from dist_net.serving.http.openapi import openapi_document
-from dist_net.serving.http.page import page_routes
+from dist_net.serving.http.page import DIRECTORY, page_routes
+from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.open_inference import compression
 from dist_net.serving.open_inference.tensors import bytes_of_elements
@@ -492,6 +493,13 @@ def test_the_pages_files(ask: Ask) -> None:
         assert ask("GET", path).status_code == 404
 
 
+def test_the_page_has_words_only_for_refusals_that_the_server_gives() -> None:
+    told = re.findall(r"^  (\d{3}): ", (DIRECTORY / "gateway.js").read_text(), re.MULTILINE)
+    given = {code for _, code in CODE_OF_ERROR} | {*CODE_OF_STATUS.values()} | {401, 403}
+    assert told
+    assert {int(code) for code in told} <= given
+
+
 def test_the_pool_is_shown_with_labels(ask: Ask) -> None:
     response = ask("GET", "/pool")
     assert response.headers["cache-control"] == "no-store"
@@ -560,7 +568,8 @@ def test_no_address_is_left_undescribed(service: FakeService, page: Path) -> Non
 
 def test_a_token_is_asked_for_but_by_probes_and_the_page(service: FakeService, page: Path) -> None:
     ask = asking(service, page, token=TOKEN)
-    for path in ("/v2/health/live", "/v2/health/ready", "/", "/page.js", "/samples/cat.png"):
+    files = ("/", "/page.js", "/samples/cat.png", "/openapi.json")
+    for path in ("/v2/health/live", "/v2/health/ready", *files):
         assert ask("GET", path).is_success, path
     for path in ("/v2", "/pool", "/metrics", "/v2/models/digits", "/nothing", "/v2/health"):
         response = ask("GET", path)
@@ -645,6 +654,25 @@ def test_an_address_is_a_host_and_a_port(address: str) -> None:
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingError):
         HttpSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v2/models/digits/infer", {"POST"}),
+        ("DELETE", "/v2/models/digits", {"GET", "HEAD"}),
+        ("GET", "/v1/models/animals/classify", {"POST"}),
+        ("POST", "/pool", {"GET", "HEAD"}),
+        ("PUT", "/", {"GET", "HEAD"}),
+        ("GET", "/v2/repository/index", {"POST"}),
+    ],
+)
+def test_another_method_is_told_which_ones_are_allowed(
+    ask: Ask, method: str, path: str, allowed: set[str]
+) -> None:
+    response = ask(method, path)
+    assert response.status_code == 405
+    assert set(response.headers["allow"].split(", ")) == allowed
 
 
 # Clients that go, and bodies in pieces: the application is called as a server does it

@@ -25,8 +25,9 @@ from dist_net.serving.http.security import Guard
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.service import Service
 
-# What probes ask, which bear no token; they learn no more than whether to send requests here.
-_HEALTH = ("/v2/health/live", "/v2/health/ready")
+# What needs no token: probes learn no more than whether to send requests here, and the
+# description of the interface is the same everywhere.
+_OPEN = ("/v2/health/live", "/v2/health/ready", "/openapi.json")
 _NOT_OFFERED = (
     "/v2/systemsharedmemory/{rest:path}",
     "/v2/cudasharedmemory/{rest:path}",
@@ -59,7 +60,7 @@ def application(
         pool_route(service),
         *files,
     ]
-    guard = Guard(settings, frozenset((*_HEALTH, *(route.path for route in files))))
+    guard = Guard(settings, frozenset((*_OPEN, *(route.path for route in files))))
     return _Application(guard, Inference(service, bodies), _starlette(routes))
 
 
@@ -109,10 +110,13 @@ async def _fault(*_: object) -> Json:
 async def _no_such_address(request: Request, error: Exception) -> Json:
     """What is said for an address that is none, or that takes other methods."""
     assert isinstance(error, HTTPException)
-    return error_reply(
+    reply = error_reply(
         error.status_code,
         f"{error.detail}: {request.method} {_path(request)}; /openapi.json says what is here",
     )
+    allowed = (error.headers or {}).items()  # the methods, of an address that takes others
+    reply.raw_headers += [(name.lower().encode(), value.encode()) for name, value in allowed]
+    return reply
 
 
 async def _not_offered(request: Request) -> Json:

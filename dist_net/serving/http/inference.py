@@ -63,6 +63,7 @@ class Inference:
         name, version = _asked_for(scope["path"])
         if scope["method"] != "POST":
             reply = error_reply(405, f"{scope['method']} of an inference; expected POST")
+            reply.raw_headers.append((b"allow", b"POST"))
             await reply(scope, receive, send)
             return
         headers = headers_of(scope)

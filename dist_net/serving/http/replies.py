@@ -39,7 +39,7 @@ CODE_OF_STATUS = {
     Status.CANCELLED: 503,  # only read if it was the server that gave the request up
 }
 # The first that an error is an instance of.
-_CODE_OF_ERROR: tuple[tuple[type[DistNetError], int], ...] = (
+CODE_OF_ERROR: tuple[tuple[type[DistNetError], int], ...] = (
     (RequestTooLargeError, 413),
     (UnsupportedEncodingError, 415),
     (UnsupportedRequestError, 501),
@@ -53,7 +53,7 @@ _UNAUTHORIZED, _UNAVAILABLE = 401, 503
 
 def code_of_error(error: DistNetError) -> int:
     """The status code that tells of an error."""
-    return next(code for kind, code in _CODE_OF_ERROR if isinstance(error, kind))
+    return next(code for kind, code in CODE_OF_ERROR if isinstance(error, kind))
 
 
 def error_content(reason: str, retry_after_s: float = 0.0) -> dict[str, Any]:

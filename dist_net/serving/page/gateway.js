@@ -8,10 +8,8 @@ const WORDS = {
   401: "This pool asks for a token.",
   403: "The pool does not take this from here.",
   404: "This model is not served here.",
-  408: "Sending the picture took too long.",
   413: "This picture is larger than the pool takes.",
   415: "The pool takes JPEG and PNG pictures only.",
-  429: "The pool cannot take it just now.",
   503: "The pool cannot take it just now.",
   504: "The pool took it, but had no time left to answer.",
 };
@@ -26,6 +24,8 @@ export class Problem extends Error {
     this.retryAfterS = retryAfterS;
   }
 }
+
+export const hasToken = () => sessionStorage.getItem(TOKEN) !== null;
 
 /** Kept for this tab only, so that loading the page again does not ask again. */
 export function useToken(token) {
@@ -50,13 +50,16 @@ export async function classify(model, picture, signal) {
   return { ...answer, total_ms: performance.now() - before };
 }
 
-async function send(path, options) {
+/** What stands at a path, for the browser to show. Throws a Problem. */
+export const content = (path) => send(path, {}, (response) => response.blob());
+
+async function send(path, options, read = (response) => response.json()) {
   const token = sessionStorage.getItem(TOKEN);
   const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
   try {
     const response = await fetch(path, { ...options, headers, cache: "no-store" });
     if (!response.ok) throw await problem(response);
-    return await response.json();
+    return await read(response);
   } catch (error) {
     if (error instanceof Problem || error.name === "AbortError") throw error;
     throw new Problem(0);  // no connection, cut off half-way, or silent for too long

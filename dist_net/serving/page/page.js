@@ -2,7 +2,7 @@
 
 import { offerModels, startAsking } from "./ask.js";
 import { byId, write } from "./elements.js";
-import { pool, useToken } from "./gateway.js";
+import { content, hasToken, pool, useToken } from "./gateway.js";
 import { drawPool } from "./pool.js";
 
 const EVERY_MS = 1000;
@@ -54,6 +54,16 @@ byId("token-form").addEventListener("submit", (event) => {
   byId("token-form").reset();
   write(byId("token-hint"), "That token was refused.");  // which is seen if it is asked for again
   poll();
+});
+document.querySelector("footer").addEventListener("click", async (event) => {
+  const link = event.target.closest("a");
+  if (!link || !(hasToken() || document.body.dataset.state === "locked")) return;
+  event.preventDefault();  // the link's own request would bear no token
+  try {
+    location.assign(URL.createObjectURL(await content(link.href)));
+  } catch (problem) {
+    if (problem.status === 401) askForToken();
+  }
 });
 document.addEventListener("visibilitychange", poll);
 startAsking((problem) => { if (problem.status === 401) askForToken(); });

@@ -117,6 +117,10 @@ class Handler(BaseHTTPRequestHandler):
             is_let_in = not gateway.token or self._token() == gateway.token
             self._send(*((200, gateway.pool) if is_let_in else (401, {"error": "no token"})))
             return
+        if path == "/metrics":
+            is_let_in = not gateway.token or self._token() == gateway.token
+            self._send(200 if is_let_in else 401, b"dist_net_ready 1.0", "text/plain")
+            return
         file = FILES / (path[1:] or "index.html")
         found = file.is_file()
         kind = TYPES.get(file.suffix, f"image/{file.suffix[1:]}".replace("svg", "svg+xml"))

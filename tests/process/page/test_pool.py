@@ -175,6 +175,29 @@ def test_a_token_is_asked_for_and_used_for_everything(visit: Any, gateway: Any) 
     expect(state(page)).to_have_text("Ready")
 
 
+@pytest.mark.parametrize("token", ["", "a secret"])
+def test_a_link_leads_on_with_and_without_a_token(visit: Any, gateway: Any, token: str) -> None:
+    gateway.token = token
+    page = visit().page
+    if token:
+        page.get_by_label("This pool asks for a token.").fill(token)
+        page.get_by_role("button", name="Use it").click()
+    expect(state(page)).to_have_text("Ready")
+    page.get_by_role("link", name="metrics").click()
+    expect(page.get_by_text("dist_net_ready 1.0")).to_be_visible()
+    page.go_back()
+    expect(state(page)).to_have_text("Ready")
+
+
+def test_a_link_that_needs_a_token_asks_for_it(visit: Any, gateway: Any) -> None:
+    gateway.token = "a secret"
+    page = visit().page
+    expect(page.get_by_label("This pool asks for a token.")).to_be_visible()
+    page.get_by_role("link", name="metrics").click()
+    expect(page.get_by_label("This pool asks for a token.")).to_be_visible()
+    assert page.url == gateway.address
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
