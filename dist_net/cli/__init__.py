@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"dist-net {release()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
-        command = commands.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
+        sentence = purpose[0].upper() + purpose[1:]
+        command = commands.add_parser(name, help=purpose, description=f"{sentence}.")
         if name in given[:1]:  # only what this command needs is imported
             module = import_module(f"dist_net.cli.{name.replace('-', '_')}")
             module.add_arguments(command)

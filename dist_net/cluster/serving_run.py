@@ -107,6 +107,7 @@ async def _run(
         is_begun.set()
         gc.freeze()  # what is here now stays, and need not be looked through again and again
         if not stop.requested.is_set():
+            print(_served(gateway, http), file=sys.stderr, flush=True)
             print(said_when_ready, flush=True)
         await stop.requested_or(serving)
         gateway.drain()
@@ -145,6 +146,16 @@ async def _until_ready(
         if failures and workers:  # workers of other hosts may come yet
             raise ModelLoadError(failures[0])
         await asyncio.sleep(POLL_S)
+
+
+def _served(gateway: Gateway, http: HttpServer | None) -> str:
+    """What is served and where to look at it, for people."""
+    names = ", ".join(
+        f"{name} (version {model.description.version})" if model.description else name
+        for name, model in gateway.models().items()
+    )
+    page = f"; the page is {http.url}/" if http is not None else ""
+    return f"serving {names}{page}"
 
 
 def _client_socket(options: ServingOptions, keys: ServerKeys | None) -> ServerSocket:

@@ -14,6 +14,7 @@ import pytest
 
 from dist_net import Client
 from dist_net.benchmark.served import TINY, TINY_SHAPE, write_net
+from dist_net.cli import main
 from dist_net.darknet import DarknetNetwork
 from dist_net.darknet.configuration import read_configuration
 from dist_net.darknet.weights import read_weights
@@ -136,8 +137,16 @@ class Load(threading.Thread):
             np.testing.assert_allclose(probabilities, expected[i], atol=1e-6)
 
 
+def test_help_spells_names_as_they_are_spelt(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    assert "Answer over HTTP and ZeroMQ" in capsys.readouterr().out
+
+
 def test_every_interface_gives_what_the_net_gives(serve, net, expected):
     pool = serve(net.source, "--workers", "1")
+    page = f"http://127.0.0.1:{pool.port}/"
+    assert f"serving {TINY} (version 1); the page is {page}\n" in pool.command.stderr
     with Client(pool.address) as client:
         np.testing.assert_allclose(
             client.predict(TINY, ROWS[0]).probabilities, expected[0], atol=1e-6
