@@ -28,6 +28,8 @@ from dist_net.training.evaluation import Evaluation
 
 DEFAULT_RECIPE = "fashion-mnist"
 DEFAULT_WORKERS = 2
+KILLED_RUN_ENDS_S = 5.0
+"""In which the server of a run whose command was killed has written its checkpoint, mostly."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,17 +96,19 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     def joining(address: str) -> str:
         return joining_command("worker", loaded.reference, address=address, keys=arguments.keys)
 
-    if directory is None:
-        directory = RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
-    else:
-        # What does not fit is refused here, while the run is as it was.
-        Run.resumed(settings, read_checkpoint(directory.checkpoint))
-    directory.begin(options.to_json(), {} if loaded.is_built_in else loaded.files)
-    console.print(
-        f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} samples, "
-        f"{settings.epochs} epochs of minibatches of {settings.batch_size}; {workers} workers"
-    )
-    with TrainingProgress(console, settings.samples, joining) as display:
+    is_new = directory is None
+    directory = directory or RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
+    locked = directory.locked(0.0 if is_new else KILLED_RUN_ENDS_S)
+    with locked, TrainingProgress(console, settings.samples, joining) as display:
+        if not is_new:
+            # What does not fit is refused here, while the run is as it was.
+            Run.resumed(settings, read_checkpoint(directory.checkpoint))
+        directory.begin(options.to_json(), {} if loaded.is_built_in else loaded.files)
+        console.print(
+            f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "
+            f"samples, {settings.epochs} epochs of minibatches of {settings.batch_size}; "
+            f"{workers} workers"
+        )
         training = TrainingRun(directory, loaded.recipe, dataset, local, display)
         try:
             outcome = training.run()

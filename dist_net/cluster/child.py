@@ -135,7 +135,8 @@ class Child(RunningChild):
     """``python -m MODULE ARGUMENTS...``; its stdout and stderr go to files, as they may be long.
 
     In a process group of its own, so that an interrupt at the terminal reaches only the parent,
-    which then ends its children in order. ``stdin`` is what it has there, else nothing.
+    which then ends its children in order. ``stdin`` is what it has there, else nothing. It inherits
+    the file descriptors ``inherited``.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class Child(RunningChild):
         arguments: Sequence[str],
         logs: Path,
         stdin: socket.socket | None = None,
+        inherited: Sequence[int] = (),
     ) -> None:
         with outputs(name, logs) as (output, errors):
             process = subprocess.Popen(
@@ -153,6 +155,7 @@ class Child(RunningChild):
                 stdout=output,
                 stderr=errors,
                 process_group=0,
+                pass_fds=inherited,
             )
         super().__init__(name, logs, process)
 

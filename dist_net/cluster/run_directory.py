@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import socket
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dist_net.errors import RunDirectoryError
 
 DEFAULT_PARENT = Path("runs")
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+POLL_S = 0.05
 
 
 class RunDirectory:
@@ -26,6 +31,7 @@ class RunDirectory:
     training.png            loss, accuracy and staleness over epochs
     confusion.png           which class was taken for which
     logs/                   what each process had to say
+    lock                    held by the processes that write here; which one took it
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,6 +43,8 @@ class RunDirectory:
         self.training_plot = path / "training.png"
         self.confusion_plot = path / "confusion.png"
         self.logs = path / "logs"
+        self._lock = path / "lock"
+        self.lock_descriptors: tuple[int, ...] = ()
 
     @classmethod
     def create(cls, path: Path | None, recipe_name: str, now: datetime) -> RunDirectory:
@@ -52,6 +60,9 @@ class RunDirectory:
                 path = path.with_name(f"{recipe_name}-{now:%Y%m%d-%H%M%S}-{number}")
         directory = cls(path)
         if directory.checkpoint.exists() or directory.metrics.exists():
+            if directory._lock.exists():
+                with directory.locked():  # or says who is at it
+                    pass
             raise RunDirectoryError(
                 f"{path} holds a run already; choose another --run-dir, or go on with it: --resume"
             )
@@ -85,6 +96,40 @@ class RunDirectory:
             self.logs.mkdir(parents=True, exist_ok=True)
             if is_new:  # whatever the umask: it may come to hold code
                 self.path.chmod(self.path.stat().st_mode & ~WRITABLE_BY_OTHERS)
+
+    @contextmanager
+    def locked(self, patience_s: float = 0.0) -> Iterator[None]:
+        """A context in which nobody else starts a run here.
+
+        A child that inherits ``lock_descriptors`` holds the lock as well, for as long as it runs.
+        What a killed process left half written is removed. Raises RunDirectoryError, which names
+        the holder, if that has not let go within ``patience_s``.
+        """
+        with ExitStack() as held:
+            with self._translated_errors():
+                file = held.enter_context(self._lock.open("a+", encoding="utf-8"))
+                self._take(file, time.monotonic() + patience_s)
+                for partial in self.path.glob("*.partial"):
+                    partial.unlink(missing_ok=True)
+            self.lock_descriptors = (file.fileno(),)
+            yield
+
+    def _take(self, file: IO[str], deadline_s: float) -> None:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline_s:
+                    file.seek(0)
+                    raise RunDirectoryError(
+                        f"{self.path} is in use by {file.read().strip() or 'another process'}; "
+                        f"wait until its run has ended, or choose another --run-dir"
+                    ) from None
+                time.sleep(POLL_S)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
 
     def begin(self, options: str, recipe_files: Mapping[str, bytes]) -> None:
         """Writes down what the run is asked to be; ``recipe_files`` are code, and run later on."""

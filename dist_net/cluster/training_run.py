@@ -150,8 +150,13 @@ class TrainingRun:
             arguments += ["--keys", str(self._local.keys)]
         if self._local.resume:
             arguments.append("--resume")
+        # It may write there for a while after this process was killed, so it holds the lock, too.
         return Child(
-            "parameter-server", "workers.parameter_server", arguments, self._directory.logs
+            "parameter-server",
+            "workers.parameter_server",
+            arguments,
+            self._directory.logs,
+            inherited=self._directory.lock_descriptors,
         )
 
     def _start_worker(self, address: str, index: int) -> Child:

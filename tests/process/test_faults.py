@@ -164,6 +164,27 @@ def test_the_command_itself_is_killed(
     assert_goes_on_exactly(run, counting)
 
 
+def test_a_run_is_one_commands_at_a_time_and_goes_on_as_soon_as_that_was_killed(
+    start: Start, counting: str, run: Path, eventually: Eventually
+) -> None:
+    train = start("train", counting, "--epochs", "100000", "--run-dir", str(run))
+    train.report(lambda report: report["samples"] > SAMPLES)
+    resume = ("train", "--resume", "--run-dir", str(run), "--json")
+    for words in (resume, ("train", counting, "--run-dir", str(run))):
+        second = start(*words)
+        assert second.ends() == 2
+        assert f"{run} is in use by process {train.process.pid} on " in second.stderr
+    orphans = train.children
+    train.process.kill()
+    resumed = start(*resume)
+    train.ends()
+    assert_end_by_themselves(orphans, eventually)
+    resumed.report(lambda report: report["samples"] > SAMPLES)
+    resumed.process.send_signal(signal.SIGINT)
+    assert resumed.ends() == 130
+    assert_goes_on_exactly(run, counting)
+
+
 def test_the_command_itself_is_killed_at_its_start(
     start: Start, counting: str, run: Path, eventually: Eventually
 ) -> None:
