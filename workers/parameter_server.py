@@ -21,6 +21,7 @@ from dist_net.cluster.trained import recipe_of_run
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.process import ServerProcess, create_weights_segment
 from dist_net.parameter_server.run import Run
+from dist_net.wire.messages import MOST_TOGETHER
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.segment import available
 from dist_net.wire.transport import ServerSocket
@@ -48,7 +49,9 @@ def main() -> int:
     else:
         run = Run(settings, loaded.recipe.initial_weights(settings.seed), buffers)
     keys = load_server_keys(arguments.keys) if arguments.keys else None
-    with ServerSocket(arguments.listen, keys, settings.gradient_bytes) as socket:
+    with ServerSocket(
+        arguments.listen, keys, settings.gradient_bytes, most_arrays=MOST_TOGETHER
+    ) as socket:
         process = ServerProcess(
             run,
             socket,

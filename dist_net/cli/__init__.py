@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
 from dist_net.cli.parser import Parser
-from dist_net.cluster.entry import INTERRUPTED, use_threads
+from dist_net.cluster.entry import INTERRUPTED, raise_descriptor_limit, use_threads
 from dist_net.errors import DistNetError
 
 COMMANDS = {
@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parser.parse_args(given)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     use_threads(1)
+    raise_descriptor_limit()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return int(parsed.module.run(parsed))

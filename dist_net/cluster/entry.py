@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 from collections.abc import Callable
 from types import FrameType
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 READY = "READY"
 FAILED = "FAILED"
+MOST_DESCRIPTORS = 65_536
 INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
 
 
@@ -27,6 +29,7 @@ def entry_point(main: Callable[[], int], kept_bytes: int = KEPT_BYTES) -> int:
     An error of this project's becomes a line on stdout, for the process that started this one.
     """
     use_threads(1)
+    raise_descriptor_limit()
     keep_freed_memory(kept_bytes)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
@@ -35,6 +38,17 @@ def entry_point(main: Callable[[], int], kept_bytes: int = KEPT_BYTES) -> int:
         logger.error("%s", error)
         print(FAILED, error, flush=True)
         return error.exit_code
+
+
+def raise_descriptor_limit() -> None:
+    """Lets this process have as many open files and connections as the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError) as error:  # macOS has a limit beside this one
+            logger.info("event=descriptor_limit_kept limit=%d reason=%s", soft, error)
 
 
 def use_threads(count: int) -> None:

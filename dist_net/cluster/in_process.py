@@ -38,7 +38,7 @@ from dist_net.recipe import LoadedRecipe, Recipe
 from dist_net.training.commands import Done
 from dist_net.training.compute import TrainingStep
 from dist_net.training.process import Step, WorkerProcess
-from dist_net.wire.messages import Snapshot
+from dist_net.wire.messages import MOST_TOGETHER, Snapshot
 from dist_net.wire.security import WorkerKeys, load_server_keys, load_worker_keys
 from dist_net.wire.segment import available
 from dist_net.wire.transport import ServerSocket
@@ -75,7 +75,9 @@ def in_process_cluster(
     segment = create_weights_segment(settings.vector_size) if available() else None
     with (
         closing(segment) if segment is not None else nullcontext(),
-        ServerSocket([listen], server_keys, settings.gradient_bytes) as socket,
+        ServerSocket(
+            [listen], server_keys, settings.gradient_bytes, most_arrays=MOST_TOGETHER
+        ) as socket,
         Observer(socket.contact_addresses[0], worker_keys) as observer,
         TemporaryDirectory(prefix="dist-net-") as temporary,
         threadpool_limits(1),

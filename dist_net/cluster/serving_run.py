@@ -45,6 +45,7 @@ RETIRE_S = 2.0  # for children to leave, before they are ended
 # A client's requests that wait in its socket: those that it may pipeline.
 CLIENT_HIGH_WATER_MARK = 1024
 LARGEST_REQUEST_BYTES = 32 << 20
+LARGEST_OUTPUT_BYTES = 64 << 20  # of one request, from a worker
 
 
 async def serve(options: ServingOptions) -> int:
@@ -172,7 +173,8 @@ def _worker_socket(
 ) -> ServerSocket:
     """Workers of this host are alone with it: its Unix socket lies in a private directory."""
     own = f"ipc://{directory}/pool"
-    return ServerSocket([own, *([options.listen_workers] if options.listen_workers else [])], keys)
+    listen = [own, *([options.listen_workers] if options.listen_workers else [])]
+    return ServerSocket(listen, keys, max_array_bytes=LARGEST_OUTPUT_BYTES)
 
 
 def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) -> Path:

@@ -16,7 +16,8 @@ import zmq
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.wire.address import Address, contact_address, listen_address
 from dist_net.wire.arrays import MAX_ARRAY_BYTES, Frame
-from dist_net.wire.codec import decode, encode
+from dist_net.wire.codec import MAX_HEADER_BYTES, decode, encode
+from dist_net.wire.connections import Connections
 from dist_net.wire.framed_socket import NO_WAIT, FramedSocket
 from dist_net.wire.listening import listen_error, refuse_taken_path, require_keys
 from dist_net.wire.messages import Message, Refuse
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 # Messages that wait for one peer: very few, as every request has one reply; but ZeroMQ looks only
 # about once a millisecond at how many have left, so 16 is too close.
 HIGH_WATER_MARK = 64
+HANDSHAKE_TIMEOUT_MS = 10_000
 
 STOOD_STILL_S = 0.5  # longer than asked to wait: this process was stopped, or had no core
 LOOK_AGAIN_S = 0.2
@@ -43,8 +45,9 @@ class ServerSocket(FramedSocket):
     """The server's end: listens on one or more addresses, and knows its peers as nodes.
 
     With ``keys`` every TCP address demands them; Unix sockets are for this host's processes and
-    never do. ``max_array_bytes`` bounds a frame that a peer sends, ``high_water_mark`` how many
-    messages may wait for a peer. Raises `AddressError`,
+    never do. ``max_array_bytes`` bounds a frame that a peer sends, and ``most_arrays`` how many of
+    that size are in a message; ``high_water_mark`` how many messages may wait for a peer. A peer
+    that sends more is disconnected, see `dist_net.wire.connections`. Raises `AddressError`,
     `InsecureAddressError` for a TCP address beyond loopback without keys, and `ListenError`.
     """
 
@@ -54,6 +57,7 @@ class ServerSocket(FramedSocket):
         keys: ServerKeys | None = None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
         high_water_mark: int = HIGH_WATER_MARK,
+        most_arrays: int = 1,
     ) -> None:
         addresses = [listen_address(text) for text in listen]
         for address in addresses:
@@ -62,8 +66,13 @@ class ServerSocket(FramedSocket):
         self._allow_list: AllowList | None = None
         self._socket_files: list[Path] = []
         self._undecodable = 0
+        # Two messages: one that is on its way, and one that waits to be handled.
+        most_unread_bytes = 2 * (MAX_HEADER_BYTES + most_arrays * max_array_bytes)
+        self._connections = Connections(self._socket, most_unread_bytes, max_array_bytes)
+        self._connections.start()
         try:
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+            self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_MS)
             # Options hold for later binds: Unix sockets come first, then those that want keys.
             bound = {address: self._bind(address) for address in addresses if not address.is_tcp}
             if keys is not None:
@@ -115,7 +124,9 @@ class ServerSocket(FramedSocket):
     def _decoded(self, node: bytes) -> tuple[bytes, Message] | None:
         """The rest of a message, decoded; None if that cannot be."""
         try:
-            return node, decode(self._receive_frames())
+            frames = self._receive_frames()
+            self._connections.heard(self._source)
+            return node, decode(frames)
         except ProtocolError as error:
             self._undecodable += 1
             logger.warning("event=undecodable_message node=%s error=%s", node.hex(), error)
@@ -156,6 +167,7 @@ class ServerSocket(FramedSocket):
         """Close; waits a moment, and no longer, for the last messages to leave."""
         while self._socket_files:  # ZeroMQ leaves them behind
             self._socket_files.pop().unlink(missing_ok=True)
+        self._connections.stop()
         self._socket.close()
         if self._allow_list is not None:
             self._allow_list.close()

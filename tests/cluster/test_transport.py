@@ -5,6 +5,7 @@ import shutil
 import socket
 import threading
 import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from dist_net.errors import (
     NoAnswerError,
     ProtocolError,
 )
+from dist_net.wire import connections
 from dist_net.wire.codec import encode
 from dist_net.wire.messages import Alive, Heartbeat, Push, Work
 from dist_net.wire.security import (
@@ -206,13 +208,74 @@ def test_a_server_of_another_protocol_is_an_error(server, client):
         client.receive(DEADLINE_S)
 
 
-def test_a_frame_over_the_limit_ends_its_connection_only():
+def test_a_frame_over_the_limit_ends_its_connection_only(caplog):
     with ServerSocket([LOOPBACK], max_array_bytes=2**20) as server:
         address = server.contact_addresses[0]
         with ClientSocket(address) as large, ClientSocket(address) as client:
             large.send(Push(1, 2, 0, (32,), (5,), 0.0, 0, (), (np.zeros(2**18 + 1, np.float32),)))
             assert server.receive(SILENCE_S) is None
             exchange(server, client)
+            wait_for_log(caplog, f"sent a frame of more than {2**20} bytes")
+    assert "event=connection_dropped peer=127.0.0.1:" in caplog.text
+
+
+def wait_for_log(caplog: pytest.LogCaptureFixture, text: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while text not in caplog.text:
+        assert time.monotonic() < deadline, caplog.text
+        time.sleep(0.01)
+
+
+def test_a_message_without_an_end_ends_its_connection_only(caplog):
+    with (
+        ServerSocket([LOOPBACK], max_array_bytes=2**20) as server,
+        ClientSocket(server.contact_addresses[0]) as client,
+        raw_dealer(server.contact_addresses[0]) as endless,
+    ):
+        with suppress(ConnectionError):
+            for _ in range(50):
+                endless.sendall(b"\x03" + (2**20).to_bytes(8) + bytes(2**20))  # more follow
+        wait_for_log(caplog, "bytes that are no whole message")
+        exchange(server, client)
+
+
+def raw_dealer(address: str) -> socket.socket:
+    """A connection after ZMTP's handshake, on which frames can be sent one by one (RFC 37)."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    connection = socket.create_connection((host, int(port)), DEADLINE_S)
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0")
+    ready = b"\x05READY\x0bSocket-Type" + (6).to_bytes(4) + b"DEALER"
+    connection.sendall(greeting.ljust(64, b"\0") + b"\x04" + bytes([len(ready)]) + ready)
+    return connection
+
+
+def test_many_small_messages_are_not_taken_for_one_without_an_end(server, client):
+    for _ in range(60):
+        client.send(Push(1, 2, 0, (32,), (5,), 0.0, 0, (), (WEIGHTS,)))
+        assert server.receive(DEADLINE_S) is not None
+    exchange(server, client)
+
+
+def test_strangers_do_not_keep_workers_out(keys, monkeypatch, caplog):
+    monkeypatch.setattr(connections, "most_connections", lambda: 8)
+    with ExitStack() as opened:
+        server = opened.enter_context(ServerSocket([LOOPBACK], load_server_keys(keys)))
+        address = server.contact_addresses[0]
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        member = opened.enter_context(ClientSocket(address, load_worker_keys(keys)))
+        exchange(server, member)
+        strangers = [
+            opened.enter_context(socket.create_connection((host, int(port)))) for _ in range(50)
+        ]
+        wait_for_log(caplog, "more than 8 connections")
+        late = opened.enter_context(ClientSocket(address, load_worker_keys(keys)))
+        exchange(server, late)
+        exchange(server, member)
+        for stranger in strangers[:40]:  # those that were there for longest were sent away
+            stranger.settimeout(DEADLINE_S)
+            with suppress(ConnectionResetError):
+                while stranger.recv(64):
+                    pass
 
 
 # Peers that vanish, or never were

@@ -1,0 +1,227 @@
+"""A server's connections: how many there may be, how much each may send, and why one ended.
+
+ZeroMQ itself accepts whoever connects until the process has no descriptor left, and keeps each
+frame of a message whose last one never comes. So a thread watches: it is told of each connection,
+and holds a second descriptor of it, by which it asks the kernel how much was received, shuts the
+connection, and sees which side ended it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import resource
+import socket
+import struct
+import threading
+import time
+
+import zmq
+
+logger = logging.getLogger(__name__)
+
+_ADDRESS = "inproc://connections"
+_HANDSHAKE_FAILED = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+_EVENTS = (
+    zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED | _HANDSHAKE_FAILED
+)
+
+# The handshake of a peer that has the right keys is longer.
+_HANDSHAKE_BYTES = 512
+# A look takes some 5 us for each connection. One may bring a megabyte in a millisecond.
+_LOOK_EVERY_S = 0.02
+_LOOK_AGAIN_AFTER_S = 0.002
+_LOOK_S_PER_CONNECTION = 0.0005
+_STRANGERS_LOGGED_EVERY_S = 10.0
+
+# zmq_socket_monitor(3): what happened, and to which descriptor
+_EVENT = struct.Struct("=Hi")
+# linux/tcp.h: tcpi_bytes_received of struct tcp_info
+_BYTES_RECEIVED = struct.Struct("<128xQ")
+
+
+def most_connections() -> int:
+    """How many a socket may hold: with two descriptors each, a quarter of the process's."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(4096, max(16, descriptors // 8))
+
+
+class Connections(threading.Thread):
+    """Watches the connections of ``watched``, a socket that is not bound yet, until `stop`.
+
+    A connection may have sent ``most_unread_bytes`` since the last message that was received of
+    it, and all together four times as many. ``longest_frame_bytes`` is the limit that ZeroMQ
+    enforces; it is only logged here.
+    """
+
+    def __init__(
+        self, watched: zmq.Socket[bytes], most_unread_bytes: int, longest_frame_bytes: int
+    ) -> None:
+        super().__init__(name="connections", daemon=True)
+        self._watched = watched
+        self._most_unread_bytes = most_unread_bytes
+        self._longest_frame_bytes = longest_frame_bytes
+        self._most = most_connections()
+        self._open: dict[int, _Connection] = {}
+        self._heard: dict[int, bool] = {}
+        self._is_close_to_limit = False
+        self._handshake_failed = False
+        self._strangers = 0
+        self._strangers_logged_s = -_STRANGERS_LOGGED_EVERY_S
+        watched.monitor(_ADDRESS, _EVENTS)
+        self._monitor = watched.context.socket(zmq.PAIR)
+        self._monitor.connect(_ADDRESS)
+
+    def heard(self, descriptor: int) -> None:
+        """A whole message was received of this connection; called by the socket's thread."""
+        self._heard[descriptor] = True
+
+    def stop(self) -> None:
+        """End the thread; called by the socket's thread, before the socket is closed."""
+        self._watched.disable_monitor()
+        self.join()
+
+    def run(self) -> None:
+        """Watch until stopped."""
+        looked_s = 0.0
+        with self._monitor:
+            while True:
+                pause_s = self._pause_s()
+                if self._monitor.poll(None if pause_s is None else math.ceil(1000 * pause_s)):
+                    event, descriptor = _EVENT.unpack(self._monitor.recv_multipart()[0])
+                    if event == zmq.EVENT_MONITOR_STOPPED:
+                        break
+                    self._take_in(event, descriptor)
+                now = time.monotonic()
+                if pause_s is not None and now >= looked_s + pause_s:
+                    self._look()
+                    looked_s = now
+        for connection in self._open.values():
+            connection.close()
+
+    def _pause_s(self) -> float | None:
+        """The time between two looks; None: there is nothing to look at."""
+        if not any(connection.is_tcp for connection in self._open.values()):
+            return None
+        every_s = _LOOK_AGAIN_AFTER_S if self._is_close_to_limit else _LOOK_EVERY_S
+        return every_s + _LOOK_S_PER_CONNECTION * len(self._open)
+
+    def _take_in(self, event: int, descriptor: int) -> None:
+        if event == zmq.EVENT_ACCEPTED:
+            if len(self._open) >= self._most:
+                self._make_room()
+            self._heard.pop(descriptor, None)
+            with contextlib.suppress(OSError):  # it has ended already
+                self._open[descriptor] = _Connection(descriptor)
+        elif event == zmq.EVENT_DISCONNECTED:
+            connection = self._open.pop(descriptor, None)
+            if connection is not None:
+                self._ended(connection)
+                connection.close()
+            self._handshake_failed = False
+        elif event & _HANDSHAKE_FAILED:
+            self._handshake_failed = True  # of the connection that is then disconnected
+
+    def _make_room(self) -> None:
+        """Shut the oldest that has not finished its handshake, or else the newest, for another."""
+        there = [each for each in self._open.values() if not each.is_shut]
+        strangers = (each for each in there if each.received_bytes() < _HANDSHAKE_BYTES)
+        victim = next(strangers, there[-1] if there else None)
+        if victim is not None:
+            self._shut(victim, f"more than {self._most} connections")
+
+    def _look(self) -> None:
+        """Shut those that have sent too much that is no whole message."""
+        unread: list[tuple[int, _Connection]] = []
+        for descriptor, connection in self._open.items():
+            received = connection.received_bytes()
+            if self._heard.pop(descriptor, None):
+                connection.heard_bytes = received
+            if not connection.is_shut:
+                unread.append((received - connection.heard_bytes, connection))
+        unread.sort(key=lambda each: each[0])
+        together = sum(count for count, _ in unread)
+        while unread and (
+            unread[-1][0] > self._most_unread_bytes or together > 4 * self._most_unread_bytes
+        ):
+            count, connection = unread.pop()
+            together -= count
+            self._shut(connection, f"it sent {count} bytes that are no whole message")
+        self._is_close_to_limit = 4 * together > self._most_unread_bytes
+
+    def _shut(self, connection: _Connection, reason: str) -> None:
+        connection.shut()
+        self._log(connection, reason)
+
+    def _ended(self, connection: _Connection) -> None:
+        if connection.is_shut or connection.was_closed_by_peer():
+            return
+        if self._handshake_failed or connection.received_bytes() < _HANDSHAKE_BYTES:
+            self._log(connection, "its handshake failed, or took too long")
+        else:
+            limit = self._longest_frame_bytes
+            self._log(connection, f"it sent a frame of more than {limit} bytes, or no frame at all")
+
+    def _log(self, connection: _Connection, reason: str) -> None:
+        """Each connection of a peer that was let in; of others, a line now and then."""
+        if not self._handshake_failed and connection.received_bytes() >= _HANDSHAKE_BYTES:
+            logger.warning("event=connection_dropped peer=%s reason=%s", connection.peer, reason)
+            return
+        self._strangers += 1
+        now = time.monotonic()
+        if now >= self._strangers_logged_s + _STRANGERS_LOGGED_EVERY_S:
+            logger.warning(
+                "event=strangers_dropped count=%d last_peer=%s reason=%s",
+                *(self._strangers, connection.peer, reason),
+            )
+            self._strangers, self._strangers_logged_s = 0, now
+
+
+class _Connection:
+    """A second descriptor of a connection. Raises `OSError` if the first is closed already."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=os.dup(descriptor))
+        self.is_tcp = self._socket.family != socket.AF_UNIX
+        self.is_shut = False
+        self.heard_bytes = 0
+        self.peer = "a process of this host"
+        if self.is_tcp:
+            host, port = self._socket.getpeername()[:2]
+            self.peer = f"{host}:{port}"
+
+    def received_bytes(self) -> int:
+        """How many bytes came since it was opened; 0 where the system does not say."""
+        if not self.is_tcp or not hasattr(socket, "TCP_INFO"):
+            return 0
+        try:
+            size = _BYTES_RECEIVED.size
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+        except OSError:
+            return 0
+        return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == size else 0
+
+    def was_closed_by_peer(self) -> bool:
+        """Whether the peer ended it; else this process did. ZeroMQ reads all before it closes."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def shut(self) -> None:
+        """Make ZeroMQ close it."""
+        self.is_shut = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        self._socket.close()

@@ -1,0 +1,41 @@
+"""Strangers who connect to a parameter server and say nothing: training goes on, and is kept."""
+
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_net.parameter_server.checkpoint import read_checkpoint
+
+Start = Callable[..., Any]
+
+DESCRIPTORS = 1024
+STRANGERS = 1200
+
+
+def test_strangers_do_not_use_up_the_servers_descriptors(
+    start: Start, counting: str, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    assert start("keys", "create", str(keys)).ends() == 0
+    server = start(
+        *("parameter-server", counting, "--epochs", "20", "--json", "--checkpoint-every", "0.2"),
+        *("--listen", "tcp://127.0.0.1:0", "--keys", str(keys), "--run-dir", str(tmp_path / "run")),
+        prefix=("prlimit", f"--nofile={DESCRIPTORS}"),
+    )
+    address = server.says(r"--connect (tcp://127.0.0.1:\d+)")[1]
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    with ExitStack() as opened:
+        for _ in range(STRANGERS):
+            opened.enter_context(socket.create_connection((host, int(port))))
+        worker = start("worker", counting, "--connect", address, "--keys", str(keys))
+        server.result()
+        assert worker.ends() == 0
+    log = (tmp_path / "run" / "logs" / "parameter-server.log").read_text()
+    assert "event=strangers_dropped" in log
+    assert "checkpoint_failed" not in log
+    weights = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors").weights
+    np.testing.assert_array_equal(weights, np.float32(-20))
