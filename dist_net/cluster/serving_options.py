@@ -81,7 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long a batch that is not full waits for more, if others wait too (default: 0)",
     )
     option("--queue-limit", type=int, default=1024, metavar="N", help="requests (default: 1024)")
-    option("--queue-mib", type=int, default=256, metavar="MIB", help="of requests (default: 256)")
+    option(
+        "--queue-mib",
+        type=int,
+        default=256,
+        metavar="MIB",
+        help="that requests without an answer occupy (default: 256)",
+    )
     option("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a request (10)")
     option(
         "--http",

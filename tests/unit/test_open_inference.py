@@ -301,7 +301,7 @@ def test_what_was_compressed_is_decompressed(encoding: str) -> None:
     assert (gzip if encoding == "gzip" else zlib).decompress(body) == CONTENT
 
 
-@pytest.mark.parametrize("size", [PIECE_BYTES - 1, PIECE_BYTES, 3 * PIECE_BYTES, 2**22 + 7])
+@pytest.mark.parametrize("size", [PIECE_BYTES - 1, PIECE_BYTES, 2 * PIECE_BYTES + 7])
 @pytest.mark.parametrize("is_compressible", [True, False])
 def test_a_large_body_is_decompressed_piece_by_piece(size: int, is_compressible: bool) -> None:
     content = bytes(size) if is_compressible else np.random.default_rng(1).bytes(size)
@@ -311,7 +311,7 @@ def test_a_large_body_is_decompressed_piece_by_piece(size: int, is_compressible:
 
 
 def test_no_more_is_decompressed_than_is_asked_for() -> None:
-    pieces = decompress(compress(bytes(2**24), "gzip"), "gzip", 2 * PIECE_BYTES)
+    pieces = decompress(compress(bytes(4 * PIECE_BYTES), "gzip"), "gzip", 2 * PIECE_BYTES)
     assert [len(next(pieces)) for _ in range(2)] == [PIECE_BYTES, PIECE_BYTES]
     with pytest.raises(RequestTooLargeError):
         next(pieces)

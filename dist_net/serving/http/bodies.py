@@ -48,7 +48,9 @@ class Bodies:
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
         self.held_bytes = 0
-        self.turns = asyncio.Semaphore(_THREADS)
+        # Two queues: a body that is decompressed goes on before others take up room as well.
+        self.decompressing = asyncio.Semaphore(_THREADS)
+        self.parsing = asyncio.Semaphore(_THREADS)
 
     def next(self) -> Body:
         """For the next request."""
@@ -97,7 +99,7 @@ class Body:
         """
         if size <= _QUICK_BYTES:
             return function()
-        async with self._all.turns:
+        async with self._all.parsing:
             return await asyncio.to_thread(function)
 
     async def _rest(self, body: bytearray, receive: Receive) -> memoryview | None:
@@ -116,7 +118,7 @@ class Body:
     async def _decompressed(self, compressed: Payload, encoding: str) -> memoryview:
         pieces = decompress(compressed, encoding, self._all.settings.decompressed_bytes)
         body = bytearray()
-        async with self._all.turns:
+        async with self._all.decompressing:
             while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
                 body += piece
                 self._hold(len(compressed) + len(body))

@@ -91,7 +91,7 @@ def _operation(
             "200": {"description": "Done", "content": {_JSON: {"schema": response}}},
             "default": {
                 "description": "Why not: 400 cannot be answered, 404 no such model, 413 too "
-                "large, 503 not now (see Retry-After), 504 not in time",
+                "large, 501 not offered, 503 not now (see Retry-After), 504 not in time",
                 "content": {_JSON: {"schema": _schema("Error")}},
             },
         },

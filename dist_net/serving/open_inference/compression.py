@@ -13,8 +13,8 @@ WORTHWHILE_BYTES = 1024
 # zlib's window bits: 15 with its own header (which HTTP calls deflate), 16 more with gzip's.
 _WINDOW_BITS = {"deflate": zlib.MAX_WBITS, "gzip": zlib.MAX_WBITS + 16}
 _FASTEST = 1
-# A piece is made in about a millisecond, from no more of the body than is worth copying again.
-PIECE_BYTES = 2**20
+# A piece is made in about ten milliseconds, from no more of the body than is worth copying again.
+PIECE_BYTES = 2**22
 _READ_BYTES = 2**16
 
 
