@@ -27,7 +27,7 @@ from dist_net.errors import (
     ShapeError,
 )
 from dist_net.serving.connection import GatewayConnection
-from dist_net.serving.model_summary import ModelSummary, summaries_from_json
+from dist_net.serving.model_summary import ModelSummary, known, summaries_from_json
 from dist_net.serving.outputs import Outputs, Pending
 from dist_net.wire.security import load_worker_keys
 from dist_net.wire.serving_messages import Ask, Describe, Description, Reload, Reloaded, Unload
@@ -108,8 +108,8 @@ class Client:
         """
         array, summary = self._fitting(model, inputs)
         payload = array.astype(INPUT_DTYPES[summary.input_datatype], copy=False).tobytes()
-        has_rows = array.ndim > len(summary.input_shape)
-        return self._ask(summary, payload, False, has_rows, version, timeout_s)
+        rows = len(array) if array.ndim > len(summary.input_shape) else None
+        return self._ask(summary, payload, False, rows, version, timeout_s)
 
     def submit_picture(
         self,
@@ -123,7 +123,7 @@ class Client:
         Raises ImageError if it cannot be read, ModelNotServedError, PoolUnavailableError.
         """
         payload = encoded(picture)
-        return self._ask(self._summary(model), payload, True, False, version, timeout_s)
+        return self._ask(self._summary(model), payload, True, None, version, timeout_s)
 
     def reload(self, model: str, timeout_s: float | None = None) -> int:
         """Has a model read again from where it was read; gives its new version, once served.
@@ -149,16 +149,17 @@ class Client:
         summary: ModelSummary,
         payload: bytes,
         is_picture: bool,
-        has_rows: bool,
+        rows: int | None,
         version: int | None,
         timeout_s: float | None,
     ) -> Pending:
         allowed_s = self._allowed_s(timeout_s)
         named = "" if version is None else str(version)
         request_id = self._connection.next_id()
-        request = Ask(request_id, summary.name, named, is_picture, allowed_s, (payload,))
+        payloads = payload, known(summary)
+        request = Ask(request_id, summary.name, named, is_picture, allowed_s, payloads)
         exchange = self._connection.ask(request, allowed_s)
-        return Pending(self._connection, exchange, summary, has_rows)
+        return Pending(self._connection, exchange, rows, summary.labels, self._summaries.clear)
 
     def _allowed_s(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else timeout_s

@@ -7,7 +7,13 @@ import json
 import re
 from collections.abc import Callable
 
-from dist_net.serving.model_summary import summaries_to_json
+from dist_net.serving.model_summary import (
+    DIGEST_BYTES,
+    KNOWN_BYTES,
+    digest_of_input,
+    digest_of_labels,
+    summaries_to_json,
+)
 from dist_net.serving.requests import Outcome, Question, Status
 from dist_net.serving.service import Service
 from dist_net.wire.messages import Message, Refuse, StatusRequest
@@ -20,6 +26,7 @@ from dist_net.wire.serving_messages import (
     Description,
     Greet,
     Greeting,
+    Payloads,
     Reload,
     Reloaded,
     Unload,
@@ -98,16 +105,28 @@ class ClientDesk:
                 self._send(node, Refuse(reason, may_rejoin=False))
 
     def _ask(self, node: bytes, ask: Ask) -> None:
-        if len(ask.payloads) != 1 or not VERSION.fullmatch(ask.version):
+        known = bytes(ask.payloads[1]) if len(ask.payloads) == 2 else b""
+        is_right = len(ask.payloads) == 1 or len(known) == KNOWN_BYTES
+        if not is_right or not VERSION.fullmatch(ask.version):
             reason = (
                 f"the request has {len(ask.payloads)} payloads and version {ask.version[:20]!r}; "
-                f"expected one payload, and a whole number or nothing"
+                f"expected one payload, or {KNOWN_BYTES} bytes of digests as a second one; and a "
+                f"whole number or nothing"
             )
             self._answer(node, ask.request_id, Outcome(Status.BAD_INPUT, reason=reason))
             return
         version = int(ask.version) if ask.version else None
-        (payload,) = ask.payloads
+        payload = ask.payloads[0]
         described = None if ask.is_picture else self._service.description(ask.model, version)
+        if known and described is not None:
+            datatype, shape = described.input_datatype, described.input_shape
+            if known[:DIGEST_BYTES] != digest_of_input(datatype, shape):
+                reason = (
+                    f"{ask.model} takes rows of {datatype} {shape} now, and took others when the "
+                    f"client asked what it takes: ask again"
+                )
+                self._answer(node, ask.request_id, Outcome(Status.BAD_INPUT, reason=reason))
+                return
         question = Question(
             model=ask.model,
             payload=payload,
@@ -119,17 +138,24 @@ class ClientDesk:
         key = node, ask.request_id
         future = self._service.ask(question)
         self._asked[key] = future
-        future.add_done_callback(self._when_answered(key))
+        future.add_done_callback(self._when_answered(key, known[DIGEST_BYTES:]))
 
-    def _when_answered(self, key: tuple[bytes, int]) -> Callable[[asyncio.Future[Outcome]], None]:
+    def _when_answered(
+        self, key: tuple[bytes, int], known_labels: bytes
+    ) -> Callable[[asyncio.Future[Outcome]], None]:
         def answer(future: asyncio.Future[Outcome]) -> None:
             self._asked.pop(key, None)
             if not future.cancelled():
-                self._answer(*key, future.result())
+                self._answer(*key, future.result(), known_labels)
 
         return answer
 
-    def _answer(self, node: bytes, request_id: int, outcome: Outcome) -> None:
+    def _answer(
+        self, node: bytes, request_id: int, outcome: Outcome, known_labels: bytes = b""
+    ) -> None:
+        payloads: Payloads = (outcome.payload,) if outcome.status is Status.OK else ()
+        if payloads and known_labels and digest_of_labels(outcome.labels) != known_labels:
+            payloads = (outcome.payload, json.dumps(outcome.labels).encode())
         self._send(
             node,
             Answer(
@@ -140,7 +166,7 @@ class ClientDesk:
                 outcome.retry_after_s,
                 outcome.queue_s,
                 outcome.compute_s,
-                (outcome.payload,) if outcome.status is Status.OK else (),
+                payloads,
             ),
         )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any
 
 from dist_net.errors import ProtocolError
@@ -32,6 +34,29 @@ class ModelSummary:
     classes: int = 0
     labels: tuple[str, ...] = ()
     takes_pictures: bool = False
+
+
+DIGEST_BYTES = 8
+KNOWN_BYTES = 2 * DIGEST_BYTES
+
+
+def known(summary: ModelSummary) -> bytes:
+    """What a client that knows this tells the gateway: the digests of the input and the labels."""
+    return digest_of_input(summary.input_datatype, summary.input_shape) + digest_of_labels(
+        summary.labels
+    )
+
+
+@lru_cache
+def digest_of_input(datatype: str, shape: tuple[int, ...]) -> bytes:
+    """Tells inputs of one type and shape of a row from all others."""
+    return blake2b(json.dumps([datatype, shape]).encode(), digest_size=DIGEST_BYTES).digest()
+
+
+@lru_cache
+def digest_of_labels(labels: tuple[str, ...]) -> bytes:
+    """Tells these labels from all others."""
+    return blake2b(json.dumps(labels).encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def summary_of(model: ServedModel) -> ModelSummary:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.darknet.predictions import Prediction, predictions_of
+from dist_net.errors import QuestionError
 from dist_net.serving.connection import GatewayConnection, unexpected
 from dist_net.serving.conversation import Exchange
-from dist_net.serving.model_summary import ModelSummary
 from dist_net.wire.serving_messages import Answer
 
 OUTPUT_DTYPE = np.dtype("<f4")
@@ -39,19 +41,23 @@ class Outputs:
 class Pending:
     """A question that was asked, whose answer can be waited for."""
 
-    __slots__ = ("_connection", "_exchange", "_has_rows", "_summary")
+    __slots__ = ("_connection", "_exchange", "_is_outdated", "_labels", "_rows")
 
     def __init__(
         self,
         connection: GatewayConnection,
         exchange: Exchange,
-        summary: ModelSummary,
-        has_rows: bool,
+        rows: int | None,
+        labels: tuple[str, ...],
+        is_outdated: Callable[[], None],
     ) -> None:
+        """``rows``: None for an input without that axis. ``labels`` are those that the gateway was
+        told are known; ``is_outdated`` is called if its answer shows that the model has changed."""
         self._connection = connection
         self._exchange = exchange
-        self._summary = summary
-        self._has_rows = has_rows
+        self._rows = rows
+        self._labels = labels
+        self._is_outdated = is_outdated
 
     def result(self) -> Outputs:
         """Waits for the answer; may be called again.
@@ -59,16 +65,22 @@ class Pending:
         Raises QuestionError, ModelNotServedError, PoolUnavailableError, RequestExpiredError,
         RequestFailedError, RequestCancelledError, and NoAnswerError if the gateway is silent.
         """
-        answer = self._connection.reply_to(self._exchange, Answer)
         try:
-            values = np.frombuffer(answer.payloads[0], OUTPUT_DTYPE)
-            shape = (-1, self._summary.classes) if self._has_rows else (self._summary.classes,)
-            probabilities, version = values.reshape(shape, copy=False), int(answer.version)
-        except (ValueError, IndexError) as error:
+            answer = self._connection.reply_to(self._exchange, Answer)
+        except QuestionError:
+            self._is_outdated()
+            raise
+        try:
+            probabilities = np.frombuffer(answer.payloads[0], OUTPUT_DTYPE)
+            if self._rows is not None:
+                probabilities = probabilities.reshape((self._rows, -1), copy=False)
+            version, labels = int(answer.version), self._labels
+            if len(answer.payloads) > 1:
+                labels = tuple(map(str, json.loads(bytes(answer.payloads[1]))))
+                self._is_outdated()
+        except (ValueError, IndexError, TypeError) as error:
             raise unexpected(answer) from error
-        return Outputs(
-            probabilities, version, answer.queue_s, answer.compute_s, self._summary.labels
-        )
+        return Outputs(probabilities, version, answer.queue_s, answer.compute_s, labels)
 
     def cancel(self) -> None:
         """Gives it up: if it is still queued it will not run. An answer that is there stays."""

@@ -37,8 +37,10 @@ Payloads = tuple[bytes | memoryview, ...]
 
 
 class Ask(NamedTuple):
-    """A client asks a model; the one payload is an encoded picture, or a tensor's bytes.
+    """A client asks a model; the first payload is an encoded picture, or a tensor's bytes.
 
+    A second one says what the client knows of the model, see `model_summary.known`. Then the
+    request is refused if its input is made for another one, and the answer brings other labels.
     ``request_id`` is the client's own. ``version`` "" is the newest; ``timeout_s`` 0 is what the
     gateway allows by default. A tensor is little-endian, row-major, of the model's input type.
     """
@@ -54,8 +56,9 @@ class Ask(NamedTuple):
 class Answer(NamedTuple):
     """The outcome of an `Ask`: ``status`` is a `dist_net.serving.requests.Status`.
 
-    If that is OK, the one payload holds the outputs, (rows, classes) little-endian float32; else
-    there is none, ``reason`` says why, and ``retry_after_s``, if not 0, when to ask again.
+    If that is OK, the first payload holds the outputs, (rows, classes) little-endian float32; a
+    second one the labels of the version that answered, as a JSON array, if the client knows others.
+    Else there is none, ``reason`` says why, and ``retry_after_s``, if not 0, when to ask again.
     """
 
     request_id: int

@@ -157,6 +157,50 @@ def test_rows_are_answered_as_rows_and_one_row_as_one(client: Client) -> None:
     np.testing.assert_array_equal(client.predict("sums", rows[1]).probabilities, [22, 4, 0])
 
 
+def test_answers_of_a_later_version_have_its_classes_and_labels(
+    client: Client, gateway: Gateway
+) -> None:
+    rows = np.zeros((8, 4), np.float32)
+    assert client.predict("sums", rows).labels == LABELS
+    outputs = np.arange(40, dtype="<f4")
+    payloads = outputs.tobytes(), b'["red", "green", "blue", "black", "white"]'
+    gateway.on_ask = lambda question: [answer_to(question)._replace(version="8", payloads=payloads)]
+    described = sum(isinstance(each, Describe) for each in gateway.heard)
+    for asks_again in (0, 1):
+        result = client.predict("sums", rows)
+        np.testing.assert_array_equal(result.probabilities, outputs.reshape(8, 5))
+        assert (result.version, result.labels[3]) == (8, "black")
+        assert result.likeliest(1, row=2)[0].label == "white"
+        described_now = sum(isinstance(each, Describe) for each in gateway.heard)
+        assert described_now == described + asks_again
+    picture = client.classify("sums", b"picture", top=1)
+    assert len(picture) == 1
+
+
+def test_a_model_is_asked_for_again_when_an_input_does_not_suit_it_any_more(
+    client: Client, gateway: Gateway
+) -> None:
+    rows = np.zeros((2, 4), np.float32)
+    client.predict("sums", rows)
+    gateway.on_ask = lambda question: [refusal_of(question, Status.BAD_INPUT)]
+    described = sum(isinstance(each, Describe) for each in gateway.heard)
+    for _ in range(2):
+        with pytest.raises(QuestionError):
+            client.predict("sums", rows)
+    assert sum(isinstance(each, Describe) for each in gateway.heard) == described + 1
+
+
+@pytest.mark.parametrize("labels", [b"no JSON", b"7", b"\xff"])
+def test_labels_that_are_none_are_an_error_of_ours(
+    client: Client, gateway: Gateway, labels: bytes
+) -> None:
+    gateway.on_ask = lambda question: [
+        answer_to(question)._replace(payloads=(outputs_of(question), labels))
+    ]
+    with pytest.raises(ProtocolError, match="does not fit"):
+        client.predict("sums", np.zeros((2, 4), np.float32))
+
+
 def test_inputs_are_converted_within_their_kind(client: Client) -> None:
     columns = np.arange(8.0).reshape(4, 2).T  # neither float32 nor contiguous
     np.testing.assert_array_equal(
