@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import signal
 import sys
@@ -30,9 +31,8 @@ COMMANDS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; errors of this project become one line on stderr and an exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
+def parse(given: list[str]) -> argparse.Namespace:
+    """A command and its arguments; what cannot be parsed ends the process."""
     parser = Parser(prog="dist-net", description="Train neural nets across processes and machines.")
     parser.add_argument("--version", action="version", version=f"dist-net {release()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -44,7 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
             module.add_arguments(command)
             command.add_argument("--debug", action="store_true", help="show errors with traceback")
             command.set_defaults(module=module)
-    parsed = parser.parse_args(given)
+    return parser.parse_args(given)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; errors of this project become one line on stderr and an exit code."""
+    parsed = parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     use_threads(1)
     raise_descriptor_limit()
