@@ -147,6 +147,7 @@ def test_launch_makes_an_environment_and_trains(machine: Machine) -> None:
         ["launch:", "making"],
         ["launch:", "installing"],
     ]
+    assert "installing dist_net[fast,plots] " in told  # what training needs, and no more
     assert machine.done() == ["venv", "install"]
 
 
