@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -32,6 +31,7 @@ from dist_net.nn.losses import Loss
 from dist_net.nn.parameters import Vector
 from dist_net.optim import Adam, Constant, Optimizer, Schedule
 from dist_net.recipe_files import RecipeFiles, place_in_recipe, read_any, reader_of, sha256
+from dist_net.spelling import did_you_mean
 
 BUILT_IN = Path(__file__).parent / "recipes"
 
@@ -189,8 +189,10 @@ class RecipeRecord:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
+    def from_json(cls, values: object) -> Self:
         """What ``to_json`` gave; raises RecipeError for anything else."""
+        if not isinstance(values, dict):
+            raise RecipeError(f"a run's record of its recipe is {values!r:.80}; expected an object")
         files, names = values.get("files", {}), values.get("class_names", [])
         fitting = values.get("fitting", "")
         if not (
@@ -225,12 +227,9 @@ def load_recipe(reference: str) -> LoadedRecipe:
         path = path.resolve()
         reference, name = str(path), path.stem
     else:
-        close = get_close_matches(reference, names, 1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UnknownRecipeError(
-            f"no recipe {reference!r}; {hint}expected one of {', '.join(names)}, or the path of a "
-            f"Python file that exists"
-        )
+        expected = f"expected one of {', '.join(names)}, or the path of a Python file that exists"
+        hint = did_you_mean(reference, names) or expected
+        raise UnknownRecipeError(f"no recipe {reference!r}; {hint}")
     return _run(reference, name, path, RecipeFiles(path, path, read_any))
 
 

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates, says the result, and gives the exit code."""
     console = plain_console()
     path = RunDirectory.newest().path if arguments.run is None else arguments.run
-    loaded, checkpoint, _ = load_trained(path, arguments.trust_recipe)
+    loaded, checkpoint = load_trained(path, arguments.trust_recipe)
     with FetchProgress(console) as progress:
         dataset = loaded.recipe.load_dataset(progress)
     evaluation = Evaluator(loaded.recipe.model, dataset)(checkpoint.weights)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from dist_net.errors import BadInputError
+from dist_net.spelling import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
     def _refuse(self, unknown: Sequence[str]) -> NoReturn:
         actions = self._option_string_actions.items()
         options = [option for option, action in actions if action.help != argparse.SUPPRESS]
-        hint = _did_you_mean(unknown[0], options)
+        hint = _hint(unknown[0], options)
         self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
     def _long_options_in(self, words: Sequence[str]) -> Iterator[str]:
@@ -47,10 +47,10 @@ class Parser(argparse.ArgumentParser):
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             choices = list(action.choices)
-            hint = _did_you_mean(value, choices) or f" (choose from {', '.join(choices)})"
+            hint = _hint(value, choices) or f" (choose from {', '.join(choices)})"
             raise argparse.ArgumentError(action, f"invalid choice: {value!r}{hint}")
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = get_close_matches(word, list(known), 1)
-    return f" (did you mean {close[0]}?)" if close else ""
+def _hint(word: str, known: Iterable[str]) -> str:
+    guess = did_you_mean(word, known)
+    return f" ({guess})" if guess else ""

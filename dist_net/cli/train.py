@@ -85,7 +85,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     if directory is None or arguments.recipe is not None:
         loaded = load_recipe(options.recipe)
     else:
-        loaded = load_trained(directory.path, arguments.trust_recipe).recipe
+        loaded, _ = load_trained(directory.path, arguments.trust_recipe)
     with FetchProgress(console) as fetching:
         dataset = loaded.recipe.load_dataset(fetching)
     options = options.replaced_by(recipe=loaded.reference, recipe_files=loaded.file_digests)

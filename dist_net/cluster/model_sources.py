@@ -6,7 +6,6 @@ A source can be read again and again; each time it gives the model as it is then
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -30,7 +29,8 @@ from dist_net.nn import cross_entropy_of_logits
 from dist_net.nn.inference import prepare
 from dist_net.nn.parameters import Vector
 from dist_net.nn.prepared import key_of_vector
-from dist_net.recipe import LoadedRecipe, load_recipe, recipe_names
+from dist_net.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
+from dist_net.spelling import did_you_mean
 from dist_net.wire.security import WorkerKeys
 
 MODELS = (
@@ -66,9 +66,10 @@ class TrainedRun:
         Raises UnknownModelError if that is none, and what else reading it raises.
         """
         try:
-            loaded, checkpoint, record = load_trained(self._path, self._trust_recipe)
+            loaded, checkpoint = load_trained(self._path, self._trust_recipe)
         except NotACheckpointError as error:
             raise UnknownModelError(f"{self._path} is no model; expected {MODELS}") from error
+        record = RecipeRecord.from_json(checkpoint.recipe_record)
         names = self._names.of(loaded, record.class_names)
         return _found(loaded, checkpoint.weights, names, record.fitting)
 
@@ -202,8 +203,7 @@ def source_called(
         return _configured(path, weights, labels)
     is_live = model.startswith(LIVE)
     if not is_live and not path.exists():
-        close = get_close_matches(model, [*PUBLISHED, *_runs_near(path)], 1)
-        hint = f"did you mean {close[0]}?" if close else f"expected {MODELS}"
+        hint = did_you_mean(model, [*PUBLISHED, *_runs_near(path)]) or f"expected {MODELS}"
         raise UnknownModelError(f"no model {model!r}; {hint}")
     if weights is not None:
         raise ModelOptionError(

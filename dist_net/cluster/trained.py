@@ -6,7 +6,6 @@ import argparse
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from dist_net.cluster.options import RunOptions
 from dist_net.cluster.run_directory import RunDirectory
@@ -31,16 +30,8 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class Trained(NamedTuple):
-    """A recipe, the checkpoint of a run of it, and what the checkpoint knows of the recipe."""
-
-    recipe: LoadedRecipe
-    checkpoint: Checkpoint
-    record: RecipeRecord
-
-
-def load_trained(path: Path, trust_recipe: bool = False) -> Trained:
-    """What is in the run directory or checkpoint file at ``path``.
+def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Checkpoint]:
+    """The recipe and the checkpoint of the run directory or checkpoint file at ``path``.
 
     A recipe is either built in, or Python that the run directory carries: that is run, if it is
     what the checkpoint has the digests of, and if only this user can have written it or it is
@@ -59,7 +50,7 @@ def load_trained(path: Path, trust_recipe: bool = False) -> Trained:
             file,
         )
     checkpoint.require_layout(loaded.recipe.model.layout.shapes)
-    return Trained(loaded, checkpoint, record)
+    return loaded, checkpoint
 
 
 def recipe_of_run(directory: RunDirectory) -> LoadedRecipe:

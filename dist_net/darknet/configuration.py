@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
 from dist_net.darknet.writing import written
 from dist_net.errors import ConfigurationError
+from dist_net.spelling import did_you_mean
 
 Number = TypeVar("Number", int, float)
 
@@ -266,8 +266,8 @@ def _of_training(kind: str) -> list[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]}?" if close else f"; expected one of {', '.join(known)}"
+    hint = did_you_mean(name, known) or f"expected one of {', '.join(known)}"
+    return f"; {hint}"
 
 
 def configuration_text(configuration: Configuration) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 
 from dist_net.darknet.configuration import Configuration, parse_configuration
 from dist_net.errors import UnknownClassifierError
+from dist_net.spelling import did_you_mean
 
 SITE = "https://pjreddie.com/media/files/"
 CLASSES = 1000
@@ -59,8 +59,7 @@ class PublishedClassifier:
 def published(name: str) -> PublishedClassifier:
     """The published classifier of this name; raises UnknownClassifierError if there is none."""
     if name not in PUBLISHED:
-        close = get_close_matches(name, PUBLISHED, 1)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(PUBLISHED)}"
+        hint = did_you_mean(name, PUBLISHED) or f"expected one of {', '.join(PUBLISHED)}"
         raise UnknownClassifierError(f"there is no published classifier {name!r}; {hint}")
     return PUBLISHED[name]
 

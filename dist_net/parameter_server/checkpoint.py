@@ -150,6 +150,8 @@ def _checkpoint(path: Path, metadata: dict[str, str], tensors: dict[str, Vector]
         )
     facts = {name: json.loads(metadata[name]) for name in METADATA_FIELDS}
     facts[RECORD] = json.loads(metadata.get(RECORD, "{}"))
+    if not isinstance(facts["recipe"], str):
+        raise ValueError(f"recipe {facts['recipe']!r} is no text")
     layout: Layout = tuple((name, tuple(shape)) for name, shape in facts.pop("layout"))
     for name, shape in layout:
         if name not in tensors or tensors[name].shape != shape:

@@ -66,7 +66,8 @@ class ModelDescription:
         try:
             fields = json.loads(text)
             shape, labels = tuple(fields.pop("input_shape")), tuple(fields.pop("labels"))
-            return cls(input_shape=shape, labels=labels, **fields)
+            files = dict(fields.pop("recipe_files", {}))
+            return cls(input_shape=shape, labels=labels, recipe_files=files, **fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ProtocolError(f"this describes no model: {text[:80]!r} ({error})") from error
 

@@ -21,6 +21,7 @@ from dist_net.errors import (
 from dist_net.parameter_server.checkpoint import (
     FORMAT_KEY,
     FORMAT_VERSION,
+    METADATA_FIELDS,
     Checkpoint,
     read_checkpoint,
     write_checkpoint,
@@ -50,10 +51,10 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_was_written_is_read(path: Path) -> None:
-    written = a_checkpoint()
+    written = replace(a_checkpoint(), recipe_record={"class_names": ["one", "two"]})
     write_checkpoint(path, written)
     read = read_checkpoint(path)
-    for name in ("recipe", "recipe_digest", "layout", "version", "settings", "ledger", "counters"):
+    for name in (*METADATA_FIELDS, "recipe_record"):
         assert getattr(read, name) == getattr(written, name)
     np.testing.assert_array_equal(read.weights, written.weights)
     assert list(read.optimizer_state) == ["velocity"]
@@ -136,10 +137,11 @@ def test_a_checkpoint_without_one_of_its_parts_is_refused(path: Path) -> None:
     rewritten(path, {}, without="first/bias")
     with pytest.raises(CheckpointDamagedError, match=r"does not hold first/bias \(4,\)"):
         read_checkpoint(path)
-    write_checkpoint(path, a_checkpoint())
-    rewritten(path, {"ledger": "{"})
-    with pytest.raises(CheckpointDamagedError, match="ledger"):
-        read_checkpoint(path)
+    for name, text in (("ledger", "{"), ("recipe", "5")):
+        write_checkpoint(path, a_checkpoint())
+        rewritten(path, {name: text})
+        with pytest.raises(CheckpointDamagedError, match=name):
+            read_checkpoint(path)
 
 
 def test_a_missing_checkpoint_and_a_directory_are_refused(path: Path) -> None:

@@ -15,6 +15,7 @@ from dist_net.cluster.model_sources import (
     named_source,
     source_called,
 )
+from dist_net.cluster.observer import Observer
 from dist_net.cluster.run_directory import RunDirectory
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
@@ -32,6 +33,7 @@ from dist_net.nn.prepared import map_prepared
 from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
 from dist_net.recipe import RecipeRecord, load_recipe
 from dist_net.serving.served_network import model_of
+from dist_net.wire.messages import Snapshot
 
 CONFIGURATION = """
 [net]
@@ -241,6 +243,7 @@ import numpy as np
 from dist_net import Recipe
 from dist_net.data import Dataset
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
+from dist_net.wire.messages import Snapshot
 
 Path(__file__).with_name("runs").open("a").write("run ")
 
@@ -305,6 +308,20 @@ def test_a_recipe_that_others_may_write_is_served_only_when_trusted(
     run.recipe.write_text("raise SystemExit('it was run')")
     with pytest.raises(RecipeChangedError):
         model_of(description, trust_recipes=True)
+
+
+def test_a_server_may_not_name_the_file_that_is_run(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": str(own), "version": 1})
+    weights = np.zeros(64 * 2 + 2, np.float32)
+    monkeypatch.setattr(Observer, "snapshot", lambda _: Snapshot(1, 0, weights))
+    address = "ipc:///nowhere"
+    with pytest.raises(UntrustedRecipeError, match="which is code; expected --trust-recipe"):
+        source_called(address, None, None, progress).read()
+    assert not own.with_name("runs").exists()
+    found = source_called(address, None, None, progress, trust_recipe=True).read()
+    assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
 
 
 def test_a_built_in_recipes_run_is_data_alone(run: RunDirectory) -> None:

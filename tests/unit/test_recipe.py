@@ -315,8 +315,9 @@ def test_a_record_is_read_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"files": []}, {"class_names": [1]}, {"fitting": "x"}, {"files": {"recipe.py": 1}}]
+    "values",
+    [[], {"files": []}, {"class_names": [1]}, {"fitting": "x"}, {"files": {"recipe.py": 1}}],
 )
-def test_a_record_that_is_none_is_refused(values: dict[str, object]) -> None:
+def test_a_record_that_is_none_is_refused(values: object) -> None:
     with pytest.raises(RecipeError, match="a run's record of its recipe"):
         RecipeRecord.from_json(values)
