@@ -81,9 +81,10 @@ class Plan:
 
         ``arrays`` gives each variable's array by name: C-contiguous, of the variable's shape and
         dtype; borrowed, and read at each run. ``into[i]``, where not None, is the C-contiguous
-        array that output i is written to, and must share no memory with the others or with
-        ``arrays``; elsewhere a new array is made. Raises GraphError for a missing variable or an
-        unfit number of places, ShapeError for an array of another shape, dtype or layout.
+        array that output i is written to; elsewhere a new array is made. Raises GraphError for a
+        missing variable, an unfit number of places, and a place that cannot be written or shares
+        memory with another or with ``arrays``; ShapeError for an array of another shape, dtype or
+        layout.
         """
         places = [None] * len(self._outputs) if into is None else list(into)
         if len(places) != len(self._outputs):
@@ -93,6 +94,8 @@ class Plan:
             for node, place in zip(self._outputs, places, strict=True)
         )
         known = self._views(arrays, outputs)
+        given = [known[id(node)] for node in self.variables.values()]
+        _require_apart([each for each in places if each is not None], given)
         bound = []
         for step in self._steps:
             inputs = [known[id(each)] for each in step.inputs]
@@ -133,6 +136,19 @@ def _fitting(name: str, node: Expression, array: Array) -> Array:
             f"expected contiguous {node.dtype}{list(node.shape)}"
         )
     return array
+
+
+def _require_apart(places: Sequence[Array], given: Sequence[Array]) -> None:
+    """Raises GraphError if what a run writes to one place is seen at another, or read as given."""
+    for i, place in enumerate(places):
+        if not place.flags.writeable:
+            raise GraphError("bind: a place of an output is read-only; expected one to write to")
+        # Of contiguous arrays, the bounds say all.
+        if any(np.may_share_memory(place, other) for other in (*places[:i], *given)):
+            raise GraphError(
+                f"bind: a place of an output, {place.dtype}{list(place.shape)}, shares memory with "
+                f"that of another, or with an array that is read; expected memory of its own"
+            )
 
 
 def compile(

@@ -165,6 +165,27 @@ def test_outputs_are_written_where_they_are_wanted():
     assert np.shares_memory(by_weights, gradient)
 
 
+def test_a_place_that_is_read_or_written_otherwise_is_refused():
+    x, y = variable("x", 3), variable("y", 3)
+    plan = ad.compile([x + y, x - y])
+    memory = np.zeros(10)
+    arrays = {"x": memory[:3], "y": memory[3:6]}
+    for places in (
+        [memory[:3], None],  # of x: the second output would read the first
+        [None, memory[5:8]],  # y, in part
+        [memory[6:9], memory[7:10]],  # each other
+    ):
+        with pytest.raises(GraphError, match=r"float64\[3\], shares memory"):
+            plan.bind(arrays, places)
+    read_only = memory[6:9]
+    read_only.flags.writeable = False
+    with pytest.raises(GraphError, match="read-only"):
+        plan.bind(arrays, [read_only, None])
+    beside = plan.bind(arrays, [memory[6:9], None])
+    memory[:6] = range(6)
+    np.testing.assert_array_equal(beside.run()[0], [3, 5, 7])
+
+
 def test_a_run_reads_what_the_variables_hold_then():
     array = np.ones(3)
     bound = ad.compile([ad.reshape(variable("x", 3), (3, 1)) * 2.0]).bind({"x": array})
