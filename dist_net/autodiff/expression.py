@@ -38,7 +38,8 @@ class Operation:
     """What a node computes: a rule for the shape, a kernel, and the VJP, side by side.
 
     Operations are compared by value: two nodes with equal operations and the same inputs are the
-    same computation, and a plan does it once.
+    same computation, and a plan does it once. One that draws random numbers is compared by
+    identity, and computed anew at each run, whatever its inputs are.
     """
 
     overwrites_inputs = False
@@ -46,6 +47,11 @@ class Operation:
     has the output's shape and dtype."""
     reads_contiguous = False
     """Whether the inputs have to be C-contiguous: a plan copies a view that is not, at each run."""
+
+    @property
+    def can_be_computed_beforehand(self) -> bool:
+        """Whether known inputs make a known result: not if it is compared by identity."""
+        return type(self).__eq__ is not object.__eq__
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         """The shape and dtype of the result; raises ShapeError or DTypeError."""

@@ -73,8 +73,9 @@ def _fixed(nodes: Sequence[Expression], weights: Collection[str]) -> set[int]:
             case Variable(name):
                 if name in weights:
                     fixed.add(id(node))
-            case _ if node.inputs and all(id(each) in fixed for each in node.inputs):
-                fixed.add(id(node))
+            case operation if node.inputs and operation.can_be_computed_beforehand:
+                if all(id(each) in fixed for each in node.inputs):
+                    fixed.add(id(node))
     return fixed
 
 

@@ -97,6 +97,8 @@ def fold_constants(node: Expression) -> Expression | None:
     values = [each.operation.value for each in node.inputs if isinstance(each.operation, Constant)]
     if not values or len(values) < len(node.inputs) or isinstance(node.operation, BroadcastTo):
         return None
+    if not node.operation.can_be_computed_beforehand:
+        return None
     if isinstance(node.operation, View):
         return constant(node.operation.view(values[0]))
     out = np.empty(node.shape, node.dtype)

@@ -1,11 +1,15 @@
 """Each rewrite rule fires, leaves less to compute, and preserves the value."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from dist_net import autodiff as ad
 from dist_net.autodiff import rewrite
-from dist_net.autodiff.expression import topological_order
+from dist_net.autodiff.expression import Operation, apply, topological_order
+from dist_net.autodiff.inference import specialise
+from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.steps import is_computed
 from dist_net.errors import GraphError
@@ -114,6 +118,28 @@ def test_every_rule_has_a_case():
 def test_what_only_looks_like_a_case_is_left(expression, expected):
     x = np.array([[1, 2], [3, 4]], np.float32)
     np.testing.assert_array_equal(ad.evaluate([expression], x=x)[0], expected)
+
+
+class Noise(Operation):
+    """As many numbers as the input has, other ones at each run."""
+
+    generator = np.random.default_rng(0)
+
+    def result(self, *inputs):
+        return inputs[0].shape, inputs[0].dtype
+
+    def kernel(self, inputs, out):
+        return partial(self.generator.random, None, out.dtype, out)
+
+
+def test_what_is_random_is_computed_at_each_run_whatever_its_inputs_are():
+    bound = ad.compile([apply(Noise(), ad.constant(np.zeros(3)))]).bind({})
+    assert not np.array_equal(bound.run()[0].copy(), bound.run()[0])
+
+    noise = apply(Noise(), ad.variable("weight", (3,)))
+    graph = specialise([ad.variable("x", (3,)) + noise], ["weight"], Team())
+    prepared = topological_order(graph.prepared.values())
+    assert not any(isinstance(node.operation, Noise) for node in prepared)
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
