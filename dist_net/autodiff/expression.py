@@ -7,9 +7,10 @@ description, which ``gradients`` extends by other expressions and ``compile`` tu
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -20,6 +21,27 @@ Array: TypeAlias = NDArray[np.generic]
 Shape: TypeAlias = tuple[int, ...]
 Kernel: TypeAlias = Callable[[], object]
 """A call of NumPy with its arrays bound: running a plan is calling its kernels in order."""
+
+
+def integer(name: str, value: Any, least: int | None = None) -> int:
+    """``value`` if it is an integer, Python's or NumPy's; raises ShapeError if not, or below
+    ``least``."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ShapeError(f"{name} {value!r}; expected an integer{bound}")
+    return number
+
+
+def integers(name: str, values: Any) -> Shape:
+    """A shape or axes as a tuple; raises ShapeError unless they are a sequence of integers."""
+    try:
+        return tuple(operator.index(each) for each in values)
+    except TypeError:
+        raise ShapeError(f"{name} {values!r}; expected a sequence of integers") from None
 
 
 def in_order(kernels: Sequence[Kernel]) -> Kernel:
@@ -185,9 +207,10 @@ def apply(operation: Operation, *inputs: Expression) -> Expression:
 
 def variable(name: str, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Expression:
     """An input called ``name``; equal names in one graph mean the same array."""
-    if any(length < 0 for length in shape):
-        raise ShapeError(f"variable {name!r}: shape {tuple(shape)} has a negative length")
-    return Expression(Variable(name), (), tuple(int(n) for n in shape), np.dtype(dtype))
+    lengths = integers(f"variable {name!r}: shape", shape)
+    if any(length < 0 for length in lengths):
+        raise ShapeError(f"variable {name!r}: shape {lengths} has a negative length")
+    return Expression(Variable(name), (), lengths, np.dtype(dtype))
 
 
 def constant(value: Array | float, dtype: DTypeLike | None = None) -> Expression:

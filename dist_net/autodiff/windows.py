@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from dist_net.autodiff.expression import Array, Shape
+from dist_net.autodiff.expression import Array, Shape, integer
 from dist_net.errors import ShapeError
 
 Pair: TypeAlias = tuple[int, int]
@@ -70,7 +71,8 @@ def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pa
     padded lines below or on the right, as TensorFlow has it. Raises ShapeError for values that
     cannot be.
     """
-    size, stride = _pair("size", size, 1), _pair("stride", stride, 1)
+    size, stride = pair("size", size, 1), pair("stride", stride, 1)
+    sides: tuple[Pair, Pair]
     match padding:
         case "valid":
             sides = ((0, 0), (0, 0))
@@ -79,10 +81,10 @@ def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pa
                 _same(size[0], stride[0], map_size[0]),
                 _same(size[1], stride[1], map_size[1]),
             )
-        case int():
-            sides = (_pair("padding", padding, 0),) * 2
+        case int() | np.integer():
+            sides = (pair("padding", padding, 0),) * 2
         case ((_, _), (_, _)):
-            sides = _pair("padding", padding[0], 0), _pair("padding", padding[1], 0)
+            sides = pair("padding", padding[0], 0), pair("padding", padding[1], 0)
         case _:
             raise ShapeError(
                 f"padding {padding!r}: expected 'same', 'valid', a number, or "
@@ -91,11 +93,12 @@ def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pa
     return Windows(size, stride, sides)
 
 
-def _pair(name: str, value: int | Pair, least: int) -> Pair:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or min(pair) < least:
-        raise ShapeError(f"{name} {value!r}: expected one or two numbers of at least {least}")
-    return pair[0], pair[1]
+def pair(name: str, value: int | Pair, least: int) -> Pair:
+    """One or two integers as two, of at least ``least``; raises ShapeError if they are others."""
+    two = value if isinstance(value, Sequence) else (value, value)
+    if len(two) != 2:
+        raise ShapeError(f"{name} {value!r}; expected one or two integers")
+    return integer(name, two[0], least), integer(name, two[1], least)
 
 
 def _same(size: int, stride: int, length: int) -> Pair:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dist_net.autodiff import Expression, average_pool, conv2d, max_pool, mean
-from dist_net.autodiff.windows import Padding, Pair
+from dist_net.autodiff.expression import integer
+from dist_net.autodiff.windows import Padding, Pair, pair
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.activations import Activation, linear
 from dist_net.nn.initializers import Initializer, he_normal, zeros
@@ -31,6 +32,8 @@ class Conv2D:
     bias_initializer: Initializer = zeros
 
     def __post_init__(self) -> None:
+        integer("Conv2D: filters", self.filters)
+        integer("Conv2D: groups", self.groups)
         if self.filters < 1 or self.groups < 1 or self.filters % self.groups:
             raise ParameterError(
                 f"Conv2D: {self.filters} filters in {self.groups} groups; expected at least one "
@@ -44,8 +47,7 @@ class Conv2D:
             raise ShapeError(
                 f"Conv2D: {channels} channels of {x.shape} do not divide into {self.groups} groups"
             )
-        height, width = (self.size, self.size) if isinstance(self.size, int) else self.size
-        shape = (height, width, channels // self.groups, self.filters)
+        shape = (*pair("Conv2D: size", self.size, 1), channels // self.groups, self.filters)
         kernel = scope.parameter("kernel", shape, self.kernel_initializer)
         y = conv2d(x, kernel, self.stride, self.padding, self.groups)
         if self.use_bias:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import Array, BoundPlan, Expression, Plan, compile, evaluate
-from dist_net.autodiff.expression import Kernel, Shape
+from dist_net.autodiff.expression import Kernel, Shape, integer
 from dist_net.autodiff.inference import Specialised, specialise
 from dist_net.autodiff.kernels.products import Products
 from dist_net.autodiff.kernels.team import Team
@@ -64,9 +64,9 @@ class Inference:
     ) -> None:
         self._model = model
         self._prepared = prepared
-        self._batch_size = batch_size
+        self._batch_size = integer("Inference: batch_size", batch_size, least=1)
         is_compiled = _is_compiled(compiled)
-        team = Team(threads, _products_of(model, prepared))
+        team = Team(integer("Inference: threads", threads, least=1), _products_of(model, prepared))
         self._plans = _Plans(model, team, batch_size, reproducible, is_compiled)
         self._plans.join()
         self._is_closed = False

@@ -23,6 +23,7 @@ from dist_net.autodiff import (
     reshape,
     square,
 )
+from dist_net.autodiff.expression import integer
 from dist_net.autodiff.operations.indexing import checked_indices
 from dist_net.errors import DTypeError, ShapeError
 
@@ -70,6 +71,7 @@ def one_hot(labels: Expression, classes: int) -> Expression:
 
     Raises DTypeError unless they are integers.
     """
+    classes = integer("one_hot: classes", classes, least=1)
     checked = checked_indices("one_hot", labels, classes)
     numbers = constant(np.arange(classes, dtype=np.intp))
     return cast(equal(reshape(checked, (*labels.shape, 1)), numbers), np.float32)

@@ -18,7 +18,7 @@ from dist_net.autodiff import (
     sum,
     variable,
 )
-from dist_net.autodiff.expression import topological_order
+from dist_net.autodiff.expression import integer, integers, topological_order
 from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.errors import ShapeError
@@ -48,7 +48,7 @@ class Model:
         input_dtype: DTypeLike = np.uint8,
     ) -> None:
         self.network = network
-        self.input_shape = input_shape
+        self.input_shape = integers("Model: input_shape", input_shape)
         self.input_dtype = np.dtype(input_dtype)
         self.loss = loss
         scope = Scope()
@@ -121,7 +121,7 @@ class Predictor:
     def __init__(self, model: Model, weights: Vector, batch_size: int = 256) -> None:
         self._model = model
         self._weights = weights
-        self._batch_size = batch_size
+        self._batch_size = integer("Predictor: batch_size", batch_size, least=1)
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
 
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:

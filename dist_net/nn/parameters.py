@@ -67,9 +67,10 @@ class Scope:
         Raises ParameterError if the layer has one of that name already.
         """
         full_name = self._new_name(name)
-        self.parameters[full_name] = Parameter(full_name, shape, initializer)
-        self.variables[full_name] = variable(full_name, shape)
-        return self.variables[full_name]
+        place = variable(full_name, shape)
+        self.parameters[full_name] = Parameter(full_name, place.shape, initializer)
+        self.variables[full_name] = place
+        return place
 
     def buffer(
         self, name: str, shape: tuple[int, ...], initializer: Initializer, momentum: float = 0.9
@@ -82,8 +83,9 @@ class Scope:
         if not 0 <= momentum < 1:
             raise ParameterError(f"buffer {name!r}: momentum {momentum}; expected 0 <= it < 1")
         full_name = self._new_name(name)
-        self.buffers[full_name] = Buffer(full_name, shape, initializer, momentum)
-        return variable(full_name, shape)
+        place = variable(full_name, shape)
+        self.buffers[full_name] = Buffer(full_name, place.shape, initializer, momentum)
+        return place
 
     def observe(self, buffer: Expression, value: Expression) -> None:
         """Says what ``buffer``, a variable that ``buffer()`` gave, is the moving average of.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Expression, Kernel, Shape, apply
+from dist_net.autodiff.expression import Array, Expression, Kernel, Shape, apply, integer
 from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.kernels.training_convolution import (
     convolve,
@@ -121,7 +121,7 @@ def conv2d(
             f"conv2d: shapes {x.shape} and {kernel.shape}; expected a map (N, H, W, C) and a "
             f"kernel (kh, kw, C / groups, O)"
         )
-    channels, filters = x.shape[3], kernel.shape[3]
+    channels, filters, groups = x.shape[3], kernel.shape[3], integer("conv2d: groups", groups)
     if groups < 1 or kernel.shape[2] * groups != channels or filters % groups:
         raise ShapeError(
             f"conv2d: a map of shape {x.shape} and a kernel of shape {kernel.shape} do not fit in "

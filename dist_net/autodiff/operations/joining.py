@@ -18,6 +18,7 @@ from dist_net.autodiff.expression import (
     apply,
     constant,
     in_order,
+    integer,
 )
 from dist_net.autodiff.operations.broadcasting import same_dtype
 from dist_net.autodiff.operations.reduction import broadcast_to
@@ -111,12 +112,12 @@ def part(x: Expression, axis: int, start: int, stop: int) -> Expression:
     Raises ShapeError if they are not all there.
     """
     positive = _positive("part", axis, x)
-    if (start, stop) == (0, x.shape[positive]):
-        return x
-    return apply(Part(positive, start, stop), x)
+    between = integer("part: start", start), integer("part: stop", stop)
+    return x if between == (0, x.shape[positive]) else apply(Part(positive, *between), x)
 
 
 def _positive(name: str, axis: int, x: Expression) -> int:
+    axis = integer(f"{name}: axis", axis)
     if not -x.ndim <= axis < x.ndim:
         raise ShapeError(f"{name}: axis {axis} of shape {x.shape}; expected one of {x.ndim} axes")
     return axis % x.ndim

@@ -8,7 +8,16 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Expression, Kernel, Operation, Shape, apply
+from dist_net.autodiff.expression import (
+    Array,
+    Expression,
+    Kernel,
+    Operation,
+    Shape,
+    apply,
+    integers,
+)
+from dist_net.errors import ShapeError
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,4 +36,7 @@ class Uniform(Operation):
 
 def uniform(shape: Sequence[int], generator: np.random.Generator) -> Expression:
     """float32 numbers in [0, 1), other ones at each run."""
-    return apply(Uniform(tuple(shape), generator))
+    lengths = integers("uniform: shape", shape)
+    if any(length < 0 for length in lengths):
+        raise ShapeError(f"uniform: shape {lengths} has a negative length")
+    return apply(Uniform(lengths, generator))

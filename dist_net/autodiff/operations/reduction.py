@@ -13,7 +13,16 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from dist_net.autodiff.columns import column_sums
-from dist_net.autodiff.expression import Array, Expression, Kernel, Operation, Shape, View, apply
+from dist_net.autodiff.expression import (
+    Array,
+    Expression,
+    Kernel,
+    Operation,
+    Shape,
+    View,
+    apply,
+    integers,
+)
 from dist_net.autodiff.operations import shaping
 from dist_net.errors import DTypeError, ShapeError
 
@@ -87,7 +96,7 @@ def mean(x: Expression, axes: int | Sequence[int] | None = None, keep: bool = Fa
 
 def broadcast_to(x: Expression, shape: Sequence[int]) -> Expression:
     """``x`` repeated to ``shape`` by NumPy's rules of broadcasting."""
-    target = tuple(int(length) for length in shape)
+    target = integers("broadcast_to: shape", shape)
     return x if target == x.shape else apply(BroadcastTo(target), x)
 
 
@@ -107,7 +116,7 @@ def reduce(
     """``operation`` along ``axes``, negative ones counted from the last; raises ShapeError."""
     try:
         given = normalize_axis_tuple(range(x.ndim) if axes is None else axes, x.ndim)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         name = operation.__name__.lower()
         raise ShapeError(f"{name}: axes {axes} of shape {x.shape}: {error}") from error
     positive = tuple(sorted(given))

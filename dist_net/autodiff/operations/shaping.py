@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Expression, Shape, View, apply
+from dist_net.autodiff.expression import Array, Expression, Shape, View, apply, integers
 from dist_net.errors import ShapeError
 
 
@@ -63,7 +63,7 @@ class Transpose(View):
 
 def reshape(x: Expression, shape: Sequence[int]) -> Expression:
     """``x`` in another shape of as many elements; one length may be -1: what is left."""
-    lengths = tuple(int(length) for length in shape)
+    lengths = integers("reshape: shape", shape)
     if lengths.count(-1) == 1:
         known = math.prod(length for length in lengths if length != -1)
         if known == 0 or x.size % known:
@@ -75,6 +75,6 @@ def reshape(x: Expression, shape: Sequence[int]) -> Expression:
 def transpose(x: Expression, axes: Sequence[int] | None = None) -> Expression:
     """``x`` with its axes in another order, negative ones counted from the last; reversed if
     left out."""
-    given = range(x.ndim)[::-1] if axes is None else axes
+    given = range(x.ndim)[::-1] if axes is None else integers("transpose: axes", axes)
     order = tuple(axis + x.ndim if axis < 0 else axis for axis in given)
     return x if order == tuple(range(x.ndim)) else apply(Transpose(order), x)
