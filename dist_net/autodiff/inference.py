@@ -13,6 +13,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
 
+import numpy as np
+
 from dist_net.autodiff.expression import (
     Constant,
     Expression,
@@ -22,13 +24,14 @@ from dist_net.autodiff.expression import (
     topological_order,
     variable,
 )
-from dist_net.autodiff.kernels.choice import choose
+from dist_net.autodiff.kernels.choice import choose, images_of_a_piece
 from dist_net.autodiff.kernels.finish import LINEAR, Finish
 from dist_net.autodiff.kernels.team import Team
 from dist_net.autodiff.operations.bending import LeakyRelu
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.elementwise import Add, Divide, Multiply, Subtract
 from dist_net.autodiff.operations.fused import FusedConvolution, PlannedConvolution
+from dist_net.autodiff.operations.joining import concatenate, part
 from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.autodiff.operations.shaping import Reshape, reshape
@@ -220,14 +223,25 @@ def _planned(
         inputs = tuple(new[id(each)] for each in node.inputs)
         same = Expression(node.operation, inputs, node.shape, node.dtype)
         if isinstance(node.operation, FusedConvolution):
-            problem = node.operation.problem(node)
+            x, kernel, bias, *residual = inputs
+            if reproducible:
+                piece = images_of_a_piece(node.operation.problem(node))
+                x, *residual = (_filled_up(each, piece) for each in (x, *residual))
+            whole = apply(node.operation, x, kernel, bias, *residual)
+            problem = node.operation.problem(whole)
             choice = choose(problem, team.threads, reproducible, compiled, team.products)
             planned = PlannedConvolution(problem, choice, team)
             planned.reserve_scratch()
-            x, kernel, *others = inputs
-            same = apply(planned, x, choice.algorithm.prepare(problem, kernel), *others)
+            prepared = choice.algorithm.prepare(problem, kernel)
+            same = part(apply(planned, x, prepared, bias, *residual), 0, 0, node.shape[0])
         new[id(node)] = same
     return [new[id(each)] for each in outputs]
+
+
+def _filled_up(x: Expression, piece: int) -> Expression:
+    """Images of zeros behind those of ``x``, so that ``piece`` divides their number."""
+    zeros = np.zeros((-x.shape[0] % piece, *x.shape[1:]), x.dtype)
+    return concatenate([x, constant(zeros)], 0)
 
 
 def _split(outputs: Sequence[Expression], weights: Collection[str]) -> Specialised:

@@ -45,7 +45,8 @@ class Inference:
 
     ``reproducible``: an input's outputs are the same bytes whichever share its batch. Where BLAS
     has to copy what it multiplies, a batch of 8 takes a fifth more time for it, elsewhere none;
-    see ``dist_net.autodiff.kernels.products``. Otherwise they may differ in the last digits; for
+    see ``dist_net.autodiff.kernels.products``. Dense layers are computed for eight inputs at a
+    time, so that one takes as long as eight. Otherwise they may differ in the last digits; for
     the same batch they are the same bytes in any case. ``compiled``: with the passes that the extra
     ``fast`` compiles, whose answers differ in the last digits; None means where it is installed.
     Raises MissingExtraError if they are asked for and it is not.

@@ -159,16 +159,43 @@ def test_a_sum_of_two_convolutions_takes_in_one_of_them():
     np.testing.assert_allclose(found, ad.evaluate(outputs, **arrays)[0], atol=1e-6)
 
 
-def test_an_input_gets_the_same_bytes_whatever_its_company(inference_of):
-    model = model_of()
-    weights, inputs = weights_of(model), pictures(model, 9)
-    alone = inference_of(model, weights, batch_size=1, reproducible=True)
-    together = inference_of(model, weights, batch_size=9, threads=2, reproducible=True)
-    one_by_one = alone(inputs)
+NETS = {
+    "convolutions": model_of(),
+    "dense": Model(
+        Sequential(Rescale(), Flatten(), Dense(1200, relu), Dense(64), Dense(10)), (28, 28)
+    ),
+    "small maps": model_of(
+        Sequential(
+            Rescale(),
+            Conv2D(16, 3, activation=relu),
+            Residual(Conv2D(16, 3, activation=leaky_relu)),
+            Conv2D(24, 1),
+            MaxPool(2),
+            Residual(Conv2D(24, 1)),
+            Flatten(),
+            Dense(3),
+        ),
+        (2, 2, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("has_small_kernels", [False, True])
+@pytest.mark.parametrize("compiled", [False, None])
+@pytest.mark.parametrize("model", NETS.values(), ids=NETS)
+def test_an_input_gets_the_same_bytes_whatever_its_company(
+    inference_of, monkeypatch, model, compiled, has_small_kernels
+):
+    monkeypatch.setattr(blas, "has_small_kernels", lambda: has_small_kernels)
+    weights, inputs = weights_of(model), pictures(model, 32)
+    options = {"reproducible": True, "compiled": compiled}
+    one_by_one = inference_of(model, weights, batch_size=1, **options)(inputs)
     random = np.random.default_rng(0)
-    for _ in range(20):
-        chosen = random.permutation(9)[: random.integers(1, 10)]
-        assert together(inputs[chosen]).tobytes() == one_by_one[chosen].tobytes()
+    for batch_size, threads in ((8, 1), (9, 2), (32, 2)):
+        together = inference_of(model, weights, batch_size=batch_size, threads=threads, **options)
+        for count in (*range(10), 32):
+            chosen = random.permutation(32)[:count]
+            assert together(inputs[chosen]).tobytes() == one_by_one[chosen].tobytes()
 
 
 def test_prepared_kernels_are_mapped_from_a_file(tmp_path, inference_of):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dist_net.autodiff import evaluate, variable
 from dist_net.autodiff.kernels.blocks import Block, Blocking
-from dist_net.autodiff.kernels.choice import choose
+from dist_net.autodiff.kernels.choice import choose, images_of_a_piece
 from dist_net.autodiff.kernels.finish import Finish
 from dist_net.autodiff.kernels.im2row import Im2Row
 from dist_net.autodiff.kernels.problem import Arrays, Problem
@@ -205,6 +205,16 @@ def test_a_product_in_pieces_is_the_product(count):
     assert np.abs(out - exact).max() <= 1e-5 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize("inner", [100, 1024, 1200, 1800, 3000, 9000])
+def test_eight_rows_are_cut_into_equal_pieces(inner):
+    random = np.random.default_rng(0)
+    rows, kernel = random.standard_normal((8, inner), "f"), random.standard_normal((inner, 64), "f")
+    out = np.empty((8, 64), np.float32)
+    (call,) = SmallProducts().calls(rows, kernel[None], out)
+    call()
+    np.testing.assert_allclose(out, rows @ kernel, rtol=1e-4, atol=1e-3)
+
+
 def test_threads_share_out_whole_bands():
     problem = problem_of((1, 8, 8, 512), 192)
     choice = choose(problem, 2, products=SmallProducts())
@@ -222,6 +232,19 @@ def test_reproducible_blocks_hold_one_image_whatever_the_batch_and_the_threads()
         ]
 
     assert blocks(1, 1) == blocks(7, 1) == blocks(7, 4) == blocks(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("size", "images"),
+    [((1, 1), 8), ((1, 2), 4), ((1, 3), 1), ((2, 2), 2), ((3, 3), 1), ((1, 8), 1)],
+)
+def test_a_reproducible_product_has_eight_rows_where_whole_images_give_them(size, images):
+    for count, threads in ((8, 1), (32, 2)):
+        problem = problem_of((count, *size, 64), 64, size=1)
+        choice = choose(problem, threads, reproducible=True)
+        blocks = list(choice.blocking.blocks(problem.out, choice.algorithm.row_step))
+        assert images_of_a_piece(problem) == images
+        assert {block.size[:2] for block in blocks} == {(images, size[0])}
 
 
 def test_blocks_cover_the_output_once():

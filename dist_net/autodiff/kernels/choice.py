@@ -36,6 +36,9 @@ ROWS_OF_SHORT = 1024  # of it where a row has no more than LONGEST_SHORT values
 LONGEST_SHORT = 256
 CHANNEL_STEP = 16  # a cache line: what is shared out among threads is a multiple
 USUAL_THREADS = 2  # what a reproducible plan is cut for, however many there are
+# Of its products, where one image has fewer: BLAS would read the kernel anew for each. Eight are
+# a whole number of BLAS's tiles, so all are computed alike; the last of six or sixteen are not.
+ROWS_OF_A_PIECE = 8
 
 
 class Algorithm(Protocol):
@@ -84,18 +87,20 @@ def choose(
     """The fastest known way to compute ``problem``.
 
     The algorithm depends on the layer alone, so that kernels are prepared once for every batch.
-    ``reproducible``: and so do the blocks, each of one image. Then BLAS is called with the same
-    shapes for an image whatever its company, and its answer has the same bytes; in other shapes,
-    BLAS may add products up in another order. ``compiled``: with the passes that the extra
-    ``fast`` compiles, where they are quicker than NumPy's. ``products``: how they are computed,
-    and kernels laid out for that; by one call of BLAS each, if left out.
+    ``reproducible``: and so do the blocks, each of ``images_of_a_piece``, which must divide the
+    images. Then BLAS is called with the same shapes for an image whatever its company, and its
+    answer has the same bytes; in other shapes, BLAS may add products up in another order.
+    ``compiled``: with the passes that the extra ``fast`` compiles, where they are quicker than
+    NumPy's. ``products``: how they are computed, and kernels laid out for that; by one call of BLAS
+    each, if left out.
     """
     products = products or Products()
     images, height, width, filters = problem.out
-    images, threads = (1, USUAL_THREADS) if reproducible else (images, threads)
     algorithm = _algorithm(problem, products)
     step = algorithm.row_step
     per_row, per_image = width // step, (height // step) * (width // step)
+    if reproducible:
+        images, threads = images_of_a_piece(problem), USUAL_THREADS
     most = ROWS_OF_A_PRODUCT
     if isinstance(algorithm, Im2Row):
         most = ROWS_OF_SHORT if problem.row_length <= LONGEST_SHORT else ROWS_OF_IM2ROW
@@ -113,6 +118,18 @@ def choose(
             channels=channels,
         ),
     )
+
+
+def images_of_a_piece(problem: Problem) -> int:
+    """How many images a reproducible plan computes at a time: those that are eight rows, or one.
+
+    One for Winograd, whose transforms are products, too, and longer than that.
+    """
+    _, height, width, _ = problem.out
+    if isinstance(_algorithm(problem, Products()), Winograd):
+        return 1
+    images, rest = divmod(ROWS_OF_A_PIECE, height * width)
+    return images if rest == 0 else 1
 
 
 def _algorithm(problem: Problem, products: Products) -> Im2Row | Winograd:

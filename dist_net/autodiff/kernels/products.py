@@ -77,7 +77,8 @@ class SmallProducts(Products):
     def calls(self, rows: Array, kernel: Array, out: Array) -> Sequence[Kernel]:
         count, inner = rows.shape[-2:]
         size = max(1, PIECE // (inner * kernel.shape[-1]))
-        size = min(count, size // ROW_STEP * ROW_STEP or size)
+        # A power of two below the step: eight rows are cut into equal pieces, and computed alike.
+        size = min(count, size // ROW_STEP * ROW_STEP or 1 << size.bit_length() - 1)
         whole = count // size * size
         calls = [_in_pieces(rows[..., :whole, :], kernel, out[..., :whole, :], size)]
         if whole < count:
