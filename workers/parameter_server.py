@@ -14,7 +14,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from dist_net.cluster.entry import READY, entry_point, let_others_compute, stop_on_signals
+from dist_net.cluster.entry import (
+    READY,
+    available_cores,
+    entry_point,
+    let_others_compute,
+    stop_on_signals,
+)
 from dist_net.cluster.options import RunOptions
 from dist_net.cluster.run_directory import RunDirectory
 from dist_net.cluster.trained import recipe_of_run
@@ -59,7 +65,7 @@ def main() -> int:
             options.checkpoint_every_s,
             segment,
             is_orphaned=lambda: os.getppid() != arguments.parent,
-            cores=len(os.sched_getaffinity(0)),
+            cores=available_cores(),
         )
         stop_on_signals(process.stop)
         contact = shlex.join(socket.contact_addresses)

@@ -18,8 +18,8 @@ from dist_net.autodiff.kernels.team import MOST_THREADS
 from dist_net.cluster.entry import (
     READY,
     entry_point,
+    kept_on_core,
     let_others_compute,
-    stay_on_core,
     stop_on_signals,
     use_threads,
 )
@@ -92,11 +92,10 @@ def train(arguments: argparse.Namespace) -> int:
         join_timeout_s=arguments.timeout,
         is_orphaned=lambda: arguments.parent not in (None, os.getppid()),
     ) as worker:
-        if arguments.core is not None:
-            stay_on_core(arguments.core)  # only now, so that the socket's thread may run anywhere
         stop_on_signals(worker.stop)
         print(READY, flush=True)
-        done = worker.train()
+        with kept_on_core(arguments.core):  # only now: the socket's thread may run anywhere
+            done = worker.train()
     if not done.finished:
         # Not 0, so that a supervisor starts this worker again for when the run goes on.
         raise InterruptedRunError(f"left the run before it was done: {done.reason}")

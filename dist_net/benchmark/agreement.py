@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from dist_net.autodiff import compile
 from dist_net.autodiff.precision import in_float64
+from dist_net.cluster.entry import available_cores
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
 from dist_net.darknet.seeded import seeded_weights
@@ -27,7 +27,7 @@ def measure(_: bool, say: Callable[[str], None], images: int = 1000) -> dict[str
     network = DarknetNetwork(published("darknet53").configuration())
     model = Model(network, network.input_shape, input_dtype=np.float32)
     weights = seeded_weights(network, SEED)
-    single = Inference(model, prepare(model, weights), len(os.sched_getaffinity(0)), BATCH)
+    single = Inference(model, prepare(model, weights), available_cores(), BATCH)
     (double,) = in_float64([network(model.input(BATCH), Scope())])
     given = np.empty((BATCH, *model.input_shape), np.float64)
     reference = compile([double]).bind(

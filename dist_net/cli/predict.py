@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import warnings
 from pathlib import Path
 
 from dist_net.cluster.classifiers import classifier_called
+from dist_net.cluster.entry import available_cores
 from dist_net.cluster.model_sources import MODELS
 from dist_net.cluster.trained import add_trust_argument
 from dist_net.darknet.classifier import Answer
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.weights,
             arguments.labels,
             progress,
-            threads=len(os.sched_getaffinity(0)),
+            threads=available_cores(),
             trust_recipe=arguments.trust_recipe,
         )
     show = show_json if arguments.json else show_bars

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_net.autodiff.kernels.team import MOST_THREADS
+from dist_net.cluster.entry import available_cores
 from dist_net.cluster.model_sources import MODELS, named_source, newest_run_directory
 from dist_net.cluster.trained import add_trust_argument
 from dist_net.errors import SettingError
@@ -57,7 +57,7 @@ class ServingOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what the command takes."""
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     parser.add_argument(
         "models",
         metavar="[NAME=]MODEL",

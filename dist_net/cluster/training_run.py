@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dist_net.cluster.child import Child, end
+from dist_net.cluster.entry import available_cores
 from dist_net.cluster.observer import Observer
 from dist_net.cluster.own_directory import temporary_directory
 from dist_net.cluster.run_directory import RunDirectory
@@ -66,11 +67,11 @@ class Local:
     @property
     def threads(self) -> int:
         """A worker's share of this process's cores beside the server's own, at least 1."""
-        return max(1, (len(os.sched_getaffinity(0)) - 1) // max(1, self.workers))
+        return max(1, (available_cores() - 1) // max(1, self.workers))
 
     def core(self, index: int) -> int | None:
         """Where that worker stays; None: one alone, or of several threads, may move."""
-        if self.workers == 1 or self.threads > 1:
+        if self.workers == 1 or self.threads > 1 or not hasattr(os, "sched_getaffinity"):
             return None
         cores = sorted(os.sched_getaffinity(0))
         return cores[index % len(cores)]

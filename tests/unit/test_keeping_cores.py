@@ -1,5 +1,7 @@
 """Who keeps to a core, and who stays awake on one."""
 
+import argparse
+import os
 from contextlib import closing
 from itertools import count
 from pathlib import Path
@@ -9,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dist_net.cluster.entry import available_cores, kept_on_core
+from dist_net.cluster.serving_options import add_arguments
 from dist_net.cluster.training_run import Local
 from dist_net.parameter_server.process import TICK_S, ServerProcess
 from dist_net.parameter_server.run import Run
@@ -29,6 +33,32 @@ def test_workers_of_one_thread_have_a_core_each(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(4, 4 + cores)))
     local = Local(workers)
     assert [local.core(index) for index in range(workers)] == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_of_two_runs_only_one_keeps_a_worker_on_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[set[int]] = []
+    monkeypatch.setattr("os.sched_setaffinity", lambda _, cores: kept.append(cores))
+    core = 10_000 + os.getpid()  # which no worker of this host can have
+    with kept_on_core(core), kept_on_core(core), kept_on_core(core + 1):
+        assert kept == [{core}, {core + 1}]
+    with kept_on_core(core):
+        assert kept[2:] == [{core}]
+
+
+def test_where_the_system_keeps_no_list_of_cores_they_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("os.sched_getaffinity", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert available_cores() == 6
+    assert Local(2).threads == 2
+    assert Local(6).core(0) is None
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert parser.parse_args([]).workers == 6
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert available_cores() == 1
 
 
 @pytest.mark.parametrize(
