@@ -157,6 +157,10 @@ class ForkServer:
             self._overdue = None
 
     def _give_up(self) -> None:
+        self._overdue = None
+        self._receive()  # what was said while this process itself stood still counts
+        if self._is_free or self._overdue is not None:
+            return
         logger.warning("event=fork_server_killed reason=nothing born in %g s", BORN_WITHIN_S)
         self._child.kill()
 
