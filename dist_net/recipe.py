@@ -31,6 +31,7 @@ from dist_net.nn.losses import Loss
 from dist_net.nn.parameters import Vector
 from dist_net.optim import Adam, Constant, Optimizer, Schedule
 from dist_net.recipe_files import RecipeFiles, place_in_recipe, read_any, reader_of, sha256
+from dist_net.release import release
 from dist_net.spelling import did_you_mean
 
 BUILT_IN = Path(__file__).parent / "recipes"
@@ -154,17 +155,17 @@ class LoadedRecipe:
         return {name: sha256(content) for name, content in sorted(self.files.items())}
 
     def digest(self, dataset: Dataset) -> str:
-        """SHA-256, in hexadecimal, of what hosts must have in common to train together.
+        """What hosts must have in common to train together, in three parts with a name each.
 
-        That is the recipe's files, the names and shapes of the parameters and buffers, how many
-        are buffers and how they move, and the number and the order of the training samples, as
-        their labels show it.
+        ``release X; recipe Y; data Z``: the release of dist_net; SHA-256 of the recipe's files, the
+        names and shapes of the parameters and buffers, how many are buffers and how they move;
+        and that of the training samples, see ``Dataset.digest``.
         """
         layout = self.recipe.model.layout
-        shapes = repr((layout.shapes, layout.momenta, dataset.train_images.shape)).encode()
-        labels = np.ascontiguousarray(dataset.train_labels).tobytes()
+        shapes = repr((layout.shapes, layout.momenta)).encode()
         files = [content for _, content in sorted(self.files.items())]
-        return sha256(b"\0".join([*files, shapes, labels]))
+        recipe = sha256(b"\0".join([*files, shapes]))
+        return f"release {release()}; recipe {recipe}; data {dataset.digest()}"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a dataset of labelled images is."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import DatasetError
+
+DIGESTED_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,17 @@ class Dataset:
     def image_shape(self) -> tuple[int, ...]:
         """The shape of one image: ``(H, W)`` or ``(H, W, C)``."""
         return self.train_images.shape[1:]
+
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of the training part: shape, labels and images, in their order.
+
+        Of more than 64 MiB of images only some are taken, evenly spread.
+        """
+        digest = hashlib.sha256(repr((self.train_images.shape, self.class_names)).encode())
+        every = self.train_images.nbytes // DIGESTED_BYTES + 1
+        for array in (self.train_labels, self.train_images[::every]):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     def _check_part(self, part: str, images: NDArray[Any], labels: NDArray[Any]) -> None:
         for kind, array in (("images", images), ("labels", labels)):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 from dist_net.errors import SettingError
@@ -16,6 +17,13 @@ Layout = tuple[tuple[str, tuple[int, ...]], ...]
 
 LEASE_MINIBATCHES = 64
 """What a worker is given to do at a time; few have to be done again if it is lost."""
+
+REMEDIES = {
+    "release": "install the same release of dist_net, unchanged, on both hosts",
+    "recipe": "give both hosts the same recipe",
+    "data": "the recipe is the same, but not the training data: give both hosts the same dataset",
+}
+"""By the parts of ``LoadedRecipe.digest``."""
 
 OPTIMIZER_PREFIX = "optimizer/"
 """Begins the name of an optimizer's state vector in a checkpoint, so no parameter's name."""
@@ -125,11 +133,16 @@ class RunSettings:
 
     def refusal_of(self, recipe_digest: str, vector_size: int) -> str | None:
         """Return why a worker with this recipe cannot take part; None: it can."""
-        if recipe_digest != self.recipe_digest:
-            return (
-                f"the worker's recipe has digest {recipe_digest!r}, the server's {self.recipe!r} "
-                f"has {self.recipe_digest!r}: give both hosts the same recipe"
-            )
+        pairs = zip_longest(
+            recipe_digest.split("; "), self.recipe_digest.split("; "), fillvalue="nothing"
+        )
+        for theirs, own in pairs:
+            if theirs != own:
+                part = own.partition(" ")[0]
+                return (
+                    f"the worker has {theirs}, the server, which trains {self.recipe!r}, has "
+                    f"{own}: {REMEDIES.get(part, REMEDIES['recipe'])}"
+                )
         if vector_size != self.vector_size:
             return (
                 f"the worker's model has {vector_size} parameters, the server's "

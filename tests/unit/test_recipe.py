@@ -16,7 +16,7 @@ from dist_net.autodiff import variable
 from dist_net.darknet.configuration import read_configuration, write_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.weights import read_weights, write_weights
-from dist_net.data import dataset_named
+from dist_net.data import Dataset, dataset_named
 from dist_net.errors import (
     DatasetError,
     RecipeChangedError,
@@ -32,6 +32,7 @@ from dist_net.recipe import (
     load_recipe_copy,
     recipe_names,
 )
+from dist_net.release import release
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fashion_mnist" / "recipe.py"
 
@@ -104,6 +105,40 @@ def test_the_digest_tells_files_and_data_apart(tmp_path: Path) -> None:
     labels[[0, 1]] = [1, 2]
     changed = replace(digits, train_labels=labels)
     assert load_recipe("digits").digest(changed) != load_recipe("digits").digest(digits)
+
+
+def test_the_digest_says_whether_release_recipe_or_data_differ(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def parts(dataset: Dataset) -> dict[str, str]:
+        return dict(part.split() for part in load_recipe("digits").digest(dataset).split("; "))
+
+    digits = dataset_named("digits")
+    own = parts(digits)
+    images = digits.train_images.copy()
+    images[3, 0, 0] ^= 1
+    for changed in (
+        replace(digits, train_images=images),
+        replace(digits, train_images=images[:-1], train_labels=digits.train_labels[:-1]),
+    ):
+        other = parts(changed)
+        assert {name for name in own if own[name] != other[name]} == {"data"}
+    monkeypatch.setattr("dist_net.recipe.release", lambda: "0.9+000000000000")
+    other = parts(digits)
+    assert {name for name in own if own[name] != other[name]} == {"release"}
+
+
+def test_a_release_is_told_apart_by_its_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "autodiff" / "operations" / "elementwise.py"
+    source.parent.mkdir(parents=True)
+    monkeypatch.setattr("dist_net.release.__file__", str(tmp_path / "release.py"))
+    releases = []
+    for text in ("relu = 1", "relu = 1", "relu = 2"):
+        source.write_text(text)
+        releases.append(release.__wrapped__())
+    assert releases[0] == releases[1] != releases[2]
 
 
 @pytest.mark.parametrize("reference", ["nothing", "missing.py", "/"])

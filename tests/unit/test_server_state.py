@@ -111,12 +111,32 @@ def test_a_worker_is_welcomed_with_what_it_needs(desk: Desk) -> None:
 def test_a_worker_with_another_recipe_is_refused_with_both_digests(desk: Desk) -> None:
     refuse = desk.join(b"a", recipe_digest="xyz")
     assert not refuse.may_rejoin
-    assert "'xyz'" in refuse.reason
-    assert "'abc'" in refuse.reason
+    assert "has xyz" in refuse.reason
+    assert "has abc" in refuse.reason
     refuse = desk.join(b"a", vector_size=7)
     assert not refuse.may_rejoin
     assert "7 parameters, the server's 6" in refuse.reason
     assert desk.server.worker_count == 0
+
+
+@pytest.mark.parametrize(
+    ("theirs", "named", "remedy"),
+    [
+        ("release 1+b; recipe c; data d", ["release 1+b", "release 1+a"], "same release"),
+        ("release 1+a; recipe x; data d", ["recipe x", "recipe c"], "same recipe"),
+        ("release 1+a; recipe c; data x", ["data x", "data d"], "same dataset"),
+        ("release 1+a; recipe c", ["nothing", "data d"], "same dataset"),
+    ],
+)
+def test_a_refusal_names_both_sides_and_what_differs(
+    theirs: str, named: list[str], remedy: str
+) -> None:
+    settings = replace(SETTINGS, recipe_digest="release 1+a; recipe c; data d")
+    reason = settings.refusal_of(theirs, SIZE)
+    assert reason is not None
+    assert all(f"has {side}" in reason for side in named)
+    assert remedy in reason
+    assert settings.refusal_of(settings.recipe_digest, SIZE) is None
 
 
 def test_weights_are_in_shared_memory_or_travel_with_the_work(desk: Desk) -> None:
