@@ -24,6 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help=f"a worker to make keys for ({DEFAULT_WORKER!r} unless given); may be repeated",
     )
+    # Every command takes this one; of an action's parser it would be unknown.
+    create.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -346,3 +346,23 @@ def test_a_run_directory_that_cannot_be_used(refuses: Refuses, run: Path, tmp_pa
     for path in (file, file / "run"):
         refuses(rf"cannot write the run directory {path}: .*", "train", "digits", "--run-dir", path)
     assert sorted(os.walk(run)) == before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(["evaluate", "nowhere"], ["predict", "nowhere", "x.png"], ["fetch", "nothing"]),
+        *(["train", "nothing"], ["worker", "nothing", "--connect", "tcp://127.0.0.1:5"]),
+        *(["keys", "create", "/dev/null"], ["status", "nowhere"], ["serve", "nowhere"]),
+    ],
+)
+def test_every_command_shows_where_an_error_is_from_if_asked(
+    ordinary_process: None,  # noqa: ARG001
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+) -> None:
+    for options in ([], ["--debug"]):
+        assert exit_code_of(main, [*command, *options]) in (1, 2)
+        stderr = capsys.readouterr().err
+        assert stderr.splitlines()[-1].startswith(f"dist-net {command[0]}: ")
+        assert ("Traceback (most recent call last)" in stderr) == bool(options)
