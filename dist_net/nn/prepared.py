@@ -88,7 +88,7 @@ def _array(content: NDArray[np.uint8], entry: dict[str, Any]) -> Array:
 def _checksum(name: str, array: Array) -> int:
     """Of the array and of how it is to be read. It is to notice damage, not malice."""
     described = repr((name, array.dtype.str, array.shape)).encode()
-    return crc32(array.reshape(-1).view(np.uint8).data, crc32(described))
+    return crc32(array.reshape(-1, copy=False).view(np.uint8).data, crc32(described))
 
 
 def key_of(model: Model, weights: Path) -> str:
