@@ -7,12 +7,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from dist_net.cluster.command_line import command_line
 from dist_net.darknet.published import PUBLISHED
 from dist_net.darknet.weights_download import fetch_weights
 from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
 from dist_net.errors import UnknownDatasetError
 from dist_net.monitoring.console import plain_console
 from dist_net.monitoring.fetch_progress import FetchProgress
+
+# A photograph that is always there.
+PICTURE = Path(__file__).parents[1] / "serving" / "page" / "samples" / "balloon.jpg"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,5 +84,7 @@ def fetch_classifier(
     """Fetch the weights of a published classifier; return what `fetch_dataset` does."""
     path = fetch_weights(PUBLISHED[name], progress, cache_dir, mirrors)
     size_bytes = path.stat().st_size
-    said = f"{PUBLISHED[name].title}: {size_bytes:,} bytes in {path}; next: dist-net predict {name}"
+    weights = () if cache_dir == default_cache_dir() else ("--weights", path)
+    ask = command_line("predict", name, PICTURE, *weights)
+    said = f"{PUBLISHED[name].title}: {size_bytes:,} bytes in {path}; next: {ask}"
     return said, {"classifier": name, "weights": str(path), "bytes": size_bytes}

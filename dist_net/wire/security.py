@@ -16,6 +16,7 @@ Key files have the format of `zmq.auth`'s certificates.
 import logging
 import os
 import re
+import shlex
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,7 @@ def load_server_keys(directory: Path) -> ServerKeys:
     if not _allowed_keys(allow_list):
         raise KeyFileError(
             f"no worker is allowed in: {allow_list} holds no .key file; "
-            f"'dist-net keys create {directory} --worker NAME' adds one"
+            f"this adds one: dist-net keys create {shlex.quote(str(directory))} --worker NAME"
         )
     return ServerKeys(public, secret, allow_list)
 
@@ -204,7 +205,9 @@ def _load_pair(path: Path) -> tuple[bytes, bytes]:
             "expected the file as it was created: copy it again"
         )
     if path.stat().st_mode & 0o077:
-        raise KeyFileError(f"{path} can be read by others; make it yours alone: chmod 600 {path}")
+        raise KeyFileError(
+            f"{path} can be read by others; make it yours alone: chmod 600 {shlex.quote(str(path))}"
+        )
     return public, secret
 
 

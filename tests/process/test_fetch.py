@@ -4,10 +4,12 @@ import gzip
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -506,7 +508,11 @@ def test_the_command_fetches_a_published_classifier(published, tmp_path, monkeyp
     out, err = capsys.readouterr()
     path = tmp_path / "darknet" / "toy.weights"
     assert json.loads(out) == {"classifier": "toy", "weights": str(path), "bytes": 124_020}
-    assert f"Toy: 124,020 bytes in {path}; next: dist-net predict toy" in err
+    told, _, command = err.splitlines()[-1].partition("; next: ")
+    assert told == f"Toy: 124,020 bytes in {path}"
+    predict, name, picture, *options = shlex.split(command)[1:]
+    assert (predict, name, options) == ("predict", "toy", ["--weights", str(path)])
+    assert Path(picture).is_file()
     assert published.ranges == [None]
 
 
