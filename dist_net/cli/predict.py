@@ -92,13 +92,7 @@ def show_bars(image: str, answer: Answer) -> None:
     if isinstance(answer, DistNetError):
         print(f"dist-net predict: {answer}", file=sys.stderr, flush=True)
         return
-    print(printable(image))
+    print(image)
     for each in answer:
         bar = "#" * round(each.probability * BAR_LENGTH)
-        print(f"  {each.probability:7.2%}  {bar:{BAR_LENGTH}}  {printable(each.label)}", flush=True)
-
-
-def printable(text: str) -> str:
-    """The text with what stdout cannot encode, such as odd bytes in a file's name, spelled out."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+        print(f"  {each.probability:7.2%}  {bar:{BAR_LENGTH}}  {each.label}", flush=True)

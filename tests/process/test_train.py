@@ -130,6 +130,12 @@ def test_keys_are_created_with_the_commands_that_use_them(start: Start, tmp_path
     ]
 
 
+def test_a_name_that_is_no_text_is_printed_too(start: Start, tmp_path: Path) -> None:
+    created = start("keys", "create", str(tmp_path / "a\udcffb"))
+    assert created.ends() == 0, created.stderr
+    assert rf"{tmp_path}/a\udcffb" in created.stdout
+
+
 def test_a_server_and_a_worker_by_hand(start: Start, tmp_path: Path) -> None:
     """The worker takes the recipe's name from the server."""
     run = tmp_path / "run"
