@@ -150,7 +150,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 
     yield start_command
     for command in commands:
-        for process_id in [*command.children.values(), command.process.pid]:
-            if command.process.poll() is None:
-                os.kill(process_id, signal.SIGKILL)
+        if command.process.poll() is None:
+            # The command first, or it would replace a child that is killed.
+            for process_id in [command.process.pid, *command.children.values()]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process_id, signal.SIGKILL)
         command.process.wait()
