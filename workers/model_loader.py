@@ -23,6 +23,7 @@ from dist_net.cluster.trained import add_trust_argument
 from dist_net.errors import ModelOptionError
 from dist_net.monitoring.console import plain_console
 from dist_net.monitoring.fetch_progress import FetchProgress
+from dist_net.wire.roles import CLIENT
 from dist_net.wire.security import load_worker_keys
 
 logger = logging.getLogger("dist_net.cluster.model_loader")
@@ -53,7 +54,7 @@ def main() -> int:
             "--weights or --labels with several models; expected them behind the one that they are "
             "of: NAME=SOURCE,weights=FILE,labels=FILE"
         )
-    keys = load_worker_keys(arguments.training_keys) if arguments.training_keys else None
+    keys = load_worker_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
     progress = FetchProgress(plain_console())
     sources = {
         name: source_called(

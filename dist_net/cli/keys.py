@@ -5,7 +5,19 @@ import shlex
 from pathlib import Path
 
 from dist_net.cluster.command_line import command_line
-from dist_net.wire.security import DEFAULT_WORKER, add_worker_keys, create_keys, has_server_keys
+from dist_net.wire.security import ROLES, add_keys, create_keys, has_server_keys
+
+MAY = {
+    "worker": "trains, or answers for a pool",
+    "client": "asks a pool, and watches a run",
+    "operator": "may also end a run, and reload and unload models",
+}
+USE = {
+    "worker": "dist-net worker RECIPE --connect tcp://HOST:PORT",
+    "client": "dist-net status tcp://HOST:PORT",
+    "operator": "dist-net reload MODEL --connect tcp://HOST:PORT",
+}
+EACH_ROLE = [(role, None) for role in ROLES]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,17 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser(
         "create",
-        help="make the server's keys in a new directory, and a worker's",
-        description="Make the keys of a new cluster, or, with --worker, add a worker's keys to it.",
+        help="make the server's keys in a new directory, and those of a peer in each role",
+        description="Make the keys of a new cluster, or, with --worker, --client or --operator, "
+        "add keys to it. By its role a peer "
+        + ", ".join(f"{MAY[role]} ({role})" for role in ROLES)
+        + ".",
     )
     create.add_argument("directory", metavar="DIR", type=Path, help="where the keys are kept")
-    create.add_argument(
-        "--worker",
-        metavar="NAME",
-        dest="workers",
-        action="append",
-        help=f"a worker to make keys for ({DEFAULT_WORKER!r} unless given); may be repeated",
-    )
+    for role in ROLES:
+        create.add_argument(
+            f"--{role}",
+            metavar="NAME",
+            action="append",
+            default=[],
+            help=f"make {role} keys of this name; may be repeated (without any: one of each role)",
+        )
     # Every command takes this one; of an action's parser it would be unknown.
     create.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
@@ -33,15 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Make the keys, and say what to copy where; raises `KeyFileError`."""
     directory: Path = arguments.directory
-    if not (arguments.workers and has_server_keys(directory)):
+    wanted = [(role, name) for role in ROLES for name in getattr(arguments, role)]
+    if not (wanted and has_server_keys(directory)):
         create_keys(directory)
-    workers = arguments.workers or [DEFAULT_WORKER]
-    bundles = [add_worker_keys(directory, worker) for worker in workers]
+    bundles = [(role, add_keys(directory, role, name)) for role, name in wanted or EACH_ROLE]
     serve = ("parameter-server", "RECIPE", "--listen", "tcp://HOST:PORT", "--keys", directory)
     print(f"Keys are in {directory}; it stays on the server's host. There:")
     print(f"    {command_line(*serve)}")
-    print("A worker needs one directory of it. Copy it to the worker's host, and use it there:")
-    for bundle in bundles:
-        print(f"    {shlex.join(('scp', '-rp', str(bundle), 'WORKER_HOST:'))}")
-        print(f"    dist-net worker RECIPE --connect tcp://HOST:PORT --keys {bundle.name}")
+    print("Others need one directory of it. Copy it to their host, and use it there:")
+    for role, bundle in bundles:
+        print(f"  {role} (it {MAY[role]}):")
+        print(f"    {shlex.join(('scp', '-rp', str(bundle), f'{role.upper()}_HOST:'))}")
+        print(f"    {USE[role]} --keys {bundle.name}")
     return 0

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--connect", required=True, metavar="ADDRESS", help="what dist-net serve printed as zmq="
     )
-    parser.add_argument("--keys", type=Path, metavar="DIR", help="a client's keys")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="an operator's keys")
     parser.add_argument(
         "--timeout", type=float, default=120.0, metavar="SECONDS", help="default: 120"
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from dist_net.cluster.observer import Observer
 from dist_net.monitoring.console import plain_console
+from dist_net.wire.roles import CLIENT
 from dist_net.wire.security import load_worker_keys
 
 
@@ -20,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "address", metavar="ADDRESS", help="as for dist-net worker or reload --connect"
     )
-    parser.add_argument("--keys", type=Path, metavar="DIR", help="a worker's keys")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="a client's keys")
     parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="default: 5")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Asks once, shows the answer, and gives the exit code."""
-    keys = load_worker_keys(arguments.keys) if arguments.keys else None
+    keys = load_worker_keys(arguments.keys, CLIENT) if arguments.keys else None
     with Observer(arguments.address, keys, arguments.timeout) as observer:
         report = observer.status()
     if arguments.json:

@@ -39,6 +39,7 @@ from dist_net.training.commands import Done
 from dist_net.training.compute import TrainingStep
 from dist_net.training.process import Step, WorkerProcess
 from dist_net.wire.messages import MOST_TOGETHER, Snapshot
+from dist_net.wire.roles import CLIENT
 from dist_net.wire.security import WorkerKeys, load_server_keys, load_worker_keys
 from dist_net.wire.segment import available
 from dist_net.wire.transport import ServerSocket
@@ -65,20 +66,22 @@ def in_process_cluster(
 
     At its end server and workers are stopped, in mid-run if need be, and the run is left in the
     file ``checkpoint``, which ``resume`` goes on from; None: it is not kept. ``keys`` is a
-    directory that ``create_keys`` made. Raises BadInputError for what cannot be used.
+    directory with the keys of a server, a worker and a client. Raises BadInputError for what
+    cannot be used.
     """
     loaded, dataset = _loaded(recipe), recipe.load_dataset()
     settings = RunOptions(loaded.reference, seed=seed).settings(loaded, dataset)
-    server_keys, worker_keys = (
-        (load_server_keys(keys), load_worker_keys(keys)) if keys is not None else (None, None)
-    )
+    server_keys = worker_keys = client_keys = None
+    if keys is not None:
+        server_keys, worker_keys = load_server_keys(keys), load_worker_keys(keys)
+        client_keys = load_worker_keys(keys, CLIENT)
     segment = create_weights_segment(settings.vector_size) if available() else None
     with (
         closing(segment) if segment is not None else nullcontext(),
         ServerSocket(
             [listen], server_keys, settings.gradient_bytes, most_arrays=MOST_TOGETHER
         ) as socket,
-        Observer(socket.contact_addresses[0], worker_keys) as observer,
+        Observer(socket.contact_addresses[0], client_keys) as observer,
         TemporaryDirectory(prefix="dist-net-") as temporary,
         threadpool_limits(1),
         ThreadPoolExecutor(MAX_THREADS, "dist-net") as threads,

@@ -29,6 +29,7 @@ from dist_net.errors import (
 from dist_net.serving.connection import GatewayConnection
 from dist_net.serving.model_summary import ModelSummary, known, summaries_from_json
 from dist_net.serving.outputs import Outputs, Pending
+from dist_net.wire.roles import CLIENT
 from dist_net.wire.security import load_worker_keys
 from dist_net.wire.serving_messages import Ask, Describe, Description, Reload, Reloaded, Unload
 
@@ -51,7 +52,7 @@ class Client:
     def __init__(
         self, address: str, keys: str | Path | None = None, timeout_s: float = 10.0
     ) -> None:
-        worker_keys = load_worker_keys(Path(keys)) if keys is not None else None
+        worker_keys = load_worker_keys(Path(keys), CLIENT) if keys is not None else None
         self._connection = GatewayConnection(address, worker_keys)
         self._timeout_s = timeout_s
         self._summaries: dict[str, ModelSummary] = {}

@@ -20,7 +20,6 @@ _SEND_LAST = NO_WAIT
 _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
-_SOURCE = int(zmq.SRCFD)
 
 
 class FramedSocket:
@@ -35,12 +34,13 @@ class FramedSocket:
         # ZeroMQ drops a peer that announces a longer frame, before it reserves memory for it.
         self._socket.setsockopt(zmq.MAXMSGSIZE, max(max_array_bytes, MAX_HEADER_BYTES))
         self._receive_timeout_ms = -1
-        self._source = -1  # the connection's descriptor that the last message came by
+        self._header: zmq.Frame | None = None  # of the last message; it knows who sent it
         self._lent: dict[int, tuple[Vector, zmq.Frame]] = {}
 
     def close(self) -> None:
         """Close; waits a moment, and no longer, for the last messages to leave."""
         self._socket.close()
+        self._header = None
         self._context.term()
         self._lent.clear()
 
@@ -100,7 +100,7 @@ class FramedSocket:
         """A message's frames; all but the header are borrowed from ZeroMQ. Raises `zmq.Again`."""
         # Asking the frame for `more` costs a quarter of asking the socket for RCVMORE.
         frame = self._socket.recv(copy=False)
-        self._source = frame.get(_SOURCE)
+        self._header = frame
         frames: list[Frame] = [frame.bytes]
         while frame.more:
             frame = self._socket.recv(copy=False)

@@ -1,16 +1,19 @@
-"""Keys of a cluster: CURVE encryption, and the allow-list of those who may take part.
+"""Keys of a cluster: CURVE encryption, and who may take part, as what.
 
 A cluster's key directory, made on the server's host::
 
     DIR/
       server.key_secret     never leaves the server's host
       server.key
-      clients/NAME.key      the allow-list; to shut a worker out, delete its file
-      NAME/                 copy this directory, and nothing else, to the worker's host
+      workers/NAME.key      who may come in, by role, see `dist_net.wire.roles`;
+      clients/NAME.key      to shut somebody out, delete the file
+      operators/NAME.key
+      NAME/                 copy this directory, and nothing else, to that host
         server.key
-        worker.key_secret
+        worker.key_secret   or client.key_secret, or operator.key_secret
 
-Key files have the format of `zmq.auth`'s certificates.
+Key files have the format of `zmq.auth`'s certificates. A directory of an earlier release has only
+``clients``, whose keys were for everything: they stay a worker's and a client's.
 """
 
 import logging
@@ -19,6 +22,7 @@ import re
 import shlex
 import struct
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import zmq
@@ -27,26 +31,31 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
 from dist_net.errors import KeyFileError
+from dist_net.wire.roles import CLIENT, OPERATOR, WORKER
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_WORKER = "worker"
+ROLES = (WORKER, CLIENT, OPERATOR)
 
 # By so much a frame is longer on the wire once it is encrypted: a command's name, a nonce, an
 # authentication code and flags (CurveZMQ, RFC 26). ZeroMQ compares that length with its limit.
 CURVE_OVERHEAD_BYTES = 8 + 8 + 16 + 1
 
 _ZAP_DOMAIN = b"dist-net"
-_ALLOW_LIST = "clients"
 _SERVER_SECRET = "server.key_secret"
 _SERVER_PUBLIC = "server.key"
-_WORKER_SECRET = "worker.key_secret"
+# On the host of the cluster's directory everything is an operator's.
+_BUNDLES_FOR = {
+    WORKER: (WORKER,),
+    CLIENT: (OPERATOR, CLIENT, WORKER),
+    OPERATOR: (OPERATOR, WORKER),
+}
 _CREATE_HINT = "'dist-net keys create DIR' on the server's host makes keys"
 
 
 @dataclass(frozen=True)
 class ServerKeys:
-    """What the server needs: its key pair (Z85 text), and the directory of the allow-list."""
+    """What the server needs: its key pair (Z85 text), and the directory of who is allowed in."""
 
     public: bytes
     secret: bytes = field(repr=False)
@@ -68,61 +77,87 @@ def has_server_keys(directory: Path) -> bool:
 
 
 def create_keys(directory: Path) -> None:
-    """Make a cluster's server keys and an empty allow-list in ``directory``.
+    """Make a cluster's server keys in ``directory``; nobody is allowed in yet.
 
     Raises `KeyFileError` where there are keys already, or where nothing can be written.
     """
     public, secret = zmq.curve_keypair()
     _make_directory(directory)
-    _make_directory(directory / _ALLOW_LIST)
+    for role in ROLES:
+        _make_directory(_allow_list(directory, role))
     _write(directory / _SERVER_SECRET, public, secret)
     _write(directory / _SERVER_PUBLIC, public)
 
 
-def add_worker_keys(directory: Path, name: str = DEFAULT_WORKER) -> Path:
-    """Make a worker's keys and allow them in; returns the directory to copy to its host.
+def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Path:
+    """Make a peer's keys and allow them in; returns the directory to copy to its host.
 
-    A running server lets the new worker in at once. Raises `KeyFileError`.
+    The name is the role's if none is given. A running server lets the new peer in at once. Raises
+    `KeyFileError`.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == _ALLOW_LIST:
+    name = role if name is None else name
+    taken_names = {path.name for path in map(partial(_allow_list, directory), ROLES)}
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in taken_names:
         raise KeyFileError(
-            f"{name!r} cannot be a worker's name; expected letters, digits, '-', '_' and '.', "
-            f"beginning with a letter or digit, and not {_ALLOW_LIST!r}"
+            f"{name!r} cannot be a {role}'s name; expected letters, digits, '-', '_' and '.', "
+            f"beginning with a letter or digit, and none of {', '.join(sorted(taken_names))}"
         )
     server_public, _ = _load_pair(directory / _SERVER_SECRET)
-    bundle, allowed = directory / name, directory / _ALLOW_LIST / f"{name}.key"
+    if _is_of_earlier_release(directory):
+        earlier, now = _allow_list(directory, CLIENT), _allow_list(directory, WORKER)
+        rename = shlex.join(("mv", str(earlier), str(now)))
+        raise KeyFileError(
+            f"{directory} was made by an earlier release, when every key was for everything; to "
+            f"keep those as workers' keys: {rename}; then add others"
+        )
+    bundle, allowed = directory / name, _allow_list(directory, role) / f"{name}.key"
     for taken in (bundle, allowed):
         if taken.exists():
             raise _exists_error(taken)
     public, secret = zmq.curve_keypair()
     _make_directory(bundle)
-    _write(bundle / _WORKER_SECRET, public, secret)
+    _make_directory(allowed.parent)
+    _write(bundle / _secret_name(role), public, secret)
     _write(bundle / _SERVER_PUBLIC, server_public)
     _write(allowed, public)
     return bundle
 
 
+def _allow_list(directory: Path, role: str) -> Path:
+    return directory / f"{role}s"
+
+
+def _secret_name(role: str) -> str:
+    return f"{role}.key_secret"
+
+
+def _is_of_earlier_release(directory: Path) -> bool:
+    return not _allow_list(directory, WORKER).is_dir()
+
+
 def load_server_keys(directory: Path) -> ServerKeys:
     """Read the server's keys from the cluster's key directory; raises `KeyFileError`."""
     public, secret = _load_pair(directory / _SERVER_SECRET)
-    allow_list = directory / _ALLOW_LIST
-    if not _allowed_keys(allow_list):
+    if not _allowed_keys(directory):
         raise KeyFileError(
-            f"no worker is allowed in: {allow_list} holds no .key file; "
+            f"no worker is allowed in: {_allow_list(directory, WORKER)} holds no .key file; "
             f"this adds one: dist-net keys create {shlex.quote(str(directory))} --worker NAME"
         )
-    return ServerKeys(public, secret, allow_list)
+    return ServerKeys(public, secret, directory)
 
 
-def load_worker_keys(directory: Path) -> WorkerKeys:
-    """Read a worker's keys; raises `KeyFileError`.
+def load_worker_keys(directory: Path, role: str = WORKER) -> WorkerKeys:
+    """Read the keys of a peer; raises `KeyFileError`.
 
-    ``directory`` is the worker's own, as copied from the server's host; on that host the
-    cluster's key directory will do, and stands for its ``worker`` directory.
+    ``directory`` is the peer's own, as copied from the server's host, of whatever role: the server
+    decides what that may do. On the server's host the cluster's key directory will do, and stands
+    for the keys there that may do what ``role`` may.
     """
-    if not (directory / _WORKER_SECRET).exists() and (directory / DEFAULT_WORKER).is_dir():
-        directory = directory / DEFAULT_WORKER
-    public, secret = _load_pair(directory / _WORKER_SECRET)
+    if has_server_keys(directory):
+        bundles = [directory / name for name in _BUNDLES_FOR[role]]
+        directory = next(filter(Path.is_dir, bundles), directory / role)
+    secrets = [directory / _secret_name(each) for each in (role, *ROLES)]
+    public, secret = _load_pair(next(filter(Path.exists, secrets), secrets[0]))
     return WorkerKeys(_load_public(directory / _SERVER_PUBLIC), public, secret)
 
 
@@ -158,6 +193,7 @@ class AllowList:
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", directory: Path) -> None:
         self._directory = directory
+        self._roles: dict[str, frozenset[str]] = {}
         self._authenticator = ThreadAuthenticator(context)
         self._authenticator.start()
         self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), self)
@@ -165,26 +201,43 @@ class AllowList:
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether ``key`` (Z85) is allowed; called in the authenticator's thread."""
         try:
-            is_allowed = key in _allowed_keys(self._directory)
+            roles = _allowed_keys(self._directory).get(key)
         except KeyFileError as error:
             logger.warning("event=allow_list_unreadable error=%s", error)
-            is_allowed = False
-        if not is_allowed:
+            roles = None
+        if roles is None:
             logger.warning("event=key_denied domain=%s key=%s", domain, key.decode())
-        return is_allowed
+            return False
+        self._roles[key.decode()] = roles
+        return True
+
+    def roles_of(self, key: str) -> frozenset[str]:
+        """What a key (Z85) that was let in may do."""
+        return self._roles.get(key, frozenset())
 
     def close(self) -> None:
         """Stop the thread."""
         self._authenticator.stop()
 
 
-def _allowed_keys(directory: Path) -> set[bytes]:
-    try:
-        return {_load_public(path) for path in directory.iterdir() if path.suffix == ".key"}
-    except OSError as error:
-        raise KeyFileError(
-            f"cannot read the allow-list {directory} ({error.strerror}); {_CREATE_HINT}"
-        ) from error
+def _allowed_keys(directory: Path) -> dict[bytes, frozenset[str]]:
+    """The roles of each key that is allowed in."""
+    roles = {_allow_list(directory, role): frozenset({role}) for role in ROLES}
+    if _is_of_earlier_release(directory):
+        roles = {_allow_list(directory, CLIENT): frozenset({WORKER, CLIENT})}
+    allowed: dict[bytes, frozenset[str]] = {}
+    for allow_list, own in roles.items():
+        try:
+            paths = [path for path in allow_list.iterdir() if path.suffix == ".key"]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise KeyFileError(
+                f"cannot read the allow-list {allow_list} ({error.strerror}); {_CREATE_HINT}"
+            ) from error
+        for key in map(_load_public, paths):
+            allowed[key] = allowed.get(key, frozenset()) | own
+    return allowed
 
 
 def _load_public(path: Path) -> bytes:

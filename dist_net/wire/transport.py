@@ -22,6 +22,7 @@ from dist_net.wire.framed_socket import NO_WAIT, FramedSocket
 from dist_net.wire.listening import listen_error, refuse_taken_path, require_keys
 from dist_net.wire.messages import Message, Refuse
 from dist_net.wire.probe import silence_cause
+from dist_net.wire.roles import refusal_of
 from dist_net.wire.security import (
     AllowList,
     ServerKeys,
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 # about once a millisecond at how many have left, so 16 is too close.
 HIGH_WATER_MARK = 64
 HANDSHAKE_TIMEOUT_MS = 10_000
+
+_SOURCE = int(zmq.SRCFD)  # the descriptor of the connection that a frame came by
 
 STOOD_STILL_S = 0.5  # longer than asked to wait: this process was stopped, or had no core
 LOOK_AGAIN_S = 0.2
@@ -125,13 +128,31 @@ class ServerSocket(FramedSocket):
         """The rest of a message, decoded; None if that cannot be."""
         try:
             frames = self._receive_frames()
-            self._connections.heard(self._source)
-            return node, decode(frames)
+            assert self._header is not None
+            self._connections.heard(self._header.get(_SOURCE))
+            message = decode(frames)
+            self._require_role(self._header, message)
+            return node, message
         except ProtocolError as error:
             self._undecodable += 1
             logger.warning("event=undecodable_message node=%s error=%s", node.hex(), error)
             self.send(node, Refuse(str(error), may_rejoin=False))
             return None
+
+    def _require_role(self, header: zmq.Frame, message: Message) -> None:
+        """Raises `ProtocolError` for what a peer with this key may not send.
+
+        One without a key came by an address that demands none, and so is of this host.
+        """
+        if self._allow_list is None:
+            return
+        try:
+            key = str(header.get("User-Id"))
+        except zmq.ZMQError:
+            return
+        refusal = refusal_of(self._allow_list.roles_of(key), type(message))
+        if refusal is not None:
+            raise ProtocolError(refusal)
 
     def send(self, node: bytes, message: Message) -> bool:
         """Queue a message, never waiting; arrays are copied, unless they are lent.

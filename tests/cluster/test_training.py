@@ -28,7 +28,7 @@ from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, wr
 from dist_net.recipe import Recipe
 from dist_net.training.compute import TrainingStep
 from dist_net.wire.messages import Vector
-from dist_net.wire.security import add_worker_keys, create_keys
+from dist_net.wire.security import ROLES, add_keys, create_keys
 
 OpenCluster = Callable[..., AbstractContextManager[InProcessCluster]]
 Check = Callable[..., None]
@@ -88,7 +88,8 @@ def test_each_sample_is_applied_once_an_epoch(
 
 def test_with_keys(cluster: OpenCluster, assert_exact: Check, tmp_path: Path) -> None:
     create_keys(tmp_path / "keys")
-    add_worker_keys(tmp_path / "keys")
+    for role in ROLES:
+        add_keys(tmp_path / "keys", role)
     with cluster(keys=tmp_path / "keys") as run:
         workers = [run.start_worker(shares_memory=False), run.start_worker()]
         run.wait()
@@ -100,7 +101,8 @@ def test_with_keys(cluster: OpenCluster, assert_exact: Check, tmp_path: Path) ->
 def test_models_of_every_size_train_over_keys(parameters: int, tmp_path: Path) -> None:
     """From 262,136 parameters on a gradient is longer than any header may be."""
     create_keys(tmp_path / "keys")
-    add_worker_keys(tmp_path / "keys")
+    for role in ROLES:
+        add_keys(tmp_path / "keys", role)
     pixels = parameters // 10 - 1  # and 10 biases
     labels = np.arange(8, dtype=np.uint8)
     images = np.repeat(labels[:, np.newaxis, np.newaxis], pixels, axis=2)

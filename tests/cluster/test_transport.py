@@ -22,13 +22,23 @@ from dist_net.errors import (
 )
 from dist_net.wire import connections
 from dist_net.wire.codec import encode
-from dist_net.wire.messages import Alive, Heartbeat, Push, Work
+from dist_net.wire.messages import (
+    Alive,
+    Heartbeat,
+    Join,
+    Push,
+    Shutdown,
+    SnapshotRequest,
+    StatusRequest,
+    Work,
+)
 from dist_net.wire.security import (
-    add_worker_keys,
+    add_keys,
     create_keys,
     load_server_keys,
     load_worker_keys,
 )
+from dist_net.wire.serving_messages import Ask, Enlist, Prepared, Reload, Unload
 from dist_net.wire.transport import ClientSocket, ServerSocket
 
 LOOPBACK = "tcp://127.0.0.1:0"
@@ -77,7 +87,7 @@ def stranger(server):
 @pytest.fixture
 def keys(tmp_path):
     create_keys(tmp_path / "keys")
-    add_worker_keys(tmp_path / "keys")
+    add_keys(tmp_path / "keys")
     return tmp_path / "keys"
 
 
@@ -446,7 +456,7 @@ def test_a_frame_may_be_as_long_with_keys_as_without(keys):
 
 def test_a_worker_that_is_not_on_the_allow_list_is_kept_out(secured_server, keys, tmp_path, caplog):
     create_keys(tmp_path / "others")
-    add_worker_keys(tmp_path / "others", "stranger")
+    add_keys(tmp_path / "others", name="stranger")
     shutil.copy(keys / "server.key", tmp_path / "others/stranger/server.key")
     stranger_keys = load_worker_keys(tmp_path / "others/stranger")
     with ClientSocket(secured_server.contact_addresses[0], stranger_keys) as stranger:
@@ -461,7 +471,7 @@ def test_a_worker_without_keys_is_kept_out(secured_server):
 
 def test_a_worker_with_keys_does_not_talk_to_another_server(secured_server, tmp_path):
     create_keys(tmp_path / "others")
-    other_keys = load_worker_keys(add_worker_keys(tmp_path / "others"))
+    other_keys = load_worker_keys(add_keys(tmp_path / "others"))
     with ClientSocket(secured_server.contact_addresses[0], other_keys) as client:
         assert_kept_out(secured_server, client, "refuses these keys")
 
@@ -471,19 +481,78 @@ def test_a_worker_with_keys_does_not_talk_to_a_server_without(server, keys):
         assert_kept_out(server, client, "works without keys")
 
 
+JOIN = Join("one", "digest", 6, 1, -1, b"")
+ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
+
+
+@pytest.mark.parametrize(
+    ("role", "message", "is_taken"),
+    [
+        ("worker", JOIN, True),
+        ("worker", Enlist("one", "host", 1), True),
+        ("worker", StatusRequest(0), True),
+        ("worker", SnapshotRequest(), False),
+        ("worker", Shutdown("now"), False),
+        ("worker", ASK, False),
+        ("worker", Unload(1, "model"), False),
+        ("client", ASK, True),
+        ("client", StatusRequest(0), True),
+        ("client", SnapshotRequest(), True),
+        ("client", JOIN, False),
+        ("client", Push(1, 2, 0, (32,), (5,), 0.0, 0, (), (WEIGHTS,)), False),
+        ("client", Enlist("one", "host", 1), False),
+        ("client", Shutdown("now"), False),
+        ("client", Reload(1, "model"), False),
+        ("operator", ASK, True),
+        ("operator", Shutdown("now"), True),
+        ("operator", Reload(1, "model"), True),
+        ("operator", JOIN, False),
+        ("operator", Prepared("model", 1, "{}", ""), False),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, tuple) else str(value),
+)
+def test_a_key_may_do_what_its_role_is_for(secured_server, keys, role, message, is_taken):
+    role_keys = load_worker_keys(add_keys(keys, role, "somebody"))
+    with ClientSocket(secured_server.contact_addresses[0], role_keys) as client:
+        client.send(message)
+        received = secured_server.receive(DEADLINE_S)
+        if is_taken:
+            assert type(received[1]) is type(message)
+        else:
+            assert received is None
+            refuse = client.receive(DEADLINE_S)
+            assert f"a key of a {role}, who may not send {type(message).__name__}" in refuse.reason
+            assert not refuse.may_rejoin
+
+
+def test_a_key_of_an_earlier_release_does_not_end_a_run(keys):
+    (keys / "clients").rmdir()
+    (keys / "operators").rmdir()
+    (keys / "workers").rename(keys / "clients")
+    with (
+        ServerSocket([LOOPBACK], load_server_keys(keys)) as server,
+        ClientSocket(server.contact_addresses[0], load_worker_keys(keys)) as client,
+    ):
+        for message in (JOIN, ASK):
+            client.send(message)
+            assert type(server.receive(DEADLINE_S)[1]) is type(message)
+        client.send(Shutdown("now"))
+        assert server.receive(DEADLINE_S) is None
+
+
 def test_the_allow_list_may_change_while_the_server_runs(secured_server, keys):
     address = secured_server.contact_addresses[0]
-    new_keys = load_worker_keys(add_worker_keys(keys, "late"))
+    new_keys = load_worker_keys(add_keys(keys, name="late"))
     with ClientSocket(address, new_keys) as late:
         exchange(secured_server, late)
-    (keys / "clients/late.key").unlink()
+    (keys / "workers/late.key").unlink()
     with ClientSocket(address, new_keys) as late:
         assert_kept_out(secured_server, late, "refuses these keys")
 
 
 def test_a_damaged_allow_list_keeps_everybody_out(secured_server, keys, caplog):
     worker_keys = load_worker_keys(keys)
-    (keys / "clients/damaged.key").write_text("nonsense")
+    (keys / "workers/damaged.key").write_text("nonsense")
     with ClientSocket(secured_server.contact_addresses[0], worker_keys) as client:
         assert_kept_out(secured_server, client, "refuses these keys")
     assert "damaged.key" in caplog.text

@@ -146,6 +146,7 @@ def test_only_workers_with_the_right_keys_and_recipe_may_join(
         "without keys: make them with 'dist-net keys create DIR'": (2, worker(counting)),
         "or refuses these keys": (1, worker(counting, "--keys", str(stranger))),
         "give both hosts the same recipe": (2, worker("digits", "--keys", str(keys))),
+        "who may not send Join": (2, worker(counting, "--keys", str(keys / "client"))),
         "expected the path of the same file on this host": (2, worker("--keys", str(keys))),
     }
     status = start("status", address, "--keys", str(keys), "--json", prefix=hosts.on("worker-1"))

@@ -153,10 +153,10 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
         )
 
     def ask(host: str) -> Asker:
-        return Asker(hosts.on(host), tmp_path / "asked", address, keys / "worker")
+        return Asker(hosts.on(host), tmp_path / "asked", address, keys / "client")
 
     def workers() -> list[str]:
-        command = ("status", address, "--keys", str(keys / "worker"), "--json")
+        command = ("status", address, "--keys", str(keys / "client"), "--json")
         report = start(*command, prefix=hosts.on("server")).result()
         return [each["name"] for each in report["workers"]]
 
@@ -208,6 +208,8 @@ def test_nobody_gets_in_without_the_right_keys(
         (1, "or refuses these keys", refused(*status, *others, "--timeout", "2")),
         (2, "without keys", refused(*reload)),
         (1, address, refused(*reload, *others, "--timeout", "2")),
+        (1, "who may not send Reload", refused(*reload, "--keys", str(keys / "client"))),
+        (2, "who may not send Enlist", refused(*enlist, "--keys", str(keys / "client"))),
     ]
     for code, reason, command in commands:
         assert (command.ends(), reason in command.stderr) == (code, True), command.stderr

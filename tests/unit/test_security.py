@@ -8,7 +8,7 @@ import pytest
 from dist_net.cli import keys as keys_command
 from dist_net.errors import KeyFileError
 from dist_net.wire.security import (
-    add_worker_keys,
+    add_keys,
     create_keys,
     load_server_keys,
     load_worker_keys,
@@ -18,7 +18,7 @@ from dist_net.wire.security import (
 @pytest.fixture
 def directory(tmp_path):
     create_keys(tmp_path / "keys")
-    add_worker_keys(tmp_path / "keys")
+    add_keys(tmp_path / "keys")
     return tmp_path / "keys"
 
 
@@ -39,7 +39,7 @@ def run_command(*words: str) -> int:
 def test_both_sides_load_keys_that_fit(directory):
     server, worker = load_server_keys(directory), load_worker_keys(directory)
     assert worker.server_public == server.public
-    assert worker.public.decode() in (server.allow_list / "worker.key").read_text()
+    assert worker.public.decode() in (server.allow_list / "workers/worker.key").read_text()
     assert worker == load_worker_keys(directory / "worker")
 
 
@@ -62,19 +62,21 @@ def test_keys_are_never_overwritten(directory):
     with pytest.raises(KeyFileError, match="never overwritten"):
         create_keys(directory)
     with pytest.raises(KeyFileError, match="never overwritten"):
-        add_worker_keys(directory)
+        add_keys(directory)
     (directory / "worker/worker.key_secret").unlink()
     (directory / "worker/server.key").unlink()
     (directory / "worker").rmdir()
-    with pytest.raises(KeyFileError, match=r"clients/worker\.key exists"):
-        add_worker_keys(directory)
+    with pytest.raises(KeyFileError, match=r"workers/worker\.key exists"):
+        add_keys(directory)
     assert files(directory).items() <= before.items()
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "clients", "server.key", "a b"])
+@pytest.mark.parametrize(
+    "name", ["", "../up", "a/b", ".hidden", "clients", "workers", "operators", "server.key", "a b"]
+)
 def test_a_name_that_is_no_directory_of_its_own_is_refused(directory, name):
     with pytest.raises(KeyFileError, match=r"name|exists"):
-        add_worker_keys(directory, name)
+        add_keys(directory, name=name)
 
 
 @pytest.mark.parametrize(
@@ -101,8 +103,8 @@ def test_a_name_that_is_no_directory_of_its_own_is_refused(directory, name):
             ),
             "do not belong together",
         ),
-        ("clients/worker.key", Path.unlink, "no worker is allowed"),
-        ("clients/worker.key", lambda path: path.write_text("nonsense"), "no valid key"),
+        ("workers/worker.key", Path.unlink, "no worker is allowed"),
+        ("workers/worker.key", lambda path: path.write_text("nonsense"), "no valid key"),
     ],
 )
 def test_what_is_wrong_with_the_servers_files_is_named(directory, file, damage, cause):
@@ -130,13 +132,38 @@ def test_the_command_says_what_to_copy(tmp_path, capsys):
     load_server_keys(tmp_path / "keys")
 
 
+def test_the_command_makes_keys_for_each_role(tmp_path):
+    keys = tmp_path / "keys"
+    assert run_command("create", str(keys)) == 0
+    for role in ("worker", "client", "operator"):
+        assert set(files(keys / role)) == {"server.key", f"{role}.key_secret"}
+        own = load_worker_keys(keys / role)
+        assert own.public.decode() in (keys / f"{role}s" / f"{role}.key").read_text()
+    assert load_worker_keys(keys, "worker") == load_worker_keys(keys / "worker")
+    assert load_worker_keys(keys, "client") == load_worker_keys(keys / "operator")
+    assert run_command("create", str(keys), "--client", "laptop", "--operator", "anna") == 0
+    assert {path.name for path in (keys / "clients").iterdir()} == {"client.key", "laptop.key"}
+    assert {path.name for path in (keys / "operators").iterdir()} == {"operator.key", "anna.key"}
+
+
+def test_keys_of_an_earlier_release_work_and_get_no_new_ones_beside_them(directory):
+    (directory / "clients").rmdir()
+    (directory / "operators").rmdir()
+    (directory / "workers").rename(directory / "clients")
+    assert load_server_keys(directory)
+    for role in ("worker", "client"):
+        assert load_worker_keys(directory, role) == load_worker_keys(directory / "worker")
+    with pytest.raises(KeyFileError, match=r"mv \S+/clients \S+/workers"):
+        add_keys(directory, "client", "laptop")
+
+
 def test_the_command_adds_workers_to_keys_that_exist(tmp_path):
     keys = tmp_path / "keys"
     assert run_command("create", str(keys), "--worker", "rack1", "--worker", "rack2") == 0
     server = load_server_keys(keys)
     assert run_command("create", str(keys), "--worker", "rack3") == 0
     assert load_server_keys(keys) == server
-    assert {path.name for path in server.allow_list.iterdir()} == {
+    assert {path.name for path in (server.allow_list / "workers").iterdir()} == {
         "rack1.key", "rack2.key", "rack3.key"
     }  # fmt: skip
     assert load_worker_keys(keys / "rack3").server_public == server.public
