@@ -42,7 +42,11 @@ logger = logging.getLogger(__name__)
 GRADIENT_SLOTS = 2 * MOST_TOGETHER
 """Some gradients are computed while the server reads the others."""
 
-LONGEST_ANSWER_S = 60.0  # with which even a server that is alive has lost the request
+LONGEST_ANSWER_S = 60.0
+"""With which even a server that is alive has lost the request; arrays may take longer to travel."""
+
+SLOWEST_BYTES_PER_S = 16_000.0
+"""What a network is taken for before anything has travelled over it."""
 
 # A server that is busy answers late, and then all its workers would leave it at once: it is given
 # more time than it gives them.
@@ -74,6 +78,8 @@ class WorkerState:
         self._unanswered: deque[tuple[Message, float]] = deque()
         self._heard_s = -math.inf
         self._pull_at_s: float | None = None
+        self._weights_bytes = 0  # that travel with an answer
+        self._seen_bytes_per_s = PATIENCE * SLOWEST_BYTES_PER_S
 
     @property
     def _asked_s(self) -> float | None:
@@ -86,7 +92,18 @@ class WorkerState:
         if self._asked_s is None:
             return self._pull_at_s
         silent_since_s = max(self._asked_s, self._heard_s)
-        return min(silent_since_s + self._answer_timeout_s, self._asked_s + LONGEST_ANSWER_S)
+        return min(silent_since_s + self._answer_timeout_s, self._asked_s + self._longest_answer_s)
+
+    @property
+    def _longest_answer_s(self) -> float:
+        """How long a server that is alive may take, by what has to travel and how fast that was."""
+        travelling_bytes = sum(self._bytes_of(request) for request, _ in self._unanswered)
+        return LONGEST_ANSWER_S + PATIENCE * travelling_bytes / self._seen_bytes_per_s
+
+    def _bytes_of(self, request: Message) -> int:
+        """Of the arrays that travel with a request and its answer."""
+        gradients = request.gradients if isinstance(request, Push) else ()
+        return self._weights_bytes + sum(gradient.nbytes for gradient in gradients)
 
     @property
     def can_compute(self) -> bool:
@@ -133,7 +150,7 @@ class WorkerState:
             return []
         match message:
             case Work():
-                self._take_in(message)
+                self._take_in(message, now)
                 return []
             case Wait():
                 self._drop_lease()
@@ -145,6 +162,8 @@ class WorkerState:
                 self._worker_id = message.worker_id
                 self._batch_size = message.batch_size
                 self._answer_timeout_s = PATIENCE * message.heartbeat_timeout_s
+                has_frames = message.weights_descriptor == -1
+                self._weights_bytes = 4 * self._join.vector_size if has_frames else 0
                 return [Begin(message), self._ask(Pull(self._worker_id), now)]
             case Stop():
                 return self.leave(message.reason, message.finished)
@@ -240,10 +259,13 @@ class WorkerState:
                 return self._worker_id != 0
         return True
 
-    def _take_in(self, work: Work) -> None:
+    def _take_in(self, work: Work, now: float) -> None:
         """Go on with these weights, and with this lease if it is another."""
         while self._unanswered and _answers(work, self._unanswered[0][0]):
-            self._unanswered.popleft()
+            request, asked_s = self._unanswered.popleft()
+            travelled_bytes = self._bytes_of(request)
+            if travelled_bytes and now > asked_s:
+                self._seen_bytes_per_s = travelled_bytes / (now - asked_s)
         if self._work is None or work.lease_id != self._work.lease_id:
             self._next_sample = work.start
             self._held.drop()  # of a lease that ended before its time

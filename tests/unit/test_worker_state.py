@@ -288,3 +288,22 @@ def test_answers_that_come_twice_are_dropped(joined: WorkerState) -> None:
 def test_an_answer_that_no_parameter_server_gives_is_an_error(joined: WorkerState) -> None:
     with pytest.raises(ProtocolError, match="answered with Alive"):
         joined.handle(Alive(), 1.0)
+
+
+def test_an_answer_may_take_as_long_as_its_bytes_do_on_a_network_as_slow_as_was_seen() -> None:
+    size = 5_000_000
+    gradient = np.zeros(size, np.float32)
+    worker = WorkerState(JOIN._replace(vector_size=size, gradient_descriptor=-1), "server")
+    worker.start(0.0)
+    worker.handle(WELCOME, 0.0)
+
+    def is_overdue_though_alive(now: float) -> bool:
+        worker.heartbeat_answered(Alive(), now, now)
+        return worker.is_overdue(now)
+
+    assert not is_overdue_though_alive(100.0)  # 20 MB, and nothing is known of the network
+    worker.handle(work(7, 0, 8)._replace(weights=gradient), 100.0)  # which does 200 kB/s
+    assert next_pushed(worker, 101.0, gradient) != []
+    # 40 MB in 200 s, or thrice that, and a minute.
+    assert not is_overdue_though_alive(101.0 + 659.0)
+    assert is_overdue_though_alive(101.0 + 661.0)
