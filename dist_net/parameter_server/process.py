@@ -13,7 +13,7 @@ from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
 from dist_net.parameter_server.run import Run
 from dist_net.parameter_server.state import Command, Forget, ParameterServer, Send, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
-from dist_net.wire.messages import Join, Message, Push, Welcome, Work
+from dist_net.wire.messages import Join, Message, Push, Refuse, Snapshot, Welcome, Work
 from dist_net.wire.segment import Segment
 from dist_net.wire.transport import ServerSocket
 from dist_net.wire.wakefulness import Wakefulness
@@ -68,6 +68,7 @@ class ServerProcess:
             else WeightsSegment(segment.process_id, segment.descriptor, segment.token),
         )
         self._gradients: dict[int, Segment] = {}
+        self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
 
     def stop(self, reason: str) -> None:
@@ -174,6 +175,8 @@ class ServerProcess:
         """Does what the state machine says; ``theirs`` is the segment of who is answered."""
         for command in commands:
             match command:
+                case Send(node, Snapshot() as snapshot):
+                    self._send_snapshot(node, snapshot)
                 case Send(node, message):
                     if isinstance(message, Welcome):
                         self._welcome(message, theirs)
@@ -182,6 +185,14 @@ class ServerProcess:
                     self._socket.send(node, message)
                 case Forget(worker_id):
                     self._gradients.pop(worker_id, None)
+
+    def _send_snapshot(self, node: bytes, snapshot: Snapshot) -> None:
+        """One copy of the weights is for all who ask at the same version."""
+        if self._snapshot is None or self._snapshot.version != snapshot.version:
+            self._snapshot = snapshot._replace(weights=snapshot.weights.copy())
+        if not self._socket.send_one(node, self._snapshot):
+            reason = "the snapshot asked for before is still on its way: read that first"
+            self._socket.send(node, Refuse(reason, may_rejoin=False))
 
     def _welcome(self, welcome: Welcome, gradients: Segment | None) -> None:
         """Prepares for what a worker sends and is sent: in shared memory, or as frames."""

@@ -71,7 +71,7 @@ class FramedSocket:
             if id(vector) not in self._lent:
                 self._lent[id(vector)] = vector, zmq.Frame(vector.data, copy=False)
 
-    def _send_frames(self, *frames: Frame) -> None:
+    def _send_frames(self, *frames: Frame | zmq.Frame) -> None:
         """Queue the frames as one message, copied unless they are lent.
 
         Raises `zmq.Again` if there is no room.
@@ -81,7 +81,7 @@ class FramedSocket:
             self._socket.send(frame, _SEND_MORE)
         self._socket.send(sent[-1], _SEND_LAST)
 
-    def _lent_frame(self, frame: Frame) -> Frame | zmq.Frame:
+    def _lent_frame(self, frame: Frame | zmq.Frame) -> Frame | zmq.Frame:
         lent = self._lent.get(id(frame.obj)) if isinstance(frame, memoryview) else None
         return frame if lent is None else lent[1]
 

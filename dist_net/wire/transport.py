@@ -69,6 +69,7 @@ class ServerSocket(FramedSocket):
         self._allow_list: AllowList | None = None
         self._socket_files: list[Path] = []
         self._undecodable = 0
+        self._leaving: dict[bytes, zmq.MessageTracker] = {}
         # Two messages: one that is on its way, and one that waits to be handled.
         most_unread_bytes = 2 * (MAX_HEADER_BYTES + most_arrays * max_array_bytes)
         self._connections = Connections(self._socket, most_unread_bytes, max_array_bytes)
@@ -173,6 +174,26 @@ class ServerSocket(FramedSocket):
             if error.errno != errno.EHOSTUNREACH:
                 raise
             return False
+        return True
+
+    def send_one(self, node: bytes, message: Message) -> bool:
+        """Queue a large message, as `send` does, from where its arrays lie: they must not change.
+
+        Returns False as well while the node has yet to take the last one: what a peer asks for and
+        does not read must not pile up.
+        """
+        self._leaving = {peer: last for peer, last in self._leaving.items() if not last.done}
+        if node in self._leaving:
+            return False
+        header, *arrays = encode(message)
+        frames = [zmq.Frame(array, copy=False, track=True) for array in arrays]
+        try:
+            self._send_frames(node, header, *frames)
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EHOSTUNREACH, errno.EAGAIN):
+                raise
+            return False
+        self._leaving[node] = zmq.MessageTracker(*(frame.tracker for frame in frames))
         return True
 
     def answer_failure(self, node: bytes, message: Message) -> None:

@@ -10,12 +10,25 @@ import numpy as np
 import pytest
 import zmq
 
-from dist_net.cluster.in_process import InProcessCluster
+from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
+from dist_net.data import Dataset
 from dist_net.errors import SettingError
+from dist_net.nn import Dense, Flatten, Rescale, Sequential
+from dist_net.optim import SGD
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer
+from dist_net.recipe import Recipe
 from dist_net.wire.codec import PROTOCOL_VERSION, decode, encode
-from dist_net.wire.messages import Join, Leave, Message, Pull, Refuse, StatusRequest
+from dist_net.wire.messages import (
+    Join,
+    Leave,
+    Message,
+    Pull,
+    Refuse,
+    Snapshot,
+    SnapshotRequest,
+    StatusRequest,
+)
 
 OpenCluster = Callable[..., AbstractContextManager[InProcessCluster]]
 Check = Callable[..., None]
@@ -32,11 +45,12 @@ def forget_logged_errors(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 
 @contextmanager
-def stranger_at(address: str) -> Iterator[zmq.Socket[bytes]]:
-    """A peer that speaks ZeroMQ, and sends what it likes."""
+def stranger_at(address: str, unread: int = 1000) -> Iterator[zmq.Socket[bytes]]:
+    """A peer that speaks ZeroMQ, sends what it likes, and lets some messages wait unread."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
         stranger.linger = 0
         stranger.rcvtimeo = ANSWER_MS
+        stranger.rcvhwm = unread
         stranger.connect(address)
         yield stranger
 
@@ -114,6 +128,23 @@ def test_numbers_without_sense_are_answered(
         stranger.send_multipart(encode(message))
         decode(stranger.recv_multipart())
         finishes(run, assert_exact)
+
+
+def test_snapshots_that_nobody_reads_do_not_pile_up() -> None:
+    pixels, requests = 200_000, 40
+    labels = np.arange(2, dtype=np.uint8)
+    images = np.repeat(labels[:, np.newaxis, np.newaxis], pixels, axis=2)
+    dataset = Dataset("stripes", images, labels, images, labels, tuple("0123456789"))
+    network = Sequential(Rescale(), Flatten(), Dense(10))
+    recipe = Recipe(network, lambda: dataset, (1, pixels), optimizer=SGD(), batch_size=1)
+    with in_process_cluster(recipe) as run, stranger_at(run.address, unread=1) as stranger:
+        for _ in range(requests):
+            stranger.send_multipart(encode(SnapshotRequest()))
+        assert run.snapshot().weights.size == 10 * (pixels + 1)  # another one is served meanwhile
+        answers = [decode(stranger.recv_multipart()) for _ in range(requests)]
+    snapshots = [answer for answer in answers if isinstance(answer, Snapshot)]
+    assert 1 <= len(snapshots) <= requests // 4
+    assert all(isinstance(answer, Snapshot | Refuse) for answer in answers)
 
 
 def test_a_model_whose_weights_could_not_be_sent_is_not_begun() -> None:
