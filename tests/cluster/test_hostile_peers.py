@@ -1,5 +1,7 @@
 """What a peer may send to a parameter server: the run goes on, whatever it is."""
 
+import fcntl
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -89,11 +91,15 @@ def test_a_join_with_memory_of_a_size_made_by_hand_is_refused_and_the_run_goes_o
     token = bytes(16)
     descriptor = os.memfd_create("dist-net", os.MFD_ALLOW_SEALING)
     os.write(descriptor, token + size.to_bytes(8, "little"))
+    os.ftruncate(descriptor, 3 * mmap.PAGESIZE)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     with cluster() as run, stranger_at(run.address) as stranger:
         stranger.send_multipart(
             encode(Join("stranger", "digest", size, os.getpid(), descriptor, token))
         )
-        assert isinstance(decode(stranger.recv_multipart()), Refuse)
+        refuse = decode(stranger.recv_multipart())
+        assert isinstance(refuse, Refuse)
+        assert "the worker has digest" in refuse.reason  # its memory was passed over
         finishes(run, assert_exact)
     os.close(descriptor)
 
