@@ -8,11 +8,11 @@ recipe's net takes it. ``Client``: asks an inference pool.
 
 from typing import TYPE_CHECKING, Any
 
-from dist_net.darknet.pictures import fit_picture
-from dist_net.recipe import LoadedRecipe, Recipe, load_recipe
+from dist_net.pictures.inputs import fit_picture
+from dist_net.recipes.recipe import LoadedRecipe, Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from dist_net.serving.client import Client
+    from dist_net.serving.client.client import Client
 
 __all__ = ["Client", "LoadedRecipe", "Recipe", "fit_picture", "load_recipe"]
 
@@ -20,7 +20,7 @@ __all__ = ["Client", "LoadedRecipe", "Recipe", "fit_picture", "load_recipe"]
 def __getattr__(name: str) -> Any:
     """`Client`, when it is first asked for: nothing else here needs ZeroMQ."""
     if name == "Client":
-        from dist_net.serving.client import Client
+        from dist_net.serving.client.client import Client
 
         return Client
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from dist_net.serving.description import ModelDescription
-from dist_net.serving.requests import Outcome, Question, Status
-from dist_net.serving.service import ServedModel
-from dist_net.serving.statistics import NO_VERSION, ModelStatistics
+from dist_net.serving.gateway.service import ServedModel
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 
 DIGITS = ModelDescription(
     name="digits",

@@ -11,6 +11,7 @@ Build expressions from variables, differentiate them, compile the results into a
 [array(14., dtype=float32), array([2., 4., 6.], dtype=float32)]
 """
 
+from dist_net.autodiff.compiler.plan import BoundPlan, Plan, compile, evaluate
 from dist_net.autodiff.expression import (
     Array,
     Expression,
@@ -21,7 +22,6 @@ from dist_net.autodiff.expression import (
     variable,
 )
 from dist_net.autodiff.gradients import gradients
-from dist_net.autodiff.operations.bending import leaky_relu
 from dist_net.autodiff.operations.convolution import conv2d
 from dist_net.autodiff.operations.elementwise import (
     add,
@@ -44,10 +44,11 @@ from dist_net.autodiff.operations.elementwise import (
 )
 from dist_net.autodiff.operations.indexing import argmax, pick
 from dist_net.autodiff.operations.joining import concatenate, part
+from dist_net.autodiff.operations.leaky_relu_gradient import leaky_relu
 from dist_net.autodiff.operations.matmul import matmul
 from dist_net.autodiff.operations.normalization import batch_normalize
 from dist_net.autodiff.operations.pooling import average_pool, max_pool
-from dist_net.autodiff.operations.randomness import uniform
+from dist_net.autodiff.operations.random import uniform
 from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
 from dist_net.autodiff.operations.selection import (
     cast,
@@ -61,7 +62,6 @@ from dist_net.autodiff.operations.selection import (
 )
 from dist_net.autodiff.operations.shaping import reshape, transpose
 from dist_net.autodiff.operations.softmax import cross_entropy_of_logits, log_softmax, softmax
-from dist_net.autodiff.plan import BoundPlan, Plan, compile, evaluate
 
 __all__ = [
     "Array",

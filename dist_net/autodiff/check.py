@@ -8,11 +8,11 @@ from functools import reduce
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_net.autodiff.compiler.plan import compile, evaluate
 from dist_net.autodiff.expression import Expression, variable
 from dist_net.autodiff.gradients import gradients
 from dist_net.autodiff.operations.elementwise import add
 from dist_net.autodiff.operations.reduction import sum
-from dist_net.autodiff.plan import compile, evaluate
 from dist_net.errors import DTypeError, GradientError
 
 Point = Sequence[NDArray[np.float64]]

@@ -28,7 +28,6 @@ COMMANDS = {
     "reload": "have a running inference pool read a model again, and serve that",
     "status": "show a running parameter server's, or inference pool's, workers, versions and rates",
     "keys": "make the keys by which the hosts of a cluster know each other",
-    "bench": "measure speed, as medians and as ratios to peers in the same run",
 }
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.cluster.command_line import command_line
+from dist_net.cluster.console import plain_console
+from dist_net.cluster.fetch_progress import FetchProgress
 from dist_net.darknet.published import PUBLISHED
 from dist_net.darknet.weights_download import fetch_weights
 from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
 from dist_net.errors import UnknownDatasetError
-from dist_net.monitoring.console import plain_console
-from dist_net.monitoring.fetch_progress import FetchProgress
 
 # A photograph that is always there.
 PICTURE = Path(__file__).parents[1] / "serving" / "page" / "samples" / "balloon.jpg"

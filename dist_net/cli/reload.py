@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dist_net.serving.client import Client
+from dist_net.serving.client.client import Client
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

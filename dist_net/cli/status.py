@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_net.cluster.observer import Observer
-from dist_net.monitoring.console import plain_console
+from dist_net.cluster.console import plain_console
+from dist_net.models.observer import Observer
 from dist_net.wire.roles import CLIENT
 from dist_net.wire.security import load_worker_keys
 

@@ -10,20 +10,20 @@ from typing import Any
 
 from rich.console import Console
 
+from dist_net.cli.plots import plot_confusion, plot_training
+from dist_net.cli.training_progress import TrainingProgress
 from dist_net.cluster.command_line import command_line, joining_command
-from dist_net.cluster.options import RunOptions
-from dist_net.cluster.run_directory import RunDirectory
-from dist_net.cluster.trained import add_trust_argument, load_trained
-from dist_net.cluster.training_run import Local, Outcome, TrainingRun
+from dist_net.cluster.console import plain_console
+from dist_net.cluster.fetch_progress import FetchProgress
+from dist_net.cluster.local_run import Local, Outcome, TrainingRun
 from dist_net.data import Dataset
 from dist_net.errors import InterruptedRunError, MissingExtraError, ProcessFailedError
-from dist_net.monitoring.console import plain_console
-from dist_net.monitoring.fetch_progress import FetchProgress
-from dist_net.monitoring.plots import plot_confusion, plot_training
-from dist_net.monitoring.training_progress import TrainingProgress
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
+from dist_net.models.trained import add_trust_argument, load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.run import Run
-from dist_net.recipe import LoadedRecipe, load_recipe, recipe_names
+from dist_net.recipes.recipe import LoadedRecipe, load_recipe, recipe_names
 from dist_net.training.evaluation import Evaluation
 
 DEFAULT_RECIPE = "fashion-mnist"

@@ -23,21 +23,21 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from dist_net.cluster.observer import Observer
-from dist_net.cluster.options import RunOptions
 from dist_net.data import Dataset
 from dist_net.errors import ProcessFailedError, RunOverdueError
+from dist_net.models.observer import Observer
+from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.checkpoint import read_checkpoint
-from dist_net.parameter_server.process import (
+from dist_net.parameter_server.loop import (
     SHARED_READERS,
     ServerProcess,
     create_weights_segment,
 )
 from dist_net.parameter_server.run import Run
-from dist_net.recipe import LoadedRecipe, Recipe
+from dist_net.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.training.commands import Done
-from dist_net.training.compute import TrainingStep
-from dist_net.training.process import Step, WorkerProcess
+from dist_net.training.loop import Step, WorkerProcess
+from dist_net.training.step import TrainingStep
 from dist_net.wire.messages import MOST_TOGETHER, Snapshot
 from dist_net.wire.roles import CLIENT
 from dist_net.wire.security import WorkerKeys, load_server_keys, load_worker_keys

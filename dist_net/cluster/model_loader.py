@@ -13,14 +13,14 @@ from typing import Self
 import numpy as np
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.cluster.darknet_files import FoundModel
-from dist_net.cluster.model_sources import ModelSource, TrainingRun
-from dist_net.darknet.pictures import takes_pictures
 from dist_net.errors import DistNetError, JoinRefusedError, ModelLoadError
+from dist_net.models.darknet_files import FoundModel
+from dist_net.models.sources import ModelSource, TrainingRun
 from dist_net.nn.prepared import map_prepared, write_prepared
-from dist_net.recipe import LoadedRecipe
-from dist_net.serving.arrays import keep_newest
-from dist_net.serving.description import ModelDescription
+from dist_net.pictures.inputs import takes_pictures
+from dist_net.recipes.recipe import LoadedRecipe
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.worker.prepared_arrays import keep_newest
 from dist_net.wire.messages import Message, Refuse
 from dist_net.wire.serving_messages import Enlisted, EnlistLoader, Prepare, Prepared
 from dist_net.wire.transport import ClientSocket

@@ -29,9 +29,9 @@ from dist_net.errors import (
     ModelLoadError,
     SettingError,
 )
-from dist_net.serving.client_desk import ClientDesk
-from dist_net.serving.gateway import Gateway
-from dist_net.serving.pool import Pool
+from dist_net.serving.gateway.client_desk import ClientDesk
+from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.pool.pool import Pool
 from dist_net.wire.security import ServerKeys, load_server_keys
 from dist_net.wire.transport import ServerSocket
 
@@ -63,7 +63,7 @@ async def serve(options: ServingOptions) -> int:
         logs = _log_directory(options, directory, opened)
         pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32))
         commands = _commands(options, workers.contact_addresses[0], directory, token)
-        children = PoolChildren(commands, "workers.inference_fork_server", logs)
+        children = PoolChildren(commands, "dist_net.cluster.processes.inference_fork_server", logs)
         gateway = Gateway(pool, workers, children, clock, token.encode())
         desk = ClientDesk(gateway, clients, secrets.token_hex(8))
         http = _http(options, gateway)
@@ -217,7 +217,11 @@ def _commands(options: ServingOptions, address: str, directory: Path, token: str
         loader.append("--trust-recipe")
         worker.append("--trust-recipe")
     return [
-        Command("model-loader", "workers.model_loader", (*loader, "--", *options.sources)),
+        Command(
+            "model-loader",
+            "dist_net.cluster.processes.model_loader",
+            (*loader, "--", *options.sources),
+        ),
         *(
             Command(name, "", (*worker, "--name", name))
             for name in (f"worker-{i}" for i in range(options.workers))

@@ -1,6 +1,5 @@
 """Darknet's formats and nets: configurations, weights, labels, pictures, published classifiers."""
 
-from dist_net.darknet.classifier import Answer, Classifier, load_classifier
 from dist_net.darknet.configuration import (
     Configuration,
     Section,
@@ -8,18 +7,16 @@ from dist_net.darknet.configuration import (
     read_configuration,
     write_configuration,
 )
-from dist_net.darknet.images import letterbox, load_image
 from dist_net.darknet.labels import imagenet_labels, read_labels
 from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.predictions import Prediction
 from dist_net.darknet.published import PUBLISHED, published
 from dist_net.darknet.weights import read_weights, write_weights
 from dist_net.darknet.weights_download import fetch_weights
+from dist_net.pictures.decoding import letterbox, load_image
+from dist_net.pictures.predictions import Prediction
 
 __all__ = [
     "PUBLISHED",
-    "Answer",
-    "Classifier",
     "Configuration",
     "DarknetNetwork",
     "Prediction",
@@ -27,7 +24,6 @@ __all__ = [
     "fetch_weights",
     "imagenet_labels",
     "letterbox",
-    "load_classifier",
     "load_image",
     "parse_configuration",
     "published",

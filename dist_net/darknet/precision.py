@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dist_net import autodiff
 from dist_net.autodiff import Array, Expression, Plan
-from dist_net.autodiff.precision import in_float64
+from dist_net.autodiff.compiler.float64 import in_float64
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.nn import Scope
 from dist_net.nn.parameters import Vector

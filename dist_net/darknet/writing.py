@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from dist_net.errors import NetworkWriteError
-from dist_net.replacing import replacing
+from dist_net.files import replacing
 
 
 @contextmanager

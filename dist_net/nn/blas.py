@@ -6,7 +6,7 @@ from functools import cache
 
 from threadpoolctl import ThreadpoolController
 
-from dist_net.autodiff.kernels.products import Products, SmallProducts
+from dist_net.autodiff.kernels.gemm import Products, SmallProducts
 
 # OpenBLAS has kernels for small products for these processors (with AVX-512, Zen 4 among them);
 # on others it copies the operands of a small product too, and pieces take a tenth more than whole.

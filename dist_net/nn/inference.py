@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import Array, BoundPlan, Expression, Plan, compile, evaluate
+from dist_net.autodiff.compiler.inference import Specialised, specialise
 from dist_net.autodiff.expression import Kernel, Shape, integer
-from dist_net.autodiff.inference import Specialised, specialise
-from dist_net.autodiff.kernels.products import Products
-from dist_net.autodiff.kernels.team import Team
-from dist_net.autodiff.memory import Arena
+from dist_net.autodiff.kernels.gemm import Products
+from dist_net.autodiff.kernels.memory import Arena
+from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.errors import MissingExtraError, ShapeError
 from dist_net.nn.blas import LAYOUTS, quickest_products
 from dist_net.nn.model import INPUTS, Batch, Model
@@ -28,8 +28,8 @@ from dist_net.nn.parameters import Scope, Vector
 logger = logging.getLogger(__name__)
 
 COMPILED_KERNELS = (  # which `choose` imports when they are first chosen
-    "dist_net.autodiff.kernels.compiled",
-    "dist_net.autodiff.kernels.compiled_winograd",
+    "dist_net.autodiff.kernels.compiled.im2row",
+    "dist_net.autodiff.kernels.compiled.winograd",
 )
 
 Prepared = Mapping[str, Array]
@@ -39,13 +39,13 @@ Prepared = Mapping[str, Array]
 class Inference:
     """Outputs of a model for batches of any size, of which at most ``batch_size`` at a time.
 
-    Batch norm is folded into kernels, and what follows a convolution is computed with it; see
-    ``dist_net.autodiff.inference``. ``prepared`` is what ``prepare`` gave for the same model and
-    weights; borrowed, so that several processes may map one copy of it.
+    Batch norm is folded into kernels, and what follows a convolution is computed with it: see
+    ``dist_net.autodiff.compiler.inference``. ``prepared`` is what ``prepare`` gave for the same
+    model and weights; borrowed, so that several processes may map one copy of it.
 
     ``reproducible``: an input's outputs are the same bytes whichever share its batch. Where BLAS
     has to copy what it multiplies, a batch of 8 takes a fifth more time for it, elsewhere none;
-    see ``dist_net.autodiff.kernels.products``. Dense layers are computed for eight inputs at a
+    see ``dist_net.autodiff.kernels.gemm``. Dense layers are computed for eight inputs at a
     time, so that one takes as long as eight. Otherwise they may differ in the last digits; for
     the same batch they are the same bytes in any case. ``compiled``: with the passes that the extra
     ``fast`` compiles, whose answers differ in the last digits; None means where it is installed.
@@ -269,7 +269,7 @@ def _is_compiled(asked: bool | None) -> bool:
     is_compiled = asked is not False
     if is_compiled:
         try:
-            import_module("dist_net.autodiff.kernels.jit")
+            import_module("dist_net.autodiff.kernels.compiled.vectors")
         except ImportError as error:
             if asked:
                 raise MissingExtraError(

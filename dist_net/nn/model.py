@@ -19,7 +19,7 @@ from dist_net.autodiff import (
     variable,
 )
 from dist_net.autodiff.expression import integer, integers, topological_order
-from dist_net.autodiff.kernels.team import Team
+from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.errors import ShapeError
 from dist_net.nn.layers import Layer

@@ -23,11 +23,11 @@ from safetensors.numpy import save_file
 from dist_net.autodiff import Array
 from dist_net.autodiff.expression import Constant, topological_order
 from dist_net.errors import PreparedKernelsError
+from dist_net.files import replacing
 from dist_net.nn.blas import quickest_products
 from dist_net.nn.inference import Prepared, prepared_shapes
 from dist_net.nn.model import Model
 from dist_net.nn.parameters import Scope, Vector
-from dist_net.replacing import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from dist_net.errors import (
     CheckpointWriteError,
     NotACheckpointError,
 )
+from dist_net.files import replacing
 from dist_net.parameter_server.settings import OPTIMIZER_PREFIX, Layout
-from dist_net.replacing import replacing
 from dist_net.wire.messages import Vector
 
 FORMAT_VERSION = 1

@@ -13,7 +13,7 @@ import numpy as np
 from dist_net.errors import CheckpointMismatchError
 from dist_net.parameter_server.checkpoint import Checkpoint
 from dist_net.parameter_server.leases import LeaseLedger
-from dist_net.parameter_server.membership import Member, Membership
+from dist_net.parameter_server.members import Member, Membership
 from dist_net.parameter_server.metrics import RunMetrics
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.store import WeightStore

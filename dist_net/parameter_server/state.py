@@ -9,7 +9,7 @@ import logging
 from typing import NamedTuple
 
 from dist_net.parameter_server.leases import Verdict
-from dist_net.parameter_server.membership import Member
+from dist_net.parameter_server.members import Member
 from dist_net.parameter_server.run import Run
 from dist_net.wire.messages import (
     Alive,

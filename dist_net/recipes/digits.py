@@ -2,7 +2,7 @@
 
 from dist_net.nn import Dense, Flatten, Rescale, Sequential, relu
 from dist_net.optim import Adam, Cosine
-from dist_net.recipe import Recipe
+from dist_net.recipes.recipe import Recipe
 
 recipe = Recipe(
     network=Sequential(Rescale(), Flatten(), Dense(32, relu), Dense(10)),

@@ -6,7 +6,7 @@ two workers and 9 with four. Momentum of 0.9 lost two points of accuracy when th
 
 from dist_net.nn import Dense, Flatten, Rescale, Sequential, relu
 from dist_net.optim import Adam, Cosine
-from dist_net.recipe import Recipe
+from dist_net.recipes.recipe import Recipe
 
 recipe = Recipe(
     network=Sequential(Rescale(), Flatten(), Dense(128, relu), Dense(10)),

@@ -11,7 +11,7 @@ from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.nn import Lambda, Rescale, Sequential
 from dist_net.optim import Adam, Cosine
-from dist_net.recipe import Recipe
+from dist_net.recipes.recipe import Recipe
 
 
 def convolution(filters: int, size: int) -> str:

@@ -54,7 +54,7 @@ class Ask(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The outcome of an `Ask`: ``status`` is a `dist_net.serving.requests.Status`.
+    """The outcome of an `Ask`: ``status`` is a `dist_net.serving.pool.requests.Status`.
 
     If that is OK, the first payload holds the outputs, (rows, classes) little-endian float32; a
     second one the labels of the version that answered, as a JSON array, if the client knows others.
@@ -156,7 +156,7 @@ class Prepare(NamedTuple):
 class Prepared(NamedTuple):
     """A version of a model is ready to be loaded; or ``reason`` says why it is not.
 
-    ``description`` is the JSON of a `dist_net.serving.description.ModelDescription`. Also comes
+    ``description`` is the JSON of a `ModelDescription` of the pool. Also comes
     unasked, when the loader follows a training run: then ``version`` is the parameter server's.
     ``asked``: the version of the `Prepare` that it answers; 0 if none.
     """

@@ -5,7 +5,7 @@
 Step by step, with what stands between a file of pixels and a name. In short, it is::
 
     weights = darknet.fetch_weights(darknet.published("darknet53"), print)
-    classifier = darknet.load_classifier(
+    classifier = load_classifier(
         darknet.published("darknet53").configuration(), weights, darknet.imagenet_labels()
     )
     print(classifier.predict([photo]))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
-from dist_net.recipe import Recipe, load_recipe
+from dist_net.recipes.recipe import Recipe, load_recipe
 from dist_net.wire.messages import Vector
 
 COUNTING = Path(__file__).parents[1] / "recipes" / "counting.py"

@@ -11,7 +11,7 @@ from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
 from dist_net.data import dataset_named
 from dist_net.optim import Adam, Cosine
 from dist_net.parameter_server.checkpoint import read_checkpoint
-from dist_net.recipe import Recipe
+from dist_net.recipes.recipe import Recipe
 from dist_net.training.evaluation import Evaluator
 
 RECIPE = Recipe(

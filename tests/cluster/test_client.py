@@ -27,10 +27,10 @@ from dist_net.errors import (
     RequestFailedError,
     ShapeError,
 )
-from dist_net.serving.connection import MOST_OPEN
-from dist_net.serving.description import ModelDescription, ServedModel
-from dist_net.serving.model_summary import summaries_to_json
-from dist_net.serving.requests import Status
+from dist_net.serving.client.connection import MOST_OPEN
+from dist_net.serving.pool.description import ModelDescription, ServedModel
+from dist_net.serving.pool.model_summary import summaries_to_json
+from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Message
 from dist_net.wire.serving_messages import (
     Answer,

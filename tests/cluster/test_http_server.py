@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 import uvloop
-from fake_service import FakeService
 
 from dist_net.errors import KeyFileError, ListenError
 from dist_net.serving.http.application import application
 from dist_net.serving.http.protocol import LimitedProtocol
 from dist_net.serving.http.server import HttpServer
 from dist_net.serving.http.settings import HttpSettings
-from dist_net.serving.requests import Outcome, Status
+from dist_net.serving.pool.requests import Outcome, Status
+from fake_service import FakeService
 
 INFER = json.dumps(
     {"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}]}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.cluster.darknet_files import FoundModel
 from dist_net.cluster.model_loader import FOLLOW_EVERY_S, ModelLoader
-from dist_net.cluster.model_sources import TrainingRun
+from dist_net.models.darknet_files import FoundModel
+from dist_net.models.sources import TrainingRun
 from dist_net.wire.serving_messages import Prepared
 from dist_net.wire.transport import ServerSocket
 

@@ -10,11 +10,11 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from dist_net.parameter_server.process import ServerProcess, create_weights_segment
+from dist_net.parameter_server.loop import ServerProcess, create_weights_segment
 from dist_net.parameter_server.run import Run
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.training.inbox import SEE_STORES_IN_ORDER
-from dist_net.training.process import WorkerProcess
+from dist_net.training.loop import WorkerProcess
 from dist_net.wire.messages import Join, Leave, Message, Pull, Push, Vector, Welcome, Work
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket, ServerSocket

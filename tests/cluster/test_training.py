@@ -11,7 +11,6 @@ import pytest
 
 from dist_net.cluster import in_process
 from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
-from dist_net.cluster.observer import Observer
 from dist_net.data import Dataset
 from dist_net.errors import (
     CheckpointMismatchError,
@@ -21,12 +20,13 @@ from dist_net.errors import (
     RunOverdueError,
     WorkerRefusedError,
 )
+from dist_net.models.observer import Observer
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.optim import SGD
-from dist_net.parameter_server import process
+from dist_net.parameter_server import loop as process
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from dist_net.recipe import Recipe
-from dist_net.training.compute import TrainingStep
+from dist_net.recipes.recipe import Recipe
+from dist_net.training.step import TrainingStep
 from dist_net.wire.messages import Vector
 from dist_net.wire.security import ROLES, add_keys, create_keys
 

@@ -13,7 +13,6 @@ from PIL import Image
 from dist_net.autodiff import Expression, evaluate, reshape, variable
 from dist_net.darknet.activations import ACTIVATIONS
 from dist_net.darknet.configuration import parse_configuration
-from dist_net.darknet.images import letterbox, load_image
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import PUBLISHED, published
 from dist_net.darknet.seeded import seeded_weights
@@ -22,8 +21,9 @@ from dist_net.data.digits import load
 from dist_net.nn import Lambda, Rescale, Scope, Sequential
 from dist_net.nn.parameters import Vector
 from dist_net.optim import Adam
-from dist_net.recipe import Recipe
-from dist_net.training.single import SingleProcess
+from dist_net.pictures.decoding import letterbox, load_image
+from dist_net.recipes.recipe import Recipe
+from dist_net.training.single_process import SingleProcess
 
 HEIGHT, WIDTH = 9, 11
 LAST_DIGIT = 1e-4  # of what the program prints, 0.01 %; half of it, and as much for rounding

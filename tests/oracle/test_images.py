@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dist_net.darknet.images import letterbox, load_image, resize
+from dist_net.pictures.decoding import letterbox, load_image, resize
 
 LIBRARY = Path("/usr/lib/darknet/libdarknet.so")
 PICTURES = Path("/usr/share/darknet/data")

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dist_net.cluster.observer import Observer
+from dist_net.models.observer import Observer
 
 # What a loaded machine may take; a test that passes does not wait for it.
 DEADLINE_S = 60.0
@@ -112,14 +112,23 @@ class Command:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 parent = stat.read_text().rpartition(")")[2].split()[1]
                 words = (stat.parent / "cmdline").read_text(errors="replace").split("\0")
-                if parent == str(self.process.pid) and "workers.parameter_server" in words:
+                if (
+                    parent == str(self.process.pid)
+                    and "dist_net.cluster.processes.parameter_server" in words
+                ):
                     names["server"] = int(stat.parent.name)
-                elif parent == str(self.process.pid) and "workers.inference_fork_server" in words:
+                elif (
+                    parent == str(self.process.pid)
+                    and "dist_net.cluster.processes.inference_fork_server" in words
+                ):
                     called = (stat.parent / "comm").read_text().strip()
                     names[called if called.startswith("worker-") else "fork-server"] = int(
                         stat.parent.name
                     )
-                elif parent == str(self.process.pid) and "workers.model_loader" in words:
+                elif (
+                    parent == str(self.process.pid)
+                    and "dist_net.cluster.processes.model_loader" in words
+                ):
                     names["model-loader"] = int(stat.parent.name)
                 elif parent == str(self.process.pid) and "--name" in words:
                     names[words[words.index("--name") + 1]] = int(stat.parent.name)

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from dist_net.cli import main
-from dist_net.cluster.options import RunOptions
-from dist_net.cluster.run_directory import RunDirectory
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.parameter_server.run import Run
-from dist_net.recipe import load_recipe
+from dist_net.recipes.recipe import load_recipe
 
 Refuses = Callable[..., None]
 
@@ -147,7 +147,7 @@ from pathlib import Path
 from dist_net.data import Dataset
 from dist_net.data.idx import read_idx
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
-from dist_net.recipe import Recipe
+from dist_net.recipes.recipe import Recipe
 
 def network(classes=10):
     return Sequential(Rescale(), Flatten(), Dense(classes))

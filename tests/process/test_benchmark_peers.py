@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.benchmark import convolution_training, darknet53
-from dist_net.benchmark.peers import darknet_task
-from dist_net.benchmark.peers.dist_net_inference import DistNet
-from dist_net.benchmark.peers.peer_process import PeerProcess, missing_packages
-from dist_net.benchmark.rounds import Contestant, Schedule
+from benchmarks import convolution_training, darknet53
+from benchmarks.peers import darknet_task
+from benchmarks.peers.dist_net_inference import DistNet
+from benchmarks.peers.peer_process import PeerProcess, missing_packages
+from benchmarks.rounds import Contestant, Schedule
 from dist_net.darknet.configuration import Configuration, parse_configuration
 from dist_net.errors import BenchmarkError
 

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from dist_net.benchmark import round_trips
-from dist_net.benchmark.peers.runner import said_by
+from benchmarks import round_trips
+from benchmarks.peers.runner import said_by
 from dist_net.errors import BenchmarkError
 from dist_net.wire.messages import Vector
 from dist_net.wire.segment import available

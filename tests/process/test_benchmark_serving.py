@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.benchmark import batchings, duress, serving
-from dist_net.benchmark.served import CONVOLUTIONS, Net, write_net
+from benchmarks import batchings, duress, serving
+from benchmarks.served import CONVOLUTIONS, Net, write_net
 
 
 @pytest.fixture

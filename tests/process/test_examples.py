@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.served import TINY, write_net
 from dist_net import darknet
-from dist_net.benchmark.served import TINY, write_net
 from dist_net.darknet.seeded import seeded_weights
+from dist_net.models.classifier import load_classifier
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -52,7 +53,7 @@ def test_the_example_says_what_the_classifier_does(photo: Path, weights: Path) -
         f"{photo}: 300 by 200 pixels",
     ]
     configuration = darknet.published("darknet53").configuration()
-    classifier = darknet.load_classifier(configuration, weights, darknet.imagenet_labels())
+    classifier = load_classifier(configuration, weights, darknet.imagenet_labels())
     (answer,) = classifier.predict([photo])
     assert [first, second, third, fourth, fifth] == [
         f"{each.probability:7.2%}  {each.label}" for each in answer

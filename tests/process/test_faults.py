@@ -14,7 +14,7 @@ import pytest
 
 from dist_net.cluster.in_process import in_process_cluster
 from dist_net.parameter_server.checkpoint import read_checkpoint
-from dist_net.recipe import load_recipe
+from dist_net.recipes.recipe import load_recipe
 
 Start = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]

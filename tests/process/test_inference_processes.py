@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from dist_net.cluster.child import Child
-from dist_net.cluster.darknet_files import FoundModel
 from dist_net.cluster.model_loader import described
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.seeded import seeded_weights
 from dist_net.darknet.weights import write_weights
 from dist_net.data import dataset_named
+from dist_net.models.darknet_files import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import key_of_vector, map_prepared
-from dist_net.recipe import load_recipe
-from dist_net.serving.description import ModelDescription
-from dist_net.serving.requests import Status
+from dist_net.recipes.recipe import load_recipe
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse
 from dist_net.wire.serving_messages import (
     Arrays,
@@ -119,7 +119,7 @@ def child(gateway: Gateway, tmp_path: Path) -> Iterator[Callable[..., Child]]:
         logs = tmp_path / f"child-{len(started)}"
         logs.mkdir()
         arguments = ("--connect", gateway.address, "--directory", str(directory), *arguments)
-        started.append(Child("child", f"workers.{module}", arguments, logs))
+        started.append(Child("child", f"dist_net.cluster.processes.{module}", arguments, logs))
         return started[-1]
 
     yield start_child

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_net.cluster.run_directory import RunDirectory
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.labels import imagenet_labels
 from dist_net.darknet.network import DarknetNetwork
@@ -17,6 +16,7 @@ from dist_net.darknet.published import published
 from dist_net.darknet.seeded import seeded_weights
 from dist_net.darknet.weights import write_weights
 from dist_net.data import dataset_named
+from dist_net.models.run_directory import RunDirectory
 
 Start = Callable[..., Any]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.served import TINY, TINY_SHAPE, write_net
 from dist_net import Client
-from dist_net.benchmark.served import TINY, TINY_SHAPE, write_net
 from dist_net.cli import main
 from dist_net.darknet import DarknetNetwork
 from dist_net.darknet.configuration import read_configuration
@@ -21,7 +21,7 @@ from dist_net.darknet.weights import read_weights
 from dist_net.errors import DistNetError
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
-from dist_net.serving.requests import Status
+from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Refuse
 from dist_net.wire.serving_messages import Answer, Ask, EnlistLoader
 from dist_net.wire.transport import ClientSocket

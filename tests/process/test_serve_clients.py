@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from process import test_serve
 
-from dist_net.benchmark.served import TINY, TINY_SHAPE, Net
+from benchmarks.served import TINY, TINY_SHAPE, Net
 from dist_net.darknet import DarknetNetwork
 from dist_net.darknet.configuration import read_configuration
 from dist_net.darknet.weights import read_weights
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
+from process import test_serve
 
 net, serve = test_serve.net, test_serve.serve
 

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from process import test_hosts
 
-from dist_net.benchmark.peers import darknet_task
+from benchmarks.peers import darknet_task
 from dist_net.darknet import DarknetNetwork
 from dist_net.darknet.configuration import read_configuration
 from dist_net.darknet.weights import read_weights
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
-from dist_net.serving.arrays import PIECE_BYTES
+from dist_net.serving.worker.prepared_arrays import PIECE_BYTES
+from process import test_hosts
 
 hosts, keys = test_hosts.hosts, test_hosts.keys
 SERVER = test_hosts.SERVER

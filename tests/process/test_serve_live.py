@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from process import test_serve
 
 from dist_net import Client
-from dist_net.cluster.observer import Observer
 from dist_net.data import dataset_named
 from dist_net.errors import DistNetError, ReloadError
+from dist_net.models.observer import Observer
 from dist_net.nn.inference import Inference, prepare, softmax
-from dist_net.recipe import load_recipe
+from dist_net.recipes.recipe import load_recipe
+from process import test_serve
 
 serve = test_serve.serve
 

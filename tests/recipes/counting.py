@@ -16,7 +16,7 @@ from dist_net.autodiff import Array, Expression, Operation, Shape, apply, cast, 
 from dist_net.data import Dataset
 from dist_net.nn import Scope, zeros
 from dist_net.optim import SGD
-from dist_net.recipe import Recipe
+from dist_net.recipes.recipe import Recipe
 
 SIDE = 16
 SAMPLES = SIDE * SIDE

@@ -19,45 +19,42 @@ CATALOGUES = {"dist_net.errors"}  # as long as there are causes, each a leaf of 
 # Direction: left never imports right, and the three in the middle never each other. What stands
 # on a line is all that the room may import of this project; a room that is not here has no place
 # in the design yet.
-MODELS = "errors clock replacing spelling compiling autodiff nn optim data darknet"
-SIBLING = f"{MODELS} recipe_files recipe wire monitoring"
-ALL_BUT_COMMANDS = f"{SIBLING} recipes parameter_server training serving cluster simulation"
+MODELS = "errors clock files compiling spelling autodiff nn optim pictures data darknet recipes"
+SIBLING = f"{MODELS} release wire"
+ALL_BUT_COMMANDS = f"{SIBLING} parameter_server training serving models cluster simulation"
 MAY_IMPORT = {
     "errors": "",
     "clock": "",
-    "replacing": "",
+    "files": "",
     "spelling": "",
+    "release": "",
     "compiling": "",
     "autodiff": "errors compiling",
-    "nn": "errors replacing autodiff",
+    "nn": "errors files autodiff",
     "optim": "errors compiling",
-    "data": "errors clock",
-    "darknet": "errors replacing spelling autodiff nn data",
-    "recipe_files": "errors",
-    "release": "",
-    "recipe": f"{MODELS} recipe_files release",
-    "recipes": f"{MODELS} recipe",
-    "wire": "errors clock",
-    "monitoring": "errors clock data wire",
-    "parameter_server": "errors clock replacing optim wire monitoring",
+    "pictures": "errors autodiff nn",
+    "data": "errors clock spelling",
+    "darknet": "errors files spelling autodiff nn data pictures",
+    "recipes": f"{MODELS} release",
+    "wire": "errors clock release",
+    "parameter_server": "errors clock files optim wire",
     "training": SIBLING,
     "serving": SIBLING,
-    "cluster": f"{SIBLING} parameter_server training serving",
+    "models": f"{SIBLING} parameter_server training serving",
+    "cluster": f"{SIBLING} parameter_server training serving models",
     "simulation": f"{SIBLING} parameter_server training serving",
-    "workers": ALL_BUT_COMMANDS,
-    "benchmark": ALL_BUT_COMMANDS,
-    "cli": f"{ALL_BUT_COMMANDS} benchmark workers",
+    "cli": ALL_BUT_COMMANDS,
     "__main__": "cli",
-    "dist_net": f"{MODELS} recipe serving",
+    "dist_net": f"{MODELS} serving",
 }
-SPEAKS_ZEROMQ = {"wire", "benchmark"}  # a benchmark measures the bare library beside the wire
-READS_THE_ENVIRONMENT = {"cli", "benchmark", "workers"}
+SPEAKS_ZEROMQ = {"wire"}
+READS_THE_ENVIRONMENT = {"cli"}
 STATE_MACHINES = [
     "dist_net.parameter_server.state",
     "dist_net.parameter_server.leases",
-    "dist_net.parameter_server.membership",
+    "dist_net.parameter_server.members",
     "dist_net.parameter_server.store",
-    "dist_net.serving.pool",
+    "dist_net.serving.pool.pool",
     "dist_net.training.state",
 ]
 INPUT_AND_OUTPUT = {"asyncio", "socket", "subprocess", "threading", "time", "zmq"}
@@ -66,18 +63,17 @@ NUMBA = "numba llvmlite"
 NEEDS_AN_EXTRA = {
     "dist_net.compiling": NUMBA,
     "dist_net.optim.compiled": NUMBA,
-    "dist_net.autodiff.kernels.jit": NUMBA,
-    "dist_net.autodiff.kernels.compiled": NUMBA,
-    "dist_net.autodiff.kernels.compiled_halving": NUMBA,
-    "dist_net.autodiff.kernels.compiled_lines": NUMBA,
-    "dist_net.autodiff.kernels.compiled_tiles": NUMBA,
-    "dist_net.autodiff.kernels.compiled_winograd": NUMBA,
-    "dist_net.benchmark.peers.litserve_server": "litserve",
+    "dist_net.autodiff.kernels.compiled.vectors": NUMBA,
+    "dist_net.autodiff.kernels.compiled.im2row": NUMBA,
+    "dist_net.autodiff.kernels.compiled.strided_tiles": NUMBA,
+    "dist_net.autodiff.kernels.compiled.line_transforms": NUMBA,
+    "dist_net.autodiff.kernels.compiled.tiles": NUMBA,
+    "dist_net.autodiff.kernels.compiled.winograd": NUMBA,
     **dict.fromkeys(
         (
-            "dist_net.serving.open_inference.request",
-            "dist_net.serving.open_inference.response",
-            "dist_net.serving.open_inference.metadata",
+            "dist_net.serving.http.open_inference.request",
+            "dist_net.serving.http.open_inference.response",
+            "dist_net.serving.http.open_inference.metadata",
         ),
         "orjson",
     ),
@@ -92,7 +88,7 @@ NEEDS_AN_EXTRA = {
             "dist_net.serving.http.metadata",
             "dist_net.serving.http.metrics",
             "dist_net.serving.http.openapi",
-            "dist_net.serving.http.page",
+            "dist_net.serving.http.page.routes",
             "dist_net.serving.http.protocol",
             "dist_net.serving.http.replies",
             "dist_net.serving.http.repository",
@@ -108,9 +104,9 @@ Sources = dict[str, str]
 
 
 def sources() -> Sources:
-    """The text of every module of dist_net and workers, by its name."""
+    """The text of every module of dist_net, by its name."""
     found = {}
-    for package in ("dist_net", "workers"):
+    for package in ("dist_net",):
         for path in sorted((ROOT / package).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             found[".".join(parts).removesuffix(".__init__")] = path.read_text()
@@ -130,7 +126,7 @@ def imports(source: str) -> set[str]:
 
 
 def room(module: str) -> str:
-    """`autodiff` for `dist_net.autodiff.plan`, and `workers` for all of those."""
+    """`autodiff` for `dist_net.autodiff.compiler.plan`, and `workers` for all of those."""
     first, _, rest = module.partition(".")
     return (rest.partition(".")[0] or first) if first == "dist_net" else first
 
@@ -147,7 +143,7 @@ def violations(module: str, source: str) -> Iterator[str]:
         top = name.partition(".")[0]
         if top == "":
             yield f"imports {name}: a relative import hides its direction"
-        elif top in ("dist_net", "workers") and room(name) not in own:
+        elif top == "dist_net" and room(name) not in own:
             yield f"imports {name}: {place} may import only {', '.join(sorted(own))}"
         elif top == "zmq" and place not in SPEAKS_ZEROMQ:
             yield f"imports {name}: only wire speaks ZeroMQ"
@@ -207,23 +203,23 @@ def test_the_parameter_server_reaches_no_model() -> None:
     for module in modules:
         if room(module) == "parameter_server":
             found = reachable(module, modules)
-            models = {"autodiff", "nn", "data", "darknet", "recipe"}
+            models = {"autodiff", "nn", "data", "darknet", "recipes"}
             assert not {name: by for name, by in found.items() if room(name) in models}, module
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("dist_net.autodiff.plan", "import dist_net.nn"),
-        ("dist_net.autodiff.plan", "from dist_net import clock"),
-        ("dist_net.autodiff.plan", "def f():\n    import scipy.linalg"),
-        ("dist_net.autodiff.kernels.choice", "import numba"),
+        ("dist_net.autodiff.compiler.plan", "import dist_net.nn"),
+        ("dist_net.autodiff.compiler.plan", "from dist_net import clock"),
+        ("dist_net.autodiff.compiler.plan", "def f():\n    import scipy.linalg"),
+        ("dist_net.autodiff.kernels.convolution.choice", "import numba"),
         ("dist_net.nn.inference", "def f():\n    import numba"),
         ("dist_net.nn.layers", "from . import losses"),
         ("dist_net.training.state", "from dist_net.parameter_server import leases"),
         ("dist_net.cluster.local", "from dist_net.cli import main"),
         ("dist_net.parameter_server.store", "from dist_net.autodiff import compile"),
-        ("dist_net.training.process", "from zmq import Context"),
+        ("dist_net.training.loop", "from zmq import Context"),
         ("dist_net.data.cache", "import pickle"),
         ("dist_net.data.cache", "x = eval('1')"),
         ("dist_net.data.cache", "import os\nx = os.environ['HOME']"),

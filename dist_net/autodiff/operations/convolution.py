@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_net.autodiff.expression import Array, Expression, Kernel, Shape, apply, integer
-from dist_net.autodiff.kernels.team import Team
-from dist_net.autodiff.kernels.training_convolution import (
+from dist_net.autodiff.kernels.convolution.training import (
     convolve,
     input_gradient,
     kernel_gradient,
 )
+from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.windows import Padding, Pair, Windows, windows
 from dist_net.autodiff.operations.broadcasting import same_dtype
-from dist_net.autodiff.operations.sharing import SharedOperation
-from dist_net.autodiff.windows import Padding, Pair, Windows, windows
+from dist_net.autodiff.operations.threaded import SharedOperation
 from dist_net.errors import DTypeError, ShapeError
 
 

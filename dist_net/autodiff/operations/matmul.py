@@ -16,11 +16,11 @@ from dist_net.autodiff.expression import (
     Shape,
     apply,
 )
-from dist_net.autodiff.kernels.team import Team
+from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.autodiff.operations.broadcasting import operands, same_dtype
 from dist_net.autodiff.operations.reduction import sum_to_shape
 from dist_net.autodiff.operations.shaping import reshape, transpose
-from dist_net.autodiff.operations.sharing import SharedOperation
+from dist_net.autodiff.operations.threaded import SharedOperation
 from dist_net.errors import DTypeError, ShapeError
 
 

@@ -13,7 +13,6 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.columns import column_dots, column_sums, long_rows
 from dist_net.autodiff.expression import (
     Array,
     Expression,
@@ -23,11 +22,12 @@ from dist_net.autodiff.expression import (
     constant,
     in_order,
 )
-from dist_net.autodiff.kernels.team import Team
+from dist_net.autodiff.kernels.columns import column_dots, column_sums, long_rows
+from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.autodiff.operations.broadcasting import same_dtype
 from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
 from dist_net.autodiff.operations.shaping import reshape
-from dist_net.autodiff.operations.sharing import SharedOperation, by_strip, strips
+from dist_net.autodiff.operations.threaded import SharedOperation, by_strip, strips
 from dist_net.errors import ShapeError
 
 LARGEST_SHIFT = 16.0

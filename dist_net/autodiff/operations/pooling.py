@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from dist_net.autodiff.expression import Expression, apply, constant
-from dist_net.autodiff.lines import Line
-from dist_net.autodiff.operations.line_maxima import WindowMaximum
-from dist_net.autodiff.operations.line_sums import WindowSum
-from dist_net.autodiff.windows import Padding, Pair, windows
+from dist_net.autodiff.kernels.axis_windows import Line
+from dist_net.autodiff.kernels.windows import Padding, Pair, windows
+from dist_net.autodiff.operations.window_maxima import WindowMaximum
+from dist_net.autodiff.operations.window_sums import WindowSum
 from dist_net.errors import DTypeError, ShapeError
 
 

@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from dist_net.autodiff.columns import column_sums
 from dist_net.autodiff.expression import (
     Array,
     Expression,
@@ -23,6 +22,7 @@ from dist_net.autodiff.expression import (
     apply,
     integers,
 )
+from dist_net.autodiff.kernels.columns import column_sums
 from dist_net.autodiff.operations import shaping
 from dist_net.errors import DTypeError, ShapeError
 

@@ -12,18 +12,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import DistNetError
+from dist_net.serving.gateway.service import Service
 from dist_net.serving.http.bodies import Bodies
 from dist_net.serving.http.images import Images
 from dist_net.serving.http.inference import Inference, is_inference
 from dist_net.serving.http.metadata import Metadata
 from dist_net.serving.http.metrics import metrics_route
 from dist_net.serving.http.openapi import openapi_route
-from dist_net.serving.http.page import DIRECTORY, page_routes, pool_route
+from dist_net.serving.http.page.routes import DIRECTORY, page_routes, pool_route
 from dist_net.serving.http.replies import Json, error_reply, fault_reply, raised_reply
 from dist_net.serving.http.repository import Repository
 from dist_net.serving.http.security import Guard
 from dist_net.serving.http.settings import HttpSettings
-from dist_net.serving.service import Service
 
 # What needs no token: probes learn no more than whether to send requests here, and the
 # description of the interface is the same everywhere.

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from starlette.types import Receive
 
 from dist_net.errors import ModelNotServedError, PoolUnavailableError
-from dist_net.serving.description import ModelDescription
-from dist_net.serving.requests import Outcome, Question, Status
-from dist_net.serving.service import ServedModel, Service
+from dist_net.serving.gateway.service import ServedModel, Service
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.requests import Outcome, Question, Status
 
 # Most answers come sooner, and spare the task that waits for the client's going.
 WATCHED_AFTER_S = 0.005

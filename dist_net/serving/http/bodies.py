@@ -9,9 +9,9 @@ from typing import Self, TypeVar
 from starlette.types import Receive, Scope
 
 from dist_net.errors import BadRequestError, PoolUnavailableError, RequestTooLargeError
+from dist_net.serving.http.open_inference.compression import decompress
 from dist_net.serving.http.settings import HttpSettings
-from dist_net.serving.open_inference.compression import decompress
-from dist_net.serving.requests import Payload
+from dist_net.serving.pool.requests import Payload
 
 Result = TypeVar("Result")
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 from dist_net.errors import BadRequestError, RequestTooLargeError
-from dist_net.serving.open_inference.request import MOST_PICTURES
-from dist_net.serving.requests import Payload
+from dist_net.serving.http.open_inference.request import MOST_PICTURES
+from dist_net.serving.pool.requests import Payload
 
 # Beside its files a form may have some fields; these are left out of account.
 _MOST_PARTS = 2 * MOST_PICTURES

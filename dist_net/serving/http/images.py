@@ -11,15 +11,15 @@ import numpy as np
 from starlette.requests import Request
 from starlette.routing import Route
 
-from dist_net.darknet.predictions import predictions_of
 from dist_net.errors import BadRequestError, QuestionError
-from dist_net.serving.description import ModelDescription
+from dist_net.pictures.predictions import predictions_of
+from dist_net.serving.gateway.service import Service
 from dist_net.serving.http.asking import ask, description_of
 from dist_net.serving.http.bodies import Bodies, headers_of
 from dist_net.serving.http.forms import Picture, is_form, pictures_of
 from dist_net.serving.http.replies import Json, error_content, outcome_reply
-from dist_net.serving.requests import Outcome, Question, Status
-from dist_net.serving.service import Service
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.requests import Outcome, Question, Status
 
 _DEFAULT_TOP = 5
 _MS_PER_S = 1e3

@@ -13,8 +13,16 @@ from functools import partial
 from starlette.types import Receive, Scope, Send
 
 from dist_net.errors import DistNetError, ModelNotServedError
+from dist_net.serving.gateway.service import Service
 from dist_net.serving.http.asking import ask, description_of, version_number
 from dist_net.serving.http.bodies import Bodies, headers_of, size_header
+from dist_net.serving.http.open_inference.compression import (
+    WORTHWHILE_BYTES,
+    accepted_encoding,
+    compress,
+)
+from dist_net.serving.http.open_inference.request import read_request
+from dist_net.serving.http.open_inference.response import encode_response
 from dist_net.serving.http.replies import (
     Headers,
     error_reply,
@@ -23,15 +31,7 @@ from dist_net.serving.http.replies import (
     raised_reply,
     send_json,
 )
-from dist_net.serving.open_inference.compression import (
-    WORTHWHILE_BYTES,
-    accepted_encoding,
-    compress,
-)
-from dist_net.serving.open_inference.request import read_request
-from dist_net.serving.open_inference.response import encode_response
-from dist_net.serving.requests import Outcome, Status
-from dist_net.serving.service import Service
+from dist_net.serving.pool.requests import Outcome, Status
 
 JSON_LENGTH = b"inference-header-content-length"
 

@@ -13,21 +13,21 @@ from starlette.routing import Route
 
 from dist_net.clock import Clock
 from dist_net.errors import PoolUnavailableError
-from dist_net.serving.description import ModelDescription
+from dist_net.serving.gateway.service import ServedModel, Service
 from dist_net.serving.http.asking import (
     description_of,
     require_version,
     served_model,
     version_number,
 )
-from dist_net.serving.http.replies import Json
-from dist_net.serving.open_inference.metadata import (
+from dist_net.serving.http.open_inference.metadata import (
     model_configuration,
     model_metadata,
     model_statistics,
     server_metadata,
 )
-from dist_net.serving.service import ServedModel, Service
+from dist_net.serving.http.replies import Json
+from dist_net.serving.pool.description import ModelDescription
 
 
 class Metadata:

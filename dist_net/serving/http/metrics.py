@@ -22,8 +22,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dist_net.serving.service import Service
-from dist_net.serving.statistics import ENDS, ModelStatistics, total
+from dist_net.serving.gateway.service import Service
+from dist_net.serving.pool.statistics import ENDS, ModelStatistics, total
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _US_PER_S = 1e6

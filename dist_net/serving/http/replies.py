@@ -19,7 +19,7 @@ from dist_net.errors import (
     UnsupportedEncodingError,
     UnsupportedRequestError,
 )
-from dist_net.serving.requests import Outcome, Status
+from dist_net.serving.pool.requests import Outcome, Status
 
 Header = tuple[bytes, bytes]
 Headers = list[Header]

@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from dist_net.errors import BadRequestError, RequestTooLargeError, UnsupportedRequestError
+from dist_net.serving.gateway.service import Service
 from dist_net.serving.http.asking import served_model
 from dist_net.serving.http.bodies import Bodies, headers_of
+from dist_net.serving.http.open_inference.metadata import repository_index
+from dist_net.serving.http.open_inference.request import MOST_JSON_BYTES
 from dist_net.serving.http.replies import Json, outcome_reply
-from dist_net.serving.open_inference.metadata import repository_index
-from dist_net.serving.open_inference.request import MOST_JSON_BYTES
-from dist_net.serving.requests import Outcome, Status
-from dist_net.serving.service import Service
+from dist_net.serving.pool.requests import Outcome, Status
 
 _OWN_FILES = ("config", "file:")
 

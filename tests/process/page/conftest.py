@@ -17,7 +17,7 @@ import pytest
 
 import dist_net
 
-FILES = Path(dist_net.__file__).parent / "serving" / "page"
+FILES = Path(dist_net.__file__).parent / "serving" / "http" / "page"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

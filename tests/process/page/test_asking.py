@@ -10,7 +10,7 @@ import pytest
 import dist_net
 
 expect = pytest.importorskip("playwright.sync_api").expect
-SAMPLES = Path(dist_net.__file__).parent / "serving" / "page" / "samples"
+SAMPLES = Path(dist_net.__file__).parent / "serving" / "http" / "page" / "samples"
 PNG = (SAMPLES / "bag.png").read_bytes()
 
 HAND_OVER = """([kind, bytes]) => {

@@ -1,0 +1,173 @@
+"""Plans: a graph compiled into a list of kernel calls on preallocated, reused buffers.
+
+    outputs ─rewrite─▶ fewer nodes ─steps─▶ an order ─liveness─▶ slots ─bind─▶ kernels
+
+A plan is compiled once for its shapes. Binding gives it the arrays of its variables and the
+places of its outputs, and makes every view and argument; running is then only calling. Several
+bindings of one plan share its buffers, so one of them may run at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dist_net.autodiff.compiler.buffers import assign_slots
+from dist_net.autodiff.compiler.rewrite import rewrite
+from dist_net.autodiff.compiler.steps import materialise, steps_of, unreshaped
+from dist_net.autodiff.expression import (
+    Array,
+    Constant,
+    Expression,
+    Kernel,
+    Variable,
+    View,
+    topological_order,
+)
+from dist_net.autodiff.kernels.memory import Arena
+from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.errors import GraphError, ShapeError
+
+
+class BoundPlan:
+    """A plan with its arrays: ``run()`` reads the variables' arrays and fills ``outputs``.
+
+    ``steps`` are the nodes that are computed one by one, in order, with their kernels.
+    """
+
+    def __init__(
+        self, steps: list[tuple[Expression, list[Kernel]]], outputs: tuple[Array, ...]
+    ) -> None:
+        self.steps = steps
+        self.outputs = outputs
+        self._kernels = [kernel for _, kernels in steps for kernel in kernels]
+
+    def __len__(self) -> int:
+        """The number of kernel calls in a run."""
+        return len(self._kernels)
+
+    def run(self) -> tuple[Array, ...]:
+        """Computes the outputs, in place, and returns them. Floating-point faults give inf or nan
+        as IEEE 754 says, without a warning."""
+        with np.errstate(all="ignore"):
+            for kernel in self._kernels:
+                kernel()
+        return self.outputs
+
+
+class Plan:
+    """The compiled form of some outputs; see ``compile``."""
+
+    def __init__(self, outputs: Sequence[Expression], team: Team, arena: Arena) -> None:
+        self._team = team
+        self._outputs = materialise(rewrite(outputs))
+        self._order = topological_order(self._outputs)
+        self._steps = steps_of(self._outputs)
+        self.variables = {
+            node.operation.name: node
+            for node in self._order
+            if isinstance(node.operation, Variable)
+        }
+        self._placed = {id(unreshaped(each)): i for i, each in enumerate(self._outputs)}
+        self._slot_of, sizes = assign_slots(self._steps, self._placed.keys())
+        self._slots = arena.pieces(sizes)
+        self.buffer_bytes = sum(sizes)
+
+    def bind(
+        self, arrays: Mapping[str, Array], into: Sequence[Array | None] | None = None
+    ) -> BoundPlan:
+        """The plan on these arrays.
+
+        ``arrays`` gives each variable's array by name: C-contiguous, of the variable's shape and
+        dtype; borrowed, and read at each run. ``into[i]``, where not None, is the C-contiguous
+        array that output i is written to; elsewhere a new array is made. Raises GraphError for a
+        missing variable, an unfit number of places, and a place that cannot be written or shares
+        memory with another or with ``arrays``; ShapeError for an array of another shape, dtype or
+        layout.
+        """
+        places = [None] * len(self._outputs) if into is None else list(into)
+        if len(places) != len(self._outputs):
+            raise GraphError(f"bind: {len(places)} places for {len(self._outputs)} outputs")
+        outputs = tuple(
+            np.empty(node.shape, node.dtype) if place is None else _fitting("output", node, place)
+            for node, place in zip(self._outputs, places, strict=True)
+        )
+        known = self._views(arrays, outputs)
+        given = [known[id(node)] for node in self.variables.values()]
+        _require_apart([each for each in places if each is not None], given)
+        bound = []
+        for step in self._steps:
+            inputs = [known[id(each)] for each in step.inputs]
+            bound.append((step.output, step.kernels(inputs, known[id(step.output)], self._team)))
+        return BoundPlan(bound, outputs)
+
+    def _views(self, arrays: Mapping[str, Array], outputs: Sequence[Array]) -> dict[int, Array]:
+        """The array of every node that has one, by the node's id."""
+        known: dict[int, Array] = {}
+        for node in self._order:
+            match node.operation:
+                case Variable(name):
+                    if name not in arrays:
+                        raise GraphError(
+                            f"bind: no array for variable {name!r}; given: {sorted(arrays)}"
+                        )
+                    known[id(node)] = _fitting(name, node, arrays[name])
+                case Constant(value):
+                    known[id(node)] = value
+                case View() as operation:
+                    known[id(node)] = operation.view(known[id(node.inputs[0])])
+                case _ if id(node) in self._placed:
+                    known[id(node)] = outputs[self._placed[id(node)]].reshape(
+                        node.shape, copy=False
+                    )
+                case _ if id(node) in self._slot_of:
+                    slot = self._slots[self._slot_of[id(node)]]
+                    used = slot[: node.size * node.dtype.itemsize]
+                    known[id(node)] = used.view(node.dtype).reshape(node.shape, copy=False)
+        return known
+
+
+def _fitting(name: str, node: Expression, array: Array) -> Array:
+    if array.shape != node.shape or array.dtype != node.dtype or not array.flags.c_contiguous:
+        layout = "contiguous" if array.flags.c_contiguous else "non-contiguous"
+        raise ShapeError(
+            f"bind: {name!r} is {layout} {array.dtype}{list(array.shape)}; "
+            f"expected contiguous {node.dtype}{list(node.shape)}"
+        )
+    return array
+
+
+def _require_apart(places: Sequence[Array], given: Sequence[Array]) -> None:
+    """Raises GraphError if what a run writes to one place is seen at another, or read as given."""
+    for i, place in enumerate(places):
+        if not place.flags.writeable:
+            raise GraphError("bind: a place of an output is read-only; expected one to write to")
+        # Of contiguous arrays, the bounds say all.
+        if any(np.may_share_memory(place, other) for other in (*places[:i], *given)):
+            raise GraphError(
+                f"bind: a place of an output, {place.dtype}{list(place.shape)}, shares memory with "
+                f"that of another, or with an array that is read; expected memory of its own"
+            )
+
+
+def compile(
+    outputs: Sequence[Expression], team: Team | None = None, arena: Arena | None = None
+) -> Plan:
+    """The plan that computes ``outputs``: each node once, with as few buffers as liveness allows.
+
+    ``team``, borrowed, shares the work of a step where that pays; without one, the caller does it
+    all. BLAS has to be capped at one thread then, or its threads and the team's are in each
+    other's way. With as many threads, each run gives the same bits. ``arena``, borrowed, holds the
+    buffers; plans that have one in common share them, so that one of these may run at a time.
+
+    Raises GraphError if two variables share a name but not their shape and dtype.
+    """
+    return Plan(outputs, team or Team(), arena or Arena())
+
+
+def evaluate(outputs: Sequence[Expression], /, **arrays: Array) -> list[Array]:
+    """The values of ``outputs`` for these variables, in new arrays: compiled, run once, dropped."""
+    contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
+    shaped = {name: contiguous[name].reshape(np.shape(arrays[name]), copy=False) for name in arrays}
+    return list(compile(outputs).bind(shaped).run())

@@ -1,0 +1,214 @@
+"""The order of a plan's computations: which nodes are computed, and which of them together.
+
+A *step* is a node that is computed into a buffer. Large elementwise nodes with a single user that
+is elementwise too are drawn into their user's step: the step is then carried out strip by
+strip, so that what passes between its nodes stays in the cache instead of going through memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+import numpy as np
+
+from dist_net.autodiff.expression import (
+    Array,
+    Constant,
+    Expression,
+    Kernel,
+    Operation,
+    Shape,
+    Variable,
+    View,
+    apply,
+    topological_order,
+)
+from dist_net.autodiff.kernels.thread_pool import SHARED_STRIP_BYTES, Team
+from dist_net.autodiff.operations.elementwise import Elementwise
+from dist_net.autodiff.operations.selection import Cast, LogicalNot, Mask, Select
+from dist_net.autodiff.operations.shaping import Reshape
+from dist_net.autodiff.operations.threaded import SharedOperation
+
+STRIP_BYTES = 1 << 16
+"""What one node of a fused step writes at a time: a quarter of a usual L2 cache at most."""
+BY_ELEMENT = Elementwise | Mask | Cast | Select | LogicalNot
+
+
+@dataclass(frozen=True)
+class Copy(Operation):
+    """The input's elements in a contiguous buffer of their own."""
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return inputs[0].shape, inputs[0].dtype
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        return partial(np.copyto, out, inputs[0])
+
+
+@dataclass(frozen=True)
+class Step:
+    """Nodes computed together, in order; only the last one's value is seen outside."""
+
+    nodes: tuple[Expression, ...]
+
+    @property
+    def output(self) -> Expression:
+        """The node whose value the step leaves in its buffer."""
+        return self.nodes[-1]
+
+    @property
+    def inputs(self) -> list[Expression]:
+        """What the step reads that it does not compute itself."""
+        own = {id(node) for node in self.nodes}
+        return [each for node in self.nodes for each in node.inputs if id(each) not in own]
+
+    def kernels(self, inputs: Sequence[Array], out: Array, team: Team) -> list[Kernel]:
+        """The calls that read ``inputs``, in the order of ``self.inputs``, and fill ``out``."""
+        if len(self.nodes) == 1:
+            operation = self.output.operation
+            if isinstance(operation, SharedOperation):
+                return [operation.shared_kernel(inputs, out, team)]
+            if not (_is_cut(self.output) and team.shares(out.nbytes)):
+                return [operation.kernel(inputs, out)]
+        is_shared = team.shares(out.nbytes)
+        widest = max(node.size * node.dtype.itemsize for node in self.nodes)
+        rows = max(1, (SHARED_STRIP_BYTES if is_shared else STRIP_BYTES) * len(out) // widest)
+        scratch = [self._scratch(rows) for _ in range(team.threads if is_shared else 1)]
+        tasks = []
+        for start in range(0, len(out), rows):
+            strip = slice(start, min(start + rows, len(out)))
+            tasks.append([self._strip_kernels(inputs, out, strip, each) for each in scratch])
+        return team.kernels(tasks) if is_shared else [call for (calls,) in tasks for call in calls]
+
+    def _strip_kernels(
+        self, inputs: Sequence[Array], out: Array, strip: slice, scratch: dict[int, Array]
+    ) -> list[Kernel]:
+        outside = iter(inputs)
+        kernels = []
+        for node in self.nodes:
+            operands = [
+                scratch[id(each)][: strip.stop - strip.start]
+                if id(each) in scratch
+                else _rows(next(outside), node, strip)
+                for each in node.inputs
+            ]
+            target = (
+                out[strip] if node is self.output else scratch[id(node)][: strip.stop - strip.start]
+            )
+            kernels.append(node.operation.kernel(operands, target))
+        return kernels
+
+    def _scratch(self, rows: int) -> dict[int, Array]:
+        """A strip for each inner node: that of an input where it may be overwritten."""
+        scratch: dict[int, Array] = {}
+        for node in self.nodes[:-1]:
+            reusable = [
+                scratch[id(each)]
+                for each in node.inputs
+                if id(each) in scratch and each.dtype == node.dtype
+            ]
+            if reusable and node.operation.overwrites_inputs:
+                scratch[id(node)] = reusable[0]
+            else:
+                scratch[id(node)] = np.empty((rows, *node.shape[1:]), node.dtype)
+        return scratch
+
+
+def _rows(array: Array, node: Expression, strip: slice) -> Array:
+    """The part of an operand that a strip of ``node`` reads; what broadcasts is read whole."""
+    return array[strip] if array.ndim == node.ndim and len(array) == node.shape[0] else array
+
+
+def materialise(outputs: Sequence[Expression]) -> list[Expression]:
+    """The graph with copies where a view cannot serve.
+
+    Some operations read contiguous arrays only; an output needs a buffer that nothing else is,
+    which a node has that is computed, seen through reshapes or not, and is no other output.
+    """
+    materialised: dict[int, Expression] = {}
+    copies: dict[int, Expression] = {}
+
+    def contiguous(node: Expression) -> Expression:
+        if _is_contiguous(node):
+            return node
+        return copies.setdefault(id(node), apply(Copy(), node))
+
+    for node in topological_order(outputs):
+        inputs = tuple(materialised[id(each)] for each in node.inputs)
+        if node.operation.reads_contiguous:
+            inputs = tuple(map(contiguous, inputs))
+        materialised[id(node)] = Expression(node.operation, inputs, node.shape, node.dtype)
+    claimed: set[int] = set()
+    result = []
+    for output in outputs:
+        node = materialised[id(output)]
+        computed = unreshaped(node)
+        if not is_computed(computed) or id(computed) in claimed:
+            node = computed = apply(Copy(), node)
+        claimed.add(id(computed))
+        result.append(node)
+    return result
+
+
+def is_computed(node: Expression) -> bool:
+    """Whether the node needs a kernel: it is neither given nor a view."""
+    return not isinstance(node.operation, Variable | Constant | View)
+
+
+def unreshaped(node: Expression) -> Expression:
+    """The node whose elements, in the same order, ``node`` shows."""
+    while isinstance(node.operation, Reshape):
+        (node,) = node.inputs
+    return node
+
+
+def viewed(node: Expression) -> Expression:
+    """The node in whose memory ``node`` lies."""
+    while isinstance(node.operation, View):
+        (node,) = node.inputs
+    return node
+
+
+def _is_contiguous(node: Expression) -> bool:
+    while isinstance(node.operation, View):
+        if not node.operation.keeps_contiguous:
+            return False
+        (node,) = node.inputs
+    return True
+
+
+def steps_of(outputs: Sequence[Expression]) -> list[Step]:
+    """The steps that compute ``outputs``, in an order in which each finds its inputs ready."""
+    order = topological_order(outputs)
+    uses = Counter(id(each) for each in chain(*(node.inputs for node in order), outputs))
+    user = {id(each): node for node in order for each in node.inputs}
+    members: dict[int, list[Expression]] = {}
+    for node in reversed(order):
+        if is_computed(node):
+            step = members.get(id(node), [node])
+            members[id(node)] = step
+            for each in node.inputs:
+                if uses[id(each)] == 1 and _fuses(each, user[id(each)]):
+                    members[id(each)] = step
+                    step.append(each)
+    position = {id(node): index for index, node in enumerate(order)}
+    return [
+        Step(tuple(sorted(members[id(node)], key=lambda each: position[id(each)])))
+        for node in order
+        if is_computed(node) and members[id(node)][0] is node
+    ]
+
+
+def _fuses(node: Expression, user: Expression) -> bool:
+    """Whether ``node`` may be computed strip by strip with its only user."""
+    return _is_cut(node) and isinstance(user.operation, BY_ELEMENT) and node.shape == user.shape
+
+
+def _is_cut(node: Expression) -> bool:
+    """Whether ``node`` may be computed strip by strip, and is large enough to be."""
+    is_large = node.ndim > 0 and node.size * node.dtype.itemsize >= 4 * STRIP_BYTES
+    return is_large and isinstance(node.operation, BY_ELEMENT)

@@ -1,0 +1,70 @@
+"""Columns of matrices that have many short rows: the channels of a batch, the terms of a bias.
+
+NumPy pays for every row of a broadcast or of a sum along the first axis, and with 16 columns that
+is most of the time. Several rows side by side, as *lanes*, are one long row of the same memory:
+with (50176, 16) float32 both take a third of the time so. Sums are also more exact, as each lane
+is added up by itself. Arrays only.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from typing import TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.autodiff.expression import Array, Kernel, in_order
+from dist_net.autodiff.kernels.thread_pool import Team
+
+Floats: TypeAlias = NDArray[np.float32 | np.float64]
+
+LONG_ROW = 1024  # elements; longer ones gain nothing
+MANY_ELEMENTS = 1 << 16  # below, a second call costs more than it spares
+
+
+def long_rows(*matrices: Array) -> list[Array]:
+    """Matrices of one shape with as many rows side by side as is useful, and divides them.
+
+    Views; the matrices themselves where one of them is not C-contiguous.
+    """
+    rows, columns = matrices[0].shape
+    contiguous = all(each.flags.c_contiguous for each in matrices)
+    if not contiguous or rows * columns < MANY_ELEMENTS:
+        return list(matrices)
+    lanes = max(n for n in range(1, max(1, LONG_ROW // columns) + 1) if rows % n == 0)
+    return [each.reshape(rows // lanes, lanes * columns, copy=False) for each in matrices]
+
+
+def column_sums(x: Array, out: Array) -> Kernel:
+    """The call that fills ``out``, (columns,), with the sums of the columns of ``x``.
+
+    A sum is a row of ones times a matrix, and BLAS adds such columns twice as fast as NumPy.
+    """
+    (rows,) = long_rows(x)
+    ones = np.ones(len(rows), x.dtype)
+    if rows.shape == x.shape:
+        return partial(np.matmul, ones, rows, out)
+    by_lane = np.empty(rows.shape[1], x.dtype)
+    add_rows = partial(np.matmul, ones, rows, by_lane)
+    return in_order([add_rows, column_sums(by_lane.reshape(-1, out.size, copy=False), out)])
+
+
+def column_dots(x: Array, y: Array, out: Array, team: Team) -> Kernel:
+    """The call that fills ``out``, (columns,), with the sums of the columns of x·y.
+
+    Nothing of their size is written on the way. Each thread of ``team`` takes a part of many rows.
+    """
+    x_rows, y_rows = (cast(Floats, each) for each in long_rows(x, y))
+    count = min(team.threads if team.shares(x.nbytes) else 1, len(x_rows))
+    edges = [len(x_rows) * part // count for part in range(count + 1)]
+    by_lane = np.empty((count, x_rows.shape[1]), x_rows.dtype)
+    tasks = [
+        [[partial(np.einsum, "rc,rc->c", x_rows[start:stop], y_rows[start:stop], out=total)]]
+        * team.threads
+        for total, (start, stop) in zip(by_lane, pairwise(edges), strict=True)
+    ]
+    return in_order(
+        [team.kernel(tasks), column_sums(by_lane.reshape(-1, out.size, copy=False), out)]
+    )

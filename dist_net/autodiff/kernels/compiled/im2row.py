@@ -1,0 +1,190 @@
+"""The passes around im2row's matrix product, compiled by numba: each touches memory once.
+
+Needs the extra ``fast``. What is computed is defined by the plain algorithm that this one extends,
+and computed by it where vectors do not fit. Where a number of channels is no multiple of a
+vector's, the last vector overlaps the one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.autodiff.expression import Array, Kernel
+from dist_net.autodiff.kernels.compiled.vectors import (
+    LANES,
+    Flat,
+    Pointer,
+    Vector,
+    inlined,
+    jit,
+    larger,
+    load,
+    pointer,
+    spread,
+    store,
+)
+from dist_net.autodiff.kernels.convolution.blocks import Block
+from dist_net.autodiff.kernels.convolution.im2row import Im2Row
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
+from dist_net.compiling import BOOLEAN, INTEGER, READ, REAL, WRITTEN
+
+
+class CompiledIm2Row(Im2Row):
+    """``Im2Row``, with its rows written and its product finished in one pass each."""
+
+    def kernels(
+        self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
+    ) -> Sequence[Kernel]:
+        """The calls that compute a block of the output."""
+        if not is_suitable(block, arrays):
+            return Im2Row(self.products).kernels(problem, block, arrays, scratch)
+        return super().kernels(problem, block, arrays, scratch)
+
+    def _gather(
+        self, problem: Problem, block: Block, x: Array, padded: Array, matrix: Array
+    ) -> Sequence[Kernel]:
+        windows = problem.windows
+        if problem.groups > 1 or windows.size[1] * problem.x[3] < LANES:
+            return super()._gather(problem, block, x, padded, matrix)
+        images, rows, _ = block.size
+        top = block.rows.start * windows.stride[0] - windows.padding[0][0]
+        corner = top, -windows.padding[1][0]
+        grid = images, rows, problem.out[2]
+        geometry = *grid, *windows.size, *windows.stride, *corner
+        part = x[block.images]
+        return [partial(write_rows, flat(part), *part.shape[1:], *geometry, flat(matrix))]
+
+    def _finish(
+        self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
+    ) -> Sequence[Kernel]:
+        images, rows, filters = block.size
+        grid = images, rows, problem.out[2], filters
+        return [partial(finish_product, flat(product), *grid, *finish_of(problem, block, arrays))]
+
+
+def is_suitable(block: Block, arrays: Arrays) -> bool:
+    """Whether vectors fit a block's outputs, and all arrays are laid out as loops expect them."""
+    used = [arrays.x, arrays.bias, arrays.out]
+    used += [] if arrays.residual is None else [arrays.residual]
+    is_plain = all(each.flags.c_contiguous and each.dtype == np.float32 for each in used)
+    return is_plain and block.size[2] >= LANES
+
+
+def flat(array: Array) -> Array:
+    """A contiguous array's values one after the other, in the same memory."""
+    return array.reshape(array.size, copy=False)
+
+
+def finish_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ...]:
+    """Output, residual and whether there is one, bias of the block, and slopes; then where the
+    block begins in the output, the values from there to the next image, and row, and pixel."""
+    _, height, width, channels = problem.out
+    out = flat(arrays.out)
+    has_residual = arrays.residual is not None
+    residual = flat(arrays.residual) if arrays.residual is not None else arrays.bias
+    slopes = np.float32(problem.finish.slope), np.float32(problem.finish.residual_slope)
+    per_row = width * channels
+    start = (block.images.start * height + block.rows.start) * per_row + block.channels.start
+    bias = arrays.bias[block.channels]
+    place = start, height * per_row, per_row, channels
+    return out, residual, has_residual, bias, *slopes, *place
+
+
+How = tuple[Pointer, bool, Vector, Vector]
+"""Residual, whether there is one, and slopes."""
+FINISH = WRITTEN, READ, BOOLEAN, READ, REAL, REAL, INTEGER, INTEGER, INTEGER, INTEGER
+
+
+@inlined
+def finish_one(value: Vector, out: Pointer, place: int, bias: Vector, how: How) -> None:
+    """``Finish`` of a vector, written to ``place``."""
+    residual, has_residual, slope, residual_slope = how
+    value = value + bias
+    value = larger(value, value * slope)
+    if has_residual:
+        value = value + load(residual, place)
+        value = larger(value, value * residual_slope)
+    store(out, place, value)
+
+
+@jit(READ, *[INTEGER] * 4, *FINISH)
+def finish_product(
+    values: Flat,
+    images: int,
+    rows: int,
+    columns: int,
+    filters: int,
+    out: Flat,
+    residual: Flat,
+    has_residual: bool,
+    bias: Flat,
+    slope: float,
+    residual_slope: float,
+    start: int,
+    per_image: int,
+    per_row: int,
+    per_pixel: int,
+) -> None:
+    """``Finish`` of (N, rows, columns, O) values; the rest is as ``finish_of`` gives it."""
+    how = pointer(residual), has_residual, spread(slope), spread(residual_slope)
+    products, shifts, result = pointer(values), pointer(bias), pointer(out)
+    source = 0
+    for image in range(images):
+        for row in range(rows):
+            target = start + image * per_image + row * per_row
+            for _ in range(columns):
+                for first in range(0, filters, LANES):
+                    c = min(first, filters - LANES)
+                    value, shift = load(products, source + c), load(shifts, c)
+                    finish_one(value, result, target + c, shift, how)
+                source += filters
+                target += per_pixel
+
+
+@jit(READ, *[INTEGER] * 12, WRITTEN)
+def write_rows(
+    x: Flat,
+    height: int,
+    width: int,
+    channels: int,
+    images: int,
+    rows: int,
+    columns: int,
+    lines: int,
+    line: int,
+    down: int,
+    across: int,
+    top: int,
+    left: int,
+    target: Flat,
+) -> None:
+    """The windows of ``x``, (N, H, W, C), with 0 outside of it: (N, rows, columns, kh, kw · C).
+
+    kh and kw are ``lines`` and ``line``; the first window's corner is (top, left).
+    """
+    pixels, copied = pointer(x), pointer(target)
+    length = line * channels
+    place = 0
+    for image in range(images):
+        for row in range(rows):
+            for column in range(columns):
+                start = (left + column * across) * channels
+                first = min(max(-start, 0), length)
+                last = max(min(width * channels - start, length), first)
+                for y in range(top + row * down, top + row * down + lines):
+                    is_inside = 0 <= y < height
+                    source = (image * height + y) * width * channels + start
+                    if is_inside and last - first == length:
+                        for i in range(0, length, LANES):
+                            c = min(i, length - LANES)
+                            store(copied, place + c, load(pixels, source + c))
+                    else:
+                        for i in range(length):
+                            known = is_inside and first <= i < last
+                            target[place + i] = x[source + i] if known else 0
+                    place += length

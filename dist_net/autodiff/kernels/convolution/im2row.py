@@ -1,0 +1,118 @@
+"""Convolution as one matrix product: each window of the input written out as a row.
+
+A pointwise convolution has the rows already: they are its input's pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.autodiff.expression import Array, Expression, Kernel, Shape
+from dist_net.autodiff.kernels.convolution.blocks import Block
+from dist_net.autodiff.kernels.convolution.problem import (
+    Arrays,
+    Problem,
+    carve,
+    scratch_bytes,
+    take_padded,
+)
+from dist_net.autodiff.kernels.gemm import Products
+from dist_net.autodiff.kernels.memory import copy_in_runs
+from dist_net.autodiff.kernels.windows import Windows
+from dist_net.autodiff.operations.shaping import reshape, transpose
+
+
+class Im2Row:
+    """The algorithm that fits every convolution."""
+
+    name = "im2row"
+    row_step = 1
+
+    def __init__(self, products: Products | None = None) -> None:
+        self.products = products or Products()
+
+    def prepare(self, problem: Problem, kernel: Expression) -> Expression:
+        """(kh, kw, C / groups, O) as (groups, kh · kw · C / groups, O / groups).
+
+        A single group's is laid out for products, without that axis.
+        """
+        groups = problem.groups
+        if groups == 1:
+            return self.products.laid_out(reshape(kernel, (problem.row_length, problem.out[3])))
+        by_group = reshape(kernel, (problem.row_length, groups, problem.out[3] // groups))
+        return transpose(by_group, (1, 0, 2))
+
+    def scratch_bytes(self, problem: Problem, block: Block) -> int:
+        """What one thread needs for a block."""
+        return scratch_bytes(_shapes(problem, block), problem.dtype)
+
+    def kernels(
+        self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
+    ) -> Sequence[Kernel]:
+        """The calls that compute a block of the output."""
+        padded, matrix, product, spare = carve(scratch, _shapes(problem, block), problem.dtype)
+        kernels: list[Kernel] = []
+        if problem.is_pointwise and problem.groups == 1:
+            matrix = arrays.x[block.images, block.rows].reshape(1, -1, problem.x[3], copy=False)
+        else:
+            kernels += self._gather(problem, block, arrays.x, padded, matrix)
+        if problem.groups == 1:
+            columns = self.products.part(arrays.kernel, block.channels)
+            kernels += self.products.calls(matrix[0], columns, product[:, 0])
+        else:
+            kernels.append(partial(np.matmul, matrix, arrays.kernel, product.transpose(1, 0, 2)))
+        kernels += self._finish(problem, block, arrays, product, spare)
+        return kernels
+
+    def _gather(
+        self, problem: Problem, block: Block, x: Array, padded: Array, matrix: Array
+    ) -> Sequence[Kernel]:
+        """The windows of a block's pixels as rows of ``matrix``, (groups, pixels, row length)."""
+        windows, groups = problem.windows, problem.groups
+        top = block.rows.start * windows.stride[0] - windows.padding[0][0]
+        left = -windows.padding[1][0]
+        (_, rows, _), columns = block.size, problem.out[2]
+        place = (len(padded), rows, columns, *windows.size)
+        seen = Windows(windows.size, windows.stride, ((0, 0), (0, 0))).over(padded)
+        padding = take_padded(x[block.images], top, left, padded)
+        if groups == 1:
+            lines = seen.reshape(*place[:4], -1, copy=False)
+            return [*padding, copy_in_runs(matrix.reshape(lines.shape, copy=False), lines)]
+        by_group = seen.reshape(*place, groups, -1, copy=False).transpose(5, 0, 1, 2, 3, 4, 6)
+        return [*padding, partial(np.copyto, matrix.reshape(by_group.shape, copy=False), by_group)]
+
+    def _finish(
+        self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
+    ) -> Sequence[Kernel]:
+        """The output's block, from the products of all its pixels."""
+        out = arrays.out[block.index]
+        residual = None if arrays.residual is None else arrays.residual[block.index]
+        values, spare = product.reshape(out.shape, copy=False), spare.reshape(out.shape, copy=False)
+        bias = arrays.bias[block.channels]
+        return problem.finish.kernels(values, bias, residual, out, spare)
+
+
+def _shapes(problem: Problem, block: Block) -> list[Shape]:
+    """Of a block's padded input, its rows, its product, and as much again."""
+    windows, groups = problem.windows, problem.groups
+    images, rows, channels = block.size
+    pixels = images * rows * problem.out[2]
+    product = (pixels, groups, channels // groups)
+    if problem.is_pointwise and groups == 1:
+        return [(0,), (0,), product, product]
+    (down, across), (height, width) = windows.stride, windows.size
+    return [
+        (
+            images,
+            (rows - 1) * down + height,
+            (problem.out[2] - 1) * across + width,
+            problem.x[3],
+        ),
+        (groups, pixels, problem.row_length),
+        product,
+        product,
+    ]

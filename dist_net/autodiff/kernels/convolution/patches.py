@@ -1,0 +1,121 @@
+"""The windows of a map written out as the rows of matrices, strip by strip, for training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from dist_net.autodiff.expression import Array, Kernel, Shape
+from dist_net.autodiff.kernels.convolution.blocks import Block, Blocking
+from dist_net.autodiff.kernels.convolution.problem import take_padded
+from dist_net.autodiff.kernels.memory import copy_in_runs
+from dist_net.autodiff.kernels.windows import Pair, Windows
+
+STRIP_BYTES = 1 << 19  # of rows written out: a usual L2 cache
+FEWEST_PIXELS = 256  # of a strip: with fewer, BLAS reads the kernel more often than it pays
+FEW_CHANNELS = 4  # in a group: then runs of channels are too short to be copied one by one
+
+
+@dataclass(frozen=True, eq=False)
+class Unrolled:
+    """The windows of ``x``, one for each pixel of a result, as rows: a matrix for each group.
+
+    The first window begins ``before`` rows and columns before the map, or after its start if
+    negative; what lies outside of the map is 0.
+    """
+
+    x: Array
+    size: Pair
+    stride: Pair
+    before: Pair
+    result: Pair
+    groups: int
+
+    @property
+    def channels(self) -> int:
+        """Of one group."""
+        channels: int = self.x.shape[3]
+        return channels // self.groups
+
+    @property
+    def length(self) -> int:
+        """Of a row: of one window's part in one group."""
+        return math.prod(self.size) * self.channels
+
+    @property
+    def _has_rows(self) -> bool:
+        """Whether the map's own memory consists of the rows."""
+        is_pointwise = self.size == self.stride == (1, 1) and self.before == (0, 0)
+        return is_pointwise and self.result == self.x.shape[1:3] and self.x.flags.c_contiguous
+
+    def strips(self) -> list[Block]:
+        """The pixels of the result in strips: rows of an image, or all of several images'."""
+        height, width = self.result
+        row_bytes = max(1, self.groups * self.length * self.x.itemsize)
+        pixels = max(FEWEST_PIXELS, STRIP_BYTES // row_bytes)
+        rows = max(1, min(height, pixels // width))
+        even_rows = -(-height // -(-height // rows))
+        blocking = Blocking(max(1, pixels // (height * width)), even_rows, 1)
+        return list(blocking.blocks((len(self.x), height, width, 1)))
+
+    def shapes(self, strip: Block) -> list[Shape]:
+        """Of what ``rows`` needs as scratch: the padded part of the map, and the matrices."""
+        images = strip.images.stop - strip.images.start
+        if self._has_rows:
+            return [(0,), (0,)]
+        rows = strip.rows.stop - strip.rows.start
+        height, width = (
+            (n - 1) * stride + size
+            for n, stride, size in zip((rows, self.result[1]), self.stride, self.size, strict=True)
+        )
+        pixels = images * rows * self.result[1]
+        return [(images, height, width, self.x.shape[3]), (self.groups, pixels, self.length)]
+
+    def rows(self, strip: Block, padded: Array, matrix: Array) -> tuple[Sequence[Kernel], Array]:
+        """The calls that write the rows of a strip, and these: (groups, pixels, length)."""
+        x = self.x[strip.images]
+        if self._has_rows:
+            return [], by_group(x[:, strip.rows], self.groups)
+        calls: list[Kernel] = []
+        top, left = strip.rows.start * self.stride[0] - self.before[0], -self.before[1]
+        bottom, right = top + padded.shape[1], left + padded.shape[2]
+        is_inside = min(top, left) >= 0 and bottom <= x.shape[1] and right <= x.shape[2]
+        if is_inside and x.flags.c_contiguous:
+            padded = x[:, top:bottom, left:right]
+        else:
+            calls += take_padded(x, top, left, padded)
+        windows = Windows(self.size, self.stride, ((0, 0), (0, 0))).over(padded)
+        if matrix.size == 0:
+            return [], matrix
+        if self.groups == 1 and self.channels > FEW_CHANNELS:
+            return [*calls, _copy_in_runs(matrix, windows)], matrix
+        grouped = windows.reshape(*windows.shape[:5], self.groups, self.channels, copy=False)
+        if self.channels > FEW_CHANNELS:
+            seen = grouped.transpose(5, 0, 1, 2, 3, 4, 6)
+            return [
+                *calls,
+                partial(np.copyto, matrix.reshape(seen.shape, copy=False), seen),
+            ], matrix
+        # Runs of channels are short, so runs of pixels are copied, into columns.
+        seen = grouped.transpose(5, 3, 4, 6, 0, 1, 2)
+        columns = matrix.reshape(self.groups, self.length, matrix.shape[1], copy=False)
+        calls.append(partial(np.copyto, columns.reshape(seen.shape, copy=False), seen))
+        return calls, columns.transpose(0, 2, 1)
+
+
+def _copy_in_runs(matrix: Array, windows: Array) -> Kernel:
+    """The call that copies (N, H', W', kh, kw, C): each window's line lies in one piece."""
+    *places, width, channels = windows.shape
+    lines = windows.reshape(*places, width * channels, copy=False)
+    return copy_in_runs(matrix.reshape(lines.shape, copy=False), lines)
+
+
+def by_group(pixels: Array, groups: int) -> Array:
+    """(..., channels) as (groups, pixels, channels / groups), in the same memory."""
+    *axes, channels = pixels.shape
+    by_pixel = pixels.reshape(math.prod(axes), groups, channels // groups, copy=False)
+    return by_pixel.transpose(1, 0, 2)

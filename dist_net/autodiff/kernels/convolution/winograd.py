@@ -1,0 +1,222 @@
+"""3x3 convolution with fewer multiplications (Winograd; Lavin and Gray, arXiv 1509.09308).
+
+F(m x m, 3 x 3) computes a tile of m x m outputs from a = m + 2 squared inputs:
+
+    tile ─Bᵀ·d·B─▶ a² points ─a² products with the kernel's points─▶ a² sums ─Aᵀ·s·A─▶ m² outputs
+
+The products over the channels are a² matrix products, for all tiles at once. The transforms are
+matrix products too: of a² x a² with all tiles' elements, by the Kronecker product of B with itself.
+
+With a stride of 2, every other input meets the kernel's middle alone, and the rest its two ends:
+F(m, 2) of these and m plain products, so a = 2m + 1: with m = 2, 25 products do for 36. The plain
+ones share a point of the kernel, which has (m + 2)² as ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import cache, partial
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from dist_net.autodiff.expression import Array, Expression, Kernel, Shape, constant
+from dist_net.autodiff.kernels.convolution.blocks import Block
+from dist_net.autodiff.kernels.convolution.problem import (
+    Arrays,
+    Problem,
+    carve,
+    scratch_bytes,
+    take_padded,
+)
+from dist_net.autodiff.kernels.gemm import Products
+from dist_net.autodiff.operations.matmul import matmul
+from dist_net.autodiff.operations.shaping import reshape
+
+POINTS = (0, 1, -1, 2, -2)
+ONE = POINTS.index(1)
+APART = 16  # values between planes, which would otherwise often meet in one set of the cache
+
+
+class Winograd:
+    """F(m x m, 3 x 3), for maps whose sides are multiples of ``m``: 2 or 4; stride 1 or 2."""
+
+    def __init__(self, m: int, stride: int = 1, products: Products | None = None) -> None:
+        self.m = m
+        self.stride = stride
+        self.products = products or Products()
+        self.a = m * stride + 3 - stride
+        self.name = f"winograd{m}" if stride == 1 else f"winograd{m}/{stride}"
+        self.row_step = m
+
+    def prepare(self, problem: Problem, kernel: Expression) -> Expression:
+        """(3, 3, C, O) as the kernel's points, (m + 2, m + 2, C, O), laid out for products."""
+        _, g, _ = transforms(self.m, self.stride)
+        channels, filters = kernel.shape[2:]
+        flat = reshape(kernel, (9, channels * filters))
+        points = matmul(constant(np.kron(g, g).astype(problem.dtype)), flat)
+        points = reshape(points, (self.m + 2, self.m + 2, channels, filters))
+        return self.products.laid_out(points)
+
+    def scratch_bytes(self, problem: Problem, block: Block) -> int:
+        """What one thread needs for a block."""
+        return scratch_bytes(self._shapes(problem, block), problem.dtype)
+
+    def kernels(
+        self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
+    ) -> Sequence[Kernel]:
+        """The calls that compute a block of the output."""
+        points, sums, *spare = carve(scratch, self._shapes(problem, block), problem.dtype)
+        kernel = self.products.part(arrays.kernel, block.channels)
+        by_tile = (self.a, self.a, self._tiles(problem, block), -1)
+        x, y = (
+            points[:, :-APART].reshape(by_tile, copy=False),
+            sums[:, :-APART].reshape(by_tile, copy=False),
+        )
+        return [
+            *self._to_points(problem, block, arrays.x, points, spare),
+            *(
+                call
+                for place in self._places
+                for call in self.products.calls(x[place], kernel[place], y[place])
+            ),
+            *self._from_points(problem, block, arrays, sums, spare),
+        ]
+
+    @property
+    def _places(self) -> Sequence[tuple[slice, slice]]:
+        """Where points of the input meet the kernel's: as many of these, or a single one."""
+        if self.stride == 1:
+            return [(slice(None), slice(None))]
+        parts = slice(0, self.m + 1), slice(self.m + 1, None)
+        return [(rows, columns) for rows in parts for columns in parts]
+
+    def _to_points(
+        self, problem: Problem, block: Block, x: Array, points: Array, spare: Sequence[Array]
+    ) -> Sequence[Kernel]:
+        """The input's tiles, transformed: (a², tiles · C + APART)."""
+        padded, shared = spare
+        (top, _), (left, _) = problem.windows.padding
+        tiles = _windows(padded, self.m * self.stride, self.a)
+        points = points[:, :-APART]
+        gathered = shared[: points.size].reshape(tiles.shape, copy=False)
+        b, _, _ = transforms(self.m, self.stride)
+        matrix = np.kron(b, b).astype(problem.dtype)
+        return [
+            *take_padded(x[block.images], block.rows.start * self.stride - top, -left, padded),
+            partial(np.copyto, gathered, tiles),
+            partial(np.matmul, matrix, gathered.reshape(points.shape, copy=False), points),
+        ]
+
+    def _from_points(
+        self, problem: Problem, block: Block, arrays: Arrays, sums: Array, spare: Sequence[Array]
+    ) -> Sequence[Kernel]:
+        """The block's outputs, from the sums, (a², tiles · O + APART)."""
+        _, shared = spare
+        out = _by_place(arrays.out[block.index], self.m)
+        residual = None if arrays.residual is None else arrays.residual[block.index]
+        _, _, a = transforms(self.m, self.stride)
+        matrix = np.kron(a, a).astype(problem.dtype)
+        values = shared[: out.size].reshape(out.shape, copy=False)
+        # A constant in every output is that constant in the sums at the point (1, 1).
+        sums = sums[:, :-APART]
+        at_one = sums[ONE * self.a + ONE].reshape(-1, out.shape[5], copy=False)
+        return [
+            partial(np.add, at_one, arrays.bias[block.channels], at_one),
+            partial(np.matmul, matrix, sums, values.reshape(self.m**2, -1, copy=False)),
+            *problem.finish.kernels(
+                values,
+                None,
+                None if residual is None else _by_place(residual, self.m),
+                out,
+                shared[out.size : 2 * out.size].reshape(out.shape, copy=False),
+            ),
+        ]
+
+    def _tiles(self, problem: Problem, block: Block) -> int:
+        images, rows, _ = block.size
+        return images * (rows // self.m) * (problem.out[2] // self.m)
+
+    def _shapes(self, problem: Problem, block: Block) -> list[Shape]:
+        """Of a block's points and sums; of its padded input, and of what gathered tiles and
+        outputs share."""
+        images, rows, filters = block.size
+        width, channels = problem.out[2], problem.x[3]
+        tiles = self._tiles(problem, block)
+        outputs = tiles * self.m**2 * filters
+        return [
+            (self.a**2, tiles * channels + APART),
+            (self.a**2, tiles * filters + APART),
+            (images, *((side - 1) * self.stride + 3 for side in (rows, width)), channels),
+            (max(self.a**2 * tiles * channels, 2 * outputs),),
+        ]
+
+
+def _windows(padded: Array, step: int, a: int) -> Array:
+    """(a, a, N, rows, columns, C): every tile's elements, in the padded map's memory."""
+    n, height, width, channels = padded.shape
+    per_image, per_row, per_column, per_channel = padded.strides
+    return as_strided(
+        padded,
+        (a, a, n, (height - a) // step + 1, (width - a) // step + 1, channels),
+        (per_row, per_column, per_image, step * per_row, step * per_column, per_channel),
+    )
+
+
+def _by_place(out: Array, m: int) -> Array:
+    """(N, H, W, O) as (m, m, N, H / m, W / m, O): places within a tile first."""
+    n, height, width, filters = out.shape
+    per_image, per_row, per_column, per_channel = out.strides
+    return as_strided(
+        out,
+        (m, m, n, height // m, width // m, filters),
+        (per_row, per_column, per_image, m * per_row, m * per_column, per_channel),
+    )
+
+
+Transforms = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+@cache
+def transforms(m: int, stride: int = 1) -> Transforms:
+    """Bᵀ (a, a), G (m + 2, 3) and Aᵀ (m, a) of F(m, 3), for a stride of 1 or 2."""
+    if stride == 1:
+        return _interpolation(m, 3)
+    b, g, a = _interpolation(m, 2)
+    whole = np.zeros((2 * m + 1, 2 * m + 1))
+    whole[: m + 1, ::2] = b
+    whole[m + 1 :, 1::2] = np.eye(m)
+    ends = np.stack([g[:, 0], np.zeros(m + 1), g[:, 1]], axis=1)
+    return whole, np.vstack([ends, [0, 1, 0]]), np.hstack([a, np.eye(m)])
+
+
+def _interpolation(m: int, r: int) -> Transforms:
+    """Bᵀ (n, n), G (n, r) and Aᵀ (m, n) of F(m, r), n = m + r - 1, by Toom and Cook's method.
+
+    A product of polynomials is fixed by its values at n - 1 points and its leading coefficient
+    (the point at infinity); correlation is the transpose of that product.
+    """
+    points = POINTS[: m + r - 2]
+    others = [[Fraction(q) for q in points if q != p] for p in points]
+    scales = [math.prod(p - q for q in rest) for p, rest in zip(points, others, strict=True)]
+    b = [[*_coefficients(rest), Fraction(0)] for rest in others]
+    b.append(_coefficients([Fraction(p) for p in points]))
+    g = [
+        [Fraction(p**power) / scale for power in range(r)]
+        for p, scale in zip(points, scales, strict=True)
+    ]
+    g.append([Fraction(power == r - 1) for power in range(r)])
+    a = [[*(Fraction(p**row) for p in points), Fraction(row == m - 1)] for row in range(m)]
+    return np.array(b, np.float64), np.array(g, np.float64), np.array(a, np.float64)
+
+
+def _coefficients(roots: Sequence[Fraction]) -> list[Fraction]:
+    """Of the product of (x - root), the constant first."""
+    product = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *product]
+        product = [s - root * p for s, p in zip(shifted, [*product, Fraction(0)], strict=True)]
+    return product

@@ -1,0 +1,152 @@
+"""A team of threads that share the work of one kernel, each with scratch memory of its own.
+
+NumPy and BLAS compute without the interpreter's lock, so threads help as soon as the pieces of work
+are large. BLAS is expected to use one thread per call: then pieces, not BLAS, are what is divided.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from queue import SimpleQueue
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.autodiff.expression import Kernel, in_order
+from dist_net.autodiff.kernels.gemm import Products
+from dist_net.autodiff.kernels.memory import aligned_bytes
+
+Task = Sequence[Sequence[Kernel]]
+"""For each thread that may carry it out, the same calls, bound to that thread's scratch."""
+
+SHARED_BYTES = 1 << 20
+"""Of a result that passes through memory make, from which on it is shared. A thread takes some
+50 us to wake up, and does so whenever it has met another at the interpreter's lock, between two
+calls: of 1 MB two threads make a tenth more, of 6 MB half as much again, of 13 MB twice as much."""
+SHARED_STRIP_BYTES = 1 << 19  # so that calls are long, and few meet at the lock
+
+MOST_THREADS = 256  # more are a slip of the finger, and would exhaust the host
+
+
+class Team:
+    """``threads`` threads, of which the caller is the first; the others end with the team.
+
+    ``products`` is how they multiply matrices: each by one call of BLAS, if left out.
+    """
+
+    def __init__(self, threads: int = 1, products: Products | None = None) -> None:
+        self.threads = threads
+        self.products = products or Products()
+        self._scratch_bytes = 0
+        self._scratch: list[NDArray[np.uint8]] = []
+        self._calls: list[SimpleQueue[_Round | None]] = [SimpleQueue() for _ in range(threads - 1)]
+        helpers = [
+            threading.Thread(target=_follow, args=(i, calls), name=f"team-{i}", daemon=True)
+            for i, calls in enumerate(self._calls, 1)
+        ]
+        for helper in helpers:
+            helper.start()
+        self.close = weakref.finalize(self, _dismiss, self._calls, helpers)
+
+    def shares(self, result_bytes: int) -> bool:
+        """Whether passes through memory that make so many bytes are worth sharing out."""
+        return self.threads > 1 and result_bytes >= SHARED_BYTES
+
+    def reserve(self, scratch_bytes: int) -> None:
+        """Sees to it that each thread has as much scratch; to be called before any is given."""
+        self._scratch_bytes = max(self._scratch_bytes, scratch_bytes)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What all threads together have as scratch, once it is given."""
+        return self.threads * self._scratch_bytes
+
+    def scratch(self, thread: int) -> NDArray[np.uint8]:
+        """The scratch of one thread, which all kernels share: it holds nothing between two."""
+        if not self._scratch or len(self._scratch[0]) < self._scratch_bytes:
+            self._scratch = [aligned_bytes(self._scratch_bytes) for _ in range(self.threads)]
+        return self._scratch[thread]
+
+    def kernel(self, tasks: Sequence[Task]) -> Kernel:
+        """A call that carries out ``tasks``, each on whichever thread is free first."""
+        return in_order(self.kernels(tasks))
+
+    def kernels(self, tasks: Sequence[Task]) -> list[Kernel]:
+        """The same as several calls, if there is nobody to share them with."""
+        if self.threads == 1 or len(tasks) == 1:
+            return [kernel for task in tasks for kernel in task[0]]
+        return [partial(_share, self._calls, tasks)]
+
+
+class _Round:
+    """Some tasks being carried out: the next one is whoever's comes first.
+
+    A helper takes some 50 us to wake up. If it comes too late to find a task, nobody waits for it.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = iter(tasks)
+        self._lock = threading.Lock()
+        self._helping = 0
+        self._is_closed = False
+        self._helped = threading.Lock()
+        self._helped.acquire()
+        self.error: BaseException | None = None
+
+    def work(self, thread: int) -> None:
+        for task in self._tasks:
+            for kernel in task[thread]:
+                kernel()
+
+    def help(self, thread: int) -> None:
+        with self._lock:
+            if self._is_closed:
+                return
+            self._helping += 1
+        try:
+            self.work(thread)
+        except BaseException as error:  # handed to the caller's thread, which raises it
+            self.error = error
+        with self._lock:
+            self._helping -= 1
+            if self._is_closed and self._helping == 0:
+                self._helped.release()
+
+    def close(self) -> None:
+        """Returns when all who help are done; from now on nobody begins to."""
+        with self._lock:
+            self._is_closed = True
+            is_helped = self._helping > 0
+        if is_helped:
+            self._helped.acquire()
+
+
+def _share(helpers: Sequence[SimpleQueue[_Round | None]], tasks: Sequence[Task]) -> None:
+    round_ = _Round(tasks)
+    for calls in helpers:
+        calls.put(round_)
+    try:
+        round_.work(0)
+    finally:
+        round_.close()
+    if round_.error is not None:
+        raise round_.error
+
+
+def _follow(thread: int, calls: SimpleQueue[_Round | None]) -> None:
+    np.seterr(all="ignore")  # as BoundPlan.run does for the caller's thread
+    while (round_ := calls.get()) is not None:
+        round_.help(thread)
+
+
+def _dismiss(
+    queues: Sequence[SimpleQueue[_Round | None]], helpers: Sequence[threading.Thread]
+) -> None:
+    for calls in queues:
+        calls.put(None)
+    for helper in helpers:
+        if helper is not threading.current_thread():  # which may be the one that collects garbage
+            helper.join()

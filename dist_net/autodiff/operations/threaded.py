@@ -1,0 +1,54 @@
+"""Operations whose work a team of threads can share, and how rows of arrays are shared out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from dist_net.autodiff.expression import Array, Kernel, Operation, Shape, in_order
+from dist_net.autodiff.kernels.convolution.problem import carve, scratch_bytes
+from dist_net.autodiff.kernels.thread_pool import SHARED_STRIP_BYTES, Task, Team
+
+STRIP_BYTES = 1 << 17
+"""What a task writes at a time; with what it reads beside, half of an L2 cache of 1 MiB."""
+
+
+class SharedOperation(Operation):
+    """An operation with a kernel that a team shares. The threads never change the result, and
+    how many there are, no more than the last digits of sums."""
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        return self.shared_kernel(inputs, out, Team())
+
+    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+        """As ``kernel``; the calls of one run are divided between the threads of ``team``."""
+        raise NotImplementedError
+
+
+def strips(rows: Array, strip_bytes: int | None = None) -> list[slice]:
+    """The rows, along the first axis, in strips of at most so many bytes, or of one row."""
+    length = max(1, (strip_bytes or STRIP_BYTES) * len(rows) // max(1, rows.nbytes))
+    return [slice(start, min(start + length, len(rows))) for start in range(0, len(rows), length)]
+
+
+def by_strip(
+    result: Array,
+    spare_shapes: Callable[[slice], Sequence[Shape]],
+    calls: Callable[[slice, Sequence[Array]], Sequence[Kernel]],
+    team: Team,
+) -> Kernel:
+    """One call that carries out ``calls`` for each strip of ``result``, along its first axis.
+
+    They are given spare arrays of the result's dtype and of these shapes. The team shares a large
+    result.
+    """
+    is_shared = team.shares(result.nbytes)
+    parts = strips(result, SHARED_STRIP_BYTES if is_shared else STRIP_BYTES)
+    shapes = [spare_shapes(part) for part in parts]
+    team.reserve(max((scratch_bytes(each, result.dtype) for each in shapes), default=0))
+    tasks: list[Task] = [
+        [calls(part, carve(team.scratch(i), each, result.dtype)) for i in range(team.threads)]
+        for part, each in zip(parts, shapes, strict=True)
+    ]
+    return (
+        team.kernel(tasks) if is_shared else in_order([call for task in tasks for call in task[0]])
+    )

@@ -1,0 +1,136 @@
+"""The maxima of windows along one axis, and what flows back to the first of each window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from dist_net.autodiff.expression import Array, Expression, Kernel, Shape, apply, in_order
+from dist_net.autodiff.kernels.memory import copy_in_runs
+from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.operations.threaded import SharedOperation, by_strip
+from dist_net.autodiff.operations.window_sums import Combined, OfLines
+
+
+@dataclass(frozen=True)
+class WindowMaximum(Combined):
+    """The largest element of each window; of those that tie, the first has the gradient."""
+
+    ufunc = np.maximum
+    of_none = -math.inf
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return (apply(WindowMaximumGradient(self.line), *node.inputs, node, cotangent),)
+
+
+@dataclass(frozen=True)
+class WindowMaximumGradient(OfLines, SharedOperation):
+    """Each window's cotangent at its first maximum. Inputs: the map, its maxima, cotangents."""
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return inputs[0].shape, inputs[0].dtype
+
+    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+        x, maxima, cotangent = inputs
+        # The usual case: the second of two takes what the first has left.
+        is_of_two = self.line.is_partition and len(self.line.taps()) == 2
+        is_gathered = is_of_two and self.is_scattered(x)
+        spares = 1 if is_of_two else 3
+        through = self._gathered if is_gathered else self._of_two if is_of_two else self._of_many
+
+        def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Kernel]:
+            return through(x[strip], maxima[strip], cotangent[strip], out[strip], *spare)
+
+        def spare_shapes(strip: slice) -> Sequence[Shape]:
+            return [maxima[strip].shape] * spares
+
+        return by_strip(maxima, spare_shapes, calls, team)
+
+    def _of_two(
+        self, x: Array, maxima: Array, cotangent: Array, out: Array, hit: Array
+    ) -> Sequence[Kernel]:
+        (_, first), (where, second) = self.line.taps()
+        share, rest = self.line.of(out, first), self.line.of(out, second)
+        return [
+            partial(np.equal, self.line.of(x, first), maxima, hit),
+            partial(np.multiply, cotangent, hit, share),
+            partial(np.subtract, self.line.of(cotangent, where), self.line.of(share, where), rest),
+        ]
+
+    def _gathered(
+        self, x: Array, maxima: Array, cotangent: Array, out: Array, share: Array
+    ) -> Sequence[Kernel]:
+        (_, first), (where, second) = self.line.taps()
+        return [
+            copy_in_runs(share, self.line.of(x, first)),
+            partial(np.equal, share, maxima, share),
+            partial(np.multiply, share, cotangent, share),
+            copy_in_runs(self.line.of(out, first), share),
+            partial(np.subtract, cotangent, share, share),
+            copy_in_runs(self.line.of(out, second), self.line.of(share, where)),
+        ]
+
+    def _of_many(
+        self,
+        x: Array,
+        maxima: Array,
+        cotangent: Array,
+        out: Array,
+        hit: Array,
+        left: Array,
+        share: Array,
+    ) -> Sequence[Kernel]:
+        """At each place in turn, a maximum takes what is ``left`` of its window's cotangent."""
+        line = self.line
+        calls: list[Kernel] = [partial(np.copyto, left, cotangent), partial(out.fill, 0)]
+        for where, elements in line.taps():
+            hits, shares, rest = (line.of(each, where) for each in (hit, share, left))
+            target = line.of(out, elements)
+            calls += [
+                partial(np.equal, line.of(x, elements), line.of(maxima, where), hits),
+                partial(np.multiply, rest, hits, shares),
+                partial(np.subtract, rest, shares, rest),
+                partial(np.add, target, shares, target),
+            ]
+        return calls
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        x, maxima, _ = node.inputs
+        return None, None, apply(ElementAtMaximum(self.line), x, maxima, cotangent)
+
+
+@dataclass(frozen=True)
+class ElementAtMaximum(OfLines):
+    """Of each window of the third input, the element where the first has its first maximum.
+
+    Inputs: a map, its maxima, another map.
+    """
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return inputs[1].shape, inputs[2].dtype
+
+    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+        x, maxima, other = inputs
+        free, hit = np.empty(out.shape, np.bool_), np.empty(out.shape, np.bool_)
+        share = np.empty_like(out)
+        calls: list[Kernel] = [partial(free.fill, True), partial(out.fill, 0)]
+        for where, elements in self.line.taps():
+            hits, frees, shares, target = (
+                self.line.of(each, where) for each in (hit, free, share, out)
+            )
+            calls += [
+                partial(np.equal, self.line.of(x, elements), self.line.of(maxima, where), hits),
+                partial(np.logical_and, hits, frees, hits),
+                partial(np.greater, frees, hits, frees),
+                partial(np.multiply, self.line.of(other, elements), hits, shares),
+                partial(np.add, target, shares, target),
+            ]
+        return in_order(calls)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        x, maxima, _ = node.inputs
+        return None, None, apply(WindowMaximumGradient(self.line), x, maxima, cotangent)

@@ -1,0 +1,282 @@
+"""A run on this host: a parameter server and workers in processes of their own, and this process,
+which watches them, evaluates snapshots, and writes the run directory.
+
+    this process ──starts──▶ parameter server ◀──ipc──  local workers
+         └─────── observes ────────┘          ◀──tcp──  workers of other hosts
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from dist_net.cluster.child import Child, end
+from dist_net.cluster.entry import available_cores
+from dist_net.cluster.own_directory import temporary_directory
+from dist_net.data import Dataset
+from dist_net.errors import DistNetError, InterruptedRunError, ProcessFailedError
+from dist_net.models.observer import Observer
+from dist_net.models.run_directory import RunDirectory
+from dist_net.recipes.recipe import Recipe
+from dist_net.training.evaluation import Evaluation, Evaluator
+from dist_net.wire.security import load_server_keys
+from dist_net.wire.transport import ServerSocket
+
+POLL_S = 0.1
+START_TIMEOUT_S = 30.0
+ANSWER_TIMEOUT_S = 30.0
+EVALUATION_INTERVAL_S = 1.0
+WORKER_GRACE_S = 1.5  # with what is killed after it, an interrupt is done within 2 s
+CHECKPOINT_GRACE_S = 30.0  # a large model on a slow disk
+
+
+class Display(Protocol):
+    """What a run shows to a person."""
+
+    def started(self, addresses: Sequence[str]) -> None:
+        """Workers may connect to these addresses."""
+        ...
+
+    def progressed(self, report: dict[str, Any]) -> None:
+        """The server's report, several times a second."""
+        ...
+
+    def evaluated(self, samples: int, evaluation: Evaluation) -> None:
+        """The weights after so many samples were evaluated on the test images."""
+        ...
+
+    def warned(self, text: str) -> None:
+        """Something went wrong that the run survives."""
+        ...
+
+
+@dataclass(frozen=True)
+class Local:
+    """What runs on this host: workers, their BLAS threads, and where else the server listens."""
+
+    workers: int
+    listen: tuple[str, ...] = ()
+    keys: Path | None = None
+    resume: bool = False
+
+    @property
+    def threads(self) -> int:
+        """A worker's share of this process's cores beside the server's own, at least 1."""
+        return max(1, (available_cores() - 1) // max(1, self.workers))
+
+    def core(self, index: int) -> int | None:
+        """Where that worker stays; None: one alone, or of several threads, may move."""
+        if self.workers == 1 or self.threads > 1 or not hasattr(os, "sched_getaffinity"):
+            return None
+        cores = sorted(os.sched_getaffinity(0))
+        return cores[index % len(cores)]
+
+    def require_listening(self) -> None:
+        """Raises what listening would raise, before a run is begun for it."""
+        keys = None if self.keys is None else load_server_keys(self.keys)
+        ServerSocket(self.listen, keys).close()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The server's last report, and how well the last weights do."""
+
+    report: dict[str, Any]
+    evaluation: Evaluation
+
+
+class TrainingRun:
+    """The run in ``directory``, whose options are written there already."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        recipe: Recipe,
+        dataset: Dataset,
+        local: Local,
+        display: Display,
+    ) -> None:
+        self._directory = directory
+        self._samples = len(dataset.train_labels)
+        self._evaluate = Evaluator(recipe.model, dataset)
+        self._local = local
+        self._display = display
+        self._next_record = 0
+        self._evaluated_epochs = 0
+        self._evaluated_s = 0.0
+        self._reported: set[Child] = set()
+        self.evaluation: Evaluation | None = None  # the last one
+        self._checkpoint_error: str | None = None
+        self._has_workers = False
+
+    def run(self) -> Outcome:
+        """Trains to the end.
+
+        Raises InterruptedRunError on KeyboardInterrupt, and ProcessFailedError when the server
+        ends, or the last worker of this host with no other left. Whenever it can, the server
+        leaves a checkpoint. No process outlives the call.
+        """
+        with temporary_directory() as temporary:
+            address = f"ipc://{temporary}/server"
+            server = self._start_server(address)
+            workers: list[Child] = []
+            try:
+                for index in range(self._local.workers):
+                    workers.append(self._start_worker(address, index))
+                with Observer(
+                    address, timeout_s=ANSWER_TIMEOUT_S, while_waiting=server.require_running
+                ) as observer:
+                    outcome = self._watch(observer, server, workers)
+                self._await_checkpoint(server)
+                return outcome
+            except KeyboardInterrupt:
+                _end(server, workers)
+                raise _interruption(server, "interrupted") from None
+            except ProcessFailedError:
+                if server.exit_code == 0:
+                    raise _interruption(server, "ended from outside") from None
+                raise
+            finally:
+                _end(server, workers)
+
+    def _start_server(self, address: str) -> Child:
+        arguments = [str(self._directory.path), address, *self._local.listen]
+        arguments += ["--parent", str(os.getpid())]
+        if self._local.keys is not None:
+            arguments += ["--keys", str(self._local.keys)]
+        if self._local.resume:
+            arguments.append("--resume")
+        # It may write there for a while after this process was killed, so it holds the lock, too.
+        return Child(
+            "parameter-server",
+            "dist_net.cluster.processes.parameter_server",
+            arguments,
+            self._directory.logs,
+            inherited=self._directory.lock_descriptors,
+        )
+
+    def _start_worker(self, address: str, index: int) -> Child:
+        name = f"worker-{index}"
+        arguments = ["--run-dir", str(self._directory.path), "--connect", address, "--name", name]
+        arguments += ["--threads", str(self._local.threads), "--timeout", str(START_TIMEOUT_S)]
+        arguments += ["--parent", str(os.getpid())]
+        core = self._local.core(index)
+        if core is not None:
+            arguments += ["--core", str(core)]
+        return Child(
+            name, "dist_net.cluster.processes.training_worker", arguments, self._directory.logs
+        )
+
+    def _watch(self, observer: Observer, server: Child, workers: list[Child]) -> Outcome:
+        self._display.started(server.wait_until_ready(START_TIMEOUT_S))
+        self._begin_metrics(observer.status())
+        while True:
+            # Before the report: workers that a stopping server let go are no failure.
+            ended = [worker for worker in workers if worker.exit_code not in (None, 0)]
+            report = self._poll(observer)
+            if report["state"] == "finished":
+                break
+            if report["state"] == "stopping":
+                server.wait(CHECKPOINT_GRACE_S)
+                raise server.failure()
+            self._check_workers(ended, report)
+            self._evaluate_if_due(observer, report)
+            time.sleep(POLL_S)
+        while report["records"]:
+            report = self._poll(observer)
+        evaluation = self._evaluate_now(observer)
+        observer.shut_down("every epoch is done")
+        return Outcome(report, evaluation)
+
+    def _begin_metrics(self, report: dict[str, Any]) -> None:
+        """After a resume, drops what was recorded after the checkpoint, and what the server
+        repeats: its newest records."""
+        repeated_from = min((each["samples"] for each in report["records"]), default=math.inf)
+        kept = [
+            record
+            for record in self._directory.read_metrics()
+            if record["samples"] <= report["samples"]
+            and (record["kind"] == "test" or record["samples"] < repeated_from)
+        ]
+        self._directory.metrics.unlink(missing_ok=True)
+        self._directory.append_metrics(kept)
+        self._evaluated_epochs = report["samples"] // self._samples
+
+    def _poll(self, observer: Observer) -> dict[str, Any]:
+        report = observer.status(self._next_record)
+        self._next_record = report["next_record"]
+        self._directory.append_metrics({"kind": "train", **each} for each in report["records"])
+        self._display.progressed(report)
+        self._warn_of_checkpoint(report["checkpoint_error"])
+        return report
+
+    def _warn_of_checkpoint(self, error: str | None) -> None:
+        """Says it once, however often the same thing fails, and when it is over."""
+        if error != self._checkpoint_error:
+            self._checkpoint_error = error
+            self._display.warned(error or "checkpoints can be written again")
+
+    def _check_workers(self, ended: list[Child], report: dict[str, Any]) -> None:
+        """Says which of this host's failed, and that none is left anywhere."""
+        for worker in ended:
+            if worker not in self._reported:
+                self._reported.add(worker)
+                self._display.warned(f"{worker.failure()}; its samples go to other workers")
+        has_workers = len(report["workers"]) > 0
+        if ended and len(ended) == self._local.workers and not has_workers:
+            raise ended[-1].failure()
+        if self._has_workers and not has_workers:
+            self._display.warned("no worker is left: the run goes on when one joins")
+        self._has_workers = has_workers
+
+    def _evaluate_if_due(self, observer: Observer, report: dict[str, Any]) -> None:
+        epochs = report["samples"] // self._samples
+        is_due = time.monotonic() - self._evaluated_s > EVALUATION_INTERVAL_S
+        if epochs > self._evaluated_epochs and is_due:
+            self._evaluated_epochs = epochs
+            self._evaluate_now(observer)
+            self._evaluated_s = time.monotonic()
+
+    def _evaluate_now(self, observer: Observer) -> Evaluation:
+        snapshot = observer.snapshot()
+        evaluation = self._evaluate(snapshot.weights)
+        record = {
+            "kind": "test",
+            "samples": snapshot.samples,
+            "version": snapshot.version,
+            "loss": evaluation.loss,
+            "accuracy": evaluation.accuracy,
+        }
+        self._directory.append_metrics([record])
+        self._display.evaluated(snapshot.samples, evaluation)
+        self.evaluation = evaluation
+        return evaluation
+
+    def _await_checkpoint(self, server: Child) -> None:
+        if not server.wait(CHECKPOINT_GRACE_S):
+            raise ProcessFailedError(
+                f"the parameter server has not written {self._directory.checkpoint} in "
+                f"{CHECKPOINT_GRACE_S:g} s (log: {server.log})"
+            )
+        if server.exit_code != 0:
+            raise server.failure()
+
+
+def _interruption(server: Child, how: str) -> DistNetError:
+    """What is raised for a run that did not end by itself."""
+    if server.exit_code == ProcessFailedError.exit_code:
+        return server.failure()
+    return InterruptedRunError(how)
+
+
+def _end(server: Child, workers: list[Child]) -> None:
+    """Ends all that still run; the server may take the time that it needs for its checkpoint."""
+    for child in (server, *workers):
+        child.terminate()
+    end(workers, WORKER_GRACE_S)
+    end([server], CHECKPOINT_GRACE_S)

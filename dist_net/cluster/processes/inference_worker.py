@@ -1,0 +1,105 @@
+"""The process of an inference worker.
+
+    python -m dist_net.cluster.processes.inference_worker --connect ADDRESS
+        [--keys DIR] [--name NAME] [--threads N] [--max-batch-size N] [--most-pixels N]
+        [--no-reproducible] [--directory DIR] [--parent PROCESS_ID]
+
+Prints ``READY`` on stdout when it asks the gateway for work, and ``FAILED REASON`` when it ends for
+a reason of its own. Logs go to stderr.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals
+from dist_net.data import default_cache_dir
+from dist_net.models.trained import add_trust_argument
+from dist_net.pictures.decoding import MOST_PIXELS
+from dist_net.serving.worker.loop import InferenceWorker, WorkerSettings
+from dist_net.wire.security import load_worker_keys
+
+logger = logging.getLogger("dist_net.serving.worker.loop")
+
+# Loading runs Python beside the loop, which has to wait so long for the interpreter; 5 ms by
+# default.
+SWITCH_INTERVAL_S = 0.0005
+# A batch's rows are smaller; the pixels of a huge picture must not stay for ever.
+KEPT_BYTES = 8 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what a worker is told."""
+    parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the gateway's")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
+    parser.add_argument(
+        "--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for people"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="how many compute")
+    parser.add_argument(
+        "--max-batch-size", type=int, default=8, metavar="N", help="as the gateway's (default: 8)"
+    )
+    parser.add_argument(
+        "--most-pixels",
+        type=int,
+        default=MOST_PIXELS,
+        metavar="N",
+        help=f"of a picture (default: {MOST_PIXELS:,})",
+    )
+    parser.add_argument(
+        "--reproducible",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="as the gateway's (default)",
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=default_cache_dir() / "served",
+        metavar="DIR",
+        help="for models that the gateway sends (default: in the cache)",
+    )
+    add_trust_argument(parser)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answers until the gateway lets this worker go; gives the exit code."""
+    settings = WorkerSettings(
+        arguments.directory,
+        arguments.threads,
+        arguments.max_batch_size,
+        arguments.reproducible,
+        arguments.most_pixels,
+        arguments.trust_recipe,
+    )
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    logging.getLogger("dist_net").setLevel(logging.INFO)
+    keys = load_worker_keys(arguments.keys) if arguments.keys else None
+    with InferenceWorker(
+        arguments.connect,
+        arguments.name,
+        settings,
+        keys,
+        is_orphaned=(lambda: os.getppid() != arguments.parent) if arguments.parent else None,
+    ) as worker:
+        stop_on_signals(worker.stop)
+        print(READY, flush=True)
+        reason = worker.serve()
+    logger.info("done reason=%s", reason)
+    return INTERRUPTED if worker.was_stopped else 0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Parses the command line, or these words in its place, and answers."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args(words))
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main, KEPT_BYTES))

@@ -1,0 +1,77 @@
+"""The process of a parameter server, for one run.
+
+    python -m dist_net.cluster.processes.parameter_server RUN_DIRECTORY LISTEN_ADDRESS...
+        [--keys DIR] [--resume] [--parent PROCESS_ID]
+
+Prints ``READY ADDRESS...``, quoted as for a shell, on stdout when there is a first checkpoint and
+workers may connect, and ``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr.
+The run's options are read from the run directory. When the parent process is gone, the run ends.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from dist_net.cluster.entry import (
+    READY,
+    available_cores,
+    entry_point,
+    let_others_compute,
+    stop_on_signals,
+)
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
+from dist_net.models.trained import recipe_of_run
+from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.parameter_server.loop import ServerProcess, create_weights_segment
+from dist_net.parameter_server.run import Run
+from dist_net.wire.messages import MOST_TOGETHER
+from dist_net.wire.security import load_server_keys
+from dist_net.wire.segment import available
+from dist_net.wire.transport import ServerSocket
+
+
+def main() -> int:
+    """Serves until the run is shut down, or the process that started this one is gone."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run_directory", type=Path)
+    parser.add_argument("listen", nargs="+")
+    parser.add_argument("--keys", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--parent", type=int, default=os.getppid())
+    arguments = parser.parse_args()
+    let_others_compute()
+
+    directory = RunDirectory(arguments.run_directory)
+    options = RunOptions.from_json(directory.options.read_text())
+    loaded = recipe_of_run(directory)
+    settings = options.settings(loaded, loaded.recipe.load_dataset())
+    segment = create_weights_segment(settings.vector_size) if available() else None
+    buffers = [segment.vector(i) for i in range(segment.vectors)] if segment else None
+    if arguments.resume:
+        run = Run.resumed(settings, read_checkpoint(directory.checkpoint), buffers)
+    else:
+        run = Run(settings, loaded.recipe.initial_weights(settings.seed), buffers)
+    keys = load_server_keys(arguments.keys) if arguments.keys else None
+    with ServerSocket(
+        arguments.listen, keys, settings.gradient_bytes, most_arrays=MOST_TOGETHER
+    ) as socket:
+        process = ServerProcess(
+            run,
+            socket,
+            directory.checkpoint,
+            options.checkpoint_every_s,
+            segment,
+            is_orphaned=lambda: os.getppid() != arguments.parent,
+            cores=available_cores(),
+        )
+        stop_on_signals(process.stop)
+        contact = shlex.join(socket.contact_addresses)
+        process.serve(ready=lambda: print(READY, contact, flush=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))

@@ -1,0 +1,114 @@
+"""The process of a training worker.
+
+    python -m dist_net.cluster.processes.training_worker [RECIPE] --connect ADDRESS
+        [--keys DIR] [--name NAME] [--threads N] [--timeout SECONDS]
+
+Prints ``READY`` on stdout when it asks to join, and ``FAILED REASON`` when it ends for a reason
+of its own. Logs go to stderr.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
+from dist_net.cluster.entry import (
+    READY,
+    entry_point,
+    kept_on_core,
+    let_others_compute,
+    stop_on_signals,
+    use_threads,
+)
+from dist_net.errors import InterruptedRunError, SettingError
+from dist_net.models.observer import recipe_at
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.trained import recipe_of_run
+from dist_net.recipes.recipe import load_recipe
+from dist_net.training.loop import WorkerProcess
+from dist_net.training.step import TrainingStep
+from dist_net.wire.address import contact_address
+from dist_net.wire.security import load_worker_keys
+
+logger = logging.getLogger("dist_net.training.worker")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what a worker is told."""
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        help="as the server's; may be left out unless that is a file",
+    )
+    parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the server's address")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
+    parser.add_argument("--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for logs")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="how many compute")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long to wait for the server at first (default: 10)",
+    )
+    parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)  # for its recipe
+    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)  # where to compute
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
+
+
+def train(arguments: argparse.Namespace) -> int:
+    """Trains until there is no more to do; gives the exit code.
+
+    Raises InterruptedRunError if the run, or this worker, was ended before that.
+    """
+    if not 1 <= arguments.threads <= MOST_THREADS or not arguments.timeout > 0:
+        raise SettingError(
+            f"--threads={arguments.threads}, --timeout={arguments.timeout:g}: expected a whole "
+            f"number from 1 up to {MOST_THREADS}, and a number of seconds above 0"
+        )
+    use_threads(arguments.threads)
+    let_others_compute()
+    logging.getLogger("dist_net").setLevel(logging.INFO)
+    keys = load_worker_keys(arguments.keys) if arguments.keys else None
+    if arguments.run_dir is not None:
+        loaded = recipe_of_run(RunDirectory(arguments.run_dir))
+    else:
+        loaded = load_recipe(
+            arguments.recipe or recipe_at(arguments.connect, keys, arguments.timeout)
+        )
+    model, dataset = loaded.recipe.model, loaded.recipe.load_dataset()
+    with WorkerProcess(
+        lambda seed: TrainingStep(model, dataset, seed, arguments.threads),
+        arguments.connect,
+        arguments.name,
+        loaded.digest(dataset),
+        model.layout.size,
+        keys,
+        shares_memory=contact_address(arguments.connect).stays_on_this_host,
+        join_timeout_s=arguments.timeout,
+        is_orphaned=lambda: arguments.parent not in (None, os.getppid()),
+    ) as worker:
+        stop_on_signals(worker.stop)
+        print(READY, flush=True)
+        with kept_on_core(arguments.core):  # only now: the socket's thread may run anywhere
+            done = worker.train()
+    if not done.finished:
+        # Not 0, so that a supervisor starts this worker again for when the run goes on.
+        raise InterruptedRunError(f"left the run before it was done: {done.reason}")
+    logger.info("done reason=%s", done.reason)
+    return 0
+
+
+def main() -> int:
+    """Parses the command line and trains."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return train(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(main))

@@ -1,0 +1,95 @@
+"""An observer's end: asks a running parameter server for its state and its weights."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+from dist_net.errors import ProtocolError, UnknownRecipeError
+from dist_net.recipes.recipe import recipe_names
+from dist_net.wire.messages import (
+    Message,
+    Refuse,
+    Shutdown,
+    Snapshot,
+    SnapshotRequest,
+    Status,
+    StatusRequest,
+)
+from dist_net.wire.security import WorkerKeys
+from dist_net.wire.transport import ClientSocket
+
+POLL_S = 0.1
+
+Reply = TypeVar("Reply", Status, Snapshot)
+
+
+class Observer:
+    """Connected to one server; a call waits ``timeout_s`` at most, then raises NoAnswerError.
+
+    Meanwhile it calls ``while_waiting`` now and then, which may raise to end the wait.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        keys: WorkerKeys | None = None,
+        timeout_s: float = 10.0,
+        while_waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._socket = ClientSocket(address, keys)
+        self._timeout_s = timeout_s
+        self._while_waiting = while_waiting
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def status(self, first_record: int = 0) -> dict[str, Any]:
+        """The run's report, with the metric records from ``first_record`` on."""
+        return self._report(StatusRequest(first_record))
+
+    def shut_down(self, reason: str) -> dict[str, Any]:
+        """Ends the run, after a checkpoint; gives the last report."""
+        return self._report(Shutdown(reason))
+
+    def snapshot(self) -> Snapshot:
+        """The weights as they stand."""
+        return self._ask(SnapshotRequest(), Snapshot)
+
+    def _report(self, request: Message) -> dict[str, Any]:
+        report = json.loads(self._ask(request, Status).report)
+        if not isinstance(report, dict):
+            raise ProtocolError(f"a server's report must be an object: {report!r}")
+        return report
+
+    def _ask(self, request: Message, kind: type[Reply]) -> Reply:
+        self._socket.send(request)
+        deadline = time.monotonic() + self._timeout_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            reply = self._socket.receive(min(left_s, POLL_S))
+            if isinstance(reply, kind):
+                return reply
+            if isinstance(reply, Refuse):
+                raise ProtocolError(f"the server refused {type(request).__name__}: {reply.reason}")
+            self._while_waiting()
+        raise self._socket.no_answer(self._timeout_s)
+
+
+def recipe_at(address: str, keys: WorkerKeys | None, timeout_s: float) -> str:
+    """The name of the recipe that the server there trains.
+
+    Raises NoAnswerError, and UnknownRecipeError for a recipe that has no name: it is a file's.
+    """
+    with Observer(address, keys, timeout_s) as observer:
+        reference = str(observer.status()["recipe"])
+    if reference not in recipe_names():
+        raise UnknownRecipeError(
+            f"the server at {address} trains the recipe of a file, {reference!r}; expected the "
+            f"path of the same file on this host: dist-net worker PATH --connect {address}"
+        )
+    return reference

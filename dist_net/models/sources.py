@@ -1,0 +1,272 @@
+"""Where a model comes from: a published name, a run that trained it, a .cfg file, or a live run.
+
+A source can be read again and again; each time it gives the model as it is then.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from dist_net.darknet.configuration import read_configuration
+from dist_net.darknet.labels import imagenet_labels, read_labels, require_labels
+from dist_net.darknet.published import PUBLISHED
+from dist_net.darknet.weights_download import fetch_weights
+from dist_net.data import CLASS_NAMES, Progress
+from dist_net.errors import (
+    ModelOptionError,
+    NotACheckpointError,
+    RecipeError,
+    UnknownModelError,
+    UntrustedRecipeError,
+)
+from dist_net.models.darknet_files import DarknetFiles, FoundModel
+from dist_net.models.observer import Observer
+from dist_net.models.run_directory import DEFAULT_PARENT, RunDirectory
+from dist_net.models.trained import load_trained
+from dist_net.nn import cross_entropy_of_logits
+from dist_net.nn.inference import prepare
+from dist_net.nn.parameters import Vector
+from dist_net.nn.prepared import key_of_vector
+from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
+from dist_net.spelling import did_you_mean
+from dist_net.wire.security import WorkerKeys
+
+MODELS = (
+    f"the name of a published classifier ({', '.join(PUBLISHED)}), the directory or checkpoint of "
+    f"a run, or a .cfg file with --weights FILE and --labels FILE"
+)
+LIVE = ("tcp://", "ipc://")
+ANSWER_WITHIN_S = 5.0
+NO_RECORDS = 1 << 62  # an index of metric records beyond all that there are
+
+
+class ModelSource(Protocol):
+    """What can be asked for a model, and later for what has become of it."""
+
+    def read(self) -> FoundModel:
+        """The model as it is now; raises a DistNetError if there is none."""
+        ...
+
+
+class TrainedRun:
+    """A run directory, or a checkpoint file; ``labels`` take the place of the recipe's names."""
+
+    def __init__(
+        self, path: Path, labels: Path | None, progress: Progress, trust_recipe: bool = False
+    ) -> None:
+        self._path = path
+        self._trust_recipe = trust_recipe
+        self._names = _ClassNames(labels, progress)
+
+    def read(self) -> FoundModel:
+        """The model of the checkpoint that is there now.
+
+        Raises UnknownModelError if that is none, and what else reading it raises.
+        """
+        try:
+            loaded, checkpoint = load_trained(self._path, self._trust_recipe)
+        except NotACheckpointError as error:
+            raise UnknownModelError(f"{self._path} is no model; expected {MODELS}") from error
+        record = RecipeRecord.from_json(checkpoint.recipe_record)
+        names = self._names.of(loaded, record.class_names)
+        return _found(loaded, checkpoint.weights, names, record.fitting)
+
+
+class TrainingRun:
+    """The parameter server at an address: a model that is being trained."""
+
+    def __init__(
+        self,
+        address: str,
+        keys: WorkerKeys | None,
+        labels: Path | None,
+        progress: Progress,
+        trust_recipe: bool = False,
+    ) -> None:
+        self.address = address
+        self._trust_recipe = trust_recipe
+        self._keys = keys
+        self._names = _ClassNames(labels, progress)
+        self._loaded: LoadedRecipe | None = None
+
+    def version(self) -> int:
+        """How many updates the server has applied; raises NoAnswerError."""
+        with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
+            return int(observer.status(NO_RECORDS)["version"])
+
+    def read(self) -> FoundModel:
+        """The model with the weights as they stand.
+
+        Raises NoAnswerError, UntrustedRecipeError for a recipe that is a file where nobody said
+        to run what the server names, UnknownRecipeError where this host has not the server's
+        recipe, and RecipeError where it is another.
+        """
+        with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
+            reference = str(observer.status(NO_RECORDS)["recipe"])
+            snapshot = observer.snapshot()
+        if self._loaded is None or self._loaded.reference != reference:
+            if not self._trust_recipe and reference not in recipe_names():
+                raise UntrustedRecipeError(
+                    f"the server at {self.address} trains the recipe of a file, {reference!r}, "
+                    f"which is code; expected --trust-recipe, to run the file of that name here"
+                )
+            self._loaded = load_recipe(reference)
+        size = self._loaded.recipe.model.layout.size
+        if len(snapshot.weights) != size:
+            raise RecipeError(
+                f"the server at {self.address} trains {len(snapshot.weights):,} weights; the "
+                f"recipe {reference} has {size:,} here: expected the same file as the server's"
+            )
+        names = self._names.of(self._loaded)
+        fitting = self._loaded.recipe.fitting
+        return _found(self._loaded, snapshot.weights, names, fitting, snapshot.version)
+
+
+class _ClassNames:
+    """What the classes of a recipe are called: by a file, by a run, or by the recipe's dataset.
+
+    A dataset of the user's own has to be made to know that, so it is asked last, and once.
+    """
+
+    def __init__(self, labels: Path | None, progress: Progress) -> None:
+        self._labels = labels
+        self._progress = progress
+        self._made: tuple[dict[str, str], tuple[str, ...]] | None = None
+
+    def of(self, loaded: LoadedRecipe, kept: tuple[str, ...] = ()) -> tuple[str, ...]:
+        recipe = loaded.recipe
+        if self._labels is not None:
+            return read_labels(self._labels, recipe.model.classes)
+        names = kept
+        if not names:
+            dataset = recipe.dataset
+            names = CLASS_NAMES[dataset] if isinstance(dataset, str) else self._of_dataset(loaded)
+        require_labels(names, recipe.model.classes)
+        return names
+
+    def _of_dataset(self, loaded: LoadedRecipe) -> tuple[str, ...]:
+        if self._made is None or self._made[0] != loaded.file_digests:
+            names = loaded.recipe.load_dataset(self._progress).class_names
+            self._made = loaded.file_digests, names
+        return self._made[1]
+
+
+def _found(
+    loaded: LoadedRecipe,
+    weights: Vector,
+    names: tuple[str, ...],
+    fitting: str,
+    version: int | None = None,
+) -> FoundModel:
+    model = loaded.recipe.model
+    return FoundModel(
+        model,
+        names,
+        prepare(model, weights),
+        key_of_vector(model, weights),
+        has_logits=model.loss is cross_entropy_of_logits,
+        recipe=loaded,
+        fitting=fitting or loaded.recipe.fitting,
+        version=version,
+    )
+
+
+def source_called(
+    model: str,
+    weights: Path | None,
+    labels: Path | None,
+    progress: Progress,
+    keys: WorkerKeys | None = None,
+    trust_recipe: bool = False,
+) -> ModelSource:
+    """What ``model`` stands for; see MODELS. A name comes before a path.
+
+    Besides those it may be the address of a parameter server, spoken to with ``keys``. A published
+    classifier's weights are fetched if need be, and ``progress`` called meanwhile, unless
+    ``weights`` says where they are. ``labels``, a line for each class, take the place of the names
+    that a model has itself. ``trust_recipe``: see ``load_trained``.
+
+    Raises UnknownModelError if it stands for nothing, ModelOptionError when ``weights`` or
+    ``labels`` are missing or are of no use, and ConfigurationError for a .cfg file that is none.
+    """
+    if model in PUBLISHED:
+        published = PUBLISHED[model]
+        return DarknetFiles(
+            published.configuration,
+            lambda: weights or fetch_weights(published, progress),
+            labels or imagenet_labels(),
+        )
+    path = Path(model)
+    if path.suffix == ".cfg":
+        return _configured(path, weights, labels)
+    is_live = model.startswith(LIVE)
+    if not is_live and not path.exists():
+        hint = did_you_mean(model, [*PUBLISHED, *_runs_near(path)]) or f"expected {MODELS}"
+        raise UnknownModelError(f"no model {model!r}; {hint}")
+    if weights is not None:
+        raise ModelOptionError(
+            f"{model} is a run, which has its own weights; expected no --weights"
+        )
+    if is_live:
+        return TrainingRun(model, keys, labels, progress, trust_recipe)
+    return TrainedRun(path, labels, progress, trust_recipe)
+
+
+def _runs_near(path: Path) -> list[str]:
+    """The run directories beside this path, and where runs are put unless told otherwise."""
+    checkpoint = RunDirectory(path).checkpoint.name
+    parents = {path.parent, DEFAULT_PARENT}
+    return [str(file.parent) for parent in parents for file in parent.glob(f"*/{checkpoint}")]
+
+
+def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelSource:
+    read_configuration(path)
+    if weights is None or labels is None:
+        raise ModelOptionError(
+            f"{path} says how a net is built, not what it has learnt; expected --weights FILE and "
+            f"--labels FILE too"
+        )
+    return DarknetFiles(lambda: read_configuration(path), lambda: weights, labels)
+
+
+class NamedSource(NamedTuple):
+    """``NAME=SOURCE[,weights=FILE][,labels=FILE]``, taken apart."""
+
+    name: str
+    source: str
+    weights: Path | None
+    labels: Path | None
+
+
+def named_source(text: str) -> NamedSource:
+    """What a command line says of one model of several.
+
+    Without ``NAME=`` it is called after its source. Raises ModelOptionError for a name that could
+    not stand in an address: it begins with a letter or digit, and has those, ``.``, ``_``, ``-``.
+    """
+    name, separator, rest = text.partition("=")
+    if not separator or not re.fullmatch(r"[\w.-]+", name) or not rest:
+        name, rest = "", text
+    source, *options = re.split(r",(weights|labels)=", rest)
+    files = dict(zip(options[::2], map(Path, options[1::2]), strict=True))
+    name = name or ("live" if source.startswith(LIVE) else _name_after(source))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ModelOptionError(
+            f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME of "
+            f"letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    return NamedSource(name, source, files.get("weights"), files.get("labels"))
+
+
+def _name_after(source: str) -> str:
+    path = Path(source)
+    if path.is_file() and path.name == RunDirectory(path.parent).checkpoint.name:
+        path = path.parent.resolve()  # every run's checkpoint has the same name
+    return path.stem if path.suffix == ".cfg" or path.is_file() else path.resolve().name
+
+
+def newest_run_directory() -> str:
+    """The source for a MODEL that was left out; raises RunDirectoryError if there is no run."""
+    return str(RunDirectory.newest().path)

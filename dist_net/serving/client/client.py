@@ -1,0 +1,224 @@
+"""`Client`: asks the inference pool from Python, over ZeroMQ.
+
+with Client("tcp://127.0.0.1:5600") as client:
+    print(client.classify("darknet53", "dog.jpg"))
+    outputs = client.predict("digits", images)
+    pending = [client.submit("digits", image) for image in images]
+    versions = [each.result().version for each in pending]
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dist_net.errors import (
+    DTypeError,
+    ImageError,
+    ModelNotServedError,
+    PoolUnavailableError,
+    ReloadError,
+    ShapeError,
+)
+from dist_net.pictures.predictions import Prediction
+from dist_net.serving.client.connection import GatewayConnection
+from dist_net.serving.client.outputs import Outputs, Pending
+from dist_net.serving.pool.model_summary import ModelSummary, known, summaries_from_json
+from dist_net.wire.roles import CLIENT
+from dist_net.wire.security import load_worker_keys
+from dist_net.wire.serving_messages import Ask, Describe, Description, Reload, Reloaded, Unload
+
+Picture = str | Path | bytes | NDArray[np.uint8]
+"""Where a picture lies, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
+
+INPUT_DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+
+
+class Client:
+    """Connected to a pool's gateway; one thread's.
+
+    ``address`` is what ``dist-net serve`` prints as ``zmq=``; ``keys`` the directory of the keys
+    that this client was given. A call takes at most ``timeout_s``, unless it is given its own.
+    It connects when it can, and again after a loss; a gateway that was started anew is asked
+    again what the one before was asked. All happens inside calls: there is no other thread.
+    Raises AddressError, KeyFileError and InsecureAddressError.
+    """
+
+    def __init__(
+        self, address: str, keys: str | Path | None = None, timeout_s: float = 10.0
+    ) -> None:
+        worker_keys = load_worker_keys(Path(keys), CLIENT) if keys is not None else None
+        self._connection = GatewayConnection(address, worker_keys)
+        self._timeout_s = timeout_s
+        self._summaries: dict[str, ModelSummary] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancels what is open, and closes; waits a moment, and no longer, for that to leave."""
+        self._connection.close()
+
+    def models(self) -> list[ModelSummary]:
+        """What the pool serves now. Raises NoAnswerError, RequestExpiredError."""
+        request = Describe(self._connection.next_id())
+        exchange = self._connection.ask(request, self._timeout_s)
+        models = summaries_from_json(self._connection.reply_to(exchange, Description).models)
+        self._summaries = {model.name: model for model in models}
+        return models
+
+    def predict(
+        self,
+        model: str,
+        inputs: NDArray[Any],
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Outputs:
+        """What a model says of ``inputs``: ``submit`` and ``Pending.result``, and their errors."""
+        return self.submit(model, inputs, version, timeout_s).result()
+
+    def classify(
+        self, model: str, picture: Picture, top: int = 5, timeout_s: float | None = None
+    ) -> list[Prediction]:
+        """The ``top`` likeliest classes of a picture, likeliest first.
+
+        Raises what ``submit_picture`` and ``Pending.result`` do.
+        """
+        return self.submit_picture(model, picture, timeout_s=timeout_s).result().likeliest(top)
+
+    def submit(
+        self,
+        model: str,
+        inputs: NDArray[Any],
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Pending:
+        """Asks without waiting for the answer, unless very many requests are open.
+
+        ``inputs``: (rows, *input_shape), or one row without that axis; copied, and converted to
+        the model's type if NumPy holds that to be of the same kind. No ``version``: the newest.
+        Raises ShapeError, DTypeError, ModelNotServedError, PoolUnavailableError.
+        """
+        array, summary = self._fitting(model, inputs)
+        payload = array.astype(INPUT_DTYPES[summary.input_datatype], copy=False).tobytes()
+        rows = len(array) if array.ndim > len(summary.input_shape) else None
+        return self._ask(summary, payload, False, rows, version, timeout_s)
+
+    def submit_picture(
+        self,
+        model: str,
+        picture: Picture,
+        version: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Pending:
+        """Asks what a picture shows, as ``submit`` does; a worker decodes it and makes it fit.
+
+        Raises ImageError if it cannot be read, ModelNotServedError, PoolUnavailableError.
+        """
+        payload = encoded(picture)
+        return self._ask(self._summary(model), payload, True, None, version, timeout_s)
+
+    def reload(self, model: str, timeout_s: float | None = None) -> int:
+        """Has a model read again from where it was read; gives its new version, once served.
+
+        Raises ReloadError if that cannot be done: what was served before still is.
+        """
+        return self._reload(Reload(self._connection.next_id(), model), timeout_s)
+
+    def unload(self, model: str, timeout_s: float | None = None) -> None:
+        """Has a model served no longer, until it is reloaded. Raises ReloadError."""
+        self._reload(Unload(self._connection.next_id(), model), timeout_s)
+
+    def _reload(self, request: Reload | Unload, timeout_s: float | None) -> int:
+        exchange = self._connection.ask(request, self._allowed_s(timeout_s))
+        reloaded = self._connection.reply_to(exchange, Reloaded)
+        if reloaded.reason:
+            raise ReloadError(reloaded.reason)
+        self._summaries.pop(request.model, None)
+        return int(reloaded.version or 0)
+
+    def _ask(
+        self,
+        summary: ModelSummary,
+        payload: bytes,
+        is_picture: bool,
+        rows: int | None,
+        version: int | None,
+        timeout_s: float | None,
+    ) -> Pending:
+        allowed_s = self._allowed_s(timeout_s)
+        named = "" if version is None else str(version)
+        request_id = self._connection.next_id()
+        payloads = payload, known(summary)
+        request = Ask(request_id, summary.name, named, is_picture, allowed_s, payloads)
+        exchange = self._connection.ask(request, allowed_s)
+        return Pending(self._connection, exchange, rows, summary.labels, self._summaries.clear)
+
+    def _allowed_s(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s
+
+    def _fitting(self, model: str, inputs: NDArray[Any]) -> tuple[NDArray[Any], ModelSummary]:
+        """The inputs and the model that they fit; what is known of it is asked for once again."""
+        array, summary = np.asarray(inputs), self._summary(model)
+        if not _fits(array, summary):
+            self._summaries.clear()
+            summary = self._summary(model)
+        if not _fits(array, summary):
+            raise ShapeError(
+                f"inputs of shape {array.shape} for model {model!r}; expected "
+                f"{summary.input_shape}, for one row, or as many of that as there are rows"
+            )
+        wanted = INPUT_DTYPES[summary.input_datatype]
+        if array.dtype != wanted and not np.can_cast(array.dtype, wanted, "same_kind"):
+            raise DTypeError(
+                f"inputs of {array.dtype} for model {model!r}; expected {wanted}: convert them, "
+                f"to the range that it was trained on"
+            )
+        return array, summary
+
+    def _summary(self, model: str) -> ModelSummary:
+        """What is known of a model; asked for if nothing is."""
+        if model not in self._summaries or not self._summaries[model].classes:
+            self.models()
+        summary = self._summaries.get(model)
+        if summary is None:
+            names = ", ".join(map(repr, self._summaries)) or "none"
+            raise ModelNotServedError(
+                f"no model {model!r} is served there; those that are: {names}"
+            )
+        if not summary.classes:
+            raise PoolUnavailableError(f"model {model!r} cannot be asked now: {summary.reason}")
+        return summary
+
+
+def _fits(array: NDArray[Any], summary: ModelSummary) -> bool:
+    shape = summary.input_shape
+    return array.shape == shape or (array.shape[1:] == shape and array.ndim == len(shape) + 1)
+
+
+def encoded(picture: Picture) -> bytes:
+    """The bytes of a picture's file; of pixels, a PNG's. Raises ImageError."""
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        if isinstance(picture, str | Path):
+            return Path(picture).read_bytes()
+        pixels = picture[..., 0] if picture.shape[2:] == (1,) else picture
+        file = BytesIO()
+        Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    except OSError as error:
+        raise ImageError(f"{picture}: {error.strerror}; expected the file of a picture") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ImageError(
+            f"{error}; expected a picture's path, the bytes of its file, or its pixels, (H, W), "
+            f"(H, W, 1) or (H, W, 3) uint8"
+        ) from error
+    return file.getvalue()

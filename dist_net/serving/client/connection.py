@@ -1,0 +1,134 @@
+"""A client's connection to the gateway: requests out, replies and errors back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from dist_net.errors import (
+    DistNetError,
+    ModelNotServedError,
+    NoAnswerError,
+    PoolUnavailableError,
+    ProtocolError,
+    QuestionError,
+    RequestCancelledError,
+    RequestExpiredError,
+    RequestFailedError,
+)
+from dist_net.serving.client.conversation import SILENCE_S, Conversation, Exchange, Reply, Request
+from dist_net.serving.pool.requests import Status
+from dist_net.wire.messages import Refuse
+from dist_net.wire.security import WorkerKeys
+from dist_net.wire.serving_messages import Answer, Description, Reloaded
+from dist_net.wire.transport import ClientSocket
+
+MOST_OPEN = 256
+"""Requests that are open at most; another one waits until there is room."""
+
+HIGH_WATER_MARK = 4 * MOST_OPEN  # all of them, sent again, cancelled, and room beside
+POLL_S = SILENCE_S / 2
+
+ERRORS: dict[int, Callable[[str], DistNetError]] = {
+    Status.BAD_INPUT: QuestionError,
+    Status.NOT_FOUND: ModelNotServedError,
+    Status.EXPIRED: RequestExpiredError,
+    Status.FAILED: RequestFailedError,
+    Status.CANCELLED: RequestCancelledError,
+}
+
+Wanted = TypeVar("Wanted", Answer, Description, Reloaded)
+
+
+class GatewayConnection:
+    """One thread's. It connects when it can, and again after a loss.
+
+    Raises AddressError, and InsecureAddressError for an address beyond loopback without keys.
+    """
+
+    def __init__(self, address: str, keys: WorkerKeys | None) -> None:
+        self._socket = ClientSocket(address, keys, high_water_mark=HIGH_WATER_MARK)
+        self._address = address
+        self._conversation = Conversation()
+        self._socket.send(self._conversation.greet(time.monotonic()))
+
+    def close(self) -> None:
+        """Cancels what is open, and closes; waits a moment, and no longer, for that to leave."""
+        try:
+            for message in self._conversation.cancel_all():
+                self._socket.send(message)
+        except NoAnswerError:  # nobody is there to be told
+            pass
+        finally:
+            self._socket.close()
+
+    def next_id(self) -> int:
+        """The id for the next request."""
+        return self._conversation.next_id()
+
+    def ask(self, request: Request, timeout_s: float) -> Exchange:
+        """Sends a request; waits only while ``MOST_OPEN`` others are open.
+
+        Raises NoAnswerError when the gateway takes no more messages.
+        """
+        while len(self._conversation) >= MOST_OPEN:
+            self._receive(POLL_S)
+        exchange = self._conversation.open(request, timeout_s, time.monotonic())
+        self._socket.send(request)
+        return exchange
+
+    def cancel(self, exchange: Exchange) -> None:
+        """Gives a request up, unless it has its reply."""
+        if exchange.reply is None:
+            self._socket.send(self._conversation.cancel(exchange))
+
+    def reply_to(self, exchange: Exchange, kind: type[Wanted]) -> Wanted:
+        """Waits for the reply until the request's deadline.
+
+        Raises the error that an `Answer` is if it is not OK; RequestExpiredError, or NoAnswerError
+        if the gateway is silent; ProtocolError for a reply of another kind.
+        """
+        while exchange.reply is None:
+            self._receive(min(POLL_S, exchange.deadline - time.monotonic()))
+        reply = exchange.reply
+        if isinstance(reply, Answer) and reply.status != Status.OK:
+            raise self._error(reply, exchange)
+        if not isinstance(reply, kind):
+            raise unexpected(reply)
+        return reply
+
+    def _receive(self, timeout_s: float) -> None:
+        """Hears one message, or notes that none came in time."""
+        message = self._socket.receive(timeout_s)
+        now = time.monotonic()
+        if message is None:
+            for each in self._conversation.nothing_came(now):
+                self._socket.send(each)
+        elif isinstance(message, Refuse):
+            raise ProtocolError(f"the gateway at {self._address} refused: {message.reason}")
+        else:
+            for request in self._conversation.heard(message, now):
+                self._socket.send(request)
+
+    def _error(self, answer: Answer, exchange: Exchange) -> DistNetError:
+        if answer.status == Status.UNAVAILABLE:
+            return PoolUnavailableError(answer.reason, answer.retry_after_s)
+        if answer.status == Status.EXPIRED and not answer.reason:  # given up on this side
+            if not self._conversation.was_heard_since(time.monotonic() - 2 * SILENCE_S):
+                return self._socket.no_answer(exchange.timeout_s)
+            return RequestExpiredError(
+                f"no answer within {exchange.timeout_s:g} s, though the gateway is there: "
+                f"allow more time, or add workers"
+            )
+        if answer.status not in ERRORS:
+            return unexpected(answer)
+        return ERRORS[answer.status](answer.reason or "cancelled: it has no result")
+
+
+def unexpected(reply: Reply) -> ProtocolError:
+    """The error for a reply that does not go with its request."""
+    return ProtocolError(
+        f"the gateway gave a reply that does not fit: {str(reply)[:200]}; install the same "
+        f"release of dist-net on both hosts"
+    )

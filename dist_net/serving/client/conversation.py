@@ -1,0 +1,129 @@
+"""What a client of the pool asked and what came of it: no I/O, and time is passed in.
+
+    open ──▶ request sent ──▶ reply                        heard
+                         ├──▶ time-out, `Cancel` sent      nothing_came
+                         └──▶ asked again                  heard (`Greeting` of another gateway)
+
+A gateway that has long said nothing is greeted, once every ``SILENCE_S``. Its greeting names it:
+another name means that it was started anew and knows none of the requests.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+from dist_net.serving.pool.requests import Status
+from dist_net.wire.serving_messages import (
+    Answer,
+    Ask,
+    Cancel,
+    Describe,
+    Description,
+    Greet,
+    Greeting,
+    Reload,
+    Reloaded,
+    Unload,
+)
+
+SILENCE_S = 0.5
+
+Request = Ask | Describe | Reload | Unload
+Reply = Answer | Description | Reloaded
+
+
+class Exchange:
+    """A request, and its reply once there is one; it is given up at ``deadline``."""
+
+    __slots__ = ("deadline", "reply", "request", "timeout_s")
+
+    def __init__(self, request: Request, timeout_s: float, now: float) -> None:
+        self.request = request
+        self.timeout_s = timeout_s
+        self.deadline = now + timeout_s
+        self.reply: Reply | None = None
+
+
+class Conversation:
+    """One client's. Request ids are its own, from 1 on."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, Exchange] = {}
+        self._ids = count(1)
+        self._gateway = ""
+        self._greetings_sent = 0
+        self._greeted = 0.0
+        self._heard = 0.0
+
+    def __len__(self) -> int:
+        """How many requests are open."""
+        return len(self._open)
+
+    def next_id(self) -> int:
+        """The id for the next request."""
+        return next(self._ids)
+
+    def greet(self, now: float) -> Greet:
+        """What a conversation begins with, so that the gateway's name is known."""
+        self._greeted = now
+        self._greetings_sent += 1
+        return Greet()
+
+    def open(self, request: Request, timeout_s: float, now: float) -> Exchange:
+        """A request that is sent now; its reply will be found in what this gives."""
+        exchange = self._open[request.request_id] = Exchange(request, timeout_s, now)
+        return exchange
+
+    def heard(self, message: object, now: float) -> list[Request]:
+        """The gateway said something; gives what has to be sent again.
+
+        A reply to what is not open any more, because it was given up or answered twice, is
+        dropped.
+        """
+        self._heard = now
+        if isinstance(message, Answer | Description | Reloaded):
+            exchange = self._open.pop(message.request_id, None)
+            if exchange is not None:
+                exchange.reply = message
+        elif isinstance(message, Greeting) and message.gateway != self._gateway:
+            # If one greeting alone was sent, its reply is that of the gateway that has all else.
+            is_restarted = self._gateway != "" or self._greetings_sent > 1
+            self._gateway = message.gateway
+            if is_restarted:
+                return [_again(exchange, now) for exchange in self._open.values()]
+        return []
+
+    def nothing_came(self, now: float) -> list[Greet | Cancel]:
+        """Gives up what is overdue, as expired; gives what is to be sent.
+
+        Only for when everything that came has been heard: an answer that is there counts, however
+        late it is looked at.
+        """
+        overdue = [each for each in self._open.values() if each.deadline <= now]
+        messages: list[Greet | Cancel] = [self.cancel(each, Status.EXPIRED) for each in overdue]
+        if self._open and now - max(self._heard, self._greeted) >= SILENCE_S:
+            messages.append(self.greet(now))
+        return messages
+
+    def cancel(self, exchange: Exchange, status: Status = Status.CANCELLED) -> Cancel:
+        """Gives an open request up; its reply is made here, and has no version."""
+        request_id = exchange.request.request_id
+        del self._open[request_id]
+        exchange.reply = Answer(request_id, status, "", "", 0.0, 0.0, 0.0, ())
+        return Cancel(request_id)
+
+    def cancel_all(self) -> list[Cancel]:
+        """Gives up all that is open."""
+        return [self.cancel(exchange) for exchange in list(self._open.values())]
+
+    def was_heard_since(self, moment: float) -> bool:
+        """Whether the gateway has said anything since."""
+        return self._heard >= moment
+
+
+def _again(exchange: Exchange, now: float) -> Request:
+    """The request with the time that it has left."""
+    request = exchange.request
+    if isinstance(request, Ask):
+        return request._replace(timeout_s=max(exchange.deadline - now, 1e-3))
+    return request

@@ -1,0 +1,181 @@
+"""The gateway's end for ZeroMQ clients: their messages become questions, outcomes their answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+
+from dist_net.serving.gateway.service import Service
+from dist_net.serving.pool.model_summary import (
+    DIGEST_BYTES,
+    KNOWN_BYTES,
+    digest_of_input,
+    digest_of_labels,
+    summaries_to_json,
+)
+from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.wire.messages import Message, Refuse, StatusRequest
+from dist_net.wire.messages import Status as Report
+from dist_net.wire.serving_messages import (
+    Answer,
+    Ask,
+    Cancel,
+    Describe,
+    Description,
+    Greet,
+    Greeting,
+    Payloads,
+    Reload,
+    Reloaded,
+    Unload,
+)
+from dist_net.wire.transport import ServerSocket
+
+VERSION = re.compile("[0-9]{0,18}")
+MESSAGES_A_TURN = 16  # then others of the event loop have theirs
+
+
+class ClientDesk:
+    """Answers the clients of ``socket`` by ``service``; ``gateway`` tells a restarted one apart."""
+
+    def __init__(self, service: Service, socket: ServerSocket, gateway: str) -> None:
+        self._service = service
+        self._socket = socket
+        self._gateway = gateway
+        self._asked: dict[tuple[bytes, int], asyncio.Future[Outcome]] = {}
+        self._will_receive = False
+        self._is_closed = False
+
+    def start(self) -> None:
+        """Begins to hear clients, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.fileno(), self._receive)
+        self._receive_soon()
+
+    def close(self) -> None:
+        """Hears nobody any more."""
+        self._loop.remove_reader(self._socket.fileno())
+        self._is_closed = True  # what the loop has still to call must not touch the socket
+
+    def _receive(self) -> None:
+        if self._is_closed:
+            return
+        self._will_receive = False
+        try:
+            for node, message in self._socket.waiting(MESSAGES_A_TURN):
+                try:
+                    self._handle(node, message)
+                except Exception:
+                    self._socket.answer_failure(node, message)
+        finally:  # or what is left would wait for ever
+            if self._socket.has_message():
+                self._receive_soon()
+
+    def _receive_soon(self) -> None:
+        """What is left has its turn after others; a send may have used up the notice of it."""
+        if not self._will_receive:
+            self._will_receive = True
+            self._loop.call_soon(self._receive)
+
+    def _handle(self, node: bytes, message: Message) -> None:
+        match message:
+            case Ask():
+                self._ask(node, message)
+            case Cancel(request_id):
+                future = self._asked.pop((node, request_id), None)
+                if future is not None:
+                    future.cancel()
+            case Describe(request_id):
+                models = self._service.models().values()
+                self._send(node, Description(request_id, summaries_to_json(models)))
+            case Greet():
+                self._send(node, Greeting(self._gateway, self._service.is_ready))
+            case Reload(request_id, model):
+                self._service.reload(model).add_done_callback(
+                    lambda ended: self._send(node, _reloaded(request_id, ended.result()))
+                )
+            case Unload(request_id, model):
+                self._send(node, _reloaded(request_id, self._service.unload(model)))
+            case StatusRequest():
+                self._send(node, Report(json.dumps(self._service.status())))
+            case _:
+                reason = f"{type(message).__name__} is not for the clients' address of a gateway"
+                self._send(node, Refuse(reason, may_rejoin=False))
+
+    def _ask(self, node: bytes, ask: Ask) -> None:
+        known = bytes(ask.payloads[1]) if len(ask.payloads) == 2 else b""
+        is_right = len(ask.payloads) == 1 or len(known) == KNOWN_BYTES
+        if not is_right or not VERSION.fullmatch(ask.version):
+            reason = (
+                f"the request has {len(ask.payloads)} payloads and version {ask.version[:20]!r}; "
+                f"expected one payload, or {KNOWN_BYTES} bytes of digests as a second one; and a "
+                f"whole number or nothing"
+            )
+            self._answer(node, ask.request_id, Outcome(Status.BAD_INPUT, reason=reason))
+            return
+        version = int(ask.version) if ask.version else None
+        payload = ask.payloads[0]
+        described = None if ask.is_picture else self._service.description(ask.model, version)
+        if known and described is not None:
+            datatype, shape = described.input_datatype, described.input_shape
+            if known[:DIGEST_BYTES] != digest_of_input(datatype, shape):
+                reason = (
+                    f"{ask.model} takes rows of {datatype} {shape} now, and took others when the "
+                    f"client asked what it takes: ask again"
+                )
+                self._answer(node, ask.request_id, Outcome(Status.BAD_INPUT, reason=reason))
+                return
+        question = Question(
+            model=ask.model,
+            payload=payload,
+            rows=max(1, len(payload) // described.row_bytes) if described else 1,
+            is_picture=ask.is_picture,
+            version=version,
+            timeout_s=ask.timeout_s or None,
+        )
+        key = node, ask.request_id
+        future = self._service.ask(question)
+        self._asked[key] = future
+        future.add_done_callback(self._when_answered(key, known[DIGEST_BYTES:]))
+
+    def _when_answered(
+        self, key: tuple[bytes, int], known_labels: bytes
+    ) -> Callable[[asyncio.Future[Outcome]], None]:
+        def answer(future: asyncio.Future[Outcome]) -> None:
+            self._asked.pop(key, None)
+            if not future.cancelled():
+                self._answer(*key, future.result(), known_labels)
+
+        return answer
+
+    def _answer(
+        self, node: bytes, request_id: int, outcome: Outcome, known_labels: bytes = b""
+    ) -> None:
+        payloads: Payloads = (outcome.payload,) if outcome.status is Status.OK else ()
+        if payloads and known_labels and digest_of_labels(outcome.labels) != known_labels:
+            payloads = (outcome.payload, json.dumps(outcome.labels).encode())
+        self._send(
+            node,
+            Answer(
+                request_id,
+                int(outcome.status),
+                str(outcome.version),
+                outcome.reason,
+                outcome.retry_after_s,
+                outcome.queue_s,
+                outcome.compute_s,
+                payloads,
+            ),
+        )
+
+    def _send(self, node: bytes, message: Message) -> None:
+        """An answer to a client that has gone, or takes no more, goes nowhere."""
+        if not self._is_closed:
+            self._socket.send(node, message)
+            self._receive_soon()
+
+
+def _reloaded(request_id: int, outcome: Outcome) -> Reloaded:
+    return Reloaded(request_id, str(outcome.version), outcome.reason)

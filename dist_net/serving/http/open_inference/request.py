@@ -1,0 +1,231 @@
+"""An inference request of the Open Inference Protocol: from a body to questions; pure.
+
+The body is JSON, with raw tensors behind it if the header Inference-Header-Content-Length says how
+long the JSON is; where that is 0 the whole body is the one input. A model has one input: a tensor
+of its type, (rows, *input_shape), or, if it takes pictures, JPEG or PNG files as BYTES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from dist_net.errors import (
+    BadRequestError,
+    QuestionError,
+    RequestTooLargeError,
+    UnsupportedRequestError,
+)
+from dist_net.serving.http.open_inference.tensors import (
+    elements_of_bytes,
+    shown,
+    tensor_from_bytes,
+    tensor_from_json,
+)
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.requests import Payload, Question
+
+INPUT = "input"
+OUTPUT = "probabilities"
+
+_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_US_PER_S = 1e6
+# Pictures of one request are asked each for itself; the pool makes batches of them.
+MOST_PICTURES = 64
+# Every request is answered as soon as it can be, and by itself.
+_NOT_OFFERED = ("priority", "sequence_id", "sequence_start", "sequence_end")
+# Parsed JSON takes up to 35 times the memory of its text ('{"":0},' again and again).
+MOST_JSON_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How the answer shall look: its id, raw or in JSON, all outputs or the ``top`` classes."""
+
+    request_id: str = ""
+    is_binary: bool = False
+    top: int = 0
+
+
+def read_request(
+    body: Payload, json_bytes: int | None, model: ModelDescription, version: int | None
+) -> tuple[list[Question], Wanted]:
+    """What is asked of a model, one question for a tensor and one for each picture.
+
+    ``json_bytes`` is what the header says (None: there is none), ``version`` that of the path.
+    Payloads may borrow ``body``. Raises BadRequestError if this is no request of the protocol,
+    QuestionError if it is none for this model, RequestTooLargeError for too many pictures or too
+    much JSON, UnsupportedRequestError for what is not offered.
+    """
+    if json_bytes == 0:
+        return [_raw_question(memoryview(body), model, version)], Wanted()
+    text: Payload = body if json_bytes is None else memoryview(body)[:json_bytes]
+    if len(text) < (json_bytes or 0):
+        raise BadRequestError(
+            f"Inference-Header-Content-Length is {json_bytes:,} and the body has {len(body):,} "
+            f"bytes; expected at most that"
+        )
+    request = _parsed(text)
+    parameters = _object(request.get("parameters"), "parameters")
+    for name in _NOT_OFFERED:
+        if parameters.get(name):  # 0, "" and false mean that there is none
+            raise UnsupportedRequestError(
+                f'"{name}" is {shown(parameters[name])}; priorities and sequences are not offered; '
+                f"expected a request without them"
+            )
+    raw = memoryview(body)[len(text) :]
+    payloads, is_picture, rows = _input(request.get("inputs"), raw, model)
+    timeout_s = _timeout_s(parameters.get("timeout"))
+    if len(payloads) > 1 and version is None:
+        version = model.version  # one answer, so one version, also if a newer one comes meanwhile
+    questions = [
+        Question(model.name, payload, rows, is_picture, version, timeout_s) for payload in payloads
+    ]
+    return questions, _wanted(request, parameters)
+
+
+def _raw_question(body: memoryview, model: ModelDescription, version: int | None) -> Question:
+    rows, rest = divmod(len(body), model.row_bytes)
+    looks_like_one = bytes(body[:8]).startswith(_PICTURE_STARTS)
+    if model.takes_pictures and (looks_like_one or rest or not rows):
+        return Question(model.name, body, is_picture=True, version=version)
+    shape = (max(rows, 1), *model.input_shape)
+    payload = tensor_from_bytes(body, model.input_datatype, shape)
+    return Question(model.name, payload, rows, version=version)
+
+
+def _parsed(text: Payload) -> dict[str, Any]:
+    if len(text) > MOST_JSON_BYTES:
+        raise RequestTooLargeError(
+            f"{len(text):,} bytes of JSON; expected at most {MOST_JSON_BYTES:,}; larger tensors "
+            f"are sent as raw bytes behind it (binary_data_size)"
+        )
+    try:
+        request = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"the request is no JSON: {error}") from error
+    return _object(request, "request")
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    """``value``, which must be a JSON object; an absent one is empty."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise BadRequestError(f"{what} is {shown(value)}; expected a JSON object")
+    return value
+
+
+def _input(
+    inputs: Any, raw: memoryview, model: ModelDescription
+) -> tuple[Sequence[Payload], bool, int]:
+    """The payloads of the questions, whether they are pictures, and the rows of each."""
+    if not (isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict)):
+        raise BadRequestError(f'"inputs" is {shown(inputs)}; expected an array of one JSON object')
+    tensor: dict[str, Any] = inputs[0]
+    if tensor.get("name") != INPUT:
+        raise QuestionError(f'no input {shown(tensor.get("name"))}; expected the name "{INPUT}"')
+    content = _raw_content(_object(tensor.get("parameters"), "parameters of the input"), raw)
+    shape, datatype = tensor.get("shape"), tensor.get("datatype")
+    if datatype == "BYTES" and model.takes_pictures:
+        return _pictures(content, shape), True, 1
+    if datatype != model.input_datatype:
+        or_pictures = ", or BYTES for pictures" if model.takes_pictures else ""
+        raise QuestionError(
+            f"the datatype of the input is {shown(datatype)}; {model.name} expects "
+            f"{model.input_datatype}{or_pictures}"
+        )
+    sizes = _sizes(shape)
+    if not sizes or sizes[1:] != model.input_shape:
+        raise QuestionError(
+            f"the shape of the input is {shown(shape)}; {model.name} expects "
+            f"{[-1, *model.input_shape]}, where -1 stands for any number of rows"
+        )
+    if content is None:
+        return (tensor_from_json(tensor.get("data"), datatype, sizes),), False, sizes[0]
+    return (tensor_from_bytes(content, datatype, sizes),), False, sizes[0]
+
+
+def _raw_content(parameters: dict[str, Any], raw: memoryview) -> memoryview | None:
+    """What is sent of the input behind the JSON; None: it is in the JSON."""
+    if "shared_memory_region" in parameters:
+        raise UnsupportedRequestError(
+            "tensors in shared memory are not offered; expected them in the body"
+        )
+    size = parameters.get("binary_data_size")
+    if size is None and not raw:
+        return None
+    if type(size) is not int or size != len(raw):
+        raise BadRequestError(
+            f"binary_data_size is {shown(size)}, and {len(raw):,} bytes follow the JSON; expected "
+            f"these to be the same; the header Inference-Header-Content-Length says where the "
+            f"JSON ends"
+        )
+    return raw
+
+
+def _pictures(content: memoryview | None, shape: Any) -> list[memoryview]:
+    if content is None:
+        raise QuestionError(
+            "pictures cannot be sent inside of JSON; expected them as raw bytes behind it "
+            "(binary_data_size)"
+        )
+    count, *rest = _sizes(shape) or (0,)
+    if not count or any(size != 1 for size in rest):
+        raise QuestionError(f"the shape of the input is {shown(shape)}; expected [pictures]")
+    if count > MOST_PICTURES:
+        raise RequestTooLargeError(
+            f"{count:,} pictures in one request; expected at most {MOST_PICTURES}"
+        )
+    return elements_of_bytes(content, count)
+
+
+def _sizes(shape: Any) -> tuple[int, ...]:
+    """A shape; empty unless it is an array of sizes, none of them 0."""
+    if isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape):
+        return tuple(shape)
+    return ()
+
+
+def _timeout_s(timeout: Any) -> float | None:
+    """The parameter, which counts microseconds; 0 is what the pool allows by default."""
+    if timeout is None:
+        return None
+    if type(timeout) is not int or timeout < 0:
+        raise BadRequestError(f'"timeout" is {shown(timeout)}; expected whole microseconds')
+    return timeout / _US_PER_S or None
+
+
+def _wanted(request: dict[str, Any], parameters: dict[str, Any]) -> Wanted:
+    request_id = request.get("id", "")
+    if not isinstance(request_id, str):
+        raise BadRequestError(f'"id" is {shown(request_id)}; expected a string')
+    output = _output(request.get("outputs"))
+    is_binary = output.get("binary_data", parameters.get("binary_data_output", False))
+    if type(is_binary) is not bool:
+        raise BadRequestError(f"binary_data is {shown(is_binary)}; expected true or false")
+    top = output.get("classification", 0)
+    if type(top) is not int or top < 0:
+        raise BadRequestError(f'"classification" is {shown(top)}; expected how many classes')
+    return Wanted(request_id, is_binary, top)
+
+
+def _output(outputs: Any) -> dict[str, Any]:
+    """The parameters of the one output, as far as it is asked for by name."""
+    if outputs is None or outputs == []:
+        return {}
+    if not (isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], dict)):
+        raise BadRequestError(f'"outputs" is {shown(outputs)}; expected an array of one object')
+    if outputs[0].get("name") != OUTPUT:
+        raise QuestionError(
+            f'no output {shown(outputs[0].get("name"))}; expected the name "{OUTPUT}"'
+        )
+    parameters = _object(outputs[0].get("parameters"), "parameters of the output")
+    if "shared_memory_region" in parameters:
+        raise UnsupportedRequestError(
+            "outputs in shared memory are not offered; expected none of its parameters"
+        )
+    return parameters

@@ -1,0 +1,261 @@
+"""The versions of one model: which is served, which is loaded next, which is dropped. Pure.
+
+A new version is loaded by one worker after the other, so that the rest serve undisturbed; only
+workers that have none of the model load at once. When every worker has it, or could not load it,
+older ones are dropped as soon as no request names them. A version that comes before that waits, and
+one that comes after it takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from dist_net.serving.pool.commands import Send
+from dist_net.serving.pool.description import ModelDescription, ServedModel
+from dist_net.serving.pool.roster import Roster, Worker
+from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
+from dist_net.wire.serving_messages import Drop, Load
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Version:
+    """One version; ``text`` is its description as JSON. It came as the ``place``-th of its model.
+
+    ``bound``: the requests in the pool that no other version may answer; ``is_closing``: no more
+    of those are admitted.
+    """
+
+    description: ModelDescription
+    text: str
+    place: int = 0
+    bound: int = 0
+    is_closing: bool = False
+
+    @property
+    def takes(self) -> tuple[object, ...]:
+        """What a request must fit; versions that agree in it may answer for each other."""
+        description = self.description
+        return description.input_datatype, description.input_shape, description.takes_pictures
+
+
+class ModelVersions:
+    """One model. ``versions``: those that workers have or shall have, in the order they came.
+
+    ``newest``: the last one that some worker has, or had when none has any; ``alike``: the versions
+    that may answer a request that names none. ``pending``: its requests that have no answer yet.
+    ``reason``: why it is not served, or why the last version that came is not. ``came``: how many
+    versions did so far; ``done``: with how many of them, in this order, nothing is left to be done,
+    be they served, failed or overtaken.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.versions: dict[int, Version] = {}
+        self.newest: Version | None = None
+        self.alike: frozenset[int] = frozenset()
+        self.is_unloaded = False
+        self.pending = 0
+        self.reason = "no version of it has been loaded yet"
+        self.came = self.done = 0
+        self.statistics: dict[int, ModelStatistics] = {}
+        self._held: frozenset[int] = frozenset()
+        self._waiting: Version | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request that names no version would be run."""
+        return bool(self._held) and not self.is_unloaded
+
+    @property
+    def newest_number(self) -> int:
+        """The number of the newest version; NO_VERSION if there is none."""
+        return NO_VERSION if self.newest is None else self.newest.description.version
+
+    def served(self) -> ServedModel:
+        """As interfaces see it."""
+        newest = None if self.is_unloaded else self.newest
+        versions = tuple(number for number in self.versions if self.may_name(number))
+        description = None if newest is None else newest.description
+        return ServedModel(self.name, description, versions, self.is_ready, self.reason)
+
+    def may_name(self, number: int) -> bool:
+        """Whether a request may ask for this version."""
+        one = self.versions.get(number)
+        return one is not None and number in self._held and not one.is_closing
+
+    def version_for(self, worker: Worker, named: int | None) -> int | None:
+        """What the worker would answer by: the version named, or else its newest that will do."""
+        held = worker.holds.get(self.name, ())
+        if named is not None:
+            return named if named in held else None
+        for number in reversed(held):
+            if number in self.alike:
+                return number
+        return None
+
+    def statistics_of(self, number: int) -> ModelStatistics:
+        """Where to count what happens to a version."""
+        key = number if number in self.versions else NO_VERSION
+        found = self.statistics.get(key)
+        if found is None:
+            found = self.statistics[key] = ModelStatistics()
+        return found
+
+    def prepared(self, version: Version) -> None:
+        """A version can be loaded. One that is here already changes nothing."""
+        self.is_unloaded = False
+        if version.description.version not in self.versions:
+            self.came += 1
+            version.place = self.came
+            self._waiting = version
+
+    def unload(self, reason: str) -> None:
+        """Serve it no longer; what was admitted is answered before workers drop it."""
+        self.is_unloaded, self._waiting, self.reason = True, None, reason
+        self.done = self.came
+
+    def loaded(self, worker: Worker, number: int, reason: str) -> list[Send]:
+        """A worker has a version now, or could not load it."""
+        worker.loading.pop((self.name, number), None)
+        if number not in self.versions:
+            return [] if reason else [Send(worker.node, Drop(self.name, number))]
+        if reason:
+            worker.failed.add((self.name, number))
+            self.reason = f"{worker.name} could not load version {number}: {reason}"
+            logger.warning("load_failed model=%s reason=%s", self.name, self.reason)
+            return []
+        held = {*worker.holds.get(self.name, ()), number}
+        worker.holds[self.name] = [one for one in self.versions if one in held]
+        if number == self._target and not self.is_unloaded:
+            self.reason = ""
+        return []
+
+    def refresh(self, workers: Roster) -> None:
+        """Find out what is served now; needed whenever workers or what they have changed."""
+        held = {number for worker in workers for number in worker.holds.get(self.name, ())}
+        self._held = frozenset(held)
+        last = next((number for number in reversed(self.versions) if number in held), None)
+        if last is not None:
+            self.newest = self.versions[last]
+        takes = self.newest.takes if self.newest is not None else ()
+        self.alike = frozenset(n for n, one in self.versions.items() if one.takes == takes)
+
+    def advance(self, workers: Roster, now: float) -> list[Send]:
+        """Take the next steps of loading and dropping, as far as they can be taken now."""
+        if self.is_unloaded and not self.pending:
+            return self._drop_all(workers)
+        commands = []
+        if self._is_settled(workers):
+            if self._target is not None:
+                self.done = max(self.done, self.versions[self._target].place)
+            commands = self._drop_old(workers)
+        if self._waiting is not None:
+            others = [one for number, one in self.versions.items() if number != self._target]
+            for one in others:
+                one.is_closing = True
+            if self._is_settled(workers) and not any(one.bound for one in others):
+                number = self._waiting.description.version
+                logger.info("version_begins model=%s version=%d", self.name, number)
+                self.versions[number], self._waiting = self._waiting, None
+        commands += self._load(workers, now)
+        self.refresh(workers)
+        return commands
+
+    @property
+    def _target(self) -> int | None:
+        """The version that every worker shall have."""
+        return next(reversed(self.versions), None)
+
+    def _is_settled(self, workers: Roster) -> bool:
+        """Whether every worker has the newest version, or could not load it."""
+        target = self._target
+        return target is None or all(
+            (worker.has(self.name, target) or (self.name, target) in worker.failed)
+            and not any((self.name, number) in worker.loading for number in self.versions)
+            for worker in workers
+        )
+
+    def _load(self, workers: Roster, now: float) -> list[Send]:
+        commands = []
+        is_rolling = any(
+            self.name in worker.holds and self.name in [model for model, _ in worker.loading]
+            for worker in workers
+        )
+        for worker in workers:
+            for number in self._wanted(worker):
+                if self.name in worker.holds:
+                    if is_rolling:
+                        continue
+                    is_rolling = True
+                worker.loading[self.name, number] = now
+                load = Load(self.name, number, self.versions[number].text)
+                commands.append(Send(worker.node, load))
+        return commands
+
+    def _wanted(self, worker: Worker) -> list[int]:
+        """What the worker is to load: the newest, and what requests name and no worker has."""
+        return [
+            number
+            for number, one in self.versions.items()
+            if (number == self._target or (one.bound and number not in self._held))
+            and not worker.has(self.name, number)
+            and (self.name, number) not in worker.loading
+            and (self.name, number) not in worker.failed
+        ]
+
+    def _drop_old(self, workers: Roster) -> list[Send]:
+        """Let go of what the newest version replaces; or of that, if none could load it."""
+        commands = []
+        target = self._target
+        if (
+            target is not None
+            and target not in self._held
+            and self._held.intersection(self.versions)
+        ):
+            # Behind those that are served it will be dropped as they would have been.
+            self.versions = {target: self.versions.pop(target), **self.versions}
+            target = self._target
+        if target is None or target not in self._held:
+            return []
+        for number, one in list(self.versions.items())[:-1]:
+            holders = [worker for worker in workers if worker.has(self.name, number)]
+            done = [worker for worker in holders if worker.has(self.name, target)]
+            one.is_closing = len(done) == len(holders)
+            if one.bound:
+                continue
+            commands += [self._drop(worker, number) for worker in done]
+            if one.is_closing:
+                self._forget(number, workers)
+        return commands
+
+    def _drop_all(self, workers: Roster) -> list[Send]:
+        commands = [
+            self._drop(worker, number)
+            for worker in workers
+            for number in list(worker.holds.get(self.name, ()))
+        ]
+        for number in list(self.versions):
+            self._forget(number, workers)
+        self.newest = None
+        self.refresh(workers)
+        return commands
+
+    def _drop(self, worker: Worker, number: int) -> Send:
+        held = worker.holds[self.name]
+        held.remove(number)
+        if not held:
+            del worker.holds[self.name]
+        return Send(worker.node, Drop(self.name, number))
+
+    def _forget(self, number: int, workers: Roster) -> None:
+        """The version is gone; what it counted is not."""
+        logger.info("version_ends model=%s version=%d", self.name, number)
+        del self.versions[number]
+        for worker in workers:
+            worker.failed.discard((self.name, number))
+        counted = self.statistics.pop(number, None)
+        if counted is not None:
+            self.statistics_of(NO_VERSION).absorb(counted)

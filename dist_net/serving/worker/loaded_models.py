@@ -1,0 +1,113 @@
+"""The versions that an inference worker answers for; others are loaded meanwhile, in a thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+from dist_net.errors import DistNetError
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.worker.served_network import ServedNetwork
+from dist_net.wire.serving_messages import Load, Loaded
+
+logger = logging.getLogger(__name__)
+
+LoadNetwork = Callable[[ModelDescription, ServedNetwork | None, Callable[[], bool]], ServedNetwork]
+"""Makes what answers for a version, and asks now and then whether it may go on. It is given one of
+the same architecture, if there is one, which may be closed meanwhile."""
+
+_Key = tuple[str, int]
+
+
+class _Loading(NamedTuple):
+    future: Future[ServedNetwork]
+    is_dropped: threading.Event
+
+
+class LoadedModels:
+    """Belongs to the worker's thread; only ``load`` runs in another, a version after the other."""
+
+    def __init__(self, load: LoadNetwork) -> None:
+        self._load = load
+        self._executor = ThreadPoolExecutor(1, "load")
+        self._networks: dict[_Key, ServedNetwork] = {}
+        self._loading: dict[_Key, _Loading] = {}
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether ``finished`` will have something to say."""
+        return bool(self._loading)
+
+    def network(self, model: str, version: int) -> ServedNetwork | None:
+        """What answers for a version; None while it is not loaded."""
+        return self._networks.get((model, version))
+
+    def begin(self, load: Load) -> None:
+        """Begins to load a version; it is loaded at once if it is already. Raises ProtocolError."""
+        key = load.model, load.version
+        description = ModelDescription.from_json(load.description)
+        if key in self._loading:
+            return
+        is_dropped = threading.Event()
+        known = self._networks.get(key)
+        if known is not None and known.description == description:
+            future: Future[ServedNetwork] = Future()
+            future.set_result(known)
+        else:
+            alike = self._alike(description)
+            future = self._executor.submit(
+                self._load, description, alike, lambda: not is_dropped.is_set()
+            )
+        self._loading[key] = _Loading(future, is_dropped)
+
+    def finished(self) -> list[Loaded]:
+        """How the loading of versions ended, since this was asked before."""
+        done = [key for key, loading in self._loading.items() if loading.future.done()]
+        return [Loaded(*key, self._end(key, self._loading.pop(key).future)) for key in done]
+
+    def drop(self, model: str, version: int) -> None:
+        """Lets go of a version, or of its loading."""
+        key = model, version
+        loading = self._loading.pop(key, None)
+        if loading is not None:
+            loading.is_dropped.set()
+            loading.future.cancel()
+            loading.future.add_done_callback(_close_result)
+        network = self._networks.pop(key, None)
+        if network is not None:
+            network.close()
+
+    def close(self) -> None:
+        """Lets go of all; waits for the thread, which is told not to go on."""
+        for key in [*self._loading, *self._networks]:
+            self.drop(*key)
+        self._executor.shutdown(cancel_futures=True)
+
+    def _alike(self, description: ModelDescription) -> ServedNetwork | None:
+        """The last version that was loaded of the same architecture."""
+        for network in reversed(self._networks.values()):
+            if network.description.architecture == description.architecture:
+                return network
+        return None
+
+    def _end(self, key: _Key, future: Future[ServedNetwork]) -> str:
+        """Takes a version in; gives the reason why it cannot be, empty if it is."""
+        error = future.exception()
+        if error is not None:
+            is_expected = isinstance(error, DistNetError)
+            logger.error("load_failed model=%s version=%d error=%s", *key, error, exc_info=error)
+            return str(error) if is_expected else f"{type(error).__name__}: {error}"
+        replaced = self._networks.get(key)
+        self._networks[key] = future.result()
+        if replaced is not None and replaced is not self._networks[key]:
+            replaced.close()
+        logger.info("loaded model=%s version=%d", *key)
+        return ""
+
+
+def _close_result(future: Future[ServedNetwork]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()

@@ -1,0 +1,83 @@
+"""Files of prepared kernels: mapped where they lie, or fetched from the gateway and then mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dist_net.errors import ModelLoadError
+from dist_net.files import replacing
+from dist_net.nn.inference import Prepared
+from dist_net.nn.prepared import map_prepared
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.wire.serving_messages import Arrays, FetchArrays
+
+PIECE_BYTES = 4 << 20
+VERSIONS_KEPT = 3
+
+Fetch = Callable[[FetchArrays], Arrays]
+"""Asks the gateway for a piece; raises a DistNetError if it does not answer."""
+
+
+def mapped_arrays(description: ModelDescription, directory: Path, fetch: Fetch) -> Prepared:
+    """The arrays of a version, read-only, from the file that all processes of a host share.
+
+    That is the gateway's own where this process can see it; else a copy in ``directory``, made
+    by ``fetch`` unless another worker has done so. Raises ModelLoadError if there are none.
+    """
+    prepared = map_prepared(Path(description.arrays_path), description.arrays_key)
+    if prepared is not None:
+        return prepared
+    path = directory / f"{description.name}.{description.arrays_key[:32]}.prepared"
+    prepared = map_prepared(path, description.arrays_key)
+    if prepared is None:
+        _fetch_to(path, description, fetch)
+        keep_newest(directory, description.name)
+        prepared = map_prepared(path, description.arrays_key)
+    if prepared is None:
+        raise ModelLoadError(
+            f"the arrays of {description.name} version {description.version} that the gateway "
+            f"sent are of another version; expected those of key {description.arrays_key[:12]}: "
+            f"the file {description.arrays_path} has changed since, reload the model"
+        )
+    return prepared
+
+
+def keep_newest(directory: Path, name: str) -> None:
+    """Removes all but the last files of a model; who has an older one mapped keeps it."""
+    files = [path for path in directory.glob("*.prepared") if path.name.rsplit(".", 2)[0] == name]
+    for path in sorted(files, key=lambda each: each.stat().st_mtime_ns)[:-VERSIONS_KEPT]:
+        path.unlink(missing_ok=True)
+
+
+def _fetch_to(path: Path, description: ModelDescription, fetch: Fetch) -> None:
+    """Leaves the file of arrays at ``path``, where it appears at once when it is complete."""
+    total = description.arrays_bytes
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with replacing(path) as partial, partial.open("wb") as file:
+            while (offset := file.tell()) < total:
+                file.write(_piece(description, offset, min(PIECE_BYTES, total - offset), fetch))
+            file.flush()
+    except OSError as error:
+        raise ModelLoadError(
+            f"the arrays of {description.name} cannot be kept in {path.parent}: {error.strerror}; "
+            f"expected a directory with {total:,} bytes free"
+        ) from error
+
+
+def _piece(
+    description: ModelDescription, offset: int, size: int, fetch: Fetch
+) -> bytes | memoryview:
+    name, version = description.name, description.version
+    arrays = fetch(FetchArrays(name, version, offset, size))
+    sizes = [len(each) for each in arrays.payloads]
+    expected = Arrays(name, version, offset, description.arrays_bytes, arrays.payloads)
+    if arrays != expected or sizes != [size]:
+        raise ModelLoadError(
+            f"the gateway sent pieces of {sizes} bytes at {arrays.offset:,} of {arrays.total:,}, "
+            f"of {arrays.model} version {arrays.version}; expected one of {size:,} at {offset:,} "
+            f"of {description.arrays_bytes:,}, of {name} version {version}: it may have been "
+            f"dropped meanwhile"
+        )
+    return arrays.payloads[0]

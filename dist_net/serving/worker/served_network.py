@@ -1,0 +1,218 @@
+"""A version of a model as an inference worker has it: payloads come in, outcomes go out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.clock import Clock, SystemClock
+from dist_net.darknet.configuration import parse_configuration
+from dist_net.darknet.network import DarknetNetwork
+from dist_net.errors import ImageError, ModelLoadError
+from dist_net.nn import Model
+from dist_net.nn.inference import Inference, Prepared, softmax
+from dist_net.pictures.decoding import MOST_PIXELS
+from dist_net.pictures.inputs import PictureInputs, takes_pictures
+from dist_net.recipes.recipe import load_recipe, load_recipe_copy, recipe_names
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.requests import Payload, Status
+
+NOT_FINITE = (
+    b"the net's outputs for this picture are not finite; expected probabilities: its weights are "
+    b"too large, or of another net"
+)
+
+Rows = NDArray[np.generic]
+Refusal = tuple[Status, bytes]
+"""Why there is no answer: BAD_INPUT or FAILED, and the reason in UTF-8."""
+
+
+class Answers(NamedTuple):
+    """The outcomes of a batch, in order; see `dist_net.wire.serving_messages.Done`."""
+
+    statuses: bytes
+    prepare_s: float
+    compute_s: float
+    payloads: tuple[bytes | memoryview, ...]
+
+
+def _decoders(threads: int) -> ThreadPoolExecutor | None:
+    """Threads to decode by, which begin when they are first needed; None: the caller's is one."""
+    return ThreadPoolExecutor(threads, "decode") if threads > 1 else None
+
+
+class ServedNetwork:
+    """A model that answers batches of at most ``batch_size`` rows, by ``threads`` threads.
+
+    So many pictures are decoded at once, too: of 640 pixels across a batch takes half the time for
+    it, and as much memory as that many workers would.
+
+    ``prepared`` is borrowed. ``may_go_on`` is asked now and then while plans are compiled, which
+    takes a second for a large net. ``trust_recipes``: see ``load_recipe_copy``; ``reproducible``:
+    see ``Inference``.
+
+    Raises ModelLoadError where this host has not what the description names, what parsing a
+    configuration or running a recipe raises, and ShapeError for kernels of another model.
+    """
+
+    def __init__(
+        self,
+        description: ModelDescription,
+        prepared: Prepared,
+        threads: int = 1,
+        batch_size: int = 8,
+        reproducible: bool = True,
+        most_pixels: int = MOST_PIXELS,
+        may_go_on: Callable[[], bool] = lambda: True,
+        trust_recipes: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        self.description = description
+        self._model = model_of(description, trust_recipes)
+        self._dtype = self._model.input_dtype.newbyteorder("<")
+        self._row_bytes = description.row_bytes
+        self._pictures = (
+            PictureInputs(self._model, most_pixels, description.fitting)
+            if takes_pictures(self._model)
+            else None
+        )
+        self._threads = threads
+        self._decoders = _decoders(threads)
+        self._clock = clock or SystemClock()
+        self._inference = Inference(self._model, prepared, threads, batch_size, reproducible)
+        try:
+            self._inference.warm_up(may_go_on)
+            self._require_numbers()
+        except BaseException:
+            self.close()
+            raise
+
+    def rebound(self, description: ModelDescription, prepared: Prepared) -> ServedNetwork | None:
+        """Another version of the same architecture, by the plans of this one, beside it.
+
+        None if the plans are gone; see ``Inference.rebound``. May be called by another thread than
+        the one that answers. Raises ModelLoadError and ShapeError as for a new one.
+        """
+        inference = self._inference.rebound(prepared)
+        if inference is None:
+            return None
+        other = copy(self)
+        other.description, other._inference = description, inference
+        other._decoders = _decoders(self._threads)
+        try:
+            other._require_numbers()
+        except BaseException:
+            other.close()
+            raise
+        return other
+
+    def close(self) -> None:
+        """Ends the threads, if no other version computes by them."""
+        self._inference.close()
+        if self._decoders is not None:
+            self._decoders.shutdown()
+
+    def _require_numbers(self) -> None:
+        """Weights that are no numbers would make every answer one."""
+        nothing = np.zeros((1, *self._model.input_shape), self._model.input_dtype)
+        if not np.isfinite(self._inference(nothing)).all():
+            raise ModelLoadError(
+                f"{self.description.name} version {self.description.version} gives outputs that "
+                f"are not finite for an input of zeros; expected probabilities: its weights are "
+                f"too large, or of another net"
+            )
+
+    def answer(self, payloads: Sequence[Payload], is_picture: bool) -> Answers:
+        """The outcome of each payload: a picture, or a tensor of (rows, *input_shape).
+
+        One that is bad does not keep others from their answers. A tensor that holds NaN, or numbers
+        out of the net's range, is answered with what they lead to, as NumPy would.
+        """
+        begun_s = self._clock.now()
+        inputs = self._decoded(payloads) if is_picture else [self._tensor(p) for p in payloads]
+        usable = [each for each in inputs if not isinstance(each, tuple)]
+        rows = usable[0] if len(usable) == 1 else np.concatenate(usable) if usable else None
+        prepared_s = self._clock.now()
+        outcomes = self._outcomes(inputs, rows, is_picture)
+        computed_s = self._clock.now()
+        return Answers(
+            bytes(status for status, _ in outcomes),
+            prepared_s - begun_s,
+            computed_s - prepared_s,
+            tuple(payload for _, payload in outcomes),
+        )
+
+    def _outcomes(
+        self, inputs: Sequence[Rows | Refusal], rows: Rows | None, is_picture: bool
+    ) -> list[tuple[Status, bytes | memoryview]]:
+        """What there is to say of each input; ``rows`` are those that are no refusals."""
+        if rows is None:
+            return [each for each in inputs if isinstance(each, tuple)]
+        outputs = self._inference(rows)
+        if self.description.has_logits:
+            with np.errstate(invalid="ignore"):  # of what is not finite
+                outputs = softmax(outputs)
+        outcomes: list[tuple[Status, bytes | memoryview]] = []
+        start = 0
+        for each in inputs:
+            if isinstance(each, tuple):
+                outcomes.append(each)
+                continue
+            own = slice(start, start + len(each))
+            start = own.stop
+            if is_picture and not np.isfinite(outputs[own]).all():
+                outcomes.append((Status.BAD_INPUT, NOT_FINITE))
+            else:
+                outcomes.append((Status.OK, outputs[own].astype("<f4", copy=False).data.cast("B")))
+        return outcomes
+
+    def _decoded(self, payloads: Sequence[Payload]) -> list[Rows | Refusal]:
+        """Each picture as the model takes it."""
+        run = map if self._decoders is None or len(payloads) == 1 else self._decoders.map
+        return list(run(self._picture, payloads))
+
+    def _picture(self, payload: Payload) -> Rows | Refusal:
+        if self._pictures is None:
+            shape = self.description.input_shape
+            return Status.BAD_INPUT, f"a model of inputs {shape} takes no pictures".encode()
+        try:
+            return self._pictures.of(BytesIO(payload))[np.newaxis]
+        except ImageError as error:
+            return Status.BAD_INPUT, str(error).encode()
+
+    def _tensor(self, payload: Payload) -> Rows | Refusal:
+        rows, rest = divmod(len(payload), self._row_bytes)
+        if rest or not rows:
+            return (
+                Status.BAD_INPUT,
+                f"a tensor of {len(payload):,} bytes; expected one or more rows of "
+                f"{self._row_bytes:,} bytes each".encode(),
+            )
+        flat = np.frombuffer(payload, self._dtype)
+        return flat.reshape(rows, *self.description.input_shape, copy=False)
+
+
+def model_of(description: ModelDescription, trust_recipes: bool = False) -> Model:
+    """The model that a version is of; raises as ``ServedNetwork`` says."""
+    if description.configuration:
+        configuration = parse_configuration(description.configuration, description.name)
+        network = DarknetNetwork(configuration)
+        return Model(network, network.input_shape, input_dtype=np.float32)
+    path, original = description.recipe, description.recipe_original
+    if path not in recipe_names():
+        files = description.recipe_files
+        return load_recipe_copy(Path(path), original, files, trust_recipes).recipe.model
+    loaded = load_recipe(path)
+    if loaded.file_digests != description.recipe_files:
+        raise ModelLoadError(
+            f"the recipe {path} is another here than where {description.name} was read; expected "
+            f"the same release of dist_net on both hosts"
+        )
+    return loaded.recipe.model

@@ -1,0 +1,117 @@
+"""One minibatch of work: gathered from the dataset, run forwards and backwards."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
+
+from dist_net.autodiff import BoundPlan, Plan
+from dist_net.autodiff.kernels.gemm import Products
+from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.data import Dataset, epoch_order
+from dist_net.nn import Model
+from dist_net.nn.blas import quickest_products
+from dist_net.nn.parameters import Vector
+
+
+class Minibatch(NamedTuple):
+    """Arrays that minibatches of one size are gathered into."""
+
+    inputs: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+
+
+class Binding(NamedTuple):
+    """A plan on a pair of vectors, which it keeps alive: their ids are its key."""
+
+    bound: BoundPlan
+    weights: Vector
+    gradient: Vector
+
+
+class TrainingStep:
+    """Gradients of a model over minibatches of a dataset's shuffled epochs.
+
+    Plans and the arrays of minibatches are made once for each size of minibatch, and the bindings
+    of a plan once for each pair of weights and gradient vector: in the steady state nothing is
+    allocated.
+
+    What a layer such as Dropout draws depends on ``seed``, ``epoch`` and ``start`` alone: whoever
+    computes a minibatch draws the same, and no two minibatches of a run draw alike.
+
+    Of a model with convolutions, ``threads`` share the work, and BLAS has one thread meanwhile.
+    For dense layers alone it keeps the ``threads`` that it has: it wakes them up sooner than this
+    process could, which for products of a fraction of a millisecond is what counts.
+    """
+
+    def __init__(self, model: Model, dataset: Dataset, seed: int, threads: int = 1) -> None:
+        self._model = model
+        team_threads, blas_threads = (threads, 1) if model.has_convolutions else (1, threads)
+        # BLAS shares out whole products only.
+        products = quickest_products() if blas_threads == 1 else Products()
+        self._team = Team(team_threads, products)
+        self._blas = ThreadpoolController().select(user_api="blas")
+        self._images = np.asarray(dataset.train_images)
+        self._labels = np.asarray(dataset.train_labels)
+        self._seed = seed
+        # Counter-based (Salmon et al. 2011), so that going to a minibatch's numbers costs little.
+        self._bits = np.random.Philox(seed)
+        self._bits_state = self._bits.state
+        self._generator = np.random.Generator(self._bits)
+        self._epoch = -1
+        self._start = 0
+        self._order: NDArray[np.int64] = np.empty(0, np.int64)
+        self._plans: dict[int, tuple[Plan, Minibatch]] = {}
+        self._bound: dict[tuple[int, int, int], Binding] = {}
+        self._size = 0
+
+    def prepare(self, epoch: int, start: int, stop: int) -> None:
+        """Gathers samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
+        if epoch != self._epoch:
+            self._order = epoch_order(self._seed, epoch, len(self._labels))
+            self._epoch = epoch
+        self._start = start
+        self._size = stop - start
+        _, minibatch = self._plan(self._size)
+        chosen = self._order[start:stop]
+        # The order is a permutation, so no index needs the check that clipping spares.
+        self._images.take(chosen, 0, minibatch.inputs, "clip")
+        self._labels.take(chosen, 0, minibatch.labels, "clip")
+
+    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
+        """Writes the mean gradient of the prepared minibatch; gives (summed loss, number right).
+
+        Both vectors are borrowed; a caller uses few different ones, as each pair is bound anew.
+        """
+        key = (self._size, id(weights), id(gradient))
+        binding = self._bound.get(key)
+        if binding is None:
+            plan, minibatch = self._plan(self._size)
+            bound = self._model.bind_training(plan, *minibatch, weights, gradient)
+            binding = self._bound[key] = Binding(bound, weights, gradient)
+        self._draw_for_minibatch()
+        with self._blas_capped():
+            loss, right, *_ = binding.bound.run()
+        return float(loss) * self._size, int(right)
+
+    def _draw_for_minibatch(self) -> None:
+        """Goes to where the numbers of the prepared minibatch begin; its own are 2**128 blocks."""
+        self._bits_state["state"]["counter"][:] = 0, 0, self._start, self._epoch
+        self._bits.state = self._bits_state
+
+    def _blas_capped(self) -> AbstractContextManager[object]:
+        return nullcontext() if self._team.threads == 1 else self._blas.limit(limits=1)
+
+    def _plan(self, size: int) -> tuple[Plan, Minibatch]:
+        if size not in self._plans:
+            self._plans[size] = (
+                self._model.compile_training(size, self._generator, self._team),
+                Minibatch(
+                    np.empty((size, *self._model.input_shape), np.uint8), np.empty(size, np.uint8)
+                ),
+            )
+        return self._plans[size]

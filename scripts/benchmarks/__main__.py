@@ -1,0 +1,79 @@
+"""``scripts/bench NAME``: measures this project, and its peers in the same run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import agreement, darknet53, push_pull, serving, training
+from dist_net.cli.parser import Parser
+from dist_net.cluster.console import plain_console
+from dist_net.cluster.entry import use_threads
+from dist_net.errors import DistNetError
+
+BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
+    "training": training.measure,
+    "push-pull": push_pull.measure,
+    "darknet53": darknet53.measure,
+    "darknet53-agreement": agreement.measure,
+    "serving": serving.measure,
+}
+
+
+def main() -> int:
+    """Measures, shows tables or one JSON object, and gives the exit code."""
+    parser = Parser(prog="scripts/bench", description="Measures speed, as medians and ratios.")
+    parser.add_argument("name", metavar="NAME", choices=BENCHES, help=", ".join(BENCHES))
+    parser.add_argument("--peers", action="store_true", help="measure every installed peer too")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="of serving: how long each case lasts (default: 1)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    arguments = parser.parse_args()
+    options = {"scale": arguments.scale} if arguments.name == "serving" else {}
+    try:
+        measured = BENCHES[arguments.name](
+            arguments.peers, lambda text: print(text, file=sys.stderr), **options
+        )
+    except DistNetError as error:
+        print(f"scripts/bench {arguments.name}: {error}", file=sys.stderr)
+        return error.exit_code
+    if arguments.json:
+        print(json.dumps(measured))
+    else:
+        show(measured, plain_console(stderr=False))
+    return 0
+
+
+def show(measured: dict[str, Any], console: Console) -> None:
+    """Prints each list as a table, and all else line by line."""
+    for title, content in measured.items():
+        match content:
+            case [*rows]:
+                if rows:
+                    console.print(table_of(title, rows))
+            case {**named}:
+                for name, value in named.items():
+                    console.print(f"{name}: {value}")
+            case value:
+                console.print(f"{title}: {value}")
+
+
+def table_of(title: str, rows: list[dict[str, Any]]) -> Table:
+    """A table with a column for each key of the first row."""
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(
+            *(f"{value:,}" if isinstance(value, int | float) else value for value in row.values())
+        )
+    return table
+
+
+if __name__ == "__main__":
+    use_threads(1)
+    sys.exit(main())

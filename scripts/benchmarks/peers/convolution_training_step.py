@@ -1,0 +1,37 @@
+"""This project's training step of ``fashion-mnist-conv``, measured as that of PyTorch is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from benchmarks import synthetic
+from benchmarks.peers import task
+from benchmarks.peers.orders import Peer
+from dist_net.recipes.recipe import load_recipe
+from dist_net.training.single_process import SingleProcess
+
+RECIPE = "fashion-mnist-conv"
+SEED = 0
+
+
+def load(_directory: Path, batch: int, threads: int) -> Callable[[], np.float32]:
+    """A function that takes a step on the next minibatch of random images; it gives the loss."""
+    threadpool_limits(threads)
+    training = SingleProcess(load_recipe(RECIPE).recipe, synthetic.dataset(), SEED, threads)
+    position = 0
+
+    def step() -> np.float32:
+        nonlocal position
+        summed_loss, _ = training.step(0, position, position + batch)
+        position = (position + batch) % (task.SAMPLES - batch)
+        return np.float32(summed_loss / batch)
+
+    return step
+
+
+if __name__ == "__main__":
+    Peer("dist-net", load).obey()

@@ -1,0 +1,88 @@
+"""A peer's process that waits for orders: how rounds of several processes are interleaved.
+
+The speed of a shared machine drifts, so that what is compared has to be measured in turn. Each
+peer stays in a process of its own, which keeps what it loaded, and measures when it is told to:
+a line of JSON on stdin, ``{"order": "time", "batch": 8, "threads": 2, "seconds": 0.5}``, is
+answered by one on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from benchmarks.layers import LayerStep, time_layers
+from benchmarks.timing import round_us
+
+Run = Callable[[], Any]
+
+
+class Peer:
+    """What a peer's process can do; its module says how to ``load`` and what else it has.
+
+    ``load(directory, batch, threads)`` gives a function that does the work once; what was loaded
+    stays. ``prepare(directory)`` writes what loading takes from the directory, once for all
+    processes. ``layers(directory, batch, threads)`` gives the steps of one run.
+    """
+
+    def __init__(
+        self,
+        distribution: str,
+        load: Callable[[Path, int, int], Run],
+        prepare: Callable[[Path], None] = lambda _: None,
+        layers: Callable[[Path, int, int], Sequence[LayerStep]] = lambda *_: (),
+    ) -> None:
+        self._distribution = distribution
+        self._load = load
+        self._prepare = prepare
+        self._layers = layers
+        self._runs: dict[tuple[int, int], Run] = {}
+        self._directory = Path(sys.argv[1])
+
+    def obey(self) -> None:
+        """Carries out the orders on stdin until it ends."""
+        # A library may print what it likes: only answers reach the other process.
+        answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        for line in sys.stdin:
+            order = json.loads(line)
+            answer = getattr(self, f"_order_{order.pop('order')}")(**order)
+            print(json.dumps(answer), file=answers, flush=True)
+
+    def _run(self, batch: int, threads: int) -> Run:
+        if (batch, threads) not in self._runs:
+            self._runs[batch, threads] = self._load(self._directory, batch, threads)
+        return self._runs[batch, threads]
+
+    def _order_prepare(self) -> None:
+        self._prepare(self._directory)
+
+    def _order_answer(self, batch: int, threads: int, runs: int = 1) -> Any:
+        """What the work gave, of each run."""
+        run = self._run(batch, threads)
+        return [run().tolist() for _ in range(runs)]
+
+    def _order_time(self, batch: int, threads: int, seconds: float) -> float:
+        """Microseconds of a run, a median over about so many seconds."""
+        return round_us(self._run(batch, threads), seconds)
+
+    def _order_layers(
+        self, batch: int, threads: int, seconds: float
+    ) -> list[dict[str, float | str]]:
+        steps = self._layers(self._directory, batch, threads)
+        return time_layers(steps, batch, seconds, perf_counter)
+
+    def _order_version(self) -> str:
+        return version(self._distribution)
+
+    def _order_peak_bytes(self) -> int:
+        """The most memory that this process had at once (Linux: VmHWM)."""
+        status = Path("/proc/self/status").read_text()
+        (line,) = [each for each in status.splitlines() if each.startswith("VmHWM:")]
+        return 1024 * int(line.split()[1])

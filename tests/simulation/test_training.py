@@ -1,0 +1,321 @@
+"""Workers and a server against each other, in memory, on a clock that is a number.
+
+The model has one parameter for each sample of each epoch, and the gradient of a minibatch is -1 at
+its samples. With a learning rate of 1 the trained weights are therefore how often each sample was
+applied.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from math import ceil
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_net.errors import WorkerRefusedError
+from dist_net.parameter_server.members import LONGEST_LOOK_S
+from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.settings import RunSettings
+from dist_net.parameter_server.state import ParameterServer, WeightsSegment
+from dist_net.parameter_server.state import Send as ServerSend
+from dist_net.parameter_server.store import PINS_PER_READER
+from dist_net.training.commands import Begin, Compute, Done, Prepare, Send
+from dist_net.training.inbox import Inbox
+from dist_net.training.state import GRADIENT_SLOTS, WorkerState
+from dist_net.wire.messages import Heartbeat, Join, Message, Vector, Welcome, Work
+from dist_net.wire.segment import NOTE_BYTES
+from dist_net.wire.work_note import noted
+
+SAMPLES, EPOCHS = 24, 2
+SIZE = SAMPLES * EPOCHS
+RUN_SETTINGS = RunSettings(
+    recipe="counting",
+    recipe_digest="abc",
+    layout=(("applied", (EPOCHS, SAMPLES)),),
+    samples=SAMPLES,
+    epochs=EPOCHS,
+    batch_size=3,
+    learning_rate=1.0,
+    lease_minibatches=3,
+)
+
+
+def sent(message: Message) -> Message:
+    """The message as a socket sends it: with a copy of its array, which is only borrowed."""
+    if isinstance(message, Work) and message.weights is not None:
+        return message._replace(weights=message.weights.copy())
+    return message
+
+
+class Host:
+    """One worker, the messages on their way to and from it, and its thread of computation."""
+
+    def __init__(self, cluster: "Cluster", node: bytes, descriptor: int) -> None:
+        self.cluster = cluster
+        self.node = node
+        self.worker = WorkerState(Join(node.decode(), "abc", SIZE, 1, descriptor, b""), "server")
+        self.requests: deque[Message] = deque()
+        self.answers: deque[Message] = deque()
+        self.note = bytearray(NOTE_BYTES)
+        self.inbox = Inbox(self, memoryview(self.note))
+        self.welcome: Welcome | None = None
+        self.prepared: Prepare | None = None
+        self.computing: Compute | None = None
+        self.read: Vector | None = None
+        self.done: Done | None = None
+        self.slots = [np.zeros(SIZE, np.float32) for _ in range(GRADIENT_SLOTS)]
+        self.perform(self.worker.start(cluster.now))
+
+    def perform(self, commands: list) -> None:
+        for command in commands:
+            match command:
+                case Send(message):
+                    self.requests.append(message)
+                case Begin(welcome):
+                    self.welcome = welcome
+                    self.inbox.forget()
+                    self.prepared = None  # as the process makes a new step
+                case Prepare():
+                    self.prepared = command
+                case Compute():
+                    assert command[:3] == self.prepared
+                    self.computing = command
+                    self.read = self.weights(command).copy()
+                case Done():
+                    self.done = command
+
+    def weights(self, compute: Compute) -> Vector:
+        if compute.weights is not None:
+            return compute.weights
+        return self.cluster.buffers[compute.snapshot]
+
+    def compute(self, poison: bool = False) -> None:
+        """Finish the computation, and push."""
+        compute = self.computing
+        if compute is None:
+            return
+        self.computing = None
+        gradient = np.zeros((EPOCHS, SAMPLES), np.float32)
+        gradient[compute.epoch, compute.start : compute.stop] = -1
+        if poison:
+            gradient[0, 0] = np.nan
+        elif not np.array_equal(self.weights(compute), self.read):
+            # A torn snapshot; if its gradient were applied, the count would be far off.
+            gradient -= 1000
+        # As in shared memory: the server reads what is in the slot when the push gets there.
+        self.slots[compute.slot][:] = gradient.ravel()
+        self.perform(self.worker.computed(1.0, 1, self.slots[compute.slot], self.cluster.now))
+        self.begin_computing()
+
+    def begin_computing(self) -> None:
+        if self.computing is None and self.worker.can_compute:
+            self.perform(self.worker.compute())
+
+    def deliver_request(self, times: int = 1) -> None:
+        if self.requests:
+            message = self.requests.popleft()
+            for _ in range(times):
+                self.cluster.server_handles(self.node, message)
+
+    def deliver_answer(self) -> None:
+        """Take in an answer, but not during a computation: a process does one at a time."""
+        if self.computing is None and (answer := self.inbox.receive(0)) is not None:
+            try:
+                self.perform(self.worker.handle(answer, self.cluster.now))
+            except WorkerRefusedError:
+                self.kill()
+            self.begin_computing()
+
+    def receive(self, timeout_s: float) -> Message | None:
+        """What its inbox does with its socket."""
+        return self.answers.popleft() if self.answers else None
+
+    def kill(self) -> None:
+        self.cluster.hosts.pop(self.node, None)
+        self.requests.clear()
+        self.answers.clear()
+
+    def beat(self) -> None:
+        if self.welcome is not None:
+            heartbeat = Heartbeat(self.welcome.worker_id)
+            self.cluster.server.handle(b"beat of " + self.node, heartbeat, self.cluster.now)
+
+
+class Cluster:
+    """A server and its workers' hosts; ``hosts`` are those that are alive."""
+
+    def __init__(self, descriptors: list[int]) -> None:
+        self.now = 0.0
+        self.hosts: dict[bytes, Host] = {}
+        self.born = 0
+        self.serve(lambda buffers: Run(RUN_SETTINGS, np.zeros(SIZE, np.float32), buffers))
+        for descriptor in descriptors:
+            self.add_host(descriptor)
+
+    def serve(self, begin: Callable[[list[Vector]], Run]) -> None:
+        self.buffers = [np.zeros(SIZE, np.float32) for _ in range(2 + 3 * PINS_PER_READER)]
+        self.server = ParameterServer(begin(self.buffers), WeightsSegment(1, 2, b""))
+
+    def add_host(self, descriptor: int) -> None:
+        self.born += 1
+        node = b"node %d" % self.born
+        self.hosts[node] = Host(self, node, descriptor)
+
+    def server_handles(self, node: bytes, message: Message) -> None:
+        for command in self.server.handle(node, message, self.now):
+            if isinstance(command, ServerSend) and command.node in self.hosts:
+                host, answer = self.hosts[command.node], sent(command.message)
+                host.answers.append(answer)
+                if isinstance(answer, Work) and answer.weights is None:
+                    host.note[:] = noted(answer)
+
+    def pass_time(self, seconds: float, silent: Host | None = None) -> None:
+        """Let time pass, in which all but one host send heartbeats."""
+        for _ in range(ceil(seconds / LONGEST_LOOK_S)):
+            self.now += min(seconds, LONGEST_LOOK_S)
+            for host in self.hosts.values():
+                if host is not silent:
+                    host.beat()
+            self.server.tick(self.now)
+
+    def run(self) -> None:
+        """Let everything go its way to the end of the run."""
+        for _ in range(2000):
+            self.pass_time(0.02)
+            for host in list(self.hosts.values()):
+                while host.requests or host.answers or host.computing:
+                    host.compute()
+                    host.deliver_request()
+                    host.deliver_answer()
+                host.perform(host.worker.tick(self.now))
+            if all(host.done and not host.requests for host in self.hosts.values()):
+                return
+        pytest.fail("the cluster makes no progress")
+
+    def assert_each_sample_was_applied_once(self) -> None:
+        assert self.server.state == "finished"
+        assert all(host.done and host.done.finished for host in self.hosts.values())
+        assert self.server.run.ledger.applied_samples == SIZE
+        np.testing.assert_array_equal(self.server.run.store.weights, np.ones(SIZE, np.float32))
+
+
+def test_three_workers_train_and_each_sample_is_applied_once() -> None:
+    cluster = Cluster([9, 9, -1])
+    cluster.run()
+    cluster.assert_each_sample_was_applied_once()
+    report = cluster.server.run.report(0, cluster.now)
+    assert (report["workers_joined"], report["workers_lost"]) == (3, 0)
+    assert (report["pushes_rejected"], report["duplicates_dropped"]) == (0, 0)
+    assert cluster.server.worker_count == 0
+
+
+def test_two_of_three_workers_die_and_each_sample_is_applied_once() -> None:
+    cluster = Cluster([9, 9, 9])
+    for host in cluster.hosts.values():
+        for _ in range(3):
+            host.deliver_request()
+            host.deliver_answer()
+    dying = [node for node, host in cluster.hosts.items() if host.computing][:2]
+    assert len(dying) == 2
+    for node in dying:
+        cluster.hosts[node].kill()
+    cluster.run()
+    cluster.assert_each_sample_was_applied_once()
+    assert cluster.server.run.metrics.workers_lost == 2
+
+
+def test_a_snapshot_lasts_for_as_long_as_it_is_computed_from() -> None:
+    cluster = Cluster([9, 9])
+    slow, fast = cluster.hosts.values()
+    for host in (slow, fast):
+        for _ in range(2):
+            host.deliver_request()
+            host.deliver_answer()
+    slow.compute()
+    assert slow.computing is not None  # from the same snapshot as before
+    slow.deliver_request()
+    for _ in range(6):
+        fast.compute()
+        fast.deliver_request()
+        fast.deliver_answer()
+    cluster.run()
+    cluster.assert_each_sample_was_applied_once()
+
+
+def test_a_server_resumed_from_a_checkpoint_applies_each_sample_once() -> None:
+    cluster = Cluster([9, 9])
+    while cluster.server.run.ledger.applied_samples < SAMPLES:
+        for host in cluster.hosts.values():
+            host.deliver_request()
+            host.deliver_answer()
+            host.compute()
+    checkpoint = cluster.server.run.checkpoint()
+    # The workers outlive the server here, so it is sent pushes of leases that it never granted.
+    cluster.serve(lambda buffers: Run.resumed(RUN_SETTINGS, checkpoint, buffers))
+    cluster.run()
+    cluster.assert_each_sample_was_applied_once()
+
+
+EVENTS = [
+    "request",
+    "request",
+    "answer",
+    "answer",
+    "note is half written",
+    "compute",
+    "compute",
+    "request twice",
+    "compute poison",
+    "kill",
+    "silence",
+    "time",
+    "join",
+    "join afar",
+    "resume",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 3)), max_size=150))
+def test_each_sample_is_applied_once_whatever_happens(events: list[tuple[str, int]]) -> None:
+    cluster = Cluster([9, 9, -1])
+    for event, which in events:
+        hosts = list(cluster.hosts.values())
+        host = hosts[which % len(hosts)] if hosts else None
+        match event, host:
+            case "join", _:
+                cluster.add_host(9)
+            case "join afar", _:
+                cluster.add_host(-1)
+            case "time", _:
+                cluster.pass_time(0.02)
+            case "resume", _:
+                checkpoint = cluster.server.run.checkpoint()
+                cluster.serve(
+                    lambda buffers, checkpoint=checkpoint: Run.resumed(
+                        RUN_SETTINGS, checkpoint, buffers
+                    )
+                )
+            case _, None:
+                pass
+            case "request", Host():
+                host.deliver_request()
+            case "request twice", Host():
+                host.deliver_request(times=2)
+            case "answer", Host():
+                host.deliver_answer()
+            case "note is half written", Host():
+                host.note[20:40] = bytes(20)
+            case "compute", Host():
+                host.compute()
+            case "compute poison", Host():
+                host.compute(poison=True)
+            case "kill", Host():
+                host.kill()
+            case "silence", Host():
+                cluster.pass_time(2.0, silent=host)
+    cluster.add_host(9)
+    cluster.run()
+    cluster.assert_each_sample_was_applied_once()

@@ -1,0 +1,427 @@
+"""Compiled kernels: the plain ones' answers, within their arrays' bounds, and kept on disk."""
+
+import logging
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_net.autodiff import evaluate, variable
+from dist_net.autodiff.kernels.convolution.blocks import Blocking
+from dist_net.autodiff.kernels.convolution.choice import choose
+from dist_net.autodiff.kernels.convolution.epilogue import Finish
+from dist_net.autodiff.kernels.convolution.im2row import Im2Row
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
+from dist_net.autodiff.kernels.convolution.winograd import Winograd
+from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.windows import Windows
+from dist_net.errors import MissingExtraError
+from dist_net.nn import (
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Flatten,
+    Model,
+    Rescale,
+    Residual,
+    Sequential,
+    leaky_relu,
+    relu,
+)
+from dist_net.nn.inference import Inference, prepare
+
+pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
+
+from dist_net import compiling
+from dist_net.autodiff.kernels.compiled import im2row as compiled
+from dist_net.autodiff.kernels.compiled import line_transforms as compiled_lines
+from dist_net.autodiff.kernels.compiled import strided_tiles as compiled_halving
+from dist_net.autodiff.kernels.compiled import tiles as compiled_tiles
+from dist_net.autodiff.kernels.compiled import vectors as jit
+from dist_net.autodiff.kernels.compiled import winograd as compiled_winograd
+from dist_net.autodiff.kernels.compiled.im2row import CompiledIm2Row
+from dist_net.autodiff.kernels.compiled.winograd import CompiledWinograd
+
+WHOLE = Blocking(images=99, rows=99, channels=999)
+LOOPS = [
+    compiled.write_rows,
+    compiled.finish_product,
+    compiled_tiles.to_points_2,
+    compiled_tiles.to_points_4,
+    compiled_tiles.from_points_2,
+    compiled_tiles.from_points_4,
+    compiled_halving.to_points_halving,
+    compiled_halving.from_points_halving,
+]
+
+
+def problem_of(x, filters, size=3, stride=1, padding=None, groups=1, dtype=np.float32):
+    sides = padding or ((size // 2, size // 2), (size // 2, size // 2))
+    windows = Windows((size, size), (stride, stride), sides)
+    out = (x[0], *windows.output(x[1], x[2]), filters)
+    return Problem(windows, groups, Finish(0.1, 0.0), x, out, np.dtype(dtype))
+
+
+def arrays_of(problem, with_residual):
+    random = np.random.default_rng(0)
+    shape = (*problem.windows.size, problem.x[3] // problem.groups, problem.out[3])
+    return Arrays(
+        random.standard_normal(problem.x, np.float32).astype(problem.dtype),
+        random.standard_normal(shape, np.float32).astype(problem.dtype),
+        random.standard_normal(problem.out[3], np.float32).astype(problem.dtype),
+        random.standard_normal(problem.out).astype(problem.dtype) if with_residual else None,
+        np.full(problem.out, np.nan, problem.dtype),
+    )
+
+
+def computed(algorithm, problem, blocking, with_residual=False, threads=1):
+    """The output, a new array, from scratch that holds NaN."""
+    arrays = arrays_of(problem, with_residual)
+    kernel = variable("kernel", arrays.kernel.shape, problem.dtype)
+    (prepared,) = evaluate([algorithm.prepare(problem, kernel)], kernel=arrays.kernel)
+    for each in (arrays.x, arrays.bias, prepared):
+        each.flags.writeable = False  # as a mapped file of prepared kernels is
+    bound = Arrays(arrays.x, prepared, arrays.bias, arrays.residual, arrays.out)
+    blocks = list(blocking.blocks(problem.out, algorithm.row_step))
+    team = Team(threads)
+    team.reserve(max(algorithm.scratch_bytes(problem, block) for block in blocks))
+    for thread in range(threads):
+        team.scratch(thread)[:] = 0xFF
+    tasks = [
+        [algorithm.kernels(problem, block, bound, team.scratch(i)) for i in range(threads)]
+        for block in blocks
+    ]
+    team.kernel(tasks)()
+    team.close()
+    return arrays.out
+
+
+def require_same(fast, plain, problem, blocking, with_residual=False, threads=1):
+    out = computed(fast, problem, blocking, with_residual, threads)
+    expected = computed(plain, problem, blocking, with_residual)
+    assert np.abs(out - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+WINOGRAD_CASES = [
+    ((3, 8, 12, 16), 24, WHOLE),
+    ((2, 8, 4, 13), 9, Blocking(1, 4, 999)),
+    ((2, 12, 8, 40), 44, Blocking(1, 4, 11)),  # the last split has 11, the others overlap
+    ((1, 4, 4, 8), 40, Blocking(1, 4, 12)),  # the last split is narrower than a vector
+    ((2, 4, 4, 3), 8, WHOLE),  # and so are the input's channels
+]
+
+
+def winograd_problem(x, filters, stride):
+    """With an output as large as ``x`` whatever the stride."""
+    images, height, width, channels = x
+    return problem_of((images, stride * height, stride * width, channels), filters, stride=stride)
+
+
+IM2ROW_CASES = [
+    ((2, 7, 9, 3), 16, {}),
+    ((2, 7, 9, 4), 17, {"stride": 2}),
+    ((1, 8, 8, 6), 12, {"size": 1}),
+    ((1, 9, 8, 6), 12, {"size": 1, "stride": 2}),
+    ((1, 9, 8, 16), 12, {"size": 1, "stride": 2}),
+    ((2, 6, 6, 8), 16, {"groups": 4}),
+    ((1, 5, 6, 3), 8, {"padding": ((0, 2), (1, 0))}),
+    ((1, 2, 2, 3), 8, {"padding": ((4, 4), (4, 4))}),
+    ((1, 2, 2, 1), 8, {"padding": ((4, 4), (4, 4))}),
+    ((2, 9, 9, 16), 3, {"stride": 2}),
+    ((1, 6, 6, 3), 8, {"padding": ((0, 0), (0, 0)), "size": 6}),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize(("x", "filters", "blocking"), WINOGRAD_CASES)
+@pytest.mark.parametrize(("m", "stride"), [(2, 1), (4, 1), (2, 2)])
+def test_winograd_gives_the_plain_answers(m, stride, x, filters, blocking, with_residual, threads):
+    problem = winograd_problem(x, filters, stride)
+    fast, plain = CompiledWinograd(m, stride), Winograd(m, stride)
+    require_same(fast, plain, problem, blocking, with_residual, threads)
+
+
+@pytest.mark.parametrize("blocking", [WHOLE, Blocking(1, 2, 999), Blocking(1, 5, 9)])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize(("x", "filters", "options"), IM2ROW_CASES)
+def test_im2row_gives_the_plain_answers(x, filters, options, with_residual, blocking):
+    if "groups" in options and blocking.channels < filters:
+        pytest.skip("groups are not split")
+    problem = problem_of(x, filters, **options)
+    require_same(CompiledIm2Row(), Im2Row(), problem, blocking, with_residual, threads=2)
+
+
+@given(
+    st.tuples(*[st.integers(1, n) for n in (3, 21, 21, 40)]),
+    st.integers(1, 80),
+    st.sampled_from([1, 3, 5]),
+    st.integers(1, 3),
+    st.booleans(),
+    st.booleans(),
+    st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_is_chosen_gives_the_plain_answers(
+    x, filters, size, stride, with_residual, reproducible, threads
+):
+    problem = problem_of((x[0], max(x[1], size), max(x[2], size), x[3]), filters, size, stride)
+    plain = choose(problem, threads, reproducible)
+    fast = choose(problem, threads, reproducible, compiled=True)
+    assert fast.blocking == plain.blocking
+    assert fast.algorithm.name == plain.algorithm.name
+    assert type(fast.algorithm) in (CompiledIm2Row, CompiledWinograd)
+    require_same(fast.algorithm, plain.algorithm, problem, fast.blocking, with_residual, threads)
+
+
+def test_other_numbers_than_float32_keep_the_plain_algorithm():
+    problem = problem_of((1, 8, 8, 16), 16, dtype=np.float64)
+    assert type(choose(problem, 1, compiled=True).algorithm) is Winograd
+    require_same(CompiledWinograd(4), Winograd(4), problem, WHOLE)
+    require_same(CompiledIm2Row(), Im2Row(), problem, WHOLE)
+
+
+@pytest.mark.parametrize(("value", "slope"), [(np.nan, 0.1), (np.inf, 0.0)])
+def test_what_is_no_number_stays_as_it_is(value, slope):
+    values, out = np.full(16, value, np.float32), np.zeros(16, np.float32)
+    bias, slopes = np.zeros(8, np.float32), (np.float32(slope), np.float32(1))
+    compiled.finish_product(values, 1, 1, 2, 8, out, bias, False, bias, *slopes, 0, 16, 16, 8)
+    assert np.array_equal(out, values, equal_nan=True)
+
+
+# Bounds. Vectors are loaded and stored unchecked, so the same loops run in plain Python, where
+# they are slices of arrays that have to be there.
+
+
+def checked_load(source, index):
+    assert 0 <= index <= len(source) - jit.LANES
+    return source[index : index + jit.LANES].copy()
+
+
+def checked_store(target, index, value):
+    assert 0 <= index <= len(target) - jit.LANES
+    target[index : index + jit.LANES] = value
+
+
+IN_PYTHON = {
+    "pointer": lambda array: array,
+    "load": checked_load,
+    "store": checked_store,
+    "spread": lambda value: np.full(jit.LANES, value, np.float32),
+    "larger": np.maximum,
+}
+
+
+class Checked(np.ndarray):
+    """An array whose single elements cannot be counted from its end either."""
+
+    def __getitem__(self, index):
+        assert not isinstance(index, int) or index >= 0
+        return super().__getitem__(index)
+
+    def __setitem__(self, index, value):
+        assert not isinstance(index, int) or index >= 0
+        super().__setitem__(index, value)
+
+
+@pytest.fixture
+def loops_in_python(monkeypatch):
+    """Every compiled function as it is written, on arrays that notice what is out of bounds."""
+    called = []
+
+    def interpreted(function, name):
+        def run(*arguments):
+            called.append(name)
+            arrays = (
+                each.view(Checked) if isinstance(each, np.ndarray) else each for each in arguments
+            )
+            return function(*arrays)
+
+        return run
+
+    for module in (compiled, compiled_halving, compiled_lines, compiled_tiles, compiled_winograd):
+        for name, value in list(vars(module).items()):
+            if hasattr(value, "py_func"):
+                is_loop = value in LOOPS
+                function = interpreted(value.py_func, name) if is_loop else value.py_func
+                monkeypatch.setattr(module, name, function)
+            elif name in IN_PYTHON:
+                monkeypatch.setattr(module, name, IN_PYTHON[name])
+    return called
+
+
+def test_no_loop_of_winograd_leaves_its_arrays(loops_in_python):
+    for m, stride in ((2, 1), (4, 1), (2, 2)):
+        for x, filters, blocking in WINOGRAD_CASES:
+            problem = winograd_problem(x, filters, stride)
+            fast, plain = CompiledWinograd(m, stride), Winograd(m, stride)
+            require_same(fast, plain, problem, blocking, True)
+    ends = {"2", "4", "halving"}
+    assert {f"{way}_points_{end}" for way in ("to", "from") for end in ends} <= {*loops_in_python}
+
+
+def test_no_loop_of_im2row_leaves_its_arrays(loops_in_python):
+    for x, filters, options in IM2ROW_CASES:
+        for blocking in (WHOLE, Blocking(1, 2, 999)):
+            problem = problem_of(x, filters, **options)
+            require_same(CompiledIm2Row(), Im2Row(), problem, blocking, True)
+    assert {"write_rows", "finish_product"} <= {*loops_in_python}
+
+
+@pytest.mark.usefixtures("loops_in_python")
+def test_a_loop_that_leaves_its_arrays_is_noticed():
+    values, out, bias = (np.zeros(n, np.float32) for n in (16, 15, 8))
+    finish = out, out, False, bias, np.float32(1), np.float32(1), 0, 16, 16, 8
+    with pytest.raises(AssertionError):
+        compiled.finish_product(values, 1, 1, 2, 8, *finish)
+
+
+# How they are compiled
+
+
+@pytest.mark.parametrize("loop", LOOPS, ids=lambda loop: loop.__name__)
+def test_a_loop_is_compiled_once_for_one_signature(loop):
+    # Several, or closures, share an index in numba's cache, which processes then write at once.
+    assert len(loop.signatures) == 1
+    assert loop.py_func.__closure__ is None
+    with pytest.raises(TypeError):
+        loop()
+
+
+SECOND_PROCESS = """
+from dist_net.autodiff.kernels.compiled import im2row as compiled
+from dist_net.autodiff.kernels.compiled import strided_tiles as compiled_halving
+from dist_net.autodiff.kernels.compiled import tiles as compiled_tiles
+loops = (compiled.write_rows, compiled.finish_product, compiled_tiles.to_points_2,
+         compiled_tiles.to_points_4, compiled_tiles.from_points_2, compiled_tiles.from_points_4,
+         compiled_halving.to_points_halving, compiled_halving.from_points_halving)
+print([sum(loop.stats.cache_misses.values()) for loop in loops])
+"""
+
+
+def test_another_process_finds_the_compiled_loops():
+    if any(loop.stats.cache_path is None for loop in LOOPS):
+        pytest.skip("there is no place that numba can write its cache to")
+    assert all("/compiled-" in loop.stats.cache_path for loop in LOOPS)  # for these sources
+    command = [sys.executable, "-c", SECOND_PROCESS]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == str([0] * len(LOOPS))
+
+
+def add_one(x):
+    x[0] += 1
+
+
+def test_loops_are_compiled_where_nothing_can_be_kept(monkeypatch, caplog):
+    numba = compiling.numba
+
+    def without_a_place(signature, cache=False, **options):
+        if cache:
+            raise RuntimeError("no locator available")
+        return numba.njit(signature, **options)
+
+    replaced = SimpleNamespace(njit=without_a_place, config=numba.config)
+    monkeypatch.setattr(compiling, "numba", replaced)
+    with caplog.at_level(logging.INFO):
+        loop = compiling.jit(compiling.WRITTEN)(add_one)
+    assert "compiled_code_not_kept name=add_one reason=no locator available" in caplog.text
+    values = np.zeros(1, np.float32)
+    loop(values)
+    assert values[0] == 1
+
+
+# Inference
+
+NETWORK = Sequential(
+    Rescale(),
+    Conv2D(16, 3, use_bias=False),
+    BatchNorm(activation=leaky_relu),
+    Residual(Conv2D(8, 1), BatchNorm(activation=relu), Conv2D(16, 3), BatchNorm()),
+    Conv2D(32, 3, stride=2, activation=relu),
+    Residual(Conv2D(32, 3, activation=leaky_relu)),
+    Flatten(),
+    Dense(20, relu),
+    Dense(5),
+)
+MODEL = Model(NETWORK, (16, 16, 3))
+WEIGHTS = MODEL.layout.initial(np.random.default_rng(0))
+PICTURES = np.random.default_rng(1).integers(0, 256, (11, 16, 16, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def inference_of():
+    """Makes sessions, and ends their threads."""
+    made = []
+
+    def make(**options):
+        made.append(Inference(MODEL, prepare(MODEL, WEIGHTS), **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"threads": 2}, {"reproducible": False, "threads": 2}])
+def test_inference_answers_as_the_plain_one_does(inference_of, options):
+    plain = inference_of(compiled=False, batch_size=4, **options)(PICTURES)
+    fast = inference_of(compiled=True, batch_size=4, **options)(PICTURES)
+    assert fast.tobytes() != plain.tobytes()  # it is another one
+    assert np.abs(fast - plain).max() <= 1e-5 * np.abs(plain).max()
+
+
+def test_an_input_gets_the_same_bytes_whatever_its_company(inference_of):
+    options = {"compiled": True, "reproducible": True}
+    one_by_one = inference_of(batch_size=1, **options)(PICTURES)
+    together = inference_of(batch_size=11, threads=2, **options)
+    random = np.random.default_rng(0)
+    for _ in range(10):
+        chosen = random.permutation(11)[: random.integers(1, 12)]
+        assert together(PICTURES[chosen]).tobytes() == one_by_one[chosen].tobytes()
+
+
+def test_compiled_kernels_are_used_where_they_can_be_had(inference_of, caplog, monkeypatch):
+    with caplog.at_level(logging.INFO):
+        fast = inference_of(compiled=True)(PICTURES)
+        assert inference_of()(PICTURES).tobytes() == fast.tobytes()
+        assert "kernels=numpy" not in caplog.text
+        plain = inference_of(compiled=False)(PICTURES)
+        assert "kernels=numpy" in caplog.text
+        caplog.clear()
+        make_numba_missing(monkeypatch)
+        assert inference_of()(PICTURES).tobytes() == plain.tobytes()
+    assert "kernels=numpy" in caplog.text
+
+
+def test_asking_for_what_is_not_installed_says_what_to_install(monkeypatch):
+    make_numba_missing(monkeypatch)
+    with pytest.raises(MissingExtraError, match=r"pip install 'dist-net\[fast\]'"):
+        Inference(MODEL, {}, compiled=True)
+
+
+def make_numba_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "dist_net.autodiff.kernels.compiled.vectors")
+
+
+PLAIN_PROCESS = """
+import sys
+import numpy as np
+import dist_net.models.classifier
+from dist_net.nn import Dense, Model
+from dist_net.nn.inference import Inference, prepare
+model = Model(Dense(2), (3,), input_dtype="f4")
+prepared = prepare(model, model.layout.initial(np.random.default_rng(0)))
+Inference(model, prepared, compiled=False).close()
+print("numba" in sys.modules)
+"""
+
+
+def test_numba_is_imported_only_for_compiled_kernels():
+    command = [sys.executable, "-c", PLAIN_PROCESS]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -1,0 +1,77 @@
+"""What people are shown appears as it is, whatever is in a name."""
+
+import ast
+import sys
+from collections import defaultdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import show
+from dist_net.cli.status import show_pool, show_run
+from dist_net.cli.train import draw
+from dist_net.cli.training_progress import TrainingProgress
+from dist_net.cluster.console import plain_console
+from dist_net.data import dataset_named
+from dist_net.models.run_directory import RunDirectory
+
+ROOT = Path(__file__).parents[3]
+ODD = "[a] [/b] :boot:"
+
+
+def calls(path: Path) -> set[str]:
+    """The names of the functions that a module calls."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+
+
+def test_every_console_is_made_in_one_place() -> None:
+    modules = [*(ROOT / "dist_net").rglob("*.py"), *(ROOT / "workers").glob("*.py")]
+    makers = [path.name for path in modules if {"Console", "rich.console.Console"} & calls(path)]
+    assert makers == ["console.py"]
+
+
+def report(**known: Any) -> dict[str, Any]:
+    """A report of that, and of as many numbers as are asked for."""
+    return defaultdict(lambda: 1, known)
+
+
+def test_a_run_and_its_workers_have_any_name(capsys: pytest.CaptureFixture[str]) -> None:
+    workers = [report(name=ODD)]
+    show_run(
+        report(recipe=f"{ODD}.py", state="running", workers=workers, checkpoint_error=ODD),
+        plain_console(stderr=False),
+    )
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{ODD}.py: running")
+    assert printed.count(ODD) == 3
+
+
+def test_a_pool_shows_any_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    model = report(name="x", is_ready=False, reason=ODD, latency_ms=None)
+    show_pool(report(queue=report(), models=[model], workers=[]), plain_console(stderr=False))
+    assert ODD in capsys.readouterr().out
+
+
+def test_a_measurement_has_any_name(capsys: pytest.CaptureFixture[str]) -> None:
+    show({ODD: [{ODD: ODD}], "rest": {ODD: 1}}, plain_console(stderr=False))
+    assert capsys.readouterr().out.count(ODD) == 4
+
+
+def test_a_message_of_a_run_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainingProgress(plain_console(), 1, lambda address: f"join {address}") as display:
+        display.started([f"ipc:///{ODD}"])
+        display.warned(ODD)
+    assert capsys.readouterr().err == f"workers may join: join ipc:///{ODD}\n{ODD}\n"
+
+
+def test_the_extra_that_pictures_need_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    directory = RunDirectory.create(tmp_path / "run", "digits", datetime.now())
+    directory.append_metrics([{"kind": "test", "samples": 1, "loss": 1.0, "accuracy": 0.5}])
+    draw(directory, "digits", dataset_named("digits"), None, plain_console())
+    assert "pip install 'dist-net[plots]'\n" in capsys.readouterr().err

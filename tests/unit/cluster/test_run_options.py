@@ -1,0 +1,25 @@
+"""A run's options, as its directory keeps them."""
+
+import json
+
+import pytest
+
+from dist_net.errors import RunDirectoryError
+from dist_net.models.run_options import RunOptions
+
+
+def test_options_are_read_as_they_were_written() -> None:
+    options = RunOptions("digits", epochs=3, optimizer="sgd", lease_minibatches=5, seed=7)
+    assert RunOptions.from_json(options.to_json()) == options
+
+
+def test_a_run_from_before_an_option_goes_on_with_its_default() -> None:
+    values = json.loads(RunOptions("digits", epochs=3).to_json())
+    del values["lease_minibatches"]
+    assert RunOptions.from_json(json.dumps(values)) == RunOptions("digits", epochs=3)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "5", '{"recipe": 5', '{"recipe": "digits", "seed"'])
+def test_what_is_no_runs_options_is_refused(text: str) -> None:
+    with pytest.raises(RunDirectoryError, match="not a run's options"):
+        RunOptions.from_json(text)

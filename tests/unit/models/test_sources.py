@@ -1,0 +1,341 @@
+"""What a person may call a model, and what is found there, now and later."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_net.cluster.model_loader import described
+from dist_net.darknet.configuration import parse_configuration
+from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.seeded import seeded_weights
+from dist_net.darknet.weights import write_weights
+from dist_net.errors import (
+    LabelsError,
+    ModelOptionError,
+    RecipeChangedError,
+    UnknownModelError,
+    UntrustedRecipeError,
+)
+from dist_net.models.observer import Observer
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.sources import (
+    NamedSource,
+    TrainedRun,
+    TrainingRun,
+    named_source,
+    source_called,
+)
+from dist_net.nn.inference import Inference
+from dist_net.nn.prepared import map_prepared
+from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
+from dist_net.recipes.recipe import RecipeRecord, load_recipe
+from dist_net.serving.worker.served_network import model_of
+from dist_net.wire.messages import Snapshot
+
+CONFIGURATION = """
+[net]
+height=8
+width=8
+channels=3
+[convolutional]
+filters=3
+size=1
+stride=1
+activation=linear
+[avgpool]
+[softmax]
+"""
+
+
+def progress(_: object) -> None:
+    """Nothing is fetched."""
+
+
+def called(model, weights=None, labels=None):
+    return source_called(str(model), weights, labels, progress)
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    network = DarknetNetwork(parse_configuration(CONFIGURATION, "n"))
+    write_weights(tmp_path / "n.weights", network, seeded_weights(network, 0))
+    (tmp_path / "names").write_text("red\ngreen\nblue\n")
+    (tmp_path / "n.cfg").write_text(CONFIGURATION)
+    return tmp_path / "n.cfg"
+
+
+def files(net: Path) -> tuple[Path, Path]:
+    return net.with_name("n.weights"), net.with_name("names")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    write_run(directory, 0)
+    return directory
+
+
+def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> None:
+    loaded = load_recipe(reference)
+    weights = loaded.recipe.initial_weights(seed)
+    layout = loaded.recipe.model.layout.shapes
+    record = RecipeRecord.of(loaded, loaded.recipe.load_dataset()).to_json()
+    checkpoint = Checkpoint(reference, "", layout, 5, {}, {}, {}, weights, {}, record)
+    if not loaded.is_built_in:
+        directory.begin("{}", loaded.files)
+    write_checkpoint(directory.checkpoint, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("darknet53", ("darknet53", "darknet53", None, None)),
+        ("big=darknet53", ("big", "darknet53", None, None)),
+        ("nets/a b=c.cfg", None),
+        ("nets/tiny.cfg", ("tiny", "nets/tiny.cfg", None, None)),
+        ("x=nets/t.cfg,weights=a,b.w,labels=l", ("x", "nets/t.cfg", Path("a,b.w"), Path("l"))),
+        ("x=t.cfg,labels=l", ("x", "t.cfg", None, Path("l"))),
+        ("runs/digits-2026/", ("digits-2026", "runs/digits-2026/", None, None)),
+        ("runs/a=b", None),
+        ("tcp://host:5000", ("live", "tcp://host:5000", None, None)),
+        ("m=ipc:///a=b", ("m", "ipc:///a=b", None, None)),
+        ("-x=darknet53", None),
+        ("..=darknet53", None),
+        ("ä=darknet53", None),
+    ],
+)
+def test_a_source_may_be_given_a_name(text, parts):
+    if parts is None:
+        with pytest.raises(ModelOptionError, match=r"expected NAME="):
+            named_source(text)
+    else:
+        assert named_source(text) == NamedSource(*parts)
+
+
+def test_a_checkpoint_is_called_after_its_run(run):
+    assert named_source(str(run.checkpoint)).name == "run"
+    renamed = run.checkpoint.rename(run.path / "best.safetensors")
+    assert named_source(str(renamed)).name == "best"
+
+
+def test_what_is_nothing_is_refused(net, run):
+    weights, labels = files(net)
+    with pytest.raises(UnknownModelError, match="did you mean darknet53"):
+        called("darknet35")
+    with pytest.raises(ModelOptionError, match="expected --weights FILE and --labels FILE"):
+        called(net, weights)
+    with pytest.raises(ModelOptionError, match="expected no --weights"):
+        called(run.path, weights)
+    with pytest.raises(ModelOptionError, match="expected no --weights"):
+        called("tcp://127.0.0.1:1", weights)
+    with pytest.raises(UnknownModelError, match="is no model; expected the name of"):
+        called(labels).read()
+    assert isinstance(called("ipc:///somewhere"), TrainingRun)
+    assert isinstance(called(run.path), TrainedRun)
+
+
+@pytest.mark.parametrize("kind", ["net", "run"])
+def test_what_is_found_can_be_built_again_from_its_description(kind, net, run, tmp_path):
+    source = called(net, *files(net)) if kind == "net" else called(run.path)
+    found = source.read()
+    description = described(found, "m", 7, tmp_path)
+    model = model_of(type(description).from_json(description.to_json()))
+    mapped = map_prepared(Path(description.arrays_path), description.arrays_key)
+    assert mapped is not None
+    assert Path(description.arrays_path).stat().st_size == description.arrays_bytes
+    inputs = np.ones((2, *model.input_shape), model.input_dtype)
+    one, other = Inference(found.model, found.prepared), Inference(model, mapped)
+    assert one(inputs).tobytes() == other(inputs).tobytes()
+    one.close()
+    other.close()
+    assert (description.version, description.classes) == (7, model.classes)
+    assert len(description.labels) == model.classes
+    assert description.has_logits == (kind == "run")
+    assert description.input_datatype == ("FP32" if kind == "net" else "UINT8")
+
+
+def test_a_darknet_nets_arrays_lie_beside_its_weights(net, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    description = described(called(net, *files(net)).read(), "m", 1, own)
+    assert description.arrays_path == str(tmp_path / "n.weights.prepared")
+    assert not list(own.iterdir())
+    (tmp_path / "n.weights.prepared").unlink()
+    (tmp_path / "n.weights.prepared").mkdir()  # where they cannot be written, they lie elsewhere
+    description = described(called(net, *files(net)).read(), "m", 1, own)
+    assert [description.arrays_path] == [str(path) for path in own.iterdir()]
+
+
+def test_a_run_is_read_again_as_it_is_then(run, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    source = called(run.path)
+    first = described(source.read(), "m", 1, own)
+    assert described(source.read(), "m", 2, own).arrays_path == first.arrays_path
+    keys = {first.arrays_key}
+    for seed in range(1, 6):
+        write_run(run, seed)
+        keys.add(described(source.read(), "m", 2 + seed, own).arrays_key)
+    assert len(keys) == 6
+    assert len(list(own.iterdir())) == 3
+
+
+def outputs_of(source):
+    found = source.read()
+    session = Inference(found.model, found.prepared)
+    try:
+        return session(np.linspace(0, 1, 192, dtype=np.float32).reshape(1, 8, 8, 3))
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize("change", ["temperature", "weights", "damage"])
+def test_kernels_that_were_kept_are_not_used_for_anything_else(net, change):
+    weights, names = files(net)
+    configuration = CONFIGURATION.replace("[avgpool]", "[connected]\noutput=3\nactivation=linear")
+    network = DarknetNetwork(parse_configuration(configuration, "n"))
+    net.write_text(configuration)
+    write_weights(weights, network, seeded_weights(network, 0))
+    first = outputs_of(called(net, weights, names))
+    if change == "temperature":
+        net.write_text(configuration + "temperature=0.1\n")
+    elif change == "weights":
+        status = weights.stat()
+        write_weights(weights, network, seeded_weights(network, 1))
+        os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert weights.stat().st_size == status.st_size
+    else:
+        kept = weights.with_name("n.weights.prepared")
+        content = bytearray(kept.read_bytes())
+        content[-3] ^= 0x40
+        kept.write_bytes(content)
+    second = outputs_of(called(net, weights, names))
+    weights.with_name("n.weights.prepared").unlink()
+    np.testing.assert_array_equal(second, outputs_of(called(net, weights, names)))
+    assert np.array_equal(first, second) == (change == "damage")
+
+
+def test_outputs_count_as_logits_if_the_loss_took_them_for_such(run):
+    assert called(run.path).read().has_logits
+    counting = Path(__file__).parents[2] / "recipes" / "counting.py"
+    write_run(run, 0, str(counting))
+    found = called(run.path).read()
+    assert not found.has_logits
+    assert found.labels == ("only",)
+
+
+def test_names_of_classes_can_be_given(run, net):
+    names = net.with_name("names")
+    names.write_text("".join(f"digit {i}\n" for i in range(10)))
+    assert called(run.path, None, names).read().labels[3] == "digit 3"
+    with pytest.raises(LabelsError, match="10 names for a net of 3"):
+        called(net, *files(net)).read()
+
+
+OWN = """
+import sys
+from pathlib import Path
+import numpy as np
+from dist_net import Recipe
+from dist_net.data import Dataset
+from dist_net.nn import Dense, Flatten, Rescale, Sequential
+from dist_net.wire.messages import Snapshot
+
+Path(__file__).with_name("runs").open("a").write("run ")
+
+def data():
+    Path(__file__).with_name("data").open("a").write("made ")
+    images, labels = np.zeros((2, 8, 8), np.uint8), np.zeros(2, np.uint8)
+    return Dataset("mine", images, labels, images, labels, ("cat", "dog"))
+
+recipe = Recipe(Sequential(Rescale(), Flatten(), Dense(2)), data, (8, 8), fitting="stretch")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, run: RunDirectory) -> Path:
+    """The recipe of a user that ``run`` was trained with."""
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(OWN)
+    run.path.chmod(0o700)
+    write_run(run, 0, str(recipe))
+    for name in ("runs", "data"):
+        (tmp_path / name).unlink()
+    return recipe
+
+
+def test_what_a_run_has_learnt_is_read_without_its_data(run: RunDirectory, own: Path) -> None:
+    found = called(run.path).read()
+    assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
+    assert own.with_name("runs").read_text() == "run "
+    assert not own.with_name("data").exists()
+
+
+@pytest.mark.parametrize("copy", ["as it was", "changed", "missing"])
+def test_nothing_outside_a_run_is_ever_run(run: RunDirectory, own: Path, copy: str) -> None:
+    """Whatever file a checkpoint names."""
+    own.write_text("raise SystemExit('it was run')")
+    if copy == "as it was":
+        assert called(run.path).read().labels == ("cat", "dog")
+        return
+    if copy == "changed":
+        run.recipe.write_text(own.read_text())
+    else:
+        run.recipe.unlink()
+    with pytest.raises(RecipeChangedError, match=r"recipe's file .*/run/recipe.py is"):
+        called(run.path).read()
+
+
+def test_a_recipe_that_others_may_write_is_served_only_when_trusted(
+    run: RunDirectory,
+    own: Path,  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    run.recipe.chmod(0o666)
+    with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
+        called(run.path).read()
+    found = source_called(str(run.path), None, None, progress, trust_recipe=True).read()
+    description = described(found, "m", 1, tmp_path)
+    with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
+        model_of(description)
+    assert model_of(description, trust_recipes=True).classes == 2
+    run.recipe.chmod(0o600)
+    assert model_of(description).classes == 2
+    run.recipe.write_text("raise SystemExit('it was run')")
+    with pytest.raises(RecipeChangedError):
+        model_of(description, trust_recipes=True)
+
+
+def test_a_server_may_not_name_the_file_that_is_run(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": str(own), "version": 1})
+    weights = np.zeros(64 * 2 + 2, np.float32)
+    monkeypatch.setattr(Observer, "snapshot", lambda _: Snapshot(1, 0, weights))
+    address = "ipc:///nowhere"
+    with pytest.raises(UntrustedRecipeError, match="which is code; expected --trust-recipe"):
+        source_called(address, None, None, progress).read()
+    assert not own.with_name("runs").exists()
+    found = source_called(address, None, None, progress, trust_recipe=True).read()
+    assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
+
+
+def test_a_built_in_recipes_run_is_data_alone(run: RunDirectory) -> None:
+    run.recipe.write_text("raise SystemExit('it was run')")
+    found = called(run.path).read()
+    assert found.labels == tuple("0123456789")
+
+
+def test_a_new_run_can_be_written_by_its_user_alone(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        directory = RunDirectory.create(tmp_path / "new", "mine", datetime.now())
+        directory.begin("{}", {"recipe.py": b"", "net.py": b""})
+    finally:
+        os.umask(umask)
+    for path in (directory.path, directory.recipe, directory.path / "net.py"):
+        assert path.stat().st_mode & 0o022 == 0

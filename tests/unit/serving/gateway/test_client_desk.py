@@ -1,0 +1,70 @@
+"""What the gateway answers a client that knows a model as it was before."""
+
+import asyncio
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dist_net.serving.gateway.client_desk import ClientDesk
+from dist_net.serving.pool.model_summary import known, summary_of
+from dist_net.serving.pool.requests import Outcome, Status
+from dist_net.wire.serving_messages import Answer, Ask
+from fake_service import ANIMALS, DIGITS, FakeService, served
+
+PICTURE = b"\xff\xd8\xff any picture"
+OUTPUTS = bytes(12)
+ANSWERED = Outcome(Status.OK, 7, OUTPUTS, labels=ANIMALS.labels)
+
+
+def answer(service: FakeService, ask: Ask) -> Answer:
+    sent: list[Answer] = []
+    socket: Any = SimpleNamespace(send=lambda _, message: sent.append(message))
+
+    async def run() -> None:
+        desk = ClientDesk(service, socket, "g")
+        desk._receive_soon = lambda: None  # type: ignore[method-assign]
+        desk._handle(b"client", ask)
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+    (answer,) = sent
+    return answer
+
+
+@pytest.mark.parametrize("labels", [ANIMALS.labels, ("dog", "cat"), ()])
+def test_an_answer_brings_the_labels_of_its_version_if_the_client_knows_others(
+    labels: tuple[str, ...],
+) -> None:
+    payloads = PICTURE, known(replace(summary_of(served(ANIMALS)), labels=labels))
+    got = answer(FakeService(scripted=[ANSWERED]), Ask(1, "animals", "", True, 0, payloads))
+    outputs, *brought = got.payloads
+    assert (got.status, outputs) == (Status.OK, OUTPUTS)
+    is_known = labels == ANIMALS.labels
+    assert [tuple(json.loads(each)) for each in brought] == ([] if is_known else [ANIMALS.labels])
+
+
+def test_one_that_says_nothing_of_what_it_knows_gets_the_outputs_alone() -> None:
+    got = answer(FakeService(scripted=[ANSWERED]), Ask(1, "animals", "", True, 0, (PICTURE,)))
+    assert got.payloads == (OUTPUTS,)
+
+
+@pytest.mark.parametrize("change", [{"input_shape": (2, 2)}, {"input_datatype": "UINT8"}])
+def test_rows_of_another_shape_or_type_are_refused_though_their_bytes_would_do(
+    change: dict[str, Any],
+) -> None:
+    service = FakeService()
+    payloads = bytes(16), known(replace(summary_of(served(DIGITS)), **change))
+    got = answer(service, Ask(1, "digits", "", False, 0, payloads))
+    assert got.status == Status.BAD_INPUT
+    assert "takes rows of FP32 (4,) now" in got.reason
+    assert not service.questions
+
+
+@pytest.mark.parametrize("said", [b"", b"x", bytes(17)])
+def test_what_the_client_knows_is_two_digests(said: bytes) -> None:
+    got = answer(FakeService(), Ask(1, "digits", "", False, 0, (bytes(16), said)))
+    assert got.status == Status.BAD_INPUT
+    assert "2 payloads" in got.reason

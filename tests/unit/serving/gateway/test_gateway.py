@@ -1,0 +1,143 @@
+"""The gateway's turns over a fake socket and a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.pool.pool import Pool
+from dist_net.serving.pool.settings import PoolSettings
+from dist_net.wire.messages import Heartbeat, Message
+from dist_net.wire.serving_messages import Enlist, Enlisted
+
+BEATS_A_SECOND = 5
+
+
+class Socket:
+    """What workers have sent and nobody has received yet; and what they were told."""
+
+    def __init__(self) -> None:
+        self.arrived: deque[tuple[bytes, Message]] = deque()
+        self.sent: list[tuple[bytes, Message]] = []
+        self._descriptor, self._other_end = os.pipe()
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+        os.close(self._other_end)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def has_message(self) -> bool:
+        return bool(self.arrived)
+
+    def waiting(self, most: int) -> Iterator[tuple[bytes, Message]]:
+        for _ in range(min(most, len(self.arrived))):
+            yield self.arrived.popleft()
+
+    def send(self, node: bytes, message: Message) -> bool:
+        self.sent.append((node, message))
+        return True
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time_s = 1000.0
+
+    def now(self) -> float:
+        return self.time_s
+
+
+class Children:
+    def __init__(self) -> None:
+        self.killed: list[int] = []
+
+    def kill(self, process_id: int, host: str, reason: str) -> None:
+        self.killed.append(process_id)
+
+
+class Host:
+    """A gateway with so many workers, which send heartbeats as the clock goes on."""
+
+    def __init__(self, workers: int) -> None:
+        self.socket, self.clock, self.children = Socket(), Clock(), Children()
+        pool = Pool(PoolSettings(), ["net"], self.clock.now())
+        self.gateway = Gateway(pool, self.socket, self.children, self.clock, b"")  # type: ignore[arg-type]
+        for index in range(workers):
+            node = f"worker {index}".encode()
+            self.socket.arrived.append((node, Enlist(node.decode(), "host", index)))
+
+    async def turns(self, count: int = 10) -> None:
+        for _ in range(count):
+            self.gateway._want_turn()
+            await asyncio.sleep(0)
+
+    def passes(self, seconds: float, silent: int | None = None) -> None:
+        """Time passes in which the workers' heartbeats arrive, but for one's."""
+        ids = [each.worker_id for _, each in self.socket.sent if isinstance(each, Enlisted)]
+        for _ in range(int(seconds * BEATS_A_SECOND)):
+            for process_id, worker_id in enumerate(ids):
+                if process_id != silent:
+                    self.socket.arrived.append((b"heart %d" % worker_id, Heartbeat(worker_id)))
+        self.clock.time_s += seconds
+
+
+@contextmanager
+def running(workers: int) -> Iterator[tuple[Host, Any]]:
+    host = Host(workers)
+    with asyncio.Runner() as runner:
+
+        async def start() -> None:
+            host.gateway.start()
+            await host.turns()
+
+        runner.run(start())
+        try:
+            yield host, lambda: runner.run(host.turns())
+        finally:
+            runner.get_loop().call_soon(host.gateway.close)
+            runner.run(asyncio.sleep(0))
+    host.socket.close()
+
+
+def test_a_gateway_that_stood_still_gives_nobody_up() -> None:
+    with running(workers=24) as (host, turns):
+        for seconds in (2.5, 60.0):
+            host.passes(seconds)
+            turns()
+            assert host.children.killed == []
+
+
+def test_nor_does_it_if_what_workers_said_comes_through_only_later() -> None:
+    with running(workers=24) as (host, turns):
+        host.passes(2.5)
+        late, host.socket.arrived = host.socket.arrived, deque()
+        turns()
+        host.clock.time_s += 0.1
+        host.socket.arrived = late
+        turns()
+        assert host.children.killed == []
+
+
+def test_all_that_has_arrived_is_heard_before_anybody_is_given_up() -> None:
+    with running(workers=200) as (host, _):
+        for _ in range(5):  # a machine so busy that there is a turn every 0.4 s
+            host.passes(0.4)
+            host.gateway._take_turn()
+        assert host.children.killed == []
+
+
+def test_who_is_silent_afterwards_is_given_up() -> None:
+    with running(workers=8) as (host, turns):
+        host.passes(2.5, silent=3)
+        turns()
+        assert host.children.killed == []
+        for _ in range(8):
+            host.passes(0.2, silent=3)
+            turns()
+        assert host.children.killed == [3]

@@ -1,0 +1,888 @@
+"""The application over HTTP in front of a fake gateway: every address, every error; no sockets."""
+
+import asyncio
+import gzip
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dist_net.errors import AddressError, InsecureAddressError, SettingError
+from dist_net.serving.gateway.service import ServedModel
+from dist_net.serving.http import bodies, forms, images
+from dist_net.serving.http.application import application
+from dist_net.serving.http.forms import pictures_of
+from dist_net.serving.http.open_inference import compression
+from dist_net.serving.http.open_inference.tensors import bytes_of_elements
+from dist_net.serving.http.openapi import openapi_document
+from dist_net.serving.http.page.routes import DIRECTORY, page_routes
+from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS
+from dist_net.serving.http.settings import HttpSettings
+from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
+from fake_service import ANIMALS, BAD_PICTURE, DIGITS, FakeService, probabilities, served
+
+TOKEN = "a token that is long"
+ROW = [0.5, -1.25, 3.0, 0.001]
+INFER = {"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": ROW}]}
+JPEG = b"\xff\xd8\xff and so on"
+
+Ask = Callable[..., httpx.Response]
+
+
+class FixedClock:
+    """A clock that stands."""
+
+    def now(self) -> float:
+        return 100.0
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "index.html").write_text("<!doctype html>")
+    (tmp_path / "page.js").write_text("1")
+    (tmp_path / "samples" / "cat.png").write_bytes(b"png")
+    return tmp_path
+
+
+def asking(service: FakeService, page: Path, **settings: Any) -> Ask:
+    """A function that sends one request to the application and gives the response."""
+    app = application(service, HttpSettings(**settings), FixedClock(), page)
+
+    def ask(method: str, path: str, **keywords: Any) -> httpx.Response:
+        async def one() -> httpx.Response:
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
+                return await http.request(method, path, **keywords)
+
+        return asyncio.run(one())
+
+    return ask
+
+
+@pytest.fixture
+def ask(service: FakeService, page: Path) -> Ask:
+    return asking(service, page)
+
+
+def error_of(response: httpx.Response) -> str:
+    """Every error is an object with a key of that name."""
+    assert response.headers["content-type"] == "application/json"
+    error = response.json()["error"]
+    assert isinstance(error, str)
+    assert error
+    return error
+
+
+# Inference
+
+
+def test_a_model_is_asked(ask: Ask, service: FakeService) -> None:
+    response = ask("POST", "/v2/models/digits/infer", json=INFER | {"id": "a"})
+    assert response.status_code == 200
+    answer = response.json()
+    assert (answer["model_name"], answer["model_version"], answer["id"]) == ("digits", "3", "a")
+    (question,) = service.questions
+    data = np.array(answer["outputs"][0]["data"], "f4")
+    assert np.array_equal(data, probabilities(question)[0])
+
+
+def test_a_version_is_asked(ask: Ask, service: FakeService) -> None:
+    response = ask("POST", "/v2/models/digits/versions/2/infer", json=INFER)
+    assert response.json()["model_version"] == "2"
+    assert service.questions[0].version == 2
+
+
+OLD_ANIMALS = replace(
+    ANIMALS, version=5, input_datatype="FP32", input_shape=(5,), classes=4, labels=("a", "b", "c")
+)
+
+
+@pytest.fixture
+def with_older(service: FakeService) -> None:
+    """An older version is served, too, which takes and names something else."""
+    service.served["animals"] = served(ANIMALS, 5)
+    service.older["animals", 5] = OLD_ANIMALS
+
+
+@pytest.mark.usefixtures("with_older")
+def test_a_named_version_is_described_and_checked_by_its_own_shape(
+    ask: Ask, service: FakeService
+) -> None:
+    older = "/v2/models/animals/versions/5"
+    metadata, newest = ask("GET", older).json(), ask("GET", "/v2/models/animals").json()
+    assert metadata["inputs"][0] == {"name": "input", "datatype": "FP32", "shape": [-1, 5]}
+    assert metadata["outputs"][0]["shape"] == [-1, 4]
+    assert newest["inputs"][0]["shape"] == [-1, 2, 2, 3]
+    assert ask("GET", f"{older}/config").json()["input"][0]["dims"] == [5]
+    tensor = {"name": "input", "shape": [1, 5], "datatype": "FP32", "data": [0, 1, 2, 3, 4]}
+    assert ask("POST", f"{older}/infer", json={"inputs": [tensor]}).status_code == 200
+    assert (service.questions[0].version, len(service.questions[0].payload)) == (5, 20)
+    assert ask("POST", "/v2/models/animals/infer", json={"inputs": [tensor]}).status_code == 400
+    for path in ("/v2/models/animals/versions/9", "/v2/models/animals/versions/9/config"):
+        assert "no version 9" in error_of(ask("GET", path))
+
+
+@pytest.mark.usefixtures("with_older")
+def test_an_answer_has_the_labels_of_the_version_that_gave_it(
+    ask: Ask, service: FakeService
+) -> None:
+    row = np.array([0.1, 0.7, 0.2], "<f4").tobytes()
+    for labels in (("cat", "dog", "hen"), ("a", "b", "c")):
+        service.scripted = [Outcome(Status.OK, 5, row, labels=labels)] * 2
+        best = ask("POST", "/v1/models/animals/classify", content=JPEG).json()["predictions"][0]
+        assert best["label"] == labels[1]
+        tensor = {"name": "input", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": [0] * 12}
+        wanted = [{"name": "probabilities", "parameters": {"classification": 1}}]
+        answer = ask(
+            "POST", "/v2/models/animals/infer", json={"inputs": [tensor], "outputs": wanted}
+        ).json()
+        assert answer["outputs"][0]["data"] == [f"0.700000:1:{labels[1]}"]
+
+
+def test_pictures_go_in_binary_and_classes_come_out(ask: Ask, service: FakeService) -> None:
+    raw = bytes_of_elements([JPEG, b"second"])
+    request = {
+        "inputs": [
+            {
+                "name": "input",
+                "shape": [2],
+                "datatype": "BYTES",
+                "parameters": {"binary_data_size": len(raw)},
+            }
+        ],
+        "outputs": [{"name": "probabilities", "parameters": {"classification": 1}}],
+    }
+    text = json.dumps(request).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text))}
+    response = ask("POST", "/v2/models/animals/infer", content=text + raw, headers=headers)
+    (output,) = response.json()["outputs"]
+    assert output["shape"] == [2, 1]
+    assert [each.rpartition(":")[2] for each in output["data"]] == ["dog", "dog"]
+    assert [bytes(each.payload) for each in service.questions] == [JPEG, b"second"]
+
+
+def test_a_binary_answer_says_where_its_json_ends(ask: Ask) -> None:
+    request = INFER | {"parameters": {"binary_data_output": True}}
+    response = ask("POST", "/v2/models/digits/infer", json=request)
+    length = int(response.headers["inference-header-content-length"])
+    assert json.loads(response.content[:length])["outputs"][0]["parameters"]
+    assert len(response.content) == length + 12
+
+
+def test_a_raw_body_is_asked(ask: Ask, service: FakeService) -> None:
+    headers = {"Inference-Header-Content-Length": "0"}
+    assert ask("POST", "/v2/models/animals/infer", content=JPEG, headers=headers).is_success
+    assert service.questions == [Question("animals", JPEG, is_picture=True)]
+
+
+def test_bodies_are_compressed_both_ways(ask: Ask) -> None:
+    rows = 100
+    tensor = INFER["inputs"][0] | {"shape": [rows, 4], "data": ROW * rows}
+    body = gzip.compress(json.dumps({"inputs": [tensor]}).encode())
+    headers = {"content-encoding": "gzip", "accept-encoding": "gzip"}
+    response = ask("POST", "/v2/models/digits/infer", content=body, headers=headers)
+    assert response.headers["content-encoding"] == "gzip"
+    assert response.json()["outputs"][0]["shape"] == [rows, 3]
+
+
+def test_a_small_answer_is_not_compressed(ask: Ask) -> None:
+    headers = {"accept-encoding": "gzip"}
+    response = ask("POST", "/v2/models/digits/infer", json=INFER, headers=headers)
+    assert "content-encoding" not in response.headers
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (Status.BAD_INPUT, 400),
+        (Status.NOT_FOUND, 404),
+        (Status.UNAVAILABLE, 503),
+        (Status.EXPIRED, 504),
+        (Status.FAILED, 500),
+    ],
+)
+def test_an_outcome_has_its_status_code(
+    ask: Ask, service: FakeService, status: Status, code: int
+) -> None:
+    service.scripted = [Outcome(status, reason="because", retry_after_s=1.2)]
+    response = ask("POST", "/v2/models/digits/infer", json=INFER)
+    assert response.status_code == code
+    assert error_of(response) == "because"
+    assert response.headers.get("retry-after") == ("2" if code == 503 else None)
+    assert response.json()["retry_after_s"] == 1.2
+
+
+def test_a_refusal_without_a_time_says_a_second(ask: Ask, service: FakeService) -> None:
+    service.scripted = [Outcome(Status.UNAVAILABLE, reason="draining")]
+    assert ask("POST", "/v2/models/digits/infer", json=INFER).headers["retry-after"] == "1"
+
+
+def test_it_is_said_which_picture_was_bad(ask: Ask) -> None:
+    raw = bytes_of_elements([JPEG, BAD_PICTURE])
+    tensor = {"name": "input", "shape": [2], "datatype": "BYTES"}
+    tensor["parameters"] = {"binary_data_size": len(raw)}
+    text = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(text))}
+    response = ask("POST", "/v2/models/animals/infer", content=text + raw, headers=headers)
+    assert response.status_code == 400
+    assert error_of(response).startswith("picture 2 of 2: ")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "keywords", "code"),
+    [
+        ("POST", "/v2/models/none/infer", {"json": INFER}, 404),
+        ("POST", "/v2/models/digits/versions/x/infer", {"json": INFER}, 404),
+        ("POST", "/v2/models/digits/versions/%EF%BC%91/infer", {"json": INFER}, 404),
+        ("POST", "/v2/models/a/b/infer", {"json": INFER}, 404),
+        ("GET", "/v2/models/digits/infer", {}, 405),
+        ("POST", "/v2/models/digits/infer", {"content": b"{"}, 400),
+        ("POST", "/v2/models/digits/infer", {"content": b""}, 400),
+        ("POST", "/v2/models/digits/infer", {"content": bytes(2**24 + 1)}, 413),
+        (
+            "POST",
+            "/v2/models/digits/infer",
+            {"content": gzip.compress(bytes(2**25 + 1)), "headers": {"content-encoding": "gzip"}},
+            413,
+        ),
+        (
+            "POST",
+            "/v2/models/digits/infer",
+            {"content": b"x", "headers": {"content-encoding": "br"}},
+            415,
+        ),
+        (
+            "POST",
+            "/v2/models/digits/infer",
+            {"content": b"x", "headers": {"inference-header-content-length": "-1"}},
+            400,
+        ),
+        ("GET", "/nothing", {}, 404),
+        ("GET", "/v2/models/none", {}, 404),
+        ("GET", "/v2/models/none/ready", {}, 404),
+        ("GET", "/v2/models/digits/versions/9", {}, 404),
+        ("GET", "/v2/models/digits/versions/9/stats", {}, 404),
+        ("DELETE", "/v2/models/digits", {}, 405),
+        ("POST", "/v2/repository/models/none/load", {}, 404),
+        ("POST", "/v2/repository/models/none/unload", {}, 404),
+        ("POST", "/v2/repository/index", {"content": b"]"}, 400),
+        ("POST", "/v2/repository/index", {"content": b"[]"}, 400),
+        (
+            "POST",
+            "/v2/repository/models/digits/load",
+            {"json": {"parameters": {"config": "{}"}}},
+            501,
+        ),
+        ("GET", "/v2/systemsharedmemory/status", {}, 501),
+        ("POST", "/v2/models/digits/trace/setting", {}, 501),
+        ("POST", "/v1/models/digits/classify", {"content": JPEG}, 400),
+        ("POST", "/v1/models/none/classify", {"content": JPEG}, 404),
+        ("POST", "/v1/models/animals/classify", {"content": b""}, 400),
+        ("POST", "/v1/models/animals/classify?top=0", {"content": JPEG}, 400),
+        ("POST", "/v1/models/animals/classify?top=x", {"content": JPEG}, 400),
+        ("POST", "/v1/classify", {"content": JPEG}, 400),
+        (
+            "POST",
+            "/v1/models/animals/classify",
+            {"content": b"--x\r\n\r\n", "headers": {"content-type": "multipart/form-data"}},
+            400,
+        ),
+        (
+            "POST",
+            "/v1/models/animals/classify",
+            {
+                "content": b'--x\r\ncontent-disposition: f; filename="a"\r\n\r\ncut short',
+                "headers": {"content-type": "multipart/form-data; boundary=x"},
+            },
+            400,
+        ),
+    ],
+)
+def test_what_cannot_be_answered_is_an_error(
+    ask: Ask, method: str, path: str, keywords: dict[str, Any], code: int
+) -> None:
+    response = ask(method, path, **keywords)
+    assert response.status_code == code
+    error_of(response)
+
+
+@pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/pool", "/v2/models/digits/ready"])
+def test_a_fault_is_an_error_too(ask: Ask, service: FakeService, path: str) -> None:
+    service.models = None  # type: ignore[method-assign,assignment]
+    response = ask("POST" if path.endswith("infer") else "GET", path, json=INFER)
+    assert response.status_code == 500
+    assert "log" in error_of(response)
+
+
+# What is told of models
+
+
+def test_health(ask: Ask, service: FakeService) -> None:
+    assert ask("GET", "/v2/health/live").is_success
+    assert ask("GET", "/v2/health/ready").is_success
+    service.is_ready = False
+    assert ask("GET", "/v2/health/live").is_success
+    response = ask("GET", "/v2/health/ready")
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+
+
+def test_a_model_without_a_version_is_not_ready(ask: Ask, service: FakeService) -> None:
+    assert ask("GET", "/v2/models/digits/ready").is_success
+    service.served["digits"] = ServedModel("digits", None, (), False, "its file is damaged")
+    for path in ("/v2/models/digits/ready", "/v2/models/digits", "/v2/models/digits/config"):
+        response = ask("GET", path)
+        assert response.status_code == 503
+        assert "its file is damaged" in error_of(response)
+    assert ask("POST", "/v2/models/digits/infer", json=INFER).status_code == 503
+
+
+def test_metadata_and_configuration(ask: Ask) -> None:
+    assert "binary_tensor_data" in ask("GET", "/v2").json()["extensions"]
+    described = ask("GET", "/v2/models/digits").json()
+    assert described["versions"] == ["2", "3"]
+    assert described == ask("GET", "/v2/models/digits/versions/2").json()
+    configured = ask("GET", "/v2/models/digits/config").json()
+    assert configured["max_batch_size"] == 8
+    assert configured["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": [4]}]
+
+
+def test_statistics(ask: Ask) -> None:
+    ask("POST", "/v2/models/digits/infer", json=INFER)
+    old, new = ask("GET", "/v2/models/digits/stats").json()["model_stats"]
+    assert (old["version"], old["inference_count"], old["last_inference"]) == ("2", 0, 0)
+    assert (new["version"], new["inference_count"], new["execution_count"]) == ("3", 1, 1)
+    assert new["inference_stats"]["queue"] == {"count": 1, "ns": 4_000_000}
+    assert new["batch_stats"] == [{"batch_size": 1, "compute_infer": {"count": 1, "ns": 4_000_000}}]
+    # The clock stands at 100 and the answer came at 5: it is 95 s old, whatever time it is now.
+    assert new["last_inference"] > 1_700_000_000_000
+    names = [each["name"] for each in ask("GET", "/v2/models/stats").json()["model_stats"]]
+    assert names == ["digits", "digits", "animals"]
+    (one,) = ask("GET", "/v2/models/digits/versions/3/stats").json()["model_stats"]
+    assert one["inference_count"] == 1
+
+
+def test_repository(ask: Ask, service: FakeService) -> None:
+    service.served["digits"] = ServedModel("digits", None, (), False, "unloaded")
+    all_of_them = ask("POST", "/v2/repository/index").json()
+    assert all_of_them == [
+        {"name": "digits", "version": "", "state": "UNAVAILABLE", "reason": "unloaded"},
+        {"name": "animals", "version": "7", "state": "READY", "reason": ""},
+    ]
+    assert ask("POST", "/v2/repository/index", json={"ready": True}).json() == all_of_them[1:]
+    assert ask("POST", "/v2/repository/models/digits/load", json={}).json()["version"] == "8"
+    assert ask("POST", "/v2/repository/models/digits/unload").is_success
+    assert service.done_to_models == ["reload digits", "unload digits"]
+    service.scripted = [Outcome(Status.BAD_INPUT, reason="its file is damaged")]
+    response = ask("POST", "/v2/repository/models/digits/load")
+    assert (response.status_code, error_of(response)) == (400, "its file is damaged")
+
+
+# Pictures
+
+
+def test_a_picture_is_classified(ask: Ask, service: FakeService) -> None:
+    response = ask("POST", "/v1/models/animals/classify?top=2", content=JPEG)
+    answer = response.json()
+    timings = answer.pop("timings")
+    expected = probabilities(service.questions[0])[0]
+    best = np.argsort(-expected)[:2]
+    assert answer == {
+        "model": "animals",
+        "version": 7,
+        "predictions": [
+            {
+                "index": int(index),
+                "label": ANIMALS.labels[index],
+                "probability": float(expected[index]),
+            }
+            for index in best
+        ],
+    }
+    assert timings.pop("total_ms") > 0
+    assert timings == {"queue_ms": 1, "prepare_ms": 2, "compute_ms": 4, "batch_rows": 1}
+
+
+def test_the_only_model_needs_no_name(ask: Ask, service: FakeService) -> None:
+    del service.served["digits"]
+    assert ask("POST", "/v1/classify", content=JPEG).json()["model"] == "animals"
+
+
+def test_a_bad_picture_of_a_form_fails_alone(ask: Ask, service: FakeService) -> None:
+    files = [
+        ("image", ("good.jpg", JPEG, "image/jpeg")),
+        ("image", ("bad.jpg", BAD_PICTURE, "image/jpeg")),
+        ("image", ("umlaut-ü.png", b"\r\n--\r\n\r\n", "image/png")),
+    ]
+    response = ask("POST", "/v1/models/animals/classify", files=files, data={"note": "hello"})
+    assert response.status_code == 200
+    images = response.json()["images"]
+    assert [image["name"] for image in images][:2] == ["good.jpg", "bad.jpg"]
+    assert images[1]["error"] == "this is no picture"
+    assert len(images[0]["predictions"]) == len(images[2]["predictions"]) == 3
+    assert [bytes(each.payload) for each in service.questions] == [each[1][1] for each in files]
+    assert {each.version for each in service.questions} == {7}
+
+
+def test_a_form_of_one_file_is_answered_as_a_body_is(ask: Ask) -> None:
+    response = ask("POST", "/v1/models/animals/classify", files={"f": ("a", JPEG)})
+    assert "predictions" in response.json()
+
+
+def test_a_form_none_of_whose_pictures_is_answered_is_an_error(
+    ask: Ask, service: FakeService
+) -> None:
+    service.scripted = [Outcome(Status.UNAVAILABLE, reason="full", retry_after_s=0.1)] * 2
+    files = [("f", ("a", JPEG)), ("f", ("b", JPEG))]
+    response = ask("POST", "/v1/models/animals/classify", files=files)
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
+    assert [image["error"] for image in response.json()["images"]] == ["full", "full"]
+
+
+def test_a_form_of_too_many_files_is_refused(ask: Ask) -> None:
+    files = [("f", (str(number), JPEG)) for number in range(65)]
+    assert ask("POST", "/v1/models/animals/classify", files=files).status_code == 413
+
+
+@pytest.mark.parametrize("searched_bytes", [1, 7, 30])
+def test_a_form_is_taken_apart_wherever_its_boundaries_lie(
+    monkeypatch: pytest.MonkeyPatch, searched_bytes: int
+) -> None:
+    monkeypatch.setattr(forms, "_SEARCHED_BYTES", searched_bytes)
+    random = np.random.default_rng(searched_bytes)
+    pieces = [b"\r\n", b"--", b"b", b"\r\n--", b"\r\n--B", b"x"]  # never the whole boundary
+    for _ in range(50):
+        contents = [
+            b"".join(pieces[each] for each in random.integers(len(pieces), size=9))
+            for _ in range(3)
+        ]
+        head = b'\r\nContent-Disposition: form-data; name="f"; filename="p"\r\n\r\n'
+        body = b"\r\n".join(b"--Boundary" + head + each for each in contents)
+        body = random.choice([b"", b"preamble\r\n"]) + body + b"\r\n--Boundary--\r\n"
+        found = pictures_of(bytearray(body), b"multipart/form-data; boundary=Boundary")
+        assert [bytes(each.content) for each in found] == contents
+
+
+# The page, metrics, OpenAPI
+
+
+def test_the_pages_files(ask: Ask) -> None:
+    response = ask("GET", "/")
+    assert response.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert ask("GET", "/samples/cat.png").content == b"png"
+    again = ask("GET", "/", headers={"if-none-match": response.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    for path in ("/samples/..%2fpage.js", "/samples/../../x", "/samples"):
+        assert ask("GET", path).status_code == 404
+
+
+def test_the_page_has_words_only_for_refusals_that_the_server_gives() -> None:
+    told = re.findall(r"^  (\d{3}): ", (DIRECTORY / "gateway.js").read_text(), re.MULTILINE)
+    given = {code for _, code in CODE_OF_ERROR} | {*CODE_OF_STATUS.values()} | {401, 403}
+    assert told
+    assert {int(code) for code in told} <= given
+
+
+def test_the_pool_is_shown_with_labels(ask: Ask) -> None:
+    response = ask("GET", "/pool")
+    assert response.headers["cache-control"] == "no-store"
+    assert [each["labels"] for each in response.json()["models"]] == [[], ["cat", "dog", "hen"]]
+    assert response.json()["models"][0]["batch_rows"] == {"1": 5}
+
+
+def test_metrics_are_read_from_the_pool(ask: Ask, service: FakeService) -> None:
+    ask("POST", "/v2/models/digits/infer", json=INFER)
+    service.counted["digits"][NO_VERSION] = ModelStatistics(refused=4, retried=3)
+    response = ask("GET", "/metrics")
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+    assert samples["nv_inference_request_success", "digits"] == 1
+    assert samples["nv_inference_count", "digits"] == 1
+    assert samples["nv_inference_queue_duration_us", "digits"] == 4000
+    assert samples["dist_net_requests_total", "answered", "digits"] == 1
+    assert samples["dist_net_requests_total", "digits", "refused"] == 4
+    assert samples["dist_net_retries_total", "digits"] == 3
+    assert samples["dist_net_batches_total", "1", "digits"] == 1
+    assert samples["dist_net_workers", "busy"] == 1
+    assert samples["dist_net_queue_requests",] == 1
+    assert samples["dist_net_latency_seconds", "0.99", "digits"] == 0.003
+    service.is_ready = False
+    assert "dist_net_ready 0.0" in ask("GET", "/metrics").text
+
+
+def test_no_counter_changes_when_a_version_is_dropped(ask: Ask, service: FakeService) -> None:
+    ask("POST", "/v2/models/digits/infer", json=INFER)
+    before = [line for line in ask("GET", "/metrics").text.splitlines() if "digits" in line]
+    counted = service.counted["digits"]
+    counted[NO_VERSION].absorb(counted.pop(3))
+    assert [line for line in ask("GET", "/metrics").text.splitlines() if "digits" in line] == before
+
+
+def test_openapi_describes_every_address(ask: Ask) -> None:
+    document = ask("GET", "/openapi.json").json()
+    assert document == json.loads(json.dumps(openapi_document()))
+    for path, operations in document["paths"].items():
+        # No address is described that answers as if it were none; and with the right method.
+        filled = path.format(model="animals", version="7")
+        for method in operations:
+            response = ask(method, filled, content=JPEG)
+            assert "Not Found" not in response.text, path
+            assert response.status_code != 405, path
+    referred = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
+    assert referred == set(document["components"]["schemas"])
+
+
+def test_no_address_is_left_undescribed(service: FakeService, page: Path) -> None:
+    app: Any = application(service, HttpSettings(), page=page)
+    files = {route.path for route in page_routes(page)}
+    paths = {route.path for route in app._rest.routes} - files
+    offered = {path for path in paths if not re.search("sharedmemory|trace|logging", path)} | {
+        "/v2/models/{model}/infer",
+        "/v2/models/{model}/versions/{version}/infer",
+    }
+    assert offered == set(openapi_document()["paths"])
+
+
+# Who may ask
+
+
+def test_a_token_is_asked_for_but_by_probes_and_the_page(service: FakeService, page: Path) -> None:
+    ask = asking(service, page, token=TOKEN)
+    files = ("/", "/page.js", "/samples/cat.png", "/openapi.json")
+    for path in ("/v2/health/live", "/v2/health/ready", *files):
+        assert ask("GET", path).is_success, path
+    for path in ("/v2", "/pool", "/metrics", "/v2/models/digits", "/nothing", "/v2/health"):
+        response = ask("GET", path)
+        assert response.status_code == 401, path
+        assert response.headers["www-authenticate"] == "Bearer"
+        error_of(response)
+    assert ask("POST", "/v2/models/digits/infer", json=INFER).status_code == 401
+    assert not service.questions
+
+
+@pytest.mark.parametrize(
+    ("header", "code"),
+    [
+        (f"Bearer {TOKEN}", 200),
+        (f"Bearer {TOKEN}x", 401),
+        (f"Bearer {TOKEN[:-1]}", 401),
+        (TOKEN, 401),
+        ("Bearer ", 401),
+        ("", 401),
+    ],
+)
+def test_only_the_token_opens(service: FakeService, page: Path, header: str, code: int) -> None:
+    ask = asking(service, page, token=TOKEN)
+    assert ask("GET", "/pool", headers={"authorization": header}).status_code == code
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"host": "localhost:80"}, 200),
+        ({"host": "127.0.0.1"}, 200),
+        ({"host": "[::1]:80"}, 200),
+        ({"host": "evil.example"}, 403),
+        ({"host": "[::1"}, 403),
+        ({"host": ""}, 403),
+        ({"host": "localhost", "origin": "http://localhost"}, 200),
+        ({"host": "localhost", "origin": "http://evil.example"}, 403),
+        ({"host": "localhost", "origin": "null"}, 403),
+    ],
+)
+def test_pages_of_other_sites_may_not_ask(ask: Ask, headers: dict[str, str], code: int) -> None:
+    assert ask("GET", "/pool", headers=headers).status_code == code
+
+
+def test_a_server_with_a_token_has_any_name(service: FakeService, page: Path) -> None:
+    ask = asking(service, page, token=TOKEN)
+    headers = {"host": "models.example", "authorization": f"Bearer {TOKEN}"}
+    assert ask("GET", "/pool", headers=headers).is_success
+
+
+def test_beyond_this_host_nobody_listens_without_a_token(tmp_path: Path) -> None:
+    tls = {"certificate": tmp_path, "private_key": tmp_path}
+    for settings in ({}, tls):
+        with pytest.raises(InsecureAddressError, match="expected a token"):
+            HttpSettings(address="0.0.0.0:8000", **settings)
+        HttpSettings(address="0.0.0.0:8000", token=TOKEN, **settings)
+        HttpSettings(address="127.0.0.1:8000", **settings)
+
+
+@pytest.mark.parametrize("address", [":99999", "localhost", "127.0.0.1:x", "a@b:80", "[::1:80", ""])
+def test_an_address_is_a_host_and_a_port(address: str) -> None:
+    with pytest.raises(AddressError, match="expected HOST:PORT") as raised:
+        HttpSettings(address=address)
+    assert repr(address) in str(raised.value)
+    assert "tcp" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"token": ""},
+        {"token": " " * 20},
+        {"token": "short"},
+        {"token": "two lines of\ntext that are long"},
+        {"token": "not of ASCII but l\u00f6ng"},
+        {"certificate": Path("c")},
+        {"private_key": Path("k")},
+        {"body_bytes": 0},
+        {"header_timeout_s": -1.0},
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingError):
+        HttpSettings(**settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v2/models/digits/infer", {"POST"}),
+        ("DELETE", "/v2/models/digits", {"GET", "HEAD"}),
+        ("GET", "/v1/models/animals/classify", {"POST"}),
+        ("POST", "/pool", {"GET", "HEAD"}),
+        ("PUT", "/", {"GET", "HEAD"}),
+        ("GET", "/v2/repository/index", {"POST"}),
+    ],
+)
+def test_another_method_is_told_which_ones_are_allowed(
+    ask: Ask, method: str, path: str, allowed: set[str]
+) -> None:
+    response = ask(method, path)
+    assert response.status_code == 405
+    assert set(response.headers["allow"].split(", ")) == allowed
+
+
+# Clients that go, and bodies in pieces: the application is called as a server does it
+
+
+class Client:
+    """A client whose events are scripted; what it is sent is kept."""
+
+    def __init__(self, *events: dict[str, Any]) -> None:
+        self._events = list(events)
+        self.sent: list[dict[str, Any]] = []
+        self.received = 0
+        self.has_gone = asyncio.Event()
+
+    async def receive(self) -> dict[str, Any]:
+        self.received += 1
+        if self._events:
+            return self._events.pop(0)
+        await self.has_gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+
+def piece(body: bytes, more_body: bool = False) -> dict[str, Any]:
+    return {"type": "http.request", "body": body, "more_body": more_body}
+
+
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v2/models/digits/infer",
+    "headers": [(b"host", b"localhost")],
+}
+BODY = json.dumps(INFER).encode()
+
+
+async def served_with(service: FakeService, *events: dict[str, Any], **settings: Any) -> Client:
+    client = Client(*events)
+    await application(service, HttpSettings(**settings))(SCOPE, client.receive, client.send)  # type: ignore[arg-type]
+    return client
+
+
+def test_a_body_comes_in_pieces(service: FakeService) -> None:
+    events = (piece(BODY[:9], True), piece(b"", True), piece(BODY[9:]))
+    client = asyncio.run(served_with(service, *events))
+    assert client.sent[0]["status"] == 200
+    assert client.received == 3  # nobody looked whether the client was still there
+
+
+def test_a_client_that_goes_before_its_body_is_whole_asks_nothing(service: FakeService) -> None:
+    events = (piece(BODY[:9], True), {"type": "http.disconnect"})
+    assert asyncio.run(served_with(service, *events)).sent == []
+    assert service.questions == []
+
+
+def test_pieces_are_limited_one_body_and_all_together(service: FakeService) -> None:
+    async def all_at_once() -> list[int]:
+        app = application(service, HttpSettings(body_bytes=100, queue_bytes=150))
+        big = Client(piece(bytes(60), True), piece(bytes(60), True))
+        await app(SCOPE, big.receive, big.send)  # type: ignore[arg-type]
+        slow = [Client(piece(bytes(80), True)) for _ in range(2)]
+        tasks = [asyncio.create_task(app(SCOPE, c.receive, c.send)) for c in slow]  # type: ignore[arg-type]
+        await tasks[1]
+        slow[0].has_gone.set()
+        await tasks[0]
+        again = Client(piece(bytes(80), True), piece(b"x"))
+        await app(SCOPE, again.receive, again.send)  # type: ignore[arg-type]
+        late = Client(piece(bytes(80), True), piece(bytes(80)))
+        await app(SCOPE, late.receive, late.send)  # type: ignore[arg-type]
+        assert slow[0].sent == []
+        return [client.sent[0]["status"] for client in (big, slow[1], again, late)]
+
+    assert asyncio.run(all_at_once()) == [413, 503, 400, 413]
+
+
+BOUNDARY = (b"content-type", b"multipart/form-data; boundary=B")
+FORM = (
+    b'--B\r\nContent-Disposition: form-data; name="note"\r\n\r\n%s\r\n'
+    b'--B\r\nContent-Disposition: form-data; name="f"; filename="p"\r\n\r\n%s\r\n--B--\r\n'
+)
+
+
+def form(note: bytes) -> tuple[dict[str, Any], bytes]:
+    """A compressed form with a picture and a note that nobody reads, and its request's scope."""
+    headers = [*SCOPE["headers"], BOUNDARY, (b"content-encoding", b"gzip")]  # type: ignore[misc]
+    scope = SCOPE | {"path": "/v1/models/animals/classify", "query_string": b""}
+    return scope | {"headers": headers}, gzip.compress(FORM % (note, JPEG))
+
+
+def test_what_a_body_decompresses_to_is_held_until_it_is_answered(service: FakeService) -> None:
+    async def three() -> list[int]:
+        service.is_silent = True
+        app = application(service, HttpSettings(queue_bytes=3_000_000))
+        scope, body = form(bytes(2_000_000))
+        clients = [Client(piece(body)) for _ in range(3)]
+        first = asyncio.create_task(app(scope, clients[0].receive, clients[0].send))  # type: ignore[arg-type]
+        while not service.futures:
+            await asyncio.sleep(0)
+        service.is_silent = False
+        await app(scope, clients[1].receive, clients[1].send)  # type: ignore[arg-type]
+        service.futures[0].set_result(service._answer(service.questions[0]))
+        await first
+        await app(scope, clients[2].receive, clients[2].send)  # type: ignore[arg-type]
+        return [client.sent[0]["status"] for client in clients]
+
+    assert asyncio.run(three()) == [200, 503, 200]
+
+
+def test_a_body_that_could_never_be_held_is_too_large(service: FakeService) -> None:
+    client = asyncio.run(served_with(service, piece(bytes(200)), queue_bytes=100))
+    assert client.sent[0]["status"] == 413
+
+
+def test_large_bodies_are_decompressed_and_taken_apart_by_threads(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by: dict[str, set[threading.Thread]] = {"decompress": set(), "take apart": set()}
+
+    def decompress(*arguments: Any) -> Iterator[bytes]:
+        for each in compression.decompress(*arguments):
+            by["decompress"].add(threading.current_thread())
+            yield each
+
+    def pictures_of(*arguments: Any) -> list[forms.Picture]:
+        by["take apart"].add(threading.current_thread())
+        return forms.pictures_of(*arguments)
+
+    monkeypatch.setattr(bodies, "decompress", decompress)
+    monkeypatch.setattr(images, "pictures_of", pictures_of)
+    scope, body = form(bytes(2_000_000))
+    client = Client(piece(body))
+    app = application(service, HttpSettings())
+    asyncio.run(app(scope, client.receive, client.send))  # type: ignore[arg-type]
+    assert client.sent[0]["status"] == 200
+    assert all(by.values())
+    assert threading.current_thread() not in set.union(*by.values())
+    assert bytes(service.questions[0].payload) == JPEG
+
+
+@pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/v1/models/animals/classify"])
+def test_what_a_client_asked_that_went_is_cancelled(service: FakeService, path: str) -> None:
+    async def leave() -> bool:
+        service.is_silent = True
+        body = BODY if "infer" in path else JPEG
+        client = Client(piece(body))
+        app = application(service, HttpSettings())
+        scope = SCOPE | {"path": path, "query_string": b""}
+        task = asyncio.create_task(app(scope, client.receive, client.send))  # type: ignore[arg-type]
+        while not service.futures:
+            await asyncio.sleep(0)
+        client.has_gone.set()
+        await task
+        return service.futures[0].cancelled()
+
+    assert asyncio.run(leave())
+
+
+def test_a_server_that_ends_cancels_what_was_asked_and_says_so(service: FakeService) -> None:
+    async def end() -> Client:
+        service.is_silent = True
+        app = application(service, HttpSettings())
+        raw = bytes_of_elements([JPEG, JPEG])
+        tensor = {"name": "input", "shape": [2], "datatype": "BYTES"}
+        tensor["parameters"] = {"binary_data_size": len(raw)}
+        text = json.dumps({"inputs": [tensor]}).encode()
+        client = Client(piece(text + raw))
+        length = (b"inference-header-content-length", b"%d" % len(text))
+        scope = SCOPE | {"path": "/v2/models/animals/infer"}
+        scope["headers"] = [*SCOPE["headers"], length]  # type: ignore[misc]
+        task = asyncio.create_task(app(scope, client.receive, client.send))  # type: ignore[arg-type]
+        while not service.futures:
+            await asyncio.sleep(0)
+        task.cancel()
+        await task
+        return client
+
+    assert asyncio.run(end()).sent[0]["status"] == 503
+    assert [future.cancelled() for future in service.futures] == [True, True]
+
+
+def test_an_answer_after_a_while_is_given(service: FakeService) -> None:
+    async def wait() -> Client:
+        service.is_silent = True
+        client = Client(piece(BODY))
+        app = application(service, HttpSettings())
+        task = asyncio.create_task(app(SCOPE, client.receive, client.send))  # type: ignore[arg-type]
+        while client.received < 2:  # until somebody looks whether the client is still there
+            await asyncio.sleep(0)
+        service.futures[0].set_result(service._answer(service.questions[0]))
+        await task
+        return client
+
+    assert asyncio.run(wait()).sent[0]["status"] == 200
+
+
+def test_a_query_that_is_no_text_is_left_out_of_account(service: FakeService) -> None:
+    async def one() -> Client:
+        client = Client(piece(b""))
+        scope = SCOPE | {"path": "/nothing", "query_string": b"\xff"}
+        await application(service, HttpSettings())(scope, client.receive, client.send)  # type: ignore[arg-type]
+        return client
+
+    assert asyncio.run(one()).sent[0]["status"] == 404
+
+
+def test_models_without_labels_are_named_by_number(service: FakeService, page: Path) -> None:
+    described = served(replace(ANIMALS, labels=()))
+    service.served = {"animals": described}
+    answer = asking(service, page)("POST", "/v1/classify", content=JPEG).json()
+    assert {each["label"] for each in answer["predictions"]} == {"0", "1", "2"}
+    assert DIGITS.labels == ()

@@ -1,0 +1,360 @@
+"""The Open Inference Protocol: what a body means, and what an answer is."""
+
+import gzip
+import json
+import zlib
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dist_net.errors import (
+    BadInputError,
+    BadRequestError,
+    QuestionError,
+    RequestTooLargeError,
+    UnsupportedEncodingError,
+    UnsupportedRequestError,
+)
+from dist_net.serving.http.open_inference.compression import (
+    PIECE_BYTES,
+    accepted_encoding,
+    compress,
+    decompress,
+)
+from dist_net.serving.http.open_inference.metadata import model_metadata
+from dist_net.serving.http.open_inference.request import MOST_JSON_BYTES, Wanted, read_request
+from dist_net.serving.http.open_inference.response import encode_response
+from dist_net.serving.http.open_inference.tensors import bytes_of_elements, elements_of_bytes
+from dist_net.serving.pool.requests import Outcome, Question, Status
+from fake_service import ANIMALS, DIGITS
+
+ROW = [0.5, -1.25, 3.0, 1e-3]
+RAW_ROW = np.array(ROW, "<f4").tobytes()
+
+
+def an_input(**changes: Any) -> dict[str, Any]:
+    return {"name": "input", "shape": [1, 4], "datatype": "FP32", "data": ROW} | changes
+
+
+def a_body(raw: bytes = b"", inputs: Any = None, **fields: Any) -> tuple[bytes, int]:
+    """A body with raw tensors, and how much of it is JSON."""
+    text = json.dumps({"inputs": [an_input()] if inputs is None else inputs} | fields).encode()
+    return text + raw, len(text)
+
+
+def asked(body: bytes, json_bytes: int | None = None, model: Any = DIGITS) -> list[Question]:
+    questions, _ = read_request(body, json_bytes, model, None)
+    return questions
+
+
+def wanted(**fields: Any) -> Wanted:
+    return read_request(a_body(**fields)[0], None, DIGITS, None)[1]
+
+
+@pytest.mark.parametrize(
+    ("data", "shape"),
+    [(ROW, [1, 4]), ([ROW], [1, 4]), (ROW + ROW, [2, 4]), ([ROW, ROW], [2, 4])],
+)
+def test_numbers_come_flat_or_nested(data: Any, shape: list[int]) -> None:
+    (question,) = asked(a_body(inputs=[an_input(data=data, shape=shape)])[0])
+    assert question == Question("digits", RAW_ROW * shape[0], shape[0])
+
+
+def test_numbers_come_as_raw_bytes_behind_the_json() -> None:
+    tensor = an_input(parameters={"binary_data_size": 16})
+    del tensor["data"]
+    (question,) = asked(*a_body(RAW_ROW, inputs=[tensor]))
+    assert question == Question("digits", RAW_ROW, 1)
+
+
+def test_a_body_without_json_is_the_input() -> None:
+    assert asked(RAW_ROW * 3, 0) == [Question("digits", RAW_ROW * 3, 3)]
+
+
+@pytest.mark.parametrize("picture", [b"\xff\xd8\xff" + b"x" * 9, b"no multiple of a row"])
+def test_a_body_without_json_is_a_picture_if_it_can_be_no_tensor(picture: bytes) -> None:
+    assert asked(picture, 0, ANIMALS) == [Question("animals", picture, is_picture=True)]
+
+
+def test_a_body_without_json_is_a_tensor_where_its_size_fits() -> None:
+    assert asked(bytes(24), 0, ANIMALS) == [Question("animals", bytes(24), 2)]
+
+
+def test_each_picture_is_a_question_and_all_are_of_one_version() -> None:
+    raw = bytes_of_elements([b"one", b"", b"three"])
+    tensor = {"name": "input", "shape": [3, 1], "datatype": "BYTES"}
+    tensor["parameters"] = {"binary_data_size": len(raw)}
+    questions = asked(*a_body(raw, inputs=[tensor]), ANIMALS)
+    assert [bytes(each.payload) for each in questions] == [b"one", b"", b"three"]
+    assert {(each.is_picture, each.rows, each.version) for each in questions} == {(True, 1, 7)}
+
+
+def test_parameters_say_when_and_how_the_answer_is_wanted() -> None:
+    body, _ = a_body(
+        id="7",
+        parameters={"timeout": 250_000, "priority": 0},
+        outputs=[
+            {"name": "probabilities", "parameters": {"binary_data": True, "classification": 2}}
+        ],
+    )
+    (question,), about = read_request(body, None, DIGITS, 2)
+    assert question.timeout_s == 0.25
+    assert question.version == 2
+    assert about == Wanted("7", True, 2)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"priority": 1}, {"sequence_id": 7}, {"sequence_id": "a"}, {"sequence_end": True}],
+)
+def test_what_is_not_offered_is_not_passed_over(parameters: dict[str, Any]) -> None:
+    body, _ = a_body(parameters=parameters)
+    with pytest.raises(UnsupportedRequestError, match=next(iter(parameters))):
+        read_request(body, None, DIGITS, None)
+
+
+def test_no_priority_and_no_sequence_may_be_said() -> None:
+    none = {"priority": 0, "sequence_id": 0, "sequence_start": False, "sequence_end": False}
+    assert len(asked(a_body(parameters=none)[0])) == 1
+
+
+def test_no_timeout_is_what_the_pool_allows() -> None:
+    assert asked(a_body(parameters={"timeout": 0})[0])[0].timeout_s is None
+
+
+def test_outputs_are_json_unless_wanted_otherwise() -> None:
+    assert not wanted().is_binary
+    assert wanted(parameters={"binary_data_output": True}).is_binary
+    named = {"name": "probabilities", "parameters": {"binary_data": False}}
+    assert not wanted(parameters={"binary_data_output": True}, outputs=[named]).is_binary
+
+
+BYTES_INPUT = {"name": "input", "datatype": "BYTES", "shape": [2]}
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"", BadRequestError),
+        (b"{", BadRequestError),
+        (b"[]", BadRequestError),
+        (b"[" * 2000, BadRequestError),
+        (b'{"inputs":' + b"[" * 900 + b"]" * 900 + b"}", BadRequestError),
+        (b"\xff", BadRequestError),
+        (b" " * (MOST_JSON_BYTES + 1), RequestTooLargeError),
+        (a_body(inputs={})[0], BadRequestError),
+        (a_body(inputs=[])[0], BadRequestError),
+        (a_body(inputs=[1])[0], BadRequestError),
+        (a_body(inputs=[an_input(), an_input()])[0], BadRequestError),
+        (a_body(inputs=[an_input(name="x")])[0], QuestionError),
+        (a_body(inputs=[an_input(datatype="FP64")])[0], QuestionError),
+        (a_body(inputs=[an_input(datatype="BYTES")])[0], QuestionError),
+        (a_body(inputs=[an_input(datatype=[])])[0], QuestionError),
+        (a_body(inputs=[an_input(shape=[4])])[0], QuestionError),
+        (a_body(inputs=[an_input(shape=[0, 4])])[0], QuestionError),
+        (a_body(inputs=[an_input(shape=[-1, 4])])[0], QuestionError),
+        (a_body(inputs=[an_input(shape=[True, 4])])[0], QuestionError),
+        (a_body(inputs=[an_input(shape=[2**62, 4])])[0], QuestionError),
+        (a_body(inputs=[an_input(shape=None)])[0], QuestionError),
+        (a_body(inputs=[an_input(shape="14")])[0], QuestionError),
+        (a_body(inputs=[an_input(data=ROW[:3])])[0], QuestionError),
+        (a_body(inputs=[an_input(data=None)])[0], QuestionError),
+        (a_body(inputs=[an_input(data={})])[0], QuestionError),
+        (a_body(inputs=[an_input(data=["1", "2", "3", "4"])])[0], QuestionError),
+        (a_body(inputs=[an_input(data=[1, 2, 3, None])])[0], QuestionError),
+        (a_body(inputs=[an_input(data=[1, 2, 3, 1e39])])[0], QuestionError),
+        (a_body(inputs=[an_input(data=[[1, 2], [3, 4]])])[0], QuestionError),
+        (a_body(inputs=[an_input(data=[ROW, 1])])[0], QuestionError),
+        (a_body(inputs=[an_input(data=[[[1], 2, 3, 4]])])[0], QuestionError),
+        (a_body(inputs=[an_input(parameters=[])])[0], BadRequestError),
+        (a_body(inputs=[an_input(parameters={"binary_data_size": 16})])[0], BadRequestError),
+        (
+            a_body(inputs=[an_input(parameters={"shared_memory_region": "r"})])[0],
+            UnsupportedRequestError,
+        ),
+        (a_body(id=7)[0], BadRequestError),
+        (a_body(parameters=[])[0], BadRequestError),
+        (a_body(parameters={"timeout": -1})[0], BadRequestError),
+        (a_body(parameters={"timeout": "1"})[0], BadRequestError),
+        (a_body(parameters={"binary_data_output": 1})[0], BadRequestError),
+        (a_body(outputs={})[0], BadRequestError),
+        (a_body(outputs=[{"name": "x"}])[0], QuestionError),
+        (
+            a_body(outputs=[{"name": "probabilities", "parameters": {"classification": -1}}])[0],
+            BadRequestError,
+        ),
+    ],
+)
+def test_what_is_no_request_is_refused(body: bytes, error: type[BadInputError]) -> None:
+    with pytest.raises(error) as raised:
+        asked(body)
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("raw", "size"),
+    [(RAW_ROW, 15), (RAW_ROW, 17), (RAW_ROW, -1), (RAW_ROW, True), (RAW_ROW, None), (b"", 16)],
+)
+def test_raw_bytes_are_as_many_as_said(raw: bytes, size: Any) -> None:
+    body, json_bytes = a_body(raw, [an_input(parameters={"binary_data_size": size})])
+    with pytest.raises(BadRequestError):
+        asked(body, json_bytes)
+
+
+def test_raw_numbers_must_fit_the_shape_and_be_finite() -> None:
+    for raw in (RAW_ROW[:12], RAW_ROW + b"1"):
+        body, json_bytes = a_body(raw, [an_input(parameters={"binary_data_size": len(raw)})])
+        with pytest.raises(QuestionError):
+            asked(body, json_bytes)
+
+
+def test_a_header_must_not_reach_beyond_the_body() -> None:
+    body, json_bytes = a_body()
+    with pytest.raises(BadRequestError):
+        asked(body, json_bytes + 1)
+
+
+def test_a_raw_body_must_be_whole_rows() -> None:
+    for body in (b"", RAW_ROW[:-1]):
+        with pytest.raises(QuestionError):
+            asked(body, 0)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\1", b"\5\0\0\0four", b"\xff\xff\xff\xff", bytes(8)])
+def test_elements_must_end_where_the_tensor_does(raw: bytes) -> None:
+    with pytest.raises(QuestionError):
+        elements_of_bytes(raw, 1)
+
+
+def test_too_many_pictures_are_refused() -> None:
+    raw = bytes(4 * 65)
+    tensor = {**BYTES_INPUT, "shape": [65], "parameters": {"binary_data_size": len(raw)}}
+    with pytest.raises(RequestTooLargeError):
+        asked(*a_body(raw, [tensor]), ANIMALS)
+
+
+def test_pictures_cannot_be_in_the_json() -> None:
+    with pytest.raises(QuestionError, match="binary_data_size"):
+        asked(a_body(inputs=[BYTES_INPUT | {"data": ["a", "b"]}])[0], None, ANIMALS)
+
+
+ROWS = np.array([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]], "<f4")
+OUTCOME = Outcome(Status.OK, 6, ROWS.tobytes())
+
+
+def test_an_answer_is_numbers_in_json() -> None:
+    body, json_bytes = encode_response("digits", 2, [OUTCOME], Wanted("x"))
+    assert json_bytes is None
+    answer = json.loads(body)
+    data = answer["outputs"][0].pop("data")
+    assert np.array_equal(np.array(data, "f4").reshape(2, 3), ROWS)
+    assert answer == {
+        "model_name": "digits",
+        "model_version": "6",
+        "id": "x",
+        "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [2, 3]}],
+    }
+
+
+def test_an_answer_is_raw_bytes_behind_json() -> None:
+    halves = [replace(OUTCOME, payload=row.tobytes()) for row in ROWS]
+    body, json_bytes = encode_response("digits", 2, halves, Wanted(is_binary=True))
+    (output,) = json.loads(body[:json_bytes])["outputs"]
+    assert output["parameters"] == {"binary_data_size": 24}
+    assert output["shape"] == [2, 3]
+    assert body[json_bytes:] == ROWS.tobytes()
+
+
+def test_an_answer_is_the_likeliest_classes() -> None:
+    body, _ = encode_response(
+        "animals", 2, [replace(OUTCOME, labels=ANIMALS.labels)], Wanted(top=2)
+    )
+    (output,) = json.loads(body)["outputs"]
+    assert output == {
+        "name": "probabilities",
+        "datatype": "BYTES",
+        "shape": [2, 2],
+        "data": ["0.500000:1:dog", "0.250000:0:cat", "0.700000:2:hen", "0.200000:1:dog"],
+    }
+    body, json_bytes = encode_response("digits", 2, [OUTCOME], Wanted(is_binary=True, top=9))
+    elements = elements_of_bytes(body[json_bytes:], 6)
+    assert bytes(elements[0]) == b"0.500000:1"
+
+
+def test_metadata_leaves_the_number_of_rows_open() -> None:
+    described = model_metadata(ANIMALS, (6, 7))
+    assert described["versions"] == ["6", "7"]
+    assert described["inputs"][0]["shape"] == [-1, 2, 2, 3]
+    assert described["outputs"][0]["shape"] == [-1, 3]
+
+
+CONTENT = b"twelve bytes" * 100
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_what_was_compressed_is_decompressed(encoding: str) -> None:
+    body = compress(CONTENT, encoding)
+    assert len(body) < len(CONTENT)
+    assert b"".join(decompress(body, encoding, len(CONTENT))) == CONTENT
+    assert (gzip if encoding == "gzip" else zlib).decompress(body) == CONTENT
+
+
+@pytest.mark.parametrize("size", [PIECE_BYTES - 1, PIECE_BYTES, 2 * PIECE_BYTES + 7])
+@pytest.mark.parametrize("is_compressible", [True, False])
+def test_a_large_body_is_decompressed_piece_by_piece(size: int, is_compressible: bool) -> None:
+    content = bytes(size) if is_compressible else np.random.default_rng(1).bytes(size)
+    pieces = list(decompress(compress(content, "gzip"), "gzip", size))
+    assert b"".join(pieces) == content
+    assert max(map(len, pieces)) <= PIECE_BYTES
+
+
+def test_no_more_is_decompressed_than_is_asked_for() -> None:
+    pieces = decompress(compress(bytes(4 * PIECE_BYTES), "gzip"), "gzip", 2 * PIECE_BYTES)
+    assert [len(next(pieces)) for _ in range(2)] == [PIECE_BYTES, PIECE_BYTES]
+    with pytest.raises(RequestTooLargeError):
+        next(pieces)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_body_must_not_grow_beyond_the_limit(encoding: str) -> None:
+    with pytest.raises(RequestTooLargeError):
+        list(decompress(compress(CONTENT, encoding), encoding, len(CONTENT) - 1))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"none",
+        gzip.compress(CONTENT)[:-9],
+        gzip.compress(CONTENT) + b"x",
+        gzip.compress(CONTENT) + bytes(2**17),
+    ],
+    ids=["empty", "none", "cut", "longer", "much longer"],
+)
+def test_a_damaged_body_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequestError):
+        list(decompress(body, "gzip", 10**6))
+
+
+def test_an_unknown_compression_is_refused() -> None:
+    with pytest.raises(UnsupportedEncodingError):
+        list(decompress(CONTENT, "br", 10**6))
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("gzip", "gzip"),
+        ("deflate, gzip", "deflate"),
+        ("br, GZIP;q=0.5", "gzip"),
+        ("gzip;q=0, deflate", "deflate"),
+        ("gzip; q=0.000", None),
+        ("identity", None),
+        ("", None),
+    ],
+)
+def test_the_client_says_what_it_takes(header: str, expected: str | None) -> None:
+    assert accepted_encoding(header) == expected

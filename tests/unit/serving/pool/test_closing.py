@@ -1,0 +1,75 @@
+"""What the loop has still to call when gateway and desk are closed must not touch their sockets.
+
+The sockets are fakes, which say when they are used after their end.
+"""
+
+import asyncio
+import os
+
+import pytest
+
+from dist_net.clock import SystemClock
+from dist_net.serving.gateway.client_desk import ClientDesk
+from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.pool.pool import Pool
+from dist_net.serving.pool.settings import PoolSettings
+
+
+class Socket:
+    """Always has one more message to be received."""
+
+    def __init__(self, descriptor):
+        self._descriptor = descriptor
+        self.is_closed = False
+
+    def fileno(self):
+        return self._descriptor
+
+    def has_message(self):
+        assert not self.is_closed
+        return True
+
+    def waiting(self, most):
+        assert not self.is_closed
+        return iter(())
+
+    def send(self, node, message):
+        assert not self.is_closed
+        return True
+
+
+@pytest.fixture
+def socket():
+    read, write = os.pipe()
+    yield Socket(read)
+    os.close(read)
+    os.close(write)
+
+
+def errors_after_closing(make, socket):
+    """What goes wrong in the turns of the loop that follow ``close``."""
+    errors = []
+
+    async def run():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: errors.append(context))
+        it = make()
+        it.start()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        it.close()
+        socket.is_closed = True
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    return errors
+
+
+def test_a_closed_gateway_lets_its_socket_be(socket):
+    pool = Pool(PoolSettings(), ["m"])
+    assert not errors_after_closing(lambda: Gateway(pool, socket, None, SystemClock(), b""), socket)
+
+
+def test_a_closed_desk_lets_its_socket_be(socket):
+    assert not errors_after_closing(lambda: ClientDesk(None, socket, "g"), socket)

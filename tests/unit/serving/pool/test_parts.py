@@ -1,0 +1,55 @@
+"""What the pool is put together from, one piece at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dist_net.serving.pool import quarantine
+from dist_net.serving.pool.quarantine import Quarantine
+from dist_net.serving.pool.statistics import ModelStatistics, RecentLatencies
+
+
+def test_percentiles_are_within_a_few_percent_and_of_the_last_ten_seconds() -> None:
+    recent = RecentLatencies()
+    random = np.random.default_rng(0)
+    latencies = random.lognormal(-6, 1.5, 5000)
+    for latency in latencies:
+        recent.add(float(latency), 3.5)
+    shares = (0.5, 0.9, 0.99)
+    found = recent.percentiles_s(shares, 12.9)
+    assert found == pytest.approx(np.quantile(latencies, shares), rel=0.04)
+    assert recent.requests_per_s(12.9) == 500
+    assert recent.percentiles_s(shares, 13.0) is None
+    assert recent.requests_per_s(13.0) == 0
+
+
+def test_latencies_beyond_all_bins_are_counted_in_the_outermost() -> None:
+    recent = RecentLatencies()
+    for latency_s in (0.0, -1.0, 1e-9, 1e9):
+        recent.add(latency_s, 0.0)
+    assert recent.requests_per_s(0.0) == 0.4
+
+
+def test_absorbed_statistics_are_counted_too() -> None:
+    one, other = ModelStatistics(admitted=2), ModelStatistics(admitted=3, expired=1)
+    one.ran(4, 0.5, 1.0)
+    other.ran(4, 0.25, 2.0)
+    other.recent.add(0.1, 2.0)
+    one.recent.add(0.1, 1.0)
+    one.absorb(other)
+    assert (one.admitted, one.expired, one.inference_count, one.last_inference_s) == (5, 1, 8, 2.0)
+    assert (one.batches[4].count, one.batches[4].seconds) == (2, 0.75)
+    assert one.recent.requests_per_s(2.0) == 0.2
+
+
+def test_a_quarantine_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "MOST", 2)
+    aside = Quarantine()
+    for payload in (b"a", b"b", b"c"):
+        aside.add("net", 1, payload)
+    held = [aside.holds("net", 1, payload) for payload in (b"a", b"b", b"c")]
+    assert held == [False, True, True]
+    assert aside.holds("net", 1, memoryview(b"c"))
+    assert not aside.holds("net", 2, b"c")
+    assert not aside.holds("other", 1, b"c")

@@ -1,0 +1,805 @@
+"""The pool's decisions, event by event; the clock is a number and there is no socket."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, TypeVar
+
+import pytest
+
+from dist_net.errors import SettingError
+from dist_net.serving.pool.commands import Command, Evict, Finish, Send
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.pool import Pool
+from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.statistics import NO_VERSION
+from dist_net.wire.serving_messages import Done, Drop, Enlisted, Load, Loaded, Prepared, Run
+
+ROW = b"\x00" * 8  # two floats in, one out
+OUT = b"\x00" * 4
+ONE, TWO = b"node 1", b"node 2"
+Sent = TypeVar("Sent", Run, Load, Drop, Enlisted)
+
+
+def describe(version: int, name: str = "net", shape: tuple[int, ...] = (2,)) -> ModelDescription:
+    labels = (f"class of version {version}",)
+    return ModelDescription(
+        name, version, "FP32", shape, 1, labels, True, True, "", "r", "d", "arrays", 1, "key"
+    )
+
+
+class Desk:
+    """A pool with a clock, the commands that it gave, and short words for what happens."""
+
+    def __init__(self, *names: str, workers: tuple[bytes, ...] = (ONE,), **settings: Any) -> None:
+        self.now = 100.0
+        self.commands: list[Command] = []
+        self.pool = Pool(PoolSettings(**settings), names or ("net",), self.now)
+        for name in names or ("net",):
+            self.prepare(1, name)
+        for node in workers:
+            self.enlist(node)
+            for name in names or ("net",):
+                self.load(node, 1, name)
+        self.commands.clear()
+
+    def prepare(self, version: int, name: str = "net", shape: tuple[int, ...] = (2,)) -> None:
+        text = describe(version, name, shape).to_json()
+        self.take(self.pool.prepared(Prepared(name, version, text, ""), self.now))
+
+    def enlist(self, node: bytes) -> None:
+        self.take(self.pool.enlist(node, node.decode(), "host", 7, self.now))
+
+    def load(self, node: bytes, version: int, name: str = "net", reason: str = "") -> None:
+        self.take(self.pool.loaded(node, Loaded(name, version, reason), self.now))
+
+    def ask(self, payload: bytes = ROW, model: str = "net", **fields: Any) -> int:
+        answer = self.refused(payload, model, **fields)
+        assert isinstance(answer, int), answer
+        return answer
+
+    def refused(self, payload: bytes = ROW, model: str = "net", **fields: Any) -> Any:
+        return self.pool.admit(Question(model, payload, **fields), self.now)
+
+    def done(self, node: bytes, run: Run, statuses: bytes | None = None) -> None:
+        if statuses is None:
+            statuses = bytes(len(run.payloads))
+        payloads = tuple(
+            OUT * (len(payload) // len(ROW) or 1) if status == Status.OK else b"why"
+            for payload, status in zip(run.payloads, statuses, strict=True)
+        )
+        self.take(self.pool.done(node, Done(run.batch_id, statuses, 0.25, 0.5, payloads), self.now))
+
+    def lose(self, node: bytes) -> None:
+        self.take(self.pool.lost(node, "killed", self.now))
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        self.take(self.pool.dispatch(self.now))
+
+    def take(self, commands: list[Command]) -> None:
+        self.commands += commands
+
+    def runs(self, node: bytes = ONE) -> list[Run]:
+        """What was dispatched to a worker, after a dispatch; each is given once."""
+        self.dispatch()
+        return self.sent(Run, node)
+
+    def sent(self, kind: type[Sent], node: bytes) -> list[Sent]:
+        found = [
+            command.message
+            for command in self.commands
+            if isinstance(command, Send)
+            and command.node == node
+            and isinstance(command.message, kind)
+        ]
+        self.commands = [
+            command
+            for command in self.commands
+            if not (
+                isinstance(command, Send)
+                and command.node == node
+                and isinstance(command.message, kind)
+            )
+        ]
+        return found
+
+    def finished(self) -> dict[int, Outcome]:
+        """Every end since it was asked last; no request may end twice."""
+        ends = [command for command in self.commands if isinstance(command, Finish)]
+        self.commands = [command for command in self.commands if not isinstance(command, Finish)]
+        outcomes = {end.request_id: end.outcome for end in ends}
+        assert len(outcomes) == len(ends)
+        return outcomes
+
+    def evicted(self) -> list[Evict]:
+        return [command for command in self.commands if isinstance(command, Evict)]
+
+
+def test_a_worker_is_told_whether_the_pool_has_another_request() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.ask()
+    assert [run.is_alone for run in desk.runs(ONE)] == [True]
+    desk.ask()
+    assert [run.is_alone for run in desk.runs(TWO)] == [False]
+
+
+def test_an_answer_has_the_labels_of_the_version_that_gave_it() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.prepare(2)
+    request = desk.ask()
+    (run,) = desk.runs(TWO)
+    desk.load(ONE, 2)
+    desk.load(TWO, 2)
+    assert desk.pool.models()["net"].description == describe(2)
+    desk.done(TWO, run)
+    assert desk.finished()[request].labels == describe(run.version).labels
+    assert run.version == 1
+
+
+def test_a_lone_request_goes_at_once_and_its_answer_says_how_long_everything_took() -> None:
+    desk = Desk()
+    request = desk.ask(rows=2, payload=2 * ROW)
+    desk.now += 0.125
+    (run,) = desk.runs()
+    assert run == Run(run.batch_id, "net", 1, False, True, (2 * ROW,))
+    desk.now += 1
+    desk.done(ONE, run)
+    assert desk.finished() == {
+        request: Outcome(Status.OK, 1, 2 * OUT, "", 0.0, 0.125, 0.25, 0.5, 2, describe(1).labels)
+    }
+    assert not desk.pool.is_drained
+    desk.pool.drain(desk.now)
+    assert desk.pool.is_drained
+
+
+def test_requests_share_a_batch_up_to_its_rows_and_in_order() -> None:
+    desk = Desk(max_batch_size=4)
+    payloads = [ROW, 2 * ROW, 2 * ROW, ROW]
+    for payload in payloads:
+        desk.ask(payload, rows=len(payload) // 8)
+    (first,) = desk.runs()
+    assert first.payloads == (ROW, 2 * ROW)
+    desk.done(ONE, first)
+    (second,) = desk.runs()
+    assert second.payloads == (2 * ROW, ROW)
+
+
+def test_pictures_and_tensors_and_models_do_not_share_a_batch_and_the_oldest_is_first() -> None:
+    desk = Desk("net", "other")
+    wanted = [("other", False), ("net", True), ("net", False)]
+    for name, is_picture in wanted:
+        desk.ask(ROW, name, is_picture=is_picture)
+        desk.now += 0.01
+    desk.ask(ROW, "other")
+    got = []
+    for _ in wanted:
+        (run,) = desk.runs()
+        got.append((run.model, run.is_picture))
+        desk.done(ONE, run)
+    assert got == wanted
+
+
+def test_a_model_that_is_asked_all_the_time_does_not_starve_another() -> None:
+    desk = Desk("net", "other", max_batch_size=1)
+    for name in ("net", "net", "other", "net"):
+        desk.ask(model=name)
+        desk.now += 0.01
+    got = []
+    for _ in range(4):
+        (run,) = desk.runs()
+        got.append(run.model)
+        desk.done(ONE, run)
+    assert got == ["net", "net", "other", "net"]
+
+
+def test_a_batch_waits_for_more_only_while_other_work_is_queued() -> None:
+    desk = Desk("net", "other", batch_timeout_s=0.5, max_batch_size=2)
+    desk.ask()
+    (run,) = desk.runs()  # nothing else is queued
+    desk.ask()
+    desk.ask(model="other")
+    desk.done(ONE, run)
+    assert not desk.runs()
+    assert desk.pool.next_wakeup() == desk.now + 0.5
+    desk.ask(model="other")
+    (run,) = desk.runs()
+    assert (run.model, len(run.payloads)) == ("other", 2)  # it is full
+    desk.done(ONE, run)
+    (run,) = desk.runs()
+    assert run.model == "net"
+
+
+def test_a_batch_goes_when_its_oldest_request_has_waited_long_enough() -> None:
+    desk = Desk("net", "other", batch_timeout_s=0.5)
+    desk.ask()
+    desk.now += 0.25
+    desk.ask(model="other")
+    assert not desk.runs()
+    desk.now += 0.25
+    (run,) = desk.runs()
+    assert run.model == "net"
+
+
+def measured(desk: Desk, node: bytes, seconds: float, batches: int = 12, rows: int = 1) -> None:
+    """Let a worker answer some batches of as many rows, each in this time."""
+    for _ in range(batches):
+        desk.ask(rows * ROW, rows=rows)
+        (run,) = desk.runs(node)
+        desk.now += seconds
+        desk.done(node, run)
+        desk.pool.heard(TWO, desk.now)
+    desk.finished()
+
+
+@pytest.mark.parametrize(("seconds", "batches"), [(0.001, 2), (0.02, 1)])
+def test_a_second_batch_is_on_its_way_only_to_a_quick_worker(seconds: float, batches: int) -> None:
+    desk = Desk(max_batch_size=1)
+    measured(desk, ONE, seconds)
+    for _ in range(3):
+        desk.ask()
+    assert len(desk.runs()) == batches
+
+
+@pytest.mark.parametrize(
+    ("question", "status", "reason"),
+    [
+        (Question("nought", ROW), Status.NOT_FOUND, "no model is called 'nought': there is net"),
+        (Question("net", ROW, version=4), Status.NOT_FOUND, "has no version 4"),
+        (Question("net", ROW, rows=9), Status.BAD_INPUT, "9 rows: expected 1 to 8"),
+        (Question("net", ROW, rows=0), Status.BAD_INPUT, "0 rows"),
+        (Question("net", ROW, rows=2), Status.BAD_INPUT, "8 bytes: expected 16"),
+        (Question("net", b"", is_picture=True), Status.BAD_INPUT, "one picture"),
+        (Question("net", ROW, 2, is_picture=True), Status.BAD_INPUT, "one picture"),
+        (Question("net", ROW, timeout_s=-1.0), Status.BAD_INPUT, "seconds above 0"),
+        (Question("net", ROW, timeout_s=float("nan")), Status.BAD_INPUT, "seconds above 0"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(
+    question: Question, status: Status, reason: str
+) -> None:
+    desk = Desk()
+    outcome = desk.pool.admit(question, desk.now)
+    assert isinstance(outcome, Outcome)
+    assert (outcome.status, outcome.payload) == (status, b"")
+    assert reason in outcome.reason
+    assert not desk.runs()
+
+
+def test_without_a_worker_or_while_draining_nothing_is_let_in() -> None:
+    desk = Desk(workers=())
+    assert not desk.pool.is_ready
+    assert desk.refused().status is Status.UNAVAILABLE
+    assert desk.refused().retry_after_s > 0
+    desk.enlist(ONE)
+    assert desk.refused().status is Status.UNAVAILABLE  # it has loaded nothing yet
+    desk.load(ONE, 1)
+    assert desk.pool.is_ready
+    desk.ask()
+    desk.pool.drain(desk.now)
+    assert desk.refused().status is Status.UNAVAILABLE
+    assert not desk.pool.is_ready
+    assert not desk.pool.is_drained
+    (run,) = desk.runs()
+    desk.done(ONE, run)
+    assert desk.pool.is_drained
+
+
+def test_the_queue_is_bounded_by_requests_that_wait() -> None:
+    desk = Desk(queue_requests=2, max_batch_size=1)
+    desk.ask()
+    desk.runs()
+    first = desk.ask()
+    desk.ask()
+    assert desk.refused().status is Status.UNAVAILABLE
+    desk.pool.cancel(first, desk.now)
+    desk.ask()
+
+
+def test_the_queue_is_bounded_by_bytes_until_the_answer() -> None:
+    desk = Desk(queue_bytes=20)
+    desk.ask()
+    (run,) = desk.runs()
+    desk.ask()
+    assert desk.refused().status is Status.UNAVAILABLE
+    desk.done(ONE, run)
+    desk.ask()
+
+
+def test_what_cannot_be_in_time_is_refused_and_told_when_to_come_again() -> None:
+    desk = Desk(max_batch_size=1)
+    measured(desk, ONE, 1.0)
+    desk.ask(timeout_s=1.5)
+    desk.runs()
+    desk.ask(timeout_s=3.5)
+    refusal = desk.refused(timeout_s=2.0)
+    assert refusal.status is Status.UNAVAILABLE
+    assert 1.0 < refusal.retry_after_s < 2.0  # three batches, two of them within the deadline
+    desk.ask(timeout_s=4.5)
+
+
+def test_a_worker_that_is_done_sooner_than_expected_has_time_sooner() -> None:
+    desk = Desk(max_batch_size=1)
+    measured(desk, ONE, 1.0)
+    desk.ask()
+    (run,) = desk.runs()
+    desk.now += 0.1
+    desk.done(ONE, run)
+    desk.ask()
+    desk.runs()
+    desk.ask(timeout_s=3.0)
+
+
+def test_twice_the_workers_take_twice_as_much() -> None:
+    def admitted(*workers: bytes) -> int:
+        desk = Desk(workers=workers, max_batch_size=1)
+        measured(desk, ONE, 0.1)
+        answers = [desk.refused(timeout_s=2.0) for _ in range(100)]
+        return sum(isinstance(answer, int) for answer in answers)
+
+    assert 12 <= admitted(ONE) <= 20
+    assert 1.8 < admitted(ONE, TWO) / admitted(ONE) < 2.2
+
+
+def test_a_wrong_estimate_is_tried_again_when_there_is_nothing_else_to_do() -> None:
+    desk = Desk()
+    measured(desk, ONE, 5.0)
+    assert desk.refused(timeout_s=1.0).status is Status.UNAVAILABLE
+    desk.now += 10
+    desk.pool.heard(ONE, desk.now)
+    desk.ask(timeout_s=1.0)
+
+
+def test_what_expires_in_the_queue_is_never_run() -> None:
+    desk = Desk(max_batch_size=1)
+    desk.ask(timeout_s=50.0)
+    (run,) = desk.runs()
+    late = desk.ask(timeout_s=0.5)
+    assert desk.pool.next_wakeup() == desk.now + 0.5
+    desk.now += 0.5
+    assert not desk.runs()
+    assert desk.finished()[late].status is Status.EXPIRED
+    desk.done(ONE, run)
+    assert not desk.runs()
+
+
+def test_an_answer_after_the_deadline_is_given() -> None:
+    desk = Desk()
+    request = desk.ask(timeout_s=0.5)
+    (run,) = desk.runs()
+    desk.now += 0.6
+    desk.done(ONE, run)
+    assert desk.finished()[request].status is Status.OK
+
+
+def test_what_is_cancelled_is_not_run_and_has_no_end() -> None:
+    desk = Desk()
+    runs, queued = desk.ask(), desk.ask()
+    desk.pool.cancel(queued, desk.now)
+    (run,) = desk.runs()
+    assert len(run.payloads) == 1
+    desk.pool.cancel(runs, desk.now)
+    desk.pool.cancel(runs, desk.now)
+    desk.done(ONE, run)
+    desk.pool.cancel(runs, desk.now)
+    assert desk.finished() == {}
+    assert desk.pool.status(desk.now)["queue"]["bytes"] == 0
+    assert desk.pool.statistics("net")[1].cancelled == 2
+
+
+def test_a_lost_workers_requests_are_retried_first_and_each_alone() -> None:
+    desk = Desk(workers=(ONE, TWO), max_batch_size=2)
+    requests = [desk.ask(struct.pack("2f", number, 0)) for number in range(5)]
+    (run,) = desk.runs(ONE)
+    (other,) = desk.runs(TWO)
+    desk.pool.cancel(requests[0], desk.now)
+    desk.lose(ONE)
+    desk.done(TWO, other)
+    (again,) = desk.runs(TWO)
+    assert again.payloads == run.payloads[1:]  # the first one was cancelled
+    desk.done(ONE, run)  # too late
+    assert requests[1] not in desk.finished()
+    desk.done(TWO, again)
+    assert list(desk.finished()) == [requests[1]]
+    (rest,) = desk.runs(TWO)
+    assert rest.payloads == (struct.pack("2f", 4, 0),)
+    assert desk.pool.statistics("net")[1].retried == 1  # the cancelled one was not
+    assert desk.pool.status(desk.now)["models"][0]["retried"] == 1
+
+
+def test_a_request_that_ends_two_workers_alone_is_put_aside() -> None:
+    desk = Desk()
+    bad, good = desk.ask(b"killer!!"), desk.ask(ROW)
+    assert desk.runs()[0].payloads == (b"killer!!", ROW)
+    desk.lose(ONE)
+    for node in (b"2", b"3"):
+        desk.enlist(node)
+        desk.load(node, 1)
+        assert desk.runs(node)[0].payloads == (b"killer!!",)
+        assert not desk.finished()
+        desk.lose(node)
+    outcome = desk.finished()[bad]
+    assert outcome.status is Status.FAILED
+    assert "put aside" in outcome.reason
+    desk.enlist(TWO)
+    desk.load(TWO, 1)
+    (run,) = desk.runs(TWO)
+    desk.done(TWO, run)
+    assert desk.finished()[good].status is Status.OK
+    assert desk.refused(b"killer!!").status is Status.FAILED
+    desk.prepare(2)
+    desk.load(TWO, 2)
+    desk.ask(b"killer!!")  # the other version may stand it
+
+
+def test_what_only_waited_behind_a_batch_is_not_blamed_for_the_loss() -> None:
+    desk = Desk(max_batch_size=1)
+    measured(desk, ONE, 0.001)
+    blamed, waiting = desk.ask(), desk.ask()
+    for node in (ONE, b"2"):
+        if node != ONE:
+            desk.enlist(node)
+            desk.load(node, 1)
+        assert len(desk.runs(node)) == 2
+        assert not desk.finished()
+        desk.lose(node)
+    assert desk.finished()[blamed].status is Status.FAILED
+    desk.enlist(b"3")
+    desk.load(b"3", 1)
+    (run,) = desk.runs(b"3")
+    desk.done(b"3", run)
+    assert desk.finished()[waiting].status is Status.OK
+
+
+def test_a_silent_worker_is_given_up_and_what_it_had_goes_to_another() -> None:
+    desk = Desk(workers=(ONE, TWO), max_batch_size=1)
+    request = desk.ask()
+    (run,) = desk.runs(ONE)
+    desk.now += 1.5
+    desk.pool.heard(TWO, desk.now)
+    (again,) = desk.runs(TWO)
+    assert again.payloads == run.payloads
+    (evict,) = desk.evicted()
+    assert (evict.node, evict.process_id, evict.host) == (ONE, 7, "host")
+    assert "silent" in evict.reason
+    assert not desk.pool.heard(ONE, desk.now)
+    desk.done(TWO, again)
+    assert desk.finished()[request].status is Status.OK
+
+
+def test_a_quiet_worker_gets_nothing_until_it_is_heard() -> None:
+    desk = Desk()
+    desk.now += 0.8
+    desk.ask()
+    assert not desk.runs()
+    assert not desk.pool.is_ready
+    desk.pool.heard(ONE, desk.now)
+    assert len(desk.runs()) == 1
+    assert desk.pool.is_ready
+
+
+def test_a_worker_that_hangs_on_a_batch_is_given_up() -> None:
+    desk = Desk(longest_batch_s=3.0)
+    desk.ask()
+    desk.runs()
+    for _ in range(3):
+        desk.now += 1
+        assert not desk.evicted()
+        desk.pool.heard(ONE, desk.now)
+        desk.dispatch()
+    assert "busy with 1 rows" in desk.evicted()[0].reason
+
+
+def test_next_wakeup_tells_when_a_worker_would_be_lost() -> None:
+    desk = Desk()
+    desk.dispatch()
+    for expected in (0.75, 1.5):
+        wakeup = desk.pool.next_wakeup()
+        assert wakeup == pytest.approx(100.0 + expected)
+        desk.now = wakeup
+        desk.dispatch()
+    assert len(desk.evicted()) == 1
+    assert desk.pool.next_wakeup() is None
+
+
+@pytest.mark.parametrize(
+    "done",
+    [
+        Done(1, b"\0\0", 0, 0, (OUT, OUT)),
+        Done(1, b"\0", 0, 0, ()),
+        Done(1, b"\0", 0, 0, (b"",)),
+        Done(1, b"\3", 0, 0, (OUT,)),
+        Done(1, b"\0", -1.0, 0, (OUT,)),
+        Done(1, b"\0", 0, float("nan"), (OUT,)),
+    ],
+)
+def test_a_worker_that_answers_nonsense_is_given_up_and_its_request_retried(done: Done) -> None:
+    desk = Desk(workers=(ONE, TWO))
+    request = desk.ask()
+    (run,) = desk.runs()
+    desk.take(desk.pool.done(ONE, done._replace(batch_id=run.batch_id), desk.now))
+    assert "answered" in desk.evicted()[0].reason
+    (again,) = desk.runs(TWO)
+    desk.done(TWO, again)
+    assert desk.finished()[request].status is Status.OK
+
+
+def test_one_bad_picture_fails_alone() -> None:
+    desk = Desk()
+    good, bad, infinite = (desk.ask(is_picture=True) for _ in range(3))
+    (run,) = desk.runs()
+    desk.done(ONE, run, bytes([Status.OK, Status.BAD_INPUT, Status.FAILED]))
+    ends = desk.finished()
+    assert [ends[one].status for one in (good, bad, infinite)] == [
+        Status.OK,
+        Status.BAD_INPUT,
+        Status.FAILED,
+    ]
+    assert ends[bad].reason == "why"
+
+
+def test_bad_pictures_do_not_tell_how_long_good_ones_take() -> None:
+    desk = Desk(max_batch_size=1)
+    for _ in range(12):
+        desk.ask(is_picture=True)
+        (run,) = desk.runs()
+        desk.now += 1.0
+        desk.done(ONE, run)
+        desk.pool.heard(TWO, desk.now)
+    for _ in range(12):
+        desk.ask(is_picture=True)
+        (run,) = desk.runs()
+        desk.now += 0.001
+        desk.done(ONE, run, bytes([Status.BAD_INPUT]))
+    desk.ask(is_picture=True)
+    desk.runs()
+    assert desk.refused(is_picture=True, timeout_s=2.0).status is Status.UNAVAILABLE
+
+
+def test_a_worker_that_enlists_twice_is_told_the_same() -> None:
+    desk = Desk(workers=())
+    for _ in range(2):
+        desk.enlist(ONE)
+    first, second = desk.sent(Enlisted, ONE)
+    assert first == second
+    assert len(desk.sent(Load, ONE)) == 1
+
+
+def test_a_new_version_is_loaded_by_one_worker_after_the_other_and_the_old_one_dropped() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.prepare(2)
+    assert desk.sent(Load, ONE)[0].version == 2
+    assert not desk.sent(Load, TWO)
+    desk.ask()
+    (run,) = desk.runs(TWO)  # the other one loads
+    assert run.version == 1
+    desk.load(ONE, 2)
+    assert desk.sent(Load, TWO)[0].version == 2
+    assert desk.pool.models()["net"].versions == (1, 2)
+    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (2, 1)
+    desk.ask()
+    (newer,) = desk.runs(ONE)
+    assert newer.version == 2
+    desk.load(TWO, 2)
+    assert [desk.sent(Drop, node) for node in (ONE, TWO)] == [[Drop("net", 1)], [Drop("net", 1)]]
+    desk.done(TWO, run)  # it ran while its version was dropped
+    assert next(iter(desk.finished().values())).version == 1
+    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (2, 2)
+    served = desk.pool.models()["net"]
+    assert (served.versions, served.is_ready, served.reason) == ((2,), True, "")
+
+
+def test_versions_that_come_faster_than_workers_load_are_done_with_one_by_one() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    for version in (2, 3, 4):
+        desk.prepare(version)
+    desk.load(ONE, 2)
+    assert desk.pool.versions_done("net") == 1
+    desk.prepare(5)
+    desk.load(TWO, 2)
+    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (5, 2)
+    desk.load(ONE, 5)
+    desk.load(TWO, 5)
+    assert desk.pool.versions_done("net") == 5  # 3 and 4 were overtaken
+    desk.prepare(6)
+    desk.pool.unload("net", "on request", desk.now)
+    assert desk.pool.versions_done("net") == 6
+
+
+def test_a_loading_worker_serves_when_no_other_one_is_free() -> None:
+    desk = Desk(workers=(ONE, TWO), max_batch_size=1)
+    desk.prepare(2)
+    desk.ask()
+    desk.ask()
+    assert [len(desk.runs(node)) for node in (TWO, ONE)] == [1, 1]
+
+
+def test_a_version_that_could_not_be_loaded_leaves_the_old_one() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.prepare(2)
+    desk.load(ONE, 2, reason="no memory")
+    desk.load(TWO, 2, reason="no memory")
+    served = desk.pool.models()["net"]
+    assert (served.versions, served.is_ready) == ((1,), True)
+    assert "no memory" in served.reason
+    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (2, 2)
+    desk.enlist(b"3")
+    assert [load.version for load in desk.sent(Load, b"3")] == [1]
+    desk.load(b"3", 1)
+    desk.prepare(3)
+    desk.load(ONE, 3)
+    assert desk.pool.models()["net"].reason == ""
+
+
+def test_while_some_workers_could_not_load_a_version_the_others_come_first() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.prepare(2)
+    desk.load(ONE, 2, reason="no memory")
+    desk.load(TWO, 2)
+    assert desk.pool.models()["net"].versions == (1, 2)
+    named = desk.ask(version=1)
+    (run,) = desk.runs(ONE)
+    desk.done(ONE, run)
+    assert desk.finished()[named].version == 1
+    desk.ask()
+    assert desk.runs(TWO)[0].version == 2
+
+
+def test_a_version_that_waits_ends_the_naming_of_old_ones() -> None:
+    desk = Desk(workers=(ONE, TWO))
+    desk.prepare(2)
+    desk.load(ONE, 2, reason="no memory")
+    desk.load(TWO, 2)
+    desk.ask(version=1)
+    (run,) = desk.runs(ONE)
+    for node in (ONE, TWO):
+        desk.sent(Load, node)
+    desk.prepare(3)
+    assert not desk.sent(Load, ONE)
+    assert desk.refused(version=1).status is Status.NOT_FOUND
+    desk.done(ONE, run)
+    desk.dispatch()
+    assert [load.version for load in desk.sent(Load, ONE)] == [3]
+
+
+def test_a_version_is_kept_while_a_request_names_it_and_no_longer() -> None:
+    desk = Desk(max_batch_size=1)
+    named = [desk.ask(version=1) for _ in range(2)]
+    (run,) = desk.runs()
+    desk.prepare(2)
+    desk.load(ONE, 2)
+    assert not desk.sent(Drop, ONE)
+    assert desk.refused(version=1).status is Status.NOT_FOUND
+    desk.done(ONE, run)
+    (run,) = desk.runs()
+    assert run.version == 1
+    desk.done(ONE, run)
+    assert {end.version for end in desk.finished().values()} == {1}
+    assert len(named) == 2
+    wakeup = desk.pool.next_wakeup()
+    assert wakeup is not None
+    assert wakeup <= desk.now
+    desk.dispatch()
+    assert desk.sent(Drop, ONE) == [Drop("net", 1)]
+
+
+def test_versions_that_come_too_fast_are_skipped() -> None:
+    desk = Desk()
+    for version in (2, 3, 4):
+        desk.prepare(version)
+    assert [load.version for load in desk.sent(Load, ONE)] == [2]
+    desk.load(ONE, 2)
+    assert [load.version for load in desk.sent(Load, ONE)] == [4]
+    desk.load(ONE, 4)
+    assert [drop.version for drop in desk.sent(Drop, ONE)] == [1, 2]
+    assert desk.pool.models()["net"].versions == (4,)
+
+
+def test_requests_are_answered_by_a_version_that_takes_their_input() -> None:
+    desk = Desk(workers=(ONE, TWO), max_batch_size=1)
+    ids = [desk.ask() for _ in range(4)]
+    running = {node: desk.runs(node)[0] for node in (ONE, TWO)}
+    desk.prepare(2, shape=(3,))
+    desk.load(ONE, 2)
+    longer = desk.ask(ROW + OUT)
+    desk.lose(TWO)  # which had one that fits version 1 alone
+    node, run = ONE, running[ONE]
+    ends = {}
+    while True:
+        desk.done(node, run)
+        ends |= desk.finished()
+        runs = desk.runs(node)
+        if not runs:
+            break
+        (run,) = runs
+    assert {ends[one].version for one in ids} == {1}
+    assert ends[longer].version == 2
+    assert desk.sent(Drop, ONE) == [Drop("net", 1)]
+
+
+def test_an_unloaded_model_answers_what_came_in_and_is_dropped() -> None:
+    desk = Desk()
+    request = desk.ask()
+    desk.take(desk.pool.unload("net", "it was unloaded", desk.now))
+    outcome = desk.refused()
+    assert outcome.status is Status.NOT_FOUND
+    assert "it was unloaded" in outcome.reason
+    (run,) = desk.runs()
+    assert not desk.sent(Drop, ONE)
+    desk.done(ONE, run)
+    assert desk.finished()[request].status is Status.OK
+    desk.dispatch()
+    assert desk.sent(Drop, ONE) == [Drop("net", 1)]
+    served = desk.pool.models()["net"]
+    assert (served.description, served.versions, served.is_ready) == (None, (), False)
+    assert desk.pool.is_ready  # there is nothing that it should be ready for
+    desk.prepare(2)
+    desk.load(ONE, 2)
+    desk.ask()
+
+
+def test_a_failed_reload_says_why_and_changes_nothing() -> None:
+    desk = Desk()
+    desk.take(desk.pool.prepared(Prepared("net", 2, "", "the file is gone"), desk.now))
+    desk.take(desk.pool.prepared(Prepared("nought", 2, "", ""), desk.now))
+    assert desk.pool.models()["net"].reason == "the file is gone"
+    desk.take(desk.pool.prepared(Prepared("net", 2, "{", ""), desk.now))
+    assert "describes no model" in desk.pool.models()["net"].reason
+    assert not desk.sent(Load, ONE)
+    desk.ask()
+
+
+def test_a_worker_that_comes_after_the_others_died_loads_what_requests_name() -> None:
+    desk = Desk()
+    named = desk.ask(version=1)
+    desk.runs()
+    desk.prepare(2)
+    desk.load(ONE, 2)
+    desk.lose(ONE)
+    desk.enlist(TWO)
+    assert sorted(load.version for load in desk.sent(Load, TWO)) == [1, 2]
+    desk.load(TWO, 1)
+    (run,) = desk.runs(TWO)
+    desk.done(TWO, run)
+    assert desk.finished()[named].version == 1
+
+
+def test_statistics_balance_and_outlive_their_version() -> None:
+    desk = Desk(max_batch_size=2)
+    for _ in range(3):
+        desk.ask()
+    (run,) = desk.runs()
+    desk.now += 1
+    desk.done(ONE, run)
+    counted = desk.pool.statistics("net")[1]
+    assert (counted.admitted, counted.answered, counted.inference_count) == (3, 2, 2)
+    assert (counted.execution_count, counted.last_inference_s) == (1, desk.now)
+    assert (counted.success.count, counted.success.seconds) == (2, 2.0)
+    assert (counted.compute_input.seconds, counted.compute_infer.seconds) == (0.5, 1.0)
+    assert counted.compute_output.seconds == 0.5
+    assert counted.batches[2].count == 1
+    desk.refused(b"")
+    desk.prepare(2)
+    desk.load(ONE, 2)
+    assert set(desk.pool.statistics("net")) == {NO_VERSION}
+    report = desk.pool.status(desk.now)["models"][0]
+    assert (report["admitted"], report["answered"], report["refused"]) == (3, 2, 1)
+    assert report["latency_ms"]["p50"] == pytest.approx(1000, rel=0.03)
+    assert report["batch_rows"] == {"2": 1}
+    assert report["requests_per_s"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"max_batch_size": 0},
+        {"queue_requests": 1.5},
+        {"batch_timeout_s": -1.0},
+        {"default_timeout_s": float("nan")},
+        {"heartbeat_timeout_s": 0.3},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=next(iter(setting))):
+        PoolSettings(**setting)

@@ -1,0 +1,299 @@
+"""A served version of a model: payloads in, one outcome each, whatever the company."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dist_net.darknet.configuration import parse_configuration
+from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.seeded import seeded_weights
+from dist_net.errors import ModelLoadError
+from dist_net.nn import Model, Predictor
+from dist_net.nn.inference import prepare, softmax
+from dist_net.pictures.inputs import PictureInputs
+from dist_net.recipes.recipe import load_recipe
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.requests import Status
+from dist_net.serving.worker.served_network import ServedNetwork
+
+CONFIGURATION = """
+[net]
+height=8
+width=12
+channels=3
+[convolutional]
+filters=16
+size=3
+stride=1
+pad=1
+batch_normalize=1
+activation=leaky
+[convolutional]
+filters=5
+size=1
+stride=1
+activation=linear
+[avgpool]
+[softmax]
+"""
+
+OTHERS = {"arrays_path": "", "arrays_bytes": 0, "arrays_key": "", "name": "m", "version": 1}
+DARKNET = ModelDescription(
+    input_datatype="FP32",
+    input_shape=(8, 12, 3),
+    classes=5,
+    labels=tuple("abcde"),
+    takes_pictures=True,
+    has_logits=False,
+    configuration=CONFIGURATION,
+    recipe="",
+    **OTHERS,
+)
+DIGITS = ModelDescription(
+    input_datatype="UINT8",
+    input_shape=(8, 8),
+    classes=10,
+    labels=tuple("0123456789"),
+    takes_pictures=True,
+    has_logits=True,
+    configuration="",
+    recipe="digits",
+    recipe_files=load_recipe("digits").file_digests,
+    **OTHERS,
+)
+
+VECTOR = """
+from dist_net.data import Dataset
+from dist_net.nn import Dense, Rescale, Sequential
+from dist_net.recipes.recipe import Recipe
+
+
+def dataset() -> Dataset:
+    raise RuntimeError("nobody needs it to serve the model")
+
+
+recipe = Recipe(Sequential(Rescale(), Dense(3)), dataset, (4,))
+"""
+
+
+@pytest.fixture
+def served():
+    """Makes networks of descriptions, and ends their threads."""
+    made = []
+
+    def make(description=DARKNET, scale=1.0, **options):
+        if description.configuration:
+            network = DarknetNetwork(parse_configuration(description.configuration, "m"))
+            model = Model(network, network.input_shape, input_dtype=np.float32)
+            weights = seeded_weights(network, 0)
+        else:
+            recipe = load_recipe(description.recipe).recipe
+            model, weights = recipe.model, recipe.initial_weights(0)
+        prepared = prepare(model, weights * np.float32(scale))
+        made.append(ServedNetwork(description, prepared, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def tensors(rows, seed=0):
+    return np.random.default_rng(seed).random((rows, 8, 12, 3), np.float32)
+
+
+def probabilities(payload, classes=5):
+    return np.frombuffer(payload, "<f4").reshape(-1, classes)
+
+
+def picture(colour=(200, 30, 30), size=(12, 8)):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_each_tensor_is_answered_with_as_many_rows(served):
+    inputs = tensors(8)
+    network = served(reproducible=True)
+    payloads = [inputs[:3].tobytes(), memoryview(inputs[3:4].tobytes()), inputs[4:].tobytes()]
+    answers = network.answer(payloads, is_picture=False)
+    assert answers.statuses == bytes([Status.OK] * 3)
+    alone = [bytes(network.answer([row.tobytes()], False).payloads[0]) for row in inputs]
+    assert [bytes(each) for each in answers.payloads] == [
+        b"".join(alone[:3]),
+        alone[3],
+        b"".join(alone[4:]),
+    ]
+    np.testing.assert_allclose(probabilities(answers.payloads[0]).sum(axis=1), 1, rtol=1e-5)
+    assert answers.prepare_s >= 0
+    assert answers.compute_s > 0
+
+
+def test_each_picture_that_a_net_crops_has_an_answer_of_its_own(served):
+    crop = "[crop]\ncrop_height=6\ncrop_width=8\nnoadjust=1\n"
+    pointwise = CONFIGURATION.replace("size=3", "size=1").replace("pad=1", "pad=0")
+    configuration = pointwise.replace("channels=3\n", f"channels=3\n{crop}")
+    network = served(replace(DARKNET, configuration=configuration))
+    inputs = tensors(4)
+    answers = probabilities(network.answer([inputs.tobytes()], is_picture=False).payloads[0])
+
+    plain = DarknetNetwork(parse_configuration(configuration, "m"))
+    model = Model(plain, plain.input_shape, input_dtype=np.float32)
+    expected = Predictor(model, seeded_weights(plain, 0))(inputs)
+    np.testing.assert_allclose(answers, expected, rtol=1e-4)
+    assert len(np.unique(answers, axis=0)) == 4
+
+
+def test_logits_become_probabilities(served):
+    images = np.random.default_rng(0).integers(0, 17, (3, 8, 8)).astype(np.uint8)
+    answers = served(DIGITS).answer([images.tobytes()], is_picture=False)
+    recipe = load_recipe("digits").recipe
+    expected = softmax(Predictor(recipe.model, recipe.initial_weights(0))(images))
+    np.testing.assert_allclose(probabilities(answers.payloads[0], 10), expected, atol=1e-5)
+
+
+def test_a_picture_is_answered_as_the_tensor_that_it_becomes(served):
+    network = served(reproducible=True)
+    red, grey = picture((255, 0, 0)), picture((51, 51, 51))
+    as_tensor = np.zeros((8, 12, 3), np.float32)
+    as_tensor[..., 0] = 1
+    pictures = network.answer([red, memoryview(grey)], is_picture=True)
+    tensor = network.answer([as_tensor.tobytes()], is_picture=False)
+    assert bytes(pictures.payloads[0]) == bytes(tensor.payloads[0])
+    assert bytes(pictures.payloads[1]) != bytes(tensor.payloads[0])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_bad_picture_fails_alone(served, threads):
+    network = served(threads=threads)
+    narrow, large = picture(size=(10_000, 1)), picture(size=(40, 30))
+    strict = served(most_pixels=12 * 8, threads=threads)
+    good = [b"", picture(), b"none", narrow, picture()[:40]]
+    answers = network.answer(good, is_picture=True)
+    bad = Status.BAD_INPUT
+    assert list(answers.statuses) == [bad, Status.OK, bad, bad, bad]
+    assert b"an empty file" in answers.payloads[0]
+    assert b"no pixel left" in answers.payloads[3]
+    assert bytes(answers.payloads[1]) == bytes(network.answer(good[1:2], True).payloads[0])
+    assert list(strict.answer([large, picture()], True).statuses) == [bad, Status.OK]
+    assert list(network.answer([b"", b"x"], True).statuses) == [bad, bad]
+
+
+def test_several_threads_decode_at_once_and_answers_keep_their_order(served, monkeypatch):
+    network = served(threads=2, reproducible=True)
+    pictures = [picture((shade, 255 - shade, 9)) for shade in range(0, 256, 40)]
+    alone = [bytes(network.answer([each], True).payloads[0]) for each in pictures]
+    assert len(set(alone)) == len(pictures)
+    two_decode, decode = Barrier(2), PictureInputs.of
+
+    def with_another(inputs, source):
+        two_decode.wait(60)
+        return decode(inputs, source)
+
+    monkeypatch.setattr(PictureInputs, "of", with_another)
+    together = network.answer(pictures[:6], True)
+    assert [bytes(each) for each in together.payloads] == alone[:6]
+
+
+@pytest.mark.parametrize("size", [0, 1, 8 * 12 * 3 * 4 - 1, 8 * 12 * 3 * 4 + 4])
+def test_a_tensor_of_another_size_fails_alone(served, size):
+    good = tensors(1).tobytes()
+    answers = served().answer([good, b"x" * size, good], is_picture=False)
+    assert list(answers.statuses) == [Status.OK, Status.BAD_INPUT, Status.OK]
+    assert (
+        f"{size:,} bytes; expected one or more rows of 1,152 bytes".encode()
+        in (answers.payloads[1])
+    )
+
+
+def test_a_tensor_that_holds_nan_is_answered_with_nan_and_others_with_numbers(served):
+    inputs = tensors(3)
+    inputs[1, 4, 4, 1] = np.nan
+    answers = served().answer([row.tobytes() for row in inputs], is_picture=False)
+    assert list(answers.statuses) == [Status.OK] * 3
+    assert np.isnan(probabilities(answers.payloads[1])).any()
+    assert np.isfinite(probabilities(answers.payloads[0])).all()
+    assert np.isfinite(probabilities(answers.payloads[2])).all()
+
+
+def test_a_picture_is_not_answered_with_what_is_no_number(served):
+    file = io.BytesIO()
+    Image.new("L", (8, 8), 255).save(file, "PNG")
+    answers = served(DIGITS, scale=1e30).answer([file.getvalue()], is_picture=True)
+    assert list(answers.statuses) == [Status.BAD_INPUT]
+    assert b"not finite" in answers.payloads[0]
+
+
+def test_weights_that_are_no_numbers_are_not_served(served):
+    with pytest.raises(ModelLoadError, match="not finite"):
+        served(DIGITS, scale=np.nan)
+
+
+@pytest.mark.parametrize("description", [DARKNET, DIGITS], ids=["darknet", "digits"])
+def test_an_input_gets_the_same_bytes_whatever_its_company(served, description):
+    random = np.random.default_rng(0)
+    network = served(description, reproducible=True)
+    if description is DARKNET:
+        rows = [row.tobytes() for row in tensors(20)]
+    else:
+        rows = [random.integers(0, 17, 64).astype(np.uint8).tobytes() for _ in range(20)]
+    alone = [bytes(network.answer([row], False).payloads[0]) for row in rows]
+    for _ in range(50):
+        chosen = random.integers(0, 20, random.integers(1, 9))
+        found = network.answer([rows[i] for i in chosen], False).payloads
+        assert [bytes(each) for each in found] == [alone[i] for i in chosen]
+
+
+def test_a_model_without_pictures_is_served_too(served, tmp_path: Path):
+    path = tmp_path / "vector.py"
+    path.write_text(VECTOR)
+    loaded = load_recipe(str(path))
+    description = replace(
+        DIGITS,
+        input_shape=(4,),
+        classes=3,
+        labels=(),
+        takes_pictures=False,
+        recipe=loaded.reference,
+        recipe_original=loaded.reference,
+        recipe_files=loaded.file_digests,
+    )
+    network = served(description)
+    answers = network.answer([bytes([1, 2, 3, 4])], is_picture=False)
+    assert probabilities(answers.payloads[0], 3).sum() == pytest.approx(1)
+    refused = network.answer([picture()], is_picture=True)
+    assert list(refused.statuses) == [Status.BAD_INPUT]
+    assert b"takes no pictures" in refused.payloads[0]
+
+
+def test_a_recipe_that_is_another_here_is_refused():
+    with pytest.raises(ModelLoadError, match=r"digits is another here .* the same release"):
+        ServedNetwork(replace(DIGITS, recipe_files={"recipe.py": "0" * 64}), {})
+
+
+def test_a_version_of_other_weights_answers_beside_the_one_that_it_is_bound_from(served):
+    network, alone = served(), served(scale=1.5)
+    network_of_model = DarknetNetwork(parse_configuration(CONFIGURATION, "m"))
+    model = Model(network_of_model, network_of_model.input_shape, input_dtype=np.float32)
+    weights = seeded_weights(network_of_model, 0) * np.float32(1.5)
+    second = network.rebound(replace(DARKNET, version=2), prepare(model, weights))
+    try:
+        assert (network.description.version, second.description.version) == (1, 2)
+        payload = [tensors(2).tobytes()]
+        first, *found = (
+            bytes(each.answer(payload, False).payloads[0]) for each in (network, second, alone)
+        )
+        assert found[0] == found[1] != first
+        nothing = prepare(model, weights * np.float32(np.nan))
+        with pytest.raises(ModelLoadError, match="version 3 gives outputs that are not finite"):
+            second.rebound(replace(DARKNET, version=3), nothing)
+        network.close()
+        assert bytes(second.answer(payload, False).payloads[0]) == found[0]
+    finally:
+        second.close()
+    assert second.rebound(replace(DARKNET, version=4), prepare(model, weights)) is None
