@@ -16,7 +16,7 @@ from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
 from dist_net.errors import UnknownDatasetError
 
 # A photograph that is always there.
-PICTURE = Path(__file__).parents[1] / "serving" / "page" / "samples" / "balloon.jpg"
+PICTURE = Path(__file__).parents[1] / "serving" / "http" / "page" / "samples" / "balloon.jpg"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,1 +1,1 @@
-"""The built-in recipes: files of the form that a user's own recipe has."""
+"""Recipes: what to train, and how; the built-in ones and those of a user's file."""

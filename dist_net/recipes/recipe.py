@@ -34,7 +34,7 @@ from dist_net.recipes.recipe_files import RecipeFiles, place_in_recipe, read_any
 from dist_net.release import release
 from dist_net.spelling import did_you_mean
 
-BUILT_IN = Path(__file__).parent / "recipes"
+BUILT_IN = Path(__file__).parent / "built_in"
 
 
 @dataclass(frozen=True)

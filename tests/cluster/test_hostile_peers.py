@@ -11,7 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
-from dist_net.recipe import Recipe
+from dist_net.recipes.recipe import Recipe
 
 from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
 from dist_net.data import Dataset

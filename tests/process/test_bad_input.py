@@ -110,7 +110,6 @@ def run(tmp_path: Path) -> Path:
         (["train", "-workers", "3"], r".*: -workers \(did you mean --workers\?\); see .*"),
         (["worker", "--conect", "tcp://h:1"], r".*: --conect \(did you mean --connect\?\); .*"),
         (["keys", "create", "--wroker", "a", "k"], r".*: --wroker \(did you mean --worker\?\); .*"),
-        (["bench", "trainin"], r".*invalid choice: 'trainin' \(did you mean training\?\); see .*"),
         (["train", "digits", "more"], r"unrecognized arguments: more; see dist-net train --help"),
         (["train", "--epochs", "x"], r"argument --epochs: invalid int value: 'x'; .*"),
         (["train", "--workers", "-1"], r"argument --workers: -1 is below 0; see .*"),
