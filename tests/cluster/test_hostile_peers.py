@@ -11,7 +11,6 @@ import msgpack
 import numpy as np
 import pytest
 import zmq
-from dist_net.recipes.recipe import Recipe
 
 from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
 from dist_net.data import Dataset
@@ -20,6 +19,7 @@ from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.optim import SGD
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer
+from dist_net.recipes.recipe import Recipe
 from dist_net.wire.codec import PROTOCOL_VERSION, decode, encode
 from dist_net.wire.messages import (
     Join,
