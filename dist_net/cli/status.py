@@ -13,7 +13,7 @@ from rich.table import Table
 from dist_net.cluster.console import plain_console
 from dist_net.models.observer import Observer
 from dist_net.wire.roles import CLIENT
-from dist_net.wire.security import load_worker_keys
+from dist_net.wire.security import load_peer_keys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Asks once, shows the answer, and gives the exit code."""
-    keys = load_worker_keys(arguments.keys, CLIENT) if arguments.keys else None
+    keys = load_peer_keys(arguments.keys, CLIENT) if arguments.keys else None
     with Observer(arguments.address, keys, arguments.timeout) as observer:
         report = observer.status()
     if arguments.json:

@@ -22,7 +22,7 @@ from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.models.trained import add_trust_argument, load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint
-from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import LoadedRecipe, load_recipe, recipe_names
 from dist_net.training.evaluation import Evaluation
 
@@ -102,7 +102,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     with locked, TrainingProgress(console, settings.samples, joining) as display:
         if not is_new:
             # What does not fit is refused here, while the run is as it was.
-            Run.resumed(settings, read_checkpoint(directory.checkpoint))
+            RunState.resumed(settings, read_checkpoint(directory.checkpoint))
         directory.begin(options.to_json(), {} if loaded.is_built_in else loaded.files)
         console.print(
             f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "

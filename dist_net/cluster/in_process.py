@@ -30,17 +30,17 @@ from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.loop import (
     SHARED_READERS,
-    ServerProcess,
+    ServerLoop,
     create_weights_segment,
 )
-from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
-from dist_net.training.commands import Done
-from dist_net.training.loop import Step, WorkerProcess
+from dist_net.training.commands import Ended
+from dist_net.training.loop import MinibatchStep, WorkerLoop
 from dist_net.training.step import TrainingStep
 from dist_net.wire.messages import MOST_TOGETHER, Snapshot
 from dist_net.wire.roles import CLIENT
-from dist_net.wire.security import WorkerKeys, load_server_keys, load_worker_keys
+from dist_net.wire.security import PeerKeys, load_server_keys, load_peer_keys
 from dist_net.wire.segment import available
 from dist_net.wire.transport import ServerSocket
 
@@ -49,7 +49,7 @@ MAX_THREADS = SHARED_READERS + 1
 POLL_S = 0.01
 CHECKPOINT_EVERY_S = 30.0
 
-StepOf = Callable[[int], Step]
+StepOf = Callable[[int], MinibatchStep]
 
 
 @contextmanager
@@ -73,8 +73,8 @@ def in_process_cluster(
     settings = RunOptions(loaded.reference, seed=seed).settings(loaded, dataset)
     server_keys = worker_keys = client_keys = None
     if keys is not None:
-        server_keys, worker_keys = load_server_keys(keys), load_worker_keys(keys)
-        client_keys = load_worker_keys(keys, CLIENT)
+        server_keys, worker_keys = load_server_keys(keys), load_peer_keys(keys)
+        client_keys = load_peer_keys(keys, CLIENT)
     segment = create_weights_segment(settings.vector_size) if available() else None
     with (
         closing(segment) if segment is not None else nullcontext(),
@@ -89,10 +89,10 @@ def in_process_cluster(
         buffers = [segment.vector(i) for i in range(segment.vectors)] if segment else None
         path = checkpoint or Path(temporary) / "checkpoint.safetensors"
         if resume:
-            run = Run.resumed(settings, read_checkpoint(path), buffers)
+            run = RunState.resumed(settings, read_checkpoint(path), buffers)
         else:
-            run = Run(settings, recipe.initial_weights(seed), buffers)
-        server = ServerProcess(run, socket, path, CHECKPOINT_EVERY_S, segment)
+            run = RunState(settings, recipe.initial_weights(seed), buffers)
+        server = ServerLoop(run, socket, path, CHECKPOINT_EVERY_S, segment)
         cluster = InProcessCluster(
             recipe, dataset, socket.contact_addresses[0], worker_keys, server, observer, threads
         )
@@ -114,11 +114,11 @@ class InProcessWorker:
     is handed on as ZeroMQ allows, unused and with the lock of the thread pool between.
     """
 
-    def __init__(self, process: WorkerProcess, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, process: WorkerLoop, threads: ThreadPoolExecutor) -> None:
         self._process = process
         self._ended = threads.submit(self._train)
 
-    def _train(self) -> Done:
+    def _train(self) -> Ended:
         with self._process as process:
             return process.train()
 
@@ -131,7 +131,7 @@ class InProcessWorker:
         """Whether it has left the run, or failed."""
         return self._ended.done()
 
-    def result(self, timeout_s: float = 10.0) -> Done:
+    def result(self, timeout_s: float = 10.0) -> Ended:
         """Waits until it has ended and gives what the server said last; raises what it raised,
         and TimeoutError."""
         return self._ended.result(timeout_s)
@@ -145,8 +145,8 @@ class InProcessCluster:
         recipe: Recipe,
         dataset: Dataset,
         address: str,
-        keys: WorkerKeys | None,
-        server: ServerProcess,
+        keys: PeerKeys | None,
+        server: ServerLoop,
         observer: Observer,
         threads: ThreadPoolExecutor,
     ) -> None:
@@ -175,7 +175,7 @@ class InProcessCluster:
         dataset = self._dataset if recipe is None else recipe.load_dataset()
         recipe = recipe or self._recipe
         model = recipe.model
-        process = WorkerProcess(
+        process = WorkerLoop(
             step_of or (lambda seed: TrainingStep(model, dataset, seed)),
             self.address,
             f"worker-{len(self._workers)}",

@@ -18,7 +18,7 @@ from dist_net.wire.messages import (
     Status,
     StatusRequest,
 )
-from dist_net.wire.security import WorkerKeys
+from dist_net.wire.security import PeerKeys
 from dist_net.wire.transport import ClientSocket
 
 POLL_S = 0.1
@@ -35,7 +35,7 @@ class Observer:
     def __init__(
         self,
         address: str,
-        keys: WorkerKeys | None = None,
+        keys: PeerKeys | None = None,
         timeout_s: float = 10.0,
         while_waiting: Callable[[], None] = lambda: None,
     ) -> None:
@@ -80,7 +80,7 @@ class Observer:
         raise self._socket.no_answer(self._timeout_s)
 
 
-def recipe_at(address: str, keys: WorkerKeys | None, timeout_s: float) -> str:
+def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
     """The name of the recipe that the server there trains.
 
     Raises NoAnswerError, and UnknownRecipeError for a recipe that has no name: it is a file's.

@@ -31,7 +31,7 @@ from dist_net.nn.parameters import Vector
 from dist_net.nn.prepared import key_of_vector
 from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.spelling import did_you_mean
-from dist_net.wire.security import WorkerKeys
+from dist_net.wire.security import PeerKeys
 
 MODELS = (
     f"the name of a published classifier ({', '.join(PUBLISHED)}), the directory or checkpoint of "
@@ -80,7 +80,7 @@ class TrainingRun:
     def __init__(
         self,
         address: str,
-        keys: WorkerKeys | None,
+        keys: PeerKeys | None,
         labels: Path | None,
         progress: Progress,
         trust_recipe: bool = False,
@@ -178,7 +178,7 @@ def source_called(
     weights: Path | None,
     labels: Path | None,
     progress: Progress,
-    keys: WorkerKeys | None = None,
+    keys: PeerKeys | None = None,
     trust_recipe: bool = False,
 ) -> ModelSource:
     """What ``model`` stands for; see MODELS. A name comes before a path.

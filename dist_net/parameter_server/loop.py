@@ -10,8 +10,8 @@ from pathlib import Path
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import SegmentError
 from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
-from dist_net.parameter_server.run import Run
-from dist_net.parameter_server.state import Command, Forget, ParameterServer, Send, WeightsSegment
+from dist_net.parameter_server.run import RunState
+from dist_net.parameter_server.state import ServerCommand, Forget, ParameterServer, SendToPeer, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.wire.messages import Join, Message, Push, Refuse, Snapshot, Welcome, Work
 from dist_net.wire.segment import Segment
@@ -34,7 +34,7 @@ def create_weights_segment(vector_size: int) -> Segment:
     return Segment.create(PINS_PER_READER * SHARED_READERS + 2, vector_size)
 
 
-class ServerProcess:
+class ServerLoop:
     """Serves a run until it is shut down; the checkpoint is written as time passes and at the end.
 
     ``socket`` and ``segment`` are borrowed. ``is_orphaned`` tells whether whoever started this
@@ -44,7 +44,7 @@ class ServerProcess:
 
     def __init__(
         self,
-        run: Run,
+        run: RunState,
         socket: ServerSocket,
         checkpoint_path: Path,
         checkpoint_every_s: float,
@@ -171,13 +171,13 @@ class ServerProcess:
                     message = message._replace(gradient_descriptor=-1)
         self._carry_out(self._server.handle(node, message, self._clock.now()), theirs)
 
-    def _carry_out(self, commands: list[Command], theirs: Segment | None = None) -> None:
+    def _carry_out(self, commands: list[ServerCommand], theirs: Segment | None = None) -> None:
         """Does what the state machine says; ``theirs`` is the segment of who is answered."""
         for command in commands:
             match command:
-                case Send(node, Snapshot() as snapshot):
+                case SendToPeer(node, Snapshot() as snapshot):
                     self._send_snapshot(node, snapshot)
-                case Send(node, message):
+                case SendToPeer(node, message):
                     if isinstance(message, Welcome):
                         self._welcome(message, theirs)
                     elif isinstance(message, Work) and theirs is not None:

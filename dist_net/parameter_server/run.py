@@ -20,7 +20,7 @@ from dist_net.parameter_server.store import WeightStore
 from dist_net.wire.messages import Push, Vector
 
 
-class Run:
+class RunState:
     """A run from its beginning. ``weights`` are copied into ``buffers``, which are borrowed.
 
     ``buffers`` are float32 vectors, which may lie in shared memory: two, and one more for each

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dist_net.parameter_server.leases import Verdict
 from dist_net.parameter_server.members import Member
-from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.run import RunState
 from dist_net.wire.messages import (
     Alive,
     Heartbeat,
@@ -37,8 +37,8 @@ RETRY_AFTER_S = 0.01
 REFUSALS_IN_A_ROW = 3
 
 
-class Send(NamedTuple):
-    """Send the message to the node, at once: an array in it is borrowed until the next call."""
+class SendToPeer(NamedTuple):
+    """SendToPeer the message to the node, at once: an array in it is borrowed until the next call."""
 
     node: bytes
     message: Message
@@ -50,7 +50,7 @@ class Forget(NamedTuple):
     worker_id: int
 
 
-Command = Send | Forget
+ServerCommand = SendToPeer | Forget
 
 
 class WeightsSegment(NamedTuple):
@@ -71,7 +71,7 @@ class ParameterServer:
     A request that is delivered twice is answered twice, alike, and takes effect once.
     """
 
-    def __init__(self, run: Run, segment: WeightsSegment | None = None) -> None:
+    def __init__(self, run: RunState, segment: WeightsSegment | None = None) -> None:
         self.run = run
         self.stop_reason: str | None = None
         self._segment = segment
@@ -92,7 +92,7 @@ class ParameterServer:
         """How many workers take part; 0 after the end means that each knows of it."""
         return len(self.run.members)
 
-    def handle(self, node: bytes, message: Message, now: float) -> list[Command]:
+    def handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
         """Take in a message of ``node`` and return what to do; a push's gradient is only borrowed.
 
         Messages that a server never receives are logged and dropped.
@@ -103,17 +103,17 @@ class ParameterServer:
             case Pull():
                 return self._pull(node, message, now)
             case Heartbeat():
-                return [Send(node, self._heartbeat(message, now))]
+                return [SendToPeer(node, self._heartbeat(message, now))]
             case Join():
                 return self._join(node, message, now)
             case Leave():
                 return self._leave(node, message, now)
             case StatusRequest():
-                return [Send(node, self._status(message.first_record, now))]
+                return [SendToPeer(node, self._status(message.first_record, now))]
             case SnapshotRequest():
-                return [Send(node, self._snapshot())]
+                return [SendToPeer(node, self._snapshot())]
             case Shutdown():
-                return [Send(node, self._shut_down(message, now))]
+                return [SendToPeer(node, self._shut_down(message, now))]
         logger.warning("unexpected_message node=%s kind=%s", node.hex(), type(message).__name__)
         return []
 
@@ -131,19 +131,19 @@ class ParameterServer:
         """The newest checkpoint could not be written; every report says so until one is."""
         self._checkpoint_error = error
 
-    def tick(self, now: float) -> list[Command]:
+    def tick(self, now: float) -> list[ServerCommand]:
         """Count out the workers that are overdue; to be called several times a second.
 
         Only after the messages that have arrived were handled: a heartbeat may be among them.
         """
         return [self._lose(member, "overdue", now) for member in self.run.members.expired(now)]
 
-    def _join(self, node: bytes, join: Join, now: float) -> list[Command]:
+    def _join(self, node: bytes, join: Join, now: float) -> list[ServerCommand]:
         run, settings = self.run, self.run.settings
         refusal = settings.refusal_of(join.recipe_digest, join.vector_size)
         if refusal is not None:
             logger.warning("join_refused name=%s reason=%s", join.name, refusal)
-            return [Send(node, Refuse(refusal, may_rejoin=False))]
+            return [SendToPeer(node, Refuse(refusal, may_rejoin=False))]
         member = run.members.at_node(node)
         if member is None:
             member = run.members.join(node, join.name, now)
@@ -164,21 +164,21 @@ class ParameterServer:
             settings.heartbeat_timeout_s,
             *(segment or NO_SEGMENT),
         )
-        return [Send(node, welcome)]
+        return [SendToPeer(node, welcome)]
 
-    def _pull(self, node: bytes, pull: Pull, now: float) -> list[Command]:
+    def _pull(self, node: bytes, pull: Pull, now: float) -> list[ServerCommand]:
         member = self.run.members.working(pull.worker_id, node, now)
         if member is None:
-            return [Send(node, _unknown(pull.worker_id))]
+            return [SendToPeer(node, _unknown(pull.worker_id))]
         again = self.run.ledger.holds_lease(member.worker_id)
-        return [Send(node, self._work(member, now, again))]
+        return [SendToPeer(node, self._work(member, now, again))]
 
-    def _push(self, node: bytes, push: Push, now: float) -> list[Command]:
+    def _push(self, node: bytes, push: Push, now: float) -> list[ServerCommand]:
         run = self.run
         member = run.members.working(push.worker_id, node, now)
         if member is None:
             run.metrics.pushes_rejected += 1
-            return [Send(node, _unknown(push.worker_id))]
+            return [SendToPeer(node, _unknown(push.worker_id))]
         fault = run.settings.fault_of(push)
         if fault is not None:
             run.metrics.pushes_rejected += 1
@@ -199,9 +199,9 @@ class ParameterServer:
             return self._reject_stale(member, push, now)
         elif not run.apply(member, push, now):
             return self._refuse_gradient(member, push, now)
-        return [Send(node, self._work(member, now, verdict is Verdict.DUPLICATE))]
+        return [SendToPeer(node, self._work(member, now, verdict is Verdict.DUPLICATE))]
 
-    def _reject_stale(self, member: Member, push: Push, now: float) -> list[Command]:
+    def _reject_stale(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
         """Hand its samples on, to be computed from newer weights by whoever comes first."""
         self.run.metrics.pushes_rejected += 1
         logger.warning(
@@ -210,9 +210,9 @@ class ParameterServer:
             self.run.members.staleness_limit,
         )
         self.run.ledger.release(member.worker_id)
-        return [Send(member.node, self._work(member, now))]
+        return [SendToPeer(member.node, self._work(member, now))]
 
-    def _refuse_gradient(self, member: Member, push: Push, now: float) -> list[Command]:
+    def _refuse_gradient(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
         self.run.metrics.gradients_refused += 1
         member.refusals += 1
         logger.warning(
@@ -227,7 +227,7 @@ class ParameterServer:
                 now,
             )
         self.run.ledger.release(member.worker_id)
-        return [Send(member.node, self._work(member, now))]
+        return [SendToPeer(member.node, self._work(member, now))]
 
     def _work(self, member: Member, now: float, again: bool = False) -> Message:
         """The answer to a worker; ``again``, if it asked for the same before."""
@@ -261,17 +261,17 @@ class ParameterServer:
         member = self.run.members.alive(heartbeat.worker_id, now)
         return _unknown(heartbeat.worker_id) if member is None else Alive()
 
-    def _leave(self, node: bytes, leave: Leave, now: float) -> list[Command]:
+    def _leave(self, node: bytes, leave: Leave, now: float) -> list[ServerCommand]:
         member = self.run.members.working(leave.worker_id, node, now)
         if member is None:
             return []
         logger.info("worker_left worker=%d name=%s", member.worker_id, member.name)
         return [self._remove(member)]
 
-    def _dismiss(self, member: Member, reason: str, now: float) -> list[Command]:
+    def _dismiss(self, member: Member, reason: str, now: float) -> list[ServerCommand]:
         forget = self._lose(member, reason, now)
         refuse = Refuse(f"worker {member.name!r} sent {reason}", may_rejoin=False)
-        return [forget, Send(member.node, refuse)]
+        return [forget, SendToPeer(member.node, refuse)]
 
     def _lose(self, member: Member, reason: str, now: float) -> Forget:
         if not member.told_to_stop:

@@ -5,8 +5,8 @@ from typing import NamedTuple
 from dist_net.wire.messages import Message, Vector, Welcome
 
 
-class Send(NamedTuple):
-    """Send the message to the server."""
+class SendToServer(NamedTuple):
+    """SendToServer the message to the server."""
 
     message: Message
 
@@ -17,7 +17,7 @@ class Begin(NamedTuple):
     welcome: Welcome
 
 
-class Prepare(NamedTuple):
+class Gather(NamedTuple):
     """Gather samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
 
     epoch: int
@@ -39,11 +39,11 @@ class Compute(NamedTuple):
     slot: int
 
 
-class Done(NamedTuple):
+class Ended(NamedTuple):
     """The worker has no more to do: ``finished``, every epoch is done."""
 
     reason: str
     finished: bool
 
 
-Command = Send | Begin | Prepare | Compute | Done
+WorkerCommand = SendToServer | Begin | Gather | Compute | Ended

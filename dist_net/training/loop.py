@@ -12,12 +12,12 @@ import numpy as np
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import SegmentError
-from dist_net.training.commands import Begin, Command, Compute, Done, Prepare, Send
+from dist_net.training.commands import Begin, WorkerCommand, Compute, Ended, Gather, SendToServer
 from dist_net.training.inbox import Inbox
 from dist_net.training.state import GRADIENT_SLOTS, WorkerState
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Join, Message, Vector, Welcome
-from dist_net.wire.security import WorkerKeys
+from dist_net.wire.security import PeerKeys
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket
 from dist_net.wire.wakefulness import Wakefulness
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 POLL_S = 0.2
 
 
-class Step(Protocol):
+class MinibatchStep(Protocol):
     """What computes a minibatch; see ``dist_net.training.step.TrainingStep``."""
 
     def prepare(self, epoch: int, start: int, stop: int) -> None:
@@ -39,7 +39,7 @@ class Step(Protocol):
         ...
 
 
-class WorkerProcess:
+class WorkerLoop:
     """Trains for the server at ``address`` until that says that there is no more to do.
 
     ``step_of`` makes the computing part for the run's seed. ``recipe_digest`` and
@@ -51,19 +51,19 @@ class WorkerProcess:
 
     def __init__(
         self,
-        step_of: Callable[[int], Step],
+        step_of: Callable[[int], MinibatchStep],
         address: str,
         name: str,
         recipe_digest: str,
         vector_size: int,
-        keys: WorkerKeys | None = None,
+        keys: PeerKeys | None = None,
         shares_memory: bool = False,
         join_timeout_s: float = 10.0,
         is_orphaned: Callable[[], bool] = lambda: False,
         clock: Clock | None = None,
     ) -> None:
         self._step_of = step_of
-        self._step: Step | None = None
+        self._step: MinibatchStep | None = None
         self._address = address
         self._keys = keys
         self._join_timeout_s = join_timeout_s
@@ -78,7 +78,7 @@ class WorkerProcess:
         )
         self._inbox = Inbox(self._socket, self._own.note if self._own else None)
         self._wakeful: Wakefulness[Message] = Wakefulness(self._inbox, self._clock)
-        self._weights = Weights(vector_size)
+        self._weights = ReceivedWeights(vector_size)
         self._gradients = [
             self._own.vector(slot) if self._own else np.empty(vector_size, np.float32)
             for slot in range(GRADIENT_SLOTS)
@@ -118,7 +118,7 @@ class WorkerProcess:
             self._gradients.clear()
             self._own.close()
 
-    def train(self) -> Done:
+    def train(self) -> Ended:
         """Returns what the server said last.
 
         Raises NoAnswerError when it never answered and ServerLostError when it says nothing more,
@@ -128,7 +128,7 @@ class WorkerProcess:
         while True:
             while commands:
                 command = commands.popleft()
-                if isinstance(command, Done):
+                if isinstance(command, Ended):
                     return command
                 commands.extendleft(reversed(self._carry_out(command)))
             has_minibatch = self._state.can_compute
@@ -144,7 +144,7 @@ class WorkerProcess:
             if not commands and self._state.can_compute:
                 commands.extend(self._state.compute())
 
-    def _take_in(self, message: Message) -> list[Command]:
+    def _take_in(self, message: Message) -> list[WorkerCommand]:
         """Handles the message, and those behind it, whose weights are newer."""
         while True:
             commands = self._state.handle(message, self._clock.now())
@@ -164,7 +164,7 @@ class WorkerProcess:
             message = self._inbox.receive(POLL_S)
         return message
 
-    def _tick(self) -> list[Command]:
+    def _tick(self) -> list[WorkerCommand]:
         now = self._clock.now()
         if self._is_orphaned():
             return self._state.leave("the process that started this one is gone")
@@ -183,12 +183,12 @@ class WorkerProcess:
         due_s = POLL_S if wakes_at_s is None else wakes_at_s - self._clock.now()
         return min(max(due_s, 0.0), POLL_S)
 
-    def _carry_out(self, command: Command) -> list[Command]:
+    def _carry_out(self, command: WorkerCommand) -> list[WorkerCommand]:
         match command:
-            case Send(message):
+            case SendToServer(message):
                 self._socket.send(message)
                 self._wakeful.stay_awake()  # for the answer
-            case Prepare(epoch, start, stop) if self._step is not None:
+            case Gather(epoch, start, stop) if self._step is not None:
                 self._step.prepare(epoch, start, stop)
             case Compute() if self._step is not None:
                 gradient = self._gradients[command.slot]
@@ -230,7 +230,7 @@ def _let_others_in() -> None:
         os.sched_yield()
 
 
-class Weights:
+class ReceivedWeights:
     """Where a worker reads weights: the server's snapshots, or a vector that frames fill."""
 
     def __init__(self, size: int) -> None:

@@ -20,7 +20,7 @@ from dist_net.errors import (
     ServerLostError,
     WorkerRefusedError,
 )
-from dist_net.training.commands import Begin, Command, Compute, Done, Prepare, Send
+from dist_net.training.commands import Begin, WorkerCommand, Compute, Ended, Gather, SendToServer
 from dist_net.training.held import Computed, HeldGradients
 from dist_net.wire.messages import (
     MOST_TOGETHER,
@@ -73,7 +73,7 @@ class WorkerState:
         self._work: Work | None = None
         self._next_sample = 0
         self._held = HeldGradients()
-        self._prepared: Prepare | None = None
+        self._prepared: Gather | None = None
         self._computing: Compute | None = None
         self._unanswered: deque[tuple[Message, float]] = deque()
         self._heard_s = -math.inf
@@ -134,13 +134,13 @@ class WorkerState:
         """Whether not only the last request is unanswered: newer weights may be here by now."""
         return len(self._unanswered) > 1
 
-    def start(self, now: float) -> list[Command]:
+    def start(self, now: float) -> list[WorkerCommand]:
         """Ask to take part."""
         self._worker_id = 0
         self._drop_lease()
         return [self._ask(self._join, now)]
 
-    def handle(self, message: Message, now: float) -> list[Command]:
+    def handle(self, message: Message, now: float) -> list[WorkerCommand]:
         """Take in the server's answer.
 
         Raises ``JoinRefusedError`` or ``WorkerRefusedError`` when the server will not have it.
@@ -174,7 +174,7 @@ class WorkerState:
             f"expected an answer to a worker; check that the address is a parameter server's"
         )
 
-    def compute(self) -> list[Command]:
+    def compute(self) -> list[WorkerCommand]:
         """Compute the next minibatch of the lease; only when ``can_compute``."""
         work = self._work
         if work is None:
@@ -186,7 +186,7 @@ class WorkerState:
 
     def computed(
         self, loss_sum: float, correct: int, gradient: Vector | None, now: float
-    ) -> list[Command]:
+    ) -> list[WorkerCommand]:
         """Push the gradient of the last ``Compute``, or hold it back to go with the next one.
 
         None: it is in shared memory. The next minibatch of the lease is prepared meanwhile.
@@ -197,14 +197,14 @@ class WorkerState:
         self._computing = None
         _, start, stop, *_, slot = minibatch
         self._held.hold(Computed(start, stop, work.version, loss_sum, correct, slot, gradient))
-        commands: list[Command] = []
+        commands: list[WorkerCommand] = []
         if not (self.can_compute and self._held.wait_for_next(work.together, now)):
             commands.append(self._ask(self._held.push(self._worker_id, work, now), now))
         if self._next_sample < work.stop:
             commands.append(self._prepare(work))
         return commands
 
-    def heartbeat_answered(self, answer: Message, sent_s: float, now: float) -> list[Command]:
+    def heartbeat_answered(self, answer: Message, sent_s: float, now: float) -> list[WorkerCommand]:
         """Take in the answer to a heartbeat that was sent at ``sent_s``.
 
         The server is alive, though its answer to the last request may take long: arrays as frames
@@ -220,7 +220,7 @@ class WorkerState:
         wakes_at_s = self.wakes_at_s
         return self._asked_s is not None and wakes_at_s is not None and now > wakes_at_s
 
-    def tick(self, now: float) -> list[Command]:
+    def tick(self, now: float) -> list[WorkerCommand]:
         """Do what is due at ``now``; raises ``ServerLostError`` when the answer is overdue."""
         if self._asked_s is not None and self.is_overdue(now):
             silent_s = now - max(self._asked_s, self._heard_s)
@@ -230,12 +230,12 @@ class WorkerState:
             return [self._ask(Pull(self._worker_id), now)]
         return []
 
-    def leave(self, reason: str, finished: bool = False) -> list[Command]:
+    def leave(self, reason: str, finished: bool = False) -> list[WorkerCommand]:
         """Go away, on the server's word or of one's own accord."""
         self._pull_at_s = self._computing = None
         self._drop_lease()
-        done = Done(reason, finished)
-        return [Send(Leave(self._worker_id)), done] if self._worker_id else [done]
+        done = Ended(reason, finished)
+        return [SendToServer(Leave(self._worker_id)), done] if self._worker_id else [done]
 
     def _drop_lease(self) -> None:
         """Forget the lease, and what was computed for it and is of no use any more."""
@@ -243,9 +243,9 @@ class WorkerState:
         self._held.drop()
         self._unanswered.clear()
 
-    def _ask(self, message: Message, now: float) -> Send:
+    def _ask(self, message: Message, now: float) -> SendToServer:
         self._unanswered.append((message, now))
-        return Send(message)
+        return SendToServer(message)
 
     def _is_awaited(self, message: Message) -> bool:
         match message:
@@ -271,12 +271,12 @@ class WorkerState:
             self._held.drop()  # of a lease that ended before its time
         self._work = work
 
-    def _prepare(self, work: Work) -> Prepare:
+    def _prepare(self, work: Work) -> Gather:
         stop = min(self._next_sample + self._batch_size, work.stop)
-        self._prepared = Prepare(work.epoch, self._next_sample, stop)
+        self._prepared = Gather(work.epoch, self._next_sample, stop)
         return self._prepared
 
-    def _refused(self, refuse: Refuse, now: float) -> list[Command]:
+    def _refused(self, refuse: Refuse, now: float) -> list[WorkerCommand]:
         if refuse.may_rejoin:
             logger.warning("rejoining reason=%s", refuse.reason)
             return self.start(now)

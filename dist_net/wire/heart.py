@@ -10,7 +10,7 @@ from contextlib import suppress
 from dist_net.clock import Clock
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.wire.messages import Heartbeat, Message
-from dist_net.wire.security import WorkerKeys
+from dist_net.wire.security import PeerKeys
 from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Heart(threading.Thread):
     def __init__(
         self,
         address: str,
-        keys: WorkerKeys | None,
+        keys: PeerKeys | None,
         worker_id: int,
         interval_s: float,
         clock: Clock,

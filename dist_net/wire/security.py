@@ -63,7 +63,7 @@ class ServerKeys:
 
 
 @dataclass(frozen=True)
-class WorkerKeys:
+class PeerKeys:
     """What a worker or an observer needs: its key pair, and the server's public key (Z85 text)."""
 
     server_public: bytes
@@ -146,7 +146,7 @@ def load_server_keys(directory: Path) -> ServerKeys:
     return ServerKeys(public, secret, directory)
 
 
-def load_worker_keys(directory: Path, role: str = WORKER) -> WorkerKeys:
+def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
     """Read the keys of a peer; raises `KeyFileError`.
 
     ``directory`` is the peer's own, as copied from the server's host, of whatever role: the server
@@ -158,7 +158,7 @@ def load_worker_keys(directory: Path, role: str = WORKER) -> WorkerKeys:
         directory = next(filter(Path.is_dir, bundles), directory / role)
     secrets = [directory / _secret_name(each) for each in (role, *ROLES)]
     public, secret = _load_pair(next(filter(Path.exists, secrets), secrets[0]))
-    return WorkerKeys(_load_public(directory / _SERVER_PUBLIC), public, secret)
+    return PeerKeys(_load_public(directory / _SERVER_PUBLIC), public, secret)
 
 
 def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
@@ -170,7 +170,7 @@ def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
     _make_room_for_encryption(socket)
 
 
-def secure_client(socket: zmq.Socket[bytes], keys: WorkerKeys) -> None:
+def secure_client(socket: zmq.Socket[bytes], keys: PeerKeys) -> None:
     """Make the socket's later connections encrypted, to nobody but the keys' server."""
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server_public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)

@@ -26,7 +26,7 @@ from dist_net.wire.roles import refusal_of
 from dist_net.wire.security import (
     AllowList,
     ServerKeys,
-    WorkerKeys,
+    PeerKeys,
     secure_client,
     secure_server,
 )
@@ -245,7 +245,7 @@ class ClientSocket(FramedSocket):
     def __init__(
         self,
         address: str,
-        keys: WorkerKeys | None = None,
+        keys: PeerKeys | None = None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
         high_water_mark: int = HIGH_WATER_MARK,
     ) -> None:

@@ -26,7 +26,7 @@ from dist_net.models.observer import Observer
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.recipes.recipe import load_recipe
-from dist_net.training.loop import WorkerProcess
+from dist_net.training.loop import WorkerLoop
 from dist_net.wire.messages import Vector
 
 TCP = "tcp"
@@ -83,7 +83,7 @@ def waits_s(transport: str, lease_minibatches: int) -> list[float]:
         try:
             (address,) = server.wait_until_ready(START_TIMEOUT_S)
             stopwatch = Stopwatch()
-            with WorkerProcess(
+            with WorkerLoop(
                 lambda _: stopwatch,
                 address,
                 "stopwatch",

@@ -10,11 +10,11 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from dist_net.parameter_server.loop import ServerProcess, create_weights_segment
-from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.loop import ServerLoop, create_weights_segment
+from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.training.inbox import SEE_STORES_IN_ORDER
-from dist_net.training.loop import WorkerProcess
+from dist_net.training.loop import WorkerLoop
 from dist_net.wire.messages import Join, Leave, Message, Pull, Push, Vector, Welcome, Work
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket, ServerSocket
@@ -43,8 +43,8 @@ def test_a_server_notes_what_it_answers(threads: ThreadPoolExecutor, tmp_path: P
         ExitStack() as at_the_end,
     ):
         buffers = [weights.vector(index) for index in range(weights.vectors)]
-        run = Run(settings, np.zeros(SIZE, np.float32), buffers)
-        server = ServerProcess(run, socket, tmp_path / "c", 60.0, weights)
+        run = RunState(settings, np.zeros(SIZE, np.float32), buffers)
+        server = ServerLoop(run, socket, tmp_path / "c", 60.0, weights)
         at_the_end.callback(threads.submit(server.serve).result, 10.0)
         at_the_end.callback(server.stop, "the test is over")
 
@@ -83,7 +83,7 @@ def test_a_worker_goes_on_with_what_is_noted(threads: ThreadPoolExecutor) -> Non
     with (
         closing(Segment.create(vectors=2, size=SIZE)) as weights,
         ServerSocket(LISTEN) as server,
-        WorkerProcess(
+        WorkerLoop(
             lambda _: Step(), server.contact_addresses[0], "here", "abc", SIZE, shares_memory=True
         ) as worker,
         ExitStack() as at_the_end,

@@ -36,7 +36,7 @@ from dist_net.wire.security import (
     add_keys,
     create_keys,
     load_server_keys,
-    load_worker_keys,
+    load_peer_keys,
 )
 from dist_net.wire.serving_messages import Ask, Enlist, Prepared, Reload, Unload
 from dist_net.wire.transport import ClientSocket, ServerSocket
@@ -272,13 +272,13 @@ def test_strangers_do_not_keep_workers_out(keys, monkeypatch, caplog):
         server = opened.enter_context(ServerSocket([LOOPBACK], load_server_keys(keys)))
         address = server.contact_addresses[0]
         host, _, port = address.removeprefix("tcp://").rpartition(":")
-        member = opened.enter_context(ClientSocket(address, load_worker_keys(keys)))
+        member = opened.enter_context(ClientSocket(address, load_peer_keys(keys)))
         exchange(server, member)
         strangers = [
             opened.enter_context(socket.create_connection((host, int(port)))) for _ in range(50)
         ]
         wait_for_log(caplog, "more than 8 connections")
-        late = opened.enter_context(ClientSocket(address, load_worker_keys(keys)))
+        late = opened.enter_context(ClientSocket(address, load_peer_keys(keys)))
         exchange(server, late)
         exchange(server, member)
         for stranger in strangers[:40]:  # those that were there for longest were sent away
@@ -439,7 +439,7 @@ def assert_kept_out(server: ServerSocket, client: ClientSocket, cause: str) -> N
 
 
 def test_a_worker_on_the_allow_list_is_let_in(secured_server, keys):
-    with ClientSocket(secured_server.contact_addresses[0], load_worker_keys(keys)) as client:
+    with ClientSocket(secured_server.contact_addresses[0], load_peer_keys(keys)) as client:
         exchange(secured_server, client)
 
 
@@ -447,7 +447,7 @@ def test_a_frame_may_be_as_long_with_keys_as_without(keys):
     gradient = np.zeros(2**18, np.float32)
     with (
         ServerSocket([LOOPBACK], load_server_keys(keys), gradient.nbytes) as server,
-        ClientSocket(server.contact_addresses[0], load_worker_keys(keys)) as client,
+        ClientSocket(server.contact_addresses[0], load_peer_keys(keys)) as client,
     ):
         client.send(Push(1, 2, 0, (32,), (5,), 0.0, 0, (), (gradient,)))
         _, push = server.receive(DEADLINE_S)
@@ -458,7 +458,7 @@ def test_a_worker_that_is_not_on_the_allow_list_is_kept_out(secured_server, keys
     create_keys(tmp_path / "others")
     add_keys(tmp_path / "others", name="stranger")
     shutil.copy(keys / "server.key", tmp_path / "others/stranger/server.key")
-    stranger_keys = load_worker_keys(tmp_path / "others/stranger")
+    stranger_keys = load_peer_keys(tmp_path / "others/stranger")
     with ClientSocket(secured_server.contact_addresses[0], stranger_keys) as stranger:
         assert_kept_out(secured_server, stranger, "refuses these keys")
     assert f"key_denied domain=dist-net key={stranger_keys.public.decode()}" in caplog.text
@@ -471,13 +471,13 @@ def test_a_worker_without_keys_is_kept_out(secured_server):
 
 def test_a_worker_with_keys_does_not_talk_to_another_server(secured_server, tmp_path):
     create_keys(tmp_path / "others")
-    other_keys = load_worker_keys(add_keys(tmp_path / "others"))
+    other_keys = load_peer_keys(add_keys(tmp_path / "others"))
     with ClientSocket(secured_server.contact_addresses[0], other_keys) as client:
         assert_kept_out(secured_server, client, "refuses these keys")
 
 
 def test_a_worker_with_keys_does_not_talk_to_a_server_without(server, keys):
-    with ClientSocket(server.contact_addresses[0], load_worker_keys(keys)) as client:
+    with ClientSocket(server.contact_addresses[0], load_peer_keys(keys)) as client:
         assert_kept_out(server, client, "works without keys")
 
 
@@ -512,7 +512,7 @@ ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
     ids=lambda value: type(value).__name__ if isinstance(value, tuple) else str(value),
 )
 def test_a_key_may_do_what_its_role_is_for(secured_server, keys, role, message, is_taken):
-    role_keys = load_worker_keys(add_keys(keys, role, "somebody"))
+    role_keys = load_peer_keys(add_keys(keys, role, "somebody"))
     with ClientSocket(secured_server.contact_addresses[0], role_keys) as client:
         client.send(message)
         received = secured_server.receive(DEADLINE_S)
@@ -531,7 +531,7 @@ def test_a_key_of_an_earlier_release_does_not_end_a_run(keys):
     (keys / "workers").rename(keys / "clients")
     with (
         ServerSocket([LOOPBACK], load_server_keys(keys)) as server,
-        ClientSocket(server.contact_addresses[0], load_worker_keys(keys)) as client,
+        ClientSocket(server.contact_addresses[0], load_peer_keys(keys)) as client,
     ):
         for message in (JOIN, ASK):
             client.send(message)
@@ -542,7 +542,7 @@ def test_a_key_of_an_earlier_release_does_not_end_a_run(keys):
 
 def test_the_allow_list_may_change_while_the_server_runs(secured_server, keys):
     address = secured_server.contact_addresses[0]
-    new_keys = load_worker_keys(add_keys(keys, name="late"))
+    new_keys = load_peer_keys(add_keys(keys, name="late"))
     with ClientSocket(address, new_keys) as late:
         exchange(secured_server, late)
     (keys / "workers/late.key").unlink()
@@ -551,7 +551,7 @@ def test_the_allow_list_may_change_while_the_server_runs(secured_server, keys):
 
 
 def test_a_damaged_allow_list_keeps_everybody_out(secured_server, keys, caplog):
-    worker_keys = load_worker_keys(keys)
+    worker_keys = load_peer_keys(keys)
     (keys / "workers/damaged.key").write_text("nonsense")
     with ClientSocket(secured_server.contact_addresses[0], worker_keys) as client:
         assert_kept_out(secured_server, client, "refuses these keys")
@@ -567,8 +567,8 @@ def test_local_workers_need_no_keys_beside_remote_ones_that_do(keys, tmp_path):
         remote = f"tcp://127.0.0.1:{port}"
         with (
             ClientSocket(ipc) as local_client,
-            ClientSocket(ipc, load_worker_keys(keys)) as local_client_with_keys,
-            ClientSocket(remote, load_worker_keys(keys)) as remote_client,
+            ClientSocket(ipc, load_peer_keys(keys)) as local_client_with_keys,
+            ClientSocket(remote, load_peer_keys(keys)) as remote_client,
         ):
             for client in (local_client, local_client_with_keys, remote_client):
                 exchange(server, client)

@@ -20,7 +20,7 @@ from dist_net.cli import main
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
-from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import load_recipe
 
 Refuses = Callable[..., None]
@@ -93,7 +93,7 @@ def run(tmp_path: Path) -> Path:
     loaded, options = load_recipe("digits"), RunOptions("digits")
     directory.begin(options.to_json(), {})
     settings = options.settings(loaded, loaded.recipe.load_dataset())
-    begun = Run(settings, loaded.recipe.initial_weights(0))
+    begun = RunState(settings, loaded.recipe.initial_weights(0))
     write_checkpoint(directory.checkpoint, begun.checkpoint())
     return directory.path
 

@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 
 from dist_net.errors import WorkerRefusedError
 from dist_net.parameter_server.members import LONGEST_LOOK_S
-from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.parameter_server.state import ParameterServer, WeightsSegment
-from dist_net.parameter_server.state import Send as ServerSend
+from dist_net.parameter_server.state import ParameterServer, SendToPeer, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
-from dist_net.training.commands import Begin, Compute, Done, Prepare, Send
+from dist_net.training.commands import Begin, Compute, Ended, Gather, SendToServer
 from dist_net.training.inbox import Inbox
 from dist_net.training.state import GRADIENT_SLOTS, WorkerState
 from dist_net.wire.messages import Heartbeat, Join, Message, Vector, Welcome, Work
@@ -61,29 +60,29 @@ class Host:
         self.note = bytearray(NOTE_BYTES)
         self.inbox = Inbox(self, memoryview(self.note))
         self.welcome: Welcome | None = None
-        self.prepared: Prepare | None = None
+        self.prepared: Gather | None = None
         self.computing: Compute | None = None
         self.read: Vector | None = None
-        self.done: Done | None = None
+        self.done: Ended | None = None
         self.slots = [np.zeros(SIZE, np.float32) for _ in range(GRADIENT_SLOTS)]
         self.perform(self.worker.start(cluster.now))
 
     def perform(self, commands: list) -> None:
         for command in commands:
             match command:
-                case Send(message):
+                case SendToServer(message):
                     self.requests.append(message)
                 case Begin(welcome):
                     self.welcome = welcome
                     self.inbox.forget()
                     self.prepared = None  # as the process makes a new step
-                case Prepare():
+                case Gather():
                     self.prepared = command
                 case Compute():
                     assert command[:3] == self.prepared
                     self.computing = command
                     self.read = self.weights(command).copy()
-                case Done():
+                case Ended():
                     self.done = command
 
     def weights(self, compute: Compute) -> Vector:
@@ -150,11 +149,11 @@ class Cluster:
         self.now = 0.0
         self.hosts: dict[bytes, Host] = {}
         self.born = 0
-        self.serve(lambda buffers: Run(RUN_SETTINGS, np.zeros(SIZE, np.float32), buffers))
+        self.serve(lambda buffers: RunState(RUN_SETTINGS, np.zeros(SIZE, np.float32), buffers))
         for descriptor in descriptors:
             self.add_host(descriptor)
 
-    def serve(self, begin: Callable[[list[Vector]], Run]) -> None:
+    def serve(self, begin: Callable[[list[Vector]], RunState]) -> None:
         self.buffers = [np.zeros(SIZE, np.float32) for _ in range(2 + 3 * PINS_PER_READER)]
         self.server = ParameterServer(begin(self.buffers), WeightsSegment(1, 2, b""))
 
@@ -165,7 +164,7 @@ class Cluster:
 
     def server_handles(self, node: bytes, message: Message) -> None:
         for command in self.server.handle(node, message, self.now):
-            if isinstance(command, ServerSend) and command.node in self.hosts:
+            if isinstance(command, SendToPeer) and command.node in self.hosts:
                 host, answer = self.hosts[command.node], sent(command.message)
                 host.answers.append(answer)
                 if isinstance(answer, Work) and answer.weights is None:
@@ -253,7 +252,7 @@ def test_a_server_resumed_from_a_checkpoint_applies_each_sample_once() -> None:
             host.compute()
     checkpoint = cluster.server.run.checkpoint()
     # The workers outlive the server here, so it is sent pushes of leases that it never granted.
-    cluster.serve(lambda buffers: Run.resumed(RUN_SETTINGS, checkpoint, buffers))
+    cluster.serve(lambda buffers: RunState.resumed(RUN_SETTINGS, checkpoint, buffers))
     cluster.run()
     cluster.assert_each_sample_was_applied_once()
 
@@ -294,7 +293,7 @@ def test_each_sample_is_applied_once_whatever_happens(events: list[tuple[str, in
             case "resume", _:
                 checkpoint = cluster.server.run.checkpoint()
                 cluster.serve(
-                    lambda buffers, checkpoint=checkpoint: Run.resumed(
+                    lambda buffers, checkpoint=checkpoint: RunState.resumed(
                         RUN_SETTINGS, checkpoint, buffers
                     )
                 )

@@ -21,7 +21,7 @@ from dist_net.data import default_cache_dir
 from dist_net.models.trained import add_trust_argument
 from dist_net.pictures.decoding import MOST_PIXELS
 from dist_net.serving.worker.loop import InferenceWorker, WorkerSettings
-from dist_net.wire.security import load_worker_keys
+from dist_net.wire.security import load_peer_keys
 
 logger = logging.getLogger("dist_net.serving.worker.loop")
 
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.getLogger("dist_net").setLevel(logging.INFO)
-    keys = load_worker_keys(arguments.keys) if arguments.keys else None
+    keys = load_peer_keys(arguments.keys) if arguments.keys else None
     with InferenceWorker(
         arguments.connect,
         arguments.name,

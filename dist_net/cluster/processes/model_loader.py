@@ -25,7 +25,7 @@ from dist_net.errors import ModelOptionError
 from dist_net.models.sources import named_source, source_called
 from dist_net.models.trained import add_trust_argument
 from dist_net.wire.roles import CLIENT
-from dist_net.wire.security import load_worker_keys
+from dist_net.wire.security import load_peer_keys
 
 logger = logging.getLogger("dist_net.cluster.model_loader")
 
@@ -55,7 +55,7 @@ def main() -> int:
             "--weights or --labels with several models; expected them behind the one that they are "
             "of: NAME=SOURCE,weights=FILE,labels=FILE"
         )
-    keys = load_worker_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
+    keys = load_peer_keys(arguments.training_keys, CLIENT) if arguments.training_keys else None
     progress = FetchProgress(plain_console())
     sources = {
         name: source_called(

@@ -25,8 +25,8 @@ from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.models.trained import recipe_of_run
 from dist_net.parameter_server.checkpoint import read_checkpoint
-from dist_net.parameter_server.loop import ServerProcess, create_weights_segment
-from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.loop import ServerLoop, create_weights_segment
+from dist_net.parameter_server.run import RunState
 from dist_net.wire.messages import MOST_TOGETHER
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.segment import available
@@ -51,14 +51,14 @@ def main() -> int:
     segment = create_weights_segment(settings.vector_size) if available() else None
     buffers = [segment.vector(i) for i in range(segment.vectors)] if segment else None
     if arguments.resume:
-        run = Run.resumed(settings, read_checkpoint(directory.checkpoint), buffers)
+        run = RunState.resumed(settings, read_checkpoint(directory.checkpoint), buffers)
     else:
-        run = Run(settings, loaded.recipe.initial_weights(settings.seed), buffers)
+        run = RunState(settings, loaded.recipe.initial_weights(settings.seed), buffers)
     keys = load_server_keys(arguments.keys) if arguments.keys else None
     with ServerSocket(
         arguments.listen, keys, settings.gradient_bytes, most_arrays=MOST_TOGETHER
     ) as socket:
-        process = ServerProcess(
+        process = ServerLoop(
             run,
             socket,
             directory.checkpoint,

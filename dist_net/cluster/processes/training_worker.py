@@ -28,10 +28,10 @@ from dist_net.models.observer import recipe_at
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.trained import recipe_of_run
 from dist_net.recipes.recipe import load_recipe
-from dist_net.training.loop import WorkerProcess
+from dist_net.training.loop import WorkerLoop
 from dist_net.training.step import TrainingStep
 from dist_net.wire.address import contact_address
-from dist_net.wire.security import load_worker_keys
+from dist_net.wire.security import load_peer_keys
 
 logger = logging.getLogger("dist_net.training.worker")
 
@@ -73,7 +73,7 @@ def train(arguments: argparse.Namespace) -> int:
     use_threads(arguments.threads)
     let_others_compute()
     logging.getLogger("dist_net").setLevel(logging.INFO)
-    keys = load_worker_keys(arguments.keys) if arguments.keys else None
+    keys = load_peer_keys(arguments.keys) if arguments.keys else None
     if arguments.run_dir is not None:
         loaded = recipe_of_run(RunDirectory(arguments.run_dir))
     else:
@@ -81,7 +81,7 @@ def train(arguments: argparse.Namespace) -> int:
             arguments.recipe or recipe_at(arguments.connect, keys, arguments.timeout)
         )
     model, dataset = loaded.recipe.model, loaded.recipe.load_dataset()
-    with WorkerProcess(
+    with WorkerLoop(
         lambda seed: TrainingStep(model, dataset, seed, arguments.threads),
         arguments.connect,
         arguments.name,

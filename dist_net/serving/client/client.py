@@ -30,7 +30,7 @@ from dist_net.serving.client.connection import GatewayConnection
 from dist_net.serving.client.outputs import Outputs, Pending
 from dist_net.serving.pool.model_summary import ModelSummary, known, summaries_from_json
 from dist_net.wire.roles import CLIENT
-from dist_net.wire.security import load_worker_keys
+from dist_net.wire.security import load_peer_keys
 from dist_net.wire.serving_messages import Ask, Describe, Description, Reload, Reloaded, Unload
 
 Picture = str | Path | bytes | NDArray[np.uint8]
@@ -52,7 +52,7 @@ class Client:
     def __init__(
         self, address: str, keys: str | Path | None = None, timeout_s: float = 10.0
     ) -> None:
-        worker_keys = load_worker_keys(Path(keys), CLIENT) if keys is not None else None
+        worker_keys = load_peer_keys(Path(keys), CLIENT) if keys is not None else None
         self._connection = GatewayConnection(address, worker_keys)
         self._timeout_s = timeout_s
         self._summaries: dict[str, ModelSummary] = {}

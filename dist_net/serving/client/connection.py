@@ -20,7 +20,7 @@ from dist_net.errors import (
 from dist_net.serving.client.conversation import SILENCE_S, Conversation, Exchange, Reply, Request
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Refuse
-from dist_net.wire.security import WorkerKeys
+from dist_net.wire.security import PeerKeys
 from dist_net.wire.serving_messages import Answer, Description, Reloaded
 from dist_net.wire.transport import ClientSocket
 
@@ -47,7 +47,7 @@ class GatewayConnection:
     Raises AddressError, and InsecureAddressError for an address beyond loopback without keys.
     """
 
-    def __init__(self, address: str, keys: WorkerKeys | None) -> None:
+    def __init__(self, address: str, keys: PeerKeys | None) -> None:
         self._socket = ClientSocket(address, keys, high_water_mark=HIGH_WATER_MARK)
         self._address = address
         self._conversation = Conversation()

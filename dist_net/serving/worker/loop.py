@@ -29,7 +29,7 @@ from dist_net.serving.worker.prepared_arrays import mapped_arrays
 from dist_net.serving.worker.served_network import ServedNetwork
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Leave, Message, Refuse
-from dist_net.wire.security import WorkerKeys
+from dist_net.wire.security import PeerKeys
 from dist_net.wire.serving_messages import (
     Arrays,
     Done,
@@ -88,7 +88,7 @@ class InferenceWorker:
         address: str,
         name: str,
         settings: WorkerSettings,
-        keys: WorkerKeys | None = None,
+        keys: PeerKeys | None = None,
         is_orphaned: Callable[[], bool] | None = None,
         clock: Clock | None = None,
     ) -> None:

@@ -14,8 +14,8 @@ import pytest
 from dist_net.cluster.entry import available_cores, kept_on_core
 from dist_net.cluster.local_run import Local
 from dist_net.cluster.serving_options import add_arguments
-from dist_net.parameter_server.loop import TICK_S, ServerProcess
-from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.loop import TICK_S, ServerLoop
+from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.wire.messages import Join, Message, Shutdown
 from dist_net.wire.segment import Segment, available
@@ -125,8 +125,8 @@ def test_a_server_stays_awake_where_workers_leave_it_a_core(
         )
         ticks = count(step=1e-5)
         clock: Any = SimpleNamespace(now=lambda: next(ticks))
-        run = Run(settings, np.zeros(6, np.float32), buffers)
-        server = ServerProcess(run, socket, tmp_path / "c", 60.0, weights, cores=cores, clock=clock)
+        run = RunState(settings, np.zeros(6, np.float32), buffers)
+        server = ServerLoop(run, socket, tmp_path / "c", 60.0, weights, cores=cores, clock=clock)
         server.serve()
     # Once it looks whether more has arrived, before it counts workers out.
     looks = waited_s.index(TICK_S, 1) - 1

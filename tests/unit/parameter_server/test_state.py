@@ -10,9 +10,9 @@ import pytest
 
 from dist_net.errors import CheckpointMismatchError, DistNetError, SettingError
 from dist_net.optim import SGD, Momentum, Step
-from dist_net.parameter_server.run import Run
+from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.parameter_server.state import Forget, ParameterServer, Send, WeightsSegment
+from dist_net.parameter_server.state import Forget, ParameterServer, SendToPeer, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.training.state import GRADIENT_SLOTS
 from dist_net.wire.messages import (
@@ -58,17 +58,17 @@ class Desk:
     """A server with a clock, and short words for what a worker says to it."""
 
     def __init__(
-        self, run: Run | None = None, shared_buffers: int = 2 + 3 * PINS_PER_READER
+        self, run: RunState | None = None, shared_buffers: int = 2 + 3 * PINS_PER_READER
     ) -> None:
         self.buffers = [vector(np.nan) for _ in range(shared_buffers)]
-        self.run = run or Run(SETTINGS, vector(0.0), self.buffers)
+        self.run = run or RunState(SETTINGS, vector(0.0), self.buffers)
         self.run.members.next_worker_id = 1
         self.server = ParameterServer(self.run, SEGMENT)
         self.now = 100.0
 
     def ask(self, node: bytes, message: Message) -> Any:
         """Return the one answer to a message, which goes back to its node."""
-        sends = [c for c in self.server.handle(node, message, self.now) if isinstance(c, Send)]
+        sends = [c for c in self.server.handle(node, message, self.now) if isinstance(c, SendToPeer)]
         assert [send.node for send in sends] == [node]
         return sends[0].message
 
@@ -187,7 +187,7 @@ def test_a_snapshot_in_use_is_left_alone_until_its_worker_pushes(desk: Desk) -> 
 
 
 def test_a_push_far_too_stale_is_rejected_and_its_samples_are_done_again() -> None:
-    desk = Desk(Run(replace(SETTINGS, epochs=40), vector(0.0)))
+    desk = Desk(RunState(replace(SETTINGS, epochs=40), vector(0.0)))
     desk.join(b"slow")
     desk.join(b"fast")
     limit = desk.run.members.staleness_limit
@@ -269,7 +269,7 @@ def test_three_refused_gradients_in_a_row_end_a_worker_and_others_get_its_sample
     bad = a_push(1, work)._replace(gradients=(vector(np.nan),))
     forget, send = desk.server.handle(b"a", bad, desk.now)
     assert forget == Forget(1)
-    assert isinstance(send, Send)
+    assert isinstance(send, SendToPeer)
     assert isinstance(send.message, Refuse)
     assert not send.message.may_rejoin
     assert "learning rate" in send.message.reason
@@ -302,7 +302,7 @@ def test_a_push_that_does_not_fit_together_ends_its_worker(
     push = a_push(1, desk.pull(b"a", 1))._replace(**facts)
     forget, send = desk.server.handle(b"a", push, desk.now)
     assert forget == Forget(1)
-    assert isinstance(send, Send)
+    assert isinstance(send, SendToPeer)
     assert isinstance(send.message, Refuse)
     assert not send.message.may_rejoin
     assert words in send.message.reason
@@ -322,7 +322,7 @@ def two_minibatches(worker_id: int, work: Work, **facts: Any) -> Push:
 
 def test_gradients_that_come_together_are_applied_in_turn_and_answered_once() -> None:
     settings = replace(SETTINGS, lease_minibatches=5, schedule=Step(every_epochs=0.1, factor=0.5))
-    desk = Desk(Run(settings, vector(0.0), [vector(np.nan) for _ in range(2 + PINS_PER_READER)]))
+    desk = Desk(RunState(settings, vector(0.0), [vector(np.nan) for _ in range(2 + PINS_PER_READER)]))
     desk.join(b"a")
     work = desk.pull(b"a", 1)
     work = desk.push(b"a", 1, work)
@@ -526,7 +526,7 @@ def test_a_report_says_which_checkpoint_is_on_disk_and_whether_a_newer_one_faile
 
 
 def test_there_are_twenty_records_an_epoch_and_an_observer_asks_for_the_new_ones() -> None:
-    desk = Desk(Run(replace(SETTINGS, samples=4000, batch_size=4), vector(0.0)))
+    desk = Desk(RunState(replace(SETTINGS, samples=4000, batch_size=4), vector(0.0)))
     desk.join(b"a")
     trained(desk, b"a", 1)
     report = desk.report()
@@ -538,7 +538,7 @@ def test_there_are_twenty_records_an_epoch_and_an_observer_asks_for_the_new_ones
 
 def test_a_checkpoint_stays_small_however_long_the_run_and_its_records_go_on() -> None:
     settings = replace(SETTINGS, samples=20, batch_size=1, epochs=600, lease_minibatches=1)
-    desk = Desk(Run(settings, vector(0.0)))
+    desk = Desk(RunState(settings, vector(0.0)))
     desk.join(b"a")
     trained(desk, b"a", 1, samples_at_most=100 * 20)
     sizes = [len(json.dumps(desk.run.checkpoint().counters))]
@@ -548,7 +548,7 @@ def test_a_checkpoint_stays_small_however_long_the_run_and_its_records_go_on() -
     assert desk.report()["records"][0]["samples"] == 2001  # 10,000 are in memory
     assert desk.report(first_record=11_990)["next_record"] == 12_000
 
-    resumed = Desk(Run.resumed(settings, desk.run.checkpoint()))
+    resumed = Desk(RunState.resumed(settings, desk.run.checkpoint()))
     report = resumed.report(first_record=11_999)
     assert [record["samples"] for record in report["records"]] == [12_000]
     assert resumed.report()["records"][0]["samples"] == 11_001  # 1,000 are in the checkpoint
@@ -557,7 +557,7 @@ def test_a_checkpoint_stays_small_however_long_the_run_and_its_records_go_on() -
 
 def test_the_learning_rate_follows_the_schedule() -> None:
     settings = replace(SETTINGS, schedule=Step(every_epochs=1, factor=0.1))
-    desk = Desk(Run(settings, vector(0.0)))
+    desk = Desk(RunState(settings, vector(0.0)))
     desk.join(b"a")
     trained(desk, b"a", 1)
     rates = [record["learning_rate"] for record in desk.report()["records"]]
@@ -568,17 +568,17 @@ def test_the_learning_rate_follows_the_schedule() -> None:
 
 def test_a_resumed_run_ends_as_one_that_was_never_interrupted() -> None:
     settings = replace(SETTINGS, optimizer=Momentum(0.9))
-    whole = Desk(Run(settings, vector(0.0)))
+    whole = Desk(RunState(settings, vector(0.0)))
     whole.join(b"a")
     trained(whole, b"a", 1)
 
-    first = Desk(Run(settings, vector(0.0)))
+    first = Desk(RunState(settings, vector(0.0)))
     first.join(b"a")
     # In mid-lease, in mid-epoch.
     trained(first, b"a", 1, samples_at_most=52)
     checkpoint = first.run.checkpoint()
     trained(first, b"a", 1)
-    second = Desk(Run.resumed(settings, checkpoint))
+    second = Desk(RunState.resumed(settings, checkpoint))
     second.now = 7000.0
     second.join(b"a")
     trained(second, b"a", 1)
@@ -592,13 +592,13 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted() -> None:
 
 
 def test_a_resumed_server_knows_no_worker_of_before() -> None:
-    first = ParameterServer(Run(SETTINGS, vector(0.0)))
+    first = ParameterServer(RunState(SETTINGS, vector(0.0)))
     checkpoint = first.run.checkpoint()
     join = Join("one", "abc", SIZE, 55, -1, b"w")
     [before] = first.handle(b"a", join, 0.0)
-    second = ParameterServer(Run.resumed(SETTINGS, checkpoint))
+    second = ParameterServer(RunState.resumed(SETTINGS, checkpoint))
     [after] = second.handle(b"a", join, 0.0)
-    assert isinstance(before, Send)
+    assert isinstance(before, SendToPeer)
     assert isinstance(before.message, Welcome)
     assert after != before
     [answer] = second.handle(b"heart of a", Heartbeat(before.message.worker_id), 0.1)
@@ -609,7 +609,7 @@ def test_the_last_arrays_of_a_layout_may_be_averages() -> None:
     """A push brings what was observed where they lie, and a resumed run goes on with them."""
     settings = replace(SETTINGS, optimizer=Momentum(0.9), momenta=(0.75,))
     assert (settings.vector_size, settings.parameter_count) == (6, 4)
-    desk = Desk(Run(settings, vector(0.0)))
+    desk = Desk(RunState(settings, vector(0.0)))
     desk.join(b"a")
     gradient = np.array([1, 1, 1, 1, 8, -4], np.float32)
     work = desk.pull(b"a", 1)
@@ -619,7 +619,7 @@ def test_the_last_arrays_of_a_layout_may_be_averages() -> None:
 
     checkpoint = desk.run.checkpoint()
     assert checkpoint.optimizer_state["velocity"].shape == (4,)
-    other = Desk(Run.resumed(settings, checkpoint))
+    other = Desk(RunState.resumed(settings, checkpoint))
     other.join(b"a")
     other.push(b"a", 1, other.pull(b"a", 1), gradients=(gradient,))
     np.testing.assert_array_equal(other.run.store.weights[4:], [2 + 0.25 * 6, -1 - 0.25 * 3])
@@ -627,7 +627,7 @@ def test_the_last_arrays_of_a_layout_may_be_averages() -> None:
 
 
 def test_a_gradient_alone_is_too_short_for_a_model_with_averages() -> None:
-    desk = Desk(Run(replace(SETTINGS, momenta=(0.75,)), vector(0.0)))
+    desk = Desk(RunState(replace(SETTINGS, momenta=(0.75,)), vector(0.0)))
     assert desk.join(b"b", vector_size=4).reason.startswith("the worker's model has 4 parameters")
     desk.join(b"a")
     answer = desk.server.handle(
@@ -641,7 +641,7 @@ def test_a_gradient_alone_is_too_short_for_a_model_with_averages() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_push_with_an_observation_that_is_not_finite_is_refused(bad: float) -> None:
-    desk = Desk(Run(replace(SETTINGS, momenta=(0.75,)), vector(0.0)))
+    desk = Desk(RunState(replace(SETTINGS, momenta=(0.75,)), vector(0.0)))
     desk.join(b"a")
     gradient = vector(1.0)
     gradient[-1] = bad
@@ -660,9 +660,9 @@ def test_a_push_with_an_observation_that_is_not_finite_is_refused(bad: float) ->
     ],
 )
 def test_a_run_is_not_resumed_from_a_checkpoint_of_another(change: dict[str, Any]) -> None:
-    checkpoint = Run(SETTINGS, vector(0.0)).checkpoint()
+    checkpoint = RunState(SETTINGS, vector(0.0)).checkpoint()
     with pytest.raises(CheckpointMismatchError, match="another"):
-        Run.resumed(replace(SETTINGS, **change), checkpoint)
+        RunState.resumed(replace(SETTINGS, **change), checkpoint)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from dist_net.errors import (
     ServerLostError,
     WorkerRefusedError,
 )
-from dist_net.training.commands import Begin, Compute, Done, Prepare, Send
+from dist_net.training.commands import Begin, Compute, Ended, Gather, SendToServer
 from dist_net.training.state import WorkerState
 from dist_net.wire.messages import (
     Alive,
@@ -39,8 +39,8 @@ def work(lease_id: int, start: int, stop: int, version: int = 0, together: int =
 def joined() -> WorkerState:
     """A worker that has just been welcomed and has asked for work, at second 0."""
     worker = WorkerState(JOIN, "tcp://server:5555")
-    assert worker.start(0.0) == [Send(JOIN)]
-    assert worker.handle(WELCOME, 0.0) == [Begin(WELCOME), Send(Pull(3))]
+    assert worker.start(0.0) == [SendToServer(JOIN)]
+    assert worker.handle(WELCOME, 0.0) == [Begin(WELCOME), SendToServer(Pull(3))]
     return worker
 
 
@@ -51,15 +51,15 @@ def push(start: int, stop: int, version: int, slot: int) -> Push:
 
 def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: WorkerState) -> None:
     assert joined.handle(work(7, 0, 22), 0.0) == []
-    assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
-    assert joined.computed(0.5, 3, None, 0.1) == [Send(push(0, 4, 0, 0)), Prepare(0, 4, 8)]
+    assert joined.compute() == [Gather(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
+    assert joined.computed(0.5, 3, None, 0.1) == [SendToServer(push(0, 4, 0, 0)), Gather(0, 4, 8)]
     for slot, now in ((1, 0.3), (2, 0.4), (3, 0.5)):
         assert joined.can_compute
         start, stop = 4 * slot, 4 * slot + 4
         assert joined.compute() == [Compute(0, start, stop, 2, None, slot)]
         assert joined.computed(0.5, 3, None, now) == [
-            Send(push(start, stop, 0, slot)),
-            Prepare(0, stop, min(stop + 4, 22)),
+            SendToServer(push(start, stop, 0, slot)),
+            Gather(0, stop, min(stop + 4, 22)),
         ]
         assert joined.awaits_older_answer
     # The server wants two at a time, and twice as many are on their way.
@@ -68,18 +68,18 @@ def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: Wor
     # In the first slot, as what lay there is taken up.
     assert joined.compute() == [Compute(0, 16, 20, 2, None, 0)]
     # The rest of the lease is shorter than a minibatch.
-    assert joined.computed(0.5, 3, None, 0.6) == [Send(push(16, 20, 1, 0)), Prepare(0, 20, 22)]
+    assert joined.computed(0.5, 3, None, 0.6) == [SendToServer(push(16, 20, 1, 0)), Gather(0, 20, 22)]
     assert joined.handle(work(7, 16, 22, version=4), 0.7) == []
     assert not joined.awaits_older_answer
     assert joined.compute() == [Compute(0, 20, 22, 2, None, 1)]
-    assert joined.computed(0.5, 3, None, 0.8) == [Send(push(20, 22, 4, 1))]
+    assert joined.computed(0.5, 3, None, 0.8) == [SendToServer(push(20, 22, 4, 1))]
     assert not joined.can_compute
 
 
 def next_pushed(worker: WorkerState, now: float, gradient: Vector | None = None) -> list[Message]:
     worker.compute()
     commands = worker.computed(0.5, 3, gradient, now)
-    return [each.message for each in commands if isinstance(each, Send)]
+    return [each.message for each in commands if isinstance(each, SendToServer)]
 
 
 def test_gradients_that_follow_each_other_closely_go_in_one_push(joined: WorkerState) -> None:
@@ -121,11 +121,11 @@ def test_what_is_held_back_for_a_lost_lease_is_not_pushed(joined: WorkerState) -
     joined.compute()
     joined.computed(np.nan, 0, None, 1.0)
     joined.compute()
-    assert joined.computed(0.5, 3, None, 1.001) == [Prepare(0, 8, 12)]
+    assert joined.computed(0.5, 3, None, 1.001) == [Gather(0, 8, 12)]
     joined.handle(work(8, 12, 20, version=1), 1.001)  # the first one was refused
     joined.compute()
-    pushes = [each for each in joined.computed(0.5, 3, None, 1.5) if isinstance(each, Send)]
-    assert pushes == [Send(Push(3, 8, 12, (16,), (1,), 0.5, 3, (0,), ()))]
+    pushes = [each for each in joined.computed(0.5, 3, None, 1.5) if isinstance(each, SendToServer)]
+    assert pushes == [SendToServer(Push(3, 8, 12, (16,), (1,), 0.5, 3, (0,), ()))]
 
 
 def test_what_was_prepared_in_vain_is_prepared_anew(joined: WorkerState) -> None:
@@ -133,7 +133,7 @@ def test_what_was_prepared_in_vain_is_prepared_anew(joined: WorkerState) -> None
     joined.compute()
     joined.computed(np.nan, 0, GRADIENT, 0.1)
     joined.handle(work(8, 0, 8), 0.2)
-    assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
+    assert joined.compute() == [Gather(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
 
 
 def test_each_computation_is_pushed_once(joined: WorkerState) -> None:
@@ -148,14 +148,14 @@ def test_a_worker_told_to_wait_asks_again_when_it_is_time(joined: WorkerState) -
     assert joined.handle(Wait(0.5), 1.0) == []
     assert joined.wakes_at_s == 1.5
     assert joined.tick(1.4) == []
-    assert joined.tick(1.5) == [Send(Pull(3))]
+    assert joined.tick(1.5) == [SendToServer(Pull(3))]
     assert joined.tick(1.6) == []
 
 
 def test_a_worker_told_to_stop_leaves_and_does_no_more(joined: WorkerState) -> None:
     assert joined.handle(Stop("every epoch is done", finished=True), 1.0) == [
-        Send(Leave(3)),
-        Done("every epoch is done", finished=True),
+        SendToServer(Leave(3)),
+        Ended("every epoch is done", finished=True),
     ]
     assert joined.handle(work(7, 0, 8), 1.0) == []
     assert not joined.can_compute
@@ -166,7 +166,7 @@ def test_a_worker_told_to_stop_leaves_and_does_no_more(joined: WorkerState) -> N
 def test_a_worker_may_leave_of_its_own_accord_while_it_computes(joined: WorkerState) -> None:
     joined.handle(work(7, 0, 8), 1.0)
     joined.compute()
-    assert joined.leave("interrupted") == [Send(Leave(3)), Done("interrupted", finished=False)]
+    assert joined.leave("interrupted") == [SendToServer(Leave(3)), Ended("interrupted", finished=False)]
     with pytest.raises(RuntimeError, match="without a Compute"):
         joined.computed(1.0, 1, GRADIENT, 2.0)
 
@@ -174,19 +174,19 @@ def test_a_worker_may_leave_of_its_own_accord_while_it_computes(joined: WorkerSt
 def test_a_worker_that_never_joined_has_nothing_to_leave() -> None:
     worker = WorkerState(JOIN, "tcp://server:5555")
     worker.start(0.0)
-    assert worker.leave("interrupted") == [Done("interrupted", finished=False)]
+    assert worker.leave("interrupted") == [Ended("interrupted", finished=False)]
 
 
 def test_a_worker_that_was_counted_out_joins_again(joined: WorkerState) -> None:
     joined.handle(work(7, 0, 8), 1.0)
     joined.compute()
     joined.computed(1.0, 1, GRADIENT, 2.0)
-    assert joined.handle(Refuse("silent for too long", may_rejoin=True), 3.0) == [Send(JOIN)]
+    assert joined.handle(Refuse("silent for too long", may_rejoin=True), 3.0) == [SendToServer(JOIN)]
     welcome = WELCOME._replace(worker_id=4)
-    assert joined.handle(welcome, 3.0) == [Begin(welcome), Send(Pull(4))]
+    assert joined.handle(welcome, 3.0) == [Begin(welcome), SendToServer(Pull(4))]
     # A server that was resumed from an older checkpoint may grant the same lease again.
     joined.handle(work(7, 0, 8), 3.0)
-    assert joined.compute() == [Prepare(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
+    assert joined.compute() == [Gather(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
 
 
 def test_what_was_prepared_before_a_worker_joins_again_is_prepared_anew(
@@ -194,12 +194,12 @@ def test_what_was_prepared_before_a_worker_joins_again_is_prepared_anew(
 ) -> None:
     joined.handle(work(7, 0, 8), 1.0)
     joined.compute()
-    assert joined.computed(1.0, 1, GRADIENT, 2.0)[-1] == Prepare(0, 4, 8)
+    assert joined.computed(1.0, 1, GRADIENT, 2.0)[-1] == Gather(0, 4, 8)
     joined.handle(Refuse("silent for too long", may_rejoin=True), 3.0)
     # The step is a new one then, with which nothing was prepared.
     joined.handle(WELCOME._replace(worker_id=4), 3.0)
     joined.handle(work(8, 4, 8), 3.0)
-    assert joined.compute() == [Prepare(0, 4, 8), Compute(0, 4, 8, 2, None, 0)]
+    assert joined.compute() == [Gather(0, 4, 8), Compute(0, 4, 8, 2, None, 0)]
 
 
 def test_a_refusal_for_good_is_an_error_that_says_where_and_why(joined: WorkerState) -> None:
@@ -235,13 +235,13 @@ def test_an_answer_does_not_come_for_ever_so_late(joined: WorkerState) -> None:
 
 def test_a_worker_that_a_restarted_server_does_not_know_joins_again(joined: WorkerState) -> None:
     unknown = Refuse("worker 3 is not in this run", may_rejoin=True)
-    assert joined.heartbeat_answered(unknown, 1.0, now=1.3) == [Send(JOIN)]
+    assert joined.heartbeat_answered(unknown, 1.0, now=1.3) == [SendToServer(JOIN)]
     # The heart goes on with the old number until the worker is in again.
     assert joined.heartbeat_answered(unknown, 1.3, now=1.6) == []
     # The request that was under way is refused as well.
-    assert joined.handle(unknown, 1.6) == [Send(JOIN)]
+    assert joined.handle(unknown, 1.6) == [SendToServer(JOIN)]
     welcome = WELCOME._replace(worker_id=4)
-    assert joined.handle(welcome, 1.7) == [Begin(welcome), Send(Pull(4))]
+    assert joined.handle(welcome, 1.7) == [Begin(welcome), SendToServer(Pull(4))]
     assert joined.handle(welcome, 1.7) == []
 
 
@@ -251,7 +251,7 @@ def test_a_heartbeat_that_is_refused_is_no_matter_during_a_step(joined: WorkerSt
     unknown = Refuse("worker 3 is not in this run", may_rejoin=True)
     assert joined.heartbeat_answered(unknown, 1.0, now=1.3) == []
     push = Push(3, 7, 0, (4,), (0,), 1.0, 1, (0,), ())
-    assert joined.computed(1.0, 1, None, 2.0) == [Send(push), Prepare(0, 4, 8)]
+    assert joined.computed(1.0, 1, None, 2.0) == [SendToServer(push), Gather(0, 4, 8)]
 
 
 def test_an_address_without_a_server_is_an_error_after_the_join_timeout() -> None:
@@ -282,7 +282,7 @@ def test_answers_that_come_twice_are_dropped(joined: WorkerState) -> None:
     joined.computed(1.0, 1, GRADIENT, 3.0)
     joined.handle(third, 3.0)
     joined.handle(second, 3.0)
-    assert joined.compute() == [Prepare(0, 12, 16), Compute(0, 12, 16, 2, None, 0)]
+    assert joined.compute() == [Gather(0, 12, 16), Compute(0, 12, 16, 2, None, 0)]
 
 
 def test_an_answer_that_no_parameter_server_gives_is_an_error(joined: WorkerState) -> None:

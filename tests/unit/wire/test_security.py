@@ -11,7 +11,7 @@ from dist_net.wire.security import (
     add_keys,
     create_keys,
     load_server_keys,
-    load_worker_keys,
+    load_peer_keys,
 )
 
 
@@ -37,17 +37,17 @@ def run_command(*words: str) -> int:
 
 
 def test_both_sides_load_keys_that_fit(directory):
-    server, worker = load_server_keys(directory), load_worker_keys(directory)
+    server, worker = load_server_keys(directory), load_peer_keys(directory)
     assert worker.server_public == server.public
     assert worker.public.decode() in (server.allow_list / "workers/worker.key").read_text()
-    assert worker == load_worker_keys(directory / "worker")
+    assert worker == load_peer_keys(directory / "worker")
 
 
 def test_secrets_are_shown_neither_to_others_nor_in_logs(directory):
     assert directory.stat().st_mode & 0o777 == 0o700
     for path in (directory / "server.key_secret", directory / "worker/worker.key_secret"):
         assert path.stat().st_mode & 0o777 == 0o600
-    for keys in (load_server_keys(directory), load_worker_keys(directory)):
+    for keys in (load_server_keys(directory), load_peer_keys(directory)):
         assert keys.secret.decode() not in repr(keys)
 
 
@@ -117,7 +117,7 @@ def test_what_is_wrong_with_the_servers_files_is_named(directory, file, damage, 
 def test_a_workers_missing_file_is_named(directory, file):
     (directory / "worker" / file).unlink()
     with pytest.raises(KeyFileError, match=file):
-        load_worker_keys(directory / "worker")
+        load_peer_keys(directory / "worker")
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
@@ -137,10 +137,10 @@ def test_the_command_makes_keys_for_each_role(tmp_path):
     assert run_command("create", str(keys)) == 0
     for role in ("worker", "client", "operator"):
         assert set(files(keys / role)) == {"server.key", f"{role}.key_secret"}
-        own = load_worker_keys(keys / role)
+        own = load_peer_keys(keys / role)
         assert own.public.decode() in (keys / f"{role}s" / f"{role}.key").read_text()
-    assert load_worker_keys(keys, "worker") == load_worker_keys(keys / "worker")
-    assert load_worker_keys(keys, "client") == load_worker_keys(keys / "operator")
+    assert load_peer_keys(keys, "worker") == load_peer_keys(keys / "worker")
+    assert load_peer_keys(keys, "client") == load_peer_keys(keys / "operator")
     assert run_command("create", str(keys), "--client", "laptop", "--operator", "anna") == 0
     assert {path.name for path in (keys / "clients").iterdir()} == {"client.key", "laptop.key"}
     assert {path.name for path in (keys / "operators").iterdir()} == {"operator.key", "anna.key"}
@@ -152,7 +152,7 @@ def test_keys_of_an_earlier_release_work_and_get_no_new_ones_beside_them(directo
     (directory / "workers").rename(directory / "clients")
     assert load_server_keys(directory)
     for role in ("worker", "client"):
-        assert load_worker_keys(directory, role) == load_worker_keys(directory / "worker")
+        assert load_peer_keys(directory, role) == load_peer_keys(directory / "worker")
     with pytest.raises(KeyFileError, match=r"mv \S+/clients \S+/workers"):
         add_keys(directory, "client", "laptop")
 
@@ -166,6 +166,6 @@ def test_the_command_adds_workers_to_keys_that_exist(tmp_path):
     assert {path.name for path in (server.allow_list / "workers").iterdir()} == {
         "rack1.key", "rack2.key", "rack3.key"
     }  # fmt: skip
-    assert load_worker_keys(keys / "rack3").server_public == server.public
+    assert load_peer_keys(keys / "rack3").server_public == server.public
     with pytest.raises(KeyFileError, match="never overwritten"):
         run_command("create", str(keys))
