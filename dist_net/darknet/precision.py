@@ -12,7 +12,7 @@ from dist_net.autodiff import Array, Expression, Plan
 from dist_net.autodiff.compiler.float64 import in_float64
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.nn import Scope
-from dist_net.nn.parameters import Vector
+from dist_net.vector import Vector
 
 
 def layer_errors(

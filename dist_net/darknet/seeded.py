@@ -16,7 +16,7 @@ from dist_net.autodiff import Array, evaluate, variable
 from dist_net.darknet.layers import Connected, Convolutional, Cost, Softmax
 from dist_net.darknet.network import DarknetNetwork, PlacedLayer
 from dist_net.nn import Scope, he_normal, linear
-from dist_net.nn.parameters import Vector
+from dist_net.vector import Vector
 
 PATCHES = 8
 """A picture has structure: the one that is tried has this many patches down and across."""

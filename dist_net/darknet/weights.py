@@ -21,7 +21,7 @@ from dist_net.darknet.layers import Stored
 from dist_net.darknet.network import DarknetNetwork, PlacedLayer
 from dist_net.darknet.writing import written
 from dist_net.errors import WeightsFileError
-from dist_net.nn.parameters import Vector
+from dist_net.vector import Vector
 
 NUMBERS = np.dtype("<f4")
 VERSION = struct.Struct("<iii")

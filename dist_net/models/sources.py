@@ -27,10 +27,10 @@ from dist_net.models.run_directory import DEFAULT_PARENT, RunDirectory
 from dist_net.models.trained import load_trained
 from dist_net.nn import cross_entropy_of_logits
 from dist_net.nn.inference import prepare
-from dist_net.nn.parameters import Vector
 from dist_net.nn.prepared import key_of_vector
 from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.spelling import did_you_mean
+from dist_net.vector import Vector
 from dist_net.wire.security import PeerKeys
 
 MODELS = (

@@ -23,7 +23,8 @@ from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.errors import MissingExtraError, ShapeError
 from dist_net.nn.blas import LAYOUTS, quickest_products
 from dist_net.nn.model import INPUTS, Batch, Model
-from dist_net.nn.parameters import Scope, Vector
+from dist_net.nn.parameters import Scope
+from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.errors import ShapeError
 from dist_net.nn.layers import Layer
 from dist_net.nn.losses import Loss, cross_entropy_of_logits
-from dist_net.nn.parameters import Layout, Scope, Vector
+from dist_net.nn.parameters import Layout, Scope
+from dist_net.vector import Vector
 
 Batch = NDArray[np.generic]
 Labels = NDArray[np.uint8]

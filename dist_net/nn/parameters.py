@@ -14,14 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dist_net.autodiff import Expression, variable
 from dist_net.autodiff.expression import Variable
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.initializers import Initializer
-
-Vector = NDArray[np.float32]
+from dist_net.vector import Vector
 
 
 @dataclass(frozen=True)

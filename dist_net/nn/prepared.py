@@ -27,7 +27,8 @@ from dist_net.files import replacing
 from dist_net.nn.blas import quickest_products
 from dist_net.nn.inference import Prepared, prepared_shapes
 from dist_net.nn.model import Model
-from dist_net.nn.parameters import Scope, Vector
+from dist_net.nn.parameters import Scope
+from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
 

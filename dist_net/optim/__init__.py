@@ -6,7 +6,7 @@ from types import MappingProxyType
 from dist_net.errors import UnknownOptimizerError
 from dist_net.optim.adagrad import AdaGrad
 from dist_net.optim.adam import Adam
-from dist_net.optim.averages import start_rule
+from dist_net.optim.averages import ArrayShapes, start_rule
 from dist_net.optim.rule import Optimizer, UpdateRule, Vector
 from dist_net.optim.schedules import Constant, Cosine, Schedule, Step, WarmUp
 from dist_net.optim.sgd import SGD, Momentum, Nesterov
@@ -16,6 +16,7 @@ __all__ = [
     "SGD",
     "AdaGrad",
     "Adam",
+    "ArrayShapes",
     "Constant",
     "Cosine",
     "Momentum",

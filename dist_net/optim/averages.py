@@ -22,11 +22,11 @@ import numpy as np
 from dist_net.optim.rule import TOO_LARGE, Optimizer, UpdateRule, Vector, all_below, require_size
 from dist_net.optim.settings import require_fraction
 
-Layout = Sequence[tuple[str, tuple[int, ...]]]
+ArrayShapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Name and shape of every array, in the order of the flat vector."""
 
 
-def start_rule(optimizer: Optimizer, layout: Layout, momenta: Sequence[float]) -> UpdateRule:
+def start_rule(optimizer: Optimizer, layout: ArrayShapes, momenta: Sequence[float]) -> UpdateRule:
     """Return a fresh float32 rule for a vector of ``layout``, which ends in ``len(momenta)``
     buffers.
 

@@ -16,13 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from numba.types import UniTuple
-from numpy.typing import NDArray
 
 from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, Loop, jit
 from dist_net.optim import rule
+from dist_net.vector import Vector, Vectors
 
-Vector = NDArray[np.float32]
-Vectors = tuple[Vector, ...]
 Rates = tuple[float, ...]
 
 LIMIT = np.float32(rule.TOO_LARGE)

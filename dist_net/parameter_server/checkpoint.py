@@ -25,8 +25,9 @@ from dist_net.errors import (
     NotACheckpointError,
 )
 from dist_net.files import replacing
-from dist_net.parameter_server.settings import OPTIMIZER_PREFIX, Layout
-from dist_net.wire.messages import Vector
+from dist_net.optim import ArrayShapes
+from dist_net.parameter_server.settings import OPTIMIZER_PREFIX
+from dist_net.vector import Vector
 
 FORMAT_VERSION = 1
 FORMAT_KEY = "dist_net_checkpoint"
@@ -47,7 +48,7 @@ class Checkpoint:
 
     recipe: str
     recipe_digest: str
-    layout: Layout
+    layout: ArrayShapes
     version: int
     settings: dict[str, Any]
     ledger: dict[str, Any]
@@ -56,7 +57,7 @@ class Checkpoint:
     optimizer_state: dict[str, Vector]
     recipe_record: dict[str, Any] = field(default_factory=dict)
 
-    def require_layout(self, layout: Layout) -> None:
+    def require_layout(self, layout: ArrayShapes) -> None:
         """Raise ``CheckpointMismatchError`` unless parameters and buffers are these."""
         for own, expected in zip_longest(self.layout, layout):
             if own != expected:
@@ -90,7 +91,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         ) from error
 
 
-def _parameters(layout: Layout, weights: Vector) -> dict[str, Vector]:
+def _parameters(layout: ArrayShapes, weights: Vector) -> dict[str, Vector]:
     parameters, start = {}, 0
     for name, shape in layout:
         stop = start + prod(shape)
@@ -152,7 +153,7 @@ def _checkpoint(path: Path, metadata: dict[str, str], tensors: dict[str, Vector]
     facts[RECORD] = json.loads(metadata.get(RECORD, "{}"))
     if not isinstance(facts["recipe"], str):
         raise ValueError(f"recipe {facts['recipe']!r} is no text")
-    layout: Layout = tuple((name, tuple(shape)) for name, shape in facts.pop("layout"))
+    layout: ArrayShapes = tuple((name, tuple(shape)) for name, shape in facts.pop("layout"))
     for name, shape in layout:
         if name not in tensors or tensors[name].shape != shape:
             raise CheckpointDamagedError(

@@ -17,7 +17,8 @@ from dist_net.parameter_server.members import Member, Membership
 from dist_net.parameter_server.metrics import RunMetrics
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.store import WeightStore
-from dist_net.wire.messages import Push, Vector
+from dist_net.vector import Vector
+from dist_net.wire.messages import Push
 
 
 class RunState:

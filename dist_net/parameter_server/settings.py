@@ -8,12 +8,9 @@ from itertools import zip_longest
 from typing import Any
 
 from dist_net.errors import SettingError
-from dist_net.optim import SGD, Constant, Optimizer, Schedule, UpdateRule, start_rule
+from dist_net.optim import SGD, ArrayShapes, Constant, Optimizer, Schedule, UpdateRule, start_rule
 from dist_net.wire.arrays import MAX_ARRAY_BYTES
 from dist_net.wire.messages import Push
-
-Layout = tuple[tuple[str, tuple[int, ...]], ...]
-"""Name and shape of every parameter and then of every buffer, as they lie in the flat vector."""
 
 LEASE_MINIBATCHES = 64
 """What a worker is given to do at a time; few have to be done again if it is lost."""
@@ -41,7 +38,7 @@ class RunSettings:
 
     recipe: str
     recipe_digest: str
-    layout: Layout
+    layout: ArrayShapes
     samples: int
     epochs: int
     batch_size: int
@@ -179,7 +176,7 @@ class RunSettings:
         }
 
 
-def _is_layout(layout: Layout) -> bool:
+def _is_layout(layout: ArrayShapes) -> bool:
     names = [name for name, _ in layout]
     return (
         0 < len(names) == len(set(names))

@@ -8,7 +8,8 @@ import numpy as np
 
 from dist_net.errors import CheckpointDamagedError
 from dist_net.optim import UpdateRule
-from dist_net.wire.messages import MOST_TOGETHER, Vector
+from dist_net.vector import Vector
+from dist_net.wire.messages import MOST_TOGETHER
 
 # While a worker computes from a snapshot, ten newer ones may be on their way to it: in the answers
 # to five pushes that it awaits, and to five that it counts as lost since one before was refused.

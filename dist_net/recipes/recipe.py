@@ -27,12 +27,12 @@ from dist_net.errors import (
 )
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
-from dist_net.nn.parameters import Vector
 from dist_net.optim import Adam, Constant, Optimizer, Schedule
 from dist_net.pictures.decoding import FITTINGS
 from dist_net.recipes.recipe_files import RecipeFiles, place_in_recipe, read_any, reader_of, sha256
 from dist_net.release import release
 from dist_net.spelling import did_you_mean
+from dist_net.vector import Vector
 
 BUILT_IN = Path(__file__).parent / "built_in"
 

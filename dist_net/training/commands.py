@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from dist_net.wire.messages import Message, Vector, Welcome
+from dist_net.vector import Vector
+from dist_net.wire.messages import Message, Welcome
 
 
 class SendToServer(NamedTuple):

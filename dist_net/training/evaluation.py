@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dist_net.autodiff import compile, mean, variable
 from dist_net.data import Dataset
 from dist_net.nn import Model, Predictor
-from dist_net.nn.parameters import Vector
+from dist_net.vector import Vector
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import math
 from typing import NamedTuple
 
-from dist_net.wire.messages import Push, Vector, Work
+from dist_net.vector import Vector
+from dist_net.wire.messages import Push, Work
 
 QUICK_STEP_S = 0.002
 """A gradient waits for the next if that will be soon; a message costs some 0.1 ms in all."""

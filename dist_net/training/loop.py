@@ -15,8 +15,9 @@ from dist_net.errors import SegmentError
 from dist_net.training.commands import Begin, WorkerCommand, Compute, Ended, Gather, SendToServer
 from dist_net.training.inbox import Inbox
 from dist_net.training.state import GRADIENT_SLOTS, WorkerState
+from dist_net.vector import Vector
 from dist_net.wire.heart import Heart
-from dist_net.wire.messages import Join, Message, Vector, Welcome
+from dist_net.wire.messages import Join, Message, Welcome
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dist_net.data import Dataset
-from dist_net.nn.parameters import Vector
 from dist_net.optim import start_rule
 from dist_net.recipes.recipe import Recipe
 from dist_net.training.step import TrainingStep
+from dist_net.vector import Vector
 
 
 class EpochResult(NamedTuple):

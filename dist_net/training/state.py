@@ -22,6 +22,7 @@ from dist_net.errors import (
 )
 from dist_net.training.commands import Begin, WorkerCommand, Compute, Ended, Gather, SendToServer
 from dist_net.training.held import Computed, HeldGradients
+from dist_net.vector import Vector
 from dist_net.wire.messages import (
     MOST_TOGETHER,
     Join,
@@ -31,7 +32,6 @@ from dist_net.wire.messages import (
     Push,
     Refuse,
     Stop,
-    Vector,
     Wait,
     Welcome,
     Work,

@@ -15,7 +15,7 @@ from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.data import Dataset, epoch_order
 from dist_net.nn import Model
 from dist_net.nn.blas import quickest_products
-from dist_net.nn.parameters import Vector
+from dist_net.vector import Vector
 
 
 class Minibatch(NamedTuple):

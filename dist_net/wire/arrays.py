@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dist_net.errors import ProtocolError
-from dist_net.wire.messages import Vector, Vectors
+from dist_net.vector import Vector, Vectors
 
 MAX_ARRAY_BYTES = 2**30
 

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, cast, get_args, get_type_hints
 import msgpack
 
 from dist_net.errors import ProtocolError
+from dist_net.vector import Vector, Vectors
 from dist_net.wire.arrays import Frame, decode_arrays, encode_arrays, shortened
-from dist_net.wire.messages import Integers, Message, Vector, Vectors
+from dist_net.wire.messages import Integers, Message
 from dist_net.wire.serving_messages import Payloads
 
 PROTOCOL_VERSION = 2

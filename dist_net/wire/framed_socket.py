@@ -6,9 +6,9 @@ from typing import Self
 
 import zmq
 
+from dist_net.vector import Vector
 from dist_net.wire.arrays import Frame
 from dist_net.wire.codec import MAX_HEADER_BYTES, MAX_PAYLOADS
-from dist_net.wire.messages import Vector
 
 _LINGER_MS = 500  # for the last messages of a closing socket
 # A header, its payloads, and one more for the codec to refuse.

@@ -25,13 +25,9 @@ and may end it. Every request has exactly one reply:
 
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from dist_net.vector import Vector, Vectors
 from dist_net.wire.serving_messages import ServingMessage
 
-Vector = NDArray[np.float32]
-Vectors = tuple[Vector, ...]
 Integers = tuple[int, ...]
 
 MOST_TOGETHER = 3

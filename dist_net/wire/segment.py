@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_net.errors import SegmentError
-from dist_net.wire.messages import Vector
+from dist_net.vector import Vector
 
 TOKEN_BYTES = 16
 NOTE_BYTES = 64

@@ -27,7 +27,7 @@ from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.recipes.recipe import load_recipe
 from dist_net.training.loop import WorkerLoop
-from dist_net.wire.messages import Vector
+from dist_net.vector import Vector
 
 TCP = "tcp"
 ROUND_TRIPS = 4000

@@ -11,7 +11,7 @@ import pytest
 
 from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
 from dist_net.recipes.recipe import Recipe, load_recipe
-from dist_net.wire.messages import Vector
+from dist_net.vector import Vector
 
 COUNTING = Path(__file__).parents[1] / "recipes" / "counting.py"
 

@@ -15,7 +15,8 @@ from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.training.inbox import SEE_STORES_IN_ORDER
 from dist_net.training.loop import WorkerLoop
-from dist_net.wire.messages import Join, Leave, Message, Pull, Push, Vector, Welcome, Work
+from dist_net.vector import Vector
+from dist_net.wire.messages import Join, Leave, Message, Pull, Push, Welcome, Work
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket, ServerSocket
 from dist_net.wire.work_note import noted, work_in

@@ -27,7 +27,7 @@ from dist_net.parameter_server import loop as process
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.recipes.recipe import Recipe
 from dist_net.training.step import TrainingStep
-from dist_net.wire.messages import Vector
+from dist_net.vector import Vector
 from dist_net.wire.security import ROLES, add_keys, create_keys
 
 OpenCluster = Callable[..., AbstractContextManager[InProcessCluster]]

@@ -19,11 +19,11 @@ from dist_net.darknet.seeded import seeded_weights
 from dist_net.darknet.weights import read_weights
 from dist_net.data.digits import load
 from dist_net.nn import Lambda, Rescale, Scope, Sequential
-from dist_net.nn.parameters import Vector
 from dist_net.optim import Adam
 from dist_net.pictures.decoding import letterbox, load_image
 from dist_net.recipes.recipe import Recipe
 from dist_net.training.single_process import SingleProcess
+from dist_net.vector import Vector
 
 HEIGHT, WIDTH = 9, 11
 LAST_DIGIT = 1e-4  # of what the program prints, 0.01 %; half of it, and as much for rounding

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import round_trips
 from benchmarks.peers.runner import said_by
 from dist_net.errors import BenchmarkError
-from dist_net.wire.messages import Vector
+from dist_net.vector import Vector
 from dist_net.wire.segment import available
 
 

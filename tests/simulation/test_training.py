@@ -23,7 +23,8 @@ from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.training.commands import Begin, Compute, Ended, Gather, SendToServer
 from dist_net.training.inbox import Inbox
 from dist_net.training.state import GRADIENT_SLOTS, WorkerState
-from dist_net.wire.messages import Heartbeat, Join, Message, Vector, Welcome, Work
+from dist_net.vector import Vector
+from dist_net.wire.messages import Heartbeat, Join, Message, Welcome, Work
 from dist_net.wire.segment import NOTE_BYTES
 from dist_net.wire.work_note import noted
 

@@ -24,7 +24,7 @@ from dist_net.darknet.weights import read_weights
 from dist_net.errors import BenchmarkError
 from dist_net.nn import leaky_relu, linear
 from dist_net.nn.activations import Activation
-from dist_net.nn.parameters import Vector
+from dist_net.vector import Vector
 
 Array = NDArray[np.float32]
 

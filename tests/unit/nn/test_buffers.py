@@ -17,7 +17,7 @@ from dist_net.parameter_server.store import WeightStore
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.training.evaluation import Evaluator
 from dist_net.training.single_process import SingleProcess
-from dist_net.wire.messages import Vector
+from dist_net.vector import Vector
 
 LAYOUT = (("weight", (2, 2)), ("mean", (3,)), ("scale", ()))  # a parameter and two buffers
 MOMENTA = (0.9, 0.5)

@@ -15,6 +15,7 @@ from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import Forget, ParameterServer, SendToPeer, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.training.state import GRADIENT_SLOTS
+from dist_net.vector import Vector
 from dist_net.wire.messages import (
     Alive,
     Heartbeat,
@@ -30,7 +31,6 @@ from dist_net.wire.messages import (
     Status,
     StatusRequest,
     Stop,
-    Vector,
     Wait,
     Welcome,
     Work,

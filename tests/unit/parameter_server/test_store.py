@@ -9,7 +9,8 @@ from dist_net.errors import CheckpointDamagedError
 from dist_net.optim import SGD, Momentum
 from dist_net.optim.rule import MOST_COMPILED
 from dist_net.parameter_server.store import PINS_PER_READER, WeightStore
-from dist_net.wire.messages import MOST_TOGETHER, Vector
+from dist_net.vector import Vector
+from dist_net.wire.messages import MOST_TOGETHER
 
 SIZE = 5
 

@@ -11,6 +11,7 @@ from dist_net.errors import (
 )
 from dist_net.training.commands import Begin, Compute, Ended, Gather, SendToServer
 from dist_net.training.state import WorkerState
+from dist_net.vector import Vector
 from dist_net.wire.messages import (
     Alive,
     Join,
@@ -20,7 +21,6 @@ from dist_net.wire.messages import (
     Push,
     Refuse,
     Stop,
-    Vector,
     Wait,
     Welcome,
     Work,

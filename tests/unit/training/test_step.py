@@ -7,11 +7,11 @@ import pytest
 
 from dist_net.data import Dataset, dataset_named, epoch_order
 from dist_net.nn import Dense, Dropout, Flatten, Model, Rescale, Sequential
-from dist_net.nn.parameters import Vector
 from dist_net.recipes.recipe import LoadedRecipe, load_recipe
 from dist_net.training.evaluation import Evaluator
 from dist_net.training.single_process import SingleProcess
 from dist_net.training.step import TrainingStep
+from dist_net.vector import Vector
 
 
 @pytest.fixture(scope="module")

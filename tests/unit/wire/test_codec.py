@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from dist_net.errors import ProtocolError
+from dist_net.vector import Vector, Vectors
 from dist_net.wire.codec import (
     MAX_HEADER_BYTES,
     MAX_PAYLOADS,
@@ -28,8 +29,6 @@ from dist_net.wire.messages import (
     Refuse,
     Snapshot,
     Status,
-    Vector,
-    Vectors,
     Wait,
     Welcome,
     Work,
