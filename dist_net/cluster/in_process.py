@@ -39,7 +39,7 @@ from dist_net.training.commands import Ended
 from dist_net.training.loop import MinibatchStep, WorkerLoop
 from dist_net.training.step import TrainingStep
 from dist_net.wire.messages import MOST_TOGETHER, Snapshot
-from dist_net.wire.roles import CLIENT
+from dist_net.wire.security import CLIENT
 from dist_net.wire.security import PeerKeys, load_server_keys, load_peer_keys
 from dist_net.wire.segment import available
 from dist_net.wire.transport import ServerSocket

@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_net.errors import SettingError
 from dist_net.optim import SGD, ArrayShapes, Constant, Optimizer, Schedule, UpdateRule, start_rule
-from dist_net.wire.arrays import MAX_ARRAY_BYTES
+from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import Push
 
 LEASE_MINIBATCHES = 64

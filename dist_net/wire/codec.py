@@ -1,55 +1,62 @@
 """Messages to frames and back; pure functions, no I/O.
 
-The first frame is a msgpack array ``[PROTOCOL_VERSION, type's name, *fields]``. Arrays are
-described there, see `dist_net.wire.arrays`, and each is a further frame; so is each payload, which
-nothing describes. What a peer sent is checked in full before an array is made of it; the checks
-are derived, once, from the annotations in `dist_net.wire.messages` and
-`dist_net.wire.serving_messages`.
+The first frame, the header, is a msgpack array ``[PROTOCOL_VERSION, type's name, *fields]``. Each
+array and each payload is a further frame. The header's last field describes the arrays:
+``["<f4", [length]]`` is one of float32, ``["<f4", [count, length]]`` are several of one length.
+Nothing describes payloads.
+
+Whatever a peer sent is checked in full before a message is made of it. The checks are derived,
+once, from the annotations in `dist_net.wire.messages` and `dist_net.wire.serving_messages`.
 """
 
+import re
 import sys
-from collections.abc import Callable, Sequence
-from operator import itemgetter
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast, get_args, get_type_hints
 
 import msgpack
+import numpy as np
 
 from dist_net.errors import ProtocolError
 from dist_net.vector import Vector, Vectors
-from dist_net.wire.arrays import Frame, decode_arrays, encode_arrays, shortened
 from dist_net.wire.messages import Integers, Message
 from dist_net.wire.serving_messages import Payloads
 
 PROTOCOL_VERSION = 2
 MAX_HEADER_BYTES = 2**20
+MAX_ARRAY_BYTES = 2**30
 MAX_PAYLOADS = 1024
 
+Frame = bytes | memoryview
+
 _MAX_INTEGER = 2**63 - 1
-# How many characters or bytes a field may have; 1,024 unless it is named here. Reasons are for
-# people: one that is too long is cut when it is sent.
+_DTYPE_NAME = "<f4"
+_DTYPE = np.dtype(_DTYPE_NAME)
+
+# The most characters or bytes of a field; 1,024 unless it is named here. Reasons are for people:
+# one that is too long is cut when it is sent.
 _LONGEST = {"name": 128, "reason": 4096, "statuses": MAX_PAYLOADS} | dict.fromkeys(
     ("report", "models", "description"), MAX_HEADER_BYTES
 )
 _CUT = "reason"
+# These are logged as they came: a peer must not be able to write lines of its own into the log.
+_ONE_LINE = {"name", "host", "recipe_digest"}
+_CONTROL_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
+# Where -1 means that arrays travel as frames.
+_MAY_BE_ABSENT = {"gradient_descriptor", "weights_descriptor", "snapshot"}
+# A diverging worker's loss is not finite, and the server wants to know.
+_MAY_BE_NOT_FINITE = {"loss_sum"}
 
-# `msgpack.packb` would make a Packer and its buffer for each call. A path that is not UTF-8 may
-# stand in a text.
+# `msgpack.packb` would make a Packer and its buffer for each call. A text may hold a path that is
+# not UTF-8.
 _pack = msgpack.Packer(unicode_errors="replace").pack
 # No deeper, longer or other containers than a header has, so that a short hostile one cannot
 # make msgpack reserve much memory.
 _UNPACK_LIMITS = {"use_list": False, "max_array_len": 16, "max_map_len": 0, "max_ext_len": 0}
 
-# -1 in these says that arrays travel as frames.
-_MAY_BE_ABSENT = {"gradient_descriptor", "weights_descriptor", "snapshot"}
-# A diverging worker's loss is not finite, and the server wants to hear of it.
-_MAY_BE_NOT_FINITE = {"loss_sum"}
-
 
 class _Field(NamedTuple):
-    """What a plain field's value must be; a number without bounds if ``low`` is None.
-
-    Of a text or bytes ``high`` is the greatest length.
-    """
+    """What a field's value must be; ``high`` is the greatest length of a text or bytes."""
 
     name: str
     types: tuple[type, ...]
@@ -58,15 +65,15 @@ class _Field(NamedTuple):
 
     @property
     def has_length(self) -> bool:
-        """Whether ``high`` is a length."""
         return self.types[0] in (str, bytes)
 
 
 class _Layout(NamedTuple):
-    """What a message's header must hold. ``absent`` stands for an array that is not there.
+    """What the header of a message must hold.
 
-    ``()``: for several arrays; ``...``: it must be there. ``texts``: the places among ``fields`` of
-    texts and bytes, and their greatest lengths.
+    ``texts`` are the indices of texts and bytes in ``fields``, with their greatest lengths.
+    ``absent`` is what stands for arrays that did not come: None for one, () for several, and
+    ``...`` if they must come.
     """
 
     kind: Any
@@ -75,18 +82,6 @@ class _Layout(NamedTuple):
     array: str | None
     absent: Any
     has_payloads: bool
-
-
-class _Plain(NamedTuple):
-    """What suffices for a header: its values' types, but for an array's, and no negative integer.
-
-    ``sequences`` are the places of what holds several integers.
-    """
-
-    layout: _Layout
-    types: list[type]
-    integers: Callable[[Any], tuple[int, ...]]
-    sequences: tuple[int, ...]
 
 
 def _field(name: str, hint: Any) -> _Field:
@@ -118,20 +113,7 @@ def _layout(kind: Any) -> _Layout:
     return _Layout(kind, fields, texts, array, absent, has_payloads)
 
 
-def _plain(layout: _Layout) -> _Plain | None:
-    if layout.has_payloads:
-        return None
-    if any(field.types[0] is float and field.low is not None for field in layout.fields):
-        return None
-    types = [int, str, *(field.types[0] for field in layout.fields)]
-    integers = (i for i, kind in enumerate(types) if kind is int)
-    sequences = tuple(i for i, kind in enumerate(types) if kind is tuple)
-    # The version comes twice, so that there are always two: with one, itemgetter makes no tuple.
-    return _Plain(layout, types, itemgetter(0, *integers), sequences)
-
-
 _LAYOUTS = {kind.__name__: _layout(kind) for kind in get_args(Message)}
-_PLAINS = {name: plain for name, layout in _LAYOUTS.items() if (plain := _plain(layout))}
 
 
 def encode(message: Message) -> list[Frame]:
@@ -146,29 +128,43 @@ def encode(message: Message) -> list[Frame]:
     values: tuple[Any, ...] = message
     for place, longest in layout.texts:
         if len(values[place]) > longest:
-            values = _shortened_message(layout, values, place)
+            field = layout.fields[place]
+            if field.name != _CUT:
+                raise _field_error(layout, field, values[place])
+            values = (*values[:place], values[place][: longest - 3] + "...", *values[place + 1 :])
+    frames: Sequence[Frame] = ()
     if layout.has_payloads:
-        frames: list[Frame] = [_pack((PROTOCOL_VERSION, name, *values[:-1])), *values[-1]]
-    elif layout.array is None:
-        frames = [_pack((PROTOCOL_VERSION, name, *values))]
-    else:
-        spec, array_frames = encode_arrays(name, values[-1])
-        frames = [_pack((PROTOCOL_VERSION, name, *values[:-1], spec)), *array_frames]
-    if len(frames[0]) > MAX_HEADER_BYTES:
+        values, frames = values[:-1], values[-1]
+    elif layout.array is not None:
+        spec, frames = _encode_arrays(name, values[-1])
+        values = (*values[:-1], spec)
+    header = _pack((PROTOCOL_VERSION, name, *values))
+    if len(header) > MAX_HEADER_BYTES:
         raise ProtocolError(
-            f"a {name} message needs a header of {len(frames[0])} bytes; "
+            f"a {name} message needs a header of {len(header)} bytes; "
             f"at most {MAX_HEADER_BYTES} are allowed: send less text at once"
         )
-    return frames
+    return [header, *frames]
 
 
-def _shortened_message(layout: _Layout, values: tuple[Any, ...], place: int) -> tuple[Any, ...]:
-    """The values of a message one of whose texts is too long, if that may be cut."""
-    field = layout.fields[place]
-    if field.name != _CUT:
-        raise _field_error(layout, field.name, values[place])
-    cut = values[place][: int(field.high) - 3] + "..."
-    return (*values[:place], cut, *values[place + 1 :])
+def _encode_arrays(
+    message_name: str, arrays: Vector | Vectors | None
+) -> tuple[tuple[str, tuple[int, ...]] | None, list[Frame]]:
+    """The description of arrays for the header, None if there are none, and their frames."""
+    several = isinstance(arrays, tuple)
+    given = arrays if isinstance(arrays, tuple) else () if arrays is None else (arrays,)
+    for array in given:
+        is_vector = array.dtype == _DTYPE and array.ndim == 1
+        if not is_vector or not 0 < array.nbytes <= MAX_ARRAY_BYTES or array.size != given[0].size:
+            raise ProtocolError(
+                f"a {message_name} message was given a {array.dtype} array of shape {array.shape}; "
+                f"expected a 1-D float32 array of 1 to {MAX_ARRAY_BYTES // 4} elements, and "
+                f"several of one length"
+            )
+    if not given:
+        return None, []
+    shape = (len(given), given[0].size) if several else (given[0].size,)
+    return (_DTYPE_NAME, shape), [np.ascontiguousarray(array).data.cast("B") for array in given]
 
 
 def decode(frames: Sequence[Frame]) -> Message:
@@ -181,68 +177,32 @@ def decode(frames: Sequence[Frame]) -> Message:
         size = len(frames[0]) if frames else 0
         raise ProtocolError(
             f"got {len(frames)} frames with a header of {size} bytes; expected one or two "
-            f"frames with a header of at most {MAX_HEADER_BYTES} bytes"
+            f"frames, the first of at most {MAX_HEADER_BYTES} bytes"
         )
     try:
         values = msgpack.unpackb(frames[0], **_UNPACK_LIMITS)
     except ValueError as error:
         raise ProtocolError(
-            f"the header {shortened(bytes(frames[0][:64]))} is not msgpack ({error}); expected "
+            f"the header {_shortened(bytes(frames[0][:64]))} is not msgpack ({error}); expected "
             f"[{PROTOCOL_VERSION}, type, fields...]"
         ) from error
-    message = _decode_plain(values, frames)
-    return _decode_carefully(values, frames) if message is None else message
-
-
-def _decode_plain(values: Any, frames: Sequence[Frame]) -> Message | None:
-    """The message of a header, if all of it but an array is right at one look.
-
-    Most are; looking at each field would take a tenth of a round trip over ipc.
-    """
-    try:
-        layout, types, integers, sequences = _PLAINS[values[1]]
-    except (TypeError, IndexError, KeyError):
-        return None
-    plain = values[:-1] if layout.array else values
-    if [*map(type, plain)] != types or values[0] != PROTOCOL_VERSION:
-        return None
-    numbers = integers(values)
-    for place in sequences:
-        numbers += values[place]
-    if sequences and {*map(type, numbers)} != {int}:
-        return None
-    if min(numbers) < 0 or max(numbers) > _MAX_INTEGER:
-        return None
-    if any(len(plain[2 + place]) > longest for place, longest in layout.texts):
-        return None
-    return _completed(layout, plain[2:], values[-1], frames)
-
-
-def _decode_carefully(values: Any, frames: Sequence[Frame]) -> Message:
-    """The message of a header, looked at field by field; says what is wrong."""
     layout = _layout_of(values)
-    fields = values[2:]
-    for field, value in zip(layout.fields, fields, strict=False):
+    plain = values[2:-1] if layout.array else values[2:]
+    for field, value in zip(layout.fields, plain, strict=True):
         name, types, low, high = field
-        if type(value) not in types or (low is not None and not low <= value <= high):
-            raise _field_error(layout, name, value)
-        if field.has_length and len(value) > high:
-            raise _field_error(layout, name, value)
-        if type(value) is tuple and not all(_is_natural(each) for each in value):
-            raise _field_error(layout, name, value)
-    plain = fields[:-1] if layout.array else fields
-    return _completed(layout, plain, values[-1], frames)
-
-
-def _completed(
-    layout: _Layout, plain: tuple[Any, ...], spec: Any, frames: Sequence[Frame]
-) -> Message:
-    """The message of these fields, and of what travels as frames; ``spec`` describes an array."""
+        kind = type(value)
+        if (
+            kind not in types
+            or (low is not None and not low <= value <= high)
+            or ((kind is str or kind is bytes) and len(value) > high)
+            or (kind is tuple and not all(map(_is_natural, value)))
+            or (name in _ONE_LINE and _CONTROL_CHARACTER.search(value))
+        ):
+            raise _field_error(layout, field, value)
     if layout.has_payloads:
         plain = (*plain, _payloads(layout, frames))
     elif layout.array:
-        name = f"{layout.kind.__name__}.{layout.array}"
-        plain = (*plain, decode_arrays(name, spec, frames[1:], layout.absent))
+        plain = (*plain, _decode_arrays(layout, values[-1], frames[1:]))
     elif len(frames) != 1:
         raise ProtocolError(f"{layout.kind.__name__} came in {len(frames)} frames; expected 1")
     return cast(Message, layout.kind._make(plain))
@@ -252,18 +212,18 @@ def _layout_of(values: Any) -> _Layout:
     """The layout that a header names, when version and number of fields are right."""
     if type(values) is not tuple or len(values) < 2 or type(values[1]) is not str:
         raise ProtocolError(
-            f"the header is {shortened(values)}; expected [{PROTOCOL_VERSION}, type, fields...]"
+            f"the header is {_shortened(values)}; expected [{PROTOCOL_VERSION}, type, fields...]"
         )
     version, name = values[:2]
     if type(version) is not int or version != PROTOCOL_VERSION:
         raise ProtocolError(
-            f"the peer speaks protocol version {shortened(version)}; this side speaks "
+            f"the peer speaks protocol version {_shortened(version)}; this side speaks "
             f"{PROTOCOL_VERSION}: install the same release of dist-net on both hosts"
         )
     layout = _LAYOUTS.get(name)
     if layout is None:
         raise ProtocolError(
-            f"unknown message type {shortened(name)}; expected one of {', '.join(_LAYOUTS)}"
+            f"unknown message type {_shortened(name)}; expected one of {', '.join(_LAYOUTS)}"
         )
     expected = layout.kind._fields[:-1] if layout.has_payloads else layout.kind._fields
     if len(values) - 2 != len(expected):
@@ -283,20 +243,64 @@ def _payloads(layout: _Layout, frames: Sequence[Frame]) -> Payloads:
     return tuple(memoryview(frame).toreadonly() for frame in frames[1:])
 
 
+def _decode_arrays(layout: _Layout, spec: Any, frames: Sequence[Frame]) -> Any:
+    """The arrays that ``spec`` describes, as read-only views of ``frames``."""
+    name = f"{layout.kind.__name__}.{layout.array}"
+    if spec is None and layout.absent is not ...:
+        if frames:
+            raise ProtocolError(f"{name} is nil, but {len(frames)} frames of arrays came")
+        return layout.absent
+    several = layout.absent == ()
+    count, length = _promised(spec, several)
+    if not length:
+        raise ProtocolError(
+            f"{name} is described as {_shortened(spec)}; expected "
+            f'["{_DTYPE_NAME}", [{"count, " if several else ""}length]] '
+            f"with a length of 1 to {MAX_ARRAY_BYTES // 4}"
+        )
+    sizes = [*map(len, frames)]  # frames are bytes, or views of them
+    if len(sizes) != count or {*sizes} != {4 * length}:
+        raise ProtocolError(
+            f"{name} came in frames of {_shortened(sizes)} bytes; expected {count} of {4 * length}"
+        )
+    vectors = [np.frombuffer(frame, _DTYPE) for frame in frames]
+    for vector in vectors:
+        vector.setflags(write=False)
+    return tuple(vectors) if several else vectors[0]
+
+
+def _promised(spec: Any, several: bool) -> tuple[int, int]:
+    """The number of arrays and their length; zeros if the description is not valid."""
+    if type(spec) is not tuple or len(spec) != 2 or spec[0] != _DTYPE_NAME:
+        return 0, 0
+    shape = spec[1]
+    if type(shape) is not tuple or [*map(type, shape)] != [int] * (1 + several):
+        return 0, 0
+    count, length = shape if several else (1, *shape)
+    return (count, length) if count > 0 and 0 < length <= MAX_ARRAY_BYTES // 4 else (0, 0)
+
+
 def _is_natural(value: Any) -> bool:
     return type(value) is int and 0 <= value <= _MAX_INTEGER
 
 
-def _field_error(layout: _Layout, name: str, value: Any) -> ProtocolError:
-    field = next(field for field in layout.fields if field.name == name)
+def _field_error(layout: _Layout, field: _Field, value: Any) -> ProtocolError:
     expected = field.types[0].__name__
     if field.types == (tuple,):
         expected = f"several integers from 0 to {_MAX_INTEGER}"
     if field.has_length:
         expected += f" of length 0 to {field.high}"
+    if field.name in _ONE_LINE:
+        expected += " without control characters"
     if field.low is not None:
         expected += f" from {field.low} to {field.high}"
     return ProtocolError(
-        f"{layout.kind.__name__}.{name} is {shortened(value)} "
+        f"{layout.kind.__name__}.{field.name} is {_shortened(value)} "
         f"({type(value).__name__}); expected {expected}"
     )
+
+
+def _shortened(value: object) -> str:
+    """A value as an error shows it, however long."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

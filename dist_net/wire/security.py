@@ -1,19 +1,20 @@
-"""Keys of a cluster: CURVE encryption, and who may take part, as what.
+"""Keys of a cluster: CURVE encryption, who may connect, and what their role lets them send.
 
 A cluster's key directory, made on the server's host::
 
     DIR/
       server.key_secret     never leaves the server's host
       server.key
-      workers/NAME.key      who may come in, by role, see `dist_net.wire.roles`;
+      workers/NAME.key      who may connect, by role;
       clients/NAME.key      to shut somebody out, delete the file
       operators/NAME.key
       NAME/                 copy this directory, and nothing else, to that host
         server.key
         worker.key_secret   or client.key_secret, or operator.key_secret
 
-Key files have the format of `zmq.auth`'s certificates. A directory of an earlier release has only
-``clients``, whose keys were for everything: they stay a worker's and a client's.
+A *worker* trains, or answers for a pool. A *client* asks a pool, and watches a run. An *operator*
+is a client who may also end a run, and reload and unload models. Key files have the format of
+`zmq.auth`'s certificates.
 """
 
 import logging
@@ -31,11 +32,45 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
 from dist_net.errors import KeyFileError
-from dist_net.wire.roles import CLIENT, OPERATOR, WORKER
+from dist_net.wire.messages import (
+    Heartbeat,
+    Join,
+    Leave,
+    Message,
+    Pull,
+    Push,
+    Shutdown,
+    SnapshotRequest,
+    StatusRequest,
+)
+from dist_net.wire.serving_messages import (
+    Ask,
+    Cancel,
+    Describe,
+    Done,
+    Enlist,
+    FetchArrays,
+    Greet,
+    Loaded,
+    Reload,
+    Unload,
+)
 
 logger = logging.getLogger(__name__)
 
-ROLES = (WORKER, CLIENT, OPERATOR)
+WORKER, CLIENT, OPERATOR = ROLES = "worker", "client", "operator"
+
+_TRAINS: set[type[Message]] = {Join, Pull, Push, Heartbeat, Leave}
+_ANSWERS: set[type[Message]] = {Enlist, Loaded, FetchArrays, Done}
+_ASKS: set[type[Message]] = {Ask, Cancel, Describe, Greet, SnapshotRequest}
+_RULES: set[type[Message]] = {Shutdown, Reload, Unload}
+
+MAY_SEND = {
+    WORKER: {StatusRequest, *_TRAINS, *_ANSWERS},
+    CLIENT: {StatusRequest, *_ASKS},
+    OPERATOR: {StatusRequest, *_ASKS, *_RULES},
+}
+"""What a server takes of a peer with a key, by the key's role."""
 
 # By so much a frame is longer on the wire once it is encrypted: a command's name, a nonce, an
 # authentication code and flags (CurveZMQ, RFC 26). ZeroMQ compares that length with its limit.
@@ -103,13 +138,6 @@ def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Pa
             f"beginning with a letter or digit, and none of {', '.join(sorted(taken_names))}"
         )
     server_public, _ = _load_pair(directory / _SERVER_SECRET)
-    if _is_of_earlier_release(directory):
-        earlier, now = _allow_list(directory, CLIENT), _allow_list(directory, WORKER)
-        rename = shlex.join(("mv", str(earlier), str(now)))
-        raise KeyFileError(
-            f"{directory} was made by an earlier release, when every key was for everything; to "
-            f"keep those as workers' keys: {rename}; then add others"
-        )
     bundle, allowed = directory / name, _allow_list(directory, role) / f"{name}.key"
     for taken in (bundle, allowed):
         if taken.exists():
@@ -129,10 +157,6 @@ def _allow_list(directory: Path, role: str) -> Path:
 
 def _secret_name(role: str) -> str:
     return f"{role}.key_secret"
-
-
-def _is_of_earlier_release(directory: Path) -> bool:
-    return not _allow_list(directory, WORKER).is_dir()
 
 
 def load_server_keys(directory: Path) -> ServerKeys:
@@ -184,6 +208,22 @@ def _make_room_for_encryption(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.MAXMSGSIZE, longest_frame + CURVE_OVERHEAD_BYTES)
 
 
+def role_refusal(roles: frozenset[str], kind: type[Message]) -> str | None:
+    """Why a peer whose key has these roles may not send such a message; None: it may."""
+    if any(kind in MAY_SEND[role] for role in roles):
+        return None
+    needed = next((role for role, kinds in MAY_SEND.items() if kind in kinds), None)
+    own = " and ".join(sorted(roles)) or "nobody"
+    if needed is None:
+        remedy = "only processes of this host may"
+    else:
+        remedy = (
+            f"use a key of a {needed}, which 'dist-net keys create DIR --{needed} NAME' makes on "
+            f"the server's host"
+        )
+    return f"this is a key of a {own}, who may not send {kind.__name__}: {remedy}"
+
+
 class AllowList:
     """Answers ZeroMQ's question whether a key may come in (ZAP, RFC 27) from a directory.
 
@@ -222,11 +262,9 @@ class AllowList:
 
 def _allowed_keys(directory: Path) -> dict[bytes, frozenset[str]]:
     """The roles of each key that is allowed in."""
-    roles = {_allow_list(directory, role): frozenset({role}) for role in ROLES}
-    if _is_of_earlier_release(directory):
-        roles = {_allow_list(directory, CLIENT): frozenset({WORKER, CLIENT})}
     allowed: dict[bytes, frozenset[str]] = {}
-    for allow_list, own in roles.items():
+    for role in ROLES:
+        allow_list = _allow_list(directory, role)
         try:
             paths = [path for path in allow_list.iterdir() if path.suffix == ".key"]
         except FileNotFoundError:
@@ -236,7 +274,7 @@ def _allowed_keys(directory: Path) -> dict[bytes, frozenset[str]]:
                 f"cannot read the allow-list {allow_list} ({error.strerror}); {_CREATE_HINT}"
             ) from error
         for key in map(_load_public, paths):
-            allowed[key] = allowed.get(key, frozenset()) | own
+            allowed[key] = allowed.get(key, frozenset()) | {role}
     return allowed
 
 

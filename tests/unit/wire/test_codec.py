@@ -55,8 +55,13 @@ by_hint = {
     Integers: st.lists(st.integers(0, 2**63 - 1), max_size=14).map(tuple),
     Payloads: st.lists(st.binary(max_size=20), max_size=3).map(tuple),
 }
+one_line = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=20)
+by_name = dict.fromkeys(("name", "host", "recipe_digest"), one_line)
 messages = st.one_of(
-    st.builds(kind, **{name: by_hint[hint] for name, hint in get_type_hints(kind).items()})
+    st.builds(
+        kind,
+        **{name: by_name.get(name, by_hint[hint]) for name, hint in get_type_hints(kind).items()},
+    )
     for kind in get_args(Message)
 )
 plain_values = st.recursive(
@@ -193,6 +198,16 @@ def test_a_name_that_is_too_long_is_named():
         [header(PROTOCOL_VERSION, "Join", "x" * 129, "d", 6, 1, -1, b"")],
         *["Join.name", "length 0 to 128"],
     )
+
+
+@pytest.mark.parametrize("character", ["\n", "\r", "\x1b", "\x85", "\u2028"])
+def test_a_name_cannot_begin_a_line_of_the_log(character):
+    name = f"worker{character}2026-01-01 INFO all is well"
+    assert_refused(
+        [header(PROTOCOL_VERSION, "Join", name, "d", 6, 1, -1, b"")],
+        *["Join.name", "without control characters"],
+    )
+    assert_refused([header(PROTOCOL_VERSION, "Join", "w", f"d{character}", 6, 1, -1, b"")])
 
 
 def test_a_reason_that_is_too_long_is_cut():

@@ -146,17 +146,6 @@ def test_the_command_makes_keys_for_each_role(tmp_path):
     assert {path.name for path in (keys / "operators").iterdir()} == {"operator.key", "anna.key"}
 
 
-def test_keys_of_an_earlier_release_work_and_get_no_new_ones_beside_them(directory):
-    (directory / "clients").rmdir()
-    (directory / "operators").rmdir()
-    (directory / "workers").rename(directory / "clients")
-    assert load_server_keys(directory)
-    for role in ("worker", "client"):
-        assert load_peer_keys(directory, role) == load_peer_keys(directory / "worker")
-    with pytest.raises(KeyFileError, match=r"mv \S+/clients \S+/workers"):
-        add_keys(directory, "client", "laptop")
-
-
 def test_the_command_adds_workers_to_keys_that_exist(tmp_path):
     keys = tmp_path / "keys"
     assert run_command("create", str(keys), "--worker", "rack1", "--worker", "rack2") == 0
