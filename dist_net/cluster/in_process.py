@@ -35,7 +35,7 @@ from dist_net.parameter_server.loop import (
 )
 from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
-from dist_net.training.commands import Ended
+from dist_net.training.state import Ended
 from dist_net.training.loop import MinibatchStep, WorkerLoop
 from dist_net.training.step import TrainingStep
 from dist_net.wire.messages import MOST_TOGETHER, Snapshot

@@ -12,9 +12,18 @@ import numpy as np
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import SegmentError
-from dist_net.training.commands import Begin, WorkerCommand, Compute, Ended, Gather, SendToServer
 from dist_net.training.inbox import Inbox
-from dist_net.training.state import GRADIENT_SLOTS, WorkerState
+from dist_net.training.state import (
+    GRADIENT_SLOTS,
+    Begin,
+    Compute,
+    Ended,
+    Gather,
+    Receive,
+    SendToServer,
+    WorkerCommand,
+    WorkerState,
+)
 from dist_net.vector import Vector
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Join, Message, Welcome
@@ -24,8 +33,6 @@ from dist_net.wire.transport import ClientSocket
 from dist_net.wire.wakefulness import Wakefulness
 
 logger = logging.getLogger(__name__)
-
-POLL_S = 0.2
 
 
 class MinibatchStep(Protocol):
@@ -127,68 +134,20 @@ class WorkerLoop:
         """
         commands = deque(self._state.start(self._clock.now()))
         while True:
-            while commands:
-                command = commands.popleft()
-                if isinstance(command, Ended):
-                    return command
-                commands.extendleft(reversed(self._carry_out(command)))
-            has_minibatch = self._state.can_compute
-            if has_minibatch:
-                _let_others_in()
-            message = self._inbox.receive(0) if has_minibatch else self._listen()
-            if self._stop_requested is not None:
-                commands.extend(self._state.leave(self._stop_requested))
-            elif message is not None:
-                commands.extend(self._take_in(message))
-            elif not has_minibatch:
-                commands.extend(self._tick())
-            if not commands and self._state.can_compute:
-                commands.extend(self._state.compute())
-
-    def _take_in(self, message: Message) -> list[WorkerCommand]:
-        """Handles the message, and those behind it, whose weights are newer."""
-        while True:
-            commands = self._state.handle(message, self._clock.now())
-            if commands or not self._state.awaits_older_answer:
-                return commands
-            following = self._inbox.receive(0)
-            if following is None:
-                return commands
-            message = following
-
-    def _listen(self) -> Message | None:
-        """The next message; None when none came in time."""
-        message = self._wakeful.receive(self._patience_s())
-        if message is None and self._state.is_overdue(self._clock.now()):
-            # This process may have been stopped for a while, by SIGSTOP or with the whole
-            # machine: then the answer has long been sent, and needs a moment to get here.
-            message = self._inbox.receive(POLL_S)
-        return message
-
-    def _tick(self) -> list[WorkerCommand]:
-        now = self._clock.now()
-        if self._is_orphaned():
-            return self._state.leave("the process that started this one is gone")
-        if self._heart is None:
-            if self._state.is_overdue(now):
-                raise self._socket.no_answer(self._join_timeout_s)
-        elif self._heart.answer is not None:
-            answered = self._state.heartbeat_answered(*self._heart.answer, now)
-            if answered:
-                return answered
-        return self._state.tick(now)
-
-    def _patience_s(self) -> float:
-        """How long to wait for a message: until something is due, but never long."""
-        wakes_at_s = self._state.wakes_at_s
-        due_s = POLL_S if wakes_at_s is None else wakes_at_s - self._clock.now()
-        return min(max(due_s, 0.0), POLL_S)
+            if not commands:
+                commands.extend(self._state.next_commands(self._clock.now()))
+            command = commands.popleft()
+            if isinstance(command, Ended):
+                return command
+            commands.extend(self._carry_out(command))
 
     def _carry_out(self, command: WorkerCommand) -> list[WorkerCommand]:
         match command:
             case SendToServer(message):
                 self._socket.send(message)
                 self._wakeful.stay_awake()  # for the answer
+            case Receive(timeout_s):
+                return self._receive(timeout_s)
             case Gather(epoch, start, stop) if self._step is not None:
                 self._step.prepare(epoch, start, stop)
             case Compute() if self._step is not None:
@@ -199,6 +158,19 @@ class WorkerLoop:
             case Begin(welcome):
                 self._begin(welcome)
         return []
+
+    def _receive(self, timeout_s: float) -> list[WorkerCommand]:
+        if timeout_s == 0 and hasattr(os, "sched_yield"):
+            os.sched_yield()
+        message = self._wakeful.receive(timeout_s)
+        now = self._clock.now()
+        if message is None and self._is_orphaned():
+            self._stop_requested = "the process that started this one is gone"
+        if self._stop_requested is not None:
+            return self._state.leave(self._stop_requested)
+        if message is None and self._heart is None and self._state.is_overdue(now):
+            raise self._socket.no_answer(self._join_timeout_s)
+        return self._state.received(message, now, self._heart.answer if self._heart else None)
 
     def _begin(self, welcome: Welcome) -> None:
         self._inbox.forget()
@@ -220,15 +192,6 @@ class WorkerLoop:
         logger.info(
             "joined worker=%d shared_memory=%s", welcome.worker_id, not self._sends_gradient
         )
-
-
-def _let_others_in() -> None:
-    """Lets those run that wait for this core: the server, a socket's thread.
-
-    Between two minibatches they interrupt nothing. Without it they wait until the worker does.
-    """
-    if hasattr(os, "sched_yield"):
-        os.sched_yield()
 
 
 class ReceivedWeights:

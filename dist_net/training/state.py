@@ -1,11 +1,11 @@
-"""A training worker's cycle as a state machine: what happened comes in, what to do comes out.
+"""A training worker's cycle as a state machine: events come in, commands come out.
 
     Join ─▶ Welcome ─▶ Pull ─▶ Work ─▶ compute ─▶ Push ─▶ Work ─▶ compute ─▶ ... ─▶ Stop ─▶ Leave
 
-While a push is on its way and is acknowledged, the next minibatch of the lease is computed, from
-the weights that came last: so neither the network nor the server's work is waited for. Gradients
-that follow each other closely go in one push, as many as the server says: then everybody on their
-way is woken less often, and the server takes them up in one pass over the weights. The price is a
+While a push travels and is acknowledged, the worker computes the next minibatch of its lease from
+the newest weights that it has, so it waits neither for the network nor for the server. Gradients
+that follow each other closely go in one push, as many as the server says: that wakes everybody on
+the way less often, and the server applies them in one pass over the weights. The price is a
 staleness that is greater by one or two of the worker's own. No I/O; times are seconds on one clock
 that never goes backwards.
 """
@@ -13,6 +13,7 @@ that never goes backwards.
 import logging
 import math
 from collections import deque
+from typing import NamedTuple
 
 from dist_net.errors import (
     JoinRefusedError,
@@ -20,8 +21,6 @@ from dist_net.errors import (
     ServerLostError,
     WorkerRefusedError,
 )
-from dist_net.training.commands import Begin, WorkerCommand, Compute, Ended, Gather, SendToServer
-from dist_net.training.held import Computed, HeldGradients
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
     MOST_TOGETHER,
@@ -52,6 +51,81 @@ SLOWEST_BYTES_PER_S = 16_000.0
 # more time than it gives them.
 PATIENCE = 3
 
+QUICK_STEP_S = 0.002
+"""A gradient waits for the next if that will be soon; a message costs some 0.1 ms in all."""
+
+LONGEST_WAIT_S = 0.2
+"""For a message; then the worker looks whether it is to stop."""
+
+
+class SendToServer(NamedTuple):
+    """Send the message to the server."""
+
+    message: Message
+
+
+class Receive(NamedTuple):
+    """Wait so long for a message, then call ``WorkerState.received``.
+
+    0: only look, between two minibatches, and let others have the core first. The server and the
+    sockets' threads then need not interrupt a computation.
+    """
+
+    timeout_s: float
+
+
+class Begin(NamedTuple):
+    """The worker is in (again): set up for this welcome, and send heartbeats from now on."""
+
+    welcome: Welcome
+
+
+class Gather(NamedTuple):
+    """Gather samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
+
+    epoch: int
+    start: int
+    stop: int
+
+
+class Compute(NamedTuple):
+    """Compute the gradient of these samples, gathered last, then call ``WorkerState.computed``.
+
+    The weights are buffer ``snapshot`` of the server's segment; -1: ``weights`` holds them.
+    """
+
+    epoch: int
+    start: int
+    stop: int
+    snapshot: int
+    weights: Vector | None
+    slot: int
+
+
+class Ended(NamedTuple):
+    """The worker has no more to do: ``finished``, every epoch is done."""
+
+    reason: str
+    finished: bool
+
+
+WorkerCommand = SendToServer | Receive | Begin | Gather | Compute | Ended
+
+
+class Computed(NamedTuple):
+    """What the minibatch of samples ``start`` to ``stop`` gave.
+
+    It lies in ``slot`` of the worker's memory; ``gradient`` is None if the server reads it there.
+    """
+
+    start: int
+    stop: int
+    base_version: int
+    loss_sum: float
+    correct: int
+    slot: int
+    gradient: Vector | None
+
 
 class WorkerState:
     """One worker. ``join`` is what it introduces itself with, each time that it joins.
@@ -72,8 +146,10 @@ class WorkerState:
         self._batch_size = 0
         self._work: Work | None = None
         self._next_sample = 0
-        self._held = HeldGradients()
-        self._prepared: Gather | None = None
+        self._held: list[Computed] = []  # and not pushed yet
+        self._pushed_s = -math.inf
+        self._looks_first = False
+        self._gathered: Gather | None = None
         self._computing: Compute | None = None
         self._unanswered: deque[tuple[Message, float]] = deque()
         self._heard_s = -math.inf
@@ -126,13 +202,41 @@ class WorkerState:
     def _free_slot(self) -> int:
         """The first slot without a gradient that is to be read yet: few are used, if few do."""
         pushed = (slot for push in self._unanswered_pushes() for slot in push.slots)
-        taken = {*pushed, *self._held.slots}
+        taken = {*pushed, *(computed.slot for computed in self._held)}
         return next(slot for slot in range(GRADIENT_SLOTS) if slot not in taken)
 
-    @property
-    def awaits_older_answer(self) -> bool:
-        """Whether not only the last request is unanswered: newer weights may be here by now."""
-        return len(self._unanswered) > 1
+    def next_commands(self, now: float) -> list[WorkerCommand]:
+        """What to do when every command is carried out: compute, look for a message, or wait."""
+        if not self.can_compute:
+            return [Receive(self._patience_s(now))]
+        return [Receive(0)] if self._looks_first else self.compute()
+
+    def _patience_s(self, now: float) -> float:
+        """How long to wait for a message: until something is due, but never long."""
+        wakes_at_s = self.wakes_at_s
+        if wakes_at_s is None or self.is_overdue(now):
+            # If an answer is overdue, this process may have been stopped, by SIGSTOP or with the
+            # whole machine. Then it was sent long ago, and needs a moment to get here.
+            return LONGEST_WAIT_S
+        return min(max(wakes_at_s - now, 0.0), LONGEST_WAIT_S)
+
+    def received(
+        self, message: Message | None, now: float, heartbeat: tuple[Message, float] | None = None
+    ) -> list[WorkerCommand]:
+        """Take in what a ``Receive`` gave; None: no message came in time.
+
+        ``heartbeat`` is the newest answer to a heartbeat, and when that was sent.
+        """
+        commands: list[WorkerCommand] = []
+        if message is not None:
+            commands = self.handle(message, now)
+        elif not self.can_compute:
+            if heartbeat is not None:
+                commands = self.heartbeat_answered(*heartbeat, now)
+            commands = commands or self.tick(now)
+        # Unless this was the answer to the last request, newer weights may be here by now.
+        self._looks_first = message is not None and len(self._unanswered) > 1
+        return commands
 
     def start(self, now: float) -> list[WorkerCommand]:
         """Ask to take part."""
@@ -158,7 +262,7 @@ class WorkerState:
                 return []
             case Welcome():
                 self._unanswered.clear()
-                self._prepared = None  # ``Begin`` makes a new step
+                self._gathered = None  # ``Begin`` makes a new step
                 self._worker_id = message.worker_id
                 self._batch_size = message.batch_size
                 self._answer_timeout_s = PATIENCE * message.heartbeat_timeout_s
@@ -179,9 +283,10 @@ class WorkerState:
         work = self._work
         if work is None:
             raise RuntimeError("compute() was called without a lease")
-        ready, minibatch = self._prepared, self._prepare(work)
+        ready, minibatch = self._gathered, self._gather(work)
         self._computing = Compute(*minibatch, work.snapshot, work.weights, self._free_slot())
         self._next_sample = minibatch.stop
+        self._looks_first = True
         return [self._computing] if ready == minibatch else [minibatch, self._computing]
 
     def computed(
@@ -196,12 +301,14 @@ class WorkerState:
             raise RuntimeError("computed() was called without a Compute command before it")
         self._computing = None
         _, start, stop, *_, slot = minibatch
-        self._held.hold(Computed(start, stop, work.version, loss_sum, correct, slot, gradient))
+        self._held.append(Computed(start, stop, work.version, loss_sum, correct, slot, gradient))
         commands: list[WorkerCommand] = []
-        if not (self.can_compute and self._held.wait_for_next(work.together, now)):
-            commands.append(self._ask(self._held.push(self._worker_id, work, now), now))
+        next_is_soon = self.can_compute and now - self._pushed_s < QUICK_STEP_S
+        if not next_is_soon or len(self._held) >= work.together:
+            commands.append(self._ask(self._push(work), now))
+            self._pushed_s = now
         if self._next_sample < work.stop:
-            commands.append(self._prepare(work))
+            commands.append(self._gather(work))
         return commands
 
     def heartbeat_answered(self, answer: Message, sent_s: float, now: float) -> list[WorkerCommand]:
@@ -240,8 +347,25 @@ class WorkerState:
     def _drop_lease(self) -> None:
         """Forget the lease, and what was computed for it and is of no use any more."""
         self._work = None
-        self._held.drop()
+        self._held.clear()
         self._unanswered.clear()
+
+    def _push(self, work: Work) -> Push:
+        """What is held back, in one push."""
+        starts, stops, versions, losses, correct, slots, gradients = zip(*self._held, strict=True)
+        sent = tuple(each for each in gradients if each is not None)
+        self._held.clear()
+        return Push(
+            self._worker_id,
+            work.lease_id,
+            starts[0],
+            stops,
+            versions,
+            sum(losses),
+            sum(correct),
+            slots,
+            sent,
+        )
 
     def _ask(self, message: Message, now: float) -> SendToServer:
         self._unanswered.append((message, now))
@@ -268,13 +392,13 @@ class WorkerState:
                 self._seen_bytes_per_s = travelled_bytes / (now - asked_s)
         if self._work is None or work.lease_id != self._work.lease_id:
             self._next_sample = work.start
-            self._held.drop()  # of a lease that ended before its time
+            self._held.clear()  # of a lease that ended before its time
         self._work = work
 
-    def _prepare(self, work: Work) -> Gather:
+    def _gather(self, work: Work) -> Gather:
         stop = min(self._next_sample + self._batch_size, work.stop)
-        self._prepared = Gather(work.epoch, self._next_sample, stop)
-        return self._prepared
+        self._gathered = Gather(work.epoch, self._next_sample, stop)
+        return self._gathered
 
     def _refused(self, refuse: Refuse, now: float) -> list[WorkerCommand]:
         if refuse.may_rejoin:

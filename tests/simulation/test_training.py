@@ -20,9 +20,17 @@ from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer, SendToPeer, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
-from dist_net.training.commands import Begin, Compute, Ended, Gather, SendToServer
 from dist_net.training.inbox import Inbox
-from dist_net.training.state import GRADIENT_SLOTS, WorkerState
+from dist_net.training.state import (
+    GRADIENT_SLOTS,
+    Begin,
+    Compute,
+    Ended,
+    Gather,
+    Receive,
+    SendToServer,
+    WorkerState,
+)
 from dist_net.vector import Vector
 from dist_net.wire.messages import Heartbeat, Join, Message, Welcome, Work
 from dist_net.wire.segment import NOTE_BYTES
@@ -58,33 +66,53 @@ class Host:
         self.worker = WorkerState(Join(node.decode(), "abc", SIZE, 1, descriptor, b""), "server")
         self.requests: deque[Message] = deque()
         self.answers: deque[Message] = deque()
+        self.arrived: deque[Message] = deque()
         self.note = bytearray(NOTE_BYTES)
         self.inbox = Inbox(self, memoryview(self.note))
+        self.heartbeat: tuple[Message, float] | None = None
         self.welcome: Welcome | None = None
-        self.prepared: Gather | None = None
+        self.gathered: Gather | None = None
         self.computing: Compute | None = None
+        self.is_waiting = False
         self.read: Vector | None = None
         self.done: Ended | None = None
         self.slots = [np.zeros(SIZE, np.float32) for _ in range(GRADIENT_SLOTS)]
-        self.perform(self.worker.start(cluster.now))
+        self.go_on(self.worker.start(cluster.now))
 
-    def perform(self, commands: list) -> None:
-        for command in commands:
-            match command:
+    def go_on(self, commands: list) -> None:
+        """Carry out commands as the loop does, until it computes, waits, or has ended."""
+        pending = deque(commands)
+        while not (self.done or self.computing or self.is_waiting):
+            if not pending:
+                pending.extend(self.worker.next_commands(self.cluster.now))
+            match command := pending.popleft():
                 case SendToServer(message):
                     self.requests.append(message)
+                case Receive():
+                    message = self.inbox.receive(0)
+                    if message is None and not self.worker.can_compute:
+                        self.is_waiting = True
+                    else:
+                        pending.extend(self.received(message))
                 case Begin(welcome):
                     self.welcome = welcome
                     self.inbox.forget()
-                    self.prepared = None  # as the process makes a new step
+                    self.gathered = None  # as the loop makes a new step
                 case Gather():
-                    self.prepared = command
+                    self.gathered = command
                 case Compute():
-                    assert command[:3] == self.prepared
+                    assert command[:3] == self.gathered
                     self.computing = command
                     self.read = self.weights(command).copy()
                 case Ended():
                     self.done = command
+
+    def received(self, message: Message | None) -> list:
+        try:
+            return self.worker.received(message, self.cluster.now, self.heartbeat)
+        except WorkerRefusedError as error:
+            self.kill()
+            return [Ended(str(error), finished=False)]
 
     def weights(self, compute: Compute) -> Vector:
         if compute.weights is not None:
@@ -106,12 +134,7 @@ class Host:
             gradient -= 1000
         # As in shared memory: the server reads what is in the slot when the push gets there.
         self.slots[compute.slot][:] = gradient.ravel()
-        self.perform(self.worker.computed(1.0, 1, self.slots[compute.slot], self.cluster.now))
-        self.begin_computing()
-
-    def begin_computing(self) -> None:
-        if self.computing is None and self.worker.can_compute:
-            self.perform(self.worker.compute())
+        self.go_on(self.worker.computed(1.0, 1, self.slots[compute.slot], self.cluster.now))
 
     def deliver_request(self, times: int = 1) -> None:
         if self.requests:
@@ -120,17 +143,24 @@ class Host:
                 self.cluster.server_handles(self.node, message)
 
     def deliver_answer(self) -> None:
-        """Take in an answer, but not during a computation: a process does one at a time."""
-        if self.computing is None and (answer := self.inbox.receive(0)) is not None:
-            try:
-                self.perform(self.worker.handle(answer, self.cluster.now))
-            except WorkerRefusedError:
-                self.kill()
-            self.begin_computing()
+        """An answer arrives; a worker that computes takes it in later."""
+        if self.answers:
+            self.arrived.append(self.answers.popleft())
+        if self.inbox.has_message():
+            self.wake()
+
+    def wake(self) -> None:
+        """End the worker's wait, by a message or because it lasted long enough."""
+        if self.is_waiting:
+            self.is_waiting = False
+            self.go_on(self.received(self.inbox.receive(0)))
+
+    def has_message(self) -> bool:
+        return bool(self.arrived)
 
     def receive(self, timeout_s: float) -> Message | None:
         """What its inbox does with its socket."""
-        return self.answers.popleft() if self.answers else None
+        return self.arrived.popleft() if self.arrived else None
 
     def kill(self) -> None:
         self.cluster.hosts.pop(self.node, None)
@@ -139,8 +169,11 @@ class Host:
 
     def beat(self) -> None:
         if self.welcome is not None:
+            node, now = b"beat of " + self.node, self.cluster.now
             heartbeat = Heartbeat(self.welcome.worker_id)
-            self.cluster.server.handle(b"beat of " + self.node, heartbeat, self.cluster.now)
+            for command in self.cluster.server.handle(node, heartbeat, now):
+                assert isinstance(command, SendToPeer)
+                self.heartbeat = command.message, now
 
 
 class Cluster:
@@ -189,7 +222,7 @@ class Cluster:
                     host.compute()
                     host.deliver_request()
                     host.deliver_answer()
-                host.perform(host.worker.tick(self.now))
+                host.wake()
             if all(host.done and not host.requests for host in self.hosts.values()):
                 return
         pytest.fail("the cluster makes no progress")

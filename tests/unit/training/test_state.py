@@ -9,8 +9,16 @@ from dist_net.errors import (
     ServerLostError,
     WorkerRefusedError,
 )
-from dist_net.training.commands import Begin, Compute, Ended, Gather, SendToServer
-from dist_net.training.state import WorkerState
+from dist_net.training.state import (
+    LONGEST_WAIT_S,
+    Begin,
+    Compute,
+    Ended,
+    Gather,
+    Receive,
+    SendToServer,
+    WorkerState,
+)
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
     Alive,
@@ -61,7 +69,6 @@ def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: Wor
             SendToServer(push(start, stop, 0, slot)),
             Gather(0, stop, min(stop + 4, 22)),
         ]
-        assert joined.awaits_older_answer
     # The server wants two at a time, and twice as many are on their way.
     assert not joined.can_compute
     assert joined.handle(work(7, 4, 22, version=1), 0.5) == []
@@ -70,7 +77,6 @@ def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: Wor
     # The rest of the lease is shorter than a minibatch.
     assert joined.computed(0.5, 3, None, 0.6) == [SendToServer(push(16, 20, 1, 0)), Gather(0, 20, 22)]
     assert joined.handle(work(7, 16, 22, version=4), 0.7) == []
-    assert not joined.awaits_older_answer
     assert joined.compute() == [Compute(0, 20, 22, 2, None, 1)]
     assert joined.computed(0.5, 3, None, 0.8) == [SendToServer(push(20, 22, 4, 1))]
     assert not joined.can_compute
@@ -94,6 +100,53 @@ def test_gradients_that_follow_each_other_closely_go_in_one_push(joined: WorkerS
     assert not joined.can_compute
     joined.handle(work(7, 12, 22, version=3), 1.004)
     assert next_pushed(joined, 1.005) == [push(20, 22, 3, 0)]
+
+
+def test_a_worker_without_work_waits_until_something_is_due(joined: WorkerState) -> None:
+    assert joined.next_commands(0.0) == [Receive(LONGEST_WAIT_S)]
+    assert joined.next_commands(4.4) == [Receive(pytest.approx(0.1))]
+    assert joined.received(Wait(0.1), 4.4) == []
+    assert joined.next_commands(4.4) == [Receive(pytest.approx(0.1))]
+    assert joined.received(None, 4.5) == [SendToServer(Pull(3))]
+
+
+def test_a_worker_that_stood_still_waits_a_moment_for_what_was_sent(joined: WorkerState) -> None:
+    assert joined.next_commands(100.0) == [Receive(LONGEST_WAIT_S)]
+    assert joined.received(work(7, 0, 8), 100.1) == []
+    assert joined.can_compute
+
+
+def test_a_server_that_is_silent_for_too_long_is_lost_at_the_end_of_a_wait(
+    joined: WorkerState,
+) -> None:
+    assert joined.received(None, 4.6, heartbeat=(Alive(), 2.0)) == []
+    with pytest.raises(ServerLostError):
+        joined.received(None, 6.6, heartbeat=(Alive(), 2.0))
+
+
+def test_a_worker_looks_for_messages_between_two_minibatches(joined: WorkerState) -> None:
+    assert joined.received(work(7, 0, 12), 0.0) == []
+    assert joined.next_commands(0.0) == [Gather(0, 0, 4), Compute(0, 0, 4, 2, None, 0)]
+    joined.computed(0.5, 3, None, 0.1)
+    assert joined.next_commands(0.1) == [Receive(0)]
+    assert joined.received(None, 0.1) == []
+    assert joined.next_commands(0.1) == [Compute(0, 4, 8, 2, None, 1)]
+
+
+def test_answers_that_are_there_are_taken_in_before_the_next_minibatch(
+    joined: WorkerState,
+) -> None:
+    joined.received(work(7, 0, 22), 0.0)
+    for now in (0.1, 0.2):
+        joined.compute()
+        joined.computed(0.5, 3, None, now)
+    assert joined.received(work(7, 4, 22, version=1), 0.3) == []
+    assert joined.next_commands(0.3) == [Compute(0, 8, 12, 2, None, 0)]
+    joined.computed(0.5, 3, None, 0.4)
+    assert joined.received(work(7, 4, 22, version=1), 0.4) == []
+    assert joined.next_commands(0.4) == [Receive(0)]  # the newest weights may be here, too
+    assert joined.received(work(7, 12, 22, version=3), 0.4) == []
+    assert joined.next_commands(0.4)[0].start == 12
 
 
 def test_as_many_go_together_as_the_server_says(joined: WorkerState) -> None:
