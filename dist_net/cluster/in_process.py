@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,13 +27,11 @@ from dist_net.data import Dataset
 from dist_net.errors import ProcessFailedError, RunOverdueError
 from dist_net.models.observer import Observer
 from dist_net.models.run_options import RunOptions
-from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.loop import (
     SHARED_READERS,
     ServerLoop,
-    create_weights_segment,
+    open_run,
 )
-from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.training.state import Ended
 from dist_net.training.loop import MinibatchStep, WorkerLoop
@@ -41,7 +39,6 @@ from dist_net.training.step import TrainingStep
 from dist_net.wire.messages import MOST_TOGETHER, Snapshot
 from dist_net.wire.security import CLIENT
 from dist_net.wire.security import PeerKeys, load_server_keys, load_peer_keys
-from dist_net.wire.segment import available
 from dist_net.wire.transport import ServerSocket
 
 LOOPBACK = "tcp://127.0.0.1:0"
@@ -75,9 +72,8 @@ def in_process_cluster(
     if keys is not None:
         server_keys, worker_keys = load_server_keys(keys), load_peer_keys(keys)
         client_keys = load_peer_keys(keys, CLIENT)
-    segment = create_weights_segment(settings.vector_size) if available() else None
     with (
-        closing(segment) if segment is not None else nullcontext(),
+        ExitStack() as at_the_end,
         ServerSocket(
             [listen], server_keys, settings.gradient_bytes, most_arrays=MOST_TOGETHER
         ) as socket,
@@ -86,12 +82,12 @@ def in_process_cluster(
         threadpool_limits(1),
         ThreadPoolExecutor(MAX_THREADS, "dist-net") as threads,
     ):
-        buffers = [segment.vector(i) for i in range(segment.vectors)] if segment else None
         path = checkpoint or Path(temporary) / "checkpoint.safetensors"
-        if resume:
-            run = RunState.resumed(settings, read_checkpoint(path), buffers)
-        else:
-            run = RunState(settings, recipe.initial_weights(seed), buffers)
+        run, segment = open_run(
+            settings, lambda: recipe.initial_weights(seed), path if resume else None
+        )
+        if segment is not None:
+            at_the_end.callback(segment.close)
         server = ServerLoop(run, socket, path, CHECKPOINT_EVERY_S, segment)
         cluster = InProcessCluster(
             recipe, dataset, socket.contact_addresses[0], worker_keys, server, observer, threads

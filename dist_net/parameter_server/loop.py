@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import SegmentError
-from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
+from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.parameter_server.run import RunState
+from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ServerCommand, Forget, ParameterServer, SendToPeer, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
+from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Push, Refuse, Snapshot, Welcome, Work
-from dist_net.wire.segment import Segment
+from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ServerSocket
 from dist_net.wire.wakefulness import Wakefulness
 from dist_net.wire.work_note import noted
@@ -29,9 +32,26 @@ RETRY_AFTER_S = 1.0
 SHARED_READERS = 64
 
 
-def create_weights_segment(vector_size: int) -> Segment:
-    """Room for the snapshots that ``SHARED_READERS`` local workers need; used as they join."""
-    return Segment.create(PINS_PER_READER * SHARED_READERS + 2, vector_size)
+def open_run(
+    settings: RunSettings, initial_weights: Callable[[], Vector], resumed_from: Path | None
+) -> tuple[RunState, Segment | None]:
+    """A new run, or the one of a checkpoint, with its weights in shared memory where there is any.
+
+    The segment, which the caller closes, has room for the snapshots that ``SHARED_READERS`` local
+    workers need; memory is used as they join.
+    """
+    checkpoint = None if resumed_from is None else read_checkpoint(resumed_from)
+    segment: Segment | None = None
+    buffers: list[Vector] | None = None
+    if available():
+        segment = Segment.create(PINS_PER_READER * SHARED_READERS + 2, settings.vector_size)
+        buffers = [segment.vector(index) for index in range(segment.vectors)]
+    # Ids count up from a random number. Otherwise a resumed server would give a new worker the id
+    # of one that is still there from before, and mix up their heartbeats.
+    first_worker_id = 1 + secrets.randbits(48)
+    if checkpoint is None:
+        return RunState(settings, initial_weights(), buffers, first_worker_id), segment
+    return RunState.resumed(settings, checkpoint, buffers, first_worker_id), segment
 
 
 class ServerLoop:

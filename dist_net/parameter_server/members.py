@@ -1,6 +1,5 @@
 """Who takes part in a run, and who was heard when. Pure; time is passed in."""
 
-import secrets
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,17 +52,14 @@ class Member:
 
 
 class Membership:
-    """The workers by id; an id is never given twice, not even by a server that was resumed.
+    """The workers by id, which counts up from ``first_worker_id``; none is given twice.
 
     A worker is overdue when nothing was heard of it for ``heartbeat_timeout_s``. How long a step
     takes does not matter: heartbeats come from a thread of their own.
     """
 
-    def __init__(self, heartbeat_timeout_s: float) -> None:
-        # Ids count up from a random number. Otherwise a resumed server would give a new worker
-        # the id of one that is still there from before, and take the heartbeats of one for the
-        # other's.
-        self.next_worker_id = 1 + secrets.randbits(48)
+    def __init__(self, heartbeat_timeout_s: float, first_worker_id: int = 1) -> None:
+        self._next_worker_id = first_worker_id
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._members: dict[int, Member] = {}
         self._looked_s: float | None = None
@@ -97,9 +93,9 @@ class Membership:
 
     def join(self, node: bytes, name: str, now: float) -> Member:
         """Take a worker in under a new id."""
-        member = Member(self.next_worker_id, node, name, now, now, now)
+        member = Member(self._next_worker_id, node, name, now, now, now)
         self._members[member.worker_id] = member
-        self.next_worker_id += 1
+        self._next_worker_id += 1
         return member
 
     def at_node(self, node: bytes) -> Member | None:

@@ -25,14 +25,19 @@ class RunState:
     """A run from its beginning. ``weights`` are copied into ``buffers``, which are borrowed.
 
     ``buffers`` are float32 vectors, which may lie in shared memory: two, and one more for each
-    worker that reads the weights in place. None: two private ones.
+    worker that reads the weights in place. None: two private ones. ``first_worker_id`` is larger
+    than any id of a server that this one resumes, whose workers may still be there.
     """
 
     def __init__(
-        self, settings: RunSettings, weights: Vector, buffers: Sequence[Vector] | None = None
+        self,
+        settings: RunSettings,
+        weights: Vector,
+        buffers: Sequence[Vector] | None = None,
+        first_worker_id: int = 1,
     ) -> None:
         self.settings = settings
-        self.members = Membership(settings.heartbeat_timeout_s)
+        self.members = Membership(settings.heartbeat_timeout_s, first_worker_id)
         self.ledger = LeaseLedger(
             settings.samples, settings.epochs, settings.batch_size, settings.lease_minibatches
         )
@@ -45,7 +50,11 @@ class RunState:
 
     @classmethod
     def resumed(
-        cls, settings: RunSettings, checkpoint: Checkpoint, buffers: Sequence[Vector] | None = None
+        cls,
+        settings: RunSettings,
+        checkpoint: Checkpoint,
+        buffers: Sequence[Vector] | None = None,
+        first_worker_id: int = 1,
     ) -> Self:
         """Go on where ``checkpoint`` ends, in the same epoch and with the optimizer's state.
 
@@ -60,7 +69,7 @@ class RunState:
                     f"the checkpoint of recipe {checkpoint.recipe!r} is of another run: its {name} "
                     f"is {checkpoint.settings[name]}, expected {own[name]}; resume with the former"
                 )
-        run = cls(settings, checkpoint.weights, buffers)
+        run = cls(settings, checkpoint.weights, buffers, first_worker_id)
         run.store.restore(checkpoint.version, checkpoint.optimizer_state)
         run.ledger.restore(checkpoint.ledger)
         run.metrics = RunMetrics.from_json(checkpoint.counters["metrics"])

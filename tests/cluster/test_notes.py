@@ -10,9 +10,10 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from dist_net.parameter_server.loop import ServerLoop, create_weights_segment
+from dist_net.parameter_server.loop import ServerLoop
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
+from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.training.inbox import SEE_STORES_IN_ORDER
 from dist_net.training.loop import WorkerLoop
 from dist_net.vector import Vector
@@ -37,7 +38,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 def test_a_server_notes_what_it_answers(threads: ThreadPoolExecutor, tmp_path: Path) -> None:
     settings = RunSettings("r", "abc", (("weight", (SIZE,)),), samples=8, epochs=9, batch_size=4)
     with (
-        closing(create_weights_segment(SIZE)) as weights,
+        closing(Segment.create(vectors=2 + PINS_PER_READER, size=SIZE)) as weights,
         closing(Segment.create(vectors=1, size=SIZE)) as own,
         ServerSocket(LISTEN) as socket,
         ClientSocket(socket.contact_addresses[0]) as client,

@@ -183,13 +183,16 @@ class Cluster:
         self.now = 0.0
         self.hosts: dict[bytes, Host] = {}
         self.born = 0
-        self.serve(lambda buffers: RunState(RUN_SETTINGS, np.zeros(SIZE, np.float32), buffers))
+        self.starts = 0
+        self.serve(lambda *rest: RunState(RUN_SETTINGS, np.zeros(SIZE, np.float32), *rest))
         for descriptor in descriptors:
             self.add_host(descriptor)
 
-    def serve(self, begin: Callable[[list[Vector]], RunState]) -> None:
+    def serve(self, begin: Callable[[list[Vector], int], RunState]) -> None:
+        """Start a server; ``begin`` gets its buffers and its first worker's id."""
+        self.starts += 1
         self.buffers = [np.zeros(SIZE, np.float32) for _ in range(2 + 3 * PINS_PER_READER)]
-        self.server = ParameterServer(begin(self.buffers), WeightsSegment(1, 2, b""))
+        self.server = ParameterServer(begin(self.buffers, 1000 * self.starts), WeightsSegment(1, 2, b""))
 
     def add_host(self, descriptor: int) -> None:
         self.born += 1
@@ -286,7 +289,7 @@ def test_a_server_resumed_from_a_checkpoint_applies_each_sample_once() -> None:
             host.compute()
     checkpoint = cluster.server.run.checkpoint()
     # The workers outlive the server here, so it is sent pushes of leases that it never granted.
-    cluster.serve(lambda buffers: RunState.resumed(RUN_SETTINGS, checkpoint, buffers))
+    cluster.serve(lambda *rest: RunState.resumed(RUN_SETTINGS, checkpoint, *rest))
     cluster.run()
     cluster.assert_each_sample_was_applied_once()
 
@@ -327,8 +330,8 @@ def test_each_sample_is_applied_once_whatever_happens(events: list[tuple[str, in
             case "resume", _:
                 checkpoint = cluster.server.run.checkpoint()
                 cluster.serve(
-                    lambda buffers, checkpoint=checkpoint: RunState.resumed(
-                        RUN_SETTINGS, checkpoint, buffers
+                    lambda *rest, checkpoint=checkpoint: RunState.resumed(
+                        RUN_SETTINGS, checkpoint, *rest
                     )
                 )
             case _, None:

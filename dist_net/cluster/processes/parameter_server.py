@@ -24,12 +24,9 @@ from dist_net.cluster.entry import (
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.models.trained import recipe_of_run
-from dist_net.parameter_server.checkpoint import read_checkpoint
-from dist_net.parameter_server.loop import ServerLoop, create_weights_segment
-from dist_net.parameter_server.run import RunState
+from dist_net.parameter_server.loop import ServerLoop, open_run
 from dist_net.wire.messages import MOST_TOGETHER
 from dist_net.wire.security import load_server_keys
-from dist_net.wire.segment import available
 from dist_net.wire.transport import ServerSocket
 
 
@@ -48,12 +45,11 @@ def main() -> int:
     options = RunOptions.from_json(directory.options.read_text())
     loaded = recipe_of_run(directory)
     settings = options.settings(loaded, loaded.recipe.load_dataset())
-    segment = create_weights_segment(settings.vector_size) if available() else None
-    buffers = [segment.vector(i) for i in range(segment.vectors)] if segment else None
-    if arguments.resume:
-        run = RunState.resumed(settings, read_checkpoint(directory.checkpoint), buffers)
-    else:
-        run = RunState(settings, loaded.recipe.initial_weights(settings.seed), buffers)
+    run, segment = open_run(
+        settings,
+        lambda: loaded.recipe.initial_weights(settings.seed),
+        directory.checkpoint if arguments.resume else None,
+    )
     keys = load_server_keys(arguments.keys) if arguments.keys else None
     with ServerSocket(
         arguments.listen, keys, settings.gradient_bytes, most_arrays=MOST_TOGETHER

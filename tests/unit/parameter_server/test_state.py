@@ -62,7 +62,6 @@ class Desk:
     ) -> None:
         self.buffers = [vector(np.nan) for _ in range(shared_buffers)]
         self.run = run or RunState(SETTINGS, vector(0.0), self.buffers)
-        self.run.members.next_worker_id = 1
         self.server = ParameterServer(self.run, SEGMENT)
         self.now = 100.0
 
@@ -596,7 +595,7 @@ def test_a_resumed_server_knows_no_worker_of_before() -> None:
     checkpoint = first.run.checkpoint()
     join = Join("one", "abc", SIZE, 55, -1, b"w")
     [before] = first.handle(b"a", join, 0.0)
-    second = ParameterServer(RunState.resumed(SETTINGS, checkpoint))
+    second = ParameterServer(RunState.resumed(SETTINGS, checkpoint, first_worker_id=1000))
     [after] = second.handle(b"a", join, 0.0)
     assert isinstance(before, SendToPeer)
     assert isinstance(before.message, Welcome)
