@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -15,7 +17,6 @@ import numpy  # noqa: F401
 from threadpoolctl import threadpool_limits
 
 from dist_net.errors import DistNetError
-from dist_net.wire.memory import KEPT_BYTES, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,11 @@ READY = "READY"
 FAILED = "FAILED"
 MOST_DESCRIPTORS = 65_536
 INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
+KEPT_BYTES = 1 << 30  # more than any message has
+
+# Parameters of mallopt(3)
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 
 
 def entry_point(main: Callable[[], int], kept_bytes: int = KEPT_BYTES) -> int:
@@ -51,6 +57,23 @@ def raise_descriptor_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError) as error:  # macOS has a limit beside this one
             logger.info("event=descriptor_limit_kept limit=%d reason=%s", soft, error)
+
+
+def keep_freed_memory(kept_bytes: int = KEPT_BYTES) -> None:
+    """Asks glibc to keep up to ``kept_bytes`` of freed messages' memory for the next ones.
+
+    By default each large block comes fresh from the kernel, and costs a page fault for every
+    4 KiB as it is filled. Measured with 407 kB each way over loopback TCP: 1.1 ms a push and pull
+    by default, 0.6 ms so. Other C libraries are left as they are.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        return
+    for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        if library.mallopt(parameter, kept_bytes) != 1:
+            logger.warning("event=mallopt_refused parameter=%d", parameter)
 
 
 def use_threads(count: int) -> None:

@@ -31,9 +31,10 @@ from dist_net.vector import Vector
 
 FORMAT_VERSION = 1
 FORMAT_KEY = "dist_net_checkpoint"
-METADATA_FIELDS = ("recipe", "recipe_digest", "layout", "version", "settings", "ledger", "counters")
-
-RECORD = "recipe_record"  # checkpoints of earlier releases have none
+METADATA_FIELDS = (
+    *("recipe", "recipe_digest", "recipe_record", "layout", "version", "settings", "ledger"),
+    "counters",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +43,8 @@ class Checkpoint:
 
     ``weights`` is the flat float32 vector of all parameters and buffers in ``layout``'s order, and
     ``optimizer_state`` holds vectors of the length of the parameters alone. ``settings``,
-    ``ledger`` and ``counters`` are JSON objects of the parts that they come from;
-    ``recipe_record`` is one that whoever reads the weights needs, and the server does not.
+    ``ledger`` and ``counters`` are JSON objects of the parts that they come from; so is
+    ``recipe_record``, which the server does not need, but readers of the weights do.
     """
 
     recipe: str
@@ -75,11 +76,11 @@ def _described(parameter: tuple[str, tuple[int, ...]] | None) -> str:
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write ``checkpoint``; whenever the machine stops, the file is the old one or the new one.
 
-    Raises ``CheckpointWriteError``, and then the old one is still there.
+    Raises ``CheckpointWriteError``; then the old one is still there.
     """
     tensors = {OPTIMIZER_PREFIX + name: state for name, state in checkpoint.optimizer_state.items()}
     tensors |= _parameters(checkpoint.layout, checkpoint.weights)
-    metadata = {name: json.dumps(getattr(checkpoint, name)) for name in (*METADATA_FIELDS, RECORD)}
+    metadata = {name: json.dumps(getattr(checkpoint, name)) for name in METADATA_FIELDS}
     content = save(tensors, metadata | {FORMAT_KEY: json.dumps(FORMAT_VERSION)})
     try:
         with replacing(path) as partial:
@@ -150,7 +151,6 @@ def _checkpoint(path: Path, metadata: dict[str, str], tensors: dict[str, Vector]
             f"{FORMAT_VERSION}: a later dist_net wrote it, so upgrade this one"
         )
     facts = {name: json.loads(metadata[name]) for name in METADATA_FIELDS}
-    facts[RECORD] = json.loads(metadata.get(RECORD, "{}"))
     if not isinstance(facts["recipe"], str):
         raise ValueError(f"recipe {facts['recipe']!r} is no text")
     layout: ArrayShapes = tuple((name, tuple(shape)) for name, shape in facts.pop("layout"))
