@@ -1,4 +1,4 @@
-"""Who takes part in a run, and who was heard when. Pure; time is passed in."""
+"""The workers of a run, and when each was last heard. Pure; time is passed in."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from dist_net.wire.messages import MOST_TOGETHER
 
 LONGEST_LOOK_S = 0.5
-"""More than this between two looks at the members means that the server itself stood still."""
+"""Between two calls of `expired`; more means that the server itself stood still."""
 
 GRADIENTS_ON_THE_WAY = 2 * MOST_TOGETHER
 """The most that one worker may have computed, and the server not applied."""
@@ -20,9 +20,9 @@ class Member:
     """One worker. Times are in seconds on the server's clock.
 
     ``node`` is the socket that it works through. ``progress_s``: when it last asked for work or
-    brought some. ``pins``: snapshots stay as they are until it is
-    past them. ``shared``: it reads them in shared memory. ``refusals`` counts the gradients refused
-    in a row. ``told_to_stop``: it knows that the run is over, so its silence is no loss.
+    pushed. ``pins``: snapshots stay as they are until it has moved on to newer ones. ``shared``: it
+    reads them in shared memory. ``refusals`` counts the gradients refused in a row.
+    ``told_to_stop``: it knows that the run is over, so if it goes silent it is not lost.
     """
 
     worker_id: int
@@ -103,14 +103,14 @@ class Membership:
         return next((member for member in self._members.values() if member.node == node), None)
 
     def alive(self, worker_id: int, now: float) -> Member | None:
-        """Return the worker, of which something was heard just now; None: it is not a member."""
+        """Note that the worker was heard, and return it; None: it is not a member."""
         member = self._members.get(worker_id)
         if member is not None:
             member.heard_s = now
         return member
 
     def working(self, worker_id: int, node: bytes, now: float) -> Member | None:
-        """Return the worker, which asked for work or brought some; None: it is not a member.
+        """Note that the worker asked for work or pushed, and return it; None: it is not a member.
 
         The socket must be the one that it joined through.
         """
@@ -127,8 +127,8 @@ class Membership:
     def expired(self, now: float) -> list[Member]:
         """Return the workers that are overdue; they stay members until they are removed.
 
-        To be called several times a second. Time in which the server stood still, so that it could
-        not hear anybody, is not held against the workers.
+        To be called several times a second. Time in which the server stood still, and so could not
+        hear anybody, does not count.
         """
         if self._looked_s is not None:
             stood_still_s = max(0.0, now - self._looked_s - LONGEST_LOOK_S)

@@ -1,4 +1,4 @@
-"""What is counted during a run: pushes, staleness, loss, speed. Pure; time is passed in."""
+"""The counters of a run: pushes, staleness, loss, speed. Pure; time is passed in."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 RECORDS_PER_EPOCH = 20
 RECORDS_PER_REPORT = 256  # a report is one message of bounded size
-RECORDS_KEPT = 10_000  # in memory, until whoever watches the run has asked for them
+RECORDS_KEPT = 10_000  # in memory, until an observer has asked for them
 RECORDS_IN_CHECKPOINT = 1_000
 STALENESS_BINS = 64
 
@@ -29,14 +29,11 @@ class Window:
 class RunMetrics:
     """Counters and metric records of a run; what a checkpoint keeps goes on after a resume.
 
-    Only the newest records are kept: whoever watches the run asks for them as they are made, and
-    writes down all of them. ``next_record`` is how many there have been.
-
-    A push of several gradients counts as so many.
-
-    ``seconds`` runs from the first lease to the last applied push, without the time in which the
-    run was interrupted. ``staleness_histogram[n]`` counts the pushes of staleness n; its last
-    possible entry, ``STALENESS_BINS - 1``, also those beyond.
+    Only the newest records are kept: an observer asks for them as they are made, and writes them
+    down. ``next_record`` is how many there have been. A push of several gradients counts as so
+    many. ``seconds`` runs from the first lease to the last applied push, without the time in which
+    the run was interrupted. ``staleness_histogram[n]`` counts the pushes of staleness n, and its
+    last possible entry, ``STALENESS_BINS - 1``, also those beyond.
     """
 
     pushes_applied: int = 0

@@ -1,7 +1,7 @@
-"""The state of a run, and the changes that keep its parts in step with each other. No I/O.
+"""The state of a run, and the changes that keep its parts consistent. No I/O.
 
-Who takes part (``members``), who computes what (``ledger``), the weights (``store``), and what was
-counted (``metrics``).
+The parts are the workers (``members``), who computes what (``ledger``), the weights (``store``) and
+the counters (``metrics``).
 """
 
 import math
@@ -93,15 +93,15 @@ class RunState:
         )
 
     def staleness(self, push: Push) -> list[int]:
-        """Return that of each gradient of the push, if it is applied now."""
-        # What lies before a gradient in its push is in the weights when its own turn comes.
+        """Return the staleness that each gradient of the push has if it is applied now."""
+        # The gradients before it in its push are in the weights by then.
         return [
             self.store.version + earlier - base_version
             for earlier, base_version in enumerate(push.base_versions)
         ]
 
     def apply(self, member: Member, push: Push, now: float) -> bool:
-        """Put a push that is due into the weights; False: a gradient or its loss is not finite."""
+        """Apply a push that is due; False, and nothing changed, if a gradient or loss is not finite."""
         settings, ledger, store, metrics = self.settings, self.ledger, self.store, self.metrics
         before = ledger.applied_samples
         rates = [
@@ -122,7 +122,7 @@ class RunState:
         return True
 
     def remove(self, member: Member) -> None:
-        """Count a worker out; what it has not done goes back to the pool."""
+        """Remove a worker; what it has not done goes back to the pool."""
         self.ledger.release(member.worker_id)
         self.store.dismiss(member.worker_id)
         self.members.remove(member.worker_id)

@@ -34,9 +34,9 @@ class WeightStore:
 
     ``buffers`` are at least two float32 vectors, borrowed for good; they may lie in shared
     memory. An update reads the current one and writes the next version into one that is free:
-    neither current nor pinned by a reader. Those that were used come before new ones, so the
-    memory touched follows the number of readers, not of buffers. ``snapshots`` are read-only views
-    of them, the same objects throughout.
+    neither current nor pinned by a reader. Used buffers come before new ones, so the memory that is
+    touched grows with the number of readers, not of buffers. ``snapshots`` are read-only views of
+    the buffers, always the same objects.
     """
 
     def __init__(self, buffers: Sequence[Vector], weights: Vector, rule: UpdateRule) -> None:
@@ -70,8 +70,8 @@ class WeightStore:
         self.version = version
 
     def admit(self, worker_id: int) -> bool:
-        """Take in a reader of the buffers; False: there are too few for one more."""
-        # Beside what readers pin there is the current one, and the one written next.
+        """Add a reader of the buffers; False: there are too few for one more."""
+        # One buffer is current, and one is written next, beside those that readers pin.
         if PINS_PER_READER * (len(self._pins) + 1) + 2 > len(self._buffers):
             return False
         self._pins[worker_id] = deque()
@@ -85,9 +85,8 @@ class WeightStore:
     def pin(self, worker_id: int, *, again: bool = False) -> Pin:
         """Return the current snapshot, pinned until the reader says that it is past it.
 
-        Until then at most ``PINS_PER_READER`` are: the oldest makes way for one more.
-
-        ``again``: the one that it was given last, because it asks for the same thing twice.
+        A reader has at most ``PINS_PER_READER`` pins; one more releases the oldest. ``again``: return
+        the snapshot that it was given last, because it repeats its request.
         """
         pins = self._pins[worker_id]
         if not pins or (pins[-1].version != self.version and not again):
@@ -98,7 +97,7 @@ class WeightStore:
         return pins[-1]
 
     def unpin_before(self, worker_id: int, version: int) -> None:
-        """Let go of the reader's older snapshots: it computes from ``version``, or a later one."""
+        """Release the reader's snapshots older than ``version``, from which it computes now."""
         pins = self._pins[worker_id]
         while pins and pins[0].version < version:
             self._unpin(pins.popleft())
@@ -108,10 +107,10 @@ class WeightStore:
         self._reclaim(pin.snapshot)
 
     def apply(self, gradients: Sequence[Vector], learning_rates: Sequence[float]) -> bool:
-        """Update the weights by each of ``gradients``, in turn; only the last result is seen.
+        """Update the weights by each of ``gradients``, in turn; only the last result is visible.
 
-        False, and nothing changed, if what comes of them is not finite. Where the weights hold
-        buffers, a gradient holds what was observed for them; that counts, too.
+        False, and nothing changed, if the result is not finite. Where the weights hold buffers,
+        such as moving means, a gradient holds what was observed for them.
         """
         current, following = self._current, self._free[-1]
         if not self.rule.update(

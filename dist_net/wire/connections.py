@@ -1,9 +1,9 @@
 """A server's connections: how many there may be, how much each may send, and why one ended.
 
-ZeroMQ itself accepts whoever connects until the process has no descriptor left, and keeps each
-frame of a message whose last one never comes. So a thread watches: it is told of each connection,
-and holds a second descriptor of it, by which it asks the kernel how much was received, shuts the
-connection, and sees which side ended it.
+By itself ZeroMQ accepts connections until the process has no descriptor left, and keeps the frames
+of a message whose last frame never comes. So a thread watches the connections. It holds a second
+descriptor of each: with that it asks the kernel how much was received, can shut the connection, and
+sees which side ended it.
 """
 
 from __future__ import annotations
@@ -55,9 +55,8 @@ def most_connections() -> int:
 class Connections(threading.Thread):
     """Watches the connections of ``watched``, a socket that is not bound yet, until `stop`.
 
-    A connection may have sent ``most_unread_bytes`` since the last message that was received of
-    it, and all together four times as many. ``longest_frame_bytes`` is the limit that ZeroMQ
-    enforces; it is only logged here.
+    A connection may send ``most_unread_bytes`` without completing a message, and all together four
+    times as many. ``longest_frame_bytes`` is the limit that ZeroMQ enforces, for the log.
     """
 
     def __init__(

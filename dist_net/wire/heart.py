@@ -1,4 +1,4 @@
-"""Heartbeats: a worker's thread that says that its process is alive."""
+"""Heartbeats: the thread by which a worker's process says that it is alive."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ logger = logging.getLogger(__name__)
 class Heart(threading.Thread):
     """Says that this process is alive, from a thread and a socket of its own.
 
-    A long computation would keep the worker's loop from saying it; NumPy computes without the
-    interpreter's lock, so this thread is heard all the same. ``answer`` is the server's last one
-    and when its heartbeat was sent; None: there has been none.
+    The worker's loop is busy during a long computation. NumPy computes without the interpreter's
+    lock, so this thread still runs. ``answer`` is the server's last answer, and when its heartbeat
+    was sent; None: there has been none.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Heart(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Beats until stopped; a server that takes no more beats now may take the next ones."""
+        """Beats until stopped; a beat that cannot be sent is skipped."""
         with ClientSocket(self._address, self._keys) as socket:
             try:
                 while not self._stopped.is_set():
