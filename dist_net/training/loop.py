@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 class MinibatchStep(Protocol):
     """What computes a minibatch; see ``dist_net.training.step.TrainingStep``."""
 
-    def prepare(self, epoch: int, start: int, stop: int) -> None:
+    def gather(self, epoch: int, start: int, stop: int) -> None:
         """Gathers the minibatch."""
         ...
 
@@ -149,7 +149,7 @@ class WorkerLoop:
             case Receive(timeout_s):
                 return self._receive(timeout_s)
             case Gather(epoch, start, stop) if self._step is not None:
-                self._step.prepare(epoch, start, stop)
+                self._step.gather(epoch, start, stop)
             case Compute() if self._step is not None:
                 gradient = self._gradients[command.slot]
                 loss_sum, correct = self._step.run(self._weights.of(command), gradient)

@@ -40,7 +40,7 @@ class SingleProcess:
 
     def step(self, epoch: int, start: int, stop: int) -> tuple[float, int]:
         """Trains on one minibatch; gives its summed loss and how many were right."""
-        self._step.prepare(epoch, start, stop)
+        self._step.gather(epoch, start, stop)
         result = self._step.run(self.weights, self._gradient)
         recipe = self._recipe
         rate = recipe.schedule(epoch + start / self._samples, recipe.epochs)

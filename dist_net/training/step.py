@@ -69,7 +69,7 @@ class TrainingStep:
         self._bound: dict[tuple[int, int, int], Binding] = {}
         self._size = 0
 
-    def prepare(self, epoch: int, start: int, stop: int) -> None:
+    def gather(self, epoch: int, start: int, stop: int) -> None:
         """Gathers samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
         if epoch != self._epoch:
             self._order = epoch_order(self._seed, epoch, len(self._labels))
@@ -83,7 +83,7 @@ class TrainingStep:
         self._labels.take(chosen, 0, minibatch.labels, "clip")
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        """Writes the mean gradient of the prepared minibatch; gives (summed loss, number right).
+        """Writes the mean gradient of the gathered minibatch; gives (summed loss, number right).
 
         Both vectors are borrowed; a caller uses few different ones, as each pair is bound anew.
         """
@@ -99,7 +99,7 @@ class TrainingStep:
         return float(loss) * self._size, int(right)
 
     def _draw_for_minibatch(self) -> None:
-        """Goes to where the numbers of the prepared minibatch begin; its own are 2**128 blocks."""
+        """Goes to where the numbers of the gathered minibatch begin; its own are 2**128 blocks."""
         self._bits_state["state"]["counter"][:] = 0, 0, self._start, self._epoch
         self._bits.state = self._bits_state
 

@@ -44,7 +44,7 @@ class Stopwatch:
         self._pushed_s: float | None = None
         self.finished: Callable[[], None] = lambda: None
 
-    def prepare(self, epoch: int, start: int, stop: int) -> None:
+    def gather(self, epoch: int, start: int, stop: int) -> None:
         """Nothing to gather."""
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:

@@ -74,7 +74,7 @@ def test_a_worker_goes_on_with_what_is_noted(threads: ThreadPoolExecutor) -> Non
     read: list[float] = []
 
     class Step:
-        def prepare(self, *_: int) -> None:
+        def gather(self, *_: int) -> None:
             pass
 
         def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:

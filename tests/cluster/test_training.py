@@ -42,7 +42,7 @@ class Disturbed:
         self._step = step
         self._disturb = disturb
         self._runs = 0
-        self.prepare = step.prepare
+        self.gather = step.gather
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
         result = self._step.run(weights, gradient)

@@ -214,7 +214,7 @@ DENSE = (nn.Flatten(), nn.Dense(10))
 @pytest.mark.parametrize(("layers", "helpers"), [(CONVOLUTIONS, 2), (DENSE, 0)])
 def test_a_step_has_a_team_for_convolutions_which_ends_with_it(layers, helpers):
     step, weights = step_of(*layers, threads=3)
-    step.prepare(0, 0, 16)
+    step.gather(0, 0, 16)
     step.run(weights, np.empty_like(weights))
     assert len(team_threads()) == helpers
     del step
@@ -237,7 +237,7 @@ def test_blas_has_one_thread_while_a_team_works(layers, threads, within, monkeyp
 
     monkeypatch.setattr(BoundPlan, "run", recorded)
     step, weights = step_of(*layers, threads=threads)
-    step.prepare(0, 0, 16)
+    step.gather(0, 0, 16)
     with threadpool_limits(2, "blas"):
         step.run(weights, np.empty_like(weights))
         assert seen == [{within}]

@@ -31,11 +31,11 @@ def test_a_gradient_of_a_minibatch_is_the_mean_of_its_samples(
     weights = loaded.recipe.initial_weights(0)
     whole, single, total = (np.empty_like(weights) for _ in range(3))
     total[:] = 0
-    step.prepare(2, 30, 37)
+    step.gather(2, 30, 37)
     loss_sum, correct = step.run(weights, whole)
     singles = []
     for sample in range(30, 37):
-        step.prepare(2, sample, sample + 1)
+        step.gather(2, sample, sample + 1)
         singles.append(step.run(weights, single))
         total += single
     np.testing.assert_allclose(whole, total / 7, rtol=1e-4, atol=1e-6)
@@ -49,7 +49,7 @@ def test_a_minibatch_is_gathered_from_the_shuffled_order(
     step = TrainingStep(loaded.recipe.model, digits, seed=5)
     weights = loaded.recipe.initial_weights(0)
     by_order, by_hand = np.empty_like(weights), np.empty_like(weights)
-    step.prepare(3, 100, 132)
+    step.gather(3, 100, 132)
     step.run(weights, by_order)
     chosen = epoch_order(5, 3, len(digits.train_labels))[100:132]
     model = loaded.recipe.model
@@ -62,7 +62,7 @@ def test_a_minibatch_is_gathered_from_the_shuffled_order(
 def dropped(step: TrainingStep, model: Model, epoch: int, start: int, stop: int) -> Vector:
     """The gradient of a minibatch, which shows the inputs that were dropped."""
     gradient = np.empty(model.layout.size, np.float32)
-    step.prepare(epoch, start, stop)
+    step.gather(epoch, start, stop)
     step.run(np.zeros_like(gradient), gradient)
     return gradient
 
@@ -92,7 +92,7 @@ def test_a_new_vector_at_the_place_of_a_dropped_one_is_not_mistaken_for_it(
     loaded: LoadedRecipe, digits: Dataset
 ) -> None:
     step = TrainingStep(loaded.recipe.model, digits, seed=5)
-    step.prepare(0, 0, 8)
+    step.gather(0, 0, 8)
     losses = set()
     for seed in range(5):
         weights = loaded.recipe.initial_weights(seed)
