@@ -16,11 +16,9 @@ from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ServerCommand, Forget, ParameterServer, SendToPeer, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.vector import Vector
-from dist_net.wire.messages import Join, Message, Push, Refuse, Snapshot, Welcome, Work
+from dist_net.wire.messages import Join, Message, Push, Refuse, Snapshot, Welcome
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ServerSocket
-from dist_net.wire.wakefulness import Wakefulness
-from dist_net.wire.work_note import noted
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +56,7 @@ class ServerLoop:
     """Serves a run until it is shut down; the checkpoint is written as time passes and at the end.
 
     ``socket`` and ``segment`` are borrowed. ``is_orphaned`` tells whether whoever started this
-    process is gone, and the run is to be ended. Of ``cores`` that are more than the workers on this
-    host, it keeps one awake between messages that follow each other closely.
+    process is gone, and the run is to be ended.
     """
 
     def __init__(
@@ -70,7 +67,6 @@ class ServerLoop:
         checkpoint_every_s: float,
         segment: Segment | None = None,
         is_orphaned: Callable[[], bool] = lambda: False,
-        cores: int = 0,
         clock: Clock | None = None,
     ) -> None:
         self._run = run
@@ -78,9 +74,7 @@ class ServerLoop:
         self._checkpoint_path = checkpoint_path
         self._checkpoint_every_s = checkpoint_every_s
         self._is_orphaned = is_orphaned
-        self._cores = cores
         self._clock = clock or SystemClock()
-        self._wakeful = Wakefulness(socket, self._clock)
         self._server = ParameterServer(
             run,
             None
@@ -166,7 +160,7 @@ class ServerLoop:
                 break
 
     def _receive(self, timeout_s: float) -> bool:
-        received = self._wakeful.receive(timeout_s)
+        received = self._socket.receive(timeout_s)
         if received is None:
             return False
         node, message = received
@@ -174,8 +168,6 @@ class ServerLoop:
             self._handle(node, message)
         except Exception:
             self._socket.answer_failure(node, message)
-        if len(self._gradients) < self._cores:
-            self._wakeful.stay_awake()
         return True
 
     def _handle(self, node: bytes, message: Message) -> None:
@@ -200,8 +192,6 @@ class ServerLoop:
                 case SendToPeer(node, message):
                     if isinstance(message, Welcome):
                         self._welcome(message, theirs)
-                    elif isinstance(message, Work) and theirs is not None:
-                        theirs.note[:] = noted(message)  # where it is found before it is received
                     self._socket.send(node, message)
                 case Forget(worker_id):
                     self._gradients.pop(worker_id, None)

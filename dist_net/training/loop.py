@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol, Self
@@ -12,7 +11,6 @@ import numpy as np
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import SegmentError
-from dist_net.training.inbox import Inbox
 from dist_net.training.state import (
     GRADIENT_SLOTS,
     Begin,
@@ -26,11 +24,10 @@ from dist_net.training.state import (
 )
 from dist_net.vector import Vector
 from dist_net.wire.heart import Heart
-from dist_net.wire.messages import Join, Message, Welcome
+from dist_net.wire.messages import Join, Welcome
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket
-from dist_net.wire.wakefulness import Wakefulness
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +81,6 @@ class WorkerLoop:
         self._own = (
             Segment.create(GRADIENT_SLOTS, vector_size) if shares_memory and available() else None
         )
-        self._inbox = Inbox(self._socket, self._own.note if self._own else None)
-        self._wakeful: Wakefulness[Message] = Wakefulness(self._inbox, self._clock)
         self._weights = ReceivedWeights(vector_size)
         self._gradients = [
             self._own.vector(slot) if self._own else np.empty(vector_size, np.float32)
@@ -145,7 +140,6 @@ class WorkerLoop:
         match command:
             case SendToServer(message):
                 self._socket.send(message)
-                self._wakeful.stay_awake()  # for the answer
             case Receive(timeout_s):
                 return self._receive(timeout_s)
             case Gather(epoch, start, stop) if self._step is not None:
@@ -160,9 +154,7 @@ class WorkerLoop:
         return []
 
     def _receive(self, timeout_s: float) -> list[WorkerCommand]:
-        if timeout_s == 0 and hasattr(os, "sched_yield"):
-            os.sched_yield()
-        message = self._wakeful.receive(timeout_s)
+        message = self._socket.receive(timeout_s)
         now = self._clock.now()
         if message is None and self._is_orphaned():
             self._stop_requested = "the process that started this one is gone"
@@ -173,7 +165,6 @@ class WorkerLoop:
         return self._state.received(message, now, self._heart.answer if self._heart else None)
 
     def _begin(self, welcome: Welcome) -> None:
-        self._inbox.forget()
         self._sends_gradient = welcome.weights_descriptor == -1
         if self._sends_gradient:
             self._socket.lend(self._gradients)

@@ -65,11 +65,7 @@ class SendToServer(NamedTuple):
 
 
 class Receive(NamedTuple):
-    """Wait so long for a message, then call ``WorkerState.received``.
-
-    0: only look, between two minibatches, and let others have the core first. The server and the
-    sockets' threads then need not interrupt a computation.
-    """
+    """Wait so long for a message, 0: only look, then call ``WorkerState.received``."""
 
     timeout_s: float
 
@@ -133,9 +129,8 @@ class WorkerState:
     ``address`` is only for messages to people. ``join_timeout_s`` is how long the server may take
     to answer at first; once the worker is in, ``PATIENCE`` times the heartbeat timeout.
 
-    Answers come in the order of the requests, but the newest may be handed in before the others,
-    and then comes again. What comes twice, by that or because the network delivered a request
-    twice, is told from the answer that is awaited, and dropped.
+    Answers come in the order of the requests. One that comes twice, because the network delivered a
+    request twice, is told from the answer that is awaited, and dropped.
     """
 
     def __init__(self, join: Join, address: str, join_timeout_s: float = 10.0) -> None:

@@ -38,8 +38,8 @@ class Join(NamedTuple):
     """A worker asks to take part.
 
     ``recipe_digest`` must equal the server's. ``process_id`` and ``gradient_descriptor`` name the
-    worker's shared-memory segment, which holds its gradient vectors and the server's note to it;
-    descriptor -1: no shared memory, arrays travel as frames.
+    worker's shared-memory segment, which holds its gradient vectors; descriptor -1: no shared
+    memory, arrays travel as frames.
     """
 
     name: str
@@ -83,8 +83,7 @@ class Work(NamedTuple):
     ``epoch``, and pushes ``together`` gradients at a time if that makes none of them wait for
     long. ``snapshot`` is the index of the weights' buffer in the server's segment; it stays as it
     is until this worker pushes what it computed from a later one, or has been answered ten times
-    more. A worker that does not share memory finds them in ``weights``; -1: those are a copy. One
-    that does finds the answer to a push in its segment's note as well, and there first.
+    more. A worker that does not share memory finds them in ``weights``; -1: those are a copy.
     """
 
     lease_id: int

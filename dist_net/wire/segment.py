@@ -1,12 +1,12 @@
 """Shared memory that nobody can leave behind; Linux only.
 
-A segment is an anonymous file (memfd) of its owner's. Another process of the same user and host
-opens it through ``/proc/PROCESS_ID/fd/DESCRIPTOR``; it has no name, so that when the last process
-that maps it ends, by whatever cause, the memory is gone.
+A segment is an anonymous file (memfd). Another process of the same user and host opens it through
+``/proc/PROCESS_ID/fd/DESCRIPTOR``. It has no name: when the last process that maps it ends, for
+whatever reason, the memory is gone.
 
-The first page holds a random token, by which the opener knows that it has the segment that it was
-told of, the vectors' size, and a note. Vectors follow, each beginning at a page; who opens them can
-only read them. The file's size is sealed, so that a peer cannot cut it short under a mapping.
+The first page holds the vectors' size and a random token, by which the opener knows that it has the
+right segment. Vectors follow, each beginning at a page; the opener can only read them. The file's
+size is sealed, so that a peer cannot cut it short under a mapping.
 """
 
 import fcntl
@@ -22,15 +22,13 @@ from dist_net.errors import SegmentError
 from dist_net.vector import Vector
 
 TOKEN_BYTES = 16
-NOTE_BYTES = 64
 
 MOST_VECTORS = 4096
-"""In a segment that is attached; what a peer made must not cost more than a few objects."""
+"""In a segment that is attached: a peer must not make this process create more objects."""
 
 _PAGE_BYTES = mmap.PAGESIZE
 _NAME = "dist-net"
 _SIZE = struct.Struct("<q")
-_NOTE = slice(64, 64 + NOTE_BYTES)  # a line of the processor's cache
 
 
 def available() -> bool:
@@ -41,8 +39,7 @@ def available() -> bool:
 class Segment:
     """``vectors`` float32 vectors of ``size`` elements each, in memory that processes share.
 
-    Made by `create` or `attach`. Memory is used when a vector is first written, not before. In
-    ``note``, of ``NOTE_BYTES`` bytes, whoever attaches it may tell the owner something.
+    Made by `create` or `attach`. Memory is used when a vector is first written, not before.
     """
 
     def __init__(
@@ -52,13 +49,11 @@ class Segment:
         token: bytes,
         size: int,
         memory: mmap.mmap,
-        first_page: mmap.mmap,
     ) -> None:
         self.process_id = process_id
         self.descriptor = descriptor
         self.token = token
         self.size = size
-        self.note = memoryview(first_page)[_NOTE]
         stride = _stride(size)
         self._owned_descriptor: int | None = None
         self._vectors: list[Vector] = [
@@ -83,7 +78,7 @@ class Segment:
             raise SegmentError(
                 f"cannot share {vectors} vectors of {size} elements in memory ({error.strerror})"
             ) from error
-        segment = cls(os.getpid(), descriptor, token, size, memory, first_page=memory)
+        segment = cls(os.getpid(), descriptor, token, size, memory)
         segment._owned_descriptor = descriptor
         return segment
 
@@ -98,16 +93,15 @@ class Segment:
             # Opening some other file, a device or a pipe, could do harm or block.
             if not str(Path(path).readlink()).startswith(f"/memfd:{_NAME}"):
                 raise _attach_error(path, "it is not a segment")
-            opened = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 file_bytes = _checked_file_bytes(path, opened, token, size)
                 memory = mmap.mmap(opened, file_bytes, access=mmap.ACCESS_READ)
-                first_page = mmap.mmap(opened, _PAGE_BYTES)
             finally:
                 os.close(opened)
         except (OSError, OverflowError) as error:
             raise _attach_error(path, str(error)) from error
-        return cls(process_id, descriptor, token, size, memory, first_page)
+        return cls(process_id, descriptor, token, size, memory)
 
     @property
     def vectors(self) -> int:
@@ -126,7 +120,6 @@ class Segment:
     def close(self) -> None:
         """Let go of the memory; it is unmapped when the last array that views it is gone."""
         self._vectors.clear()
-        self.note.release()
         if self._owned_descriptor is not None:
             os.close(self._owned_descriptor)
             self._owned_descriptor = None

@@ -20,7 +20,6 @@ from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer, SendToPeer, WeightsSegment
 from dist_net.parameter_server.store import PINS_PER_READER
-from dist_net.training.inbox import Inbox
 from dist_net.training.state import (
     GRADIENT_SLOTS,
     Begin,
@@ -33,8 +32,6 @@ from dist_net.training.state import (
 )
 from dist_net.vector import Vector
 from dist_net.wire.messages import Heartbeat, Join, Message, Welcome, Work
-from dist_net.wire.segment import NOTE_BYTES
-from dist_net.wire.work_note import noted
 
 SAMPLES, EPOCHS = 24, 2
 SIZE = SAMPLES * EPOCHS
@@ -67,8 +64,6 @@ class Host:
         self.requests: deque[Message] = deque()
         self.answers: deque[Message] = deque()
         self.arrived: deque[Message] = deque()
-        self.note = bytearray(NOTE_BYTES)
-        self.inbox = Inbox(self, memoryview(self.note))
         self.heartbeat: tuple[Message, float] | None = None
         self.welcome: Welcome | None = None
         self.gathered: Gather | None = None
@@ -89,14 +84,13 @@ class Host:
                 case SendToServer(message):
                     self.requests.append(message)
                 case Receive():
-                    message = self.inbox.receive(0)
+                    message = self.next_arrived()
                     if message is None and not self.worker.can_compute:
                         self.is_waiting = True
                     else:
                         pending.extend(self.received(message))
                 case Begin(welcome):
                     self.welcome = welcome
-                    self.inbox.forget()
                     self.gathered = None  # as the loop makes a new step
                 case Gather():
                     self.gathered = command
@@ -146,20 +140,16 @@ class Host:
         """An answer arrives; a worker that computes takes it in later."""
         if self.answers:
             self.arrived.append(self.answers.popleft())
-        if self.inbox.has_message():
+        if self.arrived:
             self.wake()
 
     def wake(self) -> None:
         """End the worker's wait, by a message or because it lasted long enough."""
         if self.is_waiting:
             self.is_waiting = False
-            self.go_on(self.received(self.inbox.receive(0)))
+            self.go_on(self.received(self.next_arrived()))
 
-    def has_message(self) -> bool:
-        return bool(self.arrived)
-
-    def receive(self, timeout_s: float) -> Message | None:
-        """What its inbox does with its socket."""
+    def next_arrived(self) -> Message | None:
         return self.arrived.popleft() if self.arrived else None
 
     def kill(self) -> None:
@@ -202,10 +192,7 @@ class Cluster:
     def server_handles(self, node: bytes, message: Message) -> None:
         for command in self.server.handle(node, message, self.now):
             if isinstance(command, SendToPeer) and command.node in self.hosts:
-                host, answer = self.hosts[command.node], sent(command.message)
-                host.answers.append(answer)
-                if isinstance(answer, Work) and answer.weights is None:
-                    host.note[:] = noted(answer)
+                self.hosts[command.node].answers.append(sent(command.message))
 
     def pass_time(self, seconds: float, silent: Host | None = None) -> None:
         """Let time pass, in which all but one host send heartbeats."""
@@ -299,7 +286,6 @@ EVENTS = [
     "request",
     "answer",
     "answer",
-    "note is half written",
     "compute",
     "compute",
     "request twice",
@@ -342,8 +328,6 @@ def test_each_sample_is_applied_once_whatever_happens(events: list[tuple[str, in
                 host.deliver_request(times=2)
             case "answer", Host():
                 host.deliver_answer()
-            case "note is half written", Host():
-                host.note[20:40] = bytes(20)
             case "compute", Host():
                 host.compute()
             case "compute poison", Host():

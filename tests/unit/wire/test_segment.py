@@ -10,7 +10,7 @@ import pytest
 
 from dist_net.errors import SegmentError
 from dist_net.wire import segment as segment_module
-from dist_net.wire.segment import NOTE_BYTES, Segment
+from dist_net.wire.segment import Segment
 
 pytestmark = pytest.mark.skipif(not segment_module.available(), reason="needs Linux's memfd")
 
@@ -66,17 +66,6 @@ def test_what_the_owner_writes_the_other_reads(owner):
 def test_only_the_owner_can_write_vectors(owner):
     with pytest.raises(ValueError, match="read-only"):
         attach(owner).vector(0)[0] = 1
-
-
-def test_a_note_is_for_the_owner(owner):
-    note = bytes(range(NOTE_BYTES))
-    attached = attach(owner)
-    attached.note[:] = note
-    assert owner.note == note
-    attach(owner)  # which finds the token and the size that it expects
-    with pytest.raises(ValueError, match="different structures"):
-        attached.note[:] = note + b"more"
-    assert not any(owner.vector(index).any() for index in range(owner.vectors))
 
 
 @pytest.mark.parametrize("index", [-1, 3])
