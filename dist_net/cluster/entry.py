@@ -7,10 +7,8 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import FrameType
 
 import numpy  # noqa: F401
@@ -90,43 +88,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1  # macOS and Windows keep no such list
-
-
-def let_others_compute() -> None:
-    """Keeps this process, and the threads that it starts from now on, from interrupting others.
-
-    A push wakes the server, and an answer a worker's socket, while every core computes. Were they
-    let in at once, they would find their own memory out of the cache and put the computation's out.
-    Between two minibatches a worker lets in who waits, and then several messages are there at once.
-    Linux only; elsewhere nothing changes.
-    """
-    if hasattr(os, "SCHED_BATCH"):
-        try:
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        except OSError as error:  # some containers forbid it
-            logger.info("not_scheduled_as_batch reason=%s", error)
-
-
-@contextmanager
-def kept_on_core(core: int | None) -> Iterator[None]:
-    """Keeps the calling thread on that core, and threads that it starts from now on.
-
-    For one of several processes that compute all the time: left to itself, the system puts two of
-    them on one core for a while, as the server and the sockets' threads come and go, and idles on
-    another. Nothing changes without a core, where another process is kept on it already, such as
-    one of another run, and on other systems than Linux.
-    """
-    if core is None or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
-        try:
-            # An abstract name: it is taken for as long as this process has it, and is no file.
-            claim.bind(f"\0dist-net-core-{core}")
-            os.sched_setaffinity(0, {core})
-        except OSError as error:  # or the core is not there any more, or a container forbids it
-            logger.info("not_kept_on_core core=%d reason=%s", core, error)
-        yield
 
 
 def stop_on_signals(stop: Callable[[str], None]) -> None:

@@ -69,13 +69,6 @@ class Local:
         """A worker's share of this process's cores beside the server's own, at least 1."""
         return max(1, (available_cores() - 1) // max(1, self.workers))
 
-    def core(self, index: int) -> int | None:
-        """Where that worker stays; None: one alone, or of several threads, may move."""
-        if self.workers == 1 or self.threads > 1 or not hasattr(os, "sched_getaffinity"):
-            return None
-        cores = sorted(os.sched_getaffinity(0))
-        return cores[index % len(cores)]
-
     def require_listening(self) -> None:
         """Raises what listening would raise, before a run is begun for it."""
         keys = None if self.keys is None else load_server_keys(self.keys)
@@ -165,9 +158,6 @@ class TrainingRun:
         arguments = ["--run-dir", str(self._directory.path), "--connect", address, "--name", name]
         arguments += ["--threads", str(self._local.threads), "--timeout", str(START_TIMEOUT_S)]
         arguments += ["--parent", str(os.getpid())]
-        core = self._local.core(index)
-        if core is not None:
-            arguments += ["--core", str(core)]
         return Child(
             name, "dist_net.cluster.processes.training_worker", arguments, self._directory.logs
         )

@@ -16,9 +16,7 @@ from pathlib import Path
 
 from dist_net.cluster.entry import (
     READY,
-    available_cores,
     entry_point,
-    let_others_compute,
     stop_on_signals,
 )
 from dist_net.models.run_directory import RunDirectory
@@ -39,7 +37,6 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--parent", type=int, default=os.getppid())
     arguments = parser.parse_args()
-    let_others_compute()
 
     directory = RunDirectory(arguments.run_directory)
     options = RunOptions.from_json(directory.options.read_text())
@@ -61,7 +58,6 @@ def main() -> int:
             options.checkpoint_every_s,
             segment,
             is_orphaned=lambda: os.getppid() != arguments.parent,
-            cores=available_cores(),
         )
         stop_on_signals(process.stop)
         contact = shlex.join(socket.contact_addresses)

@@ -18,8 +18,6 @@ from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.cluster.entry import (
     READY,
     entry_point,
-    kept_on_core,
-    let_others_compute,
     stop_on_signals,
     use_threads,
 )
@@ -56,7 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long to wait for the server at first (default: 10)",
     )
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)  # for its recipe
-    parser.add_argument("--core", type=int, help=argparse.SUPPRESS)  # where to compute
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
 
 
@@ -71,7 +68,6 @@ def train(arguments: argparse.Namespace) -> int:
             f"number from 1 up to {MOST_THREADS}, and a number of seconds above 0"
         )
     use_threads(arguments.threads)
-    let_others_compute()
     logging.getLogger("dist_net").setLevel(logging.INFO)
     keys = load_peer_keys(arguments.keys) if arguments.keys else None
     if arguments.run_dir is not None:
@@ -94,8 +90,7 @@ def train(arguments: argparse.Namespace) -> int:
     ) as worker:
         stop_on_signals(worker.stop)
         print(READY, flush=True)
-        with kept_on_core(arguments.core):  # only now: the socket's thread may run anywhere
-            done = worker.train()
+        done = worker.train()
     if not done.finished:
         # Not 0, so that a supervisor starts this worker again for when the run goes on.
         raise InterruptedRunError(f"left the run before it was done: {done.reason}")
