@@ -36,7 +36,7 @@ from dist_net.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.training.state import Ended
 from dist_net.training.loop import MinibatchStep, WorkerLoop
 from dist_net.training.step import TrainingStep
-from dist_net.wire.messages import MOST_TOGETHER, Snapshot
+from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import CLIENT
 from dist_net.wire.security import PeerKeys, load_server_keys, load_peer_keys
 from dist_net.wire.transport import ServerSocket
@@ -75,7 +75,7 @@ def in_process_cluster(
     with (
         ExitStack() as at_the_end,
         ServerSocket(
-            [listen], server_keys, settings.gradient_bytes, most_arrays=MOST_TOGETHER
+            [listen], server_keys, settings.gradient_bytes, most_arrays=settings.pipeline.grouped
         ) as socket,
         Observer(socket.contact_addresses[0], client_keys) as observer,
         TemporaryDirectory(prefix="dist-net-") as temporary,

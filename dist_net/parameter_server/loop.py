@@ -14,7 +14,6 @@ from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, wr
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ServerCommand, Forget, ParameterServer, SendToPeer, WeightsSegment
-from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Push, Refuse, Snapshot, Welcome
 from dist_net.wire.segment import Segment, available
@@ -42,7 +41,8 @@ def open_run(
     segment: Segment | None = None
     buffers: list[Vector] | None = None
     if available():
-        segment = Segment.create(PINS_PER_READER * SHARED_READERS + 2, settings.vector_size)
+        vectors = settings.pipeline.snapshots * SHARED_READERS + 2
+        segment = Segment.create(vectors, settings.vector_size)
         buffers = [segment.vector(index) for index in range(segment.vectors)]
     # Ids count up from a random number. Otherwise a resumed server would give a new worker the id
     # of one that is still there from before, and mix up their heartbeats.

@@ -37,7 +37,9 @@ class RunState:
         first_worker_id: int = 1,
     ) -> None:
         self.settings = settings
-        self.members = Membership(settings.heartbeat_timeout_s, first_worker_id)
+        self.members = Membership(
+            settings.heartbeat_timeout_s, first_worker_id, settings.pipeline
+        )
         self.ledger = LeaseLedger(
             settings.samples, settings.epochs, settings.batch_size, settings.lease_minibatches
         )
@@ -45,6 +47,7 @@ class RunState:
             [np.empty_like(weights) for _ in range(2)] if buffers is None else buffers,
             weights,
             settings.start_rule(),
+            settings.pipeline.snapshots,
         )
         self.metrics = RunMetrics()
 

@@ -10,7 +10,7 @@ from typing import Any
 from dist_net.errors import SettingError
 from dist_net.optim import SGD, ArrayShapes, Constant, Optimizer, Schedule, UpdateRule, start_rule
 from dist_net.wire.codec import MAX_ARRAY_BYTES
-from dist_net.wire.messages import Push
+from dist_net.wire.messages import PIPELINE, Pipeline, Push
 
 LEASE_MINIBATCHES = 64
 """What a worker is given to do at a time; few have to be done again if it is lost."""
@@ -48,6 +48,7 @@ class RunSettings:
     schedule: Schedule = field(default_factory=Constant)
     momenta: tuple[float, ...] = ()
     lease_minibatches: int = LEASE_MINIBATCHES
+    pipeline: Pipeline = PIPELINE
     heartbeat_interval_s: float = 0.3
     heartbeat_timeout_s: float = 1.5
     recipe_record: dict[str, Any] = field(default_factory=dict)
@@ -68,6 +69,11 @@ class RunSettings:
             "seed",
             "a whole number, 0 or above",
             lambda value: isinstance(value, int) and value >= 0,
+        )
+        self._require(
+            "pipeline",
+            f"numbers from 1 up, and at most {PIPELINE.gradients} gradients",
+            lambda value: min(value) >= 1 and value.gradients <= PIPELINE.gradients,
         )
         for name in ("learning_rate", "heartbeat_interval_s"):
             self._require(

@@ -160,6 +160,7 @@ class ParameterServer:
             member.worker_id,
             settings.batch_size,
             settings.seed,
+            settings.pipeline.depth,
             settings.heartbeat_interval_s,
             settings.heartbeat_timeout_s,
             *(segment or NO_SEGMENT),

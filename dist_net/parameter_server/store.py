@@ -9,11 +9,7 @@ import numpy as np
 from dist_net.errors import CheckpointDamagedError
 from dist_net.optim import UpdateRule
 from dist_net.vector import Vector
-from dist_net.wire.messages import MOST_TOGETHER
-
-# While a worker computes from a snapshot, ten newer ones may be on their way to it: in the answers
-# to five pushes that it awaits, and to five that it counts as lost since one before was refused.
-PINS_PER_READER = 1 + 2 * (2 * MOST_TOGETHER - 1)
+from dist_net.wire.messages import PIPELINE
 
 
 class Pin(NamedTuple):
@@ -39,7 +35,14 @@ class WeightStore:
     the buffers, always the same objects.
     """
 
-    def __init__(self, buffers: Sequence[Vector], weights: Vector, rule: UpdateRule) -> None:
+    def __init__(
+        self,
+        buffers: Sequence[Vector],
+        weights: Vector,
+        rule: UpdateRule,
+        pins_per_reader: int = PIPELINE.snapshots,
+    ) -> None:
+        self._pins_per_reader = pins_per_reader
         self.version = 0
         self.rule = rule
         self._buffers = buffers
@@ -72,7 +75,7 @@ class WeightStore:
     def admit(self, worker_id: int) -> bool:
         """Add a reader of the buffers; False: there are too few for one more."""
         # One buffer is current, and one is written next, beside those that readers pin.
-        if PINS_PER_READER * (len(self._pins) + 1) + 2 > len(self._buffers):
+        if self._pins_per_reader * (len(self._pins) + 1) + 2 > len(self._buffers):
             return False
         self._pins[worker_id] = deque()
         return True
@@ -85,14 +88,14 @@ class WeightStore:
     def pin(self, worker_id: int, *, again: bool = False) -> Pin:
         """Return the current snapshot, pinned until the reader says that it is past it.
 
-        A reader has at most ``PINS_PER_READER`` pins; one more releases the oldest. ``again``: return
+        A reader has at most ``pins_per_reader`` pins; one more releases the oldest. ``again``: return
         the snapshot that it was given last, because it repeats its request.
         """
         pins = self._pins[worker_id]
         if not pins or (pins[-1].version != self.version and not again):
             pins.append(Pin(self._current, self.version))
             self._pinned[self._current] += 1
-            if len(pins) > PINS_PER_READER:
+            if len(pins) > self._pins_per_reader:
                 self._unpin(pins.popleft())
         return pins[-1]
 

@@ -12,7 +12,6 @@ import numpy as np
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import SegmentError
 from dist_net.training.state import (
-    GRADIENT_SLOTS,
     Begin,
     Compute,
     Ended,
@@ -24,7 +23,7 @@ from dist_net.training.state import (
 )
 from dist_net.vector import Vector
 from dist_net.wire.heart import Heart
-from dist_net.wire.messages import Join, Welcome
+from dist_net.wire.messages import PIPELINE, Join, Welcome
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket
@@ -79,12 +78,14 @@ class WorkerLoop:
         self._stop_requested: str | None = None
         self._vector_size = vector_size
         self._own = (
-            Segment.create(GRADIENT_SLOTS, vector_size) if shares_memory and available() else None
+            Segment.create(PIPELINE.gradients, vector_size)
+            if shares_memory and available()
+            else None
         )
         self._weights = ReceivedWeights(vector_size)
         self._gradients = [
             self._own.vector(slot) if self._own else np.empty(vector_size, np.float32)
-            for slot in range(GRADIENT_SLOTS)
+            for slot in range(PIPELINE.gradients)
         ]
         self._sends_gradient = True
         self._state = WorkerState(

@@ -23,7 +23,7 @@ from dist_net.errors import (
 )
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
-    MOST_TOGETHER,
+    PIPELINE,
     Join,
     Leave,
     Message,
@@ -37,9 +37,6 @@ from dist_net.wire.messages import (
 )
 
 logger = logging.getLogger(__name__)
-
-GRADIENT_SLOTS = 2 * MOST_TOGETHER
-"""Some gradients are computed while the server reads the others."""
 
 LONGEST_ANSWER_S = 60.0
 """With which even a server that is alive has lost the request; arrays may take longer to travel."""
@@ -139,6 +136,7 @@ class WorkerState:
         self._answer_timeout_s = join_timeout_s
         self._worker_id = 0
         self._batch_size = 0
+        self._depth = 1
         self._work: Work | None = None
         self._next_sample = 0
         self._held: list[Computed] = []  # and not pushed yet
@@ -183,7 +181,7 @@ class WorkerState:
         return (
             work is not None
             and self._next_sample < work.stop
-            and self._on_the_way < min(2 * work.together, GRADIENT_SLOTS)
+            and self._on_the_way < min(self._depth * work.together, PIPELINE.gradients)
         )
 
     @property
@@ -198,7 +196,7 @@ class WorkerState:
         """The first slot without a gradient that is to be read yet: few are used, if few do."""
         pushed = (slot for push in self._unanswered_pushes() for slot in push.slots)
         taken = {*pushed, *(computed.slot for computed in self._held)}
-        return next(slot for slot in range(GRADIENT_SLOTS) if slot not in taken)
+        return next(slot for slot in range(PIPELINE.gradients) if slot not in taken)
 
     def next_commands(self, now: float) -> list[WorkerCommand]:
         """What to do when every command is carried out: compute, look for a message, or wait."""
@@ -260,6 +258,7 @@ class WorkerState:
                 self._gathered = None  # ``Begin`` makes a new step
                 self._worker_id = message.worker_id
                 self._batch_size = message.batch_size
+                self._depth = message.depth
                 self._answer_timeout_s = PATIENCE * message.heartbeat_timeout_s
                 has_frames = message.weights_descriptor == -1
                 self._weights_bytes = 4 * self._join.vector_size if has_frames else 0

@@ -30,8 +30,34 @@ from dist_net.wire.serving_messages import ServingMessage
 
 Integers = tuple[int, ...]
 
-MOST_TOGETHER = 3
-"""The most gradients that a server asks for in one push."""
+
+class Pipeline(NamedTuple):
+    """How far a worker may run ahead of the server, which decides it.
+
+    ``grouped``: the most gradients in one push; 1: each goes by itself. ``depth``: how many such
+    pushes may be unanswered; 1: after each the worker waits for newer weights.
+    """
+
+    depth: int = 2
+    grouped: int = 3
+
+    @property
+    def gradients(self) -> int:
+        """The most gradients that a worker may have computed, and the server not applied."""
+        return self.depth * self.grouped
+
+    @property
+    def snapshots(self) -> int:
+        """The most snapshots of the weights that one worker may need at a time.
+
+        While it computes from one, newer ones may be on their way to it: in the answers to the
+        other pushes, and to as many that it counts as lost since one before was refused.
+        """
+        return 1 + 2 * (self.gradients - 1)
+
+
+PIPELINE = Pipeline()
+"""Unless a run says otherwise. Workers have room for so many gradients, and no more."""
 
 
 class Join(NamedTuple):
@@ -51,11 +77,15 @@ class Join(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The worker is in. Descriptor -1: weights travel as frames; else they are in the segment."""
+    """The worker is in. Descriptor -1: weights travel as frames; else they are in the segment.
+
+    ``depth`` is that of the run's `Pipeline`.
+    """
 
     worker_id: int
     batch_size: int
     seed: int
+    depth: int
     heartbeat_interval_s: float
     heartbeat_timeout_s: float
     process_id: int
@@ -82,8 +112,8 @@ class Work(NamedTuple):
     The worker computes the minibatches of samples ``start`` to ``stop`` of the shuffled order of
     ``epoch``, and pushes ``together`` gradients at a time if that makes none of them wait for
     long. ``snapshot`` is the index of the weights' buffer in the server's segment; it stays as it
-    is until this worker pushes what it computed from a later one, or has been answered ten times
-    more. A worker that does not share memory finds them in ``weights``; -1: those are a copy.
+    is until this worker pushes what it computed from a later one, or was given as many as a
+    `Pipeline` says. A worker that does not share memory finds them in ``weights``; -1: those are a copy.
     """
 
     lease_id: int

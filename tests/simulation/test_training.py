@@ -7,6 +7,7 @@ applied.
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from math import ceil
 
 import numpy as np
@@ -19,9 +20,7 @@ from dist_net.parameter_server.members import LONGEST_LOOK_S
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer, SendToPeer, WeightsSegment
-from dist_net.parameter_server.store import PINS_PER_READER
 from dist_net.training.state import (
-    GRADIENT_SLOTS,
     Begin,
     Compute,
     Ended,
@@ -31,7 +30,7 @@ from dist_net.training.state import (
     WorkerState,
 )
 from dist_net.vector import Vector
-from dist_net.wire.messages import Heartbeat, Join, Message, Welcome, Work
+from dist_net.wire.messages import PIPELINE, Pipeline, Heartbeat, Join, Message, Welcome, Work
 
 SAMPLES, EPOCHS = 24, 2
 SIZE = SAMPLES * EPOCHS
@@ -71,7 +70,7 @@ class Host:
         self.is_waiting = False
         self.read: Vector | None = None
         self.done: Ended | None = None
-        self.slots = [np.zeros(SIZE, np.float32) for _ in range(GRADIENT_SLOTS)]
+        self.slots = [np.zeros(SIZE, np.float32) for _ in range(PIPELINE.gradients)]
         self.go_on(self.worker.start(cluster.now))
 
     def go_on(self, commands: list) -> None:
@@ -169,19 +168,19 @@ class Host:
 class Cluster:
     """A server and its workers' hosts; ``hosts`` are those that are alive."""
 
-    def __init__(self, descriptors: list[int]) -> None:
+    def __init__(self, descriptors: list[int], settings: RunSettings = RUN_SETTINGS) -> None:
         self.now = 0.0
         self.hosts: dict[bytes, Host] = {}
         self.born = 0
         self.starts = 0
-        self.serve(lambda *rest: RunState(RUN_SETTINGS, np.zeros(SIZE, np.float32), *rest))
+        self.serve(lambda *rest: RunState(settings, np.zeros(SIZE, np.float32), *rest))
         for descriptor in descriptors:
             self.add_host(descriptor)
 
     def serve(self, begin: Callable[[list[Vector], int], RunState]) -> None:
         """Start a server; ``begin`` gets its buffers and its first worker's id."""
         self.starts += 1
-        self.buffers = [np.zeros(SIZE, np.float32) for _ in range(2 + 3 * PINS_PER_READER)]
+        self.buffers = [np.zeros(SIZE, np.float32) for _ in range(2 + 3 * PIPELINE.snapshots)]
         self.server = ParameterServer(begin(self.buffers, 1000 * self.starts), WeightsSegment(1, 2, b""))
 
     def add_host(self, descriptor: int) -> None:
@@ -232,6 +231,13 @@ def test_three_workers_train_and_each_sample_is_applied_once() -> None:
     assert (report["workers_joined"], report["workers_lost"]) == (3, 0)
     assert (report["pushes_rejected"], report["duplicates_dropped"]) == (0, 0)
     assert cluster.server.worker_count == 0
+
+
+def test_without_a_pipeline_each_gradient_is_of_the_newest_weights() -> None:
+    cluster = Cluster([9], replace(RUN_SETTINGS, pipeline=Pipeline(depth=1, grouped=1)))
+    cluster.run()
+    cluster.assert_each_sample_was_applied_once()
+    assert cluster.server.run.metrics.staleness_histogram == [SIZE // 3]
 
 
 def test_two_of_three_workers_die_and_each_sample_is_applied_once() -> None:

@@ -23,7 +23,6 @@ from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.models.trained import recipe_of_run
 from dist_net.parameter_server.loop import ServerLoop, open_run
-from dist_net.wire.messages import MOST_TOGETHER
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.transport import ServerSocket
 
@@ -48,8 +47,9 @@ def main() -> int:
         directory.checkpoint if arguments.resume else None,
     )
     keys = load_server_keys(arguments.keys) if arguments.keys else None
+    most_arrays = settings.pipeline.grouped
     with ServerSocket(
-        arguments.listen, keys, settings.gradient_bytes, most_arrays=MOST_TOGETHER
+        arguments.listen, keys, settings.gradient_bytes, most_arrays=most_arrays
     ) as socket:
         process = ServerLoop(
             run,

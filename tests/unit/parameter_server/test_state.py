@@ -13,10 +13,10 @@ from dist_net.optim import SGD, Momentum, Step
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import Forget, ParameterServer, SendToPeer, WeightsSegment
-from dist_net.parameter_server.store import PINS_PER_READER
-from dist_net.training.state import GRADIENT_SLOTS
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
+    PIPELINE,
+    Pipeline,
     Alive,
     Heartbeat,
     Join,
@@ -58,7 +58,7 @@ class Desk:
     """A server with a clock, and short words for what a worker says to it."""
 
     def __init__(
-        self, run: RunState | None = None, shared_buffers: int = 2 + 3 * PINS_PER_READER
+        self, run: RunState | None = None, shared_buffers: int = 2 + 3 * PIPELINE.snapshots
     ) -> None:
         self.buffers = [vector(np.nan) for _ in range(shared_buffers)]
         self.run = run or RunState(SETTINGS, vector(0.0), self.buffers)
@@ -103,7 +103,7 @@ def desk() -> Desk:
 
 
 def test_a_worker_is_welcomed_with_what_it_needs(desk: Desk) -> None:
-    assert desk.join(b"a") == Welcome(1, 4, 0, 0.3, 1.5, 123, 4, b"t")
+    assert desk.join(b"a") == Welcome(1, 4, 0, 2, 0.3, 1.5, 123, 4, b"t")
     assert desk.report()["state"] == "training"
 
 
@@ -152,7 +152,7 @@ def test_weights_are_in_shared_memory_or_travel_with_the_work(desk: Desk) -> Non
 
 
 def test_a_worker_more_than_there_are_buffers_for_is_served_by_frames() -> None:
-    desk = Desk(shared_buffers=2 + 2 * PINS_PER_READER)
+    desk = Desk(shared_buffers=2 + 2 * PIPELINE.snapshots)
     descriptors = [desk.join(node).weights_descriptor for node in (b"a", b"b", b"c")]
     assert descriptors == [4, 4, -1]
     assert desk.pull(b"c", 3).weights is not None
@@ -190,7 +190,7 @@ def test_a_push_far_too_stale_is_rejected_and_its_samples_are_done_again() -> No
     desk.join(b"slow")
     desk.join(b"fast")
     limit = desk.run.members.staleness_limit
-    assert limit == 10 * 2 * GRADIENT_SLOTS
+    assert limit == 10 * 2 * PIPELINE.gradients
     slow, fast = desk.pull(b"slow", 1), desk.pull(b"fast", 2)
     while desk.run.store.version < limit:
         fast = desk.push(b"fast", 2, fast)
@@ -321,7 +321,7 @@ def two_minibatches(worker_id: int, work: Work, **facts: Any) -> Push:
 
 def test_gradients_that_come_together_are_applied_in_turn_and_answered_once() -> None:
     settings = replace(SETTINGS, lease_minibatches=5, schedule=Step(every_epochs=0.1, factor=0.5))
-    desk = Desk(RunState(settings, vector(0.0), [vector(np.nan) for _ in range(2 + PINS_PER_READER)]))
+    desk = Desk(RunState(settings, vector(0.0), [vector(np.nan) for _ in range(2 + PIPELINE.snapshots)]))
     desk.join(b"a")
     work = desk.pull(b"a", 1)
     work = desk.push(b"a", 1, work)
@@ -673,6 +673,8 @@ def test_a_run_is_not_resumed_from_a_checkpoint_of_another(change: dict[str, Any
         {"batch_size": -1},
         {"lease_minibatches": 0},
         {"seed": -1},
+        {"pipeline": Pipeline(depth=0)},
+        {"pipeline": Pipeline(grouped=4)},
         {"learning_rate": 0.0},
         {"learning_rate": float("nan")},
         {"heartbeat_interval_s": 0.0},

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from dist_net.errors import CheckpointDamagedError
 from dist_net.optim import SGD, Momentum
 from dist_net.optim.rule import MOST_COMPILED
-from dist_net.parameter_server.store import PINS_PER_READER, WeightStore
+from dist_net.parameter_server.store import WeightStore
 from dist_net.vector import Vector
-from dist_net.wire.messages import MOST_TOGETHER
+from dist_net.wire.messages import PIPELINE
 
 SIZE = 5
 
 
-def a_store(capacity: int = 2 + PINS_PER_READER) -> tuple[WeightStore, list[Vector]]:
+def a_store(capacity: int = 2 + PIPELINE.snapshots) -> tuple[WeightStore, list[Vector]]:
     buffers = [vector(np.nan) for _ in range(capacity)]
     return WeightStore(buffers, np.zeros(SIZE, np.float32), SGD().start(SIZE)), buffers
 
@@ -36,7 +36,7 @@ def two_buffers() -> list[Vector]:
     )
 )
 def test_the_last_pinned_snapshots_never_change(events: list[tuple[str, int]]) -> None:
-    store, buffers = a_store(capacity=2 + 3 * PINS_PER_READER)
+    store, buffers = a_store(capacity=2 + 3 * PIPELINE.snapshots)
     pinned: dict[int, list[tuple[int, int]]] = {}
     for event, reader in events:
         if event == "apply":
@@ -54,7 +54,7 @@ def test_the_last_pinned_snapshots_never_change(events: list[tuple[str, int]]) -
                 pinned[reader] = []
             pin = store.pin(reader, again=event == "again")
             if pin not in pinned[reader]:
-                pinned[reader] = [*pinned[reader], pin][-PINS_PER_READER:]
+                pinned[reader] = [*pinned[reader], pin][-PIPELINE.snapshots:]
         assert (store.weights == store.version).all()
         for snapshot, version in (pin for pins in pinned.values() for pin in pins):
             assert (buffers[snapshot] == version).all()
@@ -70,10 +70,10 @@ def test_a_reader_that_asks_again_gets_the_same_snapshot() -> None:
 
 
 def test_every_admitted_reader_can_pin_versions_of_its_own() -> None:
-    store, _ = a_store(capacity=2 + 4 * PINS_PER_READER)
+    store, _ = a_store(capacity=2 + 4 * PIPELINE.snapshots)
     admitted = [reader for reader in range(6) if store.admit(reader)]
     assert admitted == [0, 1, 2, 3]
-    for reader in PINS_PER_READER * admitted:
+    for reader in PIPELINE.snapshots * admitted:
         store.pin(reader)
         assert store.apply([vector(1.0)], [0.1])
     assert store.apply([vector(1.0)], [0.1])
@@ -95,7 +95,7 @@ def test_buffers_beyond_need_are_never_touched() -> None:
     for _ in range(100):
         store.pin(1)
         store.apply([vector(1.0)], [0.1])
-    assert np.isnan(buffers[PINS_PER_READER + 2 :]).all()
+    assert np.isnan(buffers[PIPELINE.snapshots + 2 :]).all()
 
 
 def test_what_a_reader_is_past_is_used_again() -> None:
@@ -128,7 +128,7 @@ def test_a_gradient_that_is_not_finite_takes_those_before_it_along() -> None:
 
 
 def test_what_is_pushed_together_is_updated_in_one_compiled_pass() -> None:
-    assert MOST_TOGETHER <= MOST_COMPILED
+    assert PIPELINE.grouped <= MOST_COMPILED
 
 
 def test_the_weights_cannot_be_written_from_outside() -> None:

@@ -35,7 +35,7 @@ from dist_net.wire.messages import (
 )
 
 JOIN = Join("one", "abc", 5, 55, 9, b"w")
-WELCOME = Welcome(3, 4, 0, 0.3, 1.5, 0, -1, b"")
+WELCOME = Welcome(3, 4, 0, 2, 0.3, 1.5, 0, -1, b"")
 GRADIENT = np.zeros(5, np.float32)
 
 
