@@ -12,8 +12,7 @@ from rich.table import Table
 
 from dist_net.cluster.console import plain_console
 from dist_net.models.observer import Observer
-from dist_net.wire.security import CLIENT
-from dist_net.wire.security import load_peer_keys
+from dist_net.wire.security import CLIENT, load_peer_keys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

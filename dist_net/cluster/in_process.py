@@ -33,12 +33,11 @@ from dist_net.parameter_server.loop import (
     open_run,
 )
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
-from dist_net.training.state import Ended
 from dist_net.training.loop import MinibatchStep, WorkerLoop
+from dist_net.training.state import Ended
 from dist_net.training.step import TrainingStep
 from dist_net.wire.messages import Snapshot
-from dist_net.wire.security import CLIENT
-from dist_net.wire.security import PeerKeys, load_server_keys, load_peer_keys
+from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys, load_server_keys
 from dist_net.wire.transport import ServerSocket
 
 LOOPBACK = "tcp://127.0.0.1:0"

@@ -13,7 +13,13 @@ from dist_net.errors import SegmentError
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.parameter_server.state import ServerCommand, Forget, ParameterServer, SendToPeer, WeightsSegment
+from dist_net.parameter_server.state import (
+    Forget,
+    ParameterServer,
+    SendToPeer,
+    ServerCommand,
+    WeightsSegment,
+)
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Push, Refuse, Snapshot, Welcome
 from dist_net.wire.segment import Segment, available

@@ -37,9 +37,7 @@ class RunState:
         first_worker_id: int = 1,
     ) -> None:
         self.settings = settings
-        self.members = Membership(
-            settings.heartbeat_timeout_s, first_worker_id, settings.pipeline
-        )
+        self.members = Membership(settings.heartbeat_timeout_s, first_worker_id, settings.pipeline)
         self.ledger = LeaseLedger(
             settings.samples, settings.epochs, settings.batch_size, settings.lease_minibatches
         )
@@ -104,7 +102,7 @@ class RunState:
         ]
 
     def apply(self, member: Member, push: Push, now: float) -> bool:
-        """Apply a push that is due; False, and nothing changed, if a gradient or loss is not finite."""
+        """Apply a push that is due; False, and nothing changed, if the result is not finite."""
         settings, ledger, store, metrics = self.settings, self.ledger, self.store, self.metrics
         before = ledger.applied_samples
         rates = [

@@ -38,7 +38,7 @@ REFUSALS_IN_A_ROW = 3
 
 
 class SendToPeer(NamedTuple):
-    """SendToPeer the message to the node, at once: an array in it is borrowed until the next call."""
+    """Send the message to the node, at once: an array in it is borrowed until the next call."""
 
     node: bytes
     message: Message

@@ -88,8 +88,8 @@ class WeightStore:
     def pin(self, worker_id: int, *, again: bool = False) -> Pin:
         """Return the current snapshot, pinned until the reader says that it is past it.
 
-        A reader has at most ``pins_per_reader`` pins; one more releases the oldest. ``again``: return
-        the snapshot that it was given last, because it repeats its request.
+        A reader has at most ``pins_per_reader`` pins; one more releases the oldest. ``again``:
+        return the snapshot that it was given last, because it repeats its request.
         """
         pins = self._pins[worker_id]
         if not pins or (pins[-1].version != self.version and not again):

@@ -162,7 +162,7 @@ def refuse_taken_path(address: Address) -> None:
 
 
 def silence_cause(address: Address, has_keys: bool, timeout_s: float = 1.0) -> str:
-    """Why a server does not answer, and what to do; looks with a plain socket, for ``timeout_s``."""
+    """Why a server does not answer, and what to do; takes at most about ``timeout_s``."""
     try:
         with _connection(address, timeout_s) as connection:
             greeting = _exchange_greetings(connection)

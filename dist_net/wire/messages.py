@@ -113,7 +113,7 @@ class Work(NamedTuple):
     ``epoch``, and pushes ``together`` gradients at a time if that makes none of them wait for
     long. ``snapshot`` is the index of the weights' buffer in the server's segment; it stays as it
     is until this worker pushes what it computed from a later one, or was given as many as a
-    `Pipeline` says. A worker that does not share memory finds them in ``weights``; -1: those are a copy.
+    `Pipeline` says. A worker that does not share memory finds a copy in ``weights``, and -1 here.
     """
 
     lease_id: int

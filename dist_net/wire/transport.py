@@ -160,9 +160,10 @@ class ServerSocket(FramedSocket):
     With ``keys`` every TCP address demands them; Unix sockets are for this host's processes and
     never do. ``max_array_bytes`` bounds a frame that a peer sends, and ``most_arrays`` how many of
     that size are in a message; ``high_water_mark`` how many messages may wait for a peer. A peer
-    that sends more is disconnected, see `dist_net.wire.connections`. ``contact_addresses`` are where
-    peers connect to, in the order of ``listen``, with the ports that were chosen. Raises `AddressError`,
-    `InsecureAddressError` for a TCP address beyond loopback without keys, and `ListenError`.
+    that sends more is disconnected, see `dist_net.wire.connections`. Peers connect to one of
+    ``contact_addresses``, in the order of ``listen``, with the ports that were chosen. Raises
+    `AddressError`, `InsecureAddressError` for a TCP address beyond loopback without keys, and
+    `ListenError`.
     """
 
     def __init__(
@@ -201,8 +202,8 @@ class ServerSocket(FramedSocket):
     def receive(self, timeout_s: float) -> tuple[bytes, Message] | None:
         """The next message and the node that sent it; None when none came in time.
 
-        A message that is not of this protocol, or that the peer's role does not allow, is logged and
-        answered with `Refuse`; then the result is None, too. Arrays are read-only views.
+        A message that is not of this protocol, or that the peer's role does not allow, is logged
+        and answered with `Refuse`; then the result is None, too. Arrays are read-only views.
         """
         self._set_deadline(timeout_s)
         try:

@@ -35,8 +35,8 @@ from dist_net.wire.messages import (
 from dist_net.wire.security import (
     add_keys,
     create_keys,
-    load_server_keys,
     load_peer_keys,
+    load_server_keys,
 )
 from dist_net.wire.serving_messages import Ask, Enlist, Prepared, Reload, Unload
 from dist_net.wire.transport import ClientSocket, ServerSocket

@@ -30,7 +30,7 @@ from dist_net.training.state import (
     WorkerState,
 )
 from dist_net.vector import Vector
-from dist_net.wire.messages import PIPELINE, Pipeline, Heartbeat, Join, Message, Welcome, Work
+from dist_net.wire.messages import PIPELINE, Heartbeat, Join, Message, Pipeline, Welcome, Work
 
 SAMPLES, EPOCHS = 24, 2
 SIZE = SAMPLES * EPOCHS
@@ -181,7 +181,9 @@ class Cluster:
         """Start a server; ``begin`` gets its buffers and its first worker's id."""
         self.starts += 1
         self.buffers = [np.zeros(SIZE, np.float32) for _ in range(2 + 3 * PIPELINE.snapshots)]
-        self.server = ParameterServer(begin(self.buffers, 1000 * self.starts), WeightsSegment(1, 2, b""))
+        self.server = ParameterServer(
+            begin(self.buffers, 1000 * self.starts), WeightsSegment(1, 2, b"")
+        )
 
     def add_host(self, descriptor: int) -> None:
         self.born += 1

@@ -19,7 +19,9 @@ CATALOGUES = {"dist_net.errors"}  # as long as there are causes, each a leaf of 
 # Direction: left never imports right, and the three in the middle never each other. What stands
 # on a line is all that the room may import of this project; a room that is not here has no place
 # in the design yet.
-MODELS = "errors clock files vector compiling spelling autodiff nn optim pictures data darknet recipes"
+MODELS = (
+    "errors clock files vector compiling spelling autodiff nn optim pictures data darknet recipes"
+)
 SIBLING = f"{MODELS} release wire"
 ALL_BUT_COMMANDS = f"{SIBLING} parameter_server training serving models cluster simulation"
 MAY_IMPORT = {

@@ -24,8 +24,7 @@ from dist_net.cluster.model_loader import ModelLoader
 from dist_net.errors import ModelOptionError
 from dist_net.models.sources import named_source, source_called
 from dist_net.models.trained import add_trust_argument
-from dist_net.wire.security import CLIENT
-from dist_net.wire.security import load_peer_keys
+from dist_net.wire.security import CLIENT, load_peer_keys
 
 logger = logging.getLogger("dist_net.cluster.model_loader")
 

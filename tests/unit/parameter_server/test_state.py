@@ -16,12 +16,12 @@ from dist_net.parameter_server.state import Forget, ParameterServer, SendToPeer,
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
     PIPELINE,
-    Pipeline,
     Alive,
     Heartbeat,
     Join,
     Leave,
     Message,
+    Pipeline,
     Pull,
     Push,
     Refuse,
@@ -67,7 +67,9 @@ class Desk:
 
     def ask(self, node: bytes, message: Message) -> Any:
         """Return the one answer to a message, which goes back to its node."""
-        sends = [c for c in self.server.handle(node, message, self.now) if isinstance(c, SendToPeer)]
+        sends = [
+            c for c in self.server.handle(node, message, self.now) if isinstance(c, SendToPeer)
+        ]
         assert [send.node for send in sends] == [node]
         return sends[0].message
 
@@ -321,7 +323,9 @@ def two_minibatches(worker_id: int, work: Work, **facts: Any) -> Push:
 
 def test_gradients_that_come_together_are_applied_in_turn_and_answered_once() -> None:
     settings = replace(SETTINGS, lease_minibatches=5, schedule=Step(every_epochs=0.1, factor=0.5))
-    desk = Desk(RunState(settings, vector(0.0), [vector(np.nan) for _ in range(2 + PIPELINE.snapshots)]))
+    desk = Desk(
+        RunState(settings, vector(0.0), [vector(np.nan) for _ in range(2 + PIPELINE.snapshots)])
+    )
     desk.join(b"a")
     work = desk.pull(b"a", 1)
     work = desk.push(b"a", 1, work)

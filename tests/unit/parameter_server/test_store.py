@@ -54,7 +54,7 @@ def test_the_last_pinned_snapshots_never_change(events: list[tuple[str, int]]) -
                 pinned[reader] = []
             pin = store.pin(reader, again=event == "again")
             if pin not in pinned[reader]:
-                pinned[reader] = [*pinned[reader], pin][-PIPELINE.snapshots:]
+                pinned[reader] = [*pinned[reader], pin][-PIPELINE.snapshots :]
         assert (store.weights == store.version).all()
         for snapshot, version in (pin for pins in pinned.values() for pin in pins):
             assert (buffers[snapshot] == version).all()

@@ -75,7 +75,10 @@ def test_the_next_minibatch_is_computed_while_a_push_is_acknowledged(joined: Wor
     # In the first slot, as what lay there is taken up.
     assert joined.compute() == [Compute(0, 16, 20, 2, None, 0)]
     # The rest of the lease is shorter than a minibatch.
-    assert joined.computed(0.5, 3, None, 0.6) == [SendToServer(push(16, 20, 1, 0)), Gather(0, 20, 22)]
+    assert joined.computed(0.5, 3, None, 0.6) == [
+        SendToServer(push(16, 20, 1, 0)),
+        Gather(0, 20, 22),
+    ]
     assert joined.handle(work(7, 16, 22, version=4), 0.7) == []
     assert joined.compute() == [Compute(0, 20, 22, 2, None, 1)]
     assert joined.computed(0.5, 3, None, 0.8) == [SendToServer(push(20, 22, 4, 1))]
@@ -219,7 +222,10 @@ def test_a_worker_told_to_stop_leaves_and_does_no_more(joined: WorkerState) -> N
 def test_a_worker_may_leave_of_its_own_accord_while_it_computes(joined: WorkerState) -> None:
     joined.handle(work(7, 0, 8), 1.0)
     joined.compute()
-    assert joined.leave("interrupted") == [SendToServer(Leave(3)), Ended("interrupted", finished=False)]
+    assert joined.leave("interrupted") == [
+        SendToServer(Leave(3)),
+        Ended("interrupted", finished=False),
+    ]
     with pytest.raises(RuntimeError, match="without a Compute"):
         joined.computed(1.0, 1, GRADIENT, 2.0)
 
@@ -234,7 +240,9 @@ def test_a_worker_that_was_counted_out_joins_again(joined: WorkerState) -> None:
     joined.handle(work(7, 0, 8), 1.0)
     joined.compute()
     joined.computed(1.0, 1, GRADIENT, 2.0)
-    assert joined.handle(Refuse("silent for too long", may_rejoin=True), 3.0) == [SendToServer(JOIN)]
+    assert joined.handle(Refuse("silent for too long", may_rejoin=True), 3.0) == [
+        SendToServer(JOIN)
+    ]
     welcome = WELCOME._replace(worker_id=4)
     assert joined.handle(welcome, 3.0) == [Begin(welcome), SendToServer(Pull(4))]
     # A server that was resumed from an older checkpoint may grant the same lease again.

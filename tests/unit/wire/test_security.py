@@ -10,8 +10,8 @@ from dist_net.errors import KeyFileError
 from dist_net.wire.security import (
     add_keys,
     create_keys,
-    load_server_keys,
     load_peer_keys,
+    load_server_keys,
 )
 
 
