@@ -49,11 +49,6 @@ def test_a_server_that_is_slow_at_every_look_counts_out_who_is_silent_all_the_sa
     assert looks == [[], [], [], [], [member], [member]]
 
 
-def test_two_servers_never_give_the_same_id() -> None:
-    ids = {a_membership().join(b"a", "one", 0.0).worker_id for _ in range(100)}
-    assert len(ids) == 100
-
-
 def test_work_is_only_taken_through_the_socket_that_joined() -> None:
     members = a_membership()
     member = members.join(b"a", "one", 0.0)

@@ -10,6 +10,7 @@ import pytest
 
 from dist_net.errors import CheckpointMismatchError, DistNetError, SettingError
 from dist_net.optim import SGD, Momentum, Step
+from dist_net.parameter_server.loop import open_run
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import Forget, ParameterServer, SendToPeer, WeightsSegment
@@ -606,6 +607,16 @@ def test_a_resumed_server_knows_no_worker_of_before() -> None:
     assert after != before
     [answer] = second.handle(b"heart of a", Heartbeat(before.message.worker_id), 0.1)
     assert answer.message.may_rejoin
+
+
+def test_two_servers_never_give_the_same_id() -> None:
+    ids = set()
+    for _ in range(20):
+        run, segment = open_run(SETTINGS, lambda: vector(0.0), None)
+        ids.add(run.members.join(b"a", "one", 0.0).worker_id)
+        if segment is not None:
+            segment.close()
+    assert len(ids) == 20
 
 
 def test_the_last_arrays_of_a_layout_may_be_averages() -> None:
