@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,7 +30,7 @@ from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.loop import (
     SHARED_READERS,
     ServerLoop,
-    open_run,
+    opened_run,
 )
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.training.loop import MinibatchStep, WorkerLoop
@@ -72,21 +72,18 @@ def in_process_cluster(
         server_keys, worker_keys = load_server_keys(keys), load_peer_keys(keys)
         client_keys = load_peer_keys(keys, CLIENT)
     with (
-        ExitStack() as at_the_end,
+        TemporaryDirectory(prefix="dist-net-") as temporary,
+        opened_run(
+            settings, lambda: recipe.initial_weights(seed), checkpoint if resume else None
+        ) as (run, segment),
         ServerSocket(
             [listen], server_keys, settings.gradient_bytes, most_arrays=settings.pipeline.grouped
         ) as socket,
         Observer(socket.contact_addresses[0], client_keys) as observer,
-        TemporaryDirectory(prefix="dist-net-") as temporary,
         threadpool_limits(1),
         ThreadPoolExecutor(MAX_THREADS, "dist-net") as threads,
     ):
         path = checkpoint or Path(temporary) / "checkpoint.safetensors"
-        run, segment = open_run(
-            settings, lambda: recipe.initial_weights(seed), path if resume else None
-        )
-        if segment is not None:
-            at_the_end.callback(segment.close)
         server = ServerLoop(run, socket, path, CHECKPOINT_EVERY_S, segment)
         cluster = InProcessCluster(
             recipe, dataset, socket.contact_addresses[0], worker_keys, server, observer, threads

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dist_net.clock import Clock, SystemClock
@@ -35,27 +36,31 @@ RETRY_AFTER_S = 1.0
 SHARED_READERS = 64
 
 
-def open_run(
+@contextmanager
+def opened_run(
     settings: RunSettings, initial_weights: Callable[[], Vector], resumed_from: Path | None
-) -> tuple[RunState, Segment | None]:
-    """A new run, or the one of a checkpoint, with its weights in shared memory where there is any.
+) -> Iterator[tuple[RunState, Segment | None]]:
+    """A context with a new run, or a checkpoint's; its weights are in shared memory if possible.
 
-    The segment, which the caller closes, has room for the snapshots that ``SHARED_READERS`` local
-    workers need; memory is used as they join.
+    The segment has room for the snapshots that ``SHARED_READERS`` local workers need; memory is
+    used as they join.
     """
     checkpoint = None if resumed_from is None else read_checkpoint(resumed_from)
-    segment: Segment | None = None
-    buffers: list[Vector] | None = None
-    if available():
-        vectors = settings.pipeline.snapshots * SHARED_READERS + 2
-        segment = Segment.create(vectors, settings.vector_size)
-        buffers = [segment.vector(index) for index in range(segment.vectors)]
     # Ids count up from a random number. Otherwise a resumed server would give a new worker the id
     # of one that is still there from before, and mix up their heartbeats.
     first_worker_id = 1 + secrets.randbits(48)
-    if checkpoint is None:
-        return RunState(settings, initial_weights(), buffers, first_worker_id), segment
-    return RunState.resumed(settings, checkpoint, buffers, first_worker_id), segment
+    with ExitStack() as at_the_end:
+        segment: Segment | None = None
+        buffers: list[Vector] | None = None
+        if available():
+            vectors = settings.pipeline.snapshots * SHARED_READERS + 2
+            segment = Segment.create(vectors, settings.vector_size)
+            at_the_end.callback(segment.close)
+            buffers = [segment.vector(index) for index in range(vectors)]
+        if checkpoint is None:
+            yield RunState(settings, initial_weights(), buffers, first_worker_id), segment
+        else:
+            yield RunState.resumed(settings, checkpoint, buffers, first_worker_id), segment
 
 
 class ServerLoop:

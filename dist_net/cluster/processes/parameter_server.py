@@ -22,7 +22,7 @@ from dist_net.cluster.entry import (
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.models.trained import recipe_of_run
-from dist_net.parameter_server.loop import ServerLoop, open_run
+from dist_net.parameter_server.loop import ServerLoop, opened_run
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.transport import ServerSocket
 
@@ -41,16 +41,20 @@ def main() -> int:
     options = RunOptions.from_json(directory.options.read_text())
     loaded = recipe_of_run(directory)
     settings = options.settings(loaded, loaded.recipe.load_dataset())
-    run, segment = open_run(
-        settings,
-        lambda: loaded.recipe.initial_weights(settings.seed),
-        directory.checkpoint if arguments.resume else None,
-    )
     keys = load_server_keys(arguments.keys) if arguments.keys else None
-    most_arrays = settings.pipeline.grouped
-    with ServerSocket(
-        arguments.listen, keys, settings.gradient_bytes, most_arrays=most_arrays
-    ) as socket:
+    with (
+        opened_run(
+            settings,
+            lambda: loaded.recipe.initial_weights(settings.seed),
+            directory.checkpoint if arguments.resume else None,
+        ) as (run, segment),
+        ServerSocket(
+            arguments.listen,
+            keys,
+            settings.gradient_bytes,
+            most_arrays=settings.pipeline.grouped,
+        ) as socket,
+    ):
         process = ServerLoop(
             run,
             socket,

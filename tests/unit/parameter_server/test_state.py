@@ -10,7 +10,7 @@ import pytest
 
 from dist_net.errors import CheckpointMismatchError, DistNetError, SettingError
 from dist_net.optim import SGD, Momentum, Step
-from dist_net.parameter_server.loop import open_run
+from dist_net.parameter_server.loop import opened_run
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import Forget, ParameterServer, SendToPeer, WeightsSegment
@@ -612,10 +612,8 @@ def test_a_resumed_server_knows_no_worker_of_before() -> None:
 def test_two_servers_never_give_the_same_id() -> None:
     ids = set()
     for _ in range(20):
-        run, segment = open_run(SETTINGS, lambda: vector(0.0), None)
-        ids.add(run.members.join(b"a", "one", 0.0).worker_id)
-        if segment is not None:
-            segment.close()
+        with opened_run(SETTINGS, lambda: vector(0.0), None) as (run, _):
+            ids.add(run.members.join(b"a", "one", 0.0).worker_id)
     assert len(ids) == 20
 
 
