@@ -3,15 +3,16 @@
 A function is compiled for one signature, or read from numba's cache on disk, by the thread that
 asks for it. Functions made for several constants or several signatures would share one index in
 that cache, and processes that fill it at the same time may then get each other's code. And the
-cache knows a function by its own file only. So it lies in a directory of its own for each signature
-and state of the files whose parts are compiled into it.
+cache knows a function by its own file only, not by those of the functions that are compiled into
+it. So it lies in a directory of its own for each signature and state of the sources: this file, and
+all in the function's own folder. What a compiled function calls has to be there, too.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -30,20 +31,17 @@ BOOLEAN = types.boolean
 Loop = Callable[..., Any]
 
 
-def jit(
-    *arguments: Any, result: Any = types.void, inlines: Sequence[Path] = ()
-) -> Callable[[Loop], Loop]:
+def jit(*arguments: Any, result: Any = types.void) -> Callable[[Loop], Loop]:
     """Compiles a function for arguments of these types, and no others; mostly without result.
 
-    ``inlines``: the files of what it calls. It runs without the interpreter's lock, and division
-    by zero gives inf or nan.
+    It runs without the interpreter's lock, and division by zero gives inf or nan.
     """
     signature = result(*arguments)
 
     def compiled(function: Loop) -> Loop:
         options = {"nogil": True, "error_model": "numpy"}
         try:
-            with _own_cache(Path(function.__code__.co_filename), signature, inlines):
+            with _own_cache(Path(function.__code__.co_filename), signature):
                 return cast(Loop, numba.njit(signature, cache=True, **options)(function))
         except Exception as error:  # no place to keep it, no room, a damaged file: of any class
             # What is wrong with the function itself is raised again here.
@@ -54,10 +52,10 @@ def jit(
 
 
 @contextmanager
-def _own_cache(file: Path, signature: Any, inlines: Sequence[Path]) -> Iterator[None]:
-    """Has numba keep the code of a file apart for each signature and state of what it inlines."""
-    parts = [Path(__file__), *inlines]
-    content = b"".join([str(signature).encode(), *(each.read_bytes() for each in parts)])
+def _own_cache(file: Path, signature: Any) -> Iterator[None]:
+    """Has numba keep the code of a file apart for each signature and state of the sources."""
+    sources = [Path(__file__), *sorted(file.parent.glob("*.py"))]
+    content = b"\0".join([str(signature).encode(), *(each.read_bytes() for each in sources)])
     state = hashlib.sha256(content).hexdigest()[:16]
     before = numba.config.CACHE_DIR
     numba.config.CACHE_DIR = str(file.parent / "__pycache__" / f"compiled-{state}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numba.types import UniTuple
@@ -152,4 +151,4 @@ def compiled(name: str, gradients: int, states: int, constants: int) -> Loop:
     """One of ``LOOPS``, for so many gradients, vectors of state, and constants behind them."""
     several = (UniTuple(READ, gradients), WRITTEN, UniTuple(REAL, gradients))
     arguments = (READ, *several, *[READ] * states, *[WRITTEN] * states, *[REAL] * constants)
-    return jit(*arguments, result=BOOLEAN, inlines=[Path(rule.__file__)])(LOOPS[name])
+    return jit(*arguments, result=BOOLEAN)(LOOPS[name])

@@ -1,8 +1,11 @@
 """Compiled kernels: the plain ones' answers, within their arrays' bounds, and kept on disk."""
 
+import importlib
+import inspect
 import logging
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,6 +48,7 @@ from dist_net.autodiff.kernels.compiled import vectors as jit
 from dist_net.autodiff.kernels.compiled import winograd as compiled_winograd
 from dist_net.autodiff.kernels.compiled.im2row import CompiledIm2Row
 from dist_net.autodiff.kernels.compiled.winograd import CompiledWinograd
+from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
 
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
@@ -310,6 +314,59 @@ def test_another_process_finds_the_compiled_loops():
     command = [sys.executable, "-c", SECOND_PROCESS]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == str([0] * len(LOOPS))
+
+
+PART = """
+import numba
+
+
+@numba.njit
+def added(x):
+    return x + {number}
+"""
+LOOP = """
+from dist_net.compiling import WRITTEN, jit
+from part_of_loop import added
+
+
+@jit(WRITTEN)
+def loop(x):
+    x[0] = added(x[0])
+"""
+
+
+def test_a_loop_is_compiled_again_when_a_function_that_it_calls_has_changed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "loop_of_parts.py").write_text(LOOP)
+    for number in (1, 2):
+        (tmp_path / "part_of_loop.py").write_text(PART.format(number=number))
+        importlib.invalidate_caches()
+        values = np.zeros(1, np.float32)
+        importlib.import_module("loop_of_parts").loop(values)
+        del sys.modules["loop_of_parts"], sys.modules["part_of_loop"]
+        assert values[0] == number
+
+
+def as_written(value):
+    """The Python function behind a compiled one or an intrinsic; None for anything else."""
+    return getattr(value, "py_func", getattr(value, "_defn", None))
+
+
+def sources_of(function):
+    """The files of a function and of all that it calls and that is compiled with it."""
+    yield Path(inspect.getfile(function))
+    for name in function.__code__.co_names:
+        called = as_written(function.__globals__.get(name))
+        if called is not None:
+            yield from sources_of(called)
+
+
+@pytest.mark.parametrize("loop", [*LOOPS, *UPDATE_LOOPS.values()], ids=lambda each: each.__name__)
+def test_all_that_is_compiled_into_a_loop_lies_in_its_folder(loop):
+    # The cache's key depends on this folder's sources.
+    first, *others = sources_of(as_written(loop) or loop)
+    assert {each.parent for each in others} <= {first.parent}
 
 
 def add_one(x):

@@ -21,7 +21,6 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     Pointer,
     Vector,
     inlined,
-    jit,
     larger,
     load,
     pointer,
@@ -31,7 +30,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
 from dist_net.autodiff.kernels.convolution.blocks import Block
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
-from dist_net.compiling import BOOLEAN, INTEGER, READ, REAL, WRITTEN
+from dist_net.compiling import BOOLEAN, INTEGER, READ, REAL, WRITTEN, jit
 
 
 class CompiledIm2Row(Im2Row):

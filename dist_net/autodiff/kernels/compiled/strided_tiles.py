@@ -13,12 +13,12 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     Pointer,
     Vector,
     inlined,
-    jit,
     load,
     pointer,
     spread,
     store,
 )
+from dist_net.compiling import jit
 
 Five = tuple[Vector, Vector, Vector, Vector, Vector]
 

@@ -31,13 +31,12 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     Pointer,
     Vector,
     inlined,
-    jit,
     load,
     pointer,
     spread,
     store,
 )
-from dist_net.compiling import INTEGER, READ, WRITTEN
+from dist_net.compiling import INTEGER, READ, WRITTEN, jit
 
 
 @inlined

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
@@ -22,9 +21,6 @@ from numba import types
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numpy.typing import NDArray
 
-from dist_net import compiling
-from dist_net.compiling import Loop
-
 # ruff: noqa: ARG001 - numba hands every code generator the same arguments
 
 LANES = 8
@@ -33,15 +29,6 @@ Flat = NDArray[np.float32]
 Pointer = Any
 Vector = Any
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-# What functions of this package call: a change to one of these files is a change to all of them.
-_CALLED = ("jit.py", "compiled.py", "compiled_lines.py")
-_INLINED = [Path(__file__).with_name(name) for name in _CALLED]
-
-
-def jit(*arguments: Any) -> Callable[[Loop], Loop]:
-    """``dist_net.compiling.jit`` for functions that call those of this package."""
-    return compiling.jit(*arguments, inlines=_INLINED)
 
 
 def inlined(function: Function) -> Function:
