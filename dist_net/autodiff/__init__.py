@@ -11,16 +11,10 @@ Build expressions from variables, differentiate them, compile the results into a
 [array(14., dtype=float32), array([2., 4., 6.], dtype=float32)]
 """
 
+import dist_net.autodiff.operators  # noqa: F401  (sets the operators of expressions)
+from dist_net.autodiff.arrays import Array, Shape
 from dist_net.autodiff.compiler.plan import BoundPlan, Plan, compile, evaluate
-from dist_net.autodiff.expression import (
-    Array,
-    Expression,
-    Operation,
-    Shape,
-    apply,
-    constant,
-    variable,
-)
+from dist_net.autodiff.expression import Expression, Operation, apply, constant, variable
 from dist_net.autodiff.gradients import gradients
 from dist_net.autodiff.operations.convolution import conv2d
 from dist_net.autodiff.operations.elementwise import (

@@ -7,57 +7,19 @@ description, which ``gradients`` extends by other expressions and ``compile`` tu
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
+from dist_net.autodiff.arrays import Array, Call, Shape, integers
 from dist_net.errors import DTypeError, GraphError, ShapeError
-
-Array: TypeAlias = NDArray[np.generic]
-Shape: TypeAlias = tuple[int, ...]
-Kernel: TypeAlias = Callable[[], object]
-"""A call of NumPy with its arrays bound: running a plan is calling its kernels in order."""
-
-
-def integer(name: str, value: Any, least: int | None = None) -> int:
-    """``value`` if it is an integer, Python's or NumPy's; raises ShapeError if not, or below
-    ``least``."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or (least is not None and number < least):
-        bound = "" if least is None else f" of at least {least}"
-        raise ShapeError(f"{name} {value!r}; expected an integer{bound}")
-    return number
-
-
-def integers(name: str, values: Any) -> Shape:
-    """A shape or axes as a tuple; raises ShapeError unless they are a sequence of integers."""
-    try:
-        return tuple(operator.index(each) for each in values)
-    except TypeError:
-        raise ShapeError(f"{name} {values!r}; expected a sequence of integers") from None
-
-
-def in_order(kernels: Sequence[Kernel]) -> Kernel:
-    """One call that makes all of these."""
-    if len(kernels) == 1:
-        return kernels[0]
-
-    def call_all() -> None:
-        for kernel in kernels:
-            kernel()
-
-    return call_all
 
 
 class Operation:
-    """What a node computes: a rule for the shape, a kernel, and the VJP, side by side.
+    """What a node computes: a rule for the shape, a call that computes it, and the VJP.
 
     Operations are compared by value: two nodes with equal operations and the same inputs are the
     same computation, and a plan does it once. One that draws random numbers is compared by
@@ -65,8 +27,7 @@ class Operation:
     """
 
     overwrites_inputs = False
-    """Whether the kernel gives the right answer when its output is the buffer of an input that
-    has the output's shape and dtype."""
+    """Whether the output may be written to the buffer of an input of its shape and dtype."""
     reads_contiguous = False
     """Whether the inputs have to be C-contiguous: a plan copies a view that is not, at each run."""
 
@@ -79,7 +40,7 @@ class Operation:
         """The shape and dtype of the result; raises ShapeError or DTypeError."""
         raise NotImplementedError
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         """The call that reads ``inputs`` and fills ``out``; the arrays are borrowed."""
         raise NotImplementedError
 
@@ -150,53 +111,26 @@ class Expression:
     def __bool__(self) -> bool:
         raise GraphError(f"{self} has no truth value before it is computed; use select() or mask()")
 
-    def __add__(self, other: Operand) -> Expression:
-        return elementwise.add(self, other)
-
-    def __radd__(self, other: Operand) -> Expression:
-        return elementwise.add(other, self)
-
-    def __sub__(self, other: Operand) -> Expression:
-        return elementwise.subtract(self, other)
-
-    def __rsub__(self, other: Operand) -> Expression:
-        return elementwise.subtract(other, self)
-
-    def __mul__(self, other: Operand) -> Expression:
-        return elementwise.multiply(self, other)
-
-    def __rmul__(self, other: Operand) -> Expression:
-        return elementwise.multiply(other, self)
-
-    def __truediv__(self, other: Operand) -> Expression:
-        return elementwise.divide(self, other)
-
-    def __rtruediv__(self, other: Operand) -> Expression:
-        return elementwise.divide(other, self)
-
-    def __neg__(self) -> Expression:
-        return elementwise.negative(self)
-
-    def __matmul__(self, other: Operand) -> Expression:
-        return matmul.matmul(self, other)
-
-    def __rmatmul__(self, other: Operand) -> Expression:
-        return matmul.matmul(other, self)
-
-    def __lt__(self, other: Operand) -> Expression:
-        return elementwise.less(self, other)
-
-    def __le__(self, other: Operand) -> Expression:
-        return elementwise.less_equal(self, other)
-
-    def __gt__(self, other: Operand) -> Expression:
-        return elementwise.greater(self, other)
-
-    def __ge__(self, other: Operand) -> Expression:
-        return elementwise.greater_equal(self, other)
+    # Set by ``operators.py`` to the functions of the operations.
+    __add__: ClassVar[BinaryOperator]
+    __radd__: ClassVar[BinaryOperator]
+    __sub__: ClassVar[BinaryOperator]
+    __rsub__: ClassVar[BinaryOperator]
+    __mul__: ClassVar[BinaryOperator]
+    __rmul__: ClassVar[BinaryOperator]
+    __truediv__: ClassVar[BinaryOperator]
+    __rtruediv__: ClassVar[BinaryOperator]
+    __matmul__: ClassVar[BinaryOperator]
+    __rmatmul__: ClassVar[BinaryOperator]
+    __neg__: ClassVar[Callable[[Expression], Expression]]
+    __lt__: ClassVar[BinaryOperator]
+    __le__: ClassVar[BinaryOperator]
+    __gt__: ClassVar[BinaryOperator]
+    __ge__: ClassVar[BinaryOperator]
 
 
 Operand: TypeAlias = "Expression | Array | float"
+BinaryOperator: TypeAlias = "Callable[[Expression, Operand], Expression]"
 
 
 def apply(operation: Operation, *inputs: Expression) -> Expression:
@@ -261,7 +195,3 @@ def topological_order(outputs: Iterable[Expression]) -> list[Expression]:
             stack.append((node, True))
             stack.extend((each, False) for each in reversed(node.inputs) if id(each) not in placed)
     return order
-
-
-# The operators above are written with these modules, and these modules with the classes above.
-from dist_net.autodiff.operations import elementwise, matmul  # noqa: E402

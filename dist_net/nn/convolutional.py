@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dist_net.autodiff import Expression, average_pool, conv2d, max_pool, mean
-from dist_net.autodiff.expression import integer
+from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.activations import Activation, linear

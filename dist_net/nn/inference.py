@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import Array, BoundPlan, Expression, Plan, compile, evaluate
+from dist_net.autodiff.arrays import Call, Shape, integer
 from dist_net.autodiff.compiler.inference import Specialised, specialise
-from dist_net.autodiff.expression import Kernel, Shape, integer
 from dist_net.autodiff.kernels.gemm import Products
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import Team
@@ -143,7 +143,7 @@ class Inference:
         """What plans and threads compute in, as it is so far; sessions that share it all say so."""
         return self._plans.buffer_bytes
 
-    def steps(self, batch_size: int) -> list[tuple[Expression, list[Kernel]]]:
+    def steps(self, batch_size: int) -> list[tuple[Expression, list[Call]]]:
         """What a batch of that size is computed by, one after the other, to be measured."""
         _, bound = self._bind(batch_size)
         return bound.steps

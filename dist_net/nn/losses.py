@@ -23,7 +23,7 @@ from dist_net.autodiff import (
     reshape,
     square,
 )
-from dist_net.autodiff.expression import integer
+from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.operations.indexing import checked_indices
 from dist_net.errors import DTypeError, ShapeError
 

@@ -18,7 +18,8 @@ from dist_net.autodiff import (
     sum,
     variable,
 )
-from dist_net.autodiff.expression import integer, integers, topological_order
+from dist_net.autodiff.arrays import integer, integers
+from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.errors import ShapeError

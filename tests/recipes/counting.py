@@ -31,7 +31,7 @@ class Sleep(Operation):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return inputs[0].shape, inputs[0].dtype
 
-    def kernel(self, inputs: Sequence[Array], out: Array):
+    def bind(self, inputs: Sequence[Array], out: Array):
         def sleep_and_copy() -> None:
             time.sleep(STEP_S)
             np.copyto(out, inputs[0])

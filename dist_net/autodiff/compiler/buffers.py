@@ -15,7 +15,7 @@ def assign_slots(
 
     ``placed`` holds the ids of outputs that have a place already. A slot is free again after the
     last step that reads it. A step writes over an input that nobody reads after it, if its
-    kernel allows that; otherwise it takes the smallest free slot that is large enough, or
+    operation allows that; otherwise it takes the smallest free slot that is large enough, or
     enlarges the largest free one.
     """
     last_read = {id(viewed(each)): i for i, step in enumerate(steps) for each in step.inputs}

@@ -1,6 +1,6 @@
-"""Plans: a graph compiled into a list of kernel calls on preallocated, reused buffers.
+"""Plans: a graph compiled into a list of calls on preallocated, reused buffers.
 
-    outputs ─rewrite─▶ fewer nodes ─steps─▶ an order ─liveness─▶ slots ─bind─▶ kernels
+    outputs ─rewrite─▶ fewer nodes ─steps─▶ an order ─liveness─▶ slots ─bind─▶ calls
 
 A plan is compiled once for its shapes. Binding gives it the arrays of its variables and the
 places of its outputs, and makes every view and argument; running is then only calling. Several
@@ -13,18 +13,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.compiler.buffers import assign_slots
 from dist_net.autodiff.compiler.rewrite import rewrite
 from dist_net.autodiff.compiler.steps import materialise, steps_of, unreshaped
-from dist_net.autodiff.expression import (
-    Array,
-    Constant,
-    Expression,
-    Kernel,
-    Variable,
-    View,
-    topological_order,
-)
+from dist_net.autodiff.expression import Constant, Expression, Variable, View, topological_order
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.errors import GraphError, ShapeError
@@ -33,26 +26,26 @@ from dist_net.errors import GraphError, ShapeError
 class BoundPlan:
     """A plan with its arrays: ``run()`` reads the variables' arrays and fills ``outputs``.
 
-    ``steps`` are the nodes that are computed one by one, in order, with their kernels.
+    ``steps`` are the nodes that are computed one by one, in order, with their calls.
     """
 
     def __init__(
-        self, steps: list[tuple[Expression, list[Kernel]]], outputs: tuple[Array, ...]
+        self, steps: list[tuple[Expression, list[Call]]], outputs: tuple[Array, ...]
     ) -> None:
         self.steps = steps
         self.outputs = outputs
-        self._kernels = [kernel for _, kernels in steps for kernel in kernels]
+        self._calls = [call for _, calls in steps for call in calls]
 
     def __len__(self) -> int:
-        """The number of kernel calls in a run."""
-        return len(self._kernels)
+        """The number of calls in a run."""
+        return len(self._calls)
 
     def run(self) -> tuple[Array, ...]:
         """Computes the outputs, in place, and returns them. Floating-point faults give inf or nan
         as IEEE 754 says, without a warning."""
         with np.errstate(all="ignore"):
-            for kernel in self._kernels:
-                kernel()
+            for call in self._calls:
+                call()
         return self.outputs
 
 
@@ -99,7 +92,7 @@ class Plan:
         bound = []
         for step in self._steps:
             inputs = [known[id(each)] for each in step.inputs]
-            bound.append((step.output, step.kernels(inputs, known[id(step.output)], self._team)))
+            bound.append((step.output, step.bind(inputs, known[id(step.output)], self._team)))
         return BoundPlan(bound, outputs)
 
     def _views(self, arrays: Mapping[str, Array], outputs: Sequence[Array]) -> dict[int, Array]:

@@ -103,7 +103,7 @@ def fold_constants(node: Expression) -> Expression | None:
         return constant(node.operation.view(values[0]))
     out = np.empty(node.shape, node.dtype)
     with np.errstate(all="ignore"):
-        node.operation.kernel(values, out)()
+        node.operation.bind(values, out)()
     return constant(out)
 
 

@@ -15,13 +15,11 @@ from itertools import chain
 
 import numpy as np
 
+from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import (
-    Array,
     Constant,
     Expression,
-    Kernel,
     Operation,
-    Shape,
     Variable,
     View,
     apply,
@@ -45,7 +43,7 @@ class Copy(Operation):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return inputs[0].shape, inputs[0].dtype
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(np.copyto, out, inputs[0])
 
 
@@ -66,14 +64,14 @@ class Step:
         own = {id(node) for node in self.nodes}
         return [each for node in self.nodes for each in node.inputs if id(each) not in own]
 
-    def kernels(self, inputs: Sequence[Array], out: Array, team: Team) -> list[Kernel]:
+    def bind(self, inputs: Sequence[Array], out: Array, team: Team) -> list[Call]:
         """The calls that read ``inputs``, in the order of ``self.inputs``, and fill ``out``."""
         if len(self.nodes) == 1:
             operation = self.output.operation
             if isinstance(operation, SharedOperation):
-                return [operation.shared_kernel(inputs, out, team)]
+                return [operation.bind_shared(inputs, out, team)]
             if not (_is_cut(self.output) and team.shares(out.nbytes)):
-                return [operation.kernel(inputs, out)]
+                return [operation.bind(inputs, out)]
         is_shared = team.shares(out.nbytes)
         widest = max(node.size * node.dtype.itemsize for node in self.nodes)
         rows = max(1, (SHARED_STRIP_BYTES if is_shared else STRIP_BYTES) * len(out) // widest)
@@ -81,14 +79,14 @@ class Step:
         tasks = []
         for start in range(0, len(out), rows):
             strip = slice(start, min(start + rows, len(out)))
-            tasks.append([self._strip_kernels(inputs, out, strip, each) for each in scratch])
-        return team.kernels(tasks) if is_shared else [call for (calls,) in tasks for call in calls]
+            tasks.append([self._strip_calls(inputs, out, strip, each) for each in scratch])
+        return team.calls(tasks) if is_shared else [call for (calls,) in tasks for call in calls]
 
-    def _strip_kernels(
+    def _strip_calls(
         self, inputs: Sequence[Array], out: Array, strip: slice, scratch: dict[int, Array]
-    ) -> list[Kernel]:
+    ) -> list[Call]:
         outside = iter(inputs)
-        kernels = []
+        calls = []
         for node in self.nodes:
             operands = [
                 scratch[id(each)][: strip.stop - strip.start]
@@ -99,8 +97,8 @@ class Step:
             target = (
                 out[strip] if node is self.output else scratch[id(node)][: strip.stop - strip.start]
             )
-            kernels.append(node.operation.kernel(operands, target))
-        return kernels
+            calls.append(node.operation.bind(operands, target))
+        return calls
 
     def _scratch(self, rows: int) -> dict[int, Array]:
         """A strip for each inner node: that of an input where it may be overwritten."""
@@ -155,7 +153,7 @@ def materialise(outputs: Sequence[Expression]) -> list[Expression]:
 
 
 def is_computed(node: Expression) -> bool:
-    """Whether the node needs a kernel: it is neither given nor a view."""
+    """Whether the node has to be computed: it is neither given nor a view."""
     return not isinstance(node.operation, Variable | Constant | View)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dist_net.autodiff.expression import Array, Shape
+from dist_net.autodiff.arrays import Array, Shape
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.expression import Array, Kernel, in_order
+from dist_net.autodiff.arrays import Array, Call, in_order
 from dist_net.autodiff.kernels.thread_pool import Team
 
 Floats: TypeAlias = NDArray[np.float32 | np.float64]
@@ -37,7 +37,7 @@ def long_rows(*matrices: Array) -> list[Array]:
     return [each.reshape(rows // lanes, lanes * columns, copy=False) for each in matrices]
 
 
-def column_sums(x: Array, out: Array) -> Kernel:
+def column_sums(x: Array, out: Array) -> Call:
     """The call that fills ``out``, (columns,), with the sums of the columns of ``x``.
 
     A sum is a row of ones times a matrix, and BLAS adds such columns twice as fast as NumPy.
@@ -51,7 +51,7 @@ def column_sums(x: Array, out: Array) -> Kernel:
     return in_order([add_rows, column_sums(by_lane.reshape(-1, out.size, copy=False), out)])
 
 
-def column_dots(x: Array, y: Array, out: Array, team: Team) -> Kernel:
+def column_dots(x: Array, y: Array, out: Array, team: Team) -> Call:
     """The call that fills ``out``, (columns,), with the sums of the columns of x·y.
 
     Nothing of their size is written on the way. Each thread of ``team`` takes a part of many rows.
@@ -65,6 +65,4 @@ def column_dots(x: Array, y: Array, out: Array, team: Team) -> Kernel:
         * team.threads
         for total, (start, stop) in zip(by_lane, pairwise(edges), strict=True)
     ]
-    return in_order(
-        [team.kernel(tasks), column_sums(by_lane.reshape(-1, out.size, copy=False), out)]
-    )
+    return in_order([team.call(tasks), column_sums(by_lane.reshape(-1, out.size, copy=False), out)])

@@ -15,7 +15,8 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Expression, Kernel, in_order
+from dist_net.autodiff.arrays import Array, Call, in_order
+from dist_net.autodiff.expression import Expression
 from dist_net.autodiff.operations.shaping import reshape, transpose
 
 # Measured on Zen 4 with OpenBLAS 0.3.31, whose limit for small products is 10⁶ multiplications:
@@ -45,11 +46,11 @@ class Products:
         """Some of a laid-out kernel's columns."""
         return kernel[..., columns]
 
-    def calls(self, rows: Array, kernel: Array, out: Array) -> Sequence[Kernel]:
+    def calls(self, rows: Array, kernel: Array, out: Array) -> Sequence[Call]:
         """The calls that multiply rows (..., M, K) by a laid-out kernel into (..., M, columns)."""
         return [partial(np.matmul, rows, kernel, out)]
 
-    def of_matrices(self, a: Array, b: Array, out: Array) -> Kernel:
+    def of_matrices(self, a: Array, b: Array, out: Array) -> Call:
         """The call that multiplies (M, K) by (K, N), laid out for nothing, into (M, N)."""
         # np.matmul keeps outer products from BLAS: six times the time at a batch size of 1.
         return partial(np.dot, a, b, out)
@@ -74,7 +75,7 @@ class SmallProducts(Products):
         band = kernel.shape[-1]
         return kernel[..., columns.start // band : math.ceil(columns.stop / band), :, :]
 
-    def calls(self, rows: Array, kernel: Array, out: Array) -> Sequence[Kernel]:
+    def calls(self, rows: Array, kernel: Array, out: Array) -> Sequence[Call]:
         count, inner = rows.shape[-2:]
         size = max(1, PIECE // (inner * kernel.shape[-1]))
         # A power of two below the step: eight rows are cut into equal pieces, and computed alike.
@@ -86,7 +87,7 @@ class SmallProducts(Products):
             calls.append(_in_pieces(rows[..., rest, :], kernel, out[..., rest, :], count - whole))
         return calls
 
-    def of_matrices(self, a: Array, b: Array, out: Array) -> Kernel:
+    def of_matrices(self, a: Array, b: Array, out: Array) -> Call:
         (rows, inner), columns = a.shape, b.shape[1]
         band = self.step(columns)
         is_cut = rows * inner * columns > SMALL and inner <= LONGEST_ROW and band <= WIDEST_BAND
@@ -96,7 +97,7 @@ class SmallProducts(Products):
         return in_order(self.calls(a, bands, out))
 
 
-def _in_pieces(rows: Array, kernel: Array, out: Array, size: int) -> Kernel:
+def _in_pieces(rows: Array, kernel: Array, out: Array, size: int) -> Call:
     """The call for a number of rows that ``size`` divides."""
     *before, count, inner = rows.shape
     bands, _, band = kernel.shape[-3:]

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.expression import Array, Kernel
+from dist_net.autodiff.arrays import Array, Call
 
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
 
@@ -47,7 +47,7 @@ class Arena:
         return [given[index] for index in range(len(sizes))]
 
 
-def copy_in_runs(out: Array, x: Array) -> Kernel:
+def copy_in_runs(out: Array, x: Array) -> Call:
     """The call that copies ``x`` to ``out``, whose last axes both lie in one piece, in such pieces.
 
     As if each were one element: for short ones NumPy takes half to two thirds of the time so.

@@ -1,4 +1,4 @@
-"""A team of threads that share the work of one kernel, each with scratch memory of its own.
+"""A team of threads that share the work of one call, each with scratch memory of its own.
 
 NumPy and BLAS compute without the interpreter's lock, so threads help as soon as the pieces of work
 are large. BLAS is expected to use one thread per call: then pieces, not BLAS, are what is divided.
@@ -15,11 +15,11 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.expression import Kernel, in_order
+from dist_net.autodiff.arrays import Call, in_order
 from dist_net.autodiff.kernels.gemm import Products
 from dist_net.autodiff.kernels.memory import aligned_bytes
 
-Task = Sequence[Sequence[Kernel]]
+Task = Sequence[Sequence[Call]]
 """For each thread that may carry it out, the same calls, bound to that thread's scratch."""
 
 SHARED_BYTES = 1 << 20
@@ -65,19 +65,19 @@ class Team:
         return self.threads * self._scratch_bytes
 
     def scratch(self, thread: int) -> NDArray[np.uint8]:
-        """The scratch of one thread, which all kernels share: it holds nothing between two."""
+        """The scratch of one thread, which all calls share: it holds nothing between two."""
         if not self._scratch or len(self._scratch[0]) < self._scratch_bytes:
             self._scratch = [aligned_bytes(self._scratch_bytes) for _ in range(self.threads)]
         return self._scratch[thread]
 
-    def kernel(self, tasks: Sequence[Task]) -> Kernel:
+    def call(self, tasks: Sequence[Task]) -> Call:
         """A call that carries out ``tasks``, each on whichever thread is free first."""
-        return in_order(self.kernels(tasks))
+        return in_order(self.calls(tasks))
 
-    def kernels(self, tasks: Sequence[Task]) -> list[Kernel]:
+    def calls(self, tasks: Sequence[Task]) -> list[Call]:
         """The same as several calls, if there is nobody to share them with."""
         if self.threads == 1 or len(tasks) == 1:
-            return [kernel for task in tasks for kernel in task[0]]
+            return [call for task in tasks for call in task[0]]
         return [partial(_share, self._calls, tasks)]
 
 
@@ -98,8 +98,8 @@ class _Round:
 
     def work(self, thread: int) -> None:
         for task in self._tasks:
-            for kernel in task[thread]:
-                kernel()
+            for call in task[thread]:
+                call()
 
     def help(self, thread: int) -> None:
         with self._lock:

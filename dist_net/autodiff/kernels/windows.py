@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from dist_net.autodiff.expression import Array, Shape, integer
+from dist_net.autodiff.arrays import Array, Shape, integer
 from dist_net.errors import ShapeError
 
 Pair: TypeAlias = tuple[int, int]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dist_net.autodiff.expression import Expression, Operand, Shape, as_expression
+from dist_net.autodiff.arrays import Shape
+from dist_net.autodiff.expression import Expression, Operand, as_expression
 from dist_net.errors import DTypeError, ShapeError
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Expression, Kernel, Shape, apply, integer
+from dist_net.autodiff.arrays import Array, Call, Shape, integer
+from dist_net.autodiff.expression import Expression, apply
 from dist_net.autodiff.kernels.convolution.training import (
     convolve,
     input_gradient,
@@ -44,7 +45,7 @@ class Conv2D(SharedOperation):
         images, height, width, _ = x.shape
         return (images, *self.windows.output(height, width), kernel.shape[3]), dtype
 
-    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
         x, kernel = inputs
         return convolve(self.windows, self.groups, x, kernel, out, team)
 
@@ -69,7 +70,7 @@ class Conv2DInputGradient(SharedOperation):
         images, channels = cotangent.shape[0], kernel.shape[2] * self.groups
         return (images, *self.map_size, channels), cotangent.dtype
 
-    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
         cotangent, kernel = inputs
         return input_gradient(self.windows, self.groups, cotangent, kernel, out, team)
 
@@ -92,7 +93,7 @@ class Conv2DKernelGradient(SharedOperation):
         x, cotangent = inputs
         return (*self.windows.size, x.shape[3] // self.groups, cotangent.shape[3]), x.dtype
 
-    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
         x, cotangent = inputs
         return kernel_gradient(self.windows, self.groups, x, cotangent, out, team)
 

@@ -9,16 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from dist_net.autodiff.expression import (
-    Array,
-    Expression,
-    Kernel,
-    Operand,
-    Operation,
-    Shape,
-    apply,
-    in_order,
-)
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.expression import Expression, Operand, Operation, apply
 from dist_net.autodiff.operations.broadcasting import broadcast_shape, operands, same_dtype
 from dist_net.autodiff.operations.reduction import sum_to_shape
 from dist_net.errors import DTypeError
@@ -40,7 +32,7 @@ class Elementwise(Operation):
             raise DTypeError(f"{name}: expected {expected}, got dtype {dtype}; convert with cast()")
         return broadcast_shape(name, *inputs), dtype
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(self.ufunc, *inputs, out)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
@@ -156,7 +148,7 @@ class Tanh(Elementwise):
 class Sigmoid(Elementwise):
     kinds = "f"
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         # Where the exponential is infinite, the result is 0.
         return in_order(
             [

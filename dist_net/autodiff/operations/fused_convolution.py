@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Expression, Kernel, Operation, Shape
+from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.expression import Expression, Operation
 from dist_net.autodiff.kernels.convolution.choice import Choice
 from dist_net.autodiff.kernels.convolution.epilogue import Finish
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
@@ -53,14 +54,14 @@ class PlannedConvolution(Operation):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return self.problem.out, self.problem.dtype
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         x, prepared, bias, *residual = inputs
         arrays = Arrays(x, prepared, bias, residual[0] if residual else None, out)
         algorithm = self.choice.algorithm
-        return self.team.kernel(
+        return self.team.call(
             [
                 [
-                    algorithm.kernels(self.problem, block, arrays, self.team.scratch(thread))
+                    algorithm.calls(self.problem, block, arrays, self.team.scratch(thread))
                     for thread in range(self.team.threads)
                 ]
                 for block in self.choice.blocking.blocks(self.problem.out, algorithm.row_step)

@@ -8,18 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.expression import (
-    Array,
-    Expression,
-    Kernel,
-    Operation,
-    Shape,
-    View,
-    apply,
-    constant,
-    in_order,
-    integer,
-)
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integer
+from dist_net.autodiff.expression import Expression, Operation, View, apply, constant
 from dist_net.autodiff.operations.broadcasting import same_dtype
 from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.errors import ShapeError
@@ -42,7 +32,7 @@ class Concatenate(Operation):
         length = sum(each.shape[self.axis] for each in inputs)
         return (*first[: self.axis], length, *first[self.axis :]), dtype
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         starts = _starts(self.axis, inputs)
         places = [
             _part(out, self.axis, start, start + each.shape[self.axis])

@@ -12,13 +12,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from dist_net.autodiff.expression import (
-    Array,
-    Expression,
-    Kernel,
-    apply,
-    in_order,
-)
+from dist_net.autodiff.arrays import Array, Call, in_order
+from dist_net.autodiff.expression import Expression, apply
 from dist_net.autodiff.operations.elementwise import Elementwise, greater
 from dist_net.autodiff.operations.selection import mask
 from dist_net.errors import ParameterError
@@ -34,7 +29,7 @@ class LeakyRelu(Elementwise):
     kinds = "f"
     overwrites_inputs = False
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         (x,) = inputs
         if self.slope == 0:  # 0 times infinity would be nan
             return partial(np.maximum, x, out.dtype.type(0), out=out)
@@ -55,7 +50,7 @@ class Bend(Elementwise):
     kinds = "f"
     overwrites_inputs = False
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         arrays = [*inputs, out]
         if any(each.shape != out.shape or not each.flags.c_contiguous for each in arrays):
             return in_order(self._calls(*arrays))
@@ -64,7 +59,7 @@ class Bend(Elementwise):
         strips = [[each[start:stop] for each in flat] for start, stop in pairwise(edges)]
         return in_order([call for strip in strips for call in self._calls(*strip)])
 
-    def _calls(self, g: Array, y: Array, out: Array) -> list[Kernel]:
+    def _calls(self, g: Array, y: Array, out: Array) -> list[Call]:
         number = out.dtype.type
         return [
             partial(np.greater, y, number(0), out),  # 1 or 0, in the dtype of ``out``

@@ -8,14 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.expression import (
-    Array,
-    Expression,
-    Kernel,
-    Operand,
-    Shape,
-    apply,
-)
+from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.expression import Expression, Operand, apply
 from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.autodiff.operations.broadcasting import operands, same_dtype
 from dist_net.autodiff.operations.reduction import sum_to_shape
@@ -41,7 +35,7 @@ class MatMul(SharedOperation):
             raise misfit(a, b)
         return (*stack, a.shape[-2], b.shape[-1]), dtype
 
-    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
         a, b = inputs
         if a.ndim == b.ndim == 2:
             return team.products.of_matrices(a, b, out)

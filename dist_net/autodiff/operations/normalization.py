@@ -13,15 +13,8 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.expression import (
-    Array,
-    Expression,
-    Kernel,
-    Shape,
-    apply,
-    constant,
-    in_order,
-)
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.expression import Expression, apply, constant
 from dist_net.autodiff.kernels.columns import column_dots, column_sums, long_rows
 from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.autodiff.operations.broadcasting import same_dtype
@@ -43,7 +36,7 @@ class Variance(SharedOperation):
         x, center = inputs
         return center.shape, x.dtype
 
-    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
         x, center = inputs
         total, square, is_far = np.empty_like(out), np.empty_like(out), np.empty(out.shape, bool)
         share = out.dtype.type(1 / len(x))
@@ -77,7 +70,7 @@ class ColumnDots(SharedOperation):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return inputs[0].shape[1:], same_dtype("column dots", *inputs)
 
-    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
         x, y = inputs
         return column_dots(x, y, out, team)
 
@@ -98,7 +91,7 @@ class ScaleAndShift(SharedOperation):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return inputs[1].shape, same_dtype("scale and shift", *inputs)
 
-    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
         shift, *terms = inputs
         target, *matrices = long_rows(out, *terms[::2])
         vectors = [shift, *terms[1::2]]
@@ -109,7 +102,7 @@ class ScaleAndShift(SharedOperation):
         def spare_shapes(strip: slice) -> Sequence[Shape]:
             return [target[strip].shape] * min(2, len(matrices) - 1)
 
-        def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Kernel]:
+        def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
             parts = [each[strip] for each in matrices]
             return _scaled_and_shifted(parts, scales, wide_shift, target[strip], spare)
 
@@ -156,11 +149,11 @@ def _scaled_and_shifted(
     shift: Array,
     out: Array,
     spare: Sequence[Array],
-) -> list[Kernel]:
+) -> list[Call]:
     """The calls for one strip. ``out`` is written when all but the last matrix were read, and so
     may be any of them. ``spare``: one array for a sum of two products, and two for more."""
     *others, last = zip(matrices, scales, strict=True)
-    calls: list[Kernel] = []
+    calls: list[Call] = []
     for i, (matrix, scale) in enumerate(others):
         calls.append(partial(np.multiply, matrix, scale, spare[min(i, 1)]))
         if i:
@@ -171,12 +164,12 @@ def _scaled_and_shifted(
     return [*calls, partial(np.add, out, shift, out)]
 
 
-def _squared_differences(x: Array, center: Array, out: Array) -> Kernel:
+def _squared_differences(x: Array, center: Array, out: Array) -> Call:
     """The call that fills ``out`` with the sums of the columns of (x - center)²."""
     (rows,) = long_rows(x)
     lanes = np.empty((rows.shape[1] // len(center), len(center)), out.dtype)
     total, part = np.empty((2, rows.shape[1]), out.dtype)
-    calls: list[Kernel] = [partial(np.copyto, lanes, center), partial(total.fill, 0)]
+    calls: list[Call] = [partial(np.copyto, lanes, center), partial(total.fill, 0)]
     parts, alone = strips(rows), Team()  # as it is seldom called
     spare = np.empty_like(rows[parts[0]])
     for strip in parts:

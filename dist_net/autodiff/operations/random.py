@@ -8,15 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.expression import (
-    Array,
-    Expression,
-    Kernel,
-    Operation,
-    Shape,
-    apply,
-    integers,
-)
+from dist_net.autodiff.arrays import Array, Call, Shape, integers
+from dist_net.autodiff.expression import Expression, Operation, apply
 from dist_net.errors import ShapeError
 
 
@@ -30,7 +23,7 @@ class Uniform(Operation):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return self.shape, np.dtype(np.float32)
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(self.generator.random, None, np.float32, out)
 
 

@@ -12,16 +12,8 @@ from functools import partial
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
-from dist_net.autodiff.expression import (
-    Array,
-    Expression,
-    Kernel,
-    Operation,
-    Shape,
-    View,
-    apply,
-    integers,
-)
+from dist_net.autodiff.arrays import Array, Call, Shape, integers
+from dist_net.autodiff.expression import Expression, Operation, View, apply
 from dist_net.autodiff.kernels.columns import column_sums
 from dist_net.autodiff.operations import shaping
 from dist_net.errors import DTypeError, ShapeError
@@ -44,7 +36,7 @@ class Reduction(Operation):
 class Sum(Reduction):
     """The sum along axes."""
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         (x,) = inputs
         leading = self.axes == tuple(range(len(self.axes)))
         if leading and x.flags.c_contiguous and x.dtype.kind == "f" and out.size > 1:

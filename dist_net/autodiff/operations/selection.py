@@ -9,16 +9,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import DTypeLike
 
-from dist_net.autodiff.expression import (
-    Array,
-    Expression,
-    Kernel,
-    Operand,
-    Operation,
-    Shape,
-    View,
-    apply,
-)
+from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.expression import Expression, Operand, Operation, View, apply
 from dist_net.autodiff.operations.broadcasting import broadcast_shape, operands, same_dtype
 from dist_net.autodiff.operations.elementwise import Elementwise, equal, greater, less
 from dist_net.autodiff.operations.reduction import Reduction, Sum, reduce, sum_to_shape
@@ -31,7 +23,7 @@ class Maximum(Elementwise):
 
     ufunc = np.maximum
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(np.maximum, *inputs, out=out)  # NumPy 2.4 deprecates it by position
 
     def derivatives(
@@ -47,7 +39,7 @@ class Minimum(Elementwise):
 
     ufunc = np.minimum
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(np.minimum, *inputs, out=out)  # NumPy 2.4 deprecates it by position
 
     def derivatives(
@@ -66,7 +58,7 @@ class Max(Reduction):
             raise ShapeError(f"max: shape {inputs[0].shape} has no elements on an axis reduced")
         return super().result(*inputs)
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(np.maximum.reduce, inputs[0], self.axes, None, out, True)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
@@ -91,7 +83,7 @@ class Mask(Operation):
         expect_condition("mask", condition)
         return broadcast_shape("mask", x, condition), x.dtype
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         x, condition = inputs
         bits = np.dtype(f"i{x.itemsize}")
         return partial(np.multiply, x.view(bits), condition.view(np.int8), out.view(bits))
@@ -110,7 +102,7 @@ class Select(Operation):
         expect_condition("select", condition)
         return broadcast_shape("select", *inputs), same_dtype("select", first, second)
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         condition, first, second = inputs
 
         def select_into_out() -> None:
@@ -138,7 +130,7 @@ class LogicalNot(Operation):
         expect_condition("logical_not", inputs[0])
         return inputs[0].shape, inputs[0].dtype
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(np.logical_not, inputs[0], out)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
@@ -154,7 +146,7 @@ class Cast(Operation):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return inputs[0].shape, self.dtype
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(np.copyto, out, inputs[0], "unsafe")
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Expression, Shape, View, apply, integers
+from dist_net.autodiff.arrays import Array, Shape, integers
+from dist_net.autodiff.expression import Expression, View, apply
 from dist_net.errors import ShapeError
 
 

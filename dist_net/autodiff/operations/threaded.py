@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dist_net.autodiff.expression import Array, Kernel, Operation, Shape, in_order
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.expression import Operation
 from dist_net.autodiff.kernels.convolution.problem import carve, scratch_bytes
 from dist_net.autodiff.kernels.thread_pool import SHARED_STRIP_BYTES, Task, Team
 
@@ -13,14 +14,14 @@ STRIP_BYTES = 1 << 17
 
 
 class SharedOperation(Operation):
-    """An operation with a kernel that a team shares. The threads never change the result, and
+    """An operation whose work a team shares. The threads never change the result, and
     how many there are, no more than the last digits of sums."""
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
-        return self.shared_kernel(inputs, out, Team())
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        return self.bind_shared(inputs, out, Team())
 
-    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
-        """As ``kernel``; the calls of one run are divided between the threads of ``team``."""
+    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
+        """As ``bind``; the calls of one run are divided between the threads of ``team``."""
         raise NotImplementedError
 
 
@@ -33,9 +34,9 @@ def strips(rows: Array, strip_bytes: int | None = None) -> list[slice]:
 def by_strip(
     result: Array,
     spare_shapes: Callable[[slice], Sequence[Shape]],
-    calls: Callable[[slice, Sequence[Array]], Sequence[Kernel]],
+    calls: Callable[[slice, Sequence[Array]], Sequence[Call]],
     team: Team,
-) -> Kernel:
+) -> Call:
     """One call that carries out ``calls`` for each strip of ``result``, along its first axis.
 
     They are given spare arrays of the result's dtype and of these shapes. The team shares a large
@@ -49,6 +50,4 @@ def by_strip(
         [calls(part, carve(team.scratch(i), each, result.dtype)) for i in range(team.threads)]
         for part, each in zip(parts, shapes, strict=True)
     ]
-    return (
-        team.kernel(tasks) if is_shared else in_order([call for task in tasks for call in task[0]])
-    )
+    return team.call(tasks) if is_shared else in_order([call for task in tasks for call in task[0]])

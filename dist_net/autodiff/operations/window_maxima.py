@@ -9,7 +9,8 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Expression, Kernel, Shape, apply, in_order
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.expression import Expression, apply
 from dist_net.autodiff.kernels.memory import copy_in_runs
 from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.autodiff.operations.threaded import SharedOperation, by_strip
@@ -34,7 +35,7 @@ class WindowMaximumGradient(OfLines, SharedOperation):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return inputs[0].shape, inputs[0].dtype
 
-    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
         x, maxima, cotangent = inputs
         # The usual case: the second of two takes what the first has left.
         is_of_two = self.line.is_partition and len(self.line.taps()) == 2
@@ -42,7 +43,7 @@ class WindowMaximumGradient(OfLines, SharedOperation):
         spares = 1 if is_of_two else 3
         through = self._gathered if is_gathered else self._of_two if is_of_two else self._of_many
 
-        def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Kernel]:
+        def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
             return through(x[strip], maxima[strip], cotangent[strip], out[strip], *spare)
 
         def spare_shapes(strip: slice) -> Sequence[Shape]:
@@ -52,7 +53,7 @@ class WindowMaximumGradient(OfLines, SharedOperation):
 
     def _of_two(
         self, x: Array, maxima: Array, cotangent: Array, out: Array, hit: Array
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         (_, first), (where, second) = self.line.taps()
         share, rest = self.line.of(out, first), self.line.of(out, second)
         return [
@@ -63,7 +64,7 @@ class WindowMaximumGradient(OfLines, SharedOperation):
 
     def _gathered(
         self, x: Array, maxima: Array, cotangent: Array, out: Array, share: Array
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         (_, first), (where, second) = self.line.taps()
         return [
             copy_in_runs(share, self.line.of(x, first)),
@@ -83,10 +84,10 @@ class WindowMaximumGradient(OfLines, SharedOperation):
         hit: Array,
         left: Array,
         share: Array,
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         """At each place in turn, a maximum takes what is ``left`` of its window's cotangent."""
         line = self.line
-        calls: list[Kernel] = [partial(np.copyto, left, cotangent), partial(out.fill, 0)]
+        calls: list[Call] = [partial(np.copyto, left, cotangent), partial(out.fill, 0)]
         for where, elements in line.taps():
             hits, shares, rest = (line.of(each, where) for each in (hit, share, left))
             target = line.of(out, elements)
@@ -113,11 +114,11 @@ class ElementAtMaximum(OfLines):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return inputs[1].shape, inputs[2].dtype
 
-    def kernel(self, inputs: Sequence[Array], out: Array) -> Kernel:
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         x, maxima, other = inputs
         free, hit = np.empty(out.shape, np.bool_), np.empty(out.shape, np.bool_)
         share = np.empty_like(out)
-        calls: list[Kernel] = [partial(free.fill, True), partial(out.fill, 0)]
+        calls: list[Call] = [partial(free.fill, True), partial(out.fill, 0)]
         for where, elements in self.line.taps():
             hits, frees, shares, target = (
                 self.line.of(each, where) for each in (hit, free, share, out)

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Expression, Kernel, Operation, Shape, apply
+from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.expression import Expression, Operation, apply
 from dist_net.autodiff.kernels.axis_windows import Line
 from dist_net.autodiff.kernels.memory import copy_in_runs
 from dist_net.autodiff.kernels.thread_pool import Team
@@ -42,21 +43,21 @@ class Combined(OfLines, SharedOperation):
         (x,) = inputs
         return self.line.result_shape(x.shape), x.dtype
 
-    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
         (x,) = inputs
         is_gathered = self.line.is_partition and self.is_scattered(x)
 
         def spare_shapes(strip: slice) -> Sequence[Shape]:
             return [out[strip].shape] if is_gathered else []
 
-        def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Kernel]:
+        def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
             if is_gathered:
                 return self._gathered(x[strip], out[strip], *spare)
             return self._combined(x[strip], out[strip])
 
         return by_strip(out, spare_shapes, calls, team)
 
-    def _gathered(self, x: Array, out: Array, spare: Array) -> Sequence[Kernel]:
+    def _gathered(self, x: Array, out: Array, spare: Array) -> Sequence[Call]:
         """For elements in short runs, which are brought together first."""
         (_, first), *others = self.line.taps()
         calls = [copy_in_runs(out, self.line.of(x, first))]
@@ -66,12 +67,12 @@ class Combined(OfLines, SharedOperation):
             calls.append(partial(self.ufunc, target, gathered, out=target))
         return calls
 
-    def _combined(self, x: Array, out: Array) -> Sequence[Kernel]:
+    def _combined(self, x: Array, out: Array) -> Sequence[Call]:
         line, everywhere = self.line, slice(0, self.line.results)
         taps = line.taps()
         whole = [line.of(x, elements) for where, elements in taps if where == everywhere]
         if len(whole) > 1:
-            calls: list[Kernel] = [partial(self.ufunc, whole[0], whole[1], out=out)]
+            calls: list[Call] = [partial(self.ufunc, whole[0], whole[1], out=out)]
         elif whole:
             calls = [partial(np.copyto, out, whole[0])]
         else:
@@ -103,16 +104,16 @@ class WindowSumGradient(OfLines, SharedOperation):
         (cotangent,) = inputs
         return self.line.map_shape(cotangent.shape), cotangent.dtype
 
-    def shared_kernel(self, inputs: Sequence[Array], out: Array, team: Team) -> Kernel:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
         (cotangent,) = inputs
 
-        def calls(strip: slice, _: Sequence[Array]) -> Sequence[Kernel]:
+        def calls(strip: slice, _: Sequence[Array]) -> Sequence[Call]:
             return self._calls(cotangent[strip], out[strip])
 
         return by_strip(out, lambda _: [], calls, team)
 
-    def _calls(self, cotangent: Array, out: Array) -> Sequence[Kernel]:
-        calls: list[Kernel] = [] if self.line.is_partition else [partial(out.fill, 0)]
+    def _calls(self, cotangent: Array, out: Array) -> Sequence[Call]:
+        calls: list[Call] = [] if self.line.is_partition else [partial(out.fill, 0)]
         for where, elements in self.line.taps():
             target, source = self.line.of(out, elements), self.line.of(cotangent, where)
             if self.line.overlaps:

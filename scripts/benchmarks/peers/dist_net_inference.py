@@ -14,7 +14,7 @@ from benchmarks.layers import LayerStep
 from benchmarks.peers import darknet_task
 from benchmarks.peers.orders import Peer
 from dist_net.autodiff import Expression
-from dist_net.autodiff.expression import Kernel, in_order
+from dist_net.autodiff.arrays import Call, in_order
 from dist_net.autodiff.operations.fused_convolution import PlannedConvolution
 from dist_net.darknet.configuration import read_configuration
 from dist_net.darknet.network import DarknetNetwork
@@ -62,13 +62,13 @@ class DistNet:
         model, prepared = model_in(directory)
         inference = Inference(model, prepared, threads, batch, **self.options)
         ThreadpoolController().limit(limits=1)
-        return [layer_step(node, kernels) for node, kernels in inference.steps(batch)]
+        return [layer_step(node, calls) for node, calls in inference.steps(batch)]
 
 
-def layer_step(node: Expression, kernels: Sequence[Kernel]) -> LayerStep:
+def layer_step(node: Expression, calls: Sequence[Call]) -> LayerStep:
     """A step of a plan, described for a table."""
     if not isinstance(node.operation, PlannedConvolution):
-        return LayerStep(type(node.operation).__name__.lower(), "", 0.0, in_order(kernels))
+        return LayerStep(type(node.operation).__name__.lower(), "", 0.0, in_order(calls))
     problem = node.operation.problem
     (height, width), (stride, _) = problem.windows.size, problem.windows.stride
     name = (
@@ -76,7 +76,7 @@ def layer_step(node: Expression, kernels: Sequence[Kernel]) -> LayerStep:
         f"{problem.out[3]}"
     )
     algorithm = node.operation.choice.algorithm.name
-    return LayerStep(name, algorithm, problem.flops, in_order(kernels))
+    return LayerStep(name, algorithm, problem.flops, in_order(calls))
 
 
 if __name__ == "__main__":

@@ -96,10 +96,10 @@ def computed(algorithm, problem, blocking, with_residual=False, threads=1):
     for thread in range(threads):
         team.scratch(thread)[:] = 0xFF
     tasks = [
-        [algorithm.kernels(problem, block, bound, team.scratch(i)) for i in range(threads)]
+        [algorithm.calls(problem, block, bound, team.scratch(i)) for i in range(threads)]
         for block in blocks
     ]
-    team.kernel(tasks)()
+    team.call(tasks)()
     team.close()
     return arrays.out
 

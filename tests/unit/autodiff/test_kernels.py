@@ -76,9 +76,9 @@ def computed(algorithm, problem, arrays, blocking=WHOLE, threads=1):
     bound = Arrays(arrays.x, prepared, arrays.bias, arrays.residual, arrays.out)
     for thread in range(threads):
         team.scratch(thread).view(np.uint8)[:] = 0xFF  # NaN, as float32
-    team.kernel(
+    team.call(
         [
-            [algorithm.kernels(problem, block, bound, team.scratch(i)) for i in range(threads)]
+            [algorithm.calls(problem, block, bound, team.scratch(i)) for i in range(threads)]
             for block in blocks
         ]
     )()
@@ -281,7 +281,7 @@ def test_a_team_shares_its_tasks_and_hands_on_an_error():
         met.wait(10)  # passes only when two threads are here at once
         names.append(threading.current_thread().name)
 
-    team.kernel([[[meet], [meet]], [[meet], [meet]]])()
+    team.call([[[meet], [meet]], [[meet], [meet]]])()
     assert len(set(names)) == 2
 
     def fail():
@@ -289,8 +289,8 @@ def test_a_team_shares_its_tasks_and_hands_on_an_error():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        team.kernel([[[fail], [fail]], [[fail], [fail]]])()
-    team.kernel([[[meet], [meet]], [[meet], [meet]]])()  # and goes on working
+        team.call([[[fail], [fail]], [[fail], [fail]]])()
+    team.call([[[meet], [meet]], [[meet], [meet]]])()  # and goes on working
     assert len(names) == 4
     team.close()
 

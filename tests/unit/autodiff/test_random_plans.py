@@ -37,7 +37,7 @@ def plainly(outputs, arrays):
             case operation:
                 value = np.empty(node.shape, node.dtype)
                 with np.errstate(all="ignore"):
-                    operation.kernel(inputs, value)()
+                    operation.bind(inputs, value)()
         values[id(node)] = value
     return [values[id(each)] for each in outputs]
 

@@ -128,7 +128,7 @@ class Noise(Operation):
     def result(self, *inputs):
         return inputs[0].shape, inputs[0].dtype
 
-    def kernel(self, inputs, out):
+    def bind(self, inputs, out):
         return partial(self.generator.random, None, out.dtype, out)
 
 

@@ -82,10 +82,10 @@ class Recording(Team):
         super().__init__(2)
         self.shared = []
 
-    def kernels(self, tasks):
+    def calls(self, tasks):
         if len(tasks) > 1:
             self.shared.append(tasks)
-        return super().kernels(tasks)
+        return super().calls(tasks)
 
 
 def normalized(x, y):

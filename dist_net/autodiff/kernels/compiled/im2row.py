@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.expression import Array, Kernel
+from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
     Flat,
@@ -36,17 +36,17 @@ from dist_net.compiling import BOOLEAN, INTEGER, READ, REAL, WRITTEN, jit
 class CompiledIm2Row(Im2Row):
     """``Im2Row``, with its rows written and its product finished in one pass each."""
 
-    def kernels(
+    def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         """The calls that compute a block of the output."""
         if not is_suitable(block, arrays):
-            return Im2Row(self.products).kernels(problem, block, arrays, scratch)
-        return super().kernels(problem, block, arrays, scratch)
+            return Im2Row(self.products).calls(problem, block, arrays, scratch)
+        return super().calls(problem, block, arrays, scratch)
 
     def _gather(
         self, problem: Problem, block: Block, x: Array, padded: Array, matrix: Array
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         windows = problem.windows
         if problem.groups > 1 or windows.size[1] * problem.x[3] < LANES:
             return super()._gather(problem, block, x, padded, matrix)
@@ -60,7 +60,7 @@ class CompiledIm2Row(Im2Row):
 
     def _finish(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         images, rows, filters = block.size
         grid = images, rows, problem.out[2], filters
         return [partial(finish_product, flat(product), *grid, *finish_of(problem, block, arrays))]

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.expression import Array, Kernel, Shape
+from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.compiled.im2row import finish_of, flat, is_suitable
 from dist_net.autodiff.kernels.compiled.strided_tiles import from_points_halving, to_points_halving
 from dist_net.autodiff.kernels.compiled.tiles import (
@@ -34,17 +34,17 @@ class CompiledWinograd(Winograd):
         """What one thread needs for a block, by this algorithm or the plain one."""
         return max(self._plain.scratch_bytes(problem, block), super().scratch_bytes(problem, block))
 
-    def kernels(
+    def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         """The calls that compute a block of the output."""
         if problem.x[3] < LANES or not is_suitable(block, arrays):
-            return self._plain.kernels(problem, block, arrays, scratch)
-        return super().kernels(problem, block, arrays, scratch)
+            return self._plain.calls(problem, block, arrays, scratch)
+        return super().calls(problem, block, arrays, scratch)
 
     def _to_points(
         self, problem: Problem, block: Block, x: Array, points: Array, spare: Sequence[Array]
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         transform = to_points_4 if self.m == 4 else to_points_2
         if self.stride == 2:
             transform = to_points_halving
@@ -57,7 +57,7 @@ class CompiledWinograd(Winograd):
 
     def _from_points(
         self, problem: Problem, block: Block, arrays: Arrays, sums: Array, spare: Sequence[Array]
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         transform = from_points_4 if self.m == 4 else from_points_2
         if self.stride == 2:
             transform = from_points_halving

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dist_net.autodiff.expression import Shape
+from dist_net.autodiff.arrays import Shape
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.expression import Expression, Kernel
+from dist_net.autodiff.arrays import Call
+from dist_net.autodiff.expression import Expression
 from dist_net.autodiff.kernels.convolution.blocks import Block, Blocking
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
@@ -62,9 +63,9 @@ class Algorithm(Protocol):
         """What one thread needs for a block."""
         ...
 
-    def kernels(
+    def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         """The calls that compute a block of the output."""
         ...
 

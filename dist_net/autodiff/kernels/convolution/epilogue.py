@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Kernel
+from dist_net.autodiff.arrays import Array, Call
 
 LINEAR = 1.0
 
@@ -23,22 +23,22 @@ class Finish:
     slope: float = LINEAR
     residual_slope: float = LINEAR
 
-    def kernels(
+    def calls(
         self, values: Array, bias: Array | None, residual: Array | None, out: Array, spare: Array
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         """The calls that turn ``values`` into ``out``, which may be the same memory.
 
         ``values`` are overwritten; ``spare`` is memory of their shape. All are (..., C), ``bias``
         is (C,), or None where it has been added.
         """
-        kernels: list[partial[object]] = []
+        calls: list[partial[object]] = []
         if bias is not None:
-            kernels.append(partial(np.add, values, bias, out=values))
-        kernels += _bend(self.slope, values, spare)
+            calls.append(partial(np.add, values, bias, out=values))
+        calls += _bend(self.slope, values, spare)
         if residual is not None:
-            kernels.append(partial(np.add, values, residual, out=values))
-            kernels += _bend(self.residual_slope, values, spare)
-        return _ending_in(out, kernels, values)
+            calls.append(partial(np.add, values, residual, out=values))
+            calls += _bend(self.residual_slope, values, spare)
+        return _ending_in(out, calls, values)
 
 
 def _bend(slope: float, values: Array, spare: Array) -> list[partial[object]]:
@@ -52,9 +52,9 @@ def _bend(slope: float, values: Array, spare: Array) -> list[partial[object]]:
     ]
 
 
-def _ending_in(out: Array, kernels: list[partial[object]], values: Array) -> list[Kernel]:
+def _ending_in(out: Array, calls: list[partial[object]], values: Array) -> list[Call]:
     """The calls with the last one writing to ``out`` instead; a copy if there is none."""
-    if not kernels:
+    if not calls:
         return [partial(np.copyto, out, values)]
-    *before, last = kernels
+    *before, last = calls
     return [*before, partial(last.func, *last.args, out=out)]

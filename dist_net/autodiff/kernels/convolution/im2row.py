@@ -11,7 +11,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.expression import Array, Expression, Kernel, Shape
+from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.expression import Expression
 from dist_net.autodiff.kernels.convolution.blocks import Block
 from dist_net.autodiff.kernels.convolution.problem import (
     Arrays,
@@ -50,27 +51,27 @@ class Im2Row:
         """What one thread needs for a block."""
         return scratch_bytes(_shapes(problem, block), problem.dtype)
 
-    def kernels(
+    def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         """The calls that compute a block of the output."""
         padded, matrix, product, spare = carve(scratch, _shapes(problem, block), problem.dtype)
-        kernels: list[Kernel] = []
+        calls: list[Call] = []
         if problem.is_pointwise and problem.groups == 1:
             matrix = arrays.x[block.images, block.rows].reshape(1, -1, problem.x[3], copy=False)
         else:
-            kernels += self._gather(problem, block, arrays.x, padded, matrix)
+            calls += self._gather(problem, block, arrays.x, padded, matrix)
         if problem.groups == 1:
             columns = self.products.part(arrays.kernel, block.channels)
-            kernels += self.products.calls(matrix[0], columns, product[:, 0])
+            calls += self.products.calls(matrix[0], columns, product[:, 0])
         else:
-            kernels.append(partial(np.matmul, matrix, arrays.kernel, product.transpose(1, 0, 2)))
-        kernels += self._finish(problem, block, arrays, product, spare)
-        return kernels
+            calls.append(partial(np.matmul, matrix, arrays.kernel, product.transpose(1, 0, 2)))
+        calls += self._finish(problem, block, arrays, product, spare)
+        return calls
 
     def _gather(
         self, problem: Problem, block: Block, x: Array, padded: Array, matrix: Array
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         """The windows of a block's pixels as rows of ``matrix``, (groups, pixels, row length)."""
         windows, groups = problem.windows, problem.groups
         top = block.rows.start * windows.stride[0] - windows.padding[0][0]
@@ -87,13 +88,13 @@ class Im2Row:
 
     def _finish(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         """The output's block, from the products of all its pixels."""
         out = arrays.out[block.index]
         residual = None if arrays.residual is None else arrays.residual[block.index]
         values, spare = product.reshape(out.shape, copy=False), spare.reshape(out.shape, copy=False)
         bias = arrays.bias[block.channels]
-        return problem.finish.kernels(values, bias, residual, out, spare)
+        return problem.finish.calls(values, bias, residual, out, spare)
 
 
 def _shapes(problem: Problem, block: Block) -> list[Shape]:

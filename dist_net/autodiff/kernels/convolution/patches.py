@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Kernel, Shape
+from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.blocks import Block, Blocking
 from dist_net.autodiff.kernels.convolution.problem import take_padded
 from dist_net.autodiff.kernels.memory import copy_in_runs
@@ -75,12 +75,12 @@ class Unrolled:
         pixels = images * rows * self.result[1]
         return [(images, height, width, self.x.shape[3]), (self.groups, pixels, self.length)]
 
-    def rows(self, strip: Block, padded: Array, matrix: Array) -> tuple[Sequence[Kernel], Array]:
+    def rows(self, strip: Block, padded: Array, matrix: Array) -> tuple[Sequence[Call], Array]:
         """The calls that write the rows of a strip, and these: (groups, pixels, length)."""
         x = self.x[strip.images]
         if self._has_rows:
             return [], by_group(x[:, strip.rows], self.groups)
-        calls: list[Kernel] = []
+        calls: list[Call] = []
         top, left = strip.rows.start * self.stride[0] - self.before[0], -self.before[1]
         bottom, right = top + padded.shape[1], left + padded.shape[2]
         is_inside = min(top, left) >= 0 and bottom <= x.shape[1] and right <= x.shape[2]
@@ -107,7 +107,7 @@ class Unrolled:
         return calls, columns.transpose(0, 2, 1)
 
 
-def _copy_in_runs(matrix: Array, windows: Array) -> Kernel:
+def _copy_in_runs(matrix: Array, windows: Array) -> Call:
     """The call that copies (N, H', W', kh, kw, C): each window's line lies in one piece."""
     *places, width, channels = windows.shape
     lines = windows.reshape(*places, width * channels, copy=False)

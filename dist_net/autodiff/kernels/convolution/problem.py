@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.expression import Array, Kernel, Shape
+from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.epilogue import Finish
 from dist_net.autodiff.kernels.memory import ALIGNMENT_BYTES
 from dist_net.autodiff.kernels.windows import Windows
@@ -76,7 +76,7 @@ def _room(shape: Shape, dtype: np.dtype[np.generic]) -> int:
     return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Kernel]:
+def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Call]:
     """The calls that fill ``padded`` with the part of ``x`` whose corner is (top, left).
 
     Both are (N, H, W, C); what lies outside of ``x`` is 0.
@@ -89,9 +89,9 @@ def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Kernel
         padded[:, rows, : columns.start],
         padded[:, rows, columns.stop :],
     ]
-    kernels: list[Kernel] = [partial(part.fill, 0) for part in outside if part.size]
-    kernels.append(partial(np.copyto, padded[:, rows, columns], x[:, own_rows, own_columns]))
-    return kernels
+    calls: list[Call] = [partial(part.fill, 0) for part in outside if part.size]
+    calls.append(partial(np.copyto, padded[:, rows, columns], x[:, own_rows, own_columns]))
+    return calls
 
 
 def _overlap(start: int, length: int, own_length: int) -> tuple[slice, slice]:

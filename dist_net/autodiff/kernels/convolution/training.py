@@ -14,7 +14,7 @@ from itertools import product
 
 import numpy as np
 
-from dist_net.autodiff.expression import Array, Kernel, Shape, in_order
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.kernels.convolution.blocks import Block
 from dist_net.autodiff.kernels.convolution.patches import Unrolled, by_group
 from dist_net.autodiff.kernels.convolution.problem import carve, scratch_bytes
@@ -24,30 +24,30 @@ from dist_net.autodiff.kernels.windows import Pair, Windows
 
 def convolve(
     windows: Windows, groups: int, x: Array, kernel: Array, out: Array, team: Team
-) -> Kernel:
+) -> Call:
     """Fills ``out``, (N, H', W', O), with the convolution of ``x`` by ``kernel``."""
     unrolled = _unrolled(windows, groups, x, out.shape)
     before, kernel = _contiguous(kernel)
     matrix = by_group(kernel, groups)
 
-    def multiply(strip: Block, rows: Array, _: Sequence[Array]) -> Sequence[Kernel]:
+    def multiply(strip: Block, rows: Array, _: Sequence[Array]) -> Sequence[Call]:
         target = by_group(out[strip.images, strip.rows], groups)
         return [partial(np.matmul, rows, matrix, target)]
 
     tasks = _tasks(unrolled, unrolled.strips(), _nothing, multiply, team)
-    return in_order([*before, team.kernel(tasks)])
+    return in_order([*before, team.call(tasks)])
 
 
 def input_gradient(
     windows: Windows, groups: int, cotangent: Array, kernel: Array, out: Array, team: Team
-) -> Kernel:
+) -> Call:
     """Fills ``out``, (N, H, W, C), with what flows back from ``cotangent``, (N, H', W', O).
 
     For the pixels of one *phase*, every stride-th down and across, this is a convolution itself,
     with stride 1, by every stride-th tap of the kernel, turned round: nothing is multiplied by
     the zeros that one convolution for all would have to put between the cotangent's pixels.
     """
-    before: list[Kernel] = []
+    before: list[Call] = []
     tasks: list[Task] = []
     (top, _), (left, _) = windows.padding
     down, across = windows.stride
@@ -64,12 +64,12 @@ def input_gradient(
             turn, matrix = _turned(taps, groups)
             before.append(turn)
             tasks += _tasks_of_phase(unrolled, matrix, pixels, team)
-    return in_order([*before, team.kernel(tasks)])
+    return in_order([*before, team.call(tasks)])
 
 
 def kernel_gradient(
     windows: Windows, groups: int, x: Array, cotangent: Array, out: Array, team: Team
-) -> Kernel:
+) -> Call:
     """Fills ``out``, (kh, kw, C / groups, O), with the sum of each window times its cotangent.
 
     Each thread of the team sums up strips that are its own, so that the order of additions, and
@@ -85,7 +85,7 @@ def kernel_gradient(
     for part, total in zip(parts, sums, strict=True):
         by_strip = _tasks_of_sum(unrolled, part, cotangent, total, team)
         tasks.append([[call for task in by_strip for call in task[i]] for i in range(team.threads)])
-    return in_order([team.kernel(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
+    return in_order([team.call(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
 
 
 def _unrolled(windows: Windows, groups: int, x: Array, result: Shape) -> Unrolled:
@@ -105,7 +105,7 @@ def _phase(size: int, stride: int, offset: int) -> tuple[slice, int]:
     return slice(first, size, stride), taps - 1 - offset // stride
 
 
-def _turned(taps: Array, groups: int) -> tuple[Kernel, Array]:
+def _turned(taps: Array, groups: int) -> tuple[Call, Array]:
     """The call that turns (kh, kw, C / groups, O) round, and (groups, kh · kw · O / groups,
     C / groups), which it fills: as columns, so that outputs are copied in runs."""
     height, width, channels, filters = taps.shape
@@ -117,7 +117,7 @@ def _turned(taps: Array, groups: int) -> tuple[Kernel, Array]:
     return call, turned.reshape(groups, channels, -1, copy=False).transpose(0, 2, 1)
 
 
-def _contiguous(array: Array) -> tuple[Sequence[Kernel], Array]:
+def _contiguous(array: Array) -> tuple[Sequence[Call], Array]:
     """The call that copies the array, if that is needed, and a C-contiguous one."""
     if array.flags.c_contiguous:
         return [], array
@@ -125,7 +125,7 @@ def _contiguous(array: Array) -> tuple[Sequence[Kernel], Array]:
     return [partial(np.copyto, copy, array)], copy
 
 
-Multiply = Callable[[Block, Array, Sequence[Array]], Sequence[Kernel]]
+Multiply = Callable[[Block, Array, Sequence[Array]], Sequence[Call]]
 """For a strip: its rows, and its spare arrays, the calls that multiply."""
 
 
@@ -158,7 +158,7 @@ def _tasks_of_phase(unrolled: Unrolled, matrix: Array, pixels: Array, team: Team
         part = pixels[strip.images, strip.rows]
         return [(0,) if part.flags.c_contiguous else part.shape]
 
-    def multiply(strip: Block, rows: Array, spare: Sequence[Array]) -> Sequence[Kernel]:
+    def multiply(strip: Block, rows: Array, spare: Sequence[Array]) -> Sequence[Call]:
         part = pixels[strip.images, strip.rows]
         if part.flags.c_contiguous:
             return [partial(np.matmul, rows, matrix, by_group(part, groups))]
@@ -181,9 +181,9 @@ def _tasks_of_sum(
         part = cotangent[strip.images, strip.rows]
         return [(0,) if is_contiguous else part.shape, (0,) if strip is strips[0] else total.shape]
 
-    def multiply(strip: Block, rows: Array, spare: Sequence[Array]) -> Sequence[Kernel]:
+    def multiply(strip: Block, rows: Array, spare: Sequence[Array]) -> Sequence[Call]:
         part = cotangent[strip.images, strip.rows]
-        calls: list[Kernel] = []
+        calls: list[Call] = []
         if not is_contiguous:
             calls.append(partial(np.copyto, spare[0], part))
             part = spare[0]

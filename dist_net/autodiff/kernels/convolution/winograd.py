@@ -23,7 +23,8 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from dist_net.autodiff.expression import Array, Expression, Kernel, Shape, constant
+from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.expression import Expression, constant
 from dist_net.autodiff.kernels.convolution.blocks import Block
 from dist_net.autodiff.kernels.convolution.problem import (
     Arrays,
@@ -65,9 +66,9 @@ class Winograd:
         """What one thread needs for a block."""
         return scratch_bytes(self._shapes(problem, block), problem.dtype)
 
-    def kernels(
+    def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         """The calls that compute a block of the output."""
         points, sums, *spare = carve(scratch, self._shapes(problem, block), problem.dtype)
         kernel = self.products.part(arrays.kernel, block.channels)
@@ -96,7 +97,7 @@ class Winograd:
 
     def _to_points(
         self, problem: Problem, block: Block, x: Array, points: Array, spare: Sequence[Array]
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         """The input's tiles, transformed: (a², tiles · C + APART)."""
         padded, shared = spare
         (top, _), (left, _) = problem.windows.padding
@@ -113,7 +114,7 @@ class Winograd:
 
     def _from_points(
         self, problem: Problem, block: Block, arrays: Arrays, sums: Array, spare: Sequence[Array]
-    ) -> Sequence[Kernel]:
+    ) -> Sequence[Call]:
         """The block's outputs, from the sums, (a², tiles · O + APART)."""
         _, shared = spare
         out = _by_place(arrays.out[block.index], self.m)
@@ -127,7 +128,7 @@ class Winograd:
         return [
             partial(np.add, at_one, arrays.bias[block.channels], at_one),
             partial(np.matmul, matrix, sums, values.reshape(self.m**2, -1, copy=False)),
-            *problem.finish.kernels(
+            *problem.finish.calls(
                 values,
                 None,
                 None if residual is None else _by_place(residual, self.m),

@@ -1,0 +1,52 @@
+"""The types of arrays and of calls on them, and checks of the integers that shapes are made of."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.errors import ShapeError
+
+Array: TypeAlias = NDArray[np.generic]
+Shape: TypeAlias = tuple[int, ...]
+Call: TypeAlias = Callable[[], object]
+"""A call of NumPy with its arrays bound to it. To run a plan is to make its calls in order."""
+
+
+def in_order(calls: Sequence[Call]) -> Call:
+    """One call that makes all of ``calls``."""
+    if len(calls) == 1:
+        return calls[0]
+
+    def call_all() -> None:
+        for call in calls:
+            call()
+
+    return call_all
+
+
+def integer(name: str, value: Any, least: int | None = None) -> int:
+    """``value`` as an int, if it is an integer of Python's or NumPy's and at least ``least``.
+
+    Raises ShapeError otherwise.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or (least is not None and number < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ShapeError(f"{name} {value!r}; expected an integer{bound}")
+    return number
+
+
+def integers(name: str, values: Any) -> Shape:
+    """A shape or axes as a tuple; raises ShapeError unless ``values`` is a sequence of integers."""
+    try:
+        return tuple(operator.index(each) for each in values)
+    except TypeError:
+        raise ShapeError(f"{name} {values!r}; expected a sequence of integers") from None

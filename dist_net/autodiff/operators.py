@@ -1,0 +1,43 @@
+"""The operators of expressions, each set to the function of the operation that it stands for.
+
+They are set here, and not in ``expression.py``, because operations are built on expressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dist_net.autodiff.expression import Expression, Operand
+from dist_net.autodiff.operations.elementwise import (
+    add,
+    divide,
+    greater,
+    greater_equal,
+    less,
+    less_equal,
+    multiply,
+    negative,
+    subtract,
+)
+from dist_net.autodiff.operations.matmul import matmul
+
+Binary = Callable[[Operand, Operand], Expression]
+
+
+def reflected(function: Binary) -> Binary:
+    """The function with its operands exchanged: what ``2 - x`` calls on ``x``."""
+
+    def exchanged(second: Operand, first: Operand) -> Expression:
+        return function(first, second)
+
+    return exchanged
+
+
+Expression.__add__, Expression.__radd__ = add, reflected(add)
+Expression.__sub__, Expression.__rsub__ = subtract, reflected(subtract)
+Expression.__mul__, Expression.__rmul__ = multiply, reflected(multiply)
+Expression.__truediv__, Expression.__rtruediv__ = divide, reflected(divide)
+Expression.__matmul__, Expression.__rmatmul__ = matmul, reflected(matmul)
+Expression.__neg__ = negative
+Expression.__lt__, Expression.__le__ = less, less_equal
+Expression.__gt__, Expression.__ge__ = greater, greater_equal
