@@ -31,7 +31,11 @@ from dist_net.autodiff.kernels.thread_pool import Team
 from dist_net.autodiff.kernels.windows import Windows
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.elementwise import Add, Divide, Multiply, Subtract
-from dist_net.autodiff.operations.fused_convolution import FusedConvolution, PlannedConvolution
+from dist_net.autodiff.operations.fused_convolution import (
+    FusedConvolution,
+    PlannedConvolution,
+    PreparedFilter,
+)
 from dist_net.autodiff.operations.joining import concatenate, part
 from dist_net.autodiff.operations.leaky_relu_gradient import LeakyRelu
 from dist_net.autodiff.operations.matmul import MatMul
@@ -232,7 +236,7 @@ def _planned(
             choice = choose(problem, team.threads, reproducible, compiled, team.products)
             planned = PlannedConvolution(problem, choice, team)
             planned.reserve_scratch()
-            prepared = choice.algorithm.prepare(problem, kernel)
+            prepared = apply(PreparedFilter(problem, choice.algorithm), kernel)
             same = part(apply(planned, x, prepared, bias, *residual), 0, 0, node.shape[0])
         new[id(node)] = same
     return [new[id(each)] for each in outputs]

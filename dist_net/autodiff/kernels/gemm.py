@@ -15,9 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, in_order
-from dist_net.autodiff.expression import Expression
-from dist_net.autodiff.operations.shaping import reshape, transpose
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 
 # Measured on Zen 4 with OpenBLAS 0.3.31, whose limit for small products is 10⁶ multiplications:
 # 16 rows by (512, 1024) are computed at 95 instead of 44 GFLOP/s, 128 rows by (128, 256) at 99
@@ -34,9 +32,13 @@ LONGEST_ROW = 800
 class Products:
     """Each product by one call of BLAS: kernels stay (..., K, columns)."""
 
-    def laid_out(self, kernel: Expression) -> Expression:
-        """The kernel as ``calls`` reads it."""
+    def laid_out(self, kernel: Array) -> Array:
+        """The kernel as ``calls`` reads it: a view, to be copied into one run of memory."""
         return kernel
+
+    def layout(self, shape: Shape) -> Shape:
+        """The shape of a kernel that is laid out."""
+        return shape
 
     def step(self, columns: int) -> int:
         """``part`` begins and ends at multiples of it, of so many columns."""
@@ -59,12 +61,14 @@ class Products:
 class SmallProducts(Products):
     """Each product in pieces: kernels become (..., bands, K, columns of a band)."""
 
-    def laid_out(self, kernel: Expression) -> Expression:
-        *before, inner, columns = kernel.shape
+    def laid_out(self, kernel: Array) -> Array:
+        *before, bands, inner, band = self.layout(kernel.shape)
+        return kernel.reshape(*before, inner, bands, band, copy=False).swapaxes(-3, -2)
+
+    def layout(self, shape: Shape) -> Shape:
+        *before, inner, columns = shape
         band = self.step(columns)
-        split = reshape(kernel, (*before, inner, columns // band, band))
-        axes = range(len(before))
-        return transpose(split, (*axes, len(axes) + 1, len(axes), len(axes) + 2))
+        return *before, columns // band, inner, band
 
     def step(self, columns: int) -> int:
         """The width of a band: the widest that cuts them evenly; all of them if none does."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import Expression, Operation
-from dist_net.autodiff.kernels.convolution.choice import Choice
+from dist_net.autodiff.kernels.convolution.choice import Algorithm, Choice
 from dist_net.autodiff.kernels.convolution.epilogue import Finish
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
 from dist_net.autodiff.kernels.thread_pool import Team
@@ -37,6 +37,26 @@ class FusedConvolution(Operation):
         """The shapes of a node of this operation."""
         x = node.inputs[0]
         return Problem(self.windows, self.groups, self.finish, x.shape, node.shape, x.dtype)
+
+
+@dataclass(frozen=True)
+class PreparedFilter(Operation):
+    """A convolution's filter, laid out or transformed as an algorithm reads it."""
+
+    problem: Problem
+    algorithm: Algorithm
+    reads_contiguous = True
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return self.algorithm.prepared_shape(self.problem), self.problem.dtype
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        (kernel,) = inputs
+
+        def prepare() -> None:
+            np.copyto(out, self.algorithm.prepare(self.problem, kernel))
+
+        return prepare
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_net.autodiff import evaluate, variable
 from dist_net.autodiff.kernels.convolution.blocks import Blocking
 from dist_net.autodiff.kernels.convolution.choice import choose
 from dist_net.autodiff.kernels.convolution.epilogue import Finish
@@ -85,8 +84,8 @@ def arrays_of(problem, with_residual):
 def computed(algorithm, problem, blocking, with_residual=False, threads=1):
     """The output, a new array, from scratch that holds NaN."""
     arrays = arrays_of(problem, with_residual)
-    kernel = variable("kernel", arrays.kernel.shape, problem.dtype)
-    (prepared,) = evaluate([algorithm.prepare(problem, kernel)], kernel=arrays.kernel)
+    prepared = np.ascontiguousarray(algorithm.prepare(problem, arrays.kernel))
+    assert prepared.shape == algorithm.prepared_shape(problem)
     for each in (arrays.x, arrays.bias, prepared):
         each.flags.writeable = False  # as a mapped file of prepared kernels is
     bound = Arrays(arrays.x, prepared, arrays.bias, arrays.residual, arrays.out)

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_net.autodiff import evaluate, variable
 from dist_net.autodiff.kernels.convolution.blocks import Block, Blocking
 from dist_net.autodiff.kernels.convolution.choice import choose, images_of_a_piece
 from dist_net.autodiff.kernels.convolution.epilogue import Finish
@@ -68,8 +67,8 @@ def expected(problem, arrays):
 
 def computed(algorithm, problem, arrays, blocking=WHOLE, threads=1):
     """The output by ``algorithm``, with whatever its scratch happened to hold."""
-    kernel = variable("kernel", arrays.kernel.shape)
-    (prepared,) = evaluate([algorithm.prepare(problem, kernel)], kernel=arrays.kernel)
+    prepared = np.ascontiguousarray(algorithm.prepare(problem, arrays.kernel))
+    assert prepared.shape == algorithm.prepared_shape(problem)
     blocks = list(blocking.blocks(problem.out, algorithm.row_step))
     team = Team(threads)
     team.reserve(max(algorithm.scratch_bytes(problem, block) for block in blocks))
@@ -182,9 +181,8 @@ def test_the_algorithm_depends_on_the_layer(x, filters, stride, name):
 def test_kernels_are_laid_out_in_bands_of_whole_vectors(filters, band):
     kernel = np.arange(3 * 5 * filters, dtype=np.float32).reshape(3, 5, filters)
     products = SmallProducts()
-    (bands,) = evaluate([products.laid_out(variable("k", kernel.shape))], k=kernel)
+    bands = np.ascontiguousarray(products.laid_out(kernel))
     assert bands.shape == (3, filters // band, 5, band)
-    assert bands.flags.c_contiguous
     assert np.array_equal(np.concatenate(bands.swapaxes(0, 1), axis=-1), kernel)
 
 
@@ -196,7 +194,7 @@ def test_a_product_in_pieces_is_the_product(count):
     rows = random.standard_normal((2, count, inner), np.float32)
     kernel = random.standard_normal((2, inner, columns), np.float32)
     products = SmallProducts()
-    (bands,) = evaluate([products.laid_out(variable("k", kernel.shape))], k=kernel)
+    bands = np.ascontiguousarray(products.laid_out(kernel))
     half = slice(64, 128)
     out = np.full((2, count, 64), np.nan, np.float32)
     for call in products.calls(rows, products.part(bands, half), out):

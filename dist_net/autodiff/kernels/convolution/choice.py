@@ -16,8 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Call
-from dist_net.autodiff.expression import Expression
+from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.blocks import Block, Blocking
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
@@ -55,8 +54,12 @@ class Algorithm(Protocol):
         """A block's rows are a multiple of it."""
         ...
 
-    def prepare(self, problem: Problem, kernel: Expression) -> Expression:
-        """The kernel as the algorithm reads it."""
+    def prepared_shape(self, problem: Problem) -> Shape:
+        """The shape of what ``prepare`` gives."""
+        ...
+
+    def prepare(self, problem: Problem, kernel: Array) -> Array:
+        """The kernel, C-contiguous, as the algorithm reads it, in a new array or as a view."""
         ...
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:

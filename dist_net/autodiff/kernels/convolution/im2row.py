@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.expression import Expression
 from dist_net.autodiff.kernels.convolution.blocks import Block
 from dist_net.autodiff.kernels.convolution.problem import (
     Arrays,
@@ -24,7 +23,6 @@ from dist_net.autodiff.kernels.convolution.problem import (
 from dist_net.autodiff.kernels.gemm import Products
 from dist_net.autodiff.kernels.memory import copy_in_runs
 from dist_net.autodiff.kernels.windows import Windows
-from dist_net.autodiff.operations.shaping import reshape, transpose
 
 
 class Im2Row:
@@ -36,16 +34,22 @@ class Im2Row:
     def __init__(self, products: Products | None = None) -> None:
         self.products = products or Products()
 
-    def prepare(self, problem: Problem, kernel: Expression) -> Expression:
-        """(kh, kw, C / groups, O) as (groups, kh · kw · C / groups, O / groups).
+    def prepared_shape(self, problem: Problem) -> Shape:
+        """The shape of what ``prepare`` gives."""
+        length, groups, columns = problem.row_length, problem.groups, problem.out[3]
+        if groups == 1:
+            return self.products.layout((length, columns))
+        return groups, length, columns // groups
+
+    def prepare(self, problem: Problem, kernel: Array) -> Array:
+        """(kh, kw, C / groups, O) as (groups, kh · kw · C / groups, O / groups), a view.
 
         A single group's is laid out for products, without that axis.
         """
-        groups = problem.groups
+        length, groups, columns = problem.row_length, problem.groups, problem.out[3]
         if groups == 1:
-            return self.products.laid_out(reshape(kernel, (problem.row_length, problem.out[3])))
-        by_group = reshape(kernel, (problem.row_length, groups, problem.out[3] // groups))
-        return transpose(by_group, (1, 0, 2))
+            return self.products.laid_out(kernel.reshape(length, columns, copy=False))
+        return kernel.reshape(length, groups, columns // groups, copy=False).swapaxes(0, 1)
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
         """What one thread needs for a block."""

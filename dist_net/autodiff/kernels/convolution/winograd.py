@@ -24,7 +24,6 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.expression import Expression, constant
 from dist_net.autodiff.kernels.convolution.blocks import Block
 from dist_net.autodiff.kernels.convolution.problem import (
     Arrays,
@@ -34,8 +33,6 @@ from dist_net.autodiff.kernels.convolution.problem import (
     take_padded,
 )
 from dist_net.autodiff.kernels.gemm import Products
-from dist_net.autodiff.operations.matmul import matmul
-from dist_net.autodiff.operations.shaping import reshape
 
 POINTS = (0, 1, -1, 2, -2)
 ONE = POINTS.index(1)
@@ -53,13 +50,17 @@ class Winograd:
         self.name = f"winograd{m}" if stride == 1 else f"winograd{m}/{stride}"
         self.row_step = m
 
-    def prepare(self, problem: Problem, kernel: Expression) -> Expression:
+    def prepared_shape(self, problem: Problem) -> Shape:
+        """The shape of what ``prepare`` gives."""
+        return self.products.layout((self.m + 2, self.m + 2, problem.x[3], problem.out[3]))
+
+    def prepare(self, problem: Problem, kernel: Array) -> Array:
         """(3, 3, C, O) as the kernel's points, (m + 2, m + 2, C, O), laid out for products."""
         _, g, _ = transforms(self.m, self.stride)
-        channels, filters = kernel.shape[2:]
-        flat = reshape(kernel, (9, channels * filters))
-        points = matmul(constant(np.kron(g, g).astype(problem.dtype)), flat)
-        points = reshape(points, (self.m + 2, self.m + 2, channels, filters))
+        matrix = np.kron(g, g).astype(problem.dtype)
+        points = np.empty((self.m + 2, self.m + 2, *kernel.shape[2:]), problem.dtype)
+        rows = points.reshape(len(matrix), -1, copy=False)
+        self.products.of_matrices(matrix, kernel.reshape(9, -1, copy=False), rows)()
         return self.products.laid_out(points)
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
