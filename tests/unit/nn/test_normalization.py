@@ -187,7 +187,7 @@ def test_an_output_may_lie_where_either_matrix_lay():
     for target in (out, x.copy(), y.copy()):
         first = target if (target == x).all() else x
         second = target if (target == y).all() else y
-        ScaleAndShift().kernel([c, first, a, second, b], target)()
+        ScaleAndShift().bind([c, first, a, second, b], target)()
         np.testing.assert_allclose(target, x * a + y * b + c, rtol=1e-12, atol=1e-12)
 
 
@@ -196,7 +196,7 @@ def test_three_matrices_are_added_up():
     scales = [draw((1, 3), seed)[0] for seed in range(4)]
     out = np.empty((40, 3))
     terms = [each for pair in zip(matrices, scales[1:], strict=True) for each in pair]
-    ScaleAndShift().kernel([scales[0], *terms], out)()
+    ScaleAndShift().bind([scales[0], *terms], out)()
     expected = sum(x * a for x, a in zip(matrices, scales[1:], strict=True)) + scales[0]
     np.testing.assert_allclose(out, expected, rtol=1e-12)
 
