@@ -128,7 +128,7 @@ def test_keys_are_created_with_the_commands_that_use_them(start: Start, tmp_path
     directory = tmp_path / "two words"
     created = start("keys", "create", str(directory), "--worker", "alice")
     assert created.ends() == 0
-    shown = [shlex.split(line)[1:] for line in created.stdout.splitlines() if line[0] == " "]
+    shown = [shlex.split(line)[1:] for line in created.stdout.splitlines() if line[:4] == "    "]
     assert shown == [
         ["parameter-server", "RECIPE", "--listen", "tcp://HOST:PORT", "--keys", str(directory)],
         ["-rp", f"{directory}/alice", "WORKER_HOST:"],
