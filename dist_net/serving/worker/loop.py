@@ -42,7 +42,6 @@ from dist_net.wire.serving_messages import (
     Run,
 )
 from dist_net.wire.transport import ClientSocket
-from dist_net.wire.wakefulness import Wakefulness
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,6 @@ class InferenceWorker:
         self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address, keys)
-        self._wakeful: Wakefulness[Message] = Wakefulness(self._socket, self._clock)
         self._models = LoadedModels(self._load)
         self._heart: Heart | None = None
         self._enlisted: Enlisted | None = None
@@ -138,7 +136,7 @@ class InferenceWorker:
         while self._leave_reason is None:
             self._tick()  # enlists before a gateway that refuses the keys has closed the connection
             wait_s = LOADING_POLL_S if self._models.is_loading else POLL_S
-            message = self._wakeful.receive(wait_s)
+            message = self._socket.receive(wait_s)
             if message is not None:
                 self._handle(message)
         if self._enlisted is not None:
@@ -150,8 +148,6 @@ class InferenceWorker:
         match message:
             case Run():
                 self._socket.send(self._answer(message))
-                if message.is_alone:
-                    self._wakeful.stay_awake()
             case Load():
                 self._models.begin(message)
             case Drop(model, version):
