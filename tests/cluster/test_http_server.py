@@ -19,7 +19,7 @@ import uvloop
 
 from dist_net.errors import KeyFileError, ListenError
 from dist_net.serving.http.application import application
-from dist_net.serving.http.protocol import LimitedProtocol
+from dist_net.serving.http.connection import LimitedProtocol
 from dist_net.serving.http.server import HttpServer
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.pool.requests import Outcome, Status

@@ -1,12 +1,15 @@
-"""The pool over HTTP: an ASGI application of everything that is offered."""
+"""The pool over HTTP: an ASGI application of everything that is offered, and the page's files."""
 
 from __future__ import annotations
 
+import hashlib
+import mimetypes
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -14,16 +17,18 @@ from dist_net.clock import Clock, SystemClock
 from dist_net.errors import DistNetError
 from dist_net.serving.gateway.service import Service
 from dist_net.serving.http.bodies import Bodies
-from dist_net.serving.http.images import Images
-from dist_net.serving.http.inference import Inference, is_inference
-from dist_net.serving.http.metadata import Metadata
+from dist_net.serving.http.classify import Images
 from dist_net.serving.http.metrics import metrics_route
+from dist_net.serving.http.open_inference.infer import Inference, is_inference
+from dist_net.serving.http.open_inference.models import Metadata, Repository
 from dist_net.serving.http.openapi import openapi_route
-from dist_net.serving.http.page.routes import DIRECTORY, page_routes, pool_route
 from dist_net.serving.http.replies import Json, error_reply, fault_reply, raised_reply
-from dist_net.serving.http.repository import Repository
-from dist_net.serving.http.security import Guard
+from dist_net.serving.http.security import PAGE_HEADERS, Guard
 from dist_net.serving.http.settings import HttpSettings
+
+DIRECTORY = Path(__file__).parent / "page"
+# As many labels as tell a visitor what a model knows.
+SHOWN_LABELS = 12
 
 # What needs no token: probes learn no more than whether to send requests here, and the
 # description of the interface is the same everywhere.
@@ -128,3 +133,43 @@ def _path(request: Request) -> str:
     """A path for a message; ``request.url`` would fail for a query that is no text."""
     path: str = request.scope["path"]
     return repr(path[:80])
+
+
+def page_routes(directory: Path = DIRECTORY) -> list[Route]:
+    """A route for each file: `/page.css`, say, and `/` for index.html. None needs a token."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [
+        _file_route(f"/{path.relative_to(directory).as_posix()}".replace("/index.html", "/"), path)
+        for path in files
+    ]
+
+
+def pool_route(service: Service) -> Route:
+    """`/pool`: what ``service.status`` says, with some labels of each model."""
+
+    async def pool(_: Request) -> Json:
+        status = service.status()
+        models = [each | {"labels": _labels(service, each["name"])} for each in status["models"]]
+        return Json(status | {"models": models})
+
+    return Route("/pool", pool)
+
+
+def _labels(service: Service, name: str) -> tuple[str, ...]:
+    served = service.models().get(name)
+    described = served.description if served else None
+    return described.labels[:SHOWN_LABELS] if described else ()
+
+
+def _file_route(address: str, path: Path) -> Route:
+    content = path.read_bytes()
+    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    headers = PAGE_HEADERS | {"etag": tag, "cache-control": "no-cache"}
+
+    async def file(request: Request) -> Response:
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=kind, headers=headers)
+
+    return Route(address, file)

@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from dist_net.errors import KeyFileError, ListenError
-from dist_net.serving.http.protocol import limited_protocol
+from dist_net.serving.http.connection import limited_protocol
 from dist_net.serving.http.settings import HttpSettings
 
 logger = logging.getLogger(__name__)

@@ -17,13 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dist_net.errors import AddressError, InsecureAddressError, SettingError
 from dist_net.serving.gateway.service import ServedModel
-from dist_net.serving.http import bodies, forms, images
-from dist_net.serving.http.application import application
-from dist_net.serving.http.forms import pictures_of
-from dist_net.serving.http.open_inference import compression
-from dist_net.serving.http.open_inference.tensors import bytes_of_elements
+from dist_net.serving.http import bodies, classify
+from dist_net.serving.http.application import DIRECTORY, application, page_routes
+from dist_net.serving.http.classify import pictures_of
+from dist_net.serving.http.open_inference.codec import bytes_of_elements
 from dist_net.serving.http.openapi import openapi_document
-from dist_net.serving.http.page.routes import DIRECTORY, page_routes
 from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.pool.requests import Outcome, Question, Status
@@ -464,7 +462,7 @@ def test_a_form_of_too_many_files_is_refused(ask: Ask) -> None:
 def test_a_form_is_taken_apart_wherever_its_boundaries_lie(
     monkeypatch: pytest.MonkeyPatch, searched_bytes: int
 ) -> None:
-    monkeypatch.setattr(forms, "_SEARCHED_BYTES", searched_bytes)
+    monkeypatch.setattr(classify, "_SEARCHED_BYTES", searched_bytes)
     random = np.random.default_rng(searched_bytes)
     pieces = [b"\r\n", b"--", b"b", b"\r\n--", b"\r\n--B", b"x"]  # never the whole boundary
     for _ in range(50):
@@ -792,18 +790,19 @@ def test_large_bodies_are_decompressed_and_taken_apart_by_threads(
     service: FakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by: dict[str, set[threading.Thread]] = {"decompress": set(), "take apart": set()}
+    by_itself = bodies.decompress, classify.pictures_of
 
     def decompress(*arguments: Any) -> Iterator[bytes]:
-        for each in compression.decompress(*arguments):
+        for each in by_itself[0](*arguments):
             by["decompress"].add(threading.current_thread())
             yield each
 
-    def pictures_of(*arguments: Any) -> list[forms.Picture]:
+    def pictures_of(*arguments: Any) -> list[classify.Picture]:
         by["take apart"].add(threading.current_thread())
-        return forms.pictures_of(*arguments)
+        return by_itself[1](*arguments)
 
     monkeypatch.setattr(bodies, "decompress", decompress)
-    monkeypatch.setattr(images, "pictures_of", pictures_of)
+    monkeypatch.setattr(classify, "pictures_of", pictures_of)
     scope, body = form(bytes(2_000_000))
     client = Client(piece(body))
     app = application(service, HttpSettings())

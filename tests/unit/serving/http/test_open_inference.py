@@ -17,16 +17,16 @@ from dist_net.errors import (
     UnsupportedEncodingError,
     UnsupportedRequestError,
 )
-from dist_net.serving.http.open_inference.compression import (
-    PIECE_BYTES,
-    accepted_encoding,
-    compress,
-    decompress,
+from dist_net.serving.http.bodies import PIECE_BYTES, accepted_encoding, compress, decompress
+from dist_net.serving.http.open_inference.codec import (
+    MOST_JSON_BYTES,
+    Wanted,
+    bytes_of_elements,
+    elements_of_bytes,
+    encode_response,
+    read_request,
 )
-from dist_net.serving.http.open_inference.metadata import model_metadata
-from dist_net.serving.http.open_inference.request import MOST_JSON_BYTES, Wanted, read_request
-from dist_net.serving.http.open_inference.response import encode_response
-from dist_net.serving.http.open_inference.tensors import bytes_of_elements, elements_of_bytes
+from dist_net.serving.http.open_inference.models import model_metadata
 from dist_net.serving.pool.requests import Outcome, Question, Status
 from fake_service import ANIMALS, DIGITS
 

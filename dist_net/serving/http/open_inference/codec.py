@@ -1,17 +1,26 @@
-"""An inference request of the Open Inference Protocol: from a body to questions; pure.
+"""Requests and answers of the Open Inference Protocol: bytes to questions, outcomes to bytes; pure.
 
-The body is JSON, with raw tensors behind it if the header Inference-Header-Content-Length says how
-long the JSON is; where that is 0 the whole body is the one input. A model has one input: a tensor
-of its type, (rows, *input_shape), or, if it takes pictures, JPEG or PNG files as BYTES.
+A request's body is JSON, with raw tensors behind it if the header Inference-Header-Content-Length
+says how long the JSON is; where that is 0 the whole body is the one input. A model has one input: a
+tensor of its type, (rows, *input_shape), or, if it takes pictures, JPEG or PNG files as BYTES.
+
+Raw bytes are little-endian and row-major. An element of BYTES is its length, a little-endian
+uint32, and then its content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from reprlib import Repr
 from typing import Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from dist_net.errors import (
     BadRequestError,
@@ -19,14 +28,9 @@ from dist_net.errors import (
     RequestTooLargeError,
     UnsupportedRequestError,
 )
-from dist_net.serving.http.open_inference.tensors import (
-    elements_of_bytes,
-    shown,
-    tensor_from_bytes,
-    tensor_from_json,
-)
-from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.pool.requests import Payload, Question
+from dist_net.pictures.predictions import likeliest
+from dist_net.serving.pool.description import ROW_BYTES, ModelDescription
+from dist_net.serving.pool.requests import Outcome, Payload, Question
 
 INPUT = "input"
 OUTPUT = "probabilities"
@@ -39,6 +43,11 @@ MOST_PICTURES = 64
 _NOT_OFFERED = ("priority", "sequence_id", "sequence_start", "sequence_end")
 # Parsed JSON takes up to 35 times the memory of its text ('{"":0},' again and again).
 MOST_JSON_BYTES = 4 * 2**20
+_FORMATS = {"FP32": "f", "UINT8": "B"}
+_LENGTH = struct.Struct("<I")
+_SHOWN = Repr()
+_SHOWN.maxlevel = 2  # what is nested a thousand deep must not be followed to its ground
+_SHOWN.maxstring = _SHOWN.maxother = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,3 +238,131 @@ def _output(outputs: Any) -> dict[str, Any]:
             "outputs in shared memory are not offered; expected none of its parameters"
         )
     return parameters
+
+
+def shown(value: object) -> str:
+    """A value of somebody else's for a message: cut short."""
+    return _SHOWN.repr(value)
+
+
+def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
+    """The raw bytes of a tensor whose elements are a JSON array, flat or nested as ``shape`` is.
+
+    Raises QuestionError unless these are as many numbers as fit, each in the type's range.
+    """
+    elements = _flat(data, shape)
+    if len(elements) != prod(shape):
+        raise QuestionError(
+            f'"data" has {len(elements):,} elements; expected {prod(shape):,}, for the shape '
+            f"{list(shape)}"
+        )
+    try:
+        # Strict where NumPy is not: it would take "1" and null for numbers, and would make an array
+        # of strings as wide as the longest of them. And twice as fast.
+        return struct.pack(f"<{len(elements)}{_FORMATS[datatype]}", *elements)
+    except (struct.error, OverflowError) as error:
+        raise QuestionError(f'"data" holds more than numbers of {datatype}: {error}') from error
+
+
+def tensor_from_bytes(raw: Payload, datatype: str, shape: Sequence[int]) -> Payload:
+    """``raw``, which is borrowed; raises QuestionError unless it is a tensor of this shape."""
+    expected = ROW_BYTES[datatype] * prod(shape)
+    if len(raw) != expected:
+        raise QuestionError(
+            f"{len(raw):,} bytes for a tensor of {datatype} and the shape {list(shape)}; expected "
+            f"{expected:,}"
+        )
+    return raw
+
+
+def elements_of_bytes(raw: Payload, count: int) -> list[memoryview]:
+    """What is in a tensor of BYTES, borrowed; raises QuestionError unless it has ``count``."""
+    found: list[memoryview] = []
+    left = memoryview(raw)
+    while left and len(found) < count:
+        start = _LENGTH.size
+        end = start + _LENGTH.unpack_from(left)[0] if len(left) >= start else start
+        if end > len(left):
+            raise QuestionError(
+                f"element {len(found)} of a tensor of BYTES ends {end - len(left):,} bytes behind "
+                f"the tensor; expected a length (uint32, little-endian) and as many bytes"
+            )
+        found.append(left[start:end])
+        left = left[end:]
+    if left or len(found) != count:
+        raise QuestionError(
+            f"a tensor of BYTES has {len(found)} elements and {len(left):,} bytes behind them; "
+            f"expected {count} elements, as its shape says, and nothing else"
+        )
+    return found
+
+
+def bytes_of_elements(elements: Iterable[bytes]) -> bytes:
+    """A tensor of BYTES with these contents."""
+    return b"".join(chain.from_iterable((_LENGTH.pack(len(each)), each) for each in elements))
+
+
+def _flat(data: Any, shape: Sequence[int]) -> list[Any]:
+    """The elements of nested lists; they must be as long as ``shape`` says, unless flat already."""
+    if not isinstance(data, list):
+        raise QuestionError(f'"data" is {shown(data)}; expected an array')
+    if not (data and isinstance(data[0], list)):
+        return data
+    rows = [data]
+    for size in shape:
+        if any(not isinstance(row, list) or len(row) != size for row in rows):
+            raise QuestionError(
+                f'"data" is not nested as its shape {list(shape)} says; expected that, or all '
+                f"elements in one array"
+            )
+        rows = list(chain.from_iterable(rows))
+    return rows
+
+
+def encode_response(
+    model: str, rows: int, outcomes: Sequence[Outcome], wanted: Wanted
+) -> tuple[bytes, int | None]:
+    """The body, and how many bytes of it are JSON if raw ones follow; all outcomes are OK.
+
+    Their ``rows`` become one output, (rows, classes) float32; or (rows, top) BYTES,
+    ``value:index:label`` from the likeliest on, where classes are wanted, with the labels of the
+    version that answered. ``model`` is the name that was asked.
+    Raises QuestionError for outputs that are not finite, unless they are wanted in binary.
+    """
+    payload = outcomes[0].payload if len(outcomes) == 1 else b"".join(o.payload for o in outcomes)
+    probabilities = np.frombuffer(payload, "<f4").reshape(rows, -1, copy=False)
+    if (wanted.top or not wanted.is_binary) and not np.isfinite(probabilities).all():
+        raise QuestionError(
+            "outputs for this input are not finite, which JSON and class names cannot say; "
+            "expected an input in the net's range, or a request for binary outputs"
+        )
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32"}
+    data: Any = probabilities.reshape(-1, copy=False)
+    raw: Payload = payload
+    if wanted.top:
+        data = _classified(probabilities, wanted.top, outcomes[0].labels)
+        output["datatype"] = "BYTES"
+        raw = bytes_of_elements(text.encode() for text in data) if wanted.is_binary else b""
+    output["shape"] = [rows, len(data) // rows]
+    if wanted.is_binary:
+        output["parameters"] = {"binary_data_size": len(raw)}
+    else:
+        output["data"] = data
+    response: dict[str, Any] = {
+        "model_name": model,
+        "model_version": str(outcomes[0].version),
+        "outputs": [output],
+    }
+    if wanted.request_id:
+        response["id"] = wanted.request_id
+    text = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
+    return (text + raw, len(text)) if wanted.is_binary else (text, None)
+
+
+def _classified(probabilities: NDArray[np.float32], top: int, labels: Sequence[str]) -> list[str]:
+    """Row by row the ``top`` classes, as the extension for classification writes them."""
+    return [
+        f"{row[index]:f}:{index}" + (f":{labels[index]}" if index < len(labels) else "")
+        for row, best in zip(probabilities, likeliest(probabilities, top), strict=True)
+        for index in best
+    ]

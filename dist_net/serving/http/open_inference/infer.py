@@ -15,14 +15,15 @@ from starlette.types import Receive, Scope, Send
 from dist_net.errors import DistNetError, ModelNotServedError
 from dist_net.serving.gateway.service import Service
 from dist_net.serving.http.asking import ask, description_of, version_number
-from dist_net.serving.http.bodies import Bodies, headers_of, size_header
-from dist_net.serving.http.open_inference.compression import (
+from dist_net.serving.http.bodies import (
     WORTHWHILE_BYTES,
+    Bodies,
     accepted_encoding,
     compress,
+    headers_of,
+    size_header,
 )
-from dist_net.serving.http.open_inference.request import read_request
-from dist_net.serving.http.open_inference.response import encode_response
+from dist_net.serving.http.open_inference.codec import encode_response, read_request
 from dist_net.serving.http.replies import (
     Headers,
     error_reply,
