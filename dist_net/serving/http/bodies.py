@@ -1,4 +1,4 @@
-"""Bodies of requests, received and decompressed within the limits; and answers compressed."""
+"""Bodies of requests, received and decompressed within limits; and compression of answers."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ Result = TypeVar("Result")
 
 _BUSY_S = 1.0
 _THREADS = 2
-_QUICK_BYTES = 2**16  # about what a millisecond is enough for, whatever they are
-# Below this many bytes compression costs more than it saves: a packet carries about as much.
+_QUICK_BYTES = 2**16  # handled within about a millisecond, whatever they hold
+# A shorter answer fits in one packet anyway, so compressing it only costs time.
 WORTHWHILE_BYTES = 1024
 # zlib's window bits: 15 with its own header (which HTTP calls deflate), 16 more with gzip's.
 _WINDOW_BITS = {"deflate": zlib.MAX_WBITS, "gzip": zlib.MAX_WBITS + 16}
 _FASTEST = 1
-# A piece is made in about ten milliseconds, from no more of the body than is worth copying again.
+# Decompressing a piece takes about ten milliseconds; the compressed body is read in small steps,
+# because zlib copies what it has not used.
 PIECE_BYTES = 2**22
 _READ_BYTES = 2**16
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:
-    """A request's headers by their names in lower case; of equal ones the last."""
+    """A request's headers by their lower-case names; the last of repeated ones."""
     return dict(scope["headers"])
 
 
 def size_header(headers: Mapping[bytes, bytes], name: bytes) -> int | None:
-    """A header that is a number of bytes; None if it is absent. Raises BadRequestError."""
+    """A header that holds a number of bytes; None if it is absent. Raises BadRequestError."""
     value = headers.get(name)
     if value is None:
         return None
@@ -52,26 +53,26 @@ def size_header(headers: Mapping[bytes, bytes], name: bytes) -> int | None:
 
 
 class Bodies:
-    """What the bodies of all requests occupy that have no answer yet, and the turns at threads.
+    """Limits the memory of all requests that have no answer yet, and their use of threads.
 
-    The event loop must not stand still for one request, however large: what takes time in
-    proportion to a body is done by threads, for few requests at once.
+    No request may block the event loop, however large: whatever takes time in proportion to a body
+    runs in a thread, for few requests at once.
     """
 
     def __init__(self, settings: HttpSettings) -> None:
         self.settings = settings
         self.held_bytes = 0
-        # Two queues: a body that is decompressed goes on before others take up room as well.
+        # Two queues: a decompressed body does not wait behind bodies still to be decompressed.
         self.decompressing = asyncio.Semaphore(_THREADS)
         self.parsing = asyncio.Semaphore(_THREADS)
 
     def next(self) -> Body:
-        """For the next request."""
+        """The body of the next request."""
         return Body(self)
 
 
 class Body:
-    """The body of one request, held from ``with`` on until the request is answered."""
+    """The body of one request; its memory is counted until the ``with`` block ends."""
 
     __slots__ = ("_all", "_size")
 
@@ -86,10 +87,10 @@ class Body:
         self._all.held_bytes -= self._size
 
     async def receive(self, headers: Mapping[bytes, bytes], receive: Receive) -> Payload | None:
-        """The body, decompressed; None when its client went meanwhile.
+        """The body, decompressed; None if the client went away before it was complete.
 
-        Raises RequestTooLargeError for more than a body may have, PoolUnavailableError when those
-        that are held already leave no room for it, and what ``decompress`` raises.
+        Raises RequestTooLargeError for a body beyond the limit, PoolUnavailableError when the other
+        bodies leave no room for it, and what ``decompress`` raises.
         """
         announced = size_header(headers, b"content-length")
         if announced is not None:
@@ -106,17 +107,19 @@ class Body:
         return body if encoding == "identity" else await self._decompressed(body, encoding)
 
     async def off_loop(self, size: int, function: Callable[[], Result]) -> Result:
-        """What ``function`` gives, whose time grows with ``size`` bytes: by a thread if it is long.
+        """The result of ``function``, whose time grows with ``size`` bytes; in a thread if large.
 
-        One that holds the interpreter's lock gains as well: the loop has its turn after it.
+        This helps even if the function holds the interpreter's lock: the loop runs next.
         """
-        if size <= _QUICK_BYTES:
-            return function()
+        return function() if size <= _QUICK_BYTES else await self.in_thread(function)
+
+    async def in_thread(self, function: Callable[[], Result]) -> Result:
+        """The result of ``function``, in a thread; few requests have one at once."""
         async with self._all.parsing:
             return await asyncio.to_thread(function)
 
     async def _rest(self, body: bytearray, receive: Receive) -> memoryview | None:
-        """The body that begins with ``body``."""
+        """The whole body, which begins with ``body``; None if the client went away."""
         more = True
         while more:
             self._check(len(body))
@@ -142,28 +145,28 @@ class Body:
         limit = min(self._all.settings.body_bytes, self._all.settings.queue_bytes)
         if size > limit:
             raise RequestTooLargeError(
-                f"a body of {size:,} bytes or more; expected at most {limit:,}"
+                f"the body has {size:,} bytes or more; expected at most {limit:,}"
             )
 
     def _hold(self, size: int) -> None:
-        """Counts ``size`` bytes for this request from now on."""
+        """Counts ``size`` bytes for this request from now on; raises PoolUnavailableError."""
         self._all.held_bytes += size - self._size
         self._size = size
         limit = self._all.settings.queue_bytes
         if self._all.held_bytes > limit:
             raise PoolUnavailableError(
-                f"the bodies of requests without an answer would have more than {limit:,} bytes; "
-                f"expected fewer or smaller ones; try again in {_BUSY_S:.0f} s",
+                f"requests that wait for an answer would hold more than {limit:,} bytes; expected "
+                f"fewer or smaller ones; try again in {_BUSY_S:.0f} s",
                 _BUSY_S,
             )
 
 
 def decompress(body: Payload, encoding: str, limit_bytes: int) -> Iterator[bytes]:
-    """What ``body`` holds, in pieces that are made as they are asked for.
+    """The content of ``body``, piece by piece, each decompressed when it is asked for.
 
-    ``encoding`` is that of the header Content-Encoding. Raises UnsupportedEncodingError for one
-    that is neither gzip nor deflate, RequestTooLargeError once there are more than ``limit_bytes``,
-    BadRequestError for a damaged body.
+    ``encoding`` is that of the header Content-Encoding. Raises UnsupportedEncodingError unless it
+    is gzip or deflate, RequestTooLargeError beyond ``limit_bytes``, and BadRequestError for a
+    damaged body.
     """
     window_bits = _WINDOW_BITS.get(encoding)
     if window_bits is None:
@@ -179,7 +182,7 @@ def decompress(body: Payload, encoding: str, limit_bytes: int) -> Iterator[bytes
             try:
                 piece = decompressor.decompress(compressed, PIECE_BYTES)
             except zlib.error as error:
-                raise BadRequestError(f"the body is damaged: no {encoding} ({error})") from error
+                raise BadRequestError(f"the body is damaged: not {encoding} ({error})") from error
             left_bytes -= len(piece)
             if left_bytes < 0:
                 raise RequestTooLargeError(
@@ -189,21 +192,21 @@ def decompress(body: Payload, encoding: str, limit_bytes: int) -> Iterator[bytes
             compressed = decompressor.unconsumed_tail
             may_go_on = bool(compressed) or len(piece) == PIECE_BYTES
         if decompressor.eof and (decompressor.unused_data or start + _READ_BYTES < len(body)):
-            raise BadRequestError(f"the body is damaged: something follows its {encoding}")
+            raise BadRequestError(f"the body is damaged: it goes on after its {encoding}")
     if not decompressor.eof:
         raise BadRequestError(f"the body is damaged: its {encoding} is cut short")
 
 
 def compress(content: bytes, encoding: str) -> bytes:
-    """``content`` with ``encoding``, one that ``accepted_encoding`` gave."""
+    """``content`` compressed; ``encoding`` is one from ``accepted_encoding``."""
     compressor = zlib.compressobj(_FASTEST, wbits=_WINDOW_BITS[encoding])
     return compressor.compress(content) + compressor.flush()
 
 
 def accepted_encoding(header: str) -> str | None:
-    """What a client takes, of what is known here; ``header`` is its Accept-Encoding.
+    """The first compression that a client takes and we know; None: do not compress.
 
-    That is the first of those that it does not refuse by ``q=0``; None: no compression.
+    ``header`` is its Accept-Encoding; ``q=0`` in it refuses one.
     """
     for choice in header.split(","):
         name, _, weight = choice.replace(" ", "").lower().partition(";q=")

@@ -1,20 +1,22 @@
 """POST /v1/models/MODEL/classify: pictures in, named classes out.
 
-The pictures are the body itself, or the files of a multipart form. A form is taken apart at its
-boundaries (RFC 2046, 5.1.1; RFC 7578) by a search that no content makes slow, and none of it is
-copied.
+The pictures are the body itself or the files of a multipart form.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
 from time import perf_counter
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -30,45 +32,43 @@ from dist_net.serving.pool.requests import Outcome, Payload, Question, Status
 
 _DEFAULT_TOP = 5
 _MS_PER_S = 1e3
-# Beside its files a form may have some fields; these are left out of account.
-_MOST_PARTS = 2 * MOST_PICTURES
-_MOST_HEAD_BYTES = 4096
-_SEARCHED_BYTES = 2**20
-_BLANK_LINE = b"\r\n\r\n"
-_BOUNDARY = re.compile(rb'boundary="?([^";\s]{1,70})', re.IGNORECASE)
-_FILE_NAME = re.compile(
-    rb'^content-disposition:[^\r\n]*;\s*filename\*?="?([^"\r\n;]*)', re.IGNORECASE | re.MULTILINE
-)
+_MOST_PARTS = 2 * MOST_PICTURES  # a form may have some fields besides its files
+_MOST_HEADER_BYTES = 1024
+# RFC 7578 forbids it in forms and the parser ignores it, but urllib3 1 sends names beyond ASCII so.
+_ENCODED_NAME = re.compile(rb";\s*filename\*=([^;\s]*)", re.IGNORECASE)
+# A search in a piece holds the interpreter's lock, for a millisecond if its content is hostile.
+_PIECE_BYTES = 2**16
+
+# It warns of each damaged form, which the client is told anyway.
+logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
-class Images:
-    """What these addresses answer."""
+class Classification:
+    """Answers what pictures show."""
 
     def __init__(self, service: Service, bodies: Bodies) -> None:
         self._service = service
         self._bodies = bodies
 
     def routes(self) -> list[Route]:
-        """Where each is found."""
-        return [
-            Route("/v1/models/{model}/classify", self.classify, methods=["POST"]),
-            Route("/v1/classify", self.classify, methods=["POST"]),
-        ]
+        """The addresses of these answers."""
+        paths = ("/v1/models/{model}/classify", "/v1/classify")
+        return [Route(path, self.classify, methods=["POST"]) for path in paths]
 
     async def classify(self, request: Request) -> Json:
-        """Says what each picture of a request shows; one that cannot be answered fails alone."""
+        """Name what each picture shows; a bad picture does not keep others from an answer."""
         began_s = perf_counter()
         headers = headers_of(request.scope)
+        content_type = headers.get(b"content-type", b"")
         with self._bodies.next() as body:
             content = await body.receive(headers, request.receive) or b""
-            content_type = headers.get(b"content-type", b"")
-            searched_bytes = len(content) if is_form(content_type) else 0
-            pictures = await body.off_loop(
-                searched_bytes, lambda: pictures_of(content, content_type)
-            )
+            take_apart = partial(pictures_of, content, content_type)
+            # Even a short form may take milliseconds: its headers are parsed in Python.
+            pictures = await body.in_thread(take_apart) if is_form(content_type) else take_apart()
+            del content, take_apart  # the pictures of a form are copies; the form is not kept
             model = self._model(request.path_params.get("model"))
             top = _top(request.query_params.get("top"))
-            # One answer, so one version, also if a newer one comes between the pictures.
+            # One answer is of one version, even if a newer one is loaded between the pictures.
             version = model.version if len(pictures) > 1 else None
             questions = [
                 Question(model.name, each.content, is_picture=True, version=version)
@@ -79,7 +79,7 @@ class Images:
         return _reply(model, pictures, outcomes, top, total_ms)
 
     def _model(self, name: str | None) -> ModelDescription:
-        """The model that is asked; a path without a name means the only one."""
+        """The model of this name; without a name, the only one."""
         if name is None:
             names = list(self._service.models())
             if len(names) != 1:
@@ -112,22 +112,22 @@ def _reply(
     top: int,
     total_ms: float,
 ) -> Json:
-    """One picture's answer or error; of several a list of these, an error if none was answered."""
-    said = [_said_of(outcome, top) for outcome in outcomes]
+    """The answer to one picture, or a list of answers; an error if no picture was answered."""
+    answers = [_answer(outcome, top) for outcome in outcomes]
     answered = next((each for each in outcomes if each.status == Status.OK), None)
     several: dict[str, Any] = {}
     if len(pictures) > 1:
         several["images"] = [
-            {"name": picture.name} | each for picture, each in zip(pictures, said, strict=True)
+            {"name": picture.name} | each for picture, each in zip(pictures, answers, strict=True)
         ]
     if answered is None:
         return outcome_reply(outcomes[0], **several)
     content = {"model": model.name, "version": answered.version}
-    content |= several or said[0]
+    content |= several or answers[0]
     return Json(content | {"timings": _timings(outcomes, total_ms)})
 
 
-def _said_of(outcome: Outcome, top: int) -> dict[str, Any]:
+def _answer(outcome: Outcome, top: int) -> dict[str, Any]:
     if outcome.status != Status.OK:
         return error_content(outcome.reason, outcome.retry_after_s)
     probabilities = np.frombuffer(outcome.payload, "<f4")
@@ -136,7 +136,7 @@ def _said_of(outcome: Outcome, top: int) -> dict[str, Any]:
 
 
 def _timings(outcomes: Sequence[Outcome], total_ms: float) -> dict[str, Any]:
-    """Of the request in all, and of that picture which took longest in each."""
+    """The whole request's time, and for each stage that of its slowest picture."""
     return {
         "total_ms": total_ms,
         "queue_ms": max(outcome.queue_s for outcome in outcomes) * _MS_PER_S,
@@ -160,9 +160,10 @@ def is_form(content_type: bytes) -> bool:
 
 
 def pictures_of(body: Payload, content_type: bytes) -> list[Picture]:
-    """Every picture that a body of this type brings, borrowed; at most MOST_PICTURES.
+    """The pictures in a body: the body itself, borrowed, or the files of a form, copied.
 
-    Raises BadRequestError for none, or for a damaged form; RequestTooLargeError for too many.
+    Raises BadRequestError for none or for a damaged form, RequestTooLargeError for more than
+    MOST_PICTURES.
     """
     if is_form(content_type):
         found = _files(body, content_type)
@@ -181,47 +182,75 @@ def pictures_of(body: Payload, content_type: bytes) -> list[Picture]:
 
 
 def _files(body: Payload, content_type: bytes) -> list[Picture]:
-    """The parts of a form that have a file name."""
-    boundary = _BOUNDARY.search(content_type)
-    if boundary is None:
+    """The files of a form, read piece by piece."""
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
         raise BadRequestError("the multipart form's Content-Type names no boundary; expected one")
-    found: list[Picture] = []
-    for part in islice(_parts(memoryview(body), b"--" + boundary[1]), _MOST_PARTS + 1):
-        begin = bytes(part[:_MOST_HEAD_BYTES])
-        if begin.startswith(b"--"):
-            return found
-        head, blank_line, _ = begin.partition(_BLANK_LINE)
-        if not blank_line:
-            raise BadRequestError(
-                f"a part of the multipart form has no headers; expected some, of "
-                f"{_MOST_HEAD_BYTES:,} bytes at most, and an empty line"
-            )
-        if (name := _FILE_NAME.search(head)) is not None:
-            content = part[len(head) + len(_BLANK_LINE) :]
-            found.append(Picture(name[1].decode(errors="replace"), content))
-    raise BadRequestError(
-        f"the multipart form does not end; expected its boundary and '--', after at most "
-        f"{_MOST_PARTS} parts"
-    )
+    form = _Form()
+    try:
+        parser = MultipartParser(boundary, form.callbacks(), max_header_size=_MOST_HEADER_BYTES)
+        for start in range(0, len(body), _PIECE_BYTES):
+            piece = bytes(body[start : start + _PIECE_BYTES])
+            # The parser handles each of these in Python, even those that are not boundaries.
+            _require_few(piece.count(b"\r\n--" + boundary))
+            parser.write(piece)
+    except FormParserError as error:
+        raise BadRequestError(f"the multipart form is damaged: {error}") from error
+    if not form.is_complete:
+        raise BadRequestError("the multipart form is cut short; expected its boundary and '--'")
+    return [Picture(name, memoryview(content)) for name, content in form.files]
 
 
-def _parts(body: memoryview, boundary: bytes) -> Iterator[memoryview]:
-    """What follows each boundary, up to the next one; borrowed."""
-    delimiter = b"\r\n" + boundary
-    start = 0 if bytes(body[: len(boundary)]) == boundary else _end(body, delimiter, 0) + 2
-    while start < len(body):
-        start += len(boundary)
-        end = _end(body, delimiter, start)
-        yield body[start:end]
-        start = end + 2
+def _require_few(parts: int) -> None:
+    if parts > _MOST_PARTS:
+        raise RequestTooLargeError(
+            f"the multipart form has more than {_MOST_PARTS} parts; expected fewer"
+        )
 
 
-def _end(body: memoryview, delimiter: bytes, start: int) -> int:
-    """Where the next delimiter begins, or the body ends."""
-    pattern = re.compile(re.escape(delimiter))
-    # A search holds the interpreter's lock: in stretches, so that other threads have it meanwhile.
-    for begin in range(start, len(body), _SEARCHED_BYTES):
-        found = pattern.search(body, begin, begin + _SEARCHED_BYTES + len(delimiter) - 1)
-        if found is not None:
-            return found.start()
-    return len(body)
+class _Form:
+    """Collects the files that a parser finds in a form; other fields are ignored."""
+
+    def __init__(self) -> None:
+        self.files: list[tuple[str, bytearray]] = []
+        self.is_complete = False
+        self._parts = 0
+        self._header = b""
+        self._value = b""
+        self._content: bytearray | None = None  # of the file that is being read
+
+    def callbacks(self) -> Any:
+        """The methods that the parser calls, by its names for them."""
+        return {name: getattr(self, name) for name in vars(_Form) if name.startswith("on_")}
+
+    def on_part_begin(self) -> None:
+        self._content = None
+        self._parts += 1
+        _require_few(self._parts)
+
+    def on_header_begin(self) -> None:
+        self._header = self._value = b""
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def on_header_end(self) -> None:
+        if self._header.lower() != b"content-disposition":
+            return
+        name = parse_options_header(self._value)[1].get(b"filename")
+        encoded = _ENCODED_NAME.search(self._value)
+        if name is None and encoded is not None:
+            name = unquote_to_bytes(encoded[1].rpartition(b"'")[2])
+        if name is not None:
+            self._content = bytearray()
+            self.files.append((name.decode(errors="replace"), self._content))
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._content is not None:
+            self._content += memoryview(data)[start:end]
+
+    def on_end(self) -> None:
+        self.is_complete = True
