@@ -133,7 +133,7 @@ def test_it_is_told_apart_by_ear(visit: Any) -> None:
     page = opened(visit, ready)
     for landmark in ("banner", "main", "contentinfo"):
         expect(page.get_by_role(landmark)).to_have_count(1)
-    for region in ("What does it show?", "The pool"):
+    for region in ("What does the picture show?", "The pool"):
         expect(page.get_by_role("region", name=region)).to_be_visible()
     levels = page.get_by_role("heading").evaluate_all("all => all.map(each => +each.tagName[1])")
     assert levels == [1, 2, 2, 3, 3]

@@ -44,7 +44,7 @@ def test_a_sample_is_answered_with_five_bars_and_the_time_each_part_took(
     page = visit().page
     page.get_by_role("button", name="A bag").click()
     expect(page.locator("#verdict")).to_have_text(re.compile(r"^Bag 83\.5 %, in [\d.]+ m?s$"))
-    rows = page.get_by_role("list", name="The five likeliest classes").get_by_role("listitem")
+    rows = page.get_by_role("list", name="The five most likely classes").get_by_role("listitem")
     expect(rows).to_have_text(["Bag83.5 %", "Coat12.0 %", "Shirt4.0 %", "Boot0.5 %", "Hat< 0.1 %"])
     assert rows.locator("meter").evaluate_all("all => all.map(each => each.value)") == [
         0.8345,
@@ -55,7 +55,7 @@ def test_a_sample_is_answered_with_five_bars_and_the_time_each_part_took(
     ]
     shown = page.locator("#times div").all_inner_texts()
     parts = dict(text.split("\n") for text in shown)
-    assert parts.pop("On its way").endswith("s")
+    assert parts.pop("Network").endswith("s")
     assert parts == {"Queue": "0.25 ms", "Decoding": "1.50 ms", "Compute": "3.13 ms"}
     expect(page.locator("#answered-by")).to_have_text("Answered by fashion, version 12")
     [(path, headers, body)] = gateway.asked
@@ -65,7 +65,7 @@ def test_a_sample_is_answered_with_five_bars_and_the_time_each_part_took(
 
 def test_every_sample_is_a_picture_of_its_own(visit: Any, gateway: Any) -> None:
     page = visit().page
-    buttons = page.get_by_role("group", name="Or take one of these").get_by_role("button")
+    buttons = page.get_by_role("group", name="Or try one of these").get_by_role("button")
     for button in buttons.all():
         with page.expect_response(re.compile("classify")):
             button.click()
@@ -131,13 +131,13 @@ def test_an_answer_that_is_overtaken_is_not_shown(visit: Any, gateway: Any) -> N
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        (400, "This picture could not be used."),
+        (400, "The picture could not be read."),
         (404, "This model is not served here."),
-        (413, "This picture is larger than the pool takes."),
-        (415, "The pool takes JPEG and PNG pictures only."),
-        (503, "The pool cannot take it just now."),
-        (504, "The pool took it, but had no time left to answer."),
-        (500, "The pool could not answer (500)."),
+        (413, "The picture is larger than the pool allows."),
+        (415, "The pool accepts only JPEG and PNG pictures."),
+        (503, "The pool cannot answer just now."),
+        (504, "The answer took too long."),
+        (500, "The pool failed to answer (500)."),
     ],
 )
 def test_a_refusal_is_told_in_plain_words_and_with_the_reason(
@@ -158,7 +158,7 @@ def test_a_pool_that_is_full_says_when_to_come_back(visit: Any, gateway: Any) ->
     gateway.refuse(503, "full", Retry_After="3")
     page = visit().page
     page.get_by_role("button", name="A bag").click()
-    expect(page.get_by_role("alert")).to_contain_text("Asking again may work in 3 s.")
+    expect(page.get_by_role("alert")).to_contain_text("Try again in 3 s.")
 
 
 def test_after_a_refusal_an_answer_takes_its_place(visit: Any, gateway: Any) -> None:
@@ -195,9 +195,9 @@ def test_a_file_that_is_no_picture_shows_none(visit: Any, gateway: Any) -> None:
 def test_the_model_that_is_chosen_is_asked_and_says_what_it_knows(visit: Any, gateway: Any) -> None:
     gateway.serves("dark/net 53", classes=1000, labels=[f"class_{i}" for i in range(12)])
     page = visit().page
-    expect(page.locator("#knows")).to_have_text("It tells 10 classes apart: T-shirt/top, Trouser")
+    expect(page.locator("#knows")).to_have_text("It knows 10 classes: T-shirt/top, Trouser")
     page.get_by_label("Model").select_option("dark/net 53")
-    expect(page.locator("#knows")).to_have_text(re.compile("^It tells 1,000 .* class 9, …$"))
+    expect(page.locator("#knows")).to_have_text(re.compile("^It knows 1,000 .* class 9, …$"))
     with page.expect_response(re.compile("classify")):
         page.get_by_role("button", name="A bag").click()
     assert gateway.asked[0][0] == "/v1/models/dark%2Fnet%2053/classify?top=5"

@@ -38,7 +38,7 @@ def test_workers_queue_and_models_are_shown_in_numbers(visit: Any, gateway: Any)
     expect(page.locator("#since")).to_have_text("; up 2 h 1 min")
     card = page.get_by_role("article")
     expect(card.get_by_role("heading")).to_have_text("fashion version 2841 ready")
-    expect(card.locator(".rate .now")).to_have_text("1,235 each second")
+    expect(card.locator(".rate .now")).to_have_text("1,235 per second")
     expect(card.locator(".latency .now")).to_have_text("0.42 ms median")
     expect(card.locator(".percentiles")).to_have_text("90 % in 12.3 ms, 99 % in 1.50 s")
     expect(card.locator(".batches .now")).to_have_text("2.0 mean")
@@ -149,7 +149,7 @@ def test_a_gateway_that_goes_and_comes_back(visit: Any) -> None:
     expect(state(page)).to_have_text("Ready")
     page.context.set_offline(True)
     expect(state(page)).to_have_text(
-        re.compile(r"^Gateway out of reach, last seen at \d\d:\d\d:\d\d$")
+        re.compile(r"^Gateway unreachable, last seen at \d\d:\d\d:\d\d$")
     )
     expect(page.get_by_role("row", name="one")).to_be_visible()
     page.context.set_offline(False)
@@ -159,7 +159,7 @@ def test_a_gateway_that_goes_and_comes_back(visit: Any) -> None:
 def test_a_token_is_asked_for_and_used_for_everything(visit: Any, gateway: Any) -> None:
     gateway.token = "a secret"
     page = visit().page
-    field = page.get_by_label("This pool asks for a token.")
+    field = page.get_by_label("This pool needs a token.")
     field.fill("a guess")
     field.press("Enter")
     expect(page.get_by_text("That token was refused.")).to_be_visible()
@@ -180,7 +180,7 @@ def test_a_link_leads_on_with_and_without_a_token(visit: Any, gateway: Any, toke
     gateway.token = token
     page = visit().page
     if token:
-        page.get_by_label("This pool asks for a token.").fill(token)
+        page.get_by_label("This pool needs a token.").fill(token)
         page.get_by_role("button", name="Use it").click()
     expect(state(page)).to_have_text("Ready")
     page.get_by_role("link", name="metrics").click()
@@ -192,9 +192,9 @@ def test_a_link_leads_on_with_and_without_a_token(visit: Any, gateway: Any, toke
 def test_a_link_that_needs_a_token_asks_for_it(visit: Any, gateway: Any) -> None:
     gateway.token = "a secret"
     page = visit().page
-    expect(page.get_by_label("This pool asks for a token.")).to_be_visible()
+    expect(page.get_by_label("This pool needs a token.")).to_be_visible()
     page.get_by_role("link", name="metrics").click()
-    expect(page.get_by_label("This pool asks for a token.")).to_be_visible()
+    expect(page.get_by_label("This pool needs a token.")).to_be_visible()
     assert page.url == gateway.address
 
 

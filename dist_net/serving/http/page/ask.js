@@ -1,4 +1,4 @@
-// The form: a picture comes in by drop, paste, choice or as a sample; the answer goes below it.
+// The form: takes a picture by drop, paste, file choice or sample, and shows the answer below.
 
 import { byId, element, fromTemplate, write } from "./elements.js";
 import { classify } from "./gateway.js";
@@ -7,11 +7,11 @@ import { count, label, milliseconds, percent } from "./words.js";
 const [form, input, drop, preview] = ["ask-form", "picture", "drop", "preview"].map(byId);
 const [problem, verdict, answer] = ["problem", "verdict", "answer"].map(byId);
 const SHOWN_LABELS = 10;
-const PICTURELESS = "takes no pictures. Ask it by /v2/models/…/infer, or with dist_net.Client.";
+const PICTURELESS = "does not take pictures. Use /v2/models/…/infer or dist_net.Client.";
 let models = [];
 let running = null;
 
-/** Readies the form. `whenRefused` is told of each Problem, before it is shown. */
+/** Sets up the form. `whenRefused` gets each Problem before it is shown. */
 export function startAsking(whenRefused) {
   input.addEventListener("change", () => { if (input.files.length) begin(); });
   form.addEventListener("submit", (event) => { event.preventDefault(); begin(); });
@@ -32,7 +32,7 @@ export function startAsking(whenRefused) {
   }).finally(() => form.removeAttribute("aria-busy"));
 }
 
-/** The models that can be asked; the choice stays where it can. */
+/** Lists the models; the chosen one stays chosen if it is still there. */
 export function offerModels(served) {
   const select = byId("model");
   const unchanged = served.length === models.length &&
@@ -62,7 +62,7 @@ function showModel() {
 function classesOf({ classes, labels = [] }) {
   const some = labels.slice(0, SHOWN_LABELS).map(label).join(", ");
   const more = classes > SHOWN_LABELS ? ", …" : "";
-  return `It tells ${count(classes)} classes apart${some && `: ${some}${more}`}`;
+  return `It knows ${count(classes)} classes${some && `: ${some}${more}`}`;
 }
 
 function dragged(event) {
@@ -71,7 +71,7 @@ function dragged(event) {
   drop.classList.toggle("over", hasFiles);
 }
 
-/** Puts the first of the files into the form, as if it had been chosen there. */
+/** Puts the first file into the form, as if the user had chosen it there. */
 function take(files, event) {
   if (!files.length) return;
   event?.preventDefault();
@@ -118,7 +118,7 @@ function showProblem(refusal) {
   verdict.replaceChildren();
   const lines = [refusal.message, refusal.reason && `The gateway says: ${refusal.reason}`];
   const seconds = Math.ceil(refusal.retryAfterS);
-  if (seconds > 0) lines.push(`Asking again may work in ${seconds} s.`);
+  if (seconds > 0) lines.push(`Try again in ${seconds} s.`);
   problem.replaceChildren(...lines.filter(Boolean).map((text, i) =>
     element(i ? "p" : "strong", text)));
 }
@@ -146,7 +146,7 @@ function bar({ label: name, probability }) {
   return item;
 }
 
-/** What the gateway measured, and what is left: HTTP, the network and this browser. */
+/** What the gateway measured; the rest is HTTP, the network and this browser. */
 function showTimes({ timings, total_ms: total }) {
   const parts = [
     ["queue", "Queue", timings.queue_ms],
@@ -154,7 +154,7 @@ function showTimes({ timings, total_ms: total }) {
     ["compute", "Compute", timings.compute_ms],
   ];
   const known = parts.reduce((sum, [, , ms]) => sum + ms, 0);
-  parts.push(["way", "On its way", Math.max(0, total - known)]);
+  parts.push(["way", "Network", Math.max(0, total - known)]);
   byId("split").replaceChildren(...parts.map(([kind, , ms]) => {
     const share = element("i", "", kind);
     share.style.flexGrow = ms;

@@ -1,8 +1,8 @@
-// The few things that every module does with elements of the page.
+// Small functions on elements of the page, for every module.
 
 export const byId = (id) => document.getElementById(id);
 
-/** A copy of what the template holds. */
+/** A copy of a template's content. */
 export const fromTemplate = (id) => byId(id).content.firstElementChild.cloneNode(true);
 
 export function element(tag, text, kind = "") {
@@ -12,7 +12,7 @@ export function element(tag, text, kind = "") {
   return made;
 }
 
-/** Writes text only where it differs, so that selections and screen readers are left in peace. */
+/** Writes text only if it changed, so as not to disturb selections and screen readers. */
 export function write(place, text) {
   if (place.textContent !== text) place.textContent = text;
 }

@@ -1,24 +1,24 @@
-// What the gateway is asked over HTTP, and in plain words why it did not answer.
+// Requests to the gateway, and plain words for its errors.
 
 const TOKEN = "dist_net token";
 const POLL_TIMEOUT_MS = 5000;
 
 const WORDS = {
-  400: "This picture could not be used.",
-  401: "This pool asks for a token.",
-  403: "The pool does not take this from here.",
+  400: "The picture could not be read.",
+  401: "This pool needs a token.",
+  403: "The pool does not accept requests from this page.",
   404: "This model is not served here.",
-  413: "This picture is larger than the pool takes.",
-  415: "The pool takes JPEG and PNG pictures only.",
-  503: "The pool cannot take it just now.",
-  504: "The pool took it, but had no time left to answer.",
+  413: "The picture is larger than the pool allows.",
+  415: "The pool accepts only JPEG and PNG pictures.",
+  503: "The pool cannot answer just now.",
+  504: "The answer took too long.",
 };
 
 /** Why there is no answer: `message` in our words, `reason` in the gateway's. */
 export class Problem extends Error {
   constructor(status, reason = "", retryAfterS = 0) {
     super(status === 0 ? "The gateway cannot be reached."
-      : WORDS[status] ?? `The pool could not answer (${status}).`);
+      : WORDS[status] ?? `The pool failed to answer (${status}).`);
     this.status = status;
     this.reason = reason;
     this.retryAfterS = retryAfterS;
@@ -27,7 +27,7 @@ export class Problem extends Error {
 
 export const hasToken = () => sessionStorage.getItem(TOKEN) !== null;
 
-/** Kept for this tab only, so that loading the page again does not ask again. */
+/** Kept for this tab only, so that a reload does not ask again. */
 export function useToken(token) {
   sessionStorage.setItem(TOKEN, token);
 }
@@ -38,7 +38,7 @@ export async function pool() {
   return { ...answer, received: performance.now() };
 }
 
-/** The top five of a picture, and `total_ms` as it took from here. Throws a Problem. */
+/** The top five classes of a picture, and `total_ms` as measured here. Throws a Problem. */
 export async function classify(model, picture, signal) {
   const before = performance.now();
   const answer = await send(`v1/models/${encodeURIComponent(model)}/classify?top=5`, {
@@ -50,7 +50,7 @@ export async function classify(model, picture, signal) {
   return { ...answer, total_ms: performance.now() - before };
 }
 
-/** What stands at a path, for the browser to show. Throws a Problem. */
+/** The content at a path, for the browser to show. Throws a Problem. */
 export const content = (path) => send(path, {}, (response) => response.blob());
 
 async function send(path, options, read = (response) => response.json()) {
@@ -62,7 +62,7 @@ async function send(path, options, read = (response) => response.json()) {
     return await read(response);
   } catch (error) {
     if (error instanceof Problem || error.name === "AbortError") throw error;
-    throw new Problem(0);  // no connection, cut off half-way, or silent for too long
+    throw new Problem(0);  // no connection, cut off, or silent for too long
   }
 }
 

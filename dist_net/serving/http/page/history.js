@@ -1,12 +1,12 @@
-// The last minute of the pool, as this page has seen it: what it was told, once a second.
+// The last minute of the pool: one sample a second, as this page received them.
 
 export const SECONDS = 60;
 
-/** Rows of samples by name; what is not seen any more is forgotten. */
+/** Samples by name; a name that is gone is forgotten. */
 export class History {
   #samples = new Map();
 
-  /** Adds one sample for each thing, by name; gives all that are known of each, oldest first. */
+  /** Adds a sample for each thing; returns all samples of each by name, oldest first. */
   add(things) {
     const known = new Map();
     for (const thing of things) {
@@ -18,7 +18,7 @@ export class History {
   }
 }
 
-/** How much a count grew a second, between each sample and the one before; null if it restarted. */
+/** A count's growth per second from each sample to the next; null if it restarted. */
 export function rates(samples, countOf) {
   return samples.slice(1).map((sample, i) => {
     const grown = countOf(sample) - countOf(samples[i]);
@@ -27,7 +27,7 @@ export function rates(samples, countOf) {
   });
 }
 
-/** How often each batch size was used in the last minute, or since the start if it is younger. */
+/** How often each batch size was used in the last minute, or since the start. */
 export function recentBatches(samples) {
   const now = samples.at(-1).batch_rows;
   const then = samples.length > SECONDS ? samples[0].batch_rows : {};

@@ -1,4 +1,4 @@
-// One model of the pool: how many answers, how quick, in what batches, and what went wrong.
+// Draws one model: rate of answers, latency, batch sizes, and how its requests ended.
 
 import { element as newElement, fromTemplate, write } from "./elements.js";
 import { SECONDS, rates, recentBatches } from "./history.js";
@@ -40,7 +40,7 @@ function drawRate(element, samples) {
   answers.setAttribute("d", area(answered, SECONDS, scale.height));
   const anyRefused = refused.some(Boolean);
   refusals.setAttribute("d", anyRefused ? line(refused, SECONDS, scale.height) : "");
-  writeAmount(element, "rate", perSecond(samples.at(-1).requests_per_s), "each second");
+  writeAmount(element, "rate", perSecond(samples.at(-1).requests_per_s), "per second");
   element.querySelector(".rate .key").hidden = !anyRefused;
   write(element.querySelector(".refusals"), `${perSecond(refused.at(-1) ?? 0)}/s`);
   element.querySelector(".rate .plot").dataset.top = `${count(Math.round(scale.top))}/s`;
@@ -93,7 +93,7 @@ function newColumn() {
   return column;
 }
 
-/** Every size up to the largest that was used; above a dozen, doubling ranges of sizes. */
+/** Every size up to the largest in use; beyond a dozen, ranges that double. */
 function binned(used) {
   const largest = Math.max(4, ...used.map(([rows]) => rows));
   const ranges = [];

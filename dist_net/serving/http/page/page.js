@@ -1,4 +1,4 @@
-// Asks the gateway how the pool is, once a second while anybody looks, and says so.
+// Fetches and shows the pool's state once a second while the page is visible.
 
 import { offerModels, startAsking } from "./ask.js";
 import { byId, write } from "./elements.js";
@@ -12,7 +12,7 @@ let lastSeen = null;
 async function poll() {
   clearTimeout(timer);
   timer = null;
-  if (document.hidden) return;  // goes on when it is looked at again
+  if (document.hidden) return;  // visibilitychange starts it again
   try {
     const answer = await pool();
     lastSeen = new Date();
@@ -23,7 +23,7 @@ async function poll() {
   } catch (problem) {
     if (problem.status === 401) return askForToken();
     const since = lastSeen ? `, last seen at ${lastSeen.toLocaleTimeString("en-GB")}` : "";
-    const text = problem.status === 0 ? "Gateway out of reach" : problem.message ?? String(problem);
+    const text = problem.status === 0 ? "Gateway unreachable" : problem.message ?? String(problem);
     showState("offline", text + since);
   }
   clearTimeout(timer);
@@ -31,7 +31,7 @@ async function poll() {
 }
 
 function stateOf({ is_ready: isReady, is_draining: isDraining, models, workers }) {
-  if (isDraining) return ["draining", "Draining: finishes what it has, takes nothing new"];
+  if (isDraining) return ["draining", "Draining: finishing open requests, accepting no new ones"];
   if (isReady) return ["ready", "Ready"];
   if (!workers.length) return ["unready", "Not ready: no worker"];
   const waiting = models.filter((model) => !model.is_ready).map((model) => model.name);
@@ -52,13 +52,13 @@ byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   useToken(byId("token").value);
   byId("token-form").reset();
-  write(byId("token-hint"), "That token was refused.");  // which is seen if it is asked for again
+  write(byId("token-hint"), "That token was refused.");  // seen only if the form shows again
   poll();
 });
 document.querySelector("footer").addEventListener("click", async (event) => {
   const link = event.target.closest("a");
   if (!link || !(hasToken() || document.body.dataset.state === "locked")) return;
-  event.preventDefault();  // the link's own request would bear no token
+  event.preventDefault();  // the link's own request would carry no token
   try {
     location.assign(URL.createObjectURL(await content(link.href)));
   } catch (problem) {

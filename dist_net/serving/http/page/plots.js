@@ -1,4 +1,4 @@
-// Small plots in SVG, without axes: what they say in numbers stands beside them as text.
+// Small plots in SVG without axes; their numbers stand beside them as text.
 
 const SVG = "http://www.w3.org/2000/svg";
 const HEIGHT = 100;
@@ -23,7 +23,7 @@ export function plot(place, width, classes) {
 const points = (values, width, height) => values.map((value, i) =>
   value === null ? null : [width - values.length + 1 + i, HEIGHT * (1 - height(value))]);
 
-/** The outline of the runs that have no gap, each closed by what `close` says of it. */
+/** The outline of each run without a gap, ended by what `close` returns for it. */
 function runs(all, close) {
   let d = "", run = [];
   for (const point of [...all, null]) {
@@ -58,7 +58,7 @@ export const columns = (values, width, height) => values.map((value, i) => {
   return `M${x + 0.12} ${HEIGHT}V${y.toFixed(2)}h.76V${HEIGHT}Z`;
 }).join("");
 
-/** From 0 to the largest; a scale that shrinks with the noise would make idling look busy. */
+/** From 0 to the largest, but at least `atLeast`, so that noise does not look like load. */
 export function linear(largest, atLeast) {
   const top = Math.max(largest, atLeast);
   return { top, height: (value) => 0.96 * value / top };

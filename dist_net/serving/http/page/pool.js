@@ -1,4 +1,4 @@
-// The pool as it is now, drawn into the page. Nothing is touched that has not changed.
+// Draws the pool as it is now; leaves alone what has not changed.
 
 import { byId, fromTemplate, write } from "./elements.js";
 import { History, SECONDS, rates } from "./history.js";
@@ -9,7 +9,7 @@ import { bytes, count, duration, heard } from "./words.js";
 const models = new History();
 const workers = new History();
 
-/** Draws an answer of the gateway's. */
+/** Draws the gateway's answer to /pool. */
 export function drawPool(pool) {
   byId("pool-empty").hidden = true;
   byId("pool-data").hidden = false;
@@ -32,7 +32,7 @@ function drawQueue(queue) {
   }
 }
 
-/** One element for each name, in the order of the names; `draw` is given its samples. */
+/** One element for each name, in that order; `draw` gets its samples. */
 function drawEach(parent, samplesByName, create, draw) {
   const left = new Map([...parent.children].map((element) => [element.dataset.name, element]));
   let position = parent.firstElementChild;
@@ -52,7 +52,7 @@ function drawWorkers(samplesByName) {
   byId("workers").hidden = samplesByName.size === 0;
   const lanes = new Map([...samplesByName].map(([name, samples]) =>
     [name, rates(samples, (sample) => sample.batches)]));
-  // All lanes have one scale: what differs between workers is to be seen.
+  // All lanes share one scale, so that differences between workers show.
   const scale = linear(Math.max(0, ...[...lanes.values()].flat()), 4);
   drawEach(document.querySelector("#workers tbody"), samplesByName, newWorker,
     (row, samples) => drawWorker(row, samples, lanes.get(row.dataset.name), scale));

@@ -1,10 +1,10 @@
-// Numbers and states as people read them.
+// Numbers as people read them.
 
 const whole = new Intl.NumberFormat("en");
 
 export const count = (number) => whole.format(number);
 
-/** Three digits are enough to compare by: 0.42 ms, 8.31 ms, 142 ms, 1.43 s. */
+/** Three digits are enough to compare: 0.42 ms, 8.31 ms, 142 ms, 1.43 s. */
 export function milliseconds(ms) {
   if (ms === null || ms === undefined) return "–";
   return ms < 1000 ? `${threeDigits(ms)} ms` : `${threeDigits(ms / 1000)} s`;
