@@ -1,4 +1,4 @@
-"""The pool over HTTP: an ASGI application of everything that is offered, and the page's files."""
+"""The pool over HTTP: the ASGI application with every address, and the page's files."""
 
 from __future__ import annotations
 
@@ -17,21 +17,18 @@ from dist_net.clock import Clock, SystemClock
 from dist_net.errors import DistNetError
 from dist_net.serving.gateway.service import Service
 from dist_net.serving.http.bodies import Bodies
-from dist_net.serving.http.classify import Images
+from dist_net.serving.http.classify import Classification
 from dist_net.serving.http.metrics import metrics_route
 from dist_net.serving.http.open_inference.infer import Inference, is_inference
-from dist_net.serving.http.open_inference.models import Metadata, Repository
+from dist_net.serving.http.open_inference.models import Models
 from dist_net.serving.http.openapi import openapi_route
 from dist_net.serving.http.replies import Json, error_reply, fault_reply, raised_reply
 from dist_net.serving.http.security import PAGE_HEADERS, Guard
 from dist_net.serving.http.settings import HttpSettings
 
-DIRECTORY = Path(__file__).parent / "page"
-# As many labels as tell a visitor what a model knows.
-SHOWN_LABELS = 12
-
-# What needs no token: probes learn no more than whether to send requests here, and the
-# description of the interface is the same everywhere.
+PAGE = Path(__file__).parent / "page"
+# These need no token: probes learn only whether to send requests here, and the description of the
+# interface is the same everywhere.
 _OPEN = ("/v2/health/live", "/v2/health/ready", "/openapi.json")
 _NOT_OFFERED = (
     "/v2/systemsharedmemory/{rest:path}",
@@ -40,33 +37,35 @@ _NOT_OFFERED = (
     "/v2/models/{model}/trace/setting",
     "/v2/logging",
 )
+_SHOWN_LABELS = 12  # enough to tell a visitor what a model knows
 
 
 def application(
-    service: Service,
-    settings: HttpSettings,
-    clock: Clock | None = None,
-    page: Path = DIRECTORY,
+    service: Service, settings: HttpSettings, clock: Clock | None = None, page: Path = PAGE
 ) -> ASGIApp:
     """The application that puts requests over HTTP to ``service``.
 
-    ``clock`` is the one that the pool counts time by; the machine's, if left out. ``page`` is the
+    ``clock`` is the one that the pool counts time by; by default the machine's. ``page`` is the
     directory of the page's files.
     """
     bodies = Bodies(settings)
+    inference = Inference(service, bodies)
+    described = [
+        *inference.routes(),
+        *Models(service, bodies, settings.max_batch_size, clock or SystemClock()).routes(),
+        *Classification(service, bodies).routes(),
+        _pool_route(service),
+        metrics_route(service),
+    ]
     files = page_routes(page)
     routes = [
-        *Metadata(service, settings.max_batch_size, clock or SystemClock()).routes(),
-        *Repository(service, bodies).routes(),
-        *Images(service, bodies).routes(),
+        *described,
+        openapi_route(described),
         *(Route(path, _not_offered, methods=["GET", "POST"]) for path in _NOT_OFFERED),
-        metrics_route(service),
-        openapi_route(),
-        pool_route(service),
         *files,
     ]
     guard = Guard(settings, frozenset((*_OPEN, *(route.path for route in files))))
-    return _Application(guard, Inference(service, bodies), _starlette(routes))
+    return _Application(guard, inference, _starlette(routes))
 
 
 class _Application:
@@ -90,7 +89,7 @@ class _Application:
 
 
 def _starlette(routes: list[Route]) -> Starlette:
-    """The application of everything but inference, whose errors are all in JSON."""
+    """Everything but inference; all errors are JSON."""
     rest = Starlette(
         routes=routes,
         exception_handlers={
@@ -113,30 +112,30 @@ async def _fault(*_: object) -> Json:
 
 
 async def _no_such_address(request: Request, error: Exception) -> Json:
-    """What is said for an address that is none, or that takes other methods."""
+    """The reply for an unknown address, or for a method that the address does not take."""
     assert isinstance(error, HTTPException)
     reply = error_reply(
         error.status_code,
-        f"{error.detail}: {request.method} {_path(request)}; /openapi.json says what is here",
+        f"{error.detail}: {request.method} {_path(request)}; see /openapi.json for what there is",
     )
-    allowed = (error.headers or {}).items()  # the methods, of an address that takes others
+    allowed = (error.headers or {}).items()
     reply.raw_headers += [(name.lower().encode(), value.encode()) for name, value in allowed]
     return reply
 
 
 async def _not_offered(request: Request) -> Json:
-    """What is said for parts of the protocol that are left out."""
-    return error_reply(501, f"{_path(request)} is not offered; /openapi.json says what is")
+    """The reply for parts of the protocol that are left out."""
+    return error_reply(501, f"{_path(request)} is not offered; see /openapi.json for what is")
 
 
 def _path(request: Request) -> str:
-    """A path for a message; ``request.url`` would fail for a query that is no text."""
+    """The path for a message; ``request.url`` would fail for a query that is not text."""
     path: str = request.scope["path"]
     return repr(path[:80])
 
 
-def page_routes(directory: Path = DIRECTORY) -> list[Route]:
-    """A route for each file: `/page.css`, say, and `/` for index.html. None needs a token."""
+def page_routes(directory: Path = PAGE) -> list[Route]:
+    """A route for each of the page's files: `/page.css`, say, and `/` for index.html."""
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     return [
         _file_route(f"/{path.relative_to(directory).as_posix()}".replace("/index.html", "/"), path)
@@ -144,24 +143,8 @@ def page_routes(directory: Path = DIRECTORY) -> list[Route]:
     ]
 
 
-def pool_route(service: Service) -> Route:
-    """`/pool`: what ``service.status`` says, with some labels of each model."""
-
-    async def pool(_: Request) -> Json:
-        status = service.status()
-        models = [each | {"labels": _labels(service, each["name"])} for each in status["models"]]
-        return Json(status | {"models": models})
-
-    return Route("/pool", pool)
-
-
-def _labels(service: Service, name: str) -> tuple[str, ...]:
-    served = service.models().get(name)
-    described = served.description if served else None
-    return described.labels[:SHOWN_LABELS] if described else ()
-
-
 def _file_route(address: str, path: Path) -> Route:
+    """A file of the page, read once and sent from memory."""
     content = path.read_bytes()
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
@@ -173,3 +156,19 @@ def _file_route(address: str, path: Path) -> Route:
         return Response(content, media_type=kind, headers=headers)
 
     return Route(address, file)
+
+
+def _pool_route(service: Service) -> Route:
+    """`/pool`: ``service.status``, with some labels of each model, for the page."""
+
+    def labels(name: str) -> tuple[str, ...]:
+        served = service.models().get(name)
+        return served.description.labels[:_SHOWN_LABELS] if served and served.description else ()
+
+    async def pool(_: Request) -> Json:
+        """The pool now: workers, queue, models."""
+        status = service.status()
+        models = [each | {"labels": labels(each["name"])} for each in status["models"]]
+        return Json(status | {"models": models})
+
+    return Route("/pool", pool)

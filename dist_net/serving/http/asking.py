@@ -1,4 +1,4 @@
-"""Asks the pool for a request over HTTP, and gives up when the request's client has gone."""
+"""Looks up models for requests over HTTP, and asks the pool; cancels when the client has gone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from dist_net.serving.gateway.service import ServedModel, Service
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Outcome, Question, Status
 
-# Most answers come sooner, and spare the task that waits for the client's going.
-WATCHED_AFTER_S = 0.005
+# Most answers come sooner, and need no task that waits for the client to go.
+_WATCHED_AFTER_S = 0.005
 _LONGEST_VERSION = 18
 
 
@@ -29,7 +29,7 @@ def served_model(service: Service, name: str) -> ServedModel:
 
 
 def description_of(service: Service, name: str, version: int | None = None) -> ModelDescription:
-    """What would answer for a model, or for that version of it.
+    """The description of a model's newest version, or of ``version``.
 
     Raises ModelNotServedError if there is none, PoolUnavailableError while nothing is served.
     """
@@ -54,38 +54,38 @@ def require_version(served: ServedModel, version: int) -> None:
 
 
 def version_number(text: str) -> int:
-    """A version as a path names it; raises ModelNotServedError for what can be none."""
+    """The version in a path; raises ModelNotServedError for text that cannot be one."""
     if not (text.isascii() and text.isdigit() and len(text) <= _LONGEST_VERSION):
         raise ModelNotServedError(f"no version {text[:80]!r}; expected a number")
     return int(text)
 
 
 async def ask(service: Service, questions: Sequence[Question], receive: Receive) -> list[Outcome]:
-    """The outcome of each question. ``receive`` must have given the whole body before.
+    """The outcome of each question. The whole body must have been received before.
 
-    When the client goes, or this task is cancelled, the questions are cancelled, too.
+    The questions are cancelled when the client goes or this task is cancelled.
     """
-    asked = [service.ask(question) for question in questions]
-    watch = _Watch(asked, receive)
+    futures = [service.ask(question) for question in questions]
+    watch = _Watch(futures, receive)
     try:
-        return [await future for future in asked]
+        return [await future for future in futures]
     except asyncio.CancelledError:
-        return [Outcome(Status.CANCELLED, reason="the request was given up")] * len(asked)
+        return [Outcome(Status.CANCELLED, reason="the request was cancelled")] * len(futures)
     finally:
         watch.end()
-        for future in asked:
+        for future in futures:
             future.cancel()
 
 
 class _Watch:
-    """Cancels what was asked as soon as the client has gone."""
+    """Cancels the futures as soon as the client has gone."""
 
-    def __init__(self, asked: Sequence[Future[Outcome]], receive: Receive) -> None:
-        self._asked = asked
+    def __init__(self, futures: Sequence[Future[Outcome]], receive: Receive) -> None:
+        self._futures = futures
         self._receive = receive
         self._task: Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(WATCHED_AFTER_S, self._begin)
+        self._timer = self._loop.call_later(_WATCHED_AFTER_S, self._begin)
 
     def end(self) -> None:
         """Stop watching."""
@@ -99,5 +99,5 @@ class _Watch:
     async def _cancel_when_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        for future in self._asked:
+        for future in self._futures:
             future.cancel()

@@ -1,8 +1,8 @@
-"""/metrics for Prometheus: read from the pool when it is asked, nothing is counted here.
+"""/metrics for Prometheus, read from the pool on each request; nothing is counted here.
 
-``nv_inference_*`` are the names that dashboards for Triton expect, in microseconds as there;
-``dist_net_*`` are our own, in seconds. Counters are those of a model, without a label for its
-version: a version may come and go between two scrapes, and with it all that its counters said.
+Dashboards for Triton expect the names ``nv_inference_*``, in microseconds; ``dist_net_*`` are our
+own, in seconds. Counters have no label for the version: a version may come and go between two
+scrapes, and its counts would be lost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DURATIONS = {
     "nv_inference_queue_duration_us": ("queue", "answered requests, admission to dispatch"),
     "nv_inference_compute_input_duration_us": ("compute_input", "preparing the inputs"),
     "nv_inference_compute_infer_duration_us": ("compute_infer", "computing the network"),
-    "nv_inference_compute_output_duration_us": ("compute_output", "the ways to workers and back"),
+    "nv_inference_compute_output_duration_us": ("compute_output", "travel to the workers and back"),
 }
 _PERCENTILES = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
 
@@ -45,13 +45,14 @@ def metrics_route(service: Service) -> Route:
     registry.register(_PoolCollector(service))
 
     async def metrics(_: Request) -> Response:
+        """Metrics for Prometheus."""
         return Response(generate_latest(registry), media_type=_CONTENT_TYPE)
 
     return Route("/metrics", metrics)
 
 
 class _PoolCollector(Collector):
-    """Describes the pool as it is at the moment."""
+    """Collects metrics from the pool."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -117,13 +118,13 @@ def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
         return GaugeMetricFamily(f"dist_net_{name}", text, value)
 
     queue = status["queue"]
-    yield gauge("ready", "whether every model can be answered for", status["is_ready"])
-    yield gauge("draining", "whether no requests are admitted any more", status["is_draining"])
-    yield gauge("uptime_seconds", "since the gateway began", status["uptime_s"])
+    yield gauge("ready", "whether every model can answer", status["is_ready"])
+    yield gauge("draining", "whether the pool stops and admits no requests", status["is_draining"])
+    yield gauge("uptime_seconds", "since the gateway started", status["uptime_s"])
     yield gauge("queue_requests", "requests that wait", queue["requests"])
     yield gauge("queue_request_limit", "requests that may wait", queue["request_limit"])
     yield gauge("queue_bytes", "bytes of requests in the pool", queue["bytes"])
-    yield gauge("queue_byte_limit", "bytes that may be", queue["byte_limit"])
+    yield gauge("queue_byte_limit", "bytes that requests may have", queue["byte_limit"])
     workers = GaugeMetricFamily("dist_net_workers", "workers by state", labels=("state",))
     states = [worker["state"] for worker in status["workers"]]
     for state in ("idle", "busy", "loading", "silent"):
@@ -134,7 +135,7 @@ def _pool_metrics(status: dict[str, Any]) -> Iterator[Metric]:
 
 def _model_metrics(models: list[dict[str, Any]]) -> Iterator[Metric]:
     ready = GaugeMetricFamily(
-        "dist_net_model_ready", "whether some worker can answer for it", labels=("model",)
+        "dist_net_model_ready", "whether some worker can answer", labels=("model",)
     )
     latency = GaugeMetricFamily(
         "dist_net_latency_seconds", "of the last ten seconds", labels=("model", "quantile")

@@ -1,4 +1,4 @@
-"""Replies in JSON, and how each error and each outcome is told over HTTP."""
+"""Replies in JSON, and the status code of each error and outcome."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ CODE_OF_STATUS = {
     Status.UNAVAILABLE: 503,
     Status.EXPIRED: 504,
     Status.FAILED: 500,
-    Status.CANCELLED: 503,  # only read if it was the server that gave the request up
+    Status.CANCELLED: 503,  # read only if the server cancelled; else the client has gone
 }
-# The first that an error is an instance of.
+# The first class that an error is an instance of counts.
 CODE_OF_ERROR: tuple[tuple[type[DistNetError], int], ...] = (
     (RequestTooLargeError, 413),
     (UnsupportedEncodingError, 415),
@@ -52,24 +52,24 @@ _UNAUTHORIZED, _UNAVAILABLE = 401, 503
 
 
 def code_of_error(error: DistNetError) -> int:
-    """The status code that tells of an error."""
+    """The status code for an error."""
     return next(code for kind, code in CODE_OF_ERROR if isinstance(error, kind))
 
 
 def error_content(reason: str, retry_after_s: float = 0.0) -> dict[str, Any]:
-    """The JSON object that every error has; the header Retry-After is too coarse for a pool."""
+    """The JSON object of every error; the header Retry-After knows only whole seconds."""
     return {"error": reason} | ({"retry_after_s": retry_after_s} if retry_after_s else {})
 
 
 def error_headers(code: int, retry_after_s: float = 0.0) -> Headers:
-    """The headers that only some errors have."""
+    """The headers that an error with this status code needs."""
     if code == _UNAVAILABLE:
         return [(b"retry-after", b"%d" % max(1, ceil(retry_after_s)))]
     return [(b"www-authenticate", b"Bearer")] if code == _UNAUTHORIZED else []
 
 
 class Json(Response):
-    """A reply whose content is anything that orjson writes."""
+    """A reply whose content is anything that orjson can write."""
 
     def __init__(self, content: Any, code: int = 200, headers: Iterable[Header] = ()) -> None:
         body = orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS)
@@ -78,30 +78,30 @@ class Json(Response):
 
 
 def error_reply(code: int, reason: str, retry_after_s: float = 0.0, **more: Any) -> Json:
-    """A reply that is an error, with ``more`` in its JSON object."""
+    """An error, with ``more`` in its JSON object."""
     content = error_content(reason, retry_after_s) | more
     return Json(content, code, error_headers(code, retry_after_s))
 
 
 def raised_reply(error: DistNetError) -> Json:
-    """A reply that tells of an error which was raised."""
+    """The reply for an error that was raised."""
     retry_after_s = error.retry_after_s if isinstance(error, PoolUnavailableError) else 0.0
     return error_reply(code_of_error(error), str(error), retry_after_s)
 
 
 def outcome_reply(outcome: Outcome, **more: Any) -> Json:
-    """A reply that tells why an outcome is not OK."""
+    """The reply for an outcome that is not OK."""
     code = CODE_OF_STATUS[outcome.status]
     return error_reply(code, outcome.reason, outcome.retry_after_s, **more)
 
 
 def fault_reply() -> Json:
-    """A reply that tells of an exception that nobody foresaw; the log says which."""
-    return error_reply(500, "the server has a fault; its log says which")
+    """The reply for an exception that nobody expected; the log says which."""
+    return error_reply(500, "internal error; see the server's log")
 
 
 async def send_json(send: Send, body: bytes, headers: Iterable[Header]) -> None:
-    """Sends what was asked for; cheaper than a ``Response``."""
+    """Sends JSON with the code 200; cheaper than a ``Response``."""
     start = [*JSON_HEADERS, _length(body), *headers]
     await send({"type": "http.response.start", "status": 200, "headers": start})
     await send({"type": "http.response.body", "body": body})

@@ -1,4 +1,4 @@
-"""Who may ask: the token, and the pages of other sites in a browser of this host; pure."""
+"""Who may ask: checks the token, and refuses pages of other sites in a local browser; pure."""
 
 from __future__ import annotations
 
@@ -26,10 +26,7 @@ PAGE_HEADERS = {
 
 
 class Guard:
-    """Decides whether a request may be answered.
-
-    ``open_paths``: those that need no token.
-    """
+    """Decides whether a request may be answered; ``open_paths`` need no token."""
 
     def __init__(self, settings: HttpSettings, open_paths: frozenset[str]) -> None:
         self._expected = f"Bearer {settings.token}".encode() if settings.token else None
@@ -37,16 +34,19 @@ class Guard:
         self._checks_host = not (settings.token or settings.has_tls)
 
     def refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """The status code and the reason; None: it may be answered."""
+        """A status code and the reason; None if the request may be answered."""
         headers = headers_of(scope)
         origin, host = headers.get(b"origin"), headers.get(b"host", b"")
         if origin is not None and origin.partition(b"://")[2] != host:
-            return 403, "a page of another site asked; expected the page of this server"
+            return (
+                403,
+                "the request comes from a page of another site; expected a page of this server",
+            )
         if self._checks_host and not _is_this_host(host.decode("latin-1")):
-            # A name of somebody else's that leads here (DNS rebinding) makes his page one of ours.
+            # DNS rebinding: if another site's name leads to this host, its pages pass for ours.
             return 403, (
-                "the header Host names no address of this server; expected an IP address or "
-                "localhost; a server of other names needs a token or TLS"
+                "the header Host is not an IP address or localhost; expected one of these; to "
+                "serve under another name, use a token or TLS"
             )
         if self._expected is None or scope["path"] in self._open_paths:
             return None

@@ -1,4 +1,4 @@
-"""uvicorn as a part of a process: it has its own socket, limits and TLS, and no signal handlers."""
+"""uvicorn inside our process: our socket, limits and TLS, and no signal handlers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _ACCEPT_AGAIN_S = 1.0  # until a descriptor may be free
 
 
 class HttpServer:
-    """Listens from the moment that it is made; ``serve`` answers, in the loop that runs it.
+    """Listens from its creation; ``serve`` answers, in the event loop that runs it.
 
-    ``url`` is where, with the port that the system chose for port 0. Raises ListenError where it
-    cannot listen, and KeyFileError for a certificate or key that is none.
+    ``url`` is its address, with the port that the system chose for port 0. Raises ListenError if it
+    cannot listen, and KeyFileError for an unusable certificate or key.
     """
 
     def __init__(self, application: ASGIApp, settings: HttpSettings) -> None:
@@ -39,15 +39,15 @@ class HttpServer:
         self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def serve(self) -> None:
-        """Answers until ``stop``, and then until what was asked is answered, or time is up."""
+        """Answers until ``stop``; then finishes open requests within the time limit."""
         await self._server.serve(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Take no more connections, close the idle ones, and finish the rest."""
+        """Take no more connections, close the idle ones, and finish open requests."""
         self._server.should_exit = True
 
     def close(self) -> None:
-        """Ends listening, for one that was never asked to ``serve``."""
+        """Close the socket of a server that never ran ``serve``."""
         self._socket.close()
 
 
@@ -57,7 +57,7 @@ class _Server(uvicorn.Server):
         self._settings = settings
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to accept connections on the one socket."""
+        """Starts to accept connections on the one socket."""
         if not self._settings.has_tls:
             await super().startup(sockets)
             return
@@ -81,11 +81,11 @@ class _Server(uvicorn.Server):
 
 
 class _TlsListener:
-    """Accepts connections and makes their TLS handshakes, within the limits of all connections.
+    """Accepts connections and does their TLS handshakes, within the limit of connections.
 
-    asyncio's own server tells nobody of a connection before its handshake is done, so that the
-    silent ones are neither counted nor limited. When there is no room for another one, the oldest
-    handshake gives way to it; where all have made theirs, it is closed.
+    asyncio's own server reports a connection only after its handshake, so that it could not count
+    or limit silent ones. When the limit is reached, a new connection replaces the one whose
+    handshake has lasted longest; if all handshakes are done, the new one is closed.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class _TlsListener:
         self._listener = listener
         self._context = context
         self._protocol = protocol
-        self._connections = connections  # those whose handshake is done, as uvicorn keeps them
+        self._connections = connections  # uvicorn's set of those whose handshake is done
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._handshakes: dict[asyncio.Protocol, asyncio.Task[None]] = {}  # oldest first
@@ -107,12 +107,12 @@ class _TlsListener:
         listener.setblocking(False)
 
     def close(self) -> None:
-        """Accepts nothing more, and gives up the handshakes that are not done."""
+        """Accepts nothing more, and cancels unfinished handshakes."""
         for task in (self._accepting, *self._handshakes.values()):
             task.cancel()
 
     async def wait_closed(self) -> None:
-        """Waits until all of that has ended."""
+        """Waits until that is done."""
         await asyncio.gather(self._accepting, *self._handshakes.values(), return_exceptions=True)
 
     async def _accept(self) -> None:
@@ -131,10 +131,10 @@ class _TlsListener:
                 self._handshakes[protocol] = self._loop.create_task(handshake)
             else:
                 connection.close()
-            await asyncio.sleep(0)  # or a flood of connections would leave others no turn
+            await asyncio.sleep(0)  # so that a flood of connections does not starve the rest
 
     def _has_room(self) -> bool:
-        """Whether one more connection may be open, if need be instead of the oldest handshake."""
+        """Whether one more connection may be open, if necessary instead of the oldest handshake."""
         silent = [each for each in self._handshakes if each not in self._connections]
         if len(self._connections) + len(silent) < self._settings.connections:
             return True
@@ -143,7 +143,7 @@ class _TlsListener:
         return bool(silent)
 
     async def _shake_hands(self, connection: socket.socket, protocol: asyncio.Protocol) -> None:
-        """From here on the connection is its protocol's; or it is closed."""
+        """Hands the connection to its protocol, or closes it."""
         timeout_s = self._settings.header_timeout_s
         try:
             await self._loop.connect_accepted_socket(
@@ -153,7 +153,7 @@ class _TlsListener:
                 ssl_handshake_timeout=timeout_s,
                 ssl_shutdown_timeout=timeout_s,
             )
-        except OSError as error:  # what the client sent is no TLS, or too slow
+        except OSError as error:  # the client sent something else, or was too slow
             logger.debug("event=no_handshake error=%s", error)
         finally:
             self._handshakes.pop(protocol, None)
@@ -167,7 +167,7 @@ def _configuration(application: ASGIApp, settings: HttpSettings) -> uvicorn.Conf
         lifespan="off",
         interface="asgi3",
         log_config=None,
-        log_level="error",  # beside errors it only tells of connections and malformed requests
+        log_level="error",  # below that it only reports connections and malformed requests
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -189,7 +189,7 @@ def _configuration(application: ASGIApp, settings: HttpSettings) -> uvicorn.Conf
 def _listening_socket(settings: HttpSettings) -> socket.socket:
     address = settings.listen_address
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    # The protocol must be named: asyncio turns Nagle's delay off only where it is.
+    # asyncio turns Nagle's delay off only for sockets that name TCP.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

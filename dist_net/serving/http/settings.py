@@ -1,4 +1,4 @@
-"""How the gateway is offered over HTTP: where, to whom, and how much of anything is accepted."""
+"""Settings of the HTTP server: its address, its token and TLS files, and its limits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ MIB = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class HttpSettings:
-    """Checked when it is made: raises SettingError, AddressError, or InsecureAddressError.
+    """Checked when created: raises SettingError, AddressError, or InsecureAddressError.
 
-    ``address``: HOST:PORT to listen on; port 0 lets the system choose one. Every request must bear
-    ``token`` if there is one, and beyond this host there must be. ``certificate`` and
+    ``address``: HOST:PORT to listen on; with port 0 the system chooses one. If ``token`` is set,
+    every request must carry it; to listen beyond this host it must be set. ``certificate`` and
     ``private_key`` are PEM files for TLS. ``max_batch_size`` is the pool's, for the models'
     configuration.
 
-    A body has at most ``body_bytes``, and ``decompressed_bytes`` once it is decompressed; those of
-    all requests that have no answer yet have at most ``queue_bytes``, which is the pool's limit,
-    too. A request's line and headers have at most ``header_bytes``, and of headers there are at
-    most ``headers``. There are at most ``connections``, and on each at most ``pipelined`` requests
-    behind the one being answered.
+    A body has at most ``body_bytes``, and at most ``decompressed_bytes`` after decompression. The
+    bodies of all requests without an answer yet have at most ``queue_bytes`` together, as in the
+    pool. The request line and headers have at most ``header_bytes``, and there are at most
+    ``headers`` headers. There are at most ``connections``, and on each at most ``pipelined``
+    requests wait behind the one being answered.
     """
 
     address: str = "127.0.0.1:8000"
@@ -51,7 +51,9 @@ class HttpSettings:
                 raise SettingError(f"{name} is {value}; expected more than 0")
         self._check_token()
         if (self.certificate is None) != (self.private_key is None):
-            raise SettingError("TLS needs a certificate and its private key; expected both or none")
+            raise SettingError(
+                "TLS needs a certificate and its private key; expected both or neither"
+            )
         if not self.listen_address.stays_on_this_host and self.token is None:
             raise InsecureAddressError(
                 f"HTTP on {self.address} reaches beyond this host, where anybody could use it and "
@@ -60,7 +62,7 @@ class HttpSettings:
             )
 
     def _check_token(self) -> None:
-        """Raises SettingError for a token that nobody could bear, or anybody guess."""
+        """Raises SettingError for a token that no header can carry or that is easy to guess."""
         token = self.token
         if token is None:
             return

@@ -1,11 +1,11 @@
 """Requests and answers of the Open Inference Protocol: bytes to questions, outcomes to bytes; pure.
 
-A request's body is JSON, with raw tensors behind it if the header Inference-Header-Content-Length
-says how long the JSON is; where that is 0 the whole body is the one input. A model has one input: a
+A request's body is JSON. Raw tensors may follow it; then the header Inference-Header-Content-Length
+gives the length of the JSON, and 0 means that the whole body is the input. A model has one input: a
 tensor of its type, (rows, *input_shape), or, if it takes pictures, JPEG or PNG files as BYTES.
 
-Raw bytes are little-endian and row-major. An element of BYTES is its length, a little-endian
-uint32, and then its content.
+Raw tensors are little-endian and row-major. An element of BYTES is its length, a little-endian
+uint32, followed by its content.
 """
 
 from __future__ import annotations
@@ -35,24 +35,23 @@ from dist_net.serving.pool.requests import Outcome, Payload, Question
 INPUT = "input"
 OUTPUT = "probabilities"
 
-_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-_US_PER_S = 1e6
-# Pictures of one request are asked each for itself; the pool makes batches of them.
+# Each picture of a request is a question of its own; the pool batches them.
 MOST_PICTURES = 64
-# Every request is answered as soon as it can be, and by itself.
-_NOT_OFFERED = ("priority", "sequence_id", "sequence_start", "sequence_end")
 # Parsed JSON takes up to 35 times the memory of its text ('{"":0},' again and again).
 MOST_JSON_BYTES = 4 * 2**20
+_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_NOT_OFFERED = ("priority", "sequence_id", "sequence_start", "sequence_end")
+_US_PER_S = 1e6
 _FORMATS = {"FP32": "f", "UINT8": "B"}
 _LENGTH = struct.Struct("<I")
 _SHOWN = Repr()
-_SHOWN.maxlevel = 2  # what is nested a thousand deep must not be followed to its ground
+_SHOWN.maxlevel = 2  # so that a thousand nested lists are not followed to the bottom
 _SHOWN.maxstring = _SHOWN.maxother = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How the answer shall look: its id, raw or in JSON, all outputs or the ``top`` classes."""
+    """How the answer should look: its id, raw or JSON, all outputs or only the ``top`` classes."""
 
     request_id: str = ""
     is_binary: bool = False
@@ -62,12 +61,12 @@ class Wanted:
 def read_request(
     body: Payload, json_bytes: int | None, model: ModelDescription, version: int | None
 ) -> tuple[list[Question], Wanted]:
-    """What is asked of a model, one question for a tensor and one for each picture.
+    """The questions in a body, one for a tensor or one for each picture, and the answer's form.
 
-    ``json_bytes`` is what the header says (None: there is none), ``version`` that of the path.
-    Payloads may borrow ``body``. Raises BadRequestError if this is no request of the protocol,
-    QuestionError if it is none for this model, RequestTooLargeError for too many pictures or too
-    much JSON, UnsupportedRequestError for what is not offered.
+    ``json_bytes`` is the header's value (None without the header), ``version`` the path's.
+    Payloads may borrow ``body``. Raises BadRequestError for a body that is not the protocol's,
+    QuestionError for an input that does not fit the model, RequestTooLargeError for too many
+    pictures or too much JSON, UnsupportedRequestError for what is not offered.
     """
     if json_bytes == 0:
         return [_raw_question(memoryview(body), model, version)], Wanted()
@@ -77,10 +76,10 @@ def read_request(
             f"Inference-Header-Content-Length is {json_bytes:,} and the body has {len(body):,} "
             f"bytes; expected at most that"
         )
-    request = _parsed(text)
+    request = json_object(text)
     parameters = _object(request.get("parameters"), "parameters")
     for name in _NOT_OFFERED:
-        if parameters.get(name):  # 0, "" and false mean that there is none
+        if parameters.get(name):  # 0, "" and false mean none
             raise UnsupportedRequestError(
                 f'"{name}" is {shown(parameters[name])}; priorities and sequences are not offered; '
                 f"expected a request without them"
@@ -89,7 +88,7 @@ def read_request(
     payloads, is_picture, rows = _input(request.get("inputs"), raw, model)
     timeout_s = _timeout_s(parameters.get("timeout"))
     if len(payloads) > 1 and version is None:
-        version = model.version  # one answer, so one version, also if a newer one comes meanwhile
+        version = model.version  # one answer is of one version, even if a newer one is loaded now
     questions = [
         Question(model.name, payload, rows, is_picture, version, timeout_s) for payload in payloads
     ]
@@ -106,21 +105,22 @@ def _raw_question(body: memoryview, model: ModelDescription, version: int | None
     return Question(model.name, payload, rows, version=version)
 
 
-def _parsed(text: Payload) -> dict[str, Any]:
+def json_object(text: Payload) -> dict[str, Any]:
+    """The JSON object in a body. Raises BadRequestError, RequestTooLargeError for a long one."""
     if len(text) > MOST_JSON_BYTES:
         raise RequestTooLargeError(
-            f"{len(text):,} bytes of JSON; expected at most {MOST_JSON_BYTES:,}; larger tensors "
-            f"are sent as raw bytes behind it (binary_data_size)"
+            f"{len(text):,} bytes of JSON; expected at most {MOST_JSON_BYTES:,}; send larger "
+            f"tensors as raw bytes after it (binary_data_size)"
         )
     try:
         request = orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise BadRequestError(f"the request is no JSON: {error}") from error
+        raise BadRequestError(f"the request is not JSON: {error}") from error
     return _object(request, "request")
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
-    """``value``, which must be a JSON object; an absent one is empty."""
+    """``value`` if it is a JSON object; an empty one for None."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -131,7 +131,7 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 def _input(
     inputs: Any, raw: memoryview, model: ModelDescription
 ) -> tuple[Sequence[Payload], bool, int]:
-    """The payloads of the questions, whether they are pictures, and the rows of each."""
+    """The payloads, whether they are pictures, and the rows of each."""
     if not (isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict)):
         raise BadRequestError(f'"inputs" is {shown(inputs)}; expected an array of one JSON object')
     tensor: dict[str, Any] = inputs[0]
@@ -159,7 +159,7 @@ def _input(
 
 
 def _raw_content(parameters: dict[str, Any], raw: memoryview) -> memoryview | None:
-    """What is sent of the input behind the JSON; None: it is in the JSON."""
+    """The input's raw bytes after the JSON; None if it is in the JSON."""
     if "shared_memory_region" in parameters:
         raise UnsupportedRequestError(
             "tensors in shared memory are not offered; expected them in the body"
@@ -179,7 +179,7 @@ def _raw_content(parameters: dict[str, Any], raw: memoryview) -> memoryview | No
 def _pictures(content: memoryview | None, shape: Any) -> list[memoryview]:
     if content is None:
         raise QuestionError(
-            "pictures cannot be sent inside of JSON; expected them as raw bytes behind it "
+            "pictures cannot be sent inside JSON; expected them as raw bytes after it "
             "(binary_data_size)"
         )
     count, *rest = _sizes(shape) or (0,)
@@ -193,14 +193,14 @@ def _pictures(content: memoryview | None, shape: Any) -> list[memoryview]:
 
 
 def _sizes(shape: Any) -> tuple[int, ...]:
-    """A shape; empty unless it is an array of sizes, none of them 0."""
+    """The shape; empty unless it is an array of positive integers."""
     if isinstance(shape, list) and all(type(size) is int and size > 0 for size in shape):
         return tuple(shape)
     return ()
 
 
 def _timeout_s(timeout: Any) -> float | None:
-    """The parameter, which counts microseconds; 0 is what the pool allows by default."""
+    """From microseconds; None, the pool's default, for 0."""
     if timeout is None:
         return None
     if type(timeout) is not int or timeout < 0:
@@ -223,7 +223,7 @@ def _wanted(request: dict[str, Any], parameters: dict[str, Any]) -> Wanted:
 
 
 def _output(outputs: Any) -> dict[str, Any]:
-    """The parameters of the one output, as far as it is asked for by name."""
+    """The parameters of the output that is asked for; empty if none is named."""
     if outputs is None or outputs == []:
         return {}
     if not (isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], dict)):
@@ -241,14 +241,14 @@ def _output(outputs: Any) -> dict[str, Any]:
 
 
 def shown(value: object) -> str:
-    """A value of somebody else's for a message: cut short."""
+    """A value from a request, cut short for a message."""
     return _SHOWN.repr(value)
 
 
 def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
-    """The raw bytes of a tensor whose elements are a JSON array, flat or nested as ``shape`` is.
+    """The raw bytes of a tensor given as a JSON array, flat or nested like its shape.
 
-    Raises QuestionError unless these are as many numbers as fit, each in the type's range.
+    Raises QuestionError unless it has as many elements as expected, numbers in the type's range.
     """
     elements = _flat(data, shape)
     if len(elements) != prod(shape):
@@ -257,15 +257,15 @@ def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
             f"{list(shape)}"
         )
     try:
-        # Strict where NumPy is not: it would take "1" and null for numbers, and would make an array
-        # of strings as wide as the longest of them. And twice as fast.
+        # Stricter than NumPy, which takes "1" and null for numbers and pads every string to the
+        # length of the longest; and twice as fast.
         return struct.pack(f"<{len(elements)}{_FORMATS[datatype]}", *elements)
     except (struct.error, OverflowError) as error:
         raise QuestionError(f'"data" holds more than numbers of {datatype}: {error}') from error
 
 
 def tensor_from_bytes(raw: Payload, datatype: str, shape: Sequence[int]) -> Payload:
-    """``raw``, which is borrowed; raises QuestionError unless it is a tensor of this shape."""
+    """``raw`` itself; raises QuestionError unless it has the size of this tensor."""
     expected = ROW_BYTES[datatype] * prod(shape)
     if len(raw) != expected:
         raise QuestionError(
@@ -276,7 +276,7 @@ def tensor_from_bytes(raw: Payload, datatype: str, shape: Sequence[int]) -> Payl
 
 
 def elements_of_bytes(raw: Payload, count: int) -> list[memoryview]:
-    """What is in a tensor of BYTES, borrowed; raises QuestionError unless it has ``count``."""
+    """The ``count`` elements of a tensor of BYTES, borrowed; raises QuestionError for others."""
     found: list[memoryview] = []
     left = memoryview(raw)
     while left and len(found) < count:
@@ -284,14 +284,14 @@ def elements_of_bytes(raw: Payload, count: int) -> list[memoryview]:
         end = start + _LENGTH.unpack_from(left)[0] if len(left) >= start else start
         if end > len(left):
             raise QuestionError(
-                f"element {len(found)} of a tensor of BYTES ends {end - len(left):,} bytes behind "
+                f"element {len(found)} of a tensor of BYTES ends {end - len(left):,} bytes after "
                 f"the tensor; expected a length (uint32, little-endian) and as many bytes"
             )
         found.append(left[start:end])
         left = left[end:]
     if left or len(found) != count:
         raise QuestionError(
-            f"a tensor of BYTES has {len(found)} elements and {len(left):,} bytes behind them; "
+            f"a tensor of BYTES has {len(found)} elements and {len(left):,} bytes after them; "
             f"expected {count} elements, as its shape says, and nothing else"
         )
     return found
@@ -303,7 +303,7 @@ def bytes_of_elements(elements: Iterable[bytes]) -> bytes:
 
 
 def _flat(data: Any, shape: Sequence[int]) -> list[Any]:
-    """The elements of nested lists; they must be as long as ``shape`` says, unless flat already."""
+    """The elements of lists nested as ``shape`` says; a flat list is returned as it is."""
     if not isinstance(data, list):
         raise QuestionError(f'"data" is {shown(data)}; expected an array')
     if not (data and isinstance(data[0], list)):
@@ -322,18 +322,17 @@ def _flat(data: Any, shape: Sequence[int]) -> list[Any]:
 def encode_response(
     model: str, rows: int, outcomes: Sequence[Outcome], wanted: Wanted
 ) -> tuple[bytes, int | None]:
-    """The body, and how many bytes of it are JSON if raw ones follow; all outcomes are OK.
+    """The body, and the length of its JSON if raw bytes follow. All outcomes must be OK.
 
-    Their ``rows`` become one output, (rows, classes) float32; or (rows, top) BYTES,
-    ``value:index:label`` from the likeliest on, where classes are wanted, with the labels of the
-    version that answered. ``model`` is the name that was asked.
-    Raises QuestionError for outputs that are not finite, unless they are wanted in binary.
+    Their ``rows`` become one output: (rows, classes) float32; or, where classes are wanted,
+    (rows, top) BYTES, each ``value:index:label``, likeliest first. Raises QuestionError for
+    outputs that are not finite, unless they are wanted in binary.
     """
     payload = outcomes[0].payload if len(outcomes) == 1 else b"".join(o.payload for o in outcomes)
     probabilities = np.frombuffer(payload, "<f4").reshape(rows, -1, copy=False)
     if (wanted.top or not wanted.is_binary) and not np.isfinite(probabilities).all():
         raise QuestionError(
-            "outputs for this input are not finite, which JSON and class names cannot say; "
+            "outputs for this input are not finite, which JSON and class names cannot express; "
             "expected an input in the net's range, or a request for binary outputs"
         )
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32"}
@@ -360,7 +359,7 @@ def encode_response(
 
 
 def _classified(probabilities: NDArray[np.float32], top: int, labels: Sequence[str]) -> list[str]:
-    """Row by row the ``top`` classes, as the extension for classification writes them."""
+    """The ``top`` classes of each row, as the classification extension writes them."""
     return [
         f"{row[index]:f}:{index}" + (f":{labels[index]}" if index < len(labels) else "")
         for row, best in zip(probabilities, likeliest(probabilities, top), strict=True)

@@ -1,7 +1,7 @@
-"""POST /v2/models/MODEL[/versions/VERSION]/infer: the way that most requests take.
+"""POST /v2/models/MODEL[/versions/VERSION]/infer, which most requests are for.
 
-A plain ASGI function: Starlette's routing and its objects for requests and responses would cost
-more than all that is done here.
+A plain ASGI function: Starlette's routing and its request and response objects would cost more
+than everything that is done here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from dist_net.errors import DistNetError, ModelNotServedError
@@ -34,21 +35,26 @@ from dist_net.serving.http.replies import (
 )
 from dist_net.serving.pool.requests import Outcome, Status
 
-JSON_LENGTH = b"inference-header-content-length"
+_JSON_LENGTH = b"inference-header-content-length"
 
 
 def is_inference(scope: Scope) -> bool:
-    """Whether this is what an ``Inference`` answers."""
+    """Whether a request is for ``Inference``."""
     path: str = scope["path"]
     return path.endswith("/infer") and path.startswith("/v2/models/")
 
 
 class Inference:
-    """The ASGI application of these addresses."""
+    """Ask a model."""  # which /openapi.json says, too
 
     def __init__(self, service: Service, bodies: Bodies) -> None:
         self._service = service
         self._bodies = bodies
+
+    def routes(self) -> list[Route]:
+        """The addresses of these answers. Requests take a shorter way; see ``application``."""
+        paths = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
+        return [Route(path, self, methods=["POST"]) for path in paths]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request."""
@@ -61,14 +67,14 @@ class Inference:
             raise  # uvicorn logs it
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name, version = _asked_for(scope["path"])
+        name, version = _model_and_version(scope["path"])
         if scope["method"] != "POST":
             reply = error_reply(405, f"{scope['method']} of an inference; expected POST")
             reply.raw_headers.append((b"allow", b"POST"))
             await reply(scope, receive, send)
             return
         headers = headers_of(scope)
-        json_bytes = size_header(headers, JSON_LENGTH)
+        json_bytes = size_header(headers, _JSON_LENGTH)
         with self._bodies.next() as body:
             content = await body.receive(headers, receive)
             if content is None:
@@ -89,11 +95,11 @@ class Inference:
                 answer = await body.off_loop(len(answer), partial(compress, answer, encoding))
                 about.append((b"content-encoding", encoding.encode()))
             if json_bytes is not None:
-                about.append((JSON_LENGTH, b"%d" % json_bytes))
+                about.append((_JSON_LENGTH, b"%d" % json_bytes))
             await send_json(send, answer, about)
 
 
-def _asked_for(path: str) -> tuple[str, int | None]:
+def _model_and_version(path: str) -> tuple[str, int | None]:
     """The model and the version that a path names; raises ModelNotServedError."""
     match path.split("/"):
         case ["", "v2", "models", name, "infer"]:
@@ -107,7 +113,7 @@ def _asked_for(path: str) -> tuple[str, int | None]:
 
 
 def _first_failure(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """What a request is told whose answer is not whole; the protocol has no answer for a part."""
+    """The first outcome that is not OK: the protocol has no answers with parts missing."""
     for place, outcome in enumerate(outcomes, 1):
         if outcome.status != Status.OK:
             if len(outcomes) == 1:
@@ -117,7 +123,7 @@ def _first_failure(outcomes: Sequence[Outcome]) -> Outcome | None:
 
 
 def _encoding_of(answer: bytes, headers: Mapping[bytes, bytes]) -> str | None:
-    """How an answer is compressed for its client; None: not at all."""
+    """How to compress an answer for its client; None: not at all."""
     if len(answer) < WORTHWHILE_BYTES or b"accept-encoding" not in headers:
         return None
     return accepted_encoding(headers[b"accept-encoding"].decode("latin-1"))

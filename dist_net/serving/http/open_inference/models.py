@@ -1,24 +1,17 @@
-"""The protocol's addresses about models: health, metadata, statistics, and loading."""
+"""The protocol's addresses about models: health, metadata, statistics, loading and unloading."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version as installed_version
-from itertools import chain
 from typing import Any
 
-import orjson
 from starlette.requests import Request
 from starlette.routing import Route
 
 from dist_net.clock import Clock
-from dist_net.errors import (
-    BadRequestError,
-    PoolUnavailableError,
-    RequestTooLargeError,
-    UnsupportedRequestError,
-)
+from dist_net.errors import PoolUnavailableError, UnsupportedRequestError
 from dist_net.serving.gateway.service import ServedModel, Service
 from dist_net.serving.http.asking import (
     description_of,
@@ -27,36 +20,38 @@ from dist_net.serving.http.asking import (
     version_number,
 )
 from dist_net.serving.http.bodies import Bodies, headers_of
-from dist_net.serving.http.open_inference.codec import INPUT, MOST_JSON_BYTES, OUTPUT
+from dist_net.serving.http.open_inference.codec import INPUT, OUTPUT, json_object
 from dist_net.serving.http.replies import Json, outcome_reply
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Outcome, Status
 from dist_net.serving.pool.statistics import ModelStatistics, Timed
-PLATFORM = "dist_net"
-EXTENSIONS = (
+
+_PLATFORM = "dist_net"
+_EXTENSIONS = (
     "binary_tensor_data",
     "classification",
     "model_configuration",
     "model_repository",
     "statistics",
 )
-KEPT_VERSIONS = 2
+_KEPT_VERSIONS = 2
+_OWN_FILES = ("config", "file:")  # parameters by which Triton's clients send a model's files
 _NS_PER_S = 1e9
 _MS_PER_S = 1e3
-_OWN_FILES = ("config", "file:")
 
 
-class Metadata:
-    """What these addresses answer. ``clock`` is the one that the pool counts time by."""
+class Models:
+    """Answers what is asked about models. ``clock`` is the one that the pool counts time by."""
 
-    def __init__(self, service: Service, max_batch_size: int, clock: Clock) -> None:
+    def __init__(self, service: Service, bodies: Bodies, max_batch_size: int, clock: Clock) -> None:
         self._service = service
+        self._bodies = bodies
         self._max_batch_size = max_batch_size
         self._clock = clock
-        self._server = server_metadata(installed_version("dist-net"))
+        self._version = installed_version("dist-net")
 
     def routes(self) -> list[Route]:
-        """Where each is found."""
+        """The addresses of these answers."""
         routes = [
             Route("/v2", self.server),
             Route("/v2/health/live", self.live),
@@ -70,96 +65,66 @@ class Metadata:
                 Route(f"{model}/config", self.configuration),
                 Route(f"{model}/stats", self.statistics),
             ]
-        return routes
+        repository = "/v2/repository/models/{model}"
+        return [
+            *routes,
+            Route("/v2/repository/index", self.index, methods=["POST"]),
+            Route(f"{repository}/load", self.load, methods=["POST"]),
+            Route(f"{repository}/unload", self.unload, methods=["POST"]),
+        ]
+
+    # Their docstrings are what /openapi.json says of each.
 
     async def server(self, _: Request) -> Json:
-        """What server this is."""
-        return Json(self._server)
+        """Name, version and extensions of this server."""
+        return Json({"name": _PLATFORM, "version": self._version, "extensions": _EXTENSIONS})
 
     async def live(self, _: Request) -> Json:
-        """Whether the process answers at all."""
+        """Whether the server answers at all."""
         return Json({"live": True})
 
     async def ready(self, _: Request) -> Json:
-        """Whether every model can be answered for now."""
+        """Whether every model can answer now."""
         if not self._service.is_ready:
-            raise PoolUnavailableError("not every model can be answered for now; see /pool")
+            raise PoolUnavailableError("not every model can answer now; see /pool")
         return Json({"ready": True})
 
     async def model_ready(self, request: Request) -> Json:
-        """Whether one model can be."""
-        served, _ = self._asked_for(request)
+        """Whether a model can answer now."""
+        served, _ = self._served(request)
         if not served.is_ready:
             raise PoolUnavailableError(
-                f"{served.name} cannot be answered for now: "
-                f"{served.reason or 'no worker has loaded it'}"
+                f"{served.name} cannot answer now: {served.reason or 'no worker has loaded it'}"
             )
         return Json({"name": served.name, "ready": True})
 
     async def model(self, request: Request) -> Json:
         """A model's inputs and outputs."""
-        served, _ = self._asked_for(request)
+        served, _ = self._served(request)
         return Json(model_metadata(self._description(request), served.versions))
 
     async def configuration(self, request: Request) -> Json:
         """A model's configuration."""
-        return Json(model_configuration(self._description(request), self._max_batch_size))
+        return Json(_configuration(self._description(request), self._max_batch_size))
 
     async def statistics(self, request: Request) -> Json:
-        """What a model was asked and how it went."""
-        served, versions = self._asked_for(request)
-        return Json({"model_stats": self._statistics(served, versions)})
+        """How many requests a model had, how they ended, and how long they took."""
+        served, versions = self._served(request)
+        return Json({"model_stats": self._statistics(served.name, versions)})
 
     async def all_statistics(self, _: Request) -> Json:
-        """The same of every model."""
-        found = [self._statistics(each, each.versions) for each in self._service.models().values()]
-        return Json({"model_stats": list(chain.from_iterable(found))})
-
-    def _statistics(self, served: ServedModel, versions: Iterable[int]) -> list[dict[str, Any]]:
-        counted = self._service.statistics(served.name)
-        epoch_of_clock_s = time.time() - self._clock.now()
-        return list(model_statistics(served.name, versions, counted, epoch_of_clock_s))
-
-    def _description(self, request: Request) -> ModelDescription:
-        """What a path names: a version, or the newest."""
-        version = request.path_params.get("version")
-        number = None if version is None else version_number(version)
-        return description_of(self._service, request.path_params["model"], number)
-
-    def _asked_for(self, request: Request) -> tuple[ServedModel, tuple[int, ...]]:
-        """The model that a path names, and those of its versions that it means."""
-        served = served_model(self._service, request.path_params["model"])
-        if "version" not in request.path_params:
-            return served, served.versions
-        version = version_number(request.path_params["version"])
-        require_version(served, version)
-        return served, (version,)
-
-
-class Repository:
-    """What these addresses answer."""
-
-    def __init__(self, service: Service, bodies: Bodies) -> None:
-        self._service = service
-        self._bodies = bodies
-
-    def routes(self) -> list[Route]:
-        """Where each is found."""
-        model = "/v2/repository/models/{model}"
-        return [
-            Route("/v2/repository/index", self.index, methods=["POST"]),
-            Route(f"{model}/load", self.load, methods=["POST"]),
-            Route(f"{model}/unload", self.unload, methods=["POST"]),
-        ]
+        """The statistics of every model."""
+        served = self._service.models().values()
+        found = [each for model in served for each in self._statistics(model.name, model.versions)]
+        return Json({"model_stats": found})
 
     async def index(self, request: Request) -> Json:
-        """Every version that is served; of ``{"ready": true}`` those that can be asked."""
-        asked = await self._content(request)
-        models = self._service.models().values()
-        return Json(repository_index(models, asked.get("ready") is True))
+        """Every model and version; with `{"ready": true}` only those that can answer."""
+        only_ready = (await self._content(request)).get("ready") is True
+        return Json(list(_index(self._service.models().values(), only_ready)))
 
     async def load(self, request: Request) -> Json:
-        """Reads a model again from its source; the answer comes once it was read."""
+        """Read a model again from its source; the answer comes once it is read."""
         parameters = (await self._content(request)).get("parameters")
         if isinstance(parameters, dict) and any(name.startswith(_OWN_FILES) for name in parameters):
             raise UnsupportedRequestError(
@@ -167,42 +132,56 @@ class Repository:
                 "without config and files"
             )
         name = served_model(self._service, request.path_params["model"]).name
-        return _reply(name, await self._service.reload(name))
+        return _loaded(name, await self._service.reload(name))
 
     async def unload(self, request: Request) -> Json:
-        """Serves a model no longer."""
+        """Stop serving a model."""
         await self._content(request)
         name = served_model(self._service, request.path_params["model"]).name
-        return _reply(name, self._service.unload(name))
+        return _loaded(name, self._service.unload(name))
 
-    async def _content(self, request: Request) -> dict[str, Any]:
+    def _served(self, request: Request) -> tuple[ServedModel, tuple[int, ...]]:
+        """The model that a path names, and the versions of it that are meant."""
+        served = served_model(self._service, request.path_params["model"])
+        version = _version_of(request)
+        if version is None:
+            return served, served.versions
+        require_version(served, version)
+        return served, (version,)
+
+    def _description(self, request: Request) -> ModelDescription:
+        """The version that a path names, or the newest."""
+        return description_of(self._service, request.path_params["model"], _version_of(request))
+
+    def _statistics(self, name: str, versions: Iterable[int]) -> list[dict[str, Any]]:
+        epoch_of_clock_s = time.time() - self._clock.now()
+        counted = self._service.statistics(name)
+        return [
+            _statistics_of(name, version, counted.get(version), epoch_of_clock_s)
+            for version in versions
+        ]
+
+    async def _content(self, request: Request) -> Mapping[str, Any]:
         """The body, a JSON object or nothing."""
         with self._bodies.next() as body:
             text = await body.receive(headers_of(request.scope), request.receive)
             if not text:
                 return {}
-            if len(text) > MOST_JSON_BYTES:
-                raise RequestTooLargeError(
-                    f"{len(text):,} bytes of JSON; expected at most {MOST_JSON_BYTES:,}"
-                )
-            try:
-                content = await body.off_loop(len(text), lambda: orjson.loads(text))
-            except orjson.JSONDecodeError as error:
-                raise BadRequestError(f"the request is no JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise BadRequestError("the request is no JSON object; expected one, or no body")
-        return content
+            return await body.off_loop(len(text), lambda: json_object(text))
 
 
-def _reply(name: str, outcome: Outcome) -> Json:
+def _version_of(request: Request) -> int | None:
+    version = request.path_params.get("version")
+    return None if version is None else version_number(version)
+
+
+def _loaded(name: str, outcome: Outcome) -> Json:
     if outcome.status != Status.OK:
         return outcome_reply(outcome)
     return Json({"name": name, "version": str(outcome.version)})
 
 
-def server_metadata(version: str) -> dict[str, Any]:
-    """Of a server that is this release of dist_net."""
-    return {"name": "dist_net", "version": version, "extensions": EXTENSIONS}
+# What the answers hold
 
 
 def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str, Any]:
@@ -210,7 +189,7 @@ def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str
     return {
         "name": model.name,
         "versions": [str(version) for version in versions],
-        "platform": PLATFORM,
+        "platform": _PLATFORM,
         "inputs": [
             {"name": INPUT, "datatype": model.input_datatype, "shape": [-1, *model.input_shape]}
         ],
@@ -218,79 +197,66 @@ def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str
     }
 
 
-def model_configuration(model: ModelDescription, max_batch_size: int) -> dict[str, Any]:
-    """A model's configuration; its shapes are those of one row, unlike the metadata's."""
+def _configuration(model: ModelDescription, max_batch_size: int) -> dict[str, Any]:
+    """A model's configuration; unlike in the metadata, its shapes are those of one row."""
+    datatype = f"TYPE_{model.input_datatype}"
     return {
         "name": model.name,
-        "platform": PLATFORM,
-        "backend": PLATFORM,
-        "version_policy": {"latest": {"num_versions": KEPT_VERSIONS}},
+        "platform": _PLATFORM,
+        "backend": _PLATFORM,
+        "version_policy": {"latest": {"num_versions": _KEPT_VERSIONS}},
         "max_batch_size": max_batch_size,
-        "input": [
-            {
-                "name": INPUT,
-                "data_type": f"TYPE_{model.input_datatype}",
-                "dims": model.input_shape,
-            }
-        ],
+        "input": [{"name": INPUT, "data_type": datatype, "dims": model.input_shape}],
         "output": [{"name": OUTPUT, "data_type": "TYPE_FP32", "dims": [model.classes]}],
         "dynamic_batching": {"preferred_batch_size": [max_batch_size]},
     }
 
 
-def repository_index(models: Iterable[ServedModel], only_ready: bool) -> list[dict[str, str]]:
-    """Every version that is served, and every model of which there is none."""
-    found = []
+def _index(models: Iterable[ServedModel], only_ready: bool) -> Iterator[dict[str, str]]:
+    """Every version that is served, and every model without one."""
     for model in models:
-        state = "READY" if model.is_ready else "UNAVAILABLE"
         if only_ready and not model.is_ready:
             continue
+        state = "READY" if model.is_ready else "UNAVAILABLE"
         for version in model.versions or ("",):
-            found.append(
-                {
-                    "name": model.name,
-                    "version": str(version),
-                    "state": state,
-                    "reason": model.reason,
-                }
-            )
-    return found
+            yield {
+                "name": model.name,
+                "version": str(version),
+                "state": state,
+                "reason": model.reason,
+            }
 
 
-def model_statistics(
-    name: str,
-    versions: Iterable[int],
-    counted_by_version: Mapping[int, ModelStatistics],
-    epoch_of_clock_s: float,
-) -> Iterator[dict[str, Any]]:
-    """An entry of ``model_stats`` for each of the versions.
+def _statistics_of(
+    name: str, version: int, counted: ModelStatistics | None, epoch_of_clock_s: float
+) -> dict[str, Any]:
+    """An entry of ``model_stats``.
 
     ``epoch_of_clock_s``: when, in seconds since 1970, the pool's clock began to count.
     """
-    for version in versions:
-        counted = counted_by_version.get(version) or ModelStatistics()
-        last_s = counted.last_inference_s
-        yield {
-            "name": name,
-            "version": str(version),
-            "last_inference": 0 if last_s is None else int((epoch_of_clock_s + last_s) * _MS_PER_S),
-            "inference_count": counted.inference_count,
-            "execution_count": counted.execution_count,
-            "inference_stats": {
-                "success": _duration(counted.success),
-                "fail": _duration(counted.fail),
-                "queue": _duration(counted.queue),
-                "compute_input": _duration(counted.compute_input),
-                "compute_infer": _duration(counted.compute_infer),
-                "compute_output": _duration(counted.compute_output),
-                "cache_hit": _duration(Timed()),
-                "cache_miss": _duration(Timed()),
-            },
-            "batch_stats": [
-                {"batch_size": rows, "compute_infer": _duration(timed)}
-                for rows, timed in sorted(counted.batches.items())
-            ],
-        }
+    counted = counted or ModelStatistics()
+    last_s = counted.last_inference_s
+    return {
+        "name": name,
+        "version": str(version),
+        "last_inference": 0 if last_s is None else int((epoch_of_clock_s + last_s) * _MS_PER_S),
+        "inference_count": counted.inference_count,
+        "execution_count": counted.execution_count,
+        "inference_stats": {
+            "success": _duration(counted.success),
+            "fail": _duration(counted.fail),
+            "queue": _duration(counted.queue),
+            "compute_input": _duration(counted.compute_input),
+            "compute_infer": _duration(counted.compute_infer),
+            "compute_output": _duration(counted.compute_output),
+            "cache_hit": _duration(Timed()),
+            "cache_miss": _duration(Timed()),
+        },
+        "batch_stats": [
+            {"batch_size": rows, "compute_infer": _duration(timed)}
+            for rows, timed in sorted(counted.batches.items())
+        ],
+    }
 
 
 def _duration(timed: Timed) -> dict[str, int]:
