@@ -213,7 +213,7 @@ def test_a_model_without_pictures_says_how_to_ask_it(visit: Any, gateway: Any) -
     gateway.serves("vectors", takes_pictures=False)
     page = visit().page
     page.get_by_label("Model").select_option("vectors")
-    expect(page.locator("#knows")).to_contain_text("vectors takes no pictures")
+    expect(page.locator("#knows")).to_contain_text("vectors does not take pictures")
     expect(page.get_by_role("button", name="Ask")).to_be_hidden()
     page.get_by_label("Model").select_option("fashion")
     expect(page.get_by_role("button", name="Ask")).to_be_visible()

@@ -135,7 +135,7 @@ def test_a_pool_without_workers_says_so(visit: Any, gateway: Any) -> None:
     gateway.pool |= {"is_ready": False, "workers": []}
     page = visit().page
     expect(state(page)).to_have_text("Not ready: no worker")
-    expect(page.get_by_text("No worker is here.")).to_be_visible()
+    expect(page.get_by_text("No workers. The gateway waits for one to join.")).to_be_visible()
     expect(page.get_by_role("table")).to_be_hidden()
 
 
