@@ -17,11 +17,11 @@ from threadpoolctl import ThreadpoolController
 from dist_net.autodiff import Array, BoundPlan, Expression, Plan, compile, evaluate
 from dist_net.autodiff.arrays import Call, Shape, integer
 from dist_net.autodiff.compiler.inference import Specialised, specialise
-from dist_net.autodiff.kernels.gemm import Products
+from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import Arena
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import MissingExtraError, ShapeError
-from dist_net.nn.blas import LAYOUTS, quickest_products
+from dist_net.nn.blas import LAYOUTS, fastest_gemm
 from dist_net.nn.model import INPUTS, Batch, Model
 from dist_net.nn.parameters import Scope
 from dist_net.vector import Vector
@@ -68,13 +68,15 @@ class Inference:
         self._prepared = prepared
         self._batch_size = integer("Inference: batch_size", batch_size, least=1)
         is_compiled = _is_compiled(compiled)
-        team = Team(integer("Inference: threads", threads, least=1), _products_of(model, prepared))
-        self._plans = _Plans(model, team, batch_size, reproducible, is_compiled)
+        pool = ThreadPool(
+            integer("Inference: threads", threads, least=1), _gemm_of(model, prepared)
+        )
+        self._plans = _Plans(model, pool, batch_size, reproducible, is_compiled)
         self._plans.join()
         self._is_closed = False
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
         blas = ThreadpoolController().select(user_api="blas")
-        # The team shares out what BLAS is called with. To say so takes a tenth of a small batch.
+        # The pool shares out what BLAS is called with. To say so takes a tenth of a small batch.
         is_capped = all(library["num_threads"] == 1 for library in blas.info())
         self._cap_blas: Callable[[], AbstractContextManager[object]] = (
             nullcontext if is_capped else partial(blas.limit, limits=1)
@@ -162,11 +164,11 @@ class _Plans:
     """
 
     def __init__(
-        self, model: Model, team: Team, batch_size: int, reproducible: bool, compiled: bool
+        self, model: Model, pool: ThreadPool, batch_size: int, reproducible: bool, compiled: bool
     ) -> None:
         self.turn = threading.Lock()
         self._model = model
-        self._team = team
+        self._pool = pool
         self._arena = Arena()
         self._inputs = np.empty((batch_size, *model.input_shape), model.input_dtype)
         self._options = {"reproducible": reproducible, "compiled": compiled}
@@ -187,7 +189,7 @@ class _Plans:
             assert self._sessions
             self._sessions = self._sessions - 1 or None
         if self._sessions is None:
-            self._team.close()
+            self._pool.close()
 
     @property
     def sizes(self) -> list[int]:
@@ -197,7 +199,7 @@ class _Plans:
     @property
     def buffer_bytes(self) -> int:
         """The inputs' memory, that between the steps, and the threads' scratch."""
-        return self._inputs.nbytes + self._arena.size_bytes + self._team.scratch_bytes
+        return self._inputs.nbytes + self._arena.size_bytes + self._pool.scratch_bytes
 
     def bind(self, batch_size: int, prepared: Prepared) -> tuple[Batch, BoundPlan]:
         """Where the inputs go, and the plan on these arrays; compiled if it was not yet.
@@ -206,8 +208,8 @@ class _Plans:
         """
         with self.turn:
             if batch_size not in self._plans:
-                graph = _specialised(self._model, batch_size, self._team, **self._options)
-                plan = compile(graph.outputs, self._team, self._arena)
+                graph = _specialised(self._model, batch_size, self._pool, **self._options)
+                plan = compile(graph.outputs, self._pool, self._arena)
                 shapes = {name: node.shape for name, node in graph.prepared.items()}
                 self._plans[batch_size] = plan, shapes
         plan, expected = self._plans[batch_size]
@@ -229,31 +231,31 @@ def prepare(model: Model, weights: Vector) -> Prepared:
 
     Kernels are laid out for this machine's BLAS; another one reads them too, if more slowly.
     """
-    graph = _specialised(model, 1, Team(1, quickest_products()))
+    graph = _specialised(model, 1, ThreadPool(1, fastest_gemm()))
     arrays = evaluate(list(graph.prepared.values()), **model.layout.views(weights))
     return dict(zip(graph.prepared, arrays, strict=True))
 
 
 @lru_cache(maxsize=4)
-def prepared_shapes(model: Model, products: Products) -> Mapping[str, Shape]:
+def prepared_shapes(model: Model, gemm: Gemm) -> Mapping[str, Shape]:
     """The name and shape of everything that ``prepare`` gives for this model.
 
-    ``products``: where they are computed so, as here by ``quickest_products``.
+    ``gemm``: where they are computed so, as here by ``fastest_gemm``.
     """
-    graph = _specialised(model, 1, Team(1, products))
+    graph = _specialised(model, 1, ThreadPool(1, gemm))
     return {name: node.shape for name, node in graph.prepared.items()}
 
 
-def _products_of(model: Model, prepared: Prepared) -> Products:
+def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
     """The products that the kernels are laid out for: this machine's, or another's.
 
     Raises ShapeError if they are laid out for none.
     """
     misfits = []
-    for products in sorted(LAYOUTS, key=lambda each: each is not quickest_products()):
-        misfit = _misfit(prepared_shapes(model, products), prepared)
+    for gemm in sorted(LAYOUTS, key=lambda each: each is not fastest_gemm()):
+        misfit = _misfit(prepared_shapes(model, gemm), prepared)
         if misfit is None:
-            return products
+            return gemm
         misfits.append(misfit)
     raise misfits[0]
 
@@ -283,11 +285,15 @@ def _is_compiled(asked: bool | None) -> bool:
 
 
 def _specialised(
-    model: Model, batch_size: int, team: Team, reproducible: bool = True, compiled: bool = False
+    model: Model,
+    batch_size: int,
+    pool: ThreadPool,
+    reproducible: bool = True,
+    compiled: bool = False,
 ) -> Specialised:
     names = [name for name, _ in model.layout.shapes]
     outputs = model.network(model.input(batch_size), Scope())
-    return specialise([outputs], names, team, reproducible, compiled)
+    return specialise([outputs], names, pool, reproducible, compiled)
 
 
 def _misfit(shapes: Mapping[str, Shape], prepared: Prepared) -> ShapeError | None:

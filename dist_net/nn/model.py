@@ -20,7 +20,7 @@ from dist_net.autodiff import (
 )
 from dist_net.autodiff.arrays import integer, integers
 from dist_net.autodiff.expression import topological_order
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.errors import ShapeError
 from dist_net.nn.layers import Layer
@@ -79,12 +79,12 @@ class Model:
         return compile([self.network(self.input(batch_size), Scope())])
 
     def compile_training(
-        self, batch_size: int, generator: np.random.Generator, team: Team | None = None
+        self, batch_size: int, generator: np.random.Generator, pool: ThreadPool | None = None
     ) -> Plan:
         """A plan from a batch and its labels to the mean loss, how many are right, the gradients,
         and what is observed for the buffers: the vector of ``layout``, array by array.
 
-        ``generator`` is drawn from at each run by layers such as Dropout; ``team`` is as for
+        ``generator`` is drawn from at each run by layers such as Dropout; ``pool`` is as for
         ``compile``.
         """
         scope = Scope(training=True, generator=generator)
@@ -97,7 +97,7 @@ class Model:
             scope.observed.get(each.name, variable(each.name, each.shape))
             for each in self.layout.buffers
         ]
-        return compile([loss, sum(cast(right, np.intp)), *by_parameter, *observed], team)
+        return compile([loss, sum(cast(right, np.intp)), *by_parameter, *observed], pool)
 
     def bind_inference(self, plan: Plan, inputs: Batch, weights: Vector) -> BoundPlan:
         """The inference plan on these arrays, borrowed; its one output is an array of its own."""

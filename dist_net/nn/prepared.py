@@ -24,7 +24,7 @@ from dist_net.autodiff import Array
 from dist_net.autodiff.expression import Constant, topological_order
 from dist_net.errors import PreparedKernelsError
 from dist_net.files import replacing
-from dist_net.nn.blas import quickest_products
+from dist_net.nn.blas import fastest_gemm
 from dist_net.nn.inference import Prepared, prepared_shapes
 from dist_net.nn.model import Model
 from dist_net.nn.parameters import Scope
@@ -108,7 +108,7 @@ def key_of_vector(model: Model, weights: Vector) -> str:
 
 def _key(model: Model, weights: bytes) -> str:
     digest = hashlib.sha256(weights)
-    shapes = prepared_shapes(model, quickest_products())
+    shapes = prepared_shapes(model, fastest_gemm())
     digest.update(repr((FORMAT, shapes)).encode())
     digest.update(computed_by(model))
     return digest.hexdigest()

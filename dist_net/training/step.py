@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import BoundPlan, Plan
-from dist_net.autodiff.kernels.gemm import Products
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.gemm import Gemm
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import Dataset, epoch_order
 from dist_net.nn import Model
-from dist_net.nn.blas import quickest_products
+from dist_net.nn.blas import fastest_gemm
 from dist_net.vector import Vector
 
 
@@ -50,10 +50,10 @@ class TrainingStep:
 
     def __init__(self, model: Model, dataset: Dataset, seed: int, threads: int = 1) -> None:
         self._model = model
-        team_threads, blas_threads = (threads, 1) if model.has_convolutions else (1, threads)
+        pool_threads, blas_threads = (threads, 1) if model.has_convolutions else (1, threads)
         # BLAS shares out whole products only.
-        products = quickest_products() if blas_threads == 1 else Products()
-        self._team = Team(team_threads, products)
+        gemm = fastest_gemm() if blas_threads == 1 else Gemm()
+        self._pool = ThreadPool(pool_threads, gemm)
         self._blas = ThreadpoolController().select(user_api="blas")
         self._images = np.asarray(dataset.train_images)
         self._labels = np.asarray(dataset.train_labels)
@@ -104,12 +104,12 @@ class TrainingStep:
         self._bits.state = self._bits_state
 
     def _blas_capped(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._team.threads == 1 else self._blas.limit(limits=1)
+        return nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1)
 
     def _plan(self, size: int) -> tuple[Plan, Minibatch]:
         if size not in self._plans:
             self._plans[size] = (
-                self._model.compile_training(size, self._generator, self._team),
+                self._model.compile_training(size, self._generator, self._pool),
                 Minibatch(
                     np.empty((size, *self._model.input_shape), np.uint8), np.empty(size, np.uint8)
                 ),

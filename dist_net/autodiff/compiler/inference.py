@@ -26,15 +26,15 @@ from dist_net.autodiff.expression import (
     variable,
 )
 from dist_net.autodiff.kernels.convolution.choice import choose, images_of_a_piece
-from dist_net.autodiff.kernels.convolution.epilogue import LINEAR, Finish
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.convolution.epilogue import LINEAR, Epilogue
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.elementwise import Add, Divide, Multiply, Subtract
 from dist_net.autodiff.operations.fused_convolution import (
     FusedConvolution,
     PlannedConvolution,
-    PreparedFilter,
+    PreparedFilters,
 )
 from dist_net.autodiff.operations.joining import concatenate, part
 from dist_net.autodiff.operations.leaky_relu_gradient import LeakyRelu
@@ -55,18 +55,18 @@ class Specialised(NamedTuple):
 def specialise(
     outputs: Sequence[Expression],
     weights: Collection[str],
-    team: Team,
+    pool: ThreadPool,
     reproducible: bool = False,
     compiled: bool = False,
 ) -> Specialised:
     """The graph of ``outputs`` for weights that do not change: variables of these names.
 
-    Convolutions are computed by ``team``, and so are products with a fixed matrix.
+    Convolutions are computed by ``pool``, and so are products with a fixed matrix.
     ``reproducible``: an image's answer does not depend on the others in its batch. ``compiled``:
     with the extra ``fast``. See ``choose`` for both.
     """
     fused = _Fusion(rewrite(outputs), weights)
-    planned = _planned(fused.outputs, team, reproducible, compiled)
+    planned = _planned(fused.outputs, pool, reproducible, compiled)
     return _split(planned, weights)
 
 
@@ -110,16 +110,16 @@ class _Fusion:
         """A convolution, or a product with a fixed matrix, as one that others are drawn into."""
         match node.operation:
             case Conv2D(windows=windows, groups=groups) if id(node.inputs[1]) in self._fixed:
-                x, kernel = (self._new[id(each)] for each in node.inputs)
+                x, filters = (self._new[id(each)] for each in node.inputs)
             case MatMul() if self._multiplies_rows(node):
                 windows, groups = POINTWISE, 1
-                x, kernel = (self._new[id(each)] for each in node.inputs)
+                x, filters = (self._new[id(each)] for each in node.inputs)
                 x = reshape(x, (x.shape[0], 1, 1, x.shape[1]))
-                kernel = reshape(kernel, (1, 1, *kernel.shape))
+                filters = reshape(filters, (1, 1, *filters.shape))
             case _:
                 return None
-        bias = broadcast_to(constant(0.0, x.dtype), (kernel.shape[3],))
-        return apply(FusedConvolution(windows, groups), x, kernel, bias)
+        bias = broadcast_to(constant(0.0, x.dtype), (filters.shape[3],))
+        return apply(FusedConvolution(windows, groups), x, filters, bias)
 
     def _multiplies_rows(self, node: Expression) -> bool:
         rows, matrix = node.inputs
@@ -158,7 +158,7 @@ class _Fusion:
         fused = self._open(node)
         if fused is None or len(fused.inputs) > 3:
             return None
-        return fused if _operation(fused).finish == Finish() else None
+        return fused if _operation(fused).epilogue == Epilogue() else None
 
     def _per_channel(self, node: Expression, channels: int) -> Expression | None:
         """A fixed value for each channel, as (channels,)."""
@@ -173,8 +173,8 @@ class _Fusion:
         values = None if fused is None else self._per_channel(shift, fused.shape[3])
         if fused is None or values is None:
             return None
-        x, kernel, bias = fused.inputs
-        return apply(fused.operation, x, kernel, bias + values if sign > 0 else bias - values)
+        x, filters, bias = fused.inputs
+        return apply(fused.operation, x, filters, bias + values if sign > 0 else bias - values)
 
     def _scaled(
         self, node: Expression, scale: Expression, inverse: bool = False
@@ -183,10 +183,10 @@ class _Fusion:
         values = None if fused is None else self._per_channel(scale, fused.shape[3])
         if fused is None or values is None:
             return None
-        x, kernel, bias = fused.inputs
+        x, filters, bias = fused.inputs
         if inverse:
-            return apply(fused.operation, x, kernel / values, bias / values)
-        return apply(fused.operation, x, kernel * values, bias * values)
+            return apply(fused.operation, x, filters / values, bias / values)
+        return apply(fused.operation, x, filters * values, bias * values)
 
     def _with_residual(self, node: Expression, other: Expression) -> Expression | None:
         fused = self._open(node)
@@ -200,13 +200,11 @@ class _Fusion:
             return None
         operation = _operation(fused)
         has_residual = len(fused.inputs) > 3
-        finish = operation.finish
-        if (finish.residual_slope if has_residual else finish.slope) != LINEAR:
+        where = "residual_slope" if has_residual else "slope"
+        if getattr(operation.epilogue, where) != LINEAR:
             return None
-        bent = (
-            replace(finish, residual_slope=slope) if has_residual else replace(finish, slope=slope)
-        )
-        return apply(replace(operation, finish=bent), *fused.inputs)
+        epilogue = replace(operation.epilogue, **{where: slope})
+        return apply(replace(operation, epilogue=epilogue), *fused.inputs)
 
 
 def _first(*found: Expression | None) -> Expression | None:
@@ -219,7 +217,7 @@ def _operation(node: Expression) -> FusedConvolution:
 
 
 def _planned(
-    outputs: Sequence[Expression], team: Team, reproducible: bool, compiled: bool
+    outputs: Sequence[Expression], pool: ThreadPool, reproducible: bool, compiled: bool
 ) -> list[Expression]:
     """The graph with an algorithm for each convolution."""
     new: dict[int, Expression] = {}
@@ -227,16 +225,16 @@ def _planned(
         inputs = tuple(new[id(each)] for each in node.inputs)
         same = Expression(node.operation, inputs, node.shape, node.dtype)
         if isinstance(node.operation, FusedConvolution):
-            x, kernel, bias, *residual = inputs
+            x, filters, bias, *residual = inputs
             if reproducible:
                 piece = images_of_a_piece(node.operation.problem(node))
                 x, *residual = (_filled_up(each, piece) for each in (x, *residual))
-            whole = apply(node.operation, x, kernel, bias, *residual)
+            whole = apply(node.operation, x, filters, bias, *residual)
             problem = node.operation.problem(whole)
-            choice = choose(problem, team.threads, reproducible, compiled, team.products)
-            planned = PlannedConvolution(problem, choice, team)
+            choice = choose(problem, pool.threads, reproducible, compiled, pool.gemm)
+            planned = PlannedConvolution(problem, choice, pool)
             planned.reserve_scratch()
-            prepared = apply(PreparedFilter(problem, choice.algorithm), kernel)
+            prepared = apply(PreparedFilters(problem, choice.algorithm), filters)
             same = part(apply(planned, x, prepared, bias, *residual), 0, 0, node.shape[0])
         new[id(node)] = same
     return [new[id(each)] for each in outputs]

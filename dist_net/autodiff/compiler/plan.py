@@ -19,7 +19,7 @@ from dist_net.autodiff.compiler.rewrite import rewrite
 from dist_net.autodiff.compiler.steps import materialise, steps_of, unreshaped
 from dist_net.autodiff.expression import Constant, Expression, Variable, View, topological_order
 from dist_net.autodiff.kernels.memory import Arena
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import GraphError, ShapeError
 
 
@@ -52,8 +52,8 @@ class BoundPlan:
 class Plan:
     """The compiled form of some outputs; see ``compile``."""
 
-    def __init__(self, outputs: Sequence[Expression], team: Team, arena: Arena) -> None:
-        self._team = team
+    def __init__(self, outputs: Sequence[Expression], pool: ThreadPool, arena: Arena) -> None:
+        self._pool = pool
         self._outputs = materialise(rewrite(outputs))
         self._order = topological_order(self._outputs)
         self._steps = steps_of(self._outputs)
@@ -92,7 +92,7 @@ class Plan:
         bound = []
         for step in self._steps:
             inputs = [known[id(each)] for each in step.inputs]
-            bound.append((step.output, step.bind(inputs, known[id(step.output)], self._team)))
+            bound.append((step.output, step.bind(inputs, known[id(step.output)], self._pool)))
         return BoundPlan(bound, outputs)
 
     def _views(self, arrays: Mapping[str, Array], outputs: Sequence[Array]) -> dict[int, Array]:
@@ -145,18 +145,18 @@ def _require_apart(places: Sequence[Array], given: Sequence[Array]) -> None:
 
 
 def compile(
-    outputs: Sequence[Expression], team: Team | None = None, arena: Arena | None = None
+    outputs: Sequence[Expression], pool: ThreadPool | None = None, arena: Arena | None = None
 ) -> Plan:
     """The plan that computes ``outputs``: each node once, with as few buffers as liveness allows.
 
-    ``team``, borrowed, shares the work of a step where that pays; without one, the caller does it
-    all. BLAS has to be capped at one thread then, or its threads and the team's are in each
+    ``pool``, borrowed, shares the work of a step where that pays; without one, the caller does it
+    all. BLAS has to be capped at one thread then, or its threads and the pool's are in each
     other's way. With as many threads, each run gives the same bits. ``arena``, borrowed, holds the
     buffers; plans that have one in common share them, so that one of these may run at a time.
 
     Raises GraphError if two variables share a name but not their shape and dtype.
     """
-    return Plan(outputs, team or Team(), arena or Arena())
+    return Plan(outputs, pool or ThreadPool(), arena or Arena())
 
 
 def evaluate(outputs: Sequence[Expression], /, **arrays: Array) -> list[Array]:

@@ -25,7 +25,7 @@ from dist_net.autodiff.expression import (
     apply,
     topological_order,
 )
-from dist_net.autodiff.kernels.thread_pool import SHARED_STRIP_BYTES, Team
+from dist_net.autodiff.kernels.thread_pool import SHARED_STRIP_BYTES, ThreadPool
 from dist_net.autodiff.operations.elementwise import Elementwise
 from dist_net.autodiff.operations.selection import Cast, LogicalNot, Mask, Select
 from dist_net.autodiff.operations.shaping import Reshape
@@ -64,23 +64,23 @@ class Step:
         own = {id(node) for node in self.nodes}
         return [each for node in self.nodes for each in node.inputs if id(each) not in own]
 
-    def bind(self, inputs: Sequence[Array], out: Array, team: Team) -> list[Call]:
+    def bind(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> list[Call]:
         """The calls that read ``inputs``, in the order of ``self.inputs``, and fill ``out``."""
         if len(self.nodes) == 1:
             operation = self.output.operation
             if isinstance(operation, SharedOperation):
-                return [operation.bind_shared(inputs, out, team)]
-            if not (_is_cut(self.output) and team.shares(out.nbytes)):
+                return [operation.bind_shared(inputs, out, pool)]
+            if not (_is_cut(self.output) and pool.shares(out.nbytes)):
                 return [operation.bind(inputs, out)]
-        is_shared = team.shares(out.nbytes)
+        is_shared = pool.shares(out.nbytes)
         widest = max(node.size * node.dtype.itemsize for node in self.nodes)
         rows = max(1, (SHARED_STRIP_BYTES if is_shared else STRIP_BYTES) * len(out) // widest)
-        scratch = [self._scratch(rows) for _ in range(team.threads if is_shared else 1)]
+        scratch = [self._scratch(rows) for _ in range(pool.threads if is_shared else 1)]
         tasks = []
         for start in range(0, len(out), rows):
             strip = slice(start, min(start + rows, len(out)))
             tasks.append([self._strip_calls(inputs, out, strip, each) for each in scratch])
-        return team.calls(tasks) if is_shared else [call for (calls,) in tasks for call in calls]
+        return pool.calls(tasks) if is_shared else [call for (calls,) in tasks for call in calls]
 
     def _strip_calls(
         self, inputs: Sequence[Array], out: Array, strip: slice, scratch: dict[int, Array]

@@ -8,7 +8,7 @@ from dist_net.autodiff.arrays import Array, Shape
 
 
 @dataclass(frozen=True)
-class Line:
+class AxisWindows:
     """Windows of ``size`` every ``stride`` along an axis of a map, ``length`` elements long.
 
     There are ``results`` of them; the first begins ``before`` elements before the map.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, in_order
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 
 Floats: TypeAlias = NDArray[np.float32 | np.float64]
 
@@ -51,18 +51,18 @@ def column_sums(x: Array, out: Array) -> Call:
     return in_order([add_rows, column_sums(by_lane.reshape(-1, out.size, copy=False), out)])
 
 
-def column_dots(x: Array, y: Array, out: Array, team: Team) -> Call:
+def column_dots(x: Array, y: Array, out: Array, pool: ThreadPool) -> Call:
     """The call that fills ``out``, (columns,), with the sums of the columns of x·y.
 
-    Nothing of their size is written on the way. Each thread of ``team`` takes a part of many rows.
+    Nothing of their size is written on the way. Each thread of ``pool`` takes a part of many rows.
     """
     x_rows, y_rows = (cast(Floats, each) for each in long_rows(x, y))
-    count = min(team.threads if team.shares(x.nbytes) else 1, len(x_rows))
+    count = min(pool.threads if pool.shares(x.nbytes) else 1, len(x_rows))
     edges = [len(x_rows) * part // count for part in range(count + 1)]
     by_lane = np.empty((count, x_rows.shape[1]), x_rows.dtype)
     tasks = [
         [[partial(np.einsum, "rc,rc->c", x_rows[start:stop], y_rows[start:stop], out=total)]]
-        * team.threads
+        * pool.threads
         for total, (start, stop) in zip(by_lane, pairwise(edges), strict=True)
     ]
-    return in_order([team.call(tasks), column_sums(by_lane.reshape(-1, out.size, copy=False), out)])
+    return in_order([pool.call(tasks), column_sums(by_lane.reshape(-1, out.size, copy=False), out)])

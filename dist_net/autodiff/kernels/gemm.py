@@ -1,10 +1,10 @@
 """Matrix products: whole, or cut into pieces that BLAS multiplies as they lie.
 
 Before it multiplies, BLAS copies both matrices, to read them in order. Of few rows with a large
-kernel that copy takes as long as the product. Some BLAS have kernels for small products that need
-no copy: for those a product is cut. A kernel that stays the same is laid out for its pieces.
+matrix that copy takes as long as the product. Some BLAS have kernels for small products that need
+no copy: for those a product is cut. A matrix that stays the same is laid out for its pieces.
 
-    (K, columns) ─laid_out─▶ (bands, K, 64): what a piece reads of the kernel lies in one run
+    (K, columns) ─laid_out─▶ (bands, K, 64): what a piece reads of the matrix lies in one run
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ SMALL = 10**6  # multiplications that BLAS does without copies of its own accord
 LONGEST_ROW = 800
 
 
-class Products:
+class Gemm:
     """Each product by one call of BLAS: kernels stay (..., K, columns)."""
 
-    def laid_out(self, kernel: Array) -> Array:
-        """The kernel as ``calls`` reads it: a view, to be copied into one run of memory."""
-        return kernel
+    def laid_out(self, matrix: Array) -> Array:
+        """The matrix as ``calls`` reads it: a view, to be copied into one run of memory."""
+        return matrix
 
     def layout(self, shape: Shape) -> Shape:
-        """The shape of a kernel that is laid out."""
+        """The shape of a matrix that is laid out."""
         return shape
 
     def step(self, columns: int) -> int:
         """``part`` begins and ends at multiples of it, of so many columns."""
         return 1
 
-    def part(self, kernel: Array, columns: slice) -> Array:
-        """Some of a laid-out kernel's columns."""
-        return kernel[..., columns]
+    def part(self, matrix: Array, columns: slice) -> Array:
+        """Some of a laid-out matrix's columns."""
+        return matrix[..., columns]
 
-    def calls(self, rows: Array, kernel: Array, out: Array) -> Sequence[Call]:
-        """The calls that multiply rows (..., M, K) by a laid-out kernel into (..., M, columns)."""
-        return [partial(np.matmul, rows, kernel, out)]
+    def calls(self, rows: Array, matrix: Array, out: Array) -> Sequence[Call]:
+        """The calls that multiply rows (..., M, K) by a laid-out matrix into (..., M, columns)."""
+        return [partial(np.matmul, rows, matrix, out)]
 
     def of_matrices(self, a: Array, b: Array, out: Array) -> Call:
         """The call that multiplies (M, K) by (K, N), laid out for nothing, into (M, N)."""
@@ -58,12 +58,12 @@ class Products:
         return partial(np.dot, a, b, out)
 
 
-class SmallProducts(Products):
+class GemmInPieces(Gemm):
     """Each product in pieces: kernels become (..., bands, K, columns of a band)."""
 
-    def laid_out(self, kernel: Array) -> Array:
-        *before, bands, inner, band = self.layout(kernel.shape)
-        return kernel.reshape(*before, inner, bands, band, copy=False).swapaxes(-3, -2)
+    def laid_out(self, matrix: Array) -> Array:
+        *before, bands, inner, band = self.layout(matrix.shape)
+        return matrix.reshape(*before, inner, bands, band, copy=False).swapaxes(-3, -2)
 
     def layout(self, shape: Shape) -> Shape:
         *before, inner, columns = shape
@@ -75,20 +75,20 @@ class SmallProducts(Products):
         bands = range(WIDEST_BAND, 0, -BAND_STEP)
         return next((band for band in bands if columns % band == 0), columns)
 
-    def part(self, kernel: Array, columns: slice) -> Array:
-        band = kernel.shape[-1]
-        return kernel[..., columns.start // band : math.ceil(columns.stop / band), :, :]
+    def part(self, matrix: Array, columns: slice) -> Array:
+        band = matrix.shape[-1]
+        return matrix[..., columns.start // band : math.ceil(columns.stop / band), :, :]
 
-    def calls(self, rows: Array, kernel: Array, out: Array) -> Sequence[Call]:
+    def calls(self, rows: Array, matrix: Array, out: Array) -> Sequence[Call]:
         count, inner = rows.shape[-2:]
-        size = max(1, PIECE // (inner * kernel.shape[-1]))
+        size = max(1, PIECE // (inner * matrix.shape[-1]))
         # A power of two below the step: eight rows are cut into equal pieces, and computed alike.
         size = min(count, size // ROW_STEP * ROW_STEP or 1 << size.bit_length() - 1)
         whole = count // size * size
-        calls = [_in_pieces(rows[..., :whole, :], kernel, out[..., :whole, :], size)]
+        calls = [_in_pieces(rows[..., :whole, :], matrix, out[..., :whole, :], size)]
         if whole < count:
             rest = slice(whole, count)
-            calls.append(_in_pieces(rows[..., rest, :], kernel, out[..., rest, :], count - whole))
+            calls.append(_in_pieces(rows[..., rest, :], matrix, out[..., rest, :], count - whole))
         return calls
 
     def of_matrices(self, a: Array, b: Array, out: Array) -> Call:
@@ -101,10 +101,10 @@ class SmallProducts(Products):
         return in_order(self.calls(a, bands, out))
 
 
-def _in_pieces(rows: Array, kernel: Array, out: Array, size: int) -> Call:
+def _in_pieces(rows: Array, matrix: Array, out: Array, size: int) -> Call:
     """The call for a number of rows that ``size`` divides."""
     *before, count, inner = rows.shape
-    bands, _, band = kernel.shape[-3:]
+    bands, _, band = matrix.shape[-3:]
     cut = rows.reshape(*before, 1, count // size, size, inner, copy=False)
     into = out.reshape(*before, count // size, size, bands, band, copy=False)
-    return partial(np.matmul, cut, kernel[..., None, :, :], np.moveaxis(into, -2, -4))
+    return partial(np.matmul, cut, matrix[..., None, :, :], np.moveaxis(into, -2, -4))

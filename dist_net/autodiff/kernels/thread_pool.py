@@ -1,4 +1,4 @@
-"""A team of threads that share the work of one call, each with scratch memory of its own.
+"""A pool of threads that share the work of one call, each with scratch memory of its own.
 
 NumPy and BLAS compute without the interpreter's lock, so threads help as soon as the pieces of work
 are large. BLAS is expected to use one thread per call: then pieces, not BLAS, are what is divided.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Call, in_order
-from dist_net.autodiff.kernels.gemm import Products
+from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import aligned_bytes
 
 Task = Sequence[Sequence[Call]]
@@ -31,20 +31,20 @@ SHARED_STRIP_BYTES = 1 << 19  # so that calls are long, and few meet at the lock
 MOST_THREADS = 256  # more are a slip of the finger, and would exhaust the host
 
 
-class Team:
-    """``threads`` threads, of which the caller is the first; the others end with the team.
+class ThreadPool:
+    """``threads`` threads, of which the caller is the first; the others end with the pool.
 
-    ``products`` is how they multiply matrices: each by one call of BLAS, if left out.
+    ``gemm`` is how they multiply matrices: each by one call of BLAS, if left out.
     """
 
-    def __init__(self, threads: int = 1, products: Products | None = None) -> None:
+    def __init__(self, threads: int = 1, gemm: Gemm | None = None) -> None:
         self.threads = threads
-        self.products = products or Products()
+        self.gemm = gemm or Gemm()
         self._scratch_bytes = 0
         self._scratch: list[NDArray[np.uint8]] = []
         self._calls: list[SimpleQueue[_Round | None]] = [SimpleQueue() for _ in range(threads - 1)]
         helpers = [
-            threading.Thread(target=_follow, args=(i, calls), name=f"team-{i}", daemon=True)
+            threading.Thread(target=_follow, args=(i, calls), name=f"pool-{i}", daemon=True)
             for i, calls in enumerate(self._calls, 1)
         ]
         for helper in helpers:

@@ -10,37 +10,37 @@ import numpy as np
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import Expression, Operation
 from dist_net.autodiff.kernels.convolution.choice import Algorithm, Choice
-from dist_net.autodiff.kernels.convolution.epilogue import Finish
+from dist_net.autodiff.kernels.convolution.epilogue import Epilogue
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
 
 
 @dataclass(frozen=True)
 class FusedConvolution(Operation):
-    """``finish`` of the convolution of x by a kernel: a description, which no plan computes.
+    """``epilogue`` of the convolution of x by filters: a description, which no plan computes.
 
-    Inputs: x (N, H, W, C), kernel (kh, kw, C / groups, O), bias (O,), and perhaps a residual of
+    Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O), bias (O,), and perhaps a residual of
     the output's shape.
     """
 
     windows: Windows
     groups: int = 1
-    finish: Finish = field(default_factory=Finish)
+    epilogue: Epilogue = field(default_factory=Epilogue)
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        x, kernel = inputs[:2]
+        x, filters = inputs[:2]
         images, height, width, _ = x.shape
-        return (images, *self.windows.output(height, width), kernel.shape[3]), x.dtype
+        return (images, *self.windows.output(height, width), filters.shape[3]), x.dtype
 
     def problem(self, node: Expression) -> Problem:
         """The shapes of a node of this operation."""
         x = node.inputs[0]
-        return Problem(self.windows, self.groups, self.finish, x.shape, node.shape, x.dtype)
+        return Problem(self.windows, self.groups, self.epilogue, x.shape, node.shape, x.dtype)
 
 
 @dataclass(frozen=True)
-class PreparedFilter(Operation):
+class PreparedFilters(Operation):
     """A convolution's filter, laid out or transformed as an algorithm reads it."""
 
     problem: Problem
@@ -51,24 +51,24 @@ class PreparedFilter(Operation):
         return self.algorithm.prepared_shape(self.problem), self.problem.dtype
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        (kernel,) = inputs
+        (filters,) = inputs
 
         def prepare() -> None:
-            np.copyto(out, self.algorithm.prepare(self.problem, kernel))
+            np.copyto(out, self.algorithm.prepare(self.problem, filters))
 
         return prepare
 
 
 @dataclass(frozen=True, eq=False)
 class PlannedConvolution(Operation):
-    """A fused convolution by a chosen algorithm, block by block, on a team of threads.
+    """A fused convolution by a chosen algorithm, block by block, on a pool of threads.
 
-    Inputs: x, the kernel as the algorithm has prepared it, bias, and perhaps a residual.
+    Inputs: x, the filters as the algorithm has prepared them, bias, and perhaps a residual.
     """
 
     problem: Problem
     choice: Choice
-    team: Team
+    pool: ThreadPool
     reads_contiguous = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
@@ -78,18 +78,18 @@ class PlannedConvolution(Operation):
         x, prepared, bias, *residual = inputs
         arrays = Arrays(x, prepared, bias, residual[0] if residual else None, out)
         algorithm = self.choice.algorithm
-        return self.team.call(
+        return self.pool.call(
             [
                 [
-                    algorithm.calls(self.problem, block, arrays, self.team.scratch(thread))
-                    for thread in range(self.team.threads)
+                    algorithm.calls(self.problem, block, arrays, self.pool.scratch(thread))
+                    for thread in range(self.pool.threads)
                 ]
                 for block in self.choice.blocking.blocks(self.problem.out, algorithm.row_step)
             ]
         )
 
     def reserve_scratch(self) -> None:
-        """Asks the team for the memory that the largest block needs."""
+        """Asks the pool for the memory that the largest block needs."""
         algorithm = self.choice.algorithm
         blocks = self.choice.blocking.blocks(self.problem.out, algorithm.row_step)
-        self.team.reserve(max(algorithm.scratch_bytes(self.problem, block) for block in blocks))
+        self.pool.reserve(max(algorithm.scratch_bytes(self.problem, block) for block in blocks))

@@ -39,11 +39,11 @@ class LeakyRelu(Elementwise):
     def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
         if self.slope == 0:
             return (mask(g, greater(y, 0.0)),)
-        return (apply(Bend(self.slope), g, y),)
+        return (apply(LeakyReluGradient(self.slope), g, y),)
 
 
 @dataclass(frozen=True)
-class Bend(Elementwise):
+class LeakyReluGradient(Elementwise):
     """g where y is above 0, ``slope`` times g elsewhere."""
 
     slope: float

@@ -10,7 +10,7 @@ import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import Expression, Operand, apply
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.broadcasting import operands, same_dtype
 from dist_net.autodiff.operations.reduction import sum_to_shape
 from dist_net.autodiff.operations.shaping import reshape, transpose
@@ -35,10 +35,10 @@ class MatMul(SharedOperation):
             raise misfit(a, b)
         return (*stack, a.shape[-2], b.shape[-1]), dtype
 
-    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         a, b = inputs
         if a.ndim == b.ndim == 2:
-            return team.products.of_matrices(a, b, out)
+            return pool.gemm.of_matrices(a, b, out)
         return partial(np.matmul, a, b, out)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:

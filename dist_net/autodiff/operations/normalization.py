@@ -16,7 +16,7 @@ import numpy as np
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.expression import Expression, apply, constant
 from dist_net.autodiff.kernels.columns import column_dots, column_sums, long_rows
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.broadcasting import same_dtype
 from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
 from dist_net.autodiff.operations.shaping import reshape
@@ -36,11 +36,11 @@ class Variance(SharedOperation):
         x, center = inputs
         return center.shape, x.dtype
 
-    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         x, center = inputs
         total, square, is_far = np.empty_like(out), np.empty_like(out), np.empty(out.shape, bool)
         share = out.dtype.type(1 / len(x))
-        add_squares = column_dots(x, x, total, team)
+        add_squares = column_dots(x, x, total, pool)
         add_differences = _squared_differences(x, center, total)
 
         def compute_variance() -> None:
@@ -70,9 +70,9 @@ class ColumnDots(SharedOperation):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return inputs[0].shape[1:], same_dtype("column dots", *inputs)
 
-    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         x, y = inputs
-        return column_dots(x, y, out, team)
+        return column_dots(x, y, out, pool)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, y = node.inputs
@@ -91,7 +91,7 @@ class ScaleAndShift(SharedOperation):
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return inputs[1].shape, same_dtype("scale and shift", *inputs)
 
-    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         shift, *terms = inputs
         target, *matrices = long_rows(out, *terms[::2])
         vectors = [shift, *terms[1::2]]
@@ -106,7 +106,7 @@ class ScaleAndShift(SharedOperation):
             parts = [each[strip] for each in matrices]
             return _scaled_and_shifted(parts, scales, wide_shift, target[strip], spare)
 
-        return in_order([*widen, by_strip(target, spare_shapes, calls, team)])
+        return in_order([*widen, by_strip(target, spare_shapes, calls, pool)])
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         _, *terms = node.inputs
@@ -170,7 +170,7 @@ def _squared_differences(x: Array, center: Array, out: Array) -> Call:
     lanes = np.empty((rows.shape[1] // len(center), len(center)), out.dtype)
     total, part = np.empty((2, rows.shape[1]), out.dtype)
     calls: list[Call] = [partial(np.copyto, lanes, center), partial(total.fill, 0)]
-    parts, alone = strips(rows), Team()  # as it is seldom called
+    parts, alone = strips(rows), ThreadPool()  # as it is seldom called
     spare = np.empty_like(rows[parts[0]])
     for strip in parts:
         differences = spare[: strip.stop - strip.start]

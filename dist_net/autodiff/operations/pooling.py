@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from dist_net.autodiff.expression import Expression, apply, constant
-from dist_net.autodiff.kernels.axis_windows import Line
+from dist_net.autodiff.kernels.axis_windows import AxisWindows
 from dist_net.autodiff.kernels.windows import Padding, Pair, windows
 from dist_net.autodiff.operations.window_maxima import WindowMaximum
 from dist_net.autodiff.operations.window_sums import WindowSum
@@ -30,10 +30,10 @@ def max_pool(
     elements that tie, the first of a window, row by row, has the gradient. Raises ShapeError if
     the windows do not fit or one has nothing but padding, DTypeError unless ``x`` is a float.
     """
-    down, across = _lines("max_pool", x, size, stride, padding)
-    for line in (across, down):  # rows first, so that of maxima the one in the first row is first
-        if not line.changes_nothing:
-            x = apply(WindowMaximum(line), x)
+    down, across = _sides("max_pool", x, size, stride, padding)
+    for side in (across, down):  # rows first, so that of maxima the one in the first row is first
+        if not side.changes_nothing:
+            x = apply(WindowMaximum(side), x)
     return x
 
 
@@ -47,19 +47,19 @@ def average_pool(
 
     Parameters and errors as for ``max_pool``.
     """
-    down, across = _lines("average_pool", x, size, stride, padding)
+    down, across = _sides("average_pool", x, size, stride, padding)
     counts = np.multiply.outer(down.counts(), across.counts())
-    for line in (down, across):
-        if not line.changes_nothing:
-            x = apply(WindowSum(line), x)
+    for side in (down, across):
+        if not side.changes_nothing:
+            x = apply(WindowSum(side), x)
     if (counts == counts[0, 0]).all():
         return x * (1 / float(counts[0, 0]))
     return x * constant((1 / counts[:, :, np.newaxis]).astype(x.dtype))
 
 
-def _lines(
+def _sides(
     name: str, x: Expression, size: int | Pair, stride: int | Pair | None, padding: Padding
-) -> list[Line]:
+) -> list[AxisWindows]:
     """The windows' sides: down, along axis 1, and across, along axis 2."""
     if x.ndim != 4:
         raise ShapeError(f"{name}: shape {x.shape}; expected a map (N, H, W, C)")
@@ -68,13 +68,15 @@ def _lines(
     map_size = x.shape[1], x.shape[2]
     seen = windows(size, size if stride is None else stride, padding, map_size)
     results = seen.output(*map_size)
-    lines = [
-        Line(i + 1, seen.size[i], seen.stride[i], seen.padding[i][0], map_size[i], results[i])
-        for i in range(2)
+    sides = [
+        AxisWindows(axis, size, stride, padding[0], length, count)
+        for axis, size, stride, padding, length, count in zip(
+            (1, 2), seen.size, seen.stride, seen.padding, map_size, results, strict=True
+        )
     ]
-    if min(*lines[0].counts(), *lines[1].counts()) < 1:
+    if min(*sides[0].counts(), *sides[1].counts()) < 1:
         raise ShapeError(
             f"{name}: a window of {seen.size} every {seen.stride} has nothing but padding "
             f"{seen.padding} in a map of {map_size}; expected less padding than window on each side"
         )
-    return lines
+    return sides

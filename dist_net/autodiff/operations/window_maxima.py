@@ -12,33 +12,33 @@ import numpy as np
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.expression import Expression, apply
 from dist_net.autodiff.kernels.memory import copy_in_runs
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.threaded import SharedOperation, by_strip
-from dist_net.autodiff.operations.window_sums import Combined, OfLines
+from dist_net.autodiff.operations.window_sums import AxisWindowsOperation, WindowReduction
 
 
 @dataclass(frozen=True)
-class WindowMaximum(Combined):
+class WindowMaximum(WindowReduction):
     """The largest element of each window; of those that tie, the first has the gradient."""
 
     ufunc = np.maximum
     of_none = -math.inf
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        return (apply(WindowMaximumGradient(self.line), *node.inputs, node, cotangent),)
+        return (apply(WindowMaximumGradient(self.windows), *node.inputs, node, cotangent),)
 
 
 @dataclass(frozen=True)
-class WindowMaximumGradient(OfLines, SharedOperation):
+class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
     """Each window's cotangent at its first maximum. Inputs: the map, its maxima, cotangents."""
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return inputs[0].shape, inputs[0].dtype
 
-    def bind_shared(self, inputs: Sequence[Array], out: Array, team: Team) -> Call:
+    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         x, maxima, cotangent = inputs
         # The usual case: the second of two takes what the first has left.
-        is_of_two = self.line.is_partition and len(self.line.taps()) == 2
+        is_of_two = self.windows.is_partition and len(self.windows.taps()) == 2
         is_gathered = is_of_two and self.is_scattered(x)
         spares = 1 if is_of_two else 3
         through = self._gathered if is_gathered else self._of_two if is_of_two else self._of_many
@@ -49,30 +49,32 @@ class WindowMaximumGradient(OfLines, SharedOperation):
         def spare_shapes(strip: slice) -> Sequence[Shape]:
             return [maxima[strip].shape] * spares
 
-        return by_strip(maxima, spare_shapes, calls, team)
+        return by_strip(maxima, spare_shapes, calls, pool)
 
     def _of_two(
         self, x: Array, maxima: Array, cotangent: Array, out: Array, hit: Array
     ) -> Sequence[Call]:
-        (_, first), (where, second) = self.line.taps()
-        share, rest = self.line.of(out, first), self.line.of(out, second)
+        (_, first), (where, second) = self.windows.taps()
+        share, rest = self.windows.of(out, first), self.windows.of(out, second)
         return [
-            partial(np.equal, self.line.of(x, first), maxima, hit),
+            partial(np.equal, self.windows.of(x, first), maxima, hit),
             partial(np.multiply, cotangent, hit, share),
-            partial(np.subtract, self.line.of(cotangent, where), self.line.of(share, where), rest),
+            partial(
+                np.subtract, self.windows.of(cotangent, where), self.windows.of(share, where), rest
+            ),
         ]
 
     def _gathered(
         self, x: Array, maxima: Array, cotangent: Array, out: Array, share: Array
     ) -> Sequence[Call]:
-        (_, first), (where, second) = self.line.taps()
+        (_, first), (where, second) = self.windows.taps()
         return [
-            copy_in_runs(share, self.line.of(x, first)),
+            copy_in_runs(share, self.windows.of(x, first)),
             partial(np.equal, share, maxima, share),
             partial(np.multiply, share, cotangent, share),
-            copy_in_runs(self.line.of(out, first), share),
+            copy_in_runs(self.windows.of(out, first), share),
             partial(np.subtract, cotangent, share, share),
-            copy_in_runs(self.line.of(out, second), self.line.of(share, where)),
+            copy_in_runs(self.windows.of(out, second), self.windows.of(share, where)),
         ]
 
     def _of_many(
@@ -86,13 +88,13 @@ class WindowMaximumGradient(OfLines, SharedOperation):
         share: Array,
     ) -> Sequence[Call]:
         """At each place in turn, a maximum takes what is ``left`` of its window's cotangent."""
-        line = self.line
+        windows = self.windows
         calls: list[Call] = [partial(np.copyto, left, cotangent), partial(out.fill, 0)]
-        for where, elements in line.taps():
-            hits, shares, rest = (line.of(each, where) for each in (hit, share, left))
-            target = line.of(out, elements)
+        for where, elements in windows.taps():
+            hits, shares, rest = (windows.of(each, where) for each in (hit, share, left))
+            target = windows.of(out, elements)
             calls += [
-                partial(np.equal, line.of(x, elements), line.of(maxima, where), hits),
+                partial(np.equal, windows.of(x, elements), windows.of(maxima, where), hits),
                 partial(np.multiply, rest, hits, shares),
                 partial(np.subtract, rest, shares, rest),
                 partial(np.add, target, shares, target),
@@ -101,11 +103,11 @@ class WindowMaximumGradient(OfLines, SharedOperation):
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, maxima, _ = node.inputs
-        return None, None, apply(ElementAtMaximum(self.line), x, maxima, cotangent)
+        return None, None, apply(ElementAtMaximum(self.windows), x, maxima, cotangent)
 
 
 @dataclass(frozen=True)
-class ElementAtMaximum(OfLines):
+class ElementAtMaximum(AxisWindowsOperation):
     """Of each window of the third input, the element where the first has its first maximum.
 
     Inputs: a map, its maxima, another map.
@@ -119,19 +121,21 @@ class ElementAtMaximum(OfLines):
         free, hit = np.empty(out.shape, np.bool_), np.empty(out.shape, np.bool_)
         share = np.empty_like(out)
         calls: list[Call] = [partial(free.fill, True), partial(out.fill, 0)]
-        for where, elements in self.line.taps():
+        for where, elements in self.windows.taps():
             hits, frees, shares, target = (
-                self.line.of(each, where) for each in (hit, free, share, out)
+                self.windows.of(each, where) for each in (hit, free, share, out)
             )
             calls += [
-                partial(np.equal, self.line.of(x, elements), self.line.of(maxima, where), hits),
+                partial(
+                    np.equal, self.windows.of(x, elements), self.windows.of(maxima, where), hits
+                ),
                 partial(np.logical_and, hits, frees, hits),
                 partial(np.greater, frees, hits, frees),
-                partial(np.multiply, self.line.of(other, elements), hits, shares),
+                partial(np.multiply, self.windows.of(other, elements), hits, shares),
                 partial(np.add, target, shares, target),
             ]
         return in_order(calls)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, maxima, _ = node.inputs
-        return None, None, apply(WindowMaximumGradient(self.line), x, maxima, cotangent)
+        return None, None, apply(WindowMaximumGradient(self.windows), x, maxima, cotangent)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dist_net.autodiff.kernels import columns
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 
 SHAPES = [(1, 1), (5, 3), (64, 1), (50176, 16), (4099, 17), (96, 1500)]
 
@@ -43,7 +43,7 @@ def test_sums_of_columns(shape, order):
         add()
         np.testing.assert_allclose(out, x.sum(0), rtol=1e-11, atol=1e-11)
     for threads in (1, 3):
-        multiply_and_add = columns.column_dots(x, y, out, Team(threads))
+        multiply_and_add = columns.column_dots(x, y, out, ThreadPool(threads))
         for _ in range(2):
             multiply_and_add()
             np.testing.assert_allclose(out, (x * y).sum(0), rtol=1e-11, atol=1e-11)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from dist_net.autodiff.kernels.convolution.blocks import Blocking
 from dist_net.autodiff.kernels.convolution.choice import choose
-from dist_net.autodiff.kernels.convolution.epilogue import Finish
+from dist_net.autodiff.kernels.convolution.epilogue import Epilogue
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
 from dist_net.errors import MissingExtraError
 from dist_net.nn import (
@@ -41,7 +41,7 @@ pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 from dist_net import compiling
 from dist_net.autodiff.kernels.compiled import im2row as compiled
 from dist_net.autodiff.kernels.compiled import line_transforms as compiled_lines
-from dist_net.autodiff.kernels.compiled import strided_tiles as compiled_halving
+from dist_net.autodiff.kernels.compiled import strided_tiles as compiled_strided
 from dist_net.autodiff.kernels.compiled import tiles as compiled_tiles
 from dist_net.autodiff.kernels.compiled import vectors as jit
 from dist_net.autodiff.kernels.compiled import winograd as compiled_winograd
@@ -57,8 +57,8 @@ LOOPS = [
     compiled_tiles.to_points_4,
     compiled_tiles.from_points_2,
     compiled_tiles.from_points_4,
-    compiled_halving.to_points_halving,
-    compiled_halving.from_points_halving,
+    compiled_strided.to_points_strided,
+    compiled_strided.from_points_strided,
 ]
 
 
@@ -66,7 +66,7 @@ def problem_of(x, filters, size=3, stride=1, padding=None, groups=1, dtype=np.fl
     sides = padding or ((size // 2, size // 2), (size // 2, size // 2))
     windows = Windows((size, size), (stride, stride), sides)
     out = (x[0], *windows.output(x[1], x[2]), filters)
-    return Problem(windows, groups, Finish(0.1, 0.0), x, out, np.dtype(dtype))
+    return Problem(windows, groups, Epilogue(0.1, 0.0), x, out, np.dtype(dtype))
 
 
 def arrays_of(problem, with_residual):
@@ -84,22 +84,22 @@ def arrays_of(problem, with_residual):
 def computed(algorithm, problem, blocking, with_residual=False, threads=1):
     """The output, a new array, from scratch that holds NaN."""
     arrays = arrays_of(problem, with_residual)
-    prepared = np.ascontiguousarray(algorithm.prepare(problem, arrays.kernel))
+    prepared = np.ascontiguousarray(algorithm.prepare(problem, arrays.filters))
     assert prepared.shape == algorithm.prepared_shape(problem)
     for each in (arrays.x, arrays.bias, prepared):
         each.flags.writeable = False  # as a mapped file of prepared kernels is
     bound = Arrays(arrays.x, prepared, arrays.bias, arrays.residual, arrays.out)
     blocks = list(blocking.blocks(problem.out, algorithm.row_step))
-    team = Team(threads)
-    team.reserve(max(algorithm.scratch_bytes(problem, block) for block in blocks))
+    pool = ThreadPool(threads)
+    pool.reserve(max(algorithm.scratch_bytes(problem, block) for block in blocks))
     for thread in range(threads):
-        team.scratch(thread)[:] = 0xFF
+        pool.scratch(thread)[:] = 0xFF
     tasks = [
-        [algorithm.calls(problem, block, bound, team.scratch(i)) for i in range(threads)]
+        [algorithm.calls(problem, block, bound, pool.scratch(i)) for i in range(threads)]
         for block in blocks
     ]
-    team.call(tasks)()
-    team.close()
+    pool.call(tasks)()
+    pool.close()
     return arrays.out
 
 
@@ -246,7 +246,7 @@ def loops_in_python(monkeypatch):
 
         return run
 
-    for module in (compiled, compiled_halving, compiled_lines, compiled_tiles, compiled_winograd):
+    for module in (compiled, compiled_strided, compiled_lines, compiled_tiles, compiled_winograd):
         for name, value in list(vars(module).items()):
             if hasattr(value, "py_func"):
                 is_loop = value in LOOPS
@@ -263,7 +263,7 @@ def test_no_loop_of_winograd_leaves_its_arrays(loops_in_python):
             problem = winograd_problem(x, filters, stride)
             fast, plain = CompiledWinograd(m, stride), Winograd(m, stride)
             require_same(fast, plain, problem, blocking, True)
-    ends = {"2", "4", "halving"}
+    ends = {"2", "4", "strided"}
     assert {f"{way}_points_{end}" for way in ("to", "from") for end in ends} <= {*loops_in_python}
 
 
@@ -297,11 +297,11 @@ def test_a_loop_is_compiled_once_for_one_signature(loop):
 
 SECOND_PROCESS = """
 from dist_net.autodiff.kernels.compiled import im2row as compiled
-from dist_net.autodiff.kernels.compiled import strided_tiles as compiled_halving
+from dist_net.autodiff.kernels.compiled import strided_tiles as compiled_strided
 from dist_net.autodiff.kernels.compiled import tiles as compiled_tiles
 loops = (compiled.write_rows, compiled.finish_product, compiled_tiles.to_points_2,
          compiled_tiles.to_points_4, compiled_tiles.from_points_2, compiled_tiles.from_points_4,
-         compiled_halving.to_points_halving, compiled_halving.from_points_halving)
+         compiled_strided.to_points_strided, compiled_strided.from_points_strided)
 print([sum(loop.stats.cache_misses.values()) for loop in loops])
 """
 

@@ -11,13 +11,13 @@ from scipy.signal import correlate
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
-from dist_net.autodiff.kernels.convolution import patches as unrolled
+from dist_net.autodiff.kernels.convolution import patches
 from dist_net.autodiff.kernels.convolution.training import (
     convolve,
+    filter_gradient,
     input_gradient,
-    kernel_gradient,
 )
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import windows
 from dist_net.errors import DTypeError, ShapeError
 
@@ -132,10 +132,10 @@ def test_first_and_second_derivatives_agree_with_differences(geometry):
 
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 def test_it_does_not_matter_how_it_is_cut_into_strips(geometry, monkeypatch):
-    monkeypatch.setattr(unrolled, "STRIP_BYTES", 1)
+    monkeypatch.setattr(patches, "STRIP_BYTES", 1)
     x, kernel, *how = geometry
     for pixels in (1, 5, 20):
-        monkeypatch.setattr(unrolled, "FEWEST_PIXELS", pixels)
+        monkeypatch.setattr(patches, "FEWEST_PIXELS", pixels)
         agree(draw(*x), draw(*kernel), *how)
 
 
@@ -234,18 +234,18 @@ def test_second_derivatives_are_those_of_autograd():
 def test_several_threads_find_the_same_and_the_same_bits_each_time(
     threads, stride, groups, monkeypatch
 ):
-    monkeypatch.setattr(unrolled, "STRIP_BYTES", 1)
-    monkeypatch.setattr(unrolled, "FEWEST_PIXELS", 8)
+    monkeypatch.setattr(patches, "STRIP_BYTES", 1)
+    monkeypatch.setattr(patches, "FEWEST_PIXELS", 8)
     x, kernel = draw(5, 7, 6, 6), draw(3, 3, 6 // groups, 4)
     seen = windows(3, stride, 1, (7, 6))
     expected = by_scipy(x, kernel, seen, groups)
     cotangent = draw(*expected.shape)
     out = [np.empty(shape) for shape in (expected.shape, x.shape, kernel.shape)]
-    team = Team(threads)
+    pool = ThreadPool(threads)
     calls = [
-        convolve(seen, groups, x, kernel, out[0], team),
-        input_gradient(seen, groups, cotangent, kernel, out[1], team),
-        kernel_gradient(seen, groups, x, cotangent, out[2], team),
+        convolve(seen, groups, x, kernel, out[0], pool),
+        input_gradient(seen, groups, cotangent, kernel, out[1], pool),
+        filter_gradient(seen, groups, x, cotangent, out[2], pool),
     ]
     first = []
     for call, result in zip(calls, out, strict=True):
@@ -259,7 +259,7 @@ def test_several_threads_find_the_same_and_the_same_bits_each_time(
             result.fill(np.nan)
             call()
             np.testing.assert_array_equal(result, value)
-    team.close()
+    pool.close()
 
 
 LAYOUTS = {
@@ -384,12 +384,12 @@ def test_dtypes_that_differ_or_are_no_floats_are_refused():
 @pytest.mark.parametrize("height", [28, 27, 7])
 def test_each_line_is_in_one_strip_of_about_equal_ones_that_fit_the_cache(height):
     x = np.empty((64, height, 28, 16), np.float32)
-    everything = unrolled.Unrolled(x, (3, 3), (1, 1), (1, 1), (height, 28), 1)
+    everything = patches.Patches(x, (3, 3), (1, 1), (1, 1), (height, 28), 1)
     seen, lines = np.zeros((64, height), int), []
     for strip in everything.strips():
         seen[strip.images, strip.rows] += 1
         _, (groups, pixels, length) = everything.shapes(strip)
-        assert groups * pixels * length * 4 <= unrolled.STRIP_BYTES
+        assert groups * pixels * length * 4 <= patches.STRIP_BYTES
         lines.append(pixels // 28)
     assert (seen == 1).all()
     assert max(lines) - min(lines) <= 1

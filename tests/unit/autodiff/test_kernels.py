@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 
 from dist_net.autodiff.kernels.convolution.blocks import Block, Blocking
 from dist_net.autodiff.kernels.convolution.choice import choose, images_of_a_piece
-from dist_net.autodiff.kernels.convolution.epilogue import Finish
+from dist_net.autodiff.kernels.convolution.epilogue import Epilogue
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd, transforms
-from dist_net.autodiff.kernels.gemm import PIECE, Products, SmallProducts
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.gemm import PIECE, Gemm, GemmInPieces
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
 
 FLOAT32 = np.dtype(np.float32)
 WHOLE = Blocking(images=99, rows=99, channels=999)
 
 
-def problem_of(x, filters, size=3, stride=1, padding=None, groups=1, finish=None):
+def problem_of(x, filters, size=3, stride=1, padding=None, groups=1, epilogue=None):
     sides = padding or ((size // 2, size // 2), (size // 2, size // 2))
     windows = Windows((size, size), (stride, stride), sides)
     out = (x[0], *windows.output(x[1], x[2]), filters)
-    return Problem(windows, groups, finish or Finish(), x, out, FLOAT32)
+    return Problem(windows, groups, epilogue or Epilogue(), x, out, FLOAT32)
 
 
 def arrays_of(problem, seed=0, with_residual=False):
@@ -55,33 +55,33 @@ def expected(problem, arrays):
         window = window[..., group * inner : (group + 1) * inner]
         filters = slice(group * outer, (group + 1) * outer)
         out[:, row, column, filters] = np.tensordot(
-            window, arrays.kernel[..., filters].astype(np.float64), 3
+            window, arrays.filters[..., filters].astype(np.float64), 3
         )
     out += arrays.bias
-    out = np.maximum(out, out * problem.finish.slope)
+    out = np.maximum(out, out * problem.epilogue.slope)
     if arrays.residual is not None:
         out += arrays.residual
-        out = np.maximum(out, out * problem.finish.residual_slope)
+        out = np.maximum(out, out * problem.epilogue.residual_slope)
     return out
 
 
 def computed(algorithm, problem, arrays, blocking=WHOLE, threads=1):
     """The output by ``algorithm``, with whatever its scratch happened to hold."""
-    prepared = np.ascontiguousarray(algorithm.prepare(problem, arrays.kernel))
+    prepared = np.ascontiguousarray(algorithm.prepare(problem, arrays.filters))
     assert prepared.shape == algorithm.prepared_shape(problem)
     blocks = list(blocking.blocks(problem.out, algorithm.row_step))
-    team = Team(threads)
-    team.reserve(max(algorithm.scratch_bytes(problem, block) for block in blocks))
+    pool = ThreadPool(threads)
+    pool.reserve(max(algorithm.scratch_bytes(problem, block) for block in blocks))
     bound = Arrays(arrays.x, prepared, arrays.bias, arrays.residual, arrays.out)
     for thread in range(threads):
-        team.scratch(thread).view(np.uint8)[:] = 0xFF  # NaN, as float32
-    team.call(
+        pool.scratch(thread).view(np.uint8)[:] = 0xFF  # NaN, as float32
+    pool.call(
         [
-            [algorithm.calls(problem, block, bound, team.scratch(i)) for i in range(threads)]
+            [algorithm.calls(problem, block, bound, pool.scratch(i)) for i in range(threads)]
             for block in blocks
         ]
     )()
-    team.close()
+    pool.close()
     return arrays.out
 
 
@@ -93,15 +93,15 @@ def require_close(problem, arrays, out, tolerance=1e-5):
 @pytest.mark.parametrize(
     "blocking", [WHOLE, Blocking(1, 4, 999), Blocking(2, 99, 999), Blocking(1, 5, 5)]
 )
-@pytest.mark.parametrize("products", [Products(), SmallProducts()])
+@pytest.mark.parametrize("gemm", [Gemm(), GemmInPieces()])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("m", [2, 4])
-def test_winograd_is_the_convolution(m, stride, products, blocking):
+def test_winograd_is_the_convolution(m, stride, gemm, blocking):
     shape = (3, 8 * stride, 12 * stride, 16)
-    problem = problem_of(shape, 20, stride=stride, finish=Finish(0.1, 0.0))
+    problem = problem_of(shape, 20, stride=stride, epilogue=Epilogue(0.1, 0.0))
     arrays = arrays_of(problem, with_residual=True)
-    algorithm = Winograd(m, stride, products)
-    if isinstance(products, SmallProducts):
+    algorithm = Winograd(m, stride, gemm)
+    if isinstance(gemm, GemmInPieces):
         blocking = replace(blocking, channels=999)  # 20 channels make a single band
     require_close(problem, arrays, computed(algorithm, problem, arrays, blocking))
 
@@ -122,7 +122,7 @@ def test_winograd_is_the_convolution(m, stride, products, blocking):
 )
 @pytest.mark.parametrize("blocking", [WHOLE, Blocking(1, 2, 999)])
 def test_im2row_is_the_convolution(x, options, blocking):
-    problem = problem_of(x, 8, finish=Finish(0.1), **options)
+    problem = problem_of(x, 8, epilogue=Epilogue(0.1), **options)
     arrays = arrays_of(problem)
     require_close(problem, arrays, computed(Im2Row(), problem, arrays, blocking))
 
@@ -141,16 +141,16 @@ def test_channels_may_be_shared_out():
     st.booleans(),
     st.booleans(),
     st.integers(1, 3),
-    st.sampled_from([Products(), SmallProducts()]),
+    st.sampled_from([Gemm(), GemmInPieces()]),
 )
 @settings(max_examples=100, deadline=None)
 def test_whatever_is_chosen_is_the_convolution(
-    x, filters, size, stride, with_residual, reproducible, threads, products
+    x, filters, size, stride, with_residual, reproducible, threads, gemm
 ):
     x = (x[0], max(x[1], size), max(x[2], size), x[3])
-    problem = problem_of(x, filters, size, stride, finish=Finish(0.0, 0.1))
+    problem = problem_of(x, filters, size, stride, epilogue=Epilogue(0.0, 0.1))
     arrays = arrays_of(problem, with_residual=with_residual)
-    choice = choose(problem, threads, reproducible, products=products)
+    choice = choose(problem, threads, reproducible, gemm=gemm)
     out = computed(choice.algorithm, problem, arrays, choice.blocking, threads)
     require_close(problem, arrays, out)
 
@@ -180,8 +180,8 @@ def test_the_algorithm_depends_on_the_layer(x, filters, stride, name):
 )
 def test_kernels_are_laid_out_in_bands_of_whole_vectors(filters, band):
     kernel = np.arange(3 * 5 * filters, dtype=np.float32).reshape(3, 5, filters)
-    products = SmallProducts()
-    bands = np.ascontiguousarray(products.laid_out(kernel))
+    gemm = GemmInPieces()
+    bands = np.ascontiguousarray(gemm.laid_out(kernel))
     assert bands.shape == (3, filters // band, 5, band)
     assert np.array_equal(np.concatenate(bands.swapaxes(0, 1), axis=-1), kernel)
 
@@ -193,11 +193,11 @@ def test_a_product_in_pieces_is_the_product(count):
     random = np.random.default_rng(0)
     rows = random.standard_normal((2, count, inner), np.float32)
     kernel = random.standard_normal((2, inner, columns), np.float32)
-    products = SmallProducts()
-    bands = np.ascontiguousarray(products.laid_out(kernel))
+    gemm = GemmInPieces()
+    bands = np.ascontiguousarray(gemm.laid_out(kernel))
     half = slice(64, 128)
     out = np.full((2, count, 64), np.nan, np.float32)
-    for call in products.calls(rows, products.part(bands, half), out):
+    for call in gemm.calls(rows, gemm.part(bands, half), out):
         call()
     exact = rows.astype(np.float64) @ kernel[..., half]
     assert np.abs(out - exact).max() <= 1e-5 * np.abs(exact).max()
@@ -208,14 +208,14 @@ def test_eight_rows_are_cut_into_equal_pieces(inner):
     random = np.random.default_rng(0)
     rows, kernel = random.standard_normal((8, inner), "f"), random.standard_normal((inner, 64), "f")
     out = np.empty((8, 64), np.float32)
-    (call,) = SmallProducts().calls(rows, kernel[None], out)
+    (call,) = GemmInPieces().calls(rows, kernel[None], out)
     call()
     np.testing.assert_allclose(out, rows @ kernel, rtol=1e-4, atol=1e-3)
 
 
 def test_threads_share_out_whole_bands():
     problem = problem_of((1, 8, 8, 512), 192)
-    choice = choose(problem, 2, products=SmallProducts())
+    choice = choose(problem, 2, gemm=GemmInPieces())
     assert choice.blocking.channels == 128
 
 
@@ -270,8 +270,8 @@ def test_the_transforms_are_exact(m, stride):
     assert np.allclose(a @ (points * (b @ signal)), direct, atol=1e-12)
 
 
-def test_a_team_shares_its_tasks_and_hands_on_an_error():
-    team = Team(2)
+def test_a_pool_shares_its_tasks_and_hands_on_an_error():
+    pool = ThreadPool(2)
     met = threading.Barrier(2)
     names = []
 
@@ -279,7 +279,7 @@ def test_a_team_shares_its_tasks_and_hands_on_an_error():
         met.wait(10)  # passes only when two threads are here at once
         names.append(threading.current_thread().name)
 
-    team.call([[[meet], [meet]], [[meet], [meet]]])()
+    pool.call([[[meet], [meet]], [[meet], [meet]]])()
     assert len(set(names)) == 2
 
     def fail():
@@ -287,17 +287,17 @@ def test_a_team_shares_its_tasks_and_hands_on_an_error():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        team.call([[[fail], [fail]], [[fail], [fail]]])()
-    team.call([[[meet], [meet]], [[meet], [meet]]])()  # and goes on working
+        pool.call([[[fail], [fail]], [[fail], [fail]]])()
+    pool.call([[[meet], [meet]], [[meet], [meet]]])()  # and goes on working
     assert len(names) == 4
-    team.close()
+    pool.close()
 
 
-def test_a_team_ends_with_its_owner():
-    team = Team(3)
-    assert sum(thread.name.startswith("team-") for thread in threading.enumerate()) == 2
-    del team
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("team-")]
+def test_a_pool_ends_with_its_owner():
+    pool = ThreadPool(3)
+    assert sum(thread.name.startswith("pool-") for thread in threading.enumerate()) == 2
+    del pool
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("pool-")]
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_products_of_matrices_are_cut_where_that_is_quicker(
     a = a.T if transposed else a
     b = random.standard_normal((inner, columns), np.float32)
     out = np.full((rows, columns), np.nan, np.float32)
-    call = SmallProducts().of_matrices(a, b, out)
+    call = GemmInPieces().of_matrices(a, b, out)
     assert (getattr(call, "func", None) is not np.dot) == is_cut
     call()
     exact = a.astype(np.float64) @ b

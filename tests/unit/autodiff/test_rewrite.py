@@ -10,7 +10,7 @@ from dist_net.autodiff.compiler import rewrite
 from dist_net.autodiff.compiler.inference import specialise
 from dist_net.autodiff.compiler.steps import is_computed
 from dist_net.autodiff.expression import Operation, apply, topological_order
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.errors import GraphError
 
@@ -137,7 +137,7 @@ def test_what_is_random_is_computed_at_each_run_whatever_its_inputs_are():
     assert not np.array_equal(bound.run()[0].copy(), bound.run()[0])
 
     noise = apply(Noise(), ad.variable("weight", (3,)))
-    graph = specialise([ad.variable("x", (3,)) + noise], ["weight"], Team())
+    graph = specialise([ad.variable("x", (3,)) + noise], ["weight"], ThreadPool())
     prepared = topological_order(graph.prepared.values())
     assert not any(isinstance(node.operation, Noise) for node in prepared)
 

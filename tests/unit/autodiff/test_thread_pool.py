@@ -1,4 +1,4 @@
-"""A plan with a team: its threads find what one finds, share every costly step, and end."""
+"""A plan with a pool: its threads find what one finds, share every costly step, and end."""
 
 import threading
 import tracemalloc
@@ -11,9 +11,9 @@ from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.autodiff.compiler import steps
 from dist_net.autodiff.compiler.plan import BoundPlan
-from dist_net.autodiff.kernels import thread_pool as team_module
-from dist_net.autodiff.kernels.convolution import patches as unrolled
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels import thread_pool as pool_module
+from dist_net.autodiff.kernels.convolution import patches
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations import threaded as sharing
 from dist_net.data import Dataset
 from dist_net.training.step import TrainingStep
@@ -28,7 +28,7 @@ def variable(name, *shape, dtype=np.float64):
 
 
 def training_graph(batch, size=12, dtype=np.float64):
-    """Loss and gradients of a net with a step of every kind that a team shares, and its arrays."""
+    """Loss and gradients of a net with a step of every kind that a pool shares, and its arrays."""
     x = variable("x", batch, size, size, 3, dtype=dtype)
     kernels = [
         variable(f"kernel_{i}", *shape, dtype=dtype)
@@ -49,12 +49,12 @@ def training_graph(batch, size=12, dtype=np.float64):
 @pytest.fixture
 def small_strips(monkeypatch):
     """Results of 2000 bytes are shared, in pieces of 500."""
-    monkeypatch.setattr(team_module, "SHARED_BYTES", 2000)
+    monkeypatch.setattr(pool_module, "SHARED_BYTES", 2000)
     monkeypatch.setattr(steps, "STRIP_BYTES", 500)
     for module in (steps, sharing):
         monkeypatch.setattr(module, "SHARED_STRIP_BYTES", 500)
-    monkeypatch.setattr(unrolled, "STRIP_BYTES", 1)
-    monkeypatch.setattr(unrolled, "FEWEST_PIXELS", 8)
+    monkeypatch.setattr(patches, "STRIP_BYTES", 1)
+    monkeypatch.setattr(patches, "FEWEST_PIXELS", 8)
 
 
 @pytest.mark.usefixtures("small_strips")
@@ -62,8 +62,8 @@ def small_strips(monkeypatch):
 def test_several_threads_find_what_one_finds_and_the_same_bits_each_time(threads):
     outputs, arrays = training_graph(5)
     expected = ad.evaluate(outputs, **arrays)
-    team = Team(threads)
-    bound = ad.compile(outputs, team).bind(arrays)
+    pool = ThreadPool(threads)
+    bound = ad.compile(outputs, pool).bind(arrays)
     first = [each.copy() for each in bound.run()]
     for value, wanted in zip(first, expected, strict=True):
         np.testing.assert_allclose(value, wanted, rtol=1e-10, atol=1e-12)
@@ -72,10 +72,10 @@ def test_several_threads_find_what_one_finds_and_the_same_bits_each_time(threads
             each.fill(np.nan)
         for value, same in zip(bound.run(), first, strict=True):
             np.testing.assert_array_equal(value, same)
-    team.close()
+    pool.close()
 
 
-class Recording(Team):
+class Recording(ThreadPool):
     """Keeps what it is given to share."""
 
     def __init__(self):
@@ -111,38 +111,38 @@ def test_every_costly_step_is_shared(build, steps_shared):
     output = build(x, y)
     weights = ad.reshape(g, (-1,))
     cotangent = ad.reshape(ad.part(weights, 0, 0, output.size), output.shape)
-    team = Recording()
+    pool = Recording()
     gradient = ad.gradients(ad.sum(output * cotangent), [x])
-    ad.compile([output, *gradient], team).bind(
+    ad.compile([output, *gradient], pool).bind(
         {"x": draw(4, 6, 6, 6), "y": draw(4, 6, 6, 6), "g": draw(4, 6, 6, 6)}
     )
-    assert len(team.shared) == steps_shared
-    team.close()
+    assert len(pool.shared) == steps_shared
+    pool.close()
 
 
 def test_a_pass_through_little_memory_is_not_worth_sharing():
     x = variable("x", 32, 14, 14, 32, dtype=np.float32)
-    team = Recording()
+    pool = Recording()
     halved = ad.max_pool(ad.maximum(x, x * 0.1), 2)
-    ad.compile([halved], team).bind({"x": draw(*x.shape).astype("f4")})
-    assert not team.shared
-    team.close()
+    ad.compile([halved], pool).bind({"x": draw(*x.shape).astype("f4")})
+    assert not pool.shared
+    pool.close()
 
 
 def test_each_thread_has_scratch_of_its_own_for_a_chain():
     x = variable("x", 2000, 400)
-    team = Recording()
-    ad.compile([ad.exp(ad.tanh(x))], team).bind({"x": draw(2000, 400)})
-    (tasks,) = team.shared
+    pool = Recording()
+    ad.compile([ad.exp(ad.tanh(x))], pool).bind({"x": draw(2000, 400)})
+    (tasks,) = pool.shared
     for (first, _), (second, _) in tasks:
         assert not np.shares_memory(first.args[1], second.args[1])
-    team.close()
+    pool.close()
 
 
-def test_a_step_with_a_team_allocates_no_arrays():
+def test_a_step_with_a_pool_allocates_no_arrays():
     outputs, arrays = training_graph(64, 28, np.float32)
-    team = Team(2)
-    bound = ad.compile(outputs, team).bind(arrays)
+    pool = ThreadPool(2)
+    bound = ad.compile(outputs, pool).bind(arrays)
     bound.run()
     left, held = [], []
     tracemalloc.start()
@@ -161,12 +161,12 @@ def test_a_step_with_a_team_allocates_no_arrays():
     # NumPy's buffers, three of 32 KiB at a time in either thread; the smallest map is as large as
     # that, but the others have 602,112 bytes and more.
     assert max(held) < 240_000
-    team.close()
+    pool.close()
 
 
 def test_who_comes_too_late_finds_nothing_to_do_and_is_not_waited_for():
     done = []
-    round_ = team_module._Round([[[lambda: done.append(0)], [lambda: done.append(1)]]])
+    round_ = pool_module._Round([[[lambda: done.append(0)], [lambda: done.append(1)]]])
     round_.close()
     round_.help(1)
     assert done == []
@@ -180,7 +180,7 @@ def test_who_has_begun_is_waited_for():
         assert go.wait(10)
         done.append(1)
 
-    round_ = team_module._Round([[[work], [work]]])
+    round_ = pool_module._Round([[[work], [work]]])
     helper = threading.Thread(target=round_.help, args=(1,))
     helper.start()
     assert begun.wait(10)
@@ -192,8 +192,8 @@ def test_who_has_begun_is_waited_for():
     assert done == [1, 0]
 
 
-def team_threads():
-    return [each for each in threading.enumerate() if each.name.startswith("team-")]
+def pool_threads():
+    return [each for each in threading.enumerate() if each.name.startswith("pool-")]
 
 
 def step_of(*layers, threads):
@@ -212,19 +212,19 @@ DENSE = (nn.Flatten(), nn.Dense(10))
 
 
 @pytest.mark.parametrize(("layers", "helpers"), [(CONVOLUTIONS, 2), (DENSE, 0)])
-def test_a_step_has_a_team_for_convolutions_which_ends_with_it(layers, helpers):
+def test_a_step_has_a_pool_for_convolutions_which_ends_with_it(layers, helpers):
     step, weights = step_of(*layers, threads=3)
     step.gather(0, 0, 16)
     step.run(weights, np.empty_like(weights))
-    assert len(team_threads()) == helpers
+    assert len(pool_threads()) == helpers
     del step
-    assert not team_threads()
+    assert not pool_threads()
 
 
 @pytest.mark.parametrize(
     ("layers", "threads", "within"), [(CONVOLUTIONS, 2, 1), (CONVOLUTIONS, 1, 2), (DENSE, 2, 2)]
 )
-def test_blas_has_one_thread_while_a_team_works(layers, threads, within, monkeypatch):
+def test_blas_has_one_thread_while_a_pool_works(layers, threads, within, monkeypatch):
     seen = []
     run = BoundPlan.run
 

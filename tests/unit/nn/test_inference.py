@@ -10,7 +10,7 @@ import pytest
 from dist_net import autodiff as ad
 from dist_net.autodiff.compiler.inference import specialise
 from dist_net.autodiff.expression import topological_order
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import PreparedKernelsError, ShapeError
 from dist_net.nn import (
     BatchNorm,
@@ -114,7 +114,7 @@ def operations(network, shape):
     """How often each operation is left in the graph for the inputs."""
     scope = Scope()
     outputs = network(ad.variable("inputs", shape), scope)
-    graph = specialise([outputs], [*scope.parameters, *scope.buffers], Team())
+    graph = specialise([outputs], [*scope.parameters, *scope.buffers], ThreadPool())
     return Counter(type(node.operation).__name__ for node in topological_order(graph.outputs))
 
 
@@ -143,7 +143,7 @@ def test_what_two_read_is_not_changed_for_one_of_them():
     x, k = ad.variable("x", (1, 4, 4, 3)), ad.variable("k", (1, 1, 3, 2))
     y = ad.conv2d(x, k)
     outputs = [y * 2.0, y + 1.0, ad.maximum(y, y * 0.5) + y]
-    graph = specialise(outputs, ["k"], Team())
+    graph = specialise(outputs, ["k"], ThreadPool())
     arrays = {"x": np.ones(x.shape, np.float32), "k": np.full(k.shape, -1, np.float32)}
     for one, other in zip(run(graph, **arrays), ad.evaluate(outputs, **arrays), strict=True):
         assert np.array_equal(one, other)
@@ -152,7 +152,7 @@ def test_what_two_read_is_not_changed_for_one_of_them():
 def test_a_sum_of_two_convolutions_takes_in_one_of_them():
     x, k = ad.variable("x", (1, 4, 4, 3)), ad.variable("k", (1, 1, 3, 3))
     outputs = [ad.maximum(ad.conv2d(x, k) + ad.conv2d(x, k * 2.0), 0.0)]
-    graph = specialise(outputs, ["k"], Team())
+    graph = specialise(outputs, ["k"], ThreadPool())
     random = np.random.default_rng(0)
     arrays = {"x": random.standard_normal(x.shape, "f"), "k": random.standard_normal(k.shape, "f")}
     (found,) = run(graph, **arrays)
@@ -362,7 +362,7 @@ def test_the_last_of_the_sessions_ends_the_threads(versions):
     (session, other), expected = versions
 
     def helpers():
-        return [each for each in threading.enumerate() if each.name.startswith("team-")]
+        return [each for each in threading.enumerate() if each.name.startswith("pool-")]
 
     session.close()
     session.close()

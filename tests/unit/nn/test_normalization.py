@@ -9,7 +9,7 @@ from dist_net.autodiff.check import check_gradients
 from dist_net.autodiff.compiler.rewrite import rewrite
 from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels import columns
-from dist_net.autodiff.kernels.thread_pool import Team
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations import normalization
 from dist_net.autodiff.operations import threaded as sharing
 from dist_net.autodiff.operations.normalization import ScaleAndShift
@@ -136,7 +136,7 @@ def test_strips_lanes_and_threads_change_nothing(threads, strip_bytes, many_elem
     monkeypatch.setattr(columns, "MANY_ELEMENTS", many_elements)
     for far in (0.0, 1e9):  # the variance by either way
         monkeypatch.setattr(normalization, "LARGEST_SHIFT", far)
-        values = ad.compile(outputs, Team(threads)).bind(arrays).run()
+        values = ad.compile(outputs, ThreadPool(threads)).bind(arrays).run()
         for value, same in zip(values, expected, strict=True):
             np.testing.assert_allclose(value, same, rtol=1e-10, atol=1e-12)
 

@@ -41,7 +41,7 @@ class CompiledIm2Row(Im2Row):
     ) -> Sequence[Call]:
         """The calls that compute a block of the output."""
         if not is_suitable(block, arrays):
-            return Im2Row(self.products).calls(problem, block, arrays, scratch)
+            return Im2Row(self.gemm).calls(problem, block, arrays, scratch)
         return super().calls(problem, block, arrays, scratch)
 
     def _gather(
@@ -61,8 +61,8 @@ class CompiledIm2Row(Im2Row):
     def _finish(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
     ) -> Sequence[Call]:
-        images, rows, filters = block.size
-        grid = images, rows, problem.out[2], filters
+        images, rows, out_channels = block.size
+        grid = images, rows, problem.out[2], out_channels
         return [partial(finish_product, flat(product), *grid, *finish_of(problem, block, arrays))]
 
 
@@ -86,7 +86,7 @@ def finish_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ...]
     out = flat(arrays.out)
     has_residual = arrays.residual is not None
     residual = flat(arrays.residual) if arrays.residual is not None else arrays.bias
-    slopes = np.float32(problem.finish.slope), np.float32(problem.finish.residual_slope)
+    slopes = np.float32(problem.epilogue.slope), np.float32(problem.epilogue.residual_slope)
     per_row = width * channels
     start = (block.images.start * height + block.rows.start) * per_row + block.channels.start
     bias = arrays.bias[block.channels]
@@ -101,7 +101,7 @@ FINISH = WRITTEN, READ, BOOLEAN, READ, REAL, REAL, INTEGER, INTEGER, INTEGER, IN
 
 @inlined
 def finish_one(value: Vector, out: Pointer, place: int, bias: Vector, how: How) -> None:
-    """``Finish`` of a vector, written to ``place``."""
+    """The epilogue of a vector, written to ``place``."""
     residual, has_residual, slope, residual_slope = how
     value = value + bias
     value = larger(value, value * slope)
@@ -117,7 +117,7 @@ def finish_product(
     images: int,
     rows: int,
     columns: int,
-    filters: int,
+    out_channels: int,
     out: Flat,
     residual: Flat,
     has_residual: bool,
@@ -129,7 +129,7 @@ def finish_product(
     per_row: int,
     per_pixel: int,
 ) -> None:
-    """``Finish`` of (N, rows, columns, O) values; the rest is as ``finish_of`` gives it."""
+    """The epilogue of (N, rows, columns, O) values; the rest is as ``finish_of`` gives it."""
     how = pointer(residual), has_residual, spread(slope), spread(residual_slope)
     products, shifts, result = pointer(values), pointer(bias), pointer(out)
     source = 0
@@ -137,11 +137,11 @@ def finish_product(
         for row in range(rows):
             target = start + image * per_image + row * per_row
             for _ in range(columns):
-                for first in range(0, filters, LANES):
-                    c = min(first, filters - LANES)
+                for first in range(0, out_channels, LANES):
+                    c = min(first, out_channels - LANES)
                     value, shift = load(products, source + c), load(shifts, c)
                     finish_one(value, result, target + c, shift, how)
-                source += filters
+                source += out_channels
                 target += per_pixel
 
 

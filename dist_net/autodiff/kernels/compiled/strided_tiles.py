@@ -88,7 +88,7 @@ def from_lines(x: Pointer, place: int, per_row: int, per_pixel: int) -> Lines:
 
 
 @jit(*TO_POINTS)
-def to_points_halving(
+def to_points_strided(
     x: Flat,
     images: int,
     rows: int,
@@ -125,13 +125,13 @@ def to_points_halving(
 
 
 @jit(*FROM_POINTS)
-def from_points_halving(
+def from_points_strided(
     sums: Flat,
     plane: int,
     images: int,
     rows: int,
     columns: int,
-    filters: int,
+    out_channels: int,
     out: Flat,
     residual: Flat,
     has_residual: bool,
@@ -143,7 +143,7 @@ def from_points_halving(
     per_row: int,
     per_pixel: int,
 ) -> None:
-    """``Finish`` of Aᵀ · s · A: from 25 planes (tiles, O), ``plane`` apart, to a block of ``out``.
+    """The epilogue of Aᵀ · s · A: from 25 planes (tiles, O), ``plane`` apart, to a block.
 
     The rest is as ``finish_of`` gives it.
     """
@@ -154,13 +154,13 @@ def from_points_halving(
         for row in range(rows):
             target = start + image * per_image + 2 * row * per_row
             for _ in range(columns):
-                for first in range(0, filters, LANES):
-                    c = min(first, filters - LANES)
+                for first in range(0, out_channels, LANES):
+                    c = min(first, out_channels - LANES)
                     shift, place = load(shifts, c), target + c
                     h = from_lines(planes, source + c, 5 * plane, plane)
                     line = from_line(across(h, 0))
                     finish_2(line, result, place, per_pixel, shift, how)
                     line = from_line(across(h, 1))
                     finish_2(line, result, place + per_row, per_pixel, shift, how)
-                source += filters
+                source += out_channels
                 target += 2 * per_pixel

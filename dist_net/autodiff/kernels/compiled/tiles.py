@@ -138,7 +138,7 @@ FROM_POINTS = READ, *[INTEGER] * 5, *FINISH
 
 @inlined
 def finish_4(line: Four, out: Pointer, place: int, step: int, bias: Vector, how: How) -> None:
-    """``Finish`` of 4 pixels, ``step`` apart."""
+    """The epilogue of 4 pixels, ``step`` apart."""
     finish_one(line[0], out, place, bias, how)
     finish_one(line[1], out, place + step, bias, how)
     finish_one(line[2], out, place + 2 * step, bias, how)
@@ -147,7 +147,7 @@ def finish_4(line: Four, out: Pointer, place: int, step: int, bias: Vector, how:
 
 @inlined
 def finish_2(line: Two, out: Pointer, place: int, step: int, bias: Vector, how: How) -> None:
-    """``Finish`` of 2 pixels, ``step`` apart."""
+    """The epilogue of 2 pixels, ``step`` apart."""
     finish_one(line[0], out, place, bias, how)
     finish_one(line[1], out, place + step, bias, how)
 
@@ -159,7 +159,7 @@ def from_points_4(
     images: int,
     rows: int,
     columns: int,
-    filters: int,
+    out_channels: int,
     out: Flat,
     residual: Flat,
     has_residual: bool,
@@ -171,7 +171,7 @@ def from_points_4(
     per_row: int,
     per_pixel: int,
 ) -> None:
-    """``Finish`` of Aᵀ · s · A: from 36 planes (tiles, O), ``plane`` apart, to a block of ``out``.
+    """The epilogue of Aᵀ · s · A: from 36 planes (tiles, O), ``plane`` apart, to a block.
 
     The rest is as ``finish_of`` gives it.
     """
@@ -182,8 +182,8 @@ def from_points_4(
         for row in range(rows):
             target = start + image * per_image + 4 * row * per_row
             for _ in range(columns):
-                for first in range(0, filters, LANES):
-                    c = min(first, filters - LANES)
+                for first in range(0, out_channels, LANES):
+                    c = min(first, out_channels - LANES)
                     shift, place = load(shifts, c), target + c
                     h = from_lines_4(planes, source + c, 6 * plane, plane)
                     line = from_line_4(across_4(h, 0))
@@ -194,7 +194,7 @@ def from_points_4(
                     finish_4(line, result, place + 2 * per_row, per_pixel, shift, how)
                     line = from_line_4(across_4(h, 3))
                     finish_4(line, result, place + 3 * per_row, per_pixel, shift, how)
-                source += filters
+                source += out_channels
                 target += 4 * per_pixel
 
 
@@ -205,7 +205,7 @@ def from_points_2(
     images: int,
     rows: int,
     columns: int,
-    filters: int,
+    out_channels: int,
     out: Flat,
     residual: Flat,
     has_residual: bool,
@@ -217,7 +217,7 @@ def from_points_2(
     per_row: int,
     per_pixel: int,
 ) -> None:
-    """``Finish`` of Aᵀ · s · A: from 16 planes (tiles, O), ``plane`` apart, to a block of ``out``.
+    """The epilogue of Aᵀ · s · A: from 16 planes (tiles, O), ``plane`` apart, to a block.
 
     The rest is as ``finish_of`` gives it.
     """
@@ -228,13 +228,13 @@ def from_points_2(
         for row in range(rows):
             target = start + image * per_image + 2 * row * per_row
             for _ in range(columns):
-                for first in range(0, filters, LANES):
-                    c = min(first, filters - LANES)
+                for first in range(0, out_channels, LANES):
+                    c = min(first, out_channels - LANES)
                     shift, place = load(shifts, c), target + c
                     h = from_lines_2(planes, source + c, 4 * plane, plane)
                     line = from_line_2(across_2(h, 0))
                     finish_2(line, result, place, per_pixel, shift, how)
                     line = from_line_2(across_2(h, 1))
                     finish_2(line, result, place + per_row, per_pixel, shift, how)
-                source += filters
+                source += out_channels
                 target += 2 * per_pixel

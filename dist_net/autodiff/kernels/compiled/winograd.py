@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.compiled.im2row import finish_of, flat, is_suitable
-from dist_net.autodiff.kernels.compiled.strided_tiles import from_points_halving, to_points_halving
+from dist_net.autodiff.kernels.compiled.strided_tiles import from_points_strided, to_points_strided
 from dist_net.autodiff.kernels.compiled.tiles import (
     from_points_2,
     from_points_4,
@@ -47,7 +47,7 @@ class CompiledWinograd(Winograd):
     ) -> Sequence[Call]:
         transform = to_points_4 if self.m == 4 else to_points_2
         if self.stride == 2:
-            transform = to_points_halving
+            transform = to_points_strided
         (top, _), (left, _) = problem.windows.padding
         corner = block.rows.start * self.stride - top, -left
         part = x[block.images]
@@ -60,14 +60,14 @@ class CompiledWinograd(Winograd):
     ) -> Sequence[Call]:
         transform = from_points_4 if self.m == 4 else from_points_2
         if self.stride == 2:
-            transform = from_points_halving
+            transform = from_points_strided
         grid = *self._grid(problem, block), block.size[2]
         planes = flat(sums), sums.shape[1]
         return [partial(transform, *planes, *grid, *finish_of(problem, block, arrays))]
 
     @property
     def _plain(self) -> Winograd:
-        return Winograd(self.m, self.stride, self.products)
+        return Winograd(self.m, self.stride, self.gemm)
 
     def _grid(self, problem: Problem, block: Block) -> tuple[int, int, int]:
         """How many images a block has, and rows and columns of tiles each of them."""

@@ -2,7 +2,7 @@
 
 The rules come from measurements on two cores with 512 KiB of L2 cache each; ``dist-net bench
 darknet53`` shows what they lead to, layer by layer. F(4x4) has the fewest products. A deep layer's
-small map is bound by reading the kernel, which the points of F(2x2) and F(4x4) make 1.8 and 4
+small map is bound by reading the filters, which the points of F(2x2) and F(4x4) make 1.8 and 4
 times as large.
 """
 
@@ -21,22 +21,22 @@ from dist_net.autodiff.kernels.convolution.blocks import Block, Blocking
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
-from dist_net.autodiff.kernels.gemm import Products
+from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.windows import Windows
 
 # Their strides.
 WINOGRAD = {Windows((3, 3), (stride, stride), ((1, 1), (1, 1))): stride for stride in (1, 2)}
 FEWEST_CHANNELS = 16  # below, the transforms cost more than the products that they save
-FEWEST_HALVED = 64  # with a stride of 2, which saves fewer of them
-FEWEST_TILES = 16  # of 4x4 outputs in an image: below, reading the larger kernel costs more
+FEWEST_STRIDED = 64  # with a stride of 2, which saves fewer of them
+FEWEST_TILES = 16  # of 4x4 outputs in an image: below, reading the larger filters costs more
 ROWS_OF_A_PRODUCT = 128  # enough for BLAS, few enough that a block's arrays stay in the cache
 FEWEST_ROWS = 32  # of a product: with fewer, threads had better share its columns
-ROWS_OF_IM2ROW = 512  # of its one product: the longest kernels are read often enough
+ROWS_OF_IM2ROW = 512  # of its one product: the longest filters are read often enough
 ROWS_OF_SHORT = 1024  # of it where a row has no more than LONGEST_SHORT values
 LONGEST_SHORT = 256
 CHANNEL_STEP = 16  # a cache line: what is shared out among threads is a multiple
 USUAL_THREADS = 2  # what a reproducible plan is cut for, however many there are
-# Of its products, where one image has fewer: BLAS would read the kernel anew for each. Eight are
+# Of its products, where one image has fewer: BLAS would read the filters anew for each. Eight are
 # a whole number of BLAS's tiles, so all are computed alike; the last of six or sixteen are not.
 ROWS_OF_A_PIECE = 8
 
@@ -58,8 +58,8 @@ class Algorithm(Protocol):
         """The shape of what ``prepare`` gives."""
         ...
 
-    def prepare(self, problem: Problem, kernel: Array) -> Array:
-        """The kernel, C-contiguous, as the algorithm reads it, in a new array or as a view."""
+    def prepare(self, problem: Problem, filters: Array) -> Array:
+        """The filters, C-contiguous, as the algorithm reads them, in a new array or as a view."""
         ...
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
@@ -86,21 +86,21 @@ def choose(
     threads: int,
     reproducible: bool = False,
     compiled: bool = False,
-    products: Products | None = None,
+    gemm: Gemm | None = None,
 ) -> Choice:
     """The fastest known way to compute ``problem``.
 
-    The algorithm depends on the layer alone, so that kernels are prepared once for every batch.
+    The algorithm depends on the layer alone, so that filters are prepared once for every batch.
     ``reproducible``: and so do the blocks, each of ``images_of_a_piece``, which must divide the
     images. Then BLAS is called with the same shapes for an image whatever its company, and its
     answer has the same bytes; in other shapes, BLAS may add products up in another order.
     ``compiled``: with the passes that the extra ``fast`` compiles, where they are quicker than
-    NumPy's. ``products``: how they are computed, and kernels laid out for that; by one call of BLAS
+    NumPy's. ``gemm``: how they are computed, and filters laid out for that; by one call of BLAS
     each, if left out.
     """
-    products = products or Products()
-    images, height, width, filters = problem.out
-    algorithm = _algorithm(problem, products)
+    gemm = gemm or Gemm()
+    images, height, width, out_channels = problem.out
+    algorithm = _algorithm(problem, gemm)
     step = algorithm.row_step
     per_row, per_image = width // step, (height // step) * (width // step)
     if reproducible:
@@ -108,10 +108,10 @@ def choose(
     most = ROWS_OF_A_PRODUCT
     if isinstance(algorithm, Im2Row):
         most = ROWS_OF_SHORT if problem.row_length <= LONGEST_SHORT else ROWS_OF_IM2ROW
-    channels = filters
+    channels = out_channels
     if images * per_image < threads * FEWEST_ROWS and problem.groups == 1:
-        channel_step = math.lcm(CHANNEL_STEP, products.step(filters))
-        channels = -(-filters // (threads * channel_step)) * channel_step
+        channel_step = math.lcm(CHANNEL_STEP, gemm.step(out_channels))
+        channels = -(-out_channels // (threads * channel_step)) * channel_step
     else:
         most = min(most, max(FEWEST_ROWS, -(-images * per_image // threads)))
     return Choice(
@@ -130,27 +130,27 @@ def images_of_a_piece(problem: Problem) -> int:
     One for Winograd, whose transforms are products, too, and longer than that.
     """
     _, height, width, _ = problem.out
-    if isinstance(_algorithm(problem, Products()), Winograd):
+    if isinstance(_algorithm(problem, Gemm()), Winograd):
         return 1
     images, rest = divmod(ROWS_OF_A_PIECE, height * width)
     return images if rest == 0 else 1
 
 
-def _algorithm(problem: Problem, products: Products) -> Im2Row | Winograd:
-    _, height, width, filters = problem.out
+def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:
+    _, height, width, out_channels = problem.out
     divides = math.gcd(height, width)
     stride = WINOGRAD.get(problem.windows)
     if (
         stride is None
         or problem.groups != 1
-        or min(problem.x[3], filters) < FEWEST_CHANNELS
+        or min(problem.x[3], out_channels) < FEWEST_CHANNELS
         or divides % 2
     ):
-        return Im2Row(products)
-    if stride == 2 and problem.x[3] < FEWEST_HALVED:
-        return Im2Row(products)
+        return Im2Row(gemm)
+    if stride == 2 and problem.x[3] < FEWEST_STRIDED:
+        return Im2Row(gemm)
     is_large = divides % 4 == 0 and height * width >= 16 * FEWEST_TILES
-    return Winograd(4 if stride == 1 and is_large else 2, stride, products)
+    return Winograd(4 if stride == 1 and is_large else 2, stride, gemm)
 
 
 def _compiled(algorithm: Im2Row | Winograd, problem: Problem) -> Algorithm:
@@ -162,5 +162,5 @@ def _compiled(algorithm: Im2Row | Winograd, problem: Problem) -> Algorithm:
     if problem.dtype != np.float32:
         return algorithm
     if isinstance(algorithm, Im2Row):
-        return CompiledIm2Row(algorithm.products)
-    return CompiledWinograd(algorithm.m, algorithm.stride, algorithm.products)
+        return CompiledIm2Row(algorithm.gemm)
+    return CompiledWinograd(algorithm.m, algorithm.stride, algorithm.gemm)

@@ -14,7 +14,7 @@ LINEAR = 1.0
 
 
 @dataclass(frozen=True)
-class Finish:
+class Epilogue:
     """y = max(x + bias, slope · (x + bias)), then, with a residual, the same of y + residual.
 
     A slope of 1 leaves values as they are, 0 is relu, 0.1 Darknet's leaky relu.
@@ -34,14 +34,14 @@ class Finish:
         calls: list[partial[object]] = []
         if bias is not None:
             calls.append(partial(np.add, values, bias, out=values))
-        calls += _bend(self.slope, values, spare)
+        calls += _leaky_relu(self.slope, values, spare)
         if residual is not None:
             calls.append(partial(np.add, values, residual, out=values))
-            calls += _bend(self.residual_slope, values, spare)
+            calls += _leaky_relu(self.residual_slope, values, spare)
         return _ending_in(out, calls, values)
 
 
-def _bend(slope: float, values: Array, spare: Array) -> list[partial[object]]:
+def _leaky_relu(slope: float, values: Array, spare: Array) -> list[partial[object]]:
     if slope == LINEAR:
         return []
     if slope == 0.0:

@@ -20,7 +20,7 @@ from dist_net.autodiff.kernels.convolution.problem import (
     scratch_bytes,
     take_padded,
 )
-from dist_net.autodiff.kernels.gemm import Products
+from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import copy_in_runs
 from dist_net.autodiff.kernels.windows import Windows
 
@@ -31,25 +31,25 @@ class Im2Row:
     name = "im2row"
     row_step = 1
 
-    def __init__(self, products: Products | None = None) -> None:
-        self.products = products or Products()
+    def __init__(self, gemm: Gemm | None = None) -> None:
+        self.gemm = gemm or Gemm()
 
     def prepared_shape(self, problem: Problem) -> Shape:
         """The shape of what ``prepare`` gives."""
         length, groups, columns = problem.row_length, problem.groups, problem.out[3]
         if groups == 1:
-            return self.products.layout((length, columns))
+            return self.gemm.layout((length, columns))
         return groups, length, columns // groups
 
-    def prepare(self, problem: Problem, kernel: Array) -> Array:
+    def prepare(self, problem: Problem, filters: Array) -> Array:
         """(kh, kw, C / groups, O) as (groups, kh · kw · C / groups, O / groups), a view.
 
         A single group's is laid out for products, without that axis.
         """
         length, groups, columns = problem.row_length, problem.groups, problem.out[3]
         if groups == 1:
-            return self.products.laid_out(kernel.reshape(length, columns, copy=False))
-        return kernel.reshape(length, groups, columns // groups, copy=False).swapaxes(0, 1)
+            return self.gemm.laid_out(filters.reshape(length, columns, copy=False))
+        return filters.reshape(length, groups, columns // groups, copy=False).swapaxes(0, 1)
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
         """What one thread needs for a block."""
@@ -66,10 +66,10 @@ class Im2Row:
         else:
             calls += self._gather(problem, block, arrays.x, padded, matrix)
         if problem.groups == 1:
-            columns = self.products.part(arrays.kernel, block.channels)
-            calls += self.products.calls(matrix[0], columns, product[:, 0])
+            columns = self.gemm.part(arrays.filters, block.channels)
+            calls += self.gemm.calls(matrix[0], columns, product[:, 0])
         else:
-            calls.append(partial(np.matmul, matrix, arrays.kernel, product.transpose(1, 0, 2)))
+            calls.append(partial(np.matmul, matrix, arrays.filters, product.transpose(1, 0, 2)))
         calls += self._finish(problem, block, arrays, product, spare)
         return calls
 
@@ -98,7 +98,7 @@ class Im2Row:
         residual = None if arrays.residual is None else arrays.residual[block.index]
         values, spare = product.reshape(out.shape, copy=False), spare.reshape(out.shape, copy=False)
         bias = arrays.bias[block.channels]
-        return problem.finish.calls(values, bias, residual, out, spare)
+        return problem.epilogue.calls(values, bias, residual, out, spare)
 
 
 def _shapes(problem: Problem, block: Block) -> list[Shape]:

@@ -16,12 +16,12 @@ from dist_net.autodiff.kernels.memory import copy_in_runs
 from dist_net.autodiff.kernels.windows import Pair, Windows
 
 STRIP_BYTES = 1 << 19  # of rows written out: a usual L2 cache
-FEWEST_PIXELS = 256  # of a strip: with fewer, BLAS reads the kernel more often than it pays
+FEWEST_PIXELS = 256  # of a strip: with fewer, BLAS reads the filters more often than it pays
 FEW_CHANNELS = 4  # in a group: then runs of channels are too short to be copied one by one
 
 
 @dataclass(frozen=True, eq=False)
-class Unrolled:
+class Patches:
     """The windows of ``x``, one for each pixel of a result, as rows: a matrix for each group.
 
     The first window begins ``before`` rows and columns before the map, or after its start if

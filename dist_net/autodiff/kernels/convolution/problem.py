@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.convolution.epilogue import Finish
+from dist_net.autodiff.kernels.convolution.epilogue import Epilogue
 from dist_net.autodiff.kernels.memory import ALIGNMENT_BYTES
 from dist_net.autodiff.kernels.windows import Windows
 
 
 @dataclass(frozen=True)
 class Problem:
-    """(N, H, W, C) by kernels (kh, kw, C / groups, O) to (N, H', W', O), and what follows."""
+    """(N, H, W, C) by filters (kh, kw, C / groups, O) to (N, H', W', O), and what follows."""
 
     windows: Windows
     groups: int
-    finish: Finish
+    epilogue: Epilogue
     x: Shape
     out: Shape
     dtype: np.dtype[np.generic]
@@ -48,7 +48,7 @@ class Arrays:
     """What a convolution is bound to: all borrowed and C-contiguous; perhaps no ``residual``."""
 
     x: Array
-    kernel: Array
+    filters: Array
     bias: Array
     residual: Array | None
     out: Array

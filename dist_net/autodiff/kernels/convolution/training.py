@@ -2,7 +2,7 @@
 
 A strip is some pixels of a result. Their windows are written out as the rows of a matrix, which
 stays in the L2 cache until BLAS has read it. Each function gives one call, with its arrays bound;
-they may have any strides, but for ``out``, which is C-contiguous. Maps are (N, H, W, C), kernels
+they may have any strides, but for ``out``, which is C-contiguous. Maps are (N, H, W, C), filters
 (kh, kw, C / groups, O).
 """
 
@@ -16,35 +16,35 @@ import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.kernels.convolution.blocks import Block
-from dist_net.autodiff.kernels.convolution.patches import Unrolled, by_group
+from dist_net.autodiff.kernels.convolution.patches import Patches, by_group
 from dist_net.autodiff.kernels.convolution.problem import carve, scratch_bytes
-from dist_net.autodiff.kernels.thread_pool import Task, Team
+from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool
 from dist_net.autodiff.kernels.windows import Pair, Windows
 
 
 def convolve(
-    windows: Windows, groups: int, x: Array, kernel: Array, out: Array, team: Team
+    windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> Call:
-    """Fills ``out``, (N, H', W', O), with the convolution of ``x`` by ``kernel``."""
-    unrolled = _unrolled(windows, groups, x, out.shape)
-    before, kernel = _contiguous(kernel)
-    matrix = by_group(kernel, groups)
+    """Fills ``out``, (N, H', W', O), with the convolution of ``x`` by ``filters``."""
+    patches = _patches(windows, groups, x, out.shape)
+    before, filters = _contiguous(filters)
+    matrix = by_group(filters, groups)
 
     def multiply(strip: Block, rows: Array, _: Sequence[Array]) -> Sequence[Call]:
         target = by_group(out[strip.images, strip.rows], groups)
         return [partial(np.matmul, rows, matrix, target)]
 
-    tasks = _tasks(unrolled, unrolled.strips(), _nothing, multiply, team)
-    return in_order([*before, team.call(tasks)])
+    tasks = _tasks(patches, patches.strips(), _nothing, multiply, pool)
+    return in_order([*before, pool.call(tasks)])
 
 
 def input_gradient(
-    windows: Windows, groups: int, cotangent: Array, kernel: Array, out: Array, team: Team
+    windows: Windows, groups: int, cotangent: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> Call:
     """Fills ``out``, (N, H, W, C), with what flows back from ``cotangent``, (N, H', W', O).
 
     For the pixels of one *phase*, every stride-th down and across, this is a convolution itself,
-    with stride 1, by every stride-th tap of the kernel, turned round: nothing is multiplied by
+    with stride 1, by every stride-th tap of the filters, turned round: nothing is multiplied by
     the zeros that one convolution for all would have to put between the cotangent's pixels.
     """
     before: list[Call] = []
@@ -55,42 +55,42 @@ def input_gradient(
         pixels = out[:, row::down, column::across]
         rows, above = _phase(windows.size[0], down, row + top)
         columns, beside = _phase(windows.size[1], across, column + left)
-        taps = kernel[rows, columns]
+        taps = filters[rows, columns]
         if taps.size == 0:
             before.append(partial(pixels.fill, 0))
         elif pixels.size > 0:
             size, result = _pair(taps.shape), _pair(pixels.shape[1:])
-            unrolled = Unrolled(cotangent, size, (1, 1), (above, beside), result, groups)
+            patches = Patches(cotangent, size, (1, 1), (above, beside), result, groups)
             turn, matrix = _turned(taps, groups)
             before.append(turn)
-            tasks += _tasks_of_phase(unrolled, matrix, pixels, team)
-    return in_order([*before, team.call(tasks)])
+            tasks += _tasks_of_phase(patches, matrix, pixels, pool)
+    return in_order([*before, pool.call(tasks)])
 
 
-def kernel_gradient(
-    windows: Windows, groups: int, x: Array, cotangent: Array, out: Array, team: Team
+def filter_gradient(
+    windows: Windows, groups: int, x: Array, cotangent: Array, out: Array, pool: ThreadPool
 ) -> Call:
     """Fills ``out``, (kh, kw, C / groups, O), with the sum of each window times its cotangent.
 
-    Each thread of the team sums up strips that are its own, so that the order of additions, and
+    Each thread of the pool sums up strips that are its own, so that the order of additions, and
     with it every bit, is the same in each run.
     """
-    unrolled = _unrolled(windows, groups, x, cotangent.shape)
-    strips = unrolled.strips() if out.size > 0 else []
-    parts = [part for i in range(team.threads) if (part := strips[i :: team.threads])]
+    patches = _patches(windows, groups, x, cotangent.shape)
+    strips = patches.strips() if out.size > 0 else []
+    parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
     if not parts:
         return partial(out.fill, 0)
     sums = [out, *(np.empty_like(out) for _ in parts[1:])]
     tasks: list[Task] = []
     for part, total in zip(parts, sums, strict=True):
-        by_strip = _tasks_of_sum(unrolled, part, cotangent, total, team)
-        tasks.append([[call for task in by_strip for call in task[i]] for i in range(team.threads)])
-    return in_order([team.call(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
+        by_strip = _tasks_of_sum(patches, part, cotangent, total, pool)
+        tasks.append([[call for task in by_strip for call in task[i]] for i in range(pool.threads)])
+    return in_order([pool.call(tasks), *(partial(np.add, out, each, out) for each in sums[1:])])
 
 
-def _unrolled(windows: Windows, groups: int, x: Array, result: Shape) -> Unrolled:
+def _patches(windows: Windows, groups: int, x: Array, result: Shape) -> Patches:
     (top, _), (left, _) = windows.padding
-    return Unrolled(x, windows.size, windows.stride, (top, left), _pair(result[1:]), groups)
+    return Patches(x, windows.size, windows.stride, (top, left), _pair(result[1:]), groups)
 
 
 def _pair(shape: Shape) -> Pair:
@@ -108,11 +108,11 @@ def _phase(size: int, stride: int, offset: int) -> tuple[slice, int]:
 def _turned(taps: Array, groups: int) -> tuple[Call, Array]:
     """The call that turns (kh, kw, C / groups, O) round, and (groups, kh · kw · O / groups,
     C / groups), which it fills: as columns, so that outputs are copied in runs."""
-    height, width, channels, filters = taps.shape
+    height, width, channels, out_channels = taps.shape
     source = taps[::-1, ::-1].reshape(
-        height, width, channels, groups, filters // groups, copy=False
+        height, width, channels, groups, out_channels // groups, copy=False
     )
-    turned = np.empty((groups, channels, height, width, filters // groups), taps.dtype)
+    turned = np.empty((groups, channels, height, width, out_channels // groups), taps.dtype)
     call = partial(np.copyto, turned, source.transpose(3, 2, 0, 1, 4))
     return call, turned.reshape(groups, channels, -1, copy=False).transpose(0, 2, 1)
 
@@ -130,29 +130,29 @@ Multiply = Callable[[Block, Array, Sequence[Array]], Sequence[Call]]
 
 
 def _tasks(
-    unrolled: Unrolled,
+    patches: Patches,
     strips: Sequence[Block],
     spare_shapes: Callable[[Block], list[Shape]],
     multiply: Multiply,
-    team: Team,
+    pool: ThreadPool,
 ) -> list[Task]:
     """For each strip and thread, the calls that write the rows and multiply them."""
-    shapes = [[*unrolled.shapes(strip), *spare_shapes(strip)] for strip in strips]
-    dtype = unrolled.x.dtype
-    team.reserve(max((scratch_bytes(each, dtype) for each in shapes), default=0))
+    shapes = [[*patches.shapes(strip), *spare_shapes(strip)] for strip in strips]
+    dtype = patches.x.dtype
+    pool.reserve(max((scratch_bytes(each, dtype) for each in shapes), default=0))
     tasks: list[Task] = []
     for strip, each in zip(strips, shapes, strict=True):
         task = []
-        for thread in range(team.threads):
-            padded, matrix, *spare = carve(team.scratch(thread), each, dtype)
-            calls, rows = unrolled.rows(strip, padded, matrix)
+        for thread in range(pool.threads):
+            padded, matrix, *spare = carve(pool.scratch(thread), each, dtype)
+            calls, rows = patches.rows(strip, padded, matrix)
             task.append([*calls, *multiply(strip, rows, spare)])
         tasks.append(task)
     return tasks
 
 
-def _tasks_of_phase(unrolled: Unrolled, matrix: Array, pixels: Array, team: Team) -> list[Task]:
-    groups = unrolled.groups
+def _tasks_of_phase(patches: Patches, matrix: Array, pixels: Array, pool: ThreadPool) -> list[Task]:
+    groups = patches.groups
 
     def spare_shapes(strip: Block) -> list[Shape]:
         part = pixels[strip.images, strip.rows]
@@ -167,14 +167,14 @@ def _tasks_of_phase(unrolled: Unrolled, matrix: Array, pixels: Array, team: Team
             partial(np.copyto, part, spare[0]),
         ]
 
-    return _tasks(unrolled, unrolled.strips(), spare_shapes, multiply, team)
+    return _tasks(patches, patches.strips(), spare_shapes, multiply, pool)
 
 
 def _tasks_of_sum(
-    unrolled: Unrolled, strips: Sequence[Block], cotangent: Array, total: Array, team: Team
+    patches: Patches, strips: Sequence[Block], cotangent: Array, total: Array, pool: ThreadPool
 ) -> list[Task]:
     """The first strip's product becomes the total, those of the others are added to it."""
-    groups = unrolled.groups
+    groups = patches.groups
     is_contiguous = cotangent.flags.c_contiguous
 
     def spare_shapes(strip: Block) -> list[Shape]:
@@ -192,7 +192,7 @@ def _tasks_of_sum(
         calls.append(partial(np.matmul, columns, by_group(part, groups), by_group(product, groups)))
         return calls if product is total else [*calls, partial(np.add, total, product, total)]
 
-    return _tasks(unrolled, strips, spare_shapes, multiply, team)
+    return _tasks(patches, strips, spare_shapes, multiply, pool)
 
 
 def _nothing(_: Block) -> list[Shape]:

@@ -2,14 +2,14 @@
 
 F(m x m, 3 x 3) computes a tile of m x m outputs from a = m + 2 squared inputs:
 
-    tile ─Bᵀ·d·B─▶ a² points ─a² products with the kernel's points─▶ a² sums ─Aᵀ·s·A─▶ m² outputs
+    tile ─Bᵀ·d·B─▶ a² points ─a² products with the filters' points─▶ a² sums ─Aᵀ·s·A─▶ m² outputs
 
 The products over the channels are a² matrix products, for all tiles at once. The transforms are
 matrix products too: of a² x a² with all tiles' elements, by the Kronecker product of B with itself.
 
-With a stride of 2, every other input meets the kernel's middle alone, and the rest its two ends:
+With a stride of 2, every other input meets the filters's middle alone, and the rest its two ends:
 F(m, 2) of these and m plain products, so a = 2m + 1: with m = 2, 25 products do for 36. The plain
-ones share a point of the kernel, which has (m + 2)² as ever.
+ones share a point of the filters, which have (m + 2)² as ever.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dist_net.autodiff.kernels.convolution.problem import (
     scratch_bytes,
     take_padded,
 )
-from dist_net.autodiff.kernels.gemm import Products
+from dist_net.autodiff.kernels.gemm import Gemm
 
 POINTS = (0, 1, -1, 2, -2)
 ONE = POINTS.index(1)
@@ -42,26 +42,26 @@ APART = 16  # values between planes, which would otherwise often meet in one set
 class Winograd:
     """F(m x m, 3 x 3), for maps whose sides are multiples of ``m``: 2 or 4; stride 1 or 2."""
 
-    def __init__(self, m: int, stride: int = 1, products: Products | None = None) -> None:
+    def __init__(self, m: int, stride: int = 1, gemm: Gemm | None = None) -> None:
         self.m = m
         self.stride = stride
-        self.products = products or Products()
+        self.gemm = gemm or Gemm()
         self.a = m * stride + 3 - stride
         self.name = f"winograd{m}" if stride == 1 else f"winograd{m}/{stride}"
         self.row_step = m
 
     def prepared_shape(self, problem: Problem) -> Shape:
         """The shape of what ``prepare`` gives."""
-        return self.products.layout((self.m + 2, self.m + 2, problem.x[3], problem.out[3]))
+        return self.gemm.layout((self.m + 2, self.m + 2, problem.x[3], problem.out[3]))
 
-    def prepare(self, problem: Problem, kernel: Array) -> Array:
-        """(3, 3, C, O) as the kernel's points, (m + 2, m + 2, C, O), laid out for products."""
+    def prepare(self, problem: Problem, filters: Array) -> Array:
+        """(3, 3, C, O) as the filters' points, (m + 2, m + 2, C, O), laid out for products."""
         _, g, _ = transforms(self.m, self.stride)
         matrix = np.kron(g, g).astype(problem.dtype)
-        points = np.empty((self.m + 2, self.m + 2, *kernel.shape[2:]), problem.dtype)
+        points = np.empty((self.m + 2, self.m + 2, *filters.shape[2:]), problem.dtype)
         rows = points.reshape(len(matrix), -1, copy=False)
-        self.products.of_matrices(matrix, kernel.reshape(9, -1, copy=False), rows)()
-        return self.products.laid_out(points)
+        self.gemm.of_matrices(matrix, filters.reshape(9, -1, copy=False), rows)()
+        return self.gemm.laid_out(points)
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
         """What one thread needs for a block."""
@@ -72,7 +72,7 @@ class Winograd:
     ) -> Sequence[Call]:
         """The calls that compute a block of the output."""
         points, sums, *spare = carve(scratch, self._shapes(problem, block), problem.dtype)
-        kernel = self.products.part(arrays.kernel, block.channels)
+        filters = self.gemm.part(arrays.filters, block.channels)
         by_tile = (self.a, self.a, self._tiles(problem, block), -1)
         x, y = (
             points[:, :-APART].reshape(by_tile, copy=False),
@@ -83,14 +83,14 @@ class Winograd:
             *(
                 call
                 for place in self._places
-                for call in self.products.calls(x[place], kernel[place], y[place])
+                for call in self.gemm.calls(x[place], filters[place], y[place])
             ),
             *self._from_points(problem, block, arrays, sums, spare),
         ]
 
     @property
     def _places(self) -> Sequence[tuple[slice, slice]]:
-        """Where points of the input meet the kernel's: as many of these, or a single one."""
+        """Where points of the input meet the filters': as many of these, or a single one."""
         if self.stride == 1:
             return [(slice(None), slice(None))]
         parts = slice(0, self.m + 1), slice(self.m + 1, None)
@@ -129,7 +129,7 @@ class Winograd:
         return [
             partial(np.add, at_one, arrays.bias[block.channels], at_one),
             partial(np.matmul, matrix, sums, values.reshape(self.m**2, -1, copy=False)),
-            *problem.finish.calls(
+            *problem.epilogue.calls(
                 values,
                 None,
                 None if residual is None else _by_place(residual, self.m),
@@ -145,13 +145,13 @@ class Winograd:
     def _shapes(self, problem: Problem, block: Block) -> list[Shape]:
         """Of a block's points and sums; of its padded input, and of what gathered tiles and
         outputs share."""
-        images, rows, filters = block.size
+        images, rows, out_channels = block.size
         width, channels = problem.out[2], problem.x[3]
         tiles = self._tiles(problem, block)
-        outputs = tiles * self.m**2 * filters
+        outputs = tiles * self.m**2 * out_channels
         return [
             (self.a**2, tiles * channels + APART),
-            (self.a**2, tiles * filters + APART),
+            (self.a**2, tiles * out_channels + APART),
             (images, *((side - 1) * self.stride + 3 for side in (rows, width)), channels),
             (max(self.a**2 * tiles * channels, 2 * outputs),),
         ]
@@ -170,11 +170,11 @@ def _windows(padded: Array, step: int, a: int) -> Array:
 
 def _by_place(out: Array, m: int) -> Array:
     """(N, H, W, O) as (m, m, N, H / m, W / m, O): places within a tile first."""
-    n, height, width, filters = out.shape
+    n, height, width, out_channels = out.shape
     per_image, per_row, per_column, per_channel = out.strides
     return as_strided(
         out,
-        (m, m, n, height // m, width // m, filters),
+        (m, m, n, height // m, width // m, out_channels),
         (per_row, per_column, per_image, m * per_row, m * per_column, per_channel),
     )
 
