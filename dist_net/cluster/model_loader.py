@@ -15,14 +15,14 @@ import numpy as np
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import DistNetError, JoinRefusedError, ModelLoadError
 from dist_net.models.darknet_files import FoundModel
-from dist_net.models.sources import ModelSource, TrainingRun
+from dist_net.models.sources import FollowedRun, ModelSource
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.pictures.inputs import takes_pictures
 from dist_net.recipes.recipe import LoadedRecipe
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.worker.prepared_arrays import keep_newest
 from dist_net.wire.messages import Message, Refuse
-from dist_net.wire.serving_messages import Enlisted, EnlistLoader, Prepare, Prepared
+from dist_net.wire.serving_messages import Enlisted, EnlistLoader, ModelPrepared, PrepareModel
 from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ LONGEST_PAUSE_S = 30.0  # between attempts to reach a training run that does not
 class _Followed:
     """A training run whose versions are passed on: the last one, and when to look for the next."""
 
-    source: TrainingRun
+    source: FollowedRun
     version: int
     due_s: float
     pause_s: float = FOLLOW_EVERY_S
@@ -70,7 +70,7 @@ class ModelLoader:
         self._followed = {
             name: _Followed(source, -1, due_s)
             for name, source in sources.items()
-            if isinstance(source, TrainingRun)
+            if isinstance(source, FollowedRun)
         }
         self._leave_reason: str | None = None
 
@@ -105,7 +105,7 @@ class ModelLoader:
 
     def _handle(self, message: Message) -> None:
         match message:
-            case Prepare(model, version):
+            case PrepareModel(model, version):
                 self._socket.send(self._prepare(model, version))
             case Refuse(reason):
                 raise JoinRefusedError(f"the gateway refuses this loader: {reason}")
@@ -114,26 +114,26 @@ class ModelLoader:
             case _:
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 
-    def _prepare(self, model: str, version: int) -> Prepared:
-        """The answer to a `Prepare`."""
+    def _prepare(self, model: str, version: int) -> ModelPrepared:
+        """The answer to a `PrepareModel`."""
         source = self._sources.get(model)
         if source is None:
-            return Prepared(model, version, "", f"there is no source of {model!r}", version)
+            return ModelPrepared(model, version, "", f"there is no source of {model!r}", version)
         try:
             with _as_own_errors():
                 return self._read(model, source, version)._replace(asked=version)
         except DistNetError as error:
             logger.warning("not_prepared model=%s error=%s", model, error)
-            return Prepared(model, version, "", str(error), version)
+            return ModelPrepared(model, version, "", str(error), version)
 
-    def _read(self, model: str, source: ModelSource, version: int) -> Prepared:
+    def _read(self, model: str, source: ModelSource, version: int) -> ModelPrepared:
         """Reads a model, and leaves its arrays in a file; raises a DistNetError."""
         found = source.read()
         if found.version is not None:
             version = self._followed[model].version = found.version
         description = described(found, model, version, self._directory)
         logger.info("prepared model=%s version=%d", model, version)
-        return Prepared(model, version, description.to_json(), "")
+        return ModelPrepared(model, version, description.to_json(), "")
 
     def _follow(self) -> None:
         """Passes on the versions that training runs have come to, at most one a second of each."""

@@ -26,7 +26,7 @@ LONGEST_PAUSE_S = 10.0
 
 
 @dataclass(frozen=True)
-class Command:
+class ChildCommand:
     """How one kind of child is started: ``python -m MODULE ARGUMENTS...``.
 
     Without a module it is forked by the pool's fork server.
@@ -41,7 +41,7 @@ class Command:
 class _Place:
     """A child that there has to be, and how it has fared."""
 
-    command: Command
+    command: ChildCommand
     child: RunningChild
     descriptor: int
     started_s: float
@@ -55,10 +55,10 @@ class PoolChildren:
     after like them, if there is anybody to be forked. Linux only.
     """
 
-    def __init__(self, commands: Sequence[Command], fork_server: str, logs: Path) -> None:
-        forking = Command(FORK_SERVER, fork_server, ())
+    def __init__(self, commands: Sequence[ChildCommand], fork_server: str, logs: Path) -> None:
+        forking = ChildCommand(FORK_SERVER, fork_server, ())
         is_forked = any(not each.module for each in commands)
-        self._commands: Sequence[Command] = (*([forking] if is_forked else []), *commands)
+        self._commands: Sequence[ChildCommand] = (*([forking] if is_forked else []), *commands)
         self._forks = ForkServer(FORK_SERVER, fork_server, logs)
         self._logs = logs
         self._places: dict[int, _Place] = {}
@@ -98,7 +98,7 @@ class PoolChildren:
             place.child.terminate()
         end([place.child for place in self._places.values()], grace_s)
 
-    def _start(self, command: Command, pause_s: float) -> None:
+    def _start(self, command: ChildCommand, pause_s: float) -> None:
         if command not in self._commands:  # closed meanwhile
             return
         if command.name == FORK_SERVER:
@@ -111,7 +111,7 @@ class PoolChildren:
                 command.name, command.arguments, partial(self._watch, command, pause_s)
             )
 
-    def _watch(self, command: Command, pause_s: float, child: RunningChild) -> None:
+    def _watch(self, command: ChildCommand, pause_s: float, child: RunningChild) -> None:
         descriptor = os.pidfd_open(child.process_id)  # readable when the process has ended
         place = _Place(command, child, descriptor, self._loop.time(), pause_s)
         self._places[child.process_id] = place

@@ -19,9 +19,9 @@ from dist_net.clock import SystemClock
 from dist_net.cluster.command_line import joining_command
 from dist_net.cluster.entry import READY
 from dist_net.cluster.own_directory import log_directory, temporary_directory
-from dist_net.cluster.pool_children import Command, PoolChildren
+from dist_net.cluster.pool_children import ChildCommand, PoolChildren
 from dist_net.cluster.serving_options import ServingOptions
-from dist_net.cluster.stopping import Stop
+from dist_net.cluster.stopping import StopSignals
 from dist_net.errors import (
     DistNetError,
     KeyFileError,
@@ -53,7 +53,7 @@ async def serve(options: ServingOptions) -> int:
 
     Raises what makes it impossible to begin: an address, a key, a model that cannot be read.
     """
-    stop = Stop()
+    stop = StopSignals()
     with ExitStack() as opened:
         keys = load_server_keys(options.keys) if options.keys else None
         directory = opened.enter_context(temporary_directory())
@@ -86,7 +86,7 @@ async def _run(
     desk: ClientDesk,
     http: HttpServer | None,
     children: PoolChildren,
-    stop: Stop,
+    stop: StopSignals,
     said_when_ready: str,
 ) -> bool:
     """From the first child's start to the last one's end; whether all that was admitted was
@@ -137,7 +137,7 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 async def _until_ready(
-    gateway: Gateway, stop: Stop, broken: list[DistNetError], workers: int
+    gateway: Gateway, stop: StopSignals, broken: list[DistNetError], workers: int
 ) -> None:
     """Waits until every model can be answered for; raises if one never will be."""
     while not (gateway.is_ready or stop.requested.is_set()):
@@ -202,7 +202,9 @@ def _secret_file(directory: Path, token: str) -> Path:
     return path
 
 
-def _commands(options: ServingOptions, address: str, directory: Path, token: str) -> list[Command]:
+def _commands(
+    options: ServingOptions, address: str, directory: Path, token: str
+) -> list[ChildCommand]:
     connect = ("--connect", address, "--parent", str(os.getpid()), "--directory")
     loader = [*connect, str(directory), "--token-file", str(_secret_file(directory, token))]
     for name in ("training_keys", "weights", "labels"):
@@ -217,13 +219,13 @@ def _commands(options: ServingOptions, address: str, directory: Path, token: str
         loader.append("--trust-recipe")
         worker.append("--trust-recipe")
     return [
-        Command(
+        ChildCommand(
             "model-loader",
             "dist_net.cluster.processes.model_loader",
             (*loader, "--", *options.sources),
         ),
         *(
-            Command(name, "", (*worker, "--name", name))
+            ChildCommand(name, "", (*worker, "--name", name))
             for name in (f"worker-{i}" for i in range(options.workers))
         ),
     ]

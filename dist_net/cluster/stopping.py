@@ -8,7 +8,7 @@ import signal
 from dist_net.cluster.entry import INTERRUPTED
 
 
-class Stop:
+class StopSignals:
     """SIGTERM, as from a service manager, or SIGINT; made on the running event loop.
 
     ``exit_code``: what the process ends with if it could end in order.

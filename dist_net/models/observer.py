@@ -15,7 +15,7 @@ from dist_net.wire.messages import (
     Shutdown,
     Snapshot,
     SnapshotRequest,
-    Status,
+    StatusReport,
     StatusRequest,
 )
 from dist_net.wire.security import PeerKeys
@@ -23,7 +23,7 @@ from dist_net.wire.transport import ClientSocket
 
 POLL_S = 0.1
 
-Reply = TypeVar("Reply", Status, Snapshot)
+Reply = TypeVar("Reply", StatusReport, Snapshot)
 
 
 class Observer:
@@ -62,7 +62,7 @@ class Observer:
         return self._ask(SnapshotRequest(), Snapshot)
 
     def _report(self, request: Message) -> dict[str, Any]:
-        report = json.loads(self._ask(request, Status).report)
+        report = json.loads(self._ask(request, StatusReport).report)
         if not isinstance(report, dict):
             raise ProtocolError(f"a server's report must be an object: {report!r}")
         return report

@@ -74,7 +74,7 @@ class TrainedRun:
         return _found(loaded, checkpoint.weights, names, record.fitting)
 
 
-class TrainingRun:
+class FollowedRun:
     """The parameter server at an address: a model that is being trained."""
 
     def __init__(
@@ -210,7 +210,7 @@ def source_called(
             f"{model} is a run, which has its own weights; expected no --weights"
         )
     if is_live:
-        return TrainingRun(model, keys, labels, progress, trust_recipe)
+        return FollowedRun(model, keys, labels, progress, trust_recipe)
     return TrainedRun(path, labels, progress, trust_recipe)
 
 

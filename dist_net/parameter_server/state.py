@@ -23,7 +23,7 @@ from dist_net.wire.messages import (
     Shutdown,
     Snapshot,
     SnapshotRequest,
-    Status,
+    StatusReport,
     StatusRequest,
     Stop,
     Wait,
@@ -287,7 +287,7 @@ class ParameterServer:
         self.run.remove(member)
         return Forget(member.worker_id)
 
-    def _status(self, first_record: int, now: float) -> Status:
+    def _status(self, first_record: int, now: float) -> StatusReport:
         report = {
             "state": self.state,
             "recipe": self.run.settings.recipe,
@@ -295,13 +295,13 @@ class ParameterServer:
             "checkpoint_error": self._checkpoint_error,
             **self.run.report(first_record, now),
         }
-        return Status(json.dumps(report))
+        return StatusReport(json.dumps(report))
 
     def _snapshot(self) -> Snapshot:
         store = self.run.store
         return Snapshot(store.version, self.run.ledger.applied_samples, store.weights)
 
-    def _shut_down(self, shutdown: Shutdown, now: float) -> Status:
+    def _shut_down(self, shutdown: Shutdown, now: float) -> StatusReport:
         self.stop(shutdown.reason)
         return self._status(self.run.metrics.next_record, now)
 

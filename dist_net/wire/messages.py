@@ -18,9 +18,9 @@ and may end it. Every request has exactly one reply:
     Leave           ──────────────▶   (none: the worker is gone)
 
     observer
-    StatusRequest   ──────────────▶   Status
+    StatusRequest   ──────────────▶   StatusReport
     SnapshotRequest ──────────────▶   Snapshot
-    Shutdown        ──────────────▶   Status
+    Shutdown        ──────────────▶   StatusReport
 """
 
 from typing import NamedTuple
@@ -192,7 +192,7 @@ class StatusRequest(NamedTuple):
     first_record: int
 
 
-class Status(NamedTuple):
+class StatusReport(NamedTuple):
     """The run's state; ``report`` is a UTF-8 JSON object."""
 
     report: str
@@ -229,7 +229,7 @@ Message = (
     | Leave
     | Stop
     | StatusRequest
-    | Status
+    | StatusReport
     | SnapshotRequest
     | Snapshot
     | Shutdown

@@ -45,9 +45,9 @@ from dist_net.wire.messages import (
 )
 from dist_net.wire.serving_messages import (
     Ask,
+    BatchDone,
     Cancel,
     Describe,
-    Done,
     Enlist,
     FetchArrays,
     Greet,
@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 WORKER, CLIENT, OPERATOR = ROLES = "worker", "client", "operator"
 
 _TRAINS: set[type[Message]] = {Join, Pull, Push, Heartbeat, Leave}
-_ANSWERS: set[type[Message]] = {Enlist, Loaded, FetchArrays, Done}
+_ANSWERS: set[type[Message]] = {Enlist, Loaded, FetchArrays, BatchDone}
 _ASKS: set[type[Message]] = {Ask, Cancel, Describe, Greet, SnapshotRequest}
 _RULES: set[type[Message]] = {Shutdown, Reload, Unload}
 

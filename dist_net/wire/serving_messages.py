@@ -15,17 +15,17 @@ that a client cannot pass itself off as a worker.
     Enlist          ──────────────▶   Enlisted | Refuse
                     ◀──────────────   Load, Drop
     Loaded          ──────────────▶
-    FetchArrays     ──────────────▶   Arrays
-                    ◀──────────────   Run
-    Done            ──────────────▶
+    FetchArrays     ──────────────▶   ArraysPiece
+                    ◀──────────────   RunBatch
+    BatchDone       ──────────────▶
     Heartbeat       ──────────────▶   Alive | Refuse
                     ◀──────────────   Retire
     Leave           ──────────────▶   (none: the worker is gone)
 
     model loader                      gateway
     EnlistLoader    ──────────────▶   Enlisted
-                    ◀──────────────   Prepare
-    Prepared        ──────────────▶
+                    ◀──────────────   PrepareModel
+    ModelPrepared   ──────────────▶
 
 Times travel as seconds that are left, never as moments: hosts' clocks differ.
 """
@@ -146,19 +146,19 @@ class Enlisted(NamedTuple):
     heartbeat_timeout_s: float
 
 
-class Prepare(NamedTuple):
+class PrepareModel(NamedTuple):
     """The loader shall read a model from its source, and leave its arrays where they are mapped."""
 
     model: str
     version: int
 
 
-class Prepared(NamedTuple):
+class ModelPrepared(NamedTuple):
     """A version of a model is ready to be loaded; or ``reason`` says why it is not.
 
     ``description`` is the JSON of a `ModelDescription` of the pool. Also comes
     unasked, when the loader follows a training run: then ``version`` is the parameter server's.
-    ``asked``: the version of the `Prepare` that it answers; 0 if none.
+    ``asked``: the version of the `PrepareModel` that it answers; 0 if none.
     """
 
     model: str
@@ -200,7 +200,7 @@ class FetchArrays(NamedTuple):
     size: int
 
 
-class Arrays(NamedTuple):
+class ArraysPiece(NamedTuple):
     """A piece of the file, which has ``total`` bytes; no payload: there is no such version."""
 
     model: str
@@ -210,7 +210,7 @@ class Arrays(NamedTuple):
     payloads: Payloads
 
 
-class Run(NamedTuple):
+class RunBatch(NamedTuple):
     """A batch: one payload for each request, pictures all or tensors all.
 
     ``is_alone``: the pool has nothing else to do, so that whoever asked is likely to wait for the
@@ -225,7 +225,7 @@ class Run(NamedTuple):
     payloads: Payloads
 
 
-class Done(NamedTuple):
+class BatchDone(NamedTuple):
     """A batch's outcomes, in order. ``statuses`` has one byte for each request, a `Status`.
 
     Its payload is the outputs, (rows, classes) little-endian float32, or the reason in UTF-8.
@@ -256,14 +256,14 @@ ServingMessage = (
     | Enlist
     | EnlistLoader
     | Enlisted
-    | Prepare
-    | Prepared
+    | PrepareModel
+    | ModelPrepared
     | Load
     | Loaded
     | Drop
     | FetchArrays
-    | Arrays
-    | Run
-    | Done
+    | ArraysPiece
+    | RunBatch
+    | BatchDone
     | Retire
 )

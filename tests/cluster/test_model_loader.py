@@ -7,12 +7,12 @@ import pytest
 
 from dist_net.cluster.model_loader import FOLLOW_EVERY_S, ModelLoader
 from dist_net.models.darknet_files import FoundModel
-from dist_net.models.sources import TrainingRun
-from dist_net.wire.serving_messages import Prepared
+from dist_net.models.sources import FollowedRun
+from dist_net.wire.serving_messages import ModelPrepared
 from dist_net.wire.transport import ServerSocket
 
 
-class OddRun(TrainingRun):
+class OddRun(FollowedRun):
     """A training run whose server says what is no report, and whose recipe's code is broken."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ def loader(run: OddRun, clock: Clock, tmp_path: Path) -> Iterator[ModelLoader]:
 
 
 def test_an_error_that_nobody_expected_is_an_answer(loader: ModelLoader) -> None:
-    assert loader._prepare("m", 3) == Prepared(
+    assert loader._prepare("m", 3) == ModelPrepared(
         "m", 3, "", "ZeroDivisionError: in the recipe", asked=3
     )
 

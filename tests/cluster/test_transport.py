@@ -38,7 +38,7 @@ from dist_net.wire.security import (
     load_peer_keys,
     load_server_keys,
 )
-from dist_net.wire.serving_messages import Ask, Enlist, Prepared, Reload, Unload
+from dist_net.wire.serving_messages import Ask, Enlist, ModelPrepared, Reload, Unload
 from dist_net.wire.transport import ClientSocket, ServerSocket
 
 LOOPBACK = "tcp://127.0.0.1:0"
@@ -506,7 +506,7 @@ ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
         ("operator", Shutdown("now"), True),
         ("operator", Reload(1, "model"), True),
         ("operator", JOIN, False),
-        ("operator", Prepared("model", 1, "{}", ""), False),
+        ("operator", ModelPrepared("model", 1, "{}", ""), False),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, tuple) else str(value),
 )

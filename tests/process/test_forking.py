@@ -14,7 +14,7 @@ import pytest
 from dist_net.cluster import fork_server
 from dist_net.cluster.child import RunningChild, end
 from dist_net.cluster.fork_server import ForkServer
-from dist_net.cluster.pool_children import Command, PoolChildren
+from dist_net.cluster.pool_children import ChildCommand, PoolChildren
 
 MODULE = """
 import os, signal, socket, sys, time
@@ -163,7 +163,7 @@ def test_children_that_have_ended_are_forked_anew_until_it_is_over(
     loop: asyncio.AbstractEventLoop, logs: Path
 ) -> None:
     ended: list[int] = []
-    children = PoolChildren([Command("one", "", ("wait", str(logs / "gate")))], "forker", logs)
+    children = PoolChildren([ChildCommand("one", "", ("wait", str(logs / "gate")))], "forker", logs)
 
     async def live() -> list[int]:
         children.start(lambda process_id, *_: ended.append(process_id), lambda _: False)

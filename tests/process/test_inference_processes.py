@@ -25,8 +25,8 @@ from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse
 from dist_net.wire.serving_messages import (
-    Arrays,
-    Done,
+    ArraysPiece,
+    BatchDone,
     Drop,
     Enlist,
     Enlisted,
@@ -34,10 +34,10 @@ from dist_net.wire.serving_messages import (
     FetchArrays,
     Load,
     Loaded,
-    Prepare,
-    Prepared,
+    ModelPrepared,
+    PrepareModel,
     Retire,
-    Run,
+    RunBatch,
 )
 from dist_net.wire.transport import ServerSocket
 
@@ -167,8 +167,8 @@ def test_a_worker_answers_what_it_loaded_and_leaves_when_told(
     assert load(gateway, worker, digits) == Loaded("digits", 1, "")
     images = dataset_named("digits").test_images[:3]
     payloads = (images[:2].tobytes(), b"short", images[2:].tobytes())
-    gateway.tells(Run(5, "digits", 1, False, False, payloads))
-    done = gateway.hears(Done, worker)
+    gateway.tells(RunBatch(5, "digits", 1, False, False, payloads))
+    done = gateway.hears(BatchDone, worker)
     assert done.batch_id == 5
     assert list(done.statuses) == [Status.OK, Status.BAD_INPUT, Status.OK]
     outputs = np.frombuffer(b"".join([done.payloads[0], done.payloads[2]]), "<f4").reshape(3, 10)
@@ -178,8 +178,8 @@ def test_a_worker_answers_what_it_loaded_and_leaves_when_told(
     session.close()
     assert b"5 bytes" in bytes(done.payloads[1])
     gateway.tells(Drop("digits", 1))
-    gateway.tells(Run(6, "digits", 1, False, False, payloads))
-    assert set(gateway.hears(Done, worker).statuses) == {Status.UNAVAILABLE}
+    gateway.tells(RunBatch(6, "digits", 1, False, False, payloads))
+    assert set(gateway.hears(BatchDone, worker).statuses) == {Status.UNAVAILABLE}
     gateway.tells(Retire())
     assert gateway.hears(Leave, worker) == Leave(7)
     assert exit_code(worker) == 0
@@ -194,8 +194,8 @@ def test_versions_are_answered_side_by_side(
     image = dataset_named("digits").test_images[:1].tobytes()
     answers = []
     for version in (1, 2, 1):
-        gateway.tells(Run(version, "digits", version, False, False, (image,)))
-        answers.append(bytes(gateway.hears(Done, worker).payloads[0]))
+        gateway.tells(RunBatch(version, "digits", version, False, False, (image,)))
+        answers.append(bytes(gateway.hears(BatchDone, worker).payloads[0]))
     assert answers[0] == answers[2] != answers[1]
 
 
@@ -219,7 +219,7 @@ def test_arrays_of_another_host_are_fetched(
     gateway.tells(Load("digits", 1, elsewhere.to_json()))
     asked = gateway.hears(FetchArrays, worker)
     assert asked == FetchArrays("digits", 1, 0, len(content))
-    gateway.tells(Arrays("digits", 1, 0, len(content), (content,)))
+    gateway.tells(ArraysPiece("digits", 1, 0, len(content), (content,)))
     assert gateway.hears(Loaded, worker).reason == ""
     (kept,) = (tmp_path / "own").iterdir()
     assert kept.read_bytes() == content
@@ -311,9 +311,9 @@ def start_loader(gateway: Gateway, child: Callable[..., Child], *sources: str) -
     return started
 
 
-def prepared(gateway: Gateway, loader: Child, model: str, version: int) -> Prepared:
-    gateway.tells(Prepare(model, version))
-    answer: Prepared = gateway.hears(Prepared, loader)
+def prepared(gateway: Gateway, loader: Child, model: str, version: int) -> ModelPrepared:
+    gateway.tells(PrepareModel(model, version))
+    answer: ModelPrepared = gateway.hears(ModelPrepared, loader)
     return answer
 
 
@@ -355,7 +355,7 @@ def test_a_training_run_is_followed(
     run = start("train", "digits", "--epochs", "100000", "--run-dir", str(tmp_path / "run"))
     loader = start_loader(gateway, child, f"live={run.address}")
     answers = [prepared(gateway, loader, "live", 1)]
-    answers += [gateway.hears(Prepared, loader) for _ in range(4)]  # unasked
+    answers += [gateway.hears(ModelPrepared, loader) for _ in range(4)]  # unasked
     assert [each.reason for each in answers] == [""] * 5
     versions = [each.version for each in answers]
     assert sorted(set(versions)) == versions

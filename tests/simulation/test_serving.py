@@ -14,12 +14,12 @@ from itertools import count
 import numpy as np
 import pytest
 
-from dist_net.serving.pool.commands import Command, Evict, Finish
+from dist_net.serving.pool.commands import EndRequest, EvictWorker, PoolCommand
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import Outcome, Question, Status
 from dist_net.serving.pool.settings import PoolSettings
-from dist_net.wire.serving_messages import Done, Drop, Load, Loaded, Prepared, Run
+from dist_net.wire.serving_messages import BatchDone, Drop, Load, Loaded, ModelPrepared, RunBatch
 
 BEAT_S = 0.2
 DRIFT_S = 11.0
@@ -108,7 +108,7 @@ class World:
             "net", version, "FP32", (1,), 1, (), False, True, "", "r", "d", "file", 1, "key"
         )
         self._obey(
-            self.pool.prepared(Prepared("net", version, description.to_json(), ""), self.now)
+            self.pool.prepared(ModelPrepared("net", version, description.to_json(), ""), self.now)
         )
 
     def kill(self, node: bytes) -> None:
@@ -139,16 +139,16 @@ class World:
             assert self.pool.heard(node, self.now)
             self.after(BEAT_S, lambda: self._beat(node))
 
-    def _obey(self, commands: list[Command]) -> None:
+    def _obey(self, commands: list[PoolCommand]) -> None:
         for command in commands:
-            if isinstance(command, Finish):
+            if isinstance(command, EndRequest):
                 assert command.request_id in self.expected
                 assert command.request_id not in self.outcomes
                 self.outcomes[command.request_id] = command.outcome, self.now
                 if command.outcome.status is Status.FAILED:
                     had = self._alone[self._payload_of[command.request_id]]
                     assert len(had - self._working()) >= 2
-            elif isinstance(command, Evict):
+            elif isinstance(command, EvictWorker):
                 assert command.node in self._stopped
                 if self._alive.pop(command.node, None) is not None:
                     self._start()
@@ -157,7 +157,7 @@ class World:
             elif isinstance(command.message, Drop):
                 self._held[command.node].remove(command.message.version)
                 assert self._held[command.node]
-            elif isinstance(command.message, Run):
+            elif isinstance(command.message, RunBatch):
                 self._compute(command.node, command.message)
 
     def _load(self, node: bytes, load: Load) -> None:
@@ -172,7 +172,7 @@ class World:
 
         self.after(0.1, loaded)
 
-    def _compute(self, node: bytes, run: Run) -> None:
+    def _compute(self, node: bytes, run: RunBatch) -> None:
         if len(run.payloads) == 1:
             self._alone[bytes(run.payloads[0])].add(node)
         if node not in self._alive:
@@ -186,7 +186,7 @@ class World:
 
         def done() -> None:
             if node in self._alive and node not in self._stopped:
-                answer = Done(run.batch_id, bytes(rows), 0.0, took_s, (ROW,) * rows)
+                answer = BatchDone(run.batch_id, bytes(rows), 0.0, took_s, (ROW,) * rows)
                 self._obey(self.pool.done(node, answer, self.now))
 
         self.at(self._alive[node], done)

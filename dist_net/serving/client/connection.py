@@ -17,7 +17,13 @@ from dist_net.errors import (
     RequestExpiredError,
     RequestFailedError,
 )
-from dist_net.serving.client.conversation import SILENCE_S, Conversation, Exchange, Reply, Request
+from dist_net.serving.client.conversation import (
+    SILENCE_S,
+    ClientRequest,
+    Conversation,
+    Exchange,
+    GatewayReply,
+)
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Refuse
 from dist_net.wire.security import PeerKeys
@@ -38,7 +44,7 @@ ERRORS: dict[int, Callable[[str], DistNetError]] = {
     Status.CANCELLED: RequestCancelledError,
 }
 
-Wanted = TypeVar("Wanted", Answer, Description, Reloaded)
+ReplyKind = TypeVar("ReplyKind", Answer, Description, Reloaded)
 
 
 class GatewayConnection:
@@ -67,7 +73,7 @@ class GatewayConnection:
         """The id for the next request."""
         return self._conversation.next_id()
 
-    def ask(self, request: Request, timeout_s: float) -> Exchange:
+    def ask(self, request: ClientRequest, timeout_s: float) -> Exchange:
         """Sends a request; waits only while ``MOST_OPEN`` others are open.
 
         Raises NoAnswerError when the gateway takes no more messages.
@@ -83,7 +89,7 @@ class GatewayConnection:
         if exchange.reply is None:
             self._socket.send(self._conversation.cancel(exchange))
 
-    def reply_to(self, exchange: Exchange, kind: type[Wanted]) -> Wanted:
+    def reply_to(self, exchange: Exchange, kind: type[ReplyKind]) -> ReplyKind:
         """Waits for the reply until the request's deadline.
 
         Raises the error that an `Answer` is if it is not OK; RequestExpiredError, or NoAnswerError
@@ -126,7 +132,7 @@ class GatewayConnection:
         return ERRORS[answer.status](answer.reason or "cancelled: it has no result")
 
 
-def unexpected(reply: Reply) -> ProtocolError:
+def unexpected(reply: GatewayReply) -> ProtocolError:
     """The error for a reply that does not go with its request."""
     return ProtocolError(
         f"the gateway gave a reply that does not fit: {str(reply)[:200]}; install the same "

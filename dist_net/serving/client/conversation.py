@@ -28,8 +28,8 @@ from dist_net.wire.serving_messages import (
 
 SILENCE_S = 0.5
 
-Request = Ask | Describe | Reload | Unload
-Reply = Answer | Description | Reloaded
+ClientRequest = Ask | Describe | Reload | Unload
+GatewayReply = Answer | Description | Reloaded
 
 
 class Exchange:
@@ -37,11 +37,11 @@ class Exchange:
 
     __slots__ = ("deadline", "reply", "request", "timeout_s")
 
-    def __init__(self, request: Request, timeout_s: float, now: float) -> None:
+    def __init__(self, request: ClientRequest, timeout_s: float, now: float) -> None:
         self.request = request
         self.timeout_s = timeout_s
         self.deadline = now + timeout_s
-        self.reply: Reply | None = None
+        self.reply: GatewayReply | None = None
 
 
 class Conversation:
@@ -69,12 +69,12 @@ class Conversation:
         self._greetings_sent += 1
         return Greet()
 
-    def open(self, request: Request, timeout_s: float, now: float) -> Exchange:
+    def open(self, request: ClientRequest, timeout_s: float, now: float) -> Exchange:
         """A request that is sent now; its reply will be found in what this gives."""
         exchange = self._open[request.request_id] = Exchange(request, timeout_s, now)
         return exchange
 
-    def heard(self, message: object, now: float) -> list[Request]:
+    def heard(self, message: object, now: float) -> list[ClientRequest]:
         """The gateway said something; gives what has to be sent again.
 
         A reply to what is not open any more, because it was given up or answered twice, is
@@ -121,7 +121,7 @@ class Conversation:
         return self._heard >= moment
 
 
-def _again(exchange: Exchange, now: float) -> Request:
+def _again(exchange: Exchange, now: float) -> ClientRequest:
     """The request with the time that it has left."""
     request = exchange.request
     if isinstance(request, Ask):

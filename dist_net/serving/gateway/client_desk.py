@@ -16,8 +16,7 @@ from dist_net.serving.pool.model_summary import (
     summaries_to_json,
 )
 from dist_net.serving.pool.requests import Outcome, Question, Status
-from dist_net.wire.messages import Message, Refuse, StatusRequest
-from dist_net.wire.messages import Status as Report
+from dist_net.wire.messages import Message, Refuse, StatusReport, StatusRequest
 from dist_net.wire.serving_messages import (
     Answer,
     Ask,
@@ -99,7 +98,7 @@ class ClientDesk:
             case Unload(request_id, model):
                 self._send(node, _reloaded(request_id, self._service.unload(model)))
             case StatusRequest():
-                self._send(node, Report(json.dumps(self._service.status())))
+                self._send(node, StatusReport(json.dumps(self._service.status())))
             case _:
                 reason = f"{type(message).__name__} is not for the clients' address of a gateway"
                 self._send(node, Refuse(reason, may_rejoin=False))

@@ -18,7 +18,7 @@ from dist_net.clock import Clock
 from dist_net.serving.gateway.asked import Asked
 from dist_net.serving.gateway.children import Children
 from dist_net.serving.pool.array_pieces import piece_of
-from dist_net.serving.pool.commands import Command, Evict, Finish, Send
+from dist_net.serving.pool.commands import EndRequest, EvictWorker, PoolCommand, SendToNode
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.loader_link import LoaderLink
 from dist_net.serving.pool.pool import Pool
@@ -27,13 +27,13 @@ from dist_net.serving.pool.requests import Outcome, Question, Status
 from dist_net.serving.pool.statistics import ModelStatistics
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse
 from dist_net.wire.serving_messages import (
-    Done,
+    BatchDone,
     Enlist,
     Enlisted,
     EnlistLoader,
     FetchArrays,
     Loaded,
-    Prepared,
+    ModelPrepared,
     Retire,
 )
 from dist_net.wire.transport import ServerSocket
@@ -239,19 +239,19 @@ class Gateway:
             except Exception:
                 self._socket.answer_failure(node, message)
 
-    def _execute(self, commands: Iterable[Command]) -> None:
+    def _execute(self, commands: Iterable[PoolCommand]) -> None:
         for command in commands:
             match command:
-                case Finish(request_id, outcome):
+                case EndRequest(request_id, outcome):
                     future = self._asked.pop(request_id, None)
                     if future is not None and not future.done():
                         future.set_result(outcome)
-                case Send(node, message):
+                case SendToNode(node, message):
                     if isinstance(message, Enlisted):
                         self._nodes[message.worker_id] = node
                     if not self._socket.send(node, message):
                         self._lost(node, "it takes no more messages")
-                case Evict(node, process_id, host, reason):
+                case EvictWorker(node, process_id, host, reason):
                     logger.warning("event=worker_given_up process=%s reason=%s", process_id, reason)
                     self._forget(node)
                     self._children.kill(process_id, host, reason)
@@ -265,7 +265,7 @@ class Gateway:
     def _handle(self, node: bytes, message: Message) -> None:
         now = self._clock.now()
         match message:
-            case Done():
+            case BatchDone():
                 self._if_known(node, lambda: self._pool.done(node, message, now))
             case Heartbeat(worker_id):
                 own = self._nodes.get(worker_id)
@@ -284,13 +284,13 @@ class Gateway:
                 self._lost(node, "it left")
             case EnlistLoader() if self._loader.enlisted(node, message):
                 logger.info("event=loader_enlisted process=%d", message.process_id)
-            case Prepared() if self._loader.prepared(node, message):
+            case ModelPrepared() if self._loader.prepared(node, message):
                 self._take_in(message)
             case _:
                 reason = f"{type(message).__name__} is not for the workers' address of a gateway"
                 self._socket.send(node, Refuse(reason, may_rejoin=False))
 
-    def _take_in(self, message: Prepared) -> None:
+    def _take_in(self, message: ModelPrepared) -> None:
         if message.model in self._loader.unloaded:
             logger.info("event=version_ignored model=%s reason=unloaded", message.model)
         else:
@@ -298,7 +298,7 @@ class Gateway:
         self._reloads.prepared(message)
         self._want_turn()
 
-    def _if_known(self, node: bytes, hear: Callable[[], list[Command]]) -> None:
+    def _if_known(self, node: bytes, hear: Callable[[], list[PoolCommand]]) -> None:
         if self._pool.heard(node, self._clock.now()):
             self._execute(hear())
         else:

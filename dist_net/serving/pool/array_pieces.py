@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.wire.serving_messages import Arrays, FetchArrays
+from dist_net.wire.serving_messages import ArraysPiece, FetchArrays
 
 LARGEST_PIECE = 8 << 20
 
 
-def piece_of(description: ModelDescription | None, asked: FetchArrays) -> Arrays:
+def piece_of(description: ModelDescription | None, asked: FetchArrays) -> ArraysPiece:
     """What was asked for, shorter at the file's end; without payload if there is no such file."""
-    nothing = Arrays(asked.model, asked.version, asked.offset, 0, ())
+    nothing = ArraysPiece(asked.model, asked.version, asked.offset, 0, ())
     if description is None or not 0 < asked.size <= LARGEST_PIECE:
         return nothing
     try:

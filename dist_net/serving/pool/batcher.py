@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dist_net.serving.pool.request_queue import Lane, RequestQueue
-from dist_net.serving.pool.roster import Batch, Worker
+from dist_net.serving.pool.roster import RunningBatch, Worker
 from dist_net.serving.pool.routing import Router
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.versions import ModelVersions
@@ -29,7 +29,7 @@ class Batcher:
         self._router = router
         self._next_batch_id = 1
 
-    def next_batch(self, now: float) -> tuple[Worker, Batch] | None:
+    def next_batch(self, now: float) -> tuple[Worker, RunningBatch] | None:
         """A batch that its worker has now; None: no more can go."""
         self.held_until_s = None
         for lane in self._queue.by_age():
@@ -50,11 +50,11 @@ class Batcher:
         self.held_until_s = min(until_s, self.held_until_s or until_s)
         return True
 
-    def _start(self, lane: Lane, worker: Worker, version: int, now: float) -> Batch:
+    def _start(self, lane: Lane, worker: Worker, version: int, now: float) -> RunningBatch:
         name, _, is_picture = lane.key
         requests = self._queue.take(lane)
         rows = sum(request.rows for request in requests)
-        batch = Batch(
+        batch = RunningBatch(
             self._next_batch_id,
             self._models[name].versions[version].description,
             is_picture,

@@ -6,14 +6,14 @@ from dist_net.serving.pool.requests import Outcome
 from dist_net.wire.serving_messages import ServingMessage
 
 
-class Send(NamedTuple):
+class SendToNode(NamedTuple):
     """Send the message to the worker's node."""
 
     node: bytes
     message: ServingMessage
 
 
-class Finish(NamedTuple):
+class EndRequest(NamedTuple):
     """The request has ended: tell whoever asked. Once for each that was admitted and not
     cancelled."""
 
@@ -21,7 +21,7 @@ class Finish(NamedTuple):
     outcome: Outcome
 
 
-class Evict(NamedTuple):
+class EvictWorker(NamedTuple):
     """The pool has given the worker up: kill it if it is a child, and start another one."""
 
     node: bytes
@@ -30,4 +30,4 @@ class Evict(NamedTuple):
     reason: str
 
 
-Command = Send | Finish | Evict
+PoolCommand = SendToNode | EndRequest | EvictWorker

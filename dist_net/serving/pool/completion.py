@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 
 from dist_net.serving.pool.requests import Outcome, Status
-from dist_net.serving.pool.roster import Batch
+from dist_net.serving.pool.roster import RunningBatch
 from dist_net.serving.pool.statistics import ModelStatistics
-from dist_net.wire.serving_messages import Done
+from dist_net.wire.serving_messages import BatchDone
 
 FLOAT_BYTES = 4
 FROM_WORKERS = frozenset((Status.OK, Status.BAD_INPUT, Status.FAILED))
 """How a worker may say that a request ended."""
 
 
-def fault(batch: Batch, done: Done) -> str | None:
+def fault(batch: RunningBatch, done: BatchDone) -> str | None:
     """Why the worker's answer cannot be one to this batch; None: it can."""
     asked = len(batch.requests)
     if not len(done.statuses) == len(done.payloads) == asked:
@@ -32,7 +32,7 @@ def fault(batch: Batch, done: Done) -> str | None:
     return None
 
 
-def outcomes(batch: Batch, done: Done) -> list[Outcome]:
+def outcomes(batch: RunningBatch, done: BatchDone) -> list[Outcome]:
     """How each request ended, in order."""
     version = batch.description.version
     ended = []
@@ -56,14 +56,18 @@ def outcomes(batch: Batch, done: Done) -> list[Outcome]:
     return ended
 
 
-def computed_rows(batch: Batch, ended: list[Outcome]) -> int:
+def computed_rows(batch: RunningBatch, ended: list[Outcome]) -> int:
     """How many rows the net computed: a picture that is bad tells nothing of its speed."""
     pairs = zip(batch.requests, ended, strict=True)
     return sum(request.rows for request, outcome in pairs if outcome.status is Status.OK)
 
 
 def count_batch(
-    statistics: ModelStatistics, batch: Batch, done: Done, ended: list[Outcome], now: float
+    statistics: ModelStatistics,
+    batch: RunningBatch,
+    done: BatchDone,
+    ended: list[Outcome],
+    now: float,
 ) -> None:
     """Count the batch, and each of its requests whose answer is still wanted."""
     statistics.ran(batch.rows, done.compute_s, now)

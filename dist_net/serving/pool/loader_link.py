@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from dist_net.wire.messages import Message
-from dist_net.wire.serving_messages import Enlisted, EnlistLoader, Prepare, Prepared
+from dist_net.wire.serving_messages import Enlisted, EnlistLoader, ModelPrepared, PrepareModel
 
 MOST_LOSSES = 2
 """A model at which the loader's process has ended so often, one time after the other, is not tried
@@ -44,7 +44,7 @@ class LoaderLink:
         self._node, self._process_id = node, message.process_id
         self._send(node, Enlisted(0, 0.0, 0.0))
         for model, number in self._unanswered.items():
-            self._send(node, Prepare(model, number))
+            self._send(node, PrepareModel(model, number))
         return True
 
     def prepare(self, model: str) -> int | None:
@@ -53,13 +53,13 @@ class LoaderLink:
         The version has this number, too, unless it is a training run's.
         """
         number = self._newest[model] + 1
-        if self._node is not None and not self._send(self._node, Prepare(model, number)):
+        if self._node is not None and not self._send(self._node, PrepareModel(model, number)):
             return None
         self.unloaded.discard(model)
         self._newest[model] = self._unanswered[model] = number
         return number
 
-    def prepared(self, node: bytes, message: Prepared) -> bool:
+    def prepared(self, node: bytes, message: ModelPrepared) -> bool:
         """A version has come, or could not be read; whether it is the loader who says so."""
         if node != self._node:
             return False
@@ -67,7 +67,7 @@ class LoaderLink:
         self._take_in(message)
         return True
 
-    def ended(self, process_id: int, reason: str) -> Prepared | None:
+    def ended(self, process_id: int, reason: str) -> ModelPrepared | None:
         """A process has ended; gives what is to be taken for the loader's last answer, if any."""
         if process_id != self._process_id or self._node is None:
             return None
@@ -80,11 +80,11 @@ class LoaderLink:
             return None
         self._losses[model] = 0
         reason = f"reading it ended the model loader {MOST_LOSSES} times; the last time {reason}"
-        answer = Prepared(model, number, "", reason, number)
+        answer = ModelPrepared(model, number, "", reason, number)
         self._take_in(answer)
         return answer
 
-    def _take_in(self, message: Prepared) -> None:
+    def _take_in(self, message: ModelPrepared) -> None:
         model = message.model
         self.unreadable[model] = message.reason
         self._newest[model] = max(self._newest[model], message.version)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 
-from dist_net.serving.pool.commands import Finish
+from dist_net.serving.pool.commands import EndRequest
 from dist_net.serving.pool.completion import count_failure
 from dist_net.serving.pool.quarantine import Quarantine
 from dist_net.serving.pool.request_queue import LaneKey, Request, RequestQueue
 from dist_net.serving.pool.requests import Outcome, Question, Status
-from dist_net.serving.pool.roster import Batch, Roster, Worker
+from dist_net.serving.pool.roster import Roster, RunningBatch, Worker
 from dist_net.serving.pool.versions import ModelVersions, Version
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class OpenRequests:
         else:
             request.is_cancelled = True
 
-    def expire(self, now: float) -> list[Finish]:
+    def expire(self, now: float) -> list[EndRequest]:
         """End all in the queue whose time is up."""
         return [
             self._fail(
@@ -109,7 +109,7 @@ class OpenRequests:
             for request in self._queue.expired(now)
         ]
 
-    def retry(self, worker: Worker, now: float) -> list[Finish]:
+    def retry(self, worker: Worker, now: float) -> list[EndRequest]:
         """Queue all that a lost worker had again, before the others; alone, if it had begun.
 
         What was alone with it, and not for the first time, ends here.
@@ -143,15 +143,15 @@ class OpenRequests:
                         bound += 1
         version.bound += bound
 
-    def _put_aside(self, request: Request, batch: Batch, now: float) -> Finish:
+    def _put_aside(self, request: Request, batch: RunningBatch, now: float) -> EndRequest:
         name, number = batch.description.name, batch.description.version
         self._quarantine.add(name, number, request.payload)
         logger.error("request_put_aside request=%d model=%s", request.request_id, name)
         reason = f"it has ended {request.lost_alone} workers, alone with each: it is put aside"
         return self._fail(request, Outcome(Status.FAILED, number, reason=reason), now)
 
-    def _fail(self, request: Request, outcome: Outcome, now: float) -> Finish:
+    def _fail(self, request: Request, outcome: Outcome, now: float) -> EndRequest:
         statistics = self._models[request.key.model].statistics_of(outcome.version)
         count_failure(statistics, outcome.status, now - request.admitted_s)
         self.close(request)
-        return Finish(request.request_id, outcome)
+        return EndRequest(request.request_id, outcome)

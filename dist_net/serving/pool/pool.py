@@ -14,7 +14,7 @@ from dist_net.errors import ProtocolError
 from dist_net.serving.pool import completion
 from dist_net.serving.pool.admission import Admission
 from dist_net.serving.pool.batcher import Batcher
-from dist_net.serving.pool.commands import Command, Evict, Finish, Send
+from dist_net.serving.pool.commands import EndRequest, EvictWorker, PoolCommand, SendToNode
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.quarantine import Quarantine
@@ -26,7 +26,7 @@ from dist_net.serving.pool.routing import Router
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.statistics import ModelStatistics
 from dist_net.serving.pool.versions import ModelVersions, Version
-from dist_net.wire.serving_messages import Done, Enlisted, Loaded, Prepared
+from dist_net.wire.serving_messages import BatchDone, Enlisted, Loaded, ModelPrepared
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class Pool:
 
     def enlist(
         self, node: bytes, name: str, host: str, process_id: int, now: float
-    ) -> list[Command]:
+    ) -> list[PoolCommand]:
         """A worker offers itself; one that did so before is told its id again."""
         worker = self._at(node, now)
         if worker is None:
@@ -99,13 +99,13 @@ class Pool:
         enlisted = Enlisted(
             worker.worker_id, settings.heartbeat_interval_s, settings.heartbeat_timeout_s
         )
-        return [Send(node, enlisted), *self._advance_all(now)]
+        return [SendToNode(node, enlisted), *self._advance_all(now)]
 
     def heard(self, node: bytes, now: float) -> bool:
         """A sign of life of a worker; False: there is none at this node."""
         return self._at(node, now) is not None
 
-    def loaded(self, node: bytes, message: Loaded, now: float) -> list[Command]:
+    def loaded(self, node: bytes, message: Loaded, now: float) -> list[PoolCommand]:
         """A worker has loaded a version, or could not."""
         worker = self._at(node, now)
         model = self._models.get(message.model)
@@ -113,7 +113,7 @@ class Pool:
             return []
         return [*model.loaded(worker, message.version, message.reason), *self._advance(model, now)]
 
-    def done(self, node: bytes, message: Done, now: float) -> list[Command]:
+    def done(self, node: bytes, message: BatchDone, now: float) -> list[PoolCommand]:
         """A worker sends a batch back. One that it was not given, or not any more, is dropped."""
         worker = self._at(node, now)
         batch = worker.running.get(message.batch_id) if worker else None
@@ -129,21 +129,21 @@ class Pool:
             self._router.time_of(name, batch.is_picture).observe(rows, took_s, now)
         statistics = self._models[name].statistics_of(version)
         completion.count_batch(statistics, batch, message, ended, now)
-        commands: list[Command] = []
+        commands: list[PoolCommand] = []
         for request, outcome in zip(batch.requests, ended, strict=True):
             self._requests.close(request)
             if not request.is_cancelled:
-                commands.append(Finish(request.request_id, outcome))
+                commands.append(EndRequest(request.request_id, outcome))
         return commands
 
-    def lost(self, node: bytes, reason: str, now: float) -> list[Command]:
+    def lost(self, node: bytes, reason: str, now: float) -> list[PoolCommand]:
         """A worker's process has ended, or it left: its requests go to others."""
         worker = self._at(node, now)
         return [] if worker is None else self._lose(worker, reason, now)
 
     # Versions
 
-    def prepared(self, message: Prepared, now: float) -> list[Command]:
+    def prepared(self, message: ModelPrepared, now: float) -> list[PoolCommand]:
         """A version can be loaded; or ``reason`` says why it cannot."""
         self._now = now
         model = self._models.get(message.model)
@@ -161,7 +161,7 @@ class Pool:
             model.reason = reason
         return self._advance(model, now)
 
-    def unload(self, model: str, reason: str, now: float) -> list[Command]:
+    def unload(self, model: str, reason: str, now: float) -> list[PoolCommand]:
         """Serve a model no longer, until a version is prepared again; what came in is answered."""
         self._now = now
         self._models[model].unload(reason)
@@ -191,10 +191,10 @@ class Pool:
         """Whether `dispatch` may give workers up now, so all that they sent must be heard first."""
         return self._check_s is not None and now >= self._check_s
 
-    def dispatch(self, now: float) -> list[Command]:
+    def dispatch(self, now: float) -> list[PoolCommand]:
         """Give up what is overdue, and give idle workers something to do."""
         self._now = now
-        commands: list[Command] = []
+        commands: list[PoolCommand] = []
         if self.is_check_due(now):
             for worker, reason in self._workers.overdue(now):
                 commands += self._evict(worker, reason, now)
@@ -205,7 +205,9 @@ class Pool:
         while (made := self._batcher.next_batch(now)) is not None:
             worker, batch = made
             self._check_by(now + self._settings.longest_batch_s)
-            commands.append(Send(worker.node, batch.message(is_alone=len(self._requests) == 1)))
+            commands.append(
+                SendToNode(worker.node, batch.message(is_alone=len(self._requests) == 1))
+            )
         return commands
 
     def next_wakeup(self) -> float | None:
@@ -278,19 +280,19 @@ class Pool:
             worker.heard_s = now
         return worker
 
-    def _evict(self, worker: Worker, reason: str, now: float) -> list[Command]:
-        evict = Evict(worker.node, worker.process_id, worker.host, reason)
+    def _evict(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
+        evict = EvictWorker(worker.node, worker.process_id, worker.host, reason)
         return [evict, *self._lose(worker, reason, now)]
 
-    def _lose(self, worker: Worker, reason: str, now: float) -> list[Command]:
+    def _lose(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
         logger.warning("worker_lost name=%s reason=%s", worker.name, reason)
         self._workers.remove(worker)
         return [*self._requests.retry(worker, now), *self._advance_all(now)]
 
-    def _advance_all(self, now: float) -> list[Command]:
+    def _advance_all(self, now: float) -> list[PoolCommand]:
         return [command for model in self._models.values() for command in self._advance(model, now)]
 
-    def _advance(self, model: ModelVersions, now: float) -> list[Command]:
+    def _advance(self, model: ModelVersions, now: float) -> list[PoolCommand]:
         """Take a model's versions as far as they can go now."""
         before = model.newest
         model.refresh(self._workers)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dist_net.serving.pool.description import ServedModel
 from dist_net.serving.pool.requests import Outcome, Status
-from dist_net.wire.serving_messages import Prepared
+from dist_net.wire.serving_messages import ModelPrepared
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class Reloads:
         """The future's result is to be how this reload ends, for which the loader was asked."""
         self._waiting.setdefault(model, []).append(_Reload(asked, future))
 
-    def prepared(self, message: Prepared) -> None:
+    def prepared(self, message: ModelPrepared) -> None:
         """The loader has prepared a version, or could not.
 
         A version that it read before it was asked, or unasked, is not what a reload waits for.

@@ -9,11 +9,11 @@ from typing import Any
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.request_queue import Request
 from dist_net.serving.pool.settings import PoolSettings
-from dist_net.wire.serving_messages import Run
+from dist_net.wire.serving_messages import RunBatch
 
 
 @dataclass(slots=True, eq=False)
-class Batch:
+class RunningBatch:
     """Requests that a worker has. ``expected_s``: for how long; 0 if nothing was measured."""
 
     batch_id: int
@@ -24,12 +24,12 @@ class Batch:
     sent_s: float
     expected_s: float
 
-    def message(self, *, is_alone: bool) -> Run:
+    def message(self, *, is_alone: bool) -> RunBatch:
         """As its worker is told; ``is_alone``, if the pool has no other request."""
         description = self.description
         payloads = tuple(request.payload for request in self.requests)
         model, version = description.name, description.version
-        return Run(self.batch_id, model, version, self.is_picture, is_alone, payloads)
+        return RunBatch(self.batch_id, model, version, self.is_picture, is_alone, payloads)
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +51,7 @@ class Worker:
     holds: dict[str, list[int]] = field(default_factory=dict)
     loading: dict[tuple[str, int], float] = field(default_factory=dict)
     failed: set[tuple[str, int]] = field(default_factory=set)
-    running: dict[int, Batch] = field(default_factory=dict)
+    running: dict[int, RunningBatch] = field(default_factory=dict)
     free_s: float = 0.0
     answered_s: float = 0.0
     batches: int = 0
@@ -61,12 +61,12 @@ class Worker:
         """Whether it can answer for the version."""
         return version in self.holds.get(model, ())
 
-    def start(self, batch: Batch) -> None:
+    def start(self, batch: RunningBatch) -> None:
         """It was sent the batch."""
         self.running[batch.batch_id] = batch
         self.free_s = max(self.free_s, batch.sent_s) + batch.expected_s
 
-    def finish(self, batch: Batch, now: float) -> float:
+    def finish(self, batch: RunningBatch, now: float) -> float:
         """It sent the batch back; returns the seconds that it took, the ways included."""
         del self.running[batch.batch_id]
         took_s = now - max(batch.sent_s, self.answered_s)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from dist_net.serving.pool.commands import Send
+from dist_net.serving.pool.commands import SendToNode
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.roster import Roster, Worker
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
@@ -117,11 +117,11 @@ class ModelVersions:
         self.is_unloaded, self._waiting, self.reason = True, None, reason
         self.done = self.came
 
-    def loaded(self, worker: Worker, number: int, reason: str) -> list[Send]:
+    def loaded(self, worker: Worker, number: int, reason: str) -> list[SendToNode]:
         """A worker has a version now, or could not load it."""
         worker.loading.pop((self.name, number), None)
         if number not in self.versions:
-            return [] if reason else [Send(worker.node, Drop(self.name, number))]
+            return [] if reason else [SendToNode(worker.node, Drop(self.name, number))]
         if reason:
             worker.failed.add((self.name, number))
             self.reason = f"{worker.name} could not load version {number}: {reason}"
@@ -143,7 +143,7 @@ class ModelVersions:
         takes = self.newest.takes if self.newest is not None else ()
         self.alike = frozenset(n for n, one in self.versions.items() if one.takes == takes)
 
-    def advance(self, workers: Roster, now: float) -> list[Send]:
+    def advance(self, workers: Roster, now: float) -> list[SendToNode]:
         """Take the next steps of loading and dropping, as far as they can be taken now."""
         if self.is_unloaded and not self.pending:
             return self._drop_all(workers)
@@ -178,7 +178,7 @@ class ModelVersions:
             for worker in workers
         )
 
-    def _load(self, workers: Roster, now: float) -> list[Send]:
+    def _load(self, workers: Roster, now: float) -> list[SendToNode]:
         commands = []
         is_rolling = any(
             self.name in worker.holds and self.name in [model for model, _ in worker.loading]
@@ -192,7 +192,7 @@ class ModelVersions:
                     is_rolling = True
                 worker.loading[self.name, number] = now
                 load = Load(self.name, number, self.versions[number].text)
-                commands.append(Send(worker.node, load))
+                commands.append(SendToNode(worker.node, load))
         return commands
 
     def _wanted(self, worker: Worker) -> list[int]:
@@ -206,7 +206,7 @@ class ModelVersions:
             and (self.name, number) not in worker.failed
         ]
 
-    def _drop_old(self, workers: Roster) -> list[Send]:
+    def _drop_old(self, workers: Roster) -> list[SendToNode]:
         """Let go of what the newest version replaces; or of that, if none could load it."""
         commands = []
         target = self._target
@@ -231,7 +231,7 @@ class ModelVersions:
                 self._forget(number, workers)
         return commands
 
-    def _drop_all(self, workers: Roster) -> list[Send]:
+    def _drop_all(self, workers: Roster) -> list[SendToNode]:
         commands = [
             self._drop(worker, number)
             for worker in workers
@@ -243,12 +243,12 @@ class ModelVersions:
         self.refresh(workers)
         return commands
 
-    def _drop(self, worker: Worker, number: int) -> Send:
+    def _drop(self, worker: Worker, number: int) -> SendToNode:
         held = worker.holds[self.name]
         held.remove(number)
         if not held:
             del worker.holds[self.name]
-        return Send(worker.node, Drop(self.name, number))
+        return SendToNode(worker.node, Drop(self.name, number))
 
     def _forget(self, number: int, workers: Roster) -> None:
         """The version is gone; what it counted is not."""

@@ -31,15 +31,15 @@ from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Leave, Message, Refuse
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.serving_messages import (
-    Arrays,
-    Done,
+    ArraysPiece,
+    BatchDone,
     Drop,
     Enlist,
     Enlisted,
     FetchArrays,
     Load,
     Retire,
-    Run,
+    RunBatch,
 )
 from dist_net.wire.transport import ClientSocket
 
@@ -146,7 +146,7 @@ class InferenceWorker:
     def _handle(self, message: Message) -> None:
         self._heard_s = self._clock.now()
         match message:
-            case Run():
+            case RunBatch():
                 self._socket.send(self._answer(message))
             case Load():
                 self._models.begin(message)
@@ -161,13 +161,15 @@ class InferenceWorker:
             case _:
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 
-    def _answer(self, run: Run) -> Done:
+    def _answer(self, run: RunBatch) -> BatchDone:
         network = self._models.network(run.model, run.version)
         if network is None:
             reason = f"this worker has no version {run.version} of {run.model}".encode()
             count = len(run.payloads)
-            return Done(run.batch_id, bytes([Status.UNAVAILABLE]) * count, 0, 0, (reason,) * count)
-        return Done(run.batch_id, *network.answer(run.payloads, run.is_picture))
+            return BatchDone(
+                run.batch_id, bytes([Status.UNAVAILABLE]) * count, 0, 0, (reason,) * count
+            )
+        return BatchDone(run.batch_id, *network.answer(run.payloads, run.is_picture))
 
     def _tick(self) -> None:
         for loaded in self._models.finished():
@@ -264,7 +266,7 @@ class InferenceWorker:
         with ExitStack() as opened:
             pieces: ClientSocket | None = None
 
-            def fetch(request: FetchArrays) -> Arrays:
+            def fetch(request: FetchArrays) -> ArraysPiece:
                 nonlocal pieces
                 if not may_go_on():
                     raise ModelLoadError(f"{request.model} version {request.version} was dropped")
@@ -274,7 +276,7 @@ class InferenceWorker:
                 answer = pieces.receive(ANSWER_WITHIN_S)
                 if answer is None:
                     raise pieces.no_answer(ANSWER_WITHIN_S)
-                if not isinstance(answer, Arrays):
+                if not isinstance(answer, ArraysPiece):
                     raise ProtocolError(
                         f"the gateway answered FetchArrays by {answer!r:.80}; expected Arrays"
                     )

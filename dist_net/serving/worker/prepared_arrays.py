@@ -10,12 +10,12 @@ from dist_net.files import replacing
 from dist_net.nn.inference import Prepared
 from dist_net.nn.prepared import map_prepared
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.wire.serving_messages import Arrays, FetchArrays
+from dist_net.wire.serving_messages import ArraysPiece, FetchArrays
 
 PIECE_BYTES = 4 << 20
 VERSIONS_KEPT = 3
 
-Fetch = Callable[[FetchArrays], Arrays]
+Fetch = Callable[[FetchArrays], ArraysPiece]
 """Asks the gateway for a piece; raises a DistNetError if it does not answer."""
 
 
@@ -72,7 +72,7 @@ def _piece(
     name, version = description.name, description.version
     arrays = fetch(FetchArrays(name, version, offset, size))
     sizes = [len(each) for each in arrays.payloads]
-    expected = Arrays(name, version, offset, description.arrays_bytes, arrays.payloads)
+    expected = ArraysPiece(name, version, offset, description.arrays_bytes, arrays.payloads)
     if arrays != expected or sizes != [size]:
         raise ModelLoadError(
             f"the gateway sent pieces of {sizes} bytes at {arrays.offset:,} of {arrays.total:,}, "

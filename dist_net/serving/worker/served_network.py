@@ -35,7 +35,7 @@ Refusal = tuple[Status, bytes]
 
 
 class Answers(NamedTuple):
-    """The outcomes of a batch, in order; see `dist_net.wire.serving_messages.Done`."""
+    """The outcomes of a batch, in order; see `dist_net.wire.serving_messages.BatchDone`."""
 
     statuses: bytes
     prepare_s: float

@@ -22,9 +22,9 @@ from dist_net.errors import (
 from dist_net.models.observer import Observer
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.sources import (
+    FollowedRun,
     NamedSource,
     TrainedRun,
-    TrainingRun,
     named_source,
     source_called,
 )
@@ -134,7 +134,7 @@ def test_what_is_nothing_is_refused(net, run):
         called("tcp://127.0.0.1:1", weights)
     with pytest.raises(UnknownModelError, match="is no model; expected the name of"):
         called(labels).read()
-    assert isinstance(called("ipc:///somewhere"), TrainingRun)
+    assert isinstance(called("ipc:///somewhere"), FollowedRun)
     assert isinstance(called(run.path), TrainedRun)
 
 

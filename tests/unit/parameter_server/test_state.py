@@ -29,7 +29,7 @@ from dist_net.wire.messages import (
     Shutdown,
     Snapshot,
     SnapshotRequest,
-    Status,
+    StatusReport,
     StatusRequest,
     Stop,
     Wait,
@@ -87,7 +87,7 @@ class Desk:
 
     def report(self, first_record: int = 0) -> dict[str, Any]:
         status = self.ask(b"observer", StatusRequest(first_record))
-        assert isinstance(status, Status)
+        assert isinstance(status, StatusReport)
         report: dict[str, Any] = json.loads(status.report)
         return report
 

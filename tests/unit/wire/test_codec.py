@@ -28,12 +28,12 @@ from dist_net.wire.messages import (
     Push,
     Refuse,
     Snapshot,
-    Status,
+    StatusReport,
     Wait,
     Welcome,
     Work,
 )
-from dist_net.wire.serving_messages import Payloads, Run
+from dist_net.wire.serving_messages import Payloads, RunBatch
 
 PUSH = Push(3, 17, 1000, (1032, 1064), (512, 513), 34.5, 28, (1, 0), ())
 WEIGHTS = np.arange(6, dtype=np.float32)
@@ -104,7 +104,7 @@ def test_every_message_comes_back_as_it_was(message):
 
 def test_payloads_are_borrowed_both_ways():
     payload = bytes(1000)
-    frames = encode(Run(1, "m", 2, False, False, (payload, b"")))
+    frames = encode(RunBatch(1, "m", 2, False, False, (payload, b"")))
     assert frames[1] is payload
     received = decode(frames).payloads
     assert [each.readonly for each in received] == [True, True]
@@ -112,14 +112,14 @@ def test_payloads_are_borrowed_both_ways():
 
 
 def test_too_many_payloads_are_refused():
-    frames = encode(Run(1, "m", 2, False, False, (b"",) * (MAX_PAYLOADS + 1)))
-    assert_refused(frames, "Run", str(MAX_PAYLOADS))
+    frames = encode(RunBatch(1, "m", 2, False, False, (b"",) * (MAX_PAYLOADS + 1)))
+    assert_refused(frames, "RunBatch", str(MAX_PAYLOADS))
     assert len(decode(frames[:-1]).payloads) == MAX_PAYLOADS
 
 
 def test_a_payload_does_not_stand_in_for_a_field():
     assert_refused(
-        [header(PROTOCOL_VERSION, "Run", 1, "m", 2, False), b""], "4 fields", "expected 5"
+        [header(PROTOCOL_VERSION, "RunBatch", 1, "m", 2, False), b""], "4 fields", "expected 5"
     )
 
 
@@ -175,7 +175,7 @@ def test_a_message_that_cannot_be_packed_does_not_spoil_the_next():
 
 def test_a_text_too_long_for_a_header_is_not_sent():
     with pytest.raises(ProtocolError, match=str(MAX_HEADER_BYTES)):
-        encode(Status("x" * MAX_HEADER_BYTES))
+        encode(StatusReport("x" * MAX_HEADER_BYTES))
 
 
 @pytest.mark.parametrize("kind", get_args(Message))
@@ -283,7 +283,7 @@ def test_random_fields_raise_nothing_but_a_protocol_error(kind, fields):
         ([header(PROTOCOL_VERSION, "Stop", "done", 1)], ["Stop.finished", "bool"]),
         ([header(PROTOCOL_VERSION, "Work", 1, 0, 0, 32, 0, 2, -2, None)], ["Work.snapshot", "-2"]),
         ([header(PROTOCOL_VERSION, "Heartbeat", 1), b"more"], ["2 frames", "expected 1"]),
-        ([header(PROTOCOL_VERSION, "Status", b"\xff")], ["Status.report", "bytes"]),
+        ([header(PROTOCOL_VERSION, "StatusReport", b"\xff")], ["StatusReport.report", "bytes"]),
         ([b"\x93\x01\xa6Status\xa1\xff"], ["not msgpack"]),
     ],
 )  # fmt: skip

@@ -8,18 +8,26 @@ from typing import Any, TypeVar
 import pytest
 
 from dist_net.errors import SettingError
-from dist_net.serving.pool.commands import Command, Evict, Finish, Send
+from dist_net.serving.pool.commands import EndRequest, EvictWorker, PoolCommand, SendToNode
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import Outcome, Question, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.statistics import NO_VERSION
-from dist_net.wire.serving_messages import Done, Drop, Enlisted, Load, Loaded, Prepared, Run
+from dist_net.wire.serving_messages import (
+    BatchDone,
+    Drop,
+    Enlisted,
+    Load,
+    Loaded,
+    ModelPrepared,
+    RunBatch,
+)
 
 ROW = b"\x00" * 8  # two floats in, one out
 OUT = b"\x00" * 4
 ONE, TWO = b"node 1", b"node 2"
-Sent = TypeVar("Sent", Run, Load, Drop, Enlisted)
+Sent = TypeVar("Sent", RunBatch, Load, Drop, Enlisted)
 
 
 def describe(version: int, name: str = "net", shape: tuple[int, ...] = (2,)) -> ModelDescription:
@@ -34,7 +42,7 @@ class Desk:
 
     def __init__(self, *names: str, workers: tuple[bytes, ...] = (ONE,), **settings: Any) -> None:
         self.now = 100.0
-        self.commands: list[Command] = []
+        self.commands: list[PoolCommand] = []
         self.pool = Pool(PoolSettings(**settings), names or ("net",), self.now)
         for name in names or ("net",):
             self.prepare(1, name)
@@ -46,7 +54,7 @@ class Desk:
 
     def prepare(self, version: int, name: str = "net", shape: tuple[int, ...] = (2,)) -> None:
         text = describe(version, name, shape).to_json()
-        self.take(self.pool.prepared(Prepared(name, version, text, ""), self.now))
+        self.take(self.pool.prepared(ModelPrepared(name, version, text, ""), self.now))
 
     def enlist(self, node: bytes) -> None:
         self.take(self.pool.enlist(node, node.decode(), "host", 7, self.now))
@@ -62,14 +70,16 @@ class Desk:
     def refused(self, payload: bytes = ROW, model: str = "net", **fields: Any) -> Any:
         return self.pool.admit(Question(model, payload, **fields), self.now)
 
-    def done(self, node: bytes, run: Run, statuses: bytes | None = None) -> None:
+    def done(self, node: bytes, run: RunBatch, statuses: bytes | None = None) -> None:
         if statuses is None:
             statuses = bytes(len(run.payloads))
         payloads = tuple(
             OUT * (len(payload) // len(ROW) or 1) if status == Status.OK else b"why"
             for payload, status in zip(run.payloads, statuses, strict=True)
         )
-        self.take(self.pool.done(node, Done(run.batch_id, statuses, 0.25, 0.5, payloads), self.now))
+        self.take(
+            self.pool.done(node, BatchDone(run.batch_id, statuses, 0.25, 0.5, payloads), self.now)
+        )
 
     def lose(self, node: bytes) -> None:
         self.take(self.pool.lost(node, "killed", self.now))
@@ -78,19 +88,19 @@ class Desk:
     def dispatch(self) -> None:
         self.take(self.pool.dispatch(self.now))
 
-    def take(self, commands: list[Command]) -> None:
+    def take(self, commands: list[PoolCommand]) -> None:
         self.commands += commands
 
-    def runs(self, node: bytes = ONE) -> list[Run]:
+    def runs(self, node: bytes = ONE) -> list[RunBatch]:
         """What was dispatched to a worker, after a dispatch; each is given once."""
         self.dispatch()
-        return self.sent(Run, node)
+        return self.sent(RunBatch, node)
 
     def sent(self, kind: type[Sent], node: bytes) -> list[Sent]:
         found = [
             command.message
             for command in self.commands
-            if isinstance(command, Send)
+            if isinstance(command, SendToNode)
             and command.node == node
             and isinstance(command.message, kind)
         ]
@@ -98,7 +108,7 @@ class Desk:
             command
             for command in self.commands
             if not (
-                isinstance(command, Send)
+                isinstance(command, SendToNode)
                 and command.node == node
                 and isinstance(command.message, kind)
             )
@@ -107,14 +117,16 @@ class Desk:
 
     def finished(self) -> dict[int, Outcome]:
         """Every end since it was asked last; no request may end twice."""
-        ends = [command for command in self.commands if isinstance(command, Finish)]
-        self.commands = [command for command in self.commands if not isinstance(command, Finish)]
+        ends = [command for command in self.commands if isinstance(command, EndRequest)]
+        self.commands = [
+            command for command in self.commands if not isinstance(command, EndRequest)
+        ]
         outcomes = {end.request_id: end.outcome for end in ends}
         assert len(outcomes) == len(ends)
         return outcomes
 
-    def evicted(self) -> list[Evict]:
-        return [command for command in self.commands if isinstance(command, Evict)]
+    def evicted(self) -> list[EvictWorker]:
+        return [command for command in self.commands if isinstance(command, EvictWorker)]
 
 
 def test_a_worker_is_told_whether_the_pool_has_another_request() -> None:
@@ -143,7 +155,7 @@ def test_a_lone_request_goes_at_once_and_its_answer_says_how_long_everything_too
     request = desk.ask(rows=2, payload=2 * ROW)
     desk.now += 0.125
     (run,) = desk.runs()
-    assert run == Run(run.batch_id, "net", 1, False, True, (2 * ROW,))
+    assert run == RunBatch(run.batch_id, "net", 1, False, True, (2 * ROW,))
     desk.now += 1
     desk.done(ONE, run)
     assert desk.finished() == {
@@ -506,15 +518,17 @@ def test_next_wakeup_tells_when_a_worker_would_be_lost() -> None:
 @pytest.mark.parametrize(
     "done",
     [
-        Done(1, b"\0\0", 0, 0, (OUT, OUT)),
-        Done(1, b"\0", 0, 0, ()),
-        Done(1, b"\0", 0, 0, (b"",)),
-        Done(1, b"\3", 0, 0, (OUT,)),
-        Done(1, b"\0", -1.0, 0, (OUT,)),
-        Done(1, b"\0", 0, float("nan"), (OUT,)),
+        BatchDone(1, b"\0\0", 0, 0, (OUT, OUT)),
+        BatchDone(1, b"\0", 0, 0, ()),
+        BatchDone(1, b"\0", 0, 0, (b"",)),
+        BatchDone(1, b"\3", 0, 0, (OUT,)),
+        BatchDone(1, b"\0", -1.0, 0, (OUT,)),
+        BatchDone(1, b"\0", 0, float("nan"), (OUT,)),
     ],
 )
-def test_a_worker_that_answers_nonsense_is_given_up_and_its_request_retried(done: Done) -> None:
+def test_a_worker_that_answers_nonsense_is_given_up_and_its_request_retried(
+    done: BatchDone,
+) -> None:
     desk = Desk(workers=(ONE, TWO))
     request = desk.ask()
     (run,) = desk.runs()
@@ -741,10 +755,10 @@ def test_an_unloaded_model_answers_what_came_in_and_is_dropped() -> None:
 
 def test_a_failed_reload_says_why_and_changes_nothing() -> None:
     desk = Desk()
-    desk.take(desk.pool.prepared(Prepared("net", 2, "", "the file is gone"), desk.now))
-    desk.take(desk.pool.prepared(Prepared("nought", 2, "", ""), desk.now))
+    desk.take(desk.pool.prepared(ModelPrepared("net", 2, "", "the file is gone"), desk.now))
+    desk.take(desk.pool.prepared(ModelPrepared("nought", 2, "", ""), desk.now))
     assert desk.pool.models()["net"].reason == "the file is gone"
-    desk.take(desk.pool.prepared(Prepared("net", 2, "{", ""), desk.now))
+    desk.take(desk.pool.prepared(ModelPrepared("net", 2, "{", ""), desk.now))
     assert "describes no model" in desk.pool.models()["net"].reason
     assert not desk.sent(Load, ONE)
     desk.ask()

@@ -10,7 +10,7 @@ import pytest
 from dist_net.serving.pool.description import ServedModel
 from dist_net.serving.pool.reloads import Reloads
 from dist_net.serving.pool.requests import Outcome, Status
-from dist_net.wire.serving_messages import Prepared
+from dist_net.wire.serving_messages import ModelPrepared
 
 
 def served(*versions: int, reason: str = "") -> dict[str, ServedModel]:
@@ -33,7 +33,7 @@ class Desk:
 
     def comes(self, version: int, asked: int) -> None:
         self.came += 1
-        self.reloads.prepared(Prepared("m", version, "", "", asked))
+        self.reloads.prepared(ModelPrepared("m", version, "", "", asked))
 
     def advance(self, *versions: int, done: int, reason: str = "") -> None:
         self.done = done
@@ -67,14 +67,14 @@ def test_one_that_no_worker_could_load_says_why(desk: Desk) -> None:
 
 def test_one_that_could_not_be_read_says_why(desk: Desk) -> None:
     reload = desk.asks(1)
-    desk.reloads.prepared(Prepared("m", 2, "", "no such file", 1))
+    desk.reloads.prepared(ModelPrepared("m", 2, "", "no such file", 1))
     assert reload.result() == Outcome(Status.BAD_INPUT, reason="no such file")
 
 
 def test_what_comes_unasked_or_was_read_before_it_was_asked_does_not_end_it(desk: Desk) -> None:
     first, second = desk.asks(1), desk.asks(2)
     desk.comes(700, asked=0)
-    desk.reloads.prepared(Prepared("another", 2, "", "no such file", 2))
+    desk.reloads.prepared(ModelPrepared("another", 2, "", "no such file", 2))
     desk.advance(700, done=1)
     assert not first.done()
     desk.comes(701, asked=1)

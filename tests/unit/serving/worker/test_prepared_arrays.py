@@ -12,7 +12,7 @@ from dist_net.nn.prepared import write_prepared
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.worker import prepared_arrays as arrays
 from dist_net.serving.worker.prepared_arrays import keep_newest, mapped_arrays
-from dist_net.wire.serving_messages import Arrays
+from dist_net.wire.serving_messages import ArraysPiece
 
 KEY = "f" * 64
 
@@ -55,7 +55,9 @@ class Gateway:
     def __call__(self, request):
         self.asked.append(request)
         piece = self._content[request.offset : request.offset + request.size]
-        return Arrays(request.model, request.version, request.offset, len(self._content), (piece,))
+        return ArraysPiece(
+            request.model, request.version, request.offset, len(self._content), (piece,)
+        )
 
 
 def nobody(_):
