@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dist_net.serving.gateway.service import ServedModel
-from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import Outcome, Question, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 

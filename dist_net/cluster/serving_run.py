@@ -61,10 +61,10 @@ async def serve(options: ServingOptions) -> int:
         workers = opened.enter_context(_worker_socket(options, keys, directory))
         clock, token = SystemClock(), secrets.token_hex()
         logs = _log_directory(options, directory, opened)
-        pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32))
+        pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32), token.encode())
         commands = _commands(options, workers.contact_addresses[0], directory, token)
         children = PoolChildren(commands, "dist_net.cluster.processes.inference_fork_server", logs)
-        gateway = Gateway(pool, workers, children, clock, token.encode())
+        gateway = Gateway(pool, workers, children, clock)
         desk = ClientDesk(gateway, clients, secrets.token_hex(8))
         http = _http(options, gateway)
         for address in workers.contact_addresses[1:]:  # before READY, which may wait for them

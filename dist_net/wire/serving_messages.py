@@ -39,7 +39,7 @@ Payloads = tuple[bytes | memoryview, ...]
 class Ask(NamedTuple):
     """A client asks a model; the first payload is an encoded picture, or a tensor's bytes.
 
-    A second one says what the client knows of the model, see `model_summary.known`. Then the
+    A second one says what the client knows of the model: see `known` of the pool. Then the
     request is refused if its input is made for another one, and the answer brings other labels.
     ``request_id`` is the client's own. ``version`` "" is the newest; ``timeout_s`` 0 is what the
     gateway allows by default. A tensor is little-endian, row-major, of the model's input type.

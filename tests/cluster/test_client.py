@@ -28,8 +28,7 @@ from dist_net.errors import (
     ShapeError,
 )
 from dist_net.serving.client.connection import MOST_OPEN
-from dist_net.serving.pool.description import ModelDescription, ServedModel
-from dist_net.serving.pool.model_summary import summaries_to_json
+from dist_net.serving.pool.description import ModelDescription, ServedModel, summaries_to_json
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Message
 from dist_net.wire.serving_messages import (

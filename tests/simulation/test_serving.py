@@ -14,12 +14,29 @@ from itertools import count
 import numpy as np
 import pytest
 
-from dist_net.serving.pool.commands import EndRequest, EvictWorker, PoolCommand
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.pool import Pool
-from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.requests import (
+    EndRequest,
+    EvictWorker,
+    Outcome,
+    PoolCommand,
+    Question,
+    SendToNode,
+    Status,
+)
 from dist_net.serving.pool.settings import PoolSettings
-from dist_net.wire.serving_messages import BatchDone, Drop, Load, Loaded, ModelPrepared, RunBatch
+from dist_net.wire.messages import Alive, Heartbeat
+from dist_net.wire.serving_messages import (
+    BatchDone,
+    Drop,
+    Enlist,
+    Enlisted,
+    Load,
+    Loaded,
+    ModelPrepared,
+    RunBatch,
+)
 
 BEAT_S = 0.2
 DRIFT_S = 11.0
@@ -53,6 +70,7 @@ class World:
         self._times = base_s, row_s, spread, drift
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = count()
+        self._ids: dict[bytes, int] = {}
         self._alive: dict[bytes, float] = {}  # when each worker is done with what it has
         self._stopped: set[bytes] = set()
         self._held: dict[bytes, set[int]] = {}
@@ -131,12 +149,17 @@ class World:
         node = b"worker %d" % next(self._nodes)
         self._alive[node] = self.now
         self._held[node] = set()
-        self._obey(self.pool.enlist(node, node.decode(), "host", 1, self.now))
+        commands = self.pool.receive(node, Enlist(node.decode(), "host", 1), self.now)
+        for command in commands:
+            if isinstance(command, SendToNode) and isinstance(command.message, Enlisted):
+                self._ids[node] = command.message.worker_id
+        self._obey(commands)
         self._beat(node)
 
     def _beat(self, node: bytes) -> None:
         if node in self._alive and node not in self._stopped:
-            assert self.pool.heard(node, self.now)
+            answers = self.pool.receive(b"heart", Heartbeat(self._ids[node]), self.now)
+            assert answers == [SendToNode(b"heart", Alive())]
             self.after(BEAT_S, lambda: self._beat(node))
 
     def _obey(self, commands: list[PoolCommand]) -> None:
@@ -201,7 +224,7 @@ def test_nothing_is_lost_and_all_ends_once_whatever_happens(seed: int) -> None:
     asked: list[int] = []
 
     def client() -> None:
-        version = world.pool.models()["net"].versions
+        version = world.pool.catalogue.served()["net"].versions
         named = int(random.choice(version)) if version and random.random() < 0.3 else None
         answer = world.ask(float(random.choice([0.05, 0.5, 30.0])), named)
         if isinstance(answer, int):
@@ -240,7 +263,7 @@ def test_nothing_is_lost_and_all_ends_once_whatever_happens(seed: int) -> None:
     sums = sum(model[name] for name in ("answered", "expired", "failed", "cancelled"))
     assert model["admitted"] == len(asked) == sums
     assert model["is_ready"]
-    assert len(world.pool.models()["net"].versions) <= 2
+    assert len(world.pool.catalogue.served()["net"].versions) <= 2
     world.pool.drain(world.now)
     assert world.pool.is_drained
 

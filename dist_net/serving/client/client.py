@@ -28,7 +28,7 @@ from dist_net.errors import (
 from dist_net.pictures.predictions import Prediction
 from dist_net.serving.client.connection import GatewayConnection
 from dist_net.serving.client.outputs import Outputs, Pending
-from dist_net.serving.pool.model_summary import ModelSummary, known, summaries_from_json
+from dist_net.serving.pool.description import ModelSummary, known, summaries_from_json
 from dist_net.wire.security import CLIENT, load_peer_keys
 from dist_net.wire.serving_messages import Ask, Describe, Description, Reload, Reloaded, Unload
 

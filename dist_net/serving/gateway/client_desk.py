@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 
 from dist_net.serving.gateway.service import Service
-from dist_net.serving.pool.model_summary import (
+from dist_net.serving.pool.description import (
     DIGEST_BYTES,
     KNOWN_BYTES,
     digest_of_input,

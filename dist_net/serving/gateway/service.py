@@ -10,14 +10,12 @@ from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import Outcome, Question
 from dist_net.serving.pool.statistics import ModelStatistics
 
-__all__ = ["ServedModel", "Service"]
-
 
 class Service(Protocol):
-    """The gateway, as interfaces see it. Of one event loop; nothing here blocks."""
+    """The gateway as interfaces see it. It belongs to one event loop, and nothing here blocks."""
 
     def ask(self, question: Question) -> Future[Outcome]:
-        """The outcome, later; at once where it is refused. Cancelling the future cancels it."""
+        """The outcome, later; at once if it is refused. Cancelling the future cancels it."""
         ...
 
     def models(self) -> Mapping[str, ServedModel]:
@@ -25,11 +23,11 @@ class Service(Protocol):
         ...
 
     def description(self, model: str, version: int | None = None) -> ModelDescription | None:
-        """What would answer a request for that version, or for none; None: nothing would."""
+        """What would answer a request for that version, or for the newest; None if nothing."""
         ...
 
     def reload(self, model: str) -> Future[Outcome]:
-        """Reads a model again from its source; ``version`` of the outcome is the new one."""
+        """Reads a model again from its source; the outcome's ``version`` is the new one."""
         ...
 
     def unload(self, model: str) -> Outcome:

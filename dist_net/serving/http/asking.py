@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from starlette.types import Receive
 
 from dist_net.errors import ModelNotServedError, PoolUnavailableError
-from dist_net.serving.gateway.service import ServedModel, Service
-from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.gateway.service import Service
+from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import Outcome, Question, Status
 
 # Most answers come sooner, and need no task that waits for the client to go.

@@ -1,42 +1,42 @@
-"""Whether a question is let in; if not, the outcome that says why. Pure; time is passed in."""
+"""Whether a question is admitted; if not, the outcome that says why."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.pool.quarantine import Quarantine
-from dist_net.serving.pool.request_queue import LaneKey
+from dist_net.serving.pool.dispatcher import MODELLING_ERROR, Dispatcher
+from dist_net.serving.pool.open_requests import OpenRequests
+from dist_net.serving.pool.request_queue import LaneKey, RequestQueue
 from dist_net.serving.pool.requests import Outcome, Question, Status
-from dist_net.serving.pool.routing import MODELLING_ERROR, Router
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.versions import ModelVersions
 
 WORKER_STARTS_S = 1.0
-"""About what it takes until a lost worker is replaced, or a first one has loaded a model."""
+"""About how long it takes to replace a lost worker, or to load a first model."""
 
 
 class Admission:
-    """The checks, in the order in which they are made."""
+    """The checks that a question must pass."""
 
     def __init__(
         self,
         settings: PoolSettings,
-        models: dict[str, ModelVersions],
-        router: Router,
-        quarantine: Quarantine,
+        models: Mapping[str, ModelVersions],
+        queue: RequestQueue,
+        requests: OpenRequests,
+        dispatcher: Dispatcher,
     ) -> None:
         self.is_draining = False
         self._settings = settings
         self._models = models
-        self._router = router
-        self._quarantine = quarantine
+        self._queue = queue
+        self._requests = requests
+        self._dispatcher = dispatcher
 
-    def decide(self, question: Question, queued: int, held_bytes: int, now: float) -> int | Outcome:
-        """The most rows that its batch may have; or why the question cannot be let in.
-
-        ``queued`` requests wait already; ``held_bytes`` is what all in the pool have.
-        """
+    def decide(self, question: Question, now: float) -> int | Outcome:
+        """The most rows that its batch may have; or why the question is refused."""
         model = self._models.get(question.model)
         if model is None:
             known = ", ".join(self._models)
@@ -44,7 +44,7 @@ class Admission:
         if model.is_unloaded:
             return _not_found(f"{model.name} is not served: {model.reason}")
         if self.is_draining:
-            return _unavailable("the service is ending: it lets nothing more in", 0.0)
+            return _unavailable("the service is shutting down and admits nothing more", 0.0)
         if not model.is_ready or model.newest is None:
             return _unavailable(
                 f"no worker can answer for {model.name} now: "
@@ -63,13 +63,13 @@ class Admission:
         wrong = self._wrong(question, description)
         if wrong is not None:
             return Outcome(Status.BAD_INPUT, description.version, reason=wrong)
-        if self._quarantine.holds(model.name, description.version, question.payload):
+        if self._requests.quarantine.holds(model.name, description.version, question.payload):
             return Outcome(
                 Status.FAILED,
                 description.version,
                 reason="this input has ended two workers: it is not tried again",
             )
-        return self._in_time(question, queued, held_bytes, now)
+        return self._in_time(question, now)
 
     def _wrong(self, question: Question, description: ModelDescription) -> str | None:
         payload_bytes = len(question.payload)
@@ -93,16 +93,15 @@ class Admission:
             )
         return None
 
-    def _in_time(
-        self, question: Question, queued: int, held_bytes: int, now: float
-    ) -> int | Outcome:
-        """As `decide`; a refusal for want of room or of time."""
+    def _in_time(self, question: Question, now: float) -> int | Outcome:
+        """As `decide`; refuses what there is no room or no time for."""
         settings = self._settings
+        queued, held_bytes = len(self._queue), self._requests.payload_bytes
         payload_bytes = len(question.payload)
         key = LaneKey.of(question)
         timeout_s = question.timeout_s or settings.default_timeout_s
-        batch_rows = self._router.batch_rows(key, timeout_s)
-        until_s = self._router.seconds_until_answered(key, question.rows, batch_rows, now)
+        batch_rows = self._dispatcher.batch_rows(key, timeout_s)
+        until_s = self._dispatcher.seconds_until_answered(key, question.rows, batch_rows, now)
         wait_s, answered_s = until_s or (0.0, 0.0)
         if queued >= settings.queue_requests:
             return _unavailable(f"{queued} requests wait already", wait_s)
@@ -116,7 +115,7 @@ class Admission:
             return batch_rows
         return _unavailable(
             f"the answer would take about {answered_s:.3g} s, and {timeout_s:g} s are allowed",
-            # Each second makes the wait a second shorter, and the wait counts so much.
+            # With each second the wait gets a second shorter, and it counts this many times.
             (answered_s - timeout_s) / MODELLING_ERROR,
         )
 

@@ -1,12 +1,14 @@
-"""What a version of a model is, as the loader tells gateway and workers; pure data."""
+"""What a model is: to the workers that load it, to interfaces, and to clients of the gateway."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
+from hashlib import blake2b
 from math import prod
+from typing import Any
 
 from dist_net.errors import ProtocolError
 
@@ -16,15 +18,14 @@ ROW_BYTES = {"FP32": 4, "UINT8": 1}
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """All that is needed to ask a version of a model, and for a worker to load it.
+    """One version of a model: all that is needed to ask it, and for a worker to load it.
 
-    ``input_shape`` is that of one row. ``labels`` is empty for a model without names for its
-    classes. ``arrays_path``: the file of prepared kernels on the gateway's host, of
-    ``arrays_bytes`` bytes and with ``arrays_key``.
-
-    ``configuration``: the text of a Darknet net; else ``recipe`` is a built-in recipe's name, or
-    the path of a Python file, a copy of the one at ``recipe_original``. ``recipe_files`` are the
-    digests that its files must have on every host, and ``fitting`` is how it takes pictures.
+    ``input_shape`` is that of one row; ``labels`` is empty if the classes have no names.
+    ``arrays_path``: the file of prepared kernels on the gateway's host, with its size and key.
+    ``configuration``: the text of a Darknet net. If it has none, ``recipe`` is the name of a
+    built-in recipe, or the path of a Python file, copied from ``recipe_original``;
+    ``recipe_files``: the digests that its files must have on every host. ``fitting``: how pictures
+    are made to fit.
     """
 
     name: str
@@ -51,13 +52,13 @@ class ModelDescription:
 
     @property
     def architecture(self) -> tuple[object, ...]:
-        """What versions have in common that differ in their weights alone."""
+        """What is equal in versions that differ only in their weights."""
         files = tuple(sorted(self.recipe_files.items()))
         net = self.configuration, self.recipe, self.recipe_original, files, self.fitting
         return self.input_datatype, self.input_shape, self.classes, *net
 
     def to_json(self) -> str:
-        """As a message carries it."""
+        """For a message."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -74,10 +75,10 @@ class ModelDescription:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model as it is served now: its newest version, and all that are still answered for.
+    """A model as it is served now: its newest version, and all that may be asked for.
 
-    ``description`` is None while no version has been loaded, and once it is unloaded; then
-    ``reason`` says why. ``is_ready``: some worker can answer for it now.
+    ``description`` is None before a version is loaded and after the model is unloaded; ``reason``
+    says why. ``is_ready``: a worker can answer for it now.
     """
 
     name: str
@@ -85,3 +86,83 @@ class ServedModel:
     versions: tuple[int, ...]
     is_ready: bool
     reason: str
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """What a client needs to know of a model to ask it, and to name the classes it answers.
+
+    ``input_shape`` is that of one row, ``input_datatype`` its type by the Open Inference Protocol's
+    name. While no version is loaded that is "", ``classes`` is 0, and ``reason`` says why.
+    ``labels`` is empty if the classes have no names.
+    """
+
+    name: str
+    versions: tuple[int, ...]
+    is_ready: bool
+    reason: str
+    input_datatype: str = ""
+    input_shape: tuple[int, ...] = ()
+    classes: int = 0
+    labels: tuple[str, ...] = ()
+    takes_pictures: bool = False
+
+
+DIGEST_BYTES = 8
+KNOWN_BYTES = 2 * DIGEST_BYTES
+
+
+def known(summary: ModelSummary) -> bytes:
+    """Digests of input and labels, by which a client tells the gateway what it knows of a model."""
+    return digest_of_input(summary.input_datatype, summary.input_shape) + digest_of_labels(
+        summary.labels
+    )
+
+
+@lru_cache
+def digest_of_input(datatype: str, shape: tuple[int, ...]) -> bytes:
+    """Identifies a type and a shape of one row."""
+    return blake2b(json.dumps([datatype, shape]).encode(), digest_size=DIGEST_BYTES).digest()
+
+
+@lru_cache
+def digest_of_labels(labels: tuple[str, ...]) -> bytes:
+    """Identifies the names of the classes."""
+    return blake2b(json.dumps(labels).encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def summary_of(model: ServedModel) -> ModelSummary:
+    """What a client is told of a model."""
+    own = (model.name, model.versions, model.is_ready, model.reason)
+    if (described := model.description) is None:
+        return ModelSummary(*own)
+    return ModelSummary(
+        *own,
+        described.input_datatype,
+        described.input_shape,
+        described.classes,
+        described.labels,
+        described.takes_pictures,
+    )
+
+
+def summaries_to_json(models: Iterable[ServedModel]) -> str:
+    """A JSON array for a `Description` message, an object for each model."""
+    return json.dumps([asdict(summary_of(model)) for model in models])
+
+
+def summaries_from_json(text: str) -> list[ModelSummary]:
+    """What ``summaries_to_json`` gave. Raises ProtocolError for anything else."""
+    try:
+        return [_from_fields(fields) for fields in json.loads(text)]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ProtocolError(
+            f"these are no summaries of models: {text[:80]!r} ({error}); install the same release "
+            f"of dist-net on both hosts"
+        ) from error
+
+
+def _from_fields(fields: dict[str, Any]) -> ModelSummary:
+    for name in ("versions", "input_shape", "labels"):
+        fields[name] = tuple(fields[name])
+    return ModelSummary(**fields)

@@ -1,54 +1,73 @@
-"""The requests in the pool, from admission to their end, and what is counted of them. Pure."""
+"""Every request in the pool, from its admission to its end."""
 
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 
-from dist_net.serving.pool.commands import EndRequest
-from dist_net.serving.pool.completion import count_failure
-from dist_net.serving.pool.quarantine import Quarantine
 from dist_net.serving.pool.request_queue import LaneKey, Request, RequestQueue
-from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.requests import EndRequest, Outcome, Payload, Question, Status
 from dist_net.serving.pool.roster import Roster, RunningBatch, Worker
 from dist_net.serving.pool.versions import ModelVersions, Version
+from dist_net.wire.serving_messages import BatchDone
 
 logger = logging.getLogger(__name__)
 
-LOSSES_ALONE = 2
-"""A request that was alone with a lost worker so often is taken to be the cause."""
+CRASHES_ALONE = 2
+"""A request that was alone with a lost worker this often is taken to be the cause."""
+MOST_QUARANTINED = 1024  # the oldest are forgotten first
+
+
+class Quarantine:
+    """Payloads that crashed workers and are not tried again, as digests, by version of a model."""
+
+    def __init__(self) -> None:
+        self._digests: OrderedDict[tuple[str, int, bytes], None] = OrderedDict()
+
+    def add(self, model: str, version: int, payload: Payload) -> None:
+        """Remember a payload."""
+        self._digests[model, version, _digest(payload)] = None
+        if len(self._digests) > MOST_QUARANTINED:
+            self._digests.popitem(last=False)
+
+    def holds(self, model: str, version: int, payload: Payload) -> bool:
+        """Whether it is remembered. Computes no digest while nothing is."""
+        return bool(self._digests) and (model, version, _digest(payload)) in self._digests
 
 
 class OpenRequests:
-    """Requests that have no answer yet: those in the queue, and those that workers have.
+    """Requests without an answer: those in the queue, and those that workers have.
 
-    ``held_bytes``: of their payloads. ``unsettled``: names of models for which the last request of
-    some kind has ended, so that their versions may go on.
+    ``payload_bytes``: of all of them. ``unsettled``: models whose versions may be able to move on,
+    because the last request that held them back has ended.
     """
 
     def __init__(
-        self, queue: RequestQueue, models: dict[str, ModelVersions], quarantine: Quarantine
+        self, queue: RequestQueue, models: Mapping[str, ModelVersions], ids: Iterator[int]
     ) -> None:
-        self.held_bytes = 0
+        self.payload_bytes = 0
         self.unsettled: set[str] = set()
+        self.quarantine = Quarantine()
         self._queue = queue
         self._models = models
-        self._quarantine = quarantine
+        self._ids = ids
         self._requests: dict[int, Request] = {}
-        self._next_request_id = 1
 
     def __len__(self) -> int:
         return len(self._requests)
 
     def open(
         self, question: Question, version: int, timeout_s: float, batch_rows: int, now: float
-    ) -> Request:
-        """Queue a question that was let in; ``version`` counts it until it is answered.
+    ) -> int:
+        """Queue a question that was admitted, for a batch of at most ``batch_rows``; gives its id.
 
-        ``batch_rows``: how many its batch may have.
+        ``version`` counts it until it is answered.
         """
         model = self._models[question.model]
         request = Request(
-            self._next_request_id,
+            next(self._ids),
             LaneKey.of(question),
             question.payload,
             question.rows,
@@ -56,39 +75,23 @@ class OpenRequests:
             now + timeout_s,
             version,
         )
-        self._next_request_id += 1
         self._requests[request.request_id] = request
-        self.held_bytes += len(request.payload)
+        self.payload_bytes += len(request.payload)
         model.pending += 1
         model.statistics_of(version).admitted += 1
         if question.version is not None:
             model.versions[version].bound += 1
         self._queue.add(request, batch_rows)
-        return request
-
-    def close(self, request: Request) -> None:
-        """It has ended, and is here no longer."""
-        del self._requests[request.request_id]
-        self.held_bytes -= len(request.payload)
-        name, number, _ = request.key
-        model = self._models[name]
-        model.pending -= 1
-        if number is not None:
-            version = model.versions[number]
-            version.bound -= 1
-            if not version.bound:
-                self.unsettled.add(name)
-        if model.is_unloaded and not model.pending:
-            self.unsettled.add(name)
+        return request.request_id
 
     def cancel(self, request_id: int) -> None:
-        """Nobody wants the answer: it is not run any more, or its answer is dropped."""
+        """Take a request out of the queue; if a worker has it, its answer will be dropped."""
         request = self._requests.get(request_id)
         if request is None or request.is_cancelled:
             return
         self._models[request.key.model].statistics_of(request.counted).cancelled += 1
         if self._queue.remove(request):
-            self.close(request)
+            self._close(request)
         else:
             request.is_cancelled = True
 
@@ -109,30 +112,45 @@ class OpenRequests:
             for request in self._queue.expired(now)
         ]
 
-    def retry(self, worker: Worker, now: float) -> list[EndRequest]:
-        """Queue all that a lost worker had again, before the others; alone, if it had begun.
+    def complete(self, batch: RunningBatch, done: BatchDone, now: float) -> list[EndRequest]:
+        """End the requests of a batch that came back, and count them."""
+        model, version = batch.description.name, batch.description.version
+        statistics = self._models[model].statistics_of(version)
+        statistics.ran(batch.rows, done.compute_s, now)
+        transit_s = max(now - batch.sent_s - done.prepare_s - done.compute_s, 0.0)
+        ended = []
+        for request, outcome in zip(batch.requests, batch.outcomes(done), strict=True):
+            self._close(request)
+            if not request.is_cancelled:
+                statistics.ended(outcome, now - request.admitted_s, transit_s, now)
+                ended.append(EndRequest(request.request_id, outcome))
+        return ended
 
-        What was alone with it, and not for the first time, ends here.
+    def retry(self, worker: Worker, now: float) -> list[EndRequest]:
+        """Put the requests of a lost worker back at the head of the queue.
+
+        Those of the batch that it was computing run alone from now on; one that was alone with a
+        lost worker twice ends here.
         """
-        finished = []
+        ended = []
         for place, batch in reversed(list(enumerate(worker.running.values()))):
             for request in reversed(batch.requests):
                 if request.is_cancelled:
-                    self.close(request)
+                    self._close(request)
                     continue
                 if place == 0:
                     request.runs_alone = True
                     request.lost_alone += len(batch.requests) == 1
-                if request.lost_alone >= LOSSES_ALONE:
-                    finished.append(self._put_aside(request, batch, now))
+                if request.lost_alone >= CRASHES_ALONE:
+                    ended.append(self._put_aside(request, batch, now))
                 else:
                     model = self._models[request.key.model]
                     model.statistics_of(request.counted).retried += 1
                     self._queue.put_back(request)
-        return finished
+        return ended
 
     def bind(self, model: ModelVersions, version: Version, workers: Roster) -> None:
-        """Let all that named no version be answered by this one: newer ones take other inputs."""
+        """Bind all that named no version to this one: newer ones take other inputs."""
         number = version.description.version
         bound = self._queue.bind(model.name, number)
         for worker in workers:
@@ -145,13 +163,31 @@ class OpenRequests:
 
     def _put_aside(self, request: Request, batch: RunningBatch, now: float) -> EndRequest:
         name, number = batch.description.name, batch.description.version
-        self._quarantine.add(name, number, request.payload)
+        self.quarantine.add(name, number, request.payload)
         logger.error("request_put_aside request=%d model=%s", request.request_id, name)
         reason = f"it has ended {request.lost_alone} workers, alone with each: it is put aside"
         return self._fail(request, Outcome(Status.FAILED, number, reason=reason), now)
 
     def _fail(self, request: Request, outcome: Outcome, now: float) -> EndRequest:
         statistics = self._models[request.key.model].statistics_of(outcome.version)
-        count_failure(statistics, outcome.status, now - request.admitted_s)
-        self.close(request)
+        statistics.ended(outcome, now - request.admitted_s, 0.0, now)
+        self._close(request)
         return EndRequest(request.request_id, outcome)
+
+    def _close(self, request: Request) -> None:
+        del self._requests[request.request_id]
+        self.payload_bytes -= len(request.payload)
+        name, number, _ = request.key
+        model = self._models[name]
+        model.pending -= 1
+        if number is not None:
+            version = model.versions[number]
+            version.bound -= 1
+            if not version.bound:
+                self.unsettled.add(name)
+        if model.is_unloaded and not model.pending:
+            self.unsettled.add(name)
+
+
+def _digest(payload: Payload) -> bytes:
+    return blake2b(payload, digest_size=16).digest()

@@ -1,44 +1,62 @@
-"""The inference pool as one state machine: events come in, what to do comes out. No I/O.
+"""The inference pool as one state machine: events come in, commands for the gateway come out.
 
-It puts the parts together: `admission` lets requests in, `open_requests` keeps them, `batcher`
-makes batches, `routing` finds a worker for each, `versions` says what workers shall have.
+A request goes this way:
+
+    admit ─▶ Admission ─▶ OpenRequests, RequestQueue          (the gateway's next turn)
+    dispatch ─▶ Dispatcher: a batch and its worker ─▶ RunBatch
+    receive BatchDone ─▶ OpenRequests ─▶ EndRequest
+
+and a version of a model that way: `Catalogue` has it read, `ModelVersions` has workers load it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
-from dist_net.errors import ProtocolError
-from dist_net.serving.pool import completion
 from dist_net.serving.pool.admission import Admission
-from dist_net.serving.pool.batcher import Batcher
-from dist_net.serving.pool.commands import EndRequest, EvictWorker, PoolCommand, SendToNode
-from dist_net.serving.pool.description import ModelDescription, ServedModel
+from dist_net.serving.pool.catalogue import Catalogue
+from dist_net.serving.pool.dispatcher import Dispatcher
 from dist_net.serving.pool.open_requests import OpenRequests
-from dist_net.serving.pool.quarantine import Quarantine
-from dist_net.serving.pool.report import model_report
 from dist_net.serving.pool.request_queue import RequestQueue
-from dist_net.serving.pool.requests import Outcome, Question
+from dist_net.serving.pool.requests import (
+    EvictWorker,
+    Outcome,
+    PoolCommand,
+    Question,
+    SendToNode,
+    Status,
+)
 from dist_net.serving.pool.roster import Roster, Worker
-from dist_net.serving.pool.routing import Router
 from dist_net.serving.pool.settings import PoolSettings
-from dist_net.serving.pool.statistics import ModelStatistics
-from dist_net.serving.pool.versions import ModelVersions, Version
-from dist_net.wire.serving_messages import BatchDone, Enlisted, Loaded, ModelPrepared
+from dist_net.serving.pool.versions import ModelVersions
+from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse
+from dist_net.wire.serving_messages import (
+    BatchDone,
+    Enlist,
+    Enlisted,
+    EnlistLoader,
+    Loaded,
+    ModelPrepared,
+    Retire,
+)
 
 logger = logging.getLogger(__name__)
 
+NOT_ENLISTED = Refuse("the gateway has given this worker up", may_rejoin=True)
+
 
 class Pool:
-    """Times are seconds on one clock that never goes backwards; ``now`` is when it starts.
+    """Times are seconds on one clock that never goes backwards; ``now`` is when the pool starts.
 
-    ``first_worker_id`` should be another one after a restart, so that a worker that the one before
-    counted in is not taken for one of its own.
+    ``first_worker_id`` should change with every start, so that a worker of the pool before is not
+    taken for one of this. ``loader_token``: see `Catalogue`.
 
-    After whatever happened `dispatch` is to be called, once for all that came together: nothing
-    else sends batches. Each request that was admitted ends with one Finish, or was cancelled.
+    `dispatch` must be called after other calls, once for all that happened together: it alone sends
+    batches and requests to the loader. Each request that was let in ends with one `EndRequest`,
+    unless it was cancelled.
     """
 
     def __init__(
@@ -47,28 +65,26 @@ class Pool:
         model_names: Sequence[str],
         now: float = 0.0,
         first_worker_id: int = 1,
+        loader_token: bytes = b"",
     ) -> None:
+        self.catalogue = Catalogue(model_names, loader_token)
         self._settings = settings
         self._started_s = self._now = now
-        self._models = {name: ModelVersions(name) for name in model_names}
+        self._models = models = self.catalogue.models
+        self._request_ids = count(1)
         self._workers = Roster(settings, first_worker_id)
         self._queue = RequestQueue()
-        self._router = Router(settings, self._workers, self._queue, self._models)
-        quarantine = Quarantine()
-        self._requests = OpenRequests(self._queue, self._models, quarantine)
-        self._admission = Admission(settings, self._models, self._router, quarantine)
-        self._batcher = Batcher(settings, self._queue, self._models, self._router)
-        self._is_draining = False
+        self._requests = OpenRequests(self._queue, models, self._request_ids)
+        self._dispatcher = Dispatcher(settings, self._workers, self._queue, models)
+        self._admission = Admission(settings, models, self._queue, self._requests, self._dispatcher)
         self._check_s: float | None = None  # when to look at the workers again
 
-    # Requests
+    # What clients ask
 
     def admit(self, question: Question, now: float) -> int | Outcome:
-        """Let a question in under a new id; or the refusal."""
+        """Admit a question and give it an id; or refuse it."""
         self._now = now
-        admitted = self._admission.decide(
-            question, len(self._queue), self._requests.held_bytes, now
-        )
+        admitted = self._admission.decide(question, now)
         model = self._models.get(question.model)
         if isinstance(admitted, Outcome):
             if model is not None:
@@ -77,19 +93,65 @@ class Pool:
         assert model is not None
         version = model.newest_number if question.version is None else question.version
         timeout_s = question.timeout_s or self._settings.default_timeout_s
-        return self._requests.open(question, version, timeout_s, admitted, now).request_id
+        return self._requests.open(question, version, timeout_s, admitted, now)
 
     def cancel(self, request_id: int, now: float) -> None:
-        """Nobody wants the answer: it is not run any more, or its answer is dropped."""
+        """Nobody wants the answer any more."""
         self._now = now
         self._requests.cancel(request_id)
 
-    # Workers
+    def reload(self, model: str, now: float) -> int | Outcome:
+        """Read a model again from its source: a request that ends when workers answer with it."""
+        self._now = now
+        if model not in self._models:
+            reason = f"no model {model!r} is served here; expected {', '.join(self._models)}"
+            return Outcome(Status.NOT_FOUND, reason=reason)
+        request_id = next(self._request_ids)
+        self.catalogue.reload(model, request_id)
+        return request_id
+
+    def unload(self, model: str, now: float) -> Outcome:
+        """Serve a model no longer, until it is reloaded; what was admitted is answered."""
+        self._now = now
+        if model not in self._models:
+            return Outcome(Status.NOT_FOUND, reason=f"no model {model!r} is served here")
+        self.catalogue.unload(model, "it was unloaded on request")
+        self._requests.unsettled.add(model)
+        return Outcome(Status.OK)
+
+    # What workers and the loader say
+
+    def receive(self, node: bytes, message: Message, now: float) -> list[PoolCommand]:
+        """Take in a message from the workers' socket."""
+        self._now = now
+        match message:
+            case BatchDone() | Loaded() if self._workers.at_node(node) is None:
+                return [SendToNode(node, NOT_ENLISTED)]
+            case BatchDone():
+                return self.done(node, message, now)
+            case Loaded():
+                return self.loaded(node, message, now)
+            case Heartbeat(worker_id):  # which comes by a socket of its own
+                worker = self._workers.with_id(worker_id)
+                if worker is None:
+                    return [SendToNode(node, NOT_ENLISTED)]
+                worker.heard_s = now
+                return [SendToNode(node, Alive())]
+            case Enlist(name, host, process_id):
+                return self.enlist(node, name, host, process_id, now)
+            case Leave():
+                return self.lost(node, "it left", now)
+            case EnlistLoader() if self.catalogue.loader_enlisted(node, message):
+                return [SendToNode(node, Enlisted(0, 0.0, 0.0))]
+            case ModelPrepared() if self.catalogue.is_loader(node):
+                return self.prepared(message, now)
+        reason = f"{type(message).__name__} is not for the workers' address of a gateway"
+        return [SendToNode(node, Refuse(reason, may_rejoin=False))]
 
     def enlist(
         self, node: bytes, name: str, host: str, process_id: int, now: float
     ) -> list[PoolCommand]:
-        """A worker offers itself; one that did so before is told its id again."""
+        """A worker joins; one that is in already is told its id again."""
         worker = self._at(node, now)
         if worker is None:
             worker = self._workers.enlist(node, name, host, process_id, now)
@@ -101,10 +163,6 @@ class Pool:
         )
         return [SendToNode(node, enlisted), *self._advance_all(now)]
 
-    def heard(self, node: bytes, now: float) -> bool:
-        """A sign of life of a worker; False: there is none at this node."""
-        return self._at(node, now) is not None
-
     def loaded(self, node: bytes, message: Loaded, now: float) -> list[PoolCommand]:
         """A worker has loaded a version, or could not."""
         worker = self._at(node, now)
@@ -114,85 +172,53 @@ class Pool:
         return [*model.loaded(worker, message.version, message.reason), *self._advance(model, now)]
 
     def done(self, node: bytes, message: BatchDone, now: float) -> list[PoolCommand]:
-        """A worker sends a batch back. One that it was not given, or not any more, is dropped."""
+        """A worker sends a batch back. One that it does not have, or has no more, is dropped."""
         worker = self._at(node, now)
         batch = worker.running.get(message.batch_id) if worker else None
         if worker is None or batch is None:
             return []
-        fault = completion.fault(batch, message)
+        fault = batch.fault(message)
         if fault is not None:
             return self._evict(worker, f"it answered a batch with {fault}", now)
-        name, version = batch.description.name, batch.description.version
-        took_s = worker.finish(batch, now)
-        ended = completion.outcomes(batch, message)
-        if rows := completion.computed_rows(batch, ended):
-            self._router.time_of(name, batch.is_picture).observe(rows, took_s, now)
-        statistics = self._models[name].statistics_of(version)
-        completion.count_batch(statistics, batch, message, ended, now)
-        commands: list[PoolCommand] = []
-        for request, outcome in zip(batch.requests, ended, strict=True):
-            self._requests.close(request)
-            if not request.is_cancelled:
-                commands.append(EndRequest(request.request_id, outcome))
-        return commands
-
-    def lost(self, node: bytes, reason: str, now: float) -> list[PoolCommand]:
-        """A worker's process has ended, or it left: its requests go to others."""
-        worker = self._at(node, now)
-        return [] if worker is None else self._lose(worker, reason, now)
-
-    # Versions
+        self._dispatcher.returned(worker, batch, message, now)
+        return [*self._requests.complete(batch, message, now)]
 
     def prepared(self, message: ModelPrepared, now: float) -> list[PoolCommand]:
-        """A version can be loaded; or ``reason`` says why it cannot."""
+        """A version of a model can be loaded; or ``reason`` says why it cannot."""
         self._now = now
         model = self._models.get(message.model)
         if model is None:
             return []
-        reason = message.reason
-        if not reason:
-            try:
-                description = ModelDescription.from_json(message.description)
-                model.prepared(Version(description, message.description))
-            except ProtocolError as error:
-                reason = str(error)
-        if reason:
-            logger.warning("prepare_failed model=%s reason=%s", model.name, reason)
-            model.reason = reason
+        self.catalogue.prepared(message)
         return self._advance(model, now)
 
-    def unload(self, model: str, reason: str, now: float) -> list[PoolCommand]:
-        """Serve a model no longer, until a version is prepared again; what came in is answered."""
+    def lost(self, node: bytes, reason: str, now: float) -> list[PoolCommand]:
+        """A worker has left, or cannot be reached: its requests go to others."""
+        worker = self._at(node, now)
+        return [] if worker is None else self._lose(worker, reason, now)
+
+    def child_ended(self, process_id: int, host: str, reason: str, now: float) -> list[PoolCommand]:
+        """A process has ended: if it was a worker, or the loader, nobody waits for its silence."""
         self._now = now
-        self._models[model].unload(reason)
-        return self._advance(self._models[model], now)
-
-    def versions_came(self, model: str) -> int:
-        """How many versions of a model have come."""
-        return self._models[model].came
-
-    def versions_done(self, model: str) -> int:
-        """With how many of them, in the order in which they came, nothing is left to be done.
-
-        Every worker has them, or could not load them (the model's ``reason`` says why), or a newer
-        one has taken their place.
-        """
-        return self._models[model].done
+        answer = self.catalogue.loader_ended(process_id, reason)
+        commands = [] if answer is None else self.prepared(answer, now)
+        worker = self._workers.of_process(host, process_id)
+        return commands if worker is None else [*commands, *self._lose(worker, reason, now)]
 
     # Time
 
     def stood_still(self, for_s: float, now: float) -> None:
-        """The gateway's process did nothing for so long: no worker's silence counts meanwhile."""
+        """The gateway did nothing for so long: no worker's silence counts meanwhile."""
         self._now = now
         self._workers.stood_still(for_s, now)
         self._check_by(now)
 
     def is_check_due(self, now: float) -> bool:
-        """Whether `dispatch` may give workers up now, so all that they sent must be heard first."""
+        """Whether `dispatch` may give workers up now, so that all they sent must be heard first."""
         return self._check_s is not None and now >= self._check_s
 
     def dispatch(self, now: float) -> list[PoolCommand]:
-        """Give up what is overdue, and give idle workers something to do."""
+        """Give up overdue workers, end expired requests, and send batches to free workers."""
         self._now = now
         commands: list[PoolCommand] = []
         if self.is_check_due(now):
@@ -202,78 +228,73 @@ class Pool:
         commands += self._requests.expire(now)
         while self._requests.unsettled:
             commands += self._advance(self._models[self._requests.unsettled.pop()], now)
-        while (made := self._batcher.next_batch(now)) is not None:
-            worker, batch = made
+        commands += self.catalogue.advance()
+        while (next_batch := self._dispatcher.next_batch(now)) is not None:
+            worker, batch = next_batch
             self._check_by(now + self._settings.longest_batch_s)
-            commands.append(
-                SendToNode(worker.node, batch.message(is_alone=len(self._requests) == 1))
-            )
+            is_alone = len(self._requests) == 1
+            commands.append(SendToNode(worker.node, batch.message(is_alone=is_alone)))
         return commands
 
     def next_wakeup(self) -> float | None:
-        """When `dispatch` must be called though nothing happens; the past means now."""
+        """When `dispatch` must be called even if nothing happens; the past means now."""
         if self._requests.unsettled:
             return self._now
-        moments = (self._check_s, self._batcher.held_until_s, self._queue.next_deadline_s())
+        moments = (self._check_s, self._dispatcher.held_until_s, self._queue.next_deadline_s())
         return min((moment for moment in moments if moment is not None), default=None)
 
     def drain(self, now: float) -> None:
-        """Let nothing more in; what is in will be answered."""
+        """Admit nothing more; what is in will be answered."""
         self._now = now
-        self._is_draining = self._admission.is_draining = True
+        self._admission.is_draining = True
 
-    # What is there now
+    def retire(self) -> list[SendToNode]:
+        """Tell every worker to leave."""
+        return [SendToNode(worker.node, Retire()) for worker in self._workers]
+
+    # How things are now
 
     @property
     def is_drained(self) -> bool:
-        """Whether it drains, and everything was answered."""
-        return self._is_draining and not len(self._requests)
+        """Whether it drains and everything was answered."""
+        return self._admission.is_draining and not len(self._requests)
 
     @property
     def is_ready(self) -> bool:
-        """Whether each model that is not unloaded has a worker that shows signs of life."""
-        return not self._is_draining and all(
-            self._router.can_answer(model, self._now)
+        """Whether each model that is not unloaded has a live worker."""
+        return not self._admission.is_draining and all(
+            self._dispatcher.can_answer(model, self._now)
             for model in self._models.values()
             if not model.is_unloaded
         )
 
-    def models(self) -> Mapping[str, ServedModel]:
-        """Every model by name."""
-        return {name: model.served() for name, model in self._models.items()}
+    def failures(self) -> list[str]:
+        """Why models cannot be answered for: they could not be read, or no worker could load them.
 
-    def description(self, model: str, version: int | None) -> ModelDescription | None:
-        """What would answer a request for that version, or for none; None: nothing would."""
-        found = self._models.get(model)
-        if found is None or found.is_unloaded:
-            return None
-        one = found.newest if version is None else found.versions.get(version)
-        return None if one is None else one.description
-
-    def statistics(self, model: str) -> Mapping[int, ModelStatistics]:
-        """What was asked of a model, by version; and under NO_VERSION, see ModelStatistics."""
-        return self._models[model].statistics
+        A model that a worker may yet load is not among them.
+        """
+        return self.catalogue.failures(has_workers=bool(len(self._workers)))
 
     def status(self, now: float) -> dict[str, Any]:
-        """The pool for people; plain values that JSON knows."""
+        """The pool for people, as plain values for JSON."""
         self._now = now
         settings = self._settings
         return {
             "is_ready": self.is_ready,
-            "is_draining": self._is_draining,
+            "is_draining": self._admission.is_draining,
             "uptime_s": now - self._started_s,
             "workers": self._workers.report(now),
             "queue": {
                 "requests": len(self._queue),
-                "bytes": self._requests.held_bytes,
+                "bytes": self._requests.payload_bytes,
                 "request_limit": settings.queue_requests,
                 "byte_limit": settings.queue_bytes,
             },
-            "models": [model_report(model, now) for model in self._models.values()],
+            "models": [model.report(now) for model in self._models.values()],
         }
 
     def _at(self, node: bytes, now: float) -> Worker | None:
-        """The worker at a node, of which something was heard just now."""
+        """The worker at a node, which was heard just now."""
         self._now = now
         worker = self._workers.at_node(node)
         if worker is not None:
@@ -293,7 +314,7 @@ class Pool:
         return [command for model in self._models.values() for command in self._advance(model, now)]
 
     def _advance(self, model: ModelVersions, now: float) -> list[PoolCommand]:
-        """Take a model's versions as far as they can go now."""
+        """Let a model's versions go as far as they can now."""
         before = model.newest
         model.refresh(self._workers)
         after = model.newest
@@ -302,7 +323,7 @@ class Pool:
         commands = model.advance(self._workers, now)
         if commands:
             self._check_by(now + self._settings.longest_load_s)
-        return list(commands)
+        return [*commands]
 
     def _check_by(self, moment: float) -> None:
         self._check_s = min(moment, moment if self._check_s is None else self._check_s)

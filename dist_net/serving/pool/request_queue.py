@@ -1,4 +1,4 @@
-"""The requests that wait, in lanes of those that may share a batch. Pure; time is passed in."""
+"""The requests that wait, in one lane for each kind of batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STALE_DEADLINES = 64
 
 
 class LaneKey(NamedTuple):
-    """What the requests of one batch have in common; ``version`` None: the newest."""
+    """What the requests of a batch have in common; ``version`` None: the newest."""
 
     model: str
     version: int | None
@@ -28,26 +28,25 @@ class LaneKey(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class PlannedBatch:
-    """Requests that will run together, decided when each is admitted: its answer's time depends
-    on it.
+    """Requests that will run together. Decided at admission, which promises an answer in time.
 
-    ``most_rows``: up to how many others may join; ``rows``: of those that wait.
+    ``most_rows``: how many it may have; ``rows``: how many it has.
     """
 
     most_rows: int
     rows: int = 0
 
 
-NOTHING = PlannedBatch(0)  # which nobody joins
+NO_BATCH = PlannedBatch(0)  # nobody can join it
 
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One that was admitted. Times are on the pool's clock.
+    """A question that was admitted. Times are on the pool's clock.
 
-    ``key.version``: what it must be answered by. ``counted``: the version whose statistics count it
-    until it runs. ``runs_alone``: its worker was lost. ``lost_alone``: how often that was while it
-    was the only one in its batch. ``is_cancelled``: it runs, and nobody wants the answer.
+    ``key.version``: the version that must answer it. ``counted``: the version whose statistics
+    count it until it runs. ``runs_alone``: a worker was lost with it. ``lost_alone``: how often one
+    was lost with it alone. ``is_cancelled``: it runs, but nobody wants the answer any more.
     """
 
     request_id: int
@@ -60,46 +59,46 @@ class Request:
     runs_alone: bool = False
     lost_alone: int = 0
     is_cancelled: bool = False
-    planned: PlannedBatch = NOTHING
+    planned: PlannedBatch = NO_BATCH
 
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """The requests that may share batches, oldest first. Never empty.
+    """Requests that may share batches, oldest first. Never empty.
 
-    ``rows`` of all of them, in ``batches``; ``last`` is the one that others may join.
+    They have ``rows`` rows in ``batches`` batches; ``last`` is the one that others may join.
     """
 
     key: LaneKey
     requests: OrderedDict[int, Request] = field(default_factory=OrderedDict)
     rows: int = 0
     batches: int = 0
-    last: PlannedBatch = NOTHING
+    last: PlannedBatch = NO_BATCH
 
     @property
     def oldest(self) -> Request:
-        """The one that is first served."""
+        """The request that is served first."""
         return next(iter(self.requests.values()))
 
     @property
     def next_rows(self) -> int:
-        """The rows of the batch that goes next."""
+        """The rows of the next batch."""
         return self.oldest.planned.rows
 
     @property
     def is_full(self) -> bool:
-        """Whether waiting would add nothing to the next batch."""
+        """Whether nothing can join the next batch any more."""
         first = self.oldest.planned
         return first is not self.last or first.rows >= first.most_rows
 
     def joins(self, rows: int, most_rows: int) -> bool:
-        """Whether a request joins the last batch, if it wants no more than ``most_rows`` in it."""
+        """Whether a request of ``rows`` fits into the last batch and allows ``most_rows`` there."""
         last = self.last
         return 0 < last.rows <= min(last.most_rows, most_rows) - rows
 
 
 class RequestQueue:
-    """Requests in lanes, one lane for each kind of batch. No operation walks over the requests."""
+    """No operation walks over all requests."""
 
     def __init__(self) -> None:
         self._queued: dict[int, Request] = {}
@@ -115,7 +114,7 @@ class RequestQueue:
         return self._lanes
 
     def add(self, request: Request, most_rows: int) -> None:
-        """Let it wait behind the others, in a batch of ``most_rows`` at most, or alone."""
+        """Put it at the end of its lane, in a batch of at most ``most_rows``, or alone."""
         lane = self._lane(request.key)
         if lane.joins(request.rows, most_rows):
             if most_rows < lane.last.most_rows:
@@ -126,7 +125,7 @@ class RequestQueue:
         self._place(request, lane)
 
     def put_back(self, request: Request) -> None:
-        """Let it wait before the others, with those it was with: it was on its way once."""
+        """Put it back at the head of its lane, into the batch that it was in."""
         lane = self._lane(request.key)
         if request.runs_alone:
             request.planned = PlannedBatch(request.rows)
@@ -146,13 +145,13 @@ class RequestQueue:
         request.planned.rows += request.rows
         self._queued[request.request_id] = request
         heappush(self._deadlines, (request.deadline_s, request.request_id))
-        # Those that ran in time leave their deadlines here.
+        # Requests that ran in time leave their deadlines here.
         if len(self._deadlines) > 2 * len(self._queued) + STALE_DEADLINES:
             self._deadlines = [(one.deadline_s, one.request_id) for one in self._queued.values()]
             heapify(self._deadlines)
 
     def remove(self, request: Request) -> bool:
-        """Take it out; False: it does not wait here."""
+        """Take it out; False if it is not in the queue."""
         if self._queued.pop(request.request_id, None) is None:
             return False
         lane = self._lanes[request.key]
@@ -165,14 +164,14 @@ class RequestQueue:
         return True
 
     def by_age(self) -> list[Lane]:
-        """The lanes, the one with the oldest request first."""
+        """The lanes, that of the oldest request first."""
         lanes = list(self._lanes.values())
         if len(lanes) > 1:
             lanes.sort(key=lambda lane: lane.oldest.admitted_s)
         return lanes
 
     def take(self, lane: Lane) -> list[Request]:
-        """Take the lane's next batch out."""
+        """Take out the lane's next batch."""
         planned = lane.oldest.planned
         batch = list(takewhile(lambda one: one.planned is planned, lane.requests.values()))
         for request in batch:
@@ -180,7 +179,7 @@ class RequestQueue:
         return batch
 
     def expired(self, now: float) -> list[Request]:
-        """Take out all whose deadline has come."""
+        """Take out all whose deadline has passed."""
         found = []
         while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now:
             request = self._queued[self._deadlines[0][1]]
@@ -189,7 +188,7 @@ class RequestQueue:
         return found
 
     def next_deadline_s(self) -> float | None:
-        """When the next one expires."""
+        """When the next request expires."""
         while self._deadlines:
             if self._deadlines[0][1] in self._queued:
                 return self._deadlines[0][0]
@@ -197,7 +196,7 @@ class RequestQueue:
         return None
 
     def bind(self, model: str, version: int) -> int:
-        """Make all that asked for the model's newest version ask for this one; how many did."""
+        """Make all requests for the newest version ask for this one; returns how many."""
         bound = 0
         for key in [LaneKey(model, None, False), LaneKey(model, None, True)]:
             lane = self._lanes.get(key)

@@ -1,31 +1,34 @@
-"""What the pool is asked, and how each request ends; pure data, shared by all of serving."""
+"""What the pool is asked, how a request ends, and what the pool tells the gateway to do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
+
+from dist_net.wire.messages import Message
 
 Payload = bytes | memoryview
 
 
 class Status(IntEnum):
-    """How a request ended. A byte in messages."""
+    """How a request ended; one byte in messages."""
 
     OK = 0
-    BAD_INPUT = 1  # what was asked cannot be answered: HTTP 400
-    NOT_FOUND = 2  # no such model, or version of it: 404
-    UNAVAILABLE = 3  # not now: full, too late before it began, draining, no worker: 503
+    BAD_INPUT = 1  # the input does not fit the model: HTTP 400
+    NOT_FOUND = 2  # no such model or version: 404
+    UNAVAILABLE = 3  # not now: queue full, no time, draining or no worker: 503
     EXPIRED = 4  # admitted, but its time ran out: 504
-    FAILED = 5  # it ended the workers that tried it: 500
-    CANCELLED = 6  # its client has gone: nobody reads this
+    FAILED = 5  # it crashed the workers that tried it: 500
+    CANCELLED = 6  # the client has gone; nobody reads this
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One request as it came in: ``rows`` inputs of one model.
+    """A request as it comes in: ``rows`` inputs for one model.
 
-    ``payload``: a tensor's bytes, (rows, *input_shape) little-endian of the model's input type, or
-    one encoded picture. ``version`` None: the newest. ``timeout_s`` None: the pool's default.
+    ``payload``: the bytes of a tensor, (rows, *input_shape), little-endian, of the model's input
+    type; or one encoded picture. ``version`` None: the newest. ``timeout_s`` None: the default.
     """
 
     model: str
@@ -38,12 +41,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it ended. ``payload``: (rows, classes) little-endian float32 if OK, else empty.
+    """How a request ended. ``payload``: (rows, classes) little-endian float32 if OK, else empty.
 
-    ``labels``: the names of its classes, as the version that answered has them; empty for none.
-    ``reason``: why it is not OK. ``retry_after_s``: when asking again may help; 0: never, or at
-    once. ``queue_s``: from admission to the dispatch that was answered; ``prepare_s`` and
-    ``compute_s``: what its batch of ``batch_rows`` took for its inputs and for the network.
+    ``labels``: the class names of the version that answered, if it has any. ``reason``: why it is
+    not OK. ``retry_after_s``: when to try again; 0: at once, or never. ``queue_s``: from admission
+    to dispatch. ``prepare_s``, ``compute_s``: what its batch of ``batch_rows`` rows took to decode
+    and to compute.
     """
 
     status: Status
@@ -56,3 +59,29 @@ class Outcome:
     compute_s: float = 0.0
     batch_rows: int = 0
     labels: tuple[str, ...] = ()
+
+
+class SendToNode(NamedTuple):
+    """Send the message to the worker or loader at ``node``."""
+
+    node: bytes
+    message: Message
+
+
+class EndRequest(NamedTuple):
+    """Give the outcome to whoever asked. Each request ends once, unless it was cancelled."""
+
+    request_id: int
+    outcome: Outcome
+
+
+class EvictWorker(NamedTuple):
+    """The pool has given up on this worker: kill it if it is a child, and start another."""
+
+    node: bytes
+    process_id: int
+    host: str
+    reason: str
+
+
+PoolCommand = SendToNode | EndRequest | EvictWorker

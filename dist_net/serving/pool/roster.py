@@ -1,15 +1,21 @@
-"""The inference workers as the pool knows them: what each has, what it is doing. Pure."""
+"""The inference workers as the pool knows them: what each has loaded and what it is computing."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.request_queue import Request
+from dist_net.serving.pool.requests import Outcome, Status
 from dist_net.serving.pool.settings import PoolSettings
-from dist_net.wire.serving_messages import RunBatch
+from dist_net.wire.serving_messages import BatchDone, RunBatch
+
+FLOAT_BYTES = 4
+FROM_WORKERS = frozenset((Status.OK, Status.BAD_INPUT, Status.FAILED))
+"""How a worker may say that a request ended."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,21 +31,64 @@ class RunningBatch:
     expected_s: float
 
     def message(self, *, is_alone: bool) -> RunBatch:
-        """As its worker is told; ``is_alone``, if the pool has no other request."""
+        """What its worker is sent; ``is_alone``: the pool has no other request."""
         description = self.description
         payloads = tuple(request.payload for request in self.requests)
         model, version = description.name, description.version
         return RunBatch(self.batch_id, model, version, self.is_picture, is_alone, payloads)
+
+    def fault(self, done: BatchDone) -> str | None:
+        """Why this cannot be an answer to the batch; None if it can."""
+        count = len(self.requests)
+        if not len(done.statuses) == len(done.payloads) == count:
+            return (
+                f"{len(done.statuses)} statuses and {len(done.payloads)} payloads for {count} "
+                f"requests"
+            )
+        if not (0 <= done.prepare_s < math.inf and 0 <= done.compute_s < math.inf):
+            return f"times of {done.prepare_s} s and {done.compute_s} s"
+        row_bytes = FLOAT_BYTES * self.description.classes
+        for request, status, payload in self._pairs(done):
+            if status not in FROM_WORKERS:
+                return f"the status {status}"
+            if status == Status.OK and len(payload) != request.rows * row_bytes:
+                return f"{len(payload)} bytes for {request.rows} rows of {row_bytes} bytes"
+        return None
+
+    def outcomes(self, done: BatchDone) -> list[Outcome]:
+        """How each request ended, in order."""
+        return [
+            Outcome(
+                Status(status),
+                self.description.version,
+                payload if status == Status.OK else b"",
+                "" if status == Status.OK else bytes(payload).decode(errors="replace"),
+                0.0,
+                self.sent_s - request.admitted_s,
+                done.prepare_s,
+                done.compute_s,
+                self.rows,
+                self.description.labels,
+            )
+            for request, status, payload in self._pairs(done)
+        ]
+
+    def computed_rows(self, done: BatchDone) -> int:
+        """The rows that the network computed; a bad picture says nothing of its speed."""
+        return sum(request.rows for request, status, _ in self._pairs(done) if status == Status.OK)
+
+    def _pairs(self, done: BatchDone) -> Iterator[tuple[Request, int, bytes | memoryview]]:
+        return zip(self.requests, done.statuses, done.payloads, strict=True)
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
     """One inference worker. Times are on the pool's clock.
 
-    ``holds``: by model, the versions that it can answer for, newest last. ``loading``: the pairs of
-    model and version that it was told to load, and when; ``failed``: those that it could not.
-    ``running``: its batches, the one that it computes first; ``free_s``: when they are expected to
-    be done. ``answered_s``: when it last sent one back. ``batches`` and ``requests`` count those.
+    ``holds``: by model, the versions that it can answer for, newest last. ``loading``: the (model,
+    version) pairs that it was told to load, and when; ``failed``: those that it could not load.
+    ``running``: its batches, the one that it computes first; ``free_s``: when they should be done.
+    ``answered_s``: when it last sent one back. ``batches``, ``requests``: how many it has answered.
     """
 
     worker_id: int
@@ -62,12 +111,12 @@ class Worker:
         return version in self.holds.get(model, ())
 
     def start(self, batch: RunningBatch) -> None:
-        """It was sent the batch."""
+        """It is sent the batch."""
         self.running[batch.batch_id] = batch
         self.free_s = max(self.free_s, batch.sent_s) + batch.expected_s
 
     def finish(self, batch: RunningBatch, now: float) -> float:
-        """It sent the batch back; returns the seconds that it took, the ways included."""
+        """It has sent the batch back; returns how long that took, transport included."""
         del self.running[batch.batch_id]
         took_s = now - max(batch.sent_s, self.answered_s)
         self.batches += 1
@@ -78,10 +127,10 @@ class Worker:
 
 
 class Roster:
-    """Every worker, by its node, in the order in which they came. An id is never given twice.
+    """Every worker, by its node, in the order in which they came. No id is given twice.
 
-    A worker is quiet when nothing was heard of it for half the time after which it is lost: nothing
-    is sent to it then, for it may be stopped.
+    A worker is quiet when it was not heard for half the time after which it counts as lost: it may
+    be stopped, so it is sent nothing then.
     """
 
     def __init__(self, settings: PoolSettings, first_worker_id: int = 1) -> None:
@@ -89,6 +138,7 @@ class Roster:
         self._quiet_s = settings.heartbeat_timeout_s / 2
         self._judges_from_s = 0.0
         self._workers: dict[bytes, Worker] = {}
+        self._by_id: dict[int, Worker] = {}
         self._next_worker_id = first_worker_id
 
     def __len__(self) -> int:
@@ -98,36 +148,51 @@ class Roster:
         return iter(self._workers.values())
 
     def enlist(self, node: bytes, name: str, host: str, process_id: int, now: float) -> Worker:
-        """Take a worker in under a new id."""
+        """Add a worker under a new id."""
         worker = Worker(self._next_worker_id, node, name, host, process_id, now)
         self._next_worker_id += 1
-        self._workers[node] = worker
+        self._workers[node] = self._by_id[worker.worker_id] = worker
         return worker
 
     def at_node(self, node: bytes) -> Worker | None:
-        """The worker there; None: it was given up, or never came."""
+        """The worker there; None if it was given up, or never came."""
         return self._workers.get(node)
 
+    def with_id(self, worker_id: int) -> Worker | None:
+        """The worker of that id; None if it was given up, or never came."""
+        return self._by_id.get(worker_id)
+
+    def of_process(self, host: str, process_id: int) -> Worker | None:
+        """The worker that last enlisted from that process; None if there is none."""
+        return next(
+            (
+                each
+                for each in reversed(self._workers.values())
+                if (each.host, each.process_id) == (host, process_id)
+            ),
+            None,
+        )
+
     def remove(self, worker: Worker) -> None:
-        """Count the worker out."""
-        del self._workers[worker.node]
+        """It is no longer a worker of the pool."""
+        del self._workers[worker.node], self._by_id[worker.worker_id]
 
     def is_quiet(self, worker: Worker, now: float) -> bool:
-        """Whether the worker may be stopped."""
+        """Whether it may be stopped."""
         return now - worker.heard_s > self._quiet_s
 
     def stood_still(self, for_s: float, now: float) -> None:
-        """This process did nothing for so long, so it heard nobody: that was nobody's silence.
+        """This process did nothing for so long and heard nobody, which is no worker's fault.
 
-        What workers said meanwhile may still be on its way through the socket's own thread. So
-        none is lost before each of them had the time to be heard again.
+        What workers sent meanwhile may still be on its way through the socket's own thread. So
+        none counts as lost before each had time to be heard again.
         """
         for worker in self:
             worker.heard_s = min(worker.heard_s + for_s, now)
         self._judges_from_s = now + self._settings.heartbeat_timeout_s
 
     def overdue(self, now: float) -> list[tuple[Worker, str]]:
-        """The workers that are lost, and why; they stay until they are removed."""
+        """The workers that are lost, and why. They stay until they are removed."""
         if now < self._judges_from_s:
             return []
         return [
@@ -137,7 +202,7 @@ class Roster:
         ]
 
     def next_check_s(self, now: float) -> float | None:
-        """When one is overdue or quiet that is not, if nothing is heard until then."""
+        """When the next worker will be quiet or lost, if nothing is heard until then."""
         moments = [moment for worker in self for moment, _ in self._limits(worker)]
         moments += [worker.heard_s + self._quiet_s for worker in self]
         moments.append(self._judges_from_s)
@@ -164,7 +229,7 @@ class Roster:
             )
 
     def report(self, now: float) -> list[dict[str, Any]]:
-        """The workers for people, as the pool's status shows them."""
+        """The workers as the pool's status shows them."""
         return [
             {
                 "name": worker.name,

@@ -1,4 +1,4 @@
-"""How long batches take, as measured; for one model and kind of payload. Pure."""
+"""How long batches take, as measured, for one model and kind of payload."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ FRESH_FOR_S = 5.0
 
 
 class ServiceTime:
-    """Expected seconds of batches, by their rows; None while nothing was measured.
+    """Expected seconds of a batch by its rows; None while nothing was measured.
 
-    A batch is taken to cost something, and each of its rows as much again as any other. So what
-    batches of some sizes took tells of all sizes, and no size is for ever thought to take too long
-    to be tried. The line is fitted by least squares to the batches of late, and, with a little
-    weight, to one of no rows that takes no time: while all have the same size, others are judged in
-    proportion.
+    A straight line: a fixed cost for the batch, and a cost for each row. So a measurement of one
+    size says something of every size, and no size stays untried for ever because it once seemed
+    too slow. The line is fitted by least squares to recent batches and, with a little weight, to an
+    empty one that takes no time: while all have one size, others are judged in proportion.
     """
 
     def __init__(self) -> None:
@@ -29,12 +28,12 @@ class ServiceTime:
         self._measured_s = 0.0
 
     def observe(self, rows: int, seconds: float, now: float) -> None:
-        """Take in what one batch took. A single outlier does not move the means by much."""
+        """Add a measurement. A single outlier does not move the means by much."""
         if seconds <= 0:  # too short for the clock
             return
         expected_s = self.expected_s(rows)
         if expected_s is None or (self._count < FIRST_FEW and seconds < expected_s / 2):
-            # A first batch builds its plan and touches its memory: it says nothing.
+            # The first batch builds its plan and touches its memory: it says nothing.
             self._means = _terms(rows, seconds)
             self._deviation = FIRST_DEVIATION
         else:
@@ -48,26 +47,26 @@ class ServiceTime:
         self._measured_s = now
 
     def expected_s(self, rows: int, batches: int = 1) -> float | None:
-        """The mean of late, for so many rows in so many batches."""
+        """The recent mean, for so many rows in so many batches."""
         return batches * self._batch_s + rows * self._row_s if self._count else None
 
     def cautious_s(self, rows: int) -> float | None:
-        """What few batches exceed: the mean and four times the mean deviation."""
+        """A time that few batches exceed: the mean plus four mean deviations."""
         expected_s = self.expected_s(rows)
         return None if expected_s is None else expected_s * (1 + 4 * self._deviation)
 
     def is_fresh(self, now: float) -> bool:
-        """Whether a batch was measured within the last seconds."""
+        """Whether a batch was measured in the last few seconds."""
         return self._count > 0 and now - self._measured_s < FRESH_FOR_S
 
 
 def _terms(rows: float, seconds: float) -> tuple[float, ...]:
-    """What least squares sums up."""
+    """The terms whose means least squares needs."""
     return rows, seconds, rows * rows, rows * seconds
 
 
 def _line(rows: float, seconds: float, squares: float, products: float) -> tuple[float, float]:
-    """Seconds of a batch, and of each of its rows, neither below 0; from the means of `_terms`."""
+    """Seconds for a batch and for each of its rows, neither below 0, from the means of `_terms`."""
     count = 1 + NO_ROWS_WEIGHT
     row_s = (count * products - rows * seconds) / (count * squares - rows * rows)
     row_s = min(row_s, products / squares)

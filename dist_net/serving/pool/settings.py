@@ -1,4 +1,4 @@
-"""What the inference pool keeps to: sizes and time limits; validated once, where they enter."""
+"""The limits of the inference pool, checked where they enter."""
 
 import math
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """The pool's limits. Raises ``SettingError`` when a value cannot be.
+    """Raises ``SettingError`` for a value that makes no sense.
 
-    A batch has ``max_batch_size`` rows at most, and waits for more of them while its oldest
-    request is younger than ``batch_timeout_s`` (0: never). ``queue_requests`` may wait;
-    ``queue_bytes`` bounds the payloads of all that have no answer yet. A request that says nothing
-    of time has ``default_timeout_s``. A worker that is silent for ``heartbeat_timeout_s``, or takes
-    longer than ``longest_batch_s`` for a batch or ``longest_load_s`` to load a version, is lost.
+    A batch has at most ``max_batch_size`` rows. It waits for more until its oldest request is
+    ``batch_timeout_s`` old (0: it never waits). At most ``queue_requests`` requests wait, and the
+    payloads of all that have no answer yet have at most ``queue_bytes``. ``default_timeout_s`` is
+    for requests that name no time. A worker counts as lost if it is silent for
+    ``heartbeat_timeout_s``, or takes longer than ``longest_batch_s`` for a batch or
+    ``longest_load_s`` to load a version.
     """
 
     max_batch_size: int = 8
@@ -50,6 +51,6 @@ class PoolSettings:
         if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
             raise SettingError(
                 f"heartbeat_timeout_s is {self.heartbeat_timeout_s:g}: expected at least twice the "
-                f"heartbeat_interval_s of {self.heartbeat_interval_s:g}, or workers are lost that "
-                f"are well"
+                f"heartbeat_interval_s of {self.heartbeat_interval_s:g}, or healthy workers would "
+                f"be given up"
             )

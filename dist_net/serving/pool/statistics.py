@@ -1,4 +1,4 @@
-"""What a version of a model was asked and how it went. Pure; time is passed in."""
+"""Counters and times of what a version of a model was asked."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import ceil, log2
 
+from dist_net.serving.pool.requests import Outcome, Status
+
 NO_VERSION = -1
-"""Where a model's statistics keep what is of no version that is served: see ModelStatistics."""
+"""The key for what belongs to no version that is served: see ModelStatistics."""
 
 ENDS = ("admitted", "answered", "refused", "expired", "failed", "cancelled")
-"""What is counted of requests: how they came in, and how they ended."""
+"""The counters of requests: how they came in, and how they ended."""
 
+TIMES = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
 WINDOW_S = 10
 BINS_PER_OCTAVE = 16
 SHORTEST_S = 2.0**-17
@@ -21,21 +24,21 @@ BINS = 24 * BINS_PER_OCTAVE
 
 @dataclass(slots=True)
 class Timed:
-    """How often something happened, and how many seconds that took in all."""
+    """How often something happened, and how many seconds it took in all."""
 
     count: int = 0
     seconds: float = 0.0
 
     def add(self, count: int, seconds: float) -> None:
-        """Count it ``count`` times more, ``seconds`` together."""
+        """Count it ``count`` times more; ``seconds`` is the sum."""
         self.count += count
         self.seconds += seconds
 
 
 class RecentLatencies:
-    """How long requests took that were answered in the last ten seconds.
+    """The latencies of requests answered in the last ten seconds.
 
-    One histogram for each second, whose bins are 4.4 % wide: from 8 us to two minutes.
+    One histogram a second, with bins 4.4 % wide, from 8 us to two minutes.
     """
 
     def __init__(self) -> None:
@@ -47,14 +50,14 @@ class RecentLatencies:
         self._bins(int(now))[min(int(octaves * BINS_PER_OCTAVE), BINS - 1)] += 1
 
     def requests_per_s(self, now: float) -> float:
-        """Answers for each of the last ten seconds, on average."""
+        """The mean over the last ten seconds."""
         self._forget(now)
         return sum(sum(bins) for _, bins in self._seconds) / WINDOW_S
 
     def percentiles_s(self, shares: Iterable[float], now: float) -> tuple[float, ...] | None:
-        """The latencies that these shares (0.99, say) of the answers kept; None if there is none.
+        """The latencies within which these shares (0.99, say) were answered; None without answers.
 
-        Each is off by 2.2 % at most.
+        Each is within 2.2 %.
         """
         self._forget(now)
         bins = [sum(counts) for counts in zip(*(bins for _, bins in self._seconds), strict=True)]
@@ -62,7 +65,7 @@ class RecentLatencies:
         return tuple(_quantile(bins, ceil(share * total)) for share in shares) if total else None
 
     def absorb(self, other: RecentLatencies) -> None:
-        """Count all that ``other`` counted, too."""
+        """Add the counts of another."""
         merged = dict(self._seconds)
         for second, bins in other._seconds:
             mine = merged.get(second, [0] * BINS)
@@ -81,7 +84,7 @@ class RecentLatencies:
 
 
 def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
-    """What all of them counted together."""
+    """The sum of them all."""
     together = ModelStatistics()
     for each in statistics:
         together.absorb(each)
@@ -89,7 +92,7 @@ def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
 
 
 def _quantile(bins: list[int], rank: int) -> float:
-    """The middle of the bin where the ``rank``-th smallest lies."""
+    """The middle of the bin that holds the ``rank``-th smallest."""
     for index, count in enumerate(bins):
         rank -= count
         if rank <= 0 < count:
@@ -101,22 +104,22 @@ def _quantile(bins: list[int], rank: int) -> float:
 class ModelStatistics:
     """What one version of a model was asked since it was loaded.
 
-    ``inference_count`` counts rows and ``execution_count`` batches that were answered;
-    ``last_inference_s`` is when the last one was, on the pool's clock, whatever moment that counts
-    from (None: never). Of requests that were answered OK, each a count and total seconds:
-    ``success`` from admission to answer, ``queue`` from admission to dispatch, ``compute_input``
-    and ``compute_infer`` what their batches took for inputs and network, ``compute_output`` the
-    rest: the ways to the worker and back. ``fail``: from admission to any other end but
-    cancellation. ``batches``: by rows, how many batches and their seconds in the network.
+    ``inference_count``: rows, and ``execution_count``: batches that were answered.
+    ``last_inference_s``: when the last one was, on the pool's clock; None: never. A count and
+    seconds each, of requests that were answered OK: ``success``, admission to answer; ``queue``,
+    admission to dispatch; ``compute_input`` and ``compute_infer``, what their batches took for
+    inputs and network; ``compute_output``, the rest, which is the way to the worker and back.
+    ``fail``: admission to any other end but cancellation. ``batches``: how many batches had so many
+    rows, and their seconds in the network.
 
     Requests: ``admitted`` = ``answered`` (OK or a bad input) + ``expired`` + ``failed`` +
-    ``cancelled`` + those that are in the pool still; ``refused`` were not admitted. A request that
-    names no version counts as admitted for the newest one then, and ends for the one that answered;
-    so only the sums over a model's versions balance. ``retried``: how often one was taken from a
-    lost worker, to be given to another.
+    ``cancelled`` + those still in the pool; ``refused`` were never admitted. A request that names
+    no version is counted as admitted for the newest version of that moment, and as ended for the
+    version that answered; so only the sums over a model's versions balance. ``retried``: how often
+    a request was taken from a lost worker and given to another.
 
-    Under the key NO_VERSION a model keeps all that its dropped versions counted and what was
-    refused while it had none: so a sum over a model's versions never falls.
+    Under the key NO_VERSION a model keeps what its dropped versions counted, and what was refused
+    while it had none. So the sum over a model's versions never falls.
     """
 
     inference_count: int = 0
@@ -145,20 +148,35 @@ class ModelStatistics:
         self.last_inference_s = now
         self.batches.setdefault(rows, Timed()).add(1, compute_s)
 
+    def ended(self, outcome: Outcome, latency_s: float, transit_s: float, now: float) -> None:
+        """Count how an admitted request ended, ``latency_s`` after its admission.
+
+        ``transit_s``: what its batch took on the way to the worker and back.
+        """
+        if outcome.status is Status.OK:
+            self.answered += 1
+            self.success.add(1, latency_s)
+            self.queue.add(1, outcome.queue_s)
+            self.compute_input.add(1, outcome.prepare_s)
+            self.compute_infer.add(1, outcome.compute_s)
+            self.compute_output.add(1, transit_s)
+            self.recent.add(latency_s, now)
+            return
+        self.fail.add(1, latency_s)
+        if outcome.status is Status.BAD_INPUT:
+            self.answered += 1
+        elif outcome.status is Status.EXPIRED:
+            self.expired += 1
+        else:
+            self.failed += 1
+
     def absorb(self, other: ModelStatistics) -> None:
-        """Count all that ``other`` counted, too."""
+        """Add the counts of another."""
         self.inference_count += other.inference_count
         self.execution_count += other.execution_count
         if other.last_inference_s is not None:
             self.last_inference_s = max(self.last_inference_s or 0.0, other.last_inference_s)
-        for name in (
-            "success",
-            "fail",
-            "queue",
-            "compute_input",
-            "compute_infer",
-            "compute_output",
-        ):
+        for name in TIMES:
             theirs: Timed = getattr(other, name)
             getattr(self, name).add(theirs.count, theirs.seconds)
         for rows, timed in other.batches.items():

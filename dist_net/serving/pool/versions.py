@@ -1,31 +1,34 @@
-"""The versions of one model: which is served, which is loaded next, which is dropped. Pure.
+"""The versions of one model: which is served, which is loaded next, which is dropped.
 
-A new version is loaded by one worker after the other, so that the rest serve undisturbed; only
-workers that have none of the model load at once. When every worker has it, or could not load it,
-older ones are dropped as soon as no request names them. A version that comes before that waits, and
-one that comes after it takes its place.
+Workers load a new version one after the other, so that the rest go on serving; only workers that
+have no version of the model load it at once. When every worker has it, or could not load it, older
+versions are dropped as soon as no request names them. A version that comes in the meantime waits,
+and is replaced by the next one that comes.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
-from dist_net.serving.pool.commands import SendToNode
 from dist_net.serving.pool.description import ModelDescription, ServedModel
+from dist_net.serving.pool.requests import SendToNode
 from dist_net.serving.pool.roster import Roster, Worker
-from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
+from dist_net.serving.pool.statistics import ENDS, NO_VERSION, ModelStatistics, total
 from dist_net.wire.serving_messages import Drop, Load
 
 logger = logging.getLogger(__name__)
 
+SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+
 
 @dataclass(slots=True, eq=False)
 class Version:
-    """One version; ``text`` is its description as JSON. It came as the ``place``-th of its model.
+    """One version; ``text``: its description as JSON. It was the ``place``-th of its model to come.
 
-    ``bound``: the requests in the pool that no other version may answer; ``is_closing``: no more
-    of those are admitted.
+    ``bound``: how many requests in the pool no other version may answer; ``is_closing``: no more of
+    those are admitted.
     """
 
     description: ModelDescription
@@ -36,19 +39,19 @@ class Version:
 
     @property
     def takes(self) -> tuple[object, ...]:
-        """What a request must fit; versions that agree in it may answer for each other."""
+        """What a request must fit. Versions that take the same may answer for each other."""
         description = self.description
         return description.input_datatype, description.input_shape, description.takes_pictures
 
 
 class ModelVersions:
-    """One model. ``versions``: those that workers have or shall have, in the order they came.
+    """One model. ``versions``: those that workers have or will load, in the order they came.
 
-    ``newest``: the last one that some worker has, or had when none has any; ``alike``: the versions
-    that may answer a request that names none. ``pending``: its requests that have no answer yet.
-    ``reason``: why it is not served, or why the last version that came is not. ``came``: how many
-    versions did so far; ``done``: with how many of them, in this order, nothing is left to be done,
-    be they served, failed or overtaken.
+    ``newest``: the last one that a worker has, or had when none has any now; ``alike``: the
+    versions that may answer a request that names none. ``pending``: requests without an answer.
+    ``reason``: why the model is not served, or why the last version that came is not. ``came``: how
+    many versions have come; ``done``: how many of them, in that order, are settled: every worker
+    has it or could not load it, or a later one took its place.
     """
 
     def __init__(self, name: str) -> None:
@@ -75,7 +78,7 @@ class ModelVersions:
         return NO_VERSION if self.newest is None else self.newest.description.version
 
     def served(self) -> ServedModel:
-        """As interfaces see it."""
+        """What interfaces see of it."""
         newest = None if self.is_unloaded else self.newest
         versions = tuple(number for number in self.versions if self.may_name(number))
         description = None if newest is None else newest.description
@@ -87,7 +90,7 @@ class ModelVersions:
         return one is not None and number in self._held and not one.is_closing
 
     def version_for(self, worker: Worker, named: int | None) -> int | None:
-        """What the worker would answer by: the version named, or else its newest that will do."""
+        """The version by which the worker would answer: the one named, or its newest that fits."""
         held = worker.holds.get(self.name, ())
         if named is not None:
             return named if named in held else None
@@ -97,7 +100,7 @@ class ModelVersions:
         return None
 
     def statistics_of(self, number: int) -> ModelStatistics:
-        """Where to count what happens to a version."""
+        """The statistics that count a version's requests."""
         key = number if number in self.versions else NO_VERSION
         found = self.statistics.get(key)
         if found is None:
@@ -105,7 +108,7 @@ class ModelVersions:
         return found
 
     def prepared(self, version: Version) -> None:
-        """A version can be loaded. One that is here already changes nothing."""
+        """A version can be loaded. One that is known already changes nothing."""
         self.is_unloaded = False
         if version.description.version not in self.versions:
             self.came += 1
@@ -113,7 +116,7 @@ class ModelVersions:
             self._waiting = version
 
     def unload(self, reason: str) -> None:
-        """Serve it no longer; what was admitted is answered before workers drop it."""
+        """Serve it no longer. What was admitted is answered before workers drop the model."""
         self.is_unloaded, self._waiting, self.reason = True, None, reason
         self.done = self.came
 
@@ -134,7 +137,7 @@ class ModelVersions:
         return []
 
     def refresh(self, workers: Roster) -> None:
-        """Find out what is served now; needed whenever workers or what they have changed."""
+        """Find out what is served, after workers came or went, or what they have has changed."""
         held = {number for worker in workers for number in worker.holds.get(self.name, ())}
         self._held = frozenset(held)
         last = next((number for number in reversed(self.versions) if number in held), None)
@@ -144,7 +147,7 @@ class ModelVersions:
         self.alike = frozenset(n for n, one in self.versions.items() if one.takes == takes)
 
     def advance(self, workers: Roster, now: float) -> list[SendToNode]:
-        """Take the next steps of loading and dropping, as far as they can be taken now."""
+        """Load and drop what can be loaded and dropped now."""
         if self.is_unloaded and not self.pending:
             return self._drop_all(workers)
         commands = []
@@ -164,9 +167,31 @@ class ModelVersions:
         self.refresh(workers)
         return commands
 
+    def report(self, now: float) -> dict[str, Any]:
+        """For status: requests of all versions since the start, times of the last ten seconds."""
+        counted = total(self.statistics.values())
+        served = self.served()
+        description = served.description
+        latencies_s = counted.recent.percentiles_s(SHARES.values(), now) or [None] * len(SHARES)
+        return {
+            "name": self.name,
+            "version": description.version if description else None,
+            "is_ready": served.is_ready,
+            "reason": served.reason,
+            "takes_pictures": description.takes_pictures if description else False,
+            "classes": description.classes if description else 0,
+            **{name: getattr(counted, name) for name in (*ENDS, "retried")},
+            "requests_per_s": counted.recent.requests_per_s(now),
+            "latency_ms": {
+                name: None if latency_s is None else 1e3 * latency_s
+                for name, latency_s in zip(SHARES, latencies_s, strict=True)
+            },
+            "batch_rows": {str(n): counted.batches[n].count for n in sorted(counted.batches)},
+        }
+
     @property
     def _target(self) -> int | None:
-        """The version that every worker shall have."""
+        """The version that every worker should have."""
         return next(reversed(self.versions), None)
 
     def _is_settled(self, workers: Roster) -> bool:
@@ -196,7 +221,7 @@ class ModelVersions:
         return commands
 
     def _wanted(self, worker: Worker) -> list[int]:
-        """What the worker is to load: the newest, and what requests name and no worker has."""
+        """What the worker must load: the newest, and what requests name and no worker has."""
         return [
             number
             for number, one in self.versions.items()
@@ -207,15 +232,12 @@ class ModelVersions:
         ]
 
     def _drop_old(self, workers: Roster) -> list[SendToNode]:
-        """Let go of what the newest version replaces; or of that, if none could load it."""
+        """Drop what the newest version replaces; or the newest, if no worker could load it."""
         commands = []
         target = self._target
-        if (
-            target is not None
-            and target not in self._held
-            and self._held.intersection(self.versions)
-        ):
-            # Behind those that are served it will be dropped as they would have been.
+        if target not in self._held and self._held.intersection(self.versions):
+            assert target is not None
+            # Now that it comes before those that are served, it will be dropped in their place.
             self.versions = {target: self.versions.pop(target), **self.versions}
             target = self._target
         if target is None or target not in self._held:
@@ -251,7 +273,7 @@ class ModelVersions:
         return SendToNode(worker.node, Drop(self.name, number))
 
     def _forget(self, number: int, workers: Roster) -> None:
-        """The version is gone; what it counted is not."""
+        """Forget a version, but keep its counts."""
         logger.info("version_ends model=%s version=%d", self.name, number)
         del self.versions[number]
         for worker in workers:

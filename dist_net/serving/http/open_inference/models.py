@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from dist_net.clock import Clock
 from dist_net.errors import PoolUnavailableError, UnsupportedRequestError
-from dist_net.serving.gateway.service import ServedModel, Service
+from dist_net.serving.gateway.service import Service
 from dist_net.serving.http.asking import (
     description_of,
     require_version,
@@ -22,7 +22,7 @@ from dist_net.serving.http.asking import (
 from dist_net.serving.http.bodies import Bodies, headers_of
 from dist_net.serving.http.open_inference.codec import INPUT, OUTPUT, json_object
 from dist_net.serving.http.replies import Json, outcome_reply
-from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import Outcome, Status
 from dist_net.serving.pool.statistics import ModelStatistics, Timed
 

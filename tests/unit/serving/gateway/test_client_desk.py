@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dist_net.serving.gateway.client_desk import ClientDesk
-from dist_net.serving.pool.model_summary import known, summary_of
+from dist_net.serving.pool.description import known, summary_of
 from dist_net.serving.pool.requests import Outcome, Status
 from dist_net.wire.serving_messages import Answer, Ask
 from fake_service import ANIMALS, DIGITS, FakeService, served

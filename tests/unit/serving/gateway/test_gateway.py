@@ -67,7 +67,7 @@ class Host:
     def __init__(self, workers: int) -> None:
         self.socket, self.clock, self.children = Socket(), Clock(), Children()
         pool = Pool(PoolSettings(), ["net"], self.clock.now())
-        self.gateway = Gateway(pool, self.socket, self.children, self.clock, b"")  # type: ignore[arg-type]
+        self.gateway = Gateway(pool, self.socket, self.children, self.clock)  # type: ignore[arg-type]
         for index in range(workers):
             node = f"worker {index}".encode()
             self.socket.arrived.append((node, Enlist(node.decode(), "host", index)))

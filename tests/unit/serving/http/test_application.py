@@ -22,13 +22,13 @@ from dist_net.errors import (
     RequestTooLargeError,
     SettingError,
 )
-from dist_net.serving.gateway.service import ServedModel
 from dist_net.serving.http import bodies, classify
 from dist_net.serving.http.application import PAGE, application, page_routes
 from dist_net.serving.http.classify import pictures_of
 from dist_net.serving.http.open_inference.codec import bytes_of_elements
 from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS
 from dist_net.serving.http.settings import HttpSettings
+from dist_net.serving.pool.description import ServedModel
 from dist_net.serving.pool.requests import Outcome, Question, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 from fake_service import ANIMALS, BAD_PICTURE, DIGITS, FakeService, probabilities, served

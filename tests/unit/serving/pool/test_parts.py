@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dist_net.serving.pool import quarantine
-from dist_net.serving.pool.quarantine import Quarantine
+from dist_net.serving.pool import open_requests
+from dist_net.serving.pool.open_requests import Quarantine
 from dist_net.serving.pool.statistics import ModelStatistics, RecentLatencies
 
 
@@ -44,7 +44,7 @@ def test_absorbed_statistics_are_counted_too() -> None:
 
 
 def test_a_quarantine_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quarantine, "MOST", 2)
+    monkeypatch.setattr(open_requests, "MOST_QUARANTINED", 2)
     aside = Quarantine()
     for payload in (b"a", b"b", b"c"):
         aside.add("net", 1, payload)

@@ -8,15 +8,24 @@ from typing import Any, TypeVar
 import pytest
 
 from dist_net.errors import SettingError
-from dist_net.serving.pool.commands import EndRequest, EvictWorker, PoolCommand, SendToNode
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.pool import Pool
-from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.requests import (
+    EndRequest,
+    EvictWorker,
+    Outcome,
+    PoolCommand,
+    Question,
+    SendToNode,
+    Status,
+)
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.statistics import NO_VERSION
+from dist_net.wire.messages import Alive, Heartbeat
 from dist_net.wire.serving_messages import (
     BatchDone,
     Drop,
+    Enlist,
     Enlisted,
     Load,
     Loaded,
@@ -43,6 +52,7 @@ class Desk:
     def __init__(self, *names: str, workers: tuple[bytes, ...] = (ONE,), **settings: Any) -> None:
         self.now = 100.0
         self.commands: list[PoolCommand] = []
+        self.ids: dict[bytes, int] = {}
         self.pool = Pool(PoolSettings(**settings), names or ("net",), self.now)
         for name in names or ("net",):
             self.prepare(1, name)
@@ -57,7 +67,21 @@ class Desk:
         self.take(self.pool.prepared(ModelPrepared(name, version, text, ""), self.now))
 
     def enlist(self, node: bytes) -> None:
-        self.take(self.pool.enlist(node, node.decode(), "host", 7, self.now))
+        commands = self.pool.receive(node, Enlist(node.decode(), "host", 7), self.now)
+        for command in commands:
+            if isinstance(command, SendToNode) and isinstance(command.message, Enlisted):
+                self.ids[node] = command.message.worker_id
+        self.take(commands)
+
+    def heard(self, node: bytes) -> bool:
+        """A worker's heartbeat, which has a node of its own; whether the pool knows the worker."""
+        beat = Heartbeat(self.ids.get(node, 0))
+        (answer,) = self.pool.receive(b"heart", beat, self.now)
+        return isinstance(answer, SendToNode) and isinstance(answer.message, Alive)
+
+    def came_and_done(self) -> tuple[int, int]:
+        model = self.pool.catalogue.models["net"]
+        return model.came, model.done
 
     def load(self, node: bytes, version: int, name: str = "net", reason: str = "") -> None:
         self.take(self.pool.loaded(node, Loaded(name, version, reason), self.now))
@@ -144,7 +168,7 @@ def test_an_answer_has_the_labels_of_the_version_that_gave_it() -> None:
     (run,) = desk.runs(TWO)
     desk.load(ONE, 2)
     desk.load(TWO, 2)
-    assert desk.pool.models()["net"].description == describe(2)
+    assert desk.pool.catalogue.served()["net"].description == describe(2)
     desk.done(TWO, run)
     assert desk.finished()[request].labels == describe(run.version).labels
     assert run.version == 1
@@ -241,7 +265,7 @@ def measured(desk: Desk, node: bytes, seconds: float, batches: int = 12, rows: i
         (run,) = desk.runs(node)
         desk.now += seconds
         desk.done(node, run)
-        desk.pool.heard(TWO, desk.now)
+        desk.heard(TWO)
     desk.finished()
 
 
@@ -359,7 +383,7 @@ def test_a_wrong_estimate_is_tried_again_when_there_is_nothing_else_to_do() -> N
     measured(desk, ONE, 5.0)
     assert desk.refused(timeout_s=1.0).status is Status.UNAVAILABLE
     desk.now += 10
-    desk.pool.heard(ONE, desk.now)
+    desk.heard(ONE)
     desk.ask(timeout_s=1.0)
 
 
@@ -397,7 +421,7 @@ def test_what_is_cancelled_is_not_run_and_has_no_end() -> None:
     desk.pool.cancel(runs, desk.now)
     assert desk.finished() == {}
     assert desk.pool.status(desk.now)["queue"]["bytes"] == 0
-    assert desk.pool.statistics("net")[1].cancelled == 2
+    assert desk.pool.catalogue.models["net"].statistics[1].cancelled == 2
 
 
 def test_a_lost_workers_requests_are_retried_first_and_each_alone() -> None:
@@ -416,7 +440,7 @@ def test_a_lost_workers_requests_are_retried_first_and_each_alone() -> None:
     assert list(desk.finished()) == [requests[1]]
     (rest,) = desk.runs(TWO)
     assert rest.payloads == (struct.pack("2f", 4, 0),)
-    assert desk.pool.statistics("net")[1].retried == 1  # the cancelled one was not
+    assert desk.pool.catalogue.models["net"].statistics[1].retried == 1  # the cancelled one was not
     assert desk.pool.status(desk.now)["models"][0]["retried"] == 1
 
 
@@ -469,13 +493,13 @@ def test_a_silent_worker_is_given_up_and_what_it_had_goes_to_another() -> None:
     request = desk.ask()
     (run,) = desk.runs(ONE)
     desk.now += 1.5
-    desk.pool.heard(TWO, desk.now)
+    desk.heard(TWO)
     (again,) = desk.runs(TWO)
     assert again.payloads == run.payloads
     (evict,) = desk.evicted()
     assert (evict.node, evict.process_id, evict.host) == (ONE, 7, "host")
     assert "silent" in evict.reason
-    assert not desk.pool.heard(ONE, desk.now)
+    assert not desk.heard(ONE)
     desk.done(TWO, again)
     assert desk.finished()[request].status is Status.OK
 
@@ -486,7 +510,7 @@ def test_a_quiet_worker_gets_nothing_until_it_is_heard() -> None:
     desk.ask()
     assert not desk.runs()
     assert not desk.pool.is_ready
-    desk.pool.heard(ONE, desk.now)
+    desk.heard(ONE)
     assert len(desk.runs()) == 1
     assert desk.pool.is_ready
 
@@ -498,7 +522,7 @@ def test_a_worker_that_hangs_on_a_batch_is_given_up() -> None:
     for _ in range(3):
         desk.now += 1
         assert not desk.evicted()
-        desk.pool.heard(ONE, desk.now)
+        desk.heard(ONE)
         desk.dispatch()
     assert "busy with 1 rows" in desk.evicted()[0].reason
 
@@ -560,7 +584,7 @@ def test_bad_pictures_do_not_tell_how_long_good_ones_take() -> None:
         (run,) = desk.runs()
         desk.now += 1.0
         desk.done(ONE, run)
-        desk.pool.heard(TWO, desk.now)
+        desk.heard(TWO)
     for _ in range(12):
         desk.ask(is_picture=True)
         (run,) = desk.runs()
@@ -590,8 +614,8 @@ def test_a_new_version_is_loaded_by_one_worker_after_the_other_and_the_old_one_d
     assert run.version == 1
     desk.load(ONE, 2)
     assert desk.sent(Load, TWO)[0].version == 2
-    assert desk.pool.models()["net"].versions == (1, 2)
-    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (2, 1)
+    assert desk.pool.catalogue.served()["net"].versions == (1, 2)
+    assert desk.came_and_done() == (2, 1)
     desk.ask()
     (newer,) = desk.runs(ONE)
     assert newer.version == 2
@@ -599,8 +623,8 @@ def test_a_new_version_is_loaded_by_one_worker_after_the_other_and_the_old_one_d
     assert [desk.sent(Drop, node) for node in (ONE, TWO)] == [[Drop("net", 1)], [Drop("net", 1)]]
     desk.done(TWO, run)  # it ran while its version was dropped
     assert next(iter(desk.finished().values())).version == 1
-    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (2, 2)
-    served = desk.pool.models()["net"]
+    assert desk.came_and_done() == (2, 2)
+    served = desk.pool.catalogue.served()["net"]
     assert (served.versions, served.is_ready, served.reason) == ((2,), True, "")
 
 
@@ -609,16 +633,16 @@ def test_versions_that_come_faster_than_workers_load_are_done_with_one_by_one() 
     for version in (2, 3, 4):
         desk.prepare(version)
     desk.load(ONE, 2)
-    assert desk.pool.versions_done("net") == 1
+    assert desk.came_and_done()[1] == 1
     desk.prepare(5)
     desk.load(TWO, 2)
-    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (5, 2)
+    assert desk.came_and_done() == (5, 2)
     desk.load(ONE, 5)
     desk.load(TWO, 5)
-    assert desk.pool.versions_done("net") == 5  # 3 and 4 were overtaken
+    assert desk.came_and_done()[1] == 5  # 3 and 4 were overtaken
     desk.prepare(6)
-    desk.pool.unload("net", "on request", desk.now)
-    assert desk.pool.versions_done("net") == 6
+    desk.pool.unload("net", desk.now)
+    assert desk.came_and_done()[1] == 6
 
 
 def test_a_loading_worker_serves_when_no_other_one_is_free() -> None:
@@ -634,16 +658,16 @@ def test_a_version_that_could_not_be_loaded_leaves_the_old_one() -> None:
     desk.prepare(2)
     desk.load(ONE, 2, reason="no memory")
     desk.load(TWO, 2, reason="no memory")
-    served = desk.pool.models()["net"]
+    served = desk.pool.catalogue.served()["net"]
     assert (served.versions, served.is_ready) == ((1,), True)
     assert "no memory" in served.reason
-    assert (desk.pool.versions_came("net"), desk.pool.versions_done("net")) == (2, 2)
+    assert desk.came_and_done() == (2, 2)
     desk.enlist(b"3")
     assert [load.version for load in desk.sent(Load, b"3")] == [1]
     desk.load(b"3", 1)
     desk.prepare(3)
     desk.load(ONE, 3)
-    assert desk.pool.models()["net"].reason == ""
+    assert desk.pool.catalogue.served()["net"].reason == ""
 
 
 def test_while_some_workers_could_not_load_a_version_the_others_come_first() -> None:
@@ -651,7 +675,7 @@ def test_while_some_workers_could_not_load_a_version_the_others_come_first() -> 
     desk.prepare(2)
     desk.load(ONE, 2, reason="no memory")
     desk.load(TWO, 2)
-    assert desk.pool.models()["net"].versions == (1, 2)
+    assert desk.pool.catalogue.served()["net"].versions == (1, 2)
     named = desk.ask(version=1)
     (run,) = desk.runs(ONE)
     desk.done(ONE, run)
@@ -707,7 +731,7 @@ def test_versions_that_come_too_fast_are_skipped() -> None:
     assert [load.version for load in desk.sent(Load, ONE)] == [4]
     desk.load(ONE, 4)
     assert [drop.version for drop in desk.sent(Drop, ONE)] == [1, 2]
-    assert desk.pool.models()["net"].versions == (4,)
+    assert desk.pool.catalogue.served()["net"].versions == (4,)
 
 
 def test_requests_are_answered_by_a_version_that_takes_their_input() -> None:
@@ -735,7 +759,7 @@ def test_requests_are_answered_by_a_version_that_takes_their_input() -> None:
 def test_an_unloaded_model_answers_what_came_in_and_is_dropped() -> None:
     desk = Desk()
     request = desk.ask()
-    desk.take(desk.pool.unload("net", "it was unloaded", desk.now))
+    assert desk.pool.unload("net", desk.now).status is Status.OK
     outcome = desk.refused()
     assert outcome.status is Status.NOT_FOUND
     assert "it was unloaded" in outcome.reason
@@ -745,9 +769,10 @@ def test_an_unloaded_model_answers_what_came_in_and_is_dropped() -> None:
     assert desk.finished()[request].status is Status.OK
     desk.dispatch()
     assert desk.sent(Drop, ONE) == [Drop("net", 1)]
-    served = desk.pool.models()["net"]
+    served = desk.pool.catalogue.served()["net"]
     assert (served.description, served.versions, served.is_ready) == (None, (), False)
     assert desk.pool.is_ready  # there is nothing that it should be ready for
+    desk.pool.reload("net", desk.now)
     desk.prepare(2)
     desk.load(ONE, 2)
     desk.ask()
@@ -757,9 +782,9 @@ def test_a_failed_reload_says_why_and_changes_nothing() -> None:
     desk = Desk()
     desk.take(desk.pool.prepared(ModelPrepared("net", 2, "", "the file is gone"), desk.now))
     desk.take(desk.pool.prepared(ModelPrepared("nought", 2, "", ""), desk.now))
-    assert desk.pool.models()["net"].reason == "the file is gone"
+    assert desk.pool.catalogue.served()["net"].reason == "the file is gone"
     desk.take(desk.pool.prepared(ModelPrepared("net", 2, "{", ""), desk.now))
-    assert "describes no model" in desk.pool.models()["net"].reason
+    assert "describes no model" in desk.pool.catalogue.served()["net"].reason
     assert not desk.sent(Load, ONE)
     desk.ask()
 
@@ -786,7 +811,7 @@ def test_statistics_balance_and_outlive_their_version() -> None:
     (run,) = desk.runs()
     desk.now += 1
     desk.done(ONE, run)
-    counted = desk.pool.statistics("net")[1]
+    counted = desk.pool.catalogue.models["net"].statistics[1]
     assert (counted.admitted, counted.answered, counted.inference_count) == (3, 2, 2)
     assert (counted.execution_count, counted.last_inference_s) == (1, desk.now)
     assert (counted.success.count, counted.success.seconds) == (2, 2.0)
@@ -796,7 +821,7 @@ def test_statistics_balance_and_outlive_their_version() -> None:
     desk.refused(b"")
     desk.prepare(2)
     desk.load(ONE, 2)
-    assert set(desk.pool.statistics("net")) == {NO_VERSION}
+    assert set(desk.pool.catalogue.models["net"].statistics) == {NO_VERSION}
     report = desk.pool.status(desk.now)["models"][0]
     assert (report["admitted"], report["answered"], report["refused"]) == (3, 2, 1)
     assert report["latency_ms"]["p50"] == pytest.approx(1000, rel=0.03)
