@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dist_net.optim.rule import TOO_LARGE, Optimizer, UpdateRule, Vector, all_below, require_size
-from dist_net.optim.settings import require_fraction
+from dist_net.optim.rule import Optimizer, UpdateRule, Vector, all_below, require_size
+from dist_net.optim.settings import TOO_LARGE, require_fraction
 
 ArrayShapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Name and shape of every array, in the order of the flat vector."""

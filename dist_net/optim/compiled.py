@@ -17,12 +17,12 @@ import numpy as np
 from numba.types import UniTuple
 
 from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, Loop, jit
-from dist_net.optim import rule
+from dist_net.optim.settings import TOO_LARGE
 from dist_net.vector import Vector, Vectors
 
 Rates = tuple[float, ...]
 
-LIMIT = np.float32(rule.TOO_LARGE)
+LIMIT = np.float32(TOO_LARGE)
 INFINITE = np.float32(math.inf)
 
 

@@ -1,8 +1,11 @@
-"""The ranges that hyper-parameters must lie in, checked once, where they enter."""
+"""The ranges that hyper-parameters and weights must lie in."""
 
 import math
 
 from dist_net.errors import HyperParameterError
+
+TOO_LARGE = 2.0**64
+"""A weight of this magnitude is of no more use than an infinite one: its square overflows."""
 
 
 def require_fraction(name: str, value: float) -> None:

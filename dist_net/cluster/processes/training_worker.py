@@ -31,7 +31,7 @@ from dist_net.training.step import TrainingStep
 from dist_net.wire.address import contact_address
 from dist_net.wire.security import load_peer_keys
 
-logger = logging.getLogger("dist_net.training.worker")
+logger = logging.getLogger("dist_net.cluster.processes.training_worker")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
