@@ -14,13 +14,7 @@ from dist_net.errors import SegmentError
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.parameter_server.state import (
-    Forget,
-    ParameterServer,
-    SendToPeer,
-    ServerCommand,
-    WeightsSegment,
-)
+from dist_net.parameter_server.state import Forget, ParameterServer, SendToPeer, ServerCommand
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Push, Refuse, Snapshot, Welcome
 from dist_net.wire.segment import Segment, available
@@ -86,12 +80,7 @@ class ServerLoop:
         self._checkpoint_every_s = checkpoint_every_s
         self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
-        self._server = ParameterServer(
-            run,
-            None
-            if segment is None
-            else WeightsSegment(segment.process_id, segment.descriptor, segment.token),
-        )
+        self._server = ParameterServer(run, segment.address if segment else None)
         self._gradients: dict[int, Segment] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
@@ -242,10 +231,7 @@ def _attached(join: Join) -> Segment | None:
     """The joining worker's gradient in shared memory; None where it cannot be mapped."""
     try:
         return Segment.attach(
-            join.process_id,
-            join.gradient_descriptor,
-            join.segment_token,
-            join.vector_size,
+            join.process_id, join.gradient_descriptor, join.segment_token, join.vector_size
         )
     except SegmentError as error:
         logger.warning("arrays_as_frames name=%s reason=%s", join.name, error)

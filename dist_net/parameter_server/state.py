@@ -12,6 +12,7 @@ from dist_net.parameter_server.leases import Verdict
 from dist_net.parameter_server.members import Member
 from dist_net.parameter_server.run import RunState
 from dist_net.wire.messages import (
+    NO_SEGMENT,
     Alive,
     Heartbeat,
     Join,
@@ -20,6 +21,7 @@ from dist_net.wire.messages import (
     Pull,
     Push,
     Refuse,
+    SegmentAddress,
     Shutdown,
     Snapshot,
     SnapshotRequest,
@@ -53,17 +55,6 @@ class Forget(NamedTuple):
 ServerCommand = SendToPeer | Forget
 
 
-class WeightsSegment(NamedTuple):
-    """How a worker on this host finds the run's buffers in shared memory."""
-
-    process_id: int
-    descriptor: int
-    token: bytes
-
-
-NO_SEGMENT = WeightsSegment(process_id=0, descriptor=-1, token=b"")
-
-
 class ParameterServer:
     """A run's server. Times are seconds on one clock that never goes backwards.
 
@@ -71,7 +62,7 @@ class ParameterServer:
     A request that is delivered twice is answered twice, alike, and takes effect once.
     """
 
-    def __init__(self, run: RunState, segment: WeightsSegment | None = None) -> None:
+    def __init__(self, run: RunState, segment: SegmentAddress | None = None) -> None:
         self.run = run
         self.stop_reason: str | None = None
         self._segment = segment

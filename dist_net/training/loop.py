@@ -23,7 +23,7 @@ from dist_net.training.state import (
 )
 from dist_net.vector import Vector
 from dist_net.wire.heart import Heart
-from dist_net.wire.messages import PIPELINE, Join, Welcome
+from dist_net.wire.messages import NO_SEGMENT, PIPELINE, Join, Welcome
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket
@@ -44,13 +44,13 @@ class MinibatchStep(Protocol):
 
 
 class WorkerLoop:
-    """Trains for the server at ``address`` until that says that there is no more to do.
+    """Trains for the server at ``address`` until there is no more to do.
 
-    ``step_of`` makes the computing part for the run's seed. ``recipe_digest`` and
-    ``vector_size`` are compared with the server's. With ``shares_memory`` weights and gradient
-    stay in shared memory, for a server on this host. ``join_timeout_s`` is how long the server may
-    take to answer at first; later its own heartbeat timeout holds. ``is_orphaned`` tells whether
-    whoever started this process is gone, and the server with it.
+    ``step_of`` makes what computes, for the run's seed. ``recipe_digest`` and ``vector_size`` must
+    be the server's. With ``shares_memory`` weights and gradients stay in shared memory, for a
+    server on this host. ``join_timeout_s`` is how long the server may take to answer the first
+    message; later its heartbeat timeout holds. ``is_orphaned`` tells whether the process that
+    started this one is gone, and the server with it.
     """
 
     def __init__(
@@ -88,18 +88,9 @@ class WorkerLoop:
             for slot in range(PIPELINE.gradients)
         ]
         self._sends_gradient = True
-        self._state = WorkerState(
-            Join(
-                name,
-                recipe_digest,
-                vector_size,
-                self._own.process_id if self._own else 0,
-                self._own.descriptor if self._own else -1,
-                self._own.token if self._own else b"",
-            ),
-            address,
-            join_timeout_s,
-        )
+        own_address = self._own.address if self._own else NO_SEGMENT
+        join = Join(name, recipe_digest, vector_size, *own_address)
+        self._state = WorkerState(join, address, join_timeout_s)
 
     def stop(self, reason: str) -> None:
         """Leaves the run as soon as the loop comes round; may be called by a signal handler."""
@@ -172,13 +163,8 @@ class WorkerLoop:
         self._weights.attach(welcome)
         if self._heart is not None:
             self._heart.stop()
-        self._heart = Heart(
-            self._address,
-            self._keys,
-            welcome.worker_id,
-            welcome.heartbeat_interval_s,
-            self._clock,
-        )
+        interval_s = welcome.heartbeat_interval_s
+        self._heart = Heart(self._address, self._keys, welcome.worker_id, interval_s, self._clock)
         self._heart.start()
         self._step = self._step_of(welcome.seed)
         logger.info(
@@ -199,10 +185,7 @@ class ReceivedWeights:
         self.detach()
         if welcome.weights_descriptor != -1:
             self._segment = Segment.attach(
-                welcome.process_id,
-                welcome.weights_descriptor,
-                welcome.segment_token,
-                self._size,
+                welcome.process_id, welcome.weights_descriptor, welcome.segment_token, self._size
             )
         else:
             self._received = np.empty(self._size, np.float32)

@@ -325,7 +325,11 @@ class WorkerState:
         """Do what is due at ``now``; raises ``ServerLostError`` when the answer is overdue."""
         if self._asked_s is not None and self.is_overdue(now):
             silent_s = now - max(self._asked_s, self._heard_s)
-            raise server_lost(self._address, silent_s, joined=self._worker_id != 0)
+            raise ServerLostError(
+                f"the parameter server at {self._address} has been silent for {silent_s:.1f} s: it "
+                f"ended, or the network is cut; expected an answer by now: resume it from its "
+                f"checkpoint, then start this worker again"
+            )
         if self._pull_at_s is not None and now >= self._pull_at_s:
             self._pull_at_s = None
             return [self._ask(Pull(self._worker_id), now)]
@@ -408,17 +412,3 @@ def _answers(work: Work, request: Message) -> bool:
         case Push(lease_id=lease_id):
             return lease_id != work.lease_id or request.stop <= work.start
     return True
-
-
-def server_lost(address: str, silent_s: float, *, joined: bool) -> ServerLostError:
-    """Return the error for a server that did not answer for so long, to a member or at a join."""
-    if joined:
-        return ServerLostError(
-            f"the parameter server at {address} has been silent for {silent_s:.1f} s: it ended, or "
-            f"the network is cut; expected an answer by now: resume it from its checkpoint, then "
-            f"start this worker again"
-        )
-    return ServerLostError(
-        f"no parameter server answered at {address} within {silent_s:.1f} s; expected one to "
-        f"listen there: check the address, and its keys, and that it was started"
-    )

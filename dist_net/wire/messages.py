@@ -60,12 +60,25 @@ PIPELINE = Pipeline()
 """Unless a run says otherwise. Workers have room for so many gradients, and no more."""
 
 
+class SegmentAddress(NamedTuple):
+    """How another process of this host finds a shared-memory segment; descriptor -1: there is none.
+
+    ``token`` lies in the segment, which shows that it is the one that was announced.
+    """
+
+    process_id: int
+    descriptor: int
+    token: bytes
+
+
+NO_SEGMENT = SegmentAddress(process_id=0, descriptor=-1, token=b"")
+
+
 class Join(NamedTuple):
     """A worker asks to take part.
 
-    ``recipe_digest`` must equal the server's. ``process_id`` and ``gradient_descriptor`` name the
-    worker's shared-memory segment, which holds its gradient vectors; descriptor -1: no shared
-    memory, arrays travel as frames.
+    ``recipe_digest`` must equal the server's. The last three are the `SegmentAddress` of its
+    gradient vectors; without a segment, arrays travel as frames.
     """
 
     name: str
@@ -77,9 +90,9 @@ class Join(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The worker is in. Descriptor -1: weights travel as frames; else they are in the segment.
+    """The worker is in. ``depth`` is that of the run's `Pipeline`.
 
-    ``depth`` is that of the run's `Pipeline`.
+    The last three are the `SegmentAddress` of the weights; without one, they travel as frames.
     """
 
     worker_id: int

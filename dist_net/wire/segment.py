@@ -20,6 +20,7 @@ import numpy as np
 
 from dist_net.errors import SegmentError
 from dist_net.vector import Vector
+from dist_net.wire.messages import SegmentAddress
 
 TOKEN_BYTES = 16
 
@@ -102,6 +103,11 @@ class Segment:
         except (OSError, OverflowError) as error:
             raise _attach_error(path, str(error)) from error
         return cls(process_id, descriptor, token, size, memory)
+
+    @property
+    def address(self) -> SegmentAddress:
+        """What another process needs to attach it."""
+        return SegmentAddress(self.process_id, self.descriptor, self.token)
 
     @property
     def vectors(self) -> int:

@@ -19,7 +19,7 @@ from dist_net.errors import WorkerRefusedError
 from dist_net.parameter_server.members import LONGEST_LOOK_S
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.parameter_server.state import ParameterServer, SendToPeer, WeightsSegment
+from dist_net.parameter_server.state import ParameterServer, SendToPeer
 from dist_net.training.state import (
     Begin,
     Compute,
@@ -30,7 +30,16 @@ from dist_net.training.state import (
     WorkerState,
 )
 from dist_net.vector import Vector
-from dist_net.wire.messages import PIPELINE, Heartbeat, Join, Message, Pipeline, Welcome, Work
+from dist_net.wire.messages import (
+    PIPELINE,
+    Heartbeat,
+    Join,
+    Message,
+    Pipeline,
+    SegmentAddress,
+    Welcome,
+    Work,
+)
 
 SAMPLES, EPOCHS = 24, 2
 SIZE = SAMPLES * EPOCHS
@@ -182,7 +191,7 @@ class Cluster:
         self.starts += 1
         self.buffers = [np.zeros(SIZE, np.float32) for _ in range(2 + 3 * PIPELINE.snapshots)]
         self.server = ParameterServer(
-            begin(self.buffers, 1000 * self.starts), WeightsSegment(1, 2, b"")
+            begin(self.buffers, 1000 * self.starts), SegmentAddress(1, 2, b"")
         )
 
     def add_host(self, descriptor: int) -> None:

@@ -13,7 +13,7 @@ from dist_net.optim import SGD, Momentum, Step
 from dist_net.parameter_server.loop import opened_run
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.parameter_server.state import Forget, ParameterServer, SendToPeer, WeightsSegment
+from dist_net.parameter_server.state import Forget, ParameterServer, SendToPeer
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
     PIPELINE,
@@ -26,6 +26,7 @@ from dist_net.wire.messages import (
     Pull,
     Push,
     Refuse,
+    SegmentAddress,
     Shutdown,
     Snapshot,
     SnapshotRequest,
@@ -48,7 +49,7 @@ SETTINGS = RunSettings(
     lease_minibatches=2,
 )
 SIZE = 6
-SEGMENT = WeightsSegment(process_id=123, descriptor=4, token=b"t")
+SEGMENT = SegmentAddress(process_id=123, descriptor=4, token=b"t")
 
 
 def vector(value: float) -> Vector:
