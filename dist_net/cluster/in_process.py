@@ -102,21 +102,21 @@ def _loaded(recipe: Recipe) -> LoadedRecipe:
 class InProcessWorker:
     """A worker in a thread.
 
-    Its socket, like the server's, is made in another one, which raises what is wrong with it; it
-    is handed on as ZeroMQ allows, unused and with the lock of the thread pool between.
+    Its socket is made in the caller's thread, which raises what is wrong with it, and handed over
+    unused, as ZeroMQ allows.
     """
 
-    def __init__(self, process: WorkerLoop, threads: ThreadPoolExecutor) -> None:
-        self._process = process
+    def __init__(self, loop: WorkerLoop, threads: ThreadPoolExecutor) -> None:
+        self._loop = loop
         self._ended = threads.submit(self._train)
 
     def _train(self) -> Ended:
-        with self._process as process:
-            return process.train()
+        with self._loop as loop:
+            return loop.train()
 
     def stop(self, reason: str = "stopped") -> None:
-        """Makes it leave the run as soon as its step is done."""
-        self._process.stop(reason)
+        """Makes it leave the run after its current step."""
+        self._loop.stop(reason)
 
     @property
     def has_ended(self) -> bool:
@@ -124,8 +124,7 @@ class InProcessWorker:
         return self._ended.done()
 
     def result(self, timeout_s: float = 10.0) -> Ended:
-        """Waits until it has ended and gives what the server said last; raises what it raised,
-        and TimeoutError."""
+        """Waits for its end and gives what the server said last; raises what ended it."""
         return self._ended.result(timeout_s)
 
 
@@ -167,7 +166,7 @@ class InProcessCluster:
         dataset = self._dataset if recipe is None else recipe.load_dataset()
         recipe = recipe or self._recipe
         model = recipe.model
-        process = WorkerLoop(
+        loop = WorkerLoop(
             step_of or (lambda seed: TrainingStep(model, dataset, seed)),
             self.address,
             f"worker-{len(self._workers)}",
@@ -176,7 +175,7 @@ class InProcessCluster:
             self._keys,
             shares_memory,
         )
-        self._workers.append(InProcessWorker(process, self._threads))
+        self._workers.append(InProcessWorker(loop, self._threads))
         return self._workers[-1]
 
     def report(self) -> dict[str, Any]:

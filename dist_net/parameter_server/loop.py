@@ -60,8 +60,8 @@ def opened_run(
 class ServerLoop:
     """Serves a run until it is shut down; the checkpoint is written as time passes and at the end.
 
-    ``socket`` and ``segment`` are borrowed. ``is_orphaned`` tells whether whoever started this
-    process is gone, and the run is to be ended.
+    ``socket`` and ``segment`` are borrowed. ``is_orphaned`` tells whether the process that started
+    this one is gone; then the run ends.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class ServerLoop:
                 written = writer.submit(self._write_checkpoint, self._run.checkpoint())
 
     def _serve_until_kept(self, writer: ThreadPoolExecutor) -> None:
-        """Writes the last checkpoint, and answers meanwhile: nobody is to take the run for lost."""
+        """Writes the last checkpoint, and answers meanwhile, so that no worker gives the run up."""
         last = self._run.checkpoint()
         for attempt in range(1, LAST_TRIES + 1):
             written = writer.submit(self._write_checkpoint, last)
@@ -151,7 +151,7 @@ class ServerLoop:
             self._receive(TICK_S)
 
     def _drain(self) -> None:
-        """Handles what has arrived, so that nobody is counted out whose heartbeat is here.
+        """Handles what has arrived: a heartbeat may be there of a worker that seems overdue.
 
         Bounded: under a constant load the queue is never empty.
         """
@@ -197,7 +197,7 @@ class ServerLoop:
                     self._gradients.pop(worker_id, None)
 
     def _send_snapshot(self, node: bytes, snapshot: Snapshot) -> None:
-        """One copy of the weights is for all who ask at the same version."""
+        """All who ask at the same version get the same copy of the weights."""
         if self._snapshot is None or self._snapshot.version != snapshot.version:
             self._snapshot = snapshot._replace(weights=snapshot.weights.copy())
         if not self._socket.send_one(node, self._snapshot):
@@ -205,20 +205,20 @@ class ServerLoop:
             self._socket.send(node, Refuse(reason, may_rejoin=False))
 
     def _welcome(self, welcome: Welcome, gradients: Segment | None) -> None:
-        """Prepares for what a worker sends and is sent: in shared memory, or as frames."""
+        """Prepares to exchange arrays with a worker: in shared memory, or as frames."""
         if welcome.weights_descriptor == -1:
             self._socket.lend(self._run.store.snapshots)
         elif gradients is not None:
             self._gradients[welcome.worker_id] = gradients
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> int:
-        """Writes it, in a thread of its own, and gives its version."""
+        """Writes the checkpoint, in the writer's thread, and gives its version."""
         write_checkpoint(self._checkpoint_path, checkpoint)
         logger.info("checkpoint_written version=%d", checkpoint.version)
         return checkpoint.version
 
     def _is_written(self, written: Future[int]) -> bool:
-        """Tells the state machine what came of it."""
+        """Tells the state machine whether the checkpoint was written."""
         if (error := written.exception()) is not None:
             self._server.checkpoint_failed(str(error))
             logger.error("checkpoint_failed error=%s", str(error))

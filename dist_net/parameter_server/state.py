@@ -1,7 +1,7 @@
-"""The parameter server as a state machine: a message comes in, what to do comes out. No I/O.
+"""The parameter server as a state machine: messages come in, commands come out. No I/O.
 
-The state of the run itself is in ``run``; this module decides only what a message means for it,
-and what the answer is.
+The run's own state is in ``run``. This module decides what a message changes there, and what the
+answer is.
 """
 
 import json
@@ -115,17 +115,17 @@ class ParameterServer:
             self.stop_reason = reason
 
     def checkpoint_written(self, version: int) -> None:
-        """The checkpoint on disk is the one after so many updates."""
+        """Note that the checkpoint on disk is the one of this version."""
         self._checkpoint_version, self._checkpoint_error = version, None
 
     def checkpoint_failed(self, error: str) -> None:
-        """The newest checkpoint could not be written; every report says so until one is."""
+        """Note that no checkpoint could be written; every report says so until one is."""
         self._checkpoint_error = error
 
     def tick(self, now: float) -> list[ServerCommand]:
-        """Count out the workers that are overdue; to be called several times a second.
+        """Remove the workers that are overdue; to be called several times a second.
 
-        Only after the messages that have arrived were handled: a heartbeat may be among them.
+        Handle the messages that have arrived first: a heartbeat may be among them.
         """
         return [self._lose(member, "overdue", now) for member in self.run.members.expired(now)]
 
@@ -194,7 +194,7 @@ class ParameterServer:
         return [SendToPeer(node, self._work(member, now, verdict is Verdict.DUPLICATE))]
 
     def _reject_stale(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
-        """Hand its samples on, to be computed from newer weights by whoever comes first."""
+        """Return its samples to the pool, to be computed again from newer weights."""
         self.run.metrics.pushes_rejected += 1
         logger.warning(
             "push_too_stale worker=%d name=%s staleness=%d limit=%d",
@@ -222,7 +222,7 @@ class ParameterServer:
         return [SendToPeer(member.node, self._work(member, now))]
 
     def _work(self, member: Member, now: float, again: bool = False) -> Message:
-        """The answer to a worker; ``again``, if it asked for the same before."""
+        """The answer to a worker; ``again`` if it repeats its request."""
         run = self.run
         if run.ledger.finished or self.stop_reason is not None:
             member.told_to_stop = True

@@ -39,10 +39,10 @@ from dist_net.wire.messages import (
 logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER_S = 60.0
-"""With which even a server that is alive has lost the request; arrays may take longer to travel."""
+"""After that, even a server that is alive has lost the request; arrays may take longer."""
 
 SLOWEST_BYTES_PER_S = 16_000.0
-"""What a network is taken for before anything has travelled over it."""
+"""The assumed speed of a network before anything has travelled over it."""
 
 # A server that is busy answers late, and then all its workers would leave it at once: it is given
 # more time than it gives them.
@@ -96,7 +96,7 @@ class Compute(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """The worker has no more to do: ``finished``, every epoch is done."""
+    """The worker has no more to do; ``finished`` if every epoch is done."""
 
     reason: str
     finished: bool
@@ -165,18 +165,18 @@ class WorkerState:
 
     @property
     def _longest_answer_s(self) -> float:
-        """How long a server that is alive may take, by what has to travel and how fast that was."""
+        """How long a server that is alive may take, with the time that arrays need to travel."""
         travelling_bytes = sum(self._bytes_of(request) for request, _ in self._unanswered)
         return LONGEST_ANSWER_S + PATIENCE * travelling_bytes / self._seen_bytes_per_s
 
     def _bytes_of(self, request: Message) -> int:
-        """Of the arrays that travel with a request and its answer."""
+        """The size of the arrays that travel with a request and its answer."""
         gradients = request.gradients if isinstance(request, Push) else ()
         return self._weights_bytes + sum(gradient.nbytes for gradient in gradients)
 
     @property
     def can_compute(self) -> bool:
-        """Whether ``compute`` has something to do: then messages are not to be waited for."""
+        """Whether ``compute`` has something to do; if so, the worker does not wait for messages."""
         work = self._work
         return (
             work is not None
@@ -193,7 +193,7 @@ class WorkerState:
         return [request for request, _ in self._unanswered if isinstance(request, Push)]
 
     def _free_slot(self) -> int:
-        """The first slot without a gradient that is to be read yet: few are used, if few do."""
+        """The first slot whose gradient, if any, the server has read: so few slots are used."""
         pushed = (slot for push in self._unanswered_pushes() for slot in push.slots)
         taken = {*pushed, *(computed.slot for computed in self._held)}
         return next(slot for slot in range(PIPELINE.gradients) if slot not in taken)
@@ -336,14 +336,14 @@ class WorkerState:
         return []
 
     def leave(self, reason: str, finished: bool = False) -> list[WorkerCommand]:
-        """Go away, on the server's word or of one's own accord."""
+        """Leave the run, because the server says so or on the worker's own account."""
         self._pull_at_s = self._computing = None
         self._drop_lease()
         done = Ended(reason, finished)
         return [SendToServer(Leave(self._worker_id)), done] if self._worker_id else [done]
 
     def _drop_lease(self) -> None:
-        """Forget the lease, and what was computed for it and is of no use any more."""
+        """Forget the lease and what was computed for it."""
         self._work = None
         self._held.clear()
         self._unanswered.clear()

@@ -55,7 +55,7 @@ def main() -> int:
             most_arrays=settings.pipeline.grouped,
         ) as socket,
     ):
-        process = ServerLoop(
+        loop = ServerLoop(
             run,
             socket,
             directory.checkpoint,
@@ -63,9 +63,9 @@ def main() -> int:
             segment,
             is_orphaned=lambda: os.getppid() != arguments.parent,
         )
-        stop_on_signals(process.stop)
+        stop_on_signals(loop.stop)
         contact = shlex.join(socket.contact_addresses)
-        process.serve(ready=lambda: print(READY, contact, flush=True))
+        loop.serve(ready=lambda: print(READY, contact, flush=True))
     return 0
 
 
