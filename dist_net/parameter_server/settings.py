@@ -55,30 +55,20 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         for name in ("samples", "epochs", "batch_size", "lease_minibatches"):
-            self._require(
-                name,
-                "a whole number, at least 1",
-                lambda value: isinstance(value, int) and value >= 1,
-            )
+            self._require(name, "a whole number, at least 1", lambda value: _is_whole(value, 1))
         self._require(
             "batch_size",
             f"at most the number of samples, which is {self.samples}",
             lambda value: value <= self.samples,
         )
-        self._require(
-            "seed",
-            "a whole number, 0 or above",
-            lambda value: isinstance(value, int) and value >= 0,
-        )
+        self._require("seed", "a whole number, 0 or above", lambda value: _is_whole(value, 0))
         self._require(
             "pipeline",
             f"numbers from 1 up, and at most {PIPELINE.gradients} gradients",
             lambda value: min(value) >= 1 and value.gradients <= PIPELINE.gradients,
         )
         for name in ("learning_rate", "heartbeat_interval_s"):
-            self._require(
-                name, "a finite number above 0", lambda value: value > 0 and math.isfinite(value)
-            )
+            self._require(name, "a finite number above 0", lambda value: 0 < value < math.inf)
         self._require(
             "heartbeat_timeout_s",
             f"more than twice heartbeat_interval_s, which is {self.heartbeat_interval_s}",
@@ -180,6 +170,10 @@ class RunSettings:
             if entry.name not in elsewhere
             for value in (getattr(self, entry.name),)
         }
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and value >= least
 
 
 def _is_layout(layout: ArrayShapes) -> bool:
