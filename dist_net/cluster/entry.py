@@ -8,6 +8,8 @@ import os
 import resource
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -21,6 +23,8 @@ logger = logging.getLogger(__name__)
 READY = "READY"
 FAILED = "FAILED"
 MOST_DESCRIPTORS = 65_536
+PARENT_POLL_S = 0.2
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
 KEPT_BYTES = 1 << 30  # more than any message has
 
@@ -90,16 +94,41 @@ def available_cores() -> int:
     return os.cpu_count() or 1  # macOS and Windows keep no such list
 
 
-def stop_on_signals(stop: Callable[[str], None]) -> None:
+def stop_on_signals(stop: Callable[[str], None], parent: int | None = None) -> None:
     """Calls ``stop`` with a reason when this process is interrupted or terminated.
 
-    A second interrupt ends it at once; SIGTERM may come twice, as from a service manager and from
-    the parent process.
+    So it does when the process ``parent``, which started this one, has ended. A second interrupt
+    ends this process at once; SIGTERM may come twice, as from a service manager and from the parent
+    process.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        stop(f"{signal.Signals(number).name} received")
+        is_orphaned = parent is not None and os.getppid() != parent
+        received = f"{signal.Signals(number).name} received"
+        stop("the process that started this one is gone" if is_orphaned else received)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
+    if parent is not None:
+        _terminate_after(parent)
+
+
+def _terminate_after(parent: int) -> None:
+    """Has SIGTERM sent to this process when its parent has ended, or has ended already.
+
+    Linux sends it when the thread ends that started this process, so that has to be one that lives
+    as long as the parent: its main thread.
+    """
+    library = ctypes.CDLL(None)
+    if hasattr(library, "prctl") and library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM)) == 0:
+        if os.getppid() != parent:  # it ended before the system was asked
+            signal.raise_signal(signal.SIGTERM)
+        return
+
+    def poll() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=poll, name="parent-watch", daemon=True).start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,6 @@ class ModelLoader:
     """Reads models when the gateway at ``address`` says so, and follows those that are trained.
 
     ``directory`` is for arrays that lie nowhere else; by ``token`` the gateway knows its loader.
-    ``is_orphaned`` tells whether the gateway, which started this process, is gone.
     """
 
     def __init__(
@@ -56,13 +55,11 @@ class ModelLoader:
         sources: Mapping[str, ModelSource],
         directory: Path,
         token: bytes = b"",
-        is_orphaned: Callable[[], bool] = lambda: False,
         clock: Clock | None = None,
     ) -> None:
         self._sources = sources
         self._directory = directory
         self._token = token
-        self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address)
         # A model is first read when the gateway says so; but this may not be the first loader.
@@ -98,8 +95,6 @@ class ModelLoader:
             if message is not None:
                 self._handle(message)
             self._follow()
-            if self._is_orphaned():
-                self._leave_reason = "the process that started this one is gone"
             message = self._socket.receive(POLL_S)
         return self._leave_reason
 

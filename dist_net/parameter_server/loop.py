@@ -60,8 +60,7 @@ def opened_run(
 class ServerLoop:
     """Serves a run until it is shut down; the checkpoint is written as time passes and at the end.
 
-    ``socket`` and ``segment`` are borrowed. ``is_orphaned`` tells whether the process that started
-    this one is gone; then the run ends.
+    ``socket`` and ``segment`` are borrowed.
     """
 
     def __init__(
@@ -71,14 +70,12 @@ class ServerLoop:
         checkpoint_path: Path,
         checkpoint_every_s: float,
         segment: Segment | None = None,
-        is_orphaned: Callable[[], bool] = lambda: False,
         clock: Clock | None = None,
     ) -> None:
         self._run = run
         self._socket = socket
         self._checkpoint_path = checkpoint_path
         self._checkpoint_every_s = checkpoint_every_s
-        self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
         self._server = ParameterServer(run, segment.address if segment else None)
         self._gradients: dict[int, Segment] = {}
@@ -119,8 +116,6 @@ class ServerLoop:
             next_tick = now + TICK_S
             self._drain()
             self._carry_out(self._server.tick(now))
-            if self._stop_requested is None and self._is_orphaned():
-                self._stop_requested = "the process that started the run is gone"
             if self._stop_requested is not None:
                 self._server.stop(self._stop_requested)
             if written is not None and written.done():

@@ -49,8 +49,7 @@ class WorkerLoop:
     ``step_of`` makes what computes, for the run's seed. ``recipe_digest`` and ``vector_size`` must
     be the server's. With ``shares_memory`` weights and gradients stay in shared memory, for a
     server on this host. ``join_timeout_s`` is how long the server may take to answer the first
-    message; later its heartbeat timeout holds. ``is_orphaned`` tells whether the process that
-    started this one is gone, and the server with it.
+    message; later its heartbeat timeout holds.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class WorkerLoop:
         keys: PeerKeys | None = None,
         shares_memory: bool = False,
         join_timeout_s: float = 10.0,
-        is_orphaned: Callable[[], bool] = lambda: False,
         clock: Clock | None = None,
     ) -> None:
         self._step_of = step_of
@@ -71,7 +69,6 @@ class WorkerLoop:
         self._address = address
         self._keys = keys
         self._join_timeout_s = join_timeout_s
-        self._is_orphaned = is_orphaned
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address, keys)
         self._heart: Heart | None = None
@@ -148,8 +145,6 @@ class WorkerLoop:
     def _receive(self, timeout_s: float) -> list[WorkerCommand]:
         message = self._socket.receive(timeout_s)
         now = self._clock.now()
-        if message is None and self._is_orphaned():
-            self._stop_requested = "the process that started this one is gone"
         if self._stop_requested is not None:
             return self._state.leave(self._stop_requested)
         if message is None and self._heart is None and self._state.is_overdue(now):

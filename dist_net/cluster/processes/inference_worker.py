@@ -85,9 +85,9 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.name,
         settings,
         keys,
-        is_orphaned=(lambda: os.getppid() != arguments.parent) if arguments.parent else None,
+        bears_silence=arguments.parent is not None,
     ) as worker:
-        stop_on_signals(worker.stop)
+        stop_on_signals(worker.stop, arguments.parent)
         print(READY, flush=True)
         reason = worker.serve()
     logger.info("done reason=%s", reason)

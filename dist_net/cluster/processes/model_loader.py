@@ -72,10 +72,9 @@ def main() -> int:
         sources,
         arguments.directory,
         arguments.token_file.read_bytes() if arguments.token_file else b"",
-        is_orphaned=lambda: arguments.parent not in (None, os.getppid()),
     ) as loader:
         os.nice(NICENESS)
-        stop_on_signals(loader.stop)
+        stop_on_signals(loader.stop, arguments.parent)
         print(READY, flush=True)
         reason = loader.serve()
     logger.info("done reason=%s", reason)

@@ -5,11 +5,10 @@
 
 Prints ``READY ADDRESS...``, quoted as for a shell, on stdout when there is a first checkpoint and
 workers may connect, and ``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr.
-The run's options are read from the run directory. When the parent process is gone, the run ends.
+The run's options are read from the run directory. When ``--parent`` has ended, the run ends.
 """
 
 import argparse
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -34,7 +33,7 @@ def main() -> int:
     parser.add_argument("listen", nargs="+")
     parser.add_argument("--keys", type=Path)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--parent", type=int, default=os.getppid())
+    parser.add_argument("--parent", type=int)
     arguments = parser.parse_args()
 
     directory = RunDirectory(arguments.run_directory)
@@ -61,9 +60,8 @@ def main() -> int:
             directory.checkpoint,
             options.checkpoint_every_s,
             segment,
-            is_orphaned=lambda: os.getppid() != arguments.parent,
         )
-        stop_on_signals(loop.stop)
+        stop_on_signals(loop.stop, arguments.parent)
         contact = shlex.join(socket.contact_addresses)
         loop.serve(ready=lambda: print(READY, contact, flush=True))
     return 0

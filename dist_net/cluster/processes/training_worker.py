@@ -86,9 +86,8 @@ def train(arguments: argparse.Namespace) -> int:
         keys,
         shares_memory=contact_address(arguments.connect).stays_on_this_host,
         join_timeout_s=arguments.timeout,
-        is_orphaned=lambda: arguments.parent not in (None, os.getppid()),
     ) as worker:
-        stop_on_signals(worker.stop)
+        stop_on_signals(worker.stop, arguments.parent)
         print(READY, flush=True)
         done = worker.train()
     if not done.finished:

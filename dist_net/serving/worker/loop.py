@@ -78,8 +78,8 @@ class InferenceWorker:
     """Answers batches for the gateway at ``address`` until it is told to leave.
 
     The gateway may take ``ANSWER_WITHIN_S`` to take this worker in; later its own heartbeat timeout
-    counts. ``is_orphaned`` is for a child of the gateway and tells whether that is gone: such a
-    worker needs no silence to notice it, and bears any.
+    counts, unless the worker ``bears_silence``: a child of the gateway's is told by the system when
+    that has ended.
     """
 
     def __init__(
@@ -88,14 +88,14 @@ class InferenceWorker:
         name: str,
         settings: WorkerSettings,
         keys: PeerKeys | None = None,
-        is_orphaned: Callable[[], bool] | None = None,
+        bears_silence: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self._address = address
         self._name = name
         self._settings = settings
         self._keys = keys
-        self._is_orphaned = is_orphaned
+        self._bears_silence = bears_silence
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address, keys)
         self._models = LoadedModels(self._load)
@@ -179,9 +179,7 @@ class InferenceWorker:
             # This process computed, or was stopped by SIGSTOP: the gateway was not silent then.
             self._heard_s += now - self._ticked_s
         self._ticked_s = now
-        if self._is_orphaned is not None and self._is_orphaned():
-            self._leave_reason = "the process that started this one is gone"
-        elif self._enlisted is None:
+        if self._enlisted is None:
             self._tick_unenlisted(now)
         else:
             self._tick_enlisted(now, self._enlisted.heartbeat_timeout_s)
@@ -201,7 +199,7 @@ class InferenceWorker:
             if isinstance(answer, Refuse):
                 self._refused(answer.reason, answer.may_rejoin)
                 return
-        if self._is_orphaned is None and now - self._heard_s > SILENT_TIMEOUTS * timeout_s:
+        if not self._bears_silence and now - self._heard_s > SILENT_TIMEOUTS * timeout_s:
             raise GatewayLostError(
                 f"the gateway at {self._address} has said nothing for {now - self._heard_s:.1f} s; "
                 f"expected an answer to each heartbeat: see whether it still runs, and start this "

@@ -1,7 +1,10 @@
 """What a process of the cluster does when it is told to stop."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -29,3 +32,16 @@ def test_sigterm_may_come_twice(reasons: list[str]) -> None:
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGTERM)
     assert reasons == ["SIGTERM received"] * 2
+
+
+@pytest.mark.parametrize("library", [SimpleNamespace(prctl=lambda *_: 0), SimpleNamespace()])
+def test_a_parent_that_has_ended_already_is_noticed(
+    library: object, reasons: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _: library)
+    gone = os.getppid() + 1
+    stop_on_signals(reasons.append, gone)
+    for thread in threading.enumerate():
+        if thread.name == "parent-watch":
+            thread.join()
+    assert reasons == ["the process that started this one is gone"]
