@@ -1,7 +1,7 @@
 """Recipes: what to train, and with which settings, by name or from a user's Python file.
 
 A recipe file is Python that leaves a ``Recipe`` in a variable called ``recipe``, and may import
-modules that lie beside it; the built-in ones in ``dist_net/recipes`` are such files too. Recipes
+modules that lie beside it; those in ``dist_net/recipes/built_in`` are such files too. Recipes
 travel by reference: every host runs its own, and a digest shows whether they are the same.
 """
 
