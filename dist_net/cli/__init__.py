@@ -1,4 +1,7 @@
-"""The command line: one module per command, each with ``add_arguments`` and ``run``."""
+"""The command line. Each command is a module with ``add_arguments`` and ``run``.
+
+A command that is one process of a cluster, and no more, is that process's own module.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,11 @@ COMMANDS = {
     "status": "show a running parameter server's, or inference pool's, workers, versions and rates",
     "keys": "make the keys by which the hosts of a cluster know each other",
 }
+PROCESSES = {
+    "worker": "training_worker",
+    "serve": "gateway",
+    "inference-worker": "inference_worker",
+}
 
 
 def parse(given: list[str]) -> argparse.Namespace:
@@ -40,7 +48,10 @@ def parse(given: list[str]) -> argparse.Namespace:
         sentence = purpose[0].upper() + purpose[1:]
         command = commands.add_parser(name, help=purpose, description=f"{sentence}.")
         if name in given[:1]:  # only what this command needs is imported
-            module = import_module(f"dist_net.cli.{name.replace('-', '_')}")
+            if name in PROCESSES:
+                module = import_module(f"dist_net.cluster.processes.{PROCESSES[name]}")
+            else:
+                module = import_module(f"dist_net.cli.{name.replace('-', '_')}")
             module.add_arguments(command)
             command.add_argument("--debug", action="store_true", help="show errors with traceback")
             command.set_defaults(module=module)

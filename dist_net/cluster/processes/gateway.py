@@ -14,8 +14,6 @@ from dist_net.cluster.entry import entry_point
 from dist_net.cluster.serving_options import add_arguments, options_from
 from dist_net.cluster.serving_run import event_loop_factory, serve
 
-__all__ = ["add_arguments", "run"]
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until a signal comes; gives the exit code."""

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
 
 
-def train(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Trains until there is no more to do; gives the exit code.
 
     Raises InterruptedRunError if the run, or this worker, was ended before that.
@@ -101,7 +101,7 @@ def main() -> int:
     """Parses the command line and trains."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return train(parser.parse_args())
+    return run(parser.parse_args())
 
 
 if __name__ == "__main__":
