@@ -6,10 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from dist_net.cluster.console import plain_console
-from dist_net.cluster.fetch_progress import FetchProgress
+from dist_net.cluster.command_line import add_trust_argument
+from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.models.run_directory import RunDirectory
-from dist_net.models.trained import add_trust_argument, load_trained
+from dist_net.models.trained import load_trained
 from dist_net.training.evaluation import Evaluator
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.cluster.command_line import command_line
-from dist_net.cluster.console import plain_console
-from dist_net.cluster.fetch_progress import FetchProgress
+from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.darknet.published import PUBLISHED
 from dist_net.darknet.weights_download import fetch_weights
 from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir

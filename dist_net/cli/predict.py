@@ -8,14 +8,13 @@ import sys
 import warnings
 from pathlib import Path
 
-from dist_net.cluster.console import plain_console
+from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import available_cores
-from dist_net.cluster.fetch_progress import FetchProgress
+from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import DistNetError, UnknownModelError
 from dist_net.models.classifier import Answer
 from dist_net.models.named import classifier_called
 from dist_net.models.sources import MODELS
-from dist_net.models.trained import add_trust_argument
 
 BAR_LENGTH = 20
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_net.cluster.console import plain_console
+from dist_net.cluster.terminal import plain_console
 from dist_net.models.observer import Observer
 from dist_net.wire.security import CLIENT, load_peer_keys
 

@@ -12,15 +12,14 @@ from rich.console import Console
 
 from dist_net.cli.plots import plot_confusion, plot_training
 from dist_net.cli.training_progress import TrainingProgress
-from dist_net.cluster.command_line import command_line, joining_command
-from dist_net.cluster.console import plain_console
-from dist_net.cluster.fetch_progress import FetchProgress
+from dist_net.cluster.command_line import add_trust_argument, command_line, joining_command
 from dist_net.cluster.local_run import Local, Outcome, TrainingRun
+from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.data import Dataset
 from dist_net.errors import InterruptedRunError, MissingExtraError, ProcessFailedError
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
-from dist_net.models.trained import add_trust_argument, load_trained
+from dist_net.models.trained import load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import LoadedRecipe, load_recipe, recipe_names

@@ -1,12 +1,22 @@
-"""Commands of this project as they are shown to people, who copy them into a shell."""
+"""Command lines: an option that several commands take, and commands to be copied into a shell."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import shutil
 import sys
 from pathlib import Path
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares the option of every command that may run a run's own recipe."""
+    parser.add_argument(
+        "--trust-recipe",
+        action="store_true",
+        help="run the Python recipe of a run even if others may have written it",
+    )
 
 
 def command_line(*words: object) -> str:

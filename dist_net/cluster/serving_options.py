@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
+from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import available_cores
 from dist_net.errors import SettingError
 from dist_net.models.sources import MODELS, named_source, newest_run_directory
-from dist_net.models.trained import add_trust_argument
 from dist_net.serving.pool.settings import PoolSettings
 
 MIB = 2**20

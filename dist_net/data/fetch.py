@@ -1,6 +1,6 @@
 """Fetching published files: sources tried in order, and events that show it as it happens.
 
-Knows no dataset and draws nothing: ``dist_net.cluster.fetch_progress`` renders the events.
+Knows no dataset and draws nothing: ``dist_net.cluster.terminal`` renders the events.
 """
 
 import logging

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,15 +18,6 @@ from dist_net.recipes.recipe import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """Declares the option of every command that may run a run's own recipe."""
-    parser.add_argument(
-        "--trust-recipe",
-        action="store_true",
-        help="run the Python recipe of a run even if others may have written it",
-    )
 
 
 def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Checkpoint]:

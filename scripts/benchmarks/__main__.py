@@ -12,8 +12,8 @@ from rich.table import Table
 
 from benchmarks import agreement, darknet53, push_pull, serving, training
 from dist_net.cli.parser import Parser
-from dist_net.cluster.console import plain_console
 from dist_net.cluster.entry import use_threads
+from dist_net.cluster.terminal import plain_console
 from dist_net.errors import DistNetError
 
 BENCHES: dict[str, Callable[..., dict[str, Any]]] = {

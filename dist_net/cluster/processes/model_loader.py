@@ -17,13 +17,12 @@ import os
 import sys
 from pathlib import Path
 
-from dist_net.cluster.console import plain_console
+from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import READY, entry_point, stop_on_signals
-from dist_net.cluster.fetch_progress import FetchProgress
 from dist_net.cluster.model_loader import ModelLoader
+from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import ModelOptionError
 from dist_net.models.sources import named_source, source_called
-from dist_net.models.trained import add_trust_argument
 from dist_net.wire.security import CLIENT, load_peer_keys
 
 logger = logging.getLogger("dist_net.cluster.model_loader")

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from dist_net.cli import fetch as fetch_command
-from dist_net.cluster.fetch_progress import FetchProgress
+from dist_net.cluster.terminal import FetchProgress
 from dist_net.data.cache import Cache, PublishedFile
 from dist_net.data.fetch import (
     BytesReceived,

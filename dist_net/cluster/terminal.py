@@ -1,4 +1,4 @@
-"""The fetching of a dataset on a terminal: a line for each step, a bar while bytes come."""
+"""What people see in a terminal: the console, and how far the fetching of files is."""
 
 from typing import Self
 
@@ -22,6 +22,15 @@ from dist_net.data.fetch import (
     SourceFailed,
     SourceTried,
 )
+
+
+def plain_console(*, stderr: bool = True) -> Console:
+    """A console on stderr, or on stdout, that reads nothing into the text that it is given.
+
+    File names, addresses and messages may hold ``[brackets]`` and ``:words:``, which Rich would
+    otherwise take for markup and emoji. Long lines are not wrapped, so that commands can be copied.
+    """
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class FetchProgress:
