@@ -13,7 +13,7 @@ from rich.console import Console
 from dist_net.cli.plots import plot_confusion, plot_training
 from dist_net.cli.training_progress import TrainingProgress
 from dist_net.cluster.command_line import add_trust_argument, command_line, joining_command
-from dist_net.cluster.local_run import Local, Outcome, TrainingRun
+from dist_net.cluster.local_run import LocalCluster, LocalRun, RunOutcome
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.data import Dataset
 from dist_net.errors import InterruptedRunError, MissingExtraError, ProcessFailedError
@@ -89,7 +89,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
         dataset = loaded.recipe.load_dataset(fetching)
     options = options.replaced_by(recipe=loaded.reference, recipe_files=loaded.file_digests)
     settings = options.settings(loaded, dataset)
-    local = Local(workers, tuple(arguments.listen), arguments.keys, arguments.resume)
+    local = LocalCluster(workers, tuple(arguments.listen), arguments.keys, arguments.resume)
     local.require_listening()
 
     def joining(address: str) -> str:
@@ -108,7 +108,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
             f"samples, {settings.epochs} epochs of minibatches of {settings.batch_size}; "
             f"{workers} workers"
         )
-        training = TrainingRun(directory, loaded.recipe, dataset, local, display)
+        training = LocalRun(directory, loaded.recipe, dataset, local, display)
         try:
             outcome = training.run()
         except (InterruptedRunError, ProcessFailedError) as error:
@@ -193,7 +193,7 @@ REPORTED = (
 )
 
 
-def summarise(loaded: LoadedRecipe, directory: RunDirectory, outcome: Outcome) -> dict[str, Any]:
+def summarise(loaded: LoadedRecipe, directory: RunDirectory, outcome: RunOutcome) -> dict[str, Any]:
     """What a run is reported as."""
     return {
         "recipe": loaded.name,

@@ -56,7 +56,7 @@ class Display(Protocol):
 
 
 @dataclass(frozen=True)
-class Local:
+class LocalCluster:
     """What runs on this host: workers, their BLAS threads, and where else the server listens."""
 
     workers: int
@@ -76,14 +76,14 @@ class Local:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """The server's last report, and how well the last weights do."""
 
     report: dict[str, Any]
     evaluation: Evaluation
 
 
-class TrainingRun:
+class LocalRun:
     """The run in ``directory``, whose options are written there already."""
 
     def __init__(
@@ -91,7 +91,7 @@ class TrainingRun:
         directory: RunDirectory,
         recipe: Recipe,
         dataset: Dataset,
-        local: Local,
+        local: LocalCluster,
         display: Display,
     ) -> None:
         self._directory = directory
@@ -107,7 +107,7 @@ class TrainingRun:
         self._checkpoint_error: str | None = None
         self._has_workers = False
 
-    def run(self) -> Outcome:
+    def run(self) -> RunOutcome:
         """Trains to the end.
 
         Raises InterruptedRunError on KeyboardInterrupt, and ProcessFailedError when the server
@@ -162,7 +162,7 @@ class TrainingRun:
             name, "dist_net.cluster.processes.training_worker", arguments, self._directory.logs
         )
 
-    def _watch(self, observer: Observer, server: Child, workers: list[Child]) -> Outcome:
+    def _watch(self, observer: Observer, server: Child, workers: list[Child]) -> RunOutcome:
         self._display.started(server.wait_until_ready(START_TIMEOUT_S))
         self._begin_metrics(observer.status())
         while True:
@@ -181,7 +181,7 @@ class TrainingRun:
             report = self._poll(observer)
         evaluation = self._evaluate_now(observer)
         observer.shut_down("every epoch is done")
-        return Outcome(report, evaluation)
+        return RunOutcome(report, evaluation)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
         """After a resume, drops what was recorded after the checkpoint, and what the server

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -17,11 +18,10 @@ import platformdirs
 
 from dist_net.clock import SystemClock
 from dist_net.cluster.command_line import joining_command
-from dist_net.cluster.entry import READY
+from dist_net.cluster.entry import INTERRUPTED, READY
 from dist_net.cluster.own_directory import log_directory, temporary_directory
 from dist_net.cluster.pool_children import ChildCommand, PoolChildren
 from dist_net.cluster.serving_options import ServingOptions
-from dist_net.cluster.stopping import StopSignals
 from dist_net.errors import (
     DistNetError,
     KeyFileError,
@@ -46,6 +46,38 @@ RETIRE_S = 2.0  # for children to leave, before they are ended
 CLIENT_HIGH_WATER_MARK = 1024
 LARGEST_REQUEST_BYTES = 32 << 20
 LARGEST_OUTPUT_BYTES = 64 << 20  # of one request, from a worker
+
+
+class StopSignals:
+    """SIGTERM, as from a service manager, or SIGINT; made on the running event loop.
+
+    ``exit_code``: what the process ends with if it could end in order.
+    """
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.exit_code = 0
+        self._is_urgent = False
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._handle, 0)
+        loop.add_signal_handler(signal.SIGINT, self._handle, INTERRUPTED)
+
+    def is_urgent(self) -> bool:
+        """Whether a second signal came, of somebody who will not wait."""
+        return self._is_urgent
+
+    async def requested_or(self, serving: asyncio.Task[object]) -> None:
+        """Waits for a signal, or for the end of ``serving``, which raises what ended it."""
+        requested = asyncio.create_task(self.requested.wait())
+        await asyncio.wait({requested, serving}, return_when=asyncio.FIRST_COMPLETED)
+        requested.cancel()
+        if serving.done():
+            serving.result()
+
+    def _handle(self, exit_code: int) -> None:
+        self._is_urgent = self.requested.is_set()
+        self.exit_code = exit_code
+        self.requested.set()
 
 
 async def serve(options: ServingOptions) -> int:
