@@ -8,8 +8,7 @@ from pathlib import Path
 
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.terminal import FetchProgress, plain_console
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.trained import load_trained
+from dist_net.models.run_directory import RunDirectory, load_trained
 from dist_net.training.evaluation import Evaluator
 
 

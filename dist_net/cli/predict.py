@@ -13,8 +13,7 @@ from dist_net.cluster.entry import available_cores
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import DistNetError, UnknownModelError
 from dist_net.models.classifier import Answer
-from dist_net.models.named import classifier_called
-from dist_net.models.sources import MODELS
+from dist_net.models.sources import MODELS, classifier_called
 
 BAR_LENGTH = 20
 

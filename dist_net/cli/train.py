@@ -17,9 +17,7 @@ from dist_net.cluster.local_run import LocalCluster, LocalRun, RunOutcome
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.data import Dataset
 from dist_net.errors import InterruptedRunError, MissingExtraError, ProcessFailedError
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.run_options import RunOptions
-from dist_net.models.trained import load_trained
+from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import LoadedRecipe, load_recipe, recipe_names

@@ -14,8 +14,7 @@ import numpy as np
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import DistNetError, JoinRefusedError, ModelLoadError
-from dist_net.models.darknet_files import FoundModel
-from dist_net.models.sources import FollowedRun, ModelSource
+from dist_net.models.sources import FollowedRun, FoundModel, ModelSource
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.pictures.inputs import takes_pictures
 from dist_net.recipes.recipe import LoadedRecipe

@@ -1,20 +1,35 @@
-"""A run's directory: what is in it, and where each thing lies."""
+"""A run's directory: its files, the options that the run was started with, its trained model."""
 
 from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
-from dist_net.errors import RunDirectoryError
+from dist_net.data import Dataset
+from dist_net.errors import RunDirectoryError, SettingError
+from dist_net.optim import optimizer_named
+from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
+from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
+from dist_net.recipes.recipe import (
+    LoadedRecipe,
+    RecipeRecord,
+    load_recipe,
+    load_recipe_copy,
+    recipe_names,
+)
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_PARENT = Path("runs")
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -164,3 +179,109 @@ class RunDirectory:
                 f"cannot write the run directory {self.path}: {error.strerror}; expected a "
                 f"directory that is yours, or that can be made, on a disk with room"
             ) from error
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """A recipe's reference, and the settings of a run.
+
+    Those that are None are the recipe's own. ``recipe_files`` are the digests of the files in the
+    run directory that the recipe was copied to; a built-in recipe has none there.
+    """
+
+    recipe: str
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    lease_minibatches: int = LEASE_MINIBATCHES
+    seed: int = 0
+    checkpoint_every_s: float = 30.0
+    recipe_files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint_every_s > 0:
+            raise SettingError(
+                f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "
+                f"above 0"
+            )
+
+    def settings(self, loaded: LoadedRecipe, dataset: Dataset) -> RunSettings:
+        """The run's settings; raises SettingError or UnknownOptimizerError."""
+        recipe = loaded.recipe
+        given = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "optimizer": None if self.optimizer is None else optimizer_named(self.optimizer),
+            "learning_rate": self.learning_rate,
+        }
+        chosen: dict[str, Any] = {
+            name: getattr(recipe, name) if value is None else value for name, value in given.items()
+        }
+        return RunSettings(
+            recipe=loaded.reference,
+            recipe_digest=loaded.digest(dataset),
+            recipe_record=RecipeRecord.of(loaded, dataset).to_json(),
+            layout=recipe.model.layout.shapes,
+            momenta=recipe.model.layout.momenta,
+            samples=len(dataset.train_labels),
+            lease_minibatches=self.lease_minibatches,
+            seed=self.seed,
+            schedule=recipe.schedule,
+            **chosen,
+        )
+
+    def replaced_by(self, **given: Any) -> Self:
+        """These options, but for those of ``given`` that are not None."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def to_json(self) -> str:
+        """The options as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What ``to_json`` wrote; raises RunDirectoryError if it is something else."""
+        try:
+            values = json.loads(text)
+            named = {each.name for each in fields(cls)}
+            return cls(**{name: value for name, value in values.items() if name in named})
+        except (ValueError, AttributeError, TypeError) as error:
+            raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error
+
+
+def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Checkpoint]:
+    """The recipe and the checkpoint of the run directory or checkpoint file at ``path``.
+
+    A recipe is either built in, or Python that the run directory carries: that is run, if it is
+    what the checkpoint has the digests of, and if only this user can have written it or it is
+    trusted. Nothing outside the run directory is run, whatever the checkpoint says.
+
+    Raises what reading either raises, and CheckpointMismatchError where they do not fit.
+    """
+    file = RunDirectory(path).checkpoint if path.is_dir() else path
+    checkpoint = read_checkpoint(file)
+    record = RecipeRecord.from_json(checkpoint.recipe_record)
+    loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)
+    if record.files and loaded.file_digests != record.files:
+        logger.warning(
+            "the recipe %s is another in this release of dist_net than when %s was trained",
+            loaded.name,
+            file,
+        )
+    checkpoint.require_layout(loaded.recipe.model.layout.shapes)
+    return loaded, checkpoint
+
+
+def recipe_of_run(directory: RunDirectory) -> LoadedRecipe:
+    """The recipe of a run that was just begun, for the run's own processes; raises RecipeError."""
+    options = RunOptions.from_json(directory.options.read_text())
+    return _recipe(directory, options.recipe, options.recipe_files, trust_recipe=True)
+
+
+def _recipe(
+    directory: RunDirectory, reference: str, digests: Mapping[str, str], trust_recipe: bool
+) -> LoadedRecipe:
+    if reference in recipe_names():
+        return load_recipe(reference)
+    return load_recipe_copy(directory.recipe, reference, digests, trust_recipe)

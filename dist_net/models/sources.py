@@ -6,11 +6,16 @@ A source can be read again and again; each time it gives the model as it is then
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from dist_net.darknet.configuration import read_configuration
+import numpy as np
+
+from dist_net.darknet.configuration import Configuration, configuration_text, read_configuration
 from dist_net.darknet.labels import imagenet_labels, read_labels, require_labels
+from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import PUBLISHED
 from dist_net.darknet.weights_download import fetch_weights
 from dist_net.data import CLASS_NAMES, Progress
@@ -21,12 +26,11 @@ from dist_net.errors import (
     UnknownModelError,
     UntrustedRecipeError,
 )
-from dist_net.models.darknet_files import DarknetFiles, FoundModel
+from dist_net.models.classifier import Classifier, prepared_kernels
 from dist_net.models.observer import Observer
-from dist_net.models.run_directory import DEFAULT_PARENT, RunDirectory
-from dist_net.models.trained import load_trained
-from dist_net.nn import cross_entropy_of_logits
-from dist_net.nn.inference import prepare
+from dist_net.models.run_directory import DEFAULT_PARENT, RunDirectory, load_trained
+from dist_net.nn import Model, cross_entropy_of_logits
+from dist_net.nn.inference import Prepared, prepare
 from dist_net.nn.prepared import key_of_vector
 from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.spelling import did_you_mean
@@ -42,12 +46,78 @@ ANSWER_WITHIN_S = 5.0
 NO_RECORDS = 1 << 62  # an index of metric records beyond all that there are
 
 
+@dataclass(frozen=True)
+class FoundModel:
+    """A model as it is at its source.
+
+    ``configuration`` is the text of a Darknet net; else ``recipe`` is what it was trained by, on
+    pictures of that ``fitting``.
+    ``key`` changes with the weights. ``file`` is where ``prepared`` is kept under that key, None
+    if nowhere yet. ``version``: the parameter server's, of a model that is being trained.
+    """
+
+    model: Model
+    labels: tuple[str, ...]
+    prepared: Prepared
+    key: str
+    has_logits: bool = False
+    configuration: str = ""
+    recipe: LoadedRecipe | None = None
+    file: Path | None = None
+    fitting: str = "pad"
+    version: int | None = None
+
+
 class ModelSource(Protocol):
     """What can be asked for a model, and later for what has become of it."""
 
     def read(self) -> FoundModel:
         """The model as it is now; raises a DistNetError if there is none."""
         ...
+
+
+class DarknetFiles:
+    """A Darknet net: its configuration, the file of its weights, the names of its classes.
+
+    Each is a function, so that reading again sees what has changed.
+    """
+
+    def __init__(
+        self,
+        configuration: Callable[[], Configuration],
+        weights: Callable[[], Path],
+        labels: Path | tuple[str, ...],
+    ) -> None:
+        self._configuration = configuration
+        self._weights = weights
+        self._labels = labels
+        self._built: tuple[Configuration, DarknetNetwork, Model] | None = None
+
+    def read(self) -> FoundModel:
+        """The net with the weights that the file has now; raises what reading the files does."""
+        configuration, weights = self._configuration(), self._weights()
+        network, model = self._model_of(configuration)
+        labels = self._labels
+        if isinstance(labels, Path):
+            labels = read_labels(labels, model.classes)
+        require_labels(labels, model.classes)
+        kept = prepared_kernels(model, network, weights)
+        return FoundModel(
+            model,
+            labels,
+            kept.prepared,
+            kept.key,
+            configuration=configuration_text(configuration),
+            file=kept.file,
+        )
+
+    def _model_of(self, configuration: Configuration) -> tuple[DarknetNetwork, Model]:
+        """Weights change more often than what they are of, so that is built once."""
+        if self._built is None or self._built[0] != configuration:
+            network = DarknetNetwork(configuration)
+            model = Model(network, network.input_shape, input_dtype=np.float32)
+            self._built = configuration, network, model
+        return self._built[1:]
 
 
 class TrainedRun:
@@ -212,6 +282,30 @@ def source_called(
     if is_live:
         return FollowedRun(model, keys, labels, progress, trust_recipe)
     return TrainedRun(path, labels, progress, trust_recipe)
+
+
+def classifier_called(
+    model: str,
+    weights: Path | None,
+    labels: Path | None,
+    progress: Progress,
+    threads: int = 1,
+    trust_recipe: bool = False,
+) -> Classifier:
+    """The classifier that ``model`` stands for, asked by ``threads`` threads.
+
+    See ``source_called`` for what the arguments mean. Raises what that, reading the model, and
+    ``Classifier`` raise.
+    """
+    found = source_called(model, weights, labels, progress, trust_recipe=trust_recipe).read()
+    return Classifier(
+        found.model,
+        found.prepared,
+        found.labels,
+        found.has_logits,
+        threads=threads,
+        fitting=found.fitting,
+    )
 
 
 def _runs_near(path: Path) -> list[str]:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.cluster.model_loader import FOLLOW_EVERY_S, ModelLoader
-from dist_net.models.darknet_files import FoundModel
-from dist_net.models.sources import FollowedRun
+from dist_net.models.sources import FollowedRun, FoundModel
 from dist_net.wire.serving_messages import ModelPrepared
 from dist_net.wire.transport import ServerSocket
 

@@ -17,7 +17,7 @@ from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.seeded import seeded_weights
 from dist_net.darknet.weights import write_weights
 from dist_net.data import dataset_named
-from dist_net.models.darknet_files import FoundModel
+from dist_net.models.sources import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import key_of_vector, map_prepared
 from dist_net.recipes.recipe import load_recipe

@@ -18,9 +18,7 @@ from dist_net.cluster.entry import (
     entry_point,
     stop_on_signals,
 )
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.run_options import RunOptions
-from dist_net.models.trained import recipe_of_run
+from dist_net.models.run_directory import RunDirectory, RunOptions, recipe_of_run
 from dist_net.parameter_server.loop import ServerLoop, opened_run
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.transport import ServerSocket

@@ -23,8 +23,7 @@ from dist_net.cluster.entry import (
 )
 from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.models.observer import recipe_at
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.trained import recipe_of_run
+from dist_net.models.run_directory import RunDirectory, recipe_of_run
 from dist_net.recipes.recipe import load_recipe
 from dist_net.training.loop import WorkerLoop
 from dist_net.training.step import TrainingStep
