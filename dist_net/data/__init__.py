@@ -6,9 +6,8 @@ from pathlib import Path
 import platformdirs
 
 from dist_net.data import digits, fashion_mnist
-from dist_net.data.dataset import Dataset
+from dist_net.data.dataset import Dataset, epoch_order
 from dist_net.data.fetch import FetchEvent, Progress
-from dist_net.data.shards import epoch_order
 from dist_net.errors import UnknownDatasetError
 
 __all__ = [

@@ -1,27 +1,25 @@
-"""The directory of published files that were verified once and are read ever after.
+"""A directory of published files, each verified once.
 
-A file's content is hashed while it is stored. Then a stamp beside it, ``NAME.sha256`` in the
-format of ``sha256sum``, says so; a start that finds the stamp, the right size, and a file that was
-not modified after it was stamped does not hash again. Files without a good stamp (put there by
-hand, copied, touched) are hashed once and stamped.
+A file is hashed while it is stored, and a stamp is left beside it: ``NAME.sha256``, in the format
+of ``sha256sum``. A file with a stamp, of the right size, and not modified since is not hashed
+again. One without a good stamp (put there by hand, copied, touched) is hashed and stamped.
 
-Every file appears by a rename when it is complete, so processes that store the same file at the
-same time replace it by an equal one, and who has mapped the older one keeps it.
+Files appear by a rename when they are complete. Processes that store the same file at the same
+time replace it by an equal one, and whoever has mapped the older one keeps it.
 """
 
 import gzip
 import hashlib
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from dist_net.data.idx import GZIP_MAGIC
 from dist_net.errors import ContentError
+from dist_net.files import replacing
 
 CHUNK_BYTES = 1 << 18
 
@@ -99,10 +97,10 @@ class Cache:
         content; ``OSError`` when the directory cannot be written.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        compressed = content.read(2) == GZIP_MAGIC
+        is_compressed = content.read(2) == GZIP_MAGIC
         content.seek(0)
-        plain = gzip.GzipFile(fileobj=content, mode="rb") if compressed else content
-        with self._replacement(file) as target:
+        plain = gzip.GzipFile(fileobj=content, mode="rb") if is_compressed else content
+        with replacing(self.path(file)) as partial, partial.open("wb") as target:
             digest = hashlib.sha256()
             size_bytes = 0
             for chunk in _chunks(file, plain):
@@ -111,36 +109,19 @@ class Cache:
                 if size_bytes > max(file.sizes_bytes):  # do not fill the disk with what is wrong
                     raise ContentError(f"{file.name}: more than {file.sizes} bytes")
                 target.write(chunk)
+            received = f"{file.name}: received {size_bytes:,} bytes"
             if file.sha256 is None and size_bytes not in file.sizes_bytes:
-                raise ContentError(
-                    f"{file.name}: received {size_bytes:,} bytes, expected {file.sizes}"
-                )
+                raise ContentError(f"{received}, expected {file.sizes}")
             if file.sha256 is not None and digest.hexdigest() != file.sha256:
                 raise ContentError(
-                    f"{file.name}: received {size_bytes:,} bytes with sha256 "
-                    f"{digest.hexdigest()}, expected {file.sizes} with {file.sha256}"
+                    f"{received} with sha256 {digest.hexdigest()}, expected {file.sizes} with "
+                    f"{file.sha256}"
                 )
         if file.sha256 is not None:
             self._stamp(file).write_text(_stamp_text(file))
 
     def _stamp(self, file: PublishedFile) -> Path:
         return self.directory / f"{file.name}.sha256"
-
-    @contextmanager
-    def _replacement(self, file: PublishedFile) -> Iterator[IO[bytes]]:
-        """A new file that takes the place of ``file`` if the block succeeds, else goes away."""
-        with tempfile.NamedTemporaryFile(
-            dir=self.directory, prefix=f"{file.name}.", suffix=".new", delete=False
-        ) as target:
-            try:
-                yield target
-                target.flush()
-                os.fsync(target.fileno())  # the stamp is believed even after a power cut
-                Path(target.name).chmod(0o644)
-                Path(target.name).replace(self.path(file))
-            except BaseException:
-                Path(target.name).unlink()
-                raise
 
 
 def _stamp_text(file: PublishedFile) -> str:

@@ -1,4 +1,4 @@
-"""What a dataset of labelled images is."""
+"""A dataset of labelled images, and the order in which an epoch visits them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -75,3 +75,21 @@ class Dataset:
 
     def _refuse(self, found: str, expected: str) -> None:
         raise DatasetError(f"dataset {self.name}: {found}: expected {expected}")
+
+
+def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
+    """The order in which an epoch visits the samples, ``(samples,)`` int64.
+
+    Leases are ranges of it. It is the same on every host, whatever its release of NumPy: that keeps
+    the raw output of a bit generator for good, but not the result of ``Generator.permutation`` (NEP
+    19). So each sample's index is put under random high bits, and these numbers are sorted.
+    """
+    index_mask = np.uint64((1 << max(samples - 1, 1).bit_length()) - 1)
+    keys: NDArray[np.uint64] = np.random.PCG64(np.random.SeedSequence((seed, epoch))).random_raw(
+        samples
+    )
+    keys &= ~index_mask
+    keys |= np.arange(samples, dtype=np.uint64)
+    keys.sort()
+    keys &= index_mask
+    return keys.view(np.int64)

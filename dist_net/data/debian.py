@@ -1,4 +1,4 @@
-"""Files out of a Debian package: installed already, or fetched and unpacked without installing."""
+"""Files from a Debian package that is installed, or is fetched and unpacked without installing."""
 
 import shutil
 import subprocess
@@ -35,28 +35,21 @@ class ArchivedPackage:
         self.name = f"apt-get download {package}"
 
     def deliver(self, files: Sequence[PublishedFile], cache: Cache, progress: Progress) -> None:
-        """Fetch and unpack into a temporary directory, store each file from there.
-
-        Raises ``DebianPackageError``.
-        """
+        """Store each file from a temporary directory; raises ``DebianPackageError``."""
         with tempfile.TemporaryDirectory(prefix="dist-net-") as name:
             directory = Path(name)
-            self._download(directory, progress)
+            try:
+                _run(["apt-get", "download", self.package], FETCH_TIMEOUT_S, directory, progress)
+            except DebianPackageError as error:
+                raise DebianPackageError(
+                    f"{error}; if apt's lists of packages are missing or old, as on a new machine, "
+                    f"run as root: apt-get update"
+                ) from error
             archives = [path.name for path in directory.glob("*.deb")]
             if len(archives) != 1:
                 raise DebianPackageError(f"apt-get left {archives}, expected one .deb file")
             _run(["dpkg-deb", "-x", archives[0], "root"], FETCH_TIMEOUT_S, directory, progress)
             _store(files, (directory / "root").rglob("*"), cache, self.package)
-
-    def _download(self, directory: Path, progress: Progress) -> None:
-        """Leave the package in ``directory``, and the system and its package lists alone."""
-        try:
-            _run(["apt-get", "download", self.package], FETCH_TIMEOUT_S, directory, progress)
-        except DebianPackageError as error:
-            raise DebianPackageError(
-                f"{error}; if apt's lists of packages are missing or old, as on a new machine, "
-                f"run as root: apt-get update"
-            ) from error
 
 
 def _store(

@@ -2,28 +2,29 @@
 
 import fcntl
 import hashlib
-import http.client
+import http
 import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from dist_net.data.cache import CHUNK_BYTES, Cache, PublishedFile
 from dist_net.data.fetch import BytesReceived, Progress
 from dist_net.errors import DownloadError
 
 MOST_CONNECTIONS = 8
-"""A transfer that is cut off is taken up again so often, as long as each connection adds to it."""
+"""How often a transfer that is cut off goes on, as long as each connection adds to it."""
 
 
 class Download:
     """The source ``base_url/NAME``, and then ``suffix``, for an HTTP or HTTPS address.
 
-    What has arrived is kept in a part file in the cache directory, so that the next call goes on
-    from there. ``timeout_s`` bounds each wait for the server, not the whole transfer.
+    What has arrived is kept in a part file in the cache directory, and the next call goes on from
+    there. ``timeout_s`` bounds each wait for the server, not the whole transfer.
     """
 
     def __init__(self, base_url: str, timeout_s: float = 10.0, suffix: str = ".gz") -> None:
@@ -33,10 +34,7 @@ class Download:
         self.suffix = suffix
 
     def deliver(self, files: Sequence[PublishedFile], cache: Cache, progress: Progress) -> None:
-        """Download, verify and store each file.
-
-        Raises ``DownloadError`` when it does not arrive, ``ContentError`` when it is another.
-        """
+        """Download, verify and store each file; raises ``DownloadError`` and ``ContentError``."""
         if not self.base_url.startswith(("http://", "https://")):
             raise DownloadError(f"{self.base_url!r}: expected an http:// or https:// address")
         cache.directory.mkdir(parents=True, exist_ok=True)
@@ -91,31 +89,26 @@ class Download:
         if total is not None and received < total:
             raise DownloadError(f"{url}: cut off after {received} of {total} bytes")
 
-    def _connect(self, url: str, start: int) -> http.client.HTTPResponse:
+    def _connect(self, url: str, start: int) -> HTTPResponse:
         """Ask for the bytes from ``start`` on."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         try:
             request = urllib.request.Request(url, headers=headers)
-            response: http.client.HTTPResponse = urllib.request.urlopen(
-                request, timeout=self.timeout_s
-            )
+            return cast(HTTPResponse, urllib.request.urlopen(request, timeout=self.timeout_s))
         except urllib.error.HTTPError as error:
             error.close()
             if start and error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                return self._connect(
-                    url, 0
-                )  # nothing is left to resume: the part is whole or wrong
+                return self._connect(url, 0)  # nothing is left: the part is whole or wrong
             raise DownloadError(f"{url}: HTTP {error.code} {error.reason}") from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise DownloadError(f"{url}: {reason or type(error).__name__}") from error
-        return response
 
 
-def _read(url: str, response: http.client.HTTPResponse) -> bytes:
+def _read(url: str, response: HTTPResponse) -> bytes:
     try:
         return response.read(CHUNK_BYTES)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, HTTPException) as error:
         raise DownloadError(f"{url}: connection lost: {error or type(error).__name__}") from error
 
 

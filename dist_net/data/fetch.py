@@ -24,7 +24,7 @@ class SourceTried:
 
 @dataclass(frozen=True)
 class SourceFailed:
-    """It could not deliver, and why; the next one follows."""
+    """It could not deliver; the next one is tried."""
 
     source: str
     reason: str
@@ -32,14 +32,14 @@ class SourceFailed:
 
 @dataclass(frozen=True)
 class SourceDelivered:
-    """It had all that was still missing: the dataset is complete."""
+    """It had all that was missing: the dataset is complete."""
 
     source: str
 
 
 @dataclass(frozen=True)
 class CommandStarted:
-    """A program of the system runs on the source's behalf; it may take a while."""
+    """The source runs a program of the system; it may take a while."""
 
     command: str
 
@@ -90,11 +90,11 @@ def fetch(
     progress: Progress,
     otherwise: str,
 ) -> None:
-    """Make sure that ``cache`` holds all ``files``, verified, asking ``sources`` in their order.
+    """Make sure that ``cache`` holds all ``files``, verified; ask ``sources`` for those it lacks.
 
-    The cache itself is asked first, and what one source delivered the next ones need not. Raises
-    ``NotFetchedError`` with every source, its reason, and ``otherwise``, what else can be done,
-    when none can deliver, and ``CacheError`` when the cache directory cannot be used.
+    They are asked in order, each for what is still missing. Raises ``NotFetchedError`` when none
+    can deliver (it lists every source with its reason, and ``otherwise``: what else can be done),
+    and ``CacheError`` when the cache directory cannot be used.
     """
     failures = []
     for source in (CacheDirectory(cache), *sources):

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "nn": "errors vector files autodiff",
     "optim": "errors vector compiling",
     "pictures": "errors nn",
-    "data": "errors",
+    "data": "errors files",
     "darknet": "errors vector files spelling autodiff nn pictures data",
     "recipes": "errors vector spelling release autodiff nn optim pictures data darknet",
     "wire": "errors vector clock",
