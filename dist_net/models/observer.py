@@ -1,4 +1,4 @@
-"""An observer's end: asks a running parameter server for its state and its weights."""
+"""Asks a running parameter server, or inference pool, for its state, and a server for weights."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dist_net.wire.security import PeerKeys
 from dist_net.wire.transport import ClientSocket
 
 POLL_S = 0.1
+NO_RECORDS = 1 << 62  # an index of metric records beyond all that there are
 
 Reply = TypeVar("Reply", StatusReport, Snapshot)
 
@@ -39,6 +40,7 @@ class Observer:
         timeout_s: float = 10.0,
         while_waiting: Callable[[], None] = lambda: None,
     ) -> None:
+        self._address = address
         self._socket = ClientSocket(address, keys)
         self._timeout_s = timeout_s
         self._while_waiting = while_waiting
@@ -53,6 +55,16 @@ class Observer:
         """The run's report, with the metric records from ``first_record`` on."""
         return self._report(StatusRequest(first_record))
 
+    def of_run(self, name: str) -> Any:
+        """One value of a training run's report; raises ProtocolError where nothing is trained."""
+        report = self.status(NO_RECORDS)
+        if name not in report:
+            raise ProtocolError(
+                f"{self._address} trains nothing: its report has no {name!r}; expected the address "
+                f"of a parameter server"
+            )
+        return report[name]
+
     def shut_down(self, reason: str) -> dict[str, Any]:
         """Ends the run, after a checkpoint; gives the last report."""
         return self._report(Shutdown(reason))
@@ -62,9 +74,13 @@ class Observer:
         return self._ask(SnapshotRequest(), Snapshot)
 
     def _report(self, request: Message) -> dict[str, Any]:
-        report = json.loads(self._ask(request, StatusReport).report)
+        text = self._ask(request, StatusReport).report
+        try:
+            report = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ProtocolError(f"a server's report is no JSON: {text[:80]!r}") from error
         if not isinstance(report, dict):
-            raise ProtocolError(f"a server's report must be an object: {report!r}")
+            raise ProtocolError(f"a server's report must be an object: {text[:80]!r}")
         return report
 
     def _ask(self, request: Message, kind: type[Reply]) -> Reply:
@@ -86,7 +102,7 @@ def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
     Raises NoAnswerError, and UnknownRecipeError for a recipe that has no name: it is a file's.
     """
     with Observer(address, keys, timeout_s) as observer:
-        reference = str(observer.status()["recipe"])
+        reference = str(observer.of_run("recipe"))
     if reference not in recipe_names():
         raise UnknownRecipeError(
             f"the server at {address} trains the recipe of a file, {reference!r}; expected the "

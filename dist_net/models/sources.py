@@ -43,7 +43,6 @@ MODELS = (
 )
 LIVE = ("tcp://", "ipc://")
 ANSWER_WITHIN_S = 5.0
-NO_RECORDS = 1 << 62  # an index of metric records beyond all that there are
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class FollowedRun:
     def version(self) -> int:
         """How many updates the server has applied; raises NoAnswerError."""
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
-            return int(observer.status(NO_RECORDS)["version"])
+            return int(observer.of_run("version"))
 
     def read(self) -> FoundModel:
         """The model with the weights as they stand.
@@ -174,7 +173,7 @@ class FollowedRun:
         recipe, and RecipeError where it is another.
         """
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
-            reference = str(observer.status(NO_RECORDS)["recipe"])
+            reference = str(observer.of_run("recipe"))
             snapshot = observer.snapshot()
         if self._loaded is None or self._loaded.reference != reference:
             if not self._trust_recipe and reference not in recipe_names():

@@ -1,0 +1,35 @@
+"""What an observer makes of a server's answers."""
+
+import pytest
+
+from dist_net.errors import ProtocolError
+from dist_net.models.observer import Observer
+from dist_net.wire.messages import StatusReport, StatusRequest
+from dist_net.wire.transport import ServerSocket
+
+
+@pytest.mark.parametrize(
+    ("report", "reason"),
+    [
+        ("{", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[]", "must be an object"),
+        ("{}", "trains nothing: its report has no 'version'"),
+    ],
+)
+def test_a_report_that_is_none_is_refused(report: str, reason: str) -> None:
+    with ServerSocket(["tcp://127.0.0.1:0"]) as server:
+
+        def answer() -> None:
+            received = server.receive(0.0)
+            if received is not None:
+                node, request = received
+                assert isinstance(request, StatusRequest)
+                server.send(node, StatusReport(report))
+
+        address = server.contact_addresses[0]
+        with (
+            Observer(address, while_waiting=answer) as observer,
+            pytest.raises(ProtocolError, match=reason),
+        ):
+            observer.of_run("version")
