@@ -17,30 +17,22 @@ from dist_net.errors import BadInputError, ProcessFailedError
 
 
 class Process(Protocol):
-    """What is used of ``subprocess.Popen``."""
+    """The part of ``subprocess.Popen`` that is used here."""
 
     pid: int
 
-    def poll(self) -> int | None:
-        """The exit code; None while it runs; negative: the signal that ended it."""
-        ...
+    def poll(self) -> int | None: ...
 
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it has ended; raises TimeoutExpired."""
-        ...
+    def wait(self, timeout: float | None = None) -> int: ...
 
-    def terminate(self) -> None:
-        """SIGTERM, if it runs."""
-        ...
+    def terminate(self) -> None: ...
 
-    def kill(self) -> None:
-        """SIGKILL, if it runs."""
-        ...
+    def kill(self) -> None: ...
 
 
 @contextlib.contextmanager
 def outputs(name: str, logs: Path) -> Iterator[tuple[IO[str], IO[str]]]:
-    """What a process of that name is given as stdout, which is for its parent, and as stderr."""
+    """The files for a process's stdout, which its parent reads, and for its stderr, the log."""
     with _said_by(name, logs).open("w") as output, _log_of(name, logs).open("a") as errors:
         yield output, errors
 
@@ -64,7 +56,7 @@ class RunningChild:
 
     @property
     def process_id(self) -> int:
-        """The system's number for it."""
+        """Its process id."""
         return self._process.pid
 
     @property
@@ -73,7 +65,7 @@ class RunningChild:
         return self._process.poll()
 
     def wait_until_ready(self, timeout_s: float) -> list[str]:
-        """Waits until it says READY; gives what follows on that line, quoted as for a shell.
+        """Waits until it prints READY; gives the words after that, which are quoted for a shell.
 
         Raises ProcessFailedError if it ends before, or takes longer.
         """
@@ -98,7 +90,7 @@ class RunningChild:
             raise self.failure()
 
     def failure(self) -> ProcessFailedError:
-        """Why it ended, with its exit code."""
+        """The error that says why it ended, with its exit code if that is bad input's."""
         error = ProcessFailedError(f"{self.name}: {self.last_words} (log: {self.log})")
         if self.exit_code == BadInputError.exit_code:
             error.exit_code = BadInputError.exit_code
@@ -106,7 +98,7 @@ class RunningChild:
 
     @property
     def last_words(self) -> str:
-        """Why it ended, in its own words if it had any."""
+        """Why it ended, as it printed it, else its exit code."""
         reasons = [line.removeprefix(FAILED) for line in self._lines() if line.startswith(FAILED)]
         return reasons[-1].strip() if reasons else f"it ended with code {self.exit_code}"
 
@@ -117,11 +109,11 @@ class RunningChild:
         return self.exit_code is not None
 
     def terminate(self) -> None:
-        """Asks it to end in order, if it runs."""
+        """Sends SIGTERM, if it runs."""
         self._process.terminate()
 
     def kill(self) -> None:
-        """Ends it, at once, and waits until it is gone."""
+        """Kills it, and waits until it is gone."""
         self._process.kill()
         self._process.wait()
 
@@ -132,11 +124,11 @@ class RunningChild:
 
 
 class Child(RunningChild):
-    """``python -m MODULE ARGUMENTS...``; its stdout and stderr go to files, as they may be long.
+    """``python -m MODULE ARGUMENTS...``, whose stdout and stderr go to files.
 
-    In a process group of its own, so that an interrupt at the terminal reaches only the parent,
-    which then ends its children in order. ``stdin`` is what it has there, else nothing. It inherits
-    the file descriptors ``inherited``.
+    It has a process group of its own, so that an interrupt at the terminal reaches only the
+    parent, which then ends its children in order. ``stdin`` is what it has there, else nothing. It
+    inherits the file descriptors ``inherited``.
     """
 
     def __init__(
@@ -161,10 +153,7 @@ class Child(RunningChild):
 
 
 def end(children: Sequence[RunningChild], grace_s: float) -> None:
-    """Waits so long for the children to end; those that have not ended then are killed.
-
-    So they are when the waiting is interrupted.
-    """
+    """Waits for the children to end; kills those that run after ``grace_s``, or on an interrupt."""
     deadline = time.monotonic() + grace_s
     try:
         for child in children:

@@ -1,4 +1,4 @@
-"""What every process of a cluster does first and last: threads, logs, signals, exit code."""
+"""How every process of a cluster starts and ends: threads, logs, signals, exit code."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _M_MMAP_THRESHOLD = -3
 def entry_point(main: Callable[[], int], kept_bytes: int = KEPT_BYTES) -> int:
     """Runs ``main`` with one BLAS thread and logs on stderr; gives the process's exit code.
 
-    An error of this project's becomes a line on stdout, for the process that started this one.
+    An error of this project becomes a line on stdout, for the process that started this one.
     """
     use_threads(1)
     raise_descriptor_limit()
@@ -51,13 +51,13 @@ def entry_point(main: Callable[[], int], kept_bytes: int = KEPT_BYTES) -> int:
 
 
 def raise_descriptor_limit() -> None:
-    """Lets this process have as many open files and connections as the system allows it."""
+    """Allows this process as many open files and connections as the system permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
     if soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError) as error:  # macOS has a limit beside this one
+        except (OSError, ValueError) as error:  # macOS has another limit besides
             logger.info("event=descriptor_limit_kept limit=%d reason=%s", soft, error)
 
 
@@ -79,10 +79,9 @@ def keep_freed_memory(kept_bytes: int = KEPT_BYTES) -> None:
 
 
 def use_threads(count: int) -> None:
-    """Caps the BLAS that NumPy calls at so many threads.
+    """Limits NumPy's BLAS to so many threads; this module imports NumPy so that it is loaded.
 
-    The cap reaches only libraries that are loaded, which is why this module imports NumPy.
-    Without it two processes on two cores run 30 times slower.
+    Without a limit two processes on two cores run 30 times slower.
     """
     threadpool_limits(count)
 
@@ -91,15 +90,15 @@ def available_cores() -> int:
     """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS and Windows keep no such list
+    return os.cpu_count() or 1  # macOS has no such list
 
 
 def stop_on_signals(stop: Callable[[str], None], parent: int | None = None) -> None:
     """Calls ``stop`` with a reason when this process is interrupted or terminated.
 
-    So it does when the process ``parent``, which started this one, has ended. A second interrupt
-    ends this process at once; SIGTERM may come twice, as from a service manager and from the parent
-    process.
+    With ``parent``, the id of the process that started this one, also when that has ended. A second
+    interrupt ends this process at once; SIGTERM may come twice, as from a service manager and from
+    the parent.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -115,10 +114,10 @@ def stop_on_signals(stop: Callable[[str], None], parent: int | None = None) -> N
 
 
 def _terminate_after(parent: int) -> None:
-    """Has SIGTERM sent to this process when its parent has ended, or has ended already.
+    """Has SIGTERM sent to this process when its parent ends, or has ended already.
 
-    Linux sends it when the thread ends that started this process, so that has to be one that lives
-    as long as the parent: its main thread.
+    Linux sends it when the thread that started this process ends: that has to be the parent's main
+    thread.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "prctl") and library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM)) == 0:

@@ -1,5 +1,7 @@
-"""A run on this host: a parameter server and workers in processes of their own, and this process,
-which watches them, evaluates snapshots, and writes the run directory.
+"""A run on this host, in the process of ``dist-net train``.
+
+It starts a parameter server and workers in processes of their own, watches them, evaluates the
+weights now and then, and writes the run directory.
 
     this process ──starts──▶ parameter server ◀──ipc──  local workers
          └─────── observes ────────┘          ◀──tcp──  workers of other hosts
@@ -31,33 +33,25 @@ POLL_S = 0.1
 START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 30.0
 EVALUATION_INTERVAL_S = 1.0
-WORKER_GRACE_S = 1.5  # with what is killed after it, an interrupt is done within 2 s
+WORKER_GRACE_S = 1.5  # then they are killed, so an interrupt takes at most 2 s
 CHECKPOINT_GRACE_S = 30.0  # a large model on a slow disk
 
 
 class Display(Protocol):
-    """What a run shows to a person."""
+    """What a run shows to a person; see ``dist_net.cli.training_progress``."""
 
-    def started(self, addresses: Sequence[str]) -> None:
-        """Workers may connect to these addresses."""
-        ...
+    def started(self, addresses: Sequence[str]) -> None: ...
 
-    def progressed(self, report: dict[str, Any]) -> None:
-        """The server's report, several times a second."""
-        ...
+    def progressed(self, report: dict[str, Any]) -> None: ...
 
-    def evaluated(self, samples: int, evaluation: Evaluation) -> None:
-        """The weights after so many samples were evaluated on the test images."""
-        ...
+    def evaluated(self, samples: int, evaluation: Evaluation) -> None: ...
 
-    def warned(self, text: str) -> None:
-        """Something went wrong that the run survives."""
-        ...
+    def warned(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """What runs on this host: workers, their BLAS threads, and where else the server listens."""
+    """How many workers run on this host, and where else the server listens, with which keys."""
 
     workers: int
     listen: tuple[str, ...] = ()
@@ -66,11 +60,11 @@ class LocalCluster:
 
     @property
     def threads(self) -> int:
-        """A worker's share of this process's cores beside the server's own, at least 1."""
+        """Threads of each worker: its share of the cores, less one for the server, at least 1."""
         return max(1, (available_cores() - 1) // max(1, self.workers))
 
     def require_listening(self) -> None:
-        """Raises what listening would raise, before a run is begun for it."""
+        """Raises now, before a run is begun, what listening would raise later."""
         keys = None if self.keys is None else load_server_keys(self.keys)
         ServerSocket(self.listen, keys).close()
 
@@ -111,8 +105,8 @@ class LocalRun:
         """Trains to the end.
 
         Raises InterruptedRunError on KeyboardInterrupt, and ProcessFailedError when the server
-        ends, or the last worker of this host with no other left. Whenever it can, the server
-        leaves a checkpoint. No process outlives the call.
+        has ended, or every worker has. The server leaves a checkpoint if it can. No process
+        outlives the call.
         """
         with temporary_directory() as temporary:
             address = f"ipc://{temporary}/server"
@@ -144,7 +138,7 @@ class LocalRun:
             arguments += ["--keys", str(self._local.keys)]
         if self._local.resume:
             arguments.append("--resume")
-        # It may write there for a while after this process was killed, so it holds the lock, too.
+        # It holds the directory's lock too: it may still write there after this process is killed.
         return Child(
             "parameter-server",
             "dist_net.cluster.processes.parameter_server",
@@ -166,7 +160,7 @@ class LocalRun:
         self._display.started(server.wait_until_ready(START_TIMEOUT_S))
         self._begin_metrics(observer.status())
         while True:
-            # Before the report: workers that a stopping server let go are no failure.
+            # Looked at before the report: workers that leave a stopping server have not failed.
             ended = [worker for worker in workers if worker.exit_code not in (None, 0)]
             report = self._poll(observer)
             if report["state"] == "finished":
@@ -184,8 +178,8 @@ class LocalRun:
         return RunOutcome(report, evaluation)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
-        """After a resume, drops what was recorded after the checkpoint, and what the server
-        repeats: its newest records."""
+        """After a resume, drops records later than the checkpoint, and those that the server
+        sends again."""
         repeated_from = min((each["samples"] for each in report["records"]), default=math.inf)
         kept = [
             record
@@ -206,13 +200,13 @@ class LocalRun:
         return report
 
     def _warn_of_checkpoint(self, error: str | None) -> None:
-        """Says it once, however often the same thing fails, and when it is over."""
+        """Warns once of the same failure, and says when it is over."""
         if error != self._checkpoint_error:
             self._checkpoint_error = error
             self._display.warned(error or "checkpoints can be written again")
 
     def _check_workers(self, ended: list[Child], report: dict[str, Any]) -> None:
-        """Says which of this host's failed, and that none is left anywhere."""
+        """Warns of workers of this host that failed, and when no worker is left anywhere."""
         for worker in ended:
             if worker not in self._reported:
                 self._reported.add(worker)
@@ -258,14 +252,13 @@ class LocalRun:
 
 
 def _interruption(server: Child, how: str) -> DistNetError:
-    """What is raised for a run that did not end by itself."""
     if server.exit_code == ProcessFailedError.exit_code:
         return server.failure()
     return InterruptedRunError(how)
 
 
 def _end(server: Child, workers: list[Child]) -> None:
-    """Ends all that still run; the server may take the time that it needs for its checkpoint."""
+    """Ends all that still run; the server has time to write its checkpoint."""
     for child in (server, *workers):
         child.terminate()
     end(workers, WORKER_GRACE_S)

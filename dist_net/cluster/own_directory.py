@@ -1,6 +1,6 @@
-"""Directories that belong to a running process; those that killed processes left are removed.
+"""Directories that belong to a running process, and removing those that killed processes left.
 
-A process holds a lock on a file in its directory for as long as it lives, however it ends.
+A process holds a lock on a file in its directory until it ends, in whatever way.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def log_directory(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    # Under another name until it is locked: nobody is to find it unlocked.
+    # It gets its name once it is locked, so that nobody finds it unlocked.
     unfinished = directory / f"{LOCK}.new"
     with unfinished.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -55,10 +55,10 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(parent: Path, prefix: str, kept: int) -> None:
-    """Removes this user's directories whose process is gone, but for the newest ``kept``."""
+    """Removes this user's directories whose process has ended, except the newest ``kept``."""
     abandoned = []
     for lock in parent.glob(f"{prefix}*/{LOCK}"):
-        # Another process may be removing the same; and what others own is none of ours.
+        # Another process may be removing the same directory. Other users' are left alone.
         with suppress(OSError):
             is_own = lock.parent.lstat().st_uid == lock.lstat().st_uid == os.getuid()
             if is_own and not _is_held(lock):
