@@ -30,7 +30,7 @@ COMMANDS = {
     "inference-worker": "answer for the gateway at an address, on this host or another",
     "reload": "have a running inference pool read a model again, and serve that",
     "status": "show a running parameter server's, or inference pool's, workers, versions and rates",
-    "keys": "make the keys by which the hosts of a cluster know each other",
+    "keys": "make the keys with which the hosts of a cluster recognise each other",
 }
 PROCESSES = {
     "worker": "training_worker",
@@ -40,7 +40,7 @@ PROCESSES = {
 
 
 def parse(given: list[str]) -> argparse.Namespace:
-    """A command and its arguments; what cannot be parsed ends the process."""
+    """A command and its arguments; the process ends if they cannot be parsed."""
     parser = Parser(prog="dist-net", description="Train neural nets across processes and machines.")
     parser.add_argument("--version", action="version", version=f"dist-net {release()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -3,7 +3,6 @@
 import argparse
 import json
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from dist_net.darknet.published import PUBLISHED
 from dist_net.darknet.weights_download import fetch_weights
 from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
 from dist_net.errors import UnknownDatasetError
+from dist_net.spelling import did_you_mean
 
-# A photograph that is always there.
+# A photograph that is part of the package.
 PICTURE = Path(__file__).parents[1] / "serving" / "http" / "page" / "samples" / "balloon.jpg"
 
 
@@ -45,8 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     name = arguments.name
     if name not in DATASETS and name not in PUBLISHED:
         known = [*DATASETS, *PUBLISHED]
-        close = get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
+        hint = did_you_mean(name, known) or f"expected one of {', '.join(known)}"
         raise UnknownDatasetError(f"nothing called {name!r} to fetch: {hint}")
     fetch = fetch_dataset if name in DATASETS else fetch_classifier
     console = plain_console()
@@ -80,7 +79,7 @@ def fetch_dataset(
 def fetch_classifier(
     name: str, cache_dir: Path, progress: Progress, mirrors: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
-    """Fetch the weights of a published classifier; return what `fetch_dataset` does."""
+    """Fetch the weights of a published classifier; return the like of `fetch_dataset`."""
     path = fetch_weights(PUBLISHED[name], progress, cache_dir, mirrors)
     size_bytes = path.stat().st_size
     weights = () if cache_dir == default_cache_dir() else ("--weights", path)

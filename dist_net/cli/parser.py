@@ -1,4 +1,4 @@
-"""A command line parser whose errors are one line, and say what was probably meant."""
+"""A command line parser with errors of one line, which suggest what was probably meant."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dist_net.spelling import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """Its commands' parsers are of this class, too."""
+    """A parser; those of its commands are of this class too."""
 
     def error(self, message: str) -> NoReturn:
-        """Says what was wrong and where help is, and ends the process."""
+        """Prints what was wrong and where help is, and ends the process."""
         self.exit(BadInputError.exit_code, f"{self.prog}: {message}; see {self.prog} --help\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """The namespace and nothing that is left; what is unknown ends the process.
+        """The namespace, and no words left over: the process ends if one is unknown.
 
-        Unknown options are looked for first: what they stood for may be what else is missing.
+        Unknown options are reported first, as a misspelt option may be the one that is missing.
         """
         for option in self._long_options_in(args):
             if not any(known.startswith(option) for known in self._option_string_actions):
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
     def _long_options_in(self, words: Sequence[str]) -> Iterator[str]:
-        """Those that are this parser's own: they come before a command."""
+        """The options that this parser itself has to know: those before a command."""
         for word in words:
             if word == "--" or (self._subparsers is not None and not word.startswith("-")):
                 return

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and which class was taken for which. Needs the extra ``plots``."""
+"""Plots of a run: its curves and its confusion matrix. Needs the extra ``plots``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _title(records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe:
 
 
 def _curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At most so many points as can be told apart: means of neighbours, by x; (N, 2)."""
+    """At most MOST_POINTS points, sorted by x, each the mean of neighbours; ``(N, 2)``."""
     ordered = points[np.argsort(points[:, 0], kind="stable")]
     parts = np.array_split(ordered, min(MOST_POINTS, len(ordered)))
     return np.array([part.mean(0) for part in parts])

@@ -1,4 +1,4 @@
-"""``dist-net predict MODEL PICTURE...``: what a model says that pictures show."""
+"""``dist-net predict MODEL PICTURE...``: classify pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("model", metavar="MODEL", help=MODELS),
         parser.add_argument("images", metavar="IMAGE", nargs="+", help="the file of a picture"),
     )
-    for action in given:  # what is missing, ``run`` explains better than a parser does
+    for action in given:  # ``run`` explains better than a parser what is missing
         action.required = False
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet's")
     parser.add_argument(
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UnknownModelError(
             f"{missing} given; expected MODEL IMAGE..., where MODEL is {MODELS}"
         )
-    # Decoders warn of what is odd in a picture; what matters becomes an answer.
+    # Decoders warn of oddities in a picture; those that matter become its answer.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with FetchProgress(plain_console()) as progress:
         classifier = classifier_called(

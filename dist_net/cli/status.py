@@ -1,4 +1,4 @@
-"""``dist-net status ADDRESS``: who is in a run, or in an inference pool, and how far it is."""
+"""``dist-net status ADDRESS``: who takes part in a run or an inference pool, and its progress."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from dist_net.training.evaluation import Evaluation
 DEFAULT_RECIPE = "fashion-mnist"
 DEFAULT_WORKERS = 2
 KILLED_RUN_ENDS_S = 5.0
-"""In which the server of a run whose command was killed has written its checkpoint, mostly."""
+"""How long the server of a run whose command was killed may take to write its checkpoint."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what every command takes that starts a run."""
+    """Declares the arguments of every command that starts a run."""
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
@@ -98,7 +98,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     locked = directory.locked(0.0 if is_new else KILLED_RUN_ENDS_S)
     with locked, TrainingProgress(console, settings.samples, joining) as display:
         if not is_new:
-            # What does not fit is refused here, while the run is as it was.
+            # Refuses what does not fit before anything in the run's directory is changed.
             RunState.resumed(settings, read_checkpoint(directory.checkpoint))
         directory.begin(options.to_json(), {} if loaded.is_built_in else loaded.files)
         console.print(
@@ -140,7 +140,7 @@ def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOpti
 
 
 def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory, workers: int) -> str:
-    """What to do about a run that ended early and was started with these arguments."""
+    """How to resume a run that was started with these arguments and ended early."""
     if not directory.checkpoint.exists():
         return "there is no checkpoint to go on from"
     words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
@@ -160,7 +160,7 @@ def draw(
     evaluation: Evaluation | None,
     console: Console,
 ) -> None:
-    """Draws what there is to draw of a run, or says why it cannot."""
+    """Draws the pictures of a run for which there is data, or says why it cannot."""
     try:
         records = directory.read_metrics()
         if records:
@@ -192,7 +192,7 @@ REPORTED = (
 
 
 def summarise(loaded: LoadedRecipe, directory: RunDirectory, outcome: RunOutcome) -> dict[str, Any]:
-    """What a run is reported as."""
+    """The JSON object that a run is reported as."""
     return {
         "recipe": loaded.name,
         "run_dir": str(directory.path),

@@ -1,33 +1,21 @@
-"""A training run on a terminal: a live line, and a line that stays for each evaluation."""
+"""A training run in a terminal: a live line, and a line that stays for each evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-
-class Accuracy(Protocol):
-    """The part of an evaluation that is shown."""
-
-    @property
-    def accuracy(self) -> float:
-        """The share of images that were recognised."""
-        ...
-
-    @property
-    def loss(self) -> float:
-        """The mean loss."""
-        ...
+from dist_net.training.evaluation import Evaluation
 
 
 class TrainingProgress:
-    """A context in which a run is shown; where the console is no terminal, only the lines are.
+    """A context in which a run is shown; the live line only where the console is a terminal.
 
-    ``joining`` gives the command by which a worker joins the server at an address.
+    ``joining`` gives the command with which a worker joins the server at an address.
     """
 
     def __init__(
@@ -76,7 +64,7 @@ class TrainingProgress:
             f"{len(report['workers'])} workers",
         )
 
-    def evaluated(self, samples: int, evaluation: Accuracy) -> None:
+    def evaluated(self, samples: int, evaluation: Evaluation) -> None:
         """Says how well the weights did on the test images."""
         self._line(
             f"epoch {samples / self._samples_per_epoch:5.1f}: test accuracy "
