@@ -10,7 +10,8 @@ from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import available_cores
 from dist_net.errors import SettingError
-from dist_net.models.sources import MODELS, named_source, newest_run_directory
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.sources import MODELS, named_source
 from dist_net.serving.pool.settings import PoolSettings
 
 MIB = 2**20
@@ -145,7 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def options_from(arguments: argparse.Namespace) -> ServingOptions:
     """The checked options; the newest run stands for a MODEL that was left out."""
-    sources = tuple(arguments.models) or (newest_run_directory(),)
+    sources = tuple(arguments.models) or (str(RunDirectory.newest().path),)
     pool = PoolSettings(
         max_batch_size=arguments.max_batch_size,
         batch_timeout_s=arguments.batch_timeout_ms / 1000,

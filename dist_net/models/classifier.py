@@ -1,4 +1,4 @@
-"""From pictures to named classes: a model, its weights and its labels, ready to be asked."""
+"""A classifier of pictures: a model with its weights and its labels, ready to predict."""
 
 from __future__ import annotations
 
@@ -32,17 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 Answer = list[Prediction] | ImageError | PredictionError
-"""What there is to say of one picture: the likeliest classes, or why there is none."""
+"""The answer for one picture: the likeliest classes, or why there are none."""
 
 
 class Classifier:
-    """A model with kernels prepared from its weights, which says what pictures show.
+    """Says what pictures show, by a model and the kernels prepared from its weights.
 
-    See ``PictureInputs`` for the models that can. ``has_logits`` says that its outputs are no
-    probabilities yet. At most ``batch_size`` pictures are answered for, and held, at a time.
-
-    Raises ShapeError for a model that takes no pictures, and LabelsError unless there is one
-    label for each class.
+    See ``PictureInputs`` for the models that can. ``has_logits``: its outputs are not yet
+    probabilities. At most ``batch_size`` pictures are in memory at a time. Raises ShapeError for a
+    model that takes no pictures, and LabelsError unless there is one label for each class.
     """
 
     def __init__(
@@ -63,19 +61,19 @@ class Classifier:
         self._outputs = Inference(model, prepared, threads, batch_size)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends its threads."""
         self._outputs.close()
 
     def predict(self, pictures: Iterable[Source], top: int = 5) -> list[Answer]:
-        """The ``top`` likeliest classes of each picture, likeliest first; all, if there are fewer.
+        """The ``top`` likeliest classes of each picture, likeliest first; all if there are fewer.
 
-        Of equal ones the first comes first. A picture that cannot be answered for gets its error
-        in their place, and the others are answered.
+        Classes that are equally likely keep their order. In place of a picture that cannot be
+        classified stands its error.
         """
         return list(self.predict_each(pictures, top))
 
     def predict_each(self, pictures: Iterable[Source], top: int = 5) -> Iterator[Answer]:
-        """What ``predict`` gives, batch by batch, for more pictures than one wants to wait for."""
+        """The answers of ``predict`` one by one, as soon as a batch is done."""
         waiting = iter(pictures)
         while batch := list(islice(waiting, self._batch_size)):
             inputs = [self._input(picture) for picture in batch]
@@ -88,7 +86,6 @@ class Classifier:
                     yield self._likeliest(next(rows), picture, top)
 
     def _input(self, picture: Source) -> NDArray[np.generic] | ImageError:
-        """The picture as the model takes it, or why it cannot be."""
         try:
             return self._inputs.of(picture)
         except ImageError as error:
@@ -118,9 +115,9 @@ def load_classifier(
 ) -> Classifier:
     """The classifier of a Darknet configuration, with the weights in a file.
 
-    ``labels`` are the names of the classes, or where the file of them lies. The kernels prepared
-    from the weights are left beside that file, and mapped from there the next time. Raises what
-    building the network and reading the files raise, and what ``Classifier`` does.
+    ``labels`` are the names of the classes, or the file that has them. The kernels prepared from
+    the weights are kept beside those, and mapped from there the next time. Raises what building
+    the network, reading the files, and ``Classifier`` raise.
     """
     network = DarknetNetwork(configuration)
     model = Model(network, network.input_shape, input_dtype=np.float32)
@@ -130,9 +127,9 @@ def load_classifier(
 
 
 class KeptKernels(NamedTuple):
-    """What inference needs of a file of weights, and the key that changes with them.
+    """The kernels prepared from a file of weights, and a key that changes with the weights.
 
-    ``file`` is where it is kept under that key; None if nowhere.
+    ``file`` is where they are kept under that key; None if nowhere.
     """
 
     prepared: Prepared
@@ -141,9 +138,9 @@ class KeptKernels(NamedTuple):
 
 
 def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> KeptKernels:
-    """What inference needs of the weights in a file: mapped from beside that, or left there.
+    """The kernels prepared from the weights in a file; kept beside it for the next time.
 
-    Raises WeightsFileError if they cannot be read, or change meanwhile.
+    Raises WeightsFileError if the weights cannot be read, or change meanwhile.
     """
     try:
         key = key_of(model, weights)
@@ -167,5 +164,5 @@ def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> Ke
 
 
 def prepared_beside(weights: Path) -> Path:
-    """Where the kernels are kept that were prepared from a file of weights."""
+    """The file for the kernels that were prepared from a file of weights."""
     return weights.with_name(f"{weights.name}.prepared")

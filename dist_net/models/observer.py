@@ -28,9 +28,9 @@ Reply = TypeVar("Reply", StatusReport, Snapshot)
 
 
 class Observer:
-    """Connected to one server; a call waits ``timeout_s`` at most, then raises NoAnswerError.
+    """A connection to one server; a call that waits longer than ``timeout_s`` raises NoAnswerError.
 
-    Meanwhile it calls ``while_waiting`` now and then, which may raise to end the wait.
+    ``while_waiting`` is called several times a second meanwhile, and may raise to end the wait.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Observer:
         return report[name]
 
     def shut_down(self, reason: str) -> dict[str, Any]:
-        """Ends the run, after a checkpoint; gives the last report."""
+        """Ends the run with a checkpoint; gives the last report."""
         return self._report(Shutdown(reason))
 
     def snapshot(self) -> Snapshot:
@@ -99,7 +99,7 @@ class Observer:
 def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
     """The name of the recipe that the server there trains.
 
-    Raises NoAnswerError, and UnknownRecipeError for a recipe that has no name: it is a file's.
+    Raises NoAnswerError, and UnknownRecipeError for a recipe that is a file, and so has no name.
     """
     with Observer(address, keys, timeout_s) as observer:
         reference = str(observer.of_run("recipe"))

@@ -11,7 +11,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Self
@@ -41,12 +41,12 @@ class RunDirectory:
 
     checkpoint.safetensors  the weights, the optimizer's state, and what is left to do
     options.json            what the run was asked to be
-    recipe.py               the recipe, if it is not built in, and what it imports from beside it
+    recipe.py               the recipe, if it is not built in, with the files that it imports
     metrics.jsonl           a line for each twentieth of an epoch, and for each evaluation
     training.png            loss, accuracy and staleness over epochs
-    confusion.png           which class was taken for which
-    logs/                   what each process had to say
-    lock                    held by the processes that write here; which one took it
+    confusion.png           the confusion matrix
+    logs/                   the output of each process
+    lock                    held by the processes that write here; says which one took it
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ class RunDirectory:
         directory = cls(path)
         if directory.checkpoint.exists() or directory.metrics.exists():
             if directory._lock.exists():
-                with directory.locked():  # or says who is at it
+                with directory.locked():  # raises if the run is going on
                     pass
             raise RunDirectoryError(
                 f"{path} holds a run already; choose another --run-dir, or go on with it: --resume"
@@ -109,16 +109,16 @@ class RunDirectory:
         with self._translated_errors():
             is_new = not self.path.exists()
             self.logs.mkdir(parents=True, exist_ok=True)
-            if is_new:  # whatever the umask: it may come to hold code
+            if is_new:  # whatever the umask: code may be kept in it
                 self.path.chmod(self.path.stat().st_mode & ~WRITABLE_BY_OTHERS)
 
     @contextmanager
     def locked(self, patience_s: float = 0.0) -> Iterator[None]:
-        """A context in which nobody else starts a run here.
+        """A context in which nobody else can start a run here.
 
-        A child that inherits ``lock_descriptors`` holds the lock as well, for as long as it runs.
-        What a killed process left half written is removed. Raises RunDirectoryError, which names
-        the holder, if that has not let go within ``patience_s``.
+        A child that inherits ``lock_descriptors`` holds the lock too, for as long as it runs.
+        Files that a killed process left half written are removed. Raises RunDirectoryError, which
+        names the holder, if the lock is not free within ``patience_s``.
         """
         with ExitStack() as held:
             with self._translated_errors():
@@ -147,7 +147,7 @@ class RunDirectory:
         file.flush()
 
     def begin(self, options: str, recipe_files: Mapping[str, bytes]) -> None:
-        """Writes down what the run is asked to be; ``recipe_files`` are code, and run later on."""
+        """Writes the options and the recipe's files, which are code that is run later."""
         with self._translated_errors():
             self.options.write_text(options + "\n", encoding="utf-8")
             for name, content in recipe_files.items():
@@ -156,14 +156,14 @@ class RunDirectory:
                 path.chmod(path.stat().st_mode & ~WRITABLE_BY_OTHERS)
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Adds lines to the metrics."""
+        """Adds a line for each record."""
         with self._translated_errors(), self.metrics.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every line of the metrics; none if there is no file.
+        """Every record; none if there is no file.
 
-        A last line that was cut short, because its writer was killed, does not count.
+        A last line that was cut short, because its writer was killed, is left out.
         """
         if not self.metrics.exists():
             return []
@@ -183,10 +183,10 @@ class RunDirectory:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """A recipe's reference, and the settings of a run.
+    """The options of a run: its recipe, and what the command line changes of that.
 
-    Those that are None are the recipe's own. ``recipe_files`` are the digests of the files in the
-    run directory that the recipe was copied to; a built-in recipe has none there.
+    Options that are None are the recipe's own. ``recipe_files`` are the digests of the recipe's
+    files in the run directory; a built-in recipe has none there.
     """
 
     recipe: str
@@ -232,7 +232,7 @@ class RunOptions:
         )
 
     def replaced_by(self, **given: Any) -> Self:
-        """These options, but for those of ``given`` that are not None."""
+        """These options with those of ``given`` that are not None."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def to_json(self) -> str:
@@ -243,21 +243,19 @@ class RunOptions:
     def from_json(cls, text: str) -> Self:
         """What ``to_json`` wrote; raises RunDirectoryError if it is something else."""
         try:
-            values = json.loads(text)
-            named = {each.name for each in fields(cls)}
-            return cls(**{name: value for name, value in values.items() if name in named})
-        except (ValueError, AttributeError, TypeError) as error:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
             raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error
 
 
 def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Checkpoint]:
     """The recipe and the checkpoint of the run directory or checkpoint file at ``path``.
 
-    A recipe is either built in, or Python that the run directory carries: that is run, if it is
-    what the checkpoint has the digests of, and if only this user can have written it or it is
-    trusted. Nothing outside the run directory is run, whatever the checkpoint says.
+    A recipe is either built in, or Python code in the run directory. That is run only if it has
+    the digests that the checkpoint names, and if only this user can have written it or it is
+    trusted. No other code is run, whatever the checkpoint says.
 
-    Raises what reading either raises, and CheckpointMismatchError where they do not fit.
+    Raises what reading either raises, and CheckpointMismatchError where they do not fit together.
     """
     file = RunDirectory(path).checkpoint if path.is_dir() else path
     checkpoint = read_checkpoint(file)
@@ -265,7 +263,7 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
     loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)
     if record.files and loaded.file_digests != record.files:
         logger.warning(
-            "the recipe %s is another in this release of dist_net than when %s was trained",
+            "the recipe %s has changed in this release of dist_net since %s was trained",
             loaded.name,
             file,
         )
@@ -274,7 +272,7 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
 
 
 def recipe_of_run(directory: RunDirectory) -> LoadedRecipe:
-    """The recipe of a run that was just begun, for the run's own processes; raises RecipeError."""
+    """The recipe of a run that was just started, for its own processes; raises RecipeError."""
     options = RunOptions.from_json(directory.options.read_text())
     return _recipe(directory, options.recipe, options.recipe_files, trust_recipe=True)
 

@@ -1,6 +1,6 @@
-"""Where a model comes from: a published name, a run that trained it, a .cfg file, or a live run.
+"""Where a model is read from: a published name, a finished run, a .cfg file, or a live run.
 
-A source can be read again and again; each time it gives the model as it is then.
+A source can be read again and again, and gives the model as it is at that time.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ ANSWER_WITHIN_S = 5.0
 
 @dataclass(frozen=True)
 class FoundModel:
-    """A model as it is at its source.
+    """A model as it was read from its source.
 
-    ``configuration`` is the text of a Darknet net; else ``recipe`` is what it was trained by, on
-    pictures of that ``fitting``.
-    ``key`` changes with the weights. ``file`` is where ``prepared`` is kept under that key, None
-    if nowhere yet. ``version``: the parameter server's, of a model that is being trained.
+    ``configuration`` is the text of a Darknet net; any other model has the ``recipe`` that it was
+    trained by, on pictures of that ``fitting``. ``key`` changes with the weights. ``file`` is where
+    ``prepared`` is kept under that key, None if nowhere yet. ``version`` is the parameter server's,
+    for a model that is being trained.
     """
 
     model: Model
@@ -68,7 +68,7 @@ class FoundModel:
 
 
 class ModelSource(Protocol):
-    """What can be asked for a model, and later for what has become of it."""
+    """A place that a model can be read from."""
 
     def read(self) -> FoundModel:
         """The model as it is now; raises a DistNetError if there is none."""
@@ -78,7 +78,7 @@ class ModelSource(Protocol):
 class DarknetFiles:
     """A Darknet net: its configuration, the file of its weights, the names of its classes.
 
-    Each is a function, so that reading again sees what has changed.
+    The first two are functions, so that reading again sees what has changed.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class DarknetFiles:
         self._built: tuple[Configuration, DarknetNetwork, Model] | None = None
 
     def read(self) -> FoundModel:
-        """The net with the weights that the file has now; raises what reading the files does."""
+        """The net with the weights that are in the file now; raises what reading raises."""
         configuration, weights = self._configuration(), self._weights()
         network, model = self._model_of(configuration)
         labels = self._labels
@@ -111,7 +111,7 @@ class DarknetFiles:
         )
 
     def _model_of(self, configuration: Configuration) -> tuple[DarknetNetwork, Model]:
-        """Weights change more often than what they are of, so that is built once."""
+        """Built once per configuration: weights change more often."""
         if self._built is None or self._built[0] != configuration:
             network = DarknetNetwork(configuration)
             model = Model(network, network.input_shape, input_dtype=np.float32)
@@ -132,7 +132,7 @@ class TrainedRun:
     def read(self) -> FoundModel:
         """The model of the checkpoint that is there now.
 
-        Raises UnknownModelError if that is none, and what else reading it raises.
+        Raises UnknownModelError if the file is no checkpoint, and what else reading it raises.
         """
         try:
             loaded, checkpoint = load_trained(self._path, self._trust_recipe)
@@ -144,7 +144,7 @@ class TrainedRun:
 
 
 class FollowedRun:
-    """The parameter server at an address: a model that is being trained."""
+    """A model that is being trained, by the parameter server at an address."""
 
     def __init__(
         self,
@@ -168,9 +168,9 @@ class FollowedRun:
     def read(self) -> FoundModel:
         """The model with the weights as they stand.
 
-        Raises NoAnswerError, UntrustedRecipeError for a recipe that is a file where nobody said
-        to run what the server names, UnknownRecipeError where this host has not the server's
-        recipe, and RecipeError where it is another.
+        Raises NoAnswerError; UntrustedRecipeError if the recipe is a file and the user did not
+        allow running what the server names; UnknownRecipeError if this host lacks the server's
+        recipe, and RecipeError if it has another.
         """
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
             reference = str(observer.of_run("recipe"))
@@ -194,9 +194,9 @@ class FollowedRun:
 
 
 class _ClassNames:
-    """What the classes of a recipe are called: by a file, by a run, or by the recipe's dataset.
+    """The names of a recipe's classes: from a file, else from the run, else from the dataset.
 
-    A dataset of the user's own has to be made to know that, so it is asked last, and once.
+    A user's own dataset has to be loaded for them, so it is asked last, and once.
     """
 
     def __init__(self, labels: Path | None, progress: Progress) -> None:
@@ -250,15 +250,15 @@ def source_called(
     keys: PeerKeys | None = None,
     trust_recipe: bool = False,
 ) -> ModelSource:
-    """What ``model`` stands for; see MODELS. A name comes before a path.
+    """The source that ``model`` names; see MODELS. A name comes before a path.
 
-    Besides those it may be the address of a parameter server, spoken to with ``keys``. A published
-    classifier's weights are fetched if need be, and ``progress`` called meanwhile, unless
-    ``weights`` says where they are. ``labels``, a line for each class, take the place of the names
-    that a model has itself. ``trust_recipe``: see ``load_trained``.
+    It may also be the address of a parameter server, spoken to with ``keys``. A published
+    classifier's weights are fetched if need be, which ``progress`` shows, unless ``weights`` is
+    their file. The lines of the file ``labels`` replace a model's own class names.
+    ``trust_recipe``: see ``load_trained``.
 
-    Raises UnknownModelError if it stands for nothing, ModelOptionError when ``weights`` or
-    ``labels`` are missing or are of no use, and ConfigurationError for a .cfg file that is none.
+    Raises UnknownModelError if there is no such model, ModelOptionError when ``weights`` or
+    ``labels`` are missing or of no use, and ConfigurationError for a damaged .cfg file.
     """
     if model in PUBLISHED:
         published = PUBLISHED[model]
@@ -291,9 +291,9 @@ def classifier_called(
     threads: int = 1,
     trust_recipe: bool = False,
 ) -> Classifier:
-    """The classifier that ``model`` stands for, asked by ``threads`` threads.
+    """The classifier that ``model`` names, which computes with ``threads`` threads.
 
-    See ``source_called`` for what the arguments mean. Raises what that, reading the model, and
+    The arguments are those of ``source_called``. Raises what that, reading the model, and
     ``Classifier`` raise.
     """
     found = source_called(model, weights, labels, progress, trust_recipe=trust_recipe).read()
@@ -308,7 +308,7 @@ def classifier_called(
 
 
 def _runs_near(path: Path) -> list[str]:
-    """The run directories beside this path, and where runs are put unless told otherwise."""
+    """The run directories beside this path, and those in the default place for runs."""
     checkpoint = RunDirectory(path).checkpoint.name
     parents = {path.parent, DEFAULT_PARENT}
     return [str(file.parent) for parent in parents for file in parent.glob(f"*/{checkpoint}")]
@@ -325,7 +325,7 @@ def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelS
 
 
 class NamedSource(NamedTuple):
-    """``NAME=SOURCE[,weights=FILE][,labels=FILE]``, taken apart."""
+    """The parts of ``NAME=SOURCE[,weights=FILE][,labels=FILE]``."""
 
     name: str
     source: str
@@ -334,10 +334,11 @@ class NamedSource(NamedTuple):
 
 
 def named_source(text: str) -> NamedSource:
-    """What a command line says of one model of several.
+    """Parses how a command line names one of several models.
 
-    Without ``NAME=`` it is called after its source. Raises ModelOptionError for a name that could
-    not stand in an address: it begins with a letter or digit, and has those, ``.``, ``_``, ``-``.
+    Without ``NAME=`` the model is named after its source. Raises ModelOptionError for a name that
+    cannot stand in a URL: it is made of letters, digits, ``.``, ``_`` and ``-``, and begins with a
+    letter or digit.
     """
     name, separator, rest = text.partition("=")
     if not separator or not re.fullmatch(r"[\w.-]+", name) or not rest:
@@ -358,8 +359,3 @@ def _name_after(source: str) -> str:
     if path.is_file() and path.name == RunDirectory(path.parent).checkpoint.name:
         path = path.parent.resolve()  # every run's checkpoint has the same name
     return path.stem if path.suffix == ".cfg" or path.is_file() else path.resolve().name
-
-
-def newest_run_directory() -> str:
-    """The source for a MODEL that was left out; raises RunDirectoryError if there is no run."""
-    return str(RunDirectory.newest().path)

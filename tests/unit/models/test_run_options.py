@@ -13,7 +13,7 @@ def test_options_are_read_as_they_were_written() -> None:
     assert RunOptions.from_json(options.to_json()) == options
 
 
-def test_a_run_from_before_an_option_goes_on_with_its_default() -> None:
+def test_an_option_that_is_missing_has_its_default() -> None:
     values = json.loads(RunOptions("digits", epochs=3).to_json())
     del values["lease_minibatches"]
     assert RunOptions.from_json(json.dumps(values)) == RunOptions("digits", epochs=3)
