@@ -2,8 +2,8 @@
 
 ``dist_net.autodiff``: expressions, gradients, plans. ``dist_net.nn``: layers, losses, models.
 ``dist_net.optim``: update rules and schedules. ``dist_net.data``: datasets. ``Recipe``: what to
-train, for ``dist-net train`` and for ``dist_net.cluster``. ``fit_picture``: a picture as a
-recipe's net takes it. ``Client``: asks an inference pool.
+train, for ``dist-net train`` and ``dist_net.cluster``. ``fit_picture``: fits a picture to a
+recipe's net. ``Client``: sends requests to an inference pool.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ __all__ = ["Client", "LoadedRecipe", "Recipe", "fit_picture", "load_recipe"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Client`, when it is first asked for: nothing else here needs ZeroMQ."""
+    """Imports `Client` on first use, since nothing else here needs ZeroMQ."""
     if name == "Client":
         from dist_net.serving.client.client import Client
 

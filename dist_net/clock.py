@@ -5,7 +5,7 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the process shells ask for the time."""
+    """Tells the time to the loops of processes."""
 
     def now(self) -> float:
         """Seconds on a clock that never goes backwards."""

@@ -1,11 +1,11 @@
-"""How loops are compiled, and where their code is kept. Needs the extra ``fast``.
+"""Compiling loops with numba, and caching their code. Needs the extra ``fast``.
 
 A function is compiled for one signature, or read from numba's cache on disk, by the thread that
-asks for it. Functions made for several constants or several signatures would share one index in
-that cache, and processes that fill it at the same time may then get each other's code. And the
-cache knows a function by its own file only, not by those of the functions that are compiled into
-it. So it lies in a directory of its own for each signature and state of the sources: this file, and
-all in the function's own folder. What a compiled function calls has to be there, too.
+asks for it. In that cache, functions made for several constants or signatures share one index, so
+processes that fill it at the same time may get each other's code; and a change is noticed only in
+the function's own file. So there is a cache directory for each signature and each state of the
+sources: this file, and the files in the function's own folder. A compiled function may call only
+functions in that folder.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Loop = Callable[..., Any]
 
 
 def jit(*arguments: Any, result: Any = types.void) -> Callable[[Loop], Loop]:
-    """Compiles a function for arguments of these types, and no others; mostly without result.
+    """Compiles a function for arguments of exactly these types; without a result, by default.
 
-    It runs without the interpreter's lock, and division by zero gives inf or nan.
+    The code runs without the interpreter's lock, and division by zero gives inf or nan.
     """
     signature = result(*arguments)
 
@@ -43,8 +43,8 @@ def jit(*arguments: Any, result: Any = types.void) -> Callable[[Loop], Loop]:
         try:
             with _own_cache(Path(function.__code__.co_filename), signature):
                 return cast(Loop, numba.njit(signature, cache=True, **options)(function))
-        except Exception as error:  # no place to keep it, no room, a damaged file: of any class
-            # What is wrong with the function itself is raised again here.
+        except Exception as error:  # the cache cannot be written, or is damaged
+            # An error in the function itself is raised again here.
             logger.info("compiled_code_not_kept name=%s reason=%s", function.__name__, error)
             return cast(Loop, numba.njit(signature, **options)(function))
 

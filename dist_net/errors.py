@@ -1,7 +1,7 @@
 """Every exception of the project, one leaf per cause; imports nothing.
 
-A message says what happened, with the value, what was expected, and what to do. ``exit_code`` is
-what a command ends with: 2 for bad usage or bad input, 1 when the work itself failed.
+A message says what happened, with the value, what was expected, and what to do. A command ends
+with the ``exit_code``: 2 for bad usage or bad input, 1 when the work itself failed.
 """
 
 
@@ -12,7 +12,7 @@ class DistNetError(Exception):
 
 
 class BadInputError(DistNetError):
-    """What the caller gave cannot be used; nothing was started."""
+    """The caller's input cannot be used; nothing was started."""
 
     exit_code = 2
 
@@ -29,7 +29,7 @@ class DTypeError(BadInputError):
 
 
 class IndexRangeError(BadInputError):
-    """An index, such as a sample's label, lies outside of what it is to select from."""
+    """An index, such as a sample's label, is out of range."""
 
 
 class GraphError(BadInputError):
@@ -41,14 +41,14 @@ class GradientError(DistNetError):
 
 
 class ParameterError(BadInputError):
-    """A layer's parameters, or the vector that they lie in, are not what was declared."""
+    """A layer's parameters, or the vector that holds them, are not as declared."""
 
 
 # Recipes
 
 
 class UnknownRecipeError(BadInputError):
-    """No recipe has this name, and no file this path."""
+    """No recipe has this name, and no file has this path."""
 
 
 class RecipeError(BadInputError):
@@ -56,18 +56,18 @@ class RecipeError(BadInputError):
 
 
 class RecipeChangedError(BadInputError):
-    """The Python files that a run carries are not those that its model was trained with."""
+    """The Python files in a run's directory are not those that its model was trained with."""
 
 
 class UntrustedRecipeError(BadInputError):
-    """A run's recipe is code that somebody else may have written, and nobody said to trust it."""
+    """A run's recipe is code that others may have written, and the user did not trust it."""
 
 
 # The wire
 
 
 class ProtocolError(DistNetError):
-    """A message, received or to be sent, is not of this protocol."""
+    """A message, received or to be sent, does not follow the protocol."""
 
 
 class AddressError(BadInputError):
@@ -75,7 +75,7 @@ class AddressError(BadInputError):
 
 
 class ListenError(BadInputError):
-    """This process cannot listen on an address: in use, not this host's, or not permitted."""
+    """An address cannot be listened on: it is in use, not this host's, or not permitted."""
 
 
 class InsecureAddressError(BadInputError):
@@ -87,11 +87,11 @@ class KeyFileError(BadInputError):
 
 
 class NoAnswerError(DistNetError):
-    """Nobody answered at an address within the time allowed."""
+    """Nobody answered at an address in time."""
 
 
 class SegmentError(DistNetError):
-    """A shared-memory segment cannot be made, or cannot be attached from this process."""
+    """A shared-memory segment cannot be made or attached."""
 
 
 # Optimizers
@@ -102,7 +102,7 @@ class UnknownOptimizerError(BadInputError):
 
 
 class HyperParameterError(BadInputError):
-    """A setting of an optimizer or a schedule lies outside its range."""
+    """A setting of an optimizer or a schedule is out of range."""
 
 
 # Data
@@ -121,7 +121,7 @@ class DataFileError(BadInputError):
 
 
 class SourceError(DistNetError):
-    """One source of a published file could not deliver it; another one may."""
+    """One source of a published file could not deliver it; another may."""
 
 
 class DownloadError(SourceError):
@@ -133,7 +133,7 @@ class DebianPackageError(SourceError):
 
 
 class ContentError(SourceError):
-    """What a source delivered is not the published content."""
+    """A source delivered other content than was published."""
 
 
 class CacheError(DistNetError):
@@ -152,7 +152,7 @@ class ConfigurationError(BadInputError):
 
 
 class WeightsFileError(BadInputError):
-    """A .weights file is damaged, or is not of the network that it is given for."""
+    """A .weights file is damaged, or belongs to another network."""
 
 
 class UnknownClassifierError(BadInputError):
@@ -164,7 +164,7 @@ class NetworkWriteError(DistNetError):
 
 
 class LabelsError(BadInputError):
-    """A file of labels cannot be read, or has not one for each class."""
+    """A file of labels cannot be read, or lacks one label for each class."""
 
 
 class PreparedKernelsError(DistNetError):
@@ -172,29 +172,29 @@ class PreparedKernelsError(DistNetError):
 
 
 class ImageError(BadInputError):
-    """A picture cannot be read, or is none that can be answered for."""
+    """A picture cannot be read, or cannot be classified."""
 
 
 class PredictionError(DistNetError):
-    """What a net said of a picture is not finite."""
+    """A net's outputs for a picture are not finite."""
 
 
-# Models by what a person calls them
+# Where a model is read from
 
 
 class UnknownModelError(BadInputError):
-    """What was given as a model is none."""
+    """There is no such model."""
 
 
 class ModelOptionError(BadInputError):
-    """An option that this model needs is missing, or one was given that it has no use for."""
+    """An option that a model needs is missing, or one was given that it cannot use."""
 
 
 # The parameter server
 
 
 class SettingError(BadInputError):
-    """A setting of a run has a value that it cannot have."""
+    """A setting of a run or a service is out of range."""
 
 
 class CheckpointMissingError(BadInputError):
@@ -214,7 +214,7 @@ class CheckpointFormatError(BadInputError):
 
 
 class CheckpointMismatchError(BadInputError):
-    """A checkpoint is of another model or another run than it was asked to be."""
+    """A checkpoint belongs to another model or another run."""
 
 
 class CheckpointWriteError(DistNetError):
@@ -222,11 +222,11 @@ class CheckpointWriteError(DistNetError):
 
 
 class JoinRefusedError(BadInputError):
-    """The server does not let this worker join its run."""
+    """The server does not let this process join."""
 
 
 class WorkerRefusedError(DistNetError):
-    """The server dismissed this worker for what it sent."""
+    """The server dismissed this worker because of a message that it sent."""
 
 
 class ServerLostError(DistNetError):
@@ -237,17 +237,17 @@ class ServerLostError(DistNetError):
 
 
 class QuestionError(BadInputError):
-    """What a model of the pool was asked cannot be answered: it does not fit the model."""
+    """A request does not fit the model that it is for."""
 
 
 class ModelNotServedError(BadInputError):
-    """The pool serves no such model, or no such version of it."""
+    """The pool does not serve this model, or this version of it."""
 
 
 class PoolUnavailableError(DistNetError):
-    """The pool cannot answer now: it is full, too late already, draining, or has no worker.
+    """The pool cannot answer now: it is full, too slow, draining, or has no worker.
 
-    ``retry_after_s``: when asking again may help; 0: unknown.
+    ``retry_after_s``: when to ask again; 0: unknown.
     """
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
@@ -256,38 +256,38 @@ class PoolUnavailableError(DistNetError):
 
 
 class RequestExpiredError(DistNetError):
-    """The pool is there, but did not answer a request within the time that it had."""
+    """The pool is there, but did not answer a request in time."""
 
 
 class RequestFailedError(DistNetError):
-    """A request ended the workers that tried it, or its outputs are not numbers."""
+    """A request crashed the workers that tried it, or its outputs are not finite."""
 
 
 class RequestCancelledError(DistNetError):
-    """The result was asked for of a request that had been cancelled."""
+    """The result of a cancelled request was asked for."""
 
 
 class ReloadError(DistNetError):
-    """A model could not be read again, or not be put away; what was served before still is."""
+    """A model could not be reloaded or unloaded; the version before is still served."""
 
 
 # Asking it over HTTP
 
 
 class BadRequestError(BadInputError):
-    """A request over HTTP is not what its address expects."""
+    """An HTTP request is not what its address expects."""
 
 
 class RequestTooLargeError(BadInputError):
-    """A request over HTTP, or what it decompresses to, is larger than the limit."""
+    """An HTTP request, or its decompressed body, is larger than the limit."""
 
 
 class UnsupportedEncodingError(BadInputError):
-    """The body of a request is compressed in a way that is not known here."""
+    """The body of a request is compressed in an unknown way."""
 
 
 class UnsupportedRequestError(BadInputError):
-    """A part of the Open Inference Protocol, or of its extensions, that is not offered here."""
+    """A part of the Open Inference Protocol, or an extension, is not supported."""
 
 
 # Runs
@@ -298,15 +298,15 @@ class RunDirectoryError(BadInputError):
 
 
 class ProcessFailedError(DistNetError):
-    """A process of the run ended before its time, or did not start."""
+    """A process ended too early, or did not start."""
 
 
 class RunOverdueError(DistNetError):
-    """A run was not done within the time allowed."""
+    """A run was not done in time."""
 
 
 class MissingExtraError(DistNetError):
-    """Something needs a package that is not installed."""
+    """A feature needs a package that is not installed."""
 
 
 class InterruptedRunError(DistNetError):
@@ -326,7 +326,7 @@ class BenchmarkError(DistNetError):
 
 
 class ModelLoadError(DistNetError):
-    """A worker cannot load a version of a model: its arrays or its recipe are not to be had."""
+    """A version of a model cannot be loaded: its arrays or its recipe are missing or damaged."""
 
 
 class GatewayLostError(DistNetError):

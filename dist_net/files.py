@@ -1,4 +1,4 @@
-"""Files that appear at once, when they are complete. Whoever writes says what failed to him."""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what becomes ``path`` at the end; until then, ``path`` is as it was.
+    """A context with a file to write, which replaces ``path`` at the end.
 
-    Whenever the machine stops, the file is the old one or the new one. Raises OSError where it
-    cannot be written; whatever is raised, nothing is left behind.
+    If the machine stops, ``path`` is the old file or the new one, whole. If anything is raised,
+    the new file is removed. Raises OSError where it cannot be written.
     """
-    # Several processes may prepare the same kernels at once.
+    # Several processes may write the same file at once.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             partial.unlink()
         raise
-    # Without this a crash of the machine may undo the renaming.
+    # Without this a power cut may undo the renaming.
     _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
 
 

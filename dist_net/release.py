@@ -1,4 +1,4 @@
-"""Which dist_net this is: its version, and a digest of the sources that decide what is computed."""
+"""The release of dist_net: its version, and a digest of the sources that affect results."""
 
 import hashlib
 from functools import cache
@@ -10,9 +10,9 @@ COMPUTING = ("autodiff", "nn", "optim", "darknet", "data", "training", "paramete
 
 @cache
 def release() -> str:
-    """Such as ``0.1.0+5f2c9a01b3d4``: hosts on which it is the same compute the same.
+    """Such as ``0.1.0+5f2c9a01b3d4``; hosts with the same release compute the same.
 
-    Behind the version are 12 hexadecimal digits of the SHA-256 of the sources.
+    After the version come 12 hexadecimal digits of the SHA-256 of the sources.
     """
     try:
         number = version("dist-net")
