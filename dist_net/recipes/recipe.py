@@ -1,8 +1,8 @@
 """Recipes: what to train, and with which settings, by name or from a user's Python file.
 
-A recipe file is Python that leaves a ``Recipe`` in a variable called ``recipe``, and may import
-modules that lie beside it; those in ``dist_net/recipes/built_in`` are such files too. Recipes
-travel by reference: every host runs its own, and a digest shows whether they are the same.
+A recipe file is Python code that leaves a ``Recipe`` in a variable called ``recipe``. It may import
+modules from its own folder. The built-in recipes are such files too. Recipes travel by reference:
+every host runs its own file, and a digest shows whether the files are the same.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ BUILT_IN = Path(__file__).parent / "built_in"
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network, the data that it is trained on, and how.
+    """A network, the data that it is trained on, and how it is trained.
 
-    ``dataset`` is the name of a dataset or a function that gives one, whose images are uint8 of
-    ``input_shape``. The last layer has one output per class. ``fitting`` says how the training
-    pictures were made to fit, and so how those will be that the net is asked about: see
-    ``dist_net.fit_picture``. Without it, it is "pad" for a dataset with a name, and "exact" for
-    one of a function, which alone knows what it does. Raises RecipeError for settings that
-    cannot be, and what the network raises when its layers do not fit together.
+    ``dataset`` is the name of a dataset, or a function that returns one, whose images are uint8 of
+    ``input_shape``. The last layer has one output per class. ``fitting`` says how pictures are
+    resized to ``input_shape``, in training and when the net is served: see
+    ``dist_net.fit_picture``. By default it is "pad" for a named dataset, and "exact" for a
+    function, which does its own resizing. Raises RecipeError for settings out of range, and what
+    the network raises when its layers do not fit together.
     """
 
     network: Layer
@@ -76,19 +76,19 @@ class Recipe:
                 f"batch_size={self.batch_size}, epochs={self.epochs}, "
                 f"learning_rate={self.learning_rate}: expected each to be above 0"
             )
-        self.model  # noqa: B018 - a network that does not fit together is found here
+        self.model  # noqa: B018 - raises here if the layers do not fit together
 
     @cached_property
     def model(self) -> Model:
-        """The network with its input and its loss."""
+        """The network with its input shape and its loss."""
         return Model(self.network, self.input_shape, self.loss)
 
     def initial_weights(self, seed: int) -> Vector:
-        """The first values of parameters and buffers, the same for the same seed."""
+        """The initial parameters and buffers; the same for the same seed."""
         return self.model.layout.initial(np.random.default_rng(seed))
 
     def load_dataset(self, progress: Progress | None = None) -> Dataset:
-        """The dataset, fetched if need be; raises RecipeError if it does not fit the network."""
+        """Loads the dataset, fetched if need be; raises RecipeError if it does not fit the net."""
         if isinstance(self.dataset, str):
             dataset = dataset_named(self.dataset, progress=progress)
         else:
@@ -132,10 +132,10 @@ def _at_place(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class LoadedRecipe:
-    """A recipe and where it came from: a built-in name or an absolute path.
+    """A recipe with its ``reference``: a built-in name or an absolute path.
 
-    ``files`` are its own, RECIPE_FILE, and those beside it that it has imported so far, by name.
-    ``path`` is the file that was run: the one at ``reference``, or a run directory's copy of it.
+    ``files``, by name, are its own, RECIPE_FILE, and those of its folder that it has imported so
+    far. ``path`` is the file that was run: the original, or a run directory's copy.
     """
 
     reference: str
@@ -146,20 +146,20 @@ class LoadedRecipe:
 
     @property
     def is_built_in(self) -> bool:
-        """Whether it is a part of dist_net, and not code that a run carries."""
+        """Whether it is part of dist_net, and not a user's file."""
         return self.reference in recipe_names()
 
     @property
     def file_digests(self) -> dict[str, str]:
-        """SHA-256, in hexadecimal, of each of its files."""
+        """The SHA-256 of each of its files, in hexadecimal."""
         return {name: sha256(content) for name, content in sorted(self.files.items())}
 
     def digest(self, dataset: Dataset) -> str:
-        """What hosts must have in common to train together, in three parts with a name each.
+        """``release X; recipe Y; data Z``, which must agree on hosts that train together.
 
-        ``release X; recipe Y; data Z``: the release of dist_net; SHA-256 of the recipe's files, the
-        names and shapes of the parameters and buffers, how many are buffers and how they move;
-        and that of the training samples, see ``Dataset.digest``.
+        X is the release of dist_net; Y a SHA-256 of the recipe's files, the names and shapes of
+        parameters and buffers, and the buffers' momenta; Z that of the training samples, see
+        ``Dataset.digest``.
         """
         layout = self.recipe.model.layout
         shapes = repr((layout.shapes, layout.momenta)).encode()
@@ -170,10 +170,10 @@ class LoadedRecipe:
 
 @dataclass(frozen=True)
 class RecipeRecord:
-    """What a run keeps of its recipe with the weights, beside its reference.
+    """What a checkpoint says of its recipe, besides the reference.
 
-    ``files`` are its digests (see ``LoadedRecipe.file_digests``), ``class_names`` the dataset's.
-    Of a run of an earlier release, there may be nothing.
+    ``files`` are the digests of its files (see ``LoadedRecipe.file_digests``), ``class_names`` the
+    dataset's. Each may be missing.
     """
 
     files: Mapping[str, str] = field(default_factory=dict)
@@ -182,7 +182,7 @@ class RecipeRecord:
 
     @classmethod
     def of(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
-        """What is to be kept of this recipe."""
+        """The record of this recipe."""
         return cls(loaded.file_digests, dataset.class_names, loaded.recipe.fitting)
 
     def to_json(self) -> dict[str, Any]:
@@ -215,9 +215,9 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(reference: str) -> LoadedRecipe:
-    """The recipe called ``reference``, or the one in the file at that path, which is run.
+    """The built-in recipe of that name, or the recipe in the file at that path, which is run.
 
-    Raises UnknownRecipeError where there is none, and RecipeError when the file fails to run or
+    Raises UnknownRecipeError if there is neither, and RecipeError if the file fails to run or
     leaves no recipe.
     """
     names = recipe_names()
@@ -237,14 +237,15 @@ def load_recipe(reference: str) -> LoadedRecipe:
 def load_recipe_copy(
     path: Path, reference: str, digests: Mapping[str, str], is_trusted: bool = False
 ) -> LoadedRecipe:
-    """The recipe in the file ``path``, which is a copy of the one that ``reference`` names.
+    """The recipe in the file ``path``, a copy of the one that ``reference`` names.
 
-    Nothing is run but it and files beside it that have the ``digests`` that ``file_digests`` gave
-    for the original. It is told that it stands where that did, so that it finds its data.
+    Only this file and files of its folder are run, and only with the ``digests`` that
+    ``file_digests`` gave for the originals. Its ``__file__`` is the original's, so that it finds
+    its data.
 
-    Raises RecipeChangedError where a file is missing or another, UntrustedRecipeError where
-    somebody else may have written it, unless it ``is_trusted``, and RecipeError if it fails.
-    Without ``digests`` only what ``is_trusted`` is run.
+    Raises RecipeChangedError if a file is missing or has changed, UntrustedRecipeError if others
+    may have written it and it is not ``is_trusted``, and RecipeError if it fails. Without
+    ``digests`` it is run only if it ``is_trusted``.
     """
     files = RecipeFiles(path, Path(reference), reader_of(path, digests, is_trusted))
     return _run(reference, Path(reference).stem, path, files)

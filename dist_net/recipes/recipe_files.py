@@ -1,7 +1,7 @@
-"""The Python files of a recipe: run from bytes that were checked, importing what lies beside them.
+"""Runs a recipe's Python files from bytes that were checked, with imports from its own folder.
 
-Python's own import would read a file again after it was checked, or run cached bytecode in its
-place, and two recipes that each import a ``net.py`` would get the same one.
+Python's own import would read a file again after the check, or run cached bytecode instead, and
+two recipes that each import a ``net.py`` would get the same one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from dist_net.errors import RecipeChangedError, RecipeError, UntrustedRecipeError
 
 RECIPE_FILE = "recipe.py"
-"""What a recipe's own file is called in a run directory; files beside it keep their names."""
+"""The name of a recipe's own file in a run directory; files that it imports keep their names."""
 
 MODULE_PREFIX = "dist_net_recipe_"
 
@@ -31,10 +31,10 @@ Read = Callable[[Path], bytes | None]
 
 
 class RecipeFiles:
-    """A recipe's file at ``path`` and the modules in its folder that it imports, run once each.
+    """A recipe's file at ``path``, and the modules of its folder that it imports, run once each.
 
-    ``original``: where the file stood that this one is a copy of; ``__file__`` says so, and data
-    beside it are found. ``contents`` has, by name, each file that was run: lazy imports add to it.
+    ``original`` is the file that this one is a copy of: it becomes ``__file__``, so that data
+    beside it are found. ``contents`` has each file that was run, by name; lazy imports add to it.
     """
 
     def __init__(self, path: Path, original: Path, read: Read) -> None:
@@ -46,7 +46,7 @@ class RecipeFiles:
         self._builtins = {**vars(builtins), "__import__": self._import, "print": _print}
 
     def run(self) -> dict[str, Any]:
-        """Runs the recipe's file and gives its variables; raises whatever that raises."""
+        """Runs the recipe's file and returns its variables; raises what that raises."""
         source = self._read(self._path)
         if source is None:
             raise RecipeError("no such file")
@@ -60,7 +60,7 @@ class RecipeFiles:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        """Stands for ``__import__`` in a recipe's files: theirs come first, as a script's do."""
+        """``__import__`` in a recipe's files: as in a script, its own folder comes first."""
         if level == 0 and "." not in name:
             if name in self._modules:
                 return self._modules[name]
@@ -94,14 +94,14 @@ class RecipeFiles:
 
 
 class _CheckedSource(SourceLoader):
-    """Gives the import system bytes that are in memory; no bytecode is read or written."""
+    """Gives the import system source code from memory; no bytecode is read or written."""
 
     def __init__(self, path: Path, source: bytes) -> None:
         self._path = path
         self._source = source
 
     def get_filename(self, fullname: str) -> str:
-        """Where tracebacks say that the code is from."""
+        """The file that tracebacks name."""
         return str(self._path)
 
     def get_data(self, path: str | bytes) -> bytes:
@@ -110,7 +110,7 @@ class _CheckedSource(SourceLoader):
 
 
 def _print(*values: object, **options: Any) -> None:
-    """A recipe's ``print``: stdout is for what a command answers."""
+    """A recipe's ``print`` writes to stderr: stdout is for a command's result."""
     print(*values, **{"file": sys.stderr, **options})
 
 
@@ -120,10 +120,10 @@ def read_any(path: Path) -> bytes | None:
 
 
 def reader_of(recipe: Path, digests: Mapping[str, str], is_trusted: bool) -> Read:
-    """Reads the file ``recipe`` and those beside it if they are the ones with these ``digests``.
+    """A function that reads ``recipe``, and files of its folder, if they have these ``digests``.
 
-    Raises RecipeChangedError where one is missing or another, and UntrustedRecipeError where
-    somebody else may have written it, unless it ``is_trusted``; without any digest it has to be.
+    It raises RecipeChangedError if one is missing or has changed, and UntrustedRecipeError if
+    others may have written it, or there is no digest, unless it ``is_trusted``.
     """
 
     def read(path: Path) -> bytes | None:
@@ -132,7 +132,7 @@ def reader_of(recipe: Path, digests: Mapping[str, str], is_trusted: bool) -> Rea
             return read_any(path) if is_trusted and not digests else None
         content, expected = read_any(path), digests.get(name)
         if content is None or expected not in (None, sha256(content)):
-            found = "is missing" if content is None else "is another"
+            found = "is missing" if content is None else "has changed"
             raise RecipeChangedError(
                 f"the recipe's file {path} {found}; expected the one that the model was trained "
                 f"with: put that one back"
@@ -150,7 +150,7 @@ def reader_of(recipe: Path, digests: Mapping[str, str], is_trusted: bool) -> Rea
 
 
 def _require_own(file: Path) -> None:
-    """Raises UntrustedRecipeError if somebody else may have written the file."""
+    """Raises UntrustedRecipeError if others may have written the file."""
     for path in (file, file.parent):
         status = path.stat()
         if status.st_uid != os.geteuid():
@@ -166,12 +166,12 @@ def _require_own(file: Path) -> None:
 
 
 def sha256(content: bytes) -> str:
-    """The digest of a file, in hexadecimal."""
+    """The digest in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def place_in_recipe(error: BaseException) -> str:
-    """The line of a recipe's file where an error arose, ``FILE:LINE``; "" if in none."""
+    """``FILE:LINE`` of a recipe's file where an error was raised; "" if in none."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     places = [

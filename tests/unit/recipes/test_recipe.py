@@ -301,7 +301,7 @@ def test_a_changed_file_is_not_run(copied: LoadedRecipe, name: str) -> None:
     path = copied.path.with_name(name)
     path.write_text("raise SystemExit('it was run')")
     for is_trusted in (False, True):
-        with pytest.raises(RecipeChangedError, match=f"{name} is another; expected the one"):
+        with pytest.raises(RecipeChangedError, match=f"{name} has changed; expected the one"):
             copy_of(copied, is_trusted)
     path.unlink()
     with pytest.raises(RecipeChangedError, match=f"{name} is missing"):
