@@ -12,8 +12,8 @@ from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import available_cores
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import DistNetError, UnknownModelError
-from dist_net.models.classifier import Answer
-from dist_net.models.sources import MODELS, classifier_called
+from dist_net.models.classifier import Answer, classifier_called
+from dist_net.models.sources import MODELS
 
 BAR_LENGTH = 20
 

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.darknet.configuration import Configuration
-from dist_net.darknet.labels import read_labels, require_labels
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.weights import read_weights, unreadable
-from dist_net.errors import (
-    ImageError,
-    PredictionError,
-    PreparedKernelsError,
-    WeightsFileError,
-)
+from dist_net.darknet.labels import require_labels
+from dist_net.data import Progress
+from dist_net.errors import ImageError, PredictionError
+from dist_net.models.sources import DarknetFiles, source_called
 from dist_net.nn import Model
-from dist_net.nn.inference import Inference, Prepared, prepare, softmax
-from dist_net.nn.prepared import key_of, map_prepared, write_prepared
+from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.pictures.decoding import Source, name_of
 from dist_net.pictures.inputs import PictureInputs
 from dist_net.pictures.predictions import Prediction, predictions_of
-
-logger = logging.getLogger(__name__)
-
 
 Answer = list[Prediction] | ImageError | PredictionError
 """The answer for one picture: the likeliest classes, or why there are none."""
@@ -119,50 +108,32 @@ def load_classifier(
     the weights are kept beside those, and mapped from there the next time. Raises what building
     the network, reading the files, and ``Classifier`` raise.
     """
-    network = DarknetNetwork(configuration)
-    model = Model(network, network.input_shape, input_dtype=np.float32)
-    names = read_labels(labels, model.classes) if isinstance(labels, Path) else labels
-    prepared = prepared_kernels(model, network, weights).prepared
-    return Classifier(model, prepared, names, batch_size=batch_size, threads=threads)
+    names = labels if isinstance(labels, Path) else tuple(labels)
+    found = DarknetFiles(lambda: configuration, lambda: weights, names).read()
+    return Classifier(
+        found.model, found.prepared, found.labels, batch_size=batch_size, threads=threads
+    )
 
 
-class KeptKernels(NamedTuple):
-    """The kernels prepared from a file of weights, and a key that changes with the weights.
+def classifier_called(
+    model: str,
+    weights: Path | None,
+    labels: Path | None,
+    progress: Progress,
+    threads: int = 1,
+    trust_recipe: bool = False,
+) -> Classifier:
+    """The classifier that ``model`` names, which computes with ``threads`` threads.
 
-    ``file`` is where they are kept under that key; None if nowhere.
+    The arguments are those of ``source_called``. Raises what that, reading the model, and
+    ``Classifier`` raise.
     """
-
-    prepared: Prepared
-    key: str
-    file: Path | None
-
-
-def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> KeptKernels:
-    """The kernels prepared from the weights in a file; kept beside it for the next time.
-
-    Raises WeightsFileError if the weights cannot be read, or change meanwhile.
-    """
-    try:
-        key = key_of(model, weights)
-    except OSError as error:
-        raise unreadable(weights, error) from error
-    file = prepared_beside(weights)
-    mapped = map_prepared(file, key)
-    if mapped is not None:
-        return KeptKernels(mapped, key, file)
-    prepared = prepare(model, read_weights(weights, network))
-    if key_of(model, weights) != key:
-        raise WeightsFileError(
-            f"{weights}: has changed while it was read; expected a file that is complete: try again"
-        )
-    try:
-        write_prepared(file, prepared, key)
-    except PreparedKernelsError as error:
-        logger.warning("kernels_not_kept reason=%s", error)
-        return KeptKernels(prepared, key, None)
-    return KeptKernels(prepared, key, file)
-
-
-def prepared_beside(weights: Path) -> Path:
-    """The file for the kernels that were prepared from a file of weights."""
-    return weights.with_name(f"{weights.name}.prepared")
+    found = source_called(model, weights, labels, progress, trust_recipe=trust_recipe).read()
+    return Classifier(
+        found.model,
+        found.prepared,
+        found.labels,
+        found.has_logits,
+        threads=threads,
+        fitting=found.fitting,
+    )

@@ -5,6 +5,7 @@ A source can be read again and again, and gives the model as it is at that time.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,25 +18,29 @@ from dist_net.darknet.configuration import Configuration, configuration_text, re
 from dist_net.darknet.labels import imagenet_labels, read_labels, require_labels
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import PUBLISHED
+from dist_net.darknet.weights import read_weights, unreadable
 from dist_net.darknet.weights_download import fetch_weights
 from dist_net.data import CLASS_NAMES, Progress
 from dist_net.errors import (
     ModelOptionError,
     NotACheckpointError,
+    PreparedKernelsError,
     RecipeError,
     UnknownModelError,
     UntrustedRecipeError,
+    WeightsFileError,
 )
-from dist_net.models.classifier import Classifier, prepared_kernels
 from dist_net.models.observer import Observer
 from dist_net.models.run_directory import DEFAULT_PARENT, RunDirectory, load_trained
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
-from dist_net.nn.prepared import key_of_vector
+from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
 from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
 from dist_net.wire.security import PeerKeys
+
+logger = logging.getLogger(__name__)
 
 MODELS = (
     f"the name of a published classifier ({', '.join(PUBLISHED)}), the directory or checkpoint of "
@@ -73,6 +78,48 @@ class ModelSource(Protocol):
     def read(self) -> FoundModel:
         """The model as it is now; raises a DistNetError if there is none."""
         ...
+
+
+class KeptKernels(NamedTuple):
+    """The kernels prepared from a file of weights, and a key that changes with the weights.
+
+    ``file`` is where they are kept under that key; None if nowhere.
+    """
+
+    prepared: Prepared
+    key: str
+    file: Path | None
+
+
+def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> KeptKernels:
+    """The kernels prepared from the weights in a file; kept beside it for the next time.
+
+    Raises WeightsFileError if the weights cannot be read, or change meanwhile.
+    """
+    try:
+        key = key_of(model, weights)
+    except OSError as error:
+        raise unreadable(weights, error) from error
+    file = prepared_beside(weights)
+    mapped = map_prepared(file, key)
+    if mapped is not None:
+        return KeptKernels(mapped, key, file)
+    prepared = prepare(model, read_weights(weights, network))
+    if key_of(model, weights) != key:
+        raise WeightsFileError(
+            f"{weights}: has changed while it was read; expected a file that is complete: try again"
+        )
+    try:
+        write_prepared(file, prepared, key)
+    except PreparedKernelsError as error:
+        logger.warning("kernels_not_kept reason=%s", error)
+        return KeptKernels(prepared, key, None)
+    return KeptKernels(prepared, key, file)
+
+
+def prepared_beside(weights: Path) -> Path:
+    """The file for the kernels that were prepared from a file of weights."""
+    return weights.with_name(f"{weights.name}.prepared")
 
 
 class DarknetFiles:
@@ -281,30 +328,6 @@ def source_called(
     if is_live:
         return FollowedRun(model, keys, labels, progress, trust_recipe)
     return TrainedRun(path, labels, progress, trust_recipe)
-
-
-def classifier_called(
-    model: str,
-    weights: Path | None,
-    labels: Path | None,
-    progress: Progress,
-    threads: int = 1,
-    trust_recipe: bool = False,
-) -> Classifier:
-    """The classifier that ``model`` names, which computes with ``threads`` threads.
-
-    The arguments are those of ``source_called``. Raises what that, reading the model, and
-    ``Classifier`` raise.
-    """
-    found = source_called(model, weights, labels, progress, trust_recipe=trust_recipe).read()
-    return Classifier(
-        found.model,
-        found.prepared,
-        found.labels,
-        found.has_logits,
-        threads=threads,
-        fitting=found.fitting,
-    )
 
 
 def _runs_near(path: Path) -> list[str]:

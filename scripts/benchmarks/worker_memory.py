@@ -18,7 +18,7 @@ from benchmarks.peers import darknet_task
 from benchmarks.served import Gateway, Net, picture_requests
 from dist_net.darknet import read_configuration
 from dist_net.darknet.network import DarknetNetwork
-from dist_net.models.classifier import prepared_kernels
+from dist_net.models.sources import prepared_kernels
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference
 

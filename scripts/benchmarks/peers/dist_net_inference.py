@@ -18,7 +18,7 @@ from dist_net.autodiff.arrays import Call, in_order
 from dist_net.autodiff.operations.fused_convolution import PlannedConvolution
 from dist_net.darknet.configuration import read_configuration
 from dist_net.darknet.network import DarknetNetwork
-from dist_net.models.classifier import prepared_kernels
+from dist_net.models.sources import prepared_kernels
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared
 
