@@ -48,6 +48,9 @@ def entry_point(main: Callable[[], int], kept_bytes: int = KEPT_BYTES) -> int:
         logger.error("%s", error)
         print(FAILED, error, flush=True)
         return error.exit_code
+    finally:
+        # It ends as it was about to. A parent of several threads may be noticed to end twice.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def raise_descriptor_limit() -> None:
