@@ -12,10 +12,11 @@ does not turn pictures, and drops the alpha channel.) Colour profiles are ignore
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +53,9 @@ UPRIGHT = {
 GREY_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow's modes
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
+MOST_READS = 1 << 17
+"""How often a decoder may read from a file: 100 times as often as for any picture in common use."""
+
 Indices = NDArray[np.intp]
 
 
@@ -86,14 +90,46 @@ def _error(name: str, what: str) -> ImageError:
     return ImageError(" ".join(f"{name}: {what}".split()))
 
 
+class _LimitedReads(io.IOBase):
+    """A file that refuses to be read in too many small pieces.
+
+    Pillow looks for a JPEG's markers byte by byte, and goes through empty chunks of a PNG one by
+    one: without a limit, 30 MiB of either keep it busy for half a minute.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._left = MOST_READS
+
+    def read(self, size: int = -1) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise _error(self._name, f"damaged: not decoded after {MOST_READS:,} reads")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
 def _decoded(file: BinaryIO, name: str, most_pixels: int) -> Pixels:
     if not file.seekable():  # decoders go back and forth
         raise _error(name, "a pipe; expected a file, which can be read from its beginning again")
     if not file.read(1):
         raise _error(name, "an empty file, 0 bytes; expected a picture")
     file.seek(0)
+    limited = cast(BinaryIO, _LimitedReads(file, name))
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(limited, formats=FORMATS) as image:
             _require_size(*image.size, name, most_pixels)
             image.load()
             upright = _upright(image)

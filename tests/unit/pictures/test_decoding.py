@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from dist_net.errors import ImageError
+from dist_net.pictures import decoding
 from dist_net.pictures.decoding import Pixels, grey, letterbox, load_image, pad, resize
 
 pytestmark = [  # Pillow warns beside what it does
@@ -274,6 +275,31 @@ def test_whatever_is_damaged_is_refused_in_one_line_or_read(kind: str) -> None:
 
 
 # From pixels to inputs
+
+
+EMPTY_CHUNK = bytes(4) + b"tIME" + struct.pack(">I", zlib.crc32(b"tIME"))
+
+
+@pytest.mark.parametrize(
+    ("begin", "filler"),
+    [
+        (b"\xff\xd8\xff", b"\0"),
+        (b"\xff\xd8\xff", b"\xff\0"),
+        (b"\xff\xd8", b"\xff\xfe\0\2"),
+        (png(8, 8, 8, 2, b"")[:33], EMPTY_CHUNK),
+        (b"GIF89a\x08\0\x08\0\0\0\0!\xfe", b"\1x"),
+        (b"P6", b" "),
+    ],
+    ids=["zeros", "no markers", "comments", "chunks", "blocks", "spaces"],
+)
+def test_a_file_in_which_a_decoder_gets_lost_is_refused(
+    monkeypatch: pytest.MonkeyPatch, begin: bytes, filler: bytes
+) -> None:
+    monkeypatch.setattr(decoding, "MOST_READS", 1000)
+    file = io.BytesIO(begin + filler * 2000)
+    with pytest.raises(ImageError, match=r"not decoded after 1,000 reads"):
+        load_image(file)
+    assert file.tell() < 20_000
 
 
 def test_a_letterbox_keeps_proportions_and_fills_up_with_grey() -> None:
