@@ -1,4 +1,4 @@
-"""The process that a pool's workers are forked from, as the gateway sees it; see `forking`."""
+"""The gateway's side of the process that its workers are forked from; see `forking`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from dist_net.errors import ProcessFailedError
 
 logger = logging.getLogger(__name__)
 
-BORN_WITHIN_S = 5.0  # else the fork server is stopped, or hangs; it takes some 10 ms
+BORN_WITHIN_S = 5.0  # a fork takes some 10 ms; after so long the fork server hangs
 POLL_S = 0.005
 LONGEST_WORD = 64
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
 
 class ForkedProcess:
-    """A child of this process that another one forked, with what is used of ``Popen``."""
+    """A child of this process that another one forked, with the methods of ``Popen`` in use."""
 
     def __init__(self, process_id: int) -> None:
         self.pid = process_id
@@ -74,10 +74,10 @@ class _Order(NamedTuple):
 
 
 class ForkServer:
-    """Has processes forked, one after the other, by ``python -m MODULE``: see `fork_on_orders`.
+    """Has processes forked one after the other, by ``python -m MODULE``: see `fork_on_orders`.
 
-    They are children of this process. ``start`` is called on the running event loop, and again when
-    the module's process has ended: what was ordered, and is not born, is ordered of the new one.
+    They become children of this process. Call ``start`` on the running event loop, and again when
+    the fork server has ended: the new one gets the orders that were not carried out.
     """
 
     def __init__(self, name: str, module: str, logs: Path) -> None:
@@ -89,7 +89,7 @@ class ForkServer:
         self._overdue: asyncio.TimerHandle | None = None
 
     def start(self) -> Child:
-        """The process that forks others, which was not there or has ended."""
+        """Starts the process that forks others."""
         _adopt_orphans()
         self._loop = asyncio.get_running_loop()
         self._socket, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -102,20 +102,20 @@ class ForkServer:
     def order(
         self, name: str, arguments: Sequence[str], born: Callable[[RunningChild], None]
     ) -> None:
-        """Has one forked, for which ``born`` is called."""
+        """Has a process forked, and ``born`` called with it."""
         self._orders.append(_Order(name, arguments, born))
         self._give_order()
 
     def ended(self) -> None:
-        """The process of `start` has ended, and was waited for."""
+        """The process that ``start`` returned has ended."""
         self._is_free = False
         self._expect_nothing()
         self._loop.remove_reader(self._socket)
-        self._socket.shutdown(socket.SHUT_RD)  # who says only now that it is born, ends
+        self._socket.shutdown(socket.SHUT_RD)  # a process that announces itself only now ends
         while self._hear():
             pass
         self._socket.close()
-        with suppress(ChildProcessError):  # what it left half born
+        with suppress(ChildProcessError):  # the processes that it had only half forked
             while os.waitpid(-self._child.process_id, os.WNOHANG)[0]:
                 pass
 
@@ -125,11 +125,12 @@ class ForkServer:
             self._expect_nothing()
             self._is_free = True
             self._give_order()
-        elif said is not None:  # the process is about to end, which will be noticed
+        elif said is not None:  # the fork server is about to end, which will be noticed
             self._loop.remove_reader(self._socket)
 
     def _hear(self) -> bytes | None:
-        """Hears that the fork server is ready, or who is born; empty at the end, None: nothing."""
+        """Reads that the fork server is ready, or a new process's id; empty at the end; None if
+        there is nothing to read."""
         try:
             said = self._socket.recv(LONGEST_WORD)
         except BlockingIOError:
@@ -158,7 +159,7 @@ class ForkServer:
 
     def _give_up(self) -> None:
         self._overdue = None
-        self._receive()  # what was said while this process itself stood still counts
+        self._receive()  # what came while this process itself stood still counts
         if self._is_free or self._overdue is not None:
             return
         logger.warning("event=fork_server_killed reason=nothing born in %g s", BORN_WITHIN_S)
@@ -166,7 +167,7 @@ class ForkServer:
 
 
 def _adopt_orphans() -> None:
-    """Makes processes whose parent ends children of this one, if it is an ancestor of theirs."""
+    """Makes this process adopt its descendants whose parent has ended."""
     library = ctypes.CDLL(None)
     can_adopt = hasattr(library, "prctl")
     if not can_adopt or library.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:

@@ -1,11 +1,11 @@
-"""The process that others are forked from: what it has imported, they have without paying for it.
+"""The process that others are forked from, so that they share the memory of what it has imported.
 
-Orders come on a Unix socket, one at a time, and each becomes a process that is a child of whoever
-gave the order, and not of this one: whether this one lives is nothing to it. It says itself that
-it is born, on the same socket; if nobody hears that any more, it ends.
+Orders come on a Unix socket, one at a time. Each becomes a process that is a child of the process
+that gave the order, not of this one, and goes on if this one ends. The new process announces itself
+on the same socket; if nobody listens there any more, it ends.
 
-Not for a process that has threads, open sockets or a context of ZeroMQ: they would not survive, or
-be shared. BLAS ends its threads before a fork, and begins them again when they are needed.
+A process that forks must have no threads, open sockets or ZeroMQ context: they would be lost, or
+shared. BLAS ends its threads before a fork, and starts them again when they are needed.
 """
 
 from __future__ import annotations
@@ -28,17 +28,15 @@ READY_TO_FORK = b"ready"
 LARGEST_ORDER = 1 << 16
 ADOPTION_POLL_S = 0.0005
 
-Run = Callable[[Sequence[str]], int]
-"""What a forked process does with its arguments; gives its exit code."""
 
-
-def fork_on_orders(orders: socket.socket, run: Run) -> None:
+def fork_on_orders(orders: socket.socket, run: Callable[[Sequence[str]], int]) -> None:
     """Forks a process for each order, until the other end is closed.
 
-    An order is the name and the arguments as JSON, and the descriptors for its stdout and stderr.
-    Raises ProcessFailedError and OSError when no more can be forked.
+    An order is a name and arguments as JSON, and the descriptors for stdout and stderr. The new
+    process calls ``run`` with the arguments, for its exit code. Raises ProcessFailedError and
+    OSError when no more can be forked.
     """
-    # What is here stays, and a collection that looked through it would write to every page of it.
+    # What is here stays. A garbage collection would write to every page of it, and so copy it.
     gc.collect()
     gc.freeze()
     with suppress(ConnectionError):  # the other end is closed already
@@ -52,7 +50,7 @@ def fork_on_orders(orders: socket.socket, run: Run) -> None:
 
 
 def _received(orders: socket.socket) -> tuple[bytes, list[int]] | None:
-    """The next order, and its descriptors; None: there will be none."""
+    """The next order and its descriptors; None if the other end is closed."""
     try:
         order, outputs, _, _ = socket.recv_fds(orders, LARGEST_ORDER, 2)
     except ConnectionError:
@@ -61,8 +59,8 @@ def _received(orders: socket.socket) -> tuple[bytes, list[int]] | None:
 
 
 def _fork(orders: socket.socket, outputs: Sequence[int], name: str, run: Callable[[], int]) -> None:
-    """Forks twice. The process between the two ends at once, so that the system gives its child to
-    the next ancestor that takes orphans: to who gave the order."""
+    """Forks twice. The process in between ends at once, so that the system gives its child to the
+    nearest ancestor that adopts orphans: the one that gave the order."""
     between = os.fork()
     if between:
         _, status = os.waitpid(between, 0)
@@ -82,14 +80,15 @@ def _fork(orders: socket.socket, outputs: Sequence[int], name: str, run: Callabl
     except BaseException:  # the top of a process
         traceback.print_exc()
     finally:
-        # An interpreter's usual end would touch, and so copy, all that is shared.
+        # The usual end of an interpreter would write to, and so copy, all memory that is shared.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
 def _be_born(orders: socket.socket, outputs: Sequence[int], name: str, between: int) -> None:
-    """In a process group and with outputs of its own, says who it is once it is adopted."""
+    """In the new process: takes its own process group and outputs, and announces itself once it is
+    adopted."""
     os.setpgid(0, 0)
     for target, own in enumerate(outputs, 1):
         os.dup2(own, target)
@@ -98,7 +97,7 @@ def _be_born(orders: socket.socket, outputs: Sequence[int], name: str, between: 
         Path("/proc/self/comm").write_text(name)  # for people, who see it in ps and top
     while os.getppid() == between:
         time.sleep(ADOPTION_POLL_S)
-    orders.send(str(os.getpid()).encode())  # BrokenPipeError: nobody wants it any more
+    orders.send(str(os.getpid()).encode())  # BrokenPipeError: nobody needs it any more
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), orders.fileno())
     orders.detach()

@@ -1,4 +1,4 @@
-"""The pool's processes on the gateway's host, kept alive: the model loader and the workers."""
+"""Keeps the pool's processes on the gateway's host alive: the model loader and the workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dist_net.errors import BadInputError, DistNetError
 logger = logging.getLogger(__name__)
 
 FORK_SERVER = "fork-server"
-SHORTEST_LIFE_S = 2.0  # who ends earlier is not started again at once, and ever later
+SHORTEST_LIFE_S = 2.0  # a child that ends sooner is started again after a pause that doubles
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
 
@@ -39,7 +39,7 @@ class ChildCommand:
 
 @dataclass
 class _Place:
-    """A child that there has to be, and how it has fared."""
+    """A child that must be kept running."""
 
     command: ChildCommand
     child: RunningChild
@@ -49,10 +49,10 @@ class _Place:
 
 
 class PoolChildren:
-    """A child for each command, and another for one that has ended.
+    """A child for each command; one that ends is replaced.
 
-    ``fork_server`` is the module of the fork server, which is a child like the others and looked
-    after like them, if there is anybody to be forked. Linux only.
+    ``fork_server`` is the module of the fork server, which is a child like the others; it is
+    started if there are commands without a module. Linux only.
     """
 
     def __init__(self, commands: Sequence[ChildCommand], fork_server: str, logs: Path) -> None:
@@ -70,9 +70,8 @@ class PoolChildren:
     ) -> None:
         """Starts them, on the running event loop.
 
-        ``ended(process_id, host, reason)`` is called when one is gone, within a turn of the loop;
-        ``failed(error)`` when one ends because what it was given cannot be right: it is not started
-        again then if that gives True.
+        ``ended(process_id, host, reason)`` is called when one has ended; ``failed(error)`` when
+        that is because of bad input: if it returns True, the child is not started again.
         """
         self._loop = asyncio.get_running_loop()
         self._ended, self._failed = ended, failed
@@ -80,14 +79,14 @@ class PoolChildren:
             self._start(command, 0.0)
 
     def kill(self, process_id: int, host: str, reason: str) -> None:
-        """Ends a child at once, whatever it is doing, also when it is stopped."""
+        """Kills a child, even one that hangs or is stopped."""
         if process_id in self._places and host == socket.gethostname():
             logger.warning("event=child_killed process=%d reason=%s", process_id, reason)
             with suppress(ProcessLookupError):
                 os.kill(process_id, signal.SIGKILL)
 
     def close(self, grace_s: float) -> None:
-        """Ends them: those that have not left within ``grace_s`` are killed."""
+        """Ends all children; those that take longer than ``grace_s`` are killed."""
         self._commands = ()
         for place in [*self._places.values()]:
             if place.command.name == FORK_SERVER:  # at once: it must not fork any more

@@ -1,4 +1,4 @@
-"""The gateway's process: sockets, children and HTTP are opened, used until a signal, and closed."""
+"""The gateway's process: it opens sockets, children and HTTP, and closes them after a signal."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.02
 RETIRE_S = 2.0  # for children to leave, before they are ended
-# A client's requests that wait in its socket: those that it may pipeline.
+# How many requests of a client may wait in its socket.
 CLIENT_HIGH_WATER_MARK = 1024
 LARGEST_REQUEST_BYTES = 32 << 20
 LARGEST_OUTPUT_BYTES = 64 << 20  # of one request, from a worker
 
 
 class StopSignals:
-    """SIGTERM, as from a service manager, or SIGINT; made on the running event loop.
+    """SIGTERM, as from a service manager, or SIGINT. Made on the running event loop.
 
-    ``exit_code``: what the process ends with if it could end in order.
+    ``exit_code``: that of the process if it can shut down in order.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class StopSignals:
         loop.add_signal_handler(signal.SIGINT, self._handle, INTERRUPTED)
 
     def is_urgent(self) -> bool:
-        """Whether a second signal came, of somebody who will not wait."""
+        """Whether a second signal came, from somebody who will not wait."""
         return self._is_urgent
 
     async def requested_or(self, serving: asyncio.Task[object]) -> None:
@@ -81,9 +81,9 @@ class StopSignals:
 
 
 async def serve(options: ServingOptions) -> int:
-    """Serves until a signal comes, and what was admitted is answered; gives the exit code.
+    """Serves until a signal comes and what was admitted is answered; returns the exit code.
 
-    Raises what makes it impossible to begin: an address, a key, a model that cannot be read.
+    Raises a DistNetError for what keeps it from starting: an address, a key, an unreadable model.
     """
     stop = StopSignals()
     with ExitStack() as opened:
@@ -121,13 +121,12 @@ async def _run(
     stop: StopSignals,
     said_when_ready: str,
 ) -> bool:
-    """From the first child's start to the last one's end; whether all that was admitted was
-    answered."""
+    """Starts the children, serves, and ends them; returns whether all requests were answered."""
     broken: list[DistNetError] = []
     is_begun = asyncio.Event()
 
     def is_fatal(error: DistNetError) -> bool:
-        """What was wrong at the start ends the gateway; later it may be put right."""
+        """An error at the start ends the gateway; a later one may be put right."""
         broken.append(error)
         return not is_begun.is_set()
 
@@ -138,7 +137,7 @@ async def _run(
         children.start(gateway.child_ended, is_fatal)
         await _until_ready(gateway, stop, broken, options.workers)
         is_begun.set()
-        gc.freeze()  # what is here now stays, and need not be looked through again and again
+        gc.freeze()  # what is here now stays: collections need not look at it
         if not stop.requested.is_set():
             print(_served(gateway, http), file=sys.stderr, flush=True)
             print(said_when_ready, flush=True)
@@ -160,7 +159,7 @@ async def _run(
 
 
 def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's where the extra ``web`` brought it, which takes half the time; else asyncio's."""
+    """uvloop's, which takes half the time, if the extra ``web`` is installed; else asyncio's."""
     try:
         import uvloop
     except ImportError:
@@ -171,7 +170,7 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 async def _until_ready(
     gateway: Gateway, stop: StopSignals, broken: list[DistNetError], workers: int
 ) -> None:
-    """Waits until every model can be answered for; raises if one never will be."""
+    """Waits until every model can be answered for; raises if that cannot be."""
     while not (gateway.is_ready or stop.requested.is_set()):
         if broken:
             raise broken[0]
@@ -182,7 +181,7 @@ async def _until_ready(
 
 
 def _served(gateway: Gateway, http: HttpServer | None) -> str:
-    """What is served and where to look at it, for people."""
+    """What is served, and where the page is."""
     names = ", ".join(
         f"{name} (version {model.description.version})" if model.description else name
         for name, model in gateway.models().items()
@@ -203,16 +202,16 @@ def _client_socket(options: ServingOptions, keys: ServerKeys | None) -> ServerSo
 def _worker_socket(
     options: ServingOptions, keys: ServerKeys | None, directory: Path
 ) -> ServerSocket:
-    """Workers of this host are alone with it: its Unix socket lies in a private directory."""
+    """For workers of this host a Unix socket in a private directory; for others an address."""
     own = f"ipc://{directory}/pool"
     listen = [own, *([options.listen_workers] if options.listen_workers else [])]
     return ServerSocket(listen, keys, max_array_bytes=LARGEST_OUTPUT_BYTES)
 
 
 def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) -> Path:
-    """Where the children's logs go: to the user's log directory, or ``--log-dir``.
+    """Where the children's logs go: the user's log directory, or ``--log-dir``.
 
-    Where there can be no such directory, as in a container, they live as long as the pool.
+    Where there is no such directory, as in a container, they are kept only while the pool runs.
     """
     parent = options.log_directory or platformdirs.user_log_path("dist-net", appauthor=False)
     try:
@@ -227,7 +226,7 @@ def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) 
 
 
 def _secret_file(directory: Path, token: str) -> Path:
-    """Everybody on this host can read a command line, and only this user this file."""
+    """Everybody on this host can read a command line, but only this user this file."""
     path = directory / "loader-token"
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(token)
@@ -264,7 +263,7 @@ def _commands(
 
 
 def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
-    """Listens for HTTP, if that is wanted; raises MissingExtraError where it cannot be had."""
+    """The HTTP server, if one is wanted. Raises MissingExtraError if the extra is missing."""
     if not options.http:
         return None
     try:
@@ -288,7 +287,7 @@ def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
 
 
 def _token(file: Path | None) -> str | None:
-    """What HTTP clients have to bear; None if no file was named. Raises KeyFileError."""
+    """The token that HTTP clients must send; None if no file was named. Raises KeyFileError."""
     if file is None:
         return None
     try:
