@@ -1,8 +1,8 @@
-"""Every message of the inference pool, one named tuple each; pure data, no I/O.
+"""Every message of the inference pool, one named tuple each; pure data.
 
-Fields are plain values; ``payloads``, always the last one, are frames of raw bytes behind the
-header, as many as there are. Clients and workers speak to different sockets of the gateway, so
-that a client cannot pass itself off as a worker.
+Fields are plain values; ``payloads``, always the last field, are any number of frames of raw bytes
+after the header. Clients and workers have different sockets of the gateway, so that a client cannot
+pass for a worker.
 
     client                            gateway
     Ask             ──────────────▶   Answer, later
@@ -27,13 +27,13 @@ that a client cannot pass itself off as a worker.
                     ◀──────────────   PrepareModel
     ModelPrepared   ──────────────▶
 
-Times travel as seconds that are left, never as moments: hosts' clocks differ.
+Times are seconds from now, never moments: the clocks of hosts differ.
 """
 
 from typing import NamedTuple
 
 Payloads = tuple[bytes | memoryview, ...]
-"""Frames of raw bytes. Those that came are borrowed from the socket, and read-only."""
+"""Frames of raw bytes. Received ones are borrowed from the socket, and read-only."""
 
 
 class Ask(NamedTuple):
@@ -72,13 +72,13 @@ class Answer(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """The client does not want the answer any more."""
+    """The client no longer wants the answer."""
 
     request_id: int
 
 
 class Describe(NamedTuple):
-    """A client asks what models there are."""
+    """A client asks which models there are."""
 
     request_id: int
 
@@ -91,14 +91,14 @@ class Description(NamedTuple):
 
 
 class Reload(NamedTuple):
-    """Read a model again from where it was read, and serve that as its newest version."""
+    """Read a model again from its source, and serve that as its newest version."""
 
     request_id: int
     model: str
 
 
 class Unload(NamedTuple):
-    """Serve a model no longer, until it is reloaded."""
+    """Stop serving a model until it is reloaded."""
 
     request_id: int
     model: str
@@ -113,18 +113,18 @@ class Reloaded(NamedTuple):
 
 
 class Greet(NamedTuple):
-    """A client asks whether the gateway is there, and still the same."""
+    """A client asks whether the gateway is there, and still the same one."""
 
 
 class Greeting(NamedTuple):
-    """``gateway`` is another one after a restart: what it was asked before, it does not know."""
+    """``gateway`` changes with a restart, which loses every request."""
 
     gateway: str
     is_ready: bool
 
 
 class Enlist(NamedTuple):
-    """An inference worker offers itself. ``process_id`` is of use on the gateway's host alone."""
+    """An inference worker joins. ``process_id`` matters only on the gateway's host."""
 
     name: str
     host: str
@@ -132,7 +132,7 @@ class Enlist(NamedTuple):
 
 
 class EnlistLoader(NamedTuple):
-    """The model loader is there; ``token`` is what the gateway gave it when it started it."""
+    """The model loader joins; ``token`` is the one that the gateway started it with."""
 
     process_id: int
     token: bytes
@@ -147,17 +147,17 @@ class Enlisted(NamedTuple):
 
 
 class PrepareModel(NamedTuple):
-    """The loader shall read a model from its source, and leave its arrays where they are mapped."""
+    """The loader must read a model from its source, and write its arrays to a file to be mapped."""
 
     model: str
     version: int
 
 
 class ModelPrepared(NamedTuple):
-    """A version of a model is ready to be loaded; or ``reason`` says why it is not.
+    """A version of a model can be loaded; or ``reason`` says why not.
 
-    ``description`` is the JSON of a `ModelDescription` of the pool. Also comes
-    unasked, when the loader follows a training run: then ``version`` is the parameter server's.
+    ``description`` is the JSON of a `ModelDescription` of the pool. It also comes unasked, from a
+    training run that the loader follows; then ``version`` is the parameter server's.
     ``asked``: the version of the `PrepareModel` that it answers; 0 if none.
     """
 
@@ -169,7 +169,7 @@ class ModelPrepared(NamedTuple):
 
 
 class Load(NamedTuple):
-    """The worker shall be able to answer for this version too; it goes on serving meanwhile."""
+    """The worker must load this version too; it goes on serving meanwhile."""
 
     model: str
     version: int
@@ -185,7 +185,7 @@ class Loaded(NamedTuple):
 
 
 class Drop(NamedTuple):
-    """The worker will not be asked for this version any more."""
+    """The worker is not asked for this version any more."""
 
     model: str
     version: int
@@ -201,7 +201,7 @@ class FetchArrays(NamedTuple):
 
 
 class ArraysPiece(NamedTuple):
-    """A piece of the file, which has ``total`` bytes; no payload: there is no such version."""
+    """A piece of the file, which has ``total`` bytes; no payload if there is no such version."""
 
     model: str
     version: int
@@ -211,24 +211,19 @@ class ArraysPiece(NamedTuple):
 
 
 class RunBatch(NamedTuple):
-    """A batch: one payload for each request, pictures all or tensors all.
-
-    ``is_alone``: the pool has nothing else to do, so that whoever asked is likely to wait for the
-    answer and then to ask again.
-    """
+    """A batch to compute: one payload for each request, all pictures or all tensors."""
 
     batch_id: int
     model: str
     version: int
     is_picture: bool
-    is_alone: bool
     payloads: Payloads
 
 
 class BatchDone(NamedTuple):
-    """A batch's outcomes, in order. ``statuses`` has one byte for each request, a `Status`.
+    """The outcomes of a batch, in order. ``statuses``: a byte for each request, a `Status`.
 
-    Its payload is the outputs, (rows, classes) little-endian float32, or the reason in UTF-8.
+    The payload of each: its outputs, (rows, classes) little-endian float32, or why not, in UTF-8.
     """
 
     batch_id: int
@@ -239,7 +234,7 @@ class BatchDone(NamedTuple):
 
 
 class Retire(NamedTuple):
-    """The worker shall finish what it has, and leave."""
+    """The worker must finish what it has, and leave."""
 
 
 ServingMessage = (

@@ -167,7 +167,7 @@ def test_a_worker_answers_what_it_loaded_and_leaves_when_told(
     assert load(gateway, worker, digits) == Loaded("digits", 1, "")
     images = dataset_named("digits").test_images[:3]
     payloads = (images[:2].tobytes(), b"short", images[2:].tobytes())
-    gateway.tells(RunBatch(5, "digits", 1, False, False, payloads))
+    gateway.tells(RunBatch(5, "digits", 1, False, payloads))
     done = gateway.hears(BatchDone, worker)
     assert done.batch_id == 5
     assert list(done.statuses) == [Status.OK, Status.BAD_INPUT, Status.OK]
@@ -178,7 +178,7 @@ def test_a_worker_answers_what_it_loaded_and_leaves_when_told(
     session.close()
     assert b"5 bytes" in bytes(done.payloads[1])
     gateway.tells(Drop("digits", 1))
-    gateway.tells(RunBatch(6, "digits", 1, False, False, payloads))
+    gateway.tells(RunBatch(6, "digits", 1, False, payloads))
     assert set(gateway.hears(BatchDone, worker).statuses) == {Status.UNAVAILABLE}
     gateway.tells(Retire())
     assert gateway.hears(Leave, worker) == Leave(7)
@@ -194,7 +194,7 @@ def test_versions_are_answered_side_by_side(
     image = dataset_named("digits").test_images[:1].tobytes()
     answers = []
     for version in (1, 2, 1):
-        gateway.tells(RunBatch(version, "digits", version, False, False, (image,)))
+        gateway.tells(RunBatch(version, "digits", version, False, (image,)))
         answers.append(bytes(gateway.hears(BatchDone, worker).payloads[0]))
     assert answers[0] == answers[2] != answers[1]
 

@@ -1,4 +1,4 @@
-"""The gateway's end for ZeroMQ clients: their messages become questions, outcomes their answers."""
+"""The gateway's side for ZeroMQ clients: turns messages into questions, outcomes into answers."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ from dist_net.wire.serving_messages import (
 from dist_net.wire.transport import ServerSocket
 
 VERSION = re.compile("[0-9]{0,18}")
-MESSAGES_A_TURN = 16  # then others of the event loop have theirs
+MESSAGES_A_TURN = 16  # then other parts of the event loop have their turn
 
 
 class ClientDesk:
-    """Answers the clients of ``socket`` by ``service``; ``gateway`` tells a restarted one apart."""
+    """Answers clients at ``socket``. ``gateway`` is a new name at every start: see `Greeting`."""
 
     def __init__(self, service: Service, socket: ServerSocket, gateway: str) -> None:
         self._service = service
@@ -48,15 +48,15 @@ class ClientDesk:
         self._is_closed = False
 
     def start(self) -> None:
-        """Begins to hear clients, on the running event loop."""
+        """Begins to listen to clients, on the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._receive_soon()
 
     def close(self) -> None:
-        """Hears nobody any more."""
+        """Stops listening."""
         self._loop.remove_reader(self._socket.fileno())
-        self._is_closed = True  # what the loop has still to call must not touch the socket
+        self._is_closed = True  # callbacks that are still queued must not touch the socket
 
     def _receive(self) -> None:
         if self._is_closed:
@@ -73,7 +73,7 @@ class ClientDesk:
                 self._receive_soon()
 
     def _receive_soon(self) -> None:
-        """What is left has its turn after others; a send may have used up the notice of it."""
+        """Receives the rest after others' turn. A send may have used up the notice of it."""
         if not self._will_receive:
             self._will_receive = True
             self._loop.call_soon(self._receive)
@@ -170,7 +170,7 @@ class ClientDesk:
         )
 
     def _send(self, node: bytes, message: Message) -> None:
-        """An answer to a client that has gone, or takes no more, goes nowhere."""
+        """Sends, unless the client has gone or takes no more."""
         if not self._is_closed:
             self._socket.send(node, message)
             self._receive_soon()

@@ -232,8 +232,7 @@ class Pool:
         while (next_batch := self._dispatcher.next_batch(now)) is not None:
             worker, batch = next_batch
             self._check_by(now + self._settings.longest_batch_s)
-            is_alone = len(self._requests) == 1
-            commands.append(SendToNode(worker.node, batch.message(is_alone=is_alone)))
+            commands.append(SendToNode(worker.node, batch.message()))
         return commands
 
     def next_wakeup(self) -> float | None:

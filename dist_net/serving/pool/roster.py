@@ -30,12 +30,12 @@ class RunningBatch:
     sent_s: float
     expected_s: float
 
-    def message(self, *, is_alone: bool) -> RunBatch:
-        """What its worker is sent; ``is_alone``: the pool has no other request."""
+    def message(self) -> RunBatch:
+        """What its worker is sent."""
         description = self.description
         payloads = tuple(request.payload for request in self.requests)
         model, version = description.name, description.version
-        return RunBatch(self.batch_id, model, version, self.is_picture, is_alone, payloads)
+        return RunBatch(self.batch_id, model, version, self.is_picture, payloads)
 
     def fault(self, done: BatchDone) -> str | None:
         """Why this cannot be an answer to the batch; None if it can."""

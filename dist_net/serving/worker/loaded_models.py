@@ -1,4 +1,4 @@
-"""The versions that an inference worker answers for; others are loaded meanwhile, in a thread."""
+"""The versions that an inference worker has loaded, and those that it loads in a thread."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dist_net.wire.serving_messages import Load, Loaded
 logger = logging.getLogger(__name__)
 
 LoadNetwork = Callable[[ModelDescription, ServedNetwork | None, Callable[[], bool]], ServedNetwork]
-"""Makes what answers for a version, and asks now and then whether it may go on. It is given one of
-the same architecture, if there is one, which may be closed meanwhile."""
+"""Loads a version. It gets a loaded one of the same architecture, if there is one, which may be
+closed meanwhile; and calls the last argument now and then to ask whether to go on."""
 
 _Key = tuple[str, int]
 
@@ -28,7 +28,7 @@ class _Loading(NamedTuple):
 
 
 class LoadedModels:
-    """Belongs to the worker's thread; only ``load`` runs in another, a version after the other."""
+    """Belongs to the worker's thread. Only ``load`` runs in another, one version at a time."""
 
     def __init__(self, load: LoadNetwork) -> None:
         self._load = load
@@ -38,15 +38,15 @@ class LoadedModels:
 
     @property
     def is_loading(self) -> bool:
-        """Whether ``finished`` will have something to say."""
+        """Whether ``finished`` will have something to report."""
         return bool(self._loading)
 
     def network(self, model: str, version: int) -> ServedNetwork | None:
-        """What answers for a version; None while it is not loaded."""
+        """The network of a version; None while it is not loaded."""
         return self._networks.get((model, version))
 
     def begin(self, load: Load) -> None:
-        """Begins to load a version; it is loaded at once if it is already. Raises ProtocolError."""
+        """Begins to load a version, unless it is loaded already. Raises ProtocolError."""
         key = load.model, load.version
         description = ModelDescription.from_json(load.description)
         if key in self._loading:
@@ -64,12 +64,12 @@ class LoadedModels:
         self._loading[key] = _Loading(future, is_dropped)
 
     def finished(self) -> list[Loaded]:
-        """How the loading of versions ended, since this was asked before."""
+        """The versions whose loading has ended since the last call, and how."""
         done = [key for key, loading in self._loading.items() if loading.future.done()]
         return [Loaded(*key, self._end(key, self._loading.pop(key).future)) for key in done]
 
     def drop(self, model: str, version: int) -> None:
-        """Lets go of a version, or of its loading."""
+        """Drops a version, or stops loading it."""
         key = model, version
         loading = self._loading.pop(key, None)
         if loading is not None:
@@ -81,20 +81,20 @@ class LoadedModels:
             network.close()
 
     def close(self) -> None:
-        """Lets go of all; waits for the thread, which is told not to go on."""
+        """Drops everything, and waits for the thread, which is told to stop."""
         for key in [*self._loading, *self._networks]:
             self.drop(*key)
         self._executor.shutdown(cancel_futures=True)
 
     def _alike(self, description: ModelDescription) -> ServedNetwork | None:
-        """The last version that was loaded of the same architecture."""
+        """The version of the same architecture that was loaded last."""
         for network in reversed(self._networks.values()):
             if network.description.architecture == description.architecture:
                 return network
         return None
 
     def _end(self, key: _Key, future: Future[ServedNetwork]) -> str:
-        """Takes a version in; gives the reason why it cannot be, empty if it is."""
+        """Keeps a version that was loaded; returns why it could not be, "" if it was."""
         error = future.exception()
         if error is not None:
             is_expected = isinstance(error, DistNetError)

@@ -1,4 +1,4 @@
-"""Files of prepared kernels: mapped where they lie, or fetched from the gateway and then mapped."""
+"""Maps a version's file of prepared kernels, after fetching it from another host's gateway."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Fetch = Callable[[FetchArrays], ArraysPiece]
 
 
 def mapped_arrays(description: ModelDescription, directory: Path, fetch: Fetch) -> Prepared:
-    """The arrays of a version, read-only, from the file that all processes of a host share.
+    """The arrays of a version, read-only, from a file that all processes of a host share.
 
-    That is the gateway's own where this process can see it; else a copy in ``directory``, made
-    by ``fetch`` unless another worker has done so. Raises ModelLoadError if there are none.
+    That is the gateway's own file if this process can read it; else a copy in ``directory``, which
+    is fetched unless another worker has done so. Raises ModelLoadError if there is none.
     """
     prepared = map_prepared(Path(description.arrays_path), description.arrays_key)
     if prepared is not None:
@@ -44,14 +44,14 @@ def mapped_arrays(description: ModelDescription, directory: Path, fetch: Fetch) 
 
 
 def keep_newest(directory: Path, name: str) -> None:
-    """Removes all but the last files of a model; who has an older one mapped keeps it."""
+    """Removes all but the newest files of a model. A process that has one mapped keeps it."""
     files = [path for path in directory.glob("*.prepared") if path.name.rsplit(".", 2)[0] == name]
     for path in sorted(files, key=lambda each: each.stat().st_mtime_ns)[:-VERSIONS_KEPT]:
         path.unlink(missing_ok=True)
 
 
 def _fetch_to(path: Path, description: ModelDescription, fetch: Fetch) -> None:
-    """Leaves the file of arrays at ``path``, where it appears at once when it is complete."""
+    """Fetches the file of arrays to ``path``, where it appears when it is complete."""
     total = description.arrays_bytes
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

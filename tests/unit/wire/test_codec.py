@@ -104,7 +104,7 @@ def test_every_message_comes_back_as_it_was(message):
 
 def test_payloads_are_borrowed_both_ways():
     payload = bytes(1000)
-    frames = encode(RunBatch(1, "m", 2, False, False, (payload, b"")))
+    frames = encode(RunBatch(1, "m", 2, False, (payload, b"")))
     assert frames[1] is payload
     received = decode(frames).payloads
     assert [each.readonly for each in received] == [True, True]
@@ -112,15 +112,13 @@ def test_payloads_are_borrowed_both_ways():
 
 
 def test_too_many_payloads_are_refused():
-    frames = encode(RunBatch(1, "m", 2, False, False, (b"",) * (MAX_PAYLOADS + 1)))
+    frames = encode(RunBatch(1, "m", 2, False, (b"",) * (MAX_PAYLOADS + 1)))
     assert_refused(frames, "RunBatch", str(MAX_PAYLOADS))
     assert len(decode(frames[:-1]).payloads) == MAX_PAYLOADS
 
 
 def test_a_payload_does_not_stand_in_for_a_field():
-    assert_refused(
-        [header(PROTOCOL_VERSION, "RunBatch", 1, "m", 2, False), b""], "4 fields", "expected 5"
-    )
+    assert_refused([header(PROTOCOL_VERSION, "RunBatch", 1, "m", 2), b""], "3 fields", "expected 4")
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -1.5])

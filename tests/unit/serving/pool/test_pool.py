@@ -153,14 +153,6 @@ class Desk:
         return [command for command in self.commands if isinstance(command, EvictWorker)]
 
 
-def test_a_worker_is_told_whether_the_pool_has_another_request() -> None:
-    desk = Desk(workers=(ONE, TWO))
-    desk.ask()
-    assert [run.is_alone for run in desk.runs(ONE)] == [True]
-    desk.ask()
-    assert [run.is_alone for run in desk.runs(TWO)] == [False]
-
-
 def test_an_answer_has_the_labels_of_the_version_that_gave_it() -> None:
     desk = Desk(workers=(ONE, TWO))
     desk.prepare(2)
@@ -179,7 +171,7 @@ def test_a_lone_request_goes_at_once_and_its_answer_says_how_long_everything_too
     request = desk.ask(rows=2, payload=2 * ROW)
     desk.now += 0.125
     (run,) = desk.runs()
-    assert run == RunBatch(run.batch_id, "net", 1, False, True, (2 * ROW,))
+    assert run == RunBatch(run.batch_id, "net", 1, False, (2 * ROW,))
     desk.now += 1
     desk.done(ONE, run)
     assert desk.finished() == {
