@@ -1,4 +1,4 @@
-"""The model loader's process: reads models from their sources for the gateway and its workers."""
+"""The model loader's loop: reads models from their sources for the gateway and its workers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LONGEST_PAUSE_S = 30.0  # between attempts to reach a training run that does not
 
 @dataclass
 class _Followed:
-    """A training run whose versions are passed on: the last one, and when to look for the next."""
+    """A training run that is followed: its last version, and when to look for the next."""
 
     source: FollowedRun
     version: int
@@ -43,9 +43,10 @@ class _Followed:
 
 
 class ModelLoader:
-    """Reads models when the gateway at ``address`` says so, and follows those that are trained.
+    """Reads models when the gateway at ``address`` asks for them, and follows training runs.
 
-    ``directory`` is for arrays that lie nowhere else; by ``token`` the gateway knows its loader.
+    ``directory``: for arrays that have no file. ``token`` shows the gateway that this is its
+    loader.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class ModelLoader:
         self._token = token
         self._clock = clock or SystemClock()
         self._socket = ClientSocket(address)
-        # A model is first read when the gateway says so; but this may not be the first loader.
+        # The gateway asks for each model first, unless another loader has read it before this one.
         due_s = self._clock.now() + FOLLOW_EVERY_S
         self._followed = {
             name: _Followed(source, -1, due_s)
@@ -71,7 +72,7 @@ class ModelLoader:
         self._leave_reason: str | None = None
 
     def stop(self, reason: str) -> None:
-        """Ends as soon as the loop comes round; may be called by a signal handler."""
+        """Ends at the next turn of the loop; a signal handler may call it."""
         self._leave_reason = reason
 
     def __enter__(self) -> Self:
@@ -83,8 +84,8 @@ class ModelLoader:
     def serve(self) -> str:
         """Returns why it ended.
 
-        Raises NoAnswerError when the gateway does not answer at first, and JoinRefusedError when
-        it will not have this loader.
+        Raises NoAnswerError if the gateway does not answer at first, and JoinRefusedError if it
+        refuses this loader.
         """
         self._socket.send(EnlistLoader(os.getpid(), self._token))
         message = self._socket.receive(ANSWER_WITHIN_S)
@@ -121,7 +122,7 @@ class ModelLoader:
             return ModelPrepared(model, version, "", str(error), version)
 
     def _read(self, model: str, source: ModelSource, version: int) -> ModelPrepared:
-        """Reads a model, and leaves its arrays in a file; raises a DistNetError."""
+        """Reads a model and writes its arrays to a file. Raises a DistNetError."""
         found = source.read()
         if found.version is not None:
             version = self._followed[model].version = found.version
@@ -130,7 +131,7 @@ class ModelLoader:
         return ModelPrepared(model, version, description.to_json(), "")
 
     def _follow(self) -> None:
-        """Passes on the versions that training runs have come to, at most one a second of each."""
+        """Passes on new versions of training runs, at most one a second of each."""
         for model, followed in self._followed.items():
             begun_s = self._clock.now()
             if begun_s < followed.due_s:
@@ -148,8 +149,8 @@ class ModelLoader:
 
 @contextmanager
 def _as_own_errors() -> Iterator[None]:
-    """What a recipe's own code raises, or a file's or a server's odd content makes others raise,
-    is the end of one attempt to read a model, and not of the loader."""
+    """Any exception ends this attempt to read a model, but not the loader: a recipe is somebody
+    else's code, and a file or a server may hold anything."""
     try:
         yield
     except DistNetError:
@@ -160,10 +161,10 @@ def _as_own_errors() -> Iterator[None]:
 
 
 def described(found: FoundModel, name: str, version: int, directory: Path) -> ModelDescription:
-    """What gateway and workers are told of a model, once its arrays lie in a file.
+    """Describes a model for the gateway and its workers, once its arrays are in a file.
 
-    They are written to ``directory`` unless they lie somewhere; of each model the last few stay
-    there. Raises PreparedKernelsError if they cannot be written.
+    They are written to ``directory`` unless they have a file; it keeps the newest few files of each
+    model. Raises PreparedKernelsError if they cannot be written.
     """
     model, recipe = found.model, found.recipe
     file = found.file
@@ -195,5 +196,5 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
 
 
 def _found_at(recipe: LoadedRecipe) -> str:
-    """What a worker loads it by."""
+    """The name or path by which a worker loads the recipe."""
     return recipe.reference if recipe.is_built_in else str(recipe.path.absolute())

@@ -1,4 +1,4 @@
-"""What ``dist-net serve`` is told, checked."""
+"""The options of ``dist-net serve``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dist_net.models.sources import MODELS, named_source
 from dist_net.serving.pool.settings import PoolSettings
 
 MIB = 2**20
-MOST_WORKERS = 256  # more are a slip of the finger, and would exhaust the host
+MOST_WORKERS = 256  # more are a typing error, and would exhaust the host
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ServingOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the command takes."""
+    """Adds the command's arguments."""
     cores = available_cores()
     parser.add_argument(
         "models",
@@ -145,7 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def options_from(arguments: argparse.Namespace) -> ServingOptions:
-    """The checked options; the newest run stands for a MODEL that was left out."""
+    """The checked options. Without a MODEL it is the newest run."""
     sources = tuple(arguments.models) or (str(RunDirectory.newest().path),)
     pool = PoolSettings(
         max_batch_size=arguments.max_batch_size,

@@ -39,12 +39,12 @@ INPUT_DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.d
 
 
 class Client:
-    """Connected to a pool's gateway; one thread's.
+    """Connected to a pool's gateway. Belongs to one thread.
 
     ``address`` is what ``dist-net serve`` prints as ``zmq=``; ``keys`` the directory of the keys
     that this client was given. A call takes at most ``timeout_s``, unless it is given its own.
-    It connects when it can, and again after a loss; a gateway that was started anew is asked
-    again what the one before was asked. All happens inside calls: there is no other thread.
+    It connects when it can, and again after a loss; after a restart of the gateway it sends open
+    requests again. Everything happens inside calls: there is no other thread.
     Raises AddressError, KeyFileError and InsecureAddressError.
     """
 
@@ -63,11 +63,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Cancels what is open, and closes; waits a moment, and no longer, for that to leave."""
+        """Cancels open requests and closes, after waiting a moment for messages to leave."""
         self._connection.close()
 
     def models(self) -> list[ModelSummary]:
-        """What the pool serves now. Raises NoAnswerError, RequestExpiredError."""
+        """The models that the pool serves now. Raises NoAnswerError, RequestExpiredError."""
         request = Describe(self._connection.next_id())
         exchange = self._connection.ask(request, self._timeout_s)
         models = summaries_from_json(self._connection.reply_to(exchange, Description).models)
@@ -81,7 +81,7 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Outputs:
-        """What a model says of ``inputs``: ``submit`` and ``Pending.result``, and their errors."""
+        """The answer of a model to ``inputs``: ``submit`` and ``Pending.result`` in one."""
         return self.submit(model, inputs, version, timeout_s).result()
 
     def classify(
@@ -100,7 +100,7 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Pending:
-        """Asks without waiting for the answer, unless very many requests are open.
+        """Asks a model, without waiting for its answer (unless very many requests are open).
 
         ``inputs``: (rows, *input_shape), or one row without that axis; copied, and converted to
         the model's type if NumPy holds that to be of the same kind. No ``version``: the newest.
@@ -118,7 +118,7 @@ class Client:
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Pending:
-        """Asks what a picture shows, as ``submit`` does; a worker decodes it and makes it fit.
+        """Asks a model about a picture, as ``submit`` does; a worker decodes it and makes it fit.
 
         Raises ImageError if it cannot be read, ModelNotServedError, PoolUnavailableError.
         """
@@ -126,14 +126,14 @@ class Client:
         return self._ask(self._summary(model), payload, True, None, version, timeout_s)
 
     def reload(self, model: str, timeout_s: float | None = None) -> int:
-        """Has a model read again from where it was read; gives its new version, once served.
+        """Has a model read again from its source; returns the new version once it is served.
 
-        Raises ReloadError if that cannot be done: what was served before still is.
+        Raises ReloadError if that fails; then the old version is still served.
         """
         return self._reload(Reload(self._connection.next_id(), model), timeout_s)
 
     def unload(self, model: str, timeout_s: float | None = None) -> None:
-        """Has a model served no longer, until it is reloaded. Raises ReloadError."""
+        """Has the pool stop serving a model until it is reloaded. Raises ReloadError."""
         self._reload(Unload(self._connection.next_id(), model), timeout_s)
 
     def _reload(self, request: Reload | Unload, timeout_s: float | None) -> int:
@@ -165,7 +165,7 @@ class Client:
         return self._timeout_s if timeout_s is None else timeout_s
 
     def _fitting(self, model: str, inputs: NDArray[Any]) -> tuple[NDArray[Any], ModelSummary]:
-        """The inputs and the model that they fit; what is known of it is asked for once again."""
+        """Checks that inputs fit the model, whose description is asked for again if they do not."""
         array, summary = np.asarray(inputs), self._summary(model)
         if not _fits(array, summary):
             self._summaries.clear()
@@ -184,7 +184,7 @@ class Client:
         return array, summary
 
     def _summary(self, model: str) -> ModelSummary:
-        """What is known of a model; asked for if nothing is."""
+        """What is known of a model; asks the gateway if nothing is."""
         if model not in self._summaries or not self._summaries[model].classes:
             self.models()
         summary = self._summaries.get(model)
@@ -204,7 +204,7 @@ def _fits(array: NDArray[Any], summary: ModelSummary) -> bool:
 
 
 def encoded(picture: Picture) -> bytes:
-    """The bytes of a picture's file; of pixels, a PNG's. Raises ImageError."""
+    """The bytes of a picture's file, or of a PNG for pixels. Raises ImageError."""
     if isinstance(picture, bytes):
         return picture
     try:

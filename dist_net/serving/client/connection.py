@@ -1,4 +1,4 @@
-"""A client's connection to the gateway: requests out, replies and errors back."""
+"""A client's connection to the gateway: sends requests, returns replies or raises errors."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from dist_net.wire.serving_messages import Answer, Description, Reloaded
 from dist_net.wire.transport import ClientSocket
 
 MOST_OPEN = 256
-"""Requests that are open at most; another one waits until there is room."""
+"""How many requests may be open; another one waits until there is room."""
 
-HIGH_WATER_MARK = 4 * MOST_OPEN  # all of them, sent again, cancelled, and room beside
+HIGH_WATER_MARK = 4 * MOST_OPEN  # each may be sent, sent again and cancelled, with room to spare
 POLL_S = SILENCE_S / 2
 
 ERRORS: dict[int, Callable[[str], DistNetError]] = {
@@ -48,7 +48,7 @@ ReplyKind = TypeVar("ReplyKind", Answer, Description, Reloaded)
 
 
 class GatewayConnection:
-    """One thread's. It connects when it can, and again after a loss.
+    """Belongs to one thread. It connects when it can, and again after a loss.
 
     Raises AddressError, and InsecureAddressError for an address beyond loopback without keys.
     """
@@ -60,11 +60,11 @@ class GatewayConnection:
         self._socket.send(self._conversation.greet(time.monotonic()))
 
     def close(self) -> None:
-        """Cancels what is open, and closes; waits a moment, and no longer, for that to leave."""
+        """Cancels open requests and closes, after waiting a moment for messages to leave."""
         try:
             for message in self._conversation.cancel_all():
                 self._socket.send(message)
-        except NoAnswerError:  # nobody is there to be told
+        except NoAnswerError:  # nobody is there
             pass
         finally:
             self._socket.close()
@@ -74,7 +74,7 @@ class GatewayConnection:
         return self._conversation.next_id()
 
     def ask(self, request: ClientRequest, timeout_s: float) -> Exchange:
-        """Sends a request; waits only while ``MOST_OPEN`` others are open.
+        """Sends a request; waits only while ``MOST_OPEN`` others have no reply.
 
         Raises NoAnswerError when the gateway takes no more messages.
         """
@@ -85,7 +85,7 @@ class GatewayConnection:
         return exchange
 
     def cancel(self, exchange: Exchange) -> None:
-        """Gives a request up, unless it has its reply."""
+        """Cancels a request, unless it has its reply."""
         if exchange.reply is None:
             self._socket.send(self._conversation.cancel(exchange))
 
@@ -105,7 +105,7 @@ class GatewayConnection:
         return reply
 
     def _receive(self, timeout_s: float) -> None:
-        """Hears one message, or notes that none came in time."""
+        """Takes in one message, or notes that none came in time."""
         message = self._socket.receive(timeout_s)
         now = time.monotonic()
         if message is None:
@@ -133,7 +133,7 @@ class GatewayConnection:
 
 
 def unexpected(reply: GatewayReply) -> ProtocolError:
-    """The error for a reply that does not go with its request."""
+    """The error for a reply that does not fit its request."""
     return ProtocolError(
         f"the gateway gave a reply that does not fit: {str(reply)[:200]}; install the same "
         f"release of dist-net on both hosts"

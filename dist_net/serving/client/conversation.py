@@ -1,11 +1,11 @@
-"""What a client of the pool asked and what came of it: no I/O, and time is passed in.
+"""A client's open requests and their replies. No I/O; time is passed in.
 
     open ──▶ request sent ──▶ reply                        heard
                          ├──▶ time-out, `Cancel` sent      nothing_came
                          └──▶ asked again                  heard (`Greeting` of another gateway)
 
-A gateway that has long said nothing is greeted, once every ``SILENCE_S``. Its greeting names it:
-another name means that it was started anew and knows none of the requests.
+A silent gateway is sent a `Greet` every ``SILENCE_S``. It answers with its name: another name than
+before means that it was restarted and knows none of the requests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GatewayReply = Answer | Description | Reloaded
 
 
 class Exchange:
-    """A request, and its reply once there is one; it is given up at ``deadline``."""
+    """A request and its reply, once there is one. It expires at ``deadline``."""
 
     __slots__ = ("deadline", "reply", "request", "timeout_s")
 
@@ -45,7 +45,7 @@ class Exchange:
 
 
 class Conversation:
-    """One client's. Request ids are its own, from 1 on."""
+    """Belongs to one client, which numbers its requests from 1."""
 
     def __init__(self) -> None:
         self._open: dict[int, Exchange] = {}
@@ -64,21 +64,20 @@ class Conversation:
         return next(self._ids)
 
     def greet(self, now: float) -> Greet:
-        """What a conversation begins with, so that the gateway's name is known."""
+        """The first message of a conversation, which asks the gateway's name."""
         self._greeted = now
         self._greetings_sent += 1
         return Greet()
 
     def open(self, request: ClientRequest, timeout_s: float, now: float) -> Exchange:
-        """A request that is sent now; its reply will be found in what this gives."""
+        """A request is sent now; returns where its reply will be found."""
         exchange = self._open[request.request_id] = Exchange(request, timeout_s, now)
         return exchange
 
     def heard(self, message: object, now: float) -> list[ClientRequest]:
-        """The gateway said something; gives what has to be sent again.
+        """Takes in a message of the gateway; returns the requests to send again.
 
-        A reply to what is not open any more, because it was given up or answered twice, is
-        dropped.
+        A reply to a request that is not open any more is dropped.
         """
         self._heard = now
         if isinstance(message, Answer | Description | Reloaded):
@@ -86,7 +85,7 @@ class Conversation:
             if exchange is not None:
                 exchange.reply = message
         elif isinstance(message, Greeting) and message.gateway != self._gateway:
-            # If one greeting alone was sent, its reply is that of the gateway that has all else.
+            # The reply to the only greeting comes from the gateway that has all the requests.
             is_restarted = self._gateway != "" or self._greetings_sent > 1
             self._gateway = message.gateway
             if is_restarted:
@@ -94,10 +93,10 @@ class Conversation:
         return []
 
     def nothing_came(self, now: float) -> list[Greet | Cancel]:
-        """Gives up what is overdue, as expired; gives what is to be sent.
+        """Ends overdue requests as expired; returns what to send.
 
-        Only for when everything that came has been heard: an answer that is there counts, however
-        late it is looked at.
+        Call it only when there is nothing left to receive: an answer that is there counts, however
+        late it is read.
         """
         overdue = [each for each in self._open.values() if each.deadline <= now]
         messages: list[Greet | Cancel] = [self.cancel(each, Status.EXPIRED) for each in overdue]
@@ -106,23 +105,23 @@ class Conversation:
         return messages
 
     def cancel(self, exchange: Exchange, status: Status = Status.CANCELLED) -> Cancel:
-        """Gives an open request up; its reply is made here, and has no version."""
+        """Ends an open request with a reply made here, which has no version."""
         request_id = exchange.request.request_id
         del self._open[request_id]
         exchange.reply = Answer(request_id, status, "", "", 0.0, 0.0, 0.0, ())
         return Cancel(request_id)
 
     def cancel_all(self) -> list[Cancel]:
-        """Gives up all that is open."""
+        """Cancels all open requests."""
         return [self.cancel(exchange) for exchange in list(self._open.values())]
 
     def was_heard_since(self, moment: float) -> bool:
-        """Whether the gateway has said anything since."""
+        """Whether anything has come from the gateway since then."""
         return self._heard >= moment
 
 
 def _again(exchange: Exchange, now: float) -> ClientRequest:
-    """The request with the time that it has left."""
+    """The request, with the time that it has left."""
     request = exchange.request
     if isinstance(request, Ask):
         return request._replace(timeout_s=max(exchange.deadline - now, 1e-3))

@@ -1,4 +1,4 @@
-"""What a client gets from the pool: outputs, and the promise of them."""
+"""What a client gets from the pool: an answer, or one that is still to come."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ OUTPUT_DTYPE = np.dtype("<f4")
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model answered, and by which of its versions.
+    """What a model answered, and which of its versions did.
 
     ``probabilities``: (rows, classes) float32, read-only; (classes,) for one picture, or for one
-    row that was given without the axis of rows. ``queue_s``: from admission to dispatch;
-    ``compute_s``: what the network took for the batch.
+    row that was given without that axis. ``queue_s``: from admission to dispatch; ``compute_s``:
+    what the network took for the whole batch.
     """
 
     probabilities: NDArray[np.float32]
@@ -39,7 +39,7 @@ class Outputs:
 
 
 class Pending:
-    """A question that was asked, whose answer can be waited for."""
+    """A request whose answer can be waited for."""
 
     __slots__ = ("_connection", "_exchange", "_is_outdated", "_labels", "_rows")
 
@@ -51,8 +51,8 @@ class Pending:
         labels: tuple[str, ...],
         is_outdated: Callable[[], None],
     ) -> None:
-        """``rows``: None for an input without that axis. ``labels`` are those that the gateway was
-        told are known; ``is_outdated`` is called if its answer shows that the model has changed."""
+        """``rows``: None for an input without that axis. ``labels``: those of the version that the
+        client knows; ``is_outdated`` is called if the answer shows that the model has changed."""
         self._connection = connection
         self._exchange = exchange
         self._rows = rows
@@ -83,5 +83,5 @@ class Pending:
         return Outputs(probabilities, version, answer.queue_s, answer.compute_s, labels)
 
     def cancel(self) -> None:
-        """Gives it up: if it is still queued it will not run. An answer that is there stays."""
+        """Cancels the request: it does not run if it is still queued. An answer that came stays."""
         self._connection.cancel(self._exchange)

@@ -1,4 +1,4 @@
-"""The inference worker's process: a loop that connects loaded models to the gateway's socket."""
+"""The inference worker's loop, between its loaded models and the gateway's socket."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ STOOD_STILL_S = 1.0
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """How a worker computes, and where it keeps arrays that it had to fetch."""
+    """How a worker computes, and where it keeps arrays that it fetches."""
 
     directory: Path
     threads: int = 1
@@ -77,9 +77,8 @@ class WorkerSettings:
 class InferenceWorker:
     """Answers batches for the gateway at ``address`` until it is told to leave.
 
-    The gateway may take ``ANSWER_WITHIN_S`` to take this worker in; later its own heartbeat timeout
-    counts, unless the worker ``bears_silence``: a child of the gateway's is told by the system when
-    that has ended.
+    The gateway has ``ANSWER_WITHIN_S`` to let the worker join; after that its own heartbeat timeout
+    counts. A child of the gateway, whose end the system reports, ``bears_silence`` of any length.
     """
 
     def __init__(
@@ -106,13 +105,13 @@ class InferenceWorker:
         self._was_stopped = False
 
     def stop(self, reason: str) -> None:
-        """Leaves as soon as the loop comes round; may be called by a signal handler."""
+        """Leaves at the next turn of the loop; a signal handler may call it."""
         self._leave_reason = reason
         self._was_stopped = True
 
     @property
     def was_stopped(self) -> bool:
-        """Whether this worker left before the gateway let it go."""
+        """Whether it was stopped before the gateway let it go."""
         return self._was_stopped
 
     def __enter__(self) -> Self:
@@ -122,7 +121,7 @@ class InferenceWorker:
         self.close()
 
     def close(self) -> None:
-        """Ends the threads, and lets go of socket and models."""
+        """Ends the threads, and closes socket and models."""
         self._still_heart()
         self._socket.close()
         self._models.close()
@@ -130,11 +129,11 @@ class InferenceWorker:
     def serve(self) -> str:
         """Returns why it left.
 
-        Raises NoAnswerError when the gateway never answered, GatewayLostError when it says nothing
-        more, JoinRefusedError when it will not have this worker.
+        Raises NoAnswerError if the gateway never answers, GatewayLostError if it falls silent, and
+        JoinRefusedError if it refuses this worker.
         """
         while self._leave_reason is None:
-            self._tick()  # enlists before a gateway that refuses the keys has closed the connection
+            self._tick()  # enlists before a gateway that refuses the keys closes the connection
             wait_s = LOADING_POLL_S if self._models.is_loading else POLL_S
             message = self._socket.receive(wait_s)
             if message is not None:
@@ -220,7 +219,7 @@ class InferenceWorker:
         logger.info("enlisted worker=%d", enlisted.worker_id)
 
     def _refused(self, reason: str, may_rejoin: bool) -> None:
-        """Enlists again, at once if it was in and after a while if not; or gives up."""
+        """Enlists again, at once if it had joined and after a while if not; or gives up."""
         if not may_rejoin:
             raise JoinRefusedError(f"the gateway at {self._address} refuses this worker: {reason}")
         logger.warning("refused reason=%s", reason)
@@ -240,7 +239,7 @@ class InferenceWorker:
         alike: ServedNetwork | None,
         may_go_on: Callable[[], bool],
     ) -> ServedNetwork:
-        """What answers for a version; in another thread than the one that answers."""
+        """Loads a version, in another thread than the one that answers."""
         prepared = self._mapped(description, may_go_on)
         rebound = alike.rebound(description, prepared) if alike is not None else None
         if rebound is not None:
@@ -259,8 +258,8 @@ class InferenceWorker:
         )
 
     def _mapped(self, description: ModelDescription, may_go_on: Callable[[], bool]) -> Prepared:
-        """The arrays of a version; where they have to be fetched, that is by a socket of its own,
-        since the worker's belongs to the thread that answers."""
+        """The arrays of a version. They are fetched through a socket of their own, as the worker's
+        belongs to the thread that answers."""
         with ExitStack() as opened:
             pieces: ClientSocket | None = None
 

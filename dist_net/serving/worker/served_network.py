@@ -1,4 +1,4 @@
-"""A version of a model as an inference worker has it: payloads come in, outcomes go out."""
+"""A version of a model in an inference worker: payloads go in, outcomes come out."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NOT_FINITE = (
 
 Rows = NDArray[np.generic]
 Refusal = tuple[Status, bytes]
-"""Why there is no answer: BAD_INPUT or FAILED, and the reason in UTF-8."""
+"""BAD_INPUT or FAILED, and the reason in UTF-8."""
 
 
 class Answers(NamedTuple):
@@ -44,22 +44,22 @@ class Answers(NamedTuple):
 
 
 def _decoders(threads: int) -> ThreadPoolExecutor | None:
-    """Threads to decode by, which begin when they are first needed; None: the caller's is one."""
+    """Threads that decode pictures, started when first needed; None: the caller's does."""
     return ThreadPoolExecutor(threads, "decode") if threads > 1 else None
 
 
 class ServedNetwork:
     """A model that answers batches of at most ``batch_size`` rows, by ``threads`` threads.
 
-    So many pictures are decoded at once, too: of 640 pixels across a batch takes half the time for
-    it, and as much memory as that many workers would.
+    As many threads decode pictures: a batch of pictures 640 pixels wide is ready in half the time,
+    for as much memory as that many workers would need.
 
-    ``prepared`` is borrowed. ``may_go_on`` is asked now and then while plans are compiled, which
+    ``prepared`` is borrowed. ``may_go_on`` is called now and then while plans are compiled, which
     takes a second for a large net. ``trust_recipes``: see ``load_recipe_copy``; ``reproducible``:
     see ``Inference``.
 
-    Raises ModelLoadError where this host has not what the description names, what parsing a
-    configuration or running a recipe raises, and ShapeError for kernels of another model.
+    Raises ModelLoadError if this host does not have what the description names; what parsing a
+    configuration or running a recipe raises; ShapeError for kernels of another model.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class ServedNetwork:
             raise
 
     def rebound(self, description: ModelDescription, prepared: Prepared) -> ServedNetwork | None:
-        """Another version of the same architecture, by the plans of this one, beside it.
+        """Another version of the same architecture that shares this one's plans.
 
-        None if the plans are gone; see ``Inference.rebound``. May be called by another thread than
-        the one that answers. Raises ModelLoadError and ShapeError as for a new one.
+        None if the plans are gone; see ``Inference.rebound``. Other threads than the one that
+        answers may call it. Raises ModelLoadError and ShapeError as for a new one.
         """
         inference = self._inference.rebound(prepared)
         if inference is None:
@@ -114,13 +114,13 @@ class ServedNetwork:
         return other
 
     def close(self) -> None:
-        """Ends the threads, if no other version computes by them."""
+        """Ends the threads, if no other version uses them."""
         self._inference.close()
         if self._decoders is not None:
             self._decoders.shutdown()
 
     def _require_numbers(self) -> None:
-        """Weights that are no numbers would make every answer one."""
+        """Weights that hold NaN would make every answer NaN."""
         nothing = np.zeros((1, *self._model.input_shape), self._model.input_dtype)
         if not np.isfinite(self._inference(nothing)).all():
             raise ModelLoadError(
@@ -132,8 +132,8 @@ class ServedNetwork:
     def answer(self, payloads: Sequence[Payload], is_picture: bool) -> Answers:
         """The outcome of each payload: a picture, or a tensor of (rows, *input_shape).
 
-        One that is bad does not keep others from their answers. A tensor that holds NaN, or numbers
-        out of the net's range, is answered with what they lead to, as NumPy would.
+        A bad one does not affect the others. A tensor of NaN, or of numbers out of the net's range,
+        gets the answer that they lead to, as in NumPy.
         """
         begun_s = self._clock.now()
         inputs = self._decoded(payloads) if is_picture else [self._tensor(p) for p in payloads]
@@ -152,7 +152,7 @@ class ServedNetwork:
     def _outcomes(
         self, inputs: Sequence[Rows | Refusal], rows: Rows | None, is_picture: bool
     ) -> list[tuple[Status, bytes | memoryview]]:
-        """What there is to say of each input; ``rows`` are those that are no refusals."""
+        """The outcome of each input; ``rows`` are those that were not refused."""
         if rows is None:
             return [each for each in inputs if isinstance(each, tuple)]
         outputs = self._inference(rows)
@@ -174,7 +174,7 @@ class ServedNetwork:
         return outcomes
 
     def _decoded(self, payloads: Sequence[Payload]) -> list[Rows | Refusal]:
-        """Each picture as the model takes it."""
+        """Each picture as a row for the model."""
         run = map if self._decoders is None or len(payloads) == 1 else self._decoders.map
         return list(run(self._picture, payloads))
 
@@ -200,7 +200,7 @@ class ServedNetwork:
 
 
 def model_of(description: ModelDescription, trust_recipes: bool = False) -> Model:
-    """The model that a version is of; raises as ``ServedNetwork`` says."""
+    """The model of a version; raises as ``ServedNetwork`` says."""
     if description.configuration:
         configuration = parse_configuration(description.configuration, description.name)
         network = DarknetNetwork(configuration)
