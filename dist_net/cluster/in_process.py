@@ -71,11 +71,14 @@ def in_process_cluster(
     if keys is not None:
         server_keys, worker_keys = load_server_keys(keys), load_peer_keys(keys)
         client_keys = load_peer_keys(keys, CLIENT)
+    temporary = TemporaryDirectory(prefix="dist-net-")
+    path = checkpoint or Path(temporary.name) / "checkpoint.safetensors"
     with (
-        TemporaryDirectory(prefix="dist-net-") as temporary,
-        opened_run(
-            settings, lambda: recipe.initial_weights(seed), checkpoint if resume else None
-        ) as (run, segment),
+        temporary,
+        opened_run(settings, lambda: recipe.initial_weights(seed), path if resume else None) as (
+            run,
+            segment,
+        ),
         ServerSocket(
             [listen], server_keys, settings.gradient_bytes, most_arrays=settings.pipeline.grouped
         ) as socket,
@@ -83,7 +86,6 @@ def in_process_cluster(
         threadpool_limits(1),
         ThreadPoolExecutor(MAX_THREADS, "dist-net") as threads,
     ):
-        path = checkpoint or Path(temporary) / "checkpoint.safetensors"
         server = ServerLoop(run, socket, path, CHECKPOINT_EVERY_S, segment)
         cluster = InProcessCluster(
             recipe, dataset, socket.contact_addresses[0], worker_keys, server, observer, threads

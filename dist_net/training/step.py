@@ -36,16 +36,16 @@ class Binding(NamedTuple):
 class TrainingStep:
     """Gradients of a model over minibatches of a dataset's shuffled epochs.
 
-    Plans and the arrays of minibatches are made once for each size of minibatch, and the bindings
-    of a plan once for each pair of weights and gradient vector: in the steady state nothing is
+    Plans and the arrays of minibatches are made once for each size of minibatch, and a plan is
+    bound once to each pair of weights and gradient vector: in the steady state nothing is
     allocated.
 
-    What a layer such as Dropout draws depends on ``seed``, ``epoch`` and ``start`` alone: whoever
-    computes a minibatch draws the same, and no two minibatches of a run draw alike.
+    The random numbers of a layer such as Dropout depend on ``seed``, ``epoch`` and ``start`` alone:
+    they are the same whoever computes a minibatch, and differ between the minibatches of a run.
 
-    Of a model with convolutions, ``threads`` share the work, and BLAS has one thread meanwhile.
-    For dense layers alone it keeps the ``threads`` that it has: it wakes them up sooner than this
-    process could, which for products of a fraction of a millisecond is what counts.
+    With convolutions in the model, ``threads`` share its operations, and BLAS has one thread.
+    Without, BLAS has the ``threads``: its own wake up sooner, which counts for products that take a
+    fraction of a millisecond.
     """
 
     def __init__(self, model: Model, dataset: Dataset, seed: int, threads: int = 1) -> None:
