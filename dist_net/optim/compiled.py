@@ -1,11 +1,12 @@
-"""The update rules in one pass over memory, however many gradients. Needs the extra ``fast``.
+"""The optimizers' steps in one pass over memory, for several gradients. Needs the extra ``fast``.
 
-Each is compiled for a number of gradients, so that the loop over them is unrolled, and that over
-the elements takes a register full at a time. What they compute is defined by the rules' NumPy form,
-``update_strip``, to the last bit, and so is their result: whether the step may be taken.
-Vectors are float32. None of those that are written is read, as when a server writes its next
-snapshot: in place, LLVM would take one element at a time. So the next state is written apart, too,
-and the one before is there still if the step is not to count.
+Each loop is compiled for a number of gradients: the loop over them is unrolled, and the one over
+the elements takes a register full at a time. It computes what the optimizer's ``step`` does, to the
+last bit, and returns whether all numbers stay in range, so that the step may be taken.
+
+Vectors are float32. No vector is both read and written: in place, LLVM would take one element at a
+time. So the next state is written to vectors of its own, and the last one is still there if the
+step is not taken.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from numba.types import UniTuple
 
 from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, Loop, jit
-from dist_net.optim.settings import TOO_LARGE
+from dist_net.optim.ranges import TOO_LARGE
 from dist_net.vector import Vector, Vectors
 
 Rates = tuple[float, ...]
@@ -58,7 +59,7 @@ def momentum(
             w += v
         next_velocity[i] = v
         out[i] = w
-        is_finite &= abs(w) < LIMIT  # an infinite velocity has made the weight so, too
+        is_finite &= abs(w) < LIMIT  # infinite if the velocity is
     return is_finite
 
 
@@ -83,7 +84,7 @@ def nesterov(
             w = w - change + momentum * v
         next_velocity[i] = v
         out[i] = w
-        is_finite &= abs(w) < LIMIT  # an infinite velocity has made the weight so, too
+        is_finite &= abs(w) < LIMIT  # infinite if the velocity is
     return is_finite
 
 
@@ -148,7 +149,7 @@ LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad
 
 @cache
 def compiled(name: str, gradients: int, states: int, constants: int) -> Loop:
-    """One of ``LOOPS``, for so many gradients, vectors of state, and constants behind them."""
+    """One of ``LOOPS``, for this many gradients, state vectors and constants."""
     several = (UniTuple(READ, gradients), WRITTEN, UniTuple(REAL, gradients))
     arguments = (READ, *several, *[READ] * states, *[WRITTEN] * states, *[REAL] * constants)
     return jit(*arguments, result=BOOLEAN)(LOOPS[name])

@@ -1,8 +1,21 @@
-"""What an optimizer is: settings that start an update rule, and the rule's walk over the vectors.
+"""What an optimizer is, and how its step is taken along whole vectors: its update rule.
 
-Every rule of this package is an exact transcription of the Keras 3 optimizer of the same name
-(its sources are the specification, and so are its defaults). NumPy alone computes them; with the
-extra ``fast`` they take one pass over memory instead of many.
+An ``Optimizer`` holds settings and the arithmetic of one step. Its ``UpdateRule`` holds the state
+for one vector of parameters. NumPy alone computes the steps; with the extra ``fast`` they take one
+pass over memory instead of many.
+
+The vector of a model may end in buffers: moving averages of what the model sees of its data, such
+as the means and variances of batch normalisation. Nobody trains them. Where they lie, the
+"gradient" holds what one minibatch showed, and the update moves them a little towards that:
+moving ← moving + (1 - momentum) · (observed - moving).
+
+The server does this to its own, current average. So each update is a weighted mean of two values,
+however many workers there are and however old what they send is: a variance never becomes
+negative, and staleness only averages over a slightly earlier time. If workers sent the *change*
+instead, (1 - momentum) · (observed - the average they saw), an old state would be fed back: with a
+constant staleness of s that diverges where 1 - momentum is 2 sin(π / (4s + 2)) or more, for a
+momentum of 0.9 from s = 16 on. It overshoots long before, and a single slow worker that saw a
+variance of 1 where there is now one of 0.01 makes it negative.
 """
 
 import logging
@@ -10,17 +23,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from dist_net.errors import ShapeError
-from dist_net.optim.settings import TOO_LARGE
+from dist_net.optim.ranges import TOO_LARGE, Floats, all_below, require_fraction
 
 logger = logging.getLogger(__name__)
 
-Vector = NDArray[np.floating[Any]]
+ArrayShapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Name and shape of every array, in the order of the flat vector."""
 
 # At least so many elements are worked on at a time, so that the intermediate values of a long
 # vector are still in the L2 cache when the next operation reads them. Measured on Zen 4 (1 MiB of
@@ -31,184 +45,204 @@ STRIP_LENGTH = 65536
 MOST_COMPILED = 3
 """Steps that a compiled loop takes at once: as many gradients as a worker pushes together."""
 
-CRUMB = 1e-24
-"""Added to what decays, and taken away again, so that it does not become subnormal.
 
-Where a gradient stays zero, as at the border of pictures, a running mean shrinks without end, and
-with subnormal numbers Intel's processors calculate ten times slower: Adam took 0.7 ms instead of
-0.06 for 101,770 parameters. By this the last place of a float32 is never worth less than 1e-31:
-what has shrunk to some hundreds of that stays as it is. Above 1e-17 not a bit changes.
-"""
+class Optimizer(ABC):
+    """The settings of an update and its arithmetic; immutable, so it may start any number of rules.
 
-
-def keep_normal(vector: Vector) -> None:
-    """Keep in place what has shrunk to almost nothing from becoming subnormal; see ``CRUMB``."""
-    vector += CRUMB
-    vector -= CRUMB
-
-
-class UpdateRule(Protocol):
-    """The running state of an optimizer for one vector of parameters."""
-
-    state: dict[str, Vector]
-    """What a checkpoint keeps: vectors of the parameters' length and dtype, empty for plain SGD.
-
-    Restore it by writing into these arrays (``state[name][:] = saved``), never by replacing them.
-    Look them up anew after an update, which may have put others in their place.
+    ``loop`` names the same arithmetic in ``dist_net.optim.compiled``, to which ``constants`` are
+    passed behind the state. It counts for the class that sets it and not for its subclasses, which
+    may compute something else: without one, NumPy computes the steps.
     """
 
-    def update(
+    loop: ClassVar[str | None] = None
+
+    @property
+    def initial_state(self) -> dict[str, float]:
+        """The names of the state vectors, and what their elements begin as."""
+        return {}
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        """What the compiled loop needs of the settings."""
+        return ()
+
+    def rate(self, learning_rate: float, step: int) -> float:
+        """The factor of the update at ``step``, 1 for the first."""
+        return learning_rate
+
+    @abstractmethod
+    def step(
         self,
-        weights: Vector,
-        gradients: Sequence[Vector],
-        out: Vector,
-        learning_rates: Sequence[float],
-        step: int,
-        *,
-        if_finite: bool = False,
-    ) -> bool:
-        """Write into ``out`` the weights after a step along each of ``gradients``, in turn.
+        w: Floats,
+        g: Floats,
+        out: Floats,
+        rate: float,
+        scratch: Floats,
+        *state: Floats,
+    ) -> None:
+        """Writes to ``out`` the weights ``w`` after a step along ``g``, and moves ``state`` on.
 
-        There is at least one. All are vectors of the rule's size and are borrowed for the call.
-        ``out`` may be ``weights`` itself; gradients are only read. ``learning_rates`` has one for
-        each of them, and ``step`` is the first one's number, 1 for the first of all. Raises
-        ``ShapeError`` when a vector has another length.
-
-        ``if_finite``: no such step is taken if it would make a weight, or an element of the state,
-        infinite or not a number, as an infinite gradient does; weights of ``TOO_LARGE`` count, too.
-        Then the result is False, ``state`` is as it was, and ``out`` is of no use.
+        The state comes in the order of ``initial_state``. All vectors are strips of equal length;
+        ``out`` may be ``w`` itself, and ``scratch`` is free to use.
         """
-        ...
+
+    def start(self, size: int, dtype: DTypeLike = np.float32) -> "UpdateRule":
+        """A fresh rule for vectors of ``size`` elements."""
+        return UpdateRule(self, size, dtype)
 
 
-class Optimizer(Protocol):
-    """The settings of an update rule; immutable, so that one may start any number of rules."""
+def start_rule(
+    optimizer: Optimizer, shapes: ArrayShapes, momenta: Sequence[float] = ()
+) -> "UpdateRule":
+    """A fresh float32 rule for a flat vector of these arrays, the last of which are buffers.
 
-    def start(self, size: int, dtype: DTypeLike = np.float32) -> UpdateRule:
-        """Return a fresh rule for vectors of ``size`` elements."""
-        ...
-
-
-def require_size(size: int, weights: Vector, gradients: Sequence[Vector], out: Vector) -> None:
-    """Raise ``ShapeError`` for a vector of another length: it would be updated in part."""
-    shapes = [vector.shape for vector in (weights, *gradients, out)]
-    if shapes != [(size,)] * len(shapes):
-        raise ShapeError(
-            f"update of a vector of {size} elements with weights, gradients and out of shapes "
-            f"{shapes}: expected ({size},) for each"
-        )
-
-
-def all_below(limit: float, vector: Vector) -> bool:
-    """Whether the magnitude of every element is below ``limit``, of ``TOO_LARGE`` or more."""
-    # A sum of squares takes half the time of isfinite and all (11 against 20 µs for 101,770
-    # elements) and allocates nothing. But it may be large where no element is. Unlike dot, vdot
-    # overflows silently.
-    is_small = float(np.vdot(vector, vector)) < TOO_LARGE**2
-    return is_small or bool((np.abs(vector) < limit).all())
+    ``momenta`` has the momentum of each buffer.
+    """
+    for momentum in momenta:
+        require_fraction("momentum", momentum)
+    sizes = [math.prod(shape) for _, shape in shapes]
+    trained = len(sizes) - len(momenta)
+    rates = [np.full(n, 1 - m, np.float32) for n, m in zip(sizes[trained:], momenta, strict=True)]
+    averaging_rates = np.concatenate([np.empty(0, np.float32), *rates])
+    return UpdateRule(optimizer, sum(sizes[:trained]), np.float32, averaging_rates)
 
 
 def strips_of(size: int) -> tuple[slice, ...]:
-    """Cut ``size`` elements into equal strips of ``STRIP_LENGTH`` to twice as many elements."""
+    """Cuts ``size`` elements into equal strips of ``STRIP_LENGTH`` to twice as many elements."""
     count = max(1, size // STRIP_LENGTH)
     edges = [size * index // count for index in range(count + 1)]
     return tuple(slice(start, stop) for start, stop in pairwise(edges))
 
 
-class StripRule(ABC):
-    """An update rule that works strip by strip, so that each strip stays in the cache.
+class UpdateRule:
+    """The running state of an optimizer for one vector: ``trained_size`` parameters, then buffers.
 
-    A subclass gives the arithmetic for one strip; its state vectors are passed in the order in
-    which ``state`` names them. Nothing of the parameters' size is allocated after the start.
+    The parameters are updated strip by strip, so that each strip stays in the cache; a strip takes
+    the steps along all gradients before the next strip's turn. ``averaging_rates`` has, for each
+    element of the buffers, how far it moves towards what is observed.
 
-    ``loop`` is the name of the same in ``dist_net.optim.compiled``, where ``constants`` are passed
-    behind the state. It is called, if numba is there, for updates that are not in place. A rule
-    whose ``loop`` is None, or is none of those, is computed by NumPy.
-
-    Of several gradients each strip takes all before the next strip's turn: weights and state go
-    through memory once, and what lies between two steps stays in the cache.
+    ``state`` is what a checkpoint keeps: vectors of ``trained_size`` elements, none for plain SGD.
+    Restore it by writing into these arrays (``state[name][:] = saved``), never by replacing them.
+    Look them up anew after an update, which may have put others in their place.
     """
 
-    loop: str | None = None
-    constants: tuple[float, ...] = ()
-
-    def __init_subclass__(cls) -> None:
-        if "update_strip" in vars(cls) and "loop" not in vars(cls):
-            cls.loop = None  # the one of its base computes something else
-
-    def __init__(self, size: int, dtype: DTypeLike, **initial_state: float) -> None:
-        self.size = size
-        self.state: dict[str, Vector] = {
-            name: np.full(size, value, dtype) for name, value in initial_state.items()
-        }
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        trained_size: int,
+        dtype: DTypeLike = np.float32,
+        averaging_rates: Floats | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        initial = optimizer.initial_state
+        self.state = {name: np.full(trained_size, value, dtype) for name, value in initial.items()}
         # Where the next state is written, so that a step can be left untaken.
-        self._next_state = {name: np.empty(size, dtype) for name in initial_state}
-        self._strips = strips_of(size)
+        self._next_state = {name: np.empty(trained_size, dtype) for name in initial}
+        self._rates = np.empty(0, dtype) if averaging_rates is None else averaging_rates
+        self._difference = np.empty_like(self._rates)
+        self._trained_size = trained_size
+        self._size = trained_size + self._rates.size
+        self._strips = strips_of(trained_size)
         self._scratch = np.empty(max(each.stop - each.start for each in self._strips), dtype)
         self._compiled = self._compile() if np.dtype(dtype) == np.float32 else {}
 
     def _compile(self) -> dict[int, Callable[..., bool]]:
-        """The loop, compiled, by the number of gradients; empty where it cannot be had."""
-        name = type(self).__name__
+        """The optimizer's loop, compiled, by the number of gradients; empty if there is none."""
+        name = type(self.optimizer).__name__
+        loop = vars(type(self.optimizer)).get("loop")
         try:
             # numba, which it imports, is an extra, and takes half a second to import.
             from dist_net.optim.compiled import LOOPS, compiled
         except ImportError:
             LOOPS = {}
-        if self.loop not in LOOPS:
+        if loop not in LOOPS:
             logger.info("updates_begun rule=%s loops=numpy", name)
             return {}
         logger.info("updates_begun rule=%s loops=compiled", name)
-        return {
-            count: compiled(self.loop, count, len(self.state), len(self.constants))
-            for count in range(1, MOST_COMPILED + 1)
-        }
+        sizes = len(self.state), len(self.optimizer.constants)
+        return {count: compiled(loop, count, *sizes) for count in range(1, MOST_COMPILED + 1)}
 
     def update(
         self,
-        weights: Vector,
-        gradients: Sequence[Vector],
-        out: Vector,
+        weights: Floats,
+        gradients: Sequence[Floats],
+        out: Floats,
         learning_rates: Sequence[float],
         step: int,
         *,
         if_finite: bool = False,
     ) -> bool:
-        """Write into ``out`` the weights after these steps; see ``UpdateRule.update``."""
-        require_size(self.size, weights, gradients, out)
+        """Writes to ``out`` the weights after a step along each of ``gradients``, in turn.
+
+        There is at least one. All are vectors of the rule's size and are borrowed for the call.
+        ``out`` may be ``weights`` itself; gradients are only read. ``learning_rates`` has one for
+        each of them, and ``step`` is the first one's number, 1 for the first of all. Raises
+        ShapeError for a vector of another length. Allocates nothing of the vector's size.
+
+        ``if_finite``: the steps are not taken if they would make a weight, or an element of the
+        state, infinite or not a number, as an infinite gradient does; a weight of ``TOO_LARGE``
+        counts as infinite. The result is then False, ``state`` is as it was, and ``out`` is of no
+        use.
+        """
+        shapes = [vector.shape for vector in (weights, *gradients, out)]
+        if shapes != [(self._size,)] * len(shapes):
+            raise ShapeError(
+                f"update of a vector of {self._size} elements with weights, gradients and out of "
+                f"shapes {shapes}: expected ({self._size},) for each"
+            )
+        if self._rates.size:
+            buffers = slice(self._trained_size, self._size)
+            observed = [gradient[buffers] for gradient in gradients]
+            self._average(weights[buffers], observed, out[buffers])
+            # Before the state changes.
+            if if_finite and not all_below(TOO_LARGE, out[buffers]):
+                return False
+            trained = slice(0, self._trained_size)
+            weights, out = weights[trained], out[trained]
+            gradients = [gradient[trained] for gradient in gradients]
         rates = tuple(
-            self.rate(learning_rate, step + taken)
+            self.optimizer.rate(learning_rate, step + taken)
             for taken, learning_rate in enumerate(learning_rates)
         )
         # A gradient that came over a network lies anywhere; loops are compiled for aligned ones.
         is_aligned = all(gradient.flags.aligned for gradient in gradients)
         is_apart = not np.may_share_memory(weights, out)
         loop = self._compiled.get(len(gradients)) if is_aligned and is_apart else None
-        if not loop and not if_finite:
+        if loop:
+            states = *self.state.values(), *self._next_state.values()
+            constants = self.optimizer.constants
+            is_good = loop(weights, tuple(gradients), out, rates, *states, *constants)
+        elif if_finite:
+            steps = weights, gradients, out, rates
+            is_good = all(self._take_finite_steps(strip, *steps) for strip in self._strips)
+        else:
             for strip in self._strips:
                 self._take_steps(strip, weights, gradients, out, rates, self.state)
             return True
-        if loop:
-            states = *self.state.values(), *self._next_state.values()
-            is_good = loop(weights, tuple(gradients), out, rates, *states, *self.constants)
-        else:
-            steps = weights, gradients, out, rates
-            is_good = all(self._take_finite_steps(strip, *steps) for strip in self._strips)
         if if_finite and not is_good:
             return False
         for name, vector in self._next_state.items():
             self.state[name], self._next_state[name] = vector, self.state[name]
         return True
 
+    def _average(self, latest: Floats, observed: Sequence[Floats], out: Floats) -> None:
+        """Moves the buffers towards each observation in turn."""
+        with np.errstate(all="ignore"):
+            for each in observed:
+                np.subtract(each, latest, out=self._difference)
+                self._difference *= self._rates
+                np.add(latest, self._difference, out=out)
+                latest = out
+
     def _take_finite_steps(
         self,
         strip: slice,
-        weights: Vector,
-        gradients: Sequence[Vector],
-        out: Vector,
+        weights: Floats,
+        gradients: Sequence[Floats],
+        out: Floats,
         rates: Sequence[float],
     ) -> bool:
-        """Take the steps for a strip, from a copy of its state; whether all of it is finite."""
+        """Takes the steps for a strip, on a copy of its state; whether all of it is finite."""
         for name, vector in self.state.items():
             np.copyto(self._next_state[name][strip], vector[strip])
         with np.errstate(all="ignore"):
@@ -219,32 +253,16 @@ class StripRule(ABC):
     def _take_steps(
         self,
         strip: slice,
-        weights: Vector,
-        gradients: Sequence[Vector],
-        out: Vector,
+        weights: Floats,
+        gradients: Sequence[Floats],
+        out: Floats,
         rates: Sequence[float],
-        state: Mapping[str, Vector],
+        state: Mapping[str, Floats],
     ) -> None:
-        """Take the steps for a strip, and move its ``state`` on."""
+        """Takes the steps for a strip, and moves its ``state`` on."""
         latest, following = weights[strip], out[strip]
         own = [vector[strip] for vector in state.values()]
         scratch = self._scratch[: latest.size]
         for gradient, rate in zip(gradients, rates, strict=True):
-            self.update_strip(latest, gradient[strip], following, rate, scratch, *own)
+            self.optimizer.step(latest, gradient[strip], following, rate, scratch, *own)
             latest = following
-
-    def rate(self, learning_rate: float, step: int) -> float:
-        """Return the factor of the update at ``step``; the learning rate unless overridden."""
-        return learning_rate
-
-    @abstractmethod
-    def update_strip(
-        self,
-        weights: Vector,
-        gradient: Vector,
-        out: Vector,
-        rate: float,
-        scratch: Vector,
-        *state: Vector,
-    ) -> None:
-        """Update one strip. ``out`` may be ``weights``: it is written after they were read."""

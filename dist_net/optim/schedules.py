@@ -1,4 +1,4 @@
-"""Schedules: what the learning rate is multiplied with as the epochs pass.
+"""Schedules: what the learning rate is multiplied by as the epochs pass.
 
 Called as ``schedule(epoch, epochs)``: ``epoch`` is how much of the run is done, in epochs and
 fractions of one, ``epochs`` the whole run. Pure functions of the two: nothing to checkpoint.
@@ -8,29 +8,28 @@ import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dist_net.optim.settings import require_not_negative, require_positive
+from dist_net.optim.ranges import require_not_negative, require_positive
 
 
 class Schedule(Protocol):
     """A multiplier of the learning rate over the run."""
 
     def __call__(self, epoch: float, epochs: float) -> float:
-        """Return the multiplier after ``epoch`` of ``epochs``."""
+        """The multiplier after ``epoch`` of ``epochs``."""
         ...
 
 
 @dataclass(frozen=True)
-class Constant:
+class ConstantRate:
     """The learning rate as given, throughout."""
 
     def __call__(self, epoch: float, epochs: float) -> float:
-        """Return 1."""
         return 1.0
 
 
 @dataclass(frozen=True)
-class Step:
-    """The rate is multiplied with ``factor`` after every ``every_epochs`` (PyTorch's StepLR)."""
+class StepDecay:
+    """The rate is multiplied by ``factor`` after every ``every_epochs`` (PyTorch's StepLR)."""
 
     every_epochs: float
     factor: float
@@ -40,7 +39,6 @@ class Step:
         require_positive("factor", self.factor)
 
     def __call__(self, epoch: float, epochs: float) -> float:
-        """Return factor ^ ⌊epoch / every_epochs⌋."""
         return float(self.factor ** math.floor(epoch / self.every_epochs))
 
 
@@ -54,7 +52,6 @@ class Cosine:
         require_not_negative("final", self.final)
 
     def __call__(self, epoch: float, epochs: float) -> float:
-        """Return final + (1 - final) (1 + cos(π epoch / epochs)) / 2, and ``final`` at the end."""
         if epoch >= epochs:
             return self.final
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * epoch / epochs)) / 2
@@ -68,13 +65,12 @@ class WarmUp:
     """
 
     epochs: float
-    then: Schedule = field(default_factory=Constant)
+    then: Schedule = field(default_factory=ConstantRate)
 
     def __post_init__(self) -> None:
         require_positive("epochs", self.epochs)
 
     def __call__(self, epoch: float, epochs: float) -> float:
-        """Return epoch / self.epochs during the warm-up, afterwards what ``then`` returns."""
         if epoch <= self.epochs:
             return epoch / self.epochs
         return self.then(epoch - self.epochs, epochs - self.epochs)

@@ -8,7 +8,15 @@ from itertools import zip_longest
 from typing import Any
 
 from dist_net.errors import SettingError
-from dist_net.optim import SGD, ArrayShapes, Constant, Optimizer, Schedule, UpdateRule, start_rule
+from dist_net.optim import (
+    SGD,
+    ArrayShapes,
+    ConstantRate,
+    Optimizer,
+    Schedule,
+    UpdateRule,
+    start_rule,
+)
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import PIPELINE, Pipeline, Push
 
@@ -45,7 +53,7 @@ class RunSettings:
     seed: int = 0
     optimizer: Optimizer = field(default_factory=SGD)
     learning_rate: float = 0.1
-    schedule: Schedule = field(default_factory=Constant)
+    schedule: Schedule = field(default_factory=ConstantRate)
     momenta: tuple[float, ...] = ()
     lease_minibatches: int = LEASE_MINIBATCHES
     pipeline: Pipeline = PIPELINE

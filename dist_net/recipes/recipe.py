@@ -27,7 +27,7 @@ from dist_net.errors import (
 )
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
-from dist_net.optim import Adam, Constant, Optimizer, Schedule
+from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule
 from dist_net.pictures.decoding import FITTINGS
 from dist_net.recipes.recipe_files import RecipeFiles, place_in_recipe, read_any, reader_of, sha256
 from dist_net.release import release
@@ -55,7 +55,7 @@ class Recipe:
     loss: Loss = cross_entropy_of_logits
     optimizer: Optimizer = Adam()  # noqa: RUF009 - immutable
     learning_rate: float = 0.001
-    schedule: Schedule = Constant()  # noqa: RUF009 - immutable
+    schedule: Schedule = ConstantRate()  # noqa: RUF009 - immutable
     batch_size: int = 32
     epochs: int = 10
     fitting: str = ""

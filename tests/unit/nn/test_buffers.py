@@ -12,7 +12,6 @@ from dist_net import nn
 from dist_net.data import Dataset, dataset_named
 from dist_net.errors import HyperParameterError, ParameterError, ShapeError
 from dist_net.optim import SGD, Adam, Momentum, Optimizer, start_rule
-from dist_net.optim.averages import AveragingRule
 from dist_net.parameter_server.store import WeightStore
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.training.evaluation import Evaluator
@@ -87,7 +86,7 @@ def test_a_momentum_that_cannot_be_is_refused(momentum: float) -> None:
     with pytest.raises(ParameterError, match="expected 0 <= it < 1"):
         nn.Scope().buffer("mean", (1,), nn.zeros, momentum)
     with pytest.raises(HyperParameterError, match="momentum"):
-        AveragingRule(SGD().start(1), 1, (1,), (momentum,))
+        start_rule(SGD(), (("mean", (1,)),), (momentum,))
 
 
 def test_what_is_observed_must_be_a_buffers_once_and_of_its_shape() -> None:
@@ -136,10 +135,6 @@ def test_inference_reads_the_buffers_in_the_vector() -> None:
 
 
 # Averaging
-
-
-def test_without_buffers_the_rule_is_the_optimizers_own() -> None:
-    assert type(start_rule(Adam(), LAYOUT, ())) is type(Adam().start(8))
 
 
 @pytest.mark.parametrize("in_place", [True, False])

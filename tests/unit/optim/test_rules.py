@@ -18,8 +18,8 @@ from dist_net.optim import (
     Optimizer,
     optimizer_named,
 )
-from dist_net.optim.adam import AdamRule
-from dist_net.optim.rule import STRIP_LENGTH, StripRule, all_below, strips_of
+from dist_net.optim.ranges import all_below
+from dist_net.optim.rule import STRIP_LENGTH, strips_of
 
 LEARNING_RATES = (0.1, 0.1, 0.03, 0.2, 0.05)
 """It changes on the way: there the definitions of Keras and of PyTorch differ."""
@@ -260,36 +260,33 @@ def test_one_large_element_counts_and_the_sum_of_many_does_not(dtype):
         assert all_below(math.inf, vector) == math.isfinite(large)
 
 
-class SignRule(StripRule):
+class Sign(Optimizer):
     """w ← w - η sign(g): an optimizer that this package does not have."""
 
     loop = "sign"
 
-    def update_strip(self, weights, gradient, out, rate, scratch, *state):
-        np.subtract(weights, rate * np.sign(gradient), out=out)
+    def step(self, w, g, out, rate, scratch, *state):
+        np.subtract(w, rate * np.sign(g), out=out)
 
 
-class UnnamedRule(StripRule):
+class Unnamed(Optimizer):
     """The same without a name for its loop."""
 
-    update_strip = SignRule.update_strip
+    step = Sign.step
 
 
-class ChangedRule(AdamRule):
-    """Adam's state and its loop's name, and another update."""
+class Changed(Adam):
+    """Adam's state and its loop's name, and another step."""
 
-    def __init__(self, size, dtype):
-        super().__init__(size, dtype, Adam())
-
-    rate = StripRule.rate
-    update_strip = SignRule.update_strip
+    rate = Optimizer.rate
+    step = Sign.step
 
 
 @pytest.mark.usefixtures("extra")
-@pytest.mark.parametrize("rule", [SignRule, UnnamedRule, ChangedRule])
+@pytest.mark.parametrize("optimizer", [Sign, Unnamed, Changed])
 @pytest.mark.parametrize("if_finite", [True, False])
-def test_a_rule_of_ones_own_is_computed_as_it_says(rule, if_finite):
-    own = rule(3, np.float32)
+def test_an_optimizer_of_ones_own_is_computed_as_it_says(optimizer, if_finite):
+    own = optimizer().start(3)
     weights, out = np.ones(3, np.float32), np.empty(3, np.float32)
     gradient = np.array([-7, 0, 0.1], np.float32)
     assert own.update(weights, [gradient], out, [0.5], 1, if_finite=if_finite)

@@ -3,15 +3,15 @@
 import pytest
 
 from dist_net.errors import HyperParameterError
-from dist_net.optim import Constant, Cosine, Step, WarmUp
+from dist_net.optim import ConstantRate, Cosine, StepDecay, WarmUp
 
 
 def test_constant_leaves_the_rate_alone():
-    assert [Constant()(epoch, 5) for epoch in (0.0, 2.5, 5.0)] == [1.0, 1.0, 1.0]
+    assert [ConstantRate()(epoch, 5) for epoch in (0.0, 2.5, 5.0)] == [1.0, 1.0, 1.0]
 
 
 def test_step_falls_at_the_end_of_every_interval():
-    step = Step(every_epochs=2, factor=0.5)
+    step = StepDecay(every_epochs=2, factor=0.5)
     assert [step(epoch, 5) for epoch in (0.0, 1.99, 2.0, 3.99, 4.0)] == [1, 1, 0.5, 0.5, 0.25]
 
 
@@ -43,8 +43,8 @@ def test_a_run_that_is_all_warm_up_ends_without_dividing_by_zero(epochs):
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: Step(every_epochs=0, factor=0.5),
-        lambda: Step(every_epochs=1, factor=-0.5),
+        lambda: StepDecay(every_epochs=0, factor=0.5),
+        lambda: StepDecay(every_epochs=1, factor=-0.5),
         lambda: Cosine(final=-1.0),
         lambda: WarmUp(epochs=0),
     ],

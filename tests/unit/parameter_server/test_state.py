@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dist_net.errors import CheckpointMismatchError, DistNetError, SettingError
-from dist_net.optim import SGD, Momentum, Step
+from dist_net.optim import SGD, Momentum, StepDecay
 from dist_net.parameter_server.loop import opened_run
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
@@ -324,7 +324,9 @@ def two_minibatches(worker_id: int, work: Work, **facts: Any) -> Push:
 
 
 def test_gradients_that_come_together_are_applied_in_turn_and_answered_once() -> None:
-    settings = replace(SETTINGS, lease_minibatches=5, schedule=Step(every_epochs=0.1, factor=0.5))
+    settings = replace(
+        SETTINGS, lease_minibatches=5, schedule=StepDecay(every_epochs=0.1, factor=0.5)
+    )
     desk = Desk(
         RunState(settings, vector(0.0), [vector(np.nan) for _ in range(2 + PIPELINE.snapshots)])
     )
@@ -561,7 +563,7 @@ def test_a_checkpoint_stays_small_however_long_the_run_and_its_records_go_on() -
 
 
 def test_the_learning_rate_follows_the_schedule() -> None:
-    settings = replace(SETTINGS, schedule=Step(every_epochs=1, factor=0.1))
+    settings = replace(SETTINGS, schedule=StepDecay(every_epochs=1, factor=0.1))
     desk = Desk(RunState(settings, vector(0.0)))
     desk.join(b"a")
     trained(desk, b"a", 1)

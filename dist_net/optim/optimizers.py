@@ -1,0 +1,233 @@
+"""The optimizers: SGD plain and with two kinds of momentum, Adam, AdaGrad.
+
+Each is an exact transcription of the Keras 3 optimizer of the same name, whose sources are the
+specification and whose defaults are kept. In the formulas w are the weights, g is the gradient
+and η the learning rate.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from dist_net.errors import UnknownOptimizerError
+from dist_net.optim.ranges import (
+    CRUMB,
+    Floats,
+    keep_normal,
+    require_fraction,
+    require_not_negative,
+    require_positive,
+)
+from dist_net.optim.rule import Optimizer
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """w ← w - η g."""
+
+    loop = "sgd"
+
+    def step(
+        self,
+        w: Floats,
+        g: Floats,
+        out: Floats,
+        rate: float,
+        scratch: Floats,
+        *state: Floats,
+    ) -> None:
+        # Without the scratch there is one vector less to keep in the cache: 23 instead of 29 µs.
+        change = scratch if np.may_share_memory(w, out) else out
+        np.multiply(g, rate, out=change)
+        np.subtract(w, change, out=out)
+
+
+@dataclass(frozen=True)
+class Momentum(Optimizer):
+    """v ← μ v - η g;  w ← w + v.
+
+    As in Sutskever et al. 2013, "On the importance of initialization and momentum in deep
+    learning", the velocity contains the learning rate, so that a change of rate takes effect
+    gradually. PyTorch's does not; the two agree while the rate is constant.
+    """
+
+    momentum: float = 0.9
+
+    loop = "momentum"
+
+    def __post_init__(self) -> None:
+        require_fraction("momentum", self.momentum)
+
+    @property
+    def initial_state(self) -> dict[str, float]:
+        return {"velocity": 0.0}
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        return self.momentum, CRUMB
+
+    def step(
+        self,
+        w: Floats,
+        g: Floats,
+        out: Floats,
+        rate: float,
+        scratch: Floats,
+        *state: Floats,
+    ) -> None:
+        (velocity,) = state
+        np.multiply(g, rate, out=scratch)
+        velocity *= self.momentum
+        velocity -= scratch
+        keep_normal(velocity)
+        np.add(w, velocity, out=out)
+
+
+@dataclass(frozen=True)
+class Nesterov(Momentum):
+    """v ← μ v - η g;  w ← w + μ v - η g: the gradient is taken to be that of the point ahead."""
+
+    loop = "nesterov"
+
+    def step(
+        self,
+        w: Floats,
+        g: Floats,
+        out: Floats,
+        rate: float,
+        scratch: Floats,
+        *state: Floats,
+    ) -> None:
+        (velocity,) = state
+        np.multiply(g, rate, out=scratch)
+        velocity *= self.momentum
+        velocity -= scratch
+        keep_normal(velocity)
+        np.subtract(w, scratch, out=out)
+        np.multiply(velocity, self.momentum, out=scratch)
+        out += scratch
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """m ← β₁ m + (1-β₁) g;  v ← β₂ v + (1-β₂) g²;  w ← w - ηₜ m / (√v + ε).
+
+    ηₜ = η √(1-β₂ᵗ) / (1-β₁ᵗ) at step t. This is Kingma & Ba 2015 (arXiv 1412.6980) in the more
+    efficient order given at the end of its section 2: the rate contains the bias corrections, and
+    ``epsilon`` is that section's ε̂, added to the uncorrected √v. The step count is no state: the
+    caller passes it, and a checkpoint keeps it as the version.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-7
+
+    loop = "adam"
+
+    def __post_init__(self) -> None:
+        require_fraction("beta1", self.beta1)
+        require_fraction("beta2", self.beta2)
+        require_positive("epsilon", self.epsilon)
+
+    @property
+    def initial_state(self) -> dict[str, float]:
+        return {"mean": 0.0, "mean_square": 0.0}
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        return 1 - self.beta1, 1 - self.beta2, self.epsilon, CRUMB
+
+    def rate(self, learning_rate: float, step: int) -> float:
+        return learning_rate * math.sqrt(1 - self.beta2**step) / (1 - self.beta1**step)
+
+    def step(
+        self,
+        w: Floats,
+        g: Floats,
+        out: Floats,
+        rate: float,
+        scratch: Floats,
+        *state: Floats,
+    ) -> None:
+        mean, mean_square = state
+        np.subtract(g, mean, out=scratch)
+        scratch *= 1 - self.beta1
+        mean += scratch
+        keep_normal(mean)
+        np.multiply(g, g, out=scratch)
+        scratch -= mean_square
+        scratch *= 1 - self.beta2
+        mean_square += scratch
+        keep_normal(mean_square)
+        np.sqrt(mean_square, out=scratch)
+        scratch += self.epsilon
+        np.divide(mean, scratch, out=scratch)
+        scratch *= rate
+        np.subtract(w, scratch, out=out)
+
+
+@dataclass(frozen=True)
+class AdaGrad(Optimizer):
+    """a ← a + g²;  w ← w - η g / √(a + ε), from a = ``initial_accumulator``.
+
+    Keras's form of Duchi, Hazan & Singer 2011, with ε inside the root.
+    """
+
+    epsilon: float = 1e-7
+    initial_accumulator: float = 0.1
+
+    loop = "adagrad"
+
+    def __post_init__(self) -> None:
+        require_positive("epsilon", self.epsilon)
+        require_not_negative("initial_accumulator", self.initial_accumulator)
+
+    @property
+    def initial_state(self) -> dict[str, float]:
+        return {"accumulator": self.initial_accumulator}
+
+    @property
+    def constants(self) -> tuple[float, ...]:
+        return (self.epsilon,)
+
+    def step(
+        self,
+        w: Floats,
+        g: Floats,
+        out: Floats,
+        rate: float,
+        scratch: Floats,
+        *state: Floats,
+    ) -> None:
+        (accumulator,) = state
+        np.multiply(g, g, out=scratch)
+        accumulator += scratch
+        np.add(accumulator, self.epsilon, out=scratch)
+        np.sqrt(scratch, out=scratch)
+        np.divide(g, scratch, out=scratch)
+        scratch *= rate
+        np.subtract(w, scratch, out=out)
+
+
+OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
+    {
+        "sgd": SGD(),
+        "momentum": Momentum(),
+        "nesterov": Nesterov(),
+        "adam": Adam(),
+        "adagrad": AdaGrad(),
+    }
+)
+"""Every optimizer by its name on the command line, with its default settings."""
+
+
+def optimizer_named(name: str) -> Optimizer:
+    """The optimizer with its default settings; raises UnknownOptimizerError."""
+    if name not in OPTIMIZERS:
+        raise UnknownOptimizerError(
+            f"unknown optimizer {name!r}: expected one of {', '.join(OPTIMIZERS)}"
+        )
+    return OPTIMIZERS[name]

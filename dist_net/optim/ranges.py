@@ -1,0 +1,57 @@
+"""The ranges of an optimizer's numbers: of settings where they enter, of weights at each step."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.errors import HyperParameterError
+
+Floats = NDArray[np.floating[Any]]
+"""float32 where weights are trained, float64 where that is checked."""
+
+TOO_LARGE = 2.0**64
+"""A weight this large is as useless as an infinite one: its square overflows."""
+
+CRUMB = 1e-24
+"""Added to a running mean and taken away again, so that it never becomes subnormal.
+
+Where a gradient stays zero, as at the border of pictures, a running mean shrinks without end, and
+Intel's processors are ten times slower with subnormal numbers: Adam took 0.7 ms instead of 0.06
+for 101,770 parameters. With the crumb, the last place of a float32 is never worth less than 1e-31:
+a value that has shrunk to some hundreds of that stays as it is. Above 1e-17 no bit changes.
+"""
+
+
+def keep_normal(vector: Floats) -> None:
+    """Keeps the elements of ``vector``, in place, from becoming subnormal; see ``CRUMB``."""
+    vector += CRUMB
+    vector -= CRUMB
+
+
+def all_below(limit: float, vector: Floats) -> bool:
+    """Whether the magnitude of every element is below ``limit``, of ``TOO_LARGE`` or more."""
+    # A sum of squares takes half the time of isfinite and all (11 against 20 µs for 101,770
+    # elements) and allocates nothing. But it may be large where no element is. Unlike dot, vdot
+    # overflows silently.
+    is_small = float(np.vdot(vector, vector)) < TOO_LARGE**2
+    return is_small or bool((np.abs(vector) < limit).all())
+
+
+def require_fraction(name: str, value: float) -> None:
+    """Raises HyperParameterError unless 0 ≤ value < 1."""
+    if not 0 <= value < 1:
+        raise HyperParameterError(f"{name}={value!r}: expected a number from 0 up to, but not, 1")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raises HyperParameterError unless value is finite and above 0."""
+    if not (value > 0 and math.isfinite(value)):
+        raise HyperParameterError(f"{name}={value!r}: expected a finite number above 0")
+
+
+def require_not_negative(name: str, value: float) -> None:
+    """Raises HyperParameterError unless value is finite and not below 0."""
+    if not (value >= 0 and math.isfinite(value)):
+        raise HyperParameterError(f"{name}={value!r}: expected a finite number, 0 or above")
