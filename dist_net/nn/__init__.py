@@ -1,7 +1,6 @@
 """Networks as functions of expressions: layers, activations, initializers, losses, models."""
 
 from dist_net.nn.activations import leaky_relu, linear, relu, sigmoid, softmax, tanh
-from dist_net.nn.convolutional import AveragePool, Conv2D, GlobalAveragePool, MaxPool
 from dist_net.nn.initializers import (
     copy_of,
     glorot_uniform,
@@ -11,11 +10,16 @@ from dist_net.nn.initializers import (
     zeros,
 )
 from dist_net.nn.layers import (
+    AveragePool,
+    BatchNorm,
+    Conv2D,
     Dense,
     Dropout,
     Flatten,
+    GlobalAveragePool,
     Lambda,
     Layer,
+    MaxPool,
     Rescale,
     Residual,
     Sequential,
@@ -27,7 +31,6 @@ from dist_net.nn.losses import (
     one_hot,
 )
 from dist_net.nn.model import Model, Predictor
-from dist_net.nn.normalization import BatchNorm
 from dist_net.nn.parameters import Buffer, Layout, Parameter, Scope
 
 __all__ = [

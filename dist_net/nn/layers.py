@@ -1,21 +1,39 @@
-"""Layers: small immutable descriptions of functions, which a scope gives their parameters."""
+"""Layers: small immutable descriptions of functions, which a scope gives their parameters.
+
+Axis 0 counts samples. Maps are (N, H, W, C): rows before columns, channels last.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from dist_net.autodiff import Expression, cast, mask, reshape, uniform
+from dist_net.autodiff import (
+    Expression,
+    average_pool,
+    batch_normalize,
+    cast,
+    conv2d,
+    mask,
+    max_pool,
+    maximum,
+    mean,
+    reshape,
+    sqrt,
+    uniform,
+)
+from dist_net.autodiff.arrays import integer
+from dist_net.autodiff.kernels.windows import Padding, Pair, pair
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.activations import Activation, linear
-from dist_net.nn.initializers import Initializer, glorot_uniform, zeros
+from dist_net.nn.initializers import Initializer, glorot_uniform, he_normal, ones, zeros
 from dist_net.nn.parameters import Scope
 
 
 class Layer(Protocol):
-    """A function of a batch of inputs, axis 0 counting samples, with parameters in a scope."""
+    """A function of a batch of inputs, with parameters in a scope."""
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         """The layer's output; raises ShapeError if ``x`` does not fit."""
@@ -37,6 +55,144 @@ class Dense:
         kernel = scope.parameter("kernel", (x.shape[1], self.units), self.kernel_initializer)
         bias = scope.parameter("bias", (self.units,), self.bias_initializer)
         return self.activation(x @ kernel + bias)
+
+
+@dataclass(frozen=True)
+class Conv2D:
+    """activation(x * kernel + bias), a convolution: (N, H, W, C) to (N, H', W', filters).
+
+    ``padding`` is "same", "valid", a number for each side, or ((top, bottom), (left, right)).
+    With ``groups``, each group of filters sees only its own part of the channels.
+
+    The layer of the operation of the same name in ``autodiff``, which has no parameters.
+    """
+
+    filters: int
+    size: int | Pair
+    stride: int | Pair = 1
+    padding: Padding = "same"
+    groups: int = 1
+    activation: Activation = linear
+    use_bias: bool = True
+    kernel_initializer: Initializer = he_normal
+    bias_initializer: Initializer = zeros
+
+    def __post_init__(self) -> None:
+        integer("Conv2D: filters", self.filters)
+        integer("Conv2D: groups", self.groups)
+        if self.filters < 1 or self.groups < 1 or self.filters % self.groups:
+            raise ParameterError(
+                f"Conv2D: {self.filters} filters in {self.groups} groups; expected at least one "
+                f"of each, and as many filters in each group"
+            )
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        _expect_map("Conv2D", x)
+        channels = x.shape[3]
+        if channels % self.groups:
+            raise ShapeError(
+                f"Conv2D: {channels} channels of {x.shape} do not divide into {self.groups} groups"
+            )
+        shape = (*pair("Conv2D: size", self.size, 1), channels // self.groups, self.filters)
+        kernel = scope.parameter("kernel", shape, self.kernel_initializer)
+        y = conv2d(x, kernel, self.stride, self.padding, self.groups)
+        if self.use_bias:
+            y = y + scope.parameter("bias", (self.filters,), self.bias_initializer)
+        return self.activation(y)
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """The largest element of each window: (N, H, W, C) to (N, H', W', C).
+
+    ``stride`` is ``size`` if left out; padding never wins.
+    """
+
+    size: int | Pair
+    stride: int | Pair | None = None
+    padding: Padding = "valid"
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        _expect_map("MaxPool", x)
+        return max_pool(x, self.size, self.stride, self.padding)
+
+
+@dataclass(frozen=True)
+class AveragePool:
+    """The mean of each window: (N, H, W, C) to (N, H', W', C).
+
+    ``stride`` is ``size`` if left out; padding does not count.
+    """
+
+    size: int | Pair
+    stride: int | Pair | None = None
+    padding: Padding = "valid"
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        _expect_map("AveragePool", x)
+        return average_pool(x, self.size, self.stride, self.padding)
+
+
+@dataclass(frozen=True)
+class GlobalAveragePool:
+    """The mean of each channel: (N, H, W, C) to (N, C)."""
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        _expect_map("GlobalAveragePool", x)
+        return mean(x, (1, 2))
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """activation((x - mean) · gamma / deviation + beta), by channel, which is the last axis.
+
+    In training, mean and variance are those of the batch, and the buffers ``mean`` and
+    ``variance`` move towards them: moving ← momentum·moving + (1-momentum)·batch. At inference
+    the buffers are used (Ioffe and Szegedy 2015, arXiv 1502.03167). The batch's variance is its
+    mean square, as in Keras; PyTorch's moving one is larger by rows / (rows - 1).
+
+    ``epsilon`` is added to the variance, deviation = √(variance + ε), or, with ``epsilon_on``
+    "deviation", to its root, √variance + ε, as Darknet computes on CPUs.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    epsilon_on: Literal["variance", "deviation"] = "variance"
+    activation: Activation = linear
+
+    def __post_init__(self) -> None:
+        if not self.epsilon > 0 or self.epsilon_on not in ("variance", "deviation"):
+            raise ParameterError(
+                f"BatchNorm: epsilon {self.epsilon} on {self.epsilon_on!r}; expected a number "
+                f"above 0, on 'variance' or 'deviation'"
+            )
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        if x.ndim < 2:
+            raise ShapeError(f"BatchNorm: expected (N, ..., channels), got {x.shape}")
+        channels = x.shape[-1:]
+        gamma = scope.parameter("gamma", channels, ones)
+        beta = scope.parameter("beta", channels, zeros)
+        mean = scope.buffer("mean", channels, zeros, self.momentum)
+        variance = scope.buffer("variance", channels, ones, self.momentum)
+        if not scope.training:
+            scale = gamma / self._deviation(variance)
+            return self.activation((x - mean) * scale + beta)
+        normal, *batch = batch_normalize(x, gamma, beta, self._deviation_in_training)
+        for buffer, seen in zip((mean, variance), batch, strict=True):
+            scope.observe(buffer, seen)
+        return self.activation(normal)
+
+    def _deviation(self, variance: Expression) -> Expression:
+        if self.epsilon_on == "variance":
+            return sqrt(variance + self.epsilon)
+        return sqrt(variance) + self.epsilon
+
+    def _deviation_in_training(self, variance: Expression) -> Expression:
+        if self.epsilon_on == "variance":
+            return self._deviation(variance)
+        # The root has an infinite slope at 0, the variance of a channel that is constant.
+        return self._deviation(maximum(variance, self.epsilon**2))
 
 
 @dataclass(frozen=True)
@@ -70,7 +226,7 @@ class Lambda:
 
 @dataclass(frozen=True)
 class Dropout:
-    """In training, each element is 0 with probability ``rate``, the others grow to make up for it.
+    """In training, sets each element to 0 with probability ``rate``, and scales the others up.
 
     At inference, x itself (Srivastava et al. 2014, in the inverted form).
     """
@@ -110,3 +266,11 @@ class Residual:
         if change.shape != x.shape:
             raise ShapeError(f"Residual: the layers turn {x.shape} into {change.shape}")
         return x + change
+
+
+def _expect_map(name: str, x: Expression) -> None:
+    if x.ndim != 4:
+        raise ShapeError(
+            f"{name}: expected (N, H, W, C), got {x.shape}; reshape grey pictures to one "
+            f"channel, with a Lambda"
+        )
