@@ -8,8 +8,7 @@ from typing import Any
 
 from dist_net.cluster.command_line import command_line
 from dist_net.cluster.terminal import FetchProgress, plain_console
-from dist_net.darknet.published import PUBLISHED
-from dist_net.darknet.weights_download import fetch_weights
+from dist_net.darknet.published import PUBLISHED, fetch_weights
 from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
 from dist_net.errors import UnknownDatasetError
 from dist_net.spelling import did_you_mean

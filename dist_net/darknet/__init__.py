@@ -9,9 +9,8 @@ from dist_net.darknet.configuration import (
 )
 from dist_net.darknet.labels import imagenet_labels, read_labels
 from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.published import PUBLISHED, published
+from dist_net.darknet.published import PUBLISHED, fetch_weights, published
 from dist_net.darknet.weights import read_weights, write_weights
-from dist_net.darknet.weights_download import fetch_weights
 from dist_net.pictures.decoding import letterbox, load_image
 from dist_net.pictures.predictions import Prediction
 

@@ -9,13 +9,14 @@ the options mean is said in ``layers``; here stands only which there are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
-from dist_net.darknet.writing import written
-from dist_net.errors import ConfigurationError
+from dist_net.errors import ConfigurationError, NetworkWriteError
+from dist_net.files import replacing
 from dist_net.spelling import did_you_mean
 
 Number = TypeVar("Number", int, float)
@@ -280,9 +281,19 @@ def configuration_text(configuration: Configuration) -> str:
 
 
 def write_configuration(configuration: Configuration, path: Path) -> None:
-    """Writes ``configuration`` as a .cfg file, which appears at once when it is complete.
-
-    Raises NetworkWriteError.
-    """
+    """Writes ``configuration`` as a .cfg file, whole or not at all; raises NetworkWriteError."""
     with written(path) as file:
         file.write(configuration_text(configuration).encode())
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which becomes ``path`` once it is complete; raises NetworkWriteError."""
+    try:
+        with replacing(path) as partial, partial.open("wb") as file:
+            yield file
+    except OSError as error:
+        raise NetworkWriteError(
+            f"{path} could not be written: {error.strerror}; expected a directory that is "
+            f"writable and has space"
+        ) from error

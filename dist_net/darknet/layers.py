@@ -1,38 +1,47 @@
-"""The layers of a .cfg file that make their output from the one before them.
+"""The layers of a .cfg file, as Darknet's ``parser.c`` and its layers' own files define them.
 
-Maps are (N, H, W, C) throughout, and a layer that leaves no map gives (N, 1, 1, outputs). What a
-layer stands for, and what an option is where it is missing, is the Darknet program's; sources are
-its ``parser.c`` and the layers' own files.
+Maps are (N, H, W, C) throughout; a layer without a map gives (N, 1, 1, outputs). Options that are
+missing have Darknet's defaults.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Protocol
+from typing import Protocol, Self
 
-from dist_net.autodiff import Expression, Shape, mean, part, reshape, softmax, transpose
+from dist_net import nn
+from dist_net.autodiff import (
+    Expression,
+    Shape,
+    broadcast_to,
+    concatenate,
+    constant,
+    mean,
+    part,
+    reshape,
+    softmax,
+    transpose,
+)
 from dist_net.darknet.activations import ACTIVATIONS
 from dist_net.darknet.configuration import Section
 from dist_net.errors import ShapeError
-from dist_net.nn import BatchNorm, Conv2D, MaxPool, Scope, he_normal, zeros
-from dist_net.nn import Dropout as NNDropout
+from dist_net.nn import Scope
 from dist_net.nn.activations import Activation
 
 EPSILON = 1e-6
-"""What Darknet's CPU code adds to the deviation, not to the variance."""
+"""What Darknet's CPU code adds to the deviation (not to the variance)."""
 
 MOMENTUM = 0.99
-"""How much of the moving mean and variance a training step of Darknet leaves as it is."""
+"""The share of its moving mean and variance that Darknet keeps in a training step."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A parameter or buffer as a .weights file has it.
+    """A parameter or buffer as a .weights file has it: in the file's shape.
 
-    ``shape`` is the file's; with the axes in the order ``axes`` it is ours, or ours once
-    neighbouring axes are made one.
+    Transposed by ``axes`` it has our shape, apart from neighbouring axes that we make one.
     """
 
     name: str
@@ -41,10 +50,10 @@ class Stored:
 
 
 class DarknetLayer(Protocol):
-    """A layer of a .cfg file."""
+    """A layer of a .cfg file; ``LAYERS`` makes it from its section and its number."""
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
-        """The output for the output ``x`` of the layer before; ``earlier`` has those of all.
+        """The output for ``x``, the output of the layer before; ``earlier`` has those of all.
 
         Raises ShapeError if they do not fit.
         """
@@ -56,7 +65,11 @@ class DarknetLayer(Protocol):
 
 
 class Weightless:
-    """A layer that a .weights file has nothing of."""
+    """A layer that has no array in a .weights file."""
+
+    @classmethod
+    def of(cls, section: Section, index: int) -> Self:
+        return cls()
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
         """Nothing."""
@@ -64,7 +77,7 @@ class Weightless:
 
 
 def activation(section: Section, default: str = "logistic") -> Activation:
-    """The activation that a section names; raises ConfigurationError if there is none such."""
+    """The activation that a section names; raises ConfigurationError if it is unknown."""
     name = section.text("activation", default)
     if name not in ACTIVATIONS:
         raise section.error(
@@ -81,8 +94,8 @@ def flattened(x: Expression) -> Expression:
     return reshape(x, (n, height * width * channels))
 
 
-def _batch_norm(activation: Activation) -> BatchNorm:
-    return BatchNorm(MOMENTUM, EPSILON, epsilon_on="deviation", activation=activation)
+def _batch_norm(activation: Activation) -> nn.BatchNorm:
+    return nn.BatchNorm(MOMENTUM, EPSILON, epsilon_on="deviation", activation=activation)
 
 
 def _vectors(names: str, length: int) -> tuple[Stored, ...]:
@@ -102,8 +115,7 @@ class Convolutional:
     activation: Activation
 
     @classmethod
-    def of(cls, section: Section) -> Convolutional:
-        """The layer of this section."""
+    def of(cls, section: Section, index: int) -> Self:
         size = section.integer("size", 1, 1)
         padding = section.integer("padding", 0)
         return cls(
@@ -119,8 +131,8 @@ class Convolutional:
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         kernel = self.filters, self.size, self.stride, self.padding, self.groups
         if self.batch_normalize:
-            return _batch_norm(self.activation)(Conv2D(*kernel, use_bias=False)(x, scope), scope)
-        return Conv2D(*kernel, activation=self.activation)(x, scope)
+            return _batch_norm(self.activation)(nn.Conv2D(*kernel, use_bias=False)(x, scope), scope)
+        return nn.Conv2D(*kernel, activation=self.activation)(x, scope)
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
         """Kernels lie as (filters, channels of a group, rows, columns)."""
@@ -141,19 +153,18 @@ class Connected:
     activation: Activation
 
     @classmethod
-    def of(cls, section: Section) -> Connected:
-        """The layer of this section."""
+    def of(cls, section: Section, index: int) -> Self:
         output = section.integer("output", 1, 1)
         return cls(output, section.flag("batch_normalize"), activation(section))
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         inputs = prod(x.shape[1:])
-        kernel = scope.parameter("kernel", (inputs, self.output), he_normal)
+        kernel = scope.parameter("kernel", (inputs, self.output), nn.he_normal)
         y = reshape(x, (x.shape[0], inputs)) @ kernel
         if self.batch_normalize:
             y = _batch_norm(self.activation)(y, scope)
         else:
-            y = self.activation(y + scope.parameter("bias", (self.output,), zeros))
+            y = self.activation(y + scope.parameter("bias", (self.output,), nn.zeros))
         return reshape(y, (x.shape[0], 1, 1, self.output))
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
@@ -175,15 +186,14 @@ class Maxpool(Weightless):
     padding: int
 
     @classmethod
-    def of(cls, section: Section) -> Maxpool:
-        """The layer of this section."""
+    def of(cls, section: Section, index: int) -> Self:
         stride = section.integer("stride", 1, 1)
         size = section.integer("size", stride, 1)
         return cls(size, stride, section.integer("padding", size - 1))
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         sides = self._sides(x.shape[1]), self._sides(x.shape[2])
-        return MaxPool(self.size, self.stride, sides)(x, scope)
+        return nn.MaxPool(self.size, self.stride, sides)(x, scope)
 
     def _sides(self, length: int) -> tuple[int, int]:
         """The padding before and after that some window reaches: often none."""
@@ -202,20 +212,19 @@ class Avgpool(Weightless):
 
 @dataclass(frozen=True)
 class Dropout(Weightless):
-    """``[dropout]``: in training only."""
+    """``[dropout]``: the layer of this name in ``nn``, as a .cfg has it."""
 
     probability: float
 
     @classmethod
-    def of(cls, section: Section) -> Dropout:
-        """The layer of this section."""
+    def of(cls, section: Section, index: int) -> Self:
         probability = section.number("probability", 0.5, 0)
         if probability >= 1:
             raise section.error(f"probability={probability}: expected less than 1", "probability")
         return cls(probability)
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
-        return NNDropout(self.probability)(x, scope)
+        return nn.Dropout(self.probability)(x, scope)
 
 
 @dataclass(frozen=True)
@@ -226,8 +235,7 @@ class Softmax(Weightless):
     temperature: float
 
     @classmethod
-    def of(cls, section: Section) -> Softmax:
-        """The layer of this section."""
+    def of(cls, section: Section, index: int) -> Self:
         temperature = section.number("temperature", 1, 0)
         if temperature == 0:
             raise section.error("temperature=0: expected more", "temperature")
@@ -258,8 +266,7 @@ class Crop(Weightless):
     spreads: bool
 
     @classmethod
-    def of(cls, section: Section) -> Crop:
-        """The layer of this section."""
+    def of(cls, section: Section, index: int) -> Self:
         height = section.integer("crop_height", 1, 1)
         width = section.integer("crop_width", 1, 1)
         return cls(height, width, not section.flag("noadjust"))
@@ -281,3 +288,141 @@ class Cost(Weightless):
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         return x
+
+
+def _absolute(section: Section, option: str, value: int, index: int) -> int:
+    """The number of the layer that ``value`` means in layer ``index``: -1 is the one before."""
+    if index == 0:
+        raise section.error(f"{option}={value}: the first layer has no layer before it", option)
+    found = index + value if value < 0 else value
+    if not 0 <= found < index:
+        raise section.error(
+            f"{option}={value}: expected -{index} to -1, or 0 to {index - 1}, in layer {index}",
+            option,
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Route(Weightless):
+    """``[route]``: the channels of earlier layers, one after the other."""
+
+    layers: tuple[int, ...]
+
+    @classmethod
+    def of(cls, section: Section, index: int) -> Self:
+        values = section.integers("layers")
+        return cls(tuple(_absolute(section, "layers", value, index) for value in values))
+
+    def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
+        maps = [earlier[layer] for layer in self.layers]
+        if len({each.shape[:3] for each in maps}) > 1:
+            sizes = ", ".join(f"{each.shape[1]} x {each.shape[2]}" for each in maps)
+            raise ShapeError(f"the maps of layers {list(self.layers)} are {sizes}: expected equal")
+        return maps[0] if len(maps) == 1 else concatenate(maps, 3)
+
+
+@dataclass(frozen=True)
+class Shortcut(Weightless):
+    """``[shortcut]``: activation(alpha · x + beta · the output of layer ``origin``).
+
+    Where those two differ in shape, Darknet lets only the channels that both have take part; of
+    a larger map every nth pixel is added, and a smaller one is added to every nth pixel. What
+    takes no part stays as it is in x.
+    """
+
+    origin: int
+    alpha: float
+    beta: float
+    activation: Activation
+
+    @classmethod
+    def of(cls, section: Section, index: int) -> Self:
+        if "from" not in section.options:
+            raise section.error("has no option from, which says what to add")
+        return cls(
+            _absolute(section, "from", section.integers("from")[0], index),
+            section.number("alpha", 1.0),
+            section.number("beta", 1.0),
+            activation(section, "linear"),
+        )
+
+    def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
+        added = earlier[self.origin]
+        if added.shape != x.shape:
+            if self.alpha != 1:
+                raise ShapeError(
+                    f"alpha={self.alpha} for maps of {_size(x)} and {_size(added)}: expected 1 "
+                    f"where the shapes differ"
+                )
+            added = _fitted(added, x)
+        x = x if self.alpha == 1 else x * self.alpha
+        return self.activation(x + (added if self.beta == 1 else added * self.beta))
+
+
+def _fitted(added: Expression, x: Expression) -> Expression:
+    """``added`` in the shape of ``x``, 0 where it has nothing to add."""
+    scales = [_scale(added.shape[axis], x.shape[axis]) for axis in (1, 2)]
+    if scales[0] != scales[1]:
+        raise ShapeError(
+            f"maps of {_size(x)} and {_size(added)}: expected rows and columns in one ratio"
+        )
+    every, apart = scales[0]
+    for axis in (1, 2):
+        kept = min(added.shape[axis], x.shape[axis])
+        added = _spread(_every(added, axis, every, kept), axis, apart)
+    added = part(added, 3, 0, min(added.shape[3], x.shape[3]))
+    for axis in (1, 2, 3):
+        added = _padded(added, axis, x.shape[axis])
+    return added
+
+
+def _size(x: Expression) -> str:
+    return " x ".join(map(str, x.shape[1:]))
+
+
+def _scale(added: int, length: int) -> tuple[int, int]:
+    """Every how many pixels of ``added`` count, and how far apart they are added."""
+    return max(added // length, 1), max(length // added, 1)
+
+
+def _every(x: Expression, axis: int, step: int, count: int) -> Expression:
+    """The first of each ``step`` places along an axis, ``count`` of them."""
+    if step == 1:
+        return part(x, axis, 0, count)
+    before, after = x.shape[:axis], x.shape[axis + 1 :]
+    grouped = reshape(part(x, axis, 0, count * step), (*before, count, step, *after))
+    return reshape(part(grouped, axis + 1, 0, 1), (*before, count, *after))
+
+
+def _spread(x: Expression, axis: int, step: int) -> Expression:
+    """Each place of an axis, and ``step`` - 1 zeros after it."""
+    if step == 1:
+        return x
+    before, count, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    apart = _padded(reshape(x, (*before, count, 1, *after)), axis + 1, step)
+    return reshape(apart, (*before, count * step, *after))
+
+
+def _padded(x: Expression, axis: int, length: int) -> Expression:
+    """Zeros after the end of an axis, up to ``length``, or nothing but the first ``length``."""
+    missing = length - x.shape[axis]
+    if missing <= 0:
+        return part(x, axis, 0, length)
+    shape = (*x.shape[:axis], missing, *x.shape[axis + 1 :])
+    return concatenate([x, broadcast_to(constant(0.0, x.dtype), shape)], axis)
+
+
+LAYERS: dict[str, Callable[[Section, int], DarknetLayer]] = {
+    "avgpool": Avgpool.of,
+    "connected": Connected.of,
+    "convolutional": Convolutional.of,
+    "cost": Cost.of,
+    "crop": Crop.of,
+    "dropout": Dropout.of,
+    "maxpool": Maxpool.of,
+    "route": Route.of,
+    "shortcut": Shortcut.of,
+    "softmax": Softmax.of,
+}
+"""How each kind of layer is made from its section and its number in the network."""

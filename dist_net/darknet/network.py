@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_net.autodiff import Expression, Shape, variable
 from dist_net.darknet.configuration import Configuration, Section
-from dist_net.darknet.layers import (
-    Avgpool,
-    Connected,
-    Convolutional,
-    Cost,
-    Crop,
-    DarknetLayer,
-    Dropout,
-    Maxpool,
-    Softmax,
-    flattened,
-)
-from dist_net.darknet.merging import Route, Shortcut
+from dist_net.darknet.layers import LAYERS, Cost, DarknetLayer, Softmax, flattened
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn import Layout, Scope
-
-LAYERS: dict[str, Callable[[Section], DarknetLayer]] = {
-    "avgpool": lambda _: Avgpool(),
-    "connected": Connected.of,
-    "convolutional": Convolutional.of,
-    "cost": lambda _: Cost(),
-    "crop": Crop.of,
-    "dropout": Dropout.of,
-    "maxpool": Maxpool.of,
-    "softmax": Softmax.of,
-}
-
-REFERRING_LAYERS: dict[str, Callable[[Section, int], DarknetLayer]] = {
-    "route": Route.of,
-    "shortcut": Shortcut.of,
-}
-"""Layers that depend on where they stand."""
-
 
 @dataclass(frozen=True)
 class PlacedLayer:
@@ -120,11 +90,9 @@ class DarknetNetwork:
 
 
 def _layer(section: Section, index: int) -> DarknetLayer:
-    if section.kind in REFERRING_LAYERS:
-        return REFERRING_LAYERS[section.kind](section, index)
-    if section.kind in LAYERS:
-        return LAYERS[section.kind](section)
-    raise section.error("stands among the layers; expected it first and once")
+    if section.kind not in LAYERS:
+        raise section.error("stands among the layers; expected it first and once")
+    return LAYERS[section.kind](section, index)
 
 
 def _output(

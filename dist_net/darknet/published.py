@@ -1,16 +1,22 @@
 """The classifiers of Darknet's site, trained on ImageNet's 1000 classes, by name.
 
-Here stands how each network is built, in the words of its paper: stages of blocks. Sources: the
-table of the site's page on ImageNet, and the papers that each function names.
+Each network is built in the words of its paper: stages of blocks. Sources: the table of the site's
+page on ImageNet, and the papers that each function names. Their weights are fetched from the site.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from dist_net.darknet.configuration import Configuration, parse_configuration
+from dist_net.darknet.network import DarknetNetwork
+from dist_net.data import Progress, default_cache_dir
+from dist_net.data.cache import Cache, PublishedFile
+from dist_net.data.download import Download
+from dist_net.data.fetch import fetch
 from dist_net.errors import UnknownClassifierError
 from dist_net.spelling import did_you_mean
 
@@ -39,11 +45,6 @@ class PublishedClassifier:
         """What its file of weights is called."""
         return f"{self.name}.weights"
 
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """Where its file of weights was published."""
-        return (SITE + self.file_name,)
-
     def configuration(self, input_size: int | None = None) -> Configuration:
         """The network, for RGB images of ``input_size``, or if None of the size it is for."""
         side = self.input_size if input_size is None else input_size
@@ -51,9 +52,14 @@ class PublishedClassifier:
         text = "\n".join([net, *self.layers()])
         return parse_configuration(text, self.name)
 
-    def sizes_bytes(self, weights: int) -> tuple[int, ...]:
-        """How long its file may be, for a network with this many weights."""
-        return tuple(header + 4 * weights for header in self.header_bytes)
+    def weights_file(self) -> PublishedFile:
+        """Its file of weights, known by its size alone, since nobody publishes a checksum.
+
+        Whether its numbers are those of a network is checked when they are read.
+        """
+        numbers_bytes = 4 * DarknetNetwork(self.configuration()).layout.size
+        size_bytes, *others = (header + numbers_bytes for header in self.header_bytes)
+        return PublishedFile(self.file_name, size_bytes, other_sizes_bytes=tuple(others))
 
 
 def published(name: str) -> PublishedClassifier:
@@ -278,3 +284,28 @@ PUBLISHED = {
         ),
     )
 }
+
+
+def fetch_weights(
+    classifier: PublishedClassifier,
+    progress: Progress,
+    cache_dir: Path | None = None,
+    mirrors: Sequence[str] = (),
+) -> Path:
+    """The path of the classifier's weights, fetched into ``cache_dir``/darknet if need be.
+
+    ``progress`` is called with each event of the fetching. ``cache_dir`` None means
+    ``default_cache_dir()``; ``mirrors`` are base addresses to try before the site's. Raises
+    NotFetchedError if none of them delivers, CacheError if the directory cannot be used.
+    """
+    cache = Cache((cache_dir or default_cache_dir()) / "darknet")
+    file = classifier.weights_file()
+    fetch(
+        classifier.name,
+        [file],
+        [Download(base_url, suffix="") for base_url in (*mirrors, SITE)],
+        cache,
+        progress,
+        f"or say where the file is: dist-net predict {classifier.name} --weights FILE IMAGE",
+    )
+    return cache.path(file)

@@ -17,9 +17,9 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_net.darknet.configuration import written
 from dist_net.darknet.layers import Stored
 from dist_net.darknet.network import DarknetNetwork, PlacedLayer
-from dist_net.darknet.writing import written
 from dist_net.errors import WeightsFileError
 from dist_net.vector import Vector
 

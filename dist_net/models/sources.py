@@ -17,9 +17,8 @@ import numpy as np
 from dist_net.darknet.configuration import Configuration, configuration_text, read_configuration
 from dist_net.darknet.labels import imagenet_labels, read_labels, require_labels
 from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.published import PUBLISHED
+from dist_net.darknet.published import PUBLISHED, fetch_weights
 from dist_net.darknet.weights import read_weights, unreadable
-from dist_net.darknet.weights_download import fetch_weights
 from dist_net.data import CLASS_NAMES, Progress
 from dist_net.errors import (
     ModelOptionError,

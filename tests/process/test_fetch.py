@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.cli import fetch as fetch_command
-from dist_net.darknet import weights_download
-from dist_net.darknet.published import PUBLISHED, PublishedClassifier
-from dist_net.darknet.weights_download import fetch_weights, published_file
+from dist_net.darknet.published import PUBLISHED, PublishedClassifier, fetch_weights
 from dist_net.data import dataset_named, fashion_mnist
 from dist_net.data.cache import Cache, PublishedFile
 from dist_net.data.debian import ArchivedPackage, InstalledPackage
@@ -422,7 +420,7 @@ WEIGHTS = b"\0" * 20 + NUMBERS
 def published(server, monkeypatch):
     """The site where the weights of Toy are published."""
     server.file_name, server.body = "toy.weights", WEIGHTS
-    monkeypatch.setattr(weights_download, "SITE", server.url)
+    monkeypatch.setattr(sys.modules[fetch_weights.__module__], "SITE", server.url)
     return server
 
 
@@ -517,6 +515,6 @@ def test_the_command_fetches_a_published_classifier(published, tmp_path, monkeyp
 
 
 def test_a_real_one_is_known_by_its_exact_size():
-    assert published_file(PUBLISHED["darknet53"]) == PublishedFile(
+    assert PUBLISHED["darknet53"].weights_file() == PublishedFile(
         "darknet53.weights", 20 + 4 * 41_645_640
     )

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from benchmarks.peers.darknet_task import CONFIGURATION, WEIGHTS
 from dist_net.darknet.configuration import read_configuration
 from dist_net.darknet.layers import EPSILON, Avgpool, Convolutional
+from dist_net.darknet.layers import Shortcut as DarknetShortcut
 from dist_net.darknet.layers import Softmax as DarknetSoftmax
-from dist_net.darknet.merging import Shortcut as DarknetShortcut
 from dist_net.darknet.network import DarknetNetwork, PlacedLayer
 from dist_net.darknet.weights import read_weights
 from dist_net.errors import BenchmarkError

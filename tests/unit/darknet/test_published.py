@@ -67,9 +67,8 @@ def test_the_file_of_darknet53_has_the_published_length() -> None:
     classifier = published("darknet53")
     network = DarknetNetwork(classifier.configuration())
     assert network.layout.size == 41_645_640
-    assert classifier.sizes_bytes(network.layout.size) == (166_582_580,)
-    assert classifier.file_name == "darknet53.weights"
-    assert classifier.addresses[0].endswith("/darknet53.weights")
+    file = classifier.weights_file()
+    assert (file.name, file.sizes_bytes) == ("darknet53.weights", (166_582_580,))
 
 
 def test_a_network_can_be_had_for_another_size() -> None:
