@@ -13,7 +13,7 @@ from dist_net.autodiff.compiler.float64 import in_float64
 from dist_net.cluster.entry import available_cores
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
-from dist_net.darknet.seeded import seeded_weights
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.nn import Model, Scope
 from dist_net.nn.inference import Inference, prepare
 from dist_net.nn.model import INPUTS

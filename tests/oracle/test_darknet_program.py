@@ -15,7 +15,7 @@ from dist_net.darknet.activations import ACTIVATIONS
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import PUBLISHED, published
-from dist_net.darknet.seeded import seeded_weights
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.darknet.weights import read_weights
 from dist_net.data.digits import load
 from dist_net.nn import Lambda, Rescale, Scope, Sequential

@@ -14,7 +14,7 @@ from dist_net.autodiff import evaluate, variable
 from dist_net.darknet.configuration import Configuration, write_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
-from dist_net.darknet.seeded import seeded_weights
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.darknet.weights import write_weights
 from dist_net.nn import Scope
 

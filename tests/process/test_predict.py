@@ -13,7 +13,7 @@ from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.labels import imagenet_labels
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
-from dist_net.darknet.seeded import seeded_weights
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.darknet.weights import write_weights
 from dist_net.data import dataset_named
 from dist_net.models.run_directory import RunDirectory

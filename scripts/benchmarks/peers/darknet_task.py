@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dist_net.darknet.configuration import Configuration, write_configuration
 from dist_net.darknet.layers import Convolutional
 from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.seeded import seeded_weights
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.darknet.weights import write_weights
 
 Array = NDArray[np.float32]

@@ -1,5 +1,7 @@
 """Networks of a .cfg file: each layer against its definition, written out in plain loops."""
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import pytest
 
@@ -8,9 +10,8 @@ from dist_net.autodiff.compiler.float64 import in_float64
 from dist_net.darknet.activations import ACTIVATIONS
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.precision import layer_errors
 from dist_net.darknet.published import published
-from dist_net.darknet.seeded import seeded_weights
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.errors import ConfigurationError, ShapeError
 from dist_net.nn import Model, Scope
 
@@ -277,6 +278,29 @@ def test_a_network_says_what_it_is_given(net: str, words: str) -> None:
 def test_inputs_of_another_size_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"a.cfg: inputs are \(2, 7, 6, 3\), expected \(N, 6, 7"):
         network_of(CONV)(ad.variable("x", (2, 7, 6, 3)), Scope())
+
+
+def layer_errors(
+    network: DarknetNetwork,
+    weights: Values,
+    images: Values,
+    compile: Callable[[Sequence[ad.Expression]], ad.Plan] = ad.compile,
+) -> dict[str, float]:
+    """How far each layer's float32 output is from float64, by the layer's name.
+
+    The largest difference between what ``compile`` makes of the graph and its float64 values, over
+    the largest of those values. Each layer's error contains that of the layers before.
+    """
+    x = ad.variable("inputs", images.shape)
+    outputs = network.outputs(x, Scope())
+    arrays: dict[str, ad.Array] = {"inputs": images, **network.layout.views(weights)}
+    in_double = {name: array.astype(np.float64) for name, array in arrays.items()}
+    exact = ad.compile(in_float64(outputs)).bind(in_double).run()
+    found = compile(outputs).bind(arrays).run()
+    return {
+        layer.name: float(np.abs(np.subtract(values, truth)).max() / np.abs(truth).max())
+        for layer, values, truth in zip(network.layers, found, exact, strict=True)
+    }
 
 
 @pytest.mark.parametrize("name", ["darknet19", "darknet53", "resnext50", "densenet201"])

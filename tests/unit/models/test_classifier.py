@@ -13,7 +13,7 @@ from PIL import Image
 from dist_net.autodiff import Expression, cast, mean, reshape
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.seeded import seeded_weights
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.darknet.weights import write_weights
 from dist_net.errors import (
     ImageError,

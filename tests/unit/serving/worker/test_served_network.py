@@ -11,7 +11,7 @@ from PIL import Image
 
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.seeded import seeded_weights
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.errors import ModelLoadError
 from dist_net.nn import Model, Predictor
 from dist_net.nn.inference import prepare, softmax
