@@ -8,7 +8,7 @@ recipe's net. ``Client``: sends requests to an inference pool.
 
 from typing import TYPE_CHECKING, Any
 
-from dist_net.pictures.inputs import fit_picture
+from dist_net.pictures import fit_picture
 from dist_net.recipes.recipe import LoadedRecipe, Recipe, load_recipe
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from dist_net.clock import Clock, SystemClock
 from dist_net.errors import DistNetError, JoinRefusedError, ModelLoadError
 from dist_net.models.sources import FollowedRun, FoundModel, ModelSource
 from dist_net.nn.prepared import map_prepared, write_prepared
-from dist_net.pictures.inputs import takes_pictures
+from dist_net.pictures.fitting import takes_pictures
 from dist_net.recipes.recipe import LoadedRecipe
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.worker.prepared_arrays import keep_newest

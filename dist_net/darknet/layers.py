@@ -67,10 +67,6 @@ class DarknetLayer(Protocol):
 class Weightless:
     """A layer that has no array in a .weights file."""
 
-    @classmethod
-    def of(cls, section: Section, index: int) -> Self:
-        return cls()
-
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
         """Nothing."""
         return ()
@@ -115,7 +111,7 @@ class Convolutional:
     activation: Activation
 
     @classmethod
-    def of(cls, section: Section, index: int) -> Self:
+    def of(cls, section: Section) -> Self:
         size = section.integer("size", 1, 1)
         padding = section.integer("padding", 0)
         return cls(
@@ -153,7 +149,7 @@ class Connected:
     activation: Activation
 
     @classmethod
-    def of(cls, section: Section, index: int) -> Self:
+    def of(cls, section: Section) -> Self:
         output = section.integer("output", 1, 1)
         return cls(output, section.flag("batch_normalize"), activation(section))
 
@@ -186,7 +182,7 @@ class Maxpool(Weightless):
     padding: int
 
     @classmethod
-    def of(cls, section: Section, index: int) -> Self:
+    def of(cls, section: Section) -> Self:
         stride = section.integer("stride", 1, 1)
         size = section.integer("size", stride, 1)
         return cls(size, stride, section.integer("padding", size - 1))
@@ -217,7 +213,7 @@ class Dropout(Weightless):
     probability: float
 
     @classmethod
-    def of(cls, section: Section, index: int) -> Self:
+    def of(cls, section: Section) -> Self:
         probability = section.number("probability", 0.5, 0)
         if probability >= 1:
             raise section.error(f"probability={probability}: expected less than 1", "probability")
@@ -235,7 +231,7 @@ class Softmax(Weightless):
     temperature: float
 
     @classmethod
-    def of(cls, section: Section, index: int) -> Self:
+    def of(cls, section: Section) -> Self:
         temperature = section.number("temperature", 1, 0)
         if temperature == 0:
             raise section.error("temperature=0: expected more", "temperature")
@@ -266,7 +262,7 @@ class Crop(Weightless):
     spreads: bool
 
     @classmethod
-    def of(cls, section: Section, index: int) -> Self:
+    def of(cls, section: Section) -> Self:
         height = section.integer("crop_height", 1, 1)
         width = section.integer("crop_width", 1, 1)
         return cls(height, width, not section.flag("noadjust"))
@@ -414,15 +410,15 @@ def _padded(x: Expression, axis: int, length: int) -> Expression:
 
 
 LAYERS: dict[str, Callable[[Section, int], DarknetLayer]] = {
-    "avgpool": Avgpool.of,
-    "connected": Connected.of,
-    "convolutional": Convolutional.of,
-    "cost": Cost.of,
-    "crop": Crop.of,
-    "dropout": Dropout.of,
-    "maxpool": Maxpool.of,
+    "avgpool": lambda *_: Avgpool(),
+    "connected": lambda section, _: Connected.of(section),
+    "convolutional": lambda section, _: Convolutional.of(section),
+    "cost": lambda *_: Cost(),
+    "crop": lambda section, _: Crop.of(section),
+    "dropout": lambda section, _: Dropout.of(section),
+    "maxpool": lambda section, _: Maxpool.of(section),
     "route": Route.of,
     "shortcut": Shortcut.of,
-    "softmax": Softmax.of,
+    "softmax": lambda section, _: Softmax.of(section),
 }
 """How each kind of layer is made from its section and its number in the network."""

@@ -11,6 +11,7 @@ from dist_net.darknet.layers import LAYERS, Cost, DarknetLayer, Softmax, flatten
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn import Layout, Scope
 
+
 @dataclass(frozen=True)
 class PlacedLayer:
     """A layer in its place: ``name`` begins the names of its parameters.

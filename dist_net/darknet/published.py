@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib import resources
 from pathlib import Path
 
 from dist_net.darknet.configuration import Configuration, parse_configuration
@@ -68,6 +69,17 @@ def published(name: str) -> PublishedClassifier:
         hint = did_you_mean(name, PUBLISHED) or f"expected one of {', '.join(PUBLISHED)}"
         raise UnknownClassifierError(f"there is no published classifier {name!r}; {hint}")
     return PUBLISHED[name]
+
+
+@cache
+def imagenet_labels() -> tuple[str, ...]:
+    """The short names of ImageNet's 1000 classes, in the order of the published classifiers.
+
+    That is not the order of ImageNet's own list: kit fox is the first. Two names stand for two
+    classes each: crane (a bird and a machine) and maillot (a bathing suit and tights).
+    """
+    packaged = resources.files("dist_net.darknet").joinpath("imagenet_labels.txt")
+    return tuple(packaged.read_text(encoding="utf-8").splitlines())
 
 
 def _section(kind: str, **options: int | float | str) -> str:

@@ -10,15 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.darknet.configuration import Configuration
-from dist_net.darknet.labels import require_labels
 from dist_net.data import Progress
 from dist_net.errors import ImageError, PredictionError
 from dist_net.models.sources import DarknetFiles, source_called
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.pictures.decoding import Source, name_of
-from dist_net.pictures.inputs import PictureInputs
-from dist_net.pictures.predictions import Prediction, predictions_of
+from dist_net.pictures.fitting import PictureInputs
+from dist_net.pictures.labels import Prediction, predictions_of, require_labels
 
 Answer = list[Prediction] | ImageError | PredictionError
 """The answer for one picture: the likeliest classes, or why there are none."""

@@ -15,9 +15,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from dist_net.darknet.configuration import Configuration, configuration_text, read_configuration
-from dist_net.darknet.labels import imagenet_labels, read_labels, require_labels
 from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.published import PUBLISHED, fetch_weights
+from dist_net.darknet.published import PUBLISHED, fetch_weights, imagenet_labels
 from dist_net.darknet.weights import read_weights, unreadable
 from dist_net.data import CLASS_NAMES, Progress
 from dist_net.errors import (
@@ -34,6 +33,7 @@ from dist_net.models.run_directory import DEFAULT_PARENT, RunDirectory, load_tra
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
+from dist_net.pictures.labels import read_labels, require_labels
 from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector

@@ -28,7 +28,7 @@ from dist_net.errors import (
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
 from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule
-from dist_net.pictures.decoding import FITTINGS
+from dist_net.pictures.fitting import FITTINGS
 from dist_net.recipes.recipe_files import RecipeFiles, place_in_recipe, read_any, reader_of, sha256
 from dist_net.release import release
 from dist_net.spelling import did_you_mean

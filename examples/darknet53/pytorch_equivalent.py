@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from dist_net import darknet
+from dist_net import darknet, pictures
 
 if len(sys.argv) != 3:
     sys.exit(__doc__)
@@ -48,7 +48,7 @@ def convolution(x: torch.Tensor, section: darknet.Section) -> torch.Tensor:
 
 configuration = darknet.published("darknet53").configuration()
 height, width, _ = darknet.DarknetNetwork(configuration).input_shape
-boxed = darknet.letterbox(darknet.load_image(photo), height, width)
+boxed = pictures.letterbox(pictures.load_image(photo), height, width)
 x = torch.from_numpy(boxed.transpose(2, 0, 1)[np.newaxis].copy())  # PyTorch has channels first
 
 outputs: list[torch.Tensor] = []

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import compile
 from dist_net.autodiff.compiler.float64 import in_float64
 from dist_net.cluster.entry import available_cores
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
-from benchmarks.seeded_weights import seeded_weights
 from dist_net.nn import Model, Scope
 from dist_net.nn.inference import Inference, prepare
 from dist_net.nn.model import INPUTS

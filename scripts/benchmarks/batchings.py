@@ -24,7 +24,7 @@ from benchmarks.peers.dist_net_inference import layer_step, model_in
 from benchmarks.served import Gateway, Net
 from dist_net.errors import BenchmarkError, DistNetError, PoolUnavailableError
 from dist_net.nn.inference import Inference
-from dist_net.pictures.inputs import PictureInputs
+from dist_net.pictures.fitting import PictureInputs
 from dist_net.serving.client.client import Client
 from dist_net.serving.client.outputs import Pending
 

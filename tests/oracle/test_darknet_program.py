@@ -10,17 +10,18 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import Expression, evaluate, reshape, variable
 from dist_net.darknet.activations import ACTIVATIONS
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import PUBLISHED, published
-from benchmarks.seeded_weights import seeded_weights
 from dist_net.darknet.weights import read_weights
 from dist_net.data.digits import load
 from dist_net.nn import Lambda, Rescale, Scope, Sequential
 from dist_net.optim import Adam
-from dist_net.pictures.decoding import letterbox, load_image
+from dist_net.pictures.decoding import load_image
+from dist_net.pictures.fitting import letterbox
 from dist_net.recipes.recipe import Recipe
 from dist_net.training.single_process import SingleProcess
 from dist_net.vector import Vector

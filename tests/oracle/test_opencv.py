@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import evaluate, variable
 from dist_net.darknet.configuration import Configuration, write_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
-from benchmarks.seeded_weights import seeded_weights
 from dist_net.darknet.weights import write_weights
 from dist_net.nn import Scope
 

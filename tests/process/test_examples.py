@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.seeded_weights import seeded_weights
 from benchmarks.served import TINY, write_net
 from dist_net import darknet
-from benchmarks.seeded_weights import seeded_weights
 from dist_net.models.classifier import load_classifier
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.cluster.child import Child
 from dist_net.cluster.model_loader import described
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
-from benchmarks.seeded_weights import seeded_weights
 from dist_net.darknet.weights import write_weights
 from dist_net.data import dataset_named
 from dist_net.models.sources import FoundModel

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_net.darknet.configuration import parse_configuration
-from dist_net.darknet.labels import imagenet_labels
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.published import published
 from benchmarks.seeded_weights import seeded_weights
+from dist_net.darknet.configuration import parse_configuration
+from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.published import imagenet_labels, published
 from dist_net.darknet.weights import write_weights
 from dist_net.data import dataset_named
 from dist_net.models.run_directory import RunDirectory

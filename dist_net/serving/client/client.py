@@ -25,7 +25,7 @@ from dist_net.errors import (
     ReloadError,
     ShapeError,
 )
-from dist_net.pictures.predictions import Prediction
+from dist_net.pictures.labels import Prediction
 from dist_net.serving.client.connection import GatewayConnection
 from dist_net.serving.client.outputs import Outputs, Pending
 from dist_net.serving.pool.description import ModelSummary, known, summaries_from_json

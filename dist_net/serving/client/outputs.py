@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import QuestionError
-from dist_net.pictures.predictions import Prediction, predictions_of
+from dist_net.pictures.labels import Prediction, predictions_of
 from dist_net.serving.client.connection import GatewayConnection, unexpected
 from dist_net.serving.client.conversation import Exchange
 from dist_net.wire.serving_messages import Answer

@@ -19,7 +19,7 @@ from dist_net.errors import ImageError, ModelLoadError
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.pictures.decoding import MOST_PIXELS
-from dist_net.pictures.inputs import PictureInputs, takes_pictures
+from dist_net.pictures.fitting import PictureInputs, takes_pictures
 from dist_net.recipes.recipe import load_recipe, load_recipe_copy, recipe_names
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status

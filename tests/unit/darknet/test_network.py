@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from benchmarks.seeded_weights import seeded_weights
 from dist_net import autodiff as ad
 from dist_net.autodiff.compiler.float64 import in_float64
 from dist_net.darknet.activations import ACTIVATIONS
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
-from benchmarks.seeded_weights import seeded_weights
 from dist_net.errors import ConfigurationError, ShapeError
 from dist_net.nn import Model, Scope
 

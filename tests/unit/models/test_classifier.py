@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import Expression, cast, mean, reshape
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
-from benchmarks.seeded_weights import seeded_weights
 from dist_net.darknet.weights import write_weights
 from dist_net.errors import (
     ImageError,
@@ -24,8 +24,8 @@ from dist_net.errors import (
 )
 from dist_net.models.classifier import Classifier, load_classifier
 from dist_net.nn import Model, Scope
-from dist_net.pictures.decoding import letterbox, pad
-from dist_net.pictures.predictions import Prediction
+from dist_net.pictures.fitting import letterbox, pad
+from dist_net.pictures.labels import Prediction
 
 TINY = """
 [net]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.cluster.model_loader import described
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
-from benchmarks.seeded_weights import seeded_weights
 from dist_net.darknet.weights import write_weights
 from dist_net.errors import (
     LabelsError,

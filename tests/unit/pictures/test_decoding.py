@@ -14,7 +14,8 @@ from PIL import Image
 
 from dist_net.errors import ImageError
 from dist_net.pictures import decoding
-from dist_net.pictures.decoding import Pixels, grey, letterbox, load_image, pad, resize
+from dist_net.pictures.decoding import Pixels, grey, load_image
+from dist_net.pictures.fitting import letterbox, pad, resize
 
 pytestmark = [  # Pillow warns beside what it does
     pytest.mark.filterwarnings("ignore::UserWarning"),

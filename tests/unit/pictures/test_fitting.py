@@ -10,8 +10,7 @@ from PIL import Image
 
 from dist_net import fit_picture, nn
 from dist_net.errors import ImageError, SettingError, ShapeError
-from dist_net.pictures.decoding import FITTINGS
-from dist_net.pictures.inputs import PictureInputs
+from dist_net.pictures.fitting import FITTINGS, PictureInputs
 
 
 def halves(height: int = 20, width: int = 40) -> NDArray[np.uint8]:

@@ -28,7 +28,7 @@ from dist_net.errors import (
     RequestTooLargeError,
     UnsupportedRequestError,
 )
-from dist_net.pictures.predictions import likeliest
+from dist_net.pictures.labels import likeliest
 from dist_net.serving.pool.description import ROW_BYTES, ModelDescription
 from dist_net.serving.pool.requests import Outcome, Payload, Question
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.seeded_weights import seeded_weights
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
-from benchmarks.seeded_weights import seeded_weights
 from dist_net.errors import ModelLoadError
 from dist_net.nn import Model, Predictor
 from dist_net.nn.inference import prepare, softmax
-from dist_net.pictures.inputs import PictureInputs
+from dist_net.pictures.fitting import PictureInputs
 from dist_net.recipes.recipe import load_recipe
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status

@@ -1,32 +1,22 @@
-"""The names of classes: a line each, in the order of a net's outputs.
-
-``imagenet_labels.txt`` holds the short names of ImageNet's 1000 classes in the order of Darknet's
-nets, which is not that of ImageNet's own list: kit fox is the first. Two names stand for two
-classes each, a bird and a machine (crane), a bathing suit and tights (maillot).
-"""
+"""The names of a net's classes, and predictions by name, the likeliest first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib import resources
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dist_net.errors import LabelsError
 
 
-@cache
-def imagenet_labels() -> tuple[str, ...]:
-    """ImageNet's 1000 classes by their short names, in the order of the published classifiers."""
-    packaged = resources.files("dist_net.darknet").joinpath("imagenet_labels.txt")
-    return tuple(packaged.read_text(encoding="utf-8").splitlines())
-
-
 def read_labels(path: Path, classes: int) -> tuple[str, ...]:
-    """The names in the file at ``path``, a line each, for a net of so many classes.
+    """The names in a text file, one on each line, for a net of this many classes.
 
-    Empty lines at the end do not count. Raises LabelsError for a file that cannot be read, is no
-    UTF-8 text, has a line without a name, or has not as many names as there are classes.
+    Empty lines at the end do not count. Raises LabelsError for a file that cannot be read, is not
+    UTF-8, has an empty line, or has another number of names.
     """
     try:
         text = path.read_text(encoding="utf-8-sig").rstrip()
@@ -58,3 +48,35 @@ def require_labels(labels: Sequence[str], classes: int) -> None:
         raise LabelsError(
             f"{len(labels):,} labels for a net of {classes:,} classes; expected one for each"
         )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A class that a picture may show, and how probable that is."""
+
+    index: int
+    label: str
+    probability: float
+
+
+def likeliest(probabilities: NDArray[np.float32], top: int) -> NDArray[np.intp]:
+    """The indices of the ``top`` classes, likeliest first; of equal ones, the lower index first.
+
+    ``probabilities`` is (..., classes).
+    """
+    return np.argsort(-probabilities, axis=-1, kind="stable")[..., :top]
+
+
+def predictions_of(
+    probabilities: NDArray[np.float32], labels: Sequence[str], top: int
+) -> list[Prediction]:
+    """The ``top`` likeliest classes of one row, (classes,).
+
+    A class without a label is named by its index.
+    """
+    return [
+        Prediction(
+            index, labels[index] if index < len(labels) else str(index), float(probabilities[index])
+        )
+        for index in likeliest(probabilities, top).tolist()
+    ]

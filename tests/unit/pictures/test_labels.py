@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.darknet.labels import imagenet_labels, read_labels
+from dist_net.darknet.published import imagenet_labels
 from dist_net.errors import LabelsError
+from dist_net.pictures.labels import read_labels
 
 
 @pytest.fixture
