@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "optim": "errors vector compiling",
     "pictures": "errors nn",
     "data": "errors files",
-    "darknet": "errors vector files spelling autodiff nn pictures data",
+    "darknet": "errors vector files spelling autodiff nn data",
     "recipes": "errors vector spelling release autodiff nn optim pictures data darknet",
     "wire": "errors vector clock",
     "parameter_server": "errors vector clock files optim wire",
