@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import DistNetError, JoinRefusedError, ModelLoadError
+from dist_net.errors import BadInputError, DistNetError, JoinRefusedError, ModelLoadError
 from dist_net.models.sources import FollowedRun, FoundModel, ModelSource
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.pictures.fitting import takes_pictures
@@ -119,7 +119,8 @@ class ModelLoader:
                 return self._read(model, source, version)._replace(asked=version)
         except DistNetError as error:
             logger.warning("not_prepared model=%s error=%s", model, error)
-            return ModelPrepared(model, version, "", str(error), version)
+            is_bad_input = isinstance(error, BadInputError)
+            return ModelPrepared(model, version, "", str(error), version, is_bad_input)
 
     def _read(self, model: str, source: ModelSource, version: int) -> ModelPrepared:
         """Reads a model and writes its arrays to a file. Raises a DistNetError."""

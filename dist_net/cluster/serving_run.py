@@ -106,7 +106,8 @@ async def serve(options: ServingOptions) -> int:
         try:
             is_drained = await _run(options, gateway, desk, http, children, stop, said)
         except ModelLoadError as error:
-            raise ModelLoadError(f"{error} (logs: {logs})") from error
+            error.args = (f"{error} (logs: {logs})",)
+            raise
     if not is_drained:
         logger.warning("event=not_drained grace_s=%g", options.grace_s)
     return stop.exit_code if is_drained else 1
@@ -176,7 +177,7 @@ async def _until_ready(
             raise broken[0]
         failures = gateway.failures()
         if failures and workers:  # workers of other hosts may come yet
-            raise ModelLoadError(failures[0])
+            raise failures[0]
         await asyncio.sleep(POLL_S)
 
 

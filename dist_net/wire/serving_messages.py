@@ -158,7 +158,8 @@ class ModelPrepared(NamedTuple):
 
     ``description`` is the JSON of a `ModelDescription` of the pool. It also comes unasked, from a
     training run that the loader follows; then ``version`` is the parameter server's.
-    ``asked``: the version of the `PrepareModel` that it answers; 0 if none.
+    ``asked``: the version of the `PrepareModel` that it answers; 0 if none. ``is_bad_input``: the
+    reason is that the model's files, or what names them, cannot be right.
     """
 
     model: str
@@ -166,6 +167,7 @@ class ModelPrepared(NamedTuple):
     description: str
     reason: str
     asked: int = 0
+    is_bad_input: bool = False
 
 
 class Load(NamedTuple):

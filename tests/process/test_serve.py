@@ -296,6 +296,17 @@ def test_bad_arguments_end_with_one_line(start, arguments, words):
     assert len(command.stderr.splitlines()) == 1, command.stderr
 
 
+def test_a_model_whose_files_are_damaged_is_bad_input(start, net, tmp_path):
+    (weights,) = net.directory.glob("*.weights")
+    weights.write_bytes(weights.read_bytes()[:-4])
+    where = ("--http", "", "--listen", "tcp://127.0.0.1:0", "--log-dir", str(tmp_path / "logs"))
+    command = start("serve", net.source, "--workers", "1", *where)
+    assert command.ends() == 2, command.stderr
+    last = command.stderr.splitlines()[-1]
+    assert str(weights) in last
+    assert "(logs: " in last
+
+
 def test_no_command_line_shows_a_secret(serve, net):
     children = serve(net.source, "--workers", "1").command.children
     words = Path(f"/proc/{children['model-loader']}/cmdline").read_text().split("\0")

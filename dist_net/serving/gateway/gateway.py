@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dist_net.clock import Clock
+from dist_net.errors import ModelLoadError
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import (
@@ -129,7 +130,7 @@ class Gateway:
 
     # What the process around it does.
 
-    def failures(self) -> list[str]:
+    def failures(self) -> list[ModelLoadError]:
         """Why models cannot be answered for: they could not be read, or loaded by any worker."""
         return self._pool.failures()
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dist_net.errors import ProtocolError
+from dist_net.errors import BadInputError, ModelLoadError, ProtocolError
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import EndRequest, Outcome, PoolCommand, SendToNode, Status
 from dist_net.serving.pool.versions import ModelVersions, Version
@@ -51,6 +51,7 @@ class Catalogue:
     def __init__(self, names: Sequence[str], token: bytes) -> None:
         self.models = {name: ModelVersions(name) for name in names}
         self.unreadable: dict[str, str] = {}
+        self._bad_input: dict[str, bool] = {}
         self._token = token
         self._loader: bytes | None = None
         self._process_id = 0
@@ -124,6 +125,7 @@ class Catalogue:
         self._crashes[name] = 0
         self._newest[name] = max(self._newest[name], message.version)
         self.unreadable[name] = reason
+        self._bad_input[name] = message.is_bad_input
         if self._asked.get(name) == message.asked:
             del self._asked[name]
             self._sent.discard(name)
@@ -162,7 +164,7 @@ class Catalogue:
                     commands.append(EndRequest(reload.request_id, outcome))
         return commands
 
-    def failures(self, has_workers: bool) -> list[str]:
+    def failures(self, has_workers: bool) -> list[ModelLoadError]:
         """Why models cannot be answered for: they could not be read, or no worker could load them.
 
         Models that may still come are not among them.
@@ -171,7 +173,9 @@ class Catalogue:
         for name, reason in self.unreadable.items():
             model = self.models[name]
             if not model.is_ready and (reason or (has_workers and model.done == model.came)):
-                failures.append(f"model {name}: {reason or model.reason}")
+                failures.append(ModelLoadError(f"model {name}: {reason or model.reason}"))
+                if self._bad_input[name]:
+                    failures[-1].exit_code = BadInputError.exit_code
         return failures
 
     def _prepare(self, model: str) -> int:

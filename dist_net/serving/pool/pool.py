@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
+from dist_net.errors import ModelLoadError
 from dist_net.serving.pool.admission import Admission
 from dist_net.serving.pool.catalogue import Catalogue
 from dist_net.serving.pool.dispatcher import Dispatcher
@@ -267,7 +268,7 @@ class Pool:
             if not model.is_unloaded
         )
 
-    def failures(self) -> list[str]:
+    def failures(self) -> list[ModelLoadError]:
         """Why models cannot be answered for: they could not be read, or no worker could load them.
 
         A model that a worker may yet load is not among them.
