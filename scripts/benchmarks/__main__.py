@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import agreement, darknet53, push_pull, serving, training
+from benchmarks import darknet53, push_pull, serving, training
 from dist_net.cli.parser import Parser
 from dist_net.cluster.entry import use_threads
 from dist_net.cluster.terminal import plain_console
@@ -20,7 +20,6 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "training": training.measure,
     "push-pull": push_pull.measure,
     "darknet53": darknet53.measure,
-    "darknet53-agreement": agreement.measure,
     "serving": serving.measure,
 }
 

@@ -118,13 +118,18 @@ def chaos(net: Net, options: Sequence[str], say: Say, scale: float) -> Case:
     return {**hit, **case_of(measured, "p99_ms")}
 
 
-def hit_workers(gateway: Gateway, goes_on: Callable[[], bool]) -> dict[str, int]:
+def hit_workers(
+    gateway: Gateway,
+    goes_on: Callable[[], bool],
+    faults: Sequence[tuple[signal.Signals, str]] = FAULTS,
+    every_s: float = FAULT_EVERY_S,
+) -> dict[str, int]:
     """Kills or stops one of the gateway's workers now and then, while a load goes on."""
     generator = random.Random(SEED)
-    hit = {name: 0 for _, name in FAULTS}
+    hit = {name: 0 for _, name in faults}
     while goes_on():
-        sleep(FAULT_EVERY_S)
-        number, name = generator.choice(FAULTS)
+        sleep(every_s)
+        number, name = generator.choice(faults)
         workers = gateway.worker_ids()
         if workers and goes_on():
             with suppress(ProcessLookupError):  # it has just been replaced

@@ -1,4 +1,4 @@
-"""The load of ``dist-net bench serving`` over HTTP, from a process of its own.
+"""The load of ``scripts/bench serving`` over HTTP, from a process of its own.
 
 ``python -m benchmarks.http_load`` reads a `Task` as JSON on stdin and prints what became
 of the requests as JSON on stdout. It shares the processors with what it measures, so that

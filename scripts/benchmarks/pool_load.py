@@ -1,4 +1,4 @@
-"""The load of ``dist-net bench serving`` through `dist_net.Client`, from a process of its own.
+"""The load of ``scripts/bench serving`` through `dist_net.Client`, from a process of its own.
 
 ``python -m benchmarks.pool_load`` reads a `Task` as JSON on stdin and prints what it
 measured as JSON on stdout.

@@ -1,4 +1,4 @@
-"""``dist-net bench push-pull``: the round trip of a gradient and new weights, without the compute.
+"""``scripts/bench push-pull``: the round trip of a gradient and new weights, without the compute.
 
 It is measured in two ways: one after the other, which is how long new weights take; and as a
 worker does it, which has other minibatches to compute meanwhile and pushes several gradients

@@ -1,4 +1,4 @@
-"""What ``dist-net bench serving`` asks: nets of seeded weights, their gateway, and requests."""
+"""What ``scripts/bench serving`` asks: nets of seeded weights, their gateway, and requests."""
 
 from __future__ import annotations
 

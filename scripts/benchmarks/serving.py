@@ -1,4 +1,4 @@
-"""``dist-net bench serving``: the inference pool's speed, and what it does under duress.
+"""``scripts/bench serving``: the inference pool's speed, and what it does under duress.
 
 Nets have seeded weights, load generators are processes of their own on the same processors, and
 ``scale`` shortens every case alike.
@@ -15,7 +15,7 @@ from statistics import median
 from time import sleep
 from typing import Any, NamedTuple
 
-from benchmarks import batchings, duress, hostile, http_load, pool_load, worker_memory
+from benchmarks import duress, http_load, pool_load
 from benchmarks.load import run, warm_up
 from benchmarks.peers import litserve
 from benchmarks.peers.dist_net_inference import FAST, PLAIN
@@ -23,7 +23,6 @@ from benchmarks.peers.peer_process import PeerProcess
 from benchmarks.served import (
     BATCHES_RAMP_S,
     CLIENTS,
-    CONVOLUTIONS,
     DARKNET53,
     PATIENCE_S,
     TINY,
@@ -60,9 +59,7 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        tiny, convolutions, darknet53 = (
-            write_net(name, directory / name) for name in (TINY, CONVOLUTIONS, DARKNET53)
-        )
+        tiny, darknet53 = (write_net(name, directory / name) for name in (TINY, DARKNET53))
         results = tiny_cases(tiny, say, scale)
         peers = peer_cases(directory, say, scale) if with_peers else []
         closed_loops = darknet53_cases(darknet53, say, scale)
@@ -77,12 +74,9 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
                     for name, each in closed_loops.items()
                 },
             },
-            "memory": worker_memory.measure(darknet53, say, scale),
             "overload": duress.overload(darknet53, options, say, scale),
             "reload": duress.reloads(tiny, options, say, scale),
-            "reproducible": batchings.measure(convolutions, options, say, scale),
             "chaos": duress.chaos(tiny, options, say, scale),
-            "hostile": hostile.measure(tiny, options, say, scale),
         }
 
 

@@ -1,4 +1,4 @@
-"""``dist-net bench training``: one process, and clusters, beside the peers, in one run."""
+"""``scripts/bench training``: one process, and clusters, beside the peers, in one run."""
 
 from __future__ import annotations
 

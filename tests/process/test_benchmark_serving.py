@@ -1,33 +1,16 @@
-"""The cases of `bench serving` that start pools, on a small net, and for a moment."""
+"""The cases of ``scripts/bench serving`` that start pools, on a small net, and for a moment."""
 
 from pathlib import Path
 
 import pytest
 
-from benchmarks import batchings, duress, serving
+from benchmarks import serving
 from benchmarks.served import CONVOLUTIONS, Net, write_net
 
 
 @pytest.fixture
 def net(tmp_path: Path) -> Net:
     return write_net(CONVOLUTIONS, tmp_path / CONVOLUTIONS)
-
-
-def test_random_batches_are_answered_with_the_same_bytes_while_workers_die(
-    net: Net, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(duress, "FAULTS", duress.FAULTS[:1])  # a stopped one takes seconds
-    monkeypatch.setattr(duress, "FAULT_EVERY_S", 1.0)
-    said: list[str] = []
-    found = batchings.measure(net, serving.A_WORKER_A_CORE.options, said.append, 0.05)
-    assert said == [
-        "reproducible: 500 batches of random pictures, while workers are killed and stopped"
-    ]
-    assert found["batches"] - found["batch_rows"].get("1", 0) >= 500
-    assert len(found["batch_rows"]) > 3
-    assert found["killed"] > 0
-    assert found["answered"] > found["batches"]
-    assert (found["differing"], found["differing_alone"], found["errors"]) == (0, 0, {})
 
 
 def test_both_pools_are_measured_beside_the_engine(

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from benchmarks.layers import LayerStep
 from benchmarks.peers import darknet_task
 from benchmarks.peers.orders import Peer
+from benchmarks.timing import LayerStep
 from dist_net.autodiff import Expression
 from dist_net.autodiff.arrays import Call, in_order
 from dist_net.autodiff.operations.fused_convolution import PlannedConvolution

@@ -17,8 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from benchmarks.layers import LayerStep, time_layers
-from benchmarks.timing import round_us
+from benchmarks.timing import LayerStep, round_us, time_layers
 
 Run = Callable[[], Any]
 

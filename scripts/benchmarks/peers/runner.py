@@ -4,10 +4,10 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from benchmarks import FINDS_BENCHMARKS
+from benchmarks.peers.peer_process import missing_packages
 from benchmarks.peers.task import Case
 from dist_net.errors import BenchmarkError
 
@@ -61,10 +61,8 @@ def measure_peer(
     than `deadline_s`, raises `BenchmarkError`.
     """
     peer = PEERS[name]
-    missing = [package for package in peer.packages if find_spec(package) is None]
-    if missing:
-        reason = f"{' and '.join(missing)} not installed; pip install 'dist-net[peers]'"
-        return PeerResult(name, unavailable=reason)
+    if missing := missing_packages(peer.packages):
+        return PeerResult(name, unavailable=f"{missing}; pip install 'dist-net[peers]'")
     module = f"benchmarks.peers.{name}"
     measured = said_by(module, *map(str, batch_sizes or peer.batch_sizes), deadline_s=deadline_s)
     return PeerResult(name, measured["version"], tuple(measured["cases"]))

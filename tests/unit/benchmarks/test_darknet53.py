@@ -1,4 +1,4 @@
-"""What ``dist-net bench darknet53`` makes of its measurements."""
+"""What ``scripts/bench darknet53`` makes of its measurements."""
 
 import io
 from dataclasses import replace
@@ -11,10 +11,9 @@ from rich.console import Console
 
 from benchmarks import convolution_training, darknet53, rounds
 from benchmarks.__main__ import show
-from benchmarks.layers import LayerStep, time_layers
 from benchmarks.peers import darknet_task, folded, sgemm
 from benchmarks.rounds import Contest, Contestant, Schedule, Start
-from benchmarks.timing import round_us
+from benchmarks.timing import LayerStep, round_us, time_layers
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published

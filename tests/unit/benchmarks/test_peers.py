@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.peers import runner
+from benchmarks.peers import peer_process, runner
 from benchmarks.peers.hand_written import HandWrittenStep
 from dist_net.errors import BenchmarkError
 
@@ -35,7 +35,7 @@ def test_the_hand_written_step_learns_its_minibatch() -> None:
 
 
 def test_a_peer_that_is_not_installed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "find_spec", {"tensorflow": "there"}.get)
+    monkeypatch.setattr(peer_process, "find_spec", {"tensorflow": "there"}.get)
     result = runner.measure_peer("keras_fit")
     assert result.cases == ()
     assert result.unavailable == "keras not installed; pip install 'dist-net[peers]'"

@@ -1,13 +1,12 @@
-"""How `bench serving` counts what became of its requests, and what it makes of good ones."""
+"""How ``scripts/bench serving`` counts what became of its requests."""
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import duress, hostile, serving
+from benchmarks import duress, serving
 from benchmarks.http_load import Connection, Outcomes, Task
 from benchmarks.served import TINY_SHAPE, PoolSize, picture_requests, row_requests
 
@@ -179,22 +178,3 @@ def test_a_picture_follows_its_header(tmp_path: Path) -> None:
     assert tensor["parameters"]["binary_data_size"] == len(body) - size
     assert int.from_bytes(body[size : size + 4], "little") == len(body) - size - 4
     assert body[size + 4 : size + 6] == b"\xff\xd8"  # a JPEG begins so
-
-
-def test_mutations_change_what_they_are_given_and_can_be_had_again() -> None:
-    content = bytes(range(200))
-    first, again = (
-        [hostile.mutated(content, generator) for _ in range(200)]
-        for generator in (random.Random(1), random.Random(1))
-    )
-    assert first == again
-    assert len(set(first)) > 190
-    assert sum(each != content for each in first) > 190
-    assert {hostile.mutated(b"", random.Random(seed)) == b"" for seed in range(50)} == {True, False}
-
-
-def test_mutated_frames_are_frames() -> None:
-    generator = random.Random(2)
-    messages = [hostile.mutated_frames("tiny", generator) for _ in range(500)]
-    assert {len(frames) for frames in messages} >= {1, 2, 3}
-    assert all(type(frame) is bytes for frames in messages for frame in frames)

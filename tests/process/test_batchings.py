@@ -1,0 +1,226 @@
+"""A picture's answer is the same to the last bit, whatever batch, worker or retry it comes from.
+
+Clients ask for the same few pictures in groups of random size, so the pool runs random batches of
+them, while its workers are killed and stopped. Each picture's answer alone is known beforehand.
+"""
+
+import signal
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.duress import FAULTS, hit_workers
+from benchmarks.peers.dist_net_inference import layer_step, model_in
+from benchmarks.served import CONVOLUTIONS, Gateway, Net, write_net
+from dist_net.errors import DistNetError, PoolUnavailableError
+from dist_net.nn.inference import Inference
+from dist_net.pictures.fitting import PictureInputs
+from dist_net.serving.client.client import Client
+from dist_net.serving.client.outputs import Pending
+
+Rows = NDArray[np.float32]
+
+PICTURES = 36
+CLIENTS = 4
+LARGEST_GROUP = 12
+MOST_ROWS = 4  # of one request
+MOST_WAITING = 24  # requests of one client
+PAUSE_S = 0.02  # between two groups of a client, on average: now and then workers are idle
+PATIENCE_S = 60.0
+DEADLINE_S = 160.0
+BATCH_SIZE = 8
+
+ANSWERED, DIFFERING, REFUSED = "answered", "differing", "refused"
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Pictures as files (JPEG, PNG), as the rows that the net makes of them, and the answers."""
+
+    model: str
+    files: list[bytes]
+    rows: Rows
+    answers: Rows
+
+    def ask_for_one(self, client: Client, chosen: int, is_file: bool) -> tuple[Pending, bytes]:
+        """The answer to wait for, and the bytes that it must have."""
+        expected = self.answers[chosen].tobytes()
+        if is_file:
+            return client.submit_picture(self.model, self.files[chosen]), expected
+        return client.submit(self.model, self.rows[chosen]), expected
+
+    def ask(self, client: Client, generator: np.random.Generator) -> tuple[Pending, bytes]:
+        """Asks for one picture, as a file or a row, or for a few rows in one request."""
+        if generator.random() < 0.75:
+            chosen = int(generator.integers(len(self.rows)))
+            return self.ask_for_one(client, chosen, generator.random() < 0.5)
+        several = generator.integers(len(self.rows), size=generator.integers(1, MOST_ROWS + 1))
+        return client.submit(self.model, self.rows[several]), self.answers[several].tobytes()
+
+
+def picture(generator: np.random.Generator, kind: str) -> bytes:
+    """The file of a small picture: noise on a coloured ground."""
+    height, width = generator.integers(20, 80, size=2)
+    ground = generator.integers(0, 128, 3, np.uint8)
+    file = BytesIO()
+    pixels = ground + generator.integers(0, 128, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Net:
+    return write_net(CONVOLUTIONS, tmp_path / CONVOLUTIONS)
+
+
+@pytest.fixture
+def questions(net: Net) -> Questions:
+    generator = np.random.default_rng(0)
+    files = [picture(generator, ("JPEG", "PNG")[index % 2]) for index in range(PICTURES)]
+    model, prepared = model_in(net.directory)
+    inputs = PictureInputs(model)
+    rows = np.stack([inputs.of(BytesIO(file)) for file in files]).astype(np.float32)
+    alone = Inference(model, prepared, batch_size=1)
+    answers = alone(rows)
+    alone.close()
+    return Questions(net.name, files, rows, answers)
+
+
+def outcome(pending: Pending, expected: bytes) -> str:
+    """Waits for an answer, and compares it byte for byte."""
+    try:
+        found = pending.result().probabilities.tobytes()
+    except PoolUnavailableError:  # no worker is left at the moment
+        return REFUSED
+    except DistNetError as error:
+        return f"{type(error).__name__}: {error}"
+    return ANSWERED if found == expected else DIFFERING
+
+
+def ask_alone(address: str, questions: Questions) -> Counter[str]:
+    """Asks for each picture when nothing else is asked, as a file and as a row."""
+    with Client(address, timeout_s=PATIENCE_S) as client:
+        return Counter(
+            outcome(*questions.ask_for_one(client, chosen, is_file))
+            for chosen in range(PICTURES)
+            for is_file in (True, False)
+        )
+
+
+def ask_in_groups(
+    address: str, questions: Questions, seed: tuple[int, int], is_over: threading.Event
+) -> Counter[str]:
+    """Asks in groups of random size at random times, until it is over and all is answered."""
+    generator = np.random.default_rng(seed)
+    outcomes: Counter[str] = Counter()
+    waiting: deque[tuple[Pending, bytes]] = deque()
+    with Client(address, timeout_s=PATIENCE_S) as client:
+        while not is_over.is_set():
+            for _ in range(generator.integers(1, LARGEST_GROUP + 1)):
+                waiting.append(questions.ask(client, generator))
+            sleep(generator.exponential(PAUSE_S))
+            left = generator.integers(MOST_WAITING)
+            while len(waiting) > left:
+                outcomes[outcome(*waiting.popleft())] += 1
+        outcomes.update(outcome(*each) for each in waiting)
+    return outcomes
+
+
+def batch_rows(gateway: Gateway) -> Counter[int]:
+    """How many batches of how many rows the pool has run."""
+    (model,) = gateway.status()["models"]
+    return Counter({int(rows): count for rows, count in model["batch_rows"].items()})
+
+
+@pytest.mark.parametrize(
+    ("seed", "batches", "faults"),
+    [
+        (0, 300, FAULTS[:1]),  # that a stopped worker is lost takes seconds to be noticed
+        *(pytest.param(seed, 2000, FAULTS, marks=pytest.mark.slow) for seed in range(1, 6)),
+    ],
+)
+def test_random_batches_give_the_same_bytes_while_workers_die(
+    net: Net,
+    questions: Questions,
+    seed: int,
+    batches: int,
+    faults: tuple[tuple[signal.Signals, str], ...],
+) -> None:
+    deadline = monotonic() + DEADLINE_S
+    is_over = threading.Event()
+    with Gateway([net.source], net.directory, "--workers", "2", "--threads", "1") as gateway:
+
+        def goes_on() -> bool:
+            assert monotonic() < deadline, batch_rows(gateway)
+            counts = batch_rows(gateway)
+            return counts.total() - counts[1] < batches
+
+        outcomes = ask_alone(gateway.address, questions)
+        assert outcomes == {ANSWERED: 2 * PICTURES}
+        with ThreadPoolExecutor(CLIENTS) as threads:
+            askers = [
+                threads.submit(ask_in_groups, gateway.address, questions, (seed, number), is_over)
+                for number in range(CLIENTS)
+            ]
+            try:
+                hit = hit_workers(gateway, goes_on, faults, every_s=1.0)
+            finally:
+                is_over.set()
+            for each in askers:
+                outcomes += each.result()
+        counts = batch_rows(gateway)
+    assert outcomes.keys() <= {ANSWERED, REFUSED}
+    assert outcomes[ANSWERED] > counts.total()
+    assert len(counts) > 3
+    assert hit["killed"] > 0
+
+
+def differing_rows(inference: Callable[[Rows], Rows], rows: Rows, count: int) -> int:
+    """How many of ``count`` rows, in random batches, have another answer than alone."""
+    generator = np.random.default_rng(0)
+    alone = np.concatenate([inference(row[np.newaxis]) for row in rows])
+    differing = seen = 0
+    while seen < count:
+        size = min(int(generator.integers(2, BATCH_SIZE + 1)), count - seen)
+        chosen = generator.integers(len(rows), size=size)
+        differing += int((inference(rows[chosen]) != alone[chosen]).any(axis=1).sum())
+        seen += size
+    return differing
+
+
+@pytest.mark.parametrize("reproducible", [True, False])
+def test_without_reproducible_plans_the_net_would_tell(
+    net: Net, questions: Questions, reproducible: bool
+) -> None:
+    model, prepared = model_in(net.directory)
+    inference = Inference(model, prepared, batch_size=BATCH_SIZE, reproducible=reproducible)
+    differing = differing_rows(inference, questions.rows, 1000)
+    inference.close()
+    assert (differing == 0) == reproducible
+
+
+def test_the_net_has_each_kind_of_convolution(net: Net) -> None:
+    model, prepared = model_in(net.directory)
+    inference = Inference(model, prepared, batch_size=1)
+    steps: list[Any] = [layer_step(node, kernels) for node, kernels in inference.steps(1)]
+    inference.close()
+    convolutions = [(step.name.split()[0], step.algorithm) for step in steps if step.algorithm]
+    assert convolutions[:6] == [
+        ("3x3", "im2row"),
+        ("3x3", "im2row"),
+        ("1x1", "im2row"),
+        ("3x3", "winograd4"),
+        ("3x3", "winograd2/2"),
+        ("3x3", "winograd2"),
+    ]

@@ -1,0 +1,150 @@
+"""Ten thousand hostile requests, over HTTP and ZeroMQ: nobody dies, and nothing leaks.
+
+They are good requests that a seeded generator has damaged, so a run can be repeated.
+"""
+
+import random
+import socket
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import zmq
+
+from benchmarks.served import TINY, TINY_SHAPE, Gateway, pictures, row_requests, write_net
+from dist_net.wire.codec import encode
+from dist_net.wire.serving_messages import Ask, Describe, Enlist, Greet
+
+REQUESTS = 10_000
+WARM_UP = 500  # of them, before memory is looked at
+ANSWER_S = 10.0
+ENDLESS_S = 0.05  # where the server rightly waits for more
+LONGEST_INSERTION = 64
+LARGEST_GROWTH_BYTES = 40_000_000  # 2 to 16 MB were seen
+
+
+@pytest.mark.slow
+def test_hostile_requests_neither_kill_nor_leak(tmp_path: Path) -> None:
+    net = write_net(TINY, tmp_path / TINY)
+    good = [Path(path).read_bytes() for path in row_requests(tmp_path / "requests", net.name)]
+    statuses: Counter[int | None] = Counter()
+    with (
+        Gateway([net.source], tmp_path, "--workers", "2") as gateway,
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as peer,
+    ):
+        peer.setsockopt(zmq.LINGER, 0)
+        peer.connect(gateway.address)
+        processes = process_tree(gateway.child.process_id)
+        answers = hostile_answers(gateway, peer, net.name, good)
+        for _ in range(WARM_UP):
+            statuses[next(answers)] += 1
+        before = private_bytes(processes)
+        for _ in range(REQUESTS - WARM_UP):
+            statuses[next(answers)] += 1
+        assert process_tree(gateway.child.process_id) == processes
+        assert private_bytes(processes) - before < LARGEST_GROWTH_BYTES
+        assert exchange(gateway.port, good[0], ANSWER_S) == 200
+    assert statuses[500] == 0
+    assert statuses[200] > 0
+    assert statuses[400] > 0
+
+
+def hostile_answers(
+    gateway: Gateway, peer: zmq.Socket[bytes], model: str, good: Sequence[bytes]
+) -> Iterator[int | None]:
+    """Sends one hostile request after another; gives each one's status, None over ZeroMQ."""
+    generator = random.Random(0)
+    images = pictures()
+    while True:
+        match generator.randrange(10):
+            case 0:  # the head may promise anything
+                request = mutated(generator.choice(good), generator, first=400)
+                yield exchange(gateway.port, request, ENDLESS_S)
+            case 1 | 2 | 3:
+                head, _, body = generator.choice(good).partition(b"\r\n\r\n")
+                request = with_body(head.splitlines()[0], mutated(body, generator))
+                yield exchange(gateway.port, request, ANSWER_S)
+            case 4 | 5 | 6:
+                line = f"POST /v1/models/{model}/classify HTTP/1.1".encode()
+                body = mutated(generator.choice(images), generator)
+                yield exchange(gateway.port, with_body(line, body), ANSWER_S)
+            case _:
+                peer.send_multipart(mutated_frames(model, generator), zmq.NOBLOCK, copy=True)
+                while peer.poll(0):
+                    peer.recv_multipart()
+                yield None
+
+
+def with_body(line: bytes, body: bytes) -> bytes:
+    """A request whose head is right."""
+    return line + b"\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+
+
+def mutated(content: bytes, generator: random.Random, first: int | None = None) -> bytes:
+    """A few bytes changed, cut out or put in; of the ``first`` ones only, if that is given."""
+    changed = bytearray(content)
+    for _ in range(generator.randint(1, 8)):
+        at = generator.randrange(min(first or len(changed), len(changed)) or 1)
+        match generator.randrange(5):
+            case 0 | 1 if changed:
+                changed[at] = generator.randrange(256)
+            case 2:
+                del changed[at : at + generator.randint(1, LONGEST_INSERTION)]
+            case 3:
+                changed[at:at] = generator.randbytes(generator.randint(1, LONGEST_INSERTION))
+            case 4 if generator.random() < 0.2:
+                del changed[at:]
+    return bytes(changed)
+
+
+def mutated_frames(model: str, generator: random.Random) -> list[bytes]:
+    """A message to the gateway with changed, missing or further frames."""
+    payload = generator.randbytes(4 * TINY_SHAPE[0] * TINY_SHAPE[1])
+    message = generator.choice(
+        (
+            Ask(generator.randrange(2**63), model, "", False, 1.0, (payload,)),
+            Ask(1, model, "7", True, 1e300, (payload[:99],)),
+            Describe(generator.randrange(2**63)),
+            Enlist("hostile", "here", 1),  # a client cannot pass itself off as a worker
+            Greet(),
+        )
+    )
+    frames = [bytes(frame) for frame in encode(message)]
+    for _ in range(generator.randint(0, 2)):
+        at = generator.randrange(len(frames))
+        frames[at] = mutated(frames[at], generator)
+    if generator.random() < 0.2:
+        frames.insert(generator.randrange(len(frames) + 1), generator.randbytes(9))
+    return frames
+
+
+def exchange(port: int, request: bytes, timeout_s: float) -> int:
+    """Sends a request on a connection of its own; the answer's status, or 0 for none in time."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), ANSWER_S) as connection:
+            connection.settimeout(timeout_s)
+            connection.sendall(request)
+            answer = connection.recv(64)
+            return int(answer[9:12]) if answer.startswith(b"HTTP/1.1 ") else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def process_tree(root: int) -> set[int]:
+    """A process and all that descend from it."""
+    tree, waiting = set(), [root]
+    while waiting:
+        process = waiting.pop()
+        tree.add(process)
+        for children in Path(f"/proc/{process}/task").glob("*/children"):
+            waiting += map(int, children.read_text().split())
+    return tree
+
+
+def private_bytes(processes: set[int]) -> int:
+    """Anonymous memory of all of them together."""
+    statuses = [Path(f"/proc/{process}/status").read_text() for process in processes]
+    lines = [line for status in statuses for line in status.splitlines()]
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
