@@ -40,10 +40,8 @@ pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 
 from dist_net import compiling
 from dist_net.autodiff.kernels.compiled import im2row as compiled
-from dist_net.autodiff.kernels.compiled import line_transforms as compiled_lines
-from dist_net.autodiff.kernels.compiled import strided_tiles as compiled_strided
-from dist_net.autodiff.kernels.compiled import tiles as compiled_tiles
-from dist_net.autodiff.kernels.compiled import vectors as jit
+from dist_net.autodiff.kernels.compiled import tile_transforms as compiled_transforms
+from dist_net.autodiff.kernels.compiled import vectors
 from dist_net.autodiff.kernels.compiled import winograd as compiled_winograd
 from dist_net.autodiff.kernels.compiled.im2row import CompiledIm2Row
 from dist_net.autodiff.kernels.compiled.winograd import CompiledWinograd
@@ -53,12 +51,8 @@ WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
     compiled.write_rows,
     compiled.finish_product,
-    compiled_tiles.to_points_2,
-    compiled_tiles.to_points_4,
-    compiled_tiles.from_points_2,
-    compiled_tiles.from_points_4,
-    compiled_strided.to_points_strided,
-    compiled_strided.from_points_strided,
+    compiled_winograd.to_points,
+    compiled_winograd.from_points,
 ]
 
 
@@ -192,7 +186,7 @@ def test_other_numbers_than_float32_keep_the_plain_algorithm():
 def test_what_is_no_number_stays_as_it_is(value, slope):
     values, out = np.full(16, value, np.float32), np.zeros(16, np.float32)
     bias, slopes = np.zeros(8, np.float32), (np.float32(slope), np.float32(1))
-    compiled.finish_product(values, 1, 1, 2, 8, out, bias, False, bias, *slopes, 0, 16, 16, 8)
+    compiled.finish_product(values, (1, 1, 2, 8), out, bias, False, bias, *slopes, (0, 16, 16, 8))
     assert np.array_equal(out, values, equal_nan=True)
 
 
@@ -201,20 +195,20 @@ def test_what_is_no_number_stays_as_it_is(value, slope):
 
 
 def checked_load(source, index):
-    assert 0 <= index <= len(source) - jit.LANES
-    return source[index : index + jit.LANES].copy()
+    assert 0 <= index <= len(source) - vectors.LANES
+    return source[index : index + vectors.LANES].copy()
 
 
 def checked_store(target, index, value):
-    assert 0 <= index <= len(target) - jit.LANES
-    target[index : index + jit.LANES] = value
+    assert 0 <= index <= len(target) - vectors.LANES
+    target[index : index + vectors.LANES] = value
 
 
 IN_PYTHON = {
     "pointer": lambda array: array,
     "load": checked_load,
     "store": checked_store,
-    "spread": lambda value: np.full(jit.LANES, value, np.float32),
+    "spread": lambda value: np.full(vectors.LANES, value, np.float32),
     "larger": np.maximum,
 }
 
@@ -246,7 +240,7 @@ def loops_in_python(monkeypatch):
 
         return run
 
-    for module in (compiled, compiled_strided, compiled_lines, compiled_tiles, compiled_winograd):
+    for module in (compiled, compiled_transforms, compiled_winograd):
         for name, value in list(vars(module).items()):
             if hasattr(value, "py_func"):
                 is_loop = value in LOOPS
@@ -263,8 +257,7 @@ def test_no_loop_of_winograd_leaves_its_arrays(loops_in_python):
             problem = winograd_problem(x, filters, stride)
             fast, plain = CompiledWinograd(m, stride), Winograd(m, stride)
             require_same(fast, plain, problem, blocking, True)
-    ends = {"2", "4", "strided"}
-    assert {f"{way}_points_{end}" for way in ("to", "from") for end in ends} <= {*loops_in_python}
+    assert {"to_points", "from_points"} <= {*loops_in_python}
 
 
 def test_no_loop_of_im2row_leaves_its_arrays(loops_in_python):
@@ -278,9 +271,9 @@ def test_no_loop_of_im2row_leaves_its_arrays(loops_in_python):
 @pytest.mark.usefixtures("loops_in_python")
 def test_a_loop_that_leaves_its_arrays_is_noticed():
     values, out, bias = (np.zeros(n, np.float32) for n in (16, 15, 8))
-    finish = out, out, False, bias, np.float32(1), np.float32(1), 0, 16, 16, 8
+    epilogue = out, out, False, bias, np.float32(1), np.float32(1), (0, 16, 16, 8)
     with pytest.raises(AssertionError):
-        compiled.finish_product(values, 1, 1, 2, 8, *finish)
+        compiled.finish_product(values, (1, 1, 2, 8), *epilogue)
 
 
 # How they are compiled
@@ -296,12 +289,9 @@ def test_a_loop_is_compiled_once_for_one_signature(loop):
 
 
 SECOND_PROCESS = """
-from dist_net.autodiff.kernels.compiled import im2row as compiled
-from dist_net.autodiff.kernels.compiled import strided_tiles as compiled_strided
-from dist_net.autodiff.kernels.compiled import tiles as compiled_tiles
-loops = (compiled.write_rows, compiled.finish_product, compiled_tiles.to_points_2,
-         compiled_tiles.to_points_4, compiled_tiles.from_points_2, compiled_tiles.from_points_4,
-         compiled_strided.to_points_strided, compiled_strided.from_points_strided)
+from dist_net.autodiff.kernels.compiled import im2row, winograd
+loops = [im2row.write_rows, im2row.finish_product]
+loops += [winograd.to_points, winograd.from_points]
 print([sum(loop.stats.cache_misses.values()) for loop in loops])
 """
 

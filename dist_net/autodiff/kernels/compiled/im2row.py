@@ -21,6 +21,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     Pointer,
     Vector,
     inlined,
+    integers,
     larger,
     load,
     pointer,
@@ -30,7 +31,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
 from dist_net.autodiff.kernels.convolution.blocks import Block
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
-from dist_net.compiling import BOOLEAN, INTEGER, READ, REAL, WRITTEN, jit
+from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, jit
 
 
 class CompiledIm2Row(Im2Row):
@@ -54,16 +55,16 @@ class CompiledIm2Row(Im2Row):
         top = block.rows.start * windows.stride[0] - windows.padding[0][0]
         corner = top, -windows.padding[1][0]
         grid = images, rows, problem.out[2]
-        geometry = *grid, *windows.size, *windows.stride, *corner
+        seen = *windows.size, *windows.stride, *corner
         part = x[block.images]
-        return [partial(write_rows, flat(part), *part.shape[1:], *geometry, flat(matrix))]
+        return [partial(write_rows, flat(part), part.shape[1:], grid, seen, flat(matrix))]
 
     def _finish(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
     ) -> Sequence[Call]:
         images, rows, out_channels = block.size
-        grid = images, rows, problem.out[2], out_channels
-        return [partial(finish_product, flat(product), *grid, *finish_of(problem, block, arrays))]
+        shape = images, rows, problem.out[2], out_channels
+        return [partial(finish_product, flat(product), shape, *epilogue_of(problem, block, arrays))]
 
 
 def is_suitable(block: Block, arrays: Arrays) -> bool:
@@ -79,9 +80,13 @@ def flat(array: Array) -> Array:
     return array.reshape(array.size, copy=False)
 
 
-def finish_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ...]:
-    """Output, residual and whether there is one, bias of the block, and slopes; then where the
-    block begins in the output, the values from there to the next image, and row, and pixel."""
+def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ...]:
+    """The arguments that EPILOGUE describes: output, residual and whether there is one, the block's
+    bias, slopes, and the block's place.
+
+    A place is where the block begins in the output, and how many values further the next image
+    begins, the next row, and the next pixel.
+    """
     _, height, width, channels = problem.out
     out = flat(arrays.out)
     has_residual = arrays.residual is not None
@@ -89,20 +94,19 @@ def finish_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ...]
     slopes = np.float32(problem.epilogue.slope), np.float32(problem.epilogue.residual_slope)
     per_row = width * channels
     start = (block.images.start * height + block.rows.start) * per_row + block.channels.start
-    bias = arrays.bias[block.channels]
     place = start, height * per_row, per_row, channels
-    return out, residual, has_residual, bias, *slopes, *place
+    return out, residual, has_residual, arrays.bias[block.channels], *slopes, place
 
 
-How = tuple[Pointer, bool, Vector, Vector]
-"""Residual, whether there is one, and slopes."""
-FINISH = WRITTEN, READ, BOOLEAN, READ, REAL, REAL, INTEGER, INTEGER, INTEGER, INTEGER
+EPILOGUE = WRITTEN, READ, BOOLEAN, READ, REAL, REAL, integers(4)
+EpilogueValues = tuple[Vector, Pointer, bool, Vector, Vector]
+"""Bias, residual and whether there is one, and slopes."""
 
 
 @inlined
-def finish_one(value: Vector, out: Pointer, place: int, bias: Vector, how: How) -> None:
-    """The epilogue of a vector, written to ``place``."""
-    residual, has_residual, slope, residual_slope = how
+def apply_epilogue(value: Vector, out: Pointer, place: int, epilogue: EpilogueValues) -> None:
+    """Writes a vector's epilogue to ``place``."""
+    bias, residual, has_residual, slope, residual_slope = epilogue
     value = value + bias
     value = larger(value, value * slope)
     if has_residual:
@@ -111,61 +115,57 @@ def finish_one(value: Vector, out: Pointer, place: int, bias: Vector, how: How) 
     store(out, place, value)
 
 
-@jit(READ, *[INTEGER] * 4, *FINISH)
+@jit(READ, integers(4), *EPILOGUE)
 def finish_product(
     values: Flat,
-    images: int,
-    rows: int,
-    columns: int,
-    out_channels: int,
+    shape: tuple[int, int, int, int],
     out: Flat,
     residual: Flat,
     has_residual: bool,
     bias: Flat,
     slope: float,
     residual_slope: float,
-    start: int,
-    per_image: int,
-    per_row: int,
-    per_pixel: int,
+    place: tuple[int, int, int, int],
 ) -> None:
-    """The epilogue of (N, rows, columns, O) values; the rest is as ``finish_of`` gives it."""
-    how = pointer(residual), has_residual, spread(slope), spread(residual_slope)
-    products, shifts, result = pointer(values), pointer(bias), pointer(out)
+    """The epilogue of values of this shape, (N, rows, columns, O)."""
+    images, rows, columns, channels = shape
+    start, per_image, per_row, per_pixel = place
+    slopes = spread(slope), spread(residual_slope)
+    products, shifts, other, result = (
+        pointer(values),
+        pointer(bias),
+        pointer(residual),
+        pointer(out),
+    )
     source = 0
     for image in range(images):
         for row in range(rows):
             target = start + image * per_image + row * per_row
             for _ in range(columns):
-                for first in range(0, out_channels, LANES):
-                    c = min(first, out_channels - LANES)
-                    value, shift = load(products, source + c), load(shifts, c)
-                    finish_one(value, result, target + c, shift, how)
-                source += out_channels
+                for first in range(0, channels, LANES):
+                    c = min(first, channels - LANES)
+                    epilogue = load(shifts, c), other, has_residual, slopes[0], slopes[1]
+                    apply_epilogue(load(products, source + c), result, target + c, epilogue)
+                source += channels
                 target += per_pixel
 
 
-@jit(READ, *[INTEGER] * 12, WRITTEN)
+@jit(READ, integers(3), integers(3), integers(6), WRITTEN)
 def write_rows(
     x: Flat,
-    height: int,
-    width: int,
-    channels: int,
-    images: int,
-    rows: int,
-    columns: int,
-    lines: int,
-    line: int,
-    down: int,
-    across: int,
-    top: int,
-    left: int,
+    shape: tuple[int, int, int],
+    grid: tuple[int, int, int],
+    windows: tuple[int, int, int, int, int, int],
     target: Flat,
 ) -> None:
-    """The windows of ``x``, (N, H, W, C), with 0 outside of it: (N, rows, columns, kh, kw · C).
+    """The windows of ``x``, with 0 outside of it: a ``grid`` of (N, rows, columns, kh, kw · C).
 
-    kh and kw are ``lines`` and ``line``; the first window's corner is (top, left).
+    ``shape`` is (H, W, C); ``windows`` are kh, kw, the strides down and across, and the first
+    window's top and left.
     """
+    height, width, channels = shape
+    images, rows, columns = grid
+    lines, line, down, across, top, left = windows
     pixels, copied = pointer(x), pointer(target)
     length = line * channels
     place = 0

@@ -32,8 +32,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def inlined(function: Function) -> Function:
-    """A part of the functions that call it, compiled with them."""
-    return cast(Function, numba.njit(function))
+    """A part of the functions that call it, compiled into them: vectors stay in registers."""
+    return cast(Function, numba.njit(forceinline=True)(function))
+
+
+def integers(count: int) -> Any:
+    """The type of a tuple of so many integers, for ``jit``."""
+    return types.UniTuple(types.intp, count)
 
 
 # What follows describes vectors to numba.

@@ -1,7 +1,8 @@
-"""Winograd's convolution with its transforms compiled by numba: a tile goes in, and comes out.
+"""Winograd's convolution with its transforms compiled by numba, each of them in one pass.
 
 Needs the extra ``fast``. What is computed is defined by the plain algorithm that this one extends,
-and computed by it where vectors do not fit.
+and computed by it where vectors do not fit. Loops take 8 neighbouring channels of a tile at a time;
+where a number of channels is no multiple of 8, the last vector overlaps the one before it.
 """
 
 from __future__ import annotations
@@ -13,18 +14,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.compiled.im2row import finish_of, flat, is_suitable
-from dist_net.autodiff.kernels.compiled.strided_tiles import from_points_strided, to_points_strided
-from dist_net.autodiff.kernels.compiled.tiles import (
-    from_points_2,
-    from_points_4,
-    to_points_2,
-    to_points_4,
+from dist_net.autodiff.kernels.compiled.im2row import EPILOGUE, epilogue_of, flat, is_suitable
+from dist_net.autodiff.kernels.compiled.tile_transforms import (
+    tile_from_points_4,
+    tile_from_points_5,
+    tile_from_points_6,
+    tile_to_points_4,
+    tile_to_points_5,
+    tile_to_points_6,
 )
-from dist_net.autodiff.kernels.compiled.vectors import LANES
+from dist_net.autodiff.kernels.compiled.vectors import (
+    LANES,
+    Flat,
+    Pointer,
+    inlined,
+    integers,
+    load,
+    pointer,
+    spread,
+    store,
+)
 from dist_net.autodiff.kernels.convolution.blocks import Block
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
+from dist_net.autodiff.kernels.windows import Pair
+from dist_net.compiling import INTEGER, READ, WRITTEN, jit
+
+Triple = tuple[int, int, int]
+Quadruple = tuple[int, int, int, int]
 
 
 class CompiledWinograd(Winograd):
@@ -45,25 +62,24 @@ class CompiledWinograd(Winograd):
     def _to_points(
         self, problem: Problem, block: Block, x: Array, points: Array, spare: Sequence[Array]
     ) -> Sequence[Call]:
-        transform = to_points_4 if self.m == 4 else to_points_2
-        if self.stride == 2:
-            transform = to_points_strided
         (top, _), (left, _) = problem.windows.padding
         corner = block.rows.start * self.stride - top, -left
         part = x[block.images]
-        geometry = *self._grid(problem, block), *corner, *part.shape[1:]
+        step = self.m * self.stride
+        geometry = part.shape[1:], self._grid(problem, block), corner
         planes = flat(points), points.shape[1]
-        return [partial(transform, flat(part), *geometry, flat(spare[0]), *planes)]
+        return [partial(to_points, self.a, step, flat(part), *geometry, flat(spare[0]), *planes)]
 
     def _from_points(
         self, problem: Problem, block: Block, arrays: Arrays, sums: Array, spare: Sequence[Array]
     ) -> Sequence[Call]:
-        transform = from_points_4 if self.m == 4 else from_points_2
-        if self.stride == 2:
-            transform = from_points_strided
         grid = *self._grid(problem, block), block.size[2]
         planes = flat(sums), sums.shape[1]
-        return [partial(transform, *planes, *grid, *finish_of(problem, block, arrays))]
+        return [
+            partial(
+                from_points, self.a, self.m, *planes, grid, *epilogue_of(problem, block, arrays)
+            )
+        ]
 
     @property
     def _plain(self) -> Winograd:
@@ -77,3 +93,112 @@ class CompiledWinograd(Winograd):
         """Of a block's points and sums, and of one tile of the input."""
         points, sums, *_ = super()._shapes(problem, block)
         return [points, sums, (self.a, self.a, problem.x[3])]
+
+
+@inlined
+def take_tile(
+    x: Pointer,
+    image: int,
+    y: int,
+    z: int,
+    height: int,
+    width: int,
+    channels: int,
+    tile: Pointer,
+    a: int,
+) -> None:
+    """The a · a pixels of (N, H, W, C) from (y, z) on, 0 outside, to (a, a, C)."""
+    place = 0
+    nothing = spread(np.float32(0))
+    for row in range(y, y + a):
+        for column in range(z, z + a):
+            pixel = ((image * height + row) * width + column) * channels
+            is_inside = 0 <= row < height and 0 <= column < width
+            for first in range(0, channels, LANES):
+                c = min(first, channels - LANES)
+                store(tile, place + c, load(x, pixel + c) if is_inside else nothing)
+            place += channels
+
+
+@jit(INTEGER, INTEGER, READ, integers(3), integers(3), integers(2), WRITTEN, WRITTEN, INTEGER)
+def to_points(
+    a: int,
+    step: int,
+    x: Flat,
+    shape: Triple,
+    grid: Triple,
+    corner: Pair,
+    tile: Flat,
+    points: Flat,
+    plane: int,
+) -> None:
+    """Bᵀ · d · B: from (N, H, W, C), 0 outside, to a² planes (tiles, C), ``plane`` apart.
+
+    ``shape`` is (H, W, C), ``grid`` how many images there are, and rows and columns of tiles, which
+    begin at ``corner`` and then every ``step`` pixels. ``tile`` has room for one that reaches
+    beyond the map.
+    """
+    height, width, channels = shape
+    images, rows, columns = grid
+    top, left = corner
+    pixels, copied, planes = pointer(x), pointer(tile), pointer(points)
+    j = 0
+    for image in range(images):
+        for y in range(top, top + step * rows, step):
+            for z in range(left, left + step * columns, step):
+                source, i = pixels, ((image * height + y) * width + z) * channels
+                per_row = width * channels
+                if y < 0 or z < 0 or y + a > height or z + a > width:
+                    take_tile(pixels, image, y, z, height, width, channels, copied, a)
+                    source, i, per_row = copied, 0, a * channels
+                for first in range(0, channels, LANES):
+                    c = min(first, channels - LANES)
+                    if a == 6:
+                        tile_to_points_6(source, i + c, per_row, channels, planes, j + c, plane)
+                    elif a == 5:
+                        tile_to_points_5(source, i + c, per_row, channels, planes, j + c, plane)
+                    else:
+                        tile_to_points_4(source, i + c, per_row, channels, planes, j + c, plane)
+                j += channels
+
+
+@jit(INTEGER, INTEGER, READ, INTEGER, integers(4), *EPILOGUE)
+def from_points(
+    a: int,
+    m: int,
+    sums: Flat,
+    plane: int,
+    grid: Quadruple,
+    out: Flat,
+    residual: Flat,
+    has_residual: bool,
+    bias: Flat,
+    slope: float,
+    residual_slope: float,
+    place: Quadruple,
+) -> None:
+    """The epilogue of Aᵀ · s · A: from a² planes (tiles, O), ``plane`` apart, to a block.
+
+    ``grid`` is as for ``to_points``, and O; the block has m² outputs for each tile.
+    """
+    images, rows, columns, channels = grid
+    start, per_image, per_row, per_pixel = place
+    planes, result = pointer(sums), pointer(out)
+    shifts, other = pointer(bias), pointer(residual)
+    slopes, apart = (spread(slope), spread(residual_slope)), (per_row, per_pixel)
+    i = 0
+    for image in range(images):
+        for row in range(rows):
+            j = start + image * per_image + m * row * per_row
+            for _ in range(columns):
+                for first in range(0, channels, LANES):
+                    c = min(first, channels - LANES)
+                    epilogue = load(shifts, c), other, has_residual, slopes[0], slopes[1]
+                    if a == 6:
+                        tile_from_points_6(planes, i + c, plane, result, j + c, apart, epilogue)
+                    elif a == 5:
+                        tile_from_points_5(planes, i + c, plane, result, j + c, apart, epilogue)
+                    else:
+                        tile_from_points_4(planes, i + c, plane, result, j + c, apart, epilogue)
+                i += channels
+                j += m * per_pixel
