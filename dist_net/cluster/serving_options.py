@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.cluster.command_line import add_trust_argument
@@ -122,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--reproducible",
+        dest="is_reproducible",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="the same answer, bit for bit, whatever shares its batch (default); up to a fifth "
@@ -130,6 +132,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust_argument(parser)
     option(
         "--grace",
+        dest="grace_s",
         type=float,
         default=30.0,
         metavar="SECONDS",
@@ -137,6 +140,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option(
         "--log-dir",
+        dest="log_directory",
         type=Path,
         metavar="DIR",
         help="for the logs of workers and loader; those of the last 10 pools stay "
@@ -154,24 +158,7 @@ def options_from(arguments: argparse.Namespace) -> ServingOptions:
         queue_bytes=arguments.queue_mib * MIB,
         default_timeout_s=arguments.timeout,
     )
-    return ServingOptions(
-        sources=sources,
-        names=tuple(named_source(each).name for each in sources),
-        workers=arguments.workers,
-        threads=arguments.threads,
-        pool=pool,
-        http=arguments.http,
-        listen=arguments.listen,
-        listen_workers=arguments.listen_workers,
-        keys=arguments.keys,
-        training_keys=arguments.training_keys,
-        token_file=arguments.token_file,
-        tls_certificate=arguments.tls_certificate,
-        tls_key=arguments.tls_key,
-        weights=arguments.weights,
-        labels=arguments.labels,
-        is_reproducible=arguments.reproducible,
-        trust_recipe=arguments.trust_recipe,
-        grace_s=arguments.grace,
-        log_directory=arguments.log_dir,
-    )
+    names = tuple(named_source(each).name for each in sources)
+    same = {each.name for each in fields(ServingOptions)} & vars(arguments).keys()
+    rest: dict[str, Any] = {name: getattr(arguments, name) for name in same}
+    return ServingOptions(sources=sources, names=names, pool=pool, **rest)

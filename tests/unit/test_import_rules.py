@@ -63,7 +63,6 @@ PURE_FOLDERS = {
 }
 INPUT_AND_OUTPUT = {"asyncio", "socket", "subprocess", "threading", "time", "zmq"}
 COMPUTING = {"autodiff", "nn", "optim", "pictures", "data", "darknet", "recipes"}  # has threads
-NOT_YET_PURE = {"dist_net.serving.pool.reloads", "dist_net.training.inbox"}
 
 # Other people's packages. Some are of an extra, and belong to the folders or modules of a name:
 # those that cannot do without are imported by others in functions only.
@@ -306,7 +305,7 @@ def test_there_is_no_circle() -> None:
 
 def test_what_decides_does_no_input_or_output() -> None:
     modules = package()
-    pure = [name for name in modules if is_pure(name) and name not in NOT_YET_PURE]
+    pure = [name for name in modules if is_pure(name)]
     for name in pure:
         found = reachable(name, modules, stop_at=frozenset(COMPUTING))
         assert not {to: by for to, by in found.items() if to in INPUT_AND_OUTPUT}, name
