@@ -12,7 +12,7 @@ from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import available_cores
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import DistNetError, UnknownModelError
-from dist_net.models.classifier import Answer, classifier_called
+from dist_net.models.classifier import ClassifiedImage, classifier_called
 from dist_net.models.sources import MODELS
 
 BAR_LENGTH = 20
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def show_json(image: str, answer: Answer) -> None:
+def show_json(image: str, answer: ClassifiedImage) -> None:
     """Prints a line for one picture."""
     if isinstance(answer, DistNetError):
         print(json.dumps({"image": image, "error": str(answer)}), flush=True)
@@ -85,7 +85,7 @@ def show_json(image: str, answer: Answer) -> None:
     print(json.dumps({"image": image, "predictions": predictions}), flush=True)
 
 
-def show_bars(image: str, answer: Answer) -> None:
+def show_bars(image: str, answer: ClassifiedImage) -> None:
     """Prints the picture's name, and a line with a bar for each class; errors go to stderr."""
     if isinstance(answer, DistNetError):
         print(f"dist-net predict: {answer}", file=sys.stderr, flush=True)

@@ -208,7 +208,7 @@ class Avgpool(Weightless):
 
 @dataclass(frozen=True)
 class Dropout(Weightless):
-    """``[dropout]``: the layer of this name in ``nn``, as a .cfg has it."""
+    """``[dropout]``: the layer ``dist_net.nn.layers.Dropout``, as a .cfg has it."""
 
     probability: float
 

@@ -15,11 +15,11 @@ from dist_net.errors import ImageError, PredictionError
 from dist_net.models.sources import DarknetFiles, source_called
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
-from dist_net.pictures.decoding import Source, name_of
+from dist_net.pictures.decoding import ImageSource, name_of
 from dist_net.pictures.fitting import PictureInputs
 from dist_net.pictures.labels import Prediction, predictions_of, require_labels
 
-Answer = list[Prediction] | ImageError | PredictionError
+ClassifiedImage = list[Prediction] | ImageError | PredictionError
 """The answer for one picture: the likeliest classes, or why there are none."""
 
 
@@ -52,7 +52,7 @@ class Classifier:
         """Ends its threads."""
         self._outputs.close()
 
-    def predict(self, pictures: Iterable[Source], top: int = 5) -> list[Answer]:
+    def predict(self, pictures: Iterable[ImageSource], top: int = 5) -> list[ClassifiedImage]:
         """The ``top`` likeliest classes of each picture, likeliest first; all if there are fewer.
 
         Classes that are equally likely keep their order. In place of a picture that cannot be
@@ -60,7 +60,9 @@ class Classifier:
         """
         return list(self.predict_each(pictures, top))
 
-    def predict_each(self, pictures: Iterable[Source], top: int = 5) -> Iterator[Answer]:
+    def predict_each(
+        self, pictures: Iterable[ImageSource], top: int = 5
+    ) -> Iterator[ClassifiedImage]:
         """The answers of ``predict`` one by one, as soon as a batch is done."""
         waiting = iter(pictures)
         while batch := list(islice(waiting, self._batch_size)):
@@ -73,7 +75,7 @@ class Classifier:
                 else:
                     yield self._likeliest(next(rows), picture, top)
 
-    def _input(self, picture: Source) -> NDArray[np.generic] | ImageError:
+    def _input(self, picture: ImageSource) -> NDArray[np.generic] | ImageError:
         try:
             return self._inputs.of(picture)
         except ImageError as error:
@@ -84,7 +86,7 @@ class Classifier:
         return softmax(outputs) if self._has_logits else outputs
 
     def _likeliest(
-        self, probabilities: NDArray[np.float32], picture: Source, top: int
+        self, probabilities: NDArray[np.float32], picture: ImageSource, top: int
     ) -> list[Prediction] | PredictionError:
         if not np.isfinite(probabilities).all():
             return PredictionError(

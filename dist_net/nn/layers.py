@@ -64,7 +64,7 @@ class Conv2D:
     ``padding`` is "same", "valid", a number for each side, or ((top, bottom), (left, right)).
     With ``groups``, each group of filters sees only its own part of the channels.
 
-    The layer of the operation of the same name in ``autodiff``, which has no parameters.
+    The layer of the operation ``dist_net.autodiff.operations.convolution.Conv2D``.
     """
 
     filters: int

@@ -26,7 +26,7 @@ from dist_net.errors import ImageError
 Pixels = NDArray[np.uint8]
 """A picture: (H, W, C) uint8; C is 3, red, green and blue, or 1, grey."""
 
-Source = str | Path | bytes | BinaryIO
+ImageSource = str | Path | bytes | BinaryIO
 """A picture's path, the bytes of its file, or the file, open for reading."""
 
 MOST_PIXELS = 1 << 26
@@ -56,7 +56,9 @@ MOST_READS = 1 << 17
 """How often a decoder may read from a file: 100 times as often as for any picture in common use."""
 
 
-def load_image(source: Source, name: str | None = None, most_pixels: int = MOST_PIXELS) -> Pixels:
+def load_image(
+    source: ImageSource, name: str | None = None, most_pixels: int = MOST_PIXELS
+) -> Pixels:
     """The picture in a file, in bytes, or in a seekable binary file: (H, W, 3), read-only.
 
     ``name`` is what errors call it; a path names itself. Raises ImageError, in one line, for a file
@@ -77,7 +79,7 @@ def load_image(source: Source, name: str | None = None, most_pixels: int = MOST_
         raise _error(name, f"{reason}; expected the file of a picture") from error
 
 
-def name_of(source: Source) -> str:
+def name_of(source: ImageSource) -> str:
     """What errors call a picture that has no other name."""
     return str(source) if isinstance(source, str | Path) else "picture"
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dist_net.errors import ImageError, SettingError, ShapeError
 from dist_net.nn import Model
-from dist_net.pictures.decoding import MOST_PIXELS, Pixels, Source, grey, load_image, name_of
+from dist_net.pictures.decoding import MOST_PIXELS, ImageSource, Pixels, grey, load_image, name_of
 
 Indices = NDArray[np.intp]
 
@@ -161,7 +161,7 @@ def _require_picture_shape(shape: tuple[int, ...]) -> None:
 
 
 def fit_picture(
-    picture: Source | NDArray[np.uint8],
+    picture: ImageSource | NDArray[np.uint8],
     shape: tuple[int, ...],
     fitting: str,
     most_pixels: int = MOST_PIXELS,
@@ -193,7 +193,7 @@ def fit_picture(
     return fitted.reshape(shape, copy=False)
 
 
-def _pixels(picture: Source | NDArray[np.uint8], most_pixels: int) -> Pixels:
+def _pixels(picture: ImageSource | NDArray[np.uint8], most_pixels: int) -> Pixels:
     """The picture in colour, (H, W, 3)."""
     if not isinstance(picture, np.ndarray):
         return load_image(picture, most_pixels=most_pixels)
@@ -223,7 +223,7 @@ class PictureInputs:
         self._fitting = fitting
         self._most_pixels = most_pixels
 
-    def of(self, picture: Source) -> NDArray[np.generic]:
+    def of(self, picture: ImageSource) -> NDArray[np.generic]:
         """The picture as the model takes it; raises ImageError for one that does not fit."""
         if not self._is_darknet:
             return fit_picture(picture, self._shape, self._fitting, self._most_pixels)

@@ -32,7 +32,7 @@ from dist_net.serving.pool.description import ModelSummary, known, summaries_fro
 from dist_net.wire.security import CLIENT, load_peer_keys
 from dist_net.wire.serving_messages import Ask, Describe, Description, Reload, Reloaded, Unload
 
-Picture = str | Path | bytes | NDArray[np.uint8]
+PictureInput = str | Path | bytes | NDArray[np.uint8]
 """Where a picture lies, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
 
 INPUT_DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
@@ -85,7 +85,7 @@ class Client:
         return self.submit(model, inputs, version, timeout_s).result()
 
     def classify(
-        self, model: str, picture: Picture, top: int = 5, timeout_s: float | None = None
+        self, model: str, picture: PictureInput, top: int = 5, timeout_s: float | None = None
     ) -> list[Prediction]:
         """The ``top`` likeliest classes of a picture, likeliest first.
 
@@ -114,7 +114,7 @@ class Client:
     def submit_picture(
         self,
         model: str,
-        picture: Picture,
+        picture: PictureInput,
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Pending:
@@ -203,7 +203,7 @@ def _fits(array: NDArray[Any], summary: ModelSummary) -> bool:
     return array.shape == shape or (array.shape[1:] == shape and array.ndim == len(shape) + 1)
 
 
-def encoded(picture: Picture) -> bytes:
+def encoded(picture: PictureInput) -> bytes:
     """The bytes of a picture's file, or of a PNG for pixels. Raises ImageError."""
     if isinstance(picture, bytes):
         return picture

@@ -19,7 +19,7 @@ from dist_net.serving.gateway.service import Service
 from dist_net.serving.http.bodies import Bodies
 from dist_net.serving.http.classify import Classification
 from dist_net.serving.http.metrics import metrics_route
-from dist_net.serving.http.open_inference.infer import Inference, is_inference
+from dist_net.serving.http.open_inference.infer import InferEndpoint, is_inference
 from dist_net.serving.http.open_inference.models import Models
 from dist_net.serving.http.openapi import openapi_route
 from dist_net.serving.http.replies import Json, error_reply, fault_reply, raised_reply
@@ -49,7 +49,7 @@ def application(
     directory of the page's files.
     """
     bodies = Bodies(settings)
-    inference = Inference(service, bodies)
+    inference = InferEndpoint(service, bodies)
     described = [
         *inference.routes(),
         *Models(service, bodies, settings.max_batch_size, clock or SystemClock()).routes(),
@@ -71,7 +71,7 @@ def application(
 class _Application:
     """Asks the guard about each request, and spares inference the search among the routes."""
 
-    def __init__(self, guard: Guard, inference: Inference, rest: ASGIApp) -> None:
+    def __init__(self, guard: Guard, inference: InferEndpoint, rest: ASGIApp) -> None:
         self._guard = guard
         self._inference = inference
         self._rest = rest

@@ -18,8 +18,8 @@ from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.vectors import (
     LANES,
     Flat,
+    Lanes,
     Pointer,
-    Vector,
     inlined,
     integers,
     larger,
@@ -99,12 +99,12 @@ def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ..
 
 
 EPILOGUE = WRITTEN, READ, BOOLEAN, READ, REAL, REAL, integers(4)
-EpilogueValues = tuple[Vector, Pointer, bool, Vector, Vector]
+EpilogueValues = tuple[Lanes, Pointer, bool, Lanes, Lanes]
 """Bias, residual and whether there is one, and slopes."""
 
 
 @inlined
-def apply_epilogue(value: Vector, out: Pointer, place: int, epilogue: EpilogueValues) -> None:
+def apply_epilogue(value: Lanes, out: Pointer, place: int, epilogue: EpilogueValues) -> None:
     """Writes a vector's epilogue to ``place``."""
     bias, residual, has_residual, slope, residual_slope = epilogue
     value = value + bias

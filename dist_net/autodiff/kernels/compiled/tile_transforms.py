@@ -12,9 +12,9 @@ from __future__ import annotations
 import numpy as np
 
 from dist_net.autodiff.kernels.compiled.im2row import EpilogueValues, apply_epilogue
-from dist_net.autodiff.kernels.compiled.vectors import Pointer, Vector, inlined, load, spread, store
+from dist_net.autodiff.kernels.compiled.vectors import Lanes, Pointer, inlined, load, spread, store
 
-TileLine = tuple[Vector, ...]
+TileLine = tuple[Lanes, ...]
 """A row or a column of a tile."""
 TileColumns = tuple[TileLine, ...]
 Apart = tuple[int, int]

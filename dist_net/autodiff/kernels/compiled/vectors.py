@@ -27,7 +27,7 @@ LANES = 8
 
 Flat = NDArray[np.float32]
 Pointer = Any
-Vector = Any
+Lanes = Any
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -125,7 +125,7 @@ def _contiguous(array: Array) -> tuple[Sequence[Call], Array]:
     return [partial(np.copyto, copy, array)], copy
 
 
-Multiply = Callable[[Block, Array, Sequence[Array]], Sequence[Call]]
+MultiplyBlock = Callable[[Block, Array, Sequence[Array]], Sequence[Call]]
 """For a strip: its rows, and its spare arrays, the calls that multiply."""
 
 
@@ -133,7 +133,7 @@ def _tasks(
     patches: Patches,
     strips: Sequence[Block],
     spare_shapes: Callable[[Block], list[Shape]],
-    multiply: Multiply,
+    multiply: MultiplyBlock,
     pool: ThreadPool,
 ) -> list[Task]:
     """For each strip and thread, the calls that write the rows and multiply them."""

@@ -39,12 +39,12 @@ _JSON_LENGTH = b"inference-header-content-length"
 
 
 def is_inference(scope: Scope) -> bool:
-    """Whether a request is for ``Inference``."""
+    """Whether a request is for ``InferEndpoint``."""
     path: str = scope["path"]
     return path.endswith("/infer") and path.startswith("/v2/models/")
 
 
-class Inference:
+class InferEndpoint:
     """Ask a model."""  # which /openapi.json says, too
 
     def __init__(self, service: Service, bodies: Bodies) -> None:
