@@ -30,7 +30,7 @@ def calls(path: Path) -> set[str]:
 def test_every_console_is_made_in_one_place() -> None:
     modules = [*(ROOT / "dist_net").rglob("*.py"), *(ROOT / "workers").glob("*.py")]
     makers = [path.name for path in modules if {"Console", "rich.console.Console"} & calls(path)]
-    assert makers == ["console.py"]
+    assert makers == ["terminal.py"]
 
 
 def report(**known: Any) -> dict[str, Any]:
