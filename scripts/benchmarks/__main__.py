@@ -33,7 +33,7 @@ def main() -> int:
         "--scale", type=float, default=1.0, help="of serving: how long each case lasts (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(sys.argv[1:])
     options = {"scale": arguments.scale} if arguments.name == "serving" else {}
     try:
         measured = BENCHES[arguments.name](
