@@ -36,7 +36,7 @@ from dist_net.autodiff.operations.elementwise import (
     subtract,
     tanh,
 )
-from dist_net.autodiff.operations.indexing import argmax, pick
+from dist_net.autodiff.operations.indexing import argmax, gather
 from dist_net.autodiff.operations.joining import concatenate, part
 from dist_net.autodiff.operations.leaky_relu_gradient import leaky_relu
 from dist_net.autodiff.operations.matmul import matmul
@@ -51,8 +51,8 @@ from dist_net.autodiff.operations.selection import (
     max,
     maximum,
     minimum,
-    select,
     stop_gradient,
+    where,
 )
 from dist_net.autodiff.operations.shaping import reshape, transpose
 from dist_net.autodiff.operations.softmax import cross_entropy_of_logits, log_softmax, softmax
@@ -81,6 +81,7 @@ __all__ = [
     "evaluate",
     "exp",
     "expm1",
+    "gather",
     "gradients",
     "greater",
     "greater_equal",
@@ -100,9 +101,7 @@ __all__ = [
     "multiply",
     "negative",
     "part",
-    "pick",
     "reshape",
-    "select",
     "sigmoid",
     "softmax",
     "sqrt",
@@ -114,4 +113,5 @@ __all__ = [
     "transpose",
     "uniform",
     "variable",
+    "where",
 ]

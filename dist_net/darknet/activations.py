@@ -6,7 +6,7 @@ by relu, and this project refuses it.
 
 from __future__ import annotations
 
-from dist_net.autodiff import Expression, expm1, maximum, minimum, select, tanh
+from dist_net.autodiff import Expression, expm1, maximum, minimum, tanh, where
 from dist_net.nn import leaky_relu, linear, relu, sigmoid
 from dist_net.nn.activations import Activation
 
@@ -21,13 +21,13 @@ def loggy(x: Expression) -> Expression:
 
 def elu(x: Expression) -> Expression:
     """x above 0, exp(x) - 1 below."""
-    return select(x >= 0.0, x, expm1(minimum(x, 0.0)))
+    return where(x >= 0.0, x, expm1(minimum(x, 0.0)))
 
 
 def selu(x: Expression) -> Expression:
     """elu with a scale for each side, rounded as Darknet rounds them."""
     negative = expm1(minimum(x, 0.0)) * SELU_NEGATIVE_SCALE
-    return select(x >= 0.0, x * SELU_SCALE, negative)
+    return where(x >= 0.0, x * SELU_SCALE, negative)
 
 
 def relie(x: Expression) -> Expression:
@@ -42,9 +42,9 @@ def ramp(x: Expression) -> Expression:
 
 def plse(x: Expression) -> Expression:
     """A sigmoid in three straight pieces."""
-    outside = select(x < 0.0, (x + 4.0) * 0.01, (x - 4.0) * 0.01 + 1.0)
+    outside = where(x < 0.0, (x + 4.0) * 0.01, (x - 4.0) * 0.01 + 1.0)
     inside = x * 0.125 + 0.5
-    return select(x < -4.0, outside, select(x > 4.0, outside, inside))
+    return where(x < -4.0, outside, where(x > 4.0, outside, inside))
 
 
 def hardtan(x: Expression) -> Expression:
@@ -55,7 +55,7 @@ def hardtan(x: Expression) -> Expression:
 def lhtan(x: Expression) -> Expression:
     """x between 0 and 1, and a thousandth of the rest outside."""
     below = x * 0.001
-    return select(x < 0.0, below, select(x > 1.0, below + 0.999, x))
+    return where(x < 0.0, below, where(x > 1.0, below + 0.999, x))
 
 
 ACTIVATIONS: dict[str, Activation] = {

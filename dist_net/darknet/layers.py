@@ -203,7 +203,7 @@ class Avgpool(Weightless):
     """``[avgpool]``: the mean of each channel."""
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
-        return mean(x, (1, 2), keep=True)
+        return mean(x, (1, 2), keepdims=True)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from dist_net.autodiff import (
     constant,
     cross_entropy_of_logits,
     equal,
+    gather,
     log,
     maximum,
     mean,
-    pick,
     reshape,
     square,
 )
@@ -46,7 +46,7 @@ def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression
     Where the network ends in a softmax, leave that out and use ``cross_entropy_of_logits``: the
     two in one need no such bound.
     """
-    return -log(maximum(pick(probabilities, labels), SMALLEST_PROBABILITY))
+    return -log(maximum(gather(probabilities, labels), SMALLEST_PROBABILITY))
 
 
 def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:

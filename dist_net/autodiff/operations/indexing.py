@@ -133,18 +133,18 @@ class ArgMax(Operation):
         return (None,)
 
 
-def pick(x: Expression, indices: Expression) -> Expression:
+def gather(x: Expression, indices: Expression) -> Expression:
     """Element ``indices[i]`` of row i: (N, C) and (N,) integers in [0, C) give (N,).
 
     Raises ShapeError or DTypeError for others; a plan that meets an index outside of [0, C) raises
     IndexRangeError when it runs.
     """
     if x.ndim != 2 or indices.shape != x.shape[:1]:
-        raise ShapeError(f"pick: shapes {x.shape} and {indices.shape}; expected (N, C) and (N,)")
+        raise ShapeError(f"gather: shapes {x.shape} and {indices.shape}; expected (N, C) and (N,)")
     rows, columns = x.shape
     row_starts = constant(np.arange(rows, dtype=np.intp) * columns)
     flat = reshape(x, (rows * columns,))
-    places = add(row_starts, checked_indices("pick", indices, columns))
+    places = add(row_starts, checked_indices("gather", indices, columns))
     return apply(Take(distinct=True), flat, places)
 
 

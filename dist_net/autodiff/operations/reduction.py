@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
@@ -17,6 +18,8 @@ from dist_net.autodiff.expression import Expression, Operation, View, apply
 from dist_net.autodiff.kernels.columns import column_sums
 from dist_net.autodiff.operations import shaping
 from dist_net.errors import DTypeError, ShapeError
+
+Axis: TypeAlias = int | Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,19 @@ class BroadcastTo(View):
         return (sum_to_shape(cotangent, node.inputs[0].shape),)
 
 
-def sum(x: Expression, axes: int | Sequence[int] | None = None, keep: bool = False) -> Expression:
-    """The sum along ``axes`` (all if None); ``keep`` leaves them as axes of length one.
+def sum(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression:
+    """The sum along ``axis``, one, several or all (None); ``keepdims`` keeps them as 1.
 
     It has the dtype of ``x``: the sum of small integers wraps, unless they are cast before.
     """
-    return reduce(Sum, x, axes, keep)
+    return reduce(Sum, x, axis, keepdims)
 
 
-def mean(x: Expression, axes: int | Sequence[int] | None = None, keep: bool = False) -> Expression:
-    """The mean along ``axes`` (all if None); ``keep`` leaves them as axes of length one."""
-    total = sum(x, axes, keep)
+def mean(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression:
+    """The mean along ``axis``, one, several or all (None); ``keepdims`` keeps them as 1."""
+    total = sum(x, axis, keepdims)
     if x.size == 0 and total.size > 0:
-        raise ShapeError(f"mean: shape {x.shape} has no elements along axes {axes}")
+        raise ShapeError(f"mean: shape {x.shape} has no elements along axis {axis}")
     return total * (total.size / x.size) if x.size > 0 else total
 
 
@@ -99,20 +102,18 @@ def sum_to_shape(x: Expression, shape: Shape) -> Expression:
     new = x.ndim - len(shape)
     axes = [*range(new)]
     axes += [new + i for i, length in enumerate(shape) if length == 1 and x.shape[new + i] != 1]
-    return shaping.reshape(sum(x, axes, keep=True), shape)
+    return shaping.reshape(sum(x, axes, keepdims=True), shape)
 
 
-def reduce(
-    operation: type[Reduction], x: Expression, axes: int | Sequence[int] | None, keep: bool
-) -> Expression:
-    """``operation`` along ``axes``, negative ones counted from the last; raises ShapeError."""
+def reduce(operation: type[Reduction], x: Expression, axis: Axis, keepdims: bool) -> Expression:
+    """``operation`` along ``axis``, negative ones counted from the last; raises ShapeError."""
     try:
-        given = normalize_axis_tuple(range(x.ndim) if axes is None else axes, x.ndim)
+        given = normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
     except (TypeError, ValueError) as error:
         name = operation.__name__.lower()
-        raise ShapeError(f"{name}: axes {axes} of shape {x.shape}: {error}") from error
+        raise ShapeError(f"{name}: axis {axis} of shape {x.shape}: {error}") from error
     positive = tuple(sorted(given))
     reduced = apply(operation(positive), x) if positive else x
-    if keep:
+    if keepdims:
         return reduced
     return shaping.reshape(reduced, [n for i, n in enumerate(x.shape) if i not in positive])

@@ -13,7 +13,7 @@ from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import Expression, Operand, Operation, View, apply
 from dist_net.autodiff.operations.broadcasting import broadcast_shape, operands, same_dtype
 from dist_net.autodiff.operations.elementwise import Elementwise, equal, greater, less
-from dist_net.autodiff.operations.reduction import Reduction, Sum, reduce, sum_to_shape
+from dist_net.autodiff.operations.reduction import Axis, Reduction, Sum, reduce, sum_to_shape
 from dist_net.errors import DTypeError, ShapeError
 
 
@@ -94,13 +94,13 @@ class Mask(Operation):
 
 
 @dataclass(frozen=True)
-class Select(Operation):
+class Where(Operation):
     """``condition ? first : second``, element by element."""
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         condition, first, second = inputs
-        expect_condition("select", condition)
-        return broadcast_shape("select", *inputs), same_dtype("select", first, second)
+        expect_condition("where", condition)
+        return broadcast_shape("where", *inputs), same_dtype("where", first, second)
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         condition, first, second = inputs
@@ -187,9 +187,9 @@ def minimum(first: Operand, second: Operand) -> Expression:
     return apply(Minimum(), *operands(first, second))
 
 
-def max(x: Expression, axes: int | Sequence[int] | None = None, keep: bool = False) -> Expression:
-    """The maximum along ``axes`` (all if None); ``keep`` leaves them as axes of length one."""
-    return reduce(Max, x, axes, keep)
+def max(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression:
+    """The maximum along ``axis``, one, several or all (None); ``keepdims`` keeps them as 1."""
+    return reduce(Max, x, axis, keepdims)
 
 
 def mask(x: Expression, condition: Expression) -> Expression:
@@ -197,9 +197,9 @@ def mask(x: Expression, condition: Expression) -> Expression:
     return apply(Mask(), x, condition)
 
 
-def select(condition: Expression, first: Operand, second: Operand) -> Expression:
-    """first where the condition holds, second elsewhere."""
-    return apply(Select(), condition, *operands(first, second))
+def where(condition: Expression, x: Operand, y: Operand) -> Expression:
+    """x where the condition holds, y elsewhere."""
+    return apply(Where(), condition, *operands(x, y))
 
 
 def logical_not(condition: Expression) -> Expression:

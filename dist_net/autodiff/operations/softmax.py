@@ -8,29 +8,29 @@ from __future__ import annotations
 
 from dist_net.autodiff.expression import Expression
 from dist_net.autodiff.operations.elementwise import exp, log
-from dist_net.autodiff.operations.indexing import pick
+from dist_net.autodiff.operations.indexing import gather
 from dist_net.autodiff.operations.reduction import sum
 from dist_net.autodiff.operations.selection import max, stop_gradient
 
 
 def shifted_to_zero(logits: Expression) -> Expression:
     """The logits less their largest, along the last axis."""
-    return logits - stop_gradient(max(logits, -1, keep=True))
+    return logits - stop_gradient(max(logits, -1, keepdims=True))
 
 
 def softmax(logits: Expression) -> Expression:
     """Probabilities along the last axis, in proportion to exp(logits)."""
     exponentials = exp(shifted_to_zero(logits))
-    return exponentials / sum(exponentials, -1, keep=True)
+    return exponentials / sum(exponentials, -1, keepdims=True)
 
 
 def log_softmax(logits: Expression) -> Expression:
     """The logarithm of softmax, exact where a probability would round to 0."""
     shifted = shifted_to_zero(logits)
-    return shifted - log(sum(exp(shifted), -1, keep=True))
+    return shifted - log(sum(exp(shifted), -1, keepdims=True))
 
 
 def cross_entropy_of_logits(logits: Expression, labels: Expression) -> Expression:
     """-log softmax(logits)[label] of each row: (N, C) and (N,) integers give (N,)."""
     shifted = shifted_to_zero(logits)
-    return log(sum(exp(shifted), -1)) - pick(shifted, labels)
+    return log(sum(exp(shifted), -1)) - gather(shifted, labels)

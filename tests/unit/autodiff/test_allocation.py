@@ -82,7 +82,7 @@ def test_running_allocates_no_arrays_and_leaves_nothing_behind(strip_bytes, monk
     "build",
     [
         lambda x, y: ad.exp(x) + ad.transpose(ad.sqrt(y)),
-        lambda x, y: ad.select(x > y, x, 0.0),
+        lambda x, y: ad.where(x > y, x, 0.0),
         lambda x, y: ad.maximum(x * y, 0.0) @ ad.transpose(x),
         lambda x, y: ad.max(x + y, 1) + ad.sum(x, 0),
         lambda x, y: ad.reshape(ad.transpose(x), (500, 320)) * ad.reshape(y, (500, 320)),

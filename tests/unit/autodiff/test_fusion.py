@@ -37,7 +37,7 @@ def comparison_and_mask(x):
 
 def selection(x):
     row, column = row_and_column(x)
-    return ad.exp(ad.select(ad.exp(x) > 1.0, ad.tanh(x + column), ad.negative(row * x)))
+    return ad.exp(ad.where(ad.exp(x) > 1.0, ad.tanh(x + column), ad.negative(row * x)))
 
 
 def casts(x):

@@ -49,12 +49,12 @@ BINARY = {
     "maximum": (ad.maximum, np.maximum),
     "minimum": (ad.minimum, np.minimum),
     "mask": (lambda x, y: ad.mask(x, y > 1.0), lambda x, y: np.where(y > 1, x, 0)),
-    "select": (
-        lambda x, y: ad.select(x > y, ad.square(x), x * y),
+    "where": (
+        lambda x, y: ad.where(x > y, ad.square(x), x * y),
         lambda x, y: np.where(x > y, x**2, x * y),
     ),
-    "select a number": (
-        lambda x, y: ad.select(x > y, 3.0, y),
+    "where a number": (
+        lambda x, y: ad.where(x > y, 3.0, y),
         lambda x, y: np.where(x > y, 3, y),
     ),
 }
@@ -239,14 +239,14 @@ def test_products_of_transposes():
 def test_pick(dtype):
     labels = np.array([2, 0, 2, 1], dtype)
     rows = np.arange(4)
-    holds(lambda x: ad.pick(x, ad.constant(labels)), lambda x: x[rows, labels], draw(4, 3))
+    holds(lambda x: ad.gather(x, ad.constant(labels)), lambda x: x[rows, labels], draw(4, 3))
     holds(
-        lambda x: ad.square(ad.pick(ad.transpose(x), ad.constant(labels))),
+        lambda x: ad.square(ad.gather(ad.transpose(x), ad.constant(labels))),
         lambda x: x.T[rows, labels] ** 2,
         draw(3, 4),
     )
     holds(
-        lambda x: ad.pick(ad.broadcast_to(x, (4, 3)), ad.constant(labels)),
+        lambda x: ad.gather(ad.broadcast_to(x, (4, 3)), ad.constant(labels)),
         lambda x: np.broadcast_to(x, (4, 3))[rows, labels],
         draw(3),
     )
@@ -274,11 +274,11 @@ def test_pick_never_reads_another_row(dtype, wrong):
         wrong = np.iinfo(dtype).max
     labels = np.array([2, 0, 1, 1], dtype)
     x, variable = draw(4, 3), ad.variable("labels", (4,), dtype)
-    picked = ad.pick(ad.variable("x", (4, 3), np.float64), variable)
+    picked = ad.gather(ad.variable("x", (4, 3), np.float64), variable)
     bound = ad.compile([picked]).bind({"x": x, "labels": labels})
     bound.run()
     labels[2] = wrong
-    with pytest.raises(IndexRangeError, match=f"pick: index {wrong} at position 2; expected 0 to"):
+    with pytest.raises(IndexRangeError, match=f"gather: index {wrong} at position 2; expected 0"):
         bound.run()
     labels[2] = 2
     np.testing.assert_array_equal(bound.run()[0], x[range(4), labels])
@@ -286,13 +286,13 @@ def test_pick_never_reads_another_row(dtype, wrong):
 
 def test_pick_of_no_rows():
     labels = ad.constant(np.empty(0, np.uint8))
-    holds(lambda x: ad.pick(x, labels), lambda x: x[:, 0], np.empty((0, 3)))
+    holds(lambda x: ad.gather(x, labels), lambda x: x[:, 0], np.empty((0, 3)))
 
 
 def test_pick_follows_labels_that_change_between_runs():
     x, labels = np.arange(6.0).reshape(2, 3), np.array([0, 2], np.uint8)
     bound = ad.compile(
-        [ad.pick(ad.variable("x", (2, 3), np.float64), ad.variable("labels", (2,), np.uint8))]
+        [ad.gather(ad.variable("x", (2, 3), np.float64), ad.variable("labels", (2,), np.uint8))]
     ).bind({"x": x, "labels": labels})
     np.testing.assert_array_equal(bound.run()[0], [0, 5])
     labels[:] = [1, 0]

@@ -69,7 +69,7 @@ def test_a_chain_that_cannot_be_computed_in_place_takes_two_buffers():
 
 def test_a_buffer_is_enlarged_rather_than_joined_by_another():
     x = variable("x", 10)
-    grown = ad.exp(ad.reshape(ad.sum(ad.exp(x), 0, keep=True), (1, 1))) * variable("y", 20, 10)
+    grown = ad.exp(ad.reshape(ad.sum(ad.exp(x), 0, keepdims=True), (1, 1))) * variable("y", 20, 10)
     assert ad.compile([ad.sum(grown)]).buffer_bytes <= (20 * 10 + 1) * 8
 
 

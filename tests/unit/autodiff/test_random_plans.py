@@ -97,7 +97,7 @@ def masked(draw, x, y):
 
 def selected(draw, x, y):
     alternatives = draw(st.permutations([x, draw(st.sampled_from([-x, x * x, 1]))]))
-    return ad.select(condition(draw, x, y), *alternatives)
+    return ad.where(condition(draw, x, y), *alternatives)
 
 
 def reduced(draw, x):
@@ -132,7 +132,7 @@ def product(draw, x, y):
 def picked(draw, x):
     if x.ndim != 2:
         return unary(draw, x)
-    return ad.pick(x, draw(st.sampled_from([ad.argmax(x), ad.cast(ad.argmax(-x), np.uint8)])))
+    return ad.gather(x, draw(st.sampled_from([ad.argmax(x), ad.cast(ad.argmax(-x), np.uint8)])))
 
 
 def converted(draw, x, y):

@@ -178,7 +178,7 @@ def test_equal_computations_are_done_once_where_a_rule_made_them():
 
 
 def test_different_computations_are_not_shared():
-    assert kernels_of(ad.sum(X, 0), ad.sum(X, 0, keep=True), ad.sum(X, 1), ad.max(X, 0)) == 4
+    assert kernels_of(ad.sum(X, 0), ad.sum(X, 0, keepdims=True), ad.sum(X, 1), ad.max(X, 0)) == 4
     assert kernels_of(ad.exp(X), ad.exp(Y), ad.log(X)) == 3
     random = np.random.default_rng(0)
     assert kernels_of(ad.uniform((3,), random), ad.uniform((3,), random)) == 2

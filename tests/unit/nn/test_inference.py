@@ -98,7 +98,7 @@ def test_a_convolution_reads_what_a_view_shows_when_it_runs(inference_of):
         lambda x: ad.part(x, 2, 1, 5),
         lambda x: ad.transpose(x, (0, 2, 1, 3)),
         lambda x: ad.part(x, 3, 1, 3),
-        lambda x: ad.broadcast_to(ad.mean(x, 1, keep=True), x.shape),
+        lambda x: ad.broadcast_to(ad.mean(x, 1, keepdims=True), x.shape),
     ]
     for view in views:
         model = model_of(Sequential(Rescale(), Lambda(view), Conv2D(8, 1), GlobalAveragePool()))

@@ -57,7 +57,7 @@ def reshaped(draw: Draw, shape: Shape) -> nn.Layer:
 
 def repeated(draw: Draw, shape: Shape) -> nn.Layer:
     axis = draw(st.integers(1, len(shape)))
-    return nn.Lambda(lambda x: ad.broadcast_to(ad.mean(x, axis, keep=True), x.shape))
+    return nn.Lambda(lambda x: ad.broadcast_to(ad.mean(x, axis, keepdims=True), x.shape))
 
 
 def stopped(draw: Draw, shape: Shape) -> nn.Layer:
