@@ -244,7 +244,18 @@ def test_the_suite_runs_in_the_checkout_and_says_what_it_will_skip(machine: Mach
     assert "no `ip` here (package iproute2)" in told
     assert "no `darknet` here (package darknet)" in told
     assert "no `chromium` here (package chromium)" in told
-    assert machine.run(".ci/run")[:2] == (0, f"pytest {ON_EVERY_CORE}\n{machine.checkout}\n")
+
+
+def test_integration_lints_and_checks_types_before_the_suite_which_speaks_last(
+    machine: Machine,
+) -> None:
+    code, printed, told = machine.run(".ci/run")
+    assert code == 0, told
+    ran = [line for line in printed.splitlines() if line.startswith(("ruff", "mypy", "pytest"))]
+    assert [line.strip() for line in ran] == [
+        *("ruff check", "ruff format --check", "mypy", f"pytest {ON_EVERY_CORE}")
+    ]
+    assert printed.endswith(f"pytest {ON_EVERY_CORE}\n{machine.checkout}\n")
 
 
 def test_what_the_suite_needs_of_the_system_is_installed_by_root(machine: Machine) -> None:

@@ -1,0 +1,86 @@
+"""Makes the pictures of README and docs anew: .venv/bin/python scripts/make_images.py [RUN]
+
+It trains Fashion-MNIST, unless it is given a run that is there; copies the run's own pictures, then
+serves the run and photographs the page in the system's Chromium. Needs the extras ``plots``,
+``web`` and ``test``, and a minute.
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from dist_net import Client
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs" / "images"
+DIST_NET = [sys.executable, "-m", "dist_net"]
+
+
+def main() -> None:
+    """Trains, serves, photographs; what lies in docs/images is replaced."""
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as directory:
+        run = Path(sys.argv[1] if sys.argv[1:] else f"{directory}/clothes")
+        if not sys.argv[1:]:
+            subprocess.run([*DIST_NET, "train", "fashion-mnist", "--run-dir", run], check=True)
+        save(run / "training.png", "learning_curve.png", width=1200)
+        save(run / "confusion.png", "confusion_matrix.png", width=700)
+        photograph_page(run, Path(directory, "page.png"))
+        save(Path(directory, "page.png"), "page.png", width=1100)
+
+
+def save(source: Path, name: str, width: int) -> None:
+    """Shrinks a picture to a width and 128 colours, which keeps it under 100 kB."""
+    with Image.open(source) as picture:
+        height = round(picture.height * width / picture.width)
+        small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    small.quantize(128, dither=Image.Dither.NONE).save(IMAGES / name, optimize=True)
+    print(f"docs/images/{name}: {(IMAGES / name).stat().st_size // 1000} kB")
+
+
+def photograph_page(run: Path, path: Path) -> None:
+    """Serves the run, asks it for a while, and takes a picture of the page."""
+    free_ports = ["--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0"]
+    with subprocess.Popen(
+        [*DIST_NET, "serve", f"clothes={run}", *free_ports], stdout=subprocess.PIPE, text=True
+    ) as pool:
+        assert pool.stdout is not None
+        ready = next(line for line in pool.stdout if line.startswith("READY"))
+        http, zmq = (word.partition("=")[2] for word in ready.split()[1:])
+        try:
+            visit(http, zmq, path)
+        finally:
+            pool.send_signal(signal.SIGINT)
+
+
+def visit(http: str, zmq: str, path: Path) -> None:
+    """Opens the page, clicks a sample while other requests keep the pool busy, and photographs."""
+    with Image.open(ROOT / "examples" / "fashion_mnist" / "boot.png") as picture:
+        boot = np.asarray(picture)
+    chromium = shutil.which("chromium")
+    with sync_playwright() as driver, Client(zmq) as client:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1040}, color_scheme="light")
+        page.goto(http)
+        for second in range(15):
+            pending = [client.submit("clothes", boot) for _ in range(200 + 40 * (second % 5))]
+            for each in pending:
+                each.result()
+            page.wait_for_timeout(1000)
+        page.get_by_role("button", name="A bag").click()
+        page.locator("#verdict:not(:empty)").wait_for()
+        page.wait_for_timeout(1500)
+        page.evaluate("scrollTo(0, 0)")
+        page.screenshot(path=path)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

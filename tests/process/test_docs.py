@@ -1,0 +1,204 @@
+"""What README and docs tell a reader to type works: every block of shell and Python is run.
+
+A page's blocks run in order, in one temporary directory. There `digits` stands for `fashion-mnist`,
+loopback for the addresses of other hosts, free ports for fixed ones, and `cp` for `scp`. Scripts
+that install are not run here; `test_scripts.py` runs those.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import zmq
+
+from dist_net.cli import parse
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LANGUAGES = {"sh", "python", "text", "mermaid"}
+LONG_RUNNING = {"serve", "parameter-server", "inference-worker"}
+FIXED_PORTS = ("5555", "8000", "8001", "8002")
+DEADLINE_S = 60
+
+
+class Block(NamedTuple):
+    """A code block of a page."""
+
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [Block(*each) for each in found]
+
+
+def title(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+RUN = [page for page in PAGES if any(block.language in ("sh", "python") for block in blocks(page))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_every_block_is_run_or_marked_as_output(page: Path) -> None:
+    assert {block.language for block in blocks(page)} <= LANGUAGES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_the_files_that_a_page_names_are_there(page: Path) -> None:
+    text = page.read_text()
+    links = [page.parent / link for link in re.findall(r"\]\((?!http)([^)#]+)", text)]
+    places = r"(?:dist_net|docs|examples|scripts|tests|workers|\.ci)"
+    named = [ROOT / path for path in re.findall(rf"(?<![\w./]){places}/[\w./-]*\w", text)]
+    assert [path for path in (*links, *named) if not path.exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
+def test_a_command_within_a_sentence_is_one_that_there_is(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for line in re.findall(r"`dist-net ([a-z][^`]*)`", prose):
+        assert parse(shlex.split(line)).command in line
+
+
+def test_readme_ends_before_one_tires() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
+
+
+class Reader:
+    """Somebody who types what a page says, in a directory of their own."""
+
+    def __init__(self, directory: Path, eventually: Callable[..., Any]) -> None:
+        self.directory = directory
+        self._eventually = eventually
+        self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._names: dict[str, Any] = {}
+        self._ports = dict(zip(FIXED_PORTS, free_ports(len(FIXED_PORTS)), strict=True))
+        (directory / "examples").symlink_to(ROOT / "examples")
+        self._environment = os.environ | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "XDG_STATE_HOME": str(directory / "state"),
+        }
+
+    def shell(self, text: str) -> None:
+        """Types a block's lines, one after the other."""
+        for line in self._here(text).replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if not words or words[0] in (".", "pip"):
+                continue
+            if words[0].startswith("scripts/"):
+                assert os.access(ROOT / words[0], os.X_OK)
+            elif words[0] == "dist-net" and words[1] in LONG_RUNNING:
+                self._start(words)
+            else:
+                self._run(re.sub(r"^scp (.*) [\w.]+:", r"cp \1 ", line))
+
+    def python(self, text: str) -> str:
+        """Saves a block that begins with its file's name, or runs it; gives what it prints."""
+        if named := re.match(r"# (\w+\.py)\n", text):
+            (self.directory / named[1]).write_text(text)
+            return ""
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(self._here(text), "<block>", "exec"), self._names)
+        return printed.getvalue()
+
+    def leave(self) -> None:
+        """Ends what still runs, in order."""
+        for name, process in reversed(self._running):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5 if name == "parameter-server" else 0)
+            self._end(name, process)
+
+    def _here(self, text: str) -> str:
+        for port, free in self._ports.items():
+            text = text.replace(f":{port}", f":{free}")
+        text = re.sub(r"192\.0\.2\.\d+", "127.0.0.1", text)
+        return text.replace("fashion-mnist", "digits")
+
+    def _run(self, line: str) -> None:
+        done = subprocess.run(
+            ["sh", "-c", line],
+            cwd=self.directory,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        assert '"error"' not in done.stdout, f"{line}\n{done.stdout}"
+
+    def _start(self, words: list[str]) -> None:
+        """Starts what runs on, in the place of what runs under that name."""
+        name = words[1]
+        for running in [each for each in self._running if each[0] == name]:
+            self._running.remove(running)
+            self._end(*running)
+        if name == "serve" and "--http" not in words:
+            http, listen = (f"127.0.0.1:{self._ports[port]}" for port in ("8000", "8001"))
+            words = [*words, "--http", http, "--listen", f"tcp://{listen}"]
+        said = self.directory / f"{name}.output"
+        with said.open("w") as output:
+            process = subprocess.Popen(
+                words, cwd=self.directory, env=self._environment, stdout=output, stderr=output
+            )
+        self._running.append((name, process))
+        sign = {"serve": "READY", "parameter-server": "--connect"}.get(name, "")
+
+        def is_ready() -> bool:
+            text = said.read_text()
+            assert process.poll() is None, text
+            return sign in text
+
+        self._eventually(is_ready)
+
+    def _end(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+        code = process.wait(DEADLINE_S)
+        assert code in (0, 130), (self.directory / f"{name}.output").read_text()
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        sockets = [stack.enter_context(context.socket(zmq.PULL)) for _ in range(count)]
+        return [socket.bind_to_random_port("tcp://127.0.0.1") for socket in sockets]
+
+
+@pytest.fixture
+def reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
+) -> Iterator[Reader]:
+    monkeypatch.chdir(tmp_path)
+    reader = Reader(tmp_path, eventually)
+    try:
+        yield reader
+    finally:
+        reader.leave()
+
+
+@pytest.mark.parametrize("page", RUN, ids=title)
+def test_what_a_page_says_to_type_works(page: Path, reader: Reader) -> None:
+    if "curl " in page.read_text() and shutil.which("curl") is None:
+        pytest.skip("no `curl` here")
+    printed = ""
+    for block in blocks(page):
+        if block.language == "sh":
+            reader.shell(block.text)
+            printed = ""
+        elif block.language == "python":
+            printed = reader.python(block.text)
+        elif block.language == "text" and printed:
+            assert printed == block.text
+            printed = ""
