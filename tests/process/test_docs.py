@@ -119,6 +119,8 @@ class Reader:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5 if name == "parameter-server" else 0)
             self._end(name, process)
+        if "gevent" in sys.modules:  # Triton's client began its loop, which nothing else ends
+            sys.modules["gevent"].get_hub().destroy(destroy_loop=True)
 
     def _here(self, text: str) -> str:
         for port, free in self._ports.items():
