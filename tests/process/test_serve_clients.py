@@ -221,7 +221,7 @@ def test_bad_files_end_with_one_line(start: Start, tmp_path: Path) -> None:
         f"the token file {empty} is empty": ["--token-file", empty],
         "expected a token": ["--http", "0.0.0.0:0", "--tls-certificate", short, "--tls-key", short],
         "cannot listen for HTTP on ':99999'": ["--http", ":99999"],
-        "expected both or none": ["--tls-certificate", short],
+        "expected both or neither": ["--tls-certificate", short],
         f"{short}": ["--tls-certificate", short, "--tls-key", short],
         f"{nowhere}": ["--tls-certificate", nowhere, "--tls-key", nowhere],
         f"cannot read the key file {nowhere}": ["--keys", nowhere],
