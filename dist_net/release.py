@@ -5,7 +5,16 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-COMPUTING = ("autodiff", "nn", "optim", "darknet", "data", "training", "parameter_server")
+COMPUTING = (
+    "autodiff",
+    "nn",
+    "optim",
+    "pictures",
+    "darknet",
+    "data",
+    "training",
+    "parameter_server",
+)
 
 
 @cache
