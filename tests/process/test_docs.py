@@ -6,7 +6,6 @@ that install are not run here; `test_scripts.py` runs those.
 """
 
 import contextlib
-import io
 import os
 import re
 import shlex
@@ -82,7 +81,8 @@ class Reader:
         self.directory = directory
         self._eventually = eventually
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
-        self._names: dict[str, Any] = {}
+        self._typed = ""  # into Python, so far: a block may use what those before it define
+        self._printed = ""
         self._ports = dict(zip(FIXED_PORTS, free_ports(len(FIXED_PORTS)), strict=True))
         (directory / "examples").symlink_to(ROOT / "examples")
         self._environment = os.environ | {
@@ -108,10 +108,9 @@ class Reader:
         if named := re.match(r"# (\w+\.py)\n", text):
             (self.directory / named[1]).write_text(text)
             return ""
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(self._here(text), "<block>", "exec"), self._names)
-        return printed.getvalue()
+        before, self._typed = self._printed, self._typed + self._here(text)
+        self._printed = self._output_of(self._typed)
+        return self._printed.removeprefix(before)
 
     def leave(self) -> None:
         """Ends what still runs, in order."""
@@ -119,8 +118,6 @@ class Reader:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5 if name == "parameter-server" else 0)
             self._end(name, process)
-        if "gevent" in sys.modules:  # Triton's client began its loop, which nothing else ends
-            sys.modules["gevent"].get_hub().destroy(destroy_loop=True)
 
     def _here(self, text: str) -> str:
         for port, free in self._ports.items():
@@ -129,16 +126,20 @@ class Reader:
         return text.replace("fashion-mnist", "digits")
 
     def _run(self, line: str) -> None:
+        printed = self._output_of(line, "sh")
+        assert '"error"' not in printed, f"{line}\n{printed}"
+
+    def _output_of(self, text: str, language: str = sys.executable) -> str:
         done = subprocess.run(
-            ["sh", "-c", line],
+            [language, "-c", text],
             cwd=self.directory,
             env=self._environment,
             capture_output=True,
             text=True,
             timeout=DEADLINE_S,
         )
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
-        assert '"error"' not in done.stdout, f"{line}\n{done.stdout}"
+        assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
+        return done.stdout
 
     def _start(self, words: list[str]) -> None:
         """Starts what runs on, in the place of what runs under that name."""
@@ -180,10 +181,7 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture
-def reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Callable[..., Any]
-) -> Iterator[Reader]:
-    monkeypatch.chdir(tmp_path)
+def reader(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Reader]:
     reader = Reader(tmp_path, eventually)
     try:
         yield reader
