@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from benchmarks import round_trips
+from benchmarks import SCRIPTS, round_trips
 from benchmarks.peers.runner import said_by
 from dist_net.errors import BenchmarkError
 from dist_net.vector import Vector
@@ -27,6 +27,7 @@ def test_each_gradient_is_of_new_weights_where_they_are_waited_for(
             read.append(weights.ctypes.data)  # a snapshot lies elsewhere than the one before
             return super().run(weights, gradient)
 
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS))  # the server imports the measured recipe
     monkeypatch.setattr(round_trips, "Stopwatch", Recorder)
     monkeypatch.setattr(round_trips, "ROUND_TRIPS", 60)
     monkeypatch.setattr(round_trips, "WARM_UP", 10)

@@ -219,7 +219,7 @@ def test_sigterm_lets_what_was_admitted_be_answered(serve, net, expected):
                 np.testing.assert_allclose(found, expected[i % 32], atol=1e-6)
                 answered += 1
     assert answered
-    assert all("is ending" in each or "stopped" in each for each in refusals), refusals
+    assert all("shutting down" in each or "stopped" in each for each in refusals), refusals
     assert pool.command.ends() == 0
     assert not [*pool.command.temporary.iterdir()]
     assert not pool.command.children
