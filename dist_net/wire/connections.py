@@ -42,6 +42,8 @@ _STRANGERS_LOGGED_EVERY_S = 10.0
 
 # zmq_socket_monitor(3): what happened, and to which descriptor
 _EVENT = struct.Struct("=Hi")
+# socket(7): close at once, and throw away what was not sent
+_RESET = struct.pack("=ii", 1, 0)
 # linux/tcp.h: tcpi_bytes_received of struct tcp_info
 _BYTES_RECEIVED = struct.Struct("<128xQ")
 
@@ -216,9 +218,10 @@ class _Connection:
             return True
 
     def shut(self) -> None:
-        """Make ZeroMQ close it."""
+        """Make ZeroMQ close it, by a reset: a peer that still sends would wait for room."""
         self.is_shut = True
         with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
