@@ -45,7 +45,7 @@ from dist_net.autodiff.operations.pooling import average_pool, max_pool
 from dist_net.autodiff.operations.random import uniform
 from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
 from dist_net.autodiff.operations.selection import (
-    cast,
+    astype,
     logical_not,
     mask,
     max,
@@ -67,10 +67,10 @@ __all__ = [
     "add",
     "apply",
     "argmax",
+    "astype",
     "average_pool",
     "batch_normalize",
     "broadcast_to",
-    "cast",
     "compile",
     "concatenate",
     "constant",

@@ -172,7 +172,7 @@ def as_expression(value: Operand, like: Expression) -> Expression:
     except (OverflowError, ValueError):
         fits = False
     if not fits:
-        raise DTypeError(f"{value!r} cannot be {like.dtype}; convert the expression with cast()")
+        raise DTypeError(f"{value!r} cannot be {like.dtype}; convert the expression with astype()")
     return constant(value, like.dtype)
 
 

@@ -12,9 +12,9 @@ from typing import Literal, Protocol
 
 from dist_net.autodiff import (
     Expression,
+    astype,
     average_pool,
     batch_normalize,
-    cast,
     conv2d,
     mask,
     max_pool,
@@ -211,7 +211,7 @@ class Rescale:
     offset: float = 0.0
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        return cast(x, "float32") * self.scale + self.offset
+        return astype(x, "float32") * self.scale + self.offset
 
 
 @dataclass(frozen=True)

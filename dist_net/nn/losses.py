@@ -12,7 +12,7 @@ import numpy as np
 
 from dist_net.autodiff import (
     Expression,
-    cast,
+    astype,
     constant,
     cross_entropy_of_logits,
     equal,
@@ -63,7 +63,7 @@ def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
     targets = one_hot(labels, outputs.shape[-1]) if labels.ndim < outputs.ndim else labels
     if targets.shape != outputs.shape:
         raise ShapeError(f"mean_squared_error: outputs {outputs.shape}, targets {targets.shape}")
-    return mean(square(outputs - cast(targets, outputs.dtype)), range(1, outputs.ndim))
+    return mean(square(outputs - astype(targets, outputs.dtype)), range(1, outputs.ndim))
 
 
 def one_hot(labels: Expression, classes: int) -> Expression:
@@ -74,4 +74,4 @@ def one_hot(labels: Expression, classes: int) -> Expression:
     classes = integer("one_hot: classes", classes, least=1)
     checked = checked_indices("one_hot", labels, classes)
     numbers = constant(np.arange(classes, dtype=np.intp))
-    return cast(equal(reshape(checked, (*labels.shape, 1)), numbers), np.float32)
+    return astype(equal(reshape(checked, (*labels.shape, 1)), numbers), np.float32)

@@ -10,7 +10,7 @@ from dist_net.autodiff import (
     Expression,
     Plan,
     argmax,
-    cast,
+    astype,
     compile,
     equal,
     gradients,
@@ -91,13 +91,13 @@ class Model:
         outputs = self.network(self.input(batch_size), scope)
         labels = variable(LABELS, (batch_size,), np.uint8)
         loss = mean(self.loss(outputs, labels))
-        right = equal(argmax(outputs), cast(labels, np.intp))
+        right = equal(argmax(outputs), astype(labels, np.intp))
         by_parameter = gradients(loss, list(scope.variables.values()))
         observed = [
             scope.observed.get(each.name, variable(each.name, each.shape))
             for each in self.layout.buffers
         ]
-        return compile([loss, sum(cast(right, np.intp)), *by_parameter, *observed], pool)
+        return compile([loss, sum(astype(right, np.intp)), *by_parameter, *observed], pool)
 
     def bind_inference(self, plan: Plan, inputs: Batch, weights: Vector) -> BoundPlan:
         """The inference plan on these arrays, borrowed; its one output is an array of its own."""

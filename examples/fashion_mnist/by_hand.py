@@ -25,7 +25,7 @@ labels = ad.variable("labels", (BATCH_SIZE,), np.uint8)
 shapes = {"kernel_1": (784, 128), "bias_1": (128,), "kernel_2": (128, 10), "bias_2": (10,)}
 parameters = {name: ad.variable(name, shape) for name, shape in shapes.items()}
 
-x = ad.reshape(ad.cast(pixels, np.float32) * (1 / 255), (BATCH_SIZE, 784))
+x = ad.reshape(ad.astype(pixels, np.float32) * (1 / 255), (BATCH_SIZE, 784))
 hidden = ad.maximum(x @ parameters["kernel_1"] + parameters["bias_1"], 0.0)
 logits = hidden @ parameters["kernel_2"] + parameters["bias_2"]
 

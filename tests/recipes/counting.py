@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_net.autodiff import Array, Expression, Operation, Shape, apply, cast, reshape
+from dist_net.autodiff import Array, Expression, Operation, Shape, apply, astype, reshape
 from dist_net.data import Dataset
 from dist_net.nn import Scope, zeros
 from dist_net.optim import SGD
@@ -47,7 +47,7 @@ class Counter:
     """x · weights, without a bias: (N, SIDE, SIDE) to (N, 1)."""
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        pixels = cast(reshape(x, (x.shape[0], SAMPLES)), np.float32)
+        pixels = astype(reshape(x, (x.shape[0], SAMPLES)), np.float32)
         return apply(Sleep(), pixels) @ scope.parameter("weights", (SAMPLES, 1), zeros)
 
 

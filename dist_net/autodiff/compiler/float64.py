@@ -15,7 +15,7 @@ from dist_net.autodiff.expression import (
     topological_order,
     variable,
 )
-from dist_net.autodiff.operations.selection import Cast
+from dist_net.autodiff.operations.selection import AsType
 
 SINGLE = np.dtype(np.float32)
 
@@ -39,7 +39,7 @@ def _doubled(node: Expression, inputs: Sequence[Expression]) -> Expression:
             return constant(value, np.float64)
         case Variable() | Constant():
             return node
-        case Cast(dtype) if dtype == SINGLE:
-            return apply(Cast(np.dtype(np.float64)), *inputs)
+        case AsType(dtype) if dtype == SINGLE:
+            return apply(AsType(np.dtype(np.float64)), *inputs)
         case operation:
             return apply(operation, *inputs)

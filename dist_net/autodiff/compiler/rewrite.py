@@ -33,7 +33,7 @@ from dist_net.autodiff.operations.elementwise import (
 from dist_net.autodiff.operations.leaky_relu_gradient import LeakyRelu
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.operations.reduction import BroadcastTo, broadcast_to
-from dist_net.autodiff.operations.selection import Cast, Mask, Maximum, StopGradient
+from dist_net.autodiff.operations.selection import AsType, Mask, Maximum, StopGradient
 from dist_net.autodiff.operations.shaping import Reshape, Transpose, reshape, transpose
 from dist_net.errors import GraphError
 
@@ -137,7 +137,7 @@ def merge_views(node: Expression) -> Expression | None:
 
 def compute_before_broadcasting(node: Expression) -> Expression | None:
     """Elementwise operations broadcast by themselves; what repeats need only be computed once."""
-    if not isinstance(node.operation, Elementwise | Mask | Cast):
+    if not isinstance(node.operation, Elementwise | Mask | AsType):
         return None
     inputs = [
         each.inputs[0] if isinstance(each.operation, BroadcastTo) else each for each in node.inputs

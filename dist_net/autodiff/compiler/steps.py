@@ -27,13 +27,13 @@ from dist_net.autodiff.expression import (
 )
 from dist_net.autodiff.kernels.thread_pool import SHARED_STRIP_BYTES, ThreadPool
 from dist_net.autodiff.operations.elementwise import Elementwise
-from dist_net.autodiff.operations.selection import Cast, LogicalNot, Mask, Where
+from dist_net.autodiff.operations.selection import AsType, LogicalNot, Mask, Where
 from dist_net.autodiff.operations.shaping import Reshape
 from dist_net.autodiff.operations.threaded import SharedOperation
 
 STRIP_BYTES = 1 << 16
 """What one node of a fused step writes at a time: a quarter of a usual L2 cache at most."""
-BY_ELEMENT = Elementwise | Mask | Cast | Where | LogicalNot
+BY_ELEMENT = Elementwise | Mask | AsType | Where | LogicalNot
 
 
 @dataclass(frozen=True)

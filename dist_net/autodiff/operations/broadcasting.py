@@ -25,7 +25,7 @@ def same_dtype(name: str, *inputs: Expression) -> np.dtype[np.generic]:
     """The one dtype of ``inputs``; raises DTypeError. Nothing is promoted silently."""
     if any(each.dtype != inputs[0].dtype for each in inputs):
         dtypes = " and ".join(str(each.dtype) for each in inputs)
-        raise DTypeError(f"{name}: dtypes {dtypes} differ; convert one of them with cast()")
+        raise DTypeError(f"{name}: dtypes {dtypes} differ; convert one of them with astype()")
     return inputs[0].dtype
 
 

@@ -41,7 +41,7 @@ class Conv2D(SharedOperation):
         x, filters = inputs
         dtype = same_dtype("conv2d", x, filters)
         if dtype.kind != "f":
-            raise DTypeError(f"conv2d: expected floats, got dtype {dtype}; convert with cast()")
+            raise DTypeError(f"conv2d: expected floats, got dtype {dtype}; convert with astype()")
         images, height, width, _ = x.shape
         return (images, *self.windows.output(height, width), filters.shape[3]), dtype
 

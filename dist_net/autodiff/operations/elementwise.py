@@ -29,7 +29,9 @@ class Elementwise(Operation):
         dtype = same_dtype(name, *inputs)
         if dtype.kind not in self.kinds:
             expected = "floats" if self.kinds == "f" else "numbers"
-            raise DTypeError(f"{name}: expected {expected}, got dtype {dtype}; convert with cast()")
+            raise DTypeError(
+                f"{name}: expected {expected}, got dtype {dtype}; convert with astype()"
+            )
         return broadcast_shape(name, *inputs), dtype
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:

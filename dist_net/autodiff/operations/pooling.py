@@ -64,7 +64,7 @@ def _sides(
     if x.ndim != 4:
         raise ShapeError(f"{name}: shape {x.shape}; expected a map (N, H, W, C)")
     if x.dtype.kind != "f":
-        raise DTypeError(f"{name}: expected a float, got dtype {x.dtype}; convert with cast()")
+        raise DTypeError(f"{name}: expected a float, got dtype {x.dtype}; convert with astype()")
     map_size = x.shape[1], x.shape[2]
     seen = windows(size, size if stride is None else stride, padding, map_size)
     results = seen.output(*map_size)

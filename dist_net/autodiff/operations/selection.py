@@ -1,4 +1,4 @@
-"""Choosing between values: maximum, masks, selection; and casts from one dtype to another."""
+"""Choosing between values: maximum, masks, selection; and conversions from one dtype to another."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Max(Reduction):
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         (x,) = node.inputs
-        hits = cast(equal(x, node), x.dtype)
+        hits = astype(equal(x, node), x.dtype)
         return (hits * (cotangent / apply(Sum(self.axes), hits)),)
 
 
@@ -138,7 +138,7 @@ class LogicalNot(Operation):
 
 
 @dataclass(frozen=True)
-class Cast(Operation):
+class AsType(Operation):
     """The same numbers in another dtype."""
 
     dtype: np.dtype[np.generic]
@@ -152,7 +152,7 @@ class Cast(Operation):
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         (x,) = node.inputs
         differentiable = x.dtype.kind == "f" and self.dtype.kind == "f"
-        return (cast(cotangent, x.dtype) if differentiable else None,)
+        return (astype(cotangent, x.dtype) if differentiable else None,)
 
 
 @dataclass(frozen=True)
@@ -207,9 +207,9 @@ def logical_not(condition: Expression) -> Expression:
     return apply(LogicalNot(), condition)
 
 
-def cast(x: Expression, dtype: DTypeLike) -> Expression:
+def astype(x: Expression, dtype: DTypeLike) -> Expression:
     """The same numbers in another dtype."""
-    return x if np.dtype(dtype) == x.dtype else apply(Cast(np.dtype(dtype)), x)
+    return x if np.dtype(dtype) == x.dtype else apply(AsType(np.dtype(dtype)), x)
 
 
 def stop_gradient(x: Expression) -> Expression:

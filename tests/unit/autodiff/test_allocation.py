@@ -28,8 +28,8 @@ def training_step(batch, dtype=np.float32):
     kept = ad.mask(hidden, ad.uniform(hidden.shape, random) > 0.5) * 2.0
     logits = kept @ layers[2] + layers[3]
     loss = ad.mean(ad.cross_entropy_of_logits(logits, labels))
-    hits = ad.equal(ad.argmax(logits), ad.cast(labels, np.intp))
-    plan = ad.compile([loss, ad.sum(ad.cast(hits, dtype)), *ad.gradients(loss, layers)])
+    hits = ad.equal(ad.argmax(logits), ad.astype(labels, np.intp))
+    plan = ad.compile([loss, ad.sum(ad.astype(hits, dtype)), *ad.gradients(loss, layers)])
     arrays = {
         node.operation.name: random.standard_normal(node.shape).astype(dtype) for node in layers
     }
@@ -86,7 +86,7 @@ def test_running_allocates_no_arrays_and_leaves_nothing_behind(strip_bytes, monk
         lambda x, y: ad.maximum(x * y, 0.0) @ ad.transpose(x),
         lambda x, y: ad.max(x + y, 1) + ad.sum(x, 0),
         lambda x, y: ad.reshape(ad.transpose(x), (500, 320)) * ad.reshape(y, (500, 320)),
-        lambda x, y: ad.cast(ad.cast(x, np.float32), np.float64) + ad.sum(y),
+        lambda x, y: ad.astype(ad.astype(x, np.float32), np.float64) + ad.sum(y),
         lambda x, y: ad.softmax(x - ad.broadcast_to(ad.mean(y, 0), (400, 400))),
         lambda x, y: ad.batch_normalize(x, ad.max(y, 0), ad.sum(y, 0), ad.sqrt)[0],
         lambda x, y: ad.batch_normalize(x + 99.0, ad.max(y, 0), ad.sum(y, 0), ad.sqrt)[0],

@@ -41,7 +41,7 @@ LABELS = ad.variable("labels", (3,), np.uint8)
         (floats(3) @ floats(3), (), np.float64),
         (floats(2, 3, 4) @ floats(4), (2, 3), np.float64),
         (floats(4) @ floats(2, 4, 5), (2, 5), np.float64),
-        (ad.cast(LABELS, np.float32), (3,), np.float32),
+        (ad.astype(LABELS, np.float32), (3,), np.float32),
         (ad.uniform((2, 3), np.random.default_rng()), (2, 3), np.float32),
     ],
     ids=lambda value: repr(value).partition(" at 0x")[0],
@@ -173,7 +173,7 @@ def test_an_expression_has_no_truth_value():
 
 def test_what_changes_nothing_makes_no_node():
     x = floats(2, 3)
-    assert ad.cast(x, np.float64) is x
+    assert ad.astype(x, np.float64) is x
     assert ad.reshape(x, (2, -1)) is x
     assert ad.transpose(x, (0, 1)) is x
     assert ad.broadcast_to(x, (2, 3)) is x

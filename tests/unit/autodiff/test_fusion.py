@@ -42,7 +42,7 @@ def selection(x):
 
 def casts(x):
     _, column = row_and_column(x)
-    return ad.cast(ad.cast(ad.exp(x), np.float32) * 2.0, np.float64) * (x - column)
+    return ad.astype(ad.astype(ad.exp(x), np.float32) * 2.0, np.float64) * (x - column)
 
 
 def small_results(x):
@@ -81,7 +81,7 @@ def test_fused_strips_give_what_whole_arrays_give(build, shape, differentiated, 
     arrays = {node.operation.name: draw(*node.shape) + 0.1 for node in inputs}
     outputs = [build(x)]
     if differentiated:
-        outputs = ad.gradients(ad.sum(ad.cast(outputs[0], np.float64)), inputs)
+        outputs = ad.gradients(ad.sum(ad.astype(outputs[0], np.float64)), inputs)
     whole, expected = kernels_with(monkeypatch, 1 << 30, outputs, arrays)
     for strip_bytes in (1, 128, 1000):
         kernels, values = kernels_with(monkeypatch, strip_bytes, outputs, arrays)

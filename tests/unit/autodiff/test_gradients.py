@@ -163,28 +163,30 @@ def test_casts_carry_gradients_between_floats():
     x = np.array([0.1, 1e-300, 1e300])
 
     def output(x):
-        return ad.sum(ad.cast(ad.cast(x, np.float32) * 3.0, np.float64))
+        return ad.sum(ad.astype(ad.astype(x, np.float32) * 3.0, np.float64))
 
     gradient = gradient_of(output, "x", x=x)
     np.testing.assert_array_equal(gradient, [3, 3, 3])
     assert gradient.dtype == np.float64
-    gradient = gradient_of(lambda x: ad.sum(ad.cast(x, np.float64)), "x", x=x[:2].astype("f4"))
+    gradient = gradient_of(lambda x: ad.sum(ad.astype(x, np.float64)), "x", x=x[:2].astype("f4"))
     assert gradient.dtype == np.float32
 
 
 def test_no_gradient_flows_through_integers():
     x = np.array([1.5, 2.5])
-    gradient = gradient_of(lambda x: ad.sum(ad.cast(ad.cast(x, np.intp), np.float64) * x), "x", x=x)
+    gradient = gradient_of(
+        lambda x: ad.sum(ad.astype(ad.astype(x, np.intp), np.float64) * x), "x", x=x
+    )
     np.testing.assert_array_equal(gradient, [1, 2])
 
 
 def test_labels_as_uint8_are_compared_and_counted():
     labels = ad.variable("labels", (3,), np.uint8)
-    hits = ad.equal(ad.cast(labels, np.intp), ad.argmax(ad.variable("x", (3, 300))))
+    hits = ad.equal(ad.astype(labels, np.intp), ad.argmax(ad.variable("x", (3, 300))))
     x = np.zeros((3, 300), np.float32)
     x[[0, 1, 2], [255, 7, 299]] = 1
     (count,) = ad.evaluate(
-        [ad.sum(ad.cast(hits, np.float32))], x=x, labels=np.array([255, 7, 43], np.uint8)
+        [ad.sum(ad.astype(hits, np.float32))], x=x, labels=np.array([255, 7, 43], np.uint8)
     )
     assert count == 2  # 43 is 299 modulo 256
 
@@ -207,7 +209,7 @@ def test_a_variable_without_influence_has_a_gradient_of_zeros():
     x = ad.variable("x", (2,), np.float64)
     unused = ad.variable("unused", (3, 1))
     hidden = ad.variable("hidden", (2,), np.float64)
-    output = ad.sum(x * ad.stop_gradient(hidden)) + ad.sum(ad.cast(hidden > 0, np.float64))
+    output = ad.sum(x * ad.stop_gradient(hidden)) + ad.sum(ad.astype(hidden > 0, np.float64))
     values = ad.evaluate(
         ad.gradients(output, [unused, hidden]),
         **{"unused": np.ones((3, 1), np.float32), "hidden": np.ones(2)},

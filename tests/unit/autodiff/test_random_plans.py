@@ -70,7 +70,7 @@ WITH_NUMBER = [
 def arithmetic(draw, x, y):
     if not fits(np.add, x, y):
         y = ad.max(y)
-    return draw(st.sampled_from(ARITHMETIC))(*draw(st.permutations([x, ad.cast(y, x.dtype)])))
+    return draw(st.sampled_from(ARITHMETIC))(*draw(st.permutations([x, ad.astype(y, x.dtype)])))
 
 
 def unary(draw, x):
@@ -82,13 +82,13 @@ def with_number(draw, x):
 
 
 def condition(draw, x, y):
-    other = ad.cast(y, x.dtype) if fits(np.add, x, y) else draw(st.sampled_from([0, 1]))
+    other = ad.astype(y, x.dtype) if fits(np.add, x, y) else draw(st.sampled_from([0, 1]))
     truth = draw(st.sampled_from(COMPARISONS))(x, other)
     return draw(st.sampled_from([truth, ad.logical_not(truth)]))
 
 
 def counted(draw, x, y):
-    return ad.cast(condition(draw, x, y), draw(st.sampled_from([np.float64, x.dtype])))
+    return ad.astype(condition(draw, x, y), draw(st.sampled_from([np.float64, x.dtype])))
 
 
 def masked(draw, x, y):
@@ -123,7 +123,7 @@ def repeated(draw, x):
 def product(draw, x, y):
     if x.dtype.kind != "f":
         return counted(draw, x, y)
-    y = ad.cast(y, x.dtype)
+    y = ad.astype(y, x.dtype)
     if x.ndim == 0 or not fits(np.matmul, x, y):
         y = ad.transpose(x)
     return x @ y if x.ndim and fits(np.matmul, x, y) else x * y if fits(np.add, x, y) else -x
@@ -132,11 +132,11 @@ def product(draw, x, y):
 def picked(draw, x):
     if x.ndim != 2:
         return unary(draw, x)
-    return ad.gather(x, draw(st.sampled_from([ad.argmax(x), ad.cast(ad.argmax(-x), np.uint8)])))
+    return ad.gather(x, draw(st.sampled_from([ad.argmax(x), ad.astype(ad.argmax(-x), np.uint8)])))
 
 
 def converted(draw, x, y):
-    return ad.cast(draw(st.sampled_from([x, -x])), y.dtype)
+    return ad.astype(draw(st.sampled_from([x, -x])), y.dtype)
 
 
 def parted(draw, x):
@@ -151,7 +151,7 @@ def joined(draw, x, y):
     if x.ndim == 0:
         return arithmetic(draw, x, y)
     axis = draw(st.integers(-x.ndim, x.ndim - 1))
-    others = [x, -x, ad.cast(y, x.dtype)] if x.shape == y.shape else [x, x * x]
+    others = [x, -x, ad.astype(y, x.dtype)] if x.shape == y.shape else [x, x * x]
     return ad.concatenate([x, *draw(st.lists(st.sampled_from(others), max_size=2))], axis)
 
 
@@ -173,7 +173,7 @@ def convolved(draw, x, y):
     shape = (2, 3, image.shape[3] // groups, groups)
     values = ad.constant(np.array([[1, 0, -1], [0, 2, 1]], x.dtype).reshape(2, 3, 1, 1))
     kernel = ad.broadcast_to(
-        draw(st.sampled_from([values, values * ad.sum(ad.cast(y, x.dtype))])), shape
+        draw(st.sampled_from([values, values * ad.sum(ad.astype(y, x.dtype))])), shape
     )
     return ad.conv2d(image, kernel, strides, "same", groups)
 

@@ -56,7 +56,7 @@ CASES = [
     ("fold_constants", X + ad.reshape(ad.transpose(ad.reshape(NUMBERS, (2, 2))), (4,)), 1),
     ("compute_before_broadcasting", ad.sum(ad.exp(repeated(ROW, 3, 4)), 0), 2),
     ("compute_before_broadcasting", ad.sum(ad.mask(repeated(SCALAR, 3, 4), TRUTH), 0), 2),
-    ("compute_before_broadcasting", ad.sum(ad.cast(repeated(ROW, 3, 4), "f4"), 0), 2),
+    ("compute_before_broadcasting", ad.sum(ad.astype(repeated(ROW, 3, 4), "f4"), 0), 2),
     ("compute_before_broadcasting", X * repeated(SCALAR, 3, 4), 1),
     ("drop_neutral_operand", ad.exp(X + 0.0), 1),
     ("drop_neutral_operand", ad.exp(0.0 + X), 1),

@@ -329,7 +329,7 @@ def test_an_error_in_one_layer_shows_there() -> None:
 def test_a_graph_in_float64_has_no_float32_left() -> None:
     x = ad.variable("x", (2, 3))
     small = ad.variable("small", (2, 3), np.uint8)
-    y = ad.cast(small, "float32") * 0.1 + x * ad.constant(np.ones(3, np.float32))
+    y = ad.astype(small, "float32") * 0.1 + x * ad.constant(np.ones(3, np.float32))
     (doubled,) = in_float64([y])
     assert doubled.dtype == np.float64
     third = np.full((2, 3), 1 / 3)

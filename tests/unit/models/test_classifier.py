@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
-from dist_net.autodiff import Expression, cast, mean, reshape
+from dist_net.autodiff import Expression, astype, mean, reshape
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.weights import write_weights
@@ -61,7 +61,7 @@ RED, GREEN, BLUE = (picture(tuple(row)) for row in 200 * np.eye(3, dtype=int))
 
 def averages(x: Expression, _: Scope) -> Expression:
     """A net without weights: how much there is of each channel, on average."""
-    return mean(cast(x, np.float32), (1, 2))
+    return mean(astype(x, np.float32), (1, 2))
 
 
 def classifier(**options: int | bool) -> Classifier:
@@ -145,7 +145,7 @@ def echo(shape: tuple[int, ...], dtype: type) -> Classifier:
     """Its outputs are its inputs."""
 
     def network(x: Expression, _: Scope) -> Expression:
-        return reshape(cast(x, np.float32), (x.shape[0], prod(x.shape[1:])))
+        return reshape(astype(x, np.float32), (x.shape[0], prod(x.shape[1:])))
 
     model = Model(network, shape, input_dtype=dtype)
     return Classifier(model, {}, list(map(str, range(model.classes))))
