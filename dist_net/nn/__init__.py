@@ -1,6 +1,7 @@
 """Networks as functions of expressions: layers, activations, initializers, losses, models."""
 
 from dist_net.nn.activations import leaky_relu, linear, relu, sigmoid, softmax, tanh
+from dist_net.nn.features import Features
 from dist_net.nn.initializers import (
     copy_of,
     glorot_uniform,
@@ -40,6 +41,7 @@ __all__ = [
     "Conv2D",
     "Dense",
     "Dropout",
+    "Features",
     "Flatten",
     "GlobalAveragePool",
     "Lambda",

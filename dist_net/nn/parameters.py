@@ -10,8 +10,9 @@ the minibatch, towards which the update moves them. Layers hold no arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from dist_net.autodiff.expression import Variable
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.initializers import Initializer
 from dist_net.vector import Vector
+
+Declared = TypeVar("Declared")
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,30 @@ class Scope:
 
     def _new_name(self, name: str) -> str:
         full_name = self._prefix + name
+        self._require_new(full_name)
+        return full_name
+
+    def _require_new(self, full_name: str) -> None:
         if full_name in self.parameters or full_name in self.buffers:
             raise ParameterError(f"parameter {full_name!r} is declared twice; name them apart")
-        return full_name
+
+    def beside(self) -> Scope:
+        """A scope at the same place with nothing declared in it; see ``take_over``."""
+        other = Scope(self.training, self.generator)
+        other._prefix = self._prefix
+        return other
+
+    def take_over(self, other: Scope, names: Set[str]) -> None:
+        """Declares what ``other`` has declared by these full names, and observes the same.
+
+        Raises ParameterError if one of them is declared here already.
+        """
+        for name in names & (other.parameters.keys() | other.buffers.keys()):
+            self._require_new(name)
+        self.parameters |= _of(other.parameters, names)
+        self.variables |= _of(other.variables, names)
+        self.buffers |= _of(other.buffers, names)
+        self.observed |= _of(other.observed, names)
 
     def child(self, name: str) -> Scope:
         """The scope of a layer inside this one: ``name``, ``name_1``, and so on."""
@@ -119,6 +143,10 @@ class Scope:
         inner.observed = self.observed
         inner._prefix = f"{self._prefix}{name}_{count}/" if count else f"{self._prefix}{name}/"
         return inner
+
+
+def _of(declared: Mapping[str, Declared], names: Set[str]) -> dict[str, Declared]:
+    return {name: each for name, each in declared.items() if name in names}
 
 
 class Layout:
