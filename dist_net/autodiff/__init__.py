@@ -47,7 +47,6 @@ from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
 from dist_net.autodiff.operations.selection import (
     astype,
     logical_not,
-    mask,
     max,
     maximum,
     minimum,
@@ -91,7 +90,6 @@ __all__ = [
     "log",
     "log_softmax",
     "logical_not",
-    "mask",
     "matmul",
     "max",
     "max_pool",

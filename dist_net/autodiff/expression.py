@@ -109,7 +109,7 @@ class Expression:
         return f"<{self.operation} {self.dtype}{list(self.shape)}>"
 
     def __bool__(self) -> bool:
-        raise GraphError(f"{self} has no truth value before it is computed; use where() or mask()")
+        raise GraphError(f"{self} has no truth value before it is computed; use where()")
 
     # Set by ``operators.py`` to the functions of the operations.
     __add__: ClassVar[BinaryOperator]

@@ -16,13 +16,13 @@ from dist_net.autodiff import (
     average_pool,
     batch_normalize,
     conv2d,
-    mask,
     max_pool,
     maximum,
     mean,
     reshape,
     sqrt,
     uniform,
+    where,
 )
 from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
@@ -240,7 +240,8 @@ class Dropout:
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         if not scope.training or self.rate == 0:
             return x
-        return mask(x, uniform(x.shape, scope.generator) >= self.rate) * (1 / (1 - self.rate))
+        kept = where(uniform(x.shape, scope.generator) >= self.rate, x, 0.0)
+        return kept * (1 / (1 - self.rate))
 
 
 class Sequential:

@@ -33,7 +33,7 @@ from dist_net.autodiff.operations.elementwise import (
 from dist_net.autodiff.operations.leaky_relu_gradient import LeakyRelu
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.operations.reduction import BroadcastTo, broadcast_to
-from dist_net.autodiff.operations.selection import AsType, Mask, Maximum, StopGradient
+from dist_net.autodiff.operations.selection import AsType, Mask, Maximum, StopGradient, Where
 from dist_net.autodiff.operations.shaping import Reshape, Transpose, reshape, transpose
 from dist_net.errors import GraphError
 
@@ -219,6 +219,14 @@ def recognise_leaky_relu(node: Expression) -> Expression | None:
     return None
 
 
+def recognise_mask(node: Expression) -> Expression | None:
+    """A choice between x and 0 is a product, if there is an integer of as many bits as x has."""
+    if not isinstance(node.operation, Where) or node.dtype.itemsize > 8:
+        return None
+    condition, x, otherwise = node.inputs
+    return apply(Mask(), condition, x) if is_scalar(otherwise, 0.0) else None
+
+
 def _scaled(product: Expression, change: Callable[[Expression], Expression]) -> Expression | None:
     """x * factor with its factor changed, unless that leaves the range of the dtype."""
     if not isinstance(product.operation, Multiply):
@@ -257,4 +265,5 @@ RULES: tuple[Rule, ...] = (
     merge_scales_and_shifts,
     merge_scalar_factors,
     recognise_leaky_relu,
+    recognise_mask,
 )

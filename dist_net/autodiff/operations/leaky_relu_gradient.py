@@ -1,6 +1,6 @@
 """The leaky relu, max(x, slope · x), and what flows back through it.
 
-As maximum and product, that would be a mask of either side, each side's share, and their sum.
+As maximum and product, that would be a choice of either side, each side's share, and their sum.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from dist_net.autodiff.arrays import Array, Call, in_order
 from dist_net.autodiff.expression import Expression, apply
 from dist_net.autodiff.operations.elementwise import Elementwise, greater
-from dist_net.autodiff.operations.selection import mask
+from dist_net.autodiff.operations.selection import where
 from dist_net.errors import ParameterError
 
 STRIP_ELEMENTS = 1 << 17  # as large as the strips that threads share
@@ -38,7 +38,7 @@ class LeakyRelu(Elementwise):
 
     def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
         if self.slope == 0:
-            return (mask(g, greater(y, 0.0)),)
+            return (where(greater(y, 0.0), g, 0.0),)
         return (apply(LeakyReluGradient(self.slope), g, y),)
 
 

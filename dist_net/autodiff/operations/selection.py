@@ -1,4 +1,4 @@
-"""Choosing between values: maximum, masks, selection; and conversions from one dtype to another."""
+"""Choosing between values: maximum, minimum, where; and conversions from one dtype to another."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Maximum(Elementwise):
         self, y: Expression, g: Expression, *x: Expression
     ) -> tuple[Expression | None, ...]:
         first = greater(*x)
-        return mask(g, first), mask(g, logical_not(first))
+        return where(first, g, 0.0), where(logical_not(first), g, 0.0)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Minimum(Elementwise):
         self, y: Expression, g: Expression, *x: Expression
     ) -> tuple[Expression | None, ...]:
         first = less(*x)
-        return mask(g, first), mask(g, logical_not(first))
+        return where(first, g, 0.0), where(logical_not(first), g, 0.0)
 
 
 @dataclass(frozen=True)
@@ -65,32 +65,6 @@ class Max(Reduction):
         (x,) = node.inputs
         hits = astype(equal(x, node), x.dtype)
         return (hits * (cotangent / apply(Sum(self.axes), hits)),)
-
-
-@dataclass(frozen=True)
-class Mask(Operation):
-    """``x`` where the condition holds, 0 elsewhere.
-
-    A product of the bits of ``x``, read as an integer, and the truth value: a fifth of the time of
-    a masked copy, which takes a branch per element. A product of floats would give nan for an
-    infinite ``x`` outside the mask.
-    """
-
-    overwrites_inputs = True
-
-    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        x, condition = inputs
-        expect_condition("mask", condition)
-        return broadcast_shape("mask", x, condition), x.dtype
-
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        x, condition = inputs
-        bits = np.dtype(f"i{x.itemsize}")
-        return partial(np.multiply, x.view(bits), condition.view(np.int8), out.view(bits))
-
-    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        x, condition = node.inputs
-        return sum_to_shape(mask(cotangent, condition), x.shape), None
 
 
 @dataclass(frozen=True)
@@ -115,9 +89,29 @@ class Where(Operation):
         condition, first, second = node.inputs
         return (
             None,
-            sum_to_shape(mask(cotangent, condition), first.shape),
-            sum_to_shape(mask(cotangent, logical_not(condition)), second.shape),
+            sum_to_shape(where(condition, cotangent, 0.0), first.shape),
+            sum_to_shape(where(logical_not(condition), cotangent, 0.0), second.shape),
         )
+
+
+@dataclass(frozen=True)
+class Mask(Operation):
+    """``where(condition, x, 0)`` in a plan, which has no gradients any more.
+
+    A product of the bits of ``x``, read as an integer, and the truth value: a fifth of the time of
+    a masked copy, which takes a branch per element. A product of floats would give nan for an
+    infinite ``x`` where the condition does not hold.
+    """
+
+    overwrites_inputs = True
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return broadcast_shape("where", *inputs), inputs[1].dtype
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        condition, x = inputs
+        bits = np.dtype(f"i{x.itemsize}")
+        return partial(np.multiply, x.view(bits), condition.view(np.int8), out.view(bits))
 
 
 @dataclass(frozen=True)
@@ -192,13 +186,8 @@ def max(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression:
     return reduce(Max, x, axis, keepdims)
 
 
-def mask(x: Expression, condition: Expression) -> Expression:
-    """x where the condition holds, 0 elsewhere, whatever x is there."""
-    return apply(Mask(), x, condition)
-
-
 def where(condition: Expression, x: Operand, y: Operand) -> Expression:
-    """x where the condition holds, y elsewhere."""
+    """x where the condition holds, y elsewhere, whatever the other one is there."""
     return apply(Where(), condition, *operands(x, y))
 
 

@@ -39,7 +39,7 @@ UNARY = [
     (lambda x: 0.5 - 3.0 * (x * 2.0), lambda x: 0.5 - 3.0 * (x * 2.0)),
     (lambda x: ad.maximum(x, 0.25), lambda x: anp.maximum(x, 0.25)),
     (lambda x: ad.where(x > 0.125, x, x * 0.5), lambda x: anp.where(x > 0.125, x, x * 0.5)),
-    (lambda x: ad.mask(x, x > -0.25), lambda x: x * (x > -0.25)),
+    (lambda x: ad.where(x > -0.25, x, 0.0), lambda x: x * (x > -0.25)),
 ]
 ON_ROWS = [(ad.softmax, their_softmax), (ad.log_softmax, lambda x: anp.log(their_softmax(x)))]
 BINARY = [

@@ -48,7 +48,7 @@ BINARY = {
     "divide": (ad.divide, np.divide),
     "maximum": (ad.maximum, np.maximum),
     "minimum": (ad.minimum, np.minimum),
-    "mask": (lambda x, y: ad.mask(x, y > 1.0), lambda x, y: np.where(y > 1, x, 0)),
+    "where 0": (lambda x, y: ad.where(y > 1.0, x, 0.0), lambda x, y: np.where(y > 1, x, 0)),
     "where": (
         lambda x, y: ad.where(x > y, ad.square(x), x * y),
         lambda x, y: np.where(x > y, x**2, x * y),

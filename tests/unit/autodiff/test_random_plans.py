@@ -92,7 +92,7 @@ def counted(draw, x, y):
 
 
 def masked(draw, x, y):
-    return ad.mask(x, condition(draw, x, y))
+    return ad.where(condition(draw, x, y), x, 0)
 
 
 def selected(draw, x, y):

@@ -55,7 +55,7 @@ CASES = [
     ("fold_constants", X + ad.exp(ad.sum(ad.square(NUMBERS), 0)) / 3.0, 1),
     ("fold_constants", X + ad.reshape(ad.transpose(ad.reshape(NUMBERS, (2, 2))), (4,)), 1),
     ("compute_before_broadcasting", ad.sum(ad.exp(repeated(ROW, 3, 4)), 0), 2),
-    ("compute_before_broadcasting", ad.sum(ad.mask(repeated(SCALAR, 3, 4), TRUTH), 0), 2),
+    ("compute_before_broadcasting", ad.sum(ad.where(TRUTH, repeated(SCALAR, 3, 4), 0.0), 0), 2),
     ("compute_before_broadcasting", ad.sum(ad.astype(repeated(ROW, 3, 4), "f4"), 0), 2),
     ("compute_before_broadcasting", X * repeated(SCALAR, 3, 4), 1),
     ("drop_neutral_operand", ad.exp(X + 0.0), 1),
@@ -79,6 +79,7 @@ CASES = [
     ("merge_scalar_factors", ad.exp(2.0 * (X * 0.5)), 1),
     ("recognise_leaky_relu", ad.maximum(X, X * 0.1), 1),
     ("recognise_leaky_relu", ad.maximum(0.0 * X, X), 1),
+    ("recognise_mask", ad.where(TRUTH, X, 0.0), 1),
 ]
 
 

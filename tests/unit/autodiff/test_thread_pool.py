@@ -99,7 +99,7 @@ SHARED = {
     "overlapping max pool": (lambda x, _: ad.max_pool(x, (3, 1), 1, ((1, 1), (0, 0))), 3),
     "average pool": (lambda x, _: ad.average_pool(x, (2, 1)), 4),
     "leaky relu": (lambda x, _: ad.leaky_relu(x), 2),
-    "mask": (lambda x, y: ad.mask(x, y > 0.0), 2),
+    "where": (lambda x, y: ad.where(y > 0.0, x, 0.0), 2),
     "batch norm": (normalized, 7),
 }
 

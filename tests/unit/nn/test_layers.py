@@ -69,7 +69,7 @@ INFINITE = np.array([-np.inf, np.inf, np.nan], np.float32)
         (lambda x: nn.leaky_relu(x, 0.0), [0, np.inf, np.nan]),
         (nn.tanh, [-1, 1, np.nan]),
         (nn.sigmoid, [0, 1, np.nan]),
-        (lambda x: ad.mask(x, x > 0.0), [0, np.inf, 0]),
+        (lambda x: ad.where(x > 0.0, x, 0.0), [0, np.inf, 0]),
     ],
 )
 def test_an_infinite_input_is_what_mathematics_says(activation, expected) -> None:  # type: ignore[no-untyped-def]
