@@ -56,7 +56,9 @@ def probabilities(question: Question) -> np.ndarray:
 
 def served(description: ModelDescription, *older: int) -> ServedModel:
     """A model that is ready, with these older versions beside its newest."""
-    return ServedModel(description.name, description, (*older, description.version), True, "")
+    numbers = (*older, description.version)
+    versions = {number: replace(description, version=number) for number in numbers}
+    return ServedModel(description.name, description, versions, True, "")
 
 
 @dataclass
@@ -70,7 +72,6 @@ class FakeService:
         default_factory=lambda: {"digits": served(DIGITS, 2), "animals": served(ANIMALS)}
     )
     scripted: list[Outcome] = field(default_factory=list)
-    older: dict[tuple[str, int | None], ModelDescription] = field(default_factory=dict)
     is_silent: bool = False
     is_ready: bool = True
     questions: list[Question] = field(default_factory=list)
@@ -90,10 +91,8 @@ class FakeService:
         return self.served
 
     def description(self, model: str, version: int | None = None) -> ModelDescription | None:
-        newest = self.served[model].description
-        if newest is None or version in (None, newest.version):
-            return newest
-        return self.older.get((model, version), replace(newest, version=version))
+        served = self.served[model]
+        return served.description if version is None else served.versions.get(version)
 
     def reload(self, model: str) -> Future[Outcome]:
         self.done_to_models.append(f"reload {model}")

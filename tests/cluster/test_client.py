@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -28,7 +29,13 @@ from dist_net.errors import (
     ShapeError,
 )
 from dist_net.serving.client.connection import MOST_OPEN
-from dist_net.serving.pool.description import ModelDescription, ServedModel, summaries_to_json
+from dist_net.serving.pool.description import (
+    ModelDescription,
+    ServedModel,
+    known,
+    summaries_to_json,
+    summary_of,
+)
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Message
 from dist_net.wire.serving_messages import (
@@ -49,13 +56,16 @@ LABELS = ("cat", "dog", "newt")
 SUMS = ModelDescription(
     "sums", 7, "FP32", (4,), 3, LABELS, True, False, "cfg", "", "", "arrays", 1, "key"
 )
+OLD_SUMS = replace(
+    SUMS, version=6, input_datatype="UINT8", input_shape=(2, 2), labels=("hen", "owl", "rook")
+)
 BYTES = ModelDescription(
     "bytes", 1, "UINT8", (2, 2), 3, (), True, False, "", "recipe", "", "arrays", 1, "key"
 )
 MODELS = [
-    ServedModel("sums", SUMS, (6, 7), True, ""),
-    ServedModel("bytes", BYTES, (1,), True, ""),
-    ServedModel("absent", None, (), False, "its file is missing"),
+    ServedModel("sums", SUMS, {6: OLD_SUMS, 7: SUMS}, True, ""),
+    ServedModel("bytes", BYTES, {1: BYTES}, True, ""),
+    ServedModel("absent", None, {}, False, "its file is missing"),
 ]
 DEADLINE_S = 10.0
 Replies = Callable[[Message], list[Message]]
@@ -65,7 +75,8 @@ def outputs_of(question: Ask) -> bytes:
     """Three classes for each row of "sums": its sum, its first element, and 0."""
     if question.is_picture:
         return np.array([0.25, 0.5, 0.25], "<f4").tobytes()
-    rows = np.frombuffer(question.payloads[0], "<f4" if question.model == "sums" else "u1")
+    is_bytes = question.model == "bytes" or question.version == "6"
+    rows = np.frombuffer(question.payloads[0], "u1" if is_bytes else "<f4")
     rows = rows.reshape(-1, 4).astype("<f4")
     return np.stack([rows.sum(1), rows[:, 0], 0 * rows[:, 0]], 1).tobytes()
 
@@ -200,6 +211,32 @@ def test_labels_that_are_none_are_an_error_of_ours(
         client.predict("sums", np.zeros((2, 4), np.float32))
 
 
+def test_a_named_version_is_asked_and_named_as_that_version_is(
+    client: Client, gateway: Gateway
+) -> None:
+    pixels = np.full((1, 2, 2), 50, np.uint8)
+    outputs = client.predict("sums", pixels, version=6)
+    (asked,) = gateway.asked()
+    said = known(summary_of(MODELS[0]).others[0])
+    assert (asked.version, asked.payloads) == ("6", (pixels.tobytes(), said))
+    assert outputs.labels == ("hen", "owl", "rook")
+    assert outputs.likeliest(1)[0].label == "hen"
+    assert client.submit_picture("sums", b"picture", version=6).result().labels[0] == "hen"
+    with pytest.raises(ShapeError, match=r"expected \(2, 2\)"):
+        client.predict("sums", np.zeros((1, 4), np.float32), version=6)
+    with pytest.raises(DTypeError, match="expected uint8"):
+        client.predict("sums", np.zeros((1, 2, 2), np.float32), version=6)
+
+
+def test_a_version_that_is_not_served_is_named_with_those_that_are(
+    client: Client, gateway: Gateway
+) -> None:
+    client.models()
+    with pytest.raises(ModelNotServedError, match=r"'sums' is not served in version 5; .* 6, 7"):
+        client.predict("sums", np.zeros((1, 4), np.float32), version=5)
+    assert sum(isinstance(each, Describe) for each in gateway.heard) == 2  # it may have come since
+
+
 def test_inputs_are_converted_within_their_kind(client: Client) -> None:
     columns = np.arange(8.0).reshape(4, 2).T  # neither float32 nor contiguous
     np.testing.assert_array_equal(
@@ -255,7 +292,7 @@ def test_no_more_requests_are_open_than_a_client_may_have(client: Client, gatewa
 
 
 def test_a_version_and_a_time_travel_with_a_question(client: Client, gateway: Gateway) -> None:
-    client.predict("sums", np.zeros(4, np.float32), version=6, timeout_s=3.0)
+    client.predict("sums", np.zeros((2, 2), np.uint8), version=6, timeout_s=3.0)
     client.predict("sums", np.zeros(4, np.float32))
     assert [(each.version, each.timeout_s) for each in gateway.asked()] == [
         ("6", 3.0),

@@ -28,7 +28,12 @@ from dist_net.errors import (
 from dist_net.pictures.labels import Prediction
 from dist_net.serving.client.connection import GatewayConnection
 from dist_net.serving.client.outputs import Outputs, Pending
-from dist_net.serving.pool.description import ModelSummary, known, summaries_from_json
+from dist_net.serving.pool.description import (
+    ModelSummary,
+    VersionSummary,
+    known,
+    summaries_from_json,
+)
 from dist_net.wire.security import CLIENT, load_peer_keys
 from dist_net.wire.serving_messages import Ask, Describe, Description, Reload, Reloaded, Unload
 
@@ -103,13 +108,13 @@ class Client:
         """Asks a model, without waiting for its answer (unless very many requests are open).
 
         ``inputs``: (rows, *input_shape), or one row without that axis; copied, and converted to
-        the model's type if NumPy holds that to be of the same kind. No ``version``: the newest.
+        the version's type if NumPy holds that to be of the same kind. No ``version``: the newest.
         Raises ShapeError, DTypeError, ModelNotServedError, PoolUnavailableError.
         """
-        array, summary = self._fitting(model, inputs)
+        array, summary = self._fitting(model, version, inputs)
         payload = array.astype(INPUT_DTYPES[summary.input_datatype], copy=False).tobytes()
         rows = len(array) if array.ndim > len(summary.input_shape) else None
-        return self._ask(summary, payload, False, rows, version, timeout_s)
+        return self._ask(model, summary, payload, False, rows, version, timeout_s)
 
     def submit_picture(
         self,
@@ -123,7 +128,8 @@ class Client:
         Raises ImageError if it cannot be read, ModelNotServedError, PoolUnavailableError.
         """
         payload = encoded(picture)
-        return self._ask(self._summary(model), payload, True, None, version, timeout_s)
+        summary = self._summary(model, version)
+        return self._ask(model, summary, payload, True, None, version, timeout_s)
 
     def reload(self, model: str, timeout_s: float | None = None) -> int:
         """Has a model read again from its source; returns the new version once it is served.
@@ -146,7 +152,8 @@ class Client:
 
     def _ask(
         self,
-        summary: ModelSummary,
+        model: str,
+        summary: VersionSummary,
         payload: bytes,
         is_picture: bool,
         rows: int | None,
@@ -157,19 +164,21 @@ class Client:
         named = "" if version is None else str(version)
         request_id = self._connection.next_id()
         payloads = payload, known(summary)
-        request = Ask(request_id, summary.name, named, is_picture, allowed_s, payloads)
+        request = Ask(request_id, model, named, is_picture, allowed_s, payloads)
         exchange = self._connection.ask(request, allowed_s)
         return Pending(self._connection, exchange, rows, summary.labels, self._summaries.clear)
 
     def _allowed_s(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else timeout_s
 
-    def _fitting(self, model: str, inputs: NDArray[Any]) -> tuple[NDArray[Any], ModelSummary]:
-        """Checks that inputs fit the model, whose description is asked for again if they do not."""
-        array, summary = np.asarray(inputs), self._summary(model)
+    def _fitting(
+        self, model: str, version: int | None, inputs: NDArray[Any]
+    ) -> tuple[NDArray[Any], VersionSummary]:
+        """Checks that inputs fit a version, whose summary is asked for again if they do not."""
+        array, summary = np.asarray(inputs), self._summary(model, version)
         if not _fits(array, summary):
             self._summaries.clear()
-            summary = self._summary(model)
+            summary = self._summary(model, version)
         if not _fits(array, summary):
             raise ShapeError(
                 f"inputs of shape {array.shape} for model {model!r}; expected "
@@ -183,9 +192,11 @@ class Client:
             )
         return array, summary
 
-    def _summary(self, model: str) -> ModelSummary:
-        """What is known of a model; asks the gateway if nothing is."""
-        if model not in self._summaries or not self._summaries[model].classes:
+    def _summary(self, model: str, version: int | None) -> VersionSummary:
+        """What is known of a version, or of the newest; asks the gateway if nothing is."""
+        told = self._summaries.get(model)
+        is_told = told is not None and (version is None or told.of_version(version) is not None)
+        if told is None or not told.classes or not is_told:
             self.models()
         summary = self._summaries.get(model)
         if summary is None:
@@ -195,10 +206,18 @@ class Client:
             )
         if not summary.classes:
             raise PoolUnavailableError(f"model {model!r} cannot be asked now: {summary.reason}")
-        return summary
+        if version is None:
+            return summary
+        named = summary.of_version(version)
+        if named is None:
+            raise ModelNotServedError(
+                f"model {model!r} is not served in version {version}; it is in "
+                f"{', '.join(map(str, summary.versions)) or 'none'}"
+            )
+        return named
 
 
-def _fits(array: NDArray[Any], summary: ModelSummary) -> bool:
+def _fits(array: NDArray[Any], summary: VersionSummary) -> bool:
     shape = summary.input_shape
     return array.shape == shape or (array.shape[1:] == shape and array.ndim == len(shape) + 1)
 

@@ -36,7 +36,8 @@ def description_of(service: Service, name: str, version: int | None = None) -> M
     served = served_model(service, name)
     if version is not None:
         require_version(served, version)
-    description = served.description if version is None else service.description(name, version)
+        return served.versions[version]
+    description = served.description
     if description is None:
         raise PoolUnavailableError(
             f"no version of {name} is served now: {served.reason or 'it is being loaded'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from math import prod
@@ -65,17 +65,17 @@ class ModelDescription:
     def from_json(cls, text: str) -> ModelDescription:
         """What ``to_json`` gave. Raises ProtocolError for anything else."""
         try:
-            fields = json.loads(text)
-            shape, labels = tuple(fields.pop("input_shape")), tuple(fields.pop("labels"))
-            files = dict(fields.pop("recipe_files", {}))
-            return cls(input_shape=shape, labels=labels, recipe_files=files, **fields)
+            told = json.loads(text)
+            shape, labels = tuple(told.pop("input_shape")), tuple(told.pop("labels"))
+            files = dict(told.pop("recipe_files", {}))
+            return cls(input_shape=shape, labels=labels, recipe_files=files, **told)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ProtocolError(f"this describes no model: {text[:80]!r} ({error})") from error
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model as it is served now: its newest version, and all that may be asked for.
+    """A model as it is served now: its newest version, and by number all that may be asked for.
 
     ``description`` is None before a version is loaded and after the model is unloaded; ``reason``
     says why. ``is_ready``: a worker can answer for it now.
@@ -83,24 +83,20 @@ class ServedModel:
 
     name: str
     description: ModelDescription | None
-    versions: tuple[int, ...]
+    versions: Mapping[int, ModelDescription]
     is_ready: bool
     reason: str
 
 
-@dataclass(frozen=True)
-class ModelSummary:
-    """What a client needs to know of a model to ask it, and to name the classes it answers.
+@dataclass(frozen=True, kw_only=True)
+class VersionSummary:
+    """What a client needs to know of a version to ask it, and to name the classes it answers.
 
     ``input_shape`` is that of one row, ``input_datatype`` its type by the Open Inference Protocol's
-    name. While no version is loaded that is "", ``classes`` is 0, and ``reason`` says why.
-    ``labels`` is empty if the classes have no names.
+    name. ``labels`` is empty if the classes have no names.
     """
 
-    name: str
-    versions: tuple[int, ...]
-    is_ready: bool
-    reason: str
+    version: int = 0
     input_datatype: str = ""
     input_shape: tuple[int, ...] = ()
     classes: int = 0
@@ -108,12 +104,32 @@ class ModelSummary:
     takes_pictures: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelSummary(VersionSummary):
+    """What a client needs to know of a model: of its newest version, and of ``others``.
+
+    While no version is loaded ``version`` and ``classes`` are 0, ``input_datatype`` is "", and
+    ``reason`` says why. ``versions``: the numbers that may be asked for.
+    """
+
+    name: str
+    versions: tuple[int, ...]
+    is_ready: bool
+    reason: str
+    others: tuple[VersionSummary, ...] = ()
+
+    def of_version(self, number: int) -> VersionSummary | None:
+        """What is known of a version that may be asked for; None if there is none."""
+        known = (each for each in (self, *self.others) if each.version == number)
+        return next(known, None) if number in self.versions else None
+
+
 DIGEST_BYTES = 8
 KNOWN_BYTES = 2 * DIGEST_BYTES
 
 
-def known(summary: ModelSummary) -> bytes:
-    """Digests of input and labels, by which a client tells the gateway what it knows of a model."""
+def known(summary: VersionSummary) -> bytes:
+    """Digests of input and labels, by which a client tells what it knows of a version."""
     return digest_of_input(summary.input_datatype, summary.input_shape) + digest_of_labels(
         summary.labels
     )
@@ -133,17 +149,21 @@ def digest_of_labels(labels: tuple[str, ...]) -> bytes:
 
 def summary_of(model: ServedModel) -> ModelSummary:
     """What a client is told of a model."""
-    own = (model.name, model.versions, model.is_ready, model.reason)
-    if (described := model.description) is None:
-        return ModelSummary(*own)
+    newest = model.description
+    others = [one for one in model.versions.values() if newest and one.version != newest.version]
     return ModelSummary(
-        *own,
-        described.input_datatype,
-        described.input_shape,
-        described.classes,
-        described.labels,
-        described.takes_pictures,
+        name=model.name,
+        versions=tuple(model.versions),
+        is_ready=model.is_ready,
+        reason=model.reason,
+        others=tuple(VersionSummary(**_told_of(one)) for one in others),
+        **(_told_of(newest) if newest else {}),
     )
+
+
+def _told_of(version: ModelDescription) -> dict[str, Any]:
+    """What a client is told of a version."""
+    return {each.name: getattr(version, each.name) for each in fields(VersionSummary)}
 
 
 def summaries_to_json(models: Iterable[ServedModel]) -> str:
@@ -154,7 +174,7 @@ def summaries_to_json(models: Iterable[ServedModel]) -> str:
 def summaries_from_json(text: str) -> list[ModelSummary]:
     """What ``summaries_to_json`` gave. Raises ProtocolError for anything else."""
     try:
-        return [_from_fields(fields) for fields in json.loads(text)]
+        return [_from_json(told) for told in json.loads(text)]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ProtocolError(
             f"these are no summaries of models: {text[:80]!r} ({error}); install the same release "
@@ -162,7 +182,10 @@ def summaries_from_json(text: str) -> list[ModelSummary]:
         ) from error
 
 
-def _from_fields(fields: dict[str, Any]) -> ModelSummary:
-    for name in ("versions", "input_shape", "labels"):
-        fields[name] = tuple(fields[name])
-    return ModelSummary(**fields)
+def _from_json(told: dict[str, Any]) -> ModelSummary:
+    others = tuple(VersionSummary(**_with_tuples(each)) for each in told.pop("others"))
+    return ModelSummary(others=others, **_with_tuples(told))
+
+
+def _with_tuples(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()}

@@ -80,7 +80,7 @@ class ModelVersions:
     def served(self) -> ServedModel:
         """What interfaces see of it."""
         newest = None if self.is_unloaded else self.newest
-        versions = tuple(number for number in self.versions if self.may_name(number))
+        versions = {n: one.description for n, one in self.versions.items() if self.may_name(n)}
         description = None if newest is None else newest.description
         return ServedModel(self.name, description, versions, self.is_ready, self.reason)
 

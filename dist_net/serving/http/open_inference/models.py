@@ -145,7 +145,7 @@ class Models:
         served = served_model(self._service, request.path_params["model"])
         version = _version_of(request)
         if version is None:
-            return served, served.versions
+            return served, tuple(served.versions)
         require_version(served, version)
         return served, (version,)
 

@@ -118,8 +118,8 @@ OLD_ANIMALS = replace(
 @pytest.fixture
 def with_older(service: FakeService) -> None:
     """An older version is served, too, which takes and names something else."""
-    service.served["animals"] = served(ANIMALS, 5)
-    service.older["animals", 5] = OLD_ANIMALS
+    versions = {5: OLD_ANIMALS, 7: ANIMALS}
+    service.served["animals"] = ServedModel("animals", ANIMALS, versions, True, "")
 
 
 @pytest.mark.usefixtures("with_older")
@@ -347,7 +347,7 @@ def test_health(ask: Ask, service: FakeService) -> None:
 
 def test_a_model_without_a_version_is_not_ready(ask: Ask, service: FakeService) -> None:
     assert ask("GET", "/v2/models/digits/ready").is_success
-    service.served["digits"] = ServedModel("digits", None, (), False, "its file is damaged")
+    service.served["digits"] = ServedModel("digits", None, {}, False, "its file is damaged")
     for path in ("/v2/models/digits/ready", "/v2/models/digits", "/v2/models/digits/config"):
         response = ask("GET", path)
         assert response.status_code == 503
@@ -381,7 +381,7 @@ def test_statistics(ask: Ask) -> None:
 
 
 def test_repository(ask: Ask, service: FakeService) -> None:
-    service.served["digits"] = ServedModel("digits", None, (), False, "unloaded")
+    service.served["digits"] = ServedModel("digits", None, {}, False, "unloaded")
     all_of_them = ask("POST", "/v2/repository/index").json()
     assert all_of_them == [
         {"name": "digits", "version": "", "state": "UNAVAILABLE", "reason": "unloaded"},

@@ -606,7 +606,7 @@ def test_a_new_version_is_loaded_by_one_worker_after_the_other_and_the_old_one_d
     assert run.version == 1
     desk.load(ONE, 2)
     assert desk.sent(Load, TWO)[0].version == 2
-    assert desk.pool.catalogue.served()["net"].versions == (1, 2)
+    assert desk.pool.catalogue.served()["net"].versions.keys() == {1, 2}
     assert desk.came_and_done() == (2, 1)
     desk.ask()
     (newer,) = desk.runs(ONE)
@@ -617,7 +617,7 @@ def test_a_new_version_is_loaded_by_one_worker_after_the_other_and_the_old_one_d
     assert next(iter(desk.finished().values())).version == 1
     assert desk.came_and_done() == (2, 2)
     served = desk.pool.catalogue.served()["net"]
-    assert (served.versions, served.is_ready, served.reason) == ((2,), True, "")
+    assert ([*served.versions], served.is_ready, served.reason) == ([2], True, "")
 
 
 def test_versions_that_come_faster_than_workers_load_are_done_with_one_by_one() -> None:
@@ -651,7 +651,7 @@ def test_a_version_that_could_not_be_loaded_leaves_the_old_one() -> None:
     desk.load(ONE, 2, reason="no memory")
     desk.load(TWO, 2, reason="no memory")
     served = desk.pool.catalogue.served()["net"]
-    assert (served.versions, served.is_ready) == ((1,), True)
+    assert ([*served.versions], served.is_ready) == ([1], True)
     assert "no memory" in served.reason
     assert desk.came_and_done() == (2, 2)
     desk.enlist(b"3")
@@ -667,7 +667,7 @@ def test_while_some_workers_could_not_load_a_version_the_others_come_first() -> 
     desk.prepare(2)
     desk.load(ONE, 2, reason="no memory")
     desk.load(TWO, 2)
-    assert desk.pool.catalogue.served()["net"].versions == (1, 2)
+    assert desk.pool.catalogue.served()["net"].versions.keys() == {1, 2}
     named = desk.ask(version=1)
     (run,) = desk.runs(ONE)
     desk.done(ONE, run)
@@ -723,7 +723,7 @@ def test_versions_that_come_too_fast_are_skipped() -> None:
     assert [load.version for load in desk.sent(Load, ONE)] == [4]
     desk.load(ONE, 4)
     assert [drop.version for drop in desk.sent(Drop, ONE)] == [1, 2]
-    assert desk.pool.catalogue.served()["net"].versions == (4,)
+    assert desk.pool.catalogue.served()["net"].versions.keys() == {4}
 
 
 def test_requests_are_answered_by_a_version_that_takes_their_input() -> None:
@@ -762,7 +762,7 @@ def test_an_unloaded_model_answers_what_came_in_and_is_dropped() -> None:
     desk.dispatch()
     assert desk.sent(Drop, ONE) == [Drop("net", 1)]
     served = desk.pool.catalogue.served()["net"]
-    assert (served.description, served.versions, served.is_ready) == (None, (), False)
+    assert (served.description, served.versions, served.is_ready) == (None, {}, False)
     assert desk.pool.is_ready  # there is nothing that it should be ready for
     desk.pool.reload("net", desk.now)
     desk.prepare(2)
