@@ -53,7 +53,7 @@ from dist_net.autodiff.operations.selection import (
     stop_gradient,
     where,
 )
-from dist_net.autodiff.operations.shaping import reshape, transpose
+from dist_net.autodiff.operations.shaping import matrix_transpose, reshape, transpose
 from dist_net.autodiff.operations.softmax import cross_entropy_of_logits, log_softmax, softmax
 
 __all__ = [
@@ -91,6 +91,7 @@ __all__ = [
     "log_softmax",
     "logical_not",
     "matmul",
+    "matrix_transpose",
     "max",
     "max_pool",
     "maximum",

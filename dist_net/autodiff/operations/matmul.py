@@ -13,7 +13,7 @@ from dist_net.autodiff.expression import Expression, Operand, apply
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.broadcasting import operands, same_dtype
 from dist_net.autodiff.operations.reduction import sum_to_shape
-from dist_net.autodiff.operations.shaping import reshape, transpose
+from dist_net.autodiff.operations.shaping import matrix_transpose, reshape
 from dist_net.autodiff.operations.threaded import SharedOperation
 from dist_net.errors import DTypeError, ShapeError
 
@@ -44,8 +44,8 @@ class MatMul(SharedOperation):
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         a, b = node.inputs
         return (
-            sum_to_shape(matmul(cotangent, swap_last_axes(b)), a.shape),
-            sum_to_shape(matmul(swap_last_axes(a), cotangent), b.shape),
+            sum_to_shape(matmul(cotangent, matrix_transpose(b)), a.shape),
+            sum_to_shape(matmul(matrix_transpose(a), cotangent), b.shape),
         )
 
 
@@ -73,10 +73,3 @@ def misfit(a: Expression, b: Expression) -> ShapeError:
         f"matmul: shapes {a.shape} and {b.shape} do not fit; expected (..., n, k) and "
         f"(..., k, m) with the same k and leading axes that broadcast"
     )
-
-
-def swap_last_axes(x: Expression) -> Expression:
-    """Every matrix of a stack, transposed."""
-    axes = list(range(x.ndim))
-    axes[-2:] = [x.ndim - 1, x.ndim - 2]
-    return transpose(x, axes)

@@ -79,3 +79,13 @@ def transpose(x: Expression, axes: Sequence[int] | None = None) -> Expression:
     given = range(x.ndim)[::-1] if axes is None else integers("transpose: axes", axes)
     order = tuple(axis + x.ndim if axis < 0 else axis for axis in given)
     return x if order == tuple(range(x.ndim)) else apply(Transpose(order), x)
+
+
+def matrix_transpose(x: Expression) -> Expression:
+    """``x`` with its last two axes exchanged: every matrix of a stack, transposed.
+
+    Raises ShapeError if it has fewer than two.
+    """
+    if x.ndim < 2:
+        raise ShapeError(f"matrix_transpose: shape {x.shape}; expected two axes at least")
+    return transpose(x, (*range(x.ndim - 2), -1, -2))
