@@ -1,4 +1,4 @@
-"""Expressions: the nodes of a computation graph, with shapes and dtypes known when they are built.
+"""The engine, 1 of 6: expressions, the nodes of a computation graph, of known shapes and dtypes.
 
 An expression is an operation applied to other expressions. Nothing is computed here: a graph is a
 description, which ``gradients`` extends by other expressions and ``compile`` turns into a plan.
@@ -30,6 +30,11 @@ class Operation:
     """Whether the output may be written to the buffer of an input of its shape and dtype."""
     reads_contiguous = False
     """Whether the inputs have to be C-contiguous: a plan copies a view that is not, at each run."""
+
+    @property
+    def label(self) -> str:
+        """What a printed plan calls it."""
+        return type(self).__name__
 
     @property
     def can_be_computed_beforehand(self) -> bool:
@@ -104,6 +109,11 @@ class Expression:
     def size(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the result in memory."""
+        return self.size * self.dtype.itemsize
 
     def __repr__(self) -> str:
         return f"<{self.operation} {self.dtype}{list(self.shape)}>"

@@ -1,4 +1,4 @@
-"""Reverse-mode differentiation: gradients as expressions, all of them in one reverse sweep.
+"""The engine, 2 of 6: gradients, which are expressions too, all of them built in one sweep back.
 
 Every node on a path from a parameter to the output receives the sum of the cotangents of its
 users, once, and hands it on to its inputs by its operation's VJP. The cost of all gradients is

@@ -145,6 +145,11 @@ class Inference:
         """What plans and threads compute in, as it is so far; sessions that share it all say so."""
         return self._plans.buffer_bytes
 
+    def plan(self, batch_size: int) -> Plan:
+        """The plan for batches of that size, to be printed."""
+        self._bind(batch_size)
+        return self._plans.plan(batch_size)
+
     def steps(self, batch_size: int) -> list[tuple[Expression, list[Call]]]:
         """What a batch of that size is computed by, one after the other, to be measured."""
         _, bound = self._bind(batch_size)
@@ -195,6 +200,10 @@ class _Plans:
     def sizes(self) -> list[int]:
         """Of the batches that plans are there for."""
         return [*self._plans]
+
+    def plan(self, batch_size: int) -> Plan:
+        """A plan that is there."""
+        return self._plans[batch_size][0]
 
     @property
     def buffer_bytes(self) -> int:

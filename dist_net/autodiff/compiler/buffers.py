@@ -1,4 +1,4 @@
-"""Which results of a plan share memory: a linear scan over the lifetimes of its buffers."""
+"""The engine, 5 of 6: buffers, which results share memory, by one scan over their lifetimes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def assign_slots(
         if id(step.output) not in placed:
             slot = _overwritten(step, dying)
             if slot is None:
-                slot = _free_slot(_nbytes(step.output), sizes, free)
+                slot = _free_slot(step.output.nbytes, sizes, free)
             dying.pop(slot, None)
             slot_of[id(step.output)] = slot
         free += dying
@@ -69,7 +69,3 @@ def _free_slot(nbytes: int, sizes: list[int], free: list[int]) -> int:
         return len(sizes) - 1
     free.remove(slot)
     return slot
-
-
-def _nbytes(node: Expression) -> int:
-    return node.size * node.dtype.itemsize

@@ -1,4 +1,4 @@
-"""Plans: a graph compiled into a list of calls on preallocated, reused buffers.
+"""The engine, 6 of 6: plans, graphs compiled into lists of calls on preallocated, reused buffers.
 
     outputs ─rewrite─▶ fewer nodes ─steps─▶ an order ─liveness─▶ slots ─bind─▶ calls
 
@@ -67,6 +67,28 @@ class Plan:
         self._slots = arena.pieces(sizes)
         self.buffer_bytes = sum(sizes)
 
+    def __str__(self) -> str:
+        """A table of the steps: what each computes, and the shape and place of its result."""
+        outputs = self._outputs
+        rows = [("step", "operation", "shape", "buffer", "bytes")]
+        for i, step in enumerate(self._steps):
+            node = step.output
+            place = self._placed.get(id(node))
+            buffer = str(self._slot_of[id(node)]) if place is None else f"output {place}"
+            label = ", ".join(each.operation.label for each in step.nodes)
+            rows.append((str(i), label, str(node.shape), buffer, f"{node.nbytes:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            f"{i:>{widths[0]}}  {label:{widths[1]}}  {shape:{widths[2]}}  {buffer:{widths[3]}}  "
+            f"{nbytes:>{widths[4]}}"
+            for i, label, shape, buffer, nbytes in rows
+        ]
+        lines.append(
+            f"steps: {len(self._steps)}; buffers: {len(self._slots)}, {self.buffer_bytes:,} bytes; "
+            f"outputs: {len(outputs)}, {sum(each.nbytes for each in outputs):,} bytes"
+        )
+        return "\n".join(lines)
+
     def bind(
         self, arrays: Mapping[str, Array], into: Sequence[Array | None] | None = None
     ) -> BoundPlan:
@@ -116,7 +138,7 @@ class Plan:
                     )
                 case _ if id(node) in self._slot_of:
                     slot = self._slots[self._slot_of[id(node)]]
-                    used = slot[: node.size * node.dtype.itemsize]
+                    used = slot[: node.nbytes]
                     known[id(node)] = used.view(node.dtype).reshape(node.shape, copy=False)
         return known
 

@@ -1,4 +1,4 @@
-"""The order of a plan's computations: which nodes are computed, and which of them together.
+"""The engine, 4 of 6: steps, which nodes a plan computes, in which order, and which together.
 
 A *step* is a node that is computed into a buffer. Large elementwise nodes with a single user that
 is elementwise too are drawn into their user's step: the step is then carried out strip by
@@ -73,7 +73,7 @@ class Step:
             if not (_is_cut(self.output) and pool.shares(out.nbytes)):
                 return [operation.bind(inputs, out)]
         is_shared = pool.shares(out.nbytes)
-        widest = max(node.size * node.dtype.itemsize for node in self.nodes)
+        widest = max(node.nbytes for node in self.nodes)
         rows = max(1, (SHARED_STRIP_BYTES if is_shared else STRIP_BYTES) * len(out) // widest)
         scratch = [self._scratch(rows) for _ in range(pool.threads if is_shared else 1)]
         tasks = []
@@ -208,5 +208,5 @@ def _fuses(node: Expression, user: Expression) -> bool:
 
 def _is_cut(node: Expression) -> bool:
     """Whether ``node`` may be computed strip by strip, and is large enough to be."""
-    is_large = node.ndim > 0 and node.size * node.dtype.itemsize >= 4 * STRIP_BYTES
+    is_large = node.ndim > 0 and node.nbytes >= 4 * STRIP_BYTES
     return is_large and isinstance(node.operation, BY_ELEMENT)

@@ -71,6 +71,10 @@ class PlannedConvolution(Operation):
     pool: ThreadPool
     reads_contiguous = True
 
+    @property
+    def label(self) -> str:
+        return f"Convolution by {self.choice.algorithm.name}"
+
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return self.problem.out, self.problem.dtype
 

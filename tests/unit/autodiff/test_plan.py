@@ -252,3 +252,34 @@ def test_evaluate_takes_any_layout_and_any_name():
 
 def test_a_plan_of_nothing_runs():
     assert ad.compile([]).bind({}).run() == ()
+
+
+# What a plan is printed as
+
+
+def test_a_printed_plan_is_a_table_of_its_steps_and_what_they_need():
+    x, w = ad.variable("x", (4, 3)), ad.variable("w", (3, 2))
+    hidden = ad.square(x @ w + 1)
+    printed = str(ad.compile([ad.sum(hidden), ad.max(hidden, 1)]))
+    assert printed.splitlines() == [
+        "step  operation  shape   buffer    bytes",
+        "   0  MatMul     (4, 2)  0            32",
+        "   1  Add        (4, 2)  0            32",
+        "   2  Square     (4, 2)  0            32",
+        "   3  Sum        (1, 1)  output 0      4",
+        "   4  Max        (4, 1)  output 1     16",
+        "steps: 5; buffers: 1, 32 bytes; outputs: 2, 20 bytes",
+    ]
+
+
+def test_a_printed_plan_names_all_that_one_step_computes():
+    x = ad.variable("x", (1000, 1000))
+    _, step, totals = str(ad.compile([ad.exp(x * x + 1)])).splitlines()
+    assert step.split("  ") == [
+        "   0",
+        "Multiply, Add, Exp",
+        "(1000, 1000)",
+        "output 0",
+        "4,000,000",
+    ]
+    assert totals == "steps: 1; buffers: 0, 0 bytes; outputs: 1, 4,000,000 bytes"

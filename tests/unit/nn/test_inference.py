@@ -1,6 +1,7 @@
 """Inference with fixed weights: fewer passes, the same answers, the same bytes in any company."""
 
 import os
+import re
 import threading
 from collections import Counter
 
@@ -91,6 +92,13 @@ def test_the_answers_are_those_of_the_network_as_it_stands(inference_of, options
     outputs = inference_of(model, weights, batch_size=4, **options)(inputs)
     plain = Predictor(model, weights)(inputs)
     assert np.abs(outputs - plain).max() <= 1e-5 * np.abs(plain).max()
+
+
+def test_a_printed_plan_names_the_algorithm_of_each_convolution(inference_of):
+    model = model_of()
+    printed = str(inference_of(model, weights_of(model), batch_size=4).plan(4))
+    named = re.findall(r"Convolution by (\w+)", printed)
+    assert set(named) == {"im2row", "winograd2"}
 
 
 def test_a_convolution_reads_what_a_view_shows_when_it_runs(inference_of):

@@ -1,4 +1,4 @@
-"""Inference answers as plain plans do, for random nets of every layer and every view.
+"""Plans and inference answer as the naive evaluator does, for random nets of every layer and view.
 
 Each session is asked more than once, with other inputs: what was read when its plan was bound, and
 not when it ran, is then a wrong answer.
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.autodiff import Expression
+from dist_net.autodiff.compiler.naive import evaluate_naively
 from dist_net.errors import ShapeError
 from dist_net.nn.inference import Inference, prepare
 
@@ -149,6 +150,22 @@ def weights_of(model: nn.Model) -> NDArray[np.float32]:
     return weights
 
 
+def naively(
+    model: nn.Model, weights: NDArray[np.float32], rows: NDArray[Any]
+) -> NDArray[np.float32]:
+    outputs = np.empty((len(rows), model.classes), np.float32)
+    if len(rows) > 0:
+        network = model.network(model.input(len(rows)), nn.Scope())
+        with np.errstate(all="ignore"):
+            outputs[:] = evaluate_naively([network], inputs=rows, **model.layout.views(weights))[0]
+    return outputs
+
+
+def require_close(answers: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+    tolerance = 1e-4 * np.abs(wanted).max(initial=0)
+    np.testing.assert_allclose(answers, wanted, rtol=1e-4, atol=tolerance, strict=True)
+
+
 @given(
     models(),
     st.lists(st.integers(0, MOST_ROWS), min_size=2, max_size=3),
@@ -162,7 +179,7 @@ def weights_of(model: nn.Model) -> NDArray[np.float32]:
     database=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
-def test_inference_answers_as_plain_plans_do(
+def test_plans_and_inference_answer_as_the_naive_evaluator_does(
     model: nn.Model, counts: list[int], batch_size: int, threads: int
 ) -> None:
     random = np.random.default_rng(1)
@@ -172,13 +189,15 @@ def test_inference_answers_as_plain_plans_do(
     ]
     weights = weights_of(model)
     prepared = prepare(model, weights)
-    plain = nn.Predictor(model, weights)
+    expected = [naively(model, weights, rows) for rows in batches]
+    plain = nn.Predictor(model, weights, batch_size)
+    for rows, wanted in zip(batches, expected, strict=True):
+        require_close(plain(rows), wanted)
     for is_reproducible, is_compiled in SESSIONS:
         session = Inference(model, prepared, threads, batch_size, is_reproducible, is_compiled)
-        for rows in batches:
-            answers, expected = session(rows), plain(rows)
-            tolerance = 1e-4 * np.abs(expected).max(initial=0)
-            np.testing.assert_allclose(answers, expected, rtol=1e-4, atol=tolerance, strict=True)
+        for rows, wanted in zip(batches, expected, strict=True):
+            answers = session(rows)
+            require_close(answers, wanted)
             if is_reproducible and len(rows) > 0:
                 assert session(rows[-1:]).tobytes() == answers[-1:].tobytes()
         session.close()
