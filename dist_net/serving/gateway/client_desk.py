@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable
 
-from dist_net.serving.gateway.service import Service
+from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.description import (
     DIGEST_BYTES,
     KNOWN_BYTES,
@@ -37,12 +37,12 @@ MESSAGES_A_TURN = 16  # then other parts of the event loop have their turn
 
 
 class ClientDesk:
-    """Answers clients at ``socket``. ``gateway`` is a new name at every start: see `Greeting`."""
+    """Answers clients at ``socket``; ``incarnation`` names this start of the gateway."""
 
-    def __init__(self, service: Service, socket: ServerSocket, gateway: str) -> None:
-        self._service = service
-        self._socket = socket
+    def __init__(self, gateway: Gateway, socket: ServerSocket, incarnation: str) -> None:
         self._gateway = gateway
+        self._socket = socket
+        self._incarnation = incarnation
         self._asked: dict[tuple[bytes, int], asyncio.Future[Outcome]] = {}
         self._will_receive = False
         self._is_closed = False
@@ -87,18 +87,18 @@ class ClientDesk:
                 if future is not None:
                     future.cancel()
             case Describe(request_id):
-                models = self._service.models().values()
+                models = self._gateway.models().values()
                 self._send(node, Description(request_id, summaries_to_json(models)))
             case Greet():
-                self._send(node, Greeting(self._gateway, self._service.is_ready))
+                self._send(node, Greeting(self._incarnation, self._gateway.is_ready))
             case Reload(request_id, model):
-                self._service.reload(model).add_done_callback(
+                self._gateway.reload(model).add_done_callback(
                     lambda ended: self._send(node, _reloaded(request_id, ended.result()))
                 )
             case Unload(request_id, model):
-                self._send(node, _reloaded(request_id, self._service.unload(model)))
+                self._send(node, _reloaded(request_id, self._gateway.unload(model)))
             case StatusRequest():
-                self._send(node, StatusReport(json.dumps(self._service.status())))
+                self._send(node, StatusReport(json.dumps(self._gateway.status())))
             case _:
                 reason = f"{type(message).__name__} is not for the clients' address of a gateway"
                 self._send(node, Refuse(reason, may_rejoin=False))
@@ -116,7 +116,7 @@ class ClientDesk:
             return
         version = int(ask.version) if ask.version else None
         payload = ask.payloads[0]
-        described = None if ask.is_picture else self._service.description(ask.model, version)
+        described = None if ask.is_picture else self._gateway.description(ask.model, version)
         if known and described is not None:
             datatype, shape = described.input_datatype, described.input_shape
             if known[:DIGEST_BYTES] != digest_of_input(datatype, shape):
@@ -135,7 +135,7 @@ class ClientDesk:
             timeout_s=ask.timeout_s or None,
         )
         key = node, ask.request_id
-        future = self._service.ask(question)
+        future = self._gateway.ask(question)
         self._asked[key] = future
         future.add_done_callback(self._when_answered(key, known[DIGEST_BYTES:]))
 

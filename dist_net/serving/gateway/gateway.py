@@ -64,7 +64,7 @@ class AskedFuture(asyncio.Future[Outcome]):
 
 
 class Gateway:
-    """The `Service` of one pool, whose workers and loader speak to ``socket``.
+    """Asks one pool, whose workers and loader speak to ``socket``. Nothing here blocks.
 
     It belongs to one event loop: ``start`` is called on it, and ``close`` before the socket's.
     """
@@ -92,7 +92,7 @@ class Gateway:
         self._timer.cancel()
         self._is_closed = True  # callbacks that are still queued must not touch the socket
 
-    # What interfaces ask: see Service.
+    # What interfaces ask: HTTP, the desk for ZeroMQ clients, the page.
 
     def ask(self, question: Question) -> asyncio.Future[Outcome]:
         """The outcome, later; at once if it is refused. Cancelling the future cancels it."""
@@ -108,7 +108,7 @@ class Gateway:
         return self._pool.unload(model, self._clock.now())
 
     def models(self) -> Mapping[str, ServedModel]:
-        """Every model that is served, by name."""
+        """Every model that is served, by name, in the order of the command line."""
         return self._pool.catalogue.served()
 
     def description(self, model: str, version: int | None = None) -> ModelDescription | None:
@@ -120,12 +120,12 @@ class Gateway:
         return self._pool.catalogue.models[model].statistics
 
     def status(self) -> dict[str, Any]:
-        """The pool as it is now."""
+        """The pool as it is now, for people: workers, queue, models."""
         return self._pool.status(self._clock.now())
 
     @property
     def is_ready(self) -> bool:
-        """Whether every model can be answered for now."""
+        """Whether every model can be answered for now; False while draining."""
         return self._pool.is_ready
 
     # What the process around it does.

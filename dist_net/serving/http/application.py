@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import DistNetError
-from dist_net.serving.gateway.service import Service
+from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.bodies import Bodies
 from dist_net.serving.http.classify import Classification
 from dist_net.serving.http.metrics import metrics_route
@@ -41,21 +41,21 @@ _SHOWN_LABELS = 12  # enough to tell a visitor what a model knows
 
 
 def application(
-    service: Service, settings: HttpSettings, clock: Clock | None = None, page: Path = PAGE
+    gateway: Gateway, settings: HttpSettings, clock: Clock | None = None, page: Path = PAGE
 ) -> ASGIApp:
-    """The application that puts requests over HTTP to ``service``.
+    """The application that puts requests over HTTP to ``gateway``.
 
     ``clock`` is the one that the pool counts time by; by default the machine's. ``page`` is the
     directory of the page's files.
     """
     bodies = Bodies(settings)
-    inference = InferEndpoint(service, bodies)
+    inference = InferEndpoint(gateway, bodies)
     described = [
         *inference.routes(),
-        *Models(service, bodies, settings.max_batch_size, clock or SystemClock()).routes(),
-        *Classification(service, bodies).routes(),
-        _pool_route(service),
-        metrics_route(service),
+        *Models(gateway, bodies, settings.max_batch_size, clock or SystemClock()).routes(),
+        *Classification(gateway, bodies).routes(),
+        _pool_route(gateway),
+        metrics_route(gateway),
     ]
     files = page_routes(page)
     routes = [
@@ -158,16 +158,16 @@ def _file_route(address: str, path: Path) -> Route:
     return Route(address, file)
 
 
-def _pool_route(service: Service) -> Route:
-    """`/pool`: ``service.status``, with some labels of each model, for the page."""
+def _pool_route(gateway: Gateway) -> Route:
+    """`/pool`: ``gateway.status``, with some labels of each model, for the page."""
 
     def labels(name: str) -> tuple[str, ...]:
-        served = service.models().get(name)
+        served = gateway.models().get(name)
         return served.description.labels[:_SHOWN_LABELS] if served and served.description else ()
 
     async def pool(_: Request) -> Json:
         """The pool now: workers, queue, models."""
-        status = service.status()
+        status = gateway.status()
         models = [each | {"labels": labels(each["name"])} for each in status["models"]]
         return Json(status | {"models": models})
 

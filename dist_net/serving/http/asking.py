@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from starlette.types import Receive
 
 from dist_net.errors import ModelNotServedError, PoolUnavailableError
-from dist_net.serving.gateway.service import Service
+from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import Outcome, Question, Status
 
@@ -18,22 +18,22 @@ _WATCHED_AFTER_S = 0.005
 _LONGEST_VERSION = 18
 
 
-def served_model(service: Service, name: str) -> ServedModel:
+def served_model(gateway: Gateway, name: str) -> ServedModel:
     """The model of this name; raises ModelNotServedError."""
-    served = service.models().get(name)
+    served = gateway.models().get(name)
     if served is None:
         raise ModelNotServedError(
-            f"no model {name[:80]!r}; expected one of: {', '.join(service.models()) or 'none'}"
+            f"no model {name[:80]!r}; expected one of: {', '.join(gateway.models()) or 'none'}"
         )
     return served
 
 
-def description_of(service: Service, name: str, version: int | None = None) -> ModelDescription:
+def description_of(gateway: Gateway, name: str, version: int | None = None) -> ModelDescription:
     """The description of a model's newest version, or of ``version``.
 
     Raises ModelNotServedError if there is none, PoolUnavailableError while nothing is served.
     """
-    served = served_model(service, name)
+    served = served_model(gateway, name)
     if version is not None:
         require_version(served, version)
         return served.versions[version]
@@ -61,12 +61,12 @@ def version_number(text: str) -> int:
     return int(text)
 
 
-async def ask(service: Service, questions: Sequence[Question], receive: Receive) -> list[Outcome]:
+async def ask(gateway: Gateway, questions: Sequence[Question], receive: Receive) -> list[Outcome]:
     """The outcome of each question. The whole body must have been received before.
 
     The questions are cancelled when the client goes or this task is cancelled.
     """
-    futures = [service.ask(question) for question in questions]
+    futures = [gateway.ask(question) for question in questions]
     watch = _Watch(futures, receive)
     try:
         return [await future for future in futures]

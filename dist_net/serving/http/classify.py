@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from dist_net.errors import BadRequestError, QuestionError, RequestTooLargeError
 from dist_net.pictures.labels import predictions_of
-from dist_net.serving.gateway.service import Service
+from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.asking import ask, description_of
 from dist_net.serving.http.bodies import Bodies, headers_of
 from dist_net.serving.http.open_inference.codec import MOST_PICTURES
@@ -46,8 +46,8 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)
 class Classification:
     """Answers what pictures show."""
 
-    def __init__(self, service: Service, bodies: Bodies) -> None:
-        self._service = service
+    def __init__(self, gateway: Gateway, bodies: Bodies) -> None:
+        self._gateway = gateway
         self._bodies = bodies
 
     def routes(self) -> list[Route]:
@@ -74,21 +74,21 @@ class Classification:
                 Question(model.name, each.content, is_picture=True, version=version)
                 for each in pictures
             ]
-            outcomes = await ask(self._service, questions, request.receive)
+            outcomes = await ask(self._gateway, questions, request.receive)
         total_ms = (perf_counter() - began_s) * _MS_PER_S
         return _reply(model, pictures, outcomes, top, total_ms)
 
     def _model(self, name: str | None) -> ModelDescription:
         """The model of this name; without a name, the only one."""
         if name is None:
-            names = list(self._service.models())
+            names = list(self._gateway.models())
             if len(names) != 1:
                 raise BadRequestError(
                     f"{len(names)} models are served; expected the path "
                     f"/v1/models/MODEL/classify with one of: {', '.join(names)}"
                 )
             name = names[0]
-        model = description_of(self._service, name)
+        model = description_of(self._gateway, name)
         if not model.takes_pictures:
             raise QuestionError(
                 f"{name} takes no pictures; expected its inputs at /v2/models/{name}/infer, of "

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dist_net.serving.gateway.service import Service
+from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.statistics import ENDS, ModelStatistics, total
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -39,10 +39,10 @@ _PERCENTILES = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
 Counted = list[tuple[str, ModelStatistics]]
 
 
-def metrics_route(service: Service) -> Route:
+def metrics_route(gateway: Gateway) -> Route:
     """`/metrics`, in Prometheus's text format."""
     registry = CollectorRegistry()
-    registry.register(_PoolCollector(service))
+    registry.register(_PoolCollector(gateway))
 
     async def metrics(_: Request) -> Response:
         """Metrics for Prometheus."""
@@ -54,8 +54,8 @@ def metrics_route(service: Service) -> Route:
 class _PoolCollector(Collector):
     """Collects metrics from the pool."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, so that registering does not collect."""
@@ -64,12 +64,12 @@ class _PoolCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric."""
         counted: Counted = [
-            (name, total(self._service.statistics(name).values()))
-            for name in self._service.models()
+            (name, total(self._gateway.statistics(name).values()))
+            for name in self._gateway.models()
         ]
         yield from _triton_metrics(counted)
         yield from _request_metrics(counted)
-        yield from _pool_metrics(self._service.status())
+        yield from _pool_metrics(self._gateway.status())
 
 
 def _triton_metrics(counted: Counted) -> Iterator[Metric]:

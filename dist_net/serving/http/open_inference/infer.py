@@ -14,7 +14,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from dist_net.errors import DistNetError, ModelNotServedError
-from dist_net.serving.gateway.service import Service
+from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.asking import ask, description_of, version_number
 from dist_net.serving.http.bodies import (
     WORTHWHILE_BYTES,
@@ -47,8 +47,8 @@ def is_inference(scope: Scope) -> bool:
 class InferEndpoint:
     """Ask a model."""  # which /openapi.json says, too
 
-    def __init__(self, service: Service, bodies: Bodies) -> None:
-        self._service = service
+    def __init__(self, gateway: Gateway, bodies: Bodies) -> None:
+        self._gateway = gateway
         self._bodies = bodies
 
     def routes(self) -> list[Route]:
@@ -79,12 +79,12 @@ class InferEndpoint:
             content = await body.receive(headers, receive)
             if content is None:
                 return
-            model = description_of(self._service, name, version)
+            model = description_of(self._gateway, name, version)
             parsed_bytes = len(content) if json_bytes is None else json_bytes
             questions, wanted = await body.off_loop(
                 parsed_bytes, lambda: read_request(content, json_bytes, model, version)
             )
-            outcomes = await ask(self._service, questions, receive)
+            outcomes = await ask(self._gateway, questions, receive)
             if (failed := _first_failure(outcomes)) is not None:
                 await outcome_reply(failed)(scope, receive, send)
                 return

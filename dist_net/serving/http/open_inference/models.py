@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from dist_net.clock import Clock
 from dist_net.errors import PoolUnavailableError, UnsupportedRequestError
-from dist_net.serving.gateway.service import Service
+from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.asking import (
     description_of,
     require_version,
@@ -43,8 +43,8 @@ _MS_PER_S = 1e3
 class Models:
     """Answers what is asked about models. ``clock`` is the one that the pool counts time by."""
 
-    def __init__(self, service: Service, bodies: Bodies, max_batch_size: int, clock: Clock) -> None:
-        self._service = service
+    def __init__(self, gateway: Gateway, bodies: Bodies, max_batch_size: int, clock: Clock) -> None:
+        self._gateway = gateway
         self._bodies = bodies
         self._max_batch_size = max_batch_size
         self._clock = clock
@@ -85,7 +85,7 @@ class Models:
 
     async def ready(self, _: Request) -> Json:
         """Whether every model can answer now."""
-        if not self._service.is_ready:
+        if not self._gateway.is_ready:
             raise PoolUnavailableError("not every model can answer now; see /pool")
         return Json({"ready": True})
 
@@ -114,14 +114,14 @@ class Models:
 
     async def all_statistics(self, _: Request) -> Json:
         """The statistics of every model."""
-        served = self._service.models().values()
+        served = self._gateway.models().values()
         found = [each for model in served for each in self._statistics(model.name, model.versions)]
         return Json({"model_stats": found})
 
     async def index(self, request: Request) -> Json:
         """Every model and version; with `{"ready": true}` only those that can answer."""
         only_ready = (await self._content(request)).get("ready") is True
-        return Json(list(_index(self._service.models().values(), only_ready)))
+        return Json(list(_index(self._gateway.models().values(), only_ready)))
 
     async def load(self, request: Request) -> Json:
         """Read a model again from its source; the answer comes once it is read."""
@@ -131,18 +131,18 @@ class Models:
                 "a model's files come from where the server's command line says; expected a load "
                 "without config and files"
             )
-        name = served_model(self._service, request.path_params["model"]).name
-        return _loaded(name, await self._service.reload(name))
+        name = served_model(self._gateway, request.path_params["model"]).name
+        return _loaded(name, await self._gateway.reload(name))
 
     async def unload(self, request: Request) -> Json:
         """Stop serving a model."""
         await self._content(request)
-        name = served_model(self._service, request.path_params["model"]).name
-        return _loaded(name, self._service.unload(name))
+        name = served_model(self._gateway, request.path_params["model"]).name
+        return _loaded(name, self._gateway.unload(name))
 
     def _served(self, request: Request) -> tuple[ServedModel, tuple[int, ...]]:
         """The model that a path names, and the versions of it that are meant."""
-        served = served_model(self._service, request.path_params["model"])
+        served = served_model(self._gateway, request.path_params["model"])
         version = _version_of(request)
         if version is None:
             return served, tuple(served.versions)
@@ -151,11 +151,11 @@ class Models:
 
     def _description(self, request: Request) -> ModelDescription:
         """The version that a path names, or the newest."""
-        return description_of(self._service, request.path_params["model"], _version_of(request))
+        return description_of(self._gateway, request.path_params["model"], _version_of(request))
 
     def _statistics(self, name: str, versions: Iterable[int]) -> list[dict[str, Any]]:
         epoch_of_clock_s = time.time() - self._clock.now()
-        counted = self._service.statistics(name)
+        counted = self._gateway.statistics(name)
         return [
             _statistics_of(name, version, counted.get(version), epoch_of_clock_s)
             for version in versions
