@@ -50,3 +50,13 @@ def integers(name: str, values: Any) -> Shape:
         return tuple(operator.index(each) for each in values)
     except TypeError:
         raise ShapeError(f"{name} {values!r}; expected a sequence of integers") from None
+
+
+def positive_axis(name: str, axis: Any, shape: Shape) -> int:
+    """The axis of ``shape``, a negative one counted from the last; raises ShapeError for others."""
+    found = integer(f"{name}: axis", axis)
+    if not -len(shape) <= found < len(shape):
+        raise ShapeError(
+            f"{name}: axis {found} of shape {shape}; expected one of {len(shape)} axes"
+        )
+    return found % len(shape)

@@ -91,7 +91,7 @@ class Model:
         outputs = self.network(self.input(batch_size), scope)
         labels = variable(LABELS, (batch_size,), np.uint8)
         loss = mean(self.loss(outputs, labels))
-        right = equal(argmax(outputs), astype(labels, np.intp))
+        right = equal(argmax(outputs, -1), astype(labels, np.intp))
         by_parameter = gradients(loss, list(scope.variables.values()))
         observed = [
             scope.observed.get(each.name, variable(each.name, each.shape))

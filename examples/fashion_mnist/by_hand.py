@@ -62,7 +62,7 @@ for epoch in range(EPOCHS):
     print(f"epoch {epoch + 1}: loss {np.mean(losses):.3f}")
 
 # 7. How good is it? The same network, on pictures that it has not seen.
-predicted = ad.compile([ad.argmax(logits)]).bind({"pixels": images, **arrays})
+predicted = ad.compile([ad.argmax(logits, axis=1)]).bind({"pixels": images, **arrays})
 right = 0
 for start in range(0, len(data.test_labels) - BATCH_SIZE + 1, BATCH_SIZE):
     images[...] = data.test_images[start : start + BATCH_SIZE]

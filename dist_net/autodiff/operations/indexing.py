@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order, positive_axis
 from dist_net.autodiff.expression import Expression, Operation, apply, constant
 from dist_net.autodiff.operations.elementwise import add
 from dist_net.autodiff.operations.shaping import reshape
@@ -118,16 +118,18 @@ def _in_range(call: Call) -> Call:
 
 @dataclass(frozen=True)
 class ArgMax(Operation):
-    """The index of the largest element along the last axis, the first of those that tie."""
+    """The index of the largest element along ``axis``, the first of those that tie."""
+
+    axis: int
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         (x,) = inputs
-        if x.ndim == 0 or x.shape[-1] == 0:
-            raise ShapeError(f"argmax: shape {x.shape} has no elements on its last axis")
-        return x.shape[:-1], np.dtype(np.intp)
+        if x.shape[self.axis] == 0:
+            raise ShapeError(f"argmax: shape {x.shape} has no elements along axis {self.axis}")
+        return (*x.shape[: self.axis], *x.shape[self.axis + 1 :]), np.dtype(np.intp)
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        return partial(inputs[0].argmax, -1, out)
+        return partial(inputs[0].argmax, self.axis, out)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         return (None,)
@@ -153,6 +155,8 @@ def checked_indices(name: str, indices: Expression, length: int) -> Expression:
     return apply(CheckedIndices(name, length), indices)
 
 
-def argmax(x: Expression) -> Expression:
-    """The index of the largest element along the last axis."""
-    return apply(ArgMax(), x)
+def argmax(x: Expression, axis: int | None = None) -> Expression:
+    """The index of the largest element along ``axis``, or in row-major order of all (None)."""
+    if axis is None:
+        return apply(ArgMax(0), reshape(x, (x.size,)))
+    return apply(ArgMax(positive_axis("argmax", axis, x.shape)), x)

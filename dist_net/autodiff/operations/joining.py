@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integer
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integer, positive_axis
 from dist_net.autodiff.expression import Expression, Operation, View, apply, constant
 from dist_net.autodiff.operations.broadcasting import same_dtype
 from dist_net.autodiff.operations.reduction import broadcast_to
@@ -86,7 +86,7 @@ def concatenate(expressions: Sequence[Expression], axis: int) -> Expression:
     """
     if not expressions:
         raise ShapeError("concatenate: no expressions; expected one at least")
-    positive = _positive("concatenate", axis, expressions[0])
+    positive = positive_axis("concatenate", axis, expressions[0].shape)
     if any(each.ndim != expressions[0].ndim for each in expressions):
         shapes = " and ".join(str(each.shape) for each in expressions)
         raise ShapeError(f"concatenate: shapes {shapes}; expected as many axes of each")
@@ -101,16 +101,9 @@ def part(x: Expression, axis: int, start: int, stop: int) -> Expression:
 
     Raises ShapeError if they are not all there.
     """
-    positive = _positive("part", axis, x)
+    positive = positive_axis("part", axis, x.shape)
     between = integer("part: start", start), integer("part: stop", stop)
     return x if between == (0, x.shape[positive]) else apply(Part(positive, *between), x)
-
-
-def _positive(name: str, axis: int, x: Expression) -> int:
-    axis = integer(f"{name}: axis", axis)
-    if not -x.ndim <= axis < x.ndim:
-        raise ShapeError(f"{name}: axis {axis} of shape {x.shape}; expected one of {x.ndim} axes")
-    return axis % x.ndim
 
 
 def _part(array: Array, axis: int, start: int, stop: int) -> Array:

@@ -28,7 +28,7 @@ def training_step(batch, dtype=np.float32):
     kept = ad.where(ad.uniform(hidden.shape, random) > 0.5, hidden, 0.0) * 2.0
     logits = kept @ layers[2] + layers[3]
     loss = ad.mean(ad.cross_entropy_of_logits(logits, labels))
-    hits = ad.equal(ad.argmax(logits), ad.astype(labels, np.intp))
+    hits = ad.equal(ad.argmax(logits, -1), ad.astype(labels, np.intp))
     plan = ad.compile([loss, ad.sum(ad.astype(hits, dtype)), *ad.gradients(loss, layers)])
     arrays = {
         node.operation.name: random.standard_normal(node.shape).astype(dtype) for node in layers

@@ -182,7 +182,7 @@ def test_no_gradient_flows_through_integers():
 
 def test_labels_as_uint8_are_compared_and_counted():
     labels = ad.variable("labels", (3,), np.uint8)
-    hits = ad.equal(ad.astype(labels, np.intp), ad.argmax(ad.variable("x", (3, 300))))
+    hits = ad.equal(ad.astype(labels, np.intp), ad.argmax(ad.variable("x", (3, 300)), 1))
     x = np.zeros((3, 300), np.float32)
     x[[0, 1, 2], [255, 7, 299]] = 1
     (count,) = ad.evaluate(

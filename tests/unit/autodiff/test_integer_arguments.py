@@ -33,6 +33,7 @@ TAKING_ONE: dict[str, Callable[[Any], object]] = {  # 2 is right for all of them
     "sum": lambda n: ad.sum(MAP, n),
     "mean": lambda n: ad.mean(MAP, (0, n)),
     "max": lambda n: ad.max(MAP, [n]),
+    "argmax": lambda n: ad.argmax(MAP, n),
     "concatenate": lambda n: ad.concatenate([MAP, MAP], n),
     "part axis": lambda n: ad.part(MAP, n, 0, 1),
     "part start": lambda n: ad.part(X, 0, n, 4),

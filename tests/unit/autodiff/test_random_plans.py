@@ -119,7 +119,8 @@ def product(draw, x, y):
 def picked(draw, x):
     if x.ndim != 2:
         return unary(draw, x)
-    return ad.gather(x, draw(st.sampled_from([ad.argmax(x), ad.astype(ad.argmax(-x), np.uint8)])))
+    largest, smallest = ad.argmax(x, 1), ad.astype(ad.argmax(-x, 1), np.uint8)
+    return ad.gather(x, draw(st.sampled_from([largest, smallest])))
 
 
 def converted(draw, x, y):
