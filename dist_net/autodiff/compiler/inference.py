@@ -243,7 +243,7 @@ def _planned(
 def _filled_up(x: Expression, piece: int) -> Expression:
     """Images of zeros behind those of ``x``, so that ``piece`` divides their number."""
     zeros = np.zeros((-x.shape[0] % piece, *x.shape[1:]), x.dtype)
-    return concatenate([x, constant(zeros)], 0)
+    return concatenate([x, constant(zeros)])
 
 
 def _split(outputs: Sequence[Expression], weights: Collection[str]) -> Specialised:

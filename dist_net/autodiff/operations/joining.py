@@ -78,7 +78,7 @@ class Part(View):
         return (concatenate([around[0], cotangent, around[1]], self.axis),)
 
 
-def concatenate(expressions: Sequence[Expression], axis: int) -> Expression:
+def concatenate(expressions: Sequence[Expression], axis: int = 0) -> Expression:
     """The expressions end to end along ``axis``, a negative one counted from the last.
 
     Raises ShapeError unless they have equal lengths on all other axes, DTypeError unless they

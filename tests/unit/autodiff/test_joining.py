@@ -115,13 +115,13 @@ def test_what_does_not_fit_is_refused_with_all_shapes():
     ):
         ad.concatenate([x, y], 1)
     with pytest.raises(ShapeError, match=r"shapes \(2, 3\) and \(3,\); expected as many axes"):
-        ad.concatenate([x, ad.variable("y", (3,))], 0)
+        ad.concatenate([x, ad.variable("y", (3,))])
     with pytest.raises(ShapeError, match=r"shapes \(2, 3\) and \(3, 0\); expected equal lengths"):
         ad.concatenate([x, ad.variable("y", (3, 0))], 1)
     with pytest.raises(ShapeError, match="no expressions"):
-        ad.concatenate([], 0)
+        ad.concatenate([])
     with pytest.raises(DTypeError, match="concatenate: dtypes float32 and float64 differ"):
-        ad.concatenate([x, ad.variable("y", (2, 3), np.float64)], 0)
+        ad.concatenate([x, ad.variable("y", (2, 3), np.float64)])
 
 
 @pytest.mark.parametrize("axis", [2, -3])
