@@ -46,6 +46,7 @@ from dist_net.autodiff.operations.random import uniform
 from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
 from dist_net.autodiff.operations.selection import (
     astype,
+    clip,
     logical_not,
     max,
     maximum,
@@ -70,6 +71,7 @@ __all__ = [
     "average_pool",
     "batch_normalize",
     "broadcast_to",
+    "clip",
     "compile",
     "concatenate",
     "constant",

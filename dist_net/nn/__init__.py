@@ -1,6 +1,6 @@
 """Networks as functions of expressions: layers, activations, initializers, losses, models."""
 
-from dist_net.nn.activations import leaky_relu, linear, relu, sigmoid, softmax, tanh
+from dist_net.nn.activations import leaky_relu, linear, relu, relu6, sigmoid, softmax, tanh
 from dist_net.nn.features import Features
 from dist_net.nn.initializers import (
     copy_of,
@@ -67,6 +67,7 @@ __all__ = [
     "one_hot",
     "ones",
     "relu",
+    "relu6",
     "sigmoid",
     "softmax",
     "tanh",

@@ -40,6 +40,7 @@ from dist_net.autodiff.operations.joining import concatenate, part
 from dist_net.autodiff.operations.leaky_relu_gradient import LeakyRelu
 from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
+from dist_net.autodiff.operations.selection import Clip
 from dist_net.autodiff.operations.shaping import Reshape, reshape
 
 POINTWISE = Windows((1, 1), (1, 1), ((0, 0), (0, 0)))
@@ -142,16 +143,20 @@ class _Fusion:
             case Divide(), (a, b):
                 return self._scaled(a, b, inverse=True)
             case LeakyRelu(slope=slope), (a,):
-                return self._with_slope(a, 1, slope)
+                return self._with_slope(a, slope)
+            case Clip(low=low, high=high), (a,):
+                return self._clipped(a, low, high)
         return None
 
-    def _open(self, node: Expression, uses: int = 1) -> Expression | None:
-        """The convolution that ``node`` shows, if nobody else reads it."""
+    def _open(self, node: Expression) -> Expression | None:
+        """The convolution that ``node`` shows, if nobody else reads it, before it is clipped."""
         fused = self._new[id(node)]
         while isinstance(fused.operation, Reshape) and fused.shape[-1] == fused.inputs[0].shape[-1]:
             (fused,) = fused.inputs
-        is_fused = isinstance(fused.operation, FusedConvolution)
-        return fused if is_fused and self._uses[id(node)] == uses else None
+        match fused.operation:
+            case FusedConvolution(epilogue=epilogue) if not epilogue.clips:
+                return fused if self._uses[id(node)] == 1 else None
+        return None
 
     def _linear(self, node: Expression) -> Expression | None:
         """The same, if nothing but scales and shifts was drawn into it so far."""
@@ -194,8 +199,8 @@ class _Fusion:
             return None
         return apply(fused.operation, *fused.inputs, reshape(self._new[id(other)], fused.shape))
 
-    def _with_slope(self, node: Expression, uses: int, slope: float) -> Expression | None:
-        fused = self._open(node, uses)
+    def _with_slope(self, node: Expression, slope: float) -> Expression | None:
+        fused = self._open(node)
         if fused is None:
             return None
         operation = _operation(fused)
@@ -204,6 +209,14 @@ class _Fusion:
         if getattr(operation.epilogue, where) != LINEAR:
             return None
         epilogue = replace(operation.epilogue, **{where: slope})
+        return apply(replace(operation, epilogue=epilogue), *fused.inputs)
+
+    def _clipped(self, node: Expression, low: float, high: float) -> Expression | None:
+        fused = self._open(node)
+        if fused is None:
+            return None
+        operation = _operation(fused)
+        epilogue = replace(operation.epilogue, low=low, high=high)
         return apply(replace(operation, epilogue=epilogue), *fused.inputs)
 
 

@@ -14,7 +14,7 @@ from dist_net.autodiff.expression import Expression, Operand, Operation, View, a
 from dist_net.autodiff.operations.broadcasting import broadcast_shape, operands, same_dtype
 from dist_net.autodiff.operations.elementwise import Elementwise, equal, greater, less
 from dist_net.autodiff.operations.reduction import Axis, Reduction, Sum, reduce, sum_to_shape
-from dist_net.errors import DTypeError, ShapeError
+from dist_net.errors import DTypeError, ParameterError, ShapeError
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,23 @@ class Minimum(Elementwise):
     ) -> tuple[Expression | None, ...]:
         first = less(*x)
         return where(first, g, 0.0), where(logical_not(first), g, 0.0)
+
+
+@dataclass(frozen=True)
+class Clip(Elementwise):
+    """The nearest value from ``low`` to ``high``; at either, no gradient flows."""
+
+    low: float
+    high: float
+    kinds = "f"
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        number = out.dtype.type
+        return partial(np.clip, *inputs, number(self.low), number(self.high), out)
+
+    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+        above = where(greater(y, self.low), g, 0.0)
+        return (where(less(y, self.high), above, 0.0),)
 
 
 @dataclass(frozen=True)
@@ -179,6 +196,17 @@ def maximum(first: Operand, second: Operand) -> Expression:
 def minimum(first: Operand, second: Operand) -> Expression:
     """The smaller of two; nan if either is. Where they tie, the second has the whole gradient."""
     return apply(Minimum(), *operands(first, second))
+
+
+def clip(x: Expression, low: float, high: float) -> Expression:
+    """x, or the nearer of ``low`` and ``high`` where it lies outside; nan stays nan.
+
+    Its derivative at both is 0. Raises ParameterError unless low <= high, DTypeError unless x is of
+    floats.
+    """
+    if not low <= high:
+        raise ParameterError(f"clip: from {low} to {high}; expected low <= high")
+    return apply(Clip(low, high), x)
 
 
 def max(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression:

@@ -60,7 +60,7 @@ def problem_of(x, filters, size=3, stride=1, padding=None, groups=1, dtype=np.fl
     sides = padding or ((size // 2, size // 2), (size // 2, size // 2))
     windows = Windows((size, size), (stride, stride), sides)
     out = (x[0], *windows.output(x[1], x[2]), filters)
-    return Problem(windows, groups, Epilogue(0.1, 0.0), x, out, np.dtype(dtype))
+    return Problem(windows, groups, Epilogue(0.1, 0.0, -1.0, 60.0), x, out, np.dtype(dtype))
 
 
 def arrays_of(problem, with_residual):
@@ -185,8 +185,8 @@ def test_other_numbers_than_float32_keep_the_plain_algorithm():
 @pytest.mark.parametrize(("value", "slope"), [(np.nan, 0.1), (np.inf, 0.0)])
 def test_what_is_no_number_stays_as_it_is(value, slope):
     values, out = np.full(16, value, np.float32), np.zeros(16, np.float32)
-    bias, slopes = np.zeros(8, np.float32), (np.float32(slope), np.float32(1))
-    compiled.finish_product(values, (1, 1, 2, 8), out, bias, False, bias, *slopes, (0, 16, 16, 8))
+    bias, numbers = np.zeros(8, np.float32), tuple(map(np.float32, (slope, 1, -np.inf, np.inf)))
+    compiled.finish_product(values, (1, 1, 2, 8), out, bias, False, bias, numbers, (0, 16, 16, 8))
     assert np.array_equal(out, values, equal_nan=True)
 
 
@@ -210,6 +210,7 @@ IN_PYTHON = {
     "store": checked_store,
     "spread": lambda value: np.full(vectors.LANES, value, np.float32),
     "larger": np.maximum,
+    "smaller": np.minimum,
 }
 
 
@@ -271,7 +272,7 @@ def test_no_loop_of_im2row_leaves_its_arrays(loops_in_python):
 @pytest.mark.usefixtures("loops_in_python")
 def test_a_loop_that_leaves_its_arrays_is_noticed():
     values, out, bias = (np.zeros(n, np.float32) for n in (16, 15, 8))
-    epilogue = out, out, False, bias, np.float32(1), np.float32(1), (0, 16, 16, 8)
+    epilogue = out, out, False, bias, (np.float32(1),) * 4, (0, 16, 16, 8)
     with pytest.raises(AssertionError):
         compiled.finish_product(values, (1, 1, 2, 8), *epilogue)
 

@@ -62,7 +62,7 @@ def expected(problem, arrays):
     if arrays.residual is not None:
         out += arrays.residual
         out = np.maximum(out, out * problem.epilogue.residual_slope)
-    return out
+    return np.clip(out, problem.epilogue.low, problem.epilogue.high)
 
 
 def computed(algorithm, problem, arrays, blocking=WHOLE, threads=1):
@@ -98,7 +98,7 @@ def require_close(problem, arrays, out, tolerance=1e-5):
 @pytest.mark.parametrize("m", [2, 4])
 def test_winograd_is_the_convolution(m, stride, gemm, blocking):
     shape = (3, 8 * stride, 12 * stride, 16)
-    problem = problem_of(shape, 20, stride=stride, epilogue=Epilogue(0.1, 0.0))
+    problem = problem_of(shape, 20, stride=stride, epilogue=Epilogue(0.1, 0.0, high=1.5))
     arrays = arrays_of(problem, with_residual=True)
     algorithm = Winograd(m, stride, gemm)
     if isinstance(gemm, GemmInPieces):
@@ -148,7 +148,7 @@ def test_whatever_is_chosen_is_the_convolution(
     x, filters, size, stride, with_residual, reproducible, threads, gemm
 ):
     x = (x[0], max(x[1], size), max(x[2], size), x[3])
-    problem = problem_of(x, filters, size, stride, epilogue=Epilogue(0.0, 0.1))
+    problem = problem_of(x, filters, size, stride, epilogue=Epilogue(0.0, 0.1, -0.05, 1.5))
     arrays = arrays_of(problem, with_residual=with_residual)
     choice = choose(problem, threads, reproducible, gemm=gemm)
     out = computed(choice.algorithm, problem, arrays, choice.blocking, threads)

@@ -37,6 +37,7 @@ UNARY = {
     "tanh": (ad.tanh, np.tanh, draw),
     "sigmoid": (ad.sigmoid, lambda x: 1 / (1 + np.exp(-x)), draw),
     "leaky relu of slope 0": (lambda x: ad.leaky_relu(x, 0.0), lambda x: np.maximum(x, 0), draw),
+    "clip": (lambda x: ad.clip(x, -0.5, 1.0), lambda x: np.clip(x, -0.5, 1), draw),
     "relu": (lambda x: ad.maximum(x, 0.0), lambda x: np.maximum(x, 0), draw),
     "a sum of powers": (lambda x: 1 / x - 2 / (x * x), lambda x: 1 / x - 2 / x**2, positive),
 }

@@ -31,6 +31,7 @@ from dist_net.nn import (
     inference,
     leaky_relu,
     relu,
+    relu6,
 )
 from dist_net.nn.inference import Inference, prepare
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
@@ -42,7 +43,7 @@ NETWORK = Sequential(
     BatchNorm(activation=leaky_relu),
     MaxPool(2),
     Residual(Conv2D(8, 1), BatchNorm(activation=relu), Conv2D(16, 3), BatchNorm()),
-    Conv2D(32, 3, stride=2, activation=relu),
+    Conv2D(32, 3, stride=2, activation=relu6),
     Residual(Conv2D(32, 3, activation=leaky_relu)),
     Flatten(),
     Dense(20, relu),
@@ -137,7 +138,7 @@ def test_all_that_follows_a_convolution_is_computed_with_it():
     network = Sequential(
         Conv2D(16, 3, use_bias=False),
         BatchNorm(activation=leaky_relu),
-        Residual(Conv2D(16, 1), BatchNorm(activation=relu), Conv2D(16, 3), BatchNorm()),
+        Residual(Conv2D(16, 1), BatchNorm(activation=relu6), Conv2D(16, 3), BatchNorm()),
         GlobalAveragePool(),
         Dense(4),
     )
@@ -155,6 +156,23 @@ def test_what_two_read_is_not_changed_for_one_of_them():
     arrays = {"x": np.ones(x.shape, np.float32), "k": np.full(k.shape, -1, np.float32)}
     for one, other in zip(run(graph, **arrays), ad.evaluate(outputs, **arrays), strict=True):
         assert np.array_equal(one, other)
+
+
+def test_what_follows_a_clipping_is_computed_after_it():
+    x, k = ad.variable("x", (1, 4, 4, 3)), ad.variable("k", (1, 1, 3, 3))
+    clipped = [ad.clip(ad.conv2d(x, k * float(i)), -1.0, 1.0) for i in range(1, 6)]
+    outputs = [
+        clipped[0] + x,
+        clipped[1] * 2.0,
+        clipped[2] + 1.0,
+        ad.leaky_relu(clipped[3]),
+        ad.clip(clipped[4], 0.0, 2.0),
+    ]
+    graph = specialise(outputs, ["k"], ThreadPool())
+    random = np.random.default_rng(0)
+    arrays = {"x": random.standard_normal(x.shape, "f"), "k": random.standard_normal(k.shape, "f")}
+    for found, expected in zip(run(graph, **arrays), ad.evaluate(outputs, **arrays), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_a_sum_of_two_convolutions_takes_in_one_of_them():

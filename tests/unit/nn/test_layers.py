@@ -67,6 +67,7 @@ INFINITE = np.array([-np.inf, np.inf, np.nan], np.float32)
         (nn.relu, [0, np.inf, np.nan]),
         (nn.leaky_relu, INFINITE),
         (lambda x: nn.leaky_relu(x, 0.0), [0, np.inf, np.nan]),
+        (nn.relu6, [0, 6, np.nan]),
         (nn.tanh, [-1, 1, np.nan]),
         (nn.sigmoid, [0, 1, np.nan]),
         (lambda x: ad.where(x > 0.0, x, 0.0), [0, np.inf, 0]),
@@ -130,6 +131,19 @@ def test_dropout_at_inference_is_nothing() -> None:
 def test_dropout_refuses_a_rate_that_cannot_be(rate: float) -> None:
     with pytest.raises(ParameterError, match="expected 0 <= rate < 1"):
         nn.Dropout(rate)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 0.5), (math.nan, 1.0), (0.0, math.nan)])
+def test_clipping_refuses_bounds_that_cannot_be(low: float, high: float) -> None:
+    with pytest.raises(ParameterError, match="expected low <= high"):
+        ad.clip(ad.variable("x", (2,)), low, high)
+
+
+def test_nothing_flows_back_where_a_value_is_clipped_or_at_a_bound() -> None:
+    x = ad.variable("x", (5,))
+    (slope,) = ad.gradients(ad.sum(nn.relu6(x)), [x])
+    at = np.array([-1, 0, 3, 6, 7], np.float32)
+    np.testing.assert_array_equal(value(slope, x=at), [0, 0, 1, 0, 0])
 
 
 @pytest.mark.parametrize("slope", [-0.1, 1.5, math.nan])

@@ -25,13 +25,15 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     larger,
     load,
     pointer,
+    reals,
+    smaller,
     spread,
     store,
 )
 from dist_net.autodiff.kernels.convolution.blocks import Block
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
-from dist_net.compiling import BOOLEAN, READ, REAL, WRITTEN, jit
+from dist_net.compiling import BOOLEAN, READ, WRITTEN, jit
 
 
 class CompiledIm2Row(Im2Row):
@@ -82,7 +84,7 @@ def flat(array: Array) -> Array:
 
 def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ...]:
     """The arguments that EPILOGUE describes: output, residual and whether there is one, the block's
-    bias, slopes, and the block's place.
+    bias, slopes and bounds, and the block's place.
 
     A place is where the block begins in the output, and how many values further the next image
     begins, the next row, and the next pixel.
@@ -91,28 +93,39 @@ def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ..
     out = flat(arrays.out)
     has_residual = arrays.residual is not None
     residual = flat(arrays.residual) if arrays.residual is not None else arrays.bias
-    slopes = np.float32(problem.epilogue.slope), np.float32(problem.epilogue.residual_slope)
+    epilogue = problem.epilogue
+    numbers = tuple(
+        map(np.float32, (epilogue.slope, epilogue.residual_slope, epilogue.low, epilogue.high))
+    )
     per_row = width * channels
     start = (block.images.start * height + block.rows.start) * per_row + block.channels.start
     place = start, height * per_row, per_row, channels
-    return out, residual, has_residual, arrays.bias[block.channels], *slopes, place
+    return out, residual, has_residual, arrays.bias[block.channels], numbers, place
 
 
-EPILOGUE = WRITTEN, READ, BOOLEAN, READ, REAL, REAL, integers(4)
-EpilogueValues = tuple[Lanes, Pointer, bool, Lanes, Lanes]
-"""Bias, residual and whether there is one, and slopes."""
+EPILOGUE = WRITTEN, READ, BOOLEAN, READ, reals(4), integers(4)
+EpilogueNumbers = tuple[float, float, float, float]
+"""Slope, residual_slope, low and high."""
+EpilogueValues = tuple[Lanes, Pointer, bool, tuple[Lanes, Lanes, Lanes, Lanes]]
+"""Bias, residual and whether there is one, and a vector of each of the numbers."""
+
+
+@inlined
+def spread_each(numbers: EpilogueNumbers) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+    """A vector of each."""
+    return spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
 
 
 @inlined
 def apply_epilogue(value: Lanes, out: Pointer, place: int, epilogue: EpilogueValues) -> None:
     """Writes a vector's epilogue to ``place``."""
-    bias, residual, has_residual, slope, residual_slope = epilogue
+    bias, residual, has_residual, (slope, residual_slope, low, high) = epilogue
     value = value + bias
     value = larger(value, value * slope)
     if has_residual:
         value = value + load(residual, place)
         value = larger(value, value * residual_slope)
-    store(out, place, value)
+    store(out, place, smaller(larger(value, low), high))
 
 
 @jit(READ, integers(4), *EPILOGUE)
@@ -123,14 +136,13 @@ def finish_product(
     residual: Flat,
     has_residual: bool,
     bias: Flat,
-    slope: float,
-    residual_slope: float,
+    numbers: EpilogueNumbers,
     place: tuple[int, int, int, int],
 ) -> None:
     """The epilogue of values of this shape, (N, rows, columns, O)."""
     images, rows, columns, channels = shape
     start, per_image, per_row, per_pixel = place
-    slopes = spread(slope), spread(residual_slope)
+    vectors = spread_each(numbers)
     products, shifts, other, result = (
         pointer(values),
         pointer(bias),
@@ -144,7 +156,7 @@ def finish_product(
             for _ in range(columns):
                 for first in range(0, channels, LANES):
                     c = min(first, channels - LANES)
-                    epilogue = load(shifts, c), other, has_residual, slopes[0], slopes[1]
+                    epilogue = load(shifts, c), other, has_residual, vectors
                     apply_epilogue(load(products, source + c), result, target + c, epilogue)
                 source += channels
                 target += per_pixel

@@ -41,6 +41,11 @@ def integers(count: int) -> Any:
     return types.UniTuple(types.intp, count)
 
 
+def reals(count: int) -> Any:
+    """The type of a tuple of so many float32, for ``jit``."""
+    return types.UniTuple(types.float32, count)
+
+
 # What follows describes vectors to numba.
 
 _LLVM = ir.VectorType(ir.FloatType(), LANES)
@@ -119,6 +124,17 @@ def larger(_: Any, a: Any, b: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a, b = arguments
         return builder.select(builder.fcmp_ordered(">", b, a), b, a)
+
+    return VECTOR(VECTOR, VECTOR), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def smaller(_: Any, a: Any, b: Any) -> Any:
+    """The smaller of two vectors' values; that of ``a`` where neither is, so NaN stays NaN."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        a, b = arguments
+        return builder.select(builder.fcmp_ordered("<", b, a), b, a)
 
     return VECTOR(VECTOR, VECTOR), code
 

@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.compiled.im2row import EPILOGUE, epilogue_of, flat, is_suitable
+from dist_net.autodiff.kernels.compiled.im2row import (
+    EPILOGUE,
+    EpilogueNumbers,
+    epilogue_of,
+    flat,
+    is_suitable,
+    spread_each,
+)
 from dist_net.autodiff.kernels.compiled.tile_transforms import (
     tile_from_points_4,
     tile_from_points_5,
@@ -173,8 +180,7 @@ def from_points(
     residual: Flat,
     has_residual: bool,
     bias: Flat,
-    slope: float,
-    residual_slope: float,
+    numbers: EpilogueNumbers,
     place: Quadruple,
 ) -> None:
     """The epilogue of Aᵀ · s · A: from a² planes (tiles, O), ``plane`` apart, to a block.
@@ -185,7 +191,7 @@ def from_points(
     start, per_image, per_row, per_pixel = place
     planes, result = pointer(sums), pointer(out)
     shifts, other = pointer(bias), pointer(residual)
-    slopes, apart = (spread(slope), spread(residual_slope)), (per_row, per_pixel)
+    vectors, apart = spread_each(numbers), (per_row, per_pixel)
     i = 0
     for image in range(images):
         for row in range(rows):
@@ -193,7 +199,7 @@ def from_points(
             for _ in range(columns):
                 for first in range(0, channels, LANES):
                     c = min(first, channels - LANES)
-                    epilogue = load(shifts, c), other, has_residual, slopes[0], slopes[1]
+                    epilogue = load(shifts, c), other, has_residual, vectors
                     if a == 6:
                         tile_from_points_6(planes, i + c, plane, result, j + c, apart, epilogue)
                     elif a == 5:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +18,19 @@ LINEAR = 1.0
 class Epilogue:
     """y = max(x + bias, slope · (x + bias)), then, with a residual, the same of y + residual.
 
-    A slope of 1 leaves values as they are, 0 is relu, 0.1 Darknet's leaky relu.
+    A slope of 1 leaves values as they are, 0 is relu, 0.1 Darknet's leaky relu. The result is
+    clipped to ``low`` and ``high``.
     """
 
     slope: float = LINEAR
     residual_slope: float = LINEAR
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def clips(self) -> bool:
+        """Whether there are bounds."""
+        return self.low > -math.inf or self.high < math.inf
 
     def calls(
         self, values: Array, bias: Array | None, residual: Array | None, out: Array, spare: Array
@@ -38,6 +47,9 @@ class Epilogue:
         if residual is not None:
             calls.append(partial(np.add, values, residual, out=values))
             calls += _leaky_relu(self.residual_slope, values, spare)
+        if self.clips:
+            low, high = values.dtype.type(self.low), values.dtype.type(self.high)
+            calls.append(partial(np.clip, values, low, high, out=values))
         return _ending_in(out, calls, values)
 
 
