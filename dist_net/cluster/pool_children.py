@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from dist_net.cluster.child import Child, RunningChild, end
 from dist_net.cluster.fork_server import ForkServer
-from dist_net.errors import BadInputError, DistNetError
+from dist_net.errors import BadInputError, DistNetError, ProcessFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,8 @@ FORK_SERVER = "fork-server"
 SHORTEST_LIFE_S = 2.0  # a child that ends sooner is started again after a pause that doubles
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 10.0
+MOST_EARLY_ENDS = 3
+"""How often a child may end before the pool is ready; then it never will be."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class PoolChildren:
         self._forks = ForkServer(FORK_SERVER, fork_server, logs)
         self._logs = logs
         self._places: dict[int, _Place] = {}
+        self._ends: Counter[str] = Counter()
 
     def start(
         self,
@@ -71,7 +75,8 @@ class PoolChildren:
         """Starts them, on the running event loop.
 
         ``ended(process_id, host, reason)`` is called when one has ended; ``failed(error)`` when
-        that is because of bad input: if it returns True, the child is not started again.
+        another start would help as little, because of bad input or after ``MOST_EARLY_ENDS``: if it
+        returns True, the child is not started again.
         """
         self._loop = asyncio.get_running_loop()
         self._ended, self._failed = ended, failed
@@ -124,8 +129,9 @@ class PoolChildren:
         if place.command.name == FORK_SERVER:
             self._forks.ended()
         self._ended(child.process_id, socket.gethostname(), child.last_words)
-        is_bad_input = child.exit_code == BadInputError.exit_code
-        if is_bad_input and self._failed(BadInputError(child.last_words)):
+        self._ends[child.name] += 1
+        error = self._why_hopeless(child)
+        if error is not None and self._failed(error):
             return
         logger.warning(
             "event=child_ended name=%s reason=%s log=%s", child.name, child.last_words, child.log
@@ -134,6 +140,17 @@ class PoolChildren:
         if self._loop.time() - place.started_s < SHORTEST_LIFE_S:
             pause_s = min(LONGEST_PAUSE_S, max(FIRST_PAUSE_S, 2 * place.pause_s))
         self._loop.call_later(pause_s, self._start, place.command, pause_s)
+
+    def _why_hopeless(self, child: RunningChild) -> DistNetError | None:
+        """Why another start would end as this child has; None if it may do better."""
+        if child.exit_code == BadInputError.exit_code:
+            return BadInputError(child.last_words)
+        if self._ends[child.name] < MOST_EARLY_ENDS:
+            return None
+        return ProcessFailedError(
+            f"{child.name} has ended {MOST_EARLY_ENDS} times before the pool was ready; the last "
+            f"time, {child.last_words} (log: {child.log})"
+        )
 
     def _forget(self, place: _Place) -> None:
         self._loop.remove_reader(place.descriptor)

@@ -128,8 +128,10 @@ async def _run(
 
     def is_fatal(error: DistNetError) -> bool:
         """An error at the start ends the gateway; a later one may be put right."""
+        if is_begun.is_set():
+            return False
         broken.append(error)
-        return not is_begun.is_set()
+        return True
 
     gateway.start()
     desk.start()

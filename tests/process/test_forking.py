@@ -15,6 +15,7 @@ from dist_net.cluster import fork_server
 from dist_net.cluster.child import RunningChild, end
 from dist_net.cluster.fork_server import ForkServer
 from dist_net.cluster.pool_children import ChildCommand, PoolChildren
+from dist_net.errors import DistNetError
 
 MODULE = """
 import os, signal, socket, sys, time
@@ -181,6 +182,30 @@ def test_children_that_have_ended_are_forked_anew_until_it_is_over(
 
     assert loop.run_until_complete(live()) == ended
     assert not children_of(os.getpid(), "forker")
+
+
+def test_a_child_that_ends_again_and_again_before_the_pool_is_ready_is_given_up(
+    loop: asyncio.AbstractEventLoop, logs: Path
+) -> None:
+    lives: list[int] = []
+    errors: list[DistNetError] = []
+
+    def failed(error: DistNetError) -> bool:
+        errors.append(error)
+        return True
+
+    async def live() -> None:
+        children = PoolChildren([ChildCommand("one", "no_such_module", ())], "forker", logs)
+        children.start(lambda process_id, *_: lives.append(process_id), failed)
+        async with asyncio.timeout(60):
+            while not errors:
+                await asyncio.sleep(0.01)
+        children.close(1.0)
+
+    loop.run_until_complete(live())
+    assert len(lives) == 3
+    assert "one has ended 3 times before the pool was ready" in str(errors[0])
+    assert str(logs / "one.log") in str(errors[0])
 
 
 def words_of(file: Path) -> list[str]:
