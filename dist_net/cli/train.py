@@ -11,10 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from dist_net.cli.plots import plot_confusion, plot_training
-from dist_net.cli.training_progress import TrainingProgress
 from dist_net.cluster.command_line import add_trust_argument, command_line, joining_command
 from dist_net.cluster.local_run import LocalCluster, LocalRun, RunOutcome
-from dist_net.cluster.terminal import FetchProgress, plain_console
+from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Dataset
 from dist_net.errors import InterruptedRunError, MissingExtraError, ProcessFailedError
 from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained

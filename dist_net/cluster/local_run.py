@@ -12,14 +12,14 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dist_net.cluster.child import Child, end
 from dist_net.cluster.entry import available_cores
 from dist_net.cluster.own_directory import temporary_directory
+from dist_net.cluster.terminal import TrainingProgress
 from dist_net.data import Dataset
 from dist_net.errors import DistNetError, InterruptedRunError, ProcessFailedError
 from dist_net.models.observer import Observer
@@ -35,18 +35,6 @@ ANSWER_TIMEOUT_S = 30.0
 EVALUATION_INTERVAL_S = 1.0
 WORKER_GRACE_S = 1.5  # then they are killed, so an interrupt takes at most 2 s
 CHECKPOINT_GRACE_S = 30.0  # a large model on a slow disk
-
-
-class Display(Protocol):
-    """What a run shows to a person; see ``dist_net.cli.training_progress``."""
-
-    def started(self, addresses: Sequence[str]) -> None: ...
-
-    def progressed(self, report: dict[str, Any]) -> None: ...
-
-    def evaluated(self, samples: int, evaluation: Evaluation) -> None: ...
-
-    def warned(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -86,7 +74,7 @@ class LocalRun:
         recipe: Recipe,
         dataset: Dataset,
         local: LocalCluster,
-        display: Display,
+        display: TrainingProgress,
     ) -> None:
         self._directory = directory
         self._samples = len(dataset.train_labels)

@@ -12,8 +12,7 @@ import pytest
 from benchmarks.__main__ import show
 from dist_net.cli.status import show_pool, show_run
 from dist_net.cli.train import draw
-from dist_net.cli.training_progress import TrainingProgress
-from dist_net.cluster.terminal import plain_console
+from dist_net.cluster.terminal import TrainingProgress, plain_console
 from dist_net.data import dataset_named
 from dist_net.models.run_directory import RunDirectory
 
