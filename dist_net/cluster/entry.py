@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import numpy  # noqa: F401
@@ -33,17 +34,25 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
 
-def entry_point(main: Callable[[], int], kept_bytes: int = KEPT_BYTES) -> int:
-    """Runs ``main`` with one BLAS thread and logs on stderr; gives the process's exit code.
+def entry_point(
+    add_arguments: Callable[[ArgumentParser], None],
+    run: Callable[[Namespace], int],
+    words: Sequence[str] | None = None,
+    kept_bytes: int = KEPT_BYTES,
+) -> int:
+    """Runs a process's module by its command line, or ``words``; gives the exit code.
 
-    An error of this project becomes a line on stdout, for the process that started this one.
+    It has one BLAS thread, and logs on stderr. An error of this project becomes a line on stdout,
+    for the process that started this one.
     """
     use_threads(1)
     raise_descriptor_limit()
     keep_freed_memory(kept_bytes)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
-        return main()
+        parser = ArgumentParser()
+        add_arguments(parser)
+        return run(parser.parse_args(words))
     except DistNetError as error:
         logger.error("%s", error)
         print(FAILED, error, flush=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -99,13 +100,17 @@ def waits_s(transport: str, lease_minibatches: int) -> list[float]:
     return stopwatch.times_s[WARM_UP:]
 
 
-def main() -> int:
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("transport")
+    parser.add_argument("lease_minibatches", type=int)
+
+
+def run(arguments: Namespace) -> int:
     """Prints the median and the mean wait, in milliseconds, as one JSON object."""
-    transport, lease_minibatches = sys.argv[1:]
-    times_s = waits_s(transport, int(lease_minibatches))
+    times_s = waits_s(arguments.transport, arguments.lease_minibatches)
     print(json.dumps({"median_ms": 1e3 * median(times_s), "mean_ms": 1e3 * fmean(times_s)}))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(entry_point(add_arguments, run))

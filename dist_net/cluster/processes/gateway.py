@@ -21,12 +21,5 @@ def run(arguments: argparse.Namespace) -> int:
         return runner.run(serve(options_from(arguments)))
 
 
-def main() -> int:
-    """Parses the command line and serves."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args())
-
-
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(entry_point(add_arguments, run))

@@ -10,15 +10,17 @@ buffers, and is there at once.
 
 import socket
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
 from dist_net.cluster.entry import READY, entry_point
 from dist_net.cluster.forking import fork_on_orders
 from dist_net.cluster.processes import inference_worker
+from dist_net.cluster.processes.inference_worker import KEPT_BYTES
 from dist_net.nn.inference import import_kernels
 
 
-def main() -> int:
+def run(_: Namespace) -> int:
     """Forks until nobody orders any more."""
     import_kernels()
     print(READY, flush=True)
@@ -26,10 +28,10 @@ def main() -> int:
     return 0
 
 
-def work(arguments: Sequence[str]) -> int:
+def work(words: Sequence[str]) -> int:
     """Does in a forked process what ``processes.inference_worker`` does in one of its own."""
-    return entry_point(lambda: inference_worker.main(arguments), inference_worker.KEPT_BYTES)
+    return entry_point(inference_worker.add_arguments, inference_worker.run, words, KEPT_BYTES)
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main, inference_worker.KEPT_BYTES))
+    sys.exit(entry_point(lambda _: None, run, kept_bytes=KEPT_BYTES))

@@ -13,14 +13,14 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals
 from dist_net.data import default_cache_dir
 from dist_net.pictures.decoding import MOST_PIXELS
-from dist_net.serving.worker.loop import InferenceWorker, WorkerSettings
+from dist_net.serving.worker.loop import InferenceWorker
+from dist_net.serving.worker.served_network import WorkerSettings
 from dist_net.wire.security import load_peer_keys
 
 logger = logging.getLogger("dist_net.serving.worker.loop")
@@ -94,12 +94,5 @@ def run(arguments: argparse.Namespace) -> int:
     return INTERRUPTED if worker.was_stopped else 0
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Parses the command line, or these words in its place, and answers."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args(words))
-
-
 if __name__ == "__main__":
-    sys.exit(entry_point(main, KEPT_BYTES))
+    sys.exit(entry_point(add_arguments, run, kept_bytes=KEPT_BYTES))

@@ -30,9 +30,8 @@ logger = logging.getLogger("dist_net.cluster.model_loader")
 NICENESS = 10  # who waits for an answer comes before who waits for a new version
 
 
-def main() -> int:
-    """Reads models until it is stopped, or the process that started it is gone."""
-    parser = argparse.ArgumentParser()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the loader is told."""
     parser.add_argument("--connect", required=True)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--training-keys", type=Path)
@@ -42,8 +41,10 @@ def main() -> int:
     add_trust_argument(parser)
     parser.add_argument("--parent", type=int)
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
-    arguments = parser.parse_args()
 
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reads models until it is stopped, or the process that started it is gone."""
     named = [named_source(text) for text in arguments.sources]
     if len({each.name for each in named}) < len(named):
         names = ", ".join(each.name for each in named)
@@ -81,4 +82,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(entry_point(add_arguments, run))

@@ -13,27 +13,24 @@ import shlex
 import sys
 from pathlib import Path
 
-from dist_net.cluster.entry import (
-    READY,
-    entry_point,
-    stop_on_signals,
-)
+from dist_net.cluster.entry import READY, entry_point, stop_on_signals
 from dist_net.models.run_directory import RunDirectory, RunOptions, recipe_of_run
 from dist_net.parameter_server.loop import ServerLoop, opened_run
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.transport import ServerSocket
 
 
-def main() -> int:
-    """Serves until the run is shut down, or the process that started this one is gone."""
-    parser = argparse.ArgumentParser()
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what the server is told."""
     parser.add_argument("run_directory", type=Path)
     parser.add_argument("listen", nargs="+")
     parser.add_argument("--keys", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--parent", type=int)
-    arguments = parser.parse_args()
 
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until the run is shut down, or the process that started this one is gone."""
     directory = RunDirectory(arguments.run_directory)
     options = RunOptions.from_json(directory.options.read_text())
     loaded = recipe_of_run(directory)
@@ -44,7 +41,7 @@ def main() -> int:
             settings,
             lambda: loaded.recipe.initial_weights(settings.seed),
             directory.checkpoint if arguments.resume else None,
-        ) as (run, segment),
+        ) as (state, segment),
         ServerSocket(
             arguments.listen,
             keys,
@@ -52,13 +49,7 @@ def main() -> int:
             most_arrays=settings.pipeline.grouped,
         ) as socket,
     ):
-        loop = ServerLoop(
-            run,
-            socket,
-            directory.checkpoint,
-            options.checkpoint_every_s,
-            segment,
-        )
+        loop = ServerLoop(state, socket, directory.checkpoint, options.checkpoint_every_s, segment)
         stop_on_signals(loop.stop, arguments.parent)
         contact = shlex.join(socket.contact_addresses)
         loop.serve(ready=lambda: print(READY, contact, flush=True))
@@ -66,4 +57,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(entry_point(add_arguments, run))

@@ -15,12 +15,7 @@ import sys
 from pathlib import Path
 
 from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
-from dist_net.cluster.entry import (
-    READY,
-    entry_point,
-    stop_on_signals,
-    use_threads,
-)
+from dist_net.cluster.entry import READY, entry_point, stop_on_signals, use_threads
 from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.models.observer import recipe_at
 from dist_net.models.run_directory import RunDirectory, recipe_of_run
@@ -96,12 +91,5 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
-    """Parses the command line and trains."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args())
-
-
 if __name__ == "__main__":
-    sys.exit(entry_point(main))
+    sys.exit(entry_point(add_arguments, run))

@@ -7,26 +7,21 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
-from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import (
     GatewayLostError,
     JoinRefusedError,
     ModelLoadError,
     ProtocolError,
-    SettingError,
 )
 from dist_net.nn.inference import Prepared
-from dist_net.pictures.decoding import MOST_PIXELS
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.prepared_arrays import mapped_arrays
-from dist_net.serving.worker.served_network import ServedNetwork
+from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Leave, Message, Refuse
 from dist_net.wire.security import PeerKeys
@@ -51,27 +46,6 @@ ENLIST_AGAIN_AFTER_S = 1.0
 ANSWER_WITHIN_S = 10.0
 SILENT_TIMEOUTS = 3  # of the gateway's heartbeat timeout, until it counts as lost
 STOOD_STILL_S = 1.0
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """How a worker computes, and where it keeps arrays that it fetches."""
-
-    directory: Path
-    threads: int = 1
-    max_batch_size: int = 8
-    reproducible: bool = True
-    most_pixels: int = MOST_PIXELS
-    trust_recipes: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.threads, self.max_batch_size, self.most_pixels) < 1:
-            raise SettingError(
-                f"threads={self.threads}, max_batch_size={self.max_batch_size}, "
-                f"most_pixels={self.most_pixels}: expected whole numbers from 1 up"
-            )
-        if self.threads > MOST_THREADS:
-            raise SettingError(f"threads={self.threads:,}: expected at most {MOST_THREADS}")
 
 
 class InferenceWorker:
@@ -244,18 +218,7 @@ class InferenceWorker:
         rebound = alike.rebound(description, prepared) if alike is not None else None
         if rebound is not None:
             return rebound
-        settings = self._settings
-        return ServedNetwork(
-            description,
-            prepared,
-            settings.threads,
-            settings.max_batch_size,
-            settings.reproducible,
-            settings.most_pixels,
-            may_go_on,
-            settings.trust_recipes,
-            self._clock,
-        )
+        return ServedNetwork(description, prepared, self._settings, may_go_on, self._clock)
 
     def _mapped(self, description: ModelDescription, may_go_on: Callable[[], bool]) -> Prepared:
         """The arrays of a version. They are fetched through a socket of their own, as the worker's

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -12,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.clock import Clock, SystemClock
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
-from dist_net.errors import ImageError, ModelLoadError
+from dist_net.errors import ImageError, ModelLoadError, SettingError
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.pictures.decoding import MOST_PIXELS
@@ -34,6 +36,31 @@ Refusal = tuple[Status, bytes]
 """BAD_INPUT or FAILED, and the reason in UTF-8."""
 
 
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How a worker computes, and the ``directory`` where it keeps arrays that it fetches.
+
+    Each network has ``threads`` for batches of at most ``max_batch_size`` rows. ``reproducible``:
+    see ``Inference``; ``trust_recipes``: see ``load_recipe_copy``.
+    """
+
+    directory: Path
+    threads: int = 1
+    max_batch_size: int = 8
+    reproducible: bool = True
+    most_pixels: int = MOST_PIXELS
+    trust_recipes: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.threads, self.max_batch_size, self.most_pixels) < 1:
+            raise SettingError(
+                f"threads={self.threads}, max_batch_size={self.max_batch_size}, "
+                f"most_pixels={self.most_pixels}: expected whole numbers from 1 up"
+            )
+        if self.threads > MOST_THREADS:
+            raise SettingError(f"threads={self.threads:,}: expected at most {MOST_THREADS}")
+
+
 class Answers(NamedTuple):
     """The outcomes of a batch, in order; see `dist_net.wire.serving_messages.BatchDone`."""
 
@@ -49,14 +76,13 @@ def _decoders(threads: int) -> ThreadPoolExecutor | None:
 
 
 class ServedNetwork:
-    """A model that answers batches of at most ``batch_size`` rows, by ``threads`` threads.
+    """A model that answers batches.
 
-    As many threads decode pictures: a batch of pictures 640 pixels wide is ready in half the time,
-    for as much memory as that many workers would need.
+    As many threads decode pictures as compute: a batch of pictures 640 pixels wide is ready in half
+    the time, for as much memory as that many workers would need.
 
     ``prepared`` is borrowed. ``may_go_on`` is called now and then while plans are compiled, which
-    takes a second for a large net. ``trust_recipes``: see ``load_recipe_copy``; ``reproducible``:
-    see ``Inference``.
+    takes a second for a large net.
 
     Raises ModelLoadError if this host does not have what the description names; what parsing a
     configuration or running a recipe raises; ShapeError for kernels of another model.
@@ -66,27 +92,25 @@ class ServedNetwork:
         self,
         description: ModelDescription,
         prepared: Prepared,
-        threads: int = 1,
-        batch_size: int = 8,
-        reproducible: bool = True,
-        most_pixels: int = MOST_PIXELS,
+        settings: WorkerSettings,
         may_go_on: Callable[[], bool] = lambda: True,
-        trust_recipes: bool = False,
         clock: Clock | None = None,
     ) -> None:
         self.description = description
-        self._model = model_of(description, trust_recipes)
+        self._model = model_of(description, settings.trust_recipes)
         self._dtype = self._model.input_dtype.newbyteorder("<")
         self._row_bytes = description.row_bytes
         self._pictures = (
-            PictureInputs(self._model, most_pixels, description.fitting)
+            PictureInputs(self._model, settings.most_pixels, description.fitting)
             if takes_pictures(self._model)
             else None
         )
-        self._threads = threads
-        self._decoders = _decoders(threads)
+        self._threads = settings.threads
+        self._decoders = _decoders(settings.threads)
         self._clock = clock or SystemClock()
-        self._inference = Inference(self._model, prepared, threads, batch_size, reproducible)
+        self._inference = Inference(
+            self._model, prepared, settings.threads, settings.max_batch_size, settings.reproducible
+        )
         try:
             self._inference.warm_up(may_go_on)
             self._require_numbers()

@@ -19,7 +19,7 @@ from dist_net.pictures.fitting import PictureInputs
 from dist_net.recipes.recipe import load_recipe
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
-from dist_net.serving.worker.served_network import ServedNetwork
+from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
 
 CONFIGURATION = """
 [net]
@@ -95,7 +95,7 @@ def served():
             recipe = load_recipe(description.recipe).recipe
             model, weights = recipe.model, recipe.initial_weights(0)
         prepared = prepare(model, weights * np.float32(scale))
-        made.append(ServedNetwork(description, prepared, **options))
+        made.append(ServedNetwork(description, prepared, WorkerSettings(Path(), **options)))
         return made[-1]
 
     yield make
@@ -273,7 +273,9 @@ def test_a_model_without_pictures_is_served_too(served, tmp_path: Path):
 
 def test_a_recipe_that_is_another_here_is_refused():
     with pytest.raises(ModelLoadError, match=r"digits is another here .* the same release"):
-        ServedNetwork(replace(DIGITS, recipe_files={"recipe.py": "0" * 64}), {})
+        ServedNetwork(
+            replace(DIGITS, recipe_files={"recipe.py": "0" * 64}), {}, WorkerSettings(Path())
+        )
 
 
 def test_a_version_of_other_weights_answers_beside_the_one_that_it_is_bound_from(served):
