@@ -21,11 +21,13 @@ from dist_net.autodiff import (
     mean,
     reshape,
     sqrt,
+    stop_gradient,
     uniform,
     where,
 )
 from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
+from dist_net.autodiff.operations.normalization import scale_and_shift
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.activations import Activation, linear
 from dist_net.nn.initializers import Initializer, glorot_uniform, he_normal, ones, zeros
@@ -62,6 +64,7 @@ class Conv2D:
     """activation(x * kernel + bias), a convolution: (N, H, W, C) to (N, H', W', filters).
 
     ``padding`` is "same", "valid", a number for each side, or ((top, bottom), (left, right)).
+    "same" is TensorFlow's: H' is H / stride, rounded up, with an odd line below or on the right.
     With ``groups``, each group of filters sees only its own part of the channels.
 
     The layer of the operation ``dist_net.autodiff.operations.convolution.Conv2D``.
@@ -99,6 +102,37 @@ class Conv2D:
         if self.use_bias:
             y = y + scope.parameter("bias", (self.filters,), self.bias_initializer)
         return self.activation(y)
+
+
+@dataclass(frozen=True)
+class DepthwiseConv2D:
+    """``Conv2D`` with a filter for each channel, which sees that channel alone.
+
+    (N, H, W, C) to (N, H', W', C); the kernel is (kh, kw, 1, C).
+    """
+
+    size: int | Pair
+    stride: int | Pair = 1
+    padding: Padding = "same"
+    activation: Activation = linear
+    use_bias: bool = True
+    kernel_initializer: Initializer = he_normal
+    bias_initializer: Initializer = zeros
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        _expect_map("DepthwiseConv2D", x)
+        layer = Conv2D(
+            x.shape[3],
+            self.size,
+            self.stride,
+            self.padding,
+            x.shape[3],
+            self.activation,
+            self.use_bias,
+            self.kernel_initializer,
+            self.bias_initializer,
+        )
+        return layer(x, scope)
 
 
 @dataclass(frozen=True)
@@ -148,7 +182,8 @@ class BatchNorm:
 
     In training, mean and variance are those of the batch, and the buffers ``mean`` and
     ``variance`` move towards them: moving ← momentum·moving + (1-momentum)·batch. At inference
-    the buffers are used (Ioffe and Szegedy 2015, arXiv 1502.03167). The batch's variance is its
+    the buffers are used (Ioffe and Szegedy 2015, arXiv 1502.03167), and in training too inside of
+    ``FrozenBatchNorm``. The batch's variance is its
     mean square, as in Keras; PyTorch's moving one is larger by rows / (rows - 1).
 
     ``epsilon`` is added to the variance, deviation = √(variance + ε), or, with ``epsilon_on``
@@ -178,6 +213,11 @@ class BatchNorm:
         if not scope.training:
             scale = gamma / self._deviation(variance)
             return self.activation((x - mean) * scale + beta)
+        if scope.batch_norm != "batch":
+            if scope.batch_norm == "fixed":
+                gamma, beta = stop_gradient(gamma), stop_gradient(beta)
+            scale = gamma / self._deviation(variance)
+            return self.activation(scale_and_shift(x, scale, beta - mean * scale))
         normal, *batch = batch_normalize(x, gamma, beta, self._deviation_in_training)
         for buffer, seen in zip((mean, variance), batch, strict=True):
             scope.observe(buffer, seen)
@@ -193,6 +233,21 @@ class BatchNorm:
             return self._deviation(variance)
         # The root has an infinite slope at 0, the variance of a channel that is constant.
         return self._deviation(maximum(variance, self.epsilon**2))
+
+
+@dataclass(frozen=True)
+class FrozenBatchNorm:
+    """A network whose batch norm is in training what it is at inference, as fine-tuning wants it.
+
+    Means and variances stay as they are; so do gamma and beta, unless they are ``trained``.
+    Parameters and buffers have the names that the network gives them.
+    """
+
+    network: Layer
+    trained: bool = True
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        return self.network(x, scope.with_batch_norm("frozen" if self.trained else "fixed"))
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Set
+from copy import copy
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -46,15 +47,21 @@ class Buffer(Parameter):
     momentum: float
 
 
+BatchNormMode = Literal["batch", "frozen", "fixed"]
+"""The statistics are the batch's, or stay as they are; "fixed": so do gamma and beta."""
+
+
 class Scope:
     """What a layer is called with: the place of its parameters, and whether this is training.
 
     ``generator`` is where layers that draw random numbers in training take them from.
+    ``batch_norm`` is what batch norm does in training: see ``BatchNormMode``.
     """
 
     def __init__(self, training: bool = False, generator: np.random.Generator | None = None):
         self.training = training
         self.generator = generator if generator is not None else np.random.default_rng()
+        self.batch_norm: BatchNormMode = "batch"
         self.parameters: dict[str, Parameter] = {}
         self.variables: dict[str, Expression] = {}
         self.buffers: dict[str, Buffer] = {}
@@ -117,7 +124,14 @@ class Scope:
     def beside(self) -> Scope:
         """A scope at the same place with nothing declared in it; see ``take_over``."""
         other = Scope(self.training, self.generator)
+        other.batch_norm = self.batch_norm
         other._prefix = self._prefix
+        return other
+
+    def with_batch_norm(self, mode: BatchNormMode) -> Scope:
+        """The same scope, in which batch norm does this in training."""
+        other = copy(self)
+        other.batch_norm = mode
         return other
 
     def take_over(self, other: Scope, names: Set[str]) -> None:
@@ -136,11 +150,8 @@ class Scope:
         """The scope of a layer inside this one: ``name``, ``name_1``, and so on."""
         count = self._children.get(name, 0)
         self._children[name] = count + 1
-        inner = Scope(self.training, self.generator)
-        inner.parameters = self.parameters
-        inner.variables = self.variables
-        inner.buffers = self.buffers
-        inner.observed = self.observed
+        inner = copy(self)
+        inner._children = {}
         inner._prefix = f"{self._prefix}{name}_{count}/" if count else f"{self._prefix}{name}/"
         return inner
 

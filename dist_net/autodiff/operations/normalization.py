@@ -143,6 +143,12 @@ def batch_normalize(
     return reshape(normal, x.shape), center, variance
 
 
+def scale_and_shift(x: Expression, scale: Expression, shift: Expression) -> Expression:
+    """x · scale + shift, by channel: (..., channels), and twice (channels,)."""
+    rows = reshape(x, (-1, x.shape[-1]))
+    return reshape(apply(ScaleAndShift(), shift, rows, scale), x.shape)
+
+
 def _scaled_and_shifted(
     matrices: Sequence[Array],
     scales: Sequence[Array],

@@ -48,6 +48,29 @@ def test_conv2d_is_a_correlation_a_bias_and_an_activation() -> None:
     assert found.min() == 0 < found.max()
 
 
+def test_a_depthwise_convolution_is_one_correlation_for_each_channel() -> None:
+    """With stride 2, an even height's odd line of padding is below, an odd width has one each."""
+    kernel, bias = RNG.standard_normal((3, 3, 1, 4)), RNG.standard_normal(4)
+    layer = nn.DepthwiseConv2D(
+        *(3, 2),
+        activation=nn.relu6,
+        kernel_initializer=nn.copy_of(kernel),
+        bias_initializer=nn.copy_of(bias),
+    )
+    x = RNG.standard_normal((2, 6, 5, 4)).astype(np.float32)
+    around = np.pad(x.astype(np.float64), [(0, 0), (0, 1), (1, 1), (0, 0)])
+    expected = [
+        [correlate(image[..., c], kernel[..., 0, c], "valid")[::2, ::2] + bias[c] for c in range(4)]
+        for image in around
+    ]
+    np.testing.assert_allclose(
+        applied(layer, x), np.clip(np.moveaxis(expected, 1, -1), 0, 6), rtol=1e-5, atol=1e-5
+    )
+
+
+DEPTHWISE_SHAPES = (2, 2, 3, 4), {"kernel": (3, 2, 1, 4)}
+
+
 @pytest.mark.parametrize(
     ("layer", "output", "parameters"),
     [
@@ -61,6 +84,8 @@ def test_conv2d_is_a_correlation_a_bias_and_an_activation() -> None:
             (2, 5, 5, 2),
             {"kernel": (3, 3, 4, 2), "bias": (2,)},
         ),
+        (nn.DepthwiseConv2D(3), (2, 5, 6, 4), {"kernel": (3, 3, 1, 4), "bias": (4,)}),
+        (nn.DepthwiseConv2D((3, 2), 2, "valid", use_bias=False), *DEPTHWISE_SHAPES),
         (nn.MaxPool(2), (2, 2, 3, 4), {}),
         (nn.MaxPool(3, 1, "same"), (2, 5, 6, 4), {}),
         (nn.MaxPool((1, 2), padding="same"), (2, 5, 3, 4), {}),

@@ -251,3 +251,59 @@ def test_what_does_not_fit_is_refused():
         nn.BatchNorm(epsilon=0)
     with pytest.raises(ParameterError, match="momentum 1"):
         nn.BatchNorm(momentum=1.0)(x, nn.Scope())
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_frozen_batch_norm_is_in_training_what_it_is_at_inference(trained):
+    x, weights = draw((4, 3, 5, 2)).astype(np.float32), weights_of(2)
+    scope = nn.Scope(training=True)
+    layer = nn.FrozenBatchNorm(nn.BatchNorm(activation=nn.relu), trained)
+    output = layer(ad.variable("x", x.shape), scope)
+    expected = nn.BatchNorm(activation=nn.relu)(ad.variable("x", x.shape), nn.Scope())
+    at_inference, in_training = ad.evaluate([expected, output], x=x, **weights)
+    np.testing.assert_allclose(in_training, at_inference, rtol=1e-5, atol=1e-5)
+    assert not scope.observed
+    assert [*scope.parameters, *scope.buffers] == ["gamma", "beta", "mean", "variance"]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_gamma_and_beta_of_frozen_batch_norm_are_trained_by_choice(trained):
+    """Whatever is before it is trained in any case."""
+    x, weights = (
+        draw((4, 3)),
+        {name: each.astype(np.float64) for name, each in weights_of(3).items()},
+    )
+    scope = nn.Scope(training=True)
+    layer = nn.Sequential(nn.Dense(3), nn.FrozenBatchNorm(nn.BatchNorm(epsilon=0.1), trained))
+    loss = ad.sum(ad.square(layer(ad.variable("x", x.shape), scope)))
+    dense, normal = "dense/", "frozenbatchnorm/"
+    kernel, bias = draw((3, 3)), draw((1, 3))[0]
+    arrays = {f"{normal}{name}": each.astype(np.float32) for name, each in weights.items()}
+    arrays |= {f"{dense}kernel": kernel.astype(np.float32), f"{dense}bias": bias.astype(np.float32)}
+    found = dict(
+        zip(
+            scope.variables,
+            ad.evaluate(
+                ad.gradients(loss, list(scope.variables.values())), x=x.astype(np.float32), **arrays
+            ),
+            strict=True,
+        )
+    )
+    inner = x @ kernel + bias
+    normalized = (inner - weights["mean"]) / np.sqrt(weights["variance"] + 0.1)
+    slopes = 2 * (normalized * weights["gamma"] + weights["beta"])
+    expected = {
+        f"{normal}gamma": (slopes * normalized).sum(0) if trained else np.zeros(3),
+        f"{normal}beta": slopes.sum(0) if trained else np.zeros(3),
+        f"{dense}bias": (slopes * weights["gamma"] / np.sqrt(weights["variance"] + 0.1)).sum(0),
+    }
+    for name, slope in expected.items():
+        np.testing.assert_allclose(found[name], slope, rtol=1e-4, atol=1e-4)
+
+
+def test_all_batch_norm_in_a_frozen_network_is_frozen_and_none_outside_of_it():
+    inner = nn.Residual(nn.BatchNorm(), nn.Sequential(nn.BatchNorm()))
+    scope = nn.Scope(training=True)
+    nn.Sequential(nn.FrozenBatchNorm(inner), nn.BatchNorm())(ad.variable("x", (4, 3)), scope)
+    assert set(scope.observed) == {"batchnorm/mean", "batchnorm/variance"}
+    assert len(scope.buffers) == 6
