@@ -120,6 +120,14 @@ class DataFileError(BadInputError):
     """A data file is corrupt, cut short, or not what it should be."""
 
 
+class PictureFolderError(BadInputError):
+    """A folder of pictures, or the file of its labels, cannot be used as data."""
+
+
+class SkippedPicturesError(BadInputError):
+    """Too many of a folder's pictures cannot be read."""
+
+
 class SourceError(DistNetError):
     """One source of a published file could not deliver it; another may."""
 

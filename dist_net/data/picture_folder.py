@@ -1,0 +1,317 @@
+"""Folders of labelled pictures: which files are there, of which class, and of which part.
+
+Of a file only its name, size and time are read, and its content where another has the same size.
+Whether it is a picture is seen when it is decoded.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import posixpath
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+
+from dist_net.data.picture_split import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    LeftOut,
+    LabelledPicture,
+    with_validation_split_off,
+    without_contradictions,
+)
+from dist_net.errors import PictureFolderError
+
+PICTURE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff".split()  # noqa: SIM905
+)
+KINDS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
+HELD_BACK_FOLDERS = {"val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
+LAYOUTS = "CLASS/*.jpg, or train/CLASS/*.jpg with val/ or test/ beside it"
+VALIDATION_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class PictureFolder:
+    """A folder's pictures, by path; the names of their classes, sorted; and what was left out."""
+
+    root: Path
+    pictures: tuple[LabelledPicture, ...]
+    class_names: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        labels_csv: str | Path | None = None,
+        validation: float = VALIDATION_SHARE,
+        seed: int = 0,
+        run_directory: Path | None = None,
+    ) -> PictureFolder:
+        """Lists a folder: ``CLASS/...``, or ``train/CLASS/...`` with ``val/`` or ``test/`` beside.
+
+        With ``labels_csv``, a file of rows ``path,label``, with or without a header, paths are
+        relative to the folder, and only they are used. Where no ``val/`` is given, a share of
+        ``validation`` is split off, drawn by ``seed``. ``run_directory`` is where the run writes.
+        Raises PictureFolderError.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            what = "is no folder" if root.exists() else "is not there"
+            raise PictureFolderError(f"{root} {what}; expected a folder of pictures: {LAYOUTS}")
+        if not 0 < validation < 1:
+            raise PictureFolderError(
+                f"validation={validation:g}: expected a share between 0 and 1, such as 0.2"
+            )
+        if run_directory is not None:
+            _require_apart(root, run_directory)
+        listing = _Listing(root)
+        if labels_csv is None:
+            listing.add_folders()
+        else:
+            listing.add_labelled(Path(labels_csv))
+        class_names = listing.require_classes()
+        contents = _contents(root, listing.pictures)
+        pictures, contradictions = without_contradictions(listing.pictures, contents)
+        if not any(picture.part == VALIDATION for picture in pictures):
+            # What train/ holds is split like a folder without parts.
+            pictures = [each._replace(part=each.part.replace(TRAIN, "")) for each in pictures]
+        pictures = with_validation_split_off(pictures, contents, validation, seed)
+        trained = {each.class_name for each in pictures if each.part == TRAIN}
+        for name in class_names:
+            if name not in trained:
+                raise PictureFolderError(
+                    f"{root}: class {name!r} has no picture left to train on; the others lie in "
+                    f"another class or part as well; expected at least one"
+                )
+        left_out = sorted([*listing.left_out, *contradictions])
+        return cls(root, tuple(sorted(pictures)), class_names, tuple(left_out))
+
+    def of_part(self, part: str) -> list[int]:
+        """The indices of a part's pictures."""
+        return [index for index, each in enumerate(self.pictures) if each.part == part]
+
+    @property
+    def labels(self) -> list[int]:
+        """The index of each picture's class."""
+        index_of = {name: index for index, name in enumerate(self.class_names)}
+        return [index_of[each.class_name] for each in self.pictures]
+
+
+def _require_apart(root: Path, run_directory: Path) -> None:
+    pictures, run = root.resolve(), run_directory.resolve()
+    if pictures.is_relative_to(run) or run.is_relative_to(pictures):
+        raise PictureFolderError(
+            f"the pictures, {root}, and the run's directory, {run_directory}, lie in each other; "
+            f"expected them apart: give another --run-dir"
+        )
+
+
+class _Listing:
+    """The pictures that were found so far, and what was left out."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self.pictures: list[LabelledPicture] = []
+        self.left_out: list[LeftOut] = []
+        self._class_names: set[str] = set()
+
+    def add_folders(self) -> None:
+        """Adds each class, of each part if there are parts."""
+        folders = self._folders_in("")
+        parts = {name: HELD_BACK_FOLDERS.get(name.casefold(), "") for name in folders}
+        parts |= {name: TRAIN for name in folders if name.casefold() == "train"}
+        if TRAIN not in parts.values() or not set(parts.values()) & {VALIDATION, TEST}:
+            for name in folders:
+                self._add_class(name, name, "")
+            return
+        for folder, part in parts.items():
+            if not part:
+                self.left_out.append(LeftOut(folder, "a folder beside train/ that is no part"))
+                continue
+            for name in self._folders_in(folder):
+                self._add_class(f"{folder}/{name}", name, part)
+
+    def _folders_in(self, folder: str) -> list[str]:
+        names = []
+        for name, path, found in self._entries(folder):
+            if S_ISDIR(found.st_mode):
+                names.append(name)
+            else:
+                self.left_out.append(LeftOut(path, "lies in no class's folder"))
+        return names
+
+    def _add_class(self, folder: str, class_name: str, part: str) -> None:
+        """Adds the pictures in a folder and those in it; each is read once, so that loops end."""
+        self._class_names.add(class_name)
+        top = (self._root / folder).stat()
+        visited = {(top.st_dev, top.st_ino)}
+        waiting = [folder]
+        while waiting:
+            for _, path, found in self._entries(waiting.pop()):
+                if S_ISDIR(found.st_mode):
+                    identity = (found.st_dev, found.st_ino)
+                    if identity in visited:
+                        self.left_out.append(LeftOut(path, "a link to a folder that is read once"))
+                    else:
+                        visited.add(identity)
+                        waiting.append(path)
+                elif posixpath.splitext(path)[1].casefold() in PICTURE_SUFFIXES:
+                    self._add(path, class_name, part, found)
+                else:
+                    self.left_out.append(LeftOut(path, f"not named like a {KINDS} file"))
+
+    def _entries(self, folder: str) -> Iterator[tuple[str, str, os.stat_result]]:
+        """The files and folders in a folder, sorted: name, path from the root, what stat says."""
+        try:
+            names = sorted(each.name for each in (self._root / folder).iterdir())
+        except OSError as error:
+            self.left_out.append(LeftOut(folder, f"cannot be read: {error.strerror}"))
+            return
+        for name in names:
+            path = posixpath.join(folder, name)
+            if name.startswith("."):
+                self.left_out.append(LeftOut(path, "its name begins with a dot"))
+                continue
+            try:
+                found = (self._root / path).stat()
+            except OSError as error:
+                self.left_out.append(LeftOut(path, f"cannot be read: {error.strerror}"))
+                continue
+            if S_ISDIR(found.st_mode) or S_ISREG(found.st_mode):
+                yield name, path, found
+            else:
+                self.left_out.append(LeftOut(path, "neither a file nor a folder"))
+
+    def _add(self, path: str, class_name: str, part: str, found: os.stat_result) -> None:
+        self.pictures.append(
+            LabelledPicture(path, class_name, part, found.st_size, found.st_mtime_ns)
+        )
+
+    def add_labelled(self, labels_csv: Path) -> None:
+        """Adds what a file of rows ``path,label`` names."""
+        label_of: dict[str, str] = {}
+        for line, given, label in _rows(labels_csv):
+            at = f"{labels_csv}, line {line}: {given!r}"
+            path = posixpath.normpath(given)
+            if Path(given).is_absolute():
+                path = os.path.relpath(given, self._root.absolute())
+            if path.startswith("../"):
+                raise PictureFolderError(f"{at} lies outside {self._root}; expected a path in it")
+            if label_of.setdefault(path, label) != label:
+                raise PictureFolderError(
+                    f"{at} is labelled {label!r}, and {label_of[path]!r} before; expected one label"
+                )
+            if not label:
+                raise PictureFolderError(f"{at} has no label; expected path,label")
+            try:
+                found = (self._root / path).stat()
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise PictureFolderError(
+                    f"{at} cannot be read: {reason}; expected a path relative to {self._root}"
+                ) from error
+            if not S_ISREG(found.st_mode):
+                raise PictureFolderError(f"{at} is no file; expected a picture's path")
+            self._class_names.add(label)
+            self._add(path, label, "", found)
+        self.pictures = list(dict.fromkeys(self.pictures))
+
+    def require_classes(self) -> tuple[str, ...]:
+        """The names of the classes; raises PictureFolderError if they cannot be trained."""
+        if not self.pictures:
+            first = f"; left out: {self._first_left_out()}" if self.left_out else ""
+            raise PictureFolderError(
+                f"{self._root}: no pictures; expected {KINDS} files as {LAYOUTS}{first}"
+            )
+        names = sorted(self._class_names)
+        same: dict[str, str] = {}
+        for name in names:
+            if not name.isprintable():
+                raise PictureFolderError(
+                    f"{self._root}: a class is called {name!a}; expected a name that can be printed"
+                )
+            other = same.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+            if other != name:
+                raise PictureFolderError(
+                    f"{self._root}: classes {other!r} and {name!r} differ only in case, or in how "
+                    f"letters are composed; expected names that differ: rename or merge them"
+                )
+        counts = Counter(each.class_name for each in self.pictures if each.part in ("", TRAIN))
+        for name in names:
+            if not counts[name]:
+                where = " in train/" if self.pictures[0].part else ""
+                raise PictureFolderError(
+                    f"{self._root}: class {name!r} has no pictures{where}; expected at least one "
+                    f"{KINDS} file: add some, or remove the class"
+                )
+        if len(names) == 1:
+            raise PictureFolderError(
+                f"{self._root}: one class, {names[0]!r}; expected at least two, each in a folder "
+                f"of its own: {LAYOUTS}"
+            )
+        return tuple(names)
+
+    def _first_left_out(self) -> str:
+        path, reason = self.left_out[0]
+        more = f", and {len(self.left_out) - 1:,} more" if len(self.left_out) > 1 else ""
+        return f"{path} ({reason}){more}"
+
+
+def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str]]:
+    """Line, path and label of each row; the first is a header if its path ends like no picture."""
+    try:
+        with labels_csv.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            is_first = True
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != 2:
+                    raise PictureFolderError(
+                        f"{labels_csv}, line {reader.line_num}: {len(row)} fields; expected 2: "
+                        f"path,label"
+                    )
+                path, label = (field.strip() for field in row)
+                is_header = is_first and posixpath.splitext(path)[1].casefold() not in (
+                    PICTURE_SUFFIXES
+                )
+                is_first = False
+                if not is_header:
+                    yield reader.line_num, path, label
+    except OSError as error:
+        raise PictureFolderError(
+            f"labels {labels_csv}: {error.strerror}; expected a file of rows path,label"
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise PictureFolderError(
+            f"labels {labels_csv}: {error}; expected UTF-8 text of rows path,label"
+        ) from error
+
+
+def _contents(root: Path, pictures: Sequence[LabelledPicture]) -> dict[str, str]:
+    """What equal files share: the SHA-256 where sizes are equal, else the path, which is unique."""
+    of_size: dict[int, list[str]] = defaultdict(list)
+    for picture in pictures:
+        of_size[picture.size_bytes].append(picture.path)
+    contents = {picture.path: picture.path for picture in pictures}
+    for size_bytes, paths in of_size.items():
+        if size_bytes and len(paths) > 1:
+            contents |= {path: _sha256(root / path) or path for path in paths}
+    return contents
+
+
+def _sha256(path: Path) -> str:
+    """In hexadecimal; nothing for a file that cannot be read, which is seen when it is decoded."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""

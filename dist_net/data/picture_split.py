@@ -1,0 +1,111 @@
+"""Which pictures of a folder are trained on and which are held back; no input or output.
+
+A picture's content, given as any text that equal files share, decides together with its class: what
+contradicts itself is left out, and equal pictures never lie on both sides of a split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+TRAIN, VALIDATION, TEST = PARTS = ("train", "validation", "test")
+
+Contents = Mapping[str, str]
+"""The content of pictures by their paths."""
+
+
+class LabelledPicture(NamedTuple):
+    """A file of a folder of pictures; ``path`` is relative to the folder, with slashes.
+
+    ``part`` is one of PARTS, or empty until it is decided.
+    """
+
+    path: str
+    class_name: str
+    part: str
+    size_bytes: int
+    modified_ns: int
+
+
+class LeftOut(NamedTuple):
+    """A file that is not used, and why; a row of ``skipped.csv``."""
+
+    path: str
+    reason: str
+
+
+def without_contradictions(
+    pictures: Sequence[LabelledPicture], contents: Contents
+) -> tuple[list[LabelledPicture], list[LeftOut]]:
+    """The pictures that may be used, and those whose content contradicts that.
+
+    What lies in several classes has no known label, and is left out altogether. What lies in
+    several given parts stays in the one that is held back furthest: test, then validation.
+    """
+    by_content: dict[str, list[LabelledPicture]] = defaultdict(list)
+    for picture in pictures:
+        by_content[contents[picture.path]].append(picture)
+    kept, left_out = [], []
+    for picture in pictures:
+        same = by_content[contents[picture.path]]
+        another = next((each for each in same if each.class_name != picture.class_name), None)
+        furthest = max(same, key=_held_back)
+        if another is not None:
+            reason = f"the same picture as {another.path}, which is of class {another.class_name!r}"
+            left_out.append(LeftOut(picture.path, reason))
+        elif _held_back(picture) < _held_back(furthest):
+            reason = f"the same picture as {furthest.path}, which is held back"
+            left_out.append(LeftOut(picture.path, reason))
+        else:
+            kept.append(picture)
+    return kept, left_out
+
+
+def _held_back(picture: LabelledPicture) -> int:
+    return PARTS.index(picture.part) if picture.part else 0
+
+
+def with_validation_split_off(
+    pictures: Sequence[LabelledPicture], contents: Contents, share: float, seed: int
+) -> list[LabelledPicture]:
+    """The pictures in their order, those of no part now of train or, a ``share``, of validation.
+
+    Each class is split in proportion, and has at least one picture on either side if it has two
+    that differ. The choice depends on the seed and the paths alone, on every host; a picture that
+    is added to a folder moves few others.
+    """
+    of_class: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for path, class_name, part, *_ in pictures:
+        if not part:
+            of_class[class_name][contents[path]].append(path)
+    chosen = {
+        path for equal in of_class.values() for path in _split_off(equal.values(), share, seed)
+    }
+    return [
+        picture
+        if picture.part
+        else picture._replace(part=VALIDATION if picture.path in chosen else TRAIN)
+        for picture in pictures
+    ]
+
+
+def _split_off(groups: Iterable[list[str]], share: float, seed: int) -> list[str]:
+    """About a ``share`` of one class's paths; a group of equal pictures stays together."""
+    shuffled = sorted(groups, key=lambda group: _rank(group[0], seed))
+    if len(shuffled) < 2:
+        return []
+    room = max(1, round(share * sum(map(len, shuffled))))
+    # At least one group, the smallest if none has room, and at least one is left to train on.
+    chosen: list[list[str]] = []
+    for group in shuffled:
+        if len(group) <= room and len(chosen) < len(shuffled) - 1:
+            chosen.append(group)
+            room -= len(group)
+    return [path for group in chosen or [min(shuffled, key=len)] for path in group]
+
+
+def _rank(path: str, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed} {path}".encode(errors="surrogateescape")).digest()
