@@ -1,4 +1,4 @@
-"""``dist-net evaluate RUN``: a trained model's accuracy on the test images."""
+"""``dist-net evaluate RUN``: a trained model's accuracy and loss on the test samples."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
         dataset = loaded.recipe.load_dataset(progress)
     evaluation = Evaluator(loaded.recipe.model, dataset)(checkpoint.weights)
     console.print(
-        f"{loaded.name}, version {checkpoint.version:,}: test accuracy {evaluation.accuracy:.2%}, "
-        f"test loss {evaluation.loss:.4f} on {evaluation.samples:,} images"
+        f"{loaded.name}, version {checkpoint.version:,}: {evaluation} on {evaluation.samples:,} "
+        f"samples"
     )
     if arguments.json:
         print(

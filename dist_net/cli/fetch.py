@@ -63,9 +63,9 @@ def fetch_dataset(
     dataset = dataset_named(name, cache_dir, progress, mirrors)
     summary = {
         "dataset": dataset.name,
-        "train_samples": len(dataset.train_images),
-        "test_samples": len(dataset.test_images),
-        "image_shape": dataset.image_shape,
+        "train_samples": len(dataset.train_inputs),
+        "test_samples": len(dataset.test_inputs),
+        "image_shape": dataset.input_shape,
         "classes": len(dataset.class_names),
     }
     said = (

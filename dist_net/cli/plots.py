@@ -38,7 +38,9 @@ def plot_training(
     for axes, (quantity, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
         axes.set_title(title)
         for kind, style in (("train", "-"), ("test", "o-")):
-            chosen = [each for each in records if each["kind"] == kind and quantity in each]
+            chosen = [
+                each for each in records if each["kind"] == kind and each.get(quantity) is not None
+            ]
             if chosen:
                 points = np.array([(each["samples"], each[quantity]) for each in chosen], float)
                 epochs, values = _curve(points).T / [[samples_per_epoch], [1]]
@@ -56,8 +58,13 @@ def plot_training(
 
 def _title(records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe: str) -> str:
     epochs = max(each["samples"] for each in records) / samples_per_epoch
-    accuracies = [each["accuracy"] for each in records if each["kind"] == "test"]
-    result = f", test accuracy {accuracies[-1]:.2%}" if accuracies else ""
+    last = next((each for each in reversed(records) if each["kind"] == "test"), None)
+    if last is None:
+        result = ""
+    elif last["accuracy"] is None:
+        result = f", test loss {last['loss']:.4f}"
+    else:
+        result = f", test accuracy {last['accuracy']:.2%}"
     return f"{recipe}: {epochs:.1f} epochs{result}"
 
 

@@ -163,9 +163,9 @@ def draw(
     try:
         records = directory.read_metrics()
         if records:
-            samples_per_epoch = len(dataset.train_labels)
+            samples_per_epoch = len(dataset.train_targets)
             plot_training(records, samples_per_epoch, recipe, directory.training_plot)
-        if evaluation is not None:
+        if evaluation is not None and evaluation.accuracy is not None:
             confusion, names = evaluation.confusion, dataset.class_names
             plot_confusion(confusion, names, recipe, directory.confusion_plot)
     except MissingExtraError as error:
@@ -204,7 +204,9 @@ def summarise(loaded: LoadedRecipe, directory: RunDirectory, outcome: RunOutcome
 
 def show(summary: dict[str, Any], console: Console) -> None:
     """Says how the run ended, and what to do next."""
-    console.print(f"test accuracy {summary['test_accuracy']:.2%}", style="bold", end="")
+    accuracy, loss = summary["test_accuracy"], summary["test_loss"]
+    result = f"test loss {loss:.4f}" if accuracy is None else f"test accuracy {accuracy:.2%}"
+    console.print(result, style="bold", end="")
     console.print(
         f" after {summary['samples']:,} samples in {summary['seconds']:.1f} s: "
         f"{summary['samples_per_s']:,.0f} samples/s, staleness {summary['staleness_mean']:.2f} "

@@ -77,7 +77,7 @@ class LocalRun:
         display: TrainingProgress,
     ) -> None:
         self._directory = directory
-        self._samples = len(dataset.train_labels)
+        self._samples = len(dataset.train_targets)
         self._evaluate = Evaluator(recipe.model, dataset)
         self._local = local
         self._display = display

@@ -135,7 +135,10 @@ class TrainingProgress:
         """Moves the live line."""
         if report["records"]:
             last = report["records"][-1]
-            self._loss = f"loss {last['loss']:.3f}, accuracy {last['accuracy']:.1%}, "
+            accuracy = last["accuracy"]
+            self._loss = f"loss {last['loss']:.3f}, " + (
+                "" if accuracy is None else f"accuracy {accuracy:.1%}, "
+            )
         self._progress.update(
             self._task,
             completed=report["samples"],
@@ -147,11 +150,8 @@ class TrainingProgress:
         )
 
     def evaluated(self, samples: int, evaluation: Evaluation) -> None:
-        """Says how well the weights did on the test images."""
-        self._line(
-            f"epoch {samples / self._samples_per_epoch:5.1f}: test accuracy "
-            f"{evaluation.accuracy:.2%}, test loss {evaluation.loss:.4f}"
-        )
+        """Says how well the weights did on the test samples."""
+        self._line(f"epoch {samples / self._samples_per_epoch:5.1f}: {evaluation}")
 
     def warned(self, text: str) -> None:
         """Says what went wrong."""

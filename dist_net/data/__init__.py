@@ -8,14 +8,17 @@ import platformdirs
 from dist_net.data import digits, fashion_mnist
 from dist_net.data.dataset import Dataset, epoch_order
 from dist_net.data.fetch import FetchEvent, Progress
+from dist_net.data.samples import AugmentedSamples, Samples
 from dist_net.errors import UnknownDatasetError
 
 __all__ = [
     "CLASS_NAMES",
     "DATASETS",
+    "AugmentedSamples",
     "Dataset",
     "FetchEvent",
     "Progress",
+    "Samples",
     "dataset_named",
     "default_cache_dir",
     "epoch_order",

@@ -1,12 +1,13 @@
-"""A dataset of labelled images, and the order in which an epoch visits them."""
+"""A dataset of inputs and targets, and the order in which an epoch visits them."""
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_net.data.samples import Samples, Values, chunks_of, samples_of
 from dist_net.errors import DatasetError
 
 DIGESTED_BYTES = 64 << 20
@@ -14,67 +15,98 @@ DIGESTED_BYTES = 64 << 20
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Labelled images, split into a part to train on and a part to test on.
+    """Inputs and targets, split into a part to train on and a part to test on.
 
-    Images are ``(N, H, W)`` or ``(N, H, W, C)`` uint8, 0 to 255, labels ``(N,)`` uint8 that index
-    ``class_names``. The arrays are borrowed, never written, and may be read-only views of mapped
-    files. Raises ``DatasetError`` when they do not fit together.
+    Inputs are numbers of any shape and dtype, sample by sample. Targets are integers that index
+    ``class_names``, of any dtype, or, without classes, floats to be predicted (regression). Each of
+    the four is an array, a memory map, or an object with the methods of ``Samples``; they are
+    borrowed and never written. Raises ``DatasetError`` when they do not fit together.
     """
 
     name: str
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.uint8]
-    test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.uint8]
-    class_names: tuple[str, ...]
+    train_inputs: Values
+    train_targets: Values
+    test_inputs: Values
+    test_targets: Values
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self._check_part("train", self.train_images, self.train_labels)
-        self._check_part("test", self.test_images, self.test_labels)
-        if self.train_images.shape[1:] != self.test_images.shape[1:]:
-            self._refuse(
-                f"train images of shape {self.train_images.shape[1:]} and test images of shape "
-                f"{self.test_images.shape[1:]}",
-                "the same",
-            )
+        inputs = [
+            self._samples("train inputs", self.train_inputs),
+            self._samples("test inputs", self.test_inputs),
+        ]
+        targets = [
+            self._samples("train targets", self.train_targets),
+            self._samples("test targets", self.test_targets),
+        ]
+        for kind, (train, test) in (("inputs", inputs), ("targets", targets)):
+            if _described(train) != _described(test):
+                self._refuse(
+                    f"train {kind} are {_described(train)} each, test {kind} {_described(test)}",
+                    "the same",
+                )
+        for part, x, y in zip(("train", "test"), inputs, targets, strict=True):
+            if len(x) != len(y):
+                self._refuse(f"{len(y)} {part} targets for {len(x)} inputs", "one for each")
+            self._check_targets(part, y)
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        """The shape of one image: ``(H, W)`` or ``(H, W, C)``."""
-        return self.train_images.shape[1:]
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input."""
+        return samples_of(self.train_inputs).shape
 
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of the training part: shape, labels and images, in their order.
+        """SHA-256, in hexadecimal, of the training part: its targets and inputs, in their order.
 
-        Of more than 64 MiB of images only some are taken, evenly spread.
+        Of more than 64 MiB of either only some are taken, evenly spread.
         """
-        digest = hashlib.sha256(repr((self.train_images.shape, self.class_names)).encode())
-        every = self.train_images.nbytes // DIGESTED_BYTES + 1
-        for array in (self.train_labels, self.train_images[::every]):
-            digest.update(np.ascontiguousarray(array).data)
+        digest = hashlib.sha256()
+        parts = samples_of(self.train_targets), samples_of(self.train_inputs)
+        digest.update(repr((len(parts[0]), *map(_described, parts), self.class_names)).encode())
+        for samples in parts:
+            total_bytes = len(samples) * samples.dtype.itemsize * int(np.prod(samples.shape))
+            for _, chunk in chunks_of(samples, every=total_bytes // DIGESTED_BYTES + 1):
+                digest.update(chunk.data)
         return digest.hexdigest()
 
-    def _check_part(self, part: str, images: NDArray[Any], labels: NDArray[Any]) -> None:
-        for kind, array in (("images", images), ("labels", labels)):
-            if array.dtype != np.uint8:
-                self._refuse(f"{part} {kind} of dtype {array.dtype}", "uint8")
-        if images.ndim not in (3, 4):
-            self._refuse(f"{part} images of shape {images.shape}", "(N, H, W) or (N, H, W, C)")
-        if labels.shape != images.shape[:1]:
+    def _samples(self, what: str, values: Values) -> Samples:
+        if not isinstance(values, np.ndarray | Samples):
             self._refuse(
-                f"{part} labels of shape {labels.shape} for {len(images)} images",
-                "one label for each image",
+                f"{what} of type {type(values).__name__}",
+                "an array, or an object with shape, dtype, len() and read(indices, out)",
             )
-        if len(labels) == 0:
-            self._refuse(f"no {part} images", "at least one")
-        if labels.max() >= len(self.class_names):
-            self._refuse(
-                f"{part} label {labels.max()} at index {labels.argmax()}",
-                f"less than the number of classes, {len(self.class_names)}",
-            )
+        if isinstance(values, np.ndarray) and not values.ndim:
+            self._refuse(f"{what} without an axis", "the first axis to count samples")
+        if values.dtype.kind not in "biuf":
+            self._refuse(f"{what} of dtype {values.dtype}", "numbers")
+        if len(values) == 0:
+            self._refuse(f"no {what}", "at least one")
+        return samples_of(values)
 
-    def _refuse(self, found: str, expected: str) -> None:
+    def _check_targets(self, part: str, targets: Samples) -> None:
+        classes = len(self.class_names)
+        if targets.dtype.kind not in ("iu" if classes else "f"):
+            self._refuse(
+                f"{part} targets of dtype {targets.dtype} and {classes} names of classes",
+                "integers with the names of their classes, or floats without",
+            )
+        for start, chunk in chunks_of(targets):
+            is_good = (chunk >= 0) & (chunk < classes) if classes else np.isfinite(chunk)
+            if not is_good.all():
+                place = tuple(np.argwhere(~is_good)[0])
+                self._refuse(
+                    f"{part} target {chunk[place]} at index {start + place[0]}",
+                    f"0 to {classes - 1}, as there are {classes} classes"
+                    if classes
+                    else "a finite number",
+                )
+
+    def _refuse(self, found: str, expected: str) -> NoReturn:
         raise DatasetError(f"dataset {self.name}: {found}: expected {expected}")
+
+
+def _described(samples: Samples) -> str:
+    return f"{samples.dtype}{list(samples.shape)}"
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ once, by::
     split = sklearn.model_selection.train_test_split(
         images, digits.target.astype(np.uint8), test_size=360, stratify=digits.target,
         random_state=0)
-    names = ("train_images", "test_images", "train_labels", "test_labels")
+    names = ("train_inputs", "test_inputs", "train_targets", "test_targets")
     np.savez_compressed("digits.npz", **dict(zip(names, split)))
 """
 

@@ -78,9 +78,9 @@ def load(cache_dir: Path, progress: Progress, mirrors: Sequence[str] = ()) -> Da
     fetch(NAME, FILES, sources(mirrors), cache, progress, OTHERWISE)
     return Dataset(
         name=NAME,
-        train_images=read_idx(cache.path(TRAIN_IMAGES)),
-        train_labels=read_idx(cache.path(TRAIN_LABELS)),
-        test_images=read_idx(cache.path(TEST_IMAGES)),
-        test_labels=read_idx(cache.path(TEST_LABELS)),
+        train_inputs=read_idx(cache.path(TRAIN_IMAGES)),
+        train_targets=read_idx(cache.path(TRAIN_LABELS)),
+        test_inputs=read_idx(cache.path(TEST_IMAGES)),
+        test_targets=read_idx(cache.path(TEST_LABELS)),
         class_names=CLASS_NAMES,
     )

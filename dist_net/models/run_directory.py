@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from dist_net.data import Dataset
+from dist_net.data.samples import samples_of
 from dist_net.errors import RunDirectoryError, SettingError
 from dist_net.optim import optimizer_named
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
@@ -208,7 +209,7 @@ class RunOptions:
 
     def settings(self, loaded: LoadedRecipe, dataset: Dataset) -> RunSettings:
         """The run's settings; raises SettingError or UnknownOptimizerError."""
-        recipe = loaded.recipe
+        recipe, targets = loaded.recipe, samples_of(dataset.train_targets)
         given = {
             "epochs": self.epochs,
             "batch_size": self.batch_size,
@@ -224,7 +225,8 @@ class RunOptions:
             recipe_record=RecipeRecord.of(loaded, dataset).to_json(),
             layout=recipe.model.layout.shapes,
             momenta=recipe.model.layout.momenta,
-            samples=len(dataset.train_labels),
+            samples=len(dataset.train_targets),
+            has_classes=recipe.model.classifies(targets.shape, targets.dtype),
             lease_minibatches=self.lease_minibatches,
             seed=self.seed,
             schedule=recipe.schedule,

@@ -25,6 +25,7 @@ from dist_net.autodiff import (
 )
 from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.operations.indexing import checked_indices
+from dist_net.autodiff.operations.softmax import require_class_indices
 from dist_net.errors import DTypeError, ShapeError
 
 Loss = Callable[[Expression, Expression], Expression]
@@ -44,8 +45,9 @@ def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression
     """-log of the label's probability, which counts as 1e-7 at least, as in Keras.
 
     Where the network ends in a softmax, leave that out and use ``cross_entropy_of_logits``: the
-    two in one need no such bound.
+    two in one need no such bound. Raises DTypeError for labels that are no integers.
     """
+    require_class_indices("cross_entropy_of_probabilities", labels)
     return -log(maximum(gather(probabilities, labels), SMALLEST_PROBABILITY))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -12,6 +14,7 @@ from dist_net.autodiff import (
     argmax,
     astype,
     compile,
+    constant,
     equal,
     gradients,
     mean,
@@ -29,17 +32,16 @@ from dist_net.nn.parameters import Layout, Scope
 from dist_net.vector import Vector
 
 Batch = NDArray[np.generic]
-Labels = NDArray[np.uint8]
 
 INPUTS = "inputs"
-LABELS = "labels"
+TARGETS = "targets"
 
 
 class Model:
     """A network, the shape and dtype of one input, and the loss that it is trained by.
 
-    ``layout`` says how its parameters and buffers lie in a flat vector. Outputs are (N, C)
-    float32; labels are (N,) uint8.
+    ``layout`` says how its parameters and buffers lie in a flat vector. Outputs are float32, of
+    ``output_shape`` for each input. Targets are of whatever shape and dtype the loss takes.
     """
 
     def __init__(
@@ -55,12 +57,30 @@ class Model:
         self.loss = loss
         scope = Scope()
         output = network(self.input(1), scope)
-        if output.ndim != 2:
-            raise ShapeError(f"a network's output must be (N, classes), not {output.shape}")
-        self.classes = output.shape[1]
+        if output.shape[:1] != (1,) or output.dtype != np.float32:
+            raise ShapeError(
+                f"a network's output must be float32, with an axis of samples first, not "
+                f"{output.dtype}{list(output.shape)} for one sample"
+            )
+        self.output_shape = output.shape[1:]
         operations = [node.operation for node in topological_order([output])]
         self.has_convolutions = any(isinstance(each, Conv2D) for each in operations)
         self.layout = Layout(scope.parameters, scope.buffers)
+
+    @property
+    def classes(self) -> int:
+        """The number of outputs for an input, which is that of classes in a classifier."""
+        return math.prod(self.output_shape)
+
+    def classifies(self, target_shape: tuple[int, ...], target_dtype: DTypeLike) -> bool:
+        """Whether such a target is the index of a class, and the largest output the answer."""
+        is_index = target_shape == () and np.dtype(target_dtype).kind in "iu"
+        return is_index and len(self.output_shape) == 1
+
+    def require_targets(self, target_shape: tuple[int, ...], target_dtype: DTypeLike) -> None:
+        """Raises ShapeError or DTypeError unless the loss takes targets of this shape and dtype."""
+        outputs = variable("outputs", (2, *self.output_shape))
+        self.loss(outputs, variable(TARGETS, (2, *target_shape), target_dtype))
 
     def input(self, batch_size: int) -> Expression:
         """The variable that stands for a batch of inputs."""
@@ -79,32 +99,49 @@ class Model:
         return compile([self.network(self.input(batch_size), Scope())])
 
     def compile_training(
-        self, batch_size: int, generator: np.random.Generator, pool: ThreadPool | None = None
+        self,
+        batch_size: int,
+        generator: np.random.Generator,
+        pool: ThreadPool | None = None,
+        target_shape: tuple[int, ...] = (),
+        target_dtype: DTypeLike = np.uint8,
     ) -> Plan:
-        """A plan from a batch and its labels to the mean loss, how many are right, the gradients,
+        """A plan from a batch and its targets to the mean loss, how many are right, the gradients,
         and what is observed for the buffers: the vector of ``layout``, array by array.
 
-        ``generator`` is drawn from at each run by layers such as Dropout; ``pool`` is as for
-        ``compile``.
+        None is right where targets are no classes. ``generator`` is drawn from at each run by
+        layers such as Dropout; ``pool`` is as for ``compile``. Raises ShapeError or DTypeError if
+        the loss does not take such targets.
         """
         scope = Scope(training=True, generator=generator)
         outputs = self.network(self.input(batch_size), scope)
-        labels = variable(LABELS, (batch_size,), np.uint8)
-        loss = mean(self.loss(outputs, labels))
-        right = equal(argmax(outputs, -1), astype(labels, np.intp))
+        targets = variable(TARGETS, (batch_size, *target_shape), target_dtype)
+        loss = mean(self.loss(outputs, targets))
+        right = (
+            sum(astype(equal(argmax(outputs, -1), astype(targets, np.intp)), np.intp))
+            if self.classifies(target_shape, target_dtype)
+            else constant(0, np.intp)
+        )
         by_parameter = gradients(loss, list(scope.variables.values()))
         observed = [
             scope.observed.get(each.name, variable(each.name, each.shape))
             for each in self.layout.buffers
         ]
-        return compile([loss, sum(astype(right, np.intp)), *by_parameter, *observed], pool)
+        return compile([loss, right, *by_parameter, *observed], pool)
 
     def bind_inference(self, plan: Plan, inputs: Batch, weights: Vector) -> BoundPlan:
         """The inference plan on these arrays, borrowed; its one output is an array of its own."""
         return plan.bind({INPUTS: inputs, **self.layout.views(weights)})
 
+    def bind_evaluation(self, inputs: Batch, targets: Batch, weights: Vector) -> BoundPlan:
+        """A plan on these arrays, borrowed: the mean loss of inference, and the outputs."""
+        outputs = self.network(self.input(len(inputs)), Scope())
+        loss = mean(self.loss(outputs, variable(TARGETS, targets.shape, targets.dtype)))
+        arrays = {INPUTS: inputs, TARGETS: targets, **self.layout.views(weights)}
+        return compile([loss, outputs]).bind(arrays)
+
     def bind_training(
-        self, plan: Plan, inputs: Batch, labels: Labels, weights: Vector, gradient: Vector
+        self, plan: Plan, inputs: Batch, targets: Batch, weights: Vector, gradient: Vector
     ) -> BoundPlan:
         """The training plan on these arrays, borrowed; the gradients are written to ``gradient``,
         and where buffers lie, what the minibatch shows of what they average.
@@ -112,7 +149,7 @@ class Model:
         The first two outputs of a run are the mean loss and the number of right answers.
         """
         return plan.bind(
-            {INPUTS: inputs, LABELS: labels, **self.layout.views(weights)},
+            {INPUTS: inputs, TARGETS: targets, **self.layout.views(weights)},
             into=[None, None, *self.layout.views(gradient).values()],
         )
 
@@ -127,12 +164,12 @@ class Predictor:
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
 
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
-        """The outputs, (N, classes), of ``inputs``, (N, *input_shape), in a new array.
+        """The outputs, (N, *output_shape), of ``inputs``, (N, *input_shape), in a new array.
 
         Raises ShapeError if the inputs are of another shape or dtype.
         """
         self._model.require_inputs(inputs)
-        outputs = np.empty((len(inputs), self._model.classes), np.float32)
+        outputs = np.empty((len(inputs), *self._model.output_shape), np.float32)
         for start in range(0, len(inputs), self._batch_size):
             chunk = inputs[start : start + self._batch_size]
             batch, bound = self._bind(len(chunk))

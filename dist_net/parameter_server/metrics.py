@@ -46,7 +46,9 @@ class RunMetrics:
     staleness_sum: int = 0
     staleness_max: int = 0
     staleness_histogram: list[int] = field(default_factory=list)
-    records: deque[dict[str, float]] = field(default_factory=lambda: deque(maxlen=RECORDS_KEPT))
+    records: deque[dict[str, float | None]] = field(
+        default_factory=lambda: deque(maxlen=RECORDS_KEPT)
+    )
     next_record: int = 0
     window: Window = field(default_factory=Window)
 
@@ -87,7 +89,13 @@ class RunMetrics:
         return marks > before
 
     def record(
-        self, applied_samples: int, samples: int, version: int, learning_rate: float
+        self,
+        applied_samples: int,
+        samples: int,
+        version: int,
+        learning_rate: float,
+        *,
+        has_accuracy: bool = True,
     ) -> None:
         """Append a metric record: means over the pushes since the last one, and begin anew."""
         window = self.window
@@ -98,7 +106,7 @@ class RunMetrics:
                 "epoch": applied_samples / samples,
                 "version": version,
                 "loss": window.loss / window.samples,
-                "accuracy": window.correct / window.samples,
+                "accuracy": window.correct / window.samples if has_accuracy else None,
                 "staleness_mean": window.staleness / window.pushes,
                 "samples_per_s": window.samples / elapsed_s if elapsed_s > 0 else 0.0,
                 "seconds": self.seconds,

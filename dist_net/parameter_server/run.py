@@ -119,7 +119,13 @@ class RunState:
         member.refusals = 0
         metrics.push_applied(samples, push.loss_sum, push.correct, staleness, now)
         if metrics.record_due(ledger.applied_samples, settings.samples):
-            metrics.record(ledger.applied_samples, settings.samples, store.version, rates[-1])
+            metrics.record(
+                ledger.applied_samples,
+                settings.samples,
+                store.version,
+                rates[-1],
+                has_accuracy=settings.has_classes,
+            )
         return True
 
     def remove(self, member: Member) -> None:

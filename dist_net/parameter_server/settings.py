@@ -41,7 +41,7 @@ class RunSettings:
     The last ``len(momenta)`` arrays of ``layout`` are buffers: moving averages of these momenta.
     ``samples`` is the number of samples of one epoch. ``learning_rate`` is multiplied with
     ``schedule`` at each push. A worker that is silent for ``heartbeat_timeout_s`` is lost, and its
-    lease goes to others.
+    lease goes to others. Without classes there is no accuracy to report.
     """
 
     recipe: str
@@ -60,6 +60,7 @@ class RunSettings:
     heartbeat_interval_s: float = 0.3
     heartbeat_timeout_s: float = 1.5
     recipe_record: dict[str, Any] = field(default_factory=dict)
+    has_classes: bool = True
 
     def __post_init__(self) -> None:
         for name in ("samples", "epochs", "batch_size", "lease_minibatches"):

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from dist_net.data import DATASETS, Dataset, Progress, dataset_named
+from dist_net.data.samples import samples_of
 from dist_net.errors import (
     DistNetError,
     RecipeChangedError,
@@ -41,8 +43,9 @@ BUILT_IN = Path(__file__).parent / "built_in"
 class Recipe:
     """A network, the data that it is trained on, and how it is trained.
 
-    ``dataset`` is the name of a dataset, or a function that returns one, whose images are uint8 of
-    ``input_shape``. The last layer has one output per class. ``fitting`` says how pictures are
+    ``dataset`` is the name of a dataset, or a function that returns one, whose inputs are of
+    ``input_shape`` and ``input_dtype``. For classes, the last layer has one output for each; else
+    the outputs are what the loss takes with the targets. ``fitting`` says how pictures are
     resized to ``input_shape``, in training and when the net is served: see
     ``dist_net.fit_picture``. By default it is "pad" for a named dataset, and "exact" for a
     function, which does its own resizing. Raises RecipeError for settings out of range, and what
@@ -59,6 +62,7 @@ class Recipe:
     batch_size: int = 32
     epochs: int = 10
     fitting: str = ""
+    input_dtype: DTypeLike = np.uint8
 
     def __post_init__(self) -> None:
         if not self.fitting:
@@ -81,7 +85,7 @@ class Recipe:
     @cached_property
     def model(self) -> Model:
         """The network with its input shape and its loss."""
-        return Model(self.network, self.input_shape, self.loss)
+        return Model(self.network, self.input_shape, self.loss, self.input_dtype)
 
     def initial_weights(self, seed: int) -> Vector:
         """The initial parameters and buffers; the same for the same seed."""
@@ -93,17 +97,30 @@ class Recipe:
             dataset = dataset_named(self.dataset, progress=progress)
         else:
             dataset = _made_by(self.dataset)
-        if dataset.image_shape != self.input_shape:
-            raise RecipeError(
-                f"dataset {dataset.name!r} has images of shape {dataset.image_shape}, the recipe's "
-                f"input_shape is {self.input_shape}"
-            )
-        if len(dataset.class_names) != self.model.classes:
-            raise RecipeError(
-                f"dataset {dataset.name!r} has {len(dataset.class_names)} classes, the network has "
-                f"{self.model.classes} outputs; expected as many"
-            )
+        self._require(dataset)
         return dataset
+
+    def _require(self, dataset: Dataset) -> None:
+        inputs, targets = samples_of(dataset.train_inputs), samples_of(dataset.train_targets)
+        model = self.model
+        if (inputs.shape, inputs.dtype) != (model.input_shape, model.input_dtype):
+            raise RecipeError(
+                f"dataset {dataset.name!r} has inputs of shape {inputs.shape} and dtype "
+                f"{inputs.dtype}; the recipe's are of input_shape={model.input_shape} and "
+                f"input_dtype={model.input_dtype}"
+            )
+        classes = len(dataset.class_names)
+        if classes and targets.shape == () and model.output_shape != (classes,):
+            raise RecipeError(
+                f"dataset {dataset.name!r} has {classes} classes, the network has outputs of shape "
+                f"{model.output_shape}; expected one for each class"
+            )
+        try:
+            model.require_targets(targets.shape, targets.dtype)
+        except DistNetError as error:
+            raise RecipeError(
+                f"the recipe's loss does not take the targets of dataset {dataset.name!r}: {error}"
+            ) from error
 
 
 def _made_by(function: Callable[[], Dataset]) -> Dataset:

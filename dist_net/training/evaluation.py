@@ -1,54 +1,93 @@
-"""How well a model does on images that it was not trained on."""
+"""How well a model does on samples that it was not trained on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff import compile, mean, variable
+from dist_net.autodiff import BoundPlan
 from dist_net.data import Dataset
-from dist_net.nn import Model, Predictor
+from dist_net.data.samples import samples_of
+from dist_net.nn import Model
 from dist_net.vector import Vector
 
+BATCH_SIZE = 256
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """``confusion[i, j]`` counts the images of class i that were taken for class j."""
+    """The mean loss over ``samples``, and how each was classified.
+
+    ``labels`` has the class of each sample and ``answers`` what it was taken for, ``(samples,)``
+    intp; both are empty where the targets are no classes.
+    """
 
     loss: float
-    confusion: NDArray[np.int64]
+    samples: int
+    classes: int
+    labels: NDArray[np.intp]
+    answers: NDArray[np.intp]
 
     @property
-    def samples(self) -> int:
-        """The number of images."""
-        return int(self.confusion.sum())
+    def accuracy(self) -> float | None:
+        """The share of samples that were recognised; None without classes."""
+        return float(np.mean(self.labels == self.answers)) if self.labels.size else None
 
     @property
-    def accuracy(self) -> float:
-        """The share of images that were recognised."""
-        return float(self.confusion.trace() / self.samples)
+    def confusion(self) -> NDArray[np.int64]:
+        """How many samples of class i were taken for class j, ``(classes, classes)``."""
+        pairs = self.labels * self.classes + self.answers
+        counts = np.bincount(pairs, minlength=self.classes**2)
+        return counts.reshape(self.classes, self.classes, copy=False)
+
+    def __str__(self) -> str:
+        accuracy = "" if self.accuracy is None else f"test accuracy {self.accuracy:.2%}, "
+        return f"{accuracy}test loss {self.loss:.4f}"
+
+
+class EvaluationBatch(NamedTuple):
+    """A plan for minibatches of one size, and the arrays that it reads."""
+
+    inputs: NDArray[Any]
+    targets: NDArray[Any]
+    bound: BoundPlan
 
 
 class Evaluator:
     """Evaluates a model, as often as wanted, on the test part of a dataset."""
 
     def __init__(self, model: Model, dataset: Dataset) -> None:
-        self._images = np.asarray(dataset.test_images)
-        self._labels = np.asarray(dataset.test_labels)
+        self._model = model
+        self._inputs = samples_of(dataset.test_inputs)
+        self._targets = samples_of(dataset.test_targets)
         self._weights = np.empty(model.layout.size, np.float32)
-        self._predict = Predictor(model, self._weights)
-        outputs = variable("outputs", (len(self._labels), model.classes))
-        labels = variable("labels", self._labels.shape, np.uint8)
-        self._loss = compile([mean(model.loss(outputs, labels))])
+        self._batches: dict[int, EvaluationBatch] = {}
 
     def __call__(self, weights: Vector) -> Evaluation:
-        """The loss and the confusion of these weights, which are copied."""
+        """How these weights do, which are copied."""
         self._weights[...] = weights
-        outputs = self._predict(self._images)
-        (loss,) = self._loss.bind({"outputs": outputs, "labels": self._labels}).run()
-        classes = outputs.shape[1]
-        pairs = self._labels.astype(np.intp) * classes + outputs.argmax(1)
-        counts = np.bincount(pairs, minlength=classes * classes)
-        return Evaluation(float(loss), counts.reshape(classes, classes, copy=False))
+        samples = len(self._targets)
+        classifies = self._model.classifies(self._targets.shape, self._targets.dtype)
+        labels, answers = (np.empty(samples if classifies else 0, np.intp) for _ in range(2))
+        loss_sum = 0.0
+        for start in range(0, samples, BATCH_SIZE):
+            indices = np.arange(start, min(start + BATCH_SIZE, samples))
+            inputs, targets, bound = self._batch(len(indices))
+            self._inputs.read(indices, inputs)
+            self._targets.read(indices, targets)
+            loss, outputs = bound.run()
+            loss_sum += float(loss) * len(indices)
+            if classifies:
+                labels[indices], answers[indices] = targets, outputs.argmax(1)
+        return Evaluation(loss_sum / samples, samples, self._model.classes, labels, answers)
+
+    def _batch(self, size: int) -> EvaluationBatch:
+        if size not in self._batches:
+            inputs = np.empty((size, *self._inputs.shape), self._inputs.dtype)
+            targets = np.empty((size, *self._targets.shape), self._targets.dtype)
+            bound = self._model.bind_evaluation(inputs, targets, self._weights)
+            self._batches[size] = EvaluationBatch(inputs, targets, bound)
+        return self._batches[size]

@@ -15,11 +15,14 @@ from dist_net.vector import Vector
 
 
 class EpochResult(NamedTuple):
-    """What an epoch gave: means over its samples, each before the update that it led to."""
+    """What an epoch gave: means over its samples, each before the update that it led to.
+
+    ``accuracy`` is None where targets are no classes.
+    """
 
     epoch: int
     loss: float
-    accuracy: float
+    accuracy: float | None
 
 
 class SingleProcess:
@@ -30,7 +33,7 @@ class SingleProcess:
 
     def __init__(self, recipe: Recipe, dataset: Dataset, seed: int = 0, threads: int = 1) -> None:
         self._recipe = recipe
-        self._samples = len(dataset.train_labels)
+        self._samples = len(dataset.train_targets)
         self._step = TrainingStep(recipe.model, dataset, seed, threads)
         layout = recipe.model.layout
         self._rule = start_rule(recipe.optimizer, layout.shapes, layout.momenta)
@@ -62,4 +65,5 @@ class SingleProcess:
                 for start in range(0, self._samples, self._recipe.batch_size)
             ]
             loss, right = map(sum, zip(*results, strict=True))
-            yield EpochResult(epoch, loss / self._samples, right / self._samples)
+            accuracy = right / self._samples if self._step.classifies else None
+            yield EpochResult(epoch, loss / self._samples, accuracy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,8 @@ from threadpoolctl import ThreadpoolController
 from dist_net.autodiff import BoundPlan, Plan
 from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
-from dist_net.data import Dataset, epoch_order
+from dist_net.data import AugmentedSamples, Dataset, epoch_order
+from dist_net.data.samples import samples_of
 from dist_net.nn import Model
 from dist_net.nn.blas import fastest_gemm
 from dist_net.vector import Vector
@@ -21,8 +22,8 @@ from dist_net.vector import Vector
 class Minibatch(NamedTuple):
     """Arrays that minibatches of one size are gathered into."""
 
-    inputs: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
+    inputs: NDArray[Any]
+    targets: NDArray[Any]
 
 
 class Binding(NamedTuple):
@@ -55,8 +56,9 @@ class TrainingStep:
         gemm = fastest_gemm() if blas_threads == 1 else Gemm()
         self._pool = ThreadPool(pool_threads, gemm)
         self._blas = ThreadpoolController().select(user_api="blas")
-        self._images = np.asarray(dataset.train_images)
-        self._labels = np.asarray(dataset.train_labels)
+        self._inputs = samples_of(dataset.train_inputs)
+        self._targets = samples_of(dataset.train_targets)
+        self._augmented = self._inputs if isinstance(self._inputs, AugmentedSamples) else None
         self._seed = seed
         # Counter-based (Salmon et al. 2011), so that going to a minibatch's numbers costs little.
         self._bits = np.random.Philox(seed)
@@ -69,18 +71,25 @@ class TrainingStep:
         self._bound: dict[tuple[int, int, int], Binding] = {}
         self._size = 0
 
+    @property
+    def classifies(self) -> bool:
+        """Whether targets are classes, of which a minibatch counts the right answers."""
+        return self._model.classifies(self._targets.shape, self._targets.dtype)
+
     def gather(self, epoch: int, start: int, stop: int) -> None:
         """Gathers samples ``start`` to ``stop`` of the shuffled order of ``epoch``."""
         if epoch != self._epoch:
-            self._order = epoch_order(self._seed, epoch, len(self._labels))
+            self._order = epoch_order(self._seed, epoch, len(self._targets))
             self._epoch = epoch
         self._start = start
         self._size = stop - start
         _, minibatch = self._plan(self._size)
         chosen = self._order[start:stop]
-        # The order is a permutation, so no index needs the check that clipping spares.
-        self._images.take(chosen, 0, minibatch.inputs, "clip")
-        self._labels.take(chosen, 0, minibatch.labels, "clip")
+        if self._augmented is None:
+            self._inputs.read(chosen, minibatch.inputs)
+        else:
+            self._augmented.read_augmented(chosen, minibatch.inputs, self._seed, epoch)
+        self._targets.read(chosen, minibatch.targets)
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
         """Writes the mean gradient of the gathered minibatch; gives (summed loss, number right).
@@ -108,10 +117,11 @@ class TrainingStep:
 
     def _plan(self, size: int) -> tuple[Plan, Minibatch]:
         if size not in self._plans:
+            targets = np.empty((size, *self._targets.shape), self._targets.dtype)
             self._plans[size] = (
-                self._model.compile_training(size, self._generator, self._pool),
-                Minibatch(
-                    np.empty((size, *self._model.input_shape), np.uint8), np.empty(size, np.uint8)
+                self._model.compile_training(
+                    size, self._generator, self._pool, self._targets.shape, targets.dtype
                 ),
+                Minibatch(np.empty((size, *self._inputs.shape), self._inputs.dtype), targets),
             )
         return self._plans[size]

@@ -49,12 +49,12 @@ step = ad.compile([loss, *gradients]).bind({"pixels": images, "labels": answers,
 
 # 6. Stochastic gradient descent: take a few pictures, and go a little way against the gradient.
 for epoch in range(EPOCHS):
-    order = epoch_order(seed=0, epoch=epoch, samples=len(data.train_labels))
+    order = epoch_order(seed=0, epoch=epoch, samples=len(data.train_targets))
     losses = []
     for start in range(0, len(order), BATCH_SIZE):
         chosen = order[start : start + BATCH_SIZE]
-        images[...] = data.train_images[chosen]
-        answers[...] = data.train_labels[chosen]
+        images[...] = data.train_inputs[chosen]
+        answers[...] = data.train_targets[chosen]
         minibatch_loss, *minibatch_gradients = step.run()
         losses.append(float(minibatch_loss))
         for array, gradient in zip(arrays.values(), minibatch_gradients, strict=True):
@@ -64,8 +64,8 @@ for epoch in range(EPOCHS):
 # 7. How good is it? The same network, on pictures that it has not seen.
 predicted = ad.compile([ad.argmax(logits, axis=1)]).bind({"pixels": images, **arrays})
 right = 0
-for start in range(0, len(data.test_labels) - BATCH_SIZE + 1, BATCH_SIZE):
-    images[...] = data.test_images[start : start + BATCH_SIZE]
+for start in range(0, len(data.test_targets) - BATCH_SIZE + 1, BATCH_SIZE):
+    images[...] = data.test_inputs[start : start + BATCH_SIZE]
     (classes,) = predicted.run()
-    right += int(np.sum(classes == data.test_labels[start : start + BATCH_SIZE]))
+    right += int(np.sum(classes == data.test_targets[start : start + BATCH_SIZE]))
 print(f"test accuracy {right / (start + BATCH_SIZE):.1%}")

@@ -24,6 +24,6 @@ model.compile(
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
 )
-model.fit(np.asarray(data.train_images), data.train_labels, batch_size=32, epochs=3)
-_, accuracy = model.evaluate(np.asarray(data.test_images), data.test_labels, verbose=0)
+model.fit(np.asarray(data.train_inputs), data.train_targets, batch_size=32, epochs=3)
+_, accuracy = model.evaluate(np.asarray(data.test_inputs), data.test_targets, verbose=0)
 print(f"test accuracy {accuracy:.1%}")

@@ -53,7 +53,7 @@ def test_a_net_with_batch_norm_learns(workers: int, shares_memory: bool) -> None
 
     # The averages are close to what the last weights show on all the samples.
     views = RECIPE.model.layout.views(weights)
-    pixels = digits.train_images.reshape(-1, 64) / 255
+    pixels = digits.train_inputs.reshape(-1, 64) / 255
     hidden = pixels @ views["dense/kernel"] + views["dense/bias"]
     distance = (views["batchnorm/mean"] - hidden.mean(0)) / hidden.std(0)
     assert np.abs(distance).max() < 0.5 < np.abs(hidden.mean(0) / hidden.std(0)).max()

@@ -249,7 +249,7 @@ def test_a_worker_with_other_data_is_refused(
 ) -> None:
     dataset = recipe.load_dataset()
     smaller = replace(
-        dataset, train_images=dataset.train_images[1:], train_labels=dataset.train_labels[1:]
+        dataset, train_inputs=dataset.train_inputs[1:], train_targets=dataset.train_targets[1:]
     )
     with cluster() as run:
         stranger = run.start_worker(recipe=replace(recipe, dataset=lambda: smaller))

@@ -186,9 +186,9 @@ def test_a_network_that_was_trained_here_answers_the_same_in_the_program(
     assert list(training.epochs())[-1].accuracy > 0.8
     network = DarknetNetwork(configuration)
     pictures = [tmp_path / f"{i}.png" for i in range(5)]
-    for path, image in zip(pictures, dataset.test_images, strict=False):
+    for path, image in zip(pictures, dataset.test_inputs, strict=False):
         Image.fromarray(image).save(path)
-    images = dataset.test_images[:5, :, :, np.newaxis].astype(np.float32) / 255
+    images = dataset.test_inputs[:5, :, :, np.newaxis].astype(np.float32) / 255
     theirs = darknet.predict(network, training.weights, pictures, 10)
     for ours, answer in zip(outputs(network, training.weights, images), theirs, strict=True):
         assert ours == pytest.approx([answer[i] for i in range(10)], abs=LAST_DIGIT)

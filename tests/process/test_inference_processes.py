@@ -165,7 +165,7 @@ def test_a_worker_answers_what_it_loaded_and_leaves_when_told(
     gateway: Gateway, worker: Child, digits: ModelDescription
 ) -> None:
     assert load(gateway, worker, digits) == Loaded("digits", 1, "")
-    images = dataset_named("digits").test_images[:3]
+    images = dataset_named("digits").test_inputs[:3]
     payloads = (images[:2].tobytes(), b"short", images[2:].tobytes())
     gateway.tells(RunBatch(5, "digits", 1, False, payloads))
     done = gateway.hears(BatchDone, worker)
@@ -191,7 +191,7 @@ def test_versions_are_answered_side_by_side(
     newer = described(digits_model(1), "digits", 2, tmp_path)
     for description in (digits, newer, newer):
         assert load(gateway, worker, description) == Loaded("digits", description.version, "")
-    image = dataset_named("digits").test_images[:1].tobytes()
+    image = dataset_named("digits").test_inputs[:1].tobytes()
     answers = []
     for version in (1, 2, 1):
         gateway.tells(RunBatch(version, "digits", version, False, (image,)))

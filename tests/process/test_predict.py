@@ -128,17 +128,17 @@ def test_a_run_says_what_pictures_show(start: Start, tmp_path: Path) -> None:
     start("train", "digits", "--epochs", "4", "--run-dir", str(run), "--json").result()
     digits = dataset_named("digits")
     paths = [str(tmp_path / f"{number}.png") for number in range(40)]
-    for path, image in zip(paths, digits.test_images, strict=False):
+    for path, image in zip(paths, digits.test_inputs, strict=False):
         Image.fromarray(np.asarray(image)).save(path)
     enlarged = str(tmp_path / "enlarged.png")
-    Image.fromarray(np.kron(digits.test_images[0], np.ones((50, 50), np.uint8))).save(enlarged)
+    Image.fromarray(np.kron(digits.test_inputs[0], np.ones((50, 50), np.uint8))).save(enlarged)
     for model in (run, RunDirectory(run).checkpoint):
         command = start("predict", str(model), *paths, enlarged, "--json")
         assert command.ends() == 0, command.stderr
         answers = [json.loads(line)["predictions"] for line in command.stdout.splitlines()]
         right = [
             answer[0]["label"] == str(label)
-            for answer, label in zip(answers, digits.test_labels, strict=False)
+            for answer, label in zip(answers, digits.test_targets, strict=False)
         ]
         assert sum(right) > 30
         assert answers[-1][0]["label"] == answers[0][0]["label"]

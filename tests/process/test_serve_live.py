@@ -24,7 +24,7 @@ Start = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]
 
 LIVE = "live"
-ROWS = dataset_named("digits").test_images[:16]
+ROWS = dataset_named("digits").test_inputs[:16]
 
 
 class Answered(NamedTuple):

@@ -43,7 +43,7 @@ class CheckedIndices(Operation):
                 position = int(np.argmax(unsigned >= self.length))
                 raise IndexRangeError(
                     f"{self.name}: index {indices.flat[position]} at position {position}; expected "
-                    f"0 to {self.length - 1}, as labels count the classes from 0"
+                    f"0 to {self.length - 1}, as there are {self.length} classes"
                 )
 
         return copy_checked

@@ -11,6 +11,7 @@ from dist_net.autodiff.operations.elementwise import exp, log
 from dist_net.autodiff.operations.indexing import gather
 from dist_net.autodiff.operations.reduction import sum
 from dist_net.autodiff.operations.selection import max, stop_gradient
+from dist_net.errors import DTypeError
 
 
 def shifted_to_zero(logits: Expression) -> Expression:
@@ -30,7 +31,20 @@ def log_softmax(logits: Expression) -> Expression:
     return shifted - log(sum(exp(shifted), -1, keepdims=True))
 
 
+def require_class_indices(name: str, labels: Expression) -> None:
+    """Raises DTypeError, for the loss ``name``, unless the labels are integers."""
+    if labels.dtype.kind not in "iu":
+        raise DTypeError(
+            f"{name}: targets of dtype {labels.dtype}; expected integers, each the index of a "
+            f"class; for numbers to be predicted take mean_squared_error"
+        )
+
+
 def cross_entropy_of_logits(logits: Expression, labels: Expression) -> Expression:
-    """-log softmax(logits)[label] of each row: (N, C) and (N,) integers give (N,)."""
+    """-log softmax(logits)[label] of each row: (N, C) and (N,) integers give (N,).
+
+    Raises DTypeError for labels that are no integers.
+    """
+    require_class_indices("cross_entropy_of_logits", labels)
     shifted = shifted_to_zero(logits)
     return log(sum(exp(shifted), -1)) - gather(shifted, labels)

@@ -273,8 +273,8 @@ def test_a_parameter_declared_twice_is_refused() -> None:
         scope.parameter("scale", (1,), nn.ones)
 
 
-def test_a_network_without_classes_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"must be \(N, classes\), not \(1, 2, 2\)"):
+def test_a_network_whose_output_is_no_batch_of_float32_is_refused() -> None:
+    with pytest.raises(ShapeError, match=r"must be float32, .* not uint8\[1, 2, 2\]"):
         nn.Model(nn.Lambda(lambda x: x), (2, 2))
 
 

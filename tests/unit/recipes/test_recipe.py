@@ -84,7 +84,7 @@ def test_a_file_is_a_recipe_by_its_absolute_path(tmp_path: Path) -> None:
     path.write_text(TEXT)
     loaded = load_recipe(str(path))
     assert (loaded.name, loaded.reference) == ("mine", str(path))
-    assert loaded.recipe.load_dataset().image_shape == (8, 8)
+    assert loaded.recipe.load_dataset().input_shape == (8, 8)
 
 
 def test_first_weights_follow_from_the_seed() -> None:
@@ -101,9 +101,9 @@ def test_the_digest_tells_files_and_data_apart(tmp_path: Path) -> None:
         path.write_text(text)
         digests.add(load_recipe(str(path)).digest(digits))
     assert len(digests) == 2  # wherever it lies, the same file is the same recipe
-    labels = digits.train_labels.copy()
+    labels = digits.train_targets.copy()
     labels[[0, 1]] = [1, 2]
-    changed = replace(digits, train_labels=labels)
+    changed = replace(digits, train_targets=labels)
     assert load_recipe("digits").digest(changed) != load_recipe("digits").digest(digits)
 
 
@@ -115,11 +115,11 @@ def test_the_digest_says_whether_release_recipe_or_data_differ(
 
     digits = dataset_named("digits")
     own = parts(digits)
-    images = digits.train_images.copy()
+    images = digits.train_inputs.copy()
     images[3, 0, 0] ^= 1
     for changed in (
-        replace(digits, train_images=images),
-        replace(digits, train_images=images[:-1], train_labels=digits.train_labels[:-1]),
+        replace(digits, train_inputs=images),
+        replace(digits, train_inputs=images[:-1], train_targets=digits.train_targets[:-1]),
     ):
         other = parts(changed)
         assert {name for name in own if own[name] != other[name]} == {"data"}
@@ -150,8 +150,11 @@ def test_what_is_no_recipe_is_refused_with_the_names_there_are(reference: str) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("(8, 8)", "(9, 9)"), r"images of shape \(8, 8\), the recipe's input_shape is \(9, 9\)"),
-        (("Dense(10)", "Dense(7)"), "has 10 classes, the network has 7 outputs"),
+        (
+            ("(8, 8)", "(9, 9)"),
+            r"inputs of shape \(8, 8\) and dtype uint8; .* input_shape=\(9, 9\)",
+        ),
+        (("Dense(10)", "Dense(7)"), r"has 10 classes, the network has outputs of shape \(7,\)"),
     ],
 )
 def test_data_that_does_not_fit_the_network_is_refused(

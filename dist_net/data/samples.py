@@ -1,0 +1,99 @@
+"""The inputs or the targets of a dataset, read by their indices, wherever they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+SampleIndices = NDArray[np.int64]
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """Inputs or targets that need not lie in memory, such as pictures that are decoded when read.
+
+    ``shape`` and ``dtype`` are those of one sample, in the machine's byte order; ``len`` is how
+    many there are. The content never changes. One process reads, one call at a time.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
+        """Fills ``out`` with the samples at ``indices``, which are from 0 to ``len`` - 1.
+
+        ``out`` is borrowed, C-contiguous, ``(len(indices), *shape)`` of ``dtype``.
+        """
+
+
+@runtime_checkable
+class AugmentedSamples(Samples, Protocol):
+    """Inputs of which training sees another variant in each epoch.
+
+    ``read`` gives them as they are, for evaluation and for the dataset's digest.
+    """
+
+    def read_augmented(
+        self, indices: SampleIndices, out: NDArray[Any], seed: int, epoch: int
+    ) -> None:
+        """Fills ``out`` as ``read`` does, with each sample's variant of this epoch.
+
+        The variant follows from (``seed``, ``epoch``, the sample's index) alone, so that it is the
+        same whoever computes a minibatch, and whatever else is in that.
+        """
+
+
+class ArraySamples:
+    """An array, or a memory map, as ``Samples``; borrowed."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._array = np.asarray(array)
+        self.shape = array.shape[1:]
+        self.dtype = array.dtype.newbyteorder("=")
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
+        """Fills ``out`` with the samples at ``indices``."""
+        if self._array.dtype == self.dtype:
+            # The indices are in range, and need not the check that clipping spares.
+            self._array.take(indices, 0, out, "clip")
+        else:
+            np.copyto(out, self._array[indices])
+
+
+Values: TypeAlias = NDArray[Any] | Samples
+"""What a dataset is made of: arrays, memory maps, or whatever reads samples."""
+
+
+def samples_of(values: Values) -> Samples:
+    """The values as ``Samples``; an array is borrowed."""
+    return ArraySamples(values) if isinstance(values, np.ndarray) else values
+
+
+CHUNK_BYTES = 1 << 20
+
+
+def chunks_of(samples: Samples, every: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The samples in their order, in chunks of about a MiB, each with its first sample's index.
+
+    Of ``every`` so many samples the first is read. A chunk is overwritten by the next.
+    """
+    indices = np.arange(0, len(samples), every)
+    sample_bytes = max(1, samples.dtype.itemsize * int(np.prod(samples.shape)))
+    size = min(len(indices), max(1, CHUNK_BYTES // sample_bytes))
+    buffer = np.empty((size, *samples.shape), samples.dtype)
+    for start in range(0, len(indices), size):
+        chosen = indices[start : start + size]
+        chunk = buffer[: len(chosen)]
+        samples.read(chosen, chunk)
+        yield int(chosen[0]), chunk
