@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_net.cli.plots import plot_confusion, plot_training
 from dist_net.cluster.command_line import add_trust_argument, command_line, joining_command
 from dist_net.cluster.local_run import LocalCluster, LocalRun, RunOutcome
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
@@ -20,6 +19,7 @@ from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import LoadedRecipe, load_recipe, recipe_names
+from dist_net.report.plots import plot_confusion, plot_training
 from dist_net.training.evaluation import Evaluation
 
 DEFAULT_RECIPE = "fashion-mnist"

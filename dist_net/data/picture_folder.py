@@ -21,8 +21,8 @@ from dist_net.data.picture_split import (
     TEST,
     TRAIN,
     VALIDATION,
-    LeftOut,
     LabelledPicture,
+    LeftOut,
     with_validation_split_off,
     without_contradictions,
 )

@@ -23,17 +23,22 @@ KNOWN_SHARE = 0.99
 
 @dataclass(frozen=True)
 class Calibration:
-    """What logits are divided by, and the probability below which the answer is unknown."""
+    """What logits are divided by, and the probability below which the answer is unknown.
+
+    ``precision`` of the answers that are given were right where they were chosen.
+    """
 
     temperature: float
     threshold: float
+    precision: float
 
 
 def calibrate(logits: Scores, targets: Targets, precision: float) -> Calibration:
-    """The calibration by which ``precision`` of the answers that are given are right."""
+    """The calibration by which ``precision`` of the answers given are right, if that can be."""
     temperature = temperature_of(logits, targets)
     probabilities = softmax(logits / np.float32(temperature))
-    return Calibration(temperature, threshold_of(probabilities, targets, precision))
+    threshold = threshold_of(probabilities, targets, precision)
+    return Calibration(temperature, threshold, precision)
 
 
 def temperature_of(logits: Scores, targets: Targets) -> float:

@@ -43,12 +43,14 @@ MAY_IMPORT = {
     "training": "errors vector clock autodiff nn optim data recipes wire",
     "serving": "errors clock files autodiff nn pictures darknet recipes wire",
     "models": "errors vector spelling nn optim pictures data darknet recipes wire parameter_server",
+    "report": "errors nn models",
     "cluster": (
         "errors clock autodiff nn pictures data recipes wire parameter_server training serving "
         "models"
     ),
     "cli": (
-        "errors spelling data darknet recipes wire parameter_server training serving models cluster"
+        "errors spelling data darknet recipes wire parameter_server training serving models report "
+        "cluster"
     ),
     "__main__": "cli",
     "dist_net": "pictures recipes serving",
@@ -72,7 +74,7 @@ NEEDS_AN_EXTRA = {
     "compiling": "numba",
     "http": "starlette uvicorn prometheus_client python_multipart orjson",
 }
-CAN_DO_WITHOUT = {"plots": "matplotlib", "serving_run": "uvloop"}
+CAN_DO_WITHOUT = {"report": "matplotlib", "serving_run": "uvloop"}
 EXTRAS = {name: set(of.split()) for name, of in (NEEDS_AN_EXTRA | CAN_DO_WITHOUT).items()}
 
 READS_THE_ENVIRONMENT = {"cli"}

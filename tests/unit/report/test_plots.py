@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 
-from dist_net.cli.plots import plot_confusion, plot_training
+from dist_net.report.plots import plot_confusion, plot_training
 
 SAMPLES = 100  # an epoch's
 

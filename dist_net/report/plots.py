@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 300  # of a curve; more than that is only noise
 MOST_CLASSES_NAMED = 60  # beyond that names and counts could not be read
+TITLES = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "staleness_mean": "mean staleness, in versions",
+}
 AS_IT_IS: dict[str, Any] = {"parse_math": False}  # a name may hold dollar signs
 
 
@@ -28,32 +33,34 @@ def plot_training(
 
     Raises MissingExtraError, and OSError where nothing can be written.
     """
-    figure = _figure(15, 4.2)
+    figure = new_figure(15, 4.2)
     figure.suptitle(_title(records, samples_per_epoch, recipe), **AS_IT_IS)
-    panels = {
-        "loss": "loss",
-        "accuracy": "accuracy",
-        "staleness_mean": "mean staleness, in versions",
-    }
-    for axes, (quantity, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        axes.set_title(title)
-        for kind, style in (("train", "-"), ("test", "o-")):
-            chosen = [
-                each for each in records if each["kind"] == kind and each.get(quantity) is not None
-            ]
-            if chosen:
-                points = np.array([(each["samples"], each[quantity]) for each in chosen], float)
-                epochs, values = _curve(points).T / [[samples_per_epoch], [1]]
-                axes.plot(epochs, values, style, label=kind, markersize=3, linewidth=1.2)
-        axes.set_xlabel("epoch")
-        axes.set_xlim(left=0)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend()
-    _, accuracy, staleness = figure.axes
-    accuracy.yaxis.set_major_formatter("{x:.0%}")
-    staleness.set_ylim(bottom=0)
+    of_epochs = [{**each, "epoch": each["samples"] / samples_per_epoch} for each in records]
+    for axes, quantity in zip(figure.subplots(1, 3), TITLES, strict=True):
+        draw_curve(axes, of_epochs, quantity)
     figure.savefig(path, dpi=120)
+
+
+def draw_curve(axes: Axes, records: Sequence[Mapping[str, Any]], quantity: str) -> None:
+    """Draws a quantity of TITLES over epochs, in training and on test samples."""
+    axes.set_title(TITLES[quantity])
+    for kind, style in (("train", "-"), ("test", "o-")):
+        chosen = [
+            each for each in records if each["kind"] == kind and each.get(quantity) is not None
+        ]
+        if chosen:
+            points = np.array([(each["epoch"], each[quantity]) for each in chosen], float)
+            epochs, values = _curve(points).T
+            axes.plot(epochs, values, style, label=kind, markersize=3, linewidth=1.2)
+    axes.set_xlabel("epoch")
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    if quantity == "accuracy":
+        axes.yaxis.set_major_formatter("{x:.0%}")
+    elif quantity == "staleness_mean":
+        axes.set_ylim(bottom=0)
 
 
 def _title(records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe: str) -> str:
@@ -82,20 +89,25 @@ def plot_confusion(
 
     Raises what ``plot_training`` does.
     """
-    classes = len(class_names)
-    side = 0.6 * min(classes, MOST_CLASSES_NAMED)
-    figure = _figure(2 + side, 1.8 + side)
+    side = 0.6 * min(len(class_names), MOST_CLASSES_NAMED)
+    figure = new_figure(2 + side, 1.8 + side)
     axes = figure.subplots()
+    draw_confusion(axes, confusion, class_names)
     axes.set_title(f"{recipe}: test images", **AS_IT_IS)
+    figure.savefig(path, dpi=100)
+
+
+def draw_confusion(axes: Axes, confusion: NDArray[np.int64], class_names: Sequence[str]) -> None:
+    """Draws counts of (true class, predicted class), shaded by their share of the true one's."""
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if classes <= MOST_CLASSES_NAMED:
-        axes.set_xticks(range(classes), class_names, rotation=45, ha="right", **AS_IT_IS)
-        axes.set_yticks(range(classes), class_names, **AS_IT_IS)
+    if len(class_names) <= MOST_CLASSES_NAMED:
+        places = range(len(class_names))
+        axes.set_xticks(places, class_names, rotation=45, ha="right", **AS_IT_IS)
+        axes.set_yticks(places, class_names, **AS_IT_IS)
         _write_counts(axes, confusion, shares)
-    figure.savefig(path, dpi=100)
 
 
 def _write_counts(axes: Axes, confusion: NDArray[np.int64], shares: NDArray[np.float64]) -> None:
@@ -104,7 +116,7 @@ def _write_counts(axes: Axes, confusion: NDArray[np.int64], shares: NDArray[np.f
         axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches; raises MissingExtraError without matplotlib."""
     try:
         from matplotlib.figure import Figure

@@ -1,0 +1,215 @@
+"""The report as a page that stands alone: one HTML file without scripts, in light and dark."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+STYLE = Path(__file__).with_name("report.css")
+MOST_CLASSES_COUNTED = 40
+"""Of more classes than these the matrix would not be readable; the table has each."""
+
+WIDTH, HEIGHT, LEFT, BOTTOM = 400, 200, 40, 24
+
+
+def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> str:
+    """The page of a report's ``content``, with PNG files of its pictures by name."""
+    name = escape(content["name"])
+    body = [
+        f"<h1>{name}</h1>",
+        f"<p>{escape(content['description'])}</p>",
+        _facts(content),
+        _curves(content["curves"]),
+        _classes(content["classes"]),
+        _confusion(content["confusion"], [each["name"] for each in content["classes"]]),
+        _unknown(content["calibration"], content["left_out"]),
+        _pictures(
+            "The most confident mistakes",
+            "Pictures that were not trained on, and were taken for something else.",
+            content["mistakes"],
+            thumbnails,
+        ),
+        _pictures(
+            "Doubtful labels",
+            "Nets that had not seen these pictures take them for another class. Look whether they "
+            "lie in the right folder.",
+            content["doubtful"],
+            thumbnails,
+        ),
+        _skipped(content["skipped"]),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{name}</title>\n<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</html>\n"
+    )
+
+
+def _facts(content: Mapping[str, Any]) -> str:
+    counts = content["pictures"]
+    calibration = content["calibration"]
+    facts = {
+        f"right, of {counts[content['judged_on']]:,} pictures": f"{content['accuracy']:.1%}",
+        "answered; the others: unknown": f"{calibration['answered']:.1%}",
+        "right of those answered": _share(calibration["right_of_answered"]),
+        "trained on": f"{counts['train']:,}",
+    }
+    items = "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in facts.items())
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _curves(records: Sequence[Mapping[str, Any]]) -> str:
+    if not records:
+        return ""
+    charts = "".join(_chart(records, quantity) for quantity in ("loss", "accuracy"))
+    return (
+        '<h2>Learning</h2><p><span class="key train">In training</span> and '
+        '<span class="key test">on pictures not trained on</span>, by epoch.</p>'
+        f'<div class="charts">{charts}</div>'
+    )
+
+
+def _chart(records: Sequence[Mapping[str, Any]], quantity: str) -> str:
+    chosen = [each for each in records if each.get(quantity) is not None]
+    last = max(each["epoch"] for each in chosen) or 1
+    top = 1.0 if quantity == "accuracy" else max(each[quantity] for each in chosen) or 1
+    lines = [
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH}" y1="{y:g}" y2="{y:g}"/>'
+        f'<text x="{LEFT - 6}" y="{y + 4:g}" text-anchor="end">{_tick(quantity, value)}</text>'
+        for value in (0, top / 2, top)
+        for y in (_y(value, top),)
+    ]
+    for kind in ("train", "test"):
+        points = " ".join(
+            f"{LEFT + each['epoch'] / last * (WIDTH - LEFT):.1f},{_y(each[quantity], top):.1f}"
+            for each in sorted(chosen, key=lambda each: each["epoch"])
+            if each["kind"] == kind
+        )
+        lines.append(f'<polyline class="{kind}" points="{points}"/>')
+    lines.append(f'<text x="{WIDTH}" y="{HEIGHT}" text-anchor="end">{last:g}</text>')
+    return (
+        f"<figure><figcaption>{quantity}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{quantity} by epoch">'
+        f"{''.join(lines)}</svg></figure>"
+    )
+
+
+def _y(value: float, top: float) -> float:
+    return 8 + (1 - value / top) * (HEIGHT - BOTTOM - 8)
+
+
+def _tick(quantity: str, value: float) -> str:
+    return f"{value:.0%}" if quantity == "accuracy" else f"{value:.2g}"
+
+
+def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
+    rows = (
+        (
+            escape(each["name"]),
+            f"{each['pictures']:,}",
+            _share(each["precision"]),
+            _share(each["recall"]),
+        )
+        for each in classes
+    )
+    return (
+        "<h2>Classes</h2><p>Precision: how often the answer is right. Recall: how many of the "
+        "class are found.</p>"
+        + _table("classes", ("class", "pictures", "precision", "recall"), rows)
+    )
+
+
+def _table(name: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    heads = "".join(f"<th>{each}</th>" for each in head)
+    lines = "".join(
+        f"<tr><th>{first}</th>{''.join(f'<td>{each}</td>' for each in rest)}</tr>"
+        for first, *rest in rows
+    )
+    return (
+        f'<div class="scroll"><table class="{name}"><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{lines}</tbody></table></div>"
+    )
+
+
+def _confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
+    if len(names) > MOST_CLASSES_COUNTED:
+        return ""
+    heads = "".join(f"<th>{escape(name)}</th>" for name in names)
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th>"
+        + "".join(_count(count, max(1, sum(counts))) for count in counts)
+        + "</tr>"
+        for name, counts in zip(names, confusion, strict=True)
+    )
+    return (
+        "<h2>What is taken for what</h2><p>A row for each class as it is, a column for each as "
+        'it was taken.</p><div class="scroll"><table class="confusion"><thead><tr><th></th>'
+        f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _count(count: int, total: int) -> str:
+    share = count / total
+    kind = "dark" if share > 0.5 else "none" if count == 0 else ""
+    return f'<td class="{kind}" style="--share: {share:.3f}">{count}</td>'
+
+
+def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any]]) -> str:
+    text = (
+        f"Below a probability of {calibration['threshold']:.1%} the answer is <b>unknown</b>: "
+        f"chosen so that {calibration['precision']:.0%} of the answers given are right. The "
+        f"expected calibration error is {calibration['error_after']:.1%}; it was "
+        f"{calibration['error_before']:.1%} before calibration."
+    )
+    section = f"<h2>&ldquo;I don&rsquo;t know&rdquo;</h2><p>{text}</p>"
+    if not left_out:
+        return section
+    rows = (
+        (escape(each["name"]), _share(each["unknown"]), _share(each["known_lost"]))
+        for each in left_out
+    )
+    return (
+        section + "<p>What would become of a class that the net has never seen: it was left out, "
+        "and its pictures were shown to a net trained on the others.</p>"
+        + _table("left-out", ("left out", "called unknown", "others called unknown"), rows)
+    )
+
+
+def _pictures(
+    title: str,
+    text: str,
+    entries: Sequence[Mapping[str, Any]],
+    thumbnails: Mapping[str, bytes],
+) -> str:
+    if not entries:
+        return ""
+    items = "".join(
+        f"<li>{_image(each['picture'], thumbnails)}<b>{escape(each['answer'])}</b> "
+        f"{each['probability']:.0%}<br>labelled {escape(each['label'])}<br>"
+        f"<small>{escape(each['picture'])}</small></li>"
+        for each in entries
+    )
+    return f'<h2>{title}</h2><p>{text}</p><ul class="pictures">{items}</ul>'
+
+
+def _image(name: str, thumbnails: Mapping[str, bytes]) -> str:
+    if name not in thumbnails:
+        return ""
+    encoded = b64encode(thumbnails[name]).decode()
+    return f'<img alt="" src="data:image/png;base64,{encoded}">'
+
+
+def _skipped(skipped: int) -> str:
+    if not skipped:
+        return ""
+    are = "picture was" if skipped == 1 else "pictures were"
+    return f"<h2>Skipped</h2><p>{skipped:,} {are} left out; skipped.csv says which, and why.</p>"
