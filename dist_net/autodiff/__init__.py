@@ -37,7 +37,7 @@ from dist_net.autodiff.operations.elementwise import (
     tanh,
 )
 from dist_net.autodiff.operations.indexing import argmax, gather
-from dist_net.autodiff.operations.joining import concatenate, part
+from dist_net.autodiff.operations.joining import concatenate
 from dist_net.autodiff.operations.leaky_relu_gradient import leaky_relu
 from dist_net.autodiff.operations.matmul import matmul
 from dist_net.autodiff.operations.normalization import batch_normalize
@@ -55,6 +55,7 @@ from dist_net.autodiff.operations.selection import (
     where,
 )
 from dist_net.autodiff.operations.shaping import matrix_transpose, reshape, transpose
+from dist_net.autodiff.operations.slicing import zeros_around
 from dist_net.autodiff.operations.softmax import cross_entropy_of_logits, log_softmax, softmax
 
 __all__ = [
@@ -101,7 +102,6 @@ __all__ = [
     "minimum",
     "multiply",
     "negative",
-    "part",
     "reshape",
     "sigmoid",
     "softmax",
@@ -115,4 +115,5 @@ __all__ = [
     "uniform",
     "variable",
     "where",
+    "zeros_around",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -87,6 +87,7 @@ class Expression:
 
     __slots__ = ("dtype", "inputs", "operation", "shape")
     __array_ufunc__ = None  # so that array * expression is left to __rmul__
+    __iter__ = None  # or Python would ask for x[0], x[1], ... by itself
 
     def __init__(
         self,
@@ -137,6 +138,7 @@ class Expression:
     __le__: ClassVar[BinaryOperator]
     __gt__: ClassVar[BinaryOperator]
     __ge__: ClassVar[BinaryOperator]
+    __getitem__: ClassVar[Callable[[Expression, Any], Expression]]
 
 
 Operand: TypeAlias = "Expression | Array | float"

@@ -20,6 +20,7 @@ from dist_net.autodiff.operations.elementwise import (
     subtract,
 )
 from dist_net.autodiff.operations.matmul import matmul
+from dist_net.autodiff.operations.slicing import getitem
 
 Binary = Callable[[Operand, Operand], Expression]
 
@@ -41,3 +42,4 @@ Expression.__matmul__, Expression.__rmatmul__ = matmul, reflected(matmul)
 Expression.__neg__ = negative
 Expression.__lt__, Expression.__le__ = less, less_equal
 Expression.__gt__, Expression.__ge__ = greater, greater_equal
+Expression.__getitem__ = getitem

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from math import prod
 from typing import Protocol, Self
 
+import numpy as np
+
 from dist_net import nn
 from dist_net.autodiff import (
     Expression,
     Shape,
-    broadcast_to,
     concatenate,
-    constant,
     mean,
-    part,
     reshape,
     softmax,
     transpose,
+    zeros_around,
 )
 from dist_net.darknet.activations import ACTIVATIONS
 from dist_net.darknet.configuration import Section
@@ -268,14 +268,14 @@ class Crop(Weightless):
         return cls(height, width, not section.flag("noadjust"))
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
-        for axis, length in ((1, self.height), (2, self.width)):
-            if length > x.shape[axis]:
-                raise ShapeError(
-                    f"{self.height} x {self.width} out of a map of {x.shape[1]} x {x.shape[2]}: "
-                    f"expected no more than there is"
-                )
-            start = (x.shape[axis] - length) // 2
-            x = part(x, axis, start, start + length)
+        _, height, width, _ = x.shape
+        if self.height > height or self.width > width:
+            raise ShapeError(
+                f"{self.height} x {self.width} out of a map of {height} x {width}: expected no "
+                f"more than there is"
+            )
+        top, left = (height - self.height) // 2, (width - self.width) // 2
+        x = x[:, top : top + self.height, left : left + self.width]
         return x * 2.0 - 1.0 if self.spreads else x
 
 
@@ -358,19 +358,15 @@ class Shortcut(Weightless):
 
 def _fitted(added: Expression, x: Expression) -> Expression:
     """``added`` in the shape of ``x``, 0 where it has nothing to add."""
-    scales = [_scale(added.shape[axis], x.shape[axis]) for axis in (1, 2)]
-    if scales[0] != scales[1]:
+    every, apart = _scale(added.shape[1], x.shape[1])
+    if _scale(added.shape[2], x.shape[2]) != (every, apart):
         raise ShapeError(
             f"maps of {_size(x)} and {_size(added)}: expected rows and columns in one ratio"
         )
-    every, apart = scales[0]
-    for axis in (1, 2):
-        kept = min(added.shape[axis], x.shape[axis])
-        added = _spread(_every(added, axis, every, kept), axis, apart)
-    added = part(added, 3, 0, min(added.shape[3], x.shape[3]))
-    for axis in (1, 2, 3):
-        added = _padded(added, axis, x.shape[axis])
-    return added
+    _, rows, columns, channels = map(min, added.shape, x.shape)
+    read = np.s_[:, : rows * every : every, : columns * every : every, :channels]
+    place = np.s_[:, : rows * apart : apart, : columns * apart : apart, :channels]
+    return zeros_around(added[read], x.shape, place)
 
 
 def _size(x: Expression) -> str:
@@ -380,33 +376,6 @@ def _size(x: Expression) -> str:
 def _scale(added: int, length: int) -> tuple[int, int]:
     """Every how many pixels of ``added`` count, and how far apart they are added."""
     return max(added // length, 1), max(length // added, 1)
-
-
-def _every(x: Expression, axis: int, step: int, count: int) -> Expression:
-    """The first of each ``step`` places along an axis, ``count`` of them."""
-    if step == 1:
-        return part(x, axis, 0, count)
-    before, after = x.shape[:axis], x.shape[axis + 1 :]
-    grouped = reshape(part(x, axis, 0, count * step), (*before, count, step, *after))
-    return reshape(part(grouped, axis + 1, 0, 1), (*before, count, *after))
-
-
-def _spread(x: Expression, axis: int, step: int) -> Expression:
-    """Each place of an axis, and ``step`` - 1 zeros after it."""
-    if step == 1:
-        return x
-    before, count, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-    apart = _padded(reshape(x, (*before, count, 1, *after)), axis + 1, step)
-    return reshape(apart, (*before, count * step, *after))
-
-
-def _padded(x: Expression, axis: int, length: int) -> Expression:
-    """Zeros after the end of an axis, up to ``length``, or nothing but the first ``length``."""
-    missing = length - x.shape[axis]
-    if missing <= 0:
-        return part(x, axis, 0, length)
-    shape = (*x.shape[:axis], missing, *x.shape[axis + 1 :])
-    return concatenate([x, broadcast_to(constant(0.0, x.dtype), shape)], axis)
 
 
 LAYERS: dict[str, Callable[[Section, int], DarknetLayer]] = {

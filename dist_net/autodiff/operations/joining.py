@@ -1,17 +1,17 @@
-"""Arrays end to end along an axis, and a part of one: each is what the other's VJP needs."""
+"""Arrays end to end along an axis."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, pairwise
 
 import numpy as np
 
-from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integer, positive_axis
-from dist_net.autodiff.expression import Expression, Operation, View, apply, constant
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order, positive_axis
+from dist_net.autodiff.expression import Expression, Operation, apply
 from dist_net.autodiff.operations.broadcasting import same_dtype
-from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.errors import ShapeError
 
 
@@ -33,49 +33,11 @@ class Concatenate(Operation):
         return (*first[: self.axis], length, *first[self.axis :]), dtype
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        starts = _starts(self.axis, inputs)
-        places = [
-            _part(out, self.axis, start, start + each.shape[self.axis])
-            for start, each in zip(starts, inputs, strict=True)
-        ]
+        places = [out[place] for place in _places(self.axis, inputs)]
         return in_order([partial(np.copyto, *pair) for pair in zip(places, inputs, strict=True)])
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        return [
-            part(cotangent, self.axis, start, start + each.shape[self.axis])
-            for start, each in zip(_starts(self.axis, node.inputs), node.inputs, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Part(View):
-    """What lies between ``start`` and ``stop`` along ``axis``."""
-
-    axis: int
-    start: int
-    stop: int
-
-    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        (x,) = inputs
-        if not 0 <= self.start <= self.stop <= x.shape[self.axis]:
-            raise ShapeError(
-                f"part: {self.start} to {self.stop} along axis {self.axis} of shape {x.shape}; "
-                f"expected 0 <= start <= stop <= {x.shape[self.axis]}"
-            )
-        before, after = x.shape[: self.axis], x.shape[self.axis + 1 :]
-        return (*before, self.stop - self.start, *after), x.dtype
-
-    def view(self, array: Array) -> Array:
-        return _part(array, self.axis, self.start, self.stop)
-
-    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        (x,) = node.inputs
-        zero = constant(np.zeros((), cotangent.dtype))
-        around = [
-            broadcast_to(zero, _with(self.axis, length, x.shape))
-            for length in (self.start, x.shape[self.axis] - self.stop)
-        ]
-        return (concatenate([around[0], cotangent, around[1]], self.axis),)
+        return [cotangent[place] for place in _places(self.axis, node.inputs)]
 
 
 def concatenate(expressions: Sequence[Expression], axis: int = 0) -> Expression:
@@ -96,29 +58,11 @@ def concatenate(expressions: Sequence[Expression], axis: int = 0) -> Expression:
     return filled[0] if len(filled) == 1 else apply(operation, *filled)
 
 
-def part(x: Expression, axis: int, start: int, stop: int) -> Expression:
-    """The elements ``start`` to ``stop``, that one left out, along ``axis``: a view of ``x``.
-
-    Raises ShapeError if they are not all there.
-    """
-    positive = positive_axis("part", axis, x.shape)
-    between = integer("part: start", start), integer("part: stop", stop)
-    return x if between == (0, x.shape[positive]) else apply(Part(positive, *between), x)
-
-
-def _part(array: Array, axis: int, start: int, stop: int) -> Array:
-    return array[(slice(None),) * axis + (slice(start, stop),)]
-
-
-def _starts(axis: int, inputs: Sequence[Expression] | Sequence[Array]) -> list[int]:
-    """Where each input begins along the axis."""
-    lengths = [0, *(each.shape[axis] for each in inputs)]
-    return [sum(lengths[: i + 1]) for i in range(len(inputs))]
+def _places(axis: int, inputs: Sequence[Expression] | Sequence[Array]) -> list[tuple[slice, ...]]:
+    """The index at which each input lies in the result."""
+    ends = accumulate((each.shape[axis] for each in inputs), initial=0)
+    return [(slice(None),) * axis + (slice(*pair),) for pair in pairwise(ends)]
 
 
 def _without(axis: int, shape: Shape) -> Shape:
     return (*shape[:axis], *shape[axis + 1 :])
-
-
-def _with(axis: int, length: int, shape: Shape) -> Shape:
-    return (*shape[:axis], length, *shape[axis + 1 :])

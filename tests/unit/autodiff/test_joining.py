@@ -1,4 +1,4 @@
-"""Arrays end to end, and parts of one: values, derivatives, memory, and what is refused."""
+"""Arrays end to end: values, derivatives, and what is refused."""
 
 import numpy as np
 import pytest
@@ -33,18 +33,9 @@ def test_concatenate_is_numpys(axis):
     )
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 2), (1, 3), (2, 4), (0, 4), (2, 2)])
-@pytest.mark.parametrize("axis", [0, 1, -1])
-def test_part_is_a_slice(start, stop, axis):
-    def sliced(x):
-        return np.take(x, range(start, stop), axis)
-
-    holds(lambda x: ad.part(x, axis, start, stop), sliced, draw(4, 4, 4))
-
-
 def test_one_array_may_be_joined_with_itself_and_with_what_is_made_of_it():
     holds(
-        lambda x: ad.concatenate([x, ad.part(x, 1, 1, 3), x * x], 1),
+        lambda x: ad.concatenate([x, x[:, 1:3], x * x], 1),
         lambda x: np.concatenate([x, x[:, 1:3], x * x], 1),
         draw(3, 4),
     )
@@ -63,41 +54,9 @@ def test_what_was_joined_comes_apart_again():
     x, y = ad.variable("x", (2, 3)), ad.variable("y", (2, 5))
     joined = ad.concatenate([x, y], 1)
     arrays = {"x": draw(2, 3).astype("f4"), "y": draw(2, 5).astype("f4")}
-    first, second = ad.evaluate([ad.part(joined, 1, 0, 3), ad.part(joined, 1, 3, 8)], **arrays)
+    first, second = ad.evaluate([joined[:, :3], joined[:, 3:]], **arrays)
     np.testing.assert_array_equal(first, arrays["x"])
     np.testing.assert_array_equal(second, arrays["y"])
-
-
-def test_a_part_needs_no_computation_and_no_memory():
-    x = ad.variable("x", (100, 64))
-    plan = ad.compile([ad.sum(ad.part(x, 1, 3, 40), 1)])
-    assert plan.buffer_bytes == 0
-    assert len(plan.bind({"x": np.zeros((100, 64), np.float32)})) == 1
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-def test_a_part_is_reshaped_and_given_out_as_an_array_of_its_own(axis):
-    x = ad.variable("x", (4, 4))
-    piece = ad.part(x, axis, 1, 3)
-    values = draw(4, 4).astype("f4")
-    expected = np.take(values, [1, 2], axis)
-    as_it_is, flat = ad.compile([piece, ad.reshape(piece, (8,))]).bind({"x": values}).run()
-    np.testing.assert_array_equal(as_it_is, expected, strict=True)
-    np.testing.assert_array_equal(flat, expected.reshape(8), strict=True)
-    assert not np.shares_memory(as_it_is, values)
-
-
-def test_a_part_outlives_the_result_that_it_is_of():
-    """Nothing is written over a buffer while a part of it is still to be read."""
-    x = ad.variable("x", (4, 6))
-    computed = ad.exp(x)
-    piece = ad.part(computed, 1, 0, 3)
-    whole = ad.negative(computed)
-    result = ad.concatenate([ad.square(whole), piece * 2.0], 1)
-    values = draw(4, 6).astype("f4")
-    (found,) = ad.evaluate([result], x=values)
-    expected = np.concatenate([np.exp(values) ** 2, np.exp(values)[:, :3] * 2], 1)
-    np.testing.assert_array_equal(found, expected)
 
 
 def test_one_alone_and_what_is_empty_need_no_copy():
@@ -105,7 +64,6 @@ def test_one_alone_and_what_is_empty_need_no_copy():
     assert ad.concatenate([x], 1) is x
     assert ad.concatenate([empty, x, empty], 1) is x
     assert ad.concatenate([empty, empty], 1) is empty
-    assert ad.part(x, 1, 0, 3) is x
 
 
 def test_what_does_not_fit_is_refused_with_all_shapes():
@@ -129,13 +87,3 @@ def test_an_axis_that_is_not_there_is_refused(axis):
     x = ad.variable("x", (2, 3))
     with pytest.raises(ShapeError, match=rf"concatenate: axis {axis} of shape \(2, 3\)"):
         ad.concatenate([x, x], axis)
-    with pytest.raises(ShapeError, match=rf"part: axis {axis} of shape \(2, 3\)"):
-        ad.part(x, axis, 0, 1)
-
-
-@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (0, 4), (2, 1), (4, 4)])
-def test_a_part_that_is_not_there_is_refused(start, stop):
-    with pytest.raises(
-        ShapeError, match=rf"part: {start} to {stop} along axis 1 of shape \(2, 3\)"
-    ):
-        ad.part(ad.variable("x", (2, 3)), 1, start, stop)

@@ -127,12 +127,23 @@ def converted(draw, x, y):
     return ad.astype(draw(st.sampled_from([x, -x])), y.dtype)
 
 
-def parted(draw, x):
-    if x.ndim == 0:
-        return unary(draw, x)
-    axis = draw(st.integers(-x.ndim, x.ndim - 1))
-    start = draw(st.integers(0, x.shape[axis] - 1))
-    return ad.part(x, axis, start, draw(st.integers(start + 1, x.shape[axis])))
+def sliced(draw, x):
+    return x[index_of(draw, x)]
+
+
+def index_of(draw, x):
+    """A basic index that leaves at least one element."""
+    entries = []
+    for length in x.shape:
+        places = draw(st.slices(length).filter(lambda each, length=length: range(length)[each]))
+        entries.append(draw(st.sampled_from([places, slice(None), -1, 0])))
+    return (*draw(st.sampled_from([(), (None,), (...,)])), *entries)
+
+
+def among_zeros(draw, x, y):
+    index = index_of(draw, y)
+    fitting = x if x.shape == y[index].shape else y[index] * y[index]
+    return ad.zeros_around(fitting, y.shape, index)
 
 
 def joined(draw, x, y):
@@ -173,10 +184,10 @@ def pooled(draw, x):
     return ad.max_pool(as_map(draw, x), size, draw(st.sampled_from([None, 1, 2])), "same")
 
 
-OF_ONE = [unary, with_number, reduced, transposed, reshaped, repeated, picked, parted, pooled]
+OF_ONE = [unary, with_number, reduced, transposed, reshaped, repeated, picked, sliced, pooled]
 OF_TWO = [
     *(arithmetic, arithmetic, counted, masked, selected, product, converted),
-    *(joined, joined, convolved),
+    *(joined, joined, among_zeros, convolved),
 ]
 
 

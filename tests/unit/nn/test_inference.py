@@ -104,9 +104,9 @@ def test_a_printed_plan_names_the_algorithm_of_each_convolution(inference_of):
 
 def test_a_convolution_reads_what_a_view_shows_when_it_runs(inference_of):
     views = [
-        lambda x: ad.part(x, 2, 1, 5),
+        lambda x: x[:, :, 1:5],
         lambda x: ad.transpose(x, (0, 2, 1, 3)),
-        lambda x: ad.part(x, 3, 1, 3),
+        lambda x: x[..., 1:3],
         lambda x: ad.broadcast_to(ad.mean(x, 1, keepdims=True), x.shape),
     ]
     for view in views:

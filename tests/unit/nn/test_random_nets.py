@@ -38,11 +38,32 @@ STRIDES = st.sampled_from([1, 1, 2, (1, 2)])
 # Views. Each function draws a layer for inputs of ``shape``, that of one sample.
 
 
-def parted(draw: Draw, shape: Shape) -> nn.Layer:
-    axis = draw(st.integers(0, len(shape) - 1))
-    start = draw(st.integers(0, shape[axis] - 1))
-    stop = draw(st.integers(start + 1, shape[axis]))
-    return nn.Lambda(lambda x: ad.part(x, axis + 1, start, stop))
+def sliced(draw: Draw, shape: Shape) -> nn.Layer:
+    """A slice of each axis, with at least one element."""
+    index = [slice(None)] * (1 + len(shape))
+    for axis, length in enumerate(shape):
+        start = draw(st.integers(0, length - 1))
+        stop = draw(st.integers(start + 1, length))
+        index[axis + 1] = draw(
+            st.sampled_from(
+                [slice(None), slice(start, stop), slice(start, stop, 2), slice(start, None, -1)]
+            )
+        )
+    return nn.Lambda(lambda x: x[(*index,)])
+
+
+def dropped(draw: Draw, shape: Shape) -> nn.Layer:
+    """One place of an axis, which is then of length one."""
+    axis = draw(st.integers(1, len(shape)))
+    place = draw(st.integers(-shape[axis - 1], shape[axis - 1] - 1))
+    whole = (slice(None),) * axis
+    return nn.Lambda(lambda x: x[(*whole, place)][(*whole, None)])
+
+
+def among_zeros(draw: Draw, shape: Shape) -> nn.Layer:
+    axis = draw(st.integers(1, len(shape)))
+    places = (slice(None),) * axis + (draw(st.sampled_from([np.s_[::2], np.s_[::-1]])),)
+    return nn.Lambda(lambda x: ad.zeros_around(x[places], x.shape, places))
 
 
 def transposed(draw: Draw, shape: Shape) -> nn.Layer:
@@ -70,7 +91,7 @@ def joined(draw: Draw, shape: Shape) -> nn.Layer:
     return nn.Lambda(lambda x: ad.concatenate([x, x * 0.5], axis))
 
 
-VIEWS = [parted, transposed, reshaped, repeated, stopped, joined]
+VIEWS = [sliced, sliced, dropped, among_zeros, transposed, reshaped, repeated, stopped, joined]
 
 # Layers.
 
@@ -132,7 +153,7 @@ def models(draw: Draw) -> nn.Model:
             layers.append(layer)
     layers.append(draw(st.sampled_from([nn.GlobalAveragePool(), nn.Flatten()])))
     if draw(st.booleans()):
-        layers.append(parted(draw, applied(layers, shape).shape[1:]))
+        layers.append(sliced(draw, applied(layers, shape).shape[1:]))
     layers += [nn.Dense(6, draw(ACTIVATIONS)), nn.Dense(3)]
     dtype = np.uint8 if is_scaled else np.float32
     return nn.Model(nn.Sequential(*layers), shape, input_dtype=dtype)

@@ -1,0 +1,145 @@
+"""Slices by NumPy's basic indices, ``x[1:, ..., None]``, and the zeros around their gradients."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import EllipsisType
+from typing import SupportsIndex, TypeAlias
+
+import numpy as np
+
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order, integers
+from dist_net.autodiff.expression import Expression, Operation, View, apply
+from dist_net.autodiff.operations.shaping import reshape
+from dist_net.errors import IndexRangeError, ShapeError
+
+BasicIndex: TypeAlias = SupportsIndex | slice | EllipsisType | None
+BasicIndices: TypeAlias = BasicIndex | tuple[BasicIndex, ...]
+
+Index: TypeAlias = tuple[int | range | None, ...]
+"""What to take of each axis: one place, which drops the axis, or a range of them; None is a new
+axis of length one. In normal form: ranges hold places that there are, and can be compared."""
+
+
+@dataclass(frozen=True)
+class Slice(View):
+    """The elements at ``index``."""
+
+    index: Index
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return _shape_of(self.index), inputs[0].dtype
+
+    def view(self, array: Array) -> Array:
+        return _sliced(array, self.index)
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return (apply(ZerosAround(node.inputs[0].shape, self.index), cotangent),)
+
+
+@dataclass(frozen=True)
+class ZerosAround(Operation):
+    """Zeros of ``shape``, with the input at ``index``."""
+
+    shape: Shape
+    index: Index
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return self.shape, inputs[0].dtype
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        place = _sliced(out, self.index)
+        return in_order([partial(out.fill, 0), partial(np.copyto, place, inputs[0])])
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return (apply(Slice(self.index), cotangent),)
+
+
+def getitem(x: Expression, index: BasicIndices) -> Expression:
+    """``x[index]`` for integers, slices, ``...`` and None, by NumPy's rules: a view of ``x``.
+
+    Raises IndexRangeError for an integer that is out of range, ShapeError for anything else that
+    is no such index of ``x``.
+    """
+    normal = _normal(index, x.shape)
+    if [each for each in normal if each is not None] == [range(length) for length in x.shape]:
+        return reshape(x, _shape_of(normal))
+    return apply(Slice(normal), x)
+
+
+def zeros_around(x: Expression, shape: Sequence[int], index: BasicIndices) -> Expression:
+    """Zeros of ``shape``, with ``x`` at ``index``: what ``out[index] = x`` makes of zeros.
+
+    Raises ShapeError unless ``x`` has the shape of what is there, and as ``x[index]`` does.
+    """
+    lengths = integers("zeros_around: shape", shape)
+    normal = _normal(index, lengths)
+    if x.shape != _shape_of(normal):
+        raise ShapeError(f"zeros_around: {x.shape} in a place of shape {_shape_of(normal)}")
+    fills = list(normal) == [range(length) for length in lengths]
+    return x if fills else apply(ZerosAround(lengths, normal), x)
+
+
+def _normal(index: BasicIndices, shape: Shape) -> Index:
+    """The index in normal form, with a range for each axis that is not named."""
+    given = index if isinstance(index, tuple) else (index,)
+    dots = [i for i, each in enumerate(given) if each is Ellipsis] or [len(given)]
+    named = sum(each is not None and each is not Ellipsis for each in given)
+    if named > len(shape):
+        raise ShapeError(f"{named} indices of shape {shape}; expected {len(shape)} at most")
+    if len(dots) > 1:
+        raise ShapeError(f"an index of shape {shape} has ... {len(dots)} times; expected once")
+    unnamed = (slice(None),) * (len(shape) - named)
+    axes = iter(range(len(shape)))
+    return tuple(
+        None if each is None else _places(each, next(axes), shape)
+        for each in (*given[: dots[0]], *unnamed, *given[dots[0] + 1 :])
+    )
+
+
+def _places(given: object, axis: int, shape: Shape) -> int | range:
+    """The place or places that an integer or a slice means along an axis."""
+    length = shape[axis]
+    if isinstance(given, slice):
+        try:
+            return range(*given.indices(length)) or range(0)
+        except (TypeError, ValueError) as error:
+            raise ShapeError(
+                f"index {given} along axis {axis} of shape {shape}: {error}; expected integers, "
+                f"and a step other than 0"
+            ) from error
+    try:
+        # A truth value is a mask to NumPy.
+        place = None if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        place = None
+    if place is None:
+        raise ShapeError(
+            f"index of type {type(given).__name__} along axis {axis} of shape {shape}; expected an "
+            f"integer, a slice, ... or None; for an index that an array holds there is gather()"
+        )
+    if not -length <= place < length:
+        raise IndexRangeError(
+            f"index {place} along axis {axis} of shape {shape}; expected {-length} to {length - 1}"
+        )
+    return place % length
+
+
+def _shape_of(index: Index) -> Shape:
+    """The shape of a slice."""
+    return tuple(1 if each is None else len(each) for each in index if not isinstance(each, int))
+
+
+def _sliced(array: Array, index: Index) -> Array:
+    """The view of ``array`` at ``index``; of no axes, too, where NumPy would give a number."""
+    entries = [
+        slice(each.start, each.stop if each.stop >= 0 else None, each.step)
+        if isinstance(each, range)
+        else each
+        for each in index
+    ]
+    view: Array = array[(*entries, ...)]
+    return view
