@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import compile
-from dist_net.autodiff.compiler.float64 import in_float64
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
 from dist_net.nn import Model, Scope
 from dist_net.nn.inference import Inference, prepare
 from dist_net.nn.model import INPUTS
+from float64 import in_float64
 
 BATCH = 4
 PICTURES = 40  # in each test

@@ -7,13 +7,13 @@ import pytest
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net import autodiff as ad
-from dist_net.autodiff.compiler.float64 import in_float64
 from dist_net.darknet.activations import ACTIVATIONS
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
 from dist_net.errors import ConfigurationError, ShapeError
 from dist_net.nn import Model, Scope
+from float64 import in_float64
 
 RNG = np.random.default_rng(11)
 IMAGES = RNG.random((2, 6, 7, 3)).astype(np.float32)
