@@ -17,11 +17,10 @@ from threadpoolctl import ThreadpoolController
 from dist_net.autodiff import Array, BoundPlan, Expression, Plan, compile, evaluate
 from dist_net.autodiff.arrays import Call, Shape, integer
 from dist_net.autodiff.compiler.inference import Specialised, specialise
-from dist_net.autodiff.kernels.gemm import Gemm
+from dist_net.autodiff.kernels.gemm import LAYOUTS, Gemm, fastest_gemm
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import MissingExtraError, ShapeError
-from dist_net.nn.blas import LAYOUTS, fastest_gemm
 from dist_net.nn.model import INPUTS, Batch, Model
 from dist_net.nn.parameters import Scope
 from dist_net.vector import Vector

@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import BoundPlan, Plan
-from dist_net.autodiff.kernels.gemm import Gemm
+from dist_net.autodiff.kernels.gemm import Gemm, fastest_gemm
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import AugmentedSamples, Dataset, epoch_order
 from dist_net.data.samples import samples_of
 from dist_net.nn import Model
-from dist_net.nn.blas import fastest_gemm
 from dist_net.vector import Vector
 
 

@@ -183,7 +183,7 @@ def foreign_packages(module: str) -> set[str]:
     """Other people's packages that a module may import."""
     match room(module):
         case "autodiff":
-            found = {"numpy"}
+            found = {"numpy", "threadpoolctl"}  # which says what BLAS does well
         case "wire":
             found = CORE
         case _:

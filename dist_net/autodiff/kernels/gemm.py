@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 
@@ -27,6 +28,9 @@ SMALL = 10**6  # multiplications that BLAS does without copies of its own accord
 # Of a row, if the other matrix is not laid out: with more, pieces lie too far apart to be read
 # quickly. 128 rows by (784, 128) are computed at 116 instead of 101 GFLOP/s, 32 at 111 for 87.
 LONGEST_ROW = 800
+# OpenBLAS has kernels for small products for these processors (with AVX-512, Zen 4 among them);
+# on others it copies the operands of a small product too, and pieces take a tenth more than whole.
+WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 
 
 class Gemm:
@@ -108,3 +112,19 @@ def _in_pieces(rows: Array, matrix: Array, out: Array, size: int) -> Call:
     cut = rows.reshape(*before, 1, count // size, size, inner, copy=False)
     into = out.reshape(*before, count // size, size, bands, band, copy=False)
     return partial(np.matmul, cut, matrix[..., None, :, :], np.moveaxis(into, -2, -4))
+
+
+LAYOUTS = (Gemm(), GemmInPieces())
+
+
+def fastest_gemm() -> Gemm:
+    """How products with a fixed matrix are computed here: the processor alone decides."""
+    whole, pieces = LAYOUTS
+    return pieces if has_small_kernels() else whole
+
+
+@cache
+def has_small_kernels() -> bool:
+    """Whether this process's BLAS multiplies small matrices without copying them."""
+    libraries = ThreadpoolController().info()
+    return any(library.get("architecture") in WITH_SMALL_KERNELS for library in libraries)

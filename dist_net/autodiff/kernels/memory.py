@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call
+from dist_net.autodiff.arrays import Array, Call, Shape
 
 ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
 
@@ -45,6 +46,28 @@ class Arena:
                 self._pieces[rank] = aligned_bytes(sizes[index])
             given[index] = self._pieces[rank]
         return [given[index] for index in range(len(sizes))]
+
+
+def scratch_bytes(shapes: Sequence[Shape], dtype: np.dtype[np.generic]) -> int:
+    """What ``carve`` needs for arrays of these shapes."""
+    return sum(_room(shape, dtype) for shape in shapes)
+
+
+def carve(
+    scratch: NDArray[np.uint8], shapes: Sequence[Shape], dtype: np.dtype[np.generic]
+) -> list[Array]:
+    """Arrays of these shapes, one after the other in ``scratch``, each on a cache line."""
+    arrays: list[Array] = []
+    start = 0
+    for shape in shapes:
+        used = scratch[start : start + math.prod(shape) * dtype.itemsize]
+        arrays.append(used.view(dtype).reshape(shape, copy=False))
+        start += _room(shape, dtype)
+    return arrays
+
+
+def _room(shape: Shape, dtype: np.dtype[np.generic]) -> int:
+    return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def copy_in_runs(out: Array, x: Array) -> Call:

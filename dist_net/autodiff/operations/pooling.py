@@ -11,8 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from dist_net.autodiff.expression import Expression, apply, constant
-from dist_net.autodiff.kernels.axis_windows import AxisWindows
-from dist_net.autodiff.kernels.windows import Padding, Pair, windows
+from dist_net.autodiff.kernels.windows import AxisWindows, Padding, Pair, windows
 from dist_net.autodiff.operations.window_maxima import WindowMaximum
 from dist_net.autodiff.operations.window_sums import WindowSum
 from dist_net.errors import DTypeError, ShapeError

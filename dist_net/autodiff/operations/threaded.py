@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.expression import Operation
-from dist_net.autodiff.kernels.convolution.problem import carve, scratch_bytes
+from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.thread_pool import SHARED_STRIP_BYTES, Task, ThreadPool
 
 STRIP_BYTES = 1 << 17

@@ -11,6 +11,7 @@ import pytest
 from dist_net import autodiff as ad
 from dist_net.autodiff.compiler.inference import specialise
 from dist_net.autodiff.expression import topological_order
+from dist_net.autodiff.kernels import gemm
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import PreparedKernelsError, ShapeError
 from dist_net.nn import (
@@ -27,7 +28,6 @@ from dist_net.nn import (
     Residual,
     Scope,
     Sequential,
-    blas,
     inference,
     leaky_relu,
     relu,
@@ -212,7 +212,7 @@ NETS = {
 def test_an_input_gets_the_same_bytes_whatever_its_company(
     inference_of, monkeypatch, model, compiled, has_small_kernels
 ):
-    monkeypatch.setattr(blas, "has_small_kernels", lambda: has_small_kernels)
+    monkeypatch.setattr(gemm, "has_small_kernels", lambda: has_small_kernels)
     weights, inputs = weights_of(model), pictures(model, 32)
     options = {"reproducible": True, "compiled": compiled}
     one_by_one = inference_of(model, weights, batch_size=1, **options)(inputs)
@@ -319,9 +319,9 @@ def test_kernels_laid_out_for_another_machine_are_read(
     model = model_of()
     weights = weights_of(model)
     images = pictures(model, 5)
-    monkeypatch.setattr(blas, "has_small_kernels", lambda: was_there)
+    monkeypatch.setattr(gemm, "has_small_kernels", lambda: was_there)
     prepared = prepare(model, weights)
-    monkeypatch.setattr(blas, "has_small_kernels", lambda: is_here)
+    monkeypatch.setattr(gemm, "has_small_kernels", lambda: is_here)
     session = Inference(model, prepared, 2, reproducible=True)
     outputs = session(images)
     expected = inference_of(model, weights)(images)

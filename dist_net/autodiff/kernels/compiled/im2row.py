@@ -30,9 +30,8 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     spread,
     store,
 )
-from dist_net.autodiff.kernels.convolution.blocks import Block
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
-from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
 from dist_net.compiling import BOOLEAN, READ, WRITTEN, jit
 
 

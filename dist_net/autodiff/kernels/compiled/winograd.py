@@ -41,8 +41,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     spread,
     store,
 )
-from dist_net.autodiff.kernels.convolution.blocks import Block
-from dist_net.autodiff.kernels.convolution.problem import Arrays, Problem
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.windows import Pair
 from dist_net.compiling import INTEGER, READ, WRITTEN, jit

@@ -12,16 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.convolution.blocks import Block
-from dist_net.autodiff.kernels.convolution.problem import (
-    Arrays,
-    Problem,
-    carve,
-    scratch_bytes,
-    take_padded,
-)
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem, take_padded
 from dist_net.autodiff.kernels.gemm import Gemm
-from dist_net.autodiff.kernels.memory import copy_in_runs
+from dist_net.autodiff.kernels.memory import carve, copy_in_runs, scratch_bytes
 from dist_net.autodiff.kernels.windows import Windows
 
 

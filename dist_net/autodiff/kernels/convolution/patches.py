@@ -10,8 +10,7 @@ from functools import partial
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.convolution.blocks import Block, Blocking
-from dist_net.autodiff.kernels.convolution.problem import take_padded
+from dist_net.autodiff.kernels.convolution.problem import Block, Blocking, take_padded
 from dist_net.autodiff.kernels.memory import copy_in_runs
 from dist_net.autodiff.kernels.windows import Pair, Windows
 

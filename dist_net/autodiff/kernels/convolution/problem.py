@@ -1,18 +1,16 @@
-"""A convolution's shapes, and what the algorithms for it have in common."""
+"""A convolution's shapes, the blocks that its output is computed in, and its padded input."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.epilogue import Epilogue
-from dist_net.autodiff.kernels.memory import ALIGNMENT_BYTES
 from dist_net.autodiff.kernels.windows import Windows
 
 
@@ -54,26 +52,52 @@ class Arrays:
     out: Array
 
 
-def scratch_bytes(shapes: Sequence[Shape], dtype: np.dtype[np.generic]) -> int:
-    """What ``carve`` needs for arrays of these shapes."""
-    return sum(_room(shape, dtype) for shape in shapes)
+@dataclass(frozen=True)
+class Block:
+    """Some images, some rows of each, and some channels of an output (N, H, W, C)."""
+
+    images: slice
+    rows: slice
+    channels: slice
+
+    @property
+    def index(self) -> tuple[slice, slice, slice, slice]:
+        """What selects the block from the whole output."""
+        return self.images, self.rows, slice(None), self.channels
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """How many images, rows and channels these are."""
+        images, rows, channels = (
+            part.stop - part.start for part in (self.images, self.rows, self.channels)
+        )
+        return images, rows, channels
 
 
-def carve(
-    scratch: NDArray[np.uint8], shapes: Sequence[Shape], dtype: np.dtype[np.generic]
-) -> list[Array]:
-    """Arrays of these shapes, one after the other in ``scratch``, each on a cache line."""
-    arrays: list[Array] = []
-    start = 0
-    for shape in shapes:
-        used = scratch[start : start + math.prod(shape) * dtype.itemsize]
-        arrays.append(used.view(dtype).reshape(shape, copy=False))
-        start += _room(shape, dtype)
-    return arrays
+@dataclass(frozen=True)
+class Blocking:
+    """How an output is cut: at most so many images, rows and channels in a block.
+
+    Several images share a block only with all their rows, so a block's pixels are evenly spaced.
+    """
+
+    images: int
+    rows: int
+    channels: int
+
+    def blocks(self, shape: Shape, row_step: int = 1) -> Iterator[Block]:
+        """The blocks of (N, H, W, C); rows are cut at multiples of ``row_step``."""
+        images, height, _, channels = shape
+        rows = max(row_step, self.rows // row_step * row_step)
+        for image in _cut(images, self.images if rows >= height else 1):
+            for row in _cut(height, rows):
+                for channel in _cut(channels, self.channels):
+                    yield Block(image, row, channel)
 
 
-def _room(shape: Shape, dtype: np.dtype[np.generic]) -> int:
-    return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+def _cut(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
 
 
 def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Call]:

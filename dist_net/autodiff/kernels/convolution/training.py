@@ -15,9 +15,9 @@ from itertools import product
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
-from dist_net.autodiff.kernels.convolution.blocks import Block
 from dist_net.autodiff.kernels.convolution.patches import Patches, by_group
-from dist_net.autodiff.kernels.convolution.problem import carve, scratch_bytes
+from dist_net.autodiff.kernels.convolution.problem import Block
+from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool
 from dist_net.autodiff.kernels.windows import Pair, Windows
 

@@ -24,15 +24,9 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.convolution.blocks import Block
-from dist_net.autodiff.kernels.convolution.problem import (
-    Arrays,
-    Problem,
-    carve,
-    scratch_bytes,
-    take_padded,
-)
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem, take_padded
 from dist_net.autodiff.kernels.gemm import Gemm
+from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 
 POINTS = (0, 1, -1, 2, -2)
 ONE = POINTS.index(1)
