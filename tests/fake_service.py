@@ -91,7 +91,9 @@ class FakeService:
         return self.served
 
     def description(self, model: str, version: int | None = None) -> ModelDescription | None:
-        served = self.served[model]
+        served = self.served.get(model)
+        if served is None:
+            return None
         return served.description if version is None else served.versions.get(version)
 
     def reload(self, model: str) -> Future[Outcome]:

@@ -51,20 +51,17 @@ LARGEST_OUTPUT_BYTES = 64 << 20  # of one request, from a worker
 class StopSignals:
     """SIGTERM, as from a service manager, or SIGINT. Made on the running event loop.
 
-    ``exit_code``: that of the process if it can shut down in order.
+    ``is_urgent``: a second one came, from somebody who will not wait. ``exit_code``: that of the
+    process if it can shut down in order.
     """
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         self.exit_code = 0
-        self._is_urgent = False
+        self.is_urgent = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._handle, 0)
         loop.add_signal_handler(signal.SIGINT, self._handle, INTERRUPTED)
-
-    def is_urgent(self) -> bool:
-        """Whether a second signal came, from somebody who will not wait."""
-        return self._is_urgent
 
     async def requested_or(self, serving: asyncio.Task[object]) -> None:
         """Waits for a signal, or for the end of ``serving``, which raises what ended it."""
@@ -75,7 +72,8 @@ class StopSignals:
             serving.result()
 
     def _handle(self, exit_code: int) -> None:
-        self._is_urgent = self.requested.is_set()
+        if self.requested.is_set():
+            self.is_urgent.set()
         self.exit_code = exit_code
         self.requested.set()
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from dist_net.errors import CheckpointMismatchError
+from dist_net.optim import start_rule
 from dist_net.parameter_server.checkpoint import Checkpoint
 from dist_net.parameter_server.leases import LeaseLedger
 from dist_net.parameter_server.members import Member, Membership
@@ -44,7 +45,7 @@ class RunState:
         self.store = WeightStore(
             [np.empty_like(weights) for _ in range(2)] if buffers is None else buffers,
             weights,
-            settings.start_rule(),
+            start_rule(settings.optimizer, settings.layout, settings.momenta),
             settings.pipeline.snapshots,
         )
         self.metrics = RunMetrics()

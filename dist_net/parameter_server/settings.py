@@ -8,15 +8,7 @@ from itertools import zip_longest
 from typing import Any
 
 from dist_net.errors import SettingError
-from dist_net.optim import (
-    SGD,
-    ArrayShapes,
-    ConstantRate,
-    Optimizer,
-    Schedule,
-    UpdateRule,
-    start_rule,
-)
+from dist_net.optim import SGD, ArrayShapes, ConstantRate, Optimizer, Schedule
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import PIPELINE, Pipeline, Push
 
@@ -119,10 +111,6 @@ class RunSettings:
         """How many elements of the flat vector are trained."""
         trained = self.layout[: len(self.layout) - len(self.momenta)]
         return sum(math.prod(shape) for _, shape in trained)
-
-    def start_rule(self) -> UpdateRule:
-        """Return a fresh rule that updates the flat vector."""
-        return start_rule(self.optimizer, self.layout, self.momenta)
 
     @property
     def samples_total(self) -> int:

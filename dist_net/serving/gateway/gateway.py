@@ -138,11 +138,11 @@ class Gateway:
         """Admits nothing more."""
         self._pool.drain(self._clock.now())
 
-    async def drained(self, timeout_s: float, is_urgent: Callable[[], bool]) -> bool:
+    async def drained(self, timeout_s: float, is_urgent: asyncio.Event) -> bool:
         """Waits until all that was admitted is answered; False if that takes longer."""
         deadline_s = self._clock.now() + timeout_s
         while not self._pool.is_drained:
-            if self._clock.now() > deadline_s or is_urgent():
+            if self._clock.now() > deadline_s or is_urgent.is_set():
                 return False
             await asyncio.sleep(0.01)
         return True

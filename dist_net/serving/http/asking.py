@@ -33,12 +33,13 @@ def description_of(gateway: Gateway, name: str, version: int | None = None) -> M
 
     Raises ModelNotServedError if there is none, PoolUnavailableError while nothing is served.
     """
-    served = served_model(gateway, name)
     if version is not None:
+        served = served_model(gateway, name)
         require_version(served, version)
         return served.versions[version]
-    description = served.description
+    description = gateway.description(name)
     if description is None:
+        served = served_model(gateway, name)
         raise PoolUnavailableError(
             f"no version of {name} is served now: {served.reason or 'it is being loaded'}"
         )

@@ -66,10 +66,6 @@ class Bodies:
         self.decompressing = asyncio.Semaphore(_THREADS)
         self.parsing = asyncio.Semaphore(_THREADS)
 
-    def next(self) -> Body:
-        """The body of the next request."""
-        return Body(self)
-
 
 class Body:
     """The body of one request; its memory is counted until the ``with`` block ends."""

@@ -24,7 +24,7 @@ from dist_net.errors import BadRequestError, QuestionError, RequestTooLargeError
 from dist_net.pictures.labels import predictions_of
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.asking import ask, description_of
-from dist_net.serving.http.bodies import Bodies, headers_of
+from dist_net.serving.http.bodies import Bodies, Body, headers_of
 from dist_net.serving.http.open_inference.codec import MOST_PICTURES
 from dist_net.serving.http.replies import Json, error_content, outcome_reply
 from dist_net.serving.pool.description import ModelDescription
@@ -60,7 +60,7 @@ class Classification:
         began_s = perf_counter()
         headers = headers_of(request.scope)
         content_type = headers.get(b"content-type", b"")
-        with self._bodies.next() as body:
+        with Body(self._bodies) as body:
             content = await body.receive(headers, request.receive) or b""
             take_apart = partial(pictures_of, content, content_type)
             # Even a short form may take milliseconds: its headers are parsed in Python.

@@ -98,20 +98,15 @@ class Lane:
 
 
 class RequestQueue:
-    """No operation walks over all requests."""
+    """``lanes`` has those with requests. No operation walks over all requests."""
 
     def __init__(self) -> None:
         self._queued: dict[int, Request] = {}
-        self._lanes: dict[LaneKey, Lane] = {}
+        self.lanes: dict[LaneKey, Lane] = {}
         self._deadlines: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
         return len(self._queued)
-
-    @property
-    def lanes(self) -> dict[LaneKey, Lane]:
-        """Every lane that has requests."""
-        return self._lanes
 
     def add(self, request: Request, most_rows: int) -> None:
         """Put it at the end of its lane, in a batch of at most ``most_rows``, or alone."""
@@ -133,9 +128,9 @@ class RequestQueue:
         lane.requests.move_to_end(request.request_id, last=False)
 
     def _lane(self, key: LaneKey) -> Lane:
-        lane = self._lanes.get(key)
+        lane = self.lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = Lane(key)
+            lane = self.lanes[key] = Lane(key)
         return lane
 
     def _place(self, request: Request, lane: Lane) -> None:
@@ -154,18 +149,18 @@ class RequestQueue:
         """Take it out; False if it is not in the queue."""
         if self._queued.pop(request.request_id, None) is None:
             return False
-        lane = self._lanes[request.key]
+        lane = self.lanes[request.key]
         del lane.requests[request.request_id]
         lane.rows -= request.rows
         request.planned.rows -= request.rows
         lane.batches -= not request.planned.rows
         if not lane.requests:
-            del self._lanes[request.key]
+            del self.lanes[request.key]
         return True
 
     def by_age(self) -> list[Lane]:
         """The lanes, that of the oldest request first."""
-        lanes = list(self._lanes.values())
+        lanes = list(self.lanes.values())
         if len(lanes) > 1:
             lanes.sort(key=lambda lane: lane.oldest.admitted_s)
         return lanes
@@ -199,7 +194,7 @@ class RequestQueue:
         """Make all requests for the newest version ask for this one; returns how many."""
         bound = 0
         for key in [LaneKey(model, None, False), LaneKey(model, None, True)]:
-            lane = self._lanes.get(key)
+            lane = self.lanes.get(key)
             for request in list(lane.requests.values()) if lane else []:
                 self.remove(request)
                 request.key = key._replace(version=version)

@@ -53,6 +53,7 @@ class InferenceWorker:
 
     The gateway has ``ANSWER_WITHIN_S`` to let the worker join; after that its own heartbeat timeout
     counts. A child of the gateway, whose end the system reports, ``bears_silence`` of any length.
+    ``was_stopped``: it leaves because of `stop`, and not because the gateway let it go.
     """
 
     def __init__(
@@ -76,17 +77,12 @@ class InferenceWorker:
         self._enlisted: Enlisted | None = None
         self._enlist_at_s = self._heard_s = self._ticked_s = self._clock.now()
         self._leave_reason: str | None = None
-        self._was_stopped = False
+        self.was_stopped = False
 
     def stop(self, reason: str) -> None:
         """Leaves at the next turn of the loop; a signal handler may call it."""
         self._leave_reason = reason
-        self._was_stopped = True
-
-    @property
-    def was_stopped(self) -> bool:
-        """Whether it was stopped before the gateway let it go."""
-        return self._was_stopped
+        self.was_stopped = True
 
     def __enter__(self) -> Self:
         return self

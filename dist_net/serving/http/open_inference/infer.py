@@ -19,6 +19,7 @@ from dist_net.serving.http.asking import ask, description_of, version_number
 from dist_net.serving.http.bodies import (
     WORTHWHILE_BYTES,
     Bodies,
+    Body,
     accepted_encoding,
     compress,
     headers_of,
@@ -75,7 +76,7 @@ class InferEndpoint:
             return
         headers = headers_of(scope)
         json_bytes = size_header(headers, _JSON_LENGTH)
-        with self._bodies.next() as body:
+        with Body(self._bodies) as body:
             content = await body.receive(headers, receive)
             if content is None:
                 return

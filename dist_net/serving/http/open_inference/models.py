@@ -19,7 +19,7 @@ from dist_net.serving.http.asking import (
     served_model,
     version_number,
 )
-from dist_net.serving.http.bodies import Bodies, headers_of
+from dist_net.serving.http.bodies import Bodies, Body, headers_of
 from dist_net.serving.http.open_inference.codec import INPUT, OUTPUT, json_object
 from dist_net.serving.http.replies import Json, outcome_reply
 from dist_net.serving.pool.description import ModelDescription, ServedModel
@@ -163,7 +163,7 @@ class Models:
 
     async def _content(self, request: Request) -> Mapping[str, Any]:
         """The body, a JSON object or nothing."""
-        with self._bodies.next() as body:
+        with Body(self._bodies) as body:
             text = await body.receive(headers_of(request.scope), request.receive)
             if not text:
                 return {}

@@ -326,7 +326,7 @@ def test_what_cannot_be_answered_is_an_error(
 
 @pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/pool", "/v2/models/digits/ready"])
 def test_a_fault_is_an_error_too(ask: Ask, service: FakeService, path: str) -> None:
-    service.models = None  # type: ignore[method-assign,assignment]
+    service.models = service.description = None  # type: ignore[method-assign,assignment]
     response = ask("POST" if path.endswith("infer") else "GET", path, json=INFER)
     assert response.status_code == 500
     assert "log" in error_of(response)
