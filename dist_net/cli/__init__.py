@@ -81,7 +81,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def release() -> str:
-    """The version of this project that is installed."""
     try:
         return version("dist-net")
     except PackageNotFoundError:

@@ -13,7 +13,6 @@ from dist_net.training.evaluation import Evaluator
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the command takes."""
     parser.add_argument(
         "run", metavar="RUN", type=Path, nargs="?", help="a run's directory or checkpoint"
     )

@@ -18,7 +18,6 @@ PICTURE = Path(__file__).parents[1] / "serving" / "http" / "page" / "samples" / 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add this command's arguments."""
     parser.add_argument(
         "name", metavar="NAME", help=f"one of {', '.join(DATASETS)}, {', '.join(PUBLISHED)}"
     )

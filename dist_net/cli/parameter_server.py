@@ -7,7 +7,6 @@ from dist_net.errors import AddressError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the command takes."""
     add_run_arguments(parser)
 
 

@@ -19,7 +19,6 @@ BAR_LENGTH = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the command takes."""
     given = (
         parser.add_argument("model", metavar="MODEL", help=MODELS),
         parser.add_argument("images", metavar="IMAGE", nargs="+", help="the file of a picture"),
@@ -74,7 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def show_json(image: str, answer: ClassifiedImage) -> None:
-    """Prints a line for one picture."""
     if isinstance(answer, DistNetError):
         print(json.dumps({"image": image, "error": str(answer)}), flush=True)
         return

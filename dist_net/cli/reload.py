@@ -10,7 +10,6 @@ from dist_net.serving.client.client import Client
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the command takes."""
     parser.add_argument("model", metavar="MODEL", help="the name by which it is served")
     parser.add_argument(
         "--connect", required=True, metavar="ADDRESS", help="what dist-net serve printed as zmq="

@@ -16,7 +16,6 @@ from dist_net.wire.security import CLIENT, load_peer_keys
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the command takes."""
     parser.add_argument(
         "address", metavar="ADDRESS", help="as for dist-net worker or reload --connect"
     )
@@ -42,7 +41,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def show_run(report: dict[str, Any], console: Console) -> None:
-    """Prints how far a training run is."""
     console.print(
         f"{report['recipe']}: {report['state']}, {report['samples']:,} of "
         f"{report['samples_total']:,} samples, version {report['version']:,}, "
@@ -65,7 +63,6 @@ def show_run(report: dict[str, Any], console: Console) -> None:
 
 
 def show_pool(report: dict[str, Any], console: Console) -> None:
-    """Prints an inference pool's models and workers."""
     queue = report["queue"]
     console.print(
         f"{'ready' if report['is_ready'] else 'not ready'}"

@@ -29,7 +29,6 @@ KILLED_RUN_ENDS_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the command takes."""
     add_run_arguments(parser)
     parser.add_argument(
         "--workers", type=count, default=DEFAULT_WORKERS, metavar="N", help="default: %(default)s"

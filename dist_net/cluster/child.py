@@ -56,7 +56,6 @@ class RunningChild:
 
     @property
     def process_id(self) -> int:
-        """Its process id."""
         return self._process.pid
 
     @property

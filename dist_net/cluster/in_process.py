@@ -122,7 +122,6 @@ class InProcessWorker:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has left the run, or failed."""
         return self._ended.done()
 
     def result(self, timeout_s: float = 10.0) -> Ended:

@@ -58,7 +58,6 @@ class ServingOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's arguments."""
     cores = available_cores()
     parser.add_argument(
         "models",

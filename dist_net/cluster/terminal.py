@@ -62,7 +62,6 @@ class FetchProgress:
         self._bars.stop()
 
     def __call__(self, event: FetchEvent) -> None:
-        """Show one event."""
         match event:
             case SourceTried(dataset, source):
                 self._line(f"{dataset}: trying {source}")
@@ -150,11 +149,9 @@ class TrainingProgress:
         )
 
     def evaluated(self, samples: int, evaluation: Evaluation) -> None:
-        """Says how well the weights did on the test samples."""
         self._line(f"epoch {samples / self._samples_per_epoch:5.1f}: {evaluation}")
 
     def warned(self, text: str) -> None:
-        """Says what went wrong."""
         self._line(text, "yellow")
 
     def _line(self, text: str, style: str = "") -> None:

@@ -39,7 +39,6 @@ class PublishedFile:
 
     @property
     def sizes_bytes(self) -> tuple[int, ...]:
-        """Every size that it may have."""
         return (self.size_bytes, *self.other_sizes_bytes)
 
     @property
@@ -59,7 +58,6 @@ class Cache:
         return self.directory / file.name
 
     def holds(self, file: PublishedFile) -> bool:
-        """Return whether ``file`` is here with the published content."""
         try:
             self.require(file)
         except ContentError:

@@ -49,7 +49,6 @@ class Classifier:
         self._outputs = Inference(model, prepared, threads, batch_size)
 
     def close(self) -> None:
-        """Ends its threads."""
         self._outputs.close()
 
     def predict(self, pictures: Iterable[ImageSource], top: int = 5) -> list[ClassifiedImage]:

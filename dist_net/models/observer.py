@@ -70,7 +70,6 @@ class Observer:
         return self._report(Shutdown(reason))
 
     def snapshot(self) -> Snapshot:
-        """The weights as they stand."""
         return self._ask(SnapshotRequest(), Snapshot)
 
     def _report(self, request: Message) -> dict[str, Any]:

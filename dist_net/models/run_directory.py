@@ -157,7 +157,6 @@ class RunDirectory:
                 path.chmod(path.stat().st_mode & ~WRITABLE_BY_OTHERS)
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Adds a line for each record."""
         with self._translated_errors(), self.metrics.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
 
@@ -238,7 +237,6 @@ class RunOptions:
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def to_json(self) -> str:
-        """The options as one JSON object."""
         return json.dumps(asdict(self))
 
     @classmethod

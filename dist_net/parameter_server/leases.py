@@ -63,11 +63,9 @@ class LeaseLedger:
 
     @property
     def finished(self) -> bool:
-        """Whether every sample of every epoch is applied."""
         return self.applied_samples == self.samples * self.epochs
 
     def holds_lease(self, worker_id: int) -> bool:
-        """Whether the worker holds a lease."""
         return worker_id in self._leases
 
     def grant(self, worker_id: int) -> Lease | None:

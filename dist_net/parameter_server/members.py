@@ -69,7 +69,6 @@ class Membership:
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """Every worker that takes part, by id."""
         return tuple(self._members.values())
 
     @property
@@ -121,7 +120,6 @@ class Membership:
         return member
 
     def remove(self, worker_id: int) -> None:
-        """Count the worker out."""
         del self._members[worker_id]
 
     def expired(self, now: float) -> list[Member]:

@@ -155,7 +155,6 @@ class RunMetrics:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "RunMetrics":
-        """Continue from ``to_json``."""
         records = deque(state["records"], maxlen=RECORDS_KEPT)
         window = Window(**state["window"])
         return cls(**state | {"records": records, "window": window})

@@ -114,7 +114,6 @@ class RunSettings:
 
     @property
     def samples_total(self) -> int:
-        """The samples of all epochs."""
         return self.samples * self.epochs
 
     def learning_rate_after(self, applied_samples: int) -> float:

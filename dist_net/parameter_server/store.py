@@ -81,7 +81,6 @@ class WeightStore:
         return True
 
     def dismiss(self, worker_id: int) -> None:
-        """Forget a reader and its pins."""
         for pin in self._pins.pop(worker_id, ()):
             self._unpin(pin)
 

@@ -199,11 +199,9 @@ class RecipeRecord:
 
     @classmethod
     def of(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
-        """The record of this recipe."""
         return cls(loaded.file_digests, dataset.class_names, loaded.recipe.fitting)
 
     def to_json(self) -> dict[str, Any]:
-        """The record as a JSON object."""
         return asdict(self)
 
     @classmethod
@@ -227,7 +225,6 @@ class RecipeRecord:
 
 
 def recipe_names() -> list[str]:
-    """The names of the built-in recipes."""
     return sorted(path.stem.replace("_", "-") for path in BUILT_IN.glob("[a-z]*.py"))
 
 

@@ -105,7 +105,6 @@ class _CheckedSource(SourceLoader):
         return str(self._path)
 
     def get_data(self, path: str | bytes) -> bytes:
-        """The source."""
         return self._source
 
 
@@ -166,7 +165,6 @@ def _require_own(file: Path) -> None:
 
 
 def sha256(content: bytes) -> str:
-    """The digest in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 

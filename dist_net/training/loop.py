@@ -100,7 +100,6 @@ class WorkerLoop:
         self.close()
 
     def close(self) -> None:
-        """Ends the heartbeats and lets go of socket and memory."""
         if self._heart is not None:
             self._heart.stop()
         self._socket.close()
@@ -196,7 +195,6 @@ class ReceivedWeights:
         return self._segment.vector(work.snapshot)
 
     def detach(self) -> None:
-        """Lets go of the server's memory."""
         if self._segment is not None:
             self._segment.close()
             self._segment = None

@@ -58,7 +58,6 @@ class SingleProcess:
         return result
 
     def epochs(self) -> Iterator[EpochResult]:
-        """Trains epoch by epoch, one for each step of the iteration."""
         for epoch in range(self._recipe.epochs):
             results = [
                 self.step(epoch, start, min(start + self._recipe.batch_size, self._samples))

@@ -232,7 +232,6 @@ class WorkerState:
         return commands
 
     def start(self, now: float) -> list[WorkerCommand]:
-        """Ask to take part."""
         self._worker_id = 0
         self._drop_lease()
         return [self._ask(self._join, now)]
@@ -343,7 +342,6 @@ class WorkerState:
         return [SendToServer(Leave(self._worker_id)), done] if self._worker_id else [done]
 
     def _drop_lease(self) -> None:
-        """Forget the lease and what was computed for it."""
         self._work = None
         self._held.clear()
         self._unanswered.clear()

@@ -89,7 +89,6 @@ class Connections(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Watch until stopped."""
         looked_s = 0.0
         with self._monitor:
             while True:
@@ -225,5 +224,4 @@ class _Connection:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of the descriptor."""
         self._socket.close()

@@ -56,6 +56,5 @@ class Heart(threading.Thread):
                 logger.warning("heartbeat_ended reason=%s", error)
 
     def stop(self) -> None:
-        """Ends the thread."""
         self._stopped.set()
         self.join()

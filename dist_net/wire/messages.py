@@ -172,7 +172,6 @@ class Push(NamedTuple):
 
     @property
     def stop(self) -> int:
-        """Where the last minibatch ends."""
         return self.stops[-1]
 
 

@@ -256,7 +256,6 @@ class AllowList:
         return self._roles.get(key, frozenset())
 
     def close(self) -> None:
-        """Stop the thread."""
         self._authenticator.stop()
 
 

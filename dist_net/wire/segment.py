@@ -106,7 +106,6 @@ class Segment:
 
     @property
     def address(self) -> SegmentAddress:
-        """What another process needs to attach it."""
         return SegmentAddress(self.process_id, self.descriptor, self.token)
 
     @property
@@ -132,7 +131,6 @@ class Segment:
 
 
 def _stride(size: int) -> int:
-    """Bytes from one vector's beginning to the next's."""
     return -(-4 * size // _PAGE_BYTES) * _PAGE_BYTES
 
 

@@ -103,7 +103,6 @@ class FramedSocket:
         return int(self._socket.getsockopt(zmq.FD))
 
     def has_message(self) -> bool:
-        """Whether a message can be received without waiting."""
         return bool(int(self._socket.getsockopt(_EVENTS)) & _POLLIN)
 
     def lend(self, vectors: Iterable[Vector]) -> None:

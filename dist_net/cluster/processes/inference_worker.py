@@ -33,7 +33,6 @@ KEPT_BYTES = 8 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what a worker is told."""
     parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the gateway's")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
     parser.add_argument(

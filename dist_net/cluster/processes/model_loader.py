@@ -31,7 +31,6 @@ NICENESS = 10  # who waits for an answer comes before who waits for a new versio
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the loader is told."""
     parser.add_argument("--connect", required=True)
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--training-keys", type=Path)

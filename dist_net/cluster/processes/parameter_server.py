@@ -21,7 +21,6 @@ from dist_net.wire.transport import ServerSocket
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what the server is told."""
     parser.add_argument("run_directory", type=Path)
     parser.add_argument("listen", nargs="+")
     parser.add_argument("--keys", type=Path)

@@ -29,7 +29,6 @@ logger = logging.getLogger("dist_net.cluster.processes.training_worker")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what a worker is told."""
     parser.add_argument(
         "recipe",
         metavar="RECIPE",

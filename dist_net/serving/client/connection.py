@@ -70,7 +70,6 @@ class GatewayConnection:
             self._socket.close()
 
     def next_id(self) -> int:
-        """The id for the next request."""
         return self._conversation.next_id()
 
     def ask(self, request: ClientRequest, timeout_s: float) -> Exchange:

@@ -60,7 +60,6 @@ class Conversation:
         return len(self._open)
 
     def next_id(self) -> int:
-        """The id for the next request."""
         return next(self._ids)
 
     def greet(self, now: float) -> Greet:
@@ -112,7 +111,6 @@ class Conversation:
         return Cancel(request_id)
 
     def cancel_all(self) -> list[Cancel]:
-        """Cancels all open requests."""
         return [self.cancel(exchange) for exchange in list(self._open.values())]
 
     def was_heard_since(self, moment: float) -> bool:

@@ -54,7 +54,6 @@ class ClientDesk:
         self._receive_soon()
 
     def close(self) -> None:
-        """Stops listening."""
         self._loop.remove_reader(self._socket.fileno())
         self._is_closed = True  # callbacks that are still queued must not touch the socket
 

@@ -56,7 +56,6 @@ class AskedFuture(asyncio.Future[Outcome]):
     abandon: Callable[[], None]
 
     def cancel(self, msg: object = None) -> bool:
-        """As for every future."""
         is_cancelled = super().cancel(msg)
         if is_cancelled:
             self.abandon()
@@ -80,14 +79,12 @@ class Gateway:
         self._is_closed = False
 
     def start(self) -> None:
-        """Begins to listen to workers."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._turn_s = self._clock.now()
         self._timer = self._loop.call_later(0, self._want_turn)
 
     def close(self) -> None:
-        """Stops listening."""
         self._loop.remove_reader(self._socket.fileno())
         self._timer.cancel()
         self._is_closed = True  # callbacks that are still queued must not touch the socket
@@ -154,7 +151,6 @@ class Gateway:
                 future.set_result(Outcome(Status.UNAVAILABLE, reason=reason))
 
     def retire_workers(self) -> None:
-        """Tells every worker to leave."""
         self._execute(self._pool.retire())
 
     def child_ended(self, process_id: int, host: str, reason: str) -> None:

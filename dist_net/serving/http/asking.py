@@ -90,7 +90,6 @@ class _Watch:
         self._timer = self._loop.call_later(_WATCHED_AFTER_S, self._begin)
 
     def end(self) -> None:
-        """Stop watching."""
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()

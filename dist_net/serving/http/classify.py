@@ -155,7 +155,6 @@ class Picture:
 
 
 def is_form(content_type: bytes) -> bool:
-    """Whether a body of this type is a multipart form."""
     return content_type.lower().startswith(b"multipart/form-data")
 
 

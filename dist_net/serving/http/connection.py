@@ -58,7 +58,6 @@ class LimitedProtocol(HttpToolsProtocol):
         self._set_deadline()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancels the timers."""
         super().connection_lost(exc)
         # uvicorn leaves its timer running when a client breaks off, which keeps the request alive.
         self._unset_keepalive_if_required()
@@ -84,7 +83,6 @@ class LimitedProtocol(HttpToolsProtocol):
         )
 
     def resume_writing(self) -> None:
-        """The client reads again."""
         super().resume_writing()
         self._end_write_deadline()
 
@@ -118,14 +116,12 @@ class LimitedProtocol(HttpToolsProtocol):
     # Called by the parser
 
     def on_message_begin(self) -> None:
-        """A request begins."""
         self._expect(self.limits.header_timeout_s)
         if len(self.pipeline) >= self.limits.pipelined:
             self._refuse(400, f"more than {self.limits.pipelined} requests at once")
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        """Its headers are complete."""
         self._expect(self.limits.body_timeout_s)
         if (
             len(self.headers) > self.limits.headers
@@ -136,12 +132,10 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of its body arrived."""
         self._unparsed_bytes = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """It is complete."""
         self._expect(None)
         super().on_message_complete()
 

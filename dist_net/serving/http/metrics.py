@@ -62,7 +62,6 @@ class _PoolCollector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric."""
         counted: Counted = [
             (name, total(self._gateway.statistics(name).values()))
             for name in self._gateway.models()

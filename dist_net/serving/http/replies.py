@@ -52,7 +52,6 @@ _UNAUTHORIZED, _UNAVAILABLE = 401, 503
 
 
 def code_of_error(error: DistNetError) -> int:
-    """The status code for an error."""
     return next(code for kind, code in CODE_OF_ERROR if isinstance(error, kind))
 
 
@@ -84,7 +83,6 @@ def error_reply(code: int, reason: str, retry_after_s: float = 0.0, **more: Any)
 
 
 def raised_reply(error: DistNetError) -> Json:
-    """The reply for an error that was raised."""
     retry_after_s = error.retry_after_s if isinstance(error, PoolUnavailableError) else 0.0
     return error_reply(code_of_error(error), str(error), retry_after_s)
 

@@ -57,7 +57,6 @@ class _Server(uvicorn.Server):
         self._settings = settings
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts to accept connections on the one socket."""
         if not self._settings.has_tls:
             await super().startup(sockets)
             return
@@ -76,7 +75,6 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leaves signals to the process."""
         yield
 
 
@@ -112,7 +110,6 @@ class _TlsListener:
             task.cancel()
 
     async def wait_closed(self) -> None:
-        """Waits until that is done."""
         await asyncio.gather(self._accepting, *self._handshakes.values(), return_exceptions=True)
 
     async def _accept(self) -> None:

@@ -75,12 +75,10 @@ class HttpSettings:
 
     @property
     def has_tls(self) -> bool:
-        """Whether connections are encrypted."""
         return self.certificate is not None
 
     @property
     def listen_address(self) -> Address:
-        """Where to listen."""
         try:
             return listen_address(f"tcp://{self.address}")
         except AddressError as error:

@@ -101,7 +101,6 @@ class Catalogue:
         return True
 
     def is_loader(self, node: bytes) -> bool:
-        """Whether the loader is at this node."""
         return node == self._loader
 
     def loader_ended(self, process_id: int, reason: str) -> ModelPrepared | None:
@@ -205,7 +204,6 @@ def _take_in(model: ModelVersions, message: ModelPrepared) -> str:
 
 
 def _rolled_out(version: int, served: ServedModel) -> Outcome:
-    """How the rollout of a version ended."""
     newest = served.description.version if served.description else None
     if version == newest or version in served.versions:
         return Outcome(Status.OK, version=version)

@@ -47,7 +47,6 @@ class ModelDescription:
 
     @cached_property
     def row_bytes(self) -> int:
-        """Bytes of one row of its input."""
         return ROW_BYTES[self.input_datatype] * prod(self.input_shape)
 
     @property
@@ -58,7 +57,6 @@ class ModelDescription:
         return self.input_datatype, self.input_shape, self.classes, *net
 
     def to_json(self) -> str:
-        """For a message."""
         return json.dumps(asdict(self))
 
     @classmethod

@@ -27,7 +27,6 @@ class Quarantine:
         self._digests: OrderedDict[tuple[str, int, bytes], None] = OrderedDict()
 
     def add(self, model: str, version: int, payload: Payload) -> None:
-        """Remember a payload."""
         self._digests[model, version, _digest(payload)] = None
         if len(self._digests) > MOST_QUARANTINED:
             self._digests.popitem(last=False)

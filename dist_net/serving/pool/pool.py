@@ -249,7 +249,6 @@ class Pool:
         self._admission.is_draining = True
 
     def retire(self) -> list[SendToNode]:
-        """Tell every worker to leave."""
         return [SendToNode(worker.node, Retire()) for worker in self._workers]
 
     # How things are now

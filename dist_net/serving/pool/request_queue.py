@@ -22,7 +22,6 @@ class LaneKey(NamedTuple):
 
     @classmethod
     def of(cls, question: Question) -> LaneKey:
-        """The lane that a question waits in."""
         return cls(question.model, question.version, question.is_picture)
 
 
@@ -82,7 +81,6 @@ class Lane:
 
     @property
     def next_rows(self) -> int:
-        """The rows of the next batch."""
         return self.oldest.planned.rows
 
     @property

@@ -31,7 +31,6 @@ class RunningBatch:
     expected_s: float
 
     def message(self) -> RunBatch:
-        """What its worker is sent."""
         description = self.description
         payloads = tuple(request.payload for request in self.requests)
         model, version = description.name, description.version
@@ -107,11 +106,9 @@ class Worker:
     requests: int = 0
 
     def has(self, model: str, version: int) -> bool:
-        """Whether it can answer for the version."""
         return version in self.holds.get(model, ())
 
     def start(self, batch: RunningBatch) -> None:
-        """It is sent the batch."""
         self.running[batch.batch_id] = batch
         self.free_s = max(self.free_s, batch.sent_s) + batch.expected_s
 
@@ -148,7 +145,6 @@ class Roster:
         return iter(self._workers.values())
 
     def enlist(self, node: bytes, name: str, host: str, process_id: int, now: float) -> Worker:
-        """Add a worker under a new id."""
         worker = Worker(self._next_worker_id, node, name, host, process_id, now)
         self._next_worker_id += 1
         self._workers[node] = self._by_id[worker.worker_id] = worker
@@ -174,7 +170,6 @@ class Roster:
         )
 
     def remove(self, worker: Worker) -> None:
-        """It is no longer a worker of the pool."""
         del self._workers[worker.node], self._by_id[worker.worker_id]
 
     def is_quiet(self, worker: Worker, now: float) -> bool:

@@ -84,7 +84,6 @@ class RecentLatencies:
 
 
 def total(statistics: Iterable[ModelStatistics]) -> ModelStatistics:
-    """The sum of them all."""
     together = ModelStatistics()
     for each in statistics:
         together.absorb(each)
@@ -142,7 +141,6 @@ class ModelStatistics:
     recent: RecentLatencies = field(default_factory=RecentLatencies)
 
     def ran(self, rows: int, compute_s: float, now: float) -> None:
-        """Count a batch that came back."""
         self.inference_count += rows
         self.execution_count += 1
         self.last_inference_s = now

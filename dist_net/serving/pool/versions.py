@@ -273,7 +273,6 @@ class ModelVersions:
         return SendToNode(worker.node, Drop(self.name, number))
 
     def _forget(self, number: int, workers: Roster) -> None:
-        """Forget a version, but keep its counts."""
         logger.info("version_ends model=%s version=%d", self.name, number)
         del self.versions[number]
         for worker in workers:

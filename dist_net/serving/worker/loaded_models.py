@@ -42,7 +42,6 @@ class LoadedModels:
         return bool(self._loading)
 
     def network(self, model: str, version: int) -> ServedNetwork | None:
-        """The network of a version; None while it is not loaded."""
         return self._networks.get((model, version))
 
     def begin(self, load: Load) -> None:

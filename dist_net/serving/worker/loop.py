@@ -91,7 +91,6 @@ class InferenceWorker:
         self.close()
 
     def close(self) -> None:
-        """Ends the threads, and closes socket and models."""
         self._still_heart()
         self._socket.close()
         self._models.close()

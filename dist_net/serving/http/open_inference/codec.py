@@ -298,7 +298,6 @@ def elements_of_bytes(raw: Payload, count: int) -> list[memoryview]:
 
 
 def bytes_of_elements(elements: Iterable[bytes]) -> bytes:
-    """A tensor of BYTES with these contents."""
     return b"".join(chain.from_iterable((_LENGTH.pack(len(each)), each) for each in elements))
 
 

@@ -40,7 +40,6 @@ _JSON_LENGTH = b"inference-header-content-length"
 
 
 def is_inference(scope: Scope) -> bool:
-    """Whether a request is for ``InferEndpoint``."""
     path: str = scope["path"]
     return path.endswith("/infer") and path.startswith("/v2/models/")
 
@@ -58,7 +57,6 @@ class InferEndpoint:
         return [Route(path, self, methods=["POST"]) for path in paths]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
         try:
             await self._answer(scope, receive, send)
         except DistNetError as error:
