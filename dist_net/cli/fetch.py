@@ -11,7 +11,7 @@ from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.darknet.published import PUBLISHED, fetch_weights
 from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
 from dist_net.errors import UnknownDatasetError
-from dist_net.spelling import did_you_mean
+from dist_net.spelling import suggestion
 
 # A photograph that is part of the package.
 PICTURE = Path(__file__).parents[1] / "serving" / "http" / "page" / "samples" / "balloon.jpg"
@@ -42,8 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Fetch, say what is there, and return the exit code."""
     name = arguments.name
     if name not in DATASETS and name not in PUBLISHED:
-        known = [*DATASETS, *PUBLISHED]
-        hint = did_you_mean(name, known) or f"expected one of {', '.join(known)}"
+        hint = suggestion(name, [*DATASETS, *PUBLISHED])
         raise UnknownDatasetError(f"nothing called {name!r} to fetch: {hint}")
     fetch = fetch_dataset if name in DATASETS else fetch_classifier
     console = plain_console()

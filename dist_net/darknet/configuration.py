@@ -17,7 +17,7 @@ from typing import IO, TypeVar
 
 from dist_net.errors import ConfigurationError, NetworkWriteError
 from dist_net.files import replacing
-from dist_net.spelling import did_you_mean
+from dist_net.spelling import suggestion
 
 Number = TypeVar("Number", int, float)
 
@@ -267,8 +267,7 @@ def _of_training(kind: str) -> list[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    hint = did_you_mean(name, known) or f"expected one of {', '.join(known)}"
-    return f"; {hint}"
+    return f"; {suggestion(name, known)}"
 
 
 def configuration_text(configuration: Configuration) -> str:

@@ -19,7 +19,7 @@ from dist_net.data.cache import Cache, PublishedFile
 from dist_net.data.download import Download
 from dist_net.data.fetch import fetch
 from dist_net.errors import UnknownClassifierError
-from dist_net.spelling import did_you_mean
+from dist_net.spelling import suggestion
 
 SITE = "https://pjreddie.com/media/files/"
 CLASSES = 1000
@@ -66,8 +66,9 @@ class PublishedClassifier:
 def published(name: str) -> PublishedClassifier:
     """The published classifier of this name; raises UnknownClassifierError if there is none."""
     if name not in PUBLISHED:
-        hint = did_you_mean(name, PUBLISHED) or f"expected one of {', '.join(PUBLISHED)}"
-        raise UnknownClassifierError(f"there is no published classifier {name!r}; {hint}")
+        raise UnknownClassifierError(
+            f"there is no published classifier {name!r}; {suggestion(name, PUBLISHED)}"
+        )
     return PUBLISHED[name]
 
 

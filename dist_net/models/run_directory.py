@@ -18,7 +18,7 @@ from typing import IO, Any, Self
 
 from dist_net.data import Dataset
 from dist_net.data.samples import samples_of
-from dist_net.errors import RunDirectoryError, SettingError
+from dist_net.errors import CheckpointMissingError, RunDirectoryError, SettingError
 from dist_net.optim import optimizer_named
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
 from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
@@ -29,6 +29,7 @@ from dist_net.recipes.recipe import (
     load_recipe_copy,
     recipe_names,
 )
+from dist_net.spelling import closest
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ class RunDirectory:
         """The directory of a run that was started before; raises RunDirectoryError."""
         directory = cls(path)
         if not directory.options.is_file():
-            raise RunDirectoryError(f"{path} is no run directory: no options.json in it")
+            hint = run_meant(path) or "expected one that 'dist-net train' left"
+            raise RunDirectoryError(f"{path} is no run directory: no options.json in it; {hint}")
         directory._make()
         return directory
 
@@ -181,6 +183,15 @@ class RunDirectory:
             ) from error
 
 
+def run_meant(path: Path) -> str:
+    """``did you mean DIR?``, a run beside this path or in the default place; nothing if none."""
+    checkpoint = RunDirectory(path).checkpoint.name
+    parents = {path.parent, DEFAULT_PARENT}
+    runs = [file.parent for parent in parents for file in parent.glob(f"*/{checkpoint}")]
+    name = closest(path.name, [run.name for run in runs])
+    return next((f"did you mean {run}?" for run in runs if run.name == name), "")
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """The options of a run: its recipe, and what the command line changes of that.
@@ -257,6 +268,8 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
 
     Raises what reading either raises, and CheckpointMismatchError where they do not fit together.
     """
+    if not path.exists() and (hint := run_meant(path)):
+        raise CheckpointMissingError(f"there is no run and no checkpoint {path}; {hint}")
     file = RunDirectory(path).checkpoint if path.is_dir() else path
     checkpoint = read_checkpoint(file)
     record = RecipeRecord.from_json(checkpoint.recipe_record)

@@ -29,7 +29,7 @@ from dist_net.errors import (
     WeightsFileError,
 )
 from dist_net.models.observer import Observer
-from dist_net.models.run_directory import DEFAULT_PARENT, RunDirectory, load_trained
+from dist_net.models.run_directory import RunDirectory, load_trained, run_meant
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
@@ -318,7 +318,7 @@ def source_called(
         return _configured(path, weights, labels)
     is_live = model.startswith(LIVE)
     if not is_live and not path.exists():
-        hint = did_you_mean(model, [*PUBLISHED, *_runs_near(path)]) or f"expected {MODELS}"
+        hint = did_you_mean(model, PUBLISHED) or run_meant(path) or f"expected {MODELS}"
         raise UnknownModelError(f"no model {model!r}; {hint}")
     if weights is not None:
         raise ModelOptionError(
@@ -327,13 +327,6 @@ def source_called(
     if is_live:
         return FollowedRun(model, keys, labels, progress, trust_recipe)
     return TrainedRun(path, labels, progress, trust_recipe)
-
-
-def _runs_near(path: Path) -> list[str]:
-    """The run directories beside this path, and those in the default place for runs."""
-    checkpoint = RunDirectory(path).checkpoint.name
-    parents = {path.parent, DEFAULT_PARENT}
-    return [str(file.parent) for parent in parents for file in parent.glob(f"*/{checkpoint}")]
 
 
 def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelSource:

@@ -22,6 +22,7 @@ from dist_net.optim.ranges import (
     require_positive,
 )
 from dist_net.optim.rule import Optimizer
+from dist_net.spelling import suggestion
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,6 @@ def optimizer_named(name: str) -> Optimizer:
     """The optimizer with its default settings; raises UnknownOptimizerError."""
     if name not in OPTIMIZERS:
         raise UnknownOptimizerError(
-            f"unknown optimizer {name!r}: expected one of {', '.join(OPTIMIZERS)}"
+            f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}"
         )
     return OPTIMIZERS[name]

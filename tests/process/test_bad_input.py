@@ -128,7 +128,8 @@ def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: st
         ("--batch-size", "1438", r"batch_size=1438: expected at most .* which is 1437"),
         ("--learning-rate", "nan", r"learning_rate=nan: expected a finite number above 0"),
         ("--learning-rate", "-0.1", r"learning_rate=-0.1: expected a finite number above 0"),
-        ("--optimizer", "adamw", r"unknown optimizer 'adamw': expected one of sgd, .*"),
+        ("--optimizer", "adamw", r"there is no optimizer 'adamw'; did you mean adam\?"),
+        ("--optimizer", "lion", r"there is no optimizer 'lion'; expected one of sgd, .*"),
         ("--seed", "-1", r"seed=-1: expected a whole number, 0 or above"),
         ("--checkpoint-every", "nan", r"checkpoint_every_s=nan: expected .* above 0"),
         ("--listen", "localhost", r"the address 'localhost' cannot be used; expected tcp://H.*"),
@@ -280,6 +281,9 @@ def test_a_model_that_is_none(refuses: Refuses, tmp_path: Path) -> None:
 
 def test_a_run_that_is_nearly_called_so(refuses: Refuses, run: Path, tmp_path: Path) -> None:
     refuses(rf"no model '{tmp_path}/rum'; did you mean {run}\?", "predict", f"{tmp_path}/rum", "x")
+    refuses(rf"there is no run .*/rum; did you mean {run}\?", "evaluate", tmp_path / "rum")
+    train = ("train", "--resume", "--run-dir", tmp_path / "rum")
+    refuses(rf".*/rum is no run directory: .*; did you mean {run}\?", *train)
 
 
 def test_the_version_is_shown(

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "compiling": "",
     "autodiff": "errors compiling",
     "nn": "errors vector files autodiff",
-    "optim": "errors vector compiling",
+    "optim": "errors vector spelling compiling",
     "pictures": "errors nn",
     "data": "errors files",
     "darknet": "errors vector files spelling autodiff nn data",
@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "wire": "errors vector clock",
     "parameter_server": "errors vector clock files optim wire",
     "training": "errors vector clock autodiff nn optim data recipes wire",
-    "serving": "errors clock files autodiff nn pictures darknet recipes wire",
+    "serving": "errors clock files spelling autodiff nn pictures darknet recipes wire",
     "models": "errors vector spelling nn optim pictures data darknet recipes wire parameter_server",
     "report": "errors nn models",
     "cluster": (

@@ -34,6 +34,7 @@ from dist_net.serving.pool.description import (
     known,
     summaries_from_json,
 )
+from dist_net.spelling import suggestion
 from dist_net.wire.security import CLIENT, load_peer_keys
 from dist_net.wire.serving_messages import Ask, Describe, Description, Reload, Reloaded, Unload
 
@@ -200,10 +201,8 @@ class Client:
             self.models()
         summary = self._summaries.get(model)
         if summary is None:
-            names = ", ".join(map(repr, self._summaries)) or "none"
-            raise ModelNotServedError(
-                f"no model {model!r} is served there; those that are: {names}"
-            )
+            hint = suggestion(model, self._summaries)
+            raise ModelNotServedError(f"no model is called {model!r} there; {hint}")
         if not summary.classes:
             raise PoolUnavailableError(f"model {model!r} cannot be asked now: {summary.reason}")
         if version is None:

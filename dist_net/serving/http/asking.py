@@ -12,6 +12,7 @@ from dist_net.errors import ModelNotServedError, PoolUnavailableError
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.spelling import suggestion
 
 # Most answers come sooner, and need no task that waits for the client to go.
 _WATCHED_AFTER_S = 0.005
@@ -23,7 +24,7 @@ def served_model(gateway: Gateway, name: str) -> ServedModel:
     served = gateway.models().get(name)
     if served is None:
         raise ModelNotServedError(
-            f"no model {name[:80]!r}; expected one of: {', '.join(gateway.models()) or 'none'}"
+            f"no model is called {name[:80]!r}; {suggestion(name, gateway.models())}"
         )
     return served
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.dispatcher import MODELLING_ERROR, Dispatcher
@@ -12,6 +12,7 @@ from dist_net.serving.pool.request_queue import LaneKey, RequestQueue
 from dist_net.serving.pool.requests import Outcome, Question, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.versions import ModelVersions
+from dist_net.spelling import suggestion
 
 WORKER_STARTS_S = 1.0
 """About how long it takes to replace a lost worker, or to load a first model."""
@@ -39,8 +40,7 @@ class Admission:
         """The most rows that its batch may have; or why the question is refused."""
         model = self._models.get(question.model)
         if model is None:
-            known = ", ".join(self._models)
-            return _not_found(f"no model is called {question.model[:80]!r}: there is {known}")
+            return no_such_model(question.model, self._models)
         if model.is_unloaded:
             return _not_found(f"{model.name} is not served: {model.reason}")
         if self.is_draining:
@@ -118,6 +118,11 @@ class Admission:
             # With each second the wait gets a second shorter, and it counts this many times.
             (answered_s - timeout_s) / MODELLING_ERROR,
         )
+
+
+def no_such_model(name: str, models: Iterable[str]) -> Outcome:
+    """The outcome of a request for a model that is not served."""
+    return _not_found(f"no model is called {name[:80]!r}; {suggestion(name, models)}")
 
 
 def _not_found(reason: str) -> Outcome:

@@ -17,7 +17,7 @@ from itertools import count
 from typing import Any
 
 from dist_net.errors import ModelLoadError
-from dist_net.serving.pool.admission import Admission
+from dist_net.serving.pool.admission import Admission, no_such_model
 from dist_net.serving.pool.catalogue import Catalogue
 from dist_net.serving.pool.dispatcher import Dispatcher
 from dist_net.serving.pool.open_requests import OpenRequests
@@ -105,8 +105,7 @@ class Pool:
         """Read a model again from its source: a request that ends when workers answer with it."""
         self._now = now
         if model not in self._models:
-            reason = f"no model {model!r} is served here; expected {', '.join(self._models)}"
-            return Outcome(Status.NOT_FOUND, reason=reason)
+            return no_such_model(model, self._models)
         request_id = next(self._request_ids)
         self.catalogue.reload(model, request_id)
         return request_id
@@ -115,7 +114,7 @@ class Pool:
         """Serve a model no longer, until it is reloaded; what was admitted is answered."""
         self._now = now
         if model not in self._models:
-            return Outcome(Status.NOT_FOUND, reason=f"no model {model!r} is served here")
+            return no_such_model(model, self._models)
         self.catalogue.unload(model, "it was unloaded on request")
         self._requests.unsettled.add(model)
         return Outcome(Status.OK)

@@ -383,9 +383,11 @@ def test_an_optimizer_is_found_by_name():
     assert optimizer_named("momentum") == Momentum(momentum=0.9)
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(UnknownOptimizerError, match=r"'adma'.*sgd, momentum.*adam, adagrad"):
+def test_an_unknown_name_is_refused_with_the_one_that_was_meant_or_all():
+    with pytest.raises(UnknownOptimizerError, match=r"'adma'; did you mean adam\?"):
         optimizer_named("adma")
+    with pytest.raises(UnknownOptimizerError, match=r"'lion'.*sgd, momentum.*adam, adagrad"):
+        optimizer_named("lion")
 
 
 @pytest.mark.parametrize(

@@ -345,6 +345,13 @@ def test_health(ask: Ask, service: FakeService) -> None:
     assert response.headers["retry-after"] == "1"
 
 
+def test_a_model_that_is_not_there_is_refused_with_the_name_that_was_meant(ask: Ask) -> None:
+    said = error_of(ask("POST", "/v2/models/digit/infer", json=INFER))
+    assert said == "no model is called 'digit'; did you mean digits?"
+    said = error_of(ask("GET", "/v2/models/cows"))
+    assert said == "no model is called 'cows'; expected one of digits, animals"
+
+
 def test_a_model_without_a_version_is_not_ready(ask: Ask, service: FakeService) -> None:
     assert ask("GET", "/v2/models/digits/ready").is_success
     service.served["digits"] = ServedModel("digits", None, {}, False, "its file is damaged")

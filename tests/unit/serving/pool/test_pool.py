@@ -273,7 +273,8 @@ def test_a_second_batch_is_on_its_way_only_to_a_quick_worker(seconds: float, bat
 @pytest.mark.parametrize(
     ("question", "status", "reason"),
     [
-        (Question("nought", ROW), Status.NOT_FOUND, "no model is called 'nought': there is net"),
+        (Question("nought", ROW), Status.NOT_FOUND, "'nought'; expected one of net"),
+        (Question("nets", ROW), Status.NOT_FOUND, "'nets'; did you mean net?"),
         (Question("net", ROW, version=4), Status.NOT_FOUND, "has no version 4"),
         (Question("net", ROW, rows=9), Status.BAD_INPUT, "9 rows: expected 1 to 8"),
         (Question("net", ROW, rows=0), Status.BAD_INPUT, "0 rows"),
