@@ -73,7 +73,7 @@ class World:
         self._ids: dict[bytes, int] = {}
         self._alive: dict[bytes, float] = {}  # when each worker is done with what it has
         self._stopped: set[bytes] = set()
-        self._held: dict[bytes, set[int]] = {}
+        self._loaded: dict[bytes, set[int]] = {}
         self._nodes = count(1)
         self._payloads = count()
         self._payload_of: dict[int, bytes] = {}
@@ -148,7 +148,7 @@ class World:
     def _start(self) -> None:
         node = b"worker %d" % next(self._nodes)
         self._alive[node] = self.now
-        self._held[node] = set()
+        self._loaded[node] = set()
         commands = self.pool.receive(node, Enlist(node.decode(), "host", 1), self.now)
         for command in commands:
             if isinstance(command, SendToNode) and isinstance(command.message, Enlisted):
@@ -178,8 +178,8 @@ class World:
             elif isinstance(command.message, Load):
                 self._load(command.node, command.message)
             elif isinstance(command.message, Drop):
-                self._held[command.node].remove(command.message.version)
-                assert self._held[command.node]
+                self._loaded[command.node].remove(command.message.version)
+                assert self._loaded[command.node]
             elif isinstance(command.message, RunBatch):
                 self._compute(command.node, command.message)
 
@@ -189,7 +189,7 @@ class World:
         def loaded() -> None:
             if node in self._alive and node not in self._stopped:
                 if not reason:
-                    self._held[node].add(load.version)
+                    self._loaded[node].add(load.version)
                 self.reloads["failed" if reason else "loaded"] += 1
                 self._obey(self.pool.loaded(node, Loaded("net", load.version, reason), self.now))
 
@@ -200,7 +200,7 @@ class World:
             self._alone[bytes(run.payloads[0])].add(node)
         if node not in self._alive:
             return
-        assert run.version in self._held[node]
+        assert run.version in self._loaded[node]
         base_s, row_s, spread, drift = self._times
         rows = len(run.payloads)
         took_s = (base_s + row_s * rows) * self.random.uniform(1 - spread, 1 + spread)
@@ -224,8 +224,8 @@ def test_nothing_is_lost_and_all_ends_once_whatever_happens(seed: int) -> None:
     asked: list[int] = []
 
     def client() -> None:
-        version = world.pool.catalogue.served()["net"].versions
-        named = int(random.choice(version)) if version and random.random() < 0.3 else None
+        versions = [*world.pool.catalogue.served()["net"].versions]
+        named = int(random.choice(versions)) if versions and random.random() < 0.3 else None
         answer = world.ask(float(random.choice([0.05, 0.5, 30.0])), named)
         if isinstance(answer, int):
             asked.append(answer)
