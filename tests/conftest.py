@@ -65,7 +65,7 @@ def pytest_runtest_makereport(
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compares what the process holds before and after the test and its fixtures."""
-    before = held()
+    before = resources()
     yield
     left = leaks_since(before)
     for name in left:
@@ -86,10 +86,10 @@ def leaks_since(before: Leaks) -> Leaks:
 
 
 def not_in(before: Leaks) -> Leaks:
-    return {name: what for name, what in held().items() if name not in before}
+    return {name: what for name, what in resources().items() if name not in before}
 
 
-def held() -> Leaks:
+def resources() -> Leaks:
     """Everything that can leak, by a name that is its own."""
     return threads() | processes() | descriptors() | mappings()
 

@@ -116,7 +116,7 @@ class ModelLoader:
             return ModelPrepared(model, version, "", f"there is no source of {model!r}", version)
         try:
             with _as_own_errors():
-                return self._read(model, source, version)._replace(asked=version)
+                return self._read(model, source, version)._replace(requested=version)
         except DistNetError as error:
             logger.warning("not_prepared model=%s error=%s", model, error)
             is_bad_input = isinstance(error, BadInputError)

@@ -123,9 +123,9 @@ class RunDirectory:
         Files that a killed process left half written are removed. Raises RunDirectoryError, which
         names the holder, if the lock is not free within ``patience_s``.
         """
-        with ExitStack() as held:
+        with ExitStack() as stack:
             with self._translated_errors():
-                file = held.enter_context(self._lock.open("a+", encoding="utf-8"))
+                file = stack.enter_context(self._lock.open("a+", encoding="utf-8"))
                 self._take(file, time.monotonic() + patience_s)
                 for partial in self.path.glob("*.partial"):
                     partial.unlink(missing_ok=True)

@@ -275,14 +275,14 @@ def import_kernels() -> None:
             import_module(module)
 
 
-def _is_compiled(asked: bool | None) -> bool:
+def _is_compiled(wanted: bool | None) -> bool:
     """Whether kernels are to be the compiled ones: None asks for them where they can be had."""
-    is_compiled = asked is not False
+    is_compiled = wanted is not False
     if is_compiled:
         try:
             import_module("dist_net.autodiff.kernels.compiled.vectors")
         except ImportError as error:
-            if asked:
+            if wanted:
                 raise MissingExtraError(
                     f"compiled kernels need numba, which cannot be imported ({error}); install it "
                     f"with: pip install 'dist-net[fast]', or ask for NumPy's kernels"

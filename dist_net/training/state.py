@@ -139,7 +139,7 @@ class WorkerState:
         self._depth = 1
         self._work: Work | None = None
         self._next_sample = 0
-        self._held: list[Computed] = []  # and not pushed yet
+        self._unpushed: list[Computed] = []
         self._pushed_s = -math.inf
         self._looks_first = False
         self._gathered: Gather | None = None
@@ -187,7 +187,7 @@ class WorkerState:
     @property
     def _on_the_way(self) -> int:
         """How many gradients the server has not taken up, as far as this worker knows."""
-        return sum(len(push.stops) for push in self._unanswered_pushes()) + len(self._held)
+        return sum(len(push.stops) for push in self._unanswered_pushes()) + len(self._unpushed)
 
     def _unanswered_pushes(self) -> list[Push]:
         return [request for request, _ in self._unanswered if isinstance(request, Push)]
@@ -195,7 +195,7 @@ class WorkerState:
     def _free_slot(self) -> int:
         """The first slot whose gradient, if any, the server has read: so few slots are used."""
         pushed = (slot for push in self._unanswered_pushes() for slot in push.slots)
-        taken = {*pushed, *(computed.slot for computed in self._held)}
+        taken = {*pushed, *(computed.slot for computed in self._unpushed)}
         return next(slot for slot in range(PIPELINE.gradients) if slot not in taken)
 
     def next_commands(self, now: float) -> list[WorkerCommand]:
@@ -294,10 +294,12 @@ class WorkerState:
             raise RuntimeError("computed() was called without a Compute command before it")
         self._computing = None
         _, start, stop, *_, slot = minibatch
-        self._held.append(Computed(start, stop, work.version, loss_sum, correct, slot, gradient))
+        self._unpushed.append(
+            Computed(start, stop, work.version, loss_sum, correct, slot, gradient)
+        )
         commands: list[WorkerCommand] = []
         next_is_soon = self.can_compute and now - self._pushed_s < QUICK_STEP_S
-        if not next_is_soon or len(self._held) >= work.together:
+        if not next_is_soon or len(self._unpushed) >= work.together:
             commands.append(self._ask(self._push(work), now))
             self._pushed_s = now
         if self._next_sample < work.stop:
@@ -343,14 +345,16 @@ class WorkerState:
 
     def _drop_lease(self) -> None:
         self._work = None
-        self._held.clear()
+        self._unpushed.clear()
         self._unanswered.clear()
 
     def _push(self, work: Work) -> Push:
-        """What is held back, in one push."""
-        starts, stops, versions, losses, correct, slots, gradients = zip(*self._held, strict=True)
+        """What is computed and not pushed yet, in one push."""
+        starts, stops, versions, losses, correct, slots, gradients = zip(
+            *self._unpushed, strict=True
+        )
         sent = tuple(each for each in gradients if each is not None)
-        self._held.clear()
+        self._unpushed.clear()
         return Push(
             self._worker_id,
             work.lease_id,
@@ -388,7 +392,7 @@ class WorkerState:
                 self._seen_bytes_per_s = travelled_bytes / (now - asked_s)
         if self._work is None or work.lease_id != self._work.lease_id:
             self._next_sample = work.start
-            self._held.clear()  # of a lease that ended before its time
+            self._unpushed.clear()  # of a lease that ended before its time
         self._work = work
 
     def _gather(self, work: Work) -> Gather:

@@ -158,7 +158,7 @@ class ModelPrepared(NamedTuple):
 
     ``description`` is the JSON of a `ModelDescription` of the pool. It also comes unasked, from a
     training run that the loader follows; then ``version`` is the parameter server's.
-    ``asked``: the version of the `PrepareModel` that it answers; 0 if none. ``is_bad_input``: the
+    ``requested``: the version of the `PrepareModel` that it answers; 0: none. ``is_bad_input``: the
     reason is that the model's files, or what names them, cannot be right.
     """
 
@@ -166,7 +166,7 @@ class ModelPrepared(NamedTuple):
     version: int
     description: str
     reason: str
-    asked: int = 0
+    requested: int = 0
     is_bad_input: bool = False
 
 

@@ -130,7 +130,7 @@ class Gateway:
                     for reply in self.replies(message):
                         socket.send(node, reply)
 
-    def asked(self) -> list[Ask]:
+    def requests(self) -> list[Ask]:
         return [message for message in self.heard if isinstance(message, Ask)]
 
 
@@ -216,9 +216,9 @@ def test_a_named_version_is_asked_and_named_as_that_version_is(
 ) -> None:
     pixels = np.full((1, 2, 2), 50, np.uint8)
     outputs = client.predict("sums", pixels, version=6)
-    (asked,) = gateway.asked()
+    (request,) = gateway.requests()
     said = known(summary_of(MODELS[0]).others[0])
-    assert (asked.version, asked.payloads) == ("6", (pixels.tobytes(), said))
+    assert (request.version, request.payloads) == ("6", (pixels.tobytes(), said))
     assert outputs.labels == ("hen", "owl", "rook")
     assert outputs.likeliest(1)[0].label == "hen"
     assert client.submit_picture("sums", b"picture", version=6).result().labels[0] == "hen"
@@ -285,16 +285,16 @@ def test_no_more_requests_are_open_than_a_client_may_have(client: Client, gatewa
     for _ in range(MOST_OPEN + 1):
         client.submit("sums", np.zeros(4, np.float32), timeout_s=0.2)
     client.models()
-    last = gateway.asked()[-1]
+    last = gateway.requests()[-1]
     given_up = [message for message in gateway.heard if isinstance(message, Cancel)]
-    assert len(gateway.asked()) == MOST_OPEN + 1
+    assert len(gateway.requests()) == MOST_OPEN + 1
     assert gateway.heard.index(given_up[0]) < gateway.heard.index(last)
 
 
 def test_a_version_and_a_time_travel_with_a_question(client: Client, gateway: Gateway) -> None:
     client.predict("sums", np.zeros((2, 2), np.uint8), version=6, timeout_s=3.0)
     client.predict("sums", np.zeros(4, np.float32))
-    assert [(each.version, each.timeout_s) for each in gateway.asked()] == [
+    assert [(each.version, each.timeout_s) for each in gateway.requests()] == [
         ("6", 3.0),
         ("", DEADLINE_S),
     ]
@@ -321,7 +321,7 @@ def test_a_picture_is_sent_as_it_is_and_pixels_as_a_png(
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
     (likeliest, *_) = client.classify("bytes", pixels)
     assert (likeliest.label, likeliest.probability) == ("1", 0.5)  # a class without a label
-    of_path, of_bytes, of_pixels = (each.payloads[0] for each in gateway.asked())
+    of_path, of_bytes, of_pixels = (each.payloads[0] for each in gateway.requests())
     assert (of_path, of_bytes) == (b"what a worker decodes", b"likewise")
     np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(of_pixels))), pixels)
 
@@ -367,7 +367,7 @@ def test_what_does_not_come_in_time_is_cancelled(client: Client, gateway: Gatewa
     with pytest.raises(RequestExpiredError, match=r"within 0.1 s, though the gateway is there"):
         client.predict("sums", np.zeros(4, np.float32), timeout_s=0.1)
     client.models()  # the cancellation came before this
-    assert Cancel(gateway.asked()[0].request_id) in gateway.heard
+    assert Cancel(gateway.requests()[0].request_id) in gateway.heard
 
 
 def test_a_cancelled_question_has_no_result(client: Client, gateway: Gateway) -> None:
@@ -377,7 +377,7 @@ def test_a_cancelled_question_has_no_result(client: Client, gateway: Gateway) ->
     with pytest.raises(RequestCancelledError):
         pending.result()
     client.models()
-    assert Cancel(gateway.asked()[0].request_id) in gateway.heard
+    assert Cancel(gateway.requests()[0].request_id) in gateway.heard
 
 
 def test_closing_cancels_what_is_open(gateway: Gateway) -> None:
@@ -395,11 +395,11 @@ def test_a_gateway_that_is_started_anew_is_asked_again(tmp_path: Path) -> None:
         with serving(Gateway("first"), address) as first:
             first.on_ask = never
             pending = client.submit("sums", np.ones(4, np.float32))
-            while not first.asked():
+            while not first.requests():
                 client.models()
         with serving(Gateway("second"), address) as second:
             assert pending.result().probabilities[0] == 4
-            assert second.asked()[0].timeout_s < DEADLINE_S
+            assert second.requests()[0].timeout_s < DEADLINE_S
 
 
 def test_nobody_there_is_an_error_in_time() -> None:

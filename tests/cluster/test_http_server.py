@@ -435,17 +435,17 @@ def test_a_client_that_breaks_off_leaves_nothing_of_its_request() -> None:
             linger = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             writer.transport.abort()
-        left = connections_held()
+        left = open_connections()
         for _ in range(50):  # until the server has heard of it
             if not left:
                 break
             await asyncio.sleep(0.1)
-            left = connections_held()
+            left = open_connections()
         return left
 
     assert while_serving(broken_off) == 0
 
 
-def connections_held() -> int:
+def open_connections() -> int:
     gc.collect()
     return sum(issubclass(type(each), LimitedProtocol) for each in gc.get_objects())

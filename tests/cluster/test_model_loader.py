@@ -15,10 +15,10 @@ class OddRun(FollowedRun):
     """A training run whose server says what is no report, and whose recipe's code is broken."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.reads = 0
 
     def version(self) -> int:
-        self.asked += 1
+        self.reads += 1
         raise ValueError("this is no JSON")
 
     def read(self) -> FoundModel:
@@ -54,7 +54,7 @@ def loader(run: OddRun, clock: Clock, tmp_path: Path) -> Iterator[ModelLoader]:
 
 def test_an_error_that_nobody_expected_is_an_answer(loader: ModelLoader) -> None:
     assert loader._prepare("m", 3) == ModelPrepared(
-        "m", 3, "", "ZeroDivisionError: in the recipe", asked=3
+        "m", 3, "", "ZeroDivisionError: in the recipe", requested=3
     )
 
 
@@ -64,4 +64,4 @@ def test_a_run_is_followed_without_being_asked_for_it_and_whatever_it_raises(
     for _ in range(3):
         loader._follow()
         clock.time_s += 4 * FOLLOW_EVERY_S
-    assert run.asked == 2
+    assert run.reads == 2

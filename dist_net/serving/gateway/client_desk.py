@@ -43,7 +43,7 @@ class ClientDesk:
         self._gateway = gateway
         self._socket = socket
         self._incarnation = incarnation
-        self._asked: dict[tuple[bytes, int], asyncio.Future[Outcome]] = {}
+        self._futures: dict[tuple[bytes, int], asyncio.Future[Outcome]] = {}
         self._will_receive = False
         self._is_closed = False
 
@@ -82,7 +82,7 @@ class ClientDesk:
             case Ask():
                 self._ask(node, message)
             case Cancel(request_id):
-                future = self._asked.pop((node, request_id), None)
+                future = self._futures.pop((node, request_id), None)
                 if future is not None:
                     future.cancel()
             case Describe(request_id):
@@ -135,14 +135,14 @@ class ClientDesk:
         )
         key = node, ask.request_id
         future = self._gateway.ask(question)
-        self._asked[key] = future
+        self._futures[key] = future
         future.add_done_callback(self._when_answered(key, known[DIGEST_BYTES:]))
 
     def _when_answered(
         self, key: tuple[bytes, int], known_labels: bytes
     ) -> Callable[[asyncio.Future[Outcome]], None]:
         def answer(future: asyncio.Future[Outcome]) -> None:
-            self._asked.pop(key, None)
+            self._futures.pop(key, None)
             if not future.cancelled():
                 self._answer(*key, future.result(), known_labels)
 

@@ -50,7 +50,7 @@ class Children(Protocol):
         ...
 
 
-class AskedFuture(asyncio.Future[Outcome]):
+class OutcomeFuture(asyncio.Future[Outcome]):
     """The outcome of a request; cancelling it cancels the request."""
 
     abandon: Callable[[], None]
@@ -73,7 +73,7 @@ class Gateway:
         self._socket = socket
         self._children = children
         self._clock = clock
-        self._asked: dict[int, AskedFuture] = {}
+        self._futures: dict[int, OutcomeFuture] = {}
         self._has_turn = False
         self._turn_s = self._timer_s = 0.0
         self._is_closed = False
@@ -146,7 +146,7 @@ class Gateway:
 
     def give_up(self, reason: str) -> None:
         """Tells everybody who still waits that there will be no answer."""
-        for future in [*self._asked.values()]:
+        for future in [*self._futures.values()]:
             if not future.done():
                 future.set_result(Outcome(Status.UNAVAILABLE, reason=reason))
 
@@ -158,18 +158,18 @@ class Gateway:
         self._execute(self._pool.child_ended(process_id, host, reason, self._clock.now()))
         self._want_turn()
 
-    def _future_of(self, admitted: int | Outcome) -> AskedFuture:
-        future = AskedFuture(loop=self._loop)
+    def _future_of(self, admitted: int | Outcome) -> OutcomeFuture:
+        future = OutcomeFuture(loop=self._loop)
         if isinstance(admitted, Outcome):
             future.set_result(admitted)
         else:
-            self._asked[admitted] = future
+            self._futures[admitted] = future
             future.abandon = partial(self._abandon, admitted)
             self._want_turn()
         return future
 
     def _abandon(self, request_id: int) -> None:
-        if self._asked.pop(request_id, None) is not None:
+        if self._futures.pop(request_id, None) is not None:
             self._pool.cancel(request_id, self._clock.now())
 
     # The loop's turns.
@@ -223,7 +223,7 @@ class Gateway:
         for command in commands:
             match command:
                 case EndRequest(request_id, outcome):
-                    future = self._asked.pop(request_id, None)
+                    future = self._futures.pop(request_id, None)
                     if future is not None and not future.done():
                         future.set_result(outcome)
                 case SendToNode(node, message):
@@ -236,17 +236,17 @@ class Gateway:
                     self._children.kill(process_id, host, reason)
 
 
-def read_piece(description: ModelDescription | None, asked: FetchArrays) -> ArraysPiece:
+def read_piece(description: ModelDescription | None, request: FetchArrays) -> ArraysPiece:
     """A piece of a version's file of arrays, for a worker of another host.
 
     Shorter at the file's end; without payload if there is no such file.
     """
-    nothing = ArraysPiece(asked.model, asked.version, asked.offset, 0, ())
-    if description is None or not 0 < asked.size <= LARGEST_PIECE:
+    nothing = ArraysPiece(request.model, request.version, request.offset, 0, ())
+    if description is None or not 0 < request.size <= LARGEST_PIECE:
         return nothing
     try:
         with Path(description.arrays_path).open("rb") as file:
-            piece = os.pread(file.fileno(), asked.size, asked.offset)
+            piece = os.pread(file.fileno(), request.size, request.offset)
     except OSError:
         return nothing
     return nothing._replace(total=description.arrays_bytes, payloads=(piece,))

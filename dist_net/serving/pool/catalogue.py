@@ -25,13 +25,13 @@ MOST_CRASHES = 2
 
 @dataclass(slots=True, eq=False)
 class _Reload:
-    """Somebody waits for what the loader reads for its ``asked``-th request, or a later one.
+    """Somebody waits for what the loader reads for its ``requested``-th request, or a later one.
 
     Once that has come, it is ``version``, the ``place``-th of its model to come.
     """
 
     request_id: int
-    asked: int
+    requested: int
     place: int | None = None
     version: int = 0
     outcome: Outcome | None = None
@@ -56,8 +56,8 @@ class Catalogue:
         self._loader: bytes | None = None
         self._process_id = 0
         self._newest = dict.fromkeys(names, 0)  # the last number that was asked for, or came
-        self._asked: dict[str, int] = {}  # what is not answered, in the order it is read
-        self._asked_again: dict[str, int] = {}  # what to ask when that is answered
+        self._requested: dict[str, int] = {}  # what is not answered, in the order it is read
+        self._requested_next: dict[str, int] = {}  # what to ask when that is answered
         self._sent: set[str] = set()  # the models that this loader was asked for
         self._crashes: dict[str, int] = defaultdict(int)
         self._unwanted: set[str] = set()  # unloaded, though its training run may have versions
@@ -108,9 +108,9 @@ class Catalogue:
         if process_id != self._process_id or self._loader is None:
             return None
         self._loader_gone()
-        if not self._asked:
+        if not self._requested:
             return None
-        model, number = next(iter(self._asked.items()))
+        model, number = next(iter(self._requested.items()))
         self._crashes[model] += 1
         if self._crashes[model] < MOST_CRASHES:
             return None
@@ -125,18 +125,18 @@ class Catalogue:
         self._newest[name] = max(self._newest[name], message.version)
         self.unreadable[name] = reason
         self._bad_input[name] = message.is_bad_input
-        if self._asked.get(name) == message.asked:
-            del self._asked[name]
+        if self._requested.get(name) == message.requested:
+            del self._requested[name]
             self._sent.discard(name)
-            if name in self._asked_again:
-                self._asked[name] = self._asked_again.pop(name)
+            if name in self._requested_next:
+                self._requested[name] = self._requested_next.pop(name)
         if name in self._unwanted:
             logger.info("event=version_ignored model=%s reason=unloaded", name)
         else:
             reason = reason or _take_in(model, message)
         for reload in self._reloads[name]:
             # A version that came unasked, or was read before the reload, is not its version.
-            if reload.place is None and reload.asked <= message.asked:
+            if reload.place is None and reload.requested <= message.requested:
                 reload.place, reload.version = model.came, message.version
                 if reason:
                     reload.outcome = Outcome(Status.BAD_INPUT, reason=reason)
@@ -148,7 +148,7 @@ class Catalogue:
         """Ask the loader, and end the reloads whose version is settled."""
         commands: list[PoolCommand] = []
         if self._loader is not None:
-            for name, number in self._asked.items():
+            for name, number in self._requested.items():
                 if name not in self._sent:
                     self._sent.add(name)
                     commands.append(SendToNode(self._loader, PrepareModel(name, number)))
@@ -183,13 +183,13 @@ class Catalogue:
         A version of a training run has the run's number instead.
         """
         number = self._newest[model] = self._newest[model] + 1
-        (self._asked_again if model in self._sent else self._asked)[model] = number
+        (self._requested_next if model in self._sent else self._requested)[model] = number
         return number
 
     def _loader_gone(self) -> None:
         self._loader = None
-        self._asked |= self._asked_again
-        self._asked_again.clear()
+        self._requested |= self._requested_next
+        self._requested_next.clear()
         self._sent.clear()
 
 

@@ -64,13 +64,13 @@ class ModelVersions:
         self.reason = "no version of it has been loaded yet"
         self.came = self.done = 0
         self.statistics: dict[int, ModelStatistics] = {}
-        self._held: frozenset[int] = frozenset()
+        self._available: frozenset[int] = frozenset()
         self._waiting: Version | None = None
 
     @property
     def is_ready(self) -> bool:
         """Whether a request that names no version would be run."""
-        return bool(self._held) and not self.is_unloaded
+        return bool(self._available) and not self.is_unloaded
 
     @property
     def newest_number(self) -> int:
@@ -87,14 +87,14 @@ class ModelVersions:
     def may_name(self, number: int) -> bool:
         """Whether a request may ask for this version."""
         one = self.versions.get(number)
-        return one is not None and number in self._held and not one.is_closing
+        return one is not None and number in self._available and not one.is_closing
 
     def version_for(self, worker: Worker, named: int | None) -> int | None:
         """The version by which the worker would answer: the one named, or its newest that fits."""
-        held = worker.holds.get(self.name, ())
+        numbers = worker.holds.get(self.name, ())
         if named is not None:
-            return named if named in held else None
-        for number in reversed(held):
+            return named if named in numbers else None
+        for number in reversed(numbers):
             if number in self.alike:
                 return number
         return None
@@ -130,17 +130,17 @@ class ModelVersions:
             self.reason = f"{worker.name} could not load version {number}: {reason}"
             logger.warning("load_failed model=%s reason=%s", self.name, self.reason)
             return []
-        held = {*worker.holds.get(self.name, ()), number}
-        worker.holds[self.name] = [one for one in self.versions if one in held]
+        numbers = {*worker.holds.get(self.name, ()), number}
+        worker.holds[self.name] = [one for one in self.versions if one in numbers]
         if number == self._target and not self.is_unloaded:
             self.reason = ""
         return []
 
     def refresh(self, workers: Roster) -> None:
         """Find out what is served, after workers came or went, or what they have has changed."""
-        held = {number for worker in workers for number in worker.holds.get(self.name, ())}
-        self._held = frozenset(held)
-        last = next((number for number in reversed(self.versions) if number in held), None)
+        numbers = {number for worker in workers for number in worker.holds.get(self.name, ())}
+        self._available = frozenset(numbers)
+        last = next((number for number in reversed(self.versions) if number in numbers), None)
         if last is not None:
             self.newest = self.versions[last]
         takes = self.newest.takes if self.newest is not None else ()
@@ -225,7 +225,7 @@ class ModelVersions:
         return [
             number
             for number, one in self.versions.items()
-            if (number == self._target or (one.bound and number not in self._held))
+            if (number == self._target or (one.bound and number not in self._available))
             and not worker.has(self.name, number)
             and (self.name, number) not in worker.loading
             and (self.name, number) not in worker.failed
@@ -235,12 +235,12 @@ class ModelVersions:
         """Drop what the newest version replaces; or the newest, if no worker could load it."""
         commands = []
         target = self._target
-        if target not in self._held and self._held.intersection(self.versions):
+        if target not in self._available and self._available.intersection(self.versions):
             assert target is not None
             # Now that it comes before those that are served, it will be dropped in their place.
             self.versions = {target: self.versions.pop(target), **self.versions}
             target = self._target
-        if target is None or target not in self._held:
+        if target is None or target not in self._available:
             return []
         for number, one in list(self.versions.items())[:-1]:
             holders = [worker for worker in workers if worker.has(self.name, number)]
@@ -266,9 +266,9 @@ class ModelVersions:
         return commands
 
     def _drop(self, worker: Worker, number: int) -> SendToNode:
-        held = worker.holds[self.name]
-        held.remove(number)
-        if not held:
+        numbers = worker.holds[self.name]
+        numbers.remove(number)
+        if not numbers:
             del worker.holds[self.name]
         return SendToNode(worker.node, Drop(self.name, number))
 

@@ -50,7 +50,7 @@ def worker_status(name: str, **changes: Any) -> dict[str, Any]:
 
 
 class StatedGateway:
-    """What the gateway is to say, and what it was asked: ``asked`` holds (path, headers, body)."""
+    """What the gateway is to say, and the ``requests`` that it got: (path, headers, body)."""
 
     def __init__(self) -> None:
         self.address = ""
@@ -85,7 +85,7 @@ class StatedGateway:
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.was_asked = threading.Event()
-        self.asked: list[tuple[str, dict[str, str], bytes]] = []
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
 
     def serves(self, name: str, **changes: Any) -> None:
         """Puts a model into the pool, in the place of the one of its name."""
@@ -129,7 +129,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         gateway = self.server.gateway  # type: ignore[attr-defined]
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        gateway.asked.append((self.path, dict(self.headers), body))
+        gateway.requests.append((self.path, dict(self.headers), body))
         # Taken down here, so that a test may state the next one while this is on its way.
         code, reply, headers = gateway.code, deepcopy(gateway.reply), gateway.headers
         gateway.was_asked.set()

@@ -58,7 +58,7 @@ def test_a_sample_is_answered_with_five_bars_and_the_time_each_part_took(
     assert parts.pop("Network").endswith("s")
     assert parts == {"Queue": "0.25 ms", "Decoding": "1.50 ms", "Compute": "3.13 ms"}
     expect(page.locator("#answered-by")).to_have_text("Answered by fashion, version 12")
-    [(path, headers, body)] = gateway.asked
+    [(path, headers, body)] = gateway.requests
     assert path == "/v1/models/fashion/classify?top=5"
     assert (headers["Content-Type"], body) == ("image/png", PNG)
 
@@ -69,7 +69,7 @@ def test_every_sample_is_a_picture_of_its_own(visit: Any, gateway: Any) -> None:
     for button in buttons.all():
         with page.expect_response(re.compile("classify")):
             button.click()
-    assert sorted(body for _, _, body in gateway.asked) == sorted(
+    assert sorted(body for _, _, body in gateway.requests) == sorted(
         path.read_bytes() for path in SAMPLES.iterdir()
     )
 
@@ -85,7 +85,7 @@ def test_a_picture_of_ones_own_is_shown_and_asked(
     assert page.locator("#preview").evaluate(
         "async image => (await image.decode(), image.naturalWidth)"
     )
-    assert [body for _, _, body in gateway.asked] == [PNG]
+    assert [body for _, _, body in gateway.requests] == [PNG]
 
 
 def test_pasted_text_is_left_to_the_browser(visit: Any, gateway: Any) -> None:
@@ -95,14 +95,14 @@ def test_pasted_text_is_left_to_the_browser(visit: Any, gateway: Any) -> None:
         "{ clipboardData: new DataTransfer(), bubbles: true, cancelable: true }))"
     )
     assert not was_taken
-    assert gateway.asked == []
+    assert gateway.requests == []
 
 
 def test_nothing_is_asked_without_a_picture(visit: Any, gateway: Any) -> None:
     page = visit().page
     page.get_by_role("button", name="Ask").click()
     assert page.locator("#picture").evaluate("input => input.validity.valueMissing")
-    assert gateway.asked == []
+    assert gateway.requests == []
 
 
 def test_the_same_picture_can_be_asked_again(visit: Any, gateway: Any) -> None:
@@ -111,7 +111,7 @@ def test_the_same_picture_can_be_asked_again(visit: Any, gateway: Any) -> None:
     expect(page.locator("#verdict")).to_contain_text("Bag")
     with page.expect_response(re.compile("classify")):
         page.get_by_role("button", name="Ask again").click()
-    assert [body for _, _, body in gateway.asked] == [PNG, PNG]
+    assert [body for _, _, body in gateway.requests] == [PNG, PNG]
 
 
 def test_an_answer_that_is_overtaken_is_not_shown(visit: Any, gateway: Any) -> None:
@@ -200,7 +200,7 @@ def test_the_model_that_is_chosen_is_asked_and_says_what_it_knows(visit: Any, ga
     expect(page.locator("#knows")).to_have_text(re.compile("^It knows 1,000 .* class 9, …$"))
     with page.expect_response(re.compile("classify")):
         page.get_by_role("button", name="A bag").click()
-    assert gateway.asked[0][0] == "/v1/models/dark%2Fnet%2053/classify?top=5"
+    assert gateway.requests[0][0] == "/v1/models/dark%2Fnet%2053/classify?top=5"
 
 
 def test_a_choice_of_one_model_is_none(visit: Any) -> None:

@@ -170,7 +170,7 @@ def test_a_token_is_asked_for_and_used_for_everything(visit: Any, gateway: Any) 
     expect(field).to_be_hidden()
     with page.expect_response(re.compile("classify")):
         page.get_by_role("button", name="A bag").click()
-    assert gateway.asked[0][1]["Authorization"] == "Bearer a secret"
+    assert gateway.requests[0][1]["Authorization"] == "Bearer a secret"
     page.reload()
     expect(state(page)).to_have_text("Ready")
 

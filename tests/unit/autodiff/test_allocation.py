@@ -44,7 +44,7 @@ def allocated(run, times):
     A single round may also fill a free list of Python's; a leak is in every round.
     """
     run()
-    left, held = [], []
+    left, peaks = [], []
     tracemalloc.start()
     try:
         for _ in range(4):
@@ -54,28 +54,28 @@ def allocated(run, times):
                 run()
             after, peak = tracemalloc.get_traced_memory()
             left.append(after - before)
-            held.append(peak - before)
+            peaks.append(peak - before)
     finally:
         tracemalloc.stop()
-    return min(left), max(held)
+    return min(left), max(peaks)
 
 
 def test_a_leak_and_a_temporary_array_are_found():
     kept = []
     left, _ = allocated(lambda: kept.append(object()), 40)
     assert left > 0
-    _, held = allocated(lambda: np.ones(20_000).sum(), 3)
-    assert held > 150_000
+    _, peak = allocated(lambda: np.ones(20_000).sum(), 3)
+    assert peak > 150_000
 
 
 @pytest.mark.parametrize("strip_bytes", [1 << 16, 1 << 10])
 def test_running_allocates_no_arrays_and_leaves_nothing_behind(strip_bytes, monkeypatch):
     monkeypatch.setattr(steps, "STRIP_BYTES", strip_bytes)
     bound = training_step(500)
-    left, held = allocated(bound.run, 40)
+    left, peak = allocated(bound.run, 40)
     assert left <= 0
     # NumPy's casts go through a buffer of 8192 elements; a hidden activation has 128,000 bytes.
-    assert held < 50_000
+    assert peak < 50_000
 
 
 @pytest.mark.parametrize(
@@ -98,9 +98,9 @@ def test_operations_allocate_no_arrays(build):
     bound = ad.compile([output, *ad.gradients(output, [x, y])]).bind(
         {"x": draw(400, 400), "y": np.abs(draw(400, 400))}
     )
-    left, held = allocated(bound.run, 10)
+    left, peak = allocated(bound.run, 10)
     assert left <= 0
-    assert held < 90_000  # an array has 1,280,000 bytes, or 160,000 if of truth values
+    assert peak < 90_000  # an array has 1,280,000 bytes, or 160,000 if of truth values
 
 
 def convolutional_step(batch):
@@ -125,8 +125,8 @@ def convolutional_step(batch):
 
 def test_a_step_of_a_convolutional_net_allocates_no_arrays():
     bound = convolutional_step(64)
-    left, held = allocated(bound.run, 4)
+    left, peak = allocated(bound.run, 4)
     assert left <= 0
     # NumPy takes strided operands through such buffers, too: three at a time, of 32 KiB each. The
     # smallest map has 200,704 bytes, the rows of a strip 262,144.
-    assert held < 120_000
+    assert peak < 120_000

@@ -85,10 +85,10 @@ def test_a_leaky_relu_of_what_is_large_transposed_or_inside_a_strip():
     for shape in ((300, 301), (3, 4)):
         x, w = ad.variable("x", shape, np.float64), ad.variable("w", shape[::-1], np.float64)
         leaky = ad.maximum(ad.transpose(x), ad.transpose(x) * 0.25)
-        bent = ad.transpose(x)
+        turned = ad.transpose(x)
         outputs = [
             *ad.gradients(ad.sum(leaky * w), [x]),
-            *ad.gradients(ad.sum(ad.square(ad.maximum(bent, bent * 0.25)) * w), [x]),
+            *ad.gradients(ad.sum(ad.square(ad.maximum(turned, turned * 0.25)) * w), [x]),
             *ad.gradients(ad.sum(ad.transpose(ad.maximum(x, x * 0.25)) * w), [x]),
         ]
         arrays = {"x": random.standard_normal(shape), "w": random.standard_normal(shape[::-1])}

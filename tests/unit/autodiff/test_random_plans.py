@@ -116,7 +116,7 @@ def product(draw, x, y):
     return x @ y if x.ndim and fits(np.matmul, x, y) else x * y if fits(np.add, x, y) else -x
 
 
-def picked(draw, x):
+def gathered(draw, x):
     if x.ndim != 2:
         return unary(draw, x)
     largest, smallest = ad.argmax(x, 1), ad.astype(ad.argmax(-x, 1), np.uint8)
@@ -184,7 +184,7 @@ def pooled(draw, x):
     return ad.max_pool(as_map(draw, x), size, draw(st.sampled_from([None, 1, 2])), "same")
 
 
-OF_ONE = [unary, with_number, reduced, transposed, reshaped, repeated, picked, sliced, pooled]
+OF_ONE = [unary, with_number, reduced, transposed, reshaped, repeated, gathered, sliced, pooled]
 OF_TWO = [
     *(arithmetic, arithmetic, counted, masked, selected, product, converted),
     *(joined, joined, among_zeros, convolved),

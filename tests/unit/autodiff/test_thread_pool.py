@@ -144,7 +144,7 @@ def test_a_step_with_a_pool_allocates_no_arrays():
     pool = ThreadPool(2)
     bound = ad.compile(outputs, pool).bind(arrays)
     bound.run()
-    left, held = [], []
+    left, peaks = [], []
     tracemalloc.start()
     try:
         for _ in range(4):
@@ -154,13 +154,13 @@ def test_a_step_with_a_pool_allocates_no_arrays():
                 bound.run()
             after, peak = tracemalloc.get_traced_memory()
             left.append(after - before)
-            held.append(peak - before)
+            peaks.append(peak - before)
     finally:
         tracemalloc.stop()
     assert min(left) <= 0
     # NumPy's buffers, three of 32 KiB at a time in either thread; the smallest map is as large as
     # that, but the others have 602,112 bytes and more.
-    assert max(held) < 240_000
+    assert max(peaks) < 240_000
     pool.close()
 
 

@@ -33,11 +33,11 @@ class Shelf:
     """A source that has some of the files, and counts what it was asked for."""
 
     def __init__(self, name, *has):
-        self.name, self.has, self.asked = name, has, []
+        self.name, self.has, self.requested = name, has, []
 
     def deliver(self, files, cache, progress):
         for file in files:
-            self.asked.append(file.name)
+            self.requested.append(file.name)
             if file not in self.has:
                 raise DownloadError(f"no {file.name} on this shelf")
             cache.store(file, io.BytesIO(gzip.compress(CONTENTS[file.name], mtime=0)))
@@ -66,7 +66,7 @@ def test_sources_are_tried_in_order_until_one_delivers_and_shown(cache):
         SourceTried("toy", "full"),
         SourceDelivered("full"),
     ]
-    assert spare.asked == []
+    assert spare.requested == []
     for file in (IMAGES, LABELS):
         assert cache.path(file).read_bytes() == CONTENTS[file.name]
 
@@ -75,13 +75,13 @@ def test_a_second_start_asks_nobody(cache):
     fetch_all(cache, Shelf("full", IMAGES, LABELS))
     shelf = Shelf("full", IMAGES, LABELS)
     assert [type(event) for event in fetch_all(cache, shelf)] == [SourceTried, SourceDelivered]
-    assert shelf.asked == []
+    assert shelf.requested == []
 
 
 def test_what_one_source_delivered_the_next_need_not(cache):
     half, rest = Shelf("half", IMAGES), Shelf("rest", LABELS)
     fetch_all(cache, half, rest)
-    assert rest.asked == ["labels"]
+    assert rest.requested == ["labels"]
 
 
 def test_without_any_source_the_error_lists_all_and_what_else_can_be_done(cache):
@@ -105,7 +105,7 @@ def test_a_cache_directory_that_cannot_be_made_ends_the_chain(tmp_path):
     spare = Shelf("spare", IMAGES, LABELS)
     with pytest.raises(CacheError, match=r"file/toy.*Not a directory.*give another one"):
         fetch_all(Cache(tmp_path / "file" / "toy"), Shelf("full", IMAGES, LABELS), spare)
-    assert spare.asked == []
+    assert spare.requested == []
 
 
 def store(cache, file, content):

@@ -12,12 +12,12 @@ from dist_net.wire.serving_messages import EnlistLoader, ModelPrepared, PrepareM
 OWN = EnlistLoader(1, b"secret")
 
 
-def prepared(model: str, version: int, asked: int = 0, reason: str = "") -> ModelPrepared:
+def prepared(model: str, version: int, requested: int = 0, reason: str = "") -> ModelPrepared:
     shape, labels = (2,), ("a",)
     text = ModelDescription(
         model, version, "FP32", shape, 1, labels, True, True, "", "r", "arrays", 1, "key"
     ).to_json()
-    return ModelPrepared(model, version, "" if reason else text, reason, asked)
+    return ModelPrepared(model, version, "" if reason else text, reason, requested)
 
 
 class Desk:
@@ -30,25 +30,25 @@ class Desk:
         self._workers = Roster(PoolSettings())
         self._worker = self._workers.enlist(b"worker", "worker", "host", 1, 0.0)
 
-    def asked(self) -> list[tuple[bytes, str, int]]:
+    def requests(self) -> list[tuple[bytes, str, int]]:
         """What the loader is asked now."""
-        asked = []
+        requested = []
         for command in self.catalogue.advance():
             match command:
                 case SendToNode(node, PrepareModel(model, number)):
-                    asked.append((node, model, number))
+                    requested.append((node, model, number))
                 case EndRequest(request_id, outcome):
                     assert request_id not in self.outcomes
                     self.outcomes[request_id] = outcome
-        return asked
+        return requested
 
     def reload(self, model: str = "m") -> int:
         request_id = next(self._ids)
         self.catalogue.reload(model, request_id)
         return request_id
 
-    def comes(self, version: int, asked: int = 0, reason: str = "") -> None:
-        self.catalogue.prepared(prepared("m", version, asked, reason))
+    def comes(self, version: int, requested: int = 0, reason: str = "") -> None:
+        self.catalogue.prepared(prepared("m", version, requested, reason))
 
     def load(self, reason: str = "") -> None:
         """The worker loads the next version that it is told to, or cannot."""
@@ -58,63 +58,63 @@ class Desk:
             model.loaded(self._worker, version, reason)
         model.refresh(self._workers)
         model.advance(self._workers, 0.0)
-        self.asked()
+        self.requests()
 
 
 def test_only_who_has_the_token_is_the_loader() -> None:
     desk = Desk("m")
     assert not desk.catalogue.loader_enlisted(b"worker", EnlistLoader(1, b"guess"))
-    assert not desk.asked()
+    assert not desk.requests()
     assert not desk.catalogue.is_loader(b"worker")
     assert desk.catalogue.loader_enlisted(b"loader", OWN)
     assert desk.catalogue.is_loader(b"loader")
-    assert desk.asked() == [(b"loader", "m", 1)]
-    assert not desk.asked()
+    assert desk.requests() == [(b"loader", "m", 1)]
+    assert not desk.requests()
 
 
 def test_versions_go_on_from_the_newest_that_came() -> None:
     desk = Desk("m")
     desk.catalogue.loader_enlisted(b"loader", OWN)
-    assert desk.asked() == [(b"loader", "m", 1)]
-    desk.comes(700, asked=1)  # a training run's
+    assert desk.requests() == [(b"loader", "m", 1)]
+    desk.comes(700, requested=1)  # a training run's
     desk.reload()
-    assert desk.asked() == [(b"loader", "m", 701)]
+    assert desk.requests() == [(b"loader", "m", 701)]
 
 
 def test_a_loader_is_asked_what_there_was_nobody_to_ask() -> None:
     desk = Desk("m", "n")
-    assert not desk.asked()
+    assert not desk.requests()
     desk.catalogue.loader_enlisted(b"first", OWN)
-    assert desk.asked() == [(b"first", "m", 1), (b"first", "n", 1)]
-    desk.comes(1, asked=1)
+    assert desk.requests() == [(b"first", "m", 1), (b"first", "n", 1)]
+    desk.comes(1, requested=1)
     assert desk.catalogue.loader_ended(1, "killed") is None
     desk.catalogue.loader_enlisted(b"second", EnlistLoader(2, b"secret"))
-    assert desk.asked() == [(b"second", "n", 1)]
+    assert desk.requests() == [(b"second", "n", 1)]
 
 
 def test_a_loader_that_reads_a_model_is_asked_for_it_again_when_it_has() -> None:
     desk = Desk("m")
     desk.catalogue.loader_enlisted(b"loader", OWN)
-    assert desk.asked() == [(b"loader", "m", 1)]
+    assert desk.requests() == [(b"loader", "m", 1)]
     reloads = [desk.reload(), desk.reload()]
-    assert not desk.asked()
-    desk.comes(1, asked=1)
-    assert desk.asked() == [(b"loader", "m", 3)]
-    desk.comes(3, asked=3, reason="no such file")
-    assert not desk.asked()
+    assert not desk.requests()
+    desk.comes(1, requested=1)
+    assert desk.requests() == [(b"loader", "m", 3)]
+    desk.comes(3, requested=3, reason="no such file")
+    assert not desk.requests()
     assert [desk.outcomes[each].reason for each in reloads] == 2 * ["no such file"]
 
 
 def test_what_a_lost_loader_was_to_be_asked_again_the_next_one_is_asked() -> None:
     desk = Desk("m")
     desk.catalogue.loader_enlisted(b"first", OWN)
-    desk.asked()
+    desk.requests()
     reload = desk.reload()
     assert desk.catalogue.loader_ended(1, "killed") is None
     desk.catalogue.loader_enlisted(b"second", EnlistLoader(2, b"secret"))
-    assert desk.asked() == [(b"second", "m", 2)]
-    desk.comes(2, asked=2, reason="gone")
-    desk.asked()
+    assert desk.requests() == [(b"second", "m", 2)]
+    desk.comes(2, requested=2, reason="gone")
+    desk.requests()
     assert desk.outcomes[reload].reason == "gone"
 
 
@@ -123,18 +123,18 @@ def test_a_model_that_ends_one_loader_after_the_other_is_not_tried_again() -> No
     for process_id in (1, 2):
         node = b"%d" % process_id
         desk.catalogue.loader_enlisted(node, EnlistLoader(process_id, b"secret"))
-        desk.asked()
+        desk.requests()
         assert desk.catalogue.loader_ended(77, "a worker, which is another matter") is None
         answer = desk.catalogue.loader_ended(process_id, "killed by signal 11")
     assert answer is not None
-    assert (answer.model, answer.asked) == ("bad", 1)
+    assert (answer.model, answer.requested) == ("bad", 1)
     assert "ended the model loader 2 times" in answer.reason
     desk.catalogue.prepared(answer)
     assert "signal 11" in desk.catalogue.unreadable["bad"]
     desk.catalogue.loader_enlisted(b"3", EnlistLoader(3, b"secret"))
-    assert desk.asked() == [(b"3", "good", 1)]
+    assert desk.requests() == [(b"3", "good", 1)]
     desk.reload("bad")
-    assert desk.asked() == [(b"3", "bad", 2)]
+    assert desk.requests() == [(b"3", "bad", 2)]
 
 
 def test_versions_of_an_unloaded_model_are_not_taken_in_until_it_is_reloaded() -> None:
@@ -150,8 +150,8 @@ def test_versions_of_an_unloaded_model_are_not_taken_in_until_it_is_reloaded() -
 def test_a_reload_ends_when_workers_have_loaded_it() -> None:
     desk = Desk("m")
     reload = desk.reload()
-    desk.comes(2, asked=2)
-    assert not desk.asked()
+    desk.comes(2, requested=2)
+    assert not desk.requests()
     assert not desk.outcomes
     desk.load()
     assert desk.outcomes == {reload: Outcome(Status.OK, version=2)}
@@ -160,7 +160,7 @@ def test_a_reload_ends_when_workers_have_loaded_it() -> None:
 def test_one_that_no_worker_could_load_says_why() -> None:
     desk = Desk("m")
     reload = desk.reload()
-    desk.comes(2, asked=2)
+    desk.comes(2, requested=2)
     desk.load(reason="no memory")
     assert desk.outcomes[reload].status is Status.FAILED
     assert "no memory" in desk.outcomes[reload].reason
@@ -169,8 +169,8 @@ def test_one_that_no_worker_could_load_says_why() -> None:
 def test_one_that_could_not_be_read_says_why() -> None:
     desk = Desk("m")
     reload = desk.reload()
-    desk.comes(2, asked=2, reason="no such file")
-    desk.asked()
+    desk.comes(2, requested=2, reason="no such file")
+    desk.requests()
     assert desk.outcomes == {reload: Outcome(Status.BAD_INPUT, reason="no such file")}
 
 
@@ -181,10 +181,10 @@ def test_what_comes_unasked_or_was_read_before_it_was_asked_does_not_end_it() ->
     desk.catalogue.prepared(prepared("another", 2, 3, "no such file"))
     desk.load()
     assert not desk.outcomes
-    desk.comes(701, asked=2)
+    desk.comes(701, requested=2)
     desk.load()
     assert desk.outcomes == {first: Outcome(Status.OK, version=701)}
-    desk.comes(702, asked=3)
+    desk.comes(702, requested=3)
     desk.load()
     assert desk.outcomes[second].version == 702
 
@@ -192,21 +192,21 @@ def test_what_comes_unasked_or_was_read_before_it_was_asked_does_not_end_it() ->
 def test_one_answer_does_for_all_that_were_asked_before_it_was_read() -> None:
     desk = Desk("m")
     reloads = [desk.reload() for _ in range(2)]
-    desk.comes(3, asked=3)
+    desk.comes(3, requested=3)
     desk.load()
     assert [desk.outcomes[each].version for each in reloads] == [3, 3]
 
 
 def test_versions_that_keep_coming_do_not_keep_it_from_ending() -> None:
     desk = Desk("m")
-    desk.comes(9, asked=1)
+    desk.comes(9, requested=1)
     desk.load()
     reload = desk.reload()
-    desk.comes(10, asked=10)
+    desk.comes(10, requested=10)
     desk.catalogue.models["m"].advance(desk._workers, 0.0)
     for version in range(11, 14):
         desk.comes(version)
-        desk.asked()
+        desk.requests()
     assert not desk.outcomes
     desk.load()
     assert desk.outcomes[reload].version == 10
@@ -215,7 +215,7 @@ def test_versions_that_keep_coming_do_not_keep_it_from_ending() -> None:
 def test_a_newer_version_that_took_its_place_will_do() -> None:
     desk = Desk("m")
     reload = desk.reload()
-    desk.comes(2, asked=2)
+    desk.comes(2, requested=2)
     desk.comes(3)
     desk.load()
     assert desk.outcomes[reload].version == 3
@@ -223,9 +223,9 @@ def test_a_newer_version_that_took_its_place_will_do() -> None:
 
 def test_a_training_run_that_began_anew_has_a_lower_version() -> None:
     desk = Desk("m")
-    desk.comes(700, asked=1)
+    desk.comes(700, requested=1)
     desk.load()
     reload = desk.reload()
-    desk.comes(5, asked=701)
+    desk.comes(5, requested=701)
     desk.load()
     assert desk.outcomes == {reload: Outcome(Status.OK, version=5)}

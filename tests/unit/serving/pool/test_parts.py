@@ -48,8 +48,8 @@ def test_a_quarantine_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     aside = Quarantine()
     for payload in (b"a", b"b", b"c"):
         aside.add("net", 1, payload)
-    held = [aside.holds("net", 1, payload) for payload in (b"a", b"b", b"c")]
-    assert held == [False, True, True]
+    is_held = [aside.holds("net", 1, payload) for payload in (b"a", b"b", b"c")]
+    assert is_held == [False, True, True]
     assert aside.holds("net", 1, memoryview(b"c"))
     assert not aside.holds("net", 2, b"c")
     assert not aside.holds("other", 1, b"c")

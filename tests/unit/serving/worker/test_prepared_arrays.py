@@ -50,10 +50,10 @@ class Gateway:
 
     def __init__(self, path: Path) -> None:
         self._content = path.read_bytes()
-        self.asked = []
+        self.requests = []
 
     def __call__(self, request):
-        self.asked.append(request)
+        self.requests.append(request)
         piece = self._content[request.offset : request.offset + request.size]
         return ArraysPiece(
             request.model, request.version, request.offset, len(self._content), (piece,)
@@ -76,8 +76,8 @@ def test_what_lies_elsewhere_is_fetched_in_pieces_once(source, description, tmp_
     gateway = Gateway(source)
     found = mapped_arrays(description, tmp_path / "own", gateway)
     np.testing.assert_array_equal(found["a"], np.arange(1000))
-    assert [each.offset for each in gateway.asked] == [0, 1500, 3000]
-    assert sum(each.size for each in gateway.asked) == source.stat().st_size
+    assert [each.offset for each in gateway.requests] == [0, 1500, 3000]
+    assert sum(each.size for each in gateway.requests) == source.stat().st_size
     again = mapped_arrays(description, tmp_path / "own", nobody)
     np.testing.assert_array_equal(again["a"], np.arange(1000))
 
