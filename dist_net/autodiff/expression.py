@@ -116,6 +116,10 @@ class Expression:
         """The size of the result in memory."""
         return self.size * self.dtype.itemsize
 
+    def with_inputs(self, inputs: Iterable[Expression]) -> Expression:
+        """The same operation on other inputs, of the same shapes and dtypes."""
+        return Expression(self.operation, tuple(inputs), self.shape, self.dtype)
+
     def __repr__(self) -> str:
         return f"<{self.operation} {self.dtype}{list(self.shape)}>"
 

@@ -11,10 +11,10 @@ from dist_net.autodiff.expression import Expression
 def assign_slots(
     steps: Sequence[Step], placed: Collection[int]
 ) -> tuple[dict[int, int], list[int]]:
-    """A slot for the output of each step, and the slots' sizes in bytes.
+    """For the output of each step a slot, that is a buffer's number; and the slots' sizes in bytes.
 
     ``placed`` holds the ids of outputs that have a place already. A slot is free again after the
-    last step that reads it. A step writes over an input that nobody reads after it, if its
+    last step that reads it. A step writes over an input that no later step reads, if its
     operation allows that; otherwise it takes the smallest free slot that is large enough, or
     enlarges the largest free one.
     """
@@ -39,10 +39,10 @@ def assign_slots(
 
 
 def _overwritten(step: Step, dying: dict[int, Expression]) -> int | None:
-    """The slot of an input that this step may write its output over.
+    """The slot of an input that this step may overwrite with its output.
 
-    Every read of it must be in the output's own order: then a strip, too, is read before it is
-    written.
+    Every read of it must be in the output's own order: then each strip of it is read before it is
+    overwritten.
     """
     output = step.output
     if not output.operation.overwrites_inputs:

@@ -1,14 +1,14 @@
-"""Inference: a network whose weights are given beforehand, rewritten to take fewer passes.
+"""Inference: a network whose weights do not change, rewritten so that it takes fewer passes.
 
 outputs ─fuse─▶ convolutions with scale, bias, activation, residual ─plan─▶ algorithms
         ─split─▶ what depends on the weights alone, computed once: the *prepared* arrays
-                 what depends on the inputs too, computed for every batch
+                 what depends on the inputs as well, computed for every batch
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
@@ -30,7 +30,16 @@ from dist_net.autodiff.kernels.convolution.epilogue import LINEAR, Epilogue
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Windows
 from dist_net.autodiff.operations.convolution import Conv2D
-from dist_net.autodiff.operations.elementwise import Add, Divide, Multiply, Subtract
+from dist_net.autodiff.operations.elementwise import (
+    Add,
+    Divide,
+    Multiply,
+    Subtract,
+    add,
+    divide,
+    multiply,
+    subtract,
+)
 from dist_net.autodiff.operations.fused_convolution import (
     FusedConvolution,
     PlannedConvolution,
@@ -43,11 +52,13 @@ from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.autodiff.operations.selection import Clip
 from dist_net.autodiff.operations.shaping import Reshape, reshape
 
+BinaryFunction = Callable[[Expression, Expression], Expression]
 POINTWISE = Windows((1, 1), (1, 1), ((0, 0), (0, 0)))
 
 
 class Specialised(NamedTuple):
-    """``outputs`` need the inputs and the arrays in ``prepared``, by name; those, the weights."""
+    """``outputs``, of the inputs and the prepared arrays; ``prepared``, these by name, of the
+    weights."""
 
     outputs: list[Expression]
     prepared: dict[str, Expression]
@@ -60,11 +71,11 @@ def specialise(
     reproducible: bool = False,
     compiled: bool = False,
 ) -> Specialised:
-    """The graph of ``outputs`` for weights that do not change: variables of these names.
+    """The graph of ``outputs`` for fixed values of ``weights``, the names of some variables.
 
-    Convolutions are computed by ``pool``, and so are products with a fixed matrix.
-    ``reproducible``: an image's answer does not depend on the others in its batch. ``compiled``:
-    with the extra ``fast``. See ``choose`` for both.
+    ``pool`` computes the convolutions and the products with a fixed matrix. ``reproducible``: an
+    image's result does not depend on the others in its batch. ``compiled``: with the extra
+    ``fast``. ``choose`` says more about both.
     """
     fused = _Fusion(rewrite(outputs), weights)
     planned = _planned(fused.outputs, pool, reproducible, compiled)
@@ -88,7 +99,7 @@ def _fixed(nodes: Sequence[Expression], weights: Collection[str]) -> set[int]:
 
 
 class _Fusion:
-    """One sweep that draws into each convolution what follows it and nothing else uses."""
+    """One sweep that fuses into each convolution what follows it, where nothing else reads it."""
 
     def __init__(self, outputs: Sequence[Expression], weights: Collection[str]) -> None:
         order = topological_order(outputs)
@@ -101,14 +112,13 @@ class _Fusion:
 
     def _rebuilt(self, node: Expression) -> Expression:
         if id(node) not in self._fixed:
-            fused = _first(self._begun(node), self._continued(node))
+            fused = _first(self._as_convolution(node), self._fused_into_convolution(node))
             if fused is not None:
                 return reshape(fused, node.shape)
-        inputs = tuple(self._new[id(each)] for each in node.inputs)
-        return Expression(node.operation, inputs, node.shape, node.dtype)
+        return node.with_inputs(self._new[id(each)] for each in node.inputs)
 
-    def _begun(self, node: Expression) -> Expression | None:
-        """A convolution, or a product with a fixed matrix, as one that others are drawn into."""
+    def _as_convolution(self, node: Expression) -> Expression | None:
+        """A convolution, or a product with a fixed matrix, as one that others can be fused into."""
         match node.operation:
             case Conv2D(windows=windows, groups=groups) if id(node.inputs[1]) in self._fixed:
                 x, filters = (self._new[id(each)] for each in node.inputs)
@@ -126,30 +136,31 @@ class _Fusion:
         rows, matrix = node.inputs
         return rows.ndim == matrix.ndim == 2 and id(matrix) in self._fixed
 
-    def _continued(self, node: Expression) -> Expression | None:
-        """The convolution before ``node`` with that drawn into it; None where that cannot be."""
+    def _fused_into_convolution(self, node: Expression) -> Expression | None:
+        """The convolution before ``node`` with ``node`` fused into it; None if it cannot be."""
         match node.operation, node.inputs:
             case Add(), (a, b):
                 return _first(
-                    self._shifted(a, b, 1.0),
-                    self._shifted(b, a, 1.0),
+                    self._shifted(a, b, add),
+                    self._shifted(b, a, add),
                     self._with_residual(b, a),
                     self._with_residual(a, b),
                 )
             case Subtract(), (a, b):
-                return self._shifted(a, b, -1.0)
+                return self._shifted(a, b, subtract)
             case Multiply(), (a, b):
-                return _first(self._scaled(a, b), self._scaled(b, a))
+                return _first(self._scaled(a, b, multiply), self._scaled(b, a, multiply))
             case Divide(), (a, b):
-                return self._scaled(a, b, inverse=True)
+                return self._scaled(a, b, divide)
             case LeakyRelu(slope=slope), (a,):
                 return self._with_slope(a, slope)
             case Clip(low=low, high=high), (a,):
-                return self._clipped(a, low, high)
+                fused = self._convolution_at(a)
+                return None if fused is None else _with_epilogue(fused, low=low, high=high)
         return None
 
-    def _open(self, node: Expression) -> Expression | None:
-        """The convolution that ``node`` shows, if nobody else reads it, before it is clipped."""
+    def _convolution_at(self, node: Expression) -> Expression | None:
+        """The convolution whose result is ``node``, if it has one reader and is not clipped."""
         fused = self._new[id(node)]
         while isinstance(fused.operation, Reshape) and fused.shape[-1] == fused.inputs[0].shape[-1]:
             (fused,) = fused.inputs
@@ -158,75 +169,72 @@ class _Fusion:
                 return fused if self._uses[id(node)] == 1 else None
         return None
 
-    def _linear(self, node: Expression) -> Expression | None:
-        """The same, if nothing but scales and shifts was drawn into it so far."""
-        fused = self._open(node)
-        if fused is None or len(fused.inputs) > 3:
-            return None
-        return fused if _operation(fused).epilogue == Epilogue() else None
-
-    def _per_channel(self, node: Expression, channels: int) -> Expression | None:
-        """A fixed value for each channel, as (channels,)."""
-        if id(node) not in self._fixed or node.shape[:-1] != (1,) * max(node.ndim - 1, 0):
-            return None
-        if node.size not in (1, channels):
-            return None
-        return broadcast_to(reshape(self._new[id(node)], (node.size,)), (channels,))
-
-    def _shifted(self, node: Expression, shift: Expression, sign: float) -> Expression | None:
-        fused = self._linear(node)
-        values = None if fused is None else self._per_channel(shift, fused.shape[3])
-        if fused is None or values is None:
-            return None
-        x, filters, bias = fused.inputs
-        return apply(fused.operation, x, filters, bias + values if sign > 0 else bias - values)
+    def _shifted(
+        self, node: Expression, shift: Expression, function: BinaryFunction
+    ) -> Expression | None:
+        """``function``, add or subtract, of a convolution and a fixed value for each channel."""
+        match self._linear(node, shift):
+            case fused, values:
+                x, filters, bias = fused.inputs
+                return apply(fused.operation, x, filters, function(bias, values))
+        return None
 
     def _scaled(
-        self, node: Expression, scale: Expression, inverse: bool = False
+        self, node: Expression, scale: Expression, function: BinaryFunction
     ) -> Expression | None:
-        fused = self._linear(node)
-        values = None if fused is None else self._per_channel(scale, fused.shape[3])
-        if fused is None or values is None:
+        """``function``, multiply or divide, of a convolution and a value for each channel."""
+        match self._linear(node, scale):
+            case fused, values:
+                x, filters, bias = fused.inputs
+                scaled = function(filters, values), function(bias, values)
+                return apply(fused.operation, x, *scaled)
+        return None
+
+    def _linear(self, node: Expression, other: Expression) -> tuple[Expression, Expression] | None:
+        """The convolution at ``node``, and ``other`` as (channels,).
+
+        None unless so far only scales and shifts were fused into that convolution, and ``other``
+        is one fixed value for each channel.
+        """
+        fused = self._convolution_at(node)
+        if fused is None or len(fused.inputs) > 3 or _epilogue(fused) != Epilogue():
             return None
-        x, filters, bias = fused.inputs
-        if inverse:
-            return apply(fused.operation, x, filters / values, bias / values)
-        return apply(fused.operation, x, filters * values, bias * values)
+        if id(other) not in self._fixed or other.shape[:-1] != (1,) * max(other.ndim - 1, 0):
+            return None
+        if other.size not in (1, fused.shape[3]):
+            return None
+        values = reshape(self._new[id(other)], (other.size,))
+        return fused, broadcast_to(values, (fused.shape[3],))
 
     def _with_residual(self, node: Expression, other: Expression) -> Expression | None:
-        fused = self._open(node)
+        fused = self._convolution_at(node)
         if fused is None or len(fused.inputs) > 3 or other.shape != node.shape:
             return None
         return apply(fused.operation, *fused.inputs, reshape(self._new[id(other)], fused.shape))
 
     def _with_slope(self, node: Expression, slope: float) -> Expression | None:
-        fused = self._open(node)
+        fused = self._convolution_at(node)
         if fused is None:
             return None
-        operation = _operation(fused)
-        has_residual = len(fused.inputs) > 3
-        where = "residual_slope" if has_residual else "slope"
-        if getattr(operation.epilogue, where) != LINEAR:
-            return None
-        epilogue = replace(operation.epilogue, **{where: slope})
-        return apply(replace(operation, epilogue=epilogue), *fused.inputs)
-
-    def _clipped(self, node: Expression, low: float, high: float) -> Expression | None:
-        fused = self._open(node)
-        if fused is None:
-            return None
-        operation = _operation(fused)
-        epilogue = replace(operation.epilogue, low=low, high=high)
-        return apply(replace(operation, epilogue=epilogue), *fused.inputs)
+        name = "residual_slope" if len(fused.inputs) > 3 else "slope"
+        is_linear = getattr(_epilogue(fused), name) == LINEAR
+        return _with_epilogue(fused, **{name: slope}) if is_linear else None
 
 
 def _first(*found: Expression | None) -> Expression | None:
     return next((each for each in found if each is not None), None)
 
 
-def _operation(node: Expression) -> FusedConvolution:
-    assert isinstance(node.operation, FusedConvolution)
-    return node.operation
+def _epilogue(fused: Expression) -> Epilogue:
+    assert isinstance(fused.operation, FusedConvolution)
+    return fused.operation.epilogue
+
+
+def _with_epilogue(fused: Expression, **changes: float) -> Expression:
+    """The fused convolution with another epilogue."""
+    assert isinstance(fused.operation, FusedConvolution)
+    epilogue = replace(fused.operation.epilogue, **changes)
+    return apply(replace(fused.operation, epilogue=epilogue), *fused.inputs)
 
 
 def _planned(
@@ -236,31 +244,31 @@ def _planned(
     new: dict[int, Expression] = {}
     for node in topological_order(outputs):
         inputs = tuple(new[id(each)] for each in node.inputs)
-        same = Expression(node.operation, inputs, node.shape, node.dtype)
+        planned = node.with_inputs(inputs)
         if isinstance(node.operation, FusedConvolution):
             x, filters, bias, *residual = inputs
             if reproducible:
                 piece = images_of_a_piece(node.operation.problem(node))
-                x, *residual = (_filled_up(each, piece) for each in (x, *residual))
+                x, *residual = (_filled(each, piece) for each in (x, *residual))
             whole = apply(node.operation, x, filters, bias, *residual)
             problem = node.operation.problem(whole)
             choice = choose(problem, pool.threads, reproducible, compiled, pool.gemm)
-            planned = PlannedConvolution(problem, choice, pool)
-            planned.reserve_scratch()
+            operation = PlannedConvolution(problem, choice, pool)
+            operation.reserve_scratch()
             prepared = apply(PreparedFilters(problem, choice.algorithm), filters)
-            same = apply(planned, x, prepared, bias, *residual)[: node.shape[0]]
-        new[id(node)] = same
+            planned = apply(operation, x, prepared, bias, *residual)[: node.shape[0]]
+        new[id(node)] = planned
     return [new[id(each)] for each in outputs]
 
 
-def _filled_up(x: Expression, piece: int) -> Expression:
-    """Images of zeros behind those of ``x``, so that ``piece`` divides their number."""
+def _filled(x: Expression, piece: int) -> Expression:
+    """``x`` with images of zeros at its end, so that ``piece`` divides the number of images."""
     zeros = np.zeros((-x.shape[0] % piece, *x.shape[1:]), x.dtype)
     return concatenate([x, constant(zeros)])
 
 
 def _split(outputs: Sequence[Expression], weights: Collection[str]) -> Specialised:
-    """What depends on the weights alone, made a variable where the rest reads it."""
+    """The outputs with a variable in place of everything that depends on the weights alone."""
     fixed = _fixed(outputs, weights)
     new: dict[int, Expression] = {}
     prepared: dict[str, Expression] = {}
@@ -278,6 +286,5 @@ def _split(outputs: Sequence[Expression], weights: Collection[str]) -> Specialis
     for node in topological_order(outputs):
         if id(node) in fixed and not isinstance(node.operation, Constant):
             continue
-        inputs = tuple(stand_in(each) for each in node.inputs)
-        new[id(node)] = Expression(node.operation, inputs, node.shape, node.dtype)
+        new[id(node)] = node.with_inputs(stand_in(each) for each in node.inputs)
     return Specialised([stand_in(each) for each in outputs], prepared)

@@ -2,9 +2,9 @@
 
     outputs ─rewrite─▶ fewer nodes ─steps─▶ an order ─liveness─▶ slots ─bind─▶ calls
 
-A plan is compiled once for its shapes. Binding gives it the arrays of its variables and the
-places of its outputs, and makes every view and argument; running is then only calling. Several
-bindings of one plan share its buffers, so one of them may run at a time.
+A plan is compiled once for its shapes. Binding gives it the arrays of its variables and outputs,
+and makes every view and every call's arguments; a run then only makes the calls. All bindings of a
+plan share its buffers, so only one of them may run at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dist_net.errors import GraphError, ShapeError
 class BoundPlan:
     """A plan with its arrays: ``run()`` reads the variables' arrays and fills ``outputs``.
 
-    ``steps`` are the nodes that are computed one by one, in order, with their calls.
+    ``steps`` holds each step's node with its calls, in order.
     """
 
     def __init__(
@@ -41,8 +41,10 @@ class BoundPlan:
         return len(self._calls)
 
     def run(self) -> tuple[Array, ...]:
-        """Computes the outputs, in place, and returns them. Floating-point faults give inf or nan
-        as IEEE 754 says, without a warning."""
+        """Computes the outputs, in place, and returns them.
+
+        Overflow and invalid operations give inf and nan, as IEEE 754 says, without a warning.
+        """
         with np.errstate(all="ignore"):
             for call in self._calls:
                 call()
@@ -92,14 +94,13 @@ class Plan:
     def bind(
         self, arrays: Mapping[str, Array], into: Sequence[Array | None] | None = None
     ) -> BoundPlan:
-        """The plan on these arrays.
+        """The plan bound to these arrays.
 
         ``arrays`` gives each variable's array by name: C-contiguous, of the variable's shape and
-        dtype; borrowed, and read at each run. ``into[i]``, where not None, is the C-contiguous
-        array that output i is written to; elsewhere a new array is made. Raises GraphError for a
-        missing variable, an unfit number of places, and a place that cannot be written or shares
-        memory with another or with ``arrays``; ShapeError for an array of another shape, dtype or
-        layout.
+        dtype; borrowed, and read at each run. ``into[i]`` is the C-contiguous array that output i
+        is written to; where it is None, a new array is made. Raises GraphError for a missing
+        variable, a wrong number of places, and a place that is read-only or shares memory with
+        another or with ``arrays``; ShapeError for an array of another shape, dtype or layout.
         """
         places = [None] * len(self._outputs) if into is None else list(into)
         if len(places) != len(self._outputs):
@@ -154,11 +155,11 @@ def _fitting(name: str, node: Expression, array: Array) -> Array:
 
 
 def _require_apart(places: Sequence[Array], given: Sequence[Array]) -> None:
-    """Raises GraphError if what a run writes to one place is seen at another, or read as given."""
+    """Raises GraphError if a place is read-only, or shares memory with another or with an input."""
     for i, place in enumerate(places):
         if not place.flags.writeable:
             raise GraphError("bind: a place of an output is read-only; expected one to write to")
-        # Of contiguous arrays, the bounds say all.
+        # For contiguous arrays, comparing bounds is exact.
         if any(np.may_share_memory(place, other) for other in (*places[:i], *given)):
             raise GraphError(
                 f"bind: a place of an output, {place.dtype}{list(place.shape)}, shares memory with "
@@ -169,12 +170,12 @@ def _require_apart(places: Sequence[Array], given: Sequence[Array]) -> None:
 def compile(
     outputs: Sequence[Expression], pool: ThreadPool | None = None, arena: Arena | None = None
 ) -> Plan:
-    """The plan that computes ``outputs``: each node once, with as few buffers as liveness allows.
+    """The plan that computes ``outputs``: each node once, in buffers that are reused early.
 
-    ``pool``, borrowed, shares the work of a step where that pays; without one, the caller does it
-    all. BLAS has to be capped at one thread then, or its threads and the pool's are in each
-    other's way. With as many threads, each run gives the same bits. ``arena``, borrowed, holds the
-    buffers; plans that have one in common share them, so that one of these may run at a time.
+    ``pool``, borrowed, shares the work of large steps; without one, the caller's thread does it
+    all. With a pool, cap BLAS at one thread, or its threads and the pool's hinder each other. Runs
+    with equal numbers of threads give the same bits. ``arena``, borrowed, holds the buffers: plans
+    with a common arena share them, so only one of these plans may run at a time.
 
     Raises GraphError if two variables share a name but not their shape and dtype.
     """
@@ -182,7 +183,7 @@ def compile(
 
 
 def evaluate(outputs: Sequence[Expression], /, **arrays: Array) -> list[Array]:
-    """The values of ``outputs`` for these variables, in new arrays: compiled, run once, dropped."""
+    """The values of ``outputs`` for these variables, in new arrays, by a plan that runs once."""
     contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
     shaped = {name: contiguous[name].reshape(np.shape(arrays[name]), copy=False) for name in arrays}
     return list(compile(outputs).bind(shaped).run())

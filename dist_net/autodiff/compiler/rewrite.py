@@ -39,15 +39,14 @@ from dist_net.errors import GraphError
 
 
 def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
-    """Expressions of the same values, simplified, with equal nodes shared.
+    """Simpler expressions of the same values, in which equal nodes are one node.
 
     Raises GraphError if two variables of one name differ in shape or dtype.
     """
     rewritten: dict[int, Expression] = {}
     shared: dict[object, Expression] = {}
     for node in topological_order(outputs):
-        inputs = tuple(rewritten[id(each)] for each in node.inputs)
-        same = Expression(node.operation, inputs, node.shape, node.dtype)
+        same = node.with_inputs(rewritten[id(each)] for each in node.inputs)
         identity = _identity(same)
         if identity not in shared:
             shared[identity] = _share(simplify(same), shared)
@@ -58,13 +57,15 @@ def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
 
 
 def _share(node: Expression, shared: dict[object, Expression]) -> Expression:
-    """The first node that computes the same. A rule may make inputs anew, so they are shared too;
-    the recursion is no deeper than what one rule makes."""
+    """The first node that computes the same as ``node``.
+
+    A rule may make new inputs, so these are shared too; the recursion is no deeper than what one
+    rule makes.
+    """
     known = shared.get(_identity(node))
     if known is not None:
         return known
-    inputs = tuple(_share(each, shared) for each in node.inputs)
-    node = Expression(node.operation, inputs, node.shape, node.dtype)
+    node = node.with_inputs(_share(each, shared) for each in node.inputs)
     return shared.setdefault(_identity(node), node)
 
 

@@ -1,8 +1,8 @@
 """The engine, 4 of 6: steps, which nodes a plan computes, in which order, and which together.
 
-A *step* is a node that is computed into a buffer. Large elementwise nodes with a single user that
-is elementwise too are drawn into their user's step: the step is then carried out strip by
-strip, so that what passes between its nodes stays in the cache instead of going through memory.
+A *step* is a node that is computed into a buffer. A large elementwise node with a single user that
+is elementwise too joins its user's step. Such a step is computed strip by strip, so that what its
+nodes hand to each other stays in the cache instead of going through memory.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dist_net.autodiff.operations.shaping import Reshape
 from dist_net.autodiff.operations.threaded import SharedOperation
 
 STRIP_BYTES = 1 << 16
-"""What one node of a fused step writes at a time: a quarter of a usual L2 cache at most."""
+"""What one node of a fused step writes at a time: at most a quarter of a usual L2 cache."""
 BY_ELEMENT = Elementwise | Mask | AsType | Where | LogicalNot
 
 
@@ -101,7 +101,7 @@ class Step:
         return calls
 
     def _scratch(self, rows: int) -> dict[int, Array]:
-        """A strip for each inner node: that of an input where it may be overwritten."""
+        """A strip for each node but the last: that of an input, if it may be overwritten."""
         scratch: dict[int, Array] = {}
         for node in self.nodes[:-1]:
             reusable = [
@@ -117,15 +117,15 @@ class Step:
 
 
 def _rows(array: Array, node: Expression, strip: slice) -> Array:
-    """The part of an operand that a strip of ``node`` reads; what broadcasts is read whole."""
+    """The rows of an operand that a strip of ``node`` reads; all of them if it is broadcast."""
     return array[strip] if array.ndim == node.ndim and len(array) == node.shape[0] else array
 
 
 def materialise(outputs: Sequence[Expression]) -> list[Expression]:
-    """The graph with copies where a view cannot serve.
+    """The graph with copies where a view is not enough.
 
-    Some operations read contiguous arrays only; an output needs a buffer that nothing else is,
-    which a node has that is computed, seen through reshapes or not, and is no other output.
+    Some operations read contiguous arrays only. And each output needs a buffer of its own: a node
+    that is computed has one, unless it is, directly or reshaped, another output too.
     """
     materialised: dict[int, Expression] = {}
     copies: dict[int, Expression] = {}
@@ -139,7 +139,7 @@ def materialise(outputs: Sequence[Expression]) -> list[Expression]:
         inputs = tuple(materialised[id(each)] for each in node.inputs)
         if node.operation.reads_contiguous:
             inputs = tuple(map(contiguous, inputs))
-        materialised[id(node)] = Expression(node.operation, inputs, node.shape, node.dtype)
+        materialised[id(node)] = node.with_inputs(inputs)
     claimed: set[int] = set()
     result = []
     for output in outputs:
@@ -153,12 +153,12 @@ def materialise(outputs: Sequence[Expression]) -> list[Expression]:
 
 
 def is_computed(node: Expression) -> bool:
-    """Whether the node has to be computed: it is neither given nor a view."""
+    """Whether the node is neither given nor a view, and so has to be computed."""
     return not isinstance(node.operation, Variable | Constant | View)
 
 
 def unreshaped(node: Expression) -> Expression:
-    """The node whose elements, in the same order, ``node`` shows."""
+    """The node whose elements ``node`` has in the same order."""
     while isinstance(node.operation, Reshape):
         (node,) = node.inputs
     return node
@@ -180,7 +180,7 @@ def _is_contiguous(node: Expression) -> bool:
 
 
 def steps_of(outputs: Sequence[Expression]) -> list[Step]:
-    """The steps that compute ``outputs``, in an order in which each finds its inputs ready."""
+    """The steps that compute ``outputs``, each after those that compute its inputs."""
     order = topological_order(outputs)
     uses = Counter(id(each) for each in chain(*(node.inputs for node in order), outputs))
     user = {id(each): node for node in order for each in node.inputs}

@@ -49,7 +49,7 @@ from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
     compiled.write_rows,
-    compiled.finish_product,
+    compiled.from_product,
     compiled_winograd.to_points,
     compiled_winograd.from_points,
 ]
@@ -185,7 +185,7 @@ def test_other_numbers_than_float32_keep_the_plain_algorithm():
 def test_what_is_no_number_stays_as_it_is(value, slope):
     values, out = np.full(16, value, np.float32), np.zeros(16, np.float32)
     bias, numbers = np.zeros(8, np.float32), tuple(map(np.float32, (slope, 1, -np.inf, np.inf)))
-    compiled.finish_product(values, (1, 1, 2, 8), out, bias, False, bias, numbers, (0, 16, 16, 8))
+    compiled.from_product(values, (1, 1, 2, 8), out, bias, False, bias, numbers, (0, 16, 16, 8))
     assert np.array_equal(out, values, equal_nan=True)
 
 
@@ -265,7 +265,7 @@ def test_no_loop_of_im2row_leaves_its_arrays(loops_in_python):
         for blocking in (WHOLE, Blocking(1, 2, 999)):
             problem = problem_of(x, filters, **options)
             require_same(CompiledIm2Row(), Im2Row(), problem, blocking, True)
-    assert {"write_rows", "finish_product"} <= {*loops_in_python}
+    assert {"write_rows", "from_product"} <= {*loops_in_python}
 
 
 @pytest.mark.usefixtures("loops_in_python")
@@ -273,7 +273,7 @@ def test_a_loop_that_leaves_its_arrays_is_noticed():
     values, out, bias = (np.zeros(n, np.float32) for n in (16, 15, 8))
     epilogue = out, out, False, bias, (np.float32(1),) * 4, (0, 16, 16, 8)
     with pytest.raises(AssertionError):
-        compiled.finish_product(values, (1, 1, 2, 8), *epilogue)
+        compiled.from_product(values, (1, 1, 2, 8), *epilogue)
 
 
 # How they are compiled
@@ -290,7 +290,7 @@ def test_a_loop_is_compiled_once_for_one_signature(loop):
 
 SECOND_PROCESS = """
 from dist_net.autodiff.kernels.compiled import im2row, winograd
-loops = [im2row.write_rows, im2row.finish_product]
+loops = [im2row.write_rows, im2row.from_product]
 loops += [winograd.to_points, winograd.from_points]
 print([sum(loop.stats.cache_misses.values()) for loop in loops])
 """

@@ -60,12 +60,12 @@ class CompiledIm2Row(Im2Row):
         part = x[block.images]
         return [partial(write_rows, flat(part), part.shape[1:], grid, seen, flat(matrix))]
 
-    def _finish(
+    def _from_product(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
     ) -> Sequence[Call]:
         images, rows, out_channels = block.size
         shape = images, rows, problem.out[2], out_channels
-        return [partial(finish_product, flat(product), shape, *epilogue_of(problem, block, arrays))]
+        return [partial(from_product, flat(product), shape, *epilogue_of(problem, block, arrays))]
 
 
 def is_suitable(block: Block, arrays: Arrays) -> bool:
@@ -128,7 +128,7 @@ def apply_epilogue(value: Lanes, out: Pointer, place: int, epilogue: EpilogueVal
 
 
 @jit(READ, integers(4), *EPILOGUE)
-def finish_product(
+def from_product(
     values: Flat,
     shape: tuple[int, int, int, int],
     out: Flat,

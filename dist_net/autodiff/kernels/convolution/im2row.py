@@ -63,7 +63,7 @@ class Im2Row:
             calls += self.gemm.calls(matrix[0], columns, product[:, 0])
         else:
             calls.append(partial(np.matmul, matrix, arrays.filters, product.transpose(1, 0, 2)))
-        calls += self._finish(problem, block, arrays, product, spare)
+        calls += self._from_product(problem, block, arrays, product, spare)
         return calls
 
     def _gather(
@@ -83,7 +83,7 @@ class Im2Row:
         by_group = seen.reshape(*place, groups, -1, copy=False).transpose(5, 0, 1, 2, 3, 4, 6)
         return [*padding, partial(np.copyto, matrix.reshape(by_group.shape, copy=False), by_group)]
 
-    def _finish(
+    def _from_product(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
     ) -> Sequence[Call]:
         """The output's block, from the products of all its pixels."""
