@@ -1,1 +1,1 @@
-"""Kernels on arrays that are more than one call of NumPy: convolution, by several algorithms."""
+"""Computations on arrays that take more than one call of NumPy; they know no expressions."""

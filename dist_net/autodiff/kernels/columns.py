@@ -1,9 +1,9 @@
 """Columns of matrices that have many short rows: the channels of a batch, the terms of a bias.
 
-NumPy pays for every row of a broadcast or of a sum along the first axis, and with 16 columns that
-is most of the time. Several rows side by side, as *lanes*, are one long row of the same memory:
-with (50176, 16) float32 both take a third of the time so. Sums are also more exact, as each lane
-is added up by itself. Arrays only.
+In a broadcast, and in a sum along the first axis, NumPy pays a price for every row, and with 16
+columns that is most of the time. Several rows side by side, as *lanes*, are one long row of the
+same memory: for (50176, 16) float32 both then take a third of the time. Sums are also more exact,
+as each lane is added up by itself.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool
 Floats: TypeAlias = NDArray[np.float32 | np.float64]
 
 LONG_ROW = 1024  # elements; longer ones gain nothing
-MANY_ELEMENTS = 1 << 16  # below, a second call costs more than it spares
+MANY_ELEMENTS = 1 << 16  # with fewer, the second call costs more than long rows save
 
 
 def long_rows(*matrices: Array) -> list[Array]:
-    """Matrices of one shape with as many rows side by side as is useful, and divides them.
+    """Views of matrices of one shape, with as many rows side by side as are useful.
 
-    Views; the matrices themselves where one of them is not C-contiguous.
+    Small matrices, and those of which one is not C-contiguous, are returned as they are.
     """
     rows, columns = matrices[0].shape
     contiguous = all(each.flags.c_contiguous for each in matrices)
@@ -54,7 +54,7 @@ def column_sums(x: Array, out: Array) -> Call:
 def column_dots(x: Array, y: Array, out: Array, pool: ThreadPool) -> Call:
     """The call that fills ``out``, (columns,), with the sums of the columns of x·y.
 
-    Nothing of their size is written on the way. Each thread of ``pool`` takes a part of many rows.
+    No array of their size is made for it. Each thread of ``pool`` takes a part of the rows.
     """
     x_rows, y_rows = (cast(Floats, each) for each in long_rows(x, y))
     count = min(pool.threads if pool.shares(x.nbytes) else 1, len(x_rows))

@@ -1,10 +1,11 @@
 """Matrix products: whole, or cut into pieces that BLAS multiplies as they lie.
 
-Before it multiplies, BLAS copies both matrices, to read them in order. Of few rows with a large
-matrix that copy takes as long as the product. Some BLAS have kernels for small products that need
-no copy: for those a product is cut. A matrix that stays the same is laid out for its pieces.
+Before it multiplies, BLAS copies both matrices, so that it can read them in order. For few rows
+and a large matrix the copy takes as long as the product. Some versions of BLAS multiply small
+matrices without a copy; for those, large products are cut into small ones. A matrix that stays the
+same is laid out for that once:
 
-    (K, columns) ─laid_out─▶ (bands, K, 64): what a piece reads of the matrix lies in one run
+    (K, columns) ─laid_out─▶ (bands, K, 64): what one piece reads of the matrix is contiguous
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 WIDEST_BAND = 64
 BAND_STEP = ROW_STEP = 8
 PIECE = 1 << 19  # multiplications
-SMALL = 10**6  # multiplications that BLAS does without copies of its own accord
-# Of a row, if the other matrix is not laid out: with more, pieces lie too far apart to be read
-# quickly. 128 rows by (784, 128) are computed at 116 instead of 101 GFLOP/s, 32 at 111 for 87.
+SMALL = 10**6  # multiplications that BLAS does without copies even if the product is not cut
+# The longest row of a product that is cut while its matrix is not laid out: with longer rows,
+# pieces lie too far apart to be read quickly. 128 rows by (784, 128) are computed at 116 instead of
+# 101 GFLOP/s, 32 rows at 111 instead of 87.
 LONGEST_ROW = 800
 # OpenBLAS has kernels for small products for these processors (with AVX-512, Zen 4 among them);
 # on others it copies the operands of a small product too, and pieces take a tenth more than whole.
@@ -34,10 +36,10 @@ WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 
 
 class Gemm:
-    """Each product by one call of BLAS: kernels stay (..., K, columns)."""
+    """Each product by one call of BLAS: matrices stay (..., K, columns)."""
 
     def laid_out(self, matrix: Array) -> Array:
-        """The matrix as ``calls`` reads it: a view, to be copied into one run of memory."""
+        """The matrix as ``calls`` reads it: a view, whose contiguous copy ``calls`` is given."""
         return matrix
 
     def layout(self, shape: Shape) -> Shape:
@@ -45,7 +47,7 @@ class Gemm:
         return shape
 
     def step(self, columns: int) -> int:
-        """``part`` begins and ends at multiples of it, of so many columns."""
+        """In a matrix with so many columns, ``part`` begins and ends at multiples of this."""
         return 1
 
     def part(self, matrix: Array, columns: slice) -> Array:
@@ -57,13 +59,13 @@ class Gemm:
         return [partial(np.matmul, rows, matrix, out)]
 
     def of_matrices(self, a: Array, b: Array, out: Array) -> Call:
-        """The call that multiplies (M, K) by (K, N), laid out for nothing, into (M, N)."""
-        # np.matmul keeps outer products from BLAS: six times the time at a batch size of 1.
+        """The call that multiplies (M, K) by (K, N), which is not laid out, into (M, N)."""
+        # np.matmul does not give outer products to BLAS: at a batch size of 1, six times the time.
         return partial(np.dot, a, b, out)
 
 
 class GemmInPieces(Gemm):
-    """Each product in pieces: kernels become (..., bands, K, columns of a band)."""
+    """Each product in pieces: matrices become (..., bands, K, columns of a band)."""
 
     def laid_out(self, matrix: Array) -> Array:
         *before, bands, inner, band = self.layout(matrix.shape)
@@ -75,7 +77,7 @@ class GemmInPieces(Gemm):
         return *before, columns // band, inner, band
 
     def step(self, columns: int) -> int:
-        """The width of a band: the widest that cuts them evenly; all of them if none does."""
+        """The width of a band: the largest that divides ``columns``, or ``columns`` itself."""
         bands = range(WIDEST_BAND, 0, -BAND_STEP)
         return next((band for band in bands if columns % band == 0), columns)
 
@@ -86,7 +88,7 @@ class GemmInPieces(Gemm):
     def calls(self, rows: Array, matrix: Array, out: Array) -> Sequence[Call]:
         count, inner = rows.shape[-2:]
         size = max(1, PIECE // (inner * matrix.shape[-1]))
-        # A power of two below the step: eight rows are cut into equal pieces, and computed alike.
+        # Below ROW_STEP a power of two, which cuts eight rows into equal pieces, computed alike.
         size = min(count, size // ROW_STEP * ROW_STEP or 1 << size.bit_length() - 1)
         whole = count // size * size
         calls = [_in_pieces(rows[..., :whole, :], matrix, out[..., :whole, :], size)]
@@ -106,7 +108,7 @@ class GemmInPieces(Gemm):
 
 
 def _in_pieces(rows: Array, matrix: Array, out: Array, size: int) -> Call:
-    """The call for a number of rows that ``size`` divides."""
+    """The call that multiplies rows, whose number ``size`` divides, ``size`` at a time."""
     *before, count, inner = rows.shape
     bands, _, band = matrix.shape[-3:]
     cut = rows.reshape(*before, 1, count // size, size, inner, copy=False)

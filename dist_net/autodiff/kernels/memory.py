@@ -1,4 +1,4 @@
-"""Memory for arrays: where processors like it to begin, and how it is copied in runs."""
+"""Memory for arrays: aligned, shared by plans, carved into scratch arrays, copied in long runs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def aligned_bytes(size: int) -> NDArray[np.uint8]:
 
 
 class Arena:
-    """Memory that plans take turns in: what one leaves there, the next may write over.
+    """Memory that several plans use in turn: each may overwrite what another left there.
 
-    A plan keeps the memory that it was given. So the largest is compiled first, and the others
-    then need none of their own.
+    A plan keeps the memory that it was given. So compile the largest plan first: the others then
+    fit into its memory.
     """
 
     def __init__(self) -> None:
@@ -33,11 +33,11 @@ class Arena:
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes it has, for whoever comes next."""
+        """How many bytes it has so far."""
         return sum(map(len, self._pieces))
 
     def pieces(self, sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """Uninitialised bytes, at least so many in each piece, which share none."""
+        """For each of ``sizes`` a piece of at least so many uninitialised bytes, all apart."""
         given: dict[int, NDArray[np.uint8]] = {}
         for rank, index in enumerate(sorted(range(len(sizes)), key=lambda i: -sizes[i])):
             if rank == len(self._pieces):
@@ -49,7 +49,7 @@ class Arena:
 
 
 def scratch_bytes(shapes: Sequence[Shape], dtype: np.dtype[np.generic]) -> int:
-    """What ``carve`` needs for arrays of these shapes."""
+    """How many bytes ``carve`` needs for arrays of these shapes."""
     return sum(_room(shape, dtype) for shape in shapes)
 
 
@@ -71,9 +71,10 @@ def _room(shape: Shape, dtype: np.dtype[np.generic]) -> int:
 
 
 def copy_in_runs(out: Array, x: Array) -> Call:
-    """The call that copies ``x`` to ``out``, whose last axes both lie in one piece, in such pieces.
+    """The call that copies ``x`` to ``out``; the last axes of both are contiguous.
 
-    As if each were one element: for short ones NumPy takes half to two thirds of the time so.
+    It takes a whole last axis for one element. Where that is short, NumPy then needs only half to
+    two thirds of the time.
     """
     run = np.dtype((np.void, x.shape[-1] * x.itemsize))
     return partial(np.copyto, out.view(run), x.view(run))

@@ -1,7 +1,7 @@
 """A pool of threads that share the work of one call, each with scratch memory of its own.
 
-NumPy and BLAS compute without the interpreter's lock, so threads help as soon as the pieces of work
-are large. BLAS is expected to use one thread per call: then pieces, not BLAS, are what is divided.
+NumPy and BLAS compute without the interpreter's lock, so threads help where the pieces of work are
+large. BLAS is to use one thread per call: the pool's threads each make calls of their own.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import aligned_bytes
 
 Task = Sequence[Sequence[Call]]
-"""For each thread that may carry it out, the same calls, bound to that thread's scratch."""
+"""For each thread that may do it, the same calls, bound to that thread's scratch."""
 
 SHARED_BYTES = 1 << 20
-"""Of a result that passes through memory make, from which on it is shared. A thread takes some
-50 us to wake up, and does so whenever it has met another at the interpreter's lock, between two
-calls: of 1 MB two threads make a tenth more, of 6 MB half as much again, of 13 MB twice as much."""
-SHARED_STRIP_BYTES = 1 << 19  # so that calls are long, and few meet at the lock
+"""The smallest result whose elementwise work is shared. A thread takes some 50 us to wake up, also
+after it has waited for the interpreter's lock between two calls: two threads compute 1 MB a tenth
+faster than one, 6 MB half as fast again, 13 MB twice as fast."""
+SHARED_STRIP_BYTES = 1 << 19  # so that calls are long, and threads seldom wait for the lock
 
-MOST_THREADS = 256  # more are a slip of the finger, and would exhaust the host
+MOST_THREADS = 256  # more are a typing error, and would exhaust the host
 
 
 class ThreadPool:
-    """``threads`` threads, of which the caller is the first; the others end with the pool.
+    """``threads`` threads, the caller's among them; the others end with the pool.
 
-    ``gemm`` is how they multiply matrices: each by one call of BLAS, if left out.
+    ``gemm`` is how they multiply matrices; if left out, each product is one call of BLAS.
     """
 
     def __init__(self, threads: int = 1, gemm: Gemm | None = None) -> None:
@@ -52,39 +52,39 @@ class ThreadPool:
         self.close = weakref.finalize(self, _dismiss, self._calls, helpers)
 
     def shares(self, result_bytes: int) -> bool:
-        """Whether passes through memory that make so many bytes are worth sharing out."""
+        """Whether elementwise work whose result has so many bytes is worth sharing."""
         return self.threads > 1 and result_bytes >= SHARED_BYTES
 
     def reserve(self, scratch_bytes: int) -> None:
-        """Sees to it that each thread has as much scratch; to be called before any is given."""
+        """Ensures that each thread's scratch has so many bytes; to be called before ``scratch``."""
         self._scratch_bytes = max(self._scratch_bytes, scratch_bytes)
 
     @property
     def scratch_bytes(self) -> int:
-        """What all threads together have as scratch, once it is given."""
+        """The bytes of all threads' scratch together."""
         return self.threads * self._scratch_bytes
 
     def scratch(self, thread: int) -> NDArray[np.uint8]:
-        """The scratch of one thread, which all calls share: it holds nothing between two."""
+        """The scratch of one thread. All calls use it, so it keeps nothing between two calls."""
         if not self._scratch or len(self._scratch[0]) < self._scratch_bytes:
             self._scratch = [aligned_bytes(self._scratch_bytes) for _ in range(self.threads)]
         return self._scratch[thread]
 
     def call(self, tasks: Sequence[Task]) -> Call:
-        """A call that carries out ``tasks``, each on whichever thread is free first."""
+        """A call that does ``tasks``, each on the thread that is free first."""
         return in_order(self.calls(tasks))
 
     def calls(self, tasks: Sequence[Task]) -> list[Call]:
-        """The same as several calls, if there is nobody to share them with."""
+        """The same as several calls, if there is one thread or one task."""
         if self.threads == 1 or len(tasks) == 1:
             return [call for task in tasks for call in task[0]]
         return [partial(_share, self._calls, tasks)]
 
 
 class _Round:
-    """Some tasks being carried out: the next one is whoever's comes first.
+    """Some tasks that threads are doing: a thread that is free takes the next one.
 
-    A helper takes some 50 us to wake up. If it comes too late to find a task, nobody waits for it.
+    A helper takes some 50 us to wake up. If no task is left by then, nobody waits for it.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -116,7 +116,7 @@ class _Round:
                 self._helped.release()
 
     def close(self) -> None:
-        """Returns when all who help are done; from now on nobody begins to."""
+        """Waits for the helpers that are at work, and lets no other begin."""
         with self._lock:
             self._is_closed = True
             is_helped = self._helping > 0
@@ -148,5 +148,5 @@ def _dismiss(
     for calls in queues:
         calls.put(None)
     for helper in helpers:
-        if helper is not threading.current_thread():  # which may be the one that collects garbage
+        if helper is not threading.current_thread():  # a helper may be what collects the garbage
             helper.join()

@@ -1,4 +1,4 @@
-"""Windows that slide over a map: the geometry that convolution and pooling have in common."""
+"""The windows of convolution and pooling: where they lie on a map, along both axes or one."""
 
 from __future__ import annotations
 
@@ -58,12 +58,11 @@ class Windows:
 
 
 def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pair) -> Windows:
-    """The windows that these say, over a map of ``map_size``, which "same" needs to know.
+    """The windows over a map of ``map_size``, its height and width.
 
-    ``padding`` is one number for every side, or ((top, bottom), (left, right)); "valid" is 0, and
-    "same" gives a window for each ``stride`` of the map, with the odd one of an odd number of
-    padded lines below or on the right, as TensorFlow has it. Raises ShapeError for values that
-    cannot be.
+    ``padding`` is one number for every side, or ((top, bottom), (left, right)). "valid" is 0.
+    "same" makes one window for every ``stride`` pixels of the map; as in TensorFlow, the bottom
+    and the right have one more line of an odd number. Raises ShapeError for impossible values.
     """
     size, stride = pair("size", size, 1), pair("stride", stride, 1)
     sides: tuple[Pair, Pair]
@@ -88,7 +87,7 @@ def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pa
 
 
 def pair(name: str, value: int | Pair, least: int) -> Pair:
-    """One or two integers as two, of at least ``least``; raises ShapeError if they are others."""
+    """One or two integers as two; raises ShapeError unless all are at least ``least``."""
     two = value if isinstance(value, Sequence) else (value, value)
     if len(two) != 2:
         raise ShapeError(f"{name} {value!r}; expected one or two integers")
@@ -102,9 +101,10 @@ def _same(size: int, stride: int, length: int) -> Pair:
 
 @dataclass(frozen=True)
 class AxisWindows:
-    """Windows of ``size`` every ``stride`` along an axis of a map, ``length`` elements long.
+    """Windows of ``size`` every ``stride`` along one axis of a map, which has ``length`` elements.
 
-    There are ``results`` of them; the first begins ``before`` elements before the map.
+    There are ``results`` of them; the first begins ``before`` elements before the map. Pooling
+    takes a rectangular window as such windows along one axis, then along the other.
     """
 
     axis: int
@@ -115,7 +115,7 @@ class AxisWindows:
     results: int
 
     def taps(self) -> list[tuple[slice, slice]]:
-        """For each place in a window: the windows that have an element there, and the elements."""
+        """For each place in a window: which windows have an element there, and which elements."""
         taps = []
         for offset in range(-self.before, self.size - self.before):
             first = max(0, -(offset // self.stride))
@@ -132,7 +132,7 @@ class AxisWindows:
 
     @property
     def changes_nothing(self) -> bool:
-        """Whether each window is one element, and each element a window."""
+        """Whether each window is exactly one element."""
         return self.size == self.stride == 1 and self.results == self.length
 
     @property
@@ -142,12 +142,12 @@ class AxisWindows:
 
     @property
     def is_partition(self) -> bool:
-        """Whether each element is in one window, and only the last may lack some."""
+        """Whether each element is in exactly one window; the last window may be incomplete."""
         covered = self.results * self.stride
         return self.size == self.stride and self.before == 0 and covered >= self.length
 
     def of(self, array: Array, where: slice) -> Array:
-        """A part along the axis."""
+        """The elements of ``array`` at ``where`` along the axis."""
         return array[(slice(None),) * self.axis + (where,)]
 
     def result_shape(self, shape: Shape) -> Shape:

@@ -1,8 +1,8 @@
-"""The passes around im2row's matrix product, compiled by numba: each touches memory once.
+"""im2row with what comes before and after its product compiled by numba, in one pass each.
 
-Needs the extra ``fast``. What is computed is defined by the plain algorithm that this one extends,
-and computed by it where vectors do not fit. Where a number of channels is no multiple of a
-vector's, the last vector overlaps the one before it.
+Needs the extra ``fast``. It computes what the plain algorithm that it extends computes, and leaves
+to that one what vectors do not fit. If the number of channels is not a multiple of a vector's
+length, the last vector overlaps the one before it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dist_net.compiling import BOOLEAN, READ, WRITTEN, jit
 
 
 class CompiledIm2Row(Im2Row):
-    """``Im2Row``, with its rows written and its product finished in one pass each."""
+    """``Im2Row``, with one pass that writes the rows, and one that computes the epilogue."""
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
@@ -69,7 +69,7 @@ class CompiledIm2Row(Im2Row):
 
 
 def is_suitable(block: Block, arrays: Arrays) -> bool:
-    """Whether vectors fit a block's outputs, and all arrays are laid out as loops expect them."""
+    """Whether a block has a vector's worth of channels, and all arrays are as loops expect them."""
     used = [arrays.x, arrays.bias, arrays.out]
     used += [] if arrays.residual is None else [arrays.residual]
     is_plain = all(each.flags.c_contiguous and each.dtype == np.float32 for each in used)
@@ -82,10 +82,10 @@ def flat(array: Array) -> Array:
 
 
 def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ...]:
-    """The arguments that EPILOGUE describes: output, residual and whether there is one, the block's
-    bias, slopes and bounds, and the block's place.
+    """The arguments of type EPILOGUE: the output, the residual and whether there is one, the
+    block's bias, the slopes and bounds, and the block's place.
 
-    A place is where the block begins in the output, and how many values further the next image
+    A place is where the block begins in the output, and how many values after that the next image
     begins, the next row, and the next pixel.
     """
     _, height, width, channels = problem.out
@@ -117,7 +117,7 @@ def spread_each(numbers: EpilogueNumbers) -> tuple[Lanes, Lanes, Lanes, Lanes]:
 
 @inlined
 def apply_epilogue(value: Lanes, out: Pointer, place: int, epilogue: EpilogueValues) -> None:
-    """Writes a vector's epilogue to ``place``."""
+    """Writes the epilogue of one vector to ``place``."""
     bias, residual, has_residual, (slope, residual_slope, low, high) = epilogue
     value = value + bias
     value = larger(value, value * slope)
@@ -138,7 +138,7 @@ def from_product(
     numbers: EpilogueNumbers,
     place: tuple[int, int, int, int],
 ) -> None:
-    """The epilogue of values of this shape, (N, rows, columns, O)."""
+    """Writes the epilogue of ``values`` to ``out``; ``shape`` is (N, rows, columns, O)."""
     images, rows, columns, channels = shape
     start, per_image, per_row, per_pixel = place
     vectors = spread_each(numbers)
@@ -169,10 +169,10 @@ def write_rows(
     windows: tuple[int, int, int, int, int, int],
     target: Flat,
 ) -> None:
-    """The windows of ``x``, with 0 outside of it: a ``grid`` of (N, rows, columns, kh, kw · C).
+    """Writes the windows of ``x``, which is 0 outside, as (N, rows, columns, kh, kw · C).
 
-    ``shape`` is (H, W, C); ``windows`` are kh, kw, the strides down and across, and the first
-    window's top and left.
+    ``shape`` is (H, W, C), ``grid`` (N, rows, columns); ``windows`` are kh, kw, the strides down
+    and across, and the first window's top and left.
     """
     height, width, channels = shape
     images, rows, columns = grid

@@ -1,10 +1,10 @@
 """Winograd's transforms of one tile, on vectors of 8 neighbouring channels, for numba.
 
-The matrices Bᵀ and Aᵀ are those of ``winograd.transforms``; what their rows share is computed once.
-A tile of a x a vectors is transformed down its columns, then along its rows. Sizes are written out,
-so that vectors stay in registers: functions with a 6 in their name are for F(4 x 4, 3 x 3), with a
-5 for F(2 x 2, 3 x 3) with a stride of 2, and with a 4 for F(2 x 2, 3 x 3). Needs the extra
-``fast``.
+The matrices Bᵀ and Aᵀ are those of ``winograd.transforms``; what several rows need is computed
+once. A tile of a x a vectors is transformed down its columns, then along its rows. Each size has
+functions of its own, so that vectors stay in registers: those with a 6 in their name are for
+F(4 x 4, 3 x 3), with a 4 for F(2 x 2, 3 x 3), and with a 5 for the latter with a stride of 2. Needs
+the extra ``fast``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TileLine = tuple[Lanes, ...]
 """A row or a column of a tile."""
 TileColumns = tuple[TileLine, ...]
 Apart = tuple[int, int]
-"""How many values lie between the beginnings of two rows of the output, and of two pixels."""
+"""How many values apart two rows of the output are, and two pixels."""
 
 
 # Bᵀ · x and Aᵀ · x for a column, or row, of a tile.

@@ -1,11 +1,11 @@
 """Vectors for compiled loops. Needs the extra ``fast``.
 
-Loops work on 8 neighbouring values at once, as NumPy's arrays would: ``load`` gives a vector, which
-has + - * and ``larger``, and ``store`` puts it back. LLVM finds such vectors in loops over single
-values too, but not where it cannot tell whether stores overlap, and transforms of Winograd's kind
-write to 36 places at once. Neither checks bounds: that is what the tests do, in plain Python.
+Loops work on 8 neighbouring values at once: ``load`` reads a vector, which has + - * and ``larger``
+and ``smaller``, and ``store`` writes it. LLVM vectorizes loops over single values as well, but not
+if it cannot tell whether stores overlap, and Winograd's transforms write to 36 places at once.
+Bounds are not checked here; the tests check them, by running the loops in plain Python.
 
-Arrays are handed over flat. Functions are compiled when their module is imported.
+Arrays are passed flat. Functions are compiled when their module is imported.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def inlined(function: Function) -> Function:
-    """A part of the functions that call it, compiled into them: vectors stay in registers."""
+    """Compiles ``function`` into the functions that call it, so that vectors stay in registers."""
     return cast(Function, numba.njit(forceinline=True)(function))
 
 
@@ -75,8 +75,7 @@ def _address(builder: Any, pointer: Any, index: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def pointer(_: Any, array: Any) -> Any:
-    """Where a flat array begins: handed on from function to function without counting references
-    to the array."""
+    """The address of a flat array, which functions pass on without counting references to it."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return context.make_array(signature.args[0])(context, builder, arguments[0]).data

@@ -1,8 +1,8 @@
 """Winograd's convolution with its transforms compiled by numba, each of them in one pass.
 
-Needs the extra ``fast``. What is computed is defined by the plain algorithm that this one extends,
-and computed by it where vectors do not fit. Loops take 8 neighbouring channels of a tile at a time;
-where a number of channels is no multiple of 8, the last vector overlaps the one before it.
+Needs the extra ``fast``. It computes what the plain algorithm that it extends computes, and leaves
+to that one what vectors do not fit. Loops take 8 neighbouring channels of a tile at a time; if the
+number of channels is not a multiple of 8, the last vector overlaps the one before it.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ Quadruple = tuple[int, int, int, int]
 
 
 class CompiledWinograd(Winograd):
-    """``Winograd``, with each transform in one pass; of m = 2 alone for a stride of 2."""
+    """``Winograd``, with each transform in one pass; with a stride of 2 for m = 2 only."""
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """What one thread needs for a block, by this algorithm or the plain one."""
+        """How many bytes of scratch a block needs, by this algorithm or by the plain one."""
         return max(self._plain.scratch_bytes(problem, block), super().scratch_bytes(problem, block))
 
     def calls(
@@ -92,11 +92,11 @@ class CompiledWinograd(Winograd):
         return Winograd(self.m, self.stride, self.gemm)
 
     def _grid(self, problem: Problem, block: Block) -> tuple[int, int, int]:
-        """How many images a block has, and rows and columns of tiles each of them."""
+        """The number of a block's images, and of rows and columns of tiles in each."""
         return block.size[0], block.size[1] // self.m, problem.out[2] // self.m
 
     def _shapes(self, problem: Problem, block: Block) -> list[Shape]:
-        """Of a block's points and sums, and of one tile of the input."""
+        """The shapes of a block's points and sums, and of one tile of the input."""
         points, sums, *_ = super()._shapes(problem, block)
         return [points, sums, (self.a, self.a, problem.x[3])]
 
@@ -113,7 +113,7 @@ def take_tile(
     tile: Pointer,
     a: int,
 ) -> None:
-    """The a · a pixels of (N, H, W, C) from (y, z) on, 0 outside, to (a, a, C)."""
+    """Copies the a · a pixels of (N, H, W, C) from (y, z) on, 0 outside, to (a, a, C)."""
     place = 0
     nothing = spread(np.float32(0))
     for row in range(y, y + a):
@@ -140,9 +140,9 @@ def to_points(
 ) -> None:
     """Bᵀ · d · B: from (N, H, W, C), 0 outside, to a² planes (tiles, C), ``plane`` apart.
 
-    ``shape`` is (H, W, C), ``grid`` how many images there are, and rows and columns of tiles, which
-    begin at ``corner`` and then every ``step`` pixels. ``tile`` has room for one that reaches
-    beyond the map.
+    ``shape`` is (H, W, C); ``grid`` is the number of images, and of rows and columns of tiles. The
+    first tile begins at ``corner``, the next one ``step`` pixels on. ``tile`` has room for a tile
+    that reaches beyond the map.
     """
     height, width, channels = shape
     images, rows, columns = grid
@@ -184,7 +184,7 @@ def from_points(
 ) -> None:
     """The epilogue of Aᵀ · s · A: from a² planes (tiles, O), ``plane`` apart, to a block.
 
-    ``grid`` is as for ``to_points``, and O; the block has m² outputs for each tile.
+    ``grid`` is as in ``to_points``, with O at its end; the block has m² outputs for each tile.
     """
     images, rows, columns, channels = grid
     start, per_image, per_row, per_pixel = place

@@ -1,9 +1,8 @@
-"""Which algorithm computes a convolution, and in what blocks: decided by its shapes alone.
+"""The choice of a convolution's algorithm and blocks, by its shapes alone.
 
-The rules come from measurements on two cores with 512 KiB of L2 cache each; ``dist-net bench
-darknet53`` shows what they lead to, layer by layer. F(4x4) has the fewest products. A deep layer's
-small map is bound by reading the filters, which the points of F(2x2) and F(4x4) make 1.8 and 4
-times as large.
+The rules were measured on two cores with 512 KiB of L2 cache each; ``scripts/bench darknet53``
+shows what they choose for each layer. F(4x4) takes the fewest products. A deep layer's small map is
+bound by reading the filters, and F(2x2) and F(4x4) make these 1.8 and 4 times as large.
 """
 
 from __future__ import annotations
@@ -23,20 +22,21 @@ from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.windows import Windows
 
-# Their strides.
+# The windows that Winograd can compute, and their strides.
 WINOGRAD = {Windows((3, 3), (stride, stride), ((1, 1), (1, 1))): stride for stride in (1, 2)}
 FEWEST_CHANNELS = 16  # below, the transforms cost more than the products that they save
-FEWEST_STRIDED = 64  # with a stride of 2, which saves fewer of them
-FEWEST_TILES = 16  # of 4x4 outputs in an image: below, reading the larger filters costs more
+FEWEST_STRIDED = 64  # the same with a stride of 2, which saves fewer products
+FEWEST_TILES = 16  # of 4x4 outputs in an image: with fewer, reading the larger filters costs more
 ROWS_OF_A_PRODUCT = 128  # enough for BLAS, few enough that a block's arrays stay in the cache
-FEWEST_ROWS = 32  # of a product: with fewer, threads had better share its columns
-ROWS_OF_IM2ROW = 512  # of its one product: the longest filters are read often enough
-ROWS_OF_SHORT = 1024  # of it where a row has no more than LONGEST_SHORT values
+FEWEST_ROWS = 32  # of a product: with fewer, threads share its columns instead
+ROWS_OF_IM2ROW = 512  # of im2row's product: more would not save much reading of the filters
+ROWS_OF_SHORT = 1024  # the same where a row has at most LONGEST_SHORT values
 LONGEST_SHORT = 256
-CHANNEL_STEP = 16  # a cache line: what is shared out among threads is a multiple
-USUAL_THREADS = 2  # what a reproducible plan is cut for, however many there are
-# Of its products, where one image has fewer: BLAS would read the filters anew for each. Eight are
-# a whole number of BLAS's tiles, so all are computed alike; the last of six or sixteen are not.
+CHANNEL_STEP = 16  # a cache line: each thread's channels are a multiple of it
+USUAL_THREADS = 2  # a reproducible plan is cut for two threads, however many there are
+# A reproducible plan computes eight rows at a time where one image has fewer: BLAS would read the
+# filters anew for each image. Eight is a whole number of BLAS's tiles, so all rows are computed
+# alike; the last ones of six or sixteen are not.
 ROWS_OF_A_PIECE = 8
 
 
@@ -45,12 +45,12 @@ class Algorithm(Protocol):
 
     @property
     def name(self) -> str:
-        """What tables call it."""
+        """The algorithm's name in tables."""
         ...
 
     @property
     def row_step(self) -> int:
-        """A block's rows are a multiple of it."""
+        """The rows of a block are a multiple of this."""
         ...
 
     def prepared_shape(self, problem: Problem) -> Shape:
@@ -58,11 +58,11 @@ class Algorithm(Protocol):
         ...
 
     def prepare(self, problem: Problem, filters: Array) -> Array:
-        """The filters, C-contiguous, as the algorithm reads them, in a new array or as a view."""
+        """The C-contiguous filters as the algorithm reads them, in a new array or as a view."""
         ...
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """What one thread needs for a block."""
+        """How many bytes of scratch one thread needs for a block."""
         ...
 
     def calls(
@@ -89,13 +89,12 @@ def choose(
 ) -> Choice:
     """The fastest known way to compute ``problem``.
 
-    The algorithm depends on the layer alone, so that filters are prepared once for every batch.
-    ``reproducible``: and so do the blocks, each of ``images_of_a_piece``, which must divide the
-    images. Then BLAS is called with the same shapes for an image whatever its company, and its
-    answer has the same bytes; in other shapes, BLAS may add products up in another order.
-    ``compiled``: with the passes that the extra ``fast`` compiles, where they are quicker than
-    NumPy's. ``gemm``: how they are computed, and filters laid out for that; by one call of BLAS
-    each, if left out.
+    The algorithm depends on the layer alone, so that filters prepared once serve batches of every
+    size. ``reproducible``: so do the blocks, each of ``images_of_a_piece`` images, which must
+    divide the number of images. BLAS is then called with the same shapes for an image whatever
+    else is in its batch, and so the result has the same bytes; for other shapes, BLAS may add
+    products in another order. ``compiled``: with what the extra ``fast`` compiles, where that is
+    faster than NumPy. ``gemm``: how products are computed; if left out, each by one call of BLAS.
     """
     gemm = gemm or Gemm()
     images, height, width, out_channels = problem.out
@@ -124,9 +123,9 @@ def choose(
 
 
 def images_of_a_piece(problem: Problem) -> int:
-    """How many images a reproducible plan computes at a time: those that are eight rows, or one.
+    """How many images a reproducible plan computes at a time: as many as make eight rows, or one.
 
-    One for Winograd, whose transforms are products, too, and longer than that.
+    For Winograd, one: its transforms are products too, and of more than eight rows.
     """
     _, height, width, _ = problem.out
     if isinstance(_algorithm(problem, Gemm()), Winograd):
@@ -153,8 +152,8 @@ def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:
 
 
 def _compiled(algorithm: Im2Row | Winograd, problem: Problem) -> Algorithm:
-    """The same with compiled passes: by measurement quicker for every layer that they fit."""
-    # numba, which they import, is an extra, and takes half a second to import.
+    """The same algorithm, compiled: by measurement faster for every layer that it can compute."""
+    # These import numba, which is an extra, and takes half a second.
     from dist_net.autodiff.kernels.compiled.im2row import CompiledIm2Row
     from dist_net.autodiff.kernels.compiled.winograd import CompiledWinograd
 

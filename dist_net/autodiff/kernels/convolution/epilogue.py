@@ -1,4 +1,4 @@
-"""What follows a convolution while its result is in the cache: bias, activation, residual add."""
+"""Epilogues: bias, activation and residual of a convolution while its result is in the cache."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _leaky_relu(slope: float, values: Array, spare: Array) -> list[partial[objec
 
 
 def _ending_in(out: Array, calls: list[partial[object]], values: Array) -> list[Call]:
-    """The calls with the last one writing to ``out`` instead; a copy if there is none."""
+    """The calls, the last one of which writes to ``out`` instead; a copy if there is none."""
     if not calls:
         return [partial(np.copyto, out, values)]
     *before, last = calls

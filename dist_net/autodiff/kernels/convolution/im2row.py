@@ -1,6 +1,6 @@
-"""Convolution as one matrix product: each window of the input written out as a row.
+"""im2row: convolution as one matrix product, with each window of the input copied to a row.
 
-A pointwise convolution has the rows already: they are its input's pixels.
+A pointwise convolution needs no copy: its rows are the input's pixels.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dist_net.autodiff.kernels.windows import Windows
 
 
 class Im2Row:
-    """The algorithm that fits every convolution."""
+    """The algorithm that can compute every convolution."""
 
     name = "im2row"
     row_step = 1
@@ -37,7 +37,7 @@ class Im2Row:
     def prepare(self, problem: Problem, filters: Array) -> Array:
         """(kh, kw, C / groups, O) as (groups, kh · kw · C / groups, O / groups), a view.
 
-        A single group's is laid out for products, without that axis.
+        Those of a single group have no axis of groups, and are laid out for ``gemm``.
         """
         length, groups, columns = problem.row_length, problem.groups, problem.out[3]
         if groups == 1:
@@ -45,7 +45,7 @@ class Im2Row:
         return filters.reshape(length, groups, columns // groups, copy=False).swapaxes(0, 1)
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """What one thread needs for a block."""
+        """How many bytes of scratch one thread needs for a block."""
         return scratch_bytes(_shapes(problem, block), problem.dtype)
 
     def calls(
@@ -86,7 +86,7 @@ class Im2Row:
     def _from_product(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
     ) -> Sequence[Call]:
-        """The output's block, from the products of all its pixels."""
+        """The calls that write the epilogue of a block's product to the output."""
         out = arrays.out[block.index]
         residual = None if arrays.residual is None else arrays.residual[block.index]
         values, spare = product.reshape(out.shape, copy=False), spare.reshape(out.shape, copy=False)
@@ -95,7 +95,7 @@ class Im2Row:
 
 
 def _shapes(problem: Problem, block: Block) -> list[Shape]:
-    """Of a block's padded input, its rows, its product, and as much again."""
+    """The shapes of a block's padded input, of its rows, its product, and of spare memory."""
     windows, groups = problem.windows, problem.groups
     images, rows, channels = block.size
     pixels = images * rows * problem.out[2]

@@ -16,7 +16,7 @@ from dist_net.autodiff.kernels.windows import Windows
 
 @dataclass(frozen=True)
 class Problem:
-    """(N, H, W, C) by filters (kh, kw, C / groups, O) to (N, H', W', O), and what follows."""
+    """A convolution of (N, H, W, C) by (kh, kw, C / groups, O) to (N, H', W', O), with epilogue."""
 
     windows: Windows
     groups: int
@@ -32,7 +32,7 @@ class Problem:
 
     @property
     def row_length(self) -> int:
-        """How many products make one element of the output."""
+        """How many products are added up for one element of the output."""
         return math.prod(self.windows.size) * (self.x[3] // self.groups)
 
     @property
@@ -43,7 +43,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Arrays:
-    """What a convolution is bound to: all borrowed and C-contiguous; perhaps no ``residual``."""
+    """The arrays that a convolution is bound to: borrowed, C-contiguous."""
 
     x: Array
     filters: Array
@@ -62,7 +62,7 @@ class Block:
 
     @property
     def index(self) -> tuple[slice, slice, slice, slice]:
-        """What selects the block from the whole output."""
+        """The index of the block in the whole output."""
         return self.images, self.rows, slice(None), self.channels
 
     @property
@@ -76,9 +76,9 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocking:
-    """How an output is cut: at most so many images, rows and channels in a block.
+    """How an output is cut: a block has at most so many images, rows and channels.
 
-    Several images share a block only with all their rows, so a block's pixels are evenly spaced.
+    A block with several images has all their rows, so that its pixels are evenly spaced.
     """
 
     images: int
@@ -101,9 +101,9 @@ def _cut(length: int, size: int) -> Iterator[slice]:
 
 
 def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Call]:
-    """The calls that fill ``padded`` with the part of ``x`` whose corner is (top, left).
+    """The calls that copy to ``padded`` the part of ``x`` whose corner is (top, left).
 
-    Both are (N, H, W, C); what lies outside of ``x`` is 0.
+    Both are (N, H, W, C). What lies outside of ``x`` becomes 0.
     """
     rows, own_rows = _overlap(top, padded.shape[1], x.shape[1])
     columns, own_columns = _overlap(left, padded.shape[2], x.shape[2])
@@ -119,7 +119,7 @@ def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Call]:
 
 
 def _overlap(start: int, length: int, own_length: int) -> tuple[slice, slice]:
-    """Where a map lies in a part that begins at ``start``, and where that lies in the map."""
+    """The overlap of a map and of a part that begins at ``start``: in the part, and in the map."""
     first = min(max(-start, 0), length)
     last = max(first, min(own_length - start, length))
     return slice(first, last), slice(first + start, last + start)

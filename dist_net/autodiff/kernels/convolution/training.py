@@ -1,8 +1,8 @@
 """Convolution in training: the product and both of its gradients, each by BLAS, strip by strip.
 
-A strip is some pixels of a result. Their windows are written out as the rows of a matrix, which
-stays in the L2 cache until BLAS has read it. Each function gives one call, with its arrays bound;
-they may have any strides, but for ``out``, which is C-contiguous. Maps are (N, H, W, C), filters
+A strip is some pixels of a result. Their windows are copied to the rows of a matrix, which stays in
+the L2 cache until BLAS has read it. Each function returns one call with its arrays bound. ``out``
+is C-contiguous, the others may have any strides. Maps are (N, H, W, C), filters
 (kh, kw, C / groups, O).
 """
 
@@ -25,7 +25,7 @@ from dist_net.autodiff.kernels.windows import Pair, Windows
 def convolve(
     windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> Call:
-    """Fills ``out``, (N, H', W', O), with the convolution of ``x`` by ``filters``."""
+    """The call that writes the convolution of ``x`` by ``filters`` to ``out``, (N, H', W', O)."""
     patches = _patches(windows, groups, x, out.shape)
     before, filters = _contiguous(filters)
     matrix = by_group(filters, groups)
@@ -41,11 +41,12 @@ def convolve(
 def input_gradient(
     windows: Windows, groups: int, cotangent: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> Call:
-    """Fills ``out``, (N, H, W, C), with what flows back from ``cotangent``, (N, H', W', O).
+    """The call that writes the cotangent of x, (N, H, W, C), to ``out``.
 
-    For the pixels of one *phase*, every stride-th down and across, this is a convolution itself,
-    with stride 1, by every stride-th tap of the filters, turned round: nothing is multiplied by
-    the zeros that one convolution for all would have to put between the cotangent's pixels.
+    It is computed from ``cotangent``, (N, H', W', O). For the pixels of one *phase*, every
+    stride-th down and across, it is a convolution with stride 1 by every stride-th tap of the
+    filters, flipped. One convolution for all pixels would need zeros between those of
+    ``cotangent``, and multiply by them.
     """
     before: list[Call] = []
     tasks: list[Task] = []
@@ -70,10 +71,10 @@ def input_gradient(
 def filter_gradient(
     windows: Windows, groups: int, x: Array, cotangent: Array, out: Array, pool: ThreadPool
 ) -> Call:
-    """Fills ``out``, (kh, kw, C / groups, O), with the sum of each window times its cotangent.
+    """The call that writes the filters' gradient, (kh, kw, C / groups, O), to ``out``.
 
-    Each thread of the pool sums up strips that are its own, so that the order of additions, and
-    with it every bit, is the same in each run.
+    It is the sum of each window times its cotangent. Each thread of the pool adds up strips of its
+    own, so that additions have the same order, and give the same bits, in each run.
     """
     patches = _patches(windows, groups, x, cotangent.shape)
     strips = patches.strips() if out.size > 0 else []
@@ -98,16 +99,22 @@ def _pair(shape: Shape) -> Pair:
 
 
 def _phase(size: int, stride: int, offset: int) -> tuple[slice, int]:
-    """Along one axis: the taps that reach the pixels ``offset``, ``offset`` + stride, … of the
-    padded map, and how far before the cotangent the first window of these taps begins."""
+    """Along one axis, for the pixels ``offset``, ``offset`` + stride, … of the padded map.
+
+    Returns the taps that reach them, and how far before the cotangent the first window of these
+    taps begins.
+    """
     first = offset % stride
     taps = len(range(first, size, stride))
     return slice(first, size, stride), taps - 1 - offset // stride
 
 
 def _turned(taps: Array, groups: int) -> tuple[Call, Array]:
-    """The call that turns (kh, kw, C / groups, O) round, and (groups, kh · kw · O / groups,
-    C / groups), which it fills: as columns, so that outputs are copied in runs."""
+    """The call that flips (kh, kw, C / groups, O), and the array that it writes.
+
+    The array, (groups, kh · kw · O / groups, C / groups), lies column by column, so that outputs
+    are copied in runs.
+    """
     height, width, channels, out_channels = taps.shape
     source = taps[::-1, ::-1].reshape(
         height, width, channels, groups, out_channels // groups, copy=False
@@ -118,7 +125,7 @@ def _turned(taps: Array, groups: int) -> tuple[Call, Array]:
 
 
 def _contiguous(array: Array) -> tuple[Sequence[Call], Array]:
-    """The call that copies the array, if that is needed, and a C-contiguous one."""
+    """A C-contiguous array like ``array``, and the call that copies to it, if one is needed."""
     if array.flags.c_contiguous:
         return [], array
     copy = np.empty(array.shape, array.dtype)
@@ -126,7 +133,7 @@ def _contiguous(array: Array) -> tuple[Sequence[Call], Array]:
 
 
 MultiplyBlock = Callable[[Block, Array, Sequence[Array]], Sequence[Call]]
-"""For a strip: its rows, and its spare arrays, the calls that multiply."""
+"""From a strip, its rows and its spare arrays to the calls that multiply."""
 
 
 def _tasks(
@@ -136,7 +143,7 @@ def _tasks(
     multiply: MultiplyBlock,
     pool: ThreadPool,
 ) -> list[Task]:
-    """For each strip and thread, the calls that write the rows and multiply them."""
+    """The calls that write each strip's rows and multiply them, for each thread."""
     shapes = [[*patches.shapes(strip), *spare_shapes(strip)] for strip in strips]
     dtype = patches.x.dtype
     pool.reserve(max((scratch_bytes(each, dtype) for each in shapes), default=0))
@@ -173,7 +180,7 @@ def _tasks_of_phase(patches: Patches, matrix: Array, pixels: Array, pool: Thread
 def _tasks_of_sum(
     patches: Patches, strips: Sequence[Block], cotangent: Array, total: Array, pool: ThreadPool
 ) -> list[Task]:
-    """The first strip's product becomes the total, those of the others are added to it."""
+    """Tasks that write the first strip's product to ``total``, and add the others' to it."""
     groups = patches.groups
     is_contiguous = cotangent.flags.c_contiguous
 

@@ -4,12 +4,13 @@ F(m x m, 3 x 3) computes a tile of m x m outputs from a = m + 2 squared inputs:
 
     tile ─Bᵀ·d·B─▶ a² points ─a² products with the filters' points─▶ a² sums ─Aᵀ·s·A─▶ m² outputs
 
-The products over the channels are a² matrix products, for all tiles at once. The transforms are
-matrix products too: of a² x a² with all tiles' elements, by the Kronecker product of B with itself.
+The products over the channels are a² matrix products, each for all tiles at once. A transform is a
+matrix product too: the Kronecker product of B with itself, a² x a², times all tiles' elements.
 
-With a stride of 2, every other input meets the filters's middle alone, and the rest its two ends:
-F(m, 2) of these and m plain products, so a = 2m + 1: with m = 2, 25 products do for 36. The plain
-ones share a point of the filters, which have (m + 2)² as ever.
+With a stride of 2, along one axis, every other input is multiplied by the filter's middle alone,
+and the inputs between by its two ends. The latter are F(m, 2), the former m plain products,
+together a = 2m + 1: for m = 2, 25 products instead of 36. The plain products share one point of the
+filters, which have (m + 2)² points for either stride.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 
 POINTS = (0, 1, -1, 2, -2)
 ONE = POINTS.index(1)
-APART = 16  # values between planes, which would otherwise often meet in one set of the cache
+APART = 16  # values between planes, which would otherwise often share one set of the cache
 
 
 class Winograd:
@@ -58,7 +59,7 @@ class Winograd:
         return self.gemm.laid_out(points)
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """What one thread needs for a block."""
+        """How many bytes of scratch one thread needs for a block."""
         return scratch_bytes(self._shapes(problem, block), problem.dtype)
 
     def calls(
@@ -84,7 +85,8 @@ class Winograd:
 
     @property
     def _places(self) -> Sequence[tuple[slice, slice]]:
-        """Where points of the input meet the filters': as many of these, or a single one."""
+        """The points that are multiplied at a time: as many of the filters' as of the input's, or
+        one of the filters' that the input's share."""
         if self.stride == 1:
             return [(slice(None), slice(None))]
         parts = slice(0, self.m + 1), slice(self.m + 1, None)
