@@ -163,6 +163,10 @@ class WeightsFileError(BadInputError):
     """A .weights file is damaged, or belongs to another network."""
 
 
+class PretrainedFileError(BadInputError):
+    """A file of pretrained weights is not the published one, or holds something else."""
+
+
 class UnknownClassifierError(BadInputError):
     """No published classifier has this name."""
 

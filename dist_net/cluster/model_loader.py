@@ -186,6 +186,7 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
         takes_pictures=takes_pictures(model),
         has_logits=found.has_logits,
         configuration=found.configuration,
+        pretrained=found.pretrained,
         recipe=_found_at(recipe) if recipe else "",
         recipe_original=recipe.reference if recipe else "",
         recipe_files=recipe.file_digests if recipe else {},

@@ -34,6 +34,7 @@ from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
 from dist_net.pictures.labels import read_labels, require_labels
+from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
@@ -42,8 +43,8 @@ from dist_net.wire.security import PeerKeys
 logger = logging.getLogger(__name__)
 
 MODELS = (
-    f"the name of a published classifier ({', '.join(PUBLISHED)}), the directory or checkpoint of "
-    f"a run, or a .cfg file with --weights FILE and --labels FILE"
+    f"{lite0.NAME}, the name of a published classifier ({', '.join(PUBLISHED)}), the directory or "
+    f"checkpoint of a run, or a .cfg file with --weights FILE and --labels FILE"
 )
 LIVE = ("tcp://", "ipc://")
 ANSWER_WITHIN_S = 5.0
@@ -53,8 +54,9 @@ ANSWER_WITHIN_S = 5.0
 class FoundModel:
     """A model as it was read from its source.
 
-    ``configuration`` is the text of a Darknet net; any other model has the ``recipe`` that it was
-    trained by, on pictures of that ``fitting``. ``key`` changes with the weights. ``file`` is where
+    ``configuration`` is the text of a Darknet net, ``pretrained`` the name of a net in
+    ``dist_net.pretrained``; any other model has the ``recipe`` that it was trained by. Its pictures
+    had that ``fitting``. ``key`` changes with the weights. ``file`` is where
     ``prepared`` is kept under that key, None if nowhere yet. ``version`` is the parameter server's,
     for a model that is being trained.
     """
@@ -65,6 +67,7 @@ class FoundModel:
     key: str
     has_logits: bool = False
     configuration: str = ""
+    pretrained: str = ""
     recipe: LoadedRecipe | None = None
     file: Path | None = None
     fitting: str = "pad"
@@ -163,6 +166,29 @@ class DarknetFiles:
             model = Model(network, network.input_shape, input_dtype=np.float32)
             self._built = configuration, network, model
         return self._built[1:]
+
+
+class PretrainedNet:
+    """EfficientNet-Lite0, with the published weights; ``labels`` take the place of ImageNet's."""
+
+    def __init__(self, labels: Path | None) -> None:
+        self._labels = labels
+
+    def read(self) -> FoundModel:
+        """The net; raises MissingExtraError if its weights are not installed."""
+        model, weights = lite0.model(), lite0.read_weights()
+        names = lite0.imagenet_labels()
+        if self._labels is not None:
+            names = read_labels(self._labels, model.classes)
+        return FoundModel(
+            model,
+            names,
+            prepare(model, weights),
+            key_of_vector(model, weights),
+            has_logits=True,
+            pretrained=lite0.NAME,
+            fitting=lite0.FITTING,
+        )
 
 
 class TrainedRun:
@@ -313,12 +339,17 @@ def source_called(
             lambda: weights or fetch_weights(published, progress),
             labels or imagenet_labels(),
         )
+    if model == lite0.NAME:
+        if weights is not None:
+            raise ModelOptionError(f"{model} has its own weights; expected no --weights")
+        return PretrainedNet(labels)
     path = Path(model)
     if path.suffix == ".cfg":
         return _configured(path, weights, labels)
     is_live = model.startswith(LIVE)
     if not is_live and not path.exists():
-        hint = did_you_mean(model, PUBLISHED) or run_meant(path) or f"expected {MODELS}"
+        known = did_you_mean(model, [lite0.NAME, *PUBLISHED])
+        hint = known or run_meant(path) or f"expected {MODELS}"
         raise UnknownModelError(f"no model {model!r}; {hint}")
     if weights is not None:
         raise ModelOptionError(

@@ -37,12 +37,16 @@ MAY_IMPORT = {
     "pictures": "errors nn",
     "data": "errors files",
     "darknet": "errors vector files spelling autodiff nn data",
+    "pretrained": "errors vector autodiff nn",
     "recipes": "errors vector spelling release autodiff nn optim pictures data darknet",
     "wire": "errors vector clock",
     "parameter_server": "errors vector clock files optim wire",
     "training": "errors vector clock autodiff nn optim data recipes wire",
-    "serving": "errors clock files spelling autodiff nn pictures darknet recipes wire",
-    "models": "errors vector spelling nn optim pictures data darknet recipes wire parameter_server",
+    "serving": "errors clock files spelling autodiff nn pictures darknet pretrained recipes wire",
+    "models": (
+        "errors vector spelling nn optim pictures data darknet pretrained recipes wire "
+        "parameter_server"
+    ),
     "report": "errors nn models",
     "cluster": (
         "errors clock autodiff nn pictures data recipes wire parameter_server training serving "
@@ -64,7 +68,16 @@ PURE_FOLDERS = {
     "dist_net.training": "loop",
 }
 INPUT_AND_OUTPUT = {"asyncio", "socket", "subprocess", "threading", "time", "zmq"}
-COMPUTING = {"autodiff", "nn", "optim", "pictures", "data", "darknet", "recipes"}  # has threads
+COMPUTING = {
+    "autodiff",
+    "nn",
+    "optim",
+    "pictures",
+    "data",
+    "darknet",
+    "pretrained",
+    "recipes",
+}  # has threads
 
 # Other people's packages. Some are of an extra, and belong to the folders or modules of a name:
 # those that cannot do without are imported by others in functions only.

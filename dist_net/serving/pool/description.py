@@ -22,7 +22,8 @@ class ModelDescription:
 
     ``input_shape`` is that of one row; ``labels`` is empty if the classes have no names.
     ``arrays_path``: the file of prepared kernels on the gateway's host, with its size and key.
-    ``configuration``: the text of a Darknet net. If it has none, ``recipe`` is the name of a
+    ``configuration``: the text of a Darknet net; ``pretrained``: the name of one that dist_net has
+    besides those. If both are empty, ``recipe`` is the name of a
     built-in recipe, or the path of a Python file, copied from ``recipe_original``;
     ``recipe_files``: the digests that its files must have on every host. ``fitting``: how pictures
     are made to fit.
@@ -44,6 +45,7 @@ class ModelDescription:
     recipe_original: str = ""
     recipe_files: Mapping[str, str] = field(default_factory=dict)
     fitting: str = "pad"
+    pretrained: str = ""
 
     @cached_property
     def row_bytes(self) -> int:
@@ -53,7 +55,14 @@ class ModelDescription:
     def architecture(self) -> tuple[object, ...]:
         """What is equal in versions that differ only in their weights."""
         files = tuple(sorted(self.recipe_files.items()))
-        net = self.configuration, self.recipe, self.recipe_original, files, self.fitting
+        net = (
+            self.configuration,
+            self.pretrained,
+            self.recipe,
+            self.recipe_original,
+            files,
+            self.fitting,
+        )
         return self.input_datatype, self.input_shape, self.classes, *net
 
     def to_json(self) -> str:

@@ -22,6 +22,7 @@ from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.pictures.decoding import MOST_PIXELS
 from dist_net.pictures.fitting import PictureInputs, takes_pictures
+from dist_net.pretrained import efficientnet_lite0
 from dist_net.recipes.recipe import load_recipe, load_recipe_copy, recipe_names
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
@@ -229,6 +230,13 @@ def model_of(description: ModelDescription, trust_recipes: bool = False) -> Mode
         configuration = parse_configuration(description.configuration, description.name)
         network = DarknetNetwork(configuration)
         return Model(network, network.input_shape, input_dtype=np.float32)
+    if description.pretrained == efficientnet_lite0.NAME:
+        return efficientnet_lite0.model()
+    if description.pretrained:
+        raise ModelLoadError(
+            f"the net {description.pretrained} is not in this release of dist_net; expected the "
+            f"same release on both hosts"
+        )
     path, original = description.recipe, description.recipe_original
     if path not in recipe_names():
         files = description.recipe_files

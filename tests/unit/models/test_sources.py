@@ -1,6 +1,7 @@
 """What a person may call a model, and what is found there, now and later."""
 
 import os
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.weights import write_weights
 from dist_net.errors import (
     LabelsError,
+    ModelLoadError,
     ModelOptionError,
     RecipeChangedError,
     UnknownModelError,
@@ -31,6 +33,7 @@ from dist_net.models.sources import (
 from dist_net.nn.inference import Inference
 from dist_net.nn.prepared import map_prepared
 from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
+from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.recipes.recipe import RecipeRecord, load_recipe
 from dist_net.serving.worker.served_network import model_of
 from dist_net.wire.messages import Snapshot
@@ -132,7 +135,13 @@ def test_what_is_nothing_is_refused(net, run):
         called(run.path, weights)
     with pytest.raises(ModelOptionError, match="expected no --weights"):
         called("tcp://127.0.0.1:1", weights)
-    with pytest.raises(UnknownModelError, match="is no model; expected the name of"):
+    with pytest.raises(ModelOptionError, match="expected no --weights"):
+        called("efficientnet-lite0", weights)
+    with pytest.raises(UnknownModelError, match="did you mean efficientnet-lite0"):
+        called("efficientnet-lite")
+    with pytest.raises(
+        UnknownModelError, match="is no model; expected efficientnet-lite0, the name of"
+    ):
         called(labels).read()
     assert isinstance(called("ipc:///somewhere"), FollowedRun)
     assert isinstance(called(run.path), TrainedRun)
@@ -156,6 +165,19 @@ def test_what_is_found_can_be_built_again_from_its_description(kind, net, run, t
     assert len(description.labels) == model.classes
     assert description.has_logits == (kind == "run")
     assert description.input_datatype == ("FP32" if kind == "net" else "UINT8")
+
+
+def test_a_pretrained_net_is_built_again_from_its_name(tmp_path, monkeypatch):
+    """With random weights: the published ones are not needed for that."""
+    weights = lite0.model().layout.initial(np.random.default_rng(0))
+    monkeypatch.setattr(lite0, "read_weights", lambda: weights)
+    found = called(lite0.NAME).read()
+    description = described(found, "m", 1, tmp_path)
+    assert model_of(type(description).from_json(description.to_json())) is lite0.model()
+    assert (description.has_logits, description.fitting) == (True, "imagenet")
+    assert description.labels[0] == "tench"
+    with pytest.raises(ModelLoadError, match="the net efficientnet-lite9 is not in this release"):
+        model_of(replace(description, pretrained="efficientnet-lite9"))
 
 
 def test_a_darknet_nets_arrays_lie_beside_its_weights(net, tmp_path):

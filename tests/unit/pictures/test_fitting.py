@@ -39,6 +39,26 @@ def test_a_picture_is_padded_cropped_or_stretched() -> None:
     assert (stretched[:, :3] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "shape", "kept"),
+    [
+        ((500, 500), (224, 224), (31, 31, 437, 437)),
+        ((768, 576), (224, 224), (132, 36, 504, 504)),
+        ((576, 768), (224, 224), (36, 132, 504, 504)),
+        ((768, 576), (224, 448), (48, 120, 672, 336)),
+        ((1, 1), (4, 4), (0, 0, 1, 1)),
+    ],
+)
+def test_for_imagenet_seven_eighths_of_the_middle_are_resized_by_pillows_bicubic_filter(
+    size: tuple[int, int], shape: tuple[int, int], kept: tuple[int, int, int, int]
+) -> None:
+    (width, height), (left, top, across, down) = size, kept
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    middle = Image.fromarray(pixels).crop((left, top, left + across, top + down))
+    expected = middle.resize(shape[::-1], Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(fit_picture(pixels, (*shape, 3), "imagenet"), expected)
+
+
 def test_a_picture_that_may_not_be_resized_has_to_fit() -> None:
     same = halves(8, 12)
     np.testing.assert_array_equal(fit_picture(same, (8, 12, 3), "exact"), same)

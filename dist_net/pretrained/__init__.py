@@ -1,0 +1,1 @@
+"""Nets with weights that others trained, which come with packages (the extra ``pretrained``)."""
