@@ -15,6 +15,7 @@ from dist_net.cluster.local_run import LocalCluster, LocalRun, RunOutcome
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Dataset
 from dist_net.errors import InterruptedRunError, MissingExtraError, ProcessFailedError
+from dist_net.models.best_weights import BestWeights
 from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.run import RunState
@@ -53,6 +54,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: under runs/")
     parser.add_argument("--checkpoint-every", type=float, metavar="SECONDS", help="default: 30")
+    parser.add_argument(
+        "--keep", choices=("last", "best"), help="which weights are used later (default: last)"
+    )
+    parser.add_argument(
+        "--patience",
+        type=int,
+        metavar="N",
+        help="stop after N evaluations that are no better, and use the best weights",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with --run-dir or the newest")
     parser.add_argument("--listen", action="append", default=[], metavar="ADDRESS")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="needed to listen beyond loopback")
@@ -104,7 +114,10 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
             f"samples, {settings.epochs} epochs of minibatches of {settings.batch_size}; "
             f"{workers} workers"
         )
-        training = LocalRun(directory, loaded.recipe, dataset, local, display)
+        best = None
+        if options.keeps_best or options.patience is not None:
+            best = BestWeights(directory.best, settings, options.patience)
+        training = LocalRun(directory, loaded.recipe, dataset, local, display, best)
         try:
             outcome = training.run()
         except (InterruptedRunError, ProcessFailedError) as error:
@@ -129,6 +142,8 @@ def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOpti
         "learning_rate": arguments.learning_rate,
         "seed": arguments.seed,
         "checkpoint_every_s": arguments.checkpoint_every,
+        "keeps_best": None if arguments.keep is None else arguments.keep == "best",
+        "patience": arguments.patience,
     }
     if not arguments.resume:
         return None, RunOptions(DEFAULT_RECIPE).replaced_by(**given)

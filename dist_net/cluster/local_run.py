@@ -22,6 +22,7 @@ from dist_net.cluster.own_directory import temporary_directory
 from dist_net.cluster.terminal import TrainingProgress
 from dist_net.data import Dataset
 from dist_net.errors import DistNetError, InterruptedRunError, ProcessFailedError
+from dist_net.models.best_weights import BestWeights
 from dist_net.models.observer import Observer
 from dist_net.models.run_directory import RunDirectory
 from dist_net.recipes.recipe import Recipe
@@ -32,7 +33,8 @@ from dist_net.wire.transport import ServerSocket
 POLL_S = 0.1
 START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 30.0
-EVALUATION_INTERVAL_S = 1.0
+EVALUATION_SHARE = 0.05  # of the time, for short ones; the workers need the cores
+EVALUATION_PAUSE_S = 1.0  # between long ones
 WORKER_GRACE_S = 1.5  # then they are killed, so an interrupt takes at most 2 s
 CHECKPOINT_GRACE_S = 30.0  # a large model on a slow disk
 
@@ -75,17 +77,19 @@ class LocalRun:
         dataset: Dataset,
         local: LocalCluster,
         display: TrainingProgress,
+        best: BestWeights | None = None,
     ) -> None:
         self._directory = directory
+        self._best = best
         self._samples = len(dataset.train_targets)
         self._evaluate = Evaluator(recipe.model, dataset)
         self._local = local
         self._display = display
         self._next_record = 0
         self._evaluated_epochs = 0
-        self._evaluated_s = 0.0
+        self._evaluate_after_s = 0.0
         self._reported: set[Child] = set()
-        self.evaluation: Evaluation | None = None  # the last one
+        self.evaluation: Evaluation | None = None  # of the best weights, or else of the last
         self._checkpoint_error: str | None = None
         self._has_workers = False
 
@@ -158,12 +162,20 @@ class LocalRun:
                 raise server.failure()
             self._check_workers(ended, report)
             self._evaluate_if_due(observer, report)
+            if self._best is not None and self._best.is_out_of_patience:
+                return self._stop_early(observer, report)
             time.sleep(POLL_S)
         while report["records"]:
             report = self._poll(observer)
-        evaluation = self._evaluate_now(observer)
+        last = self._evaluate_now(observer)
         observer.shut_down("every epoch is done")
-        return RunOutcome(report, evaluation)
+        return RunOutcome(report, self.evaluation or last)
+
+    def _stop_early(self, observer: Observer, report: dict[str, Any]) -> RunOutcome:
+        self._display.warned("stopped early: it has not got better for as long as it may")
+        best = self.evaluation or self._evaluate_now(observer)
+        observer.shut_down("it has not got better for as long as it may")
+        return RunOutcome(report, best)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
         """After a resume, drops records later than the checkpoint, and those that the server
@@ -208,11 +220,13 @@ class LocalRun:
 
     def _evaluate_if_due(self, observer: Observer, report: dict[str, Any]) -> None:
         epochs = report["samples"] // self._samples
-        is_due = time.monotonic() - self._evaluated_s > EVALUATION_INTERVAL_S
-        if epochs > self._evaluated_epochs and is_due:
+        began_s = time.monotonic()
+        if epochs > self._evaluated_epochs and began_s >= self._evaluate_after_s:
             self._evaluated_epochs = epochs
             self._evaluate_now(observer)
-            self._evaluated_s = time.monotonic()
+            ended_s = time.monotonic()
+            pause_s = min(EVALUATION_PAUSE_S, (ended_s - began_s) / EVALUATION_SHARE)
+            self._evaluate_after_s = ended_s + pause_s
 
     def _evaluate_now(self, observer: Observer) -> Evaluation:
         snapshot = observer.snapshot()
@@ -226,7 +240,10 @@ class LocalRun:
         }
         self._directory.append_metrics([record])
         self._display.evaluated(snapshot.samples, evaluation)
-        self.evaluation = evaluation
+        if self._best is None or self._best.take(
+            evaluation.accuracy, evaluation.loss, snapshot.version, snapshot.weights
+        ):
+            self.evaluation = evaluation
         return evaluation
 
     def _await_checkpoint(self, server: Child) -> None:

@@ -42,6 +42,7 @@ class RunDirectory:
     """The files of one run.
 
     checkpoint.safetensors  the weights, the optimizer's state, and what is left to do
+    best.safetensors        the weights that did best on the test samples, if they are kept
     options.json            what the run was asked to be
     recipe.py               the recipe, if it is not built in, with the files that it imports
     metrics.jsonl           a line for each twentieth of an epoch, and for each evaluation
@@ -54,6 +55,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint.safetensors"
+        self.best = path / "best.safetensors"
         self.options = path / "options.json"
         self.recipe = path / "recipe.py"
         self.metrics = path / "metrics.jsonl"
@@ -114,6 +116,11 @@ class RunDirectory:
             self.logs.mkdir(parents=True, exist_ok=True)
             if is_new:  # whatever the umask: code may be kept in it
                 self.path.chmod(self.path.stat().st_mode & ~WRITABLE_BY_OTHERS)
+
+    @property
+    def trained(self) -> Path:
+        """The file of the weights to use: the best, if they are kept, else the last."""
+        return self.best if self.best.exists() else self.checkpoint
 
     @contextmanager
     def locked(self, patience_s: float = 0.0) -> Iterator[None]:
@@ -196,8 +203,9 @@ def run_meant(path: Path) -> str:
 class RunOptions:
     """The options of a run: its recipe, and what the command line changes of that.
 
-    Options that are None are the recipe's own. ``recipe_files`` are the digests of the recipe's
-    files in the run directory; a built-in recipe has none there.
+    Options that are None are the recipe's own. ``keeps_best``: see ``BestWeights``, which the
+    ``patience`` is for. ``recipe_files`` are the digests of the recipe's files in the run
+    directory; a built-in recipe has none there.
     """
 
     recipe: str
@@ -208,6 +216,8 @@ class RunOptions:
     lease_minibatches: int = LEASE_MINIBATCHES
     seed: int = 0
     checkpoint_every_s: float = 30.0
+    keeps_best: bool = False
+    patience: int | None = None
     recipe_files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -215,6 +225,10 @@ class RunOptions:
             raise SettingError(
                 f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "
                 f"above 0"
+            )
+        if self.patience is not None and self.patience < 1:
+            raise SettingError(
+                f"patience={self.patience}: expected a number of evaluations above 0"
             )
 
     def settings(self, loaded: LoadedRecipe, dataset: Dataset) -> RunSettings:
@@ -270,7 +284,7 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
     """
     if not path.exists() and (hint := run_meant(path)):
         raise CheckpointMissingError(f"there is no run and no checkpoint {path}; {hint}")
-    file = RunDirectory(path).checkpoint if path.is_dir() else path
+    file = RunDirectory(path).trained if path.is_dir() else path
     checkpoint = read_checkpoint(file)
     record = RecipeRecord.from_json(checkpoint.recipe_record)
     loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)

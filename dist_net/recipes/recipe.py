@@ -48,7 +48,8 @@ class Recipe:
     the outputs are what the loss takes with the targets. ``fitting`` says how pictures are
     resized to ``input_shape``, in training and when the net is served: see
     ``dist_net.fit_picture``. By default it is "pad" for a named dataset, and "exact" for a
-    function, which does its own resizing. Raises RecipeError for settings out of range, and what
+    function, which does its own resizing. ``initial`` gives the first weights, if the layers do
+    not draw them. Raises RecipeError for settings out of range, and what
     the network raises when its layers do not fit together.
     """
 
@@ -63,6 +64,7 @@ class Recipe:
     epochs: int = 10
     fitting: str = ""
     input_dtype: DTypeLike = np.uint8
+    initial: Callable[[], Vector] | None = None
 
     def __post_init__(self) -> None:
         if not self.fitting:
@@ -89,6 +91,8 @@ class Recipe:
 
     def initial_weights(self, seed: int) -> Vector:
         """The initial parameters and buffers; the same for the same seed."""
+        if self.initial is not None:
+            return self.initial()
         return self.model.layout.initial(np.random.default_rng(seed))
 
     def load_dataset(self, progress: Progress | None = None) -> Dataset:

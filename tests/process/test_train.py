@@ -55,6 +55,23 @@ def test_a_run_is_reported_and_its_checkpoint_is_as_good_as_it_said(
     assert not [name for name in names if name.endswith(".partial")]
 
 
+def test_a_run_that_gets_no_better_stops_early_and_its_best_weights_are_used(
+    start: Start, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    asked = ["train", "digits", "--epochs", "100000", "--patience", "2", "--run-dir", str(run)]
+    report = start(*asked, "--json").result()
+    assert report["samples"] < 100000 * 1437
+    accuracies = [
+        record["accuracy"]
+        for record in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        if record["kind"] == "test"
+    ]
+    assert report["test_accuracy"] == max(accuracies)
+    evaluated = start("evaluate", str(run), "--json").result()
+    assert evaluated["test_accuracy"] == report["test_accuracy"]
+
+
 def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_there(
     start: Start, counting: str, tmp_path: Path
 ) -> None:

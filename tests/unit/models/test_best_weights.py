@@ -1,0 +1,61 @@
+"""The best weights of a run: which are kept, and when the run has not got better for too long."""
+
+import numpy as np
+import pytest
+
+from dist_net.errors import CheckpointMismatchError
+from dist_net.models.best_weights import BestWeights
+from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.parameter_server.settings import RunSettings
+
+
+def settings(size=3):
+    return RunSettings("r", "d", (("w", (size,)),), samples=10, epochs=1, batch_size=2)
+
+
+def weights(value):
+    return np.full(3, value, np.float32)
+
+
+def test_the_highest_accuracy_is_kept_and_of_equal_ones_the_lowest_loss(tmp_path):
+    path = tmp_path / "best.safetensors"
+    best = BestWeights(path, settings())
+    assert best.take(0.5, 1.0, 1, weights(1))
+    assert best.take(0.5, 0.9, 2, weights(2))
+    assert not best.take(0.5, 0.95, 3, weights(3))
+    assert not best.take(0.4, 0.1, 4, weights(4))
+    found = read_checkpoint(path)
+    assert (found.version, found.weights[0]) == (2, 2)
+
+
+def test_without_classes_the_lowest_loss_is_kept(tmp_path):
+    best = BestWeights(tmp_path / "best.safetensors", settings())
+    assert best.take(None, 1.0, 1, weights(1))
+    assert not best.take(None, 1.5, 2, weights(2))
+    assert best.take(None, 0.5, 3, weights(3))
+
+
+def test_patience_ends_after_so_many_evaluations_in_a_row(tmp_path):
+    best = BestWeights(tmp_path / "best.safetensors", settings(), patience=2)
+    best.take(0.5, 1.0, 1, weights(1))
+    best.take(0.4, 1.0, 2, weights(1))
+    best.take(0.6, 1.0, 3, weights(1))
+    best.take(0.5, 1.0, 4, weights(1))
+    assert not best.is_out_of_patience
+    best.take(0.6, 1.0, 5, weights(1))
+    assert best.is_out_of_patience
+
+
+def test_a_run_that_goes_on_has_to_do_better_than_what_is_there(tmp_path):
+    path = tmp_path / "best.safetensors"
+    BestWeights(path, settings()).take(0.9, 1.0, 1, weights(1))
+    resumed = BestWeights(path, settings())
+    assert not resumed.take(0.8, 0.5, 2, weights(2))
+    assert read_checkpoint(path).version == 1
+
+
+def test_the_best_of_another_model_are_refused(tmp_path):
+    path = tmp_path / "best.safetensors"
+    BestWeights(path, settings()).take(0.9, 1.0, 1, weights(1))
+    with pytest.raises(CheckpointMismatchError):
+        BestWeights(path, settings(size=4))
