@@ -73,7 +73,6 @@ class WorkerLoop:
         self._socket = ClientSocket(address, keys)
         self._heart: Heart | None = None
         self._stop_requested: str | None = None
-        self._vector_size = vector_size
         self._own = (
             Segment.create(PIPELINE.gradients, vector_size)
             if shares_memory and available()

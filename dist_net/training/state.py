@@ -151,23 +151,17 @@ class WorkerState:
         self._seen_bytes_per_s = PATIENCE * SLOWEST_BYTES_PER_S
 
     @property
-    def _asked_s(self) -> float | None:
-        """When the request was sent that is unanswered for longest; None: all are answered."""
-        return self._unanswered[0][1] if self._unanswered else None
-
-    @property
     def wakes_at_s(self) -> float | None:
         """When ``tick`` next has something to do, if no message comes before; None: never."""
-        if self._asked_s is None:
-            return self._pull_at_s
-        silent_since_s = max(self._asked_s, self._heard_s)
-        return min(silent_since_s + self._answer_timeout_s, self._asked_s + self._longest_answer_s)
+        return self._overdue_at_s if self._unanswered else self._pull_at_s
 
     @property
-    def _longest_answer_s(self) -> float:
-        """How long a server that is alive may take, with the time that arrays need to travel."""
+    def _overdue_at_s(self) -> float:
+        """When the server will have been silent for too long; it owes this worker an answer."""
+        asked_s = self._unanswered[0][1]
         travelling_bytes = sum(self._bytes_of(request) for request, _ in self._unanswered)
-        return LONGEST_ANSWER_S + PATIENCE * travelling_bytes / self._seen_bytes_per_s
+        longest_s = LONGEST_ANSWER_S + PATIENCE * travelling_bytes / self._seen_bytes_per_s
+        return min(max(asked_s, self._heard_s) + self._answer_timeout_s, asked_s + longest_s)
 
     def _bytes_of(self, request: Message) -> int:
         """The size of the arrays that travel with a request and its answer."""
@@ -181,22 +175,14 @@ class WorkerState:
         return (
             work is not None
             and self._next_sample < work.stop
-            and self._on_the_way < min(self._depth * work.together, PIPELINE.gradients)
+            and len(self._taken_slots()) < min(self._depth * work.together, PIPELINE.gradients)
         )
 
-    @property
-    def _on_the_way(self) -> int:
-        """How many gradients the server has not taken up, as far as this worker knows."""
-        return sum(len(push.stops) for push in self._unanswered_pushes()) + len(self._unpushed)
-
-    def _unanswered_pushes(self) -> list[Push]:
-        return [request for request, _ in self._unanswered if isinstance(request, Push)]
-
-    def _free_slot(self) -> int:
-        """The first slot whose gradient, if any, the server has read: so few slots are used."""
-        pushed = (slot for push in self._unanswered_pushes() for slot in push.slots)
-        taken = {*pushed, *(computed.slot for computed in self._unpushed)}
-        return next(slot for slot in range(PIPELINE.gradients) if slot not in taken)
+    def _taken_slots(self) -> set[int]:
+        """The slots of gradients that, as far as this worker knows, the server has yet to read."""
+        pushes = (request for request, _ in self._unanswered if isinstance(request, Push))
+        pushed = (slot for push in pushes for slot in push.slots)
+        return {*pushed, *(computed.slot for computed in self._unpushed)}
 
     def next_commands(self, now: float) -> list[WorkerCommand]:
         """What to do when every command is carried out: compute, look for a message, or wait."""
@@ -277,7 +263,9 @@ class WorkerState:
         if work is None:
             raise RuntimeError("compute() was called without a lease")
         ready, minibatch = self._gathered, self._gather(work)
-        self._computing = Compute(*minibatch, work.snapshot, work.weights, self._free_slot())
+        taken = self._taken_slots()  # the first free one: so few slots are used
+        slot = next(slot for slot in range(PIPELINE.gradients) if slot not in taken)
+        self._computing = Compute(*minibatch, work.snapshot, work.weights, slot)
         self._next_sample = minibatch.stop
         self._looks_first = True
         return [self._computing] if ready == minibatch else [minibatch, self._computing]
@@ -313,19 +301,18 @@ class WorkerState:
         are slow on some networks. A server that does not know this worker will not answer that.
         """
         self._heard_s = max(self._heard_s, sent_s)
-        if isinstance(answer, Refuse) and self._worker_id and self._asked_s is not None:
+        if isinstance(answer, Refuse) and self._worker_id and self._unanswered:
             return self._refused(answer, now)
         return []
 
     def is_overdue(self, now: float) -> bool:
         """Whether an answer is awaited, and the server has been silent for too long."""
-        wakes_at_s = self.wakes_at_s
-        return self._asked_s is not None and wakes_at_s is not None and now > wakes_at_s
+        return bool(self._unanswered) and now > self._overdue_at_s
 
     def tick(self, now: float) -> list[WorkerCommand]:
         """Do what is due at ``now``; raises ``ServerLostError`` when the answer is overdue."""
-        if self._asked_s is not None and self.is_overdue(now):
-            silent_s = now - max(self._asked_s, self._heard_s)
+        if self.is_overdue(now):
+            silent_s = now - max(self._unanswered[0][1], self._heard_s)
             raise ServerLostError(
                 f"the parameter server at {self._address} has been silent for {silent_s:.1f} s: it "
                 f"ended, or the network is cut; expected an answer by now: resume it from its "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -102,7 +102,7 @@ class TrainingStep:
             bound = self._model.bind_training(plan, *minibatch, weights, gradient)
             binding = self._bound[key] = Binding(bound, weights, gradient)
         self._draw_for_minibatch()
-        with self._blas_capped():
+        with nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1):
             loss, right, *_ = binding.bound.run()
         return float(loss) * self._size, int(right)
 
@@ -110,9 +110,6 @@ class TrainingStep:
         """Goes to where the numbers of the gathered minibatch begin; its own are 2**128 blocks."""
         self._bits_state["state"]["counter"][:] = 0, 0, self._start, self._epoch
         self._bits.state = self._bits_state
-
-    def _blas_capped(self) -> AbstractContextManager[object]:
-        return nullcontext() if self._pool.threads == 1 else self._blas.limit(limits=1)
 
     def _plan(self, size: int) -> tuple[Plan, Minibatch]:
         if size not in self._plans:
