@@ -58,21 +58,62 @@ class ServingOptions:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    cores = available_cores()
-    parser.add_argument(
+    _add_models(parser)
+    _add_workers(parser.add_argument_group("workers"))
+    _add_queue(parser.add_argument_group("requests"))
+    _add_addresses(parser.add_argument_group("addresses and keys"))
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option(
         "models",
         metavar="[NAME=]MODEL",
         nargs="*",
         help=f"{MODELS}; or the address of a training cluster's parameter server, whose versions "
         f"are followed (default: the newest run under runs/)",
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet's")
-    parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="the name of each class, a line"
+    option("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet's")
+    option("--labels", type=Path, metavar="FILE", help="the name of each class, a line")
+    add_trust_argument(parser)
+    option(
+        "--training-keys", type=Path, metavar="DIR", help="for a training cluster that is followed"
     )
-    option = parser.add_argument
+
+
+def _add_workers(group: argparse._ArgumentGroup) -> None:
+    option = group.add_argument
+    cores = available_cores()
     option("--workers", type=int, default=cores, metavar="N", help="processes (default: the cores)")
     option("--threads", type=int, default=1, metavar="N", help="of each worker (default: 1)")
+    option(
+        "--reproducible",
+        dest="is_reproducible",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the same answer, bit for bit, whatever shares its batch (default); up to a fifth "
+        "slower on processors without AVX-512",
+    )
+    option(
+        "--grace",
+        dest="grace_s",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="to finish what was begun, once asked to end (default: 30)",
+    )
+    option(
+        "--log-dir",
+        dest="log_directory",
+        type=Path,
+        metavar="DIR",
+        help="for the logs of workers and loader; those of the last 10 pools stay "
+        "(default: this user's directory for logs)",
+    )
+
+
+def _add_queue(group: argparse._ArgumentGroup) -> None:
+    option = group.add_argument
     option("--max-batch-size", type=int, default=8, metavar="N", help="rows (default: 8)")
     option(
         "--batch-timeout-ms",
@@ -90,6 +131,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="that requests without an answer occupy (default: 256)",
     )
     option("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a request (10)")
+
+
+def _add_addresses(group: argparse._ArgumentGroup) -> None:
+    option = group.add_argument
     option(
         "--http",
         default="127.0.0.1:8000",
@@ -117,34 +162,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     option("--tls-certificate", type=Path, metavar="FILE", help="PEM, with --tls-key")
     option("--tls-key", type=Path, metavar="FILE", help="PEM, with --tls-certificate")
-    option(
-        "--training-keys", type=Path, metavar="DIR", help="for a training cluster that is followed"
-    )
-    parser.add_argument(
-        "--reproducible",
-        dest="is_reproducible",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="the same answer, bit for bit, whatever shares its batch (default); up to a fifth "
-        "slower on processors without AVX-512",
-    )
-    add_trust_argument(parser)
-    option(
-        "--grace",
-        dest="grace_s",
-        type=float,
-        default=30.0,
-        metavar="SECONDS",
-        help="to finish what was begun, once asked to end (default: 30)",
-    )
-    option(
-        "--log-dir",
-        dest="log_directory",
-        type=Path,
-        metavar="DIR",
-        help="for the logs of workers and loader; those of the last 10 pools stay "
-        "(default: this user's directory for logs)",
-    )
 
 
 def options_from(arguments: argparse.Namespace) -> ServingOptions:
