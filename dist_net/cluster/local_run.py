@@ -36,7 +36,8 @@ ANSWER_TIMEOUT_S = 30.0
 EVALUATION_SHARE = 0.05  # of the time, for short ones; the workers need the cores
 EVALUATION_PAUSE_S = 1.0  # between long ones
 WORKER_GRACE_S = 1.5  # then they are killed, so an interrupt takes at most 2 s
-CHECKPOINT_GRACE_S = 30.0  # a large model on a slow disk
+CHECKPOINT_GRACE_S = 30.0
+SLOW_DISK_BYTES_PER_S = 5e6  # a network's, or a memory card
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,14 @@ class LocalRun:
                 self._await_checkpoint(server)
                 return outcome
             except KeyboardInterrupt:
-                _end(server, workers)
+                self._end(server, workers)
                 raise _interruption(server, "interrupted") from None
             except ProcessFailedError:
                 if server.exit_code == 0:
                     raise _interruption(server, "ended from outside") from None
                 raise
             finally:
-                _end(server, workers)
+                self._end(server, workers)
 
     def _start_server(self, address: str) -> Child:
         arguments = [str(self._directory.path), address, *self._local.listen]
@@ -158,7 +159,7 @@ class LocalRun:
             if report["state"] == "finished":
                 break
             if report["state"] == "stopping":
-                server.wait(CHECKPOINT_GRACE_S)
+                server.wait(checkpoint_grace_s(self._directory.checkpoint))
                 raise server.failure()
             self._check_workers(ended, report)
             self._evaluate_if_due(observer, report)
@@ -247,24 +248,33 @@ class LocalRun:
         return evaluation
 
     def _await_checkpoint(self, server: Child) -> None:
-        if not server.wait(CHECKPOINT_GRACE_S):
+        grace_s = checkpoint_grace_s(self._directory.checkpoint)
+        if not server.wait(grace_s):
             raise ProcessFailedError(
                 f"the parameter server has not written {self._directory.checkpoint} in "
-                f"{CHECKPOINT_GRACE_S:g} s (log: {server.log})"
+                f"{grace_s:.0f} s (log: {server.log})"
             )
         if server.exit_code != 0:
             raise server.failure()
+
+    def _end(self, server: Child, workers: list[Child]) -> None:
+        """Ends all that still run; the server has time to write its checkpoint."""
+        for child in (server, *workers):
+            child.terminate()
+        end(workers, WORKER_GRACE_S)
+        end([server], checkpoint_grace_s(self._directory.checkpoint))
+
+
+def checkpoint_grace_s(checkpoint: Path) -> float:
+    """How long the last checkpoint may take, which is as large as the one before it."""
+    try:
+        size_bytes = checkpoint.stat().st_size
+    except OSError:  # there was none yet
+        size_bytes = 0
+    return CHECKPOINT_GRACE_S + size_bytes / SLOW_DISK_BYTES_PER_S
 
 
 def _interruption(server: Child, how: str) -> DistNetError:
     if server.exit_code == ProcessFailedError.exit_code:
         return server.failure()
     return InterruptedRunError(how)
-
-
-def _end(server: Child, workers: list[Child]) -> None:
-    """Ends all that still run; the server has time to write its checkpoint."""
-    for child in (server, *workers):
-        child.terminate()
-    end(workers, WORKER_GRACE_S)
-    end([server], CHECKPOINT_GRACE_S)
