@@ -127,15 +127,13 @@ class RunDirectory:
         """A context in which nobody else can start a run here.
 
         A child that inherits ``lock_descriptors`` holds the lock too, for as long as it runs.
-        Files that a killed process left half written are removed. Raises RunDirectoryError, which
-        names the holder, if the lock is not free within ``patience_s``.
+        Raises RunDirectoryError, which names the holder, if the lock is not free within
+        ``patience_s``.
         """
         with ExitStack() as stack:
             with self._translated_errors():
                 file = stack.enter_context(self._lock.open("a+", encoding="utf-8"))
                 self._take(file, time.monotonic() + patience_s)
-                for partial in self.path.glob("*.partial"):
-                    partial.unlink(missing_ok=True)
             self.lock_descriptors = (file.fileno(),)
             yield
 

@@ -52,12 +52,3 @@ def test_a_child_that_inherits_the_lock_holds_it_when_its_parent_is_gone(
         pass
     with directory.locked():
         pass
-
-
-def test_half_written_files_of_a_killed_process_are_removed(directory: RunDirectory) -> None:
-    partial = directory.path / "checkpoint.safetensors.123.partial"
-    partial.touch()
-    directory.options.write_text("{}")
-    with directory.locked():
-        assert not partial.exists()
-        assert directory.options.exists()
