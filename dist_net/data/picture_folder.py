@@ -91,6 +91,11 @@ class PictureFolder:
                     f"{root}: class {name!r} has no picture left to train on; the others lie in "
                     f"another class or part as well; expected at least one"
                 )
+        if not any(each.part == VALIDATION for each in pictures):
+            raise PictureFolderError(
+                f"{root}: no class has two different pictures, one to train and one to validate "
+                f"on; expected more pictures"
+            )
         left_out = sorted([*listing.left_out, *contradictions])
         return cls(root, tuple(sorted(pictures)), class_names, tuple(left_out))
 

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "nn": "errors vector files autodiff",
     "optim": "errors vector spelling compiling",
     "pictures": "errors nn",
-    "data": "errors files",
+    "data": "errors files pictures",
     "darknet": "errors vector files spelling autodiff nn data",
     "pretrained": "errors vector autodiff nn",
     "recipes": "errors vector spelling release autodiff nn optim pictures data darknet",

@@ -47,7 +47,7 @@ def test_each_folder_is_a_class_with_all_that_lies_in_it(tmp_path: Path) -> None
 
 
 def test_names_may_have_spaces_and_any_letters(tmp_path: Path) -> None:
-    folder = PictureFolder.read(fill(tmp_path, "Świnka morska/a b.jpg", "猫/一.jpg"))
+    folder = PictureFolder.read(fill(tmp_path, "Świnka morska/a b.jpg", "猫/一.jpg", "猫/二.jpg"))
     assert folder.class_names == ("Świnka morska", "猫")
 
 
@@ -100,7 +100,7 @@ def test_with_a_test_part_alone_validation_is_split_off_the_rest(tmp_path: Path)
 
 
 def test_train_without_a_held_back_part_beside_it_is_a_class(tmp_path: Path) -> None:
-    folder = PictureFolder.read(fill(tmp_path, "train/a.jpg", "plane/b.jpg"))
+    folder = PictureFolder.read(fill(tmp_path, *several("train", 2), "plane/b.jpg"))
     assert folder.class_names == ("plane", "train")
 
 
@@ -208,7 +208,7 @@ def test_a_file_of_labels_says_what_is_used(tmp_path: Path, header: str) -> None
 
 
 def test_a_path_may_be_absolute_if_it_lies_in_the_folder(tmp_path: Path) -> None:
-    folder = labelled(tmp_path, f"{tmp_path}/photos/a.jpg,cat\nb.jpg,dog\n")
+    folder = labelled(tmp_path, f"{tmp_path}/photos/a.jpg,cat\nb.jpg,dog\ndeep/c.jpg,dog\n")
     assert folder.pictures[0].path == "a.jpg"
 
 
@@ -275,6 +275,10 @@ def unprintable(root: Path) -> None:
     fill(root, "cat/a.jpg", "d\nog/b.jpg")
 
 
+def one_picture_each(root: Path) -> None:
+    fill(root, "cat/a.jpg", "dog/b.jpg")
+
+
 def not_trained(root: Path) -> None:
     fill(root, "train/cat/a.jpg", "train/dog/a.jpg", "val/eel/a.jpg")
 
@@ -290,6 +294,7 @@ def not_trained(root: Path) -> None:
         (case, "classes 'Cat' and 'cat' differ only in case"),
         (composed, ".* differ only in case, or in how letters are composed"),
         (unprintable, r"a class is called 'd\\nog'; expected a name that can be printed"),
+        (one_picture_each, "no class has two different pictures, one to train and one to validate"),
         (not_trained, "class 'eel' has no pictures in train/; expected at least one"),
     ],
 )

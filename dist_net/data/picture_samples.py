@@ -1,0 +1,125 @@
+"""Pictures as the inputs of a dataset: rows of a mapped file, or decoded when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.data.samples import SampleIndices, Samples
+from dist_net.errors import DataFileError, ImageError
+from dist_net.pictures.augmentation import Augmentation
+from dist_net.pictures.decoding import MOST_PIXELS
+from dist_net.pictures.fitting import fit_picture
+
+
+@dataclass(frozen=True)
+class PicturePreprocessing:
+    """How the file of a picture becomes an input: uint8 of ``shape``, as by ``fit_picture``."""
+
+    shape: tuple[int, ...]
+    fitting: str
+    most_pixels: int = MOST_PIXELS
+
+    def input_of(self, path: Path) -> NDArray[np.uint8]:
+        """The picture, decoded and fitted; raises ImageError."""
+        return fit_picture(path, self.shape, self.fitting, self.most_pixels)
+
+
+class MappedPictures:
+    """Rows of pictures that were prepared; the array is borrowed."""
+
+    def __init__(self, pixels: NDArray[np.uint8], rows: SampleIndices) -> None:
+        self._pixels = np.asarray(pixels)
+        self._rows = rows
+        self.shape = pixels.shape[1:]
+        self.dtype: np.dtype[Any] = pixels.dtype
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
+        """Fills ``out`` with the pictures at ``indices``."""
+        # The rows are in range, and need not the check that clipping spares.
+        self._pixels.take(self._rows[indices], 0, out, "clip")
+
+
+class DecodedPictures:
+    """Pictures that are decoded when they are read, or in the background if that is known before.
+
+    They are known to be readable; DataFileError is raised for one that is not any more. The thread
+    in the background ends by ``close``, or with the last reference.
+    """
+
+    def __init__(
+        self, root: Path, paths: Sequence[str], preprocessing: PicturePreprocessing
+    ) -> None:
+        self._root = root
+        self._paths = paths
+        self._preprocessing = preprocessing
+        self.shape = preprocessing.shape
+        self.dtype: np.dtype[Any] = np.dtype(np.uint8)
+        # One thread: what computes needs the cores, and Pillow's decoders let it run.
+        self._background = ThreadPoolExecutor(1, "decoder")
+        self._expected: dict[int, Future[NDArray[np.uint8]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def close(self) -> None:
+        """Ends what goes on in the background."""
+        self._background.shutdown(cancel_futures=True)
+
+    def prefetch(self, indices: SampleIndices) -> None:
+        """Begins to decode the pictures that are read next, in place of those expected before."""
+        before, self._expected = self._expected, {}
+        for index in indices.tolist():
+            known = before.pop(index, None)
+            self._expected[index] = known or self._background.submit(self._decoded, index)
+        for future in before.values():
+            future.cancel()
+
+    def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
+        """Fills ``out`` with the pictures at ``indices``, those first that nobody began to decode.
+
+        Raises DataFileError.
+        """
+        for place, index in enumerate(indices.tolist()):
+            future = self._expected.pop(index, None)
+            is_begun = future is not None and not future.cancel()
+            out[place] = future.result() if future and is_begun else self._decoded(index)
+
+    def _decoded(self, index: int) -> NDArray[np.uint8]:
+        try:
+            return self._preprocessing.input_of(self._root / self._paths[index])
+        except ImageError as error:
+            raise DataFileError(
+                f"{error}; it could be read when the pictures were prepared; prepare them again"
+            ) from error
+
+
+class AugmentedPictures:
+    """Pictures of which training sees another variant in each epoch: ``AugmentedSamples``."""
+
+    def __init__(self, pictures: Samples, augmentation: Augmentation) -> None:
+        self._pictures = pictures
+        self._augmentation = augmentation
+        self.shape = pictures.shape
+        self.dtype = pictures.dtype
+        self.read = pictures.read
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def read_augmented(
+        self, indices: SampleIndices, out: NDArray[Any], seed: int, epoch: int
+    ) -> None:
+        """Fills ``out`` with the variants that the pictures have in this epoch."""
+        self.read(indices, out)
+        with_channels = out.reshape(*out.shape[:3], -1, copy=False)
+        self._augmentation.apply(with_channels, seed, epoch, indices.tolist())

@@ -1,0 +1,306 @@
+"""Pictures prepared once: whole or not at all, shared, bounded, and renewed when a file changes."""
+
+import errno
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+
+from dist_net.data.picture_folder import PictureFolder
+from dist_net.data.picture_samples import PicturePreprocessing
+from dist_net.data.prepared_pictures import Decode, PictureCache, PreparedPictures
+from dist_net.errors import CacheError, ImageError, SkippedPicturesError
+from dist_net.pictures.augmentation import Augmentation
+from drawn_pictures import cats_and_dogs, drawn_folder
+
+FIVE = PicturePreprocessing((5, 5, 3), "stretch")
+ROW_BYTES = 75
+
+
+class Decoder:
+    """Decodes as the processes do, here, and counts how often it is asked."""
+
+    def __init__(self, folder: PictureFolder, preprocessing: PicturePreprocessing = FIVE) -> None:
+        self._folder = folder
+        self._preprocessing = preprocessing
+        self.calls = 0
+
+    def __call__(self, path: Path | None) -> Mapping[str, str]:
+        self.calls += 1
+        shape = (len(self._folder.pictures), *self._preprocessing.shape)
+        rows, skipped = np.zeros(shape, np.uint8), {}
+        for row, picture in zip(rows, self._folder.pictures, strict=True):
+            try:
+                row[...] = self._preprocessing.input_of(self._folder.root / picture.path)
+            except ImageError:
+                skipped[picture.path] = "damaged"
+        if path is not None:
+            assert path.stat().st_size == rows.nbytes
+            rows.tofile(path)
+        return skipped
+
+
+def not_asked(_: Path | None) -> NoReturn:
+    raise AssertionError("it is decoded again")
+
+
+def nobody() -> NoReturn:
+    raise AssertionError("another process is waited for")
+
+
+def prepared(
+    cache: Path, folder: PictureFolder, decode: Decode, **options: Any
+) -> PreparedPictures:
+    return PictureCache(cache, folder, FIVE, **options).prepare(decode, nobody)
+
+
+def files(cache: Path) -> list[str]:
+    return sorted(path.suffix for path in (cache / "pictures").iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> PictureFolder:
+    return cats_and_dogs(tmp_path / "photos")
+
+
+def test_pictures_are_decoded_once(tmp_path: Path, folder: PictureFolder) -> None:
+    decode = Decoder(folder)
+    with prepared(tmp_path / "cache", folder, decode) as first:
+        assert first.pixels is not None
+        assert first.pixels.shape == (20, 5, 5, 3)
+        assert not first.pixels.flags.writeable
+    with prepared(tmp_path / "cache", folder, not_asked) as again:
+        np.testing.assert_array_equal(again.pixels, first.pixels)
+    assert files(tmp_path / "cache") == [".json", ".lock", ".pixels"]
+
+
+def test_pictures_form_a_dataset(tmp_path: Path, folder: PictureFolder) -> None:
+    with prepared(tmp_path / "cache", folder, Decoder(folder)) as pictures:
+        dataset = pictures.dataset("validation", Augmentation())
+    assert (dataset.name, dataset.class_names) == ("photos", ("cat", "dog"))
+    assert (len(dataset.train_inputs), len(dataset.test_inputs)) == (16, 4)
+    assert (dataset.input_shape, list(dataset.test_targets)) == ((5, 5, 3), [0, 0, 1, 1])
+
+
+def test_another_split_or_other_names_of_classes_need_no_decoding(
+    tmp_path: Path, folder: PictureFolder
+) -> None:
+    prepared(tmp_path / "cache", folder, Decoder(folder)).close()
+    other = PictureFolder.read(folder.root, validation=0.5, seed=7)
+    with prepared(tmp_path / "cache", other, not_asked) as pictures:
+        assert len(pictures.rows("validation")) == 10
+
+
+def test_a_damaged_picture_is_in_no_part_and_named(tmp_path: Path) -> None:
+    folder = cats_and_dogs(tmp_path / "photos")
+    (folder.root / "cat" / "03.png").write_text("text")
+    (folder.root / "notes.txt").write_text("text")
+    folder = PictureFolder.read(folder.root)
+    with prepared(tmp_path / "cache", folder, Decoder(folder)) as pictures:
+        used = sum(len(pictures.rows(part)) for part in ("train", "validation"))
+        assert used == 19
+        assert pictures.skipped == [
+            ("cat/03.png", "damaged"),
+            ("notes.txt", "lies in no class's folder"),
+        ]
+
+
+def test_a_class_of_damaged_pictures_only_is_refused(tmp_path: Path) -> None:
+    names = [*(f"cat/{index}.png" for index in range(9)), "dog/0.png"]
+    root = drawn_folder(tmp_path / "photos", names).root
+    (root / "dog" / "0.png").write_text("text")
+    folder = PictureFolder.read(root)
+    with pytest.raises(SkippedPicturesError, match="every picture of class 'dog' to train on was"):
+        prepared(tmp_path / "cache", folder, Decoder(folder))
+
+
+def test_a_file_that_changed_is_decoded_again(tmp_path: Path, folder: PictureFolder) -> None:
+    prepared(tmp_path / "cache", folder, Decoder(folder)).close()
+    changed = folder.root / "cat" / "00.png"
+    os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))
+    folder = PictureFolder.read(folder.root)
+    decode = Decoder(folder)
+    prepared(tmp_path / "cache", folder, decode).close()
+    assert decode.calls == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        PicturePreprocessing((5, 5, 3), "crop"),
+        PicturePreprocessing((5, 5), "stretch"),
+        PicturePreprocessing((5, 5, 3), "stretch", most_pixels=10_000),
+    ],
+)
+def test_another_preprocessing_has_another_place(
+    tmp_path: Path, folder: PictureFolder, other: PicturePreprocessing
+) -> None:
+    assert PictureCache(tmp_path, folder, other).key != PictureCache(tmp_path, folder, FIVE).key
+
+
+def test_a_copy_of_the_folder_has_the_same_place(tmp_path: Path, folder: PictureFolder) -> None:
+    moved = tmp_path / "moved"
+    folder.root.rename(moved)
+    copy = PictureFolder.read(moved)
+    assert PictureCache(tmp_path, copy, FIVE).key == PictureCache(tmp_path, folder, FIVE).key
+
+
+def test_what_is_interrupted_leaves_nothing(tmp_path: Path, folder: PictureFolder) -> None:
+    def interrupted(_: Path | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepared(tmp_path / "cache", folder, interrupted)
+    assert files(tmp_path / "cache") == [".lock"]
+    assert PictureCache(tmp_path / "cache", folder, FIVE).find() is None
+
+
+def test_what_a_killed_process_left_is_not_taken_for_whole(
+    tmp_path: Path, folder: PictureFolder
+) -> None:
+    prepared(tmp_path / "cache", folder, Decoder(folder)).close()
+    (pixels,) = (tmp_path / "cache" / "pictures").glob("*.pixels")
+    pixels.write_bytes(pixels.read_bytes()[:-1])
+    pixels.with_name(f"{pixels.name}.123.partial").write_bytes(b"half")
+    decode = Decoder(folder)
+    prepared(tmp_path / "cache", folder, decode).close()
+    assert decode.calls == 1
+    assert files(tmp_path / "cache") == [".json", ".lock", ".pixels"]
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"is_stored": true, "skipped": 3}'])
+def test_a_damaged_record_is_made_anew(tmp_path: Path, folder: PictureFolder, record: str) -> None:
+    prepared(tmp_path / "cache", folder, Decoder(folder)).close()
+    (path,) = (tmp_path / "cache" / "pictures").glob("*.json")
+    path.write_text(record)
+    decode = Decoder(folder)
+    prepared(tmp_path / "cache", folder, decode).close()
+    assert decode.calls == 1
+
+
+def test_a_full_disk_is_one_clear_error_before_anything_is_decoded(
+    tmp_path: Path, folder: PictureFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        CacheError, match=r"pictures: No space left on device; expected room for .* 1,500 bytes: "
+    ):
+        prepared(tmp_path / "cache", folder, not_asked)
+    assert files(tmp_path / "cache") == [".lock"]
+
+
+def test_a_cache_that_is_no_directory_is_one_clear_error(
+    tmp_path: Path, folder: PictureFolder
+) -> None:
+    (tmp_path / "cache").touch()
+    with pytest.raises(CacheError, match="cache/pictures: Not a directory; expected room"):
+        prepared(tmp_path / "cache", folder, not_asked)
+
+
+# Two at once
+
+
+def test_of_two_at_once_one_waits_for_the_other(tmp_path: Path, folder: PictureFolder) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def slowly(path: Path | None) -> Mapping[str, str]:
+        begun.set()
+        assert may_go_on.wait(60)
+        return Decoder(folder)(path)
+
+    first = threading.Thread(target=lambda: prepared(tmp_path / "cache", folder, slowly).close())
+    first.start()
+    try:
+        assert begun.wait(60)
+        cache = PictureCache(tmp_path / "cache", folder, FIVE)
+        assert cache.find() is None
+        with cache.prepare(not_asked, waiting=may_go_on.set) as second:
+            assert second.pixels is not None
+    finally:
+        may_go_on.set()
+        first.join()
+
+
+def test_two_may_use_the_same(tmp_path: Path, folder: PictureFolder) -> None:
+    with (
+        prepared(tmp_path / "cache", folder, Decoder(folder)),
+        prepared(tmp_path / "cache", folder, not_asked),
+    ):
+        pass
+
+
+def test_who_waited_for_one_that_failed_does_it_itself(
+    tmp_path: Path, folder: PictureFolder
+) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def failing(_: Path | None) -> NoReturn:
+        begun.set()
+        assert may_go_on.wait(60)
+        raise CacheError("as a test")
+
+    def fail() -> None:
+        with pytest.raises(CacheError):
+            prepared(tmp_path / "cache", folder, failing)
+
+    first = threading.Thread(target=fail)
+    first.start()
+    try:
+        assert begun.wait(60)
+        decode = Decoder(folder)
+        PictureCache(tmp_path / "cache", folder, FIVE).prepare(decode, may_go_on.set).close()
+        assert decode.calls == 1
+    finally:
+        may_go_on.set()
+        first.join()
+
+
+# How much room
+
+
+def test_what_is_too_large_for_the_cache_is_decoded_when_it_is_read(
+    tmp_path: Path, folder: PictureFolder
+) -> None:
+    with prepared(tmp_path / "cache", folder, Decoder(folder)) as mapped:
+        expected = mapped.dataset("validation").digest()
+    decode = Decoder(folder)
+    small = {"cache_bytes": 20 * ROW_BYTES - 1}
+    with prepared(tmp_path / "small", folder, decode, **small) as decoded:
+        assert decoded.pixels is None
+        assert decoded.dataset("validation").digest() == expected
+    prepared(tmp_path / "small", folder, not_asked, **small).close()
+    assert files(tmp_path / "small") == [".json", ".lock"]
+    with prepared(tmp_path / "small", folder, decode) as stored:
+        assert stored.pixels is not None
+    assert decode.calls == 2
+
+
+def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
+    first, second, third = (cats_and_dogs(tmp_path / name, each=5) for name in "abc")
+    for age, folder in ((3, first), (2, second)):
+        prepared(tmp_path / "cache", folder, Decoder(folder)).close()
+        (path,) = (tmp_path / "cache" / "pictures").glob(
+            f"{PictureCache(tmp_path, folder, FIVE).key}.json"
+        )
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+    prepared(tmp_path / "cache", third, Decoder(third), cache_bytes=2 * 10 * ROW_BYTES + 99).close()
+    caches = [PictureCache(tmp_path / "cache", each, FIVE) for each in (first, second, third)]
+    found = [cache.find() for cache in caches]
+    assert [each is not None for each in found] == [False, True, True]
+    for each in found:
+        if each is not None:
+            each.close()
+
+
+def test_what_is_in_use_stays(tmp_path: Path) -> None:
+    first, second = (cats_and_dogs(tmp_path / name, each=5) for name in "ab")
+    with prepared(tmp_path / "cache", first, Decoder(first)):
+        prepared(tmp_path / "cache", second, Decoder(second), cache_bytes=10 * ROW_BYTES).close()
+        prepared(tmp_path / "cache", first, not_asked).close()
