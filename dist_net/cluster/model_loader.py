@@ -16,15 +16,16 @@ from dist_net.clock import Clock, SystemClock
 from dist_net.errors import BadInputError, DistNetError, JoinRefusedError, ModelLoadError
 from dist_net.models.sources import FollowedRun, FoundModel, ModelSource
 from dist_net.nn.prepared import map_prepared, write_prepared
-from dist_net.pictures.fitting import takes_pictures
 from dist_net.recipes.recipe import LoadedRecipe
-from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
 from dist_net.serving.worker.prepared_arrays import keep_newest
 from dist_net.wire.messages import Message, Refuse
 from dist_net.wire.serving_messages import Enlisted, EnlistLoader, ModelPrepared, PrepareModel
 from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger(__name__)
+
+_DATATYPES = {np.dtype(code): name for name, code in TYPE_CODES.items()}
 
 POLL_S = 0.1
 ANSWER_WITHIN_S = 10.0
@@ -179,11 +180,11 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
     return ModelDescription(
         name=name,
         version=version,
-        input_datatype="FP32" if model.input_dtype == np.float32 else "UINT8",
+        input_datatype=_DATATYPES[model.input_dtype],
         input_shape=model.input_shape,
         classes=model.classes,
         labels=found.labels,
-        takes_pictures=takes_pictures(model),
+        takes_pictures=found.takes_pictures,
         has_logits=found.has_logits,
         configuration=found.configuration,
         pretrained=found.pretrained,
@@ -191,6 +192,7 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
         recipe_original=recipe.reference if recipe else "",
         recipe_files=recipe.file_digests if recipe else {},
         fitting=found.fitting,
+        has_classes=bool(found.labels),
         arrays_path=str(file.absolute()),
         arrays_bytes=file.stat().st_size,
         arrays_key=found.key,

@@ -77,7 +77,7 @@ class Dataset:
             )
         if isinstance(values, np.ndarray) and not values.ndim:
             self._refuse(f"{what} without an axis", "the first axis to count samples")
-        if values.dtype.kind not in "biuf":
+        if values.dtype.kind not in "iuf":
             self._refuse(f"{what} of dtype {values.dtype}", "numbers")
         if len(values) == 0:
             self._refuse(f"no {what}", "at least one")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dist_net.darknet.configuration import Configuration
 from dist_net.data import Progress
-from dist_net.errors import ImageError, PredictionError
+from dist_net.errors import ImageError, PredictionError, UnknownModelError
 from dist_net.models.sources import DarknetFiles, source_called
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
@@ -129,6 +129,16 @@ def classifier_called(
     ``Classifier`` raise.
     """
     found = source_called(model, weights, labels, progress, trust_recipe=trust_recipe).read()
+    if not found.labels:
+        raise UnknownModelError(
+            f"{model} predicts numbers and has no classes; expected a classifier: 'dist-net serve' "
+            f"answers for any model"
+        )
+    if not found.takes_pictures:
+        raise UnknownModelError(
+            f"{model} has inputs of {found.model.input_dtype}{list(found.model.input_shape)}, "
+            f"which are no pictures; expected uint8 of shape (H, W), (H, W, 1) or (H, W, 3)"
+        )
     return Classifier(
         found.model,
         found.prepared,

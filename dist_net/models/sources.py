@@ -33,6 +33,7 @@ from dist_net.models.run_directory import RunDirectory, load_trained, run_meant
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
+from dist_net.pictures.fitting import takes_pictures
 from dist_net.pictures.labels import read_labels, require_labels
 from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
@@ -54,9 +55,10 @@ ANSWER_WITHIN_S = 5.0
 class FoundModel:
     """A model as it was read from its source.
 
-    ``configuration`` is the text of a Darknet net, ``pretrained`` the name of a net in
-    ``dist_net.pretrained``; any other model has the ``recipe`` that it was trained by. Its pictures
-    had that ``fitting``. ``key`` changes with the weights. ``file`` is where
+    ``labels`` is empty if it predicts numbers, not classes. ``configuration`` is the text of a
+    Darknet net, ``pretrained`` the name of a net in ``dist_net.pretrained``; any other model has
+    the ``recipe`` that it was trained by. Its pictures had that ``fitting``. ``key`` changes with
+    the weights. ``file`` is where
     ``prepared`` is kept under that key, None if nowhere yet. ``version`` is the parameter server's,
     for a model that is being trained.
     """
@@ -72,6 +74,15 @@ class FoundModel:
     file: Path | None = None
     fitting: str = "pad"
     version: int | None = None
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether pictures can be made into its inputs.
+
+        A recipe's net has uint8 for pictures; what else its inputs are made of is not known here.
+        """
+        is_known = self.configuration or self.pretrained or self.model.input_dtype == np.uint8
+        return bool(is_known) and takes_pictures(self.model)
 
 
 class ModelSource(Protocol):
@@ -211,7 +222,8 @@ class TrainedRun:
         except NotACheckpointError as error:
             raise UnknownModelError(f"{self._path} is no model; expected {MODELS}") from error
         record = RecipeRecord.from_json(checkpoint.recipe_record)
-        names = self._names.of(loaded, record.class_names)
+        has_classes = checkpoint.settings.get("has_classes", True)
+        names = self._names.of(loaded, record.class_names, has_classes)
         return _found(loaded, checkpoint.weights, names, record.fitting)
 
 
@@ -268,6 +280,7 @@ class FollowedRun:
 class _ClassNames:
     """The names of a recipe's classes: from a file, else from the run, else from the dataset.
 
+    None if it predicts numbers.
     A user's own dataset has to be loaded for them, so it is asked last, and once.
     """
 
@@ -276,15 +289,25 @@ class _ClassNames:
         self._progress = progress
         self._made: tuple[dict[str, str], tuple[str, ...]] | None = None
 
-    def of(self, loaded: LoadedRecipe, kept: tuple[str, ...] = ()) -> tuple[str, ...]:
+    def of(
+        self, loaded: LoadedRecipe, kept: tuple[str, ...] = (), has_classes: bool = True
+    ) -> tuple[str, ...]:
         recipe = loaded.recipe
+        if not has_classes:
+            if self._labels is not None:
+                raise ModelOptionError(
+                    f"{self._labels} names classes, and {loaded.name} predicts numbers; expected "
+                    f"no --labels"
+                )
+            return ()
         if self._labels is not None:
             return read_labels(self._labels, recipe.model.classes)
         names = kept
         if not names:
             dataset = recipe.dataset
             names = CLASS_NAMES[dataset] if isinstance(dataset, str) else self._of_dataset(loaded)
-        require_labels(names, recipe.model.classes)
+        if names:
+            require_labels(names, recipe.model.classes)
         return names
 
     def _of_dataset(self, loaded: LoadedRecipe) -> tuple[str, ...]:

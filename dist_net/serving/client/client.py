@@ -29,6 +29,7 @@ from dist_net.pictures.labels import Prediction
 from dist_net.serving.client.connection import GatewayConnection
 from dist_net.serving.client.outputs import Outputs, Pending
 from dist_net.serving.pool.description import (
+    TYPE_CODES,
     ModelSummary,
     VersionSummary,
     known,
@@ -41,7 +42,7 @@ from dist_net.wire.serving_messages import Ask, Describe, Description, Reload, R
 PictureInput = str | Path | bytes | NDArray[np.uint8]
 """Where a picture lies, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
 
-INPUT_DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+INPUT_DTYPES = {name: np.dtype("<" + code) for name, code in TYPE_CODES.items()}
 
 
 class Client:

@@ -94,6 +94,10 @@ class Classification:
                 f"{name} takes no pictures; expected its inputs at /v2/models/{name}/infer, of "
                 f"the shape {[-1, *model.input_shape]}"
             )
+        if not model.has_classes:
+            raise QuestionError(
+                f"{name} predicts numbers and has no classes; expected /v2/models/{name}/infer"
+            )
         return model
 
 

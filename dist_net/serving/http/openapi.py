@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from dist_net.serving.http.replies import Json
+from dist_net.serving.pool.description import TYPE_CODES
 
 
 def openapi_route(routes: Sequence[Route]) -> Route:
@@ -98,7 +99,7 @@ _TENSOR = _object(
     "name shape datatype",
     name=_TEXT,
     shape=_array(_INTEGER),
-    datatype={"enum": ["FP32", "UINT8", "BYTES"]},
+    datatype={"enum": [*TYPE_CODES, "BYTES"]},
     parameters=_OBJECT,
     data={"type": "array"},
 )

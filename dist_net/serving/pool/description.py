@@ -8,12 +8,18 @@ from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from math import prod
+from struct import calcsize
 from typing import Any
 
 from dist_net.errors import ProtocolError
 
-ROW_BYTES = {"FP32": 4, "UINT8": 1}
-"""Bytes of an element, by the Open Inference Protocol's name of its type."""
+TYPE_CODES = {
+    **{"INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q"},
+    **{"UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q"},
+    **{"FP16": "e", "FP32": "f", "FP64": "d"},
+}
+"""The code of an element for struct and for NumPy, by the Open Inference Protocol's name of its
+type; little-endian with ``<`` before it."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class ModelDescription:
     besides those. If both are empty, ``recipe`` is the name of a
     built-in recipe, or the path of a Python file, copied from ``recipe_original``;
     ``recipe_files``: the digests that its files must have on every host. ``fitting``: how pictures
-    are made to fit.
+    are made to fit. Without ``has_classes`` its outputs are numbers that it predicts, ``classes``
+    of them for a row.
     """
 
     name: str
@@ -46,10 +53,11 @@ class ModelDescription:
     recipe_files: Mapping[str, str] = field(default_factory=dict)
     fitting: str = "pad"
     pretrained: str = ""
+    has_classes: bool = True
 
     @cached_property
     def row_bytes(self) -> int:
-        return ROW_BYTES[self.input_datatype] * prod(self.input_shape)
+        return calcsize("<" + TYPE_CODES[self.input_datatype]) * prod(self.input_shape)
 
     @property
     def architecture(self) -> tuple[object, ...]:

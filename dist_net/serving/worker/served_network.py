@@ -21,7 +21,7 @@ from dist_net.errors import ImageError, ModelLoadError, SettingError
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.pictures.decoding import MOST_PIXELS
-from dist_net.pictures.fitting import PictureInputs, takes_pictures
+from dist_net.pictures.fitting import PictureInputs
 from dist_net.pretrained import efficientnet_lite0
 from dist_net.recipes.recipe import load_recipe, load_recipe_copy, recipe_names
 from dist_net.serving.pool.description import ModelDescription
@@ -103,7 +103,7 @@ class ServedNetwork:
         self._row_bytes = description.row_bytes
         self._pictures = (
             PictureInputs(self._model, settings.most_pixels, description.fitting)
-            if takes_pictures(self._model)
+            if description.takes_pictures
             else None
         )
         self._threads = settings.threads

@@ -29,11 +29,10 @@ from dist_net.errors import (
     UnsupportedRequestError,
 )
 from dist_net.pictures.labels import likeliest
-from dist_net.serving.pool.description import ROW_BYTES, ModelDescription
+from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
 from dist_net.serving.pool.requests import Outcome, Payload, Question
 
 INPUT = "input"
-OUTPUT = "probabilities"
 
 # Each picture of a request is a question of its own; the pool batches them.
 MOST_PICTURES = 64
@@ -42,7 +41,6 @@ MOST_JSON_BYTES = 4 * 2**20
 _PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _NOT_OFFERED = ("priority", "sequence_id", "sequence_start", "sequence_end")
 _US_PER_S = 1e6
-_FORMATS = {"FP32": "f", "UINT8": "B"}
 _LENGTH = struct.Struct("<I")
 _SHOWN = Repr()
 _SHOWN.maxlevel = 2  # so that a thousand nested lists are not followed to the bottom
@@ -51,11 +49,19 @@ _SHOWN.maxstring = _SHOWN.maxother = 60
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How the answer should look: its id, raw or JSON, all outputs or only the ``top`` classes."""
+    """How the answer should look: its id, raw or JSON, all numbers or only the ``top`` classes, and
+    what the output is called.
+    """
 
     request_id: str = ""
     is_binary: bool = False
     top: int = 0
+    output: str = "probabilities"
+
+
+def output_name(model: ModelDescription) -> str:
+    """What a model's output is called: its numbers are probabilities if it has classes."""
+    return "probabilities" if model.has_classes else "output"
 
 
 def read_request(
@@ -69,7 +75,7 @@ def read_request(
     pictures or too much JSON, UnsupportedRequestError for what is not offered.
     """
     if json_bytes == 0:
-        return [_raw_question(memoryview(body), model, version)], Wanted()
+        return [_raw_question(memoryview(body), model, version)], Wanted(output=output_name(model))
     text: Payload = body if json_bytes is None else memoryview(body)[:json_bytes]
     if len(text) < (json_bytes or 0):
         raise BadRequestError(
@@ -92,7 +98,7 @@ def read_request(
     questions = [
         Question(model.name, payload, rows, is_picture, version, timeout_s) for payload in payloads
     ]
-    return questions, _wanted(request, parameters)
+    return questions, _wanted(request, parameters, model)
 
 
 def _raw_question(body: memoryview, model: ModelDescription, version: int | None) -> Question:
@@ -208,29 +214,32 @@ def _timeout_s(timeout: Any) -> float | None:
     return timeout / _US_PER_S or None
 
 
-def _wanted(request: dict[str, Any], parameters: dict[str, Any]) -> Wanted:
+def _wanted(request: dict[str, Any], parameters: dict[str, Any], model: ModelDescription) -> Wanted:
     request_id = request.get("id", "")
     if not isinstance(request_id, str):
         raise BadRequestError(f'"id" is {shown(request_id)}; expected a string')
-    output = _output(request.get("outputs"))
+    name = output_name(model)
+    output = _output(request.get("outputs"), name)
     is_binary = output.get("binary_data", parameters.get("binary_data_output", False))
     if type(is_binary) is not bool:
         raise BadRequestError(f"binary_data is {shown(is_binary)}; expected true or false")
     top = output.get("classification", 0)
     if type(top) is not int or top < 0:
         raise BadRequestError(f'"classification" is {shown(top)}; expected how many classes')
-    return Wanted(request_id, is_binary, top)
+    if top and not model.has_classes:
+        raise QuestionError(f"{model.name} has no classes; expected no classification")
+    return Wanted(request_id, is_binary, top, name)
 
 
-def _output(outputs: Any) -> dict[str, Any]:
+def _output(outputs: Any, name: str) -> dict[str, Any]:
     """The parameters of the output that is asked for; empty if none is named."""
     if outputs is None or outputs == []:
         return {}
     if not (isinstance(outputs, list) and len(outputs) == 1 and isinstance(outputs[0], dict)):
         raise BadRequestError(f'"outputs" is {shown(outputs)}; expected an array of one object')
-    if outputs[0].get("name") != OUTPUT:
+    if outputs[0].get("name") != name:
         raise QuestionError(
-            f'no output {shown(outputs[0].get("name"))}; expected the name "{OUTPUT}"'
+            f'no output {shown(outputs[0].get("name"))}; expected the name "{name}"'
         )
     parameters = _object(outputs[0].get("parameters"), "parameters of the output")
     if "shared_memory_region" in parameters:
@@ -259,14 +268,14 @@ def tensor_from_json(data: Any, datatype: str, shape: Sequence[int]) -> bytes:
     try:
         # Stricter than NumPy, which takes "1" and null for numbers and pads every string to the
         # length of the longest; and twice as fast.
-        return struct.pack(f"<{len(elements)}{_FORMATS[datatype]}", *elements)
+        return struct.pack(f"<{len(elements)}{TYPE_CODES[datatype]}", *elements)
     except (struct.error, OverflowError) as error:
         raise QuestionError(f'"data" holds more than numbers of {datatype}: {error}') from error
 
 
 def tensor_from_bytes(raw: Payload, datatype: str, shape: Sequence[int]) -> Payload:
     """``raw`` itself; raises QuestionError unless it has the size of this tensor."""
-    expected = ROW_BYTES[datatype] * prod(shape)
+    expected = struct.calcsize("<" + TYPE_CODES[datatype]) * prod(shape)
     if len(raw) != expected:
         raise QuestionError(
             f"{len(raw):,} bytes for a tensor of {datatype} and the shape {list(shape)}; expected "
@@ -334,7 +343,7 @@ def encode_response(
             "outputs for this input are not finite, which JSON and class names cannot express; "
             "expected an input in the net's range, or a request for binary outputs"
         )
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32"}
+    output: dict[str, Any] = {"name": wanted.output, "datatype": "FP32"}
     data: Any = probabilities.reshape(-1, copy=False)
     raw: Payload = payload
     if wanted.top:

@@ -20,7 +20,7 @@ from dist_net.serving.http.asking import (
     version_number,
 )
 from dist_net.serving.http.bodies import Bodies, Body, headers_of
-from dist_net.serving.http.open_inference.codec import INPUT, OUTPUT, json_object
+from dist_net.serving.http.open_inference.codec import INPUT, json_object, output_name
 from dist_net.serving.http.replies import Json, outcome_reply
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import Outcome, Status
@@ -193,7 +193,7 @@ def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str
         "inputs": [
             {"name": INPUT, "datatype": model.input_datatype, "shape": [-1, *model.input_shape]}
         ],
-        "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, model.classes]}],
+        "outputs": [{"name": output_name(model), "datatype": "FP32", "shape": [-1, model.classes]}],
     }
 
 
@@ -207,7 +207,7 @@ def _configuration(model: ModelDescription, max_batch_size: int) -> dict[str, An
         "version_policy": {"latest": {"num_versions": _KEPT_VERSIONS}},
         "max_batch_size": max_batch_size,
         "input": [{"name": INPUT, "data_type": datatype, "dims": model.input_shape}],
-        "output": [{"name": OUTPUT, "data_type": "TYPE_FP32", "dims": [model.classes]}],
+        "output": [{"name": output_name(model), "data_type": "TYPE_FP32", "dims": [model.classes]}],
         "dynamic_batching": {"preferred_batch_size": [max_batch_size]},
     }
 

@@ -284,3 +284,14 @@ def test_metadata_leaves_the_number_of_rows_open() -> None:
     assert described["versions"] == ["6", "7"]
     assert described["inputs"][0]["shape"] == [-1, 2, 2, 3]
     assert described["outputs"][0]["shape"] == [-1, 3]
+
+
+def test_numbers_that_a_model_predicts_are_called_output_and_have_no_classes() -> None:
+    model = replace(DIGITS, has_classes=False)
+    body, json_bytes = a_body()
+    _, wanted = read_request(body, json_bytes, model, None)
+    answer, _ = encode_response("digits", 2, [OUTCOME], wanted)
+    assert json.loads(answer)["outputs"][0]["name"] == "output"
+    body, json_bytes = a_body(outputs=[{"name": "output", "parameters": {"classification": 1}}])
+    with pytest.raises(QuestionError, match="digits has no classes"):
+        read_request(body, json_bytes, model, None)

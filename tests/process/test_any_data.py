@@ -1,0 +1,99 @@
+"""Recipes whose data are no pictures: hundreds of classes, or numbers to be predicted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dist_net.cluster.model_loader import described
+from dist_net.data import FetchEvent
+from dist_net.errors import UnknownModelError
+from dist_net.models.classifier import classifier_called
+from dist_net.models.sources import FoundModel, source_called
+from dist_net.nn.inference import prepare
+from dist_net.recipes.recipe import load_recipe
+from dist_net.serving.pool.requests import Status
+from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
+from dist_net.training.evaluation import Evaluator
+from dist_net.training.single_process import SingleProcess
+
+Start = Callable[..., Any]
+
+COLUMNS = """
+import numpy as np
+from dist_net import Recipe
+from dist_net.data import Dataset
+from dist_net.nn import Dense, Sequential, mean_squared_error
+from dist_net.optim import Cosine
+
+random = np.random.default_rng(0)
+"""
+PLANE = """
+inputs = random.normal(size=(512, 3)).astype(np.float32)
+targets = inputs @ random.normal(size=(3, 2))
+data = Dataset("plane", inputs, targets, inputs[:50], targets[:50])
+recipe = Recipe(Sequential(Dense(2)), lambda: data, (3,), loss=mean_squared_error,
+                learning_rate=0.1, schedule=Cosine(), epochs=30, input_dtype=np.float32)
+"""
+PLACES = """
+places = random.normal(size=(300, 16))
+labels = np.arange(3000) % 300
+inputs = (places[labels] + 0.01 * random.normal(size=(3000, 16))).astype(np.float32)
+names = [f"place {number}" for number in range(300)]
+data = Dataset("places", inputs, labels, inputs[:300], labels[:300], tuple(names))
+recipe = Recipe(Sequential(Dense(300)), lambda: data, (16,), learning_rate=0.1, epochs=8,
+                input_dtype=np.float32)
+"""
+
+
+def ignore(_: FetchEvent) -> None:
+    """Nothing is fetched."""
+
+
+def served(
+    found: FoundModel, directory: Path, rows: np.ndarray, settings: WorkerSettings | None = None
+) -> tuple[Any, np.ndarray]:
+    """The description of a model, and its outputs for these rows."""
+    description = described(found, "columns", 1, directory)
+    settings = settings or WorkerSettings(directory)
+    network = ServedNetwork(description, found.prepared, settings)
+    answers = network.answer([rows.tobytes()], is_picture=False)
+    network.close()
+    assert answers.statuses == bytes([Status.OK])
+    return description, np.frombuffer(answers.payloads[0], "<f4").reshape(len(rows), -1)
+
+
+def test_numbers_are_learnt_and_served_as_they_are(start: Start, tmp_path: Path) -> None:
+    path, run = tmp_path / "columns.py", tmp_path / "run"
+    path.write_text(COLUMNS + PLANE)
+    report = start("train", str(path), "--run-dir", str(run), "--json").result()
+    assert report["test_accuracy"] is None
+    assert report["test_loss"] < 0.05
+    assert '"accuracy": null' in (run / "metrics.jsonl").read_text()
+    found = source_called(str(run), None, None, ignore).read()
+    description, outputs = served(found, tmp_path, np.eye(3, dtype=np.float32))
+    plane = np.random.default_rng(0)
+    plane.normal(size=(512, 3))
+    np.testing.assert_allclose(outputs, plane.normal(size=(3, 2)), atol=0.5)
+    assert (description.has_classes, description.labels, description.classes) == (False, (), 2)
+    with pytest.raises(UnknownModelError, match="run predicts numbers and has no classes"):
+        classifier_called(str(run), None, None, ignore)
+
+
+def test_hundreds_of_classes_are_learnt_and_served_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "columns.py"
+    path.write_text(COLUMNS + PLACES)
+    loaded = load_recipe(str(path))
+    model, data = loaded.recipe.model, loaded.recipe.load_dataset()
+    training = SingleProcess(loaded.recipe, data)
+    list(training.epochs())
+    assert Evaluator(model, data)(training.weights).accuracy == 1
+    prepared = prepare(model, training.weights)
+    found = FoundModel(model, data.class_names, prepared, "key" * 20, True, recipe=loaded)
+    settings = WorkerSettings(tmp_path, trust_recipes=True)
+    description, outputs = served(found, tmp_path, data.test_inputs[290:], settings)
+    assert outputs.argmax(1).tolist() == list(range(290, 300))
+    assert description.labels[299] == "place 299"
+    assert (description.has_classes, description.takes_pictures) == (True, False)
