@@ -20,7 +20,6 @@ from dist_net.autodiff import (
     log,
     maximum,
     mean,
-    reshape,
     square,
 )
 from dist_net.autodiff.arrays import integer
@@ -76,4 +75,4 @@ def one_hot(labels: Expression, classes: int) -> Expression:
     classes = integer("one_hot: classes", classes, least=1)
     checked = checked_indices("one_hot", labels, classes)
     numbers = constant(np.arange(classes, dtype=np.intp))
-    return astype(equal(reshape(checked, (*labels.shape, 1)), numbers), np.float32)
+    return astype(equal(checked[..., None], numbers), np.float32)

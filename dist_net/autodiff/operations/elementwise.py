@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +26,7 @@ class Elementwise(Operation):
     overwrites_inputs = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        name = type(self).__name__.lower()
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
         dtype = same_dtype(name, *inputs)
         if dtype.kind not in self.kinds:
             expected = "floats" if self.kinds == "f" else "numbers"

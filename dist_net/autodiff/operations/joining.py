@@ -33,11 +33,11 @@ class Concatenate(Operation):
         return (*first[: self.axis], length, *first[self.axis :]), dtype
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        places = [out[place] for place in _places(self.axis, inputs)]
+        places = [out[place] for place in _indices(self.axis, inputs)]
         return in_order([partial(np.copyto, *pair) for pair in zip(places, inputs, strict=True)])
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        return [cotangent[place] for place in _places(self.axis, node.inputs)]
+        return [cotangent[place] for place in _indices(self.axis, node.inputs)]
 
 
 def concatenate(expressions: Sequence[Expression], axis: int = 0) -> Expression:
@@ -58,7 +58,7 @@ def concatenate(expressions: Sequence[Expression], axis: int = 0) -> Expression:
     return filled[0] if len(filled) == 1 else apply(operation, *filled)
 
 
-def _places(axis: int, inputs: Sequence[Expression] | Sequence[Array]) -> list[tuple[slice, ...]]:
+def _indices(axis: int, inputs: Sequence[Expression] | Sequence[Array]) -> list[tuple[slice, ...]]:
     """The index at which each input lies in the result."""
     ends = accumulate((each.shape[axis] for each in inputs), initial=0)
     return [(slice(None),) * axis + (slice(*pair),) for pair in pairwise(ends)]
