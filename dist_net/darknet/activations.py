@@ -1,7 +1,7 @@
-"""Darknet's activations, by the names that a .cfg calls them.
+"""Darknet's activations, by their names in a .cfg.
 
-The formulas are those of the program's ``activations.h``; it replaces a name that it does not know
-by relu, and this project refuses it.
+The formulas are those of the program's ``activations.h``. The program takes an unknown name for
+relu; this project refuses it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def relie(x: Expression) -> Expression:
 
 
 def ramp(x: Expression) -> Expression:
-    """relu, and a tenth of x besides."""
+    """relu(x) + x / 10."""
     return relu(x) + x * 0.1
 
 
@@ -48,12 +48,12 @@ def plse(x: Expression) -> Expression:
 
 
 def hardtan(x: Expression) -> Expression:
-    """x between -1 and 1, which it does not leave."""
+    """x, clipped to -1 and 1."""
     return maximum(minimum(x, 1.0), -1.0)
 
 
 def lhtan(x: Expression) -> Expression:
-    """x between 0 and 1, and a thousandth of the rest outside."""
+    """x from 0 to 1, with a slope of 0.001 outside."""
     below = x * 0.001
     return where(x < 0.0, below, where(x > 1.0, below + 0.999, x))
 

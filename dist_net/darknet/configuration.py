@@ -1,9 +1,9 @@
 """Darknet's .cfg files: sections of options in the order of the layers, read, checked and written.
 
-The format is the Darknet program's (its ``read_cfg`` and ``parse_network_cfg``): ``[kind]`` opens
-a section, ``option=value`` belongs to the section before it, blanks count nowhere, and a line that
-begins with ``#`` or ``;`` is a comment. The first section, ``[net]``, describes the input. What
-the options mean is said in ``layers``; here stands only which there are.
+The format is the Darknet program's (its ``read_cfg`` and ``parse_network_cfg``): ``[kind]`` begins
+a section, ``option=value`` belongs to the section above it, blanks are ignored, and a line that
+begins with ``#`` or ``;`` is a comment. The first section, ``[net]``, describes the input. This
+module knows which options there are; ``layers`` knows what they mean.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dist_net.spelling import suggestion
 Number = TypeVar("Number", int, float)
 
 LARGEST_FILE_BYTES = 1 << 20
-"""Thirty times the longest .cfg that Darknet comes with: what is longer is another kind of file."""
+"""Thirty times the longest .cfg of Darknet's own: a larger file is something else."""
 
 LARGEST_NUMBER = 2**31 - 1
-"""As large as a number of the Darknet program's can be."""
+"""The largest integer of the Darknet program."""
 
 ALIASES = {
     "network": "net",
@@ -37,7 +37,7 @@ ALIASES = {
 }
 
 OF_TRAINING_EVERYWHERE = "clip learning_rate onlyforward smooth stopbackward truth"
-"""Options of any layer that only the training of the Darknet program reads."""
+"""Options of every layer that the Darknet program reads in training only."""
 
 OPTIONS = {
     "net": "height width channels inputs",
@@ -64,20 +64,20 @@ OF_TRAINING = {
 }
 
 ONLY_ZERO = "binary xnor flipped spatial dontload dontsave dontloadscales"
-"""Options of the program that this project has only the usual case of, which is 0."""
+"""Options of the program for which this project accepts the usual value, 0, only."""
 
 ELSEWHERE = (
     "activation batchnorm crnn deconv deconvolutional detection gru iseg l2norm local logistic "
     "lrn lstm normalization region reorg rnn upsample yolo"
 )
-"""Layers of the Darknet program that no classifier of its site has, and this project neither."""
+"""Layers of the Darknet program that no classifier on its site uses; this project lacks them."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """``[kind]`` and its options, as texts; ``line`` is where it opens, in the file ``source``.
+    """``[kind]`` and its options as strings; it begins in line ``line`` of the file ``source``.
 
-    ``kind`` is the long name of the layer. The getters turn an option into a value, or raise
+    ``kind`` is the layer's long name. The methods turn an option into a value, or raise
     ConfigurationError, which names the file, the line, and what was expected.
     """
 
@@ -97,18 +97,18 @@ class Section:
         return self._value(option, default, float, wanted, least)
 
     def flag(self, option: str) -> bool:
-        """Whether an option that is 0 where it is missing is 1."""
+        """Whether an option of 0 or 1 is 1; if it is missing, it is 0."""
         value = self.integer(option, 0)
         if value > 1:
             raise self.error(f"{option}={value}: expected 0 or 1", option)
         return value == 1
 
     def text(self, option: str, default: str) -> str:
-        """The value as it stands."""
+        """The value as it is written."""
         return self.options.get(option, default)
 
     def integers(self, option: str) -> list[int]:
-        """Whole numbers between commas, one at least, with or without a sign."""
+        """One or more whole numbers with commas between them; they may have signs."""
         value = self.options.get(option, "")
         try:
             return [int(each) for each in value.split(",")]
@@ -118,7 +118,7 @@ class Section:
             ) from None
 
     def error(self, problem: str, option: str | None = None) -> ConfigurationError:
-        """The error that says ``problem`` of this section, or of one of its options."""
+        """An error about this section, or about one of its options, to be raised."""
         line = self.line if option is None else self.lines.get(option, self.line)
         return ConfigurationError(f"{self.source}:{line}: [{self.kind}] {problem}")
 
@@ -144,7 +144,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Configuration:
-    """The sections of a network, ``[net]`` first; ``name`` is where they come from."""
+    """The sections of a network, ``[net]`` first; ``name`` is that of the file, or another."""
 
     sections: tuple[Section, ...]
     name: str
@@ -163,8 +163,8 @@ class Configuration:
 def read_configuration(path: Path) -> Configuration:
     """The network that the .cfg file ``path`` describes.
 
-    Raises ConfigurationError for a file that cannot be read or is no .cfg, and for what
-    ``parse_configuration`` refuses.
+    Raises ConfigurationError for a file that cannot be read or is too large, and as
+    ``parse_configuration`` does.
     """
     try:
         with path.open("rb") as file:
@@ -186,12 +186,12 @@ def read_configuration(path: Path) -> Configuration:
 
 
 def parse_configuration(text: str, name: str) -> Configuration:
-    """The network that ``text`` describes; ``name`` stands for the file in errors.
+    """The network that ``text`` describes; errors call the file ``name``.
 
-    Options that only training reads are kept and mean nothing here. Raises ConfigurationError,
-    which names the line, for a layer or an option that does not exist (and the nearest one that
-    does), an option twice or outside a section, and a text that does not begin with ``[net]`` and
-    go on with a layer.
+    Options that only Darknet's training reads are kept, and have no effect here. Raises
+    ConfigurationError, which names the line, for an unknown layer or option (and suggests a known
+    one), for an option twice or before the first section, and for a text that does not begin with
+    ``[net]`` or has no layer.
     """
     sections: list[Section] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -243,7 +243,7 @@ def _add_option(sections: list[Section], content: str, line: int, name: str) -> 
         nearest = _nearest(option, known)
         raise ConfigurationError(f"{name}:{line}: [{section.kind}] has no option {option}{nearest}")
     if option in section.options and option in _of_training(section.kind):
-        return  # of two lines, one for training and one for tests, Darknet takes the first
+        return  # Darknet's files have one line for training and one for tests: the first counts
     if option in section.options:
         raise ConfigurationError(
             f"{name}:{line}: [{section.kind}] has {option} twice, first in line "
@@ -271,7 +271,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def configuration_text(configuration: Configuration) -> str:
-    """``configuration`` as a .cfg file has it: every option in its order, without comments."""
+    """``configuration`` as the text of a .cfg file: all options in order, without comments."""
     sections = [
         "\n".join([f"[{each.kind}]", *(f"{name}={value}" for name, value in each.options.items())])
         for each in configuration.sections
@@ -287,7 +287,7 @@ def write_configuration(configuration: Configuration, path: Path) -> None:
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write, which becomes ``path`` once it is complete; raises NetworkWriteError."""
+    """A file to write to, which becomes ``path`` when it is complete; raises NetworkWriteError."""
     try:
         with replacing(path) as partial, partial.open("wb") as file:
             yield file

@@ -1,7 +1,7 @@
-"""The layers of a .cfg file, as Darknet's ``parser.c`` and its layers' own files define them.
+"""The layers of a .cfg file, as Darknet's ``parser.c`` and the files of its layers define them.
 
-Maps are (N, H, W, C) throughout; a layer without a map gives (N, 1, 1, outputs). Options that are
-missing have Darknet's defaults.
+All maps are (N, H, W, C); a layer whose output is not a map returns (N, 1, 1, outputs). Missing
+options have Darknet's defaults.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ EPSILON = 1e-6
 """What Darknet's CPU code adds to the deviation (not to the variance)."""
 
 MOMENTUM = 0.99
-"""The share of its moving mean and variance that Darknet keeps in a training step."""
+"""How much of its moving mean and variance Darknet keeps in a training step."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A parameter or buffer as a .weights file has it: in the file's shape.
+    """A parameter or buffer in the shape that it has in a .weights file.
 
-    Transposed by ``axes`` it has our shape, apart from neighbouring axes that we make one.
+    Transposed by ``axes`` it has our shape, except that we merge some neighbouring axes.
     """
 
     name: str
@@ -50,17 +50,17 @@ class Stored:
 
 
 class DarknetLayer(Protocol):
-    """A layer of a .cfg file; ``LAYERS`` makes it from its section and its number."""
+    """A layer of a .cfg file; ``LAYERS`` makes it from its section and number."""
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
-        """The output for ``x``, the output of the layer before; ``earlier`` has those of all.
+        """The output for ``x``, the previous layer's output; ``earlier`` holds all layers' so far.
 
-        Raises ShapeError if they do not fit.
+        Raises ShapeError if their shapes do not fit.
         """
         ...
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
-        """What a .weights file has of this layer, in its order, given the shapes of its maps."""
+        """This layer's arrays in a .weights file, in order, given the shapes of its maps."""
         ...
 
 
@@ -83,7 +83,7 @@ def activation(section: Section, default: str = "logistic") -> Activation:
 
 
 def flattened(x: Expression) -> Expression:
-    """(N, H, W, C) to (N, features), in Darknet's order, which has the channels outermost."""
+    """(N, H, W, C) to (N, features), in Darknet's order of channels, rows, columns."""
     n, height, width, channels = x.shape
     if height * width > 1:
         x = transpose(x, (0, 3, 1, 2))
@@ -131,7 +131,7 @@ class Convolutional:
         return nn.Conv2D(*kernel, activation=self.activation)(x, scope)
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
-        """Kernels lie as (filters, channels of a group, rows, columns)."""
+        """The kernel's axes are (filters, channels of a group, rows, columns)."""
         vectors = "beta gamma mean variance" if self.batch_normalize else "bias"
         kernel = (self.filters, input[3] // self.groups, self.size, self.size)
         return *_vectors(vectors, self.filters), Stored("kernel", kernel, (2, 3, 1, 0))
@@ -139,9 +139,9 @@ class Convolutional:
 
 @dataclass(frozen=True)
 class Connected:
-    """``[connected]``: all inputs to each output.
+    """``[connected]``: each output depends on all inputs.
 
-    Its kernel is (H · W · C, outputs), rows before columns before channels as in our maps.
+    Its kernel is (H · W · C, outputs), in our order of rows, columns, channels.
     """
 
     output: int
@@ -164,7 +164,7 @@ class Connected:
         return reshape(y, (x.shape[0], 1, 1, self.output))
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
-        """Kernels lie as (outputs, channels, rows, columns)."""
+        """The kernel's axes are (outputs, channels, rows, columns)."""
         _, height, width, channels = input
         kernel = Stored("kernel", (self.output, channels, height, width), (2, 3, 1, 0))
         if not self.batch_normalize:
@@ -175,7 +175,7 @@ class Connected:
 
 @dataclass(frozen=True)
 class Maxpool(Weightless):
-    """``[maxpool]``: ``padding`` is that of both sides together, the smaller half above."""
+    """``[maxpool]``: ``padding`` is that of two sides together, of which the top has less."""
 
     size: int
     stride: int
@@ -192,7 +192,7 @@ class Maxpool(Weightless):
         return nn.MaxPool(self.size, self.stride, sides)(x, scope)
 
     def _sides(self, length: int) -> tuple[int, int]:
-        """The padding before and after that some window reaches: often none."""
+        """The padding before and after a side, as far as windows reach into it."""
         before = self.padding // 2
         windows = (length + self.padding - self.size) // self.stride + 1
         reached = (windows - 1) * self.stride + self.size
@@ -208,7 +208,7 @@ class Avgpool(Weightless):
 
 @dataclass(frozen=True)
 class Dropout(Weightless):
-    """``[dropout]``: the layer ``dist_net.nn.layers.Dropout``, as a .cfg has it."""
+    """``[dropout]``: the layer ``dist_net.nn.layers.Dropout``."""
 
     probability: float
 
@@ -245,16 +245,16 @@ class Softmax(Weightless):
         return reshape(softmax(grouped), (n, 1, 1, outputs))
 
     def logits(self, x: Expression) -> Expression:
-        """(N, features): what the exponential function is applied to."""
+        """(N, features): the input, divided by the temperature."""
         flat = flattened(x)
         return flat if self.temperature == 1 else flat * (1 / self.temperature)
 
 
 @dataclass(frozen=True)
 class Crop(Weightless):
-    """``[crop]``: the middle of an image, with 0 to 1 spread to -1 to 1 if ``spreads``.
+    """``[crop]``: the middle of an image; with ``spreads``, 0 to 1 becomes -1 to 1.
 
-    The program crops elsewhere and mirrors in its training, which is left to the data here.
+    In training the Darknet program crops at random and mirrors. Here that is left to the data.
     """
 
     height: int
@@ -271,8 +271,8 @@ class Crop(Weightless):
         _, height, width, _ = x.shape
         if self.height > height or self.width > width:
             raise ShapeError(
-                f"{self.height} x {self.width} out of a map of {height} x {width}: expected no "
-                f"more than there is"
+                f"{self.height} x {self.width} out of a map of {height} x {width}: expected at "
+                f"most the map's size"
             )
         top, left = (height - self.height) // 2, (width - self.width) // 2
         x = x[:, top : top + self.height, left : left + self.width]
@@ -280,7 +280,7 @@ class Crop(Weightless):
 
 
 class Cost(Weightless):
-    """``[cost]``: what training compares; its output is its input."""
+    """``[cost]``: the loss of Darknet's training; its output is its input."""
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
         return x
@@ -322,9 +322,9 @@ class Route(Weightless):
 class Shortcut(Weightless):
     """``[shortcut]``: activation(alpha · x + beta · the output of layer ``origin``).
 
-    Where those two differ in shape, Darknet lets only the channels that both have take part; of
-    a larger map every nth pixel is added, and a smaller one is added to every nth pixel. What
-    takes no part stays as it is in x.
+    If the two differ in shape, Darknet adds only the channels that both have. Of a larger map it
+    adds every nth pixel, and a smaller one it adds to every nth pixel. The rest of x stays as it
+    is.
     """
 
     origin: int
@@ -357,7 +357,7 @@ class Shortcut(Weightless):
 
 
 def _fitted(added: Expression, x: Expression) -> Expression:
-    """``added`` in the shape of ``x``, 0 where it has nothing to add."""
+    """``added`` in the shape of ``x``, with 0 where nothing is added."""
     every, apart = _scale(added.shape[1], x.shape[1])
     if _scale(added.shape[2], x.shape[2]) != (every, apart):
         raise ShapeError(
@@ -374,7 +374,7 @@ def _size(x: Expression) -> str:
 
 
 def _scale(added: int, length: int) -> tuple[int, int]:
-    """Every how many pixels of ``added`` count, and how far apart they are added."""
+    """The steps in which the pixels of ``added`` are taken, and in which they are added."""
     return max(added // length, 1), max(length // added, 1)
 
 
@@ -390,4 +390,4 @@ LAYERS: dict[str, Callable[[Section, int], DarknetLayer]] = {
     "shortcut": Shortcut.of,
     "softmax": lambda section, _: Softmax.of(section),
 }
-"""How each kind of layer is made from its section and its number in the network."""
+"""What makes each kind of layer from its section and its number in the network."""

@@ -1,4 +1,4 @@
-"""A network out of a Darknet configuration: a layer of ``nn``, for training and for inference."""
+"""The network of a Darknet configuration, as a layer of ``nn``, for training and inference."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dist_net.nn import Layout, Scope
 
 @dataclass(frozen=True)
 class PlacedLayer:
-    """A layer in its place: ``name`` begins the names of its parameters.
+    """A layer with its place in the network; the names of its parameters begin with ``name``.
 
-    ``input_shape`` and ``output_shape`` are (N, H, W, C) with an N of 1.
+    ``input_shape`` and ``output_shape`` are (1, H, W, C).
     """
 
     name: str
@@ -29,13 +29,13 @@ class PlacedLayer:
 class DarknetNetwork:
     """The network that a configuration describes.
 
-    A function of (N, height, width, channels) float32 that gives (N, classes): the outputs of the
-    last layer, channels before rows before columns as Darknet has them, or with ``logits`` what
-    the softmax there is applied to. ``input_shape`` is (height, width, channels), ``layers`` has
-    every layer with its shapes, and ``layout`` is that of its parameters and buffers.
+    A function from (N, height, width, channels) float32 to (N, classes): the outputs of the last
+    layer, in Darknet's order of channels, rows, columns; or, with ``logits``, the input of the
+    softmax at the end. ``input_shape`` is (height, width, channels), ``layers`` holds every layer
+    with its shapes, and ``layout`` is that of the parameters and buffers.
 
-    Raises ConfigurationError, which names the line, for a value that an option cannot have and
-    for maps that do not fit a layer.
+    Raises ConfigurationError, which names the line, for an impossible value of an option, and for
+    maps that do not fit a layer.
     """
 
     def __init__(self, configuration: Configuration, logits: bool = False) -> None:

@@ -1,7 +1,7 @@
 """The classifiers of Darknet's site, trained on ImageNet's 1000 classes, by name.
 
-Each network is built in the words of its paper: stages of blocks. Sources: the table of the site's
-page on ImageNet, and the papers that each function names. Their weights are fetched from the site.
+Each network is built as its paper describes it, in stages of blocks. Sources: the table on the
+site's page on ImageNet, and the paper that each function names. The weights come from the site.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Sections = Iterator[str]
 
 @dataclass(frozen=True)
 class PublishedClassifier:
-    """A trained network that can be downloaded: how it is built, and where its weights are."""
+    """A trained network whose weights can be downloaded, and how it is built."""
 
     name: str
     title: str
@@ -43,20 +43,20 @@ class PublishedClassifier:
 
     @property
     def file_name(self) -> str:
-        """What its file of weights is called."""
+        """The name of its file of weights."""
         return f"{self.name}.weights"
 
     def configuration(self, input_size: int | None = None) -> Configuration:
-        """The network, for RGB images of ``input_size``, or if None of the size it is for."""
+        """The network for RGB images of ``input_size``, or of its usual size if that is None."""
         side = self.input_size if input_size is None else input_size
         net = _section("net", height=side, width=side, channels=3)
         text = "\n".join([net, *self.layers()])
         return parse_configuration(text, self.name)
 
     def weights_file(self) -> PublishedFile:
-        """Its file of weights, known by its size alone, since nobody publishes a checksum.
+        """Its file of weights, known by its size alone, since no checksum is published.
 
-        Whether its numbers are those of a network is checked when they are read.
+        The numbers in it are checked when they are read.
         """
         numbers_bytes = 4 * DarknetNetwork(self.configuration()).layout.size
         size_bytes, *others = (header + numbers_bytes for header in self.header_bytes)
@@ -88,7 +88,7 @@ def _section(kind: str, **options: int | float | str) -> str:
 
 
 def _conv(filters: int, size: int, stride: int = 1, activation: str = "leaky", **more: int) -> str:
-    """A convolution with batch norm, and padding that leaves a map of stride 1 its size."""
+    """A convolution with batch norm, which with a stride of 1 keeps the size of its map."""
     options = {"filters": filters, "size": size, "stride": stride, "pad": 1, **more}
     return _section("convolutional", batch_normalize=1, **options, activation=activation)
 

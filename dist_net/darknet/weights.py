@@ -1,8 +1,8 @@
 """Darknet's .weights files: a network's parameters and buffers, read, checked and written.
 
 The format is the Darknet program's (its ``load_weights_upto``): three little-endian int32 for the
-version, the number of images seen in training, and then, layer after layer, float32 numbers
-without names or lengths. So a file fits a network if it ends where the network does.
+version, the number of images seen in training, and then, layer by layer, float32 numbers without
+names or lengths. So all that shows whether a file fits a network is its length.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ SEEN = struct.Struct("<Q")
 WRITTEN_VERSION = (0, 2, 0)
 
 CHUNK_SIZE = 1 << 17
-"""How many numbers are on their way between file and vector at a time: few enough for the cache,
-where the axes of a kernel are turned twice as fast as outside of it."""
+"""How many numbers are read or written at a time: few enough for the cache, where a kernel's axes
+are transposed twice as fast as outside of it."""
 
 
 def read_weights(path: Path, network: DarknetNetwork) -> Vector:
     """The weights of ``network`` in the file ``path``, in a new vector of its layout.
 
-    Kernels are turned from Darknet's order of axes into ours on the way. Raises WeightsFileError
-    for a file that cannot be read, that does not end exactly where the network does, or that has
-    a number which is not finite or a variance below 0.
+    Kernels are transposed from Darknet's order of axes to ours. Raises WeightsFileError for a file
+    that cannot be read or is not exactly as long as the network needs, for a number that is not
+    finite, and for a variance below 0.
     """
     try:
         with path.open("rb") as file:
@@ -56,16 +56,15 @@ def read_weights(path: Path, network: DarknetNetwork) -> Vector:
 
 
 def unreadable(path: Path, error: OSError) -> WeightsFileError:
-    """What to raise for a file that the system will not give."""
+    """The error to raise for a file that cannot be read."""
     return WeightsFileError(f"{path}: cannot be read: {error.strerror}; expected a .weights file")
 
 
 def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int = 0) -> None:
-    """Writes ``vector``, which lies as ``network`` lays it out, as the file ``path``.
+    """Writes ``vector``, of the layout of ``network``, to the file ``path``, whole or not at all.
 
-    ``seen`` is how many images it was trained with. The file appears at once when it is complete.
-    Raises NetworkWriteError if it cannot be written, and WeightsFileError for a vector that
-    ``read_weights`` would refuse.
+    ``seen`` is the number of images that it was trained with. Raises NetworkWriteError if the file
+    cannot be written, and WeightsFileError for a vector that ``read_weights`` would refuse.
     """
     with written(path) as file:
         file.write(VERSION.pack(*WRITTEN_VERSION) + SEEN.pack(seen))
@@ -77,7 +76,7 @@ def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int
 
 
 def _read_header(path: Path, file: IO[bytes]) -> tuple[int, bool]:
-    """The length of the header, and whether connected kernels lie the other way round."""
+    """The length of the header, and whether connected kernels are transposed."""
     major, minor, _ = VERSION.unpack(_header_part(path, file, VERSION.size))
     transposed = major > 1000 or minor > 1000
     late = major * 10 + minor >= 2 and major < 1000 and minor < 1000
@@ -111,7 +110,7 @@ def _check_length(path: Path, network: DarknetNetwork, header_bytes: int, found:
 
 
 def _place_of(network: DarknetNetwork, offset_bytes: int) -> str:
-    """Where in the network a file ends that has ``offset_bytes`` after its header."""
+    """The place in the network at which a file ends that has ``offset_bytes`` after its header."""
     for layer, stored in _stored(network):
         offset_bytes -= NUMBERS.itemsize * prod(stored.shape)
         if offset_bytes < 0:
@@ -138,15 +137,15 @@ def _arrays(
     views = network.layout.views(vector)
     for layer, stored in _stored(network):
         if transposed and layer.section.kind == "connected" and stored.name == "kernel":
-            stored = _other_way_round(stored)
+            stored = _transposed(stored)
         ours = views[f"{layer.name}/{stored.name}"].reshape(
             [stored.shape[i] for i in stored.axes], copy=False
         )
         yield layer, stored, ours.transpose(np.argsort(stored.axes))
 
 
-def _other_way_round(kernel: Stored) -> Stored:
-    """Before version 0.1, the outputs of a connected kernel lay innermost."""
+def _transposed(kernel: Stored) -> Stored:
+    """A connected kernel of a file before version 0.1, whose last axis is that of the outputs."""
     outputs, *inputs = kernel.shape
     return replace(kernel, shape=(*inputs, outputs), axes=(1, 2, 0, 3))
 

@@ -1,4 +1,4 @@
-"""The features of a trained network: what its last layer is given, for a new one to go on from."""
+"""The features of a trained network: the input of its last layer, for a new layer to use."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dist_net.nn.parameters import Scope
 class Features:
     """A network without its last dense layer or convolution, and all that follows it.
 
-    Its output is what that layer is given, (N, features): of a map, the mean over its places. It
-    has the parameters and buffers of the network that are left, under the same names.
+    Its output, (N, features), is that layer's input; if that is a map, its mean over rows and
+    columns. It has the parameters and buffers that are left, under the same names.
     """
 
     network: Layer

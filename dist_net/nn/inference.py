@@ -1,4 +1,4 @@
-"""Inference: a model whose weights do not change, by several threads, from prepared kernels."""
+"""Inference: the outputs of a model whose weights do not change, computed by several threads."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
 
-COMPILED_KERNELS = (  # which `choose` imports when they are first chosen
+COMPILED_KERNELS = (  # `choose` imports them when it first chooses them
     "dist_net.autodiff.kernels.compiled.im2row",
     "dist_net.autodiff.kernels.compiled.winograd",
 )
 
 Prepared = Mapping[str, Array]
-"""What of a network depends on its weights alone, computed beforehand."""
+"""Arrays that depend on a network's weights alone, computed once, by name."""
 
 
 class Inference:
-    """Outputs of a model for batches of any size, of which at most ``batch_size`` at a time.
+    """The outputs of a model for any number of inputs, computed ``batch_size`` at a time.
 
-    Batch norm is folded into kernels, and what follows a convolution is computed with it: see
-    ``dist_net.autodiff.compiler.inference``. ``prepared`` is what ``prepare`` gave for the same
-    model and weights; borrowed, so that several processes may map one copy of it.
+    Batch norm is folded into filters, and what follows a convolution is computed with it: see
+    ``dist_net.autodiff.compiler.inference``. ``prepared`` is what ``prepare`` returned for the same
+    model and weights; borrowed, so that several processes can map one copy of it.
 
-    ``reproducible``: an input's outputs are the same bytes whichever share its batch. Where BLAS
-    has to copy what it multiplies, a batch of 8 takes a fifth more time for it, elsewhere none;
-    see ``dist_net.autodiff.kernels.gemm``. Dense layers are computed for eight inputs at a
-    time, so that one takes as long as eight. Otherwise they may differ in the last digits; for
-    the same batch they are the same bytes in any case. ``compiled``: with the passes that the extra
-    ``fast`` compiles, whose answers differ in the last digits; None means where it is installed.
-    Raises MissingExtraError if they are asked for and it is not.
+    ``reproducible``: an input's outputs are the same bytes whatever else is in its batch. That
+    costs a fifth more time for a batch of 8 where BLAS copies what it multiplies, and nothing
+    elsewhere; see ``dist_net.autodiff.kernels.gemm``. Dense layers take eight inputs at a time, so
+    one input takes as long as eight. If it is false, outputs may differ in the last digits; for the
+    same batch they are always the same bytes. ``compiled``: use what the extra ``fast`` compiles,
+    whose outputs differ in the last digits; None means if it is installed. Raises
+    MissingExtraError if ``compiled`` is true and it is not.
 
-    Not for several threads at once, ``rebound`` apart; ``threads`` is how many it uses itself.
+    Not for several threads at once, except ``rebound``; ``threads`` is how many it uses itself.
     """
 
     def __init__(
@@ -75,7 +75,8 @@ class Inference:
         self._is_closed = False
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
         blas = ThreadpoolController().select(user_api="blas")
-        # The pool shares out what BLAS is called with. To say so takes a tenth of a small batch.
+        # The pool shares the work, so BLAS needs one thread. Limiting it takes a tenth of the time
+        # of a small batch, and so is left out where the limit is set already.
         is_capped = all(library["num_threads"] == 1 for library in blas.info())
         self._cap_blas: Callable[[], AbstractContextManager[object]] = (
             nullcontext if is_capped else partial(blas.limit, limits=1)
@@ -84,11 +85,11 @@ class Inference:
     def rebound(self, prepared: Prepared) -> Inference | None:
         """Another session, of the same model with other weights.
 
-        It shares the plans that are there, their memory and threads: to bind arrays to them takes
-        a tenth of the time that a small net's compilation takes, and a third of Darknet-53's. One
-        of the two computes while the other waits, so they may belong to different threads, and this
-        may be called by either. Each is to be closed; None if all that share the plans are closed.
-        Raises ShapeError for arrays of another model.
+        It shares this session's plans, their memory and threads: binding them to other arrays takes
+        a tenth of the time of compiling a small net, and a third of that of Darknet-53. While one
+        of the sessions computes the other waits, so they may belong to different threads, and
+        either thread may call this. Close each of them. Returns None if all sessions that share the
+        plans are closed. Raises ShapeError for arrays of another model.
         """
         if not self._plans.join():
             return None
@@ -103,7 +104,7 @@ class Inference:
         return other
 
     def close(self) -> None:
-        """Ends the threads, if no other session has them."""
+        """Ends the threads, unless another session shares them."""
         if not self._is_closed:
             self._is_closed = True
             self._bound.clear()
@@ -126,9 +127,9 @@ class Inference:
         return outputs
 
     def warm_up(self, may_go_on: Callable[[], bool] = lambda: True) -> None:
-        """Compiles plans for batches of every size, so that no call has to; the largest runs once.
+        """Compiles the plans for batches of every size, so that no call has to; runs the largest.
 
-        They share the memory of that one. Asks between two of them whether it ``may_go_on``.
+        All plans share the largest one's memory. Before each plan it stops unless it ``may_go_on``.
         """
         for batch_size in range(self._batch_size, 0, -1):
             if not may_go_on():
@@ -141,7 +142,7 @@ class Inference:
 
     @property
     def buffer_bytes(self) -> int:
-        """What plans and threads compute in, as it is so far; sessions that share it all say so."""
+        """The size of what plans and threads compute in so far; sessions may share this memory."""
         return self._plans.buffer_bytes
 
     def plan(self, batch_size: int) -> Plan:
@@ -150,7 +151,7 @@ class Inference:
         return self._plans.plan(batch_size)
 
     def steps(self, batch_size: int) -> list[tuple[Expression, list[Call]]]:
-        """What a batch of that size is computed by, one after the other, to be measured."""
+        """The steps that compute a batch of that size, in order with their calls, for timing."""
         _, bound = self._bind(batch_size)
         return bound.steps
 
@@ -161,10 +162,10 @@ class Inference:
 
 
 class _Plans:
-    """A model's plans, by the size of the batch, and what they compute in: for any weights.
+    """A model's plans by batch size, with the memory that they compute in, for any weights.
 
-    Sessions join and leave; the last one ends the threads. Who computes holds ``turn`` meanwhile,
-    for all plans have the same memory.
+    Sessions join and leave, and the last one ends the threads. All plans use the same memory, so
+    who computes holds ``turn``.
     """
 
     def __init__(
@@ -180,7 +181,7 @@ class _Plans:
         self._sessions: int | None = 0
 
     def join(self) -> bool:
-        """Counts a session in; False: the last one has left."""
+        """Counts a session in; False if the last one has left already."""
         with self.turn:
             if self._sessions is None:
                 return False
@@ -197,11 +198,11 @@ class _Plans:
 
     @property
     def sizes(self) -> list[int]:
-        """Of the batches that plans are there for."""
+        """The batch sizes for which there are plans."""
         return [*self._plans]
 
     def plan(self, batch_size: int) -> Plan:
-        """A plan that is there."""
+        """The plan of a batch size that was bound before."""
         return self._plans[batch_size][0]
 
     @property
@@ -210,9 +211,9 @@ class _Plans:
         return self._inputs.nbytes + self._arena.size_bytes + self._pool.scratch_bytes
 
     def bind(self, batch_size: int, prepared: Prepared) -> tuple[Batch, BoundPlan]:
-        """Where the inputs go, and the plan on these arrays; compiled if it was not yet.
+        """The array for the inputs, and the plan bound to it and to ``prepared``.
 
-        Raises ShapeError for arrays of another model.
+        Compiles the plan if need be. Raises ShapeError for arrays of another model.
         """
         with self.turn:
             if batch_size not in self._plans:
@@ -235,9 +236,9 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def prepare(model: Model, weights: Vector) -> Prepared:
-    """What ``Inference`` needs of these weights, in new arrays: whatever its options are.
+    """What ``Inference`` needs of these weights, in new arrays; all its options need the same.
 
-    Kernels are laid out for this machine's BLAS; another one reads them too, if more slowly.
+    Filters are laid out for this machine's BLAS; another machine can use them, but more slowly.
     """
     graph = _specialised(model, 1, ThreadPool(1, fastest_gemm()))
     arrays = evaluate(list(graph.prepared.values()), **model.layout.views(weights))
@@ -246,18 +247,18 @@ def prepare(model: Model, weights: Vector) -> Prepared:
 
 @lru_cache(maxsize=4)
 def prepared_shapes(model: Model, gemm: Gemm) -> Mapping[str, Shape]:
-    """The name and shape of everything that ``prepare`` gives for this model.
+    """The name and shape of every array that ``prepare`` returns for this model.
 
-    ``gemm``: where they are computed so, as here by ``fastest_gemm``.
+    ``gemm`` is how products are computed where it runs: here, by ``fastest_gemm``.
     """
     graph = _specialised(model, 1, ThreadPool(1, gemm))
     return {name: node.shape for name, node in graph.prepared.items()}
 
 
 def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
-    """The products that the kernels are laid out for: this machine's, or another's.
+    """The way to compute products for which ``prepared`` is laid out: this machine's or another's.
 
-    Raises ShapeError if they are laid out for none.
+    Raises ShapeError if there is none.
     """
     misfits = []
     for gemm in sorted(LAYOUTS, key=lambda each: each is not fastest_gemm()):
@@ -269,14 +270,14 @@ def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
 
 
 def import_kernels() -> None:
-    """Imports what sessions compute by, so that none has to: with the extra ``fast``, a second."""
+    """Imports what sessions need, which with the extra ``fast`` takes a second."""
     if _is_compiled(None):
         for module in COMPILED_KERNELS:
             import_module(module)
 
 
 def _is_compiled(wanted: bool | None) -> bool:
-    """Whether kernels are to be the compiled ones: None asks for them where they can be had."""
+    """Whether to use compiled kernels: None means if they can be imported."""
     is_compiled = wanted is not False
     if is_compiled:
         try:
@@ -288,7 +289,7 @@ def _is_compiled(wanted: bool | None) -> bool:
                     f"with: pip install 'dist-net[fast]', or ask for NumPy's kernels"
                 ) from error
             is_compiled = False
-    logger.info("inference_begun kernels=%s", "compiled" if is_compiled else "numpy")
+    logger.info("inference kernels=%s", "compiled" if is_compiled else "numpy")
     return is_compiled
 
 
@@ -305,7 +306,7 @@ def _specialised(
 
 
 def _misfit(shapes: Mapping[str, Shape], prepared: Prepared) -> ShapeError | None:
-    """What to raise for kernels of other shapes; None: they fit."""
+    """The error to raise if ``prepared`` has other shapes, or None."""
     for name, shape in shapes.items():
         found = prepared[name].shape if name in prepared else None
         if found != shape:

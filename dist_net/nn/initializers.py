@@ -1,7 +1,7 @@
-"""First values of parameters, drawn from an explicit generator.
+"""Initializers: the first values of parameters, drawn from an explicit generator.
 
-An initializer takes a generator and a shape and gives a float32 array. The last axis of a shape
-counts outputs, the axis before it inputs, and any axes before those are a window (HWIO).
+An initializer takes a generator and a shape, and returns a float32 array. The last axis is that of
+the outputs, the one before it that of the inputs, and any axes before these are a window (HWIO).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def ones(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:  # n
 
 
 def copy_of(values: NDArray[np.floating]) -> Initializer:
-    """An initializer that gives a copy of ``values``, for parameters trained before."""
+    """An initializer that returns a copy of ``values``: for parameters that are trained already."""
 
     def copy(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:  # noqa: ARG001
         if values.shape != shape:

@@ -63,9 +63,9 @@ class Dense:
 class Conv2D:
     """activation(x * kernel + bias), a convolution: (N, H, W, C) to (N, H', W', filters).
 
-    ``padding`` is "same", "valid", a number for each side, or ((top, bottom), (left, right)).
-    "same" is TensorFlow's: H' is H / stride, rounded up, with an odd line below or on the right.
-    With ``groups``, each group of filters sees only its own part of the channels.
+    ``padding`` is "same", "valid", a number for every side, or ((top, bottom), (left, right)).
+    "same" is TensorFlow's: H' is H / stride, rounded up; of an odd number of lines, one more is at
+    the bottom or right. With ``groups``, each group of filters reads only its own channels.
 
     The layer of the operation ``dist_net.autodiff.operations.convolution.Conv2D``.
     """
@@ -106,7 +106,7 @@ class Conv2D:
 
 @dataclass(frozen=True)
 class DepthwiseConv2D:
-    """``Conv2D`` with a filter for each channel, which sees that channel alone.
+    """``Conv2D`` with one filter for each channel, which reads that channel alone.
 
     (N, H, W, C) to (N, H', W', C); the kernel is (kh, kw, 1, C).
     """
@@ -139,7 +139,7 @@ class DepthwiseConv2D:
 class MaxPool:
     """The largest element of each window: (N, H, W, C) to (N, H', W', C).
 
-    ``stride`` is ``size`` if left out; padding never wins.
+    ``stride`` is ``size`` if left out; padding is never the largest.
     """
 
     size: int | Pair
@@ -178,16 +178,16 @@ class GlobalAveragePool:
 
 @dataclass(frozen=True)
 class BatchNorm:
-    """activation((x - mean) · gamma / deviation + beta), by channel, which is the last axis.
+    """activation((x - mean) · gamma / deviation + beta) for each channel, the last axis.
 
     In training, mean and variance are those of the batch, and the buffers ``mean`` and
-    ``variance`` move towards them: moving ← momentum·moving + (1-momentum)·batch. At inference
-    the buffers are used (Ioffe and Szegedy 2015, arXiv 1502.03167), and in training too inside of
-    ``FrozenBatchNorm``. The batch's variance is its
-    mean square, as in Keras; PyTorch's moving one is larger by rows / (rows - 1).
+    ``variance`` move towards them: moving ← momentum·moving + (1-momentum)·batch. At inference,
+    and in ``FrozenBatchNorm`` also in training, the buffers are used (Ioffe and Szegedy 2015,
+    arXiv 1502.03167). The batch's variance is the mean of squares, as in Keras; PyTorch's moving
+    variance is larger by rows / (rows - 1).
 
-    ``epsilon`` is added to the variance, deviation = √(variance + ε), or, with ``epsilon_on``
-    "deviation", to its root, √variance + ε, as Darknet computes on CPUs.
+    The deviation is √(variance + epsilon), or √variance + epsilon with ``epsilon_on``
+    "deviation", as Darknet computes it on CPUs.
     """
 
     momentum: float = 0.9
@@ -237,9 +237,9 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class FrozenBatchNorm:
-    """A network whose batch norm is in training what it is at inference, as fine-tuning wants it.
+    """A network whose batch norm computes in training as at inference; for fine-tuning.
 
-    Means and variances stay as they are; so do gamma and beta, unless they are ``trained``.
+    Means and variances keep their values; gamma and beta do too, unless they are ``trained``.
     Parameters and buffers have the names that the network gives them.
     """
 
@@ -271,7 +271,7 @@ class Rescale:
 
 @dataclass(frozen=True)
 class Lambda:
-    """Any function of expressions without parameters."""
+    """A function of expressions, without parameters, as a layer."""
 
     function: Callable[[Expression], Expression]
 

@@ -41,10 +41,10 @@ __all__ = [
 
 
 def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression) -> Expression:
-    """-log of the label's probability, which counts as 1e-7 at least, as in Keras.
+    """-log of the label's probability, or of 1e-7 if that is larger, as in Keras.
 
-    Where the network ends in a softmax, leave that out and use ``cross_entropy_of_logits``: the
-    two in one need no such bound. Raises DTypeError for labels that are no integers.
+    If the network ends in a softmax, leave the softmax out and use ``cross_entropy_of_logits``,
+    which needs no such bound. Raises DTypeError unless labels are integers.
     """
     require_class_indices("cross_entropy_of_probabilities", labels)
     return -log(maximum(gather(probabilities, labels), SMALLEST_PROBABILITY))
@@ -53,8 +53,8 @@ def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression
 def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
     """The mean over the outputs of the squared difference from ``labels``.
 
-    ``labels`` are targets of the shape of ``outputs``, or integers without its last axis, which are
-    taken one-hot. Raises ShapeError for others, DTypeError for floats without that axis.
+    ``labels`` are targets of the outputs' shape, or integers without the last axis, which become
+    one-hot. Raises ShapeError for other shapes, DTypeError for floats without the last axis.
     """
     if labels.ndim < outputs.ndim and labels.dtype.kind not in "iu":
         raise DTypeError(

@@ -38,7 +38,7 @@ TARGETS = "targets"
 
 
 class Model:
-    """A network, the shape and dtype of one input, and the loss that it is trained by.
+    """A network, the shape and dtype of one input, and the loss that training makes small.
 
     ``layout`` says how its parameters and buffers lie in a flat vector. Outputs are float32, of
     ``output_shape`` for each input. Targets are of whatever shape and dtype the loss takes.
@@ -69,11 +69,11 @@ class Model:
 
     @property
     def classes(self) -> int:
-        """The number of outputs for an input, which is that of classes in a classifier."""
+        """The number of outputs for one input: in a classifier, that of classes."""
         return math.prod(self.output_shape)
 
     def classifies(self, target_shape: tuple[int, ...], target_dtype: DTypeLike) -> bool:
-        """Whether such a target is the index of a class, and the largest output the answer."""
+        """Whether targets of this shape and dtype are indices of classes, one output for each."""
         is_index = target_shape == () and np.dtype(target_dtype).kind in "iu"
         return is_index and len(self.output_shape) == 1
 
@@ -106,12 +106,12 @@ class Model:
         target_shape: tuple[int, ...] = (),
         target_dtype: DTypeLike = np.uint8,
     ) -> Plan:
-        """A plan from a batch and its targets to the mean loss, how many are right, the gradients,
-        and what is observed for the buffers: the vector of ``layout``, array by array.
+        """A plan from a batch and its targets to the mean loss, the number of right answers, the
+        gradients, and what is observed for the buffers, in the order of ``layout``.
 
-        None is right where targets are no classes. ``generator`` is drawn from at each run by
-        layers such as Dropout; ``pool`` is as for ``compile``. Raises ShapeError or DTypeError if
-        the loss does not take such targets.
+        The number is 0 if targets are not classes. Layers such as Dropout draw from ``generator``
+        at each run; ``pool`` is as for ``compile``. Raises ShapeError or DTypeError if the loss
+        does not take such targets.
         """
         scope = Scope(training=True, generator=generator)
         outputs = self.network(self.input(batch_size), scope)
@@ -130,11 +130,11 @@ class Model:
         return compile([loss, right, *by_parameter, *observed], pool)
 
     def bind_inference(self, plan: Plan, inputs: Batch, weights: Vector) -> BoundPlan:
-        """The inference plan on these arrays, borrowed; its one output is an array of its own."""
+        """The inference plan bound to these arrays, which are borrowed; its output is new."""
         return plan.bind({INPUTS: inputs, **self.layout.views(weights)})
 
     def bind_evaluation(self, inputs: Batch, targets: Batch, weights: Vector) -> BoundPlan:
-        """A plan on these arrays, borrowed: the mean loss of inference, and the outputs."""
+        """A plan bound to these arrays, borrowed: the mean loss at inference, and the outputs."""
         outputs = self.network(self.input(len(inputs)), Scope())
         loss = mean(self.loss(outputs, variable(TARGETS, targets.shape, targets.dtype)))
         arrays = {INPUTS: inputs, TARGETS: targets, **self.layout.views(weights)}
@@ -143,10 +143,10 @@ class Model:
     def bind_training(
         self, plan: Plan, inputs: Batch, targets: Batch, weights: Vector, gradient: Vector
     ) -> BoundPlan:
-        """The training plan on these arrays, borrowed; the gradients are written to ``gradient``,
-        and where buffers lie, what the minibatch shows of what they average.
+        """The training plan bound to these arrays, which are borrowed.
 
-        The first two outputs of a run are the mean loss and the number of right answers.
+        A run writes the gradients to ``gradient``, and in the buffers' places what was observed for
+        them. Its first two outputs are the mean loss and the number of right answers.
         """
         return plan.bind(
             {INPUTS: inputs, TARGETS: targets, **self.layout.views(weights)},
@@ -155,7 +155,7 @@ class Model:
 
 
 class Predictor:
-    """A model with weights: outputs for any number of inputs, in batches of a bounded size."""
+    """A model with weights: the outputs for any number of inputs, ``batch_size`` at a time."""
 
     def __init__(self, model: Model, weights: Vector, batch_size: int = 256) -> None:
         self._model = model

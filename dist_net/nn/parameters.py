@@ -1,10 +1,10 @@
-"""Parameters and buffers: where layers declare them, and how they lie in one flat vector.
+"""Parameters and buffers: how layers declare them, and how they lie in one flat vector.
 
-A network is a function of an input and a *scope*. Calling it once with a fresh scope shows which
-parameters it has, and which buffers: moving averages of what it sees in training. In the order of
-that call they are laid out, end to end, in one contiguous float32 vector, the parameters first.
-A gradient is a vector of the same layout: where the buffers lie, it holds what was observed in
-the minibatch, towards which the update moves them. Layers hold no arrays.
+A network is a function of an input and a *scope*. A call with a new scope declares the network's
+parameters, and its buffers: moving averages of what layers observe in training. They lie end to end
+in one contiguous float32 vector, in the order in which they are declared, the parameters first. A
+gradient is a vector of the same layout; in the buffers' places it holds what was observed in the
+minibatch, towards which an update moves the buffers. Layers hold no arrays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Declared = TypeVar("Declared")
 
 @dataclass(frozen=True)
 class Parameter:
-    """A named trained array: what it is called, its shape, how it begins."""
+    """A trained array: its name, its shape, and what its first values are."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,20 +42,21 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Buffer(Parameter):
-    """A named untrained array: a moving average, moving ← momentum·moving + (1-momentum)·new."""
+    """An untrained array: a moving average, moving ← momentum·moving + (1-momentum)·new."""
 
     momentum: float
 
 
 BatchNormMode = Literal["batch", "frozen", "fixed"]
-"""The statistics are the batch's, or stay as they are; "fixed": so do gamma and beta."""
+"""What batch norm does in training. "batch": it uses the batch's mean and variance. "frozen": it
+uses its buffers. "fixed": it uses its buffers, and gamma and beta are not trained."""
 
 
 class Scope:
-    """What a layer is called with: the place of its parameters, and whether this is training.
+    """What a layer is called with: where it declares parameters, and whether this is training.
 
-    ``generator`` is where layers that draw random numbers in training take them from.
-    ``batch_norm`` is what batch norm does in training: see ``BatchNormMode``.
+    Layers that need random numbers in training draw them from ``generator``. ``batch_norm`` is
+    what batch norm does in training: see ``BatchNormMode``.
     """
 
     def __init__(self, training: bool = False, generator: np.random.Generator | None = None):
@@ -70,7 +71,7 @@ class Scope:
         self._children: dict[str, int] = {}
 
     def parameter(self, name: str, shape: tuple[int, ...], initializer: Initializer) -> Expression:
-        """Declares a parameter of the current layer and gives the variable that stands for it.
+        """Declares a parameter of the current layer, and returns the variable that stands for it.
 
         Raises ParameterError if the layer has one of that name already.
         """
@@ -83,10 +84,10 @@ class Scope:
     def buffer(
         self, name: str, shape: tuple[int, ...], initializer: Initializer, momentum: float = 0.9
     ) -> Expression:
-        """Declares a buffer of the current layer and gives the variable that stands for it.
+        """Declares a buffer of the current layer, and returns the variable that stands for it.
 
-        It is a moving average of what ``observe`` is told. Raises ParameterError if the layer has
-        one of that name already, or for a momentum outside [0, 1).
+        It is a moving average of what is passed to ``observe``. Raises ParameterError if the layer
+        has one of that name already, or for a momentum outside [0, 1).
         """
         if not 0 <= momentum < 1:
             raise ParameterError(f"buffer {name!r}: momentum {momentum}; expected 0 <= it < 1")
@@ -96,11 +97,11 @@ class Scope:
         return place
 
     def observe(self, buffer: Expression, value: Expression) -> None:
-        """Says what ``buffer``, a variable that ``buffer()`` gave, is the moving average of.
+        """Makes ``buffer``, a variable that ``buffer()`` returned, the moving average of ``value``.
 
-        ``value`` is computed at each training step, and then the buffer moves towards it; one
-        that is not observed stays as it is. Raises ParameterError if ``buffer`` is none or was
-        observed before, and ShapeError if ``value`` is of another shape or dtype.
+        ``value`` is computed at each training step, and the buffer moves towards it; a buffer that
+        is not observed keeps its value. Raises ParameterError if ``buffer`` is not a buffer of this
+        scope or was observed before, and ShapeError if ``value`` has another shape or dtype.
         """
         name = buffer.operation.name if isinstance(buffer.operation, Variable) else ""
         if name not in self.buffers or name in self.observed:
@@ -122,20 +123,20 @@ class Scope:
             raise ParameterError(f"parameter {full_name!r} is declared twice; name them apart")
 
     def beside(self) -> Scope:
-        """A scope at the same place with nothing declared in it; see ``take_over``."""
+        """A scope at the same place in which nothing is declared; see ``take_over``."""
         other = Scope(self.training, self.generator)
         other.batch_norm = self.batch_norm
         other._prefix = self._prefix
         return other
 
     def with_batch_norm(self, mode: BatchNormMode) -> Scope:
-        """The same scope, in which batch norm does this in training."""
+        """This scope, but with another ``batch_norm``."""
         other = copy(self)
         other.batch_norm = mode
         return other
 
     def take_over(self, other: Scope, names: Set[str]) -> None:
-        """Declares what ``other`` has declared by these full names, and observes the same.
+        """Declares, and observes, what ``other`` did under these full names.
 
         Raises ParameterError if one of them is declared here already.
         """
@@ -161,9 +162,9 @@ def _of(declared: Mapping[str, Declared], names: Set[str]) -> dict[str, Declared
 
 
 class Layout:
-    """Parameters end to end in one flat vector, and after them the buffers.
+    """How parameters, and after them buffers, lie end to end in one flat vector.
 
-    ``trained_size`` elements are the parameters', ``size`` all of them.
+    The vector has ``size`` elements, the parameters the first ``trained_size`` of them.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class Layout:
         return self.parameters + self.buffers
 
     def views(self, vector: Vector) -> dict[str, Vector]:
-        """Each parameter's and buffer's part of ``vector`` in its own shape; memory is shared."""
+        """Each parameter and buffer, by name, as a view of ``vector`` in its own shape."""
         if vector.shape != (self.size,):
             raise ParameterError(
                 f"a vector of shape {vector.shape} for a network of {self.size} parameters"
@@ -193,7 +194,7 @@ class Layout:
         }
 
     def initial(self, generator: np.random.Generator) -> Vector:
-        """A new vector with everything's first values, drawn in order."""
+        """A new vector of first values, drawn in the order of the layout."""
         vector = np.empty(self.size, np.float32)
         for each, view in zip(self._arrays, self.views(vector).values(), strict=True):
             view[...] = each.initializer(generator, each.shape)

@@ -1,7 +1,7 @@
-"""Prepared kernels on disk, where processes map them instead of computing them again.
+"""Prepared weights on disk, which processes map instead of preparing them again.
 
-A safetensors file: 8 bytes with the length of the header, the header as JSON, the arrays. It is
-read by mapping: pages come from the file when they are first used, and all processes share them.
+A safetensors file: 8 bytes for the length of the header, the header as JSON, the arrays. The file
+is mapped: a page is read when it is first used, and all processes share it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 KEY = "dist_net_prepared"
 CHECKSUMS = "checksums"
-FORMAT = 1  # to be counted up when kernels of the same operations come to hold other values
+FORMAT = 1  # increase it when the same operations come to be prepared otherwise
 LONGEST_HEADER = 1 << 20
 DTYPES = {"F32": np.float32, "F64": np.float64}
 
 
 def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
-    """Writes the arrays; a reader sees the file whole or not at all. ``key`` says of what they are.
+    """Writes the arrays, whole or not at all; ``key`` identifies what they were prepared from.
 
     Raises PreparedKernelsError if the file cannot be written.
     """
@@ -56,10 +56,10 @@ def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
 
 
 def map_prepared(path: Path, key: str) -> Prepared | None:
-    """The arrays of a file, mapped and read-only; None if there is none of that ``key``.
+    """The arrays of a file, mapped and read-only; None if there is no file of that ``key``.
 
-    Each array is checked against its checksum. A file that is cut short or damaged counts as none:
-    it is only a copy of what can be computed.
+    Each array is checked against its checksum. A file that is damaged or cut short counts as none,
+    since it only holds what can be computed again.
     """
     try:
         content = np.memmap(path, np.uint8, "r")
@@ -87,13 +87,14 @@ def _array(content: NDArray[np.uint8], entry: dict[str, Any]) -> Array:
 
 
 def _checksum(name: str, array: Array) -> int:
-    """Of the array and of how it is to be read. It is to notice damage, not malice."""
+    """The CRC-32 of the array, its name, dtype and shape: it finds damage, not malice."""
     described = repr((name, array.dtype.str, array.shape)).encode()
     return crc32(array.reshape(-1, copy=False).view(np.uint8).data, crc32(described))
 
 
 def key_of(model: Model, weights: Path) -> str:
-    """What changes when the kernels are prepared differently, or the content of ``weights`` does.
+    """The key of what is prepared from the file ``weights``: another model, BLAS or content has
+    another key.
 
     Raises OSError if that file cannot be read.
     """
@@ -102,7 +103,7 @@ def key_of(model: Model, weights: Path) -> str:
 
 
 def key_of_vector(model: Model, weights: Vector) -> str:
-    """What changes when the kernels are prepared differently, or the weights are others."""
+    """The key of what is prepared from ``weights``, as in ``key_of``."""
     return _key(model, hashlib.sha256(np.ascontiguousarray(weights).data).digest())
 
 
@@ -115,9 +116,9 @@ def _key(model: Model, weights: bytes) -> str:
 
 
 def computed_by(model: Model) -> bytes:
-    """SHA-256 of all that the model's outputs follow from besides its weights and inputs.
+    """SHA-256 of all that determines the model's outputs besides its weights and inputs.
 
-    Those are its operations with their settings, how they are connected, and its constants.
+    That is its operations with their settings, how they are connected, and its constants.
     """
     digest = hashlib.sha256()
     nodes = topological_order([model.network(model.input(1), Scope())])
