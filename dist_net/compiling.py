@@ -5,13 +5,15 @@ asks for it. In that cache, functions made for several constants or signatures s
 processes that fill it at the same time may get each other's code; and a change is noticed only in
 the function's own file. So there is a cache directory for each signature and each state of the
 sources: this file, and the files in the function's own folder. A compiled function may call only
-functions in that folder.
+functions in that folder. The first one that is compiled in a new state of the sources, as after an
+upgrade, removes the directories of the states before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,11 +57,17 @@ def jit(*arguments: Any, result: Any = types.void) -> Callable[[Loop], Loop]:
 def _own_cache(file: Path, signature: Any) -> Iterator[None]:
     """Has numba keep the code of a file apart for each signature and state of the sources."""
     sources = [Path(__file__), *sorted(file.parent.glob("*.py"))]
-    content = b"\0".join([str(signature).encode(), *(each.read_bytes() for each in sources)])
-    state = hashlib.sha256(content).hexdigest()[:16]
+    of_state = file.parent / "__pycache__" / f"compiled-{_digest(*map(Path.read_bytes, sources))}"
+    if not of_state.exists():
+        for another in {*of_state.parent.glob("compiled-*")} - {of_state}:
+            shutil.rmtree(another, ignore_errors=True)
     before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(file.parent / "__pycache__" / f"compiled-{state}")
+    numba.config.CACHE_DIR = str(of_state / _digest(str(signature).encode()))
     try:
         yield
     finally:
         numba.config.CACHE_DIR = before
+
+
+def _digest(*contents: bytes) -> str:
+    return hashlib.sha256(b"\0".join(contents)).hexdigest()[:16]

@@ -335,6 +335,8 @@ def test_a_loop_is_compiled_again_when_a_function_that_it_calls_has_changed(tmp_
         importlib.import_module("loop_of_parts").loop(values)
         del sys.modules["loop_of_parts"], sys.modules["part_of_loop"]
         assert values[0] == number
+        kept = [path.name for path in (tmp_path / "__pycache__").glob("compiled-*")]
+        assert len(kept) == 1  # what was compiled of the sources before is removed
 
 
 def as_written(value):
