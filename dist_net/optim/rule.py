@@ -72,13 +72,7 @@ class Optimizer(ABC):
 
     @abstractmethod
     def step(
-        self,
-        w: Floats,
-        g: Floats,
-        out: Floats,
-        rate: float,
-        scratch: Floats,
-        *state: Floats,
+        self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
     ) -> None:
         """Writes to ``out`` the weights ``w`` after a step along ``g``, and moves ``state`` on.
 
