@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.data.samples import SampleIndices, Samples
+from dist_net.data.samples import PrefetchedSamples, SampleIndices, Samples
 from dist_net.errors import DataFileError, ImageError
 from dist_net.pictures.augmentation import Augmentation
 from dist_net.pictures.decoding import MOST_PIXELS
@@ -115,6 +115,11 @@ class AugmentedPictures:
 
     def __len__(self) -> int:
         return len(self._pictures)
+
+    def prefetch(self, indices: SampleIndices) -> None:
+        """Begins to decode the pictures that are read next, where they are not mapped."""
+        if isinstance(self._pictures, PrefetchedSamples):
+            self._pictures.prefetch(indices)
 
     def read_augmented(
         self, indices: SampleIndices, out: NDArray[Any], seed: int, epoch: int

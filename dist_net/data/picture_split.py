@@ -45,19 +45,23 @@ def without_contradictions(
     What lies in several classes has no known label, and is left out altogether. What lies in
     several given parts stays in the one that is held back furthest: test, then validation.
     """
-    by_content: dict[str, list[LabelledPicture]] = defaultdict(list)
+    # Of each content, the first picture of every class, and the one that is held back furthest.
+    of_class: dict[str, dict[str, LabelledPicture]] = defaultdict(dict)
+    furthest: dict[str, LabelledPicture] = {}
     for picture in pictures:
-        by_content[contents[picture.path]].append(picture)
+        content = contents[picture.path]
+        of_class[content].setdefault(picture.class_name, picture)
+        if _held_back(picture) > _held_back(furthest.setdefault(content, picture)):
+            furthest[content] = picture
     kept, left_out = [], []
     for picture in pictures:
-        same = by_content[contents[picture.path]]
-        another = next((each for each in same if each.class_name != picture.class_name), None)
-        furthest = max(same, key=_held_back)
-        if another is not None:
-            reason = f"the same picture as {another.path}, which is of class {another.class_name!r}"
+        content = contents[picture.path]
+        others = (each for name, each in of_class[content].items() if name != picture.class_name)
+        if other := next(others, None):
+            reason = f"the same picture as {other.path}, which is of class {other.class_name!r}"
             left_out.append(LeftOut(picture.path, reason))
-        elif _held_back(picture) < _held_back(furthest):
-            reason = f"the same picture as {furthest.path}, which is held back"
+        elif _held_back(picture) < _held_back(furthest[content]):
+            reason = f"the same picture as {furthest[content].path}, which is held back"
             left_out.append(LeftOut(picture.path, reason))
         else:
             kept.append(picture)

@@ -51,6 +51,17 @@ class AugmentedSamples(Samples, Protocol):
         """
 
 
+@runtime_checkable
+class PrefetchedSamples(Samples, Protocol):
+    """Samples that take a while to read, and may be told before which are next."""
+
+    def prefetch(self, indices: SampleIndices) -> None:
+        """Begins to read the samples at ``indices`` while the caller computes.
+
+        They take the place of those that were expected before.
+        """
+
+
 class ArraySamples:
     """An array, or a memory map, as ``Samples``; borrowed."""
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from dist_net.autodiff import BoundPlan
 from dist_net.data import Dataset
-from dist_net.data.samples import samples_of
+from dist_net.data.samples import PrefetchedSamples, samples_of
 from dist_net.nn import Model
 from dist_net.vector import Vector
 
@@ -78,6 +78,9 @@ class Evaluator:
             inputs, targets, bound = self._batch(len(indices))
             self._inputs.read(indices, inputs)
             self._targets.read(indices, targets)
+            if isinstance(self._inputs, PrefetchedSamples):
+                following = indices + BATCH_SIZE
+                self._inputs.prefetch(following[following < samples])
             loss, outputs = bound.run()
             loss_sum += float(loss) * len(indices)
             if classifies:

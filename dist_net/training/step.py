@@ -13,7 +13,7 @@ from dist_net.autodiff import BoundPlan, Plan
 from dist_net.autodiff.kernels.gemm import Gemm, fastest_gemm
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import AugmentedSamples, Dataset, epoch_order
-from dist_net.data.samples import samples_of
+from dist_net.data.samples import PrefetchedSamples, samples_of
 from dist_net.nn import Model
 from dist_net.vector import Vector
 
@@ -58,6 +58,7 @@ class TrainingStep:
         self._inputs = samples_of(dataset.train_inputs)
         self._targets = samples_of(dataset.train_targets)
         self._augmented = self._inputs if isinstance(self._inputs, AugmentedSamples) else None
+        self._prefetched = self._inputs if isinstance(self._inputs, PrefetchedSamples) else None
         self._seed = seed
         # Counter-based (Salmon et al. 2011), so that going to a minibatch's numbers costs little.
         self._bits = np.random.Philox(seed)
@@ -89,6 +90,8 @@ class TrainingStep:
         else:
             self._augmented.read_augmented(chosen, minibatch.inputs, self._seed, epoch)
         self._targets.read(chosen, minibatch.targets)
+        if self._prefetched is not None:  # the next minibatch of the lease, most often
+            self._prefetched.prefetch(self._order[stop : stop + self._size])
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
         """Writes the mean gradient of the gathered minibatch; gives (summed loss, number right).

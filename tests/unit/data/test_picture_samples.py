@@ -73,6 +73,15 @@ def test_what_is_expected_is_decoded_in_the_background_once(
     assert threads[0].startswith("decoder")
 
 
+def test_augmented_pictures_are_decoded_in_the_background_too(
+    decoded: DecodedPictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[int]] = []
+    monkeypatch.setattr(decoded, "prefetch", lambda indices: told.append(indices.tolist()))
+    AugmentedPictures(decoded, Augmentation()).prefetch(np.array([2]))
+    assert told == [[2]]
+
+
 def test_what_is_expected_no_more_is_let_go(decoded: DecodedPictures) -> None:
     decoded.prefetch(np.array([0, 1, 2]))
     decoded.prefetch(np.array([2, 3]))
