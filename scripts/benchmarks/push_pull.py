@@ -12,7 +12,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks import round_trips, synthetic
-from benchmarks.peers.runner import measure_peer, said_by
+from benchmarks.peers.peer_process import PeerProcess
+from benchmarks.peers.runner import measure_peer
 from dist_net.parameter_server.settings import LEASE_MINIBATCHES
 
 ROUNDS = 5
@@ -57,13 +58,19 @@ def of_rounds(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def measure_transport(transport: str) -> dict[str, Any]:
     """``median_ms`` of what is done one after the other, and ``overlapped_ms``, the mean."""
-    alone, overlapped = (
-        said_by(round_trips.__name__, transport, str(lease_minibatches))
-        for lease_minibatches in (1, LEASE_MINIBATCHES)
-    )
+    alone, overlapped = waits(transport, 1), waits(transport, LEASE_MINIBATCHES)
     return {
         "transport": transport,
         "bytes": 4 * synthetic.recipe.model.layout.size,
         "median_ms": alone["median_ms"],
         "overlapped_ms": overlapped["mean_ms"],
     }
+
+
+def waits(transport: str, lease_minibatches: object, deadline_s: float = 120.0) -> dict[str, Any]:
+    """The median and the mean wait for new weights, in milliseconds."""
+    with PeerProcess(
+        "round_trips", transport, lease_minibatches, threads=1, deadline_s=deadline_s
+    ) as process:
+        measured: dict[str, Any] = process.order("waits")
+        return measured

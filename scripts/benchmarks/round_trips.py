@@ -1,6 +1,6 @@
 """Round trips of a gradient and new weights between a real server and a real worker.
 
-``python -m benchmarks.round_trips TRANSPORT LEASE_MINIBATCHES``
+``python -m benchmarks.round_trips TRANSPORT LEASE_MINIBATCHES``, and the order ``waits``.
 
 The server is a process of its own, and the worker this one, whose minibatches cost nothing: what
 is left is push, update, and pull. This process keeps to what every worker's does.
@@ -8,7 +8,7 @@ is left is push, update, and pull. This process keeps to what every worker's doe
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
@@ -21,6 +21,7 @@ from time import perf_counter
 import numpy as np
 
 from benchmarks import synthetic
+from benchmarks.peers.orders import obey
 from dist_net.cluster.child import Child, end
 from dist_net.cluster.entry import entry_point
 from dist_net.models.observer import Observer
@@ -76,7 +77,7 @@ def waits_s(transport: str, lease_minibatches: int) -> list[float]:
         directory = RunDirectory.create(Path(temporary) / "run", "push-pull", datetime.now())
         directory.begin(options.to_json(), loaded.files)
         listen = "tcp://127.0.0.1:0" if transport == TCP else f"ipc://{temporary}/server"
-        arguments = [str(directory.path), listen]
+        arguments = [str(directory.path), listen, "--parent", str(os.getpid())]
         server = Child(
             "server", "dist_net.cluster.processes.parameter_server", arguments, directory.logs
         )
@@ -106,9 +107,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    """Prints the median and the mean wait, in milliseconds, as one JSON object."""
-    times_s = waits_s(arguments.transport, arguments.lease_minibatches)
-    print(json.dumps({"median_ms": 1e3 * median(times_s), "mean_ms": 1e3 * fmean(times_s)}))
+    """Measures when it is told to."""
+
+    def waits() -> dict[str, float]:
+        times_s = waits_s(arguments.transport, arguments.lease_minibatches)
+        return {"median_ms": 1e3 * median(times_s), "mean_ms": 1e3 * fmean(times_s)}
+
+    obey({"waits": waits})
     return 0
 
 

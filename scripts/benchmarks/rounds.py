@@ -45,7 +45,7 @@ class Contestant:
 
     def process(self, directory: Path) -> PeerProcess:
         """A new process of it."""
-        return PeerProcess(self.module, directory, *self.arguments)
+        return PeerProcess(f"peers.{self.module}", directory, *self.arguments)
 
 
 class Start(NamedTuple):

@@ -132,7 +132,7 @@ def darknet53_cases(net: Net, say: Say, scale: float) -> dict[str, ClosedLoop]:
     rounds: dict[str, list[Row]] = {name: [] for name in DARKNET53_POOLS}
     engines: dict[str, list[Speeds]] = {name: [] for name in DARKNET53_POOLS}
     with ExitStack() as processes:
-        engine = PeerProcess("dist_net_inference", net.directory, kernels)
+        engine = PeerProcess("peers.dist_net_inference", net.directory, kernels)
         processes.enter_context(engine).order("prepare")
         gateways = {
             name: processes.enter_context(gateway_of(net, name, pool))

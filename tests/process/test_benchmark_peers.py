@@ -108,7 +108,7 @@ def test_pytorch_trains_the_net_of_the_recipe_as_we_do(monkeypatch: pytest.Monke
 
 def test_a_process_that_fails_is_an_error_with_its_last_words(tmp_path: Path) -> None:
     with (
-        PeerProcess("dist_net_inference", tmp_path, "plain") as process,
+        PeerProcess("peers.dist_net_inference", tmp_path, "plain") as process,
         pytest.raises(
             BenchmarkError,
             match=r"the order 'answer batch=1 threads=2' failed: exit code 1: .*net\.cfg",
@@ -119,7 +119,7 @@ def test_a_process_that_fails_is_an_error_with_its_last_words(tmp_path: Path) ->
 
 def test_a_process_that_does_not_answer_is_not_waited_for(tmp_path: Path) -> None:
     with (
-        PeerProcess("sgemm", tmp_path, deadline_s=0.0) as process,
+        PeerProcess("peers.sgemm", tmp_path, deadline_s=0.0) as process,
         pytest.raises(BenchmarkError, match="'version' was not answered within 0 s"),
     ):
         process.order("version")

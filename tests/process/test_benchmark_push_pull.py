@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from benchmarks import SCRIPTS, round_trips
-from benchmarks.peers.runner import said_by
+from benchmarks.push_pull import waits
 from dist_net.errors import BenchmarkError
 from dist_net.vector import Vector
 from dist_net.wire.segment import available
@@ -38,9 +38,11 @@ def test_each_gradient_is_of_new_weights_where_they_are_waited_for(
 
 
 @pytest.mark.parametrize(
-    ("transport", "deadline_s", "words"),
-    [("tcp", 0.01, "round_trips did not finish within 0.01 s"), ("tcp x", 30.0, "ended with exit")],
+    ("lease_minibatches", "deadline_s", "words"),
+    [("1", 0.01, "'waits' was not answered within 0.01 s"), ("x", 30.0, "failed: exit code 2")],
 )
-def test_a_measurement_that_fails_says_so(transport: str, deadline_s: float, words: str) -> None:
+def test_a_measurement_that_fails_says_so(
+    lease_minibatches: str, deadline_s: float, words: str
+) -> None:
     with pytest.raises(BenchmarkError, match=words):
-        said_by(round_trips.__name__, *transport.split(), deadline_s=deadline_s)
+        waits("tcp", lease_minibatches, deadline_s)

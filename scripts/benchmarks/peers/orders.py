@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +20,16 @@ from typing import Any
 from benchmarks.timing import LayerStep, round_us, time_layers
 
 Run = Callable[[], Any]
+
+
+def obey(orders: Mapping[str, Callable[..., Any]]) -> None:
+    """Carries out the orders on stdin, by their names, until it ends."""
+    # A library may print what it likes: only answers reach the other process.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        order = json.loads(line)
+        print(json.dumps(orders[order.pop("order")](**order)), file=answers, flush=True)
 
 
 class Peer:
@@ -46,13 +56,8 @@ class Peer:
 
     def obey(self) -> None:
         """Carries out the orders on stdin until it ends."""
-        # A library may print what it likes: only answers reach the other process.
-        answers = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)
-        for line in sys.stdin:
-            order = json.loads(line)
-            answer = getattr(self, f"_order_{order.pop('order')}")(**order)
-            print(json.dumps(answer), file=answers, flush=True)
+        orders = ("prepare", "answer", "time", "layers", "version", "peak_bytes")
+        obey({name: getattr(self, f"_order_{name}") for name in orders})
 
     def _run(self, batch: int, threads: int) -> Run:
         if (batch, threads) not in self._runs:

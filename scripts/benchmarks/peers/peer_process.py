@@ -1,4 +1,4 @@
-"""A peer's process as the benchmark sees it: started, told what to measure, and ended."""
+"""A measured process as the benchmark sees it: started, told what to measure, and ended."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import tempfile
 from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from benchmarks import FINDS_BENCHMARKS
@@ -19,12 +18,12 @@ DEADLINE_S = 300.0
 GRACE_S = 10.0
 THREADS = 2
 
-# The caps hold only when they are set before the libraries are loaded. What a peer measures on
-# one thread it sets itself.
+# The caps hold only when they are set before the libraries are loaded.
+CAPS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 ENVIRONMENT = {
-    "OMP_NUM_THREADS": str(THREADS),
-    "OPENBLAS_NUM_THREADS": str(THREADS),
-    "MKL_NUM_THREADS": str(THREADS),
+    "GLOO_SOCKET_IFNAME": "lo",
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
 
@@ -35,26 +34,25 @@ def missing_packages(packages: tuple[str, ...]) -> str:
 
 
 class PeerProcess:
-    """``python -m benchmarks.peers.MODULE DIRECTORY ARGUMENT...``, waiting for orders.
+    """``python -m benchmarks.MODULE ARGUMENT...``, waiting for orders: see `orders.obey`.
 
-    A context manager: the process ends with it.
+    A context manager: the process ends with it. ``threads``: what libraries may use at most.
     """
 
     def __init__(
-        self, module: str, directory: Path, *arguments: str, deadline_s: float = DEADLINE_S
+        self,
+        module: str,
+        *arguments: object,
+        threads: int = THREADS,
+        deadline_s: float = DEADLINE_S,
     ) -> None:
-        self._command = [
-            sys.executable,
-            "-m",
-            f"benchmarks.peers.{module}",
-            str(directory),
-            *arguments,
-        ]
+        words = map(str, arguments)
+        self._command = [sys.executable, "-m", f"benchmarks.{module}", *words]
         self._deadline_s = deadline_s
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             self._command,
-            env=FINDS_BENCHMARKS | ENVIRONMENT,
+            env=FINDS_BENCHMARKS | ENVIRONMENT | dict.fromkeys(CAPS, str(threads)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -78,6 +76,7 @@ class PeerProcess:
             orders.write(json.dumps({"order": name, **details}).encode() + b"\n")
             orders.flush()
         if not select.select([answers], [], [], self._deadline_s)[0]:
+            self._process.kill()
             raise BenchmarkError(
                 f"{self._said(name, details)} was not answered within {self._deadline_s:g} s"
             )

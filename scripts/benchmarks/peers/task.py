@@ -2,16 +2,16 @@
 
 Images as Fashion-MNIST has them (60,000 of 28 by 28 bytes, 10 classes) but random, so that nothing
 is downloaded; a 784-128-10 network with ReLU, cross-entropy, and plain SGD. Each peer is a process
-of its own, ``python -m benchmarks.peers.NAME BATCH_SIZE...``, that prints one line of JSON.
+of its own, which measures a batch size when it is told to.
 """
 
-import json
-import sys
 from collections.abc import Callable
 from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
+
+from benchmarks.peers.orders import obey
 
 SAMPLES = 60_000
 PIXELS = 784
@@ -30,6 +30,5 @@ def synthetic_images() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def report(distribution: str, measure: Callable[[int], Case]) -> None:
-    """Measures each batch size of the command line; prints the one line that the runner reads."""
-    cases = [measure(int(batch_size)) for batch_size in sys.argv[1:]]
-    print(json.dumps({"version": version(distribution), "cases": cases}))
+    """Measures the batch sizes that it is told to, until there are no more orders."""
+    obey({"version": lambda: version(distribution), "measure": lambda size: measure(size)})

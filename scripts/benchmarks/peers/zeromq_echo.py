@@ -1,7 +1,4 @@
-"""A bare echo over ZeroMQ and loopback TCP: what a push and a pull of as many bytes cost at least.
-
-``python -m benchmarks.peers.zeromq_echo BYTES``
-"""
+"""A bare echo over ZeroMQ and loopback TCP: the least that a push and a pull cost."""
 
 import multiprocessing
 from statistics import median

@@ -42,5 +42,7 @@ def test_a_peer_that_is_not_installed_is_no_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_peer_that_fails_is_one() -> None:
-    with pytest.raises(BenchmarkError, match="hand_written ended with exit code 1: ValueError"):
+    with pytest.raises(
+        BenchmarkError, match=r"hand_written: the order .*: exit code 1: ValueError"
+    ):
         runner.measure_peer("hand_written", (-1,))
