@@ -53,3 +53,22 @@ def test_a_quarantine_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert aside.holds("net", 1, memoryview(b"c"))
     assert not aside.holds("net", 2, b"c")
     assert not aside.holds("other", 1, b"c")
+
+
+def test_only_a_payload_that_looks_like_one_in_quarantine_is_hashed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    aside = Quarantine()
+    bad = bytes(10_000)
+    aside.add("net", 1, bad)
+    hashed: list[int] = []
+    digest = open_requests._digest
+    monkeypatch.setattr(
+        open_requests, "_digest", lambda payload: hashed.append(len(payload)) or digest(payload)
+    )
+    assert not aside.holds("net", 1, bytes(10_001))
+    assert not aside.holds("net", 1, bytes(5000) + b"1" + bytes(4999))
+    assert hashed == []
+    assert not aside.holds("net", 1, b"1" + bytes(9999))
+    assert aside.holds("net", 1, bad)
+    assert len(hashed) == 2
