@@ -21,7 +21,7 @@ variance of 1 where there is now one of 0.01 makes it negative.
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import ClassVar
 
@@ -206,17 +206,15 @@ class UpdateRule:
             states = *self.state.values(), *self._next_state.values()
             constants = self.optimizer.constants
             is_good = loop(weights, tuple(gradients), out, rates, *states, *constants)
-        elif if_finite:
-            steps = weights, gradients, out, rates
-            is_good = all(self._take_finite_steps(strip, *steps) for strip in self._strips)
         else:
-            for strip in self._strips:
-                self._take_steps(strip, weights, gradients, out, rates, self.state)
-            return True
+            steps = weights, gradients, out, rates, if_finite
+            with np.errstate(all="ignore"):
+                is_good = all(self._take_steps(strip, *steps) for strip in self._strips)
         if if_finite and not is_good:
             return False
-        for name, vector in self._next_state.items():
-            self.state[name], self._next_state[name] = vector, self.state[name]
+        if loop or if_finite:
+            for name, vector in self._next_state.items():
+                self.state[name], self._next_state[name] = vector, self.state[name]
         return True
 
     def _average(self, latest: Floats, observed: Sequence[Floats], out: Floats) -> None:
@@ -228,22 +226,6 @@ class UpdateRule:
                 np.add(latest, self._difference, out=out)
                 latest = out
 
-    def _take_finite_steps(
-        self,
-        strip: slice,
-        weights: Floats,
-        gradients: Sequence[Floats],
-        out: Floats,
-        rates: Sequence[float],
-    ) -> bool:
-        """Takes the steps for a strip, on a copy of its state; whether all of it is finite."""
-        for name, vector in self.state.items():
-            np.copyto(self._next_state[name][strip], vector[strip])
-        with np.errstate(all="ignore"):
-            self._take_steps(strip, weights, gradients, out, rates, self._next_state)
-        state = [vector[strip] for vector in self._next_state.values()]
-        return all_below(TOO_LARGE, out[strip]) and all(all_below(math.inf, each) for each in state)
-
     def _take_steps(
         self,
         strip: slice,
@@ -251,12 +233,21 @@ class UpdateRule:
         gradients: Sequence[Floats],
         out: Floats,
         rates: Sequence[float],
-        state: Mapping[str, Floats],
-    ) -> None:
-        """Takes the steps for a strip, and moves its ``state`` on."""
+        if_finite: bool,
+    ) -> bool:
+        """Takes the steps for a strip. ``if_finite``: on a copy of its state, and False if not all
+        that they give is finite."""
+        own = [vector[strip] for vector in self.state.values()]
+        if if_finite:
+            moved = [vector[strip] for vector in self._next_state.values()]
+            for copy, vector in zip(moved, own, strict=True):
+                np.copyto(copy, vector)
+            own = moved
         latest, following = weights[strip], out[strip]
-        own = [vector[strip] for vector in state.values()]
         scratch = self._scratch[: latest.size]
         for gradient, rate in zip(gradients, rates, strict=True):
             self.optimizer.step(latest, gradient[strip], following, rate, scratch, *own)
             latest = following
+        if not if_finite:
+            return True
+        return all_below(TOO_LARGE, following) and all(all_below(math.inf, each) for each in own)
