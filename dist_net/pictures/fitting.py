@@ -136,11 +136,9 @@ def stretch(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def _resized(pixels: Pixels, height: int, width: int, by: Image.Resampling) -> Pixels:
-    bands = [
-        Image.fromarray(pixels[:, :, channel]).resize((width, height), by)
-        for channel in range(pixels.shape[2])
-    ]
-    return np.stack([np.asarray(band) for band in bands], axis=2)
+    if pixels.shape[2] == 1:
+        return np.asarray(Image.fromarray(pixels[:, :, 0]).resize((width, height), by))[:, :, None]
+    return np.asarray(Image.fromarray(pixels).resize((width, height), by))
 
 
 def exact(pixels: Pixels, height: int, width: int) -> Pixels:

@@ -59,6 +59,15 @@ def test_for_imagenet_seven_eighths_of_the_middle_are_resized_by_pillows_bicubic
     np.testing.assert_array_equal(fit_picture(pixels, (*shape, 3), "imagenet"), expected)
 
 
+@pytest.mark.parametrize("fitting", ["pad", "crop", "stretch", "imagenet"])
+def test_each_channel_is_resized_by_itself(fitting: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8)
+    together = FITTINGS[fitting](pixels, 20, 30)
+    for channel in range(3):
+        alone = FITTINGS[fitting](pixels[:, :, channel : channel + 1], 20, 30)
+        np.testing.assert_array_equal(together[:, :, channel : channel + 1], alone)
+
+
 def test_a_picture_that_may_not_be_resized_has_to_fit() -> None:
     same = halves(8, 12)
     np.testing.assert_array_equal(fit_picture(same, (8, 12, 3), "exact"), same)
