@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dist_net.autodiff.arrays import Array, Call, Shape, integers
+from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import DTypeError, GraphError, ShapeError
 
 
@@ -65,6 +66,21 @@ class View(Operation):
 
     def view(self, array: Array) -> Array:
         """The same memory, seen in the result's shape."""
+        raise NotImplementedError
+
+
+class SharedOperation(Operation):
+    """An operation whose work the threads of a pool share.
+
+    The result does not depend on which thread does what; on how many there are, only in the last
+    digits of sums.
+    """
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        return self.bind_shared(inputs, out, ThreadPool())
+
+    def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
+        """As ``bind``, for a call whose work ``pool`` shares."""
         raise NotImplementedError
 
 
@@ -190,6 +206,37 @@ def as_expression(value: Operand, like: Expression) -> Expression:
     if not fits:
         raise DTypeError(f"{value!r} cannot be {like.dtype}; convert the expression with astype()")
     return constant(value, like.dtype)
+
+
+def broadcast_shape(name: str, *inputs: Expression) -> Shape:
+    """The common shape of ``inputs`` under NumPy's broadcasting; raises ShapeError."""
+    try:
+        return np.broadcast_shapes(*(each.shape for each in inputs))
+    except ValueError:
+        shapes = " and ".join(str(each.shape) for each in inputs)
+        raise ShapeError(
+            f"{name}: shapes {shapes} do not broadcast; expected equal lengths, or 1, "
+            f"on every axis counted from the last"
+        ) from None
+
+
+def same_dtype(name: str, *inputs: Expression) -> np.dtype[np.generic]:
+    """The one dtype of ``inputs``; raises DTypeError. Nothing is promoted silently."""
+    if any(each.dtype != inputs[0].dtype for each in inputs):
+        dtypes = " and ".join(str(each.dtype) for each in inputs)
+        raise DTypeError(f"{name}: dtypes {dtypes} differ; convert one of them with astype()")
+    return inputs[0].dtype
+
+
+def operands(first: Operand, second: Operand) -> tuple[Expression, Expression]:
+    """Both as expressions; a bare number takes the other's dtype."""
+    if isinstance(first, Expression):
+        return first, as_expression(second, first)
+    if isinstance(second, Expression):
+        return as_expression(first, second), second
+    raise DTypeError(
+        f"expected an expression among {first!r} and {second!r}; wrap one of them in constant()"
+    )
 
 
 def topological_order(outputs: Iterable[Expression]) -> list[Expression]:

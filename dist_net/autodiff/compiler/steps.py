@@ -20,6 +20,7 @@ from dist_net.autodiff.expression import (
     Constant,
     Expression,
     Operation,
+    SharedOperation,
     Variable,
     View,
     apply,
@@ -29,7 +30,6 @@ from dist_net.autodiff.kernels.thread_pool import SHARED_STRIP_BYTES, ThreadPool
 from dist_net.autodiff.operations.elementwise import Elementwise
 from dist_net.autodiff.operations.selection import AsType, LogicalNot, Mask, Where
 from dist_net.autodiff.operations.shaping import Reshape
-from dist_net.autodiff.operations.threaded import SharedOperation
 
 STRIP_BYTES = 1 << 16
 """What one node of a fused step writes at a time: at most a quarter of a usual L2 cache."""

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Call, in_order
+from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.kernels.gemm import Gemm
-from dist_net.autodiff.kernels.memory import aligned_bytes
+from dist_net.autodiff.kernels.memory import aligned_bytes, carve, scratch_bytes
 
 Task = Sequence[Sequence[Call]]
 """For each thread that may do it, the same calls, bound to that thread's scratch."""
@@ -27,6 +27,10 @@ SHARED_BYTES = 1 << 20
 after it has waited for the interpreter's lock between two calls: two threads compute 1 MB a tenth
 faster than one, 6 MB half as fast again, 13 MB twice as fast."""
 SHARED_STRIP_BYTES = 1 << 19  # so that calls are long, and threads seldom wait for the lock
+
+STRIP_BYTES = 1 << 17
+"""What a task writes at a time where work is not shared: with what it reads, half of an L2 cache of
+1 MiB."""
 
 MOST_THREADS = 256  # more are a typing error, and would exhaust the host
 
@@ -150,3 +154,31 @@ def _dismiss(
     for helper in helpers:
         if helper is not threading.current_thread():  # a helper may be what collects the garbage
             helper.join()
+
+
+def strips(rows: Array, strip_bytes: int | None = None) -> list[slice]:
+    """The rows, along the first axis, in strips of at most so many bytes, but at least one row."""
+    length = max(1, (strip_bytes or STRIP_BYTES) * len(rows) // max(1, rows.nbytes))
+    return [slice(start, min(start + length, len(rows))) for start in range(0, len(rows), length)]
+
+
+def by_strip(
+    result: Array,
+    spare_shapes: Callable[[slice], Sequence[Shape]],
+    calls: Callable[[slice, Sequence[Array]], Sequence[Call]],
+    pool: ThreadPool,
+) -> Call:
+    """One call that makes ``calls`` for each strip of ``result`` along its first axis.
+
+    ``calls`` is given spare arrays of the result's dtype and of ``spare_shapes``. If the result is
+    large, the pool shares the strips.
+    """
+    is_shared = pool.shares(result.nbytes)
+    parts = strips(result, SHARED_STRIP_BYTES if is_shared else STRIP_BYTES)
+    shapes = [spare_shapes(part) for part in parts]
+    pool.reserve(max((scratch_bytes(each, result.dtype) for each in shapes), default=0))
+    tasks: list[Task] = [
+        [calls(part, carve(pool.scratch(i), each, result.dtype)) for i in range(pool.threads)]
+        for part, each in zip(parts, shapes, strict=True)
+    ]
+    return pool.call(tasks) if is_shared else in_order([call for task in tasks for call in task[0]])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, integer
-from dist_net.autodiff.expression import Expression, apply
+from dist_net.autodiff.expression import Expression, SharedOperation, apply, same_dtype
 from dist_net.autodiff.kernels.convolution.training import (
     convolve,
     filter_gradient,
@@ -21,8 +21,6 @@ from dist_net.autodiff.kernels.convolution.training import (
 )
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Padding, Pair, Windows, windows
-from dist_net.autodiff.operations.broadcasting import same_dtype
-from dist_net.autodiff.operations.threaded import SharedOperation
 from dist_net.errors import DTypeError, ShapeError
 
 

@@ -11,8 +11,15 @@ from typing import ClassVar
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
-from dist_net.autodiff.expression import Expression, Operand, Operation, apply
-from dist_net.autodiff.operations.broadcasting import broadcast_shape, operands, same_dtype
+from dist_net.autodiff.expression import (
+    Expression,
+    Operand,
+    Operation,
+    apply,
+    broadcast_shape,
+    operands,
+    same_dtype,
+)
 from dist_net.autodiff.operations.reduction import sum_to_shape
 from dist_net.errors import DTypeError
 

@@ -10,8 +10,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order, positive_axis
-from dist_net.autodiff.expression import Expression, Operation, apply
-from dist_net.autodiff.operations.broadcasting import same_dtype
+from dist_net.autodiff.expression import Expression, Operation, apply, same_dtype
 from dist_net.errors import ShapeError
 
 

@@ -9,12 +9,17 @@ from functools import partial
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.expression import Expression, Operand, apply
+from dist_net.autodiff.expression import (
+    Expression,
+    Operand,
+    SharedOperation,
+    apply,
+    operands,
+    same_dtype,
+)
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
-from dist_net.autodiff.operations.broadcasting import operands, same_dtype
 from dist_net.autodiff.operations.reduction import sum_to_shape
 from dist_net.autodiff.operations.shaping import matrix_transpose, reshape
-from dist_net.autodiff.operations.threaded import SharedOperation
 from dist_net.errors import DTypeError, ShapeError
 
 

@@ -14,13 +14,11 @@ from functools import partial
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
-from dist_net.autodiff.expression import Expression, apply, constant
+from dist_net.autodiff.expression import Expression, SharedOperation, apply, constant, same_dtype
 from dist_net.autodiff.kernels.columns import column_dots, column_sums, long_rows
-from dist_net.autodiff.kernels.thread_pool import ThreadPool
-from dist_net.autodiff.operations.broadcasting import same_dtype
+from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip, strips
 from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
 from dist_net.autodiff.operations.shaping import reshape
-from dist_net.autodiff.operations.threaded import SharedOperation, by_strip, strips
 from dist_net.errors import ShapeError
 
 LARGEST_SHIFT = 16.0

@@ -10,8 +10,16 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.expression import Expression, Operand, Operation, View, apply
-from dist_net.autodiff.operations.broadcasting import broadcast_shape, operands, same_dtype
+from dist_net.autodiff.expression import (
+    Expression,
+    Operand,
+    Operation,
+    View,
+    apply,
+    broadcast_shape,
+    operands,
+    same_dtype,
+)
 from dist_net.autodiff.operations.elementwise import Elementwise, equal, greater, less
 from dist_net.autodiff.operations.reduction import Axis, Reduction, Sum, reduce, sum_to_shape
 from dist_net.errors import DTypeError, ParameterError, ShapeError

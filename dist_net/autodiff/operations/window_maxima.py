@@ -10,10 +10,9 @@ from functools import partial
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
-from dist_net.autodiff.expression import Expression, apply
+from dist_net.autodiff.expression import Expression, SharedOperation, apply
 from dist_net.autodiff.kernels.memory import copy_in_runs
-from dist_net.autodiff.kernels.thread_pool import ThreadPool
-from dist_net.autodiff.operations.threaded import SharedOperation, by_strip
+from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
 from dist_net.autodiff.operations.window_sums import AxisWindowsOperation, WindowReduction
 
 

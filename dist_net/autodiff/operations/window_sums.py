@@ -11,11 +11,10 @@ from typing import ClassVar
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.expression import Expression, Operation, apply
+from dist_net.autodiff.expression import Expression, Operation, SharedOperation, apply
 from dist_net.autodiff.kernels.memory import copy_in_runs
-from dist_net.autodiff.kernels.thread_pool import ThreadPool
+from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
 from dist_net.autodiff.kernels.windows import AxisWindows
-from dist_net.autodiff.operations.threaded import SharedOperation, by_strip
 
 SHORT_RUN = 64  # elements: at shorter ones, a ufunc takes longer than a copy of runs and a ufunc
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
+from dist_net.autodiff.kernels import thread_pool
 from dist_net.autodiff.kernels.windows import windows
-from dist_net.autodiff.operations import threaded as sharing
 from dist_net.errors import DTypeError, ShapeError
 
 FIXED = settings(
@@ -102,7 +102,7 @@ GEOMETRIES = {
 def test_values_and_gradients_are_those_of_loops(name, geometry, monkeypatch):
     shape, *how = geometry
     agree(name, draw(*shape), *how)
-    monkeypatch.setattr(sharing, "STRIP_BYTES", 1)  # one image at a time
+    monkeypatch.setattr(thread_pool, "STRIP_BYTES", 1)  # one image at a time
     agree(name, draw(*shape), *how)
 
 

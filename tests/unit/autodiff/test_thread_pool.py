@@ -14,7 +14,6 @@ from dist_net.autodiff.compiler.plan import BoundPlan
 from dist_net.autodiff.kernels import thread_pool as pool_module
 from dist_net.autodiff.kernels.convolution import patches
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
-from dist_net.autodiff.operations import threaded as sharing
 from dist_net.data import Dataset
 from dist_net.training.step import TrainingStep
 
@@ -51,7 +50,7 @@ def small_strips(monkeypatch):
     """Results of 2000 bytes are shared, in pieces of 500."""
     monkeypatch.setattr(pool_module, "SHARED_BYTES", 2000)
     monkeypatch.setattr(steps, "STRIP_BYTES", 500)
-    for module in (steps, sharing):
+    for module in (steps, pool_module):
         monkeypatch.setattr(module, "SHARED_STRIP_BYTES", 500)
     monkeypatch.setattr(patches, "STRIP_BYTES", 1)
     monkeypatch.setattr(patches, "FEWEST_PIXELS", 8)

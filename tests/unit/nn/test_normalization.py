@@ -8,10 +8,9 @@ from dist_net import nn
 from dist_net.autodiff.check import check_gradients
 from dist_net.autodiff.compiler.rewrite import rewrite
 from dist_net.autodiff.expression import topological_order
-from dist_net.autodiff.kernels import columns
+from dist_net.autodiff.kernels import columns, thread_pool
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations import normalization
-from dist_net.autodiff.operations import threaded as sharing
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.errors import DTypeError, ParameterError, ShapeError
 
@@ -132,7 +131,7 @@ def test_strips_lanes_and_threads_change_nothing(threads, strip_bytes, many_elem
     outputs = [normal, *batch, *ad.gradients(ad.sum(normal * g), [x, gamma, beta])]
     arrays = {"x": draw(shape), "a": draw((1, 40))[0], "b": draw((2, 40))[0], "g": draw(shape, 7)}
     expected = ad.evaluate(outputs, **arrays)
-    monkeypatch.setattr(sharing, "STRIP_BYTES", strip_bytes)
+    monkeypatch.setattr(thread_pool, "STRIP_BYTES", strip_bytes)
     monkeypatch.setattr(columns, "MANY_ELEMENTS", many_elements)
     for far in (0.0, 1e9):  # the variance by either way
         monkeypatch.setattr(normalization, "LARGEST_SHIFT", far)
