@@ -8,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from dist_net.cli.parser import count_from
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import available_cores
 from dist_net.cluster.terminal import FetchProgress, plain_console
@@ -29,17 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="the name of each class, a line"
     )
-    parser.add_argument("--top", type=count, default=5, metavar="N", help="default: 5")
+    parser.add_argument("--top", type=count_from(1), default=5, metavar="N", help="default: 5")
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object for each picture")
-
-
-def count(text: str) -> int:
-    """A whole number from 1 up."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
 
 
 def run(arguments: argparse.Namespace) -> int:

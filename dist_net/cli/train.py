@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dist_net.cli.parser import count_from
 from dist_net.cluster.command_line import add_trust_argument, command_line, joining_command
 from dist_net.cluster.local_run import LocalCluster, LocalRun, RunOutcome
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
@@ -32,7 +33,11 @@ KILLED_RUN_ENDS_S = 5.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument(
-        "--workers", type=count, default=DEFAULT_WORKERS, metavar="N", help="default: %(default)s"
+        "--workers",
+        type=count_from(0),
+        default=DEFAULT_WORKERS,
+        metavar="N",
+        help="default: %(default)s",
     )
 
 
@@ -68,14 +73,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", type=Path, metavar="DIR", help="needed to listen beyond loopback")
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-
-
-def count(text: str) -> int:
-    """A whole number from 0 up."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is below 0")
-    return number
 
 
 def run(arguments: argparse.Namespace) -> int:
