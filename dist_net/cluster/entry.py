@@ -58,7 +58,7 @@ def entry_point(
         print(FAILED, error, flush=True)
         return error.exit_code
     finally:
-        # It ends as it was about to. A parent of several threads may be noticed to end twice.
+        # From here it ends as it was about to: the end of a parent may be reported twice.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

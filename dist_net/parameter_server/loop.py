@@ -179,7 +179,7 @@ class ServerLoop:
         self._carry_out(self._server.handle(node, message, self._clock.now()), theirs)
 
     def _carry_out(self, commands: list[ServerCommand], theirs: Segment | None = None) -> None:
-        """Does what the state machine says; ``theirs`` is the segment of who is answered."""
+        """Does what the state machine says; ``theirs``: the answered worker's segment."""
         for command in commands:
             match command:
                 case SendToPeer(node, Snapshot() as snapshot):

@@ -27,13 +27,13 @@ class Window:
 
 @dataclass
 class RunMetrics:
-    """Counters and metric records of a run; what a checkpoint keeps goes on after a resume.
+    """Counters and metric records of a run; after a resume they go on from the checkpoint's.
 
     Only the newest records are kept: an observer asks for them as they are made, and writes them
-    down. ``next_record`` is how many there have been. A push of several gradients counts as so
-    many. ``seconds`` runs from the first lease to the last applied push, without the time in which
-    the run was interrupted. ``staleness_histogram[n]`` counts the pushes of staleness n, and its
-    last possible entry, ``STALENESS_BINS - 1``, also those beyond.
+    down. ``next_record`` is how many there have been. A push of several gradients counts as that
+    many pushes. ``seconds`` runs from the first lease to the last applied push, without the time
+    in which the run was interrupted. ``staleness_histogram[n]`` counts the pushes of staleness n,
+    and its last possible entry, ``STALENESS_BINS - 1``, also those beyond.
     """
 
     pushes_applied: int = 0

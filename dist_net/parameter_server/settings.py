@@ -20,7 +20,7 @@ REMEDIES = {
     "recipe": "give both hosts the same recipe",
     "data": "the recipe is the same, but not the training data: give both hosts the same dataset",
 }
-"""By the parts of ``LoadedRecipe.digest``."""
+"""What to do, by the part of ``LoadedRecipe.digest`` that differs."""
 
 OPTIMIZER_PREFIX = "optimizer/"
 """Begins the name of an optimizer's state vector in a checkpoint, so no parameter's name."""

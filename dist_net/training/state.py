@@ -6,8 +6,8 @@ While a push travels and is acknowledged, the worker computes the next minibatch
 the newest weights that it has, so it waits neither for the network nor for the server. Gradients
 that follow each other closely go in one push, as many as the server says: that wakes everybody on
 the way less often, and the server applies them in one pass over the weights. The price is a
-staleness that is greater by one or two of the worker's own. No I/O; times are seconds on one clock
-that never goes backwards.
+greater staleness, by one or two of the worker's own gradients. No I/O; times are seconds on one
+clock that never goes backwards.
 """
 
 import logging
@@ -39,7 +39,7 @@ from dist_net.wire.messages import (
 logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER_S = 60.0
-"""After that, even a server that is alive has lost the request; arrays may take longer."""
+"""For an answer, besides the time that arrays travel; then the server has lost the request."""
 
 SLOWEST_BYTES_PER_S = 16_000.0
 """The assumed speed of a network before anything has travelled over it."""
@@ -62,7 +62,7 @@ class SendToServer(NamedTuple):
 
 
 class Receive(NamedTuple):
-    """Wait so long for a message, 0: only look, then call ``WorkerState.received``."""
+    """Wait so long for a message (0: only look), then call ``WorkerState.received``."""
 
     timeout_s: float
 

@@ -4,8 +4,8 @@
 
 Orders come on stdin, a Unix socket: see ``dist_net.cluster.forking``. Prints ``READY`` on stdout
 when it has imported what workers need, and ends when the other end of the socket is closed. A
-worker that is forked here costs a quarter of the memory that one by itself does, beside its
-buffers, and is there at once.
+worker that is forked here starts at once, and takes a quarter of the memory of one that starts by
+itself, not counting its buffers.
 """
 
 import socket

@@ -33,7 +33,7 @@ KEPT_BYTES = 8 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the gateway's")
+    parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the gateway's address")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
     parser.add_argument(
         "--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for people"

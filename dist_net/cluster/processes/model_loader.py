@@ -27,7 +27,7 @@ from dist_net.wire.security import CLIENT, load_peer_keys
 
 logger = logging.getLogger("dist_net.cluster.model_loader")
 
-NICENESS = 10  # who waits for an answer comes before who waits for a new version
+NICENESS = 10  # answers come before new versions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -154,8 +154,8 @@ class Dispatcher:
         return wait_s, MODELLING_ERROR * wait_s + own_s
 
     def batch_rows(self, key: LaneKey, timeout_s: float) -> int:
-        """The most rows a batch may have, so that whoever waits for one and is in the next one is
-        answered in time."""
+        """The most rows a batch may have, if a request that waits for one batch, and runs in the
+        next, is to be answered in time."""
         time = self._time_of(key.model, key.is_picture)
         for rows in range(self._max_rows, 1, -1):
             wait_s, own_s = time.expected_s(rows) or 0.0, time.cautious_s(rows) or 0.0
@@ -183,7 +183,7 @@ class Dispatcher:
         return live or 1, busy_s, is_idle
 
     def _queued_s(self, key: LaneKey, rows: int, batch_rows: int) -> float:
-        """What the batches ahead of such a request will take a single worker."""
+        """How long one worker would take for the batches ahead of such a request."""
         total_s = 0.0
         for lane in self._queue.lanes.values():
             time = self._time_of(lane.key.model, lane.key.is_picture)

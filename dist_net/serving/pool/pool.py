@@ -52,8 +52,8 @@ NOT_ENLISTED = Refuse("the gateway has given this worker up", may_rejoin=True)
 class Pool:
     """Times are seconds on one clock that never goes backwards; ``now`` is when the pool starts.
 
-    ``first_worker_id`` should change with every start, so that a worker of the pool before is not
-    taken for one of this. ``loader_token``: see `Catalogue`.
+    ``first_worker_id`` should change with every start, so that a worker of the previous pool is
+    not taken for one of this. ``loader_token``: see `Catalogue`.
 
     `dispatch` must be called after other calls, once for all that happened together: it alone sends
     batches and requests to the loader. Each request that was let in ends with one `EndRequest`,

@@ -20,7 +20,7 @@ FROM_WORKERS = frozenset((Status.OK, Status.BAD_INPUT, Status.FAILED))
 
 @dataclass(slots=True, eq=False)
 class RunningBatch:
-    """Requests that a worker has. ``expected_s``: for how long; 0 if nothing was measured."""
+    """Requests that a worker computes, in ``expected_s``; that is 0 if nothing was measured."""
 
     batch_id: int
     description: ModelDescription

@@ -104,12 +104,13 @@ class ModelStatistics:
     """What one version of a model was asked since it was loaded.
 
     ``inference_count``: rows, and ``execution_count``: batches that were answered.
-    ``last_inference_s``: when the last one was, on the pool's clock; None: never. A count and
-    seconds each, of requests that were answered OK: ``success``, admission to answer; ``queue``,
-    admission to dispatch; ``compute_input`` and ``compute_infer``, what their batches took for
-    inputs and network; ``compute_output``, the rest, which is the way to the worker and back.
-    ``fail``: admission to any other end but cancellation. ``batches``: how many batches had so many
-    rows, and their seconds in the network.
+    ``last_inference_s``: when the last one was, on the pool's clock; None: never.
+
+    Of requests that were answered OK, their number and their seconds in all: ``success``, from
+    admission to answer; ``queue``, from admission to dispatch; ``compute_input`` and
+    ``compute_infer``, for their batches' inputs and network; ``compute_output``, for the rest,
+    which is the way to the worker and back. ``fail``: of those that ended otherwise, unless they
+    were cancelled. ``batches``: of batches by their rows, the seconds in the network.
 
     Requests: ``admitted`` = ``answered`` (OK or a bad input) + ``expired`` + ``failed`` +
     ``cancelled`` + those still in the pool; ``refused`` were never admitted. A request that names
