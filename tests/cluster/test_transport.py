@@ -27,8 +27,10 @@ from dist_net.wire.messages import (
     Heartbeat,
     Join,
     Push,
+    Refuse,
     Shutdown,
     SnapshotRequest,
+    StatusReport,
     StatusRequest,
     Work,
 )
@@ -206,6 +208,17 @@ def test_an_undecodable_message_is_logged_and_answered_and_kills_nobody(
     assert "undecodable_message node=" in caplog.text
     refusal = stranger.recv_multipart()
     assert b"Refuse" in refusal[0]
+    exchange(server, client)
+
+
+def test_an_answer_that_cannot_be_encoded_is_logged_and_its_peer_told_why(server, client, caplog):
+    client.send(Heartbeat(1))
+    node, _ = server.receive(DEADLINE_S)
+    server.send(node, StatusReport("x" * 2**21))
+    refuse = client.receive(DEADLINE_S)
+    assert isinstance(refuse, Refuse)
+    assert "StatusReport.report" in refuse.reason
+    assert "unsendable_message node=" in caplog.text
     exchange(server, client)
 
 

@@ -1,4 +1,4 @@
-"""What the gateway answers a client that knows a model as it was before."""
+"""What the gateway answers a client: that knows a model as it was before, or that it fails on."""
 
 import asyncio
 import json
@@ -11,7 +11,8 @@ import pytest
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.pool.description import known, summary_of
 from dist_net.serving.pool.requests import Outcome, Status
-from dist_net.wire.serving_messages import Answer, Ask
+from dist_net.wire.messages import Message
+from dist_net.wire.serving_messages import Answer, Ask, Describe, Greet, Greeting
 from fake_service import ANIMALS, DIGITS, FakeService, served
 
 PICTURE = b"\xff\xd8\xff any picture"
@@ -68,3 +69,24 @@ def test_what_the_client_knows_is_two_digests(said: bytes) -> None:
     got = answer(FakeService(), Ask(1, "digits", "", False, 0, (bytes(16), said)))
     assert got.status == Status.BAD_INPUT
     assert "2 payloads" in got.reason
+
+
+def test_a_message_whose_handling_fails_is_answered_and_the_next_one_too() -> None:
+    class Failing(FakeService):
+        def models(self) -> Any:
+            raise ZeroDivisionError("a fault of our own")
+
+    arrived = [(b"one", Describe(1)), (b"other", Greet())]
+    sent: list[Message] = []
+    failed: list[Message] = []
+    socket: Any = SimpleNamespace(
+        waiting=lambda most: iter(arrived[:most]),
+        has_message=lambda: False,
+        send=lambda _, message: sent.append(message),
+        answer_failure=lambda _, message: failed.append(message),
+    )
+    desk = ClientDesk(Failing(), socket, "g")
+    desk._receive_soon = lambda: None  # type: ignore[method-assign]
+    desk._receive()
+    assert failed == [Describe(1)]
+    assert sent == [Greeting("g", True)]

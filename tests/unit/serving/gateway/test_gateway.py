@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.messages import Heartbeat, Message
-from dist_net.wire.serving_messages import Enlist, Enlisted
+from dist_net.wire.serving_messages import BatchDone, Enlist, Enlisted
 
 BEATS_A_SECOND = 5
 
@@ -24,6 +26,7 @@ class Socket:
     def __init__(self) -> None:
         self.arrived: deque[tuple[bytes, Message]] = deque()
         self.sent: list[tuple[bytes, Message]] = []
+        self.failed: list[tuple[bytes, Message]] = []
         self._descriptor, self._other_end = os.pipe()
 
     def close(self) -> None:
@@ -43,6 +46,9 @@ class Socket:
     def send(self, node: bytes, message: Message) -> bool:
         self.sent.append((node, message))
         return True
+
+    def answer_failure(self, node: bytes, message: Message) -> None:
+        self.failed.append((node, message))
 
 
 class Clock:
@@ -141,3 +147,19 @@ def test_who_is_silent_afterwards_is_given_up() -> None:
             host.passes(0.2, silent=3)
             turns()
         assert host.children.killed == [3]
+
+
+def test_a_message_whose_handling_fails_is_answered_and_the_next_one_heard(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a fault of our own")
+
+    with running(workers=1) as (host, turns):
+        done = BatchDone(1, b"", 0.0, 0.0, ())
+        monkeypatch.setattr(Pool, "done", fail)
+        host.socket.arrived.append((b"worker 0", done))
+        host.socket.arrived.append((b"another", Enlist("another", "host", 7)))
+        turns()
+        assert host.socket.failed == [(b"worker 0", done)]
+        assert isinstance(host.socket.sent[-1][1], Enlisted)
