@@ -1,8 +1,8 @@
 """Convolution of maps: (N, H, W, C) by filters (kh, kw, C / groups, O).
 
-As in every neural net, the filters are not flipped: mathematics calls this a correlation. The
-convolution is linear in the map and in the filters, and so are its gradients: of the three
-operations here, each has the other two as its VJPs.
+As in all neural nets, the filters are not flipped: mathematics calls this a correlation. It is
+linear in the map and in the filters, and so are its gradients: the VJPs of each of the three
+operations here are the other two.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from dist_net.errors import DTypeError, ShapeError
 
 @dataclass(frozen=True)
 class Conv2D(SharedOperation):
-    """The map that has at each pixel the products of a window with each filter.
+    """The product of each window with each filter: (N, H', W', O).
 
     Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O). With groups, the first O / groups
-    outputs see the first C / groups channels, and so on.
+    outputs depend on the first C / groups channels, and so on.
     """
 
     windows: Windows
@@ -57,7 +57,7 @@ class Conv2D(SharedOperation):
 
 @dataclass(frozen=True)
 class Conv2DInputGradient(SharedOperation):
-    """What flows back to a map of ``map_size``. Inputs: cotangent (N, H', W', O), filters."""
+    """The cotangent of a map of ``map_size``. Inputs: cotangent (N, H', W', O), filters."""
 
     windows: Windows
     groups: int
@@ -82,7 +82,7 @@ class Conv2DInputGradient(SharedOperation):
 
 @dataclass(frozen=True)
 class Conv2DFilterGradient(SharedOperation):
-    """What flows back to the filters. Inputs: x (N, H, W, C), cotangent (N, H', W', O)."""
+    """The cotangent of the filters. Inputs: x (N, H, W, C), cotangent (N, H', W', O)."""
 
     windows: Windows
     groups: int
@@ -112,8 +112,8 @@ def conv2d(
 ) -> Expression:
     """The convolution of (N, H, W, C) by (kh, kw, C / groups, O): (N, H', W', O).
 
-    ``padding`` as ``windows`` has it, with zeros. Raises ShapeError if the shapes do not fit or
-    no window does, DTypeError unless both are of one float dtype.
+    The padding is of zeros, and ``padding`` is as for ``windows``. Raises ShapeError if the shapes
+    do not fit or no window does, DTypeError unless both have the same float dtype.
     """
     if x.ndim != 4 or filters.ndim != 4:
         raise ShapeError(

@@ -1,4 +1,4 @@
-"""Convolution with what follows it, as inference computes it: one operation, one pass."""
+"""Convolution with its epilogue in one operation, as inference computes it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dist_net.autodiff.kernels.windows import Windows
 
 @dataclass(frozen=True)
 class FusedConvolution(Operation):
-    """``epilogue`` of the convolution of x by filters: a description, which no plan computes.
+    """``epilogue`` of the convolution of x by filters: a description, which is planned later.
 
     Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O), bias (O,), and perhaps a residual of
     the output's shape.
@@ -34,7 +34,7 @@ class FusedConvolution(Operation):
         return (images, *self.windows.output(height, width), filters.shape[3]), x.dtype
 
     def problem(self, node: Expression) -> Problem:
-        """The shapes of a node of this operation."""
+        """The problem that a node of this operation describes."""
         x = node.inputs[0]
         return Problem(self.windows, self.groups, self.epilogue, x.shape, node.shape, x.dtype)
 
@@ -61,7 +61,7 @@ class PreparedFilters(Operation):
 
 @dataclass(frozen=True, eq=False)
 class PlannedConvolution(Operation):
-    """A fused convolution by a chosen algorithm, block by block, on a pool of threads.
+    """A fused convolution by a chosen algorithm, block by block, by a pool of threads.
 
     Inputs: x, the filters as the algorithm has prepared them, bias, and perhaps a residual.
     """

@@ -1,4 +1,4 @@
-"""Matrix products, on stacks of matrices as NumPy does, and with vectors on either side."""
+"""Matrix products, of stacks of matrices and of vectors too, by NumPy's rules."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def matmul(first: Operand, second: Operand) -> Expression:
     left = reshape(a, (1, *a.shape)) if a.ndim == 1 else a
     right = reshape(b, (*b.shape, 1)) if b.ndim == 1 else b
     if left.shape[-1] != right.shape[-2]:
-        raise misfit(a, b)  # the shapes as they were given, a vector's too
+        raise misfit(a, b)  # which names the shapes that were given, also of a vector
     product = apply(MatMul(), left, right)
     shape = product.shape
     if b.ndim == 1:
@@ -73,7 +73,7 @@ def matmul(first: Operand, second: Operand) -> Expression:
 
 
 def misfit(a: Expression, b: Expression) -> ShapeError:
-    """What to raise for matrices that cannot be multiplied."""
+    """The error to raise for matrices that cannot be multiplied."""
     return ShapeError(
         f"matmul: shapes {a.shape} and {b.shape} do not fit; expected (..., n, k) and "
         f"(..., k, m) with the same k and leading axes that broadcast"

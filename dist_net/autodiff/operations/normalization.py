@@ -1,8 +1,9 @@
-"""Batch normalisation: each channel of a batch brought to mean 0 and variance 1, then scaled.
+"""Batch normalization: each channel of a batch scaled to mean 0 and variance 1, and then by gamma.
 
-Source: Ioffe and Szegedy 2015 (arXiv 1502.03167). A channel is an index of the last axis; its
-statistics are over all the others. The operations are on matrices, (rows, channels), and as
-passes through memory are what they cost, each takes one, or as good as one: strip by strip.
+Source: Ioffe and Szegedy 2015 (arXiv 1502.03167). A channel is an index of the last axis; its mean
+and variance are taken over all the other axes. The operations are on matrices, (rows, channels).
+Most of their time goes into passes through memory, so each operation works strip by strip, and
+takes about one pass.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from dist_net.autodiff.operations.shaping import reshape
 from dist_net.errors import ShapeError
 
 LARGEST_SHIFT = 16.0
-"""Up to so many variances, the square of the mean is subtracted from the mean of the squares. It
-takes half the time of a sum of squared differences, for at most 17 times its rounding error."""
+"""If the squared mean is at most so many variances, the variance is the mean of squares less the
+squared mean. That takes half the time of adding up squared differences, and has at most 17 times
+the rounding error."""
 
 
 @dataclass(frozen=True)
 class Variance(SharedOperation):
-    """Of (rows, channels) x and its mean, (channels,): the mean square of the differences."""
+    """The mean of (x - mean)², by channel. Inputs: x (rows, channels), its mean (channels,)."""
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         x, center = inputs
@@ -57,7 +59,7 @@ class Variance(SharedOperation):
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, center = node.inputs
         factor = cotangent * (2 / x.shape[0])
-        # Nothing flows to the mean: the differences from it add up to 0.
+        # The mean's cotangent is 0, since the differences from it add up to 0.
         return apply(ScaleAndShift(), -(center * factor), x, factor), None
 
 
@@ -79,7 +81,7 @@ class ColumnDots(SharedOperation):
 
 @dataclass(frozen=True)
 class ScaleAndShift(SharedOperation):
-    """The sum of matrices, each times its scales, and of shifts: x·a + y·b + ... + c.
+    """The sum of matrices, each times its scales, and of a shift: x·a + y·b + ... + c.
 
     Inputs: c, x, a, y, b, ...; matrices are (rows, channels), scales and shifts (channels,).
     """
@@ -124,15 +126,15 @@ def batch_normalize(
 ) -> tuple[Expression, Expression, Expression]:
     """(x - mean) · gamma / deviation(variance) + beta, and the batch's mean and variance.
 
-    ``x`` is (..., channels), all else (channels,). The variance is the mean square of the
-    differences, not corrected for the number of rows. Raises ShapeError.
+    ``x`` is (..., channels), all else (channels,). The variance is the sum of squared differences
+    divided by the number of rows, not by one less. Raises ShapeError.
     """
     if x.ndim < 2 or x.size == 0 or not gamma.shape == beta.shape == x.shape[-1:]:
         raise ShapeError(
             f"batch_normalize: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; expected "
-            f"(..., channels), not empty, and twice (channels,)"
+            f"(..., channels), not empty, and (channels,) for gamma and beta"
         )
-    # The same node for all three, so that what flows back to it is added up, and merged, there.
+    # One node for all three, so that their cotangents are added up, and merged, at that node.
     rows = reshape(x, (-1, x.shape[-1]))
     center = mean(rows, 0)
     variance = apply(Variance(), rows, center)
@@ -142,7 +144,7 @@ def batch_normalize(
 
 
 def scale_and_shift(x: Expression, scale: Expression, shift: Expression) -> Expression:
-    """x · scale + shift, by channel: (..., channels), and twice (channels,)."""
+    """x · scale + shift, by channel: x is (..., channels), scale and shift are (channels,)."""
     rows = reshape(x, (-1, x.shape[-1]))
     return reshape(apply(ScaleAndShift(), shift, rows, scale), x.shape)
 
@@ -154,8 +156,11 @@ def _scaled_and_shifted(
     out: Array,
     spare: Sequence[Array],
 ) -> list[Call]:
-    """The calls for one strip. ``out`` is written when all but the last matrix were read, and so
-    may be any of them. ``spare``: one array for a sum of two products, and two for more."""
+    """The calls for one strip.
+
+    ``out`` may be one of the matrices: it is written after all but the last were read. ``spare``
+    holds one array for a sum of two products, two for a longer sum.
+    """
     *others, last = zip(matrices, scales, strict=True)
     calls: list[Call] = []
     for i, (matrix, scale) in enumerate(others):
@@ -174,7 +179,7 @@ def _squared_differences(x: Array, center: Array, out: Array) -> Call:
     lanes = np.empty((rows.shape[1] // len(center), len(center)), out.dtype)
     total, part = np.empty((2, rows.shape[1]), out.dtype)
     calls: list[Call] = [partial(np.copyto, lanes, center), partial(total.fill, 0)]
-    parts, alone = strips(rows), ThreadPool()  # as it is seldom called
+    parts, alone = strips(rows), ThreadPool()  # not shared, as it is seldom called
     spare = np.empty_like(rows[parts[0]])
     for strip in parts:
         differences = spare[: strip.stop - strip.start]

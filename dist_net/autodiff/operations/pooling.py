@@ -1,9 +1,8 @@
 """Pooling: the largest element, or the mean, of each window of a map (N, H, W, C).
 
-A window is a rectangle, so it is taken along one axis and then along the other: the maximum of
-the maxima of its rows, the sum of their sums. That is less work than all of its elements at
-once, and what lies between serves the gradient. Padding takes no part: it is nothing that could
-win or count.
+A window is pooled along one axis and then along the other: the maximum of the maxima of its rows,
+the sum of their sums. That is less work than pooling all of its elements at once, and the gradient
+uses the results in between. Padding is never the largest element, and does not count for the mean.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ def max_pool(
 ) -> Expression:
     """The largest element of each window: (N, H, W, C) to (N, H', W', C).
 
-    ``stride`` is ``size`` if left out, ``padding`` as ``windows`` has it; it never wins. Of
-    elements that tie, the first of a window, row by row, has the gradient. Raises ShapeError if
-    the windows do not fit or one has nothing but padding, DTypeError unless ``x`` is a float.
+    ``stride`` is ``size`` if left out, ``padding`` is as for ``windows``. Of a window's elements
+    that tie, the first, row by row, has the gradient. Raises ShapeError if the windows do not fit
+    or one has only padding, DTypeError unless ``x`` is a float.
     """
     down, across = _sides("max_pool", x, size, stride, padding)
-    for side in (across, down):  # rows first, so that of maxima the one in the first row is first
+    for side in (across, down):  # rows first, so that of equal maxima the first row's is first
         if not side.changes_nothing:
             x = apply(WindowMaximum(side), x)
     return x
@@ -59,7 +58,7 @@ def average_pool(
 def _sides(
     name: str, x: Expression, size: int | Pair, stride: int | Pair | None, padding: Padding
 ) -> list[AxisWindows]:
-    """The windows' sides: down, along axis 1, and across, along axis 2."""
+    """The windows along axis 1, down, and along axis 2, across."""
     if x.ndim != 4:
         raise ShapeError(f"{name}: shape {x.shape}; expected a map (N, H, W, C)")
     if x.dtype.kind != "f":
@@ -75,7 +74,7 @@ def _sides(
     ]
     if min(*sides[0].counts(), *sides[1].counts()) < 1:
         raise ShapeError(
-            f"{name}: a window of {seen.size} every {seen.stride} has nothing but padding "
-            f"{seen.padding} in a map of {map_size}; expected less padding than window on each side"
+            f"{name}: a window of {seen.size} every {seen.stride} has only padding {seen.padding} "
+            f"in a map of {map_size}; expected less padding than window on each side"
         )
     return sides

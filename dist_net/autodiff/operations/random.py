@@ -15,7 +15,7 @@ from dist_net.errors import ShapeError
 
 @dataclass(frozen=True, eq=False)
 class Uniform(Operation):
-    """Numbers in [0, 1). Compared by identity: two draws are never the same computation."""
+    """Numbers in [0, 1). Compared by identity: no two draws are the same computation."""
 
     shape: Shape
     generator: np.random.Generator
@@ -28,7 +28,7 @@ class Uniform(Operation):
 
 
 def uniform(shape: Sequence[int], generator: np.random.Generator) -> Expression:
-    """float32 numbers in [0, 1), other ones at each run."""
+    """float32 numbers in [0, 1), new ones at each run."""
     lengths = integers("uniform: shape", shape)
     if any(length < 0 for length in lengths):
         raise ShapeError(f"uniform: shape {lengths} has a negative length")

@@ -1,7 +1,4 @@
-"""Fewer elements out of many, and back: sums and broadcasting.
-
-A sum and a broadcast are each other's VJP, which is why they live together.
-"""
+"""Reductions along axes, and broadcasting: a sum and a broadcast are each other's VJP."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ Axis: TypeAlias = int | Sequence[int] | None
 
 @dataclass(frozen=True)
 class Reduction(Operation):
-    """A function of all elements along ``axes``, which stay as axes of length one."""
+    """A function of all elements along ``axes``; these stay, with length one."""
 
     axes: tuple[int, ...]
 
@@ -74,15 +71,15 @@ class BroadcastTo(View):
 
 
 def sum(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression:
-    """The sum along ``axis``, one, several or all (None); ``keepdims`` keeps them as 1.
+    """The sum along ``axis``, one, several or all (None); with ``keepdims`` they stay, as 1.
 
-    It has the dtype of ``x``: the sum of small integers wraps, unless they are cast before.
+    It has the dtype of ``x``, so sums of small integers wrap unless ``x`` is converted before.
     """
     return reduce(Sum, x, axis, keepdims)
 
 
 def mean(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression:
-    """The mean along ``axis``, one, several or all (None); ``keepdims`` keeps them as 1."""
+    """The mean along ``axis``, one, several or all (None); with ``keepdims`` they stay, as 1."""
     total = sum(x, axis, keepdims)
     if x.size == 0 and total.size > 0:
         raise ShapeError(f"mean: shape {x.shape} has no elements along axis {axis}")
@@ -96,7 +93,7 @@ def broadcast_to(x: Expression, shape: Sequence[int]) -> Expression:
 
 
 def sum_to_shape(x: Expression, shape: Shape) -> Expression:
-    """Undoes a broadcast from ``shape`` to the shape of ``x``: adds what was repeated."""
+    """The VJP of a broadcast from ``shape`` to the shape of ``x``: adds up what was repeated."""
     if x.shape == shape:
         return x
     new = x.ndim - len(shape)

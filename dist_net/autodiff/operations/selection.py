@@ -1,10 +1,11 @@
-"""Choosing between values: maximum, minimum, where; and conversions from one dtype to another."""
+"""Maximum, minimum, clip and where; conversion of dtypes; and values held constant."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -25,41 +26,40 @@ from dist_net.autodiff.operations.reduction import Axis, Reduction, Sum, reduce,
 from dist_net.errors import DTypeError, ParameterError, ShapeError
 
 
+class OneOfTwo(Elementwise):
+    """One of two elements; if they tie, the second, and with it the whole gradient."""
+
+    is_first: ClassVar[Callable[[Expression, Expression], Expression]]
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        return partial(self.ufunc, *inputs, out=out)  # NumPy 2.4 deprecates ``out`` by position
+
+    def derivatives(
+        self, y: Expression, g: Expression, *x: Expression
+    ) -> tuple[Expression | None, ...]:
+        first = type(self).is_first(*x)
+        return where(first, g, 0.0), where(logical_not(first), g, 0.0)
+
+
 @dataclass(frozen=True)
-class Maximum(Elementwise):
-    """The larger of two; where they tie, the gradient goes to the second: relu'(0) is 0."""
+class Maximum(OneOfTwo):
+    """The larger of two; relu'(0) is 0."""
 
     ufunc = np.maximum
-
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        return partial(np.maximum, *inputs, out=out)  # NumPy 2.4 deprecates it by position
-
-    def derivatives(
-        self, y: Expression, g: Expression, *x: Expression
-    ) -> tuple[Expression | None, ...]:
-        first = greater(*x)
-        return where(first, g, 0.0), where(logical_not(first), g, 0.0)
+    is_first = greater
 
 
 @dataclass(frozen=True)
-class Minimum(Elementwise):
-    """The smaller of two; where they tie, the gradient goes to the second."""
+class Minimum(OneOfTwo):
+    """The smaller of two."""
 
     ufunc = np.minimum
-
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        return partial(np.minimum, *inputs, out=out)  # NumPy 2.4 deprecates it by position
-
-    def derivatives(
-        self, y: Expression, g: Expression, *x: Expression
-    ) -> tuple[Expression | None, ...]:
-        first = less(*x)
-        return where(first, g, 0.0), where(logical_not(first), g, 0.0)
+    is_first = less
 
 
 @dataclass(frozen=True)
 class Clip(Elementwise):
-    """The nearest value from ``low`` to ``high``; at either, no gradient flows."""
+    """x, or the nearer bound where x lies outside; at ``low`` and ``high`` the gradient is 0."""
 
     low: float
     high: float
@@ -121,11 +121,11 @@ class Where(Operation):
 
 @dataclass(frozen=True)
 class Mask(Operation):
-    """``where(condition, x, 0)`` in a plan, which has no gradients any more.
+    """``where(condition, x, 0)``, to which a plan rewrites it; it needs no VJP.
 
-    A product of the bits of ``x``, read as an integer, and the truth value: a fifth of the time of
-    a masked copy, which takes a branch per element. A product of floats would give nan for an
-    infinite ``x`` where the condition does not hold.
+    A product of the bits of ``x``, read as an integer, and the truth value. It takes a fifth of the
+    time of a masked copy, which branches at each element. A product of floats would be nan for an
+    infinite ``x`` where the condition is false.
     """
 
     overwrites_inputs = True
@@ -218,17 +218,17 @@ def clip(x: Expression, low: float, high: float) -> Expression:
 
 
 def max(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression:
-    """The maximum along ``axis``, one, several or all (None); ``keepdims`` keeps them as 1."""
+    """The maximum along ``axis``, one, several or all (None); with ``keepdims`` they stay, as 1."""
     return reduce(Max, x, axis, keepdims)
 
 
 def where(condition: Expression, x: Operand, y: Operand) -> Expression:
-    """x where the condition holds, y elsewhere, whatever the other one is there."""
+    """x where the condition is true, y elsewhere; the other value there may even be nan."""
     return apply(Where(), condition, *operands(x, y))
 
 
 def logical_not(condition: Expression) -> Expression:
-    """True where the condition does not hold."""
+    """True where the condition is false."""
     return apply(LogicalNot(), condition)
 
 
@@ -238,5 +238,5 @@ def astype(x: Expression, dtype: DTypeLike) -> Expression:
 
 
 def stop_gradient(x: Expression) -> Expression:
-    """The same values, held constant by differentiation."""
+    """The same values, which differentiation takes for constant."""
     return apply(StopGradient(), x)

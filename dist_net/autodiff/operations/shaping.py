@@ -1,4 +1,4 @@
-"""The same elements under another shape: reshape and transpose. Nothing is computed."""
+"""The same elements in another shape: reshape and transpose. Nothing is computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dist_net.errors import ShapeError
 
 @dataclass(frozen=True)
 class Reshape(View):
-    """Row-major order kept, axes cut anew."""
+    """The same elements, in row-major order, in another shape."""
 
     shape: Shape
     keeps_contiguous = True
@@ -33,7 +33,7 @@ class Reshape(View):
         return self.shape, x.dtype
 
     def view(self, array: Array) -> Array:
-        # A silent copy would be made once, and be stale at the next run.
+        # A copy would be made once, when the plan is bound, and be stale at the next run.
         return array.reshape(self.shape, copy=False)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
@@ -63,7 +63,7 @@ class Transpose(View):
 
 
 def reshape(x: Expression, shape: Sequence[int]) -> Expression:
-    """``x`` in another shape of as many elements; one length may be -1: what is left."""
+    """``x`` in another shape of as many elements; one length may be -1, and is computed."""
     lengths = integers("reshape: shape", shape)
     if lengths.count(-1) == 1:
         known = math.prod(length for length in lengths if length != -1)
@@ -74,8 +74,7 @@ def reshape(x: Expression, shape: Sequence[int]) -> Expression:
 
 
 def transpose(x: Expression, axes: Sequence[int] | None = None) -> Expression:
-    """``x`` with its axes in another order, negative ones counted from the last; reversed if
-    left out."""
+    """``x`` with its axes in another order, reversed if ``axes`` is None; -1 is the last one."""
     given = range(x.ndim)[::-1] if axes is None else integers("transpose: axes", axes)
     order = tuple(axis + x.ndim if axis < 0 else axis for axis in given)
     return x if order == tuple(range(x.ndim)) else apply(Transpose(order), x)

@@ -20,8 +20,8 @@ BasicIndex: TypeAlias = SupportsIndex | slice | EllipsisType | None
 BasicIndices: TypeAlias = BasicIndex | tuple[BasicIndex, ...]
 
 Index: TypeAlias = tuple[int | range | None, ...]
-"""What to take of each axis: one place, which drops the axis, or a range of them; None is a new
-axis of length one. In normal form: ranges hold places that there are, and can be compared."""
+"""What to take of each axis: one index, which drops the axis, or a range; None is a new axis of
+length one. It is in normal form, so that it can be compared: all numbers are indices that exist."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class ZerosAround(Operation):
 def getitem(x: Expression, index: BasicIndices) -> Expression:
     """``x[index]`` for integers, slices, ``...`` and None, by NumPy's rules: a view of ``x``.
 
-    Raises IndexRangeError for an integer that is out of range, ShapeError for anything else that
-    is no such index of ``x``.
+    Raises IndexRangeError for an integer that is out of range, and ShapeError for other indices.
     """
     normal = _normal(index, x.shape)
     if [each for each in normal if each is not None] == [range(length) for length in x.shape]:
@@ -71,9 +70,9 @@ def getitem(x: Expression, index: BasicIndices) -> Expression:
 
 
 def zeros_around(x: Expression, shape: Sequence[int], index: BasicIndices) -> Expression:
-    """Zeros of ``shape``, with ``x`` at ``index``: what ``out[index] = x`` makes of zeros.
+    """Zeros of ``shape``, with ``x`` at ``index``, as ``zeros[index] = x`` would make.
 
-    Raises ShapeError unless ``x`` has the shape of what is there, and as ``x[index]`` does.
+    Raises ShapeError unless ``x`` has the shape of ``zeros[index]``; other errors as ``getitem``.
     """
     lengths = integers("zeros_around: shape", shape)
     normal = _normal(index, lengths)
@@ -84,7 +83,7 @@ def zeros_around(x: Expression, shape: Sequence[int], index: BasicIndices) -> Ex
 
 
 def _normal(index: BasicIndices, shape: Shape) -> Index:
-    """The index in normal form, with a range for each axis that is not named."""
+    """The index in normal form, which also has the axes that ``index`` leaves out."""
     given = index if isinstance(index, tuple) else (index,)
     dots = [i for i, each in enumerate(given) if each is Ellipsis] or [len(given)]
     named = sum(each is not None and each is not Ellipsis for each in given)
@@ -101,7 +100,7 @@ def _normal(index: BasicIndices, shape: Shape) -> Index:
 
 
 def _places(given: object, axis: int, shape: Shape) -> int | range:
-    """The place or places that an integer or a slice means along an axis."""
+    """The index or the range that an integer or a slice stands for along an axis."""
     length = shape[axis]
     if isinstance(given, slice):
         try:
@@ -112,14 +111,14 @@ def _places(given: object, axis: int, shape: Shape) -> int | range:
                 f"and a step other than 0"
             ) from error
     try:
-        # A truth value is a mask to NumPy.
+        # To NumPy, True and False are masks.
         place = None if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]
     except TypeError:
         place = None
     if place is None:
         raise ShapeError(
             f"index of type {type(given).__name__} along axis {axis} of shape {shape}; expected an "
-            f"integer, a slice, ... or None; for an index that an array holds there is gather()"
+            f"integer, a slice, ... or None; for indices in an array use gather()"
         )
     if not -length <= place < length:
         raise IndexRangeError(
@@ -134,7 +133,7 @@ def _shape_of(index: Index) -> Shape:
 
 
 def _sliced(array: Array, index: Index) -> Array:
-    """The view of ``array`` at ``index``; of no axes, too, where NumPy would give a number."""
+    """The view of ``array`` at ``index``: a view also if it has no axes."""
     entries = [
         slice(each.start, each.stop if each.stop >= 0 else None, each.step)
         if isinstance(each, range)

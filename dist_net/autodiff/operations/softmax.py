@@ -1,7 +1,7 @@
-"""Softmax and what is made of it, as compositions that a plan shares between loss and gradient.
+"""Softmax and its logarithm, and the loss of classifiers, composed of simpler operations.
 
-Each row is shifted by its maximum first, so that no exponential overflows and at least one
-is 1; the shift cancels, so it is held constant for the gradient.
+The largest of each row is subtracted first, so that no exponential overflows and at least one is 1.
+That does not change the result, and so it counts as constant in the gradient.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dist_net.errors import DTypeError
 
 
 def shifted_to_zero(logits: Expression) -> Expression:
-    """The logits less their largest, along the last axis."""
+    """The logits minus the largest along the last axis."""
     return logits - stop_gradient(max(logits, -1, keepdims=True))
 
 
@@ -36,14 +36,14 @@ def require_class_indices(name: str, labels: Expression) -> None:
     if labels.dtype.kind not in "iu":
         raise DTypeError(
             f"{name}: targets of dtype {labels.dtype}; expected integers, each the index of a "
-            f"class; for numbers to be predicted take mean_squared_error"
+            f"class; to predict numbers use mean_squared_error"
         )
 
 
 def cross_entropy_of_logits(logits: Expression, labels: Expression) -> Expression:
     """-log softmax(logits)[label] of each row: (N, C) and (N,) integers give (N,).
 
-    Raises DTypeError for labels that are no integers.
+    Raises DTypeError unless labels are integers.
     """
     require_class_indices("cross_entropy_of_logits", labels)
     shifted = shifted_to_zero(logits)

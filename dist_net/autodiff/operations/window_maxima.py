@@ -1,4 +1,4 @@
-"""The maxima of windows along one axis, and what flows back to the first of each window."""
+"""The maxima of windows along one axis; the gradient goes to the first maximum of each window."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dist_net.autodiff.operations.window_sums import AxisWindowsOperation, Windo
 
 @dataclass(frozen=True)
 class WindowMaximum(WindowReduction):
-    """The largest element of each window; of those that tie, the first has the gradient."""
+    """The largest element of each window; if several tie, the first has the gradient."""
 
     ufunc = np.maximum
     of_none = -math.inf
@@ -36,7 +36,7 @@ class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         x, maxima, cotangent = inputs
-        # The usual case: the second of two takes what the first has left.
+        # The usual case: the second of two elements has the gradient if the first has it not.
         is_of_two = self.windows.is_partition and len(self.windows.taps()) == 2
         is_gathered = is_of_two and self.is_scattered(x)
         spares = 1 if is_of_two else 3
@@ -86,7 +86,7 @@ class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
         left: Array,
         share: Array,
     ) -> Sequence[Call]:
-        """At each place in turn, a maximum takes what is ``left`` of its window's cotangent."""
+        """Place by place, a maximum takes its window's cotangent, unless an earlier one did."""
         windows = self.windows
         calls: list[Call] = [partial(np.copyto, left, cotangent), partial(out.fill, 0)]
         for where, elements in windows.taps():
@@ -107,9 +107,9 @@ class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
 
 @dataclass(frozen=True)
 class ElementAtMaximum(AxisWindowsOperation):
-    """Of each window of the third input, the element where the first has its first maximum.
+    """For each window, the element of another map at the place of a map's first maximum.
 
-    Inputs: a map, its maxima, another map.
+    Inputs: the map, its maxima, the other map.
     """
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:

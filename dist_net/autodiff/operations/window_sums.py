@@ -1,4 +1,4 @@
-"""The elements of windows along one axis, combined; sums of them, and what flows back."""
+"""Reductions of windows along one axis; their sums, and the gradient of these."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from dist_net.autodiff.kernels.memory import copy_in_runs
 from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
 from dist_net.autodiff.kernels.windows import AxisWindows
 
-SHORT_RUN = 64  # elements: at shorter ones, a ufunc takes longer than a copy of runs and a ufunc
+SHORT_RUN = 64  # elements: on shorter runs a ufunc takes longer than a copy and then a ufunc
 
 
 @dataclass(frozen=True)
 class AxisWindowsOperation(Operation):
-    """What is computed for windows along one axis, for some images at a time."""
+    """An operation on windows along one axis, computed for some images at a time."""
 
     windows: AxisWindows
 
     def is_scattered(self, x: Array) -> bool:
-        """Whether the elements of ``x`` at one place of the windows lie in short runs."""
+        """Whether the elements of ``x`` at one place of all windows lie in short runs."""
         run = math.prod(x.shape[self.windows.axis + 1 :])
         return self.windows.stride > 1 and run < SHORT_RUN and x.flags.c_contiguous
 
 
 @dataclass(frozen=True)
 class WindowReduction(AxisWindowsOperation, SharedOperation):
-    """All elements of each window, combined by a ufunc."""
+    """All elements of each window, reduced by ``ufunc``; ``of_none`` for a window of none."""
 
     ufunc: ClassVar[np.ufunc]
     of_none: ClassVar[float]
@@ -57,7 +57,7 @@ class WindowReduction(AxisWindowsOperation, SharedOperation):
         return by_strip(out, spare_shapes, calls, pool)
 
     def _gathered(self, x: Array, out: Array, spare: Array) -> Sequence[Call]:
-        """For elements in short runs, which are brought together first."""
+        """The calls for elements in short runs, which are copied to contiguous memory first."""
         (_, first), *others = self.windows.taps()
         calls = [copy_in_runs(out, self.windows.of(x, first))]
         for where, elements in others:

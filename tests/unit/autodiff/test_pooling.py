@@ -146,7 +146,7 @@ def test_random_geometries_with_many_ties(geometry, name, seed):
     except ShapeError:
         assume(False)
     if refused:
-        with pytest.raises(ShapeError, match="nothing but padding"):
+        with pytest.raises(ShapeError, match="only padding"):
             POOLS[name](ad.variable("x", shape), *how)
     else:
         agree(name, x, *how)
@@ -261,7 +261,7 @@ def test_what_is_no_map_or_no_float_is_refused(name):
 def test_windows_that_do_not_fit_or_see_only_padding_are_refused(name):
     with pytest.raises(ShapeError, match=r"window of \(5, 5\) does not fit into a map of \(4, 4\)"):
         POOLS[name](ad.variable("x", (1, 4, 4, 1)), 5)
-    with pytest.raises(ShapeError, match=r"nothing but padding .* in a map of \(4, 4\)"):
+    with pytest.raises(ShapeError, match=r"only padding .* in a map of \(4, 4\)"):
         POOLS[name](ad.variable("x", (1, 4, 4, 1)), 2, 1, ((2, 0), (0, 0)))
-    with pytest.raises(ShapeError, match="nothing but padding"):
+    with pytest.raises(ShapeError, match="only padding"):
         POOLS[name](ad.variable("x", (1, 4, 4, 1)), 2, 1, ((0, 0), (0, 2)))
