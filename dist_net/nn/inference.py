@@ -28,6 +28,7 @@ from dist_net.vector import Vector
 logger = logging.getLogger(__name__)
 
 COMPILED_KERNELS = (  # `choose` imports them when it first chooses them
+    "dist_net.autodiff.kernels.compiled.depthwise",
     "dist_net.autodiff.kernels.compiled.im2row",
     "dist_net.autodiff.kernels.compiled.winograd",
 )

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_net.autodiff.kernels.convolution.choice import choose
+from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
 from dist_net.autodiff.kernels.convolution.epilogue import Epilogue
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Blocking, Problem
@@ -38,16 +39,19 @@ from dist_net.nn.inference import Inference, prepare
 pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 
 from dist_net import compiling
+from dist_net.autodiff.kernels.compiled import depthwise as compiled_depthwise
 from dist_net.autodiff.kernels.compiled import im2row as compiled
 from dist_net.autodiff.kernels.compiled import tile_transforms as compiled_transforms
 from dist_net.autodiff.kernels.compiled import vectors
 from dist_net.autodiff.kernels.compiled import winograd as compiled_winograd
+from dist_net.autodiff.kernels.compiled.depthwise import CompiledDepthwise
 from dist_net.autodiff.kernels.compiled.im2row import CompiledIm2Row
 from dist_net.autodiff.kernels.compiled.winograd import CompiledWinograd
 from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
 
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
+    compiled_depthwise.correlate,
     compiled.write_rows,
     compiled.from_product,
     compiled_winograd.to_points,
@@ -132,6 +136,37 @@ IM2ROW_CASES = [
 ]
 
 
+DEPTHWISE_CASES = [
+    ((2, 9, 8, 16), {}),
+    ((3, 7, 7, 44), {"size": 5}),  # the last vector overlaps the one before it
+    ((2, 9, 12, 8), {"stride": 2}),
+    ((1, 8, 9, 24), {"size": 5, "stride": 2}),
+    ((2, 11, 14, 9), {"stride": 3}),
+    ((1, 7, 6, 8), {"size": 2, "stride": 3, "padding": ((0, 1), (1, 0))}),
+    ((1, 12, 11, 12), {"stride": 2, "padding": ((0, 1), (0, 1))}),
+    ((1, 2, 3, 10), {"padding": ((4, 4), (4, 4))}),
+    ((1, 6, 6, 9), {"padding": ((0, 0), (0, 0)), "size": 6}),
+    ((1, 5, 13, 17), {"size": 1}),
+]
+
+
+@pytest.mark.parametrize("blocking", [WHOLE, Blocking(1, 2, 999)])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize(("x", "options"), DEPTHWISE_CASES)
+def test_depthwise_gives_the_plain_answers(x, options, with_residual, blocking):
+    problem = problem_of(x, x[3], groups=x[3], **options)
+    require_same(CompiledDepthwise(), Depthwise(), problem, blocking, with_residual, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype", "chosen"),
+    [(8, np.float32, True), (7, np.float32, False), (8, np.float64, False)],
+)
+def test_depthwise_is_compiled_where_vectors_fit(channels, dtype, chosen):
+    problem = problem_of((1, 6, 6, channels), channels, groups=channels, dtype=dtype)
+    assert isinstance(choose(problem, 1, compiled=True).algorithm, CompiledDepthwise) == chosen
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize(("x", "filters", "blocking"), WINOGRAD_CASES)
@@ -210,6 +245,7 @@ IN_PYTHON = {
     "spread": lambda value: np.full(vectors.LANES, value, np.float32),
     "larger": np.maximum,
     "smaller": np.minimum,
+    "multiply_add": lambda a, b, c: a * b + c,
 }
 
 
@@ -240,7 +276,7 @@ def loops_in_python(monkeypatch):
 
         return run
 
-    for module in (compiled, compiled_transforms, compiled_winograd):
+    for module in (compiled, compiled_depthwise, compiled_transforms, compiled_winograd):
         for name, value in list(vars(module).items()):
             if hasattr(value, "py_func"):
                 is_loop = value in LOOPS
@@ -268,6 +304,13 @@ def test_no_loop_of_im2row_leaves_its_arrays(loops_in_python):
     assert {"write_rows", "from_product"} <= {*loops_in_python}
 
 
+def test_no_loop_of_depthwise_leaves_its_arrays(loops_in_python):
+    for x, options in DEPTHWISE_CASES:
+        problem = problem_of(x, x[3], groups=x[3], **options)
+        require_same(CompiledDepthwise(), Depthwise(), problem, Blocking(1, 3, 999), True)
+    assert "correlate" in loops_in_python
+
+
 @pytest.mark.usefixtures("loops_in_python")
 def test_a_loop_that_leaves_its_arrays_is_noticed():
     values, out, bias = (np.zeros(n, np.float32) for n in (16, 15, 8))
@@ -289,8 +332,8 @@ def test_a_loop_is_compiled_once_for_one_signature(loop):
 
 
 SECOND_PROCESS = """
-from dist_net.autodiff.kernels.compiled import im2row, winograd
-loops = [im2row.write_rows, im2row.from_product]
+from dist_net.autodiff.kernels.compiled import depthwise, im2row, winograd
+loops = [depthwise.correlate, im2row.write_rows, im2row.from_product]
 loops += [winograd.to_points, winograd.from_points]
 print([sum(loop.stats.cache_misses.values()) for loop in loops])
 """

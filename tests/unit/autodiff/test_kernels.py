@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_net.autodiff.kernels.convolution.choice import choose, images_of_a_piece
+from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
 from dist_net.autodiff.kernels.convolution.epilogue import Epilogue
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Problem
@@ -124,6 +125,46 @@ def test_im2row_is_the_convolution(x, options, blocking):
     problem = problem_of(x, 8, epilogue=Epilogue(0.1), **options)
     arrays = arrays_of(problem)
     require_close(problem, arrays, computed(Im2Row(), problem, arrays, blocking))
+
+
+DEPTHWISE_CASES = [
+    ((2, 9, 8, 16), {}),
+    ((3, 7, 7, 40), {"size": 5}),
+    ((2, 9, 12, 8), {"stride": 2}),
+    ((1, 8, 9, 24), {"size": 5, "stride": 2}),
+    ((2, 11, 12, 9), {"stride": 3}),
+    ((1, 7, 6, 8), {"size": 2, "stride": 3, "padding": ((0, 1), (1, 0))}),
+    ((1, 6, 8, 12), {"stride": 2, "padding": ((0, 1), (0, 1))}),
+    ((1, 2, 3, 10), {"padding": ((4, 4), (4, 4))}),
+    ((1, 6, 6, 600), {"padding": ((0, 0), (0, 0)), "size": 6}),
+    ((1, 5, 7, 1100), {"size": 1}),
+]
+
+
+def depthwise_problem(x, epilogue=None, **options):
+    return problem_of(x, x[3], groups=x[3], epilogue=epilogue, **options)
+
+
+@pytest.mark.parametrize(("x", "options"), DEPTHWISE_CASES)
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("blocking", [Blocking(99, 99, 9999), Blocking(1, 2, 9999)])
+def test_depthwise_is_the_convolution(x, options, with_residual, blocking):
+    problem = depthwise_problem(x, Epilogue(0.1, 0.0, high=2.0), **options)
+    arrays = arrays_of(problem, with_residual=with_residual)
+    require_close(problem, arrays, computed(Depthwise(), problem, arrays, blocking))
+
+
+@pytest.mark.parametrize("images", [1, 8])
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_depthwise_is_chosen_where_each_channel_has_a_filter_of_its_own(images, reproducible):
+    problem = depthwise_problem((images, 12, 12, 72))
+    choice = choose(problem, 2, reproducible)
+    assert choice.algorithm.name == "depthwise"
+    assert images_of_a_piece(problem) == 1
+    arrays = arrays_of(problem)
+    require_close(problem, arrays, computed(choice.algorithm, problem, arrays, choice.blocking, 2))
+    assert choose(problem_of((images, 12, 12, 72), 144, groups=72), 2).algorithm.name == "im2row"
+    assert choose(problem_of((images, 12, 12, 1), 1), 2).algorithm.name == "im2row"
 
 
 def test_channels_may_be_shared_out():

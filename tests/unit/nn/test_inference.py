@@ -18,6 +18,7 @@ from dist_net.nn import (
     BatchNorm,
     Conv2D,
     Dense,
+    DepthwiseConv2D,
     Flatten,
     GlobalAveragePool,
     Lambda,
@@ -189,6 +190,17 @@ NETS = {
     "convolutions": model_of(),
     "dense": Model(
         Sequential(Rescale(), Flatten(), Dense(1200, relu), Dense(64), Dense(10)), (28, 28)
+    ),
+    "depthwise": model_of(
+        Sequential(
+            Rescale(),
+            Conv2D(12, 1, 2),
+            DepthwiseConv2D(3, activation=relu6),
+            Residual(DepthwiseConv2D(5)),
+            DepthwiseConv2D(3, 2),
+            Flatten(),
+            Dense(3),
+        )
     ),
     "small maps": model_of(
         Sequential(

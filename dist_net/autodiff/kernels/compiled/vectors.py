@@ -18,6 +18,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numpy.typing import NDArray
 
@@ -136,6 +137,18 @@ def smaller(_: Any, a: Any, b: Any) -> Any:
         return builder.select(builder.fcmp_ordered("<", b, a), b, a)
 
     return VECTOR(VECTOR, VECTOR), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def multiply_add(_: Any, a: Any, b: Any, c: Any) -> Any:
+    """a · b + c, rounded once where the processor has an instruction for that."""
+
+    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        type_ = ir.FunctionType(_LLVM, [_LLVM] * 3)
+        name = f"llvm.fmuladd.v{LANES}f32"
+        return builder.call(get_or_insert_function(builder.module, type_, name), arguments)
+
+    return VECTOR(VECTOR, VECTOR, VECTOR), code
 
 
 def _describe(operation: Any, instruction: str) -> None:

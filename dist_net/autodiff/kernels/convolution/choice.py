@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.kernels.convolution.depthwise import Depthwise, is_depthwise
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
@@ -38,6 +39,9 @@ USUAL_THREADS = 2  # a reproducible plan is cut for two threads, however many th
 # filters anew for each image. Eight is a whole number of BLAS's tiles, so all rows are computed
 # alike; the last ones of six or sixteen are not.
 ROWS_OF_A_PIECE = 8
+PRODUCTS_OF_DEPTHWISE = (
+    1 << 20
+)  # of a block: some 100 us, several times what a thread needs to wake
 
 
 class Algorithm(Protocol):
@@ -97,6 +101,8 @@ def choose(
     faster than NumPy. ``gemm``: how products are computed; if left out, each by one call of BLAS.
     """
     gemm = gemm or Gemm()
+    if is_depthwise(problem.x, problem.groups, problem.out):
+        return _depthwise(problem, compiled)
     images, height, width, out_channels = problem.out
     algorithm = _algorithm(problem, gemm)
     step = algorithm.row_step
@@ -128,10 +134,23 @@ def images_of_a_piece(problem: Problem) -> int:
     For Winograd, one: its transforms are products too, and of more than eight rows.
     """
     _, height, width, _ = problem.out
+    if is_depthwise(problem.x, problem.groups, problem.out):
+        return 1
     if isinstance(_algorithm(problem, Gemm()), Winograd):
         return 1
     images, rest = divmod(ROWS_OF_A_PIECE, height * width)
     return images if rest == 0 else 1
+
+
+def _depthwise(problem: Problem, compiled: bool) -> Choice:
+    """Nothing of a pixel depends on the block that it is in, so blocks may be of any size."""
+    images, height, width, channels = problem.out
+    per_row = width * channels * problem.row_length
+    rows = max(1, PRODUCTS_OF_DEPTHWISE // per_row)
+    return Choice(
+        _compiled(Depthwise(), problem) if compiled else Depthwise(),
+        Blocking(max(1, min(images, rows // height)), min(rows, height), channels),
+    )
 
 
 def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:
@@ -151,14 +170,18 @@ def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:
     return Winograd(4 if stride == 1 and is_large else 2, stride, gemm)
 
 
-def _compiled(algorithm: Im2Row | Winograd, problem: Problem) -> Algorithm:
+def _compiled(algorithm: Im2Row | Winograd | Depthwise, problem: Problem) -> Algorithm:
     """The same algorithm, compiled: by measurement faster for every layer that it can compute."""
     # These import numba, which is an extra, and takes half a second.
+    from dist_net.autodiff.kernels.compiled.depthwise import CompiledDepthwise
     from dist_net.autodiff.kernels.compiled.im2row import CompiledIm2Row
+    from dist_net.autodiff.kernels.compiled.vectors import LANES
     from dist_net.autodiff.kernels.compiled.winograd import CompiledWinograd
 
     if problem.dtype != np.float32:
         return algorithm
+    if isinstance(algorithm, Depthwise):
+        return CompiledDepthwise() if problem.out[3] >= LANES else algorithm
     if isinstance(algorithm, Im2Row):
         return CompiledIm2Row(algorithm.gemm)
     return CompiledWinograd(algorithm.m, algorithm.stride, algorithm.gemm)

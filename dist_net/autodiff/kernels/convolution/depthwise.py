@@ -1,0 +1,142 @@
+"""Depthwise convolution: one filter for each channel, which sees that channel alone.
+
+It is no matrix product, but sums of products of neighbouring values, and needs no rows written out:
+pixels that lie side by side are multiplied as one long row, by a tap repeated as often. With a
+stride, the padded map is kept as *phases*, each of every stride-th column, so that they do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from dist_net.autodiff.arrays import Array, Call, Shape
+from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem, take_padded
+from dist_net.autodiff.kernels.memory import carve, scratch_bytes
+from dist_net.autodiff.kernels.windows import Pair, Windows
+
+LONGEST_ROW = 1024  # values: the taps of a 5x5 filter, repeated, still stay in the cache
+SUM_OF_TAPS = "nrjaqpl,aqpl->nrjl"
+
+
+class Depthwise:
+    """The algorithm with NumPy: one sum of products for a block."""
+
+    name = "depthwise"
+    row_step = 1
+
+    def prepared_shape(self, problem: Problem) -> Shape:
+        """The shape of what ``prepare`` gives."""
+        return *problem.windows.size, problem.out[3]
+
+    def prepare(self, problem: Problem, filters: Array) -> Array:
+        """(kh, kw, 1, C) as (kh, kw, C), a view."""
+        return filters[:, :, 0]
+
+    def scratch_bytes(self, problem: Problem, block: Block) -> int:
+        """How many bytes of scratch one thread needs for a block."""
+        return scratch_bytes(_shapes(problem, block), problem.dtype)
+
+    def calls(
+        self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
+    ) -> Sequence[Call]:
+        """The calls that compute a block of the output."""
+        padded, taps, bias, spare = carve(scratch, _shapes(problem, block), problem.dtype)
+        windows, channels = problem.windows, problem.out[3]
+        top = block.rows.start * windows.stride[0] - windows.padding[0][0]
+        corner = top, -windows.padding[1][0]
+        gather = gather_phases(arrays.x[block.images], windows, corner, padded)
+        repeat: list[Call] = [
+            *repeat_taps(arrays.filters, taps, channels),
+            partial(np.copyto, bias.reshape(-1, channels, copy=False), arrays.bias),
+        ]
+        seen = in_long_rows(padded, windows, block.size[1], len(bias))
+        out = arrays.out[block.index].reshape(spare.shape, copy=False)
+        residual = None
+        if arrays.residual is not None:
+            residual = arrays.residual[block.index].reshape(spare.shape, copy=False)
+        return [
+            *gather,
+            *repeat,
+            partial(np.einsum, SUM_OF_TAPS, seen, taps, out=out),
+            *problem.epilogue.calls(out, bias, residual, out, spare),
+        ]
+
+
+def is_depthwise(x: Shape, groups: int, out: Shape) -> bool:
+    """Whether each channel is a group of its own, with one filter."""
+    return groups == x[3] == out[3] > 1
+
+
+def phases_shape(windows: Windows, images: int, rows: int, columns: int, channels: int) -> Shape:
+    """Of the padded map that so many rows of a result are made of: (N, H, phases, W, C)."""
+    (height, width), (down, across) = windows.size, windows.stride
+    return images, (rows - 1) * down + height, across, columns - 1 - (-width // across), channels
+
+
+def taps_shape(windows: Windows, columns: int, channels: int) -> Shape:
+    """Of the repeated taps: (kh, kw / phases, phases, values of a long row)."""
+    (height, width), across = windows.size, windows.stride[1]
+    return height, -(-width // across), across, long_row(columns, channels)
+
+
+def long_row(columns: int, channels: int) -> int:
+    """How many values are multiplied as one row: those of pixels that divide the columns."""
+    most = max(1, LONGEST_ROW // channels)
+    return channels * max(n for n in range(1, min(most, columns) + 1) if columns % n == 0)
+
+
+def gather_phases(x: Array, windows: Windows, corner: Pair, padded: Array) -> Sequence[Call]:
+    """The calls that copy the part of ``x`` whose corner is this to ``padded``, by phases."""
+    across = windows.stride[1]
+    calls: list[Call] = []
+    for phase in range(across):
+        before, first = divmod(corner[1] + phase, across)
+        calls += take_padded(x[:, :, first::across], corner[0], before, padded[:, :, phase])
+    return calls
+
+
+def repeat_taps(filters: Array, taps: Array, channels: int) -> Sequence[Call]:
+    """The calls that fill ``taps`` with (kh, kw, C) filters; where there is no column, with 0."""
+    across = taps.shape[2]
+    calls: list[Call] = []
+    for phase in range(across):
+        there = filters[:, phase::across]
+        of_phase = taps[:, :, phase].reshape(*taps.shape[:2], -1, channels, copy=False)
+        calls.append(partial(np.copyto, of_phase[:, : there.shape[1]], there[:, :, np.newaxis]))
+        if there.shape[1] < taps.shape[1]:
+            calls.append(partial(of_phase[:, there.shape[1] :].fill, 0))
+    return calls
+
+
+def in_long_rows(padded: Array, windows: Windows, rows: int, row_length: int) -> Array:
+    """(N, rows, long rows, kh, kw / phases, phases, values): what each tap multiplies, a view."""
+    images, _, _, width, channels = padded.shape
+    taps = taps_shape(windows, 1, channels)
+    columns = width + 1 - taps[1]
+    per_image, per_row, per_phase, per_pixel, per_value = padded.strides
+    return as_strided(
+        padded,
+        (images, rows, columns * channels // row_length, *taps[:3], row_length),
+        (
+            *(per_image, windows.stride[0] * per_row, row_length * per_value),
+            *(per_row, per_pixel, per_phase, per_value),
+        ),
+    )
+
+
+def _shapes(problem: Problem, block: Block) -> list[Shape]:
+    """Of a block's padded input, its repeated taps and bias, and a spare output."""
+    images, rows, channels = block.size
+    columns, windows = problem.out[2], problem.windows
+    taps = taps_shape(windows, columns, channels)
+    return [
+        phases_shape(windows, images, rows, columns, channels),
+        taps,
+        taps[3:],
+        (images, rows, columns * channels // taps[3], taps[3]),
+    ]
