@@ -120,6 +120,39 @@ def adam(
     return is_finite
 
 
+def adamw(
+    weights: Vector,
+    gradients: Vectors,
+    out: Vector,
+    rates: Rates,
+    mean: Vector,
+    mean_square: Vector,
+    next_mean: Vector,
+    next_mean_square: Vector,
+    towards: float,
+    towards_square: float,
+    epsilon: float,
+    crumb: float,
+) -> bool:
+    """``adam``, after w ← w - d w; behind the rates of the gradients are their decays d."""
+    is_finite = True
+    for i in range(weights.size):
+        w = weights[i]
+        m = mean[i]
+        v = mean_square[i]
+        for k in range(len(gradients)):
+            g = gradients[k][i]
+            w -= w * rates[len(gradients) + k]
+            m = (m + (g - m) * towards + crumb) - crumb
+            v = (v + (g * g - v) * towards_square + crumb) - crumb
+            w -= m / (math.sqrt(v) + epsilon) * rates[k]
+        next_mean[i] = m
+        next_mean_square[i] = v
+        out[i] = w
+        is_finite &= (abs(w) < LIMIT) & (v < INFINITE)
+    return is_finite
+
+
 def adagrad(
     weights: Vector,
     gradients: Vectors,
@@ -144,12 +177,12 @@ def adagrad(
     return is_finite
 
 
-LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad)}
+LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adamw, adagrad)}
 
 
 @cache
-def compiled(name: str, gradients: int, states: int, constants: int) -> Loop:
-    """One of ``LOOPS``, for this many gradients, state vectors and constants."""
-    several = (UniTuple(READ, gradients), WRITTEN, UniTuple(REAL, gradients))
+def compiled(name: str, gradients: int, factors: int, states: int, constants: int) -> Loop:
+    """One of ``LOOPS``, for this many gradients, factors of each, state vectors and constants."""
+    several = (UniTuple(READ, gradients), WRITTEN, UniTuple(REAL, factors * gradients))
     arguments = (READ, *several, *[READ] * states, *[WRITTEN] * states, *[REAL] * constants)
     return jit(*arguments, result=BOOLEAN)(LOOPS[name])

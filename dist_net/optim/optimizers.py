@@ -1,4 +1,4 @@
-"""The optimizers: SGD plain and with two kinds of momentum, Adam, AdaGrad.
+"""The optimizers: SGD plain and with two kinds of momentum, Adam, AdamW, AdaGrad.
 
 Each is an exact transcription of the Keras 3 optimizer of the same name, whose sources are the
 specification and whose defaults are kept. In the formulas w are the weights, g is the gradient
@@ -148,6 +148,26 @@ class Adam(Optimizer):
 
 
 @dataclass(frozen=True)
+class AdamW(Adam):
+    """w ← w - η λ w, and then Adam's step, whose means the decay does not enter.
+
+    Loshchilov & Hutter 2019, "Decoupled weight decay regularization" (arXiv 1711.05101). λ is
+    ``weight_decay``; it holds for every parameter.
+    """
+
+    weight_decay: float = 0.004
+
+    loop = "adamw"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_not_negative("weight_decay", self.weight_decay)
+
+    def decay(self, learning_rate: float) -> float:
+        return learning_rate * self.weight_decay
+
+
+@dataclass(frozen=True)
 class AdaGrad(Optimizer):
     """a ← a + g²;  w ← w - η g / √(a + ε), from a = ``initial_accumulator``.
 
@@ -190,6 +210,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
         "momentum": Momentum(),
         "nesterov": Nesterov(),
         "adam": Adam(),
+        "adamw": AdamW(),
         "adagrad": AdaGrad(),
     }
 )

@@ -29,7 +29,13 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dist_net.errors import ShapeError
-from dist_net.optim.ranges import TOO_LARGE, Floats, all_below, require_fraction
+from dist_net.optim.ranges import (
+    TOO_LARGE,
+    Floats,
+    all_below,
+    require_fraction,
+    require_positive,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +76,10 @@ class Optimizer(ABC):
         """The factor of the update at ``step``, 1 for the first."""
         return learning_rate
 
+    def decay(self, learning_rate: float) -> float | None:
+        """The share of each weight that is taken away before the update; None: nothing is."""
+        return None
+
     @abstractmethod
     def step(
         self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
@@ -86,11 +96,14 @@ class Optimizer(ABC):
 
 
 def start_rule(
-    optimizer: Optimizer, shapes: ArrayShapes, momenta: Sequence[float] = ()
+    optimizer: Optimizer,
+    shapes: ArrayShapes,
+    momenta: Sequence[float] = (),
+    clip_norm: float | None = None,
 ) -> "UpdateRule":
     """A fresh float32 rule for a flat vector of these arrays, the last of which are buffers.
 
-    ``momenta`` has the momentum of each buffer.
+    ``momenta`` has the momentum of each buffer; ``clip_norm`` is the rule's.
     """
     for momentum in momenta:
         require_fraction("momentum", momentum)
@@ -98,7 +111,7 @@ def start_rule(
     trained = len(sizes) - len(momenta)
     rates = [np.full(n, 1 - m, np.float32) for n, m in zip(sizes[trained:], momenta, strict=True)]
     averaging_rates = np.concatenate([np.empty(0, np.float32), *rates])
-    return UpdateRule(optimizer, sum(sizes[:trained]), np.float32, averaging_rates)
+    return UpdateRule(optimizer, sum(sizes[:trained]), np.float32, averaging_rates, clip_norm)
 
 
 def strips_of(size: int) -> tuple[slice, ...]:
@@ -113,7 +126,8 @@ class UpdateRule:
 
     The parameters are updated strip by strip, so that each strip stays in the cache; a strip takes
     the steps along all gradients before the next strip's turn. ``averaging_rates`` has, for each
-    element of the buffers, how far it moves towards what is observed.
+    element of the buffers, how far it moves towards what is observed. A gradient whose norm is
+    above ``clip_norm`` is scaled down to that (Pascanu, Mikolov & Bengio 2013, arXiv 1211.5063).
 
     ``state`` is what a checkpoint keeps: vectors of ``trained_size`` elements, none for plain SGD.
     Restore it by writing into these arrays (``state[name][:] = saved``), never by replacing them.
@@ -126,7 +140,10 @@ class UpdateRule:
         trained_size: int,
         dtype: DTypeLike = np.float32,
         averaging_rates: Floats | None = None,
+        clip_norm: float | None = None,
     ) -> None:
+        if clip_norm is not None:
+            require_positive("clip_norm", clip_norm)
         self.optimizer = optimizer
         initial = optimizer.initial_state
         self.state = {name: np.full(trained_size, value, dtype) for name, value in initial.items()}
@@ -138,6 +155,8 @@ class UpdateRule:
         self._size = trained_size + self._rates.size
         self._strips = strips_of(trained_size)
         self._scratch = np.empty(max(each.stop - each.start for each in self._strips), dtype)
+        self._clip_norm = clip_norm
+        self._clipped: list[Floats] = []  # made when a gradient is first clipped
         self._compiled = self._compile() if np.dtype(dtype) == np.float32 else {}
 
     def _compile(self) -> dict[int, Callable[..., bool]]:
@@ -153,7 +172,8 @@ class UpdateRule:
             logger.info("updates_begun rule=%s loops=numpy", name)
             return {}
         logger.info("updates_begun rule=%s loops=compiled", name)
-        sizes = len(self.state), len(self.optimizer.constants)
+        factors = 1 if self.optimizer.decay(1.0) is None else 2
+        sizes = factors, len(self.state), len(self.optimizer.constants)
         return {count: compiled(loop, count, *sizes) for count in range(1, MOST_COMPILED + 1)}
 
     def update(
@@ -194,10 +214,16 @@ class UpdateRule:
             trained = slice(0, self._trained_size)
             weights, out = weights[trained], out[trained]
             gradients = [gradient[trained] for gradient in gradients]
+        if self._clip_norm is not None:
+            gradients = [
+                self._within_norm(index, gradient, self._clip_norm)
+                for index, gradient in enumerate(gradients)
+            ]
         rates = tuple(
             self.optimizer.rate(learning_rate, step + taken)
             for taken, learning_rate in enumerate(learning_rates)
         )
+        decays = [self.optimizer.decay(learning_rate) for learning_rate in learning_rates]
         # A gradient that came over a network lies anywhere; loops are compiled for aligned ones.
         is_aligned = all(gradient.flags.aligned for gradient in gradients)
         is_apart = not np.may_share_memory(weights, out)
@@ -205,9 +231,10 @@ class UpdateRule:
         if loop:
             states = *self.state.values(), *self._next_state.values()
             constants = self.optimizer.constants
-            is_good = loop(weights, tuple(gradients), out, rates, *states, *constants)
+            factors = *rates, *(decay for decay in decays if decay is not None)
+            is_good = loop(weights, tuple(gradients), out, factors, *states, *constants)
         else:
-            steps = weights, gradients, out, rates, if_finite
+            steps = weights, gradients, out, rates, decays, if_finite
             with np.errstate(all="ignore"):
                 is_good = all(self._take_steps(strip, *steps) for strip in self._strips)
         if if_finite and not is_good:
@@ -216,6 +243,17 @@ class UpdateRule:
             for name, vector in self._next_state.items():
                 self.state[name], self._next_state[name] = vector, self.state[name]
         return True
+
+    def _within_norm(self, index: int, gradient: Floats, clip_norm: float) -> Floats:
+        """The gradient, or a copy that is scaled down to the norm, for the ``index``-th step."""
+        norm = math.sqrt(float(np.vdot(gradient, gradient)))
+        if not math.isfinite(norm):  # its square overflows, or it is not finite itself
+            norm = float(np.linalg.norm(gradient.astype(np.float64)))
+        if norm <= clip_norm or not math.isfinite(norm):
+            return gradient
+        while len(self._clipped) <= index:
+            self._clipped.append(np.empty(self._trained_size, gradient.dtype))
+        return np.multiply(gradient, clip_norm / norm, out=self._clipped[index])
 
     def _average(self, latest: Floats, observed: Sequence[Floats], out: Floats) -> None:
         """Moves the buffers towards each observation in turn."""
@@ -233,6 +271,7 @@ class UpdateRule:
         gradients: Sequence[Floats],
         out: Floats,
         rates: Sequence[float],
+        decays: Sequence[float | None],
         if_finite: bool,
     ) -> bool:
         """Takes the steps for a strip. ``if_finite``: on a copy of its state, and False if not all
@@ -245,7 +284,11 @@ class UpdateRule:
             own = moved
         latest, following = weights[strip], out[strip]
         scratch = self._scratch[: latest.size]
-        for gradient, rate in zip(gradients, rates, strict=True):
+        for gradient, rate, decay in zip(gradients, rates, decays, strict=True):
+            if decay is not None:
+                np.multiply(latest, decay, out=scratch)
+                np.subtract(latest, scratch, out=following)
+                latest = following
             self.optimizer.step(latest, gradient[strip], following, rate, scratch, *own)
             latest = following
         if not if_finite:

@@ -13,10 +13,13 @@ from dist_net.optim import (
     SGD,
     AdaGrad,
     Adam,
+    AdamW,
     Momentum,
     Nesterov,
     Optimizer,
+    UpdateRule,
     optimizer_named,
+    start_rule,
 )
 from dist_net.optim.ranges import all_below
 from dist_net.optim.rule import STRIP_LENGTH, strips_of
@@ -58,6 +61,17 @@ def adam_by_hand(weight, gradients):
     return weight
 
 
+def adamw_by_hand(weight, gradients):
+    first = second = 0.0
+    for index, (rate, gradient) in enumerate(zip(LEARNING_RATES, gradients, strict=True)):
+        step = index + 1
+        first = 0.7 * first + 0.3 * gradient
+        second = 0.95 * second + 0.05 * gradient**2
+        corrected = rate * math.sqrt(1 - 0.95**step) / (1 - 0.7**step)
+        weight = weight * (1 - rate * 0.2) - corrected * first / (math.sqrt(second) + 1e-3)
+    return weight
+
+
 def adagrad_by_hand(weight, gradients):
     accumulator = 0.25
     for rate, gradient in zip(LEARNING_RATES, gradients, strict=True):
@@ -71,6 +85,7 @@ CASES = {
     "momentum": (Momentum(0.8), momentum_by_hand),
     "nesterov": (Nesterov(0.8), nesterov_by_hand),
     "adam": (Adam(0.7, 0.95, 1e-3), adam_by_hand),
+    "adamw": (AdamW(0.7, 0.95, 1e-3, 0.2), adamw_by_hand),
     "adagrad": (AdaGrad(1e-3, 0.25), adagrad_by_hand),
 }
 
@@ -193,7 +208,7 @@ LARGE = {
 def test_a_step_is_taken_where_all_that_it_gives_is_finite(name, case, count, in_place):
     large, is_taken = LARGE[case]
     large = large.astype(np.float32)
-    if case == "one of 3e19" and name in ("adam", "adagrad"):
+    if case == "one of 3e19" and name in ("adam", "adamw", "adagrad"):
         is_taken = False  # its square is in their state
     rule = optimizer_named(name).start(large.size)
     weights = np.ones(large.size, np.float32)
@@ -214,7 +229,7 @@ def test_a_step_is_taken_where_all_that_it_gives_is_finite(name, case, count, in
 
 
 @pytest.mark.usefixtures("extra")
-@pytest.mark.parametrize("name", ["momentum", "nesterov", "adam", "adagrad"])
+@pytest.mark.parametrize("name", ["momentum", "nesterov", "adam", "adamw", "adagrad"])
 def test_a_state_that_would_overflow_is_kept_from_it(name):
     rule = optimizer_named(name).start(2)
     for vector in rule.state.values():
@@ -222,7 +237,7 @@ def test_a_state_that_would_overflow_is_kept_from_it(name):
     before = {key: vector.copy() for key, vector in rule.state.items()}
     weights, out = np.ones(2, np.float32), np.empty(2, np.float32)
     gradient = np.full(2, -1e19, np.float32)
-    rate = 1e38 if name == "adam" else 1e20
+    rate = 1e38 if name.startswith("adam") else 1e20
     assert not rule.update(weights, [gradient] * 2, out, [rate] * 2, 1, if_finite=True)
     np.testing.assert_array_equal(weights, 1)
     for key, vector in before.items():
@@ -357,8 +372,43 @@ def test_the_state_is_what_a_checkpoint_has_to_keep():
         "momentum": {"velocity"},
         "nesterov": {"velocity"},
         "adam": {"mean", "mean_square"},
+        "adamw": {"mean", "mean_square"},
         "adagrad": {"accumulator"},
     }
+
+
+@pytest.mark.usefixtures("extra")
+@pytest.mark.parametrize("name", CASES)
+def test_a_gradient_above_the_norm_is_scaled_down_to_it(name):
+    optimizer, _ = CASES[name]
+    random = np.random.default_rng(13)
+    weights = random.standard_normal(100).astype(np.float32)
+    small, large = random.standard_normal((2, 100)).astype(np.float32)
+    small /= 2 * np.linalg.norm(small)
+    large *= 30
+    clipped, expected = np.empty_like(weights), np.empty_like(weights)
+    rule = UpdateRule(optimizer, 100, clip_norm=1.0)
+    rule.update(weights, [small, large], clipped, [0.1, 0.1], 1)
+    scaled = large * np.float32(1 / math.sqrt(np.vdot(large, large)))
+    optimizer.start(100).update(weights, [small, scaled], expected, [0.1, 0.1], 1)
+    np.testing.assert_array_equal(clipped, expected)
+
+
+def test_a_gradient_is_clipped_whose_square_overflows_and_refused_if_it_is_infinite():
+    weights, out = np.zeros(2, np.float32), np.empty(2, np.float32)
+    rule = UpdateRule(SGD(), 2, clip_norm=5.0)
+    large = np.array([3e30, -4e30], np.float32)
+    assert rule.update(weights, [large], out, [1.0], 1, if_finite=True)
+    np.testing.assert_allclose(out, [-3, 4], rtol=1e-6)
+    large[0] = np.inf
+    assert not rule.update(weights, [large], out, [1.0], 1, if_finite=True)
+
+
+def test_what_is_observed_for_buffers_does_not_count_in_the_norm():
+    rule = start_rule(SGD(), (("w", (2,)), ("mean", (1,))), (0.5,), clip_norm=5.0)
+    weights, gradient = np.zeros(3, np.float32), np.array([3, 4, 1000], np.float32)
+    rule.update(weights, [gradient], weights, [1.0], 1)
+    np.testing.assert_array_equal(weights, [-3, -4, 500])
 
 
 @pytest.mark.parametrize("size", [0, 1, STRIP_LENGTH, 2 * STRIP_LENGTH + 3, 11 * STRIP_LENGTH - 1])
@@ -386,7 +436,7 @@ def test_an_optimizer_is_found_by_name():
 def test_an_unknown_name_is_refused_with_the_one_that_was_meant_or_all():
     with pytest.raises(UnknownOptimizerError, match=r"'adma'; did you mean adam\?"):
         optimizer_named("adma")
-    with pytest.raises(UnknownOptimizerError, match=r"'lion'.*sgd, momentum.*adam, adagrad"):
+    with pytest.raises(UnknownOptimizerError, match=r"'lion'.*sgd, momentum.*adam, adamw, adagrad"):
         optimizer_named("lion")
 
 
@@ -398,6 +448,7 @@ def test_an_unknown_name_is_refused_with_the_one_that_was_meant_or_all():
         lambda: Adam(beta1=1.5),
         lambda: Adam(beta2=float("nan")),
         lambda: Adam(epsilon=0.0),
+        lambda: AdamW(weight_decay=-0.1),
         lambda: AdaGrad(epsilon=float("inf")),
         lambda: AdaGrad(initial_accumulator=-1.0),
     ],
