@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded, checkpoint = load_trained(path, arguments.trust_recipe)
     with FetchProgress(console) as progress:
         dataset = loaded.recipe.load_dataset(progress)
-    evaluation = Evaluator(loaded.recipe.model, dataset)(checkpoint.weights)
+    evaluation = Evaluator(loaded.recipe.model, dataset)(checkpoint.evaluated_weights)
     console.print(
         f"{loaded.name}, version {checkpoint.version:,}: {evaluation} on {evaluation.samples:,} "
         f"samples"

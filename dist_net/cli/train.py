@@ -53,9 +53,19 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, metavar="N")
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument(
-        "--optimizer", metavar="NAME", help="sgd, momentum, nesterov, adam, adagrad"
+        "--optimizer", metavar="NAME", help="sgd, momentum, nesterov, adam, adamw, adagrad"
     )
     parser.add_argument("--learning-rate", type=float, metavar="RATE")
+    parser.add_argument("--weight-decay", type=float, metavar="SHARE", help="of adamw")
+    parser.add_argument(
+        "--clip-norm", type=float, metavar="NORM", help="scale a longer gradient down to this"
+    )
+    parser.add_argument(
+        "--average-decay",
+        type=float,
+        metavar="DECAY",
+        help="use an exponential moving average of the weights, such as 0.999",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: under runs/")
     parser.add_argument("--checkpoint-every", type=float, metavar="SECONDS", help="default: 30")
@@ -137,6 +147,9 @@ def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOpti
         "batch_size": arguments.batch_size,
         "optimizer": arguments.optimizer,
         "learning_rate": arguments.learning_rate,
+        "weight_decay": arguments.weight_decay,
+        "clip_norm": arguments.clip_norm,
+        "average_decay": arguments.average_decay,
         "seed": arguments.seed,
         "checkpoint_every_s": arguments.checkpoint_every,
         "keeps_best": None if arguments.keep is None else arguments.keep == "best",

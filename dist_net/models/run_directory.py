@@ -19,7 +19,7 @@ from typing import IO, Any, Self
 from dist_net.data import Dataset
 from dist_net.data.samples import samples_of
 from dist_net.errors import CheckpointMissingError, RunDirectoryError, SettingError
-from dist_net.optim import optimizer_named
+from dist_net.optim import AdamW, Optimizer, optimizer_named
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
 from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
 from dist_net.recipes.recipe import (
@@ -211,6 +211,9 @@ class RunOptions:
     batch_size: int | None = None
     optimizer: str | None = None
     learning_rate: float | None = None
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+    average_decay: float | None = None
     lease_minibatches: int = LEASE_MINIBATCHES
     seed: int = 0
     checkpoint_every_s: float = 30.0
@@ -235,8 +238,10 @@ class RunOptions:
         given = {
             "epochs": self.epochs,
             "batch_size": self.batch_size,
-            "optimizer": None if self.optimizer is None else optimizer_named(self.optimizer),
+            "optimizer": self._optimizer(recipe.optimizer),
             "learning_rate": self.learning_rate,
+            "clip_norm": self.clip_norm,
+            "average_decay": self.average_decay,
         }
         chosen: dict[str, Any] = {
             name: getattr(recipe, name) if value is None else value for name, value in given.items()
@@ -254,6 +259,17 @@ class RunOptions:
             schedule=recipe.schedule,
             **chosen,
         )
+
+    def _optimizer(self, of_recipe: Optimizer) -> Optimizer:
+        chosen = of_recipe if self.optimizer is None else optimizer_named(self.optimizer)
+        if self.weight_decay is None:
+            return chosen
+        if not isinstance(chosen, AdamW):
+            raise SettingError(
+                f"weight_decay={self.weight_decay:g} for {type(chosen).__name__}, which has none; "
+                f"expected the optimizer adamw"
+            )
+        return replace(chosen, weight_decay=self.weight_decay)
 
     def replaced_by(self, **given: Any) -> Self:
         """These options with those of ``given`` that are not None."""

@@ -224,7 +224,7 @@ class TrainedRun:
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
         names = self._names.of(loaded, record.class_names, has_classes)
-        return _found(loaded, checkpoint.weights, names, record.fitting)
+        return _found(loaded, checkpoint.evaluated_weights, names, record.fitting)
 
 
 class FollowedRun:

@@ -151,7 +151,7 @@ class UpdateRule:
         self._next_state = {name: np.empty(trained_size, dtype) for name in initial}
         self._rates = np.empty(0, dtype) if averaging_rates is None else averaging_rates
         self._difference = np.empty_like(self._rates)
-        self._trained_size = trained_size
+        self.trained_size = trained_size
         self._size = trained_size + self._rates.size
         self._strips = strips_of(trained_size)
         self._scratch = np.empty(max(each.stop - each.start for each in self._strips), dtype)
@@ -205,13 +205,13 @@ class UpdateRule:
                 f"shapes {shapes}: expected ({self._size},) for each"
             )
         if self._rates.size:
-            buffers = slice(self._trained_size, self._size)
+            buffers = slice(self.trained_size, self._size)
             observed = [gradient[buffers] for gradient in gradients]
             self._average(weights[buffers], observed, out[buffers])
             # Before the state changes.
             if if_finite and not all_below(TOO_LARGE, out[buffers]):
                 return False
-            trained = slice(0, self._trained_size)
+            trained = slice(0, self.trained_size)
             weights, out = weights[trained], out[trained]
             gradients = [gradient[trained] for gradient in gradients]
         if self._clip_norm is not None:
@@ -252,7 +252,7 @@ class UpdateRule:
         if norm <= clip_norm or not math.isfinite(norm):
             return gradient
         while len(self._clipped) <= index:
-            self._clipped.append(np.empty(self._trained_size, gradient.dtype))
+            self._clipped.append(np.empty(self.trained_size, gradient.dtype))
         return np.multiply(gradient, clip_norm / norm, out=self._clipped[index])
 
     def _average(self, latest: Floats, observed: Sequence[Floats], out: Floats) -> None:

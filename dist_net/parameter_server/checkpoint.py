@@ -6,6 +6,7 @@ Everything else is JSON under the keys of the file's metadata.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from math import prod
@@ -29,6 +30,9 @@ from dist_net.optim import ArrayShapes
 from dist_net.parameter_server.settings import OPTIMIZER_PREFIX
 from dist_net.vector import Vector
 
+AVERAGE = "weight_average"
+"""The average of the weights among the optimizer's vectors."""
+
 FORMAT_VERSION = 1
 FORMAT_KEY = "dist_net_checkpoint"
 METADATA_FIELDS = (
@@ -42,7 +46,8 @@ class Checkpoint:
     """The state of a run after ``version`` updates; its arrays are its own.
 
     ``weights`` is the flat float32 vector of all parameters and buffers in ``layout``'s order, and
-    ``optimizer_state`` holds vectors of the length of the parameters alone. ``settings``,
+    ``optimizer_state`` holds vectors of the length of the parameters alone, the average of the
+    weights among them. ``settings``,
     ``ledger`` and ``counters`` are JSON objects of the parts that they come from; so is
     ``recipe_record``, which the server does not need, but readers of the weights do.
     """
@@ -58,6 +63,11 @@ class Checkpoint:
     optimizer_state: dict[str, Vector]
     recipe_record: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def evaluated_weights(self) -> Vector:
+        """The weights to evaluate and to use: their average, if the run kept one."""
+        return evaluated_weights(self.weights, self.optimizer_state)
+
     def require_layout(self, layout: ArrayShapes) -> None:
         """Raise ``CheckpointMismatchError`` unless parameters and buffers are these."""
         for own, expected in zip_longest(self.layout, layout):
@@ -67,6 +77,12 @@ class Checkpoint:
                     f"{_described(own)}, expected {_described(expected)}; "
                     f"use the recipe that it was trained with"
                 )
+
+
+def evaluated_weights(weights: Vector, state: Mapping[str, Vector]) -> Vector:
+    """``weights``, or a copy with the average in ``state`` in the place of the parameters."""
+    average = state.get(AVERAGE)
+    return weights if average is None else np.concatenate([average, weights[average.size :]])
 
 
 def _described(parameter: tuple[str, tuple[int, ...]] | None) -> str:

@@ -45,8 +45,9 @@ class RunState:
         self.store = WeightStore(
             [np.empty_like(weights) for _ in range(2)] if buffers is None else buffers,
             weights,
-            start_rule(settings.optimizer, settings.layout, settings.momenta),
+            start_rule(settings.optimizer, settings.layout, settings.momenta, settings.clip_norm),
             settings.pipeline.snapshots,
+            settings.average_decay,
         )
         self.metrics = RunMetrics()
 
@@ -90,7 +91,7 @@ class RunState:
             counters={"metrics": self.metrics.to_json()},
             weights=self.store.weights.copy(),
             optimizer_state={
-                name: vector.astype(np.float32) for name, vector in self.store.rule.state.items()
+                name: vector.astype(np.float32) for name, vector in self.store.state.items()
             },
         )
 

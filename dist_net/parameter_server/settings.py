@@ -34,6 +34,7 @@ class RunSettings:
     ``samples`` is the number of samples of one epoch. ``learning_rate`` is multiplied with
     ``schedule`` at each push. A worker that is silent for ``heartbeat_timeout_s`` is lost, and its
     lease goes to others. Without classes there is no accuracy to report.
+    ``clip_norm``: see ``UpdateRule``; ``average_decay``: see ``WeightAverage``.
     """
 
     recipe: str
@@ -53,6 +54,8 @@ class RunSettings:
     heartbeat_timeout_s: float = 1.5
     recipe_record: dict[str, Any] = field(default_factory=dict)
     has_classes: bool = True
+    clip_norm: float | None = None
+    average_decay: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("samples", "epochs", "batch_size", "lease_minibatches"):
@@ -70,6 +73,16 @@ class RunSettings:
         )
         for name in ("learning_rate", "heartbeat_interval_s"):
             self._require(name, "a finite number above 0", lambda value: 0 < value < math.inf)
+        self._require(
+            "clip_norm",
+            "a finite number above 0, or None",
+            lambda value: value is None or 0 < value < math.inf,
+        )
+        self._require(
+            "average_decay",
+            "a number from 0 up to, but not, 1, or None",
+            lambda value: value is None or 0 <= value < 1,
+        )
         self._require(
             "heartbeat_timeout_s",
             f"more than twice heartbeat_interval_s, which is {self.heartbeat_interval_s}",

@@ -290,7 +290,7 @@ class ParameterServer:
 
     def _snapshot(self) -> Snapshot:
         store = self.run.store
-        return Snapshot(store.version, self.run.ledger.applied_samples, store.weights)
+        return Snapshot(store.version, self.run.ledger.applied_samples, store.evaluated_weights)
 
     def _shut_down(self, shutdown: Shutdown, now: float) -> StatusReport:
         self.stop(shutdown.reason)

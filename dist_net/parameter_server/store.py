@@ -8,6 +8,8 @@ import numpy as np
 
 from dist_net.errors import CheckpointDamagedError
 from dist_net.optim import UpdateRule
+from dist_net.optim.averages import WeightAverage
+from dist_net.parameter_server.checkpoint import AVERAGE, evaluated_weights
 from dist_net.vector import Vector
 from dist_net.wire.messages import PIPELINE
 
@@ -31,7 +33,8 @@ class WeightStore:
     ``buffers`` are at least two float32 vectors, borrowed for good; they may lie in shared
     memory. An update reads the current one and writes the next version into one that is free:
     neither current nor pinned by a reader. Used buffers come before new ones, so the memory that is
-    touched grows with the number of readers, not of buffers. ``snapshots`` are read-only views of
+    touched grows with the number of readers, not of buffers. With ``average_decay`` an average of
+    the weights is kept too, see ``WeightAverage``. ``snapshots`` are read-only views of
     the buffers, always the same objects.
     """
 
@@ -41,6 +44,7 @@ class WeightStore:
         weights: Vector,
         rule: UpdateRule,
         pins_per_reader: int = PIPELINE.snapshots,
+        average_decay: float | None = None,
     ) -> None:
         self._pins_per_reader = pins_per_reader
         self.version = 0
@@ -51,6 +55,11 @@ class WeightStore:
         self._pins: dict[int, deque[Pin]] = {}
         self._pinned = [0] * len(buffers)
         np.copyto(buffers[0], weights)
+        self._average = (
+            None
+            if average_decay is None
+            else WeightAverage(weights[: rule.trained_size], average_decay)
+        )
         self.snapshots = [_read_only(buffer) for buffer in buffers]
 
     @property
@@ -58,9 +67,27 @@ class WeightStore:
         """The current weights, a read-only view that is good until the next update."""
         return _read_only(self._buffers[self._current])
 
+    @property
+    def state(self) -> dict[str, Vector]:
+        """The vectors, besides the weights, that a checkpoint keeps, by name; borrowed."""
+        averages = {} if self._average is None else {AVERAGE: self._average.weights}
+        return self.rule.state | averages
+
+    @property
+    def evaluated_weights(self) -> Vector:
+        """The weights to evaluate and to use: their average, if there is one."""
+        return evaluated_weights(self.weights, self.state)
+
     def restore(self, version: int, optimizer_state: dict[str, Vector]) -> None:
-        """Count on from ``version``, with the optimizer's vectors as they were then (copied)."""
-        own = self.rule.state
+        """Count on from ``version``, with the optimizer's vectors as they were then (copied).
+
+        An average of the weights begins anew if the checkpoint holds none.
+        """
+        own, optimizer_state = self.state, dict(optimizer_state)
+        if self._average is None:
+            optimizer_state.pop(AVERAGE, None)
+        elif AVERAGE not in optimizer_state:
+            optimizer_state[AVERAGE] = self._average.weights
         if {name: vector.shape for name, vector in optimizer_state.items()} != {
             name: vector.shape for name, vector in own.items()
         }:
@@ -127,6 +154,9 @@ class WeightStore:
         self._free.pop()
         self._current = following
         self.version += len(gradients)
+        if self._average is not None:
+            trained = self._buffers[following][: self.rule.trained_size]
+            self._average.update(trained, self.version, len(gradients))
         self._reclaim(current)
         return True
 

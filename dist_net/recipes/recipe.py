@@ -49,8 +49,10 @@ class Recipe:
     resized to ``input_shape``, in training and when the net is served: see
     ``dist_net.fit_picture``. By default it is "pad" for a named dataset, and "exact" for a
     function, which does its own resizing. ``initial`` gives the first weights, if the layers do
-    not draw them. Raises RecipeError for settings out of range, and what
-    the network raises when its layers do not fit together.
+    not draw them. A gradient above ``clip_norm`` is scaled down to it, see ``UpdateRule``; with
+    ``average_decay`` the weights that are evaluated and used are an average, see
+    ``WeightAverage``. Raises RecipeError for settings out of range, and what the network raises
+    when its layers do not fit together.
     """
 
     network: Layer
@@ -65,6 +67,8 @@ class Recipe:
     fitting: str = ""
     input_dtype: DTypeLike = np.uint8
     initial: Callable[[], Vector] | None = None
+    clip_norm: float | None = None
+    average_decay: float | None = None
 
     def __post_init__(self) -> None:
         if not self.fitting:
@@ -81,6 +85,13 @@ class Recipe:
             raise RecipeError(
                 f"batch_size={self.batch_size}, epochs={self.epochs}, "
                 f"learning_rate={self.learning_rate}: expected each to be above 0"
+            )
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise RecipeError(f"clip_norm={self.clip_norm}: expected a number above 0, or None")
+        if self.average_decay is not None and not 0 <= self.average_decay < 1:
+            raise RecipeError(
+                f"average_decay={self.average_decay}: expected a number from 0 up to, but not, 1, "
+                f"or None"
             )
         self.model  # noqa: B018 - raises here if the layers do not fit together
 

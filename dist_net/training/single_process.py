@@ -36,7 +36,7 @@ class SingleProcess:
         self._samples = len(dataset.train_targets)
         self._step = TrainingStep(recipe.model, dataset, seed, threads)
         layout = recipe.model.layout
-        self._rule = start_rule(recipe.optimizer, layout.shapes, layout.momenta)
+        self._rule = start_rule(recipe.optimizer, layout.shapes, layout.momenta, recipe.clip_norm)
         self._gradient = np.empty(layout.size, np.float32)
         self.weights: Vector = recipe.initial_weights(seed)
         self.updates = 0

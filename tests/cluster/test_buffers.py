@@ -80,3 +80,20 @@ def test_moving_averages_survive_a_resume(tmp_path: Path) -> None:
     assert report["pushes_applied"] > left.version
     np.testing.assert_array_equal(read_checkpoint(checkpoint).weights, weights)
     assert Evaluator(RECIPE.model, dataset_named("digits"))(weights).accuracy > 0.85
+
+
+def test_the_average_is_evaluated_and_kept_while_training_goes_on_from_the_weights(
+    tmp_path: Path,
+) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    recipe = replace(RECIPE, average_decay=0.99, clip_norm=1.0)
+    with in_process_cluster(recipe, checkpoint) as run:
+        run.start_worker()
+        run.wait()
+        average = run.snapshot().weights
+    left, trained = read_checkpoint(checkpoint), RECIPE.model.layout.trained_size
+    np.testing.assert_array_equal(left.evaluated_weights, average)
+    np.testing.assert_array_equal(left.optimizer_state["weight_average"], average[:trained])
+    np.testing.assert_array_equal(left.weights[trained:], average[trained:])
+    assert not np.array_equal(left.weights[:trained], average[:trained])
+    assert Evaluator(RECIPE.model, dataset_named("digits"))(average).accuracy > 0.85

@@ -151,6 +151,32 @@ def test_an_optimizer_goes_on_from_its_restored_vectors() -> None:
     np.testing.assert_array_equal(second.weights, whole.weights)
 
 
+def test_an_average_of_the_weights_goes_on_from_what_was_kept() -> None:
+    whole, first = (
+        WeightStore(two_buffers(), vector(0.0), SGD().start(SIZE), average_decay=0.5)
+        for _ in range(2)
+    )
+    for _ in range(3):
+        whole.apply([vector(1.0)], [0.1])
+    first.apply([vector(1.0)], [0.1])
+    kept = {name: each.copy() for name, each in first.state.items()}
+    second = WeightStore(two_buffers(), first.weights.copy(), SGD().start(SIZE), average_decay=0.5)
+    second.restore(first.version, kept)
+    for _ in range(2):
+        second.apply([vector(1.0)], [0.1])
+    np.testing.assert_array_equal(second.evaluated_weights, whole.evaluated_weights)
+    assert (whole.weights < whole.evaluated_weights).all()
+
+
+def test_an_average_is_begun_or_left_out_when_a_run_goes_on() -> None:
+    begun = WeightStore(two_buffers(), vector(7.0), SGD().start(SIZE), average_decay=0.5)
+    begun.restore(9, {})
+    np.testing.assert_array_equal(begun.evaluated_weights, vector(7.0))
+    without = WeightStore(two_buffers(), vector(7.0), SGD().start(SIZE))
+    without.restore(9, {"weight_average": vector(1.0)})
+    np.testing.assert_array_equal(without.evaluated_weights, vector(7.0))
+
+
 @pytest.mark.parametrize("state", [{}, {"velocity": np.zeros(SIZE + 1, np.float32)}])
 def test_vectors_of_another_optimizer_are_refused(state: dict[str, Vector]) -> None:
     store = WeightStore(two_buffers(), vector(0.0), Momentum().start(SIZE))
