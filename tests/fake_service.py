@@ -13,35 +13,19 @@ from typing import Any
 
 import numpy as np
 
+from described import described
 from dist_net.serving.pool.description import ModelDescription, ServedModel
 from dist_net.serving.pool.requests import Outcome, Question, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 
-DIGITS = ModelDescription(
-    name="digits",
-    version=3,
-    input_datatype="FP32",
-    input_shape=(4,),
-    classes=3,
-    labels=(),
-    takes_pictures=False,
-    has_logits=False,
-    configuration="",
-    recipe="digits",
-    arrays_path="",
-    arrays_bytes=0,
-    arrays_key="",
-)
-ANIMALS = ModelDescription(
-    **vars(DIGITS)
-    | {
-        "name": "animals",
-        "version": 7,
-        "input_datatype": "UINT8",
-        "input_shape": (2, 2, 3),
-        "labels": ("cat", "dog", "hen"),
-        "takes_pictures": True,
-    }
+DIGITS = described("digits", 3)
+ANIMALS = described(
+    "animals",
+    7,
+    input_datatype="UINT8",
+    input_shape=(2, 2, 3),
+    labels=("cat", "dog", "hen"),
+    takes_pictures=True,
 )
 BAD_PICTURE = b"\xff\xd8\xffbad"
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from described import described
 from dist_net import Client
 from dist_net.errors import (
     BadInputError,
@@ -30,7 +31,6 @@ from dist_net.errors import (
 )
 from dist_net.serving.client.connection import MOST_OPEN
 from dist_net.serving.pool.description import (
-    ModelDescription,
     ServedModel,
     known,
     summaries_to_json,
@@ -53,15 +53,11 @@ from dist_net.wire.serving_messages import (
 from dist_net.wire.transport import ServerSocket
 
 LABELS = ("cat", "dog", "newt")
-SUMS = ModelDescription(
-    "sums", 7, "FP32", (4,), 3, LABELS, True, False, "cfg", "", "", "arrays", 1, "key"
-)
+SUMS = described("sums", 7, labels=LABELS, takes_pictures=True)
 OLD_SUMS = replace(
     SUMS, version=6, input_datatype="UINT8", input_shape=(2, 2), labels=("hen", "owl", "rook")
 )
-BYTES = ModelDescription(
-    "bytes", 1, "UINT8", (2, 2), 3, (), True, False, "", "recipe", "", "arrays", 1, "key"
-)
+BYTES = described("bytes", input_datatype="UINT8", input_shape=(2, 2), takes_pictures=True)
 MODELS = [
     ServedModel("sums", SUMS, {6: OLD_SUMS, 7: SUMS}, True, ""),
     ServedModel("bytes", BYTES, {1: BYTES}, True, ""),

@@ -14,7 +14,7 @@ from itertools import count
 import numpy as np
 import pytest
 
-from dist_net.serving.pool.description import ModelDescription
+from described import described
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import (
     EndRequest,
@@ -122,12 +122,8 @@ class World:
 
     def reload(self) -> None:
         version = next(self.versions)
-        description = ModelDescription(
-            "net", version, "FP32", (1,), 1, (), False, True, "", "r", "d", "file", 1, "key"
-        )
-        self._obey(
-            self.pool.prepared(ModelPrepared("net", version, description.to_json(), ""), self.now)
-        )
+        text = described("net", version, input_shape=(1,), classes=1).to_json()
+        self._obey(self.pool.prepared(ModelPrepared("net", version, text, ""), self.now))
 
     def kill(self, node: bytes) -> None:
         """A worker ends without a word; its parent sees it a little later."""

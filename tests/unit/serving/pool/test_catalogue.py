@@ -2,8 +2,8 @@
 
 from itertools import count
 
+from described import described
 from dist_net.serving.pool.catalogue import Catalogue
-from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import EndRequest, Outcome, SendToNode, Status
 from dist_net.serving.pool.roster import Roster
 from dist_net.serving.pool.settings import PoolSettings
@@ -13,10 +13,7 @@ OWN = EnlistLoader(1, b"secret")
 
 
 def prepared(model: str, version: int, requested: int = 0, reason: str = "") -> ModelPrepared:
-    shape, labels = (2,), ("a",)
-    text = ModelDescription(
-        model, version, "FP32", shape, 1, labels, True, True, "", "r", "arrays", 1, "key"
-    ).to_json()
+    text = described(model, version).to_json()
     return ModelPrepared(model, version, "" if reason else text, reason, requested)
 
 

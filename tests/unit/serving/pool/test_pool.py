@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from described import described
 from dist_net.errors import SettingError
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.pool import Pool
@@ -41,8 +42,8 @@ Sent = TypeVar("Sent", RunBatch, Load, Drop, Enlisted)
 
 def describe(version: int, name: str = "net", shape: tuple[int, ...] = (2,)) -> ModelDescription:
     labels = (f"class of version {version}",)
-    return ModelDescription(
-        name, version, "FP32", shape, 1, labels, True, True, "", "r", "d", "arrays", 1, "key"
+    return described(
+        name, version, input_shape=shape, classes=1, labels=labels, takes_pictures=True
     )
 
 

@@ -5,26 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from described import described
 from dist_net.errors import ModelLoadError, ProtocolError
-from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.wire.serving_messages import Load, Loaded
 
-DESCRIPTION = ModelDescription(
-    name="m",
-    version=1,
-    input_datatype="UINT8",
-    input_shape=(4,),
-    classes=2,
-    labels=(),
-    takes_pictures=False,
-    has_logits=False,
-    configuration="",
-    recipe="r",
-    arrays_path="/1",
-    arrays_bytes=0,
-    arrays_key="",
-)
+DESCRIPTION = described("m", classes=2, arrays_path="/1")
 
 
 class Network:

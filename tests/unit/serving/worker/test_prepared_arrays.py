@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from described import described
 from dist_net.errors import ModelLoadError, NoAnswerError
 from dist_net.nn.prepared import write_prepared
 from dist_net.serving.pool.description import ModelDescription
@@ -28,17 +29,9 @@ def source(tmp_path: Path) -> Path:
 @pytest.fixture
 def description(source: Path) -> ModelDescription:
     """As a gateway on another host describes it."""
-    return ModelDescription(
-        name="m.1",
-        version=3,
-        input_datatype="FP32",
-        input_shape=(4,),
-        classes=2,
-        labels=(),
-        takes_pictures=False,
-        has_logits=False,
-        configuration="",
-        recipe="",
+    return described(
+        "m.1",
+        3,
         arrays_path="/another host/kernels",
         arrays_bytes=source.stat().st_size,
         arrays_key=KEY,

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
+from described import described
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.errors import ModelLoadError
@@ -17,7 +18,6 @@ from dist_net.nn import Model, Predictor
 from dist_net.nn.inference import prepare, softmax
 from dist_net.pictures.fitting import PictureInputs
 from dist_net.recipes.recipe import load_recipe
-from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
 
@@ -42,29 +42,24 @@ activation=linear
 [softmax]
 """
 
-OTHERS = {"arrays_path": "", "arrays_bytes": 0, "arrays_key": "", "name": "m", "version": 1}
-DARKNET = ModelDescription(
-    input_datatype="FP32",
+DARKNET = described(
+    "m",
     input_shape=(8, 12, 3),
     classes=5,
     labels=tuple("abcde"),
     takes_pictures=True,
-    has_logits=False,
     configuration=CONFIGURATION,
     recipe="",
-    **OTHERS,
 )
-DIGITS = ModelDescription(
+DIGITS = described(
+    "m",
     input_datatype="UINT8",
     input_shape=(8, 8),
     classes=10,
     labels=tuple("0123456789"),
     takes_pictures=True,
     has_logits=True,
-    configuration="",
-    recipe="digits",
     recipe_files=load_recipe("digits").file_digests,
-    **OTHERS,
 )
 
 VECTOR = """
