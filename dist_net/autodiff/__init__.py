@@ -1,6 +1,7 @@
 """A reverse-mode automatic differentiation engine in NumPy: expressions, gradients, plans.
 
-Build expressions from variables, differentiate them, compile the results into a plan, and run it:
+Build expressions from variables, differentiate them, compile the results into a plan, and run it.
+To learn how that works, read ``expression.py`` first: it is the engine's 1 of 6.
 
 >>> import numpy as np
 >>> from dist_net import autodiff as ad

@@ -28,14 +28,14 @@ def check_gradients(
     orders: int = 2,
     tolerance: float = 1e-6,
 ) -> None:
-    """Holds the derivatives of ``build`` against differences of its values, up to ``orders``.
+    """Compares the derivatives of ``build`` with differences of its values, up to ``orders``.
 
-    ``build`` makes a float64 expression of any shape from one variable for each array of ``at``,
-    whose values lie away from kinks, such as relu's at 0. For each array in turn, the slope of a
-    random combination of the results along a random direction is compared, which a wrong VJP
-    passes with probability 0. The sum of these slopes is a function of ``at`` again: the next
-    order's. Raises GradientError if two slopes differ by more than ``tolerance``, absolute below
-    1 and relative above; DTypeError if something is not float64.
+    ``build`` makes a float64 expression of any shape from one variable for each array of ``at``.
+    Their values must not lie near kinks, such as relu's at 0. For each array in turn this compares
+    the slope of a random combination of the results along a random direction; a wrong VJP passes
+    with probability 0. The sum of the slopes is again a function of ``at``, whose slopes are the
+    next order's. Raises GradientError if two slopes differ by more than ``tolerance``, absolute
+    below 1 and relative above; DTypeError if something is not float64.
     """
     inputs = [variable(f"input_{i}", array.shape, array.dtype) for i, array in enumerate(at)]
     result = build(*inputs)

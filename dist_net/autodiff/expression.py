@@ -1,7 +1,7 @@
 """The engine, 1 of 6: expressions, the nodes of a computation graph, of known shapes and dtypes.
 
 An expression is an operation applied to other expressions. Nothing is computed here: a graph is a
-description, which ``gradients`` extends by other expressions and ``compile`` turns into a plan.
+description. ``gradients`` adds expressions to it, and ``compile`` turns it into a plan.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ class Operation:
     """What a node computes: a rule for the shape, a call that computes it, and the VJP.
 
     Operations are compared by value: two nodes with equal operations and the same inputs are the
-    same computation, and a plan does it once. One that draws random numbers is compared by
-    identity, and computed anew at each run, whatever its inputs are.
+    same computation, which a plan makes once. An operation that draws random numbers is compared
+    by identity, and makes new ones at each run.
     """
 
     overwrites_inputs = False
     """Whether the output may be written to the buffer of an input of its shape and dtype."""
     reads_contiguous = False
-    """Whether the inputs have to be C-contiguous: a plan copies a view that is not, at each run."""
+    """Whether the inputs must be C-contiguous; a plan copies those that are not, at each run."""
 
     @property
     def label(self) -> str:
@@ -39,7 +39,7 @@ class Operation:
 
     @property
     def can_be_computed_beforehand(self) -> bool:
-        """Whether known inputs make a known result: not if it is compared by identity."""
+        """Whether the result is known when the inputs are; not if it is compared by identity."""
         return type(self).__eq__ is not object.__eq__
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
@@ -51,21 +51,21 @@ class Operation:
         raise NotImplementedError
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        """The vector-Jacobian product: for each input, how ``cotangent`` flows back to it.
+        """The vector-Jacobian product: each input's cotangent, given the node's own.
 
-        None where nothing flows: the input has no influence that calculus can see.
+        None for an input with respect to which the derivative is 0 everywhere.
         """
         raise NotImplementedError
 
 
 class View(Operation):
-    """An operation that needs no computation: another look at its input's memory."""
+    """An operation that computes nothing: its result is a view of its input's memory."""
 
     keeps_contiguous = False
     """Whether a C-contiguous input gives a C-contiguous view."""
 
     def view(self, array: Array) -> Array:
-        """The same memory, seen in the result's shape."""
+        """The view of ``array`` that is the result."""
         raise NotImplementedError
 
 
@@ -93,7 +93,7 @@ class Variable(Operation):
 
 @dataclass(frozen=True, eq=False)
 class Constant(Operation):
-    """A value that is known now. Compared by identity: comparing contents could cost more."""
+    """A fixed value. Compared by identity, since comparing contents could take long."""
 
     value: Array
 
@@ -180,7 +180,7 @@ def variable(name: str, shape: Sequence[int], dtype: DTypeLike = np.float32) -> 
 
 
 def constant(value: Array | float, dtype: DTypeLike | None = None) -> Expression:
-    """A fixed value; copied, and never written again. A float is float32 unless said otherwise."""
+    """A fixed value, which is copied. A Python number is float32 unless ``dtype`` is given."""
     if dtype is None and isinstance(value, int | float) and not isinstance(value, bool):
         dtype = np.float32
     array = np.array(value, dtype=dtype, order="C")
@@ -242,7 +242,7 @@ def operands(first: Operand, second: Operand) -> tuple[Expression, Expression]:
 def topological_order(outputs: Iterable[Expression]) -> list[Expression]:
     """Every node that ``outputs`` need, each once, inputs before users.
 
-    Iterative, so the depth of a graph is not bounded by Python's stack.
+    It does not recurse, so Python's stack does not limit the depth of a graph.
     """
     order: list[Expression] = []
     placed: set[int] = set()

@@ -1,8 +1,9 @@
 """The engine, 2 of 6: gradients, which are expressions too, all of them built in one sweep back.
 
-Every node on a path from a parameter to the output receives the sum of the cotangents of its
-users, once, and hands it on to its inputs by its operation's VJP. The cost of all gradients is
-therefore a small multiple of the output's own, however many parameters there are.
+A node's cotangent is the gradient of the output with respect to that node. It is the sum of what
+the node's users contribute; the VJP of the node's operation then computes from it what the node
+contributes to its inputs. Each node is visited once, so that all gradients together cost a small
+multiple of the output itself, however many parameters there are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expre
     ``variables`` may be any expressions of the graph. One that ``output`` does not depend on has
     a gradient of zeros. Raises ShapeError if ``output`` is not a scalar, DTypeError if it is not
     a float, GraphError if the graph has a variable of the same name and another shape or dtype,
-    GradientError if an operation's VJP gives something else than a cotangent for each input.
+    GradientError if an operation's VJP does not return a fitting cotangent for each input.
     """
     if output.shape != ():
         raise ShapeError(f"gradients: expected a scalar output, got shape {output.shape}")
@@ -45,7 +46,7 @@ def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expre
 
 
 def _key(node: Expression) -> object:
-    """Equal for what has one gradient: a node, or all the variables of one name."""
+    """A key for what has one gradient: a node, or all variables of one name."""
     return node.operation if isinstance(node.operation, Variable) else id(node)
 
 

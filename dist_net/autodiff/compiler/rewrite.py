@@ -94,7 +94,7 @@ def simplify(node: Expression) -> Expression:
 
 
 def fold_constants(node: Expression) -> Expression | None:
-    """An operation on known values is a known value; a broadcast stays one, to stay small."""
+    """An operation on constants is a constant, except a broadcast, which would become large."""
     values = [each.operation.value for each in node.inputs if isinstance(each.operation, Constant)]
     if not values or len(values) < len(node.inputs) or isinstance(node.operation, BroadcastTo):
         return None
@@ -114,9 +114,9 @@ def drop_stop_gradient(node: Expression) -> Expression | None:
 
 
 def merge_views(node: Expression) -> Expression | None:
-    """Two reshapes, transposes or broadcasts in a row are one; a view that changes nothing, none.
+    """Merges two reshapes, transposes or broadcasts in a row, and drops views that change nothing.
 
-    A scalar broadcasts to any shape, so reshapes around that broadcast change nothing.
+    A scalar broadcasts to any shape, so a reshape before or after that broadcast changes nothing.
     """
     if isinstance(node.operation, Reshape | BroadcastTo) and node.shape == node.inputs[0].shape:
         return node.inputs[0]
@@ -137,7 +137,7 @@ def merge_views(node: Expression) -> Expression | None:
 
 
 def compute_before_broadcasting(node: Expression) -> Expression | None:
-    """Elementwise operations broadcast by themselves; what repeats need only be computed once."""
+    """An elementwise operation on broadcast inputs is the operation on small ones, broadcast."""
     if not isinstance(node.operation, Elementwise | Mask | AsType):
         return None
     inputs = [
@@ -180,7 +180,7 @@ def resolve_negatives(node: Expression) -> Expression | None:
 
 
 def merge_scales_and_shifts(node: Expression) -> Expression | None:
-    """(x·a + c) + (y·b + d), and (x·a + c) + d with one d by column: one pass for all of it."""
+    """(x·a + c) + (y·b + d), and (x·a + c) + d with a d for each column, in one pass."""
     if not isinstance(node.operation, Add):
         return None
     for first, second in (node.inputs, node.inputs[::-1]):
@@ -229,7 +229,7 @@ def recognise_mask(node: Expression) -> Expression | None:
 
 
 def _scaled(product: Expression, change: Callable[[Expression], Expression]) -> Expression | None:
-    """x * factor with its factor changed, unless that leaves the range of the dtype."""
+    """x * factor with another factor, unless that is out of the dtype's range."""
     if not isinstance(product.operation, Multiply):
         return None
     for x, factor in (product.inputs, product.inputs[::-1]):
@@ -240,7 +240,7 @@ def _scaled(product: Expression, change: Callable[[Expression], Expression]) -> 
 
 
 def _is_in_range(scalar: Expression) -> bool:
-    """Whether a product of factors neither overflowed nor lost digits near zero."""
+    """Whether a product of factors has neither overflowed nor lost digits near zero."""
     if not isinstance(scalar.operation, Constant) or scalar.dtype.kind != "f":
         return True
     limits = np.finfo(scalar.dtype.name)
