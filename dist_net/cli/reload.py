@@ -8,6 +8,8 @@ from pathlib import Path
 
 from dist_net.serving.client.client import Client
 
+ANSWER_WITHIN_S = 10.0
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="the name by which it is served")
@@ -23,8 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Waits until the new version is served, says which, and gives the exit code."""
-    with Client(arguments.connect, arguments.keys, arguments.timeout) as client:
-        version = client.reload(arguments.model)
+    with Client(arguments.connect, arguments.keys, ANSWER_WITHIN_S) as client:
+        client.models()  # reading a large model takes long, but a gateway that is there answers
+        version = client.reload(arguments.model, arguments.timeout)
     if arguments.json:
         print(json.dumps({"model": arguments.model, "version": version}))
     else:

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import secrets
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -300,6 +301,6 @@ def _token(file: Path | None) -> str | None:
     if not token:
         raise KeyFileError(
             f"the token file {file} is empty; expected a line of text, which `python3 -c "
-            f"'import secrets; print(secrets.token_urlsafe())' >{file}` writes"
+            f"'import secrets; print(secrets.token_urlsafe())' >{shlex.quote(str(file))}` writes"
         )
     return token

@@ -234,6 +234,15 @@ def test_nobody_answers_an_observer(refuses: Refuses, free_port: int) -> None:
     )
 
 
+def test_nobody_answers_who_wants_a_reload_though_that_may_take_long(
+    refuses: Refuses, free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_net.cli.reload.ANSWER_WITHIN_S", 0.2)
+    address = f"tcp://127.0.0.1:{free_port}"
+    says = rf"no answer from {address} in 0.2 s; nobody listens there .*"
+    refuses(says, "reload", "net", "--connect", address, exit_code=1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
