@@ -167,7 +167,7 @@ class PictureProcesses:
         """Decodes with up to so many processes; when it returns or raises, they have ended."""
         try:
             self._show(0, self._chunks.total)
-            for number in range(min(workers, self._chunks.waiting)):
+            for number in range(max(1, min(workers, self._chunks.waiting))):
                 self._start(f"picture-worker-{number}")
             while not self._chunks.is_complete:
                 self._receive()

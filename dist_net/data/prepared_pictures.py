@@ -116,7 +116,7 @@ class PreparedPictures:
         """The pictures to train on, augmented if that is asked for, and those of ``test_part``."""
         train: Samples = self.samples(TRAIN)
         return Dataset(
-            name=self.folder.root.name,
+            name=self.folder.root.resolve().name,
             train_inputs=AugmentedPictures(train, augmentation) if augmentation else train,
             train_targets=self.labels(TRAIN),
             test_inputs=self.samples(test_part),
@@ -191,8 +191,6 @@ class PictureCache:
     def _fill(self, decode: Decode) -> None:
         """Has everything decoded; called with the lock."""
         with self._translated():
-            for path in self._files_of(self.key):  # left by a process that was killed
-                path.unlink()
             is_stored = self._bytes <= self._cache_bytes
             if is_stored:
                 self._make_room()
@@ -212,8 +210,7 @@ class PictureCache:
             skipped = {str(path): str(reason) for path, reason in record["skipped"].items()}
             pixels = None
             if record["is_stored"]:
-                if self._path("pixels").stat().st_size != self._bytes:
-                    raise ValueError
+                # A file that is too short raises ValueError.
                 pixels = np.memmap(self._path("pixels"), np.uint8, "r", shape=self._array_shape)
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             lock.close()
@@ -279,6 +276,6 @@ class PictureCache:
         except OSError as error:
             raise CacheError(
                 f"{self._directory}: {error.strerror or error}; expected room for the prepared "
-                f"pictures, {self._bytes:,} bytes: make some, or give another --cache-dir or a "
-                f"smaller --cache-bytes"
+                f"pictures, {self._bytes:,} bytes: make some, or give a smaller "
+                f"--cache-bytes"
             ) from error

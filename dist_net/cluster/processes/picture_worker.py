@@ -28,6 +28,8 @@ from dist_net.cluster.entry import entry_point
 from dist_net.cluster.picture_preparation import PictureJob
 from dist_net.errors import CacheError, ImageError
 
+KEPT_BYTES = 64 << 20  # enough for most pictures; the memory of a huge one is given back
+
 
 class RowFile:
     """A file of rows of one size, which several processes write, each its own rows."""
@@ -115,4 +117,4 @@ def run(arguments: Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(entry_point(add_arguments, run))
+    sys.exit(entry_point(add_arguments, run, kept_bytes=KEPT_BYTES))
