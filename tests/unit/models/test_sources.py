@@ -32,7 +32,7 @@ from dist_net.models.sources import (
 )
 from dist_net.nn.inference import Inference
 from dist_net.nn.prepared import map_prepared
-from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
+from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.recipes.recipe import RecipeRecord, load_recipe
 from dist_net.serving.worker.served_network import model_of
@@ -204,6 +204,14 @@ def test_a_run_is_read_again_as_it_is_then(run, tmp_path):
         keys.add(described(source.read(), "m", 2 + seed, own).arrays_key)
     assert len(keys) == 6
     assert len(list(own.iterdir())) == 3
+
+
+def test_a_run_is_asked_with_the_fitting_that_it_was_trained_with(run):
+    assert load_recipe("digits").recipe.fitting == "pad"
+    checkpoint = read_checkpoint(run.checkpoint)
+    record = {**checkpoint.recipe_record, "fitting": "stretch"}  # as a release before had it
+    write_checkpoint(run.checkpoint, replace(checkpoint, recipe_record=record))
+    assert called(run.path).read().fitting == "stretch"
 
 
 def outputs_of(source):

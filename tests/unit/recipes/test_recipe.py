@@ -349,7 +349,7 @@ def test_a_record_is_read_as_it_was_written() -> None:
     loaded = load_recipe("digits")
     record = RecipeRecord.of(loaded, loaded.recipe.load_dataset())
     assert RecipeRecord.from_json(json.loads(json.dumps(record.to_json()))) == record
-    assert record.class_names == tuple("0123456789")
+    assert (record.class_names, record.fitting) == (tuple("0123456789"), "pad")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from dist_net.darknet.network import DarknetNetwork
 from dist_net.errors import ModelLoadError
 from dist_net.nn import Model, Predictor
 from dist_net.nn.inference import prepare, softmax
-from dist_net.pictures.fitting import PictureInputs
+from dist_net.pictures.fitting import PictureInputs, fit_picture
 from dist_net.recipes.recipe import load_recipe
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
@@ -161,6 +161,17 @@ def test_a_picture_is_answered_as_the_tensor_that_it_becomes(served):
     tensor = network.answer([as_tensor.tobytes()], is_picture=False)
     assert bytes(pictures.payloads[0]) == bytes(tensor.payloads[0])
     assert bytes(pictures.payloads[1]) != bytes(tensor.payloads[0])
+
+
+@pytest.mark.parametrize("fitting", ["pad", "crop", "stretch"])
+def test_a_picture_is_fitted_as_the_description_says(served, fitting):
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 20), np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    network = served(replace(DIGITS, fitting=fitting))
+    as_tensor = fit_picture(file.getvalue(), (8, 8), fitting).tobytes()
+    answers = [network.answer([file.getvalue()], True), network.answer([as_tensor], False)]
+    assert len({bytes(each.payloads[0]) for each in answers}) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 3])
