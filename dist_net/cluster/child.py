@@ -3,31 +3,58 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from dist_net.cluster.entry import FAILED, READY
 from dist_net.errors import BadInputError, ProcessFailedError
 
+POLL_S = 0.005
 
-class Process(Protocol):
-    """The part of ``subprocess.Popen`` that is used here."""
 
-    pid: int
+class ForkedProcess:
+    """A child of this process that another one forked, with the methods of ``Popen`` in use."""
 
-    def poll(self) -> int | None: ...
+    def __init__(self, process_id: int) -> None:
+        self.pid = process_id
+        self._exit_code: int | None = None
 
-    def wait(self, timeout: float | None = None) -> int: ...
+    def poll(self) -> int | None:
+        """The exit code; None while it runs; negative: the signal that ended it."""
+        if self._exit_code is None:
+            process_id, status = os.waitpid(self.pid, os.WNOHANG)
+            if process_id:
+                self._exit_code = os.waitstatus_to_exitcode(status)
+        return self._exit_code
 
-    def terminate(self) -> None: ...
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended; raises TimeoutExpired."""
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired("a forked process", timeout or 0.0)
+            time.sleep(POLL_S)
+        return code
 
-    def kill(self) -> None: ...
+    def terminate(self) -> None:
+        """SIGTERM, if it runs."""
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL, if it runs."""
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
 
 
 @contextlib.contextmanager
@@ -48,7 +75,9 @@ def _log_of(name: str, logs: Path) -> Path:
 class RunningChild:
     """A child of this process whose stdout and stderr are the files that ``outputs`` gives."""
 
-    def __init__(self, name: str, logs: Path, process: Process) -> None:
+    def __init__(
+        self, name: str, logs: Path, process: subprocess.Popen[bytes] | ForkedProcess
+    ) -> None:
         self.name = name
         self.log = _log_of(name, logs)
         self._said = _said_by(name, logs)

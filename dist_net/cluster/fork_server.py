@@ -7,64 +7,23 @@ import ctypes
 import json
 import logging
 import os
-import signal
 import socket
-import subprocess
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from dist_net.cluster.child import Child, RunningChild, outputs
+from dist_net.cluster.child import Child, ForkedProcess, RunningChild, outputs
 from dist_net.cluster.forking import READY_TO_FORK
 from dist_net.errors import ProcessFailedError
 
 logger = logging.getLogger(__name__)
 
 BORN_WITHIN_S = 5.0  # a fork takes some 10 ms; after so long the fork server hangs
-POLL_S = 0.005
 LONGEST_WORD = 64
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
-
-
-class ForkedProcess:
-    """A child of this process that another one forked, with the methods of ``Popen`` in use."""
-
-    def __init__(self, process_id: int) -> None:
-        self.pid = process_id
-        self._exit_code: int | None = None
-
-    def poll(self) -> int | None:
-        """The exit code; None while it runs; negative: the signal that ended it."""
-        if self._exit_code is None:
-            process_id, status = os.waitpid(self.pid, os.WNOHANG)
-            if process_id:
-                self._exit_code = os.waitstatus_to_exitcode(status)
-        return self._exit_code
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it has ended; raises TimeoutExpired."""
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if time.monotonic() >= deadline:
-                raise subprocess.TimeoutExpired("a forked process", timeout or 0.0)
-            time.sleep(POLL_S)
-        return code
-
-    def terminate(self) -> None:
-        """SIGTERM, if it runs."""
-        self._send(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """SIGKILL, if it runs."""
-        self._send(signal.SIGKILL)
-
-    def _send(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
 
 
 class _Order(NamedTuple):

@@ -95,7 +95,7 @@ async def serve(options: ServingOptions) -> int:
         pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32), token.encode())
         commands = _commands(options, workers.contact_addresses[0], directory, token)
         children = PoolChildren(commands, "dist_net.cluster.processes.inference_fork_server", logs)
-        gateway = Gateway(pool, workers, children, clock)
+        gateway = Gateway(pool, workers, children.kill, clock)
         desk = ClientDesk(gateway, clients, secrets.token_hex(8))
         http = _http(options, gateway)
         for address in workers.contact_addresses[1:]:  # before READY, which may wait for them

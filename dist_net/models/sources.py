@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -83,14 +83,6 @@ class FoundModel:
         """
         is_known = self.configuration or self.pretrained or self.model.input_dtype == np.uint8
         return bool(is_known) and takes_pictures(self.model)
-
-
-class ModelSource(Protocol):
-    """A place that a model can be read from."""
-
-    def read(self) -> FoundModel:
-        """The model as it is now; raises a DistNetError if there is none."""
-        ...
 
 
 class KeptKernels(NamedTuple):
@@ -275,6 +267,10 @@ class FollowedRun:
         names = self._names.of(self._loaded)
         fitting = self._loaded.recipe.fitting
         return _found(self._loaded, snapshot.weights, names, fitting, snapshot.version)
+
+
+ModelSource = DarknetFiles | PretrainedNet | TrainedRun | FollowedRun
+"""What a model can be read from: ``read`` gives it as it is now, or raises a DistNetError."""
 
 
 class _ClassNames:

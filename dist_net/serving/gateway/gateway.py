@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dist_net.clock import Clock
 from dist_net.errors import ModelLoadError
@@ -42,14 +42,6 @@ STOOD_STILL_S = 0.5  # without a turn: this process was stopped, or had no core
 LARGEST_PIECE = 8 << 20  # of a file of arrays
 
 
-class Children(Protocol):
-    """The processes that the gateway's host has started itself."""
-
-    def kill(self, process_id: int, host: str, reason: str) -> None:
-        """Kill a worker that the pool has given up, if it is a child; another takes its place."""
-        ...
-
-
 class OutcomeFuture(asyncio.Future[Outcome]):
     """The outcome of a request; cancelling it cancels the request."""
 
@@ -66,12 +58,20 @@ class Gateway:
     """Asks one pool, whose workers and loader speak to ``socket``. Nothing here blocks.
 
     It belongs to one event loop: ``start`` is called on it, and ``close`` before the socket's.
+    ``kill(process_id, host, reason)`` ends a worker that the pool has given up, if this host has
+    started it; another takes its place.
     """
 
-    def __init__(self, pool: Pool, socket: ServerSocket, children: Children, clock: Clock) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        socket: ServerSocket,
+        kill: Callable[[int, str, str], None],
+        clock: Clock,
+    ) -> None:
         self._pool = pool
         self._socket = socket
-        self._children = children
+        self._kill = kill
         self._clock = clock
         self._futures: dict[int, OutcomeFuture] = {}
         self._has_turn = False
@@ -233,7 +233,7 @@ class Gateway:
                         self._want_turn()
                 case EvictWorker(_, process_id, host, reason):
                     logger.warning("event=worker_given_up process=%s reason=%s", process_id, reason)
-                    self._children.kill(process_id, host, reason)
+                    self._kill(process_id, host, reason)
 
 
 def read_piece(description: ModelDescription | None, request: FetchArrays) -> ArraysPiece:

@@ -59,24 +59,20 @@ class Clock:
         return self.time_s
 
 
-class Children:
-    def __init__(self) -> None:
-        self.killed: list[int] = []
-
-    def kill(self, process_id: int, host: str, reason: str) -> None:
-        self.killed.append(process_id)
-
-
 class Host:
     """A gateway with so many workers, which send heartbeats as the clock goes on."""
 
     def __init__(self, workers: int) -> None:
-        self.socket, self.clock, self.children = Socket(), Clock(), Children()
+        self.socket, self.clock = Socket(), Clock()
+        self.killed: list[int] = []
         pool = Pool(PoolSettings(), ["net"], self.clock.now())
-        self.gateway = Gateway(pool, self.socket, self.children, self.clock)  # type: ignore[arg-type]
+        self.gateway = Gateway(pool, self.socket, self.kill, self.clock)  # type: ignore[arg-type]
         for index in range(workers):
             node = f"worker {index}".encode()
             self.socket.arrived.append((node, Enlist(node.decode(), "host", index)))
+
+    def kill(self, process_id: int, host: str, reason: str) -> None:
+        self.killed.append(process_id)
 
     async def turns(self, count: int = 10) -> None:
         for _ in range(count):
@@ -116,7 +112,7 @@ def test_a_gateway_that_stood_still_gives_nobody_up() -> None:
         for seconds in (2.5, 60.0):
             host.passes(seconds)
             turns()
-            assert host.children.killed == []
+            assert host.killed == []
 
 
 def test_nor_does_it_if_what_workers_said_comes_through_only_later() -> None:
@@ -127,7 +123,7 @@ def test_nor_does_it_if_what_workers_said_comes_through_only_later() -> None:
         host.clock.time_s += 0.1
         host.socket.arrived = late
         turns()
-        assert host.children.killed == []
+        assert host.killed == []
 
 
 def test_all_that_has_arrived_is_heard_before_anybody_is_given_up() -> None:
@@ -135,18 +131,18 @@ def test_all_that_has_arrived_is_heard_before_anybody_is_given_up() -> None:
         for _ in range(5):  # a machine so busy that there is a turn every 0.4 s
             host.passes(0.4)
             host.gateway._take_turn()
-        assert host.children.killed == []
+        assert host.killed == []
 
 
 def test_who_is_silent_afterwards_is_given_up() -> None:
     with running(workers=8) as (host, turns):
         host.passes(2.5, silent=3)
         turns()
-        assert host.children.killed == []
+        assert host.killed == []
         for _ in range(8):
             host.passes(0.2, silent=3)
             turns()
-        assert host.children.killed == [3]
+        assert host.killed == [3]
 
 
 def test_a_message_whose_handling_fails_is_answered_and_the_next_one_heard(
