@@ -86,6 +86,17 @@ def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pa
     return Windows(size, stride, sides)
 
 
+def phase_of(size: int, stride: int, offset: int) -> tuple[slice, int]:
+    """Along one axis, for the pixels ``offset``, ``offset`` + stride, … of the padded map.
+
+    Returns the taps that reach them, and how far before the cotangent the first window of these
+    taps begins.
+    """
+    first = offset % stride
+    taps = len(range(first, size, stride))
+    return slice(first, size, stride), taps - 1 - offset // stride
+
+
 def pair(name: str, value: int | Pair, least: int) -> Pair:
     """One or two integers as two; raises ShapeError unless all are at least ``least``."""
     two = value if isinstance(value, Sequence) else (value, value)

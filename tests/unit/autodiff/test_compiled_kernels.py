@@ -52,6 +52,7 @@ from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
     compiled_depthwise.correlate,
+    compiled_depthwise.add_gradient,
     compiled.write_rows,
     compiled.from_product,
     compiled_winograd.to_points,
@@ -308,7 +309,19 @@ def test_no_loop_of_depthwise_leaves_its_arrays(loops_in_python):
     for x, options in DEPTHWISE_CASES:
         problem = problem_of(x, x[3], groups=x[3], **options)
         require_same(CompiledDepthwise(), Depthwise(), problem, Blocking(1, 3, 999), True)
-    assert "correlate" in loops_in_python
+        windows, dtype = problem.windows, problem.dtype
+        arrays = arrays_of(problem, False)
+        total = np.zeros((*windows.size, x[3]), dtype)
+        compiled_depthwise.gradient(windows, arrays.x, 0, np.ones(problem.out, dtype), total)()
+        turned = np.zeros(x, dtype)
+        compiled_depthwise.correlation(
+            Windows(windows.size, (1, 1), ((2, 0), (3, 0))),
+            np.ones(problem.out, dtype),
+            1,
+            total,
+            turned[:, ::2, 1::2],
+        )()
+    assert {"correlate", "add_gradient"} <= {*loops_in_python}
 
 
 @pytest.mark.usefixtures("loops_in_python")
@@ -333,7 +346,8 @@ def test_a_loop_is_compiled_once_for_one_signature(loop):
 
 SECOND_PROCESS = """
 from dist_net.autodiff.kernels.compiled import depthwise, im2row, winograd
-loops = [depthwise.correlate, im2row.write_rows, im2row.from_product]
+loops = [depthwise.correlate, depthwise.add_gradient]
+loops += [im2row.write_rows, im2row.from_product]
 loops += [winograd.to_points, winograd.from_points]
 print([sum(loop.stats.cache_misses.values()) for loop in loops])
 """

@@ -11,7 +11,7 @@ from scipy.signal import correlate
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
-from dist_net.autodiff.kernels.convolution import patches
+from dist_net.autodiff.kernels.convolution import depthwise, depthwise_training, patches
 from dist_net.autodiff.kernels.convolution.training import (
     convolve,
     filter_gradient,
@@ -110,7 +110,13 @@ GEOMETRIES = {
     "one channel, one filter": ((1, 5, 5, 1), (3, 3, 1, 1), 1, "same", 1),
     "groups": ((2, 5, 4, 6), (3, 3, 2, 9), 1, "same", 3),
     "groups of many channels": ((1, 4, 4, 12), (3, 3, 6, 4), 2, 1, 2),
-    "a filter for each channel": ((2, 5, 4, 4), (3, 3, 1, 4), 2, 1, 4),
+    "a filter for each channel": ((2, 5, 4, 4), (3, 3, 1, 4), 1, "same", 4),
+    "a filter for each channel, stride 2": ((2, 5, 4, 4), (3, 3, 1, 4), 2, 1, 4),
+    "5x5 for each channel, stride 2": ((2, 6, 8, 3), (5, 5, 1, 3), 2, "same", 3),
+    "for each channel, unequal": ((1, 9, 7, 2), (2, 5, 1, 2), (3, 2), ((1, 0), (2, 3)), 2),
+    "for each channel, stride beyond the kernel": ((1, 8, 7, 5), (2, 1, 1, 5), 3, "valid", 5),
+    "for each channel, larger than the map": ((2, 2, 3, 2), (5, 7, 1, 2), 1, "same", 2),
+    "for each channel, more padding": ((1, 3, 4, 6), (2, 3, 1, 6), 2, ((3, 4), (5, 4)), 6),
 }
 
 
@@ -136,6 +142,7 @@ def test_it_does_not_matter_how_it_is_cut_into_strips(geometry, monkeypatch):
     x, kernel, *how = geometry
     for pixels in (1, 5, 20):
         monkeypatch.setattr(patches, "FEWEST_PIXELS", pixels)
+        monkeypatch.setattr(depthwise, "PRODUCTS", pixels * math.prod(kernel))
         agree(draw(*x), draw(*kernel), *how)
 
 
@@ -259,6 +266,40 @@ def test_several_threads_find_the_same_and_the_same_bits_each_time(
             result.fill(np.nan)
             call()
             np.testing.assert_array_equal(result, value)
+    pool.close()
+
+
+@pytest.mark.parametrize("channels", [7, 8, 13, 40, 75])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [(3, 1, "same"), (5, 2, "same"), (3, 2, 1), (2, 3, "valid"), ((1, 3), 1, ((0, 0), (4, 4)))],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_filter_for_each_channel_gives_the_same_compiled(
+    channels, size, stride, padding, threads, monkeypatch
+):
+    """In float32, with numba and without it."""
+    monkeypatch.setattr(depthwise, "PRODUCTS", 2000)
+    seen = windows(size, stride, padding, (11, 9))
+    random = np.random.default_rng(channels)
+    x = random.standard_normal((3, 11, 9, channels), np.float32)
+    kernel = random.standard_normal((*seen.size, 1, channels), np.float32)
+    cotangent = random.standard_normal((3, *seen.output(11, 9), channels), np.float32)
+    pool = ThreadPool(threads)
+
+    def computed():
+        out = np.empty_like(cotangent), np.empty_like(x), np.empty_like(kernel)
+        for each in out:
+            each.fill(np.nan)
+        convolve(seen, channels, x, kernel, out[0], pool)()
+        input_gradient(seen, channels, cotangent, kernel, out[1], pool)()
+        filter_gradient(seen, channels, x, cotangent, out[2], pool)()
+        return out
+
+    fastest = computed()
+    monkeypatch.setattr(depthwise_training, "compiled_kernels", lambda: None)
+    for value, plain in zip(fastest, computed(), strict=True):
+        np.testing.assert_allclose(value, plain, rtol=1e-4, atol=1e-4)
     pool.close()
 
 

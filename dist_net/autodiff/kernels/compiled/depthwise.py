@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Call
+from dist_net.autodiff.arrays import Array, Call
 from dist_net.autodiff.kernels.compiled.im2row import (
     EPILOGUE,
     EpilogueNumbers,
@@ -32,10 +33,13 @@ from dist_net.autodiff.kernels.compiled.vectors import (
     multiply_add,
     pointer,
     spread,
+    store,
 )
 from dist_net.autodiff.kernels.convolution.depthwise import Depthwise
+from dist_net.autodiff.kernels.convolution.epilogue import LINEAR
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
-from dist_net.compiling import READ, jit
+from dist_net.autodiff.kernels.windows import Windows
+from dist_net.compiling import READ, WRITTEN, jit
 
 SIDE_BY_SIDE = 4
 
@@ -53,14 +57,41 @@ class CompiledDepthwise(Depthwise):
         """The call that computes a block of the output."""
         windows = problem.windows
         images, rows, _ = block.size
-        top = block.rows.start * windows.stride[0] - windows.padding[0][0]
-        seen = *windows.size, *windows.stride, top, -windows.padding[1][0]
+        seen = _seen(windows, block.rows.start)
         x = arrays.x[block.images]
         grid = images, rows, problem.out[2]
         epilogue = epilogue_of(problem, block, arrays)
         return [
             partial(correlate, flat(x), x.shape[1:], grid, seen, flat(arrays.filters), *epilogue)
         ]
+
+
+def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Array) -> Call:
+    """The call that writes some rows of the convolution of ``x`` by (kh, kw, C) taps to ``out``.
+
+    It is a view of one array, whose channels lie side by side.
+    """
+    nothing = np.zeros(x.shape[3], np.float32)
+    numbers = tuple(map(np.float32, (LINEAR, LINEAR, -np.inf, np.inf)))
+    apart = tuple(each // out.itemsize for each in out.strides[:3])
+    last = sum((n - 1) * step for n, step in zip(out.shape[:3], apart, strict=True))
+    values = as_strided(out, (last + out.shape[3],), out.strides[3:])
+    seen = _seen(windows, first_row)
+    epilogue = values, nothing, False, nothing, numbers, (0, *apart)
+    return partial(correlate, flat(x), x.shape[1:], out.shape[:3], seen, flat(taps), *epilogue)
+
+
+def gradient(windows: Windows, x: Array, first_row: int, cotangent: Array, total: Array) -> Call:
+    """The call that adds what flows back from some rows to the taps, (kh, kw, C)."""
+    seen = _seen(windows, first_row)
+    grid = cotangent.shape[:3]
+    return partial(add_gradient, flat(x), x.shape[1:], grid, seen, flat(cotangent), flat(total))
+
+
+def _seen(windows: Windows, first_row: int) -> tuple[int, int, int, int, int, int]:
+    """What ``correlate`` calls windows, for results from this row on."""
+    top = first_row * windows.stride[0] - windows.padding[0][0]
+    return *windows.size, *windows.stride, top, -windows.padding[1][0]
 
 
 @inlined
@@ -173,3 +204,88 @@ def correlate(
                         apply_epilogue(totals[2], result, target + 2 * per_pixel + c, epilogue)
                         apply_epilogue(totals[3], result, target + 3 * per_pixel + c, epilogue)
                 column += count
+
+
+@inlined
+def add_side_by_side(
+    x: Pointer,
+    i: int,
+    apart: int,
+    g: Pointer,
+    j: int,
+    channels: int,
+    count: int,
+    sums: Pointer,
+    k: int,
+) -> None:
+    """Adds to 4 vectors of neighbouring channels the products of ``count`` pixels."""
+    a, b = load(sums, k), load(sums, k + LANES)
+    c, d = load(sums, k + 2 * LANES), load(sums, k + 3 * LANES)
+    for _ in range(count):
+        a = multiply_add(load(x, i), load(g, j), a)
+        b = multiply_add(load(x, i + LANES), load(g, j + LANES), b)
+        c = multiply_add(load(x, i + 2 * LANES), load(g, j + 2 * LANES), c)
+        d = multiply_add(load(x, i + 3 * LANES), load(g, j + 3 * LANES), d)
+        i += apart
+        j += channels
+    store(sums, k, a)
+    store(sums, k + LANES, b)
+    store(sums, k + 2 * LANES, c)
+    store(sums, k + 3 * LANES, d)
+
+
+@jit(READ, integers(3), integers(3), integers(6), READ, WRITTEN)
+def add_gradient(
+    x: Flat,
+    shape: tuple[int, int, int],
+    grid: tuple[int, int, int],
+    windows: tuple[int, int, int, int, int, int],
+    cotangent: Flat,
+    total: Flat,
+) -> None:
+    """Adds windows times a ``grid`` of (N, rows, columns) cotangents to (kh, kw, C).
+
+    The arguments are those of ``correlate``. A vector is added to once: the channels that are left
+    over are added one by one.
+    """
+    height, width, channels = shape
+    images, rows, columns = grid
+    lines, line, down, across, top, left = windows
+    pixels, flowing, sums = pointer(x), pointer(cotangent), pointer(total)
+    together, apart = SIDE_BY_SIDE * LANES, across * channels
+    for image in range(images):
+        for row in range(rows):
+            for first_channel in range(0, channels, together):
+                for i in range(lines):
+                    y = top + row * down + i
+                    if not 0 <= y < height:
+                        continue
+                    for j in range(line):
+                        z = left + j
+                        first = max(0, -(z // across))
+                        count = min(columns, (width - 1 - z) // across + 1) - first
+                        if count <= 0:
+                            continue
+                        source = ((image * height + y) * width + z + first * across) * channels
+                        other = ((image * rows + row) * columns + first) * channels
+                        tap = (i * line + j) * channels
+                        c = first_channel
+                        if c + together <= channels:
+                            i_x, i_g, i_sum = source + c, other + c, tap + c
+                            add_side_by_side(
+                                pixels, i_x, apart, flowing, i_g, channels, count, sums, i_sum
+                            )
+                            continue
+                        while c + LANES <= channels:
+                            value = load(sums, tap + c)
+                            for n in range(count):
+                                a = load(pixels, source + c + n * apart)
+                                b = load(flowing, other + c + n * channels)
+                                value = multiply_add(a, b, value)
+                            store(sums, tap + c, value)
+                            c += LANES
+                        while c < channels:
+                            for n in range(count):
+                                one, two = source + c + n * apart, other + c + n * channels
+                                total[tap + c] += x[one] * cotangent[two]
+                            c += 1

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.convolution.depthwise import Depthwise, is_depthwise
+from dist_net.autodiff.kernels.convolution.depthwise import Depthwise, blocking, is_depthwise
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Blocking, Problem
 from dist_net.autodiff.kernels.convolution.winograd import Winograd
@@ -39,9 +39,6 @@ USUAL_THREADS = 2  # a reproducible plan is cut for two threads, however many th
 # filters anew for each image. Eight is a whole number of BLAS's tiles, so all rows are computed
 # alike; the last ones of six or sixteen are not.
 ROWS_OF_A_PIECE = 8
-PRODUCTS_OF_DEPTHWISE = (
-    1 << 20
-)  # of a block: some 100 us, several times what a thread needs to wake
 
 
 class Algorithm(Protocol):
@@ -102,7 +99,9 @@ def choose(
     """
     gemm = gemm or Gemm()
     if is_depthwise(problem.x, problem.groups, problem.out):
-        return _depthwise(problem, compiled)
+        plain = Depthwise()
+        chosen = _compiled(plain, problem) if compiled else plain
+        return Choice(chosen, blocking(problem.out, problem.windows))
     images, height, width, out_channels = problem.out
     algorithm = _algorithm(problem, gemm)
     step = algorithm.row_step
@@ -140,17 +139,6 @@ def images_of_a_piece(problem: Problem) -> int:
         return 1
     images, rest = divmod(ROWS_OF_A_PIECE, height * width)
     return images if rest == 0 else 1
-
-
-def _depthwise(problem: Problem, compiled: bool) -> Choice:
-    """Nothing of a pixel depends on the block that it is in, so blocks may be of any size."""
-    images, height, width, channels = problem.out
-    per_row = width * channels * problem.row_length
-    rows = max(1, PRODUCTS_OF_DEPTHWISE // per_row)
-    return Choice(
-        _compiled(Depthwise(), problem) if compiled else Depthwise(),
-        Blocking(max(1, min(images, rows // height)), min(rows, height), channels),
-    )
 
 
 def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:

@@ -7,7 +7,7 @@ stride, the padded map is kept as *phases*, each of every stride-th column, so t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,10 +15,17 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem, take_padded
+from dist_net.autodiff.kernels.convolution.problem import (
+    Arrays,
+    Block,
+    Blocking,
+    Problem,
+    take_padded,
+)
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.windows import Pair, Windows
 
+PRODUCTS = 1 << 20  # of a block: some 100 us, several times what a thread needs to wake
 LONGEST_ROW = 1024  # values: the taps of a 5x5 filter, repeated, still stay in the cache
 SUM_OF_TAPS = "nrjaqpl,aqpl->nrjl"
 
@@ -70,6 +77,21 @@ class Depthwise:
 def is_depthwise(x: Shape, groups: int, out: Shape) -> bool:
     """Whether each channel is a group of its own, with one filter."""
     return groups == x[3] == out[3] > 1
+
+
+def sized_blocks(out: Shape, windows: Windows) -> Iterator[Block]:
+    """The blocks of an output, each of some PRODUCTS."""
+    return blocking(out, windows).blocks(out)
+
+
+def blocking(out: Shape, windows: Windows) -> Blocking:
+    """Nothing of a pixel depends on the block that it is in, so blocks may be of any size."""
+    images, height, width, channels = out
+    per_row = max(1, width * channels * windows.size[0] * windows.size[1])
+    rows = max(1, PRODUCTS // per_row)
+    return Blocking(
+        max(1, min(images, rows // max(1, height))), max(1, min(rows, height)), max(1, channels)
+    )
 
 
 def phases_shape(windows: Windows, images: int, rows: int, columns: int, channels: int) -> Shape:

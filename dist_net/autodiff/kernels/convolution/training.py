@@ -15,17 +15,21 @@ from itertools import product
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.kernels.convolution import depthwise_training
+from dist_net.autodiff.kernels.convolution.depthwise import is_depthwise
 from dist_net.autodiff.kernels.convolution.patches import Patches, by_group
 from dist_net.autodiff.kernels.convolution.problem import Block
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.thread_pool import Task, ThreadPool
-from dist_net.autodiff.kernels.windows import Pair, Windows
+from dist_net.autodiff.kernels.windows import Pair, Windows, phase_of
 
 
 def convolve(
     windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> Call:
     """The call that writes the convolution of ``x`` by ``filters`` to ``out``, (N, H', W', O)."""
+    if is_depthwise(x.shape, groups, out.shape):
+        return depthwise_training.convolve(windows, x, filters, out, pool)
     patches = _patches(windows, groups, x, out.shape)
     before, filters = _contiguous(filters)
     matrix = by_group(filters, groups)
@@ -48,14 +52,16 @@ def input_gradient(
     filters, flipped. One convolution for all pixels would need zeros between those of
     ``cotangent``, and multiply by them.
     """
+    if is_depthwise(out.shape, groups, cotangent.shape):
+        return depthwise_training.input_gradient(windows, cotangent, filters, out, pool)
     before: list[Call] = []
     tasks: list[Task] = []
     (top, _), (left, _) = windows.padding
     down, across = windows.stride
     for row, column in product(range(down), range(across)):
         pixels = out[:, row::down, column::across]
-        rows, above = _phase(windows.size[0], down, row + top)
-        columns, beside = _phase(windows.size[1], across, column + left)
+        rows, above = phase_of(windows.size[0], down, row + top)
+        columns, beside = phase_of(windows.size[1], across, column + left)
         taps = filters[rows, columns]
         if taps.size == 0:
             before.append(partial(pixels.fill, 0))
@@ -76,6 +82,8 @@ def filter_gradient(
     It is the sum of each window times its cotangent. Each thread of the pool adds up strips of its
     own, so that additions have the same order, and give the same bits, in each run.
     """
+    if is_depthwise(x.shape, groups, cotangent.shape):
+        return depthwise_training.filter_gradient(windows, x, cotangent, out, pool)
     patches = _patches(windows, groups, x, cotangent.shape)
     strips = patches.strips() if out.size > 0 else []
     parts = [part for i in range(pool.threads) if (part := strips[i :: pool.threads])]
@@ -96,17 +104,6 @@ def _patches(windows: Windows, groups: int, x: Array, result: Shape) -> Patches:
 
 def _pair(shape: Shape) -> Pair:
     return shape[0], shape[1]
-
-
-def _phase(size: int, stride: int, offset: int) -> tuple[slice, int]:
-    """Along one axis, for the pixels ``offset``, ``offset`` + stride, … of the padded map.
-
-    Returns the taps that reach them, and how far before the cotangent the first window of these
-    taps begins.
-    """
-    first = offset % stride
-    taps = len(range(first, size, stride))
-    return slice(first, size, stride), taps - 1 - offset // stride
 
 
 def _turned(taps: Array, groups: int) -> tuple[Call, Array]:
