@@ -176,7 +176,7 @@ def _of_bytes(image: Image.Image, name: str) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     """The picture in RGB, with white behind transparent parts."""
     if image.mode not in WITH_ALPHA and "transparency" not in image.info:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     with_alpha = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(with_alpha, mask=with_alpha.getchannel("A"))
