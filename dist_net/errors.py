@@ -97,6 +97,10 @@ class SegmentError(DistNetError):
 # Optimizers
 
 
+class DivergedError(DistNetError):
+    """Training in one process has come to a loss that is not finite."""
+
+
 class UnknownOptimizerError(BadInputError):
     """No optimizer has this name."""
 

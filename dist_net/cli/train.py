@@ -12,7 +12,7 @@ from rich.console import Console
 
 from dist_net.cli.parser import count_from
 from dist_net.cluster.command_line import add_trust_argument, command_line, joining_command
-from dist_net.cluster.local_run import LocalCluster, LocalRun, RunOutcome
+from dist_net.cluster.local_run import LocalRun, LocalRunSettings, summarise
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Dataset
 from dist_net.errors import InterruptedRunError, MissingExtraError, ProcessFailedError
@@ -20,7 +20,7 @@ from dist_net.models.best_weights import BestWeights
 from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.run import RunState
-from dist_net.recipes.recipe import LoadedRecipe, load_recipe, recipe_names
+from dist_net.recipes.recipe import load_recipe, recipe_names
 from dist_net.report.plots import plot_confusion, plot_training
 from dist_net.training.evaluation import Evaluation
 
@@ -102,7 +102,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
         dataset = loaded.recipe.load_dataset(fetching)
     options = options.replaced_by(recipe=loaded.reference, recipe_files=loaded.file_digests)
     settings = options.settings(loaded, dataset)
-    local = LocalCluster(workers, tuple(arguments.listen), arguments.keys, arguments.resume)
+    local = LocalRunSettings(workers, tuple(arguments.listen), arguments.keys, arguments.resume)
     local.require_listening()
 
     def joining(address: str) -> str:
@@ -132,7 +132,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
             raise
         finally:
             draw(directory, loaded.name, dataset, training.evaluation, console)
-    summary = summarise(loaded, directory, outcome)
+    summary = summarise(loaded.name, directory, outcome)
     show(summary, console)
     if arguments.json:
         print(json.dumps(summary))
@@ -196,34 +196,6 @@ def draw(
         console.print(str(error))
     except OSError as error:
         console.print(f"no pictures of the run: {error}")
-
-
-REPORTED = (
-    "epochs",
-    "samples",
-    "seconds",
-    "samples_per_s",
-    "pushes_applied",
-    "pushes_rejected",
-    "duplicates_dropped",
-    "gradients_refused",
-    "staleness_mean",
-    "staleness_max",
-    "workers_joined",
-    "workers_lost",
-)
-
-
-def summarise(loaded: LoadedRecipe, directory: RunDirectory, outcome: RunOutcome) -> dict[str, Any]:
-    """The JSON object that a run is reported as."""
-    return {
-        "recipe": loaded.name,
-        "run_dir": str(directory.path),
-        "checkpoint": str(directory.checkpoint),
-        "test_accuracy": outcome.evaluation.accuracy,
-        "test_loss": outcome.evaluation.loss,
-        **{name: outcome.report[name] for name in REPORTED},
-    }
 
 
 def show(summary: dict[str, Any], console: Console) -> None:

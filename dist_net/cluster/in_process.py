@@ -2,9 +2,7 @@
 
 For tests, and for trying things where processes would be in the way, such as in a notebook:
 
-    with in_process_cluster(load_recipe("digits").recipe) as cluster:
-        cluster.start_worker()
-        cluster.start_worker()
+    with LocalCluster(load_recipe("digits").recipe, workers=2) as cluster:
         report = cluster.wait()
         weights = cluster.snapshot().weights
 
@@ -14,16 +12,15 @@ Threads share one interpreter, so more of them make a run no faster.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 from threadpoolctl import threadpool_limits
 
-from dist_net.data import Dataset
 from dist_net.errors import ProcessFailedError, RunOverdueError
 from dist_net.models.observer import Observer
 from dist_net.models.run_directory import RunOptions
@@ -46,54 +43,6 @@ POLL_S = 0.01
 CHECKPOINT_EVERY_S = 30.0
 
 StepOf = Callable[[int], MinibatchStep]
-
-
-@contextmanager
-def in_process_cluster(
-    recipe: Recipe,
-    checkpoint: Path | None = None,
-    *,
-    listen: str = LOOPBACK,
-    keys: Path | None = None,
-    seed: int = 0,
-    resume: bool = False,
-) -> Iterator[InProcessCluster]:
-    """A context with a parameter server for ``recipe``, and no workers yet.
-
-    At its end server and workers are stopped, in mid-run if need be, and the run is left in the
-    file ``checkpoint``, which ``resume`` goes on from; None: it is not kept. ``keys`` is a
-    directory with the keys of a server, a worker and a client. Raises BadInputError for what
-    cannot be used.
-    """
-    loaded, dataset = _loaded(recipe), recipe.load_dataset()
-    settings = RunOptions(loaded.reference, seed=seed).settings(loaded, dataset)
-    server_keys = worker_keys = client_keys = None
-    if keys is not None:
-        server_keys, worker_keys = load_server_keys(keys), load_peer_keys(keys)
-        client_keys = load_peer_keys(keys, CLIENT)
-    temporary = TemporaryDirectory(prefix="dist-net-")
-    path = checkpoint or Path(temporary.name) / "checkpoint.safetensors"
-    with (
-        temporary,
-        opened_run(settings, lambda: recipe.initial_weights(seed), path if resume else None) as (
-            run,
-            segment,
-        ),
-        ServerSocket(
-            [listen], server_keys, settings.gradient_bytes, most_arrays=settings.pipeline.grouped
-        ) as socket,
-        Observer(socket.contact_addresses[0], client_keys) as observer,
-        threadpool_limits(1),
-        ThreadPoolExecutor(MAX_THREADS, "dist-net") as threads,
-    ):
-        server = ServerLoop(run, socket, path, CHECKPOINT_EVERY_S, segment)
-        cluster = InProcessCluster(
-            recipe, dataset, socket.contact_addresses[0], worker_keys, server, observer, threads
-        )
-        try:
-            yield cluster
-        finally:
-            cluster.stop()
 
 
 def _loaded(recipe: Recipe) -> LoadedRecipe:
@@ -129,28 +78,79 @@ class InProcessWorker:
         return self._ended.result(timeout_s)
 
 
-class InProcessCluster:
-    """A running parameter server, and the workers that were started; see `in_process_cluster`."""
+class LocalCluster:
+    """A context with a parameter server for ``recipe``, and ``workers``, in threads.
+
+    At its end server and workers are stopped, in mid-run if need be, and the run is left in the
+    file ``checkpoint``, which ``resume`` goes on from; None: it is not kept. ``keys`` is a
+    directory with the keys of a server, a worker and a client. Raises BadInputError for what
+    cannot be used.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
-        dataset: Dataset,
-        address: str,
-        keys: PeerKeys | None,
-        server: ServerLoop,
-        observer: Observer,
-        threads: ThreadPoolExecutor,
+        checkpoint: Path | None = None,
+        *,
+        workers: int = 0,
+        listen: str = LOOPBACK,
+        keys: Path | None = None,
+        seed: int = 0,
+        resume: bool = False,
     ) -> None:
-        self.address = address
         self._recipe = recipe
-        self._dataset = dataset
+        self._checkpoint = checkpoint
+        self._workers_at_first = workers
+        self._listen = listen
         self._keys = keys
-        self._server = server
-        self._observer = observer
-        self._threads = threads
-        self._served: Future[None] = threads.submit(server.serve)
+        self._seed = seed
+        self._resume = resume
+        self._worker_keys: PeerKeys | None = None
         self._workers: list[InProcessWorker] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._start(stack)
+            stack.callback(self.stop)
+            for _ in range(self._workers_at_first):
+                self.start_worker()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self, stack: ExitStack) -> None:
+        recipe, seed = self._recipe, self._seed
+        loaded, self._dataset = _loaded(recipe), recipe.load_dataset()
+        settings = RunOptions(loaded.reference, seed=seed).settings(loaded, self._dataset)
+        server_keys = client_keys = None
+        if self._keys is not None:
+            server_keys, self._worker_keys = (
+                load_server_keys(self._keys),
+                load_peer_keys(self._keys),
+            )
+            client_keys = load_peer_keys(self._keys, CLIENT)
+        temporary = stack.enter_context(TemporaryDirectory(prefix="dist-net-"))
+        path = self._checkpoint or Path(temporary) / "checkpoint.safetensors"
+        run, segment = stack.enter_context(
+            opened_run(
+                settings, lambda: recipe.initial_weights(seed), path if self._resume else None
+            )
+        )
+        most_arrays = settings.pipeline.grouped
+        socket = stack.enter_context(
+            ServerSocket(
+                [self._listen], server_keys, settings.gradient_bytes, most_arrays=most_arrays
+            )
+        )
+        self.address = socket.contact_addresses[0]
+        self._observer = stack.enter_context(Observer(self.address, client_keys))
+        stack.enter_context(threadpool_limits(1))
+        self._threads = stack.enter_context(ThreadPoolExecutor(MAX_THREADS, "dist-net"))
+        self._server = ServerLoop(run, socket, path, CHECKPOINT_EVERY_S, segment)
+        self._served: Future[None] = self._threads.submit(self._server.serve)
 
     def start_worker(
         self,
@@ -173,7 +173,7 @@ class InProcessCluster:
             f"worker-{len(self._workers)}",
             _loaded(recipe).digest(dataset),
             model.layout.size,
-            self._keys,
+            self._worker_keys,
             shares_memory,
         )
         self._workers.append(InProcessWorker(loop, self._threads))

@@ -41,7 +41,7 @@ SLOW_DISK_BYTES_PER_S = 5e6  # a network's, or a memory card
 
 
 @dataclass(frozen=True)
-class LocalCluster:
+class LocalRunSettings:
     """How many workers run on this host, and where else the server listens, with which keys."""
 
     workers: int
@@ -68,6 +68,34 @@ class RunOutcome:
     evaluation: Evaluation
 
 
+REPORTED = (
+    "epochs",
+    "samples",
+    "seconds",
+    "samples_per_s",
+    "pushes_applied",
+    "pushes_rejected",
+    "duplicates_dropped",
+    "gradients_refused",
+    "staleness_mean",
+    "staleness_max",
+    "workers_joined",
+    "workers_lost",
+)
+
+
+def summarise(recipe: str, directory: RunDirectory, outcome: RunOutcome) -> dict[str, Any]:
+    """The JSON object that a run is reported as."""
+    return {
+        "recipe": recipe,
+        "run_dir": str(directory.path),
+        "checkpoint": str(directory.checkpoint),
+        "test_accuracy": outcome.evaluation.accuracy,
+        "test_loss": outcome.evaluation.loss,
+        **{name: outcome.report[name] for name in REPORTED},
+    }
+
+
 class LocalRun:
     """The run in ``directory``, whose options are written there already."""
 
@@ -76,7 +104,7 @@ class LocalRun:
         directory: RunDirectory,
         recipe: Recipe,
         dataset: Dataset,
-        local: LocalCluster,
+        local: LocalRunSettings,
         display: TrainingProgress,
         best: BestWeights | None = None,
     ) -> None:
@@ -93,6 +121,11 @@ class LocalRun:
         self.evaluation: Evaluation | None = None  # of the best weights, or else of the last
         self._checkpoint_error: str | None = None
         self._has_workers = False
+        self._stop_reason = ""
+
+    def stop(self, reason: str) -> None:
+        """Ends the run at the next look, as if every epoch were done."""
+        self._stop_reason = reason
 
     def run(self) -> RunOutcome:
         """Trains to the end.
@@ -164,6 +197,8 @@ class LocalRun:
             self._check_workers(ended, report)
             self._evaluate_if_due(observer, report)
             if self._best is not None and self._best.is_out_of_patience:
+                self.stop("it has not got better for as long as it may")
+            if self._stop_reason:
                 return self._stop_early(observer, report)
             time.sleep(POLL_S)
         while report["records"]:
@@ -173,9 +208,9 @@ class LocalRun:
         return RunOutcome(report, self.evaluation or last)
 
     def _stop_early(self, observer: Observer, report: dict[str, Any]) -> RunOutcome:
-        self._display.warned("stopped early: it has not got better for as long as it may")
+        self._display.warned(f"stopped early: {self._stop_reason}")
         best = self.evaluation or self._evaluate_now(observer)
-        observer.shut_down("it has not got better for as long as it may")
+        observer.shut_down(self._stop_reason)
         return RunOutcome(report, best)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from dist_net.autodiff.arrays import integer, integers
 from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
-from dist_net.errors import ShapeError
+from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.layers import Layer
 from dist_net.nn.losses import Loss, cross_entropy_of_logits
 from dist_net.nn.parameters import Layout, Scope
@@ -66,6 +66,33 @@ class Model:
         operations = [node.operation for node in topological_order([output])]
         self.has_convolutions = any(isinstance(each, Conv2D) for each in operations)
         self.layout = Layout(scope.parameters, scope.buffers)
+        self._predictor: Predictor | None = None
+
+    @property
+    def weights(self) -> Vector | None:
+        """The weights that ``predict`` computes with, borrowed; None before there are any."""
+        return self._predictor.weights if self._predictor else None
+
+    @weights.setter
+    def weights(self, weights: Vector) -> None:
+        if weights.shape != (self.layout.size,) or weights.dtype != np.float32:
+            raise ShapeError(
+                f"weights are {weights.dtype}{list(weights.shape)}; expected "
+                f"float32[{self.layout.size}]"
+            )
+        self._predictor = Predictor(self, weights)
+
+    def predict(self, inputs: Batch) -> NDArray[np.float32]:
+        """The outputs, (N, *output_shape), of ``inputs``, (N, *input_shape), in a new array.
+
+        They are what the loss takes: logits, if that takes these. Raises ShapeError if the inputs
+        are of another shape or dtype, ParameterError if the model has no weights.
+        """
+        if self._predictor is None:
+            raise ParameterError(
+                "the model has no weights yet; expected it to be trained: dist_net.fit(model, ...)"
+            )
+        return self._predictor(inputs)
 
     @property
     def classes(self) -> int:
@@ -159,7 +186,7 @@ class Predictor:
 
     def __init__(self, model: Model, weights: Vector, batch_size: int = 256) -> None:
         self._model = model
-        self._weights = weights
+        self.weights = weights
         self._batch_size = integer("Predictor: batch_size", batch_size, least=1)
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
 
@@ -181,5 +208,5 @@ class Predictor:
         if batch_size not in self._bound:
             batch = np.empty((batch_size, *self._model.input_shape), self._model.input_dtype)
             plan = self._model.compile_inference(batch_size)
-            self._bound[batch_size] = batch, self._model.bind_inference(plan, batch, self._weights)
+            self._bound[batch_size] = batch, self._model.bind_inference(plan, batch, self.weights)
         return self._bound[batch_size]

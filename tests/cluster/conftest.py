@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
+from dist_net.cluster.in_process import LocalCluster
 from dist_net.recipes.recipe import Recipe, load_recipe
 from dist_net.vector import Vector
 
@@ -23,13 +23,13 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
-def cluster(recipe: Recipe) -> Callable[..., AbstractContextManager[InProcessCluster]]:
+def cluster(recipe: Recipe) -> Callable[..., AbstractContextManager[LocalCluster]]:
     """Opens a cluster of that recipe without workers; what else it is given goes to the server."""
 
     def open_cluster(
         *arguments: Any, epochs: int = recipe.epochs, **settings: Any
-    ) -> AbstractContextManager[InProcessCluster]:
-        return in_process_cluster(replace(recipe, epochs=epochs), *arguments, **settings)
+    ) -> AbstractContextManager[LocalCluster]:
+        return LocalCluster(replace(recipe, epochs=epochs), *arguments, **settings)
 
     return open_cluster
 

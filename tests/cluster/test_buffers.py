@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dist_net import nn
-from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
+from dist_net.cluster.in_process import LocalCluster
 from dist_net.data import dataset_named
 from dist_net.optim import Adam, Cosine
 from dist_net.parameter_server.checkpoint import read_checkpoint
@@ -32,7 +32,7 @@ RECIPE = Recipe(
 )
 
 
-def buffers(run: InProcessCluster) -> np.ndarray:
+def buffers(run: LocalCluster) -> np.ndarray:
     """The moving averages as they stand."""
     return run.snapshot().weights[RECIPE.model.layout.trained_size :]
 
@@ -40,7 +40,7 @@ def buffers(run: InProcessCluster) -> np.ndarray:
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("shares_memory", [True, False])
 def test_a_net_with_batch_norm_learns(workers: int, shares_memory: bool) -> None:
-    with in_process_cluster(RECIPE) as run:
+    with LocalCluster(RECIPE) as run:
         np.testing.assert_array_equal(buffers(run), [0] * 24 + [1] * 24)
         for _ in range(workers):
             run.start_worker(shares_memory=shares_memory)
@@ -63,7 +63,7 @@ def test_a_net_with_batch_norm_learns(workers: int, shares_memory: bool) -> None
 
 def test_moving_averages_survive_a_resume(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
-    with in_process_cluster(replace(RECIPE, epochs=10_000), checkpoint) as run:
+    with LocalCluster(replace(RECIPE, epochs=10_000), checkpoint) as run:
         run.start_worker()
         run.wait(lambda report: report["samples"] > 200)
     left = read_checkpoint(checkpoint)
@@ -71,7 +71,7 @@ def test_moving_averages_survive_a_resume(tmp_path: Path) -> None:
     assert left.weights[-24:].max() < 1
     assert left.optimizer_state["mean"].shape == (trained,)
     epochs = left.ledger["next_epoch"] + 4
-    with in_process_cluster(replace(RECIPE, epochs=epochs), checkpoint, resume=True) as run:
+    with LocalCluster(replace(RECIPE, epochs=epochs), checkpoint, resume=True) as run:
         np.testing.assert_array_equal(buffers(run), left.weights[trained:])
         run.start_worker()
         run.start_worker()
@@ -87,7 +87,7 @@ def test_the_average_is_evaluated_and_kept_while_training_goes_on_from_the_weigh
 ) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     recipe = replace(RECIPE, average_decay=0.99, clip_norm=1.0)
-    with in_process_cluster(recipe, checkpoint) as run:
+    with LocalCluster(recipe, checkpoint) as run:
         run.start_worker()
         run.wait()
         average = run.snapshot().weights

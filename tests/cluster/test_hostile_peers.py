@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zmq
 
-from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
+from dist_net.cluster.in_process import LocalCluster
 from dist_net.data import Dataset
 from dist_net.errors import SettingError
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
@@ -32,7 +32,7 @@ from dist_net.wire.messages import (
     StatusRequest,
 )
 
-OpenCluster = Callable[..., AbstractContextManager[InProcessCluster]]
+OpenCluster = Callable[..., AbstractContextManager[LocalCluster]]
 Check = Callable[..., None]
 
 ANSWER_MS = 10_000
@@ -62,7 +62,7 @@ def frames(kind: type[Message], *fields: Any) -> list[bytes]:
     return [msgpack.packb((PROTOCOL_VERSION, kind.__name__, *fields))]
 
 
-def finishes(run: InProcessCluster, assert_exact: Check) -> None:
+def finishes(run: LocalCluster, assert_exact: Check) -> None:
     """A worker does the whole run, as if nothing had been."""
     run.start_worker()
     report = run.wait()
@@ -143,7 +143,7 @@ def test_snapshots_that_nobody_reads_do_not_pile_up() -> None:
     dataset = Dataset("stripes", images, labels, images, labels, tuple("0123456789"))
     network = Sequential(Rescale(), Flatten(), Dense(10))
     recipe = Recipe(network, lambda: dataset, (1, pixels), optimizer=SGD(), batch_size=1)
-    with in_process_cluster(recipe) as run, stranger_at(run.address, unread=1) as stranger:
+    with LocalCluster(recipe) as run, stranger_at(run.address, unread=1) as stranger:
         for _ in range(requests):
             stranger.send_multipart(encode(SnapshotRequest()))
         assert run.snapshot().weights.size == 10 * (pixels + 1)  # another one is served meanwhile

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dist_net.cluster import in_process
-from dist_net.cluster.in_process import InProcessCluster, in_process_cluster
+from dist_net.cluster.in_process import LocalCluster
 from dist_net.data import Dataset
 from dist_net.errors import (
     CheckpointMismatchError,
@@ -30,7 +30,7 @@ from dist_net.training.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.security import ROLES, add_keys, create_keys
 
-OpenCluster = Callable[..., AbstractContextManager[InProcessCluster]]
+OpenCluster = Callable[..., AbstractContextManager[LocalCluster]]
 Check = Callable[..., None]
 Disturb = Callable[[int], float | None]
 
@@ -110,7 +110,7 @@ def test_models_of_every_size_train_over_keys(parameters: int, tmp_path: Path) -
     network = Sequential(Rescale(), Flatten(), Dense(10))
     recipe = Recipe(network, lambda: dataset, (1, pixels), optimizer=SGD(), batch_size=2, epochs=1)
     assert recipe.model.layout.size == parameters
-    with in_process_cluster(recipe, keys=tmp_path / "keys") as run:
+    with LocalCluster(recipe, keys=tmp_path / "keys") as run:
         worker = run.start_worker(shares_memory=False)
         report = run.wait()
         assert worker.result().finished
@@ -358,7 +358,7 @@ def test_the_last_checkpoint_is_tried_again(
     assert read_checkpoint(checkpoint).version == version
 
 
-def shut_down(run: InProcessCluster) -> None:
+def shut_down(run: LocalCluster) -> None:
     with Observer(run.address) as observer:
         observer.shut_down("enough")
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.cluster.in_process import in_process_cluster
+from dist_net.cluster.in_process import LocalCluster
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.recipes.recipe import load_recipe
 
@@ -40,7 +40,7 @@ def assert_goes_on_exactly(run: Path, counting: str) -> None:
     epochs = read_checkpoint(checkpoint).ledger["next_epoch"]
     assert epochs > 1
     recipe = replace(load_recipe(counting).recipe, epochs=epochs)
-    with in_process_cluster(recipe, checkpoint, resume=True) as cluster:
+    with LocalCluster(recipe, checkpoint, resume=True) as cluster:
         cluster.start_worker()
         cluster.wait()
     assert_exact(run, epochs)

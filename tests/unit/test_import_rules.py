@@ -57,7 +57,7 @@ MAY_IMPORT = {
         "cluster"
     ),
     "__main__": "cli",
-    "dist_net": "pictures recipes serving",
+    "dist_net": "pictures recipes training serving cluster",
 }
 SIBLINGS = {"parameter_server", "training", "serving"}
 

@@ -1,0 +1,128 @@
+"""Training by a cluster of processes on this host, from Python: ``train``, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from dist_net.cluster.local_run import LocalRun, LocalRunSettings, summarise
+from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
+from dist_net.models.best_weights import BestWeights
+from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
+from dist_net.nn import Model
+from dist_net.nn.model import Batch
+from dist_net.recipes.recipe import load_recipe
+from dist_net.training.evaluation import Evaluation
+from dist_net.training.single_process import Callback, EpochResult
+
+
+class Run:
+    """A run that has ended: ``path`` is its directory, which the commands of ``dist-net`` take too.
+
+    ``report`` has the keys of ``dist-net train --json``. ``history`` has a result for each
+    evaluation, which short epochs share: its loss and accuracy are means of the training since the
+    one before, its ``validation`` is on the test samples.
+    """
+
+    def __init__(self, path: Path, report: dict[str, Any], history: Sequence[EpochResult]) -> None:
+        self.path = path
+        self.report = report
+        self.history = list(history)
+
+    @cached_property
+    def model(self) -> Model:
+        """The trained model, with the weights that the run is evaluated by."""
+        loaded, checkpoint = load_trained(self.path)
+        model = loaded.recipe.model
+        model.weights = checkpoint.evaluated_weights
+        return model
+
+    def predict(self, inputs: Batch) -> NDArray[np.float32]:
+        """The outputs, (N, *output_shape), of ``inputs``, (N, *input_shape); see ``Model``."""
+        return self.model.predict(inputs)
+
+
+class WatchedTraining(TrainingProgress):
+    """Shows a run, makes its history, and calls the callbacks, which may end it."""
+
+    def __init__(
+        self, console: Console, samples_per_epoch: int, callbacks: Sequence[Callback]
+    ) -> None:
+        super().__init__(console, samples_per_epoch, joining=str)
+        self._callbacks = callbacks
+        self._records: list[dict[str, Any]] = []
+        self.history: list[EpochResult] = []
+        self.training: LocalRun | None = None
+
+    def started(self, addresses: Sequence[str]) -> None:
+        """Says nothing: no worker joins from elsewhere."""
+
+    def progressed(self, report: dict[str, Any]) -> None:
+        """Moves the live line, and keeps what the next evaluation is put beside."""
+        super().progressed(report)
+        self._records += report["records"]
+
+    def evaluated(self, samples: int, evaluation: Evaluation) -> None:
+        """Says how the weights do on the test samples, and calls the callbacks."""
+        super().evaluated(samples, evaluation)
+        records, self._records = self._records, []
+        losses = [each["loss"] for each in records] or [float("nan")]
+        accuracies = [each["accuracy"] for each in records if each["accuracy"] is not None]
+        result = EpochResult(
+            samples // self._samples_per_epoch,
+            float(np.mean(losses)),
+            float(np.mean(accuracies)) if accuracies else None,
+            evaluation,
+        )
+        self.history.append(result)
+        wishes = [callback(result) for callback in self._callbacks]
+        if True in wishes and self.training is not None:
+            self.training.stop("a callback asked for it")
+
+
+def train(
+    recipe: str | Path,
+    *,
+    workers: int = 2,
+    run_dir: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
+    **options: Any,
+) -> Run:
+    """Trains a recipe by a cluster of processes on this host, as ``dist-net train`` does.
+
+    ``recipe`` is the name of a built-in one, or the path of a Python file. ``options`` are those of
+    ``RunOptions``, such as ``epochs``, ``batch_size``, ``optimizer``, ``learning_rate`` and
+    ``seed``. ``callbacks`` are called after each evaluation; the run ends where one returns True.
+    Progress is shown on stderr, unless ``quiet``.
+
+    Raises BadInputError for what cannot be used, InterruptedRunError on Ctrl+C, which leaves a
+    checkpoint, and ProcessFailedError when the server or every worker has failed.
+    """
+    console = Console(quiet=True) if quiet else plain_console()
+    loaded = load_recipe(str(recipe))
+    with FetchProgress(console) as fetching:
+        dataset = loaded.recipe.load_dataset(fetching)
+    chosen = RunOptions(loaded.reference, recipe_files=loaded.file_digests, **options)
+    settings = chosen.settings(loaded, dataset)
+    directory = RunDirectory.create(
+        None if run_dir is None else Path(run_dir), loaded.name, datetime.now()
+    )
+    display = WatchedTraining(console, settings.samples, callbacks)
+    with directory.locked(), display:
+        directory.begin(chosen.to_json(), {} if loaded.is_built_in else loaded.files)
+        best = None
+        if chosen.keeps_best or chosen.patience is not None:
+            best = BestWeights(directory.best, settings, chosen.patience)
+        placed = LocalRunSettings(workers)
+        training = LocalRun(directory, loaded.recipe, dataset, placed, display, best)
+        display.training = training
+        outcome = training.run()
+    return Run(directory.path, summarise(loaded.name, directory, outcome), display.history)

@@ -1,0 +1,115 @@
+"""A model trained and asked in one process."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import dist_net
+from dist_net.errors import (
+    DatasetError,
+    DivergedError,
+    ParameterError,
+    RecipeError,
+    ShapeError,
+)
+from dist_net.nn import Dense, Model, Sequential, mean_squared_error
+from dist_net.optim import SGD
+from dist_net.training.single_process import EpochResult
+
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.normal(size=(200, 3)).astype(np.float32)
+LABELS = (INPUTS[:, 0] > INPUTS[:, 1]).astype(np.int64)
+
+
+def classifier() -> Model:
+    return Model(Sequential(Dense(2)), (3,), input_dtype=np.float32)
+
+
+def test_a_model_learns_and_answers() -> None:
+    model = classifier()
+    assert model.weights is None
+    history = dist_net.fit(
+        model, INPUTS, LABELS, validation=(INPUTS[:50], LABELS[:50]), epochs=8, learning_rate=0.1
+    )
+    assert [result.epoch for result in history] == list(range(1, 9))
+    last = history[-1]
+    assert last.loss < 0.5 * history[0].loss
+    assert last.accuracy is not None
+    assert last.accuracy > 0.95
+    answers = model.predict(INPUTS[:50]).argmax(1)
+    assert last.validation is not None
+    assert last.validation.accuracy == np.mean(answers == LABELS[:50])
+
+
+def test_numbers_are_predicted() -> None:
+    model = Model(Sequential(Dense(2)), (3,), mean_squared_error, np.float32)
+    plane = RANDOM.normal(size=(3, 2))
+    dist_net.fit(model, INPUTS, INPUTS @ plane, epochs=60, learning_rate=0.1)
+    np.testing.assert_allclose(model.predict(np.eye(3, dtype=np.float32)), plane, atol=0.05)
+
+
+def test_a_callback_sees_each_epoch_and_ends_the_training() -> None:
+    seen: list[EpochResult] = []
+
+    def third_is_last(result: EpochResult) -> bool:
+        seen.append(result)
+        return result.epoch == 3
+
+    history = dist_net.fit(classifier(), INPUTS, LABELS, callbacks=[third_is_last, seen.append])
+    assert len(history) == 3
+    assert seen == [each for result in history for each in (result, result)]
+
+
+def test_another_call_goes_on_from_the_weights_and_an_interrupted_one_leaves_them() -> None:
+    model = classifier()
+    first = dist_net.fit(model, INPUTS, LABELS, epochs=5, learning_rate=0.1)
+    weights = model.weights
+    assert weights is not None
+
+    def interrupt(_: EpochResult) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dist_net.fit(model, INPUTS, LABELS, epochs=5, callbacks=[interrupt])
+    assert not np.array_equal(model.weights, weights)
+    (again,) = dist_net.fit(model, INPUTS, LABELS, epochs=1)
+    assert again.loss < first[0].loss
+
+
+def test_the_average_of_the_weights_is_what_is_left() -> None:
+    models = classifier(), classifier()
+    for model, decay in zip(models, (None, 0.99), strict=True):
+        dist_net.fit(model, INPUTS, LABELS, epochs=3, average_decay=decay)
+    assert not np.array_equal(models[0].weights, models[1].weights)
+
+
+def bad_calls() -> Iterator[tuple[type[Exception], str, tuple[object, object]]]:
+    yield DatasetError, "target 7 at index 2: expected 0 to 1", (INPUTS[:3], np.array([0, 1, 7]))
+    yield RecipeError, "take the targets .* mean_squared_error", (INPUTS, LABELS / 2)
+    yield RecipeError, "dtype float64; .* input_dtype=float32", (INPUTS.astype(float), LABELS)
+    yield DatasetError, "of type list", (INPUTS.tolist(), LABELS)
+
+
+@pytest.mark.parametrize(("error", "words", "data"), list(bad_calls()))
+def test_data_that_do_not_fit_are_refused(
+    error: type[Exception], words: str, data: tuple[np.ndarray, np.ndarray]
+) -> None:
+    with pytest.raises(error, match=words):
+        dist_net.fit(classifier(), *data)
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_weights() -> None:
+    model = Model(Sequential(Dense(1)), (3,), mean_squared_error, np.float32)
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(DivergedError, match=r"in epoch 1; .* smaller learning_rate than 1e\+20"),
+    ):
+        dist_net.fit(model, INPUTS, INPUTS[:, :1], optimizer=SGD(), learning_rate=1e20)
+    with pytest.raises(ParameterError, match="the model has no weights yet"):
+        model.predict(INPUTS)
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"float32\[9\]; expected float32\[8\]"):
+        classifier().weights = np.zeros(9, np.float32)
