@@ -331,13 +331,6 @@ class InterruptedRunError(DistNetError):
     exit_code = 130
 
 
-# Benchmarks
-
-
-class BenchmarkError(DistNetError):
-    """A measurement could not be completed."""
-
-
 # The workers of the inference pool
 
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import BenchmarkError
 from benchmarks.rounds import Contest, Contestant, Schedule
-from dist_net.errors import BenchmarkError
 
 BATCH = 64
 THREADS = 2

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import convolution_training
+from benchmarks import BenchmarkError, convolution_training
 from benchmarks.peers import darknet_task, sgemm
 from benchmarks.peers.dist_net_inference import FAST, IRREPRODUCIBLE, PLAIN
 from benchmarks.rounds import Contest, Contestant, Medians, Schedule, Start
 from dist_net.darknet.configuration import Configuration
 from dist_net.darknet.published import published
-from dist_net.errors import BenchmarkError
 
 THREADS = 2
 BATCHES = (1, 2, 4, 8)

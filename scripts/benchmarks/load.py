@@ -8,8 +8,7 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import FINDS_BENCHMARKS, http_load, pool_load
-from dist_net.errors import BenchmarkError
+from benchmarks import FINDS_BENCHMARKS, BenchmarkError, http_load, pool_load
 
 START_AND_END_S = 90.0
 WARM_UP_S = 3.0

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks import BenchmarkError
 from benchmarks.peers import darknet_task
 from dist_net.cluster.child import Child, end
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.published import published
-from dist_net.errors import BenchmarkError
 
 TINY = "tiny"
 DARKNET53 = "darknet53"

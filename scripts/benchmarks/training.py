@@ -11,11 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import FINDS_BENCHMARKS, synthetic
+from benchmarks import FINDS_BENCHMARKS, BenchmarkError, synthetic
 from benchmarks.peers.runner import PeerResult, measure_peer
 from benchmarks.peers.task import Case
 from benchmarks.timing import training_case
-from dist_net.errors import BenchmarkError
 
 ROUNDS = 3  # in turn, because the speed of a shared machine drifts
 EPOCHS = 10

@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import convolution_training, darknet53
+from benchmarks import BenchmarkError, convolution_training, darknet53
 from benchmarks.peers import darknet_task
 from benchmarks.peers.dist_net_inference import DistNet
 from benchmarks.peers.peer_process import PeerProcess, missing_packages
 from benchmarks.rounds import Contestant, Schedule
 from dist_net.darknet.configuration import Configuration, parse_configuration
-from dist_net.errors import BenchmarkError
 
 QUICK = Schedule(rounds=1, seconds=0.0, starts=1, pause_s=0.0)
 

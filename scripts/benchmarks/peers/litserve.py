@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import BenchmarkError
 from benchmarks.peers.peer_process import missing_packages
 from dist_net.cluster.child import Child, end
-from dist_net.errors import BenchmarkError
 
 INPUTS = 784
 SEED = 0

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import BenchmarkError
 from benchmarks.peers import darknet_task, ncnn_files
 from benchmarks.peers.orders import Peer
-from dist_net.errors import BenchmarkError
 
 
 def load(directory: Path, batch: int, threads: int) -> Callable[[], darknet_task.Array]:

@@ -11,8 +11,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks import FINDS_BENCHMARKS
-from dist_net.errors import BenchmarkError
+from benchmarks import FINDS_BENCHMARKS, BenchmarkError
 
 DEADLINE_S = 300.0
 GRACE_S = 10.0

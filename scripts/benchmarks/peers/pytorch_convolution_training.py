@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import BenchmarkError
 from benchmarks.peers import task
 from benchmarks.peers.convolution_training_step import RECIPE, SEED
 from benchmarks.peers.orders import Peer
 from dist_net.darknet.layers import EPSILON, MOMENTUM, Avgpool, Convolutional, Maxpool, Softmax
 from dist_net.darknet.network import DarknetNetwork, PlacedLayer
 from dist_net.data import epoch_order
-from dist_net.errors import BenchmarkError
 from dist_net.nn import Sequential, leaky_relu, linear
 from dist_net.optim import Adam
 from dist_net.recipes.recipe import Recipe, load_recipe

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import convolution_training, darknet53, rounds
+from benchmarks import BenchmarkError, convolution_training, darknet53, rounds
 from benchmarks.__main__ import show
 from benchmarks.peers import darknet_task, folded, sgemm
 from benchmarks.rounds import Contest, Contestant, Schedule, Start
@@ -17,7 +17,6 @@ from benchmarks.timing import LayerStep, round_us, time_layers
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
-from dist_net.errors import BenchmarkError
 
 MS = 1000.0
 GFLOP = 1e9

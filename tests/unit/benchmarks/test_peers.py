@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from benchmarks import BenchmarkError
 from benchmarks.peers import peer_process, runner
 from benchmarks.peers.hand_written import HandWrittenStep
-from dist_net.errors import BenchmarkError
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
