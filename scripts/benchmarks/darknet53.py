@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import BenchmarkError, convolution_training
+from benchmarks import convolution_training
+from benchmarks.errors import BenchmarkError
 from benchmarks.peers import darknet_task, sgemm
 from benchmarks.peers.dist_net_inference import FAST, IRREPRODUCIBLE, PLAIN
 from benchmarks.rounds import Contest, Contestant, Medians, Schedule, Start

@@ -8,7 +8,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks import FINDS_BENCHMARKS, BenchmarkError, http_load, pool_load
+from benchmarks import FINDS_BENCHMARKS, http_load, pool_load
+from benchmarks.errors import BenchmarkError
 
 START_AND_END_S = 90.0
 WARM_UP_S = 3.0

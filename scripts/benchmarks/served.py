@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from benchmarks.peers import darknet_task
 from dist_net.cluster.child import Child, end
 from dist_net.darknet.configuration import parse_configuration

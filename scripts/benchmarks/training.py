@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import FINDS_BENCHMARKS, BenchmarkError, synthetic
+from benchmarks import FINDS_BENCHMARKS, synthetic
+from benchmarks.errors import BenchmarkError
 from benchmarks.peers.runner import PeerResult, measure_peer
 from benchmarks.peers.task import Case
 from benchmarks.timing import training_case

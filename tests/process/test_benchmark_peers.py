@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import BenchmarkError, convolution_training, darknet53
+from benchmarks import convolution_training, darknet53
+from benchmarks.errors import BenchmarkError
 from benchmarks.peers import darknet_task
 from benchmarks.peers.dist_net_inference import DistNet
 from benchmarks.peers.peer_process import PeerProcess, missing_packages

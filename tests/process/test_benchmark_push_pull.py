@@ -4,7 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from benchmarks import SCRIPTS, BenchmarkError, round_trips
+from benchmarks import SCRIPTS, round_trips
+from benchmarks.errors import BenchmarkError
 from benchmarks.push_pull import waits
 from dist_net.vector import Vector
 from dist_net.wire.segment import available

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from benchmarks.peers.darknet_task import CONFIGURATION, WEIGHTS
 from dist_net.darknet.configuration import read_configuration
 from dist_net.darknet.layers import EPSILON, Avgpool, Convolutional

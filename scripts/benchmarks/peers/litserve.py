@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from benchmarks.peers.peer_process import missing_packages
 from dist_net.cluster.child import Child, end
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from benchmarks.peers import darknet_task, ncnn_files
 from benchmarks.peers.orders import Peer
 

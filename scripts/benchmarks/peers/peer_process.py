@@ -11,7 +11,8 @@ from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any
 
-from benchmarks import FINDS_BENCHMARKS, BenchmarkError
+from benchmarks import FINDS_BENCHMARKS
+from benchmarks.errors import BenchmarkError
 
 DEADLINE_S = 300.0
 GRACE_S = 10.0

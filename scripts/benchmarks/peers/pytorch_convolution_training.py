@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from benchmarks.peers import task
 from benchmarks.peers.convolution_training_step import RECIPE, SEED
 from benchmarks.peers.orders import Peer

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import BenchmarkError, convolution_training, darknet53, rounds
+from benchmarks import convolution_training, darknet53, rounds
 from benchmarks.__main__ import show
+from benchmarks.errors import BenchmarkError
 from benchmarks.peers import darknet_task, folded, sgemm
 from benchmarks.rounds import Contest, Contestant, Schedule, Start
 from benchmarks.timing import LayerStep, round_us, time_layers

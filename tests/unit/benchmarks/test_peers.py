@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import BenchmarkError
+from benchmarks.errors import BenchmarkError
 from benchmarks.peers import peer_process, runner
 from benchmarks.peers.hand_written import HandWrittenStep
 
