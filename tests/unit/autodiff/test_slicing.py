@@ -99,7 +99,7 @@ def test_an_index_out_of_range_is_refused(index):
     [
         (np.s_[0, 0, 0, 0], r"4 indices of shape \(4, 5, 6\); expected 3 at most"),
         (np.s_[0, ..., 0, ...], r"shape \(4, 5, 6\) has \.\.\. 2 times; expected once"),
-        (np.array([1, 2]), r"index of type ndarray along axis 0 .* there is gather\(\)"),
+        (np.array([1, 2]), r"index of type ndarray along axis 0 .* use gather\(\)"),
         (np.s_[:, [1, 2]], "index of type list along axis 1"),
         (X > 0.0, "index of type Expression along axis 0"),
         (True, "index of type bool"),
