@@ -48,6 +48,13 @@ def adopt_orphans() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def let_interrupts_through() -> None:
+    """A shell's background job ignores SIGINT, and so would every process that a test starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def start_thread_of_lent_frames() -> None:
     """PyZMQ's one thread for memory that it sends without a copy stays until the process ends."""
     zmq.Frame(b"lent", copy=False)

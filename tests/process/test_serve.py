@@ -101,19 +101,22 @@ def expected(net):
 
 
 class Load(threading.Thread):
-    """Asks on and on from a thread of its own; keeps every answer and every error."""
+    """Asks on and on from a thread of its own; keeps every answer and every error.
 
-    def __init__(self, address: str) -> None:
+    ``pause_s`` between two rounds leaves the cores to what is waited for.
+    """
+
+    def __init__(self, address: str, pause_s: float = 0.0) -> None:
         super().__init__()
         self._address = address
+        self._pause_s = pause_s
         self._stopped = threading.Event()
         self.answers: list[tuple[int, np.ndarray, int]] = []
         self.errors: list[DistNetError] = []
 
     def run(self) -> None:
         with Client(self._address, timeout_s=30) as client:
-            turn = 0
-            while not self._stopped.is_set():
+            while not self._stopped.wait(self._pause_s):
                 try:
                     pending = [(i, client.submit(TINY, ROWS[i])) for i in range(len(ROWS))]
                     for i, each in pending:
@@ -121,7 +124,6 @@ class Load(threading.Thread):
                         self.answers.append((i, result.probabilities, result.version))
                 except DistNetError as error:
                     self.errors.append(error)
-                turn += 1
 
     def __enter__(self):
         self.start()
@@ -360,7 +362,8 @@ def test_a_lost_fork_server_is_nothing_to_the_workers_and_is_replaced(
     pool = serve(net.source, "--workers", "3")
     before = pool.all_workers(3)
     forks = pool.command.children["fork-server"]
-    with Load(pool.address) as load:
+    # It takes seconds to be sure that a fork server hangs.
+    with Load(pool.address, pause_s=0.02) as load:
         os.kill(forks, number)
         if number == signal.SIGKILL:
             eventually(lambda: pool.command.children.get("fork-server") not in (None, forks))
