@@ -41,6 +41,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in slow]
 
 
+def pytest_collection_finish() -> None:
+    """What is there by now stays: a search for garbage after a test looks at what is new."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def adopt_orphans() -> None:
     """A grandchild whose parent has died becomes this process's child, and so can be found."""
