@@ -144,9 +144,8 @@ async def _run(
             print(_served(gateway, http), file=sys.stderr, flush=True)
             print(said_when_ready, flush=True)
         await stop.requested_or(serving)
-        gateway.drain()
         logger.info("event=draining")
-        return await gateway.drained(options.grace_s, stop.is_urgent)
+        return await gateway.drain(options.grace_s, stop.is_urgent)
     finally:
         gateway.give_up("the gateway is being stopped")
         stop.requested.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -203,16 +204,23 @@ def fit_picture(
     no picture has, SettingError for an unknown fitting.
     """
     _require_picture_shape(shape)
-    fit = fitting_called(fitting)
+    return _fitted(picture, shape, fitting_called(fitting), most_pixels)
+
+
+def _fitted(
+    picture: ImageSource | NDArray[np.uint8],
+    shape: tuple[int, ...],
+    fit: Callable[[Pixels, int, int], NDArray[Any]],
+    most_pixels: int,
+) -> NDArray[Any]:
     pixels = _pixels(picture, most_pixels)
     if shape[2:] != (3,):
         pixels = grey(pixels)
     try:
-        fitted = fit(pixels, *shape[:2])
+        return fit(pixels, *shape[:2]).reshape(shape, copy=False)
     except ImageError as error:  # pixels have no name
         name = "picture" if isinstance(picture, np.ndarray) else name_of(picture)
         raise ImageError(f"{name}: {error}") from error
-    return fitted.reshape(shape, copy=False)
 
 
 def _pixels(picture: ImageSource | NDArray[np.uint8], most_pixels: int) -> Pixels:
@@ -240,19 +248,10 @@ class PictureInputs:
     def __init__(self, model: Model, most_pixels: int = MOST_PIXELS, fitting: str = "pad") -> None:
         _require_picture_shape(model.input_shape)
         self._shape = model.input_shape
-        self._is_darknet = model.input_dtype == np.float32
-        fitting_called(fitting)
-        self._fitting = fitting
+        is_darknet = model.input_dtype == np.float32
+        self._fit = letterbox if is_darknet else fitting_called(fitting)
         self._most_pixels = most_pixels
 
     def of(self, picture: ImageSource) -> NDArray[np.generic]:
         """The picture as the model takes it; raises ImageError for one that does not fit."""
-        if not self._is_darknet:
-            return fit_picture(picture, self._shape, self._fitting, self._most_pixels)
-        pixels = load_image(picture, most_pixels=self._most_pixels)
-        if self._shape[2:] != (3,):
-            pixels = grey(pixels)
-        try:
-            return letterbox(pixels, *self._shape[:2]).reshape(self._shape, copy=False)
-        except ImageError as error:  # pixels have no name
-            raise ImageError(f"{name_of(picture)}: {error}") from error
+        return _fitted(picture, self._shape, self._fit, self._most_pixels)

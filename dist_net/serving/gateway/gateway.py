@@ -131,12 +131,9 @@ class Gateway:
         """Why models cannot be answered for: they could not be read, or loaded by any worker."""
         return self._pool.failures()
 
-    def drain(self) -> None:
-        """Admits nothing more."""
+    async def drain(self, timeout_s: float, is_urgent: asyncio.Event) -> bool:
+        """Admits nothing more, and answers what was admitted; False if that takes longer."""
         self._pool.drain(self._clock.now())
-
-    async def drained(self, timeout_s: float, is_urgent: asyncio.Event) -> bool:
-        """Waits until all that was admitted is answered; False if that takes longer."""
         deadline_s = self._clock.now() + timeout_s
         while not self._pool.is_drained:
             if self._clock.now() > deadline_s or is_urgent.is_set():

@@ -25,9 +25,9 @@ MOST_CRASHES = 2
 
 @dataclass(slots=True, eq=False)
 class _Reload:
-    """Somebody waits for what the loader reads for its ``requested``-th request, or a later one.
+    """Somebody waits for a model to be read, by request ``requested`` to the loader or a later one.
 
-    Once that has come, it is ``version``, the ``place``-th of its model to come.
+    What then came is ``version``, the ``place``-th of its model.
     """
 
     request_id: int
