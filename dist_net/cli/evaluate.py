@@ -8,7 +8,12 @@ from pathlib import Path
 
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.terminal import FetchProgress, plain_console
-from dist_net.models.run_directory import RunDirectory, load_trained
+from dist_net.models.run_directory import (
+    RunDirectory,
+    calibrated_weights,
+    held_out_of,
+    load_trained,
+)
 from dist_net.training.evaluation import Evaluator
 
 
@@ -25,9 +30,12 @@ def run(arguments: argparse.Namespace) -> int:
     console = plain_console()
     path = RunDirectory.newest().path if arguments.run is None else arguments.run
     loaded, checkpoint = load_trained(path, arguments.trust_recipe)
-    with FetchProgress(console) as progress:
-        dataset = loaded.recipe.load_dataset(progress)
-    evaluation = Evaluator(loaded.recipe.model, dataset)(checkpoint.evaluated_weights)
+    dataset = held_out_of(path, loaded)
+    if dataset is None:
+        with FetchProgress(console) as progress:
+            dataset = loaded.recipe.load_dataset(progress)
+    weights = calibrated_weights(path, loaded, checkpoint)
+    evaluation = Evaluator(loaded.recipe.model, dataset)(weights)
     console.print(
         f"{loaded.name}, version {checkpoint.version:,}: {evaluation} on {evaluation.samples:,} "
         f"samples"

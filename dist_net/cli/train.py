@@ -11,7 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from dist_net.cli.parser import count_from
-from dist_net.cluster.command_line import add_trust_argument, command_line, joining_command
+from dist_net.cli.run_summary import DEFAULT_WORKERS, how_to_go_on, show_summary
+from dist_net.cli.train_pictures import add_picture_arguments, is_of_pictures, train_pictures
+from dist_net.cluster.command_line import add_trust_argument, joining_command
 from dist_net.cluster.local_run import LocalRun, LocalRunSettings, summarise
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Dataset
@@ -25,7 +27,6 @@ from dist_net.report.plots import plot_confusion, plot_training
 from dist_net.training.evaluation import Evaluation
 
 DEFAULT_RECIPE = "fashion-mnist"
-DEFAULT_WORKERS = 2
 KILLED_RUN_ENDS_S = 5.0
 """How long the server of a run whose command was killed may take to write its checkpoint."""
 
@@ -47,7 +48,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe",
         metavar="RECIPE",
         nargs="?",
-        help=f"{', '.join(recipe_names())}, or the path of a Python file "
+        help=f"{', '.join(recipe_names())}, a folder of pictures, or the path of a Python file "
         f"(default: {DEFAULT_RECIPE})",
     )
     parser.add_argument("--epochs", type=int, metavar="N")
@@ -83,6 +84,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", type=Path, metavar="DIR", help="needed to listen beyond loopback")
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_picture_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -92,6 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     """Trains with so many workers on this host, and with those that join from elsewhere."""
+    if is_of_pictures(arguments):
+        return train_pictures(arguments, workers, options_given(arguments))
     console = plain_console()
     directory, options = prepare(arguments)
     if directory is None or arguments.recipe is not None:
@@ -133,16 +137,15 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
         finally:
             draw(directory, loaded.name, dataset, training.evaluation, console)
     summary = summarise(loaded.name, directory, outcome)
-    show(summary, console)
+    show_summary(summary, console)
     if arguments.json:
         print(json.dumps(summary))
     return 0
 
 
-def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOptions]:
-    """The directory of the run to resume, else None, and the options of the run."""
-    given = {
-        "recipe": arguments.recipe,
+def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of every run by their names in ``RunOptions``; None where they were not given."""
+    return {
         "epochs": arguments.epochs,
         "batch_size": arguments.batch_size,
         "optimizer": arguments.optimizer,
@@ -155,25 +158,16 @@ def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOpti
         "keeps_best": None if arguments.keep is None else arguments.keep == "best",
         "patience": arguments.patience,
     }
+
+
+def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOptions]:
+    """The directory of the run to resume, else None, and the options of the run."""
+    given = {"recipe": arguments.recipe, **options_given(arguments)}
     if not arguments.resume:
         return None, RunOptions(DEFAULT_RECIPE).replaced_by(**given)
     found = RunDirectory.newest() if arguments.run_dir is None else arguments.run_dir
     directory = found if isinstance(found, RunDirectory) else RunDirectory.open(found)
     return directory, RunOptions.from_json(directory.options.read_text()).replaced_by(**given)
-
-
-def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory, workers: int) -> str:
-    """How to resume a run that was started with these arguments and ended early."""
-    if not directory.checkpoint.exists():
-        return "there is no checkpoint to go on from"
-    words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
-    if arguments.command == "train" and workers != DEFAULT_WORKERS:
-        words += ["--workers", workers]
-    for address in arguments.listen:
-        words += ["--listen", address]
-    if arguments.keys is not None:
-        words += ["--keys", arguments.keys]
-    return f"go on with: {command_line(*words)}"
 
 
 def draw(
@@ -196,17 +190,3 @@ def draw(
         console.print(str(error))
     except OSError as error:
         console.print(f"no pictures of the run: {error}")
-
-
-def show(summary: dict[str, Any], console: Console) -> None:
-    """Says how the run ended, and what to do next."""
-    accuracy, loss = summary["test_accuracy"], summary["test_loss"]
-    result = f"test loss {loss:.4f}" if accuracy is None else f"test accuracy {accuracy:.2%}"
-    console.print(result, style="bold", end="")
-    console.print(
-        f" after {summary['samples']:,} samples in {summary['seconds']:.1f} s: "
-        f"{summary['samples_per_s']:,.0f} samples/s, staleness {summary['staleness_mean']:.2f} "
-        f"on average and {summary['staleness_max']} at most\n"
-        f"run directory: {summary['run_dir']}\n"
-        f"next: {command_line('evaluate', summary['run_dir'])}"
-    )

@@ -89,7 +89,7 @@ def summarise(recipe: str, directory: RunDirectory, outcome: RunOutcome) -> dict
     return {
         "recipe": recipe,
         "run_dir": str(directory.path),
-        "checkpoint": str(directory.checkpoint),
+        "checkpoint": str(directory.trained),
         "test_accuracy": outcome.evaluation.accuracy,
         "test_loss": outcome.evaluation.loss,
         **{name: outcome.report[name] for name in REPORTED},

@@ -188,6 +188,8 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
         has_logits=found.has_logits,
         configuration=found.configuration,
         pretrained=found.pretrained,
+        picture_recipe=found.picture_recipe,
+        unknown_below=found.unknown_below,
         recipe=_found_at(recipe) if recipe else "",
         recipe_original=recipe.reference if recipe else "",
         recipe_files=recipe.file_digests if recipe else {},

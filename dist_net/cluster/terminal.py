@@ -1,5 +1,6 @@
 """What people see in a terminal: the console, and how far fetching or training is."""
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -7,6 +8,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -90,6 +92,44 @@ class FetchProgress:
         if self._bar is not None:
             self._bars.remove_task(self._bar[1])
             self._bar = None
+
+
+class CountProgress:
+    """A context in which it is shown how many of something are done: a bar, and a line at the end.
+
+    Where the console is no terminal there are only lines, one at the beginning too.
+    """
+
+    def __init__(self, console: Console, beginning: str, end: str) -> None:
+        self._console = console
+        self._end = end
+        self._begun_s = time.monotonic()
+        self._bar = Progress(
+            TextColumn("  {task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(beginning, total=None)
+        if not console.is_terminal:
+            console.print(beginning)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Moves the bar; when all is done, says how long it took."""
+        self._bar.update(self._task, completed=done, total=total)
+        if done == total:
+            seconds = time.monotonic() - self._begun_s
+            self._console.print(f"{total:,} {self._end} in {seconds:.1f} s")
 
 
 class TrainingProgress:

@@ -31,22 +31,22 @@ class PicturePreprocessing:
         return fit_picture(path, self.shape, self.fitting, self.most_pixels)
 
 
-class MappedPictures:
-    """Rows of pictures that were prepared; the array is borrowed."""
+class MappedRows:
+    """Some rows of an array, such as prepared pictures or their features; it is borrowed."""
 
-    def __init__(self, pixels: NDArray[np.uint8], rows: SampleIndices) -> None:
-        self._pixels = np.asarray(pixels)
+    def __init__(self, array: NDArray[Any], rows: SampleIndices) -> None:
+        self._array = np.asarray(array)
         self._rows = rows
-        self.shape = pixels.shape[1:]
-        self.dtype: np.dtype[Any] = pixels.dtype
+        self.shape = array.shape[1:]
+        self.dtype: np.dtype[Any] = array.dtype
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
-        """Fills ``out`` with the pictures at ``indices``."""
+        """Fills ``out`` with the rows at ``indices``."""
         # The rows are in range, and need not the check that clipping spares.
-        self._pixels.take(self._rows[indices], 0, out, "clip")
+        self._array.take(self._rows[indices], 0, out, "clip")
 
 
 class DecodedPictures:

@@ -29,10 +29,10 @@ from dist_net.data.picture_folder import PictureFolder
 from dist_net.data.picture_samples import (
     AugmentedPictures,
     DecodedPictures,
-    MappedPictures,
+    MappedRows,
     PicturePreprocessing,
 )
-from dist_net.data.picture_split import TRAIN, LeftOut
+from dist_net.data.picture_split import PARTS, TRAIN, LeftOut
 from dist_net.data.samples import SampleIndices, Samples
 from dist_net.errors import CacheError, SkippedPicturesError
 from dist_net.files import replacing
@@ -104,11 +104,21 @@ class PreparedPictures:
         """The class of each picture of a part, (N,)."""
         return np.array(self.folder.labels, np.int64)[self.rows(part)]
 
-    def samples(self, part: str) -> MappedPictures | DecodedPictures:
+    def samples(self, part: str) -> MappedRows | DecodedPictures:
         """The pictures of a part."""
-        rows = self.rows(part)
+        return self._samples(self.rows(part))
+
+    def usable_rows(self) -> SampleIndices:
+        """The indices, in the folder's list, of all pictures that can be used."""
+        return np.sort(np.concatenate([self.rows(part) for part in PARTS]))
+
+    def usable_samples(self) -> MappedRows | DecodedPictures:
+        """The pictures of all parts, in the order of ``usable_rows``."""
+        return self._samples(self.usable_rows())
+
+    def _samples(self, rows: SampleIndices) -> MappedRows | DecodedPictures:
         if self.pixels is not None:
-            return MappedPictures(self.pixels, rows)
+            return MappedRows(self.pixels, rows)
         paths = [self.folder.pictures[row].path for row in rows]
         return DecodedPictures(self.folder.root, paths, self.preprocessing)
 
@@ -157,6 +167,10 @@ class PictureCache:
         of = self._preprocessing
         digest.update(json.dumps([of.shape, of.fitting, of.most_pixels, files]).encode())
         return digest.hexdigest()[:32]
+
+    def beside(self, kind: str) -> Path:
+        """A file that is kept for as long as the pictures are."""
+        return self._path(kind)
 
     def find(self) -> PreparedPictures | None:
         """The pictures, if they are prepared."""

@@ -32,6 +32,11 @@ class Calibration:
     threshold: float
     precision: float
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for what is no calibration, as a file may hold."""
+        if not (self.temperature > 0 and 0 <= self.threshold <= 1 and 0 < self.precision <= 1):
+            raise ValueError(f"{self}: no calibration")
+
 
 def calibrate(logits: Scores, targets: Targets, precision: float) -> Calibration:
     """The calibration by which ``precision`` of the answers given are right, if that can be."""

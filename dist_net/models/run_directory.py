@@ -13,15 +13,28 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
 
+import numpy as np
+
 from dist_net.data import Dataset
 from dist_net.data.samples import samples_of
-from dist_net.errors import CheckpointMissingError, RunDirectoryError, SettingError
+from dist_net.errors import (
+    CheckpointMissingError,
+    DatasetError,
+    RecipeChangedError,
+    RecipeError,
+    RunDirectoryError,
+    SettingError,
+)
+from dist_net.models.calibration import Calibration
 from dist_net.optim import AdamW, Optimizer, optimizer_named
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
 from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
+from dist_net.recipes.picture_data import load_pictures
+from dist_net.recipes.picture_recipe import PICTURES, RECIPE_JSON, PictureRecipe
 from dist_net.recipes.recipe import (
     LoadedRecipe,
     RecipeRecord,
@@ -29,7 +42,9 @@ from dist_net.recipes.recipe import (
     load_recipe_copy,
     recipe_names,
 )
+from dist_net.recipes.recipe_files import RECIPE_FILE, sha256
 from dist_net.spelling import closest
+from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +60,24 @@ class RunDirectory:
     best.safetensors        the weights that did best on the test samples, if they are kept
     options.json            what the run was asked to be
     recipe.py               the recipe, if it is not built in, with the files that it imports
+    recipe.json             the recipe of a folder of pictures, which is data
+    initial.npy             the weights that training began with, if they were there before
     metrics.jsonl           a line for each twentieth of an epoch, and for each evaluation
     training.png            loss, accuracy and staleness over epochs
     confusion.png           the confusion matrix
+
+    And of a run on a folder of pictures:
+
+    folder.json             what the run was asked to be
+    pictures.json           the pictures, and where they are prepared on this host
+    skipped.csv             the files that are not used, and why
+    head/                   the run that trained the head on the base's features
+    calibration.json        see ``dist_net.models.calibration``
+    held_out.npy, .json     pictures that were not trained on, by which it can be evaluated
+    report.html, .png, .json
+
+    And of every run:
+
     logs/                   the output of each process
     lock                    held by the processes that write here; says which one took it
     """
@@ -57,8 +87,17 @@ class RunDirectory:
         self.checkpoint = path / "checkpoint.safetensors"
         self.best = path / "best.safetensors"
         self.options = path / "options.json"
-        self.recipe = path / "recipe.py"
+        self.recipe = path / RECIPE_FILE
+        self.picture_recipe = path / RECIPE_JSON
+        self.initial = path / "initial.npy"
         self.metrics = path / "metrics.jsonl"
+        self.folder = path / "folder.json"
+        self.pictures = path / "pictures.json"
+        self.skipped = path / "skipped.csv"
+        self.head = path / "head"
+        self.calibration = path / "calibration.json"
+        self.held_out = path / "held_out.npy"
+        self.report = path / "report.html"
         self.training_plot = path / "training.png"
         self.confusion_plot = path / "confusion.png"
         self.logs = path / "logs"
@@ -101,14 +140,14 @@ class RunDirectory:
     @classmethod
     def newest(cls) -> RunDirectory:
         """The run under ``runs/`` that was written to last; raises RunDirectoryError."""
-        checkpoints = DEFAULT_PARENT.glob("*/checkpoint.safetensors")
-        newest = max(checkpoints, key=lambda path: path.stat().st_mtime, default=None)
+        runs = _runs_in(DEFAULT_PARENT)
+        newest = max(runs, key=lambda run: run.trained.stat().st_mtime, default=None)
         if newest is None:
             raise RunDirectoryError(
                 f"no run with a checkpoint in {DEFAULT_PARENT}/; expected one that "
                 f"'dist-net train' left there, or name its directory"
             )
-        return cls(newest.parent)
+        return newest
 
     def _make(self) -> None:
         with self._translated_errors():
@@ -188,11 +227,15 @@ class RunDirectory:
             ) from error
 
 
+def _runs_in(parent: Path) -> list[RunDirectory]:
+    """The runs in this directory that have a model by now."""
+    runs = map(RunDirectory, parent.glob("*"))
+    return [run for run in runs if run.trained.is_file()]
+
+
 def run_meant(path: Path) -> str:
     """``did you mean DIR?``, a run beside this path or in the default place; nothing if none."""
-    checkpoint = RunDirectory(path).checkpoint.name
-    parents = {path.parent, DEFAULT_PARENT}
-    runs = [file.parent for parent in parents for file in parent.glob(f"*/{checkpoint}")]
+    runs = [run.path for parent in {path.parent, DEFAULT_PARENT} for run in _runs_in(parent)]
     name = closest(path.name, [run.name for run in runs])
     return next((f"did you mean {run}?" for run in runs if run.name == name), "")
 
@@ -312,6 +355,56 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
     return loaded, checkpoint
 
 
+def calibration_of(path: Path) -> Calibration | None:
+    """The calibration in the directory of a run, or of a checkpoint; None if there is none.
+
+    Raises RunDirectoryError for a file that is something else.
+    """
+    file = RunDirectory(path if path.is_dir() else path.parent).calibration
+    if not file.exists():
+        return None
+    try:
+        return Calibration(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunDirectoryError(
+            f"{file}: {error}; expected what training wrote: temperature, threshold and precision"
+        ) from error
+
+
+def calibrated_weights(path: Path, loaded: LoadedRecipe, checkpoint: Checkpoint) -> Vector:
+    """The weights to use of what ``load_trained`` read, with probabilities that are calibrated."""
+    weights = checkpoint.evaluated_weights
+    calibration = calibration_of(path)
+    if loaded.reference != PICTURES or calibration is None:
+        return weights
+    return picture_recipe_of(loaded).tempered(weights, calibration.temperature)
+
+
+def picture_recipe_of(loaded: LoadedRecipe) -> PictureRecipe:
+    """The data that a recipe of pictures was built from."""
+    return PictureRecipe.from_json(loaded.files[RECIPE_JSON])
+
+
+def held_out_of(path: Path, loaded: LoadedRecipe) -> Dataset | None:
+    """The pictures that a run on a folder keeps to be evaluated by; None if it keeps none.
+
+    They are both parts of the dataset. Raises RunDirectoryError if they are damaged.
+    """
+    file = RunDirectory(path if path.is_dir() else path.parent).held_out
+    if loaded.reference != PICTURES or not file.exists():
+        return None
+    try:
+        pictures = np.load(file, mmap_mode="r")
+        told = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        labels = np.array(told["labels"], np.int64)
+        names = picture_recipe_of(loaded).class_names
+        return Dataset(loaded.name, pictures, labels, pictures, labels, names)
+    except (OSError, ValueError, KeyError, TypeError, DatasetError) as error:
+        raise RunDirectoryError(
+            f"{file}: {error}; expected the pictures that training kept: copy the run again"
+        ) from error
+
+
 def recipe_of_run(directory: RunDirectory) -> LoadedRecipe:
     """The recipe of a run that was just started, for its own processes; raises RecipeError."""
     options = RunOptions.from_json(directory.options.read_text())
@@ -323,4 +416,35 @@ def _recipe(
 ) -> LoadedRecipe:
     if reference in recipe_names():
         return load_recipe(reference)
+    if reference == PICTURES:
+        return _picture_recipe(directory, digests)
     return load_recipe_copy(directory.recipe, reference, digests, trust_recipe)
+
+
+def _picture_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> LoadedRecipe:
+    """A recipe that is data, with weights that were there before, if it begins with such."""
+    path = directory.picture_recipe
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecipeChangedError(
+            f"{path}: {error.strerror}; expected the recipe that was trained: copy the whole "
+            f"directory of the run"
+        ) from error
+    if digests and digests.get(RECIPE_JSON) != sha256(content):
+        raise RecipeChangedError(
+            f"{path} has changed since it was trained; expected it as it was then"
+        )
+    recipe = PictureRecipe.from_json(content)
+    initial = partial(_initial_weights, directory.initial) if directory.initial.exists() else None
+    return recipe.loaded(load_pictures, initial)
+
+
+def _initial_weights(path: Path) -> Vector:
+    try:
+        weights: Vector = np.load(path)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"{path}: {error}; expected the weights that the run began with"
+        ) from error
+    return weights

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,13 +29,21 @@ from dist_net.errors import (
     WeightsFileError,
 )
 from dist_net.models.observer import Observer
-from dist_net.models.run_directory import RunDirectory, load_trained, run_meant
+from dist_net.models.run_directory import (
+    RunDirectory,
+    calibrated_weights,
+    calibration_of,
+    load_trained,
+    picture_recipe_of,
+    run_meant,
+)
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
 from dist_net.pictures.fitting import takes_pictures
 from dist_net.pictures.labels import read_labels, require_labels
 from dist_net.pretrained import efficientnet_lite0 as lite0
+from dist_net.recipes.picture_recipe import PICTURES
 from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
@@ -57,10 +65,10 @@ class FoundModel:
 
     ``labels`` is empty if it predicts numbers, not classes. ``configuration`` is the text of a
     Darknet net, ``pretrained`` the name of a net in ``dist_net.pretrained``; any other model has
-    the ``recipe`` that it was trained by. Its pictures had that ``fitting``. ``key`` changes with
-    the weights. ``file`` is where
-    ``prepared`` is kept under that key, None if nowhere yet. ``version`` is the parameter server's,
-    for a model that is being trained.
+    the ``recipe`` that it was trained by, or ``picture_recipe``, the JSON of one that is data. Its
+    pictures had that ``fitting``. ``key`` changes with the weights. ``file`` is where ``prepared``
+    is kept under that key, None if nowhere yet. ``version`` is the parameter server's, for a model
+    that is being trained. An answer less probable than ``unknown_below`` is unknown.
     """
 
     model: Model
@@ -71,9 +79,11 @@ class FoundModel:
     configuration: str = ""
     pretrained: str = ""
     recipe: LoadedRecipe | None = None
+    picture_recipe: str = ""
     file: Path | None = None
     fitting: str = "pad"
     version: int | None = None
+    unknown_below: float = 0.0
 
     @property
     def takes_pictures(self) -> bool:
@@ -216,7 +226,10 @@ class TrainedRun:
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
         names = self._names.of(loaded, record.class_names, has_classes)
-        return _found(loaded, checkpoint.evaluated_weights, names, record.fitting)
+        weights = calibrated_weights(self._path, loaded, checkpoint)
+        found = _found(loaded, weights, names, record.fitting)
+        calibration = calibration_of(self._path)
+        return found if calibration is None else replace(found, unknown_below=calibration.threshold)
 
 
 class FollowedRun:
@@ -321,13 +334,15 @@ def _found(
     version: int | None = None,
 ) -> FoundModel:
     model = loaded.recipe.model
+    is_data = loaded.reference == PICTURES
     return FoundModel(
         model,
         names,
         prepare(model, weights),
         key_of_vector(model, weights),
         has_logits=model.loss is cross_entropy_of_logits,
-        recipe=loaded,
+        recipe=None if is_data else loaded,
+        picture_recipe=picture_recipe_of(loaded).as_net().to_json() if is_data else "",
         fitting=fitting or loaded.recipe.fitting,
         version=version,
     )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dist_net.models.calibration import Calibration, calibration_error
 from dist_net.nn.inference import softmax
 
+TINY = np.finfo(np.float32).tiny
 MOST_MISTAKES = 24
 MOST_DOUBTFUL = 24
 DOUBTFUL_ABOVE = 0.5
@@ -58,10 +59,12 @@ def report_content(
     probabilities = softmax(judged.logits / np.float32(calibration.temperature))
     confusion = confusion_of(judged.targets, probabilities.argmax(1), len(class_names))
     is_right = probabilities.argmax(1) == judged.targets
+    own = probabilities[np.arange(len(is_right)), judged.targets]
     is_answered = probabilities.max(1) >= calibration.threshold
     return {
         **run,
         "accuracy": float(is_right.mean()),
+        "loss": float(-np.log(np.maximum(own, TINY)).mean()),
         "classes": class_table(confusion, class_names),
         "confusion": confusion.tolist(),
         "calibration": {

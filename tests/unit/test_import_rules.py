@@ -38,19 +38,21 @@ MAY_IMPORT = {
     "data": "errors files pictures",
     "darknet": "errors vector files spelling autodiff nn data",
     "pretrained": "errors vector autodiff nn",
-    "recipes": "errors vector spelling release autodiff nn optim pictures data darknet",
+    "recipes": (
+        "errors vector spelling release autodiff nn optim pictures data darknet pretrained"
+    ),
     "wire": "errors vector clock",
     "parameter_server": "errors vector clock files optim wire",
     "training": "errors vector clock autodiff nn optim data recipes wire",
     "serving": "errors clock files spelling autodiff nn pictures darknet pretrained recipes wire",
     "models": (
-        "errors vector spelling nn optim pictures data darknet pretrained recipes wire "
+        "errors vector files spelling nn optim pictures data darknet pretrained recipes wire "
         "parameter_server"
     ),
     "report": "errors nn models",
     "cluster": (
-        "errors clock autodiff nn pictures data recipes wire parameter_server training serving "
-        "models"
+        "errors vector clock autodiff nn pictures data recipes wire parameter_server training "
+        "serving models report"
     ),
     "cli": (
         "errors spelling data darknet recipes wire parameter_server training serving models report "

@@ -29,10 +29,11 @@ class ModelDescription:
     ``input_shape`` is that of one row; ``labels`` is empty if the classes have no names.
     ``arrays_path``: the file of prepared kernels on the gateway's host, with its size and key.
     ``configuration``: the text of a Darknet net; ``pretrained``: the name of one that dist_net has
-    besides those. If both are empty, ``recipe`` is the name of a
-    built-in recipe, or the path of a Python file, copied from ``recipe_original``;
-    ``recipe_files``: the digests that its files must have on every host. ``fitting``: how pictures
-    are made to fit. Without ``has_classes`` its outputs are numbers that it predicts, ``classes``
+    besides those; ``picture_recipe``: the JSON of one that was trained on a folder. If all are
+    empty, ``recipe`` is the name of a built-in recipe, or the path of a Python file, copied from
+    ``recipe_original``; ``recipe_files``: the digests that its files must have on every host.
+    ``fitting``: how pictures are made to fit. An answer less probable than ``unknown_below`` is
+    unknown. Without ``has_classes`` its outputs are numbers that it predicts, ``classes``
     of them for a row.
     """
 
@@ -53,6 +54,8 @@ class ModelDescription:
     recipe_files: Mapping[str, str] = field(default_factory=dict)
     fitting: str = "pad"
     pretrained: str = ""
+    picture_recipe: str = ""
+    unknown_below: float = 0.0
     has_classes: bool = True
 
     @cached_property
@@ -66,6 +69,7 @@ class ModelDescription:
         net = (
             self.configuration,
             self.pretrained,
+            self.picture_recipe,
             self.recipe,
             self.recipe_original,
             files,

@@ -23,6 +23,7 @@ from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.pictures.decoding import MOST_PIXELS
 from dist_net.pictures.fitting import PictureInputs
 from dist_net.pretrained import efficientnet_lite0
+from dist_net.recipes.picture_recipe import PictureRecipe
 from dist_net.recipes.recipe import load_recipe, load_recipe_copy, recipe_names
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
@@ -237,6 +238,8 @@ def model_of(description: ModelDescription, trust_recipes: bool = False) -> Mode
             f"the net {description.pretrained} is not in this release of dist_net; expected the "
             f"same release on both hosts"
         )
+    if description.picture_recipe:
+        return PictureRecipe.from_json(description.picture_recipe).model
     path, original = description.recipe, description.recipe_original
     if path not in recipe_names():
         files = description.recipe_files

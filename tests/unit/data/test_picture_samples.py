@@ -13,7 +13,7 @@ from dist_net.data import AugmentedSamples, Samples
 from dist_net.data.picture_samples import (
     AugmentedPictures,
     DecodedPictures,
-    MappedPictures,
+    MappedRows,
     PicturePreprocessing,
 )
 from dist_net.errors import DataFileError
@@ -39,7 +39,7 @@ def read(samples: Samples, *indices: int) -> np.ndarray:
 
 def test_mapped_rows_are_read_by_their_place_in_the_part() -> None:
     pixels = np.arange(5 * 2 * 2 * 3, dtype=np.uint8).reshape(5, 2, 2, 3)
-    samples = MappedPictures(pixels, np.array([1, 3, 4]))
+    samples = MappedRows(pixels, np.array([1, 3, 4]))
     assert (len(samples), samples.shape, samples.dtype) == (3, (2, 2, 3), np.uint8)
     np.testing.assert_array_equal(read(samples, 2, 0), pixels[[4, 1]])
 
@@ -100,7 +100,7 @@ def test_a_picture_that_was_damaged_since_is_named(
 @pytest.mark.parametrize("shape", [(6, 6, 3), (6, 6, 1), (6, 6)])
 def test_training_sees_variants_and_evaluation_does_not(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
-    plain = MappedPictures(pixels, np.arange(5))
+    plain = MappedRows(pixels, np.arange(5))
     augmented = AugmentedPictures(plain, Augmentation())
     assert isinstance(augmented, AugmentedSamples)
     assert not isinstance(plain, AugmentedSamples)

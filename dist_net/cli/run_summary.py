@@ -1,0 +1,41 @@
+"""What is said of a run when it ends, on the terminal and as JSON."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+
+from dist_net.cluster.command_line import command_line
+from dist_net.models.run_directory import RunDirectory
+
+DEFAULT_WORKERS = 2
+
+
+def show_summary(summary: dict[str, Any], console: Console) -> None:
+    """Says how the run ended, and what to do next."""
+    accuracy, loss = summary["test_accuracy"], summary["test_loss"]
+    result = f"test loss {loss:.4f}" if accuracy is None else f"test accuracy {accuracy:.2%}"
+    console.print(result, style="bold", end="")
+    console.print(
+        f" after {summary['samples']:,} samples in {summary['seconds']:.1f} s: "
+        f"{summary['samples_per_s']:,.0f} samples/s, staleness {summary['staleness_mean']:.2f} "
+        f"on average and {summary['staleness_max']} at most\n"
+        f"run directory: {summary['run_dir']}\n"
+        f"next: {command_line('evaluate', summary['run_dir'])}"
+    )
+
+
+def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory, workers: int) -> str:
+    """How to resume a run that was started with these arguments and ended early."""
+    if not directory.checkpoint.exists():
+        return "there is no checkpoint to go on from"
+    words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
+    if arguments.command == "train" and workers != DEFAULT_WORKERS:
+        words += ["--workers", workers]
+    for address in arguments.listen:
+        words += ["--listen", address]
+    if arguments.keys is not None:
+        words += ["--keys", arguments.keys]
+    return f"go on with: {command_line(*words)}"

@@ -1,0 +1,129 @@
+"""``dist-net train FOLDER``: a classifier of the pictures in a folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from dist_net.cli.run_summary import how_to_go_on, show_summary
+from dist_net.cluster.command_line import joining_command
+from dist_net.cluster.local_run import LocalRunSettings, summarise
+from dist_net.cluster.picture_report import finish
+from dist_net.cluster.picture_run import PictureOptions, PictureRun
+from dist_net.cluster.terminal import plain_console
+from dist_net.data.picture_folder import VALIDATION_SHARE
+from dist_net.data.prepared_pictures import CACHE_BYTES
+from dist_net.errors import InterruptedRunError, ProcessFailedError
+from dist_net.models.bases import BASES, default_base
+from dist_net.models.run_directory import RunDirectory, RunOptions
+from dist_net.recipes.picture_recipe import PICTURES
+from dist_net.recipes.recipe import recipe_names
+
+
+def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what a run on a folder takes besides what every run does."""
+    group = parser.add_argument_group("for a folder of pictures")
+    group.add_argument("--base", metavar="NET", help=f"{BASES} (default: {default_base()})")
+    group.add_argument(
+        "--labels", type=Path, metavar="FILE", help="a CSV file of path,label in place of folders"
+    )
+    group.add_argument(
+        "--validation",
+        type=float,
+        metavar="SHARE",
+        help=f"of the pictures, split off where there is no val/ (default: {VALIDATION_SHARE})",
+    )
+    group.add_argument(
+        "--fine-tune", type=int, metavar="EPOCHS", help="then train the whole net (default: 0)"
+    )
+    group.add_argument(
+        "--views", type=int, metavar="N", help="variants of each picture to compute features of"
+    )
+    group.add_argument("--colour", action="store_true", default=None, help="vary colours too")
+    group.add_argument(
+        "--precision",
+        type=float,
+        metavar="SHARE",
+        help="of the answers that are to be right; else the answer is unknown (default: 0.95)",
+    )
+    group.add_argument(
+        "--cache-bytes",
+        type=int,
+        metavar="N",
+        help=f"for prepared pictures (default: {CACHE_BYTES:,})",
+    )
+
+
+def picture_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options on the command line, without those that were not given."""
+    given = {
+        "folder": arguments.recipe and str(Path(arguments.recipe).resolve()),
+        "base": arguments.base,
+        "labels_csv": arguments.labels and str(arguments.labels.resolve()),
+        "validation": arguments.validation,
+        "fine_tune": arguments.fine_tune,
+        "views": arguments.views,
+        "colour": arguments.colour,
+        "precision": arguments.precision,
+        "cache_bytes": arguments.cache_bytes,
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def is_of_pictures(arguments: argparse.Namespace) -> bool:
+    """Whether a folder is to be trained on, or a run on one is resumed."""
+    if arguments.recipe is not None:
+        return arguments.recipe not in recipe_names() and Path(arguments.recipe).is_dir()
+    return arguments.resume and _resumed(arguments).folder.exists()
+
+
+def _resumed(arguments: argparse.Namespace) -> RunDirectory:
+    if arguments.run_dir is None:
+        return RunDirectory.newest()
+    return RunDirectory.open(arguments.run_dir)
+
+
+def train_pictures(
+    arguments: argparse.Namespace, workers: int, given_run: Mapping[str, Any]
+) -> int:
+    """Trains on a folder, reports, and gives the exit code.
+
+    ``given_run``: the options of every run that were given, by their names in ``RunOptions``.
+    """
+    console = plain_console()
+    given = picture_options_given(arguments)
+    local = LocalRunSettings(workers, tuple(arguments.listen), arguments.keys)
+    local.require_listening()
+    if arguments.resume:
+        directory = _resumed(arguments)
+        before = PictureOptions.read(directory.folder)
+        options = replace(before, run=before.run.replaced_by(**given_run), **given)
+    else:
+        run = RunOptions(PICTURES).replaced_by(**given_run)
+        options = PictureOptions(**{"base": default_base(), "run": run, **given})
+        name = Path(options.folder).name
+        directory = RunDirectory.create(arguments.run_dir, name, datetime.now())
+
+    def joining(address: str) -> str:
+        return joining_command("worker", address=address, keys=arguments.keys)
+
+    with directory.locked():
+        try:
+            trained = PictureRun(directory, options, local, console, joining).train()
+        except (InterruptedRunError, ProcessFailedError) as error:
+            error.add_note(how_to_go_on(arguments, directory, workers))
+            raise
+        with trained.pictures:
+            content = finish(directory, options, trained, console)
+    summary = summarise(trained.recipe.name, directory, trained.outcome)
+    summary |= {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
+    show_summary(summary, console)
+    console.print(f"report: {directory.report}")
+    if arguments.json:
+        print(json.dumps(summary))
+    return 0

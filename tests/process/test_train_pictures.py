@@ -1,0 +1,81 @@
+"""``dist-net train FOLDER``: from pictures to a classifier that stands alone, and its report."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_net.cluster.local_run import REPORTED
+from drawn_shapes import draw_shapes
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = draw_shapes(tmp_path_factory.mktemp("pictures") / "photos", 16)
+    (root / "circle" / "broken.jpg").write_bytes(b"no picture")
+    return root
+
+
+def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
+    start: Start, photos: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    report = start("train", str(photos), "--run-dir", str(run), "--json").result()
+    assert set(REPORTED) < report.keys()
+    assert report["recipe"] == "photos"
+    assert report["test_accuracy"] > 0.6
+    told = json.loads((run / "report.json").read_text())
+    assert told["accuracy"] == report["test_accuracy"]
+    assert told["skipped"] == 1
+    assert "circle/broken.jpg" in (run / "skipped.csv").read_text()
+    assert [each["name"] for each in told["classes"]] == ["circle", "square", "triangle"]
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+    assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
+
+    moved = tmp_path / "moved"
+    shutil.move(run, moved)
+    picture = tmp_path / "one.jpg"
+    shutil.copy(photos / "square" / "000.jpg", picture)
+    evaluated = start("evaluate", str(moved), "--json").result()
+    assert evaluated["test_accuracy"] == report["test_accuracy"]
+    assert evaluated["test_loss"] == pytest.approx(report["test_loss"], rel=1e-3)
+    predicted = start("predict", str(moved), str(picture), "--json").result()
+    assert {each["label"] for each in predicted["predictions"]} == {"circle", "square", "triangle"}
+
+
+def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(
+    start: Start, photos: Path, tmp_path: Path
+) -> None:
+    run, tuned = tmp_path / "run", tmp_path / "tuned"
+    asked = ["train", str(photos), "--base", "none", "--epochs", "2", "--run-dir", str(run)]
+    assert start(*asked, "--json").result()["samples"] == 2 * 39
+
+    asked = ["train", str(photos), "--base", str(run), "--fine-tune", "1", "--epochs", "2"]
+    report = start(*asked, "--run-dir", str(tuned), "--json").result()
+    assert report["samples"] == 39
+    assert json.loads((tuned / "report.json").read_text())["fine_tuned"] == 1
+    evaluated = start("evaluate", str(tuned), "--json").result()
+    assert evaluated["test_accuracy"] == report["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--base", "efficientnet-lite"], "did you mean efficientnet-lite0"),
+        (["--views", "0"], "views=0: expected at least 1"),
+        (["--validation", "1.5"], "validation=1.5: expected a share between 0 and 1"),
+        (["--labels", "none.csv"], "labels .*none.csv: No such file"),
+    ],
+)
+def test_what_cannot_be_is_one_clear_line(
+    start: Start, photos: Path, tmp_path: Path, options: list[str], said: str
+) -> None:
+    command = start("train", str(photos), "--run-dir", str(tmp_path / "run"), *options)
+    assert command.ends() == 2
+    command.says(said)
+    assert len(command.stderr.strip().splitlines()) == 1
