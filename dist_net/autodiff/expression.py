@@ -53,7 +53,8 @@ class Operation:
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         """The vector-Jacobian product: each input's cotangent, given the node's own.
 
-        None for an input with respect to which the derivative is 0 everywhere.
+        None for an input with respect to which the derivative is 0 everywhere. Only floats have
+        cotangents, so an operation whose result is never one has no VJP.
         """
         raise NotImplementedError
 

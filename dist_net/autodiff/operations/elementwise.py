@@ -174,15 +174,12 @@ class Sigmoid(Elementwise):
 
 
 class Comparison(Elementwise):
-    """A ufunc whose result is a truth value; nothing flows back through it."""
+    """A ufunc whose result is a truth value, and so has no gradient."""
 
     overwrites_inputs = False
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return super().result(*inputs)[0], np.dtype(np.bool_)
-
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[None, ...]:
-        return None, None
 
 
 @dataclass(frozen=True)

@@ -48,9 +48,6 @@ class CheckedIndices(Operation):
 
         return copy_checked
 
-    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        return (None,)
-
 
 @dataclass(frozen=True)
 class Take(Operation):
@@ -130,9 +127,6 @@ class ArgMax(Operation):
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(inputs[0].argmax, self.axis, out)
-
-    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        return (None,)
 
 
 def gather(x: Expression, indices: Expression) -> Expression:

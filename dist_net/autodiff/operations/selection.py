@@ -152,9 +152,6 @@ class LogicalNot(Operation):
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return partial(np.logical_not, inputs[0], out)
 
-    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        return (None,)
-
 
 @dataclass(frozen=True)
 class AsType(Operation):
