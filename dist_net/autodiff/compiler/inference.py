@@ -28,7 +28,7 @@ from dist_net.autodiff.expression import (
 from dist_net.autodiff.kernels.convolution.choice import choose, images_of_a_piece
 from dist_net.autodiff.kernels.convolution.epilogue import LINEAR, Epilogue
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
-from dist_net.autodiff.kernels.windows import Windows
+from dist_net.autodiff.kernels.windows import POINTWISE
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.autodiff.operations.elementwise import (
     Add,
@@ -53,7 +53,6 @@ from dist_net.autodiff.operations.selection import Clip
 from dist_net.autodiff.operations.shaping import Reshape, reshape
 
 BinaryFunction = Callable[[Expression, Expression], Expression]
-POINTWISE = Windows((1, 1), (1, 1), ((0, 0), (0, 0)))
 
 
 class Specialised(NamedTuple):

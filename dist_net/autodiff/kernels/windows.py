@@ -15,6 +15,8 @@ from dist_net.errors import ShapeError
 Pair: TypeAlias = tuple[int, int]
 Padding: TypeAlias = "Literal['same', 'valid'] | int | tuple[Pair, Pair]"
 
+UNPADDED = ((0, 0), (0, 0))
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -45,7 +47,7 @@ class Windows:
     def over(self, padded: Array) -> Array:
         """(N, H', W', size[0], size[1], C): the windows of a padded map, in its own memory."""
         n, height, width, channels = padded.shape
-        rows, columns = Windows(self.size, self.stride, ((0, 0), (0, 0))).output(height, width)
+        rows, columns = Windows(self.size, self.stride, UNPADDED).output(height, width)
         per_image, per_row, per_column, per_channel = padded.strides
         return as_strided(
             padded,
@@ -55,6 +57,9 @@ class Windows:
                 *(per_row, per_column, per_channel),
             ),
         )
+
+
+POINTWISE = Windows((1, 1), (1, 1), UNPADDED)
 
 
 def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pair) -> Windows:
@@ -68,7 +73,7 @@ def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pa
     sides: tuple[Pair, Pair]
     match padding:
         case "valid":
-            sides = ((0, 0), (0, 0))
+            sides = UNPADDED
         case "same":
             sides = (
                 _same(size[0], stride[0], map_size[0]),

@@ -151,7 +151,7 @@ class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         x, maxima, cotangent = inputs
-        # The usual case: the second of two elements has the gradient if the first has it not.
+        # The usual case: of two elements, the second has the gradient if the first has not.
         is_of_two = self.windows.is_partition and len(self.windows.taps()) == 2
         is_gathered = is_of_two and self.is_scattered(x)
         spares = 1 if is_of_two else 3

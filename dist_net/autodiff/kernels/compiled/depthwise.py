@@ -1,6 +1,6 @@
-"""Depthwise convolution compiled by numba: rows are walked with the channels in vectors.
+"""Depthwise convolution compiled by numba, row by row, on vectors of neighbouring channels.
 
-Four neighbouring outputs are summed up side by side, so that a tap is loaded once for them, and
+Four neighbouring outputs are computed together, so that a tap is loaded once for all four, and
 their epilogue follows while they are in registers. Needs the extra ``fast``.
 """
 
@@ -48,7 +48,7 @@ class CompiledDepthwise(Depthwise):
     """``Depthwise`` in one pass, for float32 and at least as many channels as a vector has."""
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """None is needed."""
+        """None."""
         return 0
 
     def calls(
@@ -82,14 +82,14 @@ def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Ar
 
 
 def gradient(windows: Windows, x: Array, first_row: int, cotangent: Array, total: Array) -> Call:
-    """The call that adds what flows back from some rows to the taps, (kh, kw, C)."""
+    """The call that adds the gradient of some rows to that of the taps, (kh, kw, C)."""
     seen = _seen(windows, first_row)
     grid = cotangent.shape[:3]
     return partial(add_gradient, flat(x), x.shape[1:], grid, seen, flat(cotangent), flat(total))
 
 
 def _seen(windows: Windows, first_row: int) -> tuple[int, int, int, int, int, int]:
-    """What ``correlate`` calls windows, for results from this row on."""
+    """The argument ``windows`` of ``correlate``, for results from row ``first_row`` on."""
     top = first_row * windows.stride[0] - windows.padding[0][0]
     return *windows.size, *windows.stride, top, -windows.padding[1][0]
 

@@ -55,7 +55,7 @@ class Algorithm(Protocol):
         ...
 
     def prepared_shape(self, problem: Problem) -> Shape:
-        """The shape of what ``prepare`` gives."""
+        """The shape of what ``prepare`` returns."""
         ...
 
     def prepare(self, problem: Problem, filters: Array) -> Array:

@@ -1,8 +1,9 @@
-"""Depthwise convolution: one filter for each channel, which sees that channel alone.
+"""Depthwise convolution: one filter for each channel, which reads that channel alone.
 
-It is no matrix product, but sums of products of neighbouring values, and needs no rows written out:
-pixels that lie side by side are multiplied as one long row, by a tap repeated as often. With a
-stride, the padded map is kept as *phases*, each of every stride-th column, so that they do.
+It is not a matrix product but sums of products of values, so windows are not copied to rows.
+Neighbouring pixels are multiplied as one long row, by a tap that is repeated as often. With a
+stride, these pixels are not neighbours in the map; so the padded map is copied as *phases*, each of
+which has every stride-th column.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Depthwise:
     row_step = 1
 
     def prepared_shape(self, problem: Problem) -> Shape:
-        """The shape of what ``prepare`` gives."""
+        """The shape of what ``prepare`` returns."""
         return *problem.windows.size, problem.out[3]
 
     def prepare(self, problem: Problem, filters: Array) -> Array:
@@ -85,7 +86,7 @@ def sized_blocks(out: Shape, windows: Windows) -> Iterator[Block]:
 
 
 def blocking(out: Shape, windows: Windows) -> Blocking:
-    """Nothing of a pixel depends on the block that it is in, so blocks may be of any size."""
+    """Blocks of some PRODUCTS; a pixel's value does not depend on the block that it is in."""
     images, height, width, channels = out
     per_row = max(1, width * channels * windows.size[0] * windows.size[1])
     rows = max(1, PRODUCTS // per_row)
@@ -95,25 +96,25 @@ def blocking(out: Shape, windows: Windows) -> Blocking:
 
 
 def phases_shape(windows: Windows, images: int, rows: int, columns: int, channels: int) -> Shape:
-    """Of the padded map that so many rows of a result are made of: (N, H, phases, W, C)."""
+    """The shape of the padded map for so many rows of a result: (N, H, phases, W, C)."""
     (height, width), (down, across) = windows.size, windows.stride
     return images, (rows - 1) * down + height, across, columns - 1 - (-width // across), channels
 
 
 def taps_shape(windows: Windows, columns: int, channels: int) -> Shape:
-    """Of the repeated taps: (kh, kw / phases, phases, values of a long row)."""
+    """The shape of the repeated taps: (kh, kw / phases, phases, values of a long row)."""
     (height, width), across = windows.size, windows.stride[1]
     return height, -(-width // across), across, long_row(columns, channels)
 
 
 def long_row(columns: int, channels: int) -> int:
-    """How many values are multiplied as one row: those of pixels that divide the columns."""
+    """How many values are multiplied as one row: those of a divisor of the number of columns."""
     most = max(1, LONGEST_ROW // channels)
     return channels * max(n for n in range(1, min(most, columns) + 1) if columns % n == 0)
 
 
 def gather_phases(x: Array, windows: Windows, corner: Pair, padded: Array) -> Sequence[Call]:
-    """The calls that copy the part of ``x`` whose corner is this to ``padded``, by phases."""
+    """The calls that copy to ``padded``, by phases, the part of ``x`` with this ``corner``."""
     across = windows.stride[1]
     calls: list[Call] = []
     for phase in range(across):
@@ -123,7 +124,7 @@ def gather_phases(x: Array, windows: Windows, corner: Pair, padded: Array) -> Se
 
 
 def repeat_taps(filters: Array, taps: Array, channels: int) -> Sequence[Call]:
-    """The calls that fill ``taps`` with (kh, kw, C) filters; where there is no column, with 0."""
+    """The calls that fill ``taps`` with (kh, kw, C) filters, and with 0 if a column is missing."""
     across = taps.shape[2]
     calls: list[Call] = []
     for phase in range(across):
@@ -136,7 +137,7 @@ def repeat_taps(filters: Array, taps: Array, channels: int) -> Sequence[Call]:
 
 
 def in_long_rows(padded: Array, windows: Windows, rows: int, row_length: int) -> Array:
-    """(N, rows, long rows, kh, kw / phases, phases, values): what each tap multiplies, a view."""
+    """The view (N, rows, long rows, kh, kw / phases, phases, values): what each tap multiplies."""
     images, _, _, width, channels = padded.shape
     taps = taps_shape(windows, 1, channels)
     columns = width + 1 - taps[1]
@@ -152,7 +153,7 @@ def in_long_rows(padded: Array, windows: Windows, rows: int, row_length: int) ->
 
 
 def _shapes(problem: Problem, block: Block) -> list[Shape]:
-    """Of a block's padded input, its repeated taps and bias, and a spare output."""
+    """The shapes of a block's padded input, of its repeated taps and bias, and of spare memory."""
     images, rows, channels = block.size
     columns, windows = problem.out[2], problem.windows
     taps = taps_shape(windows, columns, channels)

@@ -1,8 +1,8 @@
 """Depthwise convolution in training: the product and both of its gradients, block by block.
 
-Maps are (N, H, W, C), filters (kh, kw, 1, C). Each function gives one call, with its arrays bound;
-they may have any strides, but for ``out``, which is C-contiguous. With the extra ``fast`` and
-float32 it is the compiled kernel that runs.
+Maps are (N, H, W, C), filters (kh, kw, 1, C). Each function returns one call with its arrays bound.
+``out`` is C-contiguous, the others may have any strides. With the extra ``fast``, compiled kernels
+compute contiguous float32 arrays.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _correlations(
 def _gradient_calls(
     windows: Windows, x: Array, cotangent: Array, pool: ThreadPool
 ) -> Callable[[Block, Array, int], Calls]:
-    """What gives the calls of a thread that add a block's gradient to (kh, kw, C)."""
+    """From a block, a total (kh, kw, C) and a thread to the calls that add the block's gradient."""
     kernels = _compiled_for(x, cotangent)
     if kernels:
         compiled = kernels.gradient
@@ -190,14 +190,14 @@ def _add_sum(by_pixel: Array, total: Array) -> None:
 def _seen(
     windows: Windows, x: Array, block: Block, padded: Array, row_length: int
 ) -> tuple[Calls, Array]:
-    """The calls that gather what a block is made of, and it as the taps see it."""
+    """The calls that copy a block's padded input, and the view of it that taps multiply."""
     corner = block.rows.start * windows.stride[0] - windows.padding[0][0], -windows.padding[1][0]
     gather = gather_phases(x[block.images], windows, corner, padded)
     return gather, in_long_rows(padded, windows, block.size[1], row_length)
 
 
 def _shapes(windows: Windows, block: Block, result: Shape) -> list[Shape]:
-    """Of a block's padded input, taps as long as its rows, and its values in such rows."""
+    """The shapes of a block's padded input, of repeated taps, and of its values in long rows."""
     images, rows, _ = block.size
     _, _, columns, channels = result
     taps = taps_shape(windows, columns, channels)

@@ -15,7 +15,6 @@ from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem, take_padded
 from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import carve, copy_in_runs, scratch_bytes
-from dist_net.autodiff.kernels.windows import Windows
 
 
 class Im2Row:
@@ -28,7 +27,7 @@ class Im2Row:
         self.gemm = gemm or Gemm()
 
     def prepared_shape(self, problem: Problem) -> Shape:
-        """The shape of what ``prepare`` gives."""
+        """The shape of what ``prepare`` returns."""
         length, groups, columns = problem.row_length, problem.groups, problem.out[3]
         if groups == 1:
             return self.gemm.layout((length, columns))
@@ -75,7 +74,7 @@ class Im2Row:
         left = -windows.padding[1][0]
         (_, rows, _), columns = block.size, problem.out[2]
         place = (len(padded), rows, columns, *windows.size)
-        seen = Windows(windows.size, windows.stride, ((0, 0), (0, 0))).over(padded)
+        seen = windows.over(padded)
         padding = take_padded(x[block.images], top, left, padded)
         if groups == 1:
             lines = seen.reshape(*place[:4], -1, copy=False)

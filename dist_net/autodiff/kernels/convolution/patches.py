@@ -12,7 +12,7 @@ import numpy as np
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.problem import Block, Blocking, take_padded
 from dist_net.autodiff.kernels.memory import copy_in_runs
-from dist_net.autodiff.kernels.windows import Pair, Windows
+from dist_net.autodiff.kernels.windows import UNPADDED, Pair, Windows
 
 STRIP_BYTES = 1 << 19  # of a strip's rows: a usual L2 cache
 FEWEST_PIXELS = 256  # of a strip: with fewer, BLAS reads the filters too often
@@ -87,7 +87,7 @@ class Patches:
             padded = x[:, top:bottom, left:right]
         else:
             calls += take_padded(x, top, left, padded)
-        windows = Windows(self.size, self.stride, ((0, 0), (0, 0))).over(padded)
+        windows = Windows(self.size, self.stride, UNPADDED).over(padded)
         if matrix.size == 0:
             return [], matrix
         if self.groups == 1 and self.channels > FEW_CHANNELS:

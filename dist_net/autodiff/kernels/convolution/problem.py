@@ -11,7 +11,7 @@ import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.kernels.convolution.epilogue import Epilogue
-from dist_net.autodiff.kernels.windows import Windows
+from dist_net.autodiff.kernels.windows import POINTWISE, Windows
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Problem:
     @property
     def is_pointwise(self) -> bool:
         """Whether each output pixel comes from the one input pixel at the same place."""
-        return self.windows == Windows((1, 1), (1, 1), ((0, 0), (0, 0)))
+        return self.windows == POINTWISE
 
 
 @dataclass(frozen=True)

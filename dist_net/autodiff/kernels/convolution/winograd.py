@@ -46,7 +46,7 @@ class Winograd:
         self.row_step = m
 
     def prepared_shape(self, problem: Problem) -> Shape:
-        """The shape of what ``prepare`` gives."""
+        """The shape of what ``prepare`` returns."""
         return self.gemm.layout((self.m + 2, self.m + 2, problem.x[3], problem.out[3]))
 
     def prepare(self, problem: Problem, filters: Array) -> Array:
