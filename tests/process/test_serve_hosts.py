@@ -54,6 +54,7 @@ ASK = """
     rows, answers, address, keys = sys.argv[1:]
     with Client(address, keys, timeout_s=30) as client:
         print("model", *(model.name for model in client.models()), flush=True)
+        input()
         pending = [client.submit("net", row) for row in np.load(rows)]
         print("asked", flush=True)
         np.save(answers, [each.result().probabilities for each in pending])
@@ -111,7 +112,7 @@ def clients_address(gateway: Any, eventually: Eventually) -> str:
 
 
 class Asker:
-    """A process that asks for the rows, on a host, and leaves the answers in a file."""
+    """A process that asks for the rows, on a host, when told, and leaves the answers in a file."""
 
     def __init__(self, prefix: list[str], directory: Path, address: str, keys: Path) -> None:
         directory.mkdir(exist_ok=True)
@@ -121,14 +122,26 @@ class Asker:
         script = [sys.executable, "-c", textwrap.dedent(ASK), str(rows), str(self._answers)]
         self._process = subprocess.Popen(
             [*prefix, *script, address, str(keys)],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
 
+    def is_connected(self) -> bool:
+        """Waits until it has heard from the gateway."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline() == "model net\n"
+
+    def ask(self) -> None:
+        """Lets it ask."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
     def require_right(self, expected: np.ndarray) -> None:
-        """Waits for the answers, which must be these."""
-        said, _ = self._process.communicate(timeout=60)
+        """Lets it ask if it has not, and waits for the answers, which must be these."""
+        said, _ = self._process.communicate("\n", timeout=60)
         assert self._process.returncode == 0, said
         np.testing.assert_allclose(np.load(self._answers), expected, atol=1e-6)
 
@@ -168,9 +181,11 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
     ask("worker-1").require_right(expected)
     assert workers() == ["worker-0"]
 
-    hosts.cut_off("worker-0")
     # Asked on the gateway's own host while it does not know yet that its only worker is gone.
     asked = ask("server")
+    assert asked.is_connected()
+    hosts.cut_off("worker-0")
+    asked.ask()
     worker("worker-1")
     asked.require_right(expected)
     assert workers() == ["worker-1"]
