@@ -318,13 +318,17 @@ def test_no_command_line_shows_a_secret(serve, net):
         assert token.read_text() not in Path(f"/proc/{process_id}/cmdline").read_text()
 
 
-def test_the_log_of_a_killed_worker_is_there_when_the_pool_is_gone(serve, net, tmp_path):
+def test_the_log_of_a_killed_worker_is_there_when_the_pool_is_gone(
+    serve, net, tmp_path, eventually
+):
     pool = serve(net.source, "--workers", "1", "--log-dir", str(tmp_path / "logs"))
     workers = pool.all_workers(1)
     os.kill(workers["worker-0"], signal.SIGKILL)
     said = pool.command.says(r"child_ended name=worker-0 reason=it ended with code -9 log=(\S+)")
+    children = pool.command.children.values()
     pool.command.process.kill()
     pool.command.ends()
+    eventually(lambda: not any(Path(f"/proc/{each}/exe").exists() for each in children))
     log = Path(said[1])
     assert log.is_relative_to(tmp_path / "logs")
     assert f"loaded model={net.name} version=1" in log.read_text()
