@@ -305,6 +305,8 @@ class Pool:
 
     def _lose(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
         logger.warning("worker_lost name=%s reason=%s", worker.name, reason)
+        for name, version in worker.loading:
+            self._models[name].lost_while_loading(version, reason)
         self._workers.remove(worker)
         return [*self._requests.retry(worker, now), *self._advance_all(now)]
 

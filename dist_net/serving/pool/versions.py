@@ -20,6 +20,9 @@ from dist_net.wire.serving_messages import Drop, Load
 
 logger = logging.getLogger(__name__)
 
+MOST_LOST_LOADING = 3
+"""So many workers may be lost while they load a version that none has ever loaded; then no other
+one is told to load it."""
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
@@ -28,7 +31,8 @@ class Version:
     """One version; ``text``: its description as JSON. It was the ``place``-th of its model to come.
 
     ``bound``: how many requests in the pool no other version may answer; ``is_closing``: no more of
-    those are admitted.
+    those are admitted. ``was_loaded``: a worker could load it; ``lost_loading``: how many workers
+    were lost while they loaded it.
     """
 
     description: ModelDescription
@@ -36,6 +40,13 @@ class Version:
     place: int = 0
     bound: int = 0
     is_closing: bool = False
+    was_loaded: bool = False
+    lost_loading: int = 0
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether loading it seems to end every worker."""
+        return not self.was_loaded and self.lost_loading >= MOST_LOST_LOADING
 
     @property
     def takes(self) -> tuple[object, ...]:
@@ -130,11 +141,25 @@ class ModelVersions:
             self.reason = f"{worker.name} could not load version {number}: {reason}"
             logger.warning("load_failed model=%s reason=%s", self.name, self.reason)
             return []
+        self.versions[number].was_loaded = True
         numbers = {*worker.holds.get(self.name, ()), number}
         worker.holds[self.name] = [one for one in self.versions if one in numbers]
         if number == self._target and not self.is_unloaded:
             self.reason = ""
         return []
+
+    def lost_while_loading(self, number: int, reason: str) -> None:
+        """A worker is lost that was told to load a version."""
+        one = self.versions.get(number)
+        if one is None:
+            return
+        one.lost_loading += 1
+        if one.is_given_up:
+            self.reason = (
+                f"loading version {number} ended {one.lost_loading} workers, the last time with "
+                f"{reason!r}; reload the model to try again"
+            )
+            logger.warning("load_given_up model=%s reason=%s", self.name, self.reason)
 
     def refresh(self, workers: Roster) -> None:
         """Find out what is served, after workers came or went, or what they have has changed."""
@@ -151,9 +176,10 @@ class ModelVersions:
         if self.is_unloaded and not self.pending:
             return self._drop_all(workers)
         commands = []
+        target = None if self._target is None else self.versions[self._target]
         if self._is_settled(workers):
-            if self._target is not None:
-                self.done = max(self.done, self.versions[self._target].place)
+            if target is not None and (len(workers) or target.is_given_up):
+                self.done = max(self.done, target.place)
             commands = self._drop_old(workers)
         if self._waiting is not None:
             others = [one for number, one in self.versions.items() if number != self._target]
@@ -198,7 +224,7 @@ class ModelVersions:
         """Whether every worker has the newest version, or could not load it."""
         target = self._target
         return target is None or all(
-            (worker.has(self.name, target) or (self.name, target) in worker.failed)
+            (worker.has(self.name, target) or self._cannot_load(worker, target))
             and not any((self.name, number) in worker.loading for number in self.versions)
             for worker in workers
         )
@@ -228,19 +254,25 @@ class ModelVersions:
             if (number == self._target or (one.bound and number not in self._available))
             and not worker.has(self.name, number)
             and (self.name, number) not in worker.loading
-            and (self.name, number) not in worker.failed
+            and not self._cannot_load(worker, number)
         ]
+
+    def _cannot_load(self, worker: Worker, number: int) -> bool:
+        return (self.name, number) in worker.failed or self.versions[number].is_given_up
 
     def _drop_old(self, workers: Roster) -> list[SendToNode]:
         """Drop what the newest version replaces; or the newest, if no worker could load it."""
         commands = []
         target = self._target
-        if target not in self._available and self._available.intersection(self.versions):
-            assert target is not None
-            # Now that it comes before those that are served, it will be dropped in their place.
+        if target is None:
+            return []
+        others = self.versions.keys() - {target}
+        is_given_up = self.versions[target].is_given_up and len(others) > 0
+        if target not in self._available and (self._available & others or is_given_up):
+            # Now that it comes before the others, it will be dropped in their place.
             self.versions = {target: self.versions.pop(target), **self.versions}
-            target = self._target
-        if target is None or target not in self._available:
+            target = next(reversed(self.versions))
+        if target not in self._available:
             return []
         for number, one in list(self.versions.items())[:-1]:
             holders = [worker for worker in workers if worker.has(self.name, number)]

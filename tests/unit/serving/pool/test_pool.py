@@ -664,6 +664,43 @@ def test_a_version_that_could_not_be_loaded_leaves_the_old_one() -> None:
     assert desk.pool.catalogue.served()["net"].reason == ""
 
 
+def test_a_version_that_ends_those_who_load_it_is_given_up_and_the_old_one_loaded_again() -> None:
+    desk = Desk()
+    desk.prepare(2)
+    for _ in range(3):
+        assert [load.version for load in desk.sent(Load, ONE)] == [2]
+        desk.lose(ONE)
+        desk.enlist(ONE)
+    assert [load.version for load in desk.sent(Load, ONE)] == [1]
+    assert desk.came_and_done() == (2, 2)
+    served = desk.pool.catalogue.served()["net"]
+    assert "loading version 2 ended 3 workers, the last time with 'killed'" in served.reason
+    desk.load(ONE, 1)
+    assert [*desk.pool.catalogue.served()["net"].versions] == [1]
+    desk.ask()
+    assert desk.runs()[0].version == 1
+
+
+def test_a_first_version_that_ends_those_who_load_it_cannot_be_served() -> None:
+    desk = Desk(workers=())
+    for _ in range(3):
+        desk.enlist(ONE)
+        assert desk.pool.failures() == []
+        desk.lose(ONE)
+    desk.enlist(ONE)
+    assert not desk.sent(Load, ONE)[3:]
+    (failure,) = desk.pool.failures()
+    assert "loading version 1 ended 3 workers, the last time with 'killed'" in str(failure)
+
+
+def test_a_version_that_was_loaded_once_is_loaded_again_however_many_workers_are_lost() -> None:
+    desk = Desk()
+    for _ in range(5):
+        desk.lose(ONE)
+        desk.enlist(ONE)
+        assert [load.version for load in desk.sent(Load, ONE)] == [1]
+
+
 def test_while_some_workers_could_not_load_a_version_the_others_come_first() -> None:
     desk = Desk(workers=(ONE, TWO))
     desk.prepare(2)
