@@ -79,6 +79,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="stop after N evaluations that are no better, and use the best weights",
     )
+    parser.add_argument(
+        "--tensorboard",
+        action="store_true",
+        default=None,
+        help="write the metrics for TensorBoard too",
+    )
     parser.add_argument("--resume", action="store_true", help="go on with --run-dir or the newest")
     parser.add_argument("--listen", action="append", default=[], metavar="ADDRESS")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="needed to listen beyond loopback")
@@ -119,7 +125,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
         if not is_new:
             # Refuses what does not fit before anything in the run's directory is changed.
             RunState.resumed(settings, read_checkpoint(directory.checkpoint))
-        directory.begin(options.to_json(), {} if loaded.is_built_in else loaded.files)
+        directory.begin(options, {} if loaded.is_built_in else loaded.files)
         console.print(
             f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "
             f"samples, {settings.epochs} epochs of minibatches of {settings.batch_size}; "
@@ -157,6 +163,7 @@ def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
         "checkpoint_every_s": arguments.checkpoint_every,
         "keeps_best": None if arguments.keep is None else arguments.keep == "best",
         "patience": arguments.patience,
+        "tensorboard": arguments.tensorboard,
     }
 
 

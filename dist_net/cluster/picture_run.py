@@ -262,7 +262,7 @@ class PictureRun:
         loaded = whole.loaded(load_pictures)
         options = self._options.of_stage(loaded.file_digests)
         settings = options.settings(loaded, loaded.recipe.load_dataset())
-        self._directory.begin(options.to_json(), loaded.files)
+        self._directory.begin(options, loaded.files)
         np.save(self._directory.initial, weights)
         score = best.counters["accuracy"], best.counters["loss"]
         BestWeights(self._directory.best, settings).take(*score, best.version, weights)
@@ -287,7 +287,7 @@ class PictureRun:
         settings = options.settings(loaded, dataset)
         local = replace(self._local, resume=directory.checkpoint.exists())
         with TrainingProgress(self._console, settings.samples, self._joining) as display:
-            directory.begin(options.to_json(), loaded.files)
+            directory.begin(options, loaded.files)
             self._console.print(
                 f"{'head' if recipe.stage == 'head' else 'whole net'}: "
                 f"{settings.parameter_count:,} parameters, {settings.samples:,} pictures to train "

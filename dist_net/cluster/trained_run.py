@@ -117,7 +117,7 @@ def train(
     )
     display = WatchedTraining(console, settings.samples, callbacks)
     with directory.locked(), display:
-        directory.begin(chosen.to_json(), {} if loaded.is_built_in else loaded.files)
+        directory.begin(chosen, {} if loaded.is_built_in else loaded.files)
         best = None
         if chosen.keeps_best or chosen.patience is not None:
             best = BestWeights(directory.best, settings, chosen.patience)

@@ -30,6 +30,7 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.models.calibration import Calibration
+from dist_net.models.event_files import EventFiles
 from dist_net.optim import AdamW, Optimizer, optimizer_named
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
 from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
@@ -65,6 +66,7 @@ class RunDirectory:
     metrics.jsonl           a line for each twentieth of an epoch, and for each evaluation
     training.png            loss, accuracy and staleness over epochs
     confusion.png           the confusion matrix
+    tensorboard/            the metrics as TensorBoard reads them, if that is asked for
 
     And of a run on a folder of pictures:
 
@@ -101,6 +103,7 @@ class RunDirectory:
         self.training_plot = path / "training.png"
         self.confusion_plot = path / "confusion.png"
         self.logs = path / "logs"
+        self._event_files: EventFiles | None = None
         self._lock = path / "lock"
         self.lock_descriptors: tuple[int, ...] = ()
 
@@ -193,10 +196,15 @@ class RunDirectory:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
 
-    def begin(self, options: str, recipe_files: Mapping[str, bytes]) -> None:
-        """Writes the options and the recipe's files, which are code that is run later."""
+    def begin(self, options: RunOptions, recipe_files: Mapping[str, bytes]) -> None:
+        """Writes the options and the recipe's files, which are code that is run later.
+
+        Event files for TensorBoard, if that is asked for, take the place of those from before.
+        """
         with self._translated_errors():
-            self.options.write_text(options + "\n", encoding="utf-8")
+            self.options.write_text(options.to_json() + "\n", encoding="utf-8")
+            if options.tensorboard:
+                self._event_files = EventFiles(self.path / "tensorboard")
             for name, content in recipe_files.items():
                 path = self.path / name
                 path.write_bytes(content)
@@ -204,7 +212,10 @@ class RunDirectory:
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
         with self._translated_errors(), self.metrics.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+            for record in records:
+                file.write(json.dumps(record) + "\n")
+                if self._event_files is not None:
+                    self._event_files.append(record)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every record; none if there is no file.
@@ -245,8 +256,8 @@ class RunOptions:
     """The options of a run: its recipe, and what the command line changes of that.
 
     Options that are None are the recipe's own. ``keeps_best``: see ``BestWeights``, which the
-    ``patience`` is for. ``recipe_files`` are the digests of the recipe's files in the run
-    directory; a built-in recipe has none there.
+    ``patience`` is for; ``tensorboard``: see ``EventFiles``. ``recipe_files`` are the digests of
+    the recipe's files in the run directory; a built-in recipe has none there.
     """
 
     recipe: str
@@ -262,6 +273,7 @@ class RunOptions:
     checkpoint_every_s: float = 30.0
     keeps_best: bool = False
     patience: int | None = None
+    tensorboard: bool = False
     recipe_files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -75,7 +75,7 @@ def waits_s(transport: str, lease_minibatches: int) -> list[float]:
     size = loaded.recipe.model.layout.size
     with tempfile.TemporaryDirectory() as temporary:
         directory = RunDirectory.create(Path(temporary) / "run", "push-pull", datetime.now())
-        directory.begin(options.to_json(), loaded.files)
+        directory.begin(options, loaded.files)
         listen = "tcp://127.0.0.1:0" if transport == TCP else f"ipc://{temporary}/server"
         arguments = [str(directory.path), listen, "--parent", str(os.getpid())]
         server = Child(

@@ -90,7 +90,7 @@ def run(tmp_path: Path) -> Path:
     directory = RunDirectory(tmp_path / "run")
     directory.logs.mkdir(parents=True)
     loaded, options = load_recipe("digits"), RunOptions("digits")
-    directory.begin(options.to_json(), {})
+    directory.begin(options, {})
     settings = options.settings(loaded, loaded.recipe.load_dataset())
     begun = RunState(settings, loaded.recipe.initial_weights(0))
     write_checkpoint(directory.checkpoint, begun.checkpoint())

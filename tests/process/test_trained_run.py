@@ -21,6 +21,7 @@ def test_a_run_from_python_is_reported_and_predicts_and_a_callback_ends_it(tmp_p
         workers=1,
         epochs=100_000,
         average_decay=0.9,
+        tensorboard=True,
         run_dir=tmp_path / "run",
         callbacks=[end],
         quiet=True,
@@ -33,3 +34,5 @@ def test_a_run_from_python_is_reported_and_predicts_and_a_callback_ends_it(tmp_p
     assert accuracy > 0.5
     assert run.history[-1].accuracy is not None
     assert (run.path / "checkpoint.safetensors").exists()
+    kinds = [file.parent.name for file in (run.path / "tensorboard").glob("*/events.*")]
+    assert sorted(kinds) == ["test", "train"]

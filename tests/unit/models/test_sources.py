@@ -22,7 +22,7 @@ from dist_net.errors import (
     UntrustedRecipeError,
 )
 from dist_net.models.observer import Observer
-from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_directory import RunDirectory, RunOptions
 from dist_net.models.sources import (
     FollowedRun,
     NamedSource,
@@ -89,7 +89,7 @@ def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> 
     record = RecipeRecord.of(loaded, loaded.recipe.load_dataset()).to_json()
     checkpoint = Checkpoint(reference, "", layout, 5, {}, {}, {}, weights, {}, record)
     if not loaded.is_built_in:
-        directory.begin("{}", loaded.files)
+        directory.begin(RunOptions("mine"), loaded.files)
     write_checkpoint(directory.checkpoint, checkpoint)
 
 
@@ -364,7 +364,7 @@ def test_a_new_run_can_be_written_by_its_user_alone(tmp_path: Path) -> None:
     umask = os.umask(0)
     try:
         directory = RunDirectory.create(tmp_path / "new", "mine", datetime.now())
-        directory.begin("{}", {"recipe.py": b"", "net.py": b""})
+        directory.begin(RunOptions("mine"), {"recipe.py": b"", "net.py": b""})
     finally:
         os.umask(umask)
     for path in (directory.path, directory.recipe, directory.path / "net.py"):
