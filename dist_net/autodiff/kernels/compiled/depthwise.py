@@ -20,6 +20,7 @@ from dist_net.autodiff.kernels.compiled.im2row import (
     apply_epilogue,
     epilogue_of,
     flat,
+    geometry,
     spread_each,
 )
 from dist_net.autodiff.kernels.compiled.vectors import (
@@ -57,7 +58,7 @@ class CompiledDepthwise(Depthwise):
         """The call that computes a block of the output."""
         windows = problem.windows
         images, rows, _ = block.size
-        seen = _seen(windows, block.rows.start)
+        seen = geometry(windows, block.rows.start)
         x = arrays.x[block.images]
         grid = images, rows, problem.out[2]
         epilogue = epilogue_of(problem, block, arrays)
@@ -76,22 +77,16 @@ def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Ar
     apart = tuple(each // out.itemsize for each in out.strides[:3])
     last = sum((n - 1) * step for n, step in zip(out.shape[:3], apart, strict=True))
     values = as_strided(out, (last + out.shape[3],), out.strides[3:])
-    seen = _seen(windows, first_row)
+    seen = geometry(windows, first_row)
     epilogue = values, nothing, False, nothing, numbers, (0, *apart)
     return partial(correlate, flat(x), x.shape[1:], out.shape[:3], seen, flat(taps), *epilogue)
 
 
 def gradient(windows: Windows, x: Array, first_row: int, cotangent: Array, total: Array) -> Call:
     """The call that adds the gradient of some rows to that of the taps, (kh, kw, C)."""
-    seen = _seen(windows, first_row)
+    seen = geometry(windows, first_row)
     grid = cotangent.shape[:3]
     return partial(add_gradient, flat(x), x.shape[1:], grid, seen, flat(cotangent), flat(total))
-
-
-def _seen(windows: Windows, first_row: int) -> tuple[int, int, int, int, int, int]:
-    """The argument ``windows`` of ``correlate``, for results from row ``first_row`` on."""
-    top = first_row * windows.stride[0] - windows.padding[0][0]
-    return *windows.size, *windows.stride, top, -windows.padding[1][0]
 
 
 @inlined

@@ -32,6 +32,7 @@ from dist_net.autodiff.kernels.compiled.vectors import (
 )
 from dist_net.autodiff.kernels.convolution.im2row import Im2Row
 from dist_net.autodiff.kernels.convolution.problem import Arrays, Block, Problem
+from dist_net.autodiff.kernels.windows import Windows
 from dist_net.compiling import BOOLEAN, READ, WRITTEN, jit
 
 
@@ -53,10 +54,8 @@ class CompiledIm2Row(Im2Row):
         if problem.groups > 1 or windows.size[1] * problem.x[3] < LANES:
             return super()._gather(problem, block, x, padded, matrix)
         images, rows, _ = block.size
-        top = block.rows.start * windows.stride[0] - windows.padding[0][0]
-        corner = top, -windows.padding[1][0]
         grid = images, rows, problem.out[2]
-        seen = *windows.size, *windows.stride, *corner
+        seen = geometry(windows, block.rows.start)
         part = x[block.images]
         return [partial(write_rows, flat(part), part.shape[1:], grid, seen, flat(matrix))]
 
@@ -74,6 +73,12 @@ def is_suitable(block: Block, arrays: Arrays) -> bool:
     used += [] if arrays.residual is None else [arrays.residual]
     is_plain = all(each.flags.c_contiguous and each.dtype == np.float32 for each in used)
     return is_plain and block.size[2] >= LANES
+
+
+def geometry(windows: Windows, first_row: int) -> tuple[int, int, int, int, int, int]:
+    """The size and stride of windows, and where that of the result's row ``first_row`` begins."""
+    top = first_row * windows.stride[0] - windows.padding[0][0]
+    return *windows.size, *windows.stride, top, -windows.padding[1][0]
 
 
 def flat(array: Array) -> Array:
