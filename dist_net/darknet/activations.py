@@ -6,7 +6,7 @@ relu; this project refuses it.
 
 from __future__ import annotations
 
-from dist_net.autodiff import Expression, expm1, maximum, minimum, tanh, where
+from dist_net.autodiff import Expression, clip, expm1, minimum, tanh, where
 from dist_net.nn import leaky_relu, linear, relu, sigmoid
 from dist_net.nn.activations import Activation
 
@@ -49,7 +49,7 @@ def plse(x: Expression) -> Expression:
 
 def hardtan(x: Expression) -> Expression:
     """x, clipped to -1 and 1."""
-    return maximum(minimum(x, 1.0), -1.0)
+    return clip(x, -1.0, 1.0)
 
 
 def lhtan(x: Expression) -> Expression:

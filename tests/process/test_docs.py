@@ -70,6 +70,14 @@ def test_a_command_within_a_sentence_is_one_that_there_is(page: Path) -> None:
         assert parse(shlex.split(line)).command in line
 
 
+def test_the_engines_modules_number_themselves_as_its_page_does() -> None:
+    text = (ROOT / "docs" / "engine.md").read_text()
+    modules = re.findall(r"^\d\. `(dist_net/autodiff/.*?\.py)`", text, re.MULTILINE)
+    for number, module in enumerate(modules, 1):
+        first = (ROOT / module).read_text().partition("\n")[0]
+        assert first.startswith(f'"""The engine, {number} of {len(modules)}: ')
+
+
 def test_readme_ends_before_one_tires() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 200
 
