@@ -10,12 +10,16 @@ import pytest
 from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
+from dist_net.cli import main
 from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import imagenet_labels, published
 from dist_net.darknet.weights import write_weights
 from dist_net.data import dataset_named
 from dist_net.models.run_directory import RunDirectory
+from process import test_bad_input
+
+ordinary_process = test_bad_input.ordinary_process
 
 Start = Callable[..., Any]
 
@@ -95,14 +99,13 @@ def test_a_program_is_answered_in_a_line_for_each(
     assert command.stderr == ""
 
 
+@pytest.mark.usefixtures("ordinary_process")
 def test_the_exit_code_says_whether_all_some_or_none_were_answered(
-    start: Start, net: list[str], pictures: list[str]
+    net: list[str], pictures: list[str]
 ) -> None:
     red, none, blue = pictures
-    commands = [
-        start("predict", *net, *given, "--json") for given in ([red, blue], [red, none], [none])
-    ]
-    assert [command.ends() for command in commands] == [0, 1, 2]
+    for given, code in (([red, blue], 0), ([red, none], 1), ([none], 2)):
+        assert main(["predict", *net, *given, "--json"]) == code
 
 
 def test_odd_names_of_files_are_printed(start: Start, net: list[str], tmp_path: Path) -> None:
