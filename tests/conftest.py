@@ -41,6 +41,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in slow]
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """With ``--numprocesses auto``: one more than cores, since tests of processes often wait."""
+    return 1 + len(os.sched_getaffinity(0))
+
+
 def pytest_collection_finish() -> None:
     """What is there by now stays: a search for garbage after a test looks at what is new."""
     gc.collect()
