@@ -219,6 +219,18 @@ class UpdateRule:
                 self._within_norm(index, gradient, self._clip_norm)
                 for index, gradient in enumerate(gradients)
             ]
+        return self._step_along(weights, gradients, out, learning_rates, step, if_finite)
+
+    def _step_along(
+        self,
+        weights: Floats,
+        gradients: Sequence[Floats],
+        out: Floats,
+        learning_rates: Sequence[float],
+        step: int,
+        if_finite: bool,
+    ) -> bool:
+        """As ``update``, of the parameters alone."""
         rates = tuple(
             self.optimizer.rate(learning_rate, step + taken)
             for taken, learning_rate in enumerate(learning_rates)
