@@ -221,6 +221,7 @@ SMALLER = {
 THINNER = {"darknet19_448", "resnet34", "resnet101", "resnet152", "darknet53_448", "vgg-16"}
 THINNER |= {"resnext101-32x4d", "resnext152-32x4d"}
 CLASSES = "1000"
+CROP = 96  # of 128 by 128 pixels
 
 
 def network_for(name: str) -> DarknetNetwork:
@@ -239,7 +240,7 @@ def thinner(layer: Section) -> Section:
         if option in ("filters", "output", "groups") and count not in ("1", CLASSES)
     }
     if layer.kind == "crop":
-        fewer = {"crop_height": "96", "crop_width": "96"}
+        fewer = {"crop_height": str(CROP), "crop_width": str(CROP)}
     return replace(layer, options=layer.options | fewer)
 
 

@@ -17,6 +17,7 @@ from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
 from dist_net.darknet.weights import write_weights
 from dist_net.nn import Scope
+from oracle.test_darknet_program import CROP, THINNER, thinner
 
 cv2 = pytest.importorskip("cv2", reason="there is no OpenCV here (opencv-python-headless<5)")
 if not hasattr(cv2.dnn, "readNetFromDarknet"):
@@ -25,7 +26,7 @@ if not hasattr(cv2.dnn, "readNetFromDarknet"):
 
 NAMES = ["darknet", "darknet19", "darknet53", "densenet201", "extraction"]
 NAMES += ["resnet18", "resnet50", "resnext50", "resnext101-32x4d", "vgg-16"]
-SIZE, CROP = 128, 96
+SIZE = 128
 
 
 def network_for(name: str) -> DarknetNetwork:
@@ -34,8 +35,8 @@ def network_for(name: str) -> DarknetNetwork:
     OpenCV adds no maps of different sizes: the shortcuts across a stride are left out.
     """
     net, *layers = published(name).configuration(SIZE).sections
-    crop = {"crop_height": str(CROP), "crop_width": str(CROP)}
-    layers = [replace(each, options=crop) if each.kind == "crop" else each for each in layers]
+    if name in THINNER:
+        layers = [thinner(each) for each in layers]
     whole = DarknetNetwork(Configuration((net, *layers), name))
     kept = [
         layer.section
