@@ -12,10 +12,10 @@ from typing import Any
 
 from dist_net.cli.run_summary import how_to_go_on, show_summary
 from dist_net.cluster.command_line import joining_command
-from dist_net.cluster.local_run import LocalRunSettings, summarise
-from dist_net.cluster.picture_report import finish
-from dist_net.cluster.picture_run import PictureOptions, PictureRun
-from dist_net.cluster.terminal import plain_console
+from dist_net.cluster.local_run import LocalRunSettings
+from dist_net.cluster.picture_report import train_and_report
+from dist_net.cluster.picture_run import PictureOptions
+from dist_net.cluster.terminal import TrainingProgress, plain_console
 from dist_net.data.picture_folder import VALIDATION_SHARE
 from dist_net.data.prepared_pictures import CACHE_BYTES
 from dist_net.errors import InterruptedRunError, ProcessFailedError
@@ -112,16 +112,15 @@ def train_pictures(
     def joining(address: str) -> str:
         return joining_command("worker", address=address, keys=arguments.keys)
 
+    def display(samples: int) -> TrainingProgress:
+        return TrainingProgress(console, samples, joining)
+
     with directory.locked():
         try:
-            trained = PictureRun(directory, options, local, console, joining).train()
+            summary = train_and_report(directory, options, local, console, display)
         except (InterruptedRunError, ProcessFailedError) as error:
             error.add_note(how_to_go_on(arguments, directory, workers))
             raise
-        with trained.pictures:
-            content = finish(directory, options, trained, console)
-    summary = summarise(trained.recipe.name, directory, trained.outcome)
-    summary |= {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
     show_summary(summary, console)
     console.print(f"report: {directory.report}")
     if arguments.json:

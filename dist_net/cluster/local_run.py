@@ -198,6 +198,8 @@ class LocalRun:
             self._evaluate_if_due(observer, report)
             if self._best is not None and self._best.is_out_of_patience:
                 self.stop("it has not got better for as long as it may")
+            if self._display.wants_end:
+                self.stop("a callback asked for it")
             if self._stop_reason:
                 return self._stop_early(observer, report)
             time.sleep(POLL_S)

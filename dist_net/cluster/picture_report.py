@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, replace
 from io import BytesIO
@@ -14,7 +15,9 @@ from PIL import Image
 from rich.console import Console
 
 from dist_net.cluster.entry import available_cores
-from dist_net.cluster.picture_run import PictureOptions, TrainedPictures
+from dist_net.cluster.local_run import LocalRunSettings, summarise
+from dist_net.cluster.picture_run import PictureOptions, PictureRun, TrainedPictures
+from dist_net.cluster.terminal import TrainingProgress
 from dist_net.data import Dataset
 from dist_net.data.picture_split import PARTS, TEST, TRAIN, VALIDATION
 from dist_net.data.prepared_pictures import PreparedPictures
@@ -63,6 +66,24 @@ def finish(
     )
     _write_report(directory, content, _thumbnails(pictures, content), console)
     return content
+
+
+def train_and_report(
+    directory: RunDirectory,
+    options: PictureOptions,
+    local: LocalRunSettings,
+    console: Console,
+    display: Callable[[int], TrainingProgress],
+) -> dict[str, Any]:
+    """Trains as ``PictureRun`` does, reports, and gives the JSON object of the run.
+
+    The directory is locked by this process.
+    """
+    trained = PictureRun(directory, options, local, console, display).train()
+    with trained.pictures:
+        content = finish(directory, options, trained, console)
+    summary = summarise(trained.recipe.name, directory, trained.outcome)
+    return summary | {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
 
 
 class PictureOutputs:

@@ -120,7 +120,10 @@ class TrainedPictures(NamedTuple):
 
 
 class PictureRun:
-    """The run in ``directory``, which this process has locked."""
+    """The run in ``directory``, which this process has locked.
+
+    ``display`` gives what shows the training of a stage, for its number of samples.
+    """
 
     def __init__(
         self,
@@ -128,13 +131,13 @@ class PictureRun:
         options: PictureOptions,
         local: LocalRunSettings,
         console: Console,
-        joining: Callable[[str], str],
+        display: Callable[[int], TrainingProgress],
     ) -> None:
         self._directory = directory
         self._options = options
         self._local = local
         self._console = console
-        self._joining = joining
+        self._display = display
 
     def train(self) -> TrainedPictures:
         """Prepares the pictures and trains; goes on where an earlier run of the directory ended.
@@ -286,7 +289,7 @@ class PictureRun:
         options = self._options.of_stage(loaded.file_digests)
         settings = options.settings(loaded, dataset)
         local = replace(self._local, resume=directory.checkpoint.exists())
-        with TrainingProgress(self._console, settings.samples, self._joining) as display:
+        with self._display(settings.samples) as display:
             directory.begin(options, loaded.files)
             self._console.print(
                 f"{'head' if recipe.stage == 'head' else 'whole net'}: "

@@ -28,13 +28,17 @@ from dist_net.data.fetch import (
 from dist_net.training.evaluation import Evaluation
 
 
-def plain_console(*, stderr: bool = True) -> Console:
+def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
     """A console on stderr, or on stdout, that reads nothing into the text that it is given.
+
+    If it is ``quiet``, it writes nothing.
 
     File names, addresses and messages may hold ``[brackets]`` and ``:words:``, which Rich would
     otherwise take for markup and emoji. Long lines are not wrapped, so that commands can be copied.
     """
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    return Console(
+        stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True
+    )
 
 
 class FetchProgress:
@@ -136,8 +140,11 @@ class TrainingProgress:
     """A context in which a training run is shown: a line that stays for each evaluation, and a
     live one where the console is a terminal.
 
-    ``joining`` gives the command with which a worker joins the server at an address.
+    ``joining`` gives the command with which a worker joins the server at an address. The run is
+    ended early when ``wants_end`` is set.
     """
+
+    wants_end = False
 
     def __init__(
         self, console: Console, samples_per_epoch: int, joining: Callable[[str], str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +14,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from dist_net.cluster.local_run import LocalRun, LocalRunSettings, summarise
+from dist_net.cluster.picture_report import train_and_report
+from dist_net.cluster.picture_run import PictureOptions
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
+from dist_net.models.bases import default_base
 from dist_net.models.best_weights import BestWeights
 from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
-from dist_net.recipes.recipe import load_recipe
+from dist_net.recipes.picture_recipe import PICTURES
+from dist_net.recipes.recipe import load_recipe, recipe_names
 from dist_net.training.evaluation import Evaluation
 from dist_net.training.single_process import Callback, EpochResult
 
@@ -59,7 +64,6 @@ class WatchedTraining(TrainingProgress):
         self._callbacks = callbacks
         self._records: list[dict[str, Any]] = []
         self.history: list[EpochResult] = []
-        self.training: LocalRun | None = None
 
     def started(self, addresses: Sequence[str]) -> None:
         """Says nothing: no worker joins from elsewhere."""
@@ -83,8 +87,7 @@ class WatchedTraining(TrainingProgress):
         )
         self.history.append(result)
         wishes = [callback(result) for callback in self._callbacks]
-        if True in wishes and self.training is not None:
-            self.training.stop("a callback asked for it")
+        self.wants_end = self.wants_end or True in wishes
 
 
 def train(
@@ -98,31 +101,58 @@ def train(
 ) -> Run:
     """Trains a recipe by a cluster of processes on this host, as ``dist-net train`` does.
 
-    ``recipe`` is the name of a built-in one, or the path of a Python file. ``options`` are those of
-    ``RunOptions``, such as ``epochs``, ``batch_size``, ``optimizer``, ``learning_rate`` and
-    ``seed``. ``callbacks`` are called after each evaluation; the run ends where one returns True.
+    ``recipe`` is the name of a built-in one, the path of a Python file, or a folder of pictures.
+    ``options`` are those of ``RunOptions``, such as ``epochs``, ``batch_size``, ``optimizer``,
+    ``learning_rate`` and ``seed``, and for a folder those of ``PictureOptions`` too.
+    ``callbacks`` are called after each evaluation; the run ends where one returns True.
     Progress is shown on stderr, unless ``quiet``.
 
     Raises BadInputError for what cannot be used, InterruptedRunError on Ctrl+C, which leaves a
     checkpoint, and ProcessFailedError when the server or every worker has failed.
     """
-    console = Console(quiet=True) if quiet else plain_console()
+    console = plain_console(quiet=quiet)
+    directory = None if run_dir is None else Path(run_dir)
+    local = LocalRunSettings(workers)
+    if str(recipe) not in recipe_names() and Path(recipe).is_dir():
+        return _train_pictures(Path(recipe), directory, local, callbacks, console, options)
     loaded = load_recipe(str(recipe))
     with FetchProgress(console) as fetching:
         dataset = loaded.recipe.load_dataset(fetching)
     chosen = RunOptions(loaded.reference, recipe_files=loaded.file_digests, **options)
     settings = chosen.settings(loaded, dataset)
-    directory = RunDirectory.create(
-        None if run_dir is None else Path(run_dir), loaded.name, datetime.now()
-    )
+    run = RunDirectory.create(directory, loaded.name, datetime.now())
     display = WatchedTraining(console, settings.samples, callbacks)
-    with directory.locked(), display:
-        directory.begin(chosen, {} if loaded.is_built_in else loaded.files)
+    with run.locked(), display:
+        run.begin(chosen, {} if loaded.is_built_in else loaded.files)
         best = None
         if chosen.keeps_best or chosen.patience is not None:
-            best = BestWeights(directory.best, settings, chosen.patience)
-        placed = LocalRunSettings(workers)
-        training = LocalRun(directory, loaded.recipe, dataset, placed, display, best)
-        display.training = training
-        outcome = training.run()
-    return Run(directory.path, summarise(loaded.name, directory, outcome), display.history)
+            best = BestWeights(run.best, settings, chosen.patience)
+        outcome = LocalRun(run, loaded.recipe, dataset, local, display, best).run()
+    return Run(run.path, summarise(loaded.name, run, outcome), display.history)
+
+
+def _train_pictures(
+    folder: Path,
+    directory: Path | None,
+    local: LocalRunSettings,
+    callbacks: Sequence[Callback],
+    console: Console,
+    given: dict[str, Any],
+) -> Run:
+    of_pictures = {each.name for each in fields(PictureOptions)}
+    of_run = {name: given[name] for name in given.keys() - of_pictures}
+    own = {name: given[name] for name in given.keys() & of_pictures}
+    options = PictureOptions(
+        **{"base": default_base(), "folder": str(folder.resolve())} | own,
+        run=RunOptions(PICTURES, **of_run),
+    )
+    run = RunDirectory.create(directory, folder.resolve().name, datetime.now())
+    displays: list[WatchedTraining] = []
+
+    def display(samples: int) -> WatchedTraining:
+        displays.append(WatchedTraining(console, samples, callbacks))
+        return displays[-1]
+
+    with run.locked():
+        report = train_and_report(run, options, local, console, display)
+    return Run(run.path, report, [result for each in displays for result in each.history])

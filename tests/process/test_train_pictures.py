@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+import dist_net
 from dist_net.cluster.local_run import REPORTED
+from dist_net.training.single_process import EpochResult
 from drawn_shapes import draw_shapes
 
 Start = Callable[..., Any]
@@ -52,8 +55,15 @@ def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(
     start: Start, photos: Path, tmp_path: Path
 ) -> None:
     run, tuned = tmp_path / "run", tmp_path / "tuned"
-    asked = ["train", str(photos), "--base", "none", "--epochs", "2", "--run-dir", str(run)]
-    assert start(*asked, "--json").result()["samples"] == 2 * 39
+    seen: list[EpochResult] = []
+    trained = dist_net.train(
+        photos, base="none", epochs=2, run_dir=run, callbacks=[seen.append], quiet=True
+    )
+    assert trained.report["samples"] == 2 * 39
+    assert trained.history == seen
+    assert seen[-1].epoch == 2
+    pictures = np.zeros((2, *trained.model.input_shape), np.uint8)
+    assert trained.predict(pictures).shape == (2, 3)
 
     asked = ["train", str(photos), "--base", str(run), "--fine-tune", "1", "--epochs", "2"]
     report = start(*asked, "--run-dir", str(tuned), "--json").result()
