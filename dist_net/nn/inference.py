@@ -112,7 +112,7 @@ class Inference:
             self._plans.leave()
 
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
-        """The outputs, (N, classes), of ``inputs``, (N, *input_shape), in a new array.
+        """The outputs, (N, *output_shape), of ``inputs``, (N, *input_shape), in a new array.
 
         Raises ShapeError if the inputs are of another shape or dtype.
         """
@@ -165,8 +165,8 @@ class Inference:
 class _Plans:
     """A model's plans by batch size, with the memory that they compute in, for any weights.
 
-    Sessions join and leave, and the last one ends the threads. All plans use the same memory, so
-    who computes holds ``turn``.
+    Sessions join and leave, and the last one ends the threads. All plans use the same memory, so a
+    session holds ``turn`` while it computes.
     """
 
     def __init__(
