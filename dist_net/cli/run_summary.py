@@ -29,7 +29,7 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
 
 def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory, workers: int) -> str:
     """How to resume a run that was started with these arguments and ended early."""
-    if not directory.checkpoint.exists():
+    if not (directory.checkpoint.exists() or directory.folder.exists()):
         return "there is no checkpoint to go on from"
     words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
     if arguments.command == "train" and workers != DEFAULT_WORKERS:

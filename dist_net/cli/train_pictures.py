@@ -118,6 +118,10 @@ def train_pictures(
     with directory.locked():
         try:
             summary = train_and_report(directory, options, local, console, display)
+        except KeyboardInterrupt:
+            error = InterruptedRunError("interrupted")
+            error.add_note(how_to_go_on(arguments, directory, workers))
+            raise error from None
         except (InterruptedRunError, ProcessFailedError) as error:
             error.add_note(how_to_go_on(arguments, directory, workers))
             raise

@@ -145,6 +145,7 @@ class PictureRun:
         Raises what reading the folder and the base, preparing, and ``LocalRun.run`` raise.
         """
         options, directory = self._options, self._directory
+        directory.folder.write_text(options.to_json() + "\n", encoding="utf-8")
         with FetchProgress(self._console) as fetching:
             found = base_called(options.base, fetching)
         folder = PictureFolder.read(
@@ -163,7 +164,6 @@ class PictureRun:
             VALIDATION,
         )
         pictures = self._prepare(data)
-        directory.folder.write_text(options.to_json() + "\n", encoding="utf-8")
         whole = self._whole(found, data)
         if found.weights is None:
             return self._train_whole(pictures, whole, None)

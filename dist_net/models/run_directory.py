@@ -120,7 +120,7 @@ class RunDirectory:
                     break
                 path = path.with_name(f"{recipe_name}-{now:%Y%m%d-%H%M%S}-{number}")
         directory = cls(path)
-        if directory.checkpoint.exists() or directory.metrics.exists():
+        if any(file.exists() for file in (directory.trained, directory.metrics, directory.folder)):
             if directory._lock.exists():
                 with directory.locked():  # raises if the run is going on
                     pass
