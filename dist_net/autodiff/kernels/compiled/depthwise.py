@@ -190,10 +190,20 @@ def correlate(
                         )
                         apply_epilogue(total, result, target + c, epilogue)
                     else:
-                        seen = upper, lower
-                        totals = sums_side_by_side(
-                            pixels, source + c, row_length, channels, taps, c, line, seen, apart
-                        )
+                        i, seen = source + c, (upper, lower)
+                        # Where the ends of the loops over taps are written out, they are unrolled.
+                        if line == 3 and seen == (0, 3):
+                            totals = sums_side_by_side(
+                                pixels, i, row_length, channels, taps, c, 3, (0, 3), apart
+                            )
+                        elif line == 5 and seen == (0, 5):
+                            totals = sums_side_by_side(
+                                pixels, i, row_length, channels, taps, c, 5, (0, 5), apart
+                            )
+                        else:
+                            totals = sums_side_by_side(
+                                pixels, i, row_length, channels, taps, c, line, seen, apart
+                            )
                         apply_epilogue(totals[0], result, target + c, epilogue)
                         apply_epilogue(totals[1], result, target + per_pixel + c, epilogue)
                         apply_epilogue(totals[2], result, target + 2 * per_pixel + c, epilogue)
