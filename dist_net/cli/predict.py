@@ -13,7 +13,7 @@ from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import available_cores
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import DistNetError, UnknownModelError
-from dist_net.models.classifier import ClassifiedImage, classifier_called
+from dist_net.models.classifier import ClassifiedImage, Classifier, classifier_called
 from dist_net.models.sources import MODELS
 
 BAR_LENGTH = 20
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     errors = []
     answers = classifier.predict_each(arguments.images, arguments.top)
     for image, answer in zip(arguments.images, answers, strict=True):
-        show(image, answer)
+        show(classifier, image, answer)
         if isinstance(answer, DistNetError):
             errors.append(answer)
     if len(errors) == len(arguments.images):
@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def show_json(image: str, answer: ClassifiedImage) -> None:
+def show_json(classifier: Classifier, image: str, answer: ClassifiedImage) -> None:
+    """Prints a JSON object, with the key ``unknown`` for a classifier that has a threshold."""
     if isinstance(answer, DistNetError):
         print(json.dumps({"image": image, "error": str(answer)}), flush=True)
         return
@@ -73,15 +74,19 @@ def show_json(image: str, answer: ClassifiedImage) -> None:
         {"index": each.index, "label": each.label, "probability": each.probability}
         for each in answer
     ]
-    print(json.dumps({"image": image, "predictions": predictions}), flush=True)
+    unknown = {"unknown": classifier.is_unknown(answer)} if classifier.unknown_below else {}
+    print(json.dumps({"image": image, "predictions": predictions} | unknown), flush=True)
 
 
-def show_bars(image: str, answer: ClassifiedImage) -> None:
+def show_bars(classifier: Classifier, image: str, answer: ClassifiedImage) -> None:
     """Prints the picture's name, and a line with a bar for each class; errors go to stderr."""
     if isinstance(answer, DistNetError):
         print(f"dist-net predict: {answer}", file=sys.stderr, flush=True)
         return
-    print(image)
+    if classifier.is_unknown(answer):
+        print(f"{image}: unknown (no class reaches {classifier.unknown_below:.2%})")
+    else:
+        print(image)
     for each in answer:
         bar = "#" * round(each.probability * BAR_LENGTH)
         print(f"  {each.probability:7.2%}  {bar:{BAR_LENGTH}}  {each.label}", flush=True)

@@ -17,7 +17,7 @@ from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.pictures.decoding import ImageSource, name_of
 from dist_net.pictures.fitting import PictureInputs
-from dist_net.pictures.labels import Prediction, predictions_of, require_labels
+from dist_net.pictures.labels import Prediction, is_unknown, predictions_of, require_labels
 
 ClassifiedImage = list[Prediction] | ImageError | PredictionError
 """The answer for one picture: the likeliest classes, or why there are none."""
@@ -27,8 +27,11 @@ class Classifier:
     """Says what pictures show, by a model and the kernels prepared from its weights.
 
     See ``PictureInputs`` for the models that can. ``has_logits``: its outputs are not yet
-    probabilities. At most ``batch_size`` pictures are in memory at a time. Raises ShapeError for a
-    model that takes no pictures, and LabelsError unless there is one label for each class.
+    probabilities. At most ``batch_size`` pictures are in memory at a time. ``unknown_below``: see
+    ``is_unknown``; 0 if there is no threshold.
+
+    Raises ShapeError for a model that takes no pictures, and LabelsError unless there is one label
+    for each class.
     """
 
     def __init__(
@@ -40,9 +43,11 @@ class Classifier:
         batch_size: int = 8,
         threads: int = 1,
         fitting: str = "pad",
+        unknown_below: float = 0.0,
     ) -> None:
         require_labels(labels, model.classes)
         self.labels = tuple(labels)
+        self.unknown_below = unknown_below
         self._inputs = PictureInputs(model, fitting=fitting)
         self._has_logits = has_logits
         self._batch_size = batch_size
@@ -73,6 +78,10 @@ class Classifier:
                     yield found
                 else:
                     yield self._likeliest(next(rows), picture, top)
+
+    def is_unknown(self, answer: Sequence[Prediction]) -> bool:
+        """Whether no class of an answer is as probable as ``unknown_below``."""
+        return is_unknown(answer, self.unknown_below)
 
     def _input(self, picture: ImageSource) -> NDArray[np.generic] | ImageError:
         try:
@@ -146,4 +155,5 @@ def classifier_called(
         found.has_logits,
         threads=threads,
         fitting=found.fitting,
+        unknown_below=found.unknown_below,
     )

@@ -59,6 +59,11 @@ class Prediction:
     probability: float
 
 
+def is_unknown(predictions: Sequence[Prediction], unknown_below: float) -> bool:
+    """Whether the likeliest class, which comes first, is less probable than can be relied on."""
+    return not predictions[0].probability >= unknown_below  # true of NaN too
+
+
 def likeliest(probabilities: NDArray[np.float32], top: int) -> NDArray[np.intp]:
     """The indices of the ``top`` classes, likeliest first; of equal ones, the lower index first.
 

@@ -40,7 +40,8 @@ class Ask(NamedTuple):
     """A client asks a model; the first payload is an encoded picture, or a tensor's bytes.
 
     A second one says what the client knows of the model: see `known` of the pool. Then the
-    request is refused if its input is made for another one, and the answer brings other labels.
+    request is refused if its input is made for another one, and the answer brings what else the
+    client must know of the classes.
     ``request_id`` is the client's own. ``version`` "" is the newest; ``timeout_s`` 0 is what the
     gateway allows by default. A tensor is little-endian, row-major, of the model's input type.
     """
@@ -56,8 +57,9 @@ class Ask(NamedTuple):
 class Answer(NamedTuple):
     """The outcome of an `Ask`: ``status`` is a `dist_net.serving.pool.requests.Status`.
 
-    If that is OK, the first payload holds the outputs, (rows, classes) little-endian float32; a
-    second one the labels of the version that answered, as a JSON array, if the client knows others.
+    If that is OK, the first payload holds the outputs, (rows, classes) little-endian float32. If
+    the client knows another version, a second one holds the labels of the one that answered, as a
+    JSON array, and a third one, if it has that, the probability below which it does not know.
     Else there is none, ``reason`` says why, and ``retry_after_s``, if not 0, when to ask again.
     """
 
@@ -84,7 +86,8 @@ class Describe(NamedTuple):
 
 
 class Description(NamedTuple):
-    """``models`` is a JSON array, an object for each: name, versions, input, classes, labels."""
+    """``models`` is a JSON array, an object for each: name, versions, input, classes,
+    labels, threshold."""
 
     request_id: int
     models: str

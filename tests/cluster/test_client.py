@@ -93,6 +93,8 @@ def never(_question: Message) -> list[Message]:
 class Gateway:
     """Answers everything, unless ``replies`` is replaced; keeps what it heard."""
 
+    models = summaries_to_json(MODELS)
+
     def __init__(self, name: str = "first") -> None:
         self.name = name
         self.heard: list[Message] = []
@@ -105,7 +107,7 @@ class Gateway:
             case Ask():
                 return self.on_ask(message)
             case Describe(request_id):
-                return [Description(request_id, summaries_to_json(MODELS))]
+                return [Description(request_id, self.models)]
             case Greet():
                 return [Greeting(self.name, True)]
             case Reload(request_id, "sums"):
@@ -183,6 +185,32 @@ def test_answers_of_a_later_version_have_its_classes_and_labels(
     assert len(picture) == 1
 
 
+def test_a_row_that_no_class_of_the_version_reaches_is_unknown(
+    client: Client, gateway: Gateway
+) -> None:
+    rows = np.zeros((2, 4), np.float32)
+    assert not client.predict("sums", rows).is_unknown()  # it has no threshold
+    brought = np.array([[0.5, 0.2, 0.3], [0.2, 0.2, 0.6]], "<f4").tobytes(), b'["a", "b", "c"]'
+    payloads = *brought, b"0.6"
+    gateway.on_ask = lambda question: [answer_to(question)._replace(payloads=payloads)]
+    outputs = client.predict("sums", rows)
+    assert outputs.unknown_below == 0.6
+    assert [outputs.is_unknown(row) for row in (0, 1)] == [True, False]
+    gateway.on_ask = lambda question: [answer_to(question)._replace(payloads=brought)]
+    assert client.predict("sums", rows).unknown_below == 0
+
+
+def test_the_threshold_of_a_version_that_the_client_knows_is_used(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = replace(SUMS, unknown_below=0.75)
+    versions = {6: OLD_SUMS, 7: strict}
+    told = summaries_to_json([ServedModel("sums", strict, versions, True, "")])
+    monkeypatch.setattr(Gateway, "models", told)
+    assert client.submit_picture("sums", b"picture").result().is_unknown()
+    assert not client.submit_picture("sums", b"picture", version=6).result().is_unknown()
+
+
 def test_a_model_is_asked_for_again_when_an_input_does_not_suit_it_any_more(
     client: Client, gateway: Gateway
 ) -> None:
@@ -196,12 +224,14 @@ def test_a_model_is_asked_for_again_when_an_input_does_not_suit_it_any_more(
     assert sum(isinstance(each, Describe) for each in gateway.heard) == described + 1
 
 
-@pytest.mark.parametrize("labels", [b"no JSON", b"7", b"\xff"])
-def test_labels_that_are_none_are_an_error_of_ours(
-    client: Client, gateway: Gateway, labels: bytes
+@pytest.mark.parametrize(
+    "brought", [[b"no JSON"], [b"7"], [b"\xff"], [b'["cat"]', b"high"], [b'["cat"]', b"[]"]]
+)
+def test_labels_and_thresholds_that_are_none_are_an_error_of_ours(
+    client: Client, gateway: Gateway, brought: list[bytes]
 ) -> None:
     gateway.on_ask = lambda question: [
-        answer_to(question)._replace(payloads=(outputs_of(question), labels))
+        answer_to(question)._replace(payloads=(outputs_of(question), *brought))
     ]
     with pytest.raises(ProtocolError, match="does not fit"):
         client.predict("sums", np.zeros((2, 4), np.float32))

@@ -17,6 +17,7 @@ from dist_net.darknet.published import imagenet_labels, published
 from dist_net.darknet.weights import write_weights
 from dist_net.data import dataset_named
 from dist_net.models.run_directory import RunDirectory
+from picture_runs import write_run
 from process import test_bad_input
 
 ordinary_process = test_bad_input.ordinary_process
@@ -61,6 +62,29 @@ def pictures(tmp_path: Path) -> list[str]:
     paths[1].write_text("this is text")
     Image.new("RGB", (8, 8), (0, 0, 255)).save(paths[2])
     return list(map(str, paths))
+
+
+def test_what_no_class_is_probable_enough_for_is_unknown(
+    start: Start, pictures: list[str], tmp_path: Path
+) -> None:
+    run, grey = str(write_run(tmp_path / "run", threshold=0.5)), str(tmp_path / "grey.png")
+    Image.new("RGB", (8, 8), (90, 90, 90)).save(grey)
+    command = start("predict", run, pictures[0], grey, "--top", "2")
+    assert command.ends() == 0
+    assert command.stdout.splitlines() == [
+        pictures[0],
+        "   66.67%  #############         red",
+        "   16.67%  ###                   green",
+        f"{grey}: unknown (no class reaches 50.00%)",
+        "   33.33%  #######               red",
+        "   33.33%  #######               green",
+    ]
+    command = start("predict", run, pictures[0], grey, "--top", "2", "--json")
+    assert command.ends() == 0
+    answers = [json.loads(line) for line in command.stdout.splitlines()]
+    assert [list(each) for each in answers] == [["image", "predictions", "unknown"]] * 2
+    assert [each["unknown"] for each in answers] == [False, True]
+    assert [each["predictions"][0]["label"] for each in answers] == ["red", "red"]
 
 
 def test_pictures_are_answered_for_in_their_order(

@@ -49,6 +49,9 @@ def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
     assert evaluated["test_loss"] == pytest.approx(report["test_loss"], rel=1e-3)
     predicted = start("predict", str(moved), str(picture), "--json").result()
     assert {each["label"] for each in predicted["predictions"]} == {"circle", "square", "triangle"}
+    calibration = json.loads((moved / "calibration.json").read_text())
+    most = predicted["predictions"][0]["probability"]
+    assert predicted["unknown"] is (most < calibration["threshold"])
 
 
 def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(

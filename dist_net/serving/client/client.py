@@ -168,7 +168,7 @@ class Client:
         payloads = payload, known(summary)
         request = Ask(request_id, model, named, is_picture, allowed_s, payloads)
         exchange = self._connection.ask(request, allowed_s)
-        return Pending(self._connection, exchange, rows, summary.labels, self._summaries.clear)
+        return Pending(self._connection, exchange, rows, summary, self._summaries.clear)
 
     def _allowed_s(self, timeout_s: float | None) -> float:
         return self._timeout_s if timeout_s is None else timeout_s

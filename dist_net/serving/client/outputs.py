@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import QuestionError
-from dist_net.pictures.labels import Prediction, predictions_of
+from dist_net.pictures.labels import Prediction, is_unknown, predictions_of
 from dist_net.serving.client.connection import GatewayConnection, unexpected
 from dist_net.serving.client.conversation import Exchange
+from dist_net.serving.pool.description import VersionSummary
 from dist_net.wire.serving_messages import Answer
 
 OUTPUT_DTYPE = np.dtype("<f4")
@@ -24,7 +25,8 @@ class Outputs:
 
     ``probabilities``: (rows, classes) float32, read-only; (classes,) for one picture, or for one
     row that was given without that axis. ``queue_s``: from admission to dispatch; ``compute_s``:
-    what the network took for the whole batch.
+    what the network took for the whole batch. ``unknown_below``: the least probability with which
+    the version knows a class; 0 if it does not say.
     """
 
     probabilities: NDArray[np.float32]
@@ -32,31 +34,36 @@ class Outputs:
     queue_s: float
     compute_s: float
     labels: tuple[str, ...]
+    unknown_below: float = 0.0
 
     def likeliest(self, top: int = 5, row: int = 0) -> list[Prediction]:
         """The ``top`` likeliest classes of a row, likeliest first; see ``predictions_of``."""
         return predictions_of(np.atleast_2d(self.probabilities)[row], self.labels, top)
 
+    def is_unknown(self, row: int = 0) -> bool:
+        """Whether no class of a row is as probable as ``unknown_below``."""
+        return is_unknown(self.likeliest(1, row), self.unknown_below)
+
 
 class Pending:
     """A request whose answer can be waited for."""
 
-    __slots__ = ("_connection", "_exchange", "_is_outdated", "_labels", "_rows")
+    __slots__ = ("_connection", "_exchange", "_is_outdated", "_known", "_rows")
 
     def __init__(
         self,
         connection: GatewayConnection,
         exchange: Exchange,
         rows: int | None,
-        labels: tuple[str, ...],
+        known: VersionSummary,
         is_outdated: Callable[[], None],
     ) -> None:
-        """``rows``: None for an input without that axis. ``labels``: those of the version that the
-        client knows; ``is_outdated`` is called if the answer shows that the model has changed."""
+        """``rows``: None for an input without that axis. ``known``: the version that the client
+        knows; ``is_outdated`` is called if the answer shows that the model has changed."""
         self._connection = connection
         self._exchange = exchange
         self._rows = rows
-        self._labels = labels
+        self._known = known
         self._is_outdated = is_outdated
 
     def result(self) -> Outputs:
@@ -74,13 +81,16 @@ class Pending:
             probabilities = np.frombuffer(answer.payloads[0], OUTPUT_DTYPE)
             if self._rows is not None:
                 probabilities = probabilities.reshape((self._rows, -1), copy=False)
-            version, labels = int(answer.version), self._labels
+            labels, unknown_below = self._known.labels, self._known.unknown_below
             if len(answer.payloads) > 1:
-                labels = tuple(map(str, json.loads(bytes(answer.payloads[1]))))
+                others = [json.loads(bytes(each)) for each in answer.payloads[1:]]
+                labels = tuple(map(str, others[0]))
+                unknown_below = float(others[1]) if len(others) > 1 else 0.0
                 self._is_outdated()
+            times = answer.queue_s, answer.compute_s
+            return Outputs(probabilities, int(answer.version), *times, labels, unknown_below)
         except (ValueError, IndexError, TypeError) as error:
             raise unexpected(answer) from error
-        return Outputs(probabilities, version, answer.queue_s, answer.compute_s, labels)
 
     def cancel(self) -> None:
         """Cancels the request: it does not run if it is still queued. An answer that came stays."""

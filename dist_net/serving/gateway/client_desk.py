@@ -11,8 +11,8 @@ from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.description import (
     DIGEST_BYTES,
     KNOWN_BYTES,
+    digest_of_classes,
     digest_of_input,
-    digest_of_labels,
     summaries_to_json,
 )
 from dist_net.serving.pool.requests import Outcome, Question, Status
@@ -139,21 +139,24 @@ class ClientDesk:
         future.add_done_callback(self._when_answered(key, known[DIGEST_BYTES:]))
 
     def _when_answered(
-        self, key: tuple[bytes, int], known_labels: bytes
+        self, key: tuple[bytes, int], known_classes: bytes
     ) -> Callable[[asyncio.Future[Outcome]], None]:
         def answer(future: asyncio.Future[Outcome]) -> None:
             self._futures.pop(key, None)
             if not future.cancelled():
-                self._answer(*key, future.result(), known_labels)
+                self._answer(*key, future.result(), known_classes)
 
         return answer
 
     def _answer(
-        self, node: bytes, request_id: int, outcome: Outcome, known_labels: bytes = b""
+        self, node: bytes, request_id: int, outcome: Outcome, known_classes: bytes = b""
     ) -> None:
         payloads: Payloads = (outcome.payload,) if outcome.status is Status.OK else ()
-        if payloads and known_labels and digest_of_labels(outcome.labels) != known_labels:
-            payloads = (outcome.payload, json.dumps(outcome.labels).encode())
+        labels, unknown_below = outcome.labels, outcome.unknown_below
+        if payloads and known_classes not in (b"", digest_of_classes(labels, unknown_below)):
+            payloads = (outcome.payload, json.dumps(labels).encode())
+            if unknown_below:
+                payloads += (json.dumps(unknown_below).encode(),)
         self._send(
             node,
             Answer(

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from dist_net.errors import BadRequestError, QuestionError, RequestTooLargeError
-from dist_net.pictures.labels import predictions_of
+from dist_net.pictures.labels import is_unknown, predictions_of
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.asking import ask, description_of
 from dist_net.serving.http.bodies import Bodies, Body, headers_of
@@ -126,7 +126,9 @@ def _reply(
         ]
     if answered is None:
         return outcome_reply(outcomes[0], **several)
-    content = {"model": model.name, "version": answered.version}
+    content: dict[str, Any] = {"model": model.name, "version": answered.version}
+    if answered.unknown_below:
+        content["unknown_below"] = answered.unknown_below
     content |= several or answers[0]
     return Json(content | {"timings": _timings(outcomes, total_ms)})
 
@@ -136,7 +138,10 @@ def _answer(outcome: Outcome, top: int) -> dict[str, Any]:
         return error_content(outcome.reason, outcome.retry_after_s)
     probabilities = np.frombuffer(outcome.payload, "<f4")
     predictions = predictions_of(probabilities, outcome.labels, top)
-    return {"predictions": [asdict(each) for each in predictions]}
+    answer: dict[str, Any] = {"predictions": [asdict(each) for each in predictions]}
+    if outcome.unknown_below:
+        answer["unknown"] = is_unknown(predictions, outcome.unknown_below)
+    return answer
 
 
 def _timings(outcomes: Sequence[Outcome], total_ms: float) -> dict[str, Any]:

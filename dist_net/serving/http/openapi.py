@@ -91,6 +91,7 @@ def _array(items: dict[str, Any]) -> dict[str, Any]:
 
 _OBJECT = {"type": "object"}
 _TEXT, _NUMBER, _INTEGER = {"type": "string"}, {"type": "number"}, {"type": "integer"}
+_FLAG = {"type": "boolean"}
 _PICTURE = {"type": "string", "format": "binary"}
 _PREDICTIONS = _array(
     _object("index label probability", index=_INTEGER, label=_TEXT, probability=_NUMBER)
@@ -123,8 +124,12 @@ _SCHEMAS = {
         "model version timings",
         model=_TEXT,
         version=_INTEGER,
+        unknown_below=_NUMBER,
         predictions=_PREDICTIONS,
-        images=_array(_object("name", name=_TEXT, predictions=_PREDICTIONS, error=_TEXT)),
+        unknown=_FLAG,
+        images=_array(
+            _object("name", name=_TEXT, predictions=_PREDICTIONS, unknown=_FLAG, error=_TEXT)
+        ),
         timings=_object("total_ms", total_ms=_NUMBER, queue_ms=_NUMBER, compute_ms=_NUMBER),
     ),
 }

@@ -112,7 +112,8 @@ class VersionSummary:
     """What a client needs to know of a version to ask it, and to name the classes it answers.
 
     ``input_shape`` is that of one row, ``input_datatype`` its type by the Open Inference Protocol's
-    name. ``labels`` is empty if the classes have no names.
+    name. ``labels`` is empty if the classes have no names. An answer less probable than
+    ``unknown_below`` is unknown.
     """
 
     version: int = 0
@@ -121,6 +122,7 @@ class VersionSummary:
     classes: int = 0
     labels: tuple[str, ...] = ()
     takes_pictures: bool = False
+    unknown_below: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +150,9 @@ KNOWN_BYTES = 2 * DIGEST_BYTES
 
 
 def known(summary: VersionSummary) -> bytes:
-    """Digests of input and labels, by which a client tells what it knows of a version."""
-    return digest_of_input(summary.input_datatype, summary.input_shape) + digest_of_labels(
-        summary.labels
+    """Digests of input and classes, by which a client tells what it knows of a version."""
+    return digest_of_input(summary.input_datatype, summary.input_shape) + digest_of_classes(
+        summary.labels, summary.unknown_below
     )
 
 
@@ -161,9 +163,9 @@ def digest_of_input(datatype: str, shape: tuple[int, ...]) -> bytes:
 
 
 @lru_cache
-def digest_of_labels(labels: tuple[str, ...]) -> bytes:
-    """Identifies the names of the classes."""
-    return blake2b(json.dumps(labels).encode(), digest_size=DIGEST_BYTES).digest()
+def digest_of_classes(labels: tuple[str, ...], unknown_below: float) -> bytes:
+    """Identifies the names of the classes, and below which probability none of them is meant."""
+    return blake2b(json.dumps([labels, unknown_below]).encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def summary_of(model: ServedModel) -> ModelSummary:

@@ -43,10 +43,10 @@ class Question:
 class Outcome:
     """How a request ended. ``payload``: (rows, classes) little-endian float32 if OK, else empty.
 
-    ``labels``: the class names of the version that answered, if it has any. ``reason``: why it is
-    not OK. ``retry_after_s``: when to try again; 0: at once, or never. ``queue_s``: from admission
-    to dispatch. ``prepare_s``, ``compute_s``: what its batch of ``batch_rows`` rows took to decode
-    and to compute.
+    ``labels``: the class names of the version that answered, if it has any; ``unknown_below``: see
+    `ModelDescription`. ``reason``: why it is not OK. ``retry_after_s``: when to try again; 0: at
+    once, or never. ``queue_s``: from admission to dispatch. ``prepare_s``, ``compute_s``: what its
+    batch of ``batch_rows`` rows took to decode and to compute.
     """
 
     status: Status
@@ -59,6 +59,7 @@ class Outcome:
     compute_s: float = 0.0
     batch_rows: int = 0
     labels: tuple[str, ...] = ()
+    unknown_below: float = 0.0
 
 
 class SendToNode(NamedTuple):

@@ -68,6 +68,7 @@ class RunningBatch:
                 done.compute_s,
                 self.rows,
                 self.description.labels,
+                self.description.unknown_below,
             )
             for request, status, payload in self._pairs(done)
         ]

@@ -200,6 +200,7 @@ def model_metadata(model: ModelDescription, versions: Iterable[int]) -> dict[str
 def _configuration(model: ModelDescription, max_batch_size: int) -> dict[str, Any]:
     """A model's configuration; unlike in the metadata, its shapes are those of one row."""
     datatype = f"TYPE_{model.input_datatype}"
+    threshold = {"unknown_below": {"string_value": str(model.unknown_below)}}
     return {
         "name": model.name,
         "platform": _PLATFORM,
@@ -209,6 +210,7 @@ def _configuration(model: ModelDescription, max_batch_size: int) -> dict[str, An
         "input": [{"name": INPUT, "data_type": datatype, "dims": model.input_shape}],
         "output": [{"name": output_name(model), "data_type": "TYPE_FP32", "dims": [model.classes]}],
         "dynamic_batching": {"preferred_batch_size": [max_batch_size]},
+        **({"parameters": threshold} if model.unknown_below else {}),
     }
 
 

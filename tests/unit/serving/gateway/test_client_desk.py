@@ -47,6 +47,18 @@ def test_an_answer_brings_the_labels_of_its_version_if_the_client_knows_others(
     assert [tuple(json.loads(each)) for each in brought] == ([] if is_known else [ANIMALS.labels])
 
 
+@pytest.mark.parametrize("known_threshold", [0.0, 0.5, 0.75])
+def test_an_answer_brings_the_threshold_too_if_the_client_knows_another(
+    known_threshold: float,
+) -> None:
+    summary = replace(summary_of(served(ANIMALS)), unknown_below=known_threshold)
+    scripted = [replace(ANSWERED, unknown_below=0.75)]
+    ask = Ask(1, "animals", "", True, 0, (PICTURE, known(summary)))
+    _, *brought = answer(FakeService(scripted=scripted), ask).payloads
+    told = [] if known_threshold == 0.75 else [list(ANIMALS.labels), 0.75]
+    assert [json.loads(each) for each in brought] == told
+
+
 def test_one_that_says_nothing_of_what_it_knows_gets_the_outputs_alone() -> None:
     got = answer(FakeService(scripted=[ANSWERED]), Ask(1, "animals", "", True, 0, (PICTURE,)))
     assert got.payloads == (OUTPUTS,)

@@ -370,6 +370,13 @@ def test_metadata_and_configuration(ask: Ask) -> None:
     configured = ask("GET", "/v2/models/digits/config").json()
     assert configured["max_batch_size"] == 8
     assert configured["input"] == [{"name": "input", "data_type": "TYPE_FP32", "dims": [4]}]
+    assert "parameters" not in configured
+
+
+def test_the_configuration_tells_the_threshold(ask: Ask, service: FakeService) -> None:
+    service.served["animals"] = served(replace(ANIMALS, unknown_below=0.875))
+    configured = ask("GET", "/v2/models/animals/config").json()
+    assert configured["parameters"] == {"unknown_below": {"string_value": "0.875"}}
 
 
 def test_statistics(ask: Ask) -> None:
@@ -426,6 +433,52 @@ def test_a_picture_is_classified(ask: Ask, service: FakeService) -> None:
     }
     assert timings.pop("total_ms") > 0
     assert timings == {"queue_ms": 1, "prepare_ms": 2, "compute_ms": 4, "batch_rows": 1}
+
+
+@pytest.mark.usefixtures("with_older")
+@pytest.mark.parametrize(("threshold", "is_unknown"), [(0.5, False), (0.75, True)])
+def test_an_answer_is_unknown_by_the_threshold_of_the_version_that_gave_it(
+    ask: Ask, service: FakeService, threshold: float, is_unknown: bool
+) -> None:
+    row = np.array([0.1, 0.7, 0.2], "<f4").tobytes()
+    outcome = Outcome(Status.OK, 5, row, labels=("a", "b", "c"), unknown_below=threshold)
+    service.scripted = [outcome] * 2
+    answer = ask("POST", "/v1/models/animals/classify?top=1", content=JPEG).json()
+    assert list(answer) == [
+        "model",
+        "version",
+        "unknown_below",
+        "predictions",
+        "unknown",
+        "timings",
+    ]
+    assert (answer["unknown_below"], answer["unknown"]) == (threshold, is_unknown)
+    assert answer["predictions"][0]["label"] == "b"
+    del service.served["digits"]
+    assert ask("POST", "/v1/classify", content=JPEG).json()["unknown"] is is_unknown
+
+
+def test_each_picture_of_a_form_is_known_or_not(ask: Ask, service: FakeService) -> None:
+    service.scripted = [
+        Outcome(Status.OK, 7, np.array(row, "<f4").tobytes(), unknown_below=0.6)
+        for row in ([0.1, 0.7, 0.2], [0.4, 0.4, 0.2])
+    ]
+    files = [("image", (name, JPEG, "image/jpeg")) for name in ("a.jpg", "b.jpg")]
+    answer = ask("POST", "/v1/models/animals/classify", files=files).json()
+    assert answer["unknown_below"] == 0.6
+    assert [each["unknown"] for each in answer["images"]] == [False, True]
+
+
+def test_the_classification_extension_has_no_word_for_unknown(
+    ask: Ask, service: FakeService
+) -> None:
+    row = np.array([0.1, 0.7, 0.2], "<f4").tobytes()
+    service.scripted = [Outcome(Status.OK, 7, row, labels=ANIMALS.labels, unknown_below=0.9)]
+    tensor = {"name": "input", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": [0] * 12}
+    wanted = [{"name": "probabilities", "parameters": {"classification": 1}}]
+    request = {"inputs": [tensor], "outputs": wanted}
+    answer = ask("POST", "/v2/models/animals/infer", json=request).json()
+    assert answer["outputs"][0]["data"] == ["0.700000:1:dog"]
 
 
 def test_the_only_model_needs_no_name(ask: Ask, service: FakeService) -> None:

@@ -43,7 +43,13 @@ Sent = TypeVar("Sent", RunBatch, Load, Drop, Enlisted)
 def describe(version: int, name: str = "net", shape: tuple[int, ...] = (2,)) -> ModelDescription:
     labels = (f"class of version {version}",)
     return described(
-        name, version, input_shape=shape, classes=1, labels=labels, takes_pictures=True
+        name,
+        version,
+        input_shape=shape,
+        classes=1,
+        labels=labels,
+        takes_pictures=True,
+        unknown_below=version / 8,
     )
 
 
@@ -154,7 +160,7 @@ class Desk:
         return [command for command in self.commands if isinstance(command, EvictWorker)]
 
 
-def test_an_answer_has_the_labels_of_the_version_that_gave_it() -> None:
+def test_an_answer_has_the_labels_and_the_threshold_of_the_version_that_gave_it() -> None:
     desk = Desk(workers=(ONE, TWO))
     desk.prepare(2)
     request = desk.ask()
@@ -163,7 +169,8 @@ def test_an_answer_has_the_labels_of_the_version_that_gave_it() -> None:
     desk.load(TWO, 2)
     assert desk.pool.catalogue.served()["net"].description == describe(2)
     desk.done(TWO, run)
-    assert desk.finished()[request].labels == describe(run.version).labels
+    outcome, expected = desk.finished()[request], describe(1)
+    assert (outcome.labels, outcome.unknown_below) == (expected.labels, expected.unknown_below)
     assert run.version == 1
 
 
@@ -175,9 +182,8 @@ def test_a_lone_request_goes_at_once_and_its_answer_says_how_long_everything_too
     assert run == RunBatch(run.batch_id, "net", 1, False, (2 * ROW,))
     desk.now += 1
     desk.done(ONE, run)
-    assert desk.finished() == {
-        request: Outcome(Status.OK, 1, 2 * OUT, "", 0.0, 0.125, 0.25, 0.5, 2, describe(1).labels)
-    }
+    times, told = (0.125, 0.25, 0.5, 2), (describe(1).labels, 0.125)
+    assert desk.finished() == {request: Outcome(Status.OK, 1, 2 * OUT, "", 0.0, *times, *told)}
     assert not desk.pool.is_drained
     desk.pool.drain(desk.now)
     assert desk.pool.is_drained

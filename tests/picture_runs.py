@@ -1,0 +1,81 @@
+"""A run on a folder of pictures, as training leaves it, of a net whose answers are known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dist_net.data import Dataset
+from dist_net.models.best_weights import BestWeights
+from dist_net.models.run_directory import RunDirectory, RunOptions
+from dist_net.recipes.picture_data import load_pictures
+from dist_net.recipes.picture_recipe import PICTURES, Base, PictureRecipe
+
+COLOURS = ("red", "green", "blue")
+SIDE = 8
+NET = f"""
+[net]
+height={SIDE}
+width={SIDE}
+channels=3
+[convolutional]
+filters=3
+size=1
+stride=1
+activation=linear
+[convolutional]
+filters=10
+size=1
+stride=1
+activation=linear
+[avgpool]
+[softmax]
+"""
+EYES = Base("darknet", "eyes", (SIDE, SIDE, 3), "crop", NET)
+RECIPE = PictureRecipe("colours", EYES, COLOURS, batch_size=1)
+
+
+def write_run(path: Path, threshold: float = 0.5, times_likelier: float = 4.0) -> Path:
+    """A run that says which colour a picture has.
+
+    The colour of one that is pure red, green or blue is so many times likelier than the others, and
+    of a grey one all are equally likely. Four pictures of each colour are held out.
+    """
+    held_out = np.zeros((12, SIDE, SIDE, 3), np.uint8)
+    targets = np.arange(12) // 4
+    held_out[np.arange(12), ..., targets] = 255
+    held_out[:, :, 0] = (255 - 20 * np.arange(12)).reshape(-1, 1, 1)  # each is another one
+    directory = RunDirectory(path)
+    path.mkdir()
+    loaded = RECIPE.loaded(load_pictures)
+    dataset = Dataset("colours", held_out, targets, held_out, targets, COLOURS)
+    options = RunOptions(PICTURES, recipe_files=loaded.file_digests)
+    directory.begin(options.to_json(), loaded.files)
+    settings = options.settings(loaded, dataset)
+    BestWeights(directory.best, settings).take(1.0, 0.1, 1, colour_weights(times_likelier))
+    write_calibration(path, threshold)
+    np.save(directory.held_out, held_out)
+    told = {"part": "validation", "of": 12, "names": [], "labels": targets.tolist()}
+    directory.held_out.with_suffix(".json").write_text(json.dumps(told))
+    return path
+
+
+def colour_weights(times_likelier: float) -> np.ndarray:
+    """Weights by which the features are the mean colours, which the head compares."""
+    layout = RECIPE.model.layout
+    weights = np.zeros(layout.size, np.float32)
+    views = layout.views(weights)
+    for name, view in views.items():
+        if name.endswith("deviation"):
+            view[...] = 1
+        elif name == "head/kernel":
+            view[...] = np.log(times_likelier) * np.eye(3)
+        elif view.ndim == 4:
+            view[...] = np.eye(3)
+    return weights
+
+
+def write_calibration(path: Path, threshold: float) -> None:
+    """What of the run's answers is to be relied on from now on."""
+    told = {"temperature": 1.0, "threshold": threshold, "precision": 0.95}
+    (path / "calibration.json").write_text(json.dumps(told))
