@@ -21,7 +21,7 @@ pytest_plugins = ["pytester"]
 
 # Endings that were asked for may still be under way: a worker whose server has just gone, a
 # ZeroMQ context that closes its sockets. Nothing waits unless something is left.
-GRACE_S = 2.0
+GRACE_S = 10.0
 SELF = str(os.getpid())
 SHARED_MEMORY = ("/memfd:", "/dev/shm/")
 PR_SET_CHILD_SUBREAPER = 36

@@ -63,7 +63,7 @@ MODELS = [
     ServedModel("bytes", BYTES, {1: BYTES}, True, ""),
     ServedModel("absent", None, {}, False, "its file is missing"),
 ]
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 Replies = Callable[[Message], list[Message]]
 
 

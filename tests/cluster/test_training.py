@@ -67,7 +67,7 @@ def test_each_sample_is_applied_once_an_epoch(
 
     def wait_for_the_others(runs: int) -> None:
         if runs == 1:
-            all_at_work.wait(10)
+            all_at_work.wait(60)
 
     with cluster() as run:
         started = [
@@ -132,7 +132,7 @@ def test_a_worker_may_join_in_mid_run(
 
     def pause(runs: int) -> None:
         if runs == 40:
-            assert joined.wait(10)
+            assert joined.wait(60)
 
     with cluster() as run:
         run.start_worker(step_of=disturbed(recipe, pause))
@@ -151,7 +151,7 @@ def test_a_worker_may_leave_in_mid_run(
 
     def pause(runs: int) -> None:
         if runs == 20:
-            assert left.wait(10)
+            assert left.wait(60)
 
     with cluster() as run:
         leaves, _ = run.start_worker(), run.start_worker(step_of=disturbed(recipe, pause))
@@ -172,11 +172,11 @@ def test_staleness_is_recorded(cluster: OpenCluster, recipe: Recipe, assert_exac
 
     def hold_back(runs: int) -> None:
         if runs == 1:
-            assert pushed.wait(10)
+            assert pushed.wait(60)
 
     def wait_for_the_other(runs: int) -> None:
         if runs == 20:
-            assert taken.wait(10)
+            assert taken.wait(60)
 
     with cluster() as run:
         run.start_worker(step_of=disturbed(recipe, hold_back))

@@ -44,7 +44,7 @@ from dist_net.wire.serving_messages import Ask, Enlist, ModelPrepared, Reload, U
 from dist_net.wire.transport import ClientSocket, ServerSocket
 
 LOOPBACK = "tcp://127.0.0.1:0"
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 # Long enough for an answer, were there one.
 SILENCE_S = 0.3
 WEIGHTS = np.arange(101_770, dtype=np.float32)

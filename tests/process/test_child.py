@@ -31,6 +31,6 @@ def test_half_a_line_does_not_count(
             child.wait_until_ready(0)
         (tmp_path / "gate").touch()
         assert child.wait_until_ready(10) == ["ipc:///server"]
-        assert child.wait(10)
+        assert child.wait(60)
     finally:
         child.kill()

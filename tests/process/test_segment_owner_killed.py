@@ -33,7 +33,7 @@ def test_nothing_is_left_of_a_killed_owners_segment():
         process_id, descriptor, token = owner.stdout.readline().split()
         segment = Segment.attach(int(process_id), int(descriptor), bytes.fromhex(token), SIZE)
         owner.send_signal(signal.SIGKILL)
-        assert owner.wait(timeout=10) == -signal.SIGKILL
+        assert owner.wait(timeout=60) == -signal.SIGKILL
 
     vector = segment.vector(3)
     np.testing.assert_array_equal(vector, np.full(SIZE, 5, np.float32))

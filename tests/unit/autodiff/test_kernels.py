@@ -316,14 +316,14 @@ def test_a_pool_shares_its_tasks_and_hands_on_an_error():
     names = []
 
     def meet():
-        met.wait(10)  # passes only when two threads are here at once
+        met.wait(60)  # passes only when two threads are here at once
         names.append(threading.current_thread().name)
 
     pool.call([[[meet], [meet]], [[meet], [meet]]])()
     assert len(set(names)) == 2
 
     def fail():
-        met.wait(10)
+        met.wait(60)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -176,18 +176,18 @@ def test_who_has_begun_is_waited_for():
 
     def work():
         begun.set()
-        assert go.wait(10)
+        assert go.wait(60)
         done.append(1)
 
     round_ = pool_module._Round([[[work], [work]]])
     helper = threading.Thread(target=round_.help, args=(1,))
     helper.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     caller = threading.Thread(target=lambda: (round_.close(), done.append(0)))
     caller.start()
     go.set()
     for thread in (helper, caller):
-        thread.join(10)
+        thread.join(60)
     assert done == [1, 0]
 
 
