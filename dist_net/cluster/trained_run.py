@@ -17,6 +17,7 @@ from dist_net.cluster.local_run import LocalRun, LocalRunSettings, summarise
 from dist_net.cluster.picture_report import train_and_report
 from dist_net.cluster.picture_run import PictureOptions
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
+from dist_net.errors import UnknownRecipeError
 from dist_net.models.bases import default_base
 from dist_net.models.best_weights import BestWeights
 from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
@@ -110,6 +111,11 @@ def train(
     Raises BadInputError for what cannot be used, InterruptedRunError on Ctrl+C, which leaves a
     checkpoint, and ProcessFailedError when the server or every worker has failed.
     """
+    if not isinstance(recipe, str | Path):
+        raise UnknownRecipeError(
+            f"a {type(recipe).__name__} cannot be sent to other processes; expected the name of a "
+            f"recipe, or the path of its file: LocalCluster trains a Recipe in threads"
+        )
     console = plain_console(quiet=quiet)
     directory = None if run_dir is None else Path(run_dir)
     local = LocalRunSettings(workers)

@@ -126,10 +126,9 @@ def fit(
     number of outputs. ``validation`` has such inputs and targets too, to be evaluated at the end of
     each epoch. For the other settings see ``Recipe``; ``threads`` share the work of a step.
 
-    The weights are left in ``model.weights``, also when training is interrupted; the optimizer's
-    state is not, so that another call begins with a fresh one. Raises
-    DatasetError and RecipeError for what does not fit together, DivergedError when the loss is no
-    longer a finite number.
+    The weights are left in ``model.weights``, also when training is interrupted; another call
+    begins with a fresh optimizer. Raises DatasetError and RecipeError for what does not fit
+    together, DivergedError when the loss is no longer a finite number.
     """
     names = tuple(map(str, range(model.classes))) if samples_of(targets).dtype.kind in "iu" else ()
     dataset = Dataset("fit", inputs, targets, *(validation or (inputs, targets)), names)
