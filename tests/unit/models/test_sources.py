@@ -1,12 +1,14 @@
 """What a person may call a model, and what is found there, now and later."""
 
 import os
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.cluster.model_loader import described
@@ -21,6 +23,7 @@ from dist_net.errors import (
     UnknownModelError,
     UntrustedRecipeError,
 )
+from dist_net.models.classifier import classifier_called
 from dist_net.models.observer import Observer
 from dist_net.models.run_directory import RunDirectory, RunOptions
 from dist_net.models.sources import (
@@ -30,9 +33,10 @@ from dist_net.models.sources import (
     named_source,
     source_called,
 )
-from dist_net.nn.inference import Inference
+from dist_net.nn.inference import Inference, softmax
 from dist_net.nn.prepared import map_prepared
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.pictures.fitting import fit_picture
 from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.recipes.recipe import RecipeRecord, load_recipe
 from dist_net.serving.worker.served_network import model_of
@@ -206,12 +210,23 @@ def test_a_run_is_read_again_as_it_is_then(run, tmp_path):
     assert len(list(own.iterdir())) == 3
 
 
-def test_a_run_is_asked_with_the_fitting_that_it_was_trained_with(run):
+def test_a_run_is_asked_with_the_fitting_that_it_was_trained_with(run, tmp_path):
     assert load_recipe("digits").recipe.fitting == "pad"
     checkpoint = read_checkpoint(run.checkpoint)
     record = {**checkpoint.recipe_record, "fitting": "stretch"}  # as a release before had it
     write_checkpoint(run.checkpoint, replace(checkpoint, recipe_record=record))
-    assert called(run.path).read().fitting == "stretch"
+    found = called(run.path).read()
+    assert found.fitting == "stretch"
+    picture = tmp_path / "wide.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 20), np.uint8)).save(picture)
+    inputs = fit_picture(picture, (8, 8), "stretch")[np.newaxis]
+    with closing(Inference(found.model, found.prepared)) as session:
+        expected = softmax(session(inputs))[0]
+    with closing(classifier_called(str(run.path), None, None, progress)) as classifier:
+        (predictions,) = classifier.predict([picture], top=10)
+    assert {each.index: each.probability for each in predictions} == pytest.approx(
+        dict(enumerate(expected.tolist()))
+    )
 
 
 def outputs_of(source):
