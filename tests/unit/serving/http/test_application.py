@@ -1020,3 +1020,15 @@ def test_models_without_labels_are_named_by_number(service: FakeService, page: P
     answer = asking(service, page)("POST", "/v1/classify", content=JPEG).json()
     assert {each["label"] for each in answer["predictions"]} == {"0", "1", "2"}
     assert DIGITS.labels == ()
+
+
+def test_a_net_that_predicts_numbers_is_not_asked_for_classes(
+    service: FakeService, page: Path
+) -> None:
+    service.served = {"animals": served(replace(ANIMALS, has_classes=False))}
+    ask = asking(service, page)
+    refused = ask("POST", "/v1/classify", content=JPEG)
+    assert refused.status_code == 400
+    assert "predicts numbers and has no classes; expected /v2/models/" in refused.json()["error"]
+    (output,) = ask("GET", "/v2/models/animals").json()["outputs"]
+    assert output == {"name": "output", "datatype": "FP32", "shape": [-1, 3]}
