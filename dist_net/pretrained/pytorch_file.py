@@ -27,6 +27,7 @@ ELEMENTS: dict[str, np.dtype[Any]] = {
     "torch FloatStorage": np.dtype("<f4"),
     "torch LongStorage": np.dtype("<i8"),
 }
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 ORDERED_DICT = "collections OrderedDict"
 REBUILD_TENSOR = "torch._utils _rebuild_tensor_v2"
 
@@ -135,7 +136,6 @@ def _plain_data(stream: BytesIO) -> Any:
     def popped_to_mark() -> Any:
         return popped(len(stack) - marks.pop())
 
-    opcode: pickletools.OpcodeInfo
     argument: Any
     for opcode, argument, _ in pickletools.genops(stream):
         match opcode.name:
@@ -146,14 +146,10 @@ def _plain_data(stream: BytesIO) -> Any:
                 return value
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE":
                 stack.append(argument)
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_TUPLE":
-                stack.append(())
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE":
+                stack.append(CONSTANTS[opcode.name])
+            case "EMPTY_LIST" | "EMPTY_DICT":
+                stack.append([] if opcode.name == "EMPTY_LIST" else {})
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(popped(int(opcode.name[-1]))))
             case "MARK":

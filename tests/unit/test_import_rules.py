@@ -55,8 +55,8 @@ MAY_IMPORT = {
         "serving models report"
     ),
     "cli": (
-        "errors spelling data darknet recipes wire parameter_server training serving models report "
-        "cluster"
+        "errors spelling data darknet pretrained recipes wire parameter_server training serving "
+        "models report cluster"
     ),
     "__main__": "cli",
     "dist_net": "pictures recipes training serving cluster",

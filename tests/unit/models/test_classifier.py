@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from dist_net.errors import (
     ShapeError,
     WeightsFileError,
 )
-from dist_net.models.classifier import Classifier, load_classifier
+from dist_net.models.classifier import Classifier, classifier_called, load_classifier
 from dist_net.nn import Model, Scope
 from dist_net.pictures.fitting import letterbox, pad
 from dist_net.pictures.labels import Prediction
+from dist_net.pretrained import efficientnet_lite0 as lite0
 
 TINY = """
 [net]
@@ -220,3 +222,16 @@ def test_the_files_of_a_net_have_to_fit_it(weights: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-4])
     with pytest.raises(WeightsFileError):
         load_classifier(configuration, weights, NAMES)
+
+
+def test_efficientnet_lite0_knows_a_photograph() -> None:
+    dog = Path("/usr/share/darknet/data/dog.jpg")
+    if find_spec(lite0.PACKAGE) is None or not dog.exists():
+        pytest.skip("the weights, or Debian's package darknet, are not installed")
+    classifier = classifier_called(lite0.NAME, None, None, lambda _: None)
+    (found,) = classifier.predict([dog], top=2)
+    classifier.close()
+    assert isinstance(found, list)
+    assert [each.index for each in found] == [249, 235]
+    assert [each.label for each in found] == ["malamute", "German shepherd"]
+    assert [each.probability for each in found] == pytest.approx([0.33494, 0.29170], abs=1e-4)

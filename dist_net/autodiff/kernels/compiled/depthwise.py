@@ -136,6 +136,26 @@ def sums_side_by_side(
     return a, b, c, d
 
 
+@inlined
+def unrolled_sums(
+    x: Pointer,
+    i: int,
+    per_row: int,
+    channels: int,
+    taps: Pointer,
+    j: int,
+    line: int,
+    lines: tuple[int, int],
+    apart: int,
+) -> tuple[Lanes, Lanes, Lanes, Lanes]:
+    """The same. Loops whose ends are written out are unrolled, as for the usual filters here."""
+    if line == 3 and lines == (0, 3):
+        return sums_side_by_side(x, i, per_row, channels, taps, j, 3, (0, 3), apart)
+    if line == 5 and lines == (0, 5):
+        return sums_side_by_side(x, i, per_row, channels, taps, j, 5, (0, 5), apart)
+    return sums_side_by_side(x, i, per_row, channels, taps, j, line, lines, apart)
+
+
 @jit(READ, integers(3), integers(3), integers(6), READ, *EPILOGUE)
 def correlate(
     x: Flat,
@@ -159,9 +179,8 @@ def correlate(
     images, rows, columns = grid
     lines, line, down, across, top, left = windows
     start, per_image, per_row, per_pixel = place
-    pixels, taps = pointer(x), pointer(filters)
+    pixels, taps, vectors = pointer(x), pointer(filters), spread_each(numbers)
     result, shifts, other = pointer(out), pointer(bias), pointer(residual)
-    vectors = spread_each(numbers)
     row_length, apart = width * channels, across * channels
     # The columns whose windows are inside of the map from left to right.
     first = max(0, -(left // across))
@@ -169,7 +188,7 @@ def correlate(
     for image in range(images):
         for row in range(rows):
             y = top + row * down
-            upper, lower = max(0, -y), min(lines, height - y)
+            seen = max(0, -y), min(lines, height - y)
             column = 0
             while column < columns:
                 if first <= column < stop and stop - first >= SIDE_BY_SIDE:
@@ -184,26 +203,15 @@ def correlate(
                     c = min(first_channel, channels - LANES)
                     epilogue = load(shifts, c), other, has_residual, vectors
                     if count == 1:
-                        part = upper, lower, max(0, -z), min(line, width - z)
+                        part = seen[0], seen[1], max(0, -z), min(line, width - z)
                         total = sum_of_taps(
                             pixels, source + c, row_length, channels, taps, c, line, part
                         )
                         apply_epilogue(total, result, target + c, epilogue)
                     else:
-                        i, seen = source + c, (upper, lower)
-                        # Where the ends of the loops over taps are written out, they are unrolled.
-                        if line == 3 and seen == (0, 3):
-                            totals = sums_side_by_side(
-                                pixels, i, row_length, channels, taps, c, 3, (0, 3), apart
-                            )
-                        elif line == 5 and seen == (0, 5):
-                            totals = sums_side_by_side(
-                                pixels, i, row_length, channels, taps, c, 5, (0, 5), apart
-                            )
-                        else:
-                            totals = sums_side_by_side(
-                                pixels, i, row_length, channels, taps, c, line, seen, apart
-                            )
+                        totals = unrolled_sums(
+                            pixels, source + c, row_length, channels, taps, c, line, seen, apart
+                        )
                         apply_epilogue(totals[0], result, target + c, epilogue)
                         apply_epilogue(totals[1], result, target + per_pixel + c, epilogue)
                         apply_epilogue(totals[2], result, target + 2 * per_pixel + c, epilogue)
