@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from dist_net.data.samples import Samples, Values, chunks_of, samples_of
 from dist_net.errors import DatasetError
 
-DIGESTED_BYTES = 64 << 20
+EXAMINED_BYTES = 64 << 20
+"""Of targets, to check them, and of samples, to digest them: they may lie on a slow disk."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +21,8 @@ class Dataset:
     Inputs are numbers of any shape and dtype, sample by sample. Targets are integers that index
     ``class_names``, of any dtype, or, without classes, floats to be predicted (regression). Each of
     the four is an array, a memory map, or an object with the methods of ``Samples``; they are
-    borrowed and never written. Raises ``DatasetError`` when they do not fit together.
+    borrowed and never written. Of more than 64 MiB of targets only some are checked here; the loss
+    checks each class that it meets. Raises ``DatasetError`` when they do not fit together.
     """
 
     name: str
@@ -64,8 +66,7 @@ class Dataset:
         parts = samples_of(self.train_targets), samples_of(self.train_inputs)
         digest.update(repr((len(parts[0]), *map(_described, parts), self.class_names)).encode())
         for samples in parts:
-            total_bytes = len(samples) * samples.dtype.itemsize * int(np.prod(samples.shape))
-            for _, chunk in chunks_of(samples, every=total_bytes // DIGESTED_BYTES + 1):
+            for _, chunk in chunks_of(samples, EXAMINED_BYTES):
                 digest.update(chunk.data)
         return digest.hexdigest()
 
@@ -90,12 +91,12 @@ class Dataset:
                 f"{part} targets of dtype {targets.dtype} and {classes} names of classes",
                 "integers with the names of their classes, or floats without",
             )
-        for start, chunk in chunks_of(targets):
+        for indices, chunk in chunks_of(targets, EXAMINED_BYTES):
             is_good = (chunk >= 0) & (chunk < classes) if classes else np.isfinite(chunk)
             if not is_good.all():
                 place = tuple(np.argwhere(~is_good)[0])
                 self._refuse(
-                    f"{part} target {chunk[place]} at index {start + place[0]}",
+                    f"{part} target {chunk[place]} at index {indices[place[0]]}",
                     f"0 to {classes - 1}, as there are {classes} classes"
                     if classes
                     else "a finite number",

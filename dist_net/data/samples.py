@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -94,17 +95,18 @@ def samples_of(values: Values) -> Samples:
 CHUNK_BYTES = 1 << 20
 
 
-def chunks_of(samples: Samples, every: int = 1) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The samples in their order, in chunks of about a MiB, each with its first sample's index.
+def chunks_of(samples: Samples, most_bytes: int) -> Iterator[tuple[SampleIndices, NDArray[Any]]]:
+    """The samples in their order, with their indices, in chunks of about a MiB.
 
-    Of ``every`` so many samples the first is read. A chunk is overwritten by the next.
+    Of more than ``most_bytes`` only as many are read, evenly spread. A chunk is overwritten by the
+    next.
     """
-    indices = np.arange(0, len(samples), every)
-    sample_bytes = max(1, samples.dtype.itemsize * int(np.prod(samples.shape)))
+    sample_bytes = max(1, samples.dtype.itemsize * math.prod(samples.shape))
+    indices = np.arange(0, len(samples), len(samples) * sample_bytes // most_bytes + 1)
     size = min(len(indices), max(1, CHUNK_BYTES // sample_bytes))
     buffer = np.empty((size, *samples.shape), samples.dtype)
     for start in range(0, len(indices), size):
         chosen = indices[start : start + size]
         chunk = buffer[: len(chosen)]
         samples.read(chosen, chunk)
-        yield int(chosen[0]), chunk
+        yield chosen, chunk
