@@ -246,6 +246,12 @@ def test_the_suite_runs_in_the_checkout_and_says_what_it_will_skip(machine: Mach
     assert "no `chromium` here (package chromium)" in told
 
 
+def test_tests_that_take_minutes_are_given_them(machine: Machine) -> None:
+    _, printed, _ = machine.run("scripts/test", "--slow", "-x")
+    given = f"{ON_EVERY_CORE} -o faulthandler_timeout=900 --slow -x"
+    assert printed == f"pytest {given}\n{machine.checkout}\n"
+
+
 def test_integration_lints_and_checks_types_before_the_suite_which_speaks_last(
     machine: Machine,
 ) -> None:
