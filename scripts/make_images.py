@@ -34,10 +34,12 @@ def main() -> None:
         save(run / "confusion.png", "confusion_matrix.png", width=700)
         photograph_page(run, Path(directory, "page.png"))
         save(Path(directory, "page.png"), "page.png", width=1100)
+        photograph_report(Path(directory), Path(directory, "report.png"))
+        save(Path(directory, "report.png"), "report.png", width=800)
 
 
 def save(source: Path, name: str, width: int) -> None:
-    """Shrinks a picture to a width and 128 colours, which keeps it under 100 kB."""
+    """Shrinks a picture to a width and 128 colours, which keeps it near 100 kB."""
     with Image.open(source) as picture:
         height = round(picture.height * width / picture.width)
         small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
@@ -58,6 +60,24 @@ def photograph_page(run: Path, path: Path) -> None:
             visit(http, zmq, path)
         finally:
             pool.send_signal(signal.SIGINT)
+
+
+def photograph_report(directory: Path, path: Path) -> None:
+    """Trains on drawn road signs, of which three lie in the wrong folder, and photographs it."""
+    signs, run = directory / "signs", directory / "run"
+    subprocess.run([sys.executable, ROOT / "examples/photos/draw.py", signs, "40"], check=True)
+    for number in range(3):
+        file = signs / "stop" / f"{number:03}.jpg"
+        file.rename(signs / "no entry" / f"misplaced-{number}.jpg")
+    subprocess.run([*DIST_NET, "train", signs, "--run-dir", run], check=True)
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
+        )
+        page = browser.new_page(viewport={"width": 1000, "height": 1500}, color_scheme="light")
+        page.goto((run / "report.html").as_uri())
+        page.screenshot(path=path, full_page=True)
+        browser.close()
 
 
 def visit(http: str, zmq: str, path: Path) -> None:

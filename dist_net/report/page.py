@@ -89,12 +89,17 @@ def _chart(records: Sequence[Mapping[str, Any]], quantity: str) -> str:
         for y in (_y(value, top),)
     ]
     for kind in ("train", "test"):
-        points = " ".join(
-            f"{LEFT + each['epoch'] / last * (WIDTH - LEFT):.1f},{_y(each[quantity], top):.1f}"
+        points = [
+            (LEFT + each["epoch"] / last * (WIDTH - LEFT), _y(each[quantity], top))
             for each in sorted(chosen, key=lambda each: each["epoch"])
             if each["kind"] == kind
-        )
-        lines.append(f'<polyline class="{kind}" points="{points}"/>')
+        ]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        lines.append(f'<polyline class="{kind}" points="{line}"/>')
+        if kind == "test":  # there may be one alone
+            lines += [
+                f'<circle class="test" r="2.5" cx="{x:.1f}" cy="{y:.1f}"/>' for x, y in points
+            ]
     lines.append(f'<text x="{WIDTH}" y="{HEIGHT}" text-anchor="end">{last:g}</text>')
     return (
         f"<figure><figcaption>{quantity}</figcaption>"
