@@ -50,7 +50,7 @@ def write_run(path: Path, threshold: float = 0.5, times_likelier: float = 4.0) -
     loaded = RECIPE.loaded(load_pictures)
     dataset = Dataset("colours", held_out, targets, held_out, targets, COLOURS)
     options = RunOptions(PICTURES, recipe_files=loaded.file_digests)
-    directory.begin(options.to_json(), loaded.files)
+    directory.begin(options, loaded.files)
     settings = options.settings(loaded, dataset)
     BestWeights(directory.best, settings).take(1.0, 0.1, 1, colour_weights(times_likelier))
     write_calibration(path, threshold)

@@ -13,7 +13,14 @@ from typing import Self
 import numpy as np
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import BadInputError, DistNetError, JoinRefusedError, ModelLoadError
+from dist_net.errors import (
+    BadInputError,
+    DistNetError,
+    JoinRefusedError,
+    ModelLoadError,
+    RunDirectoryError,
+)
+from dist_net.models.sample_pictures import sample_pictures
 from dist_net.models.sources import FollowedRun, FoundModel, ModelSource
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.recipes.recipe import LoadedRecipe
@@ -129,8 +136,9 @@ class ModelLoader:
         if found.version is not None:
             version = self._followed[model].version = found.version
         description = described(found, model, version, self._directory)
-        logger.info("prepared model=%s version=%d", model, version)
-        return ModelPrepared(model, version, description.to_json(), "")
+        samples = _samples(found, model)
+        logger.info("prepared model=%s version=%d samples=%d", model, version, len(samples) // 2)
+        return ModelPrepared(model, version, description.to_json(), "", payloads=samples)
 
     def _follow(self) -> None:
         """Passes on new versions of training runs, at most one a second of each."""
@@ -160,6 +168,19 @@ def _as_own_errors() -> Iterator[None]:
     except Exception as error:
         logger.exception("not_read")
         raise ModelLoadError(f"{type(error).__name__}: {error}") from error
+
+
+def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:
+    """The payloads of a `ModelPrepared`; none if the run's pictures are damaged."""
+    try:
+        held_out = found.held_out()
+    except RunDirectoryError as error:
+        logger.warning("no_samples model=%s error=%s", name, error)
+        return ()
+    if held_out is None:
+        return ()
+    pictures = sample_pictures(held_out, found.labels, found.fitting)
+    return tuple(part for label, png in pictures for part in (label.encode(), png))
 
 
 def described(found: FoundModel, name: str, version: int, directory: Path) -> ModelDescription:

@@ -410,6 +410,9 @@ def held_out_of(path: Path, loaded: LoadedRecipe) -> Dataset | None:
         told = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         labels = np.array(told["labels"], np.int64)
         names = picture_recipe_of(loaded).class_names
+        shape = loaded.recipe.input_shape
+        if (pictures.dtype, pictures.shape[1:]) != (np.uint8, shape):
+            raise ValueError(f"pictures of {pictures.dtype}{[*pictures.shape[1:]]}, not {[*shape]}")
         return Dataset(loaded.name, pictures, labels, pictures, labels, names)
     except (OSError, ValueError, KeyError, TypeError, DatasetError) as error:
         raise RunDirectoryError(

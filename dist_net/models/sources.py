@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from dist_net.darknet.configuration import Configuration, configuration_text, re
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import PUBLISHED, fetch_weights, imagenet_labels
 from dist_net.darknet.weights import read_weights, unreadable
-from dist_net.data import CLASS_NAMES, Progress
+from dist_net.data import CLASS_NAMES, Dataset, Progress
 from dist_net.errors import (
     ModelOptionError,
     NotACheckpointError,
@@ -33,6 +34,7 @@ from dist_net.models.run_directory import (
     RunDirectory,
     calibrated_weights,
     calibration_of,
+    held_out_of,
     load_trained,
     picture_recipe_of,
     run_meant,
@@ -68,7 +70,8 @@ class FoundModel:
     the ``recipe`` that it was trained by, or ``picture_recipe``, the JSON of one that is data. Its
     pictures had that ``fitting``. ``key`` changes with the weights. ``file`` is where ``prepared``
     is kept under that key, None if nowhere yet. ``version`` is the parameter server's, for a model
-    that is being trained. An answer less probable than ``unknown_below`` is unknown.
+    that is being trained. An answer less probable than ``unknown_below`` is unknown. ``held_out``
+    reads the pictures that its run keeps, and raises RunDirectoryError if they are damaged.
     """
 
     model: Model
@@ -84,6 +87,7 @@ class FoundModel:
     fitting: str = "pad"
     version: int | None = None
     unknown_below: float = 0.0
+    held_out: Callable[[], Dataset | None] = lambda: None
 
     @property
     def takes_pictures(self) -> bool:
@@ -227,9 +231,12 @@ class TrainedRun:
         has_classes = checkpoint.settings.get("has_classes", True)
         names = self._names.of(loaded, record.class_names, has_classes)
         weights = calibrated_weights(self._path, loaded, checkpoint)
-        found = _found(loaded, weights, names, record.fitting)
         calibration = calibration_of(self._path)
-        return found if calibration is None else replace(found, unknown_below=calibration.threshold)
+        return replace(
+            _found(loaded, weights, names, record.fitting),
+            unknown_below=calibration.threshold if calibration else 0.0,
+            held_out=partial(held_out_of, self._path, loaded),
+        )
 
 
 class FollowedRun:

@@ -154,6 +154,20 @@ def exact(pixels: Pixels, height: int, width: int) -> Pixels:
     return pixels
 
 
+def unfitted(pixels: NDArray[np.uint8], fitting: str) -> NDArray[np.uint8]:
+    """A picture that ``fitting`` makes into these pixels, (H, H) or (H, H, C).
+
+    ``imagenet`` cuts off an edge, which mirrors the picture here. Others keep a picture that
+    already fits.
+    """
+    if fitting != "imagenet":
+        return pixels
+    side = len(pixels)
+    edge = -(-8 * side // 7) - side  # of both sides; see what ``imagenet`` keeps
+    edges = [(edge // 2, edge - edge // 2)] * 2 + [(0, 0)] * (pixels.ndim - 2)
+    return np.pad(pixels, edges, "symmetric")
+
+
 FITTINGS = {each.__name__: each for each in (pad, crop, stretch, exact, imagenet)}
 """How a picture becomes (height, width, C), by the name in a recipe."""
 

@@ -162,7 +162,8 @@ class ModelPrepared(NamedTuple):
     ``description`` is the JSON of a `ModelDescription` of the pool. It also comes unasked, from a
     training run that the loader follows; then ``version`` is the parameter server's.
     ``requested``: the version of the `PrepareModel` that it answers; 0: none. ``is_bad_input``: the
-    reason is that the model's files, or what names them, cannot be right.
+    reason is that the model's files, or what names them, cannot be right. The payloads are pictures
+    to try the model with: the class of each, in UTF-8, and then its PNG file.
     """
 
     model: str
@@ -171,6 +172,7 @@ class ModelPrepared(NamedTuple):
     reason: str
     requested: int = 0
     is_bad_input: bool = False
+    payloads: Payloads = ()
 
 
 class Load(NamedTuple):

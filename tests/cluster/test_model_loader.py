@@ -1,14 +1,19 @@
 """The model loader, whatever its sources raise."""
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dist_net.cluster.model_loader import FOLLOW_EVERY_S, ModelLoader
-from dist_net.models.sources import FollowedRun, FoundModel
+from dist_net.models.sources import FollowedRun, FoundModel, TrainedRun
+from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.serving_messages import ModelPrepared
 from dist_net.wire.transport import ServerSocket
+from picture_runs import write_run
 
 
 class OddRun(FollowedRun):
@@ -65,3 +70,44 @@ def test_a_run_is_followed_without_being_asked_for_it_and_whatever_it_raises(
         loader._follow()
         clock.time_s += 4 * FOLLOW_EVERY_S
     assert run.reads == 2
+
+
+@pytest.fixture
+def folder_run(loader: ModelLoader, tmp_path: Path) -> Path:
+    """A run on a folder of pictures, which the loader knows as "colours"."""
+    run = write_run(tmp_path / "run")
+    loader._sources = {"colours": TrainedRun(run, None, lambda *_: None)}
+    return run
+
+
+def test_pictures_that_a_run_held_out_go_with_its_model(
+    loader: ModelLoader, folder_run: Path
+) -> None:
+    prepared = loader._prepare("colours", 1)
+    labels, pictures = prepared.payloads[::2], prepared.payloads[1::2]
+    assert labels == (b"red", b"green", b"blue") * 4
+    held_out = np.load(folder_run / "held_out.npy")
+    order = [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
+    for place, png in zip(order, pictures, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(png))), held_out[place])
+
+
+@pytest.mark.parametrize("damage", ["cut", "shape", "type", "labels", "pickle"])
+def test_a_run_whose_held_out_pictures_are_damaged_is_served_without_them(
+    loader: ModelLoader, folder_run: Path, damage: str
+) -> None:
+    file = folder_run / "held_out.npy"
+    match damage:
+        case "cut":
+            file.write_bytes(file.read_bytes()[:-1])
+        case "shape":
+            np.save(file, np.zeros((12, 8, 9, 3), np.uint8))
+        case "type":
+            np.save(file, np.zeros((12, 8, 8, 3), np.float32))
+        case "labels":
+            (folder_run / "held_out.json").write_text('{"labels": [0, 1, 7]}')
+        case "pickle":
+            np.save(file, np.array([{}]), allow_pickle=True)
+    prepared = loader._prepare("colours", 1)
+    assert (prepared.reason, prepared.payloads) == ("", ())
+    assert ModelDescription.from_json(prepared.description).labels == ("red", "green", "blue")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mimetypes
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,6 +24,7 @@ from dist_net.serving.http.open_inference.infer import InferEndpoint, is_inferen
 from dist_net.serving.http.open_inference.models import Models
 from dist_net.serving.http.openapi import openapi_route
 from dist_net.serving.http.replies import Json, error_reply, fault_reply, raised_reply
+from dist_net.serving.http.sample_pictures import SamplePictures
 from dist_net.serving.http.security import PAGE_HEADERS, Guard
 from dist_net.serving.http.settings import HttpSettings
 
@@ -54,6 +56,7 @@ def application(
         *inference.routes(),
         *Models(gateway, bodies, settings.max_batch_size, clock or SystemClock()).routes(),
         *Classification(gateway, bodies).routes(),
+        *SamplePictures(gateway).routes(),
         _pool_route(gateway),
         metrics_route(gateway),
     ]
@@ -159,16 +162,24 @@ def _file_route(address: str, path: Path) -> Route:
 
 
 def _pool_route(gateway: Gateway) -> Route:
-    """`/pool`: ``gateway.status``, with some labels of each model, for the page."""
+    """`/pool`: ``gateway.status``, with what the page shows of each model."""
 
-    def labels(name: str) -> tuple[str, ...]:
+    def shown(name: str) -> dict[str, Any]:
         served = gateway.models().get(name)
-        return served.description.labels[:_SHOWN_LABELS] if served and served.description else ()
+        if served is None or served.description is None:
+            return {"labels": ()}
+        model = served.description
+        return {
+            "labels": model.labels[:_SHOWN_LABELS],
+            "input_shape": model.input_shape,
+            "fitting": "letterbox" if model.input_datatype == "FP32" else model.fitting,
+            "samples": len(served.samples),
+        }
 
     async def pool(_: Request) -> Json:
         """The pool now: workers, queue, models."""
         status = gateway.status()
-        models = [each | {"labels": labels(each["name"])} for each in status["models"]]
+        models = [each | shown(each["name"]) for each in status["models"]]
         return Json(status | {"models": models})
 
     return Route("/pool", pool)

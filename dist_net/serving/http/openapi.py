@@ -146,5 +146,7 @@ _RESPONSES = {
     "infer": _json(_schema("InferResponse")),
     "classify": _json(_schema("Classified")),
     "index": _json({"type": "array"}),
+    "samples": _json(_array(_object("label path", label=_TEXT, path=_TEXT))),
+    "{number}": {"image/png": {"schema": _PICTURE}},
     "metrics": {"text/plain": {}},
 }

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dist_net.errors import BadInputError, ModelLoadError, ProtocolError
-from dist_net.serving.pool.description import ModelDescription, ServedModel
+from dist_net.serving.pool.description import ModelDescription, SamplePicture, ServedModel
 from dist_net.serving.pool.requests import EndRequest, Outcome, PoolCommand, SendToNode, Status
 from dist_net.serving.pool.versions import ModelVersions, Version
 from dist_net.wire.serving_messages import EnlistLoader, ModelPrepared, PrepareModel
@@ -199,7 +199,12 @@ def _take_in(model: ModelVersions, message: ModelPrepared) -> str:
         description = ModelDescription.from_json(message.description)
     except ProtocolError as error:
         return str(error)
-    model.prepared(Version(description, message.description))
+    parts = [bytes(each) for each in message.payloads]  # copies, since they are kept for long
+    samples = tuple(
+        SamplePicture(label.decode(errors="replace"), picture)
+        for label, picture in zip(parts[::2], parts[1::2], strict=False)
+    )
+    model.prepared(Version(description, message.description, samples))
     return ""
 
 

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 from math import prod
 from struct import calcsize
-from typing import Any
+from typing import Any, NamedTuple
 
 from dist_net.errors import ProtocolError
 
@@ -92,12 +92,19 @@ class ModelDescription:
             raise ProtocolError(f"this describes no model: {text[:80]!r} ({error})") from error
 
 
+class SamplePicture(NamedTuple):
+    """A picture to try a model with: what it shows, and its PNG file."""
+
+    label: str
+    picture: bytes
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """A model as it is served now: its newest version, and by number all that may be asked for.
 
     ``description`` is None before a version is loaded and after the model is unloaded; ``reason``
-    says why. ``is_ready``: a worker can answer for it now.
+    says why. ``is_ready``: a worker can answer for it now. ``samples``: of its newest version.
     """
 
     name: str
@@ -105,6 +112,7 @@ class ServedModel:
     versions: Mapping[int, ModelDescription]
     is_ready: bool
     reason: str
+    samples: tuple[SamplePicture, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

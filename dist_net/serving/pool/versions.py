@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from dist_net.serving.pool.description import ModelDescription, ServedModel
+from dist_net.serving.pool.description import ModelDescription, SamplePicture, ServedModel
 from dist_net.serving.pool.requests import SendToNode
 from dist_net.serving.pool.roster import Roster, Worker
 from dist_net.serving.pool.statistics import ENDS, NO_VERSION, ModelStatistics, total
@@ -37,6 +37,7 @@ class Version:
 
     description: ModelDescription
     text: str
+    samples: tuple[SamplePicture, ...] = ()
     place: int = 0
     bound: int = 0
     is_closing: bool = False
@@ -92,8 +93,8 @@ class ModelVersions:
         """What interfaces see of it."""
         newest = None if self.is_unloaded else self.newest
         versions = {n: one.description for n, one in self.versions.items() if self.may_name(n)}
-        description = None if newest is None else newest.description
-        return ServedModel(self.name, description, versions, self.is_ready, self.reason)
+        description, samples = (newest.description, newest.samples) if newest else (None, ())
+        return ServedModel(self.name, description, versions, self.is_ready, self.reason, samples)
 
     def may_name(self, number: int) -> bool:
         """Whether a request may ask for this version."""

@@ -28,7 +28,7 @@ from dist_net.serving.http.classify import pictures_of
 from dist_net.serving.http.open_inference.codec import bytes_of_elements
 from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS
 from dist_net.serving.http.settings import HttpSettings
-from dist_net.serving.pool.description import ServedModel
+from dist_net.serving.pool.description import SamplePicture, ServedModel
 from dist_net.serving.pool.requests import Outcome, Question, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 from fake_service import ANIMALS, BAD_PICTURE, DIGITS, FakeService, probabilities, served
@@ -610,6 +610,48 @@ def test_a_file_has_any_name(parameter: bytes, name: str | None) -> None:
 # The page, metrics, OpenAPI
 
 
+@pytest.fixture
+def with_samples(service: FakeService) -> None:
+    """There are pictures to try the animals with."""
+    samples = SamplePicture("cat", b"a PNG file"), SamplePicture("hen", b"another")
+    service.served["animals"] = replace(service.served["animals"], samples=samples)
+
+
+@pytest.mark.usefixtures("with_samples")
+def test_a_models_samples_are_listed_and_given(ask: Ask) -> None:
+    listed = ask("GET", "/v1/models/animals/samples").json()
+    assert [each["label"] for each in listed] == ["cat", "hen"]
+    given = [ask("GET", each["path"]) for each in listed]
+    assert [each.content for each in given] == [b"a PNG file", b"another"]
+    assert {each.headers["content-type"] for each in given} == {"image/png"}
+    assert {each.headers["x-content-type-options"] for each in given} == {"nosniff"}
+    assert ask("GET", "/v1/models/digits/samples").json() == []
+
+
+@pytest.mark.usefixtures("with_samples")
+@pytest.mark.parametrize("number", ["2", "-1", "01", "a", "%C2%B2", "..%2F0"])
+def test_a_sample_that_is_not_there_is_refused(ask: Ask, number: str) -> None:
+    response = ask("GET", f"/v1/models/animals/samples/{number}")
+    assert response.status_code == 404
+    error_of(response)
+
+
+@pytest.mark.usefixtures("with_samples")
+def test_samples_need_the_token_too(service: FakeService, page: Path) -> None:
+    ask = asking(service, page, token=TOKEN)
+    for path in ("/v1/models/animals/samples", "/v1/models/animals/samples/0"):
+        assert ask("GET", path).status_code == 401
+        assert ask("GET", path, headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+
+
+@pytest.mark.usefixtures("with_samples")
+def test_the_pool_tells_the_page_how_a_model_takes_pictures(ask: Ask) -> None:
+    digits, animals = ask("GET", "/pool").json()["models"]
+    told = "input_shape", "fitting", "samples"
+    assert [animals[name] for name in told] == [[2, 2, 3], "pad", 2]
+    assert [digits[name] for name in told] == [[4], "letterbox", 0]
+
+
 def test_the_pages_files(ask: Ask) -> None:
     response = ask("GET", "/")
     assert response.headers["content-type"].startswith("text/html")
@@ -666,11 +708,12 @@ def test_no_counter_changes_when_a_version_is_dropped(ask: Ask, service: FakeSer
     assert [line for line in ask("GET", "/metrics").text.splitlines() if "digits" in line] == before
 
 
+@pytest.mark.usefixtures("with_samples")
 def test_openapi_describes_every_address(ask: Ask) -> None:
     document = ask("GET", "/openapi.json").json()
     for path, operations in document["paths"].items():
         # No address is described that answers as if it were none; and with the right method.
-        filled = path.format(model="animals", version="7")
+        filled = path.format(model="animals", version="7", number="0")
         for method in operations:
             response = ask(method, filled, content=JPEG)
             assert "Not Found" not in response.text, path

@@ -4,6 +4,7 @@ from itertools import count
 
 from described import described
 from dist_net.serving.pool.catalogue import Catalogue
+from dist_net.serving.pool.description import SamplePicture
 from dist_net.serving.pool.requests import EndRequest, Outcome, SendToNode, Status
 from dist_net.serving.pool.roster import Roster
 from dist_net.serving.pool.settings import PoolSettings
@@ -226,3 +227,15 @@ def test_a_training_run_that_began_anew_has_a_lower_version() -> None:
     desk.comes(5, requested=701)
     desk.load()
     assert desk.outcomes == {reload: Outcome(Status.OK, version=5)}
+
+
+def test_pictures_to_try_a_model_with_are_those_of_its_newest_version() -> None:
+    desk = Desk("m")
+    for version, payloads in ((1, (b"cat", b"png", b"\xff", b"other")), (2, ())):
+        message = prepared("m", version)._replace(payloads=tuple(map(memoryview, payloads)))
+        desk.catalogue.prepared(message)
+        desk.load()
+        expected = (
+            (SamplePicture("cat", b"png"), SamplePicture("\ufffd", b"other")) if payloads else ()
+        )
+        assert desk.catalogue.served()["m"].samples == expected
