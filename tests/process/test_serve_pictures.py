@@ -1,0 +1,117 @@
+"""A run on a folder of pictures, served: what it knows, what it does not, and how it changes."""
+
+import http.client
+import subprocess
+import sys
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dist_net import Client
+from dist_net.models.run_directory import RunDirectory
+from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
+from picture_runs import colour_weights, write_calibration, write_run
+from process import test_hosts, test_serve, test_serve_hosts
+
+serve = test_serve.serve
+hosts, keys = test_hosts.hosts, test_hosts.keys
+
+GREY = (90, 90, 90)
+ASK = """
+import sys
+from dist_net import Client
+
+with Client(sys.argv[1], sys.argv[2], timeout_s=30) as client:
+    for picture in sys.argv[3:]:
+        outputs = client.submit_picture("run", picture).result()
+        print(outputs.likeliest(1)[0].label, outputs.is_unknown())
+"""
+
+
+def picture(colour: tuple[int, int, int]) -> bytes:
+    """A PNG file of one colour."""
+    file = BytesIO()
+    Image.new("RGB", (20, 10), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def content_at(port: int, path: str) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def test_a_run_knows_its_samples_and_says_what_it_does_not_know(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    pool = serve(f"colours={write_run(tmp_path / 'run', threshold=0.5)}", "--workers", "1")
+    _, listed = pool.get("/v1/models/colours/samples")
+    assert [each["label"] for each in listed] == ["red", "green", "blue"] * 4
+    for each in listed[:3]:
+        status, answer = pool.post("/v1/classify", content_at(pool.port, each["path"]))
+        assert (status, answer["unknown"], answer["unknown_below"]) == (200, False, 0.5)
+        assert answer["predictions"][0]["label"] == each["label"]
+    _, answer = pool.post("/v1/classify", picture(GREY))
+    assert answer["unknown"] is True
+    assert len(answer["predictions"]) == 3
+    with Client(pool.address) as client:
+        asked = [client.submit_picture("colours", picture(each)) for each in ((255, 0, 0), GREY)]
+        assert [each.result().is_unknown() for each in asked] == [False, True]
+
+
+def test_a_reload_brings_new_weights_and_a_new_threshold(
+    serve: Callable[..., Any], tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", threshold=0.5)
+    pool = serve(f"colours={run}", "--workers", "1")
+
+    def answer() -> tuple[int, float, bool]:
+        _, told = pool.post("/v1/classify?top=1", picture((255, 0, 0)))
+        return told["version"], told["predictions"][0]["probability"], told["unknown"]
+
+    assert answer() == (1, pytest.approx(4 / 6), False)
+    checkpoint = read_checkpoint(RunDirectory(run).best)
+    checkpoint.weights[...] = colour_weights(8)
+    write_checkpoint(RunDirectory(run).best, checkpoint)
+    write_calibration(run, threshold=0.9)
+    with Client(pool.address) as client:
+        assert not client.submit_picture("colours", picture((255, 0, 0))).result().is_unknown()
+        assert client.reload("colours", timeout_s=60) == 2
+        assert client.submit_picture("colours", picture((255, 0, 0))).result().is_unknown()
+    assert answer() == (2, pytest.approx(8 / 10), True)
+
+
+def test_workers_of_other_hosts_get_the_recipe_and_the_threshold(
+    start: Callable[..., Any],
+    hosts: Any,
+    keys: Path,
+    eventually: Callable[[Callable[[], Any]], Any],
+    tmp_path: Path,
+) -> None:
+    run = write_run(tmp_path / "run", threshold=0.5)
+    where = f"tcp://{test_hosts.SERVER}:0"
+    gateway = start(
+        *("serve", f"run={run}", "--workers", "0", "--http", "", "--listen", where),
+        *("--listen-workers", where, "--keys", str(keys)),
+        prefix=hosts.on("server"),
+    )
+    address = gateway.says(r"--connect (tcp://\S+)")[1]
+    start(
+        *("inference-worker", "--connect", address, "--keys", str(keys / "worker")),
+        *("--directory", str(tmp_path / "fetched")),
+        prefix=[*hosts.on("worker-0"), *test_serve_hosts.without([run, gateway.temporary])],
+    )
+    clients = test_serve_hosts.clients_address(gateway, eventually)
+    for name, colour in (("blue.png", (0, 0, 255)), ("grey.png", GREY)):
+        (tmp_path / name).write_bytes(picture(colour))
+    asked = [clients, str(keys / "client"), *map(str, sorted(tmp_path.glob("*.png")))]
+    command = [*hosts.on("worker-1"), sys.executable, "-c", ASK, *asked]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert said.splitlines() == ["blue False", "red True"]
