@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dist_net.cli.parser import count_from
 from dist_net.cluster.command_line import add_trust_argument
-from dist_net.cluster.entry import available_cores
+from dist_net.cluster.cores import available_cores
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import DistNetError, UnknownModelError
 from dist_net.models.classifier import ClassifiedImage, Classifier, classifier_called

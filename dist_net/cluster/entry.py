@@ -98,13 +98,6 @@ def use_threads(count: int) -> None:
     threadpool_limits(count)
 
 
-def available_cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS has no such list
-
-
 def stop_on_signals(stop: Callable[[str], None], parent: int | None = None) -> None:
     """Calls ``stop`` with a reason when this process is interrupted or terminated.
 

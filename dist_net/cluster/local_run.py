@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.cluster.child import Child, end
-from dist_net.cluster.entry import available_cores
+from dist_net.cluster.cores import available_cores
 from dist_net.cluster.own_directory import temporary_directory
 from dist_net.cluster.terminal import TrainingProgress
 from dist_net.data import Dataset

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dist_net.cluster.child import Child, end
-from dist_net.cluster.entry import available_cores
+from dist_net.cluster.cores import available_cores
 from dist_net.data import default_cache_dir
 from dist_net.data.picture_chunks import PictureChunk, PictureChunks
 from dist_net.data.picture_folder import PictureFolder

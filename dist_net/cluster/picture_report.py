@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from dist_net.cluster.entry import available_cores
+from dist_net.cluster.cores import available_cores
 from dist_net.cluster.local_run import LocalRunSettings, summarise
 from dist_net.cluster.picture_run import PictureOptions, PictureRun, TrainedPictures
 from dist_net.cluster.terminal import TrainingProgress

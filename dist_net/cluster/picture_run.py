@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from dist_net.cluster.entry import available_cores
+from dist_net.cluster.cores import available_cores
 from dist_net.cluster.local_run import LocalRun, LocalRunSettings, RunOutcome
 from dist_net.cluster.picture_preparation import prepare_pictures
 from dist_net.cluster.terminal import CountProgress, FetchProgress, TrainingProgress

@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.cluster.command_line import add_trust_argument
-from dist_net.cluster.entry import available_cores
+from dist_net.cluster.cores import available_cores
 from dist_net.errors import SettingError
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.sources import MODELS, named_source
