@@ -12,7 +12,12 @@ from rich.console import Console
 
 from dist_net.cli.parser import count_from
 from dist_net.cli.run_summary import DEFAULT_WORKERS, how_to_go_on, show_summary
-from dist_net.cli.train_pictures import add_picture_arguments, is_of_pictures, train_pictures
+from dist_net.cli.train_pictures import (
+    add_picture_arguments,
+    is_of_pictures,
+    require_no_picture_options,
+    train_pictures,
+)
 from dist_net.cluster.command_line import add_trust_argument, joining_command
 from dist_net.cluster.local_run import LocalRun, LocalRunSettings, summarise
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
@@ -102,6 +107,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     """Trains with so many workers on this host, and with those that join from elsewhere."""
     if is_of_pictures(arguments):
         return train_pictures(arguments, workers, options_given(arguments))
+    require_no_picture_options(arguments)
     console = plain_console()
     directory, options = prepare(arguments)
     if directory is None or arguments.recipe is not None:

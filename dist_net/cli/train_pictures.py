@@ -18,7 +18,7 @@ from dist_net.cluster.picture_run import PictureOptions
 from dist_net.cluster.terminal import TrainingProgress, plain_console
 from dist_net.data.picture_folder import VALIDATION_SHARE
 from dist_net.data.prepared_pictures import CACHE_BYTES
-from dist_net.errors import InterruptedRunError, ProcessFailedError
+from dist_net.errors import InterruptedRunError, ProcessFailedError, SettingError
 from dist_net.models.bases import BASES, default_base
 from dist_net.models.run_directory import RunDirectory, RunOptions
 from dist_net.recipes.picture_recipe import PICTURES
@@ -80,6 +80,16 @@ def is_of_pictures(arguments: argparse.Namespace) -> bool:
     if arguments.recipe is not None:
         return arguments.recipe not in recipe_names() and Path(arguments.recipe).is_dir()
     return arguments.resume and _resumed(arguments).folder.exists()
+
+
+def require_no_picture_options(arguments: argparse.Namespace) -> None:
+    """Raises SettingError for options of a run on a folder, where the run is on something else."""
+    given = picture_options_given(arguments).keys() - {"folder"}
+    if given:
+        option = "--" + min(given).replace("labels_csv", "labels").replace("_", "-")
+        raise SettingError(
+            f"{option} is for a folder of pictures; expected one in place of a recipe"
+        )
 
 
 def _resumed(arguments: argparse.Namespace) -> RunDirectory:

@@ -257,7 +257,10 @@ def load_recipe(reference: str) -> LoadedRecipe:
         path = path.resolve()
         reference, name = str(path), path.stem
     else:
-        expected = f"expected one of {', '.join(names)}, or the path of a Python file that exists"
+        expected = (
+            f"expected one of {', '.join(names)}, or the path of a Python file or of a folder of "
+            f"pictures that exists"
+        )
         hint = did_you_mean(reference, names) or expected
         raise UnknownRecipeError(f"no recipe {reference!r}; {hint}")
     return _run(reference, name, path, RecipeFiles(path, path, read_any))

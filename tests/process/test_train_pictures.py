@@ -92,3 +92,9 @@ def test_what_cannot_be_is_one_clear_line(
     assert command.ends() == 2
     command.says(said)
     assert len(command.stderr.strip().splitlines()) == 1
+
+
+def test_options_of_a_folder_are_not_taken_for_a_recipe(start: Start, tmp_path: Path) -> None:
+    command = start("train", "digits", "--fine-tune", "2", "--run-dir", str(tmp_path / "run"))
+    assert command.ends() == 2
+    command.says("--fine-tune is for a folder of pictures")
