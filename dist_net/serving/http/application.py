@@ -173,6 +173,7 @@ def _pool_route(gateway: Gateway) -> Route:
             "labels": model.labels[:_SHOWN_LABELS],
             "input_shape": model.input_shape,
             "fitting": "letterbox" if model.input_datatype == "FP32" else model.fitting,
+            "unknown_below": model.unknown_below,
             "samples": len(served.samples),
         }
 

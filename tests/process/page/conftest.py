@@ -10,10 +10,13 @@ import threading
 from collections.abc import Iterator
 from copy import deepcopy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
+from PIL import Image
 
 import dist_net
 
@@ -36,6 +39,10 @@ def model_status(name: str, **changes: Any) -> dict[str, Any]:
         "takes_pictures": True,
         "classes": 10,
         "labels": ["T-shirt/top", "Trouser"],
+        "input_shape": [28, 28],
+        "fitting": "stretch",
+        "unknown_below": 0.0,
+        "samples": 0,
         "requests_per_s": 0.0,
         "latency_ms": {"p50": None, "p90": None, "p99": None},
         "batch_rows": {},
@@ -49,12 +56,20 @@ def worker_status(name: str, **changes: Any) -> dict[str, Any]:
     return {"name": name, "heard_s_ago": 0.1} | idle | changes
 
 
+def picture_of(number: int) -> bytes:
+    """A PNG file of 40 by 20 pixels, darker the greater the number is."""
+    file = BytesIO()
+    Image.new("RGB", (40, 20), (250 - 10 * number,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
 class StatedGateway:
     """What the gateway is to say, and the ``requests`` that it got: (path, headers, body)."""
 
     def __init__(self) -> None:
         self.address = ""
         self.token = ""
+        self.samples: dict[str, list[str]] = {}
         self.pool: dict[str, Any] = {
             "is_ready": True,
             "is_draining": False,
@@ -99,6 +114,22 @@ class StatedGateway:
         others = [each for each in self.pool[kind] if each["name"] != thing["name"]]
         self.pool[kind] = [*others, thing]
 
+    def offers(self, name: str, *labels: str) -> None:
+        """Puts a model into the pool, with pictures to try it, each of one grey."""
+        self.serves(name, samples=len(labels), labels=[*labels])
+        self.samples[name] = [*labels]
+
+    def samples_at(self, path: str) -> tuple[int, Any]:
+        """The list of a model's samples, or one of them."""
+        _, _, _, model, _, *number = unquote(path).split("/")
+        labels = self.samples[model]
+        if number:
+            return 200, picture_of(int(number[0]))
+        paths = [f"{path}/{place}" for place in range(len(labels))]
+        return 200, [
+            {"label": each, "path": path} for each, path in zip(labels, paths, strict=True)
+        ]
+
     def refuse(self, code: int, error: str, **headers: str) -> None:
         """Lets it refuse every picture."""
         self.code, self.reply, self.headers = code, {"error": error}, headers
@@ -116,6 +147,10 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/pool":
             is_let_in = not gateway.token or self._token() == gateway.token
             self._send(*((200, gateway.pool) if is_let_in else (401, {"error": "no token"})))
+            return
+        if path.startswith("/v1/models/"):
+            is_let_in = not gateway.token or self._token() == gateway.token
+            self._send(*gateway.samples_at(path) if is_let_in else (401, {"error": "no token"}))
             return
         if path == "/metrics":
             is_let_in = not gateway.token or self._token() == gateway.token

@@ -54,21 +54,31 @@ def in_trouble(gateway: Any) -> None:
     gateway.refuse(503, "e" * 200, Retry_After="3")
 
 
+def unsure(gateway: Any) -> None:
+    """A pool whose model has samples of its own, and does not know what one shows."""
+    gateway.offers("fashion", "A bag", "m" * 60)
+    gateway.reply |= {"unknown": True, "unknown_below": 0.875}
+
+
 def locked(gateway: Any) -> None:
     """A pool that wants a token."""
     gateway.token = "a secret"
 
 
-STATES = pytest.mark.parametrize("put", [ready, in_trouble, locked])
+STATES = pytest.mark.parametrize("put", [ready, in_trouble, unsure, locked])
 
 
 def opened(visit: Any, put: Callable[[Any], None], **options: Any) -> Any:
     """The page once it shows the pool and what came of a picture, without transitions."""
     page = visit(reduced_motion="reduce", **options).page
     expect(page.locator("#state")).not_to_have_text("Connecting…")
+    if put is unsure:
+        expect(page.get_by_role("group", name="not trained on")).to_be_visible()
     page.get_by_role("button", name="A bag").click()
     shown = page.get_by_role("alert") if put is in_trouble else page.locator("#verdict")
     expect(shown).not_to_be_empty()
+    if put is not in_trouble:
+        page.get_by_text("Ask the same without this page").click()
     return page
 
 
@@ -99,7 +109,7 @@ def test_nothing_is_cut_off_on_the_narrowest_phone(
     beyond = page.evaluate(
         "() => [...document.querySelectorAll('body *')].filter((element) =>"
         " element.checkVisibility() && element.getBoundingClientRect().right > 320.5"
-        " && !element.closest('svg, thead, .columns span'))"
+        " && !element.closest('svg, thead, .columns span, pre > *'))"
         ".map((element) => element.outerHTML.slice(0, 90))"
     )
     assert beyond == []

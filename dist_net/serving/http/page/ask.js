@@ -1,7 +1,10 @@
 // The form: takes a picture by drop, paste, file choice or sample, and shows the answer below.
 
 import { byId, element, fromTemplate, write } from "./elements.js";
+import { drawAsSeen } from "./fitting.js";
 import { classify } from "./gateway.js";
+import { offerCopies, showRequest } from "./request.js";
+import { offerSamples, sampleAt } from "./samples.js";
 import { count, label, milliseconds, percent } from "./words.js";
 
 const [form, input, drop, preview] = ["ask-form", "picture", "drop", "preview"].map(byId);
@@ -16,7 +19,11 @@ export function startAsking(whenRefused) {
   input.addEventListener("change", () => { if (input.files.length) begin(); });
   form.addEventListener("submit", (event) => { event.preventDefault(); begin(); });
   byId("model").addEventListener("change", () => { showModel(); if (input.files.length) begin(); });
-  byId("samples").addEventListener("click", takeSample);
+  byId("samples").addEventListener("click", async ({ target }) => {
+    const sample = await sampleAt(target);
+    if (sample) take([sample]);
+  });
+  offerCopies();
   preview.addEventListener("error", () => { preview.hidden = true; });
   document.addEventListener("paste", (event) => take(event.clipboardData.files, event));
   document.addEventListener("dragover", dragged);
@@ -57,12 +64,14 @@ function showModel() {
   byId("submit").disabled = !canAsk;
   byId("knows").hidden = !model;
   if (model) write(byId("knows"), canAsk ? classesOf(model) : `${model.name} ${PICTURELESS}`);
+  offerSamples(model);
 }
 
-function classesOf({ classes, labels = [] }) {
+function classesOf({ classes, labels = [], unknown_below: threshold }) {
   const some = labels.slice(0, SHOWN_LABELS).map(label).join(", ");
   const more = classes > SHOWN_LABELS ? ", …" : "";
-  return `It knows ${count(classes)} classes${some && `: ${some}${more}`}`;
+  const sure = threshold ? `; below ${percent(threshold)} it says unknown` : "";
+  return `It knows ${count(classes)} classes${some && `: ${some}${more}`}${sure}`;
 }
 
 function dragged(event) {
@@ -81,21 +90,13 @@ function take(files, event) {
   input.dispatchEvent(new Event("change"));
 }
 
-async function takeSample(event) {
-  const image = event.target.closest("button")?.querySelector("img");
-  if (!image) return;
-  const picture = await (await fetch(image.src)).blob();
-  const name = image.src.split("/").at(-1);
-  take([new File([picture], name, { type: picture.type })]);
-}
-
 async function ask() {
   const model = chosenModel();
   if (!input.reportValidity() || (model?.version != null && !model.takes_pictures)) return;
   const [picture] = input.files;
   running?.abort();
   running = new AbortController();
-  showPicture(picture);
+  showPicture(picture, model);
   form.setAttribute("aria-busy", "true");
   problem.replaceChildren();
   byId("no-answer").hidden = true;
@@ -103,14 +104,21 @@ async function ask() {
   const found = await classify(byId("model").value, picture, running.signal);
   answer.classList.remove("old");
   showAnswer(found);
+  showRequest(found.model, picture);
 }
 
-function showPicture(picture) {
+async function showPicture(picture, model) {
   URL.revokeObjectURL(preview.src);
   preview.src = URL.createObjectURL(picture);
   preview.hidden = false;
   byId("picture-name").textContent = picture.name;
   byId("submit").textContent = "Ask again";
+  const canvas = document.createElement("canvas");
+  const isSeen = model !== undefined && await drawAsSeen(canvas, picture, model);
+  if (picture !== input.files[0] || model !== chosenModel()) return;  // overtaken
+  byId("seen").hidden = !isSeen;
+  byId("seen").querySelector("canvas").replaceWith(canvas);
+  write(byId("seen-size"), `${canvas.width} × ${canvas.height}`);
 }
 
 function showProblem(refusal) {
@@ -125,11 +133,16 @@ function showProblem(refusal) {
 
 function showAnswer(found) {
   const [first] = found.predictions;
-  verdict.replaceChildren(
-    element("strong", label(first.label)),
-    ` ${percent(first.probability)}, in ${milliseconds(found.total_ms)}`,
-  );
+  const { unknown_below: threshold } = found;
+  const sure = `${percent(first.probability)}, in ${milliseconds(found.total_ms)}`;
+  verdict.classList.toggle("unknown", Boolean(found.unknown));
+  verdict.replaceChildren(...(found.unknown
+    ? [element("strong", "Unknown"), ` No class reaches ${percent(threshold)}; the likeliest is ` +
+      `${label(first.label)}, ${sure}`]
+    : [element("strong", label(first.label)), ` ${sure}`]));
   byId("bars").replaceChildren(...found.predictions.map(bar));
+  byId("bars").classList.toggle("marked", threshold !== undefined);
+  byId("bars").style.setProperty("--threshold", threshold ?? 0);
   showTimes(found);
   byId("answered-by").textContent = `Answered by ${found.model}, version ${found.version}`;
   answer.hidden = false;

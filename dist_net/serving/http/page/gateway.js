@@ -38,10 +38,15 @@ export async function pool() {
   return { ...answer, received: performance.now() };
 }
 
+export const classifyPath = (model) => `v1/models/${encodeURIComponent(model)}/classify?top=5`;
+
+/** The label and the path of each picture to try a model with. Throws a Problem. */
+export const samplesOf = (model) => send(`v1/models/${encodeURIComponent(model)}/samples`, {});
+
 /** The top five classes of a picture, and `total_ms` as measured here. Throws a Problem. */
 export async function classify(model, picture, signal) {
   const before = performance.now();
-  const answer = await send(`v1/models/${encodeURIComponent(model)}/classify?top=5`, {
+  const answer = await send(classifyPath(model), {
     method: "POST",
     body: picture,
     headers: { "Content-Type": picture.type || "application/octet-stream" },

@@ -647,9 +647,9 @@ def test_samples_need_the_token_too(service: FakeService, page: Path) -> None:
 @pytest.mark.usefixtures("with_samples")
 def test_the_pool_tells_the_page_how_a_model_takes_pictures(ask: Ask) -> None:
     digits, animals = ask("GET", "/pool").json()["models"]
-    told = "input_shape", "fitting", "samples"
-    assert [animals[name] for name in told] == [[2, 2, 3], "pad", 2]
-    assert [digits[name] for name in told] == [[4], "letterbox", 0]
+    told = "input_shape", "fitting", "unknown_below", "samples"
+    assert [animals[name] for name in told] == [[2, 2, 3], "pad", 0, 2]
+    assert [digits[name] for name in told] == [[4], "letterbox", 0, 0]
 
 
 def test_the_pages_files(ask: Ask) -> None:

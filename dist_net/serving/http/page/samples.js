@@ -1,0 +1,53 @@
+// Pictures to try: those that the chosen model's run held out, or else the page's own.
+
+import { byId, element } from "./elements.js";
+import { content, samplesOf } from "./gateway.js";
+import { label } from "./words.js";
+
+const place = byId("samples");
+const legend = place.querySelector("legend");
+const drawn = { legend: legend.textContent, buttons: [...place.querySelectorAll("button")] };
+let shown = "";  // whose samples are shown, or on their way; the page's own are nobody's
+
+/** Offers the samples of a model in its version. */
+export async function offerSamples(model) {
+  const wanted = model?.samples ? `${model.name} ${model.version}` : "";
+  if (wanted === shown) return;
+  shown = wanted;
+  const offered = wanted ? await heldOut(model.name).catch(() => null) : drawn;
+  if (wanted !== shown) return;  // another model was chosen meanwhile
+  if (!offered) shown = "";  // so that it is tried again
+  const { buttons, legend: text } = offered ?? drawn;
+  const images = [...place.querySelectorAll("img")];
+  place.replaceChildren(legend, ...buttons);
+  legend.textContent = text;
+  for (const { src } of images) if (src.startsWith("blob:")) URL.revokeObjectURL(src);
+}
+
+/** The file of the sample whose button was clicked; null if none was. */
+export async function sampleAt(target) {
+  const button = target.closest("button");
+  if (!button || button.picture) return button?.picture ?? null;
+  const { src } = button.querySelector("img");
+  const picture = await (await fetch(src)).blob();
+  return new File([picture], src.split("/").at(-1), { type: picture.type });
+}
+
+async function heldOut(name) {
+  const samples = await samplesOf(name);
+  const buttons = samples.map(async (sample, i) => {
+    const kind = sample.label.replace(/[^\p{L}\p{N}]+/gu, "-");
+    const picture = await content(sample.path);
+    return newButton(sample, new File([picture], `${kind}-${i + 1}.png`, { type: "image/png" }));
+  });
+  return { legend: "Or try one that it was not trained on", buttons: await Promise.all(buttons) };
+}
+
+function newButton(sample, picture) {
+  const button = element("button", "");
+  const image = element("img", "");
+  Object.assign(button, { type: "button", picture });
+  Object.assign(image, { src: URL.createObjectURL(picture), alt: "" });
+  button.append(image, element("span", label(sample.label)));
+  return button;
+}
