@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import re
 import signal
 import threading
 import time
@@ -39,6 +40,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
+    # Processes that share the tests have to call them the same.
+    unsteady = [item.nodeid for item in items if re.search(r" at 0x[0-9a-f]+>", item.nodeid)]
+    assert not unsteady, f"named by an address, give ids: {unsteady[0]}"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -121,7 +121,9 @@ def test_zeros_are_refused_around_what_does_not_fit():
         ad.zeros_around(ad.variable("x", (3,)), 5, np.s_[:2])
 
 
-@pytest.mark.parametrize("use", [list, lambda x: [*x], lambda x: 1.0 in x], ids=str)
+@pytest.mark.parametrize(
+    "use", [list, lambda x: [*x], lambda x: 1.0 in x], ids=["list", "unpacked", "in"]
+)
 def test_an_expression_is_not_iterated_over(use):
     with pytest.raises(TypeError, match=r"'Expression' .* not"):
         use(X)
