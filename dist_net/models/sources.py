@@ -72,12 +72,14 @@ class FoundModel:
     is kept under that key, None if nowhere yet. ``version`` is the parameter server's, for a model
     that is being trained. An answer less probable than ``unknown_below`` is unknown. ``held_out``
     reads the pictures that its run keeps, and raises RunDirectoryError if they are damaged.
+    ``weights`` gives what ``prepared`` is made of, and may read it again for that.
     """
 
     model: Model
     labels: tuple[str, ...]
     prepared: Prepared
     key: str
+    weights: Callable[[], Vector]
     has_logits: bool = False
     configuration: str = ""
     pretrained: str = ""
@@ -172,6 +174,7 @@ class DarknetFiles:
             labels,
             kept.prepared,
             kept.key,
+            lambda: read_weights(weights, network),
             configuration=configuration_text(configuration),
             file=kept.file,
         )
@@ -202,6 +205,7 @@ class PretrainedNet:
             names,
             prepare(model, weights),
             key_of_vector(model, weights),
+            lambda: weights,
             has_logits=True,
             pretrained=lite0.NAME,
             fitting=lite0.FITTING,
@@ -347,6 +351,7 @@ def _found(
         names,
         prepare(model, weights),
         key_of_vector(model, weights),
+        lambda: weights,
         has_logits=model.loss is cross_entropy_of_logits,
         recipe=None if is_data else loaded,
         picture_recipe=picture_recipe_of(loaded).as_net().to_json() if is_data else "",

@@ -91,7 +91,8 @@ def test_hundreds_of_classes_are_learnt_and_served_by_name(tmp_path: Path) -> No
     list(training.epochs())
     assert Evaluator(model, data)(training.weights).accuracy == 1
     prepared = prepare(model, training.weights)
-    found = FoundModel(model, data.class_names, prepared, "key" * 20, True, recipe=loaded)
+    names, weights = data.class_names, training.weights
+    found = FoundModel(model, names, prepared, "key" * 20, lambda: weights, True, recipe=loaded)
     settings = WorkerSettings(tmp_path, trust_recipes=True)
     description, outputs = served(found, tmp_path, data.test_inputs[290:], settings)
     assert outputs.argmax(1).tolist() == list(range(290, 300))

@@ -147,7 +147,8 @@ def digits_model(seed: int = 0) -> FoundModel:
     loaded = load_recipe("digits")
     model, weights = loaded.recipe.model, loaded.recipe.initial_weights(seed)
     prepared, key = prepare(model, weights), key_of_vector(model, weights)
-    return FoundModel(model, tuple("0123456789"), prepared, key, has_logits=True, recipe=loaded)
+    labels = tuple("0123456789")
+    return FoundModel(model, labels, prepared, key, lambda: weights, True, recipe=loaded)
 
 
 def load(gateway: Gateway, worker: Child, description: ModelDescription) -> Loaded:

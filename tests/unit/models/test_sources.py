@@ -33,7 +33,7 @@ from dist_net.models.sources import (
     named_source,
     source_called,
 )
-from dist_net.nn.inference import Inference, softmax
+from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.pictures.fitting import fit_picture
@@ -182,6 +182,15 @@ def test_a_pretrained_net_is_built_again_from_its_name(tmp_path, monkeypatch):
     assert description.labels[0] == "tench"
     with pytest.raises(ModelLoadError, match="the net efficientnet-lite9 is not in this release"):
         model_of(replace(description, pretrained="efficientnet-lite9"))
+
+
+@pytest.mark.parametrize("kind", ["net", "run"])
+def test_the_weights_are_what_the_kernels_were_prepared_from(kind, net, run):
+    found = (called(net, *files(net)) if kind == "net" else called(run.path)).read()
+    prepared = prepare(found.model, found.weights())
+    assert prepared.keys() == found.prepared.keys()
+    for name, array in prepared.items():
+        np.testing.assert_array_equal(array, found.prepared[name])
 
 
 def test_a_darknet_nets_arrays_lie_beside_its_weights(net, tmp_path):
