@@ -206,6 +206,21 @@ class ModelOptionError(BadInputError):
     """An option that a model needs is missing, or one was given that it cannot use."""
 
 
+# Exporting a model
+
+
+class ExportFormatError(BadInputError):
+    """A file's ending, or an option, does not say which format to write, or does not fit it."""
+
+
+class NotExportableError(BadInputError):
+    """A model holds something that a format cannot express."""
+
+
+class ExportWriteError(DistNetError):
+    """An exported file could not be written; what was there before is unchanged."""
+
+
 # The parameter server
 
 

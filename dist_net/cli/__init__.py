@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train a recipe with a parameter server and workers on this host",
     "evaluate": "give a trained model's accuracy on the test images",
     "predict": "say what pictures show, by a published classifier or one that was trained here",
+    "export": "write a trained model for other programs: as ONNX, safetensors or npz",
     "fetch": "fetch a dataset or a published classifier: progress, resume, checksum",
     "parameter-server": "serve a recipe's parameters to workers of other hosts",
     "worker": "train for the parameter server at an address, until there is no more to do",

@@ -295,6 +295,17 @@ def test_a_model_that_is_none(refuses: Refuses, tmp_path: Path) -> None:
     refuses(r"argument --top: 0 is below 1; .*", "predict", "darknet53", file, "--top", "0")
 
 
+def test_a_model_that_cannot_be_exported(refuses: Refuses, run: Path, tmp_path: Path) -> None:
+    refuses("the following arguments are required: MODEL, FILE; .*", "export")
+    refuses(r"model\.txt ends in no format; expected one of onnx.*", "export", run, "model.txt")
+    refuses("npz holds arrays and no .*", "export", run, "a.npz", "--preprocessing")
+    refuses("no model 'nothing'; expected .*", "export", "nothing", "a.npz")
+    refuses("tcp://h:1 is a model that is being trained; .*", "export", "tcp://h:1", "a.npz")
+    taken = tmp_path / "taken.npz"
+    taken.mkdir()
+    refuses(r".*/taken\.npz could not be written: Is a .*", "export", run, taken, exit_code=1)
+
+
 def test_a_run_that_is_nearly_called_so(refuses: Refuses, run: Path, tmp_path: Path) -> None:
     refuses(rf"no model '{tmp_path}/rum'; did you mean {run}\?", "predict", f"{tmp_path}/rum", "x")
     refuses(rf"there is no run .*/rum; did you mean {run}\?", "evaluate", tmp_path / "rum")

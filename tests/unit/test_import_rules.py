@@ -50,13 +50,14 @@ MAY_IMPORT = {
         "parameter_server"
     ),
     "report": "errors nn models",
+    "export": "errors vector files spelling release autodiff nn pictures models",
     "cluster": (
         "errors vector clock autodiff nn pictures data recipes wire parameter_server training "
         "serving models report"
     ),
     "cli": (
         "errors spelling data darknet pretrained recipes wire parameter_server training serving "
-        "models report cluster"
+        "models report export cluster"
     ),
     "__main__": "cli",
     "dist_net": "pictures recipes training serving cluster",
@@ -87,6 +88,7 @@ CORE = {"numpy", "zmq", "msgpack", "PIL", "safetensors", "rich", "platformdirs",
 NEEDS_AN_EXTRA = {
     "compiled": "numba llvmlite",
     "compiling": "numba",
+    "onnx": "onnx",
     "http": "starlette uvicorn prometheus_client python_multipart orjson",
 }
 CAN_DO_WITHOUT = {"report": "matplotlib", "serving_run": "uvloop"}

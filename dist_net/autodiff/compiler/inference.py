@@ -81,6 +81,14 @@ def specialise(
     return _split(planned, weights)
 
 
+def folded(outputs: Sequence[Expression], weights: Collection[str]) -> Specialised:
+    """As ``specialise``, but no algorithms are chosen: of a graph for other programs.
+
+    A convolution by weights is a FusedConvolution, a product stays a MatMul.
+    """
+    return _split(_Fusion(rewrite(outputs), weights, takes_products=False).outputs, weights)
+
+
 def _fixed(nodes: Sequence[Expression], weights: Collection[str]) -> set[int]:
     """The ids of the nodes that depend on weights and constants alone."""
     fixed: set[int] = set()
@@ -98,10 +106,19 @@ def _fixed(nodes: Sequence[Expression], weights: Collection[str]) -> set[int]:
 
 
 class _Fusion:
-    """One sweep that fuses into each convolution what follows it, where nothing else reads it."""
+    """One sweep that fuses into each convolution what follows it, where nothing else reads it.
 
-    def __init__(self, outputs: Sequence[Expression], weights: Collection[str]) -> None:
+    ``takes_products``: products with a fixed matrix count as convolutions.
+    """
+
+    def __init__(
+        self,
+        outputs: Sequence[Expression],
+        weights: Collection[str],
+        takes_products: bool = True,
+    ) -> None:
         order = topological_order(outputs)
+        self._takes_products = takes_products
         self._fixed = _fixed(outputs, weights)
         self._uses = Counter(id(each) for each in chain(*(n.inputs for n in order), outputs))
         self._new: dict[int, Expression] = {}
@@ -133,7 +150,8 @@ class _Fusion:
 
     def _multiplies_rows(self, node: Expression) -> bool:
         rows, matrix = node.inputs
-        return rows.ndim == matrix.ndim == 2 and id(matrix) in self._fixed
+        is_fixed = rows.ndim == matrix.ndim == 2 and id(matrix) in self._fixed
+        return is_fixed and self._takes_products
 
     def _fused_into_convolution(self, node: Expression) -> Expression | None:
         """The convolution before ``node`` with ``node`` fused into it; None if it cannot be."""

@@ -1,0 +1,72 @@
+"""``dist-net export MODEL FILE``: write a trained model as a file for other programs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dist_net.cluster.command_line import add_trust_argument
+from dist_net.cluster.terminal import FetchProgress, plain_console
+from dist_net.errors import ExportFormatError, NotExportableError
+from dist_net.export.formats import FORMATS, ExportedModel, format_of, write_exported
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.sources import LIVE, MODELS, named_source, source_called
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help=MODELS)
+    parser.add_argument(
+        "file", metavar="FILE", type=Path, help="the file to write: .onnx, .safetensors or .npz"
+    )
+    parser.add_argument(
+        "--format", choices=list(FORMATS), help="default: what the name of FILE ends in"
+    )
+    parser.add_argument(
+        "--preprocessing",
+        action="store_true",
+        help="with onnx: pictures of any size as inputs, and probabilities as outputs",
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet's")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE", help="the name of each class, a line"
+    )
+    add_trust_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes the file, says what it holds, and gives the exit code."""
+    console, file = plain_console(), arguments.file
+    format = format_of(file, arguments.format, arguments.preprocessing)
+    require_another_file(arguments.model, arguments.weights, file)
+    with FetchProgress(console) as progress:
+        source = source_called(
+            arguments.model,
+            arguments.weights,
+            arguments.labels,
+            progress,
+            trust_recipe=arguments.trust_recipe,
+        )
+        found = source.read()
+    name = named_source(arguments.model).name
+    exported = ExportedModel(name, found, found.weights(), arguments.preprocessing)
+    written = write_exported(file, format, exported)
+    console.print(
+        f"{file}: {exported.name} as {format}, {found.model.layout.size:,} parameters, "
+        f"{written:,} bytes"
+    )
+    return 0
+
+
+def require_another_file(model: str, weights: Path | None, file: Path) -> None:
+    """Raises unless the model is on disk, and ``file`` is none of those that it is read from."""
+    if model.startswith(LIVE):
+        raise NotExportableError(
+            f"{model} is a model that is being trained; expected the directory of its run, whose "
+            f"last checkpoint is exported"
+        )
+    run = RunDirectory(Path(model))
+    sources = (run.path, run.checkpoint, run.best, weights)
+    if any(each and each.exists() and file.exists() and file.samefile(each) for each in sources):
+        raise ExportFormatError(
+            f"{file} is what the model is read from; expected another FILE to write"
+        )

@@ -1,0 +1,437 @@
+"""What ONNX's operators make of each operation: a function for each family of operations.
+
+``CONVERTERS`` has the function of every operation that a network can hold at inference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from dist_net.autodiff import Expression, Operation
+from dist_net.autodiff.kernels.convolution.epilogue import LINEAR
+from dist_net.autodiff.kernels.windows import AxisWindows, Windows
+from dist_net.autodiff.operations import (
+    convolution,
+    elementwise,
+    fused_convolution,
+    indexing,
+    joining,
+    leaky_relu_gradient,
+    matmul,
+    normalization,
+    pooling,
+    reduction,
+    selection,
+    shaping,
+    slicing,
+)
+from dist_net.errors import NotExportableError
+from dist_net.export.graph import integers
+from dist_net.export.translation import CHANNELS_SECOND, Axes, Tensor, Translation, own_axes
+
+Converter = Callable[[Translation, Expression], Tensor]
+
+FILTER_AXES: Axes = (3, 2, 0, 1)
+"""(kh, kw, C / groups, O) as (O, C / groups, kh, kw)."""
+BEFORE_THE_FIRST = -(2**63)
+"""Where a slice ends that goes backwards to the first element."""
+
+
+def converter_of(node: Expression) -> Converter:
+    """The function that adds what computes the node.
+
+    Raises NotExportableError, which names the operation, if there is none.
+    """
+    if type(node.operation) not in CONVERTERS:
+        raise NotExportableError(
+            f"the network holds the operation {node.operation.label}, which has no counterpart in "
+            f"ONNX here; expected one of {', '.join(sorted(each.__name__ for each in CONVERTERS))}"
+        )
+    return CONVERTERS[type(node.operation)]
+
+
+# Element by element
+
+
+def _by(operator: str) -> Converter:
+    """For an operation that is one operator."""
+
+    def convert(known: Translation, node: Expression) -> Tensor:
+        axes = known.axes_for(node)
+        inputs = [known.operand(each, node, axes) for each in node.inputs]
+        return Tensor(known.graph.add(operator, *inputs), axes)
+
+    return convert
+
+
+def _square(known: Translation, node: Expression) -> Tensor:
+    x, axes = known.held(node.inputs[0])
+    return Tensor(known.graph.add("Mul", x, x), axes)
+
+
+def _expm1(known: Translation, node: Expression) -> Tensor:
+    """tanh(x / 2) · (exp(x) + 1), which loses no digits near 0."""
+    x, axes = known.held(node.inputs[0])
+    half, one = (np.array(number, node.dtype) for number in (0.5, 1))
+    add = known.graph.add
+    of_half = add("Tanh", add("Mul", x, half))
+    return Tensor(add("Mul", of_half, add("Add", add("Exp", x), one)), axes)
+
+
+def _leaky_relu(known: Translation, node: Expression) -> Tensor:
+    assert isinstance(node.operation, leaky_relu_gradient.LeakyRelu)
+    x, axes = known.held(node.inputs[0])
+    return Tensor(_with_slope(known, x, node.operation.slope), axes)
+
+
+def _with_slope(known: Translation, x: str, slope: float) -> str:
+    if slope == LINEAR:
+        return x
+    return known.graph.add("LeakyRelu", x, alpha=slope) if slope else known.graph.add("Relu", x)
+
+
+def _clip(known: Translation, node: Expression) -> Tensor:
+    assert isinstance(node.operation, selection.Clip)
+    x, axes = known.held(node.inputs[0])
+    return Tensor(_clipped(known, x, node, node.operation.low, node.operation.high), axes)
+
+
+def _clipped(known: Translation, x: str, node: Expression, low: float, high: float) -> str:
+    if low == -math.inf and high == math.inf:
+        return x
+    return known.graph.add("Clip", x, np.array(low, node.dtype), np.array(high, node.dtype))
+
+
+def _mask(known: Translation, node: Expression) -> Tensor:
+    axes = known.axes_for(node)
+    condition, x = (known.operand(each, node, axes) for each in node.inputs)
+    return Tensor(known.graph.add("Where", condition, x, np.array(0, node.dtype)), axes)
+
+
+def _cast(known: Translation, node: Expression) -> Tensor:
+    """Also for indices, whose range the program that runs the graph checks, or not."""
+    x, axes = known.held(node.inputs[0])
+    return Tensor(known.graph.cast(x, node.dtype), axes)
+
+
+def _scale_and_shift(known: Translation, node: Expression) -> Tensor:
+    shift, *terms = map(known.named, node.inputs)
+    add = known.graph.add
+    total = add("Mul", terms[0], terms[1])
+    for x, scale in zip(terms[2::2], terms[3::2], strict=True):
+        total = add("Add", total, add("Mul", x, scale))
+    return Tensor(add("Add", total, shift), own_axes(node))
+
+
+def _divide(known: Translation, node: Expression) -> Tensor:
+    return _softmax(known, node) or _by("Div")(known, node)
+
+
+def _softmax(known: Translation, node: Expression) -> Tensor | None:
+    """exp(x - max x) / sum exp(x - max x), for which there is an operator."""
+    powers, total = node.inputs
+    match powers.operation, total.operation:
+        case elementwise.Exp(), reduction.Sum(axes=(axis,)) if total.inputs == (powers,):
+            (shifted,) = powers.inputs
+            if isinstance(shifted.operation, elementwise.Subtract):
+                x, largest = shifted.inputs
+                if largest.operation == selection.Max((axis,)) and largest.inputs == (x,):
+                    name, axes = known.held(x)
+                    return Tensor(known.graph.add("Softmax", name, axis=axes.index(axis)), axes)
+    return None
+
+
+# Along axes
+
+
+def _reduction(operator: str) -> Converter:
+    def convert(known: Translation, node: Expression) -> Tensor:
+        assert isinstance(node.operation, reduction.Reduction)
+        x, axes = known.held(node.inputs[0])
+        places = integers(*sorted(axes.index(axis) for axis in node.operation.axes))
+        return Tensor(known.graph.add(operator, x, places, keepdims=1), axes)
+
+    return convert
+
+
+def _argmax(known: Translation, node: Expression) -> Tensor:
+    assert isinstance(node.operation, indexing.ArgMax)
+    x = known.named(node.inputs[0])
+    found = known.graph.add("ArgMax", x, axis=node.operation.axis, keepdims=0)
+    return Tensor(found, own_axes(node))
+
+
+def _take(known: Translation, node: Expression) -> Tensor:
+    x, index = map(known.named, node.inputs)
+    return Tensor(known.graph.add("Gather", x, index, axis=0), own_axes(node))
+
+
+def _concatenate(known: Translation, node: Expression) -> Tensor:
+    assert isinstance(node.operation, joining.Concatenate)
+    axes = known.axes_for(node)
+    inputs = [known.named(each, axes) for each in node.inputs]
+    return Tensor(known.graph.add("Concat", *inputs, axis=axes.index(node.operation.axis)), axes)
+
+
+# Shapes
+
+
+def _reshape(known: Translation, node: Expression) -> Tensor:
+    (x,) = node.inputs
+    held, lengths = known.held(x), known.lengths(x)
+    moving = [axis for axis in held.axes if lengths[axis] != 1]
+    # Axes of length one may lie anywhere: the elements are in the same order.
+    tensor = held.name if moving == sorted(moving) else known.named(x)
+    return known.reshaped(tensor, known.lengths(node))
+
+
+def _transpose(known: Translation, node: Expression) -> Tensor:
+    """Adds nothing: the same tensor, of which other axes are said."""
+    assert isinstance(node.operation, shaping.Transpose)
+    name, axes = known.held(node.inputs[0])
+    return Tensor(name, tuple(node.operation.axes.index(axis) for axis in axes))
+
+
+def _broadcast(known: Translation, node: Expression) -> Tensor:
+    (x,) = node.inputs
+    axes = known.held(x).axes if x.ndim == node.ndim else own_axes(node)
+    tensor = known.named(x, axes if x.ndim == node.ndim else None)
+    added = node.ndim - x.ndim
+    stays = tuple(added + axis for axis, length in enumerate(known.lengths(x)) if length is None)
+    return Tensor(known.expanded(tensor, node, axes, stays), axes)
+
+
+def _slice(known: Translation, node: Expression) -> Tensor:
+    assert isinstance(node.operation, slicing.Slice)
+    (x,) = node.inputs
+    keeps_axes = all(isinstance(each, range) for each in node.operation.index)
+    axes = known.held(x).axes if keeps_axes else own_axes(x)
+    tensor = known.named(x, axes)
+    if parts := _parts(known, node, x):
+        tensor = known.graph.add(
+            "Slice",
+            tensor,
+            integers(*(part.start for part in parts.values())),
+            integers(*(_end(part) for part in parts.values())),
+            integers(*(axes.index(axis) for axis in parts)),
+            integers(*(part.step for part in parts.values())),
+        )
+    return Tensor(tensor, axes) if keeps_axes else known.reshaped(tensor, known.lengths(node))
+
+
+def _end(part: range) -> int:
+    return part.stop if part.stop >= 0 else BEFORE_THE_FIRST
+
+
+def _zeros_around(known: Translation, node: Expression) -> Tensor:
+    assert isinstance(node.operation, slicing.ZerosAround)
+    (x,) = node.inputs
+    index, lengths = node.operation.index, known.lengths(node)
+    parts = _parts(known, node, node)
+    tensor, axes = known.held(x)
+    if not all(isinstance(each, range) for each in index):
+        inner = [len(parts[i]) if i in parts else length for i, length in enumerate(lengths)]
+        tensor, axes = known.reshaped(known.named(x), inner)
+    before, after = [0] * node.ndim, [0] * node.ndim
+    gathered = {}
+    for axis, part in parts.items():
+        length, place = lengths[axis], axes.index(axis)
+        if length is None:
+            raise _depends_on_count(node)
+        if part.step == 1:
+            before[place], after[place] = part.start, length - part.stop
+        else:  # one line of zeros, from which all that lie between are taken
+            after[place] = 1
+            gathered[place] = [part.index(i) if i in part else len(part) for i in range(length)]
+    if parts:
+        zero = np.array(0, node.dtype)
+        tensor = known.graph.add("Pad", tensor, integers(*before, *after), zero)
+    for place, lines in gathered.items():
+        tensor = known.graph.add("Gather", tensor, integers(*lines), axis=place)
+    return Tensor(tensor, axes)
+
+
+def _parts(known: Translation, node: Expression, whole: Expression) -> dict[int, range]:
+    """What a slice takes along each axis of ``whole`` that it does not take all of."""
+    here, there = (
+        [
+            range(i, i + 1) if isinstance(i, int) else i
+            for i in each.operation.index
+            if i is not None
+        ]
+        for each in (node, known.other(node))
+        if isinstance(each.operation, slicing.Slice | slicing.ZerosAround)
+    )
+    parts = {}
+    for axis, (part, other) in enumerate(zip(here, there, strict=True)):
+        lengths = whole.shape[axis], known.other(whole).shape[axis]
+        if (part, other) != (range(lengths[0]), range(lengths[1])):
+            if part != other:
+                raise _depends_on_count(node)
+            parts[axis] = part
+    return parts
+
+
+def _depends_on_count(node: Expression) -> NotExportableError:
+    return NotExportableError(
+        f"{node}: what it takes depends on the number of inputs; expected all of them, or the same "
+        f"for any number"
+    )
+
+
+# Windows
+
+
+def _convolution(known: Translation, node: Expression) -> Tensor:
+    assert isinstance(node.operation, convolution.Conv2D)
+    return _convolved(known, node, node.operation.windows, node.operation.groups)
+
+
+def _fused_convolution(known: Translation, node: Expression) -> Tensor:
+    operation = node.operation
+    assert isinstance(operation, fused_convolution.FusedConvolution)
+    _, _, bias, *residual = node.inputs
+    biases = [bias] if np.any(known.array(bias)) else []
+    y, axes = _convolved(known, node, operation.windows, operation.groups, biases)
+    y = _with_slope(known, y, operation.epilogue.slope)
+    for each in residual:
+        y = known.graph.add("Add", y, known.named(each, axes))
+        y = _with_slope(known, y, operation.epilogue.residual_slope)
+    return Tensor(_clipped(known, y, node, operation.epilogue.low, operation.epilogue.high), axes)
+
+
+def _convolved(
+    known: Translation,
+    node: Expression,
+    windows: Windows,
+    groups: int,
+    biases: Sequence[Expression] = (),
+) -> Tensor:
+    x, filters, *_ = node.inputs
+    (top, bottom), (left, right) = windows.padding
+    convolved = known.graph.add(
+        "Conv",
+        known.named(x, CHANNELS_SECOND),
+        known.named(filters, FILTER_AXES),
+        *map(known.named, biases),
+        kernel_shape=windows.size,
+        strides=windows.stride,
+        pads=(top, left, bottom, right),
+        group=groups,
+    )
+    return Tensor(convolved, CHANNELS_SECOND)
+
+
+def _maximum_of_windows(known: Translation, node: Expression) -> Tensor:
+    sides, x = _sides(node)
+    return _pooled(known, "MaxPool", sides, x)
+
+
+def _sum_of_windows(known: Translation, node: Expression) -> Tensor:
+    """A mean in which zeros around the map count, times the number of elements."""
+    sides, x = _sides(node)
+    mean, axes = _pooled(known, "AveragePool", sides, x, count_include_pad=1)
+    size = math.prod(side.size for side in sides)
+    return Tensor(known.graph.add("Mul", mean, np.array(size, node.dtype)), axes)
+
+
+def _multiply(known: Translation, node: Expression) -> Tensor:
+    return _mean_of_windows(known, node) or _by("Mul")(known, node)
+
+
+def _mean_of_windows(known: Translation, node: Expression) -> Tensor | None:
+    """Sums of windows, each divided by its number of elements, for which there is an operator."""
+    for total, factors in (node.inputs, node.inputs[::-1]):
+        shares = known.array(factors)
+        if isinstance(total.operation, pooling.WindowSum) and shares is not None:
+            sides, x = _sides(total)
+            counts = {1: [1], 2: [1]} | {side.axis: side.counts() for side in sides}
+            elements = np.multiply.outer(counts[1], counts[2])[:, :, np.newaxis]
+            expected = (1 / elements).astype(node.dtype)
+            if shares.shape in ((), expected.shape) and (shares == expected).all():
+                return _pooled(known, "AveragePool", sides, x)
+    return None
+
+
+def _sides(node: Expression) -> tuple[list[AxisWindows], Expression]:
+    """The windows of a pool along one axis or along both, and the map that is pooled."""
+    (x,) = node.inputs
+    assert isinstance(node.operation, pooling.WindowReduction)
+    sides = [node.operation.windows]
+    if isinstance(x.operation, type(node.operation)) and x.operation.windows.axis != sides[0].axis:
+        sides.append(x.operation.windows)
+        (x,) = x.inputs
+    return sides, x
+
+
+def _pooled(
+    known: Translation, operator: str, sides: list[AxisWindows], x: Expression, **options: int
+) -> Tensor:
+    size, stride, before, after = [1, 1], [1, 1], [0, 0], [0, 0]
+    for side in sides:
+        i = side.axis - 1
+        size[i], stride[i], before[i] = side.size, side.stride, side.before
+        reached = (side.results - 1) * side.stride + side.size
+        after[i] = max(reached - side.before - side.length, 0)
+    pooled = known.graph.add(
+        operator,
+        known.named(x, CHANNELS_SECOND),
+        kernel_shape=tuple(size),
+        strides=tuple(stride),
+        pads=(*before, *after),
+        **options,
+    )
+    return Tensor(pooled, CHANNELS_SECOND)
+
+
+def _product(known: Translation, node: Expression) -> Tensor:
+    return Tensor(known.graph.add("MatMul", *map(known.named, node.inputs)), own_axes(node))
+
+
+CONVERTERS: dict[type[Operation], Converter] = {
+    elementwise.Add: _by("Add"),
+    elementwise.Subtract: _by("Sub"),
+    elementwise.Multiply: _multiply,
+    elementwise.Divide: _divide,
+    elementwise.Negative: _by("Neg"),
+    elementwise.Exp: _by("Exp"),
+    elementwise.Expm1: _expm1,
+    elementwise.Log: _by("Log"),
+    elementwise.Sqrt: _by("Sqrt"),
+    elementwise.Square: _square,
+    elementwise.Tanh: _by("Tanh"),
+    elementwise.Sigmoid: _by("Sigmoid"),
+    elementwise.Less: _by("Less"),
+    elementwise.LessEqual: _by("LessOrEqual"),
+    elementwise.Greater: _by("Greater"),
+    elementwise.GreaterEqual: _by("GreaterOrEqual"),
+    elementwise.Equal: _by("Equal"),
+    selection.Maximum: _by("Max"),
+    selection.Minimum: _by("Min"),
+    selection.Where: _by("Where"),
+    selection.LogicalNot: _by("Not"),
+    selection.Mask: _mask,
+    selection.Clip: _clip,
+    selection.AsType: _cast,
+    selection.Max: _reduction("ReduceMax"),
+    reduction.Sum: _reduction("ReduceSum"),
+    reduction.BroadcastTo: _broadcast,
+    leaky_relu_gradient.LeakyRelu: _leaky_relu,
+    normalization.ScaleAndShift: _scale_and_shift,
+    indexing.ArgMax: _argmax,
+    indexing.CheckedIndices: _cast,
+    indexing.Take: _take,
+    joining.Concatenate: _concatenate,
+    shaping.Reshape: _reshape,
+    shaping.Transpose: _transpose,
+    slicing.Slice: _slice,
+    slicing.ZerosAround: _zeros_around,
+    convolution.Conv2D: _convolution,
+    fused_convolution.FusedConvolution: _fused_convolution,
+    matmul.MatMul: _product,
+    pooling.WindowMaximum: _maximum_of_windows,
+    pooling.WindowSum: _sum_of_windows,
+}

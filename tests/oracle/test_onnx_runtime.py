@@ -1,0 +1,317 @@
+"""Exported nets, run by ONNX Runtime, against our own answers: for 1 input and for 5."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from numpy.typing import NDArray
+
+from benchmarks.seeded_weights import seeded_weights
+from dist_net import autodiff as ad
+from dist_net import nn
+from dist_net.autodiff import Expression
+from dist_net.autodiff.operations.normalization import scale_and_shift
+from dist_net.darknet.activations import ACTIVATIONS
+from dist_net.darknet.configuration import parse_configuration
+from dist_net.darknet.network import DarknetNetwork
+from dist_net.darknet.published import published
+from dist_net.errors import MissingExtraError
+from dist_net.export.formats import ExportedModel, onnx_graph
+from dist_net.models.sources import FoundModel
+from dist_net.nn.inference import Inference, prepare, softmax
+from dist_net.pictures.decoding import load_image
+from dist_net.pictures.fitting import fit_picture, letterbox
+from dist_net.pretrained import efficientnet_lite0 as lite0
+from dist_net.recipes.picture_recipe import PictureNet, small_base
+from dist_net.recipes.recipe import load_recipe, recipe_names
+from dist_net.vector import Vector
+from random_nets import models, naively, weights_of
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
+pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
+
+from dist_net.export.onnx import model_bytes  # noqa: E402
+
+PHOTOGRAPH = Path("/usr/share/darknet/data/dog.jpg")
+TOLERANCE = 1e-5  # of the largest output
+
+
+def exported(model: nn.Model, weights: Vector, pictures: bool = False, **found: Any) -> Any:
+    """A session of ONNX Runtime with the model."""
+    whole = FoundModel(model, ("a class",), {}, "key", lambda: weights, **found)
+    content = model_bytes(onnx_graph(ExportedModel("m", whole, weights, pictures)), "0", {})
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(content, options)
+
+
+def answers(session: Any, inputs: NDArray[Any]) -> NDArray[np.float32]:
+    (place,) = session.get_inputs()
+    outputs: NDArray[np.float32] = session.run(None, {place.name: inputs})[0]
+    return outputs
+
+
+def require_close(given: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+    tolerance = TOLERANCE * np.abs(wanted).max(initial=1e-30)
+    np.testing.assert_allclose(given, wanted, rtol=0, atol=tolerance, strict=True)
+
+
+def require_agreement(model: nn.Model, weights: Vector, low: float = 0, high: float = 9) -> None:
+    """For 1 input and for 5, made of numbers between these."""
+    session, random = exported(model, weights), np.random.default_rng(1)
+    for count in (1, 5):
+        inputs = random.uniform(low, high, (count, *model.input_shape)).astype(model.input_dtype)
+        network = model.network(model.input(count), nn.Scope())
+        (wanted,) = ad.evaluate([network], inputs=inputs, **model.layout.views(weights))
+        require_close(answers(session, inputs), wanted)
+
+
+def of_function(function: Callable[[Expression], Expression], *shape: int) -> nn.Model:
+    """A model of one function, on float32 inputs."""
+    return nn.Model(nn.Lambda(function), shape, input_dtype=np.float32)
+
+
+@given(models())
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+def test_random_nets_answer_alike(model: nn.Model) -> None:
+    weights, random = weights_of(model), np.random.default_rng(1)
+    session = exported(model, weights)
+    for count in (1, 5):
+        rows = random.integers(0, 9, (count, *model.input_shape)).astype(model.input_dtype)
+        require_close(answers(session, rows), naively(model, weights, rows))
+
+
+def powers(x: Expression) -> Expression:
+    return ad.exp(-x) + ad.log(x + 1) + ad.sqrt(x) + ad.expm1(x * 1e-3)
+
+
+def clipped(x: Expression) -> Expression:
+    return ad.clip(x, 2, 5) + ad.leaky_relu(x - 4, 0.2) + ad.leaky_relu(x - 4, 0)
+
+
+def compared(x: Expression) -> Expression:
+    is_other = ad.logical_not(ad.equal(ad.argmax(x, 1), 2))
+    is_between = ad.astype(x >= 2.0, "f4") * ad.astype(x < 5.0, "f4")
+    return ad.astype(is_other, "f4")[:, None] + is_between
+
+
+def whole_numbers(x: Expression) -> Expression:
+    return ad.astype(ad.astype(x, "i4") + ad.astype(x, "i4"), "f4")
+
+
+def chosen(x: Expression) -> Expression:
+    """The largest of each row, by its index."""
+    return ad.gather(x, ad.argmax(x, -1))[:, None]
+
+
+def attention(x: Expression) -> Expression:
+    return ad.softmax(x @ ad.matrix_transpose(x)) @ x
+
+
+def convolved_by_the_first(x: Expression) -> Expression:
+    """By filters that are computed from the inputs."""
+    filters = ad.reshape(x[0, :2, :2], (2, 2, 3, 1))
+    return ad.conv2d(x, filters, padding="valid")
+
+
+def row_beside(x: Expression) -> Expression:
+    """A constant with a row for each input."""
+    return ad.concatenate([x, ad.constant(np.full((x.shape[0], 1), 2, np.float32))], 1)
+
+
+def constant_repeated(x: Expression) -> Expression:
+    return x + ad.sum(ad.broadcast_to(ad.constant(np.ones(4, "f4")), (2, *x.shape)), 0)
+
+
+def scaled(x: Expression) -> Expression:
+    return scale_and_shift(x, ad.constant(np.arange(4, dtype="f4")), x[0, 0])
+
+
+def turned(x: Expression) -> Expression:
+    return ad.transpose(ad.max_pool(x, 2, 1), (0, 2, 1, 3))[:, ::-1, ..., None]
+
+
+def pooled(x: Expression) -> Expression:
+    maxima = ad.max_pool(x, (3, 2), 2, ((1, 1), (0, 1)))
+    return ad.concatenate([ad.average_pool(x, 3, 2, "same"), maxima], 3)
+
+
+FUNCTIONS: dict[str, tuple[Callable[[Expression], Expression], tuple[int, ...]]] = {
+    "arithmetic": (lambda x: (1.5 - x) * x / (x + 0.1) - ad.square(x), (4,)),
+    "extremes": (lambda x: ad.maximum(x, 4.0) + ad.minimum(x, ad.max(x, 1, keepdims=True)), (4,)),
+    "where": (lambda x: ad.where(x > 4.0, x, 0.0) + ad.where(x <= 3.0, x, 2.0), (4,)),
+    "sigmoids": (lambda x: ad.sigmoid(x) + ad.tanh(x), (4,)),
+    "logarithms": (ad.log_softmax, (4,)),
+    "softmax": (ad.softmax, (3, 4)),
+    "means": (lambda x: ad.mean(x, (1, 3)) + ad.sum(x, (1, 2))[:, :1], (2, 3, 4)),
+    "one-hot": (lambda x: nn.losses.one_hot(ad.argmax(x, 1), 4), (4,)),
+    "repeated": (lambda x: ad.broadcast_to(x[:, None], (x.shape[0], 3, 4)), (4,)),
+    "repeated for each input": (lambda x: ad.broadcast_to(ad.max(x), x.shape), (4,)),
+    "merged axes": (lambda x: ad.reshape(ad.reshape(x, (-1, 4)) * 2.0, x.shape), (2, 3, 4)),
+    "pools one way": (lambda x: ad.max_pool(ad.average_pool(x, (1, 2)) * 3.0, (2, 1)), (6, 6, 3)),
+    **{
+        function.__name__: (function, shape)
+        for function, shape in [
+            *((powers, (4,)), (clipped, (4,)), (compared, (4,)), (whole_numbers, (4,))),
+            *((chosen, (4,)), (row_beside, (4,)), (constant_repeated, (4,))),
+            *((attention, (3, 4)), (scaled, (3, 4)), (convolved_by_the_first, (4, 4, 3))),
+            *((turned, (4, 3, 2)), (pooled, (6, 5, 3))),
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_an_operation_answers_alike(name: str) -> None:
+    function, shape = FUNCTIONS[name]
+    model = of_function(function, *shape)
+    require_agreement(model, np.empty(0, np.float32))
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_of_darknets_answers_alike(name: str) -> None:
+    model = of_function(ACTIVATIONS[name], 64)
+    require_agreement(model, np.empty(0, np.float32), -6, 6)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_built_in_recipe_answers_alike(name: str) -> None:
+    recipe = load_recipe(name).recipe
+    require_agreement(recipe.model, recipe.initial_weights(0), high=256)
+
+
+def test_a_net_for_a_folder_of_pictures_answers_alike() -> None:
+    model = nn.Model(PictureNet(small_base(32), 3), (32, 32, 3))
+    require_agreement(model, weights_of(model), high=256)
+
+
+EVERY_LAYER = """
+[net]
+height=21
+width=21
+channels=3
+[crop]
+crop_height=20
+crop_width=20
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=1
+pad=1
+activation=leaky
+[convolutional]
+filters=8
+groups=4
+size=3
+stride=2
+pad=1
+activation=relu
+[shortcut]
+from=-2
+activation=elu
+[maxpool]
+size=3
+stride=2
+[dropout]
+[route]
+layers=-1,-2
+[convolutional]
+batch_normalize=1
+filters=4
+size=1
+stride=1
+activation=selu
+[shortcut]
+from=-5
+activation=leaky
+[connected]
+batch_normalize=1
+output=12
+activation=plse
+[connected]
+output=12
+activation=linear
+[softmax]
+groups=3
+temperature=2
+[cost]
+"""
+
+
+def test_every_layer_of_darknets_answers_alike() -> None:
+    require_network(DarknetNetwork(parse_configuration(EVERY_LAYER, "every layer")))
+
+
+def test_a_published_net_answers_alike() -> None:
+    require_network(DarknetNetwork(published("darknet").configuration(64)))
+
+
+def require_network(network: DarknetNetwork) -> None:
+    model = nn.Model(network, network.input_shape, input_dtype=np.float32)
+    require_agreement(model, seeded_weights(network, 0), high=1)
+
+
+@pytest.fixture(scope="module")
+def lite0_weights() -> Vector:
+    try:
+        return lite0.read_weights()
+    except MissingExtraError:
+        pytest.skip("the weights are not installed (the extra `pretrained`)")
+
+
+@pytest.mark.skipif(not PHOTOGRAPH.exists(), reason="Debian's package darknet is not installed")
+def test_lite0_answers_alike_for_a_photograph(lite0_weights: Vector) -> None:
+    fitted = fit_picture(PHOTOGRAPH, lite0.INPUT_SHAPE, lite0.FITTING)
+    batch = np.stack([fitted, fitted[::-1], fitted[:, ::-1], 255 - fitted, fitted // 2])
+    session = exported(lite0.model(), lite0_weights, has_logits=True)
+    ours = Inference(lite0.model(), prepare(lite0.model(), lite0_weights), compiled=False)
+    wanted = ours(batch)
+    ours.close()
+    require_close(answers(session, batch), wanted)
+    require_close(answers(session, batch[:1]), wanted[:1])
+    options = {"has_logits": True, "pretrained": lite0.NAME, "fitting": lite0.FITTING}
+    whole = exported(lite0.model(), lite0_weights, pictures=True, **options)
+    photograph = load_image(PHOTOGRAPH)[np.newaxis]
+    np.testing.assert_allclose(answers(whole, photograph), softmax(wanted[:1]), rtol=0, atol=2e-3)
+
+
+SIZES = [(300, 400), (37, 41), (28, 32), (9, 7), (1, 1), (90, 60)]
+
+
+@pytest.mark.parametrize("shape", [(28, 32, 3), (28, 32), (28, 32, 1)])
+@pytest.mark.parametrize("fitting", ["pad", "crop", "stretch", "imagenet", "exact"])
+def test_pictures_are_fitted_alike(fitting: str, shape: tuple[int, ...]) -> None:
+    """To 2 of 255, on average to a quarter of one."""
+    model = nn.Model(nn.Sequential(nn.Rescale(1.0), nn.Flatten()), shape)
+    session = exported(model, np.empty(0, np.float32), pictures=True, fitting=fitting)
+    random = np.random.default_rng(0)
+    for size in SIZES if fitting != "exact" else [shape[:2]]:
+        pictures = random.integers(0, 256, (2, *size, 3), np.uint8)
+        wanted = np.stack([fit_picture(each, shape, fitting) for each in pictures])
+        away = np.abs(answers(session, pictures) - wanted.reshape(2, -1))
+        assert away.max() <= 2
+        assert away.mean() < 0.25
+
+
+def test_pictures_are_fitted_alike_for_darknets_nets() -> None:
+    model = nn.Model(nn.Flatten(), (28, 32, 3), input_dtype=np.float32)
+    options = {"fitting": "pad", "configuration": "a net"}
+    session = exported(model, np.empty(0, np.float32), pictures=True, **options)
+    random = np.random.default_rng(0)
+    for size in SIZES:
+        pictures = random.integers(0, 256, (2, *size, 3), np.uint8)
+        wanted = np.stack([letterbox(each, 28, 32) for each in pictures])
+        np.testing.assert_allclose(
+            answers(session, pictures), wanted.reshape(2, -1), rtol=0, atol=1e-4
+        )
