@@ -16,15 +16,17 @@ SLOWEST_TO_MEAN = 10
 class Member:
     """One worker. Times are in seconds on the server's clock.
 
-    ``node`` is the socket that it works through. ``progress_s``: when it last asked for work or
-    pushed. ``pins``: snapshots stay as they are until it has moved on to newer ones. ``shared``: it
-    reads them in shared memory. ``refusals`` counts the gradients refused in a row.
+    ``node`` is the socket that it works through; ``identity`` is what its `Join` said.
+    ``progress_s``: when it last asked for work or pushed. ``pins``: snapshots stay as they are
+    until it has moved on to newer ones. ``shared``: it reads them in shared memory. ``refusals``
+    counts the gradients refused in a row.
     ``told_to_stop``: it knows that the run is over, so if it goes silent it is not lost.
     """
 
     worker_id: int
     node: bytes
     name: str
+    identity: int
     joined_s: float
     heard_s: float
     progress_s: float
@@ -90,9 +92,9 @@ class Membership:
         """
         return SLOWEST_TO_MEAN * self._pipeline.gradients * len(self._members)
 
-    def join(self, node: bytes, name: str, now: float) -> Member:
+    def join(self, node: bytes, name: str, identity: int, now: float) -> Member:
         """Take a worker in under a new id."""
-        member = Member(self._next_worker_id, node, name, now, now, now)
+        member = Member(self._next_worker_id, node, name, identity, now, now, now)
         self._members[member.worker_id] = member
         self._next_worker_id += 1
         return member
@@ -100,6 +102,11 @@ class Membership:
     def at_node(self, node: bytes) -> Member | None:
         """Return the worker that joined through this socket."""
         return next((member for member in self._members.values() if member.node == node), None)
+
+    def of_identity(self, identity: int) -> Member | None:
+        """Return the membership that this worker has by now."""
+        members = self._members.values()
+        return next((member for member in members if member.identity == identity), None)
 
     def alive(self, worker_id: int, now: float) -> Member | None:
         """Note that the worker was heard, and return it; None: it is not a member."""

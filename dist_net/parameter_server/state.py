@@ -135,9 +135,13 @@ class ParameterServer:
         if refusal is not None:
             logger.warning("join_refused name=%s reason=%s", join.name, refusal)
             return [SendToPeer(node, Refuse(refusal, may_rejoin=False))]
+        commands: list[ServerCommand] = []
         member = run.members.at_node(node)
         if member is None:
-            member = run.members.join(node, join.name, now)
+            if (former := run.members.of_identity(join.identity)) is not None:
+                # Its pushes that come from now on would be read where the worker writes new ones.
+                commands.append(self._lose(former, "it joined again", now))
+            member = run.members.join(node, join.name, join.identity, now)
             member.pins = run.store.admit(member.worker_id)
             may_share = self._segment is not None and join.gradient_descriptor != -1
             member.shared = may_share and member.pins
@@ -156,7 +160,7 @@ class ParameterServer:
             settings.heartbeat_timeout_s,
             *(segment or NO_SEGMENT),
         )
-        return [SendToPeer(node, welcome)]
+        return [*commands, SendToPeer(node, welcome)]
 
     def _pull(self, node: bytes, pull: Pull, now: float) -> list[ServerCommand]:
         member = self.run.members.working(pull.worker_id, node, now)

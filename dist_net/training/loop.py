@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol, Self
@@ -12,11 +13,13 @@ import numpy as np
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import SegmentError
 from dist_net.training.state import (
+    REJOIN_TIMEOUT_S,
     Begin,
     Compute,
     Ended,
     Gather,
     Receive,
+    Reconnect,
     SendToServer,
     WorkerCommand,
     WorkerState,
@@ -42,6 +45,10 @@ class MinibatchStep(Protocol):
         """Fills ``gradient``; gives the summed loss and the number of right answers."""
         ...
 
+    def unbind(self) -> None:
+        """Lets go of every vector that it was given."""
+        ...
+
 
 class WorkerLoop:
     """Trains for the server at ``address`` until there is no more to do.
@@ -49,7 +56,8 @@ class WorkerLoop:
     ``step_of`` makes what computes, for the run's seed. ``recipe_digest`` and ``vector_size`` must
     be the server's. With ``shares_memory`` weights and gradients stay in shared memory, for a
     server on this host. ``join_timeout_s`` is how long the server may take to answer the first
-    message; later its heartbeat timeout holds.
+    message; later its heartbeat timeout holds, and then the worker tries for ``rejoin_timeout_s``
+    to join again.
     """
 
     def __init__(
@@ -62,10 +70,12 @@ class WorkerLoop:
         keys: PeerKeys | None = None,
         shares_memory: bool = False,
         join_timeout_s: float = 10.0,
+        rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
         clock: Clock | None = None,
     ) -> None:
         self._step_of = step_of
         self._step: MinibatchStep | None = None
+        self._seed: int | None = None
         self._address = address
         self._keys = keys
         self._join_timeout_s = join_timeout_s
@@ -85,8 +95,8 @@ class WorkerLoop:
         ]
         self._sends_gradient = True
         own_address = self._own.address if self._own else NO_SEGMENT
-        join = Join(name, recipe_digest, vector_size, *own_address)
-        self._state = WorkerState(join, address, join_timeout_s)
+        join = Join(name, secrets.randbits(63), recipe_digest, vector_size, *own_address)
+        self._state = WorkerState(join, address, join_timeout_s, rejoin_timeout_s)
 
     def stop(self, reason: str) -> None:
         """Leaves the run as soon as the loop comes round; may be called by a signal handler."""
@@ -111,7 +121,8 @@ class WorkerLoop:
     def train(self) -> Ended:
         """Returns what the server said last.
 
-        Raises NoAnswerError when it never answered and ServerLostError when it says nothing more,
+        Raises NoAnswerError when it never answered, ServerLostError when it has said nothing for as
+        long as the worker tries to join again, and
         JoinRefusedError or WorkerRefusedError when it will not have this worker.
         """
         commands = deque(self._state.start(self._clock.now()))
@@ -127,6 +138,8 @@ class WorkerLoop:
         match command:
             case SendToServer(message):
                 self._socket.send(message)
+            case Reconnect():
+                self._reconnect()
             case Receive(timeout_s):
                 return self._receive(timeout_s)
             case Gather(epoch, start, stop) if self._step is not None:
@@ -149,6 +162,12 @@ class WorkerLoop:
             raise self._socket.no_answer(self._join_timeout_s)
         return self._state.received(message, now, self._heart.answer if self._heart else None)
 
+    def _reconnect(self) -> None:
+        if self._heart is not None:
+            self._heart.stop()
+        self._socket.abandon()
+        self._socket = ClientSocket(self._address, self._keys)
+
     def _begin(self, welcome: Welcome) -> None:
         self._sends_gradient = welcome.weights_descriptor == -1
         if self._sends_gradient:
@@ -159,7 +178,9 @@ class WorkerLoop:
         interval_s = welcome.heartbeat_interval_s
         self._heart = Heart(self._address, self._keys, welcome.worker_id, interval_s, self._clock)
         self._heart.start()
-        self._step = self._step_of(welcome.seed)
+        if self._step is None or welcome.seed != self._seed:
+            self._step, self._seed = self._step_of(welcome.seed), welcome.seed
+        self._step.unbind()  # its vectors may be those of a server that is gone
         logger.info(
             "joined worker=%d shared_memory=%s", welcome.worker_id, not self._sends_gradient
         )

@@ -6,8 +6,11 @@ While a push travels and is acknowledged, the worker computes the next minibatch
 the newest weights that it has, so it waits neither for the network nor for the server. Gradients
 that follow each other closely go in one push, as many as the server says: that wakes everybody on
 the way less often, and the server applies them in one pass over the weights. The price is a
-greater staleness, by one or two of the worker's own gradients. No I/O; times are seconds on one
-clock that never goes backwards.
+greater staleness, by one or two of the worker's own gradients.
+
+A server that is silent is given time: the worker drops its lease, and asks to join again over one
+fresh connection after the other, until the server, or another start of it, lets it in. No I/O;
+times are seconds on one clock that never goes backwards.
 """
 
 import logging
@@ -39,7 +42,14 @@ from dist_net.wire.messages import (
 logger = logging.getLogger(__name__)
 
 LONGEST_ANSWER_S = 60.0
-"""For an answer, besides the time that arrays travel; then the server has lost the request."""
+"""For an answer, besides the time that arrays travel; then the request was lost on its way."""
+
+FIRST_TRY_S = 1.0
+LONGEST_TRY_S = 5.0
+"""For the answer to a try to join again; each try waits twice as long as the one before. Until then
+its connection is tried ten times a second: a fresh one helps where TCP waits for longer."""
+
+REJOIN_TIMEOUT_S = 300.0
 
 SLOWEST_BYTES_PER_S = 16_000.0
 """The assumed speed of a network before anything has travelled over it."""
@@ -59,6 +69,10 @@ class SendToServer(NamedTuple):
     """Send the message to the server."""
 
     message: Message
+
+
+class Reconnect(NamedTuple):
+    """Drop the connection, with all that is on its way, and connect anew; send no heartbeats."""
 
 
 class Receive(NamedTuple):
@@ -102,7 +116,7 @@ class Ended(NamedTuple):
     finished: bool
 
 
-WorkerCommand = SendToServer | Receive | Begin | Gather | Compute | Ended
+WorkerCommand = SendToServer | Reconnect | Receive | Begin | Gather | Compute | Ended
 
 
 class Computed(NamedTuple):
@@ -124,16 +138,29 @@ class WorkerState:
     """One worker. ``join`` is what it introduces itself with, each time that it joins.
 
     ``address`` is only for messages to people. ``join_timeout_s`` is how long the server may take
-    to answer at first; once the worker is in, ``PATIENCE`` times the heartbeat timeout.
+    to answer at first; once the worker is in, ``PATIENCE`` times the heartbeat timeout. Then it
+    tries for ``rejoin_timeout_s`` to join again; time in which it stood still itself, as by
+    SIGSTOP, does not count.
 
     Answers come in the order of the requests. One that comes twice, because the network delivered a
-    request twice, is told from the answer that is awaited, and dropped.
+    request twice, is told from the answer that is awaited, and dropped. None is of a membership
+    before this one: each has a connection of its own.
     """
 
-    def __init__(self, join: Join, address: str, join_timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        join: Join,
+        address: str,
+        join_timeout_s: float = 10.0,
+        rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
+    ) -> None:
         self._join = join
         self._address = address
         self._answer_timeout_s = join_timeout_s
+        self._rejoin_timeout_s = rejoin_timeout_s
+        self._was_in = False
+        self._try_s = FIRST_TRY_S
+        self._left_s = rejoin_timeout_s
         self._worker_id = 0
         self._batch_size = 0
         self._depth = 1
@@ -157,7 +184,7 @@ class WorkerState:
 
     @property
     def _overdue_at_s(self) -> float:
-        """When the server will have been silent for too long; it owes this worker an answer."""
+        """When the server, which owes this worker an answer, will have been silent for too long."""
         asked_s = self._unanswered[0][1]
         travelling_bytes = sum(self._bytes_of(request) for request, _ in self._unanswered)
         longest_s = LONGEST_ANSWER_S + PATIENCE * travelling_bytes / self._seen_bytes_per_s
@@ -219,6 +246,7 @@ class WorkerState:
 
     def start(self, now: float) -> list[WorkerCommand]:
         self._worker_id = 0
+        self._pull_at_s = None
         self._drop_lease()
         return [self._ask(self._join, now)]
 
@@ -230,17 +258,20 @@ class WorkerState:
         if not self._unanswered or not self._is_awaited(message):
             logger.debug("repeated_message kind=%s", type(message).__name__)
             return []
+        self._heard_s = now
         match message:
-            case Work():
-                self._take_in(message, now)
-                return []
-            case Wait():
-                self._drop_lease()
-                self._pull_at_s = now + message.retry_after_s
+            case Work() | Wait():
+                self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
+                if isinstance(message, Work):
+                    self._take_in(message, now)
+                else:
+                    self._drop_lease()
+                    self._pull_at_s = now + message.retry_after_s
                 return []
             case Welcome():
+                self._was_in = True
                 self._unanswered.clear()
-                self._gathered = None  # ``Begin`` makes a new step
+                self._gathered = None  # perhaps by another seed
                 self._worker_id = message.worker_id
                 self._batch_size = message.batch_size
                 self._depth = message.depth
@@ -310,18 +341,36 @@ class WorkerState:
         return bool(self._unanswered) and now > self._overdue_at_s
 
     def tick(self, now: float) -> list[WorkerCommand]:
-        """Do what is due at ``now``; raises ``ServerLostError`` when the answer is overdue."""
+        """Do what is due at ``now``: join again, if the server has been silent for too long.
+
+        Raises ``ServerLostError`` when that was tried for long enough.
+        """
         if self.is_overdue(now):
-            silent_s = now - max(self._unanswered[0][1], self._heard_s)
-            raise ServerLostError(
-                f"the parameter server at {self._address} has been silent for {silent_s:.1f} s: it "
-                f"ended, or the network is cut; expected an answer by now: resume it from its "
-                f"checkpoint, then start this worker again"
-            )
+            if now - self._heard_s < self._answer_timeout_s:
+                self._seen_bytes_per_s /= 2  # it is alive: perhaps its answer needs more time
+            since_s = self._heard_s if self._was_in else self._unanswered[0][1]
+            return self._rejoin(f"it has been silent for {now - since_s:.1f} s", now)
         if self._pull_at_s is not None and now >= self._pull_at_s:
             self._pull_at_s = None
             return [self._ask(Pull(self._worker_id), now)]
         return []
+
+    def _rejoin(self, reason: str, now: float) -> list[WorkerCommand]:
+        """Try to join, as a new worker, over a fresh connection."""
+        if not self._was_in or self._left_s <= 0:
+            raise ServerLostError(
+                f"the parameter server at {self._address} is lost: {reason}; it ended, or the "
+                f"network is cut: resume it from its checkpoint, then start this worker again"
+            )
+        if self._try_s == FIRST_TRY_S:
+            logger.warning(
+                "rejoining server=%s reason=%s; this worker keeps its data and tries for %g s",
+                *(self._address, reason, self._left_s),
+            )
+        self._answer_timeout_s = min(self._try_s, self._left_s)
+        self._left_s -= self._answer_timeout_s
+        self._try_s = min(2 * self._try_s, LONGEST_TRY_S)
+        return [Reconnect(), *self.start(now)]
 
     def leave(self, reason: str, finished: bool = False) -> list[WorkerCommand]:
         """Leave the run, because the server says so or on the worker's own account."""
@@ -389,8 +438,7 @@ class WorkerState:
 
     def _refused(self, refuse: Refuse, now: float) -> list[WorkerCommand]:
         if refuse.may_rejoin:
-            logger.warning("rejoining reason=%s", refuse.reason)
-            return self.start(now)
+            return self._rejoin(refuse.reason, now)
         error = WorkerRefusedError if self._worker_id else JoinRefusedError
         raise error(f"the parameter server at {self._address} refused this worker: {refuse.reason}")
 

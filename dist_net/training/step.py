@@ -109,6 +109,10 @@ class TrainingStep:
             loss, right, *_ = binding.bound.run()
         return float(loss) * self._size, int(right)
 
+    def unbind(self) -> None:
+        """Lets go of the vectors that it was given; plans and data stay."""
+        self._bound.clear()
+
     def _draw_for_minibatch(self) -> None:
         """Goes to where the numbers of the gathered minibatch begin; its own are 2**128 blocks."""
         self._bits_state["state"]["counter"][:] = 0, 0, self._start, self._epoch

@@ -77,11 +77,14 @@ NO_SEGMENT = SegmentAddress(process_id=0, descriptor=-1, token=b"")
 class Join(NamedTuple):
     """A worker asks to take part.
 
-    ``recipe_digest`` must equal the server's. The last three are the `SegmentAddress` of its
-    gradient vectors; without a segment, arrays travel as frames.
+    ``identity`` is a random number, the same each time that this worker joins: the server ends the
+    membership that it had, of which requests may still be on their way. ``recipe_digest`` must
+    equal the server's. The last three are the `SegmentAddress` of its gradient vectors; without a
+    segment, arrays travel as frames.
     """
 
     name: str
+    identity: int
     recipe_digest: str
     vector_size: int
     process_id: int

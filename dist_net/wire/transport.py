@@ -390,6 +390,11 @@ class ClientSocket(FramedSocket):
         except zmq.Again:
             return None
 
+    def abandon(self) -> None:
+        """Close at once: what has not left by now is dropped."""
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self.close()
+
     def no_answer(self, waited_s: float) -> NoAnswerError:
         """The error for a server that was silent for so long; looks once, briefly, for why."""
         cause = silence_cause(self._address, self._has_keys)

@@ -58,6 +58,9 @@ class Stopwatch:
         self._pushed_s = perf_counter()
         return 0.0, 0
 
+    def unbind(self) -> None:
+        """Nothing is bound."""
+
 
 def waits_s(transport: str, lease_minibatches: int) -> list[float]:
     """Seconds from each of ``ROUND_TRIPS`` gradients to the next.

@@ -74,7 +74,7 @@ def finishes(run: LocalCluster, assert_exact: Check) -> None:
 def test_a_join_with_a_long_field_is_refused_and_the_run_goes_on(
     cluster: OpenCluster, assert_exact: Check, field: str
 ) -> None:
-    join = Join("stranger", "digest", 256, os.getpid(), -1, b"")
+    join = Join("stranger", 1, "digest", 256, os.getpid(), -1, b"")
     value = ZEROS.encode() if field == "segment_token" else ZEROS
     with cluster() as run, stranger_at(run.address) as stranger:
         stranger.send_multipart(frames(Join, *join._replace(**{field: value})))
@@ -95,7 +95,7 @@ def test_a_join_with_memory_of_a_size_made_by_hand_is_refused_and_the_run_goes_o
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     with cluster() as run, stranger_at(run.address) as stranger:
         stranger.send_multipart(
-            encode(Join("stranger", "digest", size, os.getpid(), descriptor, token))
+            encode(Join("stranger", 1, "digest", size, os.getpid(), descriptor, token))
         )
         refuse = decode(stranger.recv_multipart())
         assert isinstance(refuse, Refuse)

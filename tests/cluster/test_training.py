@@ -43,6 +43,7 @@ class Disturbed:
         self._disturb = disturb
         self._runs = 0
         self.gather = step.gather
+        self.unbind = step.unbind
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
         result = self._step.run(weights, gradient)

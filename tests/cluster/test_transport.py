@@ -493,7 +493,7 @@ def test_a_worker_with_keys_does_not_talk_to_a_server_without(server, keys):
         assert_kept_out(server, client, "works without keys")
 
 
-JOIN = Join("one", "digest", 6, 1, -1, b"")
+JOIN = Join("one", 1, "digest", 6, 1, -1, b"")
 ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
 
 

@@ -97,7 +97,7 @@ def test_the_server_is_killed(
 ) -> None:
     often = ("--checkpoint-every", "0.1")
     train = start("train", counting, "--epochs", "1000", "--run-dir", str(run), *often)
-    worker = start("worker", counting, "--connect", train.address)
+    worker = start("worker", counting, "--connect", train.address, "--rejoin-timeout", "1")
     train.report(lambda report: len(report["workers"]) == 3 and report["samples"] > SAMPLES)
     eventually(lambda: (run / "checkpoint.safetensors").exists())
     os.kill(train.children["server"], signal.SIGKILL)
@@ -112,8 +112,36 @@ def test_the_server_is_killed(
     read_checkpoint(run / "checkpoint.safetensors")  # the one that is written at the start
     assert worker.ends() == 1
     last = worker.stderr.splitlines()[-1]
-    assert re.match(r"dist-net worker: the parameter server at ipc://\S+ has been silent for", last)
+    assert re.match(
+        r"dist-net worker: the parameter server at ipc://\S+ is lost: it has been silent for", last
+    )
     assert "Traceback" not in worker.stderr
+
+
+def test_a_worker_outlives_a_server_that_is_stopped_and_then_killed(
+    start: Start, counting: str, run: Path
+) -> None:
+    """The server that takes its place goes on from the checkpoint, at the same address."""
+    listen = ("--listen", "tcp://127.0.0.1:0", "--checkpoint-every", "0.1")
+    server = start("parameter-server", counting, "--epochs", "30", "--run-dir", str(run), *listen)
+    address = server.says(r"--connect (tcp://\S+)")[1]
+    worker = start("worker", counting, "--connect", address)
+    server.report(lambda report: report["samples"] > SAMPLES)
+    os.kill(server.children["server"], signal.SIGSTOP)
+    worker.says(r"rejoining server=tcp://\S+ reason=it has been silent for 4")
+    os.kill(server.children["server"], signal.SIGCONT)
+    before = server.report(lambda report: report["workers_joined"] >= 2)
+    server.report(lambda report: report["samples"] > before["samples"])
+    os.kill(server.children["server"], signal.SIGKILL)
+    assert server.ends() == 1
+
+    resumed = start(
+        *("parameter-server", "--resume", "--run-dir", str(run), "--listen", address, "--json")
+    )
+    assert resumed.result()["samples"] == 30 * SAMPLES
+    assert_exact(run, 30)
+    assert worker.ends() == 0
+    assert worker.stderr.count("rejoining") == 2
 
 
 def test_the_server_is_ended_from_outside(start: Start, counting: str, run: Path) -> None:

@@ -26,6 +26,7 @@ from dist_net.training.state import (
     Ended,
     Gather,
     Receive,
+    Reconnect,
     SendToServer,
     WorkerState,
 )
@@ -36,6 +37,7 @@ from dist_net.wire.messages import (
     Join,
     Message,
     Pipeline,
+    Push,
     SegmentAddress,
     Welcome,
     Work,
@@ -68,7 +70,9 @@ class Host:
     def __init__(self, cluster: "Cluster", node: bytes, descriptor: int) -> None:
         self.cluster = cluster
         self.node = node
-        self.worker = WorkerState(Join(node.decode(), "abc", SIZE, 1, descriptor, b""), "server")
+        join = Join(node.decode(), cluster.born, "abc", SIZE, 1, descriptor, b"")
+        self.worker = WorkerState(join, "server", join_timeout_s=1e9, rejoin_timeout_s=1e9)
+        self.is_cut_off = False
         self.requests: deque[Message] = deque()
         self.answers: deque[Message] = deque()
         self.arrived: deque[Message] = deque()
@@ -91,6 +95,8 @@ class Host:
             match command := pending.popleft():
                 case SendToServer(message):
                     self.requests.append(message)
+                case Reconnect():
+                    self.reconnect()
                 case Receive():
                     message = self.next_arrived()
                     if message is None and not self.worker.can_compute:
@@ -108,6 +114,14 @@ class Host:
                     self.read = self.weights(command).copy()
                 case Ended():
                     self.done = command
+
+    def reconnect(self) -> None:
+        """Drop the connection; what was sent over it may still get to the server, at any time."""
+        self.cluster.strays += [(self.node, request) for request in self.requests]
+        for waiting in (self.requests, self.answers, self.arrived):
+            waiting.clear()
+        self.welcome = None  # its heart does not beat
+        self.cluster.move(self)
 
     def received(self, message: Message | None) -> list:
         try:
@@ -139,14 +153,14 @@ class Host:
         self.go_on(self.worker.computed(1.0, 1, self.slots[compute.slot], self.cluster.now))
 
     def deliver_request(self, times: int = 1) -> None:
-        if self.requests:
+        if self.requests and not self.is_cut_off:
             message = self.requests.popleft()
             for _ in range(times):
                 self.cluster.server_handles(self.node, message)
 
     def deliver_answer(self) -> None:
         """An answer arrives; a worker that computes takes it in later."""
-        if self.answers:
+        if self.answers and not self.is_cut_off:
             self.arrived.append(self.answers.popleft())
         if self.arrived:
             self.wake()
@@ -166,7 +180,7 @@ class Host:
         self.answers.clear()
 
     def beat(self) -> None:
-        if self.welcome is not None:
+        if self.welcome is not None and not self.is_cut_off:
             node, now = b"beat of " + self.node, self.cluster.now
             heartbeat = Heartbeat(self.welcome.worker_id)
             for command in self.cluster.server.handle(node, heartbeat, now):
@@ -180,6 +194,7 @@ class Cluster:
     def __init__(self, descriptors: list[int], settings: RunSettings = RUN_SETTINGS) -> None:
         self.now = 0.0
         self.hosts: dict[bytes, Host] = {}
+        self.strays: list[tuple[bytes, Message]] = []
         self.born = 0
         self.starts = 0
         self.serve(lambda *rest: RunState(settings, np.zeros(SIZE, np.float32), *rest))
@@ -199,6 +214,18 @@ class Cluster:
         node = b"node %d" % self.born
         self.hosts[node] = Host(self, node, descriptor)
 
+    def move(self, host: Host) -> None:
+        """Give the host, which connects anew, a node of its own."""
+        self.hosts.pop(host.node, None)
+        self.born += 1
+        host.node = b"node %d" % self.born
+        self.hosts[host.node] = host
+
+    def deliver_stray(self, which: int) -> None:
+        """A request of a connection that was dropped gets to the server after all."""
+        if self.strays:
+            self.server_handles(*self.strays.pop(which % len(self.strays)))
+
     def server_handles(self, node: bytes, message: Message) -> None:
         for command in self.server.handle(node, message, self.now):
             if isinstance(command, SendToPeer) and command.node in self.hosts:
@@ -213,9 +240,18 @@ class Cluster:
                     host.beat()
             self.server.tick(self.now)
 
+    def stop_server(self, seconds: float) -> None:
+        """Let time pass for everybody but the server, as by SIGSTOP."""
+        self.now += seconds
+        for host in list(self.hosts.values()):
+            host.wake()
+
     def run(self) -> None:
-        """Let everything go its way to the end of the run."""
+        """Let everything go its way to the end of the run, without more faults."""
+        for host in self.hosts.values():
+            host.is_cut_off = False
         for _ in range(2000):
+            self.deliver_stray(0)
             self.pass_time(0.02)
             for host in list(self.hosts.values()):
                 while host.requests or host.answers or host.computing:
@@ -298,6 +334,48 @@ def test_a_server_resumed_from_a_checkpoint_applies_each_sample_once() -> None:
     cluster.assert_each_sample_was_applied_once()
 
 
+def test_workers_outlive_a_server_that_is_away_for_long_and_comes_back_as_another() -> None:
+    cluster = Cluster([9, -1])
+    workers = [host.worker for host in cluster.hosts.values()]
+    while cluster.server.run.ledger.applied_samples < SAMPLES:
+        for host in list(cluster.hosts.values()):
+            host.deliver_request()
+            host.deliver_answer()
+            host.compute()
+    checkpoint = cluster.server.run.checkpoint()
+    for host in list(cluster.hosts.values()):
+        host.is_cut_off = True
+    for _ in range(60):
+        cluster.pass_time(1.0)
+        for host in list(cluster.hosts.values()):
+            host.compute()
+            host.wake()
+    cluster.serve(lambda *rest: RunState.resumed(RUN_SETTINGS, checkpoint, *rest))
+    cluster.run()
+    cluster.assert_each_sample_was_applied_once()
+    assert [host.worker for host in cluster.hosts.values()] == workers
+
+
+def test_a_push_of_a_membership_that_ended_is_not_applied() -> None:
+    """In shared memory the server would read what the worker has written there since."""
+    cluster = Cluster([9])
+    [host] = cluster.hosts.values()
+    while not host.computing:
+        host.deliver_request()
+        host.deliver_answer()
+    while host.computing:
+        host.compute()
+    cluster.stop_server(5.0)
+    assert any(isinstance(message, Push) for _, message in cluster.strays)
+    while not host.computing:
+        host.deliver_request()
+        host.deliver_answer()
+    host.compute()
+    cluster.deliver_stray(0)
+    cluster.run()
+    cluster.assert_each_sample_was_applied_once()
+
+
 EVENTS = [
     "request",
     "request",
@@ -309,6 +387,10 @@ EVENTS = [
     "compute poison",
     "kill",
     "silence",
+    "cut off",
+    "connect",
+    "server stops",
+    "stray",
     "time",
     "join",
     "join afar",
@@ -328,6 +410,10 @@ def test_each_sample_is_applied_once_whatever_happens(events: list[tuple[str, in
                 cluster.add_host(9)
             case "join afar", _:
                 cluster.add_host(-1)
+            case "stray", _:
+                cluster.deliver_stray(which)
+            case "server stops", _:
+                cluster.stop_server(5.0)
             case "time", _:
                 cluster.pass_time(0.02)
             case "resume", _:
@@ -351,6 +437,10 @@ def test_each_sample_is_applied_once_whatever_happens(events: list[tuple[str, in
                 host.compute(poison=True)
             case "kill", Host():
                 host.kill()
+            case "cut off", Host():
+                host.is_cut_off = True
+            case "connect", Host():
+                host.is_cut_off = False
             case "silence", Host():
                 cluster.pass_time(2.0, silent=host)
     cluster.add_host(9)

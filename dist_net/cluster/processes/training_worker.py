@@ -1,7 +1,7 @@
 """The process of a training worker.
 
     python -m dist_net.cluster.processes.training_worker [RECIPE] --connect ADDRESS
-        [--keys DIR] [--name NAME] [--threads N] [--timeout SECONDS]
+        [--keys DIR] [--name NAME] [--threads N] [--timeout SECONDS] [--rejoin-timeout SECONDS]
 
 Prints ``READY`` on stdout when it asks to join, and ``FAILED REASON`` when it ends for a reason
 of its own. Logs go to stderr.
@@ -21,6 +21,7 @@ from dist_net.models.observer import recipe_at
 from dist_net.models.run_directory import RunDirectory, recipe_of_run
 from dist_net.recipes.recipe import load_recipe
 from dist_net.training.loop import WorkerLoop
+from dist_net.training.state import REJOIN_TIMEOUT_S
 from dist_net.training.step import TrainingStep
 from dist_net.wire.address import contact_address
 from dist_net.wire.security import load_peer_keys
@@ -46,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long to wait for the server at first (default: 10)",
     )
+    parser.add_argument(
+        "--rejoin-timeout",
+        type=float,
+        default=REJOIN_TIMEOUT_S,
+        metavar="SECONDS",
+        help="how long to try to join again when the server is silent (default: %(default)g)",
+    )
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)  # for its recipe
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
 
@@ -55,10 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     Raises InterruptedRunError if the run, or this worker, was ended before that.
     """
-    if not 1 <= arguments.threads <= MOST_THREADS or not arguments.timeout > 0:
+    timeouts = arguments.timeout, arguments.rejoin_timeout
+    if not 1 <= arguments.threads <= MOST_THREADS or not min(timeouts) > 0:
         raise SettingError(
-            f"--threads={arguments.threads}, --timeout={arguments.timeout:g}: expected a whole "
-            f"number from 1 up to {MOST_THREADS}, and a number of seconds above 0"
+            f"--threads={arguments.threads}, --timeout={arguments.timeout:g}, "
+            f"--rejoin-timeout={arguments.rejoin_timeout:g}: expected a whole number from 1 up to "
+            f"{MOST_THREADS}, and numbers of seconds above 0"
         )
     use_threads(arguments.threads)
     logging.getLogger("dist_net").setLevel(logging.INFO)
@@ -79,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         keys,
         shares_memory=contact_address(arguments.connect).stays_on_this_host,
         join_timeout_s=arguments.timeout,
+        rejoin_timeout_s=arguments.rejoin_timeout,
     ) as worker:
         stop_on_signals(worker.stop, arguments.parent)
         print(READY, flush=True)

@@ -76,7 +76,7 @@ class Desk:
         return sends[0].message
 
     def join(self, node: bytes, descriptor: int = 9, **facts: Any) -> Any:
-        join = Join(node.decode(), "abc", SIZE, 55, descriptor, b"w")
+        join = Join(node.decode(), hash(node), "abc", SIZE, 55, descriptor, b"w")
         return self.ask(node, join._replace(**facts))
 
     def pull(self, node: bytes, worker_id: int) -> Any:
@@ -395,6 +395,20 @@ def test_a_lost_workers_late_push_is_rejected_and_it_may_join_again(desk: Desk) 
     assert desk.join(b"late").worker_id == 2
 
 
+def test_a_worker_that_joins_again_ends_the_membership_that_it_had(desk: Desk) -> None:
+    """Its pushes that come after that would be read where the worker writes new gradients."""
+    desk.join(b"before", identity=77)
+    work = desk.pull(b"before", 1)
+    again = Join("again", 77, "abc", SIZE, 55, 9, b"w")
+    forget, welcome = desk.server.handle(b"after", again, desk.now)
+    assert forget == Forget(1)
+    assert welcome.message.worker_id == 2
+    assert desk.push(b"before", 1, work).may_rejoin
+    assert desk.run.store.version == 0
+    assert desk.pull(b"after", 2).start == work.start
+    assert len(desk.report()["workers"]) == 1
+
+
 def test_a_push_under_another_workers_id_is_rejected(desk: Desk) -> None:
     desk.join(b"a")
     work = desk.pull(b"a", 1)
@@ -601,7 +615,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted() -> None:
 def test_a_resumed_server_knows_no_worker_of_before() -> None:
     first = ParameterServer(RunState(SETTINGS, vector(0.0)))
     checkpoint = first.run.checkpoint()
-    join = Join("one", "abc", SIZE, 55, -1, b"w")
+    join = Join("one", 1, "abc", SIZE, 55, -1, b"w")
     [before] = first.handle(b"a", join, 0.0)
     second = ParameterServer(RunState.resumed(SETTINGS, checkpoint, first_worker_id=1000))
     [after] = second.handle(b"a", join, 0.0)
@@ -616,7 +630,7 @@ def test_two_servers_never_give_the_same_id() -> None:
     ids = set()
     for _ in range(20):
         with opened_run(SETTINGS, lambda: vector(0.0), None) as (run, _):
-            ids.add(run.members.join(b"a", "one", 0.0).worker_id)
+            ids.add(run.members.join(b"a", "one", 1, 0.0).worker_id)
     assert len(ids) == 20
 
 

@@ -130,7 +130,7 @@ def test_a_diverging_loss_is_carried(loss):
 @pytest.mark.parametrize(
     "message",
     [
-        Join("w", "d", 6, 1, -1, b""),
+        Join("w", 7, "d", 6, 1, -1, b""),
         Welcome(1, 32, 0, 2, 0.5, 2.0, 1, -1, b""),
         Work(1, 0, 0, 32, 0, 2, -1, None),
     ],
@@ -193,7 +193,7 @@ def test_every_text_is_bounded_on_the_way_in_and_out(kind):
 
 def test_a_name_that_is_too_long_is_named():
     assert_refused(
-        [header(PROTOCOL_VERSION, "Join", "x" * 129, "d", 6, 1, -1, b"")],
+        [header(PROTOCOL_VERSION, "Join", "x" * 129, 7, "d", 6, 1, -1, b"")],
         *["Join.name", "length 0 to 128"],
     )
 
@@ -202,10 +202,10 @@ def test_a_name_that_is_too_long_is_named():
 def test_a_name_cannot_begin_a_line_of_the_log(character):
     name = f"worker{character}2026-01-01 INFO all is well"
     assert_refused(
-        [header(PROTOCOL_VERSION, "Join", name, "d", 6, 1, -1, b"")],
+        [header(PROTOCOL_VERSION, "Join", name, 7, "d", 6, 1, -1, b"")],
         *["Join.name", "without control characters"],
     )
-    assert_refused([header(PROTOCOL_VERSION, "Join", "w", f"d{character}", 6, 1, -1, b"")])
+    assert_refused([header(PROTOCOL_VERSION, "Join", "w", 7, f"d{character}", 6, 1, -1, b"")])
 
 
 def test_a_reason_that_is_too_long_is_cut():
