@@ -3,7 +3,12 @@
 A run is ``epochs`` passes over ``samples`` samples, each pass in a shuffled order of its own. A
 *lease* is a contiguous range of one epoch's order, held by one worker and applied from its start
 onwards. Every sample of every epoch is in exactly one place at any time: applied, leased, or in
-the pool of ranges that nobody holds.
+the pool of ranges that nobody holds; and it is applied once.
+
+When the pool is empty, idle workers share what the others still hold. Of the longest lease they
+take what its holder cannot have begun. Where nothing of that kind is left, they take a lease a
+second time: both holders compute the same samples, and are *rivals*. The first push counts. It ends
+the lease of the other, whose pushes on their way are dropped.
 """
 
 from collections import deque
@@ -12,6 +17,7 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from dist_net.errors import CheckpointDamagedError, SettingError
+from dist_net.wire.messages import PIPELINE
 
 
 class Range(NamedTuple):
@@ -24,19 +30,31 @@ class Range(NamedTuple):
 
 @dataclass(slots=True)
 class Lease:
-    """A range that a worker holds; ``start`` moves on as its samples are applied."""
+    """A range that a worker holds; ``start`` moves on as its samples are applied.
+
+    ``rival`` is the worker that holds the same range by a lease of its own.
+    """
 
     lease_id: int
     epoch: int
     start: int
     stop: int
+    rival: int | None = None
+
+    @property
+    def samples(self) -> int:
+        return self.stop - self.start
 
 
 class Verdict(Enum):
-    """What the ledger says of a push."""
+    """What the ledger says of a push.
+
+    ``DUPLICATE``: it was taken in before. ``OVERTAKEN``: a rival's came first.
+    """
 
     DUE = "due"
     DUPLICATE = "duplicate"
+    OVERTAKEN = "overtaken"
     REJECTED = "rejected"
 
 
@@ -45,21 +63,30 @@ class LeaseLedger:
 
     A lease is ``lease_minibatches * batch_size`` samples, and smaller towards the very end, so
     that the workers finish together. There is no barrier between epochs: when the rest of an
-    epoch is leased, the next worker gets the first range of the next one.
+    epoch is leased, the next worker gets the first range of the next one. A worker computes at most
+    ``ahead_minibatches`` beyond those that are applied.
     """
 
-    def __init__(self, samples: int, epochs: int, batch_size: int, lease_minibatches: int) -> None:
+    def __init__(
+        self,
+        samples: int,
+        epochs: int,
+        batch_size: int,
+        lease_minibatches: int,
+        ahead_minibatches: int = PIPELINE.gradients,
+    ) -> None:
         self.samples = samples
         self.epochs = epochs
         self.applied_samples = 0
         self._batch_size = batch_size
         self._lease_minibatches = lease_minibatches
+        self._ahead_samples = batch_size * ahead_minibatches
         self._pool: deque[Range] = deque()
         self._unleased = samples * epochs
         self._next_epoch = 0
         self._next_lease_id = 1
         self._leases: dict[int, Lease] = {}
-        self._completed: dict[int, int] = {}
+        self._ended: dict[int, Lease] = {}  # of each worker, the last that has
 
     @property
     def finished(self) -> bool:
@@ -69,11 +96,11 @@ class LeaseLedger:
         return worker_id in self._leases
 
     def grant(self, worker_id: int) -> Lease | None:
-        """Return the worker's lease, a new one if it holds none; None if all samples are leased."""
+        """Return the worker's lease, a new one if it holds none; None if there is none to have."""
         if worker_id in self._leases:
             return self._leases[worker_id]
         if self._unleased == 0:
-            return None
+            return self._shared(worker_id)
         if not self._pool:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
@@ -81,10 +108,33 @@ class LeaseLedger:
         stop = min(end, start + self._lease_size())
         if stop < end:
             self._pool.appendleft(Range(epoch, stop, end))
-        lease = self._leases[worker_id] = Lease(self._next_lease_id, epoch, start, stop)
-        self._next_lease_id += 1
         self._unleased -= stop - start
+        return self._lease(worker_id, epoch, start, stop)
+
+    def _lease(
+        self, worker_id: int, epoch: int, start: int, stop: int, rival: int | None = None
+    ) -> Lease:
+        lease = self._leases[worker_id] = Lease(self._next_lease_id, epoch, start, stop, rival)
+        self._next_lease_id += 1
         return lease
+
+    def _shared(self, worker_id: int) -> Lease | None:
+        """Give an idle worker a part of what another holds, or all of it a second time."""
+        longest: tuple[int, Lease] | None = None
+        for holder, lease in self._leases.items():
+            if lease.rival is None and (longest is None or lease.samples > longest[1].samples):
+                longest = holder, lease
+        if longest is None:
+            return None
+        holder, lease = longest
+        half = lease.samples // (2 * self._batch_size) * self._batch_size
+        cut = lease.start + max(half, self._ahead_samples)
+        if cut < lease.stop:
+            # Safe without asking the holder: it is told of its new stop before it gets there.
+            stop, lease.stop = lease.stop, cut
+            return self._lease(worker_id, lease.epoch, cut, stop)
+        lease.rival = worker_id
+        return self._lease(worker_id, lease.epoch, lease.start, lease.stop, holder)
 
     def _lease_size(self) -> int:
         # Guided self-scheduling (Polychronopoulos & Kuck 1987), with half the fair share, because
@@ -96,8 +146,10 @@ class LeaseLedger:
         """Say whether a push of samples ``start`` to ``stop`` is the next one of the lease."""
         lease = self._leases.get(worker_id)
         if lease is None or lease.lease_id != lease_id:
-            completed = self._completed.get(worker_id) == lease_id
-            return Verdict.DUPLICATE if completed else Verdict.REJECTED
+            ended = self._ended.get(worker_id)
+            if ended is None or ended.lease_id != lease_id or start > ended.start:
+                return Verdict.REJECTED
+            return Verdict.DUPLICATE if start < ended.start else Verdict.OVERTAKEN
         if start < lease.start:
             return Verdict.DUPLICATE
         if start == lease.start < stop <= lease.stop:
@@ -109,25 +161,38 @@ class LeaseLedger:
         lease = self._leases[worker_id]
         self.applied_samples += stop - lease.start
         lease.start = stop
+        if lease.rival is not None:
+            self._ended[lease.rival] = self._leases.pop(lease.rival)
+            lease.rival = None
         if lease.start == lease.stop:
-            del self._leases[worker_id]
-            self._completed[worker_id] = lease.lease_id
+            self._ended[worker_id] = self._leases.pop(worker_id)
+
+    def dropped(self, worker_id: int, stop: int) -> None:
+        """Record that an overtaken push of samples up to ``stop`` was taken in."""
+        self._ended[worker_id].start = stop
 
     def release(self, worker_id: int) -> int:
-        """Return what is left of the worker's lease to the front of the pool; how many samples."""
-        self._completed.pop(worker_id, None)
+        """End the worker's lease; how many samples went back to the front of the pool.
+
+        None if a rival has them too, who keeps them.
+        """
+        self._ended.pop(worker_id, None)
         lease = self._leases.pop(worker_id, None)
         if lease is None:
             return 0
+        if lease.rival is not None:
+            self._leases[lease.rival].rival = None
+            return 0
         self._pool.appendleft(Range(lease.epoch, lease.start, lease.stop))
-        self._unleased += lease.stop - lease.start
-        return lease.stop - lease.start
+        self._unleased += lease.samples
+        return lease.samples
 
     def to_json(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: leased samples count as not applied."""
-        leased = [[lease.epoch, lease.start, lease.stop] for lease in self._leases.values()]
+        # Rivals hold the same range.
+        leased = {(lease.epoch, lease.start, lease.stop) for lease in self._leases.values()}
         return {
-            "remaining": sorted(leased) + [list(left) for left in self._pool],
+            "remaining": [list(left) for left in (*sorted(leased), *self._pool)],
             "next_epoch": self._next_epoch,
             "next_lease_id": self._next_lease_id,
         }

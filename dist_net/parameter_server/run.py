@@ -40,7 +40,11 @@ class RunState:
         self.settings = settings
         self.members = Membership(settings.heartbeat_timeout_s, first_worker_id, settings.pipeline)
         self.ledger = LeaseLedger(
-            settings.samples, settings.epochs, settings.batch_size, settings.lease_minibatches
+            settings.samples,
+            settings.epochs,
+            settings.batch_size,
+            settings.lease_minibatches,
+            settings.pipeline.gradients,
         )
         self.store = WeightStore(
             [np.empty_like(weights) for _ in range(2)] if buffers is None else buffers,

@@ -185,6 +185,9 @@ class ParameterServer:
         verdict = run.ledger.verdict(push.worker_id, push.lease_id, push.start, push.stop)
         if verdict is Verdict.DUPLICATE:
             run.metrics.duplicates_dropped += 1
+        elif verdict is Verdict.OVERTAKEN:
+            run.metrics.duplicates_dropped += 1
+            run.ledger.dropped(push.worker_id, push.stop)
         elif (
             verdict is Verdict.REJECTED
             or self.stop_reason is not None

@@ -1,16 +1,18 @@
 """The ledger hands out every sample of every epoch, and counts each as applied exactly once."""
 
 import json
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_net.errors import CheckpointDamagedError, SettingError
-from dist_net.parameter_server.leases import LeaseLedger, Verdict
+from dist_net.parameter_server.leases import Lease, LeaseLedger, Verdict
 
 DUE, DUPLICATE, REJECTED = Verdict.DUE, Verdict.DUPLICATE, Verdict.REJECTED
+OVERTAKEN = Verdict.OVERTAKEN
 
 
 class Accountant:
@@ -78,6 +80,141 @@ def test_every_sample_is_applied_once_whatever_the_workers_do(
             accountant.ledger.restore(json.loads(json.dumps(ledger.to_json())))
         assert accountant.ledger.applied_samples == sum(accountant.applied.values())
     accountant.finish(range(4))
+
+
+class Worker:
+    """A worker with pushes on their way, as many as the ledger is told of."""
+
+    def __init__(self, worker_id: int) -> None:
+        self.worker_id = worker_id
+        self.lease = Lease(0, 0, 0, 0)
+        self.next = 0
+        self.on_their_way: deque[tuple[int, int, int]] = deque()
+
+    def told(self, lease: Lease | None) -> None:
+        if lease is not None and lease.lease_id != self.lease.lease_id:
+            self.next = lease.start
+        self.lease = replace(lease) if lease is not None else Lease(0, 0, 0, 0)
+
+    def compute(self, batch_size: int, ahead: int) -> None:
+        stop = min(self.next + batch_size, self.lease.stop)
+        if self.next < stop and len(self.on_their_way) < ahead:
+            self.on_their_way.append((self.lease.lease_id, self.next, stop))
+            self.next = stop
+
+
+@given(
+    samples=st.integers(1, 30),
+    batch_size=st.integers(1, 3),
+    lease_minibatches=st.integers(1, 15),
+    ahead=st.integers(1, 3),
+    events=st.lists(st.tuples(st.sampled_from("ccaaad"), st.integers(0, 3)), max_size=120),
+)
+def test_every_sample_is_applied_once_though_idle_workers_share_what_others_hold(
+    samples: int,
+    batch_size: int,
+    lease_minibatches: int,
+    ahead: int,
+    events: list[tuple[str, int]],
+) -> None:
+    ledger = LeaseLedger(samples, 1, batch_size, lease_minibatches, ahead)
+    workers = [Worker(worker_id) for worker_id in range(4)]
+    applied: Counter[int] = Counter()
+
+    def arrive(worker: Worker) -> None:
+        """Take in the worker's next push, or its pull, and answer."""
+        if worker.on_their_way:
+            push = _, start, stop = worker.on_their_way.popleft()
+            verdict = ledger.verdict(worker.worker_id, *push)
+            assert verdict is not REJECTED
+            if verdict is DUE:
+                applied.update(range(start, stop))
+                ledger.applied(worker.worker_id, stop)
+            elif verdict is OVERTAKEN:
+                ledger.dropped(worker.worker_id, stop)
+            assert ledger.verdict(worker.worker_id, *push) is DUPLICATE
+        elif worker.next < worker.lease.stop:
+            return
+        worker.told(ledger.grant(worker.worker_id))
+
+    to_the_end = [(event, index) for event in "ca" for index in range(4)] * (samples + 1)
+    for event, index in events + to_the_end:
+        worker = workers[index]
+        if event == "c":
+            worker.compute(batch_size, ahead)
+        elif event == "a":
+            arrive(worker)
+        else:
+            ledger.release(worker.worker_id)
+            workers[index] = Worker(worker.worker_id)
+        left = LeaseLedger(samples, 1, batch_size, lease_minibatches)
+        left.restore(ledger.to_json())
+        assert left.applied_samples == ledger.applied_samples == sum(applied.values())
+    assert ledger.finished
+    assert applied == Counter(range(samples))
+
+
+def test_an_idle_worker_takes_half_of_what_another_holds_but_nothing_that_it_has_begun() -> None:
+    ledger = LeaseLedger(36, 1, batch_size=2, lease_minibatches=9, ahead_minibatches=3)
+    slow = ledger.grant(1)
+    rest = ledger.grant(2)
+    while rest is not None and rest.stop < 36:
+        ledger.applied(2, rest.stop)
+        rest = ledger.grant(2)
+    assert slow is not None
+    assert rest is not None
+    assert (slow.start, slow.stop, rest.stop) == (0, 18, 36)
+    half = ledger.grant(3)
+    assert half is not None
+    assert (half.start, half.stop, half.rival) == (8, 18, None)
+    assert slow.stop == 8
+    quarter = ledger.grant(4)
+    assert quarter is not None
+    assert (quarter.start, quarter.stop) == (14, 18)
+    cut = ledger.grant(5)
+    assert cut is not None
+    assert (cut.start, cut.stop, slow.stop) == (6, 8, 6)
+
+
+def two_rivals() -> tuple[LeaseLedger, Lease, Lease]:
+    ledger = LeaseLedger(4, 1, batch_size=2, lease_minibatches=2, ahead_minibatches=2)
+    first = ledger.grant(1)
+    ledger.applied(1, 1)
+    assert first is not None
+    assert first.stop == 2
+    other = ledger.grant(2)
+    assert other is not None
+    ledger.applied(2, 4)
+    second = ledger.grant(2)
+    assert second is not None
+    assert (second.epoch, second.start, second.stop) == (first.epoch, first.start, first.stop)
+    assert second.lease_id != first.lease_id
+    return ledger, first, second
+
+
+def test_of_two_rivals_the_first_push_counts_and_the_other_is_overtaken() -> None:
+    ledger, first, second = two_rivals()
+    assert ledger.verdict(1, first.lease_id, 1, 2) is DUE
+    assert ledger.verdict(2, second.lease_id, 1, 2) is DUE
+    ledger.applied(2, 2)
+    assert ledger.finished
+    assert ledger.verdict(1, first.lease_id, 1, 2) is OVERTAKEN
+    ledger.dropped(1, 2)
+    assert ledger.verdict(1, first.lease_id, 1, 2) is DUPLICATE
+    assert ledger.verdict(1, first.lease_id, 0, 1) is DUPLICATE
+
+
+def test_a_range_has_two_holders_at_most_and_whoever_is_left_keeps_it() -> None:
+    ledger, _, second = two_rivals()
+    assert ledger.grant(3) is None
+    assert ledger.to_json()["remaining"] == [[0, 1, 2]]
+    assert ledger.release(1) == 0
+    assert ledger.to_json()["remaining"] == [[0, 1, 2]]
+    third = ledger.grant(3)
+    assert third is not None
+    assert (third.start, third.rival, second.rival) == (1, 2, 3)
+    assert ledger.release(3) == 0
+    assert ledger.release(2) == 1
 
 
 def test_an_idle_worker_begins_the_next_epoch_while_the_last_of_this_one_is_out() -> None:

@@ -13,7 +13,7 @@ from dist_net.optim import SGD, Momentum, StepDecay
 from dist_net.parameter_server.loop import opened_run
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.parameter_server.state import Forget, ParameterServer, SendToPeer
+from dist_net.parameter_server.state import RETRY_AFTER_S, Forget, ParameterServer, SendToPeer
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
     PIPELINE,
@@ -452,14 +452,21 @@ def test_at_the_end_every_worker_is_told_and_counted_out(desk: Desk) -> None:
     assert desk.report()["workers_lost"] == 0
 
 
-def test_idle_workers_wait_while_others_hold_the_last_samples(desk: Desk) -> None:
-    desk.join(b"slow")
-    desk.join(b"fast")
+def test_what_a_slow_worker_holds_at_the_end_is_done_by_an_idle_one(desk: Desk) -> None:
+    for node in (b"slow", b"fast", b"third"):
+        desk.join(node)
     slow = desk.pull(b"slow", 1)
-    assert isinstance(trained(desk, b"fast", 2), Wait)
-    while isinstance(slow, Work):
-        slow = desk.push(b"slow", 1, slow)
-    assert slow == Stop("every epoch is done", finished=True)
+    fast = trained(desk, b"fast", 2, samples_at_most=SETTINGS.samples_total - 8)
+    assert (fast.epoch, fast.start, fast.stop) == (slow.epoch, slow.start, slow.stop)
+    assert desk.pull(b"third", 3) == Wait(RETRY_AFTER_S)  # two at a time are enough
+    fast = desk.push(b"fast", 2, fast)
+    again = desk.push(b"slow", 1, slow)
+    assert (again.start, again.version) == (4, desk.run.store.version)
+    assert again.lease_id > fast.lease_id
+    assert desk.push(b"slow", 1, slow).lease_id == again.lease_id
+    assert desk.push(b"slow", 1, again) == Stop("every epoch is done", finished=True)
+    report = desk.report()
+    assert (report["samples"], report["duplicates_dropped"]) == (SETTINGS.samples_total, 2)
 
 
 def test_a_shutdown_stops_the_workers_and_applies_nothing_more(desk: Desk) -> None:
