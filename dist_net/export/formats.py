@@ -18,6 +18,7 @@ from dist_net.export.preprocessing import add_preprocessing
 from dist_net.export.translation import Tensor
 from dist_net.files import replacing
 from dist_net.models.sources import FoundModel
+from dist_net.recipes.picture_recipe import PictureRecipe
 from dist_net.release import release
 from dist_net.spelling import suggestion
 from dist_net.vector import Vector
@@ -48,13 +49,20 @@ class ExportedModel:
         found = self.found
         known = {
             "model": self.name,
-            "recipe": found.recipe.name if found.recipe else "",
+            "recipe": self._recipe,
             "fitting": self.fitting,
             "labels": json.dumps(found.labels, ensure_ascii=False) if found.labels else "",
             "unknown_below": str(found.unknown_below or ""),
             "dist_net": release(),
         }
         return {name: value for name, value in known.items() if value}
+
+    @property
+    def _recipe(self) -> str:
+        found = self.found
+        if found.picture_recipe:
+            return PictureRecipe.from_json(found.picture_recipe).name
+        return found.recipe.name if found.recipe else ""
 
     @property
     def arrays(self) -> dict[str, Vector]:

@@ -256,23 +256,22 @@ def _zeros_around(known: Translation, node: Expression) -> Tensor:
 
 def _parts(known: Translation, node: Expression, whole: Expression) -> dict[int, range]:
     """What a slice takes along each axis of ``whole`` that it does not take all of."""
-    here, there = (
-        [
-            range(i, i + 1) if isinstance(i, int) else i
-            for i in each.operation.index
-            if i is not None
-        ]
-        for each in (node, known.other(node))
-        if isinstance(each.operation, slicing.Slice | slicing.ZerosAround)
-    )
     parts = {}
-    for axis, (part, other) in enumerate(zip(here, there, strict=True)):
+    ranges = zip(_ranges(node), _ranges(known.other(node)), strict=True)
+    for axis, (part, other) in enumerate(ranges):
         lengths = whole.shape[axis], known.other(whole).shape[axis]
         if (part, other) != (range(lengths[0]), range(lengths[1])):
             if part != other:
                 raise _depends_on_count(node)
             parts[axis] = part
     return parts
+
+
+def _ranges(node: Expression) -> list[range]:
+    """What a slice takes along each axis, of a single index too."""
+    assert isinstance(node.operation, slicing.Slice | slicing.ZerosAround)
+    index = [each for each in node.operation.index if each is not None]
+    return [range(each, each + 1) if isinstance(each, int) else each for each in index]
 
 
 def _depends_on_count(node: Expression) -> NotExportableError:
