@@ -46,7 +46,8 @@ def show_run(report: dict[str, Any], console: Console) -> None:
         f"{report['samples_total']:,} samples, version {report['version']:,}, "
         f"{report['samples_per_s']:,.0f} samples/s, staleness {report['staleness_mean']:.2f} on "
         f"average and {report['staleness_max']} at most; {report['workers_joined']} workers "
-        f"joined, {report['workers_lost']} lost",
+        f"joined, {report['workers_lost']} lost; the server's start {report['server_starts']}, "
+        f"incarnation {report['incarnation']}",
     )
     if report["checkpoint_error"] is not None:
         console.print(report["checkpoint_error"], style="yellow")

@@ -77,7 +77,9 @@ class ServerLoop:
         self._checkpoint_path = checkpoint_path
         self._checkpoint_every_s = checkpoint_every_s
         self._clock = clock or SystemClock()
-        self._server = ParameterServer(run, segment.address if segment else None)
+        self._server = ParameterServer(
+            run, segment.address if segment else None, secrets.token_hex(8)
+        )
         self._gradients: dict[int, Segment] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None

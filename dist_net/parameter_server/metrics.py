@@ -30,12 +30,14 @@ class RunMetrics:
     """Counters and metric records of a run; after a resume they go on from the checkpoint's.
 
     Only the newest records are kept: an observer asks for them as they are made, and writes them
-    down. ``next_record`` is how many there have been. A push of several gradients counts as that
-    many pushes. ``seconds`` runs from the first lease to the last applied push, without the time
-    in which the run was interrupted. ``staleness_histogram[n]`` counts the pushes of staleness n,
-    and its last possible entry, ``STALENESS_BINS - 1``, also those beyond.
+    down. ``next_record`` is how many there have been. ``server_starts`` counts this one too. A push
+    of several gradients counts as that many pushes. ``seconds`` runs from the first lease to the
+    last applied push, without the time in which the run was interrupted. ``staleness_histogram[n]``
+    counts the pushes of staleness n, and its last possible entry, ``STALENESS_BINS - 1``, also
+    those beyond.
     """
 
+    server_starts: int = 1
     pushes_applied: int = 0
     pushes_rejected: int = 0
     duplicates_dropped: int = 0
@@ -129,6 +131,7 @@ class RunMetrics:
         return {
             "seconds": self.seconds,
             "samples_per_s": applied_samples / self.seconds if self.seconds > 0 else 0.0,
+            "server_starts": self.server_starts,
             "pushes_applied": self.pushes_applied,
             "pushes_rejected": self.pushes_rejected,
             "duplicates_dropped": self.duplicates_dropped,
@@ -155,6 +158,9 @@ class RunMetrics:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "RunMetrics":
+        """Return those of a server that goes on from ``to_json``."""
         records = deque(state["records"], maxlen=RECORDS_KEPT)
         window = Window(**state["window"])
-        return cls(**state | {"records": records, "window": window})
+        metrics = cls(**state | {"records": records, "window": window})
+        metrics.server_starts += 1
+        return metrics

@@ -59,11 +59,15 @@ class ParameterServer:
     """A run's server. Times are seconds on one clock that never goes backwards.
 
     ``segment`` is where the run's buffers lie; None: weights travel as frames to every worker.
+    ``incarnation`` names this start of the server.
     A request that is delivered twice is answered twice, alike, and takes effect once.
     """
 
-    def __init__(self, run: RunState, segment: SegmentAddress | None = None) -> None:
+    def __init__(
+        self, run: RunState, segment: SegmentAddress | None = None, incarnation: str = ""
+    ) -> None:
         self.run = run
+        self._incarnation = incarnation
         self.stop_reason: str | None = None
         self._segment = segment
         self._checkpoint_version: int | None = None
@@ -153,6 +157,7 @@ class ParameterServer:
         segment = self._segment if member.shared else None
         welcome = Welcome(
             member.worker_id,
+            self._incarnation,
             settings.batch_size,
             settings.seed,
             settings.pipeline.depth,
@@ -288,6 +293,7 @@ class ParameterServer:
     def _status(self, first_record: int, now: float) -> StatusReport:
         report = {
             "state": self.state,
+            "incarnation": self._incarnation,
             "recipe": self.run.settings.recipe,
             "checkpoint_version": self._checkpoint_version,
             "checkpoint_error": self._checkpoint_error,

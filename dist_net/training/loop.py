@@ -182,7 +182,8 @@ class WorkerLoop:
             self._step, self._seed = self._step_of(welcome.seed), welcome.seed
         self._step.unbind()  # its vectors may be those of a server that is gone
         logger.info(
-            "joined worker=%d shared_memory=%s", welcome.worker_id, not self._sends_gradient
+            "joined worker=%d incarnation=%s shared_memory=%s",
+            *(welcome.worker_id, welcome.incarnation, not self._sends_gradient),
         )
 
 

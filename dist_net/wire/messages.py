@@ -93,12 +93,16 @@ class Join(NamedTuple):
 
 
 class Welcome(NamedTuple):
-    """The worker is in. ``depth`` is that of the run's `Pipeline`.
+    """The worker is in.
 
-    The last three are the `SegmentAddress` of the weights; without one, they travel as frames.
+    ``incarnation`` names the start of the server. No other start gives this ``worker_id``, so that
+    alone says of which of them a request is: any other one refuses it. ``depth`` is that of the
+    run's `Pipeline`. The last three are the `SegmentAddress` of the weights; without one, they
+    travel as frames.
     """
 
     worker_id: int
+    incarnation: str
     batch_size: int
     seed: int
     depth: int

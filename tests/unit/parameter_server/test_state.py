@@ -64,7 +64,7 @@ class Desk:
     ) -> None:
         self.buffers = [vector(np.nan) for _ in range(shared_buffers)]
         self.run = run or RunState(SETTINGS, vector(0.0), self.buffers)
-        self.server = ParameterServer(self.run, SEGMENT)
+        self.server = ParameterServer(self.run, SEGMENT, "b7")
         self.now = 100.0
 
     def ask(self, node: bytes, message: Message) -> Any:
@@ -107,8 +107,9 @@ def desk() -> Desk:
 
 
 def test_a_worker_is_welcomed_with_what_it_needs(desk: Desk) -> None:
-    assert desk.join(b"a") == Welcome(1, 4, 0, 2, 0.3, 1.5, 123, 4, b"t")
-    assert desk.report()["state"] == "training"
+    assert desk.join(b"a") == Welcome(1, "b7", 4, 0, 2, 0.3, 1.5, 123, 4, b"t")
+    report = desk.report()
+    assert (report["state"], report["incarnation"]) == ("training", "b7")
 
 
 def test_a_worker_with_another_recipe_is_refused_with_both_digests(desk: Desk) -> None:
@@ -501,6 +502,8 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
     assert report == {
         "recipe": "digits",
         "state": "finished",
+        "incarnation": "b7",
+        "server_starts": 1,
         "samples": 80,
         "samples_total": 80,
         "epochs": 2,
@@ -619,18 +622,25 @@ def test_a_resumed_run_ends_as_one_that_was_never_interrupted() -> None:
     assert report["workers_joined"] == 2
 
 
-def test_a_resumed_server_knows_no_worker_of_before() -> None:
-    first = ParameterServer(RunState(SETTINGS, vector(0.0)))
-    checkpoint = first.run.checkpoint()
-    join = Join("one", 1, "abc", SIZE, 55, -1, b"w")
-    [before] = first.handle(b"a", join, 0.0)
-    second = ParameterServer(RunState.resumed(SETTINGS, checkpoint, first_worker_id=1000))
-    [after] = second.handle(b"a", join, 0.0)
-    assert isinstance(before, SendToPeer)
-    assert isinstance(before.message, Welcome)
-    assert after != before
-    [answer] = second.handle(b"heart of a", Heartbeat(before.message.worker_id), 0.1)
-    assert answer.message.may_rejoin
+def test_a_server_refuses_what_is_meant_for_a_former_incarnation(desk: Desk) -> None:
+    """By the worker's id alone: the lease and the version may be ones that it knows."""
+    checkpoint = desk.run.checkpoint()
+    desk.join(b"a")
+    before = desk.pull(b"a", 1)
+    resumed = Desk(RunState.resumed(SETTINGS, checkpoint, first_worker_id=1000))
+    assert resumed.join(b"b").worker_id == 1000
+    now = resumed.pull(b"b", 1000)
+    assert (now.lease_id, now.start, now.version) == (before.lease_id, before.start, before.version)
+    for node in (b"a", b"b"):
+        for answer in (
+            resumed.push(node, 1, before),
+            resumed.pull(node, 1),
+            resumed.ask(b"heart of a", Heartbeat(1)),
+        ):
+            assert isinstance(answer, Refuse)
+            assert answer.may_rejoin
+    report = resumed.report()
+    assert (report["version"], report["pushes_rejected"], report["server_starts"]) == (0, 2, 2)
 
 
 def test_two_servers_never_give_the_same_id() -> None:

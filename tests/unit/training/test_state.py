@@ -39,7 +39,7 @@ from dist_net.wire.messages import (
 )
 
 JOIN = Join("one", 1, "abc", 5, 55, 9, b"w")
-WELCOME = Welcome(3, 4, 0, 2, 0.3, 1.5, 0, -1, b"")
+WELCOME = Welcome(3, "b7", 4, 0, 2, 0.3, 1.5, 0, -1, b"")
 GRADIENT = np.zeros(5, np.float32)
 UNKNOWN = Refuse("worker 3 is not in this run", may_rejoin=True)
 REJOIN: list[WorkerCommand] = [Reconnect(), SendToServer(JOIN)]

@@ -131,7 +131,7 @@ def test_a_diverging_loss_is_carried(loss):
     "message",
     [
         Join("w", 7, "d", 6, 1, -1, b""),
-        Welcome(1, 32, 0, 2, 0.5, 2.0, 1, -1, b""),
+        Welcome(1, "b7", 32, 0, 2, 0.5, 2.0, 1, -1, b""),
         Work(1, 0, 0, 32, 0, 2, -1, None),
     ],
 )
