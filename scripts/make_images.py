@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, ViewportSize, sync_playwright
 
 from dist_net import Client
 
@@ -32,10 +34,15 @@ def main() -> None:
             subprocess.run([*DIST_NET, "train", "fashion-mnist", "--run-dir", run], check=True)
         save(run / "training.png", "learning_curve.png", width=1200)
         save(run / "confusion.png", "confusion_matrix.png", width=700)
-        photograph_page(run, Path(directory, "page.png"))
+        with serving(f"clothes={run}") as (http, zmq):
+            visit(http, zmq, Path(directory, "page.png"))
         save(Path(directory, "page.png"), "page.png", width=1100)
-        photograph_report(Path(directory), Path(directory, "report.png"))
+        run = trained_on_signs(Path(directory))
+        photograph(run / "report.html", Path(directory, "report.png"))
         save(Path(directory, "report.png"), "report.png", width=800)
+        with serving(f"signs={run}") as (http, _):
+            try_signs(http, Path(directory, "photos_page.png"))
+        save(Path(directory, "photos_page.png"), "photos_page.png", width=480)
 
 
 def save(source: Path, name: str, width: int) -> None:
@@ -47,47 +54,66 @@ def save(source: Path, name: str, width: int) -> None:
     print(f"docs/images/{name}: {(IMAGES / name).stat().st_size // 1000} kB")
 
 
-def photograph_page(run: Path, path: Path) -> None:
-    """Serves the run, asks it for a while, and takes a picture of the page."""
+@contextmanager
+def serving(model: str) -> Iterator[tuple[str, str]]:
+    """Serves a model; gives the addresses of HTTP and of ZeroMQ."""
     free_ports = ["--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0"]
     with subprocess.Popen(
-        [*DIST_NET, "serve", f"clothes={run}", *free_ports], stdout=subprocess.PIPE, text=True
+        [*DIST_NET, "serve", model, *free_ports], stdout=subprocess.PIPE, text=True
     ) as pool:
         assert pool.stdout is not None
         ready = next(line for line in pool.stdout if line.startswith("READY"))
         http, zmq = (word.partition("=")[2] for word in ready.split()[1:])
         try:
-            visit(http, zmq, path)
+            yield http, zmq
         finally:
             pool.send_signal(signal.SIGINT)
 
 
-def photograph_report(directory: Path, path: Path) -> None:
-    """Trains on drawn road signs, of which three lie in the wrong folder, and photographs it."""
+def trained_on_signs(directory: Path) -> Path:
+    """A run on drawn road signs, of which three lie in the wrong folder."""
     signs, run = directory / "signs", directory / "run"
     subprocess.run([sys.executable, ROOT / "examples/photos/draw.py", signs, "40"], check=True)
     for number in range(3):
         file = signs / "stop" / f"{number:03}.jpg"
         file.rename(signs / "no entry" / f"misplaced-{number}.jpg")
     subprocess.run([*DIST_NET, "train", signs, "--run-dir", run], check=True)
+    return run
+
+
+@contextmanager
+def browsing(width: int, height: int) -> Iterator[Page]:
+    """A page of the system's Chromium."""
+    chromium = shutil.which("chromium")
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox"]
-        )
-        page = browser.new_page(viewport={"width": 1000, "height": 1500}, color_scheme="light")
-        page.goto((run / "report.html").as_uri())
-        page.screenshot(path=path, full_page=True)
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        viewport: ViewportSize = {"width": width, "height": height}
+        yield browser.new_page(viewport=viewport, color_scheme="light")
         browser.close()
+
+
+def photograph(file: Path, path: Path) -> None:
+    """Takes a picture of a whole file of HTML."""
+    with browsing(1000, 1500) as page:
+        page.goto(file.as_uri())
+        page.screenshot(path=path, full_page=True)
+
+
+def try_signs(http: str, path: Path) -> None:
+    """Tries a picture that was held back, and photographs the form and the answer."""
+    with browsing(480, 1000) as page:
+        page.goto(http)
+        page.get_by_role("group", name="not trained on").get_by_role("button").first.click()
+        page.locator("#verdict:not(:empty)").wait_for()
+        page.locator("#seen").wait_for()
+        page.locator("#ask").screenshot(path=path)
 
 
 def visit(http: str, zmq: str, path: Path) -> None:
     """Opens the page, clicks a sample while other requests keep the pool busy, and photographs."""
     with Image.open(ROOT / "examples" / "fashion_mnist" / "boot.png") as picture:
         boot = np.asarray(picture)
-    chromium = shutil.which("chromium")
-    with sync_playwright() as driver, Client(zmq) as client:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1040}, color_scheme="light")
+    with browsing(1280, 1040) as page, Client(zmq) as client:
         page.goto(http)
         for second in range(15):
             pending = [client.submit("clothes", boot) for _ in range(200 + 40 * (second % 5))]
@@ -99,7 +125,6 @@ def visit(http: str, zmq: str, path: Path) -> None:
         page.wait_for_timeout(1500)
         page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=path)
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -33,13 +31,12 @@ class SamplePictures:
     async def samples(self, request: Request) -> Json:
         """The class and the address of each picture to try a model with."""
         model = self._model(request)
-        path = f"/v1/models/{quote(model.name, safe='')}/samples"
-        return Json(
-            [
-                {"label": each.label, "path": f"{path}/{number}"}
-                for number, each in enumerate(model.samples)
-            ]
-        )
+        path = f"/v1/models/{model.name}/samples"
+        listed = [
+            {"label": each.label, "path": f"{path}/{number}"}
+            for number, each in enumerate(model.samples)
+        ]
+        return Json(listed)
 
     async def sample(self, request: Request) -> Response:
         """A picture to try a model with."""

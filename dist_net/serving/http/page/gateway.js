@@ -38,10 +38,17 @@ export async function pool() {
   return { ...answer, received: performance.now() };
 }
 
+// Relative, as all addresses here: a proxy may offer the pool below a path of its own.
 export const classifyPath = (model) => `v1/models/${encodeURIComponent(model)}/classify?top=5`;
+const samplesPath = (model) => `v1/models/${encodeURIComponent(model)}/samples`;
 
-/** The label and the path of each picture to try a model with. Throws a Problem. */
-export const samplesOf = (model) => send(`v1/models/${encodeURIComponent(model)}/samples`, {});
+/** What each picture shows that a model can be tried with. Throws a Problem. */
+export async function sampleLabels(model) {
+  return (await send(samplesPath(model), {})).map(({ label }) => label);
+}
+
+/** One of these pictures. Throws a Problem. */
+export const samplePicture = (model, number) => content(`${samplesPath(model)}/${number}`);
 
 /** The top five classes of a picture, and `total_ms` as measured here. Throws a Problem. */
 export async function classify(model, picture, signal) {

@@ -1,7 +1,7 @@
 // Pictures to try: those that the chosen model's run held out, or else the page's own.
 
 import { byId, element } from "./elements.js";
-import { content, samplesOf } from "./gateway.js";
+import { sampleLabels, samplePicture } from "./gateway.js";
 import { label } from "./words.js";
 
 const place = byId("samples");
@@ -33,21 +33,21 @@ export async function sampleAt(target) {
   return new File([picture], src.split("/").at(-1), { type: picture.type });
 }
 
-async function heldOut(name) {
-  const samples = await samplesOf(name);
-  const buttons = samples.map(async (sample, i) => {
-    const kind = sample.label.replace(/[^\p{L}\p{N}]+/gu, "-");
-    const picture = await content(sample.path);
-    return newButton(sample, new File([picture], `${kind}-${i + 1}.png`, { type: "image/png" }));
+async function heldOut(model) {
+  const labels = await sampleLabels(model);
+  const buttons = labels.map(async (shown, i) => {
+    const name = `${shown.replace(/[^\p{L}\p{N}]+/gu, "-")}-${i + 1}.png`;
+    const picture = await samplePicture(model, i);
+    return newButton(shown, new File([picture], name, { type: "image/png" }));
   });
   return { legend: "Or try one that it was not trained on", buttons: await Promise.all(buttons) };
 }
 
-function newButton(sample, picture) {
+function newButton(shown, picture) {
   const button = element("button", "");
   const image = element("img", "");
   Object.assign(button, { type: "button", picture });
   Object.assign(image, { src: URL.createObjectURL(picture), alt: "" });
-  button.append(image, element("span", label(sample.label)));
+  button.append(image, element("span", label(shown)));
   return button;
 }
