@@ -92,7 +92,7 @@ def test_pictures_that_a_run_held_out_go_with_its_model(
         np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(png))), held_out[place])
 
 
-@pytest.mark.parametrize("damage", ["cut", "shape", "type", "labels", "pickle"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "zip", "shape", "type", "labels", "pickle"])
 def test_a_run_whose_held_out_pictures_are_damaged_is_served_without_them(
     loader: ModelLoader, folder_run: Path, damage: str
 ) -> None:
@@ -100,6 +100,11 @@ def test_a_run_whose_held_out_pictures_are_damaged_is_served_without_them(
     match damage:
         case "cut":
             file.write_bytes(file.read_bytes()[:-1])
+        case "empty":
+            file.write_bytes(b"")
+        case "zip":
+            with file.open("wb") as opened:
+                np.savez(opened, np.zeros(1))
         case "shape":
             np.save(file, np.zeros((12, 8, 9, 3), np.uint8))
         case "type":

@@ -160,6 +160,21 @@ def test_a_model_of_grey_pictures_sees_grey_on_white(visit: Any, gateway: Any) -
     assert np.abs(seen - expected).mean() < 3
 
 
+def test_a_poll_meanwhile_does_not_keep_the_picture_from_being_shown(visit: Any) -> None:
+    page = visit().page
+    expect(page.locator("#knows")).to_be_visible()
+    page.evaluate(
+        "() => { const decode = createImageBitmap; const polled = new Promise((resolve) =>"
+        " { window.goOn = resolve; });"
+        " window.createImageBitmap = async (picture) => (await polled, decode(picture)); }"
+    )
+    choose(page, smooth_picture(8, 8))
+    for _ in range(2):  # the first may have been on its way
+        page.wait_for_event("requestfinished", lambda request: request.url.endswith("/pool"))
+    page.evaluate("goOn()")
+    expect(page.locator("#seen")).to_be_visible()
+
+
 def test_what_a_model_would_refuse_or_a_browser_cannot_read_is_not_shown(
     visit: Any, gateway: Any
 ) -> None:

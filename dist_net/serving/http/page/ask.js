@@ -115,7 +115,7 @@ async function showPicture(picture, model) {
   byId("submit").textContent = "Ask again";
   const canvas = document.createElement("canvas");
   const isSeen = model !== undefined && await drawAsSeen(canvas, picture, model);
-  if (picture !== input.files[0] || model !== chosenModel()) return;  // overtaken
+  if (picture !== input.files[0] || model?.name !== chosenModel()?.name) return;  // overtaken
   byId("seen").hidden = !isSeen;
   byId("seen").querySelector("canvas").replaceWith(canvas);
   write(byId("seen-size"), `${canvas.width} × ${canvas.height}`);
