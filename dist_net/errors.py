@@ -252,6 +252,34 @@ class CheckpointWriteError(DistNetError):
     """A checkpoint could not be written; the one before it is still there."""
 
 
+class JournalMissingError(BadInputError):
+    """There is no file where a run's journal was expected, or it cannot be opened."""
+
+
+class NotAJournalError(BadInputError):
+    """A file was given as a journal and is something else."""
+
+
+class JournalDamagedError(BadInputError):
+    """A journal, or a record of it, is cut short or contradicts itself."""
+
+
+class JournalFormatError(BadInputError):
+    """A journal was written by a later version of this project."""
+
+
+class JournalMismatchError(BadInputError):
+    """A journal belongs to another run, or does not go as far as it is asked for."""
+
+
+class JournalWriteError(DistNetError):
+    """A journal cannot be written."""
+
+
+class ReplayError(DistNetError):
+    """A run that is computed again does not arrive at the weights that it had."""
+
+
 class JoinRefusedError(BadInputError):
     """The server does not let this process join."""
 

@@ -76,6 +76,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: under runs/")
     parser.add_argument("--checkpoint-every", type=float, metavar="SECONDS", help="default: 30")
     parser.add_argument(
+        "--sync",
+        metavar="WHEN",
+        help="when the journal of updates reaches the disk: always, SECONDS or never, which is "
+        "with each checkpoint (default: never)",
+    )
+    parser.add_argument(
         "--keep", choices=("last", "best"), help="which weights are used later (default: last)"
     )
     parser.add_argument(
@@ -167,6 +173,7 @@ def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
         "average_decay": arguments.average_decay,
         "seed": arguments.seed,
         "checkpoint_every_s": arguments.checkpoint_every,
+        "sync": arguments.sync,
         "keeps_best": None if arguments.keep is None else arguments.keep == "best",
         "patience": arguments.patience,
         "tensorboard": arguments.tensorboard,

@@ -24,9 +24,11 @@ from threadpoolctl import threadpool_limits
 from dist_net.errors import ProcessFailedError, RunOverdueError
 from dist_net.models.observer import Observer
 from dist_net.models.run_directory import RunOptions
+from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.loop import (
     SHARED_READERS,
     ServerLoop,
+    opened_journal,
     opened_run,
 )
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
@@ -82,7 +84,8 @@ class LocalCluster:
     """A context with a parameter server for ``recipe``, and ``workers``, in threads.
 
     At its end server and workers are stopped, in mid-run if need be, and the run is left in the
-    file ``checkpoint``, which ``resume`` goes on from; None: it is not kept. ``keys`` is a
+    file ``checkpoint``, with its journal beside it in ``.journal``; ``resume`` goes on from there.
+    None: they are not kept. ``keys`` is a
     directory with the keys of a server, a worker and a client. Raises BadInputError for what
     cannot be used.
     """
@@ -134,11 +137,11 @@ class LocalCluster:
             client_keys = load_peer_keys(self._keys, CLIENT)
         temporary = stack.enter_context(TemporaryDirectory(prefix="dist-net-"))
         path = self._checkpoint or Path(temporary) / "checkpoint.safetensors"
+        checkpoint = read_checkpoint(path) if self._resume else None
         run, segment = stack.enter_context(
-            opened_run(
-                settings, lambda: recipe.initial_weights(seed), path if self._resume else None
-            )
+            opened_run(settings, lambda: recipe.initial_weights(seed), checkpoint)
         )
+        journal = stack.enter_context(opened_journal(path.with_suffix(".journal"), run, checkpoint))
         most_arrays = settings.pipeline.grouped
         socket = stack.enter_context(
             ServerSocket(
@@ -149,7 +152,7 @@ class LocalCluster:
         self._observer = stack.enter_context(Observer(self.address, client_keys))
         stack.enter_context(threadpool_limits(1))
         self._threads = stack.enter_context(ThreadPoolExecutor(MAX_THREADS, "dist-net"))
-        self._server = ServerLoop(run, socket, path, CHECKPOINT_EVERY_S, segment)
+        self._server = ServerLoop(run, socket, path, CHECKPOINT_EVERY_S, segment, journal)
         self._served: Future[None] = self._threads.submit(self._server.serve)
 
     def start_worker(

@@ -33,6 +33,7 @@ from dist_net.models.calibration import Calibration
 from dist_net.models.event_files import EventFiles
 from dist_net.optim import AdamW, Optimizer, optimizer_named
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
+from dist_net.parameter_server.journal import NEVER, sync_interval_s
 from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
 from dist_net.recipes.picture_data import load_pictures
 from dist_net.recipes.picture_recipe import PICTURES, RECIPE_JSON, PictureRecipe
@@ -58,6 +59,7 @@ class RunDirectory:
     """The files of one run.
 
     checkpoint.safetensors  the weights, the optimizer's state, and what is left to do
+    journal                 what was applied, in order; see ``dist_net.parameter_server.journal``
     best.safetensors        the weights that did best on the test samples, if they are kept
     options.json            what the run was asked to be
     recipe.py               the recipe, if it is not built in, with the files that it imports
@@ -87,6 +89,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint.safetensors"
+        self.journal = path / "journal"
         self.best = path / "best.safetensors"
         self.options = path / "options.json"
         self.recipe = path / RECIPE_FILE
@@ -256,8 +259,9 @@ class RunOptions:
     """The options of a run: its recipe, and what the command line changes of that.
 
     Options that are None are the recipe's own. ``keeps_best``: see ``BestWeights``, which the
-    ``patience`` is for; ``tensorboard``: see ``EventFiles``. ``recipe_files`` are the digests of
-    the recipe's files in the run directory; a built-in recipe has none there.
+    ``patience`` is for; ``sync``: see ``sync_interval_s``; ``tensorboard``: see ``EventFiles``.
+    ``recipe_files`` are the digests of the recipe's files in the run directory; a built-in recipe
+    has none there.
     """
 
     recipe: str
@@ -271,6 +275,7 @@ class RunOptions:
     lease_minibatches: int = LEASE_MINIBATCHES
     seed: int = 0
     checkpoint_every_s: float = 30.0
+    sync: str = NEVER
     keeps_best: bool = False
     patience: int | None = None
     tensorboard: bool = False
@@ -282,6 +287,7 @@ class RunOptions:
                 f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "
                 f"above 0"
             )
+        sync_interval_s(self.sync)
         if self.patience is not None and self.patience < 1:
             raise SettingError(
                 f"patience={self.patience}: expected a number of evaluations above 0"

@@ -156,8 +156,11 @@ class LeaseLedger:
             return Verdict.DUE
         return Verdict.REJECTED
 
-    def applied(self, worker_id: int, stop: int) -> None:
-        """Record that the samples of the worker's lease up to ``stop`` are in the weights."""
+    def applied(self, worker_id: int, stop: int) -> int:
+        """Record that the samples of the worker's lease up to ``stop`` are in the weights.
+
+        Return their epoch.
+        """
         lease = self._leases[worker_id]
         self.applied_samples += stop - lease.start
         lease.start = stop
@@ -166,10 +169,32 @@ class LeaseLedger:
             lease.rival = None
         if lease.start == lease.stop:
             self._ended[worker_id] = self._leases.pop(worker_id)
+        return lease.epoch
 
     def dropped(self, worker_id: int, stop: int) -> None:
         """Record that an overtaken push of samples up to ``stop`` was taken in."""
         self._ended[worker_id].start = stop
+
+    def applied_again(self, done: Range, lease_id: int) -> bool:
+        """Record that samples which nobody holds are in the weights, as of a lease of before.
+
+        False, and nothing changed, if some of them are there already, or in no epoch of the run.
+        """
+        while self._next_epoch <= done.epoch < self.epochs:
+            self._pool.append(Range(self._next_epoch, 0, self.samples))
+            self._next_epoch += 1
+        for index, (epoch, start, stop) in enumerate(self._pool):
+            if epoch == done.epoch and start <= done.start < done.stop <= stop:
+                del self._pool[index]
+                for left in (Range(epoch, done.stop, stop), Range(epoch, start, done.start)):
+                    if left.start < left.stop:
+                        self._pool.insert(index, left)
+                size = done.stop - done.start
+                self.applied_samples += size
+                self._unleased -= size
+                self._next_lease_id = max(self._next_lease_id, lease_id + 1)
+                return True
+        return False
 
     def release(self, worker_id: int) -> int:
         """End the worker's lease; how many samples went back to the front of the pool.

@@ -10,11 +10,31 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import SegmentError
-from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.errors import BadInputError, SegmentError
+from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
+from dist_net.parameter_server.journal import (
+    NEVER,
+    Checkpointed,
+    Journal,
+    JournalFile,
+    JournalRecord,
+    Started,
+    encode_header,
+    encode_record,
+    read_journal,
+    run_identity,
+    sha256_of,
+    sync_interval_s,
+)
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.parameter_server.state import Forget, ParameterServer, SendToPeer, ServerCommand
+from dist_net.parameter_server.state import (
+    Forget,
+    ParameterServer,
+    Record,
+    SendToPeer,
+    ServerCommand,
+)
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Push, Refuse, Snapshot, Welcome
 from dist_net.wire.segment import Segment, available
@@ -32,14 +52,13 @@ SHARED_READERS = 64
 
 @contextmanager
 def opened_run(
-    settings: RunSettings, initial_weights: Callable[[], Vector], resumed_from: Path | None
+    settings: RunSettings, initial_weights: Callable[[], Vector], resumed_from: Checkpoint | None
 ) -> Iterator[tuple[RunState, Segment | None]]:
     """A context with a new run, or a checkpoint's; its weights are in shared memory if possible.
 
     The segment has room for the snapshots that ``SHARED_READERS`` local workers need; memory is
     used as they join.
     """
-    checkpoint = None if resumed_from is None else read_checkpoint(resumed_from)
     # Ids count up from a random number. Otherwise a resumed server would give a new worker the id
     # of one that is still there from before, and mix up their heartbeats.
     first_worker_id = 1 + secrets.randbits(48)
@@ -51,16 +70,63 @@ def opened_run(
             segment = Segment.create(vectors, settings.vector_size)
             at_the_end.callback(segment.close)
             buffers = [segment.vector(index) for index in range(vectors)]
-        if checkpoint is None:
+        if resumed_from is None:
             yield RunState(settings, initial_weights(), buffers, first_worker_id), segment
         else:
-            yield RunState.resumed(settings, checkpoint, buffers, first_worker_id), segment
+            yield RunState.resumed(settings, resumed_from, buffers, first_worker_id), segment
+
+
+@contextmanager
+def opened_journal(
+    path: Path, run: RunState, resumed_from: Checkpoint | None, threads: int = 1, sync: str = NEVER
+) -> Iterator[JournalFile]:
+    """A context with the journal of a run that is new, or that goes on from a checkpoint.
+
+    ``threads`` is how many the workers of this host compute with; ``sync``: see
+    ``sync_interval_s``. What was applied after the checkpoint is cut off: its samples are in the
+    pool again. A checkpoint without a journal begins a new one, and so does one of another release
+    of dist_net or of other data.
+
+    Raises BadInputError for the journal of another run, one that is damaged before the checkpoint's
+    version or does not go as far, and what is no journal; JournalWriteError.
+    """
+    settings, version = run.settings, run.store.version
+    limits = settings.clip_norm, settings.average_decay
+    start = encode_record(Started(version, secrets.randbits(63), threads, *limits))
+    kept_bytes = 0
+    if resumed_from is not None and path.exists():
+        found = _journal_of(path, resumed_from, settings.seed)
+        if resumed_from.recipe_digest == settings.recipe_digest:
+            kept_bytes = found.bytes_until(version)
+        logger.info(
+            "samples_to_do_again from_version=%d to_version=%d samples=%d journal_goes_on=%s",
+            *(version, found.version, found.samples_after(version), kept_bytes > 0),
+        )
+    if not kept_bytes:
+        start = encode_header(run_identity(settings.recipe_digest, settings.seed)) + start
+    journal = JournalFile(path, kept_bytes, start, sync_interval_s(sync))
+    try:
+        yield journal
+    finally:
+        journal.close()
+
+
+def _journal_of(path: Path, checkpoint: Checkpoint, seed: int) -> Journal:
+    """The journal in which the checkpoint stands; raises BadInputError for any other."""
+    try:
+        journal = read_journal(path)
+        journal.require_identity(run_identity(checkpoint.recipe_digest, seed))
+        journal.require_version(checkpoint.version)
+    except BadInputError as error:
+        error.args = (f"{error}; to go on from the checkpoint without a journal, remove {path}",)
+        raise
+    return journal
 
 
 class ServerLoop:
     """Serves a run until it is shut down; the checkpoint is written as time passes and at the end.
 
-    ``socket`` and ``segment`` are borrowed.
+    ``socket``, ``segment`` and ``journal`` are borrowed.
     """
 
     def __init__(
@@ -70,12 +136,15 @@ class ServerLoop:
         checkpoint_path: Path,
         checkpoint_every_s: float,
         segment: Segment | None = None,
+        journal: JournalFile | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._run = run
         self._socket = socket
         self._checkpoint_path = checkpoint_path
         self._checkpoint_every_s = checkpoint_every_s
+        self._journal = journal
+        self._next_sync_s = 0.0
         self._clock = clock or SystemClock()
         self._server = ParameterServer(
             run, segment.address if segment else None, secrets.token_hex(8)
@@ -95,7 +164,7 @@ class ServerLoop:
         Raises CheckpointWriteError if the first or the last one could not be written.
         """
         first = self._run.checkpoint()
-        self._write_checkpoint(first)
+        self._record(self._write_checkpoint(first))
         self._server.checkpoint_written(first.version)
         ready()
         with ThreadPoolExecutor(1, "checkpoint") as writer:
@@ -107,7 +176,7 @@ class ServerLoop:
         self._gradients.clear()
 
     def _serve_until_stopped(self, writer: ThreadPoolExecutor) -> None:
-        written: Future[int] | None = None
+        written: Future[Checkpointed] | None = None
         next_tick = self._clock.now()
         next_checkpoint = next_tick + self._checkpoint_every_s
         while self._server.stop_reason is None:
@@ -118,6 +187,7 @@ class ServerLoop:
             next_tick = now + TICK_S
             self._drain()
             self._carry_out(self._server.tick(now))
+            self._look_after_journal(now, writer)
             if self._stop_requested is not None:
                 self._server.stop(self._stop_requested)
             if written is not None and written.done():
@@ -190,6 +260,8 @@ class ServerLoop:
                     if isinstance(message, Welcome):
                         self._welcome(message, theirs)
                     self._socket.send(node, message)
+                case Record(applied):
+                    self._record(*applied)
                 case Forget(worker_id):
                     self._gradients.pop(worker_id, None)
 
@@ -208,19 +280,41 @@ class ServerLoop:
         elif gradients is not None:
             self._gradients[welcome.worker_id] = gradients
 
-    def _write_checkpoint(self, checkpoint: Checkpoint) -> int:
-        """Writes the checkpoint, in the writer's thread, and gives its version."""
+    def _record(self, *records: JournalRecord) -> None:
+        if self._journal is not None:
+            self._journal.append(b"".join(map(encode_record, records)))
+
+    def _look_after_journal(self, now: float, writer: ThreadPoolExecutor) -> None:
+        """Writes what could not be written before, and has the disk keep what was."""
+        journal = self._journal
+        if journal is None:
+            return
+        journal.append()
+        if journal.error != self._server.journal_error:
+            self._server.journal_error = journal.error
+            logger.error("journal_written error=%s", journal.error)
+        if journal.is_given_up:
+            self._server.stop(f"too much has to be kept in memory: {journal.error}")
+        if journal.sync_interval_s and now >= self._next_sync_s:
+            self._next_sync_s = now + journal.sync_interval_s
+            writer.submit(journal.sync)
+
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> Checkpointed:
+        """Writes the checkpoint, in the writer's thread, and gives what the journal says of it."""
+        if self._journal is not None:
+            self._journal.sync()  # it is never behind the checkpoint
         write_checkpoint(self._checkpoint_path, checkpoint)
         logger.info("checkpoint_written version=%d", checkpoint.version)
-        return checkpoint.version
+        return Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
 
-    def _is_written(self, written: Future[int]) -> bool:
-        """Tells the state machine whether the checkpoint was written."""
+    def _is_written(self, written: Future[Checkpointed]) -> bool:
+        """Tells the state machine and the journal whether the checkpoint was written."""
         if (error := written.exception()) is not None:
             self._server.checkpoint_failed(str(error))
             logger.error("checkpoint_failed error=%s", str(error))
             return False
-        self._server.checkpoint_written(written.result())
+        self._server.checkpoint_written(written.result().version)
+        self._record(written.result())
         return True
 
 

@@ -10,10 +10,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from dist_net.errors import CheckpointMismatchError
+from dist_net.errors import CheckpointMismatchError, JournalDamagedError
 from dist_net.optim import start_rule
 from dist_net.parameter_server.checkpoint import Checkpoint
-from dist_net.parameter_server.leases import LeaseLedger
+from dist_net.parameter_server.journal import Applied
+from dist_net.parameter_server.leases import LeaseLedger, Range
 from dist_net.parameter_server.members import Member, Membership
 from dist_net.parameter_server.metrics import RunMetrics
 from dist_net.parameter_server.settings import RunSettings
@@ -107,32 +108,68 @@ class RunState:
             for earlier, base_version in enumerate(push.base_versions)
         ]
 
-    def apply(self, member: Member, push: Push, now: float) -> bool:
-        """Apply a push that is due; False, and nothing changed, if the result is not finite."""
+    def apply(self, member: Member, push: Push, now: float) -> tuple[Applied, ...]:
+        """Apply a push that is due, and return what the journal says of each of its gradients.
+
+        Nothing, and nothing changed, if the result is not finite.
+        """
         settings, ledger, store, metrics = self.settings, self.ledger, self.store, self.metrics
-        before = ledger.applied_samples
-        rates = [
-            settings.learning_rate_after(before + start - push.start)
-            for start in (push.start, *push.stops[:-1])
-        ]
+        starts = (push.start, *push.stops[:-1])
+        before = ledger.applied_samples - push.start
+        rates = [settings.learning_rate_after(before + start) for start in starts]
         staleness = self.staleness(push)
         if not math.isfinite(push.loss_sum) or not store.apply(push.gradients, rates):
-            return False
+            return ()
         samples = push.stop - push.start
-        ledger.applied(member.worker_id, push.stop)
+        epoch = ledger.applied(member.worker_id, push.stop)
         member.pushes += len(push.gradients)
         member.samples += samples
         member.refusals = 0
         metrics.push_applied(samples, push.loss_sum, push.correct, staleness, now)
-        if metrics.record_due(ledger.applied_samples, settings.samples):
-            metrics.record(
-                ledger.applied_samples,
+        self._record_if_due(rates[-1])
+        first = store.version + 1 - len(rates)
+        who = push.worker_id, push.lease_id, epoch
+        what = zip(starts, push.stops, push.base_versions, rates, strict=True)
+        return tuple(
+            Applied(version, *who, start, stop, base_version, rate, len(rates))
+            for version, (start, stop, base_version, rate) in enumerate(what, first)
+        )
+
+    def apply_again(
+        self, push: Sequence[Applied], gradients: Sequence[Vector], loss_sum: float, correct: int
+    ) -> bool:
+        """Apply what the journal says of a push, with gradients that were computed again.
+
+        False, and nothing changed, if the result is not finite. Raises ``JournalDamagedError`` for
+        samples that are in the weights already. Nobody may hold a lease.
+        """
+        rates = [applied.learning_rate for applied in push]
+        if not self.store.apply(gradients, rates):
+            return False
+        for applied in push:
+            done = Range(applied.epoch, applied.start, applied.stop)
+            if not self.ledger.applied_again(done, applied.lease_id):
+                raise JournalDamagedError(
+                    f"samples {done.start} to {done.stop} of epoch {done.epoch} are applied a "
+                    f"second time at version {applied.version}, says the journal; expected each "
+                    f"once in each of {self.settings.epochs} epochs"
+                )
+        samples = sum(applied.stop - applied.start for applied in push)
+        staleness = [applied.version - 1 - applied.base_version for applied in push]
+        self.metrics.push_applied(samples, loss_sum, correct, staleness, 0.0)
+        self._record_if_due(rates[-1])
+        return True
+
+    def _record_if_due(self, learning_rate: float) -> None:
+        settings, applied_samples = self.settings, self.ledger.applied_samples
+        if self.metrics.record_due(applied_samples, settings.samples):
+            self.metrics.record(
+                applied_samples,
                 settings.samples,
-                store.version,
-                rates[-1],
+                self.store.version,
+                learning_rate,
                 has_accuracy=settings.has_classes,
             )
-        return True
 
     def remove(self, member: Member) -> None:
         """Remove a worker; what it has not done goes back to the pool."""

@@ -8,6 +8,7 @@ import json
 import logging
 from typing import NamedTuple
 
+from dist_net.parameter_server.journal import Applied
 from dist_net.parameter_server.leases import Verdict
 from dist_net.parameter_server.members import Member
 from dist_net.parameter_server.run import RunState
@@ -52,7 +53,13 @@ class Forget(NamedTuple):
     worker_id: int
 
 
-ServerCommand = SendToPeer | Forget
+class Record(NamedTuple):
+    """Write to the journal what was applied, before anything else is done."""
+
+    applied: tuple[Applied, ...]
+
+
+ServerCommand = SendToPeer | Forget | Record
 
 
 class ParameterServer:
@@ -61,6 +68,7 @@ class ParameterServer:
     ``segment`` is where the run's buffers lie; None: weights travel as frames to every worker.
     ``incarnation`` names this start of the server.
     A request that is delivered twice is answered twice, alike, and takes effect once.
+    ``journal_error`` says in every report why the journal lags behind; None: it does not.
     """
 
     def __init__(
@@ -72,6 +80,7 @@ class ParameterServer:
         self._segment = segment
         self._checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
+        self.journal_error: str | None = None
 
     @property
     def state(self) -> str:
@@ -201,7 +210,9 @@ class ParameterServer:
             run.metrics.pushes_rejected += 1
         elif max(run.staleness(push)) > run.members.staleness_limit:
             return self._reject_stale(member, push, now)
-        elif not run.apply(member, push, now):
+        elif applied := run.apply(member, push, now):
+            return [Record(applied), SendToPeer(node, self._work(member, now))]
+        else:
             return self._refuse_gradient(member, push, now)
         return [SendToPeer(node, self._work(member, now, verdict is Verdict.DUPLICATE))]
 
@@ -297,6 +308,7 @@ class ParameterServer:
             "recipe": self.run.settings.recipe,
             "checkpoint_version": self._checkpoint_version,
             "checkpoint_error": self._checkpoint_error,
+            "journal_error": self.journal_error,
             **self.run.report(first_record, now),
         }
         return StatusReport(json.dumps(report))

@@ -1,11 +1,12 @@
 """The process of a parameter server, for one run.
 
     python -m dist_net.cluster.processes.parameter_server RUN_DIRECTORY LISTEN_ADDRESS...
-        [--keys DIR] [--resume] [--parent PROCESS_ID]
+        [--keys DIR] [--resume] [--threads N] [--parent PROCESS_ID]
 
 Prints ``READY ADDRESS...``, quoted as for a shell, on stdout when there is a first checkpoint and
 workers may connect, and ``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr.
-The run's options are read from the run directory. When ``--parent`` has ended, the run ends.
+The run's options are read from the run directory; ``--threads`` is how many each worker of this
+host computes with, for the journal. When ``--parent`` has ended, the run ends.
 """
 
 import argparse
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from dist_net.cluster.entry import READY, entry_point, stop_on_signals
 from dist_net.models.run_directory import RunDirectory, RunOptions, recipe_of_run
-from dist_net.parameter_server.loop import ServerLoop, opened_run
+from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.parameter_server.loop import ServerLoop, opened_journal, opened_run
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.transport import ServerSocket
 
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("listen", nargs="+")
     parser.add_argument("--keys", type=Path)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parent", type=int)
 
 
@@ -35,12 +38,15 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = recipe_of_run(directory)
     settings = options.settings(loaded, loaded.recipe.load_dataset())
     keys = load_server_keys(arguments.keys) if arguments.keys else None
+    checkpoint = read_checkpoint(directory.checkpoint) if arguments.resume else None
     with (
-        opened_run(
-            settings,
-            lambda: loaded.recipe.initial_weights(settings.seed),
-            directory.checkpoint if arguments.resume else None,
-        ) as (state, segment),
+        opened_run(settings, lambda: loaded.recipe.initial_weights(settings.seed), checkpoint) as (
+            state,
+            segment,
+        ),
+        opened_journal(
+            directory.journal, state, checkpoint, arguments.threads, options.sync
+        ) as journal,
         ServerSocket(
             arguments.listen,
             keys,
@@ -48,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
             most_arrays=settings.pipeline.grouped,
         ) as socket,
     ):
-        loop = ServerLoop(state, socket, directory.checkpoint, options.checkpoint_every_s, segment)
+        loop = ServerLoop(
+            state, socket, directory.checkpoint, options.checkpoint_every_s, segment, journal
+        )
         stop_on_signals(loop.stop, arguments.parent)
         contact = shlex.join(socket.contact_addresses)
         loop.serve(ready=lambda: print(READY, contact, flush=True))

@@ -522,6 +522,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "next_record": len(records),
         "checkpoint_version": None,
         "checkpoint_error": None,
+        "journal_error": None,
     }
     assert worker == {
         "id": 1,

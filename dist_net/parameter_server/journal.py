@@ -1,0 +1,397 @@
+"""A run's journal: what was applied and in which order, so that the run can be computed again.
+
+A file of blocks of 64 bytes, little-endian, each of which ends in a CRC-32 of the rest: a header,
+then records of three kinds. ``Applied`` is a gradient that went into the weights; it is written
+before its push is acknowledged. ``Started`` is a server that began or went on there, and
+``Checkpointed`` says what the weights of a version were. Gradients themselves are not in it: they
+follow from the samples, the seed and the weights that they were computed from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from dist_net.errors import (
+    JournalDamagedError,
+    JournalFormatError,
+    JournalMismatchError,
+    JournalMissingError,
+    JournalWriteError,
+    NotAJournalError,
+    SettingError,
+)
+from dist_net.vector import Vector
+
+BLOCK_BYTES = 64
+FORMAT_VERSION = 1
+MOST_UNWRITTEN_BYTES = 2**26  # a million gradients
+ALWAYS, NEVER = "always", "never"
+_MAGIC = b"dist_net log"
+_HEADER = struct.Struct("<12sI32s12x")
+_KIND = struct.Struct("<B59x")
+_APPLIED = struct.Struct("<BxHQQQQdQII")
+_STARTED = struct.Struct("<B3xQQddI20x")
+_CHECKPOINTED = struct.Struct("<B3xQ32s16x")
+_CHECKSUM = struct.Struct("<I")
+
+
+class Applied(NamedTuple):
+    """A gradient that made the weights ``version``, from samples of an epoch's shuffled order.
+
+    It is one of ``together`` that were applied in one pass, of one push.
+    """
+
+    version: int
+    worker_id: int
+    lease_id: int
+    epoch: int
+    start: int
+    stop: int
+    base_version: int
+    learning_rate: float
+    together: int
+
+
+class Started(NamedTuple):
+    """A server that went on from ``version``. ``incarnation`` is a number of this start alone.
+
+    ``threads`` is how many each worker of its host computes with. The other two are what
+    ``RunSettings`` may change when a run goes on, and the weights depend on.
+    """
+
+    version: int
+    incarnation: int
+    threads: int
+    clip_norm: float | None
+    average_decay: float | None
+
+
+class Checkpointed(NamedTuple):
+    """The weights of ``version``, by the SHA-256 of their bytes. It may stand behind later ones."""
+
+    version: int
+    weights_sha256: bytes
+
+
+JournalRecord = Applied | Started | Checkpointed
+
+
+def run_identity(recipe_digest: str, seed: int) -> bytes:
+    """What tells a run's journal from that of another recipe, dataset, release or seed."""
+    return hashlib.sha256(f"{recipe_digest}; seed {seed}".encode()).digest()
+
+
+def sha256_of(weights: Vector) -> bytes:
+    return hashlib.sha256(weights.data).digest()
+
+
+def encode_header(identity: bytes) -> bytes:
+    return _with_checksum(_HEADER.pack(_MAGIC, FORMAT_VERSION, identity))
+
+
+def encode_record(record: JournalRecord) -> bytes:
+    match record:
+        case Applied(version, worker, lease, epoch, start, stop, base, rate, together):
+            numbers = version, lease, base, worker, rate, start, stop - start, epoch
+            return _with_checksum(_APPLIED.pack(1, together, *numbers))
+        case Started(version, incarnation, threads, clip_norm, decay):
+            limits = [math.nan if each is None else each for each in (clip_norm, decay)]
+            return _with_checksum(_STARTED.pack(2, version, incarnation, *limits, threads))
+        case Checkpointed(version, digest):
+            return _with_checksum(_CHECKPOINTED.pack(3, version, digest))
+
+
+def decode_record(block: bytes) -> JournalRecord:
+    """Return what ``encode_record`` made this of; raises ``JournalDamagedError``."""
+    content = _checked(block)
+    (kind,) = _KIND.unpack(content)
+    if kind == 1:
+        _, together, version, lease, base, worker, rate, start, size, epoch = _APPLIED.unpack(
+            content
+        )
+        return Applied(version, worker, lease, epoch, start, start + size, base, rate, together)
+    if kind == 2:
+        _, version, incarnation, *limits, threads = _STARTED.unpack(content)
+        clip_norm, decay = (None if math.isnan(each) else each for each in limits)
+        return Started(version, incarnation, threads, clip_norm, decay)
+    if kind == 3:
+        return Checkpointed(*_CHECKPOINTED.unpack(content)[1:])
+    raise JournalDamagedError(f"it is of kind {kind}, expected 1, 2 or 3")
+
+
+def _with_checksum(content: bytes) -> bytes:
+    return content + _CHECKSUM.pack(zlib.crc32(content))
+
+
+def _checked(block: bytes) -> bytes:
+    if len(block) < BLOCK_BYTES:
+        raise JournalDamagedError(f"it is cut short after {len(block)} of {BLOCK_BYTES} bytes")
+    content, checksum = block[: -_CHECKSUM.size], block[-_CHECKSUM.size :]
+    if _CHECKSUM.pack(zlib.crc32(content)) != checksum:
+        raise JournalDamagedError("its checksum is not that of its content")
+    return content
+
+
+class _RecordOrder:
+    """What may stand in a journal behind what was there."""
+
+    def __init__(self) -> None:
+        self.first_version = self.version = -1
+        self._missing = self._together = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it stands between two pushes."""
+        return self._missing == 0
+
+    def take(self, record: JournalRecord) -> None:
+        """Raise ``JournalDamagedError`` for a record that no server writes there."""
+        if not self._allows(record):
+            raise JournalDamagedError(
+                f"{record} cannot follow version {self.version} of a journal that begins at "
+                f"version {self.first_version}"
+            )
+        if isinstance(record, Applied):
+            if self.is_whole:
+                self._missing = self._together = record.together
+            self._missing -= 1
+            self.version = record.version
+        elif self.version < 0:
+            self.first_version = self.version = record.version
+
+    def _allows(self, record: JournalRecord) -> bool:
+        match record:
+            case Applied():
+                done = 0 if self.is_whole else self._together - self._missing
+                together = record.together if self.is_whole else self._together
+                return (
+                    record.version == self.version + 1
+                    and 0 <= self.first_version <= record.base_version <= self.version - done
+                    and record.start < record.stop
+                    and 0 <= record.learning_rate < math.inf
+                    and 1 <= record.together == together
+                )
+            case Started():
+                return self.is_whole and (self.version < 0 or record.version == self.version)
+        return self.is_whole and 0 <= self.first_version <= record.version <= self.version
+
+
+@dataclass(frozen=True, eq=False)
+class Journal:
+    """A journal up to its end, or up to the first record that is not as it was written.
+
+    It goes from ``first_version`` to ``version``. ``checkpoints`` has the SHA-256 of the weights
+    by version. ``fault`` says what is wrong with the first record that is not read; None: nothing.
+    """
+
+    identity: bytes
+    first_version: int
+    version: int
+    checkpoints: dict[int, bytes]
+    content: bytes
+    fault: str | None
+
+    def records(self) -> Iterator[JournalRecord]:
+        """Yield every record, in order."""
+        for offset in range(BLOCK_BYTES, len(self.content), BLOCK_BYTES):
+            yield decode_record(self.content[offset : offset + BLOCK_BYTES])
+
+    def starts(self) -> Iterator[Started]:
+        """Yield the starts of servers."""
+        return (record for record in self.records() if isinstance(record, Started))
+
+    def pushes(self) -> Iterator[Started | tuple[Applied, ...]]:
+        """Yield every start and, in one, what was applied together."""
+        together: list[Applied] = []
+        for record in self.records():
+            if isinstance(record, Started):
+                yield record
+            elif isinstance(record, Applied):
+                together.append(record)
+                if len(together) == record.together:
+                    yield tuple(together)
+                    together.clear()
+
+    def bytes_until(self, version: int) -> int:
+        """Return the length of the journal without what was applied to ``version``."""
+        for number, record in enumerate(self.records(), 1):
+            if isinstance(record, Applied) and record.version > version:
+                return number * BLOCK_BYTES
+        return len(self.content)
+
+    def samples_after(self, version: int) -> int:
+        """Return how many samples were applied after ``version``."""
+        return sum(
+            record.stop - record.start
+            for record in self.records()
+            if isinstance(record, Applied) and record.version > version
+        )
+
+    def require_identity(self, identity: bytes) -> None:
+        """Raise ``JournalMismatchError`` for a journal of another run."""
+        if self.identity != identity:
+            raise JournalMismatchError(
+                "the journal is of another run: expected one of the same release of dist_net, "
+                "recipe, training data and seed"
+            )
+
+    def require_version(self, version: int) -> None:
+        """Raise ``JournalMismatchError`` unless the journal goes through ``version``."""
+        if not self.first_version <= version <= self.version:
+            stopped = "" if self.fault is None else f", where {self.fault}"
+            raise JournalMismatchError(
+                f"version {version} is not in the journal, which goes from version "
+                f"{self.first_version} to {self.version}{stopped}"
+            )
+
+
+def decode_journal(content: bytes) -> Journal:
+    """Check a journal from its beginning; see ``Journal`` for one that is damaged further on.
+
+    Raises ``NotAJournalError``, ``JournalFormatError`` or ``JournalDamagedError`` for one without
+    a header and a first record.
+    """
+    identity = _identity_in(content[:BLOCK_BYTES])
+    order = _RecordOrder()
+    version, whole_bytes, fault = -1, BLOCK_BYTES, None
+    checkpoints: dict[int, bytes] = {}
+    for offset in range(BLOCK_BYTES, len(content), BLOCK_BYTES):
+        try:
+            record = decode_record(content[offset : offset + BLOCK_BYTES])
+            order.take(record)
+        except JournalDamagedError as error:
+            fault = f"record {offset // BLOCK_BYTES} is damaged: {error}"
+            break
+        if isinstance(record, Checkpointed):
+            checkpoints[record.version] = record.weights_sha256
+        if order.is_whole:
+            version, whole_bytes = order.version, offset + BLOCK_BYTES
+    if fault is None and not order.is_whole:
+        number = len(content) // BLOCK_BYTES
+        fault = f"record {number} is missing: it is of the same push as the one before"
+    if version < 0:
+        raise JournalDamagedError(
+            f"the journal holds no record: {fault or 'it is cut short'}; expected at least that "
+            f"of a server's start"
+        )
+    return Journal(
+        identity, order.first_version, version, checkpoints, content[:whole_bytes], fault
+    )
+
+
+def _identity_in(block: bytes) -> bytes:
+    if not block.startswith(_MAGIC):
+        raise NotAJournalError(
+            f"a file that begins with {block[:12]!r} is no journal; expected one that a training "
+            f"run wrote"
+        )
+    try:
+        _, format_version, identity = _HEADER.unpack(_checked(block))
+    except JournalDamagedError as error:
+        raise JournalDamagedError(f"the journal's header is damaged: {error}") from error
+    if format_version > FORMAT_VERSION:
+        raise JournalFormatError(
+            f"the journal has format {format_version}; expected at most {FORMAT_VERSION}: a later "
+            f"dist_net wrote it, so upgrade this one"
+        )
+    return bytes(identity)
+
+
+def read_journal(path: Path) -> Journal:
+    """Read a journal; raises ``JournalMissingError`` and what ``decode_journal`` does."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise JournalMissingError(
+            f"no journal can be read from {path}: {error.strerror}; expected a file that a "
+            f"training run wrote"
+        ) from error
+    try:
+        return decode_journal(content)
+    except (NotAJournalError, JournalDamagedError, JournalFormatError) as error:
+        error.args = (f"{path}: {error}",)
+        raise
+
+
+def sync_interval_s(sync: str) -> float | None:
+    """How many seconds apart a journal is synced to the disk: 0 after each record, None never.
+
+    ``sync`` is "always", "never" or a number of seconds. Raises SettingError.
+    """
+    if sync in (ALWAYS, NEVER):
+        return 0.0 if sync == ALWAYS else None
+    try:
+        seconds = float(sync)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise SettingError(
+            f"sync={sync!r}: expected {ALWAYS!r}, {NEVER!r} or a number of seconds above 0"
+        )
+    return seconds
+
+
+class JournalFile:
+    """A journal that is open to be appended to.
+
+    What was appended outlives this process, whatever becomes of it; a host that fails may lose
+    what was not synced. What cannot be written, on a full disk, is kept and tried again with the
+    next record; ``error`` says why.
+    """
+
+    def __init__(
+        self, path: Path, keep_bytes: int, content: bytes, sync_interval_s: float | None = None
+    ) -> None:
+        """Keeps so much of the file, removes the rest, and appends; raises JournalWriteError."""
+        self.sync_interval_s = sync_interval_s
+        self.error: str | None = None
+        self._path = path
+        self._unwritten = bytearray()
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            os.ftruncate(self._descriptor, keep_bytes)
+        except OSError as error:
+            raise JournalWriteError(self._why(error)) from error
+        self.append(content)
+        if self.error is not None:
+            self.close()
+            raise JournalWriteError(self.error)
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether too much could not be written to be kept any longer."""
+        return len(self._unwritten) > MOST_UNWRITTEN_BYTES
+
+    def append(self, content: bytes = b"") -> None:
+        """Appends encoded records, in one write, behind what could not be written before."""
+        self._unwritten += content
+        try:
+            while self._unwritten:
+                written = os.write(self._descriptor, self._unwritten)
+                del self._unwritten[:written]
+            if content and self.sync_interval_s == 0:
+                self.sync()
+            self.error = None
+        except OSError as error:
+            self.error = self._why(error)
+
+    def sync(self) -> None:
+        """Returns when all that was written is on the disk; may be called from another thread."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _why(self, error: OSError) -> str:
+        return (
+            f"the journal {self._path} cannot be written: {error.strerror}; expected a directory "
+            f"that is writable, on a disk with room"
+        )

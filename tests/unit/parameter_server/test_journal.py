@@ -1,0 +1,286 @@
+"""A journal holds what was applied, and is read up to where it is as it was written."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_net.errors import (
+    DistNetError,
+    JournalDamagedError,
+    JournalFormatError,
+    JournalMismatchError,
+    JournalMissingError,
+    JournalWriteError,
+    NotAJournalError,
+    SettingError,
+)
+from dist_net.parameter_server import journal as module
+from dist_net.parameter_server.journal import (
+    BLOCK_BYTES,
+    Applied,
+    Checkpointed,
+    JournalFile,
+    JournalRecord,
+    Started,
+    decode_journal,
+    encode_header,
+    encode_record,
+    read_journal,
+    run_identity,
+    sha256_of,
+    sync_interval_s,
+)
+from dist_net.parameter_server.loop import opened_journal
+from dist_net.parameter_server.run import RunState
+from dist_net.parameter_server.settings import RunSettings
+
+IDENTITY = run_identity("release 1; recipe 2; data 3", 0)
+STARTED = Started(0, 2**63 - 1, 4, None, None)
+FIRST = Checkpointed(0, bytes(range(32)))
+APPLIED = Applied(1, 2**48 + 1, 1, 0, 0, 32, 0, 0.003, together=1)
+PAIR = (
+    Applied(2, 7, 2, 2**32 - 1, 2**40, 2**40 + 32, 1, 0.1, together=2),
+    Applied(3, 7, 2, 2**32 - 1, 2**40 + 32, 2**40 + 33, 0, 0.0, together=2),
+)
+AGAIN = Started(3, 5, 1, 0.5, 0.999)
+RECORDS = (STARTED, FIRST, APPLIED, *PAIR, AGAIN, Checkpointed(3, bytes(32)))
+
+
+def encoded(*records: JournalRecord) -> bytes:
+    return encode_header(IDENTITY) + b"".join(map(encode_record, records))
+
+
+WHOLE = encoded(*RECORDS)
+
+
+def test_what_was_written_is_read() -> None:
+    journal = decode_journal(WHOLE)
+    assert tuple(journal.records()) == RECORDS
+    assert list(journal.starts()) == [STARTED, AGAIN]
+    assert list(journal.pushes()) == [STARTED, (APPLIED,), PAIR, AGAIN]
+    assert journal.checkpoints == {0: bytes(range(32)), 3: bytes(32)}
+    assert (journal.identity, journal.fault) == (IDENTITY, None)
+    assert (journal.first_version, journal.version) == (0, 3)
+
+
+def test_a_record_is_64_bytes() -> None:
+    assert {len(encode_record(record)) for record in RECORDS} == {64}
+    assert len(encode_header(IDENTITY)) == BLOCK_BYTES == 64
+
+
+def test_a_journal_that_is_torn_anywhere_is_read_up_to_there() -> None:
+    for size in range(2 * BLOCK_BYTES):
+        with pytest.raises((NotAJournalError, JournalDamagedError)):
+            decode_journal(WHOLE[:size])
+    for size in range(2 * BLOCK_BYTES, len(WHOLE)):
+        journal = decode_journal(WHOLE[:size])
+        whole, torn_bytes = size // BLOCK_BYTES - 1, size % BLOCK_BYTES
+        # Of gradients that were applied in one pass, either all are there or none.
+        assert tuple(journal.records()) == RECORDS[: 3 if whole == 4 else whole]
+        fault = None
+        if torn_bytes:
+            cut = f"it is cut short after {torn_bytes} of 64 bytes"
+            fault = f"record {whole + 1} is damaged: {cut}"
+        elif whole == 4:
+            fault = "record 5 is missing: it is of the same push as the one before"
+        assert journal.fault == fault
+
+
+def test_a_flipped_bit_is_noticed_and_the_journal_is_read_up_to_there() -> None:
+    for offset in range(len(WHOLE)):
+        damaged = bytearray(WHOLE)
+        damaged[offset] ^= 1 << offset % 8
+        if offset < 2 * BLOCK_BYTES:
+            with pytest.raises((NotAJournalError, JournalDamagedError)):
+                decode_journal(bytes(damaged))
+            continue
+        number = offset // BLOCK_BYTES
+        journal = decode_journal(bytes(damaged))
+        assert journal.fault == (
+            f"record {number} is damaged: its checksum is not that of its content"
+        )
+        assert tuple(journal.records()) == RECORDS[: 3 if number == 5 else number - 1]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        APPLIED._replace(version=2),
+        APPLIED._replace(version=4, base_version=4),
+        APPLIED._replace(version=4, stop=0),
+        APPLIED._replace(version=4, learning_rate=float("nan")),
+        APPLIED._replace(version=4, learning_rate=-1.0),
+        APPLIED._replace(version=4, together=0),
+        Started(2, 1, 1, None, None),
+        Checkpointed(4, bytes(32)),
+    ],
+)
+def test_a_record_that_cannot_be_there_ends_the_journal(record: JournalRecord) -> None:
+    journal = decode_journal(encoded(*RECORDS, record))
+    assert journal.version == 3
+    assert journal.fault is not None
+    assert journal.fault.startswith("record 8 is damaged: ")
+
+
+def test_nothing_stands_between_gradients_of_one_push() -> None:
+    one, other = PAIR
+    for between in (FIRST, AGAIN, other._replace(together=1), other._replace(base_version=2)):
+        journal = decode_journal(encoded(STARTED, APPLIED, one, between))
+        assert journal.version == 1
+        assert str(journal.fault).startswith("record 4 is damaged: ")
+
+
+def test_a_journal_begins_with_a_start() -> None:
+    with pytest.raises(JournalDamagedError, match=r"record 1 is damaged.*expected at least"):
+        decode_journal(encoded(APPLIED))
+
+
+def test_what_was_never_a_journal_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with pytest.raises(JournalMissingError, match="no journal can be read"):
+        read_journal(path)
+    path.write_bytes(b"PK\3\4" + bytes(100))
+    with pytest.raises(NotAJournalError, match="is no journal; expected one"):
+        read_journal(path)
+
+
+def test_a_later_format_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FORMAT_VERSION", 2)
+    later = encoded(STARTED)
+    monkeypatch.undo()
+    with pytest.raises(JournalFormatError, match="format 2; expected at most 1"):
+        decode_journal(later)
+
+
+def test_identity_tells_recipes_and_seeds() -> None:
+    assert len({run_identity(digest, seed) for digest in "ab" for seed in (0, 1)}) == 4
+    decode_journal(WHOLE).require_identity(IDENTITY)
+    with pytest.raises(JournalMismatchError, match="of another run"):
+        decode_journal(WHOLE).require_identity(run_identity("a", 0))
+
+
+def test_sync_is_always_never_or_a_number_of_seconds() -> None:
+    assert [sync_interval_s(sync) for sync in ("always", "never", "2.5")] == [0.0, None, 2.5]
+    for sync in ("0", "-1", "nan", "inf", "often"):
+        with pytest.raises(SettingError, match="expected 'always', 'never' or a number"):
+            sync_interval_s(sync)
+
+
+def test_what_a_full_disk_refuses_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    journal = JournalFile(path, 0, encoded(STARTED))
+
+    def write_a_part(descriptor: int, content: bytes) -> int:
+        if path.stat().st_size >= 3 * BLOCK_BYTES - 10:
+            raise OSError(28, "No space left on device")
+        return os.pwrite(descriptor, content[:54], 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.os, "write", write_a_part)
+        journal.append(encode_record(APPLIED))
+        assert journal.error is not None
+        assert "cannot be written: No space left on device; expected" in journal.error
+        journal.append(encode_record(PAIR[0]) + encode_record(PAIR[1]))
+        assert not journal.is_given_up
+        patch.setattr(module, "MOST_UNWRITTEN_BYTES", 64)
+        assert journal.is_given_up
+    journal.append()
+    assert journal.error is None
+    journal.close()
+    assert tuple(read_journal(path).records()) == (STARTED, APPLIED, *PAIR)
+
+
+def test_a_journal_that_cannot_be_begun_is_told(tmp_path: Path) -> None:
+    with pytest.raises(JournalWriteError, match=r"cannot be written: .*; expected a directory"):
+        JournalFile(tmp_path / "no" / "journal", 0, encoded(STARTED))
+
+
+def test_always_syncs_each_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(module.os, "fsync", synced.append)
+    path = tmp_path / "journal"
+    for interval_s, times in ((None, 0), (5.0, 0), (0.0, 2)):
+        journal = JournalFile(path, 0, encoded(STARTED), interval_s)
+        journal.append(encode_record(APPLIED))
+        journal.append()
+        journal.close()
+        assert len(synced) == times
+
+
+SETTINGS = RunSettings(
+    "digits", "release 1; recipe 2; data 3", (("weight", (4,)),), samples=64, epochs=1, batch_size=8
+)
+
+
+def resumed(settings: RunSettings, version: int) -> RunState:
+    """A run that went on from a checkpoint of this version."""
+    run = RunState(SETTINGS, np.zeros(4, np.float32))
+    checkpoint = replace(run.checkpoint(), version=version)
+    return RunState.resumed(settings, checkpoint)
+
+
+def go_on(path: Path, version: int, settings: RunSettings = SETTINGS) -> module.Journal:
+    """The journal after a server has gone on from that version."""
+    run = resumed(settings, version)
+    checkpoint = replace(run.checkpoint(), recipe_digest=SETTINGS.recipe_digest)
+    with opened_journal(path, run, checkpoint):
+        pass
+    return read_journal(path)
+
+
+def test_what_was_applied_after_the_checkpoint_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(WHOLE + b"torn")
+    journal = go_on(path, 1)
+    *kept, started = journal.records()
+    assert tuple(kept) == (STARTED, FIRST, APPLIED)
+    assert isinstance(started, Started)
+    assert started.version == 1
+
+
+def test_each_start_has_an_incarnation_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(WHOLE)
+    go_on(path, 3)
+    journal = go_on(path, 3)
+    assert len({started.incarnation for started in journal.starts()}) == 4
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_journal_begins_anew_where_it_cannot_go_on(tmp_path: Path, exists: bool) -> None:
+    path = tmp_path / "journal"
+    upgraded = replace(SETTINGS, recipe_digest="release 2; recipe 2; data 3")
+    if exists:
+        path.write_bytes(WHOLE)
+    journal = go_on(path, 2 if exists else 7, upgraded)
+    journal.require_identity(run_identity(upgraded.recipe_digest, 0))
+    assert journal.first_version == journal.version == (2 if exists else 7)
+
+
+@pytest.mark.parametrize(
+    ("version", "content", "message"),
+    [
+        (4, WHOLE, "version 4 is not in the journal, which goes from version 0 to 3"),
+        (3, WHOLE[:-140], "from version 0 to 1, where record 5 is damaged: it is cut short"),
+        (1, encoded(AGAIN), "version 1 is not in the journal, which goes from version 3 to 3"),
+        (0, encode_header(run_identity("other", 0)) + encode_record(STARTED), "of another run"),
+    ],
+    ids=["checkpoint newer", "damaged before the checkpoint", "checkpoint older", "another run"],
+)
+def test_a_journal_that_does_not_fit_is_refused_and_left_as_it_is(
+    tmp_path: Path, version: int, content: bytes, message: str
+) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(content)
+    with pytest.raises(DistNetError, match=message):
+        go_on(path, version)
+    assert path.read_bytes() == content
+
+
+def test_digests_of_weights_are_those_of_their_bytes() -> None:
+    assert sha256_of(np.zeros(4, np.float32)).hex().startswith("374708ff")
