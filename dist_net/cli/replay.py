@@ -1,0 +1,92 @@
+"""``dist-net replay RUN``: a run computed again from its journal, in one process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from dist_net.cli.parser import count_from
+from dist_net.cluster.command_line import add_trust_argument
+from dist_net.cluster.entry import use_threads
+from dist_net.cluster.replay import Replay
+from dist_net.cluster.terminal import CountProgress, FetchProgress, plain_console
+from dist_net.errors import ReplayError
+from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
+from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.parameter_server.journal import read_journal
+from dist_net.training.step import TrainingStep
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, nargs="?", help="a run's directory")
+    parser.add_argument(
+        "--to",
+        type=count_from(0),
+        metavar="VERSION",
+        help="stop after so many updates, and leave a checkpoint in the run's directory",
+    )
+    parser.add_argument(
+        "--from",
+        dest="begin",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin from this checkpoint instead of the first weights",
+    )
+    add_trust_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Computes the run again, compares, and gives the exit code.
+
+    Raises ReplayError where the weights are not those of the run.
+    """
+    console = plain_console()
+    directory = RunDirectory.newest() if arguments.run is None else RunDirectory.open(arguments.run)
+    journal = read_journal(directory.journal)
+    loaded, _ = load_trained(directory.path, arguments.trust_recipe)
+    with FetchProgress(console) as fetching:
+        dataset = loaded.recipe.load_dataset(fetching)
+    settings = RunOptions.from_json(directory.options.read_text()).settings(loaded, dataset)
+
+    def step_of(threads: int) -> TrainingStep:
+        use_threads(threads)
+        return TrainingStep(loaded.recipe.model, dataset, settings.seed, threads)
+
+    replay = Replay(
+        settings,
+        journal,
+        step_of,
+        loaded.recipe.initial_weights(settings.seed)
+        if arguments.begin is None
+        else read_checkpoint(arguments.begin),
+    )
+    if journal.fault is not None:
+        console.print(f"the journal ends at version {journal.version:,}: {journal.fault}")
+    with CountProgress(console, f"replaying {directory.path}", "updates replayed") as progress:
+        result = replay.run(arguments.to, progress)
+    if result.matches and arguments.to is not None:
+        path = directory.path / f"replay-{result.version}.safetensors"
+        write_checkpoint(path, replay.checkpoint())
+        console.print(f"checkpoint: {path}")
+    if arguments.json:
+        print(
+            json.dumps(
+                {
+                    "version": result.version,
+                    "weights_sha256": result.weights_sha256,
+                    "matches": result.matches,
+                }
+            )
+        )
+    if not result.matches:
+        raise ReplayError(
+            f"at version {result.version:,} the weights are not those that the run had, and at "
+            f"version {result.matched_version:,} they still were: expected the machine, the "
+            f"libraries and the threads of the run, whose rounding these are not"
+        )
+    console.print(
+        f"version {result.version:,}, as the run was; weights' SHA-256 {result.weights_sha256}"
+    )
+    return 0

@@ -1,0 +1,62 @@
+"""What two workers trained over real sockets is computed again in one process, bit for bit."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_net import nn
+from dist_net.cluster.in_process import LocalCluster
+from dist_net.cluster.replay import Replay
+from dist_net.models.run_directory import RunOptions
+from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.parameter_server.journal import read_journal
+from dist_net.recipes.recipe import LoadedRecipe, Recipe, load_recipe
+from dist_net.training.step import TrainingStep
+
+PLAIN = replace(load_recipe("digits").recipe, epochs=3)
+WITH_DROPOUT_AND_BUFFERS = replace(
+    PLAIN,
+    network=nn.Sequential(
+        nn.Rescale(),
+        nn.Flatten(),
+        nn.Dense(24),
+        nn.BatchNorm(activation=nn.leaky_relu),
+        nn.Dropout(0.2),
+        nn.Dense(10),
+    ),
+    clip_norm=1.0,
+    average_decay=0.9,
+)
+
+
+@pytest.mark.parametrize("shares_memory", [True, False])
+@pytest.mark.parametrize("recipe", [PLAIN, WITH_DROPOUT_AND_BUFFERS], ids=["plain", "buffers"])
+def test_a_run_of_two_workers_is_replayed(
+    tmp_path: Path, recipe: Recipe, shares_memory: bool
+) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    with LocalCluster(recipe, path, seed=3) as cluster:
+        for _ in range(2):
+            cluster.start_worker(shares_memory=shares_memory)
+        report = cluster.wait()
+    trained, journal = read_checkpoint(path), read_journal(path.with_suffix(".journal"))
+    assert journal.version == report["version"] == trained.version
+    dataset = recipe.load_dataset()
+    settings = RunOptions("in-process", seed=3).settings(
+        LoadedRecipe("in-process", "in-process", {}, recipe), dataset
+    )
+    replay = Replay(
+        settings,
+        journal,
+        lambda threads: TrainingStep(recipe.model, dataset, 3, threads),
+        recipe.initial_weights(3),
+    )
+    result = replay.run()
+    assert (result.matches, result.matched_version) == (True, trained.version)
+    replayed = replay.checkpoint()
+    np.testing.assert_array_equal(replayed.weights, trained.weights)
+    for name, vector in trained.optimizer_state.items():
+        np.testing.assert_array_equal(replayed.optimizer_state[name], vector)
+    assert replayed.ledger == trained.ledger

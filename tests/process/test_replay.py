@@ -1,0 +1,77 @@
+"""``dist-net replay``: a run of processes is computed again, and compared with what it was."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.parameter_server.journal import read_journal, sha256_of
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Where the run directory will be."""
+    return tmp_path / "run"
+
+
+def test_a_run_is_replayed_and_stops_at_any_version(start: Start, run: Path) -> None:
+    start("train", "digits", "--epochs", "3", "--run-dir", str(run), "--json").result()
+    trained = read_checkpoint(run / "checkpoint.safetensors")
+    replayed = start("replay", str(run), "--json")
+    assert replayed.result() == {
+        "version": 3 * 45,
+        "weights_sha256": sha256_of(trained.weights).hex(),
+        "matches": True,
+    }
+    assert "135 updates replayed in" in replayed.stderr
+
+    halfway = start("replay", str(run), "--to", "60", "--json").result()
+    assert 60 <= halfway["version"] < 63  # gradients that were applied in one pass stay together
+    left = read_checkpoint(run / f"replay-{halfway['version']}.safetensors")
+    assert sha256_of(left.weights).hex() == halfway["weights_sha256"]
+
+    options = run / "options.json"
+    options.write_text(options.read_text().replace('"optimizer": null', '"optimizer": "sgd"'))
+    with_another_rule = start("replay", str(run), "--json")
+    assert with_another_rule.ends() == 1
+    assert '"matches": false' in with_another_rule.stdout
+    assert "at version 135 the weights are not those that the run had, and at version 0 they" in (
+        with_another_rule.stderr
+    )
+
+
+def test_a_run_whose_server_was_killed_goes_on_and_is_replayed(start: Start, run: Path) -> None:
+    train = start(
+        "train",
+        "digits",
+        "--epochs",
+        "40",
+        "--checkpoint-every",
+        "0.2",
+        "--sync",
+        "0.1",
+        "--run-dir",
+        str(run),
+    )
+    train.report(lambda report: (report["checkpoint_version"] or 0) > 0)
+    for process_id in (train.children["server"], train.process.pid):
+        os.kill(process_id, signal.SIGKILL)
+    train.ends()
+    crashed = read_journal(run / "journal")
+    checkpoint = read_checkpoint(run / "checkpoint.safetensors")
+    assert crashed.fault is None
+    assert crashed.version >= checkpoint.version > 0
+
+    start("train", "--resume", "--run-dir", str(run), "--json").result()
+    journal = read_journal(run / "journal")
+    assert [each.version for each in journal.starts()] == [0, checkpoint.version]
+    result = start("replay", str(run), "--json").result()
+    trained = read_checkpoint(run / "checkpoint.safetensors")
+    assert result["weights_sha256"] == sha256_of(trained.weights).hex()
+    assert result["matches"] is True
