@@ -38,7 +38,7 @@ _MAGIC = b"dist_net log"
 _HEADER = struct.Struct("<12sI32s12x")
 _KIND = struct.Struct("<B59x")
 _APPLIED = struct.Struct("<BxHQQQQdQII")
-_STARTED = struct.Struct("<B3xQQddI20x")
+_STARTED = struct.Struct("<B3xQ8sddI20x")
 _CHECKPOINTED = struct.Struct("<B3xQ32s16x")
 _CHECKSUM = struct.Struct("<I")
 
@@ -61,14 +61,14 @@ class Applied(NamedTuple):
 
 
 class Started(NamedTuple):
-    """A server that went on from ``version``. ``incarnation`` is a number of this start alone.
+    """A server that went on from ``version``. ``incarnation``, 16 hexadecimal digits, names it.
 
     ``threads`` is how many each worker of its host computes with. The other two are what
     ``RunSettings`` may change when a run goes on, and the weights depend on.
     """
 
     version: int
-    incarnation: int
+    incarnation: str
     threads: int
     clip_norm: float | None
     average_decay: float | None
@@ -104,7 +104,8 @@ def encode_record(record: JournalRecord) -> bytes:
             return _with_checksum(_APPLIED.pack(1, together, *numbers))
         case Started(version, incarnation, threads, clip_norm, decay):
             limits = [math.nan if each is None else each for each in (clip_norm, decay)]
-            return _with_checksum(_STARTED.pack(2, version, incarnation, *limits, threads))
+            name = bytes.fromhex(incarnation)
+            return _with_checksum(_STARTED.pack(2, version, name, *limits, threads))
         case Checkpointed(version, digest):
             return _with_checksum(_CHECKPOINTED.pack(3, version, digest))
 
@@ -119,9 +120,9 @@ def decode_record(block: bytes) -> JournalRecord:
         )
         return Applied(version, worker, lease, epoch, start, start + size, base, rate, together)
     if kind == 2:
-        _, version, incarnation, *limits, threads = _STARTED.unpack(content)
+        _, version, name, *limits, threads = _STARTED.unpack(content)
         clip_norm, decay = (None if math.isnan(each) else each for each in limits)
-        return Started(version, incarnation, threads, clip_norm, decay)
+        return Started(version, name.hex(), threads, clip_norm, decay)
     if kind == 3:
         return Checkpointed(*_CHECKPOINTED.unpack(content)[1:])
     raise JournalDamagedError(f"it is of kind {kind}, expected 1, 2 or 3")
@@ -340,7 +341,7 @@ def sync_interval_s(sync: str) -> float | None:
 
 
 class JournalFile:
-    """A journal that is open to be appended to.
+    """A journal that is open to be appended to, by the start of a server that it holds last.
 
     What was appended outlives this process, whatever becomes of it; a host that fails may lose
     what was not synced. What cannot be written, on a full disk, is kept and tried again with the
@@ -348,19 +349,28 @@ class JournalFile:
     """
 
     def __init__(
-        self, path: Path, keep_bytes: int, content: bytes, sync_interval_s: float | None = None
+        self,
+        path: Path,
+        kept_bytes: int,
+        identity: bytes,
+        started: Started,
+        sync_interval_s: float | None = None,
     ) -> None:
-        """Keeps so much of the file, removes the rest, and appends; raises JournalWriteError."""
+        """Keeps so much of the file, removes the rest, and appends the start.
+
+        Where nothing is kept, a new journal begins. Raises JournalWriteError.
+        """
+        self.incarnation = started.incarnation
         self.sync_interval_s = sync_interval_s
         self.error: str | None = None
         self._path = path
         self._unwritten = bytearray()
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            os.ftruncate(self._descriptor, keep_bytes)
+            os.ftruncate(self._descriptor, kept_bytes)
         except OSError as error:
             raise JournalWriteError(self._why(error)) from error
-        self.append(content)
+        self.append((b"" if kept_bytes else encode_header(identity)) + encode_record(started))
         if self.error is not None:
             self.close()
             raise JournalWriteError(self.error)

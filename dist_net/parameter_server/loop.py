@@ -19,7 +19,6 @@ from dist_net.parameter_server.journal import (
     JournalFile,
     JournalRecord,
     Started,
-    encode_header,
     encode_record,
     read_journal,
     run_identity,
@@ -92,7 +91,8 @@ def opened_journal(
     """
     settings, version = run.settings, run.store.version
     limits = settings.clip_norm, settings.average_decay
-    start = encode_record(Started(version, secrets.randbits(63), threads, *limits))
+    started = Started(version, secrets.token_hex(8), threads, *limits)
+    identity = run_identity(settings.recipe_digest, settings.seed)
     kept_bytes = 0
     if resumed_from is not None and path.exists():
         found = _journal_of(path, resumed_from, settings.seed)
@@ -102,9 +102,7 @@ def opened_journal(
             "samples_to_do_again from_version=%d to_version=%d samples=%d journal_goes_on=%s",
             *(version, found.version, found.samples_after(version), kept_bytes > 0),
         )
-    if not kept_bytes:
-        start = encode_header(run_identity(settings.recipe_digest, settings.seed)) + start
-    journal = JournalFile(path, kept_bytes, start, sync_interval_s(sync))
+    journal = JournalFile(path, kept_bytes, identity, started, sync_interval_s(sync))
     try:
         yield journal
     finally:
@@ -146,9 +144,8 @@ class ServerLoop:
         self._journal = journal
         self._next_sync_s = 0.0
         self._clock = clock or SystemClock()
-        self._server = ParameterServer(
-            run, segment.address if segment else None, secrets.token_hex(8)
-        )
+        incarnation = journal.incarnation if journal else secrets.token_hex(8)
+        self._server = ParameterServer(run, segment.address if segment else None, incarnation)
         self._gradients: dict[int, Segment] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None

@@ -59,4 +59,4 @@ def test_a_run_of_two_workers_is_replayed(
     np.testing.assert_array_equal(replayed.weights, trained.weights)
     for name, vector in trained.optimizer_state.items():
         np.testing.assert_array_equal(replayed.optimizer_state[name], vector)
-    assert replayed.ledger == trained.ledger
+    assert replayed.ledger["remaining"] == trained.ledger["remaining"] == []

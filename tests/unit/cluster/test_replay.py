@@ -71,7 +71,7 @@ class Worker:
         self.step = step_of(1)
         self.weights = np.empty(SETTINGS.vector_size, np.float32)
         welcome = self.ask(
-            Join(node.decode(), SETTINGS.recipe_digest, SETTINGS.vector_size, 0, -1, b"")
+            Join(node.decode(), node[0], SETTINGS.recipe_digest, SETTINGS.vector_size, 0, -1, b"")
         )
         assert isinstance(welcome, Welcome)
         self.worker_id = welcome.worker_id
@@ -150,7 +150,7 @@ def journal_of(records: Iterable[JournalRecord], settings: RunSettings = SETTING
 
 def started(run: RunState) -> Started:
     settings = run.settings
-    return Started(run.store.version, 1, 1, settings.clip_norm, settings.average_decay)
+    return Started(run.store.version, 16 * "0", 1, settings.clip_norm, settings.average_decay)
 
 
 def assert_same(replayed: Checkpoint, trained: Checkpoint) -> None:
@@ -252,7 +252,7 @@ def test_what_cannot_be_replayed_is_refused() -> None:
     replay.run(4)
     with pytest.raises(JournalMismatchError, match="which a checkpoint does not hold"):
         replay_of(journal, replay.checkpoint())
-    begun_later = journal_of([Started(5, 1, 1, None, None)])
+    begun_later = journal_of([Started(5, 16 * "0", 1, None, None)])
     with pytest.raises(JournalMismatchError, match="version 0 is not in the journal"):
         replay_of(begun_later)
 

@@ -38,14 +38,14 @@ from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 
 IDENTITY = run_identity("release 1; recipe 2; data 3", 0)
-STARTED = Started(0, 2**63 - 1, 4, None, None)
+STARTED = Started(0, 16 * "f", 4, None, None)
 FIRST = Checkpointed(0, bytes(range(32)))
 APPLIED = Applied(1, 2**48 + 1, 1, 0, 0, 32, 0, 0.003, together=1)
 PAIR = (
     Applied(2, 7, 2, 2**32 - 1, 2**40, 2**40 + 32, 1, 0.1, together=2),
     Applied(3, 7, 2, 2**32 - 1, 2**40 + 32, 2**40 + 33, 0, 0.0, together=2),
 )
-AGAIN = Started(3, 5, 1, 0.5, 0.999)
+AGAIN = Started(3, "0123456789abcdef", 1, 0.5, 0.999)
 RECORDS = (STARTED, FIRST, APPLIED, *PAIR, AGAIN, Checkpointed(3, bytes(32)))
 
 
@@ -114,7 +114,7 @@ def test_a_flipped_bit_is_noticed_and_the_journal_is_read_up_to_there() -> None:
         APPLIED._replace(version=4, learning_rate=float("nan")),
         APPLIED._replace(version=4, learning_rate=-1.0),
         APPLIED._replace(version=4, together=0),
-        Started(2, 1, 1, None, None),
+        AGAIN._replace(version=2),
         Checkpointed(4, bytes(32)),
     ],
 )
@@ -173,7 +173,7 @@ def test_what_a_full_disk_refuses_is_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "journal"
-    journal = JournalFile(path, 0, encoded(STARTED))
+    journal = JournalFile(path, 0, IDENTITY, STARTED)
 
     def write_a_part(descriptor: int, content: bytes) -> int:
         if path.stat().st_size >= 3 * BLOCK_BYTES - 10:
@@ -197,7 +197,7 @@ def test_what_a_full_disk_refuses_is_written_later(
 
 def test_a_journal_that_cannot_be_begun_is_told(tmp_path: Path) -> None:
     with pytest.raises(JournalWriteError, match=r"cannot be written: .*; expected a directory"):
-        JournalFile(tmp_path / "no" / "journal", 0, encoded(STARTED))
+        JournalFile(tmp_path / "no" / "journal", 0, IDENTITY, STARTED)
 
 
 def test_always_syncs_each_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +205,7 @@ def test_always_syncs_each_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module.os, "fsync", synced.append)
     path = tmp_path / "journal"
     for interval_s, times in ((None, 0), (5.0, 0), (0.0, 2)):
-        journal = JournalFile(path, 0, encoded(STARTED), interval_s)
+        journal = JournalFile(path, 0, IDENTITY, STARTED, interval_s)
         journal.append(encode_record(APPLIED))
         journal.append()
         journal.close()
