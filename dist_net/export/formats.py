@@ -11,7 +11,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from dist_net.errors import ExportFormatError, ExportWriteError, MissingExtraError
+from dist_net.errors import (
+    ExportFormatError,
+    ExportWriteError,
+    MissingExtraError,
+    NotExportableError,
+)
 from dist_net.export.graph import Graph, Port
 from dist_net.export.network import add_network
 from dist_net.export.preprocessing import add_preprocessing
@@ -79,9 +84,14 @@ def onnx_graph(exported: ExportedModel) -> Graph:
     Inputs are (N, *input_shape), and with ``takes_pictures`` they are ``pictures``, (N, H, W, 3)
     uint8 of any size, and the outputs of a classifier are probabilities. Raises NotExportableError.
     """
-    graph, found, takes_pictures = Graph(), exported.found, exported.takes_pictures
-    model = found.model
+    found, takes_pictures = exported.found, exported.takes_pictures
+    graph, model = Graph("input", "pictures", "logits", "probabilities", "outputs"), found.model
     if takes_pictures:
+        if not found.takes_pictures:
+            raise NotExportableError(
+                f"{exported.name} has inputs of {model.input_dtype}{list(model.input_shape)}, "
+                f"which are no pictures; expected a model of pictures for --preprocessing"
+            )
         inputs = add_preprocessing(graph, model, exported.fitting)
     else:
         name = graph.input("input", model.input_dtype, ("N", *model.input_shape))

@@ -55,13 +55,17 @@ class Port:
 
 
 class Graph:
-    """Nodes in the order in which they are computed, and the arrays that they read."""
+    """Nodes in the order in which they are computed, and the arrays that they read.
 
-    def __init__(self) -> None:
+    ``reserved`` are names for its inputs and outputs, which nothing else is called.
+    """
+
+    def __init__(self, *reserved: str) -> None:
         self.inputs: list[Port] = []
         self.outputs: list[Port] = []
         self.nodes: list[OnnxNode] = []
         self.initializers: dict[str, Array] = {}
+        self._taken = set(reserved)
         self._counts: dict[str, int] = {}
         self._known: dict[object, str] = {}
 
@@ -88,7 +92,7 @@ class Graph:
         return self.add("Cast", tensor, to=element_type(np.dtype(dtype)))
 
     def constant(self, array: Array, name: str = "constant") -> str:
-        """The name of an array, by default with a number; a small one is kept once."""
+        """The name of an array: ``name``, or that and a number. A small one is kept once."""
         identity = array.dtype, array.shape, array.tobytes() if array.size <= SMALL else id(array)
         if identity not in self._known:
             self._known[identity] = self._new_name(name)
@@ -124,9 +128,12 @@ class Graph:
         }
 
     def _new_name(self, name: str) -> str:
-        count = self._counts.get(name, 0)
-        self._counts[name] = count + 1
-        return f"{name}_{count}" if count else name
+        new = name
+        while new in self._taken:
+            self._counts[name] = self._counts.get(name, 0) + 1
+            new = f"{name}_{self._counts[name]}"
+        self._taken.add(new)
+        return new
 
 
 def integers(*numbers: int) -> Array:

@@ -131,7 +131,7 @@ def _place_value(
 ) -> None:
     """Makes the value of a node known, or adds what computes it from the number of inputs."""
     here, there = value.array, None if other is None else other.array
-    if there is not None and np.array_equal(here, there):
+    if there is not None and np.array_equal(here, there, equal_nan=True):
         known.know(node, value)
     elif there is not None and _is_row_repeated(here, there):
         row = known.graph.constant(here[:1], value.name)

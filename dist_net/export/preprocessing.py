@@ -13,11 +13,9 @@ from collections.abc import Callable
 import numpy as np
 
 from dist_net.autodiff import Array
-from dist_net.errors import NotExportableError
 from dist_net.export.graph import Graph, integers
 from dist_net.export.translation import CHANNELS_SECOND, Tensor
 from dist_net.nn import Model
-from dist_net.pictures.fitting import takes_pictures
 
 LUMA = np.array([19595, 38470, 7471], np.int32)
 """The shares of red, green and blue in grey (ITU-R BT.601), in 65536ths, as Pillow has them."""
@@ -29,14 +27,8 @@ Fit = Callable[[Graph, str, int, int], str]
 def add_preprocessing(graph: Graph, model: Model, fitting: str) -> Tensor:
     """Adds the input ``pictures``, (N, H, W, 3) uint8 of any size, and what fits them to the net.
 
-    ``fitting`` is a key of ``GRAPH_FITTINGS``. Raises NotExportableError for a model that takes no
-    pictures.
+    ``model`` takes pictures; ``fitting`` is a key of ``GRAPH_FITTINGS``.
     """
-    if not takes_pictures(model):
-        raise NotExportableError(
-            f"a net whose inputs are of shape {model.input_shape} takes no pictures; expected "
-            f"(H, W), (H, W, 1) or (H, W, 3) for --preprocessing"
-        )
     height, width, *channels = model.input_shape
     size: tuple[int | str, int | str] = (height, width) if fitting == "exact" else ("H", "W")
     pixels = graph.input("pictures", np.uint8, ("N", *size, 3))

@@ -50,7 +50,7 @@ MAY_IMPORT = {
         "parameter_server"
     ),
     "report": "errors nn models",
-    "export": "errors vector files spelling release autodiff nn pictures recipes models",
+    "export": "errors vector files spelling release autodiff nn recipes models",
     "cluster": (
         "errors vector clock autodiff nn pictures data recipes wire parameter_server training "
         "serving models report"

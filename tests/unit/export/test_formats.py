@@ -88,10 +88,10 @@ def test_every_fitting_can_be_part_of_a_graph() -> None:
 
 
 def test_preprocessing_is_for_nets_that_take_pictures() -> None:
-    model = nn.Model(nn.Dense(2), (4,), input_dtype=np.float32)
+    model = nn.Model(nn.Sequential(nn.Flatten(), nn.Dense(2)), (4, 4), input_dtype=np.float32)
     weights = model.layout.initial(np.random.default_rng(0))
     found = FoundModel(model, (), {}, "", lambda: weights)
-    with pytest.raises(NotExportableError, match=r"shape \(4,\) takes no pictures"):
+    with pytest.raises(NotExportableError, match=r"m has inputs of float32\[4, 4\], which are no"):
         onnx_graph(ExportedModel("m", found, weights, takes_pictures=True))
     assert [port.name for port in onnx_graph(ExportedModel("m", found, weights)).outputs] == [
         "outputs"

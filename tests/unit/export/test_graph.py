@@ -69,6 +69,20 @@ def test_a_node_and_a_small_constant_are_there_once() -> None:
     assert graph.add("Mul", x, integers(4)) != graph.add("Mul", x, integers(3))
 
 
+def test_no_two_tensors_have_one_name_whatever_parameters_are_called() -> None:
+    graph = Graph("logits")
+    x = graph.input("x", np.float32, (2,))
+    names = [graph.constant(np.arange(100.0), name) for name in ("logits", "add_1", "logits")]
+    names += [graph.add("Add", x, name) for name in names]
+    assert len({"logits", "x", *names}) == 8
+
+
+def test_weights_that_are_not_finite_are_exported_as_they_are() -> None:
+    dense = nn.Dense(2, kernel_initializer=lambda _, shape: np.full(shape, np.nan, np.float32))
+    model = nn.Model(nn.Sequential(nn.Rescale(), dense), (3,))
+    assert np.isnan(graph_of(model).initializers["dense/kernel"]).all()
+
+
 def test_what_no_output_needs_is_left_out() -> None:
     graph = Graph()
     x = graph.input("x", np.float32, (2,))
