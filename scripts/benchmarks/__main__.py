@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import darknet53, push_pull, serving, training
+from benchmarks import darknet53, photos, push_pull, serving, training
 from dist_net.cli.parser import Parser
 from dist_net.cluster.entry import use_threads
 from dist_net.cluster.terminal import plain_console
@@ -20,8 +20,12 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "training": training.measure,
     "push-pull": push_pull.measure,
     "darknet53": darknet53.measure,
+    "photos": photos.measure,
     "serving": serving.measure,
 }
+
+
+SCALED = ("photos", "serving")
 
 
 def main() -> int:
@@ -30,11 +34,14 @@ def main() -> int:
     parser.add_argument("name", metavar="NAME", choices=BENCHES, help=", ".join(BENCHES))
     parser.add_argument("--peers", action="store_true", help="measure every installed peer too")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="of serving: how long each case lasts (default: 1)"
+        "--scale",
+        type=float,
+        default=1.0,
+        help="of photos and serving: how much is measured (default: 1)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     arguments = parser.parse_args(sys.argv[1:])
-    options = {"scale": arguments.scale} if arguments.name == "serving" else {}
+    options = {"scale": arguments.scale} if arguments.name in SCALED else {}
     try:
         measured = BENCHES[arguments.name](
             arguments.peers, lambda text: print(text, file=sys.stderr), **options

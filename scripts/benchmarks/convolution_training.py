@@ -50,13 +50,13 @@ def measure(schedule: Schedule, with_peers: bool, say: Callable[[str], None]) ->
 
 
 def check_losses(training: Contest) -> None:
-    """Raises BenchmarkError for a contestant whose losses in the first steps are not ours."""
+    """Raises BenchmarkError for a contestant whose first losses are not the first one's."""
     losses = {}
     for each in training.contestants:
         ((batch, threads),) = each.cases
         details = {"batch": batch, "threads": threads, "runs": FIRST_STEPS}
         losses[each.name] = training.order(each, "answer", **details)
-    own = losses[OURS.name]
+    own, *_ = losses.values()
     for name, theirs in losses.items():
         pairs = zip(theirs, own, strict=True)
         if not all(abs(a - b) <= LARGEST_DIFFERENCE * abs(b) for a, b in pairs):

@@ -9,9 +9,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from benchmarks import synthetic
-from benchmarks.peers import task
 from benchmarks.peers.orders import Peer
-from dist_net.recipes.recipe import load_recipe
+from dist_net.data import Dataset
+from dist_net.recipes.recipe import Recipe, load_recipe
 from dist_net.training.single_process import SingleProcess
 
 RECIPE = "fashion-mnist-conv"
@@ -20,14 +20,22 @@ SEED = 0
 
 def load(_directory: Path, batch: int, threads: int) -> Callable[[], np.float32]:
     """A function that takes a step on the next minibatch of random images; it gives the loss."""
+    return steps_of(load_recipe(RECIPE).recipe, synthetic.dataset(), batch, threads)
+
+
+def steps_of(
+    recipe: Recipe, dataset: Dataset, batch: int, threads: int
+) -> Callable[[], np.float32]:
+    """A function that takes a recipe's step on the next whole minibatch; it gives the loss."""
     threadpool_limits(threads)
-    training = SingleProcess(load_recipe(RECIPE).recipe, synthetic.dataset(), SEED, threads)
+    training = SingleProcess(recipe, dataset, SEED, threads)
+    count = len(dataset.train_targets) // batch
     position = 0
 
     def step() -> np.float32:
         nonlocal position
-        summed_loss, _ = training.step(0, position, position + batch)
-        position = (position + batch) % (task.SAMPLES - batch)
+        summed_loss, _ = training.step(0, position * batch, (position + 1) * batch)
+        position = (position + 1) % count
         return np.float32(summed_loss / batch)
 
     return step
