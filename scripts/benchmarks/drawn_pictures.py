@@ -38,7 +38,7 @@ def drawn(name: str, generator: np.random.Generator) -> Image.Image:
     picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)
     radius = min(width, height) * generator.uniform(0.2, 0.4)
-    middle = (width, height) * generator.uniform(0.4, 0.6, 2)
+    middle = np.array([width, height]) * generator.uniform(0.4, 0.6, 2)
     pen.polygon(outline(name, radius, middle, generator.uniform(0, 2 * np.pi)), fill=ink(generator))
     for ends in generator.random((STROKES, 2, 2)) * (width, height):
         pen.line([tuple(each) for each in ends.tolist()], fill=ink(generator), width=2)

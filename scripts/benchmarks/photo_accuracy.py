@@ -94,13 +94,13 @@ def draw_parts(root: Path, count: int, seed: int) -> Path:
 def write_clothes(root: Path, count: int) -> Path:
     """The first ``count`` images of each class of Fashion-MNIST as PNG files, a share to test."""
     dataset = dataset_named("fashion-mnist")
-    targets = np.asarray(dataset.train_targets)
+    images, targets = np.asarray(dataset.train_inputs), np.asarray(dataset.train_targets)
     for label, name in enumerate(dataset.class_names):
         for number, index in enumerate(np.flatnonzero(targets == label)[:count].tolist()):
             part = "train" if number % TEST_SHARE else "test"
             folder = root / part / name.replace("/", " or ")
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(dataset.train_inputs[index]).save(folder / f"{number:04}.png")
+            Image.fromarray(images[index]).save(folder / f"{number:04}.png")
     return root
 
 

@@ -38,7 +38,11 @@ CONTESTANTS = (
     Contestant(PLAIN, "lite0_inference", ("numpy",), ALL, (PLAIN,)),
     Contestant(FAST, "lite0_inference", ("numba",), ALL, (FAST,), extra="fast"),
 )
-PEERS = (Contestant("pytorch", "pytorch_lite0", ("torch",), ALL),)
+PEERS = (
+    Contestant("onnxruntime", "lite0_onnxruntime", ("onnxruntime", "onnx"), ALL),
+    Contestant("openvino", "lite0_openvino", ("openvino", "onnx"), ALL),
+    Contestant("pytorch", "pytorch_lite0", ("torch",), ALL),
+)
 
 FEATURES = Contestant("folder", "picture_features", ("numpy",), LARGEST)
 

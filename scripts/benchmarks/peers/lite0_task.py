@@ -11,13 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.data import Dataset
+from dist_net.export.formats import ExportedModel, write_exported
+from dist_net.models.sources import PretrainedNet
 from dist_net.optim import AdamW
 from dist_net.pretrained import efficientnet_lite0 as lite0
 
 Logits = NDArray[np.float32]
 
-PACKAGES = (lite0.PACKAGE,)
-FILE = "lite0.onnx"
+ONNX_FILE = "lite0.onnx"
+BATCH = "N"
+"""The name of its input's free dimension, which each runtime fixes when it loads the file."""
+
 SEED = 0
 COARSE_SIDE = 28
 
@@ -49,6 +53,8 @@ def dataset() -> Dataset:
     return Dataset("pictures", inputs, targets, inputs[:1], targets[:1], names)
 
 
-def file_in(directory: Path) -> Path:
-    """Where the net lies as ``dist-net export efficientnet-lite0`` writes it."""
-    return directory / FILE
+def write_onnx(directory: Path) -> None:
+    """Writes the net as ``dist-net export efficientnet-lite0 FILE`` does, for the pictures."""
+    found = PretrainedNet(None).read()
+    exported = ExportedModel(lite0.NAME, found, found.weights())
+    write_exported(directory / ONNX_FILE, "onnx", exported)
