@@ -1,0 +1,74 @@
+"""What ``scripts/bench photos`` draws, and makes of its measurements."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks import photo_accuracy
+from benchmarks.drawn_pictures import CORNERS, LARGEST_SIDE, LEAST_SIDE, draw_folder
+from benchmarks.photo_accuracy import AccuracyPlan
+from benchmarks.photos import INFERENCE, Case, PhotosPlan, ratios
+
+CASES = [
+    Case(INFERENCE, "plain", "0.1", 8, 20_000, 1),
+    Case(INFERENCE, "fast", "0.1", 8, 5_000, 1),
+    Case(INFERENCE, "fast", "0.1", 1, 6_000, 1),
+    Case(INFERENCE, "openvino", "2026", 8, 10_000, 1),
+    Case("training_step", "dist_net", "0.1", 32, 60_000, 3_000_000_000),
+    Case("training_step", "pytorch", "2.13", 32, 80_000, 4_000_000_000),
+    Case("folder", "fast", "0.1", 8, 40_000, None),
+]
+
+
+def test_a_case_is_compared_with_the_same_of_a_peer() -> None:
+    assert ratios(CASES) == {
+        "plain_per_image_batch_8_to_fast": 4.0,
+        "plain_per_image_batch_8_to_openvino": 2.0,
+        "fast_per_image_batch_8_to_openvino": 0.5,
+        "training_step_to_pytorch": 0.75,
+        "training_step_peak_memory_to_pytorch": 0.75,
+    }
+
+
+def test_a_row_tells_the_share_of_a_picture() -> None:
+    assert CASES[4].row == {
+        "name": "training_step",
+        "model": "efficientnet-lite0",
+        "batch": 32,
+        "threads": 2,
+        "ms_per_image": 60.0,
+        "peak_mb": 3000.0,
+    }
+    assert CASES[-1].row["peak_mb"] is None
+
+
+def test_leads_are_in_points_and_the_lowest_head_counts() -> None:
+    heads = [{"head": 0.91, "scikit_learn": 0.9}, {"head": 0.895, "scikit_learn": 0.9}]
+    tuned = [{"head": 0.8, "fine_tuned": each} for each in (0.9, 0.81, 0.85)]
+    assert photo_accuracy.ratios(heads, tuned) == {
+        "head_points_above_scikit_learn": -0.5,
+        "fine_tuned_points_above_head": 5.0,
+    }
+    assert photo_accuracy.ratios([], []) == {}
+
+
+def test_a_small_scale_leaves_something_to_measure() -> None:
+    plan = PhotosPlan.scaled(0.001)
+    assert (plan.schedule.rounds, plan.schedule.starts, plan.run_count) == (1, 1, 5)
+    assert plan.accuracy.tuned_seeds == (0,)
+    assert PhotosPlan.scaled(1).accuracy == AccuracyPlan()
+
+
+def test_drawn_pictures_are_those_of_their_seed_and_part(tmp_path: Path) -> None:
+    folders = [
+        draw_folder(tmp_path / name, 1, seed, part)
+        for name, seed, part in (("a", 0, ""), ("b", 0, ""), ("c", 1, ""), ("d", 0, "test"))
+    ]
+    files = [sorted(folder.rglob("*.jpg")) for folder in folders]
+    assert [each.parent.name for each in files[0]] == sorted(CORNERS)
+    one, same, *others = ([each.read_bytes() for each in of] for of in files)
+    assert one == same
+    assert one not in others
+    for path in files[0]:
+        with Image.open(path) as picture:
+            assert all(LEAST_SIDE <= side <= LARGEST_SIDE for side in picture.size)
