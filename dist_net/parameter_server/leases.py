@@ -9,6 +9,9 @@ When the pool is empty, idle workers share what the others still hold. Of the lo
 take what its holder cannot have begun. Where nothing of that kind is left, they take a lease a
 second time: both holders compute the same samples, and are *rivals*. The first push counts. It ends
 the lease of the other, whose pushes on their way are dropped.
+
+In a run of rounds (BSP) a lease is one minibatch, and its gradient is *collected* until all of the
+round are there. They are applied at once.
 """
 
 from collections import deque
@@ -26,6 +29,10 @@ class Range(NamedTuple):
     epoch: int
     start: int
     stop: int
+
+    @property
+    def samples(self) -> int:
+        return self.stop - self.start
 
 
 @dataclass(slots=True)
@@ -64,7 +71,8 @@ class LeaseLedger:
     A lease is ``lease_minibatches * batch_size`` samples, and smaller towards the very end, so
     that the workers finish together. There is no barrier between epochs: when the rest of an
     epoch is leased, the next worker gets the first range of the next one. A worker computes at most
-    ``ahead_minibatches`` beyond those that are applied.
+    ``ahead_minibatches`` beyond those that are applied. ``round_minibatches``: how many are applied
+    at once, in a run of rounds.
     """
 
     def __init__(
@@ -74,12 +82,15 @@ class LeaseLedger:
         batch_size: int,
         lease_minibatches: int,
         ahead_minibatches: int = PIPELINE.gradients,
+        round_minibatches: int | None = None,
     ) -> None:
         self.samples = samples
         self.epochs = epochs
         self.applied_samples = 0
         self._batch_size = batch_size
-        self._lease_minibatches = lease_minibatches
+        self._lease_minibatches = lease_minibatches if round_minibatches is None else 1
+        self._round_minibatches = round_minibatches
+        self._collected: list[Range] = []
         self._ahead_samples = batch_size * ahead_minibatches
         self._pool: deque[Range] = deque()
         self._unleased = samples * epochs
@@ -95,12 +106,28 @@ class LeaseLedger:
     def holds_lease(self, worker_id: int) -> bool:
         return worker_id in self._leases
 
-    def grant(self, worker_id: int) -> Lease | None:
-        """Return the worker's lease, a new one if it holds none; None if there is none to have."""
+    @property
+    def round_is_collected(self) -> bool:
+        """Whether every gradient of a round is there."""
+        rest_is_leased = self._unleased == 0 or self._round_is_leased
+        return bool(self._collected) and rest_is_leased and not self._leases
+
+    @property
+    def _round_is_leased(self) -> bool:
+        if self._round_minibatches is None:
+            return False
+        leased = {(lease.epoch, lease.start) for lease in self._leases.values()}  # rivals once
+        return len(leased) + len(self._collected) >= self._round_minibatches
+
+    def grant(self, worker_id: int, may_share: bool = True) -> Lease | None:
+        """Return the worker's lease, a new one if it holds none; None if there is none to have.
+
+        ``may_share``: it may be of samples that another worker holds.
+        """
         if worker_id in self._leases:
             return self._leases[worker_id]
-        if self._unleased == 0:
-            return self._shared(worker_id)
+        if self._unleased == 0 or self._round_is_leased:
+            return self._shared(worker_id) if may_share else None
         if not self._pool:
             self._pool.append(Range(self._next_epoch, 0, self.samples))
             self._next_epoch += 1
@@ -161,15 +188,39 @@ class LeaseLedger:
 
         Return their epoch.
         """
+        taken = self._taken(worker_id, stop)
+        self.applied_samples += taken.samples
+        return taken.epoch
+
+    def collected(self, worker_id: int, stop: int) -> Range:
+        """Record that the gradient of these samples, which are returned, is there for the round."""
+        taken = self._taken(worker_id, stop)
+        self._collected.append(taken)
+        return taken
+
+    def round_applied(self) -> None:
+        """Record that what was collected is in the weights."""
+        self.applied_samples += sum(taken.samples for taken in self._collected)
+        self._collected.clear()
+
+    def round_dropped(self) -> None:
+        """Return to the pool what was collected and cannot be applied."""
+        for taken in sorted(self._collected, reverse=True):
+            self._pool.appendleft(taken)
+            self._unleased += taken.samples
+        self._collected.clear()
+
+    def _taken(self, worker_id: int, stop: int) -> Range:
+        """Move the worker's lease on to ``stop``, and end what is done and its rival's."""
         lease = self._leases[worker_id]
-        self.applied_samples += stop - lease.start
+        taken = Range(lease.epoch, lease.start, stop)
         lease.start = stop
         if lease.rival is not None:
             self._ended[lease.rival] = self._leases.pop(lease.rival)
             lease.rival = None
         if lease.start == lease.stop:
             self._ended[worker_id] = self._leases.pop(worker_id)
-        return lease.epoch
+        return taken
 
     def dropped(self, worker_id: int, stop: int) -> None:
         """Record that an overtaken push of samples up to ``stop`` was taken in."""
@@ -213,9 +264,10 @@ class LeaseLedger:
         return lease.samples
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: leased samples count as not applied."""
+        """Return what a checkpoint keeps: leased and collected samples count as not applied."""
         # Rivals hold the same range.
-        leased = {(lease.epoch, lease.start, lease.stop) for lease in self._leases.values()}
+        leased = {Range(lease.epoch, lease.start, lease.stop) for lease in self._leases.values()}
+        leased.update(self._collected)
         return {
             "remaining": [list(left) for left in (*sorted(leased), *self._pool)],
             "next_epoch": self._next_epoch,

@@ -13,6 +13,7 @@ import numpy as np
 from dist_net.errors import CheckpointMismatchError, JournalDamagedError
 from dist_net.optim import start_rule
 from dist_net.parameter_server.checkpoint import Checkpoint
+from dist_net.parameter_server.consistency import ASYNC, Round
 from dist_net.parameter_server.journal import Applied
 from dist_net.parameter_server.leases import LeaseLedger, Range
 from dist_net.parameter_server.members import Member, Membership
@@ -20,7 +21,11 @@ from dist_net.parameter_server.metrics import RunMetrics
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.store import WeightStore
 from dist_net.vector import Vector
-from dist_net.wire.messages import Push
+from dist_net.wire.messages import Pipeline, Push
+
+LATE_S = 0.2
+LATE_TO_LAST_ROUND = 3
+"""How long, at least and in rounds, a round may take before its leases are late."""
 
 
 class RunState:
@@ -39,14 +44,20 @@ class RunState:
         first_worker_id: int = 1,
     ) -> None:
         self.settings = settings
-        self.members = Membership(settings.heartbeat_timeout_s, first_worker_id, settings.pipeline)
+        # Who waits for others, or lets them wait, does not run ahead.
+        pipeline = settings.pipeline if settings.consistency.is_async else Pipeline(1, 1)
+        self.members = Membership(settings.heartbeat_timeout_s, first_worker_id, pipeline)
         self.ledger = LeaseLedger(
             settings.samples,
             settings.epochs,
             settings.batch_size,
             settings.lease_minibatches,
-            settings.pipeline.gradients,
+            pipeline.gradients,
+            settings.consistency.round_minibatches,
         )
+        self.round = None if settings.consistency.round_minibatches is None else Round()
+        self._round_began_s: float | None = None
+        self._last_round_s = 0.0
         self.store = WeightStore(
             [np.empty_like(weights) for _ in range(2)] if buffers is None else buffers,
             weights,
@@ -66,8 +77,9 @@ class RunState:
     ) -> Self:
         """Go on where ``checkpoint`` ends, in the same epoch and with the optimizer's state.
 
-        Model, samples, seed and optimizer must be those of the checkpoint, else
-        ``CheckpointMismatchError``; all else may change, and there may be more epochs.
+        Model, samples, seed and optimizer must be those of the checkpoint, and a run of rounds
+        goes on with rounds as large, else ``CheckpointMismatchError``; all else may change, and
+        there may be more epochs.
         """
         checkpoint.require_layout(settings.layout)
         own = settings.to_json()
@@ -77,6 +89,14 @@ class RunState:
                     f"the checkpoint of recipe {checkpoint.recipe!r} is of another run: its {name} "
                     f"is {checkpoint.settings[name]}, expected {own[name]}; resume with the former"
                 )
+        former = str(checkpoint.settings.get("consistency", ASYNC))
+        if former != own["consistency"] and any(
+            each.startswith("bsp") for each in (former, own["consistency"])
+        ):
+            raise CheckpointMismatchError(
+                f"consistency={own['consistency']}: the checkpoint is of a run with {former}, "
+                f"which has other updates; resume with the former"
+            )
         run = cls(settings, checkpoint.weights, buffers, first_worker_id)
         run.store.restore(checkpoint.version, checkpoint.optimizer_state)
         run.ledger.restore(checkpoint.ledger)
@@ -170,6 +190,56 @@ class RunState:
                 learning_rate,
                 has_accuracy=settings.has_classes,
             )
+
+    def collect(self, member: Member, push: Push, now: float) -> bool:
+        """Take a push that is due into its round, and apply the round when it is whole.
+
+        False if a gradient, or what the whole round makes of the weights, is not finite. Then what
+        the round had collected is to be done again.
+        """
+        if self.round is None or not math.isfinite(push.loss_sum):
+            return False
+        if not all(np.isfinite(gradient).all() for gradient in push.gradients):
+            return False
+        if self._round_began_s is None:
+            self._round_began_s = now
+        for stop, gradient in zip(push.stops, push.gradients, strict=True):
+            self.round.add(*self.ledger.collected(member.worker_id, stop), gradient)
+        self.round.loss_sum += push.loss_sum
+        self.round.correct += push.correct
+        member.pushes += len(push.gradients)
+        member.samples += push.stop - push.start
+        return not self.ledger.round_is_collected or self._apply_round(self.round, now)
+
+    def has_late_leases(self, now: float) -> bool:
+        """Whether idle workers may do what others hold.
+
+        In a round only if those are late: else the next round would have to wait for all of them.
+        """
+        if self.round is None:
+            return True
+        late_s = max(LATE_S, LATE_TO_LAST_ROUND * self._last_round_s)
+        return self._round_began_s is not None and now - self._round_began_s > late_s
+
+    def _apply_round(self, collected: Round, now: float) -> bool:
+        """Apply the mean of a round's gradients as one update."""
+        rate = self.settings.learning_rate_after(self.ledger.applied_samples)
+        samples, gradients = collected.samples, len(collected)
+        if not self.store.apply([collected.mean()], [rate]):
+            self.ledger.round_dropped()
+            collected.clear()
+            return False
+        self.ledger.round_applied()
+        for member in self.members.members:
+            member.refusals = 0
+        self.metrics.push_applied(
+            samples, collected.loss_sum, collected.correct, [0] * gradients, now
+        )
+        collected.clear()
+        self._last_round_s = now - (self._round_began_s or now)
+        self._round_began_s = now
+        self._record_if_due(rate)
+        return True
 
     def remove(self, member: Member) -> None:
         """Remove a worker; what it has not done goes back to the pool."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from dist_net.errors import SettingError
 from dist_net.optim import SGD, ArrayShapes, ConstantRate, Optimizer, Schedule
+from dist_net.parameter_server.consistency import ASYNC, Consistency
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import PIPELINE, Pipeline, Push
 
@@ -56,6 +57,7 @@ class RunSettings:
     has_classes: bool = True
     clip_norm: float | None = None
     average_decay: float | None = None
+    consistency: Consistency = ASYNC
 
     def __post_init__(self) -> None:
         for name in ("samples", "epochs", "batch_size", "lease_minibatches"):
@@ -170,11 +172,11 @@ class RunSettings:
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as a checkpoint keeps them; optimizer and schedule as their text."""
-        own_text = ("optimizer", "schedule")
+        """Return the settings as a checkpoint keeps them; those that are objects as their text."""
+        own_text = ("optimizer", "schedule", "consistency")
         elsewhere = ("recipe", "recipe_digest", "recipe_record", "layout")
         return {
-            entry.name: repr(value) if entry.name in own_text else value
+            entry.name: str(value) if entry.name in own_text else value
             for entry in fields(self)
             if entry.name not in elsewhere
             for value in (getattr(self, entry.name),)

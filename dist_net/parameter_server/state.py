@@ -37,6 +37,9 @@ from dist_net.wire.messages import (
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 0.01
+LONGEST_WAIT_S = 5.0
+"""For an answer that waits for other workers; then its worker asks again."""
+
 REFUSALS_IN_A_ROW = 3
 
 
@@ -81,6 +84,7 @@ class ParameterServer:
         self._checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
         self.journal_error: str | None = None
+        self._waiting: dict[int, float] = {}  # workers whose answer has to wait, and since when
 
     @property
     def state(self) -> str:
@@ -101,6 +105,12 @@ class ParameterServer:
 
         Messages that a server never receives are logged and dropped.
         """
+        commands = self._handle(node, message, now)
+        if self._waiting:
+            commands += self._answer_those_who_wait(now)
+        return commands
+
+    def _handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
         match message:
             case Push():
                 return self._push(node, message, now)
@@ -140,7 +150,9 @@ class ParameterServer:
 
         Handle the messages that have arrived first: a heartbeat may be among them.
         """
-        return [self._lose(member, "overdue", now) for member in self.run.members.expired(now)]
+        expired = self.run.members.expired(now)
+        commands: list[ServerCommand] = [self._lose(each, "overdue", now) for each in expired]
+        return commands + self._answer_those_who_wait(now)
 
     def _join(self, node: bytes, join: Join, now: float) -> list[ServerCommand]:
         run, settings = self.run, self.run.settings
@@ -169,7 +181,6 @@ class ParameterServer:
             self._incarnation,
             settings.batch_size,
             settings.seed,
-            settings.pipeline.depth,
             settings.heartbeat_interval_s,
             settings.heartbeat_timeout_s,
             *(segment or NO_SEGMENT),
@@ -181,7 +192,7 @@ class ParameterServer:
         if member is None:
             return [SendToPeer(node, _unknown(pull.worker_id))]
         again = self.run.ledger.holds_lease(member.worker_id)
-        return [SendToPeer(node, self._work(member, now, again))]
+        return self._answer(member, now, again)
 
     def _push(self, node: bytes, push: Push, now: float) -> list[ServerCommand]:
         run = self.run
@@ -197,6 +208,8 @@ class ParameterServer:
             # Before the update, which then has one buffer more to write into: the last one used.
             run.store.unpin_before(member.worker_id, push.base_versions[-1])
         verdict = run.ledger.verdict(push.worker_id, push.lease_id, push.start, push.stop)
+        if verdict in (Verdict.DUE, Verdict.OVERTAKEN):
+            member.clock += len(push.stops)
         if verdict is Verdict.DUPLICATE:
             run.metrics.duplicates_dropped += 1
         elif verdict is Verdict.OVERTAKEN:
@@ -210,11 +223,14 @@ class ParameterServer:
             run.metrics.pushes_rejected += 1
         elif max(run.staleness(push)) > run.members.staleness_limit:
             return self._reject_stale(member, push, now)
+        elif run.round is not None:
+            if not run.collect(member, push, now):
+                return self._refuse_gradient(member, push, now)
         elif applied := run.apply(member, push, now):
-            return [Record(applied), SendToPeer(node, self._work(member, now))]
+            return [Record(applied), *self._answer(member, now)]
         else:
             return self._refuse_gradient(member, push, now)
-        return [SendToPeer(node, self._work(member, now, verdict is Verdict.DUPLICATE))]
+        return self._answer(member, now, verdict is Verdict.DUPLICATE)
 
     def _reject_stale(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
         """Return its samples to the pool, to be computed again from newer weights."""
@@ -225,7 +241,7 @@ class ParameterServer:
             self.run.members.staleness_limit,
         )
         self.run.ledger.release(member.worker_id)
-        return [SendToPeer(member.node, self._work(member, now))]
+        return self._answer(member, now)
 
     def _refuse_gradient(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
         self.run.metrics.gradients_refused += 1
@@ -242,19 +258,58 @@ class ParameterServer:
                 now,
             )
         self.run.ledger.release(member.worker_id)
-        return [SendToPeer(member.node, self._work(member, now))]
+        return self._answer(member, now)
 
-    def _work(self, member: Member, now: float, again: bool = False) -> Message:
-        """The answer to a worker; ``again`` if it repeats its request."""
+    def _answer(self, member: Member, now: float, again: bool = False) -> list[ServerCommand]:
+        """Answer a worker, ``again`` if it repeats its request; nothing if the answer has to wait.
+
+        It waits until another worker's request lets it go on, but not for ever.
+        """
+        message = self._work(member, now, again)
+        if message is None:
+            since_s = self._waiting.setdefault(member.worker_id, now)
+            if now - since_s <= LONGEST_WAIT_S:
+                return []
+            message = Wait(RETRY_AFTER_S)
+        self._waiting.pop(member.worker_id, None)
+        return [SendToPeer(member.node, message)]
+
+    def _answer_those_who_wait(self, now: float) -> list[ServerCommand]:
+        answers: list[ServerCommand] = []
+        for worker_id in list(self._waiting):
+            member = self.run.members.of_id(worker_id)
+            answer = [] if member is None else self._answer(member, now)
+            if not answer and self.run.round is not None:
+                break  # those who came later wait for the same
+            answers += answer
+        return answers
+
+    def _is_too_far_ahead(self, member: Member) -> bool:
+        """Whether the worker has to wait for the slowest of those that have something to do."""
+        most_ahead = self.run.settings.consistency.most_ahead
+        if most_ahead is None:
+            return False
+        holds_lease = self.run.ledger.holds_lease
+        clocks = [each.clock for each in self.run.members.members if holds_lease(each.worker_id)]
+        slowest = min(clocks, default=member.clock)
+        if member.is_idle:
+            member.clock = max(member.clock, slowest)
+        return member.clock - slowest > most_ahead
+
+    def _work(self, member: Member, now: float, again: bool) -> Message | None:
+        """The answer to a worker; None if it has to wait for others."""
         run = self.run
         if run.ledger.finished or self.stop_reason is not None:
             member.told_to_stop = True
             if run.ledger.finished:
                 return Stop("every epoch is done", finished=True)
             return Stop(self.stop_reason or "", finished=False)
-        lease = run.ledger.grant(member.worker_id)
+        if self._is_too_far_ahead(member):
+            return None
+        lease = run.ledger.grant(member.worker_id, may_share=run.has_late_leases(now))
+        member.is_idle = lease is None
         if lease is None:
-            return Wait(RETRY_AFTER_S)
+            return Wait(RETRY_AFTER_S) if run.round is None else None
         run.metrics.lease_granted(now)
         if member.pins:
             snapshot, version = run.store.pin(member.worker_id, again=again)
@@ -267,7 +322,7 @@ class ParameterServer:
             lease.start,
             lease.stop,
             version,
-            run.members.pushed_together,
+            *run.members.pipeline,
             snapshot,
             weights,
         )
@@ -298,6 +353,7 @@ class ParameterServer:
         return self._remove(member)
 
     def _remove(self, member: Member) -> Forget:
+        self._waiting.pop(member.worker_id, None)
         self.run.remove(member)
         return Forget(member.worker_id)
 

@@ -163,7 +163,6 @@ class WorkerState:
         self._left_s = rejoin_timeout_s
         self._worker_id = 0
         self._batch_size = 0
-        self._depth = 1
         self._work: Work | None = None
         self._next_sample = 0
         self._unpushed: list[Computed] = []
@@ -202,7 +201,7 @@ class WorkerState:
         return (
             work is not None
             and self._next_sample < work.stop
-            and len(self._taken_slots()) < min(self._depth * work.together, PIPELINE.gradients)
+            and len(self._taken_slots()) < min(work.depth * work.together, PIPELINE.gradients)
         )
 
     def _taken_slots(self) -> set[int]:
@@ -274,7 +273,6 @@ class WorkerState:
                 self._gathered = None  # perhaps by another seed
                 self._worker_id = message.worker_id
                 self._batch_size = message.batch_size
-                self._depth = message.depth
                 self._answer_timeout_s = PATIENCE * message.heartbeat_timeout_s
                 has_frames = message.weights_descriptor == -1
                 self._weights_bytes = 4 * self._join.vector_size if has_frames else 0

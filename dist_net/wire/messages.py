@@ -96,16 +96,14 @@ class Welcome(NamedTuple):
     """The worker is in.
 
     ``incarnation`` names the start of the server. No other start gives this ``worker_id``, so that
-    alone says of which of them a request is: any other one refuses it. ``depth`` is that of the
-    run's `Pipeline`. The last three are the `SegmentAddress` of the weights; without one, they
-    travel as frames.
+    alone says of which of them a request is: any other one refuses it. The last three are the
+    `SegmentAddress` of the weights; without one, they travel as frames.
     """
 
     worker_id: int
     incarnation: str
     batch_size: int
     seed: int
-    depth: int
     heartbeat_interval_s: float
     heartbeat_timeout_s: float
     process_id: int
@@ -130,10 +128,11 @@ class Work(NamedTuple):
     """A lease, and the weights to begin with; also the acknowledgement of a push.
 
     The worker computes the minibatches of samples ``start`` to ``stop`` of the shuffled order of
-    ``epoch``, and pushes ``together`` gradients at a time if that makes none of them wait for
-    long. ``snapshot`` is the index of the weights' buffer in the server's segment; it stays as it
-    is until this worker pushes what it computed from a later one, or was given as many as a
-    `Pipeline` says. A worker that does not share memory finds a copy in ``weights``, and -1 here.
+    ``epoch``. It pushes ``together`` gradients at a time if that makes none of them wait for long,
+    and may have ``depth`` such pushes unanswered. ``snapshot`` is the index of the weights' buffer
+    in the server's segment; it stays as it is until this worker pushes what it computed from a
+    later one, or was given as many as a `Pipeline` says. A worker that does not share memory finds
+    a copy in ``weights``, and -1 here.
     """
 
     lease_id: int
@@ -141,6 +140,7 @@ class Work(NamedTuple):
     start: int
     stop: int
     version: int
+    depth: int
     together: int
     snapshot: int
     weights: Vector | None
@@ -152,7 +152,7 @@ class Work(NamedTuple):
 
 
 class Wait(NamedTuple):
-    """Every sample that is left is leased to others: pull again after so many seconds."""
+    """There is nothing to compute now: pull again after so many seconds."""
 
     retry_after_s: float
 

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_net.errors import WorkerRefusedError
+from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.members import LONGEST_LOOK_S
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
@@ -401,9 +402,15 @@ EVENTS = [
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 3)), max_size=150))
-def test_each_sample_is_applied_once_whatever_happens(events: list[tuple[str, int]]) -> None:
-    cluster = Cluster([9, 9, -1])
+@given(
+    st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 3)), max_size=150),
+    st.sampled_from(["async", "async", "ssp:0", "ssp:2", "bsp:1"]),
+)
+def test_each_sample_is_applied_once_whatever_happens(
+    events: list[tuple[str, int]], consistency: str
+) -> None:
+    run_settings = replace(RUN_SETTINGS, consistency=Consistency.of(consistency))
+    cluster = Cluster([9, 9, -1], run_settings)
     for event, which in events:
         hosts = list(cluster.hosts.values())
         host = hosts[which % len(hosts)] if hosts else None
@@ -422,7 +429,7 @@ def test_each_sample_is_applied_once_whatever_happens(events: list[tuple[str, in
                 checkpoint = cluster.server.run.checkpoint()
                 cluster.serve(
                     lambda *rest, checkpoint=checkpoint: RunState.resumed(
-                        RUN_SETTINGS, checkpoint, *rest
+                        run_settings, checkpoint, *rest
                     )
                 )
             case _, None:

@@ -13,6 +13,7 @@ from dist_net.training.state import (
     Ended,
     Gather,
     Receive,
+    Reconnect,
     SendToServer,
     WorkerCommand,
     WorkerState,
@@ -37,6 +38,7 @@ class TimedWorker:
         self.latency_s = latency_s
         join = Join(
             name=name,
+            identity=next(cluster.identities),
             recipe_digest=cluster.run.settings.recipe_digest,
             vector_size=cluster.run.settings.vector_size,
             process_id=1,
@@ -75,6 +77,8 @@ class TimedWorker:
                     self.worker_id = welcome.worker_id
                 case Ended():
                     self.ended = command
+                case Reconnect():
+                    self.arrived.clear()
                 case Gather():
                     pass
 
@@ -112,6 +116,7 @@ class TimedCluster:
         self.now = 0.0
         self._events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
         self._order = count()
+        self.identities = count()
         self.workers: dict[bytes, TimedWorker] = {}
         latencies_s = latencies_s or [LATENCY_S] * len(steps_s)
         for index, times in enumerate(zip(steps_s, latencies_s, strict=True)):

@@ -10,6 +10,7 @@ import pytest
 
 from dist_net.errors import CheckpointMismatchError, DistNetError, SettingError
 from dist_net.optim import SGD, Momentum, StepDecay
+from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.loop import opened_run
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
@@ -107,7 +108,7 @@ def desk() -> Desk:
 
 
 def test_a_worker_is_welcomed_with_what_it_needs(desk: Desk) -> None:
-    assert desk.join(b"a") == Welcome(1, "b7", 4, 0, 2, 0.3, 1.5, 123, 4, b"t")
+    assert desk.join(b"a") == Welcome(1, "b7", 4, 0, 0.3, 1.5, 123, 4, b"t")
     report = desk.report()
     assert (report["state"], report["incarnation"]) == ("training", "b7")
 
@@ -356,13 +357,21 @@ def test_of_gradients_that_come_together_all_are_refused_for_one(desk: Desk) -> 
     assert desk.ask(b"a", two_minibatches(1, again, base_versions=(0, 0))).version == 2
 
 
-def test_the_more_workers_there_are_the_fewer_gradients_go_together(desk: Desk) -> None:
-    for node in (b"a", b"b", b"c"):
-        desk.join(node)
-    first = desk.pull(b"a", 1)
-    assert first.together == 2
-    desk.server.handle(b"c", Leave(3), desk.now)
-    assert desk.push(b"a", 1, first).together == 3
+def test_the_more_workers_there_are_the_fewer_gradients_each_has_on_their_way() -> None:
+    desk = Desk(RunState(replace(SETTINGS, epochs=10), vector(0.0)))
+    told = []
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    for joined in range(2, 11):
+        told.append((work.depth, work.together))
+        desk.join(b"%d" % joined, identity=joined)
+        work = desk.push(b"a", 1, work)
+    assert told == [(2, 3)] * 2 + [(2, 2)] * 2 + [(2, 1)] * 4 + [(1, 1)]
+    assert desk.run.members.staleness_limit == 10 * 10
+    for left in range(3, 11):
+        desk.server.handle(b"%d" % left, Leave(left), desk.now)
+    work = desk.push(b"a", 1, work)
+    assert (work.depth, work.together) == (2, 3)
 
 
 def test_a_silent_worker_is_lost_and_its_samples_go_to_others(desk: Desk) -> None:
@@ -748,3 +757,33 @@ def test_settings_are_kept_as_json() -> None:
     kept = json.loads(json.dumps(replace(SETTINGS, optimizer=SGD()).to_json()))
     assert kept["optimizer"] == "SGD()"
     assert kept["samples"] == 40
+
+
+def test_a_gradient_that_is_not_finite_is_refused_before_it_gets_into_a_round() -> None:
+    run_settings = replace(SETTINGS, consistency=Consistency.of("bsp:2"))
+    desk = Desk(RunState(run_settings, vector(0.0)))
+    desk.join(b"good")
+    desk.join(b"bad")
+    good, bad = desk.pull(b"good", 1), desk.pull(b"bad", 2)
+    assert desk.server.handle(b"good", a_push(1, good), desk.now) == []
+    again = desk.push(b"bad", 2, bad, gradients=(vector(np.nan),))
+    assert (again.start, again.version) == (bad.start, 0)
+    answers = desk.server.handle(b"bad", a_push(2, again), desk.now)
+    assert [answer.message.version for answer in answers] == [1, 1]
+    report = desk.report()
+    assert (report["gradients_refused"], report["samples"], report["pushes_applied"]) == (1, 8, 2)
+
+
+def test_a_round_that_leaves_no_finite_weights_is_done_again_until_workers_are_told_why() -> None:
+    run_settings = replace(SETTINGS, consistency=Consistency.of("bsp:2"), learning_rate=1e38)
+    desk = Desk(RunState(run_settings, vector(0.0)))
+    desk.join(b"a")
+    answer = desk.pull(b"a", 1)
+    pushes = 0
+    while isinstance(answer, Work):
+        answer = desk.push(b"a", 1, answer, gradients=(vector(-1e5),))
+        pushes += 1
+    assert pushes == 2 * 3
+    assert isinstance(answer, Refuse)
+    assert "diverges" in answer.reason
+    assert desk.run.store.version == desk.report()["samples"] == 0

@@ -39,14 +39,14 @@ from dist_net.wire.messages import (
 )
 
 JOIN = Join("one", 1, "abc", 5, 55, 9, b"w")
-WELCOME = Welcome(3, "b7", 4, 0, 2, 0.3, 1.5, 0, -1, b"")
+WELCOME = Welcome(3, "b7", 4, 0, 0.3, 1.5, 0, -1, b"")
 GRADIENT = np.zeros(5, np.float32)
 UNKNOWN = Refuse("worker 3 is not in this run", may_rejoin=True)
 REJOIN: list[WorkerCommand] = [Reconnect(), SendToServer(JOIN)]
 
 
 def work(lease_id: int, start: int, stop: int, version: int = 0, together: int = 2) -> Work:
-    return Work(lease_id, 0, start, stop, version, together, 2, None)
+    return Work(lease_id, 0, start, stop, version, 2, together, 2, None)
 
 
 @pytest.fixture

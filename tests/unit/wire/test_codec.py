@@ -131,8 +131,8 @@ def test_a_diverging_loss_is_carried(loss):
     "message",
     [
         Join("w", 7, "d", 6, 1, -1, b""),
-        Welcome(1, "b7", 32, 0, 2, 0.5, 2.0, 1, -1, b""),
-        Work(1, 0, 0, 32, 0, 2, -1, None),
+        Welcome(1, "b7", 32, 0, 0.5, 2.0, 1, -1, b""),
+        Work(1, 0, 0, 32, 0, 2, 2, -1, None),
     ],
 )
 def test_minus_one_is_carried_where_it_means_no_shared_memory(message):
@@ -279,7 +279,7 @@ def test_random_fields_raise_nothing_but_a_protocol_error(kind, fields):
         ([header(PROTOCOL_VERSION, "Wait", float("inf"))], ["inf"]),
         ([header(PROTOCOL_VERSION, "Wait", -0.5)], ["-0.5"]),
         ([header(PROTOCOL_VERSION, "Stop", "done", 1)], ["Stop.finished", "bool"]),
-        ([header(PROTOCOL_VERSION, "Work", 1, 0, 0, 32, 0, 2, -2, None)], ["Work.snapshot", "-2"]),
+        ([header(PROTOCOL_VERSION, "Work", *[1] * 7, -2, None)], ["Work.snapshot", "-2"]),
         ([header(PROTOCOL_VERSION, "Heartbeat", 1), b"more"], ["2 frames", "expected 1"]),
         ([header(PROTOCOL_VERSION, "StatusReport", b"\xff")], ["StatusReport.report", "bytes"]),
         ([b"\x93\x01\xa6Status\xa1\xff"], ["not msgpack"]),

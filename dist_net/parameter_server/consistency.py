@@ -1,0 +1,100 @@
+"""How far a run's workers may go ahead of each other, and the rounds of BSP. Pure."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from dist_net.errors import SettingError
+from dist_net.vector import Vector
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """One of ``async``, ``ssp:N`` and ``bsp:N``.
+
+    async: workers never wait for each other. SSP (stale synchronous parallel, Ho 2013): a worker
+    that has completed more than ``most_ahead`` steps more than the slowest waits for it. BSP (bulk
+    synchronous parallel): the gradients of ``round_minibatches`` minibatches are averaged, and
+    applied as one update.
+    """
+
+    most_ahead: int | None = None
+    round_minibatches: int | None = None
+
+    @classmethod
+    def of(cls, text: str, workers: int = 0) -> Self:
+        """Return what ``text`` names; ``bsp`` alone is a minibatch for each of ``workers``.
+
+        Raises ``SettingError`` for anything else.
+        """
+        kind, _, number = text.partition(":")
+        if text == "bsp" and workers:
+            number = str(workers)
+        if text == "async":
+            return cls()
+        if number.isascii() and number.isdecimal() and len(number) <= len(str(MOST)):
+            if kind == "ssp" and int(number) <= MOST:
+                return cls(most_ahead=int(number))
+            if kind == "bsp" and 1 <= int(number) <= MOST:
+                return cls(round_minibatches=int(number))
+        raise SettingError(
+            f"consistency={text!r}: expected async, ssp:N with the number of steps that a worker "
+            f"may be ahead of the slowest, or bsp:N with the number of minibatches in an update, "
+            f"at most {MOST}; bsp alone is a minibatch for each worker of 'dist-net train'"
+        )
+
+    def __str__(self) -> str:
+        if self.most_ahead is not None:
+            return f"ssp:{self.most_ahead}"
+        return "async" if self.round_minibatches is None else f"bsp:{self.round_minibatches}"
+
+    @property
+    def is_async(self) -> bool:
+        return self.most_ahead is None and self.round_minibatches is None
+
+
+MOST = 4096
+ASYNC = Consistency()
+
+
+class Round:
+    """The gradients of a round until all are there; they are copied."""
+
+    def __init__(self) -> None:
+        self.loss_sum = 0.0
+        self.correct = 0
+        self._held: dict[tuple[int, int], tuple[int, Vector]] = {}
+        self._unused: list[Vector] = []
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def samples(self) -> int:
+        return sum(samples for samples, _ in self._held.values())
+
+    def add(self, epoch: int, start: int, stop: int, gradient: Vector) -> None:
+        """Hold the mean gradient of samples ``start`` to ``stop`` of an epoch's order."""
+        copy = self._unused.pop() if self._unused else np.empty_like(gradient)
+        np.copyto(copy, gradient)
+        self._held[epoch, start] = stop - start, copy
+
+    def mean(self) -> Vector:
+        """Return the mean gradient of all the samples; the same bits whoever was first.
+
+        It is good until ``clear``, and what is held is overwritten.
+        """
+        samples = self.samples
+        in_order = [self._held[key] for key in sorted(self._held)]
+        for own, gradient in in_order:
+            gradient *= np.float32(own / samples)
+        _, mean = in_order[0]
+        for _, gradient in in_order[1:]:
+            mean += gradient
+        return mean
+
+    def clear(self) -> None:
+        self._unused += [gradient for _, gradient in self._held.values()]
+        self._held.clear()
+        self.loss_sum, self.correct = 0.0, 0

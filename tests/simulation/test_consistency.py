@@ -1,0 +1,134 @@
+"""SSP and BSP among workers of different speeds, on a virtual clock."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dist_net.parameter_server.consistency import Consistency
+from dist_net.parameter_server.run import RunState
+from dist_net.parameter_server.settings import RunSettings
+from dist_net.training.state import Compute
+from dist_net.vector import Vector
+from simulation.timed_cluster import TimedCluster
+
+SAMPLES, EPOCHS = 62, 2
+RUN_SETTINGS = RunSettings(
+    recipe="line",
+    recipe_digest="abc",
+    layout=(("weights", (5,)),),
+    samples=SAMPLES,
+    epochs=EPOCHS,
+    batch_size=4,
+    learning_rate=0.1,
+)
+INPUTS = np.random.default_rng(5).normal(size=(EPOCHS, SAMPLES, 5)).astype(np.float32)
+
+
+def gradient_of_line(compute: Compute, weights: Vector) -> tuple[float, int, Vector]:
+    inputs = INPUTS[compute.epoch, compute.start : compute.stop]
+    error = inputs @ weights - inputs.sum(axis=1)
+    return float(error @ error), 0, inputs.T @ error / len(error)
+
+
+def cluster_of(consistency: str, steps_s: Sequence[float]) -> TimedCluster:
+    run_settings = replace(RUN_SETTINGS, consistency=Consistency.of(consistency))
+    return TimedCluster(RunState(run_settings, np.zeros(5, np.float32)), steps_s, gradient_of_line)
+
+
+def weights_of_run(consistency: str, steps_s: Sequence[float]) -> bytes:
+    cluster = cluster_of(consistency, steps_s)
+    cluster.until_finished()
+    assert cluster.run.ledger.applied_samples == RUN_SETTINGS.samples_total
+    return cluster.run.store.weights.tobytes()
+
+
+def test_rounds_give_the_same_weights_whatever_the_number_and_speeds_of_workers() -> None:
+    expected = weights_of_run("bsp:3", [0.01, 0.01, 0.01])
+    for steps_s in ([0.01, 0.02, 0.05], [0.05, 0.01, 0.013], [0.02], [0.01] * 5, [2.0, 0.01]):
+        assert weights_of_run("bsp:3", steps_s) == expected
+
+
+def test_a_round_is_one_update_by_the_mean_of_its_gradients() -> None:
+    cluster = cluster_of("bsp:3", [0.01, 0.02, 0.03])
+    while cluster.run.store.version == 0:
+        cluster.step()
+    _, _, mean = gradient_of_line(Compute(0, 0, 12, 0, None, 0), np.zeros(5, np.float32))
+    np.testing.assert_allclose(cluster.run.store.weights, -0.1 * mean, rtol=1e-5)
+    report = cluster.run.report(0, cluster.now)
+    assert (report["samples"], report["pushes_applied"], report["staleness_max"]) == (12, 3, 0)
+
+
+def test_what_a_late_worker_holds_of_a_round_is_done_by_one_that_waits() -> None:
+    assert cluster_of("bsp:2", [0.01, 3.0]).until_finished() < 3.0
+
+
+def test_nothing_of_a_round_is_done_twice_while_nobody_is_late() -> None:
+    cluster = cluster_of("bsp:2", [0.1, 0.11, 0.12])
+    cluster.until_finished()
+    assert cluster.run.metrics.duplicates_dropped == 0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    steps_s=st.lists(st.sampled_from([0.01, 0.013, 0.05, 1.0]), min_size=1, max_size=4),
+    changes=st.lists(st.tuples(st.integers(1, 60), st.sampled_from(["join", "kill"])), max_size=4),
+    resumes_at=st.integers(0, 200),
+)
+def test_rounds_give_the_same_weights_though_workers_come_and_go_and_the_server_too(
+    steps_s: list[float], changes: list[tuple[int, str]], resumes_at: int
+) -> None:
+    cluster = cluster_of("bsp:3", steps_s)
+    for events, change in changes:
+        for _ in range(events):
+            cluster.step()
+        if change == "join":
+            cluster.add_worker(f"late-{len(cluster.workers)}-{events}", 0.02)
+        elif len(cluster.workers) > 1:
+            cluster.kill(next(iter(cluster.workers.values())))
+    for _ in range(resumes_at):
+        cluster.step()
+    run = RunState.resumed(cluster.run.settings, cluster.run.checkpoint(), None, 1000)
+    resumed = TimedCluster(run, [0.02, 0.03], gradient_of_line)
+    resumed.until_finished()
+    assert resumed.run.store.weights.tobytes() == weights_of_run("bsp:3", [0.01])
+    cluster.until_finished()
+    assert cluster.run.store.weights.tobytes() == weights_of_run("bsp:3", [0.01])
+
+
+@pytest.mark.parametrize("most_ahead", [0, 2])
+def test_no_worker_is_more_steps_ahead_of_the_slowest_than_ssp_allows(most_ahead: int) -> None:
+    cluster = cluster_of(f"ssp:{most_ahead}", [0.01, 0.01, 0.08])
+    furthest = 0
+    while not cluster.run.ledger.finished:
+        cluster.step()
+        members = cluster.run.members.members
+        clocks = [each.clock for each in members if cluster.run.ledger.holds_lease(each.worker_id)]
+        furthest = max(furthest, max(clocks, default=0) - min(clocks, default=0))
+    assert furthest == most_ahead + 1
+    assert cluster.run.report(0, cluster.now)["staleness_max"] <= 2 * (most_ahead + 1)
+
+
+def test_ssp_waits_neither_for_the_dead_nor_for_what_a_new_worker_has_missed() -> None:
+    cluster = cluster_of("ssp:1", [0.01, 0.01, 0.02])
+    for _ in range(60):
+        cluster.step()
+    cluster.kill(cluster.workers[b"worker-2"])
+    cluster.add_worker("late", 0.02)
+    heartbeat_timeout_s = RUN_SETTINGS.heartbeat_timeout_s
+    assert cluster.until_finished() < heartbeat_timeout_s + 0.5
+
+
+def test_workers_that_wait_for_others_are_told_of_the_end() -> None:
+    for consistency in ("bsp:2", "ssp:0"):
+        cluster = cluster_of(consistency, [0.01, 0.3])
+        for _ in range(60):
+            cluster.step()
+        cluster.server.stop("interrupted")
+        waited_s = cluster.now
+        while cluster.server.worker_count:
+            cluster.step()
+        assert cluster.now - waited_s < 1.0
