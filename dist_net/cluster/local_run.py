@@ -159,7 +159,8 @@ class LocalRun:
 
     def _start_server(self, address: str) -> Child:
         arguments = [str(self._directory.path), address, *self._local.listen]
-        arguments += ["--parent", str(os.getpid()), "--threads", str(self._local.threads)]
+        threads = self._local.threads if self._local.workers else 1  # as workers have elsewhere
+        arguments += ["--parent", str(os.getpid()), "--threads", str(threads)]
         if self._local.keys is not None:
             arguments += ["--keys", str(self._local.keys)]
         if self._local.resume:

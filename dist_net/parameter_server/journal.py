@@ -98,16 +98,19 @@ def encode_header(identity: bytes) -> bytes:
 
 
 def encode_record(record: JournalRecord) -> bytes:
-    match record:
-        case Applied(version, worker, lease, epoch, start, stop, base, rate, together):
-            numbers = version, lease, base, worker, rate, start, stop - start, epoch
-            return _with_checksum(_APPLIED.pack(1, together, *numbers))
-        case Started(version, incarnation, threads, clip_norm, decay):
-            limits = [math.nan if each is None else each for each in (clip_norm, decay)]
-            name = bytes.fromhex(incarnation)
-            return _with_checksum(_STARTED.pack(2, version, name, *limits, threads))
-        case Checkpointed(version, digest):
-            return _with_checksum(_CHECKPOINTED.pack(3, version, digest))
+    if isinstance(record, Applied):  # a match by pattern takes eight times as long
+        version, worker, lease, epoch, start, stop, base, rate, together = record
+        size = stop - start
+        return _with_checksum(
+            _APPLIED.pack(1, together, version, lease, base, worker, rate, start, size, epoch)
+        )
+    if isinstance(record, Started):
+        limits = [
+            math.nan if each is None else each for each in (record.clip_norm, record.average_decay)
+        ]
+        name = bytes.fromhex(record.incarnation)
+        return _with_checksum(_STARTED.pack(2, record.version, name, *limits, record.threads))
+    return _with_checksum(_CHECKPOINTED.pack(3, *record))
 
 
 def decode_record(block: bytes) -> JournalRecord:
