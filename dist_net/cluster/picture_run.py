@@ -164,7 +164,7 @@ class PictureRun:
             VALIDATION,
         )
         pictures = self._prepare(data)
-        whole = self._whole(found, data)
+        whole = self._whole(found, data, len(pictures.rows(TRAIN)))
         if found.weights is None:
             return self._train_whole(pictures, whole, None)
         features, head_data = self._features(found, data, pictures)
@@ -200,7 +200,7 @@ class PictureRun:
         self._directory.pictures.write_text(data.to_json(), encoding="utf-8")
         return pictures
 
-    def _whole(self, found: FoundBase, data: PictureData) -> PictureRecipe:
+    def _whole(self, found: FoundBase, data: PictureData, count: int) -> PictureRecipe:
         """The recipe of the whole net, as it is trained after its head, or from the beginning."""
         options = self._options
         is_new = found.weights is None
@@ -212,6 +212,7 @@ class PictureRun:
             data.folder.class_names,
             "whole",
             epochs=asked if is_new else max(1, options.fine_tune),
+            batch_size=min(PictureRecipe.batch_size, count),
             learning_rate=(options.run.learning_rate or rate) if is_new else rate,
             augmentation=options.augmentation,
             data=str(self._directory.pictures.resolve()),

@@ -19,7 +19,7 @@ Start = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = draw_shapes(tmp_path_factory.mktemp("pictures") / "photos", 16)
+    root = draw_shapes(tmp_path_factory.mktemp("pictures") / "photos", 12)
     (root / "circle" / "broken.jpg").write_bytes(b"no picture")
     return root
 
@@ -62,7 +62,7 @@ def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(
     trained = dist_net.train(
         photos, base="none", epochs=2, run_dir=run, callbacks=[seen.append], quiet=True
     )
-    assert trained.report["samples"] == 2 * 39
+    assert trained.report["samples"] == 2 * 29
     assert trained.history == seen
     assert seen[-1].epoch == 2
     pictures = np.zeros((2, *trained.model.input_shape), np.uint8)
@@ -70,7 +70,7 @@ def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(
 
     asked = ["train", str(photos), "--base", str(run), "--fine-tune", "1", "--epochs", "2"]
     report = start(*asked, "--run-dir", str(tuned), "--json").result()
-    assert report["samples"] == 39
+    assert report["samples"] == 29
     assert json.loads((tuned / "report.json").read_text())["fine_tuned"] == 1
     evaluated = start("evaluate", str(tuned), "--json").result()
     assert evaluated["test_accuracy"] == report["test_accuracy"]
