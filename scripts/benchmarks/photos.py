@@ -39,16 +39,16 @@ CONTESTANTS = (
     Contestant(FAST, "lite0_inference", ("numba",), ALL, (FAST,), extra="fast"),
 )
 PEERS = (
-    Contestant("onnxruntime", "lite0_onnxruntime", ("onnxruntime", "onnx"), ALL),
-    Contestant("openvino", "lite0_openvino", ("openvino", "onnx"), ALL),
-    Contestant("pytorch", "pytorch_lite0", ("torch",), ALL),
+    Contestant("onnxruntime", "lite0_onnxruntime", ("onnxruntime", "onnx", lite0.PACKAGE), ALL),
+    Contestant("openvino", "lite0_openvino", ("openvino", "onnx", lite0.PACKAGE), ALL),
+    Contestant("pytorch", "pytorch_lite0", ("torch", lite0.PACKAGE), ALL),
 )
 
-FEATURES = Contestant("folder", "picture_features", ("numpy",), LARGEST)
+FEATURES = Contestant("features", "picture_features", ("numpy",), LARGEST)
 
 TRAINING = ((lite0_task.TRAINING_BATCH, THREADS),)
 STEP = Contestant("dist_net", "lite0_training_step", ("numpy",), TRAINING)
-STEP_PEERS = (Contestant("pytorch", "pytorch_lite0_training", ("torch",), TRAINING),)
+STEP_PEERS = (Contestant("pytorch", "pytorch_lite0_training", ("torch", lite0.PACKAGE), TRAINING),)
 FEATURES_COUNT, RUN_COUNT = 50, 250  # of each of six classes
 
 STEPS = {"training_step": TRAINED, "frozen_training_step": FROZEN}
