@@ -49,8 +49,9 @@ def show_run(report: dict[str, Any], console: Console) -> None:
         f"joined, {report['workers_lost']} lost; the server's start {report['server_starts']}, "
         f"incarnation {report['incarnation']}",
     )
-    if report["checkpoint_error"] is not None:
-        console.print(report["checkpoint_error"], style="yellow")
+    for error in (report["checkpoint_error"], report["journal_error"]):
+        if error is not None:
+            console.print(error, style="yellow")
     table = Table("worker", "pushes", "samples/s", "last heard", "last progress")
     for worker in report["workers"]:
         table.add_row(

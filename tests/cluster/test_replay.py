@@ -1,7 +1,9 @@
 """What two workers trained over real sockets is computed again in one process, bit for bit."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from dist_net import nn
 from dist_net.cluster.in_process import LocalCluster
 from dist_net.cluster.replay import Replay
 from dist_net.models.run_directory import RunOptions
+from dist_net.parameter_server import journal as journal_module
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.journal import read_journal
 from dist_net.recipes.recipe import LoadedRecipe, Recipe, load_recipe
@@ -60,3 +63,35 @@ def test_a_run_of_two_workers_is_replayed(
     for name, vector in trained.optimizer_state.items():
         np.testing.assert_array_equal(replayed.optimizer_state[name], vector)
     assert replayed.ledger["remaining"] == trained.ledger["remaining"] == []
+
+
+class Disk:
+    """What a journal needs of ``os``; while the disk is full, it writes nothing."""
+
+    def __init__(self) -> None:
+        self.is_full = False
+        self.os = SimpleNamespace(**vars(os) | {"write": self.write})
+
+    def write(self, descriptor: int, content: bytes) -> int:
+        if self.is_full:
+            raise OSError(28, "No space left on device")
+        return os.write(descriptor, content)
+
+
+def test_a_full_disk_is_reported_and_nothing_is_missing_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk()
+    monkeypatch.setattr(journal_module, "os", disk.os)
+    path = tmp_path / "checkpoint.safetensors"
+    with LocalCluster(replace(PLAIN, epochs=100_000), path, workers=1) as cluster:
+        cluster.wait(lambda report: report["version"] > 10)
+        disk.is_full = True
+        report = cluster.wait(lambda report: report["journal_error"] is not None)
+        assert "cannot be written: No space left on device" in report["journal_error"]
+        later = report["version"] + 10
+        cluster.wait(lambda report: report["version"] > later)
+        disk.is_full = False
+        cluster.wait(lambda report: report["journal_error"] is None)
+    journal = read_journal(path.with_suffix(".journal"))
+    assert (journal.fault, journal.version) == (None, read_checkpoint(path).version)

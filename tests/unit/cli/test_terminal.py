@@ -40,7 +40,13 @@ def report(**known: Any) -> dict[str, Any]:
 def test_a_run_and_its_workers_have_any_name(capsys: pytest.CaptureFixture[str]) -> None:
     workers = [report(name=ODD)]
     show_run(
-        report(recipe=f"{ODD}.py", state="running", workers=workers, checkpoint_error=ODD),
+        report(
+            recipe=f"{ODD}.py",
+            state="running",
+            workers=workers,
+            checkpoint_error=ODD,
+            journal_error=None,
+        ),
         plain_console(stderr=False),
     )
     printed = capsys.readouterr().out
