@@ -20,9 +20,15 @@ from dist_net.cli.train_pictures import (
 )
 from dist_net.cluster.command_line import add_trust_argument, joining_command
 from dist_net.cluster.local_run import LocalRun, LocalRunSettings, summarise
+from dist_net.cluster.replacement import RESTARTS
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Dataset
-from dist_net.errors import InterruptedRunError, MissingExtraError, ProcessFailedError
+from dist_net.errors import (
+    InterruptedRunError,
+    MissingExtraError,
+    ProcessFailedError,
+    RunDirectoryError,
+)
 from dist_net.models.best_weights import BestWeights
 from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint
@@ -96,7 +102,21 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="write the metrics for TensorBoard too",
     )
-    parser.add_argument("--resume", action="store_true", help="go on with --run-dir or the newest")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=("auto",),
+        help="go on with --run-dir or the newest; auto: with --run-dir, or begin there",
+    )
+    parser.add_argument(
+        "--restarts",
+        type=count_from(0),
+        default=RESTARTS,
+        metavar="N",
+        help="start each process that dies again, up to N times (default: %(default)s)",
+    )
     parser.add_argument("--listen", action="append", default=[], metavar="ADDRESS")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="needed to listen beyond loopback")
     add_trust_argument(parser)
@@ -111,6 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     """Trains with so many workers on this host, and with those that join from elsewhere."""
+    arguments.resume = is_resumed(arguments)
     if is_of_pictures(arguments):
         return train_pictures(arguments, workers, options_given(arguments))
     require_no_picture_options(arguments)
@@ -124,7 +145,9 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
         dataset = loaded.recipe.load_dataset(fetching)
     options = options.replaced_by(recipe=loaded.reference, recipe_files=loaded.file_digests)
     settings = options.settings(loaded, dataset)
-    local = LocalRunSettings(workers, tuple(arguments.listen), arguments.keys, arguments.resume)
+    local = LocalRunSettings(
+        workers, tuple(arguments.listen), arguments.keys, arguments.resume, arguments.restarts
+    )
     local.require_listening()
 
     def joining(address: str) -> str:
@@ -159,6 +182,16 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     if arguments.json:
         print(json.dumps(summary))
     return 0
+
+
+def is_resumed(arguments: argparse.Namespace) -> bool:
+    """Whether a run is to be gone on with; raises RunDirectoryError if that cannot be told."""
+    if arguments.resume != "auto":
+        return bool(arguments.resume)
+    if arguments.run_dir is None:
+        raise RunDirectoryError("--resume auto without a directory; expected --run-dir DIR too")
+    directory = RunDirectory(arguments.run_dir)
+    return directory.checkpoint.exists() or directory.folder.exists()
 
 
 def options_given(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def train_pictures(
     """
     console = plain_console()
     given = picture_options_given(arguments)
-    local = LocalRunSettings(workers, tuple(arguments.listen), arguments.keys)
+    local = LocalRunSettings(
+        workers, tuple(arguments.listen), arguments.keys, restarts=arguments.restarts
+    )
     local.require_listening()
     if arguments.resume:
         directory = _resumed(arguments)

@@ -125,10 +125,18 @@ class RunningChild:
         return error
 
     @property
+    def has_said_why(self) -> bool:
+        """Whether it printed why it ended; else it was killed, or ended by a fault in the code."""
+        return bool(self._reasons())
+
+    @property
     def last_words(self) -> str:
         """Why it ended, as it printed it, else its exit code."""
-        reasons = [line.removeprefix(FAILED) for line in self._lines() if line.startswith(FAILED)]
+        reasons = self._reasons()
         return reasons[-1].strip() if reasons else f"it ended with code {self.exit_code}"
+
+    def _reasons(self) -> list[str]:
+        return [line.removeprefix(FAILED) for line in self._lines() if line.startswith(FAILED)]
 
     def wait(self, timeout_s: float) -> bool:
         """Waits until it has ended; False if it has not in that time."""

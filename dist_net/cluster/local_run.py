@@ -1,7 +1,7 @@
 """A run on this host, in the process of ``dist-net train``.
 
-It starts a parameter server and workers in processes of their own, watches them, evaluates the
-weights now and then, and writes the run directory.
+It starts a parameter server and workers in processes of their own, watches them, starts those that
+die again, evaluates the weights now and then, and writes the run directory.
 
     this process ──starts──▶ parameter server ◀──ipc──  local workers
          └─────── observes ────────┘          ◀──tcp──  workers of other hosts
@@ -13,12 +13,14 @@ import math
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dist_net.cluster.child import Child, end
 from dist_net.cluster.cores import available_cores
 from dist_net.cluster.own_directory import temporary_directory
+from dist_net.cluster.replacement import RESTARTS, ReplacedChild
 from dist_net.cluster.terminal import TrainingProgress
 from dist_net.data import Dataset
 from dist_net.errors import DistNetError, InterruptedRunError, ProcessFailedError
@@ -27,12 +29,14 @@ from dist_net.models.observer import Observer
 from dist_net.models.run_directory import RunDirectory
 from dist_net.recipes.recipe import Recipe
 from dist_net.training.evaluation import Evaluation, Evaluator
+from dist_net.training.state import REJOIN_TIMEOUT_S
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.transport import ServerSocket
 
 POLL_S = 0.1
 START_TIMEOUT_S = 30.0
-ANSWER_TIMEOUT_S = 30.0
+SILENCE_S = 5.0  # then it is said that the server does not answer
+ANSWER_TIMEOUT_S = REJOIN_TIMEOUT_S  # it may be stopped for as long as its workers wait for it
 EVALUATION_SHARE = 0.05  # of the time, for short ones; the workers need the cores
 EVALUATION_PAUSE_S = 1.0  # between long ones
 WORKER_GRACE_S = 1.5  # then they are killed, so an interrupt takes at most 2 s
@@ -42,12 +46,16 @@ SLOW_DISK_BYTES_PER_S = 5e6  # a network's, or a memory card
 
 @dataclass(frozen=True)
 class LocalRunSettings:
-    """How many workers run on this host, and where else the server listens, with which keys."""
+    """How many workers run on this host, and where else the server listens, with which keys.
+
+    Each process is started again up to ``restarts`` times if it dies.
+    """
 
     workers: int
     listen: tuple[str, ...] = ()
     keys: Path | None = None
     resume: bool = False
+    restarts: int = RESTARTS
 
     @property
     def threads(self) -> int:
@@ -117,7 +125,12 @@ class LocalRun:
         self._next_record = 0
         self._evaluated_epochs = 0
         self._evaluate_after_s = 0.0
-        self._reported: set[Child] = set()
+        self._reported: set[ReplacedChild] = set()
+        self._listen = local.listen
+        self._resumes = local.resume
+        self._was_ready = False
+        self._asked_s = math.inf
+        self._is_silent = False
         self.evaluation: Evaluation | None = None  # of the best weights, or else of the last
         self._checkpoint_error: str | None = None
         self._has_workers = False
@@ -131,39 +144,71 @@ class LocalRun:
         """Trains to the end.
 
         Raises InterruptedRunError on KeyboardInterrupt, and ProcessFailedError when the server
-        has ended, or every worker has. The server leaves a checkpoint if it can. No process
-        outlives the call.
+        has ended, or every worker has, and is not started again. The server leaves a checkpoint if
+        it can. No process outlives the call.
         """
         with temporary_directory() as temporary:
-            address = f"ipc://{temporary}/server"
-            server = self._start_server(address)
-            workers: list[Child] = []
+            address, restarts = f"ipc://{temporary}/server", self._local.restarts
+            server = ReplacedChild(partial(self._start_server, address), restarts)
+            workers: list[ReplacedChild] = []
             try:
                 for index in range(self._local.workers):
-                    workers.append(self._start_worker(address, index))
-                with Observer(
-                    address, timeout_s=ANSWER_TIMEOUT_S, while_waiting=server.require_running
-                ) as observer:
-                    outcome = self._watch(observer, server, workers)
-                self._await_checkpoint(server)
-                return outcome
+                    start = partial(self._start_worker, address, index)
+                    workers.append(ReplacedChild(start, restarts))
+                return self._watch_to_the_end(address, server, workers)
             except KeyboardInterrupt:
                 self._end(server, workers)
-                raise _interruption(server, "interrupted") from None
+                raise _interruption(server.child, "interrupted") from None
             except ProcessFailedError:
-                if server.exit_code == 0:
-                    raise _interruption(server, "ended from outside") from None
+                if server.child.exit_code == 0:
+                    raise _interruption(server.child, "ended from outside") from None
                 raise
             finally:
                 self._end(server, workers)
 
+    def _watch_to_the_end(
+        self, address: str, server: ReplacedChild, workers: list[ReplacedChild]
+    ) -> RunOutcome:
+        """Watches one server after the other; raises ProcessFailedError when the last has ended."""
+        while True:
+            child = server.child
+            try:
+                with Observer(
+                    address, timeout_s=ANSWER_TIMEOUT_S, while_waiting=partial(self._wait, child)
+                ) as observer:
+                    outcome = self._watch(observer, child, workers)
+                self._await_checkpoint(child)
+            except ProcessFailedError:
+                if not self._is_replaced(server):
+                    raise
+            else:
+                return outcome
+
+    def _is_replaced(self, server: ReplacedChild) -> bool:
+        """Whether the server had died, and now another one goes on from its checkpoint."""
+        died = server.child
+        if died.exit_code in (None, 0) or not self._was_ready:
+            return False
+        while server.child is died and not server.is_given_up:
+            if (said := server.look()) is not None:
+                self._display.warned(said)
+            time.sleep(POLL_S)
+        return not server.is_given_up
+
+    def _wait(self, server: Child) -> None:
+        """While an answer is waited for; raises ProcessFailedError if the server has ended."""
+        server.require_running()
+        if not self._is_silent and time.monotonic() > self._asked_s + SILENCE_S:
+            self._is_silent = True
+            self._display.warned("the parameter server does not answer: is it stopped?")
+
     def _start_server(self, address: str) -> Child:
-        arguments = [str(self._directory.path), address, *self._local.listen]
+        arguments = [str(self._directory.path), address, *self._listen]
         threads = self._local.threads if self._local.workers else 1  # as workers have elsewhere
         arguments += ["--parent", str(os.getpid()), "--threads", str(threads)]
         if self._local.keys is not None:
             arguments += ["--keys", str(self._local.keys)]
-        if self._local.resume:
+        if self._resumes:
             arguments.append("--resume")
         # It holds the directory's lock too: it may still write there after this process is killed.
         return Child(
@@ -183,12 +228,12 @@ class LocalRun:
             name, "dist_net.cluster.processes.training_worker", arguments, self._directory.logs
         )
 
-    def _watch(self, observer: Observer, server: Child, workers: list[Child]) -> RunOutcome:
-        self._display.started(server.wait_until_ready(START_TIMEOUT_S))
+    def _watch(self, observer: Observer, server: Child, workers: list[ReplacedChild]) -> RunOutcome:
+        self._ready(server.wait_until_ready(START_TIMEOUT_S))
         self._begin_metrics(observer.status())
         while True:
             # Looked at before the report: workers that leave a stopping server have not failed.
-            ended = [worker for worker in workers if worker.exit_code not in (None, 0)]
+            ended = [worker for worker in workers if worker.child.exit_code is not None]
             report = self._poll(observer)
             if report["state"] == "finished":
                 break
@@ -216,6 +261,15 @@ class LocalRun:
         observer.shut_down(self._stop_reason)
         return RunOutcome(report, best)
 
+    def _ready(self, addresses: list[str]) -> None:
+        """Says where workers may join; a server that takes this one's place listens there too."""
+        if not self._was_ready:
+            self._display.started(addresses)
+        self._was_ready = self._resumes = True
+        self._listen = tuple(map(with_port_of, self._local.listen, addresses[1:]))
+        self._next_record = 0
+        self._has_workers = False
+
     def _begin_metrics(self, report: dict[str, Any]) -> None:
         """After a resume, drops records later than the checkpoint, and those that the server
         sends again."""
@@ -231,7 +285,11 @@ class LocalRun:
         self._evaluated_epochs = report["samples"] // self._samples
 
     def _poll(self, observer: Observer) -> dict[str, Any]:
+        self._asked_s = time.monotonic()
         report = observer.status(self._next_record)
+        if self._is_silent:
+            self._is_silent = False
+            self._display.warned("the parameter server answers again")
         self._next_record = report["next_record"]
         self._directory.append_metrics({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
@@ -244,15 +302,17 @@ class LocalRun:
             self._checkpoint_error = error
             self._display.warned(error or "checkpoints can be written again")
 
-    def _check_workers(self, ended: list[Child], report: dict[str, Any]) -> None:
-        """Warns of workers of this host that failed, and when no worker is left anywhere."""
+    def _check_workers(self, ended: list[ReplacedChild], report: dict[str, Any]) -> None:
+        """Has workers of this host that died started again; warns when none is left anywhere."""
         for worker in ended:
-            if worker not in self._reported:
+            if (said := worker.look()) is not None:
+                self._display.warned(said)
+            if worker.is_given_up and worker not in self._reported:
                 self._reported.add(worker)
-                self._display.warned(f"{worker.failure()}; its samples go to other workers")
+                self._display.warned(f"{worker.child.failure()}; its samples go to other workers")
         has_workers = len(report["workers"]) > 0
-        if ended and len(ended) == self._local.workers and not has_workers:
-            raise ended[-1].failure()
+        if self._reported and len(self._reported) == self._local.workers and not has_workers:
+            raise ended[-1].child.failure()
         if self._has_workers and not has_workers:
             self._display.warned("no worker is left: the run goes on when one joins")
         self._has_workers = has_workers
@@ -295,12 +355,12 @@ class LocalRun:
         if server.exit_code != 0:
             raise server.failure()
 
-    def _end(self, server: Child, workers: list[Child]) -> None:
+    def _end(self, server: ReplacedChild, workers: list[ReplacedChild]) -> None:
         """Ends all that still run; the server has time to write its checkpoint."""
-        for child in (server, *workers):
-            child.terminate()
-        end(workers, WORKER_GRACE_S)
-        end([server], checkpoint_grace_s(self._directory.checkpoint))
+        for each in (server, *workers):
+            each.child.terminate()
+        end([each.child for each in workers], WORKER_GRACE_S)
+        end([server.child], checkpoint_grace_s(self._directory.checkpoint))
 
 
 def checkpoint_grace_s(checkpoint: Path) -> float:
@@ -310,6 +370,13 @@ def checkpoint_grace_s(checkpoint: Path) -> float:
     except OSError:  # there was none yet
         size_bytes = 0
     return CHECKPOINT_GRACE_S + size_bytes / SLOW_DISK_BYTES_PER_S
+
+
+def with_port_of(listen: str, contact: str) -> str:
+    """The listen address, with the port that was chosen for it: the contact address's."""
+    if not listen.endswith(":0"):
+        return listen
+    return f"{listen.removesuffix('0')}{contact.rpartition(':')[2]}"
 
 
 def _interruption(server: Child, how: str) -> DistNetError:

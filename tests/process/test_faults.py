@@ -1,5 +1,6 @@
 """Processes that are killed and stopped in mid-run; the weights show that nothing was lost."""
 
+import json
 import os
 import random
 import re
@@ -70,10 +71,10 @@ def test_a_worker_is_killed(start: Start, counting: str, run: Path) -> None:
     os.kill(train.children[victim], signal.SIGKILL)
     report = train.result()
 
-    assert f"{victim}: it ended with code -9" in train.stderr
+    assert re.search(rf"{victim}: it ended with code -9 .*started again in 0\.2 s", train.stderr)
     assert_exact(run, 80)
     assert report["samples"] == 80 * SAMPLES
-    assert report["workers_lost"] == 1
+    assert (report["workers_joined"], report["workers_lost"]) == (3, 1)
     assert_noticed(run, victim)
 
 
@@ -92,15 +93,55 @@ def test_a_worker_is_stopped_and_goes_on_later(start: Start, counting: str, run:
     assert_goes_on_exactly(run, counting)
 
 
-def test_the_server_is_killed(
-    start: Start, counting: str, run: Path, eventually: Eventually
+def test_the_server_is_killed_and_another_one_goes_on_from_its_checkpoint(
+    start: Start, counting: str, run: Path
 ) -> None:
-    often = ("--checkpoint-every", "0.1")
+    """Workers of this host and of another one keep their processes."""
+    train = start(
+        *("train", counting, "--epochs", "40", "--run-dir", str(run), "--json"),
+        *("--checkpoint-every", "0.1", "--listen", "tcp://127.0.0.1:0"),
+    )
+    address = train.says(r"--connect (tcp://\S+)")[1]
+    afar = start("worker", counting, "--connect", address, "--name", "afar")
+    before = train.report(
+        lambda report: len(report["workers"]) == 3 and report["samples"] > SAMPLES
+    )
+    children = train.children
+    os.kill(children["server"], signal.SIGKILL)
+    train.says(r"parameter-server: it ended with code -9 .* it is started again in 0\.2 s")
+    after = train.report(
+        lambda report: (
+            report["incarnation"] != before["incarnation"] and len(report["workers"]) == 3
+        )
+    )
+    assert after["server_starts"] == 2
+    assert {each["name"] for each in after["workers"]} == {"worker-0", "worker-1", "afar"}
+    still = train.children
+    assert still.pop("server") != children.pop("server")
+    assert still == children
+
+    assert train.result()["samples"] == 40 * SAMPLES
+    assert_exact(run, 40)
+    assert afar.ends() == 0
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    samples = [record["samples"] for record in records if record["kind"] == "train"]
+    assert samples == sorted({*samples})
+
+
+def test_the_server_is_killed_more_often_than_it_is_started_again(
+    start: Start, counting: str, run: Path
+) -> None:
+    often = ("--checkpoint-every", "0.1", "--restarts", "1")
     train = start("train", counting, "--epochs", "1000", "--run-dir", str(run), *often)
     worker = start("worker", counting, "--connect", train.address, "--rejoin-timeout", "1")
-    train.report(lambda report: len(report["workers"]) == 3 and report["samples"] > SAMPLES)
-    eventually(lambda: (run / "checkpoint.safetensors").exists())
-    os.kill(train.children["server"], signal.SIGKILL)
+    for starts in (1, 2):
+        train.report(
+            lambda report, starts=starts: (
+                report["server_starts"] == starts and report["samples"] > SAMPLES
+            )
+        )
+        os.kill(train.children["server"], signal.SIGKILL)
+        train.says(r"started again")
 
     assert train.ends() == 1
     last = train.stderr.splitlines()[-1]
@@ -109,7 +150,7 @@ def test_the_server_is_killed(
     assert "Traceback" not in train.stderr
     assert not train.children
     assert not list(train.temporary.iterdir())
-    read_checkpoint(run / "checkpoint.safetensors")  # the one that is written at the start
+    read_checkpoint(run / "checkpoint.safetensors")
     assert worker.ends() == 1
     last = worker.stderr.splitlines()[-1]
     assert re.match(
@@ -122,7 +163,7 @@ def test_a_worker_outlives_a_server_that_is_stopped_and_then_killed(
     start: Start, counting: str, run: Path
 ) -> None:
     """The server that takes its place goes on from the checkpoint, at the same address."""
-    listen = ("--listen", "tcp://127.0.0.1:0", "--checkpoint-every", "0.1")
+    listen = ("--listen", "tcp://127.0.0.1:0", "--checkpoint-every", "0.1", "--restarts", "0")
     server = start("parameter-server", counting, "--epochs", "30", "--run-dir", str(run), *listen)
     address = server.says(r"--connect (tcp://\S+)")[1]
     worker = start("worker", counting, "--connect", address)
@@ -136,7 +177,8 @@ def test_a_worker_outlives_a_server_that_is_stopped_and_then_killed(
     assert server.ends() == 1
 
     resumed = start(
-        *("parameter-server", "--resume", "--run-dir", str(run), "--listen", address, "--json")
+        *("parameter-server", counting, "--resume", "auto", "--run-dir", str(run)),
+        *("--listen", address, "--json"),
     )
     assert resumed.result()["samples"] == 30 * SAMPLES
     assert_exact(run, 30)
@@ -155,7 +197,8 @@ def test_the_server_is_ended_from_outside(start: Start, counting: str, run: Path
 
 
 def test_every_worker_is_killed(start: Start, counting: str, run: Path) -> None:
-    train = start("train", counting, "--epochs", "1000", "--run-dir", str(run))
+    once = ("--epochs", "1000", "--run-dir", str(run), "--restarts", "0")
+    train = start("train", counting, *once)
     train.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
     for name in ("worker-0", "worker-1"):
         os.kill(train.children[name], signal.SIGKILL)

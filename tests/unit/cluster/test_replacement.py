@@ -1,0 +1,40 @@
+"""When a process that has died is started again, and how often."""
+
+import pytest
+
+from dist_net.cluster.local_run import with_port_of
+from dist_net.cluster.replacement import HEALTHY_S, LONGEST_PAUSE_S, RestartBudget
+
+
+def test_pauses_grow_up_to_a_limit_and_have_an_end() -> None:
+    budget = RestartBudget(8)
+    pauses_s = [budget.pause_s(lived_s=1.0) for _ in range(9)]
+    assert pauses_s[:-1] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, *[LONGEST_PAUSE_S] * 3])
+    assert pauses_s[-1] is None
+
+
+def test_a_process_that_was_healthy_for_long_may_die_as_often_as_at_first() -> None:
+    budget = RestartBudget(1)
+    for _ in range(10):
+        assert budget.pause_s(lived_s=HEALTHY_S) == pytest.approx(0.2)
+    assert budget.pause_s(lived_s=HEALTHY_S - 1) is None
+
+
+def test_none_is_started_again_if_that_is_not_wanted() -> None:
+    assert RestartBudget(0).pause_s(lived_s=HEALTHY_S) is None
+
+
+@pytest.mark.parametrize(
+    ("listen", "contact", "again"),
+    [
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:40001", "tcp://127.0.0.1:40001"),
+        ("tcp://0.0.0.0:0", "tcp://host:40001", "tcp://0.0.0.0:40001"),
+        ("tcp://[::1]:0", "tcp://[::1]:40001", "tcp://[::1]:40001"),
+        ("tcp://0.0.0.0:5550", "tcp://host:5550", "tcp://0.0.0.0:5550"),
+        ("ipc:///run/server", "ipc:///run/server", "ipc:///run/server"),
+    ],
+)
+def test_a_server_listens_again_where_workers_look_for_it(
+    listen: str, contact: str, again: str
+) -> None:
+    assert with_port_of(listen, contact) == again
