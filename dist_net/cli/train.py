@@ -32,6 +32,7 @@ from dist_net.errors import (
 from dist_net.models.best_weights import BestWeights
 from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import load_recipe, recipe_names
 from dist_net.report.plots import plot_confusion, plot_training
@@ -77,6 +78,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="DECAY",
         help="use an exponential moving average of the weights, such as 0.999",
+    )
+    parser.add_argument(
+        "--consistency",
+        metavar="MODE",
+        help="async (default), ssp:N (no worker is more than N steps ahead of the slowest), or bsp "
+        "(updates by the mean of a minibatch for each worker; bsp:N: of N minibatches)",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: under runs/")
@@ -133,10 +140,10 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     """Trains with so many workers on this host, and with those that join from elsewhere."""
     arguments.resume = is_resumed(arguments)
     if is_of_pictures(arguments):
-        return train_pictures(arguments, workers, options_given(arguments))
+        return train_pictures(arguments, workers, options_given(arguments, workers))
     require_no_picture_options(arguments)
     console = plain_console()
-    directory, options = prepare(arguments)
+    directory, options = prepare(arguments, workers)
     if directory is None or arguments.recipe is not None:
         loaded = load_recipe(options.recipe)
     else:
@@ -194,8 +201,12 @@ def is_resumed(arguments: argparse.Namespace) -> bool:
     return directory.checkpoint.exists() or directory.folder.exists()
 
 
-def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of every run by their names in ``RunOptions``; None where they were not given."""
+def options_given(arguments: argparse.Namespace, workers: int) -> dict[str, Any]:
+    """The options of every run by their names in ``RunOptions``; None where they were not given.
+
+    ``workers`` is how many there are on this host.
+    """
+    mode = arguments.consistency
     return {
         "epochs": arguments.epochs,
         "batch_size": arguments.batch_size,
@@ -204,6 +215,7 @@ def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
         "weight_decay": arguments.weight_decay,
         "clip_norm": arguments.clip_norm,
         "average_decay": arguments.average_decay,
+        "consistency": None if mode is None else str(Consistency.of(mode, workers)),
         "seed": arguments.seed,
         "checkpoint_every_s": arguments.checkpoint_every,
         "sync": arguments.sync,
@@ -213,9 +225,9 @@ def options_given(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def prepare(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunOptions]:
+def prepare(arguments: argparse.Namespace, workers: int) -> tuple[RunDirectory | None, RunOptions]:
     """The directory of the run to resume, else None, and the options of the run."""
-    given = {"recipe": arguments.recipe, **options_given(arguments)}
+    given = {"recipe": arguments.recipe, **options_given(arguments, workers)}
     if not arguments.resume:
         return None, RunOptions(DEFAULT_RECIPE).replaced_by(**given)
     found = RunDirectory.newest() if arguments.run_dir is None else arguments.run_dir

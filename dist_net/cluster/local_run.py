@@ -133,6 +133,7 @@ class LocalRun:
         self._is_silent = False
         self.evaluation: Evaluation | None = None  # of the best weights, or else of the last
         self._checkpoint_error: str | None = None
+        self._is_stale = False
         self._has_workers = False
         self._stop_reason = ""
 
@@ -293,8 +294,15 @@ class LocalRun:
         self._next_record = report["next_record"]
         self._directory.append_metrics({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
+        self._warn_of_staleness(report["staleness_warning"])
         self._warn_of_checkpoint(report["checkpoint_error"])
         return report
+
+    def _warn_of_staleness(self, warning: str | None) -> None:
+        """Warns when staleness begins to cost accuracy, not each time that it changes."""
+        if warning is not None and not self._is_stale:
+            self._display.warned(warning)
+        self._is_stale = warning is not None
 
     def _warn_of_checkpoint(self, error: str | None) -> None:
         """Warns once of the same failure, and says when it is over."""

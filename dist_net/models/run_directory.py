@@ -33,6 +33,7 @@ from dist_net.models.calibration import Calibration
 from dist_net.models.event_files import EventFiles
 from dist_net.optim import AdamW, Optimizer, optimizer_named
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
+from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.journal import NEVER, sync_interval_s
 from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
 from dist_net.recipes.picture_data import load_pictures
@@ -259,9 +260,9 @@ class RunOptions:
     """The options of a run: its recipe, and what the command line changes of that.
 
     Options that are None are the recipe's own. ``keeps_best``: see ``BestWeights``, which the
-    ``patience`` is for; ``sync``: see ``sync_interval_s``; ``tensorboard``: see ``EventFiles``.
-    ``recipe_files`` are the digests of the recipe's files in the run directory; a built-in recipe
-    has none there.
+    ``patience`` is for; ``consistency``: see ``Consistency``; ``sync``: see ``sync_interval_s``;
+    ``tensorboard``: see ``EventFiles``. ``recipe_files`` are the digests of the recipe's files in
+    the run directory; a built-in recipe has none there.
     """
 
     recipe: str
@@ -272,6 +273,7 @@ class RunOptions:
     weight_decay: float | None = None
     clip_norm: float | None = None
     average_decay: float | None = None
+    consistency: str = "async"
     lease_minibatches: int = LEASE_MINIBATCHES
     seed: int = 0
     checkpoint_every_s: float = 30.0
@@ -282,6 +284,7 @@ class RunOptions:
     recipe_files: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        Consistency.of(self.consistency)
         if not self.checkpoint_every_s > 0:
             raise SettingError(
                 f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "
@@ -318,6 +321,7 @@ class RunOptions:
             lease_minibatches=self.lease_minibatches,
             seed=self.seed,
             schedule=recipe.schedule,
+            consistency=Consistency.of(self.consistency),
             **chosen,
         )
 

@@ -23,6 +23,9 @@ from dist_net.parameter_server.store import WeightStore
 from dist_net.vector import Vector
 from dist_net.wire.messages import Pipeline, Push
 
+STALENESS_WITHOUT_COST = 20.0
+"""On average; see "Many workers" in docs/benchmarks.md."""
+
 LATE_S = 0.2
 LATE_TO_LAST_ROUND = 3
 """How long, at least and in rounds, a round may take before its leases are late."""
@@ -247,6 +250,19 @@ class RunState:
         self.store.dismiss(member.worker_id)
         self.members.remove(member.worker_id)
 
+    @property
+    def staleness_warning(self) -> str | None:
+        """What to do about gradients so stale that it costs accuracy; None: they are not."""
+        records = self.metrics.records
+        staleness = (records[-1]["staleness_mean"] if records else None) or 0.0
+        if staleness <= STALENESS_WITHOUT_COST:
+            return None
+        return (
+            f"gradients are {staleness:.0f} updates old on average, which costs accuracy: "
+            f"use fewer than {len(self.members)} workers, --consistency bsp:4, or a learning rate "
+            f"below {self.settings.learning_rate:g}"
+        )
+
     def report(self, first_record: int, now: float) -> dict[str, Any]:
         """Return the counters, the workers, and the metric records from ``first_record`` on."""
         applied_samples = self.ledger.applied_samples
@@ -256,5 +272,6 @@ class RunState:
             "epochs": self.settings.epochs,
             "version": self.store.version,
             **self.metrics.report(applied_samples, first_record),
+            "staleness_warning": self.staleness_warning,
             "workers": [member.report(now) for member in self.members.members],
         }

@@ -55,6 +55,19 @@ def test_a_run_is_reported_and_its_checkpoint_is_as_good_as_it_said(
     assert not [name for name in names if name.endswith(".partial")]
 
 
+def test_a_run_of_rounds_gives_the_same_weights_again(start: Start, tmp_path: Path) -> None:
+    weights = []
+    for name in ("first", "second"):
+        run = tmp_path / name
+        asked = ["train", "digits", "--epochs", "3", "--consistency", "bsp", "--seed", "5"]
+        report = start(*asked, "--run-dir", str(run), "--json").result()
+        assert (report["samples"], report["staleness_max"]) == (3 * 1437, 0)
+        checkpoint = read_checkpoint(run / "checkpoint.safetensors")
+        assert checkpoint.settings["consistency"] == "bsp:2"
+        weights.append(checkpoint.weights.tobytes())
+    assert weights[0] == weights[1]
+
+
 def test_a_run_that_gets_no_better_stops_early_and_its_best_weights_are_used(
     start: Start, tmp_path: Path
 ) -> None:

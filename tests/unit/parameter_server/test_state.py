@@ -532,6 +532,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "checkpoint_version": None,
         "checkpoint_error": None,
         "journal_error": None,
+        "staleness_warning": None,
     }
     assert worker == {
         "id": 1,
@@ -787,3 +788,35 @@ def test_a_round_that_leaves_no_finite_weights_is_done_again_until_workers_are_t
     assert isinstance(answer, Refuse)
     assert "diverges" in answer.reason
     assert desk.run.store.version == desk.report()["samples"] == 0
+
+
+def test_a_run_warns_while_staleness_costs_accuracy_and_says_what_to_do() -> None:
+    desk = Desk(RunState(replace(SETTINGS, epochs=10), vector(0.0)))
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    while desk.run.store.version < 21:
+        assert desk.report()["staleness_warning"] is None
+        work = desk.push(b"a", 1, work, base_versions=(0,))
+    work = desk.push(b"a", 1, work, base_versions=(0,))
+    warning = desk.report()["staleness_warning"]
+    assert "21 updates old" in warning
+    assert "--consistency bsp:4" in warning
+    desk.push(b"a", 1, work)
+    assert desk.report()["staleness_warning"] is None
+
+
+def test_a_run_of_rounds_goes_on_with_rounds_as_large() -> None:
+    rounds = {
+        text: replace(SETTINGS, consistency=Consistency.of(text)) for text in ("bsp:2", "bsp:3")
+    }
+    checkpoint = RunState(rounds["bsp:2"], vector(0.0)).checkpoint()
+    RunState.resumed(rounds["bsp:2"], checkpoint)
+    for other in (rounds["bsp:3"], SETTINGS):
+        with pytest.raises(
+            CheckpointMismatchError, match=r"a run with bsp:2.*resume with the former"
+        ):
+            RunState.resumed(other, checkpoint)
+    checkpoint = RunState(SETTINGS, vector(0.0)).checkpoint()
+    RunState.resumed(replace(SETTINGS, consistency=Consistency.of("ssp:4")), checkpoint)
+    with pytest.raises(CheckpointMismatchError, match="a run with async"):
+        RunState.resumed(rounds["bsp:2"], checkpoint)
