@@ -19,7 +19,7 @@ from dist_net.cli.train_pictures import (
     train_pictures,
 )
 from dist_net.cluster.command_line import add_trust_argument, joining_command
-from dist_net.cluster.local_run import LocalRun, LocalRunSettings, summarise
+from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRun, LocalRunSettings, summarise
 from dist_net.cluster.replacement import RESTARTS
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Dataset
@@ -39,8 +39,6 @@ from dist_net.report.plots import plot_confusion, plot_training
 from dist_net.training.evaluation import Evaluation
 
 DEFAULT_RECIPE = "fashion-mnist"
-KILLED_RUN_ENDS_S = 5.0
-"""How long the server of a run whose command was killed may take to write its checkpoint."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

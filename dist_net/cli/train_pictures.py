@@ -6,15 +6,14 @@ import argparse
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dist_net.cli.run_summary import how_to_go_on, show_summary
 from dist_net.cluster.command_line import joining_command
-from dist_net.cluster.local_run import LocalRunSettings
+from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
 from dist_net.cluster.picture_report import train_and_report
-from dist_net.cluster.picture_run import PictureOptions
+from dist_net.cluster.picture_run import PictureOptions, new_run
 from dist_net.cluster.terminal import TrainingProgress, plain_console
 from dist_net.data.picture_folder import VALIDATION_SHARE
 from dist_net.data.prepared_pictures import CACHE_BYTES
@@ -94,8 +93,24 @@ def require_no_picture_options(arguments: argparse.Namespace) -> None:
 
 def _resumed(arguments: argparse.Namespace) -> RunDirectory:
     if arguments.run_dir is None:
-        return RunDirectory.newest()
+        return RunDirectory.newest(has_model=False)
     return RunDirectory.open(arguments.run_dir)
+
+
+def _run_asked_for(
+    arguments: argparse.Namespace, given_run: Mapping[str, Any]
+) -> tuple[RunDirectory, PictureOptions]:
+    """The run to go on with, or a new one, and what it is asked to be."""
+    if given_run["keeps_best"] is False:
+        raise SettingError("keep=last: expected best, which a run on a folder of pictures keeps")
+    given = picture_options_given(arguments)
+    if arguments.resume:
+        directory = _resumed(arguments)
+        before = PictureOptions.read(directory.folder)
+        return directory, replace(before, run=before.run.replaced_by(**given_run), **given)
+    run = RunOptions(PICTURES).replaced_by(**given_run)
+    options = PictureOptions(**{"base": default_base(), "run": run, **given})
+    return new_run(arguments.run_dir, options), options
 
 
 def train_pictures(
@@ -106,20 +121,11 @@ def train_pictures(
     ``given_run``: the options of every run that were given, by their names in ``RunOptions``.
     """
     console = plain_console()
-    given = picture_options_given(arguments)
     local = LocalRunSettings(
         workers, tuple(arguments.listen), arguments.keys, restarts=arguments.restarts
     )
     local.require_listening()
-    if arguments.resume:
-        directory = _resumed(arguments)
-        before = PictureOptions.read(directory.folder)
-        options = replace(before, run=before.run.replaced_by(**given_run), **given)
-    else:
-        run = RunOptions(PICTURES).replaced_by(**given_run)
-        options = PictureOptions(**{"base": default_base(), "run": run, **given})
-        name = Path(options.folder).name
-        directory = RunDirectory.create(arguments.run_dir, name, datetime.now())
+    directory, options = _run_asked_for(arguments, given_run)
 
     def joining(address: str) -> str:
         return joining_command("worker", address=address, keys=arguments.keys)
@@ -127,7 +133,7 @@ def train_pictures(
     def display(samples: int) -> TrainingProgress:
         return TrainingProgress(console, samples, joining)
 
-    with directory.locked():
+    with directory.locked(KILLED_RUN_ENDS_S if arguments.resume else 0.0):
         try:
             summary = train_and_report(directory, options, local, console, display)
         except KeyboardInterrupt:

@@ -42,6 +42,8 @@ EVALUATION_PAUSE_S = 1.0  # between long ones
 WORKER_GRACE_S = 1.5  # then they are killed, so an interrupt takes at most 2 s
 CHECKPOINT_GRACE_S = 30.0
 SLOW_DISK_BYTES_PER_S = 5e6  # a network's, or a memory card
+KILLED_RUN_ENDS_S = 5.0
+"""How long the server of a run whose command was killed may take to write its checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def finish(
     outputs = PictureOutputs(trained)
     validated = outputs.of(VALIDATION)
     calibration = calibrate(validated.logits, validated.targets, options.precision)
-    directory.calibration.write_text(json.dumps(asdict(calibration)) + "\n", encoding="utf-8")
+    directory.write(directory.calibration, json.dumps(asdict(calibration)) + "\n")
     part = TEST if len(pictures.rows(TEST)) else VALIDATION
     judged = validated if part == VALIDATION else outputs.of(part)
     _keep_held_out(directory, pictures, part, judged)
@@ -147,14 +147,14 @@ def _keep_held_out(
     indices = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.int64)
     kept = np.empty((len(indices), *samples.shape), np.uint8)
     samples.read(indices, kept)
-    np.save(directory.held_out, kept)
+    directory.save(directory.held_out, kept)
     told = {
         "part": part,
         "of": len(samples),
         "names": [judged.names[index] for index in indices],
         "labels": judged.targets[indices].tolist(),
     }
-    directory.held_out.with_suffix(".json").write_text(json.dumps(told), encoding="utf-8")
+    directory.write(directory.held_out.with_suffix(".json"), json.dumps(told))
 
 
 def _curves(trained: TrainedPictures) -> list[dict[str, Any]]:
@@ -267,9 +267,10 @@ def _write_report(
     console: Console,
 ) -> None:
     report = directory.report
-    report.with_suffix(".json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    report.write_text(report_page(content, thumbnails), encoding="utf-8")
+    directory.write(report.with_suffix(".json"), json.dumps(content, indent=1))
+    directory.write(report, report_page(content, thumbnails))
     try:
-        draw_report(content, thumbnails, report.with_suffix(".png"))
+        with directory.replacing(report.with_suffix(".png")) as file:
+            draw_report(content, thumbnails, file)
     except MissingExtraError as error:
         console.print(str(error))

@@ -9,9 +9,11 @@ The run directory ends with the whole net, whatever was trained of it.
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -24,15 +26,15 @@ from dist_net.cluster.local_run import LocalRun, LocalRunSettings, RunOutcome
 from dist_net.cluster.picture_preparation import prepare_pictures
 from dist_net.cluster.terminal import CountProgress, FetchProgress, TrainingProgress
 from dist_net.data import default_cache_dir
-from dist_net.data.picture_folder import VALIDATION_SHARE, PictureFolder
+from dist_net.data.picture_folder import VALIDATION_SHARE, PictureFolder, require_apart
 from dist_net.data.picture_samples import PicturePreprocessing
 from dist_net.data.picture_split import TRAIN, VALIDATION
 from dist_net.data.prepared_pictures import CACHE_BYTES, PreparedPictures
 from dist_net.errors import PictureFolderError, RunDirectoryError, SettingError
 from dist_net.models.base_features import FeatureExtractor, Views
-from dist_net.models.bases import FoundBase, base_called, joined_weights
+from dist_net.models.bases import NONE, FoundBase, base_called, joined_weights
 from dist_net.models.best_weights import BestWeights
-from dist_net.models.run_directory import RunDirectory, RunOptions
+from dist_net.models.run_directory import DEFAULT_PARENT, RunDirectory, RunOptions
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
 from dist_net.pictures.augmentation import Augmentation
 from dist_net.recipes.picture_data import PictureData, load_pictures
@@ -73,6 +75,11 @@ class PictureOptions:
                 raise SettingError(f"{name}={getattr(self, name)}: expected at least {least}")
         if not 0 < self.precision <= 1:
             raise SettingError(f"precision={self.precision:g}: expected above 0, at most 1")
+        if self.base == NONE and (self.views, self.fine_tune) != (1, 0):
+            raise SettingError(
+                f"views={self.views}, fine_tune={self.fine_tune} with base {NONE}, a net that is "
+                f"trained from the beginning; expected 1 and 0, or a base that is trained already"
+            )
 
     @property
     def augmentation(self) -> Augmentation:
@@ -103,6 +110,16 @@ class PictureOptions:
             raise RunDirectoryError(
                 f"{path}: {error}; expected what 'dist-net train FOLDER' was asked"
             ) from error
+
+
+def new_run(path: Path | None, options: PictureOptions) -> RunDirectory:
+    """A new directory for a run on a folder; ``path`` as in ``RunDirectory.create``.
+
+    Raises PictureFolderError, and makes nothing, if it would lie among the pictures.
+    """
+    folder = Path(options.folder)
+    require_apart(folder, path or DEFAULT_PARENT / folder.name)
+    return RunDirectory.create(path, folder.name, datetime.now())
 
 
 class TrainedPictures(NamedTuple):
@@ -145,13 +162,14 @@ class PictureRun:
         Raises what reading the folder and the base, preparing, and ``LocalRun.run`` raise.
         """
         options, directory = self._options, self._directory
-        directory.folder.write_text(options.to_json() + "\n", encoding="utf-8")
         with FetchProgress(self._console) as fetching:
             found = base_called(options.base, fetching)
         folder = PictureFolder.read(
             *(options.folder, options.labels_csv, options.validation, options.run.seed),
             run_directory=directory.path,
         )
+        # What can be known to be wrong is known by now: from here on there is a run to go on with.
+        directory.write(directory.folder, options.to_json() + "\n")
         self._console.print(
             f"{folder.root}: {len(folder.pictures):,} pictures of {len(folder.class_names)} "
             f"classes; base {found.base.name}"
@@ -184,9 +202,9 @@ class PictureRun:
                 show=shown,
                 waiting=lambda: self._console.print("another run prepares the same pictures"),
             )
-        with self._directory.skipped.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerows([("path", "reason"), *pictures.skipped])
+        skipped = io.StringIO()
+        csv.writer(skipped).writerows([("path", "reason"), *pictures.skipped])
+        self._directory.write(self._directory.skipped, skipped.getvalue())
         if pictures.skipped:
             self._console.print(
                 f"{len(pictures.skipped):,} files are left out; see {self._directory.skipped}",
@@ -197,7 +215,7 @@ class PictureRun:
                 f"{data.folder.root}: no picture is left to validate on; expected a class with at "
                 f"least two different pictures"
             )
-        self._directory.pictures.write_text(data.to_json(), encoding="utf-8")
+        self._directory.write(self._directory.pictures, data.to_json())
         return pictures
 
     def _whole(self, found: FoundBase, data: PictureData, count: int) -> PictureRecipe:
@@ -238,10 +256,10 @@ class PictureRun:
         shown = CountProgress(self._console, "computing features", "features computed")
         with shown:
             features = extractor.compute(pictures, views, path, shown)
-        self._directory.head.mkdir(exist_ok=True)
-        told = self._directory.head / self._directory.pictures.name
-        told.write_text(replace(data, features=str(path.absolute())).to_json(), encoding="utf-8")
-        return features, told
+        head = self._directory.head_run
+        head.make()
+        head.write(head.pictures, replace(data, features=str(path.absolute())).to_json())
+        return features, head.pictures
 
     def _train_head(
         self,
@@ -251,8 +269,7 @@ class PictureRun:
         found: FoundBase,
         whole: PictureRecipe,
     ) -> TrainedPictures:
-        directory = RunDirectory(self._directory.head)
-        directory.logs.mkdir(exist_ok=True)
+        directory = self._directory.head_run
         outcome = self._train(directory, head, head.standardized(features[0][pictures.rows(TRAIN)]))
         best = read_checkpoint(directory.best)
         self._keep_whole(found, whole, head, best)
@@ -267,7 +284,7 @@ class PictureRun:
         options = self._options.of_stage(loaded.file_digests)
         settings = options.settings(loaded, loaded.recipe.load_dataset())
         self._directory.begin(options, loaded.files)
-        np.save(self._directory.initial, weights)
+        self._directory.save(self._directory.initial, weights)
         score = best.counters["accuracy"], best.counters["loss"]
         BestWeights(self._directory.best, settings).take(*score, best.version, weights)
 
@@ -284,7 +301,7 @@ class PictureRun:
     ) -> RunOutcome:
         """Trains a stage; goes on where it ended if it was begun before."""
         if initial is not None:
-            np.save(directory.initial, initial)
+            directory.save(directory.initial, initial)
         loaded = recipe.loaded(load_pictures, None if initial is None else lambda: initial)
         dataset = loaded.recipe.load_dataset()
         options = self._options.of_stage(loaded.file_digests)

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dist_net.cluster.local_run import LocalRun, LocalRunSettings, summarise
 from dist_net.cluster.picture_report import train_and_report
-from dist_net.cluster.picture_run import PictureOptions
+from dist_net.cluster.picture_run import PictureOptions, new_run
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.errors import UnknownRecipeError
 from dist_net.models.bases import default_base
@@ -152,7 +152,7 @@ def _train_pictures(
         **{"base": default_base(), "folder": str(folder.resolve())} | own,
         run=RunOptions(PICTURES, **of_run),
     )
-    run = RunDirectory.create(directory, folder.resolve().name, datetime.now())
+    run = new_run(directory, options)
     displays: list[WatchedTraining] = []
 
     def display(samples: int) -> WatchedTraining:

@@ -71,7 +71,7 @@ class PictureFolder:
                 f"validation={validation:g}: expected a share between 0 and 1, such as 0.2"
             )
         if run_directory is not None:
-            _require_apart(root, run_directory)
+            require_apart(root, run_directory)
         listing = _Listing(root)
         if labels_csv is None:
             listing.add_folders()
@@ -110,7 +110,8 @@ class PictureFolder:
         return [index_of[each.class_name] for each in self.pictures]
 
 
-def _require_apart(root: Path, run_directory: Path) -> None:
+def require_apart(root: Path, run_directory: Path) -> None:
+    """Raises PictureFolderError if the pictures and what is written lie in each other."""
     pictures, run = root.resolve(), run_directory.resolve()
     if pictures.is_relative_to(run) or run.is_relative_to(pictures):
         raise PictureFolderError(

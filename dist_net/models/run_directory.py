@@ -19,6 +19,7 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from dist_net.autodiff import Array
 from dist_net.data import Dataset
 from dist_net.data.samples import samples_of
 from dist_net.errors import (
@@ -29,6 +30,7 @@ from dist_net.errors import (
     RunDirectoryError,
     SettingError,
 )
+from dist_net.files import replacing
 from dist_net.models.calibration import Calibration
 from dist_net.models.event_files import EventFiles
 from dist_net.optim import AdamW, Optimizer, optimizer_named
@@ -131,37 +133,51 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"{path} holds a run already; choose another --run-dir, or go on with it: --resume"
             )
-        directory._make()
+        directory.make()
         return directory
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
         """The directory of a run that was started before; raises RunDirectoryError."""
         directory = cls(path)
-        if not directory.options.is_file():
+        if not (directory.options.is_file() or directory.folder.is_file()):
             hint = run_meant(path) or "expected one that 'dist-net train' left"
             raise RunDirectoryError(f"{path} is no run directory: no options.json in it; {hint}")
-        directory._make()
+        directory.make()
         return directory
 
     @classmethod
-    def newest(cls) -> RunDirectory:
-        """The run under ``runs/`` that was written to last; raises RunDirectoryError."""
-        runs = _runs_in(DEFAULT_PARENT)
-        newest = max(runs, key=lambda run: run.trained.stat().st_mtime, default=None)
-        if newest is None:
+    def newest(cls, has_model: bool = True) -> RunDirectory:
+        """The run under ``runs/`` that was written to last; raises RunDirectoryError.
+
+        Without ``has_model`` it may be a run on a folder that has no model yet.
+        """
+        written_s: dict[float, RunDirectory] = {}
+        for run in map(cls, DEFAULT_PARENT.glob("*")):
+            for file in (run.trained,) if has_model else (run.trained, run.folder):
+                if file.is_file():
+                    written_s[file.stat().st_mtime] = run
+        if not written_s:
             raise RunDirectoryError(
                 f"no run with a checkpoint in {DEFAULT_PARENT}/; expected one that "
                 f"'dist-net train' left there, or name its directory"
             )
-        return newest
+        return written_s[max(written_s)]
 
-    def _make(self) -> None:
+    def make(self) -> None:
+        """Makes the directory, unless it is there; raises RunDirectoryError."""
         with self._translated_errors():
             is_new = not self.path.exists()
             self.logs.mkdir(parents=True, exist_ok=True)
             if is_new:  # whatever the umask: code may be kept in it
                 self.path.chmod(self.path.stat().st_mode & ~WRITABLE_BY_OTHERS)
+
+    @property
+    def head_run(self) -> RunDirectory:
+        """The directory of the run that trains the head, under the lock of this one."""
+        run = RunDirectory(self.head)
+        run.lock_descriptors = self.lock_descriptors
+        return run
 
     @property
     def trained(self) -> Path:
@@ -205,14 +221,36 @@ class RunDirectory:
 
         Event files for TensorBoard, if that is asked for, take the place of those from before.
         """
-        with self._translated_errors():
-            self.options.write_text(options.to_json() + "\n", encoding="utf-8")
-            if options.tensorboard:
+        self.write(self.options, options.to_json() + "\n")
+        if options.tensorboard:
+            with self._translated_errors():
                 self._event_files = EventFiles(self.path / "tensorboard")
-            for name, content in recipe_files.items():
-                path = self.path / name
-                path.write_bytes(content)
-                path.chmod(path.stat().st_mode & ~WRITABLE_BY_OTHERS)
+        for name, content in recipe_files.items():
+            with self.replacing(self.path / name) as file:
+                file.write_bytes(content)
+                file.chmod(file.stat().st_mode & ~WRITABLE_BY_OTHERS)
+
+    @contextmanager
+    def replacing(self, path: Path) -> Iterator[Path]:
+        """A file to write, which takes the place of one of the run's when it is whole.
+
+        Raises RunDirectoryError where it cannot be written.
+        """
+        with self._translated_errors(), replacing(path) as partial:
+            yield partial
+
+    def write(self, path: Path, text: str) -> None:
+        """Writes one of the files as UTF-8; bytes of names that are no text stay legible.
+
+        Raises RunDirectoryError.
+        """
+        with self.replacing(path) as file:
+            file.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
+
+    def save(self, path: Path, array: Array) -> None:
+        """Writes an array as one of the run's files; raises RunDirectoryError."""
+        with self.replacing(path) as partial, partial.open("wb") as file:
+            np.save(file, array)
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
         with self._translated_errors(), self.metrics.open("a", encoding="utf-8") as file:
@@ -285,6 +323,12 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         Consistency.of(self.consistency)
+        for name in ("epochs", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise SettingError(f"{name}={value}: expected above 0")
+        if self.seed < 0:
+            raise SettingError(f"seed={self.seed}: expected a whole number, 0 or above")
         if not self.checkpoint_every_s > 0:
             raise SettingError(
                 f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "

@@ -42,7 +42,7 @@ def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], pat
         axes.axis("off")
     for axes, mistake in zip(shown, content["mistakes"], strict=False):
         _draw_picture(axes, mistake, thumbnails)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=90, format="png")
 
 
 def _draw_classes(axes: Axes, content: Mapping[str, Any]) -> None:

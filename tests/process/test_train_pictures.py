@@ -76,11 +76,33 @@ def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(
     assert evaluated["test_accuracy"] == report["test_accuracy"]
 
 
+def test_a_handful_of_pictures_goes_on_from_wherever_the_command_was_killed(
+    start: Start, photos: Path, tmp_path: Path
+) -> None:
+    few, run = tmp_path / "few", tmp_path / "run"
+    for name in ("circle", "square"):
+        (few / name).mkdir(parents=True)
+        for number in range(3):
+            # Its bytes are no text, as on a disk of another system.
+            shutil.copy(photos / name / f"{number:03}.jpg", few / name / f"{number}\udcff.jpg")
+    (few / "circle" / "\udcff.txt").touch()
+    asked = ["train", str(few), "--base", "none", "--epochs", "1", "--run-dir", str(run)]
+    killed = start(*asked)
+    killed.says("preparing pictures")
+    killed.process.kill()
+    killed.ends()
+    report = start("train", "--resume", "--run-dir", str(run), "--json").result()
+    assert report["samples"] == 4
+    assert "circle/\\udcff.txt," in (run / "skipped.csv").read_text()
+    assert (run / "report.html").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--base", "efficientnet-lite"], "did you mean efficientnet-lite0"),
         (["--views", "0"], "views=0: expected at least 1"),
+        (["--keep", "last"], "keep=last: expected best"),
         (["--validation", "1.5"], "validation=1.5: expected a share between 0 and 1"),
         (["--labels", "none.csv"], "labels .*none.csv: No such file"),
     ],

@@ -6,6 +6,7 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dist_net.errors import RunDirectoryError
@@ -52,3 +53,53 @@ def test_a_child_that_inherits_the_lock_holds_it_when_its_parent_is_gone(
         pass
     with directory.locked():
         pass
+
+
+def test_a_run_on_a_folder_is_gone_on_with_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = RunDirectory.create(None, "digits", datetime(2026, 11, 25))
+    trained.write(trained.checkpoint, "weights")
+    os.utime(trained.checkpoint, (0, 0))
+    begun = RunDirectory.create(None, "photos", datetime(2026, 11, 25))
+    begun.write(begun.folder, "{}")
+    assert RunDirectory.open(begun.path).path == begun.path
+    assert RunDirectory.newest(has_model=False).path == begun.path
+    assert RunDirectory.newest().path == trained.path
+
+
+def test_the_run_that_trains_a_head_is_under_the_lock_of_the_whole(directory: RunDirectory) -> None:
+    with directory.locked():
+        assert directory.lock_descriptors
+        assert directory.head_run.lock_descriptors == directory.lock_descriptors
+
+
+def test_a_file_of_a_run_is_the_old_one_until_the_new_one_is_whole(
+    directory: RunDirectory,
+) -> None:
+    directory.write(directory.report, "old")
+
+    def write_half() -> None:
+        with directory.replacing(directory.report) as file:
+            file.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert directory.report.read_text() == "old"
+
+
+def test_a_file_that_cannot_be_written_is_a_clear_line(directory: RunDirectory) -> None:
+    directory.report.mkdir()
+    for write in (
+        lambda: directory.write(directory.report, "new"),
+        lambda: directory.save(directory.report, np.zeros(2)),
+    ):
+        with pytest.raises(RunDirectoryError, match=r"cannot write the run directory .*: Is a dir"):
+            write()
+
+
+def test_a_file_name_that_is_no_text_can_be_told_of(directory: RunDirectory) -> None:
+    directory.write(directory.skipped, os.fsdecode(b"\xff.txt"))
+    assert directory.skipped.read_text() == "\\udcff.txt"

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dist_net.errors import RunDirectoryError
+from dist_net.errors import RunDirectoryError, SettingError
 from dist_net.models.run_directory import RunOptions
 
 
@@ -23,3 +23,15 @@ def test_an_option_that_is_missing_has_its_default() -> None:
 def test_what_is_no_runs_options_is_refused(text: str) -> None:
     with pytest.raises(RunDirectoryError, match="not a run's options"):
         RunOptions.from_json(text)
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size", "learning_rate"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_a_count_or_rate_that_is_not_above_zero_is_refused(name: str, value: float) -> None:
+    with pytest.raises(SettingError, match=f"{name}={value}: expected above 0"):
+        RunOptions("digits", **{name: value})  # type: ignore[arg-type]
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(SettingError, match="seed=-1: expected a whole number, 0 or above"):
+        RunOptions("digits", seed=-1)
