@@ -34,7 +34,8 @@ class Calibration:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what is no calibration, as a file may hold."""
-        if not (self.temperature > 0 and 0 <= self.threshold <= 1 and 0 < self.precision <= 1):
+        is_temperature = LOWEST_TEMPERATURE <= self.temperature <= HIGHEST_TEMPERATURE
+        if not (is_temperature and 0 <= self.threshold <= 1 and 0 < self.precision <= 1):
             raise ValueError(f"{self}: no calibration")
 
 
@@ -65,7 +66,7 @@ def temperature_of(logits: Scores, targets: Targets) -> float:
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (low, middle) if slope(np.exp(middle)) > 0 else (middle, high)
-    return float(np.exp(-low))
+    return float(np.clip(np.exp(-low), LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE))
 
 
 def threshold_of(probabilities: Scores, targets: Targets, precision: float) -> float:

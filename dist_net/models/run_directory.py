@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dist_net.autodiff import Array
 from dist_net.data import Dataset
 from dist_net.data.samples import samples_of
 from dist_net.errors import (
@@ -56,6 +56,8 @@ logger = logging.getLogger(__name__)
 DEFAULT_PARENT = Path("runs")
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 POLL_S = 0.05
+UNREADABLE = OSError, ValueError, TypeError, RecursionError
+"""What reading JSON raises, and taking it for what it should be."""
 
 
 class RunDirectory:
@@ -247,7 +249,7 @@ class RunDirectory:
         with self.replacing(path) as file:
             file.write_text(text, encoding="utf-8", errors="backslashreplace", newline="")
 
-    def save(self, path: Path, array: Array) -> None:
+    def save(self, path: Path, array: NDArray[Any]) -> None:
         """Writes an array as one of the run's files; raises RunDirectoryError."""
         with self.replacing(path) as partial, partial.open("wb") as file:
             np.save(file, array)
@@ -392,7 +394,7 @@ class RunOptions:
         """What ``to_json`` wrote; raises RunDirectoryError if it is something else."""
         try:
             return cls(**json.loads(text))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error
 
 
@@ -431,7 +433,7 @@ def calibration_of(path: Path) -> Calibration | None:
         return None
     try:
         return Calibration(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise RunDirectoryError(
             f"{file}: {error}; expected what training wrote: temperature, threshold and precision"
         ) from error
@@ -468,7 +470,7 @@ def held_out_of(path: Path, loaded: LoadedRecipe) -> Dataset | None:
         if pictures.dtype != np.uint8 or pictures.shape[1:] != shape:
             raise ValueError(f"pictures of {pictures.dtype}{[*pictures.shape[1:]]}, not {[*shape]}")
         return Dataset(loaded.name, pictures, labels, pictures, labels, names)
-    except (OSError, ValueError, KeyError, TypeError, DatasetError) as error:
+    except (*UNREADABLE, KeyError, OverflowError, DatasetError) as error:
         raise RunDirectoryError(
             f"{file}: {error}; expected the pictures that training kept: copy the run again"
         ) from error

@@ -230,6 +230,8 @@ class TrainedRun:
         try:
             loaded, checkpoint = load_trained(self._path, self._trust_recipe)
         except NotACheckpointError as error:
+            if self._path.is_dir():
+                raise
             raise UnknownModelError(f"{self._path} is no model; expected {MODELS}") from error
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)

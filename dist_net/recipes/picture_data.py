@@ -61,7 +61,7 @@ class PictureData:
                 ),
                 **told,
             )
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RecipeError(
                 f"{path}: {error}; expected the list of pictures that 'dist-net train FOLDER' "
                 f"writes"

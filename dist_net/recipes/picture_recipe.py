@@ -259,7 +259,9 @@ class PictureRecipe:
                 **values,
             )
             recipe.check()
-        except (ValueError, TypeError, KeyError, AttributeError, DistNetError) as error:
+        except (
+            *(ValueError, TypeError, KeyError, AttributeError, RecursionError, DistNetError),
+        ) as error:
             raise RecipeError(
                 f"a recipe of pictures is {str(text)[:80]} ({error}); expected the JSON object "
                 f"that 'dist-net train FOLDER' writes, of format {FORMAT}"

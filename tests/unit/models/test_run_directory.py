@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dist_net.errors import RunDirectoryError
-from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_directory import RunDirectory, calibration_of, held_out_of
+from dist_net.recipes.picture_recipe import PictureRecipe, no_data, small_base
 
 
 @pytest.fixture
@@ -103,3 +104,23 @@ def test_a_file_that_cannot_be_written_is_a_clear_line(directory: RunDirectory) 
 def test_a_file_name_that_is_no_text_can_be_told_of(directory: RunDirectory) -> None:
     directory.write(directory.skipped, os.fsdecode(b"\xff.txt"))
     assert directory.skipped.read_text() == "\\udcff.txt"
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("temperature", ["1e400", "1e-300", "0", "-1", "NaN", '"1"', DEEP])
+def test_a_damaged_calibration_is_a_clear_line(directory: RunDirectory, temperature: str) -> None:
+    told = f'{{"temperature": {temperature}, "threshold": 0.5, "precision": 0.95}}'
+    directory.write(directory.calibration, told)
+    with pytest.raises(RunDirectoryError, match="expected what training wrote: temperature"):
+        calibration_of(directory.path)
+
+
+@pytest.mark.parametrize("labels", ["[1e999]", f"[{10**30}]", "[7]", "[0, 1]", "{}", DEEP])
+def test_damaged_held_out_pictures_are_a_clear_line(directory: RunDirectory, labels: str) -> None:
+    recipe = PictureRecipe("photos", small_base(), ("a", "b")).loaded(no_data)
+    directory.save(directory.held_out, np.zeros((1, *recipe.recipe.input_shape), np.uint8))
+    directory.write(directory.held_out.with_suffix(".json"), f'{{"labels": {labels}}}')
+    with pytest.raises(RunDirectoryError, match="expected the pictures that training kept"):
+        held_out_of(directory.path, recipe)
