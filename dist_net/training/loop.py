@@ -11,7 +11,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import SegmentError
+from dist_net.errors import SegmentError, ServerLostError
 from dist_net.training.state import (
     REJOIN_TIMEOUT_S,
     Begin,
@@ -158,9 +158,12 @@ class WorkerLoop:
         now = self._clock.now()
         if self._stop_requested is not None:
             return self._state.leave(self._stop_requested)
-        if message is None and self._heart is None and self._state.is_overdue(now):
-            raise self._socket.no_answer(self._join_timeout_s)
-        return self._state.received(message, now, self._heart.answer if self._heart else None)
+        if self._heart is not None:
+            return self._state.received(message, now, self._heart.answer)
+        try:
+            return self._state.received(message, now)
+        except ServerLostError as error:
+            raise self._socket.no_answer(self._join_timeout_s) from error
 
     def _reconnect(self) -> None:
         if self._heart is not None:

@@ -137,9 +137,9 @@ class Computed(NamedTuple):
 class WorkerState:
     """One worker. ``join`` is what it introduces itself with, each time that it joins.
 
-    ``address`` is only for messages to people. ``join_timeout_s`` is how long the server may take
-    to answer at first; once the worker is in, ``PATIENCE`` times the heartbeat timeout. Then it
-    tries for ``rejoin_timeout_s`` to join again; time in which it stood still itself, as by
+    ``address`` is only for messages to people. The worker tries to join for ``join_timeout_s``.
+    Once it is in, the server may be silent for ``PATIENCE`` times the heartbeat timeout; then the
+    worker tries for ``rejoin_timeout_s`` to join again. Time in which it stood still itself, as by
     SIGSTOP, does not count.
 
     Answers come in the order of the requests. One that comes twice, because the network delivered a
@@ -156,11 +156,11 @@ class WorkerState:
     ) -> None:
         self._join = join
         self._address = address
-        self._answer_timeout_s = join_timeout_s
+        self._answer_timeout_s = 0.0
         self._rejoin_timeout_s = rejoin_timeout_s
         self._was_in = False
-        self._try_s = FIRST_TRY_S
-        self._left_s = rejoin_timeout_s
+        self._try_s = LONGEST_TRY_S  # at first: the server may be starting too
+        self._left_s = join_timeout_s
         self._worker_id = 0
         self._batch_size = 0
         self._work: Work | None = None
@@ -244,6 +244,13 @@ class WorkerState:
         return commands
 
     def start(self, now: float) -> list[WorkerCommand]:
+        self._heard_s = now
+        return self._try_to_join(now)
+
+    def _try_to_join(self, now: float) -> list[WorkerCommand]:
+        self._answer_timeout_s = min(self._try_s, self._left_s)
+        self._left_s -= self._answer_timeout_s
+        self._try_s = min(2 * self._try_s, LONGEST_TRY_S)
         self._worker_id = 0
         self._pull_at_s = None
         self._drop_lease()
@@ -268,7 +275,9 @@ class WorkerState:
                     self._pull_at_s = now + message.retry_after_s
                 return []
             case Welcome():
-                self._was_in = True
+                if not self._was_in:
+                    self._was_in = True
+                    self._try_s, self._left_s = FIRST_TRY_S, self._rejoin_timeout_s
                 self._unanswered.clear()
                 self._gathered = None  # perhaps by another seed
                 self._worker_id = message.worker_id
@@ -346,8 +355,7 @@ class WorkerState:
         if self.is_overdue(now):
             if now - self._heard_s < self._answer_timeout_s:
                 self._seen_bytes_per_s /= 2  # it is alive: perhaps its answer needs more time
-            since_s = self._heard_s if self._was_in else self._unanswered[0][1]
-            return self._rejoin(f"it has been silent for {now - since_s:.1f} s", now)
+            return self._rejoin(f"it has been silent for {now - self._heard_s:.1f} s", now)
         if self._pull_at_s is not None and now >= self._pull_at_s:
             self._pull_at_s = None
             return [self._ask(Pull(self._worker_id), now)]
@@ -355,20 +363,17 @@ class WorkerState:
 
     def _rejoin(self, reason: str, now: float) -> list[WorkerCommand]:
         """Try to join, as a new worker, over a fresh connection."""
-        if not self._was_in or self._left_s <= 0:
+        if self._left_s <= 0:
             raise ServerLostError(
                 f"the parameter server at {self._address} is lost: {reason}; it ended, or the "
                 f"network is cut: resume it from its checkpoint, then start this worker again"
             )
-        if self._try_s == FIRST_TRY_S:
+        if self._was_in and self._try_s == FIRST_TRY_S:
             logger.warning(
                 "rejoining server=%s reason=%s; this worker keeps its data and tries for %g s",
                 *(self._address, reason, self._left_s),
             )
-        self._answer_timeout_s = min(self._try_s, self._left_s)
-        self._left_s -= self._answer_timeout_s
-        self._try_s = min(2 * self._try_s, LONGEST_TRY_S)
-        return [Reconnect(), *self.start(now)]
+        return [Reconnect(), *self._try_to_join(now)]
 
     def leave(self, reason: str, finished: bool = False) -> list[WorkerCommand]:
         """Leave the run, because the server says so or on the worker's own account."""

@@ -250,6 +250,7 @@ def test_nobody_answers_who_wants_a_reload_though_that_may_take_long(
         (["tcp://127.0.0.1:0"], r"the address \S+ cannot be used; .* a port from 1 to 65535"),
         (["tcp://127.0.0.1:5", "--threads", "0"], r"--threads=0, .*: expected .* from 1 up.*"),
         (["tcp://127.0.0.1:5", "--timeout", "nan"], r".*--timeout=nan, .*: expected .* above 0"),
+        (["tcp://127.0.0.1:5", "--rejoin-timeout", "nan"], r".*-timeout=nan: expected .* above 0"),
     ],
 )
 def test_a_worker_that_cannot_be(refuses: Refuses, arguments: list[str], says: str) -> None:

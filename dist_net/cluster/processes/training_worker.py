@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises InterruptedRunError if the run, or this worker, was ended before that.
     """
     timeouts = arguments.timeout, arguments.rejoin_timeout
-    if not 1 <= arguments.threads <= MOST_THREADS or not min(timeouts) > 0:
+    if not 1 <= arguments.threads <= MOST_THREADS or not all(each > 0 for each in timeouts):
         raise SettingError(
             f"--threads={arguments.threads}, --timeout={arguments.timeout:g}, "
             f"--rejoin-timeout={arguments.rejoin_timeout:g}: expected a whole number from 1 up to "

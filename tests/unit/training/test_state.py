@@ -412,6 +412,15 @@ def test_an_address_without_a_server_is_an_error_after_the_join_timeout() -> Non
         worker.tick(5.1)
 
 
+def test_a_first_try_to_join_that_was_lost_is_followed_by_others() -> None:
+    worker = WorkerState(JOIN, "tcp://server:5555", join_timeout_s=11.0)
+    worker.start(0.0)
+    assert worker.tick(LONGEST_TRY_S) == []
+    assert worker.tick(5.1) == REJOIN
+    assert worker.tick(10.2) == REJOIN
+    assert worker.handle(WELCOME, 10.3) == [Begin(WELCOME), SendToServer(Pull(3))]
+
+
 def test_nobody_is_missed_while_nothing_is_asked(joined: WorkerState) -> None:
     joined.handle(work(7, 0, 8), 1.0)
     assert joined.wakes_at_s is None
