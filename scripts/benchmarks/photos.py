@@ -42,6 +42,7 @@ PEERS = (
     Contestant("onnxruntime", "lite0_onnxruntime", ("onnxruntime", "onnx", lite0.PACKAGE), ALL),
     Contestant("openvino", "lite0_openvino", ("openvino", "onnx", lite0.PACKAGE), ALL),
     Contestant("pytorch", "pytorch_lite0", ("torch", lite0.PACKAGE), ALL),
+    Contestant("ncnn", "ncnn_lite0", ("ncnn", lite0.PACKAGE), ALL[:1]),
 )
 
 FEATURES = Contestant("features", "picture_features", ("numpy",), LARGEST)

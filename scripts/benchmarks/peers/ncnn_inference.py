@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,18 +22,7 @@ def load(directory: Path, batch: int, threads: int) -> Callable[[], darknet_task
 
     if batch != 1:
         raise BenchmarkError(f"batch={batch}: ncnn has no batches; expected 1")
-    net = ncnn.Net()
-    net.opt.num_threads = threads
-    net.opt.use_winograd_convolution = True
-    net.opt.use_sgemm_convolution = True
-    net.opt.use_packing_layout = True
-    # Smaller numbers would be faster than float32, and are not what is compared.
-    net.opt.use_fp16_packed = False
-    net.opt.use_fp16_storage = False
-    net.opt.use_fp16_arithmetic = False
-    net.opt.use_bf16_storage = False
-    net.load_param(str(directory / ncnn_files.PARAMETERS))
-    net.load_model(str(directory / ncnn_files.WEIGHTS))
+    net = net_in(directory, threads)
     first = (directory / ncnn_files.PARAMETERS).read_text().splitlines()[2]
     width, height, channels = (int(each.partition("=")[2]) for each in first.split()[-3:])
     (pixels,) = darknet_task.channels_first(1, (height, width, channels))
@@ -45,6 +35,25 @@ def load(directory: Path, batch: int, threads: int) -> Callable[[], darknet_task
         return np.array(probabilities)[None]
 
     return run
+
+
+def net_in(directory: Path, threads: int) -> Any:
+    """The net whose pair of files lies in a directory."""
+    import ncnn
+
+    net = ncnn.Net()
+    net.opt.num_threads = threads
+    net.opt.use_winograd_convolution = True
+    net.opt.use_sgemm_convolution = True
+    net.opt.use_packing_layout = True
+    # Smaller numbers would be faster than float32, and are not what is compared.
+    net.opt.use_fp16_packed = False
+    net.opt.use_fp16_storage = False
+    net.opt.use_fp16_arithmetic = False
+    net.opt.use_bf16_storage = False
+    net.load_param(str(directory / ncnn_files.PARAMETERS))
+    net.load_model(str(directory / ncnn_files.WEIGHTS))
+    return net
 
 
 if __name__ == "__main__":
