@@ -10,6 +10,7 @@ import numpy as np
 
 from dist_net.errors import JournalDamagedError, JournalMismatchError
 from dist_net.parameter_server.checkpoint import Checkpoint
+from dist_net.parameter_server.consistency import Round
 from dist_net.parameter_server.journal import (
     Applied,
     Journal,
@@ -151,10 +152,16 @@ class Replay:
 
     def _apply(self, push: Sequence[Applied]) -> bool:
         """Applies a push again; False if that gives no finite numbers."""
-        while len(self._gradients) < len(push):
-            self._gradients.append(np.empty_like(self._base))
+        losses, right = zip(
+            *(self._compute(applied, self._gradient(n)) for n, applied in enumerate(push)),
+            strict=True,
+        )
         gradients = self._gradients[: len(push)]
-        losses, right = zip(*map(self._compute, push, gradients), strict=True)
+        if push[0].averaged:
+            collected = Round()
+            for applied, gradient in zip(push, gradients, strict=True):
+                collected.add(applied.epoch, applied.start, applied.stop, gradient)
+            gradients = [collected.mean()]
         if not self._run.apply_again(push, gradients, sum(losses), sum(right)):
             return False
         for applied in push:
@@ -163,6 +170,11 @@ class Replay:
         if self.version in self._needed_until:
             self._kept[self.version] = self._run.store.weights.copy()
         return True
+
+    def _gradient(self, index: int) -> Vector:
+        if index == len(self._gradients):
+            self._gradients.append(np.empty_like(self._base))
+        return self._gradients[index]
 
     def _compute(self, applied: Applied, gradient: Vector) -> tuple[float, int]:
         """Writes the gradient; gives the summed loss and how many were right."""

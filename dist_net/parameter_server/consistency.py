@@ -59,11 +59,15 @@ ASYNC = Consistency()
 
 
 class Round:
-    """The gradients of a round until all are there; they are copied."""
+    """The gradients of a round until all are there; they are copied.
+
+    ``origins`` has the worker, the lease and the base version by epoch, first sample and stop.
+    """
 
     def __init__(self) -> None:
         self.loss_sum = 0.0
         self.correct = 0
+        self.origins: dict[tuple[int, int, int], tuple[int, int, int]] = {}
         self._held: dict[tuple[int, int], tuple[int, Vector]] = {}
         self._unused: list[Vector] = []
 
@@ -97,4 +101,5 @@ class Round:
     def clear(self) -> None:
         self._unused += [gradient for _, gradient in self._held.values()]
         self._held.clear()
+        self.origins.clear()
         self.loss_sum, self.correct = 0.0, 0

@@ -37,7 +37,7 @@ ALWAYS, NEVER = "always", "never"
 _MAGIC = b"dist_net log"
 _HEADER = struct.Struct("<12sI32s12x")
 _KIND = struct.Struct("<B59x")
-_APPLIED = struct.Struct("<BxHQQQQdQII")
+_APPLIED = struct.Struct("<B?HQQQQdQII")
 _STARTED = struct.Struct("<B3xQ8sddI20x")
 _CHECKPOINTED = struct.Struct("<B3xQ32s16x")
 _CHECKSUM = struct.Struct("<I")
@@ -46,7 +46,8 @@ _CHECKSUM = struct.Struct("<I")
 class Applied(NamedTuple):
     """A gradient that made the weights ``version``, from samples of an epoch's shuffled order.
 
-    It is one of ``together`` that were applied in one pass, of one push.
+    It is one of ``together`` that were applied in one pass: in turn, of one push, or, if it is
+    ``averaged``, as their mean, which made one version of a round's.
     """
 
     version: int
@@ -58,6 +59,7 @@ class Applied(NamedTuple):
     base_version: int
     learning_rate: float
     together: int
+    averaged: bool = False
 
 
 class Started(NamedTuple):
@@ -99,11 +101,9 @@ def encode_header(identity: bytes) -> bytes:
 
 def encode_record(record: JournalRecord) -> bytes:
     if isinstance(record, Applied):  # a match by pattern takes eight times as long
-        version, worker, lease, epoch, start, stop, base, rate, together = record
-        size = stop - start
-        return _with_checksum(
-            _APPLIED.pack(1, together, version, lease, base, worker, rate, start, size, epoch)
-        )
+        version, worker, lease, epoch, start, stop, base, rate, together, averaged = record
+        numbers = version, lease, base, worker, rate, start, stop - start, epoch
+        return _with_checksum(_APPLIED.pack(1, averaged, together, *numbers))
     if isinstance(record, Started):
         limits = [
             math.nan if each is None else each for each in (record.clip_norm, record.average_decay)
@@ -118,10 +118,10 @@ def decode_record(block: bytes) -> JournalRecord:
     content = _checked(block)
     (kind,) = _KIND.unpack(content)
     if kind == 1:
-        _, together, version, lease, base, worker, rate, start, size, epoch = _APPLIED.unpack(
-            content
-        )
-        return Applied(version, worker, lease, epoch, start, start + size, base, rate, together)
+        _, averaged, together, *numbers = _APPLIED.unpack(content)
+        version, lease, base, worker, rate, start, size, epoch = numbers
+        samples = start, start + size
+        return Applied(version, worker, lease, epoch, *samples, base, rate, together, averaged)
     if kind == 2:
         _, version, name, *limits, threads = _STARTED.unpack(content)
         clip_norm, decay = (None if math.isnan(each) else each for each in limits)
@@ -149,11 +149,12 @@ class _RecordOrder:
 
     def __init__(self) -> None:
         self.first_version = self.version = -1
-        self._missing = self._together = 0
+        self._missing = 0
+        self._first: Applied | None = None  # of those that are applied together
 
     @property
     def is_whole(self) -> bool:
-        """Whether it stands between two pushes."""
+        """Whether it stands between two passes over the weights."""
         return self._missing == 0
 
     def take(self, record: JournalRecord) -> None:
@@ -165,7 +166,7 @@ class _RecordOrder:
             )
         if isinstance(record, Applied):
             if self.is_whole:
-                self._missing = self._together = record.together
+                self._first, self._missing = record, record.together
             self._missing -= 1
             self.version = record.version
         elif self.version < 0:
@@ -174,14 +175,15 @@ class _RecordOrder:
     def _allows(self, record: JournalRecord) -> bool:
         match record:
             case Applied():
-                done = 0 if self.is_whole else self._together - self._missing
-                together = record.together if self.is_whole else self._together
+                first = record if self.is_whole or self._first is None else self._first
+                stays = not self.is_whole and first.averaged
                 return (
-                    record.version == self.version + 1
-                    and 0 <= self.first_version <= record.base_version <= self.version - done
+                    record.version == self.version + (not stays)
+                    and 0 <= self.first_version <= record.base_version < first.version
                     and record.start < record.stop
                     and 0 <= record.learning_rate < math.inf
-                    and 1 <= record.together == together
+                    and 1 <= record.together == first.together
+                    and record.averaged == first.averaged
                 )
             case Started():
                 return self.is_whole and (self.version < 0 or record.version == self.version)
@@ -280,7 +282,7 @@ def decode_journal(content: bytes) -> Journal:
             version, whole_bytes = order.version, offset + BLOCK_BYTES
     if fault is None and not order.is_whole:
         number = len(content) // BLOCK_BYTES
-        fault = f"record {number} is missing: it is of the same push as the one before"
+        fault = f"record {number} is missing: it was applied with the one before"
     if version < 0:
         raise JournalDamagedError(
             f"the journal holds no record: {fault or 'it is cut short'}; expected at least that "

@@ -161,12 +161,13 @@ class RunState:
     def apply_again(
         self, push: Sequence[Applied], gradients: Sequence[Vector], loss_sum: float, correct: int
     ) -> bool:
-        """Apply what the journal says of a push, with gradients that were computed again.
+        """Apply what the journal says of a pass, with gradients that were computed again.
 
-        False, and nothing changed, if the result is not finite. Raises ``JournalDamagedError`` for
-        samples that are in the weights already. Nobody may hold a lease.
+        For those that were averaged there is one, their mean. False, and nothing changed, if the
+        result is not finite. Raises ``JournalDamagedError`` for samples that are in the weights
+        already. Nobody may hold a lease.
         """
-        rates = [applied.learning_rate for applied in push]
+        rates = [applied.learning_rate for applied in push[: len(gradients)]]
         if not self.store.apply(gradients, rates):
             return False
         for applied in push:
@@ -194,25 +195,29 @@ class RunState:
                 has_accuracy=settings.has_classes,
             )
 
-    def collect(self, member: Member, push: Push, now: float) -> bool:
+    def collect(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
         """Take a push that is due into its round, and apply the round when it is whole.
 
-        False if a gradient, or what the whole round makes of the weights, is not finite. Then what
-        the round had collected is to be done again.
+        Return what the journal says of each gradient that was applied. None if a gradient, or what
+        the whole round makes of the weights, is not finite. Then what the round had collected is to
+        be done again.
         """
         if self.round is None or not math.isfinite(push.loss_sum):
-            return False
+            return None
         if not all(np.isfinite(gradient).all() for gradient in push.gradients):
-            return False
+            return None
         if self._round_began_s is None:
             self._round_began_s = now
-        for stop, gradient in zip(push.stops, push.gradients, strict=True):
-            self.round.add(*self.ledger.collected(member.worker_id, stop), gradient)
+        gradients = zip(push.stops, push.base_versions, push.gradients, strict=True)
+        for stop, base_version, gradient in gradients:
+            taken = self.ledger.collected(member.worker_id, stop)
+            self.round.add(*taken, gradient)
+            self.round.origins[taken] = push.worker_id, push.lease_id, base_version
         self.round.loss_sum += push.loss_sum
         self.round.correct += push.correct
         member.pushes += len(push.gradients)
         member.samples += push.stop - push.start
-        return not self.ledger.round_is_collected or self._apply_round(self.round, now)
+        return self._apply_round(self.round, now) if self.ledger.round_is_collected else ()
 
     def has_late_leases(self, now: float) -> bool:
         """Whether idle workers may do what others hold.
@@ -224,25 +229,30 @@ class RunState:
         late_s = max(LATE_S, LATE_TO_LAST_ROUND * self._last_round_s)
         return self._round_began_s is not None and now - self._round_began_s > late_s
 
-    def _apply_round(self, collected: Round, now: float) -> bool:
+    def _apply_round(self, collected: Round, now: float) -> tuple[Applied, ...] | None:
         """Apply the mean of a round's gradients as one update."""
         rate = self.settings.learning_rate_after(self.ledger.applied_samples)
         samples, gradients = collected.samples, len(collected)
         if not self.store.apply([collected.mean()], [rate]):
             self.ledger.round_dropped()
             collected.clear()
-            return False
+            return None
         self.ledger.round_applied()
         for member in self.members.members:
             member.refusals = 0
         self.metrics.push_applied(
             samples, collected.loss_sum, collected.correct, [0] * gradients, now
         )
+        version = self.store.version
+        applied = tuple(
+            Applied(version, worker, lease, epoch, start, stop, base, rate, gradients, True)
+            for (epoch, start, stop), (worker, lease, base) in sorted(collected.origins.items())
+        )
         collected.clear()
         self._last_round_s = now - (self._round_began_s or now)
         self._round_began_s = now
         self._record_if_due(rate)
-        return True
+        return applied
 
     def remove(self, member: Member) -> None:
         """Remove a worker; what it has not done goes back to the pool."""

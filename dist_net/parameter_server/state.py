@@ -224,8 +224,11 @@ class ParameterServer:
         elif max(run.staleness(push)) > run.members.staleness_limit:
             return self._reject_stale(member, push, now)
         elif run.round is not None:
-            if not run.collect(member, push, now):
+            collected = run.collect(member, push, now)
+            if collected is None:
                 return self._refuse_gradient(member, push, now)
+            if collected:
+                return [Record(collected), *self._answer(member, now)]
         elif applied := run.apply(member, push, now):
             return [Record(applied), *self._answer(member, now)]
         else:

@@ -15,6 +15,7 @@ from dist_net.errors import JournalDamagedError, JournalMismatchError
 from dist_net.models.run_directory import RunOptions
 from dist_net.optim import AdamW, Cosine
 from dist_net.parameter_server.checkpoint import Checkpoint
+from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.journal import (
     Applied,
     Checkpointed,
@@ -33,6 +34,7 @@ from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer, Record, SendToPeer
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.training.step import TrainingStep
+from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Pull, Push, Welcome, Work
 
 RECIPE = Recipe(
@@ -62,77 +64,58 @@ def step_of(threads: int) -> TrainingStep:
     return TrainingStep(RECIPE.model, DIGITS, SETTINGS.seed, threads)
 
 
-class Worker:
-    """A worker that computes from the weights that it was given last, as slowly as is wanted."""
+class Cluster:
+    """A server, and workers that compute from the weights that they were given last."""
 
-    def __init__(self, server: ParameterServer, node: bytes) -> None:
-        self.server, self.node = server, node
+    def __init__(self, run: RunState, nodes: tuple[bytes, ...] = (b"a", b"b", b"c")) -> None:
+        self.run = run
+        self.server = ParameterServer(run)
         self.records: list[JournalRecord] = []
         self.step = step_of(1)
-        self.weights = np.empty(SETTINGS.vector_size, np.float32)
-        welcome = self.ask(
-            Join(node.decode(), node[0], SETTINGS.recipe_digest, SETTINGS.vector_size, 0, -1, b"")
-        )
-        assert isinstance(welcome, Welcome)
-        self.worker_id = welcome.worker_id
-        self.take(self.ask(Pull(self.worker_id)))
+        self.ids: dict[bytes, int] = {}
+        self.work: dict[bytes, tuple[Work, Vector]] = {}
+        for node in nodes:
+            digest, size = SETTINGS.recipe_digest, SETTINGS.vector_size
+            self.ask(node, Join(node.decode(), node[0], digest, size, 0, -1, b""))
+            self.ask(node, Pull(self.ids[node]))
 
-    def ask(self, message: Message) -> Message:
-        *records, answer = self.server.handle(self.node, message, 0.0)
-        self.records = [
-            each for record in records if isinstance(record, Record) for each in record.applied
-        ]
-        assert isinstance(answer, SendToPeer)
-        return answer.message
+    def ask(self, node: bytes, message: Message) -> None:
+        """Takes in what the server does then, and answers to any worker."""
+        for command in self.server.handle(node, message, 0.0):
+            match command:
+                case Record(applied):
+                    self.records += applied
+                case SendToPeer(of, Welcome(worker_id=worker_id)):
+                    self.ids[of] = worker_id
+                case SendToPeer(of, Work(weights=weights) as work) if weights is not None:
+                    self.work[of] = work, weights.copy()
 
-    def take(self, work: Message) -> None:
-        self.work = work if isinstance(work, Work) else None
-        if self.work is not None and self.work.weights is not None:
-            self.weights[:] = self.work.weights
-
-    def push(self, together: int) -> list[JournalRecord]:
-        """Computes so many minibatches, and gives what is written to the journal for them."""
-        work = self.work
-        if work is None:
-            return []
+    def push(self, node: bytes, together: int) -> None:
+        """The worker computes so many minibatches of its lease, if it has any, and pushes them."""
+        if node not in self.work:
+            return
+        work, weights = self.work.pop(node)
         edges = [*range(work.start, work.stop, SETTINGS.batch_size), work.stop][: together + 1]
         gradients, losses = [], 0.0
         for start, stop in pairwise(edges):
             self.step.gather(work.epoch, start, stop)
-            gradient = np.empty_like(self.weights)
-            losses += self.step.run(self.weights, gradient)[0]
+            gradient = np.empty_like(weights)
+            losses += self.step.run(weights, gradient)[0]
             gradients.append(gradient)
-        versions, slots = (work.version,) * len(gradients), tuple(range(len(gradients)))
-        self.take(
-            self.ask(
-                Push(
-                    self.worker_id,
-                    work.lease_id,
-                    work.start,
-                    tuple(edges[1:]),
-                    versions,
-                    losses,
-                    0,
-                    slots,
-                    tuple(gradients),
-                )
-            )
-        )
-        return self.records
+        count = len(gradients)
+        what = tuple(edges[1:]), (work.version,) * count, losses, 0, tuple(range(count))
+        lease = self.ids[node], work.lease_id, work.start
+        self.ask(node, Push(*lease, *what, tuple(gradients)))
 
 
 def train(run: RunState, pushes: int, seed: int) -> list[JournalRecord]:
     """Three workers push up to three gradients at a time, in a random order; the journal of it."""
     random = np.random.default_rng(seed)
-    server = ParameterServer(run)
-    workers = [Worker(server, node) for node in (b"a", b"b", b"c")]
-    return [
-        record
-        for _ in range(pushes)
-        for record in random.choice(np.array(workers, object), p=[0.5, 0.4, 0.1]).push(
-            int(random.integers(1, 4))
-        )
-    ]
+    cluster = Cluster(run)
+    for _ in range(pushes):
+        node = b"abc"[(index := random.choice(3, p=[0.5, 0.4, 0.1])) : index + 1]
+        cluster.push(node, int(random.integers(1, 4)))
+    return cluster.records
 
 
 def checkpointed(checkpoint: Checkpoint) -> Checkpointed:
@@ -177,6 +160,19 @@ def test_a_run_of_grouped_pushes_with_dropout_and_buffers_is_replayed() -> None:
     result = replay.run(progress=lambda *progress: told.append(progress))
     assert result == (last.version, sha256_of(last.weights).hex(), True, last.version)
     assert told[-1] == (last.version, last.version)
+    assert_same(replay.checkpoint(), last)
+
+
+def test_a_run_of_rounds_is_replayed() -> None:
+    settings = replace(SETTINGS, consistency=Consistency.of("bsp:4"))
+    run = a_run(settings)
+    applied = train(run, 60, seed=11)
+    assert run.store.version > 5
+    assert {(each.together, each.averaged) for each in applied} == {(4, True)}
+    last = run.checkpoint()
+    journal = journal_of([started(a_run()), *applied, checkpointed(last)])
+    replay = Replay(settings, journal, step_of, RECIPE.initial_weights(SETTINGS.seed))
+    assert replay.run().matched_version == last.version
     assert_same(replay.checkpoint(), last)
 
 

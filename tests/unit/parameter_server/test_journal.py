@@ -45,6 +45,7 @@ PAIR = (
     Applied(2, 7, 2, 2**32 - 1, 2**40, 2**40 + 32, 1, 0.1, together=2),
     Applied(3, 7, 2, 2**32 - 1, 2**40 + 32, 2**40 + 33, 0, 0.0, together=2),
 )
+ROUND = tuple(Applied(4, 7, 3, 0, 32 * n, 32 * n + 32, 3, 0.1, 3, averaged=True) for n in range(3))
 AGAIN = Started(3, "0123456789abcdef", 1, 0.5, 0.999)
 RECORDS = (STARTED, FIRST, APPLIED, *PAIR, AGAIN, Checkpointed(3, bytes(32)))
 
@@ -66,6 +67,17 @@ def test_what_was_written_is_read() -> None:
     assert (journal.first_version, journal.version) == (0, 3)
 
 
+def test_the_gradients_of_a_round_make_one_version() -> None:
+    whole = encoded(*RECORDS, *ROUND, Checkpointed(4, bytes(32)))
+    journal = decode_journal(whole)
+    assert (journal.version, journal.fault) == (4, None)
+    assert list(journal.pushes())[-1] == ROUND
+    assert journal.bytes_until(3) == len(WHOLE)
+    assert decode_journal(whole[: -2 * BLOCK_BYTES]).version == 3
+    for second in (ROUND[1]._replace(version=5), ROUND[1]._replace(averaged=False)):
+        assert decode_journal(encoded(*RECORDS, ROUND[0], second)).version == 3
+
+
 def test_a_record_is_64_bytes() -> None:
     assert {len(encode_record(record)) for record in RECORDS} == {64}
     assert len(encode_header(IDENTITY)) == BLOCK_BYTES == 64
@@ -85,7 +97,7 @@ def test_a_journal_that_is_torn_anywhere_is_read_up_to_there() -> None:
             cut = f"it is cut short after {torn_bytes} of 64 bytes"
             fault = f"record {whole + 1} is damaged: {cut}"
         elif whole == 4:
-            fault = "record 5 is missing: it is of the same push as the one before"
+            fault = "record 5 is missing: it was applied with the one before"
         assert journal.fault == fault
 
 

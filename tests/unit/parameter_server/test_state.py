@@ -14,7 +14,13 @@ from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.loop import opened_run
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.parameter_server.state import RETRY_AFTER_S, Forget, ParameterServer, SendToPeer
+from dist_net.parameter_server.state import (
+    RETRY_AFTER_S,
+    Forget,
+    ParameterServer,
+    Record,
+    SendToPeer,
+)
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
     PIPELINE,
@@ -769,7 +775,12 @@ def test_a_gradient_that_is_not_finite_is_refused_before_it_gets_into_a_round() 
     assert desk.server.handle(b"good", a_push(1, good), desk.now) == []
     again = desk.push(b"bad", 2, bad, gradients=(vector(np.nan),))
     assert (again.start, again.version) == (bad.start, 0)
-    answers = desk.server.handle(b"bad", a_push(2, again), desk.now)
+    record, *answers = desk.server.handle(b"bad", a_push(2, again), desk.now)
+    assert isinstance(record, Record)
+    assert [(each.version, each.start, each.averaged) for each in record.applied] == [
+        (1, good.start, True),
+        (1, bad.start, True),
+    ]
     assert [answer.message.version for answer in answers] == [1, 1]
     report = desk.report()
     assert (report["gradients_refused"], report["samples"], report["pushes_applied"]) == (1, 8, 2)
