@@ -190,8 +190,9 @@ class LocalRun:
     def _is_replaced(self, server: ReplacedChild) -> bool:
         """Whether the server had died, and now another one goes on from its checkpoint."""
         died = server.child
-        if died.exit_code in (None, 0) or not self._was_ready:
+        if died.exit_code in (None, 0):
             return False
+        self._resumes = self._directory.checkpoint.exists()  # else it died before there was one
         while server.child is died and not server.is_given_up:
             if (said := server.look()) is not None:
                 self._display.warned(said)
@@ -268,7 +269,7 @@ class LocalRun:
         """Says where workers may join; a server that takes this one's place listens there too."""
         if not self._was_ready:
             self._display.started(addresses)
-        self._was_ready = self._resumes = True
+        self._was_ready = True
         self._listen = tuple(map(with_port_of, self._local.listen, addresses[1:]))
         self._next_record = 0
         self._has_workers = False

@@ -351,6 +351,13 @@ def test_what_there_is_not_to_fetch(refuses: Refuses) -> None:
     )
 
 
+def test_a_run_goes_on_or_begins_only_in_a_directory_that_is_named(refuses: Refuses) -> None:
+    refuses(
+        r"--resume auto without a directory; expected --run-dir .*", "train", "--resume", "auto"
+    )
+    refuses(r"argument --resume: invalid choice: 'digits' .*", "train", "--resume", "digits")
+
+
 def test_a_run_that_cannot_be_resumed_is_left_as_it_was(
     refuses: Refuses, run: Path, tmp_path: Path
 ) -> None:
