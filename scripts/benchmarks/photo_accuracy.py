@@ -85,9 +85,9 @@ def tuned_row(folder: Path, epochs: int, seed: int, say: Say) -> Row:
 
 
 def draw_parts(root: Path, count: int, seed: int) -> Path:
-    """A drawn folder with ``count`` pictures of a class, and half as many again to test on."""
-    for part, of_part in (("train", count), ("test", count // 2)):
-        draw_folder(root, of_part, seed, part)
+    """A drawn folder with ``count`` pictures of a class, and as many again to test on."""
+    for part in ("train", "test"):
+        draw_folder(root, count, seed, part)
     return root
 
 
