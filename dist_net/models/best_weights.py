@@ -32,6 +32,9 @@ class BestWeights:
             found.require_layout(settings.layout)
             self._accuracy = found.counters["accuracy"] or 0.0
             self._loss = found.counters["loss"]
+            if found.recipe_record != settings.recipe_record:
+                # The run goes on with other options, and its recipe beside these weights is new.
+                self._write(found.counters["accuracy"], self._loss, found.version, found.weights)
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -49,6 +52,10 @@ class BestWeights:
         if not (known, -loss) > (self._accuracy, -self._loss):
             return False
         self._accuracy, self._loss = known, loss
+        self._write(accuracy, loss, version, weights)
+        return True
+
+    def _write(self, accuracy: float | None, loss: float, version: int, weights: Vector) -> None:
         settings = self._settings
         write_checkpoint(
             self._path,
@@ -65,4 +72,3 @@ class BestWeights:
                 optimizer_state={},
             ),
         )
-        return True

@@ -1,5 +1,7 @@
 """The best weights of a run: which are kept, and when the run has not got better for too long."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -59,3 +61,13 @@ def test_the_best_of_another_model_are_refused(tmp_path):
     BestWeights(path, settings()).take(0.9, 1.0, 1, weights(1))
     with pytest.raises(CheckpointMismatchError):
         BestWeights(path, settings(size=4))
+
+
+def test_the_best_of_a_run_that_goes_on_with_other_options_stay_with_its_recipe(tmp_path):
+    path = tmp_path / "best.safetensors"
+    BestWeights(path, settings()).take(0.9, 1.0, 1, weights(1))
+    changed = replace(settings(), recipe_record="as it is now")
+    resumed = BestWeights(path, changed)
+    found = read_checkpoint(path)
+    assert (found.recipe_record, found.version, found.weights[0]) == ("as it is now", 1, 1)
+    assert not resumed.take(0.8, 0.5, 2, weights(2))
