@@ -78,10 +78,8 @@ def opened_run(
 @contextmanager
 def opened_journal(
     path: Path, run: RunState, resumed_from: Checkpoint | None, threads: int = 1, sync: str = NEVER
-) -> Iterator[JournalFile | None]:
+) -> Iterator[JournalFile]:
     """A context with the journal of a run that is new, or that goes on from a checkpoint.
-
-    None for a run of rounds (BSP), whose weights follow from its seed alone.
 
     ``threads`` is how many the workers of this host compute with; ``sync``: see
     ``sync_interval_s``. What was applied after the checkpoint is cut off: its samples are in the
@@ -91,9 +89,6 @@ def opened_journal(
     Raises BadInputError for the journal of another run, one that is damaged before the checkpoint's
     version or does not go as far, and what is no journal; JournalWriteError.
     """
-    if run.round is not None:
-        yield None
-        return
     settings, version = run.settings, run.store.version
     limits = settings.clip_norm, settings.average_decay
     started = Started(version, secrets.token_hex(8), threads, *limits)

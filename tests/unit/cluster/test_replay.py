@@ -163,15 +163,17 @@ def test_a_run_of_grouped_pushes_with_dropout_and_buffers_is_replayed() -> None:
     assert_same(replay.checkpoint(), last)
 
 
-def test_a_run_of_rounds_is_replayed() -> None:
+def test_a_run_of_rounds_is_replayed(tmp_path: Path) -> None:
     settings = replace(SETTINGS, consistency=Consistency.of("bsp:4"))
-    run = a_run(settings)
-    applied = train(run, 60, seed=11)
+    run, path = a_run(settings), tmp_path / "journal"
+    with opened_journal(path, run, None) as journal:
+        applied = train(run, 60, seed=11)
+        last = run.checkpoint()
+        journal.append(b"".join(map(encode_record, [*applied, checkpointed(last)])))
     assert run.store.version > 5
     assert {(each.together, each.averaged) for each in applied} == {(4, True)}
-    last = run.checkpoint()
-    journal = journal_of([started(a_run()), *applied, checkpointed(last)])
-    replay = Replay(settings, journal, step_of, RECIPE.initial_weights(SETTINGS.seed))
+    begin = RECIPE.initial_weights(SETTINGS.seed)
+    replay = Replay(settings, decode_journal(path.read_bytes()), step_of, begin)
     assert replay.run().matched_version == last.version
     assert_same(replay.checkpoint(), last)
 
