@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 from dist_net.errors import ProtocolError, UnknownRecipeError
+from dist_net.recipes.picture_recipe import PICTURES
 from dist_net.recipes.recipe import recipe_names
 from dist_net.wire.messages import (
     Message,
@@ -102,6 +103,11 @@ def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
     """
     with Observer(address, keys, timeout_s) as observer:
         reference = str(observer.of_run("recipe"))
+    if reference == PICTURES:
+        raise UnknownRecipeError(
+            f"the server at {address} trains on a folder of pictures, which only its own workers "
+            f"have prepared; expected more of those: dist-net train FOLDER --workers N"
+        )
     if reference not in recipe_names():
         raise UnknownRecipeError(
             f"the server at {address} trains the recipe of a file, {reference!r}; expected the "

@@ -2,8 +2,9 @@
 
 import pytest
 
-from dist_net.errors import ProtocolError
-from dist_net.models.observer import Observer
+from dist_net.errors import ProtocolError, UnknownRecipeError
+from dist_net.models.observer import Observer, recipe_at
+from dist_net.recipes.picture_recipe import PICTURES
 from dist_net.wire.messages import StatusReport, StatusRequest
 from dist_net.wire.transport import ServerSocket
 
@@ -33,3 +34,11 @@ def test_a_report_that_is_none_is_refused(report: str, reason: str) -> None:
             pytest.raises(ProtocolError, match=reason),
         ):
             observer.of_run("version")
+
+
+def test_a_worker_from_elsewhere_is_told_that_a_folder_of_pictures_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Observer, "of_run", lambda *_: PICTURES)
+    with pytest.raises(UnknownRecipeError, match="trains on a folder of pictures, which only its"):
+        recipe_at("tcp://127.0.0.1:1", None, 1.0)
