@@ -23,7 +23,7 @@ from dist_net.parameter_server.store import WeightStore
 from dist_net.vector import Vector
 from dist_net.wire.messages import Pipeline, Push
 
-STALENESS_WITHOUT_COST = 20.0
+STALENESS_WITHOUT_COST = 12.0
 """On average; see "Many workers" in docs/benchmarks.md."""
 
 LATE_S = 0.2
@@ -269,7 +269,7 @@ class RunState:
             return None
         return (
             f"gradients are {staleness:.0f} updates old on average, which costs accuracy: "
-            f"use fewer than {len(self.members)} workers, --consistency bsp:4, or a learning rate "
+            f"use --consistency ssp:4, fewer than {len(self.members)} workers, or a learning rate "
             f"below {self.settings.learning_rate:g}"
         )
 
