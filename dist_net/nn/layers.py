@@ -239,7 +239,8 @@ class BatchNorm:
 class FrozenBatchNorm:
     """A network whose batch norm computes in training as at inference; for fine-tuning.
 
-    Means and variances keep their values; gamma and beta do too, unless they are ``trained``.
+    Means and variances keep their values. Gamma and beta have gradients only if they are
+    ``trained``; an optimizer's weight decay moves them, as every parameter, without one too.
     Parameters and buffers have the names that the network gives them.
     """
 
