@@ -12,8 +12,8 @@ from dist_net.parameter_server.checkpoint import read_checkpoint
 
 Start = Callable[..., Any]
 
-DESCRIPTORS = 256
-STRANGERS = 300
+DESCRIPTORS = 512
+STRANGERS = 600
 
 
 def test_strangers_do_not_use_up_the_servers_descriptors(
