@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.cli.run_summary import how_to_go_on, show_summary
-from dist_net.cluster.command_line import joining_command
 from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
 from dist_net.cluster.picture_report import train_and_report
 from dist_net.cluster.picture_run import PictureOptions, new_run
@@ -121,17 +120,16 @@ def train_pictures(
     ``given_run``: the options of every run that were given, by their names in ``RunOptions``.
     """
     console = plain_console()
-    local = LocalRunSettings(
-        workers, tuple(arguments.listen), arguments.keys, restarts=arguments.restarts
-    )
-    local.require_listening()
+    if arguments.listen or not workers:
+        raise SettingError(
+            f"{arguments.recipe or arguments.run_dir or 'the newest run'} is a folder of pictures, "
+            f"prepared on this host alone; expected workers here, and no --listen"
+        )
+    local = LocalRunSettings(workers, restarts=arguments.restarts)
     directory, options = _run_asked_for(arguments, given_run)
 
-    def joining(address: str) -> str:
-        return joining_command("worker", address=address, keys=arguments.keys)
-
     def display(samples: int) -> TrainingProgress:
-        return TrainingProgress(console, samples, joining)
+        return TrainingProgress(console, samples, joining=None)
 
     with directory.locked(KILLED_RUN_ENDS_S if arguments.resume else 0.0):
         try:

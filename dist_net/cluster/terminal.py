@@ -140,14 +140,14 @@ class TrainingProgress:
     """A context in which a training run is shown: a line that stays for each evaluation, and a
     live one where the console is a terminal.
 
-    ``joining`` gives the command with which a worker joins the server at an address. The run is
-    ended early when ``wants_end`` is set.
+    ``joining`` gives the command with which a worker joins the server at an address; None: nobody
+    may. The run is ended early when ``wants_end`` is set.
     """
 
     wants_end = False
 
     def __init__(
-        self, console: Console, samples_per_epoch: int, joining: Callable[[str], str]
+        self, console: Console, samples_per_epoch: int, joining: Callable[[str], str] | None
     ) -> None:
         self._console = console
         self._samples_per_epoch = samples_per_epoch
@@ -173,9 +173,10 @@ class TrainingProgress:
         self._progress.stop()
 
     def started(self, addresses: Sequence[str]) -> None:
-        """Says where workers may join."""
-        for address in addresses:
-            self._line(f"workers may join: {self._joining(address)}", "dim")
+        """Says where workers may join, if they may."""
+        if self._joining is not None:
+            for address in addresses:
+                self._line(f"workers may join: {self._joining(address)}", "dim")
 
     def progressed(self, report: dict[str, Any]) -> None:
         """Moves the live line."""

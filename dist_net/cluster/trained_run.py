@@ -61,13 +61,10 @@ class WatchedTraining(TrainingProgress):
     def __init__(
         self, console: Console, samples_per_epoch: int, callbacks: Sequence[Callback]
     ) -> None:
-        super().__init__(console, samples_per_epoch, joining=str)
+        super().__init__(console, samples_per_epoch, joining=None)
         self._callbacks = callbacks
         self._records: list[dict[str, Any]] = []
         self.history: list[EpochResult] = []
-
-    def started(self, addresses: Sequence[str]) -> None:
-        """Says nothing: no worker joins from elsewhere."""
 
     def progressed(self, report: dict[str, Any]) -> None:
         """Moves the live line, and keeps what the next evaluation is put beside."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from dist_net.errors import CheckpointDamagedError
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.vector import Vector
@@ -30,6 +31,11 @@ class BestWeights:
         if path.exists():
             found = read_checkpoint(path)
             found.require_layout(settings.layout)
+            if not found.counters.keys() >= {"accuracy", "loss"}:
+                raise CheckpointDamagedError(
+                    f"{path} does not say how good its weights are; expected what training wrote: "
+                    f"remove it, to begin anew with the next evaluation"
+                )
             self._accuracy = found.counters["accuracy"] or 0.0
             self._loss = found.counters["loss"]
             if found.recipe_record != settings.recipe_record:

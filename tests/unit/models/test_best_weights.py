@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dist_net.errors import CheckpointMismatchError
+from dist_net.errors import CheckpointDamagedError, CheckpointMismatchError
 from dist_net.models.best_weights import BestWeights
-from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.parameter_server.settings import RunSettings
 
 
@@ -71,3 +71,11 @@ def test_the_best_of_a_run_that_goes_on_with_other_options_stay_with_its_recipe(
     found = read_checkpoint(path)
     assert (found.recipe_record, found.version, found.weights[0]) == ("as it is now", 1, 1)
     assert not resumed.take(0.8, 0.5, 2, weights(2))
+
+
+def test_weights_that_do_not_say_how_good_they_are_are_refused(tmp_path):
+    path = tmp_path / "best.safetensors"
+    BestWeights(path, settings()).take(0.9, 1.0, 1, weights(1))
+    write_checkpoint(path, replace(read_checkpoint(path), counters={}))
+    with pytest.raises(CheckpointDamagedError, match="does not say how good"):
+        BestWeights(path, settings())
