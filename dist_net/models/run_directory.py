@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import socket
 import stat
@@ -325,10 +326,13 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         Consistency.of(self.consistency)
-        for name in ("epochs", "batch_size", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise SettingError(f"{name}={value}: expected above 0")
+        for name in ("epochs", "batch_size"):
+            if (whole := getattr(self, name)) is not None and not whole >= 1:
+                raise SettingError(f"{name}={whole}: expected a whole number, at least 1")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise SettingError(
+                f"learning_rate={self.learning_rate}: expected a finite number above 0"
+            )
         if self.seed < 0:
             raise SettingError(f"seed={self.seed}: expected a whole number, 0 or above")
         if not self.checkpoint_every_s > 0:

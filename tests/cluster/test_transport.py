@@ -234,6 +234,7 @@ def test_a_frame_over_the_limit_ends_its_connection_only(caplog):
     with ServerSocket([LOOPBACK], max_array_bytes=2**20) as server:
         address = server.contact_addresses[0]
         with ClientSocket(address) as large, ClientSocket(address) as client:
+            exchange(server, large)  # by then the connection is watched
             large.send(Push(1, 2, 0, (32,), (5,), 0.0, 0, (), (np.zeros(2**18 + 1, np.float32),)))
             assert server.receive(SILENCE_S) is None
             exchange(server, client)

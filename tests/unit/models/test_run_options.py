@@ -28,7 +28,7 @@ def test_what_is_no_runs_options_is_refused(text: str) -> None:
 @pytest.mark.parametrize("name", ["epochs", "batch_size", "learning_rate"])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_a_count_or_rate_that_is_not_above_zero_is_refused(name: str, value: float) -> None:
-    with pytest.raises(SettingError, match=f"{name}={value}: expected above 0"):
+    with pytest.raises(SettingError, match=f"{name}={value}: expected a "):
         RunOptions("digits", **{name: value})  # type: ignore[arg-type]
 
 
