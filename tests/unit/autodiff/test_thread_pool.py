@@ -156,11 +156,12 @@ def test_a_step_with_a_pool_allocates_no_arrays():
             peaks.append(peak - before)
     finally:
         tracemalloc.stop()
-    assert min(left) <= 0
+        pool.close()
+    # A helper may come to its round late, and still hold it; an array is far larger.
+    assert min(left) < 1000
     # NumPy's buffers, three of 32 KiB at a time in either thread; the smallest map is as large as
     # that, but the others have 602,112 bytes and more.
     assert max(peaks) < 240_000
-    pool.close()
 
 
 def test_who_comes_too_late_finds_nothing_to_do_and_is_not_waited_for():
