@@ -517,9 +517,11 @@ def _picture_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> Load
 
 def _initial_weights(path: Path) -> Vector:
     try:
-        weights: Vector = np.load(path)
-    except (OSError, ValueError) as error:
+        mapped = np.lib.format.open_memmap(path, mode="r")  # as long as its file, whatever it says
+        if mapped.ndim != 1 or mapped.dtype != np.float32:
+            raise ValueError(f"{mapped.dtype}{[*mapped.shape]}")
+    except (OSError, ValueError, OverflowError) as error:
         raise RecipeError(
-            f"{path}: {error}; expected the weights that the run began with"
+            f"{path}: {error}; expected the float32 vector of weights that the run began with"
         ) from error
-    return weights
+    return np.array(mapped)

@@ -279,4 +279,10 @@ class PictureRecipe:
             isinstance(each, int) and 1 <= each <= LARGEST_SIDE for each in self.base.input_shape
         ):
             raise ValueError(f"pictures of shape {self.base.input_shape}")
+        if self.base.input_shape[2:] not in ((), (1,), (3,)):
+            raise ValueError(f"pictures of {self.base.input_shape[2]} channels")
+        if not all(isinstance(each, int) for each in (self.epochs, self.batch_size)):
+            raise ValueError(f"epochs {self.epochs!r}, batch_size {self.batch_size!r}")
+        if not isinstance(self.learning_rate, int | float):
+            raise ValueError(f"learning_rate {self.learning_rate!r}")
         fitting_called(self.base.fitting)

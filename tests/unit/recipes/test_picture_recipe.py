@@ -84,8 +84,16 @@ def test_features_are_standardized_by_those_that_a_head_is_trained_on():
         {"base": {"kind": "small", "name": "x", "input_shape": [1 << 40, 8, 3], "fitting": "crop"}},
         {"base": {"kind": "small", "name": "x", "input_shape": [8, 8, 3], "fitting": "bend"}},
         {"base": None},
+        {"base": {"kind": "small", "name": "x", "input_shape": [8, 8, 4], "fitting": "crop"}},
+        {"epochs": "many"},
+        {"learning_rate": None},
     ],
 )
 def test_what_no_run_writes_is_refused(change):
     with pytest.raises(RecipeError, match="expected the JSON object"):
         PictureRecipe.from_json(json.dumps(json.loads(WHOLE.to_json()) | change))
+
+
+def test_brackets_without_end_are_refused():
+    with pytest.raises(RecipeError, match="expected the JSON object"):
+        PictureRecipe.from_json("[" * 200_000)
