@@ -61,6 +61,32 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{', '.join(recipe_names())}, a folder of pictures, or the path of a Python file "
         f"(default: {DEFAULT_RECIPE})",
     )
+    _add_learning_arguments(parser)
+    _add_kept_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=("auto",),
+        help="go on with --run-dir or the newest; auto: with --run-dir, or begin there",
+    )
+    parser.add_argument(
+        "--restarts",
+        type=count_from(0),
+        default=RESTARTS,
+        metavar="N",
+        help="start each process that dies again, up to N times (default: %(default)s)",
+    )
+    parser.add_argument("--listen", action="append", default=[], metavar="ADDRESS")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="needed to listen beyond loopback")
+    add_trust_argument(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_picture_arguments(parser)
+
+
+def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
+    """How weights are learnt; what is left out is the recipe's."""
     parser.add_argument("--epochs", type=int, metavar="N")
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument(
@@ -84,6 +110,10 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "(updates by the mean of a minibatch for each worker; bsp:N: of N minibatches)",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
+
+
+def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
+    """What is written, where, and when."""
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: under runs/")
     parser.add_argument("--checkpoint-every", type=float, metavar="SECONDS", help="default: 30")
     parser.add_argument(
@@ -107,26 +137,6 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="write the metrics for TensorBoard too",
     )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const=True,
-        default=False,
-        choices=("auto",),
-        help="go on with --run-dir or the newest; auto: with --run-dir, or begin there",
-    )
-    parser.add_argument(
-        "--restarts",
-        type=count_from(0),
-        default=RESTARTS,
-        metavar="N",
-        help="start each process that dies again, up to N times (default: %(default)s)",
-    )
-    parser.add_argument("--listen", action="append", default=[], metavar="ADDRESS")
-    parser.add_argument("--keys", type=Path, metavar="DIR", help="needed to listen beyond loopback")
-    add_trust_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    add_picture_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
