@@ -12,7 +12,7 @@ import pytest
 import dist_net
 from dist_net.cluster.local_run import REPORTED
 from dist_net.training.single_process import EpochResult
-from drawn_shapes import draw_shapes
+from drawn_pictures import draw_shapes
 
 Start = Callable[..., Any]
 
