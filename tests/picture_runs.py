@@ -7,7 +7,8 @@ import numpy as np
 
 from dist_net.data import Dataset
 from dist_net.models.best_weights import BestWeights
-from dist_net.models.run_directory import RunDirectory, RunOptions
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
 from dist_net.recipes.picture_data import load_pictures
 from dist_net.recipes.picture_recipe import PICTURES, Base, PictureRecipe
 

@@ -8,12 +8,8 @@ from pathlib import Path
 
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.terminal import FetchProgress, plain_console
-from dist_net.models.run_directory import (
-    RunDirectory,
-    calibrated_weights,
-    held_out_of,
-    load_trained,
-)
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.trained_model import calibrated_weights, held_out_of, load_trained
 from dist_net.training.evaluation import Evaluator
 
 

@@ -12,7 +12,9 @@ from dist_net.cluster.entry import use_threads
 from dist_net.cluster.replay import Replay
 from dist_net.cluster.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.errors import ReplayError
-from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
+from dist_net.models.trained_model import load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.parameter_server.journal import read_journal
 from dist_net.training.step import TrainingStep

@@ -30,7 +30,9 @@ from dist_net.errors import (
     RunDirectoryError,
 )
 from dist_net.models.best_weights import BestWeights
-from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
+from dist_net.models.trained_model import load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.run import RunState

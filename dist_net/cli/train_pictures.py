@@ -18,7 +18,8 @@ from dist_net.data.picture_folder import VALIDATION_SHARE
 from dist_net.data.prepared_pictures import CACHE_BYTES
 from dist_net.errors import InterruptedRunError, ProcessFailedError, SettingError
 from dist_net.models.bases import BASES, default_base
-from dist_net.models.run_directory import RunDirectory, RunOptions
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
 from dist_net.recipes.picture_recipe import PICTURES
 from dist_net.recipes.recipe import recipe_names
 

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from dist_net.errors import ProcessFailedError, RunOverdueError
 from dist_net.models.observer import Observer
-from dist_net.models.run_directory import RunOptions
+from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.loop import (
     SHARED_READERS,

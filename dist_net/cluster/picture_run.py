@@ -34,7 +34,8 @@ from dist_net.errors import PictureFolderError, RunDirectoryError, SettingError
 from dist_net.models.base_features import FeatureExtractor, Views
 from dist_net.models.bases import NONE, FoundBase, base_called, joined_weights
 from dist_net.models.best_weights import BestWeights
-from dist_net.models.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory, RunOptions
+from dist_net.models.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
+from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
 from dist_net.pictures.augmentation import Augmentation
 from dist_net.recipes.picture_data import PictureData, load_pictures

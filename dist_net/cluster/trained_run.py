@@ -20,7 +20,9 @@ from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_con
 from dist_net.errors import UnknownRecipeError
 from dist_net.models.bases import default_base
 from dist_net.models.best_weights import BestWeights
-from dist_net.models.run_directory import RunDirectory, RunOptions, load_trained
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
+from dist_net.models.trained_model import load_trained
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
 from dist_net.recipes.picture_recipe import PICTURES

@@ -14,8 +14,9 @@ from dist_net.darknet.published import PUBLISHED, fetch_weights
 from dist_net.darknet.weights import read_weights
 from dist_net.data import Progress
 from dist_net.errors import ModelOptionError, UnknownModelError
-from dist_net.models.run_directory import load_trained, run_meant
+from dist_net.models.run_directory import run_meant
 from dist_net.models.sources import named_source
+from dist_net.models.trained_model import load_trained
 from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.recipes.picture_recipe import PICTURES, Base, PictureRecipe, small_base
 from dist_net.spelling import did_you_mean

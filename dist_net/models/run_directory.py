@@ -1,58 +1,29 @@
-"""A run's directory: its files, the options that the run was started with, its trained model."""
+"""A run's directory: its files, each written whole or not at all, and its lock."""
 
 from __future__ import annotations
 
 import fcntl
 import json
-import logging
-import math
 import os
 import socket
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.data import Dataset
-from dist_net.data.samples import samples_of
-from dist_net.errors import (
-    CheckpointMissingError,
-    DatasetError,
-    RecipeChangedError,
-    RecipeError,
-    RunDirectoryError,
-    SettingError,
-)
+from dist_net.errors import RunDirectoryError
 from dist_net.files import replacing
-from dist_net.models.calibration import Calibration
 from dist_net.models.event_files import EventFiles
-from dist_net.optim import AdamW, Optimizer, optimizer_named
-from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
-from dist_net.parameter_server.consistency import Consistency
-from dist_net.parameter_server.journal import NEVER, sync_interval_s
-from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
-from dist_net.recipes.picture_data import load_pictures
-from dist_net.recipes.picture_recipe import PICTURES, RECIPE_JSON, PictureRecipe
-from dist_net.recipes.recipe import (
-    LoadedRecipe,
-    RecipeRecord,
-    load_recipe,
-    load_recipe_copy,
-    recipe_names,
-)
-from dist_net.recipes.recipe_files import RECIPE_FILE, sha256
+from dist_net.models.run_options import RunOptions
+from dist_net.recipes.picture_recipe import RECIPE_JSON
+from dist_net.recipes.recipe_files import RECIPE_FILE
 from dist_net.spelling import closest
-from dist_net.vector import Vector
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_PARENT = Path("runs")
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -294,234 +265,3 @@ def run_meant(path: Path) -> str:
     runs = [run.path for parent in {path.parent, DEFAULT_PARENT} for run in _runs_in(parent)]
     name = closest(path.name, [run.name for run in runs])
     return next((f"did you mean {run}?" for run in runs if run.name == name), "")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The options of a run: its recipe, and what the command line changes of that.
-
-    Options that are None are the recipe's own. ``keeps_best``: see ``BestWeights``, which the
-    ``patience`` is for; ``consistency``: see ``Consistency``; ``sync``: see ``sync_interval_s``;
-    ``tensorboard``: see ``EventFiles``. ``recipe_files`` are the digests of the recipe's files in
-    the run directory; a built-in recipe has none there.
-    """
-
-    recipe: str
-    epochs: int | None = None
-    batch_size: int | None = None
-    optimizer: str | None = None
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    clip_norm: float | None = None
-    average_decay: float | None = None
-    consistency: str = "async"
-    lease_minibatches: int = LEASE_MINIBATCHES
-    seed: int = 0
-    checkpoint_every_s: float = 30.0
-    sync: str = NEVER
-    keeps_best: bool = False
-    patience: int | None = None
-    tensorboard: bool = False
-    recipe_files: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        Consistency.of(self.consistency)
-        for name in ("epochs", "batch_size"):
-            if (whole := getattr(self, name)) is not None and not whole >= 1:
-                raise SettingError(f"{name}={whole}: expected a whole number, at least 1")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise SettingError(
-                f"learning_rate={self.learning_rate}: expected a finite number above 0"
-            )
-        if self.seed < 0:
-            raise SettingError(f"seed={self.seed}: expected a whole number, 0 or above")
-        if not self.checkpoint_every_s > 0:
-            raise SettingError(
-                f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "
-                f"above 0"
-            )
-        sync_interval_s(self.sync)
-        if self.patience is not None and self.patience < 1:
-            raise SettingError(
-                f"patience={self.patience}: expected a number of evaluations above 0"
-            )
-
-    def settings(self, loaded: LoadedRecipe, dataset: Dataset) -> RunSettings:
-        """The run's settings; raises SettingError or UnknownOptimizerError."""
-        recipe, targets = loaded.recipe, samples_of(dataset.train_targets)
-        given = {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "optimizer": self._optimizer(recipe.optimizer),
-            "learning_rate": self.learning_rate,
-            "clip_norm": self.clip_norm,
-            "average_decay": self.average_decay,
-        }
-        chosen: dict[str, Any] = {
-            name: getattr(recipe, name) if value is None else value for name, value in given.items()
-        }
-        return RunSettings(
-            recipe=loaded.reference,
-            recipe_digest=loaded.digest(dataset),
-            recipe_record=RecipeRecord.of(loaded, dataset).to_json(),
-            layout=recipe.model.layout.shapes,
-            momenta=recipe.model.layout.momenta,
-            samples=len(dataset.train_targets),
-            has_classes=recipe.model.classifies(targets.shape, targets.dtype),
-            lease_minibatches=self.lease_minibatches,
-            seed=self.seed,
-            schedule=recipe.schedule,
-            consistency=Consistency.of(self.consistency),
-            **chosen,
-        )
-
-    def _optimizer(self, of_recipe: Optimizer) -> Optimizer:
-        chosen = of_recipe if self.optimizer is None else optimizer_named(self.optimizer)
-        if self.weight_decay is None:
-            return chosen
-        if not isinstance(chosen, AdamW):
-            raise SettingError(
-                f"weight_decay={self.weight_decay:g} for {type(chosen).__name__}, which has none; "
-                f"expected the optimizer adamw"
-            )
-        return replace(chosen, weight_decay=self.weight_decay)
-
-    def replaced_by(self, **given: Any) -> Self:
-        """These options with those of ``given`` that are not None."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """What ``to_json`` wrote; raises RunDirectoryError if it is something else."""
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error
-
-
-def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Checkpoint]:
-    """The recipe and the checkpoint of the run directory or checkpoint file at ``path``.
-
-    A recipe is either built in, or Python code in the run directory. That is run only if it has
-    the digests that the checkpoint names, and if only this user can have written it or it is
-    trusted. No other code is run, whatever the checkpoint says.
-
-    Raises what reading either raises, and CheckpointMismatchError where they do not fit together.
-    """
-    if not path.exists() and (hint := run_meant(path)):
-        raise CheckpointMissingError(f"there is no run and no checkpoint {path}; {hint}")
-    file = RunDirectory(path).trained if path.is_dir() else path
-    checkpoint = read_checkpoint(file)
-    record = RecipeRecord.from_json(checkpoint.recipe_record)
-    loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)
-    if record.files and loaded.file_digests != record.files:
-        logger.warning(
-            "the recipe %s has changed in this release of dist_net since %s was trained",
-            loaded.name,
-            file,
-        )
-    checkpoint.require_layout(loaded.recipe.model.layout.shapes)
-    return loaded, checkpoint
-
-
-def calibration_of(path: Path) -> Calibration | None:
-    """The calibration in the directory of a run, or of a checkpoint; None if there is none.
-
-    Raises RunDirectoryError for a file that is something else.
-    """
-    file = RunDirectory(path if path.is_dir() else path.parent).calibration
-    if not file.exists():
-        return None
-    try:
-        return Calibration(**json.loads(file.read_text(encoding="utf-8")))
-    except UNREADABLE as error:
-        raise RunDirectoryError(
-            f"{file}: {error}; expected what training wrote: temperature, threshold and precision"
-        ) from error
-
-
-def calibrated_weights(path: Path, loaded: LoadedRecipe, checkpoint: Checkpoint) -> Vector:
-    """The weights to use of what ``load_trained`` read, with probabilities that are calibrated."""
-    weights = checkpoint.evaluated_weights
-    calibration = calibration_of(path)
-    if loaded.reference != PICTURES or calibration is None:
-        return weights
-    return picture_recipe_of(loaded).tempered(weights, calibration.temperature)
-
-
-def picture_recipe_of(loaded: LoadedRecipe) -> PictureRecipe:
-    """The data that a recipe of pictures was built from."""
-    return PictureRecipe.from_json(loaded.files[RECIPE_JSON])
-
-
-def held_out_of(path: Path, loaded: LoadedRecipe) -> Dataset | None:
-    """The pictures that a run on a folder keeps to be evaluated by; None if it keeps none.
-
-    They are both parts of the dataset. Raises RunDirectoryError if they are damaged.
-    """
-    file = RunDirectory(path if path.is_dir() else path.parent).held_out
-    if loaded.reference != PICTURES or not file.exists():
-        return None
-    try:
-        pictures = np.lib.format.open_memmap(file, mode="r")  # unlike np.load, never of a zip file
-        told = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-        labels = np.array(told["labels"], np.int64)
-        names = picture_recipe_of(loaded).class_names
-        shape = loaded.recipe.input_shape
-        if pictures.dtype != np.uint8 or pictures.shape[1:] != shape:
-            raise ValueError(f"pictures of {pictures.dtype}{[*pictures.shape[1:]]}, not {[*shape]}")
-        return Dataset(loaded.name, pictures, labels, pictures, labels, names)
-    except (*UNREADABLE, KeyError, OverflowError, DatasetError) as error:
-        raise RunDirectoryError(
-            f"{file}: {error}; expected the pictures that training kept: copy the run again"
-        ) from error
-
-
-def recipe_of_run(directory: RunDirectory) -> LoadedRecipe:
-    """The recipe of a run that was just started, for its own processes; raises RecipeError."""
-    options = RunOptions.from_json(directory.options.read_text())
-    return _recipe(directory, options.recipe, options.recipe_files, trust_recipe=True)
-
-
-def _recipe(
-    directory: RunDirectory, reference: str, digests: Mapping[str, str], trust_recipe: bool
-) -> LoadedRecipe:
-    if reference in recipe_names():
-        return load_recipe(reference)
-    if reference == PICTURES:
-        return _picture_recipe(directory, digests)
-    return load_recipe_copy(directory.recipe, reference, digests, trust_recipe)
-
-
-def _picture_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> LoadedRecipe:
-    """A recipe that is data, with weights that were there before, if it begins with such."""
-    path = directory.picture_recipe
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RecipeChangedError(
-            f"{path}: {error.strerror}; expected the recipe that was trained: copy the whole "
-            f"directory of the run"
-        ) from error
-    if digests and digests.get(RECIPE_JSON) != sha256(content):
-        raise RecipeChangedError(
-            f"{path} has changed since it was trained; expected it as it was then"
-        )
-    recipe = PictureRecipe.from_json(content)
-    initial = partial(_initial_weights, directory.initial) if directory.initial.exists() else None
-    return recipe.loaded(load_pictures, initial)
-
-
-def _initial_weights(path: Path) -> Vector:
-    try:
-        mapped = np.lib.format.open_memmap(path, mode="r")  # as long as its file, whatever it says
-        if mapped.ndim != 1 or mapped.dtype != np.float32:
-            raise ValueError(f"{mapped.dtype}{[*mapped.shape]}")
-    except (OSError, ValueError, OverflowError) as error:
-        raise RecipeError(
-            f"{path}: {error}; expected the float32 vector of weights that the run began with"
-        ) from error
-    return np.array(mapped)

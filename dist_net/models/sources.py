@@ -30,14 +30,13 @@ from dist_net.errors import (
     WeightsFileError,
 )
 from dist_net.models.observer import Observer
-from dist_net.models.run_directory import (
-    RunDirectory,
+from dist_net.models.run_directory import RunDirectory, run_meant
+from dist_net.models.trained_model import (
     calibrated_weights,
     calibration_of,
     held_out_of,
     load_trained,
     picture_recipe_of,
-    run_meant,
 )
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare

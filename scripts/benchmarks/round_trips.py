@@ -25,7 +25,8 @@ from benchmarks.peers.orders import obey
 from dist_net.cluster.child import Child, end
 from dist_net.cluster.entry import entry_point
 from dist_net.models.observer import Observer
-from dist_net.models.run_directory import RunDirectory, RunOptions
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
 from dist_net.recipes.recipe import load_recipe
 from dist_net.training.loop import WorkerLoop
 from dist_net.vector import Vector

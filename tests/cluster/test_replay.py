@@ -11,7 +11,7 @@ import pytest
 from dist_net import nn
 from dist_net.cluster.in_process import LocalCluster
 from dist_net.cluster.replay import Replay
-from dist_net.models.run_directory import RunOptions
+from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server import journal as journal_module
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.journal import read_journal

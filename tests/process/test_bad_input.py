@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from dist_net.cli import main
-from dist_net.models.run_directory import RunDirectory, RunOptions
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import load_recipe

@@ -15,7 +15,9 @@ import sys
 from pathlib import Path
 
 from dist_net.cluster.entry import READY, entry_point, stop_on_signals
-from dist_net.models.run_directory import RunDirectory, RunOptions, recipe_of_run
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
+from dist_net.models.trained_model import recipe_of_run
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.loop import ServerLoop, opened_journal, opened_run
 from dist_net.wire.security import load_server_keys

@@ -18,7 +18,8 @@ from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.cluster.entry import READY, entry_point, stop_on_signals, use_threads
 from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.models.observer import recipe_at
-from dist_net.models.run_directory import RunDirectory, recipe_of_run
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.trained_model import recipe_of_run
 from dist_net.recipes.recipe import load_recipe
 from dist_net.training.loop import WorkerLoop
 from dist_net.training.state import REJOIN_TIMEOUT_S

@@ -6,7 +6,7 @@ import pytest
 
 from dist_net.cluster.picture_run import PictureOptions, new_run
 from dist_net.errors import PictureFolderError, SettingError
-from dist_net.models.run_directory import RunOptions
+from dist_net.models.run_options import RunOptions
 
 RUN = RunOptions("pictures")
 

@@ -12,7 +12,7 @@ from dist_net import nn
 from dist_net.cluster.replay import Replay
 from dist_net.data import dataset_named
 from dist_net.errors import JournalDamagedError, JournalMismatchError
-from dist_net.models.run_directory import RunOptions
+from dist_net.models.run_options import RunOptions
 from dist_net.optim import AdamW, Cosine
 from dist_net.parameter_server.checkpoint import Checkpoint
 from dist_net.parameter_server.consistency import Consistency

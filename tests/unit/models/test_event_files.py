@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dist_net.models.event_files import EventFiles, crc32c
-from dist_net.models.run_directory import RunDirectory, RunOptions
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
 
 TRAIN = [
     {"kind": "train", "samples": 300, "loss": 2.25, "accuracy": 0.5, "epoch": 0.5},

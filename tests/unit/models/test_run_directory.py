@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from dist_net.errors import RunDirectoryError
-from dist_net.models.run_directory import RunDirectory, calibration_of, held_out_of
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.trained_model import calibration_of, held_out_of
 from dist_net.recipes.picture_recipe import PictureRecipe, no_data, small_base
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dist_net.errors import RunDirectoryError, SettingError
-from dist_net.models.run_directory import RunOptions
+from dist_net.models.run_options import RunOptions
 
 
 def test_options_are_read_as_they_were_written() -> None:

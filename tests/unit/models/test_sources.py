@@ -25,7 +25,8 @@ from dist_net.errors import (
 )
 from dist_net.models.classifier import classifier_called
 from dist_net.models.observer import Observer
-from dist_net.models.run_directory import RunDirectory, RunOptions
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
 from dist_net.models.sources import (
     FollowedRun,
     NamedSource,

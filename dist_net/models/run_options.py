@@ -1,0 +1,130 @@
+"""What a run was asked to be, and the settings that follow from that and its recipe."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+from dist_net.data import Dataset
+from dist_net.data.samples import samples_of
+from dist_net.errors import (
+    RunDirectoryError,
+    SettingError,
+)
+from dist_net.optim import AdamW, Optimizer, optimizer_named
+from dist_net.parameter_server.consistency import Consistency
+from dist_net.parameter_server.journal import NEVER, sync_interval_s
+from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
+from dist_net.recipes.recipe import (
+    LoadedRecipe,
+    RecipeRecord,
+)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of a run: its recipe, and what the command line changes of that.
+
+    Options that are None are the recipe's own. ``keeps_best``: see ``BestWeights``, which the
+    ``patience`` is for; ``consistency``: see ``Consistency``; ``sync``: see ``sync_interval_s``;
+    ``tensorboard``: see ``EventFiles``. ``recipe_files`` are the digests of the recipe's files in
+    the run directory; a built-in recipe has none there.
+    """
+
+    recipe: str
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+    average_decay: float | None = None
+    consistency: str = "async"
+    lease_minibatches: int = LEASE_MINIBATCHES
+    seed: int = 0
+    checkpoint_every_s: float = 30.0
+    sync: str = NEVER
+    keeps_best: bool = False
+    patience: int | None = None
+    tensorboard: bool = False
+    recipe_files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        Consistency.of(self.consistency)
+        for name in ("epochs", "batch_size"):
+            if (whole := getattr(self, name)) is not None and not whole >= 1:
+                raise SettingError(f"{name}={whole}: expected a whole number, at least 1")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise SettingError(
+                f"learning_rate={self.learning_rate}: expected a finite number above 0"
+            )
+        if self.seed < 0:
+            raise SettingError(f"seed={self.seed}: expected a whole number, 0 or above")
+        if not self.checkpoint_every_s > 0:
+            raise SettingError(
+                f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "
+                f"above 0"
+            )
+        sync_interval_s(self.sync)
+        if self.patience is not None and self.patience < 1:
+            raise SettingError(
+                f"patience={self.patience}: expected a number of evaluations above 0"
+            )
+
+    def settings(self, loaded: LoadedRecipe, dataset: Dataset) -> RunSettings:
+        """The run's settings; raises SettingError or UnknownOptimizerError."""
+        recipe, targets = loaded.recipe, samples_of(dataset.train_targets)
+        given = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "optimizer": self._optimizer(recipe.optimizer),
+            "learning_rate": self.learning_rate,
+            "clip_norm": self.clip_norm,
+            "average_decay": self.average_decay,
+        }
+        chosen: dict[str, Any] = {
+            name: getattr(recipe, name) if value is None else value for name, value in given.items()
+        }
+        return RunSettings(
+            recipe=loaded.reference,
+            recipe_digest=loaded.digest(dataset),
+            recipe_record=RecipeRecord.of(loaded, dataset).to_json(),
+            layout=recipe.model.layout.shapes,
+            momenta=recipe.model.layout.momenta,
+            samples=len(dataset.train_targets),
+            has_classes=recipe.model.classifies(targets.shape, targets.dtype),
+            lease_minibatches=self.lease_minibatches,
+            seed=self.seed,
+            schedule=recipe.schedule,
+            consistency=Consistency.of(self.consistency),
+            **chosen,
+        )
+
+    def _optimizer(self, of_recipe: Optimizer) -> Optimizer:
+        chosen = of_recipe if self.optimizer is None else optimizer_named(self.optimizer)
+        if self.weight_decay is None:
+            return chosen
+        if not isinstance(chosen, AdamW):
+            raise SettingError(
+                f"weight_decay={self.weight_decay:g} for {type(chosen).__name__}, which has none; "
+                f"expected the optimizer adamw"
+            )
+        return replace(chosen, weight_decay=self.weight_decay)
+
+    def replaced_by(self, **given: Any) -> Self:
+        """These options with those of ``given`` that are not None."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What ``to_json`` wrote; raises RunDirectoryError if it is something else."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error
