@@ -21,6 +21,7 @@ from dist_net.cluster.child import Child, end
 from dist_net.cluster.cores import available_cores
 from dist_net.cluster.own_directory import temporary_directory
 from dist_net.cluster.replacement import RESTARTS, ReplacedChild
+from dist_net.cluster.run_warnings import RunWarnings
 from dist_net.cluster.terminal import TrainingProgress
 from dist_net.data import Dataset
 from dist_net.errors import DistNetError, InterruptedRunError, ProcessFailedError
@@ -72,10 +73,11 @@ class LocalRunSettings:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """The server's last report, and how well the last weights do."""
+    """The server's last report, how well the last weights do, and what people were warned of."""
 
     report: dict[str, Any]
     evaluation: Evaluation
+    warnings: list[str]
 
 
 REPORTED = (
@@ -91,6 +93,8 @@ REPORTED = (
     "staleness_max",
     "workers_joined",
     "workers_lost",
+    "checkpoints_failed",
+    "journal_failures",
 )
 
 
@@ -103,6 +107,7 @@ def summarise(recipe: str, directory: RunDirectory, outcome: RunOutcome) -> dict
         "test_accuracy": outcome.evaluation.accuracy,
         "test_loss": outcome.evaluation.loss,
         **{name: outcome.report[name] for name in REPORTED},
+        "warnings": outcome.warnings,
     }
 
 
@@ -134,8 +139,7 @@ class LocalRun:
         self._asked_s = math.inf
         self._is_silent = False
         self.evaluation: Evaluation | None = None  # of the best weights, or else of the last
-        self._checkpoint_error: str | None = None
-        self._is_stale = False
+        self._warnings = RunWarnings(display.warned)
         self._has_workers = False
         self._stop_reason = ""
 
@@ -257,13 +261,13 @@ class LocalRun:
             report = self._poll(observer)
         last = self._evaluate_now(observer)
         observer.shut_down("every epoch is done")
-        return RunOutcome(report, self.evaluation or last)
+        return RunOutcome(report, self.evaluation or last, self._warnings.last)
 
     def _stop_early(self, observer: Observer, report: dict[str, Any]) -> RunOutcome:
         self._display.warned(f"stopped early: {self._stop_reason}")
         best = self.evaluation or self._evaluate_now(observer)
         observer.shut_down(self._stop_reason)
-        return RunOutcome(report, best)
+        return RunOutcome(report, best, self._warnings.last)
 
     def _ready(self, addresses: list[str]) -> None:
         """Says where workers may join; a server that takes this one's place listens there too."""
@@ -297,21 +301,8 @@ class LocalRun:
         self._next_record = report["next_record"]
         self._directory.append_metrics({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
-        self._warn_of_staleness(report["staleness_warning"])
-        self._warn_of_checkpoint(report["checkpoint_error"])
+        self._warnings.look(report)
         return report
-
-    def _warn_of_staleness(self, warning: str | None) -> None:
-        """Warns when staleness begins to cost accuracy, not each time that it changes."""
-        if warning is not None and not self._is_stale:
-            self._display.warned(warning)
-        self._is_stale = warning is not None
-
-    def _warn_of_checkpoint(self, error: str | None) -> None:
-        """Warns once of the same failure, and says when it is over."""
-        if error != self._checkpoint_error:
-            self._checkpoint_error = error
-            self._display.warned(error or "checkpoints can be written again")
 
     def _check_workers(self, ended: list[ReplacedChild], report: dict[str, Any]) -> None:
         """Has workers of this host that died started again; warns when none is left anywhere."""

@@ -15,6 +15,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -345,12 +346,24 @@ def sync_interval_s(sync: str) -> float | None:
     return seconds
 
 
+class JournalLag(NamedTuple):
+    """How far the disk is behind the journal: by so many bytes, of which the oldest is so old.
+
+    ``unwritten_bytes`` of them are only in this process's memory: ``error`` says why.
+    """
+
+    unsynced_bytes: int = 0
+    unsynced_s: float = 0.0
+    unwritten_bytes: int = 0
+    error: str | None = None
+
+
 class JournalFile:
     """A journal that is open to be appended to, by the start of a server that it holds last.
 
     What was appended outlives this process, whatever becomes of it; a host that fails may lose
     what was not synced. What cannot be written, on a full disk, is kept and tried again with the
-    next record; ``error`` says why.
+    next record; ``error`` says why. Times are seconds on one clock that never goes backwards.
     """
 
     def __init__(
@@ -360,6 +373,7 @@ class JournalFile:
         identity: bytes,
         started: Started,
         sync_interval_s: float | None = None,
+        now: float = 0.0,
     ) -> None:
         """Keeps so much of the file, removes the rest, and appends the start.
 
@@ -367,40 +381,78 @@ class JournalFile:
         """
         self.incarnation = started.incarnation
         self.sync_interval_s = sync_interval_s
-        self.error: str | None = None
         self._path = path
         self._unwritten = bytearray()
+        self._write_error: str | None = None
+        self._sync_error: str | None = None
+        self._appended_bytes = self._synced_bytes = 0
+        self._oldest_unsynced_s = now
+        self._appended_since_sync_s: float | None = None  # when first, since the last one began
         try:
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
             os.ftruncate(self._descriptor, kept_bytes)
         except OSError as error:
             raise JournalWriteError(self._why(error)) from error
-        self.append((b"" if kept_bytes else encode_header(identity)) + encode_record(started))
+        header = b"" if kept_bytes else encode_header(identity)
+        self.append(header + encode_record(started), now)
         if self.error is not None:
             self.close()
             raise JournalWriteError(self.error)
+
+    @property
+    def error(self) -> str | None:
+        """Why the last write, or the last sync, failed; None: neither did."""
+        return self._write_error or self._sync_error
 
     @property
     def is_given_up(self) -> bool:
         """Whether too much could not be written to be kept any longer."""
         return len(self._unwritten) > MOST_UNWRITTEN_BYTES
 
-    def append(self, content: bytes = b"") -> None:
+    def lag(self, now: float) -> JournalLag:
+        """Return how far the disk is behind."""
+        unsynced_bytes = self._appended_bytes - self._synced_bytes
+        unsynced_s = now - self._oldest_unsynced_s if unsynced_bytes else 0.0
+        return JournalLag(unsynced_bytes, unsynced_s, len(self._unwritten), self.error)
+
+    def append(self, content: bytes = b"", now: float = 0.0) -> None:
         """Appends encoded records, in one write, behind what could not be written before."""
         self._unwritten += content
+        if content:
+            if self._appended_bytes == self._synced_bytes:
+                self._oldest_unsynced_s = now
+            if self._appended_since_sync_s is None:
+                self._appended_since_sync_s = now
+            self._appended_bytes += len(content)
         try:
             while self._unwritten:
                 written = os.write(self._descriptor, self._unwritten)
                 del self._unwritten[:written]
-            if content and self.sync_interval_s == 0:
-                self.sync()
-            self.error = None
+            self._write_error = None
         except OSError as error:
-            self.error = self._why(error)
+            self._write_error = self._why(error)
+        if content and self.sync_interval_s == 0:
+            with suppress(JournalWriteError):  # ``error`` says so
+                self.sync()
 
     def sync(self) -> None:
-        """Returns when all that was written is on the disk; may be called from another thread."""
-        os.fsync(self._descriptor)
+        """Returns when all that was written is on the disk; may be called from another thread.
+
+        Raises JournalWriteError.
+        """
+        # In this order: what is appended meanwhile rather counts as not on the disk.
+        self._appended_since_sync_s = None
+        unwritten_bytes = len(self._unwritten)
+        written_bytes = self._appended_bytes - unwritten_bytes
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._sync_error = self._why(error)
+            raise JournalWriteError(self._sync_error) from error
+        self._sync_error = None
+        self._synced_bytes = written_bytes
+        if self._appended_since_sync_s is not None and not unwritten_bytes:
+            self._oldest_unsynced_s = self._appended_since_sync_s
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -279,7 +279,8 @@ class ServerLoop:
 
     def _record(self, *records: JournalRecord) -> None:
         if self._journal is not None:
-            self._journal.append(b"".join(map(encode_record, records)))
+            content = b"".join(map(encode_record, records))
+            self._journal.append(content, self._clock.now())
 
     def _look_after_journal(self, now: float, writer: ThreadPoolExecutor) -> None:
         """Writes what could not be written before, and has the disk keep what was."""
@@ -287,9 +288,10 @@ class ServerLoop:
         if journal is None:
             return
         journal.append()
-        if journal.error != self._server.journal_error:
-            self._server.journal_error = journal.error
-            logger.error("journal_written error=%s", journal.error)
+        lag = journal.lag(now)
+        if lag.error != self._server.journal_lag.error:
+            logger.error("journal_written error=%s", lag.error)
+        self._server.journal_lags(lag)
         if journal.is_given_up:
             self._server.stop(f"too much has to be kept in memory: {journal.error}")
         if journal.sync_interval_s and now >= self._next_sync_s:

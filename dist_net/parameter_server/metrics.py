@@ -10,7 +10,7 @@ RECORDS_PER_EPOCH = 20
 RECORDS_PER_REPORT = 256  # a report is one message of bounded size
 RECORDS_KEPT = 10_000  # in memory, until an observer has asked for them
 RECORDS_IN_CHECKPOINT = 1_000
-STALENESS_BINS = 64
+STALENESS_BUCKETS = 16
 
 
 @dataclass
@@ -32,9 +32,10 @@ class RunMetrics:
     Only the newest records are kept: an observer asks for them as they are made, and writes them
     down. ``next_record`` is how many there have been. ``server_starts`` counts this one too. A push
     of several gradients counts as that many pushes. ``seconds`` runs from the first lease to the
-    last applied push, without the time in which the run was interrupted. ``staleness_histogram[n]``
-    counts the pushes of staleness n, and its last possible entry, ``STALENESS_BINS - 1``, also
-    those beyond.
+    last applied push, without the time in which the run was interrupted. ``staleness_buckets[n]``
+    counts the pushes whose staleness has n binary digits: 0, 1, 2 to 3, 4 to 7, and so on; the last
+    of ``STALENESS_BUCKETS`` also those beyond. ``journal_failures`` counts how often the journal
+    began to lag behind because it could not be written.
     """
 
     server_starts: int = 1
@@ -44,10 +45,13 @@ class RunMetrics:
     gradients_refused: int = 0
     workers_joined: int = 0
     workers_lost: int = 0
+    workers_restarted: int = 0
+    checkpoints_failed: int = 0
+    journal_failures: int = 0
     seconds: float = 0.0
     staleness_sum: int = 0
     staleness_max: int = 0
-    staleness_histogram: list[int] = field(default_factory=list)
+    staleness_buckets: list[int] = field(default_factory=list)
     records: deque[dict[str, float | None]] = field(
         default_factory=lambda: deque(maxlen=RECORDS_KEPT)
     )
@@ -69,12 +73,12 @@ class RunMetrics:
         self.pushes_applied += len(staleness)
         self.staleness_sum += sum(staleness)
         self.staleness_max = max(self.staleness_max, *staleness)
-        histogram = self.staleness_histogram
+        buckets = self.staleness_buckets
         for each in staleness:
-            occupied = min(each, STALENESS_BINS - 1)
-            if occupied >= len(histogram):
-                histogram.extend([0] * (occupied + 1 - len(histogram)))
-            histogram[occupied] += 1
+            bucket = min(each.bit_length(), STALENESS_BUCKETS - 1)
+            if bucket >= len(buckets):
+                buckets.extend([0] * (bucket + 1 - len(buckets)))
+            buckets[bucket] += 1
         if self._began_s is not None:
             self.seconds = now - self._began_s
         window = self.window
@@ -138,9 +142,12 @@ class RunMetrics:
             "gradients_refused": self.gradients_refused,
             "staleness_mean": staleness_mean,
             "staleness_max": self.staleness_max,
-            "staleness_histogram": self.staleness_histogram,
+            "staleness_histogram": self.staleness_buckets,
             "workers_joined": self.workers_joined,
             "workers_lost": self.workers_lost,
+            "workers_restarted": self.workers_restarted,
+            "checkpoints_failed": self.checkpoints_failed,
+            "journal_failures": self.journal_failures,
             "records": records,
             "next_record": first + len(records),
         }
@@ -149,18 +156,22 @@ class RunMetrics:
         """Return what a checkpoint keeps: of bounded size, and quickly made."""
         state = {each.name: getattr(self, each.name) for each in fields(self)}
         newest = list(self.records)[-RECORDS_IN_CHECKPOINT:]
-        histogram = list(self.staleness_histogram)
+        buckets = list(self.staleness_buckets)
         return state | {
             "records": newest,
-            "staleness_histogram": histogram,
+            "staleness_buckets": buckets,
             "window": asdict(self.window),
         }
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "RunMetrics":
-        """Return those of a server that goes on from ``to_json``."""
+        """Return those of a server that goes on from ``to_json``.
+
+        Another release may have had counters that this one does not know.
+        """
+        known = {each.name: state[each.name] for each in fields(cls) if each.name in state}
         records = deque(state["records"], maxlen=RECORDS_KEPT)
         window = Window(**state["window"])
-        metrics = cls(**state | {"records": records, "window": window})
+        metrics = cls(**known | {"records": records, "window": window})
         metrics.server_starts += 1
         return metrics

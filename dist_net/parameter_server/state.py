@@ -8,7 +8,7 @@ import json
 import logging
 from typing import NamedTuple
 
-from dist_net.parameter_server.journal import Applied
+from dist_net.parameter_server.journal import BLOCK_BYTES, Applied, JournalLag
 from dist_net.parameter_server.leases import Verdict
 from dist_net.parameter_server.members import Member
 from dist_net.parameter_server.run import RunState
@@ -71,7 +71,7 @@ class ParameterServer:
     ``segment`` is where the run's buffers lie; None: weights travel as frames to every worker.
     ``incarnation`` names this start of the server.
     A request that is delivered twice is answered twice, alike, and takes effect once.
-    ``journal_error`` says in every report why the journal lags behind; None: it does not.
+    ``journal_lag`` is how far the disk was behind the journal at the last look.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ParameterServer:
         self._segment = segment
         self._checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
-        self.journal_error: str | None = None
+        self.journal_lag = JournalLag()
         self._waiting: dict[int, float] = {}  # workers whose answer has to wait, and since when
 
     @property
@@ -144,6 +144,13 @@ class ParameterServer:
     def checkpoint_failed(self, error: str) -> None:
         """Note that no checkpoint could be written; every report says so until one is."""
         self._checkpoint_error = error
+        self.run.metrics.checkpoints_failed += 1
+
+    def journal_lags(self, lag: JournalLag) -> None:
+        """Note how far the disk is behind the journal; every report says so, and why."""
+        if lag.error is not None and self.journal_lag.error is None:
+            self.run.metrics.journal_failures += 1
+        self.journal_lag = lag
 
     def tick(self, now: float) -> list[ServerCommand]:
         """Remove the workers that are overdue; to be called several times a second.
@@ -367,7 +374,12 @@ class ParameterServer:
             "recipe": self.run.settings.recipe,
             "checkpoint_version": self._checkpoint_version,
             "checkpoint_error": self._checkpoint_error,
-            "journal_error": self.journal_error,
+            "versions_since_checkpoint": self.run.store.version - (self._checkpoint_version or 0),
+            "journal_lag_records": self.journal_lag.unsynced_bytes // BLOCK_BYTES,
+            "journal_lag_bytes": self.journal_lag.unsynced_bytes,
+            "journal_lag_s": self.journal_lag.unsynced_s,
+            "journal_unwritten_bytes": self.journal_lag.unwritten_bytes,
+            "journal_error": self.journal_lag.error,
             **self.run.report(first_record, now),
         }
         return StatusReport(json.dumps(report))

@@ -190,7 +190,7 @@ def test_staleness_is_recorded(cluster: OpenCluster, recipe: Recipe, assert_exac
         report = run.wait()
         assert_exact(run.snapshot().weights)
     assert sum(report["staleness_histogram"]) == report["pushes_applied"]
-    assert sum(report["staleness_histogram"][10:]) > 0
+    assert sum(report["staleness_histogram"][4:]) > 0  # 8 and more
 
 
 def test_a_gradient_that_is_not_finite_is_refused_and_computed_again(

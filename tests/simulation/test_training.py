@@ -285,7 +285,7 @@ def test_without_a_pipeline_each_gradient_is_of_the_newest_weights() -> None:
     cluster = Cluster([9], replace(RUN_SETTINGS, pipeline=Pipeline(depth=1, grouped=1)))
     cluster.run()
     cluster.assert_each_sample_was_applied_once()
-    assert cluster.server.run.metrics.staleness_histogram == [SIZE // 3]
+    assert cluster.server.run.metrics.staleness_buckets == [SIZE // 3]
 
 
 def test_two_of_three_workers_die_and_the_other_does_what_they_held_without_a_wait() -> None:

@@ -23,6 +23,7 @@ from dist_net.parameter_server.journal import (
     Applied,
     Checkpointed,
     JournalFile,
+    JournalLag,
     JournalRecord,
     Started,
     decode_journal,
@@ -205,6 +206,35 @@ def test_what_a_full_disk_refuses_is_written_later(
     assert journal.error is None
     journal.close()
     assert tuple(read_journal(path).records()) == (STARTED, APPLIED, *PAIR)
+
+
+def test_the_lag_is_what_the_disk_may_not_have_and_since_when(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = JournalFile(tmp_path / "journal", 0, IDENTITY, STARTED, now=1.0)
+    assert journal.lag(3.0) == JournalLag(2 * BLOCK_BYTES, 2.0)
+    journal.sync()
+    assert journal.lag(4.0) == JournalLag()
+    journal.append(encode_record(APPLIED), 5.0)
+    journal.append(encode_record(PAIR[0]), 6.0)
+    assert journal.lag(7.5) == JournalLag(2 * BLOCK_BYTES, 2.5)
+
+    def refuse(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    def append_meanwhile(_: int) -> None:
+        journal.append(encode_record(PAIR[1]), 8.0)
+
+    monkeypatch.setattr(module.os, "fsync", refuse)
+    with pytest.raises(JournalWriteError, match="Input/output error"):
+        journal.sync()
+    lag = journal.lag(8.0)
+    assert (lag.unsynced_bytes, lag.unsynced_s) == (2 * BLOCK_BYTES, 3.0)
+    assert lag.error is not None
+    monkeypatch.setattr(module.os, "fsync", append_meanwhile)
+    journal.sync()
+    assert journal.lag(9.0) == JournalLag(BLOCK_BYTES, 1.0)
+    journal.close()
 
 
 def test_a_journal_that_cannot_be_begun_is_told(tmp_path: Path) -> None:

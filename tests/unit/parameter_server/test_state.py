@@ -11,7 +11,9 @@ import pytest
 from dist_net.errors import CheckpointMismatchError, DistNetError, SettingError
 from dist_net.optim import SGD, Momentum, StepDecay
 from dist_net.parameter_server.consistency import Consistency
+from dist_net.parameter_server.journal import JournalLag
 from dist_net.parameter_server.loop import opened_run
+from dist_net.parameter_server.metrics import RunMetrics
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import (
@@ -193,7 +195,7 @@ def test_a_snapshot_in_use_is_left_alone_until_its_worker_pushes(desk: Desk) -> 
     assert desk.push(b"slow", 1, slow).version == 7
     report = desk.report()
     assert report["staleness_max"] == 6
-    assert report["staleness_histogram"] == [6, 0, 0, 0, 0, 0, 1]
+    assert report["staleness_histogram"] == [6, 0, 0, 1]
     assert report["staleness_mean"] == pytest.approx(6 / 7)
 
 
@@ -534,9 +536,17 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "staleness_histogram": [20],
         "workers_joined": 1,
         "workers_lost": 0,
+        "workers_restarted": 0,
+        "checkpoints_failed": 0,
+        "journal_failures": 0,
         "next_record": len(records),
         "checkpoint_version": None,
         "checkpoint_error": None,
+        "versions_since_checkpoint": 20,
+        "journal_lag_records": 0,
+        "journal_lag_bytes": 0,
+        "journal_lag_s": 0.0,
+        "journal_unwritten_bytes": 0,
         "journal_error": None,
         "staleness_warning": None,
     }
@@ -571,6 +581,33 @@ def test_a_report_says_which_checkpoint_is_on_disk_and_whether_a_newer_one_faile
     desk.server.checkpoint_written(9)
     report = desk.report()
     assert (report["checkpoint_version"], report["checkpoint_error"]) == (9, None)
+    assert report["checkpoints_failed"] == 1
+
+
+def test_a_report_says_how_far_the_disk_is_behind_the_journal_and_how_often_that_failed(
+    desk: Desk,
+) -> None:
+    for lag in (JournalLag(128, 1.5, 64, "full"), JournalLag(192, 2.5, 128, "full"), JournalLag()):
+        desk.server.journal_lags(lag)
+        report = desk.report()
+        assert report["journal_lag_bytes"] == 64 * report["journal_lag_records"]
+        told = (report["journal_lag_bytes"], report["journal_lag_s"])
+        assert (*told, report["journal_unwritten_bytes"], report["journal_error"]) == lag
+    assert report["journal_failures"] == 1
+
+
+def test_staleness_is_counted_in_so_many_buckets_at_most() -> None:
+    metrics = RunMetrics()
+    for staleness in (0, 1, 2, 3, 4, 7, 8, 2**14 - 1, 2**14, 2**40):
+        metrics.push_applied(1, 0.0, 0, [staleness], 0.0)
+    assert metrics.staleness_buckets == [1, 1, 2, 2, 1, *[0] * 9, 1, 2]
+
+
+def test_counters_go_on_from_those_of_another_release() -> None:
+    state = RunMetrics(pushes_applied=7).to_json()
+    del state["journal_failures"]
+    metrics = RunMetrics.from_json(state | {"unknown_counter": 1})
+    assert (metrics.pushes_applied, metrics.journal_failures) == (7, 0)
 
 
 def test_there_are_twenty_records_an_epoch_and_an_observer_asks_for_the_new_ones() -> None:
