@@ -12,6 +12,8 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 HEALTHY_S = 60.0
 """A process that has run for so long may be started again as often as at first."""
+SETTLED_S = 5.0
+"""One that has run for so long did not die of its start: the next one need not wait for long."""
 
 
 class RestartBudget:
@@ -20,6 +22,7 @@ class RestartBudget:
     def __init__(self, restarts: int) -> None:
         self._restarts = restarts
         self._used = 0
+        self._in_a_row = 0  # deaths, each soon after the start
 
     def pause_s(self, lived_s: float) -> float | None:
         """How long to wait for the next start of a process that lived so long; None: no more."""
@@ -28,7 +31,8 @@ class RestartBudget:
         if self._used == self._restarts:
             return None
         self._used += 1
-        return min(FIRST_PAUSE_S * 2.0 ** (self._used - 1), LONGEST_PAUSE_S)
+        self._in_a_row = 1 if lived_s >= SETTLED_S else self._in_a_row + 1
+        return min(FIRST_PAUSE_S * 2.0 ** (self._in_a_row - 1), LONGEST_PAUSE_S)
 
 
 class ReplacedChild:

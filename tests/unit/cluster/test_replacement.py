@@ -3,7 +3,7 @@
 import pytest
 
 from dist_net.cluster.local_run import with_port_of
-from dist_net.cluster.replacement import HEALTHY_S, LONGEST_PAUSE_S, RestartBudget
+from dist_net.cluster.replacement import HEALTHY_S, LONGEST_PAUSE_S, SETTLED_S, RestartBudget
 
 
 def test_pauses_grow_up_to_a_limit_and_have_an_end() -> None:
@@ -18,6 +18,13 @@ def test_a_process_that_was_healthy_for_long_may_die_as_often_as_at_first() -> N
     for _ in range(10):
         assert budget.pause_s(lived_s=HEALTHY_S) == pytest.approx(0.2)
     assert budget.pause_s(lived_s=HEALTHY_S - 1) is None
+
+
+def test_a_process_that_dies_long_after_its_start_is_started_again_at_once() -> None:
+    budget = RestartBudget(8)
+    lives_s = [1.0, 1.0, 1.0, SETTLED_S, 1.0]
+    pauses_s = [budget.pause_s(lived_s) for lived_s in lives_s]
+    assert pauses_s == pytest.approx([0.2, 0.4, 0.8, 0.2, 0.4])
 
 
 def test_none_is_started_again_if_that_is_not_wanted() -> None:
