@@ -116,11 +116,11 @@ class Reloaded(NamedTuple):
 
 
 class Greet(NamedTuple):
-    """A client asks whether the gateway is there, and still the same one."""
+    """A client asks whether the gateway is there, the same one by the same connection."""
 
 
 class Greeting(NamedTuple):
-    """``gateway`` changes with a restart, which loses every request."""
+    """``gateway`` names it and the client's connection: with another name all requests are lost."""
 
     gateway: str
     is_ready: bool

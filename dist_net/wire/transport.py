@@ -54,6 +54,16 @@ HANDSHAKE_TIMEOUT_MS = 10_000
 STOOD_STILL_S = 0.5  # longer than asked to wait: this process was stopped, or had no core
 LOOK_AGAIN_S = 0.2
 
+# The kernel probes a TCP connection, and closes it when the other host has answered nothing for
+# five seconds. Why not ZeroMQ heartbeats: docs/decisions/0013-the-kernel-notices-who-vanished.md
+_NOTICES_WHO_VANISHED = {
+    zmq.TCP_KEEPALIVE: 1,
+    zmq.TCP_KEEPALIVE_IDLE: 2,
+    zmq.TCP_KEEPALIVE_INTVL: 1,
+    zmq.TCP_KEEPALIVE_CNT: 3,
+    zmq.TCP_MAXRT: 5_000,  # the same where something is on its way, in milliseconds
+}
+
 _LINGER_MS = 500  # for the last messages of a closing socket
 # A header, its payloads, and one more for the codec to refuse.
 _FRAMES_KEPT = MAX_PAYLOADS + 2
@@ -76,6 +86,8 @@ class FramedSocket:
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
         self._socket.setsockopt(zmq.SNDHWM, high_water_mark)
         self._socket.setsockopt(zmq.RCVHWM, high_water_mark)
+        for option, value in _NOTICES_WHO_VANISHED.items():
+            self._socket.setsockopt(option, value)
         # ZeroMQ drops a peer that announces a longer frame, before it reserves memory for it.
         self._socket.setsockopt(zmq.MAXMSGSIZE, max(max_array_bytes, MAX_HEADER_BYTES))
         self._receive_timeout_ms = -1

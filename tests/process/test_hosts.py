@@ -11,6 +11,7 @@ worker 0       worker 1
 import os
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -23,8 +24,10 @@ import pytest
 from dist_net.parameter_server.checkpoint import read_checkpoint
 
 Start = Callable[..., Any]
+Eventually = Callable[[Callable[[], Any]], Any]
 
 SERVER = "10.77.0.1"
+ESTABLISHED = "01"  # in /proc/net/tcp
 
 
 def ip(*arguments: str) -> None:
@@ -61,6 +64,17 @@ class Hosts:
     def cut_off(self, host: str) -> None:
         """Pulls the host's wire."""
         ip("-n", self.name(host), "link", "set", "wire", "down")
+
+    def connected_ports(self, process_id: int, host: str) -> set[int]:
+        """The ports at which a process's host has connections of another host, open on its side."""
+        theirs = socket.inet_aton(f"10.77.{int(host[-1]) + 1}.2")[::-1].hex().upper()
+        table = Path(f"/proc/{process_id}/net/tcp").read_text().splitlines()[1:]
+        columns = [line.split()[1:4] for line in table]  # own and other address, state
+        return {
+            int(own.partition(":")[2], 16)
+            for own, other, state in columns
+            if other.startswith(theirs) and state == ESTABLISHED
+        }
 
     def connect(self, host: str) -> None:
         """Puts the wire of a worker's host back in."""
@@ -102,7 +116,13 @@ def server(start: Start, hosts: Hosts, keys: Path, counting: str, tmp_path: Path
 
 
 def test_a_host_is_cut_off_in_mid_run_and_comes_back(
-    start: Start, hosts: Hosts, keys: Path, server: Any, counting: str, tmp_path: Path
+    start: Start,
+    hosts: Hosts,
+    keys: Path,
+    server: Any,
+    counting: str,
+    eventually: Eventually,
+    tmp_path: Path,
 ) -> None:
     address = server.says(rf"--connect (tcp://{SERVER}:\d+)")[1]
     workers = [
@@ -123,6 +143,7 @@ def test_a_host_is_cut_off_in_mid_run_and_comes_back(
     hosts.cut_off("worker-1")
     workers[1].says(f"rejoining server={address} reason=it has been silent for 4")
     server.report(lambda report: not report["workers"])
+    eventually(lambda: not hosts.connected_ports(server.process.pid, "worker-1"))
     hosts.connect("worker-1")
     server.report(lambda report: [each["name"] for each in report["workers"]] == ["worker-1"])
     workers[0].process.send_signal(signal.SIGCONT)

@@ -139,6 +139,11 @@ class Asker:
         self._process.stdin.write("\n")
         self._process.stdin.flush()
 
+    def kill(self) -> None:
+        """Ends it without its answers."""
+        self._process.kill()
+        self._process.communicate()
+
     def require_right(self, expected: np.ndarray) -> None:
         """Lets it ask if it has not, and waits for the answers, which must be these."""
         said, _ = self._process.communicate("\n", timeout=60)
@@ -181,6 +186,11 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
     ask("worker-1").require_right(expected)
     assert workers() == ["worker-0"]
 
+    idle = Asker(hosts.on("worker-0"), tmp_path / "idle", address, keys / "client")
+    assert idle.is_connected()
+    ports = {int(each.rpartition(":")[2]) for each in (address, workers_address)}
+    assert hosts.connected_ports(gateway.process.pid, "worker-0") == ports
+
     # Asked on the gateway's own host while it does not know yet that its only worker is gone.
     asked = ask("server")
     assert asked.is_connected()
@@ -193,6 +203,8 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
     assert f"the gateway at {workers_address} has said nothing for" in first.stderr
     assert "Traceback" not in first.stderr
     ask("worker-1").require_right(expected)
+    eventually(lambda: not hosts.connected_ports(gateway.process.pid, "worker-0"))
+    idle.kill()
 
 
 def test_nobody_gets_in_without_the_right_keys(

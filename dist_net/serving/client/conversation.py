@@ -4,8 +4,9 @@
                          ├──▶ time-out, `Cancel` sent      nothing_came
                          └──▶ asked again                  heard (`Greeting` of another gateway)
 
-A silent gateway is sent a `Greet` every ``SILENCE_S``. It answers with its name: another name than
-before means that it was restarted and knows none of the requests.
+A silent gateway is sent a `Greet` every ``SILENCE_S``. It answers with its name, and the
+connection's: another name than before means that it was restarted, or the connection was lost and
+made again. Either way no reply will come.
 """
 
 from __future__ import annotations

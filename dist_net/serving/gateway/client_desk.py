@@ -89,7 +89,8 @@ class ClientDesk:
                 models = self._gateway.models().values()
                 self._send(node, Description(request_id, summaries_to_json(models)))
             case Greet():
-                self._send(node, Greeting(self._incarnation, self._gateway.is_ready))
+                name = f"{self._incarnation} {node.hex()}"
+                self._send(node, Greeting(name, self._gateway.is_ready))
             case Reload(request_id, model):
                 self._gateway.reload(model).add_done_callback(
                     lambda ended: self._send(node, _reloaded(request_id, ended.result()))

@@ -101,4 +101,15 @@ def test_a_message_whose_handling_fails_is_answered_and_the_next_one_too() -> No
     desk._receive_soon = lambda: None  # type: ignore[method-assign]
     desk._receive()
     assert failed == [Describe(1)]
-    assert sent == [Greeting("g", True)]
+    assert sent == [Greeting(f"g {b'other'.hex()}", True)]
+
+
+def test_a_client_that_has_lost_its_connection_is_told_so_by_the_name_of_the_new_one() -> None:
+    sent: list[Message] = []
+    socket: Any = SimpleNamespace(send=lambda _, message: sent.append(message))
+    desk = ClientDesk(FakeService(), socket, "g")
+    desk._receive_soon = lambda: None  # type: ignore[method-assign]
+    for node in (b"first", b"first", b"second"):
+        desk._handle(node, Greet())
+    names = [message.gateway for message in sent if isinstance(message, Greeting)]
+    assert names[0] == names[1] != names[2]
