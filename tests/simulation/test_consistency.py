@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
+from dist_net.simulation.timed_cluster import TimedCluster
 from dist_net.training.state import Compute
 from dist_net.vector import Vector
-from simulation.timed_cluster import TimedCluster
 
 SAMPLES, EPOCHS = 62, 2
 RUN_SETTINGS = RunSettings(
@@ -116,7 +116,7 @@ def test_ssp_waits_neither_for_the_dead_nor_for_what_a_new_worker_has_missed() -
     cluster = cluster_of("ssp:1", [0.01, 0.01, 0.02])
     for _ in range(60):
         cluster.step()
-    cluster.kill(cluster.workers[b"worker-2"])
+    cluster.kill(cluster.workers["worker-2"])
     cluster.add_worker("late", 0.02)
     heartbeat_timeout_s = RUN_SETTINGS.heartbeat_timeout_s
     assert cluster.until_finished() < heartbeat_timeout_s + 0.5

@@ -6,10 +6,11 @@ import numpy as np
 
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
+from dist_net.simulation.network import Link
+from dist_net.simulation.timed_cluster import TimedCluster
 from dist_net.training.state import Compute
 from dist_net.vector import Vector
 from dist_net.wire.messages import PIPELINE
-from simulation.timed_cluster import TimedCluster
 
 SAMPLES, EPOCHS, STEP_S = 2_000, 2, 0.01
 RUN_SETTINGS = RunSettings(
@@ -30,9 +31,9 @@ def counted(compute: Compute, _: Vector) -> tuple[float, int, Vector]:
     return 1.0, 1, gradient.ravel()
 
 
-def seconds_of_run(steps_s: list[float], latencies_s: Sequence[float] = ()) -> float:
+def seconds_of_run(steps_s: list[float], links: Sequence[Link] = ()) -> float:
     run = RunState(RUN_SETTINGS, np.zeros(RUN_SETTINGS.vector_size, np.float32))
-    seconds = TimedCluster(run, steps_s, counted, latencies_s).until_finished()
+    seconds = TimedCluster(run, steps_s, counted, links).until_finished()
     assert run.ledger.applied_samples == RUN_SETTINGS.samples_total
     np.testing.assert_array_equal(run.store.weights, 1)
     return seconds
@@ -51,4 +52,4 @@ def test_a_worker_that_is_far_too_slow_costs_the_others_what_it_had_begun_at_mos
 
 def test_a_worker_on_a_slow_link_does_not_stretch_the_run() -> None:
     alone_s = seconds_of_run([STEP_S])
-    assert seconds_of_run([STEP_S, STEP_S], latencies_s=[1e-4, 1.0]) < alone_s + STEP_S
+    assert seconds_of_run([STEP_S] * 2, [Link(), Link(1.0)]) < alone_s + STEP_S

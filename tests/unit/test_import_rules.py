@@ -55,6 +55,7 @@ MAY_IMPORT = {
         "errors vector clock autodiff nn pictures data recipes wire parameter_server training "
         "serving models report"
     ),
+    "simulation": "vector wire parameter_server training",
     "cli": (
         "errors spelling data darknet pretrained recipes wire parameter_server training serving "
         "models report export cluster"
@@ -316,6 +317,12 @@ def test_what_decides_does_no_input_or_output() -> None:
         for name in excepted.split():
             found = reachable(f"{folder}.{name}", modules, stop_at=frozenset(COMPUTING))
             assert found.keys() & INPUT_AND_OUTPUT, f"{folder}.{name} is pure"
+
+
+def test_a_simulation_does_no_input_or_output_itself() -> None:
+    for name, module in package().items():
+        if module.room == "simulation":
+            assert not {each.partition(".")[0] for each in module.imports} & INPUT_AND_OUTPUT, name
 
 
 def test_the_parameter_server_reaches_no_model() -> None:

@@ -1,0 +1,118 @@
+"""Connections in virtual time: order, links, partitions, and what goes wrong on purpose."""
+
+import numpy as np
+import pytest
+
+from dist_net.simulation.network import (
+    Link,
+    NetworkFaults,
+    VirtualClientSocket,
+    VirtualNetwork,
+    VirtualServerSocket,
+)
+from dist_net.simulation.schedule import EventSchedule
+from dist_net.wire.messages import Leave, Pull, Snapshot, Wait
+
+
+def pair(network: VirtualNetwork) -> tuple[VirtualClientSocket, VirtualServerSocket]:
+    return network.connect("worker", "server"), network.listen("server")
+
+
+def numbers_received(server: VirtualServerSocket) -> list[int]:
+    received = [server.receive() for _ in range(len(server))]
+    return [message.worker_id for _, message in received if isinstance(message, Pull)]
+
+
+def after_sending(faults: NetworkFaults, count: int = 200) -> list[int]:
+    network = VirtualNetwork(EventSchedule(seed=3), faults)
+    client, server = pair(network)
+    for number in range(count):
+        client.send(Pull(number))
+    network.schedule.run(100.0)
+    return numbers_received(server)
+
+
+def test_messages_arrive_in_order_and_answers_come_back() -> None:
+    network = VirtualNetwork(EventSchedule())
+    client, server = pair(network)
+    client.send(Pull(1))
+    client.send(Leave(1))
+    network.schedule.run(1.0)
+    assert [server.receive(), server.receive()] == [
+        (client.node, Pull(1)),
+        (client.node, Leave(1)),
+    ]
+    server.send(client.node or b"", Wait(0.5))
+    network.schedule.run(2.0)
+    assert client.receive() == Wait(0.5)
+
+
+def test_a_message_takes_the_latency_and_the_time_of_its_bytes_over_the_slower_link() -> None:
+    network = VirtualNetwork(EventSchedule())
+    network.set_link("worker", Link(0.05, 1000.0))
+    network.set_link("server", Link(0.0, 4000.0))
+    client, server = pair(network)
+    arrivals: list[float] = []
+    client.on_arrival = lambda: arrivals.append(network.schedule.now_s)
+    node = client.node or b""
+    for _ in range(2):
+        server.send(node, Snapshot(0, 0, np.zeros(225, np.float32)))  # 1000 bytes
+    network.schedule.run(10.0)
+    assert arrivals == pytest.approx([1.05, 2.05])
+
+
+def test_an_array_is_copied_as_it_is_sent_and_a_lent_one_is_read_late() -> None:
+    network = VirtualNetwork(EventSchedule())
+    client, server = pair(network)
+    own, lent = np.zeros(1, np.float32), np.zeros(1, np.float32)
+    server.lend([lent])
+    for weights in (own, lent):
+        server.send(client.node or b"", Snapshot(0, 0, weights))
+        weights[0] = 1
+    network.schedule.run(1.0)
+    received = [client.receive(), client.receive()]
+    assert [each.weights[0] for each in received if isinstance(each, Snapshot)] == [0, 1]
+
+
+def test_what_is_sent_over_a_partition_arrives_when_it_ends() -> None:
+    network = VirtualNetwork(EventSchedule())
+    client, server = pair(network)
+    network.part(["worker"])
+    client.send(Pull(1))
+    network.schedule.run(5.0)
+    assert not len(server)
+    network.join()
+    network.schedule.run(6.0)
+    assert numbers_received(server) == [1]
+
+
+def test_what_is_sent_while_no_server_listens_arrives_when_one_does_from_a_new_node() -> None:
+    network = VirtualNetwork(EventSchedule())
+    client, server = pair(network)
+    former = client.node
+    server.close()
+    assert client.node is None
+    client.send(Pull(1))
+    server = network.listen("server")
+    network.schedule.run(1.0)
+    assert numbers_received(server) == [1]
+    assert client.node not in (None, former)
+
+
+def test_each_fault_does_what_it_says() -> None:
+    sent = list(range(200))
+    assert after_sending(NetworkFaults(delayed=0.3, delay_s=2.0)) == sent
+    overtaken = after_sending(NetworkFaults(overtaken=0.3, delay_s=2.0))
+    assert overtaken != sent == sorted(overtaken)
+    lost = after_sending(NetworkFaults(lost=0.3))
+    assert lost == sorted(lost)
+    assert 100 < len(lost) < 200
+    doubled = after_sending(NetworkFaults(doubled=0.3, delay_s=2.0))
+    assert sorted(set(doubled)) == sent
+    assert 230 < len(doubled) < 290
+    assert len(after_sending(NetworkFaults(vanishing=0.01))) < 200
+
+
+def test_the_same_seed_gives_the_same_faults() -> None:
+    faults = NetworkFaults(overtaken=0.2, lost=0.2, doubled=0.2, delay_s=1.0)
+    assert after_sending(faults) == after_sending(faults)
