@@ -86,6 +86,10 @@ class KeyFileError(BadInputError):
     """A key file is missing, malformed, readable by others, or would be overwritten."""
 
 
+class TokenError(BadInputError):
+    """A token is cut, damaged, of another release or kind, expired, or revoked."""
+
+
 class NoAnswerError(DistNetError):
     """Nobody answered at an address in time."""
 

@@ -32,7 +32,7 @@ COMMANDS = {
     "inference-worker": "answer for the gateway at an address, on this host or another",
     "reload": "have a running inference pool read a model again, and serve that",
     "status": "show a running parameter server's, or inference pool's, workers, versions and rates",
-    "keys": "make the keys with which the hosts of a cluster recognise each other",
+    "keys": "make the keys with which the hosts of a cluster recognise each other, or revoke them",
 }
 PROCESSES = {
     "worker": "training_worker",

@@ -1,11 +1,15 @@
-"""``dist-net keys``: make the keys of a cluster."""
+"""``dist-net keys``: make the keys of a cluster, and take them back."""
 
 import argparse
 import shlex
 from pathlib import Path
 
 from dist_net.cluster.command_line import command_line
+from dist_net.wire.invitation import revoke
 from dist_net.wire.security import ROLES, add_keys, create_keys, has_server_keys
+
+KEYS = "keys"
+"""The name of the directory of keys in a run's."""
 
 MAY = {
     "worker": "trains, or answers for a pool",
@@ -39,14 +43,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             default=[],
             help=f"make {role} keys of this name; may be repeated (without any: one of each role)",
         )
-    # Every command takes this one; of an action's parser it would be unknown.
-    create.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    taken_back = actions.add_parser(
+        "revoke",
+        help="shut out who has a token or a key, now",
+        description="Shut out whoever came by a token, or has a key; a running server ends their "
+        "connections within a second or two.",
     )
+    taken_back.add_argument(
+        "directory", metavar="DIR", type=Path, help="a run's directory, or that of its keys"
+    )
+    taken_back.add_argument(
+        "names", metavar="NAME", nargs="+", help="the id of a token, or the name of a key"
+    )
+    for action in (create, taken_back):
+        # Every command takes this one; of an action's parser it would be unknown.
+        action.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make the keys, and say what to copy where; raises `KeyFileError`."""
+    """Make keys, or take them back, and say what was done; raises `KeyFileError`."""
+    if arguments.action == "revoke":
+        return _revoke(arguments.directory, arguments.names)
+    return _create(arguments)
+
+
+def _revoke(directory: Path, names: list[str]) -> int:
+    keys = directory / KEYS if (directory / KEYS).is_dir() else directory
+    for name in names:
+        print(f"shut out: {', '.join(revoke(keys, name))}")
+    return 0
+
+
+def _create(arguments: argparse.Namespace) -> int:
     directory: Path = arguments.directory
     wanted = [(role, name) for role in ROLES for name in getattr(arguments, role)]
     if not (wanted and has_server_keys(directory)):

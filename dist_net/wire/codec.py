@@ -223,7 +223,9 @@ def _layout_of(values: Any) -> _Layout:
     layout = _LAYOUTS.get(name)
     if layout is None:
         raise ProtocolError(
-            f"unknown message type {_shortened(name)}; expected one of {', '.join(_LAYOUTS)}"
+            f"unknown message type {_shortened(name)}; expected one of the {len(_LAYOUTS)} "
+            f"that this release knows, such as Heartbeat: install the same release of dist-net on "
+            f"both hosts"
         )
     expected = layout.kind._fields[:-1] if layout.has_payloads else layout.kind._fields
     if len(values) - 2 != len(expected):

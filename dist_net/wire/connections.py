@@ -3,7 +3,7 @@
 By itself ZeroMQ accepts connections until the process has no descriptor left, and keeps the frames
 of a message whose last frame never comes. So a thread watches the connections. It holds a second
 descriptor of each: with that it asks the kernel how much was received, can shut the connection, and
-sees which side ended it.
+sees which side ended it. It also shuts those whose key is not let in any more.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import threading
 import time
 
 import zmq
+
+from dist_net.wire.security import AllowList
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,9 @@ _LOOK_EVERY_S = 0.02
 _LOOK_AGAIN_AFTER_S = 0.002
 _LOOK_S_PER_CONNECTION = 0.0005
 _STRANGERS_LOGGED_EVERY_S = 10.0
+_KEYS_LOOKED_AT_EVERY_S = 0.5
+TOLD_WITHIN_S = 1.0
+"""For somebody whose key is revoked to be told so, before the connection is shut."""
 
 # zmq_socket_monitor(3): what happened, and to which descriptor
 _EVENT = struct.Struct("=Hi")
@@ -59,7 +64,10 @@ class Connections(threading.Thread):
 
     A connection may send ``most_unread_bytes`` without completing a message, and all together four
     times as many. ``longest_frame_bytes`` is the limit that ZeroMQ enforces, for the log.
+    ``allow_list`` says whose key is still let in; None: nobody needs one.
     """
+
+    allow_list: AllowList | None = None
 
     def __init__(
         self, watched: zmq.Socket[bytes], most_unread_bytes: int, longest_frame_bytes: int
@@ -70,7 +78,8 @@ class Connections(threading.Thread):
         self._longest_frame_bytes = longest_frame_bytes
         self._most = most_connections()
         self._open: dict[int, _Connection] = {}
-        self._heard: dict[int, bool] = {}
+        self._heard: dict[int, str] = {}
+        self._keys_looked_at_s = 0.0
         self._is_close_to_limit = False
         self._handshake_failed = False
         self._strangers = 0
@@ -79,9 +88,12 @@ class Connections(threading.Thread):
         self._monitor = watched.context.socket(zmq.PAIR)
         self._monitor.connect(_ADDRESS)
 
-    def heard(self, descriptor: int) -> None:
-        """A whole message was received of this connection; called by the socket's thread."""
-        self._heard[descriptor] = True
+    def heard(self, descriptor: int, key: str) -> None:
+        """A whole message was received of this connection; called by the socket's thread.
+
+        ``key`` is the peer's, "" if it needs none.
+        """
+        self._heard[descriptor] = key
 
     def stop(self) -> None:
         """End the thread; called by the socket's thread, before the socket is closed."""
@@ -102,6 +114,9 @@ class Connections(threading.Thread):
                 if pause_s is not None and now >= looked_s + pause_s:
                     self._look()
                     looked_s = now
+                if now >= self._keys_looked_at_s + _KEYS_LOOKED_AT_EVERY_S:
+                    self._keys_looked_at_s = now
+                    self._shut_out(now)
         for connection in self._open.values():
             connection.close()
 
@@ -141,8 +156,8 @@ class Connections(threading.Thread):
         unread: list[tuple[int, _Connection]] = []
         for descriptor, connection in self._open.items():
             received = connection.received_bytes()
-            if self._heard.pop(descriptor, None):
-                connection.heard_bytes = received
+            if (key := self._heard.pop(descriptor, None)) is not None:
+                connection.key, connection.heard_bytes = key, received
             if not connection.is_shut:
                 unread.append((received - connection.heard_bytes, connection))
         unread.sort(key=lambda each: each[0])
@@ -154,6 +169,19 @@ class Connections(threading.Thread):
             together -= count
             self._shut(connection, f"it sent {count} bytes that are no whole message")
         self._is_close_to_limit = 4 * together > self._most_unread_bytes
+
+    def _shut_out(self, now: float) -> None:
+        """Shut those whose key was revoked, a moment later: an answer tells them why first."""
+        if self.allow_list is None:
+            return
+        self.allow_list.refresh()
+        for connection in self._open.values():
+            if not connection.key or self.allow_list.roles_of(connection.key):
+                continue
+            if connection.revoked_s is None:
+                connection.revoked_s = now
+            elif now >= connection.revoked_s + TOLD_WITHIN_S and not connection.is_shut:
+                self._shut(connection, "its key is not let in any more")
 
     def _shut(self, connection: _Connection, reason: str) -> None:
         connection.shut()
@@ -191,6 +219,8 @@ class _Connection:
         self.is_tcp = self._socket.family != socket.AF_UNIX
         self.is_shut = False
         self.heard_bytes = 0
+        self.key = ""
+        self.revoked_s: float | None = None
         self.peer = "a process of this host"
         if self.is_tcp:
             host, port = self._socket.getpeername()[:2]

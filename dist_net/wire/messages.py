@@ -21,12 +21,16 @@ and may end it. Every request has exactly one reply:
     StatusRequest   ──────────────▶   StatusReport
     SnapshotRequest ──────────────▶   Snapshot
     Shutdown        ──────────────▶   StatusReport
+
+    a host that was given a token
+    Enrol           ──────────────▶   Enrolled | Refuse
+    RecipeRequest   ──────────────▶   RecipeOffer | Refuse
 """
 
 from typing import NamedTuple
 
 from dist_net.vector import Vector, Vectors
-from dist_net.wire.serving_messages import ServingMessage
+from dist_net.wire.serving_messages import Payloads, ServingMessage
 
 Integers = tuple[int, ...]
 
@@ -235,6 +239,38 @@ class Shutdown(NamedTuple):
     reason: str
 
 
+class Enrol(NamedTuple):
+    """Who connects with a token's key asks that a key of their own (Z85) be let in, for a role.
+
+    ``name`` is the host's, for people.
+    """
+
+    name: str
+    role: str
+    public_key: str
+
+
+class Enrolled(NamedTuple):
+    """That key may connect from now on, also when the token has expired."""
+
+
+class RecipeRequest(NamedTuple):
+    """A host asks what is trained."""
+
+
+class RecipeOffer(NamedTuple):
+    """What is trained, by the ``reference`` of a recipe that is built in, or else by its files.
+
+    The payloads are the name of each file, in UTF-8, and then its content. ``recipe_digest`` is
+    what the server asks of a worker's `Join`.
+    """
+
+    name: str
+    reference: str
+    recipe_digest: str
+    payloads: Payloads
+
+
 Message = (
     Join
     | Welcome
@@ -252,5 +288,9 @@ Message = (
     | SnapshotRequest
     | Snapshot
     | Shutdown
+    | Enrol
+    | Enrolled
+    | RecipeRequest
+    | RecipeOffer
     | ServingMessage
 )

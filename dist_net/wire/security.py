@@ -6,14 +6,16 @@ A cluster's key directory, made on the server's host::
       server.key_secret     never leaves the server's host
       server.key
       workers/NAME.key      who may connect, by role;
-      clients/NAME.key      to shut somebody out, delete the file
-      operators/NAME.key
+      clients/NAME.key      to shut somebody out, delete the file: that ends
+      operators/NAME.key    open connections too
+      tokens/ID.key         see `dist_net.wire.invitation`
       NAME/                 copy this directory, and nothing else, to that host
         server.key
         worker.key_secret   or client.key_secret, or operator.key_secret
 
 A *worker* trains, or answers for a pool. A *client* asks a pool, and watches a run. An *operator*
-is a client who may also end a run, and reload and unload models. Key files have the format of
+is a client who may also end a run, and reload and unload models. Whoever has a *token* may have a
+key of their own let in, and no more. Key files have the format of
 `zmq.auth`'s certificates.
 """
 
@@ -22,9 +24,11 @@ import os
 import re
 import shlex
 import struct
+import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import zmq
 from zmq.auth import load_certificate
@@ -33,12 +37,14 @@ from zmq.utils import z85
 
 from dist_net.errors import KeyFileError
 from dist_net.wire.messages import (
+    Enrol,
     Heartbeat,
     Join,
     Leave,
     Message,
     Pull,
     Push,
+    RecipeRequest,
     Shutdown,
     SnapshotRequest,
     StatusRequest,
@@ -59,16 +65,18 @@ from dist_net.wire.serving_messages import (
 logger = logging.getLogger(__name__)
 
 WORKER, CLIENT, OPERATOR = ROLES = "worker", "client", "operator"
+TOKEN = "token"
 
 _TRAINS: set[type[Message]] = {Join, Pull, Push, Heartbeat, Leave}
 _ANSWERS: set[type[Message]] = {Enlist, Loaded, FetchArrays, BatchDone}
 _ASKS: set[type[Message]] = {Ask, Cancel, Describe, Greet, SnapshotRequest}
 _RULES: set[type[Message]] = {Shutdown, Reload, Unload}
 
-MAY_SEND = {
-    WORKER: {StatusRequest, *_TRAINS, *_ANSWERS},
-    CLIENT: {StatusRequest, *_ASKS},
-    OPERATOR: {StatusRequest, *_ASKS, *_RULES},
+MAY_SEND: dict[str, set[type[Message]]] = {
+    WORKER: {StatusRequest, RecipeRequest, *_TRAINS, *_ANSWERS},
+    CLIENT: {StatusRequest, RecipeRequest, *_ASKS},
+    OPERATOR: {StatusRequest, RecipeRequest, *_ASKS, *_RULES},
+    TOKEN: {Enrol},
 }
 """What a server takes of a peer with a key, by the key's role."""
 
@@ -77,6 +85,8 @@ MAY_SEND = {
 CURVE_OVERHEAD_BYTES = 8 + 8 + 16 + 1
 
 _ZAP_DOMAIN = b"dist-net"
+# Two changes within a clock tick of the file system's look like one.
+_SETTLED_NS = 1_000_000_000
 _SERVER_SECRET = "server.key_secret"
 _SERVER_PUBLIC = "server.key"
 # On the host of the cluster's directory everything is an operator's.
@@ -105,6 +115,11 @@ class PeerKeys:
     public: bytes
     secret: bytes = field(repr=False)
 
+    @classmethod
+    def new(cls, server_public: bytes) -> Self:
+        """A key pair that nobody has yet."""
+        return cls(server_public, *zmq.curve_keypair())
+
 
 def has_server_keys(directory: Path) -> bool:
     """Whether ``directory`` is a cluster's key directory already."""
@@ -117,11 +132,11 @@ def create_keys(directory: Path) -> None:
     Raises `KeyFileError` where there are keys already, or where nothing can be written.
     """
     public, secret = zmq.curve_keypair()
-    _make_directory(directory)
+    _make_directory(directory)  # whose mode is not that of its parents
     for role in ROLES:
-        _make_directory(_allow_list(directory, role))
-    _write(directory / _SERVER_SECRET, public, secret)
-    _write(directory / _SERVER_PUBLIC, public)
+        _make_directory(allow_list_of(directory, role))
+    write_key(directory / _SERVER_SECRET, public, secret)
+    write_key(directory / _SERVER_PUBLIC, public)
 
 
 def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Path:
@@ -131,27 +146,31 @@ def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Pa
     `KeyFileError`.
     """
     name = role if name is None else name
-    taken_names = {path.name for path in map(partial(_allow_list, directory), ROLES)}
+    taken_names = {path.name for path in map(partial(allow_list_of, directory), MAY_SEND)}
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in taken_names:
         raise KeyFileError(
             f"{name!r} cannot be a {role}'s name; expected letters, digits, '-', '_' and '.', "
             f"beginning with a letter or digit, and none of {', '.join(sorted(taken_names))}"
         )
     server_public, _ = _load_pair(directory / _SERVER_SECRET)
-    bundle, allowed = directory / name, _allow_list(directory, role) / f"{name}.key"
+    bundle, allowed = directory / name, allow_list_of(directory, role) / f"{name}.key"
     for taken in (bundle, allowed):
         if taken.exists():
             raise _exists_error(taken)
-    public, secret = zmq.curve_keypair()
-    _make_directory(bundle)
-    _make_directory(allowed.parent)
-    _write(bundle / _secret_name(role), public, secret)
-    _write(bundle / _SERVER_PUBLIC, server_public)
-    _write(allowed, public)
+    keys = PeerKeys.new(server_public)
+    write_peer_keys(bundle, keys, role)
+    write_key(allowed, keys.public)
     return bundle
 
 
-def _allow_list(directory: Path, role: str) -> Path:
+def write_peer_keys(directory: Path, keys: PeerKeys, role: str = WORKER) -> None:
+    """Make a peer's own directory, as `load_peer_keys` reads it; raises `KeyFileError`."""
+    write_key(directory / _secret_name(role), keys.public, keys.secret)
+    write_key(directory / _SERVER_PUBLIC, keys.server_public)
+
+
+def allow_list_of(directory: Path, role: str) -> Path:
+    """The directory of the keys of a role that are let in."""
     return directory / f"{role}s"
 
 
@@ -164,7 +183,7 @@ def load_server_keys(directory: Path) -> ServerKeys:
     public, secret = _load_pair(directory / _SERVER_SECRET)
     if not _allowed_keys(directory):
         raise KeyFileError(
-            f"no worker is allowed in: {_allow_list(directory, WORKER)} holds no .key file; "
+            f"no worker is allowed in: {allow_list_of(directory, WORKER)} holds no .key file; "
             f"this adds one: dist-net keys create {shlex.quote(str(directory))} --worker NAME"
         )
     return ServerKeys(public, secret, directory)
@@ -182,7 +201,7 @@ def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
         directory = next(filter(Path.is_dir, bundles), directory / role)
     secrets = [directory / _secret_name(each) for each in (role, *ROLES)]
     public, secret = _load_pair(next(filter(Path.exists, secrets), secrets[0]))
-    return PeerKeys(_load_public(directory / _SERVER_PUBLIC), public, secret)
+    return PeerKeys(read_public_key(directory / _SERVER_PUBLIC), public, secret)
 
 
 def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
@@ -212,8 +231,10 @@ def role_refusal(roles: frozenset[str], kind: type[Message]) -> str | None:
     """Why a peer whose key has these roles may not send such a message; None: it may."""
     if any(kind in MAY_SEND[role] for role in roles):
         return None
+    if not roles:
+        return "this key is not let in any more: its token was revoked, or its file deleted"
     needed = next((role for role, kinds in MAY_SEND.items() if kind in kinds), None)
-    own = " and ".join(sorted(roles)) or "nobody"
+    own = " and ".join(sorted(roles))
     if needed is None:
         remedy = "only processes of this host may"
     else:
@@ -227,13 +248,15 @@ def role_refusal(roles: frozenset[str], kind: type[Message]) -> str | None:
 class AllowList:
     """Answers ZeroMQ's question whether a key may come in (ZAP, RFC 27) from a directory.
 
-    The directory is read at each connection, so adding and deleting files works at once. Start
-    it before the first secured bind: without a handler ZeroMQ lets every key in.
+    The directory is read at each connection, and looked at by `refresh`, so adding and deleting
+    files works at once. Start it before the first secured bind: without a handler ZeroMQ lets every
+    key in.
     """
 
     def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", directory: Path) -> None:
-        self._directory = directory
-        self._roles: dict[str, frozenset[str]] = {}
+        self.directory = directory
+        self._roles: dict[bytes, frozenset[str]] = {}
+        self._changed_ns: list[int] = []
         self._authenticator = ThreadAuthenticator(context)
         self._authenticator.start()
         self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), self)
@@ -241,19 +264,34 @@ class AllowList:
     def callback(self, domain: str, key: bytes) -> bool:
         """Whether ``key`` (Z85) is allowed; called in the authenticator's thread."""
         try:
-            roles = _allowed_keys(self._directory).get(key)
+            self._roles = _allowed_keys(self.directory)
         except KeyFileError as error:
             logger.warning("event=allow_list_unreadable error=%s", error)
-            roles = None
-        if roles is None:
+            return False
+        if key not in self._roles:
             logger.warning("event=key_denied domain=%s key=%s", domain, key.decode())
             return False
-        self._roles[key.decode()] = roles
         return True
 
+    def refresh(self) -> None:
+        """Read the directory again if files came or went; what cannot be read changes nothing."""
+        changed_ns = [
+            allow_list.stat().st_mtime_ns
+            for allow_list in map(partial(allow_list_of, self.directory), MAY_SEND)
+            if allow_list.exists()
+        ]
+        if changed_ns == self._changed_ns:
+            return
+        try:
+            self._roles = _allowed_keys(self.directory)
+            if time.time_ns() > max(changed_ns, default=0) + _SETTLED_NS:
+                self._changed_ns = changed_ns
+        except KeyFileError as error:
+            logger.warning("event=allow_list_unreadable error=%s", error)
+
     def roles_of(self, key: str) -> frozenset[str]:
-        """What a key (Z85) that was let in may do."""
-        return self._roles.get(key, frozenset())
+        """What a key (Z85) that was let in may do; nothing once it is revoked."""
+        return self._roles.get(key.encode(), frozenset())
 
     def close(self) -> None:
         self._authenticator.stop()
@@ -262,8 +300,8 @@ class AllowList:
 def _allowed_keys(directory: Path) -> dict[bytes, frozenset[str]]:
     """The roles of each key that is allowed in."""
     allowed: dict[bytes, frozenset[str]] = {}
-    for role in ROLES:
-        allow_list = _allow_list(directory, role)
+    for role in MAY_SEND:
+        allow_list = allow_list_of(directory, role)
         try:
             paths = [path for path in allow_list.iterdir() if path.suffix == ".key"]
         except FileNotFoundError:
@@ -272,12 +310,13 @@ def _allowed_keys(directory: Path) -> dict[bytes, frozenset[str]]:
             raise KeyFileError(
                 f"cannot read the allow-list {allow_list} ({error.strerror}); {_CREATE_HINT}"
             ) from error
-        for key in map(_load_public, paths):
+        for key in map(read_public_key, paths):
             allowed[key] = allowed.get(key, frozenset()) | {role}
     return allowed
 
 
-def _load_public(path: Path) -> bytes:
+def read_public_key(path: Path) -> bytes:
+    """The public key (Z85) in a file; raises `KeyFileError`."""
     return _load(path)[0]
 
 
@@ -324,20 +363,29 @@ def _make_directory(path: Path) -> None:
         raise KeyFileError(f"cannot make the directory {path} ({error.strerror})") from error
 
 
-def _write(path: Path, public: bytes, secret: bytes | None = None) -> None:
-    """Write a certificate that was not there before."""
-    lines = ["metadata", "curve", f'    public-key = "{public.decode()}"']
+def write_key(path: Path, public: bytes, secret: bytes | None = None, **said: object) -> None:
+    """Write a key file that was not there before, whole or not at all; raises `KeyFileError`.
+
+    ``said`` is the certificate's metadata.
+    """
+    lines = ["metadata", *(f'    {name} = "{value}"' for name, value in said.items())]
+    lines += ["curve", f'    public-key = "{public.decode()}"']
     if secret is not None:
         lines.append(f'    secret-key = "{secret.decode()}"')
+    mode = 0o644 if secret is None else 0o600
+    _make_directory(path.parent)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        mode = 0o644 if secret is None else 0o600
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(descriptor, "w") as file:
             file.write("\n".join(lines) + "\n")
+        os.link(unfinished, path)
     except FileExistsError as error:
         raise _exists_error(path) from error
     except OSError as error:
         raise KeyFileError(f"cannot write {path} ({error.strerror})") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _exists_error(path: Path) -> KeyFileError:

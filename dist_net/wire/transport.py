@@ -35,7 +35,8 @@ from dist_net.wire.codec import (
     encode,
 )
 from dist_net.wire.connections import Connections
-from dist_net.wire.messages import Message, Refuse
+from dist_net.wire.invitation import enrol
+from dist_net.wire.messages import Enrol, Message, Refuse
 from dist_net.wire.security import (
     AllowList,
     PeerKeys,
@@ -203,6 +204,7 @@ class ServerSocket(FramedSocket):
             bound = {address: self._bind(address) for address in addresses if not address.is_tcp}
             if keys is not None:
                 self._allow_list = AllowList(self._context, keys.allow_list)
+                self._connections.allow_list = self._allow_list
                 secure_server(self._socket, keys)
             bound |= {address: self._bind(address) for address in addresses if address.is_tcp}
         except BaseException:
@@ -241,30 +243,45 @@ class ServerSocket(FramedSocket):
         """The rest of a message, decoded; None if it was refused."""
         frames = self._receive_frames()
         assert self._header is not None
-        self._connections.heard(self._header.get(_SOURCE))
+        key = self._key_of(self._header)
+        self._connections.heard(self._header.get(_SOURCE), key)
         try:
             message = decode(frames)
         except ProtocolError as error:
             logger.warning("event=undecodable_message node=%s error=%s", node.hex(), error)
             self.send(node, Refuse(str(error), may_rejoin=False))
             return None
-        refusal = self._role_refusal(self._header, type(message))
+        refusal = self._role_refusal(key, type(message))
         if refusal is not None:
             logger.warning("event=role_refused node=%s reason=%s", node.hex(), refusal)
             self.send(node, Refuse(refusal, may_rejoin=False))
             return None
+        if isinstance(message, Enrol):
+            self.send(node, self._enrol(key, message))
+            return None
         return node, message
 
-    def _role_refusal(self, header: zmq.Frame, kind: type[Message]) -> str | None:
-        """Why a peer may not send such a message; None: it may.
+    def _enrol(self, key: str, enrolling: Enrol) -> Message:
+        """Let in the key of somebody who has a token; see `dist_net.wire.invitation`."""
+        if self._allow_list is None or not key:
+            return Refuse("this server lets everybody of its host in without keys", False)
+        return enrol(self._allow_list.directory, key.encode(), enrolling, time.time())
 
-        One without a key came by an address that demands none, and so is of this host.
+    def _key_of(self, header: zmq.Frame) -> str:
+        """The key (Z85) of who sent a message.
+
+        "": it came by an address that demands none, and so from this host.
         """
         if self._allow_list is None:
-            return None
+            return ""
         try:
-            key = str(header.get("User-Id"))
+            return str(header.get("User-Id"))
         except zmq.ZMQError:
+            return ""
+
+    def _role_refusal(self, key: str, kind: type[Message]) -> str | None:
+        """Why a peer may not send such a message; None: it may."""
+        if self._allow_list is None or not key:
             return None
         return role_refusal(self._allow_list.roles_of(key), kind)
 

@@ -22,11 +22,15 @@ from dist_net.errors import (
 )
 from dist_net.wire import connections
 from dist_net.wire.codec import encode
+from dist_net.wire.invitation import invite, revoke
 from dist_net.wire.messages import (
     Alive,
+    Enrol,
+    Enrolled,
     Heartbeat,
     Join,
     Push,
+    RecipeRequest,
     Refuse,
     Shutdown,
     SnapshotRequest,
@@ -35,12 +39,14 @@ from dist_net.wire.messages import (
     Work,
 )
 from dist_net.wire.security import (
+    PeerKeys,
     add_keys,
     create_keys,
     load_peer_keys,
     load_server_keys,
 )
 from dist_net.wire.serving_messages import Ask, Enlist, ModelPrepared, Reload, Unload
+from dist_net.wire.token import TRAINING
 from dist_net.wire.transport import ClientSocket, ServerSocket
 
 LOOPBACK = "tcp://127.0.0.1:0"
@@ -521,6 +527,10 @@ ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
         ("operator", Reload(1, "model"), True),
         ("operator", JOIN, False),
         ("operator", ModelPrepared("model", 1, "{}", ""), False),
+        ("worker", RecipeRequest(), True),
+        ("client", RecipeRequest(), True),
+        ("worker", Enrol("one", "worker", ""), False),
+        ("client", Enrol("one", "worker", ""), False),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, tuple) else str(value),
 )
@@ -548,6 +558,41 @@ def test_the_allow_list_may_change_while_the_server_runs(secured_server, keys):
     (keys / "workers/late.key").unlink()
     with ClientSocket(address, new_keys) as late:
         assert_kept_out(secured_server, late, "refuses these keys")
+
+
+def test_whoever_is_shut_out_is_told_so_and_cut_off(secured_server, keys, caplog):
+    late_keys = load_peer_keys(add_keys(keys, name="late"))
+    with ClientSocket(secured_server.contact_addresses[0], late_keys) as late:
+        exchange(secured_server, late)
+        assert revoke(keys, "late") == ["workers/late"]
+        refusal = None
+        while refusal is None:  # the server looks at the files twice a second
+            late.send(Heartbeat(1))
+            secured_server.receive(DEADLINE_S)
+            refusal = late.receive(0.05)
+        assert "this key is not let in any more" in refusal.reason
+        assert not refusal.may_rejoin
+        deadline = time.monotonic() + DEADLINE_S
+        while "its key is not let in any more" not in caplog.text:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def test_a_token_lets_in_a_key_and_nothing_else(secured_server, keys):
+    address = secured_server.contact_addresses[0]
+    invitation = invite(keys, TRAINING)
+    own = PeerKeys.new(invitation.keys.server_public)
+    with ClientSocket(address, own) as stranger:
+        assert_kept_out(secured_server, stranger, "refuses these keys")
+    with ClientSocket(address, invitation.keys) as holder:
+        holder.send(JOIN)
+        assert secured_server.receive(DEADLINE_S) is None
+        assert "a key of a token, who may not send Join" in holder.receive(DEADLINE_S).reason
+        holder.send(Enrol("one", "worker", own.public.decode()))
+        assert secured_server.receive(DEADLINE_S) is None
+        assert holder.receive(DEADLINE_S) == Enrolled()
+    with ClientSocket(address, own) as worker:
+        exchange(secured_server, worker)
 
 
 def test_a_damaged_allow_list_keeps_everybody_out(secured_server, keys, caplog):

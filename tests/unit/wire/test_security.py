@@ -158,3 +158,14 @@ def test_the_command_adds_workers_to_keys_that_exist(tmp_path):
     assert load_peer_keys(keys / "rack3").server_public == server.public
     with pytest.raises(KeyFileError, match="never overwritten"):
         run_command("create", str(keys))
+
+
+def test_the_command_shuts_out_by_name(tmp_path, capsys):
+    for keys in (tmp_path / "keys", tmp_path / "run" / "keys"):
+        assert run_command("create", str(keys), "--worker", "rack1", "--worker", "rack2") == 0
+        where = keys if keys.parent == tmp_path else keys.parent
+        assert run_command("revoke", str(where), "rack1") == 0
+        assert "shut out: workers/rack1" in capsys.readouterr().out
+        assert {path.name for path in (keys / "workers").iterdir()} == {"rack2.key"}
+    with pytest.raises(KeyFileError, match=r"nobody called 'rack1'.*: rack2"):
+        run_command("revoke", str(where), "rack1")

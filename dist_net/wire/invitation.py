@@ -1,0 +1,194 @@
+"""Invitations: tokens that a server gives out, and the keys that it lets in for them.
+
+A token's key may do nothing but ask that another key be let in, one that its host has just made.
+So a token that has expired, or is found in a shell's history, is of no use, and the hosts that came
+by it go on. In a cluster's key directory::
+
+    tokens/ID.key               until when the token lets keys in
+    workers/ID-HOST-NUMBER.key  keys that were let in for it; see `dist_net.wire.security`
+    clients/ID-HOST-NUMBER.key
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import secrets
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import zmq
+from zmq.utils import z85
+
+from dist_net.errors import KeyFileError, TokenError
+from dist_net.wire.messages import Enrol, Enrolled, Refuse
+from dist_net.wire.security import (
+    CLIENT,
+    MAY_SEND,
+    TOKEN,
+    WORKER,
+    PeerKeys,
+    allow_list_of,
+    create_keys,
+    has_server_keys,
+    read_public_key,
+    write_key,
+)
+from dist_net.wire.token import JoinToken
+
+logger = logging.getLogger(__name__)
+
+TOKEN_LIFETIME_S = 86_400.0
+LONGEST_LIFETIME_S = 10 * 365 * 86_400.0
+MOST_KEYS_OF_A_TOKEN = 256
+_EXPIRES = re.compile(r'^\s*expires\s*=\s*"(\d+)"', re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Invitation:
+    """A token of a server whose addresses are not known yet; ``keys`` are the token's own."""
+
+    kind: str
+    identity: str
+    expires_s: int
+    keys: PeerKeys
+
+    def token(self, addresses: tuple[str, ...]) -> JoinToken:
+        """The token, for the server at these addresses."""
+        public, secret = map(z85.decode, (self.keys.server_public, self.keys.secret))
+        return JoinToken(self.kind, self.identity, self.expires_s, addresses, public, secret)
+
+
+def invite(
+    directory: Path, kind: str, lifetime_s: float = TOKEN_LIFETIME_S, now_s: float | None = None
+) -> Invitation:
+    """Make a token's key in a cluster's key directory, which is made if there is none.
+
+    Raises `TokenError` for a lifetime that cannot be, and `KeyFileError`.
+    """
+    if not 0 < lifetime_s <= LONGEST_LIFETIME_S:
+        raise TokenError(
+            f"a token's lifetime of {lifetime_s:g} s: expected above 0, and at most "
+            f"{LONGEST_LIFETIME_S:g} (ten years)"
+        )
+    if not has_server_keys(directory):
+        create_keys(directory)
+    server_public = read_public_key(directory / "server.key")
+    identity, keys = secrets.token_hex(4), PeerKeys.new(server_public)
+    expires_s = int((time.time() if now_s is None else now_s) + lifetime_s)
+    write_key(allow_list_of(directory, TOKEN) / f"{identity}.key", keys.public, expires=expires_s)
+    return Invitation(kind, identity, expires_s, keys)
+
+
+def peer_keys_of(token: JoinToken) -> PeerKeys:
+    """The keys that a token carries."""
+    secret = z85.encode(token.secret)
+    return PeerKeys(z85.encode(token.server_public), zmq.curve_public(secret), secret)
+
+
+def enrol(directory: Path, token_key: bytes, enrolling: Enrol, now_s: float) -> Enrolled | Refuse:
+    """Let a key in for the token of that key (Z85), if its time is not over; the answer."""
+    try:
+        identity, expires_s = _token_of(directory, token_key)
+        _require_time_left(identity, expires_s, now_s)
+        key = _checked(enrolling)
+        host = re.sub(r"[^A-Za-z0-9]+", "-", enrolling.name).strip("-")[:40]
+        number = hashlib.sha256(key).hexdigest()[:8]
+        name = "-".join(filter(None, (identity, host, number)))
+        allow_list = allow_list_of(directory, enrolling.role)
+        if (allow_list / f"{name}.key").exists():  # the request came twice
+            return Enrolled()
+        if len(_names_of(directory, identity)) > MOST_KEYS_OF_A_TOKEN:
+            raise TokenError(
+                f"the token {identity} has let in {MOST_KEYS_OF_A_TOKEN} keys, and no more may "
+                f"come by it: {_another(directory)}"
+            )
+        write_key(allow_list / f"{name}.key", key)
+    except (KeyFileError, TokenError) as error:
+        logger.warning("event=enrol_refused name=%s reason=%s", enrolling.name, error)
+        return Refuse(str(error), may_rejoin=False)
+    logger.info("event=enrolled token=%s key=%s role=%s", identity, name, enrolling.role)
+    return Enrolled()
+
+
+def _token_of(directory: Path, token_key: bytes) -> tuple[str, int]:
+    """The id of the token with this key, and when it expires."""
+    for path in allow_list_of(directory, TOKEN).glob("*.key"):
+        if read_public_key(path) == token_key:
+            found = _EXPIRES.search(path.read_text())
+            return path.stem, int(found[1]) if found else 0
+    raise TokenError(f"this token was revoked: {_another(directory)}")
+
+
+def _require_time_left(identity: str, expires_s: int, now_s: float) -> None:
+    if now_s > expires_s:
+        raise TokenError(
+            f"the token {identity} expired {_ago(now_s - expires_s)} ago, by the server's clock; "
+            f"ask for another one: 'dist-net keys token DIR' makes it on the server's host"
+        )
+
+
+def _ago(seconds: float) -> str:
+    for unit_s, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _checked(enrolling: Enrol) -> bytes:
+    """The key that is to be let in."""
+    key = enrolling.public_key.encode()
+    try:
+        is_key = len(z85.decode(key)) == 32
+    except Exception:
+        is_key = False
+    if enrolling.role not in (WORKER, CLIENT) or not is_key:
+        raise TokenError(
+            f"a token lets in a {WORKER} or {CLIENT} with a key of 40 characters, not a "
+            f"{enrolling.role!r:.40} with {enrolling.public_key!r:.60}"
+        )
+    return key
+
+
+def _another(directory: Path) -> str:
+    command = shlex.join(("dist-net", "keys", "token", str(directory)))
+    return f"{command!r} makes another one on the server's host"
+
+
+def _names_of(directory: Path, identity: str) -> list[Path]:
+    """The files of a token's own key, and of those that it has let in."""
+    found = allow_list_of(directory, TOKEN).glob(f"{identity}.key")
+    enrolled = (
+        path
+        for role in (WORKER, CLIENT)
+        for path in allow_list_of(directory, role).glob(f"{identity}-*.key")
+    )
+    return [*found, *enrolled]
+
+
+def revoke(directory: Path, name: str) -> list[str]:
+    """Shut out who has the key, or token, of this name; with a token, all whom it has let in.
+
+    A running server ends their connections within a second or two. Returns what was deleted, as
+    ``workers/NAME``. Raises `KeyFileError` if there is no such name.
+    """
+    files = [
+        path for role in MAY_SEND for path in sorted(allow_list_of(directory, role).glob("*.key"))
+    ]
+    meant = {*_names_of(directory, name)} if re.fullmatch(r"[0-9a-f]{8}", name) else set()
+    meant |= {path for path in files if path.stem == name}
+    if not meant:
+        known = ", ".join(sorted({path.stem for path in files})) or "nobody"
+        raise KeyFileError(
+            f"{directory} lets in nobody called {name!r}; expected the id of a token or the name "
+            f"of a key: {known}"
+        )
+    for path in meant:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise KeyFileError(f"cannot delete {path} ({error.strerror})") from error
+    return sorted(f"{path.parent.name}/{path.stem}" for path in meant)

@@ -1,0 +1,141 @@
+"""Invitations: whom a server lets in for a token, for how long, and how that is taken back."""
+
+from pathlib import Path
+
+import pytest
+
+from dist_net.errors import KeyFileError, TokenError
+from dist_net.wire.invitation import (
+    MOST_KEYS_OF_A_TOKEN,
+    Invitation,
+    enrol,
+    invite,
+    peer_keys_of,
+    revoke,
+)
+from dist_net.wire.messages import Enrol, Enrolled, Refuse
+from dist_net.wire.security import PeerKeys, add_keys, load_server_keys
+from dist_net.wire.token import TRAINING, JoinToken
+
+NOW_S = 1_795_000_000.0
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "keys"
+
+
+@pytest.fixture
+def invitation(directory: Path) -> Invitation:
+    return invite(directory, TRAINING, 60.0, NOW_S)
+
+
+def enrolling(keys: PeerKeys, role: str = "worker", name: str = "rack 2") -> Enrol:
+    return Enrol(name, role, keys.public.decode())
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(f"{path.parent.name}/{path.stem}" for path in directory.glob("*s/*.key"))
+
+
+def test_keys_are_made_with_the_first_token_and_kept(directory: Path) -> None:
+    first = invite(directory, TRAINING)
+    server = load_server_keys(directory)
+    assert first.keys.server_public == server.public
+    assert invite(directory, TRAINING).keys.server_public == server.public
+    assert all(path.stat().st_mode & 0o077 == 0 for path in directory.glob("*.key_secret"))
+    assert directory.stat().st_mode & 0o077 == 0
+
+
+def test_a_token_brings_the_keys_by_which_the_server_knows_it(invitation: Invitation) -> None:
+    token = JoinToken.of(invitation.token(("tcp://192.0.2.1:5555",)).text)
+    assert peer_keys_of(token) == invitation.keys
+    assert token.expires_s == NOW_S + 60
+
+
+def test_a_key_is_let_in_for_a_token_once(directory: Path, invitation: Invitation) -> None:
+    keys = PeerKeys.new(invitation.keys.server_public)
+    for _ in range(2):  # the request may come twice
+        assert enrol(directory, invitation.keys.public, enrolling(keys), NOW_S) == Enrolled()
+    [worker] = (directory / "workers").glob("*.key")
+    assert worker.stem.startswith(f"{invitation.identity}-rack-2-")
+    assert keys.public.decode() in worker.read_text()
+
+
+@pytest.mark.parametrize(
+    ("after_s", "says"), [(60.5, "expired 0 s ago"), (60 + 7200, "expired 2 hours ago")]
+)
+def test_a_token_that_has_expired_lets_nobody_in(
+    directory: Path, invitation: Invitation, after_s: float, says: str
+) -> None:
+    keys = PeerKeys.new(invitation.keys.server_public)
+    refuse = enrol(directory, invitation.keys.public, enrolling(keys), NOW_S + after_s)
+    assert isinstance(refuse, Refuse)
+    assert says in refuse.reason
+    assert "dist-net keys token DIR" in refuse.reason
+    assert not list((directory / "workers").glob("*.key"))
+
+
+@pytest.mark.parametrize(
+    ("role", "key"), [("operator", "x" * 40), ("worker", "short"), ("worker", "\0" * 40)]
+)
+def test_what_is_no_key_of_a_worker_or_client_is_not_let_in(
+    directory: Path, invitation: Invitation, role: str, key: str
+) -> None:
+    refuse = enrol(directory, invitation.keys.public, Enrol("host", role, key), NOW_S)
+    assert isinstance(refuse, Refuse)
+    assert "a token lets in a worker or client" in refuse.reason
+
+
+def test_a_token_lets_in_a_bounded_number_of_keys(
+    directory: Path, invitation: Invitation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dist_net.wire.invitation.MOST_KEYS_OF_A_TOKEN", 2)
+    assert MOST_KEYS_OF_A_TOKEN > 2
+    answers = [
+        enrol(directory, invitation.keys.public, enrolling(PeerKeys.new(b"")), NOW_S)
+        for _ in range(3)
+    ]
+    assert answers[:2] == [Enrolled(), Enrolled()]
+    assert "has let in 2 keys" in answers[2].reason  # type: ignore[union-attr]
+
+
+def test_a_revoked_token_takes_back_all_that_it_let_in(
+    directory: Path, invitation: Invitation
+) -> None:
+    other = invite(directory, TRAINING, 60.0, NOW_S)
+    add_keys(directory, name="friend")
+    for each in (invitation, other):
+        for role in ("worker", "client"):
+            keys = PeerKeys.new(b"")
+            assert enrol(directory, each.keys.public, enrolling(keys, role), NOW_S) == Enrolled()
+    deleted = revoke(directory, invitation.identity)
+    assert len(deleted) == 3
+    assert not [name for name in names(directory) if invitation.identity in name]
+    assert len([name for name in names(directory) if other.identity in name]) == 3
+    assert "workers/friend" in names(directory)
+    keys = PeerKeys.new(b"")
+    refuse = enrol(directory, invitation.keys.public, enrolling(keys), NOW_S)
+    assert "was revoked" in refuse.reason  # type: ignore[union-attr]
+
+
+def test_one_host_or_one_peer_is_shut_out_by_name(directory: Path, invitation: Invitation) -> None:
+    keys = PeerKeys.new(b"")
+    enrol(directory, invitation.keys.public, enrolling(keys), NOW_S)
+    add_keys(directory, name="friend")
+    [worker] = [name for name in names(directory) if "rack-2" in name]
+    assert revoke(directory, worker.removeprefix("workers/")) == [worker]
+    assert revoke(directory, "friend") == ["workers/friend"]
+    assert names(directory) == [f"tokens/{invitation.identity}"]
+
+
+def test_whom_nobody_knows_cannot_be_revoked(directory: Path, invitation: Invitation) -> None:
+    with pytest.raises(KeyFileError, match=rf"nobody called '\*'.*{invitation.identity}"):
+        revoke(directory, "*")
+
+
+@pytest.mark.parametrize("lifetime_s", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_lifetime_that_cannot_be_is_named(directory: Path, lifetime_s: float) -> None:
+    with pytest.raises(TokenError, match="expected above 0"):
+        invite(directory, TRAINING, lifetime_s)
+    assert not directory.exists()
