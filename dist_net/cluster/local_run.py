@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dist_net.cluster.child import Child, end
+from dist_net.cluster.child import RunningChild, end
 from dist_net.cluster.cores import available_cores
 from dist_net.cluster.own_directory import temporary_directory
 from dist_net.cluster.replacement import RESTARTS, ReplacedChild
+from dist_net.cluster.roles import LocalProcesses, Role
 from dist_net.cluster.run_warnings import RunWarnings
 from dist_net.cluster.terminal import TrainingProgress
 from dist_net.data import Dataset
@@ -129,6 +130,7 @@ class LocalRun:
         self._evaluate = Evaluator(recipe.model, dataset)
         self._local = local
         self._display = display
+        self._processes = LocalProcesses(directory.logs)
         self._next_record = 0
         self._evaluated_epochs = 0
         self._evaluate_after_s = 0.0
@@ -156,12 +158,14 @@ class LocalRun:
         """
         with temporary_directory() as temporary:
             address, restarts = f"ipc://{temporary}/server", self._local.restarts
-            server = ReplacedChild(partial(self._start_server, address), restarts)
+            server = ReplacedChild(
+                lambda: self._processes.start(self._server_role(address)), restarts
+            )
             workers: list[ReplacedChild] = []
             try:
                 for index in range(self._local.workers):
-                    start = partial(self._start_worker, address, index)
-                    workers.append(ReplacedChild(start, restarts))
+                    role = self._worker_role(address, index)
+                    workers.append(ReplacedChild(partial(self._processes.start, role), restarts))
                 return self._watch_to_the_end(address, server, workers)
             except KeyboardInterrupt:
                 self._end(server, workers)
@@ -203,14 +207,14 @@ class LocalRun:
             time.sleep(POLL_S)
         return not server.is_given_up
 
-    def _wait(self, server: Child) -> None:
+    def _wait(self, server: RunningChild) -> None:
         """While an answer is waited for; raises ProcessFailedError if the server has ended."""
         server.require_running()
         if not self._is_silent and time.monotonic() > self._asked_s + SILENCE_S:
             self._is_silent = True
             self._display.warned("the parameter server does not answer: is it stopped?")
 
-    def _start_server(self, address: str) -> Child:
+    def _server_role(self, address: str) -> Role:
         arguments = [str(self._directory.path), address, *self._listen]
         threads = self._local.threads if self._local.workers else 1  # as workers have elsewhere
         arguments += ["--parent", str(os.getpid()), "--threads", str(threads)]
@@ -219,24 +223,23 @@ class LocalRun:
         if self._resumes:
             arguments.append("--resume")
         # It holds the directory's lock too: it may still write there after this process is killed.
-        return Child(
+        return Role(
             "parameter-server",
             "dist_net.cluster.processes.parameter_server",
-            arguments,
-            self._directory.logs,
+            tuple(arguments),
             inherited=self._directory.lock_descriptors,
         )
 
-    def _start_worker(self, address: str, index: int) -> Child:
+    def _worker_role(self, address: str, index: int) -> Role:
         name = f"worker-{index}"
         arguments = ["--run-dir", str(self._directory.path), "--connect", address, "--name", name]
         arguments += ["--threads", str(self._local.threads), "--timeout", str(START_TIMEOUT_S)]
         arguments += ["--parent", str(os.getpid())]
-        return Child(
-            name, "dist_net.cluster.processes.training_worker", arguments, self._directory.logs
-        )
+        return Role(name, "dist_net.cluster.processes.training_worker", tuple(arguments))
 
-    def _watch(self, observer: Observer, server: Child, workers: list[ReplacedChild]) -> RunOutcome:
+    def _watch(
+        self, observer: Observer, server: RunningChild, workers: list[ReplacedChild]
+    ) -> RunOutcome:
         self._ready(server.wait_until_ready(START_TIMEOUT_S))
         self._begin_metrics(observer.status())
         while True:
@@ -347,7 +350,7 @@ class LocalRun:
             self.evaluation = evaluation
         return evaluation
 
-    def _await_checkpoint(self, server: Child) -> None:
+    def _await_checkpoint(self, server: RunningChild) -> None:
         grace_s = checkpoint_grace_s(self._directory.checkpoint)
         if not server.wait(grace_s):
             raise ProcessFailedError(
@@ -381,7 +384,7 @@ def with_port_of(listen: str, contact: str) -> str:
     return f"{listen.removesuffix('0')}{contact.rpartition(':')[2]}"
 
 
-def _interruption(server: Child, how: str) -> DistNetError:
+def _interruption(server: RunningChild, how: str) -> DistNetError:
     if server.exit_code == ProcessFailedError.exit_code:
         return server.failure()
     return InterruptedRunError(how)

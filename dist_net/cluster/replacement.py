@@ -5,34 +5,38 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from dist_net.cluster.child import Child
+from dist_net.cluster.child import RunningChild
 
 RESTARTS = 3
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 HEALTHY_S = 60.0
 """A process that has run for so long may be started again as often as at first."""
-SETTLED_S = 5.0
-"""One that has run for so long did not die of its start: the next one need not wait for long."""
+SETTLED_S = 2.0
+"""One that has run for so long did not die of its start: it is started again at once."""
 
 
 class RestartBudget:
     """How often, and when, a process is started again. No I/O."""
 
-    def __init__(self, restarts: int) -> None:
+    def __init__(self, restarts: float) -> None:
         self._restarts = restarts
         self._used = 0
-        self._in_a_row = 0  # deaths, each soon after the start
+        self._next_pause_s = FIRST_PAUSE_S
 
     def pause_s(self, lived_s: float) -> float | None:
         """How long to wait for the next start of a process that lived so long; None: no more."""
         if lived_s >= HEALTHY_S:
             self._used = 0
-        if self._used == self._restarts:
+        if self._used >= self._restarts:
             return None
         self._used += 1
-        self._in_a_row = 1 if lived_s >= SETTLED_S else self._in_a_row + 1
-        return min(FIRST_PAUSE_S * 2.0 ** (self._in_a_row - 1), LONGEST_PAUSE_S)
+        if lived_s >= SETTLED_S:
+            self._next_pause_s = FIRST_PAUSE_S
+            return 0.0
+        pause_s = self._next_pause_s
+        self._next_pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return pause_s
 
 
 class ReplacedChild:
@@ -42,7 +46,7 @@ class ReplacedChild:
     the same one.
     """
 
-    def __init__(self, start: Callable[[], Child], restarts: int) -> None:
+    def __init__(self, start: Callable[[], RunningChild], restarts: int) -> None:
         self._start = start
         self._budget = RestartBudget(restarts)
         self._started_s = time.monotonic()
@@ -67,4 +71,5 @@ class ReplacedChild:
             self.is_given_up = True
             return None
         self._again_at_s = now + pause_s
-        return f"{self.child.failure()}; it is started again in {pause_s:.1f} s"
+        when = f"in {pause_s:.1f} s" if pause_s else "now"
+        return f"{self.child.failure()}; it is started again {when}"

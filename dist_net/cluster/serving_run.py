@@ -21,7 +21,8 @@ from dist_net.clock import SystemClock
 from dist_net.cluster.command_line import joining_command
 from dist_net.cluster.entry import INTERRUPTED, READY
 from dist_net.cluster.own_directory import log_directory, temporary_directory
-from dist_net.cluster.pool_children import ChildCommand, PoolChildren
+from dist_net.cluster.pool_children import PoolChildren
+from dist_net.cluster.roles import Role
 from dist_net.cluster.serving_options import ServingOptions
 from dist_net.errors import (
     DistNetError,
@@ -93,8 +94,8 @@ async def serve(options: ServingOptions) -> int:
         clock, token = SystemClock(), secrets.token_hex()
         logs = _log_directory(options, directory, opened)
         pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32), token.encode())
-        commands = _commands(options, workers.contact_addresses[0], directory, token)
-        children = PoolChildren(commands, "dist_net.cluster.processes.inference_fork_server", logs)
+        roles = _roles(options, workers.contact_addresses[0], directory, token)
+        children = PoolChildren(roles, "dist_net.cluster.processes.inference_fork_server", logs)
         gateway = Gateway(pool, workers, children.kill, clock)
         desk = ClientDesk(gateway, clients, secrets.token_hex(8))
         http = _http(options, gateway)
@@ -234,9 +235,7 @@ def _secret_file(directory: Path, token: str) -> Path:
     return path
 
 
-def _commands(
-    options: ServingOptions, address: str, directory: Path, token: str
-) -> list[ChildCommand]:
+def _roles(options: ServingOptions, address: str, directory: Path, token: str) -> list[Role]:
     connect = ("--connect", address, "--parent", str(os.getpid()), "--directory")
     loader = [*connect, str(directory), "--token-file", str(_secret_file(directory, token))]
     for name in ("training_keys", "weights", "labels"):
@@ -251,13 +250,13 @@ def _commands(
         loader.append("--trust-recipe")
         worker.append("--trust-recipe")
     return [
-        ChildCommand(
+        Role(
             "model-loader",
             "dist_net.cluster.processes.model_loader",
             (*loader, "--", *options.sources),
         ),
         *(
-            ChildCommand(name, "", (*worker, "--name", name))
+            Role(name, "", (*worker, "--name", name))
             for name in (f"worker-{i}" for i in range(options.workers))
         ),
     ]

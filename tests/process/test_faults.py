@@ -71,7 +71,7 @@ def test_a_worker_is_killed(start: Start, counting: str, run: Path) -> None:
     os.kill(train.children[victim], signal.SIGKILL)
     report = train.result()
 
-    assert re.search(rf"{victim}: it ended with code -9 .*started again in 0\.2 s", train.stderr)
+    assert re.search(rf"{victim}: it ended with code -9 .*started again", train.stderr)
     assert_exact(run, 80)
     assert report["samples"] == 80 * SAMPLES
     assert (report["workers_joined"], report["workers_lost"]) == (3, 1)
@@ -108,7 +108,7 @@ def test_the_server_is_killed_and_another_one_goes_on_from_its_checkpoint(
     )
     children = train.children
     os.kill(children["server"], signal.SIGKILL)
-    train.says(r"parameter-server: it ended with code -9 .* it is started again in 0\.2 s")
+    train.says(r"parameter-server: it ended with code -9 .* it is started again")
     after = train.report(
         lambda report: (
             report["incarnation"] != before["incarnation"] and len(report["workers"]) == 3

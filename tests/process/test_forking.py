@@ -14,7 +14,8 @@ import pytest
 from dist_net.cluster import fork_server
 from dist_net.cluster.child import RunningChild, end
 from dist_net.cluster.fork_server import ForkServer
-from dist_net.cluster.pool_children import ChildCommand, PoolChildren
+from dist_net.cluster.pool_children import PoolChildren
+from dist_net.cluster.roles import Role
 from dist_net.errors import DistNetError
 
 MODULE = """
@@ -164,7 +165,7 @@ def test_children_that_have_ended_are_forked_anew_until_it_is_over(
     loop: asyncio.AbstractEventLoop, logs: Path
 ) -> None:
     ended: list[int] = []
-    children = PoolChildren([ChildCommand("one", "", ("wait", str(logs / "gate")))], "forker", logs)
+    children = PoolChildren([Role("one", "", ("wait", str(logs / "gate")))], "forker", logs)
 
     async def live() -> list[int]:
         children.start(lambda process_id, *_: ended.append(process_id), lambda _: False)
@@ -195,7 +196,7 @@ def test_a_child_that_ends_again_and_again_before_the_pool_is_ready_is_given_up(
         return True
 
     async def live() -> None:
-        children = PoolChildren([ChildCommand("one", "no_such_module", ())], "forker", logs)
+        children = PoolChildren([Role("one", "no_such_module", ())], "forker", logs)
         children.start(lambda process_id, *_: lives.append(process_id), failed)
         async with asyncio.timeout(60):
             while not errors:
