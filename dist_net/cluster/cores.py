@@ -1,14 +1,20 @@
-"""How many cores this process may use: by its affinity, and by the quotas of its cgroups."""
+"""What this process may compute with: cores by its affinity and its cgroups' quotas, and BLAS."""
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from threadpoolctl import threadpool_info
+
+from dist_net.wire.messages import Equipment
+
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
+LONGEST_BLAS = 128  # as the codec bounds it
 
 
 def available_cores() -> int:
@@ -16,11 +22,37 @@ def available_cores() -> int:
 
     More threads than that would be stopped together for the rest of each period.
     """
+    return max(1, int(min([allowed_cores(), *quotas(OWN_CGROUPS, CGROUPS)])))
+
+
+def allowed_cores() -> int:
+    """How many cores the system may run this process on, whatever time it has there."""
     if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:  # macOS has no such list
-        cores = os.cpu_count() or 1
-    return max(1, int(min([cores, *quotas(OWN_CGROUPS, CGROUPS)])))
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS has no such list
+
+
+def own_equipment(threads: int) -> Equipment:
+    """What this process computes with, in so many threads; NumPy has to be imported."""
+    return Equipment(
+        socket.gethostname(),
+        os.cpu_count() or 0,
+        allowed_cores(),
+        min(quotas(OWN_CGROUPS, CGROUPS), default=0.0),
+        threads,
+        blas_name()[:LONGEST_BLAS],
+    )
+
+
+def blas_name() -> str:
+    """The BLAS that this process has loaded, its version and kernels; "" for one unknown."""
+    found = {
+        f"{each['internal_api']} {each['version']}"
+        + (f" ({each['architecture']})" if each.get("architecture") else "")
+        for each in threadpool_info()
+        if each["user_api"] == "blas"
+    }
+    return ", ".join(sorted(found))
 
 
 def quotas(own_cgroups: Path, root: Path) -> Iterator[float]:

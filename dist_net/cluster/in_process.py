@@ -21,6 +21,7 @@ from typing import Any, Self
 
 from threadpoolctl import threadpool_limits
 
+from dist_net.cluster.cores import own_equipment
 from dist_net.errors import ProcessFailedError, RunOverdueError
 from dist_net.models.observer import Observer
 from dist_net.models.run_options import RunOptions
@@ -178,6 +179,7 @@ class LocalCluster:
             model.layout.size,
             self._worker_keys,
             shares_memory,
+            equipment=own_equipment(threads=1),
         )
         self._workers.append(InProcessWorker(loop, self._threads))
         return self._workers[-1]

@@ -193,7 +193,7 @@ class TrainingProgress:
             epoch=f"{report['samples'] / self._samples_per_epoch:.1f}/{report['epochs']}",
             speed=f"{report['samples_per_s']:,.0f} samples/s",
             details=f"{self._loss}staleness {report['staleness_mean']:.1f}, "
-            f"{len(report['workers'])} workers",
+            f"{report['worker_count']} workers",
         )
 
     def evaluated(self, samples: int, evaluation: Evaluation) -> None:

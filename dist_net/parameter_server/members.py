@@ -1,10 +1,13 @@
 """The workers of a run, and when each was last heard. Pure; time is passed in."""
 
 import math
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
-from dist_net.wire.messages import PIPELINE, Pipeline
+from dist_net.parameter_server.metrics import RecentSpeed
+from dist_net.wire.messages import PIPELINE, UNKNOWN_EQUIPMENT, Equipment, Pipeline
 
 LONGEST_LOOK_S = 0.5
 """The longest pause between two calls of `expired`, unless the server itself stood still."""
@@ -14,6 +17,9 @@ PIPELINES = {2: PIPELINE, 4: Pipeline(2, 2), 8: Pipeline(2, 1), math.inf: Pipeli
 
 SLOWEST_TO_MEAN = 10
 """How many times as long as the others a worker may take for a step."""
+
+ROUND_TRIPS_KEPT = 9
+NAMES_KEPT = 1024
 
 
 @dataclass(slots=True)
@@ -25,7 +31,9 @@ class Member:
     until it has moved on to newer ones. ``shared``: it reads them in shared memory. ``refusals``
     counts the gradients refused in a row.
     ``told_to_stop``: it knows that the run is over, so if it goes silent it is not lost. ``clock``:
-    how many steps it has completed; who was idle is not behind for it.
+    how many steps it has completed; who was idle is not behind for it. ``starts`` counts the
+    processes of its name that joined, each with an identity of its own; ``is_restart``: it is not
+    the first, and joins for the first time. ``staleness_sum`` is of all its ``pushes``.
     """
 
     worker_id: int
@@ -35,23 +43,36 @@ class Member:
     joined_s: float
     heard_s: float
     progress_s: float
+    equipment: Equipment = UNKNOWN_EQUIPMENT
+    starts: int = 1
+    is_restart: bool = False
     pins: bool = False
     shared: bool = False
     pushes: int = 0
-    samples: int = 0
     refusals: int = 0
     told_to_stop: bool = False
     clock: int = 0
     is_idle: bool = True
+    staleness_sum: int = 0
+    speed: RecentSpeed = field(default_factory=RecentSpeed)
+    round_trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=ROUND_TRIPS_KEPT))
+
+    @property
+    def round_trip_s(self) -> float:
+        """The median of the last heartbeats' times there and back; 0: there was none yet."""
+        return median(self.round_trips_s) if self.round_trips_s else 0.0
 
     def report(self, now: float) -> dict[str, Any]:
-        """Return what a run's report says of this worker; its rate is since it joined."""
-        member_s = now - self.joined_s
+        """Return what a run's report says of this worker; its speed is that of its last work."""
         return {
             "id": self.worker_id,
             "name": self.name,
+            "starts": self.starts,
+            **self.equipment._asdict(),
             "pushes": self.pushes,
-            "samples_per_s": self.samples / member_s if member_s > 0 else 0.0,
+            "samples_per_s": self.speed.samples_per_s(now),
+            "staleness_mean": self.staleness_sum / self.pushes if self.pushes else 0.0,
+            "round_trip_s": self.round_trip_s,
             "heard_s_ago": now - self.heard_s,
             "progress_s_ago": now - self.progress_s,
         }
@@ -71,6 +92,7 @@ class Membership:
         self._next_worker_id = first_worker_id
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._members: dict[int, Member] = {}
+        self._starts: dict[str, tuple[int, int]] = {}  # by name: the last identity, and how many
         self._looked_s: float | None = None
 
     def __len__(self) -> int:
@@ -102,12 +124,29 @@ class Membership:
         """
         return SLOWEST_TO_MEAN * self.pipeline.gradients * len(self._members)
 
-    def join(self, node: bytes, name: str, identity: int, now: float) -> Member:
+    def join(
+        self,
+        node: bytes,
+        name: str,
+        identity: int,
+        now: float,
+        equipment: Equipment = UNKNOWN_EQUIPMENT,
+    ) -> Member:
         """Take a worker in under a new id."""
-        member = Member(self._next_worker_id, node, name, identity, now, now, now)
+        facts = node, name, identity, now, now, now
+        member = Member(self._next_worker_id, *facts, equipment, *self._started(name, identity))
         self._members[member.worker_id] = member
         self._next_worker_id += 1
         return member
+
+    def _started(self, name: str, identity: int) -> tuple[int, bool]:
+        """Return how many processes of this name joined, and whether this one is a restart."""
+        last, starts = self._starts.pop(name, (identity, 1))
+        is_restart = last != identity
+        self._starts[name] = identity, starts + is_restart
+        if len(self._starts) > NAMES_KEPT:
+            del self._starts[next(iter(self._starts))]
+        return starts + is_restart, is_restart
 
     def at_node(self, node: bytes) -> Member | None:
         """Return the worker that joined through this socket."""

@@ -1,5 +1,6 @@
 """The counters of a run: pushes, staleness, loss, speed. Pure; time is passed in."""
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -11,6 +12,8 @@ RECORDS_PER_REPORT = 256  # a report is one message of bounded size
 RECORDS_KEPT = 10_000  # in memory, until an observer has asked for them
 RECORDS_IN_CHECKPOINT = 1_000
 STALENESS_BUCKETS = 16
+RECENT_S = 10.0
+"""What was this long ago counts 1/e as much for a recent speed as what is now."""
 
 
 @dataclass
@@ -23,6 +26,52 @@ class Window:
     correct: int = 0
     staleness: int = 0
     began_s: float = 0.0
+
+
+class RecentSpeed:
+    """Samples a second of one worker, in the time in which it had work; the newest count most."""
+
+    def __init__(self) -> None:
+        self._samples = 0.0
+        self._seconds = 0.0
+        self._since_s: float | None = None
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether the worker has work."""
+        return self._since_s is not None
+
+    def has_work(self, now: float) -> None:
+        """Measure from now on, unless it is being measured."""
+        if self._since_s is None:
+            self._since_s = now
+
+    def waits(self, now: float) -> None:
+        """Do not count the time until it has work again."""
+        self._advance(now)
+        self._since_s = None
+
+    def computed(self, samples: int, now: float) -> None:
+        """Count samples whose gradients have come."""
+        self._advance(now)
+        self._samples += samples
+
+    def samples_per_s(self, now: float) -> float:
+        self._advance(now)
+        return self._samples / self._seconds if self._seconds else 0.0
+
+    def measured_s(self, now: float) -> float:
+        """Return how much time the speed is of, at most ``RECENT_S``."""
+        self._advance(now)
+        return self._seconds
+
+    def _advance(self, now: float) -> None:
+        if self._since_s is None:
+            return
+        fade = math.exp((self._since_s - now) / RECENT_S)
+        self._samples *= fade
+        self._seconds = self._seconds * fade + RECENT_S * (1 - fade)
+        self._since_s = now
 
 
 @dataclass

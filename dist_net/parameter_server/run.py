@@ -19,12 +19,15 @@ from dist_net.parameter_server.leases import LeaseLedger, Range
 from dist_net.parameter_server.members import Member, Membership
 from dist_net.parameter_server.metrics import RunMetrics
 from dist_net.parameter_server.settings import RunSettings
+from dist_net.parameter_server.slowness import slowness_of
 from dist_net.parameter_server.store import WeightStore
 from dist_net.vector import Vector
 from dist_net.wire.messages import Pipeline, Push
 
 STALENESS_WITHOUT_COST = 12.0
 """On average; see "Many workers" in docs/benchmarks.md."""
+
+WORKERS_PER_REPORT = 200  # fit into one message, however long their names are
 
 LATE_S = 0.2
 LATE_TO_LAST_ROUND = 3
@@ -146,7 +149,7 @@ class RunState:
         samples = push.stop - push.start
         epoch = ledger.applied(member.worker_id, push.stop)
         member.pushes += len(push.gradients)
-        member.samples += samples
+        member.staleness_sum += sum(staleness)
         member.refusals = 0
         metrics.push_applied(samples, push.loss_sum, push.correct, staleness, now)
         self._record_if_due(rates[-1])
@@ -216,7 +219,6 @@ class RunState:
         self.round.loss_sum += push.loss_sum
         self.round.correct += push.correct
         member.pushes += len(push.gradients)
-        member.samples += push.stop - push.start
         return self._apply_round(self.round, now) if self.ledger.round_is_collected else ()
 
     def has_late_leases(self, now: float) -> bool:
@@ -283,5 +285,22 @@ class RunState:
             "version": self.store.version,
             **self.metrics.report(applied_samples, first_record),
             "staleness_warning": self.staleness_warning,
-            "workers": [member.report(now) for member in self.members.members],
+            "worker_count": len(self.members),
+            "workers": self._worker_reports(now),
         }
+
+    def _worker_reports(self, now: float) -> list[dict[str, Any]]:
+        """Return what is said of each worker; of too many for a message, of the slow ones first."""
+        members = self.members.members
+        found = slowness_of(members, now, self.settings.heartbeat_timeout_s)
+        if len(members) > WORKERS_PER_REPORT:
+            members = tuple(sorted(members, key=lambda each: not found[each.worker_id].is_slow))
+        return [
+            {
+                **member.report(now),
+                "speed_share": found[member.worker_id].share,
+                "is_slow": found[member.worker_id].is_slow,
+                "slow_because": found[member.worker_id].causes,
+            }
+            for member in members[:WORKERS_PER_REPORT]
+        ]

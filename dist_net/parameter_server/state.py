@@ -173,7 +173,8 @@ class ParameterServer:
             if (former := run.members.of_identity(join.identity)) is not None:
                 # Its pushes that come from now on would be read where the worker writes new ones.
                 commands.append(self._lose(former, "it joined again", now))
-            member = run.members.join(node, join.name, join.identity, now)
+            member = run.members.join(node, join.name, join.identity, now, join.equipment)
+            run.metrics.workers_restarted += member.is_restart
             member.pins = run.store.admit(member.worker_id)
             may_share = self._segment is not None and join.gradient_descriptor != -1
             member.shared = may_share and member.pins
@@ -217,6 +218,7 @@ class ParameterServer:
         verdict = run.ledger.verdict(push.worker_id, push.lease_id, push.start, push.stop)
         if verdict in (Verdict.DUE, Verdict.OVERTAKEN):
             member.clock += len(push.stops)
+            member.speed.computed(push.stop - push.start, now)
         if verdict is Verdict.DUPLICATE:
             run.metrics.duplicates_dropped += 1
         elif verdict is Verdict.OVERTAKEN:
@@ -276,6 +278,8 @@ class ParameterServer:
         It waits until another worker's request lets it go on, but not for ever.
         """
         message = self._work(member, now, again)
+        if not isinstance(message, Work):
+            member.speed.waits(now)
         if message is None:
             since_s = self._waiting.setdefault(member.worker_id, now)
             if now - since_s <= LONGEST_WAIT_S:
@@ -321,6 +325,7 @@ class ParameterServer:
         if lease is None:
             return Wait(RETRY_AFTER_S) if run.round is None else None
         run.metrics.lease_granted(now)
+        member.speed.has_work(now)
         if member.pins:
             snapshot, version = run.store.pin(member.worker_id, again=again)
             weights = None if member.shared else run.store.snapshots[snapshot]
@@ -339,7 +344,11 @@ class ParameterServer:
 
     def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:
         member = self.run.members.alive(heartbeat.worker_id, now)
-        return _unknown(heartbeat.worker_id) if member is None else Alive()
+        if member is None:
+            return _unknown(heartbeat.worker_id)
+        if heartbeat.round_trip_s:
+            member.round_trips_s.append(heartbeat.round_trip_s)
+        return Alive(heartbeat.sent_s)
 
     def _leave(self, node: bytes, leave: Leave, now: float) -> list[ServerCommand]:
         member = self.run.members.working(leave.worker_id, node, now)
@@ -382,7 +391,7 @@ class ParameterServer:
             "journal_error": self.journal_lag.error,
             **self.run.report(first_record, now),
         }
-        return StatusReport(json.dumps(report))
+        return StatusReport(json.dumps(report, ensure_ascii=False))
 
     def _snapshot(self) -> Snapshot:
         store = self.run.store

@@ -26,7 +26,7 @@ from dist_net.training.state import (
 )
 from dist_net.vector import Vector
 from dist_net.wire.heart import Heart
-from dist_net.wire.messages import NO_SEGMENT, PIPELINE, Join, Welcome
+from dist_net.wire.messages import NO_SEGMENT, PIPELINE, UNKNOWN_EQUIPMENT, Equipment, Join, Welcome
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.segment import Segment, available
 from dist_net.wire.transport import ClientSocket
@@ -57,7 +57,7 @@ class WorkerLoop:
     be the server's. With ``shares_memory`` weights and gradients stay in shared memory, for a
     server on this host. ``join_timeout_s`` is how long the server may take to answer the first
     message; later its heartbeat timeout holds, and then the worker tries for ``rejoin_timeout_s``
-    to join again.
+    to join again. ``equipment`` is what the server's status shows.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class WorkerLoop:
         join_timeout_s: float = 10.0,
         rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
         clock: Clock | None = None,
+        equipment: Equipment = UNKNOWN_EQUIPMENT,
     ) -> None:
         self._step_of = step_of
         self._step: MinibatchStep | None = None
@@ -96,6 +97,7 @@ class WorkerLoop:
         self._sends_gradient = True
         own_address = self._own.address if self._own else NO_SEGMENT
         join = Join(name, secrets.randbits(63), recipe_digest, vector_size, *own_address)
+        join = join._replace(**equipment._asdict())
         self._state = WorkerState(join, address, join_timeout_s, rejoin_timeout_s)
 
     def stop(self, reason: str) -> None:

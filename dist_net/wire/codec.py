@@ -22,7 +22,7 @@ from dist_net.vector import Vector, Vectors
 from dist_net.wire.messages import Integers, Message
 from dist_net.wire.serving_messages import Payloads
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_HEADER_BYTES = 2**20
 MAX_ARRAY_BYTES = 2**30
 MAX_PAYLOADS = 1024
@@ -35,12 +35,20 @@ _DTYPE = np.dtype(_DTYPE_NAME)
 
 # The most characters or bytes of a field; 1,024 unless it is named here. Reasons are for people:
 # one that is too long is cut when it is sent.
-_LONGEST = {"name": 128, "reason": 4096, "statuses": MAX_PAYLOADS} | dict.fromkeys(
-    ("report", "models", "description"), MAX_HEADER_BYTES
-)
+_LONGEST = {
+    "name": 128,
+    "host": 255,
+    "blas": 128,
+    "reason": 4096,
+    "statuses": MAX_PAYLOADS,
+} | dict.fromkeys(("report", "models", "description"), MAX_HEADER_BYTES)
 _CUT = "reason"
-# These are logged as they came: a peer must not be able to write lines of its own into the log.
-_ONE_LINE = {"name", "host", "recipe_digest"}
+# The greatest numbers of a field that is only shown: more than any machine has.
+_GREATEST = dict.fromkeys(("host_cores", "cores", "core_quota", "threads"), 65_536) | {
+    "round_trip_s": 86_400
+}
+# These are logged and shown as they came: a peer must not be able to write lines of its own.
+_ONE_LINE = {"name", "host", "blas", "recipe_digest"}
 _CONTROL_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 # Where -1 means that arrays travel as frames.
 _MAY_BE_ABSENT = {"gradient_descriptor", "weights_descriptor", "snapshot"}
@@ -86,10 +94,11 @@ class _Layout(NamedTuple):
 
 def _field(name: str, hint: Any) -> _Field:
     if hint is int:
-        return _Field(name, (int,), -1 if name in _MAY_BE_ABSENT else 0, _MAX_INTEGER)
+        least = -1 if name in _MAY_BE_ABSENT else 0
+        return _Field(name, (int,), least, _GREATEST.get(name, _MAX_INTEGER))
     if hint is float:
         low = None if name in _MAY_BE_NOT_FINITE else 0
-        return _Field(name, (float, int), low, sys.float_info.max)
+        return _Field(name, (float, int), low, _GREATEST.get(name, sys.float_info.max))
     if hint in (str, bytes):
         return _Field(name, (hint,), None, _LONGEST.get(name, 1024))
     if hint is bool:

@@ -78,13 +78,32 @@ class SegmentAddress(NamedTuple):
 NO_SEGMENT = SegmentAddress(process_id=0, descriptor=-1, token=b"")
 
 
+class Equipment(NamedTuple):
+    """What a worker computes with, by its own account; 0 or "" for what it does not know.
+
+    ``host`` has ``host_cores``, of which the worker may use ``cores``, for ``core_quota`` cores'
+    time where its cgroups limit that (0: they do not), in so many ``threads``. ``blas`` is the
+    library that multiplies matrices, with its version.
+    """
+
+    host: str = ""
+    host_cores: int = 0
+    cores: int = 0
+    core_quota: float = 0.0
+    threads: int = 0
+    blas: str = ""
+
+
+UNKNOWN_EQUIPMENT = Equipment()
+
+
 class Join(NamedTuple):
     """A worker asks to take part.
 
     ``identity`` is a random number, the same each time that this worker joins: the server ends the
     membership that it had, of which requests may still be on their way. ``recipe_digest`` must
-    equal the server's. The last three are the `SegmentAddress` of its gradient vectors; without a
-    segment, arrays travel as frames.
+    equal the server's. Then comes the `SegmentAddress` of its gradient vectors; without a segment,
+    arrays travel as frames. The rest is its `Equipment`.
     """
 
     name: str
@@ -94,6 +113,16 @@ class Join(NamedTuple):
     process_id: int
     gradient_descriptor: int
     segment_token: bytes
+    host: str = ""
+    host_cores: int = 0
+    cores: int = 0
+    core_quota: float = 0.0
+    threads: int = 0
+    blas: str = ""
+
+    @property
+    def equipment(self) -> Equipment:
+        return Equipment._make(self[-len(Equipment._fields) :])
 
 
 class Welcome(NamedTuple):
@@ -187,13 +216,21 @@ class Push(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """The worker's process is alive, whatever its computation is doing."""
+    """The worker's process is alive, whatever its computation is doing.
+
+    ``sent_s`` is the time on the worker's clock, which comes back with the answer;
+    ``round_trip_s`` is how long the last answer took, 0 before there was one.
+    """
 
     worker_id: int
+    sent_s: float = 0.0
+    round_trip_s: float = 0.0
 
 
 class Alive(NamedTuple):
-    """The server is alive too, and still counts this worker in."""
+    """The server is alive too, and still counts this worker in; ``sent_s`` is the heartbeat's."""
+
+    sent_s: float = 0.0
 
 
 class Leave(NamedTuple):

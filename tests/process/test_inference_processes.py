@@ -91,7 +91,9 @@ class Gateway:
         node, message = received
         if isinstance(message, Heartbeat):
             self._heartbeats += 1
-            if self.heartbeat_answer is not None:
+            if isinstance(self.heartbeat_answer, Alive):
+                self._socket.send(node, Alive(message.sent_s))
+            elif self.heartbeat_answer is not None:
                 self._socket.send(node, self.heartbeat_answer)
             return None
         self._node = node

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
+from dist_net.cluster.cores import own_equipment
 from dist_net.cluster.entry import READY, entry_point, stop_on_signals, use_threads
 from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.models.observer import recipe_at
@@ -91,6 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
         shares_memory=contact_address(arguments.connect).stays_on_this_host,
         join_timeout_s=arguments.timeout,
         rejoin_timeout_s=arguments.rejoin_timeout,
+        equipment=own_equipment(arguments.threads),
     ) as worker:
         stop_on_signals(worker.stop, arguments.parent)
         print(READY, flush=True)

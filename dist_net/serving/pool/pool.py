@@ -131,12 +131,12 @@ class Pool:
                 return self.done(node, message, now)
             case Loaded():
                 return self.loaded(node, message, now)
-            case Heartbeat(worker_id):  # which comes by a socket of its own
+            case Heartbeat(worker_id, sent_s):  # which comes by a socket of its own
                 worker = self._workers.with_id(worker_id)
                 if worker is None:
                     return [SendToNode(node, NOT_ENLISTED)]
                 worker.heard_s = now
-                return [SendToNode(node, Alive())]
+                return [SendToNode(node, Alive(sent_s))]
             case Enlist(name, host, process_id):
                 return self.enlist(node, name, host, process_id, now)
             case Leave():

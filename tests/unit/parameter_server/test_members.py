@@ -1,10 +1,30 @@
 """Workers come and go; one that is silent is overdue."""
 
-from dist_net.parameter_server.members import Membership
+from dist_net.parameter_server.members import NAMES_KEPT, Membership
+from dist_net.wire.messages import Equipment
 
 
 def a_membership() -> Membership:
     return Membership(heartbeat_timeout_s=1.5)
+
+
+def test_who_joins_under_a_name_of_another_process_was_started_again() -> None:
+    members = a_membership()
+    starts = [
+        (member.starts, member.is_restart)
+        for identity in (1, 1, 2, 3)  # the second time it was only silent
+        for member in [members.join(b"a", "one", identity, 0.0)]
+    ]
+    assert starts == [(1, False), (1, False), (2, True), (3, True)]
+    assert members.join(b"b", "two", 4, 0.0).starts == 1
+
+
+def test_names_are_forgotten_in_time() -> None:
+    members = a_membership()
+    for identity in range(NAMES_KEPT + 1):
+        members.join(b"a", f"worker-{identity}", identity, 0.0)
+    assert members.join(b"a", f"worker-{NAMES_KEPT}", 5000, 0.0).starts == 2
+    assert members.join(b"a", "worker-0", 5001, 0.0).starts == 1
 
 
 def test_an_id_is_never_given_twice() -> None:
@@ -58,15 +78,28 @@ def test_work_is_only_taken_through_the_socket_that_joined() -> None:
     assert members.at_node(b"b") is None
 
 
-def test_a_worker_reports_its_rate_since_it_joined() -> None:
-    member = a_membership().join(b"a", "one", 1, 10.0)
+def test_a_worker_reports_what_it_has_and_how_it_does() -> None:
+    equipment = Equipment("here", 8, 4, 1.5, 2, "openblas 0.3")
+    member = a_membership().join(b"a", "one", 1, 10.0, equipment)
     assert member.report(10.0)["samples_per_s"] == 0.0
-    member.samples, member.pushes = 300, 3
+    member.pushes, member.staleness_sum = 3, 6
+    member.round_trips_s.extend([0.9, 0.001, 0.002])
+    member.speed.has_work(10.0)
+    member.speed.computed(0, 13.0)
     assert member.report(13.0) == {
         "id": member.worker_id,
         "name": "one",
+        "starts": 1,
+        "host": "here",
+        "host_cores": 8,
+        "cores": 4,
+        "core_quota": 1.5,
+        "threads": 2,
+        "blas": "openblas 0.3",
         "pushes": 3,
-        "samples_per_s": 100.0,
+        "samples_per_s": 0.0,
+        "staleness_mean": 2.0,
+        "round_trip_s": 0.002,
         "heard_s_ago": 3.0,
         "progress_s_ago": 3.0,
     }

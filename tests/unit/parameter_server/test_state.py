@@ -13,8 +13,8 @@ from dist_net.optim import SGD, Momentum, StepDecay
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.journal import JournalLag
 from dist_net.parameter_server.loop import opened_run
-from dist_net.parameter_server.metrics import RunMetrics
-from dist_net.parameter_server.run import RunState
+from dist_net.parameter_server.metrics import RECORDS_PER_REPORT, RunMetrics
+from dist_net.parameter_server.run import WORKERS_PER_REPORT, RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import (
     RETRY_AFTER_S,
@@ -24,8 +24,10 @@ from dist_net.parameter_server.state import (
     SendToPeer,
 )
 from dist_net.vector import Vector
+from dist_net.wire.codec import MAX_HEADER_BYTES, encode
 from dist_net.wire.messages import (
     PIPELINE,
+    UNKNOWN_EQUIPMENT,
     Alive,
     Heartbeat,
     Join,
@@ -537,6 +539,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "workers_joined": 1,
         "workers_lost": 0,
         "workers_restarted": 0,
+        "worker_count": 1,
         "checkpoints_failed": 0,
         "journal_failures": 0,
         "next_record": len(records),
@@ -553,10 +556,17 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
     assert worker == {
         "id": 1,
         "name": "a",
+        "starts": 1,
+        **UNKNOWN_EQUIPMENT._asdict(),
         "pushes": 20,
-        "samples_per_s": pytest.approx(80 / 2.25),
+        "samples_per_s": pytest.approx(40.0, rel=0.1),
+        "staleness_mean": 0.0,
+        "round_trip_s": 0.0,
         "heard_s_ago": pytest.approx(0.25),
         "progress_s_ago": pytest.approx(0.25),
+        "speed_share": None,
+        "is_slow": False,
+        "slow_because": [],
     }
     assert records[-1] == {
         "samples": 80,
@@ -594,6 +604,45 @@ def test_a_report_says_how_far_the_disk_is_behind_the_journal_and_how_often_that
         told = (report["journal_lag_bytes"], report["journal_lag_s"])
         assert (*told, report["journal_unwritten_bytes"], report["journal_error"]) == lag
     assert report["journal_failures"] == 1
+
+
+def test_a_worker_that_was_started_again_is_counted_and_says_what_it_has(desk: Desk) -> None:
+    desk.join(b"a", name="one", identity=1)
+    desk.join(b"b", name="one", identity=1)  # the network was cut
+    desk.join(b"c", name="one", identity=2, threads=3, blas="openblas 0.3")
+    report = desk.report()
+    assert (report["workers_joined"], report["workers_restarted"]) == (3, 1)
+    newest = report["workers"][-1]
+    assert (newest["starts"], newest["threads"], newest["blas"]) == (2, 3, "openblas 0.3")
+
+
+def test_a_heartbeat_comes_back_with_its_time_and_tells_how_long_the_last_one_took(
+    desk: Desk,
+) -> None:
+    desk.join(b"a")
+    assert desk.ask(b"heart", Heartbeat(1, 7.5)) == Alive(7.5)
+    assert desk.report()["workers"][0]["round_trip_s"] == 0.0
+    desk.ask(b"heart", Heartbeat(1, 8.5, 0.05))
+    assert desk.report()["workers"][0]["round_trip_s"] == 0.05
+
+
+def test_a_report_fits_into_a_message_whatever_its_workers_are_called() -> None:
+    run = RunState(SETTINGS, vector(0.0), [vector(0.0)] * 3)
+    desk = Desk(run)
+    widest = "\U0001f40d"
+    for number in range(WORKERS_PER_REPORT + 5):
+        node = b"%d" % number
+        facts = {"name": 128 * widest, "host": 255 * widest, "blas": 128 * widest}
+        desk.join(node, -1, identity=number, host_cores=1, threads=9, **facts)
+    desk.now += 1.0  # silent, so that all causes are named
+    for record in range(RECORDS_PER_REPORT):
+        run.metrics.window.samples = run.metrics.window.pushes = 1
+        run.metrics.record(record, 40, 1, 0.1)
+    [frame] = encode(desk.ask(b"observer", StatusRequest(0)))
+    assert len(frame) < MAX_HEADER_BYTES
+    report = desk.report()
+    assert len(report["workers"]) == WORKERS_PER_REPORT
+    assert report["worker_count"] == WORKERS_PER_REPORT + 5
 
 
 def test_staleness_is_counted_in_so_many_buckets_at_most() -> None:

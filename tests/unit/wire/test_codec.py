@@ -23,6 +23,7 @@ from dist_net.wire.messages import (
     Heartbeat,
     Integers,
     Join,
+    Leave,
     Message,
     Pull,
     Push,
@@ -36,6 +37,7 @@ from dist_net.wire.messages import (
 from dist_net.wire.serving_messages import Payloads, RunBatch
 
 PUSH = Push(3, 17, 1000, (1032, 1064), (512, 513), 34.5, 28, (1, 0), ())
+JOIN = Join("w", 7, "d", 6, 1, -1, b"")
 WEIGHTS = np.arange(6, dtype=np.float32)
 
 vectors = st.lists(st.floats(width=32), min_size=1, max_size=20).map(
@@ -56,7 +58,11 @@ by_hint = {
     Payloads: st.lists(st.binary(max_size=20), max_size=3).map(tuple),
 }
 one_line = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=20)
-by_name = dict.fromkeys(("name", "host", "recipe_digest"), one_line)
+by_name = dict.fromkeys(("name", "host", "blas", "recipe_digest"), one_line) | {
+    "core_quota": st.floats(0, 65_536),
+    "round_trip_s": st.floats(0, 86_400),
+    **dict.fromkeys(("host_cores", "cores", "threads"), st.integers(0, 65_536)),
+}
 messages = st.one_of(
     st.builds(
         kind,
@@ -130,7 +136,7 @@ def test_a_diverging_loss_is_carried(loss):
 @pytest.mark.parametrize(
     "message",
     [
-        Join("w", 7, "d", 6, 1, -1, b""),
+        JOIN,
         Welcome(1, "b7", 32, 0, 0.5, 2.0, 1, -1, b""),
         Work(1, 0, 0, 32, 0, 2, 2, -1, None),
     ],
@@ -193,7 +199,7 @@ def test_every_text_is_bounded_on_the_way_in_and_out(kind):
 
 def test_a_name_that_is_too_long_is_named():
     assert_refused(
-        [header(PROTOCOL_VERSION, "Join", "x" * 129, 7, "d", 6, 1, -1, b"")],
+        [header(PROTOCOL_VERSION, "Join", *JOIN._replace(name="x" * 129))],
         *["Join.name", "length 0 to 128"],
     )
 
@@ -202,10 +208,11 @@ def test_a_name_that_is_too_long_is_named():
 def test_a_name_cannot_begin_a_line_of_the_log(character):
     name = f"worker{character}2026-01-01 INFO all is well"
     assert_refused(
-        [header(PROTOCOL_VERSION, "Join", name, 7, "d", 6, 1, -1, b"")],
+        [header(PROTOCOL_VERSION, "Join", *JOIN._replace(name=name))],
         *["Join.name", "without control characters"],
     )
-    assert_refused([header(PROTOCOL_VERSION, "Join", "w", 7, f"d{character}", 6, 1, -1, b"")])
+    join = JOIN._replace(recipe_digest=f"d{character}")
+    assert_refused([header(PROTOCOL_VERSION, "Join", *join)], "Join.recipe_digest")
 
 
 def test_a_reason_that_is_too_long_is_cut():
@@ -266,21 +273,21 @@ def test_random_fields_raise_nothing_but_a_protocol_error(kind, fields):
         ([header(1, "Alive")], ["version 1", f"speaks {PROTOCOL_VERSION}", "same release"]),
         ([header(True, "Alive")], ["version True"]),
         ([header(PROTOCOL_VERSION, "Explode")], ["'Explode'", "Heartbeat"]),
-        ([header(PROTOCOL_VERSION, "Heartbeat")], ["0 fields", "worker_id"]),
-        ([header(PROTOCOL_VERSION, "Heartbeat", 1, 2)], ["2 fields"]),
+        ([header(PROTOCOL_VERSION, "Leave")], ["0 fields", "worker_id"]),
+        ([header(PROTOCOL_VERSION, "Leave", 1, 2)], ["2 fields"]),
         (
-            [header(PROTOCOL_VERSION, "Heartbeat", True)],
-            ["Heartbeat.worker_id", "True", "bool", "int"],
+            [header(PROTOCOL_VERSION, "Leave", True)],
+            ["Leave.worker_id", "True", "bool", "int"],
         ),
-        ([header(PROTOCOL_VERSION, "Heartbeat", "7")], ["'7'", "str"]),
-        ([header(PROTOCOL_VERSION, "Heartbeat", -1)], ["-1", "from 0"]),
-        ([header(PROTOCOL_VERSION, "Heartbeat", 2**63)], [str(2**63)]),
+        ([header(PROTOCOL_VERSION, "Leave", "7")], ["'7'", "str"]),
+        ([header(PROTOCOL_VERSION, "Leave", -1)], ["-1", "from 0"]),
+        ([header(PROTOCOL_VERSION, "Leave", 2**63)], [str(2**63)]),
         ([header(PROTOCOL_VERSION, "Wait", float("nan"))], ["Wait.retry_after_s", "nan"]),
         ([header(PROTOCOL_VERSION, "Wait", float("inf"))], ["inf"]),
         ([header(PROTOCOL_VERSION, "Wait", -0.5)], ["-0.5"]),
         ([header(PROTOCOL_VERSION, "Stop", "done", 1)], ["Stop.finished", "bool"]),
         ([header(PROTOCOL_VERSION, "Work", *[1] * 7, -2, None)], ["Work.snapshot", "-2"]),
-        ([header(PROTOCOL_VERSION, "Heartbeat", 1), b"more"], ["2 frames", "expected 1"]),
+        ([header(PROTOCOL_VERSION, "Leave", 1), b"more"], ["2 frames", "expected 1"]),
         ([header(PROTOCOL_VERSION, "StatusReport", b"\xff")], ["StatusReport.report", "bytes"]),
         ([b"\x93\x01\xa6Status\xa1\xff"], ["not msgpack"]),
     ],
@@ -355,6 +362,23 @@ def test_a_short_header_cannot_claim_much_memory():
     assert_refused([deep], "exceeds max_array_len")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("threads", 10**6),
+        ("core_quota", 1e300),
+        ("core_quota", float("nan")),
+        ("cores", -1),
+        ("blas", "x" * 129),
+        ("blas", "\x1b[31mred"),
+        ("host", "two\nlines"),
+    ],
+)
+def test_what_a_worker_says_of_itself_is_bounded(field, value):
+    join = JOIN._replace(**{field: value})
+    assert_refused([header(PROTOCOL_VERSION, "Join", *join)], f"Join.{field}")
+
+
 def test_an_error_stays_short_whatever_the_peer_sent():
     with pytest.raises(ProtocolError) as caught:
         decode([header(PROTOCOL_VERSION, "x" * 100_000)])
@@ -362,6 +386,6 @@ def test_an_error_stays_short_whatever_the_peer_sent():
 
 
 def test_messages_without_fields_and_with_one_are_small():
-    assert [len(encode(message)[0]) for message in (Alive(), Pull(1), Heartbeat(1), Wait(0.5))] == [
-        8, 8, 13, 16
+    assert [len(encode(message)[0]) for message in (Leave(1), Pull(1), Alive(), Wait(0.5))] == [
+        9, 8, 17, 16
     ]  # fmt: skip
