@@ -292,6 +292,14 @@ class WorkerRefusedError(DistNetError):
     """The server dismissed this worker because of a message that it sent."""
 
 
+class CostsDamagedError(BadInputError):
+    """A file does not hold what the parts of a cluster cost."""
+
+
+class CapacityWriteError(DistNetError):
+    """The costs or the picture of a cluster's capacity could not be written."""
+
+
 class ServerLostError(DistNetError):
     """The parameter server does not answer any more."""
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train a recipe with a parameter server and workers on this host",
     "evaluate": "give a trained model's accuracy on the test images",
     "replay": "compute a run again from its journal, in one process, and compare the weights",
+    "simulate": "predict what a cluster would do, and what it would be bound by",
     "predict": "say what pictures show, by a published classifier or one that was trained here",
     "export": "write a trained model for other programs: as ONNX, safetensors or npz",
     "fetch": "fetch a dataset or a published classifier: progress, resume, checksum",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -61,6 +62,14 @@ def count_from(least: int) -> Callable[[str], int]:
         return number
 
     return count
+
+
+def number_above_zero(text: str) -> float:
+    """The type of an argument that is a finite number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no finite number above 0")
+    return number
 
 
 def _hint(word: str, known: Iterable[str]) -> str:

@@ -1,4 +1,7 @@
-"""Plots of a run: its curves and its confusion matrix. Needs the extra ``plots``."""
+"""Plots of a run, its curves and its confusion matrix, and of a cluster's capacity.
+
+Needs the extra ``plots``.
+"""
 
 from __future__ import annotations
 
@@ -114,6 +117,39 @@ def _write_counts(axes: Axes, confusion: NDArray[np.int64], shares: NDArray[np.f
     for row, column in np.argwhere(confusion > 0):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=color)
+
+
+def plot_capacity(predictions: Sequence[Mapping[str, Any]], title: str, figure: Figure) -> None:
+    """Draws samples per second, staleness and idle time over the number of workers.
+
+    ``predictions`` are as ``dist-net simulate --json`` has them, and ``figure`` is an empty one.
+    """
+    figure.suptitle(title, **AS_IT_IS)
+    workers = [each["workers"] for each in predictions]
+
+    def values(quantity: str) -> list[float]:
+        return [each[quantity] for each in predictions]
+
+    speed, staleness, idle = figure.subplots(1, 3)
+    first = predictions[0]
+    of_one = first["samples_per_s"] / first["workers"]
+    speed.set_title("samples/s")
+    speed.plot(workers, [of_one * each for each in workers], "--", color="gray", label="no waits")
+    speed.plot(workers, values("samples_per_s"), "o-", markersize=3, label="predicted")
+    speed.set_yscale("log")
+    speed.legend()
+    staleness.set_title(TITLES["staleness_mean"])
+    staleness.plot(workers, values("staleness_mean"), "o-", markersize=3)
+    staleness.set_ylim(bottom=0)
+    idle.set_title("share of a worker's time that it waits")
+    idle.plot(workers, values("idle"), "o-", markersize=3)
+    idle.set_ylim(0, 1)
+    idle.yaxis.set_major_formatter("{x:.0%}")
+    for axes in (speed, staleness, idle):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("workers")
+        axes.grid(alpha=0.3)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -51,14 +51,14 @@ MAY_IMPORT = {
     ),
     "report": "errors nn models",
     "export": "errors vector files spelling release autodiff nn recipes models",
+    "simulation": "errors vector wire parameter_server training",
     "cluster": (
-        "errors vector clock autodiff nn pictures data recipes wire parameter_server training "
-        "serving models report"
+        "errors vector clock autodiff nn optim pictures data recipes wire parameter_server "
+        "training serving models report simulation"
     ),
-    "simulation": "vector wire parameter_server training",
     "cli": (
         "errors spelling data darknet pretrained recipes wire parameter_server training serving "
-        "models report export cluster"
+        "models report export simulation cluster"
     ),
     "__main__": "cli",
     "dist_net": "pictures recipes training serving cluster",

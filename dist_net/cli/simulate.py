@@ -1,0 +1,290 @@
+"""``dist-net simulate``: what a cluster would do, before anybody buys it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dist_net.cli.parser import count_from, number_above_zero
+from dist_net.cluster.cores import available_cores
+from dist_net.cluster.measuring import measure_cluster, measure_step
+from dist_net.cluster.terminal import FetchProgress, plain_console
+from dist_net.errors import CapacityWriteError, CostsDamagedError, SettingError
+from dist_net.recipes.recipe import load_recipe, recipe_names
+from dist_net.report.plots import new_figure, plot_capacity
+from dist_net.simulation import costs as costs_of_clusters
+from dist_net.simulation.capacity import ClusterPlan, PlannedCluster, PredictedCapacity
+from dist_net.simulation.costs import SHARED_MEMORY, ClusterCosts, Network, TransportCosts
+
+TYPICAL_COSTS = Path(costs_of_clusters.__file__).with_name("typical_costs.json")
+"""Measured by this command on two cores of a virtual machine, with Fashion-MNIST's recipe."""
+
+DEFAULT_WORKERS = [1, 2, 4, 8, 16]
+DEFAULT_BATCH_SIZE = 32
+PICTURES = (".png", ".svg")
+
+WORDS = {
+    "network": "the server's network",
+    "update": "the server's update of the weights",
+    "messages": "the server's messages",
+    "cores": "the host's cores",
+    "workers": "the workers",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        help=f"whose step is timed here: {', '.join(recipe_names())}, or a Python file's path",
+    )
+    parser.add_argument(
+        "--workers",
+        type=count_from(1),
+        nargs="+",
+        default=DEFAULT_WORKERS,
+        metavar="N",
+        help=f"one number or several (default: {' '.join(map(str, DEFAULT_WORKERS))})",
+    )
+    parser.add_argument(
+        "--network",
+        type=network,
+        default=Network(),
+        metavar="RATE:LATENCY",
+        help="that of the server, such as 1gbit:0.1ms; or shared-memory, with all on one host "
+        "(default)",
+    )
+    by_hand = parser.add_argument_group("in place of what was measured")
+    by_hand.add_argument(
+        "--step-ms", type=number_above_zero, metavar="MS", help="a minibatch on a worker"
+    )
+    by_hand.add_argument(
+        "--parameters", type=count_from(1), metavar="N", help="float32 numbers in a push"
+    )
+    by_hand.add_argument(
+        "--batch-size",
+        type=count_from(1),
+        metavar="N",
+        help=f"default: the recipe's, else {DEFAULT_BATCH_SIZE}",
+    )
+    hosts = parser.add_argument_group("hosts")
+    hosts.add_argument(
+        "--threads", type=count_from(1), metavar="N", help="of each worker (default: 1)"
+    )
+    hosts.add_argument(
+        "--cores", type=count_from(1), metavar="N", help="of each host (default: as this one has)"
+    )
+    hosts.add_argument(
+        "--workers-per-host",
+        type=count_from(1),
+        default=1,
+        metavar="N",
+        help="with a network (default: 1)",
+    )
+    measured = parser.add_argument_group("costs")
+    measured.add_argument(
+        "--measure", action="store_true", help="measure what pushes and updates cost here, too"
+    )
+    measured.add_argument(
+        "--save-costs", type=Path, metavar="FILE", help="keep what --measure gives"
+    )
+    measured.add_argument(
+        "--costs", type=Path, metavar="FILE", help="what was measured before, perhaps elsewhere"
+    )
+    parser.add_argument("--seed", type=count_from(0), default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw it over the number of workers: .png or .svg"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def network(text: str) -> Network:
+    try:
+        return Network.of(text)
+    except SettingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Predicts, shows it, and gives the exit code."""
+    require_sense(arguments)
+    console = plain_console()
+    figure = None if arguments.plot is None else new_figure(15, 4.2)
+    costs = costs_given(arguments, console)
+    plans = [plan_of(arguments, costs, workers) for workers in sorted({*arguments.workers})]
+    console.print(title_of(plans[-1]))
+    predictions = [PlannedCluster(plan, arguments.seed).predict() for plan in plans]
+    show(predictions, console)
+    console.print(verdict(predictions, plans[-1]))
+    result = as_json(predictions, plans[-1])
+    if figure is not None:
+        plot_capacity(result["predictions"], title_of(plans[-1]), figure)
+        try:
+            figure.savefig(arguments.plot, dpi=120)
+        except OSError as error:
+            raise CapacityWriteError(f"nothing was drawn: {error}") from error
+    if arguments.json:
+        print(json.dumps(result))
+    return 0
+
+
+def require_sense(arguments: argparse.Namespace) -> None:
+    """Raises SettingError for options that contradict each other, or say too little."""
+    if arguments.costs is not None and (arguments.measure or arguments.recipe is not None):
+        raise SettingError(
+            "--costs is of another time: expected no RECIPE and no --measure with it"
+        )
+    if arguments.save_costs is not None and not arguments.measure:
+        raise SettingError("--save-costs keeps what --measure gives: expected both")
+    if arguments.measure and arguments.recipe is None:
+        raise SettingError("--measure: expected a RECIPE, whose step is timed")
+    by_hand = arguments.step_ms is not None and arguments.parameters is not None
+    if not (by_hand or arguments.recipe is not None or arguments.costs is not None):
+        raise SettingError("nothing to predict: expected a RECIPE, or --step-ms and --parameters")
+    if arguments.plot is not None and arguments.plot.suffix not in PICTURES:
+        raise SettingError(f"--plot={arguments.plot}: expected a name in {' or '.join(PICTURES)}")
+
+
+def costs_given(arguments: argparse.Namespace, console: Console) -> ClusterCosts:
+    """What was measured here or elsewhere, and what the arguments say in its place."""
+    if arguments.measure:
+        costs = measured_costs(arguments, console)
+    elif arguments.costs is not None:
+        costs = read_costs(arguments.costs)
+    else:
+        costs = replace(read_costs(TYPICAL_COSTS), batch_size=DEFAULT_BATCH_SIZE, threads=1)
+        if arguments.recipe is not None:
+            costs = with_step_of(arguments, costs, console)
+    given = {name: getattr(arguments, name) for name in ("parameters", "batch_size", "step_ms")}
+    return replace(costs, **{name: value for name, value in given.items() if value is not None})
+
+
+def with_step_of(
+    arguments: argparse.Namespace, costs: ClusterCosts, console: Console
+) -> ClusterCosts:
+    """The costs with the recipe's step, as it is timed here."""
+    loaded = load_recipe(arguments.recipe)
+    with FetchProgress(console) as progress:
+        dataset = loaded.recipe.load_dataset(progress)
+    batch_size, threads = arguments.batch_size or loaded.recipe.batch_size, arguments.threads or 1
+    step_s = measure_step(loaded, dataset, batch_size, threads)
+    size = loaded.recipe.model.layout.size
+    return replace(
+        costs, parameters=size, batch_size=batch_size, threads=threads, step_ms=1e3 * step_s
+    )
+
+
+def measured_costs(arguments: argparse.Namespace, console: Console) -> ClusterCosts:
+    """All costs as they are here, which are shown and may be kept."""
+    loaded = load_recipe(arguments.recipe)
+    with FetchProgress(console) as progress:
+        dataset = loaded.recipe.load_dataset(progress)
+    costs = measure_cluster(
+        loaded,
+        dataset,
+        arguments.batch_size,
+        arguments.threads or 1,
+        lambda line: console.print(f"measuring, {line}"),
+    )
+    show_costs(costs, console)
+    if arguments.save_costs is not None:
+        try:
+            arguments.save_costs.write_text(costs.to_json())
+        except OSError as error:
+            raise CapacityWriteError(f"the costs were not kept: {error}") from error
+    return costs
+
+
+def read_costs(path: Path) -> ClusterCosts:
+    """The costs in a file; raises CostsDamagedError."""
+    try:
+        return ClusterCosts.from_json(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise CostsDamagedError(f"the costs cannot be read: {error}") from error
+    except CostsDamagedError as error:
+        raise CostsDamagedError(f"{path}: {error}") from error
+
+
+def plan_of(arguments: argparse.Namespace, costs: ClusterCosts, workers: int) -> ClusterPlan:
+    shares_memory = arguments.network.bytes_per_s is None
+    return ClusterPlan(
+        workers,
+        1e-3 * costs.step_ms,
+        costs.batch_size,
+        costs.parameters,
+        arguments.network,
+        costs.shared_memory if shares_memory else costs.tcp,
+        arguments.threads or costs.threads,
+        arguments.cores or available_cores(),
+        arguments.workers_per_host,
+    )
+
+
+def show_costs(costs: ClusterCosts, console: Console) -> None:
+    """What a push with one gradient costs each thread, in microseconds."""
+    table = Table("µs for a push", "server", "its transport", "worker", "its transport", "latency")
+    for name, of in ((SHARED_MEMORY, costs.shared_memory), ("tcp, encrypted", costs.tcp)):
+        table.add_row(name, *(f"{each:,.0f}" for each in microseconds(of, costs.parameters)))
+    console.print(table)
+
+
+def microseconds(costs: TransportCosts, parameters: int) -> list[float]:
+    threads = costs.server, costs.server_transport, costs.worker, costs.worker_transport
+    return [*(1e6 * each.exchange_s(1, parameters) for each in threads), costs.latency_us]
+
+
+def show(predictions: Sequence[PredictedCapacity], console: Console) -> None:
+    table = Table("workers", "samples/s", "staleness", "at most", "idle", "busiest", "bound by")
+    for each in predictions:
+        busiest = max(each.busy, key=lambda part: each.busy[part])
+        table.add_row(
+            f"{each.workers:,}",
+            f"{each.samples_per_s:,.0f}",
+            f"{each.staleness_mean:,.1f}",
+            f"{each.staleness_max:,}",
+            f"{each.idle:.0%}",
+            f"{busiest} {each.busy[busiest]:.0%}",
+            each.bound_by,
+        )
+    console.print(table)
+
+
+def verdict(predictions: Sequence[PredictedCapacity], plan: ClusterPlan) -> str:
+    """Whether one server is enough, and what becomes full first."""
+    part, workers = plan.first_bound()
+    count = f"{workers:.1f}" if workers < 10 else f"{workers:,.0f}"
+    first = f"{WORDS[part]} would be full first, by about {count} workers"
+    last = predictions[-1]
+    if last.bound_by == "workers":
+        return f"one server is enough for {last.workers:,} workers; {first}"
+    return f"{last.workers:,} workers are more than {WORDS[last.bound_by]} can serve; {first}"
+
+
+def as_json(predictions: Sequence[PredictedCapacity], plan: ClusterPlan) -> dict[str, Any]:
+    part, workers = plan.first_bound()
+    return {
+        "parameters": plan.parameters,
+        "batch_size": plan.batch_size,
+        "step_ms": 1e3 * plan.step_s,
+        "threads": plan.threads,
+        "cores": plan.cores,
+        "network": str(plan.network),
+        "bound_first": part,
+        "bound_first_at_workers": workers,
+        "predictions": [each._asdict() for each in predictions],
+    }
+
+
+def title_of(plan: ClusterPlan) -> str:
+    return (
+        f"{plan.parameters:,} parameters, minibatches of {plan.batch_size} in "
+        f"{1e3 * plan.step_s:.4g} ms, {plan.network}"
+    )

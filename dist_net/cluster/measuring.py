@@ -1,0 +1,243 @@
+"""What the parts of a cluster cost on this host: a worker's step, and a push with its answer.
+
+The server and the worker that are measured are those that ship, in a process each. They are asked
+for the processor time of their threads, so it counts little what else the machine does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+
+from dist_net.cluster.child import Child, end
+from dist_net.cluster.entry import keep_freed_memory, use_threads
+from dist_net.cluster.own_directory import temporary_directory
+from dist_net.data import Dataset
+from dist_net.errors import ProcessFailedError
+from dist_net.models.run_options import RunOptions
+from dist_net.recipes.recipe import LoadedRecipe
+from dist_net.simulation.costs import ClusterCosts, ExchangeCost, TransportCosts
+from dist_net.training.loop import WorkerLoop
+from dist_net.training.step import TrainingStep
+from dist_net.vector import Vector
+from dist_net.wire.messages import PIPELINE
+from dist_net.wire.security import WORKER, add_keys, create_keys, load_peer_keys
+
+START_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 30.0
+ROUNDS = 3
+STEP_SECONDS = 0.5
+LEAST_STEPS = 5
+EXCHANGE_SECONDS = 0.4
+LEAST_EXCHANGES = 60
+WARM_UP = 30
+LEASES = {1: 1, PIPELINE.grouped: 21 * PIPELINE.grouped}
+"""Minibatches of a lease, by how many gradients are then in a push."""
+
+
+def measure_step(loaded: LoadedRecipe, dataset: Dataset, batch_size: int, threads: int) -> float:
+    """Seconds that a worker with so many threads takes for a minibatch: the median."""
+    use_threads(threads)
+    step = TrainingStep(loaded.recipe.model, dataset, 0, threads)
+    weights = loaded.recipe.initial_weights(0)
+    snapshots = [weights.copy() for _ in range(PIPELINE.snapshots)]
+    gradients = [np.empty_like(weights) for _ in range(PIPELINE.gradients)]
+    minibatches = len(dataset.train_targets) // batch_size
+    times_s: list[float] = []
+    began_s = time.perf_counter()
+    while len(times_s) < LEAST_STEPS or time.perf_counter() < began_s + STEP_SECONDS:
+        number = len(times_s)
+        start = batch_size * (number % minibatches)
+        before_s = time.perf_counter()
+        step.gather(0, start, start + batch_size)
+        step.run(snapshots[number % len(snapshots)], gradients[number % len(gradients)])
+        times_s.append(time.perf_counter() - before_s)
+    use_threads(1)
+    return median(times_s[len(times_s) // 3 :])
+
+
+class MeasuredExchange(NamedTuple):
+    """Seconds that a push with its answer takes: of the processor for each thread, and in all."""
+
+    server_s: float
+    server_transport_s: float
+    worker_s: float
+    worker_transport_s: float
+    round_trip_s: float
+
+
+class EmptyStep:
+    """A step that computes nothing, and notes what this process uses from push to push.
+
+    ``noted`` is called when it begins to count, and again at the end.
+    """
+
+    def __init__(self, noted: Callable[[], None]) -> None:
+        self._noted = noted
+        self._until_s = 0.0
+        self._own_s = 0.0
+        self.steps = 0
+        self.round_trips_s: list[float] = []
+        self.used: list[tuple[float, float]] = []
+        self.done: Callable[[], None] = lambda: None
+        self._pushed_s = 0.0
+
+    def gather(self, epoch: int, start: int, stop: int) -> None:
+        """Nothing to gather."""
+
+    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
+        """Write a gradient, whose time does not count."""
+        now_s, own_s = time.perf_counter(), time.thread_time()
+        self.steps += 1
+        counted = self.steps - WARM_UP
+        if counted > 0:
+            self.round_trips_s.append(now_s - self._pushed_s)
+        if counted == 0:
+            self._until_s = now_s + EXCHANGE_SECONDS
+            self._note()
+        elif counted >= LEAST_EXCHANGES and now_s >= self._until_s and len(self.used) == 1:
+            self._note()
+            self.done()
+        gradient.fill(0.0)
+        self._own_s += time.thread_time() - own_s
+        self._pushed_s = time.perf_counter()
+        return 0.0, 0
+
+    def unbind(self) -> None:
+        """Nothing is bound."""
+
+    def _note(self) -> None:
+        self.used.append((time.thread_time() - self._own_s, time.process_time() - self._own_s))
+        self._noted()
+
+
+def measure_exchange(
+    transport: str, parameters: int, gradients: int, optimizer: str, directory: Path
+) -> MeasuredExchange:
+    """What a push of so many gradients costs; ``transport`` is ``tcp``, or else shared memory.
+
+    ``directory`` is an empty one, for the server. With TCP everything is encrypted, as between
+    hosts. Raises ProcessFailedError.
+    """
+    keys = directory / "keys"
+    words = ["--parameters", str(parameters), "--optimizer", optimizer]
+    words += ["--lease-minibatches", str(LEASES[gradients]), "--parent", str(os.getpid())]
+    if transport == "tcp":
+        create_keys(keys)
+        add_keys(keys, WORKER)
+        words += ["--keys", str(keys)]
+    listen = "tcp://127.0.0.1:0" if transport == "tcp" else f"ipc://{directory}/server"
+    module = "dist_net.cluster.processes.measured_server"
+    server = Child("server", module, [str(directory), listen, *words], directory)
+    try:
+        (address,) = server.wait_until_ready(START_TIMEOUT_S)
+        step = EmptyStep(lambda: os.kill(server.process_id, signal.SIGUSR1))
+        with WorkerLoop(
+            lambda _: step,
+            address,
+            "worker",
+            "",
+            parameters,
+            load_peer_keys(keys) if transport == "tcp" else None,
+            shares_memory=transport != "tcp",
+        ) as worker:
+            step.done = lambda: worker.stop("measured")
+            worker.train()
+        server.terminate()
+        server.wait(END_TIMEOUT_S)
+    finally:
+        end([server], grace_s=0.0)
+    try:
+        used = json.loads((directory / "used.json").read_text())
+        (first, last), (began, ended) = used, step.used
+    except (OSError, ValueError) as error:
+        raise ProcessFailedError(f"{server.name}: {server.last_words} ({error})") from error
+    pushes = (last[2] - first[2]) / gradients
+    server_s, worker_s = last[0] - first[0], ended[0] - began[0]
+    return MeasuredExchange(
+        server_s / pushes,
+        (last[1] - first[1] - server_s) / pushes,
+        worker_s / pushes,
+        (ended[1] - began[1] - worker_s) / pushes,
+        median(step.round_trips_s),
+    )
+
+
+def exchange_cost(
+    small: tuple[float, float], large: tuple[float, float], size: int
+) -> ExchangeCost:
+    """Return the cost by which a thread needs these seconds for a push.
+
+    ``small`` are those with one parameter, ``large`` with ``size``; each with one gradient, and
+    with ``PIPELINE.grouped``. What is below 0 is noise.
+    """
+
+    def parts_us(one_s: float, grouped_s: float) -> tuple[float, float]:
+        gradient_s = max(0.0, grouped_s - one_s) / (PIPELINE.grouped - 1)
+        return 1e6 * max(0.0, one_s - gradient_s), 1e6 * gradient_s
+
+    message_us, gradient_us = parts_us(*small)
+    all_us, all_gradient_us = parts_us(*large)
+    return ExchangeCost(
+        message_us,
+        gradient_us,
+        1e3 * max(0.0, all_us - message_us) / size,
+        1e3 * max(0.0, all_gradient_us - gradient_us) / size,
+    )
+
+
+def measure_transport(
+    transport: str, parameters: int, optimizer: str, say: Callable[[str], None]
+) -> TransportCosts:
+    """What threads need for pushes of ``parameters`` by this transport: medians of rounds."""
+    keep_freed_memory()
+    cases = [(size, gradients) for size in (1, parameters) for gradients in LEASES]
+    measured: dict[tuple[int, int], list[MeasuredExchange]] = {case: [] for case in cases}
+    for turn in range(1, ROUNDS + 1):
+        say(f"round {turn} of {ROUNDS}: {transport}")
+        for case in cases:
+            with temporary_directory() as directory:
+                measured[case].append(measure_exchange(transport, *case, optimizer, directory))
+    medians = {
+        case: MeasuredExchange(*map(median, zip(*of, strict=True))) for case, of in measured.items()
+    }
+    one, grouped = LEASES
+    server, server_transport, worker, worker_transport = (
+        exchange_cost(
+            (medians[1, one][place], medians[1, grouped][place]),
+            (medians[parameters, one][place], medians[parameters, grouped][place]),
+            parameters,
+        )
+        for place in range(4)
+    )
+    alone = medians[1, one]
+    latency_s = max(0.0, alone.round_trip_s - sum(alone[:4])) / 2
+    return TransportCosts(server, server_transport, worker, worker_transport, 1e6 * latency_s)
+
+
+def measure_cluster(
+    loaded: LoadedRecipe,
+    dataset: Dataset,
+    batch_size: int | None,
+    threads: int,
+    say: Callable[[str], None],
+) -> ClusterCosts:
+    """What all parts of a cluster that trains the recipe cost on this host."""
+    settings = RunOptions(loaded.reference, batch_size=batch_size).settings(loaded, dataset)
+    optimizer = type(settings.optimizer).__name__.lower()
+    step_s = measure_step(loaded, dataset, settings.batch_size, threads)
+    shared_memory, tcp = (
+        measure_transport(transport, settings.vector_size, optimizer, say)
+        for transport in ("shared memory", "tcp")
+    )
+    return ClusterCosts(
+        settings.vector_size, settings.batch_size, threads, 1e3 * step_s, shared_memory, tcp
+    )

@@ -1,0 +1,316 @@
+"""What a cluster would do: samples per second, staleness, waits, and what it is bound by.
+
+The state machines of the server and of the workers are those that ship. Their vectors have one
+number, but each thing that they do takes the time that it costs with vectors of the real size.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from dist_net.errors import SettingError
+from dist_net.parameter_server.members import PIPELINES
+from dist_net.parameter_server.metrics import RunMetrics
+from dist_net.parameter_server.run import RunState
+from dist_net.parameter_server.settings import RunSettings
+from dist_net.parameter_server.state import ParameterServer, SendToPeer
+from dist_net.simulation.costs import Network, TransportCosts
+from dist_net.simulation.schedule import EventSchedule
+from dist_net.simulation.shared_resources import RunFor, SerialQueue, SharedCores, Then
+from dist_net.training.state import Compute, Receive, SendToServer, WorkerCommand, WorkerState
+from dist_net.wire.messages import NO_SEGMENT, Join, Message, Push, Wait, Work
+
+FULL = 0.9
+"""What is busy for so much of the time is what a cluster is bound by."""
+
+STEP_SPREAD = 0.1
+"""Steps take up to so much longer or less long than on average."""
+
+WARM_UP_ROUNDS = 4
+ROUNDS = 10
+LEAST_GRADIENTS = 1000
+
+MOST_THAT_RUN_AHEAD = max(workers for workers, each in PIPELINES.items() if each.depth > 1)
+"""Among more workers, each waits for newer weights after every push."""
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """A cluster to be predicted: a server and ``workers``, on hosts of ``cores`` each.
+
+    ``step_s`` is what a worker's ``threads`` take for a minibatch when each has a core of its own.
+    In shared memory all run on one host. Else the server has a host of its own, and
+    ``workers_per_host`` are on each of the others. Raises ``SettingError`` for what cannot be.
+    """
+
+    workers: int
+    step_s: float
+    batch_size: int
+    parameters: int
+    network: Network
+    costs: TransportCosts
+    threads: int = 1
+    cores: int = 2
+    workers_per_host: int = 1
+
+    def __post_init__(self) -> None:
+        if self.beats_share >= 1:
+            raise SettingError(
+                f"workers={self.workers}: expected fewer than "
+                f"{self.workers / self.beats_share:,.0f}: their heartbeats alone would keep the "
+                f"server busy"
+            )
+
+    @property
+    def shares_memory(self) -> bool:
+        return self.network.bytes_per_s is None
+
+    @property
+    def beats_share(self) -> float:
+        """The share of the server's time that heartbeats take."""
+        return self.workers * 1e-6 * self.costs.server.message_us / RunSettings.heartbeat_interval_s
+
+    def transfer_s(self, vectors: int) -> float:
+        """How long so many weights or gradients take through the server's network interface."""
+        bytes_per_s = self.network.bytes_per_s
+        return 0.0 if bytes_per_s is None else 4 * self.parameters * vectors / bytes_per_s
+
+    @property
+    def latency_s(self) -> float:
+        return self.network.latency_s + 1e-6 * self.costs.latency_us
+
+    def name_of(self, part: str) -> str:
+        """Return what a cluster is bound by when this part of it is full."""
+        if part == "server":
+            vectors_s = self.costs.server.vectors_s(1, self.parameters)
+            others_s = self.costs.server.exchange_s(1, self.parameters) - vectors_s
+            return "update" if vectors_s > others_s else "messages"
+        return "messages" if part == "transport" else part
+
+    def first_bound(self) -> tuple[str, float]:
+        """Return what becomes full first as workers join, and at about how many.
+
+        By asymptotic bounds (Denning and Buzen 1978): that which a gradient needs for longest, and
+        how often that fits into the time from one gradient of a worker to its next.
+        """
+        costs, exchange = self.costs, (1, self.parameters)
+        server_s = costs.server.exchange_s(*exchange)
+        transport_s = costs.server_transport.exchange_s(*exchange)
+        worker_s = self.step_s + costs.worker.exchange_s(*exchange)
+        of_worker_s = costs.worker_transport.exchange_s(*exchange)
+        needed_s = {"server": server_s, "transport": transport_s, "network": self.transfer_s(1)}
+        if self.shares_memory:
+            threads_s = (self.threads - 1) * self.step_s  # besides the first
+            all_s = worker_s + threads_s + of_worker_s + server_s + transport_s
+            needed_s["cores"] = all_s / self.cores
+        most = max(needed_s, key=lambda part: needed_s[part])
+        if worker_s <= MOST_THAT_RUN_AHEAD * needed_s[most]:
+            return self.name_of(most), worker_s / needed_s[most]
+        waits_s = of_worker_s + server_s + transport_s + 2 * (self.transfer_s(1) + self.latency_s)
+        return self.name_of(most), (worker_s + waits_s) / needed_s[most]
+
+
+class PredictedCapacity(NamedTuple):
+    """What was predicted for a number of workers.
+
+    ``idle`` is the share of a worker's time in which it waits for the server. ``busy`` has the
+    share of the time in which each part that all workers share is busy: the server's ``network``,
+    its thread that updates (``server``) and that of its ``transport``, and, if they are shared
+    with the workers, the host's ``cores``. ``bound_by`` is what is full: ``network``; ``update``
+    or ``messages``, whatever the server spends more of its time on; ``cores``; or ``workers``, if
+    nothing is, so that more workers do more.
+    """
+
+    workers: int
+    samples_per_s: float
+    staleness_mean: float
+    staleness_max: int
+    idle: float
+    bound_by: str
+    busy: dict[str, float]
+
+
+class PlannedWorker:
+    """A worker, which ships, on a host of the plan. It waits for nothing but messages."""
+
+    def __init__(self, cluster: "PlannedCluster", index: int, cores: SharedCores) -> None:
+        self.node = b"%d" % index
+        self._idle_s = 0.0
+        self._cluster = cluster
+        self._schedule = cluster.schedule
+        self._cores = cores
+        self.transport = SerialQueue(self._schedule, cores.run)
+        settings = cluster.run.settings
+        join = Join(f"worker-{index}", index, "", settings.vector_size, *NO_SEGMENT)
+        self._state = WorkerState(join, "the server")
+        self._arrived: deque[Message] = deque()
+        self._waits_since_s: float | None = None
+        self._thread = self._train()
+        self._schedule.after(cluster.plan.step_s * cluster.schedule.random.random(), self._go_on)
+
+    def arrives(self, message: Message) -> None:
+        self._arrived.append(message)
+        self._wake()
+
+    @property
+    def idle_s(self) -> float:
+        """How long it has waited for messages, until now."""
+        since_s = self._waits_since_s
+        return self._idle_s + (0.0 if since_s is None else self._schedule.now_s - since_s)
+
+    def _go_on(self) -> None:
+        """Let the thread go on until it is busy, or waits for a message."""
+        busy = next(self._thread)
+        if busy is None:
+            self._waits_since_s = self._schedule.now_s
+        else:
+            self._cores.run(*busy)
+
+    def _wake(self) -> None:
+        if self._waits_since_s is not None:
+            self._idle_s, self._waits_since_s = self.idle_s, None
+            self._go_on()
+
+    def _train(self) -> Iterator[tuple[float, Then, int] | None]:
+        """What keeps the thread busy, one after the other; None: it waits for a message."""
+        schedule, state, plan = self._schedule, self._state, self._cluster.plan
+        pending: deque[WorkerCommand] = deque(state.start(schedule.now_s))
+        while True:
+            if not pending:
+                pending.extend(state.next_commands(schedule.now_s))
+            match pending.popleft():
+                case SendToServer(message):
+                    exchange_s = plan.costs.worker.exchange_s(
+                        gradients_in(message), plan.parameters
+                    )
+                    yield exchange_s, self._go_on, 1
+                    self._cluster.send(self, message)
+                case Receive():
+                    if not (self._arrived or state.can_compute):
+                        yield None
+                    arrived = self._arrived.popleft() if self._arrived else None
+                    pending.extend(state.received(arrived, schedule.now_s))
+                    if isinstance(arrived, Wait):
+                        schedule.after(arrived.retry_after_s, self._wake)
+                case Compute():
+                    spread = STEP_SPREAD * schedule.random.uniform(-1, 1)
+                    yield plan.step_s * (1 + spread), self._go_on, plan.threads
+                    pending.extend(state.computed(0.0, 0, ONE_NUMBER, schedule.now_s))
+
+
+ONE_NUMBER = np.zeros(1, np.float32)
+
+
+def gradients_in(message: Message) -> int:
+    return len(message.gradients) if isinstance(message, Push) else 0
+
+
+class PlannedCluster:
+    """The server and the workers of a plan, in virtual time."""
+
+    def __init__(self, plan: ClusterPlan, seed: int = 0) -> None:
+        self.plan = plan
+        self.schedule = EventSchedule(seed)
+        never_done = RunSettings("", "", (("weights", (1,)),), 10**15, 1, plan.batch_size)
+        self.run = RunState(never_done, ONE_NUMBER)
+        self._server = ParameterServer(self.run)
+        self._host = SharedCores(self.schedule, plan.cores)
+        self._thread = SerialQueue(self.schedule, self._between_heartbeats)
+        self._transport = SerialQueue(self.schedule, self._host.run)
+        self._inwards = SerialQueue(self.schedule, self.schedule.after)
+        self._outwards = SerialQueue(self.schedule, self.schedule.after)
+        self._workers: dict[bytes, PlannedWorker] = {}
+        cores = self._host
+        for index in range(plan.workers):
+            if not plan.shares_memory and index % plan.workers_per_host == 0:
+                cores = SharedCores(self.schedule, plan.cores)
+            worker = PlannedWorker(self, index, cores)
+            self._workers[worker.node] = worker
+
+    def _between_heartbeats(self, seconds: float, then: Then) -> None:
+        self._host.run(seconds / (1 - self.plan.beats_share), then)
+
+    def predict(self) -> PredictedCapacity:
+        """Let the cluster train for a while, and then watch it."""
+        self._let_apply(WARM_UP_ROUNDS * self.plan.workers)
+        self.run.metrics = metrics = RunMetrics()
+        began_s, busy_s, idle_s = self.schedule.now_s, self._busy_s(), self._idle_s()
+        self._let_apply(max(LEAST_GRADIENTS, ROUNDS * self.plan.workers))
+        seconds = self.schedule.now_s - began_s
+        busy = {
+            name: (until_s - busy_s[name]) / seconds for name, until_s in self._busy_s().items()
+        }
+        return PredictedCapacity(
+            self.plan.workers,
+            metrics.pushes_applied * self.plan.batch_size / seconds,
+            metrics.staleness_sum / metrics.pushes_applied,
+            metrics.staleness_max,
+            (self._idle_s() - idle_s) / seconds / self.plan.workers,
+            self._bound_by(busy),
+            busy,
+        )
+
+    def _let_apply(self, gradients: int) -> None:
+        """Let time pass until so many more gradients are applied."""
+        until = self.run.store.version + gradients
+        while self.run.store.version < until:
+            self.schedule.step()
+
+    def _idle_s(self) -> float:
+        return sum(worker.idle_s for worker in self._workers.values())
+
+    def _busy_s(self) -> dict[str, float]:
+        """How long each part that workers share was busy."""
+        parts = {"server": self._thread.busy_s, "transport": self._transport.busy_s}
+        if self.plan.shares_memory:
+            return parts | {"cores": self._host.busy_s / self.plan.cores}
+        return parts | {"network": max(self._inwards.busy_s, self._outwards.busy_s)}
+
+    def _bound_by(self, busy: dict[str, float]) -> str:
+        if busy.get("cores", 0.0) >= FULL:
+            return "cores"  # whose lack makes all else busy for longer
+        fullest = max(busy, key=lambda name: busy[name])
+        if busy[fullest] < FULL:
+            return "workers"
+        return self.plan.name_of(fullest)
+
+    def send(self, worker: PlannedWorker, message: Message) -> None:
+        """Carry a worker's message to the server, which handles it in its turn."""
+        plan, costs, gradients = self.plan, self.plan.costs, gradients_in(message)
+        follow(
+            (worker.transport.submit, costs.worker_transport.request_s(gradients, plan.parameters)),
+            (self._inwards.submit, plan.transfer_s(gradients)),
+            (self.schedule.after, plan.latency_s),
+            (self._transport.submit, costs.server_transport.request_s(gradients, plan.parameters)),
+            (self._thread.submit, costs.server.exchange_s(gradients, plan.parameters)),
+            then=partial(self._handle, worker, message),
+        )
+
+    def _handle(self, worker: PlannedWorker, message: Message) -> None:
+        for command in self._server.handle(worker.node, message, self.schedule.now_s):
+            if isinstance(command, SendToPeer):
+                self._answer(self._workers[command.node], command.message)
+
+    def _answer(self, worker: PlannedWorker, message: Message) -> None:
+        plan, costs = self.plan, self.plan.costs
+        weights = int(isinstance(message, Work))
+        follow(
+            (self._transport.submit, costs.server_transport.answer_s(plan.parameters)),
+            (self._outwards.submit, plan.transfer_s(weights)),
+            (self.schedule.after, plan.latency_s),
+            (worker.transport.submit, costs.worker_transport.answer_s(plan.parameters)),
+            then=partial(worker.arrives, message),
+        )
+
+
+def follow(*stages: tuple[RunFor, float], then: Then) -> None:
+    """Take one stage after the other, each for its seconds, and then go on."""
+    for place, (run, seconds) in enumerate(stages):
+        if seconds > 0:
+            run(seconds, partial(follow, *stages[place + 1 :], then=then))
+            return
+    then()

@@ -1,0 +1,18 @@
+"""What a push costs a real server and a real worker."""
+
+from pathlib import Path
+
+import pytest
+
+from dist_net.cluster import measuring
+
+
+@pytest.mark.parametrize("transport", ["shared memory", "tcp"])
+def test_a_push_costs_every_thread_some_time(
+    transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "EXCHANGE_SECONDS", 0.0)
+    monkeypatch.setattr(measuring, "LEAST_EXCHANGES", 20)
+    measured = measuring.measure_exchange(transport, 1000, 3, "sgd", tmp_path)
+    assert min(measured) > 0
+    assert measured.server_s < 1

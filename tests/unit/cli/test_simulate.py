@@ -1,0 +1,134 @@
+"""``dist-net simulate``: what it shows, prints and draws, and what it refuses."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_net.cli import parse
+from dist_net.cli.simulate import TYPICAL_COSTS
+from dist_net.errors import BadInputError, MissingExtraError
+
+BY_HAND = ("--step-ms", "3.5", "--parameters", "100000", "--network", "1gbit:0.1ms")
+
+
+def simulate(*words: object) -> None:
+    arguments = parse(["simulate", *map(str, words)])
+    assert arguments.module.run(arguments) == 0
+
+
+def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    simulate(*BY_HAND, "--workers", 16, 1, 1, "--cores", 4, "--json")
+    printed, shown = capsys.readouterr()
+    result: dict[str, Any] = json.loads(printed)
+    one, many = result.pop("predictions")
+    assert (one["workers"], many["workers"]) == (1, 16)
+    assert (one["bound_by"], many["bound_by"]) == ("workers", "network")
+    assert many["samples_per_s"] == pytest.approx(32 * 125e6 / 4e5, rel=0.01)
+    assert many["idle"] > 0.5 > one["idle"]
+    assert set(many) == {
+        *("workers", "samples_per_s", "staleness_mean", "staleness_max", "idle", "bound_by"),
+        "busy",
+    }
+    assert result.pop("bound_first_at_workers") == pytest.approx(1.1, abs=0.2)
+    assert result == {
+        "parameters": 100_000,
+        "batch_size": 32,
+        "step_ms": 3.5,
+        "threads": 1,
+        "cores": 4,
+        "network": "1gbit:0.1ms",
+        "bound_first": "network",
+    }
+    assert "16 workers are more than the server's network can serve" in shown
+
+
+def test_one_server_may_be_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    simulate("--step-ms", 100, "--parameters", 1000, "--network", "1gbit:0.1ms", "--workers", 4)
+    printed, shown = capsys.readouterr()
+    assert "one server is enough for 4 workers" in shown
+    assert not printed
+
+
+def test_the_step_of_a_recipe_is_timed_here(capsys: pytest.CaptureFixture[str]) -> None:
+    simulate("digits", "--batch-size", 64, "--workers", 1, "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert (result["parameters"], result["batch_size"]) == (2410, 64)
+    assert result["step_ms"] > 0
+
+
+def test_costs_that_were_measured_elsewhere_are_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    costs = tmp_path / "costs.json"
+    state = json.loads(TYPICAL_COSTS.read_text()) | {"step_ms": 50, "batch_size": 7, "threads": 3}
+    costs.write_text(json.dumps(state))
+    simulate("--costs", costs, "--workers", 1, "--cores", 4, "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert (result["step_ms"], result["batch_size"], result["threads"]) == (50, 7, 3)
+    assert result["predictions"][0]["samples_per_s"] == pytest.approx(7 / 0.05, rel=0.05)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_prediction_is_drawn(suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / f"capacity{suffix}"
+    simulate(*BY_HAND, "--workers", 1, 2, "--plot", picture)
+    assert picture.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"dist-net\[plots\]"):
+        simulate(*BY_HAND, "--plot", "capacity.png")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--workers", "0"], "--workers: 0 is below 1"),
+        (["--workers", "many"], "--workers: invalid count value: 'many'"),
+        (["--step-ms", "0"], "--step-ms: 0 is no finite number above 0"),
+        (["--step-ms", "inf"], "--step-ms: inf is no finite number above 0"),
+        (["--parameters", "-5"], "--parameters: -5 is below 1"),
+        (["--network", "fast"], "--network: network='fast': expected shared-memory, or a rate"),
+    ],
+)
+def test_unreadable_options_are_refused(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        simulate(*BY_HAND, *words)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "nothing to predict: expected a RECIPE, or --step-ms and --parameters"),
+        (["--step-ms", "1"], "nothing to predict"),
+        (["--measure"], "--measure: expected a RECIPE"),
+        (["digits", "--save-costs", "costs.json"], "--save-costs keeps what --measure gives"),
+        (["digits", "--costs", "costs.json"], "--costs is of another time: expected no RECIPE"),
+        (["--costs", "nowhere/costs.json"], "the costs cannot be read: .*nowhere"),
+        (["fashion-mnits"], "no recipe 'fashion-mnits'"),
+        ([*BY_HAND, "--plot", "capacity.gif"], "capacity.gif: expected a name in .png or .svg"),
+        ([*BY_HAND, "--workers", "100000"], "workers=100000: expected fewer than"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(words: list[str], says: str) -> None:
+    with pytest.raises(BadInputError, match=says):
+        simulate(*words)
+
+
+def test_a_file_that_holds_no_costs_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    path.write_bytes(b"\xff")
+    with pytest.raises(BadInputError, match="cannot be read"):
+        simulate("--costs", path)
+    path.write_text("{}")
+    with pytest.raises(BadInputError, match=r"costs\.json: these are no costs of a cluster"):
+        simulate("--costs", path)
