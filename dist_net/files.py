@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the disk that they are on."""
 
 from __future__ import annotations
 
@@ -6,56 +6,134 @@ import fcntl
 import glob
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import Protocol
+
+
+class AppendedFile(Protocol):
+    """A file that is open to be appended to. Raises OSError."""
+
+    def write(self, content: bytes | bytearray) -> int:
+        """Appends as much as there is room for; how many bytes that was."""
+        ...
+
+    def sync(self) -> None:
+        """Returns when all that was written is on the disk."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Disk(Protocol):
+    """What a run asks of its file system: this host's, or a simulation's. Raises OSError."""
+
+    def exists(self, path: Path) -> bool: ...
+    def read(self, path: Path) -> bytes: ...
+    def write(self, path: Path, content: bytes) -> None: ...
+    def sync(self, path: Path) -> None: ...
+    def rename(self, old: Path, new: Path) -> None: ...
+    def remove(self, path: Path) -> None: ...
+
+    def append_to(self, path: Path, kept_bytes: int) -> AppendedFile:
+        """Opens a file, which may be new, to append to its first bytes; removes the others."""
+        ...
+
+    def new_file(self, path: Path) -> AbstractContextManager[object]:
+        """A context with a new file, which others do not take for one that was abandoned."""
+        ...
+
+    def remove_abandoned(self, path: Path) -> None:
+        """Removes what processes that are gone left half written for ``path``."""
+        ...
+
+
+class HostDisk:
+    """This host's file system."""
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def read(self, path: Path) -> bytes:
+        return path.read_bytes()
+
+    def write(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+
+    def sync(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        old.replace(new)
+
+    def remove(self, path: Path) -> None:
+        path.unlink()
+
+    def append_to(self, path: Path, kept_bytes: int) -> AppendedFile:
+        return AppendedHostFile(path, kept_bytes)
+
+    def new_file(self, path: Path) -> AbstractContextManager[object]:
+        while True:
+            file = path.open("wb")
+            with suppress(OSError):  # there are file systems without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+            file.close()  # it was removed before it was locked
+
+    def remove_abandoned(self, path: Path) -> None:
+        for abandoned in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+            with suppress(OSError), abandoned.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                abandoned.unlink()
+
+
+class AppendedHostFile:
+    """A file of this host that is open to be appended to."""
+
+    def __init__(self, path: Path, kept_bytes: int) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.ftruncate(self._descriptor, kept_bytes)
+        except OSError:
+            self.close()
+            raise
+
+    def write(self, content: bytes | bytearray) -> int:
+        return os.write(self._descriptor, content)
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+HOST_DISK = HostDisk()
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, disk: Disk = HOST_DISK) -> Iterator[Path]:
     """A context with a file to write, which replaces ``path`` at the end.
 
     If the machine stops, ``path`` is the old file or the new one, whole. If anything is raised,
     the new file is removed; what a killed process left half written is removed by the next one
     that writes ``path``. Raises OSError where it cannot be written.
     """
-    for abandoned in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
-        _remove_unless_locked(abandoned)
+    disk.remove_abandoned(path)
     # Several processes may write the same file at once.
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with _locked(partial):
+    with disk.new_file(partial):
         try:
             yield partial
-            _sync(partial, os.O_RDONLY)
-            partial.replace(path)
+            disk.sync(partial)
+            disk.rename(partial, path)
         except BaseException:
             with suppress(OSError):
-                partial.unlink()
+                disk.remove(partial)
             raise
-    # Without this a power cut may undo the renaming.
-    _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _locked(path: Path) -> IO[bytes]:
-    """A new file, open and locked: it is not taken for one that a killed process left."""
-    while True:
-        file = path.open("wb")
-        with suppress(OSError):  # there are file systems without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # it was removed before it was locked
-
-
-def _remove_unless_locked(path: Path) -> None:
-    with suppress(OSError), path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    disk.sync(path.parent)  # without this a power cut may undo the renaming

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from dist_net.errors import (
     CheckpointDamagedError,
@@ -25,7 +25,7 @@ from dist_net.errors import (
     CheckpointWriteError,
     NotACheckpointError,
 )
-from dist_net.files import replacing
+from dist_net.files import HOST_DISK, Disk, replacing
 from dist_net.optim import ArrayShapes
 from dist_net.parameter_server.settings import OPTIMIZER_PREFIX
 from dist_net.vector import Vector
@@ -89,7 +89,7 @@ def _described(parameter: tuple[str, tuple[int, ...]] | None) -> str:
     return "no further parameter" if parameter is None else f"{parameter[0]} {parameter[1]}"
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint(path: Path, checkpoint: Checkpoint, disk: Disk = HOST_DISK) -> None:
     """Write ``checkpoint``; whenever the machine stops, the file is the old one or the new one.
 
     Raises ``CheckpointWriteError``; then the old one is still there.
@@ -99,8 +99,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     metadata = {name: json.dumps(getattr(checkpoint, name)) for name in METADATA_FIELDS}
     content = save(tensors, metadata | {FORMAT_KEY: json.dumps(FORMAT_VERSION)})
     try:
-        with replacing(path) as partial:
-            partial.write_bytes(content)
+        with replacing(path, disk) as partial:
+            disk.write(partial, content)
     except OSError as error:
         raise CheckpointWriteError(
             f"the checkpoint {path} could not be written: {error.strerror}; expected a directory "
@@ -142,6 +142,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 f"expected the whole file: copy it again or resume from another checkpoint"
             ) from error
         raise _not_a_checkpoint(path) from error
+    return _checked(path, metadata, tensors)
+
+
+def decode_checkpoint(path: Path, content: bytes) -> Checkpoint:
+    """``read_checkpoint`` of a whole file, whose content is here; raises SafetensorError too."""
+    tensors = load(content)
+    header_bytes = int.from_bytes(content[:8], "little")
+    return _checked(path, json.loads(content[8 : 8 + header_bytes])["__metadata__"], tensors)
+
+
+def _checked(path: Path, metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpoint:
     if FORMAT_KEY not in metadata:
         raise _not_a_checkpoint(path)
     try:

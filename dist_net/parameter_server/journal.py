@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from dist_net.errors import (
     NotAJournalError,
     SettingError,
 )
+from dist_net.files import HOST_DISK, Disk
 from dist_net.vector import Vector
 
 BLOCK_BYTES = 64
@@ -312,10 +312,10 @@ def _identity_in(block: bytes) -> bytes:
     return bytes(identity)
 
 
-def read_journal(path: Path) -> Journal:
+def read_journal(path: Path, disk: Disk = HOST_DISK) -> Journal:
     """Read a journal; raises ``JournalMissingError`` and what ``decode_journal`` does."""
     try:
-        content = path.read_bytes()
+        content = disk.read(path)
     except OSError as error:
         raise JournalMissingError(
             f"no journal can be read from {path}: {error.strerror}; expected a file that a "
@@ -374,6 +374,7 @@ class JournalFile:
         started: Started,
         sync_interval_s: float | None = None,
         now: float = 0.0,
+        disk: Disk = HOST_DISK,
     ) -> None:
         """Keeps so much of the file, removes the rest, and appends the start.
 
@@ -389,8 +390,7 @@ class JournalFile:
         self._oldest_unsynced_s = now
         self._appended_since_sync_s: float | None = None  # when first, since the last one began
         try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            os.ftruncate(self._descriptor, kept_bytes)
+            self._file = disk.append_to(path, kept_bytes)
         except OSError as error:
             raise JournalWriteError(self._why(error)) from error
         header = b"" if kept_bytes else encode_header(identity)
@@ -426,7 +426,7 @@ class JournalFile:
             self._appended_bytes += len(content)
         try:
             while self._unwritten:
-                written = os.write(self._descriptor, self._unwritten)
+                written = self._file.write(self._unwritten)
                 del self._unwritten[:written]
             self._write_error = None
         except OSError as error:
@@ -445,7 +445,7 @@ class JournalFile:
         unwritten_bytes = len(self._unwritten)
         written_bytes = self._appended_bytes - unwritten_bytes
         try:
-            os.fsync(self._descriptor)
+            self._file.sync()
         except OSError as error:
             self._sync_error = self._why(error)
             raise JournalWriteError(self._sync_error) from error
@@ -455,7 +455,7 @@ class JournalFile:
             self._oldest_unsynced_s = self._appended_since_sync_s
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        self._file.close()
 
     def _why(self, error: OSError) -> str:
         return (

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-import secrets
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from random import Random, SystemRandom
+from typing import Protocol
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import BadInputError, SegmentError
+from dist_net.errors import BadInputError, CheckpointWriteError, SegmentError
+from dist_net.files import HOST_DISK, Disk
 from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
 from dist_net.parameter_server.journal import (
     NEVER,
@@ -35,9 +37,16 @@ from dist_net.parameter_server.state import (
     ServerCommand,
 )
 from dist_net.vector import Vector
-from dist_net.wire.messages import Join, Message, Push, Refuse, Snapshot, Welcome
-from dist_net.wire.segment import Segment, available
-from dist_net.wire.transport import ServerSocket
+from dist_net.wire.messages import (
+    Join,
+    Message,
+    Push,
+    Refuse,
+    SegmentAddress,
+    Snapshot,
+    Welcome,
+)
+from dist_net.wire.segment import Segment, SharedVectors, available
 
 logger = logging.getLogger(__name__)
 
@@ -48,25 +57,50 @@ LAST_TRIES = 3
 RETRY_AFTER_S = 1.0
 SHARED_READERS = 64
 
+_RANDOM = SystemRandom()
+
+Received = tuple[bytes, Message] | None
+
+
+class WorkersSocket(Protocol):
+    """A server's way to its workers; see `dist_net.wire.transport.ServerSocket`."""
+
+    def receive(self, timeout_s: float) -> Received: ...
+    def send(self, node: bytes, message: Message) -> object: ...
+    def send_one(self, node: bytes, message: Message) -> bool: ...
+    def lend(self, vectors: Iterable[Vector]) -> None: ...
+    def answer_failure(self, node: bytes, message: Message) -> None: ...
+
+
+def _share(vectors: int, size: int) -> SharedVectors | None:
+    return Segment.create(vectors, size) if available() else None
+
+
+def _attach(address: SegmentAddress, size: int) -> SharedVectors:
+    return Segment.attach(*address, size)
+
 
 @contextmanager
 def opened_run(
-    settings: RunSettings, initial_weights: Callable[[], Vector], resumed_from: Checkpoint | None
-) -> Iterator[tuple[RunState, Segment | None]]:
+    settings: RunSettings,
+    initial_weights: Callable[[], Vector],
+    resumed_from: Checkpoint | None,
+    share: Callable[[int, int], SharedVectors | None] = _share,
+    random: Random = _RANDOM,
+) -> Iterator[tuple[RunState, SharedVectors | None]]:
     """A context with a new run, or a checkpoint's; its weights are in shared memory if possible.
 
-    The segment has room for the snapshots that ``SHARED_READERS`` local workers need; memory is
-    used as they join.
+    The segment, which ``share`` makes, has room for the snapshots that ``SHARED_READERS`` local
+    workers need; memory is used as they join.
     """
     # Ids count up from a random number. Otherwise a resumed server would give a new worker the id
     # of one that is still there from before, and mix up their heartbeats.
-    first_worker_id = 1 + secrets.randbits(48)
+    first_worker_id = 1 + random.getrandbits(48)
     with ExitStack() as at_the_end:
-        segment: Segment | None = None
         buffers: list[Vector] | None = None
-        if available():
-            vectors = settings.pipeline.snapshots * SHARED_READERS + 2
-            segment = Segment.create(vectors, settings.vector_size)
+        vectors = settings.pipeline.snapshots * SHARED_READERS + 2
+        segment = share(vectors, settings.vector_size)
+        if segment is not None:
             at_the_end.callback(segment.close)
             buffers = [segment.vector(index) for index in range(vectors)]
         if resumed_from is None:
@@ -77,7 +111,13 @@ def opened_run(
 
 @contextmanager
 def opened_journal(
-    path: Path, run: RunState, resumed_from: Checkpoint | None, threads: int = 1, sync: str = NEVER
+    path: Path,
+    run: RunState,
+    resumed_from: Checkpoint | None,
+    threads: int = 1,
+    sync: str = NEVER,
+    disk: Disk = HOST_DISK,
+    random: Random = _RANDOM,
 ) -> Iterator[JournalFile]:
     """A context with the journal of a run that is new, or that goes on from a checkpoint.
 
@@ -91,28 +131,28 @@ def opened_journal(
     """
     settings, version = run.settings, run.store.version
     limits = settings.clip_norm, settings.average_decay
-    started = Started(version, secrets.token_hex(8), threads, *limits)
+    started = Started(version, random.randbytes(8).hex(), threads, *limits)
     identity = run_identity(settings.recipe_digest, settings.seed)
     kept_bytes = 0
-    if resumed_from is not None and path.exists():
-        found = _journal_of(path, resumed_from, settings.seed)
+    if resumed_from is not None and disk.exists(path):
+        found = _journal_of(path, resumed_from, settings.seed, disk)
         if resumed_from.recipe_digest == settings.recipe_digest:
             kept_bytes = found.bytes_until(version)
         logger.info(
             "samples_to_do_again from_version=%d to_version=%d samples=%d journal_goes_on=%s",
             *(version, found.version, found.samples_after(version), kept_bytes > 0),
         )
-    journal = JournalFile(path, kept_bytes, identity, started, sync_interval_s(sync))
+    journal = JournalFile(path, kept_bytes, identity, started, sync_interval_s(sync), disk=disk)
     try:
         yield journal
     finally:
         journal.close()
 
 
-def _journal_of(path: Path, checkpoint: Checkpoint, seed: int) -> Journal:
+def _journal_of(path: Path, checkpoint: Checkpoint, seed: int, disk: Disk) -> Journal:
     """The journal in which the checkpoint stands; raises BadInputError for any other."""
     try:
-        journal = read_journal(path)
+        journal = read_journal(path, disk)
         journal.require_identity(run_identity(checkpoint.recipe_digest, seed))
         journal.require_version(checkpoint.version)
     except BadInputError as error:
@@ -124,18 +164,21 @@ def _journal_of(path: Path, checkpoint: Checkpoint, seed: int) -> Journal:
 class ServerLoop:
     """Serves a run until it is shut down; the checkpoint is written as time passes and at the end.
 
-    ``socket``, ``segment`` and ``journal`` are borrowed.
+    ``socket``, ``segment`` and ``journal`` are borrowed. ``turns`` is the loop, up to each of its
+    waits, and ``serve`` waits. ``attach`` maps a worker's gradients.
     """
 
     def __init__(
         self,
         run: RunState,
-        socket: ServerSocket,
+        socket: WorkersSocket,
         checkpoint_path: Path,
         checkpoint_every_s: float,
-        segment: Segment | None = None,
+        segment: SharedVectors | None = None,
         journal: JournalFile | None = None,
         clock: Clock | None = None,
+        disk: Disk = HOST_DISK,
+        attach: Callable[[SegmentAddress, int], SharedVectors] = _attach,
     ) -> None:
         self._run = run
         self._socket = socket
@@ -144,9 +187,11 @@ class ServerLoop:
         self._journal = journal
         self._next_sync_s = 0.0
         self._clock = clock or SystemClock()
-        incarnation = journal.incarnation if journal else secrets.token_hex(8)
+        self._disk = disk
+        self._attach = attach
+        incarnation = journal.incarnation if journal else _RANDOM.randbytes(8).hex()
         self._server = ParameterServer(run, segment.address if segment else None, incarnation)
-        self._gradients: dict[int, Segment] = {}
+        self._gradients: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
 
@@ -160,29 +205,42 @@ class ServerLoop:
         Calls ``ready`` when a first one is, so that from then on there is something to resume.
         Raises CheckpointWriteError if the first or the last one could not be written.
         """
+        with ThreadPoolExecutor(1, "checkpoint") as writer, suppress(StopIteration):
+            turns, received = self.turns(writer, ready), None
+            while True:
+                received = self._socket.receive(turns.send(received))
+
+    def turns(
+        self, writer: Executor, ready: Callable[[], None] = lambda: None
+    ) -> Generator[float, Received, None]:
+        """The loop: yields how long to wait for a message, to be sent what came.
+
+        ``writer`` writes checkpoints, one after the other. Ends and raises as ``serve`` does.
+        """
         first = self._run.checkpoint()
         self._record(self._write_checkpoint(first))
         self._server.checkpoint_written(first.version)
         ready()
-        with ThreadPoolExecutor(1, "checkpoint") as writer:
-            self._serve_until_stopped(writer)
-            try:
-                self._serve_until_kept(writer)
-            finally:
-                self._see_workers_off()
+        yield from self._serve_until_stopped(writer)
+        try:
+            yield from self._serve_until_kept(writer)
+        except CheckpointWriteError:
+            yield from self._see_workers_off()
+            raise
+        yield from self._see_workers_off()
         self._gradients.clear()
 
-    def _serve_until_stopped(self, writer: ThreadPoolExecutor) -> None:
+    def _serve_until_stopped(self, writer: Executor) -> Generator[float, Received, None]:
         written: Future[Checkpointed] | None = None
         next_tick = self._clock.now()
         next_checkpoint = next_tick + self._checkpoint_every_s
         while self._server.stop_reason is None:
-            self._receive(TICK_S)
+            self._take((yield TICK_S))
             now = self._clock.now()
             if now < next_tick:
                 continue
             next_tick = now + TICK_S
-            self._drain()
+            yield from self._drain()
             self._carry_out(self._server.tick(now))
             self._look_after_journal(now, writer)
             if self._stop_requested is not None:
@@ -194,45 +252,44 @@ class ServerLoop:
                 next_checkpoint = now + self._checkpoint_every_s
                 written = writer.submit(self._write_checkpoint, self._run.checkpoint())
 
-    def _serve_until_kept(self, writer: ThreadPoolExecutor) -> None:
+    def _serve_until_kept(self, writer: Executor) -> Generator[float, Received, None]:
         """Writes the last checkpoint, and answers meanwhile, so that no worker gives the run up."""
         last = self._run.checkpoint()
         for attempt in range(1, LAST_TRIES + 1):
             written = writer.submit(self._write_checkpoint, last)
             while not written.done():
-                self._receive(POLL_S)
+                self._take((yield POLL_S))
             if self._is_written(written):
                 return
             again_s = self._clock.now() + RETRY_AFTER_S
             while attempt < LAST_TRIES and self._clock.now() < again_s:
-                self._receive(POLL_S)
+                self._take((yield POLL_S))
         written.result()
 
-    def _see_workers_off(self) -> None:
+    def _see_workers_off(self) -> Generator[float, Received, None]:
         """Answers until each worker was told to stop, or a moment has passed."""
         deadline = self._clock.now() + STOP_GRACE_S
         while self._server.worker_count and self._clock.now() < deadline:
-            self._receive(TICK_S)
+            self._take((yield TICK_S))
 
-    def _drain(self) -> None:
+    def _drain(self) -> Generator[float, Received, None]:
         """Handles what has arrived: a heartbeat may be there of a worker that seems overdue.
 
         Bounded: under a constant load the queue is never empty.
         """
         for _ in range(1000):
-            if not self._receive(0):
+            received = yield 0
+            if received is None:
                 break
+            self._take(received)
 
-    def _receive(self, timeout_s: float) -> bool:
-        received = self._socket.receive(timeout_s)
+    def _take(self, received: Received) -> None:
         if received is None:
-            return False
-        node, message = received
+            return
         try:
-            self._handle(node, message)
+            self._handle(*received)
         except Exception:
-            self._socket.answer_failure(node, message)
-        return True
+            self._socket.answer_failure(*received)
 
     def _handle(self, node: bytes, message: Message) -> None:
         theirs = None
@@ -242,12 +299,14 @@ class ServerLoop:
                 if max(slots) < theirs.vectors:
                     message = Push(*message[:-1], tuple(map(theirs.vector, slots)))
             case Join(gradient_descriptor=descriptor) if descriptor != -1:
-                theirs = _attached(message)
+                theirs = self._attached(message)
                 if theirs is None:
                     message = message._replace(gradient_descriptor=-1)
         self._carry_out(self._server.handle(node, message, self._clock.now()), theirs)
 
-    def _carry_out(self, commands: list[ServerCommand], theirs: Segment | None = None) -> None:
+    def _carry_out(
+        self, commands: list[ServerCommand], theirs: SharedVectors | None = None
+    ) -> None:
         """Does what the state machine says; ``theirs``: the answered worker's segment."""
         for command in commands:
             match command:
@@ -270,7 +329,7 @@ class ServerLoop:
             reason = "the snapshot asked for before is still on its way: read that first"
             self._socket.send(node, Refuse(reason, may_rejoin=False))
 
-    def _welcome(self, welcome: Welcome, gradients: Segment | None) -> None:
+    def _welcome(self, welcome: Welcome, gradients: SharedVectors | None) -> None:
         """Prepares to exchange arrays with a worker: in shared memory, or as frames."""
         if welcome.weights_descriptor == -1:
             self._socket.lend(self._run.store.snapshots)
@@ -282,7 +341,7 @@ class ServerLoop:
             content = b"".join(map(encode_record, records))
             self._journal.append(content, self._clock.now())
 
-    def _look_after_journal(self, now: float, writer: ThreadPoolExecutor) -> None:
+    def _look_after_journal(self, now: float, writer: Executor) -> None:
         """Writes what could not be written before, and has the disk keep what was."""
         journal = self._journal
         if journal is None:
@@ -302,7 +361,7 @@ class ServerLoop:
         """Writes the checkpoint, in the writer's thread, and gives what the journal says of it."""
         if self._journal is not None:
             self._journal.sync()  # it is never behind the checkpoint
-        write_checkpoint(self._checkpoint_path, checkpoint)
+        write_checkpoint(self._checkpoint_path, checkpoint, self._disk)
         logger.info("checkpoint_written version=%d", checkpoint.version)
         return Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
 
@@ -316,13 +375,11 @@ class ServerLoop:
         self._record(written.result())
         return True
 
-
-def _attached(join: Join) -> Segment | None:
-    """The joining worker's gradient in shared memory; None where it cannot be mapped."""
-    try:
-        return Segment.attach(
-            join.process_id, join.gradient_descriptor, join.segment_token, join.vector_size
-        )
-    except SegmentError as error:
-        logger.warning("arrays_as_frames name=%s reason=%s", join.name, error)
-        return None
+    def _attached(self, join: Join) -> SharedVectors | None:
+        """The joining worker's gradients in shared memory; None where they cannot be mapped."""
+        address = SegmentAddress(join.process_id, join.gradient_descriptor, join.segment_token)
+        try:
+            return self._attach(address, join.vector_size)
+        except SegmentError as error:
+            logger.warning("arrays_as_frames name=%s reason=%s", join.name, error)
+            return None

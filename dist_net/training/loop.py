@@ -1,17 +1,21 @@
-"""The training worker's process: a loop that connects its state machine to sockets and memory."""
+"""The training worker's process: a loop that connects its state machine to sockets and memory.
+
+`WorkerLoop.turns` is the loop, up to each of its waits; `WorkerLoop.train` waits. What both find
+around them is a `Surroundings`: this process's, or a simulation's.
+"""
 
 from __future__ import annotations
 
 import logging
-import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from random import Random, SystemRandom
 from typing import Protocol, Self
 
 import numpy as np
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import SegmentError, ServerLostError
+from dist_net.errors import NoAnswerError, SegmentError, ServerLostError
 from dist_net.training.state import (
     REJOIN_TIMEOUT_S,
     Begin,
@@ -26,9 +30,18 @@ from dist_net.training.state import (
 )
 from dist_net.vector import Vector
 from dist_net.wire.heart import Heart
-from dist_net.wire.messages import NO_SEGMENT, PIPELINE, UNKNOWN_EQUIPMENT, Equipment, Join, Welcome
+from dist_net.wire.messages import (
+    NO_SEGMENT,
+    PIPELINE,
+    UNKNOWN_EQUIPMENT,
+    Equipment,
+    Join,
+    Message,
+    SegmentAddress,
+    Welcome,
+)
 from dist_net.wire.security import PeerKeys
-from dist_net.wire.segment import Segment, available
+from dist_net.wire.segment import Segment, SharedVectors, available
 from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger(__name__)
@@ -48,6 +61,69 @@ class MinibatchStep(Protocol):
     def unbind(self) -> None:
         """Lets go of every vector that it was given."""
         ...
+
+
+class ServerConnection(Protocol):
+    """A worker's way to its server; see `dist_net.wire.transport.ClientSocket`."""
+
+    def send(self, message: Message) -> None: ...
+    def lend(self, vectors: Iterable[Vector]) -> None: ...
+    def receive(self, timeout_s: float) -> Message | None: ...
+    def abandon(self) -> None: ...
+    def close(self) -> None: ...
+    def no_answer(self, waited_s: float) -> NoAnswerError: ...
+
+
+class Pulse(Protocol):
+    """Heartbeats that go on by themselves; see `dist_net.wire.heart.Heart`."""
+
+    answer: tuple[Message, float] | None
+
+    def stop(self) -> None: ...
+
+
+class Surroundings(Protocol):
+    """What a worker's loop finds around it: time, chance, a network and shared memory."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def random(self) -> Random: ...
+    def connect(self) -> ServerConnection: ...
+    def start_pulse(self, worker_id: int, interval_s: float) -> Pulse: ...
+
+    def share(self, vectors: int, size: int) -> SharedVectors | None:
+        """New vectors in shared memory; None: the server cannot see any of this worker's."""
+        ...
+
+    def attach(self, address: SegmentAddress, size: int) -> SharedVectors:
+        """Maps the server's vectors; raises SegmentError."""
+        ...
+
+
+class ProcessSurroundings:
+    """Those of a real process, whose server is at ``address``."""
+
+    def __init__(self, address: str, keys: PeerKeys | None, shares_memory: bool) -> None:
+        self._address = address
+        self._keys = keys
+        self._shares_memory = shares_memory
+        self.clock: Clock = SystemClock()
+        self.random: Random = SystemRandom()
+
+    def connect(self) -> ServerConnection:
+        return ClientSocket(self._address, self._keys)
+
+    def start_pulse(self, worker_id: int, interval_s: float) -> Pulse:
+        heart = Heart(self._address, self._keys, worker_id, interval_s, self.clock)
+        heart.start()
+        return heart
+
+    def share(self, vectors: int, size: int) -> SharedVectors | None:
+        return Segment.create(vectors, size) if self._shares_memory and available() else None
+
+    def attach(self, address: SegmentAddress, size: int) -> SharedVectors:
+        return Segment.attach(*address, size)
 
 
 class WorkerLoop:
@@ -71,32 +147,28 @@ class WorkerLoop:
         shares_memory: bool = False,
         join_timeout_s: float = 10.0,
         rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
-        clock: Clock | None = None,
         equipment: Equipment = UNKNOWN_EQUIPMENT,
+        surroundings: Surroundings | None = None,
     ) -> None:
+        around = surroundings or ProcessSurroundings(address, keys, shares_memory)
+        self._around = around
+        self._clock = around.clock
         self._step_of = step_of
         self._step: MinibatchStep | None = None
         self._seed: int | None = None
-        self._address = address
-        self._keys = keys
         self._join_timeout_s = join_timeout_s
-        self._clock = clock or SystemClock()
-        self._socket = ClientSocket(address, keys)
-        self._heart: Heart | None = None
+        self._socket = around.connect()
+        self._pulse: Pulse | None = None
         self._stop_requested: str | None = None
-        self._own = (
-            Segment.create(PIPELINE.gradients, vector_size)
-            if shares_memory and available()
-            else None
-        )
-        self._weights = ReceivedWeights(vector_size)
+        self._own = around.share(PIPELINE.gradients, vector_size)
+        self._weights = ReceivedWeights(vector_size, around.attach)
         self._gradients = [
             self._own.vector(slot) if self._own else np.empty(vector_size, np.float32)
             for slot in range(PIPELINE.gradients)
         ]
         self._sends_gradient = True
         own_address = self._own.address if self._own else NO_SEGMENT
-        join = Join(name, secrets.randbits(63), recipe_digest, vector_size, *own_address)
+        join = Join(name, around.random.getrandbits(63), recipe_digest, vector_size, *own_address)
         join = join._replace(**equipment._asdict())
         self._state = WorkerState(join, address, join_timeout_s, rejoin_timeout_s)
 
@@ -111,8 +183,8 @@ class WorkerLoop:
         self.close()
 
     def close(self) -> None:
-        if self._heart is not None:
-            self._heart.stop()
+        if self._pulse is not None:
+            self._pulse.stop()
         self._socket.close()
         self._step = None  # its plans are bound to the memory
         self._weights.detach()
@@ -127,62 +199,76 @@ class WorkerLoop:
         long as the worker tries to join again, and
         JoinRefusedError or WorkerRefusedError when it will not have this worker.
         """
+        turns, message = self.turns(), None
+        try:
+            while True:
+                command = turns.send(message)
+                message = None
+                if isinstance(command, Receive):
+                    message = self._socket.receive(command.timeout_s)
+        except StopIteration as end:
+            ended: Ended = end.value
+            return ended
+
+    def turns(self) -> Generator[Receive | Compute, Message | None, Ended]:
+        """The loop: yields before it waits, to be sent the message or None, and before it computes.
+
+        Gives and raises what ``train`` does.
+        """
         commands = deque(self._state.start(self._clock.now()))
         while True:
             if not commands:
                 commands.extend(self._state.next_commands(self._clock.now()))
-            command = commands.popleft()
-            if isinstance(command, Ended):
-                return command
-            commands.extend(self._carry_out(command))
+            match command := commands.popleft():
+                case Receive():
+                    commands.extend(self._received((yield command)))
+                case Compute():
+                    yield command
+                    commands.extend(self._compute(command))
+                case SendToServer(message):
+                    self._socket.send(message)
+                case Gather(epoch, start, stop) if self._step is not None:
+                    self._step.gather(epoch, start, stop)
+                case Reconnect():
+                    self._reconnect()
+                case Begin(welcome):
+                    self._begin(welcome)
+                case Ended():
+                    return command
 
-    def _carry_out(self, command: WorkerCommand) -> list[WorkerCommand]:
-        match command:
-            case SendToServer(message):
-                self._socket.send(message)
-            case Reconnect():
-                self._reconnect()
-            case Receive(timeout_s):
-                return self._receive(timeout_s)
-            case Gather(epoch, start, stop) if self._step is not None:
-                self._step.gather(epoch, start, stop)
-            case Compute() if self._step is not None:
-                gradient = self._gradients[command.slot]
-                loss_sum, correct = self._step.run(self._weights.of(command), gradient)
-                sent = gradient if self._sends_gradient else None
-                return self._state.computed(loss_sum, correct, sent, self._clock.now())
-            case Begin(welcome):
-                self._begin(welcome)
-        return []
+    def _compute(self, command: Compute) -> list[WorkerCommand]:
+        if self._step is None:
+            return []
+        gradient = self._gradients[command.slot]
+        loss_sum, correct = self._step.run(self._weights.of(command), gradient)
+        sent = gradient if self._sends_gradient else None
+        return self._state.computed(loss_sum, correct, sent, self._clock.now())
 
-    def _receive(self, timeout_s: float) -> list[WorkerCommand]:
-        message = self._socket.receive(timeout_s)
+    def _received(self, message: Message | None) -> list[WorkerCommand]:
         now = self._clock.now()
         if self._stop_requested is not None:
             return self._state.leave(self._stop_requested)
-        if self._heart is not None:
-            return self._state.received(message, now, self._heart.answer)
+        if self._pulse is not None:
+            return self._state.received(message, now, self._pulse.answer)
         try:
             return self._state.received(message, now)
         except ServerLostError as error:
             raise self._socket.no_answer(self._join_timeout_s) from error
 
     def _reconnect(self) -> None:
-        if self._heart is not None:
-            self._heart.stop()
+        if self._pulse is not None:
+            self._pulse.stop()
         self._socket.abandon()
-        self._socket = ClientSocket(self._address, self._keys)
+        self._socket = self._around.connect()
 
     def _begin(self, welcome: Welcome) -> None:
         self._sends_gradient = welcome.weights_descriptor == -1
         if self._sends_gradient:
             self._socket.lend(self._gradients)
         self._weights.attach(welcome)
-        if self._heart is not None:
-            self._heart.stop()
-        interval_s = welcome.heartbeat_interval_s
-        self._heart = Heart(self._address, self._keys, welcome.worker_id, interval_s, self._clock)
-        self._heart.start()
+        if self._pulse is not None:
+            self._pulse.stop()
+        self._pulse = self._around.start_pulse(welcome.worker_id, welcome.heartbeat_interval_s)
         if self._step is None or welcome.seed != self._seed:
             self._step, self._seed = self._step_of(welcome.seed), welcome.seed
         self._step.unbind()  # its vectors may be those of a server that is gone
@@ -195,18 +281,20 @@ class WorkerLoop:
 class ReceivedWeights:
     """Where a worker reads weights: the server's snapshots, or a vector that frames fill."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, attach: Callable[[SegmentAddress, int], SharedVectors]) -> None:
         self._size = size
-        self._segment: Segment | None = None
+        self._attach = attach
+        self._segment: SharedVectors | None = None
         self._received = np.empty(0, np.float32)
 
     def attach(self, welcome: Welcome) -> None:
         """Maps the server's snapshots, if this worker was given them."""
         self.detach()
         if welcome.weights_descriptor != -1:
-            self._segment = Segment.attach(
-                welcome.process_id, welcome.weights_descriptor, welcome.segment_token, self._size
+            address = SegmentAddress(
+                welcome.process_id, welcome.weights_descriptor, welcome.segment_token
             )
+            self._segment = self._attach(address, self._size)
         else:
             self._received = np.empty(self._size, np.float32)
 

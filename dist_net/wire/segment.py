@@ -15,6 +15,7 @@ import os
 import secrets
 import struct
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -35,6 +36,17 @@ _SIZE = struct.Struct("<q")
 def available() -> bool:
     """Whether this platform has what segments need; without, arrays travel as frames."""
     return hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir()
+
+
+class SharedVectors(Protocol):
+    """Vectors that several processes see: a `Segment`, or a simulation's."""
+
+    @property
+    def address(self) -> SegmentAddress: ...
+    @property
+    def vectors(self) -> int: ...
+    def vector(self, index: int) -> Vector: ...
+    def close(self) -> None: ...
 
 
 class Segment:

@@ -1,9 +1,7 @@
 """What two workers trained over real sockets is computed again in one process, bit for bit."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +9,8 @@ import pytest
 from dist_net import nn
 from dist_net.cluster.in_process import LocalCluster
 from dist_net.cluster.replay import Replay
+from dist_net.files import AppendedHostFile
 from dist_net.models.run_options import RunOptions
-from dist_net.parameter_server import journal as journal_module
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.journal import read_journal
 from dist_net.recipes.recipe import LoadedRecipe, Recipe, load_recipe
@@ -65,24 +63,26 @@ def test_a_run_of_two_workers_is_replayed(
     assert replayed.ledger["remaining"] == trained.ledger["remaining"] == []
 
 
-class Disk:
-    """What a journal needs of ``os``; while the disk is full, it writes nothing."""
+WRITE = AppendedHostFile.write
+
+
+class FullDisk:
+    """Writes nothing to a journal while it is full."""
 
     def __init__(self) -> None:
         self.is_full = False
-        self.os = SimpleNamespace(**vars(os) | {"write": self.write})
 
-    def write(self, descriptor: int, content: bytes) -> int:
+    def write(self, file: AppendedHostFile, content: bytes) -> int:
         if self.is_full:
             raise OSError(28, "No space left on device")
-        return os.write(descriptor, content)
+        return WRITE(file, content)
 
 
 def test_a_full_disk_is_reported_and_nothing_is_missing_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = Disk()
-    monkeypatch.setattr(journal_module, "os", disk.os)
+    disk = FullDisk()
+    monkeypatch.setattr(AppendedHostFile, "write", lambda *each: disk.write(*each))
     path = tmp_path / "checkpoint.safetensors"
     with LocalCluster(replace(PLAIN, epochs=100_000), path, workers=1) as cluster:
         cluster.wait(lambda report: report["version"] > 10)

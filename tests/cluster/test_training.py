@@ -20,6 +20,7 @@ from dist_net.errors import (
     RunOverdueError,
     WorkerRefusedError,
 )
+from dist_net.files import HostDisk
 from dist_net.models.observer import Observer
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.optim import SGD
@@ -301,12 +302,12 @@ class Disk:
         self.is_quick.set()
         monkeypatch.setattr(process, "write_checkpoint", self._write)
 
-    def _write(self, path: Path, checkpoint: Checkpoint) -> None:
+    def _write(self, path: Path, checkpoint: Checkpoint, disk: HostDisk) -> None:
         assert self.is_quick.wait(30)
         if self.failures > 0:
             self.failures -= 1
             raise CheckpointWriteError("no space left")
-        write_checkpoint(path, checkpoint)
+        write_checkpoint(path, checkpoint, disk)
 
 
 @pytest.fixture

@@ -194,7 +194,7 @@ def test_what_a_full_disk_refuses_is_written_later(
         return os.pwrite(descriptor, content[:54], 0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "write", write_a_part)
+        patch.setattr(os, "write", write_a_part)
         journal.append(encode_record(APPLIED))
         assert journal.error is not None
         assert "cannot be written: No space left on device; expected" in journal.error
@@ -225,13 +225,13 @@ def test_the_lag_is_what_the_disk_may_not_have_and_since_when(
     def append_meanwhile(_: int) -> None:
         journal.append(encode_record(PAIR[1]), 8.0)
 
-    monkeypatch.setattr(module.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(JournalWriteError, match="Input/output error"):
         journal.sync()
     lag = journal.lag(8.0)
     assert (lag.unsynced_bytes, lag.unsynced_s) == (2 * BLOCK_BYTES, 3.0)
     assert lag.error is not None
-    monkeypatch.setattr(module.os, "fsync", append_meanwhile)
+    monkeypatch.setattr(os, "fsync", append_meanwhile)
     journal.sync()
     assert journal.lag(9.0) == JournalLag(BLOCK_BYTES, 1.0)
     journal.close()
@@ -244,7 +244,7 @@ def test_a_journal_that_cannot_be_begun_is_told(tmp_path: Path) -> None:
 
 def test_always_syncs_each_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
-    monkeypatch.setattr(module.os, "fsync", synced.append)
+    monkeypatch.setattr(os, "fsync", synced.append)
     path = tmp_path / "journal"
     for interval_s, times in ((None, 0), (5.0, 0), (0.0, 2)):
         journal = JournalFile(path, 0, IDENTITY, STARTED, interval_s)
