@@ -386,6 +386,11 @@ class ClientSocket(FramedSocket):
             secure_client(self._socket, keys)
         self._socket.connect(self._address.endpoint)
 
+    @property
+    def address(self) -> str:
+        """Where it connects to, as it was given."""
+        return self._address.text
+
     def send(self, message: Message) -> None:
         """Queue a message, never waiting; arrays are copied, unless they are lent.
 

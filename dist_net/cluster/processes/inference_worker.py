@@ -19,7 +19,7 @@ from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals
 from dist_net.data import default_cache_dir
 from dist_net.pictures.decoding import MOST_PIXELS
-from dist_net.serving.worker.loop import InferenceWorker
+from dist_net.serving.worker.loop import connected_worker
 from dist_net.serving.worker.served_network import WorkerSettings
 from dist_net.wire.security import load_peer_keys
 
@@ -79,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.getLogger("dist_net").setLevel(logging.INFO)
     keys = load_peer_keys(arguments.keys) if arguments.keys else None
-    with InferenceWorker(
+    with connected_worker(
         arguments.connect,
         arguments.name,
         settings,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 from dist_net.errors import DistNetError
@@ -28,11 +28,12 @@ class _Loading(NamedTuple):
 
 
 class LoadedModels:
-    """Belongs to the worker's thread. Only ``load`` runs in another, one version at a time."""
+    """Belongs to the worker's thread. Only ``load`` runs in another, one version at a time, or as
+    ``executor`` runs it."""
 
-    def __init__(self, load: LoadNetwork) -> None:
+    def __init__(self, load: LoadNetwork, executor: Executor | None = None) -> None:
         self._load = load
-        self._executor = ThreadPoolExecutor(1, "load")
+        self._executor = executor or ThreadPoolExecutor(1, "load")
         self._networks: dict[_Key, ServedNetwork] = {}
         self._loading: dict[_Key, _Loading] = {}
 

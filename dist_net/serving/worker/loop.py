@@ -5,33 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import (
-    GatewayLostError,
-    JoinRefusedError,
-    ModelLoadError,
-    ProtocolError,
-)
-from dist_net.nn.inference import Prepared
-from dist_net.serving.pool.description import ModelDescription
+from dist_net.errors import GatewayLostError, JoinRefusedError
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.loaded_models import LoadedModels
-from dist_net.serving.worker.prepared_arrays import mapped_arrays
-from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
+from dist_net.serving.worker.network_loader import NetworkLoader
+from dist_net.serving.worker.served_network import WorkerSettings
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Leave, Message, Refuse
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.serving_messages import (
-    ArraysPiece,
     BatchDone,
     Drop,
     Enlist,
     Enlisted,
-    FetchArrays,
     Load,
     Retire,
     RunBatch,
@@ -47,32 +37,61 @@ ANSWER_WITHIN_S = 10.0
 SILENT_TIMEOUTS = 3  # of the gateway's heartbeat timeout, until it counts as lost
 STOOD_STILL_S = 1.0
 
+StartHeart = Callable[[Enlisted], Heart]
+"""Begins to beat for a worker that has enlisted."""
+
+
+@contextmanager
+def connected_worker(
+    address: str,
+    name: str,
+    settings: WorkerSettings,
+    keys: PeerKeys | None = None,
+    bears_silence: bool = False,
+) -> Iterator[InferenceWorker]:
+    """A context with a worker of this process for the gateway at ``address``."""
+    clock = SystemClock()
+
+    def start_heart(enlisted: Enlisted) -> Heart:
+        interval_s = enlisted.heartbeat_interval_s
+        heart = Heart(address, keys, enlisted.worker_id, interval_s, clock)
+        heart.start()
+        return heart
+
+    models = LoadedModels(NetworkLoader(address, keys, settings, clock).load)
+    enlist = Enlist(name, socket.gethostname(), os.getpid())
+    with ClientSocket(address, keys) as connection:
+        worker = InferenceWorker(connection, models, start_heart, enlist, bears_silence, clock)
+        try:
+            yield worker
+        finally:
+            worker.close()
+
 
 class InferenceWorker:
-    """Answers batches for the gateway at ``address`` until it is told to leave.
+    """Answers batches for the gateway that ``connection`` leads to until it is told to leave.
 
     The gateway has ``ANSWER_WITHIN_S`` to let the worker join; after that its own heartbeat timeout
     counts. A child of the gateway, whose end the system reports, ``bears_silence`` of any length.
-    ``was_stopped``: it leaves because of `stop`, and not because the gateway let it go.
+    ``was_stopped``: it leaves because of `stop`, and not because the gateway let it go. Whoever
+    does not call `serve` calls `tick` and `handle` as that does.
     """
 
     def __init__(
         self,
-        address: str,
-        name: str,
-        settings: WorkerSettings,
-        keys: PeerKeys | None = None,
-        bears_silence: bool = False,
-        clock: Clock | None = None,
+        connection: ClientSocket,
+        models: LoadedModels,
+        start_heart: StartHeart,
+        enlist: Enlist,
+        bears_silence: bool,
+        clock: Clock,
     ) -> None:
-        self._address = address
-        self._name = name
-        self._settings = settings
-        self._keys = keys
+        self._socket = connection
+        self._models = models
+        self._start_heart = start_heart
+        self._enlist = enlist
         self._bears_silence = bears_silence
-        self._clock = clock or SystemClock()
-        self._socket = ClientSocket(address, keys)
-        self._models = LoadedModels(self._load)
+        self._clock = clock
         self._heart: Heart | None = None
         self._enlisted: Enlisted | None = None
         self._enlist_at_s = self._heard_s = self._ticked_s = self._clock.now()
@@ -84,15 +103,8 @@ class InferenceWorker:
         self._leave_reason = reason
         self.was_stopped = True
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         self._still_heart()
-        self._socket.close()
         self._models.close()
 
     def serve(self) -> str:
@@ -102,16 +114,25 @@ class InferenceWorker:
         JoinRefusedError if it refuses this worker.
         """
         while self._leave_reason is None:
-            self._tick()  # enlists before a gateway that refuses the keys closes the connection
-            wait_s = LOADING_POLL_S if self._models.is_loading else POLL_S
-            message = self._socket.receive(wait_s)
+            # Enlists before a gateway that refuses the keys closes the connection.
+            message = self._socket.receive(self.tick())
             if message is not None:
-                self._handle(message)
-        if self._enlisted is not None:
-            self._socket.send(Leave(self._enlisted.worker_id))
+                self.handle(message)
+        self.leave()
         return self._leave_reason
 
-    def _handle(self, message: Message) -> None:
+    def leave(self) -> None:
+        """Says goodbye, if it has joined."""
+        if self._enlisted is not None:
+            self._socket.send(Leave(self._enlisted.worker_id))
+
+    @property
+    def leaves(self) -> bool:
+        """Whether it was told to leave."""
+        return self._leave_reason is not None
+
+    def handle(self, message: Message) -> None:
+        """Does what the gateway says."""
         self._heard_s = self._clock.now()
         match message:
             case RunBatch():
@@ -139,7 +160,8 @@ class InferenceWorker:
             )
         return BatchDone(run.batch_id, *network.answer(run.payloads, run.is_picture))
 
-    def _tick(self) -> None:
+    def tick(self) -> float:
+        """Does what is due; returns how long to wait for a message before the next tick."""
         for loaded in self._models.finished():
             self._socket.send(loaded)
         now = self._clock.now()
@@ -151,12 +173,13 @@ class InferenceWorker:
             self._tick_unenlisted(now)
         else:
             self._tick_enlisted(now, self._enlisted.heartbeat_timeout_s)
+        return LOADING_POLL_S if self._models.is_loading else POLL_S
 
     def _tick_unenlisted(self, now: float) -> None:
         if now >= self._enlist_at_s:
             self._enlist_at_s = float("inf")
             self._heard_s = now
-            self._socket.send(Enlist(self._name, socket.gethostname(), os.getpid()))
+            self._socket.send(self._enlist)
         elif now - self._heard_s > ANSWER_WITHIN_S:
             raise self._socket.no_answer(ANSWER_WITHIN_S)
 
@@ -168,8 +191,9 @@ class InferenceWorker:
                 self._refused(answer.reason, answer.may_rejoin)
                 return
         if not self._bears_silence and now - self._heard_s > SILENT_TIMEOUTS * timeout_s:
+            silent_s = now - self._heard_s
             raise GatewayLostError(
-                f"the gateway at {self._address} has said nothing for {now - self._heard_s:.1f} s; "
+                f"the gateway at {self._socket.address} has said nothing for {silent_s:.1f} s; "
                 f"expected an answer to each heartbeat: see whether it still runs, and start this "
                 f"worker again"
             )
@@ -177,20 +201,15 @@ class InferenceWorker:
     def _begin(self, enlisted: Enlisted) -> None:
         self._still_heart()
         self._enlisted = enlisted
-        self._heart = Heart(
-            self._address,
-            self._keys,
-            enlisted.worker_id,
-            enlisted.heartbeat_interval_s,
-            self._clock,
-        )
-        self._heart.start()
+        self._heart = self._start_heart(enlisted)
         logger.info("enlisted worker=%d", enlisted.worker_id)
 
     def _refused(self, reason: str, may_rejoin: bool) -> None:
         """Enlists again, at once if it had joined and after a while if not; or gives up."""
         if not may_rejoin:
-            raise JoinRefusedError(f"the gateway at {self._address} refuses this worker: {reason}")
+            raise JoinRefusedError(
+                f"the gateway at {self._socket.address} refuses this worker: {reason}"
+            )
         logger.warning("refused reason=%s", reason)
         pause_s = ENLIST_AGAIN_AFTER_S if self._enlisted is None else 0
         self._still_heart()
@@ -201,40 +220,3 @@ class InferenceWorker:
         if self._heart is not None:
             self._heart.stop()
             self._heart = None
-
-    def _load(
-        self,
-        description: ModelDescription,
-        alike: ServedNetwork | None,
-        may_go_on: Callable[[], bool],
-    ) -> ServedNetwork:
-        """Loads a version, in another thread than the one that answers."""
-        prepared = self._mapped(description, may_go_on)
-        rebound = alike.rebound(description, prepared) if alike is not None else None
-        if rebound is not None:
-            return rebound
-        return ServedNetwork(description, prepared, self._settings, may_go_on, self._clock)
-
-    def _mapped(self, description: ModelDescription, may_go_on: Callable[[], bool]) -> Prepared:
-        """The arrays of a version. They are fetched through a socket of their own, as the worker's
-        belongs to the thread that answers."""
-        with ExitStack() as opened:
-            pieces: ClientSocket | None = None
-
-            def fetch(request: FetchArrays) -> ArraysPiece:
-                nonlocal pieces
-                if not may_go_on():
-                    raise ModelLoadError(f"{request.model} version {request.version} was dropped")
-                if pieces is None:
-                    pieces = opened.enter_context(ClientSocket(self._address, self._keys))
-                pieces.send(request)
-                answer = pieces.receive(ANSWER_WITHIN_S)
-                if answer is None:
-                    raise pieces.no_answer(ANSWER_WITHIN_S)
-                if not isinstance(answer, ArraysPiece):
-                    raise ProtocolError(
-                        f"the gateway answered FetchArrays by {answer!r:.80}; expected Arrays"
-                    )
-                return answer
-
-            return mapped_arrays(description, self._settings.directory, fetch)
