@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -16,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
 from dist_net.cli.parser import Parser
+from dist_net.cli.printable import printable
 from dist_net.cluster.entry import INTERRUPTED, raise_descriptor_limit, use_threads
 from dist_net.errors import DistNetError
 
@@ -76,8 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
         if parsed.debug:
             traceback.print_exception(error)
         said = "; ".join([str(error), *getattr(error, "__notes__", ())])
-        print(f"dist-net {parsed.command}: {said}", file=sys.stderr)
+        print(f"dist-net {parsed.command}: {printable(said)}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # who read this had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left is flushed at the end
+        return 0
     except KeyboardInterrupt:
         print(f"dist-net {parsed.command}: interrupted", file=sys.stderr)
         return INTERRUPTED

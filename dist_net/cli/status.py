@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import RenderableType
+from rich.live import Live
 
+from dist_net.cli.parser import number_above_zero
+from dist_net.cli.pool_status import pool_line, pool_view
+from dist_net.cli.printable import printable_report
+from dist_net.cli.run_status import run_line, run_view
 from dist_net.cluster.terminal import plain_console
-from dist_net.models.observer import Observer
-from dist_net.wire.security import CLIENT, load_peer_keys
+from dist_net.errors import NoAnswerError, ProtocolError
+from dist_net.models.observer import NO_RECORDS, Observer
+from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys
+
+OVER = ("finished", "stopping")
+
+Shown = TypeVar("Shown")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,78 +31,93 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "address", metavar="ADDRESS", help="as for dist-net worker or reload --connect"
     )
     parser.add_argument("--keys", type=Path, metavar="DIR", help="a client's keys")
-    parser.add_argument("--timeout", type=float, default=5.0, metavar="SECONDS", help="default: 5")
+    parser.add_argument(
+        "--timeout", type=number_above_zero, default=5.0, metavar="SECONDS", help="default: 5"
+    )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON object")
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="go on until the run is over: redraw, or print a line each time",
+    )
+    parser.add_argument(
+        "--every",
+        type=number_above_zero,
+        default=1.0,
+        metavar="SECONDS",
+        help="with --follow (default: 1)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Asks once, shows the answer, and gives the exit code."""
+    """Shows what the server answers, once or until the run is over, and gives the exit code."""
     keys = load_peer_keys(arguments.keys, CLIENT) if arguments.keys else None
-    with Observer(arguments.address, keys, arguments.timeout) as observer:
-        report = observer.status()
-    if arguments.json:
-        print(json.dumps(report))
-        return 0
     console = plain_console(stderr=False)
-    if "recipe" in report:
-        show_run(report, console)
+    if arguments.follow:
+        reports = followed(arguments.address, keys, arguments.timeout, arguments.every)
     else:
-        show_pool(report, console)
+        with Observer(arguments.address, keys, arguments.timeout) as observer:
+            reports = iter([observer.status(0 if arguments.json else NO_RECORDS)])
+    if arguments.json:
+        for report in reports:
+            print(json.dumps(report), flush=True)
+    elif not arguments.follow:
+        console.print(view(next(reports)))
+    elif console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            for report in reports:
+                live.update(view(report), refresh=True)
+    else:
+        for report in reports:
+            print(line(report), flush=True)
     return 0
 
 
-def show_run(report: dict[str, Any], console: Console) -> None:
-    console.print(
-        f"{report['recipe']}: {report['state']}, {report['samples']:,} of "
-        f"{report['samples_total']:,} samples, version {report['version']:,}, "
-        f"{report['samples_per_s']:,.0f} samples/s, staleness {report['staleness_mean']:.2f} on "
-        f"average and {report['staleness_max']} at most; {report['workers_joined']} workers "
-        f"joined, {report['workers_lost']} lost; the server's start {report['server_starts']}, "
-        f"incarnation {report['incarnation']}",
-    )
-    for error in (report["checkpoint_error"], report["journal_error"]):
-        if error is not None:
-            console.print(error, style="yellow")
-    table = Table("worker", "pushes", "samples/s", "last heard", "last progress")
-    for worker in report["workers"]:
-        table.add_row(
-            worker["name"],
-            f"{worker['pushes']:,}",
-            f"{worker['samples_per_s']:,.0f}",
-            f"{worker['heard_s_ago']:.1f} s ago",
-            f"{worker['progress_s_ago']:.1f} s ago",
-        )
-    console.print(table)
+def followed(
+    address: str, keys: PeerKeys | None, timeout_s: float, every_s: float
+) -> Iterator[dict[str, Any]]:
+    """A report every so often until a run is over, each with the metric records that are new.
+
+    A server that is silent is asked once more, over another connection: it may have been started
+    again. Raises NoAnswerError.
+    """
+    next_record, was_silent = NO_RECORDS, False
+    while True:
+        try:
+            with Observer(address, keys, timeout_s) as observer:
+                while True:
+                    report = observer.status(next_record)
+                    was_silent = False
+                    next_record = report.get("next_record", NO_RECORDS)
+                    yield report
+                    if report.get("state") in OVER:
+                        return
+                    time.sleep(every_s)
+        except NoAnswerError:
+            if was_silent:
+                raise
+            was_silent = True
 
 
-def show_pool(report: dict[str, Any], console: Console) -> None:
-    queue = report["queue"]
-    console.print(
-        f"{'ready' if report['is_ready'] else 'not ready'}"
-        f"{', draining' if report['is_draining'] else ''}, up for {report['uptime_s']:,.0f} s, "
-        f"{queue['requests']:,} of {queue['request_limit']:,} requests and {queue['bytes']:,} of "
-        f"{queue['byte_limit']:,} bytes in the queue",
-    )
-    models = Table("model", "version", "requests/s", "p50 ms", "p99 ms", "refused", "failed")
-    for model in report["models"]:
-        times = model["latency_ms"] or {}
-        models.add_row(
-            model["name"],
-            str(model["version"]) if model["is_ready"] else model["reason"] or "not ready",
-            f"{model['requests_per_s']:,.1f}",
-            *("" if times.get(key) is None else f"{times[key]:,.1f}" for key in ("p50", "p99")),
-            f"{model['refused']:,}",
-            f"{model['failed']:,}",
-        )
-    console.print(models)
-    workers = Table("worker", "host", "process", "state", "requests", "last heard")
-    for worker in report["workers"]:
-        workers.add_row(
-            worker["name"],
-            worker["host"],
-            str(worker["process_id"]),
-            worker["state"],
-            f"{worker['requests']:,}",
-            f"{worker['heard_s_ago']:.1f} s ago",
-        )
-    console.print(workers)
+def view(report: dict[str, Any]) -> RenderableType:
+    """The report for a terminal; raises ProtocolError for one that is of another kind."""
+    return _shown(report, run_view, pool_view)
+
+
+def line(report: dict[str, Any]) -> str:
+    """The report as one line; raises ProtocolError for one that is of another kind."""
+    return _shown(report, run_line, pool_line)
+
+
+def _shown(
+    report: dict[str, Any],
+    of_run: Callable[[dict[str, Any]], Shown],
+    of_pool: Callable[[dict[str, Any]], Shown],
+) -> Shown:
+    try:
+        return (of_run if "recipe" in report else of_pool)(printable_report(report))
+    except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise ProtocolError(
+            f"the server's report cannot be shown ({error!r}); expected that of a parameter "
+            f"server or a gateway of this release of dist-net"
+        ) from error

@@ -13,7 +13,7 @@ from dist_net.parameter_server.members import Member
 SLOW_SHARE = 0.6
 """Of the median of the others' speeds; less is slow."""
 
-MEASURED_S = 1.0
+MEASURED_S = 3.0
 """A worker's speed is known after so much time with work."""
 
 STALLED_S = 5.0

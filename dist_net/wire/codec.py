@@ -34,7 +34,7 @@ _DTYPE_NAME = "<f4"
 _DTYPE = np.dtype(_DTYPE_NAME)
 
 # The most characters or bytes of a field; 1,024 unless it is named here. Reasons are for people:
-# one that is too long is cut when it is sent.
+# one that is too long is cut when it is sent, and one of several lines becomes one.
 _LONGEST = {
     "name": 128,
     "host": 255,
@@ -42,13 +42,13 @@ _LONGEST = {
     "reason": 4096,
     "statuses": MAX_PAYLOADS,
 } | dict.fromkeys(("report", "models", "description"), MAX_HEADER_BYTES)
-_CUT = "reason"
+_MENDED = "reason"
 # The greatest numbers of a field that is only shown: more than any machine has.
 _GREATEST = dict.fromkeys(("host_cores", "cores", "core_quota", "threads"), 65_536) | {
     "round_trip_s": 86_400
 }
 # These are logged and shown as they came: a peer must not be able to write lines of its own.
-_ONE_LINE = {"name", "host", "blas", "recipe_digest"}
+_ONE_LINE = {"name", "host", "blas", "recipe_digest", "reason"}
 _CONTROL_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
 # Where -1 means that arrays travel as frames.
 _MAY_BE_ABSENT = {"gradient_descriptor", "weights_descriptor", "snapshot"}
@@ -129,18 +129,22 @@ def encode(message: Message) -> list[Frame]:
     """The frames that carry ``message``.
 
     Payloads, and arrays if they are contiguous, are borrowed, not copied. A reason that is too long
-    is cut. Raises `ProtocolError` for arrays that are not 1-D float32 of one length, for another
-    text that is too long, and for a header over `MAX_HEADER_BYTES`.
+    is cut, and has "?" in place of control characters. Raises `ProtocolError` for arrays that are
+    not 1-D float32 of one length, for another text that is too long, and for a header over
+    `MAX_HEADER_BYTES`.
     """
     name = type(message).__name__
     layout = _LAYOUTS[name]
     values: tuple[Any, ...] = message
     for place, longest in layout.texts:
-        if len(values[place]) > longest:
-            field = layout.fields[place]
-            if field.name != _CUT:
-                raise _field_error(layout, field, values[place])
-            values = (*values[:place], values[place][: longest - 3] + "...", *values[place + 1 :])
+        field, value = layout.fields[place], values[place]
+        if field.name == _MENDED:
+            if len(value) > longest:
+                value = value[: longest - 3] + "..."
+            value = _CONTROL_CHARACTER.sub("?", value)
+            values = (*values[:place], value, *values[place + 1 :])
+        elif len(value) > longest:
+            raise _field_error(layout, field, value)
     frames: Sequence[Frame] = ()
     if layout.has_payloads:
         values, frames = values[:-1], values[-1]

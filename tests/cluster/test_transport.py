@@ -16,11 +16,12 @@ import zmq
 from dist_net.errors import (
     AddressError,
     InsecureAddressError,
+    KeyFileError,
     ListenError,
     NoAnswerError,
     ProtocolError,
 )
-from dist_net.wire import connections
+from dist_net.wire import connections, security
 from dist_net.wire.codec import encode
 from dist_net.wire.invitation import invite, revoke
 from dist_net.wire.messages import (
@@ -275,7 +276,29 @@ def raw_dealer(address: str) -> socket.socket:
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0")
     ready = b"\x05READY\x0bSocket-Type" + (6).to_bytes(4) + b"DEALER"
     connection.sendall(greeting.ljust(64, b"\0") + b"\x04" + bytes([len(ready)]) + ready)
+    received = b""
+    while b"READY" not in received:
+        received += connection.recv(1024)
     return connection
+
+
+def test_nobody_comes_in_whose_connection_is_not_watched_yet(monkeypatch):
+    may_go_on = threading.Event()
+    take_in_events = connections.Connections._take_in_events
+
+    def take_in_events_late(self):
+        may_go_on.wait(DEADLINE_S)
+        return take_in_events(self)
+
+    monkeypatch.setattr(connections.Connections, "_take_in_events", take_in_events_late)
+    with (
+        ServerSocket([LOOPBACK]) as server,
+        ClientSocket(server.contact_addresses[0]) as client,
+    ):
+        client.send(Heartbeat(7))
+        assert server.receive(SILENCE_S) is None
+        may_go_on.set()
+        assert server.receive(DEADLINE_S) is not None
 
 
 def test_many_small_messages_are_not_taken_for_one_without_an_end(server, client):
@@ -305,6 +328,23 @@ def test_strangers_do_not_keep_workers_out(keys, monkeypatch, caplog):
             with suppress(ConnectionResetError):
                 while stranger.recv(64):
                     pass
+
+
+def test_strangers_do_not_drive_out_a_process_of_this_host(keys, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(connections, "most_connections", lambda: 8)
+    listen = [f"ipc://{tmp_path}/socket", LOOPBACK]
+    with ExitStack() as opened:
+        server = opened.enter_context(ServerSocket(listen, load_server_keys(keys)))
+        ours, theirs = server.contact_addresses
+        host, _, port = theirs.removeprefix("tcp://").rpartition(":")
+        client = opened.enter_context(ClientSocket(ours))
+        client.send(Heartbeat(7))
+        node, _ = server.receive(DEADLINE_S)
+        for _ in range(20):
+            opened.enter_context(socket.create_connection((host, int(port))))
+        wait_for_log(caplog, "more than 8 connections")
+        assert server.send(node, Alive())
+        assert client.receive(DEADLINE_S) == Alive()
 
 
 # Peers that vanish, or never were
@@ -601,6 +641,24 @@ def test_a_damaged_allow_list_keeps_everybody_out(secured_server, keys, caplog):
     with ClientSocket(secured_server.contact_addresses[0], worker_keys) as client:
         assert_kept_out(secured_server, client, "refuses these keys")
     assert "damaged.key" in caplog.text
+
+
+def test_a_worker_comes_in_after_the_allow_list_could_not_be_read(
+    secured_server, keys, monkeypatch, caplog
+):
+    read = security._allowed_keys
+    outcomes = [KeyFileError("no descriptor left"), KeyFileError("no descriptor left")]
+
+    def read_at_last(directory):
+        if outcomes:
+            raise outcomes.pop()
+        return read(directory)
+
+    worker_keys = load_peer_keys(keys)
+    monkeypatch.setattr(security, "_allowed_keys", read_at_last)
+    with ClientSocket(secured_server.contact_addresses[0], worker_keys) as client:
+        exchange(secured_server, client)
+    assert caplog.text.count("allow_list_unreadable error=no descriptor left") == 1
 
 
 def test_local_workers_need_no_keys_beside_remote_ones_that_do(keys, tmp_path):

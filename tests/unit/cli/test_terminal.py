@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import show
-from dist_net.cli.status import show_pool, show_run
+from dist_net.cli.pool_status import pool_view
+from dist_net.cli.run_status import run_view
 from dist_net.cli.train import draw
 from dist_net.cluster.terminal import TrainingProgress, plain_console
 from dist_net.data import dataset_named
@@ -38,25 +39,25 @@ def report(**known: Any) -> dict[str, Any]:
 
 
 def test_a_run_and_its_workers_have_any_name(capsys: pytest.CaptureFixture[str]) -> None:
-    workers = [report(name=ODD)]
-    show_run(
-        report(
-            recipe=f"{ODD}.py",
-            state="running",
-            workers=workers,
-            checkpoint_error=ODD,
-            journal_error=None,
-        ),
-        plain_console(stderr=False),
+    shown = report(
+        recipe=f"{ODD}.py",
+        state="running",
+        workers=[report(name=ODD, host=ODD, blas=ODD, slow_because=[])],
+        staleness_histogram=[1],
+        checkpoint_error=ODD,
+        journal_error=None,
+        staleness_warning=None,
     )
+    plain_console(stderr=False).print(run_view(shown))
     printed = capsys.readouterr().out
-    assert printed.startswith(f"{ODD}.py: running")
-    assert printed.count(ODD) == 3
+    assert printed.startswith(f"{ODD}.py  running")
+    assert printed.count(ODD) == 6
 
 
 def test_a_pool_shows_any_reason(capsys: pytest.CaptureFixture[str]) -> None:
     model = report(name="x", is_ready=False, reason=ODD, latency_ms=None)
-    show_pool(report(queue=report(), models=[model], workers=[]), plain_console(stderr=False))
+    pool = report(queue=report(), models=[model], workers=[])
+    plain_console(stderr=False).print(pool_view(pool))
     assert ODD in capsys.readouterr().out
 
 

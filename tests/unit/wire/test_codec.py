@@ -58,7 +58,7 @@ by_hint = {
     Payloads: st.lists(st.binary(max_size=20), max_size=3).map(tuple),
 }
 one_line = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=20)
-by_name = dict.fromkeys(("name", "host", "blas", "recipe_digest"), one_line) | {
+by_name = dict.fromkeys(("name", "host", "blas", "recipe_digest", "reason"), one_line) | {
     "core_quota": st.floats(0, 65_536),
     "round_trip_s": st.floats(0, 86_400),
     **dict.fromkeys(("host_cores", "cores", "threads"), st.integers(0, 65_536)),
@@ -219,6 +219,12 @@ def test_a_reason_that_is_too_long_is_cut():
     refuse = decode(encode(Refuse("because " * 100_000, may_rejoin=False)))
     assert refuse.reason.startswith("because because")
     assert len(refuse.reason) <= 4096
+
+
+def test_a_reason_is_one_line_without_what_a_terminal_obeys():
+    refuse = Refuse("no recipe a\n\x1b[31m.py", may_rejoin=False)
+    assert decode(encode(refuse)).reason == "no recipe a??[31m.py"
+    assert_refused([header(PROTOCOL_VERSION, "Refuse", "\x1b[31m", False)], "Refuse.reason")
 
 
 def test_a_text_that_is_not_unicode_is_sent_all_the_same():

@@ -1,0 +1,23 @@
+"""Text from elsewhere as a terminal may be given it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def printable(text: str) -> str:
+    """One line of ``text``, without what a terminal would obey: ``\\x1b`` in place of an escape."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
+
+
+def printable_report(report: Any) -> Any:
+    """A JSON value with every text in it printable."""
+    if isinstance(report, str):
+        return printable(report)
+    if isinstance(report, list):
+        return [printable_report(each) for each in report]
+    if isinstance(report, dict):
+        return {name: printable_report(each) for name, each in report.items()}
+    return report

@@ -1,0 +1,189 @@
+"""What a report looks like, and how a run is followed; the server is made up."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dist_net.cli import main, status
+from dist_net.cli.printable import printable
+from dist_net.cli.run_status import BAR_CELLS, bar, run_line, run_view, staleness_bars
+from dist_net.errors import NoAnswerError, ProtocolError
+from dist_net.models.observer import NO_RECORDS
+from dist_net.parameter_server.metrics import STALENESS_BUCKETS
+from dist_net.parameter_server.run import RunState
+from dist_net.parameter_server.settings import RunSettings
+from dist_net.parameter_server.state import ParameterServer, SendToPeer
+from dist_net.wire.messages import Equipment, Join, Message, StatusRequest
+
+ESCAPE = "\x1b]0;owned\x07\x1b[31m"
+SETTINGS = RunSettings("digits", "abc", (("weight", (2,)),), samples=40, epochs=2, batch_size=4)
+
+
+def asked(server: ParameterServer, message: Message, now: float) -> Any:
+    [send] = [c for c in server.handle(b"a", message, now) if isinstance(c, SendToPeer)]
+    return send.message
+
+
+@pytest.fixture
+def report() -> dict[str, Any]:
+    """A real server's, of a worker that was stopped."""
+    server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32)), incarnation="b7")
+    equipment = Equipment("here", 2, 2, 1.5, 1, "openblas 0.3")
+    asked(server, Join("one", 1, "abc", 2, 1, -1, b"")._replace(**equipment._asdict()), 0.0)
+    server.checkpoint_failed("the disk is full")
+    told: dict[str, Any] = json.loads(asked(server, StatusRequest(0), 1.0).report)
+    return told | {"staleness_histogram": [4, 0, 8, 1]}
+
+
+def drawn(view: Any, width: int = 80) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, markup=False, soft_wrap=True).print(view)
+    return file.getvalue()
+
+
+def test_a_run_is_shown_with_its_server_disk_staleness_and_workers(report: dict[str, Any]) -> None:
+    shown = drawn(run_view(report))
+    for expected in (
+        "incarnation b7, start 1",
+        "1 now, 1 joined, 0 lost, 0 started again",
+        "0 records (0 bytes) not on disk, the oldest for 0.0 s; failed never",
+        "0 versions ago; failed once",
+        "the disk is full",
+        "openblas 0.3",
+        "one is slow: silent for 1.0 s: it is stopped, or its network is cut",
+    ):
+        assert expected in shown, shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_a_line_says_the_same_for_a_log(report: dict[str, Any]) -> None:
+    line = run_line(report)
+    assert line.startswith("digits training 0.0%; version 0; ")
+    assert "journal 0 records, 0.0 s behind; the disk is full; one is slow: silent" in line
+    assert "\n" not in line
+
+
+def test_a_bar_is_as_long_as_its_share_and_seen_if_it_is_not_nothing() -> None:
+    assert [bar(count, 1000) for count in (0, 1, 1000)] == ["", "▏", "█" * BAR_CELLS]
+    assert bar(500, 1000) == "█" * (BAR_CELLS // 2)
+    assert bar(0, 0) == ""
+
+
+def test_buckets_of_staleness_are_named_by_their_numbers() -> None:
+    lines = drawn(staleness_bars([1] * STALENESS_BUCKETS)).splitlines()
+    names = [line.partition("█")[0].strip() for line in lines]
+    assert names[:5] == ["0", "1", "2 to 3", "4 to 7", "8 to 15"]
+    assert names[-1] == "16,384 and more"
+    assert len(names) == STALENESS_BUCKETS
+
+
+def test_nothing_that_a_terminal_obeys_reaches_it(report: dict[str, Any]) -> None:
+    report["workers"][0] |= {"name": f"one{ESCAPE}\n", "host": ESCAPE, "blas": "\u202eevil"}
+    report |= {"recipe": ESCAPE, "checkpoint_error": f"full\r{ESCAPE}"}
+    for text in (drawn(status.view(report)), status.line(report)):
+        assert all(each.isprintable() or each == "\n" for each in text)
+    assert printable("a\nb\x9b\udcff") == r"a\nb\x9b\udcff"
+
+
+def test_a_report_of_another_kind_is_an_error_of_ours(report: dict[str, Any]) -> None:
+    for wrong in ({}, {"recipe": "x"}, report | {"workers": 7}, report | {"samples_total": 0}):
+        with pytest.raises(ProtocolError, match="cannot be shown"):
+            status.view(wrong)
+
+
+class Server:
+    """Answers each observer with the next of these: reports, or silence."""
+
+    def __init__(self, *answers: dict[str, Any] | None) -> None:
+        self._answers: Iterator[dict[str, Any] | None] = iter(answers)
+        self.asked_from: list[int] = []
+        self.connections = 0
+
+    def __call__(self, *_: Any) -> "Server":
+        self.connections += 1
+        return self
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def status(self, first_record: int = 0) -> dict[str, Any]:
+        self.asked_from.append(first_record)
+        answer = next(self._answers)
+        if answer is None:
+            raise NoAnswerError("no answer")
+        return answer
+
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """Puts a server in the place of the network; time passes at once."""
+
+    def put(*answers: dict[str, Any] | None) -> Server:
+        server = Server(*answers)
+        monkeypatch.setattr(status, "Observer", server)
+        monkeypatch.setattr("time.sleep", lambda _: None)
+        return server
+
+    return put
+
+
+def followed() -> list[dict[str, Any]]:
+    return list(status.followed("tcp://127.0.0.1:5", None, 1.0, 1.0))
+
+
+def test_a_run_is_followed_to_its_end_and_records_come_once(serve: Serve) -> None:
+    answers = [{"state": "training", "next_record": each} for each in (3, 5)]
+    server = serve(*answers, {"state": "finished", "next_record": 6})
+    assert [each["next_record"] for each in followed()] == [3, 5, 6]
+    assert server.asked_from == [NO_RECORDS, 3, 5]
+
+
+def test_a_server_that_was_started_again_is_followed_further(serve: Serve) -> None:
+    training = {"state": "training"}
+    server = serve(training, None, training, None, {"state": "stopping"})
+    assert len(followed()) == 3
+    assert server.connections == 3
+
+
+def test_a_server_that_stays_silent_ends_it(serve: Serve) -> None:
+    serve({"state": "training"}, None, None)
+    with pytest.raises(NoAnswerError):
+        followed()
+
+
+def test_following_as_json_gives_an_object_a_line(
+    serve: Serve, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve({"state": "training", "name": ESCAPE}, {"state": "finished"})
+    assert main(["status", "tcp://127.0.0.1:5", "--follow", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(each)["state"] for each in lines] == ["training", "finished"]
+    assert all(each.isprintable() for each in lines)
+
+
+def test_an_error_is_one_printable_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["evaluate", f"{tmp_path}/{ESCAPE}\nx"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("option", ["--timeout", "--every"])
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "x"])
+def test_seconds_are_numbers_above_zero(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["status", "tcp://127.0.0.1:5", f"{option}={value}"])
+    assert value in capsys.readouterr().err
