@@ -81,9 +81,8 @@ def _parse(text: str, *, listening: bool) -> Address:
     if separator and scheme == "tcp":
         host, port = _host_and_port(text, lowest_port=0 if listening else 1)
         number = _resolve(text, "0.0.0.0" if host == "*" else host, port)
-        bracketed = f"[{number}]" if ":" in number else number
         is_loopback = ipaddress.ip_address(_without_scope(number)).is_loopback
-        return Address(text, f"tcp://{bracketed}:{port}", number, port, is_loopback)
+        return Address(text, f"tcp://{bracketed(number)}:{port}", number, port, is_loopback)
     raise AddressError(f"the address {text!r} cannot be used; {_EXPECTED}")
 
 
@@ -120,6 +119,11 @@ def _resolve(text: str, host: str, port: int) -> str:
             "expected an IP address or a name that resolves on this host"
         ) from error
     return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands before a port: IPv6 numbers in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _without_scope(number: str) -> str:

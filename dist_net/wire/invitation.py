@@ -126,12 +126,13 @@ def _token_of(directory: Path, token_key: bytes) -> tuple[str, int]:
 def _require_time_left(identity: str, expires_s: int, now_s: float) -> None:
     if now_s > expires_s:
         raise TokenError(
-            f"the token {identity} expired {_ago(now_s - expires_s)} ago, by the server's clock; "
+            f"the token {identity} expired {ago(now_s - expires_s)} ago, by the server's clock; "
             f"ask for another one: 'dist-net keys token DIR' makes it on the server's host"
         )
 
 
-def _ago(seconds: float) -> str:
+def ago(seconds: float) -> str:
+    """A length of time, for people."""
     for unit_s, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.0f} {unit}"
