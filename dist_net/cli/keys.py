@@ -2,14 +2,14 @@
 
 import argparse
 import shlex
+import sys
 from pathlib import Path
 
 from dist_net.cluster.command_line import command_line
-from dist_net.wire.invitation import revoke
+from dist_net.cluster.opening import pasted, until
+from dist_net.models.run_directory import RunDirectory
+from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite_again, revoke
 from dist_net.wire.security import ROLES, add_keys, create_keys, has_server_keys
-
-KEYS = "keys"
-"""The name of the directory of keys in a run's."""
 
 MAY = {
     "worker": "trains, or answers for a pool",
@@ -49,13 +49,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Shut out whoever came by a token, or has a key; a running server ends their "
         "connections within a second or two.",
     )
-    taken_back.add_argument(
-        "directory", metavar="DIR", type=Path, help="a run's directory, or that of its keys"
+    token = actions.add_parser(
+        "token",
+        help="make another token for a server that listens beyond this host",
+        description="Make another token, by which another host may join, and print what to paste "
+        "there.",
+    )
+    for action in (token, taken_back):
+        action.add_argument(
+            "directory", metavar="DIR", type=Path, help="a run's directory, or that of its keys"
+        )
+    token.add_argument(
+        "--token-lifetime",
+        type=float,
+        default=TOKEN_LIFETIME_S,
+        metavar="SECONDS",
+        help="default: a day",
     )
     taken_back.add_argument(
         "names", metavar="NAME", nargs="+", help="the id of a token, or the name of a key"
     )
-    for action in (create, taken_back):
+    for action in (create, token, taken_back):
         # Every command takes this one; of an action's parser it would be unknown.
         action.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
@@ -64,15 +78,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make keys, or take them back, and say what was done; raises `KeyFileError`."""
-    if arguments.action == "revoke":
-        return _revoke(arguments.directory, arguments.names)
-    return _create(arguments)
-
-
-def _revoke(directory: Path, names: list[str]) -> int:
-    keys = directory / KEYS if (directory / KEYS).is_dir() else directory
-    for name in names:
-        print(f"shut out: {', '.join(revoke(keys, name))}")
+    if arguments.action == "create":
+        return _create(arguments)
+    of_run = RunDirectory(arguments.directory).keys
+    directory = of_run if of_run.is_dir() else arguments.directory
+    if arguments.action == "token":
+        token = invite_again(directory, arguments.token_lifetime)
+        print(pasted(token))
+        print(f"until {until(token)}; its id is {token.identity}", file=sys.stderr)
+    else:
+        for name in arguments.names:
+            print(f"shut out: {', '.join(revoke(directory, name))}")
     return 0
 
 

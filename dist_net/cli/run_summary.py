@@ -39,6 +39,7 @@ def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory, workers
         words += ["--workers", workers]
     for address in arguments.listen:
         words += ["--listen", address]
-    if arguments.keys is not None:
-        words += ["--keys", arguments.keys]
+    for option in ("contact", "keys"):
+        if (value := vars(arguments).get(option)) is not None:
+            words += [f"--{option}", value]
     return f"go on with: {command_line(*words)}"

@@ -20,6 +20,7 @@ from dist_net.cli.train_pictures import (
 )
 from dist_net.cluster.command_line import add_trust_argument, joining_command
 from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRun, LocalRunSettings, summarise
+from dist_net.cluster.opening import Opening
 from dist_net.cluster.replacement import RESTARTS
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Dataset
@@ -39,6 +40,7 @@ from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import load_recipe, recipe_names
 from dist_net.report.plots import plot_confusion, plot_training
 from dist_net.training.evaluation import Evaluation
+from dist_net.wire.invitation import TOKEN_LIFETIME_S
 
 DEFAULT_RECIPE = "fashion-mnist"
 
@@ -80,11 +82,43 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="start each process that dies again, up to N times (default: %(default)s)",
     )
-    parser.add_argument("--listen", action="append", default=[], metavar="ADDRESS")
-    parser.add_argument("--keys", type=Path, metavar="DIR", help="needed to listen beyond loopback")
+    _add_opening_arguments(parser)
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     add_picture_arguments(parser)
+
+
+def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
+    """How the run is opened to workers of other hosts."""
+    group = parser.add_argument_group("for workers of other hosts")
+    group.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="such as tcp://0.0.0.0:5555; says what to paste on another host",
+    )
+    group.add_argument(
+        "--contact",
+        metavar="HOST",
+        help="this host's name or IP address as others know it (default: by interfaces and routes)",
+    )
+    group.add_argument(
+        "--token-lifetime",
+        type=float,
+        default=TOKEN_LIFETIME_S,
+        metavar="SECONDS",
+        help="for how long others may join by the line (default: a day)",
+    )
+    group.add_argument(
+        "--keys", type=Path, metavar="DIR", help="keys of your own, in place of such a line"
+    )
+
+
+def opening_of(arguments: argparse.Namespace) -> Opening:
+    """How the run is opened; raises AddressError and TokenError."""
+    listen = tuple(arguments.listen)
+    return Opening(listen, arguments.keys, arguments.contact, arguments.token_lifetime)
 
 
 def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
@@ -162,9 +196,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
         dataset = loaded.recipe.load_dataset(fetching)
     options = options.replaced_by(recipe=loaded.reference, recipe_files=loaded.file_digests)
     settings = options.settings(loaded, dataset)
-    local = LocalRunSettings(
-        workers, tuple(arguments.listen), arguments.keys, arguments.resume, arguments.restarts
-    )
+    local = LocalRunSettings(workers, opening_of(arguments), arguments.resume, arguments.restarts)
     local.require_listening()
 
     def joining(address: str) -> str:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dist_net.cluster.child import RunningChild, end
 from dist_net.cluster.cores import available_cores
+from dist_net.cluster.opening import Opening
 from dist_net.cluster.own_directory import temporary_directory
 from dist_net.cluster.replacement import RESTARTS, ReplacedChild
 from dist_net.cluster.roles import LocalProcesses, Role
@@ -32,7 +33,7 @@ from dist_net.models.run_directory import RunDirectory
 from dist_net.recipes.recipe import Recipe
 from dist_net.training.evaluation import Evaluation, Evaluator
 from dist_net.training.state import REJOIN_TIMEOUT_S
-from dist_net.wire.security import load_server_keys
+from dist_net.wire.security import ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket
 
 POLL_S = 0.1
@@ -50,14 +51,13 @@ KILLED_RUN_ENDS_S = 5.0
 
 @dataclass(frozen=True)
 class LocalRunSettings:
-    """How many workers run on this host, and where else the server listens, with which keys.
+    """How many workers run on this host, and how the server is opened to others.
 
     Each process is started again up to ``restarts`` times if it dies.
     """
 
     workers: int
-    listen: tuple[str, ...] = ()
-    keys: Path | None = None
+    opening: Opening = field(default_factory=Opening)
     resume: bool = False
     restarts: int = RESTARTS
 
@@ -68,8 +68,11 @@ class LocalRunSettings:
 
     def require_listening(self) -> None:
         """Raises now, before a run is begun, what listening would raise later."""
-        keys = None if self.keys is None else load_server_keys(self.keys)
-        ServerSocket(self.listen, keys).close()
+        opening = self.opening
+        keys = ServerKeys.of_nobody() if opening.needs_keys else None
+        if opening.keys is not None:
+            keys = load_server_keys(opening.keys)
+        ServerSocket(opening.listen, keys).close()
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ class LocalRun:
         self._evaluated_epochs = 0
         self._evaluate_after_s = 0.0
         self._reported: set[ReplacedChild] = set()
-        self._listen = local.listen
+        self._listen = local.opening.listen
+        self._keys = directory.keys if local.opening.needs_keys else local.opening.keys
         self._resumes = local.resume
         self._was_ready = False
         self._asked_s = math.inf
@@ -156,6 +160,8 @@ class LocalRun:
         has ended, or every worker has, and is not started again. The server leaves a checkpoint if
         it can. No process outlives the call.
         """
+        if self._local.opening.needs_keys:
+            make_keys(self._directory.keys)
         with temporary_directory() as temporary:
             address, restarts = f"ipc://{temporary}/server", self._local.restarts
             server = ReplacedChild(
@@ -218,8 +224,8 @@ class LocalRun:
         arguments = [str(self._directory.path), address, *self._listen]
         threads = self._local.threads if self._local.workers else 1  # as workers have elsewhere
         arguments += ["--parent", str(os.getpid()), "--threads", str(threads)]
-        if self._local.keys is not None:
-            arguments += ["--keys", str(self._local.keys)]
+        if self._keys is not None:
+            arguments += ["--keys", str(self._keys)]
         if self._resumes:
             arguments.append("--resume")
         # It holds the directory's lock too: it may still write there after this process is killed.
@@ -275,11 +281,21 @@ class LocalRun:
     def _ready(self, addresses: list[str]) -> None:
         """Says where workers may join; a server that takes this one's place listens there too."""
         if not self._was_ready:
-            self._display.started(addresses)
+            self._open(addresses)
         self._was_ready = True
-        self._listen = tuple(map(with_port_of, self._local.listen, addresses[1:]))
+        self._listen = tuple(map(with_port_of, self._local.opening.listen, addresses[1:]))
         self._next_record = 0
         self._has_workers = False
+
+    def _open(self, addresses: list[str]) -> None:
+        """Says how workers may join: by an address, or from another host by a token.
+
+        Where keys were given, whoever gave them asks for a token.
+        """
+        opening = self._local.opening
+        self._display.started(addresses[:1] if opening.needs_keys else addresses)
+        if opening.keys is None and (token := opening.token(self._keys, addresses[1:])):
+            self._display.opened(token, self._directory.path)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
         """After a resume, drops records later than the checkpoint, and those that the server

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console
@@ -17,6 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from dist_net.cluster.command_line import command_line
+from dist_net.cluster.opening import pasted, until
 from dist_net.data.fetch import (
     BytesReceived,
     CommandStarted,
@@ -26,6 +29,7 @@ from dist_net.data.fetch import (
     SourceTried,
 )
 from dist_net.training.evaluation import Evaluation
+from dist_net.wire.token import JoinToken
 
 
 def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
@@ -177,6 +181,16 @@ class TrainingProgress:
         if self._joining is not None:
             for address in addresses:
                 self._line(f"workers may join: {self._joining(address)}", "dim")
+
+    def opened(self, token: JoinToken, directory: Path) -> None:
+        """Says what to paste on another host, and how to take that back."""
+        self._line("workers of other hosts may join, there:", "dim")
+        self._line(f"    {pasted(token)}")
+        ends = f"until {until(token)}"
+        if token.secret:
+            revoking = command_line("keys", "revoke", directory, token.identity)
+            ends += f", or until this is typed here: {revoking}"
+        self._line(ends, "dim")
 
     def progressed(self, report: dict[str, Any]) -> None:
         """Moves the live line."""

@@ -28,6 +28,7 @@ from dist_net.spelling import closest
 DEFAULT_PARENT = Path("runs")
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 POLL_S = 0.05
+KEYS = "keys"
 UNREADABLE = OSError, ValueError, TypeError, RecursionError
 """What reading JSON raises, and taking it for what it should be."""
 
@@ -59,6 +60,7 @@ class RunDirectory:
 
     And of every run:
 
+    keys/                   the keys of a server that listens beyond this host
     logs/                   the output of each process
     lock                    held by the processes that write here; says which one took it
     """
@@ -82,6 +84,7 @@ class RunDirectory:
         self.report = path / "report.html"
         self.training_plot = path / "training.png"
         self.confusion_plot = path / "confusion.png"
+        self.keys = path / KEYS
         self.logs = path / "logs"
         self._event_files: EventFiles | None = None
         self._lock = path / "lock"

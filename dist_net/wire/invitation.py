@@ -7,11 +7,13 @@ by it go on. In a cluster's key directory::
     tokens/ID.key               until when the token lets keys in
     workers/ID-HOST-NUMBER.key  keys that were let in for it; see `dist_net.wire.security`
     clients/ID-HOST-NUMBER.key
+    addresses.json              where the server listens
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import re
 import secrets
@@ -32,8 +34,7 @@ from dist_net.wire.security import (
     WORKER,
     PeerKeys,
     allow_list_of,
-    create_keys,
-    has_server_keys,
+    make_keys,
     read_public_key,
     write_key,
 )
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 TOKEN_LIFETIME_S = 86_400.0
 LONGEST_LIFETIME_S = 10 * 365 * 86_400.0
 MOST_KEYS_OF_A_TOKEN = 256
+_ADDRESSES = "addresses.json"
 _EXPIRES = re.compile(r'^\s*expires\s*=\s*"(\d+)"', re.MULTILINE)
 
 
@@ -69,18 +71,48 @@ def invite(
 
     Raises `TokenError` for a lifetime that cannot be, and `KeyFileError`.
     """
-    if not 0 < lifetime_s <= LONGEST_LIFETIME_S:
-        raise TokenError(
-            f"a token's lifetime of {lifetime_s:g} s: expected above 0, and at most "
-            f"{LONGEST_LIFETIME_S:g} (ten years)"
-        )
-    if not has_server_keys(directory):
-        create_keys(directory)
+    require_lifetime(lifetime_s)
+    make_keys(directory)
     server_public = read_public_key(directory / "server.key")
     identity, keys = secrets.token_hex(4), PeerKeys.new(server_public)
     expires_s = int((time.time() if now_s is None else now_s) + lifetime_s)
     write_key(allow_list_of(directory, TOKEN) / f"{identity}.key", keys.public, expires=expires_s)
     return Invitation(kind, identity, expires_s, keys)
+
+
+def require_lifetime(lifetime_s: float) -> None:
+    """Raise `TokenError` for a lifetime that cannot be."""
+    if not 0 < lifetime_s <= LONGEST_LIFETIME_S:
+        raise TokenError(
+            f"a token's lifetime of {lifetime_s:g} s: expected above 0, and at most "
+            f"{LONGEST_LIFETIME_S:g} (ten years)"
+        )
+
+
+def remember(directory: Path, kind: str, addresses: tuple[str, ...]) -> None:
+    """Write down where the server of these keys listens, for later tokens."""
+    try:
+        text = json.dumps({"kind": kind, "addresses": addresses})
+        (directory / _ADDRESSES).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise KeyFileError(f"cannot write {directory / _ADDRESSES} ({error.strerror})") from error
+
+
+def invite_again(directory: Path, lifetime_s: float = TOKEN_LIFETIME_S) -> JoinToken:
+    """Another token of the server that last used these keys, where it listened then.
+
+    Raises `KeyFileError` if none did, and what `invite` raises.
+    """
+    path = directory / _ADDRESSES
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        kind, addresses = str(told["kind"]), tuple(map(str, told["addresses"]))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise KeyFileError(
+            f"{path} cannot be read ({error}); expected the keys of a server that was started "
+            f"with --listen tcp://HOST:PORT, or a run's directory"
+        ) from error
+    return invite(directory, kind, lifetime_s).token(addresses)
 
 
 def peer_keys_of(token: JoinToken) -> PeerKeys:

@@ -106,6 +106,11 @@ class ServerKeys:
     secret: bytes = field(repr=False)
     allow_list: Path
 
+    @classmethod
+    def of_nobody(cls) -> Self:
+        """Keys that let nobody in: to try whether an address can be listened on."""
+        return cls(*zmq.curve_keypair(), Path(os.devnull))
+
 
 @dataclass(frozen=True)
 class PeerKeys:
@@ -137,6 +142,13 @@ def create_keys(directory: Path) -> None:
         _make_directory(allow_list_of(directory, role))
     write_key(directory / _SERVER_SECRET, public, secret)
     write_key(directory / _SERVER_PUBLIC, public)
+
+
+def make_keys(directory: Path) -> None:
+    """Make a cluster's keys, and those of an operator on this host, unless they are there."""
+    if not has_server_keys(directory):
+        create_keys(directory)
+        add_keys(directory, OPERATOR)
 
 
 def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Path:

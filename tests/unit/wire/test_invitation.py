@@ -126,7 +126,7 @@ def test_one_host_or_one_peer_is_shut_out_by_name(directory: Path, invitation: I
     [worker] = [name for name in names(directory) if "rack-2" in name]
     assert revoke(directory, worker.removeprefix("workers/")) == [worker]
     assert revoke(directory, "friend") == ["workers/friend"]
-    assert names(directory) == [f"tokens/{invitation.identity}"]
+    assert names(directory) == ["operators/operator", f"tokens/{invitation.identity}"]
 
 
 def test_whom_nobody_knows_cannot_be_revoked(directory: Path, invitation: Invitation) -> None:
