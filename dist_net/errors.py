@@ -63,6 +63,10 @@ class UntrustedRecipeError(BadInputError):
     """A run's recipe is code that others may have written, and the user did not trust it."""
 
 
+class OfferError(BadInputError):
+    """The recipe that a server gave cannot be trained here: another release, or no recipe."""
+
+
 # The wire
 
 

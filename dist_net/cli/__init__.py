@@ -31,6 +31,7 @@ COMMANDS = {
     "fetch": "fetch a dataset or a published classifier: progress, resume, checksum",
     "parameter-server": "serve a recipe's parameters to workers of other hosts",
     "worker": "train for the parameter server at an address, until there is no more to do",
+    "join": "train in a run of another host, by the line that it printed",
     "serve": "answer over HTTP and ZeroMQ, by a gateway and a pool of inference workers",
     "inference-worker": "answer for the gateway at an address, on this host or another",
     "reload": "have a running inference pool read a model again, and serve that",

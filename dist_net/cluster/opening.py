@@ -60,8 +60,9 @@ class Opening:
         if keys is None:
             expires_s = int(time.time() + self.lifetime_s)
             return JoinToken(self.kind, secrets.token_hex(4), expires_s, addresses)
+        invitation = invite(keys, self.kind, self.lifetime_s)
         remember(keys, self.kind, addresses)
-        return invite(keys, self.kind, self.lifetime_s).token(addresses)
+        return invitation.token(addresses)
 
 
 def pasted(token: JoinToken) -> str:

@@ -32,14 +32,14 @@ def temporary_directory() -> Iterator[Path]:
 
 
 @contextmanager
-def log_directory(parent: Path) -> Iterator[Path]:
-    """A new directory in ``parent``, for logs that stay.
+def log_directory(parent: Path, prefix: str = LOGS) -> Iterator[Path]:
+    """A new directory in ``parent``, for logs that stay; its name begins with ``prefix``.
 
     Of those that no process uses any more, the last ``LOGS_KEPT`` are kept. Raises OSError.
     """
     parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(parent, LOGS, kept=LOGS_KEPT)
-    directory = Path(tempfile.mkdtemp(prefix=LOGS, dir=parent))
+    _remove_abandoned(parent, prefix, kept=LOGS_KEPT)
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     with _locked(directory):
         yield directory
 

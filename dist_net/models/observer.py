@@ -10,8 +10,11 @@ from typing import Any, Self, TypeVar
 from dist_net.errors import ProtocolError, UnknownRecipeError
 from dist_net.recipes.picture_recipe import PICTURES
 from dist_net.recipes.recipe import recipe_names
+from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import (
     Message,
+    RecipeOffer,
+    RecipeRequest,
     Refuse,
     Shutdown,
     Snapshot,
@@ -25,13 +28,14 @@ from dist_net.wire.transport import ClientSocket
 POLL_S = 0.1
 NO_RECORDS = 1 << 62  # an index of metric records beyond all that there are
 
-Reply = TypeVar("Reply", StatusReport, Snapshot)
+Reply = TypeVar("Reply", StatusReport, Snapshot, RecipeOffer)
 
 
 class Observer:
     """A connection to one server; a call that waits longer than ``timeout_s`` raises NoAnswerError.
 
-    ``while_waiting`` is called several times a second meanwhile, and may raise to end the wait.
+    ``while_waiting`` is called several times a second meanwhile, and may raise to end the wait. A
+    frame of more than ``max_array_bytes`` is not received.
     """
 
     def __init__(
@@ -40,9 +44,10 @@ class Observer:
         keys: PeerKeys | None = None,
         timeout_s: float = 10.0,
         while_waiting: Callable[[], None] = lambda: None,
+        max_array_bytes: int = MAX_ARRAY_BYTES,
     ) -> None:
         self._address = address
-        self._socket = ClientSocket(address, keys)
+        self._socket = ClientSocket(address, keys, max_array_bytes)
         self._timeout_s = timeout_s
         self._while_waiting = while_waiting
 
@@ -72,6 +77,10 @@ class Observer:
 
     def snapshot(self) -> Snapshot:
         return self._ask(SnapshotRequest(), Snapshot)
+
+    def recipe(self) -> RecipeOffer:
+        """What the server trains; its files are not checked yet."""
+        return self._ask(RecipeRequest(), RecipeOffer)
 
     def _report(self, request: Message) -> dict[str, Any]:
         text = self._ask(request, StatusReport).report

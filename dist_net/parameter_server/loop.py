@@ -41,6 +41,7 @@ from dist_net.wire.messages import (
     Join,
     Message,
     Push,
+    RecipeOffer,
     Refuse,
     SegmentAddress,
     Snapshot,
@@ -179,6 +180,7 @@ class ServerLoop:
         clock: Clock | None = None,
         disk: Disk = HOST_DISK,
         attach: Callable[[SegmentAddress, int], SharedVectors] = _attach,
+        offer: RecipeOffer | None = None,
     ) -> None:
         self._run = run
         self._socket = socket
@@ -190,7 +192,8 @@ class ServerLoop:
         self._disk = disk
         self._attach = attach
         incarnation = journal.incarnation if journal else _RANDOM.randbytes(8).hex()
-        self._server = ParameterServer(run, segment.address if segment else None, incarnation)
+        address = segment.address if segment else None
+        self._server = ParameterServer(run, address, incarnation, offer)
         self._gradients: dict[int, SharedVectors] = {}
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None

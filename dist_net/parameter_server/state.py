@@ -21,6 +21,8 @@ from dist_net.wire.messages import (
     Message,
     Pull,
     Push,
+    RecipeOffer,
+    RecipeRequest,
     Refuse,
     SegmentAddress,
     Shutdown,
@@ -69,15 +71,20 @@ class ParameterServer:
     """A run's server. Times are seconds on one clock that never goes backwards.
 
     ``segment`` is where the run's buffers lie; None: weights travel as frames to every worker.
-    ``incarnation`` names this start of the server.
+    ``incarnation`` names this start of the server. ``offer`` is what hosts without the recipe get.
     A request that is delivered twice is answered twice, alike, and takes effect once.
     ``journal_lag`` is how far the disk was behind the journal at the last look.
     """
 
     def __init__(
-        self, run: RunState, segment: SegmentAddress | None = None, incarnation: str = ""
+        self,
+        run: RunState,
+        segment: SegmentAddress | None = None,
+        incarnation: str = "",
+        offer: RecipeOffer | None = None,
     ) -> None:
         self.run = run
+        self._offer = offer
         self._incarnation = incarnation
         self.stop_reason: str | None = None
         self._segment = segment
@@ -128,6 +135,9 @@ class ParameterServer:
                 return [SendToPeer(node, self._snapshot())]
             case Shutdown():
                 return [SendToPeer(node, self._shut_down(message, now))]
+            case RecipeRequest():
+                none = Refuse("this server has no recipe to give", may_rejoin=False)
+                return [SendToPeer(node, self._offer or none)]
         logger.warning("unexpected_message node=%s kind=%s", node.hex(), type(message).__name__)
         return []
 

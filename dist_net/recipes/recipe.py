@@ -197,7 +197,7 @@ class LoadedRecipe:
         shapes = repr((layout.shapes, layout.momenta)).encode()
         files = [content for _, content in sorted(self.files.items())]
         recipe = sha256(b"\0".join([*files, shapes]))
-        return f"release {release()}; recipe {recipe}; data {dataset.digest()}"
+        return f"{own_release()}; recipe {recipe}; data {dataset.digest()}"
 
 
 @dataclass(frozen=True)
@@ -237,6 +237,11 @@ class RecipeRecord:
                 f"files, the names of classes, and a fitting: {', '.join(FITTINGS)}"
             )
         return cls(files, tuple(names), fitting)
+
+
+def own_release() -> str:
+    """How the digest of a recipe begins on a host with this release of dist_net."""
+    return f"release {release()}"
 
 
 def recipe_names() -> list[str]:

@@ -142,7 +142,8 @@ def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: st
         ("--seed", "-1", r"seed=-1: expected a whole number, 0 or above"),
         ("--checkpoint-every", "nan", r"checkpoint_every_s=nan: expected .* above 0"),
         ("--listen", "localhost", r"the address 'localhost' cannot be used; expected tcp://H.*"),
-        ("--listen", "tcp://0.0.0.0:0", r"will not listen on .* without keys: make them .*"),
+        ("--contact", "host:5555", r"the contact 'host:5555' cannot be used; expected this .*"),
+        ("--token-lifetime", "0", r"a token's lifetime of 0 s: expected above 0, and at most .*"),
         ("--keys", "nowhere", r"cannot read the key file nowhere/\S+ .*"),
     ],
 )

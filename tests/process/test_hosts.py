@@ -9,6 +9,7 @@ worker 0       worker 1
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -185,5 +186,46 @@ def test_only_workers_with_the_right_keys_and_recipe_may_join(
         assert reason in last
         assert "Traceback" not in command.stderr
     assert status.result()["workers_joined"] == 0
+    server.process.send_signal(signal.SIGINT)
+    assert server.ends() == 130
+
+
+def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_back(
+    start: Start, hosts: Hosts, counting: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "opened"
+    server = start(
+        *("train", counting, "--workers", "0", "--epochs", "100000", "--run-dir", str(run)),
+        *("--listen", "tcp://0.0.0.0:0", "--json"),
+        prefix=hosts.on("server"),
+    )
+    token = server.says(r"    dist-net join (\w+)\n")[1]
+
+    untrusted = start("join", token, prefix=hosts.on("worker-0"))
+    assert untrusted.ends() == 2
+    assert re.search(r"recipe\.py: [\d,]+ bytes, SHA-256 .*--trust-recipe", untrusted.stderr)
+
+    joined = start(
+        *("join", token, "--workers", "2", "--trust-recipe"), prefix=hosts.on("worker-0")
+    )
+    joined.says(r"2 workers join tcp://10\.77\.\d\.1:\d+")
+    server.report(
+        lambda report: (
+            len(report["workers"]) == 2 and all(each["pushes"] > 0 for each in report["workers"])
+        )
+    )
+    os.kill(joined.children[f"{socket.gethostname()}-1"], signal.SIGKILL)
+    joined.says(r"worker-1: it ended with code -9 .* it is started again")
+    server.report(lambda report: len(report["workers"]) == 2 and report["workers_joined"] >= 3)
+
+    [identity] = [path.stem for path in (run / "keys" / "tokens").iterdir()]
+    assert start("keys", "revoke", str(run), identity).ends() == 0
+    assert joined.ends() == 1
+    assert "this key is not let in any more: its token was revoked" in joined.stderr
+    again = start("join", token, "--trust-recipe", prefix=hosts.on("worker-1"))
+    assert again.ends() == 2
+    assert "does not know this token: it was revoked" in again.stderr
+    for command in (untrusted, joined, again):
+        assert "Traceback" not in command.stderr
     server.process.send_signal(signal.SIGINT)
     assert server.ends() == 130

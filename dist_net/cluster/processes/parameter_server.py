@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from dist_net.cluster.entry import READY, entry_point, stop_on_signals
+from dist_net.models.offered_recipe import offer_of
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.models.trained_model import recipe_of_run
@@ -57,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
         ) as socket,
     ):
         loop = ServerLoop(
-            state, socket, directory.checkpoint, options.checkpoint_every_s, segment, journal
+            *(state, socket, directory.checkpoint, options.checkpoint_every_s, segment, journal),
+            offer=offer_of(loaded, settings.recipe_digest),
         )
         stop_on_signals(loop.stop, arguments.parent)
         contact = shlex.join(socket.contact_addresses)

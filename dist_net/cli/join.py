@@ -1,0 +1,155 @@
+"""``dist-net join``: workers of this host in a run of another one, by a pasted line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import platformdirs
+from rich.console import Console
+
+from dist_net.cli.parser import count_from
+from dist_net.cluster.command_line import add_trust_argument
+from dist_net.cluster.cores import available_cores
+from dist_net.cluster.joined_run import JoinedRun, JoinedRunSettings
+from dist_net.cluster.own_directory import log_directory, temporary_directory
+from dist_net.cluster.replacement import RESTARTS
+from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
+from dist_net.errors import RecipeError, UntrustedRecipeError
+from dist_net.models.observer import Observer
+from dist_net.models.offered_recipe import MOST_FILE_BYTES, OfferedRecipe
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.trained_model import recipe_of_run
+from dist_net.training.state import REJOIN_TIMEOUT_S
+from dist_net.wire.reaching import REACH_WITHIN_S, LetIn, be_let_in
+from dist_net.wire.token import TRAINING, JoinToken
+
+AUTO = "auto"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option("token", metavar="TOKEN", help="as 'dist-net train --listen ADDRESS' prints it")
+    option(
+        "--workers",
+        type=lambda text: AUTO if text == AUTO else count_from(1)(text),
+        default=AUTO,
+        metavar="N",
+        help="processes, or auto: as many as there are cores for --threads (default)",
+    )
+    option("--threads", type=count_from(1), default=1, metavar="N", help="of each (default: 1)")
+    option(
+        "--data",
+        type=Path,
+        metavar="FOLDER",
+        help="the same data on this host: what a recipe's file looks for beside itself",
+    )
+    add_trust_argument(parser)
+    option(
+        "--restarts",
+        type=count_from(0),
+        default=RESTARTS,
+        metavar="N",
+        help="start each worker that dies again, up to N times (default: %(default)s)",
+    )
+    option(
+        "--timeout",
+        type=float,
+        default=REACH_WITHIN_S,
+        metavar="SECONDS",
+        help="how long to wait for the server at first (default: %(default)g)",
+    )
+    option(
+        "--rejoin-timeout",
+        type=float,
+        default=REJOIN_TIMEOUT_S,
+        metavar="SECONDS",
+        help="how long to try to join again when the server is silent (default: %(default)g)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains until the run is done; gives the exit code."""
+    token = JoinToken.of(arguments.token)
+    token.require_kind(TRAINING)
+    console = plain_console()
+    server = be_let_in(token, timeout_s=arguments.timeout)
+    with ExitStack() as opened:
+        directory = RunDirectory(opened.enter_context(temporary_directory()) / "run")
+        directory.make()
+        offered = offered_by(server, arguments.timeout)
+        samples = _prepare(offered, directory, arguments, console)
+        settings = settings_of(arguments)
+        logs = _log_directory(directory, opened)
+        display = opened.enter_context(TrainingProgress(console, samples, joining=None))
+        console.print(f"{offered.name}: {settings.workers} workers join {server.address}")
+        joined = JoinedRun(server, directory, logs, settings, display)
+        joined.run()
+    console.print(f"{offered.name}: the run is done")
+    return 0
+
+
+def _log_directory(directory: RunDirectory, opened: ExitStack) -> Path:
+    """Where the workers' logs stay; where no such directory can be made, only while they run."""
+    parent = platformdirs.user_log_path("dist-net", appauthor=False)
+    try:
+        return opened.enter_context(log_directory(parent, "join-"))
+    except OSError:
+        return directory.logs
+
+
+def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
+    """How many workers join, and how long they try."""
+    workers = arguments.workers
+    if workers == AUTO:
+        workers = max(1, available_cores() // arguments.threads)
+    return JoinedRunSettings(
+        workers,
+        arguments.threads,
+        arguments.restarts,
+        arguments.timeout,
+        arguments.rejoin_timeout,
+    )
+
+
+def offered_by(server: LetIn, timeout_s: float) -> OfferedRecipe:
+    """What the server trains; raises OfferError."""
+    with Observer(*server, timeout_s=timeout_s, max_array_bytes=MOST_FILE_BYTES) as observer:
+        return OfferedRecipe.of(observer.recipe())
+
+
+def _prepare(
+    offered: OfferedRecipe, directory: RunDirectory, arguments: argparse.Namespace, console: Console
+) -> int:
+    """Has the recipe and its data ready for the workers; gives the number of samples."""
+    beside = arguments.data.resolve() if arguments.data is not None else None
+    original = "" if beside is None else str(beside / f"{Path(offered.name).name}.py")
+    offered.keep(directory, original)
+    if offered.is_code and not arguments.trust_recipe:
+        _ask_for_trust(offered, directory, console)
+    with FetchProgress(console) as fetching:
+        try:
+            return len(recipe_of_run(directory).recipe.load_dataset(fetching).train_targets)
+        except RecipeError as error:
+            if offered.is_code and beside is None:
+                error.add_note("if the recipe looks for data beside itself, give --data FOLDER")
+            raise
+
+
+def _ask_for_trust(offered: OfferedRecipe, directory: RunDirectory, console: Console) -> None:
+    """Asks whether Python code that came from elsewhere may be run; raises if not."""
+    described = offered.described(directory)
+    if not sys.stdin.isatty():
+        raise UntrustedRecipeError(
+            f"the server trains the recipe {offered.name!r}, which is Python code that would be "
+            f"run here ({'; '.join(described)}); there is no terminal to ask at: if you trust who "
+            f"gave you the token, add --trust-recipe"
+        )
+    console.print(f"The recipe {offered.name!r} is Python code of the server's host:")
+    for line in described:
+        console.print(f"    {line}")
+    console.print("Run it on this host? [y/N] ", end="")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UntrustedRecipeError("the recipe is not trusted, so nothing was run")

@@ -1,0 +1,156 @@
+"""Workers of this host in a run of another one, in the process of ``dist-net join``.
+
+It starts them, watches them, starts again those that die, and shows how far the run is. What they
+need of the run lies in a directory of this process: the recipe, and their keys.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dist_net.cluster.child import end
+from dist_net.cluster.local_run import POLL_S, WORKER_GRACE_S
+from dist_net.cluster.replacement import RESTARTS, ReplacedChild
+from dist_net.cluster.roles import LocalProcesses, Role
+from dist_net.cluster.terminal import TrainingProgress
+from dist_net.errors import NoAnswerError, ProtocolError
+from dist_net.models.observer import NO_RECORDS, Observer
+from dist_net.models.run_directory import RunDirectory
+from dist_net.training.state import REJOIN_TIMEOUT_S
+from dist_net.wire.reaching import LetIn
+from dist_net.wire.security import write_peer_keys
+
+REPORT_EVERY_S = 0.5
+ANSWER_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class JoinedRunSettings:
+    """How many workers join, of how many threads each, and for how long they try again."""
+
+    workers: int
+    threads: int = 1
+    restarts: int = RESTARTS
+    join_timeout_s: float = 10.0
+    rejoin_timeout_s: float = REJOIN_TIMEOUT_S
+
+
+class JoinedRun:
+    """This host's part in the run of a server that has let it in.
+
+    ``directory`` holds the recipe, see ``OfferedRecipe.keep``; the processes' logs go to ``logs``.
+    """
+
+    def __init__(
+        self,
+        server: LetIn,
+        directory: RunDirectory,
+        logs: Path,
+        settings: JoinedRunSettings,
+        display: TrainingProgress,
+    ) -> None:
+        self._server = server
+        self._directory = directory
+        self._settings = settings
+        self._display = display
+        self._processes = LocalProcesses(logs)
+        self._observer: Observer | None = None
+        self._next_record = NO_RECORDS
+        self._next_report_s = 0.0
+        self._is_silent = self._is_refused = False
+        self._reported: set[ReplacedChild] = set()
+        self.report: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Trains until the run is done.
+
+        Raises ProcessFailedError when no worker is left, which says why the last one ended. No
+        process outlives the call.
+        """
+        if self._server.keys is not None:
+            write_peer_keys(self._directory.keys, self._server.keys)
+        workers: list[ReplacedChild] = []
+        with ExitStack() as at_the_end:
+            at_the_end.callback(self._end, workers)
+            for index in range(self._settings.workers):
+                start = partial(self._processes.start, self._role(index))
+                workers.append(ReplacedChild(start, self._settings.restarts))
+            while not all(map(_is_over, workers)):
+                self._look_after(workers)
+                self._show_progress()
+                time.sleep(POLL_S)
+            self._look_after(workers)
+        if all(worker.is_given_up for worker in workers):
+            raise workers[-1].child.failure()
+
+    def _role(self, index: int) -> Role:
+        settings = self._settings
+        arguments = ["--run-dir", str(self._directory.path), "--connect", self._server.address]
+        arguments += ["--name", f"{socket.gethostname()}-{index}"[:128]]
+        arguments += ["--threads", str(settings.threads), "--parent", str(os.getpid())]
+        arguments += ["--timeout", str(settings.join_timeout_s)]
+        arguments += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
+        if self._server.keys is not None:
+            arguments += ["--keys", str(self._directory.keys)]
+        module = "dist_net.cluster.processes.training_worker"
+        return Role(f"worker-{index}", module, tuple(arguments))
+
+    def _look_after(self, workers: list[ReplacedChild]) -> None:
+        """Has workers that died started again, and says which ones are not."""
+        for worker in workers:
+            if worker.child.exit_code == 0:
+                continue
+            if (said := worker.look()) is not None:
+                self._display.warned(said)
+            if worker.is_given_up and worker not in self._reported:
+                self._reported.add(worker)
+                if len(self._reported) < len(workers):
+                    self._display.warned(str(worker.child.failure()))
+
+    def _show_progress(self) -> None:
+        """Asks the server how far the run is; says once that it is silent, and once that not."""
+        now = time.monotonic()
+        if now < self._next_report_s or self._is_refused:
+            return
+        self._next_report_s = now + REPORT_EVERY_S
+        if self._observer is None:
+            self._observer = Observer(*self._server, timeout_s=ANSWER_TIMEOUT_S)
+        try:
+            self.report = self._observer.status(self._next_record)
+        except NoAnswerError as error:
+            self._forget_observer()
+            if not self._is_silent:
+                self._display.warned(f"{error}; the workers try again")
+            self._is_silent = True
+            return
+        except ProtocolError as error:
+            self._is_refused = True  # the workers are told too, and end
+            self._display.warned(str(error))
+            return
+        if self._is_silent:
+            self._display.warned(f"the server at {self._server.address} answers again")
+        self._is_silent = False
+        self._next_record = self.report["next_record"]
+        self._display.progressed(self.report)
+
+    def _forget_observer(self) -> None:
+        if self._observer is not None:
+            self._observer.__exit__()
+            self._observer = None
+
+    def _end(self, workers: list[ReplacedChild]) -> None:
+        for worker in workers:
+            worker.child.terminate()
+        end([worker.child for worker in workers], WORKER_GRACE_S)
+        self._forget_observer()
+
+
+def _is_over(worker: ReplacedChild) -> bool:
+    return worker.child.exit_code == 0 or worker.is_given_up

@@ -1,0 +1,109 @@
+"""The recipe of a run as it travels to another host, and as that keeps and runs it.
+
+A recipe that is built in travels as its name, and one of a folder of pictures as data. Any other
+is Python code: it is written to a directory, and run only if somebody there trusts it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dist_net.errors import OfferError
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
+from dist_net.recipes.picture_recipe import PICTURES, RECIPE_JSON
+from dist_net.recipes.recipe import LoadedRecipe, own_release, recipe_names
+from dist_net.recipes.recipe_files import RECIPE_FILE, sha256
+from dist_net.wire.messages import RecipeOffer
+
+MOST_FILES = 64
+MOST_FILE_BYTES = 1 << 20
+_PYTHON_FILE = re.compile(r"[A-Za-z_]\w{0,99}\.py", re.ASCII)
+
+
+def offer_of(loaded: LoadedRecipe, recipe_digest: str) -> RecipeOffer | None:
+    """What a server gives to hosts without its recipe; None if that is too large to be sent."""
+    is_named = loaded.is_built_in or loaded.reference == PICTURES
+    files = {} if loaded.is_built_in else loaded.files
+    if len(files) > MOST_FILES or any(len(each) > MOST_FILE_BYTES for each in files.values()):
+        return None
+    payloads = tuple(part for name, content in files.items() for part in (name.encode(), content))
+    reference = loaded.reference if is_named else ""
+    return RecipeOffer(_one_line(loaded.name), reference, recipe_digest, payloads)
+
+
+@dataclass(frozen=True)
+class OfferedRecipe:
+    """A recipe that came from another host, checked: its name, and its files by name.
+
+    ``reference`` is a built-in recipe's name, or PICTURES; "" for Python code.
+    """
+
+    name: str
+    reference: str
+    digest: str
+    files: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, offer: RecipeOffer) -> OfferedRecipe:
+        """Check what a server gave.
+
+        Raises OfferError for what no server of this release gives.
+        """
+        theirs = offer.recipe_digest.partition("; ")[0]
+        if theirs != own_release():
+            raise OfferError(
+                f"the server has {theirs[:60]} of dist_net, and this host has {own_release()}: "
+                f"install the same release of dist_net, unchanged, on both hosts"
+            )
+        if len(offer.payloads) % 2 or len(offer.payloads) > 2 * MOST_FILES:
+            raise OfferError(
+                f"the server's recipe came in {len(offer.payloads)} parts; expected a name and a "
+                f"content for each of at most {MOST_FILES} files"
+            )
+        files = {
+            bytes(name).decode("utf-8", "replace"): bytes(content)
+            for name, content in zip(offer.payloads[::2], offer.payloads[1::2], strict=True)
+        }
+        expected = {PICTURES: {RECIPE_JSON}}.get(offer.reference)
+        if offer.reference in recipe_names():
+            expected = set()
+        has_names = expected == set(files) if expected is not None else _are_python(files)
+        if not has_names or (offer.reference and expected is None):
+            raise OfferError(
+                f"the server's recipe {offer.name!r} is {offer.reference!r} with files "
+                f"{sorted(files)!r:.80}; expected the name of a built-in one, or {RECIPE_FILE} "
+                f"and Python files"
+            )
+        return cls(offer.name, offer.reference, offer.recipe_digest, files)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it is Python code that came from elsewhere."""
+        return not self.reference
+
+    def keep(self, directory: RunDirectory, original: str = "") -> None:
+        """Write it as a run's, so that this host's processes find it there.
+
+        ``original`` is the file that the code is to take itself for, to find data beside it.
+        """
+        reference = self.reference or original or str(directory.path / f"{self.name}.py")
+        digests = {name: sha256(content) for name, content in sorted(self.files.items())}
+        directory.begin(RunOptions(reference, recipe_files=digests), self.files)
+
+    def described(self, directory: RunDirectory) -> list[str]:
+        """A line for each file, as it is kept: path, size, SHA-256."""
+        return [
+            f"{directory.path / name}: {len(content):,} bytes, SHA-256 {sha256(content)}"
+            for name, content in sorted(self.files.items())
+        ]
+
+
+def _are_python(files: Mapping[str, bytes]) -> bool:
+    return RECIPE_FILE in files and all(map(_PYTHON_FILE.fullmatch, files))
+
+
+def _one_line(name: str) -> str:
+    return "".join(each if each.isprintable() else "?" for each in name)[:128]
