@@ -1,9 +1,11 @@
-"""A server's connections: how many there may be, how much each may send, and why one ended.
+"""A server's connections: who may come in, how many, how much each may send, and why one ended.
 
 By itself ZeroMQ accepts connections until the process has no descriptor left, and keeps the frames
-of a message whose last frame never comes. So a thread watches the connections. It holds a second
-descriptor of each: with that it asks the kernel how much was received, can shut the connection, and
-sees which side ended it. It also shuts those whose key is not let in any more.
+of a message whose last frame never comes. So a thread watches those that come by TCP. It holds a
+second descriptor of each: with that it asks the kernel how much was received, can shut the
+connection, and sees which side ended it. It also answers ZeroMQ's question who may come in, and
+only after it has taken in which connections there are: nobody comes in who is not watched. It shuts
+those whose key is not let in any more.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ import time
 
 import zmq
 
-from dist_net.wire.security import AllowList
+from dist_net.wire.security import ADMITTED, AllowList
 
 logger = logging.getLogger(__name__)
 
 _ADDRESS = "inproc://connections"
+_ADMISSIONS = "inproc://zeromq.zap.01"  # where ZeroMQ asks (ZAP, RFC 27)
+_NO_WAIT = int(zmq.NOBLOCK)
 _HANDSHAKE_FAILED = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -47,6 +51,7 @@ TOLD_WITHIN_S = 1.0
 
 # zmq_socket_monitor(3): what happened, and to which descriptor
 _EVENT = struct.Struct("=Hi")
+_EVENTS_AT_ONCE = 1000  # a flood of them must not keep the thread from its looks
 # socket(7): close at once, and throw away what was not sent
 _RESET = struct.pack("=ii", 1, 0)
 # linux/tcp.h: tcpi_bytes_received of struct tcp_info
@@ -64,16 +69,19 @@ class Connections(threading.Thread):
 
     A connection may send ``most_unread_bytes`` without completing a message, and all together four
     times as many. ``longest_frame_bytes`` is the limit that ZeroMQ enforces, for the log.
-    ``allow_list`` says whose key is still let in; None: nobody needs one.
+    ``allow_list`` says whose key is let in; None: nobody needs one.
     """
 
-    allow_list: AllowList | None = None
-
     def __init__(
-        self, watched: zmq.Socket[bytes], most_unread_bytes: int, longest_frame_bytes: int
+        self,
+        watched: zmq.Socket[bytes],
+        most_unread_bytes: int,
+        longest_frame_bytes: int,
+        allow_list: AllowList | None = None,
     ) -> None:
         super().__init__(name="connections", daemon=True)
         self._watched = watched
+        self._allow_list = allow_list
         self._most_unread_bytes = most_unread_bytes
         self._longest_frame_bytes = longest_frame_bytes
         self._most = most_connections()
@@ -87,6 +95,8 @@ class Connections(threading.Thread):
         watched.monitor(_ADDRESS, _EVENTS)
         self._monitor = watched.context.socket(zmq.PAIR)
         self._monitor.connect(_ADDRESS)
+        self._admissions = watched.context.socket(zmq.REP)
+        self._admissions.bind(_ADMISSIONS)
 
     def heard(self, descriptor: int, key: str) -> None:
         """A whole message was received of this connection; called by the socket's thread.
@@ -101,15 +111,18 @@ class Connections(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._monitor, zmq.POLLIN)
+        poller.register(self._admissions, zmq.POLLIN)
         looked_s = 0.0
-        with self._monitor:
+        with self._monitor, self._admissions:
             while True:
                 pause_s = self._pause_s()
-                if self._monitor.poll(None if pause_s is None else math.ceil(1000 * pause_s)):
-                    event, descriptor = _EVENT.unpack(self._monitor.recv_multipart()[0])
-                    if event == zmq.EVENT_MONITOR_STOPPED:
-                        break
-                    self._take_in(event, descriptor)
+                ready = dict(poller.poll(None if pause_s is None else math.ceil(1000 * pause_s)))
+                if not self._take_in_events():
+                    break
+                if self._admissions in ready:
+                    self._admit()
                 now = time.monotonic()
                 if pause_s is not None and now >= looked_s + pause_s:
                     self._look()
@@ -122,10 +135,24 @@ class Connections(threading.Thread):
 
     def _pause_s(self) -> float | None:
         """The time between two looks; None: there is nothing to look at."""
-        if not any(connection.is_tcp for connection in self._open.values()):
+        if not self._open:
             return None
         every_s = _LOOK_AGAIN_AFTER_S if self._is_close_to_limit else _LOOK_EVERY_S
         return every_s + _LOOK_S_PER_CONNECTION * len(self._open)
+
+    def _take_in_events(self) -> bool:
+        """Take in what has happened; False: the watched socket is about to be closed."""
+        for _ in range(_EVENTS_AT_ONCE):
+            try:
+                what, endpoint = self._monitor.recv_multipart(_NO_WAIT)
+            except zmq.Again:
+                break
+            event, descriptor = _EVENT.unpack(what)
+            if event == zmq.EVENT_MONITOR_STOPPED:
+                return False
+            if endpoint.startswith(b"tcp:"):  # only processes of this host come in otherwise
+                self._take_in(event, descriptor)
+        return True
 
     def _take_in(self, event: int, descriptor: int) -> None:
         if event == zmq.EVENT_ACCEPTED:
@@ -135,6 +162,7 @@ class Connections(threading.Thread):
             with contextlib.suppress(OSError):  # it has ended already
                 self._open[descriptor] = _Connection(descriptor)
         elif event == zmq.EVENT_DISCONNECTED:
+            self._take_in_heard()
             connection = self._open.pop(descriptor, None)
             if connection is not None:
                 self._ended(connection)
@@ -143,23 +171,34 @@ class Connections(threading.Thread):
         elif event & _HANDSHAKE_FAILED:
             self._handshake_failed = True  # of the connection that is then disconnected
 
+    def _take_in_heard(self) -> None:
+        for descriptor in list(self._heard):
+            key = self._heard.pop(descriptor)
+            if (connection := self._open.get(descriptor)) is not None:
+                connection.key, connection.was_heard = key, True
+                connection.heard_bytes = connection.received_bytes()
+
+    def _admit(self) -> None:
+        """Answer whether a peer that is in its handshake may come in."""
+        version, request, _, _, _, mechanism, *credentials = self._admissions.recv_multipart()
+        status, user = ADMITTED, b""
+        if self._allow_list is not None:
+            status, user = self._allow_list.admission(mechanism, credentials)
+        self._admissions.send_multipart([version, request, status, b"", user, b""])
+
     def _make_room(self) -> None:
         """Shut the oldest that has not finished its handshake, or else the newest, for another."""
+        self._take_in_heard()
         there = [each for each in self._open.values() if not each.is_shut]
-        strangers = (each for each in there if each.received_bytes() < _HANDSHAKE_BYTES)
-        victim = next(strangers, there[-1] if there else None)
+        victim = next((each for each in there if each.is_stranger()), there[-1] if there else None)
         if victim is not None:
             self._shut(victim, f"more than {self._most} connections")
 
     def _look(self) -> None:
         """Shut those that have sent too much that is no whole message."""
-        unread: list[tuple[int, _Connection]] = []
-        for descriptor, connection in self._open.items():
-            received = connection.received_bytes()
-            if (key := self._heard.pop(descriptor, None)) is not None:
-                connection.key, connection.heard_bytes = key, received
-            if not connection.is_shut:
-                unread.append((received - connection.heard_bytes, connection))
+        self._take_in_heard()
+        there = [each for each in self._open.values() if not each.is_shut]
+        unread = [(each.received_bytes() - each.heard_bytes, each) for each in there]
         unread.sort(key=lambda each: each[0])
         together = sum(count for count, _ in unread)
         while unread and (
@@ -172,11 +211,11 @@ class Connections(threading.Thread):
 
     def _shut_out(self, now: float) -> None:
         """Shut those whose key was revoked, a moment later: an answer tells them why first."""
-        if self.allow_list is None:
+        if self._allow_list is None:
             return
-        self.allow_list.refresh()
+        self._allow_list.refresh()
         for connection in self._open.values():
-            if not connection.key or self.allow_list.roles_of(connection.key):
+            if not connection.key or self._allow_list.roles_of(connection.key):
                 continue
             if connection.revoked_s is None:
                 connection.revoked_s = now
@@ -190,7 +229,7 @@ class Connections(threading.Thread):
     def _ended(self, connection: _Connection) -> None:
         if connection.is_shut or connection.was_closed_by_peer():
             return
-        if self._handshake_failed or connection.received_bytes() < _HANDSHAKE_BYTES:
+        if self._handshake_failed or connection.is_stranger():
             self._log(connection, "its handshake failed, or took too long")
         else:
             limit = self._longest_frame_bytes
@@ -198,7 +237,7 @@ class Connections(threading.Thread):
 
     def _log(self, connection: _Connection, reason: str) -> None:
         """Each connection of a peer that was let in; of others, a line now and then."""
-        if not self._handshake_failed and connection.received_bytes() >= _HANDSHAKE_BYTES:
+        if not self._handshake_failed and not connection.is_stranger():
             logger.warning("event=connection_dropped peer=%s reason=%s", connection.peer, reason)
             return
         self._strangers += 1
@@ -216,19 +255,21 @@ class _Connection:
 
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=os.dup(descriptor))
-        self.is_tcp = self._socket.family != socket.AF_UNIX
         self.is_shut = False
+        self.was_heard = False
         self.heard_bytes = 0
         self.key = ""
         self.revoked_s: float | None = None
-        self.peer = "a process of this host"
-        if self.is_tcp:
-            host, port = self._socket.getpeername()[:2]
-            self.peer = f"{host}:{port}"
+        host, port = self._socket.getpeername()[:2]
+        self.peer = f"{host}:{port}"
+
+    def is_stranger(self) -> bool:
+        """Whether it has yet to finish its handshake, as far as can be seen."""
+        return not self.was_heard and self.received_bytes() < _HANDSHAKE_BYTES
 
     def received_bytes(self) -> int:
         """How many bytes came since it was opened; 0 where the system does not say."""
-        if not self.is_tcp or not hasattr(socket, "TCP_INFO"):
+        if not hasattr(socket, "TCP_INFO"):
             return 0
         try:
             size = _BYTES_RECEIVED.size

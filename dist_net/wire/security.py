@@ -25,6 +25,7 @@ import re
 import shlex
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,6 @@ from typing import Self
 
 import zmq
 from zmq.auth import load_certificate
-from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
 from dist_net.errors import KeyFileError
@@ -84,7 +84,9 @@ MAY_SEND: dict[str, set[type[Message]]] = {
 # authentication code and flags (CurveZMQ, RFC 26). ZeroMQ compares that length with its limit.
 CURVE_OVERHEAD_BYTES = 8 + 8 + 16 + 1
 
-_ZAP_DOMAIN = b"dist-net"
+ADMITTED, TRY_AGAIN, REFUSED = b"200", b"300", b"400"
+"""What ZeroMQ is answered about a peer (ZAP, RFC 27); one that is refused never comes again."""
+
 # Two changes within a clock tick of the file system's look like one.
 _SETTLED_NS = 1_000_000_000
 _SERVER_SECRET = "server.key_secret"
@@ -217,11 +219,10 @@ def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
 
 
 def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
-    """Make the socket's later binds accept only encrypted peers; needs `start_allow_list`."""
+    """Make the socket's later binds accept only encrypted peers; an `AllowList` says which."""
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
-    socket.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
     _make_room_for_encryption(socket)
 
 
@@ -258,55 +259,59 @@ def role_refusal(roles: frozenset[str], kind: type[Message]) -> str | None:
 
 
 class AllowList:
-    """Answers ZeroMQ's question whether a key may come in (ZAP, RFC 27) from a directory.
+    """Who may come in by which key: what the files of a directory say.
 
     The directory is read at each connection, and looked at by `refresh`, so adding and deleting
-    files works at once. Start it before the first secured bind: without a handler ZeroMQ lets every
-    key in.
+    files works at once. Both are called by the thread of `dist_net.wire.connections`.
     """
 
-    def __init__(self, context: "zmq.Context[zmq.Socket[bytes]]", directory: Path) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._roles: dict[bytes, frozenset[str]] = {}
         self._changed_ns: list[int] = []
-        self._authenticator = ThreadAuthenticator(context)
-        self._authenticator.start()
-        self._authenticator.configure_curve_callback(_ZAP_DOMAIN.decode(), self)
+        self._last_error = ""
 
-    def callback(self, domain: str, key: bytes) -> bool:
-        """Whether ``key`` (Z85) is allowed; called in the authenticator's thread."""
-        try:
-            self._roles = _allowed_keys(self.directory)
-        except KeyFileError as error:
-            logger.warning("event=allow_list_unreadable error=%s", error)
-            return False
+    def admission(self, mechanism: bytes, credentials: Sequence[bytes]) -> tuple[bytes, bytes]:
+        """Whether a peer is ADMITTED, and its key (Z85).
+
+        It is to TRY_AGAIN if the directory cannot be read, as when no descriptor is left.
+        """
+        if mechanism != b"CURVE":
+            return REFUSED, b""
+        key = z85.encode(credentials[0])
+        if not self._read():
+            return TRY_AGAIN, b""
         if key not in self._roles:
-            logger.warning("event=key_denied domain=%s key=%s", domain, key.decode())
-            return False
-        return True
+            logger.warning("event=key_denied key=%s", key.decode())
+            return REFUSED, b""
+        return ADMITTED, key
 
     def refresh(self) -> None:
         """Read the directory again if files came or went; what cannot be read changes nothing."""
-        changed_ns = [
-            allow_list.stat().st_mtime_ns
-            for allow_list in map(partial(allow_list_of, self.directory), MAY_SEND)
-            if allow_list.exists()
-        ]
+        allow_lists = map(partial(allow_list_of, self.directory), MAY_SEND)
+        try:
+            changed_ns = [each.stat().st_mtime_ns for each in allow_lists if each.exists()]
+        except OSError:  # one has gone just now
+            return
         if changed_ns == self._changed_ns:
             return
+        if self._read() and time.time_ns() > max(changed_ns, default=0) + _SETTLED_NS:
+            self._changed_ns = changed_ns
+
+    def _read(self) -> bool:
+        """Whether the directory could be read."""
         try:
-            self._roles = _allowed_keys(self.directory)
-            if time.time_ns() > max(changed_ns, default=0) + _SETTLED_NS:
-                self._changed_ns = changed_ns
+            self._roles, self._last_error = _allowed_keys(self.directory), ""
         except KeyFileError as error:
-            logger.warning("event=allow_list_unreadable error=%s", error)
+            if str(error) != self._last_error:  # those who try again come ten times a second
+                self._last_error = str(error)
+                logger.warning("event=allow_list_unreadable error=%s", error)
+            return False
+        return True
 
     def roles_of(self, key: str) -> frozenset[str]:
         """What a key (Z85) that was let in may do; nothing once it is revoked."""
         return self._roles.get(key.encode(), frozenset())
-
-    def close(self) -> None:
-        self._authenticator.stop()
 
 
 def _allowed_keys(directory: Path) -> dict[bytes, frozenset[str]]:

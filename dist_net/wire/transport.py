@@ -65,6 +65,7 @@ _NOTICES_WHO_VANISHED = {
     zmq.TCP_MAXRT: 5_000,  # the same where something is on its way, in milliseconds
 }
 
+_DOMAIN = b"dist-net"  # with one, ZeroMQ asks `Connections` who may come in
 _LINGER_MS = 500  # for the last messages of a closing socket
 # A header, its payloads, and one more for the codec to refuse.
 _FRAMES_KEPT = MAX_PAYLOADS + 2
@@ -190,21 +191,22 @@ class ServerSocket(FramedSocket):
         for address in addresses:
             require_keys(address, keys, "listen on")
         super().__init__(zmq.ROUTER, max_array_bytes, high_water_mark)
-        self._allow_list: AllowList | None = None
+        self._allow_list = None if keys is None else AllowList(keys.allow_list)
         self._socket_files: list[Path] = []
         self._leaving: dict[bytes, zmq.MessageTracker] = {}
         # Two messages: one that is on its way, and one that waits to be handled.
         most_unread_bytes = 2 * (MAX_HEADER_BYTES + most_arrays * max_array_bytes)
-        self._connections = Connections(self._socket, most_unread_bytes, max_array_bytes)
+        self._connections = Connections(
+            self._socket, most_unread_bytes, max_array_bytes, self._allow_list
+        )
         self._connections.start()
         try:
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_MS)
             # Options hold for later binds: Unix sockets come first, then those that want keys.
             bound = {address: self._bind(address) for address in addresses if not address.is_tcp}
+            self._socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
             if keys is not None:
-                self._allow_list = AllowList(self._context, keys.allow_list)
-                self._connections.allow_list = self._allow_list
                 secure_server(self._socket, keys)
             bound |= {address: self._bind(address) for address in addresses if address.is_tcp}
         except BaseException:
@@ -337,9 +339,6 @@ class ServerSocket(FramedSocket):
         while self._socket_files:  # ZeroMQ leaves them behind
             self._socket_files.pop().unlink(missing_ok=True)
         self._connections.stop()
-        self._socket.close()
-        if self._allow_list is not None:
-            self._allow_list.close()
         super().close()
 
     def _bind(self, address: Address) -> str:

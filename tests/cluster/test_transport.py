@@ -520,7 +520,7 @@ def test_a_worker_that_is_not_on_the_allow_list_is_kept_out(secured_server, keys
     stranger_keys = load_peer_keys(tmp_path / "others/stranger")
     with ClientSocket(secured_server.contact_addresses[0], stranger_keys) as stranger:
         assert_kept_out(secured_server, stranger, "refuses these keys")
-    assert f"key_denied domain=dist-net key={stranger_keys.public.decode()}" in caplog.text
+    assert f"event=key_denied key={stranger_keys.public.decode()}" in caplog.text
 
 
 def test_a_worker_without_keys_is_kept_out(secured_server):
