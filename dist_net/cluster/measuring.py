@@ -195,7 +195,7 @@ def exchange_cost(
 
 
 def measure_transport(
-    transport: str, parameters: int, optimizer: str, say: Callable[[str], None]
+    transport: str, parameters: int, optimizer: str, say: Callable[[str], None] = lambda _: None
 ) -> TransportCosts:
     """What threads need for pushes of ``parameters`` by this transport: medians of rounds."""
     keep_freed_memory()
