@@ -42,13 +42,15 @@ def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture
         "network": "1gbit:0.1ms",
         "bound_first": "network",
     }
-    assert "16 workers are more than the server's network can serve" in shown
+    assert "16 workers are bound by the server's network" in shown
+    assert "15 updates old on average, which costs accuracy" in shown
 
 
 def test_one_server_may_be_enough(capsys: pytest.CaptureFixture[str]) -> None:
     simulate("--step-ms", 100, "--parameters", 1000, "--network", "1gbit:0.1ms", "--workers", 4)
     printed, shown = capsys.readouterr()
     assert "one server is enough for 4 workers" in shown
+    assert "accuracy" not in shown
     assert not printed
 
 
