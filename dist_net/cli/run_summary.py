@@ -39,7 +39,7 @@ def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory, workers
         words += ["--workers", workers]
     for address in arguments.listen:
         words += ["--listen", address]
-    for option in ("contact", "keys"):
-        if (value := vars(arguments).get(option)) is not None:
+    for option in ("contact", "keys", "metrics", "metrics-token-file"):
+        if (value := vars(arguments).get(option.replace("-", "_"))) is not None:
             words += [f"--{option}", value]
     return f"go on with: {command_line(*words)}"

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dist_net.cli.metrics_options import Publish, add_metrics_arguments, served_metrics
 from dist_net.cli.parser import count_from
 from dist_net.cli.run_summary import DEFAULT_WORKERS, how_to_go_on, show_summary
 from dist_net.cli.train_pictures import (
@@ -85,6 +86,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     _add_opening_arguments(parser)
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    add_metrics_arguments(parser)
     add_picture_arguments(parser)
 
 
@@ -182,11 +184,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     """Trains with so many workers on this host, and with those that join from elsewhere."""
+    console = plain_console()
+    with served_metrics(arguments, console) as publish:
+        return _train(arguments, workers, console, publish)
+
+
+def _train(
+    arguments: argparse.Namespace, workers: int, console: Console, publish: Publish | None
+) -> int:
     arguments.resume = is_resumed(arguments)
     if is_of_pictures(arguments):
-        return train_pictures(arguments, workers, options_given(arguments, workers))
+        return train_pictures(arguments, workers, options_given(arguments, workers), publish)
     require_no_picture_options(arguments)
-    console = plain_console()
     directory, options = prepare(arguments, workers)
     if directory is None or arguments.recipe is not None:
         loaded = load_recipe(options.recipe)
@@ -205,7 +214,7 @@ def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
     is_new = directory is None
     directory = directory or RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
     locked = directory.locked(0.0 if is_new else KILLED_RUN_ENDS_S)
-    with locked, TrainingProgress(console, settings.samples, joining) as display:
+    with locked, TrainingProgress(console, settings.samples, joining, publish) as display:
         if not is_new:
             # Refuses what does not fit before anything in the run's directory is changed.
             RunState.resumed(settings, read_checkpoint(directory.checkpoint))

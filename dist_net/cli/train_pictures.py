@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dist_net.cli.metrics_options import Publish
 from dist_net.cli.run_summary import how_to_go_on, show_summary
 from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
 from dist_net.cluster.picture_report import train_and_report
@@ -114,11 +115,15 @@ def _run_asked_for(
 
 
 def train_pictures(
-    arguments: argparse.Namespace, workers: int, given_run: Mapping[str, Any]
+    arguments: argparse.Namespace,
+    workers: int,
+    given_run: Mapping[str, Any],
+    publish: Publish | None = None,
 ) -> int:
     """Trains on a folder, reports, and gives the exit code.
 
     ``given_run``: the options of every run that were given, by their names in ``RunOptions``.
+    ``publish`` is given each report of the server.
     """
     console = plain_console()
     if arguments.listen or not workers:
@@ -130,7 +135,7 @@ def train_pictures(
     directory, options = _run_asked_for(arguments, given_run)
 
     def display(samples: int) -> TrainingProgress:
-        return TrainingProgress(console, samples, joining=None)
+        return TrainingProgress(console, samples, None, publish)
 
     with directory.locked(KILLED_RUN_ENDS_S if arguments.resume else 0.0):
         try:

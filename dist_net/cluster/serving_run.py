@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import secrets
-import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -26,13 +25,13 @@ from dist_net.cluster.roles import Role
 from dist_net.cluster.serving_options import ServingOptions
 from dist_net.errors import (
     DistNetError,
-    KeyFileError,
     MissingExtraError,
     ModelLoadError,
     SettingError,
 )
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.http.settings import token_in
 from dist_net.serving.pool.pool import Pool
 from dist_net.wire.security import ServerKeys, load_server_keys
 from dist_net.wire.transport import ServerSocket
@@ -277,28 +276,10 @@ def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
         ) from error
     settings = HttpSettings(
         address=options.http,
-        token=_token(options.token_file),
+        token=token_in(options.token_file),
         certificate=options.tls_certificate,
         private_key=options.tls_key,
         max_batch_size=options.pool.max_batch_size,
         queue_bytes=options.pool.queue_bytes,
     )
     return HttpServer(application(gateway, settings), settings)
-
-
-def _token(file: Path | None) -> str | None:
-    """The token that HTTP clients must send; None if no file was named. Raises KeyFileError."""
-    if file is None:
-        return None
-    try:
-        token = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeyFileError(
-            f"the token cannot be read from {file}: {error}; expected a line of text"
-        ) from error
-    if not token:
-        raise KeyFileError(
-            f"the token file {file} is empty; expected a line of text, which `python3 -c "
-            f"'import secrets; print(secrets.token_urlsafe())' >{shlex.quote(str(file))}` writes"
-        )
-    return token

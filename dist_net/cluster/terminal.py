@@ -145,17 +145,22 @@ class TrainingProgress:
     live one where the console is a terminal.
 
     ``joining`` gives the command with which a worker joins the server at an address; None: nobody
-    may. The run is ended early when ``wants_end`` is set.
+    may. ``publish`` is given each report. The run is ended early when ``wants_end`` is set.
     """
 
     wants_end = False
 
     def __init__(
-        self, console: Console, samples_per_epoch: int, joining: Callable[[str], str] | None
+        self,
+        console: Console,
+        samples_per_epoch: int,
+        joining: Callable[[str], str] | None,
+        publish: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         self._console = console
         self._samples_per_epoch = samples_per_epoch
         self._joining = joining
+        self._publish = publish
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}", markup=False),
             BarColumn(),
@@ -194,6 +199,8 @@ class TrainingProgress:
 
     def progressed(self, report: dict[str, Any]) -> None:
         """Moves the live line."""
+        if self._publish is not None:
+            self._publish(report)
         if report["records"]:
             last = report["records"][-1]
             accuracy = last["accuracy"]

@@ -90,6 +90,7 @@ NEEDS_AN_EXTRA = {
     "compiled": "numba llvmlite",
     "compiling": "numba",
     "onnx": "onnx",
+    "run_metrics": "starlette prometheus_client",
     "http": "starlette uvicorn prometheus_client python_multipart orjson",
 }
 CAN_DO_WITHOUT = {"report": "matplotlib", "serving_run": "uvloop"}

@@ -19,7 +19,7 @@ from dist_net.errors import DistNetError
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.bodies import Bodies
 from dist_net.serving.http.classify import Classification
-from dist_net.serving.http.metrics import metrics_route
+from dist_net.serving.http.metrics import PoolCollector, metrics_route
 from dist_net.serving.http.open_inference.infer import InferEndpoint, is_inference
 from dist_net.serving.http.open_inference.models import Models
 from dist_net.serving.http.openapi import openapi_route
@@ -58,7 +58,7 @@ def application(
         *Classification(gateway, bodies).routes(),
         *SamplePictures(gateway).routes(),
         _pool_route(gateway),
-        metrics_route(gateway),
+        metrics_route(PoolCollector(gateway)),
     ]
     files = page_routes(page)
     routes = [

@@ -39,10 +39,10 @@ _PERCENTILES = {"p50": "0.5", "p90": "0.9", "p99": "0.99"}
 Counted = list[tuple[str, ModelStatistics]]
 
 
-def metrics_route(gateway: Gateway) -> Route:
+def metrics_route(collector: Collector) -> Route:
     """`/metrics`, in Prometheus's text format."""
     registry = CollectorRegistry()
-    registry.register(_PoolCollector(gateway))
+    registry.register(collector)
 
     async def metrics(_: Request) -> Response:
         """Metrics for Prometheus."""
@@ -51,7 +51,7 @@ def metrics_route(gateway: Gateway) -> Route:
     return Route("/metrics", metrics)
 
 
-class _PoolCollector(Collector):
+class PoolCollector(Collector):
     """Collects metrics from the pool."""
 
     def __init__(self, gateway: Gateway) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_net.errors import AddressError, InsecureAddressError, SettingError
+from dist_net.errors import AddressError, InsecureAddressError, KeyFileError, SettingError
 from dist_net.wire.address import Address, listen_address
 
 SHORTEST_TOKEN = 16
@@ -86,3 +87,21 @@ class HttpSettings:
                 f"cannot listen for HTTP on {self.address!r}; expected HOST:PORT, a name or "
                 f"address of this host and a port from 0 to 65535, such as 127.0.0.1:8000"
             ) from error
+
+
+def token_in(file: Path | None) -> str | None:
+    """The token that HTTP clients must send; None if no file was named. Raises KeyFileError."""
+    if file is None:
+        return None
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeyFileError(
+            f"the token cannot be read from {file}: {error}; expected a line of text"
+        ) from error
+    if not token:
+        raise KeyFileError(
+            f"the token file {file} is empty; expected a line of text, which `python3 -c "
+            f"'import secrets; print(secrets.token_urlsafe())' >{shlex.quote(str(file))}` writes"
+        )
+    return token

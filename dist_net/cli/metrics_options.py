@@ -1,0 +1,61 @@
+"""``--metrics`` of the commands that start a run."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dist_net.errors import InsecureAddressError, MissingExtraError, SettingError
+from dist_net.serving.http.settings import HttpSettings, token_in
+
+Publish = Callable[[dict[str, Any]], None]
+
+
+def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares where a run's metrics are shown, and to whom."""
+    parser.add_argument(
+        "--metrics", metavar="HOST:PORT", help="answer Prometheus there, at /metrics"
+    )
+    parser.add_argument(
+        "--metrics-token-file",
+        type=Path,
+        metavar="FILE",
+        help="the token that Prometheus must send; needed beyond this host",
+    )
+
+
+@contextmanager
+def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[Publish | None]:
+    """A context with what publishes a report to Prometheus, if that is asked for.
+
+    Raises BadInputError for an address or a token that cannot be used, ListenError, and
+    MissingExtraError.
+    """
+    address, file = arguments.metrics, arguments.metrics_token_file
+    if address is None:
+        if file is not None:
+            raise SettingError(f"--metrics-token-file={file}: expected --metrics HOST:PORT too")
+        yield None
+        return
+    try:
+        settings = HttpSettings(address=address, token=token_in(file))
+    except InsecureAddressError as error:
+        raise InsecureAddressError(
+            f"metrics on {address} would reach beyond this host, where anybody could read them; "
+            f"expected a token (--metrics-token-file), or 127.0.0.1"
+        ) from error
+    try:
+        from dist_net.cluster.run_metrics import RunMetricsServer
+    except ImportError as error:
+        raise MissingExtraError(
+            f"--metrics needs {error.name}, which is not installed; install it with: "
+            f"pip install 'dist-net[web]'"
+        ) from error
+    with RunMetricsServer(settings) as server:
+        console.print(f"metrics: {server.url}")
+        yield server.publish
