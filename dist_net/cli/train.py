@@ -21,7 +21,7 @@ from dist_net.cli.train_pictures import (
 )
 from dist_net.cluster.command_line import add_trust_argument, joining_command
 from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRun, LocalRunSettings, summarise
-from dist_net.cluster.opening import Opening
+from dist_net.cluster.opening import Opening, add_invitation_arguments
 from dist_net.cluster.replacement import RESTARTS
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Dataset
@@ -41,7 +41,6 @@ from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import load_recipe, recipe_names
 from dist_net.report.plots import plot_confusion, plot_training
 from dist_net.training.evaluation import Evaluation
-from dist_net.wire.invitation import TOKEN_LIFETIME_S
 
 DEFAULT_RECIPE = "fashion-mnist"
 
@@ -100,21 +99,8 @@ def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="such as tcp://0.0.0.0:5555; says what to paste on another host",
     )
-    group.add_argument(
-        "--contact",
-        metavar="HOST",
-        help="this host's name or IP address as others know it (default: by interfaces and routes)",
-    )
-    group.add_argument(
-        "--token-lifetime",
-        type=float,
-        default=TOKEN_LIFETIME_S,
-        metavar="SECONDS",
-        help="for how long others may join by the line (default: a day)",
-    )
-    group.add_argument(
-        "--keys", type=Path, metavar="DIR", help="keys of your own, in place of such a line"
-    )
+    add_invitation_arguments(group)
+    group.add_argument("--keys", type=Path, metavar="DIR", help="use these, and do not make any")
 
 
 def opening_of(arguments: argparse.Namespace) -> Opening:

@@ -288,14 +288,11 @@ class LocalRun:
         self._has_workers = False
 
     def _open(self, addresses: list[str]) -> None:
-        """Says how workers may join: by an address, or from another host by a token.
-
-        Where keys were given, whoever gave them asks for a token.
-        """
+        """Says how workers may join: by an address, or from another host by a token."""
         opening = self._local.opening
         self._display.started(addresses[:1] if opening.needs_keys else addresses)
-        if opening.keys is None and (token := opening.token(self._keys, addresses[1:])):
-            self._display.opened(token, self._directory.path)
+        if token := opening.token(self._keys, addresses[1:]):
+            self._display.opened(token, opening.keys or self._directory.path)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
         """After a resume, drops records later than the checkpoint, and those that the server

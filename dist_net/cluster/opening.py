@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_net.cluster.command_line import command_line
 from dist_net.wire.address import listen_address
 from dist_net.wire.contacts import checked_host, contacts_of
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, remember, require_lifetime
@@ -63,6 +65,34 @@ class Opening:
         invitation = invite(keys, self.kind, self.lifetime_s)
         remember(keys, self.kind, addresses)
         return invitation.token(addresses)
+
+
+def add_invitation_arguments(group: argparse._ArgumentGroup) -> None:
+    """Declares what the line to paste says."""
+    group.add_argument(
+        "--contact",
+        metavar="HOST",
+        help="this host's name or IP address as others know it (default: by interfaces and routes)",
+    )
+    group.add_argument(
+        "--token-lifetime",
+        type=float,
+        default=TOKEN_LIFETIME_S,
+        metavar="SECONDS",
+        help="for how long others may join by the line (default: a day)",
+    )
+
+
+def invitation_lines(token: JoinToken, directory: Path | None) -> tuple[str, str, str]:
+    """What is said of a token: a title, the line to paste, and how it ends.
+
+    ``directory`` is that of its run, or of its keys.
+    """
+    ends = f"until {until(token)}"
+    if token.secret:
+        revoking = command_line("keys", "revoke", directory, token.identity)
+        ends += f", or until this is typed here: {revoking}"
+    return "workers of other hosts may join, there:", f"    {pasted(token)}", ends
 
 
 def pasted(token: JoinToken) -> str:

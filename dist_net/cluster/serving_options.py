@@ -10,10 +10,13 @@ from typing import Any
 from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.cores import available_cores
+from dist_net.cluster.opening import Opening, add_invitation_arguments
 from dist_net.errors import SettingError
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.sources import MODELS, named_source
 from dist_net.serving.pool.settings import PoolSettings
+from dist_net.wire.invitation import TOKEN_LIFETIME_S
+from dist_net.wire.token import POOL
 
 MIB = 2**20
 MOST_WORKERS = 256  # more are a typing error, and would exhaust the host
@@ -42,6 +45,8 @@ class ServingOptions:
     trust_recipe: bool
     grace_s: float
     log_directory: Path | None
+    contact: str | None = None
+    token_lifetime: float = TOKEN_LIFETIME_S
 
     def __post_init__(self) -> None:
         in_range = 0 <= self.workers <= MOST_WORKERS and 1 <= self.threads <= MOST_THREADS
@@ -55,6 +60,12 @@ class ServingOptions:
                 "--workers=0 and no --listen-workers: nobody could answer; expected workers of "
                 "this host, or an address for those of others"
             )
+
+    @property
+    def opening(self) -> Opening:
+        """How the pool is opened to workers of other hosts."""
+        listen = (self.listen_workers,) if self.listen_workers else ()
+        return Opening(listen, self.keys, self.contact, self.token_lifetime, POOL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,7 +158,13 @@ def _add_addresses(group: argparse._ArgumentGroup) -> None:
         metavar="ADDRESS",
         help="for dist_net.Client (default: tcp://127.0.0.1:8001)",
     )
-    option("--listen-workers", default="", metavar="ADDRESS", help="for workers of other hosts")
+    option(
+        "--listen-workers",
+        default="",
+        metavar="ADDRESS",
+        help="for workers of other hosts; says what to paste there",
+    )
+    add_invitation_arguments(group)
     option(
         "--keys",
         type=Path,

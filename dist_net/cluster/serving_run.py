@@ -19,6 +19,7 @@ import platformdirs
 from dist_net.clock import SystemClock
 from dist_net.cluster.command_line import joining_command
 from dist_net.cluster.entry import INTERRUPTED, READY
+from dist_net.cluster.opening import invitation_lines
 from dist_net.cluster.own_directory import log_directory, temporary_directory
 from dist_net.cluster.pool_children import PoolChildren
 from dist_net.cluster.roles import Role
@@ -33,7 +34,7 @@ from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.settings import token_in
 from dist_net.serving.pool.pool import Pool
-from dist_net.wire.security import ServerKeys, load_server_keys
+from dist_net.wire.security import ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket
 
 if TYPE_CHECKING:
@@ -89,7 +90,11 @@ async def serve(options: ServingOptions) -> int:
         keys = load_server_keys(options.keys) if options.keys else None
         directory = opened.enter_context(temporary_directory())
         clients = opened.enter_context(_client_socket(options, keys))
-        workers = opened.enter_context(_worker_socket(options, keys, directory))
+        opening = options.opening
+        worker_keys = options.keys
+        if opening.needs_keys:  # they last as long as the pool
+            make_keys(worker_keys := directory / "keys")
+        workers = opened.enter_context(_worker_socket(options, worker_keys, directory))
         clock, token = SystemClock(), secrets.token_hex()
         logs = _log_directory(options, directory, opened)
         pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32), token.encode())
@@ -99,8 +104,10 @@ async def serve(options: ServingOptions) -> int:
         desk = ClientDesk(gateway, clients, secrets.token_hex(8))
         http = _http(options, gateway)
         for address in workers.contact_addresses[1:]:  # before READY, which may wait for them
-            joining = joining_command("inference-worker", address=address, keys=options.keys)
+            joining = joining_command("inference-worker", address=address, keys=worker_keys)
             print(f"workers may join: {joining}", file=sys.stderr, flush=True)
+        if inviting := opening.token(worker_keys, workers.contact_addresses[1:]):
+            print(*invitation_lines(inviting, worker_keys), sep="\n", file=sys.stderr, flush=True)
         said = f"{READY} {f'http={http.url} ' if http else ''}zmq={clients.contact_addresses[0]}"
         try:
             is_drained = await _run(options, gateway, desk, http, children, stop, said)
@@ -201,11 +208,11 @@ def _client_socket(options: ServingOptions, keys: ServerKeys | None) -> ServerSo
 
 
 def _worker_socket(
-    options: ServingOptions, keys: ServerKeys | None, directory: Path
+    options: ServingOptions, keys_directory: Path | None, directory: Path
 ) -> ServerSocket:
     """For workers of this host a Unix socket in a private directory; for others an address."""
-    own = f"ipc://{directory}/pool"
-    listen = [own, *([options.listen_workers] if options.listen_workers else [])]
+    keys = load_server_keys(keys_directory) if keys_directory else None
+    listen = [f"ipc://{directory}/pool", *options.opening.listen]
     return ServerSocket(listen, keys, max_array_bytes=LARGEST_OUTPUT_BYTES)
 
 

@@ -18,8 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from dist_net.cluster.command_line import command_line
-from dist_net.cluster.opening import pasted, until
+from dist_net.cluster.opening import invitation_lines
 from dist_net.data.fetch import (
     BytesReceived,
     CommandStarted,
@@ -189,12 +188,9 @@ class TrainingProgress:
 
     def opened(self, token: JoinToken, directory: Path) -> None:
         """Says what to paste on another host, and how to take that back."""
-        self._line("workers of other hosts may join, there:", "dim")
-        self._line(f"    {pasted(token)}")
-        ends = f"until {until(token)}"
-        if token.secret:
-            revoking = command_line("keys", "revoke", directory, token.identity)
-            ends += f", or until this is typed here: {revoking}"
+        title, pasted, ends = invitation_lines(token, directory)
+        self._line(title, "dim")
+        self._line(pasted)
         self._line(ends, "dim")
 
     def progressed(self, report: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ is Python code: it is written to a directory, and run only if somebody there tru
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ MOST_FILE_BYTES = 1 << 20
 _PYTHON_FILE = re.compile(r"[A-Za-z_]\w{0,99}\.py", re.ASCII)
 
 
-def offer_of(loaded: LoadedRecipe, recipe_digest: str) -> RecipeOffer | None:
+def offer_of(
+    loaded: LoadedRecipe, recipe_digest: str, class_names: tuple[str, ...] = ()
+) -> RecipeOffer | None:
     """What a server gives to hosts without its recipe; None if that is too large to be sent."""
     is_named = loaded.is_built_in or loaded.reference == PICTURES
     files = {} if loaded.is_built_in else loaded.files
@@ -31,12 +34,13 @@ def offer_of(loaded: LoadedRecipe, recipe_digest: str) -> RecipeOffer | None:
         return None
     payloads = tuple(part for name, content in files.items() for part in (name.encode(), content))
     reference = loaded.reference if is_named else ""
-    return RecipeOffer(_one_line(loaded.name), reference, recipe_digest, payloads)
+    names = json.dumps(class_names)
+    return RecipeOffer(_one_line(loaded.name), reference, recipe_digest, names, payloads)
 
 
 @dataclass(frozen=True)
 class OfferedRecipe:
-    """A recipe that came from another host, checked: its name, and its files by name.
+    """A recipe that came from another host, checked: its name, classes, and files by name.
 
     ``reference`` is a built-in recipe's name, or PICTURES; "" for Python code.
     """
@@ -44,6 +48,7 @@ class OfferedRecipe:
     name: str
     reference: str
     digest: str
+    class_names: tuple[str, ...]
     files: Mapping[str, bytes]
 
     @classmethod
@@ -77,7 +82,8 @@ class OfferedRecipe:
                 f"{sorted(files)!r:.80}; expected the name of a built-in one, or {RECIPE_FILE} "
                 f"and Python files"
             )
-        return cls(offer.name, offer.reference, offer.recipe_digest, files)
+        names = _class_names(offer.class_names)
+        return cls(offer.name, offer.reference, offer.recipe_digest, names, files)
 
     @property
     def is_code(self) -> bool:
@@ -99,6 +105,16 @@ class OfferedRecipe:
             f"{directory.path / name}: {len(content):,} bytes, SHA-256 {sha256(content)}"
             for name, content in sorted(self.files.items())
         ]
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise OfferError(f"the server's class names are {text[:80]!r}; expected a JSON array")
+    return tuple(names)
 
 
 def _are_python(files: Mapping[str, bytes]) -> bool:

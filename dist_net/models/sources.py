@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from dist_net.errors import (
     WeightsFileError,
 )
 from dist_net.models.observer import Observer
+from dist_net.models.offered_recipe import OfferedRecipe
 from dist_net.models.run_directory import RunDirectory, run_meant
 from dist_net.models.trained_model import (
     calibrated_weights,
@@ -37,6 +39,7 @@ from dist_net.models.trained_model import (
     held_out_of,
     load_trained,
     picture_recipe_of,
+    recipe_of_run,
 )
 from dist_net.nn import Model, cross_entropy_of_logits
 from dist_net.nn.inference import Prepared, prepare
@@ -48,7 +51,9 @@ from dist_net.recipes.picture_recipe import PICTURES
 from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
-from dist_net.wire.security import PeerKeys
+from dist_net.wire.reaching import be_let_in
+from dist_net.wire.security import CLIENT, PeerKeys
+from dist_net.wire.token import TRAINING, JoinToken, is_token
 
 logger = logging.getLogger(__name__)
 
@@ -260,6 +265,10 @@ class FollowedRun:
         self._keys = keys
         self._names = _ClassNames(labels, progress)
         self._loaded: LoadedRecipe | None = None
+        self._reference = ""  # what the server calls it
+        self._class_names: tuple[str, ...] = ()
+        self._has_classes = True
+        self._kept: TemporaryDirectory[str] | None = None  # the recipe, if it came from there
 
     def version(self) -> int:
         """How many updates the server has applied; raises NoAnswerError."""
@@ -270,28 +279,45 @@ class FollowedRun:
         """The model with the weights as they stand.
 
         Raises NoAnswerError; UntrustedRecipeError if the recipe is a file and the user did not
-        allow running what the server names; UnknownRecipeError if this host lacks the server's
-        recipe, and RecipeError if it has another.
+        allow running what the server names or gives; OfferError for what no server of this release
+        gives, and RecipeError if this host has another recipe of that name.
         """
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
             reference = str(observer.of_run("recipe"))
+            if self._loaded is None or self._reference != reference:
+                self._class_names, self._has_classes = (), True  # as the recipe says
+                self._loaded, self._reference = self._load(reference, observer), reference
             snapshot = observer.snapshot()
-        if self._loaded is None or self._loaded.reference != reference:
-            if not self._trust_recipe and reference not in recipe_names():
-                raise UntrustedRecipeError(
-                    f"the server at {self.address} trains the recipe of a file, {reference!r}, "
-                    f"which is code; expected --trust-recipe, to run the file of that name here"
-                )
-            self._loaded = load_recipe(reference)
         size = self._loaded.recipe.model.layout.size
         if len(snapshot.weights) != size:
             raise RecipeError(
                 f"the server at {self.address} trains {len(snapshot.weights):,} weights; the "
                 f"recipe {reference} has {size:,} here: expected the same file as the server's"
             )
-        names = self._names.of(self._loaded)
+        names = self._names.of(self._loaded, self._class_names, self._has_classes)
         fitting = self._loaded.recipe.fitting
         return _found(self._loaded, snapshot.weights, names, fitting, snapshot.version)
+
+    def _load(self, reference: str, observer: Observer) -> LoadedRecipe:
+        """The recipe: built in, a file of this host, or what the server gives."""
+        if reference in recipe_names():
+            return load_recipe(reference)
+        is_code = reference != PICTURES
+        if is_code and not self._trust_recipe:
+            raise UntrustedRecipeError(
+                f"the server at {self.address} trains the recipe of a file, {reference!r}, "
+                f"which is code; expected --trust-recipe, to run the file of that name here, or "
+                f"else the one that the server gives"
+            )
+        if is_code and Path(reference).is_file():
+            return load_recipe(reference)
+        self._kept = TemporaryDirectory(prefix="dist-net-recipe-")
+        directory = RunDirectory(Path(self._kept.name) / "run")
+        directory.make()
+        offered = OfferedRecipe.of(observer.recipe())
+        self._class_names, self._has_classes = offered.class_names, bool(offered.class_names)
+        offered.keep(directory)
+        return recipe_of_run(directory)
 
 
 ModelSource = DarknetFiles | PretrainedNet | TrainedRun | FollowedRun
@@ -371,13 +397,15 @@ def source_called(
 ) -> ModelSource:
     """The source that ``model`` names; see MODELS. A name comes before a path.
 
-    It may also be the address of a parameter server, spoken to with ``keys``. A published
+    It may also be the address of a parameter server, spoken to with ``keys``, or a token of one,
+    which lets new keys in. A published
     classifier's weights are fetched if need be, which ``progress`` shows, unless ``weights`` is
     their file. The lines of the file ``labels`` replace a model's own class names.
     ``trust_recipe``: see ``load_trained``.
 
     Raises UnknownModelError if there is no such model, ModelOptionError when ``weights`` or
-    ``labels`` are missing or of no use, and ConfigurationError for a damaged .cfg file.
+    ``labels`` are missing or of no use, ConfigurationError for a damaged .cfg file, and for a token
+    what ``be_let_in`` raises.
     """
     if model in PUBLISHED:
         published = PUBLISHED[model]
@@ -393,7 +421,7 @@ def source_called(
     path = Path(model)
     if path.suffix == ".cfg":
         return _configured(path, weights, labels)
-    is_live = model.startswith(LIVE)
+    is_live = model.startswith(LIVE) or (is_token(model) and not path.exists())
     if not is_live and not path.exists():
         known = did_you_mean(model, [lite0.NAME, *PUBLISHED])
         hint = known or run_meant(path) or f"expected {MODELS}"
@@ -402,6 +430,10 @@ def source_called(
         raise ModelOptionError(
             f"{model} is a run, which has its own weights; expected no --weights"
         )
+    if is_live and not model.startswith(LIVE):
+        token = JoinToken.of(model)
+        token.require_kind(TRAINING)
+        model, keys = be_let_in(token, CLIENT)
     if is_live:
         return FollowedRun(model, keys, labels, progress, trust_recipe)
     return TrainedRun(path, labels, progress, trust_recipe)
@@ -438,7 +470,8 @@ def named_source(text: str) -> NamedSource:
         name, rest = "", text
     source, *options = re.split(r",(weights|labels)=", rest)
     files = dict(zip(options[::2], map(Path, options[1::2]), strict=True))
-    name = name or ("live" if source.startswith(LIVE) else _name_after(source))
+    is_live = source.startswith(LIVE) or is_token(source)
+    name = name or ("live" if is_live else _name_after(source))
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ModelOptionError(
             f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME of "

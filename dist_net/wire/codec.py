@@ -41,7 +41,7 @@ _LONGEST = {
     "blas": 128,
     "reason": 4096,
     "statuses": MAX_PAYLOADS,
-} | dict.fromkeys(("report", "models", "description"), MAX_HEADER_BYTES)
+} | dict.fromkeys(("report", "models", "description", "class_names"), MAX_HEADER_BYTES)
 _MENDED = "reason"
 # The greatest numbers of a field that is only shown: more than any machine has.
 _GREATEST = dict.fromkeys(("host_cores", "cores", "core_quota", "threads"), 65_536) | {

@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 TOKEN_LIFETIME_S = 86_400.0
 LONGEST_LIFETIME_S = 10 * 365 * 86_400.0
 MOST_KEYS_OF_A_TOKEN = 256
+KEPT_AFTER_EXPIRY_S = 7 * 86_400.0
+"""For so long the holder of a token is told that it has expired; then it is not known any more."""
 _ADDRESSES = "addresses.json"
 _EXPIRES = re.compile(r'^\s*expires\s*=\s*"(\d+)"', re.MULTILINE)
 
@@ -73,9 +75,11 @@ def invite(
     """
     require_lifetime(lifetime_s)
     make_keys(directory)
+    now_s = time.time() if now_s is None else now_s
+    _forget_expired(directory, now_s)
     server_public = read_public_key(directory / "server.key")
     identity, keys = secrets.token_hex(4), PeerKeys.new(server_public)
-    expires_s = int((time.time() if now_s is None else now_s) + lifetime_s)
+    expires_s = int(now_s + lifetime_s)
     write_key(allow_list_of(directory, TOKEN) / f"{identity}.key", keys.public, expires=expires_s)
     return Invitation(kind, identity, expires_s, keys)
 
@@ -150,9 +154,20 @@ def _token_of(directory: Path, token_key: bytes) -> tuple[str, int]:
     """The id of the token with this key, and when it expires."""
     for path in allow_list_of(directory, TOKEN).glob("*.key"):
         if read_public_key(path) == token_key:
-            found = _EXPIRES.search(path.read_text())
-            return path.stem, int(found[1]) if found else 0
+            return path.stem, _expiry_of(path)
     raise TokenError(f"this token was revoked: {_another(directory)}")
+
+
+def _expiry_of(path: Path) -> int:
+    found = _EXPIRES.search(path.read_text())
+    return int(found[1]) if found else 0
+
+
+def _forget_expired(directory: Path, now_s: float) -> None:
+    """Delete tokens that ended long ago, so that a server that is often started keeps few."""
+    for path in allow_list_of(directory, TOKEN).glob("*.key"):
+        if now_s > _expiry_of(path) + KEPT_AFTER_EXPIRY_S:
+            path.unlink(missing_ok=True)
 
 
 def _require_time_left(identity: str, expires_s: int, now_s: float) -> None:

@@ -299,12 +299,13 @@ class RecipeOffer(NamedTuple):
     """What is trained, by the ``reference`` of a recipe that is built in, or else by its files.
 
     The payloads are the name of each file, in UTF-8, and then its content. ``recipe_digest`` is
-    what the server asks of a worker's `Join`.
+    what the server asks of a worker's `Join`. ``class_names`` is a JSON array.
     """
 
     name: str
     reference: str
     recipe_digest: str
+    class_names: str
     payloads: Payloads
 
 

@@ -113,9 +113,9 @@ def _numbers(addresses: Sequence[str]) -> list[str]:
 
 def _why_refused(token: JoinToken, address: str) -> str:
     over_s = time.time() - token.expires_s
-    expired = f", and expired {ago(over_s)} ago by this host's clock" if over_s > 0 else ""
+    cause = f"expired {ago(over_s)} ago by this host's clock" if over_s > 0 else "was revoked"
     return (
-        f"the server at {address} does not know this token: it was revoked{expired}; ask for "
+        f"the server at {address} does not know this token: it {cause}; ask for "
         f"another one: 'dist-net keys token DIR' makes it on the server's host"
     )
 

@@ -163,9 +163,11 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
 ) -> None:
     workers_address = gateway.says(r"--connect (tcp://\S+)")[1]
 
-    def worker(host: str) -> Any:
+    token = gateway.says(r"    dist-net inference-worker (\w+)\n")[1]
+
+    def worker(host: str, *way_in: str) -> Any:
         return start(
-            *("inference-worker", "--connect", workers_address, "--keys", str(keys / "worker")),
+            *("inference-worker", *way_in),
             *("--name", host, "--directory", str(tmp_path / host)),
             prefix=[*hosts.on(host), *without([net, gateway.temporary])],
         )
@@ -178,7 +180,7 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
         report = start(*command, prefix=hosts.on("server")).result()
         return [each["name"] for each in report["workers"]]
 
-    first = worker("worker-0")
+    first = worker("worker-0", "--connect", workers_address, "--keys", str(keys / "worker"))
     address = clients_address(gateway, eventually)
     assert address != workers_address
     (fetched,) = (tmp_path / "worker-0").glob("net.*.prepared")
@@ -196,7 +198,7 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
     assert asked.is_connected()
     hosts.cut_off("worker-0")
     asked.ask()
-    worker("worker-1")
+    worker("worker-1", token)
     asked.require_right(expected)
     assert workers() == ["worker-1"]
     assert first.ends() == 1

@@ -1,6 +1,6 @@
 """The process of an inference worker.
 
-    python -m dist_net.cluster.processes.inference_worker --connect ADDRESS
+    python -m dist_net.cluster.processes.inference_worker [TOKEN] [--connect ADDRESS]
         [--keys DIR] [--name NAME] [--threads N] [--max-batch-size N] [--most-pixels N]
         [--no-reproducible] [--directory DIR] [--parent PROCESS_ID]
 
@@ -18,10 +18,13 @@ from pathlib import Path
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals
 from dist_net.data import default_cache_dir
+from dist_net.errors import AddressError
 from dist_net.pictures.decoding import MOST_PIXELS
 from dist_net.serving.worker.loop import connected_worker
 from dist_net.serving.worker.served_network import WorkerSettings
+from dist_net.wire.reaching import LetIn, be_let_in
 from dist_net.wire.security import load_peer_keys
+from dist_net.wire.token import POOL, JoinToken
 
 logger = logging.getLogger("dist_net.serving.worker.loop")
 
@@ -33,7 +36,13 @@ KEPT_BYTES = 8 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the gateway's address")
+    parser.add_argument(
+        "token",
+        metavar="TOKEN",
+        nargs="?",
+        help="as 'dist-net serve --listen-workers ADDRESS' prints it; or else:",
+    )
+    parser.add_argument("--connect", metavar="ADDRESS", help="the gateway's address")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
     parser.add_argument(
         "--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for people"
@@ -66,6 +75,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
 
 
+def _gateway(arguments: argparse.Namespace) -> LetIn:
+    """Where the gateway is, and this worker's keys: by a token, or as the command line says."""
+    if (arguments.token is None) == (arguments.connect is None):
+        raise AddressError(
+            "a worker needs one way to its gateway: expected either TOKEN, or --connect ADDRESS"
+        )
+    if arguments.token is None:
+        keys = load_peer_keys(arguments.keys) if arguments.keys else None
+        return LetIn(arguments.connect, keys)
+    token = JoinToken.of(arguments.token)
+    token.require_kind(POOL)
+    return be_let_in(token)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Answers until the gateway lets this worker go; gives the exit code."""
     settings = WorkerSettings(
@@ -78,12 +101,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     logging.getLogger("dist_net").setLevel(logging.INFO)
-    keys = load_peer_keys(arguments.keys) if arguments.keys else None
+    gateway = _gateway(arguments)
     with connected_worker(
-        arguments.connect,
+        gateway.address,
         arguments.name,
         settings,
-        keys,
+        gateway.keys,
         bears_silence=arguments.parent is not None,
     ) as worker:
         stop_on_signals(worker.stop, arguments.parent)

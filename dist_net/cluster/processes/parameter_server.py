@@ -39,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     directory = RunDirectory(arguments.run_directory)
     options = RunOptions.from_json(directory.options.read_text())
     loaded = recipe_of_run(directory)
-    settings = options.settings(loaded, loaded.recipe.load_dataset())
+    dataset = loaded.recipe.load_dataset()
+    settings = options.settings(loaded, dataset)
     keys = load_server_keys(arguments.keys) if arguments.keys else None
     checkpoint = read_checkpoint(directory.checkpoint) if arguments.resume else None
     with (
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         loop = ServerLoop(
             *(state, socket, directory.checkpoint, options.checkpoint_every_s, segment, journal),
-            offer=offer_of(loaded, settings.recipe_digest),
+            offer=offer_of(loaded, settings.recipe_digest, dataset.class_names),
         )
         stop_on_signals(loop.stop, arguments.parent)
         contact = shlex.join(socket.contact_addresses)

@@ -25,6 +25,7 @@ from dist_net.errors import (
 )
 from dist_net.models.classifier import classifier_called
 from dist_net.models.observer import Observer
+from dist_net.models.offered_recipe import offer_of
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.models.sources import (
@@ -39,7 +40,7 @@ from dist_net.nn.prepared import map_prepared
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.pictures.fitting import fit_picture
 from dist_net.pretrained import efficientnet_lite0 as lite0
-from dist_net.recipes.recipe import RecipeRecord, load_recipe
+from dist_net.recipes.recipe import RecipeRecord, load_recipe, own_release
 from dist_net.serving.worker.served_network import model_of
 from dist_net.wire.messages import Snapshot
 
@@ -377,6 +378,22 @@ def test_a_server_may_not_name_the_file_that_is_run(
     assert not own.with_name("runs").exists()
     found = source_called(address, None, None, progress, trust_recipe=True).read()
     assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
+
+
+def test_a_recipe_that_this_host_lacks_comes_from_the_server_if_it_is_trusted(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer = offer_of(load_recipe(str(own)), f"{own_release()}; recipe x", ("cat", "dog"))
+    own.unlink()
+    monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": str(own), "version": 1})
+    weights = np.zeros(64 * 2 + 2, np.float32)
+    monkeypatch.setattr(Observer, "snapshot", lambda _: Snapshot(1, 0, weights))
+    monkeypatch.setattr(Observer, "recipe", lambda _: offer)
+    with pytest.raises(UntrustedRecipeError, match="which is code; expected --trust-recipe"):
+        source_called("ipc:///nowhere", None, None, progress).read()
+    found = source_called("ipc:///nowhere", None, None, progress, trust_recipe=True).read()
+    assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
+    assert not own.with_name("data").exists()
 
 
 def test_a_built_in_recipes_run_is_data_alone(run: RunDirectory) -> None:

@@ -76,6 +76,12 @@ def test_a_token_that_has_expired_lets_nobody_in(
     assert not list((directory / "workers").glob("*.key"))
 
 
+def test_a_server_that_is_often_started_keeps_few_tokens(directory: Path) -> None:
+    for day in range(20):
+        invite(directory, TRAINING, 60.0, NOW_S + 86_400 * day)
+    assert len(list((directory / "tokens").iterdir())) == 8
+
+
 @pytest.mark.parametrize(
     ("role", "key"), [("operator", "x" * 40), ("worker", "short"), ("worker", "\0" * 40)]
 )
