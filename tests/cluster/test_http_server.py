@@ -255,20 +255,53 @@ def test_a_client_is_not_awaited_for_ever(piece: bytes) -> None:
     while_serving(client, header_timeout_s=0.1, body_timeout_s=0.1, idle_timeout_s=0.1)
 
 
-def test_a_client_is_given_time_as_long_as_it_goes_on() -> None:
+class OwnTime:
+    """An event loop whose timers are due by a clock that goes on only when `pass_s` is called."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._now_s = 0.0
+        self._timers: list[tuple[float, asyncio.Handle]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def call_later(self, delay_s: float, callback: Callable[..., Any], *given: Any) -> Any:
+        timer = asyncio.Handle(callback, given, self._loop)
+        self._timers.append((self._now_s + delay_s, timer))
+        return timer
+
+    def pass_s(self, seconds: float) -> None:
+        self._now_s += seconds
+        due = [each for each in self._timers if each[0] <= self._now_s]
+        self._timers = [each for each in self._timers if each not in due]
+        for _, timer in due:
+            if not timer.cancelled():
+                timer._run()
+
+
+def test_a_client_is_given_time_as_long_as_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each request has its own time: a connection may take longer than any of them."""
+    times: list[OwnTime] = []
+
+    class Protocol(LimitedProtocol):
+        def connection_made(self, transport: Any) -> None:
+            self.loop: Any = OwnTime(self.loop)
+            times.append(self.loop)
+            super().connection_made(transport)
 
     async def client(server: HttpServer) -> None:
         connection = await connected(server)
-        for _ in range(8):
+        for beginning in (REQUEST, *[REQUEST[20:]] * 7):
             # Every piece ends in the midst of a request, and begins with the rest of another.
-            connection[1].write(REQUEST[20:] if _ else REQUEST)
-            connection[1].write(REQUEST[:20])
+            connection[1].write(beginning + REQUEST[:20])
             assert (await said(connection))[0] == 200
-            await asyncio.sleep(0.1)
-        connection[1].close()
+            times[0].pass_s(7)
+        times[0].pass_s(4)  # it has begun a request 11 seconds ago
+        assert await end(connection) == b""
 
-    while_serving(client, header_timeout_s=0.5, idle_timeout_s=0.5)
+    monkeypatch.setattr("dist_net.serving.http.connection.LimitedProtocol", Protocol)
+    while_serving(client, header_timeout_s=10, idle_timeout_s=10)
 
 
 def test_a_client_that_does_not_read_is_not_awaited_for_ever() -> None:

@@ -108,31 +108,31 @@ class Command:
         Those that were forked have the command line of the process that forks, and a name.
         """
         names = {}
+        for process_id in self.child_ids:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                about = Path(f"/proc/{process_id}")
+                words = (about / "cmdline").read_text(errors="replace").split("\0")
+                if "dist_net.cluster.processes.parameter_server" in words:
+                    names["server"] = process_id
+                elif "dist_net.cluster.processes.inference_fork_server" in words:
+                    called = (about / "comm").read_text().strip()
+                    names[called if called.startswith("worker-") else "fork-server"] = process_id
+                elif "dist_net.cluster.processes.model_loader" in words:
+                    names["model-loader"] = process_id
+                elif "--name" in words:
+                    names[words[words.index("--name") + 1]] = process_id
+        return names
+
+    @property
+    def child_ids(self) -> list[int]:
+        """The process ids of all its children, of those too that were started just now."""
+        found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 parent = stat.read_text().rpartition(")")[2].split()[1]
-                words = (stat.parent / "cmdline").read_text(errors="replace").split("\0")
-                if (
-                    parent == str(self.process.pid)
-                    and "dist_net.cluster.processes.parameter_server" in words
-                ):
-                    names["server"] = int(stat.parent.name)
-                elif (
-                    parent == str(self.process.pid)
-                    and "dist_net.cluster.processes.inference_fork_server" in words
-                ):
-                    called = (stat.parent / "comm").read_text().strip()
-                    names[called if called.startswith("worker-") else "fork-server"] = int(
-                        stat.parent.name
-                    )
-                elif (
-                    parent == str(self.process.pid)
-                    and "dist_net.cluster.processes.model_loader" in words
-                ):
-                    names["model-loader"] = int(stat.parent.name)
-                elif parent == str(self.process.pid) and "--name" in words:
-                    names[words[words.index("--name") + 1]] = int(stat.parent.name)
-        return names
+                if parent == str(self.process.pid):
+                    found.append(int(stat.parent.name))
+        return found
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     for command in commands:
         if command.process.poll() is None:
             # The command first, or it would replace a child that is killed.
-            for process_id in [command.process.pid, *command.children.values()]:
+            for process_id in [command.process.pid, *command.child_ids]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process_id, signal.SIGKILL)
         command.process.wait()

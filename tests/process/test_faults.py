@@ -247,7 +247,8 @@ def test_a_run_is_one_commands_at_a_time_and_goes_on_as_soon_as_that_was_killed(
         second = start(*words)
         assert second.ends() == 2
         assert f"{run} is in use by process {train.process.pid} on " in second.stderr
-    orphans = train.children
+    # A child that was started just now has no command line of its own yet.
+    orphans = eventually(lambda: len(found := train.children) == 3 and found)
     train.process.kill()
     resumed = start(*resume)
     train.ends()
