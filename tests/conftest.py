@@ -10,6 +10,7 @@ import gc
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -19,6 +20,10 @@ import pytest
 import zmq
 
 pytest_plugins = ["pytester"]
+
+# Without bytecode each of the hundreds of processes that are started compiles the package anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Endings that were asked for may still be under way: a worker whose server has just gone, a
 # ZeroMQ context that closes its sockets. Nothing waits unless something is left.
