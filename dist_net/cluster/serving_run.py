@@ -139,8 +139,8 @@ async def _run(
         broken.append(error)
         return True
 
-    gateway.start()
-    desk.start()
+    gateway.start(asyncio.get_running_loop())
+    desk.start(asyncio.get_running_loop())
     serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
     try:
         children.start(gateway.child_ended, is_fatal)

@@ -167,8 +167,7 @@ class LoadedRecipe:
     """A recipe with its ``reference``: a built-in name or an absolute path.
 
     ``files``, by name, are its own, RECIPE_FILE, and those of its folder that it has imported so
-    far. ``path`` is the file that was run: the original, or a run directory's copy. ``portable``
-    are the files without what is of one host alone; None: nothing in them is.
+    far. ``path`` is the file that was run: the original, or a run directory's copy.
     """
 
     reference: str
@@ -176,7 +175,6 @@ class LoadedRecipe:
     files: Mapping[str, bytes]
     recipe: Recipe
     path: Path = Path()
-    portable: Mapping[str, bytes] | None = None
 
     @property
     def is_built_in(self) -> bool:
@@ -197,8 +195,7 @@ class LoadedRecipe:
         """
         layout = self.recipe.model.layout
         shapes = repr((layout.shapes, layout.momenta)).encode()
-        compared = self.files if self.portable is None else self.portable
-        files = [content for _, content in sorted(compared.items())]
+        files = [content for _, content in sorted(self.files.items())]
         recipe = sha256(b"\0".join([*files, shapes]))
         return f"{own_release()}; recipe {recipe}; data {dataset.digest()}"
 

@@ -268,6 +268,10 @@ class VirtualServerSocket(LendingSocket):
         """The next message that has arrived, and the node that sent it."""
         return self._arrived.popleft() if self._arrived else None
 
+    def has_peer(self, node: bytes) -> bool:
+        """Whether the connection is there by which the node was known."""
+        return node in self._clients
+
     def send(self, node: bytes, message: Message) -> None:
         """Send a message; it is dropped if the node is gone."""
         if node in self._clients:

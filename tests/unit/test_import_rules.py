@@ -51,7 +51,7 @@ MAY_IMPORT = {
     ),
     "report": "errors nn models",
     "export": "errors vector files spelling release autodiff nn recipes models",
-    "simulation": "errors vector wire parameter_server training",
+    "simulation": "errors vector wire parameter_server training serving",
     "cluster": (
         "errors vector clock autodiff nn optim pictures data recipes wire parameter_server "
         "training serving models report simulation"

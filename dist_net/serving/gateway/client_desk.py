@@ -47,9 +47,9 @@ class ClientDesk:
         self._will_receive = False
         self._is_closed = False
 
-    def start(self) -> None:
-        """Begins to listen to clients, on the running event loop."""
-        self._loop = asyncio.get_running_loop()
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begins to listen to clients, on this event loop."""
+        self._loop = loop
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._receive_soon()
 

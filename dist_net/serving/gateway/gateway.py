@@ -78,8 +78,9 @@ class Gateway:
         self._turn_s = self._timer_s = 0.0
         self._is_closed = False
 
-    def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begins, on this event loop."""
+        self._loop = loop
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._turn_s = self._clock.now()
         self._timer = self._loop.call_later(0, self._want_turn)

@@ -54,7 +54,7 @@ class OpenRequests:
         self, queue: RequestQueue, models: Mapping[str, ModelVersions], ids: Iterator[int]
     ) -> None:
         self.payload_bytes = 0
-        self.unsettled: set[str] = set()
+        self.unsettled: dict[str, None] = {}  # in order, or a simulation could not be repeated
         self.quarantine = Quarantine()
         self._queue = queue
         self._models = models
@@ -190,9 +190,9 @@ class OpenRequests:
             version = model.versions[number]
             version.bound -= 1
             if not version.bound:
-                self.unsettled.add(name)
+                self.unsettled[name] = None
         if model.is_unloaded and not model.pending:
-            self.unsettled.add(name)
+            self.unsettled[name] = None
 
 
 def _glimpse(payload: Payload) -> bytes:

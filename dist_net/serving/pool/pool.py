@@ -116,7 +116,7 @@ class Pool:
         if model not in self._models:
             return no_such_model(model, self._models)
         self.catalogue.unload(model, "it was unloaded on request")
-        self._requests.unsettled.add(model)
+        self._requests.unsettled[model] = None
         return Outcome(Status.OK)
 
     # What workers and the loader say
@@ -227,7 +227,8 @@ class Pool:
             self._check_s = self._workers.next_check_s(now)
         commands += self._requests.expire(now)
         while self._requests.unsettled:
-            commands += self._advance(self._models[self._requests.unsettled.pop()], now)
+            name, _ = self._requests.unsettled.popitem()
+            commands += self._advance(self._models[name], now)
         commands += self.catalogue.advance()
         while (next_batch := self._dispatcher.next_batch(now)) is not None:
             worker, batch = next_batch
@@ -300,8 +301,10 @@ class Pool:
         return worker
 
     def _evict(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
-        evict = EvictWorker(worker.node, worker.process_id, worker.host, reason)
-        return [evict, *self._lose(worker, reason, now)]
+        commands = self._lose(worker, reason, now)
+        if self._workers.of_process(worker.host, worker.process_id) is not None:
+            return commands  # it has joined again by another connection, and is well
+        return [EvictWorker(worker.node, worker.process_id, worker.host, reason), *commands]
 
     def _lose(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
         logger.warning("worker_lost name=%s reason=%s", worker.name, reason)

@@ -31,8 +31,8 @@ class Version:
     """One version; ``text``: its description as JSON. It was the ``place``-th of its model to come.
 
     ``bound``: how many requests in the pool no other version may answer; ``is_closing``: no more of
-    those are admitted. ``was_loaded``: a worker could load it; ``lost_loading``: how many workers
-    were lost while they loaded it.
+    those are admitted; ``is_replaced``: it answers nothing else any more. ``was_loaded``: a worker
+    could load it; ``lost_loading``: how many workers were lost while they loaded it.
     """
 
     description: ModelDescription
@@ -41,6 +41,7 @@ class Version:
     place: int = 0
     bound: int = 0
     is_closing: bool = False
+    is_replaced: bool = False
     was_loaded: bool = False
     lost_loading: int = 0
 
@@ -170,7 +171,9 @@ class ModelVersions:
         if last is not None:
             self.newest = self.versions[last]
         takes = self.newest.takes if self.newest is not None else ()
-        self.alike = frozenset(n for n, one in self.versions.items() if one.takes == takes)
+        self.alike = frozenset(
+            n for n, one in self.versions.items() if one.takes == takes and not one.is_replaced
+        )
 
     def advance(self, workers: Roster, now: float) -> list[SendToNode]:
         """Load and drop what can be loaded and dropped now."""
@@ -189,6 +192,7 @@ class ModelVersions:
             if self._is_settled(workers) and not any(one.bound for one in others):
                 number = self._waiting.description.version
                 logger.info("version_begins model=%s version=%d", self.name, number)
+                self._forget_unloaded(workers)
                 self.versions[number], self._waiting = self._waiting, None
         commands += self._load(workers, now)
         self.refresh(workers)
@@ -273,18 +277,30 @@ class ModelVersions:
             # Now that it comes before the others, it will be dropped in their place.
             self.versions = {target: self.versions.pop(target), **self.versions}
             target = next(reversed(self.versions))
+            self.versions[target].is_replaced = False
         if target not in self._available:
             return []
         for number, one in list(self.versions.items())[:-1]:
             holders = [worker for worker in workers if worker.has(self.name, number)]
             done = [worker for worker in holders if worker.has(self.name, target)]
             one.is_closing = len(done) == len(holders)
+            # A worker that comes later may load it for requests that name it.
+            one.is_replaced |= one.is_closing
             if one.bound:
                 continue
             commands += [self._drop(worker, number) for worker in done]
             if one.is_closing:
                 self._forget(number, workers)
         return commands
+
+    def _forget_unloaded(self, workers: Roster) -> None:
+        """Forget what nobody has and nobody waits for: versions come also while no worker is here.
+
+        Requests that name no version may still be bound to the newest.
+        """
+        for number, one in list(self.versions.items()):
+            if number not in self._available and not one.bound and one is not self.newest:
+                self._forget(number, workers)
 
     def _drop_all(self, workers: Roster) -> list[SendToNode]:
         commands = [

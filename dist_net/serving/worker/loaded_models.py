@@ -36,19 +36,34 @@ class LoadedModels:
         self._executor = executor or ThreadPoolExecutor(1, "load")
         self._networks: dict[_Key, ServedNetwork] = {}
         self._loading: dict[_Key, _Loading] = {}
+        self._unclaimed: set[_Key] = set()
 
     @property
     def is_loading(self) -> bool:
         """Whether ``finished`` will have something to report."""
         return bool(self._loading)
 
+    @property
+    def loaded(self) -> set[tuple[str, int]]:
+        """The versions that can answer."""
+        return set(self._networks)
+
     def network(self, model: str, version: int) -> ServedNetwork | None:
         return self._networks.get((model, version))
+
+    def joined_anew(self) -> None:
+        """The gateway does not know what is loaded here, and asks for what it needs.
+
+        That is there at once; the other versions of a model are dropped when it has one that was
+        asked for.
+        """
+        self._unclaimed = set(self._networks)
 
     def begin(self, load: Load) -> None:
         """Begins to load a version, unless it is loaded already. Raises ProtocolError."""
         key = load.model, load.version
         description = ModelDescription.from_json(load.description)
+        self._unclaimed.discard(key)
         if key in self._loading:
             return
         is_dropped = threading.Event()
@@ -71,6 +86,7 @@ class LoadedModels:
     def drop(self, model: str, version: int) -> None:
         """Drops a version, or stops loading it."""
         key = model, version
+        self._unclaimed.discard(key)
         loading = self._loading.pop(key, None)
         if loading is not None:
             loading.is_dropped.set()
@@ -105,6 +121,9 @@ class LoadedModels:
         if replaced is not None and replaced is not self._networks[key]:
             replaced.close()
         logger.info("loaded model=%s version=%d", *key)
+        for model, version in [*self._unclaimed]:
+            if model == key[0]:
+                self.drop(model, version)
         return ""
 
 

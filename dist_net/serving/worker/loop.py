@@ -94,6 +94,7 @@ class InferenceWorker:
         self._clock = clock
         self._heart: Heart | None = None
         self._enlisted: Enlisted | None = None
+        self._worker_id = 0  # of the last time that it joined
         self._enlist_at_s = self._heard_s = self._ticked_s = self._clock.now()
         self._leave_reason: str | None = None
         self.was_stopped = False
@@ -176,12 +177,11 @@ class InferenceWorker:
         return LOADING_POLL_S if self._models.is_loading else POLL_S
 
     def _tick_unenlisted(self, now: float) -> None:
-        if now >= self._enlist_at_s:
-            self._enlist_at_s = float("inf")
-            self._heard_s = now
-            self._socket.send(self._enlist)
-        elif now - self._heard_s > ANSWER_WITHIN_S:
+        if now - self._heard_s > ANSWER_WITHIN_S:
             raise self._socket.no_answer(ANSWER_WITHIN_S)
+        if now >= self._enlist_at_s:
+            self._enlist_at_s = now + ENLIST_AGAIN_AFTER_S
+            self._socket.send(self._enlist)
 
     def _tick_enlisted(self, now: float, timeout_s: float) -> None:
         if self._heart is not None and self._heart.answer is not None:
@@ -200,6 +200,9 @@ class InferenceWorker:
 
     def _begin(self, enlisted: Enlisted) -> None:
         self._still_heart()
+        if enlisted.worker_id != self._worker_id:
+            self._worker_id = enlisted.worker_id
+            self._models.joined_anew()
         self._enlisted = enlisted
         self._heart = self._start_heart(enlisted)
         logger.info("enlisted worker=%d", enlisted.worker_id)

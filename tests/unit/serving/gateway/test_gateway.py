@@ -95,7 +95,7 @@ def running(workers: int) -> Iterator[tuple[Host, Any]]:
     with asyncio.Runner() as runner:
 
         async def start() -> None:
-            host.gateway.start()
+            host.gateway.start(asyncio.get_running_loop())
             await host.turns()
 
         runner.run(start())

@@ -54,7 +54,7 @@ def errors_after_closing(make, socket):
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: errors.append(context))
         it = make()
-        it.start()
+        it.start(loop)
         for _ in range(3):
             await asyncio.sleep(0)
         it.close()

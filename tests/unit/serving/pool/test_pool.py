@@ -73,8 +73,9 @@ class Desk:
         text = describe(version, name, shape).to_json()
         self.take(self.pool.prepared(ModelPrepared(name, version, text, ""), self.now))
 
-    def enlist(self, node: bytes) -> None:
-        commands = self.pool.receive(node, Enlist(node.decode(), "host", 7), self.now)
+    def enlist(self, node: bytes, process_id: int | None = None) -> None:
+        process_id = process_id or 7 + len(self.ids)
+        commands = self.pool.receive(node, Enlist(node.decode(), "host", process_id), self.now)
         for command in commands:
             if isinstance(command, SendToNode) and isinstance(command.message, Enlisted):
                 self.ids[node] = command.message.worker_id
@@ -504,6 +505,17 @@ def test_a_silent_worker_is_given_up_and_what_it_had_goes_to_another() -> None:
     assert desk.finished()[request].status is Status.OK
 
 
+def test_who_has_joined_again_is_not_killed_for_the_connection_that_is_gone() -> None:
+    desk = Desk(workers=(ONE,))
+    desk.enlist(TWO, process_id=7)
+    desk.now += 1.5
+    desk.heard(TWO)
+    desk.runs()
+    assert not desk.evicted()
+    assert not desk.heard(ONE)
+    assert desk.heard(TWO)
+
+
 def test_a_quiet_worker_gets_nothing_until_it_is_heard() -> None:
     desk = Desk()
     desk.now += 0.8
@@ -839,6 +851,42 @@ def test_a_worker_that_comes_after_the_others_died_loads_what_requests_name() ->
     (run,) = desk.runs(TWO)
     desk.done(TWO, run)
     assert desk.finished()[named].version == 1
+
+
+def test_a_replaced_version_that_is_loaded_again_answers_only_those_who_name_it() -> None:
+    desk = Desk()
+    named = desk.ask(version=1)
+    desk.runs()
+    desk.prepare(2)
+    desk.load(ONE, 2)
+    desk.lose(ONE)
+    desk.enlist(TWO)
+    desk.load(TWO, 1)
+    unnamed = desk.ask()
+    (run,) = desk.runs(TWO)
+    desk.done(TWO, run)
+    assert not desk.runs(TWO)
+    desk.load(TWO, 2)
+    (run,) = desk.runs(TWO)
+    desk.done(TWO, run)
+    assert {request: end.version for request, end in desk.finished().items()} == {
+        named: 1,
+        unnamed: 2,
+    }
+
+
+def test_versions_that_come_while_no_worker_is_there_do_not_pile_up() -> None:
+    desk = Desk(workers=())
+    for version in range(2, 20):
+        desk.prepare(version)
+        desk.dispatch()
+    assert list(desk.pool.catalogue.models["net"].versions) == [19]
+    desk.enlist(ONE)
+    desk.load(ONE, 19)
+    request = desk.ask()
+    (run,) = desk.runs()
+    desk.done(ONE, run)
+    assert desk.finished()[request].version == 19
 
 
 def test_statistics_balance_and_outlive_their_version() -> None:

@@ -142,6 +142,18 @@ def test_loading_again_what_is_loaded_takes_no_time(models, loader):
     assert not loader.made[0].is_closed.is_set()
 
 
+def test_after_joining_anew_only_what_is_asked_for_again_is_kept(models, loader):
+    loader.is_let.set()
+    for version in (1, 2):
+        models.begin(load(version))
+        finish(models)
+    models.joined_anew()
+    models.begin(load(2))
+    assert models.finished() == [Loaded("m", 2, "")]
+    assert models.loaded == {("m", 2)}
+    assert [each.is_closed.is_set() for each in loader.made] == [True, False]
+
+
 def test_another_version_of_the_same_number_takes_its_place(models, loader):
     loader.is_let.set()
     models.begin(load())

@@ -1,0 +1,332 @@
+"""An inference pool in virtual time: gateway, workers, model loader and clients.
+
+The gateway is the shipped one with its `ClientDesk`; so are the workers, and the clients'
+`Conversation`.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
+from math import pi, sin
+from typing import Any, cast
+
+from dist_net.serving.client.conversation import SILENCE_S, Conversation, Exchange
+from dist_net.serving.gateway.client_desk import ClientDesk
+from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.pool import Pool
+from dist_net.serving.pool.requests import EvictWorker, Question, Status
+from dist_net.serving.pool.settings import PoolSettings
+from dist_net.serving.pool.statistics import ENDS
+from dist_net.simulation.event_loop import (
+    HANDOVER_S,
+    PolledSocket,
+    ThreadedProcess,
+    VirtualEventLoop,
+    VirtualThread,
+)
+from dist_net.simulation.network import NO_FAULTS, NetworkFaults, VirtualNetwork
+from dist_net.simulation.pool_processes import (
+    TOKEN,
+    WORKERS,
+    VirtualInferenceWorker,
+    VirtualModelLoader,
+)
+from dist_net.simulation.pool_watch import ROW, WatchedPool, number_in
+from dist_net.simulation.schedule import EventSchedule
+from dist_net.simulation.trace import SimulationTrace
+from dist_net.wire.serving_messages import Answer, Ask, ModelPrepared
+
+CLIENTS = "gateway's port for clients"
+STARTS_S = 0.3  # what a process needs until it speaks
+DRIFT_S = 11.0
+
+
+class VirtualClient:
+    """A client's process: its `Conversation` with the gateway, over a connection."""
+
+    def __init__(self, name: str, network: VirtualNetwork, trace: SimulationTrace) -> None:
+        self.name = name
+        self.answered: Counter[int] = Counter()
+        self._trace = trace
+        self._thread = VirtualThread(ThreadedProcess(network.schedule))
+        self._conversation = Conversation()
+        self._open: list[tuple[Exchange, int]] = []
+        self.socket = network.connect(name, CLIENTS)
+        self.socket.on_arrival = lambda: self._thread.after(0.0, self._receive)
+        self.socket.send(self._conversation.greet(self._thread.now()))
+        self._poll()
+
+    @property
+    def open_requests(self) -> int:
+        return len(self._conversation)
+
+    def ask(self, question: Question) -> None:
+        version = "" if question.version is None else str(question.version)
+        timeout_s = question.timeout_s or 10.0
+        ask = Ask(
+            self._conversation.next_id(),
+            question.model,
+            version,
+            question.is_picture,
+            timeout_s,
+            (question.payload,),
+        )
+        exchange = self._conversation.open(ask, timeout_s, self._thread.now())
+        self._open.append((exchange, number_in(question.payload)))
+        self.socket.send(ask)
+
+    def _receive(self) -> None:
+        while (message := self.socket.receive()) is not None:
+            for again in self._conversation.heard(message, self._thread.now()):
+                self.socket.send(again)
+        self._take_replies()
+
+    def _poll(self) -> None:
+        """As `GatewayConnection`, which looks so often whether a request is overdue."""
+        for message in self._conversation.nothing_came(self._thread.now()):
+            self.socket.send(message)
+        self._take_replies()
+        self._thread.after(SILENCE_S / 2, self._poll)
+
+    def _take_replies(self) -> None:
+        for exchange, number in self._open:
+            reply = exchange.reply
+            if isinstance(reply, Answer):
+                self.answered[reply.status] += 1
+                if reply.status == Status.OK:
+                    version, found = ROW.unpack_from(reply.payloads[0])
+                    is_right = (version, found) == (int(reply.version), number)
+                    self._trace.require(is_right, f"{self.name} has a wrong answer to {number}")
+        self._open = [each for each in self._open if each[0].reply is None]
+
+
+class PoolCluster:
+    """A pool of the models ``names``, whose gateway has ``children`` for workers; and its clients.
+
+    A batch of ``rows`` takes ``base_s + row_s * rows``, give or take a share of ``spread``; and of
+    ``drift``, up and down within seconds, as on a machine that others use too.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        settings: PoolSettings,
+        names: tuple[str, ...] = ("net",),
+        children: int = 2,
+        clients: int = 0,
+        faults: NetworkFaults = NO_FAULTS,
+        base_s: float = 0.004,
+        row_s: float = 0.002,
+        spread: float = 0.3,
+        drift: float = 0.0,
+    ) -> None:
+        self.schedule = EventSchedule(seed)
+        self.random = self.schedule.random
+        self.trace = SimulationTrace(seed, self.schedule)
+        self.network = VirtualNetwork(self.schedule, faults)
+        self.names = names
+        self.settings = settings
+        self.workers: dict[int, VirtualInferenceWorker] = {}
+        self.stood_still_s = 0.0
+        self.answers: Counter[str] = Counter()
+        self.is_healed = False  # nothing ends any more for no reason
+        self.poison: set[int] = set()  # numbers of questions that end the worker that computes them
+        self.reading_fails = self.loading_fails = self.loading_ends = self.changes_shape = 0.0
+        self._times = base_s, row_s, spread, drift
+        self._process_ids, self._numbers = count(1), count(1)
+        self._begin_gateway()
+        self._begin_loader()
+        self.clients = [
+            VirtualClient(f"client {each}", self.network, self.trace) for each in range(clients)
+        ]
+        for _ in range(children):
+            self.add_worker(is_child=True)
+
+    def _begin_gateway(self) -> None:
+        self.process = ThreadedProcess(self.schedule)
+        self.thread = VirtualThread(self.process)
+        self.loop = VirtualEventLoop(self.thread)
+        self.pool = WatchedPool(
+            Pool(self.settings, self.names, loader_token=TOKEN),
+            self.settings,
+            self.trace,
+            lambda: self.stood_still_s,
+            self._is_given_up,
+        )
+        ports = (PolledSocket(self.network.listen(port), self.loop) for port in (WORKERS, CLIENTS))
+        workers, clients = (cast(Any, port) for port in ports)
+        self.gateway = Gateway(cast(Pool, self.pool), workers, self._kill, self.thread)
+        self.desk = ClientDesk(self.gateway, clients, "gateway")
+        self.gateway.start(cast(Any, self.loop))
+        self.desk.start(cast(Any, self.loop))
+
+    # The processes around the gateway.
+
+    def add_worker(self, is_child: bool) -> VirtualInferenceWorker:
+        """A process more that answers; one that is no child is on a host of its own."""
+        process_id = next(self._process_ids)
+        worker = self.workers[process_id] = VirtualInferenceWorker(
+            f"worker {process_id}",
+            process_id,
+            is_child,
+            self.network,
+            self.trace,
+            self._batch_s,
+            lambda: self.random.uniform(0.02, 0.2),
+            lambda numbers: not self.poison.isdisjoint(numbers),
+            self._why_not_loaded,
+            self._worker_ended,
+        )
+        self.trace.say(f"{worker.name} begins" + ("" if is_child else " on another host"))
+        return worker
+
+    def _batch_s(self, rows: int) -> float:
+        base_s, row_s, spread, drift = self._times
+        took_s = (base_s + row_s * rows) * self.random.uniform(1 - spread, 1 + spread)
+        return float(took_s * (1 + drift * sin(2 * pi * self.schedule.now_s / DRIFT_S)))
+
+    def _why_not_loaded(self, worker: VirtualInferenceWorker, version: ModelDescription) -> str:
+        if self._happens(self.loading_ends):
+            worker.kill()
+        return "there is no memory for it" if self._happens(self.loading_fails) else ""
+
+    def _happens(self, share: float) -> bool:
+        return not self.is_healed and self.random.random() < share
+
+    def _worker_ended(self, worker: VirtualInferenceWorker, reason: str) -> None:
+        del self.workers[worker.process_id]
+        if worker.is_child:
+            ended = worker.process_id, worker.host, reason
+            self.thread.after(0.001, self.loop.call_soon, self.gateway.child_ended, *ended)
+        if worker.is_child or not worker.worker.was_stopped:
+            self.schedule.after(STARTS_S, self.add_worker, worker.is_child)
+
+    def _kill(self, process_id: int, host: str, reason: str) -> None:
+        worker = self.workers.get(process_id)
+        if worker is not None and worker.is_child and host == worker.host:
+            self.schedule.after(0.0, worker.kill)
+
+    def _is_given_up(self, command: EvictWorker, now: float) -> None:
+        self.trace.say(f"process {command.process_id} is given up: {command.reason}")
+        worker = self.workers.get(command.process_id)
+        if worker is not None:
+            quiet_s = now - max(worker.disturbed_s, worker.process.stopped_until_s)
+            is_sound = quiet_s > self.settings.longest_batch_s + self.settings.heartbeat_timeout_s
+            self.trace.require(not is_sound, f"{worker.name} is given up, and nothing ails it")
+
+    def _begin_loader(self) -> None:
+        self.loader = VirtualModelLoader(
+            next(self._process_ids),
+            self.network,
+            lambda: self.random.uniform(0.02, 0.3),
+            self._read,
+        )
+
+    def kill_loader(self) -> None:
+        """The model loader is killed, and another one started."""
+        if not self.loader.process.is_alive:
+            return
+        self.trace.say("the model loader is killed")
+        self.loader.kill()
+        ended = self.loader.process_id, WORKERS, "it was killed"
+        self.thread.after(0.001, self.loop.call_soon, self.gateway.child_ended, *ended)
+        self.schedule.after(STARTS_S, self._begin_loader)
+
+    def _read(self, model: str, version: int) -> ModelPrepared:
+        if self._happens(self.reading_fails):
+            return ModelPrepared(model, version, "", "its file is damaged", version)
+        shape = (2,) if self._happens(self.changes_shape) else (1,)
+        described = ModelDescription(
+            model, version, "FP32", shape, 2, (), False, False, "", "digits", "", 0, ""
+        )
+        return ModelPrepared(model, version, described.to_json(), "", version)
+
+    # What is asked of it.
+
+    def ask(
+        self,
+        model: str,
+        timeout_s: float,
+        rows: int = 1,
+        names_version: bool = False,
+        is_poison: bool = False,
+        cancelled_after_s: float | None = None,
+    ) -> None:
+        """Somebody in the gateway's process asks, as an HTTP server does."""
+        self.thread.after(
+            0.0, self._ask, model, timeout_s, rows, names_version, is_poison, cancelled_after_s
+        )
+
+    def _ask(
+        self,
+        model: str,
+        timeout_s: float,
+        rows: int,
+        names_version: bool,
+        is_poison: bool,
+        cancelled_after_s: float | None,
+    ) -> None:
+        question = self.question(model, timeout_s, rows, names_version)
+        if is_poison:
+            self.poison.add(number_in(question.payload))
+        future = self.gateway.ask(question)
+        future.add_done_callback(self._is_answered)
+        if cancelled_after_s is not None:
+            self.thread.after(cancelled_after_s, future.cancel)
+
+    def _is_answered(self, future: Any) -> None:
+        self.answers["cancelled" if future.cancelled() else future.result().status.name] += 1
+
+    def question(
+        self, model: str, timeout_s: float, rows: int = 1, names_version: bool = False
+    ) -> Question:
+        """A question that fits the model as it is now, with a number of its own."""
+        number, version = next(self._numbers), None
+        described = self.gateway.description(model)
+        versions = list(self.gateway.models()[model].versions) if names_version else []
+        if versions:
+            version = versions[int(self.random.integers(len(versions)))]
+            described = self.gateway.description(model, version)
+        row_bytes = described.row_bytes if described else 4
+        payload = number.to_bytes(4, "little") + bytes(row_bytes - 4)
+        return Question(model, payload * rows, rows, False, version, timeout_s)
+
+    def in_gateway(self, call: Callable[[], object]) -> None:
+        """Have something done in the gateway's process."""
+        self.thread.after(0.0, call)
+
+    def gateway_stands_still(self, seconds: float, how: str) -> None:
+        """It gets no core, or "is stopped", or "is stopped within a turn"."""
+        self.trace.say(f"the gateway {how} for {seconds:.2f} s")
+        self.stood_still_s += seconds + HANDOVER_S
+        if how == "is stopped":
+            self.process.stop(seconds)
+        elif how == "is stopped within a turn":
+            self.process.stop_within(seconds)
+        else:
+            self.thread.gets_no_core_for(seconds)
+
+    # What must hold in the end.
+
+    def require_rest(self) -> None:
+        """Everything is answered, and nothing is left of what there was."""
+        require, now = self.trace.require, self.schedule.now_s
+        waiting = self.pool.open_requests + sum(each.open_requests for each in self.clients)
+        require(not waiting, f"{waiting} requests were never answered")
+        status = self.pool.status(now)
+        queue = status["queue"]["requests"], status["queue"]["bytes"]
+        require(queue == (0, 0), f"{queue} requests and bytes are left of none")
+        futures = len(self.gateway._futures), len(self.desk._futures)
+        require(futures == (0, 0), f"{futures} futures are left of what was asked")
+        require(len(status["workers"]) == len(self.workers), "not every worker is in the pool")
+        for model in status["models"]:
+            ends = sum(model[end] for end in ENDS if end not in ("admitted", "refused"))
+            require(model["admitted"] == ends, f"{model['admitted']} were admitted, {ends} ended")
+        for name, model in self.pool.catalogue.models.items():
+            is_served = not model.is_unloaded and bool(model.versions)
+            require(model.is_ready == is_served, f"{name} cannot be answered: {model.reason}")
+        holds = self.pool.holds()
+        for process_id, worker in self.workers.items():
+            has, known = worker.models.loaded, holds[process_id]
+            require(has == known, f"{worker.name} has {has}, and the pool knows of {known}")

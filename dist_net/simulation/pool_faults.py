@@ -1,0 +1,213 @@
+"""Inference pools to which everything happens that may, drawn from a seed."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+from dist_net.serving.pool.requests import Status
+from dist_net.serving.pool.settings import PoolSettings
+from dist_net.simulation.network import NO_FAULTS, NetworkFaults
+from dist_net.simulation.pool_cluster import PoolCluster
+from dist_net.simulation.pool_processes import VirtualInferenceWorker
+
+TROUBLE_S = 3.0  # for so long something goes wrong
+REST_S = 8.0  # after so long without that, all has to be well
+SETTINGS = PoolSettings(
+    max_batch_size=4, queue_requests=80, queue_bytes=600, longest_batch_s=1.0, longest_load_s=2.0
+)
+MOST_WORKERS = 5
+IN_ROW, AT_ONCE, PATIENT_S = 3, 18, 60.0
+ANSWERED_S = 0.1
+NETWORK = NetworkFaults(delayed=0.02, delay_s=0.05)
+
+
+class TroubledPool:
+    """A pool of two or three workers; what can happen to it is of a few kinds, other ones by seed.
+
+    ``happened`` counts what did.
+    """
+
+    def __init__(self, seed: int) -> None:
+        names = ("net", "other")[: 1 + seed % 2]
+        settings = replace(SETTINGS, batch_timeout_s=0.01 if seed % 4 == 0 else 0.0)
+        faults = NETWORK if seed % 3 == 0 else NO_FAULTS
+        self.cluster = PoolCluster(seed, settings, names, 2, seed % 3, faults)
+        self.happened: Counter[str] = Counter()
+        self._random = self.cluster.random
+
+    def run(self) -> None:
+        """Raises InvariantBrokenError, with the seed and what led there."""
+        cluster, random = self.cluster, self._random
+        for share in ("reading_fails", "loading_fails", "loading_ends", "changes_shape"):
+            setattr(cluster, share, 0.3 if random.random() < 0.25 else 0.0)
+        kinds = random.permutation(len(TROUBLES))[: random.integers(1, 6)]
+        for kind in kinds:
+            self._every(float(random.choice([0.2, 0.6, 2.0])), TROUBLES[kind])
+        self._every(float(random.choice([0.01, 0.03, 0.1])), TroubledPool.ask)
+        cluster.schedule.run(TROUBLE_S)
+        self._heal()
+        cluster.schedule.run(TROUBLE_S + REST_S)
+        self._require_prompt_answers()
+        cluster.require_rest()
+
+    def _require_prompt_answers(self) -> None:
+        """By now every model answers whoever asks, at once: more than a turn takes in, too."""
+        cluster = self.cluster
+        already = self._answered()
+        for model in cluster.names:
+            for _ in range(IN_ROW):
+                cluster.ask(model, PATIENT_S)
+                cluster.schedule.run(cluster.schedule.now_s + ANSWERED_S)
+            for _ in range(AT_ONCE):
+                cluster.ask(model, PATIENT_S)
+                for client in cluster.clients:
+                    client.ask(cluster.question(model, PATIENT_S))
+            cluster.schedule.run(cluster.schedule.now_s + AT_ONCE * ANSWERED_S)
+        asked = len(cluster.names) * (IN_ROW + AT_ONCE * (1 + len(cluster.clients)))
+        missed = asked - (self._answered() - already)
+        cluster.trace.require(not missed, f"{missed} of {asked} questions are not answered at once")
+
+    def _answered(self) -> int:
+        clients = sum(each.answered[Status.OK] for each in self.cluster.clients)
+        return self.cluster.answers["OK"] + clients
+
+    def _every(self, pause_s: float, event: "Trouble") -> None:
+        """Let it happen again and again, after so long each time on average."""
+        cluster = self.cluster
+
+        def happens() -> None:
+            if cluster.schedule.now_s < TROUBLE_S:
+                self.happened[event.__name__] += 1
+                event(self)
+                cluster.schedule.after(pause_s * self._random.exponential(), happens)
+
+        cluster.schedule.after(pause_s * self._random.exponential(), happens)
+
+    def _heal(self) -> None:
+        self.cluster.trace.say("nothing goes wrong any more")
+        self.cluster.is_healed = True
+        self.cluster.network.join()
+        for worker in self.cluster.workers.values():
+            worker.slowness = 1.0
+        for name in self.cluster.names:  # what was unloaded is wanted again
+            self._reload(name)
+
+    def _worker(self) -> VirtualInferenceWorker | None:
+        workers = list(self.cluster.workers.values())
+        return workers[self._random.integers(len(workers))] if workers else None
+
+    def _name(self) -> str:
+        return self.cluster.names[self._random.integers(len(self.cluster.names))]
+
+    def _seconds(self, least: float, most: float) -> float:
+        """So many, short ones as likely as long ones."""
+        return float(least * (most / least) ** self._random.random())
+
+    # What is asked.
+
+    def ask(self) -> None:
+        random, name = self._random, self._name()
+        timeout_s = float(random.choice([0.05, 0.5, 5.0]))
+        rows, names_version = int(random.integers(1, 4)), random.random() < 0.3
+        clients = self.cluster.clients
+        if clients and random.random() < 0.5:
+            client = clients[random.integers(len(clients))]
+            client.ask(self.cluster.question(name, timeout_s, rows, names_version))
+        else:
+            gone_s = self._seconds(0.001, 0.5) if random.random() < 0.1 else None
+            self.cluster.ask(name, timeout_s, rows, names_version, cancelled_after_s=gone_s)
+
+    def ask_much_at_once(self) -> None:
+        for _ in range(self._random.integers(20, 60)):
+            self.ask()
+
+    def ask_what_ends_workers(self) -> None:
+        self.cluster.ask(self._name(), 5.0, is_poison=True)
+
+    def reload(self) -> None:
+        for _ in range(self._random.integers(1, 4)):
+            self._reload(self._name())
+
+    def _reload(self, name: str) -> None:
+        self.cluster.trace.say(f"{name} is to be read again")
+        self.cluster.in_gateway(lambda: self.cluster.gateway.reload(name))
+
+    def unload(self) -> None:
+        name = self._name()
+        self.cluster.trace.say(f"{name} is to be unloaded")
+        self.cluster.in_gateway(lambda: self.cluster.gateway.unload(name))
+
+    # What happens to workers, loader and network.
+
+    def kill_worker(self) -> None:
+        if (worker := self._worker()) is not None:
+            worker.kill()
+
+    def stop_worker(self) -> None:
+        if (worker := self._worker()) is not None:
+            worker.stop(self._seconds(0.05, 3.0))
+
+    def slow_worker_down(self) -> None:
+        if (worker := self._worker()) is not None:
+            worker.slowness = self._seconds(1.0, 300.0)
+            worker.is_disturbed(TROUBLE_S)
+
+    def let_worker_join(self) -> None:
+        if len(self.cluster.workers) < MOST_WORKERS:
+            self.cluster.add_worker(is_child=False)
+
+    def let_worker_leave(self) -> None:
+        if (worker := self._worker()) is not None:
+            worker.worker.stop("SIGTERM")
+
+    def cut_connection(self) -> None:
+        if (worker := self._worker()) is not None:
+            worker.lose_connection()
+
+    def cut_client_off(self) -> None:
+        for client in self.cluster.clients:
+            client.socket.vanish()
+
+    def cut_host_off(self) -> None:
+        worker = self._worker()
+        if worker is not None and not worker.is_child:
+            seconds = self._seconds(0.1, 3.0)
+            self.cluster.trace.say(f"{worker.name} is cut off for {seconds:.2f} s")
+            self.cluster.network.part([worker.host])
+            worker.is_disturbed(seconds)
+            self.cluster.schedule.after(seconds, self.cluster.network.join)
+
+    def kill_loader(self) -> None:
+        self.cluster.kill_loader()
+
+    # What happens to the gateway.
+
+    def stall_gateway(self) -> None:
+        self.cluster.gateway_stands_still(self._seconds(0.02, 2.0), "gets no core")
+
+    def stop_gateway(self) -> None:
+        self.cluster.gateway_stands_still(self._seconds(0.02, 2.0), "is stopped")
+
+    def stop_gateway_in_a_turn(self) -> None:
+        self.cluster.gateway_stands_still(self._seconds(0.02, 2.0), "is stopped within a turn")
+
+
+Trouble = Callable[[TroubledPool], None]
+TROUBLES: tuple[Trouble, ...] = (
+    TroubledPool.ask_much_at_once,
+    TroubledPool.ask_what_ends_workers,
+    TroubledPool.reload,
+    TroubledPool.unload,
+    TroubledPool.kill_worker,
+    TroubledPool.stop_worker,
+    TroubledPool.slow_worker_down,
+    TroubledPool.let_worker_join,
+    TroubledPool.let_worker_leave,
+    TroubledPool.cut_connection,
+    TroubledPool.cut_client_off,
+    TroubledPool.cut_host_off,
+    TroubledPool.kill_loader,
+    TroubledPool.stall_gateway,
+    TroubledPool.stop_gateway,
+    TroubledPool.stop_gateway_in_a_turn,
+)

@@ -1,0 +1,302 @@
+"""The processes around a gateway in virtual time: inference workers, and the model loader.
+
+A worker is the shipped one: `InferenceWorker` with its `LoadedModels`. Only its network, whose
+outputs say which version computed them for which question, and its threads are in virtual time.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any, cast
+
+from dist_net.errors import GatewayLostError, JoinRefusedError, ModelLoadError, NoAnswerError
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.pool.requests import Payload, Status
+from dist_net.serving.worker.loaded_models import LoadedModels
+from dist_net.serving.worker.loop import InferenceWorker
+from dist_net.serving.worker.served_network import Answers, ServedNetwork
+from dist_net.simulation.event_loop import ThreadedProcess, VirtualThread
+from dist_net.simulation.network import VirtualClientSocket, VirtualNetwork
+from dist_net.simulation.pool_watch import ROW, number_in
+from dist_net.simulation.trace import SimulationTrace
+from dist_net.wire.heart import Heart
+from dist_net.wire.messages import Heartbeat, Message
+from dist_net.wire.serving_messages import (
+    Enlist,
+    Enlisted,
+    EnlistLoader,
+    ModelPrepared,
+    PrepareModel,
+    RunBatch,
+)
+
+WORKERS = "gateway's port for workers"
+TOKEN = b"token"
+LINGER_S = 0.01  # for the last message of a process that leaves
+
+
+class NumberedNetwork:
+    """In the place of a `ServedNetwork`: outputs of the version and the question's number."""
+
+    def __init__(self, description: ModelDescription) -> None:
+        self.description = description
+        self.is_closed = False
+
+    def answer(self, payloads: tuple[Payload, ...], is_picture: bool) -> Answers:
+        assert not self.is_closed
+        outputs = tuple(
+            ROW.pack(self.description.version, number_in(payload))
+            * (len(payload) // self.description.row_bytes)
+            for payload in payloads
+        )
+        return Answers(bytes([Status.OK]) * len(payloads), 0.0, 0.0, outputs)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class VirtualExecutor(Executor):
+    """One call at a time, each after as many seconds as ``seconds()`` says."""
+
+    def __init__(self, thread: VirtualThread, seconds: Callable[[], float]) -> None:
+        self._thread = thread
+        self._seconds = seconds
+        self._waiting: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._waiting.append((future, fn, args))
+        if len(self._waiting) == 1:
+            self._thread.after(self._seconds(), self._end)
+        return future
+
+    def _end(self) -> None:
+        future, call, arguments = self._waiting[0]
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(call(*arguments))
+            except ModelLoadError as error:
+                future.set_exception(error)
+        self._waiting.popleft()
+        if self._waiting:
+            self._thread.after(self._seconds(), self._end)
+
+
+class VirtualHeart:
+    """As `dist_net.wire.heart.Heart`: a thread with a connection of its own."""
+
+    def __init__(self, thread: VirtualThread, socket: VirtualClientSocket, told: Enlisted) -> None:
+        self.answer: tuple[Message, float] | None = None
+        self._thread = thread
+        self._socket = socket
+        self._told = told
+        self._is_stopped = False
+        self._beat()
+
+    def _beat(self) -> None:
+        if not self._is_stopped:
+            sent_s = self._thread.now()
+            self._socket.send(Heartbeat(self._told.worker_id))
+            self._thread.after(self._told.heartbeat_interval_s, self._listen, sent_s)
+
+    def _listen(self, sent_s: float) -> None:
+        if not self._is_stopped:
+            while (answer := self._socket.receive()) is not None:
+                self.answer = answer, sent_s
+            self._beat()
+
+    def stop(self) -> None:
+        if not self._is_stopped:
+            self._is_stopped = True
+            self._socket.close()
+
+
+class VirtualInferenceWorker:
+    """The process of an inference worker; a child of the gateway's, or on a host of its own.
+
+    ``batch_s(rows)`` and ``load_s()`` say how long things take, ``is_deadly(numbers)`` whether a
+    batch of these questions ends the process, ``why_not_loaded(worker, description)`` why a version
+    cannot be loaded; ``ended`` is called when the process has ended, with the reason.
+    ``disturbed_s``: when something last happened to it by which it may seem to be lost.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        process_id: int,
+        is_child: bool,
+        network: VirtualNetwork,
+        trace: SimulationTrace,
+        batch_s: Callable[[int], float],
+        load_s: Callable[[], float],
+        is_deadly: Callable[[list[int]], bool],
+        why_not_loaded: Callable[["VirtualInferenceWorker", ModelDescription], str],
+        ended: Callable[["VirtualInferenceWorker", str], None],
+    ) -> None:
+        self.name = name
+        self.process_id = process_id
+        self.is_child = is_child
+        self.host = WORKERS if is_child else name
+        self.process = ThreadedProcess(network.schedule)
+        self.slowness = 1.0
+        self.disturbed_s = 0.0
+        self._network = network
+        self._trace = trace
+        self._batch_s = batch_s
+        self._is_deadly = is_deadly
+        self._why_not_loaded = why_not_loaded
+        self._ended = ended
+        self._thread = VirtualThread(self.process)
+        self._socket = network.connect(self.host, WORKERS)
+        self._socket.on_arrival = self._wake
+        self._hearts: list[VirtualHeart] = []
+        executor = VirtualExecutor(VirtualThread(self.process), load_s)
+        self.models = LoadedModels(self._load, executor)
+        self.worker = InferenceWorker(
+            cast(Any, self),
+            self.models,
+            self._start_heart,
+            Enlist(name, self.host, process_id),
+            is_child,
+            self._thread,
+        )
+        self._waits = 0
+        self._is_waiting = False
+        self._thread.after(0.0, self._go_on)
+
+    # What the shipped worker uses.
+
+    address = WORKERS
+
+    def send(self, message: Message) -> None:
+        self._socket.send(message)
+
+    def no_answer(self, waited_s: float) -> NoAnswerError:
+        return NoAnswerError(f"no answer in {waited_s:g} s")
+
+    def _start_heart(self, told: Enlisted) -> Heart:
+        socket = self._network.connect(self.host, WORKERS)
+        self._hearts.append(VirtualHeart(VirtualThread(self.process), socket, told))
+        return cast(Heart, self._hearts[-1])
+
+    def _load(
+        self,
+        description: ModelDescription,
+        alike: ServedNetwork | None,
+        may_go_on: Callable[[], bool],
+    ) -> ServedNetwork:
+        if not may_go_on():
+            raise ModelLoadError("it was dropped")
+        if reason := self._why_not_loaded(self, description):
+            raise ModelLoadError(reason)
+        return cast(ServedNetwork, NumberedNetwork(description))
+
+    # Its loop.
+
+    def _go_on(self) -> None:
+        """As `InferenceWorker.serve`, until it has to wait or to compute."""
+        try:
+            while not self.worker.leaves:
+                wait_s = self.worker.tick()
+                message = self._socket.receive()
+                if message is None:
+                    self._waits += 1
+                    self._is_waiting = True
+                    self._thread.after(wait_s, self._has_waited, self._waits)
+                    return
+                if isinstance(message, RunBatch):
+                    self._compute(message)
+                    return
+                self.worker.handle(message)
+        except (GatewayLostError, JoinRefusedError, NoAnswerError) as error:
+            self.end(str(error))
+            return
+        self.worker.leave()
+        self._thread.after(LINGER_S, self.end, "it left")
+
+    def _compute(self, run: RunBatch) -> None:
+        self._thread.is_busy_for(self.slowness * self._batch_s(len(run.payloads)))
+        self._thread.after(0.0, self._has_computed, run)
+
+    def _has_computed(self, run: RunBatch) -> None:
+        if self._is_deadly([number_in(payload) for payload in run.payloads]):
+            self.kill()
+            return
+        self.worker.handle(run)
+        self._go_on()
+
+    def _wake(self) -> None:
+        if self._is_waiting:
+            self._is_waiting = False
+            self._thread.after(0.0, self._go_on)
+
+    def _has_waited(self, waits: int) -> None:
+        if self._is_waiting and waits == self._waits:
+            self._is_waiting = False
+            self._go_on()
+
+    # What happens to it.
+
+    def kill(self) -> None:
+        self.end("it was killed")
+
+    def end(self, reason: str) -> None:
+        if not self.process.is_alive:
+            return
+        self.process.kill()
+        for heart in self._hearts:
+            heart.stop()
+        self._socket.close()
+        self._trace.say(f"{self.name} ends: {reason}")
+        self._ended(self, reason)
+
+    def is_disturbed(self, seconds: float) -> None:
+        """Something happens to it now, and for so long, by which it may seem to be lost."""
+        self.disturbed_s = max(self.disturbed_s, self.process.schedule.now_s + seconds)
+
+    def stop(self, seconds: float) -> None:
+        self._trace.say(f"{self.name} is stopped for {seconds:.2f} s")
+        self.process.stop(seconds)
+        self.is_disturbed(seconds)
+
+    def lose_connection(self) -> None:
+        """Its connection ends, with what is on its way, and is made anew."""
+        self._trace.say(f"{self.name} loses its connection")
+        self._socket.vanish()
+        self.is_disturbed(0.0)
+
+
+class VirtualModelLoader:
+    """The process of the model loader. ``read(model, version)`` gives what it has read."""
+
+    def __init__(
+        self,
+        process_id: int,
+        network: VirtualNetwork,
+        read_s: Callable[[], float],
+        read: Callable[[str, int], ModelPrepared],
+    ) -> None:
+        self.process_id = process_id
+        self.process = ThreadedProcess(network.schedule)
+        self._thread = VirtualThread(self.process)
+        self._read_s = read_s
+        self._read = read
+        self._is_reading = False
+        self._socket = network.connect(WORKERS, WORKERS)
+        self._socket.on_arrival = self._go_on
+        self._socket.send(EnlistLoader(process_id, TOKEN))
+
+    def _go_on(self) -> None:
+        while not self._is_reading and (message := self._socket.receive()) is not None:
+            if isinstance(message, PrepareModel):
+                self._is_reading = True
+                self._thread.after(self._read_s(), self._has_read, message)
+
+    def _has_read(self, asked: PrepareModel) -> None:
+        self._is_reading = False
+        self._socket.send(self._read(asked.model, asked.version))
+        self._go_on()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self._socket.close()

@@ -1,0 +1,197 @@
+"""What must hold of an inference pool at every event, checked between it and its gateway."""
+
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any
+
+from dist_net.serving.pool.pool import Pool
+from dist_net.serving.pool.requests import (
+    EndRequest,
+    EvictWorker,
+    Outcome,
+    Payload,
+    PoolCommand,
+    Question,
+    SendToNode,
+    Status,
+)
+from dist_net.serving.pool.settings import PoolSettings
+from dist_net.simulation.trace import SimulationTrace
+from dist_net.wire.messages import Message
+from dist_net.wire.serving_messages import RunBatch
+
+ROW = struct.Struct("<2f")
+MOST_VERSIONS = 4
+"""Of a model: the one that is served, the one that replaces it, and those that requests name."""
+
+
+def number_in(payload: Payload) -> int:
+    """The number of the question that this is the payload of."""
+    return int.from_bytes(payload[:4], "little")
+
+
+@dataclass(frozen=True)
+class _Admitted:
+    """A request that has no end yet. No version before ``oldest`` may answer it."""
+
+    question: Question
+    deadline_s: float
+    oldest: int
+
+
+class WatchedPool:
+    """A pool whose gateway takes it for the pool itself.
+
+    ``stood_still_s`` says how long the gateway did so far; ``evicted`` is told of each worker that
+    is given up.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        settings: PoolSettings,
+        trace: SimulationTrace,
+        stood_still_s: Callable[[], float],
+        evicted: Callable[[EvictWorker, float], None],
+    ) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._trace = trace
+        self._stood_still_s = stood_still_s
+        self._evicted = evicted
+        self._open: dict[int, _Admitted] = {}
+        self._reloads: dict[int, str] = {}
+        self._limits: list[tuple[float, int]] = []
+        self._had_alone: dict[int, set[bytes]] = defaultdict(set)
+        # A request may be behind another in a worker that never answers, and then tried again.
+        self._longest_s = 2 * settings.longest_batch_s + settings.heartbeat_timeout_s
+        self.ended: dict[Status, int] = defaultdict(int)
+        self._rolled_out: dict[str, int] = defaultdict(int)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    @property
+    def open_requests(self) -> int:
+        return len(self._open) + len(self._reloads)
+
+    def holds(self) -> dict[int, set[tuple[str, int]]]:
+        """The versions that the pool believes each worker to have, by its process."""
+        return {
+            worker.process_id: {(model, one) for model, all in worker.holds.items() for one in all}
+            for worker in self._pool._workers
+        }
+
+    def admit(self, question: Question, now: float) -> int | Outcome:
+        admitted = self._pool.admit(question, now)
+        if isinstance(admitted, int):
+            timeout_s = question.timeout_s or self._settings.default_timeout_s
+            oldest = self._rolled_out[question.model]
+            self._open[admitted] = _Admitted(question, now + timeout_s, oldest)
+            heappush(self._limits, (now + timeout_s + self._stood_still_s(), admitted))
+            self._require_room()
+        return admitted
+
+    def cancel(self, request_id: int, now: float) -> None:
+        self._pool.cancel(request_id, now)
+        self._open.pop(request_id, None)
+
+    def reload(self, model: str, now: float) -> int | Outcome:
+        request = self._pool.reload(model, now)
+        if isinstance(request, int):
+            self._reloads[request] = model
+        return request
+
+    def receive(self, node: bytes, message: Message, now: float) -> list[PoolCommand]:
+        return self._checked(self._pool.receive(node, message, now), now)
+
+    def lost(self, node: bytes, reason: str, now: float) -> list[PoolCommand]:
+        return self._checked(self._pool.lost(node, reason, now), now)
+
+    def child_ended(self, process_id: int, host: str, reason: str, now: float) -> list[PoolCommand]:
+        return self._checked(self._pool.child_ended(process_id, host, reason, now), now)
+
+    def dispatch(self, now: float) -> list[PoolCommand]:
+        commands = self._checked(self._pool.dispatch(now), now)
+        limit_s = now - self._longest_s
+        while self._limits and self._limits[0][0] < limit_s - self._stood_still_s():
+            _, request_id = heappop(self._limits)
+            is_open = request_id in self._open
+            self._require(not is_open, f"request {request_id} waits long after its deadline")
+        return commands
+
+    def _require(self, holds: bool, broken: str) -> None:
+        self._trace.require(holds, broken)
+
+    def _checked(self, commands: list[PoolCommand], now: float) -> list[PoolCommand]:
+        for command in commands:
+            match command:
+                case EndRequest(request_id, outcome):
+                    self._end(request_id, outcome, now)
+                case EvictWorker():
+                    self._evicted(command, now)
+                case SendToNode(node, RunBatch(payloads=payloads)):
+                    self._sent(node, payloads)
+        self._require_bounds()
+        return commands
+
+    def _sent(self, node: bytes, payloads: Sequence[Payload]) -> None:
+        if len(payloads) == 1:
+            self._had_alone[number_in(payloads[0])].add(node)
+
+    def _end(self, request_id: int, outcome: Outcome, now: float) -> None:
+        if request_id in self._reloads:
+            self._reload_ends(self._reloads.pop(request_id), outcome)
+            return
+        admitted = self._open.pop(request_id, None)
+        self._require(admitted is not None, f"request {request_id} ends twice, or was cancelled")
+        assert admitted is not None
+        question, number = admitted.question, number_in(admitted.question.payload)
+        self.ended[outcome.status] += 1
+        match outcome.status:
+            case Status.OK:
+                self._require_right(admitted, outcome)
+            case Status.EXPIRED:
+                self._require(now >= admitted.deadline_s, f"question {number} expires too early")
+            case Status.FAILED:
+                alone = len(self._had_alone[number])
+                self._require(alone >= 2, f"question {number} is put aside after {alone} workers")
+            case _:
+                self._require(False, f"question {number} to {question.model} ends by {outcome}")
+
+    def _reload_ends(self, model: str, outcome: Outcome) -> None:
+        workers = list(self._pool._workers)
+        everybody_has_it = all(worker.has(model, outcome.version) for worker in workers)
+        if outcome.status is Status.OK and workers and everybody_has_it:
+            self._rolled_out[model] = outcome.version
+
+    def _require_right(self, admitted: _Admitted, outcome: Outcome) -> None:
+        question, number = admitted.question, number_in(admitted.question.payload)
+        rows = list(ROW.iter_unpack(outcome.payload))
+        right = [(outcome.version, number)] * question.rows
+        self._require(rows == right, f"question {number} is answered by {rows}, not {right}")
+        if question.version is not None:
+            self._require(
+                outcome.version == question.version,
+                f"question {number} to version {question.version} is answered by {outcome.version}",
+            )
+        else:
+            self._require(
+                outcome.version >= admitted.oldest,
+                f"question {number} is answered by version {outcome.version}, though "
+                f"{admitted.oldest} had taken its place",
+            )
+
+    def _require_room(self) -> None:
+        settings, queued = self._settings, len(self._pool._queue)
+        held_bytes = self._pool._requests.payload_bytes
+        is_bounded = queued <= settings.queue_requests and held_bytes <= settings.queue_bytes
+        self._require(is_bounded, f"{queued} requests wait, and all have {held_bytes} bytes")
+
+    def _require_bounds(self) -> None:
+        for model in self._pool.catalogue.models.values():
+            names = list(model.versions)
+            self._require(len(names) <= MOST_VERSIONS, f"{model.name} has versions {names}")

@@ -1,0 +1,153 @@
+"""Whole inference pools in virtual time: whatever happens to them, and ten times too much to do."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from dist_net.serving.pool.open_requests import OpenRequests
+from dist_net.serving.pool.requests import Status
+from dist_net.serving.pool.settings import PoolSettings
+from dist_net.simulation.pool_cluster import DRIFT_S, PoolCluster
+from dist_net.simulation.pool_faults import TROUBLES, TroubledPool
+from dist_net.simulation.trace import InvariantBrokenError
+
+SEEDS = 200
+SEEDS_A_TEST = 50
+SEED_WITH_LOSSES = 0
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, SEEDS_A_TEST))
+def test_each_request_is_answered_once_and_nothing_stays_behind_whatever_happens(
+    first: int,
+) -> None:
+    happened: Counter[str] = Counter()
+    answers: Counter[str] = Counter()
+    for seed in range(first, first + SEEDS_A_TEST):
+        pool = TroubledPool(seed)
+        pool.run()
+        happened += pool.happened
+        answers += pool.cluster.answers
+    assert all(happened[trouble.__name__] > 5 for trouble in TROUBLES), happened
+    assert set(answers) == {
+        *("OK", "UNAVAILABLE", "NOT_FOUND", "EXPIRED", "FAILED", "cancelled"),
+    }
+    assert answers["OK"] > 1000
+
+
+def test_a_seed_gives_the_same_simulation_each_time() -> None:
+    def told(seed: int) -> tuple[object, ...]:
+        pool = TroubledPool(seed)
+        pool.run()
+        return pool.cluster.answers, pool.cluster.loop.turns, pool.cluster.trace.lines
+
+    assert told(3) == told(3) != told(4)
+
+
+def test_what_is_broken_is_said_with_the_seed_and_what_led_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pool that forgets what its lost workers had."""
+    monkeypatch.setattr(OpenRequests, "retry", lambda *_: [])
+    pool = TroubledPool(SEED_WITH_LOSSES)
+    with pytest.raises(InvariantBrokenError) as broken:
+        pool.run()
+    told = str(broken.value).splitlines()
+    assert told[0].startswith(f"seed {SEED_WITH_LOSSES}: ")
+    assert told[0].endswith("waits long after its deadline")
+    assert any(line.endswith("ends: it was killed") for line in told)
+    assert len(told) < 40
+
+
+class Visitors:
+    """Who asks a cluster's model in the gateway's process; when, and how it ended."""
+
+    def __init__(self, cluster: PoolCluster) -> None:
+        self.cluster = cluster
+        self.refused: list[float] = []  # after how long to try again
+        self.ended: list[tuple[float, float, bool, int]] = []  # asked, ended, OK, version
+
+    def ask(self, timeout_s: float) -> None:
+        self.cluster.in_gateway(lambda: self._ask(timeout_s))
+
+    def _ask(self, timeout_s: float) -> None:
+        thread, gateway = self.cluster.thread, self.cluster.gateway
+        asked_s = thread.now()
+        future = gateway.ask(self.cluster.question("net", timeout_s))
+
+        def ended(_: object) -> None:
+            outcome = future.result()
+            if outcome.status is Status.UNAVAILABLE:
+                self.refused.append(outcome.retry_after_s)
+            else:
+                is_answered = outcome.status is Status.OK
+                self.ended.append((asked_s, thread.now(), is_answered, outcome.version))
+
+        future.add_done_callback(ended)
+
+    def ask_again_and_again(self, timeout_s: float, pause_s: float, until_s: float) -> None:
+        """After so long each time on average."""
+        schedule = self.cluster.schedule
+
+        def again() -> None:
+            self.ask(timeout_s)
+            if schedule.now_s < until_s:
+                schedule.after(float(self.cluster.random.exponential(pause_s)), again)
+
+        again()
+
+
+@pytest.mark.parametrize(("spread", "drift"), [(0.05, 0.0), (0.1, 0.2), (0.3, 0.0)])
+@pytest.mark.parametrize("full_s", [0.1, 0.5, 1.25, 1.6])  # of a batch; 2 s are allowed
+@pytest.mark.parametrize("workers", [1, 2])
+def test_at_ten_times_the_capacity_deadlines_are_kept_and_workers_are_busy(
+    workers: int, full_s: float, spread: float, drift: float
+) -> None:
+    row_s = full_s / (8 + 1 / 6)
+    cluster = PoolCluster(
+        *(0, PoolSettings(), ("net",), workers),
+        base_s=row_s / 6,
+        row_s=row_s,
+        spread=spread,
+        drift=drift,
+    )
+    capacity = workers * 8 / full_s
+    first, crowd = Visitors(cluster), Visitors(cluster)
+    begins_s, timeout_s = 5.0, 2.0
+    ends_s = begins_s + max(DRIFT_S if drift else 5.0, 15 * full_s)
+
+    def warm_up() -> None:  # by full batches
+        for _ in range(16):
+            first.ask(timeout_s=60.0)
+        if cluster.schedule.now_s < begins_s - 3 * full_s:
+            cluster.schedule.after(16 / capacity, warm_up)
+
+    cluster.schedule.after(1.0, warm_up)
+    cluster.schedule.run(begins_s)
+    crowd.ask_again_and_again(timeout_s, 0.1 / capacity, ends_s)
+    cluster.schedule.run(ends_s)
+    goodput = sum(ok for _, _, ok, _ in crowd.ended) / (ends_s - begins_s) / capacity
+    cluster.schedule.run(ends_s + 5)
+    cluster.require_rest()
+
+    kept = [ok and ended <= asked + timeout_s for asked, ended, ok, _ in crowd.ended]
+    assert sum(kept) >= 0.999 * len(kept)
+    assert goodput >= 0.9
+    assert len(crowd.refused) > 7 * len(kept)
+    assert 0 < np.median(crowd.refused) < timeout_s
+
+
+def test_reloads_make_nobody_wait() -> None:
+    def latencies(is_reloading: bool) -> float:
+        cluster = PoolCluster(0, PoolSettings(), base_s=0.002, row_s=0.001)
+        visitors = Visitors(cluster)
+        cluster.schedule.run(1.0)
+        visitors.ask_again_and_again(1.0, 0.01, 30.0)
+        for second in range(1, 30 * is_reloading):
+            cluster.schedule.at(second, cluster.in_gateway, lambda: cluster.gateway.reload("net"))
+        cluster.schedule.run(32.0)
+        assert len({version for *_, version in visitors.ended}) > 20 * is_reloading
+        waits_s = [ended - asked for asked, ended, _, _ in visitors.ended]
+        return float(np.quantile(waits_s, 0.99))
+
+    assert latencies(True) < 1.25 * latencies(False)
