@@ -67,6 +67,10 @@ class OfferError(BadInputError):
     """The recipe that a server gave cannot be trained here: another release, or no recipe."""
 
 
+class OtherDataError(BadInputError):
+    """This host's data are not those that the server trains on, or are not given."""
+
+
 # The wire
 
 

@@ -13,15 +13,18 @@ from rich.console import Console
 from dist_net.cli.parser import count_from
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.cores import available_cores
+from dist_net.cluster.joined_pictures import prepare_folder
 from dist_net.cluster.joined_run import JoinedRun, JoinedRunSettings
 from dist_net.cluster.own_directory import log_directory, temporary_directory
 from dist_net.cluster.replacement import RESTARTS
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.errors import RecipeError, UntrustedRecipeError
 from dist_net.models.observer import Observer
-from dist_net.models.offered_recipe import MOST_FILE_BYTES, OfferedRecipe
+from dist_net.models.offered_recipe import OfferedRecipe
+from dist_net.models.picture_manifest import MOST_MANIFEST_BYTES
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.trained_model import recipe_of_run
+from dist_net.recipes.picture_recipe import PICTURES
 from dist_net.training.state import REJOIN_TIMEOUT_S
 from dist_net.wire.reaching import REACH_WITHIN_S, LetIn, be_let_in
 from dist_net.wire.token import TRAINING, JoinToken
@@ -44,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="the same data on this host: what a recipe's file looks for beside itself",
+        help="the same data on this host: the run's folder of pictures, or what a recipe's file "
+        "looks for beside itself",
     )
     add_trust_argument(parser)
     option(
@@ -80,7 +84,10 @@ def run(arguments: argparse.Namespace) -> int:
         directory = RunDirectory(opened.enter_context(temporary_directory()) / "run")
         directory.make()
         offered = offered_by(server, arguments.timeout)
-        samples = _prepare(offered, directory, arguments, console)
+        if offered.reference == PICTURES:
+            samples = prepare_folder(offered, arguments.data, directory, console, opened)
+        else:
+            samples = _prepare(offered, directory, arguments, console)
         settings = settings_of(arguments)
         logs = _log_directory(directory, opened)
         display = opened.enter_context(TrainingProgress(console, samples, joining=None))
@@ -116,7 +123,7 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
 
 def offered_by(server: LetIn, timeout_s: float) -> OfferedRecipe:
     """What the server trains; raises OfferError."""
-    with Observer(*server, timeout_s=timeout_s, max_array_bytes=MOST_FILE_BYTES) as observer:
+    with Observer(*server, timeout_s=timeout_s, max_array_bytes=MOST_MANIFEST_BYTES) as observer:
         return OfferedRecipe.of(observer.recipe())
 
 

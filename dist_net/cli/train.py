@@ -21,7 +21,7 @@ from dist_net.cli.train_pictures import (
 )
 from dist_net.cluster.command_line import add_trust_argument, joining_command
 from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRun, LocalRunSettings, summarise
-from dist_net.cluster.opening import Opening, add_invitation_arguments
+from dist_net.cluster.opening import add_invitation_arguments, opening_of
 from dist_net.cluster.replacement import RESTARTS
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Dataset
@@ -101,12 +101,6 @@ def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_invitation_arguments(group)
     group.add_argument("--keys", type=Path, metavar="DIR", help="use these, and do not make any")
-
-
-def opening_of(arguments: argparse.Namespace) -> Opening:
-    """How the run is opened; raises AddressError and TokenError."""
-    listen = tuple(arguments.listen)
-    return Opening(listen, arguments.keys, arguments.contact, arguments.token_lifetime)
 
 
 def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:

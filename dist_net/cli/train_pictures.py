@@ -12,13 +12,14 @@ from typing import Any
 from dist_net.cli.metrics_options import Publish
 from dist_net.cli.run_summary import how_to_go_on, show_summary
 from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
+from dist_net.cluster.opening import opening_of
 from dist_net.cluster.picture_report import train_and_report
 from dist_net.cluster.picture_run import PictureOptions, new_run
 from dist_net.cluster.terminal import TrainingProgress, plain_console
 from dist_net.data.picture_folder import VALIDATION_SHARE
 from dist_net.data.prepared_pictures import CACHE_BYTES
 from dist_net.errors import InterruptedRunError, ProcessFailedError, SettingError
-from dist_net.models.bases import BASES, default_base
+from dist_net.models.bases import BASES, NONE, default_base
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.recipes.picture_recipe import PICTURES
@@ -126,13 +127,18 @@ def train_pictures(
     ``publish`` is given each report of the server.
     """
     console = plain_console()
-    if arguments.listen or not workers:
-        raise SettingError(
-            f"{arguments.recipe or arguments.run_dir or 'the newest run'} is a folder of pictures, "
-            f"prepared on this host alone; expected workers here, and no --listen"
-        )
-    local = LocalRunSettings(workers, restarts=arguments.restarts)
+    asked = arguments.recipe or arguments.run_dir or "the newest run"
+    if not workers:
+        raise SettingError(f"{asked} is a folder of pictures; expected workers on its host too")
+    local = LocalRunSettings(workers, opening_of(arguments), restarts=arguments.restarts)
+    local.require_listening()
     directory, options = _run_asked_for(arguments, given_run)
+    if arguments.listen and options.base != NONE and not options.fine_tune:
+        raise SettingError(
+            f"{asked} is prepared on this host alone for a head, which is trained in seconds; "
+            f"with --listen expected --fine-tune EPOCHS, or --base {NONE}: others may train the "
+            f"whole net"
+        )
 
     def display(samples: int) -> TrainingProgress:
         return TrainingProgress(console, samples, None, publish)

@@ -83,6 +83,12 @@ def add_invitation_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def opening_of(arguments: argparse.Namespace) -> Opening:
+    """How a run is to be opened, as a command line says; raises AddressError and TokenError."""
+    listen = tuple(arguments.listen)
+    return Opening(listen, arguments.keys, arguments.contact, arguments.token_lifetime)
+
+
 def invitation_lines(token: JoinToken, directory: Path | None) -> tuple[str, str, str]:
     """What is said of a token: a title, the line to paste, and how it ends.
 

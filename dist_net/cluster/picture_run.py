@@ -23,6 +23,7 @@ from rich.console import Console
 
 from dist_net.cluster.cores import available_cores
 from dist_net.cluster.local_run import LocalRun, LocalRunSettings, RunOutcome
+from dist_net.cluster.opening import Opening
 from dist_net.cluster.picture_preparation import prepare_pictures
 from dist_net.cluster.terminal import CountProgress, FetchProgress, TrainingProgress
 from dist_net.data import default_cache_dir
@@ -34,6 +35,7 @@ from dist_net.errors import PictureFolderError, RunDirectoryError, SettingError
 from dist_net.models.base_features import FeatureExtractor, Views
 from dist_net.models.bases import NONE, FoundBase, base_called, joined_weights
 from dist_net.models.best_weights import BestWeights
+from dist_net.models.picture_manifest import PictureManifest
 from dist_net.models.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint
@@ -183,6 +185,8 @@ class PictureRun:
             VALIDATION,
         )
         pictures = self._prepare(data)
+        if self._local.opening.listen:
+            self._directory.write(self._directory.manifest, PictureManifest.of(data).to_json())
         whole = self._whole(found, data, len(pictures.rows(TRAIN)))
         if found.weights is None:
             return self._train_whole(pictures, whole, None)
@@ -307,7 +311,8 @@ class PictureRun:
         dataset = loaded.recipe.load_dataset()
         options = self._options.of_stage(loaded.file_digests)
         settings = options.settings(loaded, dataset)
-        local = replace(self._local, resume=directory.checkpoint.exists())
+        opening = self._local.opening if recipe.stage == "whole" else Opening()
+        local = replace(self._local, opening=opening, resume=directory.checkpoint.exists())
         with self._display(settings.samples) as display:
             directory.begin(options, loaded.files)
             self._console.print(

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dist_net.errors import OfferError
+from dist_net.models.picture_manifest import MANIFEST, MOST_MANIFEST_BYTES
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.recipes.picture_recipe import PICTURES, RECIPE_JSON
@@ -25,13 +26,23 @@ _PYTHON_FILE = re.compile(r"[A-Za-z_]\w{0,99}\.py", re.ASCII)
 
 
 def offer_of(
-    loaded: LoadedRecipe, recipe_digest: str, class_names: tuple[str, ...] = ()
+    loaded: LoadedRecipe,
+    recipe_digest: str,
+    class_names: tuple[str, ...] = (),
+    manifest: bytes | None = None,
 ) -> RecipeOffer | None:
-    """What a server gives to hosts without its recipe; None if that is too large to be sent."""
+    """What a server gives to hosts without its recipe; None if that is too large to be sent.
+
+    ``manifest``: see ``PictureManifest``.
+    """
     is_named = loaded.is_built_in or loaded.reference == PICTURES
     files = {} if loaded.is_built_in else loaded.files
     if len(files) > MOST_FILES or any(len(each) > MOST_FILE_BYTES for each in files.values()):
         return None
+    if manifest is not None:
+        if len(manifest) > MOST_MANIFEST_BYTES:
+            return None
+        files = {**files, MANIFEST: manifest}
     payloads = tuple(part for name, content in files.items() for part in (name.encode(), content))
     reference = loaded.reference if is_named else ""
     names = json.dumps(class_names)
@@ -72,11 +83,7 @@ class OfferedRecipe:
             bytes(name).decode("utf-8", "replace"): bytes(content)
             for name, content in zip(offer.payloads[::2], offer.payloads[1::2], strict=True)
         }
-        expected = {PICTURES: {RECIPE_JSON}}.get(offer.reference)
-        if offer.reference in recipe_names():
-            expected = set()
-        has_names = expected == set(files) if expected is not None else _are_python(files)
-        if not has_names or (offer.reference and expected is None):
+        if not _has_files_of(offer.reference, files):
             raise OfferError(
                 f"the server's recipe {offer.name!r} is {offer.reference!r} with files "
                 f"{sorted(files)!r:.80}; expected the name of a built-in one, or {RECIPE_FILE} "
@@ -117,8 +124,13 @@ def _class_names(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _are_python(files: Mapping[str, bytes]) -> bool:
-    return RECIPE_FILE in files and all(map(_PYTHON_FILE.fullmatch, files))
+def _has_files_of(reference: str, files: Mapping[str, bytes]) -> bool:
+    """Whether these are the files of such a recipe."""
+    if reference in recipe_names():
+        return not files
+    if reference == PICTURES:
+        return RECIPE_JSON in files and files.keys() <= {RECIPE_JSON, MANIFEST}
+    return not reference and RECIPE_FILE in files and all(map(_PYTHON_FILE.fullmatch, files))
 
 
 def _one_line(name: str) -> str:

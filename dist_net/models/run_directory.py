@@ -52,6 +52,7 @@ class RunDirectory:
 
     folder.json             what the run was asked to be
     pictures.json           the pictures, and where they are prepared on this host
+    manifest.json           the pictures for other hosts, if they may join: see PictureManifest
     skipped.csv             the files that are not used, and why
     head/                   the run that trained the head on the base's features
     calibration.json        see ``dist_net.models.calibration``
@@ -77,6 +78,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.folder = path / "folder.json"
         self.pictures = path / "pictures.json"
+        self.manifest = path / "manifest.json"
         self.skipped = path / "skipped.csv"
         self.head = path / "head"
         self.calibration = path / "calibration.json"

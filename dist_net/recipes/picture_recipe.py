@@ -210,7 +210,10 @@ class PictureRecipe:
             fitting=self.base.fitting,
             initial=initial,
         )
-        return LoadedRecipe(PICTURES, self.name, {RECIPE_JSON: self.to_json().encode()}, recipe)
+        files, portable = (
+            {RECIPE_JSON: each.to_json().encode()} for each in (self, replace(self, data=""))
+        )
+        return LoadedRecipe(PICTURES, self.name, files, recipe, portable=portable)
 
     @cached_property
     def model(self) -> Model:

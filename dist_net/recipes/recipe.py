@@ -167,7 +167,8 @@ class LoadedRecipe:
     """A recipe with its ``reference``: a built-in name or an absolute path.
 
     ``files``, by name, are its own, RECIPE_FILE, and those of its folder that it has imported so
-    far. ``path`` is the file that was run: the original, or a run directory's copy.
+    far. ``path`` is the file that was run: the original, or a run directory's copy. ``portable``
+    are the files without what is of one host alone; None: nothing in them is.
     """
 
     reference: str
@@ -175,6 +176,7 @@ class LoadedRecipe:
     files: Mapping[str, bytes]
     recipe: Recipe
     path: Path = Path()
+    portable: Mapping[str, bytes] | None = None
 
     @property
     def is_built_in(self) -> bool:
@@ -195,7 +197,8 @@ class LoadedRecipe:
         """
         layout = self.recipe.model.layout
         shapes = repr((layout.shapes, layout.momenta)).encode()
-        files = [content for _, content in sorted(self.files.items())]
+        compared = self.files if self.portable is None else self.portable
+        files = [content for _, content in sorted(compared.items())]
         recipe = sha256(b"\0".join([*files, shapes]))
         return f"{own_release()}; recipe {recipe}; data {dataset.digest()}"
 

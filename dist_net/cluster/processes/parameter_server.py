@@ -41,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     loaded = recipe_of_run(directory)
     dataset = loaded.recipe.load_dataset()
     settings = options.settings(loaded, dataset)
+    manifest = directory.manifest.read_bytes() if directory.manifest.exists() else None
     keys = load_server_keys(arguments.keys) if arguments.keys else None
     checkpoint = read_checkpoint(directory.checkpoint) if arguments.resume else None
     with (
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     ):
         loop = ServerLoop(
             *(state, socket, directory.checkpoint, options.checkpoint_every_s, segment, journal),
-            offer=offer_of(loaded, settings.recipe_digest, dataset.class_names),
+            offer=offer_of(loaded, settings.recipe_digest, dataset.class_names, manifest),
         )
         stop_on_signals(loop.stop, arguments.parent)
         contact = shlex.join(socket.contact_addresses)

@@ -1,15 +1,17 @@
 """Recipes of pictures as data: what they build, and what is refused of a file."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from dist_net.data import Dataset
 from dist_net.errors import RecipeError
 from dist_net.models.bases import FoundBase, joined_weights
 from dist_net.nn import Predictor
 from dist_net.pictures.augmentation import Augmentation
-from dist_net.recipes.picture_recipe import Base, PictureRecipe, small_base
+from dist_net.recipes.picture_recipe import Base, PictureRecipe, no_data, small_base
 
 NET = """
 [net]
@@ -40,6 +42,19 @@ def test_a_recipe_is_the_same_after_it_was_a_file(recipe):
     text = recipe.to_json()
     assert PictureRecipe.from_json(text) == recipe
     assert PictureRecipe.from_json(text).to_json() == text
+
+
+def test_where_a_host_keeps_its_pictures_is_no_difference_between_hosts():
+    pictures = np.zeros((2, 8, 8, 3), np.uint8)
+    dataset = Dataset("photos", pictures, np.arange(2), pictures, np.arange(2), ("cat", "dog"))
+
+    def digest(recipe):
+        return recipe.loaded(no_data).digest(dataset)
+
+    here, there = (replace(WHOLE, data=f"/host/{name}") for name in ("here", "there"))
+    assert digest(here) == digest(there)
+    assert here.loaded(no_data).file_digests != there.loaded(no_data).file_digests
+    assert digest(here) != digest(replace(here, augmentation=None))
 
 
 def test_a_run_on_pictures_is_a_base_in_turn():
