@@ -148,6 +148,7 @@ def measure_exchange(
             parameters,
             load_peer_keys(keys) if transport == "tcp" else None,
             shares_memory=transport != "tcp",
+            rejoin_timeout_s=START_TIMEOUT_S,
         ) as worker:
             step.done = lambda: worker.stop("measured")
             worker.train()

@@ -20,7 +20,14 @@ from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer, SendToPeer
 from dist_net.simulation.costs import Network, TransportCosts
 from dist_net.simulation.schedule import EventSchedule
-from dist_net.simulation.shared_resources import RunFor, SerialQueue, SharedCores, Then
+from dist_net.simulation.shared_resources import (
+    SLICE_S,
+    CoreThread,
+    RunFor,
+    SerialQueue,
+    SharedCores,
+    Then,
+)
 from dist_net.training.state import Compute, Receive, SendToServer, WorkerCommand, WorkerState
 from dist_net.wire.messages import NO_SEGMENT, Join, Message, Push, Wait, Work
 
@@ -142,14 +149,14 @@ class PlannedWorker:
         self._idle_s = 0.0
         self._cluster = cluster
         self._schedule = cluster.schedule
-        self._cores = cores
-        self.transport = SerialQueue(self._schedule, cores.run)
+        self._threads = [CoreThread(cores) for _ in range(cluster.plan.threads)]
+        self.transport = SerialQueue(self._schedule, CoreThread(cores).run)
         settings = cluster.run.settings
         join = Join(f"worker-{index}", index, "", settings.vector_size, *NO_SEGMENT)
         self._state = WorkerState(join, "the server")
         self._arrived: deque[Message] = deque()
         self._waits_since_s: float | None = None
-        self._thread = self._train()
+        self._cycle = self._train()
         self._schedule.after(cluster.plan.step_s * cluster.schedule.random.random(), self._go_on)
 
     def arrives(self, message: Message) -> None:
@@ -164,19 +171,32 @@ class PlannedWorker:
 
     def _go_on(self) -> None:
         """Let the thread go on until it is busy, or waits for a message."""
-        busy = next(self._thread)
+        busy = next(self._cycle)
         if busy is None:
             self._waits_since_s = self._schedule.now_s
         else:
-            self._cores.run(*busy)
+            self._compute(*busy)
+
+    def _compute(self, seconds: float, threads: int) -> None:
+        """Let so many threads be busy, and go on when all of them are done."""
+        running = threads
+
+        def done() -> None:
+            nonlocal running
+            running -= 1
+            if not running:
+                self._go_on()
+
+        for thread in self._threads[:threads]:
+            thread.run(seconds, done)
 
     def _wake(self) -> None:
         if self._waits_since_s is not None:
             self._idle_s, self._waits_since_s = self.idle_s, None
             self._go_on()
 
-    def _train(self) -> Iterator[tuple[float, Then, int] | None]:
-        """What keeps the thread busy, one after the other; None: it waits for a message."""
+    def _train(self) -> Iterator[tuple[float, int] | None]:
+        """Seconds for which so many threads are busy, in turn; None: it waits for a message."""
         schedule, state, plan = self._schedule, self._state, self._cluster.plan
         pending: deque[WorkerCommand] = deque(state.start(schedule.now_s))
         while True:
@@ -187,7 +207,7 @@ class PlannedWorker:
                     exchange_s = plan.costs.worker.exchange_s(
                         gradients_in(message), plan.parameters
                     )
-                    yield exchange_s, self._go_on, 1
+                    yield exchange_s, 1
                     self._cluster.send(self, message)
                 case Receive():
                     if not (self._arrived or state.can_compute):
@@ -198,7 +218,7 @@ class PlannedWorker:
                         schedule.after(arrived.retry_after_s, self._wake)
                 case Compute():
                     spread = STEP_SPREAD * schedule.random.uniform(-1, 1)
-                    yield plan.step_s * (1 + spread), self._go_on, plan.threads
+                    yield plan.step_s * (1 + spread), plan.threads
                     pending.extend(state.computed(0.0, 0, ONE_NUMBER, schedule.now_s))
 
 
@@ -218,21 +238,27 @@ class PlannedCluster:
         never_done = RunSettings("", "", (("weights", (1,)),), 10**15, 1, plan.batch_size)
         self.run = RunState(never_done, ONE_NUMBER)
         self._server = ParameterServer(self.run)
-        self._host = SharedCores(self.schedule, plan.cores)
+        self._host = self._new_host()
+        self._core_thread = CoreThread(self._host)
         self._thread = SerialQueue(self.schedule, self._between_heartbeats)
-        self._transport = SerialQueue(self.schedule, self._host.run)
+        self._transport = SerialQueue(self.schedule, CoreThread(self._host).run)
         self._inwards = SerialQueue(self.schedule, self.schedule.after)
         self._outwards = SerialQueue(self.schedule, self.schedule.after)
         self._workers: dict[bytes, PlannedWorker] = {}
         cores = self._host
         for index in range(plan.workers):
             if not plan.shares_memory and index % plan.workers_per_host == 0:
-                cores = SharedCores(self.schedule, plan.cores)
+                cores = self._new_host()
             worker = PlannedWorker(self, index, cores)
             self._workers[worker.node] = worker
 
+    def _new_host(self) -> SharedCores:
+        # In long steps it does not matter when exactly threads take turns.
+        slice_s = max(SLICE_S, self.plan.step_s / 4)
+        return SharedCores(self.schedule, self.plan.cores, slice_s)
+
     def _between_heartbeats(self, seconds: float, then: Then) -> None:
-        self._host.run(seconds / (1 - self.plan.beats_share), then)
+        self._core_thread.run(seconds / (1 - self.plan.beats_share), then)
 
     def predict(self) -> PredictedCapacity:
         """Let the cluster train for a while, and then watch it."""

@@ -1,68 +1,135 @@
 """What is shared in virtual time: the cores of a host, and what does one thing at a time."""
 
-import heapq
 from collections import deque
 from collections.abc import Callable
-from itertools import count
 
 from dist_net.simulation.schedule import EventSchedule
+
+SLICE_S = 0.003
+"""How long a thread keeps a core that others wait for; about what Linux gives."""
+
+DONE_S = 1e-12  # of floats that were subtracted, what may be left when nothing is
 
 Then = Callable[[], None]
 RunFor = Callable[[float, Then], None]
 """Takes seconds, and what to call when they are over."""
 
 
-class SharedCores:
-    """The cores of a host, shared fairly: with more threads than cores all become slower.
+class CoreThread:
+    """A thread of a host: it has a core, waits for one, or has nothing to do.
 
-    ``busy_s`` is how long cores were busy, as seconds of all of them together.
+    ``had_s`` is for how long it has had a core, or would have had if it had not slept.
     """
 
-    def __init__(self, schedule: EventSchedule, cores: int) -> None:
+    def __init__(self, cores: "SharedCores") -> None:
+        self._cores = cores
+        self.had_s = 0.0
+        self.left_s = 0.0
+        self.slice_left_s = 0.0
+        self.since_s = 0.0
+        self.plan = 0
+        self.must_share = False
+        self.then: Then | None = None
+
+    def run(self, seconds: float, then: Then) -> None:
+        """Call ``then`` when the thread has had a core for so long; one thing at a time."""
+        self.left_s, self.then = seconds, then
+        self._cores.wake(self)
+
+
+class SharedCores:
+    """The cores of a host, which its threads get about as Linux gives them.
+
+    Who has had least goes first, for ``slice_s`` if others wait. Who wakes takes the core of the
+    thread that has had most, if that is clearly more; time asleep counts, but not for ever.
+    ``busy_s`` is the time of all cores together.
+    """
+
+    def __init__(self, schedule: EventSchedule, cores: int, slice_s: float = SLICE_S) -> None:
         self._schedule = schedule
         self._cores = cores
-        self._running: list[tuple[float, int, int, Then]] = []
-        self._threads = 0
-        self._served_s = 0.0  # what a thread that ran from the beginning would have had by now
-        self._seen_s = schedule.now_s
-        self._order = count()
-        self._newest = 0
+        self._slice_s = slice_s
+        self._running: list[CoreThread] = []
+        self._ready: list[CoreThread] = []
+        self._between: CoreThread | None = None  # has a core, and is about to say what it does next
         self.busy_s = 0.0
 
-    def run(self, seconds: float, then: Then, threads: int = 1) -> None:
-        """Run for so long on ``threads`` cores, or for longer if there are too few."""
-        self._serve()
-        until_s = self._served_s + seconds
-        heapq.heappush(self._running, (until_s, next(self._order), threads, then))
-        self._threads += threads
-        self._expect_next()
+    def wake(self, thread: CoreThread) -> None:
+        """Find a core for the thread."""
+        if thread is self._between:
+            return
+        for each in self._running:
+            self._account(each)
+        awake = [each.had_s for each in (*self._running, *self._ready)]
+        thread.had_s = max(thread.had_s, min(awake, default=thread.had_s) - self._slice_s / 2)
+        self._ready.append(thread)
+        others = [each for each in self._running if each is not self._between]
+        if len(self._running) == self._cores and others:
+            most = max(others, key=_had_s)
+            if most.had_s - thread.had_s > self._slice_s / 4:
+                self._stop(most)
+                self._ready.append(most)
+        self._give_cores()
 
-    @property
-    def _speed(self) -> float:
-        return min(1.0, self._cores / self._threads)
+    def _give_cores(self) -> None:
+        while self._ready and len(self._running) < self._cores:
+            thread = min(self._ready, key=_had_s)
+            self._ready.remove(thread)
+            thread.since_s = self._schedule.now_s
+            thread.slice_left_s = self._slice_s
+            self._running.append(thread)
+            self._expect_end(thread)
+        if self._ready:
+            for each in self._running:
+                if not (each.must_share or each is self._between):
+                    self._account(each)
+                    self._expect_end(each)
 
-    def _serve(self) -> None:
-        """Give those that run what they had since the last time."""
-        elapsed_s = self._schedule.now_s - self._seen_s
-        self._seen_s = self._schedule.now_s
-        if self._threads:
-            self._served_s += elapsed_s * self._speed
-            self.busy_s += elapsed_s * min(self._cores, self._threads)
+    def _account(self, thread: CoreThread) -> None:
+        had_s = self._schedule.now_s - thread.since_s
+        thread.since_s = self._schedule.now_s
+        thread.had_s += had_s
+        thread.left_s -= had_s
+        thread.slice_left_s -= had_s
+        self.busy_s += had_s
 
-    def _expect_next(self) -> None:
-        self._newest += 1
-        if self._running:
-            left_s = max(0.0, self._running[0][0] - self._served_s)
-            self._schedule.after(left_s / self._speed, self._end_first, self._newest)
+    def _stop(self, thread: CoreThread) -> None:
+        thread.plan += 1
+        self._running.remove(thread)
 
-    def _end_first(self, expected: int) -> None:
-        if expected != self._newest:
-            return  # others have come or gone since
-        self._serve()
-        *_, threads, then = heapq.heappop(self._running)
-        self._threads -= threads
-        self._expect_next()
-        then()
+    def _expect_end(self, thread: CoreThread) -> None:
+        """Plan for when the thread is done, or has to make room for others."""
+        thread.plan += 1
+        thread.must_share = bool(self._ready)
+        end_s = min(thread.left_s, thread.slice_left_s) if thread.must_share else thread.left_s
+        self._schedule.after(max(0.0, end_s), self._end, thread, thread.plan)
+
+    def _end(self, thread: CoreThread, plan: int) -> None:
+        if plan != thread.plan:
+            return  # others have come since
+        self._account(thread)
+        if thread.left_s <= DONE_S:
+            self._let_go_on(thread)
+        if thread.then is None:
+            self._stop(thread)
+        elif self._ready and thread.slice_left_s <= DONE_S:
+            self._stop(thread)
+            self._ready.append(thread)
+        else:
+            self._expect_end(thread)
+        self._give_cores()
+
+    def _let_go_on(self, thread: CoreThread) -> None:
+        """Do what comes after what is done; the thread may run on at once."""
+        then, thread.then = thread.then, None
+        self._between = thread
+        if then is not None:
+            then()
+        self._between = None
+
+
+def _had_s(thread: CoreThread) -> float:
+    return thread.had_s
 
 
 class SerialQueue:

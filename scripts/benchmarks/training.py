@@ -69,9 +69,15 @@ def medians(rounds: Sequence[Sequence[Case]]) -> list[Case]:
 
 
 def measure_cluster(workers: int, batch_size: int) -> Case:
-    """The median speed over the twentieths of ``EPOCHS`` epochs of ``dist-net train``.
+    """The median speed over the twentieths of ``EPOCHS`` epochs of ``dist-net train``."""
+    speed = median(record["samples_per_s"] for record in train_records(workers, batch_size))
+    return training_case(workers, batch_size, 1e6 * workers * batch_size / speed)
 
-    The first epoch is left out, in which workers join.
+
+def train_records(workers: int, batch_size: int) -> list[dict[str, Any]]:
+    """What a run of ``dist-net train`` says of each twentieth of its epochs but the first.
+
+    In that workers join. Raises BenchmarkError.
     """
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "run"
@@ -89,12 +95,7 @@ def measure_cluster(workers: int, batch_size: int) -> Case:
         if finished.returncode != 0:
             raise BenchmarkError(f"{' '.join(command)} failed: {finished.stderr.strip()}")
         records = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
-        speeds = [
-            record["samples_per_s"]
-            for record in records
-            if record["kind"] == "train" and record["epoch"] > 1
-        ]
-    return training_case(workers, batch_size, 1e6 * workers * batch_size / median(speeds))
+        return [each for each in records if each["kind"] == "train" and each["epoch"] > 1]
 
 
 def ratios(results: list[Case], peers: dict[str, list[Case]]) -> dict[str, float]:
