@@ -278,11 +278,13 @@ def draw(
         records = directory.read_metrics()
         if records:
             samples_per_epoch = len(dataset.train_targets)
-            plot_training(records, samples_per_epoch, recipe, directory.training_plot)
+            with directory.replacing(directory.training_plot) as file:
+                plot_training(records, samples_per_epoch, recipe, file)
         if evaluation is not None and evaluation.accuracy is not None:
             confusion, names = evaluation.confusion, dataset.class_names
-            plot_confusion(confusion, names, recipe, directory.confusion_plot)
+            with directory.replacing(directory.confusion_plot) as file:
+                plot_confusion(confusion, names, recipe, file)
     except MissingExtraError as error:
         console.print(str(error))
-    except OSError as error:
+    except (OSError, RunDirectoryError) as error:
         console.print(f"no pictures of the run: {error}")

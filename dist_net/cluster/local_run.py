@@ -26,13 +26,19 @@ from dist_net.cluster.roles import LocalProcesses, Role
 from dist_net.cluster.run_warnings import RunWarnings
 from dist_net.cluster.terminal import TrainingProgress
 from dist_net.data import Dataset
-from dist_net.errors import DistNetError, InterruptedRunError, ProcessFailedError
+from dist_net.errors import (
+    CheckpointWriteError,
+    DistNetError,
+    InterruptedRunError,
+    ProcessFailedError,
+)
 from dist_net.models.best_weights import BestWeights
 from dist_net.models.observer import Observer
 from dist_net.models.run_directory import RunDirectory
 from dist_net.recipes.recipe import Recipe
 from dist_net.training.evaluation import Evaluation, Evaluator
 from dist_net.training.state import REJOIN_TIMEOUT_S
+from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket
 
@@ -304,8 +310,7 @@ class LocalRun:
             if record["samples"] <= report["samples"]
             and (record["kind"] == "test" or record["samples"] < repeated_from)
         ]
-        self._directory.metrics.unlink(missing_ok=True)
-        self._directory.append_metrics(kept)
+        self._directory.replace_metrics(kept)
         self._evaluated_epochs = report["samples"] // self._samples
 
     def _poll(self, observer: Observer) -> dict[str, Any]:
@@ -317,7 +322,7 @@ class LocalRun:
         self._next_record = report["next_record"]
         self._directory.append_metrics({"kind": "train", **each} for each in report["records"])
         self._display.progressed(report)
-        self._warnings.look(report)
+        self._warnings.look(report | {"metrics_error": self._directory.metrics_error})
         return report
 
     def _check_workers(self, ended: list[ReplacedChild], report: dict[str, Any]) -> None:
@@ -357,11 +362,18 @@ class LocalRun:
         }
         self._directory.append_metrics([record])
         self._display.evaluated(snapshot.samples, evaluation)
-        if self._best is None or self._best.take(
-            evaluation.accuracy, evaluation.loss, snapshot.version, snapshot.weights
-        ):
+        if self._best is None or self._is_best(self._best, snapshot, evaluation):
             self.evaluation = evaluation
         return evaluation
+
+    def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:
+        """Whether these weights are the best so far, and were kept."""
+        score = evaluation.accuracy, evaluation.loss
+        try:
+            return best.take(*score, snapshot.version, snapshot.weights)
+        except CheckpointWriteError as error:
+            self._display.warned(f"the best weights so far are not kept: {error}")
+            return False
 
     def _await_checkpoint(self, server: RunningChild) -> None:
         grace_s = checkpoint_grace_s(self._directory.checkpoint)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 WHEN_OVER = {
     "checkpoint_error": "checkpoints can be written again",
     "journal_error": "the journal can be written again",
+    "metrics_error": "metrics can be written again",
     "staleness_warning": None,
 }
-"""The values of a report that are warnings, and what is said when one is over, if anything."""
+"""The values of a report that are warnings, and what is said when one is over; None: nothing, and
+the warning is said once in a run."""
+
+NUMBERS = re.compile(r"\d+")
 
 
 class RunWarnings:
@@ -24,11 +29,12 @@ class RunWarnings:
     def look(self, report: dict[str, Any]) -> None:
         """Says what is new in a server's report."""
         for kind, when_over in WHEN_OVER.items():
-            warning, before = report[kind], self._open.pop(kind, None)
+            warning = report[kind]
+            before = self._open.pop(kind, None) if when_over else self._last.get(kind)
             if warning is not None:
                 self._open[kind] = self._last[kind] = warning
-                # How stale gradients are changes from one report to the next.
-                if warning != before and (before is None or kind != "staleness_warning"):
+                # Its numbers may change from one report to the next.
+                if before is None or NUMBERS.sub("", warning) != NUMBERS.sub("", before):
                     self._say(warning)
             elif before is not None and when_over is not None:
                 self._say(when_over)

@@ -57,8 +57,8 @@ class BestWeights:
         self._without_progress = 0 if is_progress else self._without_progress + 1
         if not (known, -loss) > (self._accuracy, -self._loss):
             return False
-        self._accuracy, self._loss = known, loss
         self._write(accuracy, loss, version, weights)
+        self._accuracy, self._loss = known, loss
         return True
 
     def _write(self, accuracy: float | None, loss: float, version: int, weights: Vector) -> None:

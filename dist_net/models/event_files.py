@@ -38,8 +38,11 @@ class EventFiles:
                 earlier.unlink()
             file.write_bytes(version)
 
-    def append(self, record: Mapping[str, Any]) -> None:
-        """Adds a record of metrics.jsonl: its numbers, at as many steps as it counts samples."""
+    def appended(self, record: Mapping[str, Any]) -> tuple[Path, bytes]:
+        """What is to be appended, and to which file, for a record of metrics.jsonl.
+
+        Its numbers, at as many steps as it counts samples.
+        """
         content = _wall_time() + _field(2, VARINT, _varint(record["samples"]))
         summary = b""
         for name, number in record.items():
@@ -48,8 +51,7 @@ class EventFiles:
                 value += _field(2, FIXED32, struct.pack("<f", number))
                 summary += _field(1, LENGTH_DELIMITED, value)
         content += _field(5, LENGTH_DELIMITED, summary)
-        with self._files[record["kind"]].open("ab") as file:
-            file.write(_record(content))
+        return self._files[record["kind"]], _record(content)
 
 
 def _wall_time() -> bytes:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dist_net.errors import RunDirectoryError
 from dist_net.files import replacing
 from dist_net.models.event_files import EventFiles
+from dist_net.models.late_files import LateFiles
 from dist_net.models.run_options import RunOptions
 from dist_net.recipes.picture_recipe import RECIPE_JSON
 from dist_net.recipes.recipe_files import RECIPE_FILE
@@ -89,6 +90,7 @@ class RunDirectory:
         self.keys = path / KEYS
         self.logs = path / "logs"
         self._event_files: EventFiles | None = None
+        self._late_files = LateFiles()
         self._lock = path / "lock"
         self.lock_descriptors: tuple[int, ...] = ()
 
@@ -173,12 +175,13 @@ class RunDirectory:
         """
         with ExitStack() as stack:
             with self._translated_errors():
-                file = stack.enter_context(self._lock.open("a+", encoding="utf-8"))
+                # Without a buffer, which would be written again, and fail again, at the end.
+                file = stack.enter_context(self._lock.open("a+b", buffering=0))
                 self._take(file, time.monotonic() + patience_s)
             self.lock_descriptors = (file.fileno(),)
             yield
 
-    def _take(self, file: IO[str], deadline_s: float) -> None:
+    def _take(self, file: IO[bytes], deadline_s: float) -> None:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,14 +189,14 @@ class RunDirectory:
             except BlockingIOError:
                 if time.monotonic() >= deadline_s:
                     file.seek(0)
+                    holder = file.read().decode(errors="replace").strip()
                     raise RunDirectoryError(
-                        f"{self.path} is in use by {file.read().strip() or 'another process'}; "
+                        f"{self.path} is in use by {holder or 'another process'}; "
                         f"wait until its run has ended, or choose another --run-dir"
                     ) from None
                 time.sleep(POLL_S)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def begin(self, options: RunOptions, recipe_files: Mapping[str, bytes]) -> None:
         """Writes the options and the recipe's files, which are code that is run later.
@@ -232,11 +235,38 @@ class RunDirectory:
             np.save(file, array)
 
     def append_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
-        with self._translated_errors(), self.metrics.open("a", encoding="utf-8") as file:
+        """Adds records, and those that could not be written before; see ``metrics_error``.
+
+        Raises RunDirectoryError when there are too many of these.
+        """
+        for record in records:
+            self._late_files.append(self.metrics, _line(record))
+            if self._event_files is not None:
+                self._late_files.append(*self._event_files.appended(record))
+        self._late_files.write()
+        if self._late_files.is_given_up:
+            raise RunDirectoryError(f"too much has to be kept in memory: {self.metrics_error}")
+
+    @property
+    def metrics_error(self) -> str | None:
+        """Why metrics wait in memory to be written; None: none do."""
+        error = self._late_files.error
+        if error is None:
+            return None
+        return (
+            f"{self.metrics} cannot be written: {error.strerror}; expected a directory that is "
+            f"writable, on a disk with room"
+        )
+
+    def replace_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes these in the place of all; raises RunDirectoryError, and leaves the old ones."""
+        records = list(records)
+        with self.replacing(self.metrics) as file:
+            file.write_bytes(b"".join(map(_line, records)))
+        if self._event_files is not None:
             for record in records:
-                file.write(json.dumps(record) + "\n")
-                if self._event_files is not None:
-                    self._event_files.append(record)
+                self._late_files.append(*self._event_files.appended(record))
+            self._late_files.write()
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every record; none if there is no file.
@@ -257,6 +287,10 @@ class RunDirectory:
                 f"cannot write the run directory {self.path}: {error.strerror}; expected a "
                 f"directory that is yours, or that can be made, on a disk with room"
             ) from error
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return (json.dumps(record) + "\n").encode()
 
 
 def _runs_in(parent: Path) -> list[RunDirectory]:

@@ -41,7 +41,7 @@ def plot_training(
     of_epochs = [{**each, "epoch": each["samples"] / samples_per_epoch} for each in records]
     for axes, quantity in zip(figure.subplots(1, 3), TITLES, strict=True):
         draw_curve(axes, of_epochs, quantity)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def draw_curve(axes: Axes, records: Sequence[Mapping[str, Any]], quantity: str) -> None:
@@ -97,7 +97,7 @@ def plot_confusion(
     axes = figure.subplots()
     draw_confusion(axes, confusion, class_names)
     axes.set_title(f"{recipe}: test images", **AS_IT_IS)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, format="png")
 
 
 def draw_confusion(axes: Axes, confusion: NDArray[np.int64], class_names: Sequence[str]) -> None:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from dist_net.cluster.run_warnings import RunWarnings
+from dist_net.cluster.run_warnings import WHEN_OVER, RunWarnings
 
-QUIET: dict[str, Any] = dict.fromkeys(("checkpoint_error", "journal_error", "staleness_warning"))
+QUIET: dict[str, Any] = dict.fromkeys(WHEN_OVER)
 
 
 def said_of(*reports: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -16,15 +16,16 @@ def said_of(*reports: dict[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def test_an_error_is_said_once_until_it_is_over_or_another() -> None:
-    full = {"checkpoint_error": "no space left"}
-    said, last = said_of({}, full, full, {"checkpoint_error": "read-only"}, {}, {}, full)
+    full = {"checkpoint_error": "no space left for 20 bytes"}
+    fuller = {"checkpoint_error": "no space left for 30 bytes"}
+    said, last = said_of({}, full, fuller, {"checkpoint_error": "read-only"}, {}, {}, full)
     assert said == [
-        "no space left",
+        "no space left for 20 bytes",
         "read-only",
         "checkpoints can be written again",
-        "no space left",
+        "no space left for 20 bytes",
     ]
-    assert last == ["no space left"]
+    assert last == ["no space left for 20 bytes"]
 
 
 def test_a_journal_and_a_checkpoint_are_told_apart_and_both_kept_for_the_end() -> None:
@@ -33,7 +34,8 @@ def test_a_journal_and_a_checkpoint_are_told_apart_and_both_kept_for_the_end() -
     assert sorted(last) == ["a", "b"]
 
 
-def test_staleness_is_warned_of_when_it_begins_and_kept_as_it_was_last() -> None:
-    said, last = said_of(*({"staleness_warning": f"{age} updates old"} for age in (13, 14, 15)), {})
+def test_staleness_is_warned_of_once_and_kept_as_it_was_last() -> None:
+    stale = [{"staleness_warning": f"{age} updates old"} for age in (13, 14, 15)]
+    said, last = said_of(*stale[:2], {}, stale[2])
     assert said == ["13 updates old"]
     assert last == ["15 updates old"]

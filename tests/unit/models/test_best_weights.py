@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dist_net.errors import CheckpointDamagedError, CheckpointMismatchError
+from dist_net.errors import CheckpointDamagedError, CheckpointMismatchError, CheckpointWriteError
 from dist_net.models.best_weights import BestWeights
 from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.parameter_server.settings import RunSettings
@@ -54,6 +54,15 @@ def test_a_run_that_goes_on_has_to_do_better_than_what_is_there(tmp_path):
     resumed = BestWeights(path, settings())
     assert not resumed.take(0.8, 0.5, 2, weights(2))
     assert read_checkpoint(path).version == 1
+
+
+def test_weights_that_could_not_be_written_are_not_taken_for_the_best(tmp_path):
+    directory = tmp_path / "later"
+    best = BestWeights(directory / "best.safetensors", settings())
+    with pytest.raises(CheckpointWriteError):
+        best.take(0.9, 1.0, 1, weights(1))
+    directory.mkdir()
+    assert best.take(0.8, 1.0, 2, weights(2))
 
 
 def test_the_best_of_another_model_are_refused(tmp_path):

@@ -26,7 +26,9 @@ def test_the_checksum_is_that_of_the_standard() -> None:
 def written(tmp_path: Path) -> Path:
     files = EventFiles(tmp_path)
     for record in (*TRAIN, TEST):
-        files.append(record)
+        path, content = files.appended(record)
+        with path.open("ab") as file:
+            file.write(content)
     return tmp_path
 
 
