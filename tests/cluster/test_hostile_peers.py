@@ -104,6 +104,21 @@ def test_a_join_with_memory_of_a_size_made_by_hand_is_refused_and_the_run_goes_o
     os.close(descriptor)
 
 
+def test_a_worker_of_another_version_is_told_what_to_do_and_the_run_goes_on(
+    cluster: OpenCluster, assert_exact: Check
+) -> None:
+    with cluster() as run, stranger_at(run.address) as stranger:
+        stranger.send(msgpack.packb((PROTOCOL_VERSION - 1, "Join", "old", 1, "digest")))
+        refuse = decode(stranger.recv_multipart())
+        assert isinstance(refuse, Refuse)
+        assert refuse.reason == (
+            f"the peer speaks protocol version {PROTOCOL_VERSION - 1}; this side speaks "
+            f"{PROTOCOL_VERSION}: install the same release of dist-net on both hosts"
+        )
+        assert not refuse.may_rejoin
+        finishes(run, assert_exact)
+
+
 def test_a_message_whose_handling_fails_is_answered_and_the_run_goes_on(
     cluster: OpenCluster,
     assert_exact: Check,

@@ -26,10 +26,12 @@ from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.optim import SGD
 from dist_net.parameter_server import loop as process
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.parameter_server.journal import read_journal
 from dist_net.recipes.recipe import Recipe
 from dist_net.training.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.security import ROLES, add_keys, create_keys
+from small_disk import small_disk
 
 OpenCluster = Callable[..., AbstractContextManager[LocalCluster]]
 Check = Callable[..., None]
@@ -346,6 +348,30 @@ def test_a_checkpoint_that_fails_is_reported_until_one_is_written(
         run.wait(lambda report: report["checkpoint_error"] == "no space left")
         disk.failures = 0
         run.wait(lambda report: report["checkpoint_error"] is None)
+
+
+def test_a_run_goes_on_while_its_disk_is_full_and_nothing_is_missing_later(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(in_process, "CHECKPOINT_EVERY_S", 0.05)
+    with small_disk(tmp_path / "disk") as full:
+        path = full.path / "checkpoint.safetensors"
+        with LocalCluster(replace(recipe, epochs=10_000), path, workers=2) as run:
+            run.wait(lambda report: report["version"] > 10)
+            full.fill()
+            report = run.wait(lambda report: report["journal_error"] and report["checkpoint_error"])
+            assert "No space left on device" in report["journal_error"]
+            assert "No space left on device" in report["checkpoint_error"]
+            later = report["version"] + 50
+            run.wait(lambda report: report["version"] > later)
+            full.empty()
+            report = run.wait(
+                lambda report: not (report["journal_error"] or report["checkpoint_error"])
+            )
+            assert report["checkpoints_failed"] > 0
+            assert report["journal_failures"] > 0
+        journal, checkpoint = read_journal(path.with_suffix(".journal")), read_checkpoint(path)
+        assert (journal.fault, journal.version) == (None, checkpoint.version)
 
 
 def test_the_last_checkpoint_is_tried_again(

@@ -56,6 +56,7 @@ def encoded(*records: JournalRecord) -> bytes:
 
 
 WHOLE = encoded(*RECORDS)
+FLIPPED = WHOLE[: 3 * BLOCK_BYTES + 20] + bytes([WHOLE[3 * BLOCK_BYTES + 20] ^ 4]) + WHOLE[213:]
 
 
 def test_what_was_written_is_read() -> None:
@@ -309,10 +310,11 @@ def test_a_journal_begins_anew_where_it_cannot_go_on(tmp_path: Path, exists: boo
     [
         (4, WHOLE, "version 4 is not in the journal, which goes from version 0 to 3"),
         (3, WHOLE[:-140], "from version 0 to 1, where record 5 is damaged: it is cut short"),
+        (3, FLIPPED, "from version 0 to 0, where record 3 is damaged: its checksum is not"),
         (1, encoded(AGAIN), "version 1 is not in the journal, which goes from version 3 to 3"),
         (0, encode_header(run_identity("other", 0)) + encode_record(STARTED), "of another run"),
     ],
-    ids=["checkpoint newer", "damaged before the checkpoint", "checkpoint older", "another run"],
+    ids=["checkpoint newer", "cut short", "flipped bit", "checkpoint older", "another run"],
 )
 def test_a_journal_that_does_not_fit_is_refused_and_left_as_it_is(
     tmp_path: Path, version: int, content: bytes, message: str
