@@ -436,9 +436,9 @@ class JournalFile:
                 self.sync()
 
     def sync(self) -> None:
-        """Returns when all that was written is on the disk; may be called from another thread.
+        """Returns when all that was appended is on the disk; may be called from another thread.
 
-        Raises JournalWriteError.
+        Raises JournalWriteError, also if something could not be written before.
         """
         # In this order: what is appended meanwhile rather counts as not on the disk.
         self._appended_since_sync_s = None
@@ -453,6 +453,8 @@ class JournalFile:
         self._synced_bytes = written_bytes
         if self._appended_since_sync_s is not None and not unwritten_bytes:
             self._oldest_unsynced_s = self._appended_since_sync_s
+        if self._write_error is not None:
+            raise JournalWriteError(self._write_error)
 
     def close(self) -> None:
         self._file.close()

@@ -11,7 +11,12 @@ from random import Random, SystemRandom
 from typing import Protocol
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import BadInputError, CheckpointWriteError, SegmentError
+from dist_net.errors import (
+    BadInputError,
+    CheckpointWriteError,
+    JournalWriteError,
+    SegmentError,
+)
 from dist_net.files import HOST_DISK, Disk
 from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
 from dist_net.parameter_server.journal import (
@@ -206,7 +211,8 @@ class ServerLoop:
         """Returns when the run was shut down and its last checkpoint is on disk.
 
         Calls ``ready`` when a first one is, so that from then on there is something to resume.
-        Raises CheckpointWriteError if the first or the last one could not be written.
+        Raises CheckpointWriteError or JournalWriteError if the first or the last one could not be
+        written.
         """
         with ThreadPoolExecutor(1, "checkpoint") as writer, suppress(StopIteration):
             turns, received = self.turns(writer, ready), None
@@ -227,7 +233,7 @@ class ServerLoop:
         yield from self._serve_until_stopped(writer)
         try:
             yield from self._serve_until_kept(writer)
-        except CheckpointWriteError:
+        except (CheckpointWriteError, JournalWriteError):
             yield from self._see_workers_off()
             raise
         yield from self._see_workers_off()
@@ -259,6 +265,7 @@ class ServerLoop:
         """Writes the last checkpoint, and answers meanwhile, so that no worker gives the run up."""
         last = self._run.checkpoint()
         for attempt in range(1, LAST_TRIES + 1):
+            self._record()  # what could not be written before: a checkpoint is not ahead of it
             written = writer.submit(self._write_checkpoint, last)
             while not written.done():
                 self._take((yield POLL_S))

@@ -13,11 +13,48 @@ from itertools import count
 
 import numpy as np
 
+from dist_net.errors import NoAnswerError
 from dist_net.simulation.schedule import EventSchedule
 from dist_net.vector import Vector
-from dist_net.wire.messages import Message, Push, Snapshot, Work
+from dist_net.wire.messages import (
+    Alive,
+    Heartbeat,
+    Message,
+    Push,
+    Refuse,
+    Snapshot,
+    StatusReport,
+    StatusRequest,
+    Stop,
+    Welcome,
+    Work,
+)
 
 HEADER_BYTES = 100
+
+TOLD_OF: dict[type, tuple[str, ...]] = {
+    Welcome: ("worker_id", "incarnation"),
+    Work: ("lease_id", "epoch", "start", "stop", "version"),
+    Push: ("worker_id", "lease_id", "start", "stops", "base_versions"),
+    Refuse: ("reason",),
+    Stop: ("reason",),
+}
+"""What a trace tells of a message."""
+
+UNTOLD = (Alive, Heartbeat, StatusReport, StatusRequest)
+"""There are too many of them in a trace."""
+
+
+@dataclass(frozen=True)
+class Brief:
+    """A message as a trace tells of it."""
+
+    message: Message
+
+    def __str__(self) -> str:
+        kind = type(self.message)
+        values = [f"{name}={getattr(self.message, name)}" for name in TOLD_OF.get(kind, ())]
+        return f"{kind.__name__}({', '.join(values)})"
 
 
 @dataclass(frozen=True)
@@ -128,9 +165,12 @@ class VirtualNetwork:
                 client.connect()
         return server
 
-    def connect(self, host: str, server_host: str) -> "VirtualClientSocket":
-        """A client's socket; it is connected as soon as a server listens there."""
-        client = VirtualClientSocket(self, host, server_host)
+    def connect(self, host: str, server_host: str, owner: str = "") -> "VirtualClientSocket":
+        """A client's socket; it is connected as soon as a server listens there.
+
+        ``owner`` is what a trace calls it by; the host, if nothing else is said.
+        """
+        client = VirtualClientSocket(self, host, server_host, owner or host)
         self._clients.append(client)
         client.connect()
         return client
@@ -152,12 +192,11 @@ class VirtualNetwork:
                 if client.server_host == socket.host:
                     client.vanish()
 
-    def transmit(
-        self, source: str, target: str, message: Message, way: "Way", vanish: Callable[[], None]
-    ) -> None:
-        """Carry a message, through all that may go wrong; ``vanish`` ends its connection."""
+    def transmit(self, way: "Way", message: Message, client: "VirtualClientSocket") -> None:
+        """Carry a message over one way of a client's connection, through all that may go wrong."""
+        source, target = way.source, way.target
         if (source in self._apart) != (target in self._apart):
-            self._held.append(lambda: self.transmit(source, target, message, way, vanish))
+            self._held.append(lambda: self.transmit(way, message, client))
             return
         arrives_s = self._arrival_s(source, target, message)
         fault, late_s = None, 0.0
@@ -165,9 +204,13 @@ class VirtualNetwork:
             random = self.schedule.random
             fault = self.faults.draw(random)
             late_s = 0.0 if fault is None else self.faults.delay_s * random.random()
+        if not isinstance(message, UNTOLD):
+            who, whom = way.between
+            told = Brief(message), whom, "" if fault is None else f": {fault}"
+            self.schedule.note(who, "sends %s to %s%s", *told)
         match fault:
             case "vanishing":
-                vanish()
+                client.vanish()
             case "overtaken":
                 way.deliver_apart(arrives_s + late_s, message)
             case "delayed":
@@ -196,9 +239,22 @@ class VirtualNetwork:
 
 
 class Way:
-    """One way of a connection: what is on it arrives in order, while the connection lasts."""
+    """One way of a connection: what is on it arrives in order, while the connection lasts.
 
-    def __init__(self, schedule: EventSchedule, receive: Callable[[Message], None]) -> None:
+    ``source`` and ``target`` are hosts; ``between`` whom it goes is for a trace.
+    """
+
+    def __init__(
+        self,
+        schedule: EventSchedule,
+        source: str,
+        target: str,
+        between: tuple[str, str],
+        receive: Callable[[Message], None],
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.between = between
         self._schedule = schedule
         self._receive = receive
         self._last_s = 0.0
@@ -257,6 +313,7 @@ class VirtualServerSocket(LendingSocket):
     def __init__(self, network: VirtualNetwork, host: str) -> None:
         super().__init__(network)
         self.host = host
+        self.on_send: Callable[[Message], None] = lambda _: None
         self._arrived: deque[tuple[bytes, Message]] = deque()
         self._clients: dict[bytes, VirtualClientSocket] = {}
 
@@ -264,7 +321,7 @@ class VirtualServerSocket(LendingSocket):
         """How many messages have arrived."""
         return len(self._arrived)
 
-    def receive(self) -> tuple[bytes, Message] | None:
+    def receive(self, timeout_s: float = 0.0) -> tuple[bytes, Message] | None:
         """The next message that has arrived, and the node that sent it."""
         return self._arrived.popleft() if self._arrived else None
 
@@ -274,8 +331,17 @@ class VirtualServerSocket(LendingSocket):
 
     def send(self, node: bytes, message: Message) -> None:
         """Send a message; it is dropped if the node is gone."""
+        self.on_send(message)
         if node in self._clients:
             self._clients[node].answer(self._sent(message))
+
+    def send_one(self, node: bytes, message: Message) -> bool:
+        self.send(node, message)
+        return True
+
+    def answer_failure(self, node: bytes, message: Message) -> None:
+        """In a simulation no message may fail: raises what is being handled."""
+        raise
 
     def close(self) -> None:
         self.network.closed(self)
@@ -294,12 +360,14 @@ class VirtualServerSocket(LendingSocket):
 class VirtualClientSocket(LendingSocket):
     """A client's end, as `dist_net.wire.transport.ClientSocket`, but nothing here waits."""
 
-    def __init__(self, network: VirtualNetwork, host: str, server_host: str) -> None:
+    def __init__(self, network: VirtualNetwork, host: str, server_host: str, owner: str) -> None:
         super().__init__(network)
         self.host = host
+        self.owner = owner
         self.server_host = server_host
         self._arrived: deque[Message] = deque()
         self._unsent: deque[Message] = deque()
+        self.is_closed = False
         self._connection: tuple[bytes, VirtualServerSocket, Way, Way] | None = None
 
     def __len__(self) -> int:
@@ -317,9 +385,13 @@ class VirtualClientSocket(LendingSocket):
         if server is None:
             return
         node = b"node %d" % next(self.network.node_numbers)
-        schedule = self.network.schedule
-        there = Way(schedule, lambda message: server.arrive(node, message))
-        back = Way(schedule, self._arrive)
+        schedule, own, theirs = self.network.schedule, self.host, server.host
+
+        def arrive(message: Message) -> None:
+            server.arrive(node, message)
+
+        there = Way(schedule, own, theirs, (self.owner, theirs), arrive)
+        back = Way(schedule, theirs, own, (theirs, self.owner), self._arrive)
         self._connection = node, server, there, back
         server.connected(node, self)
         while self._unsent:
@@ -328,30 +400,39 @@ class VirtualClientSocket(LendingSocket):
     def vanish(self) -> None:
         """Lose the connection and what is on its way; it is made anew if a server listens."""
         self._disconnect()
-        self.connect()
+        if not self.is_closed:
+            self.connect()
 
     def send(self, message: Message) -> None:
         """Send a message, as soon as there is a connection."""
         if self._connection is None:
             self._unsent.append(self._sent(message))
             return
-        _, server, there, _ = self._connection
-        self.network.transmit(self.host, server.host, self._sent(message), there, self.vanish)
+        _, _, there, _ = self._connection
+        self.network.transmit(there, self._sent(message), self)
 
     def answer(self, message: Message) -> None:
         """Carry an answer of the server's."""
         assert self._connection is not None
-        _, server, _, back = self._connection
-        self.network.transmit(server.host, self.host, message, back, self.vanish)
+        _, _, _, back = self._connection
+        self.network.transmit(back, message, self)
 
-    def receive(self) -> Message | None:
+    def receive(self, timeout_s: float = 0.0) -> Message | None:
         """The next message that has arrived."""
         return self._arrived.popleft() if self._arrived else None
 
+    def abandon(self) -> None:
+        """Close at once; what is on its way may still arrive."""
+        if not self.is_closed:
+            self.is_closed = True
+            self._disconnect()
+            self.network.closed(self)
+
     def close(self) -> None:
-        """Close at once; what is on its way is lost."""
-        self._disconnect()
-        self.network.closed(self)
+        self.abandon()
+
+    def no_answer(self, waited_s: float) -> NoAnswerError:
+        return NoAnswerError(f"no answer from {self.server_host} in {waited_s:g} s")
 
     def _disconnect(self) -> None:
         if self._connection is not None:

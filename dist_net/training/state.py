@@ -345,7 +345,7 @@ class WorkerState:
 
     def is_overdue(self, now: float) -> bool:
         """Whether an answer is awaited, and the server has been silent for too long."""
-        return bool(self._unanswered) and now > self._overdue_at_s
+        return bool(self._unanswered) and now >= self._overdue_at_s
 
     def tick(self, now: float) -> list[WorkerCommand]:
         """Do what is due at ``now``: join again, if the server has been silent for too long.

@@ -1,5 +1,6 @@
 """A journal holds what was applied, and is read up to where it is as it was written."""
 
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from dist_net.parameter_server.journal import (
 from dist_net.parameter_server.loop import opened_journal
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
+from dist_net.simulation.disk import VirtualDisk
 
 IDENTITY = run_identity("release 1; recipe 2; data 3", 0)
 STARTED = Started(0, 16 * "f", 4, None, None)
@@ -207,6 +209,20 @@ def test_what_a_full_disk_refuses_is_written_later(
     assert journal.error is None
     journal.close()
     assert tuple(read_journal(path).records()) == (STARTED, APPLIED, *PAIR)
+
+
+def test_a_journal_that_lacks_what_was_refused_is_not_synced_until_that_is_written() -> None:
+    """Else a checkpoint would be newer than the journal, and no server would go on from it."""
+    disk = VirtualDisk(np.random.default_rng(0))
+    journal = JournalFile(Path("journal"), 0, IDENTITY, STARTED, disk=disk)
+    disk.failure = errno.EROFS
+    journal.append(encode_record(APPLIED))
+    disk.failure = None
+    with pytest.raises(JournalWriteError, match="Read-only file system"):
+        journal.sync()
+    journal.append()
+    journal.sync()
+    assert tuple(read_journal(Path("journal"), disk).records()) == (STARTED, APPLIED)
 
 
 def test_the_lag_is_what_the_disk_may_not_have_and_since_when(

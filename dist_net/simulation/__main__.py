@@ -1,0 +1,38 @@
+"""Training runs under every fault at once: ``python -m dist_net.simulation SEED [SEEDS]``.
+
+Simulates so many seeds from SEED on. Of one that fails it prints which invariant was broken and
+what happened last, and the exit code is 1. A single one is told in any case. The same seed is the
+same run.
+"""
+
+import logging
+import sys
+from argparse import ArgumentParser
+
+from dist_net.simulation.training_run import SimulationFailedError, TrainingRun
+
+
+def main() -> int:
+    parser = ArgumentParser("python -m dist_net.simulation", description=__doc__)
+    parser.add_argument("seed", type=int)
+    parser.add_argument("seeds", type=int, nargs="?", default=1)
+    parser.add_argument("--trace", type=int, default=40, help="how many of the last events to show")
+    arguments = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    failed = 0
+    for seed in range(arguments.seed, arguments.seed + arguments.seeds):
+        run = TrainingRun(seed, arguments.trace)
+        try:
+            run.run()
+        except SimulationFailedError as error:
+            failed += 1
+            print(error)
+        else:
+            if arguments.seeds == 1:
+                print(run.schedule.trace())
+    print(f"{arguments.seeds - failed} of {arguments.seeds} seeds hold")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""A disk in memory that loses what was not synced, fills up, and dies in the middle of a write."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+
+class ProcessKilledError(BaseException):
+    """The process that used the disk is gone: nothing of it goes on, not even its cleaning up."""
+
+
+REFUSED = {
+    errno.ENOSPC: {"write"},
+    errno.EROFS: {"write", "change"},
+    errno.EIO: {"sync"},
+}
+"""What a disk does not do, by the error that it gives."""
+
+LAST_ROOM = 0.3
+"""The share of writes to a full disk of which a part still has room."""
+
+
+class StoredFile:
+    """What a file holds for those who read it, and what of that is on the disk itself."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+        self.durable = b""
+
+    def lose_unsynced(self, random: np.random.Generator) -> None:
+        """Go back to some moment since the last sync; the last bytes may have been torn."""
+        common = _common_bytes(self.content, self.durable)
+        if common < len(self.durable) and random.random() < 0.5:
+            kept = self.durable  # it was cut since, but that is undone
+        else:
+            kept = bytes(self.content[: random.integers(common, len(self.content) + 1)])
+            torn = int(random.integers(len(kept) - common + 1)) if random.random() < 0.5 else 0
+            kept = kept[: len(kept) - torn] + bytes(torn)
+        self.content, self.durable = bytearray(kept), kept
+
+
+def _common_bytes(one: bytearray, other: bytes) -> int:
+    """How many bytes both begin with."""
+    if one.startswith(other):
+        return len(other)
+    pairs = zip(one, other, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(one))
+
+
+class VirtualDisk:
+    """A `dist_net.files.Disk`.
+
+    ``failure``: what it refuses gives this error, one of ``REFUSED``; None: it refuses nothing.
+    ``kill_after`` so many more operations the process that uses it is killed; None: it is not.
+    """
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self.failure: int | None = None
+        self.kill_after: int | None = None
+        self._random = random
+        self._files: dict[Path, StoredFile] = {}
+        self._durable: dict[Path, StoredFile] = {}
+        self._renamed: list[dict[Path, StoredFile]] = []
+
+    def crash(self) -> None:
+        """Lose, as a host does that fails, some of what was not synced."""
+        moments = [self._durable, *self._renamed]
+        self._files = dict(moments[int(self._random.integers(len(moments)))])
+        self._sync_names()
+        for file in self._files.values():
+            file.lose_unsynced(self._random)
+
+    def exists(self, path: Path) -> bool:
+        return path in self._files
+
+    def read(self, path: Path) -> bytes:
+        return bytes(self._file(path).content)
+
+    def write(self, path: Path, content: bytes) -> None:
+        file = self._file(path)
+        file.content.clear()
+        if self.append(file, content) < len(content):
+            self.operate("write")
+
+    def sync(self, path: Path) -> None:
+        self.operate("sync")
+        if path in self._files:
+            self._files[path].durable = bytes(self._files[path].content)
+        else:
+            self._sync_names()
+
+    def rename(self, old: Path, new: Path) -> None:
+        self.operate("change")
+        self._files[new] = self._files.pop(old)
+        self._renamed.append(dict(self._files))
+
+    def remove(self, path: Path) -> None:
+        self.operate("change")
+        self._file(path)
+        del self._files[path]
+        self._renamed.append(dict(self._files))
+
+    def append_to(self, path: Path, kept_bytes: int) -> "AppendedVirtualFile":
+        self.operate("change")
+        if path not in self._files:
+            self._files[path] = StoredFile()
+            self._renamed.append(dict(self._files))
+        file = self._files[path]
+        del file.content[kept_bytes:]
+        return AppendedVirtualFile(self, file)
+
+    @contextmanager
+    def new_file(self, path: Path) -> Iterator[None]:
+        self.operate("change")
+        self._files[path] = StoredFile()
+        self._renamed.append(dict(self._files))
+        yield
+
+    def remove_abandoned(self, path: Path) -> None:
+        for name in [each for each in self._files if each.name.startswith(f"{path.name}.")]:
+            if name.suffix == ".partial":
+                self.remove(name)
+
+    def append(self, file: StoredFile, content: bytes | bytearray) -> int:
+        """Write behind what is in the file: all of it, or a part if that is all there is room for.
+
+        Raises OSError if there is none, and ProcessKilledError behind some of it.
+        """
+        is_last_room = self.failure == errno.ENOSPC and self._random.random() < LAST_ROOM
+        try:
+            self.operate("sync" if is_last_room else "write")
+        except ProcessKilledError:
+            file.content += content[: self._random.integers(len(content) + 1)]
+            raise
+        written = content[: self._random.integers(len(content))] if is_last_room else content
+        file.content += written
+        return len(written)
+
+    def operate(self, kind: str) -> None:
+        """Count an operation, of a kind in ``REFUSED``; raises what is due."""
+        if self.kill_after is not None:
+            self.kill_after -= 1
+            if self.kill_after < 0:
+                raise ProcessKilledError
+        if self.failure is not None and kind in REFUSED[self.failure]:
+            raise OSError(self.failure, os.strerror(self.failure))
+
+    def _file(self, path: Path) -> StoredFile:
+        if path not in self._files:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        return self._files[path]
+
+    def _sync_names(self) -> None:
+        self._durable = dict(self._files)
+        self._renamed.clear()
+
+
+class AppendedVirtualFile:
+    """A file that is open to be appended to."""
+
+    def __init__(self, disk: VirtualDisk, file: StoredFile) -> None:
+        self._disk = disk
+        self._file = file
+
+    def write(self, content: bytes | bytearray) -> int:
+        return self._disk.append(self._file, content)
+
+    def sync(self) -> None:
+        self._disk.operate("sync")
+        self._file.durable = bytes(self._file.content)
+
+    def close(self) -> None:
+        """Nothing is left to do."""

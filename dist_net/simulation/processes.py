@@ -1,0 +1,376 @@
+"""The processes of a training cluster: the loops that ship, on virtual hosts."""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from dist_net.errors import DistNetError
+from dist_net.parameter_server.checkpoint import decode_checkpoint
+from dist_net.parameter_server.loop import Received, ServerLoop, opened_journal, opened_run
+from dist_net.parameter_server.settings import RunSettings
+from dist_net.simulation.counting import CountingStep
+from dist_net.simulation.disk import ProcessKilledError, VirtualDisk
+from dist_net.simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
+from dist_net.simulation.memory import VirtualMemory, VirtualSegment
+from dist_net.simulation.network import VirtualClientSocket, VirtualNetwork, VirtualServerSocket
+from dist_net.simulation.schedule import EventSchedule
+from dist_net.training.loop import WorkerLoop
+from dist_net.training.state import Compute
+from dist_net.vector import Vector
+from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
+
+SERVER = "server"
+WRITING_S = 0.05
+
+
+class VirtualProcess:
+    """A process that may be stopped for a while, as by SIGSTOP, and killed.
+
+    ``ended`` is called with the error that it ended with; None: it was killed, or is done.
+    """
+
+    def __init__(self, name: str, host: str, process_id: int, schedule: EventSchedule) -> None:
+        self.name = name
+        self.host = host
+        self.process_id = process_id
+        self.schedule = schedule
+        self.random = Random(int(schedule.random.integers(2**32)))
+        self.is_alive = True
+        self.was_killed = False
+        self.ended: Callable[[DistNetError | None], None] = lambda _: None
+        self._stopped_until_s = 0.0
+        self._missed: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+
+    @property
+    def clock(self) -> EventSchedule:
+        return self.schedule
+
+    def after(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
+        """Have this process do something then, if it lives, and once it is not stopped."""
+        self.schedule.after(seconds, self.do, call, *arguments)
+
+    def do(self, call: Callable[..., object], *arguments: object) -> None:
+        """Do something now, or once this process is not stopped."""
+        if not self.is_alive:
+            return
+        if self.schedule.now_s < self._stopped_until_s or self._missed:
+            self._missed.append((call, arguments))
+            return
+        self._do(call, *arguments)
+
+    def _do(self, call: Callable[..., object], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except ProcessKilledError:
+            self.kill()
+        except DistNetError as error:
+            self.end(error)
+
+    def stop(self, seconds: float) -> None:
+        """Do nothing for a while."""
+        self.schedule.note(self.name, "is stopped for %.2f s", seconds)
+        self._stopped_until_s = self.schedule.now_s + seconds
+        self.schedule.after(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        while self._missed and self.is_alive and self.schedule.now_s >= self._stopped_until_s:
+            call, arguments = self._missed.popleft()
+            self._do(call, *arguments)
+
+    def kill(self) -> None:
+        """End at once, wherever it is."""
+        if self.is_alive:
+            self.was_killed = True
+            self.schedule.note(self.name, "is killed")
+            self._release()
+            self.ended(None)
+
+    def end(self, error: DistNetError | None) -> None:
+        """End of its own accord."""
+        self.schedule.note(self.name, "ends: %s", error or "it is done")
+        self._release()
+        self.ended(error)
+
+    def _release(self) -> None:
+        self.is_alive = False
+
+
+class VirtualPulse:
+    """Heartbeats of a worker, as `dist_net.wire.heart.Heart` sends them."""
+
+    def __init__(
+        self,
+        process: VirtualProcess,
+        socket: VirtualClientSocket,
+        worker_id: int,
+        interval_s: float,
+    ) -> None:
+        self.answer: tuple[Message, float] | None = None
+        self._process = process
+        self._socket = socket
+        self._worker_id = worker_id
+        self._interval_s = interval_s
+        self._is_stopped = False
+        self._beat()
+
+    def _beat(self) -> None:
+        if self._is_stopped:
+            return
+        now = self._process.clock.now()
+        while (answer := self._socket.receive()) is not None:
+            self.answer = answer, answer.sent_s if isinstance(answer, Alive) else now
+        self._socket.send(Heartbeat(self._worker_id, now))
+        self._process.after(self._interval_s, self._beat)
+
+    def stop(self) -> None:
+        if not self._is_stopped:
+            self._is_stopped = True
+            self._socket.close()
+
+
+class WorkerProcess(VirtualProcess):
+    """A worker; it is the `dist_net.training.loop.Surroundings` of its loop.
+
+    ``memory`` is that of the server's host; None: it is on a host of its own. ``seconds_of_step``
+    says how long a step takes, each time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        process_id: int,
+        network: VirtualNetwork,
+        memory: VirtualMemory | None,
+        settings: RunSettings,
+        step: CountingStep,
+        seconds_of_step: Callable[[], float],
+    ) -> None:
+        host = SERVER if memory is not None else name
+        super().__init__(name, host, process_id, network.schedule)
+        self.leaves = False
+        self._network = network
+        self._memory = memory
+        self._step = step
+        self._seconds_of_step = seconds_of_step
+        self._sockets: list[VirtualClientSocket] = []
+        self._segment: VirtualSegment | None = None
+        self._waits = 0
+        self._is_waiting = False
+        digest, size = settings.recipe_digest, settings.vector_size
+        self.loop = WorkerLoop(lambda _: step, SERVER, name, digest, size, surroundings=self)
+        self._turns = self.loop.turns()
+
+    def start(self) -> None:
+        """Let it begin."""
+        self.schedule.note(self.name, "starts")
+        self.do(self._resume, None)
+
+    def leave(self) -> None:
+        """Have it leave the run as soon as its loop comes round, as by SIGTERM."""
+        self.leaves = True
+        self.loop.stop("it is to leave")
+
+    def lose_connection(self) -> None:
+        """Lose a connection, and make it anew."""
+        open_ones = [each for each in self._sockets if not each.is_closed]
+        self.random.choice(open_ones).vanish()
+
+    def connect(self) -> VirtualClientSocket:
+        socket = self._socket = self._connect()
+        socket.on_arrival = lambda: self.do(self._look)
+        return socket
+
+    def _connect(self) -> VirtualClientSocket:
+        self._sockets = [each for each in self._sockets if not each.is_closed]
+        self._sockets.append(self._network.connect(self.host, SERVER, self.name))
+        return self._sockets[-1]
+
+    def start_pulse(self, worker_id: int, interval_s: float) -> VirtualPulse:
+        self.schedule.note(self.name, "is worker %d", worker_id)
+        return VirtualPulse(self, self._connect(), worker_id, interval_s)
+
+    def share(self, vectors: int, size: int) -> VirtualSegment | None:
+        return None if self._memory is None else self._memory.share(self.process_id, vectors, size)
+
+    def attach(self, address: SegmentAddress, size: int) -> VirtualSegment:
+        assert self._memory is not None
+        self._segment = self._memory.attach(address, size)
+        return self._segment
+
+    def _resume(self, message: Message | None) -> None:
+        """Let the loop go on to its next wait."""
+        self._is_waiting = False
+        try:
+            while True:
+                command = self._turns.send(message)
+                message = None
+                if isinstance(command, Compute):
+                    self._compute(command)
+                    return
+                message = self._socket.receive()
+                if message is None and command.timeout_s > 0:
+                    self._wait(command.timeout_s)
+                    return
+        except StopIteration:
+            self.end(None)
+
+    def _compute(self, command: Compute) -> None:
+        read = np.empty(0, np.float32)
+        if command.weights is None and self._segment is not None:
+            read = self._segment.vector(command.snapshot)
+        self.after(self._seconds_of_step(), self._computed, read, read.copy())
+
+    def _computed(self, read: Vector, before: Vector) -> None:
+        # Memory of a membership that has ended may change; but then nothing of it is applied.
+        self._step.weights_are_torn = not np.array_equal(read, before)
+        self._resume(None)
+
+    def _wait(self, timeout_s: float) -> None:
+        self._waits += 1
+        self._is_waiting = True
+        self.after(timeout_s, self._time_out, self._waits)
+
+    def _time_out(self, wait: int) -> None:
+        if self._is_waiting and wait == self._waits:
+            self._resume(self._socket.receive())
+
+    def _look(self) -> None:
+        if self._is_waiting and len(self._socket):
+            self._resume(self._socket.receive())
+
+    def _release(self) -> None:
+        super()._release()
+        for socket in self._sockets:
+            socket.abandon()
+        if self._memory is not None:
+            self._memory.process_ended(self.process_id)
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """What a server is started with; it needs ``service_s`` for a message."""
+
+    sync: str = "never"
+    checkpoint_every_s: float = 1.0
+    service_s: float = 0.0
+
+
+class ServerProcess(VirtualProcess):
+    """A server that begins the run, or goes on with what is on its host's disk."""
+
+    def __init__(
+        self,
+        process_id: int,
+        network: VirtualNetwork,
+        memory: VirtualMemory,
+        disk: VirtualDisk,
+        settings: RunSettings,
+        options: ServerOptions,
+        checks: RunChecks,
+    ) -> None:
+        super().__init__(SERVER, SERVER, process_id, network.schedule)
+        self._network = network
+        self._memory = memory
+        self._disk = disk
+        self._settings = settings
+        self._options = options
+        self._checks = checks
+        self._context = ExitStack()
+        self._socket: VirtualServerSocket | None = None
+        self._waits = 0
+        self._is_waiting = False
+        self.loop: ServerLoop | None = None
+        self.after(0.0, self._start)
+
+    def _start(self) -> None:
+        disk, checkpoint = self._disk, None
+        if disk.exists(CHECKPOINT):
+            checkpoint = decode_checkpoint(CHECKPOINT, disk.read(CHECKPOINT))
+        run, segment = self._context.enter_context(
+            opened_run(
+                self._settings,
+                lambda: np.zeros(self._settings.vector_size, np.float32),
+                checkpoint,
+                lambda vectors, size: self._memory.share(self.process_id, vectors, size),
+                self.random,
+            )
+        )
+        journal = self._context.enter_context(
+            opened_journal(JOURNAL, run, checkpoint, 1, self._options.sync, disk, self.random)
+        )
+        self._checks.begin(run, journal)
+        self.schedule.note(self.name, "goes on from version %d", run.store.version)
+        socket = self._socket = self._network.listen(SERVER)
+        socket.on_arrival = lambda: self.do(self._look)
+        socket.on_send = self._checks.sent
+        self.loop = ServerLoop(
+            *(run, socket, CHECKPOINT, self._options.checkpoint_every_s, segment, journal),
+            *(self.schedule, disk, self._memory.attach),
+        )
+        self._turns = self.loop.turns(VirtualWriter(self))
+        self._resume(None)
+
+    def _resume(self, received: Received) -> None:
+        """Let the loop go on to its next wait."""
+        self._is_waiting = False
+        try:
+            timeout_s = self._turns.send(received)
+        except StopIteration:
+            self.end(None)
+            return
+        self._checks.turned()
+        if received is not None and self._options.service_s:
+            self.after(self._options.service_s, self._next, timeout_s)
+        else:
+            self._next(timeout_s)
+
+    def _next(self, timeout_s: float) -> None:
+        assert self._socket is not None
+        received = self._socket.receive()
+        if received is None and timeout_s > 0:
+            self._waits += 1
+            self._is_waiting = True
+            self.after(timeout_s, self._time_out, self._waits)
+        else:
+            self._resume(received)
+
+    def _time_out(self, wait: int) -> None:
+        if self._is_waiting and wait == self._waits:
+            self._look()
+
+    def _look(self) -> None:
+        if self._is_waiting and self._socket is not None:
+            self._resume(self._socket.receive())
+
+    def _release(self) -> None:
+        super()._release()
+        if self._socket is not None:
+            self._socket.close()
+        self._context.close()
+        self._memory.process_ended(self.process_id)
+        self._disk.kill_after = None
+
+
+class VirtualWriter(Executor):
+    """The thread that writes checkpoints, one after the other, each within ``WRITING_S``."""
+
+    def __init__(self, process: VirtualProcess) -> None:
+        self._process = process
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **options: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+
+        def write() -> None:
+            try:
+                future.set_result(call(*arguments, **options))
+            except DistNetError as error:
+                future.set_exception(error)
+
+        self._process.after(WRITING_S * self._process.random.random(), write)
+        return future

@@ -1,0 +1,277 @@
+"""A whole training run under every fault at once, from one seed."""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable
+
+from dist_net.errors import (
+    CheckpointWriteError,
+    DistNetError,
+    JoinRefusedError,
+    JournalWriteError,
+    WorkerRefusedError,
+)
+from dist_net.parameter_server.consistency import Consistency
+from dist_net.parameter_server.settings import RunSettings
+from dist_net.simulation.counting import MIXED, CountingStep
+from dist_net.simulation.disk import VirtualDisk
+from dist_net.simulation.invariants import RunChecks
+from dist_net.simulation.memory import VirtualMemory
+from dist_net.simulation.network import NO_FAULTS, Link, NetworkFaults, VirtualNetwork
+from dist_net.simulation.processes import SERVER, ServerOptions, ServerProcess, WorkerProcess
+from dist_net.simulation.schedule import EventSchedule
+from dist_net.simulation.trace import InvariantBrokenError
+from dist_net.wire.messages import Shutdown, StatusReport, StatusRequest
+
+BATCH_SIZE = 3
+CONSISTENCIES = ("async", "async", "async", "ssp:0", "ssp:2", "bsp:1", "bsp:2", "bsp:4")
+OBSERVE_EVERY_S = 1.0
+LONGEST_RECOVERY_S = 180.0
+"""How long a run may take once nothing goes wrong any more."""
+
+REMOTE_SHARE = 0.5
+FAULTS: dict[str, float] = {
+    "kill_worker": 4.0,
+    "stop_worker": 4.0,
+    "kill_server": 5.0,
+    "kill_server_at_disk": 8.0,
+    "stop_server": 8.0,
+    "fail_host": 12.0,
+    "part_network": 5.0,
+    "break_disk": 6.0,
+    "join": 8.0,
+    "leave": 8.0,
+    "break_connection": 4.0,
+}
+"""What happens to a run, and how many seconds apart on average."""
+
+
+class SimulationFailedError(Exception):
+    """A simulation broke an invariant: its seed, which one, and the last events."""
+
+
+class TrainingRun:
+    """The run of one seed."""
+
+    def __init__(self, seed: int, trace_length: int | None = 40) -> None:
+        self.seed = seed
+        self.schedule = EventSchedule(seed, trace_length)
+        random = self.random = self.schedule.random
+        consistency = Consistency.of(str(random.choice(CONSISTENCIES)))
+        minibatches = 4 * int(random.integers(2, 5))
+        samples, epochs = BATCH_SIZE * minibatches, int(random.integers(1, 4))
+        self.settings = RunSettings(
+            recipe="counting",
+            recipe_digest="counting",
+            layout=(("applied", (epochs, samples)), ("mixed", (MIXED,))),
+            samples=samples,
+            epochs=epochs,
+            batch_size=BATCH_SIZE,
+            learning_rate=float(consistency.round_minibatches or 1),
+            lease_minibatches=int(random.integers(1, 7)),
+            consistency=consistency,
+        )
+        self.options = ServerOptions(
+            sync=str(random.choice(["always", "never", "0.5"])),
+            checkpoint_every_s=float(random.uniform(0.3, 3.0)),
+            service_s=float(random.choice([0.0, 0.0, 0.001, 0.02])),
+        )
+        self.network = VirtualNetwork(self.schedule, self._network_faults())
+        self.network.set_link(SERVER, Link(float(random.choice([1e-5, 1e-3]))))
+        self.disk = VirtualDisk(random)
+        self.memory = VirtualMemory()
+        self.checks = RunChecks(self.settings, self.disk)
+        self.workers: dict[str, WorkerProcess] = {}
+        self.faults_until_s = float(random.uniform(2.0, 12.0))
+        self._process_ids = iter(range(1, 10**9))
+        self._is_done = False
+        self._start_server()
+        for _ in range(int(random.integers(1, 5))):
+            self._join()
+        self._plan_faults()
+        self.schedule.after(0.0, self._observe)
+
+    def _network_faults(self) -> NetworkFaults:
+        shares = self.random.uniform(0, 0.04, 5) * (self.random.random(5) < 0.6)
+        shares[-1] /= 4
+        names = "delayed", "overtaken", "lost", "doubled", "vanishing"
+        return NetworkFaults(
+            **dict(zip(names, map(float, shares), strict=True)),
+            delay_s=float(self.random.uniform(0.0, 2.0)),
+        )
+
+    def run(self) -> None:
+        """Let it come to its end; raises SimulationFailedError."""
+        try:
+            deadline_s = self.faults_until_s + LONGEST_RECOVERY_S
+            while not self._is_done:
+                if self.schedule.now_s > deadline_s:
+                    raise InvariantBrokenError("the run makes no progress")
+                self.schedule.step()
+            self.checks.finished()
+        except Exception as error:
+            raise SimulationFailedError(
+                f"seed {self.seed}: {type(error).__name__}: {error}\n"
+                f"{self.settings.consistency}, {self.options}, {self.network.faults}\n"
+                f"{self.schedule.trace()}"
+            ) from error
+
+    def _start_server(self) -> None:
+        self.server = ServerProcess(
+            next(self._process_ids),
+            *(self.network, self.memory, self.disk),
+            *(self.settings, self.options, self.checks),
+        )
+        self.server.ended = self._server_ended
+
+    def _server_ended(self, error: DistNetError | None) -> None:
+        server = self.server
+        if server.was_killed:
+            self.checks.server_died()
+        elif error is not None and not isinstance(error, CheckpointWriteError | JournalWriteError):
+            raise InvariantBrokenError(f"the server ended: {type(error).__name__}: {error}")
+        elif error is None and self.checks.is_finished:
+            self._is_done = True
+            return
+        self.schedule.after(self._pause_s(), self._start_server)
+
+    def _join(self) -> None:
+        """A worker joins, on the server's host or on one of its own."""
+        name = f"worker-{len(self.workers) + 1}"
+        is_remote = self.random.random() < REMOTE_SHARE
+        if is_remote:
+            latency_s = float(self.random.choice([1e-4, 1e-2, 0.2]))
+            bytes_per_s = float(self.random.choice([math.inf, 1e5, 1e3]))
+            self.network.set_link(name, Link(latency_s, bytes_per_s))
+        self._start_worker(name, None if is_remote else self.memory, self._speed())
+
+    def _speed(self) -> Callable[[], float]:
+        """How long one worker's steps take: some are slow, and each of them is now and then."""
+        random = self.random
+        usual_s = float(random.choice([0.001, 0.02, 0.1, 0.4]))
+
+        def seconds_of_step() -> float:
+            slowness = 20.0 if random.random() < 0.03 else 1.0
+            return usual_s * slowness * (0.5 + random.random())
+
+        return seconds_of_step
+
+    def _start_worker(
+        self, name: str, memory: VirtualMemory | None, seconds_of_step: Callable[[], float]
+    ) -> None:
+        worker = WorkerProcess(
+            *(name, next(self._process_ids), self.network, memory, self.settings),
+            *(CountingStep(self.settings), seconds_of_step),
+        )
+        self.workers[name] = worker
+
+        def ended(error: DistNetError | None) -> None:
+            if isinstance(error, JoinRefusedError | WorkerRefusedError):
+                raise InvariantBrokenError(f"{name} is refused: {error}")
+            if not worker.leaves:
+                again = self._start_worker, name, memory, seconds_of_step
+                self.schedule.after(self._pause_s(), *again)
+
+        worker.ended = ended
+        worker.start()
+
+    def _pause_s(self) -> float:
+        return float(self.random.uniform(0.1, 1.5))
+
+    def _plan_faults(self) -> None:
+        for name, seconds_apart in FAULTS.items():
+            moment_s = float(self.random.exponential(seconds_apart))
+            while moment_s < self.faults_until_s:
+                self.schedule.at(moment_s, getattr(self, f"_{name}"))
+                moment_s += float(self.random.exponential(seconds_apart))
+        self.schedule.at(self.faults_until_s, self._end_faults)
+
+    def _end_faults(self) -> None:
+        self.schedule.note("everybody", "has no more trouble from now on")
+        self.network.faults = NO_FAULTS
+        self.network.join()
+        self.disk.failure = None
+
+    def _some_worker(self) -> WorkerProcess | None:
+        alive = [worker for worker in self.workers.values() if worker.is_alive]
+        return alive[int(self.random.integers(len(alive)))] if alive else None
+
+    def _kill_worker(self) -> None:
+        if (worker := self._some_worker()) is not None:
+            worker.kill()
+
+    def _stop_worker(self) -> None:
+        if (worker := self._some_worker()) is not None:
+            worker.stop(self._seconds())
+
+    def _seconds(self) -> float:
+        """How long something lasts: mostly short, rarely long."""
+        return float(min(self.random.lognormal(-0.5, 1.3), 15.0))
+
+    def _kill_server(self) -> None:
+        self.server.kill()
+
+    def _kill_server_at_disk(self) -> None:
+        if self.server.is_alive:
+            self.disk.kill_after = int(self.random.integers(12))
+
+    def _stop_server(self) -> None:
+        self.server.stop(self._seconds())
+
+    def _fail_host(self) -> None:
+        """The server's host loses power: its processes are gone, and what was not on the disk."""
+        self.schedule.note("host", "fails")
+        self.checks.host_failed()
+        for process in (self.server, *self.workers.values()):
+            if process.host == SERVER:
+                process.kill()
+        self.disk.crash()
+
+    def _part_network(self) -> None:
+        hosts = [name for name in (SERVER, *self.workers) if self.random.random() < 0.4]
+        self.schedule.note("network", "parts %s from the others", hosts)
+        self.network.part(hosts)
+        self.schedule.after(self._seconds(), self.network.join)
+
+    def _break_disk(self) -> None:
+        self.disk.failure = int(self.random.choice([errno.ENOSPC, errno.EROFS, errno.EIO]))
+        self.schedule.note("disk", "fails: %s", os.strerror(self.disk.failure))
+        self.schedule.after(self._seconds(), self._mend_disk)
+
+    def _mend_disk(self) -> None:
+        self.disk.failure = None
+
+    def _leave(self) -> None:
+        worker = self._some_worker()
+        staying = [each for each in self.workers.values() if not each.leaves]
+        if worker is not None and not worker.leaves and len(staying) > 1:
+            self.schedule.note(worker.name, "is to leave")
+            worker.leave()
+
+    def _break_connection(self) -> None:
+        if (worker := self._some_worker()) is not None:
+            self.schedule.note(worker.name, "loses its connection")
+            worker.lose_connection()
+
+    def _observe(self) -> None:
+        """Look at the run from time to time, and end it when it is done, as its starter does."""
+        observer = self._observer = self.network.connect(SERVER, SERVER, "observer")
+        observer.on_arrival = self._observed
+        self._ask()
+
+    def _ask(self) -> None:
+        if not self._is_done:
+            self._ends = False
+            self._observer.send(StatusRequest(0))
+            self.schedule.after(OBSERVE_EVERY_S, self._ask)
+
+    def _observed(self) -> None:
+        message = self._observer.receive()
+        if isinstance(message, StatusReport):
+            report = json.loads(message.report)
+            self.checks.seen(report)
+            if report["state"] == "finished" and not self._ends:
+                self._ends = True
+                self._observer.send(Shutdown("every epoch is done"))
