@@ -99,9 +99,12 @@ class Observer:
             reply = self._socket.receive(min(left_s, POLL_S))
             if isinstance(reply, kind):
                 return reply
-            if isinstance(reply, Refuse):
+            if isinstance(reply, Refuse) and not reply.may_rejoin:
                 raise ProtocolError(f"the server refused {type(request).__name__}: {reply.reason}")
             self._while_waiting()
+            if isinstance(reply, Refuse):
+                time.sleep(POLL_S)
+                self._socket.send(request)
         raise self._socket.no_answer(self._timeout_s)
 
 

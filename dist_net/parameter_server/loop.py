@@ -336,8 +336,9 @@ class ServerLoop:
         if self._snapshot is None or self._snapshot.version != snapshot.version:
             self._snapshot = snapshot._replace(weights=snapshot.weights.copy())
         if not self._socket.send_one(node, self._snapshot):
+            # Or it was read, and the thread that learns of that has had no core since.
             reason = "the snapshot asked for before is still on its way: read that first"
-            self._socket.send(node, Refuse(reason, may_rejoin=False))
+            self._socket.send(node, Refuse(reason, may_rejoin=True))
 
     def _welcome(self, welcome: Welcome, gradients: SharedVectors | None) -> None:
         """Prepares to exchange arrays with a worker: in shared memory, or as frames."""

@@ -145,7 +145,10 @@ class Welcome(NamedTuple):
 
 
 class Refuse(NamedTuple):
-    """The server will not have this worker, and why. ``may_rejoin``: as a new worker it would."""
+    """The server will not have this worker, or answer, and why.
+
+    ``may_rejoin``: as a new worker it would; an observer may ask again in a moment.
+    """
 
     reason: str
     may_rejoin: bool

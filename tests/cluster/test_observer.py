@@ -1,11 +1,12 @@
 """What an observer makes of a server's answers."""
 
+import numpy as np
 import pytest
 
 from dist_net.errors import ProtocolError, UnknownRecipeError
 from dist_net.models.observer import Observer, recipe_at
 from dist_net.recipes.picture_recipe import PICTURES
-from dist_net.wire.messages import StatusReport, StatusRequest
+from dist_net.wire.messages import Refuse, Snapshot, StatusReport, StatusRequest
 from dist_net.wire.transport import ServerSocket
 
 
@@ -34,6 +35,20 @@ def test_a_report_that_is_none_is_refused(report: str, reason: str) -> None:
             pytest.raises(ProtocolError, match=reason),
         ):
             observer.of_run("version")
+
+
+def test_an_observer_asks_again_for_a_snapshot_that_the_server_cannot_send_yet() -> None:
+    weights = np.ones(3, np.float32)
+    answers = [Refuse("the last one is still on its way", may_rejoin=True), Snapshot(1, 2, weights)]
+    with ServerSocket(["tcp://127.0.0.1:0"]) as server:
+
+        def answer() -> None:
+            if (received := server.receive(0.0)) is not None:
+                server.send(received[0], answers.pop(0))
+
+        with Observer(server.contact_addresses[0], while_waiting=answer) as observer:
+            assert observer.snapshot().version == 1
+    assert not answers
 
 
 def test_a_worker_from_elsewhere_is_told_that_a_folder_of_pictures_is_not_there(
