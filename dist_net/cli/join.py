@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
         if offered.reference == PICTURES:
             samples = prepare_folder(offered, arguments.data, directory, console, opened)
         else:
-            samples = _prepare(offered, directory, arguments, console)
+            samples = prepare_recipe(offered, directory, arguments, console)
         settings = settings_of(arguments)
         logs = _log_directory(directory, opened)
         display = opened.enter_context(TrainingProgress(console, samples, joining=None))
@@ -127,7 +127,7 @@ def offered_by(server: LetIn, timeout_s: float) -> OfferedRecipe:
         return OfferedRecipe.of(observer.recipe())
 
 
-def _prepare(
+def prepare_recipe(
     offered: OfferedRecipe, directory: RunDirectory, arguments: argparse.Namespace, console: Console
 ) -> int:
     """Has the recipe and its data ready for the workers; gives the number of samples."""

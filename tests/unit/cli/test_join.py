@@ -1,0 +1,128 @@
+"""``dist-net join``: who is asked before code from elsewhere runs, and how many workers join."""
+
+import argparse
+import io
+from pathlib import Path
+
+import pytest
+
+from dist_net.cli import join
+from dist_net.cluster.terminal import plain_console
+from dist_net.errors import RecipeError, UntrustedRecipeError
+from dist_net.models.offered_recipe import OfferedRecipe, offer_of
+from dist_net.models.run_directory import RunDirectory
+from dist_net.recipes.recipe import load_recipe, own_release
+from dist_net.recipes.recipe_files import sha256
+from dist_net.wire.messages import RecipeOffer
+
+COUNTING = Path(__file__).parents[2] / "recipes" / "counting.py"
+DIGEST = f"{own_release()}; recipe x; data y"
+
+
+class Terminal(io.StringIO):
+    """A keyboard at which somebody has typed something."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "run")
+    directory.make()
+    return directory
+
+
+def prepare(offer: RecipeOffer | None, directory: RunDirectory, *options: str) -> int:
+    assert offer is not None
+    parser = argparse.ArgumentParser()
+    join.add_arguments(parser)
+    arguments = parser.parse_args(["TOKEN", *options])
+    return join.prepare_recipe(OfferedRecipe.of(offer), directory, arguments, plain_console())
+
+
+def code(tmp_path: Path) -> RecipeOffer | None:
+    """A recipe that says that it was run."""
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'was run')!r}).touch()\n")
+    recipe.write_text(recipe.read_text() + COUNTING.read_text())
+    offer = offer_of(load_recipe(str(recipe)), DIGEST)
+    (tmp_path / "was run").unlink()
+    return offer
+
+
+@pytest.mark.parametrize("typed", ["y\n", "Yes\n"])
+def test_code_from_elsewhere_runs_if_somebody_says_so(
+    directory: RunDirectory,
+    tmp_path: Path,
+    typed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    offer = code(tmp_path)
+    monkeypatch.setattr("sys.stdin", Terminal(typed))
+    assert prepare(offer, directory) == 256
+    assert (tmp_path / "was run").exists()
+    shown = capsys.readouterr().err
+    content = directory.recipe.read_bytes()
+    assert f"{directory.recipe}: {len(content):,} bytes, SHA-256 {sha256(content)}" in shown
+
+
+@pytest.mark.parametrize(
+    ("stdin", "says"),
+    [
+        (Terminal("n\n"), "not trusted, so nothing was run"),
+        (Terminal("\n"), "not trusted, so nothing was run"),
+        (Terminal(""), "not trusted, so nothing was run"),
+        (io.StringIO("y\n"), r"no terminal to ask at.*add --trust-recipe"),
+    ],
+)
+def test_it_does_not_otherwise(
+    directory: RunDirectory,
+    tmp_path: Path,
+    stdin: io.StringIO,
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offer = code(tmp_path)
+    monkeypatch.setattr("sys.stdin", stdin)
+    with pytest.raises(UntrustedRecipeError, match=says):
+        prepare(offer, directory)
+    assert not (tmp_path / "was run").exists()
+    assert prepare(offer, directory, "--trust-recipe") == 256
+
+
+def test_nobody_is_asked_about_what_is_built_in(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert prepare(offer_of(load_recipe("digits"), DIGEST), directory) == 1437
+
+
+def test_what_a_recipe_looks_for_beside_itself_is_found_in_a_folder_that_is_given(
+    directory: RunDirectory, tmp_path: Path
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for place in (there, here):
+        place.mkdir()
+        (place / "count").write_text("x")
+    recipe = there / "mine.py"
+    look = "from pathlib import Path\nPath(__file__).with_name('count').read_text()\n"
+    recipe.write_text(look + COUNTING.read_text())
+    offer = offer_of(load_recipe(str(recipe)), DIGEST)
+    with pytest.raises(RecipeError) as refused:
+        prepare(offer, directory, "--trust-recipe")
+    assert "give --data FOLDER" in "".join(refused.value.__notes__)
+    assert prepare(offer, directory, "--trust-recipe", "--data", str(here)) == 256
+
+
+@pytest.mark.parametrize(
+    ("options", "workers"), [([], 4), (["--threads", "3"], 1), (["--workers", "7"], 7)]
+)
+def test_as_many_workers_join_as_there_are_cores_for(
+    options: list[str], workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(join, "available_cores", lambda: 4)
+    parser = argparse.ArgumentParser()
+    join.add_arguments(parser)
+    assert join.settings_of(parser.parse_args(["TOKEN", *options])).workers == workers
