@@ -161,7 +161,10 @@ def descriptors() -> Leaks:
 
 def mappings() -> Leaks:
     """Shared memory that is mapped, whether its descriptor is open or not."""
-    lines = [line.split(maxsplit=5) for line in read(Path("/proc/self/maps")).splitlines()]
+    maps = read(Path("/proc/self/maps"))
+    if not any(place in maps for place in SHARED_MEMORY):
+        return {}
+    lines = [line.split(maxsplit=5) for line in maps.splitlines()]
     shared = [line for line in lines if len(line) == 6 and line[5].startswith(SHARED_MEMORY)]
     return {f"mapping {line[0]}": line[5] for line in shared}
 

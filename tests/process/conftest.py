@@ -16,6 +16,7 @@ import pytest
 
 from dist_net.models.observer import Observer
 
+WITHOUT_PLOTS = Path(__file__).parent / "without_plots"
 # What a loaded machine may take; a test that passes does not wait for it.
 DEADLINE_S = 120.0
 
@@ -32,13 +33,22 @@ def wait_until(holds: Callable[[], Any]) -> Any:
 class Command:
     """A running ``dist-net COMMAND``, in a directory that is also where it says what it says.
 
-    ``prefix`` is a command that runs it, such as one that enters a network namespace.
+    ``prefix`` is a command that runs it, such as one that enters a network namespace. One that
+    ``draws`` has matplotlib, which takes a second of CPU to draw a run.
     """
 
-    def __init__(self, directory: Path, arguments: Sequence[str], prefix: Sequence[str]) -> None:
+    def __init__(
+        self, directory: Path, arguments: Sequence[str], prefix: Sequence[str], draws: bool
+    ) -> None:
         self._stdout, self._stderr = directory / "stdout", directory / "stderr"
         self.temporary = directory / "t"
         self.temporary.mkdir(parents=True)
+        environment = os.environ | {
+            "TMPDIR": str(self.temporary),
+            "XDG_STATE_HOME": str(directory / "state"),
+        }
+        if not draws:
+            environment["PYTHONPATH"] = str(WITHOUT_PLOTS)
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
                 [*prefix, sys.executable, "-P", "-m", "dist_net", *arguments],
@@ -46,8 +56,7 @@ class Command:
                 stdout=stdout,
                 stderr=stderr,
                 cwd=directory,
-                env=os.environ
-                | {"TMPDIR": str(self.temporary), "XDG_STATE_HOME": str(directory / "state")},
+                env=environment,
             )
 
     @property
@@ -152,9 +161,9 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Starts a command; those that still run when the test is over are killed."""
     commands: list[Command] = []
 
-    def start_command(*arguments: str, prefix: Sequence[str] = ()) -> Command:
+    def start_command(*arguments: str, prefix: Sequence[str] = (), draws: bool = False) -> Command:
         directory = tmp_path / f"c{len(commands)}"  # short: sockets lie below
-        commands.append(Command(directory, arguments, prefix))
+        commands.append(Command(directory, arguments, prefix, draws))
         return commands[-1]
 
     yield start_command
