@@ -41,8 +41,9 @@ class SharedCores:
     """The cores of a host, which its threads get about as Linux gives them.
 
     Who has had least goes first, for ``slice_s`` if others wait. Who wakes takes the core of the
-    thread that has had most, if that is clearly more; time asleep counts, but not for ever.
-    ``busy_s`` is the time of all cores together.
+    thread that has had most, if that is clearly more. Time asleep makes good what a thread has had
+    above the others, and gives it half a slice at most. ``busy_s`` is the time of all cores
+    together.
     """
 
     def __init__(self, schedule: EventSchedule, cores: int, slice_s: float = SLICE_S) -> None:
@@ -61,7 +62,9 @@ class SharedCores:
         for each in self._running:
             self._account(each)
         awake = [each.had_s for each in (*self._running, *self._ready)]
-        thread.had_s = max(thread.had_s, min(awake, default=thread.had_s) - self._slice_s / 2)
+        if awake:
+            fair_s = sum(awake) / len(awake)
+            thread.had_s = min(max(thread.had_s, fair_s - self._slice_s / 2), fair_s)
         self._ready.append(thread)
         others = [each for each in self._running if each is not self._between]
         if len(self._running) == self._cores and others:
