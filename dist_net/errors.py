@@ -380,6 +380,10 @@ class ProcessFailedError(DistNetError):
     """A process ended too early, or did not start."""
 
 
+class RayClusterError(BadInputError):
+    """There is no Ray cluster at an address, or this host is not a node of it."""
+
+
 class RunOverdueError(DistNetError):
     """A run was not done in time."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dist_net.cluster.cluster_options import AUTO
 from dist_net.cluster.command_line import command_line
 from dist_net.models.run_directory import RunDirectory
 
@@ -30,13 +31,18 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
     )
 
 
-def how_to_go_on(arguments: argparse.Namespace, directory: RunDirectory, workers: int) -> str:
+def how_to_go_on(
+    arguments: argparse.Namespace, directory: RunDirectory, workers: int | None
+) -> str:
     """How to resume a run that was started with these arguments and ended early."""
     if not (directory.checkpoint.exists() or directory.folder.exists()):
         return "there is no checkpoint to go on from"
     words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
     if arguments.command == "train" and workers != DEFAULT_WORKERS:
-        words += ["--workers", workers]
+        words += ["--workers", AUTO if workers is None else workers]
+    if getattr(arguments, "cluster", "local") != "local":
+        words += ["--cluster", arguments.cluster]
+        words += ["--address", arguments.address] if arguments.address else []
     for address in arguments.listen:
         words += ["--listen", address]
     for option in ("contact", "keys", "metrics", "metrics-token-file"):

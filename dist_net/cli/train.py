@@ -19,6 +19,12 @@ from dist_net.cli.train_pictures import (
     require_no_picture_options,
     train_pictures,
 )
+from dist_net.cluster.cluster_options import (
+    AUTO,
+    add_cluster_arguments,
+    ray_address,
+    worker_count,
+)
 from dist_net.cluster.command_line import add_trust_argument, joining_command
 from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRun, LocalRunSettings, summarise
 from dist_net.cluster.opening import add_invitation_arguments, opening_of
@@ -30,6 +36,7 @@ from dist_net.errors import (
     MissingExtraError,
     ProcessFailedError,
     RunDirectoryError,
+    SettingError,
 )
 from dist_net.models.best_weights import BestWeights
 from dist_net.models.run_directory import RunDirectory
@@ -49,15 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_arguments(parser)
     parser.add_argument(
         "--workers",
-        type=count_from(0),
+        type=worker_count,
         default=DEFAULT_WORKERS,
         metavar="N",
-        help="default: %(default)s",
+        help="default: %(default)s; with --cluster ray also auto, as many as there is room for",
     )
+    add_cluster_arguments(parser)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of every command that starts a run."""
+    parser.set_defaults(ray=None)  # the address of the Ray cluster, if one is used
     parser.add_argument(
         "recipe",
         metavar="RECIPE",
@@ -159,18 +168,24 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains, says what came of it, and gives the exit code."""
+    arguments.ray = ray_address(arguments, arguments.workers)
+    if arguments.ray and (arguments.listen or arguments.keys or arguments.workers == 0):
+        raise SettingError(
+            "--cluster ray with --listen, --keys or no workers; expected none of these: Ray places "
+            "the workers, and hands out keys"
+        )
     return run_with_workers(arguments, arguments.workers)
 
 
-def run_with_workers(arguments: argparse.Namespace, workers: int) -> int:
-    """Trains with so many workers on this host, and with those that join from elsewhere."""
+def run_with_workers(arguments: argparse.Namespace, workers: int | None) -> int:
+    """Trains with so many workers, and with those that join from elsewhere."""
     console = plain_console()
     with served_metrics(arguments, console) as publish:
         return _train(arguments, workers, console, publish)
 
 
 def _train(
-    arguments: argparse.Namespace, workers: int, console: Console, publish: Publish | None
+    arguments: argparse.Namespace, workers: int | None, console: Console, publish: Publish | None
 ) -> int:
     arguments.resume = is_resumed(arguments)
     if is_of_pictures(arguments):
@@ -185,7 +200,9 @@ def _train(
         dataset = loaded.recipe.load_dataset(fetching)
     options = options.replaced_by(recipe=loaded.reference, recipe_files=loaded.file_digests)
     settings = options.settings(loaded, dataset)
-    local = LocalRunSettings(workers, opening_of(arguments), arguments.resume, arguments.restarts)
+    local = LocalRunSettings(
+        workers, opening_of(arguments), arguments.resume, arguments.restarts, arguments.ray
+    )
     local.require_listening()
 
     def joining(address: str) -> str:
@@ -194,7 +211,12 @@ def _train(
     is_new = directory is None
     directory = directory or RunDirectory.create(arguments.run_dir, loaded.name, datetime.now())
     locked = directory.locked(0.0 if is_new else KILLED_RUN_ENDS_S)
-    with locked, TrainingProgress(console, settings.samples, joining, publish) as display:
+    with (
+        locked,
+        TrainingProgress(
+            console, settings.samples, None if arguments.ray else joining, publish
+        ) as display,
+    ):
         if not is_new:
             # Refuses what does not fit before anything in the run's directory is changed.
             RunState.resumed(settings, read_checkpoint(directory.checkpoint))
@@ -202,7 +224,7 @@ def _train(
         console.print(
             f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "
             f"samples, {settings.epochs} epochs of minibatches of {settings.batch_size}; "
-            f"{workers} workers"
+            f"{AUTO if workers is None else workers} workers"
         )
         best = None
         if options.keeps_best or options.patience is not None:
@@ -232,10 +254,10 @@ def is_resumed(arguments: argparse.Namespace) -> bool:
     return directory.checkpoint.exists() or directory.folder.exists()
 
 
-def options_given(arguments: argparse.Namespace, workers: int) -> dict[str, Any]:
+def options_given(arguments: argparse.Namespace, workers: int | None) -> dict[str, Any]:
     """The options of every run by their names in ``RunOptions``; None where they were not given.
 
-    ``workers`` is how many there are on this host.
+    ``workers`` is how many are started; None: that is not known.
     """
     mode = arguments.consistency
     return {
@@ -246,7 +268,7 @@ def options_given(arguments: argparse.Namespace, workers: int) -> dict[str, Any]
         "weight_decay": arguments.weight_decay,
         "clip_norm": arguments.clip_norm,
         "average_decay": arguments.average_decay,
-        "consistency": None if mode is None else str(Consistency.of(mode, workers)),
+        "consistency": None if mode is None else str(Consistency.of(mode, workers or 0)),
         "seed": arguments.seed,
         "checkpoint_every_s": arguments.checkpoint_every,
         "sync": arguments.sync,
@@ -256,7 +278,9 @@ def options_given(arguments: argparse.Namespace, workers: int) -> dict[str, Any]
     }
 
 
-def prepare(arguments: argparse.Namespace, workers: int) -> tuple[RunDirectory | None, RunOptions]:
+def prepare(
+    arguments: argparse.Namespace, workers: int | None
+) -> tuple[RunDirectory | None, RunOptions]:
     """The directory of the run to resume, else None, and the options of the run."""
     given = {"recipe": arguments.recipe, **options_given(arguments, workers)}
     if not arguments.resume:

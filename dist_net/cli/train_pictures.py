@@ -117,7 +117,7 @@ def _run_asked_for(
 
 def train_pictures(
     arguments: argparse.Namespace,
-    workers: int,
+    workers: int | None,
     given_run: Mapping[str, Any],
     publish: Publish | None = None,
 ) -> int:
@@ -128,9 +128,11 @@ def train_pictures(
     """
     console = plain_console()
     asked = arguments.recipe or arguments.run_dir or "the newest run"
-    if not workers:
+    if workers == 0:
         raise SettingError(f"{asked} is a folder of pictures; expected workers on its host too")
-    local = LocalRunSettings(workers, opening_of(arguments), restarts=arguments.restarts)
+    local = LocalRunSettings(
+        workers, opening_of(arguments), restarts=arguments.restarts, ray_address=arguments.ray
+    )
     local.require_listening()
     directory, options = _run_asked_for(arguments, given_run)
     if arguments.listen and options.base != NONE and not options.fine_tune:

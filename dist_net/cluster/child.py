@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 from dist_net.cluster.entry import FAILED, READY
 from dist_net.errors import BadInputError, ProcessFailedError
@@ -20,8 +20,23 @@ from dist_net.errors import BadInputError, ProcessFailedError
 POLL_S = 0.005
 
 
+class Process(Protocol):
+    """The methods of ``Popen`` in use."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 class ForkedProcess:
-    """A child of this process that another one forked, with the methods of ``Popen`` in use."""
+    """A child of this process that another one forked."""
 
     def __init__(self, process_id: int) -> None:
         self.pid = process_id
@@ -57,35 +72,35 @@ class ForkedProcess:
             os.kill(self.pid, number)
 
 
+def output_files(name: str, logs: Path) -> tuple[Path, Path]:
+    """The files for a process's stdout, which is read by who started it, and for its log."""
+    return logs / f"{name}.out", logs / f"{name}.log"
+
+
 @contextlib.contextmanager
 def outputs(name: str, logs: Path) -> Iterator[tuple[IO[str], IO[str]]]:
-    """The files for a process's stdout, which its parent reads, and for its stderr, the log."""
-    with _said_by(name, logs).open("w") as output, _log_of(name, logs).open("a") as errors:
+    """Those files, open; what was printed before is gone, what was logged is kept."""
+    said, log = output_files(name, logs)
+    with said.open("w") as output, log.open("a") as errors:
         yield output, errors
 
 
-def _said_by(name: str, logs: Path) -> Path:
-    return logs / f"{name}.out"
-
-
-def _log_of(name: str, logs: Path) -> Path:
-    return logs / f"{name}.log"
-
-
 class RunningChild:
-    """A child of this process whose stdout and stderr are the files that ``outputs`` gives."""
+    """A process whose stdout and stderr are in the files that ``outputs`` gives."""
 
-    def __init__(
-        self, name: str, logs: Path, process: subprocess.Popen[bytes] | ForkedProcess
-    ) -> None:
+    def __init__(self, name: str, logs: Path, process: Process) -> None:
         self.name = name
-        self.log = _log_of(name, logs)
-        self._said = _said_by(name, logs)
+        self.said, self.log = output_files(name, logs)
         self._process = process
 
     @property
     def process_id(self) -> int:
         return self._process.pid
+
+    @property
+    def host(self) -> str:
+        """The name of the host that it runs on."""
+        return getattr(self._process, "host", socket.gethostname())
 
     @property
     def exit_code(self) -> int | None:
@@ -130,10 +145,17 @@ class RunningChild:
         return bool(self._reasons())
 
     @property
+    def is_lost(self) -> bool:
+        """Whether it has ended because the host that it ran on is gone."""
+        return bool(getattr(self._process, "lost", ""))
+
+    @property
     def last_words(self) -> str:
         """Why it ended, as it printed it, else its exit code."""
         reasons = self._reasons()
-        return reasons[-1].strip() if reasons else f"it ended with code {self.exit_code}"
+        if reasons:
+            return reasons[-1].strip()
+        return getattr(self._process, "lost", "") or f"it ended with code {self.exit_code}"
 
     def _reasons(self) -> list[str]:
         return [line.removeprefix(FAILED) for line in self._lines() if line.startswith(FAILED)]
@@ -155,7 +177,7 @@ class RunningChild:
 
     def _lines(self) -> list[str]:
         # The last line may be half written: with PYTHONUNBUFFERED each word is a write.
-        complete, _, _ = self._said.read_text().rpartition("\n")
+        complete, _, _ = self.said.read_text().rpartition("\n")
         return complete.splitlines()
 
 

@@ -6,7 +6,6 @@ need of the run lies in a directory of this process: the recipe, and their keys.
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from contextlib import ExitStack
@@ -94,7 +93,7 @@ class JoinedRun:
         settings = self._settings
         arguments = ["--run-dir", str(self._directory.path), "--connect", self._server.address]
         arguments += ["--name", f"{socket.gethostname()}-{index}"[:128]]
-        arguments += ["--threads", str(settings.threads), "--parent", str(os.getpid())]
+        arguments += ["--threads", str(settings.threads)]
         arguments += ["--timeout", str(settings.join_timeout_s)]
         arguments += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
         if self._server.keys is not None:

@@ -10,19 +10,19 @@ die again, evaluates the weights now and then, and writes the run directory.
 from __future__ import annotations
 
 import math
-import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dist_net.cluster.child import RunningChild, end
-from dist_net.cluster.cores import available_cores
+from dist_net.cluster.crew import Crew
 from dist_net.cluster.opening import Opening
-from dist_net.cluster.own_directory import temporary_directory
+from dist_net.cluster.ray_cluster import RayCluster
 from dist_net.cluster.replacement import RESTARTS, ReplacedChild
-from dist_net.cluster.roles import LocalProcesses, Role
+from dist_net.cluster.roles import Given, Launcher, LocalProcesses, Role, Word
 from dist_net.cluster.run_warnings import RunWarnings
 from dist_net.cluster.terminal import TrainingProgress
 from dist_net.data import Dataset
@@ -57,20 +57,24 @@ KILLED_RUN_ENDS_S = 5.0
 
 @dataclass(frozen=True)
 class LocalRunSettings:
-    """How many workers run on this host, and how the server is opened to others.
+    """How many workers run, and how the server is opened to others.
 
-    Each process is started again up to ``restarts`` times if it dies.
+    Each process is started again up to ``restarts`` times if it dies. They are processes of this
+    host, or of the Ray cluster at ``ray_address``; there, ``workers`` may be None: as many as there
+    is room for.
     """
 
-    workers: int
+    workers: int | None
     opening: Opening = field(default_factory=Opening)
     resume: bool = False
     restarts: int = RESTARTS
+    ray_address: str | None = None
 
-    @property
-    def threads(self) -> int:
-        """Threads of each worker: its share of the cores, less one for the server, at least 1."""
-        return max(1, (available_cores() - 1) // max(1, self.workers))
+    def launcher(self, directory: RunDirectory) -> Launcher:
+        """What starts the processes of the run in ``directory``."""
+        if self.ray_address is None:
+            return LocalProcesses(directory.logs, directory.path)
+        return RayCluster(self.ray_address, directory.logs, directory)
 
     def require_listening(self) -> None:
         """Raises now, before a run is begun, what listening would raise later."""
@@ -139,11 +143,15 @@ class LocalRun:
         self._evaluate = Evaluator(recipe.model, dataset)
         self._local = local
         self._display = display
-        self._processes = LocalProcesses(directory.logs)
+        self._launcher = local.launcher(directory)
+        self._threads = 1
+        self._crew = Crew(
+            self._launcher, self._worker, local.workers, local.restarts, display.warned
+        )
+        self._address = ""
         self._next_record = 0
         self._evaluated_epochs = 0
         self._evaluate_after_s = 0.0
-        self._reported: set[ReplacedChild] = set()
         self._listen = local.opening.listen
         self._keys = directory.keys if local.opening.needs_keys else local.opening.keys
         self._resumes = local.resume
@@ -168,38 +176,35 @@ class LocalRun:
         """
         if self._local.opening.needs_keys:
             make_keys(self._directory.keys)
-        with temporary_directory() as temporary:
-            address, restarts = f"ipc://{temporary}/server", self._local.restarts
-            server = ReplacedChild(
-                lambda: self._processes.start(self._server_role(address)), restarts
-            )
-            workers: list[ReplacedChild] = []
+        with self._launcher:
+            if self._local.workers:  # else as workers have elsewhere
+                self._threads = self._launcher.cores_each(self._local.workers)
+            server = ReplacedChild(self._start_server, self._local.restarts)
             try:
-                for index in range(self._local.workers):
-                    role = self._worker_role(address, index)
-                    workers.append(ReplacedChild(partial(self._processes.start, role), restarts))
-                return self._watch_to_the_end(address, server, workers)
+                return self._watch_to_the_end(server)
             except KeyboardInterrupt:
-                self._end(server, workers)
+                self._end(server)
                 raise _interruption(server.child, "interrupted") from None
             except ProcessFailedError:
                 if server.child.exit_code == 0:
                     raise _interruption(server.child, "ended from outside") from None
                 raise
             finally:
-                self._end(server, workers)
+                self._end(server)
 
-    def _watch_to_the_end(
-        self, address: str, server: ReplacedChild, workers: list[ReplacedChild]
-    ) -> RunOutcome:
+    def _watch_to_the_end(self, server: ReplacedChild) -> RunOutcome:
         """Watches one server after the other; raises ProcessFailedError when the last has ended."""
         while True:
             child = server.child
+            if self._address != self._launcher.address:  # the workers, if any, look elsewhere
+                self._address = self._launcher.address
+                self._crew.start()
             try:
                 with Observer(
-                    address, timeout_s=ANSWER_TIMEOUT_S, while_waiting=partial(self._wait, child)
+                    *(self._address, self._launcher.keys, ANSWER_TIMEOUT_S),
+                    while_waiting=partial(self._wait, child),
                 ) as observer:
-                    outcome = self._watch(observer, child, workers)
+                    outcome = self._watch(observer, child)
                 self._await_checkpoint(child)
             except ProcessFailedError:
                 if not self._is_replaced(server):
@@ -226,37 +231,36 @@ class LocalRun:
             self._is_silent = True
             self._display.warned("the parameter server does not answer: is it stopped?")
 
-    def _server_role(self, address: str) -> Role:
-        arguments = [str(self._directory.path), address, *self._listen]
-        threads = self._local.threads if self._local.workers else 1  # as workers have elsewhere
-        arguments += ["--parent", str(os.getpid()), "--threads", str(threads)]
+    def _start_server(self) -> RunningChild:
+        arguments: list[Word] = [Given.RUN_DIRECTORY, *self._launcher.server_options, *self._listen]
+        arguments += ["--threads", str(self._threads)]
         if self._keys is not None:
             arguments += ["--keys", str(self._keys)]
         if self._resumes:
             arguments.append("--resume")
         # It holds the directory's lock too: it may still write there after this process is killed.
-        return Role(
+        role = Role(
             "parameter-server",
             "dist_net.cluster.processes.parameter_server",
             tuple(arguments),
+            is_server=True,
             inherited=self._directory.lock_descriptors,
         )
+        return self._launcher.start(role)
 
-    def _worker_role(self, address: str, index: int) -> Role:
-        name = f"worker-{index}"
-        arguments = ["--run-dir", str(self._directory.path), "--connect", address, "--name", name]
-        arguments += ["--threads", str(self._local.threads), "--timeout", str(START_TIMEOUT_S)]
-        arguments += ["--parent", str(os.getpid())]
-        return Role(name, "dist_net.cluster.processes.training_worker", tuple(arguments))
+    def _worker(self, name: str) -> Role:
+        arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._launcher.worker_options]
+        arguments += ["--name", name, "--threads", str(self._threads)]
+        arguments += ["--timeout", str(START_TIMEOUT_S)]
+        module = "dist_net.cluster.processes.training_worker"
+        return Role(name, module, tuple(arguments), cores=self._threads)
 
-    def _watch(
-        self, observer: Observer, server: RunningChild, workers: list[ReplacedChild]
-    ) -> RunOutcome:
+    def _watch(self, observer: Observer, server: RunningChild) -> RunOutcome:
         self._ready(server.wait_until_ready(START_TIMEOUT_S))
         self._begin_metrics(observer.status())
         while True:
             # Looked at before the report: workers that leave a stopping server have not failed.
-            ended = [worker for worker in workers if worker.child.exit_code is not None]
+            ended = self._crew.ended
             report = self._poll(observer)
             if report["state"] == "finished":
                 break
@@ -288,8 +292,11 @@ class LocalRun:
         """Says where workers may join; a server that takes this one's place listens there too."""
         if not self._was_ready:
             self._open(addresses)
+        if self._launcher.key_directory is not None:
+            self._display.answers(self._address, self._launcher.key_directory)
         self._was_ready = True
-        self._listen = tuple(map(with_port_of, self._local.opening.listen, addresses[1:]))
+        opened = addresses[len(addresses) - len(self._listen) :]
+        self._listen = tuple(map(with_port_of, self._local.opening.listen, opened))
         self._next_record = 0
         self._has_workers = False
 
@@ -297,7 +304,7 @@ class LocalRun:
         """Says how workers may join: by an address, or from another host by a token."""
         opening = self._local.opening
         self._display.started(addresses[:1] if opening.needs_keys else addresses)
-        if token := opening.token(self._keys, addresses[1:]):
+        if opening.listen and (token := opening.token(self._keys, addresses[1:])):
             self._display.opened(token, opening.keys or self._directory.path)
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
@@ -325,17 +332,12 @@ class LocalRun:
         self._warnings.look(report | {"metrics_error": self._directory.metrics_error})
         return report
 
-    def _check_workers(self, ended: list[ReplacedChild], report: dict[str, Any]) -> None:
-        """Has workers of this host that died started again; warns when none is left anywhere."""
-        for worker in ended:
-            if (said := worker.look()) is not None:
-                self._display.warned(said)
-            if worker.is_given_up and worker not in self._reported:
-                self._reported.add(worker)
-                self._display.warned(f"{worker.child.failure()}; its samples go to other workers")
+    def _check_workers(self, ended: Sequence[ReplacedChild], report: dict[str, Any]) -> None:
+        """Has workers that died started again; warns when none is left anywhere."""
+        self._crew.look_after(ended)
         has_workers = len(report["workers"]) > 0
-        if self._reported and len(self._reported) == self._local.workers and not has_workers:
-            raise ended[-1].child.failure()
+        if (failure := self._crew.failure) is not None and not has_workers:
+            raise failure
         if self._has_workers and not has_workers:
             self._display.warned("no worker is left: the run goes on when one joins")
         self._has_workers = has_workers
@@ -385,11 +387,10 @@ class LocalRun:
         if server.exit_code != 0:
             raise server.failure()
 
-    def _end(self, server: ReplacedChild, workers: list[ReplacedChild]) -> None:
+    def _end(self, server: ReplacedChild) -> None:
         """Ends all that still run; the server has time to write its checkpoint."""
-        for each in (server, *workers):
-            each.child.terminate()
-        end([each.child for each in workers], WORKER_GRACE_S)
+        server.child.terminate()
+        self._crew.end(WORKER_GRACE_S)
         end([server.child], checkpoint_grace_s(self._directory.checkpoint))
 
 

@@ -98,7 +98,7 @@ class PoolChildren:
         elif role.module:
             self._watch(role, self._processes.start(role))
         else:
-            self._forks.order(role.name, role.arguments, partial(self._watch, role))
+            self._forks.order(role.name, role.words({}), partial(self._watch, role))
 
     def _watch(self, role: Role, child: RunningChild) -> None:
         descriptor = os.pidfd_open(child.process_id)  # readable when the process has ended

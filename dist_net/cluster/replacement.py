@@ -46,7 +46,7 @@ class ReplacedChild:
     the same one.
     """
 
-    def __init__(self, start: Callable[[], RunningChild], restarts: int) -> None:
+    def __init__(self, start: Callable[[], RunningChild], restarts: float) -> None:
         self._start = start
         self._budget = RestartBudget(restarts)
         self._started_s = time.monotonic()

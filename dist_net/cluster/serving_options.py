@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
+from dist_net.cluster.cluster_options import (
+    add_cluster_arguments,
+    ray_address,
+    worker_count,
+)
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.cores import available_cores
 from dist_net.cluster.opening import Opening, add_invitation_arguments
@@ -28,7 +33,7 @@ class ServingOptions:
 
     sources: tuple[str, ...]
     names: tuple[str, ...]
-    workers: int
+    workers: int | None
     threads: int
     pool: PoolSettings
     http: str
@@ -47,15 +52,22 @@ class ServingOptions:
     log_directory: Path | None
     contact: str | None = None
     token_lifetime: float = TOKEN_LIFETIME_S
+    ray: str | None = None
 
     def __post_init__(self) -> None:
-        in_range = 0 <= self.workers <= MOST_WORKERS and 1 <= self.threads <= MOST_THREADS
+        workers = 1 if self.workers is None else self.workers
+        in_range = 0 <= workers <= MOST_WORKERS and 1 <= self.threads <= MOST_THREADS
         if not in_range or not self.grace_s >= 0:
             raise SettingError(
                 f"--workers={self.workers}, --threads={self.threads}, --grace={self.grace_s:g}: "
                 f"expected 0 to {MOST_WORKERS} workers of 1 to {MOST_THREADS} threads, and seconds"
             )
-        if self.workers == 0 and not self.listen_workers:
+        if self.ray is not None and (self.listen_workers or workers == 0):
+            raise SettingError(
+                f"--cluster ray, --workers={workers}, --listen-workers={self.listen_workers!r}: "
+                f"expected workers, which Ray places, and no address for others"
+            )
+        if workers == 0 and not self.listen_workers:
             raise SettingError(
                 "--workers=0 and no --listen-workers: nobody could answer; expected workers of "
                 "this host, or an address for those of others"
@@ -70,7 +82,8 @@ class ServingOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_models(parser)
-    _add_workers(parser.add_argument_group("workers"))
+    _add_workers(workers := parser.add_argument_group("workers"))
+    add_cluster_arguments(workers)
     _add_queue(parser.add_argument_group("requests"))
     _add_addresses(parser.add_argument_group("addresses and keys"))
 
@@ -95,7 +108,14 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 def _add_workers(group: argparse._ArgumentGroup) -> None:
     option = group.add_argument
     cores = available_cores()
-    option("--workers", type=int, default=cores, metavar="N", help="processes (default: the cores)")
+    option(
+        "--workers",
+        type=worker_count,
+        default=cores,
+        metavar="N",
+        help="processes (default: the cores); with --cluster ray also auto, as many as there is "
+        "room for",
+    )
     option("--threads", type=int, default=1, metavar="N", help="of each worker (default: 1)")
     option(
         "--reproducible",
@@ -183,6 +203,7 @@ def _add_addresses(group: argparse._ArgumentGroup) -> None:
 
 def options_from(arguments: argparse.Namespace) -> ServingOptions:
     """The checked options. Without a MODEL it is the newest run."""
+    ray = ray_address(arguments, arguments.workers)
     sources = tuple(arguments.models) or (str(RunDirectory.newest().path),)
     pool = PoolSettings(
         max_batch_size=arguments.max_batch_size,
@@ -194,4 +215,4 @@ def options_from(arguments: argparse.Namespace) -> ServingOptions:
     names = tuple(named_source(each).name for each in sources)
     same = {each.name for each in fields(ServingOptions)} & vars(arguments).keys()
     rest: dict[str, Any] = {name: getattr(arguments, name) for name in same}
-    return ServingOptions(sources=sources, names=names, pool=pool, **rest)
+    return ServingOptions(sources=sources, names=names, pool=pool, ray=ray, **rest)

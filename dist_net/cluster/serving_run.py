@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,14 @@ import platformdirs
 
 from dist_net.clock import SystemClock
 from dist_net.cluster.command_line import joining_command
+from dist_net.cluster.crew import Crew
 from dist_net.cluster.entry import INTERRUPTED, READY
 from dist_net.cluster.opening import invitation_lines
 from dist_net.cluster.own_directory import log_directory, temporary_directory
 from dist_net.cluster.pool_children import PoolChildren
-from dist_net.cluster.roles import Role
+from dist_net.cluster.pool_on_ray import PoolOnRay
+from dist_net.cluster.ray_cluster import RayCluster
+from dist_net.cluster.roles import Role, parent_option
 from dist_net.cluster.serving_options import ServingOptions
 from dist_net.errors import (
     DistNetError,
@@ -90,23 +94,33 @@ async def serve(options: ServingOptions) -> int:
         keys = load_server_keys(options.keys) if options.keys else None
         directory = opened.enter_context(temporary_directory())
         clients = opened.enter_context(_client_socket(options, keys))
+        logs = _log_directory(options, directory, opened)
+        ray = opened.enter_context(RayCluster(options.ray, logs)) if options.ray else None
         opening = options.opening
-        worker_keys = options.keys
+        worker_keys = options.keys if ray is None else ray.key_directory
         if opening.needs_keys:  # they last as long as the pool
             make_keys(worker_keys := directory / "keys")
-        workers = opened.enter_context(_worker_socket(options, worker_keys, directory))
+        listen = opening.listen if ray is None else ray.listen
+        workers = opened.enter_context(_worker_socket(listen, worker_keys, directory))
         clock, token = SystemClock(), secrets.token_hex()
-        logs = _log_directory(options, directory, opened)
         pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32), token.encode())
         roles = _roles(options, workers.contact_addresses[0], directory, token)
-        children = PoolChildren(roles, "dist_net.cluster.processes.inference_fork_server", logs)
+        forks = "dist_net.cluster.processes.inference_fork_server"
+        children: PoolChildren = PoolChildren(roles, forks, logs)
+        if ray is not None:
+            ray.serve_at(*workers.contact_addresses)
+            children = PoolOnRay(roles[:1], forks, logs, _crew(options, ray))
         gateway = Gateway(pool, workers, children.kill, clock)
         desk = ClientDesk(gateway, clients, secrets.token_hex(8))
         http = _http(options, gateway)
-        for address in workers.contact_addresses[1:]:  # before READY, which may wait for them
+        for address in (
+            workers.contact_addresses[1:] if ray is None else ()
+        ):  # before READY, which may wait for them
             joining = joining_command("inference-worker", address=address, keys=worker_keys)
             print(f"workers may join: {joining}", file=sys.stderr, flush=True)
-        if inviting := opening.token(worker_keys, workers.contact_addresses[1:]):
+        if opening.listen and (
+            inviting := opening.token(worker_keys, workers.contact_addresses[1:])
+        ):
             print(*invitation_lines(inviting, worker_keys), sep="\n", file=sys.stderr, flush=True)
         said = f"{READY} {f'http={http.url} ' if http else ''}zmq={clients.contact_addresses[0]}"
         try:
@@ -176,14 +190,14 @@ def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
 
 async def _until_ready(
-    gateway: Gateway, stop: StopSignals, broken: list[DistNetError], workers: int
+    gateway: Gateway, stop: StopSignals, broken: list[DistNetError], workers: int | None
 ) -> None:
     """Waits until every model can be answered for; raises if that cannot be."""
     while not (gateway.is_ready or stop.requested.is_set()):
         if broken:
             raise broken[0]
         failures = gateway.failures()
-        if failures and workers:  # workers of other hosts may come yet
+        if failures and workers != 0:  # workers of other hosts may come yet
             raise failures[0]
         await asyncio.sleep(POLL_S)
 
@@ -208,12 +222,12 @@ def _client_socket(options: ServingOptions, keys: ServerKeys | None) -> ServerSo
 
 
 def _worker_socket(
-    options: ServingOptions, keys_directory: Path | None, directory: Path
+    listen: Sequence[str], keys_directory: Path | None, directory: Path
 ) -> ServerSocket:
     """For workers of this host a Unix socket in a private directory; for others an address."""
     keys = load_server_keys(keys_directory) if keys_directory else None
-    listen = [f"ipc://{directory}/pool", *options.opening.listen]
-    return ServerSocket(listen, keys, max_array_bytes=LARGEST_OUTPUT_BYTES)
+    own = f"ipc://{directory}/pool"
+    return ServerSocket([own, *listen], keys, max_array_bytes=LARGEST_OUTPUT_BYTES)
 
 
 def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) -> Path:
@@ -242,19 +256,15 @@ def _secret_file(directory: Path, token: str) -> Path:
 
 
 def _roles(options: ServingOptions, address: str, directory: Path, token: str) -> list[Role]:
-    connect = ("--connect", address, "--parent", str(os.getpid()), "--directory")
-    loader = [*connect, str(directory), "--token-file", str(_secret_file(directory, token))]
+    connect = ("--connect", address, "--directory", str(directory))
+    loader = [*connect, "--token-file", str(_secret_file(directory, token))]
     for name in ("training_keys", "weights", "labels"):
         value = getattr(options, name)
         if value is not None:
             loader += [f"--{name.replace('_', '-')}", str(value)]
-    worker = [*connect, str(directory), "--threads", str(options.threads)]
-    worker += ["--max-batch-size", str(options.pool.max_batch_size)]
-    if not options.is_reproducible:
-        worker.append("--no-reproducible")
     if options.trust_recipe:
         loader.append("--trust-recipe")
-        worker.append("--trust-recipe")
+    worker = (*parent_option(), *connect, *_worker_options(options))
     return [
         Role(
             "model-loader",
@@ -263,9 +273,33 @@ def _roles(options: ServingOptions, address: str, directory: Path, token: str) -
         ),
         *(
             Role(name, "", (*worker, "--name", name))
-            for name in (f"worker-{i}" for i in range(options.workers))
+            for name in (f"worker-{i}" for i in range(options.workers or 0))
         ),
     ]
+
+
+def _worker_options(options: ServingOptions) -> list[str]:
+    worker = ["--threads", str(options.threads)]
+    worker += ["--max-batch-size", str(options.pool.max_batch_size)]
+    if not options.is_reproducible:
+        worker.append("--no-reproducible")
+    if options.trust_recipe:
+        worker.append("--trust-recipe")
+    return worker
+
+
+def _crew(options: ServingOptions, ray: RayCluster) -> Crew:
+    """The workers on Ray's nodes, which are started again as often as they die."""
+
+    def role(name: str) -> Role:
+        arguments = (*ray.worker_options, *_worker_options(options), "--name", name)
+        module = "dist_net.cluster.processes.inference_worker"
+        return Role(name, module, arguments, cores=options.threads)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    return Crew(ray, role, options.workers, math.inf, say)
 
 
 def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:

@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from dist_net.cluster.command_line import command_line
 from dist_net.cluster.opening import invitation_lines
 from dist_net.data.fetch import (
     BytesReceived,
@@ -192,6 +193,10 @@ class TrainingProgress:
         self._line(title, "dim")
         self._line(pasted)
         self._line(ends, "dim")
+
+    def answers(self, address: str, keys: Path) -> None:
+        """Says where the server's state can be asked for by whoever has these keys."""
+        self._line(f"its state: {command_line('status', address, '--keys', keys)}", "dim")
 
     def progressed(self, report: dict[str, Any]) -> None:
         """Moves the live line."""

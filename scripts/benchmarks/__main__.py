@@ -10,7 +10,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import capacity, darknet53, join, photos, push_pull, recovery, serving, training
+from benchmarks import (
+    capacity,
+    darknet53,
+    join,
+    on_ray,
+    photos,
+    push_pull,
+    recovery,
+    serving,
+    training,
+)
 from dist_net.cli.parser import Parser
 from dist_net.cluster.entry import use_threads
 from dist_net.cluster.terminal import plain_console
@@ -24,6 +34,7 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "serving": serving.measure,
     "recovery": recovery.measure,
     "join": join.measure,
+    "ray": on_ray.measure,
     "capacity": capacity.measure,
 }
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from benchmarks import synthetic
 from benchmarks.training import train_records
 from dist_net.cluster.cores import available_cores
-from dist_net.cluster.local_run import LocalRunSettings
 from dist_net.cluster.measuring import measure_step, measure_transport
+from dist_net.cluster.roles import share_of_cores
 from dist_net.recipes.recipe import load_recipe
 from dist_net.simulation.capacity import ClusterPlan, PlannedCluster
 from dist_net.simulation.costs import Network, TransportCosts
@@ -49,7 +49,7 @@ def measure(with_peers: bool, say: Callable[[str], None]) -> dict[str, Any]:  # 
 def predict(workers: int, batch_size: int, costs: TransportCosts) -> Outcome:
     """By these costs, and a step that is timed now."""
     loaded = load_recipe(synthetic.__file__)
-    threads = LocalRunSettings(workers).threads
+    threads = share_of_cores(workers)
     step_s = measure_step(loaded, loaded.recipe.load_dataset(), batch_size, threads)
     size, cores = loaded.recipe.model.layout.size, available_cores()
     plan = ClusterPlan(workers, step_s, batch_size, size, Network(), costs, threads, cores)

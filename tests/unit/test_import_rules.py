@@ -93,7 +93,12 @@ NEEDS_AN_EXTRA = {
     "run_metrics": "starlette prometheus_client",
     "http": "starlette uvicorn prometheus_client python_multipart orjson",
 }
-CAN_DO_WITHOUT = {"report": "matplotlib", "serving_run": "uvloop"}
+CAN_DO_WITHOUT = {
+    "report": "matplotlib",
+    "serving_run": "uvloop",
+    "ray_connection": "ray",
+    "ray_keeper": "ray",
+}
 EXTRAS = {name: set(of.split()) for name, of in (NEEDS_AN_EXTRA | CAN_DO_WITHOUT).items()}
 
 READS_THE_ENVIRONMENT = {"cli"}

@@ -1,0 +1,252 @@
+"""A run on a Ray cluster of several nodes: placed, watched, and exact when nodes come and go."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.ray_nodes import RayNodes
+from dist_net.models.observer import Observer
+from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.wire.security import OPERATOR, load_peer_keys
+
+Start = Callable[..., Any]
+Eventually = Callable[[Callable[[], Any]], Any]
+Report = dict[str, Any]
+
+SAMPLES = 256
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    with RayNodes() as made:
+        yield made
+
+
+class Training:
+    """A run on that cluster."""
+
+    def __init__(self, command: Any, run: Path, eventually: Eventually) -> None:
+        self.command = command
+        self.run = run
+        self._eventually = eventually
+
+    def report(self, holds: Callable[[Report], bool]) -> Report:
+        """Waits for a report of the server that is there last, which is like this."""
+
+        def matching() -> Report | None:
+            address, keys = re.findall(r"status (tcp://\S+) --keys (\S+)", self.command.stderr)[-1]
+            try:
+                with Observer(address, load_peer_keys(Path(keys), OPERATOR), 1.0) as observer:
+                    report = observer.status()
+            except Exception:
+                assert self.command.process.poll() is None, self.command.stderr
+                return None
+            return report if holds(report) else None
+
+        self.command.says(r"status tcp://")
+        found: Report = self._eventually(matching)
+        return found
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """The ids of its processes, on whatever node, by name."""
+        found = {}
+        for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = cmdline.read_text(errors="replace").split("\0")
+            except OSError:
+                continue
+            if str(self.run) in words and "-m" in words:
+                name = words[words.index("--name") + 1] if "--name" in words else "server"
+                found[name] = int(cmdline.parent.name)
+        return found
+
+    def log(self, name: str) -> str:
+        return (self.run / "logs" / f"{name}.log").read_text()
+
+
+@pytest.fixture
+def train(
+    start: Start, nodes: RayNodes, counting: str, tmp_path: Path, eventually: Eventually
+) -> Callable[..., Training]:
+    def start_training(*options: str) -> Training:
+        run = tmp_path / "run"
+        words = ("--cluster", "ray", "--address", nodes.address, "--run-dir", str(run), "--json")
+        return Training(start("train", counting, *words, *options), run, eventually)
+
+    return start_training
+
+
+@pytest.fixture
+def node(nodes: RayNodes) -> Iterator[Callable[[int], str]]:
+    """Adds nodes, which are removed after the test."""
+    added: list[str] = []
+
+    def add(cpus: int) -> str:
+        added.append(nodes.add(cpus))
+        return added[-1]
+
+    yield add
+    for each in added:
+        nodes.remove(each)
+
+
+def assert_exact(run: Path, epochs: int) -> None:
+    weights = read_checkpoint(run / "checkpoint.safetensors").weights
+    np.testing.assert_array_equal(weights, np.float32(-epochs))
+
+
+def test_a_run_is_placed_by_cpus_and_shares_memory_on_the_servers_node(
+    train: Callable[..., Training], node: Callable[[int], str], nodes: RayNodes, start: Start
+) -> None:
+    node(2)
+    node(2)
+    too_many = start("train", "--cluster", "ray", "--address", nodes.address, "--workers", "4")
+    training = train("--workers", "3", "--epochs", "60")
+    report = training.command.result()
+    assert (report["samples"], report["workers_joined"]) == (60 * SAMPLES, 3)
+    assert_exact(training.run, 60)
+    shared = re.findall(r"worker_joined .*shared=(\w+)", training.log("parameter-server"))
+    assert sorted(shared) == ["False", "False", "True"]
+    assert "joined worker=" in training.log("worker-0")
+    assert too_many.ends() == 2
+    assert "4 workers and a server need 5 CPUs, and this Ray cluster has 4" in too_many.stderr
+
+
+@pytest.mark.slow
+def test_workers_follow_nodes_that_come_and_go(
+    train: Callable[..., Training], node: Callable[[int], str], nodes: RayNodes
+) -> None:
+    node(2)
+    training = train("--workers", "auto", "--epochs", "3000")
+    training.report(lambda report: len(report["workers"]) == 1 and report["samples"] > SAMPLES)
+    added = nodes.add(2)
+    training.report(lambda report: len(report["workers"]) == 3)
+    before = training.report(lambda report: report["samples"] > 0)
+    removed_s = time.monotonic()
+    nodes.kill(added)
+    after = training.report(
+        lambda report: report["workers_lost"] == 2 and report["samples"] > before["samples"]
+    )
+    print(f"after {time.monotonic() - removed_s:.1f} s {after['samples_per_s']:.0f} samples/s")
+    training.command.says("its node is gone, or Ray's process on it")
+    training.report(lambda report: len(report["workers"]) == 1)
+    training.command.process.send_signal(signal.SIGINT)
+    assert training.command.ends() == 130
+    assert "--workers auto --cluster ray" in training.command.stderr
+    assert not training.processes
+
+
+@pytest.mark.slow
+def test_another_node_gets_the_workers_of_one_that_is_removed(
+    train: Callable[..., Training], node: Callable[[int], str], nodes: RayNodes
+) -> None:
+    node(2)
+    removed = nodes.add(1)
+    training = train("--workers", "2", "--epochs", "1000")
+    training.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
+    node(1)
+    nodes.kill(removed)
+    training.command.says("its node is gone, .* it is started again|is not there any more")
+    report = training.command.result()
+    assert report["samples"] == 1000 * SAMPLES
+    assert_exact(training.run, 1000)
+
+
+@pytest.mark.slow
+def test_the_server_goes_on_from_its_checkpoint_on_another_node(
+    train: Callable[..., Training], node: Callable[[int], str], nodes: RayNodes
+) -> None:
+    first = nodes.add(2)
+    training = train("--workers", "1", "--epochs", "300", "--checkpoint-every", "0.5")
+    before = training.report(lambda report: report["samples"] > 10 * SAMPLES)
+    node(2)
+    removed_s = time.monotonic()
+    nodes.kill(first)
+    after = training.report(lambda report: report["incarnation"] != before["incarnation"])
+    training.report(lambda report: len(report["workers"]) == 1)
+    print("removed at", time.strftime("%H:%M:%S"))
+    print(f"a server again after {time.monotonic() - removed_s:.1f} s")
+    assert after["server_starts"] == 2
+    assert training.command.result()["samples"] == 300 * SAMPLES
+    print(training.command.stdout, training.command.stderr)
+    print(
+        *[line for line in training.log("parameter-server").splitlines() if "state " in line],
+        sep="\n",
+    )
+    assert_exact(training.run, 300)
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_run_whose_command_is_killed(
+    train: Callable[..., Training], node: Callable[[int], str], eventually: Eventually
+) -> None:
+    node(3)
+    training = train("--workers", "2", "--epochs", "30000")
+    before = training.report(lambda report: report["samples"] > 10 * SAMPLES)
+    assert set(training.processes) == {"server", "worker-0", "worker-1"}
+    training.command.process.kill()
+    eventually(lambda: not training.processes)
+    checkpoint = read_checkpoint(training.run / "checkpoint.safetensors")
+    assert checkpoint.version >= before["version"]
+
+
+@pytest.mark.slow
+def test_what_is_killed_on_a_node_is_started_again_there(
+    train: Callable[..., Training], node: Callable[[int], str]
+) -> None:
+    node(2)
+    training = train("--workers", "1", "--epochs", "400", "--checkpoint-every", "0.5")
+    for victim in ("worker-0", "server"):
+        report = training.report(
+            lambda report: len(report["workers"]) == 1 and report["samples"] > SAMPLES
+        )
+        processes = training.processes
+        os.kill(processes[victim], signal.SIGKILL)
+        training.report(
+            lambda report, before=report: (
+                report["workers"] and report["samples"] > before["samples"] + SAMPLES
+            )
+        )
+        kept = {"worker-0", "server"} - {victim}
+        assert {training.processes[each] for each in kept} == {processes[each] for each in kept}
+    assert training.command.result()["samples"] == 400 * SAMPLES
+    assert_exact(training.run, 400)
+
+
+@pytest.mark.slow
+def test_a_pool_has_its_workers_on_the_nodes(
+    train: Callable[..., Training],
+    node: Callable[[int], str],
+    nodes: RayNodes,
+    start: Start,
+    eventually: Eventually,
+) -> None:
+    first = nodes.add(2)
+    training = train("--workers", "1", "--epochs", "2")
+    training.command.result()
+    pool = start(
+        *("serve", f"counts={training.run}", "--trust-recipe", "--http", ""),
+        *("--cluster", "ray", "--address", nodes.address, "--workers", "auto"),
+        *("--listen", "tcp://127.0.0.1:0"),
+    )
+    (address,) = eventually(lambda: re.findall(r"READY zmq=(tcp://\S+)", pool.stdout))
+
+    def idle() -> list[str]:
+        with Observer(address, timeout_s=30.0) as observer:
+            workers = observer.status()["workers"]
+        return [each["name"] for each in workers if each["state"] == "idle"]
+
+    eventually(lambda: len(idle()) == 2)
+    node(1)
+    nodes.kill(first)
+    eventually(lambda: idle() == ["worker-2"])
+    pool.process.terminate()
+    assert pool.ends() == 0
