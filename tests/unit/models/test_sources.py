@@ -20,9 +20,11 @@ from dist_net.errors import (
     ModelLoadError,
     ModelOptionError,
     RecipeChangedError,
+    TokenError,
     UnknownModelError,
     UntrustedRecipeError,
 )
+from dist_net.models import sources
 from dist_net.models.classifier import classifier_called
 from dist_net.models.observer import Observer
 from dist_net.models.offered_recipe import offer_of
@@ -43,6 +45,9 @@ from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.recipes.recipe import RecipeRecord, load_recipe, own_release
 from dist_net.serving.worker.served_network import model_of
 from dist_net.wire.messages import Snapshot
+from dist_net.wire.reaching import LetIn
+from dist_net.wire.security import PeerKeys
+from dist_net.wire.token import POOL, TRAINING, JoinToken
 
 CONFIGURATION = """
 [net]
@@ -300,6 +305,9 @@ from dist_net import Recipe
 from dist_net.data import Dataset
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.wire.messages import Snapshot
+from dist_net.wire.reaching import LetIn
+from dist_net.wire.security import PeerKeys
+from dist_net.wire.token import POOL, TRAINING, JoinToken
 
 Path(__file__).with_name("runs").open("a").write("run ")
 
@@ -378,6 +386,20 @@ def test_a_server_may_not_name_the_file_that_is_run(
     assert not own.with_name("runs").exists()
     found = source_called(address, None, None, progress, trust_recipe=True).read()
     assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
+
+
+def test_a_token_is_the_run_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = PeerKeys.new(b"")
+    monkeypatch.setattr(sources, "be_let_in", lambda _, role: LetIn(f"ipc://{role}", keys))
+    token = JoinToken(TRAINING, "00ad5eed", 1, ("tcp://192.0.2.1:5",), bytes(32), bytes(32))
+    followed = source_called(token.text, None, None, progress)
+    assert isinstance(followed, FollowedRun)
+    assert followed.address == "ipc://client"
+    assert named_source(token.text).name == "live"
+    assert named_source(f"mine={token.text}").name == "mine"
+    for wrong in (replace(token, kind=POOL).text, token.text[:-1]):
+        with pytest.raises(TokenError, match=r"expected one of a parameter server|cut or damaged"):
+            source_called(wrong, None, None, progress)
 
 
 def test_a_recipe_that_this_host_lacks_comes_from_the_server_if_it_is_trusted(

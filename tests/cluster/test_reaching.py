@@ -1,0 +1,104 @@
+"""Reaching a server by a token: whichever address answers, and what is said of those that fail."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dist_net.errors import AddressError, NoAnswerError, TokenError
+from dist_net.wire.invitation import Invitation, invite, revoke
+from dist_net.wire.messages import Alive, Heartbeat
+from dist_net.wire.reaching import LetIn, be_let_in
+from dist_net.wire.security import load_server_keys
+from dist_net.wire.token import TRAINING
+from dist_net.wire.transport import ClientSocket, ServerSocket
+
+NOBODY = "tcp://127.0.0.1:9"
+DEADLINE_S = 60.0
+
+
+@contextmanager
+def answering(keys: Path) -> Iterator[str]:
+    """The address of a server that answers heartbeats, with these keys."""
+    done = threading.Event()
+    addresses: list[str] = []
+    is_open = threading.Event()
+
+    def serve() -> None:
+        with ServerSocket(["tcp://127.0.0.1:0"], load_server_keys(keys)) as server:
+            addresses.extend(server.contact_addresses)
+            is_open.set()
+            while not done.is_set():
+                if (received := server.receive(0.02)) is not None:
+                    server.send(received[0], Alive())
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        assert is_open.wait(DEADLINE_S)
+        yield addresses[0]
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def invitation(keys: Path) -> Invitation:
+    return invite(keys, TRAINING)
+
+
+def works(server: LetIn) -> bool:
+    with ClientSocket(*server) as client:
+        client.send(Heartbeat(1))
+        return client.receive(DEADLINE_S) == Alive()
+
+
+def test_the_address_that_answers_is_found_among_others(keys: Path, invitation: Invitation) -> None:
+    with answering(keys) as address:
+        server = be_let_in(invitation.token((NOBODY, address)), timeout_s=DEADLINE_S)
+        assert server.address == address
+        assert works(server)
+
+
+def test_another_server_at_a_tokens_address_is_not_taken_for_the_right_one(
+    keys: Path, invitation: Invitation, tmp_path: Path
+) -> None:
+    invite(tmp_path / "others", TRAINING)
+    with answering(keys) as right, answering(tmp_path / "others") as wrong:
+        server = be_let_in(invitation.token((wrong, right)), timeout_s=DEADLINE_S)
+        assert server.address == right
+        with pytest.raises(TokenError, match=rf"of another run, or server; {wrong}: a server"):
+            be_let_in(invitation.token((wrong,)), timeout_s=DEADLINE_S)
+
+
+def test_a_host_goes_on_by_its_own_key_when_the_token_has_expired(
+    keys: Path, invitation: Invitation
+) -> None:
+    with answering(keys) as address:
+        token = invitation.token((address,))
+        server = be_let_in(token, timeout_s=DEADLINE_S)
+        [file] = (keys / "tokens").iterdir()
+        file.write_text(file.read_text().replace(str(invitation.expires_s), "1"))
+        with pytest.raises(TokenError, match=r"expired [\d,]+ days ago, by the server's clock"):
+            be_let_in(token, timeout_s=DEADLINE_S)
+        assert works(server)
+        revoke(keys, invitation.identity)
+        with pytest.raises(TokenError, match="does not know this token: it was revoked"):
+            be_let_in(token, timeout_s=DEADLINE_S)
+
+
+def test_nobody_answers(invitation: Invitation) -> None:
+    with pytest.raises(NoAnswerError, match=rf"in 0.2 s; {NOBODY}: nobody listens there"):
+        be_let_in(invitation.token((NOBODY,)), timeout_s=0.2)
+
+
+def test_a_host_that_no_name_is_known_of(invitation: Invitation) -> None:
+    with pytest.raises(AddressError, match=r"'no\.such\.host\.invalid' .* is not known here"):
+        be_let_in(invitation.token(("tcp://no.such.host.invalid:5",)), timeout_s=0.2)
