@@ -27,7 +27,9 @@ def run_view(report: Report) -> RenderableType:
     table.add_column()
     for name, value in _facts(report):
         table.add_row(name, value)
-    return Group(table, Text(), *_errors(report), _workers(report), *_slow(report))
+    # What a low terminal cuts off comes last.
+    bars = staleness_bars(report["staleness_histogram"])
+    return Group(table, Text(), *_errors(report), _workers(report), *_slow(report), Text(), bars)
 
 
 def run_line(report: Report) -> str:
@@ -75,13 +77,13 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
     yield (
         "checkpoint",
         f"{report['versions_since_checkpoint']:,} versions ago; failed "
-        f"{_times(report['checkpoints_failed'])}",
+        f"{_times(report['checkpoints_failed'])}; {report['samples_done_again']:,} samples done "
+        f"again after one",
     )
     yield (
         "staleness",
         f"{report['staleness_mean']:.2f} on average, {report['staleness_max']:,} at most",
     )
-    yield "", staleness_bars(report["staleness_histogram"])
     for name, what in (("host", "host"), ("blas", "BLAS")):
         yield from _in_groups(what, name, report["workers"])
 
@@ -104,10 +106,10 @@ def _times(count: int) -> str:
 
 def staleness_bars(histogram: list[int]) -> Table:
     """A bar for each bucket of staleness: 0, 1, 2 to 3, 4 to 7, and so on."""
-    bars = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
-    bars.add_column(justify="right")
+    bars = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    bars.add_column("staleness", justify="right")
     bars.add_column(no_wrap=True, width=BAR_CELLS)
-    bars.add_column(justify="right")
+    bars.add_column("gradients", justify="right")
     most = max(histogram, default=0)
     for digits, count in enumerate(histogram):
         bars.add_row(_bucket(digits), bar(count, most), f"{count:,}")

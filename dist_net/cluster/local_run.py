@@ -107,6 +107,7 @@ REPORTED = (
     "staleness_max",
     "workers_joined",
     "workers_lost",
+    "samples_done_again",
     "checkpoints_failed",
     "journal_failures",
 )
@@ -318,6 +319,11 @@ class LocalRun:
             and (record["kind"] == "test" or record["samples"] < repeated_from)
         ]
         self._directory.replace_metrics(kept)
+        if again := report["samples_done_again_now"]:
+            self._display.warned(
+                f"{again:,} samples are done again: they were applied after the checkpoint that "
+                f"the run goes on from"
+            )
         self._evaluated_epochs = report["samples"] // self._samples
 
     def _poll(self, observer: Observer) -> dict[str, Any]:

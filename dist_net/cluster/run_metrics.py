@@ -39,6 +39,10 @@ COUNTERS = {
     "workers_joined": ("workers_joined", "workers that joined"),
     "workers_lost": ("workers_lost", "workers that were silent for too long, or sent nonsense"),
     "workers_restarted": ("workers_restarted", "workers that joined under a name of another's"),
+    "samples_done_again": (
+        "samples_done_again",
+        "applied after the run's last checkpoint",
+    ),
     "checkpoint_failures": ("checkpoints_failed", "checkpoints that could not be written"),
     "journal_failures": ("journal_failures", "times that the journal could not be written"),
 }

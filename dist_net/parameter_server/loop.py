@@ -144,9 +144,11 @@ def opened_journal(
         found = _journal_of(path, resumed_from, settings.seed, disk)
         if resumed_from.recipe_digest == settings.recipe_digest:
             kept_bytes = found.bytes_until(version)
+        again = found.samples_after(version)
+        run.metrics.samples_done_again += again
         logger.info(
             "samples_to_do_again from_version=%d to_version=%d samples=%d journal_goes_on=%s",
-            *(version, found.version, found.samples_after(version), kept_bytes > 0),
+            *(version, found.version, again, kept_bytes > 0),
         )
     journal = JournalFile(path, kept_bytes, identity, started, sync_interval_s(sync), disk=disk)
     try:

@@ -84,7 +84,9 @@ class RunMetrics:
     last applied push, without the time in which the run was interrupted. ``staleness_buckets[n]``
     counts the pushes whose staleness has n binary digits: 0, 1, 2 to 3, 4 to 7, and so on; the last
     of ``STALENESS_BUCKETS`` also those beyond. ``journal_failures`` counts how often the journal
-    began to lag behind because it could not be written.
+    began to lag behind because it could not be written; ``samples_done_again``, how many were
+    applied after the checkpoints that the run went on from; a report says also how many after the
+    last of them.
     """
 
     server_starts: int = 1
@@ -95,6 +97,7 @@ class RunMetrics:
     workers_joined: int = 0
     workers_lost: int = 0
     workers_restarted: int = 0
+    samples_done_again: int = 0
     checkpoints_failed: int = 0
     journal_failures: int = 0
     seconds: float = 0.0
@@ -109,6 +112,7 @@ class RunMetrics:
 
     def __post_init__(self) -> None:
         self._began_s: float | None = None
+        self._done_again_before = self.samples_done_again
 
     def lease_granted(self, now: float) -> None:
         """Start the run's time, if this is the first lease."""
@@ -195,6 +199,8 @@ class RunMetrics:
             "workers_joined": self.workers_joined,
             "workers_lost": self.workers_lost,
             "workers_restarted": self.workers_restarted,
+            "samples_done_again": self.samples_done_again,
+            "samples_done_again_now": self.samples_done_again - self._done_again_before,
             "checkpoints_failed": self.checkpoints_failed,
             "journal_failures": self.journal_failures,
             "records": records,

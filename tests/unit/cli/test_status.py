@@ -76,7 +76,7 @@ def test_a_bar_is_as_long_as_its_share_and_seen_if_it_is_not_nothing() -> None:
 
 
 def test_buckets_of_staleness_are_named_by_their_numbers() -> None:
-    lines = drawn(staleness_bars([1] * STALENESS_BUCKETS)).splitlines()
+    _, *lines = drawn(staleness_bars([1] * STALENESS_BUCKETS)).splitlines()
     names = [line.partition("█")[0].strip() for line in lines]
     assert names[:5] == ["0", "1", "2 to 3", "4 to 7", "8 to 15"]
     assert names[-1] == "16,384 and more"
