@@ -6,6 +6,7 @@ that install are not run here; `test_scripts.py` runs those.
 """
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -25,10 +26,18 @@ from dist_net.cli import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WITHOUT_PLOTS = ROOT / "tests" / "process" / "without_plots"
 LANGUAGES = {"sh", "python", "text", "mermaid"}
 LONG_RUNNING = {"serve", "parameter-server", "inference-worker"}
 FIXED_PORTS = ("5555", "8000", "8001", "8002")
 DEADLINE_S = 180  # of a loaded machine
+# One interpreter for all blocks of a page: it runs what comes line by line, each a string of JSON.
+INTERPRETER = """
+import json, sys
+for line in sys.stdin:
+    exec(json.loads(line), globals())
+    print("<end of a block>", flush=True)
+"""
 
 
 class Block(NamedTuple):
@@ -90,8 +99,7 @@ class Reader:
         self.directory = directory
         self._eventually = eventually
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
-        self._typed = ""  # into Python, so far: a block may use what those before it define
-        self._printed = ""
+        self._python: subprocess.Popen[str] | None = None
         self._ports = dict(zip(FIXED_PORTS, free_ports(len(FIXED_PORTS)), strict=True))
         (directory / "examples").symlink_to(ROOT / "examples")
         self._environment = os.environ | {
@@ -117,12 +125,33 @@ class Reader:
         if named := re.match(r"# (\w+\.py)\n", text):
             (self.directory / named[1]).write_text(text)
             return ""
-        before, self._typed = self._printed, self._typed + self._here(text)
-        self._printed = self._output_of(self._typed)
-        return self._printed.removeprefix(before)
+        if self._python is None:
+            self._python = self._interpreter()
+        assert self._python.stdin is not None
+        assert self._python.stdout is not None
+        self._python.stdin.write(json.dumps(self._here(text)) + "\n")
+        self._python.stdin.flush()
+        printed = ""
+        while (line := self._python.stdout.readline()) != "<end of a block>\n":
+            assert line, f"this has failed:\n{text}"
+            printed += line
+        return printed
+
+    def _interpreter(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", INTERPRETER],
+            cwd=self.directory,
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def leave(self) -> None:
         """Ends what still runs, in order."""
+        if self._python is not None:
+            with self._python:  # which ends when nothing more comes
+                pass
         for name, process in reversed(self._running):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5 if name == "parameter-server" else 0)
@@ -135,20 +164,18 @@ class Reader:
         return text.replace("fashion-mnist", "digits")
 
     def _run(self, line: str) -> None:
-        printed = self._output_of(line, "sh")
-        assert '"error"' not in printed, f"{line}\n{printed}"
-
-    def _output_of(self, text: str, language: str = sys.executable) -> str:
+        # Drawing takes a second of each run: it is only done where it is asked for.
+        hidden = {} if "--plot" in line else {"PYTHONPATH": str(WITHOUT_PLOTS)}
         done = subprocess.run(
-            [language, "-c", text],
+            ["sh", "-c", line],
             cwd=self.directory,
-            env=self._environment,
+            env=self._environment | hidden,
             capture_output=True,
             text=True,
             timeout=DEADLINE_S,
         )
-        assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
-        return done.stdout
+        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        assert '"error"' not in done.stdout, f"{line}\n{done.stdout}"
 
     def _start(self, words: list[str]) -> None:
         """Starts what runs on, in the place of what runs under that name."""
