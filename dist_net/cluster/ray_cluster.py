@@ -9,6 +9,7 @@ roles' processes with them.
 from __future__ import annotations
 
 import math
+import secrets
 import signal
 import socket
 import subprocess
@@ -42,6 +43,7 @@ PLACED_WITHIN_S = 30.0
 KILLED_WITHIN_S = 3.0
 SETTLED_S = 2.0  # after a worker was placed Ray's count of free CPUs is right again
 REACHED_WITHIN_S = 1.0
+MARK = "ray"
 LOST = -int(signal.SIGKILL)
 
 
@@ -183,6 +185,11 @@ class RayCluster:
         create_keys(self._keys)
         for role in (WORKER, OPERATOR):
             add_keys(self._keys, role)
+        if self._run is not None:  # by which nodes that see its directory know it
+            self._mark = secrets.token_hex()
+            mark = self._logs / MARK
+            mark.write_text(self._mark)
+            self._stack.callback(mark.unlink, missing_ok=True)
         self.keys: PeerKeys = load_peer_keys(self._keys, OPERATOR)
         return self
 
@@ -306,8 +313,7 @@ class RayCluster:
     def _shared_run(self) -> SharedRun | None:
         if self._run is None:
             return None
-        lock = self._run.path / "lock"
-        return SharedRun(str(self._run.path.absolute()), lock.name, lock.read_text())
+        return SharedRun(str(self._run.path.absolute()), f"logs/{MARK}", self._mark)
 
     def _server_files(self) -> dict[str, bytes]:
         """The server's keys and the list of those who may come in."""

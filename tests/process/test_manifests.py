@@ -40,6 +40,15 @@ def assert_parsed(command: str) -> None:
     parse(words)
 
 
+def test_what_is_typed_on_clusters_is_what_dist_net_takes() -> None:
+    page = (EXAMPLES.parent / "docs" / "cluster.md").read_text()
+    blocks = re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    commands = re.findall(r"^ *(dist-net .*)$", "\n".join(blocks), re.MULTILINE)
+    assert len(commands) > 3
+    for command in commands:
+        assert_parsed(command)
+
+
 def test_a_pool_is_a_deployment_with_probes() -> None:
     deployment, service = objects("pool.yaml")
     assert_valid(deployment)
