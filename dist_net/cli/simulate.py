@@ -29,6 +29,7 @@ TYPICAL_COSTS = Path(costs_of_clusters.__file__).with_name("typical_costs.json")
 
 DEFAULT_WORKERS = [1, 2, 4, 8, 16]
 DEFAULT_BATCH_SIZE = 32
+MOST_CHARACTERS = 100_000  # of a file of costs, which has some two thousand
 PICTURES = (".png", ".svg")
 
 WORDS = {
@@ -63,6 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="that of the server, such as 1gbit:0.1ms; or shared-memory, with all on one host "
         "(default)",
     )
+    _add_cost_arguments(parser)
+    parser.add_argument("--seed", type=count_from(0), default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw it over the number of workers: .png or .svg"
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _add_cost_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a step, a push and its answer take, and on what."""
     by_hand = parser.add_argument_group("in place of what was measured")
     by_hand.add_argument(
         "--step-ms", type=number_above_zero, metavar="MS", help="a minibatch on a worker"
@@ -100,11 +111,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--costs", type=Path, metavar="FILE", help="what was measured before, perhaps elsewhere"
     )
-    parser.add_argument("--seed", type=count_from(0), default=0, metavar="N", help="default: 0")
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw it over the number of workers: .png or .svg"
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def network(text: str) -> Network:
@@ -207,7 +213,8 @@ def measured_costs(arguments: argparse.Namespace, console: Console) -> ClusterCo
 def read_costs(path: Path) -> ClusterCosts:
     """The costs in a file; raises CostsDamagedError."""
     try:
-        return ClusterCosts.from_json(path.read_text())
+        with path.open(encoding="utf-8") as file:
+            return ClusterCosts.from_json(file.read(MOST_CHARACTERS))
     except (OSError, UnicodeDecodeError) as error:
         raise CostsDamagedError(f"the costs cannot be read: {error}") from error
     except CostsDamagedError as error:

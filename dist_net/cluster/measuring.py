@@ -18,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from dist_net.cluster.child import Child, end
+from dist_net.cluster.cores import available_cores
 from dist_net.cluster.entry import keep_freed_memory, use_threads
 from dist_net.cluster.own_directory import temporary_directory
 from dist_net.data import Dataset
-from dist_net.errors import ProcessFailedError
+from dist_net.errors import ProcessFailedError, SettingError
 from dist_net.models.run_options import RunOptions
 from dist_net.recipes.recipe import LoadedRecipe
 from dist_net.simulation.costs import ClusterCosts, ExchangeCost, TransportCosts
@@ -46,14 +47,21 @@ LEASES = {1: 1, PIPELINE.grouped: 21 * PIPELINE.grouped}
 def measure_step(loaded: LoadedRecipe, dataset: Dataset, batch_size: int, threads: int) -> float:
     """Seconds that a worker with so many threads takes for a minibatch.
 
-    It is the lower quartile: what else the machine does makes some steps longer.
+    It is the lower quartile: what else the machine does makes some steps longer. Raises
+    SettingError for more samples than there are, and for more threads than cores.
     """
+    samples, cores = len(dataset.train_targets), available_cores()
+    if batch_size > samples or threads > cores:
+        raise SettingError(
+            f"batch_size={batch_size}, threads={threads}: expected at most the {samples} samples "
+            f"of the dataset, and the {cores} cores of this host"
+        )
     use_threads(threads)
     step = TrainingStep(loaded.recipe.model, dataset, 0, threads)
     weights = loaded.recipe.initial_weights(0)
     snapshots = [weights.copy() for _ in range(PIPELINE.snapshots)]
     gradients = [np.empty_like(weights) for _ in range(PIPELINE.gradients)]
-    minibatches = len(dataset.train_targets) // batch_size
+    minibatches = samples // batch_size
     times_s: list[float] = []
     began_s = time.perf_counter()
     while len(times_s) < LEAST_STEPS or time.perf_counter() < began_s + STEP_SECONDS:

@@ -29,6 +29,7 @@ from dist_net.simulation.shared_resources import (
     Then,
 )
 from dist_net.training.state import Compute, Receive, SendToServer, WorkerCommand, WorkerState
+from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import NO_SEGMENT, Join, Message, Push, Wait, Work
 
 FULL = 0.9
@@ -40,6 +41,15 @@ STEP_SPREAD = 0.1
 WARM_UP_ROUNDS = 4
 ROUNDS = 10
 LEAST_GRADIENTS = 1000
+
+MOST = {
+    "workers": 10_000,
+    "step_s": 1_000_000,
+    "batch_size": 1_000_000_000,
+    "parameters": MAX_ARRAY_BYTES // 4,  # or they could not be sent
+    "threads": 1000,
+}
+"""What may be predicted; beyond that it is more likely a slip."""
 
 MOST_THAT_RUN_AHEAD = max(workers for workers, each in PIPELINES.items() if each.depth > 1)
 """Among more workers, each waits for newer weights after every push."""
@@ -65,6 +75,14 @@ class ClusterPlan:
     workers_per_host: int = 1
 
     def __post_init__(self) -> None:
+        if self.threads > self.cores:
+            raise SettingError(
+                f"threads={self.threads}: expected at most the cores of a host, which are "
+                f"{self.cores}"
+            )
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise SettingError(f"{name}={getattr(self, name)}: expected at most {most:,}")
         if self.beats_share >= 1:
             raise SettingError(
                 f"workers={self.workers}: expected fewer than "

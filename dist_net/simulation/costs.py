@@ -1,7 +1,6 @@
 """What a push and its answer cost in a cluster: measured somewhere, and kept as JSON. Pure."""
 
 import json
-import math
 import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
@@ -10,6 +9,7 @@ from dist_net.errors import CostsDamagedError, SettingError
 
 SHARED_MEMORY = "shared-memory"
 RATE_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+LARGEST = 1e12
 TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -147,7 +147,7 @@ def _require_numbers(state: dict[str, Any]) -> None:
                 name in ("parameters", "batch_size", "threads")
                 and not (isinstance(value, int) and value >= 1)
             )
-            or not 0 <= value < math.inf
+            or not 0 <= value <= LARGEST
             or (name == "step_ms" and value == 0)
         ):
             raise ValueError(f"{name} is {value!r}")

@@ -8,8 +8,6 @@ from dist_net.simulation.schedule import EventSchedule
 SLICE_S = 0.003
 """How long a thread keeps a core that others wait for; about what Linux gives."""
 
-DONE_S = 1e-12  # of floats that were subtracted, what may be left when nothing is
-
 Then = Callable[[], None]
 RunFor = Callable[[float, Then], None]
 """Takes seconds, and what to call when they are over."""
@@ -101,34 +99,36 @@ class SharedCores:
         self._running.remove(thread)
 
     def _expect_end(self, thread: CoreThread) -> None:
-        """Plan for when the thread is done, or has to make room for others."""
+        """Plan for when the thread is done, or its slice is over if others wait."""
         thread.plan += 1
         thread.must_share = bool(self._ready)
-        end_s = min(thread.left_s, thread.slice_left_s) if thread.must_share else thread.left_s
-        self._schedule.after(max(0.0, end_s), self._end, thread, thread.plan)
+        is_last = not thread.must_share or thread.left_s <= thread.slice_left_s
+        end_s = thread.left_s if is_last else thread.slice_left_s
+        end = self._done if is_last else self._slice_over
+        self._schedule.after(max(0.0, end_s), end, thread, thread.plan)
 
-    def _end(self, thread: CoreThread, plan: int) -> None:
+    def _done(self, thread: CoreThread, plan: int) -> None:
+        """Let the thread say what it does next."""
         if plan != thread.plan:
             return  # others have come since
         self._account(thread)
-        if thread.left_s <= DONE_S:
-            self._let_go_on(thread)
-        if thread.then is None:
-            self._stop(thread)
-        elif self._ready and thread.slice_left_s <= DONE_S:
-            self._stop(thread)
-            self._ready.append(thread)
-        else:
-            self._expect_end(thread)
-        self._give_cores()
-
-    def _let_go_on(self, thread: CoreThread) -> None:
-        """Do what comes after what is done; the thread may run on at once."""
         then, thread.then = thread.then, None
         self._between = thread
         if then is not None:
             then()
         self._between = None
+        if thread.then is None:
+            self._stop(thread)
+        else:
+            self._expect_end(thread)
+        self._give_cores()
+
+    def _slice_over(self, thread: CoreThread, plan: int) -> None:
+        if plan == thread.plan:
+            self._account(thread)
+            self._stop(thread)
+            self._ready.append(thread)
+            self._give_cores()
 
 
 def _had_s(thread: CoreThread) -> float:

@@ -116,9 +116,11 @@ def test_unreadable_options_are_refused(
         (["digits", "--save-costs", "costs.json"], "--save-costs keeps what --measure gives"),
         (["digits", "--costs", "costs.json"], "--costs is of another time: expected no RECIPE"),
         (["--costs", "nowhere/costs.json"], "the costs cannot be read: .*nowhere"),
+        (["digits", "--batch-size", "100000"], "batch_size=100000, threads=1: expected at most"),
+        (["digits", "--threads", "99999"], "threads=99999: expected at most"),
         (["fashion-mnits"], "no recipe 'fashion-mnits'"),
         ([*BY_HAND, "--plot", "capacity.gif"], "capacity.gif: expected a name in .png or .svg"),
-        ([*BY_HAND, "--workers", "100000"], "workers=100000: expected fewer than"),
+        ([*BY_HAND, "--workers", "100000"], "workers=100000: expected at most 10,000"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(words: list[str], says: str) -> None:
@@ -131,6 +133,8 @@ def test_a_file_that_holds_no_costs_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     with pytest.raises(BadInputError, match="cannot be read"):
         simulate("--costs", path)
+    with pytest.raises(BadInputError, match="these are no costs"):
+        simulate("--costs", "/dev/zero")
     path.write_text("{}")
     with pytest.raises(BadInputError, match=r"costs\.json: these are no costs of a cluster"):
         simulate("--costs", path)

@@ -87,8 +87,15 @@ def test_workers_of_a_host_share_its_cores_and_not_the_servers() -> None:
 
 
 def test_a_step_of_two_threads_needs_two_cores() -> None:
-    plan = replace(PLAN, threads=2)
-    assert prediction_of(plan).samples_per_s == pytest.approx(BATCH_SIZE / STEP_S / 2, rel=0.02)
+    plan = replace(PLAN, workers=2, workers_per_host=2, threads=2, cores=2)
+    assert prediction_of(plan).samples_per_s == pytest.approx(BATCH_SIZE / STEP_S, rel=0.02)
+
+
+@pytest.mark.parametrize("step_s", [1e-9, 1e6])
+@pytest.mark.parametrize("network", [FAST, Network()])
+def test_steps_of_any_length_are_predicted(step_s: float, network: Network) -> None:
+    predicted = prediction_of(replace(PLAN, workers=3, step_s=step_s, network=network))
+    assert predicted.samples_per_s > 0
 
 
 def test_what_a_worker_needs_for_messages_it_cannot_compute_in() -> None:
@@ -112,6 +119,21 @@ def test_what_is_full_first_is_known_without_a_simulation() -> None:
     busy = replace(PLAN, costs=replace(FREE, server=ExchangeCost(0, 0, 0, 4)))
     assert busy.first_bound() == ("update", pytest.approx(4))
     assert replace(PLAN, cores=3, network=Network()).first_bound() == ("cores", pytest.approx(3))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"threads": 2},
+        {"workers": 10_001},
+        {"step_s": 1e7},
+        {"batch_size": 10**10},
+        {"parameters": 10**12},
+    ],
+)
+def test_what_is_out_of_all_proportion_is_refused(changed: dict[str, int]) -> None:
+    with pytest.raises(SettingError, match="expected at most"):
+        replace(PLAN, **changed)
 
 
 def test_so_many_workers_that_heartbeats_fill_the_servers_time_are_refused() -> None:

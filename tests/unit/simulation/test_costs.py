@@ -69,6 +69,7 @@ def test_costs_are_read_as_they_were_written() -> None:
         {"step_ms": 0},
         {"step_ms": float("nan")},
         {"step_ms": "1"},
+        {"step_ms": 10**400},
         {"threads": True},
         {"tcp": None},
         {"tcp": {}},
