@@ -137,19 +137,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except SafetensorError as error:
         # A safetensors file begins with the length of its header, 8 bytes, and then the header.
         if beginning[8:] == b"{":
-            raise CheckpointDamagedError(
-                f"the checkpoint {path} is cut short or damaged ({error}); "
-                f"expected the whole file: copy it again or resume from another checkpoint"
-            ) from error
+            raise _damaged(path, error) from error
         raise _not_a_checkpoint(path) from error
     return _checked(path, metadata, tensors)
 
 
 def decode_checkpoint(path: Path, content: bytes) -> Checkpoint:
-    """``read_checkpoint`` of a whole file, whose content is here; raises SafetensorError too."""
-    tensors = load(content)
+    """``read_checkpoint`` of a whole file, whose content is here."""
+    try:
+        tensors = load(content)
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
     header_bytes = int.from_bytes(content[:8], "little")
     return _checked(path, json.loads(content[8 : 8 + header_bytes])["__metadata__"], tensors)
+
+
+def _damaged(path: Path, error: SafetensorError) -> CheckpointDamagedError:
+    return CheckpointDamagedError(
+        f"the checkpoint {path} is cut short or damaged ({error}); "
+        f"expected the whole file: copy it again or resume from another checkpoint"
+    )
 
 
 def _checked(path: Path, metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpoint:

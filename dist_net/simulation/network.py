@@ -175,9 +175,12 @@ class VirtualNetwork:
         client.connect()
         return client
 
-    def keeps_what_left(self) -> bool:
-        """Whether what is on its way from a client arrives, though its connection is gone."""
-        return self.faults is not NO_FAULTS and self.schedule.random.random() < 0.5
+    def lateness_of_rest_s(self) -> float | None:
+        """How much later arrives what is on its way when its connection is lost; None: never."""
+        random = self.schedule.random
+        if self.faults is NO_FAULTS or random.random() < 0.5:
+            return None
+        return float(random.random())
 
     def server_at(self, host: str) -> "VirtualServerSocket | None":
         return self._servers.get(host)
@@ -280,10 +283,12 @@ class Way:
         """Lose what is on its way."""
         self._travelling.clear()
 
-    def keep(self) -> None:
-        """Have what is on its way arrive as it is now, though the connection is gone."""
-        for number, message in self._travelling.items():
-            self._travelling[number] = with_arrays(message, np.copy)
+    def keep(self, late_s: float = 0.0) -> None:
+        """Have what is on its way arrive as it is now, so much later, though its way is gone."""
+        travelling, self._travelling = self._travelling, {}
+        for message in travelling.values():
+            kept = with_arrays(message, np.copy)
+            self.deliver(max(self._last_s, self._schedule.now_s) + late_s, kept)
 
 
 class LendingSocket:
@@ -322,7 +327,19 @@ class VirtualServerSocket(LendingSocket):
         return len(self._arrived)
 
     def receive(self, timeout_s: float = 0.0) -> tuple[bytes, Message] | None:
-        """The next message that has arrived, and the node that sent it."""
+        """The next message that has arrived, and the node that sent it.
+
+        Messages of different nodes come in any order, if the network has faults.
+        """
+        if len(self._arrived) > 1 and self.network.faults is not NO_FAULTS:
+            first_of_node: dict[bytes, int] = {}
+            for place, (node, _) in enumerate(self._arrived):
+                first_of_node.setdefault(node, place)
+            places = list(first_of_node.values())
+            place = places[int(self.network.schedule.random.integers(len(places)))]
+            received = self._arrived[place]
+            del self._arrived[place]
+            return received
         return self._arrived.popleft() if self._arrived else None
 
     def has_peer(self, node: bytes) -> bool:
@@ -423,26 +440,32 @@ class VirtualClientSocket(LendingSocket):
 
     def abandon(self) -> None:
         """Close at once; what is on its way may still arrive."""
-        if not self.is_closed:
-            self.is_closed = True
-            self._disconnect()
-            self.network.closed(self)
+        self._close(lingers=False)
 
     def close(self) -> None:
-        self.abandon()
+        """Close; what is on its way arrives."""
+        self._close(lingers=True)
+
+    def _close(self, lingers: bool) -> None:
+        if not self.is_closed:
+            self.is_closed = True
+            self._disconnect(lingers)
+            self.network.closed(self)
 
     def no_answer(self, waited_s: float) -> NoAnswerError:
         return NoAnswerError(f"no answer from {self.server_host} in {waited_s:g} s")
 
-    def _disconnect(self) -> None:
+    def _disconnect(self, lingers: bool = False) -> None:
         if self._connection is not None:
             node, server, there, back = self._connection
             self._connection = None
             server.disconnected(node)
             back.lose()
             # What has left this host may still get there, at any time.
-            if self.network.keeps_what_left():
+            if lingers:
                 there.keep()
+            elif (late_s := self.network.lateness_of_rest_s()) is not None:
+                there.keep(late_s)
             else:
                 there.lose()
 

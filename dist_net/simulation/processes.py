@@ -6,7 +6,7 @@ from concurrent.futures import Executor, Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,13 +14,12 @@ from dist_net.errors import DistNetError
 from dist_net.parameter_server.checkpoint import decode_checkpoint
 from dist_net.parameter_server.loop import Received, ServerLoop, opened_journal, opened_run
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.simulation.counting import CountingStep
 from dist_net.simulation.disk import ProcessKilledError, VirtualDisk
 from dist_net.simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
 from dist_net.simulation.memory import VirtualMemory, VirtualSegment
 from dist_net.simulation.network import VirtualClientSocket, VirtualNetwork, VirtualServerSocket
 from dist_net.simulation.schedule import EventSchedule
-from dist_net.training.loop import WorkerLoop
+from dist_net.training.loop import MinibatchStep, WorkerLoop
 from dist_net.training.state import Compute
 from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
@@ -134,6 +133,12 @@ class VirtualPulse:
             self._socket.close()
 
 
+class SimulatedStep(MinibatchStep, Protocol):
+    """A step that is told whether the weights changed while it computed from them."""
+
+    weights_are_torn: bool
+
+
 class WorkerProcess(VirtualProcess):
     """A worker; it is the `dist_net.training.loop.Surroundings` of its loop.
 
@@ -148,7 +153,7 @@ class WorkerProcess(VirtualProcess):
         network: VirtualNetwork,
         memory: VirtualMemory | None,
         settings: RunSettings,
-        step: CountingStep,
+        step: SimulatedStep,
         seconds_of_step: Callable[[], float],
     ) -> None:
         host = SERVER if memory is not None else name
@@ -218,6 +223,7 @@ class WorkerProcess(VirtualProcess):
                     self._wait(command.timeout_s)
                     return
         except StopIteration:
+            self._socket.close()
             self.end(None)
 
     def _compute(self, command: Compute) -> None:

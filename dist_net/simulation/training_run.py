@@ -94,9 +94,10 @@ class TrainingRun:
         self.schedule.after(0.0, self._observe)
 
     def _network_faults(self) -> NetworkFaults:
-        shares = self.random.uniform(0, 0.04, 5) * (self.random.random(5) < 0.6)
-        shares[-1] /= 4
         names = "delayed", "overtaken", "lost", "doubled", "vanishing"
+        most = (0.05, 0.05, 0.02, 0.2, 0.01)
+        are_there = self.random.random(5) < 0.6
+        shares = self.random.uniform(0, most) * are_there
         return NetworkFaults(
             **dict(zip(names, map(float, shares), strict=True)),
             delay_s=float(self.random.uniform(0.0, 2.0)),

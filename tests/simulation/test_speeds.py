@@ -1,6 +1,8 @@
 """Workers of different speeds, on a virtual clock: what a slow one costs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +12,7 @@ from dist_net.simulation.network import Link
 from dist_net.simulation.timed_cluster import TimedCluster
 from dist_net.training.state import Compute
 from dist_net.vector import Vector
-from dist_net.wire.messages import PIPELINE
+from dist_net.wire.messages import PIPELINE, Pipeline
 
 SAMPLES, EPOCHS, STEP_S = 2_000, 2, 0.01
 RUN_SETTINGS = RunSettings(
@@ -31,12 +33,45 @@ def counted(compute: Compute, _: Vector) -> tuple[float, int, Vector]:
     return 1.0, 1, gradient.ravel()
 
 
+def cluster_of(
+    steps_s: Sequence[float], links: Sequence[Link] = (), **settings: Any
+) -> TimedCluster:
+    run_settings = replace(RUN_SETTINGS, **settings)
+    run = RunState(run_settings, np.zeros(run_settings.vector_size, np.float32))
+    return TimedCluster(run, steps_s, counted, links)
+
+
 def seconds_of_run(steps_s: list[float], links: Sequence[Link] = ()) -> float:
-    run = RunState(RUN_SETTINGS, np.zeros(RUN_SETTINGS.vector_size, np.float32))
-    seconds = TimedCluster(run, steps_s, counted, links).until_finished()
-    assert run.ledger.applied_samples == RUN_SETTINGS.samples_total
-    np.testing.assert_array_equal(run.store.weights, 1)
+    cluster = cluster_of(steps_s, links)
+    seconds = cluster.until_finished()
+    assert cluster.run.ledger.applied_samples == RUN_SETTINGS.samples_total
+    np.testing.assert_array_equal(cluster.run.store.weights, 1)
     return seconds
+
+
+def test_nothing_is_rejected_where_nothing_goes_wrong() -> None:
+    cluster = cluster_of([STEP_S] * 3)
+    cluster.until_finished()
+    cluster.schedule.run(cluster.now + 1.0)
+    report = cluster.run.report(0, cluster.now)
+    assert (report["workers_joined"], report["workers_lost"]) == (3, 0)
+    assert report["pushes_rejected"] == 0
+    assert cluster.server.worker_count == 0
+
+
+def test_without_a_pipeline_each_gradient_is_of_the_newest_weights() -> None:
+    cluster = cluster_of([STEP_S], pipeline=Pipeline(depth=1, grouped=1))
+    cluster.until_finished()
+    assert cluster.run.report(0, cluster.now)["staleness_max"] == 0
+
+
+def test_what_dead_workers_held_is_done_by_the_last_one_without_a_wait() -> None:
+    cluster = cluster_of([STEP_S] * 3, samples=24, lease_minibatches=2)
+    while cluster.run.ledger.applied_samples < 24:
+        cluster.step()
+    for name in ("worker-0", "worker-1"):
+        cluster.kill(cluster.workers[name])
+    assert cluster.until_finished() < RUN_SETTINGS.heartbeat_timeout_s
 
 
 def test_a_worker_eight_times_slower_adds_its_speed_to_three_others() -> None:
