@@ -66,7 +66,10 @@ def parse(given: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; errors of this project become one line on stderr and an exit code."""
-    parsed = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        parsed = parse(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # while modules were imported
+        return INTERRUPTED
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")

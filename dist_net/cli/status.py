@@ -54,7 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     keys = load_peer_keys(arguments.keys, CLIENT) if arguments.keys else None
     console = plain_console(stderr=False)
     if arguments.follow:
-        reports = followed(arguments.address, keys, arguments.timeout, arguments.every)
+        is_live = console.is_terminal and not arguments.json
+        say = (console if is_live else plain_console()).print
+        reports = followed(arguments.address, keys, arguments.timeout, arguments.every, say)
     else:
         with Observer(arguments.address, keys, arguments.timeout) as observer:
             reports = iter([observer.status(0 if arguments.json else NO_RECORDS)])
@@ -74,12 +76,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def followed(
-    address: str, keys: PeerKeys | None, timeout_s: float, every_s: float
+    address: str,
+    keys: PeerKeys | None,
+    timeout_s: float,
+    every_s: float,
+    say: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
     """A report every so often until a run is over, each with the metric records that are new.
 
-    A server that is silent is asked once more, over another connection: it may have been started
-    again. Raises NoAnswerError.
+    A server that is silent is asked once more, over another connection, which is said: it may have
+    been started again. Raises NoAnswerError.
     """
     next_record, was_silent = NO_RECORDS, False
     while True:
@@ -93,10 +99,11 @@ def followed(
                     if report.get("state") in OVER:
                         return
                     time.sleep(every_s)
-        except NoAnswerError:
+        except NoAnswerError as error:
             if was_silent:
                 raise
             was_silent = True
+            say(f"{error}: asking once more")
 
 
 def view(report: dict[str, Any]) -> RenderableType:

@@ -103,7 +103,7 @@ class _Causes:
             yield f"{counted(own.threads, 'thread')} with a quota of {own.core_quota:g} cores"
         if 0 < own.cores < own.threads:
             yield f"{counted(own.threads, 'thread')} on {counted(own.cores, 'core')}"
-        elif 0 < own.host_cores < together:
+        elif 0 < own.host_cores < together < self._threads_on.total():  # some are elsewhere
             yield (
                 f"{together} threads of this run on the {counted(own.host_cores, 'core')} "
                 f"of {own.host}"

@@ -140,7 +140,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
 
 
 def followed() -> list[dict[str, Any]]:
-    return list(status.followed("tcp://127.0.0.1:5", None, 1.0, 1.0))
+    said: list[str] = []
+    reports = list(status.followed("tcp://127.0.0.1:5", None, 1.0, 1.0, said.append))
+    return [*reports, *({"said": each} for each in said)]
 
 
 def test_a_run_is_followed_to_its_end_and_records_come_once(serve: Serve) -> None:
@@ -153,7 +155,8 @@ def test_a_run_is_followed_to_its_end_and_records_come_once(serve: Serve) -> Non
 def test_a_server_that_was_started_again_is_followed_further(serve: Serve) -> None:
     training = {"state": "training"}
     server = serve(training, None, training, None, {"state": "stopping"})
-    assert len(followed()) == 3
+    again = {"said": "no answer: asking once more"}
+    assert followed() == [training, training, {"state": "stopping"}, again, again]
     assert server.connections == 3
 
 

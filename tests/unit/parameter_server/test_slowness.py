@@ -62,7 +62,6 @@ def test_nobody_is_judged_who_has_only_begun_or_waits_for_others() -> None:
         ({"progress_s": NOW_S - 9}, "no gradient for 9 s, though it is alive"),
         ({"threads": 2, "core_quota": 1.5}, "2 threads with a quota of 1.5 cores"),
         ({"threads": 2, "cores": 1}, "2 threads on 1 core"),
-        ({"host_cores": 2}, "4 threads of this run on the 2 cores of here"),
         (
             {"round_trip_s": 0.05},
             "its messages take 50.0 ms there and back, the others' 0.3",
@@ -73,6 +72,16 @@ def test_nobody_is_judged_who_has_only_begun_or_waits_for_others() -> None:
 )
 def test_what_is_seen_of_the_cause_is_named(facts: dict[str, Any], cause: str) -> None:
     assert verdict_on(a_worker(4, 100, **facts)).causes == (cause,)
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_crowded_host_is_named_unless_all_are_there(elsewhere: bool) -> None:
+    crowd = [a_worker(each, 300, host="small", host_cores=1) for each in (1, 2)]
+    others = [a_worker(each, 1000, host="big" if elsewhere else "small") for each in (3, 4, 5)]
+    found = slowness_of([*crowd, *others], NOW_S, TIMEOUT_S)
+    assert found[1].is_slow
+    cause = "2 threads of this run on the 1 core of small"
+    assert found[1].causes == ((cause,) if elsewhere else ())
 
 
 def test_fewer_threads_than_the_others_are_named() -> None:
