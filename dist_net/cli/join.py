@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains until the run is done; gives the exit code."""
+    settings = settings_of(arguments)
     token = JoinToken.of(arguments.token)
     token.require_kind(TRAINING)
     console = plain_console()
@@ -88,7 +89,6 @@ def run(arguments: argparse.Namespace) -> int:
             samples = prepare_folder(offered, arguments.data, directory, console, opened)
         else:
             samples = prepare_recipe(offered, directory, arguments, console)
-        settings = settings_of(arguments)
         logs = _log_directory(directory, opened)
         display = opened.enter_context(TrainingProgress(console, samples, joining=None))
         console.print(f"{offered.name}: {settings.workers} workers join {server.address}")
@@ -132,7 +132,7 @@ def prepare_recipe(
 ) -> int:
     """Has the recipe and its data ready for the workers; gives the number of samples."""
     beside = arguments.data.resolve() if arguments.data is not None else None
-    original = "" if beside is None else str(beside / f"{Path(offered.name).name}.py")
+    original = "" if beside is None else str(beside / offered.file_name)
     offered.keep(directory, original)
     if offered.is_code and not arguments.trust_recipe:
         _ask_for_trust(offered, directory, console)

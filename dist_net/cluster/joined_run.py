@@ -6,6 +6,7 @@ need of the run lies in a directory of this process: the recipe, and their keys.
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from contextlib import ExitStack
@@ -14,12 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.cluster.child import end
 from dist_net.cluster.local_run import POLL_S, WORKER_GRACE_S
 from dist_net.cluster.replacement import RESTARTS, ReplacedChild
 from dist_net.cluster.roles import LocalProcesses, Role
+from dist_net.cluster.serving_options import MOST_WORKERS
 from dist_net.cluster.terminal import TrainingProgress
-from dist_net.errors import NoAnswerError, ProtocolError
+from dist_net.errors import NoAnswerError, ProtocolError, SettingError
 from dist_net.models.observer import NO_RECORDS, Observer
 from dist_net.models.run_directory import RunDirectory
 from dist_net.training.state import REJOIN_TIMEOUT_S
@@ -32,13 +35,27 @@ ANSWER_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class JoinedRunSettings:
-    """How many workers join, of how many threads each, and for how long they try again."""
+    """How many workers join, of how many threads each, and for how long they try again.
+
+    Raises SettingError for values out of range.
+    """
 
     workers: int
     threads: int = 1
     restarts: int = RESTARTS
     join_timeout_s: float = 10.0
     rejoin_timeout_s: float = REJOIN_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        timeouts = self.join_timeout_s, self.rejoin_timeout_s
+        is_in_range = 1 <= self.workers <= MOST_WORKERS and 1 <= self.threads <= MOST_THREADS
+        if not is_in_range or not all(0 < each < math.inf for each in timeouts):
+            raise SettingError(
+                f"--workers={self.workers}, --threads={self.threads}, --timeout="
+                f"{self.join_timeout_s:g}, --rejoin-timeout={self.rejoin_timeout_s:g}: expected 1 "
+                f"to {MOST_WORKERS} workers of 1 to {MOST_THREADS} threads, and numbers of seconds "
+                f"above 0"
+            )
 
 
 class JoinedRun:

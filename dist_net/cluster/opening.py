@@ -89,16 +89,19 @@ def opening_of(arguments: argparse.Namespace) -> Opening:
     return Opening(listen, arguments.keys, arguments.contact, arguments.token_lifetime)
 
 
-def invitation_lines(token: JoinToken, directory: Path | None) -> tuple[str, str, str]:
-    """What is said of a token: a title, the line to paste, and how it ends.
+def invitation_lines(token: JoinToken, directory: Path | None) -> list[str]:
+    """What is said of a token: a title, the line to paste, and how it ends if it does.
 
     ``directory`` is that of its run, or of its keys.
     """
-    ends = f"until {until(token)}"
-    if token.secret:
-        revoking = command_line("keys", "revoke", directory, token.identity)
-        ends += f", or until this is typed here: {revoking}"
-    return "workers of other hosts may join, there:", f"    {pasted(token)}", ends
+    if not token.secret:
+        return ["workers of this host may join too:", f"    {pasted(token)}"]
+    revoking = command_line("keys", "revoke", directory, token.identity)
+    return [
+        "workers of other hosts may join, there:",
+        f"    {pasted(token)}",
+        f"until {until(token)}, or until this is typed here: {revoking}",
+    ]
 
 
 def pasted(token: JoinToken) -> str:

@@ -189,10 +189,8 @@ class TrainingProgress:
 
     def opened(self, token: JoinToken, directory: Path) -> None:
         """Says what to paste on another host, and how to take that back."""
-        title, pasted, ends = invitation_lines(token, directory)
-        self._line(title, "dim")
-        self._line(pasted)
-        self._line(ends, "dim")
+        for line in invitation_lines(token, directory):
+            self._line(line, "" if token.text in line else "dim")
 
     def answers(self, address: str, keys: Path) -> None:
         """Says where the server's state can be asked for by whoever has these keys."""

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from dist_net.errors import OfferError
 from dist_net.models.picture_manifest import MANIFEST, MOST_MANIFEST_BYTES
@@ -97,12 +98,17 @@ class OfferedRecipe:
         """Whether it is Python code that came from elsewhere."""
         return not self.reference
 
+    @property
+    def file_name(self) -> str:
+        """The name of a recipe's file, in whatever folder."""
+        return f"{Path(self.name).name or 'recipe'}.py"
+
     def keep(self, directory: RunDirectory, original: str = "") -> None:
         """Write it as a run's, so that this host's processes find it there.
 
         ``original`` is the file that the code is to take itself for, to find data beside it.
         """
-        reference = self.reference or original or str(directory.path / f"{self.name}.py")
+        reference = self.reference or original or str(directory.path / self.file_name)
         digests = {name: sha256(content) for name, content in sorted(self.files.items())}
         directory.begin(RunOptions(reference, recipe_files=digests), self.files)
 

@@ -119,7 +119,7 @@ class JoinToken:
 
 def is_token(text: str) -> bool:
     """Whether a word is meant as a token, whole or not."""
-    return re.match(rf"{PREFIX}\d[0-9A-Za-z]{{30,}}", text) is not None
+    return re.match(rf"{PREFIX}\d[0-9A-Za-z]{{20,}}", text) is not None
 
 
 class _Bytes:

@@ -8,7 +8,7 @@ import pytest
 
 from dist_net.cli import join
 from dist_net.cluster.terminal import plain_console
-from dist_net.errors import RecipeError, UntrustedRecipeError
+from dist_net.errors import RecipeError, SettingError, UntrustedRecipeError
 from dist_net.models.offered_recipe import OfferedRecipe, offer_of
 from dist_net.models.run_directory import RunDirectory
 from dist_net.recipes.recipe import load_recipe, own_release
@@ -126,3 +126,13 @@ def test_as_many_workers_join_as_there_are_cores_for(
     parser = argparse.ArgumentParser()
     join.add_arguments(parser)
     assert join.settings_of(parser.parse_args(["TOKEN", *options])).workers == workers
+
+
+@pytest.mark.parametrize(
+    "options", [["--workers", "257"], ["--threads", "9999"], ["--timeout", "0"]]
+)
+def test_what_cannot_be_is_refused_before_anybody_is_asked(options: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    join.add_arguments(parser)
+    with pytest.raises(SettingError, match=rf"{options[0]}={options[1]}.*expected 1 to 256"):
+        join.run(parser.parse_args(["TOKEN", *options]))

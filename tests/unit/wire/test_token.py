@@ -37,6 +37,7 @@ def test_a_token_is_one_short_word_that_no_shell_changes():
     assert set(TOKEN.text) <= {*string.ascii_letters, *string.digits}
     assert len(TOKEN.text) < 120
     assert is_token(TOKEN.text)
+    assert is_token(JoinToken(TRAINING, "00ad5eed", 1, ("tcp://127.0.0.1:5555",)).text)
     assert not is_token("dn1.cfg")
 
 
