@@ -12,6 +12,7 @@ from rich.table import Table
 
 from benchmarks import (
     capacity,
+    convergence,
     darknet53,
     join,
     on_ray,
@@ -40,12 +41,14 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 SCALED = ("photos", "serving")
+CONVERGENCE = "convergence"
 
 
 def main() -> int:
     """Measures, shows tables or one JSON object, and gives the exit code."""
     parser = Parser(prog="scripts/bench", description="Measures speed, as medians and ratios.")
-    parser.add_argument("name", metavar="NAME", choices=BENCHES, help=", ".join(BENCHES))
+    names = [*BENCHES, CONVERGENCE]
+    parser.add_argument("name", metavar="NAME", choices=names, help=", ".join(names))
     parser.add_argument("--peers", action="store_true", help="measure every installed peer too")
     parser.add_argument(
         "--scale",
@@ -54,12 +57,18 @@ def main() -> int:
         help="of photos and serving: how much is measured (default: 1)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    convergence.add_arguments(parser)
     arguments = parser.parse_args(sys.argv[1:])
     options = {"scale": arguments.scale} if arguments.name in SCALED else {}
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
     try:
-        measured = BENCHES[arguments.name](
-            arguments.peers, lambda text: print(text, file=sys.stderr), **options
-        )
+        if arguments.name == CONVERGENCE:
+            measured = convergence.measure(arguments, say)
+        else:
+            measured = BENCHES[arguments.name](arguments.peers, say, **options)
     except DistNetError as error:
         print(f"scripts/bench {arguments.name}: {error}", file=sys.stderr)
         return error.exit_code
