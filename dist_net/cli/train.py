@@ -133,8 +133,9 @@ def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--consistency",
         metavar="MODE",
-        help="async (default), ssp:N (no worker is more than N steps ahead of the slowest), or bsp "
-        "(updates by the mean of a minibatch for each worker; bsp:N: of N minibatches)",
+        help="auto (default: async up to four workers, in step beyond), async, ssp:N (no worker is "
+        "more than N steps ahead of the slowest), or bsp (updates by the mean of a minibatch for "
+        "each worker; bsp:N: of N minibatches)",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
 

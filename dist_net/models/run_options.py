@@ -15,7 +15,7 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.optim import AdamW, Optimizer, optimizer_named
-from dist_net.parameter_server.consistency import Consistency
+from dist_net.parameter_server.consistency import AUTO, Consistency
 from dist_net.parameter_server.journal import NEVER, sync_interval_s
 from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
 from dist_net.recipes.recipe import (
@@ -42,7 +42,7 @@ class RunOptions:
     weight_decay: float | None = None
     clip_norm: float | None = None
     average_decay: float | None = None
-    consistency: str = "async"
+    consistency: str = str(AUTO)
     lease_minibatches: int = LEASE_MINIBATCHES
     seed: int = 0
     checkpoint_every_s: float = 30.0

@@ -110,6 +110,7 @@ class Adam(Optimizer):
     epsilon: float = 1e-7
 
     loop = "adam"
+    full_rate_staleness = 8.0  # its steps are no longer where a gradient is large
 
     def __post_init__(self) -> None:
         require_fraction("beta1", self.beta1)

@@ -63,10 +63,12 @@ class Optimizer(ABC):
 
     ``loop`` names the same arithmetic in ``dist_net.optim.compiled``, to which ``constants`` are
     passed behind the state. It counts for the class that sets it and not for its subclasses, which
-    may compute something else: without one, NumPy computes the steps.
+    may compute something else: without one, NumPy computes the steps. Gradients up to
+    ``full_rate_staleness`` updates old, on average, do not call for a lower learning rate.
     """
 
     loop: ClassVar[str | None] = None
+    full_rate_staleness: ClassVar[float] = 4.0
 
     @property
     def initial_state(self) -> dict[str, float]:

@@ -11,16 +11,21 @@ from dist_net.vector import Vector
 
 @dataclass(frozen=True)
 class Consistency:
-    """One of ``async``, ``ssp:N`` and ``bsp:N``.
+    """One of ``auto``, ``async``, ``ssp:N`` and ``bsp:N``.
 
     async: workers never wait for each other. SSP (stale synchronous parallel, Ho 2013): a worker
     that has completed more than ``most_ahead`` steps more than the slowest waits for it. BSP (bulk
     synchronous parallel): the gradients of ``round_minibatches`` minibatches are averaged, and
     applied as one update.
+
+    auto: async among at most ``FREE_WORKERS`` workers. Beyond, they go in step: as with ``ssp:0``,
+    but nobody waits for a worker that is much slower than the others; and the learning rate is
+    bounded, the lower the more workers there are. See docs/decisions/0016-workers-in-step.md.
     """
 
     most_ahead: int | None = None
     round_minibatches: int | None = None
+    is_automatic: bool = False
 
     @classmethod
     def of(cls, text: str, workers: int = 0) -> Self:
@@ -33,29 +38,58 @@ class Consistency:
             number = str(workers)
         if text == "async":
             return cls()
+        if text == "auto":
+            return cls(most_ahead=0, is_automatic=True)
+        if text == "bsp" and not number:
+            raise SettingError(
+                "consistency='bsp': how many workers there will be is not known here; expected "
+                "bsp:N with the number of minibatches in an update, most often one for each worker"
+            )
         if number.isascii() and number.isdecimal() and len(number) <= len(str(MOST)):
             if kind == "ssp" and int(number) <= MOST:
                 return cls(most_ahead=int(number))
             if kind == "bsp" and 1 <= int(number) <= MOST:
                 return cls(round_minibatches=int(number))
         raise SettingError(
-            f"consistency={text!r}: expected async, ssp:N with the number of steps that a worker "
-            f"may be ahead of the slowest, or bsp:N with the number of minibatches in an update, "
-            f"at most {MOST}; bsp alone is a minibatch for each worker of 'dist-net train'"
+            f"consistency={text!r}: expected auto, async, ssp:N with the number of steps that a "
+            f"worker may be ahead of the slowest, or bsp:N with the number of minibatches in an "
+            f"update, at most {MOST}; bsp alone is a minibatch for each worker of 'dist-net train'"
         )
 
     def __str__(self) -> str:
+        if self.is_automatic:
+            return "auto"
         if self.most_ahead is not None:
             return f"ssp:{self.most_ahead}"
         return "async" if self.round_minibatches is None else f"bsp:{self.round_minibatches}"
 
     @property
-    def is_async(self) -> bool:
-        return self.most_ahead is None and self.round_minibatches is None
+    def may_run_ahead(self) -> bool:
+        """Whether there are numbers of workers at which nobody waits for others."""
+        return self.is_automatic or self == ASYNC
+
+    def goes_in_step(self, workers: int) -> bool:
+        """Whether, of so many workers, those that are ahead wait for others."""
+        return self.most_ahead is not None and not (self.is_automatic and workers <= FREE_WORKERS)
+
+    def most_of_rate(self, workers: int, full_rate_staleness: float) -> float:
+        """Return the bound of the learning rate, as a share of its highest value.
+
+        So many workers in step compute from the same weights, so that the staleness of their
+        gradients is half their number on average. What is older than ``full_rate_staleness`` is
+        applied at a rate that falls with it, as in Koloskova et al. 2022 (arXiv 2206.08307); but
+        one for all of them, since a rate of its own would count a slow worker's samples for less.
+        """
+        if not (self.is_automatic and self.goes_in_step(workers)):
+            return 1.0
+        return min(1.0, full_rate_staleness / (workers / 2))
 
 
 MOST = 4096
 ASYNC = Consistency()
+AUTO = Consistency.of("auto")
+
+FREE_WORKERS = 4
 
 
 class Round:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from dist_net.parameter_server.consistency import ASYNC, Consistency
 from dist_net.parameter_server.metrics import RecentSpeed
 from dist_net.wire.messages import PIPELINE, UNKNOWN_EQUIPMENT, Equipment, Pipeline
 
@@ -17,6 +18,15 @@ PIPELINES = {2: PIPELINE, 4: Pipeline(2, 2), 8: Pipeline(2, 1), math.inf: Pipeli
 
 SLOWEST_TO_MEAN = 10
 """How many times as long as the others a worker may take for a step."""
+
+SLOW_TO_MEDIAN = 2
+"""Who needs more times as long for a step is not waited for, where workers may be left behind."""
+
+LATE_S = 0.2
+LATE_TIMES = 3
+"""How long, at least and in times of what is usual, something may take before it is late."""
+
+STEPS_TO_AVERAGE = 4
 
 ROUND_TRIPS_KEPT = 9
 NAMES_KEPT = 1024
@@ -31,9 +41,11 @@ class Member:
     until it has moved on to newer ones. ``shared``: it reads them in shared memory. ``refusals``
     counts the gradients refused in a row.
     ``told_to_stop``: it knows that the run is over, so if it goes silent it is not lost. ``clock``:
-    how many steps it has completed; who was idle is not behind for it. ``starts`` counts the
-    processes of its name that joined, each with an identity of its own; ``is_restart``: it is not
-    the first, and joins for the first time. ``staleness_sum`` is of all its ``pushes``.
+    how many steps it has completed in step with others; who was idle is not behind for it, nor
+    who ``is_left_behind`` because it is slow. Such a step takes ``step_s``, and the one under way
+    began at ``step_began_s``. ``starts`` counts the processes of its name that joined, each with an
+    identity of its own; ``is_restart``: it is not the first, and joins for the first time.
+    ``staleness_sum`` is of all its ``pushes``.
     """
 
     worker_id: int
@@ -53,6 +65,9 @@ class Member:
     told_to_stop: bool = False
     clock: int = 0
     is_idle: bool = True
+    is_left_behind: bool = False
+    step_s: float = 0.0
+    step_began_s: float | None = None
     staleness_sum: int = 0
     speed: RecentSpeed = field(default_factory=RecentSpeed)
     round_trips_s: deque[float] = field(default_factory=lambda: deque(maxlen=ROUND_TRIPS_KEPT))
@@ -61,6 +76,13 @@ class Member:
     def round_trip_s(self) -> float:
         """The median of the last heartbeats' times there and back; 0: there was none yet."""
         return median(self.round_trips_s) if self.round_trips_s else 0.0
+
+    def completes(self, steps: int, now: float) -> None:
+        """Count steps that were taken in step with others."""
+        self.clock += steps
+        if self.step_began_s is not None:
+            took_s = now - self.step_began_s
+            self.step_s += (took_s - self.step_s) / (STEPS_TO_AVERAGE if self.step_s else 1)
 
     def report(self, now: float) -> dict[str, Any]:
         """Return what a run's report says of this worker; its speed is that of its last work."""
@@ -86,9 +108,14 @@ class Membership:
     """
 
     def __init__(
-        self, heartbeat_timeout_s: float, first_worker_id: int = 1, pipeline: Pipeline = PIPELINE
+        self,
+        heartbeat_timeout_s: float,
+        first_worker_id: int = 1,
+        pipeline: Pipeline = PIPELINE,
+        consistency: Consistency = ASYNC,
     ) -> None:
         self._pipeline = pipeline
+        self._consistency = consistency
         self._next_worker_id = first_worker_id
         self._heartbeat_timeout_s = heartbeat_timeout_s
         self._members: dict[int, Member] = {}
@@ -103,13 +130,32 @@ class Membership:
         return tuple(self._members.values())
 
     @property
+    def go_in_step(self) -> bool:
+        """Whether those that are ahead wait for others."""
+        return self._consistency.goes_in_step(len(self._members))
+
+    def leave_slow_behind(self, now: float) -> None:
+        """Judge anew for whom the others do not wait; to be called several times a second."""
+        known_s = [each.step_s for each in self._members.values() if each.step_s]
+        if not known_s:
+            return
+        usual_s = median(known_s)
+        late_s = max(LATE_S, LATE_TIMES * usual_s)
+        for each in self._members.values():
+            under_way_s = 0.0 if each.step_began_s is None else now - each.step_began_s
+            each.is_left_behind = each.step_s > SLOW_TO_MEDIAN * usual_s or under_way_s > late_s
+
+    @property
     def pipeline(self) -> Pipeline:
         """How far each worker may run ahead of the server; the less, the more workers there are.
 
         More gradients on their way mean fewer and shorter waits, but a greater staleness, to which
         every worker's gradients add. Over five seeds of the default recipe, runs of four workers
-        ended 0.3 % less accurate with three at a time, and not with two.
+        ended 0.3 % less accurate with three at a time, and not with two. Who waits for others does
+        not run ahead.
         """
+        if self.go_in_step:
+            return Pipeline(1, 1)
         depth, grouped = next(
             pipeline for workers, pipeline in PIPELINES.items() if len(self._members) <= workers
         )

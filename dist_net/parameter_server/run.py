@@ -16,7 +16,7 @@ from dist_net.parameter_server.checkpoint import Checkpoint
 from dist_net.parameter_server.consistency import ASYNC, Round
 from dist_net.parameter_server.journal import Applied
 from dist_net.parameter_server.leases import LeaseLedger, Range
-from dist_net.parameter_server.members import Member, Membership
+from dist_net.parameter_server.members import LATE_S, LATE_TIMES, Member, Membership
 from dist_net.parameter_server.metrics import RunMetrics
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.slowness import slowness_of
@@ -28,10 +28,6 @@ STALENESS_WITHOUT_COST = 12.0
 """On average; see "Many workers" in docs/benchmarks.md."""
 
 WORKERS_PER_REPORT = 200  # fit into one message, however long their names are
-
-LATE_S = 0.2
-LATE_TO_LAST_ROUND = 3
-"""How long, at least and in rounds, a round may take before its leases are late."""
 
 
 class RunState:
@@ -51,8 +47,10 @@ class RunState:
     ) -> None:
         self.settings = settings
         # Who waits for others, or lets them wait, does not run ahead.
-        pipeline = settings.pipeline if settings.consistency.is_async else Pipeline(1, 1)
-        self.members = Membership(settings.heartbeat_timeout_s, first_worker_id, pipeline)
+        pipeline = settings.pipeline if settings.consistency.may_run_ahead else Pipeline(1, 1)
+        self.members = Membership(
+            settings.heartbeat_timeout_s, first_worker_id, pipeline, settings.consistency
+        )
         self.ledger = LeaseLedger(
             settings.samples,
             settings.epochs,
@@ -139,10 +137,10 @@ class RunState:
 
         Nothing, and nothing changed, if the result is not finite.
         """
-        settings, ledger, store, metrics = self.settings, self.ledger, self.store, self.metrics
+        ledger, store, metrics = self.ledger, self.store, self.metrics
         starts = (push.start, *push.stops[:-1])
         before = ledger.applied_samples - push.start
-        rates = [settings.learning_rate_after(before + start) for start in starts]
+        rates = [self._learning_rate_after(before + start) for start in starts]
         staleness = self.staleness(push)
         if not math.isfinite(push.loss_sum) or not store.apply(push.gradients, rates):
             return ()
@@ -160,6 +158,13 @@ class RunState:
             Applied(version, *who, start, stop, base_version, rate, len(rates))
             for version, (start, stop, base_version, rate) in enumerate(what, first)
         )
+
+    def _learning_rate_after(self, applied_samples: int) -> float:
+        settings = self.settings
+        share = settings.consistency.most_of_rate(
+            len(self.members), settings.optimizer.full_rate_staleness
+        )
+        return min(settings.learning_rate_after(applied_samples), share * settings.learning_rate)
 
     def apply_again(
         self, push: Sequence[Applied], gradients: Sequence[Vector], loss_sum: float, correct: int
@@ -228,7 +233,7 @@ class RunState:
         """
         if self.round is None:
             return True
-        late_s = max(LATE_S, LATE_TO_LAST_ROUND * self._last_round_s)
+        late_s = max(LATE_S, LATE_TIMES * self._last_round_s)
         return self._round_began_s is not None and now - self._round_began_s > late_s
 
     def _apply_round(self, collected: Round, now: float) -> tuple[Applied, ...] | None:
@@ -269,10 +274,13 @@ class RunState:
         staleness = (records[-1]["staleness_mean"] if records else None) or 0.0
         if staleness <= STALENESS_WITHOUT_COST:
             return None
+        remedy = "--consistency auto"
+        if self.settings.consistency.is_automatic:
+            remedy = f"more than {self.settings.epochs} epochs"
         return (
             f"gradients are {staleness:.0f} updates old on average, which costs accuracy: "
-            f"use --consistency ssp:4, fewer than {len(self.members)} workers, or a learning rate "
-            f"below {self.settings.learning_rate:g}"
+            f"use {remedy}, fewer than {len(self.members)} workers, or a learning rate below "
+            f"{self.settings.learning_rate:g}"
         )
 
     def report(self, first_record: int, now: float) -> dict[str, Any]:

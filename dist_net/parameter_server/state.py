@@ -169,6 +169,8 @@ class ParameterServer:
         """
         expired = self.run.members.expired(now)
         commands: list[ServerCommand] = [self._lose(each, "overdue", now) for each in expired]
+        if self.run.settings.consistency.is_automatic:
+            self.run.members.leave_slow_behind(now)
         return commands + self._answer_those_who_wait(now)
 
     def _join(self, node: bytes, join: Join, now: float) -> list[ServerCommand]:
@@ -227,7 +229,8 @@ class ParameterServer:
             run.store.unpin_before(member.worker_id, push.base_versions[-1])
         verdict = run.ledger.verdict(push.worker_id, push.lease_id, push.start, push.stop)
         if verdict in (Verdict.DUE, Verdict.OVERTAKEN):
-            member.clock += len(push.stops)
+            if run.members.go_in_step:
+                member.completes(len(push.stops), now)
             member.speed.computed(push.stop - push.start, now)
         if verdict is Verdict.DUPLICATE:
             run.metrics.duplicates_dropped += 1
@@ -300,6 +303,8 @@ class ParameterServer:
 
     def _answer_those_who_wait(self, now: float) -> list[ServerCommand]:
         answers: list[ServerCommand] = []
+        if not self._may_one_go_on(now):
+            return answers
         for worker_id in list(self._waiting):
             member = self.run.members.of_id(worker_id)
             answer = [] if member is None else self._answer(member, now)
@@ -308,15 +313,34 @@ class ParameterServer:
             answers += answer
         return answers
 
+    def _may_one_go_on(self, now: float) -> bool:
+        """Whether one of those who wait may have an answer: soon told, however many there are."""
+        members = [self.run.members.of_id(each) for each in self._waiting]
+        waiting = [each for each in members if each is not None]
+        if not waiting:
+            return False
+        if not self.run.members.go_in_step or self.state != "training":
+            return True
+        longest_s = now - next(iter(self._waiting.values()))
+        furthest_behind = min(waiting, key=lambda each: each.clock)
+        return longest_s > LONGEST_WAIT_S or not self._is_too_far_ahead(furthest_behind)
+
     def _is_too_far_ahead(self, member: Member) -> bool:
-        """Whether the worker has to wait for the slowest of those that have something to do."""
-        most_ahead = self.run.settings.consistency.most_ahead
-        if most_ahead is None:
+        """Whether the worker has to wait for the slowest of those that have something to do.
+
+        Nobody waits for who was left behind, and nobody has to catch up.
+        """
+        members, most_ahead = self.run.members, self.run.settings.consistency.most_ahead
+        if most_ahead is None or not members.go_in_step:
             return False
         holds_lease = self.run.ledger.holds_lease
-        clocks = [each.clock for each in self.run.members.members if holds_lease(each.worker_id)]
+        clocks = [
+            each.clock
+            for each in members.members
+            if not each.is_left_behind and holds_lease(each.worker_id)
+        ]
         slowest = min(clocks, default=member.clock)
-        if member.is_idle:
+        if member.is_idle or member.is_left_behind:
             member.clock = max(member.clock, slowest)
         return member.clock - slowest > most_ahead
 
@@ -328,6 +352,7 @@ class ParameterServer:
             if run.ledger.finished:
                 return Stop("every epoch is done", finished=True)
             return Stop(self.stop_reason or "", finished=False)
+        member.step_began_s = None
         if self._is_too_far_ahead(member):
             return None
         lease = run.ledger.grant(member.worker_id, may_share=run.has_late_leases(now))
@@ -336,6 +361,7 @@ class ParameterServer:
             return Wait(RETRY_AFTER_S) if run.round is None else None
         run.metrics.lease_granted(now)
         member.speed.has_work(now)
+        member.step_began_s = now
         if member.pins:
             snapshot, version = run.store.pin(member.worker_id, again=again)
             weights = None if member.shared else run.store.snapshots[snapshot]

@@ -141,7 +141,7 @@ def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: st
             "1",
             r"average_decay=1.0: expected a number from 0 up to, but not, 1, or None",
         ),
-        ("--consistency", "ssp", r"consistency='ssp': expected async, ssp:N with .*"),
+        ("--consistency", "ssp", r"consistency='ssp': expected auto, async, ssp:N with .*"),
         ("--optimizer", "lion", r"there is no optimizer 'lion'; expected one of sgd, .*"),
         ("--seed", "-1", r"seed=-1: expected a whole number, 0 or above"),
         ("--checkpoint-every", "nan", r"checkpoint_every_s=nan: expected .* above 0"),

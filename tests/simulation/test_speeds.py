@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dist_net.parameter_server.consistency import ASYNC, AUTO, Consistency
+from dist_net.parameter_server.members import LATE_S
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.simulation.network import Link
@@ -41,8 +43,10 @@ def cluster_of(
     return TimedCluster(run, steps_s, counted, links)
 
 
-def seconds_of_run(steps_s: list[float], links: Sequence[Link] = ()) -> float:
-    cluster = cluster_of(steps_s, links)
+def seconds_of_run(
+    steps_s: list[float], links: Sequence[Link] = (), consistency: Consistency = ASYNC
+) -> float:
+    cluster = cluster_of(steps_s, links, consistency=consistency)
     seconds = cluster.until_finished()
     assert cluster.run.ledger.applied_samples == RUN_SETTINGS.samples_total
     np.testing.assert_array_equal(cluster.run.store.weights, 1)
@@ -84,6 +88,16 @@ def test_a_worker_that_is_far_too_slow_costs_the_others_what_it_had_begun_at_mos
     alone_s = seconds_of_run([STEP_S] * 3)
     hindered_s = seconds_of_run([1000 * STEP_S, *[STEP_S] * 3])
     assert hindered_s < alone_s + PIPELINE.gradients * STEP_S
+
+
+def test_workers_in_step_do_not_wait_for_one_that_is_eight_times_slower() -> None:
+    alone_s = seconds_of_run([STEP_S] * 5, consistency=AUTO)
+    assert seconds_of_run([8 * STEP_S, *[STEP_S] * 5], consistency=AUTO) < 1.1 * alone_s
+
+
+def test_workers_in_step_wait_only_once_for_one_that_stands_still() -> None:
+    alone_s = seconds_of_run([STEP_S] * 5, consistency=AUTO)
+    assert seconds_of_run([1e6, *[STEP_S] * 5], consistency=AUTO) < alone_s + 2 * LATE_S
 
 
 def test_a_worker_on_a_slow_link_does_not_stretch_the_run() -> None:

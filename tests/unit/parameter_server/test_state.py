@@ -906,7 +906,7 @@ def test_a_run_warns_while_staleness_costs_accuracy_and_says_what_to_do() -> Non
     work = desk.push(b"a", 1, work, base_versions=(0,))
     warning = desk.report()["staleness_warning"]
     assert "13 updates old" in warning
-    assert "--consistency ssp:4" in warning
+    assert "--consistency auto" in warning
     desk.push(b"a", 1, work)
     assert desk.report()["staleness_warning"] is None
 

@@ -12,9 +12,9 @@ from dist_net import nn
 from dist_net.data import dataset_named
 from dist_net.errors import JournalDamagedError, JournalMismatchError
 from dist_net.models.run_options import RunOptions
-from dist_net.optim import AdamW, Cosine
+from dist_net.optim import AdamW, ConstantRate, Cosine
 from dist_net.parameter_server.checkpoint import Checkpoint
-from dist_net.parameter_server.consistency import Consistency
+from dist_net.parameter_server.consistency import AUTO, Consistency
 from dist_net.parameter_server.journal import (
     Applied,
     Checkpointed,
@@ -174,6 +174,25 @@ def test_a_run_of_rounds_is_replayed(tmp_path: Path) -> None:
     assert {(each.together, each.averaged) for each in applied} == {(4, True)}
     begin = RECIPE.initial_weights(SETTINGS.seed)
     replay = Replay(settings, decode_journal(path.read_bytes()), step_of, begin)
+    assert replay.run().matched_version == last.version
+    assert_same(replay.checkpoint(), last)
+
+
+def test_a_run_of_twenty_workers_in_step_at_a_bounded_rate_is_replayed() -> None:
+    settings = replace(SETTINGS, consistency=AUTO, schedule=ConstantRate())
+    run = a_run(settings)
+    nodes = tuple(bytes([97 + each]) for each in range(20))
+    cluster, random = Cluster(run, nodes), np.random.default_rng(12)
+    for _ in range(4):
+        for index in random.permutation(20):
+            cluster.push(nodes[index], 1)
+    applied = cluster.records
+    assert len(applied) > 40
+    assert {each.learning_rate for each in applied} == {0.8 * settings.learning_rate}
+    last = run.checkpoint()
+    begin = RECIPE.initial_weights(SETTINGS.seed)
+    journal = journal_of([started(a_run()), *applied, checkpointed(last)])
+    replay = Replay(settings, journal, step_of, begin)
     assert replay.run().matched_version == last.version
     assert_same(replay.checkpoint(), last)
 
