@@ -17,8 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
 from dist_net.cli.parser import Parser
-from dist_net.cli.printable import printable
 from dist_net.cluster.entry import INTERRUPTED, raise_descriptor_limit, use_threads
+from dist_net.cluster.printable import printable
 from dist_net.errors import DistNetError
 
 COMMANDS = {

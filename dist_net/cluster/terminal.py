@@ -20,6 +20,7 @@ from rich.text import Text
 
 from dist_net.cluster.command_line import command_line
 from dist_net.cluster.opening import invitation_lines
+from dist_net.cluster.printable import printable
 from dist_net.data.fetch import (
     BytesReceived,
     CommandStarted,
@@ -32,6 +33,13 @@ from dist_net.training.evaluation import Evaluation
 from dist_net.wire.token import JoinToken
 
 
+class PrintableConsole(Console):
+    """A console that gives the terminal no text that it would obey."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text, kept="\n\t"), **options)
+
+
 def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
     """A console on stderr, or on stdout, that reads nothing into the text that it is given.
 
@@ -40,7 +48,7 @@ def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
     File names, addresses and messages may hold ``[brackets]`` and ``:words:``, which Rich would
     otherwise take for markup and emoji. Long lines are not wrapped, so that commands can be copied.
     """
-    return Console(
+    return PrintableConsole(
         stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True
     )
 
@@ -87,7 +95,7 @@ class FetchProgress:
                 self._draw_bar(file, received, total)
 
     def _line(self, text: str, style: str = "") -> None:
-        self._console.print(Text(text, style))
+        self._console.print(text, style=style)
 
     def _draw_bar(self, file: str, received: int, total: int | None) -> None:
         if self._bar is None or self._bar[0] != file:
@@ -223,4 +231,4 @@ class TrainingProgress:
         self._line(text, "yellow")
 
     def _line(self, text: str, style: str = "") -> None:
-        self._console.print(Text(text, style))
+        self._console.print(text, style=style)

@@ -1,5 +1,6 @@
 """Training in one process over real sockets: every sample once an epoch, as the weights show."""
 
+import socket
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -337,6 +338,22 @@ def test_a_run_that_cannot_be_kept_does_not_begin(
         cluster(tmp_path / "checkpoint.safetensors"),
     ):
         pass
+
+
+def test_a_report_says_what_a_worker_has_and_how_long_its_messages_take(
+    cluster: OpenCluster,
+) -> None:
+    with cluster(epochs=10_000) as run:
+        run.start_worker()
+        report = run.wait(
+            lambda report: any(each["round_trip_s"] > 0 for each in report["workers"])
+        )
+    [worker] = report["workers"]
+    assert 0 < worker["round_trip_s"] < 30
+    assert worker["host"] == socket.gethostname()
+    assert (worker["threads"], worker["starts"]) == (1, 1)
+    assert worker["cores"] >= 1
+    assert worker["blas"]
 
 
 def test_a_checkpoint_that_fails_is_reported_until_one_is_written(

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from dist_net.cli import main, status
-from dist_net.cli.printable import printable
 from dist_net.cli.run_status import BAR_CELLS, bar, run_line, run_view, staleness_bars
+from dist_net.cluster.printable import printable
 from dist_net.errors import NoAnswerError, ProtocolError
 from dist_net.models.observer import NO_RECORDS
 from dist_net.parameter_server.metrics import STALENESS_BUCKETS

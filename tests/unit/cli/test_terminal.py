@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
 
 from benchmarks.__main__ import show
 from dist_net.cli.pool_status import pool_view
@@ -29,8 +30,25 @@ def calls(path: Path) -> set[str]:
 
 def test_every_console_is_made_in_one_place() -> None:
     modules = [*(ROOT / "dist_net").rglob("*.py"), *(ROOT / "workers").glob("*.py")]
-    makers = [path.name for path in modules if {"Console", "rich.console.Console"} & calls(path)]
+    named = {"Console", "rich.console.Console", "PrintableConsole"}
+    makers = [path.name for path in modules if named & calls(path)]
     assert makers == ["terminal.py"]
+
+
+@pytest.mark.parametrize("text", ["\x1b[31mred", "a\rb", "\x9b2J", "\u202ereversed"])
+def test_a_console_gives_a_terminal_nothing_to_obey(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = plain_console(stderr=False)
+    table = Table(text)
+    table.add_row(text)
+    for printed in (text, table):
+        console.print(printed, style="yellow")
+    with TrainingProgress(console, 1, None) as display:
+        display.warned(f"{text}\n\tin two lines")
+    printed = capsys.readouterr().out
+    assert all(each.isprintable() or each in "\n\t" for each in printed)
+    assert printed.count("\\") == 4
 
 
 def report(**known: Any) -> dict[str, Any]:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 
-def printable(text: str) -> str:
-    """One line of ``text``, without what a terminal would obey: ``\\x1b`` in place of an escape."""
+def printable(text: str, kept: str = "") -> str:
+    """One line of ``text``, without what a terminal would obey: ``\\x1b`` in place of an escape.
+
+    The characters in ``kept`` stay as they are.
+    """
+    if text.isprintable():
+        return text
     return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+        each if each.isprintable() or each in kept else each.encode("unicode_escape").decode()
+        for each in text
     )
 
 
