@@ -25,7 +25,7 @@ from dist_net.simulation.capacity import ClusterPlan, PlannedCluster, PredictedC
 from dist_net.simulation.costs import SHARED_MEMORY, ClusterCosts, Network, TransportCosts
 
 TYPICAL_COSTS = Path(costs_of_clusters.__file__).with_name("typical_costs.json")
-"""Measured by this command on two cores of an Intel Xeon, a virtual machine, with plain SGD."""
+"""Measured by this command for Fashion-MNIST, on two cores of an Intel Xeon (virtual)."""
 
 DEFAULT_WORKERS = [1, 2, 4, 8, 16]
 DEFAULT_BATCH_SIZE = 32

@@ -190,11 +190,13 @@ def exchange_cost(
     """Return the cost by which a thread needs these seconds for a push.
 
     ``small`` are those with one parameter, ``large`` with ``size``; each with one gradient, and
-    with ``PIPELINE.grouped``. What is below 0 is noise.
+    with ``PIPELINE.grouped``. What is below 0 is noise. Where more gradients need more each, as
+    they do not fit into a cache, those in groups count.
     """
 
     def parts_us(one_s: float, grouped_s: float) -> tuple[float, float]:
         gradient_s = max(0.0, grouped_s - one_s) / (PIPELINE.grouped - 1)
+        gradient_s = min(gradient_s, grouped_s / PIPELINE.grouped)
         return 1e6 * max(0.0, one_s - gradient_s), 1e6 * gradient_s
 
     message_us, gradient_us = parts_us(*small)

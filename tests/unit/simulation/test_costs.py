@@ -55,6 +55,11 @@ def test_noise_does_not_make_a_cost_negative() -> None:
     assert exchange_cost((2e-6, 1e-6), (1e-6, 1e-6), 1000) == ExchangeCost(2, 0, 0, 0)
 
 
+def test_gradients_that_cost_more_in_groups_cost_what_they_do_there() -> None:
+    cost = exchange_cost((0.0, 0.0), (10e-6, 60e-6), 1000)
+    assert cost.exchange_s(3, 1000) == pytest.approx(60e-6)
+
+
 def test_costs_are_read_as_they_were_written() -> None:
     costs = ClusterCosts.from_json(TYPICAL_COSTS.read_text())
     assert ClusterCosts.from_json(costs.to_json()) == costs
