@@ -20,9 +20,11 @@ STALLED_S = 5.0
 STALLED_PUSHES = 5
 """How long a worker may be without progress, at least and in pushes, until that is said."""
 
-SLOW_LINK_S = 0.005
+SLOW_LINK_S = 0.02
 SLOW_LINK_TIMES = 3
-"""The round trip of a slow link, at least and in medians of the others'."""
+"""The round trip of a slow link, at least and in medians of the others'.
+
+A busy host answers late too, but seldom by so much."""
 
 
 class Slowness(NamedTuple):
