@@ -107,13 +107,18 @@ class Catalogue:
         """A process has ended. If a model has crashed the loader again, gives the answer for it."""
         if process_id != self._process_id or self._loader is None:
             return None
-        self._loader_gone()
         if not self._requested:
+            self._loader_gone()
             return None
         model, number = next(iter(self._requested.items()))
         self._crashes[model] += 1
-        if self._crashes[model] < MOST_CRASHES:
+        is_last = self._crashes[model] == MOST_CRASHES
+        untried = self._requested_next.pop(model, None) if is_last else None
+        self._loader_gone()
+        if not is_last:
             return None
+        if untried is not None:
+            self._requested_next[model] = untried
         reason = f"reading it ended the model loader {MOST_CRASHES} times; the last time {reason}"
         return ModelPrepared(model, number, "", reason, number)
 

@@ -135,6 +135,24 @@ def test_a_model_that_ends_one_loader_after_the_other_is_not_tried_again() -> No
     assert desk.requests() == [(b"3", "bad", 2)]
 
 
+def test_a_reload_that_was_not_tried_yet_does_not_fail_with_the_one_that_ends_loaders() -> None:
+    desk = Desk("m")
+    for process_id in (1, 2):
+        desk.catalogue.loader_enlisted(b"%d" % process_id, EnlistLoader(process_id, b"secret"))
+        desk.requests()
+        mended = desk.reload() if process_id == 2 else None
+        answer = desk.catalogue.loader_ended(process_id, "killed")
+    assert answer is not None
+    assert mended is not None
+    desk.catalogue.prepared(answer)
+    desk.catalogue.loader_enlisted(b"3", EnlistLoader(3, b"secret"))
+    assert desk.requests() == [(b"3", "m", 2)]
+    assert not desk.outcomes
+    desk.comes(2, requested=2)
+    desk.load()
+    assert desk.outcomes[mended].status is Status.OK
+
+
 def test_versions_of_an_unloaded_model_are_not_taken_in_until_it_is_reloaded() -> None:
     desk = Desk("m")
     desk.catalogue.unload("m", "on request")
