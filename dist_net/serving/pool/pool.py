@@ -203,7 +203,7 @@ class Pool:
         answer = self.catalogue.loader_ended(process_id, reason)
         commands = [] if answer is None else self.prepared(answer, now)
         worker = self._workers.of_process(host, process_id)
-        return commands if worker is None else [*commands, *self._lose(worker, reason, now)]
+        return commands if worker is None else [*commands, *self._failed(worker, reason, now)]
 
     # Time
 
@@ -301,15 +301,20 @@ class Pool:
         return worker
 
     def _evict(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
-        commands = self._lose(worker, reason, now)
-        if self._workers.of_process(worker.host, worker.process_id) is not None:
-            return commands  # it has joined again by another connection, and is well
-        return [EvictWorker(worker.node, worker.process_id, worker.host, reason), *commands]
+        if self._workers.of_process(worker.host, worker.process_id) is not worker:
+            # It has joined again by another connection, and is well.
+            return self._lose(worker, reason, now)
+        evict = EvictWorker(worker.node, worker.process_id, worker.host, reason)
+        return [evict, *self._failed(worker, reason, now)]
+
+    def _failed(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
+        """A worker's process has ended, or should: what it was loading may be why."""
+        for name, version in worker.loading:
+            self._models[name].lost_while_loading(version, reason)
+        return self._lose(worker, reason, now)
 
     def _lose(self, worker: Worker, reason: str, now: float) -> list[PoolCommand]:
         logger.warning("worker_lost name=%s reason=%s", worker.name, reason)
-        for name, version in worker.loading:
-            self._models[name].lost_while_loading(version, reason)
         self._workers.remove(worker)
         return [*self._requests.retry(worker, now), *self._advance_all(now)]
 

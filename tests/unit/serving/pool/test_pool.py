@@ -60,6 +60,7 @@ class Desk:
         self.now = 100.0
         self.commands: list[PoolCommand] = []
         self.ids: dict[bytes, int] = {}
+        self.process_ids: dict[bytes, int] = {}
         self.pool = Pool(PoolSettings(**settings), names or ("net",), self.now)
         for name in names or ("net",):
             self.prepare(1, name)
@@ -74,7 +75,7 @@ class Desk:
         self.take(self.pool.prepared(ModelPrepared(name, version, text, ""), self.now))
 
     def enlist(self, node: bytes, process_id: int | None = None) -> None:
-        process_id = process_id or 7 + len(self.ids)
+        process_id = self.process_ids[node] = process_id or 7 + len(self.ids)
         commands = self.pool.receive(node, Enlist(node.decode(), "host", process_id), self.now)
         for command in commands:
             if isinstance(command, SendToNode) and isinstance(command.message, Enlisted):
@@ -115,6 +116,12 @@ class Desk:
 
     def lose(self, node: bytes) -> None:
         self.take(self.pool.lost(node, "killed", self.now))
+        self.dispatch()
+
+    def crash(self, node: bytes) -> None:
+        """The process of a worker on the gateway's host ends."""
+        ended = self.process_ids[node], "host", "killed"
+        self.take(self.pool.child_ended(*ended, self.now))
         self.dispatch()
 
     def dispatch(self) -> None:
@@ -687,7 +694,7 @@ def test_a_version_that_ends_those_who_load_it_is_given_up_and_the_old_one_loade
     desk.prepare(2)
     for _ in range(3):
         assert [load.version for load in desk.sent(Load, ONE)] == [2]
-        desk.lose(ONE)
+        desk.crash(ONE)
         desk.enlist(ONE)
     assert [load.version for load in desk.sent(Load, ONE)] == [1]
     assert desk.came_and_done() == (2, 2)
@@ -704,11 +711,20 @@ def test_a_first_version_that_ends_those_who_load_it_cannot_be_served() -> None:
     for _ in range(3):
         desk.enlist(ONE)
         assert desk.pool.failures() == []
-        desk.lose(ONE)
+        desk.crash(ONE)
     desk.enlist(ONE)
     assert not desk.sent(Load, ONE)[3:]
     (failure,) = desk.pool.failures()
     assert "loading version 1 ended 3 workers, the last time with 'killed'" in str(failure)
+
+
+def test_a_version_is_not_blamed_for_lost_connections_and_for_workers_that_leave() -> None:
+    desk = Desk()
+    desk.prepare(2)
+    for _ in range(5):
+        assert [load.version for load in desk.sent(Load, ONE)] == [2]
+        desk.lose(ONE)
+        desk.enlist(ONE)
 
 
 def test_a_version_that_was_loaded_once_is_loaded_again_however_many_workers_are_lost() -> None:
