@@ -17,6 +17,7 @@ from types import FrameType
 import numpy  # noqa: F401
 from threadpoolctl import threadpool_limits
 
+from dist_net.cluster.bounded_log import BoundedLog
 from dist_net.errors import DistNetError
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,8 @@ def entry_point(
     use_threads(1)
     raise_descriptor_limit()
     keep_freed_memory(kept_bytes)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    words_of_a_line = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=words_of_a_line, handlers=[BoundedLog()])
     try:
         parser = ArgumentParser()
         add_arguments(parser)

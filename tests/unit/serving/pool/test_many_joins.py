@@ -1,0 +1,51 @@
+"""Ten thousand inference workers come and go; the pool holds no more than after two thousand."""
+
+import logging
+
+import pytest
+
+from described import described
+from dist_net.serving.pool.pool import Pool
+from dist_net.serving.pool.requests import Question
+from dist_net.serving.pool.settings import PoolSettings
+from dist_net.wire.messages import Heartbeat, Leave
+from dist_net.wire.serving_messages import Enlist, Loaded, ModelPrepared
+from reachable import reachable_objects
+
+
+def test_a_pool_remembers_nothing_of_workers_that_left_fell_silent_or_died(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    pool = Pool(PoolSettings(), ["m"])
+    text = described("m", 1, input_shape=(1,)).to_json()
+    pool.prepared(ModelPrepared("m", 1, text, ""), 0.0)
+    now = 0.0
+
+    def come_and_go(number: int) -> None:
+        nonlocal now
+        now += 0.5
+        node = b"%d" % number
+        pool.receive(node, Enlist(node.decode(), "host", number), now)
+        pool.receive(b"heart", Heartbeat(number + 1), now)
+        if number % 4:
+            pool.receive(node, Loaded("m", 1, ""), now)
+            pool.admit(Question("m", bytes(4), timeout_s=0.4), now)
+        pool.dispatch(now)
+        if number % 3 == 0:
+            pool.receive(node, Leave(number + 1), now)
+        elif number % 3 == 1:
+            pool.child_ended(number, "host", "killed", now)
+
+    def come_and_go_until_all_are_gone(numbers: range) -> int:
+        nonlocal now
+        for number in numbers:
+            come_and_go(number)
+        for _ in range(20):
+            now += 0.5
+            pool.dispatch(now)
+        assert pool.status(now)["workers"] == []
+        return reachable_objects(pool)
+
+    at_first = come_and_go_until_all_are_gone(range(2000))
+    assert come_and_go_until_all_are_gone(range(2000, 10_000)) <= at_first + 10
