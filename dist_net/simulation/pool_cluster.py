@@ -37,7 +37,7 @@ from dist_net.simulation.schedule import EventSchedule
 from dist_net.simulation.trace import SimulationTrace
 from dist_net.wire.serving_messages import Answer, Ask, ModelPrepared
 
-CLIENTS = "gateway's port for clients"
+CLIENTS = "desk"  # where clients connect to
 STARTS_S = 0.3  # what a process needs until it speaks
 DRIFT_S = 11.0
 
@@ -212,7 +212,10 @@ class PoolCluster:
         worker = self.workers.get(command.process_id)
         if worker is not None:
             quiet_s = now - max(worker.disturbed_s, worker.process.stopped_until_s)
-            is_sound = quiet_s > self.settings.longest_batch_s + self.settings.heartbeat_timeout_s
+            settings = self.settings
+            # What it was sent, or sent, may have been lost with its connection.
+            longest_s = max(settings.longest_batch_s, settings.longest_load_s)
+            is_sound = quiet_s > longest_s + settings.heartbeat_timeout_s
             self.trace.require(not is_sound, f"{worker.name} is given up, and nothing ails it")
 
     def _begin_loader(self) -> None:

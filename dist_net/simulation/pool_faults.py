@@ -16,6 +16,7 @@ SETTINGS = PoolSettings(
     max_batch_size=4, queue_requests=80, queue_bytes=600, longest_batch_s=1.0, longest_load_s=2.0
 )
 MOST_WORKERS = 5
+LONGEST_STOP_S = 3.0
 IN_ROW, AT_ONCE, PATIENT_S = 3, 18, 60.0
 ANSWERED_S = 0.1
 NETWORK = NetworkFaults(delayed=0.02, delay_s=0.05)
@@ -40,12 +41,15 @@ class TroubledPool:
         cluster, random = self.cluster, self._random
         for share in ("reading_fails", "loading_fails", "loading_ends", "changes_shape"):
             setattr(cluster, share, 0.3 if random.random() < 0.25 else 0.0)
-        kinds = random.permutation(len(TROUBLES))[: random.integers(1, 6)]
+        kinds = random.permutation(len(TROUBLES))[: random.integers(2, 9)]
         for kind in kinds:
             self._every(float(random.choice([0.2, 0.6, 2.0])), TROUBLES[kind])
         self._every(float(random.choice([0.01, 0.03, 0.1])), TroubledPool.ask)
         cluster.schedule.run(TROUBLE_S)
         self._heal()
+        cluster.schedule.run(TROUBLE_S + LONGEST_STOP_S)
+        for name in cluster.names:  # what was unloaded is wanted again
+            self._reload(name)
         cluster.schedule.run(TROUBLE_S + REST_S)
         self._require_prompt_answers()
         cluster.require_rest()
@@ -89,8 +93,6 @@ class TroubledPool:
         self.cluster.network.join()
         for worker in self.cluster.workers.values():
             worker.slowness = 1.0
-        for name in self.cluster.names:  # what was unloaded is wanted again
-            self._reload(name)
 
     def _worker(self) -> VirtualInferenceWorker | None:
         workers = list(self.cluster.workers.values())
@@ -145,7 +147,7 @@ class TroubledPool:
 
     def stop_worker(self) -> None:
         if (worker := self._worker()) is not None:
-            worker.stop(self._seconds(0.05, 3.0))
+            worker.stop(self._seconds(0.05, LONGEST_STOP_S))
 
     def slow_worker_down(self) -> None:
         if (worker := self._worker()) is not None:
@@ -171,7 +173,7 @@ class TroubledPool:
     def cut_host_off(self) -> None:
         worker = self._worker()
         if worker is not None and not worker.is_child:
-            seconds = self._seconds(0.1, 3.0)
+            seconds = self._seconds(0.1, LONGEST_STOP_S)
             self.cluster.trace.say(f"{worker.name} is cut off for {seconds:.2f} s")
             self.cluster.network.part([worker.host])
             worker.is_disturbed(seconds)

@@ -30,7 +30,7 @@ from dist_net.wire.serving_messages import (
     RunBatch,
 )
 
-WORKERS = "gateway's port for workers"
+WORKERS = "gateway"  # where workers and the loader connect to
 TOKEN = b"token"
 LINGER_S = 0.01  # for the last message of a process that leaves
 

@@ -1,10 +1,6 @@
 """What a simulation says when what must always hold does not: its seed, and what led there."""
 
-from collections import deque
-
 from dist_net.simulation.schedule import EventSchedule
-
-LINES_KEPT = 30
 
 
 class InvariantBrokenError(AssertionError):
@@ -12,18 +8,20 @@ class InvariantBrokenError(AssertionError):
 
 
 class SimulationTrace:
-    """The last things that happened in the simulation of a seed, a line each."""
+    """What is said of the simulation of a seed; the schedule keeps the last of it."""
 
     def __init__(self, seed: int, schedule: EventSchedule) -> None:
         self._seed = seed
         self._schedule = schedule
-        self.lines: deque[str] = deque(maxlen=LINES_KEPT)
+
+    @property
+    def text(self) -> str:
+        return self._schedule.trace()
 
     def say(self, line: str) -> None:
-        self.lines.append(f"{self._schedule.now_s:9.4f} s  {line}")
+        self._schedule.note("", line)
 
     def require(self, holds: bool, broken: str) -> None:
         """Raise InvariantBrokenError, with the seed and what led there, unless it holds."""
         if not holds:
-            self.say(f"BROKEN: {broken}")
-            raise InvariantBrokenError("\n".join([f"seed {self._seed}: {broken}", *self.lines]))
+            raise InvariantBrokenError(f"seed {self._seed}: {broken}\n{self.text}")
