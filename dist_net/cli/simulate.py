@@ -268,7 +268,7 @@ def show(predictions: Sequence[PredictedCapacity], console: Console) -> None:
 def verdict(predictions: Sequence[PredictedCapacity], plan: ClusterPlan) -> str:
     """Whether one server is enough, what becomes full first, and what so many workers cost."""
     part, workers = plan.first_bound()
-    count = f"{workers:.1f}" if workers < 10 else f"{workers:,.0f}"
+    count = f"{max(1.0, workers):.1f}" if workers < 10 else f"{workers:,.0f}"
     last = predictions[-1]
     if last.bound_by == "workers":
         said = f"one server is enough for {last.workers:,} workers"

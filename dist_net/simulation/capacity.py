@@ -18,7 +18,7 @@ from dist_net.parameter_server.metrics import RunMetrics
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer, SendToPeer
-from dist_net.simulation.costs import Network, TransportCosts
+from dist_net.simulation.costs import GOODPUT, Network, TransportCosts
 from dist_net.simulation.schedule import EventSchedule
 from dist_net.simulation.shared_resources import (
     SLICE_S,
@@ -101,8 +101,9 @@ class ClusterPlan:
 
     def transfer_s(self, vectors: int) -> float:
         """How long so many weights or gradients take through the server's network interface."""
-        bytes_per_s = self.network.bytes_per_s
-        return 0.0 if bytes_per_s is None else 4 * self.parameters * vectors / bytes_per_s
+        if self.network.bytes_per_s is None:
+            return 0.0
+        return 4 * self.parameters * vectors / (GOODPUT * self.network.bytes_per_s)
 
     @property
     def latency_s(self) -> float:

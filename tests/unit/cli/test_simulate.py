@@ -10,6 +10,7 @@ import pytest
 from dist_net.cli import parse
 from dist_net.cli.simulate import TYPICAL_COSTS
 from dist_net.errors import BadInputError, MissingExtraError
+from dist_net.simulation.costs import GOODPUT
 
 BY_HAND = ("--step-ms", "3.5", "--parameters", "100000", "--network", "1gbit:0.1ms")
 
@@ -26,7 +27,7 @@ def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture
     one, many = result.pop("predictions")
     assert (one["workers"], many["workers"]) == (1, 16)
     assert (one["bound_by"], many["bound_by"]) == ("workers", "network")
-    assert many["samples_per_s"] == pytest.approx(32 * 125e6 / 4e5, rel=0.01)
+    assert many["samples_per_s"] == pytest.approx(32 * GOODPUT * 125e6 / 4e5, rel=0.01)
     assert many["idle"] > 0.5 > one["idle"]
     assert set(many) == {
         *("workers", "samples_per_s", "staleness_mean", "staleness_max", "idle", "bound_by"),

@@ -6,7 +6,7 @@ import pytest
 
 from dist_net.errors import SettingError
 from dist_net.simulation.capacity import ClusterPlan, PlannedCluster, PredictedCapacity
-from dist_net.simulation.costs import ExchangeCost, Network, TransportCosts
+from dist_net.simulation.costs import GOODPUT, ExchangeCost, Network, TransportCosts
 
 NOTHING = ExchangeCost(0, 0, 0, 0)
 FREE = TransportCosts(NOTHING, NOTHING, NOTHING, NOTHING, 0)
@@ -70,7 +70,7 @@ def test_one_thread_of_the_server_copies_and_encrypts_for_all() -> None:
 def test_the_servers_network_carries_a_gradient_in_while_it_carries_weights_out() -> None:
     plan = replace(PLAN, workers=32, network=Network(1e9, latency_s=1e-4))
     predicted = prediction_of(plan)
-    assert predicted.samples_per_s == pytest.approx(BATCH_SIZE * 1e9 / 1e6, rel=0.01)
+    assert predicted.samples_per_s == pytest.approx(BATCH_SIZE * GOODPUT * 1e9 / 1e6, rel=0.01)
     assert predicted.bound_by == "network"
 
 
@@ -112,9 +112,10 @@ def test_the_same_seed_predicts_the_same() -> None:
 
 
 def test_what_is_full_first_is_known_without_a_simulation() -> None:
-    assert replace(PLAN, network=Network(2e9)).first_bound() == ("network", pytest.approx(8))
+    fast = Network(2e9 / GOODPUT)  # 0.5 ms for a gradient
+    assert replace(PLAN, network=fast).first_bound() == ("network", pytest.approx(8))
     # More than that wait for their messages too.
-    slow = replace(PLAN, network=Network(1e10, latency_s=1e-3))
+    slow = replace(PLAN, network=Network(1e10 / GOODPUT, latency_s=1e-3))
     assert slow.first_bound() == ("network", pytest.approx((4 + 2 * 1.1) / 0.1))
     busy = replace(PLAN, costs=replace(FREE, server=ExchangeCost(0, 0, 0, 4)))
     assert busy.first_bound() == ("update", pytest.approx(4))
