@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import GatewayLostError, JoinRefusedError
+from dist_net.errors import GatewayLostError, JoinRefusedError, NoAnswerError
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.network_loader import NetworkLoader
@@ -181,7 +181,10 @@ class InferenceWorker:
             raise self._socket.no_answer(ANSWER_WITHIN_S)
         if now >= self._enlist_at_s:
             self._enlist_at_s = now + ENLIST_AGAIN_AFTER_S
-            self._socket.send(self._enlist)
+            try:
+                self._socket.send(self._enlist)
+            except NoAnswerError as error:  # a gateway that refuses the keys ends the connection
+                raise self._socket.no_answer(now - self._heard_s) from error
 
     def _tick_enlisted(self, now: float, timeout_s: float) -> None:
         if self._heart is not None and self._heart.answer is not None:
