@@ -93,18 +93,19 @@ def opened_run(
     resumed_from: Checkpoint | None,
     share: Callable[[int, int], SharedVectors | None] = _share,
     random: Random = _RANDOM,
+    shared_readers: int = SHARED_READERS,
 ) -> Iterator[tuple[RunState, SharedVectors | None]]:
     """A context with a new run, or a checkpoint's; its weights are in shared memory if possible.
 
-    The segment, which ``share`` makes, has room for the snapshots that ``SHARED_READERS`` local
-    workers need; memory is used as they join.
+    The segment, which ``share`` makes, has room for the snapshots that so many local workers need;
+    memory is used as they join.
     """
     # Ids count up from a random number. Otherwise a resumed server would give a new worker the id
     # of one that is still there from before, and mix up their heartbeats.
     first_worker_id = 1 + random.getrandbits(48)
     with ExitStack() as at_the_end:
         buffers: list[Vector] | None = None
-        vectors = settings.pipeline.snapshots * SHARED_READERS + 2
+        vectors = settings.pipeline.snapshots * shared_readers + 2
         segment = share(vectors, settings.vector_size)
         if segment is not None:
             at_the_end.callback(segment.close)

@@ -9,6 +9,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from functools import cached_property
 from itertools import count
 
 import numpy as np
@@ -84,11 +85,15 @@ class NetworkFaults:
     def draw(self, random: np.random.Generator) -> str | None:
         """Which of them befalls a message; None: it arrives as it should."""
         chance = random.random()
-        for fault in fields(self)[:-1]:
-            chance -= getattr(self, fault.name)
+        for fault, share in self._shares:
+            chance -= share
             if chance < 0:
-                return fault.name
+                return fault
         return None
+
+    @cached_property
+    def _shares(self) -> list[tuple[str, float]]:
+        return [(fault.name, getattr(self, fault.name)) for fault in fields(self)[:-1]]
 
 
 NO_FAULTS = NetworkFaults()
@@ -213,6 +218,7 @@ class VirtualNetwork:
             self.schedule.note(who, "sends %s to %s%s", *told)
         match fault:
             case "vanishing":
+                way.deliver(arrives_s, message)
                 client.vanish()
             case "overtaken":
                 way.deliver_apart(arrives_s + late_s, message)

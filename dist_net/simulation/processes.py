@@ -26,6 +26,8 @@ from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
 
 SERVER = "server"
 WRITING_S = 0.05
+SHARED_READERS = 4
+"""So few that now and then one has to do without."""
 
 
 class VirtualProcess:
@@ -305,6 +307,7 @@ class ServerProcess(VirtualProcess):
                 checkpoint,
                 lambda vectors, size: self._memory.share(self.process_id, vectors, size),
                 self.random,
+                SHARED_READERS,
             )
         )
         journal = self._context.enter_context(

@@ -243,6 +243,8 @@ class TrainingRun:
 
     def _mend_disk(self) -> None:
         self.disk.failure = None
+        if self.random.random() < 0.3:  # before everything is made up for
+            self.schedule.after(0.2 * self.random.random(), self._kill_server)
 
     def _leave(self) -> None:
         worker = self._some_worker()
@@ -258,6 +260,7 @@ class TrainingRun:
 
     def _observe(self) -> None:
         """Look at the run from time to time, and end it when it is done, as its starter does."""
+        self._next_record = 0
         observer = self._observer = self.network.connect(SERVER, SERVER, "observer")
         observer.on_arrival = self._observed
         self._ask()
@@ -265,13 +268,14 @@ class TrainingRun:
     def _ask(self) -> None:
         if not self._is_done:
             self._ends = False
-            self._observer.send(StatusRequest(0))
+            self._observer.send(StatusRequest(self._next_record))
             self.schedule.after(OBSERVE_EVERY_S, self._ask)
 
     def _observed(self) -> None:
         message = self._observer.receive()
         if isinstance(message, StatusReport):
             report = json.loads(message.report)
+            self._next_record = report["next_record"]
             self.checks.seen(report)
             if report["state"] == "finished" and not self._ends:
                 self._ends = True

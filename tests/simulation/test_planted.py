@@ -1,0 +1,57 @@
+"""Bugs that are planted in a copy of the package, as patches, are found by simulated runs."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PLANTED = sorted((Path(__file__).parent / "planted").glob("*.patch"))
+SEEDS = 1000
+QUICK = {"leased_samples_are_not_kept": 20, "slot_is_used_before_the_answer": 20}
+
+
+def planted(patch: Path, directory: Path, *options: str) -> None:
+    """Patch the copy of the package that is there; raises CalledProcessError if it cannot be."""
+    command = ["git", "apply", "--whitespace=nowarn", *options, str(patch)]
+    subprocess.run(command, cwd=directory, check=True, capture_output=True)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    without = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "dist_net", tmp_path / "dist_net", ignore=without)
+    return tmp_path
+
+
+def outcome_of(directory: Path, seeds: int) -> str:
+    """What is said of the first seed that fails in the patched copy."""
+    command = [sys.executable, "-m", "dist_net.simulation", "0", str(seeds)]
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True).stdout
+
+
+def test_twenty_bugs_are_planted_and_each_is_in_the_table() -> None:
+    table = (ROOT / "docs/simulation.md").read_text()
+    assert len(PLANTED) >= 20
+    assert [patch.stem for patch in PLANTED if patch.stem.replace("_", " ") not in table] == []
+
+
+def test_each_of_them_still_fits(copy: Path) -> None:
+    for patch in PLANTED:
+        planted(patch, copy, "--check")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_planted_bug_is_found(copy: Path, name: str) -> None:
+    planted(Path(__file__).parent / "planted" / f"{name}.patch", copy)
+    assert re.match(r"seed \d+: \w+: .+", outcome_of(copy, QUICK[name]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("patch", PLANTED, ids=lambda patch: patch.stem)
+def test_each_planted_bug_is_found_within_a_thousand_seeds(copy: Path, patch: Path) -> None:
+    planted(patch, copy)
+    assert re.match(r"seed \d+: \w+: .+", outcome_of(copy, SEEDS))
