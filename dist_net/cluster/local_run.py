@@ -77,7 +77,9 @@ class LocalRunSettings:
         return RayCluster(self.ray_address, directory.logs, directory)
 
     def require_listening(self) -> None:
-        """Raises now, before a run is begun, what listening would raise later."""
+        """Raises now, before a run is begun, what listening, or too few CPUs, would raise later."""
+        if self.ray_address is not None and self.workers:
+            RayCluster(self.ray_address, Path()).cores_each(self.workers)
         opening = self.opening
         keys = ServerKeys.of_nobody() if opening.needs_keys else None
         if opening.keys is not None:

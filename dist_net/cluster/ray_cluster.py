@@ -86,7 +86,11 @@ class RayProcess:
         self.send(signal.SIGKILL)
         with suppress(subprocess.TimeoutExpired):
             self.wait(KILLED_WITHIN_S)
-        if self._exit_code is None:  # its node does not answer
+        self.drop()  # if its node does not answer
+
+    def drop(self) -> None:
+        """Has Ray end it, and hears no more of it."""
+        if self.poll() is None:
             self._end(LOST)
 
     def send(self, number: int) -> None:
@@ -200,6 +204,7 @@ class RayCluster:
             process.kill()
         self._end_server()
         self._stack.close()
+        self._ray.shutdown()  # it prints to stdout until then
 
     @property
     def listen(self) -> tuple[str]:
@@ -270,7 +275,7 @@ class RayCluster:
         """Gives the server a keeper, on the node of this process if there is room."""
         self._end_server()
         for process in self._workers:  # of a server that was lost: they hold all CPUs
-            process.kill()
+            process.drop()
         near = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             self._node, soft=True, _spill_on_unavailable=True
         )
@@ -305,8 +310,9 @@ class RayCluster:
         if self._server is not None and self._server.poll() is None:
             self._server.kill()
         if self._keeper is not None:
-            with suppress(self._ray.exceptions.RayError):
-                self._ray.get(self._keeper.close.remote(), timeout=KILLED_WITHIN_S)
+            if self._server is not None and not self._server.lost:
+                with suppress(self._ray.exceptions.RayError):
+                    self._ray.get(self._keeper.close.remote(), timeout=KILLED_WITHIN_S)
             self._ray.kill(self._keeper)
         self._keeper = self._server = None
 

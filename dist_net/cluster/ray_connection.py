@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
 import socket
 from typing import Any
@@ -11,6 +10,11 @@ from dist_net.errors import MissingExtraError, RayClusterError
 
 ANY = "auto"
 ANSWERS_WITHIN_S = 5.0
+
+# How a connection of HTTP/2 begins, on both sides (RFC 9113, 3.4); gRPC is on top of that.
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_SETTINGS = bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+_TLS_ALERT = b"\x15"  # where Ray is told to use TLS
 
 
 def connected(address: str) -> Any:
@@ -29,7 +33,7 @@ def connected(address: str) -> Any:
     if ray.is_initialized():
         return ray
     if address != ANY:
-        _require_listener(address)
+        _require_ray(address)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
@@ -44,16 +48,18 @@ def connected(address: str) -> Any:
     return ray
 
 
-def _require_listener(address: str) -> None:
-    """Raises RayClusterError where nobody listens: Ray would try for a minute."""
+def _require_ray(address: str) -> None:
+    """Raises RayClusterError where no gRPC server listens: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     try:
         if "://" in address or not (host and port.isdecimal()):
             raise OSError("it is not HOST:PORT")
-        with contextlib.closing(
-            socket.create_connection((host.strip("[]"), int(port)), ANSWERS_WITHIN_S)
-        ):
-            pass
+        place = host.strip("[]"), int(port)
+        with socket.create_connection(place, ANSWERS_WITHIN_S) as connection:
+            connection.sendall(_PREFACE + _SETTINGS)
+            answer = connection.recv(len(_SETTINGS))
+        if answer[3:4] != _SETTINGS[3:4] and answer[:1] != _TLS_ALERT:
+            raise OSError("what listens there is not Ray")
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RayClusterError(

@@ -154,7 +154,7 @@ def test_another_node_gets_the_workers_of_one_that_is_removed(
     training.report(lambda report: len(report["workers"]) == 2 and report["samples"] > SAMPLES)
     node(1)
     nodes.kill(removed)
-    training.command.says("its node is gone, .* it is started again|is not there any more")
+    training.command.says("its node is gone, .* it is started again")
     report = training.command.result()
     assert report["samples"] == 1000 * SAMPLES
     assert_exact(training.run, 1000)
@@ -172,15 +172,9 @@ def test_the_server_goes_on_from_its_checkpoint_on_another_node(
     nodes.kill(first)
     after = training.report(lambda report: report["incarnation"] != before["incarnation"])
     training.report(lambda report: len(report["workers"]) == 1)
-    print("removed at", time.strftime("%H:%M:%S"))
     print(f"a server again after {time.monotonic() - removed_s:.1f} s")
     assert after["server_starts"] == 2
     assert training.command.result()["samples"] == 300 * SAMPLES
-    print(training.command.stdout, training.command.stderr)
-    print(
-        *[line for line in training.log("parameter-server").splitlines() if "state " in line],
-        sep="\n",
-    )
     assert_exact(training.run, 300)
 
 
