@@ -149,8 +149,7 @@ def test_a_step_with_a_pool_allocates_no_arrays():
         for _ in range(4):
             before, _ = tracemalloc.get_traced_memory()
             tracemalloc.reset_peak()
-            for _ in range(4):
-                bound.run()
+            bound.run()
             after, peak = tracemalloc.get_traced_memory()
             left.append(after - before)
             peaks.append(peak - before)
