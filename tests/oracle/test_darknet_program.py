@@ -204,6 +204,7 @@ SMALLER = {
     "alexnet": 115,
     "darknet19": 128,
     "darknet19_448": 128,
+    "darknet53": 128,
     "resnet18": 128,
     "resnet34": 128,
     "resnet50": 128,
