@@ -128,30 +128,28 @@ def test_an_answer_that_is_overtaken_is_not_shown(visit: Any, gateway: Any) -> N
     expect(page.locator("#problem")).to_be_empty()
 
 
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        (400, "The picture could not be read."),
-        (404, "This model is not served here."),
-        (413, "The picture is larger than the pool allows."),
-        (415, "The pool accepts only JPEG and PNG pictures."),
-        (503, "The pool cannot answer just now."),
-        (504, "The answer took too long."),
-        (500, "The pool failed to answer (500)."),
-    ],
-)
-def test_a_refusal_is_told_in_plain_words_and_with_the_reason(
-    visit: Any, gateway: Any, code: int, words: str
-) -> None:
+REFUSALS = {
+    400: "The picture could not be read.",
+    404: "This model is not served here.",
+    413: "The picture is larger than the pool allows.",
+    415: "The pool accepts only JPEG and PNG pictures.",
+    503: "The pool cannot answer just now.",
+    504: "The answer took too long.",
+    500: "The pool failed to answer (500).",
+}
+
+
+def test_a_refusal_is_told_in_plain_words_and_with_the_reason(visit: Any, gateway: Any) -> None:
     page = visit().page
     page.get_by_role("button", name="A bag").click()
     expect(page.locator("#answer")).to_be_visible()
-    gateway.refuse(code, "it is <b>so</b>")
-    page.get_by_role("button", name="Ask again").click()
-    alert = page.get_by_role("alert")
-    expect(alert).to_have_text(f"{words}The gateway says: it is <b>so</b>")
-    expect(page.locator("#answer")).to_be_hidden()
-    expect(page.locator("#verdict")).to_be_empty()
+    for code, words in REFUSALS.items():
+        gateway.refuse(code, "it is <b>so</b>")
+        page.get_by_role("button", name="Ask again").click()
+        alert = page.get_by_role("alert")
+        expect(alert).to_have_text(f"{words}The gateway says: it is <b>so</b>")
+        expect(page.locator("#answer")).to_be_hidden()
+        expect(page.locator("#verdict")).to_be_empty()
 
 
 def test_a_pool_that_is_full_says_when_to_come_back(visit: Any, gateway: Any) -> None:
