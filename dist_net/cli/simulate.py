@@ -22,7 +22,7 @@ from dist_net.recipes.recipe import load_recipe, recipe_names
 from dist_net.report.plots import new_figure, plot_capacity
 from dist_net.simulation import costs as costs_of_clusters
 from dist_net.simulation.capacity import ClusterPlan, PlannedCluster, PredictedCapacity
-from dist_net.simulation.costs import SHARED_MEMORY, ClusterCosts, Network, TransportCosts
+from dist_net.simulation.costs import SHARED_MEMORY, ClusterCosts, Network
 
 TYPICAL_COSTS = Path(costs_of_clusters.__file__).with_name("typical_costs.json")
 """Measured by this command for Fashion-MNIST, on two cores of an Intel Xeon (virtual)."""
@@ -237,16 +237,23 @@ def plan_of(arguments: argparse.Namespace, costs: ClusterCosts, workers: int) ->
 
 
 def show_costs(costs: ClusterCosts, console: Console) -> None:
-    """What a push with one gradient costs each thread, in microseconds."""
-    table = Table("µs for a push", "server", "its transport", "worker", "its transport", "latency")
-    for name, of in ((SHARED_MEMORY, costs.shared_memory), ("tcp, encrypted", costs.tcp)):
-        table.add_row(name, *(f"{each:,.0f}" for each in microseconds(of, costs.parameters)))
+    """What a push with one gradient, and its answer, cost each thread, in microseconds."""
+    table = Table("µs for a push", SHARED_MEMORY, "tcp, encrypted")
+    exchange = 1, costs.parameters
+    of_each = [
+        {
+            "server": 1e6 * of.server.exchange_s(*exchange),
+            "server, of it vectors": 1e6 * of.server.vectors_s(*exchange),
+            "server's transport": 1e6 * of.server_transport.exchange_s(*exchange),
+            "worker": 1e6 * of.worker.exchange_s(*exchange),
+            "worker's transport": 1e6 * of.worker_transport.exchange_s(*exchange),
+            "latency, each way": of.latency_us,
+        }
+        for of in (costs.shared_memory, costs.tcp)
+    ]
+    for name in of_each[0]:
+        table.add_row(name, *(f"{each[name]:,.0f}" for each in of_each))
     console.print(table)
-
-
-def microseconds(costs: TransportCosts, parameters: int) -> list[float]:
-    threads = costs.server, costs.server_transport, costs.worker, costs.worker_transport
-    return [*(1e6 * each.exchange_s(1, parameters) for each in threads), costs.latency_us]
 
 
 def show(predictions: Sequence[PredictedCapacity], console: Console) -> None:

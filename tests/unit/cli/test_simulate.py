@@ -1,6 +1,8 @@
 """``dist-net simulate``: what it shows, prints and draws, and what it refuses."""
 
+import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ import pytest
 
 from dist_net.cli import parse
 from dist_net.cli.simulate import TYPICAL_COSTS
+from dist_net.cluster.measuring import MeasuredExchange
 from dist_net.errors import BadInputError, MissingExtraError
-from dist_net.simulation.costs import GOODPUT
+from dist_net.simulation.costs import GOODPUT, ClusterCosts, ExchangeCost
 
 BY_HAND = ("--step-ms", "3.5", "--parameters", "100000", "--network", "1gbit:0.1ms")
 
@@ -72,6 +75,33 @@ def test_costs_that_were_measured_elsewhere_are_used(
     result = json.loads(capsys.readouterr().out)
     assert (result["step_ms"], result["batch_size"], result["threads"]) == (50, 7, 3)
     assert result["predictions"][0]["samples_per_s"] == pytest.approx(7 / 0.05, rel=0.05)
+
+
+def test_costs_that_are_measured_here_are_shown_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(
+        transport: str, parameters: int, gradients: int, optimizer: str, directory: Path
+    ) -> MeasuredExchange:
+        assert optimizer == "adam"
+        assert not list(directory.glob("*.json"))
+        server_s = 1e-4 + gradients * parameters * (1e-9 if transport == "tcp" else 5e-10)
+        return MeasuredExchange(server_s, 1e-5, 2e-5, 1e-5, server_s + 6e-5)
+
+    monkeypatch.setattr("dist_net.cluster.measuring.measure_exchange", measured)
+    costs = tmp_path / "costs.json"
+    simulate("digits", "--measure", "--save-costs", costs, "--workers", 1, "--json")
+    printed, shown = capsys.readouterr()
+    rows = re.findall(r"│ +(\w[\w ,]*?) +│ +(\d+) +│ +(\d+) +│\n", shown)
+    assert ("server", "101", "102") in rows
+    assert ("latency, each way", "10", "10") in rows
+    kept = ClusterCosts.from_json(costs.read_text())
+    assert (kept.parameters, kept.batch_size, kept.threads) == (2410, 32, 1)
+    found = dataclasses.astuple(kept.tcp.server)
+    assert found == pytest.approx(dataclasses.astuple(ExchangeCost(100, 0.001, 0, 1)), abs=1e-3)
+    assert kept.tcp.latency_us == pytest.approx(10)
+    simulate("--costs", costs, "--workers", 1, "--json")
+    assert json.loads(capsys.readouterr().out) == json.loads(printed)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
