@@ -71,14 +71,13 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
     yield (
         "journal",
         f"{report['journal_lag_records']:,} records ({report['journal_lag_bytes']:,} bytes) not "
-        f"on disk, the oldest for {report['journal_lag_s']:.1f} s; failed "
-        f"{_times(report['journal_failures'])}",
+        f"on disk for {report['journal_lag_s']:.1f} s; failed {_times(report['journal_failures'])}",
     )
     yield (
         "checkpoint",
         f"{report['versions_since_checkpoint']:,} versions ago; failed "
         f"{_times(report['checkpoints_failed'])}; {report['samples_done_again']:,} samples done "
-        f"again after one",
+        f"again",
     )
     yield (
         "staleness",

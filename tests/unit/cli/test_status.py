@@ -52,8 +52,8 @@ def test_a_run_is_shown_with_its_server_disk_staleness_and_workers(report: dict[
     for expected in (
         "incarnation b7, start 1",
         "1 now, 1 joined, 0 lost, 0 started again",
-        "0 records (0 bytes) not on disk, the oldest for 0.0 s; failed never",
-        "0 versions ago; failed once",
+        "0 records (0 bytes) not on disk for 0.0 s; failed never",
+        "0 versions ago; failed once; 0 samples done again",
         "the disk is full",
         "openblas 0.3",
         "one is slow: silent for 1.0 s: it is stopped, or its network is cut",
