@@ -307,8 +307,9 @@ class LocalRun:
         """Says how workers may join: by an address, or from another host by a token."""
         opening = self._local.opening
         self._display.started(addresses[:1] if opening.needs_keys else addresses)
-        if opening.listen and (token := opening.token(self._keys, addresses[1:])):
-            self._display.opened(token, opening.keys or self._directory.path)
+        if opening.listen:
+            where = opening.keys or self._directory.path
+            self._display.opened(opening.lines(self._keys, addresses[1:], where))
 
     def _begin_metrics(self, report: dict[str, Any]) -> None:
         """After a resume, drops records later than the checkpoint, and those that the server

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_net.cluster.command_line import command_line
+from dist_net.errors import KeyFileError
 from dist_net.wire.address import listen_address
 from dist_net.wire.contacts import checked_host, contacts_of
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, remember, require_lifetime
@@ -22,10 +23,9 @@ COMMANDS = {TRAINING: "join", POOL: "inference-worker"}
 class Opening:
     """Where a server listens, for whom, and what a person said of it.
 
-    ``keys``: the directory of its keys; None: they are made in the run's
-        directory if it listens beyond this host. ``contact`` is this host's name or number as
-        others know it, if a person said so. ``lifetime_s`` is a token's.
-        Raises AddressError and TokenError for what cannot be.
+    ``keys``: the directory of its keys; None: they are made if it listens beyond this host.
+    ``contact`` is this host's name or number as others know it, if a person said so. ``lifetime_s``
+    is a token's. Raises AddressError and TokenError for what cannot be.
     """
 
     listen: tuple[str, ...] = ()
@@ -65,6 +65,17 @@ class Opening:
         invitation = invite(keys, self.kind, self.lifetime_s)
         remember(keys, self.kind, addresses)
         return invitation.token(addresses)
+
+    def lines(self, keys: Path | None, bound: Sequence[str], directory: Path | None) -> list[str]:
+        """What is said of the token, if there is one; or why it cannot be made.
+
+        ``directory`` is that of its run, or of its keys; the others are as for ``token``.
+        """
+        try:
+            token = self.token(keys, bound)
+        except KeyFileError as error:
+            return [f"no token is made for other hosts: {error}"]
+        return [] if token is None else invitation_lines(token, directory)
 
 
 def add_invitation_arguments(group: argparse._ArgumentGroup) -> None:

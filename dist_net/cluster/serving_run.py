@@ -21,7 +21,6 @@ from dist_net.clock import SystemClock
 from dist_net.cluster.command_line import joining_command
 from dist_net.cluster.crew import Crew
 from dist_net.cluster.entry import INTERRUPTED, READY
-from dist_net.cluster.opening import invitation_lines
 from dist_net.cluster.own_directory import log_directory, temporary_directory
 from dist_net.cluster.pool_children import PoolChildren
 from dist_net.cluster.pool_on_ray import PoolOnRay
@@ -118,10 +117,9 @@ async def serve(options: ServingOptions) -> int:
         ):  # before READY, which may wait for them
             joining = joining_command("inference-worker", address=address, keys=worker_keys)
             print(f"workers may join: {joining}", file=sys.stderr, flush=True)
-        if opening.listen and (
-            inviting := opening.token(worker_keys, workers.contact_addresses[1:])
-        ):
-            print(*invitation_lines(inviting, worker_keys), sep="\n", file=sys.stderr, flush=True)
+        if opening.listen:
+            lines = opening.lines(worker_keys, workers.contact_addresses[1:], worker_keys)
+            print("\n".join(lines), file=sys.stderr, flush=True)
         said = f"{READY} {f'http={http.url} ' if http else ''}zmq={clients.contact_addresses[0]}"
         try:
             is_drained = await _run(options, gateway, desk, http, children, stop, said)

@@ -19,7 +19,6 @@ from rich.progress import (
 from rich.text import Text
 
 from dist_net.cluster.command_line import command_line
-from dist_net.cluster.opening import invitation_lines
 from dist_net.cluster.printable import printable
 from dist_net.data.fetch import (
     BytesReceived,
@@ -30,7 +29,6 @@ from dist_net.data.fetch import (
     SourceTried,
 )
 from dist_net.training.evaluation import Evaluation
-from dist_net.wire.token import JoinToken
 
 
 class PrintableConsole(Console):
@@ -195,10 +193,10 @@ class TrainingProgress:
             for address in addresses:
                 self._line(f"workers may join: {self._joining(address)}", "dim")
 
-    def opened(self, token: JoinToken, directory: Path) -> None:
-        """Says what to paste on another host, and how to take that back."""
-        for line in invitation_lines(token, directory):
-            self._line(line, "" if token.text in line else "dim")
+    def opened(self, lines: Sequence[str]) -> None:
+        """Says what to paste on another host, which is indented, and how to take that back."""
+        for line in lines:
+            self._line(line, "" if line.startswith(" ") else "dim")
 
     def answers(self, address: str, keys: Path) -> None:
         """Says where the server's state can be asked for by whoever has these keys."""

@@ -7,7 +7,7 @@ import pytest
 from dist_net.cluster.opening import Opening, pasted
 from dist_net.errors import AddressError, TokenError
 from dist_net.wire.invitation import invite_again, peer_keys_of
-from dist_net.wire.security import load_server_keys
+from dist_net.wire.security import load_server_keys, make_keys
 from dist_net.wire.token import POOL, JoinToken
 
 
@@ -38,6 +38,14 @@ def test_a_token_names_every_address_and_the_keys(tmp_path: Path) -> None:
     again = invite_again(tmp_path / "keys")
     assert again.addresses == token.addresses
     assert again.identity != token.identity
+
+
+def test_keys_that_cannot_be_added_to_still_serve(tmp_path: Path) -> None:
+    make_keys(tmp_path / "keys")
+    (tmp_path / "keys" / "tokens").write_text("as if the directory could not be written")
+    opening = Opening(("tcp://192.0.2.1:0",), keys=tmp_path / "keys")
+    [line] = opening.lines(opening.keys, ["tcp://192.0.2.1:777"], None)
+    assert line.startswith("no token is made for other hosts: cannot ")
 
 
 def test_on_loopback_a_token_needs_no_keys() -> None:
