@@ -275,13 +275,14 @@ def show(predictions: Sequence[PredictedCapacity], console: Console) -> None:
 def verdict(predictions: Sequence[PredictedCapacity], plan: ClusterPlan) -> str:
     """Whether one server is enough, what becomes full first, and what so many workers cost."""
     part, workers = plan.first_bound()
-    count = f"{max(1.0, workers):.1f}" if workers < 10 else f"{workers:,.0f}"
     last = predictions[-1]
+    many = "1 worker" if last.workers == 1 else f"{last.workers:,} workers"
+    first = f"{max(1.0, workers):.1f}" if workers < 10 else f"{workers:,.0f}"
     if last.bound_by == "workers":
-        said = f"one server is enough for {last.workers:,} workers"
+        said = f"one server is enough for {many}"
     else:
-        said = f"{last.workers:,} workers are bound by {WORDS[last.bound_by]}"
-    said += f"; {WORDS[part]} would be full first, by about {count} workers"
+        said = f"{many} would be bound by {WORDS[last.bound_by]}"
+    said += f"; {WORDS[part]} would be full first, by about {first}"
     if last.staleness_mean > STALENESS_WITHOUT_COST:
         said += (
             f"\ngradients would be {last.staleness_mean:,.0f} updates old on average, which costs "

@@ -46,7 +46,7 @@ def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture
         "network": "1gbit:0.1ms",
         "bound_first": "network",
     }
-    assert "16 workers are bound by the server's network" in shown
+    assert "16 workers would be bound by the server's network" in shown
     assert "15 updates old on average, which costs accuracy" in shown
 
 
@@ -104,12 +104,11 @@ def test_costs_that_are_measured_here_are_shown_and_kept(
     assert json.loads(capsys.readouterr().out) == json.loads(printed)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".svg"])
-def test_the_prediction_is_drawn(suffix: str, tmp_path: Path) -> None:
+def test_the_prediction_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    picture = tmp_path / f"capacity{suffix}"
+    picture = tmp_path / "capacity.svg"
     simulate(*BY_HAND, "--workers", 1, 2, "--plot", picture)
-    assert picture.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+    assert "<svg" in picture.read_text()
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
