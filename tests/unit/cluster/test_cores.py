@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.cluster.cores import available_cores, quotas
-from dist_net.cluster.local_run import LocalRunSettings
+from dist_net.cluster.roles import LocalProcesses
 from dist_net.cluster.serving_options import add_arguments
 
 
@@ -16,7 +16,7 @@ def test_where_the_system_keeps_no_list_of_cores_they_are_counted(
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     assert available_cores() == 6
-    assert LocalRunSettings(2).threads == 2
+    assert LocalProcesses(Path()).cores_each(2) == 2
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     assert parser.parse_args([]).workers == 6
