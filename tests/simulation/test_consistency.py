@@ -123,18 +123,6 @@ def test_by_default_up_to_four_workers_run_ahead_and_more_go_in_step() -> None:
     assert cluster.run.members.pipeline.gradients == 1
 
 
-def test_who_was_left_behind_need_not_catch_up() -> None:
-    cluster = cluster_of("auto", [0.001] * 5 + [0.08])
-    slow = cluster.workers["worker-5"]
-    while slow.worker_id == 0 or not cluster.run.members.of_id(slow.worker_id).is_left_behind:
-        cluster.step()
-    slow.step_s = 0.001
-    began_s, began = cluster.now, cluster.run.ledger.applied_samples
-    while cluster.now < began_s + 0.2 and not cluster.run.ledger.finished:
-        cluster.step()
-    assert cluster.run.ledger.finished or cluster.run.ledger.applied_samples > began
-
-
 def test_ssp_waits_neither_for_the_dead_nor_for_what_a_new_worker_has_missed() -> None:
     cluster = cluster_of("ssp:1", [0.01, 0.01, 0.02])
     for _ in range(60):

@@ -100,6 +100,19 @@ def test_workers_in_step_wait_only_once_for_one_that_stands_still() -> None:
     assert seconds_of_run([1e6, *[STEP_S] * 5], consistency=AUTO) < alone_s + 2 * LATE_S
 
 
+def test_nobody_waits_until_one_that_was_left_behind_has_caught_up() -> None:
+    cluster = cluster_of([*[STEP_S] * 5, 8 * STEP_S], consistency=AUTO)
+    while not any(each.is_left_behind for each in cluster.run.members.members):
+        cluster.step()
+    while cluster.now < 1.0:
+        cluster.step()
+    cluster.workers["worker-5"]._seconds_of_step = lambda: STEP_S
+    left = RUN_SETTINGS.samples_total - cluster.run.ledger.applied_samples
+    began_s = cluster.now
+    of_five_s = left / RUN_SETTINGS.batch_size * STEP_S / 5
+    assert cluster.until_finished() - began_s < of_five_s
+
+
 def test_a_worker_on_a_slow_link_does_not_stretch_the_run() -> None:
     alone_s = seconds_of_run([STEP_S])
     assert seconds_of_run([STEP_S] * 2, [Link(), Link(1.0)]) < alone_s + STEP_S
