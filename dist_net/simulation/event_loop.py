@@ -186,8 +186,8 @@ class PolledSocket:
     """A server's socket in an event loop, as `dist_net.wire.transport.ServerSocket` is there.
 
     Its descriptor says once that something has come: whatever is done with the socket uses up the
-    notice, a send too. While the process is stopped, so is its ZeroMQ thread, which then needs a
-    while to hand over what has come.
+    notice, a send too, also of what comes between the beginning of a turn and that send. While the
+    process is stopped, so is its ZeroMQ thread, which then needs a while to hand over what has come.
     """
 
     _descriptors = count(3)
@@ -200,6 +200,7 @@ class PolledSocket:
         self._descriptor = next(self._descriptors)
         self._waiting: deque[tuple[bytes, Message]] = deque()
         self._handed_over_s = 0.0
+        self._deaf_until_s = 0.0  # the end of a turn of which the last that was done is a send
         self._leaving: deque[tuple[float, bytes, Message]] = deque()
         socket.on_arrival = self._arrives
 
@@ -217,25 +218,31 @@ class PolledSocket:
 
     def _is_handed_over(self, received: tuple[bytes, Message]) -> None:
         self._waiting.append(received)
-        if len(self._waiting) == 1:  # who has not taken what is there gets no further notice
+        # Who has not taken what is there gets no further notice.
+        if len(self._waiting) == 1 and self._schedule.now_s >= self._deaf_until_s:
             self._loop.set_readable(self._descriptor, True)
 
     def fileno(self) -> int:
         return self._descriptor
 
     def has_message(self) -> bool:
-        self._loop.set_readable(self._descriptor, False)
+        self._use_up()
         return bool(self._waiting)
 
     def waiting(self, most: int) -> Iterator[tuple[bytes, Message]]:
         for _ in range(most):
-            self._loop.set_readable(self._descriptor, False)
+            self._use_up()
             if not self._waiting:
                 return
             yield self._waiting.popleft()
 
-    def send(self, node: bytes, message: Message) -> bool:
+    def _use_up(self) -> None:
         self._loop.set_readable(self._descriptor, False)
+        self._deaf_until_s = 0.0
+
+    def send(self, node: bytes, message: Message) -> bool:
+        self._use_up()
+        self._deaf_until_s = self._loop.thread.now_s + TURN_S
         if not self._socket.has_peer(node):
             return False
         # After a stop in the midst of a turn this is later than elsewhere.
