@@ -1,4 +1,4 @@
-"""Training runs under every fault at once: ``python -m dist_net.simulation SEED [SEEDS]``.
+"""Training runs, or pools, under every fault: ``python -m dist_net.simulation SEED [SEEDS]``.
 
 Simulates so many seeds from SEED on, up to the first that fails: prints which invariant it broke
 and what happened last, and exits with 1. A single one is told in any case. The same seed is the
@@ -9,7 +9,9 @@ import logging
 import sys
 from argparse import ArgumentParser
 
-from dist_net.simulation.training_run import SimulationFailedError, TrainingRun
+from dist_net.simulation.failures import SimulationFailedError
+from dist_net.simulation.pool_faults import TroubledPool
+from dist_net.simulation.training_run import TrainingRun
 
 
 def main() -> int:
@@ -17,10 +19,12 @@ def main() -> int:
     parser.add_argument("seed", type=int)
     parser.add_argument("seeds", type=int, nargs="?", default=1)
     parser.add_argument("--trace", type=int, default=40, help="how many of the last events to show")
+    parser.add_argument("--pool", action="store_true", help="inference pools, not training runs")
     arguments = parser.parse_args()
+    simulated = TroubledPool if arguments.pool else TrainingRun
     logging.disable(logging.CRITICAL)
     for seed in range(arguments.seed, arguments.seed + arguments.seeds):
-        run = TrainingRun(seed, arguments.trace)
+        run = simulated(seed, arguments.trace)
         try:
             run.run()
         except SimulationFailedError as error:

@@ -187,7 +187,7 @@ class PolledSocket:
 
     Its descriptor says once that something has come: whatever is done with the socket uses up the
     notice, a send too, also of what comes between the beginning of a turn and that send. While the
-    process is stopped, so is its ZeroMQ thread, which then needs a while to hand over what has come.
+    process is stopped, so is its ZeroMQ thread, which then needs a while to hand over what came.
     """
 
     _descriptors = count(3)

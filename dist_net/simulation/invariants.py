@@ -12,8 +12,8 @@ from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.simulation.counting import CountingStep, counts
 from dist_net.simulation.disk import VirtualDisk
+from dist_net.simulation.failures import InvariantBrokenError
 from dist_net.simulation.replay import Replay
-from dist_net.simulation.trace import InvariantBrokenError
 from dist_net.wire.messages import Message, Stop, Work
 
 CHECKPOINT, JOURNAL = Path("run/checkpoint.safetensors"), Path("run/journal")

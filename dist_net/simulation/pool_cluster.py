@@ -25,6 +25,7 @@ from dist_net.simulation.event_loop import (
     VirtualEventLoop,
     VirtualThread,
 )
+from dist_net.simulation.failures import require
 from dist_net.simulation.network import NO_FAULTS, NetworkFaults, VirtualNetwork
 from dist_net.simulation.pool_processes import (
     TOKEN,
@@ -34,7 +35,6 @@ from dist_net.simulation.pool_processes import (
 )
 from dist_net.simulation.pool_watch import ROW, WatchedPool, number_in
 from dist_net.simulation.schedule import EventSchedule
-from dist_net.simulation.trace import SimulationTrace
 from dist_net.wire.serving_messages import Answer, Ask, ModelPrepared
 
 CLIENTS = "desk"  # where clients connect to
@@ -45,10 +45,9 @@ DRIFT_S = 11.0
 class VirtualClient:
     """A client's process: its `Conversation` with the gateway, over a connection."""
 
-    def __init__(self, name: str, network: VirtualNetwork, trace: SimulationTrace) -> None:
+    def __init__(self, name: str, network: VirtualNetwork) -> None:
         self.name = name
         self.answered: Counter[int] = Counter()
-        self._trace = trace
         self._thread = VirtualThread(ThreadedProcess(network.schedule))
         self._conversation = Conversation()
         self._open: list[tuple[Exchange, int]] = []
@@ -97,7 +96,7 @@ class VirtualClient:
                 if reply.status == Status.OK:
                     version, found = ROW.unpack_from(reply.payloads[0])
                     is_right = (version, found) == (int(reply.version), number)
-                    self._trace.require(is_right, f"{self.name} has a wrong answer to {number}")
+                    require(is_right, f"{self.name} has a wrong answer to {number}")
         self._open = [each for each in self._open if each[0].reply is None]
 
 
@@ -116,14 +115,14 @@ class PoolCluster:
         children: int = 2,
         clients: int = 0,
         faults: NetworkFaults = NO_FAULTS,
+        trace_length: int | None = 40,
         base_s: float = 0.004,
         row_s: float = 0.002,
         spread: float = 0.3,
         drift: float = 0.0,
     ) -> None:
-        self.schedule = EventSchedule(seed)
+        self.schedule = EventSchedule(seed, trace_length)
         self.random = self.schedule.random
-        self.trace = SimulationTrace(seed, self.schedule)
         self.network = VirtualNetwork(self.schedule, faults)
         self.names = names
         self.settings = settings
@@ -137,9 +136,7 @@ class PoolCluster:
         self._process_ids, self._numbers = count(1), count(1)
         self._begin_gateway()
         self._begin_loader()
-        self.clients = [
-            VirtualClient(f"client {each}", self.network, self.trace) for each in range(clients)
-        ]
+        self.clients = [VirtualClient(f"client {each}", self.network) for each in range(clients)]
         for _ in range(children):
             self.add_worker(is_child=True)
 
@@ -150,7 +147,6 @@ class PoolCluster:
         self.pool = WatchedPool(
             Pool(self.settings, self.names, loader_token=TOKEN),
             self.settings,
-            self.trace,
             lambda: self.stood_still_s,
             self._is_given_up,
         )
@@ -171,14 +167,13 @@ class PoolCluster:
             process_id,
             is_child,
             self.network,
-            self.trace,
             self._batch_s,
             lambda: self.random.uniform(0.02, 0.2),
             lambda numbers: not self.poison.isdisjoint(numbers),
             self._why_not_loaded,
             self._worker_ended,
         )
-        self.trace.say(f"{worker.name} begins" + ("" if is_child else " on another host"))
+        self.schedule.note(worker.name, "begins%s", "" if is_child else " on another host")
         return worker
 
     def _batch_s(self, rows: int) -> float:
@@ -208,7 +203,7 @@ class PoolCluster:
             self.schedule.after(0.0, worker.kill)
 
     def _is_given_up(self, command: EvictWorker, now: float) -> None:
-        self.trace.say(f"process {command.process_id} is given up: {command.reason}")
+        self.schedule.note(f"worker {command.process_id}", "is given up: %s", command.reason)
         worker = self.workers.get(command.process_id)
         if worker is not None:
             quiet_s = now - max(worker.disturbed_s, worker.process.stopped_until_s)
@@ -216,7 +211,7 @@ class PoolCluster:
             # What it was sent, or sent, may have been lost with its connection.
             longest_s = max(settings.longest_batch_s, settings.longest_load_s)
             is_sound = quiet_s > longest_s + settings.heartbeat_timeout_s
-            self.trace.require(not is_sound, f"{worker.name} is given up, and nothing ails it")
+            require(not is_sound, f"{worker.name} is given up, and nothing ails it")
 
     def _begin_loader(self) -> None:
         self.loader = VirtualModelLoader(
@@ -230,7 +225,7 @@ class PoolCluster:
         """The model loader is killed, and another one started."""
         if not self.loader.process.is_alive:
             return
-        self.trace.say("the model loader is killed")
+        self.schedule.note("loader", "is killed")
         self.loader.kill()
         ended = self.loader.process_id, WORKERS, "it was killed"
         self.thread.after(0.001, self.loop.call_soon, self.gateway.child_ended, *ended)
@@ -301,7 +296,7 @@ class PoolCluster:
 
     def gateway_stands_still(self, seconds: float, how: str) -> None:
         """It gets no core, or "is stopped", or "is stopped within a turn"."""
-        self.trace.say(f"the gateway {how} for {seconds:.2f} s")
+        self.schedule.note(WORKERS, "%s for %.2f s", how, seconds)
         self.stood_still_s += seconds + HANDOVER_S
         if how == "is stopped":
             self.process.stop(seconds)
@@ -314,7 +309,7 @@ class PoolCluster:
 
     def require_rest(self) -> None:
         """Everything is answered, and nothing is left of what there was."""
-        require, now = self.trace.require, self.schedule.now_s
+        now = self.schedule.now_s
         waiting = self.pool.open_requests + sum(each.open_requests for each in self.clients)
         require(not waiting, f"{waiting} requests were never answered")
         status = self.pool.status(now)

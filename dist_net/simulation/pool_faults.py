@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.pool.settings import PoolSettings
+from dist_net.simulation.failures import SimulationFailedError, require
 from dist_net.simulation.network import NO_FAULTS, NetworkFaults
 from dist_net.simulation.pool_cluster import PoolCluster
 from dist_net.simulation.pool_processes import VirtualInferenceWorker
@@ -28,16 +29,26 @@ class TroubledPool:
     ``happened`` counts what did.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, trace_length: int | None = 40) -> None:
+        self.seed = seed
         names = ("net", "other")[: 1 + seed % 2]
         settings = replace(SETTINGS, batch_timeout_s=0.01 if seed % 4 == 0 else 0.0)
         faults = NETWORK if seed % 3 == 0 else NO_FAULTS
-        self.cluster = PoolCluster(seed, settings, names, 2, seed % 3, faults)
+        self.cluster = PoolCluster(seed, settings, names, 2, seed % 3, faults, trace_length)
+        self.schedule = self.cluster.schedule
         self.happened: Counter[str] = Counter()
         self._random = self.cluster.random
 
     def run(self) -> None:
-        """Raises InvariantBrokenError, with the seed and what led there."""
+        """Let everything happen, and see that all is well; raises SimulationFailedError."""
+        try:
+            self._run()
+        except Exception as error:
+            raise SimulationFailedError(
+                f"seed {self.seed}: {type(error).__name__}: {error}\n{self.schedule.trace()}"
+            ) from error
+
+    def _run(self) -> None:
         cluster, random = self.cluster, self._random
         for share in ("reading_fails", "loading_fails", "loading_ends", "changes_shape"):
             setattr(cluster, share, 0.3 if random.random() < 0.25 else 0.0)
@@ -69,7 +80,7 @@ class TroubledPool:
             cluster.schedule.run(cluster.schedule.now_s + AT_ONCE * ANSWERED_S)
         asked = len(cluster.names) * (IN_ROW + AT_ONCE * (1 + len(cluster.clients)))
         missed = asked - (self._answered() - already)
-        cluster.trace.require(not missed, f"{missed} of {asked} questions are not answered at once")
+        require(not missed, f"{missed} of {asked} questions are not answered at once")
 
     def _answered(self) -> int:
         clients = sum(each.answered[Status.OK] for each in self.cluster.clients)
@@ -88,7 +99,7 @@ class TroubledPool:
         cluster.schedule.after(pause_s * self._random.exponential(), happens)
 
     def _heal(self) -> None:
-        self.cluster.trace.say("nothing goes wrong any more")
+        self.cluster.schedule.note("", "nothing goes wrong any more")
         self.cluster.is_healed = True
         self.cluster.network.join()
         for worker in self.cluster.workers.values():
@@ -131,12 +142,12 @@ class TroubledPool:
             self._reload(self._name())
 
     def _reload(self, name: str) -> None:
-        self.cluster.trace.say(f"{name} is to be read again")
+        self.cluster.schedule.note(name, "is to be read again")
         self.cluster.in_gateway(lambda: self.cluster.gateway.reload(name))
 
     def unload(self) -> None:
         name = self._name()
-        self.cluster.trace.say(f"{name} is to be unloaded")
+        self.cluster.schedule.note(name, "is to be unloaded")
         self.cluster.in_gateway(lambda: self.cluster.gateway.unload(name))
 
     # What happens to workers, loader and network.
@@ -174,7 +185,7 @@ class TroubledPool:
         worker = self._worker()
         if worker is not None and not worker.is_child:
             seconds = self._seconds(0.1, LONGEST_STOP_S)
-            self.cluster.trace.say(f"{worker.name} is cut off for {seconds:.2f} s")
+            self.cluster.schedule.note(worker.name, "is cut off for %.2f s", seconds)
             self.cluster.network.part([worker.host])
             worker.is_disturbed(seconds)
             self.cluster.schedule.after(seconds, self.cluster.network.join)

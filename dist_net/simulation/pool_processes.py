@@ -18,7 +18,6 @@ from dist_net.serving.worker.served_network import Answers, ServedNetwork
 from dist_net.simulation.event_loop import ThreadedProcess, VirtualThread
 from dist_net.simulation.network import VirtualClientSocket, VirtualNetwork
 from dist_net.simulation.pool_watch import ROW, number_in
-from dist_net.simulation.trace import SimulationTrace
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Heartbeat, Message
 from dist_net.wire.serving_messages import (
@@ -126,7 +125,6 @@ class VirtualInferenceWorker:
         process_id: int,
         is_child: bool,
         network: VirtualNetwork,
-        trace: SimulationTrace,
         batch_s: Callable[[int], float],
         load_s: Callable[[], float],
         is_deadly: Callable[[list[int]], bool],
@@ -141,7 +139,6 @@ class VirtualInferenceWorker:
         self.slowness = 1.0
         self.disturbed_s = 0.0
         self._network = network
-        self._trace = trace
         self._batch_s = batch_s
         self._is_deadly = is_deadly
         self._why_not_loaded = why_not_loaded
@@ -237,6 +234,9 @@ class VirtualInferenceWorker:
 
     # What happens to it.
 
+    def _note(self, what: str, *details: object) -> None:
+        self.process.schedule.note(self.name, what, *details)
+
     def kill(self) -> None:
         self.end("it was killed")
 
@@ -247,7 +247,7 @@ class VirtualInferenceWorker:
         for heart in self._hearts:
             heart.stop()
         self._socket.close()
-        self._trace.say(f"{self.name} ends: {reason}")
+        self._note("ends: %s", reason)
         self._ended(self, reason)
 
     def is_disturbed(self, seconds: float) -> None:
@@ -255,13 +255,13 @@ class VirtualInferenceWorker:
         self.disturbed_s = max(self.disturbed_s, self.process.schedule.now_s + seconds)
 
     def stop(self, seconds: float) -> None:
-        self._trace.say(f"{self.name} is stopped for {seconds:.2f} s")
+        self._note("is stopped for %.2f s", seconds)
         self.process.stop(seconds)
         self.is_disturbed(seconds)
 
     def lose_connection(self) -> None:
         """Its connection ends, with what is on its way, and is made anew."""
-        self._trace.say(f"{self.name} loses its connection")
+        self._note("loses its connection")
         self._socket.vanish()
         self.is_disturbed(0.0)
 

@@ -19,7 +19,7 @@ from dist_net.serving.pool.requests import (
     Status,
 )
 from dist_net.serving.pool.settings import PoolSettings
-from dist_net.simulation.trace import SimulationTrace
+from dist_net.simulation.failures import require
 from dist_net.wire.messages import Message
 from dist_net.wire.serving_messages import RunBatch
 
@@ -53,13 +53,11 @@ class WatchedPool:
         self,
         pool: Pool,
         settings: PoolSettings,
-        trace: SimulationTrace,
         stood_still_s: Callable[[], float],
         evicted: Callable[[EvictWorker, float], None],
     ) -> None:
         self._pool = pool
         self._settings = settings
-        self._trace = trace
         self._stood_still_s = stood_still_s
         self._evicted = evicted
         self._open: dict[int, _Admitted] = {}
@@ -120,11 +118,8 @@ class WatchedPool:
         while self._limits and self._limits[0][0] < limit_s - self._stood_still_s():
             _, request_id = heappop(self._limits)
             is_open = request_id in self._open
-            self._require(not is_open, f"request {request_id} waits long after its deadline")
+            require(not is_open, f"request {request_id} waits long after its deadline")
         return commands
-
-    def _require(self, holds: bool, broken: str) -> None:
-        self._trace.require(holds, broken)
 
     def _checked(self, commands: list[PoolCommand], now: float) -> list[PoolCommand]:
         for command in commands:
@@ -147,7 +142,7 @@ class WatchedPool:
             self._reload_ends(self._reloads.pop(request_id), outcome)
             return
         admitted = self._open.pop(request_id, None)
-        self._require(admitted is not None, f"request {request_id} ends twice, or was cancelled")
+        require(admitted is not None, f"request {request_id} ends twice, or was cancelled")
         assert admitted is not None
         question, number = admitted.question, number_in(admitted.question.payload)
         self.ended[outcome.status] += 1
@@ -155,12 +150,12 @@ class WatchedPool:
             case Status.OK:
                 self._require_right(admitted, outcome)
             case Status.EXPIRED:
-                self._require(now >= admitted.deadline_s, f"question {number} expires too early")
+                require(now >= admitted.deadline_s, f"question {number} expires too early")
             case Status.FAILED:
                 alone = len(self._had_alone[number])
-                self._require(alone >= 2, f"question {number} is put aside after {alone} workers")
+                require(alone >= 2, f"question {number} is put aside after {alone} workers")
             case _:
-                self._require(False, f"question {number} to {question.model} ends by {outcome}")
+                require(False, f"question {number} to {question.model} ends by {outcome}")
 
     def _reload_ends(self, model: str, outcome: Outcome) -> None:
         workers = list(self._pool._workers)
@@ -172,14 +167,14 @@ class WatchedPool:
         question, number = admitted.question, number_in(admitted.question.payload)
         rows = list(ROW.iter_unpack(outcome.payload))
         right = [(outcome.version, number)] * question.rows
-        self._require(rows == right, f"question {number} is answered by {rows}, not {right}")
+        require(rows == right, f"question {number} is answered by {rows}, not {right}")
         if question.version is not None:
-            self._require(
+            require(
                 outcome.version == question.version,
                 f"question {number} to version {question.version} is answered by {outcome.version}",
             )
         else:
-            self._require(
+            require(
                 outcome.version >= admitted.oldest,
                 f"question {number} is answered by version {outcome.version}, though "
                 f"{admitted.oldest} had taken its place",
@@ -189,9 +184,9 @@ class WatchedPool:
         settings, queued = self._settings, len(self._pool._queue)
         held_bytes = self._pool._requests.payload_bytes
         is_bounded = queued <= settings.queue_requests and held_bytes <= settings.queue_bytes
-        self._require(is_bounded, f"{queued} requests wait, and all have {held_bytes} bytes")
+        require(is_bounded, f"{queued} requests wait, and all have {held_bytes} bytes")
 
     def _require_bounds(self) -> None:
         for model in self._pool.catalogue.models.values():
             names = list(model.versions)
-            self._require(len(names) <= MOST_VERSIONS, f"{model.name} has versions {names}")
+            require(len(names) <= MOST_VERSIONS, f"{model.name} has versions {names}")

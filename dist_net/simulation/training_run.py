@@ -17,12 +17,12 @@ from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.simulation.counting import MIXED, CountingStep
 from dist_net.simulation.disk import VirtualDisk
+from dist_net.simulation.failures import InvariantBrokenError, SimulationFailedError
 from dist_net.simulation.invariants import RunChecks
 from dist_net.simulation.memory import VirtualMemory
 from dist_net.simulation.network import NO_FAULTS, Link, NetworkFaults, VirtualNetwork
 from dist_net.simulation.processes import SERVER, ServerOptions, ServerProcess, WorkerProcess
 from dist_net.simulation.schedule import EventSchedule
-from dist_net.simulation.trace import InvariantBrokenError
 from dist_net.wire.messages import Shutdown, StatusReport, StatusRequest
 
 BATCH_SIZE = 3
@@ -46,10 +46,6 @@ FAULTS: dict[str, float] = {
     "break_connection": 4.0,
 }
 """What happens to a run, and how many seconds apart on average."""
-
-
-class SimulationFailedError(Exception):
-    """A simulation broke an invariant: its seed, which one, and the last events."""
 
 
 class TrainingRun:
