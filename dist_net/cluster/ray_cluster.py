@@ -124,9 +124,10 @@ class RayProcess:
                 self._end(LOST)
         else:
             self.is_placed, self.pid, self.host = True, seen.process_id, seen.host
-            for file, content in ((self._said, seen.said), (self._log, seen.logged)):
-                with file.open("ab") as opened:
-                    opened.write(content)
+            with self._said.open("ab") as opened:
+                opened.write(seen.said)
+            with self._log.open("wb" if seen.is_shortened else "ab") as opened:
+                opened.write(seen.logged)
             if seen.exit_code is None:
                 self._answer = self._actor.watch.remote()
             else:

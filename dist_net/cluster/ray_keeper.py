@@ -52,10 +52,14 @@ class ServerPlace(NamedTuple):
 
 class Seen(NamedTuple):
     """What a process has printed and logged since the last time, and its exit code once it has
-    ended and all is told."""
+    ended and all is told.
+
+    ``is_shortened``: its log was, meanwhile, and ``logged`` is what it begins with now.
+    """
 
     said: bytes
     logged: bytes
+    is_shortened: bool
     exit_code: int | None
     process_id: int
     host: str
@@ -130,9 +134,10 @@ class RoleKeeper:
         deadline = time.monotonic() + LONGEST_WATCH_S
         while True:
             exit_code = self._child.exit_code
-            said, logged = self._new(0, self._child.said), self._new(1, self._child.log)
+            said, _ = self._new(0, self._child.said)
+            logged, is_shortened = self._new(1, self._child.log)
             if said or logged:
-                return self._seen(said, logged)
+                return self._seen(said, logged, is_shortened)
             if exit_code is not None:
                 if not self._role.is_server:
                     self.close()
@@ -141,8 +146,15 @@ class RoleKeeper:
                 return self._seen()
             time.sleep(POLL_S)
 
-    def _seen(self, said: bytes = b"", logged: bytes = b"", exit_code: int | None = None) -> Seen:
-        return Seen(said, logged, exit_code, self._process.pid, socket.gethostname())
+    def _seen(
+        self,
+        said: bytes = b"",
+        logged: bytes = b"",
+        is_shortened: bool = False,
+        exit_code: int | None = None,
+    ) -> Seen:
+        host = socket.gethostname()
+        return Seen(said, logged, is_shortened, exit_code, self._process.pid, host)
 
     def signal(self, number: int) -> None:
         """Sends a signal to the process; SIGKILL to what it has started, too."""
@@ -156,12 +168,16 @@ class RoleKeeper:
         """Removes the private directory."""
         self._stack.close()
 
-    def _new(self, which: int, file: Path) -> bytes:
+    def _new(self, which: int, file: Path) -> tuple[bytes, bool]:
+        """What is new in a file, and whether it was shortened, so that all there is is new."""
+        is_shortened = file.stat().st_size < self._offsets[which]
+        if is_shortened:
+            self._offsets[which] = 0
         with file.open("rb") as opened:
             opened.seek(self._offsets[which])
             content = opened.read(MOST_SAID_BYTES)
         self._offsets[which] += len(content)
-        return content
+        return content, is_shortened
 
 
 class RoleActor(RoleKeeper):
