@@ -22,7 +22,8 @@ from dist_net.cluster.processes import sheltered
 from dist_net.cluster.roles import Given, Role, parent_option
 from dist_net.errors import RunDirectoryError
 
-POLL_S = 0.01
+POLL_S = 0.01  # growing, while nothing happens, up to
+LONGEST_POLL_S = 0.1
 LONGEST_WATCH_S = 10.0
 MOST_SAID_BYTES = 1 << 20  # in one answer
 KEYS = "keys"
@@ -131,7 +132,7 @@ class RoleKeeper:
 
     def watch(self) -> Seen:
         """Waits until there is something new of the process, or a while."""
-        deadline = time.monotonic() + LONGEST_WATCH_S
+        deadline, pause_s = time.monotonic() + LONGEST_WATCH_S, POLL_S
         while True:
             exit_code = self._child.exit_code
             said, _ = self._new(0, self._child.said)
@@ -144,7 +145,8 @@ class RoleKeeper:
                 return self._seen(exit_code=exit_code)
             if time.monotonic() > deadline:
                 return self._seen()
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(1.2 * pause_s, LONGEST_POLL_S)
 
     def _seen(
         self,
