@@ -25,6 +25,7 @@ from dist_net.models.run_options import RunOptions
 from dist_net.models.trained_model import load_trained
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
+from dist_net.parameter_server.consistency import Consistency
 from dist_net.recipes.picture_recipe import PICTURES
 from dist_net.recipes.recipe import load_recipe, recipe_names
 from dist_net.training.evaluation import Evaluation
@@ -118,6 +119,8 @@ def train(
     console = plain_console(quiet=quiet)
     directory = None if run_dir is None else Path(run_dir)
     local = LocalRunSettings(workers)
+    if "consistency" in options:  # bsp alone is a minibatch for each worker
+        options["consistency"] = str(Consistency.of(options["consistency"], workers))
     if str(recipe) not in recipe_names() and Path(recipe).is_dir():
         return _train_pictures(Path(recipe), directory, local, callbacks, console, options)
     loaded = load_recipe(str(recipe))
