@@ -77,6 +77,7 @@ class JoinedRun:
         self._settings = settings
         self._display = display
         self._processes = LocalProcesses(logs)
+        self._workers: list[ReplacedChild] = []
         self._observer: Observer | None = None
         self._next_record = NO_RECORDS
         self._next_report_s = 0.0
@@ -92,19 +93,23 @@ class JoinedRun:
         """
         if self._server.keys is not None:
             write_peer_keys(self._directory.keys, self._server.keys)
-        workers: list[ReplacedChild] = []
         with ExitStack() as at_the_end:
-            at_the_end.callback(self._end, workers)
+            at_the_end.callback(self._end)
             for index in range(self._settings.workers):
                 start = partial(self._processes.start, self._role(index))
-                workers.append(ReplacedChild(start, self._settings.restarts))
-            while not all(map(_is_over, workers)):
-                self._look_after(workers)
+                self._workers.append(ReplacedChild(start, self._settings.restarts))
+            while not self._is_over:
+                self._look_after_workers()
                 self._show_progress()
                 time.sleep(POLL_S)
-            self._look_after(workers)
-        if all(worker.is_given_up for worker in workers):
-            raise workers[-1].child.failure()
+            self._look_after_workers()
+        if all(worker.is_given_up for worker in self._workers):
+            raise self._workers[-1].child.failure()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether each worker is done, or given up."""
+        return all(each.child.exit_code == 0 or each.is_given_up for each in self._workers)
 
     def _role(self, index: int) -> Role:
         settings = self._settings
@@ -118,16 +123,16 @@ class JoinedRun:
         module = "dist_net.cluster.processes.training_worker"
         return Role(f"worker-{index}", module, tuple(arguments))
 
-    def _look_after(self, workers: list[ReplacedChild]) -> None:
+    def _look_after_workers(self) -> None:
         """Has workers that died started again, and says which ones are not."""
-        for worker in workers:
+        for worker in self._workers:
             if worker.child.exit_code == 0:
                 continue
             if (said := worker.look()) is not None:
                 self._display.warned(said)
             if worker.is_given_up and worker not in self._reported:
                 self._reported.add(worker)
-                if len(self._reported) < len(workers):
+                if len(self._reported) < len(self._workers):
                     self._display.warned(str(worker.child.failure()))
 
     def _show_progress(self) -> None:
@@ -137,12 +142,12 @@ class JoinedRun:
             return
         self._next_report_s = now + REPORT_EVERY_S
         if self._observer is None:
-            self._observer = Observer(*self._server, timeout_s=ANSWER_TIMEOUT_S)
+            self._observer = Observer(*self._server, ANSWER_TIMEOUT_S, self._wait)
         try:
             self.report = self._observer.status(self._next_record)
         except NoAnswerError as error:
             self._forget_observer()
-            if not self._is_silent:
+            if not (self._is_silent or self._is_over):
                 self._display.warned(f"{error}; the workers try again")
             self._is_silent = True
             return
@@ -156,17 +161,19 @@ class JoinedRun:
         self._next_record = self.report["next_record"]
         self._display.progressed(self.report)
 
+    def _wait(self) -> None:
+        """While an answer is waited for; raises NoAnswerError when no worker waits any more."""
+        self._look_after_workers()
+        if self._is_over:
+            raise NoAnswerError("every worker of this host has ended")
+
     def _forget_observer(self) -> None:
         if self._observer is not None:
             self._observer.__exit__()
             self._observer = None
 
-    def _end(self, workers: list[ReplacedChild]) -> None:
-        for worker in workers:
+    def _end(self) -> None:
+        for worker in self._workers:
             worker.child.terminate()
-        end([worker.child for worker in workers], WORKER_GRACE_S)
+        end([worker.child for worker in self._workers], WORKER_GRACE_S)
         self._forget_observer()
-
-
-def _is_over(worker: ReplacedChild) -> bool:
-    return worker.child.exit_code == 0 or worker.is_given_up
