@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import serving
+from benchmarks import load, serving
 from benchmarks.served import CONVOLUTIONS, Net, write_net
 
 
@@ -16,6 +16,7 @@ def net(tmp_path: Path) -> Net:
 def test_both_pools_are_measured_beside_the_engine(
     net: Net, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(load, "WARM_UP_S", 0.2)
     monkeypatch.setattr(serving, "ROUNDS", 1)
     monkeypatch.setattr(serving, "BATCHES_RAMP_S", 0.2)
     said: list[str] = []
