@@ -150,6 +150,11 @@ class RunningChild:
         return bool(getattr(self._process, "lost", ""))
 
     @property
+    def waits_for_room(self) -> bool:
+        """Whether it has not begun, since there is no room for it in the cluster."""
+        return getattr(self._process, "waits", False)
+
+    @property
     def last_words(self) -> str:
         """Why it ended, as it printed it, else its exit code."""
         reasons = self._reasons()

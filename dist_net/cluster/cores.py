@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,19 @@ def available_cores() -> int:
     More threads than that would be stopped together for the rest of each period.
     """
     return max(1, int(min([allowed_cores(), *quotas(OWN_CGROUPS, CGROUPS)])))
+
+
+def cores_beside_server(nodes: Sequence[int], workers: int) -> int:
+    """How many cores each of so many workers can have on nodes with so many cores.
+
+    A server takes one more, wherever it is most in the way. 0: there are too few.
+    """
+    for each in range(sum(nodes), 0, -1):
+        places = sum(cores // each for cores in nodes)
+        taken = max(cores // each - max(0, cores - 1) // each for cores in nodes)
+        if places - taken >= workers:
+            return each
+    return 0
 
 
 def allowed_cores() -> int:

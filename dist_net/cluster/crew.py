@@ -34,6 +34,7 @@ class Crew:
         self._workers: list[ReplacedChild] = []
         self._started = 0  # since they were all started
         self._given_up: set[ReplacedChild] = set()
+        self._has_waiting = False
 
     def start(self) -> None:
         """Starts them, anew if there were any."""
@@ -68,6 +69,10 @@ class Crew:
                 self._say(f"{worker.child.failure()}; others do what it had begun")
         if self._count is None:
             self._add(self._launcher.room())
+        waiting = [child.name for child in self.children if child.waits_for_room]
+        if waiting and not self._has_waiting:
+            self._say(f"no CPU is free yet for {', '.join(waiting)}")
+        self._has_waiting = bool(waiting)
 
     @property
     def failure(self) -> ProcessFailedError | None:

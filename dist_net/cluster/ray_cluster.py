@@ -15,11 +15,12 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from dist_net.cluster.child import RunningChild, output_files, outputs
+from dist_net.cluster.cores import cores_beside_server
 from dist_net.cluster.own_directory import temporary_directory
 from dist_net.cluster.ray_connection import connected
 from dist_net.cluster.ray_keeper import (
@@ -41,6 +42,7 @@ from dist_net.wire.security import OPERATOR, WORKER, PeerKeys, add_keys, create_
 METHODS_AT_ONCE = 4
 PLACED_WITHIN_S = 30.0
 KILLED_WITHIN_S = 3.0
+SOON_PLACED_S = 5.0
 SETTLED_S = 2.0  # after a worker was placed Ray's count of free CPUs is right again
 REACHED_WITHIN_S = 1.0
 MARK = "ray"
@@ -62,6 +64,7 @@ class RayProcess:
         self._said, self._log = files
         self._listens_at = listens_at
         self._exit_code: int | None = None
+        self._asked_s = time.monotonic()
         self.is_placed = False
         self.pid, self.host = -1, ""  # on its host
         self.lost = ""  # why nothing more is heard of it
@@ -87,6 +90,12 @@ class RayProcess:
         with suppress(subprocess.TimeoutExpired):
             self.wait(KILLED_WITHIN_S)
         self.drop()  # if its node does not answer
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has waited for a place for some time."""
+        late_s = self._asked_s + SOON_PLACED_S
+        return not self.is_placed and self.poll() is None and time.monotonic() > late_s
 
     def drop(self) -> None:
         """Has Ray end it, and hears no more of it."""
@@ -195,6 +204,9 @@ class RayCluster:
             mark = self._logs / MARK
             mark.write_text(self._mark)
             self._stack.callback(mark.unlink, missing_ok=True)
+            # Ray prints what it has to say of nodes to stdout, which is for the run's result.
+            said = self._stack.enter_context((self._logs / "ray.log").open("a"))
+            self._stack.enter_context(redirect_stdout(said))
         self.keys: PeerKeys = load_peer_keys(self._keys, OPERATOR)
         return self
 
@@ -204,8 +216,8 @@ class RayCluster:
         for process in self._workers:
             process.kill()
         self._end_server()
+        self._ray.shutdown()  # it prints until then
         self._stack.close()
-        self._ray.shutdown()  # it prints to stdout until then
 
     @property
     def listen(self) -> tuple[str]:
@@ -247,13 +259,8 @@ class RayCluster:
 
     def cores_each(self, workers: int) -> int:
         cores = self._cores_of_nodes()
-        for each in range(sum(cores), 0, -1):
-            places = [own // each for own in cores]
-            beside_server = max(
-                ((own - 1) // each - own // each for own in cores if own), default=0
-            )
-            if sum(places) + beside_server >= workers:
-                return each
+        if each := cores_beside_server(cores, workers):
+            return each
         raise SettingError(
             f"{workers} workers and a server need {workers + 1} CPUs, and this Ray cluster has "
             f"{sum(cores)}, on {len(cores)} nodes; expected fewer workers, --workers auto, or more "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.cluster.cores import available_cores, quotas
+from dist_net.cluster.cores import available_cores, cores_beside_server, quotas
 from dist_net.cluster.roles import LocalProcesses
 from dist_net.cluster.serving_options import add_arguments
 
@@ -68,3 +68,23 @@ def test_a_quota_of_one_core_and_a_half_is_one_core(
     monkeypatch.setattr("dist_net.cluster.cores.CGROUPS", root)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     assert available_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "each"),
+    [
+        ([2], 1, 1),
+        ([2], 2, 0),
+        ([0, 2, 2], 3, 1),
+        ([0, 2, 2], 4, 0),
+        ([5], 2, 2),
+        ([4, 4], 2, 3),
+        ([3, 3, 3], 2, 3),
+        ([16, 16], 4, 7),
+        ([], 1, 0),
+    ],
+)
+def test_workers_share_the_cores_of_nodes_with_a_server(
+    nodes: list[int], workers: int, each: int
+) -> None:
+    assert cores_beside_server(nodes, workers) == each
