@@ -1,5 +1,7 @@
 """A model whose weights count how often each sample was applied, and show from which weights."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from dist_net.parameter_server.settings import RunSettings
@@ -17,10 +19,13 @@ class CountingStep:
     The gradient is -1 at the samples of the minibatch. With a learning rate of 1 the weights are
     therefore how often each was applied. A round averages its gradients, of which each has the same
     share: then the learning rate is the number of them. With ``weights_are_torn`` the gradient is
-    one that nobody may apply.
+    one that nobody may apply. ``is_broken`` says, each time, whether it is not finite.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(
+        self, settings: RunSettings, is_broken: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._is_broken = is_broken
         self._samples = settings.samples
         self._counted = settings.samples_total
         self._minibatch = 0, 0, 0
@@ -36,6 +41,8 @@ class CountingStep:
         gradient[first + start : first + stop] = -1000 if self.weights_are_torn else -1
         mixed = weights[self._counted :]
         np.multiply(mixed - np.float32(first + start), PULL, out=gradient[self._counted :])
+        if self._is_broken():
+            gradient[-1] = np.nan
         return 1.0, 1
 
     def unbind(self) -> None:

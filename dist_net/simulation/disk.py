@@ -20,8 +20,8 @@ REFUSED = {
 }
 """What a disk does not do, by the error that it gives."""
 
-LAST_ROOM = 0.3
-"""The share of writes to a full disk of which a part still has room."""
+ROOM_FOR_ALL, ROOM_FOR_A_PART = 0.15, 0.4
+"""A full disk has room now and then, as others write and remove files too."""
 
 
 class StoredFile:
@@ -130,13 +130,15 @@ class VirtualDisk:
 
         Raises OSError if there is none, and ProcessKilledError behind some of it.
         """
-        is_last_room = self.failure == errno.ENOSPC and self._random.random() < LAST_ROOM
+        room = self._random.random() if self.failure == errno.ENOSPC else 1.0
         try:
-            self.operate("sync" if is_last_room else "write")
+            self.operate("sync" if room < ROOM_FOR_A_PART else "write")
         except ProcessKilledError:
             file.content += content[: self._random.integers(len(content) + 1)]
             raise
-        written = content[: self._random.integers(len(content))] if is_last_room else content
+        written = content
+        if ROOM_FOR_ALL <= room < ROOM_FOR_A_PART:
+            written = content[: self._random.integers(len(content))]
         file.content += written
         return len(written)
 

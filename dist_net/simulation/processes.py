@@ -25,7 +25,7 @@ from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
 
 SERVER = "server"
-WRITING_S = 0.05
+WRITING_S = 0.15
 SHARED_READERS = 4
 """So few that now and then one has to do without."""
 

@@ -32,6 +32,9 @@ LONGEST_RECOVERY_S = 180.0
 """How long a run may take once nothing goes wrong any more."""
 
 REMOTE_SHARE = 0.5
+BROKEN_GRADIENTS = 0.05
+"""The share of gradients that are not finite, in every fourth run while there are faults."""
+
 FAULTS: dict[str, float] = {
     "kill_worker": 4.0,
     "stop_worker": 4.0,
@@ -40,7 +43,7 @@ FAULTS: dict[str, float] = {
     "stop_server": 8.0,
     "fail_host": 12.0,
     "part_network": 5.0,
-    "break_disk": 6.0,
+    "break_disk": 2.5,
     "join": 8.0,
     "leave": 8.0,
     "break_connection": 4.0,
@@ -82,6 +85,7 @@ class TrainingRun:
         self.workers: dict[str, WorkerProcess] = {}
         self.faults_until_s = float(random.uniform(2.0, 12.0))
         self._process_ids = iter(range(1, 10**9))
+        self._breaks_gradients = random.random() < 0.25
         self._is_done = False
         self._start_server()
         for _ in range(int(random.integers(1, 5))):
@@ -91,7 +95,7 @@ class TrainingRun:
 
     def _network_faults(self) -> NetworkFaults:
         names = "delayed", "overtaken", "lost", "doubled", "vanishing"
-        most = (0.05, 0.05, 0.02, 0.2, 0.01)
+        most = (0.05, 0.05, 0.02, 0.2, 0.03)
         are_there = self.random.random(5) < 0.6
         shares = self.random.uniform(0, most) * are_there
         return NetworkFaults(
@@ -160,12 +164,13 @@ class TrainingRun:
     ) -> None:
         worker = WorkerProcess(
             *(name, next(self._process_ids), self.network, memory, self.settings),
-            *(CountingStep(self.settings), seconds_of_step),
+            *(CountingStep(self.settings, self._is_broken), seconds_of_step),
         )
         self.workers[name] = worker
 
         def ended(error: DistNetError | None) -> None:
-            if isinstance(error, JoinRefusedError | WorkerRefusedError):
+            is_refused = isinstance(error, JoinRefusedError | WorkerRefusedError)
+            if is_refused and "not finite" not in str(error):
                 raise InvariantBrokenError(f"{name} is refused: {error}")
             if not worker.leaves:
                 again = self._start_worker, name, memory, seconds_of_step
@@ -173,6 +178,10 @@ class TrainingRun:
 
         worker.ended = ended
         worker.start()
+
+    def _is_broken(self) -> bool:
+        """Whether a gradient is not finite; then it is computed again."""
+        return self._breaks_gradients and self.random.random() < BROKEN_GRADIENTS
 
     def _pause_s(self) -> float:
         return float(self.random.uniform(0.1, 1.5))
@@ -190,6 +199,7 @@ class TrainingRun:
         self.network.faults = NO_FAULTS
         self.network.join()
         self.disk.failure = None
+        self._breaks_gradients = False
 
     def _some_worker(self) -> WorkerProcess | None:
         alive = [worker for worker in self.workers.values() if worker.is_alive]
@@ -239,8 +249,8 @@ class TrainingRun:
 
     def _mend_disk(self) -> None:
         self.disk.failure = None
-        if self.random.random() < 0.3:  # before everything is made up for
-            self.schedule.after(0.2 * self.random.random(), self._kill_server)
+        if self.random.random() < 0.4:  # before all that was refused is written
+            self.schedule.after(0.1 * self.random.random(), self._kill_server)
 
     def _leave(self) -> None:
         worker = self._some_worker()
