@@ -52,8 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """With ``--numprocesses auto``: one more than cores, since tests of processes often wait."""
-    return 1 + len(os.sched_getaffinity(0))
+    """With ``--numprocesses auto``: two more than cores, since tests of processes often wait."""
+    return 2 + len(os.sched_getaffinity(0))
 
 
 def pytest_collection_finish() -> None:
