@@ -265,19 +265,30 @@ class ServerLoop:
                 written = writer.submit(self._write_checkpoint, self._run.checkpoint())
 
     def _serve_until_kept(self, writer: Executor) -> Generator[float, Received, None]:
-        """Writes the last checkpoint, and answers meanwhile, so that no worker gives the run up."""
-        last = self._run.checkpoint()
+        """Writes the last checkpoint, and answers meanwhile, so that no worker gives the run up.
+
+        What the journal lacks is tried again too: first, as no checkpoint may be ahead of it.
+        """
+        last, is_kept = self._run.checkpoint(), False
         for attempt in range(1, LAST_TRIES + 1):
-            self._record()  # what could not be written before: a checkpoint is not ahead of it
-            written = writer.submit(self._write_checkpoint, last)
-            while not written.done():
-                self._take((yield POLL_S))
-            if self._is_written(written):
+            self._record()
+            if not is_kept:
+                written = writer.submit(self._write_checkpoint, last)
+                while not written.done():
+                    self._take((yield POLL_S))
+                is_kept = self._is_written(written)
+            if is_kept and self._journal_error is None:
                 return
             again_s = self._clock.now() + RETRY_AFTER_S
             while attempt < LAST_TRIES and self._clock.now() < again_s:
                 self._take((yield POLL_S))
         written.result()
+        logger.error("journal_ends_early error=%s", self._journal_error)
+
+    @property
+    def _journal_error(self) -> str | None:
+        """Why the journal lacks something; None: it does not, or there is none."""
+        return None if self._journal is None else self._journal.error
 
     def _see_workers_off(self) -> Generator[float, Received, None]:
         """Answers until each worker was told to stop, or a moment has passed."""

@@ -105,7 +105,10 @@ class RunChecks:
             result = replay.run()
         except BadInputError as error:
             raise InvariantBrokenError(f"the journal cannot be replayed: {error}") from error
-        if not result.matches or result.version != checkpoint.version or journal.fault:
+        fault = journal.fault
+        if self._journal is not None and self._journal.error is not None:
+            fault = None  # the server has said that the disk refused its last record
+        if not result.matches or result.version != checkpoint.version or fault is not None:
             raise InvariantBrokenError(
                 f"a replay gives other weights than the run, or ends elsewhere: {result}, "
                 f"checkpoint of version {checkpoint.version}, journal: {journal.fault}"

@@ -371,6 +371,7 @@ class VirtualWriter(Executor):
 
     def __init__(self, process: VirtualProcess) -> None:
         self._process = process
+        self._free_s = 0.0
 
     def submit(self, call: Callable[..., Any], /, *arguments: Any, **options: Any) -> "Future[Any]":
         future: Future[Any] = Future()
@@ -381,5 +382,7 @@ class VirtualWriter(Executor):
             except DistNetError as error:
                 future.set_exception(error)
 
-        self._process.after(WRITING_S * self._process.random.random(), write)
+        now = self._process.schedule.now_s
+        self._free_s = max(self._free_s, now) + WRITING_S * self._process.random.random()
+        self._process.after(self._free_s - now, write)
         return future

@@ -1,0 +1,64 @@
+"""The server's loop on a disk that refuses things at the worst moment."""
+
+import errno
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_net.errors import DistNetError
+from dist_net.parameter_server.journal import Journal, read_journal
+from dist_net.parameter_server.loop import ServerLoop, opened_journal
+from dist_net.parameter_server.run import RunState
+from dist_net.parameter_server.settings import RunSettings
+from dist_net.simulation.disk import VirtualDisk
+from dist_net.simulation.network import VirtualNetwork
+from dist_net.simulation.schedule import EventSchedule
+
+SETTINGS = RunSettings("line", "abc", (("weights", (3,)),), samples=4, epochs=1, batch_size=2)
+CHECKPOINT, JOURNAL = Path("checkpoint"), Path("journal")
+
+
+class WriterOfADiskThatIsReadOnlyAfterwards(Executor):
+    """Writes at once; after the checkpoint of that number nothing can be written."""
+
+    def __init__(self, disk: VirtualDisk, number: int) -> None:
+        self._disk = disk
+        self._number = number
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **_: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(*arguments))
+        except DistNetError as error:
+            future.set_exception(error)
+        self._number -= 1
+        self._disk.failure = errno.EROFS if self._number == 0 else None
+        return future
+
+
+def journal_of_a_run(refuses_for_s: float) -> Journal:
+    """That of a run that is stopped, while the disk becomes read-only after its last checkpoint."""
+    schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
+    run = RunState(SETTINGS, np.zeros(3, np.float32))
+    with opened_journal(JOURNAL, run, None, disk=disk) as journal:
+        socket = VirtualNetwork(schedule).listen("server")
+        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        loop.stop("enough")
+        for wait_s in loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 1)):
+            schedule.now_s += wait_s
+            if schedule.now_s > refuses_for_s:
+                disk.failure = None
+    return read_journal(JOURNAL, disk)
+
+
+def test_the_journal_is_told_of_the_last_checkpoint_as_soon_as_it_can_be() -> None:
+    journal = journal_of_a_run(refuses_for_s=0.5)
+    assert (journal.fault, list(journal.checkpoints)) == (None, [0])
+    assert len(list(journal.records())) == 3
+
+
+def test_a_run_ends_though_its_journal_cannot_be_told() -> None:
+    assert len(list(journal_of_a_run(refuses_for_s=60.0).records())) == 2
