@@ -1,9 +1,10 @@
-"""A run on this host, in the process of ``dist-net train``.
+"""A run, in the process of ``dist-net train``.
 
-It starts a parameter server and workers in processes of their own, watches them, starts those that
-die again, evaluates the weights now and then, and writes the run directory.
+It has a parameter server and workers started in processes of their own, on this host or on the
+nodes of a Ray cluster, watches them, has those that die started again, evaluates the weights now
+and then, and writes the run directory.
 
-    this process ──starts──▶ parameter server ◀──ipc──  local workers
+    this process ──starts──▶ parameter server ◀──ipc──  workers of its host
          └─────── observes ────────┘          ◀──tcp──  workers of other hosts
 """
 
