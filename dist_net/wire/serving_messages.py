@@ -18,7 +18,7 @@ pass for a worker.
     FetchArrays     ──────────────▶   ArraysPiece
                     ◀──────────────   RunBatch
     BatchDone       ──────────────▶
-    Heartbeat       ──────────────▶   Alive | Refuse
+    Heartbeat       ──────────────▶   Alive, by both connections | Refuse
                     ◀──────────────   Retire
     Leave           ──────────────▶   (none: the worker is gone)
 

@@ -136,7 +136,8 @@ class Pool:
                 if worker is None:
                     return [SendToNode(node, NOT_ENLISTED)]
                 worker.heard_s = now
-                return [SendToNode(node, Alive(sent_s))]
+                # To where it works, too: if that connection is gone, what was on it is lost.
+                return [SendToNode(to, Alive(sent_s)) for to in (node, worker.node)]
             case Enlist(name, host, process_id):
                 return self.enlist(node, name, host, process_id, now)
             case Leave():

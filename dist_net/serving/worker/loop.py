@@ -15,7 +15,7 @@ from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.network_loader import NetworkLoader
 from dist_net.serving.worker.served_network import WorkerSettings
 from dist_net.wire.heart import Heart
-from dist_net.wire.messages import Leave, Message, Refuse
+from dist_net.wire.messages import Alive, Leave, Message, Refuse
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.serving_messages import (
     BatchDone,
@@ -146,6 +146,8 @@ class InferenceWorker:
                 self._begin(message)
             case Refuse(reason, may_rejoin):
                 self._refused(reason, may_rejoin)
+            case Alive():
+                pass  # by which the gateway finds out whether this connection is still there
             case Retire():
                 self._leave_reason = "the gateway let this worker go"
             case _:

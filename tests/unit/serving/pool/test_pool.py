@@ -85,7 +85,7 @@ class Desk:
     def heard(self, node: bytes) -> bool:
         """A worker's heartbeat, which has a node of its own; whether the pool knows the worker."""
         beat = Heartbeat(self.ids.get(node, 0))
-        (answer,) = self.pool.receive(b"heart", beat, self.now)
+        answer, *_ = self.pool.receive(b"heart", beat, self.now)
         return isinstance(answer, SendToNode) and isinstance(answer.message, Alive)
 
     def came_and_done(self) -> tuple[int, int]:
@@ -510,6 +510,12 @@ def test_a_silent_worker_is_given_up_and_what_it_had_goes_to_another() -> None:
     assert not desk.heard(ONE)
     desk.done(TWO, again)
     assert desk.finished()[request].status is Status.OK
+
+
+def test_a_heartbeat_is_answered_where_the_worker_works_too_so_that_a_lost_way_is_noticed() -> None:
+    desk = Desk()
+    answers = desk.pool.receive(b"heart", Heartbeat(desk.ids[ONE], 3.0), desk.now)
+    assert answers == [SendToNode(b"heart", Alive(3.0)), SendToNode(ONE, Alive(3.0))]
 
 
 def test_who_has_joined_again_is_not_killed_for_the_connection_that_is_gone() -> None:
