@@ -17,6 +17,7 @@ from dist_net.cluster.cores import available_cores
 from dist_net.cluster.measuring import measure_cluster, measure_step
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import CapacityWriteError, CostsDamagedError, SettingError
+from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.run import STALENESS_WITHOUT_COST
 from dist_net.recipes.recipe import load_recipe, recipe_names
 from dist_net.report.plots import new_figure, plot_capacity
@@ -63,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RATE:LATENCY",
         help="that of the server, such as 1gbit:0.1ms; or shared-memory, with all on one host "
         "(default)",
+    )
+    parser.add_argument(
+        "--consistency", default="auto", metavar="MODE", help="of dist-net train (default: auto)"
     )
     _add_cost_arguments(parser)
     parser.add_argument("--seed", type=count_from(0), default=0, metavar="N", help="default: 0")
@@ -233,6 +237,7 @@ def plan_of(arguments: argparse.Namespace, costs: ClusterCosts, workers: int) ->
         arguments.threads or costs.threads,
         arguments.cores or available_cores(),
         arguments.workers_per_host,
+        Consistency.of(arguments.consistency, workers),
     )
 
 
@@ -300,6 +305,7 @@ def as_json(predictions: Sequence[PredictedCapacity], plan: ClusterPlan) -> dict
         "threads": plan.threads,
         "cores": plan.cores,
         "network": str(plan.network),
+        "consistency": str(plan.consistency),
         "bound_first": part,
         "bound_first_at_workers": workers,
         "predictions": [each._asdict() for each in predictions],

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dist_net.errors import SettingError
+from dist_net.parameter_server.consistency import AUTO, Consistency
 from dist_net.parameter_server.members import PIPELINES
 from dist_net.parameter_server.metrics import RunMetrics
 from dist_net.parameter_server.run import RunState
@@ -26,6 +27,7 @@ from dist_net.simulation.shared_resources import (
     RunFor,
     SerialQueue,
     SharedCores,
+    SharedLink,
     Then,
 )
 from dist_net.training.state import Compute, Receive, SendToServer, WorkerCommand, WorkerState
@@ -38,8 +40,11 @@ FULL = 0.9
 STEP_SPREAD = 0.1
 """Steps take up to so much longer or less long than on average."""
 
-WARM_UP_ROUNDS = 4
-ROUNDS = 10
+MUCH = 0.5
+"""What is busy for so much of the time while workers wait for as much of it, is full too."""
+
+WARM_UP_ROUNDS = 2
+ROUNDS = 3
 LEAST_GRADIENTS = 1000
 
 MOST = {
@@ -73,6 +78,7 @@ class ClusterPlan:
     threads: int = 1
     cores: int = 2
     workers_per_host: int = 1
+    consistency: Consistency = AUTO
 
     def __post_init__(self) -> None:
         if self.threads > self.cores:
@@ -170,6 +176,9 @@ class PlannedWorker:
         self._schedule = cluster.schedule
         self._threads = [CoreThread(cores) for _ in range(cluster.plan.threads)]
         self.transport = SerialQueue(self._schedule, CoreThread(cores).run)
+        # What goes one way on its connection keeps its order.
+        self.inwards = SerialQueue(self._schedule, cluster.inwards.carry)
+        self.outwards = SerialQueue(self._schedule, cluster.outwards.carry)
         settings = cluster.run.settings
         join = Join(f"worker-{index}", index, "", settings.vector_size, *NO_SEGMENT)
         self._state = WorkerState(join, "the server")
@@ -223,9 +232,9 @@ class PlannedWorker:
                 pending.extend(state.next_commands(schedule.now_s))
             match pending.popleft():
                 case SendToServer(message):
-                    exchange_s = plan.costs.worker.exchange_s(
-                        gradients_in(message), plan.parameters
-                    )
+                    gradients = gradients_in(message)
+                    parameters = plan.parameters if gradients else 0
+                    exchange_s = plan.costs.worker.exchange_s(gradients, parameters)
                     yield exchange_s, 1
                     self._cluster.send(self, message)
                 case Receive():
@@ -254,15 +263,23 @@ class PlannedCluster:
     def __init__(self, plan: ClusterPlan, seed: int = 0) -> None:
         self.plan = plan
         self.schedule = EventSchedule(seed)
-        never_done = RunSettings("", "", (("weights", (1,)),), 10**15, 1, plan.batch_size)
+        never_done = RunSettings(
+            recipe="",
+            recipe_digest="",
+            layout=(("weights", (1,)),),
+            samples=10**15,
+            epochs=1,
+            batch_size=plan.batch_size,
+            consistency=plan.consistency,
+        )
         self.run = RunState(never_done, ONE_NUMBER)
         self._server = ParameterServer(self.run)
         self._host = self._new_host()
         self._core_thread = CoreThread(self._host)
         self._thread = SerialQueue(self.schedule, self._between_heartbeats)
         self._transport = SerialQueue(self.schedule, CoreThread(self._host).run)
-        self._inwards = SerialQueue(self.schedule, self.schedule.after)
-        self._outwards = SerialQueue(self.schedule, self.schedule.after)
+        self.inwards = SharedLink(self.schedule)
+        self.outwards = SharedLink(self.schedule)
         self._workers: dict[bytes, PlannedWorker] = {}
         cores = self._host
         for index in range(plan.workers):
@@ -289,13 +306,14 @@ class PlannedCluster:
         busy = {
             name: (until_s - busy_s[name]) / seconds for name, until_s in self._busy_s().items()
         }
+        idle = (self._idle_s() - idle_s) / seconds / self.plan.workers
         return PredictedCapacity(
             self.plan.workers,
             metrics.pushes_applied * self.plan.batch_size / seconds,
             metrics.staleness_sum / metrics.pushes_applied,
             metrics.staleness_max,
-            (self._idle_s() - idle_s) / seconds / self.plan.workers,
-            self._bound_by(busy),
+            idle,
+            self._bound_by(busy, idle),
             busy,
         )
 
@@ -313,41 +331,47 @@ class PlannedCluster:
         parts = {"server": self._thread.busy_s, "transport": self._transport.busy_s}
         if self.plan.shares_memory:
             return parts | {"cores": self._host.busy_s / self.plan.cores}
-        return parts | {"network": max(self._inwards.busy_s, self._outwards.busy_s)}
+        inwards_s, outwards_s = self.inwards.busy_s, self.outwards.busy_s
+        in_step = self.run.members.go_in_step  # then it is busy in one direction after the other
+        return parts | {"network": (sum if in_step else max)((inwards_s, outwards_s))}
 
-    def _bound_by(self, busy: dict[str, float]) -> str:
+    def _bound_by(self, busy: dict[str, float], idle: float) -> str:
         if busy.get("cores", 0.0) >= FULL:
             return "cores"  # whose lack makes all else busy for longer
         fullest = max(busy, key=lambda name: busy[name])
-        if busy[fullest] < FULL:
-            return "workers"
-        return self.plan.name_of(fullest)
+        # In step, one part after the other is busy, while the rest of the cluster waits for it.
+        busiest = sum(busy.values()) if self.run.members.go_in_step else busy[fullest]
+        is_full = busiest >= FULL or min(busiest, idle) >= MUCH
+        return self.plan.name_of(fullest) if is_full else "workers"
 
     def send(self, worker: PlannedWorker, message: Message) -> None:
         """Carry a worker's message to the server, which handles it in its turn."""
         plan, costs, gradients = self.plan, self.plan.costs, gradients_in(message)
+        parameters = plan.parameters if gradients else 0
         follow(
-            (worker.transport.submit, costs.worker_transport.request_s(gradients, plan.parameters)),
-            (self._inwards.submit, plan.transfer_s(gradients)),
+            (worker.transport.submit, costs.worker_transport.request_s(gradients, parameters)),
+            (worker.inwards.submit, plan.transfer_s(gradients)),
             (self.schedule.after, plan.latency_s),
-            (self._transport.submit, costs.server_transport.request_s(gradients, plan.parameters)),
-            (self._thread.submit, costs.server.exchange_s(gradients, plan.parameters)),
+            (self._transport.submit, costs.server_transport.request_s(gradients, parameters)),
+            (self._thread.submit, costs.server.exchange_s(gradients, parameters)),
             then=partial(self._handle, worker, message),
         )
 
     def _handle(self, worker: PlannedWorker, message: Message) -> None:
-        for command in self._server.handle(worker.node, message, self.schedule.now_s):
+        # For the server no time passes: it would only tell those that wait long to ask again.
+        for command in self._server.handle(worker.node, message, 0.0):
             if isinstance(command, SendToPeer):
                 self._answer(self._workers[command.node], command.message)
 
     def _answer(self, worker: PlannedWorker, message: Message) -> None:
         plan, costs = self.plan, self.plan.costs
         weights = int(isinstance(message, Work))
+        parameters = weights * plan.parameters
         follow(
-            (self._transport.submit, costs.server_transport.answer_s(plan.parameters)),
-            (self._outwards.submit, plan.transfer_s(weights)),
+            (self._transport.submit, costs.server_transport.answer_s(parameters)),
+            (worker.outwards.submit, plan.transfer_s(weights)),
             (self.schedule.after, plan.latency_s),
-            (worker.transport.submit, costs.worker_transport.answer_s(plan.parameters)),
+            (worker.transport.submit, costs.worker_transport.answer_s(parameters)),
             then=partial(worker.arrives, message),
         )
 

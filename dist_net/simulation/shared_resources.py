@@ -1,7 +1,9 @@
 """What is shared in virtual time: the cores of a host, and what does one thing at a time."""
 
+import heapq
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 
 from dist_net.simulation.schedule import EventSchedule
 
@@ -135,8 +137,47 @@ def _had_s(thread: CoreThread) -> float:
     return thread.had_s
 
 
+class SharedLink:
+    """One direction of a network interface: all that is under way shares it, as TCP has it."""
+
+    def __init__(self, schedule: EventSchedule) -> None:
+        self._schedule = schedule
+        self._under_way: list[tuple[float, int, Then]] = []
+        self._carried_s = 0.0  # of what was under way from the beginning on
+        self._seen_s = schedule.now_s
+        self._order = count()
+        self._plan = 0
+        self.busy_s = 0.0
+
+    def carry(self, seconds: float, then: Then) -> None:
+        """Carry what would take so long if nothing else were under way."""
+        self._account()
+        heapq.heappush(self._under_way, (self._carried_s + seconds, next(self._order), then))
+        self._expect_first()
+
+    def _account(self) -> None:
+        elapsed_s = self._schedule.now_s - self._seen_s
+        self._seen_s = self._schedule.now_s
+        if self._under_way:
+            self._carried_s += elapsed_s / len(self._under_way)
+            self.busy_s += elapsed_s
+
+    def _expect_first(self) -> None:
+        self._plan += 1
+        if self._under_way:
+            left_s = max(0.0, self._under_way[0][0] - self._carried_s)
+            self._schedule.after(left_s * len(self._under_way), self._first_is_there, self._plan)
+
+    def _first_is_there(self, plan: int) -> None:
+        if plan == self._plan:
+            self._account()
+            *_, then = heapq.heappop(self._under_way)
+            self._expect_first()
+            then()
+
+
 class SerialQueue:
-    """A thread, or one direction of a network interface: one thing at a time, in turn."""
+    """What one thread does: one thing at a time, in turn."""
 
     def __init__(self, schedule: EventSchedule, run: RunFor) -> None:
         self._schedule = schedule

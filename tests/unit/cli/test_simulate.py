@@ -24,13 +24,13 @@ def simulate(*words: object) -> None:
 
 
 def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture[str]) -> None:
-    simulate(*BY_HAND, "--workers", 16, 1, 1, "--cores", 4, "--json")
+    simulate(*BY_HAND, "--workers", 16, 1, 1, "--cores", 4, "--consistency", "async", "--json")
     printed, shown = capsys.readouterr()
     result: dict[str, Any] = json.loads(printed)
     one, many = result.pop("predictions")
     assert (one["workers"], many["workers"]) == (1, 16)
     assert (one["bound_by"], many["bound_by"]) == ("workers", "network")
-    assert many["samples_per_s"] == pytest.approx(32 * GOODPUT * 125e6 / 4e5, rel=0.01)
+    assert 0.7 < many["samples_per_s"] / (32 * GOODPUT * 125e6 / 4e5) < 1
     assert many["idle"] > 0.5 > one["idle"]
     assert set(many) == {
         *("workers", "samples_per_s", "staleness_mean", "staleness_max", "idle", "bound_by"),
@@ -44,6 +44,7 @@ def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture
         "threads": 1,
         "cores": 4,
         "network": "1gbit:0.1ms",
+        "consistency": "async",
         "bound_first": "network",
     }
     assert "16 workers would be bound by the server's network" in shown
@@ -148,6 +149,7 @@ def test_unreadable_options_are_refused(
         (["--costs", "nowhere/costs.json"], "the costs cannot be read: .*nowhere"),
         (["digits", "--batch-size", "100000"], "batch_size=100000, threads=1: expected at most"),
         (["digits", "--threads", "99999"], "threads=99999: expected at most"),
+        ([*BY_HAND, "--consistency", "some"], "consistency='some': expected auto, async"),
         (["fashion-mnits"], "no recipe 'fashion-mnits'"),
         ([*BY_HAND, "--plot", "capacity.gif"], "capacity.gif: expected a name in .png or .svg"),
         ([*BY_HAND, "--workers", "100000"], "workers=100000: expected at most 10,000"),

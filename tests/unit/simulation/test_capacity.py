@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dist_net.errors import SettingError
+from dist_net.parameter_server.consistency import ASYNC, AUTO
 from dist_net.simulation.capacity import ClusterPlan, PlannedCluster, PredictedCapacity
 from dist_net.simulation.costs import GOODPUT, ExchangeCost, Network, TransportCosts
 
@@ -13,7 +14,9 @@ FREE = TransportCosts(NOTHING, NOTHING, NOTHING, NOTHING, 0)
 FAST = Network(bytes_per_s=1e15)
 STEP_S = 0.004
 BATCH_SIZE = 32
-PLAN = ClusterPlan(1, STEP_S, BATCH_SIZE, parameters=250_000, network=FAST, costs=FREE, cores=1)
+PLAN = ClusterPlan(
+    1, STEP_S, BATCH_SIZE, 250_000, network=FAST, costs=FREE, cores=1, consistency=ASYNC
+)
 
 
 def prediction_of(plan: ClusterPlan) -> PredictedCapacity:
@@ -43,6 +46,17 @@ def test_while_one_of_many_equal_workers_computes_each_other_pushes_once(workers
     assert workers - 1 <= predicted.staleness_max <= 1.3 * workers
 
 
+def test_in_step_gradients_are_half_as_stale_and_the_network_is_busy_one_way_at_a_time() -> None:
+    plan = replace(PLAN, workers=16, consistency=AUTO, network=Network(1e9, latency_s=1e-4))
+    predicted = prediction_of(plan)
+    assert predicted.staleness_mean == pytest.approx(15 / 2, abs=0.2)
+    transfers_s = 2 * 16 * 1e6 / (GOODPUT * 1e9)
+    round_s = transfers_s + STEP_S + 2e-4
+    assert predicted.samples_per_s == pytest.approx(16 * BATCH_SIZE / round_s, rel=0.1)
+    assert predicted.busy["network"] == pytest.approx(transfers_s / round_s, abs=0.1)
+    assert predicted.bound_by == "network"
+
+
 @pytest.mark.parametrize(
     ("cost", "bound_by"),
     [
@@ -68,7 +82,7 @@ def test_one_thread_of_the_server_copies_and_encrypts_for_all() -> None:
 
 
 def test_the_servers_network_carries_a_gradient_in_while_it_carries_weights_out() -> None:
-    plan = replace(PLAN, workers=32, network=Network(1e9, latency_s=1e-4))
+    plan = replace(PLAN, workers=8, network=Network(1e9, latency_s=1e-4))
     predicted = prediction_of(plan)
     assert predicted.samples_per_s == pytest.approx(BATCH_SIZE * GOODPUT * 1e9 / 1e6, rel=0.01)
     assert predicted.bound_by == "network"

@@ -5,7 +5,12 @@ from functools import partial
 import pytest
 
 from dist_net.simulation.schedule import EventSchedule
-from dist_net.simulation.shared_resources import CoreThread, SerialQueue, SharedCores
+from dist_net.simulation.shared_resources import (
+    CoreThread,
+    SerialQueue,
+    SharedCores,
+    SharedLink,
+)
 
 
 class Host:
@@ -77,6 +82,18 @@ def test_cores_that_nobody_needs_speed_nobody_up() -> None:
     host.schedule.run(10.0)
     assert list(host.ended.values()) == pytest.approx([1.0, 2.0, 3.0])
     assert host.cores.busy_s == pytest.approx(6.0)
+
+
+def test_what_is_under_way_shares_a_link() -> None:
+    schedule = EventSchedule()
+    link = SharedLink(schedule)
+    arrived: dict[str, float] = {}
+    for name, moment_s, seconds in (("one", 0.0, 2.0), ("other", 0.0, 2.0), ("short", 2.0, 0.5)):
+        then = partial(lambda name: arrived.update({name: schedule.now_s}), name)
+        schedule.at(moment_s, link.carry, seconds, then)
+    schedule.run(10.0)
+    assert arrived == pytest.approx({"short": 3.5, "one": 4.5, "other": 4.5})
+    assert link.busy_s == pytest.approx(4.5)
 
 
 def test_a_queue_does_one_thing_at_a_time_in_turn() -> None:
