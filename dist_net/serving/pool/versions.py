@@ -167,9 +167,9 @@ class ModelVersions:
         """Find out what is served, after workers came or went, or what they have has changed."""
         numbers = {number for worker in workers for number in worker.holds.get(self.name, ())}
         self._available = frozenset(numbers)
-        last = next((number for number in reversed(self.versions) if number in numbers), None)
-        if last is not None:
-            self.newest = self.versions[last]
+        current = [n for n, one in self.versions.items() if n in numbers and not one.is_replaced]
+        if current:
+            self.newest = self.versions[current[-1]]
         takes = self.newest.takes if self.newest is not None else ()
         self.alike = frozenset(
             n for n, one in self.versions.items() if one.takes == takes and not one.is_replaced

@@ -897,6 +897,19 @@ def test_a_replaced_version_that_is_loaded_again_answers_only_those_who_name_it(
     }
 
 
+def test_nor_does_it_say_again_what_a_question_must_fit() -> None:
+    desk = Desk()
+    desk.ask(version=1)
+    desk.runs()
+    desk.prepare(2, shape=(3,))
+    desk.load(ONE, 2)
+    desk.lose(ONE)
+    desk.enlist(TWO)
+    desk.load(TWO, 1)
+    served = desk.pool.catalogue.served()["net"]
+    assert served.description == describe(2, shape=(3,))
+
+
 def test_versions_that_come_while_no_worker_is_there_do_not_pile_up() -> None:
     desk = Desk(workers=())
     for version in range(2, 20):
