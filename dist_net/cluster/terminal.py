@@ -93,7 +93,7 @@ class FetchProgress:
                 self._draw_bar(file, received, total)
 
     def _line(self, text: str, style: str = "") -> None:
-        self._console.print(text, style=style)
+        self._console.print(text, style=style, markup=False)
 
     def _draw_bar(self, file: str, received: int, total: int | None) -> None:
         if self._bar is None or self._bar[0] != file:
