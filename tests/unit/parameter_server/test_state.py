@@ -376,7 +376,7 @@ def test_the_more_workers_there_are_the_fewer_gradients_each_has_on_their_way() 
         told.append((work.depth, work.together))
         desk.join(b"%d" % joined, identity=joined)
         work = desk.push(b"a", 1, work)
-    assert told == [(2, 3)] * 2 + [(2, 2)] * 2 + [(2, 1)] * 4 + [(1, 1)]
+    assert told == [(2, 3)] * 2 + [(2, 1)] * 6 + [(1, 1)]
     assert desk.run.members.staleness_limit == 10 * 10
     for left in range(3, 11):
         desk.server.handle(b"%d" % left, Leave(left), desk.now)
