@@ -229,18 +229,21 @@ class Journal:
 
     def bytes_until(self, version: int) -> int:
         """Return the length of the journal without what was applied to ``version``."""
-        for number, record in enumerate(self.records(), 1):
-            if isinstance(record, Applied) and record.version > version:
-                return number * BLOCK_BYTES
-        return len(self.content)
+        return min((offset for offset, _ in self._after(version)), default=len(self.content))
 
     def samples_after(self, version: int) -> int:
         """Return how many samples were applied after ``version``."""
-        return sum(
-            record.stop - record.start
-            for record in self.records()
-            if isinstance(record, Applied) and record.version > version
-        )
+        return sum(applied.stop - applied.start for _, applied in self._after(version))
+
+    def _after(self, version: int) -> Iterator[tuple[int, Applied]]:
+        """Yield what was applied after ``version`` and where it stands, from the end, since that
+        is near."""
+        for offset in range(len(self.content) - BLOCK_BYTES, 0, -BLOCK_BYTES):
+            record = decode_record(self.content[offset : offset + BLOCK_BYTES])
+            if isinstance(record, Applied):
+                if record.version <= version:
+                    return
+                yield offset, record
 
     def require_identity(self, identity: bytes) -> None:
         """Raise ``JournalMismatchError`` for a journal of another run."""
