@@ -15,8 +15,6 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-import numpy as np
-
 from dist_net.cluster.child import Child, end
 from dist_net.cluster.cores import available_cores
 from dist_net.cluster.entry import keep_freed_memory, use_threads
@@ -35,8 +33,6 @@ from dist_net.wire.security import WORKER, add_keys, create_keys, load_peer_keys
 START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 30.0
 ROUNDS = 3
-STEP_SECONDS = 0.5
-LEAST_STEPS = 5
 EXCHANGE_SECONDS = 0.4
 LEAST_EXCHANGES = 60
 WARM_UP = 30
@@ -45,10 +41,11 @@ LEASES = {1: 1, PIPELINE.grouped: 21 * PIPELINE.grouped}
 
 
 def measure_step(loaded: LoadedRecipe, dataset: Dataset, batch_size: int, threads: int) -> float:
-    """Seconds that a worker with so many threads takes for a minibatch.
+    """Seconds that a worker with so many threads takes for a minibatch: the median.
 
-    It is the lower quartile: what else the machine does makes some steps longer. Raises
-    SettingError for more samples than there are, and for more threads than cores.
+    The worker is a server's, which updates the weights on another core: they have to come from
+    there, which takes longer than from this core's cache. Raises SettingError for more samples than
+    there are, and for more threads than cores; ProcessFailedError.
     """
     samples, cores = len(dataset.train_targets), available_cores()
     if batch_size > samples or threads > cores:
@@ -57,23 +54,15 @@ def measure_step(loaded: LoadedRecipe, dataset: Dataset, batch_size: int, thread
             f"of the dataset, and the {cores} cores of this host"
         )
     use_threads(threads)
-    step = TrainingStep(loaded.recipe.model, dataset, 0, threads)
-    weights = loaded.recipe.initial_weights(0)
-    snapshots = [weights.copy() for _ in range(PIPELINE.snapshots)]
-    gradients = [np.empty_like(weights) for _ in range(PIPELINE.gradients)]
-    minibatches = samples // batch_size
-    times_s: list[float] = []
-    began_s = time.perf_counter()
-    while len(times_s) < LEAST_STEPS or time.perf_counter() < began_s + STEP_SECONDS:
-        number = len(times_s)
-        start = batch_size * (number % minibatches)
-        before_s = time.perf_counter()
-        step.gather(0, start, start + batch_size)
-        step.run(snapshots[number % len(snapshots)], gradients[number % len(gradients)])
-        times_s.append(time.perf_counter() - before_s)
+    recipe = loaded.recipe
+    step = RecipeStep(TrainingStep(recipe.model, dataset, 0, threads), batch_size, samples)
+    optimizer = type(recipe.optimizer).__name__.lower()
+    with temporary_directory() as directory:
+        measure_exchange(
+            "shared memory", recipe.model.layout.size, PIPELINE.grouped, optimizer, directory, step
+        )
     use_threads(1)
-    warm = sorted(times_s[len(times_s) // 3 :])
-    return warm[len(warm) // 4]
+    return median(step.times_s[WARM_UP:])
 
 
 class MeasuredExchange(NamedTuple):
@@ -86,13 +75,33 @@ class MeasuredExchange(NamedTuple):
     round_trip_s: float
 
 
-class EmptyStep:
-    """A step that computes nothing, and notes what this process uses from push to push.
+class RecipeStep:
+    """A step of a recipe, and how long each took, whatever samples the server asks for."""
 
-    ``noted`` is called when it begins to count, and again at the end.
+    def __init__(self, step: TrainingStep, batch_size: int, samples: int) -> None:
+        self._step = step
+        self._batch_size = batch_size
+        self._minibatches = samples // batch_size
+        self.times_s: list[float] = []
+
+    def run(self, weights: Vector, gradient: Vector) -> None:
+        """Gather a minibatch and write its gradient."""
+        start = self._batch_size * (len(self.times_s) % self._minibatches)
+        before_s = time.perf_counter()
+        self._step.gather(0, start, start + self._batch_size)
+        self._step.run(weights, gradient)
+        self.times_s.append(time.perf_counter() - before_s)
+
+
+class CountedStep:
+    """A step that notes what this process uses from push to push.
+
+    ``computes`` writes the gradient, whose time does not count; None: zeros. ``noted`` is called
+    when it begins to count, and again at the end.
     """
 
-    def __init__(self, noted: Callable[[], None]) -> None:
+    def __init__(self, computes: RecipeStep | None, noted: Callable[[], None]) -> None:
+        self._computes = computes
         self._noted = noted
         self._until_s = 0.0
         self._own_s = 0.0
@@ -106,7 +115,7 @@ class EmptyStep:
         """Nothing to gather."""
 
     def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
-        """Write a gradient, whose time does not count."""
+        """Write a gradient."""
         now_s, own_s = time.perf_counter(), time.thread_time()
         self.steps += 1
         counted = self.steps - WARM_UP
@@ -118,7 +127,10 @@ class EmptyStep:
         elif counted >= LEAST_EXCHANGES and now_s >= self._until_s and len(self.used) == 1:
             self._note()
             self.done()
-        gradient.fill(0.0)
+        if self._computes is None:
+            gradient.fill(0.0)
+        else:
+            self._computes.run(weights, gradient)
         self._own_s += time.thread_time() - own_s
         self._pushed_s = time.perf_counter()
         return 0.0, 0
@@ -132,12 +144,17 @@ class EmptyStep:
 
 
 def measure_exchange(
-    transport: str, parameters: int, gradients: int, optimizer: str, directory: Path
+    transport: str,
+    parameters: int,
+    gradients: int,
+    optimizer: str,
+    directory: Path,
+    computes: RecipeStep | None = None,
 ) -> MeasuredExchange:
     """What a push of so many gradients costs; ``transport`` is ``tcp``, or else shared memory.
 
-    ``directory`` is an empty one, for the server. With TCP everything is encrypted, as between
-    hosts. Raises ProcessFailedError.
+    ``directory`` is an empty one, for the server; ``computes`` makes the gradients. With TCP
+    everything is encrypted, as between hosts. Raises ProcessFailedError.
     """
     keys = directory / "keys"
     words = ["--parameters", str(parameters), "--optimizer", optimizer]
@@ -151,7 +168,7 @@ def measure_exchange(
     server = Child("server", module, [str(directory), listen, *words], directory)
     try:
         (address,) = server.wait_until_ready(START_TIMEOUT_S)
-        step = EmptyStep(lambda: os.kill(server.process_id, signal.SIGUSR1))
+        step = CountedStep(computes, lambda: os.kill(server.process_id, signal.SIGUSR1))
         with WorkerLoop(
             lambda _: step,
             address,

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dist_net.cli import parse
 from dist_net.cli.simulate import TYPICAL_COSTS
-from dist_net.cluster.measuring import MeasuredExchange
+from dist_net.cluster.measuring import WARM_UP, MeasuredExchange, RecipeStep
 from dist_net.errors import BadInputError, MissingExtraError
 from dist_net.simulation.costs import GOODPUT, ClusterCosts, ExchangeCost
 
@@ -82,8 +83,16 @@ def test_costs_that_are_measured_here_are_shown_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def measured(
-        transport: str, parameters: int, gradients: int, optimizer: str, directory: Path
+        transport: str,
+        parameters: int,
+        gradients: int,
+        optimizer: str,
+        directory: Path,
+        computes: RecipeStep | None = None,
     ) -> MeasuredExchange:
+        if computes is not None:
+            for _ in range(WARM_UP + 1):
+                computes.run(np.zeros(parameters, np.float32), np.empty(parameters, np.float32))
         assert optimizer == "adam"
         assert not list(directory.glob("*.json"))
         server_s = 1e-4 + gradients * parameters * (1e-9 if transport == "tcp" else 5e-10)
