@@ -19,6 +19,7 @@ import re
 import secrets
 import shlex
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,15 +160,19 @@ def _token_of(directory: Path, token_key: bytes) -> tuple[str, int]:
 
 
 def _expiry_of(path: Path) -> int:
-    found = _EXPIRES.search(path.read_text())
+    try:
+        found = _EXPIRES.search(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise KeyFileError(f"{path} cannot be read ({error}): was it deleted just now?") from error
     return int(found[1]) if found else 0
 
 
 def _forget_expired(directory: Path, now_s: float) -> None:
     """Delete tokens that ended long ago, so that a server that is often started keeps few."""
     for path in allow_list_of(directory, TOKEN).glob("*.key"):
-        if now_s > _expiry_of(path) + KEPT_AFTER_EXPIRY_S:
-            path.unlink(missing_ok=True)
+        with suppress(KeyFileError):  # another process has deleted it
+            if now_s > _expiry_of(path) + KEPT_AFTER_EXPIRY_S:
+                path.unlink(missing_ok=True)
 
 
 def _require_time_left(identity: str, expires_s: int, now_s: float) -> None:

@@ -14,7 +14,7 @@ from dist_net.wire.invitation import (
     revoke,
 )
 from dist_net.wire.messages import Enrol, Enrolled, Refuse
-from dist_net.wire.security import PeerKeys, add_keys, load_server_keys
+from dist_net.wire.security import PeerKeys, add_keys, load_server_keys, read_public_key
 from dist_net.wire.token import TRAINING, JoinToken
 
 NOW_S = 1_795_000_000.0
@@ -145,3 +145,18 @@ def test_a_lifetime_that_cannot_be_is_named(directory: Path, lifetime_s: float) 
     with pytest.raises(TokenError, match="expected above 0"):
         invite(directory, TRAINING, lifetime_s)
     assert not directory.exists()
+
+
+def test_a_token_that_is_revoked_while_it_is_read_lets_nobody_in(
+    directory: Path, invitation: Invitation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_and_lose(path: Path) -> bytes:
+        key = read_public_key(path)
+        path.unlink()
+        return key
+
+    monkeypatch.setattr("dist_net.wire.invitation.read_public_key", read_and_lose)
+    keys = PeerKeys.new(invitation.keys.server_public)
+    answer = enrol(directory, invitation.keys.public, enrolling(keys), NOW_S)
+    assert isinstance(answer, Refuse)
+    assert "deleted just now" in answer.reason
