@@ -9,7 +9,12 @@ from pathlib import Path
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.models.run_directory import RunDirectory
-from dist_net.models.trained_model import calibrated_weights, held_out_of, load_trained
+from dist_net.models.trained_model import (
+    calibrated_weights,
+    calibration_of,
+    held_out_of,
+    load_trained,
+)
 from dist_net.training.evaluation import Evaluator
 
 
@@ -30,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if dataset is None:
         with FetchProgress(console) as progress:
             dataset = loaded.recipe.load_dataset(progress)
-    weights = calibrated_weights(path, loaded, checkpoint)
+    weights = calibrated_weights(loaded, checkpoint, calibration_of(path))
     evaluation = Evaluator(loaded.recipe.model, dataset)(weights)
     console.print(
         f"{loaded.name}, version {checkpoint.version:,}: {evaluation} on {evaluation.samples:,} "

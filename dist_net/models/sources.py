@@ -240,8 +240,8 @@ class TrainedRun:
         record = RecipeRecord.from_json(checkpoint.recipe_record)
         has_classes = checkpoint.settings.get("has_classes", True)
         names = self._names.of(loaded, record.class_names, has_classes)
-        weights = calibrated_weights(self._path, loaded, checkpoint)
         calibration = calibration_of(self._path)
+        weights = calibrated_weights(loaded, checkpoint, calibration)
         return replace(
             _found(loaded, weights, names, record.fitting),
             unknown_below=calibration.threshold if calibration else 0.0,
@@ -463,7 +463,7 @@ def named_source(text: str) -> NamedSource:
 
     Without ``NAME=`` the model is named after its source. Raises ModelOptionError for a name that
     cannot stand in a URL: it is made of letters, digits, ``.``, ``_`` and ``-``, and begins with a
-    letter or digit.
+    letter or digit; ``stats`` means the statistics of all models there.
     """
     name, separator, rest = text.partition("=")
     if not separator or not re.fullmatch(r"[\w.-]+", name) or not rest:
@@ -472,10 +472,10 @@ def named_source(text: str) -> NamedSource:
     files = dict(zip(options[::2], map(Path, options[1::2]), strict=True))
     is_live = source.startswith(LIVE) or is_token(source)
     name = name or ("live" if is_live else _name_after(source))
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if name == "stats" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ModelOptionError(
-            f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME of "
-            f"letters, digits, '.', '_' and '-', a letter or digit first"
+            f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME other than "
+            f"'stats' of letters, digits, '.', '_' and '-', a letter or digit first"
         )
     return NamedSource(name, source, files.get("weights"), files.get("labels"))
 

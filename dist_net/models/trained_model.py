@@ -78,10 +78,11 @@ def calibration_of(path: Path) -> Calibration | None:
         ) from error
 
 
-def calibrated_weights(path: Path, loaded: LoadedRecipe, checkpoint: Checkpoint) -> Vector:
-    """The weights to use of what ``load_trained`` read, with probabilities that are calibrated."""
+def calibrated_weights(
+    loaded: LoadedRecipe, checkpoint: Checkpoint, calibration: Calibration | None
+) -> Vector:
+    """Return the weights of a checkpoint, such that the probabilities are calibrated."""
     weights = checkpoint.evaluated_weights
-    calibration = calibration_of(path)
     if loaded.reference != PICTURES or calibration is None:
         return weights
     return picture_recipe_of(loaded).tempered(weights, calibration.temperature)

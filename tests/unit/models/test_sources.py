@@ -118,6 +118,8 @@ def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> 
         ("tcp://host:5000", ("live", "tcp://host:5000", None, None)),
         ("m=ipc:///a=b", ("m", "ipc:///a=b", None, None)),
         ("-x=darknet53", None),
+        ("stats=darknet53", None),
+        ("runs/stats", None),
         ("..=darknet53", None),
         ("ä=darknet53", None),
     ],
@@ -128,6 +130,18 @@ def test_a_source_may_be_given_a_name(text, parts):
             named_source(text)
     else:
         assert named_source(text) == NamedSource(*parts)
+
+
+def test_a_calibration_that_changes_meanwhile_is_read_once(run, monkeypatch):
+    run.write(run.calibration, '{"temperature": 2.0, "threshold": 0.5, "precision": 0.9}')
+    read, read_text = [], Path.read_text
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda path, *rest, **named: read.append(path) or read_text(path, *rest, **named),
+    )
+    assert called(run.path).read().unknown_below == 0.5
+    assert read.count(run.calibration) == 1
 
 
 def test_a_checkpoint_is_called_after_its_run(run):
