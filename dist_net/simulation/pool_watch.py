@@ -93,12 +93,12 @@ class WatchedPool:
             self._require_room()
         return admitted
 
-    def cancel(self, request_id: int, now: float) -> None:
-        self._pool.cancel(request_id, now)
+    def cancel(self, request_id: int) -> None:
+        self._pool.cancel(request_id)
         self._open.pop(request_id, None)
 
-    def reload(self, model: str, now: float) -> int | Outcome:
-        request = self._pool.reload(model, now)
+    def reload(self, model: str) -> int | Outcome:
+        request = self._pool.reload(model)
         if isinstance(request, int):
             self._reloads[request] = model
         return request

@@ -75,7 +75,7 @@ class Gateway:
         self._clock = clock
         self._futures: dict[int, OutcomeFuture] = {}
         self._has_turn = False
-        self._turn_s = self._timer_s = 0.0
+        self._turn_s = 0.0
         self._is_closed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -98,12 +98,12 @@ class Gateway:
 
     def reload(self, model: str) -> asyncio.Future[Outcome]:
         """Reads a model again from its source; done when workers answer with it, or it failed."""
-        return self._future_of(self._pool.reload(model, self._clock.now()))
+        return self._future_of(self._pool.reload(model))
 
     def unload(self, model: str) -> Outcome:
         """Serves a model no longer, until it is reloaded; what was admitted is answered."""
         self._want_turn()
-        return self._pool.unload(model, self._clock.now())
+        return self._pool.unload(model)
 
     def models(self) -> Mapping[str, ServedModel]:
         """Every model that is served, by name, in the order of the command line."""
@@ -123,8 +123,8 @@ class Gateway:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every model can be answered for now; False while draining."""
-        return self._pool.is_ready
+        """Whether every loaded model can be answered for now; False without one, and draining."""
+        return self._pool.is_ready(self._clock.now())
 
     # What the process around it does.
 
@@ -134,7 +134,7 @@ class Gateway:
 
     async def drain(self, timeout_s: float, is_urgent: asyncio.Event) -> bool:
         """Admits nothing more, and answers what was admitted; False if that takes longer."""
-        self._pool.drain(self._clock.now())
+        self._pool.drain()
         deadline_s = self._clock.now() + timeout_s
         while not self._pool.is_drained:
             if self._clock.now() > deadline_s or is_urgent.is_set():
@@ -168,7 +168,7 @@ class Gateway:
 
     def _abandon(self, request_id: int) -> None:
         if self._futures.pop(request_id, None) is not None:
-            self._pool.cancel(request_id, self._clock.now())
+            self._pool.cancel(request_id)
 
     # The loop's turns.
 
@@ -189,14 +189,16 @@ class Gateway:
         if self._pool.is_check_due(now):
             self._hear(MESSAGES_BEFORE_A_CHECK)
         self._execute(self._pool.dispatch(now))
-        wakeup_s = self._pool.next_wakeup()
-        due_s = now + IDLE_CHECK_S if wakeup_s is None else min(now + IDLE_CHECK_S, wakeup_s)
-        if not now < self._timer_s <= due_s:  # a turn that comes too early does no harm
-            self._timer.cancel()
-            self._timer = self._loop.call_later(max(0.0, due_s - now), self._want_turn)
-            self._timer_s = due_s
+        # Set at each turn, also if it seems to be pending: uvloop fires up to 1 ms early.
+        self._timer.cancel()
+        self._timer = self._loop.call_later(self._idle_s(now), self._want_turn)
         if self._socket.has_message():  # a send may have used up the descriptor's notice
             self._loop.call_soon(self._receive)
+
+    def _idle_s(self, now: float) -> float:
+        """Return the seconds until the next turn if nothing happens."""
+        wakeup_s = self._pool.next_wakeup()
+        return IDLE_CHECK_S if wakeup_s is None else max(0.0, min(IDLE_CHECK_S, wakeup_s - now))
 
     def _receive(self) -> None:
         if self._is_closed:

@@ -71,6 +71,10 @@ class Catalogue:
         """Every model by name, as interfaces see it."""
         return {name: model.served() for name, model in self.models.items()}
 
+    def wanted(self) -> list[ModelVersions]:
+        """Return the models to serve: all but those that were unloaded last, not reloaded."""
+        return [model for name, model in self.models.items() if name not in self._unwanted]
+
     def description(self, model: str, version: int | None) -> ModelDescription | None:
         """What would answer a request for that version, or for the newest; None if nothing."""
         found = self.models.get(model)

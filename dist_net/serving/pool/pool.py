@@ -70,7 +70,7 @@ class Pool:
     ) -> None:
         self.catalogue = Catalogue(model_names, loader_token)
         self._settings = settings
-        self._started_s = self._now = now
+        self._started_s = now
         self._models = models = self.catalogue.models
         self._request_ids = count(1)
         self._workers = Roster(settings, first_worker_id)
@@ -84,7 +84,6 @@ class Pool:
 
     def admit(self, question: Question, now: float) -> int | Outcome:
         """Admit a question and give it an id; or refuse it."""
-        self._now = now
         admitted = self._admission.decide(question, now)
         model = self._models.get(question.model)
         if isinstance(admitted, Outcome):
@@ -96,23 +95,20 @@ class Pool:
         timeout_s = question.timeout_s or self._settings.default_timeout_s
         return self._requests.open(question, version, timeout_s, admitted, now)
 
-    def cancel(self, request_id: int, now: float) -> None:
+    def cancel(self, request_id: int) -> None:
         """Nobody wants the answer any more."""
-        self._now = now
         self._requests.cancel(request_id)
 
-    def reload(self, model: str, now: float) -> int | Outcome:
+    def reload(self, model: str) -> int | Outcome:
         """Read a model again from its source: a request that ends when workers answer with it."""
-        self._now = now
         if model not in self._models:
             return no_such_model(model, self._models)
         request_id = next(self._request_ids)
         self.catalogue.reload(model, request_id)
         return request_id
 
-    def unload(self, model: str, now: float) -> Outcome:
+    def unload(self, model: str) -> Outcome:
         """Serve a model no longer, until it is reloaded; what was admitted is answered."""
-        self._now = now
         if model not in self._models:
             return no_such_model(model, self._models)
         self.catalogue.unload(model, "it was unloaded on request")
@@ -123,7 +119,6 @@ class Pool:
 
     def receive(self, node: bytes, message: Message, now: float) -> list[PoolCommand]:
         """Take in a message from the workers' socket."""
-        self._now = now
         match message:
             case BatchDone() | Loaded() if self._workers.at_node(node) is None:
                 return [SendToNode(node, NOT_ENLISTED)]
@@ -186,7 +181,6 @@ class Pool:
 
     def prepared(self, message: ModelPrepared, now: float) -> list[PoolCommand]:
         """A version of a model can be loaded; or ``reason`` says why it cannot."""
-        self._now = now
         model = self._models.get(message.model)
         if model is None:
             return []
@@ -200,7 +194,6 @@ class Pool:
 
     def child_ended(self, process_id: int, host: str, reason: str, now: float) -> list[PoolCommand]:
         """A process has ended: if it was a worker, or the loader, nobody waits for its silence."""
-        self._now = now
         answer = self.catalogue.loader_ended(process_id, reason)
         commands = [] if answer is None else self.prepared(answer, now)
         worker = self._workers.of_process(host, process_id)
@@ -210,7 +203,6 @@ class Pool:
 
     def stood_still(self, for_s: float, now: float) -> None:
         """The gateway did nothing for so long: no worker's silence counts meanwhile."""
-        self._now = now
         self._workers.stood_still(for_s, now)
         self._check_by(now)
 
@@ -220,7 +212,6 @@ class Pool:
 
     def dispatch(self, now: float) -> list[PoolCommand]:
         """Give up overdue workers, end expired requests, and send batches to free workers."""
-        self._now = now
         commands: list[PoolCommand] = []
         if self.is_check_due(now):
             for worker, reason in self._workers.overdue(now):
@@ -240,13 +231,12 @@ class Pool:
     def next_wakeup(self) -> float | None:
         """When `dispatch` must be called even if nothing happens; the past means now."""
         if self._requests.unsettled:
-            return self._now
+            return 0.0
         moments = (self._check_s, self._dispatcher.held_until_s, self._queue.next_deadline_s())
         return min((moment for moment in moments if moment is not None), default=None)
 
-    def drain(self, now: float) -> None:
+    def drain(self) -> None:
         """Admit nothing more; what is in will be answered."""
-        self._now = now
         self._admission.is_draining = True
 
     def retire(self) -> list[SendToNode]:
@@ -259,14 +249,11 @@ class Pool:
         """Whether it drains and everything was answered."""
         return self._admission.is_draining and not len(self._requests)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether each model that is not unloaded has a live worker."""
-        return not self._admission.is_draining and all(
-            self._dispatcher.can_answer(model, self._now)
-            for model in self._models.values()
-            if not model.is_unloaded
-        )
+    def is_ready(self, now: float) -> bool:
+        """Return whether there are models to serve, and each of them has a live worker."""
+        wanted = self.catalogue.wanted()
+        can_answer = all(self._dispatcher.can_answer(model, now) for model in wanted)
+        return bool(wanted) and can_answer and not self._admission.is_draining
 
     def failures(self) -> list[ModelLoadError]:
         """Why models cannot be answered for: they could not be read, or no worker could load them.
@@ -277,10 +264,9 @@ class Pool:
 
     def status(self, now: float) -> dict[str, Any]:
         """The pool for people, as plain values for JSON."""
-        self._now = now
         settings = self._settings
         return {
-            "is_ready": self.is_ready,
+            "is_ready": self.is_ready(now),
             "is_draining": self._admission.is_draining,
             "uptime_s": now - self._started_s,
             "workers": self._workers.report(now),
@@ -295,7 +281,6 @@ class Pool:
 
     def _at(self, node: bytes, now: float) -> Worker | None:
         """The worker at a node, which was heard just now."""
-        self._now = now
         worker = self._workers.at_node(node)
         if worker is not None:
             worker.heard_s = now

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from described import described
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.messages import Heartbeat, Message
-from dist_net.wire.serving_messages import BatchDone, Enlist, Enlisted
+from dist_net.wire.serving_messages import BatchDone, Enlist, Enlisted, Loaded, ModelPrepared
 
 BEATS_A_SECOND = 5
 
@@ -143,6 +144,28 @@ def test_who_is_silent_afterwards_is_given_up() -> None:
             host.passes(0.2, silent=3)
             turns()
         assert host.killed == [3]
+
+
+def test_a_timer_that_fires_early_is_set_again() -> None:
+    with running(workers=1) as (host, turns):
+        turns()
+        fired = host.gateway._timer
+        fired.cancel()  # as if the loop had called it a moment before its time
+        turns()
+        assert host.gateway._timer is not fired
+        assert not host.gateway._timer.cancelled()
+
+
+def test_workers_that_are_silent_cannot_answer_though_no_turn_has_been_taken() -> None:
+    with running(workers=1) as (host, turns):
+        worker = b"worker 0"
+        description = described("net", 1)
+        host.gateway._pool.prepared(ModelPrepared("net", 1, description.to_json(), ""), 1000.0)
+        host.socket.arrived.append((worker, Loaded("net", 1, "")))
+        turns()
+        assert host.gateway.is_ready
+        host.clock.time_s += PoolSettings().heartbeat_timeout_s
+        assert not host.gateway.is_ready
 
 
 def test_a_message_whose_handling_fails_is_answered_and_the_next_one_heard(

@@ -193,7 +193,7 @@ def test_a_lone_request_goes_at_once_and_its_answer_says_how_long_everything_too
     times, told = (0.125, 0.25, 0.5, 2), (describe(1).labels, 0.125)
     assert desk.finished() == {request: Outcome(Status.OK, 1, 2 * OUT, "", 0.0, *times, *told)}
     assert not desk.pool.is_drained
-    desk.pool.drain(desk.now)
+    desk.pool.drain()
     assert desk.pool.is_drained
 
 
@@ -313,17 +313,17 @@ def test_what_cannot_be_answered_is_refused(
 
 def test_without_a_worker_or_while_draining_nothing_is_let_in() -> None:
     desk = Desk(workers=())
-    assert not desk.pool.is_ready
+    assert not desk.pool.is_ready(desk.now)
     assert desk.refused().status is Status.UNAVAILABLE
     assert desk.refused().retry_after_s > 0
     desk.enlist(ONE)
     assert desk.refused().status is Status.UNAVAILABLE  # it has loaded nothing yet
     desk.load(ONE, 1)
-    assert desk.pool.is_ready
+    assert desk.pool.is_ready(desk.now)
     desk.ask()
-    desk.pool.drain(desk.now)
+    desk.pool.drain()
     assert desk.refused().status is Status.UNAVAILABLE
-    assert not desk.pool.is_ready
+    assert not desk.pool.is_ready(desk.now)
     assert not desk.pool.is_drained
     (run,) = desk.runs()
     desk.done(ONE, run)
@@ -337,7 +337,7 @@ def test_the_queue_is_bounded_by_requests_that_wait() -> None:
     first = desk.ask()
     desk.ask()
     assert desk.refused().status is Status.UNAVAILABLE
-    desk.pool.cancel(first, desk.now)
+    desk.pool.cancel(first)
     desk.ask()
 
 
@@ -420,13 +420,13 @@ def test_an_answer_after_the_deadline_is_given() -> None:
 def test_what_is_cancelled_is_not_run_and_has_no_end() -> None:
     desk = Desk()
     runs, queued = desk.ask(), desk.ask()
-    desk.pool.cancel(queued, desk.now)
+    desk.pool.cancel(queued)
     (run,) = desk.runs()
     assert len(run.payloads) == 1
-    desk.pool.cancel(runs, desk.now)
-    desk.pool.cancel(runs, desk.now)
+    desk.pool.cancel(runs)
+    desk.pool.cancel(runs)
     desk.done(ONE, run)
-    desk.pool.cancel(runs, desk.now)
+    desk.pool.cancel(runs)
     assert desk.finished() == {}
     assert desk.pool.status(desk.now)["queue"]["bytes"] == 0
     assert desk.pool.catalogue.models["net"].statistics[1].cancelled == 2
@@ -437,7 +437,7 @@ def test_a_lost_workers_requests_are_retried_first_and_each_alone() -> None:
     requests = [desk.ask(struct.pack("2f", number, 0)) for number in range(5)]
     (run,) = desk.runs(ONE)
     (other,) = desk.runs(TWO)
-    desk.pool.cancel(requests[0], desk.now)
+    desk.pool.cancel(requests[0])
     desk.lose(ONE)
     desk.done(TWO, other)
     (again,) = desk.runs(TWO)
@@ -534,10 +534,10 @@ def test_a_quiet_worker_gets_nothing_until_it_is_heard() -> None:
     desk.now += 0.8
     desk.ask()
     assert not desk.runs()
-    assert not desk.pool.is_ready
+    assert not desk.pool.is_ready(desk.now)
     desk.heard(ONE)
     assert len(desk.runs()) == 1
-    assert desk.pool.is_ready
+    assert desk.pool.is_ready(desk.now)
 
 
 def test_a_worker_that_hangs_on_a_batch_is_given_up() -> None:
@@ -666,7 +666,7 @@ def test_versions_that_come_faster_than_workers_load_are_done_with_one_by_one() 
     desk.load(TWO, 5)
     assert desk.came_and_done()[1] == 5  # 3 and 4 were overtaken
     desk.prepare(6)
-    desk.pool.unload("net", desk.now)
+    desk.pool.unload("net")
     assert desk.came_and_done()[1] == 6
 
 
@@ -830,7 +830,7 @@ def test_requests_are_answered_by_a_version_that_takes_their_input() -> None:
 def test_an_unloaded_model_answers_what_came_in_and_is_dropped() -> None:
     desk = Desk()
     request = desk.ask()
-    assert desk.pool.unload("net", desk.now).status is Status.OK
+    assert desk.pool.unload("net").status is Status.OK
     outcome = desk.refused()
     assert outcome.status is Status.NOT_FOUND
     assert "it was unloaded" in outcome.reason
@@ -842,10 +842,12 @@ def test_an_unloaded_model_answers_what_came_in_and_is_dropped() -> None:
     assert desk.sent(Drop, ONE) == [Drop("net", 1)]
     served = desk.pool.catalogue.served()["net"]
     assert (served.description, served.versions, served.is_ready) == (None, {}, False)
-    assert desk.pool.is_ready  # there is nothing that it should be ready for
-    desk.pool.reload("net", desk.now)
+    assert not desk.pool.is_ready(desk.now)
+    desk.pool.reload("net")
+    assert not desk.pool.is_ready(desk.now)
     desk.prepare(2)
     desk.load(ONE, 2)
+    assert desk.pool.is_ready(desk.now)
     desk.ask()
 
 
