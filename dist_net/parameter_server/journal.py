@@ -381,7 +381,8 @@ class JournalFile:
     ) -> None:
         """Keeps so much of the file, removes the rest, and appends the start.
 
-        Where nothing is kept, a new journal begins. Raises JournalWriteError.
+        Where nothing is kept, a new journal begins. Raises JournalWriteError if it cannot be
+        opened, or begun; where a journal goes on, what a full disk refuses is written later.
         """
         self.incarnation = started.incarnation
         self.sync_interval_s = sync_interval_s
@@ -398,7 +399,7 @@ class JournalFile:
             raise JournalWriteError(self._why(error)) from error
         header = b"" if kept_bytes else encode_header(identity)
         self.append(header + encode_record(started), now)
-        if self.error is not None:
+        if self.error is not None and not kept_bytes:
             self.close()
             raise JournalWriteError(self.error)
 
@@ -453,7 +454,7 @@ class JournalFile:
             self._sync_error = self._why(error)
             raise JournalWriteError(self._sync_error) from error
         self._sync_error = None
-        self._synced_bytes = written_bytes
+        self._synced_bytes = max(self._synced_bytes, written_bytes)  # of two syncs at once
         if self._appended_since_sync_s is not None and not unwritten_bytes:
             self._oldest_unsynced_s = self._appended_since_sync_s
         if self._write_error is not None:

@@ -196,6 +196,7 @@ class ServerLoop:
         self._checkpoint_every_s = checkpoint_every_s
         self._journal = journal
         self._next_sync_s = 0.0
+        self._sync: Future[None] | None = None  # the one that is under way
         self._clock = clock or SystemClock()
         self._disk = disk
         self._attach = attach
@@ -211,13 +212,14 @@ class ServerLoop:
         self._stop_requested = reason
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Returns when the run was shut down and its last checkpoint is on disk.
+        """Return when the run was shut down and its last checkpoint is on disk.
 
-        Calls ``ready`` when a first one is, so that from then on there is something to resume.
-        Raises CheckpointWriteError or JournalWriteError if the first or the last one could not be
-        written.
+        Call ``ready`` once there is a checkpoint to resume: a new run's first, or the one that
+        this server resumed. Raise CheckpointWriteError or JournalWriteError if the first or the
+        last one could not be written.
         """
-        with ThreadPoolExecutor(1, "checkpoint") as writer, suppress(StopIteration):
+        # One thread for checkpoints and one for syncs, so that no checkpoint waits for a sync.
+        with ThreadPoolExecutor(2, "writer") as writer, suppress(StopIteration):
             turns, received = self.turns(writer, ready), None
             while True:
                 received = self._socket.receive(turns.send(received))
@@ -227,11 +229,15 @@ class ServerLoop:
     ) -> Generator[float, Received, None]:
         """The loop: yields how long to wait for a message, to be sent what came.
 
-        ``writer`` writes checkpoints, one after the other. Ends and raises as ``serve`` does.
+        ``writer`` writes a checkpoint and syncs the journal, at the same time if both are due.
+        Ends and raises as ``serve`` does.
         """
-        first = self._run.checkpoint()
-        self._record(self._write_checkpoint(first))
-        self._server.checkpoint_written(first.version)
+        if self._run.is_resumed:  # its checkpoint is there, and the disk may be full
+            version, weights = self._run.store.version, self._run.store.weights
+            self._record(Checkpointed(version, sha256_of(weights)))
+            self._server.checkpoint_written(version)
+        else:
+            self._is_written(self._write_checkpoint(self._run.checkpoint()))
         ready()
         yield from self._serve_until_stopped(writer)
         try:
@@ -258,11 +264,13 @@ class ServerLoop:
             if self._stop_requested is not None:
                 self._server.stop(self._stop_requested)
             if written is not None and written.done():
-                self._is_written(written)
+                self._take_written(written)
                 written = None
             if now >= next_checkpoint and written is None:
                 next_checkpoint = now + self._checkpoint_every_s
                 written = writer.submit(self._write_checkpoint, self._run.checkpoint())
+        while written is not None and not written.done():
+            self._take((yield POLL_S))
 
     def _serve_until_kept(self, writer: Executor) -> Generator[float, Received, None]:
         """Writes the last checkpoint, and answers meanwhile, so that no worker gives the run up.
@@ -276,7 +284,7 @@ class ServerLoop:
                 written = writer.submit(self._write_checkpoint, last)
                 while not written.done():
                     self._take((yield POLL_S))
-                is_kept = self._is_written(written)
+                is_kept = self._take_written(written)
             if is_kept and self._journal_error is None:
                 return
             again_s = self._clock.now() + RETRY_AFTER_S
@@ -378,9 +386,10 @@ class ServerLoop:
         self._server.journal_lags(lag)
         if journal.is_given_up:
             self._server.stop(f"too much has to be kept in memory: {journal.error}")
-        if journal.sync_interval_s and now >= self._next_sync_s:
+        is_syncing = self._sync is not None and not self._sync.done()
+        if journal.sync_interval_s and now >= self._next_sync_s and not is_syncing:
             self._next_sync_s = now + journal.sync_interval_s
-            writer.submit(journal.sync)
+            self._sync = writer.submit(journal.sync)
 
     def _write_checkpoint(self, checkpoint: Checkpoint) -> Checkpointed:
         """Writes the checkpoint, in the writer's thread, and gives what the journal says of it."""
@@ -390,15 +399,18 @@ class ServerLoop:
         logger.info("checkpoint_written version=%d", checkpoint.version)
         return Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
 
-    def _is_written(self, written: Future[Checkpointed]) -> bool:
-        """Tells the state machine and the journal whether the checkpoint was written."""
+    def _take_written(self, written: Future[Checkpointed]) -> bool:
+        """Return whether the checkpoint was written; tell the state machine and the journal."""
         if (error := written.exception()) is not None:
             self._server.checkpoint_failed(str(error))
             logger.error("checkpoint_failed error=%s", str(error))
             return False
-        self._server.checkpoint_written(written.result().version)
-        self._record(written.result())
+        self._is_written(written.result())
         return True
+
+    def _is_written(self, checkpointed: Checkpointed) -> None:
+        self._server.checkpoint_written(checkpointed.version)
+        self._record(checkpointed)
 
     def _attached(self, join: Join) -> SharedVectors | None:
         """The joining worker's gradients in shared memory; None where they cannot be mapped."""

@@ -70,6 +70,7 @@ class RunState:
             settings.average_decay,
         )
         self.metrics = RunMetrics()
+        self.is_resumed = False
 
     @classmethod
     def resumed(
@@ -102,6 +103,7 @@ class RunState:
                 f"which has other updates; resume with the former"
             )
         run = cls(settings, checkpoint.weights, buffers, first_worker_id)
+        run.is_resumed = True
         run.store.restore(checkpoint.version, checkpoint.optimizer_state)
         run.ledger.restore(checkpoint.ledger)
         run.metrics = RunMetrics.from_json(checkpoint.counters["metrics"])

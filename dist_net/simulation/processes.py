@@ -367,11 +367,10 @@ class ServerProcess(VirtualProcess):
 
 
 class VirtualWriter(Executor):
-    """The thread that writes checkpoints, one after the other, each within ``WRITING_S``."""
+    """The threads that write checkpoints and sync the journal, each within ``WRITING_S``."""
 
     def __init__(self, process: VirtualProcess) -> None:
         self._process = process
-        self._free_s = 0.0
 
     def submit(self, call: Callable[..., Any], /, *arguments: Any, **options: Any) -> "Future[Any]":
         future: Future[Any] = Future()
@@ -382,7 +381,5 @@ class VirtualWriter(Executor):
             except DistNetError as error:
                 future.set_exception(error)
 
-        now = self._process.schedule.now_s
-        self._free_s = max(self._free_s, now) + WRITING_S * self._process.random.random()
-        self._process.after(self._free_s - now, write)
+        self._process.after(WRITING_S * self._process.random.random(), write)
         return future

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from dist_net.errors import DistNetError
+from dist_net.files import AppendedFile
+from dist_net.parameter_server.checkpoint import decode_checkpoint
 from dist_net.parameter_server.journal import Journal, read_journal
 from dist_net.parameter_server.loop import ServerLoop, opened_journal
 from dist_net.parameter_server.run import RunState
@@ -62,3 +64,75 @@ def test_the_journal_is_told_of_the_last_checkpoint_as_soon_as_it_can_be() -> No
 
 def test_a_run_ends_though_its_journal_cannot_be_told() -> None:
     assert len(list(journal_of_a_run(refuses_for_s=60.0).records())) == 2
+
+
+def test_a_server_resumes_on_a_full_disk() -> None:
+    schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
+    first = RunState(SETTINGS, np.zeros(3, np.float32))
+    with opened_journal(JOURNAL, first, None, disk=disk) as journal:
+        socket = VirtualNetwork(schedule).listen("server")
+        loop = ServerLoop(first, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0)))
+    checkpoint = decode_checkpoint(CHECKPOINT, disk.read(CHECKPOINT))
+    run = RunState.resumed(SETTINGS, checkpoint)
+    disk.failure = errno.EROFS
+    with opened_journal(JOURNAL, run, checkpoint, disk=DiskThatOpens(disk)) as journal:
+        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        started: list[str] = []
+        next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0), lambda: started.append("")))
+        assert started
+        assert journal.error is not None
+        disk.failure = None
+        journal.append()
+    assert list(read_journal(JOURNAL, disk).checkpoints) == [0]
+    assert [each.version for each in read_journal(JOURNAL, disk).starts()] == [0, 0]
+
+
+class DiskThatOpens(VirtualDisk):
+    """Opens files to append to whatever fails: a full disk has room for that."""
+
+    def __init__(self, disk: VirtualDisk) -> None:
+        self.__dict__ = disk.__dict__
+
+    def append_to(self, path: Path, kept_bytes: int) -> AppendedFile:
+        failure, self.failure = self.failure, None
+        file = super().append_to(path, kept_bytes)
+        self.failure = failure
+        return file
+
+
+class SlowWriter(Executor):
+    """Does what is submitted only when ``finish`` is called."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self.most_waiting = 0
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **_: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self.waiting.append((future, lambda: call(*arguments)))
+        self.most_waiting = max(self.most_waiting, len(self.waiting))
+        return future
+
+    def finish(self, index: int) -> None:
+        future, call = self.waiting.pop(index)
+        future.set_result(call())
+
+
+def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_for_it() -> None:
+    schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
+    run, writer = RunState(SETTINGS, np.zeros(3, np.float32)), SlowWriter()
+    with opened_journal(JOURNAL, run, None, sync="0.1", disk=disk) as journal:
+        socket = VirtualNetwork(schedule).listen("server")
+        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        turns = loop.turns(writer)
+        while schedule.now_s < 5.0:
+            schedule.now_s += next(turns)
+        assert writer.most_waiting == 1
+        loop.stop("enough")
+        while len(writer.waiting) < 2:  # the last checkpoint is begun meanwhile
+            schedule.now_s += next(turns)
+        writer.finish(1)
+        for wait_s in turns:
+            schedule.now_s += wait_s
+    assert disk.exists(CHECKPOINT)
