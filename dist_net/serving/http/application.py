@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import mimetypes
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,13 @@ from dist_net.serving.http.classify import Classification
 from dist_net.serving.http.metrics import PoolCollector, metrics_route
 from dist_net.serving.http.open_inference.infer import InferEndpoint, is_inference
 from dist_net.serving.http.open_inference.models import Models
-from dist_net.serving.http.openapi import openapi_route
 from dist_net.serving.http.replies import Json, error_reply, fault_reply, raised_reply
 from dist_net.serving.http.sample_pictures import SamplePictures
 from dist_net.serving.http.security import PAGE_HEADERS, Guard
 from dist_net.serving.http.settings import HttpSettings
 
 PAGE = Path(__file__).parent / "page"
+_OPENAPI = Path(__file__).parent / "openapi.json"
 # These need no token: probes learn only whether to send requests here, and the description of the
 # interface is the same everywhere.
 _OPEN = ("/v2/health/live", "/v2/health/ready", "/openapi.json")
@@ -52,18 +54,15 @@ def application(
     """
     bodies = Bodies(settings)
     inference = InferEndpoint(gateway, bodies)
-    described = [
+    files = page_routes(page)
+    routes = [
         *inference.routes(),
         *Models(gateway, bodies, settings.max_batch_size, clock or SystemClock()).routes(),
         *Classification(gateway, bodies).routes(),
         *SamplePictures(gateway).routes(),
         _pool_route(gateway),
         metrics_route(PoolCollector(gateway)),
-    ]
-    files = page_routes(page)
-    routes = [
-        *described,
-        openapi_route(described),
+        _openapi_route(),
         *(Route(path, _not_offered, methods=["GET", "POST"]) for path in _NOT_OFFERED),
         *files,
     ]
@@ -159,6 +158,17 @@ def _file_route(address: str, path: Path) -> Route:
         return Response(content, media_type=kind, headers=headers)
 
     return Route(address, file)
+
+
+def _openapi_route() -> Route:
+    """`/openapi.json`: every address but the page's, described as OpenAPI 3.1."""
+    document = json.loads(_OPENAPI.read_bytes())
+    document["info"]["version"] = version("dist-net")
+
+    async def openapi(_: Request) -> Json:
+        return Json(document)
+
+    return Route("/openapi.json", openapi)
 
 
 def _pool_route(gateway: Gateway) -> Route:

@@ -45,7 +45,7 @@ def is_inference(scope: Scope) -> bool:
 
 
 class InferEndpoint:
-    """Ask a model."""  # which /openapi.json says, too
+    """Answers inference requests for one model."""
 
     def __init__(self, gateway: Gateway, bodies: Bodies) -> None:
         self._gateway = gateway

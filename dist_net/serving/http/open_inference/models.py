@@ -73,8 +73,6 @@ class Models:
             Route(f"{repository}/unload", self.unload, methods=["POST"]),
         ]
 
-    # Their docstrings are what /openapi.json says of each.
-
     async def server(self, _: Request) -> Json:
         """Name, version and extensions of this server."""
         return Json({"name": _PLATFORM, "version": self._version, "extensions": _EXTENSIONS})

@@ -28,7 +28,7 @@ from dist_net.serving.http.classify import pictures_of
 from dist_net.serving.http.open_inference.codec import bytes_of_elements
 from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS
 from dist_net.serving.http.settings import HttpSettings
-from dist_net.serving.pool.description import SamplePicture, ServedModel
+from dist_net.serving.pool.description import TYPE_CODES, SamplePicture, ServedModel
 from dist_net.serving.pool.requests import Outcome, Question, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 from fake_service import ANIMALS, BAD_PICTURE, DIGITS, FakeService, probabilities, served
@@ -718,19 +718,32 @@ def test_openapi_describes_every_address(ask: Ask) -> None:
             response = ask(method, filled, content=JPEG)
             assert "Not Found" not in response.text, path
             assert response.status_code != 405, path
-    referred = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(document)))
-    assert referred == set(document["components"]["schemas"])
+    referred = set(re.findall(r"#/components/(\w+)/(\w+)", json.dumps(document)))
+    kinds = ("parameters", "schemas", "responses")
+    assert referred == {(kind, name) for kind in kinds for name in document["components"][kind]}
 
 
 def test_no_address_is_left_undescribed(ask: Ask, service: FakeService, page: Path) -> None:
     app: Any = application(service, HttpSettings(), page=page)
     files = {route.path for route in page_routes(page)}
-    paths = {route.path for route in app._rest.routes} - files
-    offered = {path for path in paths if not re.search("sharedmemory|trace|logging", path)}
-    described = ask("GET", "/openapi.json").json()["paths"]
+    document = ask("GET", "/openapi.json").json()
+    described = document["paths"]
+    offered = set()
+    for route in app._rest.routes:
+        if route.path in files or re.search("sharedmemory|trace|logging", route.path):
+            continue
+        offered.add(route.path)
+        (method,) = {each.lower() for each in route.methods} - {"head"}
+        (operation,) = described[route.path].items()
+        assert operation[0] == method
+        assert operation[1]["summary"]
+        named = [each["$ref"] for each in operation[1].get("parameters", ())]
+        expected = {f"#/components/parameters/{name}" for name in route.param_convertors}
+        assert expected == set(named) - {"#/components/parameters/top"}
     assert offered == set(described)
-    for operations in described.values():
-        assert all(each["summary"] for each in operations.values())
+    tensor = document["components"]["schemas"]["InferRequest"]["properties"]["inputs"]["items"]
+    assert tensor["properties"]["datatype"]["enum"] == [*TYPE_CODES, "BYTES"]
+    assert document["info"]["version"]
 
 
 def test_the_page_is_nothing_but_files_for_browsers() -> None:
