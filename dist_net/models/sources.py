@@ -48,7 +48,7 @@ from dist_net.pictures.fitting import takes_pictures
 from dist_net.pictures.labels import read_labels, require_labels
 from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.recipes.picture_recipe import PICTURES
-from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
+from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, built_in_recipe, recipe_names
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
 from dist_net.wire.reaching import be_let_in
@@ -299,24 +299,20 @@ class FollowedRun:
         return _found(self._loaded, snapshot.weights, names, fitting, snapshot.version)
 
     def _load(self, reference: str, observer: Observer) -> LoadedRecipe:
-        """The recipe: built in, a file of this host, or what the server gives."""
+        """Load the recipe: built in, or sent by the server, which cannot name a file to run."""
         if reference in recipe_names():
-            return load_recipe(reference)
-        is_code = reference != PICTURES
-        if is_code and not self._trust_recipe:
+            return built_in_recipe(reference)
+        offered = OfferedRecipe.of(observer.recipe())
+        if offered.is_code and not self._trust_recipe:
             raise UntrustedRecipeError(
                 f"the server at {self.address} trains the recipe of a file, {reference!r}, "
-                f"which is code; expected --trust-recipe, to run the file of that name here, or "
-                f"else the one that the server gives"
+                f"which is Python code; pass --trust-recipe to run the copy that the server sends"
             )
-        if is_code and Path(reference).is_file():
-            return load_recipe(reference)
         self._kept = TemporaryDirectory(prefix="dist-net-recipe-")
         directory = RunDirectory(Path(self._kept.name) / "run")
         directory.make()
-        offered = OfferedRecipe.of(observer.recipe())
         self._class_names, self._has_classes = offered.class_names, bool(offered.class_names)
-        offered.keep(directory)
+        offered.keep(directory, reference)  # beside which its data lies, on the server's host
         return recipe_of_run(directory)
 
 

@@ -27,7 +27,7 @@ from dist_net.recipes.picture_recipe import PICTURES, RECIPE_JSON, PictureRecipe
 from dist_net.recipes.recipe import (
     LoadedRecipe,
     RecipeRecord,
-    load_recipe,
+    built_in_recipe,
     load_recipe_copy,
     recipe_names,
 )
@@ -126,7 +126,7 @@ def _recipe(
     directory: RunDirectory, reference: str, digests: Mapping[str, str], trust_recipe: bool
 ) -> LoadedRecipe:
     if reference in recipe_names():
-        return load_recipe(reference)
+        return built_in_recipe(reference)
     if reference == PICTURES:
         return _picture_recipe(directory, digests)
     return load_recipe_copy(directory.recipe, reference, digests, trust_recipe)

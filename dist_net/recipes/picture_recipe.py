@@ -37,7 +37,7 @@ from dist_net.optim import AdamW, Cosine
 from dist_net.pictures.augmentation import Augmentation
 from dist_net.pictures.fitting import fitting_called
 from dist_net.pretrained import efficientnet_lite0
-from dist_net.recipes.recipe import LoadedRecipe, Recipe, load_recipe
+from dist_net.recipes.recipe import LoadedRecipe, Recipe, built_in_recipe, recipe_names
 from dist_net.vector import Vector
 
 PICTURES = "pictures"
@@ -82,7 +82,7 @@ class Base:
                 configuration = parse_configuration(self.text, self.name)
                 return Sequential(Rescale(), DarknetNetwork(configuration))
             case "recipe":
-                return load_recipe(self.text).recipe.network
+                return built_in_recipe(self.text).recipe.network
             case "pictures":
                 return PictureRecipe.from_json(self.text).network
 
@@ -278,6 +278,8 @@ class PictureRecipe:
             raise ValueError("names that are no texts, or fewer than two classes")
         if self.stage not in ("head", "whole") or self.base.kind not in BASE_KINDS:
             raise ValueError(f"stage {self.stage!r} of base {self.base.kind!r}")
+        if self.base.kind == "recipe" and self.base.text not in recipe_names():
+            raise ValueError(f"a base that is no built-in recipe: {self.base.text!r:.80}")
         if len(self.base.input_shape) not in (2, 3) or not all(
             isinstance(each, int) and 1 <= each <= LARGEST_SIDE for each in self.base.input_shape
         ):

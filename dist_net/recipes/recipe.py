@@ -251,27 +251,41 @@ def recipe_names() -> list[str]:
     return sorted(path.stem.replace("_", "-") for path in BUILT_IN.glob("[a-z]*.py"))
 
 
+def built_in_recipe(name: str) -> LoadedRecipe:
+    """Load a built-in recipe by its name, which may come from a file or a peer: never by a path.
+
+    Raises UnknownRecipeError for anything but one of ``recipe_names``.
+    """
+    if name not in recipe_names():
+        raise UnknownRecipeError(
+            f"no built-in recipe {name!r:.80}; expected one of {', '.join(recipe_names())}"
+        )
+    path = BUILT_IN / f"{name.replace('-', '_')}.py"
+    return _run(name, name, path, RecipeFiles(path, path, read_any))
+
+
 def load_recipe(reference: str) -> LoadedRecipe:
-    """The built-in recipe of that name, or the recipe in the file at that path, which is run.
+    """Load the built-in recipe of that name, or run the recipe file at that path.
+
+    ``reference`` must come from the user: what a file or a peer says goes to ``built_in_recipe``
+    or ``load_recipe_copy``.
 
     Raises UnknownRecipeError if there is neither, and RecipeError if the file fails to run or
     leaves no recipe.
     """
     names = recipe_names()
-    path = Path(reference)
     if reference in names:
-        path, name = BUILT_IN / f"{reference.replace('-', '_')}.py", reference
-    elif path.suffix == ".py" and path.is_file():
-        path = path.resolve()
-        reference, name = str(path), path.stem
-    else:
+        return built_in_recipe(reference)
+    path = Path(reference)
+    if path.suffix != ".py" or not path.is_file():
         expected = (
             f"expected one of {', '.join(names)}, or the path of a Python file or of a folder of "
             f"pictures that exists"
         )
         hint = did_you_mean(reference, names) or expected
         raise UnknownRecipeError(f"no recipe {reference!r}; {hint}")
-    return _run(reference, name, path, RecipeFiles(path, path, read_any))
+    path = path.resolve()
+    return _run(str(path), path.stem, path, RecipeFiles(path, path, read_any))
 
 
 def load_recipe_copy(

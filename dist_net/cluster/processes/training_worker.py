@@ -21,7 +21,7 @@ from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.models.observer import recipe_at
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.trained_model import recipe_of_run
-from dist_net.recipes.recipe import load_recipe
+from dist_net.recipes.recipe import built_in_recipe, load_recipe
 from dist_net.training.loop import WorkerLoop
 from dist_net.training.state import REJOIN_TIMEOUT_S
 from dist_net.training.step import TrainingStep
@@ -77,10 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
     keys = load_peer_keys(arguments.keys) if arguments.keys else None
     if arguments.run_dir is not None:
         loaded = recipe_of_run(RunDirectory(arguments.run_dir))
+    elif arguments.recipe is not None:
+        loaded = load_recipe(arguments.recipe)
     else:
-        loaded = load_recipe(
-            arguments.recipe or recipe_at(arguments.connect, keys, arguments.timeout)
-        )
+        loaded = built_in_recipe(recipe_at(arguments.connect, keys, arguments.timeout))
     model, dataset = loaded.recipe.model, loaded.recipe.load_dataset()
     with WorkerLoop(
         lambda seed: TrainingStep(model, dataset, seed, arguments.threads),

@@ -24,7 +24,7 @@ from dist_net.pictures.decoding import MOST_PIXELS
 from dist_net.pictures.fitting import PictureInputs
 from dist_net.pretrained import efficientnet_lite0
 from dist_net.recipes.picture_recipe import PictureRecipe
-from dist_net.recipes.recipe import load_recipe, load_recipe_copy, recipe_names
+from dist_net.recipes.recipe import built_in_recipe, load_recipe_copy, recipe_names
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
 
@@ -244,7 +244,7 @@ def model_of(description: ModelDescription, trust_recipes: bool = False) -> Mode
     if path not in recipe_names():
         files = description.recipe_files
         return load_recipe_copy(Path(path), original, files, trust_recipes).recipe.model
-    loaded = load_recipe(path)
+    loaded = built_in_recipe(path)
     if loaded.file_digests != description.recipe_files:
         raise ModelLoadError(
             f"the recipe {path} is another here than where {description.name} was read; expected "
