@@ -29,7 +29,11 @@ class Disk(Protocol):
     """What a run asks of its file system: this host's, or a simulation's. Raises OSError."""
 
     def exists(self, path: Path) -> bool: ...
-    def read(self, path: Path) -> bytes: ...
+    def size(self, path: Path) -> int: ...
+    def read(self, path: Path, start: int = 0, size: int = -1) -> bytes:
+        """Return ``size`` bytes from ``start`` on, or as many as there are; -1: all."""
+        ...
+
     def write(self, path: Path, content: bytes) -> None: ...
     def sync(self, path: Path) -> None: ...
     def rename(self, old: Path, new: Path) -> None: ...
@@ -54,8 +58,13 @@ class HostDisk:
     def exists(self, path: Path) -> bool:
         return path.exists()
 
-    def read(self, path: Path) -> bytes:
-        return path.read_bytes()
+    def size(self, path: Path) -> int:
+        return path.stat().st_size
+
+    def read(self, path: Path, start: int = 0, size: int = -1) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
 
     def write(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)

@@ -142,7 +142,7 @@ class LocalCluster:
         run, segment = stack.enter_context(
             opened_run(settings, lambda: recipe.initial_weights(seed), checkpoint)
         )
-        journal = stack.enter_context(opened_journal(path.with_suffix(".journal"), run, checkpoint))
+        journal = stack.enter_context(opened_journal(path.with_suffix(".journal"), run))
         most_arrays = settings.pipeline.grouped
         socket = stack.enter_context(
             ServerSocket(

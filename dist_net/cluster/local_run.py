@@ -323,11 +323,8 @@ class LocalRun:
             and (record["kind"] == "test" or record["samples"] < repeated_from)
         ]
         self._directory.replace_metrics(kept)
-        if again := report["samples_done_again_now"]:
-            self._display.warned(
-                f"{again:,} samples are done again: they were applied after the checkpoint that "
-                f"the run goes on from"
-            )
+        for warning in report["resume_warnings"]:
+            self._display.warned(warning)
         self._evaluated_epochs = report["samples"] // self._samples
 
     def _poll(self, observer: Observer) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +35,13 @@ from dist_net.vector import Vector
 BLOCK_BYTES = 64
 FORMAT_VERSION = 1
 MOST_UNWRITTEN_BYTES = 2**26  # a million gradients
+CHUNK_BYTES = 2**20  # read at a time
 ALWAYS, NEVER = "always", "never"
+ANOTHER_RUN = (
+    "the journal is of another run: expected one of the same release of dist_net, recipe, training "
+    "data and seed"
+)
+UNUSABLE = NotAJournalError, JournalFormatError, JournalDamagedError, JournalMismatchError
 _MAGIC = b"dist_net log"
 _HEADER = struct.Struct("<12sI32s12x")
 _KIND = struct.Struct("<B59x")
@@ -227,31 +234,10 @@ class Journal:
                     yield tuple(together)
                     together.clear()
 
-    def bytes_until(self, version: int) -> int:
-        """Return the length of the journal without what was applied to ``version``."""
-        return min((offset for offset, _ in self._after(version)), default=len(self.content))
-
-    def samples_after(self, version: int) -> int:
-        """Return how many samples were applied after ``version``."""
-        return sum(applied.stop - applied.start for _, applied in self._after(version))
-
-    def _after(self, version: int) -> Iterator[tuple[int, Applied]]:
-        """Yield what was applied after ``version`` and where it stands, from the end, since that
-        is near."""
-        for offset in range(len(self.content) - BLOCK_BYTES, 0, -BLOCK_BYTES):
-            record = decode_record(self.content[offset : offset + BLOCK_BYTES])
-            if isinstance(record, Applied):
-                if record.version <= version:
-                    return
-                yield offset, record
-
     def require_identity(self, identity: bytes) -> None:
         """Raise ``JournalMismatchError`` for a journal of another run."""
         if self.identity != identity:
-            raise JournalMismatchError(
-                "the journal is of another run: expected one of the same release of dist_net, "
-                "recipe, training data and seed"
-            )
+            raise JournalMismatchError(ANOTHER_RUN)
 
     def require_version(self, version: int) -> None:
         """Raise ``JournalMismatchError`` unless the journal goes through ``version``."""
@@ -316,19 +302,97 @@ def _identity_in(block: bytes) -> bytes:
 
 
 def read_journal(path: Path, disk: Disk = HOST_DISK) -> Journal:
-    """Read a journal; raises ``JournalMissingError`` and what ``decode_journal`` does."""
+    """Read and check a whole journal.
+
+    Raise ``JournalMissingError`` and what ``decode_journal`` does.
+    """
+    with _errors_of(path):
+        return decode_journal(disk.read(path))
+
+
+class JournalTail(NamedTuple):
+    """The end of a journal, for a server that resumes a version.
+
+    The first ``kept_bytes`` end with that version. ``samples`` were applied after it, up to
+    ``last_version``.
+    """
+
+    kept_bytes: int
+    samples: int
+    last_version: int
+
+
+def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK) -> JournalTail:
+    """Read a journal's header and, from the end, its records back to ``version``; no others.
+
+    Raise ``JournalMissingError``, or one of ``UNUSABLE`` for a journal that cannot be continued
+    from that version.
+    """
+    with _errors_of(path):
+        beginning = disk.read(path, 0, 2 * BLOCK_BYTES)
+        if _identity_in(beginning[:BLOCK_BYTES]) != identity:
+            raise JournalMismatchError(ANOTHER_RUN)
+        first_version = decode_record(beginning[BLOCK_BYTES:]).version
+        if first_version > version:
+            raise JournalMismatchError(
+                f"the journal begins at version {first_version}, expected at most {version}"
+            )
+        kept_bytes, samples, last_version = disk.size(path), 0, version
+        for offset, block in _blocks_from_the_end(path, kept_bytes, disk):
+            try:
+                record = decode_record(block)
+            except JournalDamagedError:  # torn when its host failed: nothing behind it counts
+                kept_bytes, samples, last_version = offset, 0, version
+                continue
+            if isinstance(record, Checkpointed):  # of any version before
+                continue
+            if record.version == version:
+                return JournalTail(kept_bytes, samples, last_version)
+            if record.version < version:
+                break
+            kept_bytes, last_version = offset, max(last_version, record.version)
+            if isinstance(record, Applied):
+                samples += record.stop - record.start
+        raise JournalMismatchError(f"version {version} is not in the journal, or damaged there")
+
+
+def _blocks_from_the_end(path: Path, size: int, disk: Disk) -> Iterator[tuple[int, bytes]]:
+    """Yield the offset and the bytes of each record, the last one first."""
+    for start in reversed(range(BLOCK_BYTES, size, CHUNK_BYTES)):
+        content = disk.read(path, start, CHUNK_BYTES)
+        for offset in reversed(range(0, len(content), BLOCK_BYTES)):
+            yield start + offset, content[offset : offset + BLOCK_BYTES]
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
     try:
-        content = disk.read(path)
+        yield
     except OSError as error:
         raise JournalMissingError(
             f"no journal can be read from {path}: {error.strerror}; expected a file that a "
             f"training run wrote"
         ) from error
-    try:
-        return decode_journal(content)
-    except (NotAJournalError, JournalDamagedError, JournalFormatError) as error:
+    except UNUSABLE as error:
         error.args = (f"{path}: {error}",)
         raise
+
+
+def put_aside(path: Path, disk: Disk = HOST_DISK) -> Path:
+    """Rename a journal to ``journal-1`` or the first such name that is free, and return that.
+
+    Raise ``JournalWriteError``.
+    """
+    names = (path.with_name(f"{path.name}-{number}") for number in count(1))
+    kept = next(each for each in names if not disk.exists(each))
+    try:
+        disk.rename(path, kept)
+    except OSError as error:
+        raise JournalWriteError(
+            f"the journal {path} cannot be renamed to {kept}: {error.strerror}; expected a "
+            f"directory that is writable"
+        ) from error
+    return kept
 
 
 def sync_interval_s(sync: str) -> float | None:

@@ -12,7 +12,6 @@ from typing import Protocol
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import (
-    BadInputError,
     CheckpointWriteError,
     JournalWriteError,
     SegmentError,
@@ -21,13 +20,14 @@ from dist_net.files import HOST_DISK, Disk
 from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
 from dist_net.parameter_server.journal import (
     NEVER,
+    UNUSABLE,
     Checkpointed,
-    Journal,
     JournalFile,
     JournalRecord,
     Started,
     encode_record,
-    read_journal,
+    put_aside,
+    read_tail,
     run_identity,
     sha256_of,
     sync_interval_s,
@@ -120,7 +120,6 @@ def opened_run(
 def opened_journal(
     path: Path,
     run: RunState,
-    resumed_from: Checkpoint | None,
     threads: int = 1,
     sync: str = NEVER,
     disk: Disk = HOST_DISK,
@@ -130,44 +129,39 @@ def opened_journal(
 
     ``threads`` is how many the workers of this host compute with; ``sync``: see
     ``sync_interval_s``. What was applied after the checkpoint is cut off: its samples are in the
-    pool again. A checkpoint without a journal begins a new one, and so does one of another release
-    of dist_net or of other data.
+    pool again. A journal that cannot be continued, such as one of another release of dist_net, is
+    renamed and a new one begins; ``run.resume_warnings`` says so.
 
-    Raises BadInputError for the journal of another run, one that is damaged before the checkpoint's
-    version or does not go as far, and what is no journal; JournalWriteError.
+    Raises JournalMissingError for a journal that cannot be read; JournalWriteError.
     """
     settings, version = run.settings, run.store.version
     limits = settings.clip_norm, settings.average_decay
     started = Started(version, random.randbytes(8).hex(), threads, *limits)
     identity = run_identity(settings.recipe_digest, settings.seed)
     kept_bytes = 0
-    if resumed_from is not None and disk.exists(path):
-        found = _journal_of(path, resumed_from, settings.seed, disk)
-        if resumed_from.recipe_digest == settings.recipe_digest:
-            kept_bytes = found.bytes_until(version)
-        again = found.samples_after(version)
-        run.metrics.samples_done_again += again
-        logger.info(
-            "samples_to_do_again from_version=%d to_version=%d samples=%d journal_goes_on=%s",
-            *(version, found.version, again, kept_bytes > 0),
-        )
+    if run.is_resumed and disk.exists(path):
+        try:
+            kept_bytes, samples, last_version = read_tail(path, identity, version, disk)
+        except UNUSABLE as error:
+            kept = put_aside(path, disk)
+            run.resume_warnings.append(
+                f"the journal cannot be continued from version {version:,} ({error}): it is kept "
+                f"as {kept}, and a new one begins"
+            )
+        else:
+            if last_version > version:
+                run.resume_warnings.append(
+                    f"{samples:,} samples are done again: they were applied after the checkpoint "
+                    f"that the run goes on from, in versions {version + 1:,} to {last_version:,}"
+                )
+            run.metrics.samples_done_again += samples
+        for warning in run.resume_warnings:
+            logger.warning("resumed version=%d warning=%s", version, warning)
     journal = JournalFile(path, kept_bytes, identity, started, sync_interval_s(sync), disk=disk)
     try:
         yield journal
     finally:
         journal.close()
-
-
-def _journal_of(path: Path, checkpoint: Checkpoint, seed: int, disk: Disk) -> Journal:
-    """The journal in which the checkpoint stands; raises BadInputError for any other."""
-    try:
-        journal = read_journal(path, disk)
-        journal.require_identity(run_identity(checkpoint.recipe_digest, seed))
-        journal.require_version(checkpoint.version)
-    except BadInputError as error:
-        error.args = (f"{error}; to go on from the checkpoint without a journal, remove {path}",)
-        raise
-    return journal
 
 
 class ServerLoop:

@@ -85,8 +85,7 @@ class RunMetrics:
     counts the pushes whose staleness has n binary digits: 0, 1, 2 to 3, 4 to 7, and so on; the last
     of ``STALENESS_BUCKETS`` also those beyond. ``journal_failures`` counts how often the journal
     began to lag behind because it could not be written; ``samples_done_again``, how many were
-    applied after the checkpoints that the run went on from; a report says also how many after the
-    last of them.
+    applied after the checkpoints that the run went on from.
     """
 
     server_starts: int = 1
@@ -112,7 +111,6 @@ class RunMetrics:
 
     def __post_init__(self) -> None:
         self._began_s: float | None = None
-        self._done_again_before = self.samples_done_again
 
     def lease_granted(self, now: float) -> None:
         """Start the run's time, if this is the first lease."""
@@ -200,7 +198,6 @@ class RunMetrics:
             "workers_lost": self.workers_lost,
             "workers_restarted": self.workers_restarted,
             "samples_done_again": self.samples_done_again,
-            "samples_done_again_now": self.samples_done_again - self._done_again_before,
             "checkpoints_failed": self.checkpoints_failed,
             "journal_failures": self.journal_failures,
             "records": records,

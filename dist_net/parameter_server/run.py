@@ -71,6 +71,7 @@ class RunState:
         )
         self.metrics = RunMetrics()
         self.is_resumed = False
+        self.resume_warnings: list[str] = []
 
     @classmethod
     def resumed(
@@ -295,6 +296,7 @@ class RunState:
             "version": self.store.version,
             **self.metrics.report(applied_samples, first_record),
             "staleness_warning": self.staleness_warning,
+            "resume_warnings": self.resume_warnings,
             "worker_count": len(self.members),
             "workers": self._worker_reports(now),
         }

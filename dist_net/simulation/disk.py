@@ -77,8 +77,12 @@ class VirtualDisk:
     def exists(self, path: Path) -> bool:
         return path in self._files
 
-    def read(self, path: Path) -> bytes:
-        return bytes(self._file(path).content)
+    def size(self, path: Path) -> int:
+        return len(self._file(path).content)
+
+    def read(self, path: Path, start: int = 0, size: int = -1) -> bytes:
+        content = self._file(path).content
+        return bytes(content[start:] if size < 0 else content[start : start + size])
 
     def write(self, path: Path, content: bytes) -> None:
         file = self._file(path)

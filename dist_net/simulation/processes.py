@@ -311,7 +311,7 @@ class ServerProcess(VirtualProcess):
             )
         )
         journal = self._context.enter_context(
-            opened_journal(JOURNAL, run, checkpoint, 1, self._options.sync, disk, self.random)
+            opened_journal(JOURNAL, run, 1, self._options.sync, disk, self.random)
         )
         self._checks.begin(run, journal)
         self.schedule.note(self.name, "goes on from version %d", run.store.version)

@@ -17,12 +17,9 @@ from typing import Any
 import pytest
 
 from dist_net.cli import main
-from dist_net.cluster.entry import entry_point
-from dist_net.cluster.processes import parameter_server
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
-from dist_net.parameter_server.journal import Started, encode_header, encode_record, run_identity
 from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import load_recipe
 from small_disk import small_disk
@@ -384,51 +381,6 @@ def test_a_run_that_cannot_be_resumed_is_left_as_it_was(
     refuses(rf"no checkpoint can be read from {run}/\S+: .*", *resume, "--run-dir", run)
     (run / "options.json").write_text("{}")
     refuses(r"not a run's options: '\{\}' .*", *resume, "--run-dir", run)
-
-
-def damaged_journal(run: Path, damage: str) -> bytes:
-    """What a server left of the run, but damaged in this way."""
-    identity = run_identity("of another recipe", 0)
-    started = encode_record(Started(0, 16 * "f", 1, None, None))
-    if damage == "another run":
-        return encode_header(identity) + started
-    if damage != "checkpoint newer":
-        content = bytearray(encode_header(identity) + started)
-        content[70] ^= 4
-        return bytes(content if damage == "flipped bit" else content[:100])
-    checkpoint = read_checkpoint(run / "checkpoint.safetensors")
-    write_checkpoint(run / "checkpoint.safetensors", replace(checkpoint, version=7))
-    return encode_header(run_identity(checkpoint.recipe_digest, 0)) + started
-
-
-@pytest.mark.parametrize(
-    ("damage", "says"),
-    [
-        ("cut short", r"\S+/journal: the journal holds no record: .* is cut short after 36 of 64"),
-        ("flipped bit", r"\S+/journal: the journal holds no record: .* its checksum is not that"),
-        ("another run", r"the journal is of another run: expected one of the same release"),
-        ("checkpoint newer", r"version 7 is not in the journal, which goes from version 0 to 0"),
-    ],
-)
-def test_a_server_leaves_a_journal_as_it_is_that_does_not_fit(
-    ordinary_process: None,  # noqa: ARG001
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    run: Path,
-    damage: str,
-    says: str,
-) -> None:
-    journal = run / "journal"
-    journal.write_bytes(damaged_journal(run, damage))
-    before = journal.read_bytes()
-    words = [str(run), f"ipc://{run}/server", "--resume"]
-    assert entry_point(parameter_server.add_arguments, parameter_server.run, words) == 2
-    caplog.clear()  # a logged error holds its frames, and those hold shared memory
-    [line] = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(
-        rf"FAILED {says}.*; to go on from the checkpoint without a journal, remove {journal}", line
-    )
-    assert journal.read_bytes() == before
 
 
 def test_a_run_on_a_disk_that_is_full_or_read_only_does_not_begin(

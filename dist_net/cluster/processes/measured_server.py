@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             state,
             segment,
         ),
-        opened_journal(directory / "journal", state, None) as journal,
+        opened_journal(directory / "journal", state) as journal,
         ServerSocket(
             [arguments.listen],
             keys,

@@ -49,9 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
             state,
             segment,
         ),
-        opened_journal(
-            directory.journal, state, checkpoint, arguments.threads, options.sync
-        ) as journal,
+        opened_journal(directory.journal, state, arguments.threads, options.sync) as journal,
         ServerSocket(
             arguments.listen,
             keys,

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from dist_net.errors import (
-    DistNetError,
     JournalDamagedError,
     JournalFormatError,
     JournalMismatchError,
@@ -26,11 +25,14 @@ from dist_net.parameter_server.journal import (
     JournalFile,
     JournalLag,
     JournalRecord,
+    JournalTail,
     Started,
     decode_journal,
+    decode_record,
     encode_header,
     encode_record,
     read_journal,
+    read_tail,
     run_identity,
     sha256_of,
     sync_interval_s,
@@ -76,7 +78,6 @@ def test_the_gradients_of_a_round_make_one_version() -> None:
     journal = decode_journal(whole)
     assert (journal.version, journal.fault) == (4, None)
     assert list(journal.pushes())[-1] == ROUND
-    assert journal.bytes_until(3) == len(WHOLE)
     assert decode_journal(whole[: -2 * BLOCK_BYTES]).version == 3
     for second in (ROUND[1]._replace(version=5), ROUND[1]._replace(averaged=False)):
         assert decode_journal(encoded(*RECORDS, ROUND[0], second)).version == 3
@@ -285,25 +286,53 @@ def resumed(settings: RunSettings, version: int) -> RunState:
 
 def go_on(path: Path, version: int, settings: RunSettings = SETTINGS) -> module.Journal:
     """The journal after a server has gone on from that version."""
-    run = resumed(settings, version)
-    checkpoint = replace(run.checkpoint(), recipe_digest=SETTINGS.recipe_digest)
-    with opened_journal(path, run, checkpoint):
+    with opened_journal(path, resumed(settings, version)):
         pass
     return read_journal(path)
 
 
-def test_what_was_applied_after_the_checkpoint_is_cut_off(tmp_path: Path) -> None:
+@pytest.mark.parametrize("torn", [b"", b"torn", bytes(100)])
+def test_what_was_applied_after_the_checkpoint_is_cut_off(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "journal"
-    path.write_bytes(WHOLE + b"torn")
+    path.write_bytes(WHOLE + torn)
     run = resumed(SETTINGS, 1)
-    with opened_journal(path, run, run.checkpoint()):
+    with opened_journal(path, run):
         pass
-    assert run.metrics.samples_done_again == 33  # of the two gradients after the checkpoint
+    if not torn:
+        assert run.metrics.samples_done_again == 33  # of the two gradients after the checkpoint
+        assert "33 samples are done again" in run.resume_warnings[0]
     journal = read_journal(path)
     *kept, started = journal.records()
     assert tuple(kept) == (STARTED, FIRST, APPLIED)
     assert isinstance(started, Started)
     assert started.version == 1
+
+
+def test_what_is_behind_a_damaged_record_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(WHOLE[:-140] + bytes(140))  # all behind the first of the two
+    assert read_tail(path, IDENTITY, 1) == JournalTail(len(encoded(*RECORDS[:3])), 32, 2)
+    path.write_bytes(WHOLE[:-30] + bytes(30))
+    assert read_tail(path, IDENTITY, 3) == JournalTail(len(encoded(*RECORDS[:6])), 0, 3)
+
+
+def test_a_server_goes_on_without_reading_the_records_before_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = tuple(APPLIED._replace(version=version) for version in range(1, 5001))
+    path = tmp_path / "journal"
+    path.write_bytes(encoded(STARTED, *many, Checkpointed(4990, bytes(32))))
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * BLOCK_BYTES)
+    decoded: list[JournalRecord] = []
+
+    def note(block: bytes) -> JournalRecord:
+        decoded.append(decode_record(block))
+        return decoded[-1]
+
+    monkeypatch.setattr(module, "decode_record", note)
+    assert read_tail(path, IDENTITY, 4990) == JournalTail(64 * 4992, 320, 5000)
+    assert len(decoded) == 13
+    assert go_on(path, 4990).version == 4990
 
 
 def test_each_start_has_an_incarnation_of_its_own(tmp_path: Path) -> None:
@@ -314,36 +343,42 @@ def test_each_start_has_an_incarnation_of_its_own(tmp_path: Path) -> None:
     assert len({started.incarnation for started in journal.starts()}) == 4
 
 
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_journal_begins_anew_where_it_cannot_go_on(tmp_path: Path, exists: bool) -> None:
-    path = tmp_path / "journal"
-    upgraded = replace(SETTINGS, recipe_digest="release 2; recipe 2; data 3")
-    if exists:
-        path.write_bytes(WHOLE)
-    journal = go_on(path, 2 if exists else 7, upgraded)
-    journal.require_identity(run_identity(upgraded.recipe_digest, 0))
-    assert journal.first_version == journal.version == (2 if exists else 7)
+def test_a_run_without_a_journal_begins_one(tmp_path: Path) -> None:
+    assert go_on(tmp_path / "journal", 7).first_version == 7
+
+
+UPGRADED = replace(SETTINGS, recipe_digest="release 2; recipe 2; data 3")
 
 
 @pytest.mark.parametrize(
-    ("version", "content", "message"),
+    ("settings", "version", "content", "reason"),
     [
-        (4, WHOLE, "version 4 is not in the journal, which goes from version 0 to 3"),
-        (3, WHOLE[:-140], "from version 0 to 1, where record 5 is damaged: it is cut short"),
-        (3, FLIPPED, "from version 0 to 0, where record 3 is damaged: its checksum is not"),
-        (1, encoded(AGAIN), "version 1 is not in the journal, which goes from version 3 to 3"),
-        (0, encode_header(run_identity("other", 0)) + encode_record(STARTED), "of another run"),
+        (UPGRADED, 2, WHOLE, "of another run"),
+        (SETTINGS, 4, WHOLE, "version 4 is not in the journal"),
+        (SETTINGS, 3, WHOLE[:-140], "version 3 is not in the journal"),
+        (SETTINGS, 3, FLIPPED[:-140], "version 3 is not in the journal"),
+        (SETTINGS, 1, encoded(AGAIN), "the journal begins at version 3"),
+        (SETTINGS, 1, b"something else", "is no journal"),
+        (SETTINGS, 1, encode_header(IDENTITY), "cut short"),
     ],
-    ids=["checkpoint newer", "cut short", "flipped bit", "checkpoint older", "another run"],
+    ids=["upgrade", "newer", "cut short", "flipped bit", "older", "no journal", "header alone"],
 )
-def test_a_journal_that_does_not_fit_is_refused_and_left_as_it_is(
-    tmp_path: Path, version: int, content: bytes, message: str
+def test_a_journal_that_cannot_be_continued_is_kept_and_a_new_one_begins(
+    tmp_path: Path, settings: RunSettings, version: int, content: bytes, reason: str
 ) -> None:
     path = tmp_path / "journal"
-    path.write_bytes(content)
-    with pytest.raises(DistNetError, match=message):
-        go_on(path, version)
-    assert path.read_bytes() == content
+    for number in (1, 2):
+        path.write_bytes(content)
+        run = resumed(settings, version)
+        with opened_journal(path, run):
+            pass
+        kept = tmp_path / f"journal-{number}"
+        assert kept.read_bytes() == content
+        assert str(kept) in run.resume_warnings[0]
+        assert reason in run.resume_warnings[0]
+        journal = read_journal(path)
+        journal.require_identity(run_identity(settings.recipe_digest, 0))
+        assert journal.first_version == journal.version == version
 
 
 def test_digests_of_weights_are_those_of_their_bytes() -> None:

@@ -45,7 +45,7 @@ def journal_of_a_run(refuses_for_s: float) -> Journal:
     """That of a run that is stopped, while the disk becomes read-only after its last checkpoint."""
     schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
     run = RunState(SETTINGS, np.zeros(3, np.float32))
-    with opened_journal(JOURNAL, run, None, disk=disk) as journal:
+    with opened_journal(JOURNAL, run, disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
         loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
         loop.stop("enough")
@@ -69,14 +69,14 @@ def test_a_run_ends_though_its_journal_cannot_be_told() -> None:
 def test_a_server_resumes_on_a_full_disk() -> None:
     schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
     first = RunState(SETTINGS, np.zeros(3, np.float32))
-    with opened_journal(JOURNAL, first, None, disk=disk) as journal:
+    with opened_journal(JOURNAL, first, disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
         loop = ServerLoop(first, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
         next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0)))
     checkpoint = decode_checkpoint(CHECKPOINT, disk.read(CHECKPOINT))
     run = RunState.resumed(SETTINGS, checkpoint)
     disk.failure = errno.EROFS
-    with opened_journal(JOURNAL, run, checkpoint, disk=DiskThatOpens(disk)) as journal:
+    with opened_journal(JOURNAL, run, disk=DiskThatOpens(disk)) as journal:
         loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
         started: list[str] = []
         next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0), lambda: started.append("")))
@@ -122,7 +122,7 @@ class SlowWriter(Executor):
 def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_for_it() -> None:
     schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
     run, writer = RunState(SETTINGS, np.zeros(3, np.float32)), SlowWriter()
-    with opened_journal(JOURNAL, run, None, sync="0.1", disk=disk) as journal:
+    with opened_journal(JOURNAL, run, sync="0.1", disk=disk) as journal:
         socket = VirtualNetwork(schedule).listen("server")
         loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
         turns = loop.turns(writer)

@@ -541,7 +541,6 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "workers_restarted": 0,
         "worker_count": 1,
         "samples_done_again": 0,
-        "samples_done_again_now": 0,
         "checkpoints_failed": 0,
         "journal_failures": 0,
         "next_record": len(records),
@@ -554,6 +553,7 @@ def test_the_report_of_a_finished_run(desk: Desk) -> None:
         "journal_unwritten_bytes": 0,
         "journal_error": None,
         "staleness_warning": None,
+        "resume_warnings": [],
     }
     assert worker == {
         "id": 1,
@@ -652,13 +652,6 @@ def test_staleness_is_counted_in_so_many_buckets_at_most() -> None:
     for staleness in (0, 1, 2, 3, 4, 7, 8, 2**14 - 1, 2**14, 2**40):
         metrics.push_applied(1, 0.0, 0, [staleness], 0.0)
     assert metrics.staleness_buckets == [1, 1, 2, 2, 1, *[0] * 9, 1, 2]
-
-
-def test_a_report_says_what_is_done_again_since_this_start_and_in_all() -> None:
-    metrics = RunMetrics.from_json(RunMetrics(samples_done_again=30).to_json())
-    metrics.samples_done_again += 12
-    report = metrics.report(0, 0)
-    assert (report["samples_done_again"], report["samples_done_again_now"]) == (42, 12)
 
 
 def test_counters_go_on_from_those_of_another_release() -> None:

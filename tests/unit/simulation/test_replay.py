@@ -166,7 +166,7 @@ def test_a_run_of_grouped_pushes_with_dropout_and_buffers_is_replayed() -> None:
 def test_a_run_of_rounds_is_replayed(tmp_path: Path) -> None:
     settings = replace(SETTINGS, consistency=Consistency.of("bsp:4"))
     run, path = a_run(settings), tmp_path / "journal"
-    with opened_journal(path, run, None) as journal:
+    with opened_journal(path, run) as journal:
         applied = train(run, 60, seed=11)
         last = run.checkpoint()
         journal.append(b"".join(map(encode_record, [*applied, checkpointed(last)])))
@@ -228,13 +228,13 @@ def test_a_replay_stops_within_the_run_and_the_run_goes_on_from_there() -> None:
 def test_a_run_is_replayed_across_a_crash_and_changed_settings(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     run = a_run()
-    with opened_journal(path, run, None) as journal:
+    with opened_journal(path, run) as journal:
         journal.append(b"".join(map(encode_record, train(run, 8, seed=5))))
         checkpoint = run.checkpoint()
         journal.append(b"".join(map(encode_record, train(run, 5, seed=6))))
     changed = replace(SETTINGS, clip_norm=None, average_decay=0.5)
     resumed = RunState.resumed(changed, checkpoint)
-    with opened_journal(path, resumed, checkpoint, threads=2) as journal:
+    with opened_journal(path, resumed, threads=2) as journal:
         journal.append(b"".join(map(encode_record, train(resumed, 8, seed=7))))
         last = resumed.checkpoint()
         journal.append(encode_record(checkpointed(last)))
