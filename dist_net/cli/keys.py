@@ -3,10 +3,12 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from dist_net.cluster.command_line import command_line
 from dist_net.cluster.opening import pasted, until
+from dist_net.errors import KeyFileError
 from dist_net.models.run_directory import RunDirectory
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite_again, revoke
 from dist_net.wire.security import ROLES, add_keys, create_keys, has_server_keys
@@ -45,9 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     taken_back = actions.add_parser(
         "revoke",
-        help="shut out who has a token or a key, now",
-        description="Shut out whoever came by a token, or has a key; a running server ends their "
-        "connections within a second or two.",
+        help="revoke a token or a key, effective immediately",
+        description="Revoke a key, or a token with every key that it enrolled. A running server "
+        "ends their connections within a second or two.",
     )
     token = actions.add_parser(
         "token",
@@ -87,9 +89,20 @@ def run(arguments: argparse.Namespace) -> int:
         print(pasted(token))
         print(f"until {until(token)}; its id is {token.identity}", file=sys.stderr)
     else:
-        for name in arguments.names:
-            print(f"shut out: {', '.join(revoke(directory, name))}")
+        _revoke(directory, arguments.names)
     return 0
+
+
+def _revoke(directory: Path, names: Sequence[str]) -> None:
+    """Revoke each name, whatever becomes of the others; raises `KeyFileError` at the end."""
+    faults = []
+    for name in names:
+        try:
+            print(f"revoked: {', '.join(revoke(directory, name))}")
+        except KeyFileError as error:
+            faults.append(str(error))
+    if faults:
+        raise KeyFileError("; ".join(faults))
 
 
 def _create(arguments: argparse.Namespace) -> int:

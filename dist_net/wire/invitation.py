@@ -30,11 +30,13 @@ from dist_net.errors import KeyFileError, TokenError
 from dist_net.wire.messages import Enrol, Enrolled, Refuse
 from dist_net.wire.security import (
     CLIENT,
-    MAY_SEND,
+    ROLES,
     TOKEN,
     WORKER,
     PeerKeys,
     allow_list_of,
+    allowed_keys,
+    key_files,
     make_keys,
     read_public_key,
     write_key,
@@ -49,6 +51,7 @@ MOST_KEYS_OF_A_TOKEN = 256
 KEPT_AFTER_EXPIRY_S = 7 * 86_400.0
 """For so long the holder of a token is told that it has expired; then it is not known any more."""
 _ADDRESSES = "addresses.json"
+_IDENTITY = re.compile("[0-9a-f]{8}")
 _EXPIRES = re.compile(r'^\s*expires\s*=\s*"(\d+)"', re.MULTILINE)
 
 
@@ -138,12 +141,18 @@ def enrol(directory: Path, token_key: bytes, enrolling: Enrol, now_s: float) -> 
         allow_list = allow_list_of(directory, enrolling.role)
         if (allow_list / f"{name}.key").exists():  # the request came twice
             return Enrolled()
-        if len(_names_of(directory, identity)) > MOST_KEYS_OF_A_TOKEN:
+        enrolled = [each for role in (WORKER, CLIENT) for each in key_files(directory, role)]
+        if sum(each.stem.startswith(f"{identity}-") for each in enrolled) >= MOST_KEYS_OF_A_TOKEN:
             raise TokenError(
                 f"the token {identity} has let in {MOST_KEYS_OF_A_TOKEN} keys, and no more may "
                 f"come by it: {_another(directory)}"
             )
         write_key(allow_list / f"{name}.key", key)
+        try:
+            _token_of(directory, token_key)  # it may have been revoked meanwhile
+        except (KeyFileError, TokenError):
+            (allow_list / f"{name}.key").unlink(missing_ok=True)
+            raise
     except (KeyFileError, TokenError) as error:
         logger.warning("event=enrol_refused name=%s reason=%s", enrolling.name, error)
         return Refuse(str(error), may_rejoin=False)
@@ -223,25 +232,41 @@ def _names_of(directory: Path, identity: str) -> list[Path]:
 
 
 def revoke(directory: Path, name: str) -> list[str]:
-    """Shut out who has the key, or token, of this name; with a token, all whom it has let in.
+    """Revoke the key or token of this name; with a token, every key that it has enrolled.
 
-    A running server ends their connections within a second or two. Returns what was deleted, as
-    ``workers/NAME``. Raises `KeyFileError` if there is no such name.
+    A running server ends their connections within a second or two. Returns the deleted files, as
+    ``workers/NAME``. Raises `KeyFileError` if there is no such name, and, once the rest is deleted,
+    for each file that could not be deleted or read.
     """
-    files = [
-        path for role in MAY_SEND for path in sorted(allow_list_of(directory, role).glob("*.key"))
-    ]
-    meant = {*_names_of(directory, name)} if re.fullmatch(r"[0-9a-f]{8}", name) else set()
-    meant |= {path for path in files if path.stem == name}
-    if not meant:
-        known = ", ".join(sorted({path.stem for path in files})) or "nobody"
-        raise KeyFileError(
-            f"{directory} lets in nobody called {name!r}; expected the id of a token or the name "
-            f"of a key: {known}"
-        )
-    for path in meant:
+    deleted: list[str] = []
+    faults: list[object] = []
+    known: set[str] = set()
+    # The token first: `enrol` looks for it again after it has written a key.
+    for role in (TOKEN, *ROLES):
         try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise KeyFileError(f"cannot delete {path} ({error.strerror})") from error
-    return sorted(f"{path.parent.name}/{path.stem}" for path in meant)
+            files = key_files(directory, role)
+        except KeyFileError as error:
+            faults.append(error)
+            continue
+        known |= {path.stem for path in files}
+        for path in files:
+            is_enrolled = _IDENTITY.fullmatch(name) and path.stem.startswith(f"{name}-")
+            if path.stem == name or is_enrolled:
+                try:
+                    path.unlink(missing_ok=True)
+                    deleted.append(f"{path.parent.name}/{path.stem}")
+                except OSError as error:
+                    faults.append(f"cannot delete {path} ({error.strerror})")
+    if not faults:
+        faults += allowed_keys(directory)[1]
+    if faults:
+        raise KeyFileError(
+            f"{'; '.join(map(str, faults))}; revoked only: {', '.join(deleted) or 'nothing'}. "
+            f"Repair or delete each of these files, and revoke {name} again"
+        )
+    if not deleted:
+        raise KeyFileError(
+            f"no token or key {name!r} in {directory}; expected a token id or a key name: "
+            f"{', '.join(sorted(known)) or 'none'}"
+        )
+    return sorted(deleted)

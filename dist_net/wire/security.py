@@ -19,6 +19,7 @@ key of their own let in, and no more. Key files have the format of
 `zmq.auth`'s certificates.
 """
 
+import errno
 import logging
 import os
 import re
@@ -195,7 +196,10 @@ def _secret_name(role: str) -> str:
 def load_server_keys(directory: Path) -> ServerKeys:
     """Read the server's keys from the cluster's key directory; raises `KeyFileError`."""
     public, secret = _load_pair(directory / _SERVER_SECRET)
-    if not _allowed_keys(directory):
+    allowed, faults = allowed_keys(directory)
+    if faults:
+        raise faults[0]
+    if not allowed:
         raise KeyFileError(
             f"no worker is allowed in: {allow_list_of(directory, WORKER)} holds no .key file; "
             f"this adds one: dist-net keys create {shlex.quote(str(directory))} --worker NAME"
@@ -299,37 +303,55 @@ class AllowList:
             self._changed_ns = changed_ns
 
     def _read(self) -> bool:
-        """Whether the directory could be read."""
+        """Whether the directory could be read, but for files that then admit nobody."""
+        is_read = True
         try:
-            self._roles, self._last_error = _allowed_keys(self.directory), ""
+            self._roles, faults = allowed_keys(self.directory)
         except KeyFileError as error:
-            if str(error) != self._last_error:  # those who try again come ten times a second
-                self._last_error = str(error)
-                logger.warning("event=allow_list_unreadable error=%s", error)
-            return False
-        return True
+            is_read, faults = False, [error]
+        found = "; ".join(map(str, faults))
+        if found not in ("", self._last_error):  # a peer that retries comes ten times a second
+            logger.warning("event=allow_list_unreadable error=%s", found)
+        self._last_error = found
+        return is_read
 
     def roles_of(self, key: str) -> frozenset[str]:
         """What a key (Z85) that was let in may do; nothing once it is revoked."""
         return self._roles.get(key.encode(), frozenset())
 
 
-def _allowed_keys(directory: Path) -> dict[bytes, frozenset[str]]:
-    """The roles of each key that is allowed in."""
+def key_files(directory: Path, role: str) -> list[Path]:
+    """Return the files of the keys of a role; raises `KeyFileError` if they cannot be listed."""
+    allow_list = allow_list_of(directory, role)
+    try:
+        return sorted(path for path in allow_list.iterdir() if path.suffix == ".key")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise KeyFileError(
+            f"cannot read the allow-list {allow_list} ({error.strerror}); {_CREATE_HINT}"
+        ) from error
+
+
+def allowed_keys(directory: Path) -> tuple[dict[bytes, frozenset[str]], list[KeyFileError]]:
+    """Return the roles of each allowed key, and an error for each unreadable file.
+
+    A file that is unreadable admits nobody. Raises `KeyFileError` if the directory is unreadable,
+    or this process has no free file descriptor.
+    """
     allowed: dict[bytes, frozenset[str]] = {}
+    faults: list[KeyFileError] = []
     for role in MAY_SEND:
-        allow_list = allow_list_of(directory, role)
-        try:
-            paths = [path for path in allow_list.iterdir() if path.suffix == ".key"]
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise KeyFileError(
-                f"cannot read the allow-list {allow_list} ({error.strerror}); {_CREATE_HINT}"
-            ) from error
-        for key in map(read_public_key, paths):
-            allowed[key] = allowed.get(key, frozenset()) | {role}
-    return allowed
+        for path in key_files(directory, role):
+            try:
+                key = read_public_key(path)
+            except KeyFileError as error:
+                if getattr(error.__cause__, "errno", None) in (errno.EMFILE, errno.ENFILE):
+                    raise
+                faults.append(error)
+            else:
+                allowed[key] = allowed.get(key, frozenset()) | {role}
+    return allowed, faults
 
 
 def read_public_key(path: Path) -> bytes:

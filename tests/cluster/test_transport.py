@@ -635,18 +635,29 @@ def test_a_token_lets_in_a_key_and_nothing_else(secured_server, keys):
         exchange(secured_server, worker)
 
 
-def test_a_damaged_allow_list_keeps_everybody_out(secured_server, keys, caplog):
-    worker_keys = load_peer_keys(keys)
+def test_a_damaged_key_file_admits_nobody_and_keeps_no_revoked_key(secured_server, keys, caplog):
+    late_keys = load_peer_keys(add_keys(keys, name="late"))
+    address = secured_server.contact_addresses[0]
     (keys / "workers/damaged.key").write_text("nonsense")
-    with ClientSocket(secured_server.contact_addresses[0], worker_keys) as client:
-        assert_kept_out(secured_server, client, "refuses these keys")
-    assert "damaged.key" in caplog.text
+    with ClientSocket(address, load_peer_keys(keys)) as worker:
+        exchange(secured_server, worker)
+    with ClientSocket(address, late_keys) as late:
+        exchange(secured_server, late)
+        with pytest.raises(KeyFileError, match=r"damaged\.key"):
+            revoke(keys, "late")
+        refusal = None
+        while refusal is None:  # the server looks at the files twice a second
+            late.send(Heartbeat(1))
+            secured_server.receive(DEADLINE_S)
+            refusal = late.receive(0.05)
+        assert not refusal.may_rejoin
+    assert caplog.text.count("allow_list_unreadable") == 1
 
 
 def test_a_worker_comes_in_after_the_allow_list_could_not_be_read(
     secured_server, keys, monkeypatch, caplog
 ):
-    read = security._allowed_keys
+    read = security.allowed_keys
     outcomes = [KeyFileError("no descriptor left"), KeyFileError("no descriptor left")]
 
     def read_at_last(directory):
@@ -655,7 +666,7 @@ def test_a_worker_comes_in_after_the_allow_list_could_not_be_read(
         return read(directory)
 
     worker_keys = load_peer_keys(keys)
-    monkeypatch.setattr(security, "_allowed_keys", read_at_last)
+    monkeypatch.setattr(security, "allowed_keys", read_at_last)
     with ClientSocket(secured_server.contact_addresses[0], worker_keys) as client:
         exchange(secured_server, client)
     assert caplog.text.count("allow_list_unreadable error=no descriptor left") == 1

@@ -165,7 +165,7 @@ def test_the_command_shuts_out_by_name(tmp_path, capsys):
         assert run_command("create", str(keys), "--worker", "rack1", "--worker", "rack2") == 0
         where = keys if keys.parent == tmp_path else keys.parent
         assert run_command("revoke", str(where), "rack1") == 0
-        assert "shut out: workers/rack1" in capsys.readouterr().out
+        assert "workers/rack1" in capsys.readouterr().out
         assert {path.name for path in (keys / "workers").iterdir()} == {"rack2.key"}
-    with pytest.raises(KeyFileError, match=r"nobody called 'rack1'.*: rack2"):
+    with pytest.raises(KeyFileError, match=r"'rack1'.*: .*rack2"):
         run_command("revoke", str(where), "rack1")
