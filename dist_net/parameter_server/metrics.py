@@ -8,6 +8,9 @@ from itertools import islice
 from typing import Any
 
 RECORDS_PER_EPOCH = 20
+RECORD_SHARE = 1 / 200
+"""Metric records are at least this share of a run's time apart, so that short epochs write few."""
+
 RECORDS_PER_REPORT = 256  # a report is one message of bounded size
 RECORDS_KEPT = 10_000  # in memory, until an observer has asked for them
 RECORDS_IN_CHECKPOINT = 1_000
@@ -140,7 +143,12 @@ class RunMetrics:
         window.staleness += sum(staleness)
 
     def record_due(self, applied_samples: int, samples: int) -> bool:
-        """Say whether a 20th of an epoch of ``samples`` was completed since the last record."""
+        """Return whether a 20th of an epoch of ``samples`` was completed since the last record.
+
+        False if that was less than ``RECORD_SHARE`` of the run's time ago.
+        """
+        if self.seconds - self.window.began_s < RECORD_SHARE * self.seconds:
+            return False
         marks = RECORDS_PER_EPOCH * applied_samples // samples
         before = RECORDS_PER_EPOCH * (applied_samples - self.window.samples) // samples
         return marks > before

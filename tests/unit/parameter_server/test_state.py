@@ -10,6 +10,7 @@ import pytest
 
 from dist_net.errors import CheckpointMismatchError, DistNetError, SettingError
 from dist_net.optim import SGD, Momentum, StepDecay
+from dist_net.parameter_server import metrics as metrics_module
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.journal import JournalLag
 from dist_net.parameter_server.loop import opened_run
@@ -654,6 +655,18 @@ def test_staleness_is_counted_in_so_many_buckets_at_most() -> None:
     assert metrics.staleness_buckets == [1, 1, 2, 2, 1, *[0] * 9, 1, 2]
 
 
+def test_short_epochs_have_few_records() -> None:
+    metrics = RunMetrics()
+    metrics.lease_granted(0.0)
+    for push in range(1, 100_001):  # each of them an epoch
+        metrics.push_applied(32, 1.0, 0, [0], 0.006 * push)
+        if metrics.record_due(32 * push, 32):
+            metrics.record(32 * push, 32, push, 0.1)
+    assert metrics.records[-1]["seconds"] > 0.99 * 600
+    assert 500 < metrics.next_record < 3000
+    assert [each["version"] for each in metrics.records][:3] == [1, 2, 3]
+
+
 def test_counters_go_on_from_those_of_another_release() -> None:
     state = RunMetrics(pushes_applied=7).to_json()
     del state["journal_failures"]
@@ -672,7 +685,10 @@ def test_there_are_twenty_records_an_epoch_and_an_observer_asks_for_the_new_ones
     assert desk.report(first_record=40)["records"] == []
 
 
-def test_a_checkpoint_stays_small_however_long_the_run_and_its_records_go_on() -> None:
+def test_a_checkpoint_stays_small_however_long_the_run_and_its_records_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics_module, "RECORD_SHARE", 0.0)
     settings = replace(SETTINGS, samples=20, batch_size=1, epochs=600, lease_minibatches=1)
     desk = Desk(RunState(settings, vector(0.0)))
     desk.join(b"a")
