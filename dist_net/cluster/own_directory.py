@@ -14,6 +14,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 TEMPORARY = "dist-net-"
+MAX_PARENT_BYTES = 80
+"""A Unix socket's path has at most 107 bytes (unix(7)), of which ours need up to 26 more."""
+
 LOGS = "pool-"
 LOCK = "lock"
 LOGS_KEPT = 10
@@ -21,11 +24,15 @@ LOGS_KEPT = 10
 
 @contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """A private directory for as long as the context lasts."""
+    """A context with a private directory whose path is short enough for a Unix socket in it."""
     parent = Path(tempfile.gettempdir())
+    if len(os.fsencode(parent)) > MAX_PARENT_BYTES:
+        parent = Path("/tmp")
     _remove_abandoned(parent, TEMPORARY, kept=0)
     with (
-        tempfile.TemporaryDirectory(prefix=TEMPORARY, ignore_cleanup_errors=True) as name,
+        tempfile.TemporaryDirectory(
+            prefix=TEMPORARY, dir=parent, ignore_cleanup_errors=True
+        ) as name,
         _locked(Path(name)),
     ):
         yield Path(name)

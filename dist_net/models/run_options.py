@@ -17,7 +17,7 @@ from dist_net.errors import (
 from dist_net.optim import AdamW, Optimizer, optimizer_named
 from dist_net.parameter_server.consistency import AUTO, Consistency
 from dist_net.parameter_server.journal import NEVER, sync_interval_s
-from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings
+from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings, require_seed
 from dist_net.recipes.recipe import (
     LoadedRecipe,
     RecipeRecord,
@@ -61,8 +61,7 @@ class RunOptions:
             raise SettingError(
                 f"learning_rate={self.learning_rate}: expected a finite number above 0"
             )
-        if self.seed < 0:
-            raise SettingError(f"seed={self.seed}: expected a whole number, 0 or above")
+        require_seed(self.seed)
         if not self.checkpoint_every_s > 0:
             raise SettingError(
                 f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "

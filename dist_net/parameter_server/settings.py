@@ -67,7 +67,7 @@ class RunSettings:
             f"at most the number of samples, which is {self.samples}",
             lambda value: value <= self.samples,
         )
-        self._require("seed", "a whole number, 0 or above", lambda value: _is_whole(value, 0))
+        require_seed(self.seed)
         self._require(
             "pipeline",
             f"numbers from 1 up, and at most {PIPELINE.gradients} gradients",
@@ -181,6 +181,12 @@ class RunSettings:
             if entry.name not in elsewhere
             for value in (getattr(self, entry.name),)
         }
+
+
+def require_seed(seed: int) -> None:
+    """Raise ``SettingError`` unless a message and a checkpoint can hold the seed."""
+    if not (_is_whole(seed, 0) and seed < 2**63):
+        raise SettingError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
 
 
 def _is_whole(value: Any, least: int) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.cluster.own_directory import LOGS_KEPT, log_directory, temporary_directory
+from dist_net.wire.address import listen_address
 
 SCRIPT = """
 import signal, sys, tempfile
@@ -52,6 +53,18 @@ def test_what_a_killed_process_left_is_removed_at_the_next_start(
         with temporary_directory() as own:
             assert {*tmp_path.iterdir()} == {foreign, used, own}
     assert {*tmp_path.iterdir()} == {foreign, used}
+
+
+def test_a_socket_fits_into_it_however_long_the_temporary_directorys_path_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in (80, 81, 200):
+        parent = tmp_path / ("x" * (size - len(str(tmp_path)) - 1))
+        parent.mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(parent))
+        with temporary_directory() as own:
+            assert listen_address(f"ipc://{own}/server")
+            assert (own.parent == parent) == (size <= 80)
 
 
 def test_logs_stay_and_only_the_oldest_go(tmp_path: Path) -> None:

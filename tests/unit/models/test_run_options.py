@@ -32,6 +32,8 @@ def test_a_count_or_rate_that_is_not_above_zero_is_refused(name: str, value: flo
         RunOptions("digits", **{name: value})  # type: ignore[arg-type]
 
 
-def test_a_negative_seed_is_refused() -> None:
-    with pytest.raises(SettingError, match="seed=-1: expected a whole number, 0 or above"):
-        RunOptions("digits", seed=-1)
+@pytest.mark.parametrize("seed", [-1, 2**63, 0.5])
+def test_a_seed_that_no_message_can_hold_is_refused(seed: int) -> None:
+    with pytest.raises(SettingError, match=rf"seed={seed}: expected .* from 0 to"):
+        RunOptions("digits", seed=seed)
+    assert RunOptions("digits", seed=2**63 - 1).seed == 2**63 - 1
