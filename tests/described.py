@@ -15,7 +15,7 @@ ORDINARY: dict[str, Any] = {
     "recipe": "digits",
     "arrays_path": "arrays",
     "arrays_bytes": 1,
-    "arrays_key": "key",
+    "arrays_key": "0" * 64,
 }
 
 

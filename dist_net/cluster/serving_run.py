@@ -33,6 +33,7 @@ from dist_net.errors import (
     ModelLoadError,
     SettingError,
 )
+from dist_net.release import release
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.settings import token_in
@@ -102,7 +103,10 @@ async def serve(options: ServingOptions) -> int:
         listen = opening.listen if ray is None else ray.listen
         workers = opened.enter_context(_worker_socket(listen, worker_keys, directory))
         clock, token = SystemClock(), secrets.token_hex()
-        pool = Pool(options.pool, options.names, clock.now(), secrets.randbits(32), token.encode())
+        pool = Pool(
+            *(options.pool, options.names, clock.now()),
+            *(secrets.randbits(32), token.encode(), release()),
+        )
         roles = _roles(options, workers.contact_addresses[0], directory, token)
         forks = "dist_net.cluster.processes.inference_fork_server"
         children: PoolChildren = PoolChildren(roles, forks, logs)

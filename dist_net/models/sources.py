@@ -53,6 +53,7 @@ from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
 from dist_net.wire.reaching import be_let_in
 from dist_net.wire.security import CLIENT, PeerKeys
+from dist_net.wire.serving_messages import MODEL_NAME
 from dist_net.wire.token import TRAINING, JoinToken, is_token
 
 logger = logging.getLogger(__name__)
@@ -455,11 +456,10 @@ class NamedSource(NamedTuple):
 
 
 def named_source(text: str) -> NamedSource:
-    """Parses how a command line names one of several models.
+    """Parse how a command line names one of several models.
 
     Without ``NAME=`` the model is named after its source. Raises ModelOptionError for a name that
-    cannot stand in a URL: it is made of letters, digits, ``.``, ``_`` and ``-``, and begins with a
-    letter or digit; ``stats`` means the statistics of all models there.
+    is no MODEL_NAME, and for ``stats``, which means the statistics of all models in a URL.
     """
     name, separator, rest = text.partition("=")
     if not separator or not re.fullmatch(r"[\w.-]+", name) or not rest:
@@ -468,10 +468,10 @@ def named_source(text: str) -> NamedSource:
     files = dict(zip(options[::2], map(Path, options[1::2]), strict=True))
     is_live = source.startswith(LIVE) or is_token(source)
     name = name or ("live" if is_live else _name_after(source))
-    if name == "stats" or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if name == "stats" or not MODEL_NAME.fullmatch(name):
         raise ModelOptionError(
             f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME other than "
-            f"'stats' of letters, digits, '.', '_' and '-', a letter or digit first"
+            f"'stats' of 1 to 100 letters, digits, '.', '_' and '-', a letter or digit first"
         )
     return NamedSource(name, source, files.get("weights"), files.get("labels"))
 

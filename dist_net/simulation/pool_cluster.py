@@ -40,6 +40,7 @@ from dist_net.wire.serving_messages import Answer, Ask, ModelPrepared
 CLIENTS = "desk"  # where clients connect to
 STARTS_S = 0.3  # what a process needs until it speaks
 DRIFT_S = 11.0
+NO_KEY = "0" * 64  # of arrays: nothing is mapped
 
 
 class VirtualClient:
@@ -236,7 +237,7 @@ class PoolCluster:
             return ModelPrepared(model, version, "", "its file is damaged", version)
         shape = (2,) if self._happens(self.changes_shape) else (1,)
         described = ModelDescription(
-            model, version, "FP32", shape, 2, (), False, False, "", "digits", "", 0, ""
+            model, version, "FP32", shape, 2, (), False, False, "", "digits", "", 0, NO_KEY
         )
         return ModelPrepared(model, version, described.to_json(), "", version)
 

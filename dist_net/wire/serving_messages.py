@@ -30,7 +30,14 @@ pass for a worker.
 Times are seconds from now, never moments: the clocks of hosts differ.
 """
 
+import re
 from typing import NamedTuple
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""A served model's name: it becomes a part of URLs, and of a file's name on a worker's host."""
+
+ARRAYS_KEY = re.compile("[0-9a-f]{64}")
+"""The key of a version's file of arrays, a SHA-256, which becomes a part of that name too."""
 
 Payloads = tuple[bytes | memoryview, ...]
 """Frames of raw bytes. Received ones are borrowed from the socket, and read-only."""
@@ -127,11 +134,15 @@ class Greeting(NamedTuple):
 
 
 class Enlist(NamedTuple):
-    """An inference worker joins. ``process_id`` matters only on the gateway's host."""
+    """An inference worker joins. ``process_id`` matters only on the gateway's host.
+
+    ``release`` must be the gateway's: see `dist_net.release`.
+    """
 
     name: str
     host: str
     process_id: int
+    release: str = ""
 
 
 class EnlistLoader(NamedTuple):
@@ -176,7 +187,10 @@ class ModelPrepared(NamedTuple):
 
 
 class Load(NamedTuple):
-    """The worker must load this version too; it goes on serving meanwhile."""
+    """The worker must load this version too; it continues to serve meanwhile.
+
+    ``description`` is the JSON of a `ModelDescription`, with a MODEL_NAME and an ARRAYS_KEY.
+    """
 
     model: str
     version: int

@@ -10,6 +10,7 @@ import pytest
 
 from dist_net.cluster.bounded_log import MOST_BYTES
 from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.release import release
 from dist_net.wire.messages import Join, Leave, Message, Welcome
 from dist_net.wire.serving_messages import Describe, Description, Enlist, Enlisted
 from dist_net.wire.transport import ClientSocket
@@ -116,7 +117,7 @@ def test_a_gateway_outlives_ten_thousand_peers_at_either_port(
     clients = clients_address(gateway, eventually)
 
     def enlist(number: int) -> Message:
-        return Enlist(f"w{number}", "elsewhere", number)
+        return Enlist(f"w{number}", "elsewhere", number, release())
 
     def goodbye(answer: Message | None) -> Message | None:
         assert isinstance(answer, Description | Enlisted), answer

@@ -44,7 +44,9 @@ MAY_IMPORT = {
     "wire": "errors vector clock",
     "parameter_server": "errors vector clock files optim wire",
     "training": "errors vector clock autodiff nn optim data recipes wire",
-    "serving": "errors clock files spelling autodiff nn pictures darknet pretrained recipes wire",
+    "serving": (
+        "errors clock files spelling release autodiff nn pictures darknet pretrained recipes wire"
+    ),
     "models": (
         "errors vector files spelling nn optim pictures data darknet pretrained recipes wire "
         "parameter_server"
@@ -53,7 +55,7 @@ MAY_IMPORT = {
     "export": "errors vector files spelling release autodiff nn recipes models",
     "simulation": "errors vector wire parameter_server training serving",
     "cluster": (
-        "errors vector clock autodiff nn optim pictures data recipes wire parameter_server "
+        "errors vector clock release autodiff nn optim pictures data recipes wire parameter_server "
         "training serving models report simulation"
     ),
     "cli": (

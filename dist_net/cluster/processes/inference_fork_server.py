@@ -18,11 +18,13 @@ from dist_net.cluster.forking import fork_on_orders
 from dist_net.cluster.processes import inference_worker
 from dist_net.cluster.processes.inference_worker import KEPT_BYTES
 from dist_net.nn.inference import import_kernels
+from dist_net.release import release
 
 
 def run(_: Namespace) -> int:
     """Forks until nobody orders any more."""
     import_kernels()
+    release()  # which takes some milliseconds, once for all workers
     print(READY, flush=True)
     fork_on_orders(socket.socket(fileno=sys.stdin.fileno()), work)
     return 0

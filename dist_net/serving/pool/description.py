@@ -12,6 +12,7 @@ from struct import calcsize
 from typing import Any, NamedTuple
 
 from dist_net.errors import ProtocolError
+from dist_net.wire.serving_messages import ARRAYS_KEY, MODEL_NAME
 
 TYPE_CODES = {
     **{"INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q"},
@@ -87,7 +88,11 @@ class ModelDescription:
             told = json.loads(text)
             shape, labels = tuple(told.pop("input_shape")), tuple(told.pop("labels"))
             files = dict(told.pop("recipe_files", {}))
-            return cls(input_shape=shape, labels=labels, recipe_files=files, **told)
+            description = cls(input_shape=shape, labels=labels, recipe_files=files, **told)
+            for name, pattern in ("name", MODEL_NAME), ("arrays_key", ARRAYS_KEY):
+                if not (isinstance(told[name], str) and pattern.fullmatch(told[name])):
+                    raise ValueError(f"{name} {told[name]!r:.80}; expected {pattern.pattern}")
+            return description
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ProtocolError(f"this describes no model: {text[:80]!r} ({error})") from error
 

@@ -53,7 +53,8 @@ class Pool:
     """Times are seconds on one clock that never goes backwards; ``now`` is when the pool starts.
 
     ``first_worker_id`` should change with every start, so that a worker of the previous pool is
-    not taken for one of this. ``loader_token``: see `Catalogue`.
+    not taken for one of this. ``loader_token``: see `Catalogue`. ``release``: of dist_net, which
+    workers must have too.
 
     `dispatch` must be called after other calls, once for all that happened together: it alone sends
     batches and requests to the loader. Each request that was let in ends with one `EndRequest`,
@@ -67,7 +68,9 @@ class Pool:
         now: float = 0.0,
         first_worker_id: int = 1,
         loader_token: bytes = b"",
+        release: str = "",
     ) -> None:
+        self._release = release
         self.catalogue = Catalogue(model_names, loader_token)
         self._settings = settings
         self._started_s = now
@@ -133,6 +136,12 @@ class Pool:
                 worker.heard_s = now
                 # To where it works, too: if that connection is gone, what was on it is lost.
                 return [SendToNode(to, Alive(sent_s)) for to in (node, worker.node)]
+            case Enlist(release=release) if release != self._release:
+                reason = (
+                    f"this worker has release {release} of dist_net, and the gateway has "
+                    f"{self._release}: install the same release, unchanged, on both hosts"
+                )
+                return [SendToNode(node, Refuse(reason, may_rejoin=False))]
             case Enlist(name, host, process_id):
                 return self.enlist(node, name, host, process_id, now)
             case Leave():

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import GatewayLostError, JoinRefusedError, NoAnswerError
+from dist_net.release import release
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.network_loader import NetworkLoader
@@ -59,7 +60,7 @@ def connected_worker(
         return heart
 
     models = LoadedModels(NetworkLoader(address, keys, settings, clock).load)
-    enlist = Enlist(name, socket.gethostname(), os.getpid())
+    enlist = Enlist(name, socket.gethostname(), os.getpid(), release())
     with ClientSocket(address, keys) as connection:
         worker = InferenceWorker(connection, models, start_heart, enlist, bears_silence, clock)
         try:

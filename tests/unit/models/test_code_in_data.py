@@ -103,7 +103,8 @@ def joined(run: RunDirectory, evil: str) -> None:
 
 def served(_: RunDirectory, evil: str) -> None:
     description = ModelDescription(
-        *("pets", 1, "UINT8", (8, 8), 2, (), True, True, "", "", "", 0, ""), picture_recipe=evil
+        *("pets", 1, "UINT8", (8, 8), 2, (), True, True, "", "", "", 0, "0" * 64),
+        picture_recipe=evil,
     )
     model_of(ModelDescription.from_json(description.to_json()))
 

@@ -22,7 +22,7 @@ from dist_net.serving.pool.requests import (
 )
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.statistics import NO_VERSION
-from dist_net.wire.messages import Alive, Heartbeat
+from dist_net.wire.messages import Alive, Heartbeat, Refuse
 from dist_net.wire.serving_messages import (
     BatchDone,
     Drop,
@@ -964,3 +964,16 @@ def test_statistics_balance_and_outlive_their_version() -> None:
 def test_settings_that_cannot_be_are_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match=next(iter(setting))):
         PoolSettings(**setting)
+
+
+def test_a_worker_of_another_release_is_refused() -> None:
+    pool = Pool(PoolSettings(), ("net",), release="1+aa")
+    [refused] = pool.receive(b"old", Enlist("old", "host", 7, "1+bb"), 0.0)
+    assert isinstance(refused, SendToNode)
+    assert isinstance(refused.message, Refuse)
+    assert not refused.message.may_rejoin
+    assert "1+aa" in refused.message.reason
+    assert "1+bb" in refused.message.reason
+    [accepted, *_] = pool.receive(b"new", Enlist("new", "host", 8, "1+aa"), 0.0)
+    assert isinstance(accepted, SendToNode)
+    assert isinstance(accepted.message, Enlisted)

@@ -194,3 +194,22 @@ def test_all_are_closed_in_the_end(loader):
     models.close()
     assert all(each.is_closed.is_set() for each in loader.made)
     assert len(loader.made) == 2
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "../../../home/anna/.config/x"},
+        {"name": "a" * 101},
+        {"name": "a\n"},
+        {"name": 7},
+        {"arrays_key": "/../../../etc/" + "0" * 50},
+        {"arrays_key": "0" * 63},
+        {"arrays_key": None},
+    ],
+)
+def test_a_gateway_names_no_path_on_a_workers_host(models, loader, values):
+    text = replace(DESCRIPTION, **values).to_json()
+    with pytest.raises(ProtocolError, match=next(iter(values))):
+        models.begin(Load("m", 1, text))
+    assert not loader.has_begun.is_set()
