@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -76,6 +77,7 @@ class Gateway:
         self._futures: dict[int, OutcomeFuture] = {}
         self._has_turn = False
         self._turn_s = 0.0
+        self._timer_s = math.inf  # when the timer is due; infinite if none is set
         self._is_closed = False
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -189,16 +191,18 @@ class Gateway:
         if self._pool.is_check_due(now):
             self._hear(MESSAGES_BEFORE_A_CHECK)
         self._execute(self._pool.dispatch(now))
-        # Set at each turn, also if it seems to be pending: uvloop fires up to 1 ms early.
-        self._timer.cancel()
-        self._timer = self._loop.call_later(self._idle_s(now), self._want_turn)
+        wakeup_s = self._pool.next_wakeup()
+        due_s = now + IDLE_CHECK_S if wakeup_s is None else min(now + IDLE_CHECK_S, wakeup_s)
+        if due_s < self._timer_s:
+            self._timer.cancel()
+            self._timer = self._loop.call_later(max(0.0, due_s - now), self._timer_fired)
+            self._timer_s = due_s
         if self._socket.has_message():  # a send may have used up the descriptor's notice
             self._loop.call_soon(self._receive)
 
-    def _idle_s(self, now: float) -> float:
-        """Return the seconds until the next turn if nothing happens."""
-        wakeup_s = self._pool.next_wakeup()
-        return IDLE_CHECK_S if wakeup_s is None else max(0.0, min(IDLE_CHECK_S, wakeup_s - now))
+    def _timer_fired(self) -> None:
+        self._timer_s = math.inf  # the clock does not tell: uvloop's timers are up to 1 ms early
+        self._want_turn()
 
     def _receive(self) -> None:
         if self._is_closed:
