@@ -153,13 +153,19 @@ def _add_queue(group: argparse._ArgumentGroup) -> None:
         metavar="MS",
         help="how long a batch that is not full waits for more, if others wait too (default: 0)",
     )
-    option("--queue-limit", type=int, default=1024, metavar="N", help="requests (default: 1024)")
+    option(
+        "--queue-limit",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="waiting requests of each model (default: 1024)",
+    )
     option(
         "--queue-mib",
         type=int,
         default=256,
         metavar="MIB",
-        help="that requests without an answer occupy (default: 256)",
+        help="memory for requests without an answer; each model has an equal part (default: 256)",
     )
     option("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a request (10)")
 

@@ -24,6 +24,9 @@ from dist_net.wire.messages import Message
 from dist_net.wire.serving_messages import RunBatch
 
 ROW = struct.Struct("<2f")
+LATE_S = (
+    0.15  # after its deadline a request may still be open: a gateway's turns may be 0.1 s apart
+)
 MOST_VERSIONS = 4
 """Of a model: the one that is served, the one that replaces it, and those that requests name."""
 
@@ -64,8 +67,6 @@ class WatchedPool:
         self._reloads: dict[int, str] = {}
         self._limits: list[tuple[float, int]] = []
         self._had_alone: dict[int, set[bytes]] = defaultdict(set)
-        # A request may be behind another in a worker that never answers, and then tried again.
-        self._longest_s = 2 * settings.longest_batch_s + settings.heartbeat_timeout_s
         self.ended: dict[Status, int] = defaultdict(int)
         self._rolled_out: dict[str, int] = defaultdict(int)
 
@@ -114,7 +115,7 @@ class WatchedPool:
 
     def dispatch(self, now: float) -> list[PoolCommand]:
         commands = self._checked(self._pool.dispatch(now), now)
-        limit_s = now - self._longest_s
+        limit_s = now - LATE_S
         while self._limits and self._limits[0][0] < limit_s - self._stood_still_s():
             _, request_id = heappop(self._limits)
             is_open = request_id in self._open
@@ -181,10 +182,12 @@ class WatchedPool:
             )
 
     def _require_room(self) -> None:
-        settings, queued = self._settings, len(self._pool._queue)
-        held_bytes = self._pool._requests.payload_bytes
-        is_bounded = queued <= settings.queue_requests and held_bytes <= settings.queue_bytes
-        require(is_bounded, f"{queued} requests wait, and all have {held_bytes} bytes")
+        settings, models = self._settings, self._pool.catalogue.models
+        for name, model in models.items():
+            queued, held_bytes = len(self._pool._queues[name]), model.pending_bytes
+            most_bytes = settings.queue_bytes // len(models)
+            is_bounded = queued <= settings.queue_requests and held_bytes <= most_bytes
+            require(is_bounded, f"{queued} requests for {name} wait, and all have {held_bytes} B")
 
     def _require_bounds(self) -> None:
         for model in self._pool.catalogue.models.values():

@@ -25,14 +25,14 @@ class Admission:
         self,
         settings: PoolSettings,
         models: Mapping[str, ModelVersions],
-        queue: RequestQueue,
+        queues: Mapping[str, RequestQueue],
         requests: OpenRequests,
         dispatcher: Dispatcher,
     ) -> None:
         self.is_draining = False
         self._settings = settings
         self._models = models
-        self._queue = queue
+        self._queues = queues
         self._requests = requests
         self._dispatcher = dispatcher
 
@@ -69,7 +69,7 @@ class Admission:
                 description.version,
                 reason="this input has ended two workers: it is not tried again",
             )
-        return self._in_time(question, now)
+        return self._in_time(question, model, now)
 
     def _wrong(self, question: Question, description: ModelDescription) -> str | None:
         payload_bytes = len(question.payload)
@@ -93,22 +93,22 @@ class Admission:
             )
         return None
 
-    def _in_time(self, question: Question, now: float) -> int | Outcome:
-        """As `decide`; refuses what there is no room or no time for."""
+    def _in_time(self, question: Question, model: ModelVersions, now: float) -> int | Outcome:
+        """As `decide`; refuse a request without room in its model's queue, or without time."""
         settings = self._settings
-        queued, held_bytes = len(self._queue), self._requests.payload_bytes
-        payload_bytes = len(question.payload)
+        queued, held_bytes = len(self._queues[model.name]), model.pending_bytes
+        payload_bytes, most_bytes = len(question.payload), settings.queue_bytes // len(self._models)
         key = LaneKey.of(question)
-        timeout_s = question.timeout_s or settings.default_timeout_s
+        timeout_s = settings.allowed_s(question.timeout_s)
         batch_rows = self._dispatcher.batch_rows(key, timeout_s)
         until_s = self._dispatcher.seconds_until_answered(key, question.rows, batch_rows, now)
         wait_s, answered_s = until_s or (0.0, 0.0)
         if queued >= settings.queue_requests:
-            return _unavailable(f"{queued} requests wait already", wait_s)
-        if held_bytes + payload_bytes > settings.queue_bytes:
+            return _unavailable(f"{queued} requests for {model.name} wait already", wait_s)
+        if held_bytes and held_bytes + payload_bytes > most_bytes:
             return _unavailable(
-                f"{held_bytes} bytes of requests are here already, and {payload_bytes} more would "
-                f"exceed the limit of {settings.queue_bytes}",
+                f"requests for {model.name} without an answer have {held_bytes} bytes already; "
+                f"{payload_bytes} more would exceed its limit of {most_bytes}",
                 wait_s,
             )
         if answered_s <= timeout_s:

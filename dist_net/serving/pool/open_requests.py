@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
+from heapq import heapify, heappop, heappush
 
 from dist_net.serving.pool.request_queue import LaneKey, Request, RequestQueue
 from dist_net.serving.pool.requests import EndRequest, Outcome, Payload, Question, Status
@@ -16,50 +17,67 @@ from dist_net.wire.serving_messages import BatchDone
 logger = logging.getLogger(__name__)
 
 CRASHES_ALONE = 2
-"""A request that was alone with a lost worker this often is taken to be the cause."""
+"""A payload that was alone with a lost worker this often is taken to be the cause."""
 MOST_QUARANTINED = 1024  # the oldest are forgotten first
 GLIMPSE_BYTES = 4096
+STALE_DEADLINES = 64
 
 
 class Quarantine:
-    """Payloads that crashed workers and are not tried again, as digests, by version of a model.
+    """Payloads that a worker was lost with, as digests, by version of a model; and how often each
+    was alone with such a worker since a version last answered it.
 
     The digest of 32 MiB takes some 30 ms, in which the gateway answers nobody. So it is computed
     only for a payload that is as long as one of these, and like it in the middle.
     """
 
     def __init__(self) -> None:
-        self._glimpses: OrderedDict[tuple[str, int, bytes], bytes] = OrderedDict()
+        self._losses: OrderedDict[tuple[str, int, bytes], dict[bytes, int]] = OrderedDict()
 
-    def add(self, model: str, version: int, payload: Payload) -> None:
-        self._glimpses[model, version, _digest(payload)] = _glimpse(payload)
-        if len(self._glimpses) > MOST_QUARANTINED:
-            self._glimpses.popitem(last=False)
+    def add(self, model: str, version: int, payload: Payload, is_alone: bool) -> None:
+        """Count the loss of a worker that computed this payload."""
+        alike = self._losses.setdefault((model, version, _glimpse(payload)), {})
+        digest = _digest(payload)
+        alike[digest] = alike.get(digest, 0) + is_alone
+        if len(self._losses) > MOST_QUARANTINED:
+            self._losses.popitem(last=False)
+
+    def losses(self, model: str, version: int, payload: Payload) -> int | None:
+        """Return how often a worker was lost with it alone; None: never, and never with others."""
+        if not self._losses:
+            return None
+        alike = self._losses.get((model, version, _glimpse(payload)))
+        return None if alike is None else alike.get(_digest(payload))
 
     def holds(self, model: str, version: int, payload: Payload) -> bool:
-        """Whether it is remembered."""
-        if not self._glimpses or _glimpse(payload) not in self._glimpses.values():
-            return False
-        return (model, version, _digest(payload)) in self._glimpses
+        """Return whether it is not tried again."""
+        return (self.losses(model, version, payload) or 0) >= CRASHES_ALONE
+
+    def clear(self, model: str, version: int, payload: Payload) -> None:
+        """Forget a payload that was answered."""
+        self._losses.pop((model, version, _glimpse(payload)), None)
 
 
 class OpenRequests:
-    """Requests without an answer: those in the queue, and those that workers have.
+    """Requests without an answer: those in their model's queue, and those that workers have.
 
-    ``payload_bytes``: of all of them. ``unsettled``: models whose versions may be able to move on,
-    because the last request that held them back has ended.
+    ``unsettled``: models whose versions may be able to move on, because the last request that held
+    them back has ended.
     """
 
     def __init__(
-        self, queue: RequestQueue, models: Mapping[str, ModelVersions], ids: Iterator[int]
+        self,
+        queues: Mapping[str, RequestQueue],
+        models: Mapping[str, ModelVersions],
+        ids: Iterator[int],
     ) -> None:
-        self.payload_bytes = 0
         self.unsettled: dict[str, None] = {}  # in order, or a simulation could not be repeated
         self.quarantine = Quarantine()
-        self._queue = queue
+        self._queues = queues
         self._models = models
         self._ids = ids
         self._requests: dict[int, Request] = {}
+        self._deadlines: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -80,43 +98,60 @@ class OpenRequests:
             now,
             now + timeout_s,
             version,
+            runs_alone=self.quarantine.losses(model.name, version, question.payload) is not None,
         )
         self._requests[request.request_id] = request
-        self.payload_bytes += len(request.payload)
+        heappush(self._deadlines, (request.deadline_s, request.request_id))
+        # Requests that ended in time leave their deadlines here.
+        if len(self._deadlines) > 2 * len(self._requests) + STALE_DEADLINES:
+            self._deadlines = [(one.deadline_s, one.request_id) for one in self._requests.values()]
+            heapify(self._deadlines)
         model.pending += 1
+        model.pending_bytes += len(request.payload)
         model.statistics_of(version).admitted += 1
         if question.version is not None:
             model.versions[version].bound += 1
-        self._queue.add(request, batch_rows)
+        self._queues[model.name].add(request, batch_rows)
         return request.request_id
 
     def cancel(self, request_id: int) -> None:
         """Take a request out of the queue; if a worker has it, its answer will be dropped."""
         request = self._requests.get(request_id)
-        if request is None or request.is_cancelled:
+        if request is None or request.is_unwanted:
             return
         self._models[request.key.model].statistics_of(request.counted).cancelled += 1
-        if self._queue.remove(request):
+        if self._queues[request.key.model].remove(request):
             self._close(request)
         else:
-            request.is_cancelled = True
+            request.is_unwanted = True
 
     def expire(self, now: float) -> list[EndRequest]:
-        """End all in the queue whose time is up."""
-        return [
-            self._fail(
-                request,
-                Outcome(
-                    Status.EXPIRED,
-                    request.counted,
-                    reason=f"no worker was free within the "
-                    f"{request.deadline_s - request.admitted_s:.3g} s that were allowed",
-                    queue_s=now - request.admitted_s,
-                ),
-                now,
-            )
-            for request in self._queue.expired(now)
-        ]
+        """End all whose time is up. If a worker has one, its answer will be dropped."""
+        ended = []
+        while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now:
+            request = self._requests[self._deadlines[0][1]]
+            allowed_s = deadline_s - request.admitted_s
+            if self._queues[request.key.model].remove(request):
+                reason = f"no worker was free within the {allowed_s:.3g} s that were allowed"
+                waited_s = now - request.admitted_s
+                outcome = Outcome(Status.EXPIRED, request.counted, b"", reason, queue_s=waited_s)
+                ended.append(self._fail(request, outcome, now))
+                self._close(request)
+            else:
+                reason = f"a worker took longer than the {allowed_s:.3g} s that were allowed"
+                outcome = Outcome(Status.EXPIRED, request.counted, reason=reason)
+                ended.append(self._fail(request, outcome, now))
+                request.is_unwanted = True
+        return ended
+
+    def next_deadline_s(self) -> float | None:
+        """Return when the next request expires."""
+        while self._deadlines:
+            request = self._requests.get(self._deadlines[0][1])
+            if request is not None and not request.is_unwanted:
+                return request.deadline_s
+            heappop(self._deadlines)
+        return None
 
     def complete(self, batch: RunningBatch, done: BatchDone, now: float) -> list[EndRequest]:
         """End the requests of a batch that came back, and count them."""
@@ -127,7 +162,9 @@ class OpenRequests:
         ended = []
         for request, outcome in zip(batch.requests, batch.outcomes(done), strict=True):
             self._close(request)
-            if not request.is_cancelled:
+            if request.runs_alone and outcome.status is Status.OK:
+                self.quarantine.clear(model, version, request.payload)
+            if not request.is_unwanted:
                 statistics.ended(outcome, now - request.admitted_s, transit_s, now)
                 ended.append(EndRequest(request.request_id, outcome))
         return ended
@@ -140,25 +177,25 @@ class OpenRequests:
         """
         ended = []
         for place, batch in reversed(list(enumerate(worker.running.values()))):
+            name, number = batch.description.name, batch.description.version
             for request in reversed(batch.requests):
-                if request.is_cancelled:
-                    self._close(request)
-                    continue
                 if place == 0:
                     request.runs_alone = True
-                    request.lost_alone += len(batch.requests) == 1
-                if request.lost_alone >= CRASHES_ALONE:
-                    ended.append(self._put_aside(request, batch, now))
+                    is_alone = len(batch.requests) == 1
+                    self.quarantine.add(name, number, request.payload, is_alone)
+                if request.is_unwanted:
+                    self._close(request)
+                elif place == 0 and self.quarantine.holds(name, number, request.payload):
+                    ended.append(self._put_aside(request, number, now))
                 else:
-                    model = self._models[request.key.model]
-                    model.statistics_of(request.counted).retried += 1
-                    self._queue.put_back(request)
+                    self._models[name].statistics_of(request.counted).retried += 1
+                    self._queues[name].put_back(request)
         return ended
 
     def bind(self, model: ModelVersions, version: Version, workers: Roster) -> None:
         """Bind all that named no version to this one: newer ones take other inputs."""
         number = version.description.version
-        bound = self._queue.bind(model.name, number)
+        bound = self._queues[model.name].bind(number)
         for worker in workers:
             for batch in worker.running.values():
                 for request in batch.requests:
@@ -167,25 +204,24 @@ class OpenRequests:
                         bound += 1
         version.bound += bound
 
-    def _put_aside(self, request: Request, batch: RunningBatch, now: float) -> EndRequest:
-        name, number = batch.description.name, batch.description.version
-        self.quarantine.add(name, number, request.payload)
-        logger.error("request_put_aside request=%d model=%s", request.request_id, name)
-        reason = f"it has ended {request.lost_alone} workers, alone with each: it is put aside"
-        return self._fail(request, Outcome(Status.FAILED, number, reason=reason), now)
+    def _put_aside(self, request: Request, version: int, now: float) -> EndRequest:
+        name = request.key.model
+        logger.error("request_quarantined request=%d model=%s", request.request_id, name)
+        reason = f"this input ended {CRASHES_ALONE} workers, alone with each: it is not tried again"
+        self._close(request)
+        return self._fail(request, Outcome(Status.FAILED, version, reason=reason), now)
 
     def _fail(self, request: Request, outcome: Outcome, now: float) -> EndRequest:
         statistics = self._models[request.key.model].statistics_of(outcome.version)
         statistics.ended(outcome, now - request.admitted_s, 0.0, now)
-        self._close(request)
         return EndRequest(request.request_id, outcome)
 
     def _close(self, request: Request) -> None:
         del self._requests[request.request_id]
-        self.payload_bytes -= len(request.payload)
         name, number, _ = request.key
         model = self._models[name]
         model.pending -= 1
+        model.pending_bytes -= len(request.payload)
         if number is not None:
             version = model.versions[number]
             version.bound -= 1

@@ -77,10 +77,10 @@ class Pool:
         self._models = models = self.catalogue.models
         self._request_ids = count(1)
         self._workers = Roster(settings, first_worker_id)
-        self._queue = RequestQueue()
-        self._requests = OpenRequests(self._queue, models, self._request_ids)
-        self._dispatcher = Dispatcher(settings, self._workers, self._queue, models)
-        self._admission = Admission(settings, models, self._queue, self._requests, self._dispatcher)
+        self._queues = queues = {name: RequestQueue() for name in model_names}
+        self._requests = OpenRequests(queues, models, self._request_ids)
+        self._dispatcher = Dispatcher(settings, self._workers, queues, models)
+        self._admission = Admission(settings, models, queues, self._requests, self._dispatcher)
         self._check_s: float | None = None  # when to look at the workers again
 
     # What clients ask
@@ -95,7 +95,7 @@ class Pool:
             return admitted
         assert model is not None
         version = model.newest_number if question.version is None else question.version
-        timeout_s = question.timeout_s or self._settings.default_timeout_s
+        timeout_s = self._settings.allowed_s(question.timeout_s)
         return self._requests.open(question, version, timeout_s, admitted, now)
 
     def cancel(self, request_id: int) -> None:
@@ -241,7 +241,7 @@ class Pool:
         """When `dispatch` must be called even if nothing happens; the past means now."""
         if self._requests.unsettled:
             return 0.0
-        moments = (self._check_s, self._dispatcher.held_until_s, self._queue.next_deadline_s())
+        moments = (self._check_s, self._dispatcher.held_until_s, self._requests.next_deadline_s())
         return min((moment for moment in moments if moment is not None), default=None)
 
     def drain(self) -> None:
@@ -280,9 +280,9 @@ class Pool:
             "uptime_s": now - self._started_s,
             "workers": self._workers.report(now),
             "queue": {
-                "requests": len(self._queue),
-                "bytes": self._requests.payload_bytes,
-                "request_limit": settings.queue_requests,
+                "requests": sum(map(len, self._queues.values())),
+                "bytes": sum(model.pending_bytes for model in self._models.values()),
+                "request_limit": settings.queue_requests * len(self._models),
                 "byte_limit": settings.queue_bytes,
             },
             "models": [model.report(now) for model in self._models.values()],

@@ -1,16 +1,13 @@
-"""The requests that wait, in one lane for each kind of batch."""
+"""The requests of a model that wait, in one lane for each kind of batch."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
 from itertools import takewhile
 from typing import NamedTuple
 
 from dist_net.serving.pool.requests import Payload, Question
-
-STALE_DEADLINES = 64
 
 
 class LaneKey(NamedTuple):
@@ -44,8 +41,8 @@ class Request:
     """A question that was admitted. Times are on the pool's clock.
 
     ``key.version``: the version that must answer it. ``counted``: the version whose statistics
-    count it until it runs. ``runs_alone``: a worker was lost with it. ``lost_alone``: how often one
-    was lost with it alone. ``is_cancelled``: it runs, but nobody wants the answer any more.
+    count it until it runs. ``runs_alone``: a worker was lost with it. ``is_unwanted``: it runs, but
+    it was cancelled or its time is up, so that nobody waits for the answer.
     """
 
     request_id: int
@@ -56,8 +53,7 @@ class Request:
     deadline_s: float
     counted: int
     runs_alone: bool = False
-    lost_alone: int = 0
-    is_cancelled: bool = False
+    is_unwanted: bool = False
     planned: PlannedBatch = NO_BATCH
 
 
@@ -101,7 +97,6 @@ class RequestQueue:
     def __init__(self) -> None:
         self._queued: dict[int, Request] = {}
         self.lanes: dict[LaneKey, Lane] = {}
-        self._deadlines: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
         return len(self._queued)
@@ -109,6 +104,8 @@ class RequestQueue:
     def add(self, request: Request, most_rows: int) -> None:
         """Put it at the end of its lane, in a batch of at most ``most_rows``, or alone."""
         lane = self._lane(request.key)
+        if request.runs_alone:
+            most_rows = request.rows
         if lane.joins(request.rows, most_rows):
             if most_rows < lane.last.most_rows:
                 lane.last.most_rows = most_rows
@@ -137,11 +134,6 @@ class RequestQueue:
         lane.batches += not request.planned.rows
         request.planned.rows += request.rows
         self._queued[request.request_id] = request
-        heappush(self._deadlines, (request.deadline_s, request.request_id))
-        # Requests that ran in time leave their deadlines here.
-        if len(self._deadlines) > 2 * len(self._queued) + STALE_DEADLINES:
-            self._deadlines = [(one.deadline_s, one.request_id) for one in self._queued.values()]
-            heapify(self._deadlines)
 
     def remove(self, request: Request) -> bool:
         """Take it out; False if it is not in the queue."""
@@ -171,31 +163,13 @@ class RequestQueue:
             self.remove(request)
         return batch
 
-    def expired(self, now: float) -> list[Request]:
-        """Take out all whose deadline has passed."""
-        found = []
-        while (deadline_s := self.next_deadline_s()) is not None and deadline_s <= now:
-            request = self._queued[self._deadlines[0][1]]
-            self.remove(request)
-            found.append(request)
-        return found
-
-    def next_deadline_s(self) -> float | None:
-        """When the next request expires."""
-        while self._deadlines:
-            if self._deadlines[0][1] in self._queued:
-                return self._deadlines[0][0]
-            heappop(self._deadlines)
-        return None
-
-    def bind(self, model: str, version: int) -> int:
-        """Make all requests for the newest version ask for this one; returns how many."""
+    def bind(self, version: int) -> int:
+        """Make all requests for the newest version ask for this one; return their number."""
         bound = 0
-        for key in [LaneKey(model, None, False), LaneKey(model, None, True)]:
-            lane = self.lanes.get(key)
-            for request in list(lane.requests.values()) if lane else []:
+        for lane in [lane for key, lane in self.lanes.items() if key.version is None]:
+            for request in list(lane.requests.values()):
                 self.remove(request)
-                request.key = key._replace(version=version)
+                request.key = request.key._replace(version=version)
                 self.add(request, request.planned.most_rows)
                 bound += 1
         return bound

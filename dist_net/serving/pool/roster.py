@@ -106,6 +106,12 @@ class Worker:
     batches: int = 0
     requests: int = 0
 
+    @property
+    def model(self) -> str | None:
+        """The model that it computes; None: it is idle."""
+        batch = next(iter(self.running.values()), None)
+        return None if batch is None else batch.description.name
+
     def has(self, model: str, version: int) -> bool:
         return version in self.holds.get(model, ())
 

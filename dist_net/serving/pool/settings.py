@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from dist_net.errors import SettingError
 
 MIB = 1 << 20
+LONGEST_TIMEOUT_S = 60.0
+"""A request that names more is given so much, or the default if that is more."""
 
 
 @dataclass(frozen=True)
@@ -13,11 +15,11 @@ class PoolSettings:
     """Raises ``SettingError`` for a value that makes no sense.
 
     A batch has at most ``max_batch_size`` rows. It waits for more until its oldest request is
-    ``batch_timeout_s`` old (0: it never waits). At most ``queue_requests`` requests wait, and the
-    payloads of all that have no answer yet have at most ``queue_bytes``. ``default_timeout_s`` is
-    for requests that name no time. A worker counts as lost if it is silent for
-    ``heartbeat_timeout_s``, or takes longer than ``longest_batch_s`` for a batch or
-    ``longest_load_s`` to load a version.
+    ``batch_timeout_s`` old (0: it never waits). At most ``queue_requests`` requests of each model
+    wait. The payloads of all requests without an answer have at most ``queue_bytes``, of which
+    each model has an equal part. ``default_timeout_s`` is for requests that name no time. A worker
+    counts as lost if it is silent for ``heartbeat_timeout_s``, or takes longer than
+    ``longest_batch_s`` for a batch or ``longest_load_s`` to load a version.
     """
 
     max_batch_size: int = 8
@@ -29,6 +31,12 @@ class PoolSettings:
     heartbeat_timeout_s: float = 1.5
     longest_batch_s: float = 60.0
     longest_load_s: float = 300.0
+
+    def allowed_s(self, timeout_s: float | None) -> float:
+        """Return the seconds within which a request that names ``timeout_s`` is answered."""
+        return min(
+            timeout_s or self.default_timeout_s, max(self.default_timeout_s, LONGEST_TIMEOUT_S)
+        )
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "queue_requests", "queue_bytes"):

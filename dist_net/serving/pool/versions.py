@@ -61,7 +61,8 @@ class ModelVersions:
     """One model. ``versions``: those that workers have or will load, in the order they came.
 
     ``newest``: the last one that a worker has, or had when none has any now; ``alike``: the
-    versions that may answer a request that names none. ``pending``: requests without an answer.
+    versions that may answer a request that names none. ``pending``: requests without an answer,
+    which have ``pending_bytes``.
     ``reason``: why the model is not served, or why the last version that came is not. ``came``: how
     many versions have come; ``done``: how many of them, in that order, are settled: every worker
     has it or could not load it, or a later one took its place.
@@ -73,7 +74,7 @@ class ModelVersions:
         self.newest: Version | None = None
         self.alike: frozenset[int] = frozenset()
         self.is_unloaded = False
-        self.pending = 0
+        self.pending = self.pending_bytes = 0
         self.reason = "no version of it has been loaded yet"
         self.came = self.done = 0
         self.statistics: dict[int, ModelStatistics] = {}

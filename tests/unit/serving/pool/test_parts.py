@@ -47,7 +47,8 @@ def test_a_quarantine_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_requests, "MOST_QUARANTINED", 2)
     aside = Quarantine()
     for payload in (b"a", b"b", b"c"):
-        aside.add("net", 1, payload)
+        for _ in range(2):
+            aside.add("net", 1, payload, is_alone=True)
     is_held = [aside.holds("net", 1, payload) for payload in (b"a", b"b", b"c")]
     assert is_held == [False, True, True]
     assert aside.holds("net", 1, memoryview(b"c"))
@@ -55,12 +56,27 @@ def test_a_quarantine_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not aside.holds("other", 1, b"c")
 
 
+def test_a_payload_is_quarantined_that_was_alone_with_two_lost_workers_and_never_answered() -> None:
+    aside = Quarantine()
+    assert aside.losses("net", 1, b"a") is None
+    aside.add("net", 1, b"a", is_alone=False)
+    aside.add("net", 1, b"a", is_alone=True)
+    assert aside.losses("net", 1, b"a") == 1
+    assert not aside.holds("net", 1, b"a")
+    aside.clear("net", 1, b"a")
+    aside.add("net", 1, b"a", is_alone=True)
+    assert not aside.holds("net", 1, b"a")
+    aside.add("net", 1, b"a", is_alone=True)
+    assert aside.holds("net", 1, b"a")
+
+
 def test_only_a_payload_that_looks_like_one_in_quarantine_is_hashed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     aside = Quarantine()
     bad = bytes(10_000)
-    aside.add("net", 1, bad)
+    for _ in range(2):
+        aside.add("net", 1, bad, is_alone=True)
     hashed: list[int] = []
     digest = open_requests._digest
     monkeypatch.setattr(

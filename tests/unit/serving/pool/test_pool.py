@@ -224,7 +224,7 @@ def test_pictures_and_tensors_and_models_do_not_share_a_batch_and_the_oldest_is_
     assert got == wanted
 
 
-def test_a_model_that_is_asked_all_the_time_does_not_starve_another() -> None:
+def test_models_that_are_asked_all_the_time_take_turns() -> None:
     desk = Desk("net", "other", max_batch_size=1)
     for name in ("net", "net", "other", "net"):
         desk.ask(model=name)
@@ -234,7 +234,95 @@ def test_a_model_that_is_asked_all_the_time_does_not_starve_another() -> None:
         (run,) = desk.runs()
         got.append(run.model)
         desk.done(ONE, run)
-    assert got == ["net", "net", "other", "net"]
+    assert got == ["net", "other", "net", "net"]
+
+
+def test_models_have_equal_time_whatever_a_batch_of_theirs_takes() -> None:
+    desk = Desk("slow", "fast", max_batch_size=1)
+    took_s = {"slow": 0.4, "fast": 0.1}
+    got = []
+    for _ in range(60):
+        for name in took_s:
+            desk.ask(model=name, timeout_s=60.0)
+        (run,) = desk.runs()
+        desk.now += took_s[run.model]
+        desk.heard(ONE)
+        desk.done(ONE, run)
+        got.append(run.model)
+    assert 3 < got[20:].count("fast") / got[20:].count("slow") < 5
+
+
+def flood(desk: Desk, model: str, requests: int = 100) -> int:
+    """Ask a model again and again; return how many requests were admitted."""
+    return sum(isinstance(desk.refused(model=model), int) for _ in range(requests))
+
+
+@pytest.mark.parametrize("workers", [2, 3, 4, 7])
+@pytest.mark.parametrize("models", [2, 3])
+def test_a_flood_of_one_model_leaves_each_other_model_its_share_of_the_workers(
+    workers: int, models: int
+) -> None:
+    nodes = tuple(b"node %d" % each for each in range(workers))
+    names = tuple(f"net{each}" for each in range(models))
+    desk = Desk(*names, workers=nodes, max_batch_size=1)
+    share, idle = max(1, workers // models), workers
+    for place, name in enumerate(names):
+        flood(desk, name)
+        started = sum(len(desk.runs(node)) for node in nodes)
+        assert started == min(idle, max(share, idle - share * (models - place - 1)))
+        idle -= started
+
+
+def test_batches_that_take_no_time_use_all_workers() -> None:
+    desk = Desk("net", "other", workers=(ONE, TWO), max_batch_size=1)
+    measured(desk, ONE, 0.001)
+    flood(desk, "net")
+    assert len(desk.runs(ONE)) == len(desk.runs(TWO)) == 2
+
+
+def test_a_flood_of_a_slow_model_refuses_no_request_for_a_fast_one() -> None:
+    desk = Desk("net", "other", workers=(ONE, TWO), queue_requests=50, queue_bytes=1600)
+    measured(desk, ONE, 1.0, rows=8)
+    assert 0 < flood(desk, "net") < 100
+    desk.runs(ONE)
+    for _ in range(20):
+        request = desk.ask(model="other", timeout_s=0.5)
+        (run,) = desk.runs(TWO)
+        desk.now += 0.01
+        for node in (ONE, TWO):
+            desk.heard(node)
+        desk.done(TWO, run)
+        assert desk.finished()[request].status is Status.OK
+
+
+def test_each_model_has_a_queue_and_its_part_of_the_bytes() -> None:
+    desk = Desk("net", "other", workers=(ONE,), queue_requests=2, queue_bytes=4 * len(ROW))
+    for name in ("net", "other"):
+        desk.ask(model=name)
+        desk.ask(model=name)
+        assert desk.refused(model=name).status is Status.UNAVAILABLE
+    assert desk.pool.status(desk.now)["queue"]["bytes"] == 4 * len(ROW)
+
+
+def test_a_request_that_is_larger_than_its_models_part_of_the_bytes_is_admitted_alone() -> None:
+    desk = Desk("net", "other", queue_bytes=2 * len(ROW))
+    desk.ask(4 * ROW, rows=4)
+    assert desk.refused().status is Status.UNAVAILABLE
+    (run,) = desk.runs()
+    desk.done(ONE, run)
+    desk.ask()
+
+
+def test_the_time_that_a_request_may_name_is_capped() -> None:
+    desk = Desk(max_batch_size=1)
+    desk.ask()
+    desk.runs()
+    late = desk.ask(timeout_s=1e9)
+    for _ in range(60):
+        desk.now += 1.0
+        desk.heard(ONE)
+        desk.dispatch()
+    assert desk.finished()[late].status is Status.EXPIRED
 
 
 def test_a_batch_waits_for_more_only_while_other_work_is_queued() -> None:
@@ -408,13 +496,60 @@ def test_what_expires_in_the_queue_is_never_run() -> None:
     assert not desk.runs()
 
 
-def test_an_answer_after_the_deadline_is_given() -> None:
+def test_a_request_that_runs_ends_at_its_deadline_too() -> None:
     desk = Desk()
-    request = desk.ask(timeout_s=0.5)
+    late, other = desk.ask(timeout_s=0.5), desk.ask(timeout_s=2.0)
     (run,) = desk.runs()
-    desk.now += 0.6
+    assert desk.pool.next_wakeup() == desk.now + 0.5
+    desk.now += 0.5
+    desk.dispatch()
+    ((ended, outcome),) = desk.finished().items()
+    assert (ended, outcome.status) == (late, Status.EXPIRED)
+    assert "0.5 s" in outcome.reason
+    desk.pool.cancel(late)
     desk.done(ONE, run)
-    assert desk.finished()[request].status is Status.OK
+    assert {request: end.status for request, end in desk.finished().items()} == {other: Status.OK}
+    counted = desk.pool.catalogue.models["net"].statistics[1]
+    assert (counted.admitted, counted.answered, counted.expired, counted.cancelled) == (2, 1, 1, 0)
+
+
+def test_an_input_that_hangs_workers_is_quarantined_though_nobody_waits_for_it() -> None:
+    """Its clients go at their deadlines, long before a worker counts as lost."""
+    desk = Desk(workers=(ONE, TWO), longest_batch_s=3.0)
+    bad, good = b"hangs!!!", ROW
+    for attempt in range(3):
+        node = b"again %d" % attempt
+        for payload in (bad, good) if attempt == 0 else (bad,):
+            desk.ask(payload, timeout_s=0.5)
+        desk.dispatch()
+        for _ in range(4):
+            desk.now += 1.0
+            desk.heard(TWO)
+            for each in desk.ids:
+                desk.heard(each)
+            desk.dispatch()
+        assert {end.status for end in desk.finished().values()} == {Status.EXPIRED}
+        desk.enlist(node)
+        desk.load(node, 1)
+    assert desk.refused(bad).status is Status.FAILED
+    desk.ask(good)
+
+
+def test_an_input_that_was_answered_is_no_longer_suspected() -> None:
+    desk = Desk()
+    for number in range(4):
+        node = b"worker %d" % number
+        desk.lose(ONE if number == 0 else b"worker %d" % (number - 1))
+        desk.enlist(node)
+        desk.load(node, 1)
+        request = desk.ask()
+        assert desk.runs(node)
+        desk.lose(node)
+        desk.enlist(node)
+        desk.load(node, 1)
+        (run,) = desk.runs(node)
+        desk.done(node, run)
+        assert desk.finished()[request].status is Status.OK
 
 
 def test_what_is_cancelled_is_not_run_and_has_no_end() -> None:
@@ -465,7 +600,7 @@ def test_a_request_that_ends_two_workers_alone_is_put_aside() -> None:
         desk.lose(node)
     outcome = desk.finished()[bad]
     assert outcome.status is Status.FAILED
-    assert "put aside" in outcome.reason
+    assert "ended 2 workers" in outcome.reason
     desk.enlist(TWO)
     desk.load(TWO, 1)
     (run,) = desk.runs(TWO)

@@ -7,28 +7,17 @@ from dist_net.serving.pool.request_queue import LaneKey, Request, RequestQueue
 LANE = LaneKey("net", None, False)
 
 
-def request(number: int, deadline_s: float = 10.0, rows: int = 1) -> Request:
-    return Request(number, LANE, b"", rows, float(number), deadline_s, 1)
+def request(number: int, rows: int = 1) -> Request:
+    return Request(number, LANE, b"", rows, float(number), 10.0, 1)
 
 
 def test_the_queue_forgets_what_was_taken_out_of_it() -> None:
     queue = RequestQueue()
     for number in range(1000):
-        queue.add(request(number, deadline_s=1e6), 8)
+        queue.add(request(number), 8)
         assert queue.remove(request(number))
         assert not queue.remove(request(number))
     assert not queue.lanes
-    assert len(queue._deadlines) < 100
-    assert queue.next_deadline_s() is None
-
-
-def test_the_queue_expires_by_deadline_and_not_by_age() -> None:
-    queue = RequestQueue()
-    for number, deadline_s in enumerate([5.0, 1.0, 3.0]):
-        queue.add(request(number, deadline_s), 8)
-    assert queue.next_deadline_s() == 1.0
-    assert [one.request_id for one in queue.expired(3.0)] == [1, 2]
-    assert len(queue) == 1
 
 
 def numbers(requests: list[Request]) -> list[int]:
