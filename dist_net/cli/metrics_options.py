@@ -54,7 +54,7 @@ def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[
     except ImportError as error:
         raise MissingExtraError(
             f"--metrics needs {error.name}, which is not installed; install it with: "
-            f"pip install 'dist-net[web]'"
+            f"pip install -e '.[web]'"
         ) from error
     with RunMetricsServer(settings) as server:
         console.print(f"metrics: {server.url}")

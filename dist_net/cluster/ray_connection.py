@@ -28,7 +28,7 @@ def connected(address: str) -> Any:
     except ImportError as error:
         raise MissingExtraError(
             "--cluster ray needs Ray, which is not installed; install it on each node with: "
-            "pip install 'dist-net[ray]'"
+            "pip install -e '.[ray]'"
         ) from error
     if ray.is_initialized():
         return ray

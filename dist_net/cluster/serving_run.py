@@ -315,7 +315,7 @@ def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
     except ImportError as error:
         raise MissingExtraError(
             f"HTTP needs {error.name}, which is not installed; install it with: "
-            f"pip install 'dist-net[web]', or serve ZeroMQ clients alone, with --http ''"
+            f"pip install -e '.[web]', or serve ZeroMQ clients alone, with --http ''"
         ) from error
     settings = HttpSettings(
         address=options.http,

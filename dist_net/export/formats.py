@@ -152,7 +152,7 @@ def format_of(file: Path, given: str | None, takes_pictures: bool) -> str:
         except ImportError as error:
             raise MissingExtraError(
                 f"the format onnx needs a package that cannot be imported ({error}); install it "
-                f"with: pip install 'dist-net[onnx]'"
+                f"with: pip install -e '.[onnx]'"
             ) from error
     return chosen
 

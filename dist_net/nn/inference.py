@@ -287,7 +287,7 @@ def _is_compiled(wanted: bool | None) -> bool:
             if wanted:
                 raise MissingExtraError(
                     f"compiled kernels need numba, which cannot be imported ({error}); install it "
-                    f"with: pip install 'dist-net[fast]', or ask for NumPy's kernels"
+                    f"with: pip install -e '.[fast]', or ask for NumPy's kernels"
                 ) from error
             is_compiled = False
     logger.info("inference kernels=%s", "compiled" if is_compiled else "numpy")

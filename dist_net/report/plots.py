@@ -158,6 +158,6 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError(
-            "pictures of a run need matplotlib; install it with: pip install 'dist-net[plots]'"
+            "pictures of a run need matplotlib; install it with: pip install -e '.[plots]'"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")

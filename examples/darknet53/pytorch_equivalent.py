@@ -1,4 +1,4 @@
-"""What ``classify.py`` does, in PyTorch, to compare; needs: pip install 'dist-net[peers]'
+"""What ``classify.py`` does, in PyTorch, to compare; needs: pip install -e '.[peers]'
 
 python examples/darknet53/pytorch_equivalent.py PHOTO darknet53.weights
 """

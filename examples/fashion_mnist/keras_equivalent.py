@@ -1,4 +1,4 @@
-"""What ``by_hand.py`` does, in Keras, to compare; needs: pip install 'dist-net[peers]'
+"""What ``by_hand.py`` does, in Keras, to compare; needs: pip install -e '.[peers]'
 
 KERAS_BACKEND=tensorflow python examples/fashion_mnist/keras_equivalent.py
 """

@@ -59,7 +59,7 @@ def measure(plan: AccuracyPlan, place: Path, say: Say) -> tuple[list[Row], list[
         "Fashion-MNIST": lambda root: write_clothes(root, plan.clothes_count),
     }
     if reason := missing_packages(("sklearn",)):
-        say(f"left out the accuracy of heads: {reason}; pip install 'dist-net[peers]'")
+        say(f"left out the accuracy of heads: {reason}; pip install -e '.[peers]'")
         folders = {}
     heads = [head_row(name, draw, place / name, say) for name, draw in folders.items()]
     folder = draw_parts(place / "tuned", plan.tuned_count, 3)

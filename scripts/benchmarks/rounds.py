@@ -86,7 +86,7 @@ class Contest:
         """One more, unless it lacks a package."""
         if reason := missing_packages(contestant.packages):
             self._say(
-                f"left out {contestant.name}: {reason}; pip install 'dist-net[{contestant.extra}]'"
+                f"left out {contestant.name}: {reason}; pip install -e '.[{contestant.extra}]'"
             )
         else:
             self.contestants.append(contestant)

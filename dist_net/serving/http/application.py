@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import mimetypes
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import DistNetError
+from dist_net.release import VERSION
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.bodies import Bodies
 from dist_net.serving.http.classify import Classification
@@ -163,7 +163,7 @@ def _file_route(address: str, path: Path) -> Route:
 def _openapi_route() -> Route:
     """`/openapi.json`: every address but the page's, described as OpenAPI 3.1."""
     document = json.loads(_OPENAPI.read_bytes())
-    document["info"]["version"] = version("dist-net")
+    document["info"]["version"] = VERSION
 
     async def openapi(_: Request) -> Json:
         return Json(document)

@@ -18,8 +18,14 @@ from time import perf_counter
 from typing import Any
 
 from benchmarks.timing import LayerStep, round_us, time_layers
+from dist_net.release import VERSION
 
 Run = Callable[[], Any]
+
+
+def version_of(distribution: str) -> str:
+    """Return the installed version of a peer, or this checkout's."""
+    return VERSION if distribution == "dist-net" else version(distribution)
 
 
 def obey(orders: Mapping[str, Callable[..., Any]]) -> None:
@@ -83,7 +89,7 @@ class Peer:
         return time_layers(steps, batch, seconds, perf_counter)
 
     def _order_version(self) -> str:
-        return version(self._distribution)
+        return version_of(self._distribution)
 
     def _order_peak_bytes(self) -> int:
         """The most memory that this process had at once (Linux: VmHWM)."""

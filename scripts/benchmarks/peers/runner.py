@@ -44,7 +44,7 @@ def measure_peer(name: str, batch_sizes: tuple[int, ...] = ()) -> PeerResult:
     """
     peer = PEERS[name]
     if missing := missing_packages(peer.packages):
-        return PeerResult(name, unavailable=f"{missing}; pip install 'dist-net[peers]'")
+        return PeerResult(name, unavailable=f"{missing}; pip install -e '.[peers]'")
     with PeerProcess(f"peers.{name}", threads=1, deadline_s=DEADLINE_S) as process:
         sizes = batch_sizes or peer.batch_sizes
         cases = tuple(process.order("measure", size=size) for size in sizes)

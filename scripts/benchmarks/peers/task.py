@@ -6,12 +6,11 @@ of its own, which measures a batch size when it is told to.
 """
 
 from collections.abc import Callable
-from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.orders import obey
+from benchmarks.peers.orders import obey, version_of
 
 SAMPLES = 60_000
 PIXELS = 784
@@ -31,4 +30,4 @@ def synthetic_images() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 def report(distribution: str, measure: Callable[[int], Case]) -> None:
     """Measures the batch sizes that it is told to, until there are no more orders."""
-    obey({"version": lambda: version(distribution), "measure": lambda size: measure(size)})
+    obey({"version": lambda: version_of(distribution), "measure": lambda size: measure(size)})

@@ -504,7 +504,7 @@ def test_compiled_kernels_are_used_where_they_can_be_had(inference_of, caplog, m
 
 def test_asking_for_what_is_not_installed_says_what_to_install(monkeypatch):
     make_numba_missing(monkeypatch)
-    with pytest.raises(MissingExtraError, match=r"pip install 'dist-net\[fast\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[fast\]'"):
         Inference(MODEL, {}, compiled=True)
 
 

@@ -149,7 +149,7 @@ def test_what_is_not_installed_is_left_out_and_said(monkeypatch: pytest.MonkeyPa
     said: list[str] = []
     contest = Contest(darknet53.CONTESTANTS, Path(), Schedule(), said.append)
     assert [each.name for each in contest.contestants] == ["irreproducible", "plain"]
-    assert said == ["left out fast: numba not installed; pip install 'dist-net[fast]'"]
+    assert said == ["left out fast: numba not installed; pip install -e '.[fast]'"]
 
 
 def test_each_layer_has_its_own_median() -> None:

@@ -38,7 +38,7 @@ def test_a_peer_that_is_not_installed_is_no_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(peer_process, "find_spec", {"tensorflow": "there"}.get)
     result = runner.measure_peer("keras_fit")
     assert result.cases == ()
-    assert result.unavailable == "keras not installed; pip install 'dist-net[peers]'"
+    assert result.unavailable == "keras not installed; pip install -e '.[peers]'"
 
 
 def test_a_peer_that_fails_is_one() -> None:

@@ -123,7 +123,7 @@ def test_the_prediction_is_drawn(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtraError, match=r"dist-net\[plots\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[plots\]"):
         simulate(*BY_HAND, "--plot", "capacity.png")
 
 

@@ -98,4 +98,4 @@ def test_the_extra_that_pictures_need_is_named(
     directory = RunDirectory.create(tmp_path / "run", "digits", datetime.now())
     directory.append_metrics([{"kind": "test", "samples": 1, "loss": 1.0, "accuracy": 0.5}])
     draw(directory, "digits", dataset_named("digits"), None, plain_console())
-    assert "pip install 'dist-net[plots]'\n" in capsys.readouterr().err
+    assert "pip install -e '.[plots]'\n" in capsys.readouterr().err

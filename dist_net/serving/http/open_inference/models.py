@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import version as installed_version
 from typing import Any
 
 from starlette.requests import Request
@@ -12,6 +11,7 @@ from starlette.routing import Route
 
 from dist_net.clock import Clock
 from dist_net.errors import PoolUnavailableError, UnsupportedRequestError
+from dist_net.release import VERSION
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.asking import (
     description_of,
@@ -48,7 +48,6 @@ class Models:
         self._bodies = bodies
         self._max_batch_size = max_batch_size
         self._clock = clock
-        self._version = installed_version("dist-net")
 
     def routes(self) -> list[Route]:
         """The addresses of these answers."""
@@ -75,7 +74,7 @@ class Models:
 
     async def server(self, _: Request) -> Json:
         """Name, version and extensions of this server."""
-        return Json({"name": _PLATFORM, "version": self._version, "extensions": _EXTENSIONS})
+        return Json({"name": _PLATFORM, "version": VERSION, "extensions": _EXTENSIONS})
 
     async def live(self, _: Request) -> Json:
         """Whether the server answers at all."""
