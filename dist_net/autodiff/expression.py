@@ -154,6 +154,8 @@ class Expression:
     __rtruediv__: ClassVar[BinaryOperator]
     __matmul__: ClassVar[BinaryOperator]
     __rmatmul__: ClassVar[BinaryOperator]
+    __eq__: ClassVar[BinaryOperator]  # type: ignore[assignment]
+    __ne__: ClassVar[BinaryOperator]  # type: ignore[assignment]
     __neg__: ClassVar[Callable[[Expression], Expression]]
     __lt__: ClassVar[BinaryOperator]
     __le__: ClassVar[BinaryOperator]
@@ -184,9 +186,9 @@ def constant(value: Array | float, dtype: DTypeLike | None = None) -> Expression
     """A fixed value, which is copied. A Python number is float32 unless ``dtype`` is given."""
     if dtype is None and isinstance(value, int | float) and not isinstance(value, bool):
         dtype = np.float32
-    array = np.array(value, dtype=dtype, order="C")
-    if array.dtype.hasobject:
-        raise DTypeError(f"constant {value!r}: expected numbers, got dtype {array.dtype}")
+    if (given := np.asarray(value)).dtype.kind not in "biuf":
+        raise DTypeError(f"constant {value!r}: expected numbers, got dtype {given.dtype}")
+    array = np.array(given, dtype=dtype, order="C")
     array.flags.writeable = False
     return Expression(Constant(array), (), array.shape, array.dtype)
 
@@ -202,7 +204,7 @@ def as_expression(value: Operand, like: Expression) -> Expression:
         return constant(value)
     try:
         fits = like.dtype.kind == "f" or like.dtype.type(value) == value
-    except (OverflowError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         fits = False
     if not fits:
         raise DTypeError(f"{value!r} cannot be {like.dtype}; convert the expression with astype()")

@@ -248,7 +248,7 @@ def greater_equal(first: Operand, second: Operand) -> Expression:
 
 
 def equal(first: Operand, second: Operand) -> Expression:
-    """first == second, as bool. A function, because ``==`` on expressions is identity."""
+    """first == second, as bool."""
     return apply(Equal(), *operands(first, second))
 
 

@@ -187,3 +187,27 @@ def test_what_changes_nothing_makes_no_node():
     assert ad.transpose(x, (0, 1)) is x
     assert ad.broadcast_to(x, (2, 3)) is x
     assert ad.sum(x, ()) is x
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8])
+@pytest.mark.parametrize("value", [None, "1.5", b"2", 1j, np.array(["a"]), np.array([None])])
+def test_what_is_no_number_is_refused(value, dtype):
+    x = ad.variable("x", (1,), dtype)
+    for operation in (lambda: x * value, lambda: value + x, lambda: x == value):
+        with pytest.raises(DTypeError):
+            operation()
+    with pytest.raises(DTypeError, match="expected numbers"):
+        ad.constant(value)
+
+
+def test_equality_compares_elements_and_expressions_can_be_keys():
+    x = ad.variable("x", (3,))
+    equal, unequal, whole = ad.evaluate(
+        [x == 2.0, x != x[::-1], x == x], x=np.array([1, 2, 3], "f4")
+    )
+    np.testing.assert_array_equal(equal, [False, True, False])
+    np.testing.assert_array_equal(unequal, [True, False, True])
+    assert whole.all()
+    assert {x: 1}[x] == 1
+    with pytest.raises(GraphError, match="no truth value"):
+        bool(x == x)
