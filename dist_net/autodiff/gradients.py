@@ -8,13 +8,22 @@ multiple of the output itself, however many parameters there are.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 
-from dist_net.autodiff.expression import Expression, Variable, constant, topological_order
+from dist_net.autodiff.expression import (
+    Expression,
+    Variable,
+    apply,
+    constant,
+    topological_order,
+)
 from dist_net.autodiff.operations.elementwise import add
 from dist_net.autodiff.operations.reduction import broadcast_to
+from dist_net.autodiff.operations.slicing import PlacedSum, ZerosAround
 from dist_net.errors import DTypeError, GradientError, GraphError, ShapeError
 
 
@@ -32,17 +41,32 @@ def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expre
         raise DTypeError(f"gradients: expected a float output, got dtype {output.dtype}")
     order = topological_order([output])
     influenced = _influenced_by(variables, order)
-    cotangents = {_key(output): constant(1.0, output.dtype)}
+    contributions = defaultdict(list, {_key(output): [constant(1.0, output.dtype)]})
     for node in reversed(order):
-        if _key(node) not in influenced or _key(node) not in cotangents or not node.inputs:
+        if not node.inputs or _key(node) not in influenced or _key(node) not in contributions:
             continue
-        flowing = node.operation.vjp(node, cotangents[_key(node)])
+        cotangent = _total(contributions[_key(node)])
+        contributions[_key(node)] = [cotangent]
+        flowing = node.operation.vjp(node, cotangent)
         _expect_fitting(node, flowing)
         for each, contribution in zip(node.inputs, flowing, strict=True):
             if contribution is not None and _key(each) in influenced:
-                known = cotangents.get(_key(each))
-                cotangents[_key(each)] = contribution if known is None else add(known, contribution)
-    return [_gradient(each, cotangents.get(_key(each))) for each in variables]
+                contributions[_key(each)].append(contribution)
+    return [_gradient(each, contributions.get(_key(each))) for each in variables]
+
+
+def _total(contributions: Sequence[Expression]) -> Expression:
+    """Return the sum of what a node's users contribute to its cotangent."""
+    slices = [
+        (each.operation.index, each.inputs[0])
+        for each in contributions
+        if isinstance(each.operation, ZerosAround)
+    ]
+    if len(slices) > 1:
+        indices, placed = zip(*slices, strict=True)
+        others = [each for each in contributions if not isinstance(each.operation, ZerosAround)]
+        contributions = [*others, apply(PlacedSum(contributions[0].shape, indices), *placed)]
+    return reduce(add, contributions)
 
 
 def _key(node: Expression) -> object:
@@ -82,9 +106,10 @@ def _expect_fitting(node: Expression, flowing: Sequence[Expression | None]) -> N
         )
 
 
-def _gradient(node: Expression, cotangent: Expression | None) -> Expression:
-    if cotangent is None:
+def _gradient(node: Expression, contributions: Sequence[Expression] | None) -> Expression:
+    if contributions is None:
         return _zeros_like(node)
+    cotangent = _total(contributions)
     if (cotangent.shape, cotangent.dtype) != (node.shape, node.dtype):
         raise GraphError(
             f"gradients: {node} is {cotangent.dtype}{list(cotangent.shape)} in the graph; "

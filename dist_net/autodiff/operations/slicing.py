@@ -58,6 +58,31 @@ class ZerosAround(Operation):
         return (apply(Slice(self.index), cotangent),)
 
 
+@dataclass(frozen=True)
+class PlacedSum(Operation):
+    """Zeros of ``shape``, to which each input is added at its index.
+
+    The gradient of an array of which many slices are used: one pass over each slice, where a sum of
+    ``ZerosAround`` takes a pass over the whole array for each.
+    """
+
+    shape: Shape
+    indices: tuple[Index, ...]
+
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return self.shape, inputs[0].dtype
+
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        places = [_sliced(out, index) for index in self.indices]
+        additions = [
+            partial(np.add, place, each, place) for place, each in zip(places, inputs, strict=True)
+        ]
+        return in_order([partial(out.fill, 0), *additions])
+
+    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
+        return [apply(Slice(index), cotangent) for index in self.indices]
+
+
 def getitem(x: Expression, index: BasicIndices) -> Expression:
     """``x[index]`` for integers, slices, ``...`` and None, by NumPy's rules: a view of ``x``.
 

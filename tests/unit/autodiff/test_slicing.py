@@ -5,6 +5,7 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
+from dist_net.autodiff.expression import topological_order
 from dist_net.errors import DistNetError, IndexRangeError, ShapeError
 
 X = ad.variable("x", (4, 5, 6), np.float64)
@@ -127,3 +128,26 @@ def test_zeros_are_refused_around_what_does_not_fit():
 def test_an_expression_is_not_iterated_over(use):
     with pytest.raises(TypeError, match=r"'Expression' .* not"):
         use(X)
+
+
+def sum_of_slices(x, count):
+    terms = [ad.square(x[i]) * float(i + 1) for i in range(count)]
+    return sum((ad.sum(each) for each in terms[1:]), ad.sum(terms[0]))
+
+
+@pytest.mark.parametrize("count", [2, 50])
+def test_the_gradient_of_many_slices_is_one_array_that_is_filled_once(count):
+    x = ad.variable("x", (count, 6))
+    (gradient,) = ad.gradients(sum_of_slices(x, count), [x])
+    whole = [node for node in topological_order([gradient]) if node.shape == x.shape]
+    assert len(whole) == 2  # the variable itself, and its gradient
+    values = draw(count, 6).astype(np.float32)
+    (found,) = ad.evaluate([gradient], x=values)
+    np.testing.assert_allclose(found, 2 * values * np.arange(1, count + 1)[:, None], rtol=1e-6)
+
+
+def test_slices_that_overlap_and_other_uses_add_up():
+    def function(x):
+        return ad.tanh(x[1:]) * x[:-1] + x[::3][0] * ad.sum(x) + ad.exp(x)[1:]
+
+    check_gradients(function, draw(6, 4), rng=np.random.default_rng(0))
