@@ -4,6 +4,9 @@ A message says what happened, with the value, what was expected, and what to do.
 with the ``exit_code``: 2 for bad usage or bad input, 1 when the work itself failed.
 """
 
+INTERRUPTED = 130
+"""The exit code of a process that SIGINT ended, as a shell reports it."""
+
 
 class DistNetError(Exception):
     """Root of every error that this project raises on purpose."""
@@ -234,6 +237,10 @@ class ExportWriteError(DistNetError):
 
 
 # The parameter server
+
+
+class UnknownOptionError(BadInputError, TypeError):
+    """A function of Python has no option of this name."""
 
 
 class SettingError(BadInputError):

@@ -16,9 +16,7 @@ from importlib import import_module
 from types import FrameType
 
 from dist_net.cli.parser import Parser
-from dist_net.cluster.entry import INTERRUPTED, raise_descriptor_limit, use_threads
-from dist_net.cluster.printable import printable
-from dist_net.errors import DistNetError
+from dist_net.errors import INTERRUPTED, DistNetError
 from dist_net.release import VERSION
 
 COMMANDS = {
@@ -65,10 +63,14 @@ def parse(given: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; errors of this project become one line on stderr and an exit code."""
+    """Run one command; an error of this project becomes one line on stderr and an exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        parsed = parse(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:  # while modules were imported
+        parsed = parse(given or ["--help"])
+        # These import NumPy, for which --help should not wait.
+        from dist_net.cluster.entry import raise_descriptor_limit, use_threads
+        from dist_net.cluster.printable import printable
+    except KeyboardInterrupt:
         return INTERRUPTED
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -27,7 +27,6 @@ FAILED = "FAILED"
 MOST_DESCRIPTORS = 65_536
 PARENT_POLL_S = 0.2
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
 KEPT_BYTES = 1 << 30  # more than any message has
 
 # Parameters of mallopt(3)

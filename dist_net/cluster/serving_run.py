@@ -20,7 +20,7 @@ import platformdirs
 from dist_net.clock import SystemClock
 from dist_net.cluster.command_line import joining_command
 from dist_net.cluster.crew import Crew
-from dist_net.cluster.entry import INTERRUPTED, READY
+from dist_net.cluster.entry import READY
 from dist_net.cluster.own_directory import log_directory, temporary_directory
 from dist_net.cluster.pool_children import PoolChildren
 from dist_net.cluster.pool_on_ray import PoolOnRay
@@ -28,6 +28,7 @@ from dist_net.cluster.ray_cluster import RayCluster
 from dist_net.cluster.roles import Role, parent_option
 from dist_net.cluster.serving_options import ServingOptions
 from dist_net.errors import (
+    INTERRUPTED,
     DistNetError,
     MissingExtraError,
     ModelLoadError,

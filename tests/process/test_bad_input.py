@@ -102,7 +102,6 @@ def run(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], r"the following arguments are required: COMMAND; see .*"),
         (["trian"], r".*invalid choice: 'trian' \(did you mean train\?\); see dist-net --help"),
         (["nothing"], r".*invalid choice: 'nothing' \(choose from train, evaluate, .*\); see .*"),
         (["--verison"], r"unrecognized arguments: --verison \(did you mean --version\?\); see .*"),

@@ -28,11 +28,11 @@ MAY_IMPORT = {
     "clock": "",
     "files": "",
     "vector": "",
-    "spelling": "",
+    "spelling": "errors",
     "release": "",
     "compiling": "",
     "autodiff": "errors compiling",
-    "nn": "errors vector files autodiff",
+    "nn": "errors vector files spelling autodiff",
     "optim": "errors vector spelling compiling",
     "pictures": "errors nn",
     "data": "errors files pictures",
@@ -43,7 +43,7 @@ MAY_IMPORT = {
     ),
     "wire": "errors vector clock",
     "parameter_server": "errors vector clock files optim wire",
-    "training": "errors vector clock autodiff nn optim data recipes wire",
+    "training": "errors vector clock spelling autodiff nn optim data recipes wire",
     "serving": (
         "errors clock files spelling release autodiff nn pictures darknet pretrained recipes wire"
     ),
@@ -55,8 +55,8 @@ MAY_IMPORT = {
     "export": "errors vector files spelling release autodiff nn recipes models",
     "simulation": "errors vector wire parameter_server training serving",
     "cluster": (
-        "errors vector clock release autodiff nn optim pictures data recipes wire parameter_server "
-        "training serving models report simulation"
+        "errors vector clock spelling release autodiff nn optim pictures data recipes wire "
+        "parameter_server training serving models report simulation"
     ),
     "cli": (
         "errors spelling release data darknet pretrained recipes wire parameter_server training "
@@ -434,6 +434,23 @@ def test_the_package_imports_without_an_extra() -> None:
     extras = modules_of_extras()
     assert "hypothesis" in extras
     assert not extras & set(json.loads(printed))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import dist_net", "from dist_net import cli; cli.parse(['--help'])"],
+    ids=["import", "help"],
+)
+def test_a_start_imports_no_library_before_it_is_used(statement: str) -> None:
+    program = f"""
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps([*sys.modules]), file=sys.stderr))
+{statement}
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert not CORE & set(json.loads(printed.stderr))
 
 
 def modules_of_extras() -> set[str]:

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 from dist_net.cluster.command_line import add_trust_argument
-from dist_net.cluster.entry import INTERRUPTED, READY, entry_point, stop_on_signals
+from dist_net.cluster.entry import READY, entry_point, stop_on_signals
 from dist_net.data import default_cache_dir
-from dist_net.errors import AddressError
+from dist_net.errors import INTERRUPTED, AddressError
 from dist_net.pictures.decoding import MOST_PIXELS
 from dist_net.serving.worker.loop import connected_worker
 from dist_net.serving.worker.served_network import WorkerSettings
