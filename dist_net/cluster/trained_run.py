@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
 from functools import cached_property
@@ -17,45 +17,104 @@ from dist_net.cluster.local_run import LocalRun, LocalRunSettings, summarise
 from dist_net.cluster.picture_report import train_and_report
 from dist_net.cluster.picture_run import PictureOptions, new_run
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
+from dist_net.data import Progress
+from dist_net.data.samples import Values
 from dist_net.errors import UnknownRecipeError
 from dist_net.models.bases import default_base
 from dist_net.models.best_weights import BestWeights
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
-from dist_net.models.trained_model import load_trained
+from dist_net.models.trained_model import (
+    calibrated_weights,
+    calibration_of,
+    held_out_of,
+    load_trained,
+)
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
+from dist_net.parameter_server.checkpoint import Checkpoint
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.recipes.picture_recipe import PICTURES
-from dist_net.recipes.recipe import load_recipe, recipe_names
-from dist_net.training.evaluation import Evaluation
-from dist_net.training.single_process import Callback, EpochResult
+from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
+from dist_net.spelling import refuse_options
+from dist_net.training.evaluation import Evaluation, Evaluator
+from dist_net.training.single_process import Callback, EpochResult, dataset_of, is_ended_by
 
 
 class Run:
-    """A run that has ended: ``path`` is its directory, which the commands of ``dist-net`` take too.
+    """A trained model: ``path`` is its run directory, which the commands of ``dist-net`` take too.
 
     ``report`` has the keys of ``dist-net train --json``. ``history`` has a result for each
     evaluation, which short epochs share: its loss and accuracy are means of the training since the
-    one before, its ``validation`` is on the test samples.
+    one before, its ``validation`` is on the test samples. Both are empty in a run that was loaded.
     """
 
-    def __init__(self, path: Path, report: dict[str, Any], history: Sequence[EpochResult]) -> None:
-        self.path = path
-        self.report = report
+    def __init__(
+        self,
+        path: str | Path,
+        report: Mapping[str, Any] | None = None,
+        history: Sequence[EpochResult] = (),
+        *,
+        trust_recipe: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.report = dict(report or {})
         self.history = list(history)
+        self._trust_recipe = trust_recipe
+
+    @cached_property
+    def trained(self) -> tuple[LoadedRecipe, Checkpoint]:
+        """The recipe and the checkpoint, read once; raises what ``load`` raises."""
+        return load_trained(self.path, self._trust_recipe)
 
     @cached_property
     def model(self) -> Model:
-        """The trained model, with the weights that the run is evaluated by."""
-        loaded, checkpoint = load_trained(self.path)
+        """The trained model, with the weights that the run is evaluated by.
+
+        Those of a calibrated run include its temperature.
+        """
+        loaded, checkpoint = self.trained
         model = loaded.recipe.model
-        model.weights = checkpoint.evaluated_weights
+        model.weights = calibrated_weights(loaded, checkpoint, calibration_of(self.path))
         return model
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class; empty for a model that predicts numbers."""
+        return RecipeRecord.from_json(self.trained[1].recipe_record).class_names
 
     def predict(self, inputs: Batch) -> NDArray[np.float32]:
         """The outputs, (N, *output_shape), of ``inputs``, (N, *input_shape); see ``Model``."""
         return self.model.predict(inputs)
+
+    def evaluate(
+        self, samples: tuple[Values, Values] | None = None, progress: Progress | None = None
+    ) -> Evaluation:
+        """Return the model's loss and accuracy on ``samples``, a pair of inputs and targets.
+
+        By default these are the samples that the run was evaluated on, fetched if need be, which
+        ``progress`` shows.
+        """
+        loaded, _ = self.trained
+        if samples is None:
+            dataset = held_out_of(self.path, loaded) or loaded.recipe.load_dataset(progress)
+        else:
+            dataset = dataset_of(self.model, *samples)
+        weights = self.model.weights
+        assert weights is not None
+        return Evaluator(self.model, dataset)(weights)
+
+
+def load(path: str | Path, *, trust_recipe: bool = False) -> Run:
+    """Return the trained model in a run directory, or in a checkpoint file.
+
+    A run's own ``recipe.py`` is Python code: it is executed only if it is trusted, as by the
+    commands of ``dist-net``; ``trust_recipe`` is their ``--trust-recipe``. Raises BadInputError if
+    there is no such run, if its files are damaged, or if its recipe is not trusted.
+    """
+    run = Run(path, trust_recipe=trust_recipe)
+    run.model  # noqa: B018 - raises here what reading raises
+    return run
 
 
 class WatchedTraining(TrainingProgress):
@@ -87,8 +146,12 @@ class WatchedTraining(TrainingProgress):
             evaluation,
         )
         self.history.append(result)
-        wishes = [callback(result) for callback in self._callbacks]
-        self.wants_end = self.wants_end or True in wishes
+        if is_ended_by(self._callbacks, result):
+            self.wants_end = True
+
+
+OPTIONS_OF_RUNS = {each.name for each in fields(RunOptions)} - {"recipe", "recipe_files"}
+OPTIONS_OF_PICTURES = {each.name for each in fields(PictureOptions)} - {"run"}
 
 
 def train(
@@ -117,11 +180,14 @@ def train(
             f"recipe, or the path of its file: LocalCluster trains a Recipe in threads"
         )
     console = plain_console(quiet=quiet)
+    is_folder = str(recipe) not in recipe_names() and Path(recipe).is_dir()
+    known = OPTIONS_OF_RUNS | (OPTIONS_OF_PICTURES if is_folder else set())
+    refuse_options("train", options.keys() - known, known | (train.__kwdefaults__ or {}).keys())
     directory = None if run_dir is None else Path(run_dir)
     local = LocalRunSettings(workers)
     if "consistency" in options:  # bsp alone is a minibatch for each worker
         options["consistency"] = str(Consistency.of(options["consistency"], workers))
-    if str(recipe) not in recipe_names() and Path(recipe).is_dir():
+    if is_folder:
         return _train_pictures(Path(recipe), directory, local, callbacks, console, options)
     loaded = load_recipe(str(recipe))
     with FetchProgress(console) as fetching:
@@ -147,9 +213,8 @@ def _train_pictures(
     console: Console,
     given: dict[str, Any],
 ) -> Run:
-    of_pictures = {each.name for each in fields(PictureOptions)}
-    of_run = {name: given[name] for name in given.keys() - of_pictures}
-    own = {name: given[name] for name in given.keys() & of_pictures}
+    of_run = {name: given[name] for name in given.keys() - OPTIONS_OF_PICTURES}
+    own = {name: given[name] for name in given.keys() & OPTIONS_OF_PICTURES}
     options = PictureOptions(
         **{"base": default_base(), "folder": str(folder.resolve())} | own,
         run=RunOptions(PICTURES, **of_run),
