@@ -3,6 +3,16 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from dist_net.errors import UnknownOptionError
+
+USUAL_NAMES = {
+    "lr": "learning_rate",
+    "criterion": "loss",
+    "validation_data": "validation",
+    "validation_split": "validation",
+}
+"""Options of Keras and PyTorch, and what they are called here."""
+
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known name that is most like ``word``; None if none is like it."""
@@ -19,3 +29,12 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """``did you mean NAME?``, or, if none is close, ``expected one of`` all of them."""
     names = list(known)
     return did_you_mean(word, names) or f"expected one of {', '.join(names)}"
+
+
+def refuse_options(function: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise UnknownOptionError, which names the option that was meant, if any option is given."""
+    names = [*known]
+    for name in given:
+        usual = USUAL_NAMES.get(name)
+        hint = f"did you mean {usual}?" if usual in names else suggestion(name, names)
+        raise UnknownOptionError(f"{function} has no option {name}; {hint}")

@@ -11,7 +11,7 @@ from dist_net.data.samples import Samples, Values, chunks_of, samples_of
 from dist_net.errors import DatasetError
 
 EXAMINED_BYTES = 64 << 20
-"""Of targets, to check them, and of samples, to digest them: they may lie on a slow disk."""
+"""Of samples, to check or to digest them: they may lie on a slow disk."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +21,9 @@ class Dataset:
     Inputs are numbers of any shape and dtype, sample by sample. Targets are integers that index
     ``class_names``, of any dtype, or, without classes, floats to be predicted (regression). Each of
     the four is an array, a memory map, or an object with the methods of ``Samples``; they are
-    borrowed and never written. Of more than 64 MiB of targets only some are checked here; the loss
-    checks each class that it meets. Raises ``DatasetError`` when they do not fit together.
+    borrowed and never written. Of more than 64 MiB of targets, or of floats as inputs, only some
+    are checked here; the loss checks each class that it meets. Raises ``DatasetError`` when they
+    do not fit together, or are not finite.
     """
 
     name: str
@@ -50,7 +51,9 @@ class Dataset:
         for part, x, y in zip(("train", "test"), inputs, targets, strict=True):
             if len(x) != len(y):
                 self._refuse(f"{len(y)} {part} targets for {len(x)} inputs", "one for each")
-            self._check_targets(part, y)
+            self._check(f"{part} target", y, len(self.class_names))
+            if x.dtype.kind == "f":
+                self._check(f"{part} input", x)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -71,32 +74,27 @@ class Dataset:
         return digest.hexdigest()
 
     def _samples(self, what: str, values: Values) -> Samples:
-        if not isinstance(values, np.ndarray | Samples):
-            self._refuse(
-                f"{what} of type {type(values).__name__}",
-                "an array, or an object with shape, dtype, len() and read(indices, out)",
-            )
+        samples = samples_of(values, f"dataset {self.name}: {what}")
         if isinstance(values, np.ndarray) and not values.ndim:
             self._refuse(f"{what} without an axis", "the first axis to count samples")
         if values.dtype.kind not in "iuf":
             self._refuse(f"{what} of dtype {values.dtype}", "numbers")
         if len(values) == 0:
             self._refuse(f"no {what}", "at least one")
-        return samples_of(values)
+        return samples
 
-    def _check_targets(self, part: str, targets: Samples) -> None:
-        classes = len(self.class_names)
-        if targets.dtype.kind not in ("iu" if classes else "f"):
+    def _check(self, what: str, samples: Samples, classes: int = 0) -> None:
+        if samples.dtype.kind not in ("iu" if classes else "f"):
             self._refuse(
-                f"{part} targets of dtype {targets.dtype} and {classes} names of classes",
+                f"{what}s of dtype {samples.dtype} and {classes} names of classes",
                 "integers with the names of their classes, or floats without",
             )
-        for indices, chunk in chunks_of(targets, EXAMINED_BYTES):
+        for indices, chunk in chunks_of(samples, EXAMINED_BYTES):
             is_good = (chunk >= 0) & (chunk < classes) if classes else np.isfinite(chunk)
             if not is_good.all():
                 place = tuple(np.argwhere(~is_good)[0])
                 self._refuse(
-                    f"{part} target {chunk[place]} at index {indices[place[0]]}",
+                    f"{what} {chunk[place]} at index {indices[place[0]]}",
                     f"0 to {classes - 1}, as there are {classes} classes"
                     if classes
                     else "a finite number",

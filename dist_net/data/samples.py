@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from dist_net.errors import DatasetError
+
 SampleIndices = NDArray[np.int64]
 
 
@@ -87,9 +89,19 @@ Values: TypeAlias = NDArray[Any] | Samples
 """What a dataset is made of: arrays, memory maps, or whatever reads samples."""
 
 
-def samples_of(values: Values) -> Samples:
-    """The values as ``Samples``; an array is borrowed."""
-    return ArraySamples(values) if isinstance(values, np.ndarray) else values
+def samples_of(values: Values, name: str = "samples") -> Samples:
+    """Return the values as ``Samples``; an array is borrowed.
+
+    Raises DatasetError for what is neither.
+    """
+    if isinstance(values, np.ndarray):
+        return ArraySamples(values)
+    if not isinstance(values, Samples):
+        raise DatasetError(
+            f"{name} of type {type(values).__name__}: expected an array, as np.array(list) makes, "
+            f"or an object with shape, dtype, len() and read(indices, out)"
+        )
+    return values
 
 
 CHUNK_BYTES = 1 << 20

@@ -79,7 +79,7 @@ class RunOptions:
         given = {
             "epochs": self.epochs,
             "batch_size": self.batch_size,
-            "optimizer": self._optimizer(recipe.optimizer),
+            "optimizer": self._optimizer(optimizer_named(recipe.optimizer)),
             "learning_rate": self.learning_rate,
             "clip_norm": self.clip_norm,
             "average_decay": self.average_decay,
@@ -87,6 +87,7 @@ class RunOptions:
         chosen: dict[str, Any] = {
             name: getattr(recipe, name) if value is None else value for name, value in given.items()
         }
+        recipe.model.require_batch_size(min(chosen["batch_size"], len(targets)))
         return RunSettings(
             recipe=loaded.reference,
             recipe_digest=loaded.digest(dataset),

@@ -5,10 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dist_net.autodiff import Expression, clip, leaky_relu, sigmoid, softmax, tanh
+from dist_net.errors import ParameterError
+from dist_net.spelling import suggestion
 
 Activation = Callable[[Expression], Expression]
 
-__all__ = ["Activation", "leaky_relu", "linear", "relu", "relu6", "sigmoid", "softmax", "tanh"]
+__all__ = [
+    "Activation",
+    "leaky_relu",
+    "linear",
+    "relu",
+    "relu6",
+    "sigmoid",
+    "softmax",
+    "tanh",
+]
 
 
 def linear(x: Expression) -> Expression:
@@ -24,3 +35,19 @@ def relu(x: Expression) -> Expression:
 def relu6(x: Expression) -> Expression:
     """min(max(x, 0), 6); its derivative at both is 0."""
     return clip(x, 0.0, 6.0)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    each.__name__: each for each in (leaky_relu, linear, relu, relu6, sigmoid, softmax, tanh)
+}
+
+
+def activate(x: Expression, activation: Activation | str) -> Expression:
+    """Return ``activation(x)``; raise ParameterError for a name that is not in ``ACTIVATIONS``."""
+    if isinstance(activation, str):
+        if activation not in ACTIVATIONS:
+            raise ParameterError(
+                f"there is no activation {activation!r}; {suggestion(activation, ACTIVATIONS)}"
+            )
+        activation = ACTIVATIONS[activation]
+    return activation(x)

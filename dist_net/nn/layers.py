@@ -6,7 +6,7 @@ Axis 0 counts samples. Maps are (N, H, W, C): rows before columns, channels last
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -28,8 +28,8 @@ from dist_net.autodiff import (
 from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
 from dist_net.autodiff.operations.normalization import scale_and_shift
-from dist_net.errors import ParameterError, ShapeError
-from dist_net.nn.activations import Activation, linear
+from dist_net.errors import DTypeError, ParameterError, ShapeError
+from dist_net.nn.activations import Activation, activate, linear
 from dist_net.nn.initializers import Initializer, glorot_uniform, he_normal, ones, zeros
 from dist_net.nn.parameters import Scope
 
@@ -47,16 +47,17 @@ class Dense:
     """activation(x · kernel + bias): (N, I) to (N, units)."""
 
     units: int
-    activation: Activation = linear
+    activation: Activation | str = linear
     kernel_initializer: Initializer = glorot_uniform
     bias_initializer: Initializer = zeros
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         if x.ndim != 2:
             raise ShapeError(f"Dense: expected (N, features), got {x.shape}; put Flatten before it")
+        _expect_floats("Dense", x)
         kernel = scope.parameter("kernel", (x.shape[1], self.units), self.kernel_initializer)
         bias = scope.parameter("bias", (self.units,), self.bias_initializer)
-        return self.activation(x @ kernel + bias)
+        return activate(x @ kernel + bias, self.activation)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Conv2D:
     stride: int | Pair = 1
     padding: Padding = "same"
     groups: int = 1
-    activation: Activation = linear
+    activation: Activation | str = linear
     use_bias: bool = True
     kernel_initializer: Initializer = he_normal
     bias_initializer: Initializer = zeros
@@ -91,6 +92,7 @@ class Conv2D:
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         _expect_map("Conv2D", x)
+        _expect_floats("Conv2D", x)
         channels = x.shape[3]
         if channels % self.groups:
             raise ShapeError(
@@ -101,7 +103,7 @@ class Conv2D:
         y = conv2d(x, kernel, self.stride, self.padding, self.groups)
         if self.use_bias:
             y = y + scope.parameter("bias", (self.filters,), self.bias_initializer)
-        return self.activation(y)
+        return activate(y, self.activation)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class DepthwiseConv2D:
     size: int | Pair
     stride: int | Pair = 1
     padding: Padding = "same"
-    activation: Activation = linear
+    activation: Activation | str = linear
     use_bias: bool = True
     kernel_initializer: Initializer = he_normal
     bias_initializer: Initializer = zeros
@@ -183,8 +185,9 @@ class BatchNorm:
     In training, mean and variance are those of the batch, and the buffers ``mean`` and
     ``variance`` move towards them: moving ← momentum·moving + (1-momentum)·batch. At inference,
     and in ``FrozenBatchNorm`` also in training, the buffers are used (Ioffe and Szegedy 2015,
-    arXiv 1502.03167). The batch's variance is the mean of squares, as in Keras; PyTorch's moving
-    variance is larger by rows / (rows - 1).
+    arXiv 1502.03167). So are they for a minibatch of one row, such as an epoch's last: its variance
+    is 0, whatever the data's. The batch's variance is the mean of squares, as in Keras; PyTorch's
+    moving variance is larger by rows / (rows - 1).
 
     The deviation is √(variance + epsilon), or √variance + epsilon with ``epsilon_on``
     "deviation", as Darknet computes it on CPUs.
@@ -193,7 +196,7 @@ class BatchNorm:
     momentum: float = 0.9
     epsilon: float = 1e-5
     epsilon_on: Literal["variance", "deviation"] = "variance"
-    activation: Activation = linear
+    activation: Activation | str = linear
 
     def __post_init__(self) -> None:
         if not self.epsilon > 0 or self.epsilon_on not in ("variance", "deviation"):
@@ -205,6 +208,7 @@ class BatchNorm:
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         if x.ndim < 2:
             raise ShapeError(f"BatchNorm: expected (N, ..., channels), got {x.shape}")
+        _expect_floats("BatchNorm", x)
         channels = x.shape[-1:]
         gamma = scope.parameter("gamma", channels, ones)
         beta = scope.parameter("beta", channels, zeros)
@@ -212,16 +216,17 @@ class BatchNorm:
         variance = scope.buffer("variance", channels, ones, self.momentum)
         if not scope.training:
             scale = gamma / self._deviation(variance)
-            return self.activation((x - mean) * scale + beta)
-        if scope.batch_norm != "batch":
+            return activate((x - mean) * scale + beta, self.activation)
+        if scope.batch_norm != "batch" or x.size == x.shape[-1]:
             if scope.batch_norm == "fixed":
                 gamma, beta = stop_gradient(gamma), stop_gradient(beta)
             scale = gamma / self._deviation(variance)
-            return self.activation(scale_and_shift(x, scale, beta - mean * scale))
+            normal = scale_and_shift(x, scale, beta - mean * scale)
+            return activate(normal, self.activation)
         normal, *batch = batch_normalize(x, gamma, beta, self._deviation_in_training)
         for buffer, seen in zip((mean, variance), batch, strict=True):
             scope.observe(buffer, seen)
-        return self.activation(normal)
+        return activate(normal, self.activation)
 
     def _deviation(self, variance: Expression) -> Expression:
         if self.epsilon_on == "variance":
@@ -301,21 +306,25 @@ class Dropout:
 
 
 class Sequential:
-    """Layers one after the other."""
+    """Layers one after the other, given one by one or in a list."""
 
-    def __init__(self, *layers: Layer) -> None:
-        self.layers = layers
+    def __init__(self, *layers: Layer | Sequence[Layer]) -> None:
+        self.layers: tuple[Layer, ...] = tuple(
+            layer
+            for given in layers
+            for layer in (given if isinstance(given, list | tuple) else (given,))
+        )
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         for layer in self.layers:
-            x = layer(x, scope.child(type(layer).__name__.lower()))
+            x = layer(x, scope.child(type(layer).__name__.lower(), layer))
         return x
 
 
 class Residual:
     """x + layers(x): the layers learn what to add (He et al. 2016)."""
 
-    def __init__(self, *layers: Layer) -> None:
+    def __init__(self, *layers: Layer | Sequence[Layer]) -> None:
         self.inner = Sequential(*layers)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
@@ -323,6 +332,15 @@ class Residual:
         if change.shape != x.shape:
             raise ShapeError(f"Residual: the layers turn {x.shape} into {change.shape}")
         return x + change
+
+
+def _expect_floats(name: str, x: Expression) -> None:
+    if x.dtype.kind != "f":
+        raise DTypeError(
+            f"{name}: inputs are {x.dtype}; expected float32. For pixels begin the network with "
+            f"Rescale(): Sequential(Rescale(), ...). For floats build the model with "
+            f"input_dtype=np.float32, and convert its inputs with astype(np.float32)"
+        )
 
 
 def _expect_map(name: str, x: Expression) -> None:

@@ -25,7 +25,8 @@ from dist_net.autodiff import (
 from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.operations.indexing import checked_indices
 from dist_net.autodiff.operations.softmax import require_class_indices
-from dist_net.errors import DTypeError, ShapeError
+from dist_net.errors import ParameterError, ShapeError
+from dist_net.spelling import suggestion
 
 Loss = Callable[[Expression, Expression], Expression]
 
@@ -54,16 +55,16 @@ def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
     """The mean over the outputs of the squared difference from ``labels``.
 
     ``labels`` are targets of the outputs' shape, or integers without the last axis, which become
-    one-hot. Raises ShapeError for other shapes, DTypeError for floats without the last axis.
+    one-hot. Raises ShapeError for other shapes.
     """
-    if labels.ndim < outputs.ndim and labels.dtype.kind not in "iu":
-        raise DTypeError(
-            f"mean_squared_error: labels {labels.dtype}{list(labels.shape)}; expected integers, or "
-            f"targets of the outputs' shape, {outputs.shape}"
-        )
-    targets = one_hot(labels, outputs.shape[-1]) if labels.ndim < outputs.ndim else labels
+    is_class = labels.ndim < outputs.ndim and labels.dtype.kind in "iu"
+    targets = one_hot(labels, outputs.shape[-1]) if is_class else labels
     if targets.shape != outputs.shape:
-        raise ShapeError(f"mean_squared_error: outputs {outputs.shape}, targets {targets.shape}")
+        raise ShapeError(
+            f"mean_squared_error: targets of shape {of_samples(targets)} and dtype {targets.dtype} "
+            f"for outputs of shape {of_samples(outputs)}; expected classes, integers of shape "
+            f"(N,), or the outputs' shape{_reshaped(targets, outputs)}"
+        )
     return mean(square(outputs - astype(targets, outputs.dtype)), range(1, outputs.ndim))
 
 
@@ -76,3 +77,49 @@ def one_hot(labels: Expression, classes: int) -> Expression:
     checked = checked_indices("one_hot", labels, classes)
     numbers = constant(np.arange(classes, dtype=np.intp))
     return astype(equal(checked[..., None], numbers), np.float32)
+
+
+def of_samples(batch: Expression) -> str:
+    """Return the shape of a batch of N samples, for messages: ``(N, 3)``."""
+    return f"({', '.join(['N', *map(str, batch.shape[1:])])}{',' * (batch.ndim == 1)})"
+
+
+def _reshaped(targets: Expression, outputs: Expression) -> str:
+    """Return how to give targets the shape of the outputs; "" where that is impossible."""
+    shape = of_samples(outputs).replace("N", "-1")
+    return f": targets.reshape{shape}" if targets.size == outputs.size else ""
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy_of_logits": cross_entropy_of_logits,
+    "cross_entropy_of_probabilities": cross_entropy_of_probabilities,
+    "mean_squared_error": mean_squared_error,
+    "mse": mean_squared_error,
+    "sparse_categorical_crossentropy": cross_entropy_of_probabilities,  # Keras's default
+}
+
+
+def mean_loss(loss: Loss, outputs: Expression, targets: Expression) -> Expression:
+    """Return the mean of ``loss`` over a batch.
+
+    Raises ShapeError unless it has one value for each sample: if outputs (N, 1) and targets (N,)
+    broadcast to (N, N), their mean would train a model that means nothing.
+    """
+    losses = loss(outputs, targets)
+    if losses.shape != outputs.shape[:1]:
+        raise ShapeError(
+            f"the loss is of shape {losses.shape} for a batch of {outputs.shape[0]} samples, with "
+            f"outputs of shape {of_samples(outputs)} and targets of shape {of_samples(targets)}; "
+            f"expected a value for each sample, (N,): take the mean over the other axes, or give "
+            f"targets the outputs' shape{_reshaped(targets, outputs)}"
+        )
+    return mean(losses)
+
+
+def loss_named(loss: Loss | str) -> Loss:
+    """Return the loss of a name in ``LOSSES``, or ``loss`` itself; raise ParameterError."""
+    if not isinstance(loss, str):
+        return loss
+    if loss not in LOSSES:
+        raise ParameterError(f"there is no loss {loss!r}; {suggestion(loss, LOSSES)}")
+    return LOSSES[loss]

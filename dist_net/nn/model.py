@@ -17,17 +17,17 @@ from dist_net.autodiff import (
     constant,
     equal,
     gradients,
-    mean,
     sum,
     variable,
 )
 from dist_net.autodiff.arrays import integer, integers
 from dist_net.autodiff.expression import topological_order
+from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.convolution import Conv2D
 from dist_net.errors import ParameterError, ShapeError
 from dist_net.nn.layers import Layer
-from dist_net.nn.losses import Loss, cross_entropy_of_logits
+from dist_net.nn.losses import Loss, cross_entropy_of_logits, loss_named, mean_loss, of_samples
 from dist_net.nn.parameters import Layout, Scope
 from dist_net.vector import Vector
 
@@ -40,6 +40,7 @@ TARGETS = "targets"
 class Model:
     """A network, the shape and dtype of one input, and the loss that training makes small.
 
+    ``loss`` is a function, or its name, such as "mse".
     ``layout`` says how its parameters and buffers lie in a flat vector. Outputs are float32, of
     ``output_shape`` for each input. Targets are of whatever shape and dtype the loss takes.
     """
@@ -48,13 +49,13 @@ class Model:
         self,
         network: Layer,
         input_shape: tuple[int, ...],
-        loss: Loss = cross_entropy_of_logits,
+        loss: Loss | str = cross_entropy_of_logits,
         input_dtype: DTypeLike = np.uint8,
     ) -> None:
         self.network = network
         self.input_shape = integers("Model: input_shape", input_shape)
         self.input_dtype = np.dtype(input_dtype)
-        self.loss = loss
+        self.loss = loss_named(loss)
         scope = Scope()
         output = network(self.input(1), scope)
         if output.shape[:1] != (1,) or output.dtype != np.float32:
@@ -104,10 +105,21 @@ class Model:
         is_index = target_shape == () and np.dtype(target_dtype).kind in "iu"
         return is_index and len(self.output_shape) == 1
 
+    def require_batch_size(self, batch_size: int) -> None:
+        """Raise ParameterError if batch norm would never see two rows in a minibatch."""
+        of_one, of_two = Scope(training=True), Scope(training=True)
+        self.network(self.input(1), of_one)
+        self.network(self.input(2), of_two)
+        if batch_size == 1 and of_one.observed.keys() != of_two.observed.keys():
+            raise ParameterError(
+                "minibatches of one sample have no variance for BatchNorm to normalise by; "
+                "expected a batch_size of at least 2, and as many samples"
+            )
+
     def require_targets(self, target_shape: tuple[int, ...], target_dtype: DTypeLike) -> None:
         """Raises ShapeError or DTypeError unless the loss takes targets of this shape and dtype."""
         outputs = variable("outputs", (2, *self.output_shape))
-        self.loss(outputs, variable(TARGETS, (2, *target_shape), target_dtype))
+        mean_loss(self.loss, outputs, variable(TARGETS, (2, *target_shape), target_dtype))
 
     def input(self, batch_size: int) -> Expression:
         """The variable that stands for a batch of inputs."""
@@ -115,15 +127,19 @@ class Model:
 
     def require_inputs(self, inputs: Batch) -> None:
         """Raises ShapeError unless ``inputs`` are (N, *input_shape) of the model's dtype."""
-        if (inputs.shape[1:], inputs.dtype) != (self.input_shape, self.input_dtype):
-            raise ShapeError(
-                f"predict: inputs are {inputs.dtype}{list(inputs.shape)}, expected "
-                f"{self.input_dtype} of shape (N, {', '.join(map(str, self.input_shape))})"
-            )
+        found = f"of type {type(inputs).__name__}"
+        if isinstance(inputs, np.ndarray):
+            if (inputs.shape[1:], inputs.dtype) == (self.input_shape, self.input_dtype):
+                return
+            found = f"{inputs.dtype}{list(inputs.shape)}"
+        raise ShapeError(
+            f"predict: inputs are {found}, expected an array of {self.input_dtype}, of shape "
+            f"{of_samples(self.input(1))}"
+        )
 
-    def compile_inference(self, batch_size: int) -> Plan:
-        """A plan from a batch of inputs to the network's outputs."""
-        return compile([self.network(self.input(batch_size), Scope())])
+    def compile_inference(self, batch_size: int, arena: Arena | None = None) -> Plan:
+        """Return a plan from inputs to the network's outputs; ``arena`` is as for ``compile``."""
+        return compile([self.network(self.input(batch_size), Scope())], arena=arena)
 
     def compile_training(
         self,
@@ -143,7 +159,7 @@ class Model:
         scope = Scope(training=True, generator=generator)
         outputs = self.network(self.input(batch_size), scope)
         targets = variable(TARGETS, (batch_size, *target_shape), target_dtype)
-        loss = mean(self.loss(outputs, targets))
+        loss = mean_loss(self.loss, outputs, targets)
         right = (
             sum(astype(equal(argmax(outputs, -1), astype(targets, np.intp)), np.intp))
             if self.classifies(target_shape, target_dtype)
@@ -163,7 +179,8 @@ class Model:
     def bind_evaluation(self, inputs: Batch, targets: Batch, weights: Vector) -> BoundPlan:
         """A plan bound to these arrays, borrowed: the mean loss at inference, and the outputs."""
         outputs = self.network(self.input(len(inputs)), Scope())
-        loss = mean(self.loss(outputs, variable(TARGETS, targets.shape, targets.dtype)))
+        expected = variable(TARGETS, targets.shape, targets.dtype)
+        loss = mean_loss(self.loss, outputs, expected)
         arrays = {INPUTS: inputs, TARGETS: targets, **self.layout.views(weights)}
         return compile([loss, outputs]).bind(arrays)
 
@@ -189,6 +206,7 @@ class Predictor:
         self.weights = weights
         self._batch_size = integer("Predictor: batch_size", batch_size, least=1)
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
+        self._arena = Arena()
 
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
         """The outputs, (N, *output_shape), of ``inputs``, (N, *input_shape), in a new array.
@@ -197,16 +215,19 @@ class Predictor:
         """
         self._model.require_inputs(inputs)
         outputs = np.empty((len(inputs), *self._model.output_shape), np.float32)
-        for start in range(0, len(inputs), self._batch_size):
-            chunk = inputs[start : start + self._batch_size]
-            batch, bound = self._bind(len(chunk))
-            batch[...] = chunk
-            outputs[start : start + len(chunk)] = bound.run()[0]
+        start = 0
+        while (left := len(inputs) - start) > 0:
+            # What is less than a batch is computed in powers of two, for which a few plans do.
+            size = self._batch_size if left >= self._batch_size else 1 << left.bit_length() - 1
+            batch, bound = self._bind(size)
+            batch[...] = inputs[start : start + size]
+            outputs[start : start + size] = bound.run()[0]
+            start += size
         return outputs
 
     def _bind(self, batch_size: int) -> tuple[Batch, BoundPlan]:
         if batch_size not in self._bound:
             batch = np.empty((batch_size, *self._model.input_shape), self._model.input_dtype)
-            plan = self._model.compile_inference(batch_size)
+            plan = self._model.compile_inference(batch_size, self._arena)
             self._bound[batch_size] = batch, self._model.bind_inference(plan, batch, self.weights)
         return self._bound[batch_size]

@@ -69,6 +69,8 @@ class Scope:
         self.observed: dict[str, Expression] = {}
         self._prefix = ""
         self._children: dict[str, int] = {}
+        self._owner: tuple[str, object] = "", None  # the layer that declares, and its prefix
+        self._owners: dict[int, tuple[str, object]] = {}
 
     def parameter(self, name: str, shape: tuple[int, ...], initializer: Initializer) -> Expression:
         """Declares a parameter of the current layer, and returns the variable that stands for it.
@@ -114,6 +116,13 @@ class Scope:
         self.observed[name] = value
 
     def _new_name(self, name: str) -> str:
+        place, layer = self._owner
+        first, _ = self._owners.setdefault(id(layer), self._owner)
+        if place != first:
+            raise ParameterError(
+                f"one {type(layer).__name__} object is used as {first!r} and as {place!r}, which "
+                f"would not share its parameters; expected a layer object for each place"
+            )
         full_name = self._prefix + name
         self._require_new(full_name)
         return full_name
@@ -147,13 +156,18 @@ class Scope:
         self.buffers |= _of(other.buffers, names)
         self.observed |= _of(other.observed, names)
 
-    def child(self, name: str) -> Scope:
-        """The scope of a layer inside this one: ``name``, ``name_1``, and so on."""
+    def child(self, name: str, layer: object = None) -> Scope:
+        """Return the scope of a layer inside this one: ``name``, ``name_1``, and so on.
+
+        The same ``layer`` may declare its parameters in one place only.
+        """
         count = self._children.get(name, 0)
         self._children[name] = count + 1
         inner = copy(self)
         inner._children = {}
         inner._prefix = f"{self._prefix}{name}_{count}/" if count else f"{self._prefix}{name}/"
+        if layer is not None:
+            inner._owner = inner._prefix, layer
         return inner
 
 

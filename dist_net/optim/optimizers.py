@@ -218,8 +218,13 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
 """Every optimizer by its name on the command line, with its default settings."""
 
 
-def optimizer_named(name: str) -> Optimizer:
-    """The optimizer with its default settings; raises UnknownOptimizerError."""
+def optimizer_named(name: str | Optimizer) -> Optimizer:
+    """Return the optimizer of this name with its default settings, or ``name`` if it is one.
+
+    Raises UnknownOptimizerError.
+    """
+    if isinstance(name, Optimizer):
+        return name
     if name not in OPTIMIZERS:
         raise UnknownOptimizerError(
             f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}"

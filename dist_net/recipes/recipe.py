@@ -29,11 +29,11 @@ from dist_net.errors import (
 )
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
-from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule
+from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule, optimizer_named
 from dist_net.pictures.fitting import FITTINGS
 from dist_net.recipes.recipe_files import RecipeFiles, place_in_recipe, read_any, reader_of, sha256
 from dist_net.release import release
-from dist_net.spelling import did_you_mean
+from dist_net.spelling import did_you_mean, refuse_options
 from dist_net.vector import Vector
 
 BUILT_IN = Path(__file__).parent / "built_in"
@@ -44,7 +44,8 @@ class Recipe:
     """A network, the data that it is trained on, and how it is trained.
 
     ``dataset`` is the name of a dataset, or a function that returns one, whose inputs are of
-    ``input_shape`` and ``input_dtype``. For classes, the last layer has one output for each; else
+    ``input_shape`` and ``input_dtype``. ``loss`` and ``optimizer`` may be names, such as "mse" and
+    "adam", with default settings. For classes, the last layer has one output for each; else
     the outputs are what the loss takes with the targets. ``fitting`` says how pictures are
     resized to ``input_shape``, in training and when the net is served: see
     ``dist_net.fit_picture``. By default it is "pad" for a named dataset, and "exact" for a
@@ -58,8 +59,8 @@ class Recipe:
     network: Layer
     dataset: str | Callable[[], Dataset]
     input_shape: tuple[int, ...]
-    loss: Loss = cross_entropy_of_logits
-    optimizer: Optimizer = Adam()  # noqa: RUF009 - immutable
+    loss: Loss | str = cross_entropy_of_logits
+    optimizer: Optimizer | str = Adam()  # noqa: RUF009 - immutable
     learning_rate: float = 0.001
     schedule: Schedule = ConstantRate()  # noqa: RUF009 - immutable
     batch_size: int = 32
@@ -70,7 +71,12 @@ class Recipe:
     clip_norm: float | None = None
     average_decay: float | None = None
 
+    def __new__(cls, *_: object, **given: object) -> Self:
+        refuse_options("Recipe", given.keys() - cls.__dataclass_fields__, cls.__dataclass_fields__)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        object.__setattr__(self, "optimizer", optimizer_named(self.optimizer))
         if not self.fitting:
             fitting = "pad" if isinstance(self.dataset, str) else "exact"
             object.__setattr__(self, "fitting", fitting)
@@ -121,8 +127,9 @@ class Recipe:
         if (inputs.shape, inputs.dtype) != (model.input_shape, model.input_dtype):
             raise RecipeError(
                 f"dataset {dataset.name!r} has inputs of shape {inputs.shape} and dtype "
-                f"{inputs.dtype}; the recipe's are of input_shape={model.input_shape} and "
-                f"input_dtype={model.input_dtype}"
+                f"{inputs.dtype}; the model's are of input_shape={model.input_shape} and "
+                f"input_dtype={model.input_dtype}; expected the same: build the model with the "
+                f"other, or convert the inputs, as with inputs.astype(np.{model.input_dtype})"
             )
         classes = len(dataset.class_names)
         if classes and targets.shape == () and model.output_shape != (classes,):
@@ -134,7 +141,7 @@ class Recipe:
             model.require_targets(targets.shape, targets.dtype)
         except DistNetError as error:
             raise RecipeError(
-                f"the recipe's loss does not take the targets of dataset {dataset.name!r}: {error}"
+                f"the loss does not take the targets of dataset {dataset.name!r}: {error}"
             ) from error
 
 

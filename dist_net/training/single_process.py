@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Never
 
 import numpy as np
 
 from dist_net.data import Dataset
 from dist_net.data.samples import Values, samples_of
-from dist_net.errors import DivergedError
+from dist_net.errors import DivergedError, SettingError
 from dist_net.nn import Model
-from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule, start_rule
+from dist_net.optim import (
+    Adam,
+    ConstantRate,
+    Optimizer,
+    Schedule,
+    optimizer_named,
+    start_rule,
+)
 from dist_net.optim.averages import WeightAverage
 from dist_net.recipes.recipe import Recipe
+from dist_net.spelling import refuse_options
 from dist_net.training.evaluation import Evaluation, Evaluator
 from dist_net.training.step import TrainingStep
 from dist_net.vector import Vector
@@ -47,8 +55,11 @@ class SingleProcess:
         self._recipe = recipe
         self._samples = len(dataset.train_targets)
         self._step = TrainingStep(recipe.model, dataset, seed, threads)
+        recipe.model.require_batch_size(min(recipe.batch_size, self._samples))
         layout = recipe.model.layout
-        self._rule = start_rule(recipe.optimizer, layout.shapes, layout.momenta, recipe.clip_norm)
+        self._rule = start_rule(
+            optimizer_named(recipe.optimizer), layout.shapes, layout.momenta, recipe.clip_norm
+        )
         self._gradient = np.empty(layout.size, np.float32)
         self.weights: Vector = recipe.initial_weights(seed)
         self._trained = self.weights[: self._rule.trained_size]
@@ -103,6 +114,24 @@ class SingleProcess:
             yield EpochResult(epoch + 1, loss / self._samples, accuracy)
 
 
+def is_ended_by(callbacks: Sequence[Callback], result: EpochResult) -> bool:
+    """Call each callback; return whether any returned True. 1.0 is not True: it may be a result."""
+    returned = [callback(result) for callback in callbacks]
+    return any(isinstance(each, bool | np.bool_) and each for each in returned)
+
+
+def dataset_of(
+    model: Model, inputs: Values, targets: Values, tests: tuple[Values, Values] | None = None
+) -> Dataset:
+    """Return these samples as a dataset for ``model``, with others to test on if given.
+
+    Raises DatasetError for what is no array, or does not fit together.
+    """
+    has_classes = samples_of(targets, "targets").dtype.kind in "iu"
+    names = tuple(map(str, range(model.classes))) if has_classes else ()
+    return Dataset("given", inputs, targets, *(tests or (inputs, targets)), names)
+
+
 def fit(
     model: Model,
     inputs: Values,
@@ -111,7 +140,7 @@ def fit(
     validation: tuple[Values, Values] | None = None,
     epochs: int = 10,
     batch_size: int = 32,
-    optimizer: Optimizer = Adam(),  # noqa: B008 - immutable
+    optimizer: Optimizer | str = Adam(),  # noqa: B008 - immutable
     learning_rate: float = 0.001,
     schedule: Schedule = ConstantRate(),  # noqa: B008 - immutable
     clip_norm: float | None = None,
@@ -119,8 +148,9 @@ def fit(
     seed: int = 0,
     threads: int = 1,
     callbacks: Sequence[Callback] = (),
+    **unknown: Never,
 ) -> list[EpochResult]:
-    """Trains a model in this process, from its own weights if it has any, and gives its history.
+    """Train a model in this process, from its own weights if it has any; return its history.
 
     ``inputs`` and ``targets`` are as in a ``Dataset``, for classes the integers from 0 up to the
     number of outputs. ``validation`` has such inputs and targets too, to be evaluated at the end of
@@ -130,8 +160,14 @@ def fit(
     begins with a fresh optimizer. Raises DatasetError and RecipeError for what does not fit
     together, DivergedError when the loss is no longer a finite number.
     """
-    names = tuple(map(str, range(model.classes))) if samples_of(targets).dtype.kind in "iu" else ()
-    dataset = Dataset("fit", inputs, targets, *(validation or (inputs, targets)), names)
+    refuse_options("fit", unknown, fit.__kwdefaults__ or ())
+    if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
+        raise SettingError(
+            f"validation={validation!r:.40}: expected arrays, (inputs, targets). To keep the last "
+            f"tenth: n = len(inputs) * 9 // 10; fit(model, inputs[:n], targets[:n], "
+            f"validation=(inputs[n:], targets[n:]))"
+        )
+    dataset = dataset_of(model, inputs, targets, validation)
     recipe = Recipe(
         model.network,
         lambda: dataset,
@@ -155,8 +191,7 @@ def fit(
             if evaluate is not None:
                 result = result._replace(validation=evaluate(training.evaluated_weights))
             history.append(result)
-            wishes = [callback(result) for callback in callbacks]
-            if True in wishes:
+            if is_ended_by(callbacks, result):
                 break
     finally:
         weights = training.evaluated_weights

@@ -60,7 +60,7 @@ def test_targets_without_classes_are_floats_of_any_shape() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train_inputs": [[1, 2]]}, "train inputs of type list: expected an array, or an object"),
+        ({"train_inputs": [[1, 2]]}, "train inputs of type list: expected an array"),
         ({"test_inputs": np.array(3.0)}, "test inputs without an axis"),
         ({"train_inputs": np.array(["cat"] * 4)}, "train inputs of dtype <U3: expected numbers"),
         ({"test_targets": np.zeros(3)}, r"int64\[\] each, test targets float64\[\]"),

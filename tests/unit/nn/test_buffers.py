@@ -11,6 +11,7 @@ from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.data import Dataset, dataset_named
 from dist_net.errors import HyperParameterError, ParameterError, ShapeError
+from dist_net.models.run_options import RunOptions
 from dist_net.optim import SGD, Adam, Momentum, Optimizer, start_rule
 from dist_net.parameter_server.store import WeightStore
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
@@ -279,3 +280,56 @@ def test_the_digest_tells_a_buffer_from_a_parameter_and_momenta_apart(digits: Da
     assert digest(network(0.9)) != digest(network(0.99))
     changed = replace(a_recipe(network(0.9)), learning_rate=1.0)
     assert LoadedRecipe("r", "r", {}, changed).digest(digits) == digest(network(0.9))
+
+
+# Minibatches of one row
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 1, 5)])
+def test_a_minibatch_of_one_row_leaves_the_moving_averages_and_is_scaled_by_them(
+    shape: tuple[int, ...],
+) -> None:
+    layer = nn.BatchNorm(momentum=0.5)
+    model = nn.Model(nn.Sequential(layer, nn.Flatten()), shape, "mse", np.float32)
+    weights = model.layout.initial(np.random.default_rng(0))
+    model.layout.views(weights)["batchnorm/mean"][:] = 3
+    model.layout.views(weights)["batchnorm/variance"][:] = 4
+    inputs = np.full((1, *shape), 7, np.float32)
+    targets = np.zeros((1, 5), np.float32)
+    gradient = np.zeros(model.layout.size, np.float32)
+    plan = model.compile_training(1, np.random.default_rng(0), None, (5,), np.float32)
+    loss, *_ = model.bind_training(plan, inputs, targets, weights, gradient).run()
+    np.testing.assert_allclose(loss, ((7 - 3) / 2) ** 2, rtol=1e-4)
+    observed = model.layout.views(gradient)
+    np.testing.assert_array_equal(observed["batchnorm/mean"], 3)
+    np.testing.assert_array_equal(observed["batchnorm/variance"], 4)
+    assert observed["batchnorm/gamma"].all()
+    assert observed["batchnorm/beta"].all()
+
+
+def with_batch_norm(batch_size: int, samples: int = 4) -> tuple[Recipe, Dataset]:
+    inputs, labels = np.eye(samples, 3, dtype=np.float32), np.zeros(samples, np.int64)
+    dataset = Dataset("one", inputs, labels, inputs, labels, ("a", "b"))
+    network = nn.Sequential(nn.BatchNorm(), nn.Dense(2))
+    recipe = Recipe(network, lambda: dataset, (3,), batch_size=batch_size, input_dtype=np.float32)
+    return recipe, dataset
+
+
+@pytest.mark.parametrize(("batch_size", "samples"), [(1, 4), (32, 1)])
+def test_batch_norm_refuses_a_training_in_which_every_minibatch_has_one_row(
+    batch_size: int, samples: int
+) -> None:
+    recipe, dataset = with_batch_norm(batch_size, samples)
+    with pytest.raises(ParameterError, match="batch_size of at least 2"):
+        SingleProcess(recipe, dataset)
+    loaded = LoadedRecipe("one", "one", {}, recipe)
+    with pytest.raises(ParameterError, match="batch_size of at least 2"):
+        RunOptions("one").settings(loaded, dataset)
+
+
+def test_an_epoch_may_end_with_a_minibatch_of_one_row() -> None:
+    recipe, dataset = with_batch_norm(3)
+    assert RunOptions("one").settings(LoadedRecipe("one", "one", {}, recipe), dataset).samples == 4
+    training = SingleProcess(recipe, dataset)
+    assert next(training.epochs()).epoch == 1
+    assert training.updates == 2

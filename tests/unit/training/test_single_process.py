@@ -1,20 +1,36 @@
 """A model trained and asked in one process."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 import dist_net
+from dist_net import Recipe
+from dist_net.autodiff import Expression, astype, mean, square
 from dist_net.errors import (
     DatasetError,
     DivergedError,
+    DTypeError,
     ParameterError,
     RecipeError,
+    SettingError,
     ShapeError,
+    UnknownOptimizerError,
+    UnknownOptionError,
 )
-from dist_net.nn import Dense, Model, Sequential, mean_squared_error
-from dist_net.optim import SGD
+from dist_net.nn import (
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Flatten,
+    Model,
+    Sequential,
+    mean_squared_error,
+    relu,
+)
+from dist_net.nn.losses import Loss
+from dist_net.optim import SGD, Adam, Optimizer
 from dist_net.training.single_process import EpochResult
 
 RANDOM = np.random.default_rng(0)
@@ -97,6 +113,89 @@ def test_data_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(error, match=words):
         dist_net.fit(classifier(), *data)
+
+
+def column(outputs: Expression, targets: Expression) -> Expression:
+    """The squared error of somebody who forgot that outputs are (N, 1)."""
+    return square(outputs - astype(targets, np.float32))
+
+
+def regression(loss: Loss | str = "mse") -> Model:
+    return Model(Sequential(Dense(1)), (3,), loss, np.float32)
+
+
+@pytest.mark.parametrize("loss", ["mse", mean_squared_error, column])
+def test_targets_without_the_axis_of_outputs_are_refused_with_the_reshape(loss: Loss | str) -> None:
+    with pytest.raises(RecipeError, match=r"(?=.*\(N,\))(?=.*\(N, 1\)).*targets\.reshape\(-1, 1\)"):
+        dist_net.fit(regression(loss), INPUTS, INPUTS[:, 0])
+
+
+def test_a_loss_needs_a_value_for_each_sample() -> None:
+    outputs = INPUTS[:, :1]
+    for loss in (column, lambda x, y: mean(column(x, y))):
+        with pytest.raises(ShapeError, match="a value for each sample"):
+            regression(loss).bind_evaluation(INPUTS, outputs, np.zeros(4, np.float32))
+        with pytest.raises(ShapeError, match="a value for each sample"):
+            regression(loss).compile_training(2, np.random.default_rng(), None, (1,), np.float32)
+    flat = regression(lambda x, y: mean(column(x, y), 1))
+    assert dist_net.fit(flat, INPUTS, outputs, epochs=1)[0].loss > 0
+
+
+def test_names_stand_for_activations_losses_and_optimizers() -> None:
+    by_name = Model(Sequential([Dense(4, "relu"), Dense(1)]), (3,), "mse", np.float32)
+    by_function = Model(Sequential(Dense(4, relu), Dense(1)), (3,), mean_squared_error, np.float32)
+    pairs: list[tuple[Model, str | Optimizer]] = [(by_name, "adam"), (by_function, Adam())]
+    for model, optimizer in pairs:
+        dist_net.fit(model, INPUTS, INPUTS[:, :1], optimizer=optimizer, epochs=1)
+    np.testing.assert_array_equal(by_name.weights, by_function.weights)
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "meant"),
+    [
+        (ParameterError, lambda: Model(Dense(4, "rleu"), (3,), "mse", np.float32), "relu"),
+        (ParameterError, lambda: regression("mean_square_error"), "mean_squared_error"),
+        (UnknownOptimizerError, lambda: fit_with(optimizer="adm"), "adam"),
+        (UnknownOptionError, lambda: fit_with(epoch=3), "epochs"),
+        (UnknownOptionError, lambda: fit_with(lr=0.1), "learning_rate"),
+        (UnknownOptionError, lambda: fit_with(validation_data=()), "validation"),
+        (UnknownOptionError, lambda: Recipe(Dense(10), "digits", (8, 8), epoch=3), "epochs"),
+        (UnknownOptionError, lambda: dist_net.train("digits", epoch=3), "epochs"),
+        (UnknownOptionError, lambda: dist_net.train("digits", wrokers=3), "workers"),
+        (SettingError, lambda: fit_with(validation=0.2), r"validation=\(inputs\[n:\]"),
+        (DTypeError, lambda: Model(Sequential(Flatten(), Dense(4)), (2, 2)), r"Rescale\(\)"),
+        (DTypeError, lambda: Model(Conv2D(4, 3), (2, 2, 1)), r"Rescale\(\)"),
+        (DTypeError, lambda: Model(BatchNorm(), (2, 2, 1)), r"Rescale\(\)"),
+        (ShapeError, lambda: classifier().require_inputs(INPUTS.tolist()), "array of float32"),
+    ],
+)
+def test_a_mistake_is_refused_with_what_was_meant(
+    error: type[Exception], call: Callable[[], object], meant: str
+) -> None:
+    with pytest.raises(error, match=meant):
+        call()
+
+
+def fit_with(**options: object) -> object:
+    return dist_net.fit(classifier(), INPUTS, LABELS, **options)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_inputs_that_are_no_numbers_are_refused_with_their_place(number: float) -> None:
+    inputs = INPUTS.copy()
+    inputs[5, 1] = number
+    with pytest.raises(DatasetError, match=f"input {number} at index 5"):
+        dist_net.fit(classifier(), inputs, LABELS)
+    with pytest.raises(DatasetError, match=f"test input {number} at index 5"):
+        dist_net.fit(classifier(), INPUTS, LABELS, validation=(inputs, LABELS))
+
+
+@pytest.mark.parametrize(("result", "epochs"), [(True, 1), (np.True_, 1), (1.0, 2), (None, 2)])
+def test_training_ends_if_a_callback_returns_true_and_for_nothing_else(
+    result: object, epochs: int
+) -> None:
+    callbacks = [lambda _: np.zeros(2), lambda _: result]
+    assert len(fit_with(epochs=2, callbacks=callbacks)) == epochs  # type: ignore[arg-type]
 
 
 def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_weights() -> None:
