@@ -34,10 +34,12 @@ class Disk(Protocol):
         """Return ``size`` bytes from ``start`` on, or as many as there are; -1: all."""
         ...
 
-    def write(self, path: Path, content: bytes) -> None: ...
+    def write(self, path: Path, *parts: bytes | memoryview) -> None: ...
     def sync(self, path: Path) -> None: ...
     def rename(self, old: Path, new: Path) -> None: ...
+    def link(self, old: Path, new: Path) -> None: ...
     def remove(self, path: Path) -> None: ...
+    def names(self, directory: Path) -> list[str]: ...
 
     def append_to(self, path: Path, kept_bytes: int) -> AppendedFile:
         """Opens a file, which may be new, to append to its first bytes; removes the others."""
@@ -66,8 +68,9 @@ class HostDisk:
             file.seek(start)
             return file.read(size)
 
-    def write(self, path: Path, content: bytes) -> None:
-        path.write_bytes(content)
+    def write(self, path: Path, *parts: bytes | memoryview) -> None:
+        with path.open("wb") as file:
+            file.writelines(parts)
 
     def sync(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
@@ -79,8 +82,14 @@ class HostDisk:
     def rename(self, old: Path, new: Path) -> None:
         old.replace(new)
 
+    def link(self, old: Path, new: Path) -> None:
+        new.hardlink_to(old)
+
     def remove(self, path: Path) -> None:
         path.unlink()
+
+    def names(self, directory: Path) -> list[str]:
+        return [path.name for path in directory.iterdir()]
 
     def append_to(self, path: Path, kept_bytes: int) -> AppendedFile:
         return AppendedHostFile(path, kept_bytes)

@@ -145,6 +145,13 @@ def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: under runs/")
     parser.add_argument("--checkpoint-every", type=float, metavar="SECONDS", help="default: 30")
     parser.add_argument(
+        "--keep-checkpoints",
+        type=int,
+        metavar="K",
+        help="keep the last K checkpoints; a damaged one is replaced by the one before it "
+        "(default: 3)",
+    )
+    parser.add_argument(
         "--sync",
         metavar="WHEN",
         help="when the journal of updates reaches the disk: always, SECONDS or never, which is "
@@ -272,6 +279,7 @@ def options_given(arguments: argparse.Namespace, workers: int | None) -> dict[st
         "consistency": None if mode is None else str(Consistency.of(mode, workers or 0)),
         "seed": arguments.seed,
         "checkpoint_every_s": arguments.checkpoint_every,
+        "keep_checkpoints": arguments.keep_checkpoints,
         "sync": arguments.sync,
         "keeps_best": None if arguments.keep is None else arguments.keep == "best",
         "patience": arguments.patience,

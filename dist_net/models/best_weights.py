@@ -31,16 +31,16 @@ class BestWeights:
         if path.exists():
             found = read_checkpoint(path)
             found.require_layout(settings.layout)
-            if not found.counters.keys() >= {"accuracy", "loss"}:
+            accuracy, loss = (found.counters.get(name) for name in ("accuracy", "loss"))
+            if type(loss) is not float or type(accuracy) not in (float, type(None)):
                 raise CheckpointDamagedError(
-                    f"{path} does not say how good its weights are; expected what training wrote: "
-                    f"remove it, to begin anew with the next evaluation"
+                    f"{path} lacks the accuracy or loss of its weights; expected a checkpoint "
+                    f"written by training. Delete it: the next evaluation writes a new one"
                 )
-            self._accuracy = found.counters["accuracy"] or 0.0
-            self._loss = found.counters["loss"]
+            self._accuracy, self._loss = accuracy or 0.0, loss
             if found.recipe_record != settings.recipe_record:
                 # The run goes on with other options, and its recipe beside these weights is new.
-                self._write(found.counters["accuracy"], self._loss, found.version, found.weights)
+                self._write(accuracy, loss, found.version, found.weights)
 
     @property
     def is_out_of_patience(self) -> bool:

@@ -38,6 +38,7 @@ class RunDirectory:
     """The files of one run.
 
     checkpoint.safetensors  the weights, the optimizer's state, and what is left to do
+    checkpoint-version-N.safetensors    those before it, by version
     journal                 what was applied, in order; see ``dist_net.parameter_server.journal``
     best.safetensors        the weights that did best on the test samples, if they are kept
     options.json            what the run was asked to be

@@ -30,8 +30,9 @@ class RunOptions:
 
     Options that are None are the recipe's own. ``keeps_best``: see ``BestWeights``, which the
     ``patience`` is for; ``consistency``: see ``Consistency``; ``sync``: see ``sync_interval_s``;
-    ``tensorboard``: see ``EventFiles``. ``recipe_files`` are the digests of the recipe's files in
-    the run directory; a built-in recipe has none there.
+    ``keep_checkpoints``: see ``write_checkpoint``; ``tensorboard``: see ``EventFiles``.
+    ``recipe_files`` are the digests of the recipe's files in the run directory; a built-in recipe
+    has none there.
     """
 
     recipe: str
@@ -46,6 +47,7 @@ class RunOptions:
     lease_minibatches: int = LEASE_MINIBATCHES
     seed: int = 0
     checkpoint_every_s: float = 30.0
+    keep_checkpoints: int = 3
     sync: str = NEVER
     keeps_best: bool = False
     patience: int | None = None
@@ -67,6 +69,8 @@ class RunOptions:
                 f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "
                 f"above 0"
             )
+        if self.keep_checkpoints < 1:
+            raise SettingError(f"keep_checkpoints={self.keep_checkpoints}: expected at least 1")
         sync_interval_s(self.sync)
         if self.patience is not None and self.patience < 1:
             raise SettingError(

@@ -1,13 +1,18 @@
-"""A run on disk: one safetensors file, written atomically; the only file that the server writes.
+"""A run on disk: a safetensors file, written atomically, and those of some versions before.
 
 Each parameter and buffer is stored under its own name and shape, so that any program that reads
 safetensors reads the model; an optimizer's state vector is stored as ``optimizer/NAME``.
-Everything else is JSON under the keys of the file's metadata.
+Everything else is JSON under the keys of the file's metadata. A digest of all content is stored
+with it and compared at each read.
 """
 
+import hashlib
 import json
+import logging
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from math import prod
 from pathlib import Path
@@ -15,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from dist_net.errors import (
     CheckpointDamagedError,
@@ -33,12 +38,18 @@ from dist_net.vector import Vector
 AVERAGE = "weight_average"
 """The average of the weights among the optimizer's vectors."""
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FORMAT_KEY = "dist_net_checkpoint"
-METADATA_FIELDS = (
-    *("recipe", "recipe_digest", "recipe_record", "layout", "version", "settings", "ledger"),
-    "counters",
-)
+DIGEST_KEY = "sha256"
+METADATA_FIELDS = {
+    **{"recipe": str, "recipe_digest": str, "recipe_record": dict, "layout": list, "version": int},
+    **{"settings": dict, "ledger": dict, "counters": dict},
+}
+UNUSABLE = CheckpointMissingError, NotACheckpointError, CheckpointDamagedError
+MALFORMED = ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError
+"""What JSON that is not what it should be raises where it is read."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +60,8 @@ class Checkpoint:
     ``optimizer_state`` holds vectors of the length of the parameters alone, the average of the
     weights among them. ``settings``,
     ``ledger`` and ``counters`` are JSON objects of the parts that they come from; so is
-    ``recipe_record``, which the server does not need, but readers of the weights do.
+    ``recipe_record``, which the server does not need, but readers of the weights do. ``damage``
+    is why a newer one was not read.
     """
 
     recipe: str
@@ -62,6 +74,7 @@ class Checkpoint:
     weights: Vector
     optimizer_state: dict[str, Vector]
     recipe_record: dict[str, Any] = field(default_factory=dict)
+    damage: str | None = None
 
     @property
     def evaluated_weights(self) -> Vector:
@@ -89,23 +102,96 @@ def _described(parameter: tuple[str, tuple[int, ...]] | None) -> str:
     return "no further parameter" if parameter is None else f"{parameter[0]} {parameter[1]}"
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint, disk: Disk = HOST_DISK) -> None:
+def write_checkpoint(
+    path: Path,
+    checkpoint: Checkpoint,
+    disk: Disk = HOST_DISK,
+    kept: int = 1,
+    previous_version: int | None = None,
+) -> None:
     """Write ``checkpoint``; whenever the machine stops, the file is the old one or the new one.
 
-    Raises ``CheckpointWriteError``; then the old one is still there.
+    With ``kept`` above 1, the file that is replaced, which holds ``previous_version``, stays beside
+    the new one as ``NAME-version-VERSION``, and of these the newest ``kept`` - 1.
+    Raise ``CheckpointWriteError``; then the old one is still there.
     """
     tensors = {OPTIMIZER_PREFIX + name: state for name, state in checkpoint.optimizer_state.items()}
     tensors |= _parameters(checkpoint.layout, checkpoint.weights)
     metadata = {name: json.dumps(getattr(checkpoint, name)) for name in METADATA_FIELDS}
-    content = save(tensors, metadata | {FORMAT_KEY: json.dumps(FORMAT_VERSION)})
+    metadata[FORMAT_KEY] = json.dumps(FORMAT_VERSION)
+    metadata[DIGEST_KEY] = _digest(metadata, tensors)
+    header = _header(metadata, tensors)
     try:
         with replacing(path, disk) as partial:
-            disk.write(partial, content)
+            disk.write(partial, header, *map(_bytes_of, tensors.values()))
+            if kept > 1 and previous_version is not None:
+                _keep(path, previous_version, disk)
     except OSError as error:
+        size = len(header) + sum(tensor.nbytes for tensor in tensors.values())
         raise CheckpointWriteError(
             f"the checkpoint {path} could not be written: {error.strerror}; expected a directory "
-            f"that is writable and has {len(content)} bytes free; the one before it is unchanged"
+            f"that is writable and has {size} bytes free; the one before it is unchanged"
         ) from error
+    _remove_old(path, checkpoint.version, kept, disk)
+
+
+def _header(metadata: dict[str, str], tensors: dict[str, Vector]) -> bytes:
+    """Return what begins a safetensors file, before the bytes of ``tensors`` in their order.
+
+    ``safetensors.numpy.save`` would hold the GIL while it copies all of them twice.
+    """
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    begin = 0
+    for name, tensor in tensors.items():
+        offsets = begin, begin + tensor.nbytes
+        entries[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": offsets}
+        begin += tensor.nbytes
+    content = json.dumps(entries).encode()
+    content += b" " * (-len(content) % 8)
+    return len(content).to_bytes(8, "little") + content
+
+
+def _bytes_of(tensor: Vector) -> memoryview:
+    return np.ascontiguousarray(tensor, "<f4").reshape(-1).view(np.uint8).data
+
+
+def _digest(metadata: dict[str, str], tensors: dict[str, Vector]) -> str:
+    """Return the SHA-256 of all that a checkpoint holds, in hexadecimal digits."""
+    names = sorted(tensors)
+    shapes = [(name, tensors[name].shape) for name in names]
+    facts = sorted(item for item in metadata.items() if item[0] != DIGEST_KEY)
+    digest = hashlib.sha256(json.dumps([facts, shapes]).encode())
+    for name in names:
+        digest.update(_bytes_of(tensors[name]))
+    return digest.hexdigest()
+
+
+def _keep(path: Path, version: int, disk: Disk) -> None:
+    """Give the checkpoint at ``path`` a second name, which it keeps when it is replaced."""
+    name = path.with_name(f"{path.stem}-version-{version}{path.suffix}")
+    try:
+        if not disk.exists(name):  # else it is what this server resumed, and ``path`` is damaged
+            disk.link(path, name)
+    except OSError as error:  # there are file systems without links
+        logger.warning("checkpoint_not_kept path=%s error=%s", name, error)
+
+
+def _remove_old(path: Path, version: int, kept: int, disk: Disk) -> None:
+    """Remove kept checkpoints that are too many, or that the run has gone back behind."""
+    before = 0
+    for found_version, name in _kept_checkpoints(path, disk):
+        before += found_version < version
+        if found_version >= version or before >= kept:
+            with suppress(OSError):
+                disk.remove(name)
+
+
+def _kept_checkpoints(path: Path, disk: Disk = HOST_DISK) -> list[tuple[int, Path]]:
+    """Return the versions and paths of the checkpoints kept beside ``path``, the newest first."""
+    pattern = re.compile(re.escape(f"{path.stem}-version-") + r"(\d+)" + re.escape(path.suffix))
+    names = [pattern.fullmatch(name) for name in disk.names(path.parent)]
+    found = [(int(name[1]), path.with_name(name[0])) for name in names if name is not None]
+    return sorted(found, reverse=True)
 
 
 def _parameters(layout: ArrayShapes, weights: Vector) -> dict[str, Vector]:
@@ -118,11 +204,30 @@ def _parameters(layout: ArrayShapes, weights: Vector) -> dict[str, Vector]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read what ``write_checkpoint`` wrote.
+    """Read what ``write_checkpoint`` wrote: all of it, as it was written.
 
-    Raises ``CheckpointMissingError``, ``NotACheckpointError``, ``CheckpointDamagedError`` or
+    If it is damaged or missing, log a warning and read the newest one kept beside it that is not;
+    its ``damage`` says why.
+    Raise ``CheckpointMissingError``, ``NotACheckpointError``, ``CheckpointDamagedError`` or
     ``CheckpointFormatError``, each with what was expected.
     """
+    try:
+        return _read(path)
+    except UNUSABLE as error:
+        try:
+            kept = _kept_checkpoints(path)
+        except OSError:
+            kept = []
+        for version, name in kept:
+            with suppress(*UNUSABLE):
+                damage = f"{error}. The checkpoint before it, of version {version:,}, is used"
+                checkpoint = replace(_read(name), damage=damage)
+                logger.warning("%s", damage)
+                return checkpoint
+        raise
+
+
+def _read(path: Path) -> Checkpoint:
     try:
         with path.open("rb") as file:
             beginning = file.read(9)
@@ -134,7 +239,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"no checkpoint can be read from {path}: {error.strerror or error}; "
             f"expected a file that a training run wrote"
         ) from error
-    except SafetensorError as error:
+    except (SafetensorError, *MALFORMED) as error:
         # A safetensors file begins with the length of its header, 8 bytes, and then the header.
         if beginning[8:] == b"{":
             raise _damaged(path, error) from error
@@ -146,29 +251,18 @@ def decode_checkpoint(path: Path, content: bytes) -> Checkpoint:
     """``read_checkpoint`` of a whole file, whose content is here."""
     try:
         tensors = load(content)
-    except SafetensorError as error:
+        header_bytes = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + header_bytes])["__metadata__"]
+    except (SafetensorError, *MALFORMED) as error:
         raise _damaged(path, error) from error
-    header_bytes = int.from_bytes(content[:8], "little")
-    return _checked(path, json.loads(content[8 : 8 + header_bytes])["__metadata__"], tensors)
+    return _checked(path, metadata, tensors)
 
 
-def _damaged(path: Path, error: SafetensorError) -> CheckpointDamagedError:
+def _damaged(path: Path, error: Exception) -> CheckpointDamagedError:
     return CheckpointDamagedError(
         f"the checkpoint {path} is cut short or damaged ({error}); "
         f"expected the whole file: copy it again or resume from another checkpoint"
     )
-
-
-def _checked(path: Path, metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpoint:
-    if FORMAT_KEY not in metadata:
-        raise _not_a_checkpoint(path)
-    try:
-        return _checkpoint(path, metadata, tensors)
-    except (ValueError, KeyError) as error:
-        raise CheckpointDamagedError(
-            f"the checkpoint {path} lacks a part, or it is damaged ({error!r}); expected JSON "
-            f"under {', '.join(METADATA_FIELDS)}: resume from another checkpoint"
-        ) from error
 
 
 def _not_a_checkpoint(path: Path) -> NotACheckpointError:
@@ -177,23 +271,51 @@ def _not_a_checkpoint(path: Path) -> NotACheckpointError:
     )
 
 
-def _checkpoint(path: Path, metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpoint:
-    format_version = json.loads(metadata[FORMAT_KEY])
-    if format_version > FORMAT_VERSION:
+def _checked(path: Path, metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpoint:
+    if FORMAT_KEY not in metadata:
+        raise _not_a_checkpoint(path)
+    try:
+        _require_format(path, json.loads(metadata[FORMAT_KEY]), metadata, tensors)
+        return _checkpoint(metadata, tensors)
+    except MALFORMED as error:
+        raise CheckpointDamagedError(
+            f"the checkpoint {path} lacks a part, or it is damaged ({error!r:.200}); expected "
+            f"what a training run wrote: resume from another checkpoint"
+        ) from error
+
+
+def _require_format(
+    path: Path, number: Any, metadata: dict[str, str], tensors: dict[str, Vector]
+) -> None:
+    """Raise ``CheckpointFormatError`` or ``ValueError`` for a file that is not as it was written.
+
+    Format 1, of earlier releases, has no digest.
+    """
+    if type(number) is not int or number < 1:
+        raise ValueError(f"format {number!r}")
+    if number > FORMAT_VERSION:
         raise CheckpointFormatError(
-            f"the checkpoint {path} has format {format_version}; expected at most "
+            f"the checkpoint {path} has format {number}; expected at most "
             f"{FORMAT_VERSION}: a later dist_net wrote it, so upgrade this one"
         )
+    if number > 1 and metadata[DIGEST_KEY] != _digest(metadata, tensors):
+        raise ValueError("its digest is not that of its content")
+
+
+def _checkpoint(metadata: dict[str, str], tensors: dict[str, Vector]) -> Checkpoint:
     facts = {name: json.loads(metadata[name]) for name in METADATA_FIELDS}
-    if not isinstance(facts["recipe"], str):
-        raise ValueError(f"recipe {facts['recipe']!r} is no text")
+    for name, kind in METADATA_FIELDS.items():
+        if type(facts[name]) is not kind:
+            raise ValueError(f"{name} is {facts[name]!r:.80}, no {kind.__name__}")
+    if not 0 <= facts["version"] < 2**63:
+        raise ValueError(f"version is {facts['version']}")
     layout: ArrayShapes = tuple((name, tuple(shape)) for name, shape in facts.pop("layout"))
     for name, shape in layout:
         if name not in tensors or tensors[name].shape != shape:
-            raise CheckpointDamagedError(
-                f"the checkpoint {path} does not hold {name} {shape} as its own layout says; "
-                f"resume from another checkpoint"
-            )
+            raise ValueError(f"it does not hold {name} {shape}, as its layout says")
+    for name, tensor in tensors.items():
+        if tensor.dtype != np.float32 or not np.isfinite(tensor).all():
+            raise ValueError(f"{name} is no array of finite float32 numbers")
     return Checkpoint(
         **facts,
         layout=layout,

@@ -17,6 +17,7 @@ round are there. They are applied at once.
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import Any, NamedTuple
 
 from dist_net.errors import CheckpointDamagedError, SettingError
@@ -226,8 +227,8 @@ class LeaseLedger:
         """Record that an overtaken push of samples up to ``stop`` was taken in."""
         self._ended[worker_id].start = stop
 
-    def applied_again(self, done: Range, lease_id: int) -> bool:
-        """Record that samples which nobody holds are in the weights, as of a lease of before.
+    def applied_again(self, done: Range) -> bool:
+        """Record that samples which nobody holds are in the weights.
 
         False, and nothing changed, if some of them are there already, or in no epoch of the run.
         """
@@ -243,7 +244,6 @@ class LeaseLedger:
                 size = done.stop - done.start
                 self.applied_samples += size
                 self._unleased -= size
-                self._next_lease_id = max(self._next_lease_id, lease_id + 1)
                 return True
         return False
 
@@ -271,17 +271,19 @@ class LeaseLedger:
         return {
             "remaining": [list(left) for left in (*sorted(leased), *self._pool)],
             "next_epoch": self._next_epoch,
-            "next_lease_id": self._next_lease_id,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from ``to_json``. The samples must be as they were; there may be more epochs.
+        """Continue from ``to_json``. The samples must be as they were; there may be more epochs.
 
-        Raises ``SettingError`` for too few epochs and ``CheckpointDamagedError`` for ranges that
-        overlap or lie outside the run.
+        Raise ``SettingError`` for too few epochs, ``CheckpointDamagedError`` for ranges that
+        overlap or lie outside the run, and ``KeyError``, ``TypeError`` or ``ValueError`` for JSON
+        that ``to_json`` does not write.
         """
         remaining = [Range(*left) for left in state["remaining"]]
         begun = state["next_epoch"]
+        if any(type(number) is not int for number in (begun, *chain(*remaining))) or begun < 0:
+            raise TypeError("not whole numbers")
         if begun > self.epochs:
             raise SettingError(
                 f"epochs={self.epochs}: the checkpoint is of a run that has begun epoch {begun}; "
@@ -300,6 +302,5 @@ class LeaseLedger:
         left_over = sum(left.stop - left.start for left in remaining)
         self._pool = deque(remaining)
         self._next_epoch = begun
-        self._next_lease_id = state["next_lease_id"]
         self.applied_samples = begun * self.samples - left_over
         self._unleased = self.samples * self.epochs - self.applied_samples

@@ -169,6 +169,7 @@ class ServerLoop:
 
     ``socket``, ``segment`` and ``journal`` are borrowed. ``turns`` is the loop, up to each of its
     waits, and ``serve`` waits. ``attach`` maps a worker's gradients.
+    The last ``keep_checkpoints`` checkpoints are kept: see ``write_checkpoint``.
     """
 
     def __init__(
@@ -183,11 +184,13 @@ class ServerLoop:
         disk: Disk = HOST_DISK,
         attach: Callable[[SegmentAddress, int], SharedVectors] = _attach,
         offer: RecipeOffer | None = None,
+        keep_checkpoints: int = 1,
     ) -> None:
         self._run = run
         self._socket = socket
         self._checkpoint_path = checkpoint_path
         self._checkpoint_every_s = checkpoint_every_s
+        self._keep_checkpoints = keep_checkpoints
         self._journal = journal
         self._next_sync_s = 0.0
         self._sync: Future[None] | None = None  # the one that is under way
@@ -389,7 +392,13 @@ class ServerLoop:
         """Writes the checkpoint, in the writer's thread, and gives what the journal says of it."""
         if self._journal is not None:
             self._journal.sync()  # it is never behind the checkpoint
-        write_checkpoint(self._checkpoint_path, checkpoint, self._disk)
+        write_checkpoint(
+            self._checkpoint_path,
+            checkpoint,
+            self._disk,
+            self._keep_checkpoints,
+            self._server.checkpoint_version,
+        )
         logger.info("checkpoint_written version=%d", checkpoint.version)
         return Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
 

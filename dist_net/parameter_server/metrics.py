@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
 from typing import Any
@@ -14,6 +14,12 @@ RECORD_SHARE = 1 / 200
 RECORDS_PER_REPORT = 256  # a report is one message of bounded size
 RECORDS_KEPT = 10_000  # in memory, until an observer has asked for them
 RECORDS_IN_CHECKPOINT = 1_000
+RECORDED = (
+    *("samples", "epoch", "version", "loss", "staleness_mean", "samples_per_s", "seconds"),
+    "learning_rate",
+)
+"""The numbers of a metric record, which has an accuracy too, or None."""
+
 STALENESS_BUCKETS = 16
 RECENT_S = 10.0
 """What was this long ago counts 1/e as much for a recent speed as what is now."""
@@ -225,13 +231,28 @@ class RunMetrics:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "RunMetrics":
-        """Return those of a server that goes on from ``to_json``.
+        """Return those of a server that continues from ``to_json``.
 
-        Another release may have had counters that this one does not know.
+        Another release may have had counters that this one does not know. Raise ``KeyError``,
+        ``TypeError`` or ``ValueError`` for JSON that ``to_json`` does not write.
         """
         known = {each.name: state[each.name] for each in fields(cls) if each.name in state}
-        records = deque(state["records"], maxlen=RECORDS_KEPT)
-        window = Window(**state["window"])
-        metrics = cls(**known | {"records": records, "window": window})
+        records, window = known.pop("records"), Window(**known.pop("window"))
+        buckets, seconds = list(known.pop("staleness_buckets")), known.pop("seconds")
+        _require_numbers([*known.values(), *buckets, window.samples, window.pushes], int)
+        _require_numbers([seconds, window.began_s, abs(window.loss)], int, float)
+        _require_numbers([window.correct, window.staleness], int)
+        for record in records:
+            numbers = [record["accuracy"] or 0, *(record[name] for name in RECORDED)]
+            _require_numbers(map(abs, numbers), int, float)
+        metrics = cls(**known, seconds=seconds, staleness_buckets=buckets, window=window)
+        metrics.records.extend(records)
         metrics.server_starts += 1
         return metrics
+
+
+def _require_numbers(values: Iterable[Any], *kinds: type) -> None:
+    """Raise ``ValueError`` unless all are finite, 0 or above, and of these types."""
+    for value in values:
+        if type(value) not in kinds or not 0 <= value < math.inf:
+            raise ValueError(f"{value!r:.80} is no counter")

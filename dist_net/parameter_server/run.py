@@ -10,9 +10,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from dist_net.errors import CheckpointMismatchError, JournalDamagedError
+from dist_net.errors import CheckpointDamagedError, CheckpointMismatchError, JournalDamagedError
 from dist_net.optim import start_rule
-from dist_net.parameter_server.checkpoint import Checkpoint
+from dist_net.parameter_server.checkpoint import MALFORMED, Checkpoint
 from dist_net.parameter_server.consistency import ASYNC, Round
 from dist_net.parameter_server.journal import Applied
 from dist_net.parameter_server.leases import LeaseLedger, Range
@@ -85,9 +85,25 @@ class RunState:
 
         Model, samples, seed and optimizer must be those of the checkpoint, and a run of rounds
         goes on with rounds as large, else ``CheckpointMismatchError``; all else may change, and
-        there may be more epochs.
+        there may be more epochs. Raise ``CheckpointDamagedError`` for one that no server wrote.
         """
         checkpoint.require_layout(settings.layout)
+        try:
+            return cls._resumed(settings, checkpoint, buffers, first_worker_id)
+        except MALFORMED as error:
+            raise CheckpointDamagedError(
+                f"the checkpoint of recipe {checkpoint.recipe!r} lacks a part, or it is damaged "
+                f"({error!r:.200}); expected what a training run wrote: resume from another one"
+            ) from error
+
+    @classmethod
+    def _resumed(
+        cls,
+        settings: RunSettings,
+        checkpoint: Checkpoint,
+        buffers: Sequence[Vector] | None,
+        first_worker_id: int,
+    ) -> Self:
         own = settings.to_json()
         for name in ("samples", "seed", "optimizer"):
             if own[name] != checkpoint.settings[name]:
@@ -105,6 +121,7 @@ class RunState:
             )
         run = cls(settings, checkpoint.weights, buffers, first_worker_id)
         run.is_resumed = True
+        run.resume_warnings += [] if checkpoint.damage is None else [checkpoint.damage]
         run.store.restore(checkpoint.version, checkpoint.optimizer_state)
         run.ledger.restore(checkpoint.ledger)
         run.metrics = RunMetrics.from_json(checkpoint.counters["metrics"])
@@ -183,7 +200,7 @@ class RunState:
             return False
         for applied in push:
             done = Range(applied.epoch, applied.start, applied.stop)
-            if not self.ledger.applied_again(done, applied.lease_id):
+            if not self.ledger.applied_again(done):
                 raise JournalDamagedError(
                     f"samples {done.start} to {done.stop} of epoch {done.epoch} are applied a "
                     f"second time at version {applied.version}, says the journal; expected each "

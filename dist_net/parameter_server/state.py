@@ -88,7 +88,7 @@ class ParameterServer:
         self._incarnation = incarnation
         self.stop_reason: str | None = None
         self._segment = segment
-        self._checkpoint_version: int | None = None
+        self.checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
         self.journal_lag = JournalLag()
         self._waiting: dict[int, float] = {}  # workers whose answer has to wait, and since when
@@ -149,7 +149,7 @@ class ParameterServer:
 
     def checkpoint_written(self, version: int) -> None:
         """Note that the checkpoint on disk is the one of this version."""
-        self._checkpoint_version, self._checkpoint_error = version, None
+        self.checkpoint_version, self._checkpoint_error = version, None
 
     def checkpoint_failed(self, error: str) -> None:
         """Note that no checkpoint could be written; every report says so until one is."""
@@ -417,9 +417,9 @@ class ParameterServer:
             "state": self.state,
             "incarnation": self._incarnation,
             "recipe": self.run.settings.recipe,
-            "checkpoint_version": self._checkpoint_version,
+            "checkpoint_version": self.checkpoint_version,
             "checkpoint_error": self._checkpoint_error,
-            "versions_since_checkpoint": self.run.store.version - (self._checkpoint_version or 0),
+            "versions_since_checkpoint": self.run.store.version - (self.checkpoint_version or 0),
             "journal_lag_records": self.journal_lag.unsynced_bytes // BLOCK_BYTES,
             "journal_lag_bytes": self.journal_lag.unsynced_bytes,
             "journal_lag_s": self.journal_lag.unsynced_s,

@@ -84,7 +84,8 @@ class VirtualDisk:
         content = self._file(path).content
         return bytes(content[start:] if size < 0 else content[start : start + size])
 
-    def write(self, path: Path, content: bytes) -> None:
+    def write(self, path: Path, *parts: bytes | memoryview) -> None:
+        content = b"".join(parts)
         file = self._file(path)
         file.content.clear()
         if self.append(file, content) < len(content):
@@ -101,6 +102,14 @@ class VirtualDisk:
         self.operate("change")
         self._files[new] = self._files.pop(old)
         self._renamed.append(dict(self._files))
+
+    def link(self, old: Path, new: Path) -> None:
+        self.operate("change")
+        self._files[new] = self._file(old)
+        self._renamed.append(dict(self._files))
+
+    def names(self, directory: Path) -> list[str]:
+        return [path.name for path in self._files if path.parent == directory]
 
     def remove(self, path: Path) -> None:
         self.operate("change")

@@ -321,6 +321,7 @@ class ServerProcess(VirtualProcess):
         self.loop = ServerLoop(
             *(run, socket, CHECKPOINT, self._options.checkpoint_every_s, segment, journal),
             *(self.schedule, disk, self._memory.attach),
+            keep_checkpoints=2,
         )
         self._turns = self.loop.turns(VirtualWriter(self))
         self._resume(None)

@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         loop = ServerLoop(
             *(state, socket, directory.checkpoint, options.checkpoint_every_s, segment, journal),
             offer=offer_of(loaded, settings.recipe_digest, dataset.class_names, manifest),
+            keep_checkpoints=options.keep_checkpoints,
         )
         stop_on_signals(loop.stop, arguments.parent)
         contact = shlex.join(socket.contact_addresses)

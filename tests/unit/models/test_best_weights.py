@@ -75,10 +75,10 @@ def test_the_best_of_another_model_are_refused(tmp_path):
 def test_the_best_of_a_run_that_goes_on_with_other_options_stay_with_its_recipe(tmp_path):
     path = tmp_path / "best.safetensors"
     BestWeights(path, settings()).take(0.9, 1.0, 1, weights(1))
-    changed = replace(settings(), recipe_record="as it is now")
+    changed = replace(settings(), recipe_record={"as": "it is now"})
     resumed = BestWeights(path, changed)
     found = read_checkpoint(path)
-    assert (found.recipe_record, found.version, found.weights[0]) == ("as it is now", 1, 1)
+    assert (found.recipe_record, found.version, found.weights[0]) == ({"as": "it is now"}, 1, 1)
     assert not resumed.take(0.8, 0.5, 2, weights(2))
 
 
@@ -86,5 +86,5 @@ def test_weights_that_do_not_say_how_good_they_are_are_refused(tmp_path):
     path = tmp_path / "best.safetensors"
     BestWeights(path, settings()).take(0.9, 1.0, 1, weights(1))
     write_checkpoint(path, replace(read_checkpoint(path), counters={}))
-    with pytest.raises(CheckpointDamagedError, match="does not say how good"):
+    with pytest.raises(CheckpointDamagedError, match="lacks the accuracy or loss"):
         BestWeights(path, settings())

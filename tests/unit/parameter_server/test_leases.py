@@ -294,4 +294,4 @@ def test_a_resumed_run_may_have_more_epochs_but_not_fewer_than_were_begun() -> N
 def test_ranges_that_cannot_be_are_refused(remaining: list[list[int]]) -> None:
     ledger = LeaseLedger(samples=4, epochs=2, batch_size=4, lease_minibatches=1)
     with pytest.raises(CheckpointDamagedError, match="leaves samples"):
-        ledger.restore({"remaining": remaining, "next_epoch": 1, "next_lease_id": 2})
+        ledger.restore({"remaining": remaining, "next_epoch": 1})
