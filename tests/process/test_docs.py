@@ -225,6 +225,11 @@ def reader(tmp_path: Path, eventually: Callable[..., Any]) -> Iterator[Reader]:
         reader.leave()
 
 
+def needs_what_is_missing(code: str) -> bool:
+    """Return whether the block imports pandas, which dist_net does not depend on, in vain."""
+    return "import pandas" in code and find_spec("pandas") is None
+
+
 @pytest.mark.parametrize("page", RUN, ids=title)
 def test_what_a_page_says_to_type_works(page: Path, reader: Reader) -> None:
     if "curl " in page.read_text() and shutil.which("curl") is None:
@@ -236,7 +241,7 @@ def test_what_a_page_says_to_type_works(page: Path, reader: Reader) -> None:
         if block.language == "sh":
             reader.shell(block.text)
             printed = ""
-        elif block.language == "python":
+        elif block.language == "python" and not needs_what_is_missing(block.text):
             printed = reader.python(block.text)
         elif block.language == "text" and printed:
             assert printed == block.text
