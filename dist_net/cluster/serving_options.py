@@ -19,6 +19,7 @@ from dist_net.cluster.opening import Opening, add_invitation_arguments
 from dist_net.errors import SettingError
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.sources import MODELS, named_source
+from dist_net.pictures.decoding import MOST_PIXELS
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.invitation import TOKEN_LIFETIME_S
 from dist_net.wire.token import POOL
@@ -46,6 +47,7 @@ class ServingOptions:
     tls_key: Path | None
     weights: Path | None
     labels: Path | None
+    max_pixels: int
     is_reproducible: bool
     trust_recipe: bool
     grace_s: float
@@ -57,10 +59,11 @@ class ServingOptions:
     def __post_init__(self) -> None:
         workers = 1 if self.workers is None else self.workers
         in_range = 0 <= workers <= MOST_WORKERS and 1 <= self.threads <= MOST_THREADS
-        if not in_range or not self.grace_s >= 0:
+        if not in_range or not self.grace_s >= 0 or self.max_pixels < 1:
             raise SettingError(
-                f"--workers={self.workers}, --threads={self.threads}, --grace={self.grace_s:g}: "
-                f"expected 0 to {MOST_WORKERS} workers of 1 to {MOST_THREADS} threads, and seconds"
+                f"--workers={self.workers}, --threads={self.threads}, --grace={self.grace_s:g}, "
+                f"--max-pixels={self.max_pixels}: expected 0 to {MOST_WORKERS} workers of 1 to "
+                f"{MOST_THREADS} threads, seconds, and at least one pixel"
             )
         if self.ray is not None and (self.listen_workers or workers == 0):
             raise SettingError(
@@ -166,6 +169,14 @@ def _add_queue(group: argparse._ArgumentGroup) -> None:
         default=256,
         metavar="MIB",
         help="memory for requests without an answer; each model has an equal part (default: 256)",
+    )
+    option(
+        "--max-pixels",
+        type=int,
+        default=MOST_PIXELS,
+        metavar="N",
+        help=f"refuse larger pictures; decoding takes up to 16 bytes for a pixel (default: "
+        f"{MOST_PIXELS:,})",
     )
     option("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a request (10)")
 

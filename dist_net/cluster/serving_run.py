@@ -284,6 +284,7 @@ def _roles(options: ServingOptions, address: str, directory: Path, token: str) -
 def _worker_options(options: ServingOptions) -> list[str]:
     worker = ["--threads", str(options.threads)]
     worker += ["--max-batch-size", str(options.pool.max_batch_size)]
+    worker += ["--max-pixels", str(options.max_pixels)]
     if not options.is_reproducible:
         worker.append("--no-reproducible")
     if options.trust_recipe:

@@ -20,6 +20,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import STRIPOFFSETS, TILEOFFSETS, ImageFileDirectory_v2
 
 from dist_net.errors import ImageError
 
@@ -30,13 +31,14 @@ ImageSource = str | Path | bytes | BinaryIO
 """A picture's path, the bytes of its file, or the file, open for reading."""
 
 MOST_PIXELS = 1 << 26
-"""The default limit of pixels; decoding takes up to 12 bytes for each.
+"""The default limit of pixels; decoding takes up to 16 bytes for each.
 
 Pillow refuses more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` in any case.
 """
 
-# Pillow knows more, but some of those start programs (EPS) and others have no signature (TGA).
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "PPM")
+# Pillow knows more, but some of those start programs (EPS), others have no signature (TGA), and
+# JPEG 2000 takes 800 bytes of memory for each byte of a hostile file.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 
 ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values
 UPRIGHT = {
@@ -54,6 +56,14 @@ WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
 MOST_READS = 1 << 17
 """How often a decoder may read from a file: 100 times as often as for any picture in common use."""
+
+MOST_SCANS = 64
+"""Of a JPEG at the limit of pixels, five times as many as usual; a smaller one may have more."""
+MOST_PROFILES = 16
+"""Colour profiles in a PNG, of which one makes sense; each is decompressed to up to 1 MiB."""
+MOST_STRIPS = 1 << 16
+"""Of a TIFF; Pillow needs 10 us and 300 bytes for each."""
+PIECE_BYTES = 1 << 20
 
 
 def load_image(
@@ -104,7 +114,10 @@ class _LimitedReads(io.IOBase):
     def read(self, size: int = -1) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise _error(self._name, f"damaged: not decoded after {MOST_READS:,} reads")
+            raise _error(
+                self._name,
+                f"not decoded after {MOST_READS:,} reads from the file, 100 times as many as usual",
+            )
         return self._file.read(size)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -125,22 +138,72 @@ def _decoded(file: BinaryIO, name: str, most_pixels: int) -> Pixels:
         raise _error(name, "a pipe; expected a file, which can be read from its beginning again")
     if not file.read(1):
         raise _error(name, "an empty file, 0 bytes; expected a picture")
-    file.seek(0)
     limited = cast(BinaryIO, _LimitedReads(file, name))
     try:
+        _require_modest_header(file, name)
         with Image.open(limited, formats=FORMATS) as image:
             _require_size(*image.size, name, most_pixels)
+            if image.format in ("JPEG", "MPO"):
+                _require_few_scans(file, image.width * image.height, name, most_pixels)
             image.load()
             upright = _upright(image)
             return np.asarray(_on_white(_of_bytes(upright, name)))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise _error(name, f"{error}; make the picture smaller first") from error
+        raise _error(
+            name, f"{error}; expected at most {most_pixels:,}; make the picture smaller first"
+        ) from error
     except UnidentifiedImageError as error:
         raise _error(name, f"not a picture; expected one of {', '.join(FORMATS)}") from error
     except Exception as error:  # whatever a decoder may raise on a damaged file
         raise _error(name, f"damaged or cut short: {error or type(error).__name__}") from error
+
+
+def _require_modest_header(file: BinaryIO, name: str) -> None:
+    """Refuse files that keep Pillow busy for minutes before it knows a picture's size."""
+    file.seek(0)
+    magic = file.read(4)
+    if magic[:2] in (b"P1", b"P2", b"P3"):  # comments take time in proportion to their square
+        raise _error(name, "a PPM file of text; expected a binary one")
+    if magic == b"\x89PNG" and (profiles := _count(file, b"iCCP")) > MOST_PROFILES:
+        raise _error(name, f"{profiles:,} colour profiles; expected at most {MOST_PROFILES}")
+    if magic[:2] in (b"II", b"MM") and (strips := _tiff_strips(file)) > MOST_STRIPS:
+        raise _error(name, f"a TIFF file of {strips:,} strips; expected at most {MOST_STRIPS:,}")
+    file.seek(0)
+
+
+def _require_few_scans(file: BinaryIO, pixels: int, name: str, most_pixels: int) -> None:
+    """Refuse a JPEG whose scans take out of proportion: an empty one has 20 bytes, and costs as
+    much as another."""
+    here = file.tell()
+    scans, most = _count(file, b"\xff\xda"), max(MOST_SCANS * most_pixels // pixels, MOST_SCANS)
+    file.seek(here)
+    if scans > most:
+        raise _error(
+            name,
+            f"a JPEG file of {scans:,} scans of {pixels:,} pixels; expected at most {most:,} scans",
+        )
+
+
+def _count(file: BinaryIO, mark: bytes) -> int:
+    """Return how often ``mark`` is in the file."""
+    file.seek(0)
+    count, piece = 0, b""
+    while more := file.read(PIECE_BYTES):
+        piece = piece[-len(mark) + 1 :] + more
+        count += piece.count(mark)
+    return count
+
+
+def _tiff_strips(file: BinaryIO) -> int:
+    """Return the number of strips, or tiles, in the first directory of a TIFF file."""
+    file.seek(0)
+    header = file.read(16)
+    directory = ImageFileDirectory_v2(header if header[2] == 43 else header[:8])
+    file.seek(directory.next)
+    directory.load(file)
+    return max(len(directory.get(tag, ())) for tag in (STRIPOFFSETS, TILEOFFSETS))
 
 
 def _require_size(width: int, height: int, name: str, most_pixels: int) -> None:

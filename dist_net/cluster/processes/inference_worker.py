@@ -1,7 +1,7 @@
 """The process of an inference worker.
 
     python -m dist_net.cluster.processes.inference_worker [TOKEN] [--connect ADDRESS]
-        [--keys DIR] [--name NAME] [--threads N] [--max-batch-size N] [--most-pixels N]
+        [--keys DIR] [--name NAME] [--threads N] [--max-batch-size N] [--max-pixels N]
         [--no-reproducible] [--directory DIR] [--parent PROCESS_ID]
 
 Prints ``READY`` on stdout when it asks the gateway for work, and ``FAILED REASON`` when it ends for
@@ -52,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-batch-size", type=int, default=8, metavar="N", help="as the gateway's (default: 8)"
     )
     parser.add_argument(
-        "--most-pixels",
+        "--max-pixels",
         type=int,
         default=MOST_PIXELS,
         metavar="N",
-        help=f"of a picture (default: {MOST_PIXELS:,})",
+        help=f"refuse larger pictures (default: {MOST_PIXELS:,})",
     )
     parser.add_argument(
         "--reproducible",
@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.threads,
         arguments.max_batch_size,
         arguments.reproducible,
-        arguments.most_pixels,
+        arguments.max_pixels,
         arguments.trust_recipe,
     )
     sys.setswitchinterval(SWITCH_INTERVAL_S)

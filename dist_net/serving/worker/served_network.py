@@ -50,14 +50,14 @@ class WorkerSettings:
     threads: int = 1
     max_batch_size: int = 8
     reproducible: bool = True
-    most_pixels: int = MOST_PIXELS
+    max_pixels: int = MOST_PIXELS
     trust_recipes: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.threads, self.max_batch_size, self.most_pixels) < 1:
+        if min(self.threads, self.max_batch_size, self.max_pixels) < 1:
             raise SettingError(
                 f"threads={self.threads}, max_batch_size={self.max_batch_size}, "
-                f"most_pixels={self.most_pixels}: expected whole numbers from 1 up"
+                f"max_pixels={self.max_pixels}: expected whole numbers from 1 up"
             )
         if self.threads > MOST_THREADS:
             raise SettingError(f"threads={self.threads:,}: expected at most {MOST_THREADS}")
@@ -103,7 +103,7 @@ class ServedNetwork:
         self._dtype = self._model.input_dtype.newbyteorder("<")
         self._row_bytes = description.row_bytes
         self._pictures = (
-            PictureInputs(self._model, settings.most_pixels, description.fitting)
+            PictureInputs(self._model, settings.max_pixels, description.fitting)
             if description.takes_pictures
             else None
         )

@@ -178,7 +178,7 @@ def test_a_picture_is_fitted_as_the_description_says(served, fitting):
 def test_a_bad_picture_fails_alone(served, threads):
     network = served(threads=threads)
     narrow, large = picture(size=(10_000, 1)), picture(size=(40, 30))
-    strict = served(most_pixels=12 * 8, threads=threads)
+    strict = served(max_pixels=12 * 8, threads=threads)
     good = [b"", picture(), b"none", narrow, picture()[:40]]
     answers = network.answer(good, is_picture=True)
     bad = Status.BAD_INPUT
