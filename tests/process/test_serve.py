@@ -18,7 +18,7 @@ from dist_net.cli import main
 from dist_net.darknet import DarknetNetwork
 from dist_net.darknet.configuration import read_configuration
 from dist_net.darknet.weights import read_weights
-from dist_net.errors import DistNetError
+from dist_net.errors import DistNetError, QuestionError, ShapeError
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
 from dist_net.serving.pool.requests import Status
@@ -241,6 +241,66 @@ def test_a_reload_serves_the_next_version_and_fails_nothing(serve, net, expected
     load.require_right(expected)
     versions = [version for _, _, version in load.answers]
     assert set(versions) == {1, 2, 3}
+
+
+class HttpLoad(threading.Thread):
+    """Asks over HTTP on and on, by JSON so long that a thread parses it."""
+
+    def __init__(self, pool: Pool, rows: np.ndarray) -> None:
+        super().__init__()
+        data = ",".join(f"{each:.20f}" for each in rows.ravel())
+        inputs = f'"name": "input", "shape": {[*rows.shape]}, "datatype": "FP32", "data": [{data}]'
+        self._body = f'{{"inputs": [{{{inputs}}}]}}'.encode()
+        assert len(self._body) > 1 << 17
+        self._pool = pool
+        self._stopped = threading.Event()
+        self.versions: list[int] = []
+        self.refused: list[str] = []
+
+    def run(self) -> None:
+        while not self._stopped.is_set():
+            status, answer = self._pool.post(f"/v2/models/{TINY}/infer", self._body)
+            if status == 200:
+                self.versions.append(int(answer["model_version"]))
+            else:
+                self.refused.append(answer["error"])
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+
+
+def test_rows_are_answered_by_a_version_that_takes_their_shape_or_refused(serve, net, eventually):
+    """Of two shapes with equally many numbers, which reloads change under load."""
+    pool = serve(net.source, "--workers", "2")
+    configuration = net.directory / "net.cfg"
+    shapes = [TINY_SHAPE, (14, 56, 1)]  # of odd and of even versions
+    texts = [configuration.read_text()]
+    texts.append(texts[0].replace("height=28", "height=14").replace("width=28", "width=56"))
+    loads = [HttpLoad(pool, ROWS[:8].reshape(8, *shape)) for shape in shapes for _ in range(2)]
+    answered: list[tuple[int, int]] = []  # of what shape, by which version
+    with Client(pool.address, timeout_s=30) as client, Client(pool.address) as operator:
+        for load in loads:
+            load.start()
+        try:
+            for version in range(2, 14):
+                configuration.write_text(texts[(version - 1) % 2])
+                operator.reload(TINY, timeout_s=60)
+                for index in [0, 1] * 8:
+                    try:
+                        inputs = ROWS[:8].reshape(8, *shapes[index])
+                        answered.append((index, client.predict(TINY, inputs).version))
+                    except (ShapeError, QuestionError):
+                        pass
+            eventually(lambda: all(load.versions for load in loads))
+        finally:
+            for load in loads:
+                load.stop()
+    answered += [(i // 2, version) for i, load in enumerate(loads) for version in load.versions]
+    assert len(answered) > 100
+    assert {version % 2 for index, version in answered if index == 0} == {1}
+    assert {version % 2 for index, version in answered if index == 1} == {0}
+    assert all("shape" in reason for load in loads for reason in load.refused)
 
 
 def test_odd_frames_are_answered_and_keep_nobody_waiting(serve, net):

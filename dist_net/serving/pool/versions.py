@@ -52,9 +52,9 @@ class Version:
 
     @property
     def takes(self) -> tuple[object, ...]:
-        """What a request must fit. Versions that take the same may answer for each other."""
-        description = self.description
-        return description.input_datatype, description.input_shape, description.takes_pictures
+        """What a request is checked for. Versions that take the same may answer for each other."""
+        one = self.description
+        return one.input_datatype, one.input_shape, one.takes_pictures, one.has_classes
 
 
 class ModelVersions:

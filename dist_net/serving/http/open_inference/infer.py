@@ -78,11 +78,14 @@ class InferEndpoint:
             content = await body.receive(headers, receive)
             if content is None:
                 return
-            model = description_of(self._gateway, name, version)
             parsed_bytes = len(content) if json_bytes is None else json_bytes
-            questions, wanted = await body.off_loop(
-                parsed_bytes, lambda: read_request(content, json_bytes, model, version)
-            )
+            model = None
+            # A model may be loaded while a thread parses: the one that is asked must be the one
+            # that the request was checked for. `ask` admits it before it awaits anything.
+            while (newest := description_of(self._gateway, name, version)) is not model:
+                model = newest
+                read = partial(read_request, content, json_bytes, model, version)
+                questions, wanted = await body.off_loop(parsed_bytes, read)
             outcomes = await ask(self._gateway, questions, receive)
             if (failed := _first_failure(outcomes)) is not None:
                 await outcome_reply(failed)(scope, receive, send)

@@ -912,6 +912,26 @@ def test_a_body_comes_in_pieces(service: FakeService) -> None:
     assert client.received == 3  # nobody looked whether the client was still there
 
 
+@pytest.mark.parametrize(("shape", "status"), [((4,), 200), ((2, 2), 400)])
+def test_a_request_is_checked_again_if_a_model_is_loaded_while_it_is_parsed(
+    monkeypatch: pytest.MonkeyPatch, service: FakeService, shape: tuple[int, ...], status: int
+) -> None:
+    parsed, off_loop = [], bodies.Body.off_loop
+
+    async def slowly(body: bodies.Body, size: int, parse: Any) -> Any:
+        parsed.append(service.served["digits"].description)
+        result = await off_loop(body, size, parse)
+        if len(parsed) == 1:
+            service.served["digits"] = served(replace(DIGITS, version=4, input_shape=shape))
+        return result
+
+    monkeypatch.setattr(bodies.Body, "off_loop", slowly)
+    client = asyncio.run(served_with(service, piece(BODY)))
+    assert client.sent[0]["status"] == status
+    assert [each.version for each in parsed if each] == [3, 4]
+    assert len(service.questions) == (status == 200)
+
+
 def test_a_client_that_goes_before_its_body_is_whole_asks_nothing(service: FakeService) -> None:
     events = (piece(BODY[:9], True), {"type": "http.disconnect"})
     assert asyncio.run(served_with(service, *events)).sent == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -960,6 +961,20 @@ def test_requests_are_answered_by_a_version_that_takes_their_input() -> None:
     assert {ends[one].version for one in ids} == {1}
     assert ends[longer].version == 2
     assert desk.sent(Drop, ONE) == [Drop("net", 1)]
+
+
+def test_a_request_for_classes_is_not_answered_by_a_version_that_predicts_numbers() -> None:
+    desk = Desk(max_batch_size=1)
+    running, waiting = desk.ask(is_picture=True), desk.ask(is_picture=True)
+    (run,) = desk.runs()
+    text = replace(describe(2), has_classes=False).to_json()
+    desk.take(desk.pool.prepared(ModelPrepared("net", 2, text, ""), desk.now))
+    desk.load(ONE, 2)
+    desk.done(ONE, run)
+    (run,) = desk.runs()
+    desk.done(ONE, run)
+    ends = desk.finished()
+    assert (ends[running].version, ends[waiting].version) == (1, 1)
 
 
 def test_an_unloaded_model_answers_what_came_in_and_is_dropped() -> None:
