@@ -2,9 +2,8 @@
 
     python examples/two_hundred_lines.py
 
-The file needs only NumPy and pyzmq, and imports nothing from dist_net, which has the same design.
-Read it from top to bottom. Halfway through the run, the server kills one worker with SIGKILL. At
-the end, it counts how often each sample was applied: exactly once per epoch.
+It needs NumPy and pyzmq, but not dist_net. Halfway through the run, the server kills a worker with
+SIGKILL. At the end, it counts how often each sample was applied: exactly once per epoch.
 """
 
 import json
@@ -170,7 +169,8 @@ def serve(socket, processes, weights, samples):
                 print(f"update {version:,}: killed {victim}, which holds lease {header['lease']:,}")
                 victim = None
             socket.send_multipart([name, b"", json.dumps(header).encode(), weights.tobytes()])
-    print(f"{version:,} updates, {leases.granted:,} leases; staleness {staleness / version:.1f}")
+    print(f"{version:,} updates; mean staleness {staleness / version:.1f}")
+    print(f"{leases.granted:,} leases, of which {leases.granted - version} expired")
     print(f"{(applied == 1).sum():,} of {applied.size:,} samples were applied exactly once")
 
 

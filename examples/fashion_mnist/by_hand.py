@@ -2,8 +2,9 @@
 
     python examples/fashion_mnist/by_hand.py
 
-Everything that training is, in the order in which one needs it. ``recipe.py``, beside this file,
-says the same in the words of layers, and a cluster trains it.
+It shows each part of training in the order in which you need it. ``recipe.py`` describes the same
+training in terms of layers, for a cluster. ``docs/learn/vjp.md`` computes the four gradients of
+this network in ten lines of NumPy.
 """
 
 import numpy as np
@@ -15,11 +16,11 @@ BATCH_SIZE = 32
 EPOCHS = 3
 LEARNING_RATE = 0.1
 
-# 1. The data: 60,000 grey pictures of 28 by 28 pixels, each with one of ten labels.
+# 1. The data: 60,000 grey images of 28 by 28 pixels, each with one of ten labels.
 data = dataset_named("fashion-mnist", progress=print)
 
 # 2. The network, as an expression of variables. Nothing is computed yet: an expression only knows
-#    its shape, and an operation that does not fit is refused here, not at the first run.
+#    its shape. An operation whose inputs do not fit raises an error now, not at the first run.
 pixels = ad.variable("pixels", (BATCH_SIZE, 28, 28), np.uint8)
 labels = ad.variable("labels", (BATCH_SIZE,), np.uint8)
 shapes = {"kernel_1": (784, 128), "bias_1": (128,), "kernel_2": (128, 10), "bias_2": (10,)}
@@ -29,15 +30,15 @@ x = ad.reshape(ad.astype(pixels, np.float32) * (1 / 255), (BATCH_SIZE, 784))
 hidden = ad.maximum(x @ parameters["kernel_1"] + parameters["bias_1"], 0.0)
 logits = hidden @ parameters["kernel_2"] + parameters["bias_2"]
 
-# 3. The loss: how surprised the network is by the right label, on average over the minibatch.
+# 3. The loss: the cross-entropy of the right label, averaged over the minibatch.
 loss = ad.mean(ad.cross_entropy_of_logits(logits, labels))
 
-# 4. The gradient of the loss with respect to every parameter: expressions too, found by going
-#    once through the graph from the loss back to the parameters.
+# 4. The gradients of the loss with respect to the parameters. They are expressions too, built in a
+#    single pass through the graph from the loss back to the parameters.
 gradients = ad.gradients(loss, list(parameters.values()))
 
-# 5. The plan: the graph as a list of NumPy calls on arrays that are made once. ``bind`` says which
-#    arrays the variables are; ``run`` reads them as they stand and fills the outputs.
+# 5. The plan: the graph as a list of NumPy calls on arrays that are allocated once. ``bind``
+#    assigns an array to each variable. ``run`` reads the current values and fills the outputs.
 generator = np.random.default_rng(0)
 arrays = {
     name: (generator.standard_normal(shape) * 0.05).astype(np.float32)
@@ -47,7 +48,7 @@ images = np.empty((BATCH_SIZE, 28, 28), np.uint8)
 answers = np.empty(BATCH_SIZE, np.uint8)
 step = ad.compile([loss, *gradients]).bind({"pixels": images, "labels": answers, **arrays})
 
-# 6. Stochastic gradient descent: take a few pictures, and go a little way against the gradient.
+# 6. Stochastic gradient descent: take a minibatch, and step a little way against the gradient.
 for epoch in range(EPOCHS):
     order = epoch_order(seed=0, epoch=epoch, samples=len(data.train_targets))
     losses = []
@@ -61,7 +62,7 @@ for epoch in range(EPOCHS):
             array -= LEARNING_RATE * gradient
     print(f"epoch {epoch + 1}: loss {np.mean(losses):.3f}")
 
-# 7. How good is it? The same network, on pictures that it has not seen.
+# 7. The accuracy of the same network on images that it was not trained on.
 predicted = ad.compile([ad.argmax(logits, axis=1)]).bind({"pixels": images, **arrays})
 right = 0
 for start in range(0, len(data.test_targets) - BATCH_SIZE + 1, BATCH_SIZE):
