@@ -16,7 +16,6 @@ round are there. They are applied at once.
 
 from collections import deque
 from dataclasses import dataclass
-from enum import Enum
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -54,18 +53,6 @@ class Lease:
         return self.stop - self.start
 
 
-class Verdict(Enum):
-    """What the ledger says of a push.
-
-    ``DUPLICATE``: it was taken in before. ``OVERTAKEN``: a rival's came first.
-    """
-
-    DUE = "due"
-    DUPLICATE = "duplicate"
-    OVERTAKEN = "overtaken"
-    REJECTED = "rejected"
-
-
 class LeaseLedger:
     """Hands out ranges of samples and takes account of them. A worker holds at most one lease.
 
@@ -98,7 +85,6 @@ class LeaseLedger:
         self._next_epoch = 0
         self._next_lease_id = 1
         self._leases: dict[int, Lease] = {}
-        self._ended: dict[int, Lease] = {}  # of each worker, the last that has
 
     @property
     def finished(self) -> bool:
@@ -170,19 +156,14 @@ class LeaseLedger:
         fair_share = self._unleased // (self._batch_size * (len(self._leases) + 1))
         return self._batch_size * max(1, min(self._lease_minibatches, fair_share // 2))
 
-    def verdict(self, worker_id: int, lease_id: int, start: int, stop: int) -> Verdict:
-        """Say whether a push of samples ``start`` to ``stop`` is the next one of the lease."""
+    def is_due(self, worker_id: int, lease_id: int, start: int, stop: int) -> bool:
+        """Return whether samples ``start`` to ``stop`` are the next ones of the worker's lease."""
         lease = self._leases.get(worker_id)
-        if lease is None or lease.lease_id != lease_id:
-            ended = self._ended.get(worker_id)
-            if ended is None or ended.lease_id != lease_id or start > ended.start:
-                return Verdict.REJECTED
-            return Verdict.DUPLICATE if start < ended.start else Verdict.OVERTAKEN
-        if start < lease.start:
-            return Verdict.DUPLICATE
-        if start == lease.start < stop <= lease.stop:
-            return Verdict.DUE
-        return Verdict.REJECTED
+        return (
+            lease is not None
+            and lease.lease_id == lease_id
+            and start == lease.start < stop <= lease.stop
+        )
 
     def applied(self, worker_id: int, stop: int) -> int:
         """Record that the samples of the worker's lease up to ``stop`` are in the weights.
@@ -217,15 +198,11 @@ class LeaseLedger:
         taken = Range(lease.epoch, lease.start, stop)
         lease.start = stop
         if lease.rival is not None:
-            self._ended[lease.rival] = self._leases.pop(lease.rival)
+            del self._leases[lease.rival]
             lease.rival = None
         if lease.start == lease.stop:
-            self._ended[worker_id] = self._leases.pop(worker_id)
+            del self._leases[worker_id]
         return taken
-
-    def dropped(self, worker_id: int, stop: int) -> None:
-        """Record that an overtaken push of samples up to ``stop`` was taken in."""
-        self._ended[worker_id].start = stop
 
     def applied_again(self, done: Range) -> bool:
         """Record that samples which nobody holds are in the weights.
@@ -252,7 +229,6 @@ class LeaseLedger:
 
         None if a rival has them too, who keeps them.
         """
-        self._ended.pop(worker_id, None)
         lease = self._leases.pop(worker_id, None)
         if lease is None:
             return 0

@@ -36,7 +36,8 @@ NAMES_KEPT = 1024
 class Member:
     """One worker. Times are in seconds on the server's clock.
 
-    ``node`` is the socket that it works through; ``identity`` is what its `Join` said.
+    ``node`` is the connection by which its last request came; ``identity`` is what its `Join` said.
+    ``received_id`` and ``answered_id`` number its last request and the last that was answered.
     ``progress_s``: when it last asked for work or pushed. ``pins``: snapshots stay as they are
     until it has moved on to newer ones. ``shared``: it reads them in shared memory. ``refusals``
     counts the gradients refused in a row.
@@ -58,6 +59,8 @@ class Member:
     equipment: Equipment = UNKNOWN_EQUIPMENT
     starts: int = 1
     is_restart: bool = False
+    received_id: int = 0
+    answered_id: int = 0
     pins: bool = False
     shared: bool = False
     pushes: int = 0
@@ -176,10 +179,11 @@ class Membership:
         identity: int,
         now: float,
         equipment: Equipment = UNKNOWN_EQUIPMENT,
+        request_id: int = 0,
     ) -> Member:
-        """Take a worker in under a new id."""
-        facts = node, name, identity, now, now, now
-        member = Member(self._next_worker_id, *facts, equipment, *self._started(name, identity))
+        """Take a worker in under a new id; ``request_id`` is that of its `Join`."""
+        facts = node, name, identity, now, now, now, equipment, *self._started(name, identity)
+        member = Member(self._next_worker_id, *facts, request_id, request_id)
         self._members[member.worker_id] = member
         self._next_worker_id += 1
         return member
@@ -193,34 +197,20 @@ class Membership:
             del self._starts[next(iter(self._starts))]
         return starts + is_restart, is_restart
 
-    def at_node(self, node: bytes) -> Member | None:
-        """Return the worker that joined through this socket."""
-        return next((member for member in self._members.values() if member.node == node), None)
+    def former(self, node: bytes, identity: int) -> list[Member]:
+        """Return the memberships that a worker has, which joins through this node."""
+        return [
+            member
+            for member in self._members.values()
+            if member.node == node or member.identity == identity
+        ]
 
-    def of_identity(self, identity: int) -> Member | None:
-        """Return the membership that this worker has by now."""
-        members = self._members.values()
-        return next((member for member in members if member.identity == identity), None)
-
-    def of_id(self, worker_id: int) -> Member | None:
-        return self._members.get(worker_id)
-
-    def alive(self, worker_id: int, now: float) -> Member | None:
-        """Note that the worker was heard, and return it; None: it is not a member."""
+    def heard(self, worker_id: int, identity: int, now: float) -> Member | None:
+        """Note that the worker was heard, and return it; None: no member has these two numbers."""
         member = self._members.get(worker_id)
-        if member is not None:
-            member.heard_s = now
-        return member
-
-    def working(self, worker_id: int, node: bytes, now: float) -> Member | None:
-        """Note that the worker asked for work or pushed, and return it; None: it is not a member.
-
-        The socket must be the one that it joined through.
-        """
-        member = self._members.get(worker_id)
-        if member is None or member.node != node:
+        if member is None or member.identity != identity:
             return None
-        member.heard_s = member.progress_s = now
+        member.heard_s = now
         return member
 
     def remove(self, worker_id: int) -> None:

@@ -9,7 +9,6 @@ import logging
 from typing import NamedTuple
 
 from dist_net.parameter_server.journal import BLOCK_BYTES, Applied, JournalLag
-from dist_net.parameter_server.leases import Verdict
 from dist_net.parameter_server.members import Member
 from dist_net.parameter_server.run import RunState
 from dist_net.wire.messages import (
@@ -39,9 +38,6 @@ from dist_net.wire.messages import (
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 0.01
-LONGEST_WAIT_S = 5.0
-"""For an answer that waits for other workers; then its worker asks again."""
-
 REFUSALS_IN_A_ROW = 3
 
 
@@ -72,7 +68,7 @@ class ParameterServer:
 
     ``segment`` is where the run's buffers lie; None: weights travel as frames to every worker.
     ``incarnation`` names this start of the server. ``offer`` is what hosts without the recipe get.
-    A request that is delivered twice is answered twice, alike, and takes effect once.
+    A worker's requests are taken in by their numbers, each once, and none before the one before it.
     ``journal_lag`` is how far the disk was behind the journal at the last look.
     """
 
@@ -91,7 +87,7 @@ class ParameterServer:
         self.checkpoint_version: int | None = None
         self._checkpoint_error: str | None = None
         self.journal_lag = JournalLag()
-        self._waiting: dict[int, float] = {}  # workers whose answer has to wait, and since when
+        self._waiting: dict[int, Member] = {}  # workers whose answer waits for other workers
 
     @property
     def state(self) -> str:
@@ -119,16 +115,14 @@ class ParameterServer:
 
     def _handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
         match message:
-            case Push():
-                return self._push(node, message, now)
-            case Pull():
-                return self._pull(node, message, now)
+            case Push() | Pull():
+                return self._request(node, message, now)
             case Heartbeat():
                 return [SendToPeer(node, self._heartbeat(message, now))]
             case Join():
                 return self._join(node, message, now)
             case Leave():
-                return self._leave(node, message, now)
+                return self._leave(message, now)
             case StatusRequest():
                 return [SendToPeer(node, self._status(message.first_record, now))]
             case SnapshotRequest():
@@ -180,21 +174,22 @@ class ParameterServer:
             logger.warning("join_refused name=%s reason=%s", join.name, refusal)
             return [SendToPeer(node, Refuse(refusal, may_rejoin=False))]
         commands: list[ServerCommand] = []
-        member = run.members.at_node(node)
-        if member is None:
-            if (former := run.members.of_identity(join.identity)) is not None:
-                # Its pushes that come from now on would be read where the worker writes new ones.
-                commands.append(self._lose(former, "it joined again", now))
-            member = run.members.join(node, join.name, join.identity, now, join.equipment)
-            run.metrics.workers_restarted += member.is_restart
-            member.pins = run.store.admit(member.worker_id)
-            may_share = self._segment is not None and join.gradient_descriptor != -1
-            member.shared = may_share and member.pins
-            run.metrics.workers_joined += 1
-            logger.info(
-                "worker_joined worker=%d name=%s shared=%s",
-                *(member.worker_id, member.name, member.shared),
-            )
+        for former in run.members.former(node, join.identity):
+            if former.identity == join.identity and former.received_id >= join.request_id:
+                return []  # it came before
+            # Its pushes that come from now on would be read where the worker writes new ones.
+            commands.append(self._lose(former, "it joined again", now))
+        facts = join.name, join.identity, now, join.equipment, join.request_id
+        member = run.members.join(node, *facts)
+        run.metrics.workers_restarted += member.is_restart
+        member.pins = run.store.admit(member.worker_id)
+        may_share = self._segment is not None and join.gradient_descriptor != -1
+        member.shared = may_share and member.pins
+        run.metrics.workers_joined += 1
+        logger.info(
+            "worker_joined worker=%d name=%s shared=%s",
+            *(member.worker_id, member.name, member.shared),
+        )
         segment = self._segment if member.shared else None
         welcome = Welcome(
             member.worker_id,
@@ -204,22 +199,28 @@ class ParameterServer:
             settings.heartbeat_interval_s,
             settings.heartbeat_timeout_s,
             *(segment or NO_SEGMENT),
+            join.request_id,
         )
         return [*commands, SendToPeer(node, welcome)]
 
-    def _pull(self, node: bytes, pull: Pull, now: float) -> list[ServerCommand]:
-        member = self.run.members.working(pull.worker_id, node, now)
+    def _request(self, node: bytes, request: Pull | Push, now: float) -> list[ServerCommand]:
+        """Take in the worker's next request; nothing if it came before, or the next is missing."""
+        member = self.run.members.heard(request.worker_id, request.identity, now)
         if member is None:
-            return [SendToPeer(node, _unknown(pull.worker_id))]
-        again = self.run.ledger.holds_lease(member.worker_id)
-        return self._answer(member, now, again)
+            self.run.metrics.pushes_rejected += isinstance(request, Push)
+            return [SendToPeer(node, _unknown(request.worker_id))]
+        if request.request_id != member.received_id + 1:
+            self.run.metrics.duplicates_dropped += request.request_id <= member.received_id
+            return []
+        member.received_id, member.node, member.progress_s = request.request_id, node, now
+        return (
+            self._answer(member, now)
+            if isinstance(request, Pull)
+            else self._push(member, request, now)
+        )
 
-    def _push(self, node: bytes, push: Push, now: float) -> list[ServerCommand]:
+    def _push(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
         run = self.run
-        member = run.members.working(push.worker_id, node, now)
-        if member is None:
-            run.metrics.pushes_rejected += 1
-            return [SendToPeer(node, _unknown(push.worker_id))]
         fault = run.settings.fault_of(push)
         if fault is not None:
             run.metrics.pushes_rejected += 1
@@ -227,19 +228,13 @@ class ParameterServer:
         if member.pins:
             # Before the update, which then has one buffer more to write into: the last one used.
             run.store.unpin_before(member.worker_id, push.base_versions[-1])
-        verdict = run.ledger.verdict(push.worker_id, push.lease_id, push.start, push.stop)
-        if verdict in (Verdict.DUE, Verdict.OVERTAKEN):
-            if run.members.go_in_step:
-                member.completes(len(push.stops), now)
-            member.speed.computed(push.stop - push.start, now)
-        if verdict is Verdict.DUPLICATE:
-            run.metrics.duplicates_dropped += 1
-        elif verdict is Verdict.OVERTAKEN:
-            run.metrics.duplicates_dropped += 1
-            run.ledger.dropped(push.worker_id, push.stop)
+        if run.members.go_in_step:
+            member.completes(len(push.stops), now)
+        member.speed.computed(push.stop - push.start, now)
+        if not run.ledger.is_due(member.worker_id, push.lease_id, push.start, push.stop):
+            run.metrics.duplicates_dropped += 1  # most often, a rival was first
         elif (
-            verdict is Verdict.REJECTED
-            or self.stop_reason is not None
+            self.stop_reason is not None
             or not 0 <= min(push.base_versions) <= max(push.base_versions) <= run.store.version
         ):
             run.metrics.pushes_rejected += 1
@@ -255,7 +250,7 @@ class ParameterServer:
             return [Record(applied), *self._answer(member, now)]
         else:
             return self._refuse_gradient(member, push, now)
-        return self._answer(member, now, verdict is Verdict.DUPLICATE)
+        return self._answer(member, now)
 
     def _reject_stale(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
         """Return its samples to the pool, to be computed again from newer weights."""
@@ -285,45 +280,36 @@ class ParameterServer:
         self.run.ledger.release(member.worker_id)
         return self._answer(member, now)
 
-    def _answer(self, member: Member, now: float, again: bool = False) -> list[ServerCommand]:
-        """Answer a worker, ``again`` if it repeats its request; nothing if the answer has to wait.
-
-        It waits until another worker's request lets it go on, but not for ever.
-        """
-        message = self._work(member, now, again)
+    def _answer(self, member: Member, now: float) -> list[ServerCommand]:
+        """Answer all that a worker asked; nothing if the answer waits for other workers."""
+        message = self._work(member, now)
         if not isinstance(message, Work):
             member.speed.waits(now)
         if message is None:
-            since_s = self._waiting.setdefault(member.worker_id, now)
-            if now - since_s <= LONGEST_WAIT_S:
-                return []
-            message = Wait(RETRY_AFTER_S)
+            self._waiting[member.worker_id] = member
+            return []
         self._waiting.pop(member.worker_id, None)
+        member.answered_id = member.received_id
         return [SendToPeer(member.node, message)]
 
     def _answer_those_who_wait(self, now: float) -> list[ServerCommand]:
         answers: list[ServerCommand] = []
-        if not self._may_one_go_on(now):
+        if not self._may_one_go_on():
             return answers
-        for worker_id in list(self._waiting):
-            member = self.run.members.of_id(worker_id)
-            answer = [] if member is None else self._answer(member, now)
+        for member in list(self._waiting.values()):
+            answer = self._answer(member, now)
             if not answer and self.run.round is not None:
                 break  # those who came later wait for the same
             answers += answer
         return answers
 
-    def _may_one_go_on(self, now: float) -> bool:
+    def _may_one_go_on(self) -> bool:
         """Whether one of those who wait may have an answer: soon told, however many there are."""
-        members = [self.run.members.of_id(each) for each in self._waiting]
-        waiting = [each for each in members if each is not None]
-        if not waiting:
+        if not self._waiting:
             return False
         if not self.run.members.go_in_step or self.state != "training":
             return True
-        longest_s = now - next(iter(self._waiting.values()))
-        furthest_behind = min(waiting, key=lambda each: each.clock)
-        return longest_s > LONGEST_WAIT_S or not self._is_too_far_ahead(furthest_behind)
+        return not self._is_too_far_ahead(min(self._waiting.values(), key=lambda each: each.clock))
 
     def _is_too_far_ahead(self, member: Member) -> bool:
         """Whether the worker has to wait for the slowest of those that have something to do.
@@ -344,7 +330,7 @@ class ParameterServer:
             member.clock = max(member.clock, slowest)
         return member.clock - slowest > most_ahead
 
-    def _work(self, member: Member, now: float, again: bool) -> Message | None:
+    def _work(self, member: Member, now: float) -> Message | None:
         """The answer to a worker; None if it has to wait for others."""
         run = self.run
         if run.ledger.finished or self.stop_reason is not None:
@@ -358,16 +344,17 @@ class ParameterServer:
         lease = run.ledger.grant(member.worker_id, may_share=run.has_late_leases(now))
         member.is_idle = lease is None
         if lease is None:
-            return Wait(RETRY_AFTER_S) if run.round is None else None
+            return Wait(member.received_id, RETRY_AFTER_S) if run.round is None else None
         run.metrics.lease_granted(now)
         member.speed.has_work(now)
         member.step_began_s = now
         if member.pins:
-            snapshot, version = run.store.pin(member.worker_id, again=again)
+            snapshot, version = run.store.pin(member.worker_id)
             weights = None if member.shared else run.store.snapshots[snapshot]
         else:
             snapshot, version, weights = -1, run.store.version, run.store.weights
         return Work(
+            member.received_id,
             lease.lease_id,
             lease.epoch,
             lease.start,
@@ -379,15 +366,15 @@ class ParameterServer:
         )
 
     def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:
-        member = self.run.members.alive(heartbeat.worker_id, now)
+        member = self.run.members.heard(heartbeat.worker_id, heartbeat.identity, now)
         if member is None:
             return _unknown(heartbeat.worker_id)
         if heartbeat.round_trip_s:
             member.round_trips_s.append(heartbeat.round_trip_s)
-        return Alive(heartbeat.sent_s)
+        return Alive(heartbeat.sent_s, member.received_id, member.answered_id)
 
-    def _leave(self, node: bytes, leave: Leave, now: float) -> list[ServerCommand]:
-        member = self.run.members.working(leave.worker_id, node, now)
+    def _leave(self, leave: Leave, now: float) -> list[ServerCommand]:
+        member = self.run.members.heard(leave.worker_id, leave.identity, now)
         if member is None:
             return []
         logger.info("worker_left worker=%d name=%s", member.worker_id, member.name)

@@ -111,14 +111,13 @@ class WeightStore:
         for pin in self._pins.pop(worker_id, ()):
             self._unpin(pin)
 
-    def pin(self, worker_id: int, *, again: bool = False) -> Pin:
+    def pin(self, worker_id: int) -> Pin:
         """Return the current snapshot, pinned until the reader says that it is past it.
 
-        A reader has at most ``pins_per_reader`` pins; one more releases the oldest. ``again``:
-        return the snapshot that it was given last, because it repeats its request.
+        A reader has at most ``pins_per_reader`` pins; one more releases the oldest.
         """
         pins = self._pins[worker_id]
-        if not pins or (pins[-1].version != self.version and not again):
+        if not pins or pins[-1].version != self.version:
             pins.append(Pin(self._current, self.version))
             self._pinned[self._current] += 1
             if len(pins) > self._pins_per_reader:

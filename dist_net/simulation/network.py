@@ -35,8 +35,8 @@ HEADER_BYTES = 100
 
 TOLD_OF: dict[type, tuple[str, ...]] = {
     Welcome: ("worker_id", "incarnation"),
-    Work: ("lease_id", "epoch", "start", "stop", "version"),
-    Push: ("worker_id", "lease_id", "start", "stops", "base_versions"),
+    Work: ("request_id", "lease_id", "epoch", "start", "stop", "version"),
+    Push: ("request_id", "worker_id", "lease_id", "start", "stops", "base_versions"),
     Refuse: ("reason",),
     Stop: ("reason",),
 }

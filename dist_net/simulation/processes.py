@@ -110,12 +110,14 @@ class VirtualPulse:
         process: VirtualProcess,
         socket: VirtualClientSocket,
         worker_id: int,
+        identity: int,
         interval_s: float,
     ) -> None:
         self.answer: tuple[Message, float] | None = None
         self._process = process
         self._socket = socket
         self._worker_id = worker_id
+        self._identity = identity
         self._interval_s = interval_s
         self._is_stopped = False
         self._beat()
@@ -126,7 +128,7 @@ class VirtualPulse:
         now = self._process.clock.now()
         while (answer := self._socket.receive()) is not None:
             self.answer = answer, answer.sent_s if isinstance(answer, Alive) else now
-        self._socket.send(Heartbeat(self._worker_id, now))
+        self._socket.send(Heartbeat(self._worker_id, now, identity=self._identity))
         self._process.after(self._interval_s, self._beat)
 
     def stop(self) -> None:
@@ -198,9 +200,9 @@ class WorkerProcess(VirtualProcess):
         self._sockets.append(self._network.connect(self.host, SERVER, self.name))
         return self._sockets[-1]
 
-    def start_pulse(self, worker_id: int, interval_s: float) -> VirtualPulse:
+    def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> VirtualPulse:
         self.schedule.note(self.name, "is worker %d", worker_id)
-        return VirtualPulse(self, self._connect(), worker_id, interval_s)
+        return VirtualPulse(self, self._connect(), worker_id, identity, interval_s)
 
     def share(self, vectors: int, size: int) -> VirtualSegment | None:
         return None if self._memory is None else self._memory.share(self.process_id, vectors, size)

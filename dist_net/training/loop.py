@@ -90,7 +90,7 @@ class Surroundings(Protocol):
     @property
     def random(self) -> Random: ...
     def connect(self) -> ServerConnection: ...
-    def start_pulse(self, worker_id: int, interval_s: float) -> Pulse: ...
+    def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> Pulse: ...
 
     def share(self, vectors: int, size: int) -> SharedVectors | None:
         """New vectors in shared memory; None: the server cannot see any of this worker's."""
@@ -114,8 +114,8 @@ class ProcessSurroundings:
     def connect(self) -> ServerConnection:
         return ClientSocket(self._address, self._keys)
 
-    def start_pulse(self, worker_id: int, interval_s: float) -> Pulse:
-        heart = Heart(self._address, self._keys, worker_id, interval_s, self.clock)
+    def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> Pulse:
+        heart = Heart(self._address, self._keys, worker_id, interval_s, self.clock, identity)
         heart.start()
         return heart
 
@@ -168,7 +168,8 @@ class WorkerLoop:
         ]
         self._sends_gradient = True
         own_address = self._own.address if self._own else NO_SEGMENT
-        join = Join(name, around.random.getrandbits(63), recipe_digest, vector_size, *own_address)
+        self._identity = around.random.getrandbits(63)
+        join = Join(name, self._identity, recipe_digest, vector_size, *own_address)
         join = join._replace(**equipment._asdict())
         self._state = WorkerState(join, address, join_timeout_s, rejoin_timeout_s)
 
@@ -268,7 +269,8 @@ class WorkerLoop:
         self._weights.attach(welcome)
         if self._pulse is not None:
             self._pulse.stop()
-        self._pulse = self._around.start_pulse(welcome.worker_id, welcome.heartbeat_interval_s)
+        pulse = welcome.worker_id, self._identity, welcome.heartbeat_interval_s
+        self._pulse = self._around.start_pulse(*pulse)
         if self._step is None or welcome.seed != self._seed:
             self._step, self._seed = self._step_of(welcome.seed), welcome.seed
         self._step.unbind()  # its vectors may be those of a server that is gone

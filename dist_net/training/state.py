@@ -8,6 +8,9 @@ that follow each other closely go in one push, as many as the server says: that 
 the way less often, and the server applies them in one pass over the weights. The price is a
 greater staleness, by one or two of the worker's own gradients.
 
+Requests are numbered. If the answer to a heartbeat shows that one of them, or the answer to it, was
+lost with a connection, the worker sends it again, or asks anew for work.
+
 A server that is silent is given time: the worker drops its lease, and asks to join again over one
 fresh connection after the other, until the server, or another start of it, lets it in. No I/O;
 times are seconds on one clock that never goes backwards.
@@ -27,6 +30,7 @@ from dist_net.errors import (
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
     PIPELINE,
+    Alive,
     Join,
     Leave,
     Message,
@@ -41,8 +45,8 @@ from dist_net.wire.messages import (
 
 logger = logging.getLogger(__name__)
 
-LONGEST_ANSWER_S = 60.0
-"""For an answer, besides the time that arrays travel; then the request was lost on its way."""
+LONGEST_TRAVEL_S = 1.0
+"""For a request and the answer to it, besides the time that arrays travel."""
 
 FIRST_TRY_S = 1.0
 LONGEST_TRY_S = 5.0
@@ -142,9 +146,8 @@ class WorkerState:
     worker tries for ``rejoin_timeout_s`` to join again. Time in which it stood still itself, as by
     SIGSTOP, does not count.
 
-    Answers come in the order of the requests. One that comes twice, because the network delivered a
-    request twice, is told from the answer that is awaited, and dropped. None is of a membership
-    before this one: each has a connection of its own.
+    Answers come in the order of the requests, whose numbers they repeat. No answer is of a former
+    membership: each has a connection of its own.
     """
 
     def __init__(
@@ -162,6 +165,7 @@ class WorkerState:
         self._try_s = LONGEST_TRY_S  # at first: the server may be starting too
         self._left_s = join_timeout_s
         self._worker_id = 0
+        self._last_request_id = 0
         self._batch_size = 0
         self._work: Work | None = None
         self._next_sample = 0
@@ -170,7 +174,7 @@ class WorkerState:
         self._looks_first = False
         self._gathered: Gather | None = None
         self._computing: Compute | None = None
-        self._unanswered: deque[tuple[Message, float]] = deque()
+        self._unanswered: deque[tuple[Join | Pull | Push, float]] = deque()
         self._heard_s = -math.inf
         self._pull_at_s: float | None = None
         self._weights_bytes = 0  # that travel with an answer
@@ -184,12 +188,9 @@ class WorkerState:
     @property
     def _overdue_at_s(self) -> float:
         """When the server, which owes this worker an answer, will have been silent for too long."""
-        asked_s = self._unanswered[0][1]
-        travelling_bytes = sum(self._bytes_of(request) for request, _ in self._unanswered)
-        longest_s = LONGEST_ANSWER_S + PATIENCE * travelling_bytes / self._seen_bytes_per_s
-        return min(max(asked_s, self._heard_s) + self._answer_timeout_s, asked_s + longest_s)
+        return max(self._unanswered[0][1], self._heard_s) + self._answer_timeout_s
 
-    def _bytes_of(self, request: Message) -> int:
+    def _bytes_of(self, request: Join | Pull | Push) -> int:
         """The size of the arrays that travel with a request and its answer."""
         gradients = request.gradients if isinstance(request, Push) else ()
         return self._weights_bytes + sum(gradient.nbytes for gradient in gradients)
@@ -254,15 +255,18 @@ class WorkerState:
         self._worker_id = 0
         self._pull_at_s = None
         self._drop_lease()
-        return [self._ask(self._join, now)]
+        return [self._ask(self._join._replace(request_id=self._next_request_id()), now)]
 
     def handle(self, message: Message, now: float) -> list[WorkerCommand]:
         """Take in the server's answer.
 
         Raises ``JoinRefusedError`` or ``WorkerRefusedError`` when the server will not have it.
         """
-        if not self._unanswered or not self._is_awaited(message):
-            logger.debug("repeated_message kind=%s", type(message).__name__)
+        if not self._unanswered or (
+            isinstance(message, (Work, Wait, Welcome))
+            and message.request_id < self._unanswered[0][0].request_id
+        ):
+            logger.debug("late_message kind=%s", type(message).__name__)
             return []
         self._heard_s = now
         match message:
@@ -285,7 +289,7 @@ class WorkerState:
                 self._answer_timeout_s = PATIENCE * message.heartbeat_timeout_s
                 has_frames = message.weights_descriptor == -1
                 self._weights_bytes = 4 * self._join.vector_size if has_frames else 0
-                return [Begin(message), self._ask(Pull(self._worker_id), now)]
+                return [Begin(message), self._pull(now)]
             case Stop():
                 return self.leave(message.reason, message.finished)
             case Refuse():
@@ -339,9 +343,36 @@ class WorkerState:
         are slow on some networks. A server that does not know this worker will not answer that.
         """
         self._heard_s = max(self._heard_s, sent_s)
-        if isinstance(answer, Refuse) and self._worker_id and self._unanswered:
-            return self._refused(answer, now)
+        if self._worker_id and self._unanswered:
+            if isinstance(answer, Refuse):
+                return self._refused(answer, now)
+            if isinstance(answer, Alive):
+                return self._look_for_losses(answer, sent_s, now)
         return []
+
+    def _look_for_losses(self, alive: Alive, sent_s: float, now: float) -> list[WorkerCommand]:
+        """Send again what the server has not received, and ask anew if its answers were lost."""
+        last, asked_s = self._unanswered[-1]
+        if alive.answered_id < last.request_id <= alive.received_id:
+            # The answer waits for other workers.
+            self._unanswered[-1] = last, max(asked_s, sent_s)
+            return []
+        travelling_bytes = sum(self._bytes_of(request) for request, _ in self._unanswered)
+        travel_s = LONGEST_TRAVEL_S + PATIENCE * travelling_bytes / self._seen_bytes_per_s
+        if sent_s <= asked_s + travel_s:
+            return []
+        logger.warning(
+            "message_lost server=%s request=%d received=%d answered=%d; asking again",
+            *(self._address, last.request_id, alive.received_id, alive.answered_id),
+        )
+        self._seen_bytes_per_s = max(1.0, self._seen_bytes_per_s / 2)  # or it needs more time
+        lost = [each for each, _ in self._unanswered if each.request_id > alive.received_id]
+        if not lost:
+            self._drop_lease()
+            return [self._pull(now)]
+        for _ in lost:
+            self._unanswered.pop()
+        return [self._ask(each, now) for each in lost]
 
     def is_overdue(self, now: float) -> bool:
         """Whether an answer is awaited, and the server has been silent for too long."""
@@ -353,12 +384,10 @@ class WorkerState:
         Raises ``ServerLostError`` when that was tried for long enough.
         """
         if self.is_overdue(now):
-            if now - self._heard_s < self._answer_timeout_s:
-                self._seen_bytes_per_s /= 2  # it is alive: perhaps its answer needs more time
             return self._rejoin(f"it has been silent for {now - self._heard_s:.1f} s", now)
         if self._pull_at_s is not None and now >= self._pull_at_s:
             self._pull_at_s = None
-            return [self._ask(Pull(self._worker_id), now)]
+            return [self._pull(now)]
         return []
 
     def _rejoin(self, reason: str, now: float) -> list[WorkerCommand]:
@@ -380,7 +409,8 @@ class WorkerState:
         self._pull_at_s = self._computing = None
         self._drop_lease()
         done = Ended(reason, finished)
-        return [SendToServer(Leave(self._worker_id)), done] if self._worker_id else [done]
+        leave = SendToServer(Leave(self._worker_id, self._join.identity))
+        return [leave, done] if self._worker_id else [done]
 
     def _drop_lease(self) -> None:
         self._work = None
@@ -396,6 +426,8 @@ class WorkerState:
         self._unpushed.clear()
         return Push(
             self._worker_id,
+            self._join.identity,
+            self._next_request_id(),
             work.lease_id,
             starts[0],
             stops,
@@ -406,25 +438,21 @@ class WorkerState:
             sent,
         )
 
-    def _ask(self, message: Message, now: float) -> SendToServer:
-        self._unanswered.append((message, now))
-        return SendToServer(message)
+    def _pull(self, now: float) -> SendToServer:
+        pull = Pull(self._worker_id, self._join.identity, self._next_request_id())
+        return self._ask(pull, now)
 
-    def _is_awaited(self, message: Message) -> bool:
-        match message:
-            case Welcome():
-                return self._worker_id == 0
-            case Work():
-                # Leases and versions only go up: what is behind was answered before.
-                work = self._work
-                return self._worker_id != 0 and (work is None or message.progress >= work.progress)
-            case Wait():
-                return self._worker_id != 0
-        return True
+    def _ask(self, request: Join | Pull | Push, now: float) -> SendToServer:
+        self._unanswered.append((request, now))
+        return SendToServer(request)
+
+    def _next_request_id(self) -> int:
+        self._last_request_id += 1
+        return self._last_request_id
 
     def _take_in(self, work: Work, now: float) -> None:
         """Go on with these weights, and with this lease if it is another."""
-        while self._unanswered and _answers(work, self._unanswered[0][0]):
+        while self._unanswered and self._unanswered[0][0].request_id <= work.request_id:
             request, asked_s = self._unanswered.popleft()
             travelled_bytes = self._bytes_of(request)
             if travelled_bytes and now > asked_s:
@@ -444,11 +472,3 @@ class WorkerState:
             return self._rejoin(refuse.reason, now)
         error = WorkerRefusedError if self._worker_id else JoinRefusedError
         raise error(f"the parameter server at {self._address} refused this worker: {refuse.reason}")
-
-
-def _answers(work: Work, request: Message) -> bool:
-    """Whether the server had taken in the request when it gave this work."""
-    match request:
-        case Push(lease_id=lease_id):
-            return lease_id != work.lease_id or request.stop <= work.start
-    return True

@@ -22,7 +22,7 @@ from dist_net.vector import Vector, Vectors
 from dist_net.wire.messages import Integers, Message
 from dist_net.wire.serving_messages import Payloads
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_HEADER_BYTES = 2**20
 MAX_ARRAY_BYTES = 2**30
 MAX_PAYLOADS = 1024

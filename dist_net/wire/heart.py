@@ -35,12 +35,14 @@ class Heart(threading.Thread):
         worker_id: int,
         interval_s: float,
         clock: Clock,
+        identity: int = 0,
     ) -> None:
         super().__init__(name=f"heart-{worker_id}-{os.getpid()}", daemon=True)
         self.answer: tuple[Message, float] | None = None
         self._address = address
         self._keys = keys
         self._worker_id = worker_id
+        self._identity = identity
         self._interval_s = interval_s
         self._clock = clock
         self._stopped = threading.Event()
@@ -53,7 +55,8 @@ class Heart(threading.Thread):
                 while not self._stopped.is_set():
                     sent_s = self._clock.now()
                     with suppress(NoAnswerError):
-                        socket.send(Heartbeat(self._worker_id, sent_s, round_trip_s))
+                        beat = Heartbeat(self._worker_id, sent_s, round_trip_s, self._identity)
+                        socket.send(beat)
                     round_trip_s = self._listen(socket, sent_s) or round_trip_s
             except ProtocolError as error:
                 logger.warning("heartbeat_ended reason=%s", error)

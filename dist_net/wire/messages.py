@@ -25,6 +25,11 @@ and may end it. Every request has exactly one reply:
     a host that was given a token
     Enrol           ──────────────▶   Enrolled | Refuse
     RecipeRequest   ──────────────▶   RecipeOffer | Refuse
+
+A worker numbers its `Join`, `Pull` and `Push` requests: each `request_id` is one more than the
+last. The reply repeats the number, and answers all requests up to it. The server takes in each
+request once, in this order only, and reports in `Alive` how far it is. So a worker notices at its
+next heartbeat that a request or its reply was lost with a connection, and repeats the request.
 """
 
 from typing import NamedTuple
@@ -54,10 +59,10 @@ class Pipeline(NamedTuple):
     def snapshots(self) -> int:
         """The most snapshots of the weights that one worker may need at a time.
 
-        While it computes from one, newer ones may be on their way to it: in the answers to the
-        other pushes, and to as many that it counts as lost since one before was refused.
+        While it computes from one, newer ones may be on their way to it, one for each unanswered
+        push.
         """
-        return 1 + 2 * (self.gradients - 1)
+        return 1 + self.gradients
 
 
 PIPELINE = Pipeline()
@@ -101,9 +106,10 @@ class Join(NamedTuple):
     """A worker asks to take part.
 
     ``identity`` is a random number, the same each time that this worker joins: the server ends the
-    membership that it had, of which requests may still be on their way. ``recipe_digest`` must
-    equal the server's. Then comes the `SegmentAddress` of its gradient vectors; without a segment,
-    arrays travel as frames. The rest is its `Equipment`.
+    membership that it had, of which requests may still be on their way. It is a secret between the
+    two, and proves that later messages are this worker's, whichever connection they come by.
+    ``recipe_digest`` must equal the server's. Then comes the `SegmentAddress` of its gradient
+    vectors; without a segment, arrays travel as frames. The rest is its `Equipment`.
     """
 
     name: str
@@ -113,6 +119,7 @@ class Join(NamedTuple):
     process_id: int
     gradient_descriptor: int
     segment_token: bytes
+    request_id: int = 0
     host: str = ""
     host_cores: int = 0
     cores: int = 0
@@ -129,7 +136,7 @@ class Welcome(NamedTuple):
     """The worker is in.
 
     ``incarnation`` names the start of the server. No other start gives this ``worker_id``, so that
-    alone says of which of them a request is: any other one refuses it. The last three are the
+    alone says of which of them a request is: any other one refuses it. Then comes the
     `SegmentAddress` of the weights; without one, they travel as frames.
     """
 
@@ -142,6 +149,7 @@ class Welcome(NamedTuple):
     process_id: int
     weights_descriptor: int
     segment_token: bytes
+    request_id: int = 0
 
 
 class Refuse(NamedTuple):
@@ -158,6 +166,8 @@ class Pull(NamedTuple):
     """A worker without work asks for some."""
 
     worker_id: int
+    identity: int
+    request_id: int
 
 
 class Work(NamedTuple):
@@ -171,6 +181,7 @@ class Work(NamedTuple):
     a copy in ``weights``, and -1 here.
     """
 
+    request_id: int
     lease_id: int
     epoch: int
     start: int
@@ -181,15 +192,11 @@ class Work(NamedTuple):
     snapshot: int
     weights: Vector | None
 
-    @property
-    def progress(self) -> tuple[int, int]:
-        """What only goes up from one answer to the next."""
-        return self.lease_id, self.version
-
 
 class Wait(NamedTuple):
     """There is nothing to compute now: pull again after so many seconds."""
 
+    request_id: int
     retry_after_s: float
 
 
@@ -204,6 +211,8 @@ class Push(NamedTuple):
     """
 
     worker_id: int
+    identity: int
+    request_id: int
     lease_id: int
     start: int
     stops: Integers
@@ -222,24 +231,33 @@ class Heartbeat(NamedTuple):
     """The worker's process is alive, whatever its computation is doing.
 
     ``sent_s`` is the time on the worker's clock, which comes back with the answer;
-    ``round_trip_s`` is how long the last answer took, 0 before there was one.
+    ``round_trip_s`` is how long the last answer took, 0 before there was one. ``identity`` is what
+    the worker joined with; inference workers have none.
     """
 
     worker_id: int
     sent_s: float = 0.0
     round_trip_s: float = 0.0
+    identity: int = 0
 
 
 class Alive(NamedTuple):
-    """The server is alive too, and still counts this worker in; ``sent_s`` is the heartbeat's."""
+    """The server is alive too, and still counts this worker in; ``sent_s`` is the heartbeat's.
+
+    ``received_id`` and ``answered_id`` are the numbers of the last of the worker's requests that
+    the server has taken in and answered.
+    """
 
     sent_s: float = 0.0
+    received_id: int = 0
+    answered_id: int = 0
 
 
 class Leave(NamedTuple):
     """The worker goes away on purpose; its leases may be handed on at once."""
 
     worker_id: int
+    identity: int = 0
 
 
 class Stop(NamedTuple):

@@ -140,7 +140,9 @@ def test_a_message_whose_handling_fails_is_answered_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize(
-    "message", [StatusRequest(2**63 - 1), Pull(2**63 - 1)], ids=lambda each: type(each).__name__
+    "message",
+    [StatusRequest(2**63 - 1), Pull(2**63 - 1, 2**63 - 1, 2**63 - 1)],
+    ids=lambda each: type(each).__name__,
 )
 def test_numbers_without_sense_are_answered(
     cluster: OpenCluster, assert_exact: Check, message: Message

@@ -124,7 +124,7 @@ def test_an_array_is_copied_as_it_is_sent_unless_it_is_lent(is_lent):
     with ClientSocket(address) as client:
         if is_lent:
             client.lend([weights])
-        client.send(Push(1, 2, 0, (32,), (5,), 1.5, 30, (0,), (weights,)))
+        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 1.5, 30, (0,), (weights,)))
         weights[0] = 7  # too late for a copy, and the server is not there yet
         with ServerSocket([address]) as server:
             _, push = server.receive(DEADLINE_S)
@@ -133,21 +133,21 @@ def test_an_array_is_copied_as_it_is_sent_unless_it_is_lent(is_lent):
 
 
 def test_arrays_travel_both_ways(server, client):
-    client.send(Push(1, 2, 0, (32, 64), (5, 6), 70.5, 12, (), (WEIGHTS, -WEIGHTS)))
+    client.send(Push(1, 7, 1, 2, 0, (32, 64), (5, 6), 70.5, 12, (), (WEIGHTS, -WEIGHTS)))
     node, push = server.receive(DEADLINE_S)
     np.testing.assert_array_equal(push.gradients, [WEIGHTS, -WEIGHTS])
-    assert server.send(node, Work(3, 0, 64, 96, 6, 2, 2, -1, push.gradients[1]))
+    assert server.send(node, Work(1, 3, 0, 64, 96, 6, 2, 2, -1, push.gradients[1]))
     np.testing.assert_array_equal(client.receive(DEADLINE_S).weights, -WEIGHTS)
 
 
 def test_a_sent_array_may_be_overwritten_at_once(server, client):
     gradient = WEIGHTS.copy()
-    client.send(Push(1, 2, 0, (32,), (5,), 70.5, 12, (), (gradient,)))
+    client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 70.5, 12, (), (gradient,)))
     gradient[:] = -1
     node, push = server.receive(DEADLINE_S)
     np.testing.assert_array_equal(push.gradients, [WEIGHTS])
     weights = WEIGHTS.copy()
-    server.send(node, Work(3, 0, 32, 64, 6, 2, 2, -1, weights))
+    server.send(node, Work(1, 3, 0, 32, 64, 6, 2, 2, -1, weights))
     weights[:] = -1
     np.testing.assert_array_equal(client.receive(DEADLINE_S).weights, WEIGHTS)
 
@@ -242,7 +242,9 @@ def test_a_frame_over_the_limit_ends_its_connection_only(caplog):
         address = server.contact_addresses[0]
         with ClientSocket(address) as large, ClientSocket(address) as client:
             exchange(server, large)  # by then the connection is watched
-            large.send(Push(1, 2, 0, (32,), (5,), 0.0, 0, (), (np.zeros(2**18 + 1, np.float32),)))
+            large.send(
+                Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (), (np.zeros(2**18 + 1, np.float32),))
+            )
             assert server.receive(SILENCE_S) is None
             exchange(server, client)
             wait_for_log(caplog, f"sent a frame of more than {2**20} bytes")
@@ -303,7 +305,7 @@ def test_nobody_comes_in_whose_connection_is_not_watched_yet(monkeypatch):
 
 def test_many_small_messages_are_not_taken_for_one_without_an_end(server, client):
     for _ in range(60):
-        client.send(Push(1, 2, 0, (32,), (5,), 0.0, 0, (), (WEIGHTS,)))
+        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (), (WEIGHTS,)))
         assert server.receive(DEADLINE_S) is not None
     exchange(server, client)
 
@@ -365,7 +367,7 @@ def test_sending_to_a_node_that_does_not_read_returns_false(server, client):
     client.send(Heartbeat(1))
     node, _ = server.receive(DEADLINE_S)
     deadline = time.monotonic() + DEADLINE_S
-    while server.send(node, Work(3, 0, 32, 64, 6, 2, 2, -1, WEIGHTS)):
+    while server.send(node, Work(1, 3, 0, 32, 64, 6, 2, 2, -1, WEIGHTS)):
         assert time.monotonic() < deadline
 
 
@@ -508,7 +510,7 @@ def test_a_frame_may_be_as_long_with_keys_as_without(keys):
         ServerSocket([LOOPBACK], load_server_keys(keys), gradient.nbytes) as server,
         ClientSocket(server.contact_addresses[0], load_peer_keys(keys)) as client,
     ):
-        client.send(Push(1, 2, 0, (32,), (5,), 0.0, 0, (), (gradient,)))
+        client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (), (gradient,)))
         _, push = server.receive(DEADLINE_S)
         np.testing.assert_array_equal(push.gradients, [gradient])
 
@@ -558,7 +560,7 @@ ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
         ("client", StatusRequest(0), True),
         ("client", SnapshotRequest(), True),
         ("client", JOIN, False),
-        ("client", Push(1, 2, 0, (32,), (5,), 0.0, 0, (), (WEIGHTS,)), False),
+        ("client", Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (), (WEIGHTS,)), False),
         ("client", Enlist("one", "host", 1), False),
         ("client", Shutdown("now"), False),
         ("client", Reload(1, "model"), False),

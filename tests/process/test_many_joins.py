@@ -92,11 +92,12 @@ def test_a_parameter_server_outlives_ten_thousand_workers(
     begun = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
 
     def join(number: int) -> Message:
-        return Join(f"w{number}", number, begun.recipe_digest, begun.weights.size, 1, -1, b"")
+        facts = begun.recipe_digest, begun.weights.size, 1, -1, b"", number
+        return Join(f"w{number}", number, *facts)
 
     def leave(answer: Message | None) -> Message:
         assert isinstance(answer, Welcome), answer
-        return Leave(answer.worker_id)
+        return Leave(answer.worker_id, answer.request_id)
 
     watched = Watched(server.children["server"], tmp_path / "run")
     come_and_go(watched, address, join, leave, eventually)

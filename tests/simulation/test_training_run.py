@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dist_net.parameter_server.leases import LeaseLedger, Verdict
+from dist_net.parameter_server.leases import LeaseLedger
 from dist_net.simulation.failures import SimulationFailedError
 from dist_net.simulation.training_run import FAULTS, TrainingRun
 
@@ -55,10 +55,9 @@ def test_each_fault_is_one_of_a_run() -> None:
 def test_a_seed_that_fails_says_what_was_broken_and_what_happened_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def always_due(ledger: LeaseLedger, worker_id: int, *_: int) -> Verdict:
-        return Verdict.DUE if ledger.holds_lease(worker_id) else Verdict.REJECTED
-
-    monkeypatch.setattr(LeaseLedger, "verdict", always_due)
+    monkeypatch.setattr(
+        LeaseLedger, "is_due", lambda ledger, worker, *_: ledger.holds_lease(worker)
+    )
     first, settings, *trace = first_failure().splitlines()
     assert re.match(r"seed \d+: \w+: .+", first)
     assert "ServerOptions(" in settings

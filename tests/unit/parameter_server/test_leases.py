@@ -9,10 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dist_net.errors import CheckpointDamagedError, SettingError
-from dist_net.parameter_server.leases import Lease, LeaseLedger, Verdict
-
-DUE, DUPLICATE, REJECTED = Verdict.DUE, Verdict.DUPLICATE, Verdict.REJECTED
-OVERTAKEN = Verdict.OVERTAKEN
+from dist_net.parameter_server.leases import Lease, LeaseLedger
 
 
 class Accountant:
@@ -28,7 +25,7 @@ class Accountant:
         if lease is None:
             return None
         push = (worker_id, lease.lease_id, lease.start, min(lease.start + size, lease.stop))
-        assert self.ledger.verdict(*push) is DUE
+        assert self.ledger.is_due(*push)
         self.applied.update((lease.epoch, sample) for sample in range(push[2], push[3]))
         self.ledger.applied(worker_id, push[3])
         return push
@@ -74,7 +71,7 @@ def test_every_sample_is_applied_once_whatever_the_workers_do(
         elif event == "die":
             ledger.release(worker_id)
         elif event == "repeat":
-            assert all(ledger.verdict(*push) is not DUE for push in pushes)
+            assert not any(ledger.is_due(*push) for push in pushes)
         else:
             accountant.ledger = LeaseLedger(samples, epochs, batch_size, lease_minibatches)
             accountant.ledger.restore(json.loads(json.dumps(ledger.to_json())))
@@ -126,14 +123,10 @@ def test_every_sample_is_applied_once_though_idle_workers_share_what_others_hold
         """Take in the worker's next push, or its pull, and answer."""
         if worker.on_their_way:
             push = _, start, stop = worker.on_their_way.popleft()
-            verdict = ledger.verdict(worker.worker_id, *push)
-            assert verdict is not REJECTED
-            if verdict is DUE:
+            if ledger.is_due(worker.worker_id, *push):
                 applied.update(range(start, stop))
                 ledger.applied(worker.worker_id, stop)
-            elif verdict is OVERTAKEN:
-                ledger.dropped(worker.worker_id, stop)
-            assert ledger.verdict(worker.worker_id, *push) is DUPLICATE
+            assert not ledger.is_due(worker.worker_id, *push)
         elif worker.next < worker.lease.stop:
             return
         worker.told(ledger.grant(worker.worker_id))
@@ -193,16 +186,13 @@ def two_rivals() -> tuple[LeaseLedger, Lease, Lease]:
     return ledger, first, second
 
 
-def test_of_two_rivals_the_first_push_counts_and_the_other_is_overtaken() -> None:
+def test_of_two_rivals_only_the_first_push_counts() -> None:
     ledger, first, second = two_rivals()
-    assert ledger.verdict(1, first.lease_id, 1, 2) is DUE
-    assert ledger.verdict(2, second.lease_id, 1, 2) is DUE
+    assert ledger.is_due(1, first.lease_id, 1, 2)
+    assert ledger.is_due(2, second.lease_id, 1, 2)
     ledger.applied(2, 2)
     assert ledger.finished
-    assert ledger.verdict(1, first.lease_id, 1, 2) is OVERTAKEN
-    ledger.dropped(1, 2)
-    assert ledger.verdict(1, first.lease_id, 1, 2) is DUPLICATE
-    assert ledger.verdict(1, first.lease_id, 0, 1) is DUPLICATE
+    assert not ledger.is_due(1, first.lease_id, 1, 2)
 
 
 def test_a_range_has_two_holders_at_most_and_whoever_is_left_keeps_it() -> None:
@@ -253,17 +243,16 @@ def test_only_the_next_samples_of_the_own_lease_are_due() -> None:
     assert lease is not None
     ledger.applied(1, 2)
     own = lease.lease_id
-    assert ledger.verdict(1, own, 2, 4) is DUE
-    assert ledger.verdict(1, own, 0, 2) is DUPLICATE
-    assert ledger.verdict(1, own, 4, 6) is REJECTED
-    assert ledger.verdict(1, own, 2, 2) is REJECTED
-    assert ledger.verdict(1, own, 2, lease.stop + 1) is REJECTED
-    assert ledger.verdict(1, own + 1, 2, 4) is REJECTED
-    assert ledger.verdict(2, own, 2, 4) is REJECTED
+    assert ledger.is_due(1, own, 2, 4)
+    for push in (
+        *((1, own, 0, 2), (1, own, 4, 6), (1, own, 2, 2), (1, own, 2, lease.stop + 1)),
+        *((1, own + 1, 2, 4), (2, own, 2, 4)),
+    ):
+        assert not ledger.is_due(*push)
     ledger.applied(1, lease.stop)
-    assert ledger.verdict(1, own, 2, 4) is DUPLICATE
+    assert not ledger.is_due(1, own, 2, 4)
     ledger.grant(1)
-    assert ledger.verdict(1, own, 2, 4) is DUPLICATE
+    assert not ledger.is_due(1, own, 2, 4)
 
 
 def test_what_a_dead_worker_leaves_goes_to_the_next_one_first() -> None:

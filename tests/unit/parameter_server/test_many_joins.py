@@ -39,11 +39,11 @@ def test_a_server_remembers_nothing_of_workers_that_left_or_fell_silent(
         join = Join(node.decode(), number, "abc", 2, 55, 9 if number % 2 else -1, b"t")
         server.handle(node, join, now)
         (member,) = [each for each in server.run.members.members if each.node == node]
-        server.handle(b"heart", Heartbeat(member.worker_id), now)
+        server.handle(b"heart", Heartbeat(member.worker_id, identity=number), now)
         if number % 4:
-            server.handle(node, Pull(member.worker_id), now)
+            server.handle(node, Pull(member.worker_id, number, 1), now)
         if number % 3 == 0:
-            server.handle(node, Leave(member.worker_id), now)
+            server.handle(node, Leave(member.worker_id, number), now)
         server.handle(b"observer", StatusRequest(server.run.metrics.next_record), now)
         server.tick(now)
 

@@ -38,7 +38,7 @@ def test_an_id_is_never_given_twice() -> None:
 def test_a_silent_worker_is_overdue_and_a_heard_one_is_not() -> None:
     members = a_membership()
     silent, heard = members.join(b"a", "silent", 1, 0.0), members.join(b"b", "heard", 2, 0.0)
-    assert members.alive(heard.worker_id, 1.0) is heard
+    assert members.heard(heard.worker_id, 2, 1.0) is heard
     assert members.expired(1.5) == []
     assert members.expired(1.6) == [silent]
 
@@ -47,7 +47,7 @@ def test_a_worker_may_compute_for_as_long_as_it_likes_while_its_heart_beats() ->
     members = a_membership()
     computing = members.join(b"a", "computing", 1, 0.0)
     for second in range(3600):
-        assert members.alive(computing.worker_id, float(second)) is computing
+        assert members.heard(computing.worker_id, 1, float(second)) is computing
         assert members.expired(float(second)) == []
     assert computing.report(3600.0)["progress_s_ago"] == 3600.0
 
@@ -69,13 +69,13 @@ def test_a_server_that_is_slow_at_every_look_counts_out_who_is_silent_all_the_sa
     assert looks == [[], [], [], [], [member], [member]]
 
 
-def test_work_is_only_taken_through_the_socket_that_joined() -> None:
+def test_a_worker_is_known_by_its_id_and_identity_together() -> None:
     members = a_membership()
-    member = members.join(b"a", "one", 1, 0.0)
-    assert members.working(member.worker_id, b"b", 1.0) is None
-    assert members.working(member.worker_id, b"a", 1.0) is member
-    assert members.at_node(b"a") is member
-    assert members.at_node(b"b") is None
+    one, two = members.join(b"a", "one", 1, 0.0), members.join(b"b", "two", 2, 0.0)
+    assert members.heard(one.worker_id, 2, 1.0) is None
+    assert members.heard(one.worker_id, 1, 1.0) is one
+    assert members.former(b"b", 1) == [one, two]
+    assert members.former(b"c", 3) == []
 
 
 def test_a_worker_reports_what_it_has_and_how_it_does() -> None:

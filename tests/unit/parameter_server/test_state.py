@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,7 @@ from dist_net.parameter_server.state import (
     ParameterServer,
     Record,
     SendToPeer,
+    ServerCommand,
 )
 from dist_net.vector import Vector
 from dist_net.wire.codec import MAX_HEADER_BYTES, encode
@@ -78,6 +80,8 @@ class Desk:
         self.run = run or RunState(SETTINGS, vector(0.0), self.buffers)
         self.server = ParameterServer(self.run, SEGMENT, "b7")
         self.now = 100.0
+        self.identities: dict[int, int] = {}  # by worker id
+        self.requests: Counter[int] = Counter()
 
     def ask(self, node: bytes, message: Message) -> Any:
         """Return the one answer to a message, which goes back to its node."""
@@ -89,28 +93,48 @@ class Desk:
 
     def join(self, node: bytes, descriptor: int = 9, **facts: Any) -> Any:
         join = Join(node.decode(), hash(node), "abc", SIZE, 55, descriptor, b"w")
-        return self.ask(node, join._replace(**facts))
+        join = join._replace(**facts)
+        answer = self.ask(node, join)
+        if isinstance(answer, Welcome):
+            self.identities[answer.worker_id] = join.identity
+            self.requests[answer.worker_id] = join.request_id
+        return answer
+
+    def numbered(self, worker_id: int) -> tuple[int, int, int]:
+        """Return what the worker's next request begins with."""
+        self.requests[worker_id] += 1
+        return worker_id, self.identities.get(worker_id, 0), self.requests[worker_id]
+
+    def a_pull(self, worker_id: int) -> Pull:
+        return Pull(*self.numbered(worker_id))
+
+    def a_push(self, worker_id: int, work: Work) -> Push:
+        stop = min(work.start + 4, work.stop)
+        return Push(
+            *(*self.numbered(worker_id), work.lease_id, work.start),
+            *((stop,), (work.version,), 8.0, 3, (), (vector(-1.0),)),
+        )
 
     def pull(self, node: bytes, worker_id: int) -> Any:
-        return self.ask(node, Pull(worker_id))
+        return self.ask(node, self.a_pull(worker_id))
 
     def push(self, node: bytes, worker_id: int, work: Work, **facts: Any) -> Any:
-        push = a_push(worker_id, work)
-        return self.ask(node, push._replace(**facts))
+        return self.ask(node, self.a_push(worker_id, work)._replace(**facts))
+
+    def beat(self, worker_id: int, sent_s: float = 0.0, round_trip_s: float = 0.0) -> Any:
+        """From a socket of its own, as the heartbeat of a process whose computation is busy."""
+        identity = self.identities.get(worker_id, 0)
+        return self.ask(b"heart", Heartbeat(worker_id, sent_s, round_trip_s, identity))
+
+    def leave(self, node: bytes, worker_id: int) -> list[ServerCommand]:
+        leave = Leave(worker_id, self.identities[worker_id])
+        return self.server.handle(node, leave, self.now)
 
     def report(self, first_record: int = 0) -> dict[str, Any]:
         status = self.ask(b"observer", StatusRequest(first_record))
         assert isinstance(status, StatusReport)
         report: dict[str, Any] = json.loads(status.report)
         return report
-
-
-def a_push(worker_id: int, work: Work) -> Push:
-    stop = min(work.start + 4, work.stop)
-    return Push(
-        *(worker_id, work.lease_id, work.start),
-        *((stop,), (work.version,), 8.0, 3, (), (vector(-1.0),)),
-    )
 
 
 @pytest.fixture
@@ -175,7 +199,7 @@ def test_a_worker_more_than_there_are_buffers_for_is_served_by_frames() -> None:
     assert desk.pull(b"c", 3).weights is not None
     assert desk.pull(b"c", 3).snapshot == -1
     assert desk.push(b"a", 1, desk.pull(b"a", 1)).version == 1
-    desk.server.handle(b"a", Leave(1), desk.now)
+    desk.leave(b"a", 1)
     assert desk.join(b"d").weights_descriptor == 4
 
 
@@ -223,17 +247,72 @@ def test_a_push_far_too_stale_is_rejected_and_its_samples_are_done_again() -> No
     assert desk.push(b"slow", 1, again).version == limit + 3
 
 
-def test_requests_delivered_twice_are_answered_alike_and_count_once(desk: Desk) -> None:
-    welcome = desk.join(b"a")
-    assert desk.join(b"a") == welcome
-    work = desk.pull(b"a", 1)
-    assert desk.pull(b"a", 1) == work
-    push = a_push(1, work)
-    following = desk.ask(b"a", push)
-    assert desk.ask(b"a", push) == following
+def test_requests_delivered_twice_are_answered_and_count_once(desk: Desk) -> None:
+    join = Join("a", 5, "abc", SIZE, 55, 9, b"w")
+    worker_id = desk.ask(b"a", join).worker_id
+    pull = Pull(worker_id, 5, 1)
+    push = desk.a_push(worker_id, desk.ask(b"a", pull))._replace(identity=5, request_id=2)
+    assert desk.ask(b"a", push).request_id == 2
+    for repeated in (join, pull, push):
+        assert desk.server.handle(b"a", repeated, desk.now) == []
     report = desk.report()
     assert (report["samples"], report["version"]) == (4, 1)
-    assert (report["workers_joined"], report["duplicates_dropped"]) == (1, 1)
+    assert (report["workers_joined"], report["duplicates_dropped"]) == (1, 2)
+
+
+def test_a_push_that_was_lost_is_missed_and_repeated_over_another_connection(desk: Desk) -> None:
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    lost = desk.a_push(1, work)
+    following = desk.a_push(1, work._replace(start=4))
+    assert desk.server.handle(b"a", following, desk.now) == []
+    alive = desk.beat(1)
+    assert (alive.received_id, alive.answered_id) == (1, 1)
+    desk.ask(b"a, connected again", lost)
+    assert desk.ask(b"a, connected again", following).version == 2
+    alive = desk.beat(1)
+    assert (alive.received_id, alive.answered_id) == (3, 3)
+
+
+def test_an_answer_that_was_lost_is_given_to_the_next_request(desk: Desk) -> None:
+    desk.join(b"a")
+    lost = desk.push(b"a", 1, desk.pull(b"a", 1))
+    again = desk.pull(b"a, connected again", 1)
+    assert again._replace(request_id=lost.request_id) == lost
+
+
+def test_a_heartbeat_tells_a_worker_whose_answer_has_to_wait_that_its_push_is_there() -> None:
+    desk = Desk(RunState(replace(SETTINGS, consistency=Consistency.of("ssp:0")), vector(0.0)))
+    desk.join(b"a")
+    desk.join(b"b")
+    work = desk.pull(b"a", 1)
+    other = desk.pull(b"b", 2)
+    [record] = desk.server.handle(b"a", desk.a_push(1, work), desk.now)
+    assert isinstance(record, Record)
+    for _ in range(100):
+        desk.now += 1.0
+        alive = desk.beat(1)
+        assert (alive.received_id, alive.answered_id) == (2, 1)
+        desk.beat(2)
+        desk.server.tick(desk.now)
+    _, *answers = desk.server.handle(b"b", desk.a_push(2, other), desk.now)
+    assert [answer.message.request_id for answer in answers] == [2, 2]
+    assert desk.beat(1).answered_id == 2
+
+
+def test_nobody_speaks_for_another_worker(desk: Desk) -> None:
+    desk.join(b"a")
+    work = desk.pull(b"a", 1)
+    other = desk.identities[1] + 1
+    for request in (
+        desk.a_push(1, work)._replace(identity=other),
+        Pull(1, other, 2),
+        Heartbeat(1, 0.0, 0.9, other),
+    ):
+        assert isinstance(desk.ask(b"somebody else", request), Refuse)
+    assert desk.server.handle(b"somebody else", Leave(1, other), desk.now) == []
+    [worker] = desk.report()["workers"]
+    assert (desk.run.store.version, worker["round_trip_s"]) == (0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -249,9 +328,10 @@ def test_requests_delivered_twice_are_answered_alike_and_count_once(desk: Desk) 
 def test_a_push_that_cannot_be_is_dropped_and_counted(desk: Desk, facts: dict[str, Any]) -> None:
     desk.join(b"a")
     work = desk.pull(b"a", 1)
-    assert desk.push(b"a", 1, work, **facts) == work
+    assert desk.push(b"a", 1, work, **facts) == work._replace(request_id=2)
     report = desk.report()
-    assert (report["pushes_rejected"], report["version"], report["samples"]) == (1, 0, 0)
+    assert report["pushes_rejected"] + report["duplicates_dropped"] == 1
+    assert (report["version"], report["samples"]) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +362,7 @@ def test_three_refused_gradients_in_a_row_end_a_worker_and_others_get_its_sample
     work = desk.push(b"a", 1, work)
     for _ in range(2):
         work = desk.push(b"a", 1, work, gradients=(vector(np.inf),))
-    bad = a_push(1, work)._replace(gradients=(vector(np.nan),))
+    bad = desk.a_push(1, work)._replace(gradients=(vector(np.nan),))
     forget, send = desk.server.handle(b"a", bad, desk.now)
     assert forget == Forget(1)
     assert isinstance(send, SendToPeer)
@@ -315,7 +395,7 @@ def test_a_push_that_does_not_fit_together_ends_its_worker(
     desk: Desk, facts: dict[str, Any], words: str
 ) -> None:
     desk.join(b"a")
-    push = a_push(1, desk.pull(b"a", 1))._replace(**facts)
+    push = desk.a_push(1, desk.pull(b"a", 1))._replace(**facts)
     forget, send = desk.server.handle(b"a", push, desk.now)
     assert forget == Forget(1)
     assert isinstance(send, SendToPeer)
@@ -325,9 +405,9 @@ def test_a_push_that_does_not_fit_together_ends_its_worker(
     assert (desk.run.store.version, desk.report()["pushes_rejected"]) == (0, 1)
 
 
-def two_minibatches(worker_id: int, work: Work, **facts: Any) -> Push:
+def two_minibatches(desk: Desk, worker_id: int, work: Work, **facts: Any) -> Push:
     """Of one lease, the second from weights that were one version newer."""
-    one = a_push(worker_id, work)
+    one = desk.a_push(worker_id, work)
     both = {
         "stops": (work.start + 4, work.start + 8),
         "base_versions": (work.version, work.version + 1),
@@ -347,7 +427,7 @@ def test_gradients_that_come_together_are_applied_in_turn_and_answered_once() ->
     work = desk.pull(b"a", 1)
     work = desk.push(b"a", 1, work)
     # The learning rate halves after every fourth sample: 0.5, then 0.25 and 0.125.
-    answer = desk.ask(b"a", two_minibatches(1, work, base_versions=(0, 1)))
+    answer = desk.ask(b"a", two_minibatches(desk, 1, work, base_versions=(0, 1)))
     assert (answer.start, answer.stop, answer.version) == (12, 20, 3)
     assert desk.run.store.weights[0] == 0.5 * 1 + 0.25 * 1 + 0.125 * 3
     report = desk.report()
@@ -359,13 +439,14 @@ def test_gradients_that_come_together_are_applied_in_turn_and_answered_once() ->
 def test_of_gradients_that_come_together_all_are_refused_for_one(desk: Desk) -> None:
     desk.join(b"a")
     work = desk.pull(b"a", 1)
-    bad = two_minibatches(1, work, base_versions=(0, 0), gradients=(vector(1.0), vector(np.nan)))
+    gradients = vector(1.0), vector(np.nan)
+    bad = two_minibatches(desk, 1, work, base_versions=(0, 0), gradients=gradients)
     again = desk.ask(b"a", bad)
     assert (again.start, again.stop, again.version) == (0, 8, 0)
     assert again.lease_id != work.lease_id
     assert (desk.run.store.weights == 0).all()
     assert (desk.report()["gradients_refused"], desk.report()["samples"]) == (1, 0)
-    assert desk.ask(b"a", two_minibatches(1, again, base_versions=(0, 0))).version == 2
+    assert desk.ask(b"a", two_minibatches(desk, 1, again, base_versions=(0, 0))).version == 2
 
 
 def test_the_more_workers_there_are_the_fewer_gradients_each_has_on_their_way() -> None:
@@ -380,7 +461,7 @@ def test_the_more_workers_there_are_the_fewer_gradients_each_has_on_their_way() 
     assert told == [(2, 3)] * 2 + [(2, 1)] * 6 + [(1, 1)]
     assert desk.run.members.staleness_limit == 10 * 10
     for left in range(3, 11):
-        desk.server.handle(b"%d" % left, Leave(left), desk.now)
+        desk.leave(b"%d" % left, left)
     work = desk.push(b"a", 1, work)
     assert (work.depth, work.together) == (2, 3)
 
@@ -390,8 +471,7 @@ def test_a_silent_worker_is_lost_and_its_samples_go_to_others(desk: Desk) -> Non
     desk.join(b"alive")
     lost = desk.pull(b"silent", 1)
     desk.now += 1.0
-    # From a socket of its own, as the heartbeat of a process whose computation is busy.
-    assert desk.ask(b"another socket", Heartbeat(2)) == Alive()
+    assert isinstance(desk.beat(2), Alive)
     desk.now += 0.6
     assert desk.server.tick(desk.now) == [Forget(1)]
     assert desk.server.tick(desk.now) == []
@@ -408,7 +488,7 @@ def test_a_lost_workers_late_push_is_rejected_and_it_may_join_again(desk: Desk) 
     for answer in (
         desk.push(b"late", 1, work),
         desk.pull(b"late", 1),
-        desk.ask(b"late", Heartbeat(1)),
+        desk.beat(1),
     ):
         assert isinstance(answer, Refuse)
         assert answer.may_rejoin
@@ -420,35 +500,29 @@ def test_a_worker_that_joins_again_ends_the_membership_that_it_had(desk: Desk) -
     """Its pushes that come after that would be read where the worker writes new gradients."""
     desk.join(b"before", identity=77)
     work = desk.pull(b"before", 1)
-    again = Join("again", 77, "abc", SIZE, 55, 9, b"w")
+    again = Join("again", 77, "abc", SIZE, 55, 9, b"w", request_id=2)
     forget, welcome = desk.server.handle(b"after", again, desk.now)
     assert forget == Forget(1)
-    assert welcome.message.worker_id == 2
+    assert (welcome.message.worker_id, welcome.message.request_id) == (2, 2)
+    desk.identities[2], desk.requests[2] = 77, 2
     assert desk.push(b"before", 1, work).may_rejoin
     assert desk.run.store.version == 0
     assert desk.pull(b"after", 2).start == work.start
     assert len(desk.report()["workers"]) == 1
 
 
-def test_a_push_under_another_workers_id_is_rejected(desk: Desk) -> None:
-    desk.join(b"a")
-    work = desk.pull(b"a", 1)
-    assert isinstance(desk.push(b"somebody else", 1, work), Refuse)
-    assert desk.report()["version"] == 0
-
-
 def test_a_worker_that_leaves_hands_its_samples_on(desk: Desk) -> None:
     desk.join(b"a")
     desk.join(b"b")
     work = desk.pull(b"a", 1)
-    assert desk.server.handle(b"a", Leave(1), desk.now) == [Forget(1)]
-    assert desk.server.handle(b"a", Leave(1), desk.now) == []
+    assert desk.leave(b"a", 1) == [Forget(1)]
+    assert desk.leave(b"a", 1) == []
     assert desk.pull(b"b", 2).start == work.start
     assert desk.report()["workers_lost"] == 0
 
 
 def test_a_message_that_no_server_receives_is_dropped(desk: Desk) -> None:
-    assert desk.server.handle(b"a", Wait(1.0), desk.now) == []
+    assert desk.server.handle(b"a", Wait(1, 1.0), desk.now) == []
 
 
 def trained(desk: Desk, node: bytes, worker_id: int, samples_at_most: int = 10**9) -> Any:
@@ -467,7 +541,7 @@ def test_at_the_end_every_worker_is_told_and_counted_out(desk: Desk) -> None:
     assert desk.pull(b"b", 2) == Stop("every epoch is done", finished=True)
     assert desk.report()["state"] == "finished"
     assert desk.server.worker_count == 2
-    desk.server.handle(b"a", Leave(1), desk.now)
+    desk.leave(b"a", 1)
     desk.now += 2.0
     assert desk.server.tick(desk.now) == [Forget(2)]
     assert desk.report()["workers_lost"] == 0
@@ -479,7 +553,7 @@ def test_what_a_slow_worker_holds_at_the_end_is_done_by_an_idle_one(desk: Desk) 
     slow = desk.pull(b"slow", 1)
     fast = trained(desk, b"fast", 2, samples_at_most=SETTINGS.samples_total - 8)
     assert (fast.epoch, fast.start, fast.stop) == (slow.epoch, slow.start, slow.stop)
-    assert desk.pull(b"third", 3) == Wait(RETRY_AFTER_S)  # two at a time are enough
+    assert desk.pull(b"third", 3) == Wait(1, RETRY_AFTER_S)  # two at a time are enough
     fast = desk.push(b"fast", 2, fast)
     again = desk.push(b"slow", 1, slow)
     assert (again.start, again.version) == (4, desk.run.store.version)
@@ -611,7 +685,7 @@ def test_a_report_says_how_far_the_disk_is_behind_the_journal_and_how_often_that
 
 def test_a_worker_that_was_started_again_is_counted_and_says_what_it_has(desk: Desk) -> None:
     desk.join(b"a", name="one", identity=1)
-    desk.join(b"b", name="one", identity=1)  # the network was cut
+    desk.join(b"b", name="one", identity=1, request_id=7)  # the network was cut
     desk.join(b"c", name="one", identity=2, threads=3, blas="openblas 0.3")
     report = desk.report()
     assert (report["workers_joined"], report["workers_restarted"]) == (3, 1)
@@ -623,9 +697,9 @@ def test_a_heartbeat_comes_back_with_its_time_and_tells_how_long_the_last_one_to
     desk: Desk,
 ) -> None:
     desk.join(b"a")
-    assert desk.ask(b"heart", Heartbeat(1, 7.5)) == Alive(7.5)
+    assert desk.beat(1, 7.5).sent_s == 7.5
     assert desk.report()["workers"][0]["round_trip_s"] == 0.0
-    desk.ask(b"heart", Heartbeat(1, 8.5, 0.05))
+    desk.beat(1, 8.5, 0.05)
     assert desk.report()["workers"][0]["round_trip_s"] == 0.05
 
 
@@ -756,7 +830,7 @@ def test_a_server_refuses_what_is_meant_for_a_former_incarnation(desk: Desk) -> 
         for answer in (
             resumed.push(node, 1, before),
             resumed.pull(node, 1),
-            resumed.ask(b"heart of a", Heartbeat(1)),
+            resumed.beat(1),
         ):
             assert isinstance(answer, Refuse)
             assert answer.may_rejoin
@@ -798,7 +872,7 @@ def test_a_gradient_alone_is_too_short_for_a_model_with_averages() -> None:
     assert desk.join(b"b", vector_size=4).reason.startswith("the worker's model has 4 parameters")
     desk.join(b"a")
     answer = desk.server.handle(
-        b"a", a_push(1, desk.pull(b"a", 1))._replace(gradients=(vector(1.0)[:4],)), desk.now
+        b"a", desk.a_push(1, desk.pull(b"a", 1))._replace(gradients=(vector(1.0)[:4],)), desk.now
     )
     assert (
         "gradients of shapes [(4,)]: expected at least one, of shape (6,)"
@@ -876,10 +950,10 @@ def test_a_gradient_that_is_not_finite_is_refused_before_it_gets_into_a_round() 
     desk.join(b"good")
     desk.join(b"bad")
     good, bad = desk.pull(b"good", 1), desk.pull(b"bad", 2)
-    assert desk.server.handle(b"good", a_push(1, good), desk.now) == []
+    assert desk.server.handle(b"good", desk.a_push(1, good), desk.now) == []
     again = desk.push(b"bad", 2, bad, gradients=(vector(np.nan),))
     assert (again.start, again.version) == (bad.start, 0)
-    record, *answers = desk.server.handle(b"bad", a_push(2, again), desk.now)
+    record, *answers = desk.server.handle(b"bad", desk.a_push(2, again), desk.now)
     assert isinstance(record, Record)
     assert [(each.version, each.start, each.averaged) for each in record.applied] == [
         (1, good.start, True),

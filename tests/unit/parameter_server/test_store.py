@@ -31,7 +31,7 @@ def two_buffers() -> list[Vector]:
 @settings(deadline=None)  # the first rule imports numba
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["apply", "pin", "again", "past", "leave"]), st.integers(0, 2)),
+        st.tuples(st.sampled_from(["apply", "pin", "past", "leave"]), st.integers(0, 2)),
         max_size=80,
     )
 )
@@ -52,21 +52,12 @@ def test_the_last_pinned_snapshots_never_change(events: list[tuple[str, int]]) -
             if reader not in pinned:
                 assert store.admit(reader)
                 pinned[reader] = []
-            pin = store.pin(reader, again=event == "again")
+            pin = store.pin(reader)
             if pin not in pinned[reader]:
                 pinned[reader] = [*pinned[reader], pin][-PIPELINE.snapshots :]
         assert (store.weights == store.version).all()
         for snapshot, version in (pin for pins in pinned.values() for pin in pins):
             assert (buffers[snapshot] == version).all()
-
-
-def test_a_reader_that_asks_again_gets_the_same_snapshot() -> None:
-    store, _ = a_store()
-    store.admit(1)
-    before = store.pin(1)
-    store.apply([vector(1.0)], [0.1])
-    assert store.pin(1, again=True) == before
-    assert store.pin(1).version == 1
 
 
 def test_every_admitted_reader_can_pin_versions_of_its_own() -> None:

@@ -27,7 +27,7 @@ def after_sending(faults: NetworkFaults, count: int = 200) -> list[int]:
     network = VirtualNetwork(EventSchedule(seed=3), faults)
     client, server = pair(network)
     for number in range(count):
-        client.send(Pull(number))
+        client.send(Pull(number, 0, 1))
     network.schedule.run(100.0)
     return numbers_received(server)
 
@@ -35,16 +35,16 @@ def after_sending(faults: NetworkFaults, count: int = 200) -> list[int]:
 def test_messages_arrive_in_order_and_answers_come_back() -> None:
     network = VirtualNetwork(EventSchedule())
     client, server = pair(network)
-    client.send(Pull(1))
+    client.send(Pull(1, 0, 1))
     client.send(Leave(1))
     network.schedule.run(1.0)
     assert [server.receive(), server.receive()] == [
-        (client.node, Pull(1)),
+        (client.node, Pull(1, 0, 1)),
         (client.node, Leave(1)),
     ]
-    server.send(client.node or b"", Wait(0.5))
+    server.send(client.node or b"", Wait(1, 0.5))
     network.schedule.run(2.0)
-    assert client.receive() == Wait(0.5)
+    assert client.receive() == Wait(1, 0.5)
 
 
 def test_a_message_takes_the_latency_and_the_time_of_its_bytes_over_the_slower_link() -> None:
@@ -78,7 +78,7 @@ def test_what_is_sent_over_a_partition_arrives_when_it_ends() -> None:
     network = VirtualNetwork(EventSchedule())
     client, server = pair(network)
     network.part(["worker"])
-    client.send(Pull(1))
+    client.send(Pull(1, 0, 1))
     network.schedule.run(5.0)
     assert not len(server)
     network.join()
@@ -92,7 +92,7 @@ def test_what_is_sent_while_no_server_listens_arrives_when_one_does_from_a_new_n
     former = client.node
     server.close()
     assert client.node is None
-    client.send(Pull(1))
+    client.send(Pull(1, 0, 1))
     server = network.listen("server")
     network.schedule.run(1.0)
     assert numbers_received(server) == [1]

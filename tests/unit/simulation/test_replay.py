@@ -73,11 +73,18 @@ class Cluster:
         self.records: list[JournalRecord] = []
         self.step = step_of(1)
         self.ids: dict[bytes, int] = {}
+        self.requests = dict.fromkeys(nodes, 1000 * run.metrics.workers_joined)
         self.work: dict[bytes, tuple[Work, Vector]] = {}
         for node in nodes:
             digest, size = SETTINGS.recipe_digest, SETTINGS.vector_size
-            self.ask(node, Join(node.decode(), node[0], digest, size, 0, -1, b""))
-            self.ask(node, Pull(self.ids[node]))
+            facts = digest, size, 0, -1, b"", self.requests[node]
+            self.ask(node, Join(node.decode(), node[0], *facts))
+            self.ask(node, Pull(*self.numbered(node)))
+
+    def numbered(self, node: bytes) -> tuple[int, int, int]:
+        """Return what a worker's next request begins with."""
+        self.requests[node] += 1
+        return self.ids[node], node[0], self.requests[node]
 
     def ask(self, node: bytes, message: Message) -> None:
         """Takes in what the server does then, and answers to any worker."""
@@ -104,7 +111,7 @@ class Cluster:
             gradients.append(gradient)
         count = len(gradients)
         what = tuple(edges[1:]), (work.version,) * count, losses, 0, tuple(range(count))
-        lease = self.ids[node], work.lease_id, work.start
+        lease = *self.numbered(node), work.lease_id, work.start
         self.ask(node, Push(*lease, *what, tuple(gradients)))
 
 

@@ -36,7 +36,7 @@ from dist_net.wire.messages import (
 )
 from dist_net.wire.serving_messages import Payloads, RunBatch
 
-PUSH = Push(3, 17, 1000, (1032, 1064), (512, 513), 34.5, 28, (1, 0), ())
+PUSH = Push(3, 5, 9, 17, 1000, (1032, 1064), (512, 513), 34.5, 28, (1, 0), ())
 JOIN = Join("w", 7, "d", 6, 1, -1, b"")
 WEIGHTS = np.arange(6, dtype=np.float32)
 
@@ -138,7 +138,7 @@ def test_a_diverging_loss_is_carried(loss):
     [
         JOIN,
         Welcome(1, "b7", 32, 0, 0.5, 2.0, 1, -1, b""),
-        Work(1, 0, 0, 32, 0, 2, 2, -1, None),
+        Work(9, 1, 0, 0, 32, 0, 2, 2, -1, None),
     ],
 )
 def test_minus_one_is_carried_where_it_means_no_shared_memory(message):
@@ -280,20 +280,20 @@ def test_random_fields_raise_nothing_but_a_protocol_error(kind, fields):
         ([header(True, "Alive")], ["version True"]),
         ([header(PROTOCOL_VERSION, "Explode")], ["'Explode'", "Heartbeat"]),
         ([header(PROTOCOL_VERSION, "Leave")], ["0 fields", "worker_id"]),
-        ([header(PROTOCOL_VERSION, "Leave", 1, 2)], ["2 fields"]),
+        ([header(PROTOCOL_VERSION, "Leave", 1, 2, 3)], ["3 fields"]),
         (
-            [header(PROTOCOL_VERSION, "Leave", True)],
+            [header(PROTOCOL_VERSION, "Leave", True, 1)],
             ["Leave.worker_id", "True", "bool", "int"],
         ),
-        ([header(PROTOCOL_VERSION, "Leave", "7")], ["'7'", "str"]),
-        ([header(PROTOCOL_VERSION, "Leave", -1)], ["-1", "from 0"]),
-        ([header(PROTOCOL_VERSION, "Leave", 2**63)], [str(2**63)]),
-        ([header(PROTOCOL_VERSION, "Wait", float("nan"))], ["Wait.retry_after_s", "nan"]),
-        ([header(PROTOCOL_VERSION, "Wait", float("inf"))], ["inf"]),
-        ([header(PROTOCOL_VERSION, "Wait", -0.5)], ["-0.5"]),
+        ([header(PROTOCOL_VERSION, "Leave", "7", 1)], ["'7'", "str"]),
+        ([header(PROTOCOL_VERSION, "Leave", -1, 1)], ["-1", "from 0"]),
+        ([header(PROTOCOL_VERSION, "Leave", 2**63, 1)], [str(2**63)]),
+        ([header(PROTOCOL_VERSION, "Wait", 1, float("nan"))], ["Wait.retry_after_s", "nan"]),
+        ([header(PROTOCOL_VERSION, "Wait", 1, float("inf"))], ["inf"]),
+        ([header(PROTOCOL_VERSION, "Wait", 1, -0.5)], ["-0.5"]),
         ([header(PROTOCOL_VERSION, "Stop", "done", 1)], ["Stop.finished", "bool"]),
-        ([header(PROTOCOL_VERSION, "Work", *[1] * 7, -2, None)], ["Work.snapshot", "-2"]),
-        ([header(PROTOCOL_VERSION, "Leave", 1), b"more"], ["2 frames", "expected 1"]),
+        ([header(PROTOCOL_VERSION, "Work", *[1] * 8, -2, None)], ["Work.snapshot", "-2"]),
+        ([header(PROTOCOL_VERSION, "Leave", 1, 1), b"more"], ["2 frames", "expected 1"]),
         ([header(PROTOCOL_VERSION, "StatusReport", b"\xff")], ["StatusReport.report", "bytes"]),
         ([b"\x93\x01\xa6Status\xa1\xff"], ["not msgpack"]),
     ],
@@ -392,6 +392,5 @@ def test_an_error_stays_short_whatever_the_peer_sent():
 
 
 def test_messages_without_fields_and_with_one_are_small():
-    assert [len(encode(message)[0]) for message in (Leave(1), Pull(1), Alive(), Wait(0.5))] == [
-        9, 8, 17, 16
-    ]  # fmt: skip
+    messages = Leave(1), Pull(1, 2, 3), Alive(), Wait(1, 0.5)
+    assert [len(encode(message)[0]) for message in messages] == [10, 10, 19, 17]
