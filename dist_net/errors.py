@@ -365,11 +365,15 @@ class BadRequestError(BadInputError):
 
 
 class RequestTooLargeError(BadInputError):
-    """An HTTP request, or its decompressed body, is larger than the limit."""
+    """An HTTP request is larger than the limit."""
+
+
+class SlowRequestError(BadInputError):
+    """The body of an HTTP request arrives below the minimum rate."""
 
 
 class UnsupportedEncodingError(BadInputError):
-    """The body of a request is compressed in an unknown way."""
+    """The body of an HTTP request is compressed."""
 
 
 class UnsupportedRequestError(BadInputError):

@@ -9,6 +9,7 @@ import asyncio
 import sys
 from asyncio import Future
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class FakeService:
     futures: list[Future[Outcome]] = field(default_factory=list)
     done_to_models: list[str] = field(default_factory=list)
     counted: dict[str, dict[int, ModelStatistics]] = field(default_factory=dict)
+    unloads: dict[str, int] = field(default_factory=dict)
 
     def ask(self, question: Question) -> Future[Outcome]:
         future: Future[Outcome] = asyncio.get_running_loop().create_future()
@@ -88,6 +90,7 @@ class FakeService:
 
     def unload(self, model: str) -> Outcome:
         self.done_to_models.append(f"unload {model}")
+        self.unloads[model] = self.unloads.get(model, 0) + 1
         return Outcome(Status.OK)
 
     def statistics(self, model: str) -> dict[int, ModelStatistics]:
@@ -144,12 +147,15 @@ async def _serve(arguments: list[str]) -> None:
     from dist_net.serving.http.application import application
     from dist_net.serving.http.server import HttpServer
     from dist_net.serving.http.settings import HttpSettings
+    from dist_net.serving.http.token_file import TokenFile
 
     changes: dict[str, Any] = dict(argument.split("=", 1) for argument in arguments)
+    token_file = changes.pop("token_file", None)
     changes = {
         name: type(getattr(HttpSettings(), name) or "")(value) for name, value in changes.items()
     }
-    settings = HttpSettings(**{"address": "127.0.0.1:0"} | changes)
+    tokens = TokenFile(Path(token_file)) if token_file else None
+    settings = HttpSettings(**{"address": "127.0.0.1:0", "tokens": tokens} | changes)
     service = FakeService()
     server = HttpServer(application(service, settings), settings)
     print(server.url, flush=True)

@@ -11,7 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from dist_net.errors import InsecureAddressError, MissingExtraError, SettingError
-from dist_net.serving.http.settings import HttpSettings, token_in
+from dist_net.serving.http.settings import HttpSettings
+from dist_net.serving.http.token_file import TokenFile
 
 Publish = Callable[[dict[str, Any]], None]
 
@@ -25,7 +26,7 @@ def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
         "--metrics-token-file",
         type=Path,
         metavar="FILE",
-        help="the token that Prometheus must send; needed beyond this host",
+        help="the operator's token that Prometheus must send; needed beyond this host",
     )
 
 
@@ -43,7 +44,7 @@ def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[
         yield None
         return
     try:
-        settings = HttpSettings(address=address, token=token_in(file))
+        settings = HttpSettings(address=address, tokens=TokenFile(file) if file else None)
     except InsecureAddressError as error:
         raise InsecureAddressError(
             f"metrics on {address} would reach beyond this host, where anybody could read them; "

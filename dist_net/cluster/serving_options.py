@@ -212,7 +212,8 @@ def _add_addresses(group: argparse._ArgumentGroup) -> None:
         "--token-file",
         type=Path,
         metavar="FILE",
-        help="the token that HTTP clients must send; needed beyond this host, with or without TLS",
+        help="tokens that HTTP clients must send, a line each: 'client TOKEN' or 'operator TOKEN'; "
+        "read again when it changes; needed beyond this host, with or without TLS",
     )
     option("--tls-certificate", type=Path, metavar="FILE", help="PEM, with --tls-key")
     option("--tls-key", type=Path, metavar="FILE", help="PEM, with --tls-certificate")

@@ -37,9 +37,10 @@ from dist_net.errors import (
 from dist_net.release import release
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
-from dist_net.serving.http.settings import token_in
+from dist_net.serving.http.settings import HttpSettings
+from dist_net.serving.http.token_file import TokenFile
 from dist_net.serving.pool.pool import Pool
-from dist_net.wire.security import ServerKeys, load_server_keys, make_keys
+from dist_net.wire.security import CLIENT, OPERATOR, ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ async def serve(options: ServingOptions) -> int:
             ray.serve_at(*workers.contact_addresses)
             children = PoolOnRay(roles[:1], forks, logs, _crew(options, ray))
         gateway = Gateway(pool, workers, children.kill, clock)
-        desk = ClientDesk(gateway, clients, secrets.token_hex(8))
+        # Whoever protects one interface does not mean to leave another to everybody on this host.
+        may_rule = options.keys is not None or options.token_file is None
+        desk = ClientDesk(gateway, clients, secrets.token_hex(8), may_rule)
         http = _http(options, gateway)
         for address in (
             workers.contact_addresses[1:] if ray is None else ()
@@ -312,19 +315,21 @@ def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
         return None
     try:
         from dist_net.serving.http.application import application
+        from dist_net.serving.http.refusals import Refusals
         from dist_net.serving.http.server import HttpServer
-        from dist_net.serving.http.settings import HttpSettings
     except ImportError as error:
         raise MissingExtraError(
             f"HTTP needs {error.name}, which is not installed; install it with: "
             f"pip install -e '.[web]', or serve ZeroMQ clients alone, with --http ''"
         ) from error
+    refusals = Refusals()
     settings = HttpSettings(
         address=options.http,
-        token=token_in(options.token_file),
+        tokens=TokenFile(options.token_file) if options.token_file else None,
+        loopback_role=OPERATOR if options.keys is None else CLIENT,
         certificate=options.tls_certificate,
         private_key=options.tls_key,
         max_batch_size=options.pool.max_batch_size,
         queue_bytes=options.pool.queue_bytes,
     )
-    return HttpServer(application(gateway, settings), settings)
+    return HttpServer(application(gateway, settings, refusals=refusals), settings, refusals)

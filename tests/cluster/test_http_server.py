@@ -1,7 +1,6 @@
 """uvicorn with the project's limits on loopback, in front of a fake gateway, in this process."""
 
 import asyncio
-import contextlib
 import gc
 import json
 import shutil
@@ -19,8 +18,8 @@ import uvloop
 
 from dist_net.errors import KeyFileError, ListenError
 from dist_net.serving.http.application import application
-from dist_net.serving.http.connection import LimitedProtocol
-from dist_net.serving.http.server import HttpServer
+from dist_net.serving.http.refusals import Refusals
+from dist_net.serving.http.server import HttpServer, _HttpConnection
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.pool.requests import Outcome, Status
 from fake_service import FakeService
@@ -37,12 +36,20 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Client = Callable[[HttpServer], Awaitable[Any]]
 
 
-def while_serving(client: Client, service: FakeService | None = None, **settings: Any) -> Any:
+def while_serving(
+    client: Client,
+    service: FakeService | None = None,
+    refusals: Refusals | None = None,
+    run_loop: Callable[[Any], Any] = uvloop.run,
+    **settings: Any,
+) -> Any:
     """Runs ``client`` against a server, which is stopped then; gives what ``client`` gave."""
 
     async def run() -> Any:
         chosen = HttpSettings(**{"address": "127.0.0.1:0"} | settings)
-        server = HttpServer(application(service or FakeService(), chosen), chosen)
+        refused = refusals or Refusals()
+        app = application(service or FakeService(), chosen, refusals=refused)
+        server = HttpServer(app, chosen, refused)
         serving = asyncio.create_task(server.serve())
         try:
             return await asyncio.wait_for(client(server), DEADLINE_S)
@@ -50,7 +57,7 @@ def while_serving(client: Client, service: FakeService | None = None, **settings
             server.stop()
             await asyncio.wait_for(serving, DEADLINE_S)
 
-    return uvloop.run(run())
+    return run_loop(run())
 
 
 async def connected(server: HttpServer) -> Connection:
@@ -207,21 +214,46 @@ def test_what_is_no_request_or_too_large_is_refused(pieces: list[bytes], code: i
     assert while_serving(client)[0] == code
 
 
-@pytest.mark.parametrize("count", [17, 18])
+@pytest.mark.parametrize("count", [1, 17, 18, 2000])
 def test_requests_that_do_not_await_answers_are_limited(count: int) -> None:
+    """Beyond the limit the connection ends, but not before the others are answered."""
+
     async def client(server: HttpServer) -> bytes:
         connection = await connected(server)
-        connection[1].write(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n" * count)
+        request = b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        connection[1].write(request * count)
+        if count > 17:
+            return await end(connection)
         answers = b""
         while answers.count(b"HTTP/1.1 200 OK") < count:
-            if not (more := await connection[0].read(1000)):
-                break
-            answers += more
+            answers += await connection[0].read(1000)
         connection[1].close()
         return answers
 
     answers = while_serving(client, pipelined=16)
-    assert answers.count(b"HTTP/1.1 200 OK") == (17 if count == 17 else 0)
+    assert answers.count(b"HTTP/1.1 200 OK") == min(count, 17)
+    assert answers.count(b"HTTP/1.1 ") == min(count, 17)
+
+
+@pytest.mark.parametrize(
+    "nonsense", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\na: " + b"b" * 1_000_000]
+)
+def test_what_is_no_request_does_not_cost_the_one_before_its_answer(nonsense: bytes) -> None:
+    service, refusals = FakeService(is_silent=True), Refusals()
+
+    async def client(server: HttpServer) -> None:
+        connection = await connected(server)
+        connection[1].write(REQUEST)
+        while not service.futures:
+            await asyncio.sleep(0.001)
+        connection[1].write(nonsense)
+        while not refusals.counts:
+            await asyncio.sleep(0.001)
+        service.futures[0].set_result(service._answer(service.questions[0]))
+        assert (await said(connection))[0] == 200
+        assert await end(connection) == b""
+
+    while_serving(client, service, refusals)
 
 
 def test_a_body_beyond_the_limit_is_refused_before_it_came() -> None:
@@ -232,7 +264,7 @@ def test_a_body_beyond_the_limit_is_refused_before_it_came() -> None:
         await end(connection)
         return code
 
-    assert while_serving(client, body_timeout_s=0.2) == 413
+    assert while_serving(client, idle_timeout_s=0.2) == 413
 
 
 @pytest.mark.parametrize(
@@ -252,56 +284,75 @@ def test_a_client_is_not_awaited_for_ever(piece: bytes) -> None:
         connection[1].write(piece)
         await end(connection)
 
-    while_serving(client, header_timeout_s=0.1, body_timeout_s=0.1, idle_timeout_s=0.1)
+    while_serving(client, rate_window_s=0.1, idle_timeout_s=0.1)
 
 
-class OwnTime:
-    """An event loop whose timers are due by a clock that goes on only when `pass_s` is called."""
+def test_a_slow_body_is_received_if_it_keeps_the_rate() -> None:
+    """It takes longer than a window, and enough arrives within each."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._now_s = 0.0
-        self._timers: list[tuple[float, asyncio.Handle]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loop, name)
-
-    def call_later(self, delay_s: float, callback: Callable[..., Any], *given: Any) -> Any:
-        timer = asyncio.Handle(callback, given, self._loop)
-        self._timers.append((self._now_s + delay_s, timer))
-        return timer
-
-    def pass_s(self, seconds: float) -> None:
-        self._now_s += seconds
-        due = [each for each in self._timers if each[0] <= self._now_s]
-        self._timers = [each for each in self._timers if each not in due]
-        for _, timer in due:
-            if not timer.cancelled():
-                timer._run()
-
-
-def test_a_client_is_given_time_as_long_as_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each request has its own time: a connection may take longer than any of them."""
-    times: list[OwnTime] = []
-
-    class Protocol(LimitedProtocol):
-        def connection_made(self, transport: Any) -> None:
-            self.loop: Any = OwnTime(self.loop)
-            times.append(self.loop)
-            super().connection_made(transport)
-
-    async def client(server: HttpServer) -> None:
+    async def client(server: HttpServer) -> int:
         connection = await connected(server)
-        for beginning in (REQUEST, *[REQUEST[20:]] * 7):
-            # Every piece ends in the midst of a request, and begins with the rest of another.
-            connection[1].write(beginning + REQUEST[:20])
-            assert (await said(connection))[0] == 200
-            times[0].pass_s(7)
-        times[0].pass_s(4)  # it has begun a request 11 seconds ago
-        assert await end(connection) == b""
+        started = asyncio.get_running_loop().time()
+        pieces = 0
+        connection[1].write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        while asyncio.get_running_loop().time() < started + 1.5 * window_s:
+            connection[1].write(b"a\r\n" + bytes(10) + b"\r\n")
+            pieces += 1
+            await asyncio.sleep(0.01)
+        connection[1].write(b"0\r\n\r\n")
+        code, _, body = await said(connection)
+        assert code == 400, body  # received, and no JSON
+        connection[1].close()
+        return pieces
 
-    monkeypatch.setattr("dist_net.serving.http.connection.LimitedProtocol", Protocol)
-    while_serving(client, header_timeout_s=10, idle_timeout_s=10)
+    window_s = 3.0
+    assert while_serving(client, rate_window_s=window_s, min_bytes_per_s=1) > 4
+
+
+@pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/v1/models/animals/classify"])
+def test_a_body_below_the_minimum_rate_is_refused(path: str) -> None:
+    refusals = Refusals()
+
+    async def client(server: HttpServer) -> int:
+        connection = await connected(server)
+        connection[1].write(b"POST %s HTTP/1.1\r\nHost: localhost\r\n" % path.encode())
+        connection[1].write(b"Content-Length: 1000000\r\n\r\n")
+        answer = asyncio.create_task(said(connection))
+        while not answer.done():
+            connection[1].write(b"x")
+            await asyncio.sleep(0.01)
+        code, headers, body = await answer
+        assert headers[b"connection"] == b"close"
+        assert "1,000,000 bytes/s" in json.loads(body)["error"]
+        connection[1].close()
+        return code
+
+    assert while_serving(client, None, refusals, rate_window_s=0.2, min_bytes_per_s=10**6) == 408
+    assert refusals.counts[408] == 1
+
+
+def test_bodies_that_stand_still_give_way_to_others() -> None:
+    async def client(server: HttpServer) -> None:
+        body = bytes(1000)
+        head = HEAD + b"Content-Length: 1000\r\n\r\n"
+        short_ones = [await connected(server) for _ in range(4)]
+        for _, writer in short_ones:
+            writer.write(head + body[:-1])
+        codes = []
+        while 200 not in codes:  # until they have stood still for a second
+            asking = await connected(server)
+            asking[1].write(REQUEST)
+            codes.append((await said(asking))[0])
+            asking[1].close()
+            await asyncio.sleep(0.01)
+        assert set(codes) <= {200, 503}
+        assert (await said(short_ones[0]))[0] == 408
+        short_ones[3][1].write(b"x")
+        assert (await said(short_ones[3]))[0] == 400  # received, and no JSON
+        for _, writer in short_ones:
+            writer.close()
+
+    while_serving(client, queue_bytes=4000, rate_window_s=600)
 
 
 def test_a_client_that_does_not_read_is_not_awaited_for_ever() -> None:
@@ -320,28 +371,54 @@ def test_a_client_that_does_not_read_is_not_awaited_for_ever() -> None:
             await asyncio.sleep(0.01)
         writer.close()
 
-    while_serving(client, body_timeout_s=0.3, idle_timeout_s=0.3)
+    while_serving(client, rate_window_s=0.3, idle_timeout_s=60)
 
 
-def test_connections_are_limited() -> None:
+LOOPS = pytest.mark.parametrize("run_loop", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
+
+
+@LOOPS
+@pytest.mark.parametrize("beginning", [b"", b"GET / HTTP/1.1\r\n", REQUEST])
+def test_beyond_the_limit_the_connection_that_is_idle_longest_is_dropped(
+    beginning: bytes, run_loop: Callable[[Any], Any]
+) -> None:
+    refusals = Refusals()
+
     async def client(server: HttpServer) -> None:
-        open_ones = [await connected(server) for _ in range(2)]
+        open_ones = [await connected(server) for _ in range(20)]
         for connection in open_ones:
-            connection[1].write(REQUEST)
-            assert (await said(connection))[0] == 200
-        one_more = await connected(server)
-        code, headers, _ = await said(one_more)
-        assert (code, headers[b"retry-after"]) == (503, b"1")
-        assert await end(one_more) == b""
-        open_ones.pop()[1].close()
-        await asyncio.sleep(0.05)
-        again = await connected(server)
-        again[1].write(REQUEST)
-        assert (await said(again))[0] == 200
-        for connection in (again, *open_ones):
+            connection[1].write(beginning)
+        for _ in range(20):
+            probe = await connected(server)
+            probe[1].write(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await said(probe))[0] == 200
+            probe[1].close()
+        for connection in open_ones[:15]:
+            await end(connection)
+        for connection in open_ones:
             connection[1].close()
 
-    while_serving(client, connections=2)
+    while_serving(client, None, refusals, run_loop, connections=4)
+    assert refusals.counts[503] >= 16
+
+
+def test_a_connection_whose_request_is_not_answered_is_not_dropped() -> None:
+    service = FakeService(is_silent=True)
+
+    async def client(server: HttpServer) -> None:
+        asking = [await connected(server) for _ in range(2)]
+        for connection in asking:
+            connection[1].write(REQUEST)
+        while len(service.futures) < 2:
+            await asyncio.sleep(0.001)
+        assert await end(await connected(server)) == b""  # all others are busy
+        for future, question in zip(service.futures, service.questions, strict=True):
+            future.set_result(service._answer(question))
+        for connection in asking:
+            assert (await said(connection))[0] == 200
+            connection[1].close()
+
+    while_serving(client, service, connections=2)
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +446,10 @@ async def encrypted(server: HttpServer) -> Connection:
     return await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
 
 
-def test_connections_without_a_handshake_are_limited_and_give_way(tls: dict[str, Path]) -> None:
+@LOOPS
+def test_connections_without_a_handshake_are_limited_and_give_way(
+    tls: dict[str, Path], run_loop: Callable[[Any], Any]
+) -> None:
     async def client(server: HttpServer) -> None:
         ends = [asyncio.create_task(end(await connected(server))) for _ in range(10)]
         connection = await encrypted(server)
@@ -377,11 +457,12 @@ def test_connections_without_a_handshake_are_limited_and_give_way(tls: dict[str,
         assert (await said(connection))[0] == 200
         while sum(each.done() for each in ends) < 7:  # the limit, less the one that was answered
             await asyncio.sleep(0.001)
+        assert not ends[-1].done()  # the longest idle go first
         connection[1].close()
         for each in ends:
             each.cancel()
 
-    while_serving(client, connections=4, **tls)
+    while_serving(client, None, None, run_loop, connections=4, **tls)
 
 
 def test_a_handshake_is_not_awaited_for_ever(tls: dict[str, Path]) -> None:
@@ -391,27 +472,36 @@ def test_a_handshake_is_not_awaited_for_ever(tls: dict[str, Path]) -> None:
             connection[1].write(piece)
             assert await end(connection) == b""
 
-    while_serving(client, header_timeout_s=0.1, **tls)
+    while_serving(client, idle_timeout_s=0.1, **tls)
 
 
 def test_connections_by_tls_are_limited(tls: dict[str, Path]) -> None:
     async def client(server: HttpServer) -> None:
-        open_ones = [await encrypted(server) for _ in range(2)]
+        open_ones = [await encrypted(server) for _ in range(5)]
+        assert await end(open_ones[0]) == b""
+        open_ones[-1][1].write(REQUEST)
+        assert (await said(open_ones[-1]))[0] == 200
         for connection in open_ones:
-            connection[1].write(REQUEST)
-            assert (await said(connection))[0] == 200
-        assert await end(await connected(server)) == b""
-        open_ones.pop()[1].close()
-        again = None
-        while again is None:  # until the server has heard of it
-            with contextlib.suppress(OSError):
-                again = await encrypted(server)
-        again[1].write(REQUEST)
-        assert (await said(again))[0] == 200
-        for connection in (again, *open_ones):
             connection[1].close()
 
     while_serving(client, connections=2, **tls)
+
+
+@LOOPS
+def test_large_bodies_and_answers_come_through_tls(
+    tls: dict[str, Path], run_loop: Callable[[Any], Any]
+) -> None:
+    async def client(server: HttpServer) -> None:
+        connection = await encrypted(server)
+        body = bytes(4_000_000)
+        head = HEAD + b"Inference-Header-Content-Length: 0\r\nContent-Length: %d\r\n\r\n"
+        for _ in range(3):
+            connection[1].write(head % len(body) + body)
+            code, headers, answer = await said(connection)
+            assert (code, len(answer) > 1_000_000) == (200, True), headers
+        connection[1].close()
+
+    while_serving(client, None, None, run_loop, **tls)
 
 
 def test_a_server_that_stops_gives_handshakes_up(tls: dict[str, Path]) -> None:
@@ -481,4 +571,4 @@ def test_a_client_that_breaks_off_leaves_nothing_of_its_request() -> None:
 
 def open_connections() -> int:
     gc.collect()
-    return sum(issubclass(type(each), LimitedProtocol) for each in gc.get_objects())
+    return sum(issubclass(type(each), _HttpConnection) for each in gc.get_objects())

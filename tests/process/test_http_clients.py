@@ -79,7 +79,6 @@ TRITON_CLIENT = """
             [tensor],
             outputs=outputs[kind],
             request_id="mine",
-            request_compression_algorithm=compression,
             response_compression_algorithm=compression,
             timeout=1_000_000,
         )
@@ -153,7 +152,9 @@ def test_curl_by_tls_with_a_token(serve: Serve, tmp_path: Path) -> None:
         *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
         *("-keyout", key, "-out", certificate),
     )
-    url = serve(certificate=certificate, private_key=key, token=TOKEN)
+    tokens = tmp_path / "tokens"
+    tokens.write_text(TOKEN)
+    url = serve(certificate=certificate, private_key=key, token_file=tokens)
     assert url.startswith("https://")
     curl = ("curl", "--silent", "--show-error", "--cacert", certificate)
     authorized = (*curl, "--header", f"Authorization: Bearer {TOKEN}")

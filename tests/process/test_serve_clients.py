@@ -65,7 +65,6 @@ TRITON_CLIENT = """
             "tiny",
             [tensor(asks_binary)],
             outputs=wanted(answers_binary),
-            request_compression_algorithm=compression,
             response_compression_algorithm=compression,
         )
         np.testing.assert_allclose(result.as_numpy("probabilities"), expected, atol=1e-6)
@@ -218,10 +217,10 @@ def test_bad_files_end_with_one_line(refuses: Refuses, tmp_path: Path) -> None:
     Path(short).write_text("short")
     Path(empty).write_text("\n")
     words = {
-        f"the token cannot be read from {nowhere}": ["--token-file", nowhere],
-        "the token has 5 characters": ["--token-file", short],
-        f"the token file {empty} is empty": ["--token-file", empty],
-        "expected a token": ["--http", "0.0.0.0:0", "--tls-certificate", short, "--tls-key", short],
+        f"cannot read tokens from {nowhere}": ["--token-file", nowhere],
+        "has 5 characters": ["--token-file", short],
+        f"the token file {empty} holds 0 tokens": ["--token-file", empty],
+        "expected tokens": ["--http", "0.0.0.0:0", "--tls-certificate", short, "--tls-key", short],
         "cannot listen for HTTP on ':99999'": ["--http", ":99999"],
         "expected both or neither": ["--tls-certificate", short],
         f"{short}": ["--tls-certificate", short, "--tls-key", short],

@@ -37,10 +37,17 @@ MESSAGES_A_TURN = 16  # then other parts of the event loop have their turn
 
 
 class ClientDesk:
-    """Answers clients at ``socket``; ``incarnation`` names this start of the gateway."""
+    """Answers clients at ``socket``; ``incarnation`` names this start of the gateway.
 
-    def __init__(self, gateway: Gateway, socket: ServerSocket, incarnation: str) -> None:
+    With ``may_rule=False``, clients may not reload and unload models. Keys, if the socket has them,
+    are checked before.
+    """
+
+    def __init__(
+        self, gateway: Gateway, socket: ServerSocket, incarnation: str, may_rule: bool = True
+    ) -> None:
         self._gateway = gateway
+        self._may_rule = may_rule
         self._socket = socket
         self._incarnation = incarnation
         self._futures: dict[tuple[bytes, int], asyncio.Future[Outcome]] = {}
@@ -91,6 +98,12 @@ class ClientDesk:
             case Greet():
                 name = f"{self._incarnation} {node.hex()}"
                 self._send(node, Greeting(name, self._gateway.is_ready))
+            case Reload(request_id) | Unload(request_id) if not self._may_rule:
+                reason = (
+                    "without a key, a client may not reload and unload models of a pool that has "
+                    "a --token-file; expected the key of an operator (--keys)"
+                )
+                self._send(node, Reloaded(request_id, "", reason))
             case Reload(request_id, model):
                 self._gateway.reload(model).add_done_callback(
                     lambda ended: self._send(node, _reloaded(request_id, ended.result()))

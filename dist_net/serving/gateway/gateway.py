@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,7 @@ class Gateway:
         self._kill = kill
         self._clock = clock
         self._futures: dict[int, OutcomeFuture] = {}
+        self.unloads: Counter[str] = Counter()  # how often each model was unloaded
         self._has_turn = False
         self._turn_s = 0.0
         self._timer_s = math.inf  # when the timer is due; infinite if none is set
@@ -105,7 +107,11 @@ class Gateway:
     def unload(self, model: str) -> Outcome:
         """Serves a model no longer, until it is reloaded; what was admitted is answered."""
         self._want_turn()
-        return self._pool.unload(model)
+        outcome = self._pool.unload(model)
+        if outcome.status == Status.OK:
+            self.unloads[model] += 1
+            logger.warning("event=model_unloaded model=%s", model)
+        return outcome
 
     def models(self) -> Mapping[str, ServedModel]:
         """Every model that is served, by name, in the order of the command line."""

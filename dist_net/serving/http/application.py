@@ -24,6 +24,7 @@ from dist_net.serving.http.classify import Classification
 from dist_net.serving.http.metrics import PoolCollector, metrics_route
 from dist_net.serving.http.open_inference.infer import InferEndpoint, is_inference
 from dist_net.serving.http.open_inference.models import Models
+from dist_net.serving.http.refusals import Refusals
 from dist_net.serving.http.replies import Json, error_reply, fault_reply, raised_reply
 from dist_net.serving.http.sample_pictures import SamplePictures
 from dist_net.serving.http.security import PAGE_HEADERS, Guard
@@ -45,13 +46,18 @@ _SHOWN_LABELS = 12  # enough to tell a visitor what a model knows
 
 
 def application(
-    gateway: Gateway, settings: HttpSettings, clock: Clock | None = None, page: Path = PAGE
+    gateway: Gateway,
+    settings: HttpSettings,
+    clock: Clock | None = None,
+    page: Path = PAGE,
+    refusals: Refusals | None = None,
 ) -> ASGIApp:
-    """The application that puts requests over HTTP to ``gateway``.
+    """Return the application that puts requests over HTTP to ``gateway``.
 
     ``clock`` is the one that the pool counts time by; by default the machine's. ``page`` is the
-    directory of the page's files.
+    directory of the page's files. ``refusals`` are shown in the metrics; pass the HTTP server's.
     """
+    refusals = refusals or Refusals()
     bodies = Bodies(settings)
     inference = InferEndpoint(gateway, bodies)
     files = page_routes(page)
@@ -61,25 +67,29 @@ def application(
         *Classification(gateway, bodies).routes(),
         *SamplePictures(gateway).routes(),
         _pool_route(gateway),
-        metrics_route(PoolCollector(gateway)),
+        metrics_route(PoolCollector(gateway, refusals)),
         _openapi_route(),
         *(Route(path, _not_offered, methods=["GET", "POST"]) for path in _NOT_OFFERED),
         *files,
     ]
     guard = Guard(settings, frozenset((*_OPEN, *(route.path for route in files))))
-    return _Application(guard, inference, _starlette(routes))
+    return _Application(guard, refusals, inference, _starlette(routes))
 
 
 class _Application:
     """Asks the guard about each request, and spares inference the search among the routes."""
 
-    def __init__(self, guard: Guard, inference: InferEndpoint, rest: ASGIApp) -> None:
+    def __init__(
+        self, guard: Guard, refusals: Refusals, inference: InferEndpoint, rest: ASGIApp
+    ) -> None:
         self._guard = guard
+        self._refusals = refusals
         self._inference = inference
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            send = self._refusals.noting(scope, send)
             refusal = self._guard.refusal(scope)
             if refusal is not None:
                 await error_reply(*refusal)(scope, receive, send)

@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.http.refusals import Refusals
 from dist_net.serving.pool.statistics import ENDS, ModelStatistics, total
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -52,10 +53,11 @@ def metrics_route(collector: Collector) -> Route:
 
 
 class PoolCollector(Collector):
-    """Collects metrics from the pool."""
+    """Collects metrics from the pool, and the refusals of its HTTP server."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, refusals: Refusals) -> None:
         self._gateway = gateway
+        self._refusals = refusals
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, so that registering does not collect."""
@@ -69,6 +71,18 @@ class PoolCollector(Collector):
         yield from _triton_metrics(counted)
         yield from _request_metrics(counted)
         yield from _pool_metrics(self._gateway.status())
+        refused = CounterMetricFamily(
+            "dist_net_http_refused", "HTTP requests refused, by status code", labels=("code",)
+        )
+        for code, count in sorted(self._refusals.counts.items()):
+            refused.add_metric((str(code),), count)
+        yield refused
+        unloads = CounterMetricFamily(
+            "dist_net_unloads", "times that a model was unloaded", labels=("model",)
+        )
+        for model, count in sorted(self._gateway.unloads.items()):
+            unloads.add_metric((model,), count)
+        yield unloads
 
 
 def _triton_metrics(counted: Counted) -> Iterator[Metric]:

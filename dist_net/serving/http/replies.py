@@ -16,6 +16,7 @@ from dist_net.errors import (
     ModelNotServedError,
     PoolUnavailableError,
     RequestTooLargeError,
+    SlowRequestError,
     UnsupportedEncodingError,
     UnsupportedRequestError,
 )
@@ -29,6 +30,8 @@ JSON_HEADERS: Headers = [
     (b"cache-control", b"no-store"),
     (b"x-content-type-options", b"nosniff"),
 ]
+_BINARY_HEADERS: Headers = [(b"content-type", b"application/octet-stream"), *JSON_HEADERS[1:]]
+JSON_LENGTH = b"inference-header-content-length"
 CODE_OF_STATUS = {
     Status.OK: 200,
     Status.BAD_INPUT: 400,
@@ -40,6 +43,7 @@ CODE_OF_STATUS = {
 }
 # The first class that an error is an instance of counts.
 CODE_OF_ERROR: tuple[tuple[type[DistNetError], int], ...] = (
+    (SlowRequestError, 408),
     (RequestTooLargeError, 413),
     (UnsupportedEncodingError, 415),
     (UnsupportedRequestError, 501),
@@ -48,7 +52,12 @@ CODE_OF_ERROR: tuple[tuple[type[DistNetError], int], ...] = (
     (PoolUnavailableError, 503),
     (DistNetError, 500),
 )
-_UNAUTHORIZED, _UNAVAILABLE = 401, 503
+_HEADERS_OF_CODE: dict[int, Headers] = {
+    401: [(b"www-authenticate", b"Bearer")],
+    408: [(b"connection", b"close")],
+    431: [(b"connection", b"close")],
+}
+_UNAVAILABLE = 503
 
 
 def code_of_error(error: DistNetError) -> int:
@@ -64,7 +73,7 @@ def error_headers(code: int, retry_after_s: float = 0.0) -> Headers:
     """The headers that an error with this status code needs."""
     if code == _UNAVAILABLE:
         return [(b"retry-after", b"%d" % max(1, ceil(retry_after_s)))]
-    return [(b"www-authenticate", b"Bearer")] if code == _UNAUTHORIZED else []
+    return _HEADERS_OF_CODE.get(code, [])
 
 
 class Json(Response):
@@ -98,9 +107,14 @@ def fault_reply() -> Json:
     return error_reply(500, "internal error; see the server's log")
 
 
-async def send_json(send: Send, body: bytes, headers: Iterable[Header]) -> None:
-    """Sends JSON with the code 200; cheaper than a ``Response``."""
-    start = [*JSON_HEADERS, _length(body), *headers]
+async def send_answer(send: Send, body: bytes, json_bytes: int | None) -> None:
+    """Send an inference's JSON, followed by raw tensors unless ``json_bytes`` is None.
+
+    Cheaper than a ``Response``.
+    """
+    start = [*JSON_HEADERS, _length(body)]
+    if json_bytes is not None:
+        start = [*_BINARY_HEADERS, _length(body), (JSON_LENGTH, b"%d" % json_bytes)]
     await send({"type": "http.response.start", "status": 200, "headers": start})
     await send({"type": "http.response.body", "body": body})
 

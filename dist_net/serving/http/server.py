@@ -1,4 +1,4 @@
-"""uvicorn inside our process: our socket, limits and TLS, and no signal handlers."""
+"""uvicorn inside this process: our socket, TLS and limits of connections, no signal handlers."""
 
 from __future__ import annotations
 
@@ -7,180 +7,345 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Collection, Iterator
+from asyncio import TimerHandle, Transport
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import orjson
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from dist_net.errors import KeyFileError, ListenError
-from dist_net.serving.http.connection import limited_protocol
+from dist_net.serving.http.refusals import Refusals
+from dist_net.serving.http.replies import error_content
 from dist_net.serving.http.settings import HttpSettings
 
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _ACCEPT_AGAIN_S = 1.0  # until a descriptor may be free
+_REASON_OF_CODE = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 
 
 class HttpServer:
     """Listens from its creation; ``serve`` answers, in the event loop that runs it.
 
-    ``url`` is its address, with the port that the system chose for port 0. Raises ListenError if it
+    ``url`` is its address, with the port that the system chose for port 0. Raise ListenError if it
     cannot listen, and KeyFileError for an unusable certificate or key.
     """
 
-    def __init__(self, application: ASGIApp, settings: HttpSettings) -> None:
-        self._server = _Server(_configuration(application, settings), settings)
+    def __init__(
+        self, application: ASGIApp, settings: HttpSettings, refusals: Refusals | None = None
+    ) -> None:
+        self._connections = _Connections(settings, refusals or Refusals())
+        self._context = _tls_context(settings) if settings.has_tls else None
+        protocol: Any = partial(_HttpConnection, self._connections, None)
+        configuration = uvicorn.Config(
+            _answering(application),
+            http=protocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="error",  # below that it only reports connections and malformed requests
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=settings.idle_timeout_s,  # type: ignore[arg-type]
+            timeout_graceful_shutdown=settings.shutdown_timeout_s,  # type: ignore[arg-type]
+        )
+        self._server = _Server(configuration, self._connections)
         self._socket = _listening_socket(settings)
         host, port = self._socket.getsockname()[:2]
         scheme = "https" if settings.has_tls else "http"
         self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def serve(self) -> None:
-        """Answers until ``stop``; then finishes open requests within the time limit."""
-        await self._server.serve(sockets=[self._socket])
+        """Answer until ``stop``; then finish open requests within the time limit."""
+        self._server.tasks = [asyncio.create_task(self._connections.drop_idle())]
+        if self._context is not None:
+            self._server.tasks.append(asyncio.create_task(self._accept(self._context)))
+        try:
+            await self._server.serve(sockets=[] if self._context else [self._socket])
+        finally:
+            self._socket.close()
 
     def stop(self) -> None:
-        """Take no more connections, close the idle ones, and finish open requests."""
+        """Accept no more connections, close the idle ones, and finish open requests."""
         self._server.should_exit = True
 
     def close(self) -> None:
         """Close the socket of a server that never ran ``serve``."""
         self._socket.close()
 
+    async def _accept(self, context: ssl.SSLContext) -> None:
+        """Accept connections and begin their TLS handshakes, until the server stops."""
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, settings: HttpSettings) -> None:
-        super().__init__(config)
-        self._settings = settings
+        def protocol(handshake: _Handshake) -> _HttpConnection:
+            state = self._server.server_state
+            return _HttpConnection(
+                self._connections, handshake, config=self._server.config, server_state=state
+            )
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        if not self._settings.has_tls:
-            await super().startup(sockets)
-            return
-        assert sockets is not None
-        assert self.config.ssl is not None
-        protocol: Any = self.config.http_protocol_class
-        listener: Any = _TlsListener(
-            sockets[0],
-            self.config.ssl,
-            partial(protocol, config=self.config, server_state=self.server_state, app_state={}),
-            self.server_state.connections,
-            self._settings,
-        )
-        self.servers = [listener]
-        self.started = True
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class _TlsListener:
-    """Accepts connections and does their TLS handshakes, within the limit of connections.
-
-    asyncio's own server reports a connection only after its handshake, so that it could not count
-    or limit silent ones. When the limit is reached, a new connection replaces the one whose
-    handshake has lasted longest; if all handshakes are done, the new one is closed.
-    """
-
-    def __init__(
-        self,
-        listener: socket.socket,
-        context: ssl.SSLContext,
-        protocol: Callable[[], asyncio.Protocol],
-        connections: Collection[object],
-        settings: HttpSettings,
-    ) -> None:
-        self._listener = listener
-        self._context = context
-        self._protocol = protocol
-        self._connections = connections  # uvicorn's set of those whose handshake is done
-        self._settings = settings
-        self._loop = asyncio.get_running_loop()
-        self._handshakes: dict[asyncio.Protocol, asyncio.Task[None]] = {}  # oldest first
-        self._accepting = self._loop.create_task(self._accept())
-        listener.setblocking(False)
-
-    def close(self) -> None:
-        """Accepts nothing more, and cancels unfinished handshakes."""
-        for task in (self._accepting, *self._handshakes.values()):
-            task.cancel()
-
-    async def wait_closed(self) -> None:
-        await asyncio.gather(self._accepting, *self._handshakes.values(), return_exceptions=True)
-
-    async def _accept(self) -> None:
+        self._socket.setblocking(False)
         while True:
             try:
-                connection, _ = await self._loop.sock_accept(self._listener)
+                accepted, _ = await asyncio.get_running_loop().sock_accept(self._socket)
             except ConnectionAbortedError:
                 continue
             except OSError as error:
                 logger.warning("event=not_accepted error=%s", error)
                 await asyncio.sleep(_ACCEPT_AGAIN_S)
                 continue
-            if self._has_room():
-                protocol = self._protocol()
-                handshake = self._shake_hands(connection, protocol)
-                self._handshakes[protocol] = self._loop.create_task(handshake)
-            else:
-                connection.close()
+            _Handshake(self._connections, accepted, context, protocol)
             await asyncio.sleep(0)  # so that a flood of connections does not starve the rest
 
-    def _has_room(self) -> bool:
-        """Whether one more connection may be open, if necessary instead of the oldest handshake."""
-        silent = [each for each in self._handshakes if each not in self._connections]
-        if len(self._connections) + len(silent) < self._settings.connections:
-            return True
-        if silent:
-            self._handshakes.pop(silent[0]).cancel()
-        return bool(silent)
 
-    async def _shake_hands(self, connection: socket.socket, protocol: asyncio.Protocol) -> None:
-        """Hands the connection to its protocol, or closes it."""
-        timeout_s = self._settings.header_timeout_s
+def _answering(application: ASGIApp) -> ASGIApp:
+    """Wrap the application: notify the connection after each request."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: protocol,
-                connection,
-                ssl=self._context,
-                ssl_handshake_timeout=timeout_s,
-                ssl_shutdown_timeout=timeout_s,
+            await application(scope, receive, send)
+        finally:
+            scope["state"]["connection"].answered()
+
+    return answer
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, connections: _Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for task in self.tasks:
+            task.cancel()
+        self._connections.close_idle()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Connections:
+    """Every open connection. Beyond the limit, drops the connection idle longest.
+
+    A connection is idle while none of its requests is being answered: during a TLS handshake, an
+    incomplete head, or the silence between requests.
+    """
+
+    def __init__(self, settings: HttpSettings, refusals: Refusals) -> None:
+        self.settings = settings
+        self.refusals = refusals
+        self._open: set[Transport | _Handshake] = set()
+        self._idle_since_s: dict[Transport | _Handshake, float] = {}  # longest idle first
+
+    def opened(self, transport: Transport | _Handshake) -> None:
+        """Add a connection, which is idle; it is dropped itself if all others are busy."""
+        self._open.add(transport)
+        self.idle(transport)
+        if len(self._open) > self.settings.connections:
+            self._drop(next(iter(self._idle_since_s)), "the limit of connections is reached")
+
+    def busy(self, transport: Transport | _Handshake) -> None:
+        self._idle_since_s.pop(transport, None)
+
+    def idle(self, transport: Transport | _Handshake) -> None:
+        if transport in self._open:
+            self._idle_since_s[transport] = asyncio.get_running_loop().time()
+
+    def closed(self, transport: Transport | _Handshake) -> None:
+        self._open.discard(transport)
+        self.busy(transport)
+
+    async def drop_idle(self) -> None:
+        """Drop connections that were idle for too long, until cancelled."""
+        timeout_s = self.settings.idle_timeout_s
+        while True:
+            await asyncio.sleep(timeout_s / 4)
+            now = asyncio.get_running_loop().time()
+            for transport in [
+                t for t, since in self._idle_since_s.items() if now - since > timeout_s
+            ]:
+                self.closed(transport)
+                transport.abort()
+
+    def close_idle(self) -> None:
+        for transport in self._idle_since_s:
+            transport.close()
+
+    def _drop(self, transport: Transport | _Handshake, reason: str) -> None:
+        self.closed(transport)
+        transport.abort()
+        self.refusals.note(503, "a connection", reason)
+
+
+class _HttpConnection(HttpToolsProtocol):
+    """uvicorn's connection, with bounded memory and a time limit for unread answers.
+
+    The parser collects a head or a trailer until it is complete, so this class counts the bytes
+    that the parser has not reported yet. uvicorn buffers at most 64 KiB of a body until the
+    application receives them. The overridden methods are those that asyncio and httptools call,
+    and the reply to malformed requests.
+    """
+
+    def __init__(
+        self, connections: _Connections, handshake: _Handshake | None, **given: Any
+    ) -> None:
+        super().__init__(**given | {"app_state": {"connection": self}})
+        self._connections = connections
+        self._handshake = handshake
+        self._unparsed_bytes = 0
+        self._unanswered = 0
+        self._awaited = ""  # the part of a request that is still to come: "head" or "body"
+        self._is_ending = False  # once the requests before a refused one are answered
+        self._unread: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if self._handshake is not None:
+            self._connections.closed(self._handshake)
+        self._connections.opened(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.closed(self.transport)
+        self._stop_timer()
+        super().connection_lost(None)  # given an error, uvicorn would leave its timer running
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_ending:
+            return
+        self._unparsed_bytes += len(data)
+        super().data_received(data)
+        limit = self._connections.settings.header_bytes
+        if self._unparsed_bytes > limit and self._awaited:
+            self._refuse(431, f"the request's head is too large; expected at most {limit:,} bytes")
+
+    def pause_writing(self) -> None:
+        """Limit the time in which a client may leave its answer unread."""
+        super().pause_writing()
+        timeout_s = self._connections.settings.rate_window_s
+        self._unread = asyncio.get_running_loop().call_later(timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stop_timer()
+
+    def on_message_begin(self) -> None:
+        limit = self._connections.settings.pipelined
+        if self._unanswered > limit:
+            self._refuse(400, f"more than {limit} requests wait; expected fewer")
+            raise OverflowError  # which stops the parser
+        self._unparsed_bytes, self._awaited = 0, "head"
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._unparsed_bytes, self._awaited = 0, "body"
+        self._unanswered += 1
+        self._connections.busy(self.transport)
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._awaited = ""
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if not self._is_ending:
+            self._refuse(400, "this is not an HTTP/1.1 request; expected one")
+
+    def answered(self) -> None:
+        """Note that the application has ended a request of this connection."""
+        self._unanswered -= 1
+        if self._unanswered == 0:
+            self._connections.idle(self.transport)
+            if self._is_ending:
+                self.transport.close()
+
+    def _refuse(self, code: int, reason: str) -> None:
+        """Reply and close; but if earlier requests are unanswered, close once they are."""
+        self._is_ending = True
+        self._connections.refusals.note(code, "not read", reason)
+        if self._unanswered > (self._awaited == "body"):
+            return
+        content = orjson.dumps(error_content(reason))
+        self.transport.write(
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"connection: close\r\n\r\n%s" % (code, _REASON_OF_CODE[code], len(content), content)
+        )
+        self.transport.close()
+
+    def _stop_timer(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+
+class _Handshake:
+    """The TLS handshake of an accepted connection.
+
+    asyncio's own TLS server reports a connection only after its handshake, too late to count and
+    drop silent connections.
+    """
+
+    def __init__(
+        self,
+        connections: _Connections,
+        accepted: socket.socket,
+        context: ssl.SSLContext,
+        protocol: Callable[[_Handshake], asyncio.Protocol],
+    ) -> None:
+        self._connections = connections
+        self._task = asyncio.get_running_loop().create_task(
+            self._shake_hands(accepted, context, protocol)
+        )
+        self._task.add_done_callback(lambda task: accepted.close() if task.cancelled() else None)
+        connections.opened(self)
+
+    def abort(self) -> None:
+        self._task.cancel()
+
+    close = abort
+
+    async def _shake_hands(
+        self,
+        accepted: socket.socket,
+        context: ssl.SSLContext,
+        protocol: Callable[[_Handshake], asyncio.Protocol],
+    ) -> None:
+        settings = self._connections.settings
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                partial(protocol, self),
+                accepted,
+                ssl=context,
+                ssl_handshake_timeout=settings.idle_timeout_s,
+                ssl_shutdown_timeout=settings.rate_window_s,
             )
-        except OSError as error:  # the client sent something else, or was too slow
+        except OSError as error:  # the client sent something else, or has gone
             logger.debug("event=no_handshake error=%s", error)
         finally:
-            self._handshakes.pop(protocol, None)
+            self._connections.closed(self)
 
 
-def _configuration(application: ASGIApp, settings: HttpSettings) -> uvicorn.Config:
-    configuration = uvicorn.Config(
-        application,
-        http=limited_protocol(settings),
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        log_level="error",  # below that it only reports connections and malformed requests
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=settings.idle_timeout_s,  # type: ignore[arg-type]
-        timeout_graceful_shutdown=settings.shutdown_timeout_s,  # type: ignore[arg-type]
-        ssl_certfile=settings.certificate,
-        ssl_keyfile=settings.private_key,
-    )
+def _tls_context(settings: HttpSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        configuration.load()
-    except (OSError, ssl.SSLError) as error:
+        context.load_cert_chain(settings.certificate or "", settings.private_key)
+    except OSError as error:
         raise KeyFileError(
             f"TLS is not possible with {settings.certificate} and {settings.private_key}: {error}; "
             f"expected a certificate and its private key in PEM files"
         ) from error
-    return configuration
+    return context
 
 
 def _listening_socket(settings: HttpSettings) -> socket.socket:

@@ -6,7 +6,7 @@ than everything that is done here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,27 +16,17 @@ from starlette.types import Receive, Scope, Send
 from dist_net.errors import DistNetError, ModelNotServedError
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.asking import ask, description_of, version_number
-from dist_net.serving.http.bodies import (
-    WORTHWHILE_BYTES,
-    Bodies,
-    Body,
-    accepted_encoding,
-    compress,
-    headers_of,
-    size_header,
-)
+from dist_net.serving.http.bodies import Bodies, Body, headers_of, size_header
 from dist_net.serving.http.open_inference.codec import encode_response, read_request
 from dist_net.serving.http.replies import (
-    Headers,
+    JSON_LENGTH,
     error_reply,
     fault_reply,
     outcome_reply,
     raised_reply,
-    send_json,
+    send_answer,
 )
 from dist_net.serving.pool.requests import Outcome, Status
-
-_JSON_LENGTH = b"inference-header-content-length"
 
 
 def is_inference(scope: Scope) -> bool:
@@ -73,7 +63,7 @@ class InferEndpoint:
             await reply(scope, receive, send)
             return
         headers = headers_of(scope)
-        json_bytes = size_header(headers, _JSON_LENGTH)
+        json_bytes = size_header(headers, JSON_LENGTH)
         with Body(self._bodies) as body:
             content = await body.receive(headers, receive)
             if content is None:
@@ -92,13 +82,7 @@ class InferEndpoint:
                 return
             rows = sum(question.rows for question in questions)
             answer, json_bytes = encode_response(name, rows, outcomes, wanted)
-            about: Headers = []
-            if (encoding := _encoding_of(answer, headers)) is not None:
-                answer = await body.off_loop(len(answer), partial(compress, answer, encoding))
-                about.append((b"content-encoding", encoding.encode()))
-            if json_bytes is not None:
-                about.append((_JSON_LENGTH, b"%d" % json_bytes))
-            await send_json(send, answer, about)
+            await send_answer(send, answer, json_bytes)
 
 
 def _model_and_version(path: str) -> tuple[str, int | None]:
@@ -122,10 +106,3 @@ def _first_failure(outcomes: Sequence[Outcome]) -> Outcome | None:
                 return outcome
             return replace(outcome, reason=f"picture {place} of {len(outcomes)}: {outcome.reason}")
     return None
-
-
-def _encoding_of(answer: bytes, headers: Mapping[bytes, bytes]) -> str | None:
-    """How to compress an answer for its client; None: not at all."""
-    if len(answer) < WORTHWHILE_BYTES or b"accept-encoding" not in headers:
-        return None
-    return accepted_encoding(headers[b"accept-encoding"].decode("latin-1"))

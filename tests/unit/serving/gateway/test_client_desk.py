@@ -12,7 +12,7 @@ from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.pool.description import known, summary_of
 from dist_net.serving.pool.requests import Outcome, Status
 from dist_net.wire.messages import Message
-from dist_net.wire.serving_messages import Answer, Ask, Describe, Greet, Greeting
+from dist_net.wire.serving_messages import Ask, Describe, Greet, Greeting, Reload, Unload
 from fake_service import ANIMALS, DIGITS, FakeService, served
 
 PICTURE = b"\xff\xd8\xff any picture"
@@ -20,12 +20,12 @@ OUTPUTS = bytes(12)
 ANSWERED = Outcome(Status.OK, 7, OUTPUTS, labels=ANIMALS.labels)
 
 
-def answer(service: FakeService, ask: Ask) -> Answer:
-    sent: list[Answer] = []
+def answer(service: FakeService, ask: Message, may_rule: bool = True) -> Any:
+    sent: list[Message] = []
     socket: Any = SimpleNamespace(send=lambda _, message: sent.append(message))
 
     async def run() -> None:
-        desk = ClientDesk(service, socket, "g")
+        desk = ClientDesk(service, socket, "g", may_rule)
         desk._receive_soon = lambda: None  # type: ignore[method-assign]
         desk._handle(b"client", ask)
         await asyncio.sleep(0)
@@ -113,3 +113,16 @@ def test_a_client_that_has_lost_its_connection_is_told_so_by_the_name_of_the_new
         desk._handle(node, Greet())
     names = [message.gateway for message in sent if isinstance(message, Greeting)]
     assert names[0] == names[1] != names[2]
+
+
+@pytest.mark.parametrize("message", [Reload(3, "animals"), Unload(3, "animals")])
+@pytest.mark.parametrize("may_rule", [True, False])
+def test_without_a_key_clients_of_a_pool_with_tokens_may_only_ask(
+    message: Message, may_rule: bool
+) -> None:
+    service = FakeService()
+    got = answer(service, message, may_rule)
+    assert (got.request_id, "--keys" in got.reason) == (3, not may_rule)
+    assert bool(service.done_to_models) is may_rule
+    described = answer(service, Describe(4), may_rule)
+    assert described.request_id == 4

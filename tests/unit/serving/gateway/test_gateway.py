@@ -116,6 +116,14 @@ def test_a_gateway_that_stood_still_gives_nobody_up() -> None:
             assert host.killed == []
 
 
+def test_an_unload_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with running(workers=1) as (host, turns):
+        host.gateway.unload("net")
+        turns()
+        assert host.gateway.unloads == {"net": 1}
+        assert any("model=net" in each.getMessage() for each in caplog.records)
+
+
 def test_nor_does_it_if_what_workers_said_comes_through_only_later() -> None:
     with running(workers=24) as (host, turns):
         host.passes(2.5)

@@ -1,0 +1,120 @@
+"""Tokens and roles, and what happens when their file changes."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dist_net.errors import KeyFileError
+from dist_net.serving.http.token_file import TokenFile
+
+FIRST, SECOND = "first-token-0123", "second-token-456"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    (tmp_path / "tokens").write_text(FIRST)
+    return tmp_path / "tokens"
+
+
+@pytest.fixture
+def pass_s(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """A function by which time goes on."""
+    now_s = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+
+    def pass_s(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    return pass_s
+
+
+def role_of(tokens: TokenFile, token: str) -> str | None:
+    return tokens.role_of(f"Bearer {token}".encode())
+
+
+def test_each_line_is_a_token_with_a_role(path: Path) -> None:
+    path.write_text(f"{FIRST}\nclient {SECOND}\r\n\n operator  third token 0123 \n")
+    tokens = TokenFile(path)
+    assert role_of(tokens, FIRST) == "operator"
+    assert role_of(tokens, SECOND) == "client"
+    assert role_of(tokens, "third token 0123") == "operator"
+    assert role_of(tokens, "") is role_of(tokens, "client " + SECOND) is None
+    assert tokens.role_of(b"Bearer \xff\xfe") is None
+
+
+@pytest.mark.usefixtures("pass_s")
+def test_tokens_come_and_go_without_a_restart(path: Path, pass_s: Callable[[float], None]) -> None:
+    tokens = TokenFile(path)
+    path.write_text(f"client {SECOND}\n")
+    assert role_of(tokens, FIRST) == "operator"  # the file is looked at once a second at most
+    pass_s(1.1)
+    assert role_of(tokens, FIRST) is None
+    assert role_of(tokens, SECOND) == "client"
+    other = path.with_name("other")
+    other.write_text(SECOND)  # as large, and perhaps as old
+    other.replace(path)
+    pass_s(1.1)
+    assert role_of(tokens, SECOND) == "operator"
+
+
+@pytest.mark.parametrize("damage", ["", "short\n", f"{SECOND}\nshort\n", None])
+def test_a_file_that_is_being_written_changes_nothing(
+    path: Path,
+    pass_s: Callable[[float], None],
+    caplog: pytest.LogCaptureFixture,
+    damage: str | None,
+) -> None:
+    tokens = TokenFile(path)
+    path.unlink() if damage is None else path.write_text(damage)
+    for _ in range(5):
+        pass_s(1.1)
+        assert role_of(tokens, FIRST) == "operator"
+        assert role_of(tokens, SECOND) is None
+    assert [str(path) in each.getMessage() for each in caplog.records] == [True]
+    path.write_text(SECOND)
+    pass_s(1.1)
+    assert role_of(tokens, SECOND) == "operator"
+
+
+def test_a_pipe_is_read_once(pass_s: Callable[[float], None]) -> None:
+    """As that of a shell's `<(...)`; reading it again would find nothing."""
+    reader, writer = os.pipe()
+    os.write(writer, FIRST.encode())
+    os.close(writer)
+    tokens = TokenFile(Path(f"/dev/fd/{reader}"))
+    pass_s(1.1)
+    assert role_of(tokens, FIRST) == "operator"
+    os.close(reader)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b" " * 20,
+        b"short",
+        b"client short",
+        b"operator 0123456789abcde",
+        "not of ASCII but l\u00f6ng".encode(),
+        b"not text but long \xff\xfe",
+        b"with a bell, but long \x07",
+        b"0123456789abcdef\n" * 10_000,
+    ],
+)
+def test_tokens_that_no_header_carries_or_anybody_guesses_are_refused(
+    path: Path, content: bytes
+) -> None:
+    path.write_bytes(content)
+    with pytest.raises(KeyFileError) as raised:
+        TokenFile(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(KeyFileError) as raised:
+            TokenFile(path)
+        assert str(path) in str(raised.value)
