@@ -69,6 +69,12 @@ def adopt_orphans() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def trust_no_recipe_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The record of trusted recipes, of these tests and the processes that they start, is new."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def let_interrupts_through() -> None:
     """A shell's background job ignores SIGINT, and so would every process that a test starts."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

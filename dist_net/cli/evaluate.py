@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from dist_net.cluster.command_line import add_trust_argument
+from dist_net.cluster.recipe_confirmation import confirm_recipe
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.cluster.trained_run import load
 from dist_net.models.run_directory import RunDirectory
@@ -24,6 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Evaluates, says the result, and gives the exit code."""
     console = plain_console()
     path = RunDirectory.newest().path if arguments.run is None else arguments.run
+    confirm_recipe(path, arguments.trust_recipe)
     trained = load(path, trust_recipe=arguments.trust_recipe)
     with FetchProgress(console) as progress:
         evaluation = trained.evaluate(progress=progress)

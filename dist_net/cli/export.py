@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from dist_net.cluster.command_line import add_trust_argument
+from dist_net.cluster.recipe_confirmation import confirm_recipe
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import ExportFormatError, NotExportableError
 from dist_net.export.formats import FORMATS, ExportedModel, format_of, write_exported
@@ -38,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     console, file = plain_console(), arguments.file
     format = format_of(file, arguments.format, arguments.preprocessing)
     require_another_file(arguments.model, arguments.weights, file)
+    confirm_recipe(arguments.model, arguments.trust_recipe)
     with FetchProgress(console) as progress:
         source = source_called(
             arguments.model,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from dist_net.cluster.cores import available_cores
 from dist_net.cluster.joined_pictures import prepare_folder
 from dist_net.cluster.joined_run import JoinedRun, JoinedRunSettings
 from dist_net.cluster.own_directory import log_directory, temporary_directory
+from dist_net.cluster.recipe_confirmation import confirm_code
 from dist_net.cluster.replacement import RESTARTS
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
-from dist_net.errors import RecipeError, UntrustedRecipeError
+from dist_net.errors import RecipeError
 from dist_net.models.observer import Observer
 from dist_net.models.offered_recipe import OfferedRecipe
 from dist_net.models.picture_manifest import MOST_MANIFEST_BYTES
@@ -134,29 +134,14 @@ def prepare_recipe(
     beside = arguments.data.resolve() if arguments.data is not None else None
     original = "" if beside is None else str(beside / offered.file_name)
     offered.keep(directory, original)
-    if offered.is_code and not arguments.trust_recipe:
-        _ask_for_trust(offered, directory, console)
+    if offered.is_code:
+        what = f"the recipe {offered.name!r} of the server's host"
+        confirm_code(what, directory.path, offered.file_digests, arguments.trust_recipe)
     with FetchProgress(console) as fetching:
         try:
-            return len(recipe_of_run(directory).recipe.load_dataset(fetching).train_targets)
+            loaded = recipe_of_run(directory, trust_recipe=True)
+            return len(loaded.recipe.load_dataset(fetching).train_targets)
         except RecipeError as error:
             if offered.is_code and beside is None:
                 error.add_note("if the recipe looks for data beside itself, give --data FOLDER")
             raise
-
-
-def _ask_for_trust(offered: OfferedRecipe, directory: RunDirectory, console: Console) -> None:
-    """Asks whether Python code that came from elsewhere may be run; raises if not."""
-    described = offered.described(directory)
-    if not sys.stdin.isatty():
-        raise UntrustedRecipeError(
-            f"the server trains the recipe {offered.name!r}, which is Python code that would be "
-            f"run here ({'; '.join(described)}); there is no terminal to ask at: if you trust who "
-            f"gave you the token, add --trust-recipe"
-        )
-    console.print(f"The recipe {offered.name!r} is Python code of the server's host:")
-    for line in described:
-        console.print(f"    {line}")
-    console.print("Run it on this host? [y/N] ", end="")
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UntrustedRecipeError("the recipe is not trusted, so nothing was run")

@@ -11,6 +11,7 @@ from pathlib import Path
 from dist_net.cli.parser import count_from
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.cores import available_cores
+from dist_net.cluster.recipe_confirmation import confirm_recipe
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import DistNetError, UnknownModelError
 from dist_net.models.classifier import ClassifiedImage, Classifier, classifier_called
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UnknownModelError(
             f"{missing} given; expected MODEL IMAGE..., where MODEL is {MODELS}"
         )
+    confirm_recipe(arguments.model, arguments.trust_recipe)
     # Decoders warn of oddities in a picture; those that matter become its answer.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with FetchProgress(plain_console()) as progress:

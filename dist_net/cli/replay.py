@@ -9,6 +9,7 @@ from pathlib import Path
 from dist_net.cli.parser import count_from
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import use_threads
+from dist_net.cluster.recipe_confirmation import confirm_recipe
 from dist_net.cluster.terminal import CountProgress, FetchProgress, plain_console
 from dist_net.errors import ReplayError
 from dist_net.models.run_directory import RunDirectory
@@ -46,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     console = plain_console()
     directory = RunDirectory.newest() if arguments.run is None else RunDirectory.open(arguments.run)
+    confirm_recipe(directory.path, arguments.trust_recipe)
     journal = read_journal(directory.journal)
     loaded, _ = load_trained(directory.path, arguments.trust_recipe)
     with FetchProgress(console) as fetching:

@@ -28,6 +28,7 @@ from dist_net.cluster.cluster_options import (
 from dist_net.cluster.command_line import add_trust_argument, joining_command
 from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRun, LocalRunSettings, summarise
 from dist_net.cluster.opening import add_invitation_arguments, opening_of
+from dist_net.cluster.recipe_confirmation import confirm_recipe
 from dist_net.cluster.replacement import RESTARTS
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Dataset
@@ -46,6 +47,7 @@ from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import load_recipe, recipe_names
+from dist_net.recipes.trusted_recipes import trust
 from dist_net.report.plots import plot_confusion, plot_training
 from dist_net.training.evaluation import Evaluation
 
@@ -203,6 +205,7 @@ def _train(
     if directory is None or arguments.recipe is not None:
         loaded = load_recipe(options.recipe)
     else:
+        confirm_recipe(directory.path, arguments.trust_recipe)
         loaded, _ = load_trained(directory.path, arguments.trust_recipe)
     with FetchProgress(console) as fetching:
         dataset = loaded.recipe.load_dataset(fetching)
@@ -229,6 +232,8 @@ def _train(
             # Refuses what does not fit before anything in the run's directory is changed.
             RunState.resumed(settings, read_checkpoint(directory.checkpoint))
         directory.begin(options, {} if loaded.is_built_in else loaded.files)
+        if not loaded.is_built_in:
+            trust(options.recipe_files)
         console.print(
             f"{loaded.name}: {settings.parameter_count:,} parameters, {settings.samples:,} "
             f"samples, {settings.epochs} epochs of minibatches of {settings.batch_size}; "

@@ -9,13 +9,13 @@ import shutil
 import sys
 from pathlib import Path
 
+TRUST = "--trust-recipe"
+
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     """Declares the option of every command that may run a run's own recipe."""
     parser.add_argument(
-        "--trust-recipe",
-        action="store_true",
-        help="run the Python recipe of a run even if others may have written it",
+        TRUST, action="store_true", help="run the Python recipe of a downloaded run without asking"
     )
 
 

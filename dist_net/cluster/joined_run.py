@@ -17,6 +17,7 @@ from typing import Any
 
 from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.cluster.child import end
+from dist_net.cluster.command_line import TRUST
 from dist_net.cluster.local_run import POLL_S, WORKER_GRACE_S
 from dist_net.cluster.replacement import RESTARTS, ReplacedChild
 from dist_net.cluster.roles import LocalProcesses, Role
@@ -115,7 +116,7 @@ class JoinedRun:
         settings = self._settings
         arguments = ["--run-dir", str(self._directory.path), "--connect", self._server.address]
         arguments += ["--name", f"{socket.gethostname()}-{index}"[:128]]
-        arguments += ["--threads", str(settings.threads)]
+        arguments += ["--threads", str(settings.threads), TRUST]  # `join` has asked by now
         arguments += ["--timeout", str(settings.join_timeout_s)]
         arguments += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
         if self._server.keys is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_net.cluster.child import RunningChild, end
+from dist_net.cluster.command_line import TRUST
 from dist_net.cluster.crew import Crew
 from dist_net.cluster.opening import Opening
 from dist_net.cluster.ray_cluster import RayCluster
@@ -237,7 +238,7 @@ class LocalRun:
 
     def _start_server(self) -> RunningChild:
         arguments: list[Word] = [Given.RUN_DIRECTORY, *self._launcher.server_options, *self._listen]
-        arguments += ["--threads", str(self._threads)]
+        arguments += ["--threads", str(self._threads), TRUST]  # `train` has asked by now
         if self._keys is not None:
             arguments += ["--keys", str(self._keys)]
         if self._resumes:
@@ -254,7 +255,7 @@ class LocalRun:
 
     def _worker(self, name: str) -> Role:
         arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._launcher.worker_options]
-        arguments += ["--name", name, "--threads", str(self._threads)]
+        arguments += ["--name", name, "--threads", str(self._threads), TRUST]
         arguments += ["--timeout", str(START_TIMEOUT_S)]
         module = "dist_net.cluster.processes.training_worker"
         return Role(name, module, tuple(arguments), cores=self._threads)

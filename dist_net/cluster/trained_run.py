@@ -36,6 +36,7 @@ from dist_net.parameter_server.checkpoint import Checkpoint
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.recipes.picture_recipe import PICTURES
 from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
+from dist_net.recipes.trusted_recipes import trust
 from dist_net.spelling import refuse_options
 from dist_net.training.evaluation import Evaluation, Evaluator
 from dist_net.training.single_process import Callback, EpochResult, dataset_of, is_ended_by
@@ -198,6 +199,8 @@ def train(
     display = WatchedTraining(console, settings.samples, callbacks)
     with run.locked(), display:
         run.begin(chosen, {} if loaded.is_built_in else loaded.files)
+        if not loaded.is_built_in:
+            trust(chosen.recipe_files)
         best = None
         if chosen.keeps_best or chosen.patience is not None:
             best = BestWeights(run.best, settings, chosen.patience)

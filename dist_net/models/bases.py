@@ -16,7 +16,7 @@ from dist_net.data import Progress
 from dist_net.errors import ModelOptionError, UnknownModelError
 from dist_net.models.run_directory import run_meant
 from dist_net.models.sources import named_source
-from dist_net.models.trained_model import load_trained
+from dist_net.models.trained_model import code_of_run, load_trained
 from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.recipes.picture_recipe import PICTURES, Base, PictureRecipe, small_base
 from dist_net.spelling import did_you_mean
@@ -77,18 +77,18 @@ def _darknet(configuration: Configuration, name: str, weights: Path) -> FoundBas
 
 
 def _run(path: Path, name: str) -> FoundBase:
+    if code_of_run(path):
+        raise ModelOptionError(
+            f"{path} was trained by a recipe of its own, which is Python code; expected a base "
+            f"that is data: {BASES}"
+        )
     loaded, checkpoint = load_trained(path)
     recipe = loaded.recipe
     if loaded.reference == PICTURES:
         text = PictureRecipe.from_json(loaded.files["recipe.json"]).as_net().to_json()
         base = Base("pictures", name, recipe.input_shape, recipe.fitting, text)
-    elif loaded.is_built_in:
-        base = Base("recipe", name, recipe.input_shape, recipe.fitting, loaded.reference)
     else:
-        raise ModelOptionError(
-            f"{path} was trained by a recipe of its own, {loaded.reference}, which is code; "
-            f"expected a base that is data: {BASES}"
-        )
+        base = Base("recipe", name, recipe.input_shape, recipe.fitting, loaded.reference)
     if recipe.model.input_dtype != np.uint8:
         raise ModelOptionError(f"{path} takes no pictures; expected a net that does: {BASES}")
     _require_pictures(base)

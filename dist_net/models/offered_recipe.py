@@ -109,15 +109,12 @@ class OfferedRecipe:
         ``original`` is the file that the code is to take itself for, to find data beside it.
         """
         reference = self.reference or original or str(directory.path / self.file_name)
-        digests = {name: sha256(content) for name, content in sorted(self.files.items())}
-        directory.begin(RunOptions(reference, recipe_files=digests), self.files)
+        directory.begin(RunOptions(reference, recipe_files=self.file_digests), self.files)
 
-    def described(self, directory: RunDirectory) -> list[str]:
-        """A line for each file, as it is kept: path, size, SHA-256."""
-        return [
-            f"{directory.path / name}: {len(content):,} bytes, SHA-256 {sha256(content)}"
-            for name, content in sorted(self.files.items())
-        ]
+    @property
+    def file_digests(self) -> dict[str, str]:
+        """The SHA-256 of each of its files, in hexadecimal."""
+        return {name: sha256(content) for name, content in sorted(self.files.items())}
 
 
 def _class_names(text: str) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import socket
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -27,7 +26,6 @@ from dist_net.recipes.recipe_files import RECIPE_FILE
 from dist_net.spelling import closest
 
 DEFAULT_PARENT = Path("runs")
-WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 POLL_S = 0.05
 KEYS = "keys"
 UNREADABLE = OSError, ValueError, TypeError, RecursionError
@@ -150,10 +148,7 @@ class RunDirectory:
     def make(self) -> None:
         """Makes the directory, unless it is there; raises RunDirectoryError."""
         with self._translated_errors():
-            is_new = not self.path.exists()
             self.logs.mkdir(parents=True, exist_ok=True)
-            if is_new:  # whatever the umask: code may be kept in it
-                self.path.chmod(self.path.stat().st_mode & ~WRITABLE_BY_OTHERS)
 
     @property
     def head_run(self) -> RunDirectory:
@@ -212,7 +207,6 @@ class RunDirectory:
         for name, content in recipe_files.items():
             with self.replacing(self.path / name) as file:
                 file.write_bytes(content)
-                file.chmod(file.stat().st_mode & ~WRITABLE_BY_OTHERS)
 
     @contextmanager
     def replacing(self, path: Path) -> Iterator[Path]:

@@ -49,6 +49,7 @@ from dist_net.pictures.labels import read_labels, require_labels
 from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.recipes.picture_recipe import PICTURES
 from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, built_in_recipe, recipe_names
+from dist_net.recipes.trusted_recipes import is_trusted
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
 from dist_net.wire.reaching import be_let_in
@@ -304,7 +305,7 @@ class FollowedRun:
         if reference in recipe_names():
             return built_in_recipe(reference)
         offered = OfferedRecipe.of(observer.recipe())
-        if offered.is_code and not self._trust_recipe:
+        if offered.is_code and not (self._trust_recipe or is_trusted(offered.file_digests)):
             raise UntrustedRecipeError(
                 f"the server at {self.address} trains the recipe of a file, {reference!r}, "
                 f"which is Python code; pass --trust-recipe to run the copy that the server sends"
@@ -314,7 +315,7 @@ class FollowedRun:
         directory.make()
         self._class_names, self._has_classes = offered.class_names, bool(offered.class_names)
         offered.keep(directory, reference)  # beside which its data lies, on the server's host
-        return recipe_of_run(directory)
+        return recipe_of_run(directory, trust_recipe=True)
 
 
 ModelSource = DarknetFiles | PretrainedNet | TrainedRun | FollowedRun

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from dist_net.data import Dataset
 from dist_net.errors import (
@@ -41,8 +42,8 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
     """The recipe and the checkpoint of the run directory or checkpoint file at ``path``.
 
     A recipe is either built in, or Python code in the run directory. That is run only if it has
-    the digests that the checkpoint names, and if only this user can have written it or it is
-    trusted. No other code is run, whatever the checkpoint says.
+    the digests that the checkpoint names, and if the user trusts them: see ``load_recipe_copy``.
+    No other code is run, whatever the checkpoint says.
 
     Raises what reading either raises, and CheckpointMismatchError where they do not fit together.
     """
@@ -116,10 +117,30 @@ def held_out_of(path: Path, loaded: LoadedRecipe) -> Dataset | None:
         ) from error
 
 
-def recipe_of_run(directory: RunDirectory) -> LoadedRecipe:
-    """The recipe of a run that was just started, for its own processes; raises RecipeError."""
+def code_of_run(path: Path) -> Mapping[str, str]:
+    """Return the digests, by name, of the Python files that loading a run would run.
+
+    ``path`` is a run directory or a checkpoint file. Empty if the recipe is data, or nothing can be
+    read: loading the run raises the error.
+    """
+    try:
+        file = RunDirectory(path).trained if path.is_dir() else path
+        with safe_open(file, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+        reference = json.loads(metadata["recipe"])
+        record = RecipeRecord.from_json(json.loads(metadata["recipe_record"]))
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError, RecipeError):
+        return {}
+    return {} if reference in (PICTURES, *recipe_names()) else record.files
+
+
+def recipe_of_run(directory: RunDirectory, trust_recipe: bool = False) -> LoadedRecipe:
+    """Load the recipe of a run that was just started, for its own processes.
+
+    Raises RecipeError, and what ``load_recipe_copy`` raises.
+    """
     options = RunOptions.from_json(directory.options.read_text())
-    return _recipe(directory, options.recipe, options.recipe_files, trust_recipe=True)
+    return _recipe(directory, options.recipe, options.recipe_files, trust_recipe)
 
 
 def _recipe(

@@ -32,6 +32,7 @@ from dist_net.nn.losses import Loss
 from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule, optimizer_named
 from dist_net.pictures.fitting import FITTINGS
 from dist_net.recipes.recipe_files import RecipeFiles, place_in_recipe, read_any, reader_of, sha256
+from dist_net.recipes.trusted_recipes import is_trusted
 from dist_net.release import release
 from dist_net.spelling import did_you_mean, refuse_options
 from dist_net.vector import Vector
@@ -296,19 +297,24 @@ def load_recipe(reference: str) -> LoadedRecipe:
 
 
 def load_recipe_copy(
-    path: Path, reference: str, digests: Mapping[str, str], is_trusted: bool = False
+    path: Path, reference: str, digests: Mapping[str, str], trust_recipe: bool = False
 ) -> LoadedRecipe:
-    """The recipe in the file ``path``, a copy of the one that ``reference`` names.
+    """Run the recipe in the file ``path``, a copy of the one that ``reference`` names.
 
     Only this file and files of its folder are run, and only with the ``digests`` that
-    ``file_digests`` gave for the originals. Its ``__file__`` is the original's, so that it finds
-    its data.
+    ``file_digests`` returned for the originals. Its ``__file__`` is the original's, so that it
+    finds its data.
 
-    Raises RecipeChangedError if a file is missing or has changed, UntrustedRecipeError if others
-    may have written it and it is not ``is_trusted``, and RecipeError if it fails. Without
-    ``digests`` it is run only if it ``is_trusted``.
+    Raises UntrustedRecipeError unless ``trust_recipe``, or the user's record has all digests;
+    RecipeChangedError if a file is missing or has changed; and RecipeError if it fails.
     """
-    files = RecipeFiles(path, Path(reference), reader_of(path, digests, is_trusted))
+    if not (trust_recipe or is_trusted(digests)):
+        known = "this user has not confirmed" if digests else "no digest was kept of"
+        raise UntrustedRecipeError(
+            f"{known} {path}, which is Python code; expected a recipe that was trained with or "
+            f"confirmed on this host: read it, and if you trust it, pass --trust-recipe"
+        )
+    files = RecipeFiles(path, Path(reference), reader_of(path, digests))
     return _run(reference, Path(reference).stem, path, files)
 
 
@@ -321,7 +327,7 @@ def _run(reference: str, name: str, path: Path, files: RecipeFiles) -> LoadedRec
                     f"expected a Recipe in a variable called 'recipe', found "
                     f"{type(recipe).__name__}"
                 )
-    except (RecipeChangedError, UntrustedRecipeError):
+    except RecipeChangedError:
         raise
     except DistNetError as error:
         raise RecipeError(f"recipe {place_in_recipe(error) or path}: {error}") from error

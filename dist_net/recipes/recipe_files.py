@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import builtins
 import hashlib
-import os
-import stat
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import SourceLoader
@@ -19,7 +17,7 @@ from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
-from dist_net.errors import RecipeChangedError, RecipeError, UntrustedRecipeError
+from dist_net.errors import RecipeChangedError, RecipeError
 
 RECIPE_FILE = "recipe.py"
 """The name of a recipe's own file in a run directory; files that it imports keep their names."""
@@ -118,17 +116,17 @@ def read_any(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def reader_of(recipe: Path, digests: Mapping[str, str], is_trusted: bool) -> Read:
-    """A function that reads ``recipe``, and files of its folder, if they have these ``digests``.
+def reader_of(recipe: Path, digests: Mapping[str, str]) -> Read:
+    """Return a function that reads ``recipe``, and files of its folder, if they have these digests.
 
-    It raises RecipeChangedError if one is missing or has changed, and UntrustedRecipeError if
-    others may have written it, or there is no digest, unless it ``is_trusted``.
+    Without digests it reads every file. It raises RecipeChangedError if a file is missing or has
+    changed.
     """
 
     def read(path: Path) -> bytes | None:
         name = RECIPE_FILE if path == recipe else path.name
         if name not in digests and name != RECIPE_FILE:
-            return read_any(path) if is_trusted and not digests else None
+            return None if digests else read_any(path)
         content, expected = read_any(path), digests.get(name)
         if content is None or expected not in (None, sha256(content)):
             found = "is missing" if content is None else "has changed"
@@ -136,32 +134,9 @@ def reader_of(recipe: Path, digests: Mapping[str, str], is_trusted: bool) -> Rea
                 f"the recipe's file {path} {found}; expected the one that the model was trained "
                 f"with: put that one back"
             )
-        if not is_trusted:
-            _require_own(path)
-            if expected is None:
-                raise UntrustedRecipeError(
-                    f"no digest of {path} was kept with the weights, so it may be another recipe "
-                    f"than theirs; read it, and if it is the right one, add --trust-recipe"
-                )
         return content
 
     return read
-
-
-def _require_own(file: Path) -> None:
-    """Raises UntrustedRecipeError if others may have written the file."""
-    for path in (file, file.parent):
-        status = path.stat()
-        if status.st_uid != os.geteuid():
-            reason = f"{path} belongs to another user (number {status.st_uid})"
-        elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            reason = f"{path} may be written by others ({stat.filemode(status.st_mode)})"
-        else:
-            continue
-        raise UntrustedRecipeError(
-            f"this model's recipe is Python code, and {reason}; expected files that only you may "
-            f"write: read {file}, and if you trust it, add --trust-recipe"
-        )
 
 
 def sha256(content: bytes) -> str:

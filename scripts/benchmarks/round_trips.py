@@ -81,7 +81,7 @@ def waits_s(transport: str, lease_minibatches: int) -> list[float]:
         directory = RunDirectory.create(Path(temporary) / "run", "push-pull", datetime.now())
         directory.begin(options, loaded.files)
         listen = "tcp://127.0.0.1:0" if transport == TCP else f"ipc://{temporary}/server"
-        arguments = [str(directory.path), listen, "--parent", str(os.getpid())]
+        arguments = [str(directory.path), listen, "--parent", str(os.getpid()), "--trust-recipe"]
         server = Child(
             "server", "dist_net.cluster.processes.parameter_server", arguments, directory.logs
         )

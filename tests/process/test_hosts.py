@@ -201,12 +201,15 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
     )
     token = server.says(r"    dist-net join (\w+)\n")[1]
 
-    untrusted = start("join", token, prefix=hosts.on("worker-0"))
+    # Whoever trained with a recipe trusts it: this is another user.
+    other = ("env", f"XDG_DATA_HOME={tmp_path / 'other'}")
+    untrusted = start("join", token, prefix=[*hosts.on("worker-0"), *other])
     assert untrusted.ends() == 2
-    assert re.search(r"recipe\.py: [\d,]+ bytes, SHA-256 .*--trust-recipe", untrusted.stderr)
+    assert re.search(r"recipe\.py: SHA-256 \w+.*--trust-recipe", untrusted.stderr)
 
     joined = start(
-        *("join", token, "--workers", "2", "--trust-recipe"), prefix=hosts.on("worker-0")
+        *("join", token, "--workers", "2", "--trust-recipe"),
+        prefix=[*hosts.on("worker-0"), *other],
     )
     joined.says(r"2 workers join tcp://10\.77\.\d\.1:\d+")
     server.report(

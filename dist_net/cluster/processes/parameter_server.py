@@ -1,7 +1,7 @@
 """The process of a parameter server, for one run.
 
     python -m dist_net.cluster.processes.parameter_server RUN_DIRECTORY LISTEN_ADDRESS...
-        [--keys DIR] [--resume] [--threads N] [--parent PROCESS_ID]
+        [--keys DIR] [--resume] [--threads N] [--parent PROCESS_ID] [--trust-recipe]
 
 Prints ``READY ADDRESS...``, quoted as for a shell, on stdout when there is a first checkpoint and
 workers may connect, and ``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr.
@@ -14,6 +14,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import READY, entry_point, stop_on_signals
 from dist_net.models.offered_recipe import offer_of
 from dist_net.models.run_directory import RunDirectory
@@ -32,13 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--parent", type=int)
+    add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until the run is shut down, or the process that started this one is gone."""
     directory = RunDirectory(arguments.run_directory)
     options = RunOptions.from_json(directory.options.read_text())
-    loaded = recipe_of_run(directory)
+    loaded = recipe_of_run(directory, arguments.trust_recipe)
     dataset = loaded.recipe.load_dataset()
     settings = options.settings(loaded, dataset)
     manifest = directory.manifest.read_bytes() if directory.manifest.exists() else None

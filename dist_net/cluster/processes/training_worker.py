@@ -57,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long to try to join again when the server is silent (default: %(default)g)",
     )
     parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)  # for its recipe
+    parser.add_argument("--trust-recipe", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
 
 
@@ -76,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     logging.getLogger("dist_net").setLevel(logging.INFO)
     keys = load_peer_keys(arguments.keys) if arguments.keys else None
     if arguments.run_dir is not None:
-        loaded = recipe_of_run(RunDirectory(arguments.run_dir))
+        loaded = recipe_of_run(RunDirectory(arguments.run_dir), arguments.trust_recipe)
     elif arguments.recipe is not None:
         loaded = load_recipe(arguments.recipe)
     else:

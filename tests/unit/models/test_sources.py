@@ -3,7 +3,6 @@
 import os
 from contextlib import closing
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +36,14 @@ from dist_net.models.sources import (
     named_source,
     source_called,
 )
+from dist_net.models.trained_model import code_of_run
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
 from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.pictures.fitting import fit_picture
 from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.recipes.recipe import RecipeRecord, load_recipe, own_release
+from dist_net.recipes.trusted_recipes import trust
 from dist_net.serving.worker.served_network import model_of
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.reaching import LetIn
@@ -101,6 +102,7 @@ def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> 
     checkpoint = Checkpoint(reference, "", layout, 5, {}, {}, {}, weights, {}, record)
     if not loaded.is_built_in:
         directory.begin(RunOptions("mine"), loaded.files)
+        trust(loaded.file_digests)
     write_checkpoint(directory.checkpoint, checkpoint)
 
 
@@ -339,7 +341,6 @@ def own(tmp_path: Path, run: RunDirectory) -> Path:
     """The recipe of a user that ``run`` was trained with."""
     recipe = tmp_path / "mine.py"
     recipe.write_text(OWN)
-    run.path.chmod(0o700)
     write_run(run, 0, str(recipe))
     for name in ("runs", "data"):
         (tmp_path / name).unlink()
@@ -368,12 +369,13 @@ def test_nothing_outside_a_run_is_ever_run(run: RunDirectory, own: Path, copy: s
         called(run.path).read()
 
 
-def test_a_recipe_that_others_may_write_is_served_only_when_trusted(
+def test_a_downloaded_recipe_is_served_only_when_trusted(
     run: RunDirectory,
     own: Path,  # noqa: ARG001
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run.recipe.chmod(0o666)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another user"))
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
         called(run.path).read()
     found = source_called(str(run.path), None, None, progress, trust_recipe=True).read()
@@ -381,7 +383,8 @@ def test_a_recipe_that_others_may_write_is_served_only_when_trusted(
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
         model_of(description)
     assert model_of(description, trust_recipes=True).classes == 2
-    run.recipe.chmod(0o600)
+    trust(code_of_run(run.path))
+    assert called(run.path).read().labels == found.labels
     assert model_of(description).classes == 2
     run.recipe.write_text("raise SystemExit('it was run')")
     with pytest.raises(RecipeChangedError):
@@ -389,8 +392,9 @@ def test_a_recipe_that_others_may_write_is_served_only_when_trusted(
 
 
 def test_a_server_may_not_name_the_file_that_is_run(
-    own: Path, monkeypatch: pytest.MonkeyPatch
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another user"))
     offer = offer_of(load_recipe(str(own)), f"{own_release()}; recipe x", ("cat", "dog"))
     own.write_text("raise SystemExit('it was run')")
     monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": str(own), "version": 1})
@@ -419,8 +423,9 @@ def test_a_token_is_the_run_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_recipe_that_this_host_lacks_comes_from_the_server_if_it_is_trusted(
-    own: Path, monkeypatch: pytest.MonkeyPatch
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another user"))
     offer = offer_of(load_recipe(str(own)), f"{own_release()}; recipe x", ("cat", "dog"))
     own.unlink()
     monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": str(own), "version": 1})
@@ -438,14 +443,3 @@ def test_a_built_in_recipes_run_is_data_alone(run: RunDirectory) -> None:
     run.recipe.write_text("raise SystemExit('it was run')")
     found = called(run.path).read()
     assert found.labels == tuple("0123456789")
-
-
-def test_a_new_run_can_be_written_by_its_user_alone(tmp_path: Path) -> None:
-    umask = os.umask(0)
-    try:
-        directory = RunDirectory.create(tmp_path / "new", "mine", datetime.now())
-        directory.begin(RunOptions("mine"), {"recipe.py": b"", "net.py": b""})
-    finally:
-        os.umask(umask)
-    for path in (directory.path, directory.recipe, directory.path / "net.py"):
-        assert path.stat().st_mode & 0o022 == 0

@@ -1,7 +1,6 @@
 """Recipes by name and by file, and the digest by which hosts compare theirs."""
 
 import json
-import os
 import py_compile
 import sys
 from dataclasses import replace
@@ -32,6 +31,7 @@ from dist_net.recipes.recipe import (
     load_recipe_copy,
     recipe_names,
 )
+from dist_net.recipes.trusted_recipes import trust
 from dist_net.release import release
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "fashion_mnist" / "recipe.py"
@@ -262,19 +262,19 @@ def test_a_name_that_is_nearly_a_recipes_is_guessed() -> None:
 
 
 @pytest.fixture
-def copied(tmp_path: Path) -> LoadedRecipe:
-    """A recipe with a file beside it; its copies lie in ``run``."""
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedRecipe:
+    """A recipe with a file beside it, whose copies in ``run`` nobody has confirmed yet."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     original = load_recipe(str(write(tmp_path / "own", mine=IMPORTING, net=NET.format(3))))
     run = tmp_path / "run"
-    run.mkdir(mode=0o700)
+    run.mkdir()
     for name, content in original.files.items():
         (run / name).write_bytes(content)
-        (run / name).chmod(0o600)
     return replace(original, path=run / "recipe.py")
 
 
-def copy_of(loaded: LoadedRecipe, is_trusted: bool = False) -> LoadedRecipe:
-    return load_recipe_copy(loaded.path, loaded.reference, loaded.file_digests, is_trusted)
+def copy_of(loaded: LoadedRecipe, trust_recipe: bool = False) -> LoadedRecipe:
+    return load_recipe_copy(loaded.path, loaded.reference, loaded.file_digests, trust_recipe)
 
 
 def test_a_copy_runs_without_its_original_and_its_cached_bytecode(copied: LoadedRecipe) -> None:
@@ -284,7 +284,7 @@ def test_a_copy_runs_without_its_original_and_its_cached_bytecode(copied: Loaded
     other.write_text("raise SystemExit('bytecode was run')")
     (copied.path.parent / "__pycache__").mkdir()
     py_compile.compile(str(other), cache_from_source(str(copied.path)))
-    found = copy_of(copied)
+    found = copy_of(copied, trust_recipe=True)
     assert found.files == copied.files
     assert (found.reference, found.name) == (copied.reference, "mine")
 
@@ -296,45 +296,36 @@ def test_a_copy_finds_the_data_of_its_original(tmp_path: Path) -> None:
     loaded = load_recipe(str(path))
     copy = tmp_path / "recipe.py"
     copy.write_text(text)
-    load_recipe_copy(copy, str(path), loaded.file_digests, is_trusted=True)
+    load_recipe_copy(copy, str(path), loaded.file_digests, trust_recipe=True)
 
 
 @pytest.mark.parametrize("name", ["recipe.py", "net.py"])
 def test_a_changed_file_is_not_run(copied: LoadedRecipe, name: str) -> None:
     path = copied.path.with_name(name)
     path.write_text("raise SystemExit('it was run')")
-    for is_trusted in (False, True):
-        with pytest.raises(RecipeChangedError, match=f"{name} has changed; expected the one"):
-            copy_of(copied, is_trusted)
+    with pytest.raises(RecipeChangedError, match=f"{name} has changed; expected the one"):
+        copy_of(copied, trust_recipe=True)
     path.unlink()
     with pytest.raises(RecipeChangedError, match=f"{name} is missing"):
+        copy_of(copied, trust_recipe=True)
+
+
+def test_a_copy_that_the_user_has_not_confirmed_is_not_run(copied: LoadedRecipe) -> None:
+    with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
         copy_of(copied)
-
-
-@pytest.mark.parametrize("name", ["recipe.py", "net.py", "."])
-@pytest.mark.parametrize("mode", [0o720, 0o702])
-def test_what_others_may_write_is_run_only_when_trusted(
-    copied: LoadedRecipe, name: str, mode: int
-) -> None:
-    (copied.path.parent / name).chmod(mode)
-    with pytest.raises(UntrustedRecipeError, match=r"may be written by others .* --trust-recipe"):
-        copy_of(copied)
-    assert copy_of(copied, is_trusted=True).files == copied.files
-
-
-def test_what_another_user_owns_is_run_only_when_trusted(
-    copied: LoadedRecipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: os.getuid() + 1)
-    with pytest.raises(UntrustedRecipeError, match="belongs to another user"):
-        copy_of(copied)
-    assert copy_of(copied, is_trusted=True).files == copied.files
+    trust({"recipe.py": copied.file_digests["recipe.py"]})
+    with pytest.raises(UntrustedRecipeError):
+        copy_of(copied)  # which imports a file that is not confirmed
+    assert copy_of(copied, trust_recipe=True).files == copied.files
+    trust(copied.file_digests)
+    assert copy_of(copied).files == copied.files
 
 
 def test_a_copy_without_digests_is_run_only_when_trusted(copied: LoadedRecipe) -> None:
-    with pytest.raises(UntrustedRecipeError, match=r"no digest of .*recipe.py was kept"):
+    trust(copied.file_digests)
+    with pytest.raises(UntrustedRecipeError, match=r"no digest was kept of .*recipe\.py"):
         load_recipe_copy(copied.path, copied.reference, {})
-    load_recipe_copy(copied.path, copied.reference, {}, is_trusted=True)
+    load_recipe_copy(copied.path, copied.reference, {}, trust_recipe=True)
 
 
 def test_a_fitting_that_there_is_not_is_refused() -> None:

@@ -18,6 +18,7 @@ from dist_net.nn import Model, Predictor
 from dist_net.nn.inference import prepare, softmax
 from dist_net.pictures.fitting import PictureInputs, fit_picture
 from dist_net.recipes.recipe import load_recipe
+from dist_net.recipes.trusted_recipes import trust
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
 
@@ -259,6 +260,7 @@ def test_a_model_without_pictures_is_served_too(served, tmp_path: Path):
     path = tmp_path / "vector.py"
     path.write_text(VECTOR)
     loaded = load_recipe(str(path))
+    trust(loaded.file_digests)
     description = replace(
         DIGITS,
         input_shape=(4,),
