@@ -16,6 +16,7 @@ from importlib import import_module
 from types import FrameType
 
 from dist_net.cli.parser import Parser
+from dist_net.cluster.hidden_tokens import own_words
 from dist_net.errors import INTERRUPTED, DistNetError
 from dist_net.release import VERSION
 
@@ -64,7 +65,7 @@ def parse(given: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; an error of this project becomes one line on stderr and an exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = own_words() if arguments is None else arguments
     try:
         parsed = parse(given or ["--help"])
         # These import NumPy, for which --help should not wait.

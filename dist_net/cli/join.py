@@ -12,6 +12,7 @@ from rich.console import Console
 from dist_net.cli.parser import count_from
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.cores import available_cores
+from dist_net.cluster.hidden_tokens import add_token_arguments, token_given
 from dist_net.cluster.joined_pictures import prepare_folder
 from dist_net.cluster.joined_run import JoinedRun, JoinedRunSettings
 from dist_net.cluster.own_directory import log_directory, temporary_directory
@@ -34,7 +35,7 @@ AUTO = "auto"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    option("token", metavar="TOKEN", help="as 'dist-net train --listen ADDRESS' prints it")
+    add_token_arguments(parser, "'dist-net train --listen ADDRESS'")
     option(
         "--workers",
         type=lambda text: AUTO if text == AUTO else count_from(1)(text),
@@ -77,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains until the run is done; gives the exit code."""
     settings = settings_of(arguments)
-    token = JoinToken.of(arguments.token)
+    token = JoinToken.of(token_given(arguments))
     token.require_kind(TRAINING)
     console = plain_console()
     server = be_let_in(token, timeout_s=arguments.timeout)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from dist_net.cluster.entry import FAILED, READY
+from dist_net.cluster.hidden_tokens import hide_tokens
 from dist_net.errors import BadInputError, ProcessFailedError
 
 POLL_S = 0.005
@@ -191,7 +192,7 @@ class Child(RunningChild):
 
     It has a process group of its own, so that an interrupt at the terminal reaches only the
     parent, which then ends its children in order. ``stdin`` is what it has there, else nothing. It
-    inherits the file descriptors ``inherited``.
+    inherits the file descriptors ``inherited``, and no token shows on its command line.
     """
 
     def __init__(
@@ -203,15 +204,20 @@ class Child(RunningChild):
         stdin: socket.socket | None = None,
         inherited: Sequence[int] = (),
     ) -> None:
-        with outputs(name, logs) as (output, errors):
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", module, *arguments],
-                stdin=subprocess.DEVNULL if stdin is None else stdin.fileno(),
-                stdout=output,
-                stderr=errors,
-                process_group=0,
-                pass_fds=inherited,
-            )
+        words, pipes = hide_tokens(arguments)
+        try:
+            with outputs(name, logs) as (output, errors):
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", module, *words],
+                    stdin=subprocess.DEVNULL if stdin is None else stdin.fileno(),
+                    stdout=output,
+                    stderr=errors,
+                    process_group=0,
+                    pass_fds=(*inherited, *pipes),
+                )
+        finally:
+            for pipe in pipes:
+                os.close(pipe)
         super().__init__(name, logs, process)
 
 

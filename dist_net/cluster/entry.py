@@ -18,6 +18,7 @@ import numpy  # noqa: F401
 from threadpoolctl import threadpool_limits
 
 from dist_net.cluster.bounded_log import BoundedLog
+from dist_net.cluster.hidden_tokens import own_words
 from dist_net.errors import DistNetError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ def entry_point(
     try:
         parser = ArgumentParser()
         add_arguments(parser)
-        return run(parser.parse_args(words))
+        return run(parser.parse_args(own_words() if words is None else words))
     except DistNetError as error:
         logger.error("%s", error)
         print(FAILED, error, flush=True)

@@ -116,8 +116,8 @@ def invitation_lines(token: JoinToken, directory: Path | None) -> list[str]:
 
 
 def pasted(token: JoinToken) -> str:
-    """The line to paste on another host."""
-    return f"dist-net {COMMANDS[token.kind]} {token.text}"
+    """Return the line to paste on another host, where no command line shows the token."""
+    return f"echo {token.text} | dist-net {COMMANDS[token.kind]}"
 
 
 def until(token: JoinToken) -> str:

@@ -25,7 +25,7 @@ LONGEST_TOKEN = 4096
 TRAINING, POOL = KINDS = "training", "pool"
 
 _SERVERS = {TRAINING: "a parameter server", POOL: "a pool of inference workers"}
-_COMMANDS = {TRAINING: "dist-net join TOKEN", POOL: "dist-net inference-worker TOKEN"}
+_COMMANDS = {TRAINING: "dist-net join", POOL: "dist-net inference-worker"}
 # The first byte: never 0, which would be lost in base 62.
 _CODES = {TRAINING: 1, POOL: 2}
 _WITH_KEYS = 16
@@ -36,6 +36,7 @@ _EXPIRY = struct.Struct(">I")  # seconds since 1970
 _PORT = struct.Struct(">H")
 # The length of a host's name stands before it; these stand for numbers, which need none.
 _IP_BYTES = {0: 4, 1: 16}
+_TOKEN = re.compile(rf"{PREFIX}\d[0-9A-Za-z]{{20,}}")
 _AGAIN = "copy the whole line again that 'dist-net train' or 'dist-net serve' printed"
 
 
@@ -113,13 +114,18 @@ class JoinToken:
         if self.kind != kind:
             raise TokenError(
                 f"this is a token of {_SERVERS[self.kind]}; expected one of {_SERVERS[kind]}: "
-                f"paste it as it was printed, {_COMMANDS[self.kind]}"
+                f"paste the line as it was printed, echo TOKEN | {_COMMANDS[self.kind]}"
             )
 
 
 def is_token(text: str) -> bool:
     """Whether a word is meant as a token, whole or not."""
-    return re.match(rf"{PREFIX}\d[0-9A-Za-z]{{20,}}", text) is not None
+    return _TOKEN.match(text) is not None
+
+
+def holds_token(text: str) -> bool:
+    """Whether a word of a command line is meant as a token, or as ``NAME=TOKEN``."""
+    return any(is_token(part) for part in text.split("="))
 
 
 class _Bytes:

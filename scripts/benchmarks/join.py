@@ -115,5 +115,5 @@ def join(hosts: list[list[str]], directory: Path) -> tuple[float, float]:
 
 def token_in(said: Path) -> str | None:
     """The token that a run has printed, if it has."""
-    found = re.search(r"dist-net join (\w+)\n", said.read_text())
+    found = re.search(r"echo (\w+) \| dist-net join\n", said.read_text())
     return None if found is None else found[1]

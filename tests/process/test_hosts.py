@@ -199,7 +199,7 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
         *("--listen", "tcp://0.0.0.0:0", "--json"),
         prefix=hosts.on("server"),
     )
-    token = server.says(r"    dist-net join (\w+)\n")[1]
+    token = server.says(r"    echo (\w+) \| dist-net join\n")[1]
 
     # Whoever trained with a recipe trusts it: this is another user.
     other = ("env", f"XDG_DATA_HOME={tmp_path / 'other'}")

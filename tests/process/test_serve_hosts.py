@@ -163,7 +163,7 @@ def test_workers_of_other_hosts_come_answer_and_are_cut_off(
 ) -> None:
     workers_address = gateway.says(r"--connect (tcp://\S+)")[1]
 
-    token = gateway.says(r"    dist-net inference-worker (\w+)\n")[1]
+    token = gateway.says(r"    echo (\w+) \| dist-net inference-worker\n")[1]
 
     def worker(host: str, *way_in: str) -> Any:
         return start(

@@ -1,8 +1,8 @@
 """The process of an inference worker.
 
-    python -m dist_net.cluster.processes.inference_worker [TOKEN] [--connect ADDRESS]
-        [--keys DIR] [--name NAME] [--threads N] [--max-batch-size N] [--max-pixels N]
-        [--no-reproducible] [--directory DIR] [--parent PROCESS_ID]
+    python -m dist_net.cluster.processes.inference_worker [TOKEN] [--token-file FILE]
+        [--connect ADDRESS] [--keys DIR] [--name NAME] [--threads N] [--max-batch-size N]
+        [--max-pixels N] [--no-reproducible] [--directory DIR] [--parent PROCESS_ID]
 
 Prints ``READY`` on stdout when it asks the gateway for work, and ``FAILED REASON`` when it ends for
 a reason of its own. Logs go to stderr.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import READY, entry_point, stop_on_signals
+from dist_net.cluster.hidden_tokens import add_token_arguments, token_given
 from dist_net.data import default_cache_dir
 from dist_net.errors import INTERRUPTED, AddressError
 from dist_net.pictures.decoding import MOST_PIXELS
@@ -36,13 +37,8 @@ KEPT_BYTES = 8 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "token",
-        metavar="TOKEN",
-        nargs="?",
-        help="as 'dist-net serve --listen-workers ADDRESS' prints it; or else:",
-    )
-    parser.add_argument("--connect", metavar="ADDRESS", help="the gateway's address")
+    add_token_arguments(parser, "'dist-net serve --listen-workers ADDRESS'")
+    parser.add_argument("--connect", metavar="ADDRESS", help="the gateway's address, not a TOKEN")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
     parser.add_argument(
         "--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for people"
@@ -77,14 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _gateway(arguments: argparse.Namespace) -> LetIn:
     """Where the gateway is, and this worker's keys: by a token, or as the command line says."""
-    if (arguments.token is None) == (arguments.connect is None):
-        raise AddressError(
-            "a worker needs one way to its gateway: expected either TOKEN, or --connect ADDRESS"
-        )
-    if arguments.token is None:
+    if arguments.connect is not None:
+        if arguments.token or arguments.token_file:
+            raise AddressError("a token and --connect ADDRESS were given; expected one of them")
         keys = load_peer_keys(arguments.keys) if arguments.keys else None
         return LetIn(arguments.connect, keys)
-    token = JoinToken.of(arguments.token)
+    token = JoinToken.of(token_given(arguments))
     token.require_kind(POOL)
     return be_let_in(token)
 

@@ -34,7 +34,7 @@ def test_a_token_names_every_address_and_the_keys(tmp_path: Path) -> None:
     assert token is not None
     assert token.addresses == (bound[0], bound[2])
     assert peer_keys_of(token).server_public == load_server_keys(tmp_path / "keys").public
-    assert pasted(token) == f"dist-net join {token.text}"
+    assert pasted(token) == f"echo {token.text} | dist-net join"
     again = invite_again(tmp_path / "keys")
     assert again.addresses == token.addresses
     assert again.identity != token.identity
@@ -53,7 +53,7 @@ def test_on_loopback_a_token_needs_no_keys() -> None:
     assert token is not None
     assert JoinToken.of(token.text) == token
     assert not token.secret
-    assert pasted(token).startswith("dist-net inference-worker dn1")
+    assert pasted(token) == f"echo {token.text} | dist-net inference-worker"
     assert Opening(("ipc://socket",)).token(None, ["ipc://socket"]) is None
 
 
