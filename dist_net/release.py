@@ -1,8 +1,20 @@
-"""The release of dist_net: its version, and a digest of the sources that affect results."""
+"""The release of dist_net: its version, and a digest of what its sources compute.
 
+The digest is of the sources' syntax trees without comments and docstrings, so that hosts whose
+sources differ in prose alone may train together. Parsing takes half a second: the digest is kept
+in the user's cache, together with the SHA-256 of the very bytes that it was made from.
+"""
+
+from __future__ import annotations
+
+import ast
 import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from dist_net.files import replacing
 
 VERSION = "0.1.0"
 
@@ -12,21 +24,81 @@ COMPUTING = (
     "optim",
     "pictures",
     "darknet",
+    "pretrained",
+    "recipes",
     "data",
     "training",
     "parameter_server",
 )
+"""The packages whose sources affect results."""
 
 
 @cache
 def release() -> str:
     """Such as ``0.1.0+5f2c9a01b3d4``; hosts with the same release compute the same.
 
-    After the version come 12 hexadecimal digits of the SHA-256 of the sources.
+    After the version come 12 hexadecimal digits of the SHA-256 of the computation.
     """
-    digest = hashlib.sha256()
+    import platformdirs  # for which --version should not wait
+
     package = Path(__file__).parent
-    for path in sorted(path for room in COMPUTING for path in (package / room).rglob("*.py")):
-        digest.update(f"{path.relative_to(package)}\0".encode())
-        digest.update(path.read_bytes())
-    return f"{VERSION}+{digest.hexdigest()[:12]}"
+    place = hashlib.sha256(bytes(package)).hexdigest()[:16]
+    kept = platformdirs.user_cache_path("dist-net", appauthor=False) / f"release-{place}"
+    sources = {
+        str(path.relative_to(package)): path.read_bytes()
+        for room in COMPUTING
+        for path in (package / room).rglob("*.py")
+    }
+    return f"{VERSION}+{digest_of(sources, kept)[:12]}"
+
+
+def digest_of(sources: Mapping[str, bytes], kept: Path) -> str:
+    """Return the SHA-256 of what sources compute, by path.
+
+    ``kept`` is a file with the result of the last call, and with the SHA-256 of its sources' bytes:
+    only if these have changed are they parsed. It is written if it can be.
+    """
+    raw = _sha256(sources)
+    with suppress(OSError, ValueError):
+        known, computed = kept.read_text(encoding="ascii").split()
+        if known == raw and len(computed) == len(raw):
+            return computed
+    computed = _sha256({path: _outline(ast.parse(each)).encode() for path, each in sources.items()})
+    with suppress(OSError):  # as on a disk that is read-only
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(kept) as partial:
+            partial.write_text(f"{raw} {computed}", encoding="ascii")
+    return computed
+
+
+def _sha256(contents: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for path, content in sorted(contents.items()):
+        digest.update(f"{path}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def _outline(node: object) -> str:
+    """Describe a syntax tree without what is absent: alike in every release of Python.
+
+    A statement that is a text alone computes nothing and is left out; docstrings are such.
+    """
+    if isinstance(node, list):
+        return f"[{','.join([_outline(each) for each in node if not _is_text_alone(each)])}]"
+    if not isinstance(node, ast.AST):
+        return ascii(node)
+    fields = [
+        f"{name}={_outline(value)}"
+        for name in node._fields
+        if (value := getattr(node, name, None)) is not None and value != [] and name != "ctx"
+    ]
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
+def _is_text_alone(node: object) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

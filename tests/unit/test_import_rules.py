@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "files": "",
     "vector": "",
     "spelling": "errors",
-    "release": "",
+    "release": "files",
     "compiling": "",
     "autodiff": "errors compiling",
     "nn": "errors vector files spelling autodiff",

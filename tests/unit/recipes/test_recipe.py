@@ -32,7 +32,6 @@ from dist_net.recipes.recipe import (
     recipe_names,
 )
 from dist_net.recipes.trusted_recipes import trust
-from dist_net.release import release
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "fashion_mnist" / "recipe.py"
 
@@ -126,19 +125,6 @@ def test_the_digest_says_whether_release_recipe_or_data_differ(
     monkeypatch.setattr("dist_net.recipes.recipe.release", lambda: "0.9+000000000000")
     other = parts(digits)
     assert {name for name in own if own[name] != other[name]} == {"release"}
-
-
-def test_a_release_is_told_apart_by_its_sources(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = tmp_path / "autodiff" / "operations" / "elementwise.py"
-    source.parent.mkdir(parents=True)
-    monkeypatch.setattr("dist_net.release.__file__", str(tmp_path / "release.py"))
-    releases = []
-    for text in ("relu = 1", "relu = 1", "relu = 2"):
-        source.write_text(text)
-        releases.append(release.__wrapped__())
-    assert releases[0] == releases[1] != releases[2]
 
 
 @pytest.mark.parametrize("reference", ["nothing", "missing.py", "/"])

@@ -1,0 +1,135 @@
+"""A release is what the sources compute: prose does not count, and everything else does."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from dist_net import release as module
+from dist_net.release import COMPUTING, VERSION, digest_of, release
+
+SOURCE = '''
+"""A module."""
+
+RATE = 0.1  # of learning
+"""How fast it learns."""
+
+
+def step(x: float, name: str = "sgd") -> float:
+    """Return the next one."""
+    print(
+        "a text",
+    )
+    return x * RATE - 1
+
+
+class Step:
+    """A step."""
+'''
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "release"
+
+
+def changed(old: str, new: str) -> str:
+    assert SOURCE.count(old) == 1
+    return SOURCE.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"""A module."""', '"""Another text, of\n\nseveral lines."""'),
+        ('"""A module."""', ""),
+        ("# of learning", "# of forgetting"),
+        ("  # of learning", ""),
+        ('"""How fast it learns."""', '"""How slowly it learns."""'),
+        ('"""Return the next one."""', '"""Return the one before."""'),
+        ('    """Return the next one."""\n', ""),
+        ('"""A step."""', '"""A leap."""'),
+        ("\n\n\nclass", "\n\n\n\n\n# a comment\nclass"),
+        ('"a text",\n    ', "'a text'"),
+    ],
+)
+def test_prose_and_layout_keep_the_digest(old: str, new: str, kept: Path) -> None:
+    digests = {digest_of({"a.py": text.encode()}, kept) for text in (SOURCE, changed(old, new))}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("0.1", "0.2"),
+        ("- 1", "- 1.0"),
+        ("- 1", "- True"),
+        ("- 1", "+ 1"),
+        ('"a text"', '"another text"'),
+        ('"a text"', 'b"a text"'),
+        ('"sgd"', '"adam"'),
+        ("x * RATE - 1", "RATE * x - 1"),
+        ("x * RATE - 1", "x * (RATE - 1)"),
+        ("class Step", "class Leap"),
+        ('    """A step."""', "    size = 1"),
+        ("return x * RATE - 1", "return None"),
+        ("return x * RATE - 1", "return"),
+        ("return x * RATE - 1", '"return x * RATE - 1"'),
+    ],
+)
+def test_whatever_is_computed_changes_it(old: str, new: str, kept: Path) -> None:
+    digests = {digest_of({"a.py": text.encode()}, kept) for text in (SOURCE, changed(old, new))}
+    assert len(digests) == 2
+
+
+def test_the_place_of_a_source_counts(kept: Path) -> None:
+    one, two = b"x = 1", b"x = 2"
+    sources = ({"a.py": one, "b.py": two}, {"a.py": two, "b.py": one}, {"a.py": one}, {"c.py": one})
+    assert len({digest_of(each, kept) for each in sources}) == len(sources)
+
+
+def test_sources_are_parsed_once(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = {"a.py": SOURCE.encode()}
+    digest = digest_of(sources, kept)
+    parsed: list[bytes] = []
+    parse = ast.parse
+    monkeypatch.setattr(module.ast, "parse", lambda text: parsed.append(text) or parse(text))
+    assert digest_of(sources, kept) == digest
+    assert parsed == []
+    other = SOURCE.replace("0.1", "0.2").encode()
+    assert digest_of({"a.py": other}, kept) != digest
+    assert digest_of(sources, kept) == digest
+    assert parsed == [other, sources["a.py"]]
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"\xff", b"a b", b"a b c"])
+def test_a_damaged_cache_is_not_believed(kept: Path, content: bytes) -> None:
+    sources = {"a.py": SOURCE.encode()}
+    digest = digest_of(sources, kept)
+    kept.write_bytes(content)
+    assert digest_of(sources, kept) == digest
+    raw = kept.read_text().split()[0]
+    kept.write_text(f"{raw} 12")
+    assert digest_of(sources, kept) == digest
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, kept: Path) -> None:
+    (tmp_path / "file").touch()
+    sources = {"a.py": SOURCE.encode()}
+    assert digest_of(sources, tmp_path / "file" / "kept") == digest_of(sources, kept)
+
+
+def test_every_package_that_computes_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    here = Path(module.__file__).parent
+    assert all((here / room / "__init__.py").exists() for room in COMPUTING)
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "release.py"))
+    found = [release.__wrapped__()]
+    for room in COMPUTING:
+        (tmp_path / room / "deep").mkdir(parents=True)
+        (tmp_path / room / "deep" / "x.py").write_text("x = 1")
+        found.append(release.__wrapped__())
+    assert len({*found}) == len(found)
+    assert all(each.startswith(f"{VERSION}+") for each in found)
