@@ -295,6 +295,10 @@ class JournalWriteError(DistNetError):
     """A journal cannot be written."""
 
 
+class SupersededError(DistNetError):
+    """Another parameter server has taken over the run directory."""
+
+
 class ReplayError(DistNetError):
     """A run that is computed again does not arrive at the weights that it had."""
 

@@ -69,8 +69,10 @@ class HostDisk:
             return file.read(size)
 
     def write(self, path: Path, *parts: bytes | memoryview) -> None:
-        with path.open("wb") as file:
+        # In place, not truncated first: a full disk has room for what a file holds already.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o666), "wb") as file:
             file.writelines(parts)
+            file.truncate()
 
     def sync(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)

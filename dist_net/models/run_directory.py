@@ -64,6 +64,7 @@ class RunDirectory:
 
     keys/                   the keys of a server that listens beyond this host
     logs/                   the output of each process
+    owner                   the parameter server that was started last; see ``RunOwnership``
     lock                    held by the processes that write here; says which one took it
     """
 
@@ -89,6 +90,7 @@ class RunDirectory:
         self.confusion_plot = path / "confusion.png"
         self.keys = path / KEYS
         self.logs = path / "logs"
+        self.owner = path / "owner"
         self._event_files: EventFiles | None = None
         self._late_files = LateFiles()
         self._lock = path / "lock"

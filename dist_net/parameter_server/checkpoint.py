@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
@@ -108,12 +108,14 @@ def write_checkpoint(
     disk: Disk = HOST_DISK,
     kept: int = 1,
     previous_version: int | None = None,
+    may_replace: Callable[[], None] = lambda: None,
 ) -> None:
     """Write ``checkpoint``; whenever the machine stops, the file is the old one or the new one.
 
     With ``kept`` above 1, the file that is replaced, which holds ``previous_version``, stays beside
     the new one as ``NAME-version-VERSION``, and of these the newest ``kept`` - 1.
-    Raise ``CheckpointWriteError``; then the old one is still there.
+    Raise ``CheckpointWriteError``, and what ``may_replace`` raises, which is called when the new
+    file is whole; then the old one is still there.
     """
     tensors = {OPTIMIZER_PREFIX + name: state for name, state in checkpoint.optimizer_state.items()}
     tensors |= _parameters(checkpoint.layout, checkpoint.weights)
@@ -124,6 +126,7 @@ def write_checkpoint(
     try:
         with replacing(path, disk) as partial:
             disk.write(partial, header, *map(_bytes_of, tensors.values()))
+            may_replace()
             if kept > 1 and previous_version is not None:
                 _keep(path, previous_version, disk)
     except OSError as error:

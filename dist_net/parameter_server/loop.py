@@ -15,6 +15,7 @@ from dist_net.errors import (
     CheckpointWriteError,
     JournalWriteError,
     SegmentError,
+    SupersededError,
 )
 from dist_net.files import HOST_DISK, Disk
 from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
@@ -32,6 +33,7 @@ from dist_net.parameter_server.journal import (
     sha256_of,
     sync_interval_s,
 )
+from dist_net.parameter_server.ownership import RunOwnership
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import (
@@ -185,12 +187,15 @@ class ServerLoop:
         attach: Callable[[SegmentAddress, int], SharedVectors] = _attach,
         offer: RecipeOffer | None = None,
         keep_checkpoints: int = 1,
+        ownership: RunOwnership | None = None,
     ) -> None:
         self._run = run
         self._socket = socket
         self._checkpoint_path = checkpoint_path
         self._checkpoint_every_s = checkpoint_every_s
         self._keep_checkpoints = keep_checkpoints
+        self._ownership = ownership
+        self._next_look_s = 0.0  # at whose the run directory is
         self._journal = journal
         self._next_sync_s = 0.0
         self._sync: Future[None] | None = None  # the one that is under way
@@ -211,6 +216,7 @@ class ServerLoop:
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Return when the run was shut down and its last checkpoint is on disk.
 
+        With ``ownership``, raise SupersededError once another server has the run directory.
         Call ``ready`` once there is a checkpoint to resume: a new run's first, or the one that
         this server resumed. Raise CheckpointWriteError or JournalWriteError if the first or the
         last one could not be written.
@@ -317,6 +323,8 @@ class ServerLoop:
             return
         try:
             self._handle(*received)
+        except SupersededError:
+            raise
         except Exception:
             self._socket.answer_failure(*received)
 
@@ -369,14 +377,23 @@ class ServerLoop:
     def _record(self, *records: JournalRecord) -> None:
         if self._journal is not None:
             content = b"".join(map(encode_record, records))
-            self._journal.append(content, self._clock.now())
+            now = self._clock.now()
+            if now >= self._next_look_s:
+                self._require_ownership(now)
+            self._journal.append(content, now)
+
+    def _require_ownership(self, now: float = 0.0) -> None:
+        """Raise SupersededError if another server has taken over the run directory."""
+        self._next_look_s = max(self._next_look_s, now + TICK_S)
+        if self._ownership is not None:
+            self._ownership.require()
 
     def _look_after_journal(self, now: float, writer: Executor) -> None:
         """Writes what could not be written before, and has the disk keep what was."""
         journal = self._journal
         if journal is None:
             return
-        journal.append()
+        self._record()
         lag = journal.lag(now)
         if lag.error != self._server.journal_lag.error:
             logger.error("journal_written error=%s", lag.error)
@@ -398,6 +415,7 @@ class ServerLoop:
             self._disk,
             self._keep_checkpoints,
             self._server.checkpoint_version,
+            self._require_ownership,
         )
         logger.info("checkpoint_written version=%d", checkpoint.version)
         return Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))

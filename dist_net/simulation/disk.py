@@ -86,7 +86,7 @@ class VirtualDisk:
 
     def write(self, path: Path, *parts: bytes | memoryview) -> None:
         content = b"".join(parts)
-        file = self._file(path)
+        file = self._opened(path)
         file.content.clear()
         if self.append(file, content) < len(content):
             self.operate("write")
@@ -119,10 +119,7 @@ class VirtualDisk:
 
     def append_to(self, path: Path, kept_bytes: int) -> "AppendedVirtualFile":
         self.operate("change")
-        if path not in self._files:
-            self._files[path] = StoredFile()
-            self._renamed.append(dict(self._files))
-        file = self._files[path]
+        file = self._opened(path)
         del file.content[kept_bytes:]
         return AppendedVirtualFile(self, file)
 
@@ -163,6 +160,13 @@ class VirtualDisk:
                 raise ProcessKilledError
         if self.failure is not None and kind in REFUSED[self.failure]:
             raise OSError(self.failure, os.strerror(self.failure))
+
+    def _opened(self, path: Path) -> StoredFile:
+        """Return the file, which may be new."""
+        if path not in self._files:
+            self._files[path] = StoredFile()
+            self._renamed.append(dict(self._files))
+        return self._files[path]
 
     def _file(self, path: Path) -> StoredFile:
         if path not in self._files:

@@ -11,7 +11,9 @@ host computes with, for the journal. When ``--parent`` has ended, the run ends.
 
 import argparse
 import shlex
+import socket
 import sys
+import time
 from pathlib import Path
 
 from dist_net.cluster.command_line import add_trust_argument
@@ -22,6 +24,7 @@ from dist_net.models.run_options import RunOptions
 from dist_net.models.trained_model import recipe_of_run
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.loop import ServerLoop, opened_journal, opened_run
+from dist_net.parameter_server.ownership import NOTICED_WITHIN_S, RunOwnership
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.transport import ServerSocket
 
@@ -45,6 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     settings = options.settings(loaded, dataset)
     manifest = directory.manifest.read_bytes() if directory.manifest.exists() else None
     keys = load_server_keys(arguments.keys) if arguments.keys else None
+    ownership = RunOwnership(directory.owner, socket.gethostname())
+    if ownership.was_elsewhere:
+        time.sleep(NOTICED_WITHIN_S)
     checkpoint = read_checkpoint(directory.checkpoint) if arguments.resume else None
     with (
         opened_run(settings, lambda: loaded.recipe.initial_weights(settings.seed), checkpoint) as (
@@ -57,15 +63,16 @@ def run(arguments: argparse.Namespace) -> int:
             keys,
             settings.gradient_bytes,
             most_arrays=settings.pipeline.grouped,
-        ) as socket,
+        ) as workers,
     ):
         loop = ServerLoop(
-            *(state, socket, directory.checkpoint, options.checkpoint_every_s, segment, journal),
+            *(state, workers, directory.checkpoint, options.checkpoint_every_s, segment, journal),
             offer=offer_of(loaded, settings.recipe_digest, dataset.class_names, manifest),
             keep_checkpoints=options.keep_checkpoints,
+            ownership=ownership,
         )
         stop_on_signals(loop.stop, arguments.parent)
-        contact = shlex.join(socket.contact_addresses)
+        contact = shlex.join(workers.contact_addresses)
         loop.serve(ready=lambda: print(READY, contact, flush=True))
     return 0
 

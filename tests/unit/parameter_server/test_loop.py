@@ -116,7 +116,10 @@ class SlowWriter(Executor):
 
     def finish(self, index: int) -> None:
         future, call = self.waiting.pop(index)
-        future.set_result(call())
+        try:
+            future.set_result(call())
+        except DistNetError as error:
+            future.set_exception(error)
 
 
 def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_for_it() -> None:
