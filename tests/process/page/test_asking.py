@@ -64,8 +64,10 @@ def test_a_sample_is_answered_with_five_bars_and_the_time_each_part_took(
 
 
 def test_every_sample_is_a_picture_of_its_own(visit: Any, gateway: Any) -> None:
+    gateway.serves("fashion", labels=["T-shirt/top", "tench"])
     page = visit().page
     buttons = page.get_by_role("group", name="Or try one of these").get_by_role("button")
+    expect(buttons).to_have_count(6)
     for button in buttons.all():
         with page.expect_response(re.compile("classify")):
             button.click()
@@ -191,13 +193,15 @@ def test_a_file_that_is_no_picture_shows_none(visit: Any, gateway: Any) -> None:
 
 
 def test_the_model_that_is_chosen_is_asked_and_says_what_it_knows(visit: Any, gateway: Any) -> None:
-    gateway.serves("dark/net 53", classes=1000, labels=[f"class_{i}" for i in range(12)])
+    gateway.serves(
+        "dark/net 53", classes=1000, labels=["tench", *(f"class_{i}" for i in range(11))]
+    )
     page = visit().page
     expect(page.locator("#knows")).to_have_text("It knows 10 classes: T-shirt/top, Trouser")
     page.get_by_label("Model").select_option("dark/net 53")
-    expect(page.locator("#knows")).to_have_text(re.compile("^It knows 1,000 .* class 9, …$"))
+    expect(page.locator("#knows")).to_have_text(re.compile("^It knows 1,000 .* class 8, …$"))
     with page.expect_response(re.compile("classify")):
-        page.get_by_role("button", name="A bag").click()
+        page.get_by_role("button", name="A wall clock").click()
     assert gateway.requests[0][0] == "/v1/models/dark%2Fnet%2053/classify?top=5"
 
 

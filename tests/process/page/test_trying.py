@@ -67,12 +67,33 @@ def test_samples_that_a_run_held_out_take_the_place_of_the_drawn_ones(
 def test_each_model_has_its_own_samples(visit: Any, gateway: Any) -> None:
     gateway.offers("flowers", "rose")
     page = visit().page
-    expect(page.get_by_role("group", name=DRAWN).get_by_role("button")).to_have_count(6)
+    expect(page.get_by_role("group", name=DRAWN).get_by_role("button")).to_have_count(3)
     page.get_by_label("Model").select_option("flowers")
     expect(page.get_by_role("group", name=HELD_OUT).get_by_role("button")).to_have_text(["rose"])
     page.get_by_label("Model").select_option("fashion")
     page.get_by_role("group", name=DRAWN).get_by_role("button", name="A bag").click()
     expect(page.locator("#verdict")).to_contain_text("Bag")
+
+
+@pytest.mark.parametrize(
+    ("labels", "offered"),
+    [
+        (["tench", "goldfish"], ["A hot-air balloon", "A traffic light", "A wall clock"]),
+        (["T-shirt/top"], ["A T-shirt, in grey", "Trousers, in grey", "A bag, in grey"]),
+        (["cat", "dog"], []),
+    ],
+)
+def test_the_page_offers_pictures_of_the_classes_of_a_model_alone(
+    visit: Any, gateway: Any, labels: list[str], offered: list[str]
+) -> None:
+    gateway.serves("fashion", labels=labels)
+    page = visit().page
+    expect(page.locator("#state")).to_have_text("Ready")
+    expect(page.locator("#knows")).to_contain_text(labels[0])
+    expect(page.locator("#samples button")).to_have_count(len(offered))
+    for name in offered:
+        expect(page.locator("#samples").get_by_role("button", name=name)).to_be_visible()
+    expect(page.locator("#samples")).to_be_visible(visible=bool(offered))
 
 
 def test_a_new_version_brings_its_samples(visit: Any, gateway: Any) -> None:
@@ -85,16 +106,14 @@ def test_a_new_version_brings_its_samples(visit: Any, gateway: Any) -> None:
     expect(buttons).to_have_text(["coat", "hat"])
 
 
-def test_samples_that_cannot_be_had_leave_the_drawn_ones_until_they_can(
-    visit: Any, gateway: Any
-) -> None:
+def test_samples_that_cannot_be_had_are_tried_again(visit: Any, gateway: Any) -> None:
     gateway.offers("fashion", "coat")
     page = visit().page
     expect(page.get_by_role("group", name=HELD_OUT)).to_be_visible()
     page.route("**/samples", lambda route: route.abort())
     page.reload()
     expect(page.locator("#state")).to_have_text("Ready")
-    expect(page.get_by_role("group", name=DRAWN)).to_be_visible()
+    expect(page.locator("#samples")).to_be_hidden()
     page.unroute("**/samples")
     expect(page.get_by_role("group", name=HELD_OUT)).to_be_visible()
 

@@ -1,4 +1,4 @@
-// Pictures to try: those that the chosen model's run held out, or else the page's own.
+// Pictures to try: held out by the chosen model's run, or else the page's own of its classes.
 
 import { byId, element } from "./elements.js";
 import { sampleLabels, samplePicture } from "./gateway.js";
@@ -7,21 +7,30 @@ import { label } from "./words.js";
 const place = byId("samples");
 const legend = place.querySelector("legend");
 const drawn = { legend: legend.textContent, buttons: [...place.querySelectorAll("button")] };
-let shown = "";  // whose samples are shown, or on their way; the page's own are nobody's
+// One of the first classes of each data set that the page has pictures of; ImageNet's classes come
+// in two orders.
+const CLASSES = { ImageNet: ["tench", "kit fox"], clothes: ["T-shirt/top"] };
+let shown = null;  // which samples are shown, or on their way
 
-/** Offers the samples of a model in its version. */
+/** Offers the samples of a model in its version; hides the group if there are none. */
 export async function offerSamples(model) {
-  const wanted = model?.samples ? `${model.name} ${model.version}` : "";
+  const wanted = model?.samples ? `${model.name} ${model.version}` : `drawn ${model?.labels}`;
   if (wanted === shown) return;
   shown = wanted;
-  const offered = wanted ? await heldOut(model.name).catch(() => null) : drawn;
+  const offered = model?.samples ? await heldOut(model.name).catch(() => null) : drawnFor(model);
   if (wanted !== shown) return;  // another model was chosen meanwhile
-  if (!offered) shown = "";  // so that it is tried again
-  const { buttons, legend: text } = offered ?? drawn;
+  if (!offered) shown = null;  // so that it is tried again
+  const { buttons, legend: text } = offered ?? drawnFor(model);
   const images = [...place.querySelectorAll("img")];
   place.replaceChildren(legend, ...buttons);
+  place.hidden = !buttons.length;
   legend.textContent = text;
   for (const { src } of images) if (src.startsWith("blob:")) URL.revokeObjectURL(src);
+}
+
+function drawnFor(model) {
+  const fits = ({ dataset }) => CLASSES[dataset.of].some((name) => model?.labels?.includes(name));
+  return { ...drawn, buttons: drawn.buttons.filter(fits) };
 }
 
 /** The file of the sample whose button was clicked; null if none was. */
