@@ -459,7 +459,7 @@ class NamedSource(NamedTuple):
 def named_source(text: str) -> NamedSource:
     """Parse how a command line names one of several models.
 
-    Without ``NAME=`` the model is named after its source. Raises ModelOptionError for a name that
+    Without ``NAME=`` the model is named after its source, with "-" for what no name has. Raises ModelOptionError for a name that
     is no MODEL_NAME, and for ``stats``, which means the statistics of all models in a URL.
     """
     name, separator, rest = text.partition("=")
@@ -481,4 +481,5 @@ def _name_after(source: str) -> str:
     path = Path(source)
     if path.is_file() and path.name == RunDirectory(path.parent).checkpoint.name:
         path = path.parent.resolve()  # every run's checkpoint has the same name
-    return path.stem if path.suffix == ".cfg" or path.is_file() else path.resolve().name
+    name = path.stem if path.suffix == ".cfg" or path.is_file() else path.resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("-._")[:100] or "model"
