@@ -39,7 +39,7 @@ def run_line(report: Report) -> str:
         f"{report['recipe']} {report['state']} {share:.1%}",
         f"version {report['version']:,}",
         f"{report['samples_per_s']:,.0f} samples/s",
-        f"staleness {report['staleness_mean']:.2f}",
+        f"staleness {report['staleness_mean']:.2f} over the run",
         f"{report['worker_count']} workers",
         f"start {report['server_starts']}",
         f"journal {report['journal_lag_records']:,} records, {report['journal_lag_s']:.1f} s "
@@ -81,7 +81,7 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
     )
     yield (
         "staleness",
-        f"{report['staleness_mean']:.2f} on average, {report['staleness_max']:,} at most",
+        f"{report['staleness_mean']:.2f} on average over the run, {report['staleness_max']:,} at most",
     )
     for name, what in (("host", "host"), ("blas", "BLAS")):
         yield from _in_groups(what, name, report["workers"])

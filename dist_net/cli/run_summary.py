@@ -22,7 +22,7 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
     console.print(
         f" after {summary['samples']:,} samples in {summary['seconds']:.1f} s: "
         f"{summary['samples_per_s']:,.0f} samples/s, staleness {summary['staleness_mean']:.2f} "
-        f"on average and {summary['staleness_max']} at most"
+        f"on average over the run and {summary['staleness_max']} at most"
     )
     for warning in summary["warnings"]:
         console.print(f"warning: {warning}", style="yellow")

@@ -298,7 +298,7 @@ class RunState:
         if self.settings.consistency.is_automatic:
             remedy = f"more than {self.settings.epochs} epochs"
         return (
-            f"gradients are {staleness:.0f} updates old on average, which costs accuracy: "
+            f"recent gradients are {staleness:.0f} updates old on average, which costs accuracy: "
             f"use {remedy}, fewer than {len(self.members)} workers, or a learning rate below "
             f"{self.settings.learning_rate:g}"
         )

@@ -24,7 +24,7 @@ MOST_CLASSES_NAMED = 60  # beyond that names and counts could not be read
 TITLES = {
     "loss": "loss",
     "accuracy": "accuracy",
-    "staleness_mean": "mean staleness, in versions",
+    "staleness_mean": "mean staleness since the last point, in versions",
 }
 AS_IT_IS: dict[str, Any] = {"parse_math": False}  # a name may hold dollar signs
 
@@ -138,7 +138,7 @@ def plot_capacity(predictions: Sequence[Mapping[str, Any]], title: str, figure: 
     speed.plot(workers, values("samples_per_s"), "o-", markersize=3, label="predicted")
     speed.set_yscale("log")
     speed.legend()
-    staleness.set_title(TITLES["staleness_mean"])
+    staleness.set_title("mean staleness, in versions")
     staleness.plot(workers, values("staleness_mean"), "o-", markersize=3)
     staleness.set_ylim(bottom=0)
     idle.set_title("share of a worker's time that it waits")
