@@ -27,6 +27,7 @@ from dist_net.spelling import closest
 
 DEFAULT_PARENT = Path("runs")
 POLL_S = 0.05
+RUNS_NAMED = 5
 KEYS = "keys"
 UNREADABLE = OSError, ValueError, TypeError, RecursionError
 """What reading JSON raises, and taking it for what it should be."""
@@ -291,14 +292,17 @@ def _line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record) + "\n").encode()
 
 
-def _runs_in(parent: Path) -> list[RunDirectory]:
-    """The runs in this directory that have a model by now."""
-    runs = map(RunDirectory, parent.glob("*"))
-    return [run for run in runs if run.trained.is_file()]
-
-
 def run_meant(path: Path) -> str:
-    """``did you mean DIR?``, a run beside this path or in the default place; nothing if none."""
-    runs = [run.path for parent in {path.parent, DEFAULT_PARENT} for run in _runs_in(parent)]
-    name = closest(path.name, [run.name for run in runs])
-    return next((f"did you mean {run}?" for run in runs if run.name == name), "")
+    """Return a hint at the runs beside this path or in the default place; "" if there are none.
+
+    ``did you mean DIR?``, or else the newest runs with a model.
+    """
+    nearby = {path.parent, DEFAULT_PARENT}
+    runs = [RunDirectory(each) for parent in nearby for each in parent.glob("*")]
+    written_s = {run.path: run.trained.stat().st_mtime for run in runs if run.trained.is_file()}
+    name = closest(path.name, [run.name for run in written_s])
+    for run in written_s:
+        if run.name == name:
+            return f"did you mean {run}?"
+    newest = sorted(written_s, key=written_s.__getitem__, reverse=True)[:RUNS_NAMED]
+    return f"runs nearby, newest first: {', '.join(map(str, newest))}" if newest else ""

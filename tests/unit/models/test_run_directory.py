@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dist_net.errors import RunDirectoryError
-from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_directory import RunDirectory, run_meant
 from dist_net.models.trained_model import calibration_of, held_out_of
 from dist_net.recipes.picture_recipe import PictureRecipe, no_data, small_base
 
@@ -125,3 +125,19 @@ def test_damaged_held_out_pictures_are_a_clear_line(directory: RunDirectory, lab
     directory.write(directory.held_out.with_suffix(".json"), f'{{"labels": {labels}}}')
     with pytest.raises(RunDirectoryError, match="expected the pictures that training kept"):
         held_out_of(directory.path, recipe)
+
+
+@pytest.mark.parametrize(("given", "hint"), [("flower", "did you mean"), ("zzz", "cars")])
+def test_a_mistyped_run_is_answered_with_the_runs_nearby(
+    given: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_meant(Path(given)) == ""
+    for age_s, name in enumerate(["cars", "flowers", "runs/flats"]):
+        checkpoint = RunDirectory(tmp_path / name).checkpoint
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        os.utime(checkpoint, (1e9 - age_s, 1e9 - age_s))
+    assert hint in run_meant(Path(given))
+    assert "flowers" in run_meant(Path(given))
+    assert run_meant(tmp_path / "zzz").index("cars") < run_meant(tmp_path / "zzz").index("flowers")
