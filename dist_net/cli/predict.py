@@ -1,4 +1,4 @@
-"""``dist-net predict MODEL PICTURE...``: classify pictures."""
+"""``dist-net predict MODEL FILE...``: classify pictures, or compute a model's outputs for rows."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dist_net.cli.parser import count_from
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.cores import available_cores
 from dist_net.cluster.recipe_confirmation import confirm_recipe
 from dist_net.cluster.terminal import FetchProgress, plain_console
-from dist_net.errors import DistNetError, UnknownModelError
-from dist_net.models.classifier import ClassifiedImage, Classifier, classifier_called
-from dist_net.models.sources import MODELS
+from dist_net.data.picture_folder import PICTURE_SUFFIXES
+from dist_net.errors import DistNetError, ModelOptionError, PictureFolderError, UnknownModelError
+from dist_net.models.classifier import ClassifiedImage, classifier_of, outputs_for
+from dist_net.models.row_files import is_row_file, read_rows, write_rows
+from dist_net.models.sources import MODELS, FoundModel, source_called
+from dist_net.pictures.labels import is_unknown, predictions_of
 
 BAR_LENGTH = 20
 
@@ -23,7 +30,12 @@ BAR_LENGTH = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     given = (
         parser.add_argument("model", metavar="MODEL", help=MODELS),
-        parser.add_argument("images", metavar="IMAGE", nargs="+", help="the file of a picture"),
+        parser.add_argument(
+            "files",
+            metavar="FILE",
+            nargs="+",
+            help="a picture, a folder of pictures, or the model's inputs as rows: .npy or .csv",
+        ),
     )
     for action in given:  # ``run`` explains better than a parser what is missing
         action.required = False
@@ -32,63 +44,120 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels", type=Path, metavar="FILE", help="the name of each class, a line"
     )
     parser.add_argument("--top", type=count_from(1), default=5, metavar="N", help="default: 5")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="with rows: write the outputs, probabilities or numbers, to a .npy or .csv file",
+    )
     add_trust_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print a JSON object for each picture")
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON object for each picture or row"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Answers for every picture that it can, and gives the exit code."""
-    if not arguments.images:
+    """Predict for every picture and row, and return the exit code."""
+    if not arguments.files:
         missing = "no model and no picture" if arguments.model is None else "no picture"
-        raise UnknownModelError(
-            f"{missing} given; expected MODEL IMAGE..., where MODEL is {MODELS}"
+        raise UnknownModelError(f"{missing} given; expected MODEL FILE..., where MODEL is {MODELS}")
+    files = [file for given in arguments.files for file in files_in(given)]
+    has_rows = any(map(is_row_file, files))
+    if arguments.output is not None and not (has_rows and is_row_file(arguments.output)):
+        raise ModelOptionError(
+            f"--output {arguments.output}: expected the name of a .npy or .csv file, and rows"
         )
     confirm_recipe(arguments.model, arguments.trust_recipe)
     # Decoders warn of oddities in a picture; those that matter become its answer.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with FetchProgress(plain_console()) as progress:
-        classifier = classifier_called(
+        found = source_called(
             arguments.model,
             arguments.weights,
             arguments.labels,
             progress,
-            threads=available_cores(),
             trust_recipe=arguments.trust_recipe,
-        )
+        ).read()
+    return predict_rows(arguments, found, files) if has_rows else classify(arguments, found, files)
+
+
+def files_in(given: str) -> list[str]:
+    """Return the pictures in a folder and its folders, by name; any other path is one file."""
+    if not Path(given).is_dir():
+        return [given]
+    inside = Path(given).rglob("[!.]*")
+    pictures = [str(each) for each in inside if each.suffix.casefold() in PICTURE_SUFFIXES]
+    if not pictures:
+        endings = ", ".join(sorted(PICTURE_SUFFIXES))
+        raise PictureFolderError(f"no pictures in {given}; expected files ending in {endings}")
+    return sorted(pictures)
+
+
+def classify(arguments: argparse.Namespace, found: FoundModel, pictures: list[str]) -> int:
+    """Print the classes of every picture that can be read; return the exit code."""
+    classifier = classifier_of(found, arguments.model, available_cores())
     show = show_json if arguments.json else show_bars
     errors = []
-    answers = classifier.predict_each(arguments.images, arguments.top)
-    for image, answer in zip(arguments.images, answers, strict=True):
-        show(classifier, image, answer)
+    answers = classifier.predict_each(pictures, arguments.top)
+    for picture, answer in zip(pictures, answers, strict=True):
+        show({"image": picture}, answer, found.unknown_below)
         if isinstance(answer, DistNetError):
             errors.append(answer)
-    if len(errors) == len(arguments.images):
+    if len(errors) == len(pictures):
         return errors[0].exit_code
     return 1 if errors else 0
 
 
-def show_json(classifier: Classifier, image: str, answer: ClassifiedImage) -> None:
-    """Prints a JSON object, with the key ``unknown`` for a classifier that has a threshold."""
+def predict_rows(arguments: argparse.Namespace, found: FoundModel, files: list[str]) -> int:
+    """Print, or write to a file, the outputs for every row of the files; return the exit code."""
+    rows = {file: read_rows(Path(file), found.model) for file in files}
+    outputs = {file: outputs_for(found, each, available_cores()) for file, each in rows.items()}
+    if arguments.output is not None:
+        write_rows(arguments.output, np.concatenate(list(outputs.values())))
+        return 0
+    for file, of_file in outputs.items():
+        for number, output in enumerate(of_file):
+            show_row(arguments, found, f"{file}:{number}", output)
+    return 0
+
+
+def show_row(
+    arguments: argparse.Namespace, found: FoundModel, place: str, output: NDArray[np.float32]
+) -> None:
+    """Print the classes of a row, or its outputs: as JSON, or else as a line of CSV."""
+    if found.labels:
+        show = show_json if arguments.json else show_bars
+        predictions = predictions_of(output, found.labels, arguments.top)
+        show({"row": place}, predictions, found.unknown_below)
+    elif arguments.json:
+        print(json.dumps({"row": place, "outputs": output.tolist()}), flush=True)
+    else:
+        print(",".join(f"{each:.9g}" for each in output.ravel()), flush=True)
+
+
+def show_json(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: float) -> None:
+    """Print a JSON object, with the key ``unknown`` if there is a threshold."""
     if isinstance(answer, DistNetError):
-        print(json.dumps({"image": image, "error": str(answer)}), flush=True)
+        print(json.dumps({**place, "error": str(answer)}), flush=True)
         return
     predictions = [
         {"index": each.index, "label": each.label, "probability": each.probability}
         for each in answer
     ]
-    unknown = {"unknown": classifier.is_unknown(answer)} if classifier.unknown_below else {}
-    print(json.dumps({"image": image, "predictions": predictions} | unknown), flush=True)
+    unknown = {"unknown": is_unknown(answer, unknown_below)} if unknown_below else {}
+    print(json.dumps({**place, "predictions": predictions, **unknown}), flush=True)
 
 
-def show_bars(classifier: Classifier, image: str, answer: ClassifiedImage) -> None:
-    """Prints the picture's name, and a line with a bar for each class; errors go to stderr."""
+def show_bars(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: float) -> None:
+    """Print the picture's name, and a line with a bar for each class; errors go to stderr."""
     if isinstance(answer, DistNetError):
         print(f"dist-net predict: {answer}", file=sys.stderr, flush=True)
         return
-    if classifier.is_unknown(answer):
-        print(f"{image}: unknown (no class reaches {classifier.unknown_below:.2%})")
+    (name,) = place.values()
+    if is_unknown(answer, unknown_below):
+        print(f"{name}: unknown (no class reaches {unknown_below:.2%})")
     else:
-        print(image)
+        print(name)
     for each in answer:
         bar = "#" * round(each.probability * BAR_LENGTH)
         print(f"  {each.probability:7.2%}  {bar:{BAR_LENGTH}}  {each.label}", flush=True)

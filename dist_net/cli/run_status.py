@@ -81,7 +81,8 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
     )
     yield (
         "staleness",
-        f"{report['staleness_mean']:.2f} on average over the run, {report['staleness_max']:,} at most",
+        f"{report['staleness_mean']:.2f} on average over the run, {report['staleness_max']:,} at "
+        f"most",
     )
     for name, what in (("host", "host"), ("blas", "BLAS")):
         yield from _in_groups(what, name, report["workers"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -10,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.darknet.configuration import Configuration
-from dist_net.data import Progress
 from dist_net.errors import ImageError, PredictionError, UnknownModelError
-from dist_net.models.sources import DarknetFiles, source_called
+from dist_net.models.sources import DarknetFiles, FoundModel
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
+from dist_net.nn.model import Batch
 from dist_net.pictures.decoding import ImageSource, name_of
 from dist_net.pictures.fitting import PictureInputs
-from dist_net.pictures.labels import Prediction, is_unknown, predictions_of, require_labels
+from dist_net.pictures.labels import Prediction, predictions_of, require_labels
 
 ClassifiedImage = list[Prediction] | ImageError | PredictionError
 """The answer for one picture: the likeliest classes, or why there are none."""
@@ -27,8 +28,7 @@ class Classifier:
     """Says what pictures show, by a model and the kernels prepared from its weights.
 
     See ``PictureInputs`` for the models that can. ``has_logits``: its outputs are not yet
-    probabilities. At most ``batch_size`` pictures are in memory at a time. ``unknown_below``: see
-    ``is_unknown``; 0 if there is no threshold.
+    probabilities. At most ``batch_size`` pictures are in memory at a time.
 
     Raises ShapeError for a model that takes no pictures, and LabelsError unless there is one label
     for each class.
@@ -43,11 +43,9 @@ class Classifier:
         batch_size: int = 8,
         threads: int = 1,
         fitting: str = "pad",
-        unknown_below: float = 0.0,
     ) -> None:
         require_labels(labels, model.classes)
         self.labels = tuple(labels)
-        self.unknown_below = unknown_below
         self._inputs = PictureInputs(model, fitting=fitting)
         self._has_logits = has_logits
         self._batch_size = batch_size
@@ -78,10 +76,6 @@ class Classifier:
                     yield found
                 else:
                     yield self._likeliest(next(rows), picture, top)
-
-    def is_unknown(self, answer: Sequence[Prediction]) -> bool:
-        """Whether no class of an answer is as probable as ``unknown_below``."""
-        return is_unknown(answer, self.unknown_below)
 
     def _input(self, picture: ImageSource) -> NDArray[np.generic] | ImageError:
         try:
@@ -124,29 +118,16 @@ def load_classifier(
     )
 
 
-def classifier_called(
-    model: str,
-    weights: Path | None,
-    labels: Path | None,
-    progress: Progress,
-    threads: int = 1,
-    trust_recipe: bool = False,
-) -> Classifier:
-    """The classifier that ``model`` names, which computes with ``threads`` threads.
+def classifier_of(found: FoundModel, name: str, threads: int = 1) -> Classifier:
+    """Return a classifier with the model that was found under ``name``.
 
-    The arguments are those of ``source_called``. Raises what that, reading the model, and
-    ``Classifier`` raise.
+    Raises UnknownModelError if its inputs are no pictures or its outputs no classes.
     """
-    found = source_called(model, weights, labels, progress, trust_recipe=trust_recipe).read()
-    if not found.labels:
+    if not (found.labels and found.takes_pictures):
+        what = "predicts numbers, not classes" if not found.labels else "takes no pictures"
         raise UnknownModelError(
-            f"{model} predicts numbers and has no classes; expected a classifier: 'dist-net serve' "
-            f"answers for any model"
-        )
-    if not found.takes_pictures:
-        raise UnknownModelError(
-            f"{model} has inputs of {found.model.input_dtype}{list(found.model.input_shape)}, "
-            f"which are no pictures; expected uint8 of shape (H, W), (H, W, 1) or (H, W, 3)"
+            f"{name} {what}: it has inputs of {found.model.input_dtype}"
+            f"{list(found.model.input_shape)}; expected rows of such inputs, in a .npy or .csv file"
         )
     return Classifier(
         found.model,
@@ -155,5 +136,11 @@ def classifier_called(
         found.has_logits,
         threads=threads,
         fitting=found.fitting,
-        unknown_below=found.unknown_below,
     )
+
+
+def outputs_for(found: FoundModel, inputs: Batch, threads: int = 1) -> NDArray[np.float32]:
+    """Return a row of outputs for each of ``inputs``: probabilities if the model has classes."""
+    with closing(Inference(found.model, found.prepared, threads)) as session:
+        outputs = session(inputs)
+    return softmax(outputs) if found.labels and found.has_logits else outputs

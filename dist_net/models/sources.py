@@ -459,8 +459,9 @@ class NamedSource(NamedTuple):
 def named_source(text: str) -> NamedSource:
     """Parse how a command line names one of several models.
 
-    Without ``NAME=`` the model is named after its source, with "-" for what no name has. Raises ModelOptionError for a name that
-    is no MODEL_NAME, and for ``stats``, which means the statistics of all models in a URL.
+    Without ``NAME=`` the model is named after its source, with "-" for what no name has. Raises
+    ModelOptionError for a name that is no MODEL_NAME, and for ``stats``, which means the statistics
+    of all models in a URL.
     """
     name, separator, rest = text.partition("=")
     if not separator or not re.fullmatch(r"[\w.-]+", name) or not rest:

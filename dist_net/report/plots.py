@@ -24,7 +24,7 @@ MOST_CLASSES_NAMED = 60  # beyond that names and counts could not be read
 TITLES = {
     "loss": "loss",
     "accuracy": "accuracy",
-    "staleness_mean": "mean staleness since the last point, in versions",
+    "staleness_mean": "recent mean staleness, in versions",
 }
 AS_IT_IS: dict[str, Any] = {"parse_math": False}  # a name may hold dollar signs
 

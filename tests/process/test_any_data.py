@@ -10,7 +10,7 @@ import pytest
 from dist_net.cluster.model_loader import described
 from dist_net.data import FetchEvent
 from dist_net.errors import UnknownModelError
-from dist_net.models.classifier import classifier_called
+from dist_net.models.classifier import classifier_of
 from dist_net.models.sources import FoundModel, source_called
 from dist_net.nn.inference import prepare
 from dist_net.recipes.recipe import load_recipe
@@ -78,8 +78,8 @@ def test_numbers_are_learnt_and_served_as_they_are(start: Start, tmp_path: Path)
     plane.normal(size=(512, 3))
     np.testing.assert_allclose(outputs, plane.normal(size=(3, 2)), atol=0.5)
     assert (description.has_classes, description.labels, description.classes) == (False, (), 2)
-    with pytest.raises(UnknownModelError, match="run predicts numbers and has no classes"):
-        classifier_called(str(run), None, None, ignore)
+    with pytest.raises(UnknownModelError, match="run predicts numbers, not classes"):
+        classifier_of(found, str(run))
 
 
 def test_hundreds_of_classes_are_learnt_and_served_by_name(tmp_path: Path) -> None:

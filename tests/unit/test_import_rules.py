@@ -59,8 +59,8 @@ MAY_IMPORT = {
         "parameter_server training serving models report simulation"
     ),
     "cli": (
-        "errors spelling release data darknet pretrained recipes wire parameter_server training "
-        "serving models report export simulation cluster"
+        "errors spelling release pictures data darknet pretrained recipes wire parameter_server "
+        "training serving models report export simulation cluster"
     ),
     "__main__": "cli",
     "dist_net": "pictures recipes training serving cluster",

@@ -23,7 +23,8 @@ from dist_net.errors import (
     ShapeError,
     WeightsFileError,
 )
-from dist_net.models.classifier import Classifier, classifier_called, load_classifier
+from dist_net.models.classifier import Classifier, classifier_of, load_classifier
+from dist_net.models.sources import source_called
 from dist_net.nn import Model, Scope
 from dist_net.pictures.fitting import letterbox, pad
 from dist_net.pictures.labels import Prediction
@@ -228,10 +229,11 @@ def test_efficientnet_lite0_knows_a_photograph() -> None:
     dog = Path("/usr/share/darknet/data/dog.jpg")
     if find_spec(lite0.PACKAGE) is None or not dog.exists():
         pytest.skip("the weights, or Debian's package darknet, are not installed")
-    classifier = classifier_called(lite0.NAME, None, None, lambda _: None)
-    (found,) = classifier.predict([dog], top=2)
+    found = source_called(lite0.NAME, None, None, lambda _: None).read()
+    classifier = classifier_of(found, lite0.NAME)
+    (answer,) = classifier.predict([dog], top=2)
     classifier.close()
-    assert isinstance(found, list)
-    assert [each.index for each in found] == [249, 235]
-    assert [each.label for each in found] == ["malamute", "German shepherd"]
-    assert [each.probability for each in found] == pytest.approx([0.33494, 0.29170], abs=1e-4)
+    assert isinstance(answer, list)
+    assert [each.index for each in answer] == [249, 235]
+    assert [each.label for each in answer] == ["malamute", "German shepherd"]
+    assert [each.probability for each in answer] == pytest.approx([0.33494, 0.29170], abs=1e-4)

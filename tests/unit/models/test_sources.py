@@ -24,7 +24,7 @@ from dist_net.errors import (
     UntrustedRecipeError,
 )
 from dist_net.models import sources
-from dist_net.models.classifier import classifier_called
+from dist_net.models.classifier import classifier_of
 from dist_net.models.observer import Observer
 from dist_net.models.offered_recipe import offer_of
 from dist_net.models.run_directory import RunDirectory
@@ -256,7 +256,7 @@ def test_a_run_is_asked_with_the_fitting_that_it_was_trained_with(run, tmp_path)
     inputs = fit_picture(picture, (8, 8), "stretch")[np.newaxis]
     with closing(Inference(found.model, found.prepared)) as session:
         expected = softmax(session(inputs))[0]
-    with closing(classifier_called(str(run.path), None, None, progress)) as classifier:
+    with closing(classifier_of(found, "run")) as classifier:
         (predictions,) = classifier.predict([picture], top=10)
     assert {each.index: each.probability for each in predictions} == pytest.approx(
         dict(enumerate(expected.tolist()))

@@ -47,7 +47,7 @@ def test_a_run_is_drawn_over_epochs_with_a_title_and_its_staleness(
     assert figure.get_suptitle() == "digits: 3.0 epochs, test accuracy 81.25%"
     assert [axes.get_xlabel() for axes in figure.axes] == ["epoch"] * 3
     titles = [axes.get_title() for axes in figure.axes]
-    assert titles == ["loss", "accuracy", "mean staleness, in versions"]
+    assert titles == ["loss", "accuracy", "recent mean staleness, in versions"]
     epochs, staleness = figure.axes[2].lines[0].get_data()
     np.testing.assert_allclose(epochs, np.arange(1, 61) / 20)
     np.testing.assert_array_equal(staleness, 3.0)

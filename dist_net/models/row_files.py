@@ -1,0 +1,79 @@
+"""Inputs of a model and its outputs as files: arrays of rows, in NumPy's .npy or as CSV."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.errors import DataFileError
+from dist_net.files import replacing
+from dist_net.nn import Model
+from dist_net.nn.losses import of_samples
+from dist_net.nn.model import Batch
+
+ROW_SUFFIXES = ".csv", ".npy"
+
+
+def is_row_file(path: str | Path) -> bool:
+    """Return whether the file's name says that it holds rows."""
+    return Path(path).suffix.lower() in ROW_SUFFIXES
+
+
+def read_rows(path: Path, model: Model) -> Batch:
+    """Return the rows of a file as inputs of ``model``, (N, *input_shape).
+
+    A .npy file holds such an array, of any dtype whose values the model's can hold; it is mapped. A
+    line of CSV is a row in C order; a first line of names is skipped. Raises DataFileError.
+    """
+    try:
+        rows = _read_csv(path) if path.suffix.lower() == ".csv" else _map(path)
+    except (OSError, OverflowError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataFileError(f"{path}: {reason}; expected rows of numbers, .npy or CSV") from error
+    shape = of_samples(model.input(1))
+    is_flat = path.suffix.lower() == ".csv" and rows.shape[1] == model.input(1).size
+    if not is_flat and rows.shape[1:] != model.input_shape:
+        raise DataFileError(
+            f"{path}: an array of shape {rows.shape}; expected {shape}, the inputs of the model"
+        )
+    with np.errstate(invalid="ignore", over="ignore"):
+        inputs = rows.astype(model.input_dtype, order="C").reshape(-1, *model.input_shape)
+    is_same = model.input_dtype.kind == "f" or np.array_equal(inputs.ravel(), rows.ravel())
+    if not is_same or not np.isfinite(inputs).all():
+        raise DataFileError(
+            f"{path}: numbers that {model.input_dtype} cannot hold; expected those that the model "
+            f"was trained on"
+        )
+    return inputs
+
+
+def _map(path: Path) -> NDArray[np.generic]:
+    rows = np.lib.format.open_memmap(path, mode="r")  # unlike np.load, never a pickle or zip file
+    if rows.dtype.kind not in "biuf" or rows.ndim == 0:
+        raise ValueError(f"an array of shape {rows.shape} and dtype {rows.dtype}")
+    return rows
+
+
+def _read_csv(path: Path) -> NDArray[np.float64]:
+    with path.open(encoding="utf-8-sig") as file:
+        lines = [line for line in file if line.strip()]
+    for given in lines, lines[1:]:
+        with suppress(ValueError):  # the first line may have names
+            if given:
+                return np.loadtxt(given, delimiter=",", ndmin=2)
+    raise ValueError(f"{len(lines)} lines that are no CSV of numbers")
+
+
+def write_rows(path: Path, rows: NDArray[np.float32]) -> None:
+    """Write (N, ...) rows to a file of either kind; raises DataFileError."""
+    try:
+        with replacing(path) as partial, partial.open("wb") as file:
+            if path.suffix.lower() == ".npy":
+                np.save(file, rows)
+            else:
+                np.savetxt(file, rows.reshape(len(rows), -1), "%.9g", ",")
+    except OSError as error:
+        raise DataFileError(f"{path}: {error.strerror}; expected a file to write to") from error

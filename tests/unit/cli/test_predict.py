@@ -1,0 +1,100 @@
+"""``dist-net predict``: folders of pictures, rows of numbers, and where the outputs go."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dist_net.cli import main, predict
+from dist_net.models.sources import FoundModel
+from dist_net.nn import Dense, Model, Sequential
+from dist_net.nn.inference import prepare
+from picture_runs import SIDE, write_run
+
+
+@pytest.fixture
+def plane(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model that doubles three numbers and adds one."""
+    model = Model(Sequential(Dense(3)), (3,), "mse", np.float32)
+    weights = np.concatenate([2 * np.eye(3).ravel(), np.ones(3)]).astype(np.float32)
+    found = FoundModel(model, (), prepare(model, weights), "key", lambda: weights)
+
+    class Source:
+        def read(self) -> FoundModel:
+            return found
+
+    monkeypatch.setattr(predict, "source_called", lambda *_, **__: Source())
+    return "plane"
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b,c\n1,2,3\n-1,0,0.5\n")
+    return path
+
+
+OUTPUTS = [[3.0, 5.0, 7.0], [-1.0, 1.0, 2.0]]
+
+
+def test_numbers_are_predicted_for_rows(
+    plane: str, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", plane, str(rows)]) == 0
+    assert capsys.readouterr().out == "3,5,7\n-1,1,2\n"
+    assert main(["predict", plane, str(rows), "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert answers == [
+        {"row": f"{rows}:{number}", "outputs": output} for number, output in enumerate(OUTPUTS)
+    ]
+
+
+@pytest.mark.parametrize("name", ["out.npy", "out.csv"])
+def test_outputs_of_all_files_are_written_to_one(
+    plane: str, rows: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "more.npy", np.zeros((1, 3)))
+    output = tmp_path / name
+    files = [str(rows), str(tmp_path / "more.npy")]
+    assert main(["predict", plane, *files, "--output", str(output)]) == 0
+    assert not capsys.readouterr().out
+    written = np.load(output) if name == "out.npy" else np.loadtxt(output, delimiter=",")
+    np.testing.assert_allclose(written, [*OUTPUTS, [1, 1, 1]])
+
+
+def test_what_a_model_of_numbers_cannot_predict_is_refused_with_what_it_can(
+    plane: str, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["photo.png"], [str(rows), "--output", "o.txt"], ["a.png", "--output", "o.npy"]):
+        assert main(["predict", plane, *words]) == 2
+        assert ".npy or .csv" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", plane, str(tmp_path / "empty")]) == 2
+    assert ".png" in capsys.readouterr().err
+
+
+def test_a_folder_is_all_its_pictures_and_rows_are_classified_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(write_run(tmp_path / "my run"))
+    folder = tmp_path / "folder"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("b.png", "deeper/a.JPG", ".hidden.png"):
+        Image.new("RGB", (SIDE, SIDE), (255, 0, 0)).save(folder / name)
+    (folder / "notes.txt").touch()
+    assert main(["predict", run, str(folder), "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [each["image"] for each in answers] == [
+        str(folder / "b.png"),
+        str(folder / "deeper/a.JPG"),
+    ]
+    red = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    red[..., 0] = 255
+    np.save(tmp_path / "red.npy", red)
+    assert main(["predict", run, str(tmp_path / "red.npy"), "--json", "--top", "1"]) == 0
+    (answer,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (answer["row"], answer["unknown"]) == (f"{tmp_path / 'red.npy'}:0", False)
+    assert answer["predictions"][0]["label"] == "red"
+    assert answer["predictions"][0]["probability"] == pytest.approx(2 / 3, abs=1e-3)
