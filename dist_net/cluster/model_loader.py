@@ -1,13 +1,19 @@
-"""The model loader's loop: reads models from their sources for the gateway and its workers."""
+"""The model loader's loop: reads models from their sources for the gateway and its workers.
+
+Each model is read by a thread of its own, so that a source that hangs, such as a file of a dead
+server, keeps no other model from being read.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Self
 
 import numpy as np
@@ -34,20 +40,88 @@ logger = logging.getLogger(__name__)
 
 _DATATYPES = {np.dtype(code): name for name, code in TYPE_CODES.items()}
 
-POLL_S = 0.1
+POLL_S = 0.05
+LONGEST_READ_S = 300.0  # then whoever waits for the model is told
 ANSWER_WITHIN_S = 10.0
 FOLLOW_EVERY_S = 1.0
 LONGEST_PAUSE_S = 30.0  # between attempts to reach a training run that does not answer
 
 
-@dataclass
-class _Followed:
-    """A training run that is followed: its last version, and when to look for the next."""
+class ModelReader(Thread):
+    """Reads one model when it is asked to, and follows it if it is being trained.
 
-    source: FollowedRun
-    version: int
-    due_s: float
-    pause_s: float = FOLLOW_EVERY_S
+    It ends after a request that is None. ``tell`` takes the answers to `PrepareModel` messages, and
+    new versions of a training run, at most one a second. ``directory``: for arrays that have no
+    file.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        source: ModelSource,
+        directory: Path,
+        tell: Callable[[ModelPrepared], None],
+        clock: Clock,
+    ) -> None:
+        super().__init__(name=f"read-{model}", daemon=True)  # the process ends even if it hangs
+        self.requests: SimpleQueue[int | None] = SimpleQueue()
+        self._model = model
+        self._source = source
+        self._directory = directory
+        self._tell = tell
+        self._clock = clock
+        self._followed_version = -1
+        self._pause_s = FOLLOW_EVERY_S
+        # The gateway asks for each model first, unless another loader has read it before this one.
+        self._follow_at_s = clock.now() + FOLLOW_EVERY_S
+
+    def run(self) -> None:
+        while True:
+            wait_s = None
+            if isinstance(self._source, FollowedRun):
+                wait_s = max(0.0, self._follow_at_s - self._clock.now())
+            try:
+                version = self.requests.get(timeout=wait_s)
+            except Empty:
+                self.follow()
+                continue
+            if version is None:
+                return
+            self._tell(self.prepare(version))
+
+    def prepare(self, version: int) -> ModelPrepared:
+        """Return the answer to a `PrepareModel`."""
+        try:
+            with _as_own_errors():
+                return self._read(version)._replace(requested=version)
+        except DistNetError as error:
+            logger.warning("not_prepared model=%s error=%s", self._model, error)
+            is_bad_input = isinstance(error, BadInputError)
+            return ModelPrepared(self._model, version, "", str(error), version, is_bad_input)
+
+    def follow(self) -> None:
+        """Pass on the training run's version, if it is a new one."""
+        assert isinstance(self._source, FollowedRun)
+        begun_s = self._clock.now()
+        try:
+            with _as_own_errors():
+                if self._source.version() != self._followed_version:
+                    self._tell(self._read(0))
+            self._pause_s = FOLLOW_EVERY_S
+        except DistNetError as error:
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            logger.warning("not_followed model=%s error=%s", self._model, error)
+        self._follow_at_s = begun_s + self._pause_s
+
+    def _read(self, version: int) -> ModelPrepared:
+        """Read the model and write its arrays to a file. Raises a DistNetError."""
+        name, found = self._model, self._source.read()
+        if found.version is not None:
+            version = self._followed_version = found.version
+        description = described(found, name, version, self._directory)
+        samples = _samples(found, name)
+        logger.info("prepared model=%s version=%d samples=%d", name, version, len(samples) // 2)
+        return ModelPrepared(name, version, description.to_json(), "", payloads=samples)
 
 
 class ModelLoader:
@@ -65,18 +139,15 @@ class ModelLoader:
         token: bytes = b"",
         clock: Clock | None = None,
     ) -> None:
-        self._sources = sources
-        self._directory = directory
-        self._token = token
         self._clock = clock or SystemClock()
-        self._socket = ClientSocket(address)
-        # The gateway asks for each model first, unless another loader has read it before this one.
-        due_s = self._clock.now() + FOLLOW_EVERY_S
-        self._followed = {
-            name: _Followed(source, -1, due_s)
+        self._read: SimpleQueue[ModelPrepared] = SimpleQueue()
+        self._readers = {
+            name: ModelReader(name, source, directory, self._read.put, self._clock)
             for name, source in sources.items()
-            if isinstance(source, FollowedRun)
         }
+        self._requested: dict[str, tuple[int, float]] = {}  # by model, and when it was
+        self._token = token
+        self._socket = ClientSocket(address)
         self._leave_reason: str | None = None
 
     def stop(self, reason: str) -> None:
@@ -87,6 +158,8 @@ class ModelLoader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for reader in self._readers.values():
+            reader.requests.put(None)
         self._socket.close()
 
     def serve(self) -> str:
@@ -99,62 +172,50 @@ class ModelLoader:
         message = self._socket.receive(ANSWER_WITHIN_S)
         if message is None:
             raise self._socket.no_answer(ANSWER_WITHIN_S)
+        for reader in self._readers.values():
+            reader.start()
         while self._leave_reason is None:
             if message is not None:
-                self._handle(message)
-            self._follow()
+                self.handle(message)
+            self.answer()
             message = self._socket.receive(POLL_S)
         return self._leave_reason
 
-    def _handle(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
+        """Do what the gateway asks for."""
         match message:
+            case PrepareModel(model, version) if model in self._readers:
+                self._requested[model] = version, self._clock.now()
+                self._readers[model].requests.put(version)
             case PrepareModel(model, version):
-                self._socket.send(self._prepare(model, version))
+                reason = f"there is no source of {model!r}"
+                self._socket.send(ModelPrepared(model, version, "", reason, version))
             case Refuse(reason):
                 raise JoinRefusedError(f"the gateway refuses this loader: {reason}")
             case Enlisted():
-                logger.info("enlisted models=%s", ",".join(self._sources))
+                logger.info("enlisted models=%s", ",".join(self._readers))
             case _:
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 
-    def _prepare(self, model: str, version: int) -> ModelPrepared:
-        """The answer to a `PrepareModel`."""
-        source = self._sources.get(model)
-        if source is None:
-            return ModelPrepared(model, version, "", f"there is no source of {model!r}", version)
-        try:
-            with _as_own_errors():
-                return self._read(model, source, version)._replace(requested=version)
-        except DistNetError as error:
-            logger.warning("not_prepared model=%s error=%s", model, error)
-            is_bad_input = isinstance(error, BadInputError)
-            return ModelPrepared(model, version, "", str(error), version, is_bad_input)
+    def answer(self) -> None:
+        """Send what was read, and a failure for each model that is read for too long.
 
-    def _read(self, model: str, source: ModelSource, version: int) -> ModelPrepared:
-        """Reads a model and writes its arrays to a file. Raises a DistNetError."""
-        found = source.read()
-        if found.version is not None:
-            version = self._followed[model].version = found.version
-        description = described(found, model, version, self._directory)
-        samples = _samples(found, model)
-        logger.info("prepared model=%s version=%d samples=%d", model, version, len(samples) // 2)
-        return ModelPrepared(model, version, description.to_json(), "", payloads=samples)
-
-    def _follow(self) -> None:
-        """Passes on new versions of training runs, at most one a second of each."""
-        for model, followed in self._followed.items():
-            begun_s = self._clock.now()
-            if begun_s < followed.due_s:
-                continue
+        Its reader goes on. If it ends, what it read is sent as the answer.
+        """
+        while True:
             try:
-                with _as_own_errors():
-                    if followed.source.version() != followed.version:
-                        self._socket.send(self._read(model, followed.source, 0))
-                followed.pause_s = FOLLOW_EVERY_S
-            except DistNetError as error:
-                followed.pause_s = min(2 * followed.pause_s, LONGEST_PAUSE_S)
-                logger.warning("not_followed model=%s error=%s", model, error)
-            followed.due_s = begun_s + followed.pause_s
+                prepared = self._read.get_nowait()
+            except Empty:
+                break
+            if self._requested.get(prepared.model, (0, 0.0))[0] == prepared.requested:
+                del self._requested[prepared.model]
+            self._socket.send(prepared)
+        now = self._clock.now()
+        for model, (version, asked_s) in self._requested.items():
+            if now - asked_s > LONGEST_READ_S:
+                self._requested[model] = version, math.inf
+                reason = f"reading it takes longer than {LONGEST_READ_S:g} s; it is read on"
+                self._socket.send(ModelPrepared(model, version, "", reason, version))
 
 
 @contextmanager

@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dist_net.cluster.model_loader import FOLLOW_EVERY_S, ModelLoader
+from dist_net.cluster.model_loader import FOLLOW_EVERY_S, LONGEST_READ_S, ModelLoader
+from dist_net.errors import ModelLoadError
 from dist_net.models.sources import FollowedRun, FoundModel, TrainedRun
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.wire.serving_messages import ModelPrepared
+from dist_net.wire.serving_messages import ModelPrepared, PrepareModel
 from dist_net.wire.transport import ServerSocket
 from picture_runs import write_run
 
@@ -58,7 +60,7 @@ def loader(run: OddRun, clock: Clock, tmp_path: Path) -> Iterator[ModelLoader]:
 
 
 def test_an_error_that_nobody_expected_is_an_answer(loader: ModelLoader) -> None:
-    assert loader._prepare("m", 3) == ModelPrepared(
+    assert loader._readers["m"].prepare(3) == ModelPrepared(
         "m", 3, "", "ZeroDivisionError: in the recipe", requested=3
     )
 
@@ -67,23 +69,77 @@ def test_a_run_is_followed_without_being_asked_for_it_and_whatever_it_raises(
     loader: ModelLoader, run: OddRun, clock: Clock
 ) -> None:
     for _ in range(3):
-        loader._follow()
-        clock.time_s += 4 * FOLLOW_EVERY_S
-    assert run.reads == 2
+        loader._readers["m"].follow()
+    assert run.reads == 3
+    assert loader._readers["m"]._follow_at_s == clock.time_s + 8 * FOLLOW_EVERY_S
+
+
+class HangingRun(TrainedRun):
+    """A run on a file server that is gone until it is ``released``."""
+
+    def __init__(self) -> None:
+        self.released = Event()
+
+    def read(self) -> FoundModel:
+        self.released.wait()
+        raise ModelLoadError("the file server has answered")
+
+
+def test_a_source_that_hangs_keeps_no_other_model_from_being_read(
+    clock: Clock, tmp_path: Path
+) -> None:
+    hanging = HangingRun()
+    run = TrainedRun(write_run(tmp_path / "run"), None, lambda *_: None)
+    with ServerSocket(["tcp://127.0.0.1:0"]) as server:
+        address = server.contact_addresses[0]
+
+        def load() -> None:
+            with ModelLoader(
+                address, {"hangs": hanging, "m": run}, tmp_path, clock=clock
+            ) as loader:
+                loaders.append(loader)
+                loader.serve()
+
+        def answer() -> ModelPrepared:
+            received = server.receive(60)
+            assert received is not None
+            assert isinstance(received[1], ModelPrepared)
+            return received[1]
+
+        loaders: list[ModelLoader] = []
+        thread = Thread(target=load)
+        thread.start()
+        try:
+            received = server.receive(60)
+            assert received is not None
+            for model in ("hangs", "m"):
+                server.send(received[0], PrepareModel(model, 1))
+            assert answer()[:2] == ("m", 1)
+            clock.time_s += LONGEST_READ_S + 1
+            late = answer()
+            assert (late.model, late.requested) == ("hangs", 1)
+            assert "takes longer than 300 s" in late.reason
+            hanging.released.set()
+            assert answer().reason == "the file server has answered"
+        finally:
+            hanging.released.set()
+            loaders[0].stop("the test is over")
+            for each in (thread, *loaders[0]._readers.values()):
+                each.join()
 
 
 @pytest.fixture
 def folder_run(loader: ModelLoader, tmp_path: Path) -> Path:
-    """A run on a folder of pictures, which the loader knows as "colours"."""
+    """A run on a folder of pictures, which the loader knows as "m"."""
     run = write_run(tmp_path / "run")
-    loader._sources = {"colours": TrainedRun(run, None, lambda *_: None)}
+    loader._readers["m"]._source = TrainedRun(run, None, lambda *_: None)
     return run
 
 
 def test_pictures_that_a_run_held_out_go_with_its_model(
     loader: ModelLoader, folder_run: Path
 ) -> None:
-    prepared = loader._prepare("colours", 1)
+    prepared = loader._readers["m"].prepare(1)
     labels, pictures = prepared.payloads[::2], prepared.payloads[1::2]
     assert labels == (b"red", b"green", b"blue") * 4
     held_out = np.load(folder_run / "held_out.npy")
@@ -113,6 +169,6 @@ def test_a_run_whose_held_out_pictures_are_damaged_is_served_without_them(
             (folder_run / "held_out.json").write_text('{"labels": [0, 1, 7]}')
         case "pickle":
             np.save(file, np.array([{}]), allow_pickle=True)
-    prepared = loader._prepare("colours", 1)
+    prepared = loader._readers["m"].prepare(1)
     assert (prepared.reason, prepared.payloads) == ("", ())
     assert ModelDescription.from_json(prepared.description).labels == ("red", "green", "blue")

@@ -327,6 +327,22 @@ def test_odd_frames_are_answered_and_keep_nobody_waiting(serve, net):
     assert [each for each in answers if isinstance(each, Refuse)]
 
 
+def test_a_source_that_hangs_keeps_no_other_model_from_being_loaded(serve, net):
+    (weights,) = net.directory.glob("*.weights")
+    labels = net.directory / "labels.txt"
+    copy = weights.with_name("copy.weights")
+    copy.write_bytes(weights.read_bytes())
+    other = f"other={net.directory / 'net.cfg'},weights={copy},labels={labels}"
+    pool = serve(net.source, other, "--workers", "1")
+    copy.unlink()
+    os.mkfifo(copy)  # which nobody writes to, as a file of a server that is gone
+    with Client(pool.address) as client:
+        with pytest.raises(DistNetError):
+            client.reload("other", timeout_s=0.1)
+        assert client.reload(TINY, timeout_s=60) == 2
+        assert client.predict("other", ROWS[0]).version == 1
+
+
 def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):
     pool = serve(net.source, "--workers", "1")
     assert pool.post(f"/v2/repository/models/{TINY}/unload")[0] == 200

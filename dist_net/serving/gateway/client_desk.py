@@ -34,6 +34,7 @@ from dist_net.wire.transport import ServerSocket
 
 VERSION = re.compile("[0-9]{0,18}")
 MESSAGES_A_TURN = 16  # then other parts of the event loop have their turn
+LOOK_S = 1.0
 
 
 class ClientDesk:
@@ -59,9 +60,11 @@ class ClientDesk:
         self._loop = loop
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._receive_soon()
+        self._look_for_clients()
 
     def close(self) -> None:
         self._loop.remove_reader(self._socket.fileno())
+        self._timer.cancel()
         self._is_closed = True  # callbacks that are still queued must not touch the socket
 
     def _receive(self) -> None:
@@ -96,8 +99,7 @@ class ClientDesk:
                 models = self._gateway.models().values()
                 self._send(node, Description(request_id, summaries_to_json(models)))
             case Greet():
-                name = f"{self._incarnation} {node.hex()}"
-                self._send(node, Greeting(name, self._gateway.is_ready))
+                self._send(node, self._greeting(node))
             case Reload(request_id) | Unload(request_id) if not self._may_rule:
                 reason = (
                     "without a key, a client may not reload and unload models of a pool that has "
@@ -115,6 +117,18 @@ class ClientDesk:
             case _:
                 reason = f"{type(message).__name__} is not for the clients' address of a gateway"
                 self._send(node, Refuse(reason, may_rejoin=False))
+
+    def _greeting(self, node: bytes) -> Greeting:
+        return Greeting(f"{self._incarnation} {node.hex()}", self._gateway.is_ready)
+
+    def _look_for_clients(self) -> None:
+        """Drop the requests of clients that are gone; ZeroMQ says so when something is sent."""
+        self._timer = self._loop.call_later(LOOK_S, self._look_for_clients)
+        for node in dict.fromkeys(node for node, _ in self._futures):
+            if not self._socket.send(node, self._greeting(node)):
+                for key in [key for key in self._futures if key[0] == node]:
+                    self._futures.pop(key).cancel()
+        self._receive_soon()
 
     def _ask(self, node: bytes, ask: Ask) -> None:
         known = bytes(ask.payloads[1]) if len(ask.payloads) == 2 else b""

@@ -42,7 +42,8 @@ class Catalogue:
 
     The loader names files, which workers may fetch, so nobody else must pass for it. It has at most
     one request for each model; another one waits until that is answered. If it crashes, the next
-    loader gets what it had not answered. ``unreadable``: by model, why it could not be read the
+    loader gets what it had not answered; one by one, if any of several models may be the cause.
+    ``unreadable``: by model, why it could not be read the
     last time, "" if it could; a model is missing until it has been read.
 
     After any event `advance` says what to do.
@@ -56,10 +57,11 @@ class Catalogue:
         self._loader: bytes | None = None
         self._process_id = 0
         self._newest = dict.fromkeys(names, 0)  # the last number that was asked for, or came
-        self._requested: dict[str, int] = {}  # what is not answered, in the order it is read
+        self._requested: dict[str, int] = {}  # what is not answered
         self._requested_next: dict[str, int] = {}  # what to ask when that is answered
         self._sent: set[str] = set()  # the models that this loader was asked for
         self._crashes: dict[str, int] = defaultdict(int)
+        self._suspects: set[str] = set()  # one of them, which were read together, ended a loader
         self._unwanted: set[str] = set()  # unloaded, though its training run may have versions
         self._reloads: dict[str, list[_Reload]] = {name: [] for name in names}
         for name in names:
@@ -111,10 +113,12 @@ class Catalogue:
         """A process has ended. If a model has crashed the loader again, gives the answer for it."""
         if process_id != self._process_id or self._loader is None:
             return None
-        if not self._requested:
+        if len(self._sent) != 1:
+            self._suspects |= self._sent
             self._loader_gone()
             return None
-        model, number = next(iter(self._requested.items()))
+        model = next(iter(self._sent))
+        number = self._requested[model]
         self._crashes[model] += 1
         is_last = self._crashes[model] == MOST_CRASHES
         untried = self._requested_next.pop(model, None) if is_last else None
@@ -131,6 +135,7 @@ class Catalogue:
         name, reason = message.model, message.reason
         model = self.models[name]
         self._crashes[name] = 0
+        self._suspects.discard(name)
         self._newest[name] = max(self._newest[name], message.version)
         self.unreadable[name] = reason
         self._bad_input[name] = message.is_bad_input
@@ -158,7 +163,8 @@ class Catalogue:
         commands: list[PoolCommand] = []
         if self._loader is not None:
             for name, number in self._requested.items():
-                if name not in self._sent:
+                is_alone = not self._sent or self._suspects.isdisjoint({name, *self._sent})
+                if name not in self._sent and is_alone:
                     self._sent.add(name)
                     commands.append(SendToNode(self._loader, PrepareModel(name, number)))
         for name, reloads in self._reloads.items():

@@ -104,6 +104,24 @@ def test_a_message_whose_handling_fails_is_answered_and_the_next_one_too() -> No
     assert sent == [Greeting(f"g {b'other'.hex()}", True)]
 
 
+def test_requests_of_a_client_that_is_gone_are_dropped() -> None:
+    service = FakeService(is_silent=True)
+    socket: Any = SimpleNamespace(send=lambda node, _: node != b"gone")
+
+    async def run() -> list[bool]:
+        desk = ClientDesk(service, socket, "g")
+        desk._receive_soon = lambda: None  # type: ignore[method-assign]
+        desk._loop = asyncio.get_running_loop()
+        for node, request_id in ((b"gone", 1), (b"here", 1), (b"gone", 2)):
+            desk._handle(node, Ask(request_id, "animals", "", True, 0, (PICTURE,)))
+        desk._look_for_clients()
+        desk._timer.cancel()
+        assert list(desk._futures) == [(b"here", 1)]
+        return [future.cancelled() for future in service.futures]
+
+    assert asyncio.run(run()) == [True, False, True]
+
+
 def test_a_client_that_has_lost_its_connection_is_told_so_by_the_name_of_the_new_one() -> None:
     sent: list[Message] = []
     socket: Any = SimpleNamespace(send=lambda _, message: sent.append(message))

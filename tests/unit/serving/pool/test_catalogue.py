@@ -117,11 +117,16 @@ def test_what_a_lost_loader_was_to_be_asked_again_the_next_one_is_asked() -> Non
 
 
 def test_a_model_that_ends_one_loader_after_the_other_is_not_tried_again() -> None:
-    desk = Desk("bad", "good")
-    for process_id in (1, 2):
-        node = b"%d" % process_id
-        desk.catalogue.loader_enlisted(node, EnlistLoader(process_id, b"secret"))
-        desk.requests()
+    desk = Desk("good", "bad", "hangs")
+    desk.catalogue.loader_enlisted(b"0", EnlistLoader(9, b"secret"))
+    assert len(desk.requests()) == 3
+    assert desk.catalogue.loader_ended(9, "one of the three has ended it") is None
+    desk.catalogue.loader_enlisted(b"0", EnlistLoader(9, b"secret"))
+    assert desk.requests() == [(b"0", "good", 1)]
+    desk.catalogue.prepared(prepared("good", 1, requested=1))
+    for process_id in (9, 10):
+        desk.catalogue.loader_enlisted(b"0", EnlistLoader(process_id, b"secret"))
+        assert [model for _, model, _ in desk.requests()] == ["bad"]
         assert desk.catalogue.loader_ended(77, "a worker, which is another matter") is None
         answer = desk.catalogue.loader_ended(process_id, "killed by signal 11")
     assert answer is not None
@@ -130,7 +135,8 @@ def test_a_model_that_ends_one_loader_after_the_other_is_not_tried_again() -> No
     desk.catalogue.prepared(answer)
     assert "signal 11" in desk.catalogue.unreadable["bad"]
     desk.catalogue.loader_enlisted(b"3", EnlistLoader(3, b"secret"))
-    assert desk.requests() == [(b"3", "good", 1)]
+    assert desk.requests() == [(b"3", "hangs", 1)]
+    desk.catalogue.prepared(prepared("hangs", 1, requested=1))
     desk.reload("bad")
     assert desk.requests() == [(b"3", "bad", 2)]
 
