@@ -16,6 +16,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,6 +60,7 @@ def _own_cache(file: Path, signature: Any) -> Iterator[None]:
     sources = [Path(__file__), *sorted(file.parent.glob("*.py"))]
     of_state = file.parent / "__pycache__" / f"compiled-{_digest(*map(Path.read_bytes, sources))}"
     if not of_state.exists():
+        _announce()
         for another in {*of_state.parent.glob("compiled-*")} - {of_state}:
             shutil.rmtree(another, ignore_errors=True)
     before = numba.config.CACHE_DIR
@@ -67,6 +69,11 @@ def _own_cache(file: Path, signature: Any) -> Iterator[None]:
         yield
     finally:
         numba.config.CACHE_DIR = before
+
+
+@cache
+def _announce() -> None:
+    logger.warning("compiling_kernels: numba compiles them once for this release, in 10 to 20 s")
 
 
 def _digest(*contents: bytes) -> str:

@@ -19,7 +19,7 @@ from dist_net.cluster.picture_run import PictureOptions, new_run
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Progress
 from dist_net.data.samples import Values
-from dist_net.errors import UnknownRecipeError
+from dist_net.errors import UnknownRecipeError, UntrustedRecipeError
 from dist_net.models.bases import default_base
 from dist_net.models.best_weights import BestWeights
 from dist_net.models.run_directory import RunDirectory
@@ -114,7 +114,11 @@ def load(path: str | Path, *, trust_recipe: bool = False) -> Run:
     there is no such run, if its files are damaged, or if its recipe is not trusted.
     """
     run = Run(path, trust_recipe=trust_recipe)
-    run.model  # noqa: B018 - raises here what reading raises
+    try:
+        run.model  # noqa: B018 - raises here what reading raises
+    except UntrustedRecipeError as error:
+        error.add_note(f"in Python: dist_net.load({str(path)!r}, trust_recipe=True)")
+        raise
     return run
 
 

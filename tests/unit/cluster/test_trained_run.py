@@ -74,5 +74,6 @@ def test_no_run_and_a_run_whose_recipe_is_not_trusted_are_refused(tmp_path: Path
     code.write_text("from dist_net.recipes.built_in.digits import recipe")
     directory.recipe.write_bytes(code.read_bytes())
     write_checkpoint(directory.best, replace(checkpoint, recipe=str(code), recipe_record={}))
-    with pytest.raises(UntrustedRecipeError):
+    with pytest.raises(UntrustedRecipeError) as refused:
         dist_net.load(directory.path)
+    assert "trust_recipe=True" in refused.value.__notes__[0]
