@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from starlette.types import Receive, Scope
 
@@ -20,6 +20,7 @@ from dist_net.serving.pool.requests import Payload
 
 Result = TypeVar("Result")
 
+_IDENTITY = b"identity"
 _BUSY_S = 1.0
 _STALLED_S = 1.0  # a body stalled for longer is dropped when memory runs out
 _THREADS = 2
@@ -55,36 +56,28 @@ class Bodies:
         self.settings = settings
         self.held_bytes = 0
         self.parsing = asyncio.Semaphore(_THREADS)
-        # Incomplete bodies, each with the time of its last piece; the longest idle first.
-        self._arriving: dict[Body, tuple[float, asyncio.Timeout]] = {}
-
-    def arrived(self, body: Body, deadline: asyncio.Timeout | None) -> None:
-        """Note that a piece of ``body`` arrived; without a deadline, that nothing more will."""
-        self._arriving.pop(body, None)
-        if deadline is not None:
-            self._arriving[body] = asyncio.get_running_loop().time(), deadline
+        # Incomplete bodies, each with the time of its last piece; longest stalled first.
+        self.arriving: dict[Body, float] = {}
 
     def drop_stalled(self) -> bool:
         """Give up the body that has stalled longest; return False if none has stalled."""
-        now = asyncio.get_running_loop().time()
-        body, (idle_since_s, deadline) = next(iter(self._arriving.items()), (None, (now, None)))
-        if body is None or deadline is None or now - idle_since_s < _STALLED_S:
+        body, since_s = next(iter(self.arriving.items()), (None, 0.0))
+        if body is None or asyncio.get_running_loop().time() - since_s < _STALLED_S:
             return False
-        del self._arriving[body]
-        body.release()
-        if not deadline.expired():
-            deadline.reschedule(now)
+        body.give_up()
         return True
 
 
 class Body:
     """The body of one request; its memory is counted until the ``with`` block ends."""
 
-    __slots__ = ("_all", "_size")
+    __slots__ = ("_all", "_is_late", "_size", "_task")
 
     def __init__(self, bodies: Bodies) -> None:
         self._all = bodies
         self._size = 0
+        self._is_late = False
+        self._task: asyncio.Task[Any] | None = None  # which receives the body
 
     def __enter__(self) -> Self:
         return self
@@ -97,6 +90,14 @@ class Body:
         self._all.held_bytes -= self._size
         self._size = 0
 
+    def give_up(self) -> None:
+        """Wait for the rest of this body no longer."""
+        self._all.arriving.pop(self, None)
+        self.release()
+        self._is_late = True
+        if self._task is not None:
+            self._task.cancel()
+
     async def receive(self, headers: Mapping[bytes, bytes], receive: Receive) -> Payload | None:
         """Return the body, or None if the client went away before it was complete.
 
@@ -104,25 +105,30 @@ class Body:
         limit, UnsupportedEncodingError for a compressed one, and PoolUnavailableError when other
         bodies leave no room for it.
         """
-        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-        if encoding.lower() != "identity":
+        encoding = headers.get(b"content-encoding", _IDENTITY)
+        if encoding.lower() != _IDENTITY:
             raise UnsupportedEncodingError(
-                f"a body's Content-Encoding is {encoding[:40]!r}; expected an uncompressed body"
+                f"a body's Content-Encoding is {encoding[:40].decode('latin-1')!r}; expected an "
+                f"uncompressed body"
             )
         announced = size_header(headers, b"content-length")
         if announced is not None:
             self._check(announced)
-        window_s, rate = self._all.settings.rate_window_s, self._all.settings.min_bytes_per_s
+        self._task = asyncio.current_task()
         try:
-            async with asyncio.timeout(window_s) as deadline:
-                return await self._pieces(receive, deadline)
-        except TimeoutError as error:
+            return await self._pieces(receive)
+        except asyncio.CancelledError as error:
+            if not self._is_late or self._task is None:
+                raise
+            self._task.uncancel()
+            settings = self._all.settings
             raise SlowRequestError(
-                f"the body arrives too slowly; expected at least {rate:,} bytes/s over any "
-                f"{window_s:g} s, and some bytes every second while bodies fill the memory"
+                f"the body arrives too slowly; expected at least {settings.min_bytes_per_s:,} "
+                f"bytes/s over any {settings.rate_window_s:g} s, and some bytes every second while "
+                f"bodies fill the memory"
             ) from error
         finally:
-            self._all.arrived(self, None)
+            self._all.arriving.pop(self, None)
 
     async def off_loop(self, size: int, function: Callable[[], Result]) -> Result:
         """Return the result of ``function``, whose time grows with ``size``; in a thread if large.
@@ -136,28 +142,36 @@ class Body:
         async with self._all.parsing:
             return await asyncio.to_thread(function)
 
-    async def _pieces(self, receive: Receive, deadline: asyncio.Timeout) -> Payload | None:
-        """Return the whole body; postpone ``deadline`` while it keeps the minimum rate."""
+    async def _pieces(self, receive: Receive) -> Payload | None:
+        """Return the whole body; give up when it falls below the minimum rate."""
+        loop = asyncio.get_running_loop()
         window_s = self._all.settings.rate_window_s
         window_bytes = due_bytes = self._all.settings.min_bytes_per_s * window_s
         body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            piece: bytes = message.get("body", b"")
-            self._check(len(body) + len(piece))
-            self._hold(len(body) + len(piece))
-            is_whole = not message.get("more_body", False)
-            if is_whole and not body:
-                return piece  # as most bodies: not copied
-            body += piece
-            if is_whole:
-                return memoryview(body)
-            self._all.arrived(self, deadline)
-            if len(body) >= due_bytes:
-                due_bytes = len(body) + window_bytes
-                deadline.reschedule(asyncio.get_running_loop().time() + window_s)
+        # A timer of its own, as `asyncio.timeout` would take longer than the rest of this function.
+        timer = loop.call_later(window_s, self.give_up)
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                piece: bytes = message.get("body", b"")
+                self._check(len(body) + len(piece))
+                self._hold(len(body) + len(piece))
+                is_whole = not message.get("more_body", False)
+                if is_whole and not body:
+                    return piece  # as most bodies: not copied
+                body += piece
+                if is_whole:
+                    return memoryview(body)
+                self._all.arriving.pop(self, None)
+                self._all.arriving[self] = loop.time()
+                if len(body) >= due_bytes:
+                    due_bytes = len(body) + window_bytes
+                    timer.cancel()
+                    timer = loop.call_later(window_s, self.give_up)
+        finally:
+            timer.cancel()
 
     def _check(self, size: int) -> None:
         limit = min(self._all.settings.body_bytes, self._all.settings.queue_bytes)

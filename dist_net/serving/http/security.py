@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from ipaddress import ip_address
+from itertools import chain
 from urllib.parse import urlsplit
 
 from starlette.types import Scope
@@ -54,8 +55,7 @@ class Guard:
         sent: list[tuple[bytes, bytes]] = scope["headers"]
         limit, limit_bytes = self._settings.headers, self._settings.header_bytes
         size = len(scope["path"]) + len(scope.get("query_string", b""))
-        size += sum(len(name) + len(value) for name, value in sent)
-        if len(sent) > limit or size > limit_bytes:
+        if len(sent) > limit or size + sum(map(len, chain.from_iterable(sent))) > limit_bytes:
             return 431, (
                 f"the request's line and headers are too large; expected at most {limit} headers "
                 f"and {limit_bytes:,} bytes"
