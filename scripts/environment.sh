@@ -12,7 +12,7 @@ prepare() {
     require_python
     # The lock is the open file's: it ends with the subshell, however that ends.
     (
-        trap 'exit 130' INT
+        trap 'kill "${reporter-}" 2>/dev/null; exit 130' INT
         "$python" -c "$lock"
         is_installed || install_project "$1"
     ) 9<"$checkout/pyproject.toml"
@@ -107,17 +107,40 @@ except BlockingIOError:
 apt_install() {
     [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null || return 1
     say "installing $1 with apt-get"
-    log=$(export DEBIAN_FRONTEND=noninteractive
-        { apt-get -qq update && apt-get -qq -y install "$1"; } 2>&1 </dev/null) && return
-    say "that failed: $(printf '%s\n' "$log" | tail -n 1)"
-    return 1
+    apt_log=$(mktemp)
+    status=0
+    reporting "$apt_log" update_and_install "$1" || status=1
+    [ $status -eq 0 ] || say "that failed: $(tail -n 1 "$apt_log")"
+    rm "$apt_log"
+    return $status
 }
+
+update_and_install() (
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get -q update && apt-get -q -y install "$1"
+)
 
 # Runs a command whose output matters only if it fails.
 quietly() {
-    "$@" >"$venv/install.log" 2>&1 </dev/null && return
+    reporting "$venv/install.log" "$@" && return
     cat "$venv/install.log" >&2
     return 1
+}
+
+# reporting LOG COMMAND...: its output goes to LOG, whose last line is shown every ten seconds.
+reporting() {
+    log=$1
+    shift
+    # The loop ignores SIGINT, as all that a shell starts in the background; it ends with the shell.
+    (
+        trap 'kill $!; exit' TERM
+        while sleep 10 & wait $! && kill -0 $$; do say "... $(tail -n 1 "$log")"; done
+    ) 9<&- &
+    reporter=$!
+    code=0
+    "$@" >"$log" 2>&1 </dev/null || code=1
+    kill "$reporter"
+    return $code
 }
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }

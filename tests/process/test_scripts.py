@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60
 ON_EVERY_CORE = "--numprocesses auto --dist worksteal"
-TOOLS = ["cat", "chmod", "cksum", "cp", "dirname", "id", "mkdir", "rm", "sleep"]
+TOOLS = ["cat", "chmod", "cksum", "cp", "dirname", "id", "mkdir", "mktemp", "rm", "sleep", "tail"]
 # What $DO says happens to an installation: it fails, hangs, or waits until the gate opens.
 PYTHON = f"""#!/bin/sh
 case "$*" in
@@ -31,6 +31,7 @@ case "$*" in
     cp "$0" "$3/bin/python" ;;
 "-m pip install "*)
     echo install >>"$RECORD"
+    echo "Collecting a-package"
     trap 'kill $!; exit 1' INT
     [ "$DO" != hang ] || {{ sleep 60 & echo >"$STARTED"; wait; }}
     [ "$DO" != wait ] || {{ echo >"$STARTED"; read -r _ <"$GATE"; }}
@@ -195,6 +196,17 @@ def test_an_interrupted_installation_is_begun_anew(machine: Machine, end: int) -
     assert machine.done() == ["venv", "install", "venv", "install"]
 
 
+def test_a_long_installation_shows_what_it_is_at(machine: Machine) -> None:
+    machine.add("sleep", f"#!/bin/sh\nexec {shutil.which('sleep')} 0.05\n")
+    process = machine.start("scripts/launch", DO="wait")
+    machine.await_installation()
+    assert process.stderr is not None
+    assert any(line == "launch: ... Collecting a-package\n" for line in process.stderr)
+    gate = machine.open_gate()
+    assert process.wait(DEADLINE_S) == 0
+    os.close(gate)
+
+
 def test_of_two_at_once_one_installs(machine: Machine) -> None:
     first = machine.start("scripts/launch", DO="wait")
     machine.await_installation()
@@ -269,9 +281,9 @@ def test_what_the_suite_needs_of_the_system_is_installed_by_root(machine: Machin
     machine.add("id", "#!/bin/sh\necho 0\n")
     machine.run("scripts/test")
     done = machine.done()
-    assert "-qq -y install iproute2" in done
-    assert "-qq -y install darknet" in done
-    assert "-qq -y install chromium" in done
+    assert "-q -y install iproute2" in done
+    assert "-q -y install darknet" in done
+    assert "-q -y install chromium" in done
 
 
 @pytest.mark.parametrize("has_venv", [True, False])
