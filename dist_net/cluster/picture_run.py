@@ -31,7 +31,13 @@ from dist_net.data.picture_folder import VALIDATION_SHARE, PictureFolder, requir
 from dist_net.data.picture_samples import PicturePreprocessing
 from dist_net.data.picture_split import TRAIN, VALIDATION
 from dist_net.data.prepared_pictures import CACHE_BYTES, PreparedPictures
-from dist_net.errors import PictureFolderError, RunDirectoryError, SettingError
+from dist_net.errors import (
+    BadInputError,
+    DistNetError,
+    PictureFolderError,
+    RunDirectoryError,
+    SettingError,
+)
 from dist_net.models.base_features import FeatureExtractor, Views
 from dist_net.models.bases import NONE, FoundBase, base_called, joined_weights
 from dist_net.models.best_weights import BestWeights
@@ -162,8 +168,24 @@ class PictureRun:
     def train(self) -> TrainedPictures:
         """Prepares the pictures and trains; goes on where an earlier run of the directory ended.
 
-        Raises what reading the folder and the base, preparing, and ``LocalRun.run`` raise.
+        Raises what reading the folder and the base, preparing, and ``LocalRun.run`` raise; a new
+        directory is removed again if the folder or the base is refused.
         """
+        try:
+            found, data, pictures = self._read()
+        except DistNetError as error:
+            if isinstance(error, BadInputError) or not self._directory.folder.exists():
+                self._directory.discard()
+            raise
+        whole = self._whole(found, data, len(pictures.rows(TRAIN)))
+        if found.weights is None:
+            return self._train_whole(pictures, whole, None)
+        features, head_data = self._features(found, data, pictures)
+        head = self._head(whole, head_data)
+        trained = self._train_head(pictures, features, head, found, whole)
+        return self._train_whole(pictures, whole, trained) if self._options.fine_tune else trained
+
+    def _read(self) -> tuple[FoundBase, PictureData, PreparedPictures]:
         options, directory = self._options, self._directory
         with FetchProgress(self._console) as fetching:
             found = base_called(options.base, fetching)
@@ -187,13 +209,7 @@ class PictureRun:
         pictures = self._prepare(data)
         if self._local.opening.listen:
             self._directory.write(self._directory.manifest, PictureManifest.of(data).to_json())
-        whole = self._whole(found, data, len(pictures.rows(TRAIN)))
-        if found.weights is None:
-            return self._train_whole(pictures, whole, None)
-        features, head_data = self._features(found, data, pictures)
-        head = self._head(whole, head_data)
-        trained = self._train_head(pictures, features, head, found, whole)
-        return self._train_whole(pictures, whole, trained) if options.fine_tune else trained
+        return found, data, pictures
 
     def _prepare(self, data: PictureData) -> PreparedPictures:
         shown = CountProgress(self._console, "preparing pictures", "pictures prepared")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -95,6 +96,7 @@ class RunDirectory:
         self._event_files: EventFiles | None = None
         self._late_files = LateFiles()
         self._lock = path / "lock"
+        self._is_made = False
         self.lock_descriptors: tuple[int, ...] = ()
 
     @classmethod
@@ -151,7 +153,13 @@ class RunDirectory:
     def make(self) -> None:
         """Makes the directory, unless it is there; raises RunDirectoryError."""
         with self._translated_errors():
+            self._is_made |= not self.path.exists()
             self.logs.mkdir(parents=True, exist_ok=True)
+
+    def discard(self) -> None:
+        """Remove a run that was refused before it began, unless the directory was there before."""
+        if self._is_made:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     @property
     def head_run(self) -> RunDirectory:

@@ -115,6 +115,20 @@ def test_what_cannot_be_is_one_clear_line(
     assert command.ends() == 2
     command.says(said)
     assert len(command.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_refused_after_its_pictures_were_tried_leaves_no_run(
+    start: Start, tmp_path: Path
+) -> None:
+    for number in range(6):
+        file = tmp_path / "few" / "ab"[number % 2] / f"{number}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{number} is no picture")
+    command = start("train", str(tmp_path / "few"), "--base", "none")
+    assert command.ends() == 2
+    command.says("few")
+    assert not list((tmp_path / "c0" / "runs").iterdir())
 
 
 def test_options_of_a_folder_are_not_taken_for_a_recipe(start: Start, tmp_path: Path) -> None:
