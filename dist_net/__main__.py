@@ -1,7 +1,19 @@
 """``python -m dist_net`` is ``dist-net``."""
 
+import os
+import signal
 import sys
 
-from dist_net.cli import main
+from dist_net.errors import INTERRUPTED
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line; an interrupt while its modules are imported prints no traceback."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    from dist_net.cli import main as run_command
+
+    return run_command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

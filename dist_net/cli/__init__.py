@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from importlib import import_module
 from types import FrameType
@@ -37,6 +38,9 @@ COMMANDS = {
     "status": "show a running parameter server's, or inference pool's, workers, versions and rates",
     "keys": "make the keys with which the hosts of a cluster recognise each other, or revoke them",
 }
+PATIENT_S = 1.0
+"""Further interrupts within this time are those of one impatient moment, and change nothing."""
+
 PROCESSES = {
     "worker": "training_worker",
     "serve": "gateway",
@@ -65,21 +69,21 @@ def parse(given: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; an error of this project becomes one line on stderr and an exit code."""
-    given = own_words() if arguments is None else arguments
-    try:
-        parsed = parse(given or ["--help"])
-        # These import NumPy, for which --help should not wait.
-        from dist_net.cluster.entry import raise_descriptor_limit, use_threads
-        from dist_net.cluster.printable import printable
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    parsed = parse((own_words() if arguments is None else arguments) or ["--help"])
+    # These import NumPy, for which --help should not wait.
+    from dist_net.cluster.child import hurry
+    from dist_net.cluster.entry import raise_descriptor_limit, use_threads
+    from dist_net.cluster.printable import printable
+
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     use_threads(1)
     raise_descriptor_limit()
-    signal.signal(signal.SIGTERM, _interrupt)
+    hurry.clear()
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
         return int(parsed.module.run(parsed))
     except DistNetError as error:
         if parsed.debug:
@@ -96,5 +100,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """SIGTERM ends a command as Ctrl-C does: in order."""
+    """End the command in order, once. A later Ctrl-C ends the wait for its processes."""
+    from dist_net.cluster.child import hurry
+
+    patient_until_s = time.monotonic() + PATIENT_S
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(
+        signal.SIGINT, lambda *_: hurry.set() if time.monotonic() > patient_until_s else None
+    )
     raise KeyboardInterrupt

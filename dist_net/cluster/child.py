@@ -9,16 +9,20 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
-from dist_net.cluster.entry import FAILED, READY
+from dist_net.cluster.entry import FAILED, LOADING, READY
 from dist_net.cluster.hidden_tokens import hide_tokens
 from dist_net.errors import BadInputError, ProcessFailedError
 
 POLL_S = 0.005
+
+hurry = threading.Event()
+"""Set when a second interrupt came from a user who will not wait for processes to end in order."""
 
 
 class Process(Protocol):
@@ -108,25 +112,41 @@ class RunningChild:
         """None while it runs; negative: the signal that ended it."""
         return self._process.poll()
 
-    def wait_until_ready(self, timeout_s: float) -> list[str]:
-        """Waits until it prints READY; gives the words after that, which are quoted for a shell.
+    def wait_until_ready(
+        self, silence_s: float, while_waiting: Callable[[], None] = lambda: None
+    ) -> list[str]:
+        """Return the words after READY, once the process has printed that.
 
-        Raises ProcessFailedError if it ends before, or takes longer.
+        They are quoted for a shell. Raise ProcessFailedError if it ends before, or reports for
+        longer than ``silence_s`` not even that it is loading. ``while_waiting`` is called often.
         """
-        deadline = time.monotonic() + timeout_s
+        reports, heard_s = 0, time.monotonic()
         while True:
             has_ended = self.exit_code is not None
-            for line in self._lines():
+            lines = self._lines()
+            for line in lines:
                 word, _, rest = line.partition(" ")
                 if word == READY:
                     return shlex.split(rest)
             if has_ended:
                 raise self.failure()
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if len(lines) > reports:
+                reports, heard_s = len(lines), now
+            if now > heard_s + silence_s:
                 raise ProcessFailedError(
-                    f"{self.name} was not ready within {timeout_s:g} s (log: {self.log})"
+                    f"{self.name} has neither become ready nor reported that it is loading for "
+                    f"{silence_s:g} s; expected a report each second. If this host is that busy, "
+                    f"allow more with --start-timeout (log: {self.log})"
                 )
+            while_waiting()
             time.sleep(0.01)
+
+    @property
+    def is_loading(self) -> str:
+        """What the process reports to load, until it is ready; "" at any other time."""
+        word, _, rest = (self._lines() or [""])[-1].partition(" ")
+        return rest if word == LOADING else ""
 
     def require_running(self) -> None:
         """Raises ProcessFailedError if it has ended."""
@@ -139,6 +159,11 @@ class RunningChild:
         if self.exit_code == BadInputError.exit_code:
             error.exit_code = BadInputError.exit_code
         return error
+
+    @property
+    def has_died(self) -> bool:
+        """Whether it has ended, neither because its work was done nor for a reason that it gave."""
+        return self.exit_code not in (None, 0) and not self.has_said_why
 
     @property
     def has_said_why(self) -> bool:
@@ -225,8 +250,10 @@ def end(children: Sequence[RunningChild], grace_s: float) -> None:
     """Waits for the children to end; kills those that run after ``grace_s``, or on an interrupt."""
     deadline = time.monotonic() + grace_s
     try:
-        for child in children:
-            child.wait(max(0.0, deadline - time.monotonic()))
+        while any(child.exit_code is None for child in children):
+            if hurry.is_set() or time.monotonic() >= deadline:
+                break
+            time.sleep(POLL_S)
     finally:
         for child in children:
             if child.exit_code is None:

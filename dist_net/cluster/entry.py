@@ -24,6 +24,8 @@ from dist_net.errors import DistNetError
 logger = logging.getLogger(__name__)
 
 READY = "READY"
+LOADING = "LOADING"
+REPORT_EVERY_S = 1.0
 FAILED = "FAILED"
 MOST_DESCRIPTORS = 65_536
 PARENT_POLL_S = 0.2
@@ -57,11 +59,41 @@ def entry_point(
         return run(parser.parse_args(own_words() if words is None else words))
     except DistNetError as error:
         logger.error("%s", error)
-        print(FAILED, error, flush=True)
+        sys.stdout.write(f"{FAILED} {error}\n")  # at once: another thread may report
+        sys.stdout.flush()
         return error.exit_code
     finally:
         # From here it ends as it was about to: the end of a parent may be reported twice.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class StartReports:
+    """Report on stdout every second what this process loads, until it is ready.
+
+    The process that started this one thereby knows that it is alive, however long that takes.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._stdout = sys.stdout  # what a recipe prints goes elsewhere meanwhile
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._report, name="start-reports", daemon=True)
+        self._thread.start()
+
+    def loads(self, what: str) -> None:
+        """Report ``what`` from now on."""
+        self._what = what
+
+    def ready(self, words: str = "") -> None:
+        """Report READY and ``words``, and nothing more."""
+        self._is_over.set()
+        self._thread.join()
+        print(f"{READY} {words}".rstrip(), flush=True)
+
+    def _report(self) -> None:
+        while not self._is_over.wait(REPORT_EVERY_S):
+            self._stdout.write(f"{LOADING} {self._what}\n")
+            self._stdout.flush()
 
 
 def raise_descriptor_limit() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_net.cluster.entry import READY, entry_point, stop_on_signals
+from dist_net.cluster.entry import StartReports, entry_point, stop_on_signals
 from dist_net.optim import optimizer_named
 from dist_net.parameter_server.loop import ServerLoop, opened_journal, opened_run
 from dist_net.parameter_server.settings import RunSettings
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until SIGTERM; gives the exit code."""
+    reports = StartReports("the weights")
     directory: Path = arguments.directory
     settings = RunSettings(
         recipe="",
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
             lambda *_: used.append((time.thread_time(), time.process_time(), state.store.version)),
         )
         contact = shlex.join(socket.contact_addresses)
-        loop.serve(ready=lambda: print(READY, contact, flush=True))
+        loop.serve(ready=lambda: reports.ready(contact))
     (directory / "used.json").write_text(json.dumps(used))
     return 0
 

@@ -3,8 +3,9 @@
     python -m dist_net.cluster.processes.parameter_server RUN_DIRECTORY LISTEN_ADDRESS...
         [--keys DIR] [--resume] [--threads N] [--parent PROCESS_ID] [--trust-recipe]
 
-Prints ``READY ADDRESS...``, quoted as for a shell, on stdout when there is a first checkpoint and
-workers may connect, and ``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr.
+Prints ``LOADING WHAT`` on stdout every second at first, ``READY ADDRESS...``, quoted as for a
+shell, when there is a first checkpoint and workers may connect, and ``FAILED REASON`` when it ends
+for a reason of its own. Logs go to stderr.
 The run's options are read from the run directory; ``--threads`` is how many each worker of this
 host computes with, for the journal. When ``--parent`` has ended, the run ends.
 """
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 
 from dist_net.cluster.command_line import add_trust_argument
-from dist_net.cluster.entry import READY, entry_point, stop_on_signals
+from dist_net.cluster.entry import StartReports, entry_point, stop_on_signals
 from dist_net.models.offered_recipe import offer_of
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves until the run is shut down, or the process that started this one is gone."""
+    reports = StartReports("the dataset")
     directory = RunDirectory(arguments.run_directory)
     options = RunOptions.from_json(directory.options.read_text())
     loaded = recipe_of_run(directory, arguments.trust_recipe)
@@ -48,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = options.settings(loaded, dataset)
     manifest = directory.manifest.read_bytes() if directory.manifest.exists() else None
     keys = load_server_keys(arguments.keys) if arguments.keys else None
+    reports.loads("the weights")
     ownership = RunOwnership(directory.owner, socket.gethostname())
     if ownership.was_elsewhere:
         time.sleep(NOTICED_WITHIN_S)
@@ -73,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         stop_on_signals(loop.stop, arguments.parent)
         contact = shlex.join(workers.contact_addresses)
-        loop.serve(ready=lambda: print(READY, contact, flush=True))
+        loop.serve(ready=lambda: reports.ready(contact))
     return 0
 
 

@@ -3,8 +3,8 @@
     python -m dist_net.cluster.processes.training_worker [RECIPE] --connect ADDRESS
         [--keys DIR] [--name NAME] [--threads N] [--timeout SECONDS] [--rejoin-timeout SECONDS]
 
-Prints ``READY`` on stdout when it asks to join, and ``FAILED REASON`` when it ends for a reason
-of its own. Logs go to stderr.
+Prints ``LOADING WHAT`` on stdout every second at first, ``READY`` when it asks to join, and
+``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.cluster.cores import own_equipment
-from dist_net.cluster.entry import READY, entry_point, stop_on_signals, use_threads
+from dist_net.cluster.entry import StartReports, entry_point, stop_on_signals, use_threads
 from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.models.observer import recipe_at
 from dist_net.models.run_directory import RunDirectory
@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--rejoin-timeout={arguments.rejoin_timeout:g}: expected a whole number from 1 up to "
             f"{MOST_THREADS}, and numbers of seconds above 0"
         )
+    reports = StartReports("the dataset")
     use_threads(arguments.threads)
     logging.getLogger("dist_net").setLevel(logging.INFO)
     keys = load_peer_keys(arguments.keys) if arguments.keys else None
@@ -96,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
         equipment=own_equipment(arguments.threads),
     ) as worker:
         stop_on_signals(worker.stop, arguments.parent)
-        print(READY, flush=True)
+        reports.ready()
         done = worker.train()
     if not done.finished:
         # Not 0, so that a supervisor starts this worker again for when the run goes on.
