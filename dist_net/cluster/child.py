@@ -86,6 +86,7 @@ def output_files(name: str, logs: Path) -> tuple[Path, Path]:
 def outputs(name: str, logs: Path) -> Iterator[tuple[IO[str], IO[str]]]:
     """Those files, open; what was printed before is gone, what was logged is kept."""
     said, log = output_files(name, logs)
+    logs.mkdir(parents=True, exist_ok=True)  # it may have been removed
     with said.open("w") as output, log.open("a") as errors:
         yield output, errors
 
@@ -208,7 +209,10 @@ class RunningChild:
 
     def _lines(self) -> list[str]:
         # The last line may be half written: with PYTHONUNBUFFERED each word is a write.
-        complete, _, _ = self.said.read_text().rpartition("\n")
+        try:
+            complete, _, _ = self.said.read_text().rpartition("\n")
+        except OSError:  # it was removed, or no descriptor is free
+            return []
         return complete.splitlines()
 
 

@@ -22,6 +22,7 @@ from dist_net.errors import ProcessFailedError
 logger = logging.getLogger(__name__)
 
 BORN_WITHIN_S = 5.0  # a fork takes some 10 ms; after so long the fork server hangs
+START_AGAIN_S = 0.5  # after an attempt for which a resource was missing
 LONGEST_WORD = 64
 _PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 
@@ -106,8 +107,13 @@ class ForkServer:
             return
         order = self._orders[0]
         words = json.dumps([order.name, *order.arguments]).encode()
-        with outputs(order.name, self._logs) as files, suppress(BrokenPipeError):
-            socket.send_fds(self._socket, [words], [each.fileno() for each in files])
+        try:
+            with outputs(order.name, self._logs) as files, suppress(BrokenPipeError):
+                socket.send_fds(self._socket, [words], [each.fileno() for each in files])
+        except OSError as error:  # no descriptor is free, or the logs cannot be opened
+            logger.warning("event=child_not_started name=%s reason=%s", order.name, error)
+            self._loop.call_later(START_AGAIN_S, self._give_order)
+            return
         self._is_free = False
         self._overdue = self._loop.call_later(BORN_WITHIN_S, self._give_up)
 

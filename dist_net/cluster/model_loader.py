@@ -255,6 +255,7 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
     if file is None:
         file = directory / f"{name}.{found.key[:32]}.prepared"
         if map_prepared(file, found.key) is None:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may have been removed
             write_prepared(file, found.prepared, found.key)
         else:
             file.touch()  # it is the newest again

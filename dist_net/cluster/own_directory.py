@@ -58,7 +58,12 @@ def _locked(directory: Path) -> Iterator[None]:
     with unfinished.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         unfinished.rename(directory / LOCK)
-        yield
+        itself = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(itself, fcntl.LOCK_SH)  # systemd-tmpfiles spares directories with a lock
+            yield
+        finally:
+            os.close(itself)
 
 
 def _remove_abandoned(parent: Path, prefix: str, kept: int) -> None:

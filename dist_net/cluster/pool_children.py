@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from dist_net.cluster.child import RunningChild, end
-from dist_net.cluster.fork_server import ForkServer
+from dist_net.cluster.fork_server import START_AGAIN_S, ForkServer
 from dist_net.cluster.replacement import RestartBudget
 from dist_net.cluster.roles import LocalProcesses, Role
 from dist_net.errors import BadInputError, DistNetError, ProcessFailedError
@@ -93,15 +93,25 @@ class PoolChildren:
     def _start(self, role: Role) -> None:
         if role not in self._roles:  # closed meanwhile
             return
-        if role.name == FORK_SERVER:
-            self._watch(role, self._forks.start())
-        elif role.module:
-            self._watch(role, self._processes.start(role))
-        else:
-            self._forks.order(role.name, role.words({}), partial(self._watch, role))
+        try:
+            if role.name == FORK_SERVER:
+                self._watch(role, self._forks.start())
+            elif role.module:
+                self._watch(role, self._processes.start(role))
+            else:
+                self._forks.order(role.name, role.words({}), partial(self._watch, role))
+        except OSError as error:  # no descriptor is free, or the logs cannot be opened
+            if not self._failed(ProcessFailedError(f"{role.name} cannot be started: {error}")):
+                logger.warning("event=child_not_started name=%s reason=%s", role.name, error)
+                self._loop.call_later(START_AGAIN_S, self._start, role)
 
     def _watch(self, role: Role, child: RunningChild) -> None:
-        descriptor = os.pidfd_open(child.process_id)  # readable when the process has ended
+        try:
+            descriptor = os.pidfd_open(child.process_id)  # readable when the process has ended
+        except OSError as error:
+            logger.warning("event=child_not_watched name=%s reason=%s", role.name, error)
+            self._loop.call_later(START_AGAIN_S, self._watch, role, child)
+            return
         place = _Place(role, child, descriptor, self._loop.time())
         self._places[child.process_id] = place
         self._loop.add_reader(descriptor, self._has_ended, place)

@@ -4,6 +4,8 @@ import http.client
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import threading
 import time
@@ -341,6 +343,48 @@ def test_a_source_that_hangs_keeps_no_other_model_from_being_loaded(serve, net):
             client.reload("other", timeout_s=0.1)
         assert client.reload(TINY, timeout_s=60) == 2
         assert client.predict("other", ROWS[0]).version == 1
+
+
+def test_prepared_weights_that_were_removed_are_prepared_again(serve, net, expected, eventually):
+    pool = serve(net.source, "--workers", "2")
+    (prepared,) = net.directory.glob("*.prepared")
+    before = pool.all_workers(2)
+    prepared.unlink()
+    for process_id in before.values():
+        os.kill(process_id, signal.SIGKILL)
+    eventually(lambda: pool.get(f"/v2/models/{TINY}/versions/2/ready")[0] == 200)
+    with Client(pool.address, timeout_s=60) as client:
+        found = client.predict(TINY, ROWS[:8])
+    np.testing.assert_allclose(found.probabilities, expected[:8], atol=1e-6)
+    assert prepared.exists()
+
+
+def test_a_worker_is_replaced_though_the_directory_of_logs_was_removed(
+    serve, net, tmp_path, eventually
+):
+    pool = serve(net.source, "--workers", "1", "--log-dir", str(tmp_path / "logs"))
+    before = pool.all_workers(1)
+    shutil.rmtree(tmp_path / "logs")
+    os.kill(before["worker-0"], signal.SIGKILL)
+    eventually(lambda: pool.workers().get("worker-0") not in (None, before["worker-0"]))
+    eventually(lambda: pool.get("/v2/health/ready")[0] == 200)
+
+
+def test_children_are_replaced_once_a_descriptor_is_free(serve, net, eventually):
+    pool = serve(net.source, "--workers", "1")
+    before = pool.all_workers(1) | pool.command.children
+    process_id = pool.command.process.pid
+    soft, hard = resource.prlimit(process_id, resource.RLIMIT_NOFILE)
+    resource.prlimit(process_id, resource.RLIMIT_NOFILE, (3, hard))
+    for name in ("worker-0", "model-loader", "fork-server"):
+        os.kill(before[name], signal.SIGKILL)
+        pool.command.says(f"event=child_not_started name={name}")
+    resource.prlimit(process_id, resource.RLIMIT_NOFILE, (soft, hard))
+    for name in ("worker-0", "model-loader", "fork-server"):
+        eventually(lambda name=name: pool.command.children.get(name) not in (None, before[name]))
+    eventually(lambda: pool.get("/v2/health/ready")[0] == 200)
+    with Client(pool.address, timeout_s=60) as client:
+        assert client.reload(TINY, timeout_s=60) == 2
 
 
 def test_an_unloaded_model_is_refused_until_it_is_loaded_again(serve, net):

@@ -222,12 +222,18 @@ class Gateway:
         for node, message in self._socket.waiting(most):
             try:
                 if isinstance(message, FetchArrays):
-                    description = self._pool.catalogue.description(message.model, message.version)
-                    self._socket.send(node, read_piece(description, message))
+                    self._send_piece(node, message)
                 else:
                     self._execute(self._pool.receive(node, message, self._clock.now()))
             except Exception:
                 self._socket.answer_failure(node, message)
+
+    def _send_piece(self, node: bytes, request: FetchArrays) -> None:
+        description = self._pool.catalogue.description(request.model, request.version)
+        self._socket.send(node, read_piece(description, request))
+        if description is not None and not Path(description.arrays_path).exists():
+            # This host's workers ask for a piece, too, once they cannot map the file.
+            self._pool.catalogue.prepare_again(request.model)
 
     def _execute(self, commands: Iterable[PoolCommand]) -> None:
         for command in commands:

@@ -92,6 +92,12 @@ class Catalogue:
         self._unwanted.discard(model)
         self._reloads[model].append(_Reload(request_id, self._prepare(model)))
 
+    def prepare_again(self, model: str) -> None:
+        """Have a model read again whose file of arrays was removed, unless it is being read."""
+        if model not in self._requested and model not in self._unwanted:
+            logger.warning("event=arrays_removed model=%s", model)
+            self._prepare(model)
+
     def unload(self, model: str, reason: str) -> None:
         """Serve a model no longer, until it is reloaded."""
         self._unwanted.add(model)

@@ -1,5 +1,7 @@
 """What processes leave behind, and who removes it."""
 
+import fcntl
+import os
 import signal
 import subprocess
 import sys
@@ -65,6 +67,16 @@ def test_a_socket_fits_into_it_however_long_the_temporary_directorys_path_is(
         with temporary_directory() as own:
             assert listen_address(f"ipc://{own}/server")
             assert (own.parent == parent) == (size <= 80)
+
+
+def test_cleaners_that_respect_locks_spare_it() -> None:
+    with temporary_directory() as directory:
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        finally:
+            os.close(descriptor)
 
 
 def test_logs_stay_and_only_the_oldest_go(tmp_path: Path) -> None:

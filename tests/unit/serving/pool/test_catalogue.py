@@ -141,6 +141,22 @@ def test_a_model_that_ends_one_loader_after_the_other_is_not_tried_again() -> No
     assert desk.requests() == [(b"3", "bad", 2)]
 
 
+def test_a_model_whose_arrays_were_removed_is_read_again_unless_it_is_read_or_unwanted() -> None:
+    desk = Desk("m")
+    desk.catalogue.loader_enlisted(b"loader", OWN)
+    desk.catalogue.prepare_again("m")
+    assert desk.requests() == [(b"loader", "m", 1)]
+    desk.comes(1, requested=1)
+    desk.catalogue.prepare_again("m")
+    desk.catalogue.prepare_again("m")
+    assert desk.requests() == [(b"loader", "m", 2)]
+    desk.comes(2, requested=2)
+    assert not desk.requests()
+    desk.catalogue.unload("m", "on request")
+    desk.catalogue.prepare_again("m")
+    assert not desk.requests()
+
+
 def test_a_reload_that_was_not_tried_yet_does_not_fail_with_the_one_that_ends_loaders() -> None:
     desk = Desk("m")
     for process_id in (1, 2):
