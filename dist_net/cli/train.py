@@ -26,11 +26,17 @@ from dist_net.cluster.cluster_options import (
     worker_count,
 )
 from dist_net.cluster.command_line import add_trust_argument, joining_command
-from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRun, LocalRunSettings, summarise
+from dist_net.cluster.local_run import (
+    KILLED_RUN_ENDS_S,
+    START_TIMEOUT_S,
+    LocalRun,
+    LocalRunSettings,
+    summarise,
+)
 from dist_net.cluster.opening import add_invitation_arguments, opening_of
 from dist_net.cluster.recipe_confirmation import confirm_recipe
 from dist_net.cluster.replacement import RESTARTS
-from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
+from dist_net.cluster.terminal import FetchProgress, TrainingProgress, announced, plain_console
 from dist_net.data import Dataset
 from dist_net.errors import (
     InterruptedRunError,
@@ -92,6 +98,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=RESTARTS,
         metavar="N",
         help="start each process that dies again, up to N times (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--start-timeout",
+        type=float,
+        default=START_TIMEOUT_S,
+        metavar="SECONDS",
+        help="for a process that starts and does not report that it is loading "
+        "(default: %(default)g)",
     )
     _add_opening_arguments(parser)
     add_trust_argument(parser)
@@ -207,12 +221,14 @@ def _train(
     else:
         confirm_recipe(directory.path, arguments.trust_recipe)
         loaded, _ = load_trained(directory.path, arguments.trust_recipe)
-    with FetchProgress(console) as fetching:
+    loading = announced(console, f"loading the dataset of {loaded.name}")
+    with FetchProgress(console) as fetching, loading:
         dataset = loaded.recipe.load_dataset(fetching)
     options = options.replaced_by(recipe=loaded.reference, recipe_files=loaded.file_digests)
     settings = options.settings(loaded, dataset)
     local = LocalRunSettings(
-        workers, opening_of(arguments), arguments.resume, arguments.restarts, arguments.ray
+        *(workers, opening_of(arguments), arguments.resume, arguments.restarts, arguments.ray),
+        arguments.start_timeout,
     )
     local.require_listening()
 

@@ -131,11 +131,13 @@ def train_pictures(
     if workers == 0:
         raise SettingError(f"{asked} is a folder of pictures; expected workers on its host too")
     local = LocalRunSettings(
-        workers, opening_of(arguments), restarts=arguments.restarts, ray_address=arguments.ray
+        *(workers, opening_of(arguments), False, arguments.restarts, arguments.ray),
+        arguments.start_timeout,
     )
     local.require_listening()
     directory, options = _run_asked_for(arguments, given_run)
     if arguments.listen and options.base != NONE and not options.fine_tune:
+        directory.discard()
         raise SettingError(
             f"{asked} is prepared on this host alone for a head, which is trained in seconds; "
             f"with --listen expected --fine-tune EPOCHS, or --base {NONE}: others may train the "

@@ -75,6 +75,11 @@ class Crew:
         self._has_waiting = bool(waiting)
 
     @property
+    def is_over(self) -> bool:
+        """Whether each worker has done its work, or is not started again."""
+        return all(each.child.exit_code == 0 or each.is_given_up for each in self._workers)
+
+    @property
     def failure(self) -> ProcessFailedError | None:
         """Why the last of them has ended, if all have for good."""
         if not self._workers or len(self._given_up) < len(self._workers):

@@ -11,17 +11,17 @@ import socket
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
-from dist_net.cluster.child import end
 from dist_net.cluster.command_line import TRUST
-from dist_net.cluster.local_run import POLL_S, WORKER_GRACE_S
-from dist_net.cluster.replacement import RESTARTS, ReplacedChild
+from dist_net.cluster.crew import Crew
+from dist_net.cluster.local_run import WORKER_GRACE_S
+from dist_net.cluster.replacement import RESTARTS
 from dist_net.cluster.roles import LocalProcesses, Role
 from dist_net.cluster.serving_options import MOST_WORKERS
+from dist_net.cluster.supervision import POLL_S
 from dist_net.cluster.terminal import TrainingProgress
 from dist_net.errors import NoAnswerError, ProtocolError, SettingError
 from dist_net.models.observer import NO_RECORDS, Observer
@@ -77,13 +77,14 @@ class JoinedRun:
         self._directory = directory
         self._settings = settings
         self._display = display
-        self._processes = LocalProcesses(logs)
-        self._workers: list[ReplacedChild] = []
+        self._crew = Crew(
+            *(LocalProcesses(logs), self._role, settings.workers, settings.restarts),
+            display.warned,
+        )
         self._observer: Observer | None = None
         self._next_record = NO_RECORDS
         self._next_report_s = 0.0
         self._is_silent = self._is_refused = False
-        self._reported: set[ReplacedChild] = set()
         self.report: dict[str, Any] = {}
 
     def run(self) -> None:
@@ -96,45 +97,29 @@ class JoinedRun:
             write_peer_keys(self._directory.keys, self._server.keys)
         with ExitStack() as at_the_end:
             at_the_end.callback(self._end)
-            for index in range(self._settings.workers):
-                start = partial(self._processes.start, self._role(index))
-                self._workers.append(ReplacedChild(start, self._settings.restarts))
-            while not self._is_over:
+            self._crew.start()
+            while not self._crew.is_over:
                 self._look_after_workers()
                 self._show_progress()
                 time.sleep(POLL_S)
-            self._look_after_workers()
-        if all(worker.is_given_up for worker in self._workers):
-            raise self._workers[-1].child.failure()
+        if (failure := self._crew.failure) is not None:
+            raise failure
 
-    @property
-    def _is_over(self) -> bool:
-        """Whether each worker is done, or given up."""
-        return all(each.child.exit_code == 0 or each.is_given_up for each in self._workers)
-
-    def _role(self, index: int) -> Role:
+    def _role(self, name: str) -> Role:
         settings = self._settings
         arguments = ["--run-dir", str(self._directory.path), "--connect", self._server.address]
-        arguments += ["--name", f"{socket.gethostname()}-{index}"[:128]]
+        arguments += ["--name", (socket.gethostname() + name.removeprefix("worker"))[:128]]
         arguments += ["--threads", str(settings.threads), TRUST]  # `join` has asked by now
         arguments += ["--timeout", str(settings.join_timeout_s)]
         arguments += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
         if self._server.keys is not None:
             arguments += ["--keys", str(self._directory.keys)]
         module = "dist_net.cluster.processes.training_worker"
-        return Role(f"worker-{index}", module, tuple(arguments))
+        return Role(name, module, tuple(arguments))
 
     def _look_after_workers(self) -> None:
-        """Has workers that died started again, and says which ones are not."""
-        for worker in self._workers:
-            if worker.child.exit_code == 0:
-                continue
-            if (said := worker.look()) is not None:
-                self._display.warned(said)
-            if worker.is_given_up and worker not in self._reported:
-                self._reported.add(worker)
-                if len(self._reported) < len(self._workers):
-                    self._display.warned(str(worker.child.failure()))
+        """Start workers again that have died; warn of those that will not be."""
+        self._crew.look_after([each for each in self._crew.ended if each.child.exit_code != 0])
 
     def _show_progress(self) -> None:
         """Asks the server how far the run is; says once that it is silent, and once that not."""
@@ -148,7 +133,7 @@ class JoinedRun:
             self.report = self._observer.status(self._next_record)
         except NoAnswerError as error:
             self._forget_observer()
-            if not (self._is_silent or self._is_over):
+            if not (self._is_silent or self._crew.is_over):
                 self._display.warned(f"{error}; the workers try again")
             self._is_silent = True
             return
@@ -165,7 +150,7 @@ class JoinedRun:
     def _wait(self) -> None:
         """While an answer is waited for; raises NoAnswerError when no worker waits any more."""
         self._look_after_workers()
-        if self._is_over:
+        if self._crew.is_over:
             raise NoAnswerError("every worker of this host has ended")
 
     def _forget_observer(self) -> None:
@@ -174,7 +159,5 @@ class JoinedRun:
             self._observer = None
 
     def _end(self) -> None:
-        for worker in self._workers:
-            worker.child.terminate()
-        end([worker.child for worker in self._workers], WORKER_GRACE_S)
+        self._crew.end(WORKER_GRACE_S)
         self._forget_observer()

@@ -26,6 +26,7 @@ from dist_net.cluster.ray_cluster import RayCluster
 from dist_net.cluster.replacement import RESTARTS, ReplacedChild
 from dist_net.cluster.roles import Given, Launcher, LocalProcesses, Role, Word
 from dist_net.cluster.run_warnings import RunWarnings
+from dist_net.cluster.supervision import POLL_S, Supervision
 from dist_net.cluster.terminal import TrainingProgress
 from dist_net.data import Dataset
 from dist_net.errors import (
@@ -33,6 +34,7 @@ from dist_net.errors import (
     DistNetError,
     InterruptedRunError,
     ProcessFailedError,
+    SettingError,
 )
 from dist_net.models.best_weights import BestWeights
 from dist_net.models.observer import Observer
@@ -44,8 +46,7 @@ from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import ServerKeys, load_server_keys, make_keys
 from dist_net.wire.transport import ServerSocket
 
-POLL_S = 0.1
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 300.0
 SILENCE_S = 5.0  # then it is said that the server does not answer
 ANSWER_TIMEOUT_S = REJOIN_TIMEOUT_S  # it may be stopped for as long as its workers wait for it
 EVALUATION_SHARE = 0.05  # of the time, for short ones; the workers need the cores
@@ -61,9 +62,10 @@ KILLED_RUN_ENDS_S = 5.0
 class LocalRunSettings:
     """How many workers run, and how the server is opened to others.
 
-    Each process is started again up to ``restarts`` times if it dies. They are processes of this
-    host, or of the Ray cluster at ``ray_address``; there, ``workers`` may be None: as many as there
-    is room for.
+    Each process is started again up to ``restarts`` times if it dies. The server may take any time
+    to start while it reports that it is loading; ``start_timeout_s`` limits its silence. They are
+    processes of this host, or of the Ray cluster at ``ray_address``; there, ``workers`` may be
+    None: as many as there is room for. Raise SettingError for a timeout of 0 or less.
     """
 
     workers: int | None
@@ -71,12 +73,18 @@ class LocalRunSettings:
     resume: bool = False
     restarts: int = RESTARTS
     ray_address: str | None = None
+    start_timeout_s: float = START_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        if not self.start_timeout_s > 0:
+            raise SettingError(f"start_timeout={self.start_timeout_s:g}: expected seconds above 0")
 
     def launcher(self, directory: RunDirectory) -> Launcher:
         """What starts the processes of the run in ``directory``."""
         if self.ray_address is None:
             return LocalProcesses(directory.logs, directory.path)
-        return RayCluster(self.ray_address, directory.logs, directory)
+        timeout_s = self.start_timeout_s
+        return RayCluster(self.ray_address, directory.logs, directory, timeout_s)
 
     def require_listening(self) -> None:
         """Raises now, before a run is begun, what listening, or too few CPUs, would raise later."""
@@ -153,13 +161,12 @@ class LocalRun:
         self._crew = Crew(
             self._launcher, self._worker, local.workers, local.restarts, display.warned
         )
-        self._address = ""
         self._next_record = 0
         self._evaluated_epochs = 0
         self._evaluate_after_s = 0.0
         self._listen = local.opening.listen
         self._keys = directory.keys if local.opening.needs_keys else local.opening.keys
-        self._resumes = local.resume
+        self._resumes: bool | None = local.resume  # None: if there is a checkpoint by then
         self._was_ready = False
         self._asked_s = math.inf
         self._is_silent = False
@@ -185,53 +192,41 @@ class LocalRun:
             if self._local.workers:  # else as workers have elsewhere
                 self._threads = self._launcher.cores_each(self._local.workers)
             server = ReplacedChild(self._start_server, self._local.restarts)
-            try:
-                return self._watch_to_the_end(server)
-            except KeyboardInterrupt:
-                self._end(server)
-                raise _interruption(server.child, "interrupted") from None
-            except ProcessFailedError:
-                if server.child.exit_code == 0:
-                    raise _interruption(server.child, "ended from outside") from None
-                raise
-            finally:
-                self._end(server)
+            with Supervision(self._launcher, server, self._crew, self._display.warned) as watching:
+                self._supervision = watching
+                try:
+                    return self._watch_to_the_end(server)
+                except KeyboardInterrupt:
+                    self._end(server)
+                    raise _interruption(server.child, "interrupted") from None
+                except ProcessFailedError:
+                    if server.child.exit_code == 0:
+                        raise _interruption(server.child, "ended from outside") from None
+                    raise
+                finally:
+                    self._end(server)
 
     def _watch_to_the_end(self, server: ReplacedChild) -> RunOutcome:
         """Watches one server after the other; raises ProcessFailedError when the last has ended."""
         while True:
             child = server.child
-            if self._address != self._launcher.address:  # the workers, if any, look elsewhere
-                self._address = self._launcher.address
-                self._crew.start()
             try:
                 with Observer(
-                    *(self._address, self._launcher.keys, ANSWER_TIMEOUT_S),
+                    *(self._launcher.address, self._launcher.keys, ANSWER_TIMEOUT_S),
                     while_waiting=partial(self._wait, child),
                 ) as observer:
                     outcome = self._watch(observer, child)
                 self._await_checkpoint(child)
             except ProcessFailedError:
-                if not self._is_replaced(server):
+                if not (child.has_died and self._supervision.is_replaced(child)):
                     raise
             else:
                 return outcome
 
-    def _is_replaced(self, server: ReplacedChild) -> bool:
-        """Whether the server had died, and now another one goes on from its checkpoint."""
-        died = server.child
-        if died.exit_code in (None, 0):
-            return False
-        self._resumes = self._directory.checkpoint.exists()  # else it died before there was one
-        while server.child is died and not server.is_given_up:
-            if (said := server.look()) is not None:
-                self._display.warned(said)
-            time.sleep(POLL_S)
-        return not server.is_given_up
-
     def _wait(self, server: RunningChild) -> None:
         """While an answer is waited for; raises ProcessFailedError if the server has ended."""
         server.require_running()
+        self._supervision.require_running()
         if not self._is_silent and time.monotonic() > self._asked_s + SILENCE_S:
             self._is_silent = True
             self._display.warned("the parameter server does not answer: is it stopped?")
@@ -241,7 +236,9 @@ class LocalRun:
         arguments += ["--threads", str(self._threads), TRUST]  # `train` has asked by now
         if self._keys is not None:
             arguments += ["--keys", str(self._keys)]
-        if self._resumes:
+        resumes = self._directory.checkpoint.exists() if self._resumes is None else self._resumes
+        self._resumes = None
+        if resumes:
             arguments.append("--resume")
         # It holds the directory's lock too: it may still write there after this process is killed.
         role = Role(
@@ -256,14 +253,20 @@ class LocalRun:
     def _worker(self, name: str) -> Role:
         arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._launcher.worker_options]
         arguments += ["--name", name, "--threads", str(self._threads), TRUST]
-        arguments += ["--timeout", str(START_TIMEOUT_S)]
+        # While this process supervises them, workers wait for their server as long as it does.
+        arguments += ["--timeout", "inf", "--rejoin-timeout", "inf"]
         module = "dist_net.cluster.processes.training_worker"
         return Role(name, module, tuple(arguments), cores=self._threads)
 
     def _watch(self, observer: Observer, server: RunningChild) -> RunOutcome:
-        self._ready(server.wait_until_ready(START_TIMEOUT_S))
+        self._ready(
+            server.wait_until_ready(
+                self._local.start_timeout_s, partial(self._while_starting, server)
+            )
+        )
         self._begin_metrics(observer.status())
         while True:
+            self._wait(server)  # it may have been replaced during an evaluation
             # Looked at before the report: workers that leave a stopping server have not failed.
             ended = self._crew.ended
             report = self._poll(observer)
@@ -279,17 +282,21 @@ class LocalRun:
             if self._display.wants_end:
                 self.stop("a callback asked for it")
             if self._stop_reason:
-                return self._stop_early(observer, report)
+                return self._stop_early(observer, report, server)
             time.sleep(POLL_S)
         while report["records"]:
             report = self._poll(observer)
         last = self._evaluate_now(observer)
+        self._wait(server)
         observer.shut_down("every epoch is done")
         return RunOutcome(report, self.evaluation or last, self._warnings.last)
 
-    def _stop_early(self, observer: Observer, report: dict[str, Any]) -> RunOutcome:
+    def _stop_early(
+        self, observer: Observer, report: dict[str, Any], server: RunningChild
+    ) -> RunOutcome:
         self._display.warned(f"stopped early: {self._stop_reason}")
         best = self.evaluation or self._evaluate_now(observer)
+        self._wait(server)
         observer.shut_down(self._stop_reason)
         return RunOutcome(report, best, self._warnings.last)
 
@@ -298,7 +305,7 @@ class LocalRun:
         if not self._was_ready:
             self._open(addresses)
         if self._launcher.key_directory is not None:
-            self._display.answers(self._address, self._launcher.key_directory)
+            self._display.answers(self._launcher.address, self._launcher.key_directory)
         self._was_ready = True
         opened = addresses[len(addresses) - len(self._listen) :]
         self._listen = tuple(map(with_port_of, self._local.opening.listen, opened))
@@ -309,6 +316,8 @@ class LocalRun:
         """Says how workers may join: by an address, or from another host by a token."""
         opening = self._local.opening
         self._display.started(addresses[:1] if opening.needs_keys else addresses)
+        if self._local.workers == 0:
+            self._display.warned("--workers 0: the run begins when a worker joins")
         if opening.listen:
             where = opening.keys or self._directory.path
             self._display.opened(opening.lines(self._keys, addresses[1:], where))
@@ -340,12 +349,18 @@ class LocalRun:
         self._warnings.look(report | {"metrics_error": self._directory.metrics_error})
         return report
 
+    def _while_starting(self, server: RunningChild) -> None:
+        self._supervision.require_running()
+        self._display.loads([server])
+
     def _check_workers(self, ended: Sequence[ReplacedChild], report: dict[str, Any]) -> None:
-        """Has workers that died started again; warns when none is left anywhere."""
-        self._crew.look_after(ended)
+        """Warns when no worker is left anywhere; raises ProcessFailedError if none will come."""
+        failure = self._supervision.look_after_workers(ended)
         has_workers = len(report["workers"]) > 0
-        if (failure := self._crew.failure) is not None and not has_workers:
+        if failure is not None and not has_workers:
             raise failure
+        if not has_workers:
+            self._display.loads(self._crew.children)
         if self._has_workers and not has_workers:
             self._display.warned("no worker is left: the run goes on when one joins")
         self._has_workers = has_workers
@@ -397,6 +412,7 @@ class LocalRun:
 
     def _end(self, server: ReplacedChild) -> None:
         """Ends all that still run; the server has time to write its checkpoint."""
+        self._supervision.stop()
         server.child.terminate()
         self._crew.end(WORKER_GRACE_S)
         end([server.child], checkpoint_grace_s(self._directory.checkpoint))

@@ -42,7 +42,6 @@ _DATATYPES = {np.dtype(code): name for name, code in TYPE_CODES.items()}
 
 POLL_S = 0.05
 LONGEST_READ_S = 300.0  # then whoever waits for the model is told
-ANSWER_WITHIN_S = 10.0
 FOLLOW_EVERY_S = 1.0
 LONGEST_PAUSE_S = 30.0  # between attempts to reach a training run that does not answer
 
@@ -165,13 +164,13 @@ class ModelLoader:
     def serve(self) -> str:
         """Returns why it ended.
 
-        Raises NoAnswerError if the gateway does not answer at first, and JoinRefusedError if it
-        refuses this loader.
+        Raises JoinRefusedError if the gateway refuses this loader. The gateway may be silent for
+        any time: this process ends with it.
         """
         self._socket.send(EnlistLoader(os.getpid(), self._token))
-        message = self._socket.receive(ANSWER_WITHIN_S)
-        if message is None:
-            raise self._socket.no_answer(ANSWER_WITHIN_S)
+        message = None
+        while message is None and self._leave_reason is None:
+            message = self._socket.receive(POLL_S)
         for reader in self._readers.values():
             reader.start()
         while self._leave_reason is None:

@@ -8,11 +8,13 @@ roles' processes with them.
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout, suppress
@@ -39,8 +41,9 @@ from dist_net.models.run_options import RunOptions
 from dist_net.wire.address import contact_address
 from dist_net.wire.security import OPERATOR, WORKER, PeerKeys, add_keys, create_keys, load_peer_keys
 
+logger = logging.getLogger(__name__)
+
 METHODS_AT_ONCE = 4
-PLACED_WITHIN_S = 30.0
 KILLED_WITHIN_S = 3.0
 SOON_PLACED_S = 5.0
 SETTLED_S = 2.0  # after a worker was placed Ray's count of free CPUs is right again
@@ -61,6 +64,7 @@ class RayProcess:
         self._ray = ray
         self._actor = actor
         self._answer = started
+        self._lock = threading.RLock()  # a run's supervision looks too
         self._said, self._log = files
         self._listens_at = listens_at
         self._exit_code: int | None = None
@@ -112,9 +116,13 @@ class RayProcess:
 
     def _hear(self, timeout_s: float) -> None:
         """Takes in what the actor has told, if it comes in time."""
+        with self._lock:
+            waits = self._exit_code is None
+            if waits and self._ray.wait([self._answer], timeout=timeout_s)[0]:
+                self._take_in()
+
+    def _take_in(self) -> None:
         errors = self._ray.exceptions
-        if self._exit_code is not None or not self._ray.wait([self._answer], timeout=timeout_s)[0]:
-            return
         try:
             seen: Seen = self._ray.get(self._answer)
         except errors.RayTaskError as error:  # in what the actor does
@@ -175,14 +183,22 @@ class RayCluster:
     The server of ``run`` is placed on the node of this process if it can be. Where it cannot, and
     when it is placed elsewhere because its node is gone, the run directory must be on storage that
     both nodes see. Workers read the recipe there, or else get its files. Without a run the server
-    is this process's own: see ``serve_at``.
+    is this process's own: see ``serve_at``. A server may wait for a free CPU for
+    ``start_timeout_s``.
     """
 
     server_options: Sequence[Word] = (Given.SERVER, Given.SERVER_BEYOND, "--keys", Given.KEYS)
     worker_options: Sequence[Word] = ("--connect", Given.SERVER, "--keys", Given.KEYS)
 
-    def __init__(self, address: str, logs: Path, run: RunDirectory | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        logs: Path,
+        run: RunDirectory | None = None,
+        start_timeout_s: float = math.inf,
+    ) -> None:
         self._ray = connected(address)
+        self._start_timeout_s = start_timeout_s
         self._node = self._ray.get_runtime_context().get_node_id()
         self.key_directory: Path | None = None
         self._logs = logs.absolute()
@@ -287,18 +303,21 @@ class RayCluster:
         near = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             self._node, soft=True, _spill_on_unavailable=True
         )
-        deadline = time.monotonic() + PLACED_WITHIN_S
+        deadline = time.monotonic() + self._start_timeout_s
         self._place = None
         while self._place is None:
             self._keeper = self._actor(role, self._server_files(), near)
+            placed = self._keeper.place_server.remote()
+            if not self._ray.wait([placed], timeout=SOON_PLACED_S)[0]:
+                logger.warning("no CPU is free yet for %s", role.name)
             left_s = max(0.0, deadline - time.monotonic())
             try:
-                self._place = self._ray.get(self._keeper.place_server.remote(), timeout=left_s)
+                self._place = self._ray.get(placed, timeout=left_s)
             except self._ray.exceptions.GetTimeoutError as error:
                 raise ProcessFailedError(
-                    f"no CPU for {role.name} has become free in {PLACED_WITHIN_S:g} s; this Ray "
-                    f"cluster has {sum(self._cores_of_nodes())}, and others use them: 'ray status' "
-                    f"shows who"
+                    f"no CPU for {role.name} has become free in {self._start_timeout_s:g} s; this "
+                    f"Ray cluster has {sum(self._cores_of_nodes())}, and others use them: 'ray "
+                    f"status' shows who; or wait for longer, with --start-timeout"
                 ) from error
             except self._ray.exceptions.RayError as error:
                 if not _is_lost(error):

@@ -1,7 +1,9 @@
 """What people see in a terminal: the console, and how far fetching or training is."""
 
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from dist_net.cluster.child import RunningChild
 from dist_net.cluster.command_line import command_line
 from dist_net.cluster.printable import printable
 from dist_net.data.fetch import (
@@ -29,6 +32,22 @@ from dist_net.data.fetch import (
     SourceTried,
 )
 from dist_net.training.evaluation import Evaluation
+
+BAR_CELLS = 12
+BAR_AND_TIME = BAR_CELLS + len(" ") + len(" -:--:--") + len(" ")
+ANNOUNCED_AFTER_S = 1.0
+
+
+@contextmanager
+def announced(console: Console, what: str) -> Iterator[None]:
+    """A context whose activity is printed if it takes longer than a moment."""
+    timer = threading.Timer(ANNOUNCED_AFTER_S, console.print, [what], {"style": "dim"})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class PrintableConsole(Console):
@@ -146,6 +165,17 @@ class CountProgress:
             self._console.print(f"{total:,} {self._end} in {seconds:.1f} s")
 
 
+def fitting(parts: Sequence[str], cells: int) -> str:
+    """Return the first of these parts, separated by commas, that together fit into ``cells``."""
+    text = ""
+    for part in parts:
+        longer = f"{text}, {part}" if text else part
+        if len(longer) > cells:
+            break
+        text = longer
+    return text
+
+
 class TrainingProgress:
     """A context in which a training run is shown: a line that stays for each evaluation, and a
     live one where the console is a terminal.
@@ -169,16 +199,16 @@ class TrainingProgress:
         self._publish = publish
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}", markup=False),
-            BarColumn(),
-            TextColumn("{task.fields[speed]}", markup=False),
-            TextColumn("{task.fields[details]}", markup=False),
+            BarColumn(BAR_CELLS),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[details]}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("", epoch="-", speed="", details="", total=None)
-        self._loss = ""
+        self._task = self._progress.add_task("", epoch="-", details="", total=None)
+        self._learnt: list[str] = []
+        self._shown: set[str] = set()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -202,6 +232,15 @@ class TrainingProgress:
         """Says where the server's state can be asked for by whoever has these keys."""
         self._line(f"its state: {command_line('status', address, '--keys', keys)}", "dim")
 
+    def loads(self, children: Sequence[RunningChild]) -> None:
+        """Show what these processes load, if they report that they do."""
+        for child in children:
+            text = f"{child.name} is loading {child.is_loading}"
+            if not child.is_loading or text in self._shown:
+                continue
+            self._shown.add(text)
+            self._line(text, "dim")
+
     def progressed(self, report: dict[str, Any]) -> None:
         """Moves the live line."""
         if self._publish is not None:
@@ -209,17 +248,21 @@ class TrainingProgress:
         if report["records"]:
             last = report["records"][-1]
             accuracy = last["accuracy"]
-            self._loss = f"loss {last['loss']:.3f}, " + (
-                "" if accuracy is None else f"accuracy {accuracy:.1%}, "
-            )
+            self._learnt = [] if accuracy is None else [f"accuracy {accuracy:.1%}"]
+            self._learnt.append(f"loss {last['loss']:.3f}")
+        epoch = f"{report['samples'] / self._samples_per_epoch:.1f}/{report['epochs']}"
+        details = [
+            f"{report['samples_per_s']:,.0f} samples/s",
+            *self._learnt,
+            f"{report['worker_count']} workers",
+            f"staleness {report['staleness_mean']:.1f}",
+        ]
         self._progress.update(
             self._task,
             completed=report["samples"],
             total=report["samples_total"],
-            epoch=f"{report['samples'] / self._samples_per_epoch:.1f}/{report['epochs']}",
-            speed=f"{report['samples_per_s']:,.0f} samples/s",
-            details=f"{self._loss}staleness {report['staleness_mean']:.1f}, "
-            f"{report['worker_count']} workers",
+            epoch=epoch,
+            details=fitting(details, self._console.width - len(f"epoch {epoch}") - BAR_AND_TIME),
         )
 
     def evaluated(self, samples: int, evaluation: Evaluation) -> None:

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from dist_net.cluster.local_run import LocalRun, LocalRunSettings, summarise
+from dist_net.cluster.local_run import START_TIMEOUT_S, LocalRun, LocalRunSettings, summarise
 from dist_net.cluster.picture_report import train_and_report
 from dist_net.cluster.picture_run import PictureOptions, new_run
 from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
 from dist_net.data import Progress
 from dist_net.data.samples import Values
-from dist_net.errors import UnknownRecipeError, UntrustedRecipeError
+from dist_net.errors import SettingError, UnknownRecipeError, UntrustedRecipeError
 from dist_net.models.bases import default_base
 from dist_net.models.best_weights import BestWeights
 from dist_net.models.run_directory import RunDirectory
@@ -166,6 +166,7 @@ def train(
     run_dir: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     quiet: bool = False,
+    start_timeout_s: float = START_TIMEOUT_S,
     **options: Any,
 ) -> Run:
     """Trains a recipe by a cluster of processes on this host, as ``dist-net train`` does.
@@ -174,7 +175,8 @@ def train(
     ``options`` are those of ``RunOptions``, such as ``epochs``, ``batch_size``, ``optimizer``,
     ``learning_rate`` and ``seed``, and for a folder those of ``PictureOptions`` too.
     ``callbacks`` are called after each evaluation; the run ends where one returns True.
-    Progress is shown on stderr, unless ``quiet``.
+    Progress is shown on stderr, unless ``quiet``. The server may take any time to load while it
+    reports that it does; ``start_timeout_s`` limits its silence.
 
     Raises BadInputError for what cannot be used, InterruptedRunError on Ctrl+C, which leaves a
     checkpoint, and ProcessFailedError when the server or every worker has failed.
@@ -189,7 +191,11 @@ def train(
     known = OPTIONS_OF_RUNS | (OPTIONS_OF_PICTURES if is_folder else set())
     refuse_options("train", options.keys() - known, known | (train.__kwdefaults__ or {}).keys())
     directory = None if run_dir is None else Path(run_dir)
-    local = LocalRunSettings(workers)
+    if workers < 1:
+        raise SettingError(
+            f"workers={workers} leaves nobody to train: no other host can join; expected at least 1"
+        )
+    local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
     if "consistency" in options:  # bsp alone is a minibatch for each worker
         options["consistency"] = str(Consistency.of(options["consistency"], workers))
     if is_folder:

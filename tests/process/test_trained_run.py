@@ -1,6 +1,10 @@
 """A run that is started from Python."""
 
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,3 +40,38 @@ def test_a_run_from_python_is_reported_and_predicts_and_a_callback_ends_it(tmp_p
     assert (run.path / "checkpoint.safetensors").exists()
     kinds = [file.parent.name for file in (run.path / "tensorboard").glob("*/events.*")]
     assert sorted(kinds) == ["test", "train"]
+
+
+def servers_of(run: Path) -> list[int]:
+    """The process ids of the run's parameter servers."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        words = file.read_bytes().split(b"\0") if file.exists() else []
+        if b"dist_net.cluster.processes.parameter_server" in words and os.fsencode(run) in words:
+            found.append(int(file.parent.name))
+    return found
+
+
+def test_a_server_that_dies_while_a_callback_takes_its_time_is_replaced_meanwhile(
+    tmp_path: Path, eventually: Callable[[Callable[[], Any]], Any]
+) -> None:
+    directory = tmp_path / "run"
+    killed: list[int] = []
+
+    def kill_server(_: EpochResult) -> None:
+        if not killed:
+            killed.extend(servers_of(directory))
+            os.kill(killed[0], signal.SIGKILL)
+            eventually(lambda: set(servers_of(directory)) - {*killed})
+
+    run = dist_net.train(
+        *("digits",),
+        workers=1,
+        epochs=40,
+        checkpoint_every_s=0.1,
+        run_dir=directory,
+        callbacks=[kill_server],
+        quiet=True,
+    )
+    assert len(killed) == 1
+    assert run.report["samples"] == 40 * 1437

@@ -180,7 +180,7 @@ class InferenceWorker:
         return LOADING_POLL_S if self._models.is_loading else POLL_S
 
     def _tick_unenlisted(self, now: float) -> None:
-        if now - self._heard_s > ANSWER_WITHIN_S:
+        if not self._bears_silence and now - self._heard_s > ANSWER_WITHIN_S:
             raise self._socket.no_answer(ANSWER_WITHIN_S)
         if now >= self._enlist_at_s:
             self._enlist_at_s = now + ENLIST_AGAIN_AFTER_S

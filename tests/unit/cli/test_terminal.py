@@ -1,6 +1,8 @@
 """What people are shown appears as it is, whatever is in a name."""
 
 import ast
+import io
+import re
 import sys
 from collections import defaultdict
 from datetime import datetime
@@ -14,7 +16,7 @@ from benchmarks.__main__ import show
 from dist_net.cli.pool_status import pool_view
 from dist_net.cli.run_status import run_view
 from dist_net.cli.train import draw
-from dist_net.cluster.terminal import TrainingProgress, plain_console
+from dist_net.cluster.terminal import PrintableConsole, TrainingProgress, plain_console
 from dist_net.data import dataset_named
 from dist_net.models.run_directory import RunDirectory
 
@@ -89,6 +91,43 @@ def test_a_message_of_a_run_is_shown_whole(capsys: pytest.CaptureFixture[str]) -
         display.started([f"ipc:///{ODD}"])
         display.warned(ODD)
     assert capsys.readouterr().err == f"workers may join: join ipc:///{ODD}\n{ODD}\n"
+
+
+def progress_line(width: int) -> str:
+    """The live line of a run on a terminal of so many columns."""
+    file = io.StringIO()
+    console = PrintableConsole(
+        file=file, force_terminal=True, width=width, color_system=None, _environ={"TERM": "xterm"}
+    )
+    shown = report(
+        records=[{"loss": 0.1234, "accuracy": 0.9876}],
+        samples=738_000,
+        samples_total=1_200_000,
+        epochs=20,
+        samples_per_s=63_210.0,
+        worker_count=2,
+        staleness_mean=7.5,
+    )
+    with TrainingProgress(console, 60_000, None) as display:
+        display.progressed(shown)
+    lines = re.sub(r"\x1b\[[0-9?;]*[A-Za-z]", "", file.getvalue()).replace("\r", "\n").split("\n")
+    return max((line.rstrip() for line in lines if "12.3/20" in line), key=len)
+
+
+@pytest.mark.parametrize(
+    ("width", "shown", "left_out"),
+    [
+        (60, ["63,210 samples/s"], ["accuracy", "workers"]),
+        (80, ["63,210 samples/s", "accuracy 98.8%"], ["staleness"]),
+        (120, ["63,210 samples/s", "accuracy", "loss 0.123", "2 workers", "staleness 7.5"], []),
+    ],
+)
+def test_the_live_line_of_a_run_fits(width: int, shown: list[str], left_out: list[str]) -> None:
+    line = progress_line(width)
+    assert len(line) <= width
+    assert re.match(r"epoch 12.3/20 ━+.* -:--:-- ", line)
+    assert all(each in line for each in shown)
+    assert not any(each in line for each in [*left_out, "…"])
 
 
 def test_the_extra_that_pictures_need_is_named(

@@ -29,7 +29,7 @@ from picture_runs import COLOURS, SIDE, write_run
         ("digit", {}, UnknownRecipeError, "no recipe 'digit'; did you mean digits"),
         ("digits", {"optimizer": "adamz"}, UnknownOptimizerError, "no optimizer 'adamz'"),
         ("digits", {"clip_norm": -1.0}, SettingError, "clip_norm=-1.0: expected a finite number"),
-        ("digits", {"consistency": "bsp", "workers": 0}, SettingError, "'bsp': how many workers"),
+        ("digits", {"workers": 0}, SettingError, "workers=0"),
         # With workers it is bsp:N, so that something else is refused.
         ("digits", {"consistency": "bsp", "clip_norm": -1.0}, SettingError, "clip_norm=-1.0"),
         ("digits", {"weight_decay": 0.1}, SettingError, "expected the optimizer adamw"),
