@@ -67,8 +67,10 @@ def most_connections() -> int:
 class Connections(threading.Thread):
     """Watches the connections of ``watched``, a socket that is not bound yet, until `stop`.
 
-    A connection may send ``most_unread_bytes`` without completing a message, and all together four
-    times as many. ``longest_frame_bytes`` is the limit that ZeroMQ enforces, for the log.
+    A connection may send ``most_unread_bytes`` without completing a message. Those that have never
+    completed one may send four times as many together; workers, whose gradients arrive all at once,
+    have completed one when they joined. ZeroMQ keeps up to 32 bytes for each byte: 64 for a frame,
+    of which the shortest has 2. ``longest_frame_bytes`` is the limit that it enforces, for the log.
     ``allow_list`` says whose key is let in; None: nobody needs one.
     """
 
@@ -199,15 +201,14 @@ class Connections(threading.Thread):
         self._take_in_heard()
         there = [each for each in self._open.values() if not each.is_shut]
         unread = [(each.received_bytes() - each.heard_bytes, each) for each in there]
-        unread.sort(key=lambda each: each[0])
-        together = sum(count for count, _ in unread)
-        while unread and (
-            unread[-1][0] > self._most_unread_bytes or together > 4 * self._most_unread_bytes
-        ):
-            count, connection = unread.pop()
-            together -= count
-            self._shut(connection, f"it sent {count} bytes that are no whole message")
-        self._is_close_to_limit = 4 * together > self._most_unread_bytes
+        most, of_strangers, longest = self._most_unread_bytes, 0, 0
+        for count, connection in sorted(unread, key=lambda each: each[0]):
+            of_strangers += 0 if connection.was_heard else count
+            if count > most or (of_strangers > 4 * most and not connection.was_heard):
+                self._shut(connection, f"it sent {count} bytes that are no whole message")
+            else:
+                longest = count
+        self._is_close_to_limit = 4 * max(of_strangers, longest) > 3 * most
 
     def _shut_out(self, now: float) -> None:
         """Shut those whose key was revoked, a moment later: an answer tells them why first."""

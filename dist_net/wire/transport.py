@@ -69,6 +69,9 @@ _DOMAIN = b"dist-net"  # with one, ZeroMQ asks `Connections` who may come in
 _LINGER_MS = 500  # for the last messages of a closing socket
 # A header, its payloads, and one more for the codec to refuse.
 _FRAMES_KEPT = MAX_PAYLOADS + 2
+# Of a message with more frames, skipped at a time: 10 ms, so that a loop goes on meanwhile. Until
+# they have been skipped, ZeroMQ gives no other message.
+_FRAMES_SKIPPED = 10_000
 
 # As plain integers: an operation on ZeroMQ's enumerations costs a microsecond.
 NO_WAIT = int(zmq.NOBLOCK)
@@ -94,6 +97,7 @@ class FramedSocket:
         self._socket.setsockopt(zmq.MAXMSGSIZE, max(max_array_bytes, MAX_HEADER_BYTES))
         self._receive_timeout_ms = -1
         self._header: zmq.Frame | None = None  # of the last message; it knows who sent it
+        self._has_more = False  # frames of the last message, which are to be skipped
         self._lent: dict[int, tuple[Vector, zmq.Frame]] = {}
 
     def close(self) -> None:
@@ -160,11 +164,19 @@ class FramedSocket:
         frame = self._socket.recv(copy=False)
         self._header = frame
         frames: list[Frame] = [frame.bytes]
-        while frame.more:
+        while frame.more and len(frames) < _FRAMES_KEPT:
             frame = self._socket.recv(copy=False)
-            if len(frames) < _FRAMES_KEPT:
-                frames.append(frame.buffer)
+            frames.append(frame.buffer)
+        self._has_more = frame.more
         return frames
+
+    def _skip_rest(self) -> bool:
+        """Skip frames of a message that has too many; return whether there are still more."""
+        for _ in range(_FRAMES_SKIPPED):
+            if not self._socket.recv(copy=False).more:
+                self._has_more = False
+                break
+        return self._has_more
 
 
 class ServerSocket(FramedSocket):
@@ -220,6 +232,8 @@ class ServerSocket(FramedSocket):
         A message that is not of this protocol, or that the peer's role does not allow, is logged
         and answered with `Refuse`; then the result is None, too. Arrays are read-only views.
         """
+        if self._has_more and self._skip_rest():
+            return None
         self._set_deadline(timeout_s)
         try:
             node = self._socket.recv()
@@ -233,6 +247,8 @@ class ServerSocket(FramedSocket):
         As ``receive`` gives them, one after the other; for an event loop: see ``fileno``.
         """
         for _ in range(most):
+            if self._has_more and self._skip_rest():
+                return
             try:
                 node = self._socket.recv(NO_WAIT)
             except zmq.Again:
@@ -328,11 +344,12 @@ class ServerSocket(FramedSocket):
     def answer_failure(self, node: bytes, message: Message) -> None:
         """Log the exception that this message led to, and tell its sender.
 
-        For a server's loop, which a single peer's message must not end.
+        For a server's loop, which a single peer's message must not end. The failure is the
+        server's own, such as too little memory, so the peer may try again.
         """
         kind = type(message).__name__
         logger.exception("event=message_failed node=%s kind=%s", node.hex(), kind)
-        self.send(node, Refuse(f"handling {kind} failed: see the server's log", may_rejoin=False))
+        self.send(node, Refuse(f"handling {kind} failed: see the server's log", may_rejoin=True))
 
     def close(self) -> None:
         """Close; waits a moment, and no longer, for the last messages to leave."""

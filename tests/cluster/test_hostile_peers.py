@@ -134,9 +134,28 @@ def test_a_message_whose_handling_fails_is_answered_and_the_run_goes_on(
         refuse = decode(stranger.recv_multipart())
         assert isinstance(refuse, Refuse)
         assert "handling Leave failed" in refuse.reason
+        assert refuse.may_rejoin
         monkeypatch.undo()
         finishes(run, assert_exact)
     assert "a fault of our own" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["_join", "_answer", "_push"])
+def test_a_server_short_of_memory_for_a_moment_keeps_its_worker(
+    cluster: OpenCluster, assert_exact: Check, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    handle, calls = getattr(ParameterServer, method), []
+
+    def fail_at_first(*arguments: Any) -> Any:
+        calls.append(0)
+        if len(calls) == 1:
+            raise MemoryError
+        return handle(*arguments)
+
+    monkeypatch.setattr(ParameterServer, method, fail_at_first)
+    with cluster() as run:
+        finishes(run, assert_exact)
+    assert len(calls) > 1
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from dist_net.errors import (
     ProtocolError,
 )
 from dist_net.wire import connections, security
-from dist_net.wire.codec import encode
+from dist_net.wire.codec import decode, encode
 from dist_net.wire.invitation import invite, revoke
 from dist_net.wire.messages import (
     Alive,
@@ -308,6 +308,55 @@ def test_many_small_messages_are_not_taken_for_one_without_an_end(server, client
         client.send(Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (), (WEIGHTS,)))
         assert server.receive(DEADLINE_S) is not None
     exchange(server, client)
+
+
+def test_workers_that_push_large_gradients_all_at_once_are_no_strangers(monkeypatch, caplog):
+    looks = []
+    look = connections.Connections._look
+    monkeypatch.setattr(
+        connections.Connections, "_look", lambda self: (look(self), looks.append(0))
+    )
+    gradient = np.zeros(2**20, np.float32)
+    push = Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (0,), (gradient,))
+    with ExitStack() as opened:
+        server = opened.enter_context(ServerSocket([LOOPBACK], max_array_bytes=gradient.nbytes))
+        address = server.contact_addresses[0]
+        workers = [opened.enter_context(ClientSocket(address)) for _ in range(32)]
+        for worker in workers:
+            exchange(server, worker)
+            worker.lend([gradient])
+        for worker in workers:
+            worker.send(push)
+        watched = list(server._connections._open.values())
+        deadline = time.monotonic() + DEADLINE_S
+        while sum(each.received_bytes() for each in watched) < len(workers) * gradient.nbytes:
+            assert time.monotonic() < deadline, caplog.text
+            time.sleep(0.01)
+        looked = len(looks)
+        while len(looks) < looked + 2:  # while none of the gradients has been handled
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for _ in workers:
+            received = server.receive(DEADLINE_S)
+            assert received is not None, caplog.text
+            assert received[1].request_id == push.request_id
+        exchange(server, workers[0])
+    assert "connection_dropped" not in caplog.text
+
+
+def test_a_message_of_countless_frames_is_skipped_in_small_pieces(server, client, stranger):
+    exchange(server, client)
+    for _ in range(50_000):
+        stranger.send(b"", zmq.SNDMORE)
+    stranger.send(b"")
+    turns = 1
+    assert server.receive(DEADLINE_S) is None
+    assert isinstance(decode(stranger.recv_multipart()), Refuse)
+    client.send(Heartbeat(8))
+    while (received := server.receive(DEADLINE_S)) is None:
+        turns += 1
+    assert received[1] == Heartbeat(8)
+    assert turns >= 5  # between which a server's loop goes on with all else
 
 
 def test_strangers_do_not_keep_workers_out(keys, monkeypatch, caplog):
