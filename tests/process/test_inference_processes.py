@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dist_net.models.sources import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import key_of_vector, map_prepared
 from dist_net.recipes.recipe import load_recipe
+from dist_net.recipes.recipe_files import sha256
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse
@@ -40,6 +42,7 @@ from dist_net.wire.serving_messages import (
     RunBatch,
 )
 from dist_net.wire.transport import ServerSocket
+from marked_code import CODE, MarkedCode
 
 DEADLINE_S = 60.0
 TAKEN_IN = Enlisted(7, 0.05, 20.0)
@@ -210,6 +213,19 @@ def test_a_version_that_cannot_be_loaded_is_told_of(
     )
     assert "is another here" in load(gateway, worker, other).reason
     assert load(gateway, worker, digits).reason == ""
+
+
+def test_a_description_that_names_a_python_file_is_refused(
+    gateway: Gateway, worker: Child, digits: ModelDescription, tmp_path: Path
+) -> None:
+    code = MarkedCode(tmp_path)
+    evil = replace(digits, recipe="", picture_recipe=code.recipe)
+    assert "no built-in recipe" in load(gateway, worker, evil).reason
+    by_path = replace(
+        digits, recipe=str(code.file), recipe_files={"recipe.py": sha256(CODE.encode())}
+    )
+    assert "--trust-recipe" in load(gateway, worker, replace(by_path, version=2)).reason
+    assert not code.was_run
 
 
 def test_arrays_of_another_host_are_fetched(

@@ -1,0 +1,46 @@
+"""Data that names a Python file, which would write a file beside it if it were run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from dist_net.models.run_directory import RunDirectory
+from dist_net.models.run_options import RunOptions
+from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
+from dist_net.recipes.picture_recipe import PICTURES, RECIPE_JSON, PictureRecipe, small_base
+from dist_net.recipes.recipe_files import sha256
+
+CODE = """
+from pathlib import Path
+Path(__file__).with_name("was run").touch()
+from dist_net.recipes.built_in.digits import recipe
+"""
+
+
+class MarkedCode:
+    """A Python file, and ``recipe``: the JSON of a recipe of pictures that names it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory / "evil.py"
+        self.file.write_text(CODE)
+        recipe = json.loads(PictureRecipe("pets", small_base(), ("cat", "dog")).to_json())
+        recipe["base"] |= {"kind": "recipe", "text": str(self.file), "input_shape": [8, 8]}
+        self.recipe = json.dumps(recipe)
+
+    @property
+    def was_run(self) -> bool:
+        return self.file.with_name("was run").exists()
+
+    def run(self, path: Path) -> RunDirectory:
+        """A run directory with this recipe, as if training had written it."""
+        directory = RunDirectory(path)
+        digests = {RECIPE_JSON: sha256(self.recipe.encode())}
+        directory.make()
+        options = RunOptions(PICTURES, recipe_files=digests)
+        directory.begin(options, {RECIPE_JSON: self.recipe.encode()})
+        layout = PictureRecipe("pets", small_base(), ("cat", "dog")).model.layout
+        weights, record = layout.initial(np.random.default_rng(0)), {"files": digests}
+        checkpoint = Checkpoint(PICTURES, "", layout.shapes, 1, {}, {}, {}, weights, {}, record)
+        write_checkpoint(directory.checkpoint, checkpoint)
+        return directory

@@ -1,0 +1,50 @@
+"""No process runs a Python file that a run directory or a server's offer names."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dist_net.data.picture_folder import PictureFolder
+from dist_net.data.picture_samples import PicturePreprocessing
+from dist_net.models.picture_manifest import MANIFEST, PictureManifest
+from dist_net.recipes.picture_data import PictureData
+from dist_net.recipes.picture_recipe import PICTURES, RECIPE_JSON
+from dist_net.recipes.recipe import own_release
+from dist_net.wire.messages import RecipeOffer, RecipeRequest
+from dist_net.wire.token import TRAINING, JoinToken
+from dist_net.wire.transport import ServerSocket
+from drawn_pictures import draw_shapes
+from marked_code import MarkedCode
+
+Start = Callable[..., Any]
+
+
+def test_a_pool_does_not(start: Start, tmp_path: Path) -> None:
+    code = MarkedCode(tmp_path)
+    run = code.run(tmp_path / "run").path
+    serving = start("serve", f"pets={run}", "--workers", "1", "--http", "")
+    assert serving.ends() != 0
+    assert "no built-in recipe" in serving.stderr
+    assert not code.was_run
+
+
+def test_a_host_that_joins_does_not(start: Start, tmp_path: Path) -> None:
+    code = MarkedCode(tmp_path)
+    folder = draw_shapes(tmp_path / "photos", 4)
+    read, preprocessing = PictureFolder.read(folder), PicturePreprocessing((16, 16, 3), "crop")
+    manifest = PictureManifest.of(PictureData(read, preprocessing, "", 0, "validation"))
+    files = {RECIPE_JSON: code.recipe.encode(), MANIFEST: manifest.to_json().encode()}
+    payloads = tuple(part for name, text in files.items() for part in (name.encode(), text))
+    offer = RecipeOffer("pets", PICTURES, f"{own_release()}; recipe x; data y", "[]", payloads)
+    with ServerSocket(["tcp://127.0.0.1:0"]) as server:
+        expires_s = int(time.time()) + 600
+        token = JoinToken(TRAINING, "00ad5eed", expires_s, server.contact_addresses).text
+        joining = start("join", token, "--data", str(folder), "--workers", "1")
+        while joining.process.poll() is None:
+            node, message = server.receive(0.1) or (b"", None)
+            if isinstance(message, RecipeRequest):
+                server.send(node, offer)
+    assert joining.ends() == 2
+    assert "no built-in recipe" in joining.stderr
+    assert not code.was_run
