@@ -28,7 +28,7 @@ from dist_net.models.trained_model import recipe_of_run
 from dist_net.recipes.picture_recipe import PICTURES
 from dist_net.training.state import REJOIN_TIMEOUT_S
 from dist_net.wire.reaching import REACH_WITHIN_S, LetIn, be_let_in
-from dist_net.wire.token import TRAINING, JoinToken
+from dist_net.wire.token import TRAINING
 
 AUTO = "auto"
 
@@ -78,8 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains until the run is done; gives the exit code."""
     settings = settings_of(arguments)
-    token = JoinToken.of(token_given(arguments))
-    token.require_kind(TRAINING)
+    token = token_given(arguments, TRAINING)
     console = plain_console()
     server = be_let_in(token, timeout_s=arguments.timeout)
     with ExitStack() as opened:

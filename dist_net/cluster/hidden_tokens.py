@@ -15,58 +15,60 @@ from contextlib import suppress
 from pathlib import Path
 
 from dist_net.errors import TokenError
-from dist_net.wire.token import LONGEST_TOKEN, holds_token
+from dist_net.wire.token import LONGEST_TOKEN, JoinToken, holds_token
 
 _PIPED = re.compile(r"@/dev/fd/(\d+)")
 
 
-def add_token_arguments(parser: argparse.ArgumentParser, printed_by: str) -> None:
-    """Declare where a command takes its token from."""
-    parser.add_argument(
+def add_token_arguments(
+    parser: argparse.ArgumentParser, printed_by: str
+) -> argparse._MutuallyExclusiveGroup:
+    """Declare where a command takes its token from; what is added to the group excludes that."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
         "token",
         metavar="TOKEN",
         nargs="?",
         help=f"as {printed_by} prints it (default: the first line of stdin)",
     )
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help="read TOKEN from this file")
+    group.add_argument("--token-file", type=Path, metavar="FILE", help="read it from this file")
+    return group
 
 
-def token_given(arguments: argparse.Namespace) -> str:
+def token_given(arguments: argparse.Namespace, kind: str) -> JoinToken:
     """Return the token of a command line, of its --token-file, or else of stdin.
 
-    Raises TokenError if there is none, or two.
+    Raises TokenError if there is none, or if it is not of this kind.
     """
-    if arguments.token and arguments.token_file:
-        raise TokenError("both TOKEN and --token-file were given; expected one of them")
-    if arguments.token:
-        return str(arguments.token)
-    try:
-        if arguments.token_file:
-            with arguments.token_file.open(encoding="utf-8") as file:
-                text = str(file.readline(LONGEST_TOKEN + 2))
-        else:
-            text = _first_line_of_stdin()
-    except (OSError, ValueError) as error:
-        raise TokenError(f"the token cannot be read ({error}); expected a file of text") from error
-    if not text.strip():
+    text = arguments.token
+    if text is None:
+        try:
+            text = _first_line(arguments.token_file)
+        except (OSError, ValueError) as error:
+            raise TokenError(f"the token cannot be read: {error}; expected a text file") from error
+    if not text:
         raise TokenError(
-            f"no token in {arguments.token_file or 'stdin'}; expected the line that was printed: "
+            f"no token in {arguments.token_file or 'stdin'}; expected the printed line, "
             f"echo TOKEN | dist-net ..., or --token-file FILE"
         )
-    return text.strip()
+    token = JoinToken.of(text)
+    token.require_kind(kind)
+    return token
 
 
-def _first_line_of_stdin() -> str:
+def _first_line(path: Path | None) -> str:
+    if path is not None:
+        with path.open(encoding="utf-8") as file:
+            return file.readline(LONGEST_TOKEN + 2).strip()
     if sys.stdin is None:
         return ""
     if sys.stdin.isatty():
         print("Token: ", end="", file=sys.stderr, flush=True)
-        return sys.stdin.readline(LONGEST_TOKEN + 2)
-    text = sys.stdin.readline(LONGEST_TOKEN + 2)
-    if sys.stderr.isatty():  # the user is there, and may be asked about a recipe
+    line = sys.stdin.readline(LONGEST_TOKEN + 2).strip()
+    if not sys.stdin.isatty() and sys.stderr.isatty():  # the user may be asked about a recipe
         with suppress(OSError):
             sys.stdin = Path("/dev/tty").open(encoding="utf-8")  # noqa: SIM115
-    return text
+    return line
 
 
 def hide_tokens(words: Sequence[str]) -> tuple[list[str], list[int]]:
@@ -87,19 +89,16 @@ def hide_tokens(words: Sequence[str]) -> tuple[list[str], list[int]]:
 
 def reveal_tokens(words: Sequence[str]) -> list[str]:
     """Return the words of this process with those that ``hide_tokens`` has replaced."""
-    return [_revealed(word) for word in words]
-
-
-def _revealed(word: str) -> str:
-    found = _PIPED.fullmatch(word)
-    if found is None:
-        return word
-    with os.fdopen(int(found[1])) as pipe:
-        return pipe.read()
+    revealed = [*words]
+    for place, word in enumerate(words):
+        if found := _PIPED.fullmatch(word):
+            with os.fdopen(int(found[1])) as pipe:
+                revealed[place] = pipe.read()
+    return revealed
 
 
 def own_words() -> list[str]:
-    """Return the words of this process's command line, which holds no token from here on.
+    """Return the words of this process's command line, once that shows no token.
 
     If it does, the process starts anew in its own place: same id, other words.
     """

@@ -18,7 +18,7 @@ from dist_net.models.run_directory import RunDirectory
 from dist_net.models.run_options import RunOptions
 from dist_net.recipes.picture_recipe import PICTURES, RECIPE_JSON
 from dist_net.recipes.recipe import LoadedRecipe, own_release, recipe_names
-from dist_net.recipes.recipe_files import RECIPE_FILE, sha256
+from dist_net.recipes.recipe_files import RECIPE_FILE, digests_of
 from dist_net.wire.messages import RecipeOffer
 
 MOST_FILES = 64
@@ -114,7 +114,7 @@ class OfferedRecipe:
     @property
     def file_digests(self) -> dict[str, str]:
         """The SHA-256 of each of its files, in hexadecimal."""
-        return {name: sha256(content) for name, content in sorted(self.files.items())}
+        return digests_of(self.files)
 
 
 def _class_names(text: str) -> tuple[str, ...]:

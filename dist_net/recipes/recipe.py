@@ -31,7 +31,14 @@ from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
 from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule, optimizer_named
 from dist_net.pictures.fitting import FITTINGS
-from dist_net.recipes.recipe_files import RecipeFiles, place_in_recipe, read_any, reader_of, sha256
+from dist_net.recipes.recipe_files import (
+    RecipeFiles,
+    digests_of,
+    place_in_recipe,
+    read_any,
+    reader_of,
+    sha256,
+)
 from dist_net.recipes.trusted_recipes import is_trusted
 from dist_net.release import release
 from dist_net.spelling import did_you_mean, refuse_options
@@ -194,7 +201,7 @@ class LoadedRecipe:
     @property
     def file_digests(self) -> dict[str, str]:
         """The SHA-256 of each of its files, in hexadecimal."""
-        return {name: sha256(content) for name, content in sorted(self.files.items())}
+        return digests_of(self.files)
 
     def digest(self, dataset: Dataset) -> str:
         """``release X; recipe Y; data Z``, which must agree on hosts that train together.

@@ -139,6 +139,11 @@ def reader_of(recipe: Path, digests: Mapping[str, str]) -> Read:
     return read
 
 
+def digests_of(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the SHA-256 of each file by its name, in hexadecimal, in the names' order."""
+    return {name: sha256(content) for name, content in sorted(files.items())}
+
+
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 

@@ -19,13 +19,13 @@ from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.entry import READY, entry_point, stop_on_signals
 from dist_net.cluster.hidden_tokens import add_token_arguments, token_given
 from dist_net.data import default_cache_dir
-from dist_net.errors import INTERRUPTED, AddressError
+from dist_net.errors import INTERRUPTED
 from dist_net.pictures.decoding import MOST_PIXELS
 from dist_net.serving.worker.loop import connected_worker
 from dist_net.serving.worker.served_network import WorkerSettings
 from dist_net.wire.reaching import LetIn, be_let_in
 from dist_net.wire.security import load_peer_keys
-from dist_net.wire.token import POOL, JoinToken
+from dist_net.wire.token import POOL
 
 logger = logging.getLogger("dist_net.serving.worker.loop")
 
@@ -37,8 +37,8 @@ KEPT_BYTES = 8 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_token_arguments(parser, "'dist-net serve --listen-workers ADDRESS'")
-    parser.add_argument("--connect", metavar="ADDRESS", help="the gateway's address, not a TOKEN")
+    way_in = add_token_arguments(parser, "'dist-net serve --listen-workers ADDRESS'")
+    way_in.add_argument("--connect", metavar="ADDRESS", help="the gateway's, in place of a token")
     parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
     parser.add_argument(
         "--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for people"
@@ -74,13 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _gateway(arguments: argparse.Namespace) -> LetIn:
     """Where the gateway is, and this worker's keys: by a token, or as the command line says."""
     if arguments.connect is not None:
-        if arguments.token or arguments.token_file:
-            raise AddressError("a token and --connect ADDRESS were given; expected one of them")
         keys = load_peer_keys(arguments.keys) if arguments.keys else None
         return LetIn(arguments.connect, keys)
-    token = JoinToken.of(token_given(arguments))
-    token.require_kind(POOL)
-    return be_let_in(token)
+    return be_let_in(token_given(arguments, POOL))
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
 def given(*words: str) -> str:
     parser = argparse.ArgumentParser()
     add_token_arguments(parser, "a server")
-    return token_given(parser.parse_args(words))
+    return token_given(parser.parse_args(words), TRAINING).text
 
 
 def test_a_token_comes_from_stdin_or_a_file(
@@ -56,12 +56,13 @@ def test_no_token_is_an_error(stdin: io.StringIO | None, monkeypatch: pytest.Mon
 def test_files_that_hold_no_token_are_errors(tmp_path: Path) -> None:
     (tmp_path / "huge").write_text("x" * 10 * LONGEST_TOKEN)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    assert len(given("--token-file", str(tmp_path / "huge"))) == LONGEST_TOKEN + 2
+    with pytest.raises(TokenError, match=str(LONGEST_TOKEN + 2)):
+        given("--token-file", str(tmp_path / "huge"))
     for name in ("none", "bytes", "."):
         with pytest.raises(TokenError, match="cannot be read"):
             given("--token-file", str(tmp_path / name))
-    with pytest.raises(TokenError, match=r"TOKEN and --token-file"):
-        given(TOKEN, "--token-file", "none")
+    with pytest.raises(SystemExit):
+        given(TOKEN, "--token-file", str(tmp_path / "huge"))
 
 
 def test_after_a_token_from_a_pipe_questions_are_asked_at_the_terminal(
