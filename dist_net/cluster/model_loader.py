@@ -206,7 +206,7 @@ class ModelLoader:
                 prepared = self._read.get_nowait()
             except Empty:
                 break
-            if self._requested.get(prepared.model, (0, 0.0))[0] == prepared.requested:
+            if self._requested.get(prepared.model, (-1, 0.0))[0] == prepared.requested:
                 del self._requested[prepared.model]
             self._socket.send(prepared)
         now = self._clock.now()
