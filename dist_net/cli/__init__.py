@@ -73,11 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
     # These import NumPy, for which --help should not wait.
     from dist_net.cluster.child import hurry
     from dist_net.cluster.entry import raise_descriptor_limit, use_threads
-    from dist_net.cluster.printable import printable
+    from dist_net.cluster.printable import PrintableFormatter, printable
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold bytes that are no text
         sys.stdout.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     use_threads(1)
     raise_descriptor_limit()
     hurry.clear()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from dist_net.cli.parser import count_from
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.cores import available_cores
+from dist_net.cluster.printable import printable
 from dist_net.cluster.recipe_confirmation import confirm_recipe
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.data.picture_folder import PICTURE_SUFFIXES
@@ -151,13 +152,13 @@ def show_json(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: 
 def show_bars(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: float) -> None:
     """Print the picture's name, and a line with a bar for each class; errors go to stderr."""
     if isinstance(answer, DistNetError):
-        print(f"dist-net predict: {answer}", file=sys.stderr, flush=True)
+        print(f"dist-net predict: {printable(str(answer))}", file=sys.stderr, flush=True)
         return
-    (name,) = place.values()
+    name = printable(*place.values())
     if is_unknown(answer, unknown_below):
         print(f"{name}: unknown (no class reaches {unknown_below:.2%})")
     else:
         print(name)
     for each in answer:
         bar = "#" * round(each.probability * BAR_LENGTH)
-        print(f"  {each.probability:7.2%}  {bar:{BAR_LENGTH}}  {each.label}", flush=True)
+        print(f"  {each.probability:7.2%}  {bar:{BAR_LENGTH}}  {printable(each.label)}", flush=True)

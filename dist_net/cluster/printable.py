@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 
@@ -16,6 +17,13 @@ def printable(text: str, kept: str = "") -> str:
         each if each.isprintable() or each in kept else each.encode("unicode_escape").decode()
         for each in text
     )
+
+
+class PrintableFormatter(logging.Formatter):
+    """Formats log records for a terminal: names and reasons in them may come from other hosts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), kept="\n\t")
 
 
 def printable_report(report: Any) -> Any:

@@ -24,6 +24,7 @@ from dist_net.cluster.entry import READY
 from dist_net.cluster.own_directory import log_directory, temporary_directory
 from dist_net.cluster.pool_children import PoolChildren
 from dist_net.cluster.pool_on_ray import PoolOnRay
+from dist_net.cluster.printable import printable
 from dist_net.cluster.ray_cluster import RayCluster
 from dist_net.cluster.roles import Role, parent_option
 from dist_net.cluster.serving_options import ServingOptions
@@ -215,7 +216,7 @@ def _served(gateway: Gateway, http: HttpServer | None) -> str:
         for name, model in gateway.models().items()
     )
     page = f"; the page is {http.url}/" if http is not None else ""
-    return f"serving {names}{page}"
+    return printable(f"serving {names}{page}")
 
 
 def _client_socket(options: ServingOptions, keys: ServerKeys | None) -> ServerSocket:

@@ -118,7 +118,7 @@ class FetchProgress:
         if self._bar is None or self._bar[0] != file:
             self._remove_bar()
             self._bars.start()
-            self._bar = (file, self._bars.add_task(file, total=total))
+            self._bar = (file, self._bars.add_task(printable(file), total=total))
         self._bars.update(self._bar[1], completed=received, total=total)
 
     def _remove_bar(self) -> None:
@@ -146,7 +146,7 @@ class CountProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(beginning, total=None)
+        self._task = self._bar.add_task(printable(beginning), total=None)
         if not console.is_terminal:
             console.print(beginning)
 

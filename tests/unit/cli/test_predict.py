@@ -1,14 +1,18 @@
 """``dist-net predict``: folders of pictures, rows of numbers, and where the outputs go."""
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dist_net.cli import main, predict
-from dist_net.models.sources import FoundModel
+from dist_net.cluster.printable import PrintableFormatter
+from dist_net.models.sources import FoundModel, source_called
 from dist_net.nn import Dense, Model, Sequential
 from dist_net.nn.inference import prepare
 from picture_runs import SIDE, write_run
@@ -98,3 +102,28 @@ def test_a_folder_is_all_its_pictures_and_rows_are_classified_too(
     assert (answer["row"], answer["unknown"]) == (f"{tmp_path / 'red.npy'}:0", False)
     assert answer["predictions"][0]["label"] == "red"
     assert answer["predictions"][0]["probability"] == pytest.approx(2 / 3, abs=1e-3)
+
+
+def test_names_and_labels_give_a_terminal_nothing_to_obey(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(write_run(tmp_path / "run"))
+    found = source_called(run, None, None, lambda _: None).read()
+    labelled = replace(found, labels=("red\x1b[31m", "b\rc", "\x9b2J\n"))
+    source = SimpleNamespace(read=lambda: labelled)
+    monkeypatch.setattr(predict, "source_called", lambda *_, **__: source)
+    good, bad = tmp_path / "a\x1b[2J.png", tmp_path / "b\x1b]0;title\x07.png"
+    Image.new("RGB", (SIDE, SIDE)).save(good)
+    bad.write_text("none")
+    assert main(["predict", run, str(good), str(bad)]) == 1
+    shown = capsys.readouterr()
+    for text in (shown.out, shown.err):
+        assert text
+        assert all(line.isprintable() for line in text.split("\n"))
+    assert "red\\x1b[31m" in shown.out
+    assert "title" in shown.err
+
+
+def test_a_warning_gives_a_terminal_nothing_to_obey() -> None:
+    record = logging.makeLogRecord({"msg": "name=%s", "args": ("a\x1b[31mb\x9b",)})
+    assert PrintableFormatter("%(message)s").format(record) == "name=a\\x1b[31mb\\x9b"
