@@ -233,11 +233,17 @@ def _of_bytes(image: Image.Image, name: str) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
         raise _error(name, "pixels of 32 bits; expected 8 or 16 a channel")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+    transparent = image.info.get("transparency")  # None or a grey of 16 bits
+    white = values == transparent if isinstance(transparent, int) else False
+    return Image.fromarray(np.where(white, 0xFF, values >> 8).astype(np.uint8))
 
 
 def _on_white(image: Image.Image) -> Image.Image:
     """The picture in RGB, with white behind transparent parts."""
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, tuple) and max(transparent) > 0xFF:
+        # Pillow keeps the upper 8 bits of a pixel's 16, but all 16 of the transparent colour.
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
     if image.mode not in WITH_ALPHA and "transparency" not in image.info:
         return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     with_alpha = image.convert("RGBA")

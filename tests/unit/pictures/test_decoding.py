@@ -145,6 +145,19 @@ def test_a_transparent_colour_without_a_palette_lies_on_white() -> None:
     assert load_image(content).tolist() == [[list(RED), list(WHITE)]]
 
 
+def test_a_transparent_grey_of_16_bits_lies_on_white() -> None:
+    """All 16 bits count: the second pixel's upper 8 are the same."""
+    rows = struct.pack(">x3H", 0x1234, 0x12FF, 0x3400)
+    content = png(3, 1, 16, 0, rows, tRNS=struct.pack(">H", 0x1234))
+    assert load_image(content).tolist() == [[list(WHITE), [0x12] * 3, [0x34] * 3]]
+
+
+def test_a_transparent_colour_of_16_bits_lies_on_white() -> None:
+    rows = struct.pack(">x6H", 0x1234, 0x5678, 0x9ABC, 0x1334, 0x5678, 0x9ABC)
+    content = png(2, 1, 16, 2, rows, tRNS=struct.pack(">3H", 0x1234, 0x5678, 0x9ABC))
+    assert load_image(content).tolist() == [[list(WHITE), [0x13, 0x56, 0x9A]]]
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 def test_cmyk_becomes_red_green_and_blue(kind: str) -> None:
     image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
