@@ -45,6 +45,7 @@ from dist_net.parameter_server.state import (
 )
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
+    PIPELINE,
     Join,
     Message,
     Push,
@@ -100,22 +101,27 @@ def opened_run(
     """A context with a new run, or a checkpoint's; its weights are in shared memory if possible.
 
     The segment, which ``share`` makes, has room for the snapshots that so many local workers need;
-    memory is used as they join.
+    memory is mapped as they join, and used as snapshots differ. Where the system grants none, the
+    weights are private, and travel as frames.
     """
     # Ids count up from a random number. Otherwise a resumed server would give a new worker the id
     # of one that is still there from before, and mix up their heartbeats.
     first_worker_id = 1 + random.getrandbits(48)
     with ExitStack() as at_the_end:
-        buffers: list[Vector] | None = None
         vectors = settings.pipeline.snapshots * shared_readers + 2
-        segment = share(vectors, settings.vector_size)
-        if segment is not None:
-            at_the_end.callback(segment.close)
-            buffers = [segment.vector(index) for index in range(vectors)]
+        segment = None
+        try:
+            segment = share(vectors, settings.vector_size)
+            if segment is not None:
+                at_the_end.callback(segment.close)
+                segment.vector(1)  # a run needs two at least
+        except SegmentError as error:
+            logger.warning("shared_memory_unavailable reason=%s", error)
+            segment = None
         if resumed_from is None:
-            yield RunState(settings, initial_weights(), buffers, first_worker_id), segment
+            yield RunState(settings, initial_weights(), segment, first_worker_id), segment
         else:
-            yield RunState.resumed(settings, resumed_from, buffers, first_worker_id), segment
+            yield RunState.resumed(settings, resumed_from, segment, first_worker_id), segment
 
 
 @contextmanager
@@ -206,6 +212,7 @@ class ServerLoop:
         address = segment.address if segment else None
         self._server = ParameterServer(run, address, incarnation, offer)
         self._gradients: dict[int, SharedVectors] = {}
+        self._lends = False
         self._snapshot: Snapshot | None = None
         self._stop_requested: str | None = None
 
@@ -235,12 +242,11 @@ class ServerLoop:
         ``writer`` writes a checkpoint and syncs the journal, at the same time if both are due.
         Ends and raises as ``serve`` does.
         """
-        if self._run.is_resumed:  # its checkpoint is there, and the disk may be full
-            version, weights = self._run.store.version, self._run.store.weights
-            self._record(Checkpointed(version, sha256_of(weights)))
-            self._server.checkpoint_written(version)
+        self._copy = self._run.checkpoint()
+        if self._run.is_resumed:
+            self._take_resumed(self._copy)
         else:
-            self._is_written(self._write_checkpoint(self._run.checkpoint()))
+            self._is_written(self._write_checkpoint(self._copy))
         ready()
         yield from self._serve_until_stopped(writer)
         try:
@@ -271,7 +277,8 @@ class ServerLoop:
                 written = None
             if now >= next_checkpoint and written is None:
                 next_checkpoint = now + self._checkpoint_every_s
-                written = writer.submit(self._write_checkpoint, self._run.checkpoint())
+                self._copy = self._run.checkpoint(self._copy)
+                written = writer.submit(self._write_checkpoint, self._copy)
         while written is not None and not written.done():
             self._take((yield POLL_S))
 
@@ -280,7 +287,7 @@ class ServerLoop:
 
         What the journal lacks is tried again too: first, as no checkpoint may be ahead of it.
         """
-        last, is_kept = self._run.checkpoint(), False
+        last, is_kept = self._run.checkpoint(self._copy), False
         for attempt in range(1, LAST_TRIES + 1):
             self._record()
             if not is_kept:
@@ -370,9 +377,11 @@ class ServerLoop:
     def _welcome(self, welcome: Welcome, gradients: SharedVectors | None) -> None:
         """Prepares to exchange arrays with a worker: in shared memory, or as frames."""
         if welcome.weights_descriptor == -1:
-            self._socket.lend(self._run.store.snapshots)
+            self._lends = True
         elif gradients is not None:
             self._gradients[welcome.worker_id] = gradients
+        if self._lends:
+            self._socket.lend(self._run.store.snapshots)
 
     def _record(self, *records: JournalRecord) -> None:
         if self._journal is not None:
@@ -429,6 +438,20 @@ class ServerLoop:
         self._is_written(written.result())
         return True
 
+    def _take_resumed(self, checkpoint: Checkpoint) -> None:
+        """Write no checkpoint, since the disk may be full, but have the disk keep the one there.
+
+        The server before may have been killed between its renaming and its sync.
+        """
+        checkpointed = Checkpointed(checkpoint.version, sha256_of(checkpoint.weights))
+        try:
+            self._disk.sync(self._checkpoint_path.parent)
+        except OSError as error:
+            self._server.checkpoint_failed(f"{self._checkpoint_path}: {error.strerror}")
+            self._record(checkpointed)
+        else:
+            self._is_written(checkpointed)
+
     def _is_written(self, checkpointed: Checkpointed) -> None:
         self._server.checkpoint_written(checkpointed.version)
         self._record(checkpointed)
@@ -437,7 +460,10 @@ class ServerLoop:
         """The joining worker's gradients in shared memory; None where they cannot be mapped."""
         address = SegmentAddress(join.process_id, join.gradient_descriptor, join.segment_token)
         try:
-            return self._attach(address, join.vector_size)
+            segment = self._attach(address, join.vector_size)
+            for slot in range(min(segment.vectors, PIPELINE.gradients)):
+                segment.vector(slot)  # mapped now, not at a push
+            return segment
         except SegmentError as error:
             logger.warning("arrays_as_frames name=%s reason=%s", join.name, error)
             return None

@@ -1,17 +1,20 @@
 """The weights as rotating snapshots, which their readers never see torn. Arrays, no I/O."""
 
+import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from dist_net.errors import CheckpointDamagedError
+from dist_net.errors import CheckpointDamagedError, SegmentError
 from dist_net.optim import UpdateRule
 from dist_net.optim.averages import WeightAverage
 from dist_net.parameter_server.checkpoint import AVERAGE, evaluated_weights
 from dist_net.vector import Vector
 from dist_net.wire.messages import PIPELINE
+
+logger = logging.getLogger(__name__)
 
 
 class Pin(NamedTuple):
@@ -19,6 +22,34 @@ class Pin(NamedTuple):
 
     snapshot: int
     version: int
+
+
+class Buffers(Protocol):
+    """Float32 vectors for a run's weights, by their index; they may lie in shared memory.
+
+    ``vector`` raises SegmentError where the system grants no more memory. ``release`` gives
+    back that of a vector until it is written again.
+    """
+
+    @property
+    def vectors(self) -> int: ...
+    def vector(self, index: int) -> Vector: ...
+    def release(self, index: int) -> None: ...
+
+
+class PrivateBuffers:
+    """The two vectors that weights need which nobody reads in place."""
+
+    vectors = 2
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def vector(self, index: int) -> Vector:
+        return np.empty(self._size, np.float32)
+
+    def release(self, index: int) -> None:
+        """Keep both: they are always in use."""
 
 
 def _read_only(vector: Vector) -> Vector:
@@ -30,17 +61,17 @@ def _read_only(vector: Vector) -> Vector:
 class WeightStore:
     """The run's weights and the rule that updates them; ``version`` counts the updates.
 
-    ``buffers`` are at least two float32 vectors, borrowed for good; they may lie in shared
-    memory. An update reads the current one and writes the next version into one that is free:
-    neither current nor pinned by a reader. Used buffers come before new ones, so the memory that is
-    touched grows with the number of readers, not of buffers. With ``average_decay`` an average of
-    the weights is kept too, see ``WeightAverage``. ``snapshots`` are read-only views of
-    the buffers, always the same objects.
+    ``buffers`` are at least two vectors, borrowed for good. An update reads the current one and
+    writes the next version into one that is free: neither current nor pinned by a reader. Used
+    buffers come before new ones, so the memory that is touched grows with the number of readers,
+    not of buffers; when a reader leaves, that of free ones is released. With ``average_decay`` an
+    average of the weights is kept too, see ``WeightAverage``. ``snapshots`` are read-only views of
+    the buffers that were in use so far or may be next, always the same objects.
     """
 
     def __init__(
         self,
-        buffers: Sequence[Vector],
+        buffers: Buffers,
         weights: Vector,
         rule: UpdateRule,
         pins_per_reader: int = PIPELINE.snapshots,
@@ -49,18 +80,26 @@ class WeightStore:
         self._pins_per_reader = pins_per_reader
         self.version = 0
         self.rule = rule
-        self._buffers = buffers
+        self._source = buffers
+        self._buffers: list[Vector] = []
+        self.snapshots: list[Vector] = []
+        self._reserve(2)
         self._current = 0
-        self._free = list(range(len(buffers) - 1, 0, -1))
+        self._free = list(range(buffers.vectors - 1, 0, -1))
         self._pins: dict[int, deque[Pin]] = {}
-        self._pinned = [0] * len(buffers)
-        np.copyto(buffers[0], weights)
+        self._pinned = [0] * buffers.vectors
+        np.copyto(self._buffers[0], weights)
         self._average = (
             None
             if average_decay is None
             else WeightAverage(weights[: rule.trained_size], average_decay)
         )
-        self.snapshots = [_read_only(buffer) for buffer in buffers]
+
+    def _reserve(self, buffers: int) -> None:
+        """Have so many buffers at hand; raises SegmentError."""
+        for index in range(len(self._buffers), buffers):
+            self._buffers.append(self._source.vector(index))
+            self.snapshots.append(_read_only(self._buffers[index]))
 
     @property
     def weights(self) -> Vector:
@@ -100,16 +139,26 @@ class WeightStore:
         self.version = version
 
     def admit(self, worker_id: int) -> bool:
-        """Add a reader of the buffers; False: there are too few for one more."""
+        """Add a reader of the buffers; False: there are too few, or too little memory, for it."""
         # One buffer is current, and one is written next, beside those that readers pin.
-        if self._pins_per_reader * (len(self._pins) + 1) + 2 > len(self._buffers):
+        needed = self._pins_per_reader * (len(self._pins) + 1) + 2
+        if needed > self._source.vectors:
+            return False
+        try:
+            self._reserve(needed)
+        except SegmentError as error:
+            logger.warning("shared_memory_unavailable worker=%d reason=%s", worker_id, error)
             return False
         self._pins[worker_id] = deque()
         return True
 
     def dismiss(self, worker_id: int) -> None:
+        """Remove a reader, and release the memory of buffers that the others do not need now."""
         for pin in self._pins.pop(worker_id, ()):
             self._unpin(pin)
+        for index in self._free[:-1]:
+            if index < len(self._buffers):
+                self._source.release(index)
 
     def pin(self, worker_id: int) -> Pin:
         """Return the current snapshot, pinned until the reader says that it is past it.

@@ -75,7 +75,7 @@ class RunChecks:
 
     def seen(self, report: dict[str, Any]) -> None:
         """Somebody has seen this report of the server's."""
-        self._kept = max(self._kept, report["checkpoint_version"])
+        self._kept = max(self._kept, report["checkpoint_version"] or 0)
 
     def host_failed(self) -> None:
         """The server's host is about to be gone, and what was not synced."""

@@ -28,6 +28,10 @@ class VirtualSegment:
         view.flags.writeable = False
         return view
 
+    def release(self, index: int) -> None:
+        """Forget what the vector holds: who still reads it gets what nobody wrote."""
+        self._vectors[index].fill(np.nan)
+
     def close(self) -> None:
         """Let go of the memory."""
         self._vectors = []

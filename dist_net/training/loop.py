@@ -120,7 +120,13 @@ class ProcessSurroundings:
         return heart
 
     def share(self, vectors: int, size: int) -> SharedVectors | None:
-        return Segment.create(vectors, size) if self._shares_memory and available() else None
+        if not (self._shares_memory and available()):
+            return None
+        try:
+            return Segment.create(vectors, size)
+        except SegmentError as error:
+            logger.warning("shared_memory_unavailable reason=%s", error)
+            return None
 
     def attach(self, address: SegmentAddress, size: int) -> SharedVectors:
         return Segment.attach(*address, size)

@@ -14,6 +14,7 @@ import mmap
 import os
 import secrets
 import struct
+import weakref
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +28,9 @@ TOKEN_BYTES = 16
 
 MOST_VECTORS = 4096
 """In a segment that is attached: a peer must not make this process create more objects."""
+
+MAPPED_BYTES = 2**28
+"""How much is mapped at a time, if that is more than one vector; each mapping has a descriptor."""
 
 _PAGE_BYTES = mmap.PAGESIZE
 _NAME = "dist-net"
@@ -46,37 +50,37 @@ class SharedVectors(Protocol):
     @property
     def vectors(self) -> int: ...
     def vector(self, index: int) -> Vector: ...
+    def release(self, index: int) -> None: ...
     def close(self) -> None: ...
 
 
 class Segment:
     """``vectors`` float32 vectors of ``size`` elements each, in memory that processes share.
 
-    Made by `create` or `attach`. Memory is used when a vector is first written, not before.
+    Made by `create` or `attach`. A vector is mapped when it is first asked for, with its neighbours
+    up to ``MAPPED_BYTES``, and uses memory from when it is first written. ``opened`` is this
+    process's own descriptor of the file, which it closes.
     """
 
     def __init__(
-        self,
-        process_id: int,
-        descriptor: int,
-        token: bytes,
-        size: int,
-        memory: mmap.mmap,
+        self, address: SegmentAddress, size: int, opened: int, vectors: int, access: int
     ) -> None:
-        self.process_id = process_id
-        self.descriptor = descriptor
-        self.token = token
+        self.address = address
         self.size = size
-        stride = _stride(size)
-        self._owned_descriptor: int | None = None
-        self._vectors: list[Vector] = [
-            np.frombuffer(memory, np.float32, size, offset)
-            for offset in range(_PAGE_BYTES, len(memory), stride)
-        ]
+        self.vectors = vectors
+        self._opened = opened
+        self._close_file = weakref.finalize(self, os.close, opened)  # once
+        self._access = access
+        self._stride = _stride(size)
+        self._grouped = max(1, MAPPED_BYTES // self._stride)
+        self._groups: dict[int, tuple[mmap.mmap, list[Vector]]] = {}
 
     @classmethod
     def create(cls, vectors: int, size: int) -> "Segment":
-        """A new segment of zeros, owned by this process; raises `SegmentError`."""
+        """A new segment of zeros, owned by this process, whose first vector is mapped.
+
+        Raise `SegmentError`, as `vector` does, for memory that the system does not grant.
+        """
         token = secrets.token_bytes(TOKEN_BYTES)
         descriptor = -1
         try:
@@ -84,16 +88,14 @@ class Segment:
             os.ftruncate(descriptor, _PAGE_BYTES + vectors * _stride(size))
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
             os.pwrite(descriptor, token + _SIZE.pack(size), 0)
-            memory = mmap.mmap(descriptor, 0)
         except OSError as error:
             if descriptor >= 0:
                 os.close(descriptor)
             raise SegmentError(
                 f"cannot share {vectors} vectors of {size} elements in memory ({error.strerror})"
             ) from error
-        segment = cls(os.getpid(), descriptor, token, size, memory)
-        segment._owned_descriptor = descriptor
-        return segment
+        address = SegmentAddress(os.getpid(), descriptor, token)
+        return cls(address, size, descriptor, vectors, mmap.ACCESS_WRITE)._with_first_vector()
 
     @classmethod
     def attach(cls, process_id: int, descriptor: int, token: bytes, size: int) -> "Segment":
@@ -108,46 +110,71 @@ class Segment:
                 raise _attach_error(path, "it is not a segment")
             opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                file_bytes = _checked_file_bytes(path, opened, token, size)
-                memory = mmap.mmap(opened, file_bytes, access=mmap.ACCESS_READ)
-            finally:
+                vectors = _checked_vectors(path, opened, token, size)
+            except BaseException:
                 os.close(opened)
+                raise
         except (OSError, OverflowError) as error:
             raise _attach_error(path, str(error)) from error
-        return cls(process_id, descriptor, token, size, memory)
+        address = SegmentAddress(process_id, descriptor, token)
+        return cls(address, size, opened, vectors, mmap.ACCESS_READ)._with_first_vector()
 
-    @property
-    def address(self) -> SegmentAddress:
-        return SegmentAddress(self.process_id, self.descriptor, self.token)
-
-    @property
-    def vectors(self) -> int:
-        """How many vectors there are; 0 after `close`."""
-        return len(self._vectors)
+    def _with_first_vector(self) -> "Segment":
+        try:
+            self.vector(0)
+        except SegmentError:
+            self.close()
+            raise
+        return self
 
     def vector(self, index: int) -> Vector:
-        """The vector at ``index``, borrowed: the array is the shared memory itself."""
-        if not 0 <= index < len(self._vectors):
+        """The vector at ``index``, borrowed: the array is the shared memory itself.
+
+        It is the same array each time.
+        """
+        if not 0 <= index < self.vectors:
             raise SegmentError(
-                f"there is no vector {index} in the segment of process {self.process_id}; "
-                f"expected 0 to {len(self._vectors) - 1}"
+                f"there is no vector {index} in the segment of process {self.address.process_id}; "
+                f"expected 0 to {self.vectors - 1}"
             )
-        return self._vectors[index]
+        group, place = divmod(index, self._grouped)
+        if group not in self._groups:
+            self._groups[group] = self._mapped(group * self._grouped)
+        return self._groups[group][1][place]
+
+    def _mapped(self, first: int) -> tuple[mmap.mmap, list[Vector]]:
+        size_bytes = min(self._grouped, self.vectors - first) * self._stride
+        offset = _PAGE_BYTES + first * self._stride
+        try:
+            memory = mmap.mmap(self._opened, size_bytes, access=self._access, offset=offset)
+        except (OSError, OverflowError) as error:
+            raise SegmentError(
+                f"cannot map {size_bytes} bytes of shared memory ({error}); expected that much "
+                f"below the limit on this process's address space (ulimit -v)"
+            ) from error
+        starts = range(0, size_bytes, self._stride)
+        return memory, [np.frombuffer(memory, np.float32, self.size, each) for each in starts]
+
+    def release(self, index: int) -> None:
+        """Give the memory of a vector back to the system; its elements are zeros then."""
+        group, place = divmod(index, self._grouped)
+        if group in self._groups:
+            memory = self._groups[group][0]
+            memory.madvise(mmap.MADV_REMOVE, place * self._stride, self._stride)
 
     def close(self) -> None:
         """Let go of the memory; it is unmapped when the last array that views it is gone."""
-        self._vectors.clear()
-        if self._owned_descriptor is not None:
-            os.close(self._owned_descriptor)
-            self._owned_descriptor = None
+        self._groups.clear()
+        self._close_file()
+        self.vectors = 0  # there are none any more
 
 
 def _stride(size: int) -> int:
     return -(-4 * size // _PAGE_BYTES) * _PAGE_BYTES
 
 
-def _checked_file_bytes(path: str, descriptor: int, token: bytes, size: int) -> int:
-    """The file's size, which is that of a segment of vectors of ``size`` elements."""
+def _checked_vectors(path: str, descriptor: int, token: bytes, size: int) -> int:
+    """How many vectors of ``size`` elements the file holds, if it is a segment."""
     beginning = os.pread(descriptor, TOKEN_BYTES + _SIZE.size, 0)
     if len(token) != TOKEN_BYTES or beginning[:TOKEN_BYTES] != token:
         raise _attach_error(path, "its token is not the one announced")
@@ -162,9 +189,10 @@ def _checked_file_bytes(path: str, descriptor: int, token: bytes, size: int) -> 
         raise _attach_error(
             path, f"its {payload} bytes hold vectors of {own_size} float32 elements, not of {size}"
         )
-    if payload // _stride(size) > MOST_VECTORS:
+    vectors = payload // _stride(size)
+    if vectors > MOST_VECTORS:
         raise _attach_error(path, f"it holds more than {MOST_VECTORS} vectors")
-    return file_bytes
+    return vectors
 
 
 def _attach_error(path: str, cause: str) -> SegmentError:

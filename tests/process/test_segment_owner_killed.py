@@ -19,7 +19,8 @@ import sys
 from dist_net.wire.segment import Segment
 segment = Segment.create(vectors=4, size={SIZE})
 segment.vector(3)[:] = 5.0
-print(segment.process_id, segment.descriptor, segment.token.hex(), flush=True)
+process_id, descriptor, token = segment.address
+print(process_id, descriptor, token.hex(), flush=True)
 sys.stdin.read()
 """
 

@@ -13,7 +13,7 @@ from dist_net.data import Dataset, dataset_named
 from dist_net.errors import HyperParameterError, ParameterError, ShapeError
 from dist_net.models.run_options import RunOptions
 from dist_net.optim import SGD, Adam, Momentum, Optimizer, start_rule
-from dist_net.parameter_server.store import WeightStore
+from dist_net.parameter_server.store import PrivateBuffers, WeightStore
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.training.evaluation import Evaluator
 from dist_net.training.single_process import SingleProcess
@@ -193,8 +193,9 @@ def test_a_vector_of_another_length_is_refused() -> None:
 
 def a_store(first: float = 1.0, momentum: float = 0.9) -> WeightStore:
     layout = (("weight", (1,)), ("variance", (1,)))
-    buffers = [np.empty(2, np.float32) for _ in range(2)]
-    return WeightStore(buffers, vector(0.0, first), start_rule(SGD(), layout, (momentum,)))
+    return WeightStore(
+        PrivateBuffers(2), vector(0.0, first), start_rule(SGD(), layout, (momentum,))
+    )
 
 
 @pytest.mark.parametrize("staleness", [0, 1, 4, 16, 64])

@@ -3,16 +3,18 @@
 import errno
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dist_net.errors import DistNetError
+from dist_net.errors import DistNetError, SegmentError
 from dist_net.files import AppendedFile
-from dist_net.parameter_server.checkpoint import decode_checkpoint
+from dist_net.optim import Momentum
+from dist_net.parameter_server.checkpoint import AVERAGE, decode_checkpoint
 from dist_net.parameter_server.journal import Journal, read_journal
-from dist_net.parameter_server.loop import ServerLoop, opened_journal
+from dist_net.parameter_server.loop import ServerLoop, opened_journal, opened_run
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.simulation.disk import VirtualDisk
@@ -139,3 +141,28 @@ def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_f
         for wait_s in turns:
             schedule.now_s += wait_s
     assert disk.exists(CHECKPOINT)
+
+
+def test_without_shared_memory_the_weights_are_private() -> None:
+    def refuse(vectors: int, size: int) -> None:
+        raise SegmentError(f"cannot map {vectors} vectors of {size}")
+
+    with opened_run(SETTINGS, lambda: np.ones(3, np.float32), None, refuse) as (run, segment):
+        assert segment is None
+        assert (run.store.weights == 1).all()
+        assert not run.store.admit(1)
+
+
+def test_a_second_copy_of_a_run_takes_no_new_memory() -> None:
+    settings = replace(SETTINGS, optimizer=Momentum(0.9), average_decay=0.5)
+    run = RunState(settings, np.ones(3, np.float32))
+    first = run.checkpoint()
+    run.store.apply([np.ones(3, np.float32)], [0.1])
+    expected = run.checkpoint()
+    second = run.checkpoint(first)
+    assert second.weights is first.weights
+    np.testing.assert_array_equal(second.weights, expected.weights)
+    assert second.optimizer_state.keys() == {"velocity", AVERAGE}
+    for name, vector in second.optimizer_state.items():
+        assert vector is first.optimizer_state[name]
+        np.testing.assert_array_equal(vector, expected.optimizer_state[name])

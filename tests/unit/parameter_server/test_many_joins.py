@@ -10,6 +10,7 @@ from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer
 from dist_net.wire.messages import Heartbeat, Join, Leave, Pull, StatusRequest
 from reachable import reachable_objects
+from tests.listed_buffers import ListedBuffers
 
 SETTINGS = RunSettings(
     recipe="digits",
@@ -27,7 +28,7 @@ def test_a_server_remembers_nothing_of_workers_that_left_or_fell_silent(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    buffers = [np.zeros(2, np.float32) for _ in range(BUFFERS)]
+    buffers = ListedBuffers([np.zeros(2, np.float32) for _ in range(BUFFERS)])
     server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32), buffers))
     now = 0.0
 

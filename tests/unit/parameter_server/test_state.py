@@ -51,6 +51,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
+from tests.listed_buffers import ListedBuffers
 
 SETTINGS = RunSettings(
     recipe="digits",
@@ -77,7 +78,7 @@ class Desk:
         self, run: RunState | None = None, shared_buffers: int = 2 + 3 * PIPELINE.snapshots
     ) -> None:
         self.buffers = [vector(np.nan) for _ in range(shared_buffers)]
-        self.run = run or RunState(SETTINGS, vector(0.0), self.buffers)
+        self.run = run or RunState(SETTINGS, vector(0.0), ListedBuffers(self.buffers))
         self.server = ParameterServer(self.run, SEGMENT, "b7")
         self.now = 100.0
         self.identities: dict[int, int] = {}  # by worker id
@@ -421,7 +422,11 @@ def test_gradients_that_come_together_are_applied_in_turn_and_answered_once() ->
         SETTINGS, lease_minibatches=5, schedule=StepDecay(every_epochs=0.1, factor=0.5)
     )
     desk = Desk(
-        RunState(settings, vector(0.0), [vector(np.nan) for _ in range(2 + PIPELINE.snapshots)])
+        RunState(
+            settings,
+            vector(0.0),
+            ListedBuffers([vector(np.nan) for _ in range(2 + PIPELINE.snapshots)]),
+        )
     )
     desk.join(b"a")
     work = desk.pull(b"a", 1)
@@ -704,7 +709,7 @@ def test_a_heartbeat_comes_back_with_its_time_and_tells_how_long_the_last_one_to
 
 
 def test_a_report_fits_into_a_message_whatever_its_workers_are_called() -> None:
-    run = RunState(SETTINGS, vector(0.0), [vector(0.0)] * 3)
+    run = RunState(SETTINGS, vector(0.0), ListedBuffers([vector(0.0)] * 3))
     desk = Desk(run)
     widest = "\U0001f40d"
     for number in range(WORKERS_PER_REPORT + 5):

@@ -5,27 +5,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_net.errors import CheckpointDamagedError
+from dist_net.errors import CheckpointDamagedError, SegmentError
 from dist_net.optim import SGD, Momentum
 from dist_net.optim.rule import MOST_COMPILED
 from dist_net.parameter_server.store import WeightStore
 from dist_net.vector import Vector
 from dist_net.wire.messages import PIPELINE
+from tests.listed_buffers import ListedBuffers
 
 SIZE = 5
 
 
 def a_store(capacity: int = 2 + PIPELINE.snapshots) -> tuple[WeightStore, list[Vector]]:
     buffers = [vector(np.nan) for _ in range(capacity)]
-    return WeightStore(buffers, np.zeros(SIZE, np.float32), SGD().start(SIZE)), buffers
+    return WeightStore(
+        ListedBuffers(buffers), np.zeros(SIZE, np.float32), SGD().start(SIZE)
+    ), buffers
 
 
 def vector(value: float) -> Vector:
     return np.full(SIZE, value, np.float32)
 
 
-def two_buffers() -> list[Vector]:
-    return [vector(np.nan), vector(np.nan)]
+def two_buffers() -> ListedBuffers:
+    return ListedBuffers([vector(np.nan), vector(np.nan)])
 
 
 @settings(deadline=None)  # the first rule imports numba
@@ -87,6 +90,40 @@ def test_buffers_beyond_need_are_never_touched() -> None:
         store.pin(1)
         store.apply([vector(1.0)], [0.1])
     assert np.isnan(buffers[PIPELINE.snapshots + 2 :]).all()
+
+
+def test_buffers_are_mapped_as_readers_come_and_released_as_they_leave() -> None:
+    buffers = ListedBuffers([vector(np.nan) for _ in range(50)])
+    store = WeightStore(buffers, np.zeros(SIZE, np.float32), SGD().start(SIZE))
+    assert buffers.mapped == {0, 1}
+    store.admit(1)
+    store.admit(2)
+    assert buffers.mapped == set(range(2 + 2 * PIPELINE.snapshots))
+    for _ in range(5):
+        store.pin(1)
+        store.apply([vector(1.0)], [0.1])
+    pinned = {store.pin(2).snapshot}
+    store.dismiss(1)
+    # All but the current one, which the other reader pinned, and the one that is written next.
+    assert len({*buffers.released}) == len(buffers.mapped) - 2
+    assert not pinned & {*buffers.released}
+    assert store.apply([vector(1.0)], [0.1])
+    assert (buffers.arrays[pinned.pop()] == -0.5).all()
+
+
+def test_a_reader_for_which_there_is_no_memory_is_not_admitted() -> None:
+    class FewBuffers(ListedBuffers):
+        def vector(self, index: int) -> Vector:
+            if index > 2 + PIPELINE.snapshots:
+                raise SegmentError("cannot map")
+            return super().vector(index)
+
+    buffers = FewBuffers([vector(np.nan) for _ in range(50)])
+    store = WeightStore(buffers, np.zeros(SIZE, np.float32), SGD().start(SIZE))
+    assert [store.admit(reader) for reader in (1, 2)] == [True, False]
+    for _ in range(20):
+        store.pin(1)
+        assert store.apply([vector(1.0)], [0.1])
 
 
 def test_what_a_reader_is_past_is_used_again() -> None:

@@ -3,6 +3,8 @@
 import fcntl
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +40,9 @@ def owner():
 
 def attach(owner: Segment, **changes: object) -> Segment:
     announced = {
-        "process_id": owner.process_id,
-        "descriptor": owner.descriptor,
-        "token": owner.token,
+        "process_id": owner.address.process_id,
+        "descriptor": owner.address.descriptor,
+        "token": owner.address.token,
         "size": owner.size,
     }
     return Segment.attach(**(announced | changes))
@@ -118,7 +120,7 @@ def test_another_kind_of_file_is_not_opened(owner):
 
 def test_a_file_that_could_be_cut_short_is_not_mapped(owner):
     descriptor = os.memfd_create("dist-net")
-    os.write(descriptor, owner.token + bytes(4096 * 3 - 16))
+    os.write(descriptor, owner.address.token + bytes(4096 * 3 - 16))
     with pytest.raises(SegmentError, match="sealed"):
         attach(owner, descriptor=descriptor)
     os.close(descriptor)
@@ -151,14 +153,65 @@ def test_a_segment_made_by_hand_is_refused(size, file_bytes, cause):
 
 def test_the_size_cannot_be_changed(owner):
     with pytest.raises(PermissionError):
-        os.ftruncate(owner.descriptor, 4096)
+        os.ftruncate(owner.address.descriptor, 4096)
 
 
 def test_room_that_the_system_does_not_have_is_named():
     before = open_files()
-    with pytest.raises(SegmentError, match="cannot share"):
+    with pytest.raises(SegmentError, match="cannot map"):
         Segment.create(vectors=1, size=2**58)
     assert open_files() == before
+
+
+LIMITED = """
+import resource, sys
+from dist_net.errors import SegmentError
+from dist_net.wire.segment import Segment
+
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 2**30
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+segment = Segment.create(vectors=450, size=10_000_000)
+mapped = 0
+try:
+    for index in range(450):
+        segment.vector(index)[0] = 1.0
+        mapped += 1
+except SegmentError as error:
+    print(mapped, error)
+"""
+
+
+def test_only_what_is_used_is_mapped_so_that_a_process_may_have_a_limit():
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True
+    )
+    mapped, _, error = done.stdout.partition(" ")
+    assert 6 <= int(mapped) < 27  # 40 MB each
+    assert "ulimit -v" in error
+
+
+def test_memory_that_is_released_is_zero_and_used_again(owner):
+    owner.vector(1)[:] = 3.0
+    attached = attach(owner)
+    used = os.fstat(owner.address.descriptor).st_blocks
+    owner.release(1)
+    assert os.fstat(owner.address.descriptor).st_blocks < used
+    assert not attached.vector(1).any()
+    owner.vector(1)[:] = 4.0
+    assert (attached.vector(1) == 4.0).all()
+
+
+def test_vectors_are_mapped_in_groups(owner, monkeypatch):
+    monkeypatch.setattr(segment_module, "MAPPED_BYTES", 2 * 8192)
+    before = mapped_segments()
+    attached = attach(owner)
+    assert mapped_segments() == before + 1
+    assert attached.vector(1) is attached.vector(1)
+    assert mapped_segments() == before + 1
+    owner.vector(2)[5] = 6.0
+    assert attached.vector(2)[5] == 6.0
+    assert mapped_segments() == before + 2
 
 
 def test_without_memfd_there_are_no_segments(monkeypatch):
