@@ -51,11 +51,17 @@ def run() -> OddRun:
 
 
 @pytest.fixture
-def loader(run: OddRun, clock: Clock, tmp_path: Path) -> Iterator[ModelLoader]:
-    with (
-        ServerSocket(["tcp://127.0.0.1:0"]) as server,
-        ModelLoader(server.contact_addresses[0], {"m": run}, tmp_path, clock=clock) as loader,
-    ):
+def server() -> Iterator[ServerSocket]:
+    with ServerSocket(["tcp://127.0.0.1:0"]) as server:
+        yield server
+
+
+@pytest.fixture
+def loader(
+    server: ServerSocket, run: OddRun, clock: Clock, tmp_path: Path
+) -> Iterator[ModelLoader]:
+    address = server.contact_addresses[0]
+    with ModelLoader(address, {"m": run}, tmp_path, clock=clock) as loader:
         yield loader
 
 
@@ -126,6 +132,17 @@ def test_a_source_that_hangs_keeps_no_other_model_from_being_read(
             loaders[0].stop("the test is over")
             for each in (thread, *loaders[0]._readers.values()):
                 each.join()
+
+
+def test_a_version_that_nobody_asked_for_is_passed_on(
+    loader: ModelLoader, server: ServerSocket
+) -> None:
+    came = ModelPrepared("m", 7, "{}", "")
+    loader._read.put(came)
+    loader.answer()
+    received = server.receive(60)
+    assert received is not None
+    assert received[1] == came
 
 
 @pytest.fixture
