@@ -1,8 +1,8 @@
-"""The release of dist_net: its version, and a digest of what its sources compute.
+"""The release of dist_net: its version, and a digest of the computation in its sources.
 
-The digest is of the sources' syntax trees without comments and docstrings, so that hosts whose
-sources differ in prose alone may train together. Parsing takes half a second: the digest is kept
-in the user's cache, together with the SHA-256 of the very bytes that it was made from.
+The digest covers syntax trees without comments and docstrings: hosts that differ only in these may
+train together. Parsing takes half a second, so the user's cache keeps the digest, together with the
+SHA-256 of the parsed bytes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ COMPUTING = (
     "training",
     "parameter_server",
 )
-"""The packages whose sources affect results."""
+"""The packages that affect results."""
 
 
 @cache
 def release() -> str:
-    """Such as ``0.1.0+5f2c9a01b3d4``; hosts with the same release compute the same.
+    """Return the release, such as ``0.1.0+5f2c9a01b3d4``; equal releases compute equal results.
 
-    After the version come 12 hexadecimal digits of the SHA-256 of the computation.
+    The version is followed by 12 hexadecimal digits of the computation's SHA-256.
     """
     import platformdirs  # for which --version should not wait
 
@@ -53,10 +53,10 @@ def release() -> str:
 
 
 def digest_of(sources: Mapping[str, bytes], kept: Path) -> str:
-    """Return the SHA-256 of what sources compute, by path.
+    """Return the SHA-256 of the computation in these sources, by path.
 
-    ``kept`` is a file with the result of the last call, and with the SHA-256 of its sources' bytes:
-    only if these have changed are they parsed. It is written if it can be.
+    ``kept`` is a cache: a file with the last result and the SHA-256 of its sources' bytes. Sources
+    are parsed only if their bytes have changed. If the file cannot be written, it is ignored.
     """
     raw = _sha256(sources)
     with suppress(OSError, ValueError):
@@ -80,9 +80,9 @@ def _sha256(contents: Mapping[str, bytes]) -> str:
 
 
 def _outline(node: object) -> str:
-    """Describe a syntax tree without what is absent: alike in every release of Python.
+    """Return a description of a syntax tree that is the same in every release of Python.
 
-    A statement that is a text alone computes nothing and is left out; docstrings are such.
+    It omits absent fields, and statements that consist of a string, such as docstrings.
     """
     if isinstance(node, list):
         return f"[{','.join([_outline(each) for each in node if not _is_text_alone(each)])}]"

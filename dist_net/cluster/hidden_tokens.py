@@ -1,7 +1,7 @@
-"""Tokens stay off command lines, which every user of a host can read while a process runs.
+"""Tokens are kept off command lines, which every user of a host can read while a process runs.
 
-A command takes its token from stdin, or from a file. Where a word of a command line holds one
-nevertheless, a process that is started reads the word from a pipe that it inherits.
+Commands read their token from stdin or from a file. If a word of a command line holds a token, the
+started process reads that word from an inherited pipe instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PIPED = re.compile(r"@/dev/fd/(\d+)")
 def add_token_arguments(
     parser: argparse.ArgumentParser, printed_by: str
 ) -> argparse._MutuallyExclusiveGroup:
-    """Declare where a command takes its token from; what is added to the group excludes that."""
+    """Declare a command's token. Options added to the returned group exclude it."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "token",
@@ -38,7 +38,7 @@ def add_token_arguments(
 def token_given(arguments: argparse.Namespace, kind: str) -> JoinToken:
     """Return the token of a command line, of its --token-file, or else of stdin.
 
-    Raises TokenError if there is none, or if it is not of this kind.
+    Raises TokenError if the token is missing, damaged, or of another kind.
     """
     text = arguments.token
     if text is None:
@@ -65,16 +65,16 @@ def _first_line(path: Path | None) -> str:
     if sys.stdin.isatty():
         print("Token: ", end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline(LONGEST_TOKEN + 2).strip()
-    if not sys.stdin.isatty() and sys.stderr.isatty():  # the user may be asked about a recipe
+    if not sys.stdin.isatty() and sys.stderr.isatty():  # for the question about a recipe
         with suppress(OSError):
             sys.stdin = Path("/dev/tty").open(encoding="utf-8")  # noqa: SIM115
     return line
 
 
 def hide_tokens(words: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Return words to start a process with, and the descriptors that it must inherit.
+    """Return the words to start a process with, and the descriptors that it must inherit.
 
-    Each word with a token waits in a pipe, and ``reveal_tokens`` puts it back.
+    Each word with a token is written to a pipe, from which ``reveal_tokens`` reads it.
     """
     hidden, descriptors = [*words], []
     for place, word in enumerate(words):
@@ -88,7 +88,7 @@ def hide_tokens(words: Sequence[str]) -> tuple[list[str], list[int]]:
 
 
 def reveal_tokens(words: Sequence[str]) -> list[str]:
-    """Return the words of this process with those that ``hide_tokens`` has replaced."""
+    """Return the words that ``hide_tokens`` was given, from its result."""
     revealed = [*words]
     for place, word in enumerate(words):
         if found := _PIPED.fullmatch(word):
@@ -98,9 +98,9 @@ def reveal_tokens(words: Sequence[str]) -> list[str]:
 
 
 def own_words() -> list[str]:
-    """Return the words of this process's command line, once that shows no token.
+    """Return the arguments of this process, whose command line then shows no token.
 
-    If it does, the process starts anew in its own place: same id, other words.
+    If it shows one, the process first replaces itself (``exec``) by one with hidden tokens.
     """
     words, descriptors = hide_tokens(sys.orig_argv[1:])
     if descriptors:

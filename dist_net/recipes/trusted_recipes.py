@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def record_path() -> Path:
-    """Return the file of the record, whose lines are JSON arrays ``[NAME, SHA-256]``."""
+    """Return the record's path. Each line of the file is a JSON array ``[NAME, SHA-256]``."""
     return platformdirs.user_data_path("dist-net", appauthor=False) / "trusted-recipes"
 
 
@@ -32,7 +32,7 @@ def is_trusted(digests: Mapping[str, str]) -> bool:
 
 
 def trust(digests: Mapping[str, str]) -> None:
-    """Add files to the record; where it cannot be written, log a warning."""
+    """Add files to the record. Log a warning if it cannot be written."""
     if not digests or is_trusted(digests):
         return
     path = record_path()
