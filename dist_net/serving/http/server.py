@@ -8,8 +8,9 @@ import logging
 import socket
 import ssl
 from asyncio import TimerHandle, Transport
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import orjson
@@ -26,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
 _ACCEPT_AGAIN_S = 1.0  # until a descriptor may be free
-_REASON_OF_CODE = {400: b"Bad Request", 431: b"Request Header Fields Too Large"}
 
 
 class HttpServer:
@@ -56,7 +56,7 @@ class HttpServer:
             timeout_keep_alive=settings.idle_timeout_s,  # type: ignore[arg-type]
             timeout_graceful_shutdown=settings.shutdown_timeout_s,  # type: ignore[arg-type]
         )
-        self._server = _Server(configuration, self._connections)
+        self._server = _Server(configuration)
         self._socket = _listening_socket(settings)
         host, port = self._socket.getsockname()[:2]
         scheme = "https" if settings.has_tls else "http"
@@ -64,9 +64,10 @@ class HttpServer:
 
     async def serve(self) -> None:
         """Answer until ``stop``; then finish open requests within the time limit."""
-        self._server.tasks = [asyncio.create_task(self._connections.drop_idle())]
+        tasks = [self._connections.drop_idle()]
         if self._context is not None:
-            self._server.tasks.append(asyncio.create_task(self._accept(self._context)))
+            tasks.append(self._accept(self._context))
+        self._server.tasks = [asyncio.create_task(task) for task in tasks]
         try:
             await self._server.serve(sockets=[] if self._context else [self._socket])
         finally:
@@ -81,26 +82,51 @@ class HttpServer:
         self._socket.close()
 
     async def _accept(self, context: ssl.SSLContext) -> None:
-        """Accept connections and begin their TLS handshakes, until the server stops."""
+        """Accept connections and do their TLS handshakes, until cancelled.
 
-        def protocol(handshake: _Handshake) -> _HttpConnection:
-            state = self._server.server_state
-            return _HttpConnection(
-                self._connections, handshake, config=self._server.config, server_state=state
-            )
-
+        asyncio's own TLS server reports a connection only after its handshake, too late to count
+        and drop silent connections.
+        """
         self._socket.setblocking(False)
-        while True:
-            try:
-                accepted, _ = await asyncio.get_running_loop().sock_accept(self._socket)
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:
-                logger.warning("event=not_accepted error=%s", error)
-                await asyncio.sleep(_ACCEPT_AGAIN_S)
-                continue
-            _Handshake(self._connections, accepted, context, protocol)
-            await asyncio.sleep(0)  # so that a flood of connections does not starve the rest
+        async with asyncio.TaskGroup() as handshakes:
+            while True:
+                try:
+                    accepted, _ = await asyncio.get_running_loop().sock_accept(self._socket)
+                except ConnectionAbortedError:
+                    continue
+                except OSError as error:
+                    logger.warning("event=not_accepted error=%s", error)
+                    await asyncio.sleep(_ACCEPT_AGAIN_S)
+                    continue
+                task = handshakes.create_task(self._shake_hands(accepted, context))
+                task.add_done_callback(partial(self._handshake_ended, accepted))
+                self._connections.opened(task, task.cancel)
+                await asyncio.sleep(0)  # so that a flood of connections does not starve the rest
+
+    async def _shake_hands(self, accepted: socket.socket, context: ssl.SSLContext) -> None:
+        connection = partial(
+            _HttpConnection,
+            self._connections,
+            asyncio.current_task(),
+            config=self._server.config,
+            server_state=self._server.server_state,
+        )
+        settings = self._connections.settings
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                connection,
+                accepted,
+                ssl=context,
+                ssl_handshake_timeout=settings.idle_timeout_s,
+                ssl_shutdown_timeout=settings.rate_window_s,
+            )
+        except Exception as error:  # the client sent something else, or has gone
+            logger.debug("event=no_handshake error=%s", error)
+
+    def _handshake_ended(self, accepted: socket.socket, task: asyncio.Task[None]) -> None:
+        self._connections.closed(task)
+        if task.cancelled():
+            accepted.close()
 
 
 def _answering(application: ASGIApp) -> ASGIApp:
@@ -116,15 +142,11 @@ def _answering(application: ASGIApp) -> ASGIApp:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, connections: _Connections) -> None:
-        super().__init__(config)
-        self._connections = connections
-        self.tasks: list[asyncio.Task[None]] = []
+    tasks: Sequence[asyncio.Task[None]] = ()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for task in self.tasks:
             task.cancel()
-        self._connections.close_idle()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -136,53 +158,50 @@ class _Connections:
     """Every open connection. Beyond the limit, drops the connection idle longest.
 
     A connection is idle while none of its requests is being answered: during a TLS handshake, an
-    incomplete head, or the silence between requests.
+    incomplete head, or the silence between requests. It is known by its transport, or by the task
+    of its handshake.
     """
 
     def __init__(self, settings: HttpSettings, refusals: Refusals) -> None:
         self.settings = settings
         self.refusals = refusals
-        self._open: set[Transport | _Handshake] = set()
-        self._idle_since_s: dict[Transport | _Handshake, float] = {}  # longest idle first
+        self._open: dict[object, Callable[[], object]] = {}  # what drops each
+        self._idle_since_s: dict[object, float] = {}  # longest idle first
 
-    def opened(self, transport: Transport | _Handshake) -> None:
+    def opened(self, connection: object, drop: Callable[[], object]) -> None:
         """Add a connection, which is idle; it is dropped itself if all others are busy."""
-        self._open.add(transport)
-        self.idle(transport)
+        self._open[connection] = drop
+        self.idle(connection)
         if len(self._open) > self.settings.connections:
-            self._drop(next(iter(self._idle_since_s)), "the limit of connections is reached")
+            self._drop(next(iter(self._idle_since_s)))
+            self.refusals.note(503, "a connection", "the limit of connections is reached")
 
-    def busy(self, transport: Transport | _Handshake) -> None:
-        self._idle_since_s.pop(transport, None)
+    def busy(self, connection: object) -> None:
+        self._idle_since_s.pop(connection, None)
 
-    def idle(self, transport: Transport | _Handshake) -> None:
-        if transport in self._open:
-            self._idle_since_s[transport] = asyncio.get_running_loop().time()
+    def idle(self, connection: object) -> None:
+        if connection in self._open:
+            self._idle_since_s[connection] = asyncio.get_running_loop().time()
 
-    def closed(self, transport: Transport | _Handshake) -> None:
-        self._open.discard(transport)
-        self.busy(transport)
+    def closed(self, connection: object) -> None:
+        self._open.pop(connection, None)
+        self.busy(connection)
 
     async def drop_idle(self) -> None:
         """Drop connections that were idle for too long, until cancelled."""
         timeout_s = self.settings.idle_timeout_s
         while True:
             await asyncio.sleep(timeout_s / 4)
-            now = asyncio.get_running_loop().time()
-            for transport in [
-                t for t, since in self._idle_since_s.items() if now - since > timeout_s
+            idle_since_s = asyncio.get_running_loop().time() - timeout_s
+            for connection in [
+                c for c, since in self._idle_since_s.items() if since < idle_since_s
             ]:
-                self.closed(transport)
-                transport.abort()
+                self._drop(connection)
 
-    def close_idle(self) -> None:
-        for transport in self._idle_since_s:
-            transport.close()
-
-    def _drop(self, transport: Transport | _Handshake, reason: str) -> None:
-        self.closed(transport)
-        transport.abort()
-        self.refusals.note(503, "a connection", reason)
+    def _drop(self, connection: object) -> None:
+        drop = self._open[connection]
+        self.closed(connection)
+        drop()
 
 
 class _HttpConnection(HttpToolsProtocol):
@@ -194,9 +213,7 @@ class _HttpConnection(HttpToolsProtocol):
     and the reply to malformed requests.
     """
 
-    def __init__(
-        self, connections: _Connections, handshake: _Handshake | None, **given: Any
-    ) -> None:
+    def __init__(self, connections: _Connections, handshake: object, **given: Any) -> None:
         super().__init__(**given | {"app_state": {"connection": self}})
         self._connections = connections
         self._handshake = handshake
@@ -208,9 +225,8 @@ class _HttpConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if self._handshake is not None:
-            self._connections.closed(self._handshake)
-        self._connections.opened(transport)
+        self._connections.closed(self._handshake)
+        self._connections.opened(transport, transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.closed(self.transport)
@@ -279,7 +295,8 @@ class _HttpConnection(HttpToolsProtocol):
         content = orjson.dumps(error_content(reason))
         self.transport.write(
             b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
-            b"connection: close\r\n\r\n%s" % (code, _REASON_OF_CODE[code], len(content), content)
+            b"connection: close\r\n\r\n%s"
+            % (code, HTTPStatus(code).phrase.encode(), len(content), content)
         )
         self.transport.close()
 
@@ -287,53 +304,6 @@ class _HttpConnection(HttpToolsProtocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
-
-
-class _Handshake:
-    """The TLS handshake of an accepted connection.
-
-    asyncio's own TLS server reports a connection only after its handshake, too late to count and
-    drop silent connections.
-    """
-
-    def __init__(
-        self,
-        connections: _Connections,
-        accepted: socket.socket,
-        context: ssl.SSLContext,
-        protocol: Callable[[_Handshake], asyncio.Protocol],
-    ) -> None:
-        self._connections = connections
-        self._task = asyncio.get_running_loop().create_task(
-            self._shake_hands(accepted, context, protocol)
-        )
-        self._task.add_done_callback(lambda task: accepted.close() if task.cancelled() else None)
-        connections.opened(self)
-
-    def abort(self) -> None:
-        self._task.cancel()
-
-    close = abort
-
-    async def _shake_hands(
-        self,
-        accepted: socket.socket,
-        context: ssl.SSLContext,
-        protocol: Callable[[_Handshake], asyncio.Protocol],
-    ) -> None:
-        settings = self._connections.settings
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                partial(protocol, self),
-                accepted,
-                ssl=context,
-                ssl_handshake_timeout=settings.idle_timeout_s,
-                ssl_shutdown_timeout=settings.rate_window_s,
-            )
-        except OSError as error:  # the client sent something else, or has gone
-            logger.debug("event=no_handshake error=%s", error)
-        finally:
-            self._connections.closed(self)
 
 
 def _tls_context(settings: HttpSettings) -> ssl.SSLContext:
