@@ -36,9 +36,9 @@ from dist_net.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.training.loop import MinibatchStep, WorkerLoop
 from dist_net.training.state import Ended
 from dist_net.training.step import TrainingStep
+from dist_net.wire.local_channel import LocalServerSocket
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys, load_server_keys
-from dist_net.wire.transport import ServerSocket
 
 LOOPBACK = "tcp://127.0.0.1:0"
 MAX_THREADS = SHARED_READERS + 1
@@ -145,7 +145,7 @@ class LocalCluster:
         journal = stack.enter_context(opened_journal(path.with_suffix(".journal"), run))
         most_arrays = settings.pipeline.grouped
         socket = stack.enter_context(
-            ServerSocket(
+            LocalServerSocket(
                 [self._listen], server_keys, settings.gradient_bytes, most_arrays=most_arrays
             )
         )

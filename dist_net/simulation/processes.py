@@ -200,6 +200,9 @@ class WorkerProcess(VirtualProcess):
         self._sockets.append(self._network.connect(self.host, SERVER, self.name))
         return self._sockets[-1]
 
+    def open_channel(self) -> None:
+        """Return None: all that a simulated worker sends crosses the simulated network."""
+
     def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> VirtualPulse:
         self.schedule.note(self.name, "is worker %d", worker_id)
         return VirtualPulse(self, self._connect(), worker_id, identity, interval_s)

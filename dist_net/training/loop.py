@@ -30,6 +30,7 @@ from dist_net.training.state import (
 )
 from dist_net.vector import Vector
 from dist_net.wire.heart import Heart
+from dist_net.wire.local_channel import LocalChannel
 from dist_net.wire.messages import (
     NO_SEGMENT,
     PIPELINE,
@@ -90,6 +91,11 @@ class Surroundings(Protocol):
     @property
     def random(self) -> Random: ...
     def connect(self) -> ServerConnection: ...
+
+    def open_channel(self) -> ServerConnection | None:
+        """Connect directly to a server that shares this worker's memory; None if impossible."""
+        ...
+
     def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> Pulse: ...
 
     def share(self, vectors: int, size: int) -> SharedVectors | None:
@@ -113,6 +119,13 @@ class ProcessSurroundings:
 
     def connect(self) -> ServerConnection:
         return ClientSocket(self._address, self._keys)
+
+    def open_channel(self) -> ServerConnection | None:
+        try:
+            return LocalChannel(self._address)
+        except OSError as error:
+            logger.info("no_channel address=%s reason=%s", self._address, error)
+            return None
 
     def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> Pulse:
         heart = Heart(self._address, self._keys, worker_id, interval_s, self.clock, identity)
@@ -272,6 +285,9 @@ class WorkerLoop:
         self._sends_gradient = welcome.weights_descriptor == -1
         if self._sends_gradient:
             self._socket.lend(self._gradients)
+        elif (channel := self._around.open_channel()) is not None:
+            self._socket.close()
+            self._socket = channel
         self._weights.attach(welcome)
         if self._pulse is not None:
             self._pulse.stop()

@@ -263,6 +263,12 @@ class ServerSocket(FramedSocket):
         assert self._header is not None
         key = self._key_of(self._header)
         self._connections.heard(self._header.get(_SOURCE), key)
+        return self._understood(node, key, frames)
+
+    def _understood(
+        self, node: bytes, key: str, frames: Sequence[Frame]
+    ) -> tuple[bytes, Message] | None:
+        """Decode a message and check that ``key`` may send it; None if it was refused."""
         try:
             message = decode(frames)
         except ProtocolError as error:

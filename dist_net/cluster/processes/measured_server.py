@@ -22,8 +22,8 @@ from dist_net.cluster.entry import StartReports, entry_point, stop_on_signals
 from dist_net.optim import optimizer_named
 from dist_net.parameter_server.loop import ServerLoop, opened_journal, opened_run
 from dist_net.parameter_server.settings import RunSettings
+from dist_net.wire.local_channel import LocalServerSocket
 from dist_net.wire.security import load_server_keys
-from dist_net.wire.transport import ServerSocket
 
 SAMPLES = 10**12
 """More than anybody computes while costs are measured."""
@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             segment,
         ),
         opened_journal(directory / "journal", state) as journal,
-        ServerSocket(
+        LocalServerSocket(
             [arguments.listen],
             keys,
             settings.gradient_bytes,

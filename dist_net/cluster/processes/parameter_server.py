@@ -26,8 +26,8 @@ from dist_net.models.trained_model import recipe_of_run
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.loop import ServerLoop, opened_journal, opened_run
 from dist_net.parameter_server.ownership import NOTICED_WITHIN_S, RunOwnership
+from dist_net.wire.local_channel import LocalServerSocket
 from dist_net.wire.security import load_server_keys
-from dist_net.wire.transport import ServerSocket
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             segment,
         ),
         opened_journal(directory.journal, state, arguments.threads, options.sync) as journal,
-        ServerSocket(
+        LocalServerSocket(
             arguments.listen,
             keys,
             settings.gradient_bytes,
