@@ -15,6 +15,7 @@ from benchmarks import (
     convergence,
     darknet53,
     join,
+    main_job,
     on_ray,
     photos,
     push_pull,
@@ -41,13 +42,16 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 SCALED = ("photos", "serving")
-CONVERGENCE = "convergence"
+WITH_ARGUMENTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "main-job": main_job.measure,
+    "convergence": convergence.measure,
+}
 
 
 def main() -> int:
     """Measures, shows tables or one JSON object, and gives the exit code."""
     parser = Parser(prog="scripts/bench", description="Measures speed, as medians and ratios.")
-    names = [*BENCHES, CONVERGENCE]
+    names = [*BENCHES, *WITH_ARGUMENTS]
     parser.add_argument("name", metavar="NAME", choices=names, help=", ".join(names))
     parser.add_argument("--peers", action="store_true", help="measure every installed peer too")
     parser.add_argument(
@@ -57,6 +61,7 @@ def main() -> int:
         help="of photos and serving: how much is measured (default: 1)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    main_job.add_arguments(parser)
     convergence.add_arguments(parser)
     arguments = parser.parse_args(sys.argv[1:])
     options = {"scale": arguments.scale} if arguments.name in SCALED else {}
@@ -65,8 +70,8 @@ def main() -> int:
         print(text, file=sys.stderr, flush=True)
 
     try:
-        if arguments.name == CONVERGENCE:
-            measured = convergence.measure(arguments, say)
+        if arguments.name in WITH_ARGUMENTS:
+            measured = WITH_ARGUMENTS[arguments.name](arguments, say)
         else:
             measured = BENCHES[arguments.name](arguments.peers, say, **options)
     except DistNetError as error:
