@@ -46,7 +46,7 @@ class RunDirectory:
     recipe.json             the recipe of a folder of pictures, which is data
     initial.npy             the weights that training began with, if they were there before
     metrics.jsonl           a line for each twentieth of an epoch and each evaluation; if epochs are
-                            short, for each 200th of the run's time at the most
+                            short, for each 1000th of the run's time at the most
     training.png            loss, accuracy and staleness over epochs
     confusion.png           the confusion matrix
     tensorboard/            the metrics as TensorBoard reads them, if that is asked for

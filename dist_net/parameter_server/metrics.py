@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 RECORDS_PER_EPOCH = 20
-RECORD_SHARE = 1 / 200
+RECORD_SHARE = 1 / 1000
 """Metric records are at least this share of a run's time apart, so that short epochs write few."""
 
 RECORDS_PER_REPORT = 256  # a report is one message of bounded size

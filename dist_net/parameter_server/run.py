@@ -218,7 +218,8 @@ class RunState:
 
     def _record_if_due(self, learning_rate: float) -> None:
         settings, applied_samples = self.settings, self.ledger.applied_samples
-        if self.metrics.record_due(applied_samples, settings.samples):
+        due = self.metrics.record_due(applied_samples, settings.samples)
+        if due or self.ledger.finished:
             self.metrics.record(
                 applied_samples,
                 settings.samples,

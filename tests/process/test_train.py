@@ -127,8 +127,7 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     recorded = np.array([0] + [each["samples"] for each in records if each["kind"] == "train"])
     assert np.diff(recorded).min() > 0  # none is there twice
-    # A record is of a 200th of the run, so that the last samples may have none.
-    assert 0 <= 256 * (begun + 5) - recorded[-1] <= 256 * (begun + 5) / 100
+    assert recorded[-1] == 256 * (begun + 5)
 
 
 def test_several_interrupts_lose_nothing_of_how_to_go_on(
