@@ -23,7 +23,7 @@ from dist_net.autodiff.expression import (
 )
 from dist_net.autodiff.operations.elementwise import add
 from dist_net.autodiff.operations.reduction import broadcast_to
-from dist_net.autodiff.operations.slicing import PlacedSum, ZerosAround
+from dist_net.autodiff.operations.slicing import Index, ZerosAround
 from dist_net.errors import DTypeError, GradientError, GraphError, ShapeError
 
 
@@ -57,16 +57,19 @@ def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expre
 
 def _total(contributions: Sequence[Expression]) -> Expression:
     """Return the sum of what a node's users contribute to its cotangent."""
-    slices = [
-        (each.operation.index, each.inputs[0])
-        for each in contributions
-        if isinstance(each.operation, ZerosAround)
-    ]
-    if len(slices) > 1:
-        indices, placed = zip(*slices, strict=True)
-        others = [each for each in contributions if not isinstance(each.operation, ZerosAround)]
-        contributions = [*others, apply(PlacedSum(contributions[0].shape, indices), *placed)]
-    return reduce(add, contributions)
+    terms: list[Expression] = []
+    placed: list[Expression] = []
+    indices: list[Index] = []
+    for each in contributions:
+        if isinstance(each.operation, ZerosAround):
+            indices += [each.operation.index, *each.operation.more]
+            placed += each.inputs
+        else:
+            terms.append(each)
+    if indices:
+        first, *more = indices
+        terms.append(apply(ZerosAround(contributions[0].shape, first, tuple(more)), *placed))
+    return reduce(add, terms)
 
 
 def _key(node: Expression) -> object:

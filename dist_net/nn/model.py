@@ -137,10 +137,6 @@ class Model:
             f"{of_samples(self.input(1))}"
         )
 
-    def compile_inference(self, batch_size: int, arena: Arena | None = None) -> Plan:
-        """Return a plan from inputs to the network's outputs; ``arena`` is as for ``compile``."""
-        return compile([self.network(self.input(batch_size), Scope())], arena=arena)
-
     def compile_training(
         self,
         batch_size: int,
@@ -171,10 +167,6 @@ class Model:
             for each in self.layout.buffers
         ]
         return compile([loss, right, *by_parameter, *observed], pool)
-
-    def bind_inference(self, plan: Plan, inputs: Batch, weights: Vector) -> BoundPlan:
-        """The inference plan bound to these arrays, which are borrowed; its output is new."""
-        return plan.bind({INPUTS: inputs, **self.layout.views(weights)})
 
     def bind_evaluation(self, inputs: Batch, targets: Batch, weights: Vector) -> BoundPlan:
         """A plan bound to these arrays, borrowed: the mean loss at inference, and the outputs."""
@@ -228,6 +220,7 @@ class Predictor:
     def _bind(self, batch_size: int) -> tuple[Batch, BoundPlan]:
         if batch_size not in self._bound:
             batch = np.empty((batch_size, *self._model.input_shape), self._model.input_dtype)
-            plan = self._model.compile_inference(batch_size, self._arena)
-            self._bound[batch_size] = batch, self._model.bind_inference(plan, batch, self.weights)
+            arrays = {INPUTS: batch, **self._model.layout.views(self.weights)}
+            outputs = self._model.network(self._model.input(batch_size), Scope())
+            self._bound[batch_size] = batch, compile([outputs], arena=self._arena).bind(arrays)
         return self._bound[batch_size]

@@ -42,45 +42,28 @@ class Slice(View):
 
 @dataclass(frozen=True)
 class ZerosAround(Operation):
-    """Zeros of ``shape``, with the input at ``index``."""
-
-    shape: Shape
-    index: Index
-
-    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        return self.shape, inputs[0].dtype
-
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        place = _sliced(out, self.index)
-        return in_order([partial(out.fill, 0), partial(np.copyto, place, inputs[0])])
-
-    def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        return (apply(Slice(self.index), cotangent),)
-
-
-@dataclass(frozen=True)
-class PlacedSum(Operation):
     """Zeros of ``shape``, to which each input is added at its index.
 
-    The gradient of an array of which many slices are used: one pass over each slice, where a sum of
-    ``ZerosAround`` takes a pass over the whole array for each.
+    Several are the gradient of an array of which many slices are used: one pass over each slice,
+    where a sum of arrays would pass over the whole array for each.
     """
 
     shape: Shape
-    indices: tuple[Index, ...]
+    index: Index
+    more: tuple[Index, ...] = ()
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return self.shape, inputs[0].dtype
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        places = [_sliced(out, index) for index in self.indices]
+        first, *others = [_sliced(out, index) for index in (self.index, *self.more)]
         additions = [
-            partial(np.add, place, each, place) for place, each in zip(places, inputs, strict=True)
+            partial(np.add, place, x, place) for place, x in zip(others, inputs[1:], strict=True)
         ]
-        return in_order([partial(out.fill, 0), *additions])
+        return in_order([partial(out.fill, 0), partial(np.copyto, first, inputs[0]), *additions])
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        return [apply(Slice(index), cotangent) for index in self.indices]
+        return [apply(Slice(index), cotangent) for index in (self.index, *self.more)]
 
 
 def getitem(x: Expression, index: BasicIndices) -> Expression:

@@ -54,7 +54,6 @@ TAKING_ONE: dict[str, Callable[[Any], object]] = {  # 2 is right for all of them
     "parameter": lambda n: nn.Scope().parameter("p", (n,), nn.zeros),
     "buffer": lambda n: nn.Scope().buffer("b", (n,), nn.zeros),
     "Model": lambda n: nn.Model(nn.Dense(2), (n,), input_dtype="f4"),
-    "compile_inference": lambda n: MODEL.compile_inference(n),
     "compile_training": lambda n: MODEL.compile_training(n, GENERATOR),
     "Predictor": lambda n: nn.Predictor(MODEL, WEIGHTS, n),
     "batch_size": lambda n: infer(batch_size=n),
