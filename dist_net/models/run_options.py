@@ -57,8 +57,9 @@ class RunOptions:
     def __post_init__(self) -> None:
         Consistency.of(self.consistency)
         for name in ("epochs", "batch_size"):
-            if (whole := getattr(self, name)) is not None and not whole >= 1:
-                raise SettingError(f"{name}={whole}: expected a whole number, at least 1")
+            whole = getattr(self, name)
+            if whole is not None and not (isinstance(whole, int) and whole >= 1):
+                raise SettingError(f"{name}={whole!r}: expected a whole number, at least 1")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise SettingError(
                 f"learning_rate={self.learning_rate}: expected a finite number above 0"

@@ -29,7 +29,7 @@ from dist_net.autodiff.arrays import integer
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
 from dist_net.autodiff.operations.normalization import scale_and_shift
 from dist_net.errors import DTypeError, ParameterError, ShapeError
-from dist_net.nn.activations import Activation, activate, linear
+from dist_net.nn.activations import ACTIVATIONS, Activation, activate, linear
 from dist_net.nn.initializers import Initializer, glorot_uniform, he_normal, ones, zeros
 from dist_net.nn.parameters import Scope
 
@@ -314,6 +314,13 @@ class Sequential:
             for given in layers
             for layer in (given if isinstance(given, list | tuple) else (given,))
         )
+        activations: list[object] = [*ACTIVATIONS.values()]
+        for layer in self.layers:
+            if isinstance(layer, type) or not callable(layer) or layer in activations:
+                raise ParameterError(
+                    f"Sequential: {layer!r} is no layer; expected objects such as Dense(10), and "
+                    f'an activation in the layer before, Dense(10, "relu"), or as Lambda(relu)'
+                )
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         for layer in self.layers:

@@ -227,6 +227,6 @@ def optimizer_named(name: str | Optimizer) -> Optimizer:
         return name
     if name not in OPTIMIZERS:
         raise UnknownOptimizerError(
-            f"there is no optimizer {name!r}; {suggestion(name, OPTIMIZERS)}"
+            f"there is no optimizer {name!r}; {suggestion(str(name), OPTIMIZERS)}"
         )
     return OPTIMIZERS[name]

@@ -95,11 +95,11 @@ class Recipe:
                 f"dataset {self.dataset!r}: expected one of {', '.join(DATASETS)}, or a function "
                 f"that returns a Dataset"
             )
-        if self.batch_size < 1 or self.epochs < 1 or not self.learning_rate > 0:
-            raise RecipeError(
-                f"batch_size={self.batch_size}, epochs={self.epochs}, "
-                f"learning_rate={self.learning_rate}: expected each to be above 0"
-            )
+        for name in ("batch_size", "epochs"):
+            if not (isinstance(count := getattr(self, name), int | np.integer) and count >= 1):
+                raise RecipeError(f"{name}={count!r}: expected a whole number, at least 1")
+        if not self.learning_rate > 0:
+            raise RecipeError(f"learning_rate={self.learning_rate}: expected a number above 0")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise RecipeError(f"clip_norm={self.clip_norm}: expected a number above 0, or None")
         if self.average_decay is not None and not 0 <= self.average_decay < 1:
@@ -136,8 +136,8 @@ class Recipe:
             raise RecipeError(
                 f"dataset {dataset.name!r} has inputs of shape {inputs.shape} and dtype "
                 f"{inputs.dtype}; the model's are of input_shape={model.input_shape} and "
-                f"input_dtype={model.input_dtype}; expected the same: build the model with the "
-                f"other, or convert the inputs, as with inputs.astype(np.{model.input_dtype})"
+                f"input_dtype={model.input_dtype}; expected the same. For floats use "
+                f"input_dtype=np.float32 and inputs.astype(np.float32), for pixels uint8 for both"
             )
         classes = len(dataset.class_names)
         if classes and targets.shape == () and model.output_shape != (classes,):

@@ -162,6 +162,12 @@ def test_names_stand_for_activations_losses_and_optimizers() -> None:
         (UnknownOptionError, lambda: Recipe(Dense(10), "digits", (8, 8), epoch=3), "epochs"),
         (UnknownOptionError, lambda: dist_net.train("digits", epoch=3), "epochs"),
         (UnknownOptionError, lambda: dist_net.train("digits", wrokers=3), "workers"),
+        (UnknownOptimizerError, lambda: fit_with(optimizer=3), "adam"),
+        (RecipeError, lambda: fit_with(epochs=2.5), "epochs=2.5: expected a whole number"),
+        (RecipeError, lambda: fit_with(batch_size="32"), "batch_size='32': expected a whole"),
+        (ParameterError, lambda: Sequential(Dense), r"Dense\(10\)"),  # type: ignore[arg-type]
+        (ParameterError, lambda: Sequential([Dense(3), relu]), r"Lambda\(relu\)"),  # type: ignore[list-item]
+        (ParameterError, lambda: Sequential(Dense(3), "relu"), r"Lambda\(relu\)"),
         (SettingError, lambda: fit_with(validation=0.2), r"validation=\(inputs\[n:\]"),
         (DTypeError, lambda: Model(Sequential(Flatten(), Dense(4)), (2, 2)), r"Rescale\(\)"),
         (DTypeError, lambda: Model(Conv2D(4, 3), (2, 2, 1)), r"Rescale\(\)"),
