@@ -86,10 +86,10 @@ class Dispatcher:
 
     def _by_turn(self) -> list[Lane]:
         """The lanes, those of the model whose turn it is first."""
-        waiting = [(name, queue) for name, queue in self._queues.items() if queue]
-        if len(waiting) == 1:
-            return waiting[0][1].by_age()
-        lanes = [lane for _, queue in waiting for lane in queue.by_age()]
+        waiting = [queue for queue in self._queues.values() if queue.lanes]
+        if len(waiting) < 2:
+            return waiting[0].by_age() if waiting else []
+        lanes = [lane for queue in waiting for lane in queue.lanes.values()]
         lanes.sort(key=lambda lane: (self._turn_of(lane.key.model), lane.oldest.admitted_s))
         return lanes
 
@@ -213,6 +213,8 @@ class Dispatcher:
 
     def _usable(self, key: LaneKey, rows: int, live: int) -> float:
         """How many of the live workers compute for the model, if others go on as they do now."""
+        if len(self._models) == 1:
+            return live
         served = [model for model in self._models.values() if model.is_ready]
         active = sum(model.pending > 0 or model.name == key.model for model in served) or 1
         if self._is_short(key, rows):
@@ -239,14 +241,15 @@ class Dispatcher:
             if model.version_for(worker, key.version) is None:
                 continue
             live += 1
-            left_s = max(0.0, worker.free_s - now)
-            if not worker.running:
-                is_idle = True
-            elif worker.model == key.model:
+            running, left_s = worker.model, worker.free_s - now
+            if running is None or left_s <= 0:
+                is_idle |= running is None
+                others_s = 0.0
+            elif running == key.model:
                 busy_s += left_s
-            if worker.model == key.model:
-                left_s = 0.0
-            others_s = min(others_s, left_s)
+                others_s = 0.0
+            elif left_s < others_s:
+                others_s = left_s
         return live or 1, busy_s, others_s if live else 0.0, is_idle
 
     def _queued_s(self, key: LaneKey, rows: int, batch_rows: int) -> float:
