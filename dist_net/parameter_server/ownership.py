@@ -1,8 +1,8 @@
-"""Which server a run directory belongs to: the one that was started last, on whatever host.
+"""The owner of a run directory: the server that was started last, on any host. One small file.
 
-A lock does not tell: on a network file system, a host that is cut off loses its locks and does not
-notice. So each server writes its name to a file first, and looks there again before it writes
-anything else. Nothing is read on the way of a push: see ``ServerLoop``.
+A lock cannot ensure this: on a network file system, a host that is cut off loses its locks without
+noticing. Therefore each server first writes its claim to a file, and reads that file again before
+it writes to the run directory, but at most ten times a second: see ``ServerLoop``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dist_net.files import HOST_DISK, Disk
 logger = logging.getLogger(__name__)
 
 NOTICED_WITHIN_S = 0.5
-"""A server looks several times a second whether the run is still its own."""
+"""A running server reads the claim several times a second, and so notices a newer one."""
 
 
 class RunOwnership:
