@@ -52,6 +52,7 @@ from dist_net.models.trained_model import load_trained
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.run import RunState
+from dist_net.parameter_server.settings import PROGRESS_TIMEOUT_S
 from dist_net.recipes.recipe import load_recipe, recipe_names
 from dist_net.recipes.trusted_recipes import trust
 from dist_net.report.plots import plot_confusion, plot_training
@@ -152,6 +153,13 @@ def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
         help="auto (default: async up to four workers, in step beyond), async, ssp:N (no worker is "
         "more than N steps ahead of the slowest), or bsp (updates by the mean of a minibatch for "
         "each worker; bsp:N: of N minibatches)",
+    )
+    parser.add_argument(
+        "--progress-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="dismiss a worker whose step takes longer, and ten times as long as usual, while "
+        f"others wait for it (default: {PROGRESS_TIMEOUT_S:g})",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
 
@@ -297,6 +305,7 @@ def options_given(arguments: argparse.Namespace, workers: int | None) -> dict[st
         "weight_decay": arguments.weight_decay,
         "clip_norm": arguments.clip_norm,
         "average_decay": arguments.average_decay,
+        "progress_timeout_s": arguments.progress_timeout,
         "consistency": None if mode is None else str(Consistency.of(mode, workers or 0)),
         "seed": arguments.seed,
         "checkpoint_every_s": arguments.checkpoint_every,

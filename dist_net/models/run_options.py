@@ -17,7 +17,12 @@ from dist_net.errors import (
 from dist_net.optim import AdamW, Optimizer, optimizer_named
 from dist_net.parameter_server.consistency import AUTO, Consistency
 from dist_net.parameter_server.journal import NEVER, sync_interval_s
-from dist_net.parameter_server.settings import LEASE_MINIBATCHES, RunSettings, require_seed
+from dist_net.parameter_server.settings import (
+    LEASE_MINIBATCHES,
+    PROGRESS_TIMEOUT_S,
+    RunSettings,
+    require_seed,
+)
 from dist_net.recipes.recipe import (
     LoadedRecipe,
     RecipeRecord,
@@ -44,6 +49,7 @@ class RunOptions:
     clip_norm: float | None = None
     average_decay: float | None = None
     consistency: str = str(AUTO)
+    progress_timeout_s: float = PROGRESS_TIMEOUT_S
     lease_minibatches: int = LEASE_MINIBATCHES
     seed: int = 0
     checkpoint_every_s: float = 30.0
@@ -69,6 +75,10 @@ class RunOptions:
             raise SettingError(
                 f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "
                 f"above 0"
+            )
+        if not 0 < self.progress_timeout_s < math.inf:
+            raise SettingError(
+                f"progress_timeout_s={self.progress_timeout_s:g}: expected a finite number above 0"
             )
         if self.keep_checkpoints < 1:
             raise SettingError(f"keep_checkpoints={self.keep_checkpoints}: expected at least 1")
@@ -101,6 +111,7 @@ class RunOptions:
             momenta=recipe.model.layout.momenta,
             samples=len(dataset.train_targets),
             has_classes=recipe.model.classifies(targets.shape, targets.dtype),
+            progress_timeout_s=self.progress_timeout_s,
             lease_minibatches=self.lease_minibatches,
             seed=self.seed,
             schedule=recipe.schedule,

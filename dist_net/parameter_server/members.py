@@ -80,6 +80,10 @@ class Member:
         """The median of the last heartbeats' times there and back; 0: there was none yet."""
         return median(self.round_trips_s) if self.round_trips_s else 0.0
 
+    def under_way_s(self, now: float) -> float:
+        """How long its step has taken; 0: it has no work."""
+        return 0.0 if self.step_began_s is None else now - self.step_began_s
+
     def completes(self, steps: int, now: float) -> None:
         """Count steps that were taken in step with others."""
         self.clock += steps
@@ -116,11 +120,13 @@ class Membership:
         first_worker_id: int = 1,
         pipeline: Pipeline = PIPELINE,
         consistency: Consistency = ASYNC,
+        progress_timeout_s: float = math.inf,
     ) -> None:
         self._pipeline = pipeline
         self._consistency = consistency
         self._next_worker_id = first_worker_id
         self._heartbeat_timeout_s = heartbeat_timeout_s
+        self._progress_timeout_s = progress_timeout_s
         self._members: dict[int, Member] = {}
         self._starts: dict[str, tuple[int, int]] = {}  # by name: the last identity, and how many
         self._looked_s: float | None = None
@@ -139,14 +145,26 @@ class Membership:
 
     def leave_slow_behind(self, now: float) -> None:
         """Judge anew for whom the others do not wait; to be called several times a second."""
-        known_s = [each.step_s for each in self._members.values() if each.step_s]
-        if not known_s:
+        if not (usual_s := self._usual_step_s):
             return
-        usual_s = median(known_s)
         late_s = max(LATE_S, LATE_TIMES * usual_s)
         for each in self._members.values():
-            under_way_s = 0.0 if each.step_began_s is None else now - each.step_began_s
-            each.is_left_behind = each.step_s > SLOW_TO_MEDIAN * usual_s or under_way_s > late_s
+            is_late = each.under_way_s(now) > late_s
+            each.is_left_behind = each.step_s > SLOW_TO_MEDIAN * usual_s or is_late
+
+    @property
+    def _usual_step_s(self) -> float:
+        """The median time of a step; 0: there has been none in step with others."""
+        known_s = [each.step_s for each in self._members.values() if each.step_s]
+        return median(known_s) if known_s else 0.0
+
+    def stalled(self, now: float) -> list[Member]:
+        """Return the workers whose step takes too long for others to wait for it.
+
+        That is ``SLOWEST_TO_MEAN`` times as long as usual, and at least the progress timeout.
+        """
+        longest_s = max(self._progress_timeout_s, SLOWEST_TO_MEAN * self._usual_step_s)
+        return [each for each in self._members.values() if each.under_way_s(now) > longest_s]
 
     @property
     def pipeline(self) -> Pipeline:
@@ -226,6 +244,8 @@ class Membership:
             stood_still_s = max(0.0, now - self._looked_s - LONGEST_LOOK_S)
             for member in self._members.values():
                 member.heard_s = min(member.heard_s + stood_still_s, now)
+                if member.step_began_s is not None:
+                    member.step_began_s = min(member.step_began_s + stood_still_s, now)
         self._looked_s = now
         return [
             member

@@ -48,7 +48,8 @@ class RunState:
         # Who waits for others, or lets them wait, does not run ahead.
         pipeline = settings.pipeline if settings.consistency.may_run_ahead else Pipeline(1, 1)
         self.members = Membership(
-            settings.heartbeat_timeout_s, first_worker_id, pipeline, settings.consistency
+            *(settings.heartbeat_timeout_s, first_worker_id, pipeline, settings.consistency),
+            settings.progress_timeout_s,
         )
         self.ledger = LeaseLedger(
             settings.samples,

@@ -13,6 +13,7 @@ from dist_net.parameter_server.consistency import ASYNC, Consistency
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import PIPELINE, Pipeline, Push
 
+PROGRESS_TIMEOUT_S = 600.0
 LEASE_MINIBATCHES = 64
 """What a worker is given to do at a time; few have to be done again if it is lost."""
 
@@ -34,7 +35,9 @@ class RunSettings:
     The last ``len(momenta)`` arrays of ``layout`` are buffers: moving averages of these momenta.
     ``samples`` is the number of samples of one epoch. ``learning_rate`` is multiplied with
     ``schedule`` at each push. A worker that is silent for ``heartbeat_timeout_s`` is lost, and its
-    lease goes to others. Without classes there is no accuracy to report.
+    lease goes to others; so is one whose step takes longer than ``progress_timeout_s``, and ten
+    times as long as usual, while others wait for it. Without classes there is no accuracy to
+    report.
     ``clip_norm``: see ``UpdateRule``; ``average_decay``: see ``WeightAverage``.
     """
 
@@ -53,6 +56,7 @@ class RunSettings:
     pipeline: Pipeline = PIPELINE
     heartbeat_interval_s: float = 0.3
     heartbeat_timeout_s: float = 1.5
+    progress_timeout_s: float = PROGRESS_TIMEOUT_S
     recipe_record: dict[str, Any] = field(default_factory=dict)
     has_classes: bool = True
     clip_norm: float | None = None
@@ -73,7 +77,7 @@ class RunSettings:
             f"numbers from 1 up, and at most {PIPELINE.gradients} gradients",
             lambda value: min(value) >= 1 and value.gradients <= PIPELINE.gradients,
         )
-        for name in ("learning_rate", "heartbeat_interval_s"):
+        for name in ("learning_rate", "heartbeat_interval_s", "progress_timeout_s"):
             self._require(name, "a finite number above 0", lambda value: 0 < value < math.inf)
         self._require(
             "clip_norm",

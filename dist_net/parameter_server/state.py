@@ -163,6 +163,9 @@ class ParameterServer:
         """
         expired = self.run.members.expired(now)
         commands: list[ServerCommand] = [self._lose(each, "overdue", now) for each in expired]
+        if self._waiting:
+            reason = "it completed no step while others waited for it"
+            commands += [self._lose(each, reason, now) for each in self.run.members.stalled(now)]
         if self.run.settings.consistency.is_automatic:
             self.run.members.leave_slow_behind(now)
         return commands + self._answer_those_who_wait(now)
@@ -228,7 +231,7 @@ class ParameterServer:
         if member.pins:
             # Before the update, which then has one buffer more to write into: the last one used.
             run.store.unpin_before(member.worker_id, push.base_versions[-1])
-        if run.members.go_in_step:
+        if run.members.go_in_step or run.round is not None:
             member.completes(len(push.stops), now)
         member.speed.computed(push.stop - push.start, now)
         if not run.ledger.is_due(member.worker_id, push.lease_id, push.start, push.stop):
@@ -427,7 +430,7 @@ class ParameterServer:
 
 def _unknown(worker_id: int) -> Refuse:
     return Refuse(
-        f"worker {worker_id} is not in this run: it was silent for too long, or the server was "
-        f"restarted; join again",
+        f"worker {worker_id} is not in this run: it was silent or completed no step for too long, "
+        f"or the server was restarted; join again",
         may_rejoin=True,
     )

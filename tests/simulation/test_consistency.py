@@ -133,6 +133,45 @@ def test_ssp_waits_neither_for_the_dead_nor_for_what_a_new_worker_has_missed() -
     assert cluster.until_finished() < heartbeat_timeout_s + 0.5
 
 
+def cluster_with_timeout(
+    consistency: str, steps_s: Sequence[float], progress_timeout_s: float
+) -> TimedCluster:
+    run_settings = replace(
+        RUN_SETTINGS,
+        consistency=Consistency.of(consistency),
+        progress_timeout_s=progress_timeout_s,
+    )
+    return TimedCluster(RunState(run_settings, np.zeros(5, np.float32)), steps_s, gradient_of_line)
+
+
+@pytest.mark.parametrize("consistency", ["ssp:1", "bsp:3", "auto", "async"])
+def test_no_run_waits_for_ever_for_a_worker_that_lives_and_never_computes(
+    consistency: str,
+) -> None:
+    cluster = cluster_with_timeout(consistency, [0.01, 0.012, 1e9], progress_timeout_s=20.0)
+    assert cluster.until_finished(at_most_s=100.0) < 30.0
+    assert cluster.run.metrics.workers_lost == (consistency == "ssp:1")
+
+
+@pytest.mark.parametrize("consistency", ["ssp:1", "bsp:3"])
+def test_slow_workers_are_waited_for_though_every_step_outlasts_the_progress_timeout(
+    consistency: str,
+) -> None:
+    cluster = cluster_with_timeout(consistency, [40.0, 90.0, 100.0], progress_timeout_s=20.0)
+    cluster.until_finished()
+    assert cluster.run.metrics.workers_lost == 0
+
+
+def test_time_in_which_the_server_stood_still_is_no_lack_of_progress() -> None:
+    cluster = cluster_with_timeout("ssp:0", [0.1, 0.5], progress_timeout_s=20.0)
+    members = cluster.run.members.members
+    while not any(each.under_way_s(cluster.now) > 0.3 for each in members):
+        cluster.step()
+        members = cluster.run.members.members
+    assert not cluster.run.members.expired(cluster.now + 3600.0)
+    assert not cluster.run.members.stalled(cluster.now + 3600.0)
+
+
 def test_workers_that_wait_for_others_are_told_of_the_end() -> None:
     for consistency in ("bsp:2", "ssp:0"):
         cluster = cluster_of(consistency, [0.01, 0.3])

@@ -5,7 +5,7 @@ from collections import Counter, deque
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dist_net.errors import CheckpointDamagedError, SettingError
@@ -39,6 +39,7 @@ class Accountant:
         assert self.applied == Counter(every)
 
 
+@settings(deadline=None)
 @given(
     samples=st.integers(1, 40),
     epochs=st.integers(1, 3),
@@ -101,6 +102,7 @@ class Worker:
             self.next = stop
 
 
+@settings(deadline=None)
 @given(
     samples=st.integers(1, 30),
     batch_size=st.integers(1, 3),
@@ -206,6 +208,28 @@ def test_a_range_has_two_holders_at_most_and_whoever_is_left_keeps_it() -> None:
     assert (third.start, third.rival, second.rival) == (1, 2, 3)
     assert ledger.release(3) == 0
     assert ledger.release(2) == 1
+
+
+def test_samples_of_a_round_that_is_dropped_are_leased_again() -> None:
+    ledger = LeaseLedger(8, 1, batch_size=2, lease_minibatches=2, round_minibatches=2)
+    before = ledger.to_json()
+    for worker_id in (1, 2):
+        lease = ledger.grant(worker_id)
+        assert lease is not None
+        ledger.collected(worker_id, lease.stop)
+    assert ledger.round_is_collected
+    ledger.round_dropped()
+    assert (ledger.applied_samples, ledger.round_is_collected) == (0, False)
+    applied: Counter[int] = Counter()
+    while not ledger.finished:
+        for worker_id in (1, 2):
+            lease = ledger.grant(worker_id)
+            assert lease is not None
+            applied.update(range(lease.start, lease.stop))
+            ledger.collected(worker_id, lease.stop)
+        ledger.round_applied()
+    assert applied == Counter(range(8))
+    assert before["remaining"] == []
 
 
 def test_an_idle_worker_begins_the_next_epoch_while_the_last_of_this_one_is_out() -> None:

@@ -1,6 +1,9 @@
 """Workers come and go; one that is silent is overdue."""
 
-from dist_net.parameter_server.members import NAMES_KEPT, Membership
+import pytest
+
+from dist_net.parameter_server.consistency import AUTO
+from dist_net.parameter_server.members import LATE_S, NAMES_KEPT, Member, Membership
 from dist_net.wire.messages import Equipment
 
 
@@ -103,3 +106,38 @@ def test_a_worker_reports_what_it_has_and_how_it_does() -> None:
         "heard_s_ago": 3.0,
         "progress_s_ago": 3.0,
     }
+
+
+def five_in_step() -> tuple[Membership, list[Member]]:
+    """Workers that go in step, have each taken 0.1 s for a step, and begin the next at second 1."""
+    members = Membership(heartbeat_timeout_s=1.5, consistency=AUTO)
+    joined = [members.join(b"%d" % number, f"{number}", number, 0.0) for number in range(5)]
+    for member in joined:
+        member.step_began_s = 0.9
+        member.completes(1, 1.0)
+        member.step_began_s = 1.0
+    return members, joined
+
+
+def left_behind(members: Membership, now: float) -> list[str]:
+    members.leave_slow_behind(now)
+    return [each.name for each in members.members if each.is_left_behind]
+
+
+@pytest.mark.parametrize(("step_s", "expected"), [(0.19, []), (0.21, ["3"])])
+def test_a_worker_is_left_behind_if_its_steps_take_twice_as_long(
+    step_s: float, expected: list[str]
+) -> None:
+    members, joined = five_in_step()
+    joined[3].step_s = step_s
+    assert left_behind(members, 1.0) == expected
+
+
+def test_a_worker_is_left_behind_while_a_step_is_late() -> None:
+    members, joined = five_in_step()
+    for member in joined[1:]:
+        member.step_began_s = None
+    assert left_behind(members, 1.0 + LATE_S) == []
+    assert left_behind(members, 1.0 + 2 * LATE_S) == ["0"]
+    joined[0].step_began_s = None
+    assert left_behind(members, 1.0 + 3 * LATE_S) == []

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -469,6 +470,63 @@ def test_the_more_workers_there_are_the_fewer_gradients_each_has_on_their_way() 
         desk.leave(b"%d" % left, left)
     work = desk.push(b"a", 1, work)
     assert (work.depth, work.together) == (2, 3)
+
+
+def dismissed(desk: Desk, node: bytes, worker_id: int) -> None:
+    work = desk.pull(node, worker_id)
+    bad = desk.a_push(worker_id, work)._replace(gradients=(vector(1.0)[1:],))
+    forget, _ = desk.server.handle(node, bad, desk.now)
+    assert forget == Forget(worker_id)
+
+
+def overdue(desk: Desk, _: bytes, worker_id: int) -> None:
+    commands: list[ServerCommand] = []
+    for _ in range(5):
+        desk.now += 0.4
+        commands += desk.server.tick(desk.now)
+    assert commands == [Forget(worker_id)]
+
+
+def leaves(desk: Desk, node: bytes, worker_id: int) -> None:
+    assert desk.leave(node, worker_id) == [Forget(worker_id)]
+
+
+def joined_elsewhere(desk: Desk, _: bytes, worker_id: int) -> None:
+    desk.join(b"again", identity=desk.identities[worker_id], request_id=1000)
+    leaves(desk, b"again", worker_id + 1)
+
+
+@pytest.mark.parametrize("gone", [dismissed, overdue, leaves, joined_elsewhere])
+def test_snapshots_of_a_worker_that_is_gone_are_written_again(
+    gone: Callable[[Desk, bytes, int], None],
+) -> None:
+    settings = replace(SETTINGS, epochs=1000)
+    buffers = [vector(np.nan) for _ in range(2 + PIPELINE.snapshots)]
+    desk = Desk(RunState(settings, vector(0.0), ListedBuffers(buffers)))
+    for number in range(30):
+        node = b"%d" % number
+        welcome = desk.join(node)
+        assert welcome.weights_descriptor != -1
+        first = work = desk.pull(node, welcome.worker_id)
+        for _ in range(3):  # from the oldest snapshot, so that all of them stay pinned
+            work = desk.push(node, welcome.worker_id, work, base_versions=(first.version,))
+        gone(desk, node, welcome.worker_id)
+    assert desk.run.store.version == 90
+
+
+@pytest.mark.parametrize("most_ahead", [0, 1, 3])
+def test_a_worker_may_be_exactly_as_many_steps_ahead_as_ssp_says(most_ahead: int) -> None:
+    consistency = Consistency.of(f"ssp:{most_ahead}")
+    desk = Desk(RunState(replace(SETTINGS, epochs=10, consistency=consistency), vector(0.0)))
+    desk.join(b"fast")
+    desk.join(b"slow")
+    fast, slow = desk.pull(b"fast", 1), desk.pull(b"slow", 2)
+    for _ in range(most_ahead):
+        fast = desk.push(b"fast", 1, fast)
+    [record] = desk.server.handle(b"fast", desk.a_push(1, fast), desk.now)  # has to wait
+    assert isinstance(record, Record)
+    _, *answers = desk.server.handle(b"slow", desk.a_push(2, slow), desk.now)
+    assert {answer.node for answer in answers} == {b"fast", b"slow"}
 
 
 def test_a_silent_worker_is_lost_and_its_samples_go_to_others(desk: Desk) -> None:
