@@ -18,6 +18,11 @@ from pathlib import Path
 
 import pytest
 import zmq
+from hypothesis import settings
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 pytest_plugins = ["pytester"]
 

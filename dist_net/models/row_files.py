@@ -40,7 +40,9 @@ def read_rows(path: Path, model: Model) -> Batch:
             f"{path}: an array of shape {rows.shape}; expected {shape}, the inputs of the model"
         )
     with np.errstate(invalid="ignore", over="ignore"):
-        inputs = rows.astype(model.input_dtype, order="C").reshape(-1, *model.input_shape)
+        inputs = rows.astype(model.input_dtype, order="C").reshape(
+            -1, *model.input_shape, copy=False
+        )
     is_same = model.input_dtype.kind == "f" or np.array_equal(inputs.ravel(), rows.ravel())
     if not is_same or not np.isfinite(inputs).all():
         raise DataFileError(
@@ -74,6 +76,6 @@ def write_rows(path: Path, rows: NDArray[np.float32]) -> None:
             if path.suffix.lower() == ".npy":
                 np.save(file, rows)
             else:
-                np.savetxt(file, rows.reshape(len(rows), -1), "%.9g", ",")
+                np.savetxt(file, rows.reshape(len(rows), -1, copy=False), "%.9g", ",")
     except OSError as error:
         raise DataFileError(f"{path}: {error.strerror}; expected a file to write to") from error

@@ -155,7 +155,7 @@ def _header(metadata: dict[str, str], tensors: dict[str, Vector]) -> bytes:
 
 
 def _bytes_of(tensor: Vector) -> memoryview:
-    return np.ascontiguousarray(tensor, "<f4").reshape(-1).view(np.uint8).data
+    return np.ascontiguousarray(tensor, "<f4").reshape(-1, copy=False).view(np.uint8).data
 
 
 def _digest(metadata: dict[str, str], tensors: dict[str, Vector]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +22,11 @@ from dist_net.errors import (
     RunOverdueError,
     WorkerRefusedError,
 )
-from dist_net.files import HostDisk
 from dist_net.models.observer import Observer
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.optim import SGD
 from dist_net.parameter_server import loop as process
-from dist_net.parameter_server.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.parameter_server.journal import read_journal
 from dist_net.recipes.recipe import Recipe
 from dist_net.training.step import TrainingStep
@@ -305,12 +305,12 @@ class Disk:
         self.is_quick.set()
         monkeypatch.setattr(process, "write_checkpoint", self._write)
 
-    def _write(self, path: Path, checkpoint: Checkpoint, disk: HostDisk) -> None:
+    def _write(self, *arguments: Any) -> None:
         assert self.is_quick.wait(30)
         if self.failures > 0:
             self.failures -= 1
             raise CheckpointWriteError("no space left")
-        write_checkpoint(path, checkpoint, disk)
+        write_checkpoint(*arguments)
 
 
 @pytest.fixture

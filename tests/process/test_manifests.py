@@ -43,7 +43,7 @@ def assert_parsed(command: str) -> None:
 def test_what_is_typed_on_clusters_is_what_dist_net_takes() -> None:
     page = (EXAMPLES.parent / "docs" / "cluster.md").read_text()
     blocks = re.findall(r"^```text\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    commands = re.findall(r"^ *(dist-net .*)$", "\n".join(blocks), re.MULTILINE)
+    commands = re.findall(r"^ *(?:echo \S+ \| )?(dist-net .*)$", "\n".join(blocks), re.MULTILINE)
     assert len(commands) > 3
     for command in commands:
         assert_parsed(command)
