@@ -130,6 +130,7 @@ class Membership:
         self._members: dict[int, Member] = {}
         self._starts: dict[str, tuple[int, int]] = {}  # by name: the last identity, and how many
         self._looked_s: float | None = None
+        self.slowest_to_mean: float = SLOWEST_TO_MEAN
 
     def __len__(self) -> int:
         return len(self._members)
@@ -188,7 +189,7 @@ class Membership:
         While one worker computes, each of the others may push all that it has computed, and more
         than once if that one is slow. Beyond the limit, it was not slow but stopped.
         """
-        return SLOWEST_TO_MEAN * self.pipeline.gradients * len(self._members)
+        return int(self.slowest_to_mean * self.pipeline.gradients * len(self._members))
 
     def join(
         self,

@@ -1,21 +1,26 @@
 """What has to hold at every event of a simulated run, whatever goes wrong."""
 
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dist_net.errors import BadInputError
-from dist_net.parameter_server.checkpoint import decode_checkpoint
+from dist_net.optim import SGD
+from dist_net.parameter_server.checkpoint import Checkpoint, decode_checkpoint
 from dist_net.parameter_server.journal import JournalFile, read_journal
+from dist_net.parameter_server.loop import ServerLoop
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.simulation.counting import CountingStep, counts
 from dist_net.simulation.disk import VirtualDisk
-from dist_net.simulation.failures import InvariantBrokenError
+from dist_net.simulation.failures import InvariantBrokenError, require
 from dist_net.simulation.replay import Replay
 from dist_net.wire.messages import Message, Stop, Work
 
+LONGEST_WAIT_IN_STEP_S = 5.0
 CHECKPOINT, JOURNAL = Path("run/checkpoint.safetensors"), Path("run/journal")
 
 
@@ -30,9 +35,18 @@ class RunChecks:
         self._version = 0
         self._acknowledged = 0
         self._kept = 0
+        self._staleness_limit = self._stalest = 0
+        self._counts_samples = isinstance(settings.optimizer, SGD)
+        self.progress_s = 0.0  # when something was last applied
+        self.calm_since_s = math.inf  # when the last fault was over
 
-    def begin(self, run: RunState, journal: JournalFile) -> None:
+    def begin(self, run: RunState, journal: JournalFile, checkpoint: Checkpoint | None) -> None:
         """A server begins, or goes on from a checkpoint."""
+        state = {} if checkpoint is None else checkpoint.optimizer_state
+        for name, vector in state.items():
+            is_same = np.array_equal(run.store.state[name], vector)
+            require(is_same, f"the optimizer's {name} is not that of the checkpoint")
+        self._staleness_limit, self._stalest = 0, run.metrics.staleness_max
         self.run, self._journal = run, journal
         self._version = self._acknowledged = run.store.version
         if self._version < self._kept:
@@ -42,18 +56,70 @@ class RunChecks:
             )
         self._check_counts(run)
 
-    def turned(self) -> None:
+    def turned(self, loop: ServerLoop, now: float) -> None:
         """The server has done something."""
-        assert self.run is not None
-        version = self.run.store.version
+        run = self.run
+        assert run is not None
+        self._check_leaks(run, loop)
+        self._check_lead(run)
+        self._check_wait(run, loop, now)
+        limit = max(self._staleness_limit, run.members.staleness_limit)
+        self._staleness_limit = run.members.staleness_limit
+        version = run.store.version
         if version != self._version:
-            if version < self._version:
-                raise InvariantBrokenError(f"version {version} follows version {self._version}")
-            self._version = version
-            self._check_counts(self.run)
+            require(version > self._version, f"version {version} follows {self._version}")
+            stalest = run.metrics.staleness_max
+            is_bounded = stalest <= max(limit, self._stalest)
+            require(is_bounded, f"a gradient was {stalest} versions old: the limit is {limit}")
+            self._stalest = stalest
+            self._version, self.progress_s = version, now
+            self._check_counts(run)
+
+    def _check_leaks(self, run: RunState, loop: ServerLoop) -> None:
+        """Nothing is held for workers that are not in the run any more."""
+        members = {member.worker_id for member in run.members.members}
+        held: dict[str, Collection[int]] = {
+            "pins": run.store._pins,
+            "leases": run.ledger._leases,
+            "memory": loop._gradients,
+            "answers": loop._server._waiting,
+        }
+        for what, of in held.items():
+            require(members >= {*of}, f"{what} of workers that are gone: {({*of}) - members}")
+        pins = sum(map(len, run.store._pins.values()))
+        require(pins == sum(run.store._pinned), "a snapshot is pinned that no worker has pinned")
+
+    def _check_lead(self, run: RunState) -> None:
+        """With ``ssp:N`` nobody computes who is more than N steps ahead of another who does."""
+        consistency = self._settings.consistency
+        if consistency.most_ahead is None or consistency.is_automatic:
+            return
+        members = [each for each in run.members.members if run.ledger.holds_lease(each.worker_id)]
+        clocks = [each.clock for each in members]
+        computing = [
+            each.clock
+            for each in members
+            if each.step_began_s is not None and not each.told_to_stop
+        ]
+        lead = max(computing, default=0) - min(clocks, default=0)
+        require(lead <= consistency.most_ahead, f"a worker is {lead} steps ahead")
+
+    def _check_wait(self, run: RunState, loop: ServerLoop, now: float) -> None:
+        """With ``auto`` workers in step do not wait for one that is much slower."""
+        if self._settings.consistency.is_automatic and run.members.go_in_step:
+            waited_s = now - max(self.progress_s, self.calm_since_s)
+            is_patient = loop._server._waiting and waited_s > LONGEST_WAIT_IN_STEP_S
+            require(not is_patient, f"workers wait for a slow one for {waited_s:.1f} s")
 
     def _check_counts(self, run: RunState) -> None:
         """Each sample is in the weights at most once, and as many are as the ledger says."""
+        # Other optimizers and lower rates count differently; a replay shows what they apply.
+        share = self._settings.consistency.most_of_rate(
+            len(run.members), self._settings.optimizer.full_rate_staleness
+        )
+        self._counts_samples &= share == 1.0
+        if not self._counts_samples:
+            return
         applied = counts(self._settings, run.store.weights)
         if applied.max() > 1 or applied.min() < 0 or applied.sum() != run.ledger.applied_samples:
             again = np.flatnonzero((applied != 0) & (applied != 1))
@@ -92,11 +158,20 @@ class RunChecks:
                 f"{journal.version}: {journal.fault}"
             )
 
+    def ended_in_order(self) -> None:
+        """The server wrote its last checkpoint: what it had acknowledged is in that."""
+        checkpoint = decode_checkpoint(CHECKPOINT, self._disk.read(CHECKPOINT))
+        require(
+            checkpoint.version == self._version,
+            f"version {self._version} was the last, and the checkpoint has {checkpoint.version}",
+        )
+
     def finished(self) -> None:
         """The server is done: checkpoint and journal are whole, and say the same."""
         settings = self._settings
         checkpoint = decode_checkpoint(CHECKPOINT, self._disk.read(CHECKPOINT))
-        if checkpoint.ledger["remaining"] or (counts(settings, checkpoint.weights) != 1).any():
+        uncounted = self._counts_samples and (counts(settings, checkpoint.weights) != 1).any()
+        if checkpoint.ledger["remaining"] or uncounted:
             raise InvariantBrokenError("samples are missing in the last checkpoint")
         try:
             journal = read_journal(JOURNAL, self._disk)

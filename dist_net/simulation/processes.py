@@ -1,5 +1,6 @@
 """The processes of a training cluster: the loops that ship, on virtual hosts."""
 
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -13,14 +14,16 @@ import numpy as np
 from dist_net.errors import DistNetError
 from dist_net.parameter_server.checkpoint import decode_checkpoint
 from dist_net.parameter_server.loop import Received, ServerLoop, opened_journal, opened_run
+from dist_net.parameter_server.members import SLOWEST_TO_MEAN
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.simulation.disk import ProcessKilledError, VirtualDisk
+from dist_net.simulation.failures import InvariantBrokenError
 from dist_net.simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
 from dist_net.simulation.memory import VirtualMemory, VirtualSegment
 from dist_net.simulation.network import VirtualClientSocket, VirtualNetwork, VirtualServerSocket
 from dist_net.simulation.schedule import EventSchedule
 from dist_net.training.loop import MinibatchStep, WorkerLoop
-from dist_net.training.state import Compute
+from dist_net.training.state import REJOIN_TIMEOUT_S, Compute
 from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
 
@@ -42,6 +45,7 @@ class VirtualProcess:
         self.process_id = process_id
         self.schedule = schedule
         self.random = Random(int(schedule.random.integers(2**32)))
+        self.started_s = schedule.now_s
         self.is_alive = True
         self.was_killed = False
         self.ended: Callable[[DistNetError | None], None] = lambda _: None
@@ -172,7 +176,14 @@ class WorkerProcess(VirtualProcess):
         self._waits = 0
         self._is_waiting = False
         digest, size = settings.recipe_digest, settings.vector_size
-        self.loop = WorkerLoop(lambda _: step, SERVER, name, digest, size, surroundings=self)
+        # Where train supervises its own workers, they wait for their server as long as it does.
+        timeout_s = REJOIN_TIMEOUT_S if memory is None else math.inf
+        self.loop = WorkerLoop(
+            *(lambda _: step, SERVER, name, digest, size),
+            join_timeout_s=timeout_s,
+            rejoin_timeout_s=timeout_s,
+            surroundings=self,
+        )
         self._turns = self.loop.turns()
 
     def start(self) -> None:
@@ -212,6 +223,8 @@ class WorkerProcess(VirtualProcess):
 
     def attach(self, address: SegmentAddress, size: int) -> VirtualSegment:
         assert self._memory is not None
+        if self._segment is not None and self._segment.vectors:
+            raise InvariantBrokenError(f"{self.name} still has the memory of a server before")
         self._segment = self._memory.attach(address, size)
         return self._segment
 
@@ -267,11 +280,15 @@ class WorkerProcess(VirtualProcess):
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What a server is started with; it needs ``service_s`` for a message."""
+    """What a server is started with; it needs ``service_s`` for a message.
+
+    ``slowest_to_mean``: see ``Membership``.
+    """
 
     sync: str = "never"
     checkpoint_every_s: float = 1.0
     service_s: float = 0.0
+    slowest_to_mean: float = SLOWEST_TO_MEAN
 
 
 class ServerProcess(VirtualProcess):
@@ -318,7 +335,8 @@ class ServerProcess(VirtualProcess):
         journal = self._context.enter_context(
             opened_journal(JOURNAL, run, 1, self._options.sync, disk, self.random)
         )
-        self._checks.begin(run, journal)
+        run.members.slowest_to_mean = self._options.slowest_to_mean
+        self._checks.begin(run, journal, checkpoint)
         self.schedule.note(self.name, "goes on from version %d", run.store.version)
         socket = self._socket = self._network.listen(SERVER)
         socket.on_arrival = lambda: self.do(self._look)
@@ -331,15 +349,22 @@ class ServerProcess(VirtualProcess):
         self._turns = self.loop.turns(VirtualWriter(self))
         self._resume(None)
 
+    def terminate(self) -> None:
+        """Have it write a checkpoint and end as soon as its loop comes round, as by SIGTERM."""
+        if self.loop is not None:
+            self.schedule.note(self.name, "is terminated")
+            self.loop.stop("it is to end")
+
     def _resume(self, received: Received) -> None:
         """Let the loop go on to its next wait."""
+        assert self.loop is not None
         self._is_waiting = False
         try:
             timeout_s = self._turns.send(received)
         except StopIteration:
             self.end(None)
             return
-        self._checks.turned()
+        self._checks.turned(self.loop, self.schedule.now_s)
         if received is not None and self._options.service_s:
             self.after(self._options.service_s, self._next, timeout_s)
         else:

@@ -4,8 +4,10 @@ import errno
 import json
 import math
 import os
+from collections import defaultdict
 from collections.abc import Callable
 
+from dist_net.cluster.replacement import RestartBudget
 from dist_net.errors import (
     CheckpointWriteError,
     DistNetError,
@@ -13,6 +15,7 @@ from dist_net.errors import (
     JournalWriteError,
     WorkerRefusedError,
 )
+from dist_net.optim import SGD, Adam, Momentum, Optimizer
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.simulation.counting import MIXED, CountingStep
@@ -21,16 +24,27 @@ from dist_net.simulation.failures import InvariantBrokenError, SimulationFailedE
 from dist_net.simulation.invariants import RunChecks
 from dist_net.simulation.memory import VirtualMemory
 from dist_net.simulation.network import NO_FAULTS, Link, NetworkFaults, VirtualNetwork
-from dist_net.simulation.processes import SERVER, ServerOptions, ServerProcess, WorkerProcess
+from dist_net.simulation.processes import (
+    SERVER,
+    ServerOptions,
+    ServerProcess,
+    VirtualProcess,
+    WorkerProcess,
+)
 from dist_net.simulation.schedule import EventSchedule
 from dist_net.wire.messages import Shutdown, StatusReport, StatusRequest
 
 BATCH_SIZE = 3
-CONSISTENCIES = ("async", "async", "async", "ssp:0", "ssp:2", "bsp:1", "bsp:2", "bsp:4")
+CONSISTENCIES = (
+    *("auto", "auto", "auto", "async", "async"),
+    *("ssp:0", "ssp:2", "bsp:1", "bsp:2", "bsp:4"),
+)
+OPTIMIZERS: tuple[Optimizer, ...] = (SGD(), SGD(), SGD(), Momentum(), Adam())
 OBSERVE_EVERY_S = 1.0
-LONGEST_RECOVERY_S = 180.0
-"""How long a run may take once nothing goes wrong any more."""
+LONGEST_STALL_S = 30.0
+"""How long nothing may be applied, once nothing goes wrong any more."""
 
+SUPERVISION_POLL_S = 0.1
 REMOTE_SHARE = 0.5
 BROKEN_GRADIENTS = 0.05
 """The share of gradients that are not finite, in every fourth run while there are faults."""
@@ -41,6 +55,7 @@ FAULTS: dict[str, float] = {
     "kill_server": 5.0,
     "kill_server_at_disk": 8.0,
     "stop_server": 8.0,
+    "terminate_server": 12.0,
     "fail_host": 12.0,
     "part_network": 5.0,
     "break_disk": 2.5,
@@ -71,11 +86,13 @@ class TrainingRun:
             learning_rate=float(consistency.round_minibatches or 1),
             lease_minibatches=int(random.integers(1, 7)),
             consistency=consistency,
+            optimizer=OPTIMIZERS[int(random.integers(len(OPTIMIZERS)))],
         )
         self.options = ServerOptions(
             sync=str(random.choice(["always", "never", "0.5"])),
             checkpoint_every_s=float(random.uniform(0.3, 3.0)),
             service_s=float(random.choice([0.0, 0.0, 0.001, 0.02])),
+            slowest_to_mean=float(random.choice([10.0, 1.0])),
         )
         self.network = VirtualNetwork(self.schedule, self._network_faults())
         self.network.set_link(SERVER, Link(float(random.choice([1e-5, 1e-3]))))
@@ -85,10 +102,13 @@ class TrainingRun:
         self.workers: dict[str, WorkerProcess] = {}
         self.faults_until_s = float(random.uniform(2.0, 12.0))
         self._process_ids = iter(range(1, 10**9))
+        self._budgets: defaultdict[str, RestartBudget] = defaultdict(
+            lambda: RestartBudget(math.inf)
+        )
         self._breaks_gradients = random.random() < 0.25
         self._is_done = False
         self._start_server()
-        for _ in range(int(random.integers(1, 5))):
+        for _ in range(int(random.integers(1, 8 if consistency.is_automatic else 5))):
             self._join()
         self._plan_faults()
         self.schedule.after(0.0, self._observe)
@@ -106,9 +126,9 @@ class TrainingRun:
     def run(self) -> None:
         """Let it come to its end; raises SimulationFailedError."""
         try:
-            deadline_s = self.faults_until_s + LONGEST_RECOVERY_S
             while not self._is_done:
-                if self.schedule.now_s > deadline_s:
+                begun_s = max(self.faults_until_s, self.checks.progress_s)
+                if self.schedule.now_s > begun_s + LONGEST_STALL_S:
                     raise InvariantBrokenError("the run makes no progress")
                 self.schedule.step()
             self.checks.finished()
@@ -133,10 +153,11 @@ class TrainingRun:
             self.checks.server_died()
         elif error is not None and not isinstance(error, CheckpointWriteError | JournalWriteError):
             raise InvariantBrokenError(f"the server ended: {type(error).__name__}: {error}")
-        elif error is None and self.checks.is_finished:
-            self._is_done = True
-            return
-        self.schedule.after(self._pause_s(), self._start_server)
+        elif error is None:
+            self.checks.ended_in_order()
+            self._is_done = self.checks.is_finished
+        if not self._is_done:
+            self.schedule.after(self._pause_s(server), self._start_server)
 
     def _join(self) -> None:
         """A worker joins, on the server's host or on one of its own."""
@@ -174,7 +195,7 @@ class TrainingRun:
                 raise InvariantBrokenError(f"{name} is refused: {error}")
             if not worker.leaves:
                 again = self._start_worker, name, memory, seconds_of_step
-                self.schedule.after(self._pause_s(), *again)
+                self.schedule.after(self._pause_s(worker), *again)
 
         worker.ended = ended
         worker.start()
@@ -183,8 +204,13 @@ class TrainingRun:
         """Whether a gradient is not finite; then it is computed again."""
         return self._breaks_gradients and self.random.random() < BROKEN_GRADIENTS
 
-    def _pause_s(self) -> float:
-        return float(self.random.uniform(0.1, 1.5))
+    def _pause_s(self, ended: VirtualProcess) -> float:
+        """How long until it starts again: by its supervisor if it was killed, else by a user."""
+        if not ended.was_killed:
+            return float(self.random.uniform(0.1, 1.5))
+        pause_s = self._budgets[ended.name].pause_s(self.schedule.now_s - ended.started_s)
+        assert pause_s is not None
+        return pause_s + float(self.random.uniform(0.0, SUPERVISION_POLL_S))
 
     def _plan_faults(self) -> None:
         for name, seconds_apart in FAULTS.items():
@@ -200,6 +226,7 @@ class TrainingRun:
         self.network.join()
         self.disk.failure = None
         self._breaks_gradients = False
+        self.checks.calm_since_s = self.schedule.now_s
 
     def _some_worker(self) -> WorkerProcess | None:
         alive = [worker for worker in self.workers.values() if worker.is_alive]
@@ -226,6 +253,9 @@ class TrainingRun:
 
     def _stop_server(self) -> None:
         self.server.stop(self._seconds())
+
+    def _terminate_server(self) -> None:
+        self.server.terminate()
 
     def _fail_host(self) -> None:
         """The server's host loses power: its processes are gone, and what was not on the disk."""

@@ -42,7 +42,7 @@ def test_the_same_seed_is_the_same_run_to_the_last_event() -> None:
 def test_every_fault_happens() -> None:
     told = "".join(trace_of(seed) for seed in range(40))
     signs = ["is killed", "is stopped", "fails: No space", "fails: Read-only", r"parts \['server'"]
-    signs += ["is to leave", "loses its connection", "host       fails"]
+    signs += ["is to leave", "loses its connection", "is terminated", "host       fails"]
     signs += ["goes on from version [1-9]"]
     signs += [": lost", ": doubled", ": overtaken", ": delayed", ": vanishing"]
     assert [sign for sign in signs if not re.search(sign, told)] == []
