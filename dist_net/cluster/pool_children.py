@@ -17,9 +17,9 @@ from pathlib import Path
 
 from dist_net.cluster.child import RunningChild, end
 from dist_net.cluster.fork_server import START_AGAIN_S, ForkServer
-from dist_net.cluster.replacement import RestartBudget
 from dist_net.cluster.roles import LocalProcesses, Role
 from dist_net.errors import BadInputError, DistNetError, ProcessFailedError
+from dist_net.restart_budget import RestartBudget
 
 logger = logging.getLogger(__name__)
 

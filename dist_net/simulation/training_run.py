@@ -7,7 +7,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 
-from dist_net.cluster.replacement import RestartBudget
 from dist_net.errors import (
     CheckpointWriteError,
     DistNetError,
@@ -18,6 +17,7 @@ from dist_net.errors import (
 from dist_net.optim import SGD, Adam, Momentum, Optimizer
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.settings import RunSettings
+from dist_net.restart_budget import RestartBudget
 from dist_net.simulation.counting import MIXED, CountingStep
 from dist_net.simulation.disk import VirtualDisk
 from dist_net.simulation.failures import InvariantBrokenError, SimulationFailedError

@@ -53,10 +53,11 @@ MAY_IMPORT = {
     ),
     "report": "errors nn models",
     "export": "errors vector files spelling release autodiff nn recipes models",
-    "simulation": "errors vector wire parameter_server training serving",
+    "restart_budget": "",
+    "simulation": "errors vector optim restart_budget wire parameter_server training serving",
     "cluster": (
-        "errors vector clock spelling release autodiff nn optim pictures data recipes wire "
-        "parameter_server training serving models report simulation"
+        "errors vector clock spelling release restart_budget autodiff nn optim pictures data "
+        "recipes wire parameter_server training serving models report simulation"
     ),
     "cli": (
         "errors spelling release pictures data darknet pretrained recipes wire parameter_server "

@@ -3,7 +3,7 @@
 import pytest
 
 from dist_net.cluster.local_run import with_port_of
-from dist_net.cluster.replacement import HEALTHY_S, LONGEST_PAUSE_S, SETTLED_S, RestartBudget
+from dist_net.restart_budget import HEALTHY_S, LONGEST_PAUSE_S, SETTLED_S, RestartBudget
 
 
 def test_pauses_grow_up_to_a_limit_and_have_an_end() -> None:
