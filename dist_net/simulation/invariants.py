@@ -20,7 +20,7 @@ from dist_net.simulation.failures import InvariantBrokenError, require
 from dist_net.simulation.replay import Replay
 from dist_net.wire.messages import Message, Stop, Work
 
-LONGEST_WAIT_IN_STEP_S = 5.0
+LONGEST_WAIT_IN_STEP_S = 7.0
 CHECKPOINT, JOURNAL = Path("run/checkpoint.safetensors"), Path("run/journal")
 
 
