@@ -19,11 +19,11 @@ from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import CapacityWriteError, CostsDamagedError, SettingError
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.run import STALENESS_WITHOUT_COST
+from dist_net.planner import costs as costs_of_clusters
+from dist_net.planner.capacity import ClusterPlan, PlannedCluster, PredictedCapacity
+from dist_net.planner.costs import SHARED_MEMORY, ClusterCosts, Network
 from dist_net.recipes.recipe import load_recipe, recipe_names
 from dist_net.report.plots import new_figure, plot_capacity
-from dist_net.simulation import costs as costs_of_clusters
-from dist_net.simulation.capacity import ClusterPlan, PlannedCluster, PredictedCapacity
-from dist_net.simulation.costs import SHARED_MEMORY, ClusterCosts, Network
 
 TYPICAL_COSTS = Path(costs_of_clusters.__file__).with_name("typical_costs.json")
 """Measured by this command for Fashion-MNIST, on two cores of an Intel Xeon (virtual)."""

@@ -22,8 +22,8 @@ from dist_net.cluster.own_directory import temporary_directory
 from dist_net.data import Dataset
 from dist_net.errors import ProcessFailedError, SettingError
 from dist_net.models.run_options import RunOptions
+from dist_net.planner.costs import ClusterCosts, ExchangeCost, TransportCosts
 from dist_net.recipes.recipe import LoadedRecipe
-from dist_net.simulation.costs import ClusterCosts, ExchangeCost, TransportCosts
 from dist_net.training.loop import WorkerLoop
 from dist_net.training.step import TrainingStep
 from dist_net.vector import Vector

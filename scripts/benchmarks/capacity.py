@@ -11,9 +11,9 @@ from benchmarks.training import train_records
 from dist_net.cluster.cores import available_cores
 from dist_net.cluster.measuring import measure_step, measure_transport
 from dist_net.cluster.roles import share_of_cores
+from dist_net.planner.capacity import ClusterPlan, PlannedCluster
+from dist_net.planner.costs import Network, TransportCosts
 from dist_net.recipes.recipe import load_recipe
-from dist_net.simulation.capacity import ClusterPlan, PlannedCluster
-from dist_net.simulation.costs import Network, TransportCosts
 
 ROUNDS = 3  # in turn, because the speed of a shared machine drifts
 WORKERS = (1, 2, 4)

@@ -23,11 +23,11 @@ from dist_net.data import Dataset
 from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.run import RunState
 from dist_net.recipes.recipe import LoadedRecipe, load_recipe
-from dist_net.simulation.timed_cluster import TimedCluster
 from dist_net.training.evaluation import Evaluator
 from dist_net.training.state import Compute
 from dist_net.training.step import TrainingStep
 from dist_net.vector import Vector
+from simulation.timed_cluster import TimedCluster
 
 RATES = {"sgd": 0.05, "momentum": 0.005, "adam": 0.0004}
 """The same for any number of workers; momentum of 0.9 makes ten times its rate of it."""

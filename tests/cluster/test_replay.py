@@ -8,12 +8,12 @@ import pytest
 
 from dist_net import nn
 from dist_net.cluster.in_process import LocalCluster
+from dist_net.cluster.replayed_run import Replay
 from dist_net.files import AppendedHostFile
 from dist_net.models.run_options import RunOptions
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.parameter_server.journal import read_journal
 from dist_net.recipes.recipe import LoadedRecipe, Recipe, load_recipe
-from dist_net.simulation.replay import Replay
 from dist_net.training.step import TrainingStep
 
 PLAIN = replace(load_recipe("digits").recipe, epochs=3)

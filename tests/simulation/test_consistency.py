@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.simulation.timed_cluster import TimedCluster
 from dist_net.training.state import Compute
 from dist_net.vector import Vector
+from simulation.timed_cluster import TimedCluster
 
 SAMPLES, EPOCHS = 62, 2
 RUN_SETTINGS = RunSettings(

@@ -1,5 +1,6 @@
 """Bugs that are planted in a copy of the package, as patches, are found by simulated runs."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -33,9 +34,11 @@ def copy(tmp_path: Path) -> Path:
 
 def outcome_of(directory: Path, seeds: int, patch: Path) -> str:
     """What is said of the first seed that fails in the copy that was patched."""
-    command = [sys.executable, "-m", "dist_net.simulation", "0", str(seeds)]
+    command = [sys.executable, "-m", "simulation", "0", str(seeds)]
     command += ["--pool"] if patch.parent.name == "pool" else []
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True).stdout
+    environment = os.environ | {"PYTHONPATH": f"{directory}:{ROOT / 'tests'}"}
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
+    return done.stdout
 
 
 def test_twenty_bugs_are_planted_and_each_is_in_the_table() -> None:

@@ -9,9 +9,9 @@ import pytest
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.pool.settings import PoolSettings
-from dist_net.simulation.failures import SimulationFailedError
-from dist_net.simulation.pool_cluster import DRIFT_S, PoolCluster
-from dist_net.simulation.pool_faults import TROUBLES, TroubledPool
+from simulation.failures import SimulationFailedError
+from simulation.pool_cluster import DRIFT_S, PoolCluster
+from simulation.pool_faults import TROUBLES, TroubledPool
 
 SEEDS = 200
 SEEDS_A_TEST = 50

@@ -10,11 +10,11 @@ from dist_net.parameter_server.consistency import ASYNC, AUTO, Consistency
 from dist_net.parameter_server.members import LATE_S
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.simulation.network import Link
-from dist_net.simulation.timed_cluster import TimedCluster
 from dist_net.training.state import Compute
 from dist_net.vector import Vector
 from dist_net.wire.messages import PIPELINE, Pipeline
+from simulation.network import Link
+from simulation.timed_cluster import TimedCluster
 
 SAMPLES, EPOCHS, STEP_S = 2_000, 2, 0.01
 RUN_SETTINGS = RunSettings(

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from dist_net.parameter_server.leases import LeaseLedger
-from dist_net.simulation.failures import SimulationFailedError
-from dist_net.simulation.training_run import FAULTS, TrainingRun
+from simulation.failures import SimulationFailedError
+from simulation.training_run import FAULTS, TrainingRun
 
 SEEDS, AT_A_TIME = 500, 50
 

@@ -54,14 +54,14 @@ MAY_IMPORT = {
     "report": "errors nn models",
     "export": "errors vector files spelling release autodiff nn recipes models",
     "restart_budget": "",
-    "simulation": "errors vector optim restart_budget wire parameter_server training serving",
+    "planner": "errors wire parameter_server training",
     "cluster": (
         "errors vector clock spelling release restart_budget autodiff nn optim pictures data "
-        "recipes wire parameter_server training serving models report simulation"
+        "recipes wire parameter_server training serving models report planner"
     ),
     "cli": (
         "errors spelling release pictures data darknet pretrained recipes wire parameter_server "
-        "training serving models report export simulation cluster"
+        "training serving models report export planner cluster"
     ),
     "__main__": "cli",
     "dist_net": "pictures recipes training serving cluster",
@@ -328,9 +328,9 @@ def test_what_decides_does_no_input_or_output() -> None:
             assert found.keys() & INPUT_AND_OUTPUT, f"{folder}.{name} is pure"
 
 
-def test_a_simulation_does_no_input_or_output_itself() -> None:
+def test_the_planner_does_no_input_or_output_itself() -> None:
     for name, module in package().items():
-        if module.room == "simulation":
+        if module.room == "planner":
             assert not {each.partition(".")[0] for each in module.imports} & INPUT_AND_OUTPUT, name
 
 

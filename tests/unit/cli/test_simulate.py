@@ -14,7 +14,7 @@ from dist_net.cli import parse
 from dist_net.cli.simulate import TYPICAL_COSTS
 from dist_net.cluster.measuring import WARM_UP, MeasuredExchange, RecipeStep
 from dist_net.errors import BadInputError, MissingExtraError
-from dist_net.simulation.costs import GOODPUT, ClusterCosts, ExchangeCost
+from dist_net.planner.costs import GOODPUT, ClusterCosts, ExchangeCost
 
 BY_HAND = ("--step-ms", "3.5", "--parameters", "100000", "--network", "1gbit:0.1ms")
 

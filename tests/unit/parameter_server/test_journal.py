@@ -40,7 +40,7 @@ from dist_net.parameter_server.journal import (
 from dist_net.parameter_server.loop import opened_journal
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.simulation.disk import VirtualDisk
+from simulation.disk import VirtualDisk
 
 IDENTITY = run_identity("release 1; recipe 2; data 3", 0)
 STARTED = Started(0, 16 * "f", 4, None, None)

@@ -17,9 +17,9 @@ from dist_net.parameter_server.journal import Journal, read_journal
 from dist_net.parameter_server.loop import ServerLoop, opened_journal, opened_run
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.simulation.disk import VirtualDisk
-from dist_net.simulation.network import VirtualNetwork
-from dist_net.simulation.schedule import EventSchedule
+from dist_net.planner.schedule import EventSchedule
+from simulation.disk import VirtualDisk
+from simulation.network import VirtualNetwork
 
 SETTINGS = RunSettings("line", "abc", (("weights", (3,)),), samples=4, epochs=1, batch_size=2)
 CHECKPOINT, JOURNAL = Path("checkpoint"), Path("journal")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dist_net.files import replacing
-from dist_net.simulation.disk import ProcessKilledError, VirtualDisk
+from simulation.disk import ProcessKilledError, VirtualDisk
 
 OLD, NEW = b"old" * 10, b"new" * 20
 PATH = Path("run/checkpoint")

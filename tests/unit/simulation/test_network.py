@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from dist_net.simulation.network import (
+from dist_net.planner.schedule import EventSchedule
+from dist_net.wire.messages import Leave, Pull, Snapshot, Wait
+from simulation.network import (
     Link,
     NetworkFaults,
     VirtualClientSocket,
     VirtualNetwork,
     VirtualServerSocket,
 )
-from dist_net.simulation.schedule import EventSchedule
-from dist_net.wire.messages import Leave, Pull, Snapshot, Wait
 
 
 def pair(network: VirtualNetwork) -> tuple[VirtualClientSocket, VirtualServerSocket]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dist_net import nn
+from dist_net.cluster.replayed_run import Replay
 from dist_net.data import dataset_named
 from dist_net.errors import JournalDamagedError, JournalMismatchError
 from dist_net.models.run_options import RunOptions
@@ -32,7 +33,6 @@ from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer, Record, SendToPeer
 from dist_net.recipes.recipe import LoadedRecipe, Recipe
-from dist_net.simulation.replay import Replay
 from dist_net.training.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.messages import Join, Message, Pull, Push, Welcome, Work

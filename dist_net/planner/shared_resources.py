@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable
 from itertools import count
 
-from dist_net.simulation.schedule import EventSchedule
+from dist_net.planner.schedule import EventSchedule
 
 SLICE_S = 0.003
 """How long a thread keeps a core that others wait for; about what Linux gives."""

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.pool.settings import PoolSettings
-from dist_net.simulation.failures import SimulationFailedError, require
-from dist_net.simulation.network import NO_FAULTS, NetworkFaults
-from dist_net.simulation.pool_cluster import PoolCluster
-from dist_net.simulation.pool_processes import VirtualInferenceWorker
+from simulation.failures import SimulationFailedError, require
+from simulation.network import NO_FAULTS, NetworkFaults
+from simulation.pool_cluster import PoolCluster
+from simulation.pool_processes import VirtualInferenceWorker
 
 TROUBLE_S = 3.0  # for so long something goes wrong
 REST_S = 8.0  # after so long without that, all has to be well

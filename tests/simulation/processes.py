@@ -16,16 +16,16 @@ from dist_net.parameter_server.checkpoint import decode_checkpoint
 from dist_net.parameter_server.loop import Received, ServerLoop, opened_journal, opened_run
 from dist_net.parameter_server.members import SLOWEST_TO_MEAN
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.simulation.disk import ProcessKilledError, VirtualDisk
-from dist_net.simulation.failures import InvariantBrokenError
-from dist_net.simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
-from dist_net.simulation.memory import VirtualMemory, VirtualSegment
-from dist_net.simulation.network import VirtualClientSocket, VirtualNetwork, VirtualServerSocket
-from dist_net.simulation.schedule import EventSchedule
+from dist_net.planner.schedule import EventSchedule
 from dist_net.training.loop import MinibatchStep, WorkerLoop
 from dist_net.training.state import REJOIN_TIMEOUT_S, Compute
 from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
+from simulation.disk import ProcessKilledError, VirtualDisk
+from simulation.failures import InvariantBrokenError
+from simulation.invariants import CHECKPOINT, JOURNAL, RunChecks
+from simulation.memory import VirtualMemory, VirtualSegment
+from simulation.network import VirtualClientSocket, VirtualNetwork, VirtualServerSocket
 
 SERVER = "server"
 WRITING_S = 0.15

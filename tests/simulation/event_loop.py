@@ -10,9 +10,9 @@ from contextvars import Context
 from heapq import heappop, heappush
 from itertools import count
 
-from dist_net.simulation.network import VirtualServerSocket
-from dist_net.simulation.schedule import EventSchedule
+from dist_net.planner.schedule import EventSchedule
 from dist_net.wire.messages import Message
+from simulation.network import VirtualServerSocket
 
 Event = Callable[..., object]
 

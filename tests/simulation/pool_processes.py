@@ -15,9 +15,6 @@ from dist_net.serving.pool.requests import Payload, Status
 from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.loop import InferenceWorker
 from dist_net.serving.worker.served_network import Answers, ServedNetwork
-from dist_net.simulation.event_loop import ThreadedProcess, VirtualThread
-from dist_net.simulation.network import VirtualClientSocket, VirtualNetwork
-from dist_net.simulation.pool_watch import ROW, number_in
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Heartbeat, Message
 from dist_net.wire.serving_messages import (
@@ -28,6 +25,9 @@ from dist_net.wire.serving_messages import (
     PrepareModel,
     RunBatch,
 )
+from simulation.event_loop import ThreadedProcess, VirtualThread
+from simulation.network import VirtualClientSocket, VirtualNetwork
+from simulation.pool_watch import ROW, number_in
 
 WORKERS = "gateway"  # where workers and the loader connect to
 TOKEN = b"token"

@@ -19,9 +19,9 @@ from dist_net.parameter_server.metrics import RunMetrics
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer, SendToPeer
-from dist_net.simulation.costs import GOODPUT, Network, TransportCosts
-from dist_net.simulation.schedule import EventSchedule
-from dist_net.simulation.shared_resources import (
+from dist_net.planner.costs import GOODPUT, Network, TransportCosts
+from dist_net.planner.schedule import EventSchedule
+from dist_net.planner.shared_resources import (
     SLICE_S,
     CoreThread,
     RunFor,

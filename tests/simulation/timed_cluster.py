@@ -5,11 +5,11 @@ from itertools import count
 
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.state import ParameterServer, SendToPeer, ServerCommand
-from dist_net.simulation.network import Link, VirtualNetwork
-from dist_net.simulation.processes import SERVER, WorkerProcess
-from dist_net.simulation.schedule import EventSchedule
+from dist_net.planner.schedule import EventSchedule
 from dist_net.training.state import Compute
 from dist_net.vector import Vector
+from simulation.network import Link, VirtualNetwork
+from simulation.processes import SERVER, WorkerProcess
 
 TICK_S = 0.1
 

@@ -10,6 +10,7 @@ from itertools import count
 from math import pi, sin
 from typing import Any, cast
 
+from dist_net.planner.schedule import EventSchedule
 from dist_net.serving.client.conversation import SILENCE_S, Conversation, Exchange
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
@@ -18,24 +19,23 @@ from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import EvictWorker, Question, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.statistics import ENDS
-from dist_net.simulation.event_loop import (
+from dist_net.wire.serving_messages import Answer, Ask, ModelPrepared
+from simulation.event_loop import (
     HANDOVER_S,
     PolledSocket,
     ThreadedProcess,
     VirtualEventLoop,
     VirtualThread,
 )
-from dist_net.simulation.failures import require
-from dist_net.simulation.network import NO_FAULTS, NetworkFaults, VirtualNetwork
-from dist_net.simulation.pool_processes import (
+from simulation.failures import require
+from simulation.network import NO_FAULTS, NetworkFaults, VirtualNetwork
+from simulation.pool_processes import (
     TOKEN,
     WORKERS,
     VirtualInferenceWorker,
     VirtualModelLoader,
 )
-from dist_net.simulation.pool_watch import ROW, WatchedPool, number_in
-from dist_net.simulation.schedule import EventSchedule
-from dist_net.wire.serving_messages import Answer, Ask, ModelPrepared
+from simulation.pool_watch import ROW, WatchedPool, number_in
 
 CLIENTS = "desk"  # where clients connect to
 STARTS_S = 0.3  # what a process needs until it speaks

@@ -17,22 +17,22 @@ from dist_net.errors import (
 from dist_net.optim import SGD, Adam, Momentum, Optimizer
 from dist_net.parameter_server.consistency import Consistency
 from dist_net.parameter_server.settings import RunSettings
+from dist_net.planner.schedule import EventSchedule
 from dist_net.restart_budget import RestartBudget
-from dist_net.simulation.counting import MIXED, CountingStep
-from dist_net.simulation.disk import VirtualDisk
-from dist_net.simulation.failures import InvariantBrokenError, SimulationFailedError
-from dist_net.simulation.invariants import RunChecks
-from dist_net.simulation.memory import VirtualMemory
-from dist_net.simulation.network import NO_FAULTS, Link, NetworkFaults, VirtualNetwork
-from dist_net.simulation.processes import (
+from dist_net.wire.messages import Shutdown, StatusReport, StatusRequest
+from simulation.counting import MIXED, CountingStep
+from simulation.disk import VirtualDisk
+from simulation.failures import InvariantBrokenError, SimulationFailedError
+from simulation.invariants import RunChecks
+from simulation.memory import VirtualMemory
+from simulation.network import NO_FAULTS, Link, NetworkFaults, VirtualNetwork
+from simulation.processes import (
     SERVER,
     ServerOptions,
     ServerProcess,
     VirtualProcess,
     WorkerProcess,
 )
-from dist_net.simulation.schedule import EventSchedule
-from dist_net.wire.messages import Shutdown, StatusReport, StatusRequest
 
 BATCH_SIZE = 3
 CONSISTENCIES = (

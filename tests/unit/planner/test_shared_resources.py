@@ -4,8 +4,8 @@ from functools import partial
 
 import pytest
 
-from dist_net.simulation.schedule import EventSchedule
-from dist_net.simulation.shared_resources import (
+from dist_net.planner.schedule import EventSchedule
+from dist_net.planner.shared_resources import (
     CoreThread,
     SerialQueue,
     SharedCores,

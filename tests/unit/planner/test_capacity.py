@@ -6,8 +6,8 @@ import pytest
 
 from dist_net.errors import SettingError
 from dist_net.parameter_server.consistency import ASYNC, AUTO
-from dist_net.simulation.capacity import ClusterPlan, PlannedCluster, PredictedCapacity
-from dist_net.simulation.costs import GOODPUT, ExchangeCost, Network, TransportCosts
+from dist_net.planner.capacity import ClusterPlan, PlannedCluster, PredictedCapacity
+from dist_net.planner.costs import GOODPUT, ExchangeCost, Network, TransportCosts
 
 NOTHING = ExchangeCost(0, 0, 0, 0)
 FREE = TransportCosts(NOTHING, NOTHING, NOTHING, NOTHING, 0)

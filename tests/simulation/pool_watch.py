@@ -19,9 +19,9 @@ from dist_net.serving.pool.requests import (
     Status,
 )
 from dist_net.serving.pool.settings import PoolSettings
-from dist_net.simulation.failures import require
 from dist_net.wire.messages import Message
 from dist_net.wire.serving_messages import RunBatch
+from simulation.failures import require
 
 ROW = struct.Struct("<2f")
 LATE_S = (

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dist_net.cluster.replayed_run import Replay
 from dist_net.errors import BadInputError
 from dist_net.optim import SGD
 from dist_net.parameter_server.checkpoint import Checkpoint, decode_checkpoint
@@ -14,11 +15,10 @@ from dist_net.parameter_server.journal import JournalFile, read_journal
 from dist_net.parameter_server.loop import ServerLoop
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
-from dist_net.simulation.counting import CountingStep, counts
-from dist_net.simulation.disk import VirtualDisk
-from dist_net.simulation.failures import InvariantBrokenError, require
-from dist_net.simulation.replay import Replay
 from dist_net.wire.messages import Message, Stop, Work
+from simulation.counting import CountingStep, counts
+from simulation.disk import VirtualDisk
+from simulation.failures import InvariantBrokenError, require
 
 LONGEST_WAIT_IN_STEP_S = 7.0
 CHECKPOINT, JOURNAL = Path("run/checkpoint.safetensors"), Path("run/journal")

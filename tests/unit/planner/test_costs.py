@@ -8,7 +8,7 @@ import pytest
 from dist_net.cli.simulate import TYPICAL_COSTS
 from dist_net.cluster.measuring import exchange_cost
 from dist_net.errors import CostsDamagedError, SettingError
-from dist_net.simulation.costs import ClusterCosts, ExchangeCost, Network
+from dist_net.planner.costs import ClusterCosts, ExchangeCost, Network
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Training runs, or pools, under every fault: ``python -m dist_net.simulation SEED [SEEDS]``.
+"""Training runs, or pools, under every fault: ``python -m simulation SEED [SEEDS]``.
 
 Simulates so many seeds from SEED on, up to the first that fails: prints which invariant it broke
 and what happened last, and exits with 1. A single one is told in any case. The same seed is the
@@ -9,13 +9,13 @@ import logging
 import sys
 from argparse import ArgumentParser
 
-from dist_net.simulation.failures import SimulationFailedError
-from dist_net.simulation.pool_faults import TroubledPool
-from dist_net.simulation.training_run import TrainingRun
+from simulation.failures import SimulationFailedError
+from simulation.pool_faults import TroubledPool
+from simulation.training_run import TrainingRun
 
 
 def main() -> int:
-    parser = ArgumentParser("python -m dist_net.simulation", description=__doc__)
+    parser = ArgumentParser("python -m simulation", description=__doc__)
     parser.add_argument("seed", type=int)
     parser.add_argument("seeds", type=int, nargs="?", default=1)
     parser.add_argument("--trace", type=int, default=40, help="how many of the last events to show")
