@@ -1,1 +1,1 @@
-"""What a planned cluster would do: measured costs, run through the shipped state machines."""
+"""Predict a planned cluster's throughput: the shipped state machines, timed by measured costs."""

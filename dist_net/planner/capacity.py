@@ -1,7 +1,7 @@
-"""What a cluster would do: samples per second, staleness, waits, and what it is bound by.
+"""Predict a cluster's samples per second, staleness, waits and bottleneck.
 
-The state machines of the server and of the workers are those that ship. Their vectors have one
-number, but each thing that they do takes the time that it costs with vectors of the real size.
+The simulation runs the shipped state machines of the server and the workers. Their vectors have
+one element, but every operation takes the time that it costs with vectors of the real size.
 """
 
 from collections import deque
@@ -35,13 +35,13 @@ from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import NO_SEGMENT, Join, Message, Push, Wait, Work
 
 FULL = 0.9
-"""What is busy for so much of the time is what a cluster is bound by."""
+"""A resource this busy is the bottleneck."""
 
 STEP_SPREAD = 0.1
-"""Steps take up to so much longer or less long than on average."""
+"""Step times vary by ±10 %."""
 
 MUCH = 0.5
-"""What is busy for so much of the time while workers wait for as much of it, is full too."""
+"""A resource this busy is also saturated if workers wait for at least this share of the time."""
 
 WARM_UP_ROUNDS = 2
 ROUNDS = 3
@@ -54,19 +54,19 @@ MOST = {
     "parameters": MAX_ARRAY_BYTES // 4,  # or they could not be sent
     "threads": 1000,
 }
-"""What may be predicted; beyond that it is more likely a slip."""
+"""Upper limits of a plan; a larger value is probably a typing error."""
 
 MOST_THAT_RUN_AHEAD = max(workers for workers, each in PIPELINES.items() if each.depth > 1)
-"""Among more workers, each waits for newer weights after every push."""
+"""With more workers, each waits for newer weights after every push."""
 
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """A cluster to be predicted: a server and ``workers``, on hosts of ``cores`` each.
+    """A cluster to predict: a server and ``workers``, on hosts of ``cores`` each.
 
-    ``step_s`` is what a worker's ``threads`` take for a minibatch when each has a core of its own.
-    In shared memory all run on one host. Else the server has a host of its own, and
-    ``workers_per_host`` are on each of the others. Raises ``SettingError`` for what cannot be.
+    ``step_s`` is the time of a minibatch when each of a worker's ``threads`` has its own core.
+    With shared memory, all processes run on one host. Otherwise the server has its own host and
+    every other host runs ``workers_per_host``. Raises ``SettingError`` for impossible plans.
     """
 
     workers: int
@@ -83,8 +83,7 @@ class ClusterPlan:
     def __post_init__(self) -> None:
         if self.threads > self.cores:
             raise SettingError(
-                f"threads={self.threads}: expected at most the cores of a host, which are "
-                f"{self.cores}"
+                f"threads={self.threads}: expected at most {self.cores}, the cores of a host"
             )
         for name, most in MOST.items():
             if getattr(self, name) > most:
@@ -92,8 +91,8 @@ class ClusterPlan:
         if self.beats_share >= 1:
             raise SettingError(
                 f"workers={self.workers}: expected fewer than "
-                f"{self.workers / self.beats_share:,.0f}: their heartbeats alone would keep the "
-                f"server busy"
+                f"{self.workers / self.beats_share:,.0f}: heartbeats alone would saturate the "
+                f"server"
             )
 
     @property
@@ -102,11 +101,11 @@ class ClusterPlan:
 
     @property
     def beats_share(self) -> float:
-        """The share of the server's time that heartbeats take."""
+        """Share of the server's time spent on heartbeats."""
         return self.workers * 1e-6 * self.costs.server.message_us / RunSettings.heartbeat_interval_s
 
     def transfer_s(self, vectors: int) -> float:
-        """How long so many weights or gradients take through the server's network interface."""
+        """Return the time of ``vectors`` weights or gradients on the server's network interface."""
         if self.network.bytes_per_s is None:
             return 0.0
         return 4 * self.parameters * vectors / (GOODPUT * self.network.bytes_per_s)
@@ -116,7 +115,7 @@ class ClusterPlan:
         return self.network.latency_s + 1e-6 * self.costs.latency_us
 
     def name_of(self, part: str) -> str:
-        """Return what a cluster is bound by when this part of it is full."""
+        """Return the name of the bottleneck when ``part`` is saturated."""
         if part == "server":
             vectors_s = self.costs.server.vectors_s(1, self.parameters)
             others_s = self.costs.server.exchange_s(1, self.parameters) - vectors_s
@@ -124,10 +123,10 @@ class ClusterPlan:
         return "messages" if part == "transport" else part
 
     def first_bound(self) -> tuple[str, float]:
-        """Return what becomes full first as workers join, and at about how many.
+        """Return the resource that saturates first, and at about how many workers.
 
-        By asymptotic bounds (Denning and Buzen 1978): that which a gradient needs for longest, and
-        how often that fits into the time from one gradient of a worker to its next.
+        Asymptotic bounds (Denning and Buzen 1978): the resource that a gradient occupies longest,
+        and the time between a worker's gradients divided by that occupancy.
         """
         costs, exchange = self.costs, (1, self.parameters)
         server_s = costs.server.exchange_s(*exchange)
@@ -147,14 +146,14 @@ class ClusterPlan:
 
 
 class PredictedCapacity(NamedTuple):
-    """What was predicted for a number of workers.
+    """The prediction for one number of workers.
 
-    ``idle`` is the share of a worker's time in which it waits for the server. ``busy`` has the
-    share of the time in which each part that all workers share is busy: the server's ``network``,
-    its thread that updates (``server``) and that of its ``transport``, and, if they are shared
-    with the workers, the host's ``cores``. ``bound_by`` is what is full: ``network``; ``update``
-    or ``messages``, whatever the server spends more of its time on; ``cores``; or ``workers``, if
-    nothing is, so that more workers do more.
+    ``idle`` is the share of its time that a worker waits for the server. ``busy`` maps each
+    shared resource to the share of time that it is busy: the server's ``network`` interface, its
+    update thread (``server``), its ``transport`` thread and, with shared memory, the host's
+    ``cores``. ``bound_by`` is the bottleneck: ``network``; ``update`` or ``messages``, whichever
+    takes more of the server's time; ``cores``; or ``workers`` if no resource is saturated and
+    more workers raise the throughput.
     """
 
     workers: int
@@ -167,7 +166,7 @@ class PredictedCapacity(NamedTuple):
 
 
 class PlannedWorker:
-    """A worker, which ships, on a host of the plan. It waits for nothing but messages."""
+    """The shipped worker state machine on a simulated host; it waits only for messages."""
 
     def __init__(self, cluster: "PlannedCluster", index: int, cores: SharedCores) -> None:
         self.node = b"%d" % index
@@ -176,7 +175,7 @@ class PlannedWorker:
         self._schedule = cluster.schedule
         self._threads = [CoreThread(cores) for _ in range(cluster.plan.threads)]
         self.transport = SerialQueue(self._schedule, CoreThread(cores).run)
-        # What goes one way on its connection keeps its order.
+        # Each direction of a connection keeps its order.
         self.inwards = SerialQueue(self._schedule, cluster.inwards.carry)
         self.outwards = SerialQueue(self._schedule, cluster.outwards.carry)
         settings = cluster.run.settings
@@ -193,12 +192,12 @@ class PlannedWorker:
 
     @property
     def idle_s(self) -> float:
-        """How long it has waited for messages, until now."""
+        """Time spent waiting for messages so far."""
         since_s = self._waits_since_s
         return self._idle_s + (0.0 if since_s is None else self._schedule.now_s - since_s)
 
     def _go_on(self) -> None:
-        """Let the thread go on until it is busy, or waits for a message."""
+        """Run the worker until it computes or waits for a message."""
         busy = next(self._cycle)
         if busy is None:
             self._waits_since_s = self._schedule.now_s
@@ -206,7 +205,7 @@ class PlannedWorker:
             self._compute(*busy)
 
     def _compute(self, seconds: float, threads: int) -> None:
-        """Let so many threads be busy, and go on when all of them are done."""
+        """Keep ``threads`` busy for ``seconds`` each; resume when all are done."""
         running = threads
 
         def done() -> None:
@@ -224,7 +223,7 @@ class PlannedWorker:
             self._go_on()
 
     def _train(self) -> Iterator[tuple[float, int] | None]:
-        """Seconds for which so many threads are busy, in turn; None: it waits for a message."""
+        """Yield ``(seconds, threads)`` for each computation; None: wait for a message."""
         schedule, state, plan = self._schedule, self._state, self._cluster.plan
         pending: deque[WorkerCommand] = deque(state.start(schedule.now_s))
         while True:
@@ -289,7 +288,7 @@ class PlannedCluster:
             self._workers[worker.node] = worker
 
     def _new_host(self) -> SharedCores:
-        # In long steps it does not matter when exactly threads take turns.
+        # With long steps the exact moment of a context switch does not matter.
         slice_s = max(SLICE_S, self.plan.step_s / 4)
         return SharedCores(self.schedule, self.plan.cores, slice_s)
 
@@ -297,7 +296,7 @@ class PlannedCluster:
         self._core_thread.run(seconds / (1 - self.plan.beats_share), then)
 
     def predict(self) -> PredictedCapacity:
-        """Let the cluster train for a while, and then watch it."""
+        """Train through a warm-up, then measure."""
         self._let_apply(WARM_UP_ROUNDS * self.plan.workers)
         self.run.metrics = metrics = RunMetrics()
         began_s, busy_s, idle_s = self.schedule.now_s, self._busy_s(), self._idle_s()
@@ -318,7 +317,7 @@ class PlannedCluster:
         )
 
     def _let_apply(self, gradients: int) -> None:
-        """Let time pass until so many more gradients are applied."""
+        """Advance time until ``gradients`` more have been applied."""
         until = self.run.store.version + gradients
         while self.run.store.version < until:
             self.schedule.step()
@@ -327,25 +326,25 @@ class PlannedCluster:
         return sum(worker.idle_s for worker in self._workers.values())
 
     def _busy_s(self) -> dict[str, float]:
-        """How long each part that workers share was busy."""
+        """Return the busy time of each shared resource."""
         parts = {"server": self._thread.busy_s, "transport": self._transport.busy_s}
         if self.plan.shares_memory:
             return parts | {"cores": self._host.busy_s / self.plan.cores}
         inwards_s, outwards_s = self.inwards.busy_s, self.outwards.busy_s
-        in_step = self.run.members.go_in_step  # then it is busy in one direction after the other
+        in_step = self.run.members.go_in_step  # in step, only one direction is busy at a time
         return parts | {"network": (sum if in_step else max)((inwards_s, outwards_s))}
 
     def _bound_by(self, busy: dict[str, float], idle: float) -> str:
         if busy.get("cores", 0.0) >= FULL:
-            return "cores"  # whose lack makes all else busy for longer
+            return "cores"  # a shortage of cores prolongs everything else
         fullest = max(busy, key=lambda name: busy[name])
-        # In step, one part after the other is busy, while the rest of the cluster waits for it.
+        # In step, one resource after the other is busy while the rest of the cluster waits.
         busiest = sum(busy.values()) if self.run.members.go_in_step else busy[fullest]
         is_full = busiest >= FULL or min(busiest, idle) >= MUCH
         return self.plan.name_of(fullest) if is_full else "workers"
 
     def send(self, worker: PlannedWorker, message: Message) -> None:
-        """Carry a worker's message to the server, which handles it in its turn."""
+        """Carry a worker's message to the server's queue."""
         plan, costs, gradients = self.plan, self.plan.costs, gradients_in(message)
         parameters = plan.parameters if gradients else 0
         follow(
@@ -358,7 +357,7 @@ class PlannedCluster:
         )
 
     def _handle(self, worker: PlannedWorker, message: Message) -> None:
-        # For the server no time passes: it would only tell those that wait long to ask again.
+        # The server's clock stands still; otherwise it would only ask workers to retry later.
         for command in self._server.handle(worker.node, message, 0.0):
             if isinstance(command, SendToPeer):
                 self._answer(self._workers[command.node], command.message)
@@ -377,7 +376,7 @@ class PlannedCluster:
 
 
 def follow(*stages: tuple[RunFor, float], then: Then) -> None:
-    """Take one stage after the other, each for its seconds, and then go on."""
+    """Run the stages in order, each for its seconds, then call ``then``."""
     for place, (run, seconds) in enumerate(stages):
         if seconds > 0:
             run(seconds, partial(follow, *stages[place + 1 :], then=then))

@@ -1,4 +1,4 @@
-"""What a push and its answer cost in a cluster: measured somewhere, and kept as JSON. Pure."""
+"""Measured costs of a push and its reply, stored as JSON. Pure."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from dist_net.errors import CostsDamagedError, SettingError
 SHARED_MEMORY = "shared-memory"
 RATE_UNITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 GOODPUT = 1448 / 1538
-"""What Ethernet, IP and TCP leave of a network's rate to messages, at an MTU of 1,500 bytes."""
+"""Share of the line rate left to messages after Ethernet, IP and TCP headers (MTU 1,500 bytes)."""
 
 LARGEST = 1e12
 TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -18,10 +18,10 @@ TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 @dataclass(frozen=True)
 class Network:
-    """What lies between a server and its workers; ``bytes_per_s`` None: they share memory.
+    """The network between a server and its workers.
 
-    ``bytes_per_s`` is what the server's interface carries, in each direction. ``latency_s`` is one
-    way.
+    ``bytes_per_s``: rate of the server's interface per direction; None: shared memory.
+    ``latency_s``: one-way latency.
     """
 
     bytes_per_s: float | None = None
@@ -29,10 +29,7 @@ class Network:
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """Return what ``shared-memory``, or ``1gbit:0.1ms``, says.
-
-        Raises ``SettingError`` for anything else.
-        """
+        """Parse ``shared-memory`` or a value such as ``1gbit:0.1ms``; raises ``SettingError``."""
         if text == SHARED_MEMORY:
             return cls()
         number = r"(\d{1,9}(?:\.\d{1,9})?)"
@@ -56,10 +53,10 @@ class Network:
 
 @dataclass(frozen=True)
 class ExchangeCost:
-    """Processor time that a thread needs for a push of some gradients, with its answer.
+    """CPU time that a thread spends on a push of gradients and its reply.
 
-    It is ``message_us``, ``gradient_us`` for each gradient, and what grows with the number of
-    parameters: ``weights_ns`` for each, and ``gradient_ns`` for each of each gradient.
+    The sum of ``message_us``, ``gradient_us`` per gradient, ``weights_ns`` per parameter, and
+    ``gradient_ns`` per parameter of each gradient.
     """
 
     message_us: float
@@ -68,29 +65,30 @@ class ExchangeCost:
     gradient_ns: float
 
     def request_s(self, gradients: int, parameters: int) -> float:
-        """The part of the push itself."""
+        """Return the cost of the push."""
         of_gradient_s = 1e-6 * self.gradient_us + 1e-9 * self.gradient_ns * parameters
         return 0.5e-6 * self.message_us + gradients * of_gradient_s
 
     def answer_s(self, parameters: int) -> float:
-        """The part of the answer."""
+        """Return the cost of the reply."""
         return 0.5e-6 * self.message_us + 1e-9 * self.weights_ns * parameters
 
     def exchange_s(self, gradients: int, parameters: int) -> float:
-        """Both."""
+        """Return the cost of the push and its reply."""
         return self.request_s(gradients, parameters) + self.answer_s(parameters)
 
     def vectors_s(self, gradients: int, parameters: int) -> float:
-        """What of that grows with the number of parameters."""
+        """Return the part of the cost that is proportional to the number of parameters."""
         return 1e-9 * parameters * (self.weights_ns + gradients * self.gradient_ns)
 
 
 @dataclass(frozen=True)
 class TransportCosts:
-    """What the threads of a server and of a worker need, and how long a message is on its way.
+    """CPU time per thread of the server and a worker, and the latency of a message.
 
-    ``server`` and ``worker`` are the threads that update and compute; ``server_transport`` and
-    ``worker_transport`` are those that copy and encrypt. ``latency_us`` is one way, and besides.
+    The ``server`` thread updates the weights and the ``worker`` thread computes gradients. The
+    ``server_transport`` and ``worker_transport`` threads copy and encrypt. ``latency_us`` is one
+    way and comes on top.
     """
 
     server: ExchangeCost
@@ -101,7 +99,7 @@ class TransportCosts:
 
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> Self:
-        """Return those of ``dataclasses.asdict``; raises ``KeyError`` or ``TypeError``."""
+        """Return costs from a ``dataclasses.asdict`` dict; raises ``KeyError``, ``TypeError``."""
         *threads, latency = (each.name for each in fields(cls))
         costs: dict[str, Any] = {name: ExchangeCost(**state[name]) for name in threads}
         return cls(**costs, **{latency: state[latency]})
@@ -109,7 +107,7 @@ class TransportCosts:
 
 @dataclass(frozen=True)
 class ClusterCosts:
-    """What was measured on a host: a step of a recipe, and each transport."""
+    """Costs measured on one host: a training step of a recipe, and each transport."""
 
     parameters: int
     batch_size: int
@@ -119,12 +117,12 @@ class ClusterCosts:
     tcp: TransportCosts
 
     def to_json(self) -> str:
-        """Return what ``from_json`` reads, with a line for each number."""
+        """Return JSON for ``from_json``, one number per line."""
         return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the costs that were saved; raises ``CostsDamagedError`` for anything else."""
+        """Return the saved costs; raises ``CostsDamagedError`` if ``text`` is invalid."""
         try:
             state = json.loads(text)
             for name in ("shared_memory", "tcp"):
@@ -133,8 +131,8 @@ class ClusterCosts:
             _require_numbers(asdict(costs))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise CostsDamagedError(
-                f"these are no costs of a cluster ({error}): expected what 'dist-net simulate "
-                f"RECIPE --measure --save-costs FILE' writes"
+                f"invalid cluster costs ({error}); expected a file written by 'dist-net simulate "
+                f"RECIPE --measure --save-costs FILE'"
             ) from error
         return costs
 

@@ -1,4 +1,4 @@
-"""Virtual time: what is to happen, in order, and the random numbers of a simulation."""
+"""Virtual time: the ordered events and the random numbers of a simulation."""
 
 import heapq
 from collections import deque
@@ -9,11 +9,11 @@ import numpy as np
 
 
 class EventSchedule:
-    """The events of a simulation, which happen in the order of their times.
+    """The events of a simulation, in order of time; also a ``dist_net.clock.Clock``.
 
-    Those of the same time happen in the order in which they were planned. ``random`` is the one
-    source of chance: the same ``seed`` gives the same simulation. It is a `dist_net.clock.Clock`.
-    The last ``trace_length`` notes are kept; None: all.
+    Simultaneous events run in the order in which they were scheduled. ``random`` is the only
+    source of randomness, so the same ``seed`` reproduces the simulation. The last
+    ``trace_length`` notes are kept; None: all.
     """
 
     def __init__(self, seed: int = 0, trace_length: int | None = 40) -> None:
@@ -24,43 +24,43 @@ class EventSchedule:
         self._order = count()
 
     def now(self) -> float:
-        """Seconds since the simulation began."""
+        """Return the seconds since the simulation began."""
         return self.now_s
 
     @property
     def next_s(self) -> float | None:
-        """When the next event happens; None: there is none."""
+        """Time of the next event; None if the schedule is empty."""
         return self._events[0][0] if self._events else None
 
     def at(self, moment_s: float, call: Callable[..., object], *arguments: object) -> None:
-        """Have ``call(*arguments)`` happen then; what is past happens now."""
+        """Schedule ``call(*arguments)`` at ``moment_s``, or now if that has passed."""
         event = max(moment_s, self.now_s), next(self._order), call, arguments
         heapq.heappush(self._events, event)
 
     def after(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
-        """Have ``call(*arguments)`` happen so many seconds from now."""
+        """Schedule ``call(*arguments)`` in ``seconds``."""
         self.at(self.now_s + seconds, call, *arguments)
 
     def step(self) -> None:
-        """Let the next event happen; raises IndexError if there is none."""
+        """Run the next event; raises ``IndexError`` if there is none."""
         self.now_s, _, call, arguments = heapq.heappop(self._events)
         call(*arguments)
 
     def run(self, until_s: float) -> None:
-        """Let everything happen until then."""
+        """Run all events up to and including ``until_s``."""
         while self._events and self._events[0][0] <= until_s:
             self.step()
         self.now_s = max(self.now_s, until_s)
 
     def note(self, who: str, what: str, *details: object) -> None:
-        """Note for the trace what somebody does; ``details`` are put into ``what`` if it is read.
+        """Add a note to the trace; the caller must not modify ``details`` afterwards.
 
-        They must stay as they are.
+        ``what % details`` is formatted only when the trace is read.
         """
         self._notes.append((self.now_s, who, what, details))
 
     def trace(self) -> str:
-        """The notes, one a line, in the order of their times."""
+        """Return the notes in order of time, one per line."""
         return "\n".join(
             f"{moment_s:10.4f}  {who:<10} {what % details if details else what}"
             for moment_s, who, what, details in self._notes

@@ -1,4 +1,4 @@
-"""What is shared in virtual time: the cores of a host, and what does one thing at a time."""
+"""Resources shared in virtual time: cores, network links and serial queues."""
 
 import heapq
 from collections import deque
@@ -8,17 +8,17 @@ from itertools import count
 from dist_net.planner.schedule import EventSchedule
 
 SLICE_S = 0.003
-"""How long a thread keeps a core that others wait for; about what Linux gives."""
+"""How long a thread keeps a core while others wait for it; about the time slice of Linux."""
 
 Then = Callable[[], None]
 RunFor = Callable[[float, Then], None]
-"""Takes seconds, and what to call when they are over."""
+"""Takes a duration in seconds and a callback to call at its end."""
 
 
 class CoreThread:
-    """A thread of a host: it has a core, waits for one, or has nothing to do.
+    """A thread of a host: running, waiting for a core, or idle.
 
-    ``had_s`` is for how long it has had a core, or would have had if it had not slept.
+    ``had_s`` is its CPU time, including credit for sleep.
     """
 
     def __init__(self, cores: "SharedCores") -> None:
@@ -32,18 +32,18 @@ class CoreThread:
         self.then: Then | None = None
 
     def run(self, seconds: float, then: Then) -> None:
-        """Call ``then`` when the thread has had a core for so long; one thing at a time."""
+        """Call ``then`` after ``seconds`` of CPU time; only one call may be pending."""
         self.left_s, self.then = seconds, then
         self._cores.wake(self)
 
 
 class SharedCores:
-    """The cores of a host, which its threads get about as Linux gives them.
+    """The cores of a host, shared among its threads approximately as Linux does.
 
-    Who has had least goes first, for ``slice_s`` if others wait. Who wakes takes the core of the
-    thread that has had most, if that is clearly more. Time asleep makes good what a thread has had
-    above the others, and gives it half a slice at most. ``busy_s`` is the time of all cores
-    together.
+    The thread with the least CPU time runs next, for ``slice_s`` if others wait. A thread that
+    wakes preempts the thread with the most CPU time if the difference is clear. Sleeping works off
+    an excess of CPU time over the other threads and earns at most half a slice. ``busy_s`` is the
+    sum over all cores.
     """
 
     def __init__(self, schedule: EventSchedule, cores: int, slice_s: float = SLICE_S) -> None:
@@ -52,11 +52,11 @@ class SharedCores:
         self._slice_s = slice_s
         self._running: list[CoreThread] = []
         self._ready: list[CoreThread] = []
-        self._between: CoreThread | None = None  # has a core, and is about to say what it does next
+        self._between: CoreThread | None = None  # holds a core while its callback runs
         self.busy_s = 0.0
 
     def wake(self, thread: CoreThread) -> None:
-        """Find a core for the thread."""
+        """Make the thread ready to run; preempt another thread if its turn has come."""
         if thread is self._between:
             return
         for each in self._running:
@@ -101,7 +101,7 @@ class SharedCores:
         self._running.remove(thread)
 
     def _expect_end(self, thread: CoreThread) -> None:
-        """Plan for when the thread is done, or its slice is over if others wait."""
+        """Schedule the end of the thread's work, or of its slice if others wait."""
         thread.plan += 1
         thread.must_share = bool(self._ready)
         is_last = not thread.must_share or thread.left_s <= thread.slice_left_s
@@ -110,9 +110,9 @@ class SharedCores:
         self._schedule.after(max(0.0, end_s), end, thread, thread.plan)
 
     def _done(self, thread: CoreThread, plan: int) -> None:
-        """Let the thread say what it does next."""
+        """Call the thread's callback; keep its core if the callback starts new work."""
         if plan != thread.plan:
-            return  # others have come since
+            return  # rescheduled in the meantime
         self._account(thread)
         then, thread.then = thread.then, None
         self._between = thread
@@ -138,19 +138,19 @@ def _had_s(thread: CoreThread) -> float:
 
 
 class SharedLink:
-    """One direction of a network interface: all that is under way shares it, as TCP has it."""
+    """One direction of a network interface, shared equally by all transfers, as with TCP."""
 
     def __init__(self, schedule: EventSchedule) -> None:
         self._schedule = schedule
         self._under_way: list[tuple[float, int, Then]] = []
-        self._carried_s = 0.0  # of what was under way from the beginning on
+        self._carried_s = 0.0  # by a transfer in progress since the beginning
         self._seen_s = schedule.now_s
         self._order = count()
         self._plan = 0
         self.busy_s = 0.0
 
     def carry(self, seconds: float, then: Then) -> None:
-        """Carry what would take so long if nothing else were under way."""
+        """Start a transfer that would take ``seconds`` on an idle link."""
         self._account()
         heapq.heappush(self._under_way, (self._carried_s + seconds, next(self._order), then))
         self._expect_first()
@@ -177,7 +177,7 @@ class SharedLink:
 
 
 class SerialQueue:
-    """What one thread does: one thing at a time, in turn."""
+    """The work queue of one thread: first in, first out."""
 
     def __init__(self, schedule: EventSchedule, run: RunFor) -> None:
         self._schedule = schedule
@@ -188,7 +188,7 @@ class SerialQueue:
         self.busy_s = 0.0
 
     def submit(self, seconds: float, then: Then) -> None:
-        """Do what takes so long, when it is its turn."""
+        """Queue work that takes ``seconds``."""
         self._waiting.append((seconds, then))
         if not self._is_busy:
             self._begin()

@@ -174,8 +174,8 @@ def test_a_file_that_holds_no_costs_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     with pytest.raises(BadInputError, match="cannot be read"):
         simulate("--costs", path)
-    with pytest.raises(BadInputError, match="these are no costs"):
+    with pytest.raises(BadInputError, match="/dev/zero"):
         simulate("--costs", "/dev/zero")
     path.write_text("{}")
-    with pytest.raises(BadInputError, match=r"costs\.json: these are no costs of a cluster"):
+    with pytest.raises(BadInputError, match=r"costs\.json"):
         simulate("--costs", path)

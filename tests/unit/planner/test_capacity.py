@@ -147,12 +147,12 @@ def test_what_is_full_first_is_known_without_a_simulation() -> None:
     ],
 )
 def test_what_is_out_of_all_proportion_is_refused(changed: dict[str, int]) -> None:
-    with pytest.raises(SettingError, match="expected at most"):
+    with pytest.raises(SettingError, match=next(iter(changed))):
         replace(PLAN, **changed)
 
 
 def test_so_many_workers_that_heartbeats_fill_the_servers_time_are_refused() -> None:
     costs = replace(FREE, server=ExchangeCost(100, 0, 0, 0))
     replace(PLAN, workers=2900, costs=costs)
-    with pytest.raises(SettingError, match=r"workers=3000: expected fewer than 3,000"):
+    with pytest.raises(SettingError, match=r"workers=3000\b.*3,000"):
         replace(PLAN, workers=3000, costs=costs)
