@@ -13,6 +13,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Self
 
 import numpy  # noqa: F401
 from threadpoolctl import threadpool_limits
@@ -70,7 +71,8 @@ def entry_point(
 class StartReports:
     """Report on stdout every second what this process loads, until it is ready.
 
-    The process that started this one thereby knows that it is alive, however long that takes.
+    The process that started this one thereby knows that it is alive, however long that takes. As
+    a context, it reports nothing after the block.
     """
 
     def __init__(self, what: str) -> None:
@@ -80,14 +82,24 @@ class StartReports:
         self._thread = threading.Thread(target=self._report, name="start-reports", daemon=True)
         self._thread.start()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Report nothing more."""
+        self._is_over.set()
+        self._thread.join()
+
     def loads(self, what: str) -> None:
         """Report ``what`` from now on."""
         self._what = what
 
     def ready(self, words: str = "") -> None:
         """Report READY and ``words``, and nothing more."""
-        self._is_over.set()
-        self._thread.join()
+        self.close()
         print(f"{READY} {words}".rstrip(), flush=True)
 
     def _report(self) -> None:

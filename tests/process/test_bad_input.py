@@ -56,7 +56,7 @@ def refuses(
         stdout, stderr = capsys.readouterr()
         assert re.fullmatch(f"dist-net[^:]*: {says}\n", stderr), stderr
         assert code == exit_code
-        assert stdout in ("", "READY\n")
+        assert re.fullmatch("(LOADING .*\n)*(READY\n)?", stdout)
         assert not list(directory.iterdir())
 
     return check

@@ -23,7 +23,7 @@ from dist_net.models.run_directory import RunDirectory
 from dist_net.models.trained_model import recipe_of_run
 from dist_net.recipes.recipe import built_in_recipe, load_recipe
 from dist_net.training.loop import WorkerLoop
-from dist_net.training.state import REJOIN_TIMEOUT_S
+from dist_net.training.state import REJOIN_TIMEOUT_S, Ended
 from dist_net.training.step import TrainingStep
 from dist_net.wire.address import contact_address
 from dist_net.wire.security import load_peer_keys
@@ -73,7 +73,16 @@ def run(arguments: argparse.Namespace) -> int:
             f"--rejoin-timeout={arguments.rejoin_timeout:g}: expected a whole number from 1 up to "
             f"{MOST_THREADS}, and numbers of seconds above 0"
         )
-    reports = StartReports("the dataset")
+    with StartReports("the dataset") as reports:
+        done = _train(arguments, reports)
+    if not done.finished:
+        # Not 0, so that a supervisor starts this worker again for when the run goes on.
+        raise InterruptedRunError(f"left the run before it was done: {done.reason}")
+    logger.info("done reason=%s", done.reason)
+    return 0
+
+
+def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
     use_threads(arguments.threads)
     logging.getLogger("dist_net").setLevel(logging.INFO)
     keys = load_peer_keys(arguments.keys) if arguments.keys else None
@@ -98,12 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
     ) as worker:
         stop_on_signals(worker.stop, arguments.parent)
         reports.ready()
-        done = worker.train()
-    if not done.finished:
-        # Not 0, so that a supervisor starts this worker again for when the run goes on.
-        raise InterruptedRunError(f"left the run before it was done: {done.reason}")
-    logger.info("done reason=%s", done.reason)
-    return 0
+        return worker.train()
 
 
 if __name__ == "__main__":

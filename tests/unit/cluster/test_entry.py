@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dist_net.cluster.entry import stop_on_signals
+from dist_net.cluster.entry import StartReports, stop_on_signals
 
 
 @pytest.fixture
@@ -45,3 +45,9 @@ def test_a_parent_that_has_ended_already_is_noticed(
         if thread.name == "parent-watch":
             thread.join()
     assert reasons == ["the process that started this one is gone"]
+
+
+def test_reports_of_a_process_that_fails_to_start_end_with_it() -> None:
+    with pytest.raises(OSError), StartReports("the dataset"):  # noqa: PT011
+        raise OSError
+    assert "start-reports" not in {thread.name for thread in threading.enumerate()}
