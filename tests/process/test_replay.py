@@ -51,7 +51,7 @@ def test_a_run_whose_server_was_killed_goes_on_and_is_replayed(start: Start, run
         "train",
         "digits",
         "--epochs",
-        "40",
+        "100000",
         "--checkpoint-every",
         "0.2",
         "--sync",
@@ -68,7 +68,8 @@ def test_a_run_whose_server_was_killed_goes_on_and_is_replayed(start: Start, run
     assert crashed.fault is None
     assert crashed.version >= checkpoint.version > 0
 
-    start("train", "--resume", "--run-dir", str(run), "--json").result()
+    epochs = str(checkpoint.ledger["next_epoch"] + 1)
+    start("train", "--resume", "--run-dir", str(run), "--epochs", epochs, "--json").result()
     journal = read_journal(run / "journal")
     assert [each.version for each in journal.starts()] == [0, checkpoint.version]
     result = start("replay", str(run), "--json").result()
