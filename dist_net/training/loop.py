@@ -15,7 +15,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import NoAnswerError, SegmentError, ServerLostError
+from dist_net.errors import NoAnswerError, ProtocolError, SegmentError, ServerLostError
 from dist_net.training.state import (
     REJOIN_TIMEOUT_S,
     Begin,
@@ -239,22 +239,26 @@ class WorkerLoop:
         while True:
             if not commands:
                 commands.extend(self._state.next_commands(self._clock.now()))
-            match command := commands.popleft():
-                case Receive():
-                    commands.extend(self._received((yield command)))
-                case Compute():
-                    yield command
-                    commands.extend(self._compute(command))
-                case SendToServer(message):
-                    self._socket.send(message)
-                case Gather(epoch, start, stop) if self._step is not None:
-                    self._step.gather(epoch, start, stop)
-                case Reconnect():
-                    self._reconnect()
-                case Begin(welcome):
-                    self._begin(welcome)
-                case Ended():
-                    return command
+            try:
+                match command := commands.popleft():
+                    case Receive():
+                        commands.extend(self._received((yield command)))
+                    case Compute():
+                        yield command
+                        commands.extend(self._compute(command))
+                    case SendToServer(message):
+                        self._socket.send(message)
+                    case Gather(epoch, start, stop) if self._step is not None:
+                        self._step.gather(epoch, start, stop)
+                    case Reconnect():
+                        self._reconnect()
+                    case Begin(welcome):
+                        self._begin(welcome)
+                    case Ended():
+                        return command
+            except SegmentError as error:  # such as too little address space (ulimit -v)
+                now = self._clock.now()
+                commands = deque(self._state.rejoin_with_frames(str(error), now))
 
     def _compute(self, command: Compute) -> list[WorkerCommand]:
         if self._step is None:
@@ -282,13 +286,13 @@ class WorkerLoop:
         self._socket = self._around.connect()
 
     def _begin(self, welcome: Welcome) -> None:
+        self._weights.attach(welcome)
         self._sends_gradient = welcome.weights_descriptor == -1
         if self._sends_gradient:
             self._socket.lend(self._gradients)
         elif (channel := self._around.open_channel()) is not None:
             self._socket.close()
             self._socket = channel
-        self._weights.attach(welcome)
         if self._pulse is not None:
             self._pulse.stop()
         pulse = welcome.worker_id, self._identity, welcome.heartbeat_interval_s
@@ -323,13 +327,13 @@ class ReceivedWeights:
             self._received = np.empty(self._size, np.float32)
 
     def of(self, work: Compute) -> Vector:
-        """The weights of this piece of work; raises SegmentError if they are nowhere."""
+        """Return the weights to compute from; raise SegmentError if they cannot be mapped."""
         if work.weights is not None:
             # Copied, so that plans are bound once and not to every frame.
             np.copyto(self._received, work.weights)
             return self._received
         if self._segment is None:
-            raise SegmentError(f"the server sent snapshot {work.snapshot}, expected weights")
+            raise ProtocolError(f"the server sent snapshot {work.snapshot}, expected weights")
         return self._segment.vector(work.snapshot)
 
     def detach(self) -> None:

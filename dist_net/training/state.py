@@ -248,23 +248,22 @@ class WorkerState:
         self._heard_s = now
         return self._try_to_join(now)
 
-    def _try_to_join(self, now: float) -> list[WorkerCommand]:
+    def _try_to_join(self, now: float, join: Join | None = None) -> list[WorkerCommand]:
         self._answer_timeout_s = min(self._try_s, self._left_s)
         self._left_s -= self._answer_timeout_s
         self._try_s = min(2 * self._try_s, LONGEST_TRY_S)
         self._worker_id = 0
         self._pull_at_s = None
         self._drop_lease()
-        return [self._ask(self._join._replace(request_id=self._next_request_id()), now)]
+        return [self._ask((join or self._join)._replace(request_id=self._next_request_id()), now)]
 
     def handle(self, message: Message, now: float) -> list[WorkerCommand]:
         """Take in the server's answer.
 
         Raises ``JoinRefusedError`` or ``WorkerRefusedError`` when the server will not have it.
         """
-        if not self._unanswered or (
-            isinstance(message, (Work, Wait, Welcome))
-            and message.request_id < self._unanswered[0][0].request_id
+        if isinstance(message, (Work, Wait, Welcome)) and (
+            not self._unanswered or message.request_id < self._unanswered[0][0].request_id
         ):
             logger.debug("late_message kind=%s", type(message).__name__)
             return []
@@ -390,7 +389,11 @@ class WorkerState:
             return [self._pull(now)]
         return []
 
-    def _rejoin(self, reason: str, now: float) -> list[WorkerCommand]:
+    def rejoin_with_frames(self, reason: str, now: float) -> list[WorkerCommand]:
+        """Join again, this time without shared memory: arrays then travel as frames."""
+        return self._rejoin(reason, now, self._join._replace(gradient_descriptor=-1))
+
+    def _rejoin(self, reason: str, now: float, join: Join | None = None) -> list[WorkerCommand]:
         """Try to join, as a new worker, over a fresh connection."""
         if self._left_s <= 0:
             raise ServerLostError(
@@ -402,7 +405,7 @@ class WorkerState:
                 "rejoining server=%s reason=%s; this worker keeps its data and tries for %g s",
                 *(self._address, reason, self._left_s),
             )
-        return [Reconnect(), *self._try_to_join(now)]
+        return [Reconnect(), *self._try_to_join(now, join)]
 
     def leave(self, reason: str, finished: bool = False) -> list[WorkerCommand]:
         """Leave the run, because the server says so or on the worker's own account."""

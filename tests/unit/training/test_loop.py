@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dist_net.clock import SystemClock
-from dist_net.errors import NoAnswerError
+from dist_net.errors import NoAnswerError, SegmentError
 from dist_net.training.loop import WorkerLoop
 from dist_net.training.state import Compute, Ended
 from dist_net.vector import Vector
@@ -135,3 +135,40 @@ def test_memory_of_a_server_that_is_gone_is_released_when_the_worker_is_in_again
     assert end.value.value == Ended("every epoch is done", finished=True)
     loop.close()
     assert all(memory.is_closed for memory in around.attached)
+
+
+@pytest.mark.parametrize("mapped", [0, 1])
+def test_a_worker_that_cannot_map_the_servers_memory_joins_again_with_frames(mapped: int) -> None:
+    class Unmapped(Memory):
+        def vector(self, index: int) -> Vector:
+            raise SegmentError("cannot map")
+
+    class AroundTooLittleMemory(Around):
+        def attach(self, address: SegmentAddress, size: int) -> Memory:
+            if not mapped:
+                raise SegmentError("cannot map")
+            return Unmapped(address)
+
+    around, step = AroundTooLittleMemory(), Step()
+    loop = WorkerLoop(lambda _: step, "server", "one", "abc", SIZE, surroundings=around)
+    turns = loop.turns()
+    next(turns)
+    turns.send(WELCOME)
+    if mapped:
+        command = turns.send(Work(2, 1, 0, 0, 2, 0, 1, 1, 0, None))
+        while isinstance(command, Compute):
+            command = turns.send(None)
+    join = around.sent[-1]
+    assert isinstance(join, Join)
+    assert join.gradient_descriptor == -1
+    framed = WELCOME._replace(weights_descriptor=-1, request_id=join.request_id)
+    turns.send(framed)
+    pull = around.sent[-1]
+    assert isinstance(pull, Pull)
+    weights = np.ones(SIZE, np.float32)
+    command = turns.send(Work(pull.request_id, 1, 0, 0, 2, 0, 1, 1, -1, weights))
+    while isinstance(command, Compute):
+        command = turns.send(None)
+    assert isinstance(around.sent[-1], Push)
+    assert len(around.sent[-1].gradients) == 1
+    loop.close()

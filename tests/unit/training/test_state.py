@@ -526,3 +526,11 @@ def test_a_message_may_take_as_long_as_its_bytes_do_on_a_network_as_slow_as_was_
     # Or the network does less by now.
     assert worker.heartbeat_answered(unheard, 703.0 + 1200.0, 1903.0) == []
     assert worker.heartbeat_answered(unheard, 703.0 + 1202.0, 1905.0) == [SendToServer(lost)]
+
+
+def test_a_worker_that_waits_for_work_joins_again_when_its_connection_ends(
+    joined: WorkerState,
+) -> None:
+    joined.handle(Wait(2, 0.01), 0.0)
+    ended = Refuse("it closed the connection", may_rejoin=True)
+    assert joined.received(ended, 0.005) == [Reconnect(), join(3)]
