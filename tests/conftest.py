@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,12 @@ def let_interrupts_through() -> None:
 def start_thread_of_lent_frames() -> None:
     """PyZMQ's one thread for memory that it sends without a copy stays until the process ends."""
     zmq.Frame(b"lent", copy=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def start_resource_tracker() -> None:
+    """The one process by which Python's process pools clean up stays until this process ends."""
+    resource_tracker.ensure_running()
 
 
 @pytest.hookimpl(wrapper=True)

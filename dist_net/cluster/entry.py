@@ -161,10 +161,10 @@ def stop_on_signals(stop: Callable[[str], None], parent: int | None = None) -> N
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handle)
     if parent is not None:
-        _terminate_after(parent)
+        terminate_after(parent)
 
 
-def _terminate_after(parent: int) -> None:
+def terminate_after(parent: int) -> None:
     """Has SIGTERM sent to this process when its parent ends, or has ended already.
 
     Linux sends it when the thread that started this process ends: that has to be the parent's main

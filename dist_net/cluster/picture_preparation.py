@@ -1,60 +1,102 @@
-"""Preparing the pictures of a folder with processes that decode them."""
+"""Decode the pictures of a folder with a pool of processes.
+
+A hostile file may crash or hang the process that decodes it, which breaks the whole pool. The
+pictures that the pool was decoding are then tried again one at a time, and a picture that breaks a
+pool by itself is skipped.
+"""
 
 from __future__ import annotations
 
-import json
-import selectors
+import os
 import signal
-import socket
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
 
-from dist_net.cluster.child import Child, end
+import numpy as np
+from numpy.typing import NDArray
+
 from dist_net.cluster.cores import available_cores
+from dist_net.cluster.entry import keep_freed_memory, terminate_after, use_threads
 from dist_net.data import default_cache_dir
-from dist_net.data.picture_chunks import PictureChunk, PictureChunks
 from dist_net.data.picture_folder import PictureFolder
 from dist_net.data.picture_samples import PicturePreprocessing
 from dist_net.data.prepared_pictures import CACHE_BYTES, PictureCache, PreparedPictures
-from dist_net.errors import ProcessFailedError
+from dist_net.errors import CacheError, ImageError, ProcessFailedError, SkippedPicturesError
 
-WORKER_MODULE = "dist_net.cluster.processes.picture_worker"
 CHUNK_SIZE = 16
-MOST_S_PER_PICTURE = 30.0
+MAX_S_PER_PICTURE = 30.0
 START_WITHIN_S = 60.0
-GRACE_S = 5.0
-RECEIVED_BYTES = 1 << 16
+KEPT_BYTES = 64 << 20  # enough for most pictures; the memory of a huge one is returned
+MAX_SKIPPED = 0.1
+NAMED = 3
 
 ShowPrepared = Callable[[int, int], None]
-"""Called with how many pictures are prepared, and of how many."""
+"""Called with the number of prepared pictures and their total."""
+
+
+class PictureChunk(NamedTuple):
+    """Pictures that a worker decodes into consecutive rows."""
+
+    first_row: int
+    paths: Sequence[str]
 
 
 @dataclass(frozen=True)
 class PictureJob:
-    """What a process that decodes pictures is told: where they lie, and where rows are written.
+    """The directory of the pictures, their preprocessing, and the file of rows.
 
-    Without ``pixels`` the pictures are only tried.
+    Without ``pixels`` the pictures are decoded, and nothing is written.
     """
 
-    root: str
+    root: Path
     preprocessing: PicturePreprocessing
-    pixels: str | None
-    chunk_size: int = CHUNK_SIZE
-    most_s_per_picture: float = MOST_S_PER_PICTURE
+    pixels: Path | None
+    max_s_per_picture: float = MAX_S_PER_PICTURE
 
-    def to_json(self) -> str:
-        """As a word of a command line."""
-        return json.dumps(asdict(self))
+    def decode(self, chunk: PictureChunk) -> dict[str, str]:
+        """Write the rows of a chunk, and return the reason for each path that was skipped.
 
-    @classmethod
-    def from_json(cls, text: str) -> PictureJob:
-        """The job that ``to_json`` wrote."""
-        fields = json.loads(text)
-        of = fields.pop("preprocessing")
-        shape = tuple(of.pop("shape"))
-        return cls(preprocessing=PicturePreprocessing(shape, **of), **fields)
+        A picture that takes longer than ``max_s_per_picture`` ends this process. Raises CacheError
+        if the disk is full.
+        """
+        rows = np.zeros((len(chunk.paths), *self.preprocessing.shape), np.uint8)
+        skipped = {}
+        for row, path in zip(rows, chunk.paths, strict=True):
+            # The default action of SIGALRM: Python's own handlers wait until a decoder returns.
+            signal.setitimer(signal.ITIMER_REAL, self.max_s_per_picture)
+            try:
+                row[...] = self.preprocessing.input_of(self.root / path)
+            except ImageError as error:
+                # The message starts with the path, on a single line.
+                prefix = " ".join(f"{self.root / path}:".split())
+                skipped[path] = str(error).removeprefix(prefix).strip()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.pixels is not None:
+            write_rows(self.pixels, chunk.first_row, rows)
+        return skipped
+
+
+def write_rows(path: Path, first_row: int, rows: NDArray[Any]) -> None:
+    """Write consecutive rows into a file of rows; raise CacheError if the disk is full.
+
+    A mapping of the file would end the process instead.
+    """
+    try:
+        with path.open("r+b") as file:
+            file.seek(first_row * rows[0].nbytes)
+            file.write(rows.data)
+    except OSError as error:
+        raise CacheError(f"{path}: {error.strerror}; expected room for the rows") from error
 
 
 def prepare_pictures(
@@ -65,157 +107,149 @@ def prepare_pictures(
     cache_dir: Path | None = None,
     cache_bytes: int = CACHE_BYTES,
     workers: int | None = None,
-    show: ShowPrepared | None = None,
+    show: ShowPrepared = lambda _done, _total: None,
     waiting: Callable[[], None] = lambda: None,
-    most_s_per_picture: float = MOST_S_PER_PICTURE,
+    max_s_per_picture: float = MAX_S_PER_PICTURE,
 ) -> PreparedPictures:
-    """The folder's pictures as a net takes them, from the cache, or decoded by ``workers``.
+    """Return the folder's pictures from the cache, or decode them with ``workers`` processes.
 
-    A picture that ends the process that decodes it, or takes longer than ``most_s_per_picture``,
-    costs that picture only. ``waiting`` is called when another run prepares the same pictures.
-    Raises SkippedPicturesError if too many cannot be used, CacheError where the cache cannot be
-    written, ProcessFailedError where no process can be started. ``logs`` is for the processes'.
+    A picture that ends its process, or takes longer than ``max_s_per_picture``, is skipped.
+    ``waiting`` is called if another run is preparing the same pictures. The processes log to the
+    directory ``logs``. Raises SkippedPicturesError if too many pictures cannot be used, CacheError
+    if the cache cannot be written, and ProcessFailedError if the processes cannot start.
     """
 
     def decode(pixels: Path | None) -> dict[str, str]:
         job = PictureJob(
-            str(folder.root.absolute()),
-            preprocessing,
-            None if pixels is None else str(pixels.absolute()),
-            most_s_per_picture=most_s_per_picture,
+            folder.root.absolute(), preprocessing, pixels and pixels.absolute(), max_s_per_picture
         )
-        chunks = PictureChunks(
-            str(folder.root), [each.path for each in folder.pictures], job.chunk_size
-        )
-        PictureProcesses(job, chunks, logs, show or _show_nobody).run(workers or available_cores())
-        return chunks.skipped
+        paths = [picture.path for picture in folder.pictures]
+        decoding = _Decoding(job, len(paths), logs / "picture-workers.log", show)
+        starts = range(0, len(paths), CHUNK_SIZE)
+        chunks = deque(PictureChunk(start, paths[start : start + CHUNK_SIZE]) for start in starts)
+        decoding.run(chunks, min(workers or available_cores(), len(chunks)))
+        return decoding.skipped
 
     cache = PictureCache(cache_dir or default_cache_dir(), folder, preprocessing, cache_bytes)
     return cache.prepare(decode, waiting)
 
 
-def _show_nobody(done: int, total: int) -> None:
-    """Shows nothing."""
+def require_few_skipped(source: object, skipped: Mapping[str, str], total: int) -> None:
+    """Raise SkippedPicturesError if more than a tenth of the pictures are skipped."""
+    if len(skipped) > MAX_SKIPPED * total:
+        named = [f"{path}: {reason}" for path, reason in skipped.items()][:NAMED]
+        more = "; and more" if len(skipped) > len(named) else ""
+        raise SkippedPicturesError(
+            f"{source}: {len(skipped):,} of {total:,} pictures cannot be used; expected at most "
+            f"{MAX_SKIPPED:.0%}. Repair or remove them: {'; '.join(named)}{more}"
+        )
 
 
-class Decoder:
-    """A process that decodes, the socket to it, and the chunk that it has."""
+class _Decoding:
+    """The progress of a job, whose pools are replaced as pictures break them."""
 
-    def __init__(self, name: str, job: PictureJob, logs: Path) -> None:
-        self.socket, its = socket.socketpair()
-        with its:
-            self.child = Child(name, WORKER_MODULE, [job.to_json()], logs, its)
-        self.chunk: PictureChunk | None = None
-        self.is_free = False  # until it says that it is ready
-        self._received = b""
-        self._limit_s = job.most_s_per_picture
-
-    def give(self, chunk: PictureChunk | None) -> None:
-        """Has it decode a chunk; without one, lets it end when it has done what it has."""
-        self.chunk = chunk
-        self.is_free = False
-        with suppress(OSError):  # it has ended, as will be noticed
-            if chunk is None:
-                self.socket.shutdown(socket.SHUT_WR)
-            else:
-                self.socket.sendall(json.dumps(chunk._asdict()).encode() + b"\n")
-
-    def answers(self) -> list[dict[str, dict[str, str]]] | None:
-        """What it answered since; None if it has ended."""
-        try:
-            received = self.socket.recv(RECEIVED_BYTES)
-        except ConnectionError:
-            received = b""
-        if not received:
-            return None
-        *lines, self._received = (self._received + received).split(b"\n")
-        return [json.loads(line) for line in lines]
-
-    def reason_of_end(self) -> str:
-        """Why its picture is skipped; raises ProcessFailedError if it ended for its own reasons."""
-        self.child.wait(GRACE_S)
-        code = self.child.exit_code
-        if self.chunk is None or code is None or code >= 0:
-            raise self.child.failure()
-        if code == -signal.SIGALRM:
-            return f"not decoded within {self._limit_s:g} s"
-        return f"the process that decoded it ended by signal {-code}, {signal.strsignal(-code)}"
-
-    def close(self) -> None:
-        """Ends it at once, if it runs."""
-        self.child.kill()
-        self.socket.close()
-
-
-class PictureProcesses:
-    """Processes that decode pictures until each is written or skipped.
-
-    One that ends over a picture is replaced.
-    """
-
-    def __init__(
-        self, job: PictureJob, chunks: PictureChunks, logs: Path, show: ShowPrepared
-    ) -> None:
+    def __init__(self, job: PictureJob, total: int, log: Path, show: ShowPrepared) -> None:
+        self.skipped: dict[str, str] = {}
         self._job = job
-        self._chunks = chunks
-        self._logs = logs
+        self._total = total
+        self._done = 0
+        self._log = log
         self._show = show
-        self._selector = selectors.DefaultSelector()
-        self._decoders: dict[str, Decoder] = {}
 
-    def run(self, workers: int) -> None:
-        """Decodes with up to so many processes; when it returns or raises, they have ended."""
-        try:
-            self._show(0, self._chunks.total)
-            for number in range(max(1, min(workers, self._chunks.waiting))):
-                self._start(f"picture-worker-{number}")
-            while not self._chunks.is_complete:
-                self._receive()
-                self._give()
-            for decoder in self._decoders.values():
-                decoder.give(None)
-            end([decoder.child for decoder in self._decoders.values()], GRACE_S)
-        finally:
-            for decoder in self._decoders.values():
-                decoder.close()
-            self._selector.close()
-
-    def _start(self, name: str) -> None:
-        decoder = self._decoders[name] = Decoder(name, self._job, self._logs)
-        self._selector.register(decoder.socket, selectors.EVENT_READ, decoder)
-
-    def _receive(self) -> None:
-        """Waits for answers, and replaces a process that ended."""
-        longest_s = START_WITHIN_S + self._job.chunk_size * self._job.most_s_per_picture
-        events = self._selector.select(longest_s)
-        if not events:
-            raise ProcessFailedError(
-                f"no process decoded a picture within {longest_s:g} s (logs: {self._logs})"
+    def run(self, chunks: deque[PictureChunk], workers: int) -> None:
+        """Decode every chunk; when this returns or raises, the processes have ended."""
+        self._show(0, self._total)
+        while chunks:
+            lost, _ = self._decode(chunks, workers)
+            alone = deque(
+                PictureChunk(chunk.first_row + index, [path])
+                for chunk in lost
+                for index, path in enumerate(chunk.paths)
             )
-        for key, _ in events:
-            decoder: Decoder = key.data
-            answers = decoder.answers()
-            if answers is None:
-                self._replace(decoder)
-                continue
-            for answer in answers:
-                if decoder.chunk is not None:
-                    self._chunks.decoded(decoder.chunk, answer["skipped"])
-                    self._show(self._chunks.done, self._chunks.total)
-                decoder.chunk = None
-                decoder.is_free = True
+            while alone:
+                lost, exit_code = self._decode(alone, 1)
+                for chunk in lost:
+                    self._record(chunk, {chunk.paths[0]: self._reason(exit_code)})
 
-    def _replace(self, decoder: Decoder) -> None:
-        reason = decoder.reason_of_end()
-        self._selector.unregister(decoder.socket)
-        decoder.close()
-        del self._decoders[decoder.child.name]
-        assert decoder.chunk is not None
-        self._chunks.lost(decoder.chunk, reason)
-        if self._chunks.waiting:
-            self._start(decoder.child.name)
+    def _decode(
+        self, chunks: deque[PictureChunk], workers: int
+    ) -> tuple[list[PictureChunk], int | None]:
+        """Decode chunks until none is left or a process dies.
 
-    def _give(self) -> None:
-        for decoder in self._decoders.values():
-            if decoder.is_free and (chunk := self._chunks.take()):
-                decoder.give(chunk)
+        Return the chunks that were lost, and the exit code of the last process.
+        """
+        others = set(active_children())
+        processes = dict.fromkeys(others)
+        running: dict[Future[dict[str, str]], PictureChunk] = {}
+        longest_s = START_WITHIN_S + CHUNK_SIZE * self._job.max_s_per_picture
+        spawn = get_context("spawn")
+        pool = ProcessPoolExecutor(workers, spawn, _start_worker, (self._log, os.getpid()))
+        try:
+            while chunks or running:
+                while chunks and len(running) < workers:
+                    with _as_worker_needs():
+                        future = pool.submit(self._job.decode, chunks[0])
+                        processes.update(dict.fromkeys(active_children()))
+                    running[future] = chunks.popleft()
+                finished, _ = wait(running, longest_s, FIRST_COMPLETED)
+                if not finished:
+                    raise ProcessFailedError(
+                        f"no picture was decoded within {longest_s:g} s (log: {self._log})"
+                    )
+                for future in finished:
+                    self._record(running[future], future.result())
+                    del running[future]
+        except BrokenProcessPool:
+            pass
+        finally:
+            own = [process for process in processes if process not in others]
+            for process in own:
+                process.kill()
+            pool.shutdown()
+        return list(running.values()), own[-1].exitcode
+
+    def _record(self, chunk: PictureChunk, skipped: Mapping[str, str]) -> None:
+        self.skipped |= skipped
+        require_few_skipped(self._job.root, self.skipped, self._total)
+        self._done += len(chunk.paths)
+        self._show(self._done, self._total)
+
+    def _reason(self, exit_code: int | None) -> str:
+        """Return why a picture ended its process; raise ProcessFailedError if it did not."""
+        if exit_code is None or exit_code >= 0:
+            raise ProcessFailedError(
+                f"a process that decodes pictures ended with code {exit_code} (log: {self._log})"
+            )
+        if exit_code == -signal.SIGALRM:
+            return f"not decoded within {self._job.max_s_per_picture:g} s"
+        name = signal.strsignal(-exit_code)
+        return f"the process that decoded it ended by signal {-exit_code}, {name}"
+
+
+@contextmanager
+def _as_worker_needs() -> Iterator[None]:
+    """Start processes that ignore the terminal's interrupts and do not import the user's script.
+
+    The parent ends them in order. A script without ``if __name__ == "__main__"`` would train again.
+    """
+    main = sys.modules["__main__"]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _start_worker(log: Path, parent: int) -> None:
+    """Set up a process of the pool, which ends when its parent does."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:  # also for what decoders print
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.setpgid(0, 0)  # it is not suspended with the parent, so that no picture exceeds its time
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    terminate_after(parent)
+    use_threads(1)
+    keep_freed_memory(KEPT_BYTES)

@@ -1,13 +1,17 @@
 """Pictures prepared by real processes, of which hostile pictures end some."""
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dist_net import fit_picture
-from dist_net.cluster import picture_preparation
 from dist_net.cluster.picture_preparation import prepare_pictures
 from dist_net.data.picture_folder import PictureFolder
 from dist_net.data.picture_samples import PicturePreprocessing
@@ -17,21 +21,42 @@ from drawn_pictures import cats_and_dogs
 
 FIVE = PicturePreprocessing((5, 5, 3), "pad")
 
-DEADLY_WORKER = """
-import os, signal, sys
-from dist_net.cluster.entry import entry_point
-from dist_net.cluster.processes.picture_worker import add_arguments, run
+
+class Deadly(PicturePreprocessing):
+    """Ends the process that decodes the first cats."""
+
+    def input_of(self, path: Path) -> NDArray[np.uint8]:
+        if path.parts[-2] == "cat" and path.name in ("03.png", "04.png"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().input_of(path)
+
+
+class Failing(PicturePreprocessing):
+    """Ends the process that decodes, but not by a signal."""
+
+    def input_of(self, _: Path) -> NDArray[np.uint8]:
+        os._exit(7)
+
+
+# A script as a user may write it, which is not guarded against being imported.
+SCRIPT = """
+import sys
+from pathlib import Path
+from dist_net.cluster.picture_preparation import prepare_pictures
+from dist_net.data.picture_folder import PictureFolder
 from dist_net.data.picture_samples import PicturePreprocessing
 
-input_of = PicturePreprocessing.input_of
-
-def deadly(self, path):
-    if path.parts[-2:] == ("cat", "03.png"):
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return input_of(self, path)
-
-PicturePreprocessing.input_of = deadly
-sys.exit(entry_point(add_arguments, run))
+folder = PictureFolder.read(sys.argv[1])
+beside = folder.root.parent
+with prepare_pictures(
+    folder,
+    PicturePreprocessing((5, 5, 3), "pad"),
+    beside,
+    cache_dir=beside / "cache",
+    workers=2,
+    show=lambda done, _: print(done, flush=True),
+) as pictures:
+    print("prepared", len(pictures.usable_rows()))
 """
 
 
@@ -40,9 +65,17 @@ def folder(tmp_path: Path) -> PictureFolder:
     return cats_and_dogs(tmp_path / "photos", each=20)
 
 
-def prepare(folder: PictureFolder, **options: object) -> PreparedPictures:
+def prepare(
+    folder: PictureFolder, preprocessing: PicturePreprocessing = FIVE, **options: Any
+) -> PreparedPictures:
     beside = folder.root.parent
-    return prepare_pictures(folder, FIVE, beside, cache_dir=beside / "cache", **options)
+    return prepare_pictures(folder, preprocessing, beside, cache_dir=beside / "cache", **options)
+
+
+def hang(path: Path) -> None:
+    """Replace a picture by a pipe, which nobody writes into."""
+    path.unlink()
+    os.mkfifo(path)
 
 
 def test_every_picture_is_in_its_row(folder: PictureFolder) -> None:
@@ -65,31 +98,33 @@ def test_without_room_in_the_cache_they_are_tried_all_the_same(folder: PictureFo
         assert [path for path, _ in pictures.skipped] == ["cat/07.png"]
 
 
-def test_a_picture_that_ends_its_process_costs_that_picture_only(
-    folder: PictureFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", [1, 2])
+def test_pictures_that_end_their_process_cost_those_pictures_only(
+    folder: PictureFolder, workers: int
 ) -> None:
-    (tmp_path / "deadly_worker.py").write_text(DEADLY_WORKER)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(picture_preparation, "WORKER_MODULE", "deadly_worker")
-    with prepare(folder, workers=1) as pictures:
+    shown: list[int] = []
+    deadly = Deadly((5, 5, 3), "pad")
+    with prepare(folder, deadly, workers=workers, show=lambda done, _: shown.append(done)) as found:
         reason = "the process that decoded it ended by signal 11, Segmentation fault"
-        assert pictures.skipped == [("cat/03.png", reason)]
-        assert pictures.pixels is not None
-        is_black = (pictures.pixels == 0).all(axis=(1, 2, 3))
-        assert np.flatnonzero(is_black).tolist() == [3]
+        assert found.skipped == [("cat/03.png", reason), ("cat/04.png", reason)]
+        assert found.pixels is not None
+        is_black = (found.pixels == 0).all(axis=(1, 2, 3))
+        assert np.flatnonzero(is_black).tolist() == [3, 4]
+    assert shown == sorted(shown)
+    assert shown[-1] == 40
 
 
 def test_a_picture_that_hangs_is_given_up(tmp_path: Path) -> None:
     folder = cats_and_dogs(tmp_path / "photos", each=2)
     for picture in folder.pictures:
-        path = folder.root / picture.path
-        path.unlink()
-        os.mkfifo(path)  # nobody writes into it
+        hang(folder.root / picture.path)
     with pytest.raises(SkippedPicturesError, match=r"1 of 4 .*: not decoded within 0.1 s$"):
-        prepare(folder, workers=1, most_s_per_picture=0.1)
+        prepare(folder, workers=1, max_s_per_picture=0.1)
 
 
 def test_an_interrupt_ends_all(folder: PictureFolder, tmp_path: Path) -> None:
+    hang(folder.root / "dog/19.png")
+
     def interrupt(done: int, _: int) -> None:
         if done:
             raise KeyboardInterrupt
@@ -99,9 +134,28 @@ def test_an_interrupt_ends_all(folder: PictureFolder, tmp_path: Path) -> None:
     assert [path.suffix for path in (tmp_path / "cache" / "pictures").iterdir()] == [".lock"]
 
 
-def test_a_process_that_cannot_start_is_named(
-    folder: PictureFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(picture_preparation, "WORKER_MODULE", "dist_net.no_such_module")
-    with pytest.raises(ProcessFailedError, match=r"picture-worker-0: it ended with code 1 \(log: "):
-        prepare(folder, workers=1)
+def test_a_process_that_ends_by_itself_is_a_failure(folder: PictureFolder) -> None:
+    with pytest.raises(ProcessFailedError, match=r"ended with code 7 \(log: .*picture-workers.log"):
+        prepare(folder, Failing((5, 5, 3), "pad"), workers=2)
+
+
+def test_a_script_need_not_be_guarded(folder: PictureFolder, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(folder.root)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("0", "prepared 40")
+
+
+def test_processes_end_with_a_parent_that_is_killed(folder: PictureFolder, tmp_path: Path) -> None:
+    """What they leave behind is noticed after the test, as after every other."""
+    hang(folder.root / "dog/19.png")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(folder.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        for line in parent.stdout:
+            if line == b"32\n":  # what is left hangs
+                break
+        parent.kill()

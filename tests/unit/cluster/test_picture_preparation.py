@@ -2,18 +2,23 @@
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dist_net import fit_picture
-from dist_net.cluster.picture_preparation import PictureJob
-from dist_net.cluster.processes.picture_worker import PictureWorker, RowFile
+from dist_net.cluster.picture_preparation import (
+    PictureChunk,
+    PictureJob,
+    require_few_skipped,
+    write_rows,
+)
 from dist_net.data.picture_samples import PicturePreprocessing
-from dist_net.errors import CacheError
+from dist_net.errors import CacheError, SkippedPicturesError
 
 FOUR = PicturePreprocessing((4, 4, 3), "stretch", most_pixels=10_000)
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), np.uint8)
@@ -101,8 +106,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
-def worker_of(root: Path, pixels: RowFile | None = None) -> PictureWorker:
-    return PictureWorker(PictureJob(str(root), FOUR, None, chunk_size=16), pixels)
+def decode(root: Path, first_row: int, names: Iterable[str], pixels: Path | None = None) -> Any:
+    return PictureJob(root, FOUR, pixels).decode(PictureChunk(first_row, list(names)))
 
 
 def test_rows_are_what_serving_makes_of_the_same_files(tmp_path: Path) -> None:
@@ -110,8 +115,7 @@ def test_rows_are_what_serving_makes_of_the_same_files(tmp_path: Path) -> None:
         draw(tmp_path / name)
     store = tmp_path / "pixels"
     store.write_bytes(bytes(48 * 11))
-    with RowFile(store) as pixels:
-        assert worker_of(tmp_path, pixels).skipped_in(2, list(GOOD)) == {}
+    assert decode(tmp_path, 2, GOOD, store) == {}
     rows = np.fromfile(store, np.uint8).reshape(11, 4, 4, 3)
     assert not rows[:2].any()
     for row, name in zip(rows[2:], GOOD, strict=True):
@@ -122,7 +126,7 @@ def test_rows_are_what_serving_makes_of_the_same_files(tmp_path: Path) -> None:
 def test_hostile_pictures_are_skipped_with_the_reason(tmp_path: Path) -> None:
     for name, (draw, _) in HOSTILE.items():
         draw(tmp_path / name)
-    skipped = worker_of(tmp_path).skipped_in(0, list(HOSTILE))
+    skipped = decode(tmp_path, 0, HOSTILE)
     assert list(skipped) == list(HOSTILE)
     for name, (_, reason) in HOSTILE.items():
         assert skipped[name].startswith(reason)
@@ -132,22 +136,27 @@ def test_a_skipped_picture_leaves_no_pixels_of_the_one_before(tmp_path: Path) ->
     plain(tmp_path / "good.bmp")
     store = tmp_path / "pixels"
     store.write_bytes(bytes(96))
-    with RowFile(store) as pixels:
-        worker = worker_of(tmp_path, pixels)
-        worker.skipped_in(0, ["good.bmp"])
-        worker.skipped_in(1, ["absent.bmp"])
-        worker.skipped_in(0, ["absent.bmp"])
+    decode(tmp_path, 0, ["good.bmp", "absent.bmp"], store)
+    assert not any(store.read_bytes()[48:])
+    decode(tmp_path, 0, ["absent.bmp"], store)
     assert store.read_bytes() == bytes(96)
 
 
 def test_a_full_disk_is_one_clear_error() -> None:
-    with (
-        RowFile(Path("/dev/full")) as pixels,
-        pytest.raises(CacheError, match=r"^/dev/full: No space left on device; expected room"),
+    with pytest.raises(CacheError, match=r"^/dev/full: No space left on device"):
+        write_rows(Path("/dev/full"), 0, np.zeros((2, 4, 4, 3), np.uint8))
+
+
+def test_more_than_a_tenth_that_are_skipped_are_too_many() -> None:
+    skipped = {f"cat/{index}.jpg": "damaged" for index in range(3)}
+    require_few_skipped("photos", skipped, 30)
+    with pytest.raises(
+        SkippedPicturesError, match=r"^photos: 3 of 29 .* 10%.*: cat/0.jpg: damaged; "
     ):
-        pixels.write(0, np.zeros((2, 4, 4, 3), np.uint8))
+        require_few_skipped("photos", skipped, 29)
 
 
-def test_a_job_is_the_same_after_its_journey() -> None:
-    job = PictureJob("/photos/ä \udcff", FOUR, None, 8, 1.5)
-    assert PictureJob.from_json(job.to_json()) == job
+def test_of_many_skipped_pictures_some_are_named() -> None:
+    skipped = {f"cat/{index}.jpg": "damaged" for index in range(25)}
+    with pytest.raises(SkippedPicturesError, match=r"cat/2.jpg: damaged; and more$"):
+        require_few_skipped("photos", skipped, 25)
