@@ -32,6 +32,7 @@ from dist_net.nn.losses import Loss
 from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule, optimizer_named
 from dist_net.pictures.fitting import FITTINGS
 from dist_net.recipes.recipe_files import (
+    RECIPE_FILE,
     RecipeFiles,
     digests_of,
     place_in_recipe,
@@ -316,10 +317,11 @@ def load_recipe_copy(
     RecipeChangedError if a file is missing or has changed; and RecipeError if it fails.
     """
     if not (trust_recipe or is_trusted(digests)):
-        known = "this user has not confirmed" if digests else "no digest was kept of"
+        has_digest = RECIPE_FILE in digests
         raise UntrustedRecipeError(
-            f"{known} {path}, which is Python code; expected a recipe that was trained with or "
-            f"confirmed on this host: read it, and if you trust it, pass --trust-recipe"
+            f"{path} is Python code that {'is not confirmed' if has_digest else 'has no digest'}; "
+            f"expected a recipe that was trained with or confirmed on this host. Read it, and if "
+            f"you trust its author, pass --trust-recipe"
         )
     files = RecipeFiles(path, Path(reference), reader_of(path, digests))
     return _run(reference, Path(reference).stem, path, files)

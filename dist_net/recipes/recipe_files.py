@@ -127,8 +127,8 @@ def reader_of(recipe: Path, digests: Mapping[str, str]) -> Read:
         name = RECIPE_FILE if path == recipe else path.name
         if name not in digests and name != RECIPE_FILE:
             return None if digests else read_any(path)
-        content, expected = read_any(path), digests.get(name)
-        if content is None or expected not in (None, sha256(content)):
+        content = read_any(path)
+        if content is None or (digests and digests.get(name) != sha256(content)):
             found = "is missing" if content is None else "has changed"
             raise RecipeChangedError(
                 f"the recipe's file {path} {found}; expected the one that the model was trained "

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import platformdirs
 
+from dist_net.recipes.recipe_files import RECIPE_FILE
+
 logger = logging.getLogger(__name__)
 
 
@@ -23,17 +25,17 @@ def record_path() -> Path:
 
 
 def is_trusted(digests: Mapping[str, str]) -> bool:
-    """Return whether the record has each of these files: SHA-256 by name. Without any: False."""
+    """Return whether the record has each of these files (SHA-256 by name), and one is a recipe."""
     try:
         known = {*record_path().read_text(encoding="utf-8").splitlines()}
     except (OSError, ValueError):
         return False
-    return bool(digests) and known.issuperset(_lines(digests))
+    return RECIPE_FILE in digests and known.issuperset(_lines(digests))
 
 
 def trust(digests: Mapping[str, str]) -> None:
     """Add files to the record. Log a warning if it cannot be written."""
-    if not digests or is_trusted(digests):
+    if is_trusted(digests):
         return
     path = record_path()
     try:

@@ -25,6 +25,7 @@ from dist_net.pictures.fitting import PictureInputs
 from dist_net.pretrained import efficientnet_lite0
 from dist_net.recipes.picture_recipe import PictureRecipe
 from dist_net.recipes.recipe import built_in_recipe, load_recipe_copy, recipe_names
+from dist_net.recipes.recipe_files import RECIPE_FILE
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
 
@@ -243,6 +244,11 @@ def model_of(description: ModelDescription, trust_recipes: bool = False) -> Mode
     path, original = description.recipe, description.recipe_original
     if path not in recipe_names():
         files = description.recipe_files
+        if Path(path).name != RECIPE_FILE or RECIPE_FILE not in files:
+            raise ModelLoadError(
+                f"the recipe of {description.name} is {path!r:.80} with {len(files)} digests; "
+                f"expected a built-in one, or a run's {RECIPE_FILE} with its digest"
+            )
         return load_recipe_copy(Path(path), original, files, trust_recipes).recipe.model
     loaded = built_in_recipe(path)
     if loaded.file_digests != description.recipe_files:

@@ -309,9 +309,19 @@ def test_a_copy_that_the_user_has_not_confirmed_is_not_run(copied: LoadedRecipe)
 
 def test_a_copy_without_digests_is_run_only_when_trusted(copied: LoadedRecipe) -> None:
     trust(copied.file_digests)
-    with pytest.raises(UntrustedRecipeError, match=r"no digest was kept of .*recipe\.py"):
+    with pytest.raises(UntrustedRecipeError, match=r"recipe\.py .* has no digest"):
         load_recipe_copy(copied.path, copied.reference, {})
     load_recipe_copy(copied.path, copied.reference, {}, trust_recipe=True)
+
+
+def test_trust_in_an_imported_file_extends_to_no_recipe(copied: LoadedRecipe) -> None:
+    trust(copied.file_digests)
+    copied.path.write_text("raise SystemExit('it was run')")
+    imported = {"net.py": copied.file_digests["net.py"]}
+    with pytest.raises(UntrustedRecipeError):
+        load_recipe_copy(copied.path, copied.reference, imported)
+    with pytest.raises(RecipeChangedError):
+        load_recipe_copy(copied.path, copied.reference, imported, trust_recipe=True)
 
 
 def test_a_fitting_that_there_is_not_is_refused() -> None:

@@ -20,7 +20,7 @@ def test_only_files_of_that_name_and_content_are_trusted(record: Path) -> None:
     for _ in range(2):
         trust(FILES)
     assert is_trusted(FILES)
-    assert is_trusted({"net.py": "b" * 64})
+    assert not is_trusted({"net.py": "b" * 64})
     assert not is_trusted(FILES | {"other.py": "a" * 64})
     assert not is_trusted({"net.py": "a" * 64})
     assert not is_trusted({})

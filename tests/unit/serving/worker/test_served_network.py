@@ -20,7 +20,7 @@ from dist_net.pictures.fitting import PictureInputs, fit_picture
 from dist_net.recipes.recipe import load_recipe
 from dist_net.recipes.trusted_recipes import trust
 from dist_net.serving.pool.requests import Status
-from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
+from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings, model_of
 
 CONFIGURATION = """
 [net]
@@ -256,8 +256,17 @@ def test_an_input_gets_the_same_bytes_whatever_its_company(served, description):
         assert [bytes(each) for each in found] == [alone[i] for i in chosen]
 
 
+def test_a_gateway_names_only_runs_recipes_with_digests(tmp_path: Path) -> None:
+    for name, digests in ("other.py", {"recipe.py": "a" * 64}), ("recipe.py", {}):
+        path = tmp_path / name
+        path.write_text("raise SystemExit('it was run')")
+        description = replace(DIGITS, recipe=str(path), recipe_files=digests)
+        with pytest.raises(ModelLoadError, match=name):
+            model_of(description, trust_recipes=True)
+
+
 def test_a_model_without_pictures_is_served_too(served, tmp_path: Path):
-    path = tmp_path / "vector.py"
+    path = tmp_path / "recipe.py"
     path.write_text(VECTOR)
     loaded = load_recipe(str(path))
     trust(loaded.file_digests)
