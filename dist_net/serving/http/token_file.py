@@ -21,14 +21,24 @@ _READ_EVERY_S = 1.0
 class TokenFile:
     """Tokens, one a line: ``client TOKEN``, ``operator TOKEN``, or a TOKEN alone, an operator's.
 
-    The file is read again every second of use, so tokens come and go without a restart. While it is
-    unreadable or invalid, the tokens read before stay valid. The constructor raises KeyFileError.
+    The constructor raises KeyFileError for an unusable line. The file is read again every second of
+    use, so tokens are added and revoked without a restart: only its usable lines count, and if it
+    is missing, no token is valid. A read that fails otherwise, as without a free descriptor,
+    changes nothing.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._roles: dict[bytes, str] = {}
         self._problem = ""
-        self._roles = self._read()
+        try:
+            problem = self._read()
+        except OSError as error:
+            raise KeyFileError(
+                f"cannot read tokens from {path}: {error}; expected a file with one on each line"
+            ) from error
+        if problem:
+            raise KeyFileError(problem)
         self._read_s = time.monotonic()
 
     def role_of(self, authorization: bytes) -> str | None:
@@ -36,7 +46,7 @@ class TokenFile:
         self._refresh()
         scheme, _, token = authorization.partition(b" ")
         token = token.strip()
-        # Each is compared, and in constant time, so that the time tells nothing about them.
+        # Compare with every token, in constant time, so that the time reveals nothing about them.
         roles = {role for each, role in self._roles.items() if hmac.compare_digest(each, token)}
         return next(iter(roles), None) if scheme.lower() == b"bearer" else None
 
@@ -47,40 +57,40 @@ class TokenFile:
             return
         self._read_s = now
         try:
-            if self._path.is_file() or not self._path.exists():
-                self._roles, self._problem = self._read(), ""
-        except (KeyFileError, OSError) as error:
-            if str(error) != self._problem:
-                self._problem = str(error)
-                logger.warning("event=tokens_not_read_again error=%s", error)
+            if not self._path.exists():
+                self._roles, problem = {}, f"{self._path} is missing: no token is valid"
+            else:
+                problem = self._read() if self._path.is_file() else ""
+        except OSError as error:
+            problem = f"cannot read {self._path}: {error}; the previous tokens stay valid"
+        if problem and problem != self._problem:
+            logger.warning("event=tokens_not_valid error=%s", problem)
+        self._problem = problem
 
-    def _read(self) -> dict[bytes, str]:
-        """Return the role of each token; raise KeyFileError."""
-        try:
-            with self._path.open("rb") as file:
-                text = file.read(_MAX_BYTES + 1).decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeyFileError(
-                f"cannot read tokens from {self._path}: {error}; expected a line of text for each"
-            ) from error
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not lines or len(text) > _MAX_BYTES:
-            raise KeyFileError(
-                f"the token file {self._path} holds {len(lines)} tokens in {len(text)} characters; "
-                f"expected 1 to {_MAX_BYTES:,} characters; `python3 -c 'import secrets; "
+    def _read(self) -> str:
+        """Replace the tokens by those of the file. Return what is wrong with it, or ""."""
+        with self._path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        lines = [line.strip() for line in content[:_MAX_BYTES].splitlines() if line.strip()]
+        self._roles, unusable = {}, []
+        for number, line in enumerate(lines, 1):
+            role, _, token = line.decode(errors="replace").partition(" ")
+            if role not in (CLIENT, OPERATOR):
+                role, token = OPERATOR, line.decode(errors="replace")
+            token = token.strip()
+            if token.isascii() and token.isprintable() and len(token) >= MIN_TOKEN:
+                self._roles[token.encode()] = role
+            else:
+                unusable.append(f"token {number} in {self._path} has {len(token)} characters")
+        if len(content) > _MAX_BYTES or not lines:
+            return (
+                f"the token file {self._path} holds {len(lines)} tokens in {len(content)} bytes; "
+                f"expected 1 to {_MAX_BYTES:,} bytes; `python3 -c 'import secrets; "
                 f"print(secrets.token_urlsafe())' >>{shlex.quote(str(self._path))}` adds a token"
             )
-        return dict(self._token_and_role(number, line) for number, line in enumerate(lines, 1))
-
-    def _token_and_role(self, number: int, line: str) -> tuple[bytes, str]:
-        """Raise KeyFileError for a token that no header can carry or that is easy to guess."""
-        role, _, token = line.partition(" ")
-        if role not in (CLIENT, OPERATOR):
-            role, token = OPERATOR, line
-        token = token.strip()
-        if not (token.isascii() and token.isprintable() and len(token) >= MIN_TOKEN):
-            raise KeyFileError(
-                f"token {number} in {self._path} has {len(token)} characters; expected at least "
-                f"{MIN_TOKEN} printable ASCII characters, after 'client ' or 'operator '"
+        if unusable:
+            return (
+                f"{'; '.join(unusable[:3])}; expected at least {MIN_TOKEN} printable ASCII "
+                f"characters, after 'client ' or 'operator '"
             )
-        return token.encode(), role
+        return ""

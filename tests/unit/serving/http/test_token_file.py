@@ -1,5 +1,6 @@
 """Tokens and roles, and what happens when their file changes."""
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -60,23 +61,35 @@ def test_tokens_come_and_go_without_a_restart(path: Path, pass_s: Callable[[floa
     assert role_of(tokens, SECOND) == "operator"
 
 
-@pytest.mark.parametrize("damage", ["", "short\n", f"{SECOND}\nshort\n", None])
-def test_a_file_that_is_being_written_changes_nothing(
+@pytest.mark.parametrize("content", ["", "short\n", f"{SECOND}\nshort\n", "\n" * 70_000, None])
+def test_only_usable_lines_of_the_file_are_valid(
     path: Path,
     pass_s: Callable[[float], None],
     caplog: pytest.LogCaptureFixture,
-    damage: str | None,
+    content: str | None,
 ) -> None:
     tokens = TokenFile(path)
-    path.unlink() if damage is None else path.write_text(damage)
+    path.unlink() if content is None else path.write_text(content)
     for _ in range(5):
         pass_s(1.1)
-        assert role_of(tokens, FIRST) == "operator"
-        assert role_of(tokens, SECOND) is None
+        assert role_of(tokens, FIRST) is None
+        assert role_of(tokens, SECOND) == ("operator" if SECOND in (content or "") else None)
     assert [str(path) in each.getMessage() for each in caplog.records] == [True]
-    path.write_text(SECOND)
+    path.write_text(FIRST)
     pass_s(1.1)
-    assert role_of(tokens, SECOND) == "operator"
+    assert role_of(tokens, FIRST) == "operator"
+
+
+def test_without_a_free_descriptor_nothing_changes(
+    path: Path, pass_s: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptor(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    tokens = TokenFile(path)
+    monkeypatch.setattr(Path, "open", no_descriptor)
+    pass_s(1.1)
+    assert role_of(tokens, FIRST) == "operator"
 
 
 def test_a_pipe_is_read_once(pass_s: Callable[[float], None]) -> None:
