@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from types import FrameType
@@ -54,6 +55,8 @@ def entry_point(
     keep_freed_memory(kept_bytes)
     words_of_a_line = "%(asctime)s %(levelname)s %(name)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=words_of_a_line, handlers=[BoundedLog()])
+    # Pillow warns of each oddity in a picture, which would fill the log and Python's own record.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         parser = ArgumentParser()
         add_arguments(parser)

@@ -3,12 +3,13 @@
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 
-from dist_net.cluster.entry import StartReports, stop_on_signals
+from dist_net.cluster.entry import StartReports, entry_point, stop_on_signals
 
 
 @pytest.fixture
@@ -51,3 +52,17 @@ def test_reports_of_a_process_that_fails_to_start_end_with_it() -> None:
     with pytest.raises(OSError), StartReports("the dataset"):  # noqa: PT011
         raise OSError
     assert "start-reports" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.usefixtures("reasons")  # which restores the handlers
+def test_pillows_warnings_of_clients_pictures_are_not_kept() -> None:
+    kept: dict[object, object] = {}
+
+    def run(_: object) -> int:
+        warnings.warn_explicit("odd", UserWarning, "PIL/Image.py", 1, "PIL.Image", kept)
+        return 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert entry_point(lambda _: None, run, words=[]) == 0
+    assert "odd" not in str(kept)
