@@ -246,7 +246,7 @@ def _on_white(image: Image.Image) -> Image.Image:
         image.info["transparency"] = tuple(value >> 8 for value in transparent)
     if image.mode not in WITH_ALPHA and "transparency" not in image.info:
         return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
-    with_alpha = image.convert("RGBA")
+    with_alpha = image if image.mode == "RGBA" else image.convert("RGBA")  # which would copy it
     white = Image.new("RGB", image.size, "white")
     white.paste(with_alpha, mask=with_alpha.getchannel("A"))
     return white
