@@ -19,7 +19,7 @@ from dist_net.cluster.printable import printable
 from dist_net.cluster.recipe_confirmation import confirm_recipe
 from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.data.picture_folder import PICTURE_SUFFIXES
-from dist_net.errors import DistNetError, ModelOptionError, PictureFolderError, UnknownModelError
+from dist_net.errors import DistNetError, ModelOptionError, PictureFolderError
 from dist_net.models.classifier import ClassifiedImage, classifier_of, outputs_for
 from dist_net.models.row_files import is_row_file, read_rows, write_rows
 from dist_net.models.sources import MODELS, FoundModel, source_called
@@ -29,17 +29,13 @@ BAR_LENGTH = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    given = (
-        parser.add_argument("model", metavar="MODEL", help=MODELS),
-        parser.add_argument(
-            "files",
-            metavar="FILE",
-            nargs="+",
-            help="a picture, a folder of pictures, or the model's inputs as rows: .npy or .csv",
-        ),
+    parser.add_argument("model", metavar="MODEL", help=MODELS)
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="a picture, a folder of pictures, or the model's inputs as rows: .npy or .csv",
     )
-    for action in given:  # ``run`` explains better than a parser what is missing
-        action.required = False
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet's")
     parser.add_argument(
         "--labels", type=Path, metavar="FILE", help="the name of each class, a line"
@@ -59,9 +55,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Predict for every picture and row, and return the exit code."""
-    if not arguments.files:
-        missing = "no model and no picture" if arguments.model is None else "no picture"
-        raise UnknownModelError(f"{missing} given; expected MODEL FILE..., where MODEL is {MODELS}")
     files = [file for given in arguments.files for file in files_in(given)]
     has_rows = any(map(is_row_file, files))
     if arguments.output is not None and not (has_rows and is_row_file(arguments.output)):

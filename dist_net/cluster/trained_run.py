@@ -63,6 +63,9 @@ class Run:
         self.history = list(history)
         self._trust_recipe = trust_recipe
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
     @cached_property
     def trained(self) -> tuple[LoadedRecipe, Checkpoint]:
         """The recipe and the checkpoint, read once; raises what ``load`` raises."""

@@ -301,11 +301,11 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 
 def run_meant(path: Path) -> str:
-    """Return a hint at the runs beside this path or in the default place; "" if there are none.
+    """Return a hint at the runs in or beside this path or in the default place, or "".
 
     ``did you mean DIR?``, or else the newest runs with a model.
     """
-    nearby = {path.parent, DEFAULT_PARENT}
+    nearby = {path, path.parent, DEFAULT_PARENT}
     runs = [RunDirectory(each) for parent in nearby for each in parent.glob("*")]
     written_s = {run.path: run.trained.stat().st_mtime for run in runs if run.trained.is_file()}
     name = closest(path.name, [run.name for run in written_s])

@@ -47,9 +47,10 @@ def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, 
 
     Raises what reading either raises, and CheckpointMismatchError where they do not fit together.
     """
-    if not path.exists() and (hint := run_meant(path)):
-        raise CheckpointMissingError(f"there is no run and no checkpoint {path}; {hint}")
     file = RunDirectory(path).trained if path.is_dir() else path
+    is_run = file.exists() or RunDirectory(path).options.exists()
+    if not is_run and (hint := run_meant(path)):
+        raise CheckpointMissingError(f"there is no run and no checkpoint {path}; {hint}")
     checkpoint = read_checkpoint(file)
     record = RecipeRecord.from_json(checkpoint.recipe_record)
     loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)

@@ -133,11 +133,12 @@ def test_a_mistyped_run_is_answered_with_the_runs_nearby(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_meant(Path(given)) == ""
-    for age_s, name in enumerate(["cars", "flowers", "runs/flats"]):
+    for age_s, name in enumerate(["cars", "flowers", "runs/flats", "old/boats"]):
         checkpoint = RunDirectory(tmp_path / name).checkpoint
         checkpoint.parent.mkdir(parents=True)
         checkpoint.touch()
         os.utime(checkpoint, (1e9 - age_s, 1e9 - age_s))
     assert hint in run_meant(Path(given))
     assert "flowers" in run_meant(Path(given))
+    assert "boats" in run_meant(tmp_path / "old")
     assert run_meant(tmp_path / "zzz").index("cars") < run_meant(tmp_path / "zzz").index("flowers")
