@@ -1,4 +1,4 @@
-"""How every process of a cluster starts and ends: threads, logs, signals, exit code."""
+"""Start and end the processes of a cluster: threads, logs, signals, exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FAILED = "FAILED"
 MOST_DESCRIPTORS = 65_536
 PARENT_POLL_S = 0.2
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-KEPT_BYTES = 1 << 30  # more than any message has
+KEPT_BYTES = 1 << 30  # larger than any message
 
 # Parameters of mallopt(3)
 _M_TRIM_THRESHOLD = -1
@@ -45,10 +45,10 @@ def entry_point(
     words: Sequence[str] | None = None,
     kept_bytes: int = KEPT_BYTES,
 ) -> int:
-    """Runs a process's module by its command line, or ``words``; gives the exit code.
+    """Run a process's module with its command line, or ``words``, and return the exit code.
 
-    It has one BLAS thread, and logs on stderr. An error of this project becomes a line on stdout,
-    for the process that started this one.
+    The process has one BLAS thread and logs to stderr. An error of this project is printed on
+    stdout as a line, which the parent process reads.
     """
     use_threads(1)
     raise_descriptor_limit()
@@ -67,20 +67,20 @@ def entry_point(
         sys.stdout.flush()
         return error.exit_code
     finally:
-        # From here it ends as it was about to: the end of a parent may be reported twice.
+        # Ignore further SIGTERMs: the parent's death may be signalled twice.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class StartReports:
-    """Report on stdout every second what this process loads, until it is ready.
+    """Report on stdout every second that this process is loading, until it is ready.
 
-    The process that started this one thereby knows that it is alive, however long that takes. As
-    a context, it reports nothing after the block.
+    The parent process then knows that this one is alive, however long loading takes. As a context,
+    it reports nothing after the block.
     """
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._stdout = sys.stdout  # what a recipe prints goes elsewhere meanwhile
+        self._stdout = sys.stdout  # a recipe's output is redirected meanwhile
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._report, name="start-reports", daemon=True)
         self._thread.start()
@@ -112,22 +112,22 @@ class StartReports:
 
 
 def raise_descriptor_limit() -> None:
-    """Allows this process as many open files and connections as the system permits."""
+    """Raise the limit of open files and connections as far as the system permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
     if soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError) as error:  # macOS has another limit besides
+        except (OSError, ValueError) as error:  # macOS has a second limit
             logger.info("event=descriptor_limit_kept limit=%d reason=%s", soft, error)
 
 
 def keep_freed_memory(kept_bytes: int = KEPT_BYTES) -> None:
-    """Asks glibc to keep up to ``kept_bytes`` of freed messages' memory for the next ones.
+    """Let glibc reuse up to ``kept_bytes`` of the memory of freed messages.
 
-    By default each large block comes fresh from the kernel, and costs a page fault for every
-    4 KiB as it is filled. Measured with 407 kB each way over loopback TCP: 1.1 ms a push and pull
-    by default, 0.6 ms so. Other C libraries are left as they are.
+    By default the kernel provides each large block anew, with a page fault for every 4 KiB. With
+    407 kB each way over loopback TCP, a push and pull takes 1.1 ms by default, and 0.6 ms with this
+    setting. Other C libraries are not changed.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -140,7 +140,7 @@ def keep_freed_memory(kept_bytes: int = KEPT_BYTES) -> None:
 
 
 def use_threads(count: int) -> None:
-    """Limits NumPy's BLAS to so many threads; this module imports NumPy so that it is loaded.
+    """Limit NumPy's BLAS to ``count`` threads; NumPy must be imported, as it is by this module.
 
     Without a limit two processes on two cores run 30 times slower.
     """
@@ -148,11 +148,11 @@ def use_threads(count: int) -> None:
 
 
 def stop_on_signals(stop: Callable[[str], None], parent: int | None = None) -> None:
-    """Calls ``stop`` with a reason when this process is interrupted or terminated.
+    """Call ``stop`` with a reason when this process is interrupted or terminated.
 
-    With ``parent``, the id of the process that started this one, also when that has ended. A second
-    interrupt ends this process at once; SIGTERM may come twice, as from a service manager and from
-    the parent.
+    With ``parent``, the parent's process id, also call it when the parent ends. A second interrupt
+    ends this process at once; a second SIGTERM does not, since a service manager and the parent may
+    both send it.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -168,14 +168,14 @@ def stop_on_signals(stop: Callable[[str], None], parent: int | None = None) -> N
 
 
 def terminate_after(parent: int) -> None:
-    """Has SIGTERM sent to this process when its parent ends, or has ended already.
+    """Terminate this process by SIGTERM when its parent ends, or has ended already.
 
-    Linux sends it when the thread that started this process ends: that has to be the parent's main
-    thread.
+    Linux sends the signal when the thread that started this process ends, which must be the
+    parent's main thread.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "prctl") and library.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM)) == 0:
-        if os.getppid() != parent:  # it ended before the system was asked
+        if os.getppid() != parent:  # the parent ended before the call
             signal.raise_signal(signal.SIGTERM)
         return
 

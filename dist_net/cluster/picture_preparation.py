@@ -146,7 +146,7 @@ def require_few_skipped(source: object, skipped: Mapping[str, str], total: int) 
 
 
 class _Decoding:
-    """The progress of a job, whose pools are replaced as pictures break them."""
+    """A job and its progress; a new pool replaces the pool that a picture breaks."""
 
     def __init__(self, job: PictureJob, total: int, log: Path, show: ShowPrepared) -> None:
         self.skipped: dict[str, str] = {}
@@ -215,7 +215,7 @@ class _Decoding:
         self._show(self._done, self._total)
 
     def _reason(self, exit_code: int | None) -> str:
-        """Return why a picture ended its process; raise ProcessFailedError if it did not."""
+        """Return the reason for skipping a picture; raise ProcessFailedError without a signal."""
         if exit_code is None or exit_code >= 0:
             raise ProcessFailedError(
                 f"a process that decodes pictures ended with code {exit_code} (log: {self._log})"
