@@ -148,19 +148,7 @@ class SkippedPicturesError(BadInputError):
 
 
 class SourceError(DistNetError):
-    """One source of a published file could not deliver it; another may."""
-
-
-class DownloadError(SourceError):
-    """A file could not be downloaded."""
-
-
-class DebianPackageError(SourceError):
-    """A Debian package is not installed, could not be fetched, or lacks the file."""
-
-
-class ContentError(SourceError):
-    """A source delivered other content than was published."""
+    """A source lacks a published file, or has other content; the next source is tried."""
 
 
 class CacheError(DistNetError):
@@ -168,7 +156,7 @@ class CacheError(DistNetError):
 
 
 class NotFetchedError(DistNetError):
-    """None of the sources could deliver a dataset, or the weights of a net."""
+    """No source could deliver a dataset or the weights of a net."""
 
 
 # Darknet's formats

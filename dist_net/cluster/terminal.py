@@ -1,4 +1,4 @@
-"""What people see in a terminal: the console, and how far fetching or training is."""
+"""Terminal output: the console, and the progress of downloads and training."""
 
 import threading
 import time
@@ -13,7 +13,6 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -23,14 +22,7 @@ from rich.text import Text
 from dist_net.cluster.child import RunningChild
 from dist_net.cluster.command_line import command_line
 from dist_net.cluster.printable import printable
-from dist_net.data.fetch import (
-    BytesReceived,
-    CommandStarted,
-    FetchEvent,
-    SourceDelivered,
-    SourceFailed,
-    SourceTried,
-)
+from dist_net.data import FetchEvent
 from dist_net.training.evaluation import Evaluation
 
 BAR_CELLS = 12
@@ -40,7 +32,7 @@ ANNOUNCED_AFTER_S = 1.0
 
 @contextmanager
 def announced(console: Console, what: str) -> Iterator[None]:
-    """A context whose activity is printed if it takes longer than a moment."""
+    """Print ``what`` if the body of the context takes longer than ``ANNOUNCED_AFTER_S``."""
     timer = threading.Timer(ANNOUNCED_AFTER_S, console.print, [what], {"style": "dim"})
     timer.daemon = True
     timer.start()
@@ -51,19 +43,17 @@ def announced(console: Console, what: str) -> Iterator[None]:
 
 
 class PrintableConsole(Console):
-    """A console that gives the terminal no text that it would obey."""
+    """A console that escapes the control characters in its text."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text, kept="\n\t"), **options)
 
 
 def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
-    """A console on stderr, or on stdout, that reads nothing into the text that it is given.
+    """Return a console on stderr or stdout that prints text as it is; ``quiet`` prints nothing.
 
-    If it is ``quiet``, it writes nothing.
-
-    File names, addresses and messages may hold ``[brackets]`` and ``:words:``, which Rich would
-    otherwise take for markup and emoji. Long lines are not wrapped, so that commands can be copied.
+    Rich would read ``[brackets]`` and ``:words:`` in file names, addresses and messages as markup
+    and emoji. Long lines are not wrapped, so that commands can be copied.
     """
     return PrintableConsole(
         stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False, soft_wrap=True
@@ -71,10 +61,7 @@ def plain_console(*, stderr: bool = True, quiet: bool = False) -> Console:
 
 
 class FetchProgress:
-    """A context in which an instance is called with each event of ``dist_net.data.fetch``.
-
-    Where the console is no terminal only the lines are written.
-    """
+    """A context manager that shows each ``FetchEvent``; download bars on a terminal only."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -88,49 +75,37 @@ class FetchProgress:
             transient=True,
             disable=not console.is_terminal,
         )
-        self._bar: tuple[str, TaskID] | None = None
+        self._file: str | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        self._clear()
 
     def __call__(self, event: FetchEvent) -> None:
-        match event:
-            case SourceTried(dataset, source):
-                self._line(f"{dataset}: trying {source}")
-            case SourceFailed(_, reason):
-                self._remove_bar()
-                self._line(f"  no: {reason}", "yellow")
-            case SourceDelivered():
-                self._remove_bar()
-                self._line("  ok", "green")
-            case CommandStarted(command):
-                self._line(f"  running {command}")
-            case BytesReceived(file, received, total):
-                self._draw_bar(file, received, total)
-
-    def _line(self, text: str, style: str = "") -> None:
-        self._console.print(text, style=style, markup=False)
-
-    def _draw_bar(self, file: str, received: int, total: int | None) -> None:
-        if self._bar is None or self._bar[0] != file:
-            self._remove_bar()
+        if event.received is None:
+            self._clear()
+            self._console.print(event.text, markup=False)
+            return
+        if event.text != self._file:
+            self._clear()
+            self._file = event.text
             self._bars.start()
-            self._bar = (file, self._bars.add_task(printable(file), total=total))
-        self._bars.update(self._bar[1], completed=received, total=total)
+            self._bars.add_task(printable(event.text))
+        self._bars.update(self._bars.task_ids[0], completed=event.received, total=event.total)
 
-    def _remove_bar(self) -> None:
-        if self._bar is not None:
-            self._bars.remove_task(self._bar[1])
-            self._bar = None
+    def _clear(self) -> None:
+        if self._file is not None:
+            self._bars.stop()
+            self._bars.remove_task(self._bars.task_ids[0])
+            self._file = None
 
 
 class CountProgress:
-    """A context in which it is shown how many of something are done: a bar, and a line at the end.
+    """A context manager that shows a count: a bar while it grows, a line when it is complete.
 
-    Where the console is no terminal there are only lines, one at the beginning too.
+    Without a terminal, it prints a line at the beginning instead of the bar.
     """
 
     def __init__(self, console: Console, beginning: str, end: str) -> None:
@@ -158,7 +133,7 @@ class CountProgress:
         self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """Moves the bar; when all is done, says how long it took."""
+        """Update the bar; print the duration once ``done`` reaches ``total``."""
         self._bar.update(self._task, completed=done, total=total)
         if done == total:
             seconds = time.monotonic() - self._begun_s
@@ -166,7 +141,7 @@ class CountProgress:
 
 
 def fitting(parts: Sequence[str], cells: int) -> str:
-    """Return the first of these parts, separated by commas, that together fit into ``cells``."""
+    """Join as many of the first parts with commas as fit into ``cells`` columns."""
     text = ""
     for part in parts:
         longer = f"{text}, {part}" if text else part
@@ -177,11 +152,11 @@ def fitting(parts: Sequence[str], cells: int) -> str:
 
 
 class TrainingProgress:
-    """A context in which a training run is shown: a line that stays for each evaluation, and a
-    live one where the console is a terminal.
+    """A context manager that shows a training run: a line per evaluation, and a live line.
 
-    ``joining`` gives the command with which a worker joins the server at an address; None: nobody
-    may. ``publish`` is given each report. The run is ended early when ``wants_end`` is set.
+    The live line needs a terminal. ``joining`` returns the command that joins the server at an
+    address; None if workers may not join. ``publish`` receives each report. Set ``wants_end`` to
+    end the run early.
     """
 
     wants_end = False
@@ -218,22 +193,22 @@ class TrainingProgress:
         self._progress.stop()
 
     def started(self, addresses: Sequence[str]) -> None:
-        """Says where workers may join, if they may."""
+        """Print the commands that join the run, if workers may join."""
         if self._joining is not None:
             for address in addresses:
                 self._line(f"workers may join: {self._joining(address)}", "dim")
 
     def opened(self, lines: Sequence[str]) -> None:
-        """Says what to paste on another host, which is indented, and how to take that back."""
+        """Print the commands for another host, which are indented, and how to revoke them."""
         for line in lines:
             self._line(line, "" if line.startswith(" ") else "dim")
 
     def answers(self, address: str, keys: Path) -> None:
-        """Says where the server's state can be asked for by whoever has these keys."""
+        """Print the command that shows the server's state; it needs these keys."""
         self._line(f"its state: {command_line('status', address, '--keys', keys)}", "dim")
 
     def loads(self, children: Sequence[RunningChild]) -> None:
-        """Show what these processes load, if they report that they do."""
+        """Print what each process is loading, once."""
         for child in children:
             text = f"{child.name} is loading {child.is_loading}"
             if not child.is_loading or text in self._shown:
@@ -242,7 +217,7 @@ class TrainingProgress:
             self._line(text, "dim")
 
     def progressed(self, report: dict[str, Any]) -> None:
-        """Moves the live line."""
+        """Update the live line."""
         if self._publish is not None:
             self._publish(report)
         if report["records"]:

@@ -1,7 +1,7 @@
-"""The classifiers of Darknet's site, trained on ImageNet's 1000 classes, by name.
+"""The classifiers published on Darknet's site, trained on the 1000 classes of ImageNet.
 
-Each network is built as its paper describes it, in stages of blocks. Sources: the table on the
-site's page on ImageNet, and the paper that each function names. The weights come from the site.
+Each network is built in stages of blocks, as in its paper, which its function names. Sources: those
+papers, and the table on the site's ImageNet page. The weights are downloaded from the site.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from pathlib import Path
 from dist_net.darknet.configuration import Configuration, parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.data import Progress, default_cache_dir
-from dist_net.data.cache import Cache, PublishedFile
-from dist_net.data.download import Download
-from dist_net.data.fetch import fetch
+from dist_net.data.download import download
+from dist_net.data.published_files import PublishedFile, fetch
 from dist_net.errors import UnknownClassifierError
 from dist_net.spelling import suggestion
 
@@ -26,14 +25,14 @@ CLASSES = 1000
 
 EARLY_HEADER_BYTES = 16
 LATE_HEADER_BYTES = 20
-"""Since version 0.2 of the format, the number of images seen has 8 bytes instead of 4."""
+"""Since version 0.2 of the format, the number of images seen takes 8 bytes instead of 4."""
 
 Sections = Iterator[str]
 
 
 @dataclass(frozen=True)
 class PublishedClassifier:
-    """A trained network whose weights can be downloaded, and how it is built."""
+    """A trained network with downloadable weights. ``layers`` yields its configuration."""
 
     name: str
     title: str
@@ -43,28 +42,28 @@ class PublishedClassifier:
 
     @property
     def file_name(self) -> str:
-        """The name of its file of weights."""
+        """The file name of the weights."""
         return f"{self.name}.weights"
 
     def configuration(self, input_size: int | None = None) -> Configuration:
-        """The network for RGB images of ``input_size``, or of its usual size if that is None."""
+        """Return the network for RGB images of side ``input_size`` (default: as published)."""
         side = self.input_size if input_size is None else input_size
         net = _section("net", height=side, width=side, channels=3)
         text = "\n".join([net, *self.layers()])
         return parse_configuration(text, self.name)
 
     def weights_file(self) -> PublishedFile:
-        """Its file of weights, known by its size alone, since no checksum is published.
+        """Return the file of the weights, identified by size: no checksum is published.
 
-        The numbers in it are checked when they are read.
+        Its numbers are checked when they are read.
         """
         numbers_bytes = 4 * DarknetNetwork(self.configuration()).layout.size
-        size_bytes, *others = (header + numbers_bytes for header in self.header_bytes)
-        return PublishedFile(self.file_name, size_bytes, other_sizes_bytes=tuple(others))
+        sizes_bytes = tuple(header + numbers_bytes for header in self.header_bytes)
+        return PublishedFile(self.file_name, sizes_bytes)
 
 
 def published(name: str) -> PublishedClassifier:
-    """The published classifier of this name; raises UnknownClassifierError if there is none."""
+    """Return the published classifier ``name``; raises ``UnknownClassifierError``."""
     if name not in PUBLISHED:
         raise UnknownClassifierError(
             f"there is no published classifier {name!r}; {suggestion(name, PUBLISHED)}"
@@ -74,10 +73,10 @@ def published(name: str) -> PublishedClassifier:
 
 @cache
 def imagenet_labels() -> tuple[str, ...]:
-    """The short names of ImageNet's 1000 classes, in the order of the published classifiers.
+    """Return the short names of ImageNet's 1000 classes, in the order of Darknet's classifiers.
 
-    That is not the order of ImageNet's own list: kit fox is the first. Two names stand for two
-    classes each: crane (a bird and a machine) and maillot (a bathing suit and tights).
+    The order differs from ImageNet's own list: kit fox is first. Two names denote two classes each:
+    crane (a bird and a machine) and maillot (a bathing suit and tights).
     """
     packaged = resources.files("dist_net.darknet").joinpath("imagenet_labels.txt")
     return tuple(packaged.read_text(encoding="utf-8").splitlines())
@@ -88,7 +87,7 @@ def _section(kind: str, **options: int | float | str) -> str:
 
 
 def _conv(filters: int, size: int, stride: int = 1, activation: str = "leaky", **more: int) -> str:
-    """A convolution with batch norm, which with a stride of 1 keeps the size of its map."""
+    """A padded convolution with batch norm; a stride of 1 keeps the size of the map."""
     options = {"filters": filters, "size": size, "stride": stride, "pad": 1, **more}
     return _section("convolutional", batch_normalize=1, **options, activation=activation)
 
@@ -106,7 +105,7 @@ def _pool(size: int = 2, **more: int) -> str:
 
 
 def _head(pool_first: bool, activation: str = "linear") -> Sections:
-    """Classes by a convolution of 1 x 1, before or after the mean over the map."""
+    """A 1 x 1 convolution to the classes, before or after global average pooling."""
     classes = _biased(CLASSES, 1, activation=activation)
     pool = _section("avgpool")
     yield from (pool, classes) if pool_first else (classes, pool)
@@ -114,7 +113,7 @@ def _head(pool_first: bool, activation: str = "linear") -> Sections:
 
 
 def _connected_head() -> Sections:
-    """Three connected layers, which hold most of the weights."""
+    """Three connected layers, with most of the weights."""
     for _ in range(2):
         yield _section("connected", output=4096, activation="relu")
         yield _section("dropout", probability=0.5)
@@ -123,7 +122,7 @@ def _connected_head() -> Sections:
 
 
 def _alternating(filters: int, convolutions: int) -> Sections:
-    """3 x 3 convolutions with 1 x 1 ones of half as many filters between them."""
+    """3 x 3 convolutions, alternating with 1 x 1 convolutions of half as many filters."""
     for i in range(convolutions):
         yield _conv(filters // 2, 1) if i % 2 else _conv(filters, 3)
 
@@ -158,7 +157,7 @@ def vgg16() -> Sections:
 
 
 def extraction() -> Sections:
-    """The classifier that YOLO began with (Redmon et al. 2016), after GoogLeNet."""
+    """Redmon et al. 2016, the classifier under the first YOLO, after GoogLeNet."""
     yield _conv(64, 7, 2)
     yield _pool()
     yield _conv(192, 3)
@@ -204,7 +203,7 @@ def _residual(
     pool_first: bool,
     width: int = 64,
 ) -> Sections:
-    """Stages of residual blocks, each of twice the width and half the size of the one before."""
+    """Stages of residual blocks; every stage doubles the width and halves the size."""
     yield _conv(64, 7, 2)
     yield _pool()
     for stage, count in enumerate(blocks):
@@ -305,20 +304,16 @@ def fetch_weights(
     cache_dir: Path | None = None,
     mirrors: Sequence[str] = (),
 ) -> Path:
-    """The path of the classifier's weights, fetched into ``cache_dir``/darknet if need be.
+    """Return the path of the classifier's weights, fetched into ``cache_dir/darknet`` if needed.
 
-    ``progress`` is called with each event of the fetching. ``cache_dir`` None means
-    ``default_cache_dir()``; ``mirrors`` are base addresses to try before the site's. Raises
-    NotFetchedError if none of them delivers, CacheError if the directory cannot be used.
+    ``cache_dir`` defaults to ``default_cache_dir()``. ``progress`` receives each ``FetchEvent``.
+    ``mirrors`` are base addresses to download from before the authors' site. Raises
+    ``NotFetchedError`` if no source delivers the file, ``CacheError`` if the directory is not
+    usable.
     """
-    cache = Cache((cache_dir or default_cache_dir()) / "darknet")
+    directory = (cache_dir or default_cache_dir()) / "darknet"
     file = classifier.weights_file()
-    fetch(
-        classifier.name,
-        [file],
-        [Download(base_url, suffix="") for base_url in (*mirrors, SITE)],
-        cache,
-        progress,
-        f"or say where the file is: dist-net predict {classifier.name} --weights FILE IMAGE",
-    )
-    return cache.path(file)
+    sources = {f"download from {url}": partial(download, url, "") for url in (*mirrors, SITE)}
+    advice = f"or name the file: dist-net predict {classifier.name} --weights FILE IMAGE"
+    fetch(classifier.name, [file], directory, sources, progress, advice)
+    return directory / file.name

@@ -1,4 +1,4 @@
-"""Datasets: fetched, verified, mapped; and the order in which an epoch visits them."""
+"""Datasets, fetched, verified and memory-mapped, and the order in which an epoch visits them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ import platformdirs
 
 from dist_net.data import digits, fashion_mnist
 from dist_net.data.dataset import Dataset, epoch_order
-from dist_net.data.fetch import FetchEvent, Progress
+from dist_net.data.published_files import FetchEvent, Progress
 from dist_net.data.samples import AugmentedSamples, Samples
 from dist_net.errors import UnknownDatasetError
 
@@ -28,14 +28,14 @@ CLASS_NAMES = {
     fashion_mnist.NAME: fashion_mnist.CLASS_NAMES,
     digits.NAME: digits.CLASS_NAMES,
 }
-"""What the classes of each dataset are called; nothing is fetched to know it."""
+"""The class names of each dataset, available without fetching it."""
 
 DATASETS = tuple(CLASS_NAMES)
 """The name of every dataset."""
 
 
 def default_cache_dir() -> Path:
-    """Return this user's directory for files that can be fetched again."""
+    """Return the user's cache directory."""
     return platformdirs.user_cache_path("dist-net", appauthor=False)
 
 
@@ -45,21 +45,19 @@ def dataset_named(
     progress: Progress | None = None,
     mirrors: Sequence[str] = (),
 ) -> Dataset:
-    """Return the dataset ``name``, fetched into ``cache_dir`` if need be.
+    """Return the dataset ``name``, fetched into ``cache_dir`` if it is missing.
 
-    ``cache_dir`` None stands for ``default_cache_dir()``. ``progress`` is called with each event
-    of the fetching; ``mirrors`` are base addresses to download from before the published ones.
-    Raises ``UnknownDatasetError``, ``NotFetchedError`` when no source can deliver it, and
-    ``CacheError`` when ``cache_dir`` cannot be used.
+    ``cache_dir`` defaults to ``default_cache_dir()``. ``progress`` receives each ``FetchEvent``.
+    ``mirrors`` are base addresses that are tried before the published address. Raises
+    ``UnknownDatasetError``, ``NotFetchedError`` if no source delivers the dataset, and
+    ``CacheError`` if ``cache_dir`` is not usable.
     """
     if name == digits.NAME:
         return digits.load()
     if name == fashion_mnist.NAME:
-        return fashion_mnist.load(
-            cache_dir or default_cache_dir(), progress or _ignore, mirrors=mirrors
-        )
+        return fashion_mnist.load(cache_dir or default_cache_dir(), progress or _ignore, mirrors)
     raise UnknownDatasetError(f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}")
 
 
-def _ignore(event: FetchEvent) -> None:
-    """Show nobody."""
+def _ignore(_: FetchEvent) -> None:
+    """Show no progress."""

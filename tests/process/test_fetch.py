@@ -1,34 +1,29 @@
-"""Downloads from a real server on loopback that misbehaves, and Debian's programs, played."""
+"""Downloads from a misbehaving server on loopback, and Debian packages from fake programs."""
 
 import gzip
 import hashlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dist_net.cli import fetch as fetch_command
 from dist_net.darknet.published import PUBLISHED, PublishedClassifier, fetch_weights
-from dist_net.data import dataset_named, fashion_mnist
-from dist_net.data.cache import Cache, PublishedFile
-from dist_net.data.debian import ArchivedPackage, InstalledPackage
-from dist_net.data.download import Download
-from dist_net.data.fetch import BytesReceived, CommandStarted, SourceDelivered
-from dist_net.errors import (
-    ContentError,
-    DebianPackageError,
-    DownloadError,
-    NotFetchedError,
-)
+from dist_net.data import dataset_named, download, fashion_mnist
+from dist_net.data.debian import copy_from_archive, copy_from_directory
+from dist_net.data.published_files import FetchEvent, PublishedFile
+from dist_net.errors import NotFetchedError, SourceError
 
 CONTENT = os.urandom(400_000)
-FILE = PublishedFile("toy-images", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+FILE = PublishedFile("toy-images", (len(CONTENT),), hashlib.sha256(CONTENT).hexdigest())
 BODY = gzip.compress(CONTENT, mtime=0)
 HALF = len(BODY) // 2
 
@@ -99,65 +94,75 @@ def server():
 
 @pytest.fixture
 def cache(tmp_path):
-    return Cache(tmp_path / "cache")
+    (tmp_path / "cache").mkdir()
+    return tmp_path / "cache"
 
 
-def download(server, cache, timeout_s=10.0):
+def ignore(_):
+    pass
+
+
+def fetch_from(server, cache, progress=ignore):
     events = []
-    Download(server.url, timeout_s).deliver([FILE], cache, events.append)
+    download.download(
+        server.url, ".gz", [FILE], cache, lambda event: (events.append(event), progress(event))
+    )
     return events
 
 
-def files_in(cache):
-    return sorted(path.name for path in cache.directory.iterdir())
+def names_in(directory):
+    return sorted(path.name for path in directory.iterdir())
 
 
-COMPLETE = [FILE.name, f"{FILE.name}.sha256"]
+COMPLETE = [FILE.name]
 
 
 def test_a_download_is_verified_stored_and_shown(server, cache):
-    events = download(server, cache)
-    assert cache.path(FILE).read_bytes() == CONTENT
-    assert files_in(cache) == COMPLETE
-    assert events[0] == BytesReceived(FILE.name, 0, len(BODY))
-    assert events[-1] == BytesReceived(FILE.name, len(BODY), len(BODY))
+    events = fetch_from(server, cache)
+    assert (cache / FILE.name).read_bytes() == CONTENT
+    assert names_in(cache) == COMPLETE
+    assert events[-1] == FetchEvent(FILE.name, len(BODY), len(BODY))
 
 
 def test_a_connection_that_is_cut_is_taken_up_where_it_broke(server, cache):
     server.cut_after = HALF
-    events = download(server, cache)
+    events = fetch_from(server, cache)
     assert server.ranges[:2] == [None, f"bytes={HALF}-"]
-    assert BytesReceived(FILE.name, HALF, len(BODY)) in events
-    assert cache.path(FILE).read_bytes() == CONTENT
+    assert FetchEvent(FILE.name, HALF, len(BODY)) in events
+    assert (cache / FILE.name).read_bytes() == CONTENT
 
 
 def test_a_later_call_resumes_what_an_earlier_one_left(server, cache):
     server.cut_after, server.good_requests = HALF, 1
-    with pytest.raises(DownloadError, match="HTTP 404"):
-        download(server, cache)
-    assert not cache.holds(FILE)
+    with pytest.raises(SourceError, match="HTTP 404"):
+        fetch_from(server, cache)
+    assert not FILE.is_cached(cache)
     server.cut_after, server.good_requests = None, 1000
     server.ranges.clear()
-    download(server, cache)
+    fetch_from(server, cache)
     assert server.ranges == [f"bytes={HALF}-"]
-    assert files_in(cache) == COMPLETE
+    assert names_in(cache) == COMPLETE
 
 
 def test_a_server_that_ignores_the_range_sends_it_all_again(server, cache):
     server.cut_after, server.good_requests = HALF, 1
-    with pytest.raises(DownloadError):
-        download(server, cache)
+    with pytest.raises(SourceError):
+        fetch_from(server, cache)
     server.cut_after, server.good_requests, server.ignores_range = None, 1000, True
-    download(server, cache)
+    fetch_from(server, cache)
     assert server.ranges[-1] == f"bytes={HALF}-"
-    assert cache.path(FILE).read_bytes() == CONTENT
+    assert (cache / FILE.name).read_bytes() == CONTENT
 
 
-def test_another_part_than_the_one_asked_for_is_refused_and_not_kept(server, cache):
-    server.cut_after, server.range_off_by = HALF, 1
-    with pytest.raises(DownloadError, match=f"sent another part than from byte {HALF} on"):
-        download(server, cache)
-    assert files_in(cache) == []
+def test_a_wrong_range_is_discarded_and_the_download_starts_over(server, cache):
+    server.cut_after, server.good_requests = HALF, 1
+    with pytest.raises(SourceError):
+        fetch_from(server, cache)
+    server.cut_after, server.good_requests, server.range_off_by = None, 1000, 1
+    server.ranges.clear()
+    fetch_from(server, cache)
+    assert server.ranges == [f"bytes={HALF}-", None]
+    assert (cache / FILE.name).read_bytes() == CONTENT
 
 
 def test_a_part_that_is_whole_already_is_fetched_anew(server, cache):
@@ -168,99 +173,100 @@ def test_a_part_that_is_whole_already_is_fetched_anew(server, cache):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Download(server.url).deliver([FILE], cache, interrupt_at_the_end)
-    download(server, cache)
+        fetch_from(server, cache, interrupt_at_the_end)
+    fetch_from(server, cache)
     assert server.ranges == [None, f"bytes={len(BODY)}-", None]
-    assert files_in(cache) == COMPLETE
+    assert names_in(cache) == COMPLETE
 
 
 def test_a_body_that_is_always_cut_short_is_given_up(server, cache):
     server.cut_after, server.ignores_range = HALF, True
-    with pytest.raises(DownloadError, match=f"cut off after {HALF} of {len(BODY)} bytes"):
-        download(server, cache)
-    assert not cache.holds(FILE)
+    with pytest.raises(SourceError, match=f"{HALF:,} of {len(BODY):,} bytes"):
+        fetch_from(server, cache)
+    assert not FILE.is_cached(cache)
 
 
 def test_a_server_that_trickles_is_given_up_but_what_came_is_kept(server, cache):
     server.cut_after = 100
-    with pytest.raises(DownloadError, match="cut off 8 times, 800 bytes kept"):
-        download(server, cache)
+    with pytest.raises(SourceError, match=f"800 of {len(BODY):,} bytes"):
+        fetch_from(server, cache)
 
 
 def test_a_length_that_is_not_announced_is_shown_as_unknown(server, cache):
     server.says_length = False
-    assert download(server, cache)[-1] == BytesReceived(FILE.name, len(BODY), None)
-    assert cache.holds(FILE)
+    assert fetch_from(server, cache)[-1] == FetchEvent(FILE.name, len(BODY), None)
+    assert FILE.is_cached(cache)
 
 
 def test_an_unannounced_end_too_early_is_noticed_by_the_content(server, cache):
     server.says_length, server.cut_after = False, HALF
-    with pytest.raises(ContentError, match="damaged gzip content"):
-        download(server, cache)
-    assert files_in(cache) == []
+    with pytest.raises(SourceError, match="damaged gzip"):
+        fetch_from(server, cache)
+    assert names_in(cache) == []
 
 
 def test_other_content_is_refused_and_neither_cached_nor_resumed(server, cache):
     server.body = gzip.compress(CONTENT[:-1] + b"?")
-    with pytest.raises(ContentError, match=f"expected {len(CONTENT):,} with {FILE.sha256}"):
-        download(server, cache)
-    assert files_in(cache) == []
+    with pytest.raises(SourceError, match=f"expected {FILE.sha256}"):
+        fetch_from(server, cache)
+    assert names_in(cache) == []
     server.body = BODY
-    download(server, cache)
+    fetch_from(server, cache)
     assert server.ranges == [None, None]
-    assert cache.holds(FILE)
+    assert FILE.is_cached(cache)
 
 
 def test_a_body_that_never_ends_is_refused(server, cache):
     server.body = BODY * 3
-    with pytest.raises(DownloadError, match=f"larger than the {len(CONTENT):,} bytes expected"):
-        download(server, cache)
-    assert files_in(cache) == []
+    with pytest.raises(SourceError, match=f"{len(CONTENT):,} bytes"):
+        fetch_from(server, cache)
+    assert names_in(cache) == []
 
 
 def test_a_missing_file_says_so(server, cache):
     server.good_requests = 0
-    with pytest.raises(DownloadError, match=rf"{FILE.name}\.gz: HTTP 404"):
-        download(server, cache)
-    assert files_in(cache) == []
+    with pytest.raises(SourceError, match=rf"{FILE.name}\.gz: HTTP 404"):
+        fetch_from(server, cache)
+    assert names_in(cache) == []
 
 
-def test_a_server_that_never_answers_is_left(server, cache):
+def test_a_server_that_never_answers_is_left(server, cache, monkeypatch):
     server.is_silent = True
-    with pytest.raises(DownloadError, match="timed out"):
-        download(server, cache, timeout_s=0.05)
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.05)
+    with pytest.raises(SourceError, match="timed out"):
+        fetch_from(server, cache)
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "file:///etc", "host/x"])
 def test_an_address_that_is_not_http_is_refused(cache, url):
-    with pytest.raises(DownloadError, match="expected an http"):
-        Download(url).deliver([FILE], cache, lambda _: None)
+    with pytest.raises(SourceError, match="expected an http"):
+        fetch_from(SimpleNamespace(url=url), cache)
 
 
 def test_a_malformed_address_is_refused(cache):
-    with pytest.raises(DownloadError, match=r"http://\[bad/toy-images\.gz"):
-        Download("http://[bad").deliver([FILE], cache, lambda _: None)
+    with pytest.raises(SourceError, match=r"http://\[bad/toy-images\.gz"):
+        fetch_from(SimpleNamespace(url="http://[bad"), cache)
 
 
 TWIN = """
 import sys
 from pathlib import Path
-from dist_net.data.cache import Cache, PublishedFile
-from dist_net.data.download import Download
+from dist_net.data.download import download
+from dist_net.data.published_files import PublishedFile
 name, size_bytes, sha256, url, directory = sys.argv[1:]
-file, cache = PublishedFile(name, int(size_bytes), sha256), Cache(Path(directory))
+file, cache = PublishedFile(name, (int(size_bytes),), sha256), Path(directory)
 print("ready", flush=True)
 sys.stdin.readline()
-Download(url).deliver([file], cache, lambda event: None)
-assert cache.holds(file)
+download(url, ".gz", [file], cache, lambda event: None)
+assert file.is_cached(cache)
 """
 
 
 def test_two_processes_that_fetch_at_once_both_get_it(server, cache):
-    command = [sys.executable, "-c", TWIN, FILE.name, str(FILE.size_bytes), FILE.sha256]
+    command = [sys.executable, "-c", TWIN, FILE.name, str(len(CONTENT)), FILE.sha256]
     twins = [
         subprocess.Popen(
-            [*command, server.url, str(cache.directory)],
+            [*command, server.url, str(cache)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -273,8 +279,8 @@ def test_two_processes_that_fetch_at_once_both_get_it(server, cache):
         twin.stdin.write("go\n")
         twin.stdin.flush()
     assert [twin.communicate(timeout=30) and twin.returncode for twin in twins] == [0, 0]
-    assert cache.path(FILE).read_bytes() == CONTENT
-    assert files_in(cache) == COMPLETE
+    assert (cache / FILE.name).read_bytes() == CONTENT
+    assert names_in(cache) == [FILE.name, f"{FILE.name}.sha256"]
 
 
 def test_a_part_file_in_use_by_another_is_left_alone(server, cache):
@@ -283,12 +289,12 @@ def test_a_part_file_in_use_by_another_is_left_alone(server, cache):
 
     def progress(event):
         if event.received == len(BODY) and not inner:
-            inner.append(download(server, cache))
+            inner.append(fetch_from(server, cache))
 
-    Download(server.url).deliver([FILE], cache, progress)
+    fetch_from(server, cache, progress)
     assert len(inner) == 1
     assert server.ranges == [None, None]
-    assert files_in(cache) == COMPLETE
+    assert names_in(cache) == COMPLETE
 
 
 @pytest.fixture
@@ -306,36 +312,29 @@ def programs(tmp_path, monkeypatch):
     return put
 
 
-def deliver(source, cache):
-    events = []
-    source.deliver([FILE], cache, events.append)
-    return [event.command for event in events if isinstance(event, CommandStarted)]
-
-
-def test_an_installed_package_is_asked_where_its_files_are(programs, cache, tmp_path):
+def test_files_are_copied_from_the_directory_of_an_installed_package(cache, tmp_path):
     (tmp_path / f"{FILE.name}.gz").write_bytes(BODY)
-    programs("dpkg", f"echo /.; echo {tmp_path}; echo {tmp_path}/{FILE.name}.gz")
-    assert deliver(InstalledPackage("toy"), cache) == ["dpkg -L toy"]
-    assert cache.path(FILE).read_bytes() == CONTENT
+    copy_from_directory(tmp_path, [FILE], cache, ignore)
+    assert (cache / FILE.name).read_bytes() == CONTENT
 
 
-def test_an_installed_package_whose_files_were_removed_says_so(programs, cache, tmp_path):
-    programs("dpkg", f"echo {tmp_path}/{FILE.name}.gz")
-    with pytest.raises(DebianPackageError, match=f"toy has no file {FILE.name}"):
-        deliver(InstalledPackage("toy"), cache)
+def test_a_package_that_is_not_installed_says_so(cache, tmp_path):
+    with pytest.raises(SourceError, match=f"{FILE.name}.gz: No such file"):
+        copy_from_directory(tmp_path / "datasets", [FILE], cache, ignore)
 
 
-def test_a_package_that_is_not_installed_says_so(programs, cache):
-    programs(
-        "dpkg", "echo \"dpkg-query: package 'toy' is not installed\" >&2; echo hint >&2; exit 1"
-    )
-    with pytest.raises(DebianPackageError, match=r"^dpkg-query: package 'toy' is not installed$"):
-        deliver(InstalledPackage("toy"), cache)
+DIRECTORY = Path("/usr/share/toys")
 
 
-def test_another_system_has_no_dpkg(programs, cache):  # noqa: ARG001 - it empties the PATH
-    with pytest.raises(DebianPackageError, match="no program dpkg on this system"):
-        deliver(InstalledPackage("toy"), cache)
+def from_archive(cache):
+    events = []
+    copy_from_archive("toy", DIRECTORY, [FILE], cache, events.append)
+    return [event.text for event in events]
+
+
+def test_another_system_has_no_apt(programs, cache):  # noqa: ARG001 - it empties the PATH
+    with pytest.raises(SourceError, match="apt-get is not installed"):
+        from_archive(cache)
 
 
 def unpacking(programs, tmp_path):
@@ -343,16 +342,16 @@ def unpacking(programs, tmp_path):
     (tmp_path / "packed.gz").write_bytes(BODY)
     programs(
         "dpkg-deb",
-        f"/bin/mkdir -p $3/usr/share; /bin/cp {tmp_path}/packed.gz $3/usr/share/{FILE.name}.gz",
+        f"/bin/mkdir -p $3{DIRECTORY}; /bin/cp {tmp_path}/packed.gz $3{DIRECTORY}/{FILE.name}.gz",
     )
 
 
 def test_a_package_is_downloaded_and_unpacked_without_installing(programs, cache, tmp_path):
     unpacking(programs, tmp_path)
     programs("apt-get", "echo deb > toy_1_all.deb")
-    commands = deliver(ArchivedPackage("toy"), cache)
-    assert commands == ["apt-get download toy", "dpkg-deb -x toy_1_all.deb root"]
-    assert cache.path(FILE).read_bytes() == CONTENT
+    lines = from_archive(cache)
+    assert lines == ["  running apt-get download toy", "  running dpkg-deb -x toy_1_all.deb ."]
+    assert (cache / FILE.name).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("user", [0, 1000])
@@ -366,43 +365,45 @@ def test_the_system_is_left_alone_and_it_is_said_what_helps(
         f"echo $* >> {record}; echo W: noise >&2; echo E: Unable to locate package toy >&2; exit 1",
     )
     with pytest.raises(
-        DebianPackageError,
+        SourceError,
         match=r"^E: Unable to locate package toy; .* as root: apt-get update$",
     ):
-        deliver(ArchivedPackage("toy"), cache)
+        from_archive(cache)
     assert record.read_text() == "download toy\n"
 
 
 def test_an_apt_that_leaves_nothing_is_noticed(programs, cache):
     programs("apt-get", "exit 0")
-    with pytest.raises(DebianPackageError, match=r"left \[\], expected one \.deb"):
-        deliver(ArchivedPackage("toy"), cache)
+    programs("dpkg-deb", "echo dpkg-deb: no archive $2 >&2; exit 2")
+    with pytest.raises(SourceError, match=r"no archive \."):
+        from_archive(cache)
+
+
+def test_a_package_without_the_file_says_so(programs, cache):
+    programs("apt-get", "echo deb > toy_1_all.deb")
+    programs("dpkg-deb", "exit 0")
+    with pytest.raises(SourceError, match=f"{FILE.name}.gz: No such file"):
+        from_archive(cache)
 
 
 def test_fashion_mnist_with_every_source_failing(programs, server, tmp_path, monkeypatch):
     programs("apt-get", "echo 'E: no network' >&2; exit 100")
-    monkeypatch.setattr(fashion_mnist, "BASE_URLS", (f"{server.url}official",))
+    monkeypatch.setattr(fashion_mnist, "BASE_URL", f"{server.url}official")
+    monkeypatch.setattr(fashion_mnist, "DEBIAN_DIRECTORY", tmp_path / "not installed")
     with pytest.raises(NotFetchedError) as caught:
         dataset_named("fashion-mnist", tmp_path, mirrors=(f"{server.url}mine",))
-    title, *lines, offer = str(caught.value).splitlines()
-    assert title == "fashion-mnist could not be fetched; tried:"
-    reasons, by_hand = lines[:5], lines[5:]
-    assert by_hand[0].endswith(f"or put into {tmp_path}/fashion-mnist, decompressed,")
-    assert by_hand[-1] == "  t10k-labels-idx1-ubyte, 10,008 bytes"
-    for reason, expected in zip(
-        reasons,
-        [
-            (f"  cache directory {tmp_path}/fashion-mnist: ", "is not there"),
-            ("  installed Debian package dataset-fashion-mnist: ", "no program dpkg"),
-            (f"  download from {server.url}mine: ", "HTTP 404"),
-            (f"  download from {server.url}official: ", "HTTP 404"),
-            ("  apt-get download dataset-fashion-mnist: ", "E: no network"),
-        ],
-        strict=True,
-    ):
-        assert reason.startswith(expected[0])
-        assert expected[1] in reason
-    assert "digits" in offer
+    reasons, _, remedy = str(caught.value).partition(". Connect")
+    places = (
+        rf"cache directory {tmp_path}/fashion-mnist: .* is missing",
+        "installed Debian package dataset-fashion-mnist: .*No such file.*",
+        f"download from {server.url}mine: .*HTTP 404.*",
+        f"download from {server.url}official: .*HTTP 404.*",
+        "apt-get download dataset-fashion-mnist: E: no network; .*apt-get update",
+    )
+    assert re.search("; ".join(places), reasons)
+    assert f"{tmp_path}/fashion-mnist" in remedy
+    assert "t10k-labels-idx1-ubyte (10,008 bytes)" in remedy
+    assert "digits" in remedy
 
 
 def layers():
@@ -434,8 +435,8 @@ def test_weights_are_fetched_as_they_are_and_only_once(published, tmp_path):
     assert path == tmp_path / "darknet" / "toy.weights"
     assert path.read_bytes() == WEIGHTS
     assert events[-2:] == [
-        BytesReceived("toy.weights", len(WEIGHTS), len(WEIGHTS)),
-        SourceDelivered(f"download from {published.url}"),
+        FetchEvent("toy.weights", len(WEIGHTS), len(WEIGHTS)),
+        FetchEvent("  ok"),
     ]
     assert fetch_toy(tmp_path)[0] == path
     assert published.ranges == [None]
@@ -470,7 +471,7 @@ def test_weights_of_another_size_are_refused_and_not_kept(published, tmp_path, b
     published.body = body
     with pytest.raises(NotFetchedError, match="124,020 or 124,016"):
         fetch_toy(tmp_path)
-    assert files_in(Cache(tmp_path / "darknet")) == []
+    assert names_in(tmp_path / "darknet") == []
 
 
 def test_a_mirror_is_asked_for_weights_first(published, tmp_path):
@@ -485,14 +486,14 @@ def test_without_a_network_it_is_said_how_to_bring_the_weights_by_hand(published
     published.good_requests = 0
     with pytest.raises(NotFetchedError) as caught:
         fetch_toy(tmp_path)
-    assert str(caught.value).splitlines() == [
-        "toy could not be fetched; tried:",
-        f"  cache directory {tmp_path}/darknet: toy.weights is not there",
-        f"  download from {published.url}: {published.url}toy.weights: HTTP 404 Not Found",
-        f"connect to a network, or put into {tmp_path}/darknet, decompressed,",
-        "  toy.weights, 124,020 or 124,016 bytes",
-        "or say where the file is: dist-net predict toy --weights FILE IMAGE",
-    ]
+    message = str(caught.value)
+    for part in (
+        f"cache directory {tmp_path}/darknet: toy.weights is missing; ",
+        f"download from {published.url}: {published.url}toy.weights: HTTP 404 Not Found",
+        f"{tmp_path}/darknet, decompressed: toy.weights (124,020 or 124,016 bytes); ",
+        "dist-net predict toy --weights FILE IMAGE",
+    ):
+        assert part in message
     (tmp_path / "darknet" / "toy.weights").write_bytes(WEIGHTS)
     assert fetch_toy(tmp_path)[0].read_bytes() == WEIGHTS
 
@@ -516,5 +517,5 @@ def test_the_command_fetches_a_published_classifier(published, tmp_path, monkeyp
 
 def test_a_real_one_is_known_by_its_exact_size():
     assert PUBLISHED["darknet53"].weights_file() == PublishedFile(
-        "darknet53.weights", 20 + 4 * 41_645_640
+        "darknet53.weights", (20 + 4 * 41_645_640,)
     )
