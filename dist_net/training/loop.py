@@ -7,6 +7,7 @@ around them is a `Surroundings`: this process's, or a simulation's.
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from random import Random, SystemRandom
@@ -46,6 +47,10 @@ from dist_net.wire.segment import Segment, SharedVectors, available
 from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger(__name__)
+
+# The server may wait for this worker's core. Between two minibatches it interrupts nothing; without
+# this it waits for the end of a time slice, in which the worker uses up its pipeline.
+let_others_run = getattr(os, "sched_yield", lambda: None)
 
 
 class MinibatchStep(Protocol):
@@ -226,6 +231,8 @@ class WorkerLoop:
                 message = None
                 if isinstance(command, Receive):
                     message = self._socket.receive(command.timeout_s)
+                else:
+                    let_others_run()
         except StopIteration as end:
             ended: Ended = end.value
             return ended
