@@ -5,9 +5,9 @@ photographs of its package come out with the same bytes. The original's own deco
 differs there by up to 3 of 255 in a pixel, and by 0.007 to 0.17 on average; after letterboxing to
 256x256, by up to 2.9, and by 0.005 to 0.13.
 
-A picture comes out as a viewer shows it: turned as its EXIF orientation says, transparent parts on
-white, the first frame of an animation. (The original does not turn pictures, and drops the alpha
-channel.) Colour profiles are ignored, as there.
+A picture is decoded as a viewer shows it: turned by its EXIF orientation, with white behind
+transparent parts, and the first frame of an animation. (The original does not turn pictures, and
+drops the alpha channel.) Colour profiles are ignored, as in the original.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Pillow refuses more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` in any case.
 # JPEG 2000 takes 800 bytes of memory for each byte of a hostile file.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 
-ORIENTATION = 0x0112  # the EXIF tag, and what undoes each of its values
+ORIENTATION = 0x0112  # the EXIF tag, and the inverse of each of its values
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -69,9 +69,9 @@ PIECE_BYTES = 1 << 20
 def load_image(
     source: ImageSource, name: str | None = None, most_pixels: int = MOST_PIXELS
 ) -> Pixels:
-    """The picture in a file, in bytes, or in a seekable binary file: (H, W, 3), read-only.
+    """Return the picture in a file, in bytes, or in a seekable binary file: (H, W, 3), read-only.
 
-    ``name`` is what errors call it; a path names itself. Raises ImageError, in one line, for a file
+    Errors call it ``name``, by default its path. Raises ImageError, in one line, for a file
     that cannot be read, is no picture of a known format, is damaged or cut short, has no pixels, or
     has more than ``most_pixels``, which is checked before they are decoded.
     """
@@ -90,7 +90,7 @@ def load_image(
 
 
 def name_of(source: ImageSource) -> str:
-    """What errors call a picture that has no other name."""
+    """Return the name of a picture in error messages."""
     return str(source) if isinstance(source, str | Path) else "picture"
 
 
@@ -174,8 +174,7 @@ def _require_modest_header(file: BinaryIO, name: str) -> None:
 
 
 def _require_few_scans(file: BinaryIO, pixels: int, name: str, most_pixels: int) -> None:
-    """Refuse a JPEG whose scans take out of proportion: an empty one has 20 bytes, and costs as
-    much as another."""
+    """Refuse a JPEG of too many scans: an empty one takes as long as another to decode."""
     here = file.tell()
     scans, most = _count(file, b"\xff\xda"), max(MOST_SCANS * most_pixels // pixels, MOST_SCANS)
     file.seek(here)
@@ -218,7 +217,7 @@ def _require_size(width: int, height: int, name: str, most_pixels: int) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The picture turned and mirrored as its EXIF says; damaged EXIF is ignored."""
+    """Return the picture, turned and mirrored by its EXIF orientation; ignore damaged EXIF."""
     try:
         orientation = image.getexif().get(ORIENTATION)
     except Exception:  # as in _decoded; the picture itself is whole
@@ -227,7 +226,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _of_bytes(image: Image.Image, name: str) -> Image.Image:
-    """The picture in 8 bits a channel: the upper ones of 16, as in the reference program."""
+    """Return the picture in 8 bits a channel: the upper 8 of 16, as in the reference program."""
     if image.mode not in GREY_OF_16_BITS and image.mode != "F":
         return image
     values = np.asarray(image)
@@ -239,7 +238,7 @@ def _of_bytes(image: Image.Image, name: str) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """The picture in RGB, with white behind transparent parts."""
+    """Return the picture in RGB, with white behind transparent parts."""
     transparent = image.info.get("transparency")
     if isinstance(transparent, tuple) and max(transparent) > 0xFF:
         # Pillow keeps the upper 8 bits of a pixel's 16, but all 16 of the transparent colour.
@@ -253,5 +252,5 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def grey(pixels: Pixels) -> Pixels:
-    """The picture in one channel, (H, W, 1): its luma by ITU-R BT.601."""
+    """Return the picture in one channel, (H, W, 1): its luma by ITU-R BT.601."""
     return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, np.newaxis]

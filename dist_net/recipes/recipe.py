@@ -1,4 +1,4 @@
-"""Recipes: what to train, and with which settings, by name or from a user's Python file.
+"""Recipes: a network, its dataset and the settings of training, by name or from a Python file.
 
 A recipe file is Python code that leaves a ``Recipe`` in a variable called ``recipe``. It may import
 modules from its own folder. The built-in recipes are such files too. Recipes travel by reference:
@@ -54,15 +54,15 @@ class Recipe:
 
     ``dataset`` is the name of a dataset, or a function that returns one, whose inputs are of
     ``input_shape`` and ``input_dtype``. ``loss`` and ``optimizer`` may be names, such as "mse" and
-    "adam", with default settings. For classes, the last layer has one output for each; else
-    the outputs are what the loss takes with the targets. ``fitting`` says how pictures are
-    resized to ``input_shape``, in training and when the net is served: see
+    "adam", with default settings. For classes, the last layer has one output for each; else the
+    outputs are what the loss takes with the targets. ``fitting`` is the method by which pictures
+    are resized to ``input_shape``, in training and when the net is served: see
     ``dist_net.fit_picture``. By default it is "pad" for a named dataset, and "exact" for a
-    function, which does its own resizing. ``initial`` gives the first weights, if the layers do
+    function, which does its own resizing. ``initial`` returns the first weights, if the layers do
     not draw them. A gradient above ``clip_norm`` is scaled down to it, see ``UpdateRule``; with
-    ``average_decay`` the weights that are evaluated and used are an average, see
-    ``WeightAverage``. Raises RecipeError for settings out of range, and what the network raises
-    when its layers do not fit together.
+    ``average_decay`` the weights that are evaluated and used are an average, see ``WeightAverage``.
+    Raises RecipeError for settings out of range, and the network's errors if its layers do not fit
+    together.
     """
 
     network: Layer
@@ -108,7 +108,7 @@ class Recipe:
                 f"average_decay={self.average_decay}: expected a number from 0 up to, but not, 1, "
                 f"or None"
             )
-        self.model  # noqa: B018 - raises here if the layers do not fit together
+        self.model  # noqa: B018 - raises if the layers do not fit together
 
     @cached_property
     def model(self) -> Model:
@@ -182,9 +182,9 @@ def _at_place(error: Exception) -> str:
 class LoadedRecipe:
     """A recipe with its ``reference``: a built-in name or an absolute path.
 
-    ``files``, by name, are its own, RECIPE_FILE, and those of its folder that it has imported so
-    far. ``path`` is the file that was run: the original, or a run directory's copy. ``portable``
-    are the files without what is of one host alone; None: nothing in them is.
+    ``files``, by name, are its own, RECIPE_FILE, and the files of its folder that it has imported.
+    ``path`` is the file that was run: the original, or a run directory's copy. ``portable`` are the
+    files without what is of one host alone; None: nothing in them is.
     """
 
     reference: str
@@ -208,8 +208,7 @@ class LoadedRecipe:
         """``release X; recipe Y; data Z``, which must agree on hosts that train together.
 
         X is the release of dist_net; Y a SHA-256 of the recipe's files, the names and shapes of
-        parameters and buffers, and the buffers' momenta; Z that of the training samples, see
-        ``Dataset.digest``.
+        parameters and buffers, and the buffers' momenta; Z is ``Dataset.digest``.
         """
         layout = self.recipe.model.layout
         shapes = repr((layout.shapes, layout.momenta)).encode()
@@ -221,7 +220,7 @@ class LoadedRecipe:
 
 @dataclass(frozen=True)
 class RecipeRecord:
-    """What a checkpoint says of its recipe, besides the reference.
+    """A checkpoint's record of its recipe, besides the reference.
 
     ``files`` are the digests of its files (see ``LoadedRecipe.file_digests``), ``class_names`` the
     dataset's. Each may be missing.
@@ -240,7 +239,7 @@ class RecipeRecord:
 
     @classmethod
     def from_json(cls, values: object) -> Self:
-        """What ``to_json`` gave; raises RecipeError for anything else."""
+        """Return the record that ``to_json`` wrote. Raise RecipeError for other values."""
         if not isinstance(values, dict):
             raise RecipeError(f"a run's record of its recipe is {values!r:.80}; expected an object")
         files, names = values.get("files", {}), values.get("class_names", [])
@@ -283,11 +282,11 @@ def built_in_recipe(name: str) -> LoadedRecipe:
 def load_recipe(reference: str) -> LoadedRecipe:
     """Load the built-in recipe of that name, or run the recipe file at that path.
 
-    ``reference`` must come from the user: what a file or a peer says goes to ``built_in_recipe``
+    ``reference`` must come from the user; load a name from a file or a peer by ``built_in_recipe``
     or ``load_recipe_copy``.
 
-    Raises UnknownRecipeError if there is neither, and RecipeError if the file fails to run or
-    leaves no recipe.
+    Raises UnknownRecipeError if neither exists, and RecipeError if the file fails to run or
+    defines no recipe.
     """
     names = recipe_names()
     if reference in names:
@@ -307,7 +306,7 @@ def load_recipe(reference: str) -> LoadedRecipe:
 def load_recipe_copy(
     path: Path, reference: str, digests: Mapping[str, str], trust_recipe: bool = False
 ) -> LoadedRecipe:
-    """Run the recipe in the file ``path``, a copy of the one that ``reference`` names.
+    """Run the recipe in the file ``path``, a copy of ``reference``.
 
     Only this file and files of its folder are run, and only with the ``digests`` that
     ``file_digests`` returned for the originals. Its ``__file__`` is the original's, so that it

@@ -58,7 +58,7 @@ class RecipeFiles:
         fromlist: Sequence[str] | None = (),
         level: int = 0,
     ) -> ModuleType:
-        """``__import__`` in a recipe's files: as in a script, its own folder comes first."""
+        """``__import__`` in a recipe's files, which searches the recipe's folder first."""
         if level == 0 and "." not in name:
             if name in self._modules:
                 return self._modules[name]
@@ -68,7 +68,7 @@ class RecipeFiles:
                 if path.name == RECIPE_FILE:
                     raise RecipeError(
                         f"{self._original.name} imports {path}, but a run directory keeps the "
-                        f"recipe itself as {RECIPE_FILE}; give the imported file another name"
+                        f"recipe itself as {RECIPE_FILE}; rename the imported file"
                     )
                 original = self._original.with_name(path.name)
                 return self._run(name, path.name, path, original, source)
@@ -92,7 +92,7 @@ class RecipeFiles:
 
 
 class _CheckedSource(SourceLoader):
-    """Gives the import system source code from memory; no bytecode is read or written."""
+    """Loads modules from source code in memory; reads and writes no bytecode."""
 
     def __init__(self, path: Path, source: bytes) -> None:
         self._path = path
@@ -112,7 +112,7 @@ def _print(*values: object, **options: Any) -> None:
 
 
 def read_any(path: Path) -> bytes | None:
-    """The content of a file, whoever wrote it; None if there is none."""
+    """Return the content of a file; None if it does not exist."""
     return path.read_bytes() if path.is_file() else None
 
 
@@ -131,8 +131,8 @@ def reader_of(recipe: Path, digests: Mapping[str, str]) -> Read:
         if content is None or (digests and digests.get(name) != sha256(content)):
             found = "is missing" if content is None else "has changed"
             raise RecipeChangedError(
-                f"the recipe's file {path} {found}; expected the one that the model was trained "
-                f"with: put that one back"
+                f"the recipe's file {path} {found}; expected the file that the model was trained "
+                f"with. Restore it"
             )
         return content
 

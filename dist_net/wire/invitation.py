@@ -1,11 +1,11 @@
-"""Invitations: tokens that a server gives out, and the keys that it lets in for them.
+"""Invitations: a server's join tokens, and the keys enrolled with them.
 
-A token's key may do nothing but ask that another key be let in, one that its host has just made.
-So a token that has expired, or is found in a shell's history, is of no use, and the hosts that came
-by it go on. In a cluster's key directory::
+A token's key permits a single request: to enrol another key, which its host has just made. An
+expired token, as from a shell's history, is therefore useless, and the hosts that enrolled with it
+stay connected. In a cluster's key directory::
 
-    tokens/ID.key               until when the token lets keys in
-    workers/ID-HOST-NUMBER.key  keys that were let in for it; see `dist_net.wire.security`
+    tokens/ID.key               the token's key, and when it expires
+    workers/ID-HOST-NUMBER.key  keys enrolled with it; see `dist_net.wire.security`
     clients/ID-HOST-NUMBER.key
     addresses.json              where the server listens
 """
@@ -49,7 +49,7 @@ TOKEN_LIFETIME_S = 86_400.0
 LONGEST_LIFETIME_S = 10 * 365 * 86_400.0
 MOST_KEYS_OF_A_TOKEN = 256
 KEPT_AFTER_EXPIRY_S = 7 * 86_400.0
-"""For so long the holder of a token is told that it has expired; then it is not known any more."""
+"""Until then a token is refused as expired, later as unknown."""
 _ADDRESSES = "addresses.json"
 _IDENTITY = re.compile("[0-9a-f]{8}")
 _EXPIRES = re.compile(r'^\s*expires\s*=\s*"(\d+)"', re.MULTILINE)
@@ -57,7 +57,7 @@ _EXPIRES = re.compile(r'^\s*expires\s*=\s*"(\d+)"', re.MULTILINE)
 
 @dataclass(frozen=True)
 class Invitation:
-    """A token of a server whose addresses are not known yet; ``keys`` are the token's own."""
+    """A token without the server's addresses; ``keys`` belong to the token."""
 
     kind: str
     identity: str
@@ -65,7 +65,7 @@ class Invitation:
     keys: PeerKeys
 
     def token(self, addresses: tuple[str, ...]) -> JoinToken:
-        """The token, for the server at these addresses."""
+        """Return the token of the server at these addresses."""
         public, secret = map(z85.decode, (self.keys.server_public, self.keys.secret))
         return JoinToken(self.kind, self.identity, self.expires_s, addresses, public, secret)
 
@@ -73,9 +73,9 @@ class Invitation:
 def invite(
     directory: Path, kind: str, lifetime_s: float = TOKEN_LIFETIME_S, now_s: float | None = None
 ) -> Invitation:
-    """Make a token's key in a cluster's key directory, which is made if there is none.
+    """Make a token's key in a cluster's key directory, and the directory if it is missing.
 
-    Raises `TokenError` for a lifetime that cannot be, and `KeyFileError`.
+    Raises `TokenError` for a lifetime out of range, and `KeyFileError`.
     """
     require_lifetime(lifetime_s)
     make_keys(directory)
@@ -89,7 +89,7 @@ def invite(
 
 
 def require_lifetime(lifetime_s: float) -> None:
-    """Raise `TokenError` for a lifetime that cannot be."""
+    """Raise `TokenError` for a lifetime out of range."""
     if not 0 < lifetime_s <= LONGEST_LIFETIME_S:
         raise TokenError(
             f"a token's lifetime of {lifetime_s:g} s: expected above 0, and at most "
@@ -98,7 +98,7 @@ def require_lifetime(lifetime_s: float) -> None:
 
 
 def remember(directory: Path, kind: str, addresses: tuple[str, ...]) -> None:
-    """Write down where the server of these keys listens, for later tokens."""
+    """Store the addresses of the server with these keys, for later tokens."""
     try:
         text = json.dumps({"kind": kind, "addresses": addresses})
         (directory / _ADDRESSES).write_text(text, encoding="utf-8")
@@ -107,9 +107,9 @@ def remember(directory: Path, kind: str, addresses: tuple[str, ...]) -> None:
 
 
 def invite_again(directory: Path, lifetime_s: float = TOKEN_LIFETIME_S) -> JoinToken:
-    """Another token of the server that last used these keys, where it listened then.
+    """Return another token of the server that last used these keys, with its addresses.
 
-    Raises `KeyFileError` if none did, and what `invite` raises.
+    Raises `KeyFileError` if there was none, and the errors of `invite`.
     """
     path = directory / _ADDRESSES
     try:
@@ -124,13 +124,13 @@ def invite_again(directory: Path, lifetime_s: float = TOKEN_LIFETIME_S) -> JoinT
 
 
 def peer_keys_of(token: JoinToken) -> PeerKeys:
-    """The keys that a token carries."""
+    """Return the keys in a token."""
     secret = z85.encode(token.secret)
     return PeerKeys(z85.encode(token.server_public), zmq.curve_public(secret), secret)
 
 
 def enrol(directory: Path, token_key: bytes, enrolling: Enrol, now_s: float) -> Enrolled | Refuse:
-    """Let a key in for the token of that key (Z85), if its time is not over; the answer."""
+    """Enrol a key with the token of key ``token_key`` (Z85), unless expired; return the answer."""
     try:
         identity, expires_s = _token_of(directory, token_key)
         _require_time_left(identity, expires_s, now_s)
@@ -144,8 +144,8 @@ def enrol(directory: Path, token_key: bytes, enrolling: Enrol, now_s: float) -> 
         enrolled = [each for role in (WORKER, CLIENT) for each in key_files(directory, role)]
         if sum(each.stem.startswith(f"{identity}-") for each in enrolled) >= MOST_KEYS_OF_A_TOKEN:
             raise TokenError(
-                f"the token {identity} has let in {MOST_KEYS_OF_A_TOKEN} keys, and no more may "
-                f"come by it: {_another(directory)}"
+                f"the token {identity} has enrolled {MOST_KEYS_OF_A_TOKEN} keys, which is the "
+                f"limit: {_another(directory)}"
             )
         write_key(allow_list / f"{name}.key", key)
         try:
@@ -161,7 +161,7 @@ def enrol(directory: Path, token_key: bytes, enrolling: Enrol, now_s: float) -> 
 
 
 def _token_of(directory: Path, token_key: bytes) -> tuple[str, int]:
-    """The id of the token with this key, and when it expires."""
+    """Return the id of the token with this key, and its time of expiry."""
     for path in allow_list_of(directory, TOKEN).glob("*.key"):
         if read_public_key(path) == token_key:
             return path.stem, _expiry_of(path)
@@ -188,12 +188,12 @@ def _require_time_left(identity: str, expires_s: int, now_s: float) -> None:
     if now_s > expires_s:
         raise TokenError(
             f"the token {identity} expired {ago(now_s - expires_s)} ago, by the server's clock; "
-            f"ask for another one: 'dist-net keys token DIR' makes it on the server's host"
+            f"on the server's host, 'dist-net keys token DIR' makes another token"
         )
 
 
 def ago(seconds: float) -> str:
-    """A length of time, for people."""
+    """Return a duration as text."""
     for unit_s, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.0f} {unit}"
@@ -201,7 +201,7 @@ def ago(seconds: float) -> str:
 
 
 def _checked(enrolling: Enrol) -> bytes:
-    """The key that is to be let in."""
+    """Return the key to enrol. Raise TokenError."""
     key = enrolling.public_key.encode()
     try:
         is_key = len(z85.decode(key)) == 32
@@ -209,8 +209,8 @@ def _checked(enrolling: Enrol) -> bytes:
         is_key = False
     if enrolling.role not in (WORKER, CLIENT) or not is_key:
         raise TokenError(
-            f"a token lets in a {WORKER} or {CLIENT} with a key of 40 characters, not a "
-            f"{enrolling.role!r:.40} with {enrolling.public_key!r:.60}"
+            f"cannot enrol a {enrolling.role!r:.40} with the key {enrolling.public_key!r:.60}; "
+            f"expected a {WORKER} or {CLIENT} with a key of 40 characters"
         )
     return key
 
@@ -220,28 +220,17 @@ def _another(directory: Path) -> str:
     return f"{command!r} makes another one on the server's host"
 
 
-def _names_of(directory: Path, identity: str) -> list[Path]:
-    """The files of a token's own key, and of those that it has let in."""
-    found = allow_list_of(directory, TOKEN).glob(f"{identity}.key")
-    enrolled = (
-        path
-        for role in (WORKER, CLIENT)
-        for path in allow_list_of(directory, role).glob(f"{identity}-*.key")
-    )
-    return [*found, *enrolled]
-
-
 def revoke(directory: Path, name: str) -> list[str]:
     """Revoke the key or token of this name; with a token, every key that it has enrolled.
 
     A running server ends their connections within a second or two. Returns the deleted files, as
-    ``workers/NAME``. Raises `KeyFileError` if there is no such name, and, once the rest is deleted,
-    for each file that could not be deleted or read.
+    ``workers/NAME``. Raises `KeyFileError` if the name is unknown, and, after deleting the rest,
+    for each file that cannot be deleted or read.
     """
     deleted: list[str] = []
     faults: list[object] = []
     known: set[str] = set()
-    # The token first: `enrol` looks for it again after it has written a key.
+    # Delete the token first: `enrol` checks for it again after writing a key.
     for role in (TOKEN, *ROLES):
         try:
             files = key_files(directory, role)

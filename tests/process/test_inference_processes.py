@@ -211,7 +211,7 @@ def test_a_version_that_cannot_be_loaded_is_told_of(
     other = ModelDescription.from_json(
         digits.to_json().replace(digits.recipe_files["recipe.py"], "0" * 64)
     )
-    assert "is another here" in load(gateway, worker, other).reason
+    assert "differs from the recipe of" in load(gateway, worker, other).reason
     assert load(gateway, worker, digits).reason == ""
 
 

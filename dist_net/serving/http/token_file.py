@@ -68,7 +68,7 @@ class TokenFile:
         self._problem = problem
 
     def _read(self) -> str:
-        """Replace the tokens by those of the file. Return what is wrong with it, or ""."""
+        """Read the tokens from the file. Return the problem with it, or ""."""
         with self._path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
         lines = [line.strip() for line in content[:_MAX_BYTES].splitlines() if line.strip()]

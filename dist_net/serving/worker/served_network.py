@@ -41,7 +41,7 @@ Refusal = tuple[Status, bytes]
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """How a worker computes, and the ``directory`` where it keeps arrays that it fetches.
+    """Settings of a worker; it keeps fetched arrays in ``directory``.
 
     Each network has ``threads`` for batches of at most ``max_batch_size`` rows. ``reproducible``:
     see ``Inference``; ``trust_recipes``: see ``load_recipe_copy``.
@@ -87,8 +87,8 @@ class ServedNetwork:
     ``prepared`` is borrowed. ``may_go_on`` is called now and then while plans are compiled, which
     takes a second for a large net.
 
-    Raises ModelLoadError if this host does not have what the description names; what parsing a
-    configuration or running a recipe raises; ShapeError for kernels of another model.
+    Raises ModelLoadError if this host lacks the described net; ShapeError for kernels of another
+    model; and the errors of parsing a configuration or running a recipe.
     """
 
     def __init__(
@@ -124,8 +124,8 @@ class ServedNetwork:
     def rebound(self, description: ModelDescription, prepared: Prepared) -> ServedNetwork | None:
         """Another version of the same architecture that shares this one's plans.
 
-        None if the plans are gone; see ``Inference.rebound``. Other threads than the one that
-        answers may call it. Raises ModelLoadError and ShapeError as for a new one.
+        None if the plans are gone; see ``Inference.rebound``. It may be
+        called by any thread. Raises ModelLoadError and ShapeError as for a new one.
         """
         inference = self._inference.rebound(prepared)
         if inference is None:
@@ -152,8 +152,8 @@ class ServedNetwork:
         if not np.isfinite(self._inference(nothing)).all():
             raise ModelLoadError(
                 f"{self.description.name} version {self.description.version} gives outputs that "
-                f"are not finite for an input of zeros; expected probabilities: its weights are "
-                f"too large, or of another net"
+                f"are not finite for an input of zeros; expected probabilities. Its weights are "
+                f"too large, or belong to another net"
             )
 
     def answer(self, payloads: Sequence[Payload], is_picture: bool) -> Answers:
@@ -179,7 +179,7 @@ class ServedNetwork:
     def _outcomes(
         self, inputs: Sequence[Rows | Refusal], rows: Rows | None, is_picture: bool
     ) -> list[tuple[Status, bytes | memoryview]]:
-        """The outcome of each input; ``rows`` are those that were not refused."""
+        """Return the outcome of each input; ``rows`` are the inputs that were not refused."""
         if rows is None:
             return [each for each in inputs if isinstance(each, tuple)]
         outputs = self._inference(rows)
@@ -227,7 +227,7 @@ class ServedNetwork:
 
 
 def model_of(description: ModelDescription, trust_recipes: bool = False) -> Model:
-    """The model of a version; raises as ``ServedNetwork`` says."""
+    """Return the model of a version; raises the errors of ``ServedNetwork``."""
     if description.configuration:
         configuration = parse_configuration(description.configuration, description.name)
         network = DarknetNetwork(configuration)
@@ -246,14 +246,14 @@ def model_of(description: ModelDescription, trust_recipes: bool = False) -> Mode
         files = description.recipe_files
         if Path(path).name != RECIPE_FILE or RECIPE_FILE not in files:
             raise ModelLoadError(
-                f"the recipe of {description.name} is {path!r:.80} with {len(files)} digests; "
+                f"the recipe of {description.name} is {path[-80:]!r} with {len(files)} digests; "
                 f"expected a built-in one, or a run's {RECIPE_FILE} with its digest"
             )
         return load_recipe_copy(Path(path), original, files, trust_recipes).recipe.model
     loaded = built_in_recipe(path)
     if loaded.file_digests != description.recipe_files:
         raise ModelLoadError(
-            f"the recipe {path} is another here than where {description.name} was read; expected "
+            f"this host's recipe {path} differs from the recipe of {description.name}; expected "
             f"the same release of dist_net on both hosts"
         )
     return loaded.recipe.model

@@ -204,7 +204,7 @@ def test_a_file_may_be_imported_when_the_data_are_made(tmp_path: Path) -> None:
 
 def test_a_file_that_would_take_the_recipes_place_in_a_run_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, mine="import recipe", recipe="")
-    with pytest.raises(RecipeError, match="give the imported file another name"):
+    with pytest.raises(RecipeError, match="rename the imported file"):
         load_recipe(str(path))
 
 
@@ -289,7 +289,7 @@ def test_a_copy_finds_the_data_of_its_original(tmp_path: Path) -> None:
 def test_a_changed_file_is_not_run(copied: LoadedRecipe, name: str) -> None:
     path = copied.path.with_name(name)
     path.write_text("raise SystemExit('it was run')")
-    with pytest.raises(RecipeChangedError, match=f"{name} has changed; expected the one"):
+    with pytest.raises(RecipeChangedError, match=f"{name} has changed; expected the file"):
         copy_of(copied, trust_recipe=True)
     path.unlink()
     with pytest.raises(RecipeChangedError, match=f"{name} is missing"):

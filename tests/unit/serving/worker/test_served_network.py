@@ -289,7 +289,7 @@ def test_a_model_without_pictures_is_served_too(served, tmp_path: Path):
 
 
 def test_a_recipe_that_is_another_here_is_refused():
-    with pytest.raises(ModelLoadError, match=r"digits is another here .* the same release"):
+    with pytest.raises(ModelLoadError, match=r"digits differs .* the same release"):
         ServedNetwork(
             replace(DIGITS, recipe_files={"recipe.py": "0" * 64}), {}, WorkerSettings(Path())
         )
