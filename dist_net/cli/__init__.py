@@ -18,7 +18,7 @@ from types import FrameType
 
 from dist_net.cli.parser import Parser
 from dist_net.cluster.hidden_tokens import own_words
-from dist_net.errors import INTERRUPTED, DistNetError, NotFetchedError
+from dist_net.errors import INTERRUPTED, DistNetError
 from dist_net.release import VERSION
 
 COMMANDS = {
@@ -90,10 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
     except DistNetError as error:
         if parsed.debug:
             traceback.print_exception(error)
-        notes = getattr(error, "__notes__", ())
-        kept = "\n" if isinstance(error, NotFetchedError) else ""  # it has a line for each source
-        text = printable("; ".join([str(error), *notes]), kept)
-        print(f"dist-net {parsed.command}: {text}", file=sys.stderr)
+        said = "; ".join([str(error), *getattr(error, "__notes__", ())])
+        print(f"dist-net {parsed.command}: {printable(said)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # who read this had enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left is flushed at the end

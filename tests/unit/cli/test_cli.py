@@ -1,13 +1,9 @@
 """The command line as a whole, and the names that the package offers."""
 
-import argparse
-
 import pytest
 
 import dist_net
 from dist_net import cli
-from dist_net.cli import evaluate
-from dist_net.errors import NotFetchedError
 
 
 def test_without_a_command_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,17 +19,6 @@ def test_without_a_command_it_prints_its_help(capsys: pytest.CaptureFixture[str]
 def test_each_public_name_is_listed_and_can_be_imported(name: str) -> None:
     assert name in dir(dist_net)
     assert getattr(dist_net, name).__name__ == name
-
-
-def test_an_error_keeps_its_lines_and_shows_what_a_terminal_would_obey(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: argparse.Namespace) -> int:
-        raise NotFetchedError("toy could not be fetched; tried:\n  cache \x1b[2J")
-
-    monkeypatch.setattr(evaluate, "run", fail)
-    assert cli.main(["evaluate"]) == NotFetchedError.exit_code
-    assert capsys.readouterr().err.splitlines()[1:] == [r"  cache \x1b[2J"]
 
 
 def test_packages_are_imported_when_they_are_used() -> None:
