@@ -1,11 +1,11 @@
-"""The process that others are forked from, so that they share the memory of what it has imported.
+"""Fork processes that share the memory of the modules that the fork server has imported.
 
-Orders come on a Unix socket, one at a time. Each becomes a process that is a child of the process
-that gave the order, not of this one, and goes on if this one ends. The new process announces itself
-on the same socket; if nobody listens there any more, it ends.
+Orders arrive on a Unix socket, one at a time. A forked process becomes a child of the process that
+sent the order, and keeps running if the fork server ends. It announces itself on the same socket,
+and ends if the other end is closed.
 
-A process that forks must have no threads, open sockets or ZeroMQ context: they would be lost, or
-shared. BLAS ends its threads before a fork, and starts them again when they are needed.
+The fork server must have no threads, open sockets or ZeroMQ context: the forked process would lose
+or share them. BLAS ends its threads before a fork, and starts them again on demand.
 """
 
 from __future__ import annotations
@@ -25,79 +25,69 @@ from pathlib import Path
 from dist_net.errors import ProcessFailedError
 
 READY_TO_FORK = b"ready"
-LARGEST_ORDER = 1 << 16
+MAX_ORDER_BYTES = 1 << 16
 ADOPTION_POLL_S = 0.0005
 
 
 def fork_on_orders(orders: socket.socket, run: Callable[[Sequence[str]], int]) -> None:
-    """Forks a process for each order, until the other end is closed.
+    """Fork a process for each order, until the other end of ``orders`` is closed.
 
-    An order is a name and arguments as JSON, and the descriptors for stdout and stderr. The new
-    process calls ``run`` with the arguments, for its exit code. Raises ProcessFailedError and
-    OSError when no more can be forked.
+    An order is a name and arguments as a JSON list, with the descriptors for stdout and stderr. The
+    new process calls ``run`` with the arguments, and exits with the code that it returns. Raise
+    ProcessFailedError or OSError if no process can be forked.
     """
-    # What is here stays. A garbage collection would write to every page of it, and so copy it.
+    # A garbage collection in a forked process would write to every shared page, and so copy it.
     gc.collect()
     gc.freeze()
-    with suppress(ConnectionError):  # the other end is closed already
+    with suppress(ConnectionError):  # the other end was closed before it read all messages
         orders.send(READY_TO_FORK)
-    while (received := _received(orders)) is not None:
-        order, outputs = received
-        name, *arguments = json.loads(order)
-        _fork(orders, outputs, name, partial(run, arguments))
-        for each in outputs:
-            os.close(each)
-
-
-def _received(orders: socket.socket) -> tuple[bytes, list[int]] | None:
-    """The next order and its descriptors; None if the other end is closed."""
-    try:
-        order, outputs, _, _ = socket.recv_fds(orders, LARGEST_ORDER, 2)
-    except ConnectionError:
-        return None
-    return (order, outputs) if order else None
+        while (received := socket.recv_fds(orders, MAX_ORDER_BYTES, 2))[0]:
+            order, outputs, _, _ = received
+            name, *arguments = json.loads(order)
+            _fork(orders, outputs, name, partial(run, arguments))
+            for descriptor in outputs:
+                os.close(descriptor)
 
 
 def _fork(orders: socket.socket, outputs: Sequence[int], name: str, run: Callable[[], int]) -> None:
-    """Forks twice. The process in between ends at once, so that the system gives its child to the
-    nearest ancestor that adopts orphans: the one that gave the order."""
-    between = os.fork()
-    if between:
-        _, status = os.waitpid(between, 0)
+    """Fork twice. The intermediate process ends at once, so that its child is adopted by the
+    nearest ancestor that adopts orphans: the sender of the order."""
+    intermediate = os.fork()
+    if intermediate:
+        _, status = os.waitpid(intermediate, 0)
         if status:
             raise ProcessFailedError(f"{name} could not be forked; expected room for a process")
         return
     code = 1
     try:
-        between = os.getpid()
+        intermediate = os.getpid()
         if os.fork():
             code = 0
         else:
-            _be_born(orders, outputs, name, between)
+            _set_up(orders, outputs, name, intermediate)
             code = run()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else 1
     except BaseException:  # the top of a process
         traceback.print_exc()
     finally:
-        # The usual end of an interpreter would write to, and so copy, all memory that is shared.
+        # The interpreter's own shutdown would write to all shared memory, and so copy it.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def _be_born(orders: socket.socket, outputs: Sequence[int], name: str, between: int) -> None:
-    """In the new process: takes its own process group and outputs, and announces itself once it is
-    adopted."""
+def _set_up(orders: socket.socket, outputs: Sequence[int], name: str, intermediate: int) -> None:
+    """Give the new process its own process group and outputs, and announce it once adopted."""
     os.setpgid(0, 0)
-    for target, own in enumerate(outputs, 1):
-        os.dup2(own, target)
-        os.close(own)
+    for target, descriptor in enumerate(outputs, 1):
+        os.dup2(descriptor, target)
+        os.close(descriptor)
     with suppress(OSError):
-        Path("/proc/self/comm").write_text(name)  # for people, who see it in ps and top
-    while os.getppid() == between:
+        Path("/proc/self/comm").write_text(name)  # the name that ps and top show
+    while os.getppid() == intermediate:
         time.sleep(ADOPTION_POLL_S)
-    orders.send(str(os.getpid()).encode())  # BrokenPipeError: nobody needs it any more
+    orders.send(str(os.getpid()).encode())  # BrokenPipeError if the gateway has given up
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), orders.fileno())
     orders.detach()

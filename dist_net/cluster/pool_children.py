@@ -1,4 +1,4 @@
-"""Keeps the pool's processes on the gateway's host alive: the model loader and the workers."""
+"""Keep the pool's processes on the gateway's host running: the model loader and the workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from dist_net.cluster.child import RunningChild, end
-from dist_net.cluster.fork_server import START_AGAIN_S, ForkServer
+from dist_net.cluster.fork_server import RETRY_S, ForkServer
 from dist_net.cluster.roles import LocalProcesses, Role
 from dist_net.errors import BadInputError, DistNetError, ProcessFailedError
 from dist_net.restart_budget import RestartBudget
@@ -24,13 +24,13 @@ from dist_net.restart_budget import RestartBudget
 logger = logging.getLogger(__name__)
 
 FORK_SERVER = "fork-server"
-MOST_EARLY_ENDS = 3
-"""How often a child may end before the pool is ready; then it never will be."""
+MAX_EARLY_ENDS = 3
+"""The pool fails to start if a child ends this often before the pool is ready."""
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A child that must be kept running."""
+    """A running child, and how it is watched and replaced."""
 
     role: Role
     child: RunningChild
@@ -39,10 +39,10 @@ class _Place:
 
 
 class PoolChildren:
-    """A child for each role; one that ends is replaced.
+    """Run a child for each role, and replace children that end. Linux only.
 
-    ``fork_server`` is the module of the fork server, which is a child like the others; it is
-    started if there are roles without a module. Linux only.
+    If a role has no module, a fork server is started as a further child; ``fork_server`` is its
+    module.
     """
 
     def __init__(self, roles: Sequence[Role], fork_server: str, logs: Path) -> None:
@@ -60,10 +60,10 @@ class PoolChildren:
         ended: Callable[[int, str, str], None],
         failed: Callable[[DistNetError], bool],
     ) -> None:
-        """Starts them, on the running event loop.
+        """Start the children, on the running event loop.
 
-        ``ended(process_id, host, reason)`` is called when one has ended; ``failed(error)`` when
-        another start would help as little, because of bad input or after ``MOST_EARLY_ENDS``: if it
+        Call ``ended(process_id, host, reason)`` when a child has ended, and ``failed(error)`` if
+        starting it again would fail too: after bad input or ``MAX_EARLY_ENDS``. If ``failed``
         returns True, the child is not started again.
         """
         self._loop = asyncio.get_running_loop()
@@ -72,17 +72,17 @@ class PoolChildren:
             self._start(role)
 
     def kill(self, process_id: int, host: str, reason: str) -> None:
-        """Kills a child, even one that hangs or is stopped."""
+        """Kill a child, even if it hangs or is stopped."""
         if process_id in self._places and host == socket.gethostname():
             logger.warning("event=child_killed process=%d reason=%s", process_id, reason)
             with suppress(ProcessLookupError):
                 os.kill(process_id, signal.SIGKILL)
 
     def close(self, grace_s: float) -> None:
-        """Ends all children; those that take longer than ``grace_s`` are killed."""
+        """End all children, and kill those that still run after ``grace_s``."""
         self._roles = ()
         for place in [*self._places.values()]:
-            if place.role.name == FORK_SERVER:  # at once: it must not fork any more
+            if place.role.name == FORK_SERVER:  # first, because it must not fork any more
                 place.child.kill()
                 self._forks.ended()
         for place in self._places.values():
@@ -91,7 +91,7 @@ class PoolChildren:
         end([place.child for place in self._places.values()], grace_s)
 
     def _start(self, role: Role) -> None:
-        if role not in self._roles:  # closed meanwhile
+        if role not in self._roles:  # `close` was called
             return
         try:
             if role.name == FORK_SERVER:
@@ -100,17 +100,17 @@ class PoolChildren:
                 self._watch(role, self._processes.start(role))
             else:
                 self._forks.order(role.name, role.words({}), partial(self._watch, role))
-        except OSError as error:  # no descriptor is free, or the logs cannot be opened
+        except OSError as error:  # no free descriptor, or the logs cannot be opened
             if not self._failed(ProcessFailedError(f"{role.name} cannot be started: {error}")):
                 logger.warning("event=child_not_started name=%s reason=%s", role.name, error)
-                self._loop.call_later(START_AGAIN_S, self._start, role)
+                self._loop.call_later(RETRY_S, self._start, role)
 
     def _watch(self, role: Role, child: RunningChild) -> None:
         try:
             descriptor = os.pidfd_open(child.process_id)  # readable when the process has ended
         except OSError as error:
             logger.warning("event=child_not_watched name=%s reason=%s", role.name, error)
-            self._loop.call_later(START_AGAIN_S, self._watch, role, child)
+            self._loop.call_later(RETRY_S, self._watch, role, child)
             return
         place = _Place(role, child, descriptor, self._loop.time())
         self._places[child.process_id] = place
@@ -136,14 +136,14 @@ class PoolChildren:
             self._loop.call_later(pause_s, self._start, place.role)
 
     def _why_hopeless(self, child: RunningChild) -> DistNetError | None:
-        """Why another start would end as this child has; None if it may do better."""
+        """Return the error that ends any further start too; None if a restart may succeed."""
         if child.exit_code == BadInputError.exit_code:
             return BadInputError(child.last_words)
-        if self._ends[child.name] < MOST_EARLY_ENDS:
+        if self._ends[child.name] < MAX_EARLY_ENDS:
             return None
         return ProcessFailedError(
-            f"{child.name} has ended {MOST_EARLY_ENDS} times before the pool was ready; the last "
-            f"time, {child.last_words} (log: {child.log})"
+            f"{child.name} has ended {MAX_EARLY_ENDS} times before the pool was ready; the last "
+            f"reason: {child.last_words} (log: {child.log})"
         )
 
     def _forget(self, place: _Place) -> None:

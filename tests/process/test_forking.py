@@ -1,5 +1,4 @@
-"""Processes that are forked from one that has imported what they need: whose they are, what they
-have of their own, and what becomes of them when the one that forks is gone."""
+"""Forked processes: their parent, their outputs, and the end of the fork server."""
 
 import asyncio
 import os
@@ -123,14 +122,28 @@ def test_the_death_of_the_fork_server_is_nothing_to_those_who_are_born(forks: Fo
     assert [each.wait(60) and each.exit_code for each in forks.born] == [7, 7]
 
 
-def test_who_is_born_while_the_fork_server_dies_is_told_of(forks: Forks) -> None:
+def test_a_process_forked_while_the_fork_server_dies_is_reported(forks: Forks) -> None:
     forks.order("one", "wait")
-    forks.wait(lambda: (forks.gate.parent / "one.out").exists())  # and the loop stands still now
+    forks.wait(lambda: (forks.gate.parent / "one.out").exists())  # the event loop stops
     while "READY" not in (forks.gate.parent / "one.out").read_text():
         pass
     forks.end()
     assert [each.name for each in forks.born] == ["one"]
     forks.start()
+
+
+def test_an_order_is_repeated_until_its_logs_can_be_opened(
+    forks: Forks, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = forks.gate.parent / "one.log"
+    blocked.mkdir()
+    forks.order("one", "return")
+    forks.wait(lambda: str(blocked) in caplog.text)
+    assert not forks.born
+    blocked.rmdir()
+    forks.wait(lambda: forks.born)
+    assert forks.born[0].wait(60)
+    assert blocked.read_text() == "a word\n"
 
 
 def test_a_forked_process_is_ended_like_any_other(forks: Forks) -> None:
@@ -149,9 +162,9 @@ def test_a_forked_process_is_ended_like_any_other(forks: Forks) -> None:
 def test_a_fork_server_that_forks_nothing_is_killed(
     forks: Forks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fork_server, "BORN_WITHIN_S", 0.1)
     forks.order("one", "return")
     forks.wait(lambda: forks.born)
+    monkeypatch.setattr(fork_server, "BORN_WITHIN_S", 0.1)
     os.kill(forks.child.process_id, signal.SIGSTOP)
     forks.order("two", "return")
     forks.wait(lambda: forks.child.exit_code is not None)
@@ -214,7 +227,7 @@ def words_of(file: Path) -> list[str]:
 
 
 def children_of(process_id: int, module: str) -> list[str]:
-    """The process ids of those that run this module."""
+    """Return the process ids of children that run this module."""
     stats = Path("/proc").glob("[0-9]*/stat")
     read = partial(Path.read_text, errors="replace")
     return [

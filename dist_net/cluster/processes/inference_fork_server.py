@@ -1,11 +1,11 @@
-"""The process that the inference workers of a gateway's host are forked from.
+"""The fork server of a gateway: it forks the inference workers of the gateway's host.
 
     python -m dist_net.cluster.processes.inference_fork_server
 
-Orders come on stdin, a Unix socket: see ``dist_net.cluster.forking``. Prints ``READY`` on stdout
-when it has imported what workers need, and ends when the other end of the socket is closed. A
-worker that is forked here starts at once, and takes a quarter of the memory of one that starts by
-itself, not counting its buffers.
+Orders arrive on stdin, a Unix socket: see ``dist_net.cluster.forking``. The fork server prints
+``READY`` on stdout after importing the modules that workers need, and ends when the other end of
+the socket is closed. A forked worker starts at once, and needs a quarter of the memory of a worker
+that imports these modules itself, not counting its buffers.
 """
 
 import socket
@@ -22,16 +22,16 @@ from dist_net.release import release
 
 
 def run(_: Namespace) -> int:
-    """Forks until nobody orders any more."""
+    """Fork workers until the gateway closes the socket."""
     import_kernels()
-    release()  # which takes some milliseconds, once for all workers
+    release()  # takes milliseconds, and is cached for all workers
     print(READY, flush=True)
     fork_on_orders(socket.socket(fileno=sys.stdin.fileno()), work)
     return 0
 
 
 def work(words: Sequence[str]) -> int:
-    """Does in a forked process what ``processes.inference_worker`` does in one of its own."""
+    """Run an inference worker with a command line of these words; return its exit code."""
     return entry_point(inference_worker.add_arguments, inference_worker.run, words, KEPT_BYTES)
 
 
