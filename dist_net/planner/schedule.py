@@ -27,11 +27,6 @@ class EventSchedule:
         """Return the seconds since the simulation began."""
         return self.now_s
 
-    @property
-    def next_s(self) -> float | None:
-        """Time of the next event; None if the schedule is empty."""
-        return self._events[0][0] if self._events else None
-
     def at(self, moment_s: float, call: Callable[..., object], *arguments: object) -> None:
         """Schedule ``call(*arguments)`` at ``moment_s``, or now if that has passed."""
         event = max(moment_s, self.now_s), next(self._order), call, arguments
