@@ -29,17 +29,14 @@ class TokenFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._roles: dict[bytes, str] = {}
         self._problem = ""
+        self._read_s = time.monotonic()
         try:
             problem = self._read()
         except OSError as error:
-            raise KeyFileError(
-                f"cannot read tokens from {path}: {error}; expected a file with one on each line"
-            ) from error
+            problem = f"cannot read tokens from {path}: {error}; expected a token on each line"
         if problem:
             raise KeyFileError(problem)
-        self._read_s = time.monotonic()
 
     def role_of(self, authorization: bytes) -> str | None:
         """Return the role of the token in an Authorization header; None if it is not valid."""
@@ -57,10 +54,11 @@ class TokenFile:
             return
         self._read_s = now
         try:
-            if not self._path.exists():
-                self._roles, problem = {}, f"{self._path} is missing: no token is valid"
-            else:
-                problem = self._read() if self._path.is_file() else ""
+            if self._path.exists() and not self._path.is_file():
+                return
+            problem = self._read()
+        except FileNotFoundError:
+            self._roles, problem = {}, f"{self._path} is missing: no token is valid"
         except OSError as error:
             problem = f"cannot read {self._path}: {error}; the previous tokens stay valid"
         if problem and problem != self._problem:
@@ -71,12 +69,14 @@ class TokenFile:
         """Read the tokens from the file. Return the problem with it, or ""."""
         with self._path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
-        lines = [line.strip() for line in content[:_MAX_BYTES].splitlines() if line.strip()]
-        self._roles, unusable = {}, []
+        text = content[:_MAX_BYTES].decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        self._roles: dict[bytes, str] = {}
+        unusable = []
         for number, line in enumerate(lines, 1):
-            role, _, token = line.decode(errors="replace").partition(" ")
+            role, _, token = line.partition(" ")
             if role not in (CLIENT, OPERATOR):
-                role, token = OPERATOR, line.decode(errors="replace")
+                role, token = OPERATOR, line
             token = token.strip()
             if token.isascii() and token.isprintable() and len(token) >= MIN_TOKEN:
                 self._roles[token.encode()] = role
