@@ -62,7 +62,6 @@ def application(
     inference = InferEndpoint(gateway, bodies)
     files = page_routes(page)
     routes = [
-        *inference.routes(),
         *Models(gateway, bodies, settings.max_batch_size, clock or SystemClock()).routes(),
         *Classification(gateway, bodies).routes(),
         *SamplePictures(gateway).routes(),

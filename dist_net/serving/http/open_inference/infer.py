@@ -1,7 +1,7 @@
 """POST /v2/models/MODEL[/versions/VERSION]/infer, which most requests are for.
 
-A plain ASGI function: Starlette's routing and its request and response objects would cost more
-than everything that is done here.
+A plain ASGI function: Starlette's routing and its request and response objects would take longer
+than the whole function.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from dist_net.errors import DistNetError, ModelNotServedError
@@ -41,11 +40,6 @@ class InferEndpoint:
         self._gateway = gateway
         self._bodies = bodies
 
-    def routes(self) -> list[Route]:
-        """The addresses of these answers. Requests take a shorter way; see ``application``."""
-        paths = ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer")
-        return [Route(path, self, methods=["POST"]) for path in paths]
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._answer(scope, receive, send)
@@ -70,8 +64,8 @@ class InferEndpoint:
                 return
             parsed_bytes = len(content) if json_bytes is None else json_bytes
             model = None
-            # A model may be loaded while a thread parses: the one that is asked must be the one
-            # that the request was checked for. `ask` admits it before it awaits anything.
+            # A model may be loaded while a thread parses: the model that answers must be the model
+            # that the request was checked for. `ask` admits the request before its first await.
             while (newest := description_of(self._gateway, name, version)) is not model:
                 model = newest
                 read = partial(read_request, content, json_bytes, model, version)
@@ -86,7 +80,7 @@ class InferEndpoint:
 
 
 def _model_and_version(path: str) -> tuple[str, int | None]:
-    """The model and the version that a path names; raises ModelNotServedError."""
+    """Return the model and the version in a path. Raise ModelNotServedError."""
     match path.split("/"):
         case ["", "v2", "models", name, "infer"]:
             return name, None
@@ -99,7 +93,7 @@ def _model_and_version(path: str) -> tuple[str, int | None]:
 
 
 def _first_failure(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """The first outcome that is not OK: the protocol has no answers with parts missing."""
+    """Return the first outcome that is not OK: the protocol has no partial answers."""
     for place, outcome in enumerate(outcomes, 1):
         if outcome.status != Status.OK:
             if len(outcomes) == 1:
