@@ -357,7 +357,7 @@ class BadRequestError(BadInputError):
 
 
 class RequestTooLargeError(BadInputError):
-    """An HTTP request is larger than the limit."""
+    """A request is larger than the limit."""
 
 
 class SlowRequestError(BadInputError):

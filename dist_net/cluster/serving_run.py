@@ -42,6 +42,7 @@ from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.http.token_file import TokenFile
 from dist_net.serving.pool.pool import Pool
 from dist_net.wire.security import CLIENT, OPERATOR, ServerKeys, load_server_keys, make_keys
+from dist_net.wire.serving_messages import MAX_REQUEST_BYTES
 from dist_net.wire.transport import ServerSocket
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ POLL_S = 0.02
 RETIRE_S = 2.0  # for children to leave, before they are ended
 # How many requests of a client may wait in its socket.
 CLIENT_HIGH_WATER_MARK = 1024
-LARGEST_REQUEST_BYTES = 32 << 20
 LARGEST_OUTPUT_BYTES = 64 << 20  # of one request, from a worker
 
 
@@ -223,7 +223,7 @@ def _client_socket(options: ServingOptions, keys: ServerKeys | None) -> ServerSo
     return ServerSocket(
         [options.listen],
         keys,
-        max_array_bytes=LARGEST_REQUEST_BYTES,
+        max_array_bytes=MAX_REQUEST_BYTES,
         high_water_mark=CLIENT_HIGH_WATER_MARK,
     )
 

@@ -1,99 +1,87 @@
-"""A server's connections: who may come in, how many, how much each may send, and why one ended.
+"""The limits of a server's TCP connections: who may connect, how many, and how much each may send.
 
-By itself ZeroMQ accepts connections until the process has no descriptor left, and keeps the frames
-of a message whose last frame never comes. So a thread watches those that come by TCP. It holds a
-second descriptor of each: with that it asks the kernel how much was received, can shut the
-connection, and sees which side ended it. It also answers ZeroMQ's question who may come in, and
-only after it has taken in which connections there are: nobody comes in who is not watched. It shuts
-those whose key is not let in any more.
+By itself ZeroMQ accepts connections until the process has no descriptor left, and stores the frames
+of a message until the last one arrives. `Connections` is a thread that closes the connections that
+exceed a limit. It also checks the key of each new peer, and closes the connections of revoked keys.
+See docs/decisions/0019-limits-for-strangers.md.
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import os
 import resource
 import socket
 import struct
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from logging import getLogger
+from typing import Any
 
 import zmq
 
 from dist_net.wire.security import ADMITTED, AllowList
 
-logger = logging.getLogger(__name__)
+logger = getLogger(__name__)
 
 _ADDRESS = "inproc://connections"
-_ADMISSIONS = "inproc://zeromq.zap.01"  # where ZeroMQ asks (ZAP, RFC 27)
+_ADMISSIONS = "inproc://zeromq.zap.01"  # where ZeroMQ sends its questions (ZAP, RFC 27)
 _NO_WAIT = int(zmq.NOBLOCK)
-_HANDSHAKE_FAILED = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-_EVENTS = (
-    zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED | _HANDSHAKE_FAILED
-)
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
 
-# The handshake of a peer that has the right keys is longer.
-_HANDSHAKE_BYTES = 512
-# A look takes some 5 us for each connection. One may bring a megabyte in a millisecond.
+MAX_HANDSHAKE_BYTES = 4096  # a peer's handshake takes less than 1000
+# With keys, a server sends no more than this to a stranger: a greeting of 64 bytes, WELCOME of 170
+# and ERROR of 12 (RFC 37, RFC 26). An admitted peer receives READY of 67 or more instead of ERROR.
+_SENT_TO_STRANGERS = 64 + 170 + 12
+# A look takes about 5 us for each connection: together 1 % of a core, or less.
 _LOOK_EVERY_S = 0.02
-_LOOK_AGAIN_AFTER_S = 0.002
 _LOOK_S_PER_CONNECTION = 0.0005
-_STRANGERS_LOGGED_EVERY_S = 10.0
-_KEYS_LOOKED_AT_EVERY_S = 0.5
-TOLD_WITHIN_S = 1.0
-"""For somebody whose key is revoked to be told so, before the connection is shut."""
+_REFRESH_KEYS_EVERY_S = 1.0
 
-# zmq_socket_monitor(3): what happened, and to which descriptor
-_EVENT = struct.Struct("=Hi")
-_EVENTS_AT_ONCE = 1000  # a flood of them must not keep the thread from its looks
-# socket(7): close at once, and throw away what was not sent
-_RESET = struct.pack("=ii", 1, 0)
-# linux/tcp.h: tcpi_bytes_received of struct tcp_info
-_BYTES_RECEIVED = struct.Struct("<128xQ")
+_EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3): the event and a descriptor
+_RESET = struct.pack("=ii", 1, 0)  # socket(7), SO_LINGER: close at once, and discard unsent data
+_TCP_INFO = struct.Struct("<120xQQ")  # linux/tcp.h: tcpi_bytes_acked and tcpi_bytes_received
 
 
-def most_connections() -> int:
-    """How many a socket may hold: with two descriptors each, a quarter of the process's."""
+def max_connections() -> int:
+    """Return the number of connections that a socket may have: a quarter of the descriptors."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return min(4096, max(16, descriptors // 8))
+    return min(4096, max(16, descriptors // 4))
+
+
+@dataclass
+class _Connection:
+    peer: tuple[Any, ...]
+    is_admitted: bool = False
+    key: str = ""
+    read_bytes: int = 0  # received in all at the time of the last whole message
+    is_revoked: bool = False
 
 
 class Connections(threading.Thread):
-    """Watches the connections of ``watched``, a socket that is not bound yet, until `stop`.
+    """Limit the connections of ``watched``, a socket that is not bound yet, until `stop`.
 
-    A connection may send ``most_unread_bytes`` without completing a message. Those that have never
-    completed one may send four times as many together; workers, whose gradients arrive all at once,
-    have completed one when they joined. ZeroMQ keeps up to 32 bytes for each byte: 64 for a frame,
-    of which the shortest has 2. ``longest_frame_bytes`` is the limit that it enforces, for the log.
-    ``allow_list`` says whose key is let in; None: nobody needs one.
+    A connection may send ``max_unread_bytes`` ahead of the messages that the server has received.
+    If ``allow_list`` is given, a peer must have one of its keys, and may send
+    ``MAX_HANDSHAKE_BYTES`` until its key is admitted.
     """
 
     def __init__(
         self,
         watched: zmq.Socket[bytes],
-        most_unread_bytes: int,
-        longest_frame_bytes: int,
+        max_unread_bytes: int,
         allow_list: AllowList | None = None,
     ) -> None:
         super().__init__(name="connections", daemon=True)
         self._watched = watched
         self._allow_list = allow_list
-        self._most_unread_bytes = most_unread_bytes
-        self._longest_frame_bytes = longest_frame_bytes
-        self._most = most_connections()
-        self._open: dict[int, _Connection] = {}
+        self._max_unread_bytes = max_unread_bytes
+        self._max_connections = max_connections()
+        self._open: dict[int, _Connection] = {}  # by ZeroMQ's descriptor, oldest first
         self._heard: dict[int, str] = {}
-        self._keys_looked_at_s = 0.0
-        self._is_close_to_limit = False
-        self._handshake_failed = False
         self._strangers = 0
-        self._strangers_logged_s = -_STRANGERS_LOGGED_EVERY_S
         watched.monitor(_ADDRESS, _EVENTS)
         self._monitor = watched.context.socket(zmq.PAIR)
         self._monitor.connect(_ADDRESS)
@@ -101,9 +89,9 @@ class Connections(threading.Thread):
         self._admissions.bind(_ADMISSIONS)
 
     def heard(self, descriptor: int, key: str) -> None:
-        """A whole message was received of this connection; called by the socket's thread.
+        """Record that a whole message arrived on a connection; called by the socket's thread.
 
-        ``key`` is the peer's, "" if it needs none.
+        ``key`` is the peer's public key, "" if it needs none.
         """
         self._heard[descriptor] = key
 
@@ -116,72 +104,48 @@ class Connections(threading.Thread):
         poller = zmq.Poller()
         poller.register(self._monitor, zmq.POLLIN)
         poller.register(self._admissions, zmq.POLLIN)
-        looked_s = 0.0
+        looked_s = refreshed_s = 0.0
         with self._monitor, self._admissions:
             while True:
-                pause_s = self._pause_s()
-                ready = dict(poller.poll(None if pause_s is None else math.ceil(1000 * pause_s)))
+                pause_s = _LOOK_EVERY_S + _LOOK_S_PER_CONNECTION * len(self._open)
+                ready = dict(poller.poll(math.ceil(1000 * pause_s) if self._open else None))
+                # First: a peer is not admitted before its connection is known.
                 if not self._take_in_events():
-                    break
+                    return
                 if self._admissions in ready:
                     self._admit()
                 now = time.monotonic()
-                if pause_s is not None and now >= looked_s + pause_s:
+                if now >= looked_s + pause_s:
                     self._look()
                     looked_s = now
-                if now >= self._keys_looked_at_s + _KEYS_LOOKED_AT_EVERY_S:
-                    self._keys_looked_at_s = now
-                    self._shut_out(now)
-        for connection in self._open.values():
-            connection.close()
-
-    def _pause_s(self) -> float | None:
-        """The time between two looks; None: there is nothing to look at."""
-        if not self._open:
-            return None
-        every_s = _LOOK_AGAIN_AFTER_S if self._is_close_to_limit else _LOOK_EVERY_S
-        return every_s + _LOOK_S_PER_CONNECTION * len(self._open)
+                if now >= refreshed_s + _REFRESH_KEYS_EVERY_S:
+                    self._drop_revoked()
+                    refreshed_s = now
 
     def _take_in_events(self) -> bool:
-        """Take in what has happened; False: the watched socket is about to be closed."""
-        for _ in range(_EVENTS_AT_ONCE):
-            try:
+        """Process the monitor's events; return False if the watched socket is about to close."""
+        with suppress(zmq.Again):
+            while True:
                 what, endpoint = self._monitor.recv_multipart(_NO_WAIT)
-            except zmq.Again:
-                break
-            event, descriptor = _EVENT.unpack(what)
-            if event == zmq.EVENT_MONITOR_STOPPED:
-                return False
-            if endpoint.startswith(b"tcp:"):  # only processes of this host come in otherwise
-                self._take_in(event, descriptor)
+                event, descriptor = _EVENT.unpack(what)
+                if event == zmq.EVENT_MONITOR_STOPPED:
+                    return False
+                if endpoint.startswith(b"tcp:"):  # a Unix socket is for this host's processes
+                    self._take_in(event, descriptor)
         return True
 
     def _take_in(self, event: int, descriptor: int) -> None:
-        if event == zmq.EVENT_ACCEPTED:
-            if len(self._open) >= self._most:
+        if event == zmq.EVENT_DISCONNECTED:
+            self._open.pop(descriptor, None)
+        elif event == zmq.EVENT_ACCEPTED:
+            if len(self._open) >= self._max_connections:
                 self._make_room()
             self._heard.pop(descriptor, None)
-            with contextlib.suppress(OSError):  # it has ended already
-                self._open[descriptor] = _Connection(descriptor)
-        elif event == zmq.EVENT_DISCONNECTED:
-            self._take_in_heard()
-            connection = self._open.pop(descriptor, None)
-            if connection is not None:
-                self._ended(connection)
-                connection.close()
-            self._handshake_failed = False
-        elif event & _HANDSHAKE_FAILED:
-            self._handshake_failed = True  # of the connection that is then disconnected
-
-    def _take_in_heard(self) -> None:
-        for descriptor in list(self._heard):
-            key = self._heard.pop(descriptor)
-            if (connection := self._open.get(descriptor)) is not None:
-                connection.key, connection.was_heard = key, True
-                connection.heard_bytes = connection.received_bytes()
+            with suppress(OSError), _borrowed(descriptor) as connection:
+                self._open[descriptor] = _Connection(connection.getpeername())
 
     def _admit(self) -> None:
-        """Answer whether a peer that is in its handshake may come in."""
+        """Admit or refuse a peer in its handshake."""
         version, request, _, _, _, mechanism, *credentials = self._admissions.recv_multipart()
         status, user = ADMITTED, b""
         if self._allow_list is not None:
@@ -189,111 +153,76 @@ class Connections(threading.Thread):
         self._admissions.send_multipart([version, request, status, b"", user, b""])
 
     def _make_room(self) -> None:
-        """Shut the oldest that has not finished its handshake, or else the newest, for another."""
-        self._take_in_heard()
-        there = [each for each in self._open.values() if not each.is_shut]
-        victim = next((each for each in there if each.is_stranger()), there[-1] if there else None)
-        if victim is not None:
-            self._shut(victim, f"more than {self._most} connections")
+        """Drop the oldest connection of a stranger, or else the newest of all."""
+        for victim, connection in self._open.items():  # the last one is the newest
+            self._received_bytes(victim, connection)
+            if not connection.is_admitted:
+                break
+        self._drop(victim, f"more than {self._max_connections} connections")
 
     def _look(self) -> None:
-        """Shut those that have sent too much that is no whole message."""
-        self._take_in_heard()
-        there = [each for each in self._open.values() if not each.is_shut]
-        unread = [(each.received_bytes() - each.heard_bytes, each) for each in there]
-        most, of_strangers, longest = self._most_unread_bytes, 0, 0
-        for count, connection in sorted(unread, key=lambda each: each[0]):
-            of_strangers += 0 if connection.was_heard else count
-            if count > most or (of_strangers > 4 * most and not connection.was_heard):
-                self._shut(connection, f"it sent {count} bytes that are no whole message")
-            else:
-                longest = count
-        self._is_close_to_limit = 4 * max(of_strangers, longest) > 3 * most
+        """Drop connections with too many unread bytes."""
+        for descriptor, each in list(self._open.items()):
+            received_bytes = self._received_bytes(descriptor, each)
+            unread_bytes = received_bytes - each.read_bytes
+            is_known = each.is_admitted or self._allow_list is None
+            if (key := self._heard.pop(descriptor, None)) is not None:
+                each.key, each.read_bytes = key, received_bytes
+            elif unread_bytes > (self._max_unread_bytes if is_known else MAX_HANDSHAKE_BYTES):
+                self._drop(descriptor, f"it sent {unread_bytes} bytes that are no whole message")
 
-    def _shut_out(self, now: float) -> None:
-        """Shut those whose key was revoked, a moment later: an answer tells them why first."""
+    def _received_bytes(self, descriptor: int, connection: _Connection) -> int:
+        """Return how many bytes arrived, and record whether the peer is admitted.
+
+        Both come from one system call, as an honest peer sends messages as soon as it has
+        acknowledged READY. Without Linux's TCP_INFO, return 0.
+        """
+        try:
+            with _borrowed(descriptor) as borrowed:
+                info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)
+                acknowledged_bytes, received_bytes = _TCP_INFO.unpack(info)
+        except (AttributeError, OSError, struct.error):
+            return 0
+        connection.is_admitted |= (
+            descriptor in self._heard or acknowledged_bytes > _SENT_TO_STRANGERS
+        )
+        return int(received_bytes)
+
+    def _drop_revoked(self) -> None:
+        """Drop connections whose key was already revoked at the last call.
+
+        Until then, a reply to each message reports the revocation.
+        """
         if self._allow_list is None:
             return
         self._allow_list.refresh()
-        for connection in self._open.values():
-            if not connection.key or self._allow_list.roles_of(connection.key):
-                continue
-            if connection.revoked_s is None:
-                connection.revoked_s = now
-            elif now >= connection.revoked_s + TOLD_WITHIN_S and not connection.is_shut:
-                self._shut(connection, "its key is not let in any more")
+        for descriptor, each in list(self._open.items()):
+            if each.is_revoked:
+                self._drop(descriptor, "its key was revoked")
+            each.is_revoked = each.key != "" and not self._allow_list.roles_of(each.key)
 
-    def _shut(self, connection: _Connection, reason: str) -> None:
-        connection.shut()
-        self._log(connection, reason)
-
-    def _ended(self, connection: _Connection) -> None:
-        if connection.is_shut or connection.was_closed_by_peer():
-            return
-        if self._handshake_failed or connection.is_stranger():
-            self._log(connection, "its handshake failed, or took too long")
-        else:
-            limit = self._longest_frame_bytes
-            self._log(connection, f"it sent a frame of more than {limit} bytes, or no frame at all")
-
-    def _log(self, connection: _Connection, reason: str) -> None:
-        """Each connection of a peer that was let in; of others, a line now and then."""
-        if not self._handshake_failed and not connection.is_stranger():
-            logger.warning("event=connection_dropped peer=%s reason=%s", connection.peer, reason)
+    def _drop(self, descriptor: int, reason: str) -> None:
+        """Have ZeroMQ close a connection, by a reset: a peer that still sends would wait."""
+        dropped = self._open.pop(descriptor)
+        with suppress(OSError), _borrowed(descriptor) as connection:
+            if connection.getpeername() == dropped.peer:  # else the number was reused
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                connection.shutdown(socket.SHUT_RDWR)
+        peer = "{}:{}".format(*dropped.peer)
+        if dropped.is_admitted:
+            logger.warning("connection_dropped peer=%s reason=%s", peer, reason)
             return
         self._strangers += 1
-        now = time.monotonic()
-        if now >= self._strangers_logged_s + _STRANGERS_LOGGED_EVERY_S:
-            logger.warning(
-                "event=strangers_dropped count=%d last_peer=%s reason=%s",
-                *(self._strangers, connection.peer, reason),
-            )
-            self._strangers, self._strangers_logged_s = 0, now
+        if self._strangers.bit_count() == 1:  # 1, 2, 4, 8: a flood must not fill the log
+            count = self._strangers
+            logger.warning("strangers_dropped count=%d peer=%s reason=%s", count, peer, reason)
 
 
-class _Connection:
-    """A second descriptor of a connection. Raises `OSError` if the first is closed already."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._socket = socket.socket(fileno=os.dup(descriptor))
-        self.is_shut = False
-        self.was_heard = False
-        self.heard_bytes = 0
-        self.key = ""
-        self.revoked_s: float | None = None
-        host, port = self._socket.getpeername()[:2]
-        self.peer = f"{host}:{port}"
-
-    def is_stranger(self) -> bool:
-        """Whether it has yet to finish its handshake, as far as can be seen."""
-        return not self.was_heard and self.received_bytes() < _HANDSHAKE_BYTES
-
-    def received_bytes(self) -> int:
-        """How many bytes came since it was opened; 0 where the system does not say."""
-        if not hasattr(socket, "TCP_INFO"):
-            return 0
-        try:
-            size = _BYTES_RECEIVED.size
-            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
-        except OSError:
-            return 0
-        return int(_BYTES_RECEIVED.unpack(info)[0]) if len(info) == size else 0
-
-    def was_closed_by_peer(self) -> bool:
-        """Whether the peer ended it; else this process did. ZeroMQ reads all before it closes."""
-        try:
-            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    def shut(self) -> None:
-        """Make ZeroMQ close it, by a reset: a peer that still sends would wait for room."""
-        self.is_shut = True
-        with contextlib.suppress(OSError):
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._socket.close()
+@contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """Yield the socket of a descriptor, which stays ZeroMQ's; raises `OSError` if it is none."""
+    borrowed = socket.socket(fileno=descriptor)
+    try:
+        yield borrowed
+    finally:
+        borrowed.detach()

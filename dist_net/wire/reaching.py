@@ -1,4 +1,4 @@
-"""Reaching a server by a token: which of its addresses answers, and being let in there."""
+"""Reach a server by a token: find the address that answers, and exchange the token for a key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dist_net.wire.transport import ClientSocket
 
 REACH_WITHIN_S = 10.0
 SURE_AFTER_S = 1.0
-"""A server that keeps hanging up for so long has other keys."""
+"""A server that still hangs up after this time has other keys."""
 
 # zmq_socket_monitor(3)
 _EVENT = struct.Struct("=Hi")
@@ -31,21 +31,22 @@ _HUNG_UP = (
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
     | zmq.EVENT_DISCONNECTED
 )
-_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | _HUNG_UP
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
+_EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED | _HUNG_UP
 
 
 class LetIn(NamedTuple):
-    """Where a server was reached, and a key pair that it lets in; None: it needs none."""
+    """The address of a server, and a key pair that it admits; None if it needs no keys."""
 
     address: str
     keys: PeerKeys | None
 
 
 def be_let_in(token: JoinToken, role: str = WORKER, timeout_s: float = REACH_WITHIN_S) -> LetIn:
-    """Reach the server of a token, and have a new key pair let in there.
+    """Reach the server of a token, and register a new key pair there.
 
-    Raises `TokenError` where the server refuses the token, or is another one, and `NoAnswerError`
-    where nobody answers in time.
+    Raises `TokenError` if the server refuses the token, or is not the one that made it,
+    `NoAnswerError` if none answers in time, and `AddressError` if no address resolves.
     """
     if not token.secret:
         return LetIn(reached_of(token, None, timeout_s), None)
@@ -65,37 +66,53 @@ def be_let_in(token: JoinToken, role: str = WORKER, timeout_s: float = REACH_WIT
 
 
 def reached_of(token: JoinToken, keys: PeerKeys | None, timeout_s: float) -> str:
-    """The address at which the token's server was reached first; all are tried together."""
+    """Return the address of a token that answers first; one socket tries all of them together.
+
+    Raises the errors of `be_let_in`.
+    """
+    seen = dict.fromkeys(_numbers(token.addresses), 0)  # the events of each address
     with ExitStack() as opened:
         context = opened.enter_context(zmq.Context())
-        attempts = [_Attempt(context, each, keys) for each in _numbers(token.addresses)]
-        tried = [opened.enter_context(each) for each in attempts]
-        poller = zmq.Poller()
-        for each in tried:
-            poller.register(each.monitor, zmq.POLLIN)
+        dealer = opened.enter_context(context.socket(zmq.DEALER))
+        dealer.setsockopt(zmq.LINGER, 0)
+        dealer.setsockopt(zmq.MAXMSGSIZE, MAX_HEADER_BYTES)
+        if keys is not None:
+            secure_client(dealer, keys)
+        monitor = opened.enter_context(dealer.get_monitor_socket(_EVENTS))
+        opened.callback(dealer.disable_monitor)  # an event without a reader would block ZeroMQ
+        for address in seen:
+            dealer.setsockopt(zmq.IPV6, int("[" in address))
+            dealer.connect(address)
         begun_s = now = time.monotonic()
         while (left_s := begun_s + timeout_s - now) > 0:
-            poller.poll(int(min(left_s, 0.1) * 1000))
-            for each in tried:
-                each.look()
-                if each.is_reached:
-                    return each.address
+            if monitor.poll(int(min(left_s, 0.1) * 1000)):
+                what, endpoint = monitor.recv_multipart()
+                event, _ = _EVENT.unpack(what)
+                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    return str(endpoint.decode())
+                seen[endpoint.decode()] = seen.get(endpoint.decode(), 0) | event
             now = time.monotonic()
-            is_sure = now > begun_s + SURE_AFTER_S
-            if all(each.is_refused or (each.hung_up and is_sure) for each in tried):
+            final = _REFUSED | _HUNG_UP if now > begun_s + SURE_AFTER_S else _REFUSED
+            if all(events & final for events in seen.values()):
                 break
-        if any(each.is_refused for each in tried):
-            raise TokenError(_why_refused(token, next(t.address for t in tried if t.is_refused)))
-        causes = [f"{each.address}: {each.cause(keys is not None)}" for each in tried]
-        if all(each.hung_up for each in tried):
-            raise TokenError(f"this token is of another run, or server; {'; '.join(causes)}")
-    raise NoAnswerError(
-        f"nobody answered for this token in {now - begun_s:.1f} s; {'; '.join(causes)}"
-    )
+    refused = [address for address, events in seen.items() if events & _REFUSED]
+    if refused:
+        raise TokenError(_why_refused(token, refused[0]))
+    causes = "; ".join(f"{each}: {_cause(each, seen[each], keys)}" for each in seen)
+    if all(events & _HUNG_UP for events in seen.values()):
+        raise TokenError(f"this token is of another run, or server; {causes}")
+    raise NoAnswerError(f"nobody answered for this token in {now - begun_s:.1f} s; {causes}")
+
+
+def _cause(address: str, events: int, keys: PeerKeys | None) -> str:
+    """Return why no server was reached at an address."""
+    if events & _HUNG_UP:
+        return "a server there hangs up: it has other keys, or is not a dist-net server"
+    return silence_cause(contact_address(address), keys is not None)
 
 
 def _numbers(addresses: Sequence[str]) -> list[str]:
-    """The addresses with names resolved, all that there are; raises `AddressError` if none is."""
+    """Return all addresses with their names resolved; raises `AddressError` if none resolves."""
     found: list[str] = []
     unknown: list[str] = []
     for address in addresses:
@@ -118,44 +135,3 @@ def _why_refused(token: JoinToken, address: str) -> str:
         f"the server at {address} does not know this token: it {cause}; ask for "
         f"another one: 'dist-net keys token DIR' makes it on the server's host"
     )
-
-
-class _Attempt:
-    """A context in which one address is tried, again and again."""
-
-    def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], address: str, keys: PeerKeys | None
-    ) -> None:
-        self.address = address
-        self.is_reached = self.is_refused = self.hung_up = False
-        self._checked = contact_address(address)
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_HEADER_BYTES)
-        self._socket.setsockopt(zmq.IPV6, int(":" in self._checked.host))
-        if keys is not None:
-            secure_client(self._socket, keys)
-        self.monitor = self._socket.get_monitor_socket(_EVENTS)
-        self._socket.connect(self._checked.endpoint)
-
-    def __enter__(self) -> _Attempt:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.disable_monitor()
-        self.monitor.close()
-        self._socket.close()
-
-    def look(self) -> None:
-        """Take in what has happened since."""
-        while self.monitor.poll(0):
-            event, _ = _EVENT.unpack(self.monitor.recv_multipart()[0])
-            self.is_reached |= event == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            self.is_refused |= event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
-            self.hung_up |= bool(event & _HUNG_UP)
-
-    def cause(self, has_keys: bool) -> str:
-        """Why it was not reached."""
-        if self.hung_up:
-            return "a server is there that hangs up: it has other keys, or is no dist-net server"
-        return silence_cause(self._checked, has_keys)

@@ -39,6 +39,9 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 ARRAYS_KEY = re.compile("[0-9a-f]{64}")
 """The key of a version's file of arrays, a SHA-256, which becomes a part of that name too."""
 
+MAX_REQUEST_BYTES = 32 << 20
+"""The largest image or tensor of a request; ZeroMQ drops a connection with a longer frame."""
+
 Payloads = tuple[bytes | memoryview, ...]
 """Frames of raw bytes. Received ones are borrowed from the socket, and read-only."""
 

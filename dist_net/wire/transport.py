@@ -1,7 +1,7 @@
 """Sockets that carry messages: one `ServerSocket`, and a `ClientSocket` at each peer.
 
-Thin shells over ZeroMQ (ROUTER and DEALER), which only `dist_net.wire` imports. Nothing here waits
-without a deadline. A socket belongs to the thread that made it.
+Thin shells over ZeroMQ (ROUTER and DEALER), which only `dist_net.wire` imports. Each wait has a
+deadline. A socket must be used by the thread that created it.
 """
 
 import errno
@@ -48,29 +48,29 @@ from dist_net.wire.security import (
 
 logger = logging.getLogger(__name__)
 
-# Messages that wait for one peer: very few, as every request has one reply; but ZeroMQ looks only
-# about once a millisecond at how many have left, so 16 is too close.
+# Messages queued for one peer: few, as each request has one reply. But ZeroMQ updates the number of
+# sent messages only about once a millisecond, so 16 is not enough.
 HIGH_WATER_MARK = 64
 HANDSHAKE_TIMEOUT_MS = 10_000
-STOOD_STILL_S = 0.5  # longer than asked to wait: this process was stopped, or had no core
+STOOD_STILL_S = 0.5  # a wait that exceeds its timeout by this: the process was stopped
 LOOK_AGAIN_S = 0.2
 
-# The kernel probes a TCP connection, and closes it when the other host has answered nothing for
-# five seconds. Why not ZeroMQ heartbeats: docs/decisions/0013-the-kernel-notices-who-vanished.md
+# The kernel probes a TCP connection, and closes it when the other host has not replied for five
+# seconds. docs/decisions/0013-the-kernel-notices-who-vanished.md compares ZeroMQ's heartbeats.
 _NOTICES_WHO_VANISHED = {
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 2,
     zmq.TCP_KEEPALIVE_INTVL: 1,
     zmq.TCP_KEEPALIVE_CNT: 3,
-    zmq.TCP_MAXRT: 5_000,  # the same where something is on its way, in milliseconds
+    zmq.TCP_MAXRT: 5_000,  # the same for unacknowledged data, in milliseconds
 }
 
-_DOMAIN = b"dist-net"  # with one, ZeroMQ asks `Connections` who may come in
+_DOMAIN = b"dist-net"  # with a domain, ZeroMQ lets `Connections` decide which peers may connect
 _LINGER_MS = 500  # for the last messages of a closing socket
 # A header, its payloads, and one more for the codec to refuse.
 _FRAMES_KEPT = MAX_PAYLOADS + 2
-# Of a message with more frames, skipped at a time: 10 ms, so that a loop goes on meanwhile. Until
-# they have been skipped, ZeroMQ gives no other message.
+# The frames skipped at a time if a message has more: 10 ms, between which a loop can do other work.
+# ZeroMQ returns no other message until all are skipped.
 _FRAMES_SKIPPED = 10_000
 
 # As plain integers: an operation on ZeroMQ's enumerations costs a microsecond.
@@ -79,11 +79,11 @@ _SEND_LAST = NO_WAIT
 _SEND_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
-_SOURCE = int(zmq.SRCFD)  # the descriptor of the connection that a frame came by
+_SOURCE = int(zmq.SRCFD)  # the descriptor of a frame's connection
 
 
 class FramedSocket:
-    """A ZeroMQ socket in a context of its own."""
+    """A ZeroMQ socket with its own context."""
 
     def __init__(self, kind: int, max_array_bytes: int, high_water_mark: int) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -93,15 +93,15 @@ class FramedSocket:
         self._socket.setsockopt(zmq.RCVHWM, high_water_mark)
         for option, value in _NOTICES_WHO_VANISHED.items():
             self._socket.setsockopt(option, value)
-        # ZeroMQ drops a peer that announces a longer frame, before it reserves memory for it.
+        # ZeroMQ disconnects a peer that announces a longer frame, and reserves no memory for it.
         self._socket.setsockopt(zmq.MAXMSGSIZE, max(max_array_bytes, MAX_HEADER_BYTES))
         self._receive_timeout_ms = -1
-        self._header: zmq.Frame | None = None  # of the last message; it knows who sent it
-        self._has_more = False  # frames of the last message, which are to be skipped
+        self._header: zmq.Frame | None = None  # of the last message, with the sender's key
+        self._has_more = False  # whether frames of the last message must be skipped
         self._lent: dict[int, tuple[Vector, zmq.Frame]] = {}
 
     def close(self) -> None:
-        """Close; waits a moment, and no longer, for the last messages to leave."""
+        """Send the last messages for at most half a second, then close."""
         self._socket.close()
         self._header = None
         self._context.term()
@@ -114,9 +114,10 @@ class FramedSocket:
         self.close()
 
     def fileno(self) -> int:
-        """A file descriptor for an event loop: it becomes readable when `has_message` may change.
+        """Return a file descriptor that becomes readable when `has_message` may change.
 
-        It says so once: after it, and after each send, receive until there is no message.
+        For an event loop. It is edge-triggered: after it, and after each send, receive until no
+        message is left.
         """
         return int(self._socket.getsockopt(zmq.FD))
 
@@ -124,10 +125,10 @@ class FramedSocket:
         return bool(int(self._socket.getsockopt(_EVENTS)) & _POLLIN)
 
     def lend(self, vectors: Iterable[Vector]) -> None:
-        """Send these from where they lie from now on, without a copy.
+        """Send these vectors without a copy from now on.
 
-        Once sent, one must stay as it is until its receiver has answered. PyZMQ starts a thread
-        for such memory, one for the whole process.
+        A vector must not change between a send and the receiver's reply. PyZMQ starts a thread for
+        such memory, a single one for the whole process.
         """
         for vector in vectors:
             if id(vector) not in self._lent:
@@ -136,7 +137,7 @@ class FramedSocket:
     def _send_frames(self, *frames: Frame | zmq.Frame) -> None:
         """Queue the frames as one message, copied unless they are lent.
 
-        Raises `zmq.Again` if there is no room.
+        Raises `zmq.Again` if the queue is full.
         """
         sent = [self._lent_frame(frame) for frame in frames] if self._lent else frames
         for frame in sent[:-1]:
@@ -159,8 +160,8 @@ class FramedSocket:
             self._receive_timeout_ms = timeout_ms
 
     def _receive_frames(self) -> list[Frame]:
-        """A message's frames; all but the header are borrowed from ZeroMQ. Raises `zmq.Again`."""
-        # Asking the frame for `more` costs a quarter of asking the socket for RCVMORE.
+        """Return a message's frames; all but the header are borrowed. Raises `zmq.Again`."""
+        # `more` of the frame costs a quarter of RCVMORE of the socket.
         frame = self._socket.recv(copy=False)
         self._header = frame
         frames: list[Frame] = [frame.bytes]
@@ -171,7 +172,7 @@ class FramedSocket:
         return frames
 
     def _skip_rest(self) -> bool:
-        """Skip frames of a message that has too many; return whether there are still more."""
+        """Skip frames of a message that has too many; return whether frames are left."""
         for _ in range(_FRAMES_SKIPPED):
             if not self._socket.recv(copy=False).more:
                 self._has_more = False
@@ -180,15 +181,14 @@ class FramedSocket:
 
 
 class ServerSocket(FramedSocket):
-    """The server's end: listens on one or more addresses, and knows its peers as nodes.
+    """The server's end: listens on one or more addresses, and identifies each peer by a node.
 
-    With ``keys`` every TCP address demands them; Unix sockets are for this host's processes and
-    never do. ``max_array_bytes`` bounds a frame that a peer sends, and ``most_arrays`` how many of
-    that size are in a message; ``high_water_mark`` how many messages may wait for a peer. A peer
-    that sends more is disconnected, see `dist_net.wire.connections`. Peers connect to one of
-    ``contact_addresses``, in the order of ``listen``, with the ports that were chosen. Raises
-    `AddressError`, `InsecureAddressError` for a TCP address beyond loopback without keys, and
-    `ListenError`.
+    With ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never
+    do. A peer may send frames of ``max_array_bytes``, and ``most_arrays`` of them in a message;
+    `dist_net.wire.connections` disconnects a peer that sends more. At most ``high_water_mark``
+    messages are queued for a peer. Peers connect to ``contact_addresses``, in the order of
+    ``listen``, which contain the ports that the system chose. Raises `AddressError`,
+    `InsecureAddressError` for a TCP address beyond loopback without keys, and `ListenError`.
     """
 
     def __init__(
@@ -206,16 +206,14 @@ class ServerSocket(FramedSocket):
         self._allow_list = None if keys is None else AllowList(keys.allow_list)
         self._socket_files: list[Path] = []
         self._leaving: dict[bytes, zmq.MessageTracker] = {}
-        # Two messages: one that is on its way, and one that waits to be handled.
-        most_unread_bytes = 2 * (MAX_HEADER_BYTES + most_arrays * max_array_bytes)
-        self._connections = Connections(
-            self._socket, most_unread_bytes, max_array_bytes, self._allow_list
-        )
+        # Two messages: one in flight, and one in the server's queue.
+        max_unread_bytes = 2 * (MAX_HEADER_BYTES + most_arrays * max_array_bytes)
+        self._connections = Connections(self._socket, max_unread_bytes, self._allow_list)
         self._connections.start()
         try:
             self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_MS)
-            # Options hold for later binds: Unix sockets come first, then those that want keys.
+            # Options apply to later binds: Unix sockets first, then addresses that require keys.
             bound = {address: self._bind(address) for address in addresses if not address.is_tcp}
             self._socket.setsockopt(zmq.ZAP_DOMAIN, _DOMAIN)
             if keys is not None:
@@ -227,10 +225,10 @@ class ServerSocket(FramedSocket):
         self.contact_addresses = tuple(bound[address] for address in addresses)
 
     def receive(self, timeout_s: float) -> tuple[bytes, Message] | None:
-        """The next message and the node that sent it; None when none came in time.
+        """Return the next message and the node that sent it, or None after the timeout.
 
         A message that is not of this protocol, or that the peer's role does not allow, is logged
-        and answered with `Refuse`; then the result is None, too. Arrays are read-only views.
+        and answered with `Refuse`; then None is returned, too. Arrays are read-only views.
         """
         if self._has_more and self._skip_rest():
             return None
@@ -242,9 +240,9 @@ class ServerSocket(FramedSocket):
         return self._decoded(node)
 
     def waiting(self, most: int) -> Iterator[tuple[bytes, Message]]:
-        """The messages that can be received without waiting, ``most`` of them at most.
+        """Yield at most ``most`` messages, those that can be received without waiting.
 
-        As ``receive`` gives them, one after the other; for an event loop: see ``fileno``.
+        Each is as returned by ``receive``. For an event loop: see ``fileno``.
         """
         for _ in range(most):
             if self._has_more and self._skip_rest():
@@ -258,7 +256,7 @@ class ServerSocket(FramedSocket):
                 yield received
 
     def _decoded(self, node: bytes) -> tuple[bytes, Message] | None:
-        """The rest of a message, decoded; None if it was refused."""
+        """Return the rest of a message, decoded, or None if it was refused."""
         frames = self._receive_frames()
         assert self._header is not None
         key = self._key_of(self._header)
@@ -268,7 +266,7 @@ class ServerSocket(FramedSocket):
     def _understood(
         self, node: bytes, key: str, frames: Sequence[Frame]
     ) -> tuple[bytes, Message] | None:
-        """Decode a message and check that ``key`` may send it; None if it was refused."""
+        """Decode a message and check that ``key`` may send it; return None if it is refused."""
         try:
             message = decode(frames)
         except ProtocolError as error:
@@ -286,15 +284,15 @@ class ServerSocket(FramedSocket):
         return node, message
 
     def _enrol(self, key: str, enrolling: Enrol) -> Message:
-        """Let in the key of somebody who has a token; see `dist_net.wire.invitation`."""
+        """Admit the key of a host that has a token; see `dist_net.wire.invitation`."""
         if self._allow_list is None or not key:
-            return Refuse("this server lets everybody of its host in without keys", False)
+            return Refuse("this server needs no keys, and is for its own host alone", False)
         return enrol(self._allow_list.directory, key.encode(), enrolling, time.time())
 
     def _key_of(self, header: zmq.Frame) -> str:
-        """The key (Z85) of who sent a message.
+        """Return the public key (Z85) of a message's sender.
 
-        "": it came by an address that demands none, and so from this host.
+        Return "" if its address requires no keys: then the sender is a process of this host.
         """
         if self._allow_list is None:
             return ""
@@ -304,16 +302,16 @@ class ServerSocket(FramedSocket):
             return ""
 
     def _role_refusal(self, key: str, kind: type[Message]) -> str | None:
-        """Why a peer may not send such a message; None: it may."""
+        """Return the reason why a peer may not send such a message, or None if it may."""
         if self._allow_list is None or not key:
             return None
         return role_refusal(self._allow_list.roles_of(key), kind)
 
     def send(self, node: bytes, message: Message) -> bool:
-        """Queue a message, never waiting; arrays are copied, unless they are lent.
+        """Queue a message without waiting; arrays are copied, unless they are lent.
 
-        Returns False when it goes nowhere: the node is gone, or takes no more. If a message cannot
-        be encoded, that is logged, and the node, which waits for an answer, is told instead.
+        Return False if the node is gone or its queue is full. If a message cannot be encoded, log
+        the error and send a `Refuse` instead, because the node expects a reply.
         """
         try:
             frames = encode(message)
@@ -323,10 +321,10 @@ class ServerSocket(FramedSocket):
         return self._queue(node, *frames)
 
     def send_one(self, node: bytes, message: Message) -> bool:
-        """Queue a large message, as `send` does, from where its arrays lie: they must not change.
+        """Queue a large message, as `send` does, without a copy: its arrays must not change.
 
-        Also returns False while the node has yet to take the last one: what a peer asks for and
-        does not read must not pile up.
+        Also return False until the node has received the previous large message, so that replies
+        to a peer that reads none do not accumulate.
         """
         self._leaving = {peer: last for peer, last in self._leaving.items() if not last.done}
         if node in self._leaving:
@@ -348,7 +346,7 @@ class ServerSocket(FramedSocket):
         return True
 
     def answer_failure(self, node: bytes, message: Message) -> None:
-        """Log the exception that this message led to, and tell its sender.
+        """Log the current exception, which this message caused, and refuse the message.
 
         For a server's loop, which a single peer's message must not end. The failure is the
         server's own, such as too little memory, so the peer may try again.
@@ -358,14 +356,14 @@ class ServerSocket(FramedSocket):
         self.send(node, Refuse(f"handling {kind} failed: see the server's log", may_rejoin=True))
 
     def close(self) -> None:
-        """Close; waits a moment, and no longer, for the last messages to leave."""
+        """Send the last messages for at most half a second, then close."""
         while self._socket_files:  # ZeroMQ leaves them behind
             self._socket_files.pop().unlink(missing_ok=True)
         self._connections.stop()
         super().close()
 
     def _bind(self, address: Address) -> str:
-        """Listen on an address; returns where peers connect to."""
+        """Listen on an address; return the address that peers connect to."""
         has_file = not address.is_tcp and not address.host.startswith("@")
         if has_file:
             refuse_taken_path(address)
@@ -387,7 +385,7 @@ class ServerSocket(FramedSocket):
 class ClientSocket(FramedSocket):
     """A worker's or an observer's end: connected to one server.
 
-    Connecting happens in the background, and again after a loss. Raises `AddressError`, and
+    It connects in the background, and again after a lost connection. Raises `AddressError`, and
     `InsecureAddressError` for a TCP address beyond loopback without keys.
     """
 
@@ -410,13 +408,13 @@ class ClientSocket(FramedSocket):
 
     @property
     def address(self) -> str:
-        """Where it connects to, as it was given."""
+        """The server's address, as passed to the constructor."""
         return self._address.text
 
     def send(self, message: Message) -> None:
-        """Queue a message, never waiting; arrays are copied, unless they are lent.
+        """Queue a message without waiting; arrays are copied, unless they are lent.
 
-        Raises `NoAnswerError` when the server has long not taken any.
+        Raises `NoAnswerError` if the queue is full.
         """
         try:
             self._send_frames(*encode(message))
@@ -427,11 +425,11 @@ class ClientSocket(FramedSocket):
             ) from error
 
     def receive(self, timeout_s: float) -> Message | None:
-        """The next message; None when none came in time. An array in it is a read-only view.
+        """Return the next message, or None after the timeout. Arrays in it are read-only views.
 
-        If this process stood still meanwhile, a message that came is still on its way through
-        ZeroMQ's thread, which stood still too: then it waits ``LOOK_AGAIN_S`` more.
-        Raises `ProtocolError` when the server does not speak this protocol.
+        If this process was stopped during the wait, so was ZeroMQ's thread, which may hold a
+        message: then the wait is extended by ``LOOK_AGAIN_S``. Raises `ProtocolError` if the
+        server does not use this protocol.
         """
         began_s = time.monotonic()
         frames = self._frames_within(timeout_s)
@@ -447,11 +445,11 @@ class ClientSocket(FramedSocket):
             return None
 
     def abandon(self) -> None:
-        """Close at once: what has not left by now is dropped."""
+        """Close at once, and discard unsent messages."""
         self._socket.setsockopt(zmq.LINGER, 0)
         self.close()
 
     def no_answer(self, waited_s: float) -> NoAnswerError:
-        """The error for a server that was silent for so long; looks once, briefly, for why."""
+        """Return the error for a server that was silent for ``waited_s``, with its likely cause."""
         cause = silence_cause(self._address, self._has_keys)
         return NoAnswerError(f"no answer from {self._address.text} in {waited_s:g} s; {cause}")

@@ -27,6 +27,7 @@ from dist_net.errors import (
     RequestCancelledError,
     RequestExpiredError,
     RequestFailedError,
+    RequestTooLargeError,
     ShapeError,
 )
 from dist_net.serving.client.connection import MOST_OPEN
@@ -39,6 +40,7 @@ from dist_net.serving.pool.description import (
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Message
 from dist_net.wire.serving_messages import (
+    MAX_REQUEST_BYTES,
     Answer,
     Ask,
     Cancel,
@@ -278,6 +280,16 @@ def test_inputs_are_converted_within_their_kind(client: Client) -> None:
 def test_inputs_of_another_shape_are_refused_here(client: Client, shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"for model 'sums'; expected \(4,\)"):
         client.submit("sums", np.zeros(shape, np.float32))
+
+
+def test_a_request_that_the_gateway_would_drop_is_refused_here(client: Client) -> None:
+    rows = np.zeros((MAX_REQUEST_BYTES // 16, 4), np.float32)
+    with pytest.raises(RequestTooLargeError) as refused:
+        client.submit("sums", np.concatenate([rows, rows[:1]]))
+    assert f"{MAX_REQUEST_BYTES:,}" in str(refused.value)
+    with pytest.raises(RequestTooLargeError):
+        client.classify("sums", bytes(MAX_REQUEST_BYTES + 1))
+    assert client.predict("sums", rows[:1]).probabilities[0, 0] == 0
 
 
 def test_the_inputs_may_be_overwritten_at_once(client: Client) -> None:

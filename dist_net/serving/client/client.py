@@ -23,6 +23,7 @@ from dist_net.errors import (
     ModelNotServedError,
     PoolUnavailableError,
     ReloadError,
+    RequestTooLargeError,
     ShapeError,
 )
 from dist_net.pictures.labels import Prediction
@@ -37,7 +38,15 @@ from dist_net.serving.pool.description import (
 )
 from dist_net.spelling import suggestion
 from dist_net.wire.security import CLIENT, load_peer_keys
-from dist_net.wire.serving_messages import Ask, Describe, Description, Reload, Reloaded, Unload
+from dist_net.wire.serving_messages import (
+    MAX_REQUEST_BYTES,
+    Ask,
+    Describe,
+    Description,
+    Reload,
+    Reloaded,
+    Unload,
+)
 
 PictureInput = str | Path | bytes | NDArray[np.uint8]
 """Where a picture lies, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
@@ -111,7 +120,8 @@ class Client:
 
         ``inputs``: (rows, *input_shape), or one row without that axis; copied, and converted to
         the version's type if NumPy holds that to be of the same kind. No ``version``: the newest.
-        Raises ShapeError, DTypeError, ModelNotServedError, PoolUnavailableError.
+        Raises ShapeError, DTypeError, RequestTooLargeError, ModelNotServedError,
+        PoolUnavailableError.
         """
         array, summary = self._fitting(model, version, inputs)
         payload = array.astype(INPUT_DTYPES[summary.input_datatype], copy=False).tobytes()
@@ -127,7 +137,8 @@ class Client:
     ) -> Pending:
         """Asks a model about a picture, as ``submit`` does; a worker decodes it and makes it fit.
 
-        Raises ImageError if it cannot be read, ModelNotServedError, PoolUnavailableError.
+        Raises ImageError if it cannot be read, RequestTooLargeError, ModelNotServedError,
+        PoolUnavailableError.
         """
         payload = encoded(picture)
         summary = self._summary(model, version)
@@ -162,6 +173,11 @@ class Client:
         version: int | None,
         timeout_s: float | None,
     ) -> Pending:
+        if len(payload) > MAX_REQUEST_BYTES:
+            raise RequestTooLargeError(
+                f"a request of {len(payload):,} bytes for model {model!r}; expected at most "
+                f"{MAX_REQUEST_BYTES:,}: send fewer rows, or a smaller image"
+            )
         allowed_s = self._allowed_s(timeout_s)
         named = "" if version is None else str(version)
         request_id = self._connection.next_id()

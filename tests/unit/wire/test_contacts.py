@@ -1,8 +1,12 @@
 """By which addresses others may reach a server: chosen by interfaces and routes, or said."""
 
+import socket
+from pathlib import Path
+
 import pytest
 
 from dist_net.errors import AddressError
+from dist_net.wire import contacts
 from dist_net.wire.contacts import candidates, checked_host, contacts_of
 
 
@@ -54,6 +58,42 @@ def test_a_server_that_listens_everywhere_is_not_reached_there() -> None:
         found = contacts_of(listen, "tcp://host:777")
         assert found
         assert all(each.endswith(":777") and "0.0.0.0" not in each for each in found)
+
+
+TABLE = """Local:
+  +-- 0.0.0.0/0 3 0 5
+     +-- 127.0.0.0/8 2 0 2
+           |-- 127.0.0.1
+              /32 host LOCAL
+     +-- 198.51.100.0/24 2 0 2
+           |-- 198.51.100.0
+              /24 link UNICAST
+           |-- 198.51.100.2
+              /32 host LOCAL
+           |-- 198.51.100.255
+              /32 link BROADCAST
+     |-- 203.0.113.9
+        /32 host LOCAL
+"""
+
+
+def test_every_address_of_the_kernels_table_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fib_trie").write_text(TABLE)
+    monkeypatch.setattr(contacts, "_IPV4_TABLE", tmp_path / "fib_trie")
+    found = contacts_of("tcp://*:777", "tcp://host:777")
+    assert {"tcp://198.51.100.2:777", "tcp://203.0.113.9:777"} <= set(found)
+    others = ("127.0.0.1", "198.51.100.0", "198.51.100.255")
+    assert not {f"tcp://{each}:777" for each in others} & set(found)
+
+
+def test_without_the_kernels_table_the_hosts_name_is_resolved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contacts, "_IPV4_TABLE", tmp_path / "missing")
+    monkeypatch.setattr(socket, "gethostname", lambda: "203.0.113.5")
+    assert "tcp://203.0.113.5:777" in contacts_of("tcp://0.0.0.0:777", "tcp://host:777")
 
 
 @pytest.mark.parametrize("host", ["", "host:5555", "tcp://host", "a b", "[::1", "bücher.example"])
