@@ -30,6 +30,7 @@ class TokenFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._problem = ""
+        self._roles: dict[bytes, str] = {}
         self._read_s = time.monotonic()
         try:
             problem = self._read()
@@ -71,8 +72,7 @@ class TokenFile:
             content = file.read(_MAX_BYTES + 1)
         text = content[:_MAX_BYTES].decode(errors="replace")
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        self._roles: dict[bytes, str] = {}
-        unusable = []
+        self._roles, unusable = {}, []
         for number, line in enumerate(lines, 1):
             role, _, token = line.partition(" ")
             if role not in (CLIENT, OPERATOR):
