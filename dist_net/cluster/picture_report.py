@@ -122,14 +122,14 @@ def _about(options: PictureOptions, trained: TrainedPictures, part: str) -> dict
     pictures, recipe = trained.pictures, trained.recipe
     base = recipe.base.name
     if recipe.base.kind == "small":
-        how = "a small net, trained from the beginning"
+        how = "a small net, trained from scratch"
     elif trained.features is None:
         how = f"{base}, tuned for {recipe.epochs} epochs"
     else:
         how = f"a head on the features of {base}"
     return {
         "name": recipe.name,
-        "description": f"{len(recipe.class_names)} classes, told apart by {how}.",
+        "description": f"{len(recipe.class_names)} classes, recognised by {how}.",
         "base": base,
         "fine_tuned": options.fine_tune,
         "pictures": {each: len(pictures.rows(each)) for each in PARTS},

@@ -28,14 +28,14 @@ def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> 
         _unknown(content["calibration"], content["left_out"]),
         _pictures(
             "The most confident mistakes",
-            "Pictures that were not trained on, and were taken for something else.",
+            "Wrong answers on pictures that were not trained on.",
             content["mistakes"],
             thumbnails,
         ),
         _pictures(
             "Doubtful labels",
-            "Nets that had not seen these pictures take them for another class. Look whether they "
-            "lie in the right folder.",
+            "Nets that were not trained on these pictures assign them to another class. Check that "
+            "they are in the right folder.",
             content["doubtful"],
             thumbnails,
         ),
@@ -54,9 +54,9 @@ def _facts(content: Mapping[str, Any]) -> str:
     counts = content["pictures"]
     calibration = content["calibration"]
     facts = {
-        f"right, of {counts[content['judged_on']]:,} pictures": f"{content['accuracy']:.1%}",
+        f"correct, of {counts[content['judged_on']]:,} pictures": f"{content['accuracy']:.1%}",
         "answered; the others: unknown": f"{calibration['answered']:.1%}",
-        "right of those answered": _share(calibration["right_of_answered"]),
+        "correct of those answered": _share(calibration["right_of_answered"]),
         "trained on": f"{counts['train']:,}",
     }
     items = "".join(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in facts.items())
@@ -127,8 +127,8 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
         for each in classes
     )
     return (
-        "<h2>Classes</h2><p>Precision: how often the answer is right. Recall: how many of the "
-        "class are found.</p>"
+        "<h2>Classes</h2><p>Precision: the share of answers that are right. Recall: the "
+        "share of the class that is found.</p>"
         + _table("classes", ("class", "pictures", "precision", "recall"), rows)
     )
 
@@ -156,8 +156,8 @@ def _confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
         for name, counts in zip(names, confusion, strict=True)
     )
     return (
-        "<h2>What is taken for what</h2><p>A row for each class as it is, a column for each as "
-        'it was taken.</p><div class="scroll"><table class="confusion"><thead><tr><th></th>'
+        "<h2>Confusion matrix</h2><p>Rows: true classes. Columns: predicted classes.</p>"
+        '<div class="scroll"><table class="confusion"><thead><tr><th></th>'
         f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 

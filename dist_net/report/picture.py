@@ -35,7 +35,7 @@ def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], pat
     matrix, bars = tables.subplots(1, 2)
     draw_confusion(matrix, np.array(content["confusion"]), names)
     matrix.set_title(f"{content['judged_on']} pictures, {content['accuracy']:.1%} right")
-    _draw_classes(bars, content)
+    draw_classes(bars, content)
     pictures.suptitle("the most confident mistakes")
     shown = pictures.subplots(1, MOST_SHOWN)
     for axes in shown:
@@ -45,7 +45,8 @@ def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], pat
     figure.savefig(path, dpi=90, format="png")
 
 
-def _draw_classes(axes: Axes, content: Mapping[str, Any]) -> None:
+def draw_classes(axes: Axes, content: Mapping[str, Any]) -> None:
+    """Draw the precision and recall of each class as bars."""
     classes = content["classes"][:MOST_BARS]
     places = np.arange(len(classes))
     for offset, quantity in ((-0.2, "precision"), (0.2, "recall")):
@@ -56,7 +57,7 @@ def _draw_classes(axes: Axes, content: Mapping[str, Any]) -> None:
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.set_title("by class")
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
 
 
 def _draw_picture(axes: Axes, mistake: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> None:

@@ -10,7 +10,8 @@ from PIL import Image
 from dist_net.models.calibration import Calibration
 from dist_net.report.content import JudgedPictures, LeftOutClass, report_content
 from dist_net.report.page import report_page
-from dist_net.report.picture import draw_report
+from dist_net.report.picture import draw_classes, draw_report
+from dist_net.report.plots import new_figure
 
 NAMES = ("cat", "<b>dog</b>", "fish & chips")
 RUN = {
@@ -131,3 +132,12 @@ def test_the_picture_can_be_read(tmp_path):
     draw_report(content(), {"1.jpg": png()}, tmp_path / "report.png")
     with Image.open(tmp_path / "report.png") as picture:
         assert picture.width > 1000
+
+
+def test_the_legend_of_the_classes_covers_no_bar():
+    figure = new_figure(8, 8)
+    axes = figure.subplots()
+    draw_classes(axes, content())
+    figure.draw_without_rendering()
+    legend = axes.get_legend().get_window_extent()
+    assert not legend.overlaps(axes.get_window_extent())
