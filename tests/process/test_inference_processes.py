@@ -224,7 +224,10 @@ def test_a_description_that_names_a_python_file_is_refused(
     by_path = replace(
         digits, recipe=str(code.file), recipe_files={"recipe.py": sha256(CODE.encode())}
     )
-    assert "--trust-recipe" in load(gateway, worker, replace(by_path, version=2)).reason
+    assert code.file.name in load(gateway, worker, replace(by_path, version=2)).reason
+    copied = str(code.file.rename(tmp_path / "recipe.py"))
+    unconfirmed = replace(by_path, version=3, recipe=copied)
+    assert "--trust-recipe" in load(gateway, worker, unconfirmed).reason
     assert not code.was_run
 
 
