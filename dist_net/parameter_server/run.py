@@ -305,7 +305,7 @@ class RunState:
             remedy = f"more than {self.settings.epochs} epochs"
         return (
             f"recent gradients are {staleness:.0f} updates old on average, which costs accuracy: "
-            f"use {remedy}, fewer than {len(self.members)} workers, or a learning rate below "
+            f"use {remedy}, fewer workers, or a learning rate below "
             f"{self.settings.learning_rate:g}"
         )
 
