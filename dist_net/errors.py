@@ -120,10 +120,6 @@ class UnknownOptimizerError(BadInputError):
     """No optimizer has this name."""
 
 
-class HyperParameterError(BadInputError):
-    """A setting of an optimizer or a schedule is out of range."""
-
-
 # Data
 
 
@@ -233,6 +229,10 @@ class UnknownOptionError(BadInputError, TypeError):
 
 class SettingError(BadInputError):
     """A setting of a run or a service is out of range."""
+
+
+class HyperParameterError(SettingError):
+    """A setting of an optimizer or a schedule is out of range."""
 
 
 class CheckpointMissingError(BadInputError):

@@ -39,7 +39,13 @@ from dist_net.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, rec
 from dist_net.recipes.trusted_recipes import trust
 from dist_net.spelling import refuse_options
 from dist_net.training.evaluation import Evaluation, Evaluator
-from dist_net.training.single_process import Callback, EpochResult, dataset_of, is_ended_by
+from dist_net.training.single_process import (
+    Callback,
+    EpochResult,
+    dataset_of,
+    is_ended_by,
+    require_callbacks,
+)
 
 
 class Run:
@@ -194,10 +200,9 @@ def train(
     known = OPTIONS_OF_RUNS | (OPTIONS_OF_PICTURES if is_folder else set())
     refuse_options("train", options.keys() - known, known | (train.__kwdefaults__ or {}).keys())
     directory = None if run_dir is None else Path(run_dir)
-    if workers < 1:
-        raise SettingError(
-            f"workers={workers} leaves nobody to train: no other host can join; expected at least 1"
-        )
+    if not (isinstance(workers, int) and workers >= 1):
+        raise SettingError(f"workers={workers!r}: expected a whole number of at least 1")
+    require_callbacks(callbacks)
     local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
     if "consistency" in options:  # bsp alone is a minibatch for each worker
         options["consistency"] = str(Consistency.of(options["consistency"], workers))

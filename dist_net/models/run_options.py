@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
@@ -15,6 +14,7 @@ from dist_net.errors import (
     SettingError,
 )
 from dist_net.optim import AdamW, Optimizer, optimizer_named
+from dist_net.optim.ranges import require_positive
 from dist_net.parameter_server.consistency import AUTO, Consistency
 from dist_net.parameter_server.journal import NEVER, sync_interval_s
 from dist_net.parameter_server.settings import (
@@ -62,31 +62,18 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         Consistency.of(self.consistency)
-        for name in ("epochs", "batch_size"):
+        for name in ("epochs", "batch_size", "patience"):
             whole = getattr(self, name)
             if whole is not None and not (isinstance(whole, int) and whole >= 1):
                 raise SettingError(f"{name}={whole!r}: expected a whole number, at least 1")
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise SettingError(
-                f"learning_rate={self.learning_rate}: expected a finite number above 0"
-            )
+        if self.learning_rate is not None:
+            require_positive("learning_rate", self.learning_rate)
         require_seed(self.seed)
-        if not self.checkpoint_every_s > 0:
-            raise SettingError(
-                f"checkpoint_every_s={self.checkpoint_every_s:g}: expected a number of seconds "
-                f"above 0"
-            )
-        if not 0 < self.progress_timeout_s < math.inf:
-            raise SettingError(
-                f"progress_timeout_s={self.progress_timeout_s:g}: expected a finite number above 0"
-            )
-        if self.keep_checkpoints < 1:
-            raise SettingError(f"keep_checkpoints={self.keep_checkpoints}: expected at least 1")
+        require_positive("checkpoint_every_s", self.checkpoint_every_s)
+        require_positive("progress_timeout_s", self.progress_timeout_s)
+        if not (isinstance(self.keep_checkpoints, int) and self.keep_checkpoints >= 1):
+            raise SettingError(f"keep_checkpoints={self.keep_checkpoints!r}: expected at least 1")
         sync_interval_s(self.sync)
-        if self.patience is not None and self.patience < 1:
-            raise SettingError(
-                f"patience={self.patience}: expected a number of evaluations above 0"
-            )
 
     def settings(self, loaded: LoadedRecipe, dataset: Dataset) -> RunSettings:
         """The run's settings; raises SettingError or UnknownOptimizerError."""

@@ -42,12 +42,23 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def activate(x: Expression, activation: Activation | str) -> Expression:
-    """Return ``activation(x)``; raise ParameterError for a name that is not in ``ACTIVATIONS``."""
+def activate(x: Expression, activation: Activation | str | None) -> Expression:
+    """Return ``activation(x)``, or x for None; raise ParameterError for what is no activation.
+
+    A name is one of ``ACTIVATIONS``.
+    """
+    if activation is None:
+        return x
     if isinstance(activation, str):
         if activation not in ACTIVATIONS:
             raise ParameterError(
                 f"there is no activation {activation!r}; {suggestion(activation, ACTIVATIONS)}"
             )
         activation = ACTIVATIONS[activation]
-    return activation(x)
+    activated = activation(x) if callable(activation) else activation
+    if not isinstance(activated, Expression):
+        raise ParameterError(
+            f"the activation {activation!r:.80} is no function of an expression that returns one; "
+            f"expected one of {', '.join(ACTIVATIONS)}, such a function, or None"
+        )
+    return activated

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, Protocol
 
 from dist_net.autodiff import (
@@ -47,9 +48,12 @@ class Dense:
     """activation(x · kernel + bias): (N, I) to (N, units)."""
 
     units: int
-    activation: Activation | str = linear
+    activation: Activation | str | None = linear
     kernel_initializer: Initializer = glorot_uniform
     bias_initializer: Initializer = zeros
+
+    def __post_init__(self) -> None:
+        integer("Dense: units", self.units, 1)
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         if x.ndim != 2:
@@ -76,7 +80,7 @@ class Conv2D:
     stride: int | Pair = 1
     padding: Padding = "same"
     groups: int = 1
-    activation: Activation | str = linear
+    activation: Activation | str | None = linear
     use_bias: bool = True
     kernel_initializer: Initializer = he_normal
     bias_initializer: Initializer = zeros
@@ -116,7 +120,7 @@ class DepthwiseConv2D:
     size: int | Pair
     stride: int | Pair = 1
     padding: Padding = "same"
-    activation: Activation | str = linear
+    activation: Activation | str | None = linear
     use_bias: bool = True
     kernel_initializer: Initializer = he_normal
     bias_initializer: Initializer = zeros
@@ -196,7 +200,7 @@ class BatchNorm:
     momentum: float = 0.9
     epsilon: float = 1e-5
     epsilon_on: Literal["variance", "deviation"] = "variance"
-    activation: Activation | str = linear
+    activation: Activation | str | None = linear
 
     def __post_init__(self) -> None:
         if not self.epsilon > 0 or self.epsilon_on not in ("variance", "deviation"):
@@ -295,8 +299,8 @@ class Dropout:
     rate: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.rate < 1:
-            raise ParameterError(f"Dropout: rate {self.rate}; expected 0 <= rate < 1")
+        if not (isinstance(self.rate, Real) and 0 <= self.rate < 1):
+            raise ParameterError(f"Dropout: rate {self.rate!r}; expected 0 <= rate < 1")
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         if not scope.training or self.rate == 0:

@@ -106,6 +106,8 @@ def mean_loss(loss: Loss, outputs: Expression, targets: Expression) -> Expressio
     broadcast to (N, N), their mean would train a model that means nothing.
     """
     losses = loss(outputs, targets)
+    if not isinstance(losses, Expression):
+        raise ShapeError(f"the loss returned {losses!r:.80}; expected an expression of shape (N,)")
     if losses.shape != outputs.shape[:1]:
         raise ShapeError(
             f"the loss is of shape {losses.shape} for a batch of {outputs.shape[0]} samples, with "
@@ -118,8 +120,8 @@ def mean_loss(loss: Loss, outputs: Expression, targets: Expression) -> Expressio
 
 def loss_named(loss: Loss | str) -> Loss:
     """Return the loss of a name in ``LOSSES``, or ``loss`` itself; raise ParameterError."""
-    if not isinstance(loss, str):
+    if callable(loss):
         return loss
-    if loss not in LOSSES:
-        raise ParameterError(f"there is no loss {loss!r}; {suggestion(loss, LOSSES)}")
-    return LOSSES[loss]
+    if str(loss) not in LOSSES:
+        raise ParameterError(f"there is no loss {loss!r}; {suggestion(str(loss), LOSSES)}")
+    return LOSSES[str(loss)]

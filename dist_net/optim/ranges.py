@@ -1,6 +1,7 @@
 """The ranges of an optimizer's numbers: of settings where they enter, of weights at each step."""
 
 import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -39,19 +40,19 @@ def all_below(limit: float, vector: Floats) -> bool:
     return is_small or bool((np.abs(vector) < limit).all())
 
 
-def require_fraction(name: str, value: float) -> None:
-    """Raises HyperParameterError unless 0 ≤ value < 1."""
-    if not 0 <= value < 1:
+def require_fraction(name: str, value: Any) -> None:
+    """Raise HyperParameterError unless 0 ≤ value < 1."""
+    if not (isinstance(value, Real) and 0 <= float(value) < 1):
         raise HyperParameterError(f"{name}={value!r}: expected a number from 0 up to, but not, 1")
 
 
-def require_positive(name: str, value: float) -> None:
-    """Raises HyperParameterError unless value is finite and above 0."""
-    if not (value > 0 and math.isfinite(value)):
+def require_positive(name: str, value: Any) -> None:
+    """Raise HyperParameterError unless value is finite and above 0."""
+    if not (isinstance(value, Real) and 0 < float(value) < math.inf):
         raise HyperParameterError(f"{name}={value!r}: expected a finite number above 0")
 
 
-def require_not_negative(name: str, value: float) -> None:
-    """Raises HyperParameterError unless value is finite and not below 0."""
-    if not (value >= 0 and math.isfinite(value)):
+def require_not_negative(name: str, value: Any) -> None:
+    """Raise HyperParameterError unless value is finite and not below 0."""
+    if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
         raise HyperParameterError(f"{name}={value!r}: expected a finite number, 0 or above")

@@ -9,6 +9,7 @@ from typing import Any
 
 from dist_net.errors import SettingError
 from dist_net.optim import SGD, ArrayShapes, ConstantRate, Optimizer, Schedule
+from dist_net.optim.ranges import require_fraction, require_positive
 from dist_net.parameter_server.consistency import ASYNC, Consistency
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import PIPELINE, Pipeline, Push
@@ -78,17 +79,11 @@ class RunSettings:
             lambda value: min(value) >= 1 and value.gradients <= PIPELINE.gradients,
         )
         for name in ("learning_rate", "heartbeat_interval_s", "progress_timeout_s"):
-            self._require(name, "a finite number above 0", lambda value: 0 < value < math.inf)
-        self._require(
-            "clip_norm",
-            "a finite number above 0, or None",
-            lambda value: value is None or 0 < value < math.inf,
-        )
-        self._require(
-            "average_decay",
-            "a number from 0 up to, but not, 1, or None",
-            lambda value: value is None or 0 <= value < 1,
-        )
+            require_positive(name, getattr(self, name))
+        if self.clip_norm is not None:
+            require_positive("clip_norm", self.clip_norm)
+        if self.average_decay is not None:
+            require_fraction("average_decay", self.average_decay)
         self._require(
             "heartbeat_timeout_s",
             f"more than twice heartbeat_interval_s, which is {self.heartbeat_interval_s}",

@@ -30,6 +30,7 @@ from dist_net.errors import (
 from dist_net.nn import Layer, Model, cross_entropy_of_logits
 from dist_net.nn.losses import Loss
 from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule, optimizer_named
+from dist_net.optim.ranges import require_fraction, require_positive
 from dist_net.pictures.fitting import FITTINGS
 from dist_net.recipes.recipe_files import (
     RECIPE_FILE,
@@ -60,9 +61,9 @@ class Recipe:
     ``dist_net.fit_picture``. By default it is "pad" for a named dataset, and "exact" for a
     function, which does its own resizing. ``initial`` returns the first weights, if the layers do
     not draw them. A gradient above ``clip_norm`` is scaled down to it, see ``UpdateRule``; with
-    ``average_decay`` the weights that are evaluated and used are an average, see ``WeightAverage``.
-    Raises RecipeError for settings out of range, and the network's errors if its layers do not fit
-    together.
+    ``average_decay`` the weights that are evaluated and used are an average, see
+    ``WeightAverage``. Raises RecipeError and HyperParameterError for settings out of range, and
+    what the network raises when its layers do not fit together.
     """
 
     network: Layer
@@ -99,15 +100,13 @@ class Recipe:
         for name in ("batch_size", "epochs"):
             if not (isinstance(count := getattr(self, name), int | np.integer) and count >= 1):
                 raise RecipeError(f"{name}={count!r}: expected a whole number, at least 1")
-        if not self.learning_rate > 0:
-            raise RecipeError(f"learning_rate={self.learning_rate}: expected a number above 0")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            raise RecipeError(f"clip_norm={self.clip_norm}: expected a number above 0, or None")
-        if self.average_decay is not None and not 0 <= self.average_decay < 1:
-            raise RecipeError(
-                f"average_decay={self.average_decay}: expected a number from 0 up to, but not, 1, "
-                f"or None"
-            )
+        require_positive("learning_rate", self.learning_rate)
+        if self.clip_norm is not None:
+            require_positive("clip_norm", self.clip_norm)
+        if self.average_decay is not None:
+            require_fraction("average_decay", self.average_decay)
+        if not callable(self.schedule):
+            raise RecipeError(f"schedule={self.schedule!r}: expected a schedule of dist_net.optim")
         self.model  # noqa: B018 - raises if the layers do not fit together
 
     @cached_property

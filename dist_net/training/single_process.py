@@ -8,6 +8,7 @@ from typing import NamedTuple, Never
 
 import numpy as np
 
+from dist_net.autodiff.arrays import integer
 from dist_net.data import Dataset
 from dist_net.data.samples import Values, samples_of
 from dist_net.errors import DivergedError, SettingError
@@ -114,6 +115,12 @@ class SingleProcess:
             yield EpochResult(epoch + 1, loss / self._samples, accuracy)
 
 
+def require_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raise SettingError unless ``callbacks`` is a sequence of functions."""
+    if not (isinstance(callbacks, Sequence) and all(map(callable, callbacks))):
+        raise SettingError(f"callbacks={callbacks!r:.80}: expected a list of functions")
+
+
 def is_ended_by(callbacks: Sequence[Callback], result: EpochResult) -> bool:
     """Call each callback; return whether any returned True. 1.0 is not True: it may be a result."""
     returned = [callback(result) for callback in callbacks]
@@ -161,6 +168,9 @@ def fit(
     together, DivergedError when the loss is no longer a finite number.
     """
     refuse_options("fit", unknown, fit.__kwdefaults__ or ())
+    integer("fit: seed", seed, 0)
+    integer("fit: threads", threads, 1)
+    require_callbacks(callbacks)
     if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
         raise SettingError(
             f"validation={validation!r:.40}: expected arrays, (inputs, targets). To keep the last "

@@ -131,11 +131,11 @@ def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: st
         ("--learning-rate", "-0.1", r"learning_rate=-0.1: expected a finite number above 0"),
         ("--optimizer", "adamv", r"there is no optimizer 'adamv'; did you mean adamw?\?"),
         ("--weight-decay", "0.1", r"weight_decay=0.1 for Adam, which has none; expected .* adamw"),
-        ("--clip-norm", "0", r"clip_norm=0.0: expected a finite number above 0, or None"),
+        ("--clip-norm", "0", r"clip_norm=0.0: expected a finite number above 0"),
         (
             "--average-decay",
             "1",
-            r"average_decay=1.0: expected a number from 0 up to, but not, 1, or None",
+            r"average_decay=1.0: expected a number from 0 up to, but not, 1",
         ),
         ("--consistency", "ssp", r"consistency='ssp': expected auto, async, ssp:N with .*"),
         ("--optimizer", "lion", r"there is no optimizer 'lion'; expected one of sgd, .*"),

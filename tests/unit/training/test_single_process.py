@@ -1,5 +1,6 @@
 """A model trained and asked in one process."""
 
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -9,6 +10,7 @@ import dist_net
 from dist_net import Recipe
 from dist_net.autodiff import Expression, astype, mean, square
 from dist_net.errors import (
+    BadInputError,
     DatasetError,
     DivergedError,
     DTypeError,
@@ -23,6 +25,7 @@ from dist_net.nn import (
     BatchNorm,
     Conv2D,
     Dense,
+    Dropout,
     Flatten,
     Model,
     Sequential,
@@ -218,3 +221,47 @@ def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_weights() -> 
 def test_weights_of_another_model_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"float32\[9\]; expected float32\[8\]"):
         classifier().weights = np.zeros(9, np.float32)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"learning_rate": "x"},
+        {"learning_rate": None},
+        {"learning_rate": [0.1]},
+        {"clip_norm": "x"},
+        {"average_decay": "x"},
+        {"seed": -1},
+        {"seed": "x"},
+        {"threads": 0},
+        {"schedule": "cosine"},
+        {"callbacks": None},
+        {"callbacks": [3]},
+    ],
+)
+def test_an_option_of_the_wrong_type_is_refused_by_its_name(option: dict[str, object]) -> None:
+    ((name, value),) = option.items()
+    with pytest.raises(BadInputError, match=rf"{name}\W{re.escape(repr(value))}"):
+        fit_with(**option)
+
+
+def test_no_activation_is_the_identity_as_in_keras() -> None:
+    assert Model(Sequential(Dense(2, None)), (3,), input_dtype=np.float32).output_shape == (2,)
+
+
+@pytest.mark.parametrize("activation", [3, lambda _: None])
+def test_what_is_no_activation_is_refused(activation: object) -> None:
+    with pytest.raises(ParameterError, match="activation"):
+        Model(Sequential(Dense(2, activation)), (3,), input_dtype=np.float32)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", [3, lambda *_: None])
+def test_what_is_no_loss_is_refused(loss: object) -> None:
+    with pytest.raises(BadInputError, match="loss"):
+        dist_net.fit(regression(loss), INPUTS, INPUTS[:, :1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [lambda: Dense(0), lambda: Dense("4"), lambda: Dropout("x")])  # type: ignore[arg-type]
+def test_a_layers_number_of_the_wrong_type_is_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(BadInputError):
+        make()
