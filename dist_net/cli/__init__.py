@@ -1,6 +1,6 @@
 """The command line. Each command is a module with ``add_arguments`` and ``run``.
 
-A command that is one process of a cluster, and no more, is that process's own module.
+Commands that start a single cluster process live in that process's module.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from dist_net.release import VERSION
 
 COMMANDS = {
     "train": "train a recipe with a parameter server and workers on this host",
-    "evaluate": "give a trained model's accuracy on the test images",
-    "replay": "compute a run again from its journal, in one process, and compare the weights",
-    "simulate": "predict what a cluster would do, and what it would be bound by",
-    "predict": "say what pictures show, by a published classifier or one that was trained here",
-    "export": "write a trained model for other programs: as ONNX, safetensors or npz",
-    "fetch": "fetch a dataset or a published classifier: progress, resume, checksum",
-    "parameter-server": "serve a recipe's parameters to workers of other hosts",
-    "worker": "train for the parameter server at an address, until there is no more to do",
-    "join": "train in a run of another host, by the line that it printed",
-    "serve": "answer over HTTP and ZeroMQ, by a gateway and a pool of inference workers",
-    "inference-worker": "answer for the gateway at an address, on this host or another",
-    "reload": "have a running inference pool read a model again, and serve that",
-    "status": "show a running parameter server's, or inference pool's, workers, versions and rates",
-    "keys": "make the keys with which the hosts of a cluster recognise each other, or revoke them",
+    "evaluate": "print a trained model's accuracy on the test samples",
+    "replay": "recompute a run from its journal in one process and compare the weights",
+    "simulate": "predict a cluster's throughput and its bottleneck",
+    "predict": "classify images with a published or trained model",
+    "export": "export a trained model as ONNX, safetensors or npz",
+    "fetch": "download a dataset or a published classifier, with resume and checksum",
+    "parameter-server": "run a parameter server for workers on other hosts",
+    "worker": "train for the parameter server at an address until the run is done",
+    "join": "join a run on another host with the command that it printed",
+    "serve": "serve models over HTTP and ZeroMQ with a gateway and a pool of inference workers",
+    "inference-worker": "serve requests for the gateway at an address, on this host or another",
+    "reload": "reload a model in a running inference pool",
+    "status": "show a running parameter server's or inference pool's workers, versions and rates",
+    "keys": "create or revoke the keys with which the hosts of a cluster authenticate each other",
 }
 PATIENT_S = 1.0
-"""Further interrupts within this time are those of one impatient moment, and change nothing."""
+"""Further interrupts within this time count as the same one and are ignored."""
 
 PROCESSES = {
     "worker": "training_worker",
@@ -49,14 +49,14 @@ PROCESSES = {
 
 
 def parse(given: list[str]) -> argparse.Namespace:
-    """A command and its arguments; the process ends if they cannot be parsed."""
+    """Parse a command line; exits if it is invalid."""
     parser = Parser(prog="dist-net", description="Train neural nets across processes and machines.")
     parser.add_argument("--version", action="version", version=f"dist-net {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, purpose in COMMANDS.items():
         sentence = purpose[0].upper() + purpose[1:]
         command = commands.add_parser(name, help=purpose, description=f"{sentence}.")
-        if name in given[:1]:  # only what this command needs is imported
+        if name in given[:1]:  # import only the modules of this command
             if name in PROCESSES:
                 module = import_module(f"dist_net.cluster.processes.{PROCESSES[name]}")
             else:
@@ -68,14 +68,14 @@ def parse(given: list[str]) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; an error of this project becomes one line on stderr and an exit code."""
+    """Run one command; print a ``DistNetError`` as one line on stderr; return the exit code."""
     parsed = parse((own_words() if arguments is None else arguments) or ["--help"])
-    # These import NumPy, for which --help should not wait.
+    # Imported late: these import NumPy, which would slow down --help.
     from dist_net.cluster.child import hurry
     from dist_net.cluster.entry import raise_descriptor_limit, use_threads
     from dist_net.cluster.printable import PrintableFormatter, printable
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names may hold bytes that are no text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be invalid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     handler = logging.StreamHandler()
     handler.setFormatter(PrintableFormatter("%(levelname)s %(message)s"))
@@ -93,8 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
         said = "; ".join([str(error), *getattr(error, "__notes__", ())])
         print(f"dist-net {parsed.command}: {printable(said)}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # who read this had enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left is flushed at the end
+    except BrokenPipeError:  # the reader closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit must not fail
         return 0
     except KeyboardInterrupt:
         print(f"dist-net {parsed.command}: interrupted", file=sys.stderr)
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """End the command in order, once. A later Ctrl-C ends the wait for its processes."""
+    """Shut the command down once. A later Ctrl-C stops waiting for its processes."""
     from dist_net.cluster.child import hurry
 
     patient_until_s = time.monotonic() + PATIENT_S

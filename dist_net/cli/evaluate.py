@@ -1,4 +1,4 @@
-"""``dist-net evaluate RUN``: a trained model's accuracy and loss on the test samples."""
+"""``dist-net evaluate RUN``: print a trained model's accuracy and loss on the test samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluates, says the result, and gives the exit code."""
+    """Evaluate the model, print the result and return the exit code."""
     console = plain_console()
     path = RunDirectory.newest().path if arguments.run is None else arguments.run
     confirm_recipe(path, arguments.trust_recipe)

@@ -1,4 +1,4 @@
-"""``dist-net export MODEL FILE``: write a trained model as a file for other programs."""
+"""``dist-net export MODEL FILE``: write a trained model in a standard format."""
 
 from __future__ import annotations
 
@@ -19,23 +19,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", metavar="FILE", type=Path, help="the file to write: .onnx, .safetensors or .npz"
     )
-    parser.add_argument(
-        "--format", choices=list(FORMATS), help="default: what the name of FILE ends in"
-    )
+    parser.add_argument("--format", choices=list(FORMATS), help="default: the extension of FILE")
     parser.add_argument(
         "--preprocessing",
         action="store_true",
-        help="with onnx: pictures of any size as inputs, and probabilities as outputs",
+        help="with onnx: accept pictures of any size and output probabilities",
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet's")
-    parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="the name of each class, a line"
-    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a Darknet .weights file")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one per line")
     add_trust_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes the file, says what it holds, and gives the exit code."""
+    """Write the file, print a summary and return the exit code."""
     console, file = plain_console(), arguments.file
     format = format_of(file, arguments.format, arguments.preprocessing)
     require_another_file(arguments.model, arguments.weights, file)
@@ -60,15 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def require_another_file(model: str, weights: Path | None, file: Path) -> None:
-    """Raises unless the model is on disk, and ``file`` is none of those that it is read from."""
+    """Raise if the model is still in training, or if ``file`` is one of the model's own files."""
     if model.startswith(LIVE):
         raise NotExportableError(
-            f"{model} is a model that is being trained; expected the directory of its run, whose "
-            f"last checkpoint is exported"
+            f"{model} is being trained; expected the directory of its run, to export the last "
+            f"checkpoint"
         )
     run = RunDirectory(Path(model))
     sources = (run.path, run.checkpoint, run.best, weights)
     if any(each and each.exists() and file.exists() and file.samefile(each) for each in sources):
         raise ExportFormatError(
-            f"{file} is what the model is read from; expected another FILE to write"
+            f"{file} is an input of this export; expected another FILE to write"
         )

@@ -1,4 +1,4 @@
-"""``dist-net join``: workers of this host in a run of another one, by a pasted line."""
+"""``dist-net join``: add this host's workers to a run on another host, with a pasted token."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=lambda text: AUTO if text == AUTO else count_from(1)(text),
         default=AUTO,
         metavar="N",
-        help="processes, or auto: as many as there are cores for --threads (default)",
+        help="worker processes; auto: cores / --threads (default)",
     )
-    option("--threads", type=count_from(1), default=1, metavar="N", help="of each (default: 1)")
+    option("--threads", type=count_from(1), default=1, metavar="N", help="per worker (default: 1)")
     option(
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="the same data on this host: the run's folder of pictures, or what a recipe's file "
-        "looks for beside itself",
+        help="the run's data on this host: its folder of pictures, or the directory of the data "
+        "that the recipe expects next to its file",
     )
     add_trust_argument(parser)
     option(
@@ -57,26 +57,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=count_from(0),
         default=RESTARTS,
         metavar="N",
-        help="start each worker that dies again, up to N times (default: %(default)s)",
+        help="restart each worker that dies, up to N times (default: %(default)s)",
     )
     option(
         "--timeout",
         type=float,
         default=REACH_WITHIN_S,
         metavar="SECONDS",
-        help="how long to wait for the server at first (default: %(default)g)",
+        help="wait this long for the first reply of the server (default: %(default)g)",
     )
     option(
         "--rejoin-timeout",
         type=float,
         default=REJOIN_TIMEOUT_S,
         metavar="SECONDS",
-        help="how long to try to join again when the server is silent (default: %(default)g)",
+        help="try to rejoin a silent server for this long (default: %(default)g)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains until the run is done; gives the exit code."""
+    """Train until the run is done; return the exit code."""
     settings = settings_of(arguments)
     token = token_given(arguments, TRAINING)
     console = plain_console()
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _log_directory(directory: RunDirectory, opened: ExitStack) -> Path:
-    """Where the workers' logs stay; where no such directory can be made, only while they run."""
+    """Return the workers' log directory; a temporary one if the user's cannot be created."""
     parent = platformdirs.user_log_path("dist-net", appauthor=False)
     try:
         return opened.enter_context(log_directory(parent, "join-"))
@@ -108,7 +108,7 @@ def _log_directory(directory: RunDirectory, opened: ExitStack) -> Path:
 
 
 def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
-    """How many workers join, and how long they try."""
+    """Return the number of workers, their threads and their timeouts."""
     workers = arguments.workers
     if workers == AUTO:
         workers = max(1, available_cores() // arguments.threads)
@@ -122,7 +122,7 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
 
 
 def offered_by(server: LetIn, timeout_s: float) -> OfferedRecipe:
-    """What the server trains; raises OfferError."""
+    """Return the recipe that the server trains; raises ``OfferError``."""
     with Observer(*server, timeout_s=timeout_s, max_array_bytes=MOST_MANIFEST_BYTES) as observer:
         return OfferedRecipe.of(observer.recipe())
 
@@ -130,7 +130,7 @@ def offered_by(server: LetIn, timeout_s: float) -> OfferedRecipe:
 def prepare_recipe(
     offered: OfferedRecipe, directory: RunDirectory, arguments: argparse.Namespace, console: Console
 ) -> int:
-    """Has the recipe and its data ready for the workers; gives the number of samples."""
+    """Prepare the recipe and its data for the workers; return the number of training samples."""
     beside = arguments.data.resolve() if arguments.data is not None else None
     original = "" if beside is None else str(beside / offered.file_name)
     offered.keep(directory, original)
@@ -143,5 +143,5 @@ def prepare_recipe(
             return len(loaded.recipe.load_dataset(fetching).train_targets)
         except RecipeError as error:
             if offered.is_code and beside is None:
-                error.add_note("if the recipe looks for data beside itself, give --data FOLDER")
+                error.add_note("if the recipe expects data next to its file, pass --data FOLDER")
             raise

@@ -1,4 +1,4 @@
-"""``dist-net keys``: make the keys of a cluster, and take them back."""
+"""``dist-net keys``: create and revoke the keys of a cluster."""
 
 import argparse
 import shlex
@@ -14,8 +14,8 @@ from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite_again, revoke
 from dist_net.wire.security import ROLES, add_keys, create_keys, has_server_keys
 
 MAY = {
-    "worker": "trains, or answers for a pool",
-    "client": "asks a pool, and watches a run",
+    "worker": "may train, and serve requests of a pool",
+    "client": "may send requests to a pool, and watch a run",
     "operator": "may also end a run, and reload and unload models",
 }
 USE = {
@@ -30,36 +30,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser(
         "create",
-        help="make the server's keys in a new directory, and those of a peer in each role",
-        description="Make the keys of a new cluster, or, with --worker, --client or --operator, "
-        "add keys to it. By its role a peer "
-        + ", ".join(f"{MAY[role]} ({role})" for role in ROLES)
-        + ".",
+        help="create a directory with keys for the server and for one peer in each role",
+        description="Create the keys of a new cluster, or add keys to it with --worker, --client "
+        "or --operator. " + "; ".join(f"A peer of role {role} {MAY[role]}" for role in ROLES) + ".",
     )
-    create.add_argument("directory", metavar="DIR", type=Path, help="where the keys are kept")
+    create.add_argument("directory", metavar="DIR", type=Path, help="directory of the keys")
     for role in ROLES:
         create.add_argument(
             f"--{role}",
             metavar="NAME",
             action="append",
             default=[],
-            help=f"make {role} keys of this name; may be repeated (without any: one of each role)",
+            help=f"create {role} keys of this name; may be repeated (default: one of each role)",
         )
     taken_back = actions.add_parser(
         "revoke",
         help="revoke a token or a key, effective immediately",
-        description="Revoke a key, or a token with every key that it enrolled. A running server "
-        "ends their connections within a second or two.",
+        description="Revoke a key, or a token and every key that it enrolled. A running server "
+        "closes their connections within a second or two.",
     )
     token = actions.add_parser(
         "token",
-        help="make another token for a server that listens beyond this host",
-        description="Make another token, by which another host may join, and print what to paste "
-        "there.",
+        help="create another token for a server that listens beyond this host",
+        description="Create another token and print the command to run on the host that joins.",
     )
     for action in (token, taken_back):
         action.add_argument(
-            "directory", metavar="DIR", type=Path, help="a run's directory, or that of its keys"
+            "directory", metavar="DIR", type=Path, help="a run directory or a key directory"
         )
     token.add_argument(
         "--token-lifetime",
@@ -68,18 +65,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="default: a day",
     )
-    taken_back.add_argument(
-        "names", metavar="NAME", nargs="+", help="the id of a token, or the name of a key"
-    )
+    taken_back.add_argument("names", metavar="NAME", nargs="+", help="a token id or a key name")
     for action in (create, token, taken_back):
-        # Every command takes this one; of an action's parser it would be unknown.
+        # Every command takes --debug; an action's parser must accept it as well.
         action.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Make keys, or take them back, and say what was done; raises `KeyFileError`."""
+    """Create or revoke keys, print the result and return the exit code.
+
+    Raises ``KeyFileError``.
+    """
     if arguments.action == "create":
         return _create(arguments)
     of_run = RunDirectory(arguments.directory).keys
@@ -94,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(directory: Path, names: Sequence[str]) -> None:
-    """Revoke each name, whatever becomes of the others; raises `KeyFileError` at the end."""
+    """Try to revoke every name, then raise ``KeyFileError`` if any failed."""
     faults = []
     for name in names:
         try:
@@ -112,11 +110,11 @@ def _create(arguments: argparse.Namespace) -> int:
         create_keys(directory)
     bundles = [(role, add_keys(directory, role, name)) for role, name in wanted or EACH_ROLE]
     serve = ("parameter-server", "RECIPE", "--listen", "tcp://HOST:PORT", "--keys", directory)
-    print(f"Keys are in {directory}; it stays on the server's host. There:")
+    print(f"Keys are in {directory}, which stays on the server's host. On that host:")
     print(f"    {command_line(*serve)}")
-    print("Others need one directory of it. Copy it to their host, and use it there:")
+    print("Each peer needs one subdirectory. Copy it to the peer's host and use it there:")
     for role, bundle in bundles:
-        print(f"  {role} (it {MAY[role]}):")
+        print(f"  {role} ({MAY[role]}):")
         print(f"    {shlex.join(('scp', '-rp', str(bundle), f'{role.upper()}_HOST:'))}")
         print(f"    {USE[role]} --keys {bundle.name}")
     return 0

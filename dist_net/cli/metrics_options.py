@@ -1,4 +1,4 @@
-"""``--metrics`` of the commands that start a run."""
+"""The ``--metrics`` options of the commands that start a run."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Publish = Callable[[dict[str, Any]], None]
 
 
 def add_metrics_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares where a run's metrics are shown, and to whom."""
+    """Add ``--metrics`` and ``--metrics-token-file``."""
     parser.add_argument(
-        "--metrics", metavar="HOST:PORT", help="answer Prometheus there, at /metrics"
+        "--metrics", metavar="HOST:PORT", help="serve Prometheus metrics at HOST:PORT/metrics"
     )
     parser.add_argument(
         "--metrics-token-file",
         type=Path,
         metavar="FILE",
-        help="the operator's token that Prometheus must send; needed beyond this host",
+        help="the operator's token that Prometheus must send; required beyond this host",
     )
 
 
 @contextmanager
 def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[Publish | None]:
-    """A context with what publishes a report to Prometheus, if that is asked for.
+    """Serve metrics during the context, if requested; yield the function that publishes a report.
 
-    Raises BadInputError for an address or a token that cannot be used, ListenError, and
-    MissingExtraError.
+    Raises ``BadInputError`` for an invalid address or token, ``ListenError`` and
+    ``MissingExtraError``.
     """
     address, file = arguments.metrics, arguments.metrics_token_file
     if address is None:
@@ -47,8 +47,8 @@ def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[
         settings = HttpSettings(address=address, tokens=TokenFile(file) if file else None)
     except InsecureAddressError as error:
         raise InsecureAddressError(
-            f"metrics on {address} would reach beyond this host, where anybody could read them; "
-            f"expected a token (--metrics-token-file), or 127.0.0.1"
+            f"metrics on {address} are readable from other hosts; expected a token "
+            f"(--metrics-token-file), or 127.0.0.1"
         ) from error
     try:
         from dist_net.cluster.run_metrics import RunMetricsServer

@@ -1,4 +1,4 @@
-"""``dist-net parameter-server``: a run whose workers join from other hosts."""
+"""``dist-net parameter-server``: start a run whose workers join from other hosts."""
 
 import argparse
 
@@ -11,9 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serves until the run is done; gives the exit code."""
+    """Serve until the run is done; return the exit code."""
     if not arguments.listen:
         raise AddressError(
-            "no address to listen on; give --listen tcp://HOST:PORT, this host's address"
+            "no address to listen on; pass --listen tcp://HOST:PORT, this host's address"
         )
     return run_with_workers(arguments, workers=0)

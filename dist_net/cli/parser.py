@@ -1,4 +1,4 @@
-"""A command line parser with errors of one line, which suggest what was probably meant."""
+"""An argument parser with one-line errors and suggestions for misspelt words."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dist_net.spelling import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser; those of its commands are of this class too."""
+    """The parser of the command line and of each of its commands."""
 
     def error(self, message: str) -> NoReturn:
-        """Prints what was wrong and where help is, and ends the process."""
+        """Print the error and a pointer to --help, then exit."""
         self.exit(BadInputError.exit_code, f"{self.prog}: {message}; see {self.prog} --help\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """The namespace, and no words left over: the process ends if one is unknown.
+        """Return the namespace and an empty list; exits if an argument is unknown.
 
-        Unknown options are reported first, as a misspelt option may be the one that is missing.
+        Unknown options are reported first: a misspelt option may be the one that is missing.
         """
         for option in self._long_options_in(args):
             if not any(known.startswith(option) for known in self._option_string_actions):
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
 
     def _long_options_in(self, words: Sequence[str]) -> Iterator[str]:
-        """The options that this parser itself has to know: those before a command."""
+        """Yield the long options before the command, which this parser itself must know."""
         for word in words:
             if word == "--" or (self._subparsers is not None and not word.startswith("-")):
                 return
@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def count_from(least: int) -> Callable[[str], int]:
-    """The type of an argument that is a whole number, ``least`` or more."""
+    """Return an argument type for integers of at least ``least``."""
 
     def count(text: str) -> int:
         number = int(text)
@@ -65,10 +65,10 @@ def count_from(least: int) -> Callable[[str], int]:
 
 
 def number_above_zero(text: str) -> float:
-    """The type of an argument that is a finite number above 0."""
+    """Argument type: a finite number above 0."""
     number = float(text)
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is no finite number above 0")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
     return number
 
 

@@ -1,4 +1,4 @@
-"""An inference pool's report as a person reads it: a whole view, or one line. No I/O."""
+"""Render an inference pool's report as a terminal view or as one line. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.text import Text
 
 
 def pool_view(report: dict[str, Any]) -> RenderableType:
-    """The pool's queue, models and workers, for a terminal."""
+    """Return a terminal view of the pool's queue, models and workers."""
     models = Table("model", "version", "requests/s", "p50 ms", "p99 ms", "refused", "failed")
     for model in report["models"]:
         times = model["latency_ms"] or {}
@@ -36,7 +36,7 @@ def pool_view(report: dict[str, Any]) -> RenderableType:
 
 
 def pool_line(report: dict[str, Any]) -> str:
-    """The pool and each model in one line, for a log."""
+    """Return one log line about the pool and its models."""
     models = (f"{each['name']} {each['requests_per_s']:,.1f}/s" for each in report["models"])
     return "; ".join([_pool(report), *models, f"{len(report['workers'])} workers"])
 

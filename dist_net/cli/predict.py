@@ -1,4 +1,4 @@
-"""``dist-net predict MODEL FILE...``: classify pictures, or compute a model's outputs for rows."""
+"""``dist-net predict MODEL FILE...``: classify pictures, or compute outputs for rows."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="a picture, a folder of pictures, or the model's inputs as rows: .npy or .csv",
     )
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet's")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="a Darknet .weights file")
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one per line")
     parser.add_argument(
-        "--labels", type=Path, metavar="FILE", help="the name of each class, a line"
+        "--top", type=count_from(1), default=5, metavar="N", help="classes shown (default: 5)"
     )
-    parser.add_argument("--top", type=count_from(1), default=5, metavar="N", help="default: 5")
     parser.add_argument(
         "--output",
         type=Path,
         metavar="FILE",
-        help="with rows: write the outputs, probabilities or numbers, to a .npy or .csv file",
+        help="with rows: write the outputs (probabilities or numbers) to a .npy or .csv file",
     )
     add_trust_argument(parser)
     parser.add_argument(
-        "--json", action="store_true", help="print a JSON object for each picture or row"
+        "--json", action="store_true", help="print one JSON object per picture or row"
     )
 
 
@@ -59,10 +59,10 @@ def run(arguments: argparse.Namespace) -> int:
     has_rows = any(map(is_row_file, files))
     if arguments.output is not None and not (has_rows and is_row_file(arguments.output)):
         raise ModelOptionError(
-            f"--output {arguments.output}: expected the name of a .npy or .csv file, and rows"
+            f"--output {arguments.output}: expected a .npy or .csv file name, and rows as inputs"
         )
     confirm_recipe(arguments.model, arguments.trust_recipe)
-    # Decoders warn of oddities in a picture; those that matter become its answer.
+    # Pillow's warnings about odd pictures are noise: real failures become the picture's result.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with FetchProgress(plain_console()) as progress:
         found = source_called(
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def files_in(given: str) -> list[str]:
-    """Return the pictures in a folder and its folders, by name; any other path is one file."""
+    """Return the sorted pictures in a folder and its subfolders; any other path is one file."""
     if not Path(given).is_dir():
         return [given]
     inside = Path(given).rglob("[!.]*")
@@ -88,7 +88,7 @@ def files_in(given: str) -> list[str]:
 
 
 def classify(arguments: argparse.Namespace, found: FoundModel, pictures: list[str]) -> int:
-    """Print the classes of every picture that can be read; return the exit code."""
+    """Print the classes of every readable picture; return the exit code."""
     classifier = classifier_of(found, arguments.model, available_cores())
     show = show_json if arguments.json else show_bars
     errors = []
@@ -103,7 +103,7 @@ def classify(arguments: argparse.Namespace, found: FoundModel, pictures: list[st
 
 
 def predict_rows(arguments: argparse.Namespace, found: FoundModel, files: list[str]) -> int:
-    """Print, or write to a file, the outputs for every row of the files; return the exit code."""
+    """Print the outputs of every row, or write them to a file; return the exit code."""
     rows = {file: read_rows(Path(file), found.model) for file in files}
     outputs = {file: outputs_for(found, each, available_cores()) for file, each in rows.items()}
     if arguments.output is not None:
@@ -118,7 +118,7 @@ def predict_rows(arguments: argparse.Namespace, found: FoundModel, files: list[s
 def show_row(
     arguments: argparse.Namespace, found: FoundModel, place: str, output: NDArray[np.float32]
 ) -> None:
-    """Print the classes of a row, or its outputs: as JSON, or else as a line of CSV."""
+    """Print the classes of a row, or its outputs as JSON or as a line of CSV."""
     if found.labels:
         show = show_json if arguments.json else show_bars
         predictions = predictions_of(output, found.labels, arguments.top)
@@ -130,7 +130,7 @@ def show_row(
 
 
 def show_json(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: float) -> None:
-    """Print a JSON object, with the key ``unknown`` if there is a threshold."""
+    """Print a JSON object; it has the key ``unknown`` if the model has a threshold."""
     if isinstance(answer, DistNetError):
         print(json.dumps({**place, "error": str(answer)}), flush=True)
         return
@@ -143,7 +143,7 @@ def show_json(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: 
 
 
 def show_bars(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: float) -> None:
-    """Print the picture's name, and a line with a bar for each class; errors go to stderr."""
+    """Print the picture's name and one bar per class; print errors to stderr."""
     if isinstance(answer, DistNetError):
         print(f"dist-net predict: {printable(str(answer))}", file=sys.stderr, flush=True)
         return

@@ -1,4 +1,4 @@
-"""``dist-net reload MODEL``: an inference pool reads a model again from where it was read."""
+"""``dist-net reload MODEL``: make an inference pool reload a model from its source."""
 
 from __future__ import annotations
 
@@ -12,24 +12,31 @@ ANSWER_WITHIN_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="the name by which it is served")
+    parser.add_argument("model", metavar="MODEL", help="the model's name in the pool")
     parser.add_argument(
-        "--connect", required=True, metavar="ADDRESS", help="what dist-net serve printed as zmq="
+        "--connect",
+        required=True,
+        metavar="ADDRESS",
+        help="the zmq= address that dist-net serve printed",
     )
     parser.add_argument("--keys", type=Path, metavar="DIR", help="an operator's keys")
     parser.add_argument(
-        "--timeout", type=float, default=120.0, metavar="SECONDS", help="default: 120"
+        "--timeout",
+        type=float,
+        default=120.0,
+        metavar="SECONDS",
+        help="of the reload (default: 120)",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Waits until the new version is served, says which, and gives the exit code."""
+    """Reload the model, print the new version and return the exit code."""
     with Client(arguments.connect, arguments.keys, ANSWER_WITHIN_S) as client:
-        client.models()  # reading a large model takes long, but a gateway that is there answers
+        client.models()  # fail fast without a gateway: loading a large model takes long
         version = client.reload(arguments.model, arguments.timeout)
     if arguments.json:
         print(json.dumps({"model": arguments.model, "version": version}))
     else:
-        print(f"{arguments.model}: version {version} is served")
+        print(f"{arguments.model}: now serving version {version}")
     return 0

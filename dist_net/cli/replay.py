@@ -1,4 +1,4 @@
-"""``dist-net replay RUN``: a run computed again from its journal, in one process."""
+"""``dist-net replay RUN``: recompute a run from its journal in one process."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         type=count_from(0),
         metavar="VERSION",
-        help="stop after so many updates, and leave a checkpoint in the run's directory",
+        help="stop at VERSION and write a checkpoint to the run directory",
     )
     parser.add_argument(
         "--from",
         dest="begin",
         type=Path,
         metavar="CHECKPOINT",
-        help="begin from this checkpoint instead of the first weights",
+        help="start from this checkpoint instead of the initial weights",
     )
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Computes the run again, compares, and gives the exit code.
+    """Replay the run, compare the weights and return the exit code.
 
-    Raises ReplayError where the weights are not those of the run.
+    Raises ``ReplayError`` if the weights differ from the run's.
     """
     console = plain_console()
     directory = RunDirectory.newest() if arguments.run is None else RunDirectory.open(arguments.run)
@@ -86,11 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if not result.matches:
         raise ReplayError(
-            f"at version {result.version:,} the weights are not those that the run had, and at "
-            f"version {result.matched_version:,} they still were: expected the machine, the "
-            f"libraries and the threads of the run, whose rounding these are not"
+            f"the weights differ from the run's at version {result.version:,}; the last version "
+            f"that matches is {result.matched_version:,}. Replay with the same machine, libraries "
+            f"and thread count as the run: rounding depends on them"
         )
     console.print(
-        f"version {result.version:,}, as the run was; weights' SHA-256 {result.weights_sha256}"
+        f"version {result.version:,} matches the run; SHA-256 of the weights: "
+        f"{result.weights_sha256}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""A training run's report as a person reads it: a whole view, or one line. No I/O."""
+"""Render a training run's report as a terminal view or as one line. No I/O."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ WARNING, ERROR = "yellow", "red"
 
 
 def run_view(report: Report) -> RenderableType:
-    """Everything that a report says, for a terminal."""
+    """Return a terminal view of the whole report."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column()
     for name, value in _facts(report):
         table.add_row(name, value)
-    # What a low terminal cuts off comes last.
+    # The histogram comes last: a short terminal cuts off the end.
     bars = staleness_bars(report["staleness_histogram"])
     return Group(table, Text(), *_errors(report), _workers(report), *_slow(report), Text(), bars)
 
 
 def run_line(report: Report) -> str:
-    """The same in one line, for a log."""
+    """Return the report as one log line."""
     share = report["samples"] / report["samples_total"]
     parts = [
         f"{report['recipe']} {report['state']} {share:.1%}",
@@ -61,7 +61,7 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
     yield (
         "workers",
         f"{report['worker_count']} now, {report['workers_joined']} joined, "
-        f"{report['workers_lost']} lost, {report['workers_restarted']} started again",
+        f"{report['workers_lost']} lost, {report['workers_restarted']} restarted",
     )
     yield (
         "pushes",
@@ -76,8 +76,8 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
     yield (
         "checkpoint",
         f"{report['versions_since_checkpoint']:,} versions ago; failed "
-        f"{_times(report['checkpoints_failed'])}; {report['samples_done_again']:,} samples done "
-        f"again",
+        f"{_times(report['checkpoints_failed'])}; {report['samples_done_again']:,} samples "
+        f"repeated",
     )
     yield (
         "staleness",
@@ -89,7 +89,7 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
 
 
 def _in_groups(what: str, name: str, workers: list[Report]) -> Iterator[tuple[str, Text]]:
-    """A row for each value of ``name`` among the workers, with theirs if there are several."""
+    """Yield a row per value of ``name``; if there are several, with the names of its workers."""
     groups: dict[str, list[str]] = {}
     for each in workers:
         groups.setdefault(each[name] or "unknown", []).append(each["name"])
@@ -105,7 +105,7 @@ def _times(count: int) -> str:
 
 
 def staleness_bars(histogram: list[int]) -> Table:
-    """A bar for each bucket of staleness: 0, 1, 2 to 3, 4 to 7, and so on."""
+    """Return one bar per staleness bucket: 0, 1, 2 to 3, 4 to 7, and so on."""
     bars = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     bars.add_column("staleness", justify="right")
     bars.add_column(no_wrap=True, width=BAR_CELLS)
@@ -117,7 +117,7 @@ def staleness_bars(histogram: list[int]) -> Table:
 
 
 def _bucket(digits: int) -> str:
-    """The numbers of so many binary digits."""
+    """Return the range of the numbers with this many binary digits."""
     low, high = 2**digits // 2, 2**digits - 1
     if digits == STALENESS_BUCKETS - 1:
         return f"{low:,} and more"
@@ -125,7 +125,7 @@ def _bucket(digits: int) -> str:
 
 
 def bar(count: int, most: int) -> str:
-    """A bar of ``BAR_CELLS`` cells for ``most``, in eighths of a cell; any count is seen."""
+    """Return a bar: ``BAR_CELLS`` cells for ``most``, at least 1/8 cell for any count above 0."""
     eighths = round(8 * BAR_CELLS * count / most) if most else 0
     eighths = max(eighths, count > 0)
     return "█" * (eighths // 8) + EIGHTHS[eighths % 8].strip()
@@ -172,10 +172,10 @@ def _slow(report: Report) -> Iterator[Text]:
         if each["is_slow"]:
             share = each["speed_share"]
             how = "" if share is None else f" ({share:.0%} of the others' median speed)"
-            why = "; ".join(each["slow_because"]) or "nothing is seen of the cause from here"
+            why = "; ".join(each["slow_because"]) or "cause unknown"
             yield _paragraph(f"{each['name']} is slow{how}: {why}", WARNING)
 
 
 def _paragraph(text: str, style: str) -> Text:
-    """Text that is wrapped even by a console that leaves that to the terminal."""
+    """Return text that rich wraps even on a console that leaves wrapping to the terminal."""
     return Text(text, style, no_wrap=False, overflow="fold")

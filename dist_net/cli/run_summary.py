@@ -1,4 +1,4 @@
-"""What is said of a run when it ends, on the terminal and as JSON."""
+"""The summary that a run prints at its end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEFAULT_WORKERS = 2
 
 
 def show_summary(summary: dict[str, Any], console: Console) -> None:
-    """Says how the run ended, and what to do next."""
+    """Print the results of the run and the next command."""
     accuracy, loss = summary["test_accuracy"], summary["test_loss"]
     result = f"test loss {loss:.4f}" if accuracy is None else f"test accuracy {accuracy:.2%}"
     console.print(result, style="bold", end="")
@@ -34,9 +34,9 @@ def show_summary(summary: dict[str, Any], console: Console) -> None:
 def how_to_go_on(
     arguments: argparse.Namespace, directory: RunDirectory, workers: int | None
 ) -> str:
-    """How to resume a run that was started with these arguments and ended early."""
+    """Return the command that resumes a run that ended early."""
     if not (directory.checkpoint.exists() or directory.folder.exists()):
-        return "there is no checkpoint to go on from"
+        return "no checkpoint to resume from"
     words: list[object] = [arguments.command, "--resume", "--run-dir", directory.path]
     if arguments.command == "train" and workers != DEFAULT_WORKERS:
         words += ["--workers", AUTO if workers is None else workers]
@@ -48,4 +48,4 @@ def how_to_go_on(
     for option in ("contact", "keys", "metrics", "metrics-token-file"):
         if (value := vars(arguments).get(option.replace("-", "_"))) is not None:
             words += [f"--{option}", value]
-    return f"go on with: {command_line(*words)}"
+    return f"resume with: {command_line(*words)}"

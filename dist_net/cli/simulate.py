@@ -1,4 +1,4 @@
-"""``dist-net simulate``: what a cluster would do, before anybody buys it."""
+"""``dist-net simulate``: predict the throughput of a cluster before buying it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TYPICAL_COSTS = Path(costs_of_clusters.__file__).with_name("typical_costs.json")
 
 DEFAULT_WORKERS = [1, 2, 4, 8, 16]
 DEFAULT_BATCH_SIZE = 32
-MOST_CHARACTERS = 100_000  # of a file of costs, which has some two thousand
+MOST_CHARACTERS = 100_000  # of a costs file; a real one has about 2,000
 PICTURES = (".png", ".svg")
 
 WORDS = {
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe",
         metavar="RECIPE",
         nargs="?",
-        help=f"whose step is timed here: {', '.join(recipe_names())}, or a Python file's path",
+        help=f"time the step of this recipe: {', '.join(recipe_names())}, or a Python file",
     )
     parser.add_argument(
         "--workers",
@@ -55,65 +55,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=DEFAULT_WORKERS,
         metavar="N",
-        help=f"one number or several (default: {' '.join(map(str, DEFAULT_WORKERS))})",
+        help=f"one or more numbers (default: {' '.join(map(str, DEFAULT_WORKERS))})",
     )
     parser.add_argument(
         "--network",
         type=network,
         default=Network(),
         metavar="RATE:LATENCY",
-        help="that of the server, such as 1gbit:0.1ms; or shared-memory, with all on one host "
-        "(default)",
+        help="the server's network, such as 1gbit:0.1ms; shared-memory: one host (default)",
     )
     parser.add_argument(
-        "--consistency", default="auto", metavar="MODE", help="of dist-net train (default: auto)"
+        "--consistency", default="auto", metavar="MODE", help="as for train (default: auto)"
     )
     _add_cost_arguments(parser)
     parser.add_argument("--seed", type=count_from(0), default=0, metavar="N", help="default: 0")
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw it over the number of workers: .png or .svg"
+        "--plot", type=Path, metavar="FILE", help="plot against the number of workers: .png or .svg"
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def _add_cost_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a step, a push and its answer take, and on what."""
-    by_hand = parser.add_argument_group("in place of what was measured")
+    """Add the options for the costs of a step and of a push, and for the hosts."""
+    by_hand = parser.add_argument_group("overrides of measured values")
     by_hand.add_argument(
-        "--step-ms", type=number_above_zero, metavar="MS", help="a minibatch on a worker"
+        "--step-ms", type=number_above_zero, metavar="MS", help="time of a minibatch on a worker"
     )
     by_hand.add_argument(
-        "--parameters", type=count_from(1), metavar="N", help="float32 numbers in a push"
+        "--parameters", type=count_from(1), metavar="N", help="number of float32 parameters"
     )
     by_hand.add_argument(
         "--batch-size",
         type=count_from(1),
         metavar="N",
-        help=f"default: the recipe's, else {DEFAULT_BATCH_SIZE}",
+        help=f"default: the recipe's, or {DEFAULT_BATCH_SIZE}",
     )
     hosts = parser.add_argument_group("hosts")
+    hosts.add_argument("--threads", type=count_from(1), metavar="N", help="per worker (default: 1)")
     hosts.add_argument(
-        "--threads", type=count_from(1), metavar="N", help="of each worker (default: 1)"
-    )
-    hosts.add_argument(
-        "--cores", type=count_from(1), metavar="N", help="of each host (default: as this one has)"
+        "--cores", type=count_from(1), metavar="N", help="per host (default: this host's)"
     )
     hosts.add_argument(
         "--workers-per-host",
         type=count_from(1),
         default=1,
         metavar="N",
-        help="with a network (default: 1)",
+        help="with --network RATE:LATENCY (default: 1)",
     )
     measured = parser.add_argument_group("costs")
     measured.add_argument(
-        "--measure", action="store_true", help="measure what pushes and updates cost here, too"
+        "--measure", action="store_true", help="also measure pushes and updates on this host"
     )
     measured.add_argument(
-        "--save-costs", type=Path, metavar="FILE", help="keep what --measure gives"
+        "--save-costs", type=Path, metavar="FILE", help="save the results of --measure"
     )
     measured.add_argument(
-        "--costs", type=Path, metavar="FILE", help="what was measured before, perhaps elsewhere"
+        "--costs",
+        type=Path,
+        metavar="FILE",
+        help="load costs saved by --save-costs, on this host or another",
     )
 
 
@@ -125,7 +125,7 @@ def network(text: str) -> Network:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predicts, shows it, and gives the exit code."""
+    """Predict the capacity, print and plot it, and return the exit code."""
     require_sense(arguments)
     console = plain_console()
     figure = None if arguments.plot is None else new_figure(15, 4.2)
@@ -141,31 +141,34 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             figure.savefig(arguments.plot, dpi=120)
         except OSError as error:
-            raise CapacityWriteError(f"nothing was drawn: {error}") from error
+            raise CapacityWriteError(f"cannot write the plot: {error}") from error
     if arguments.json:
         print(json.dumps(result))
     return 0
 
 
 def require_sense(arguments: argparse.Namespace) -> None:
-    """Raises SettingError for options that contradict each other, or say too little."""
+    """Raise ``SettingError`` if options contradict each other or are missing."""
     if arguments.costs is not None and (arguments.measure or arguments.recipe is not None):
         raise SettingError(
-            "--costs is of another time: expected no RECIPE and no --measure with it"
+            "--costs cannot be combined with a RECIPE or --measure; pass either saved costs or a "
+            "RECIPE to measure"
         )
     if arguments.save_costs is not None and not arguments.measure:
-        raise SettingError("--save-costs keeps what --measure gives: expected both")
+        raise SettingError("--save-costs without --measure; pass both")
     if arguments.measure and arguments.recipe is None:
-        raise SettingError("--measure: expected a RECIPE, whose step is timed")
+        raise SettingError("--measure without a RECIPE; expected a RECIPE to time")
     by_hand = arguments.step_ms is not None and arguments.parameters is not None
     if not (by_hand or arguments.recipe is not None or arguments.costs is not None):
-        raise SettingError("nothing to predict: expected a RECIPE, or --step-ms and --parameters")
+        raise SettingError(
+            "no training step to predict: expected a RECIPE, or --step-ms and --parameters"
+        )
     if arguments.plot is not None and arguments.plot.suffix not in PICTURES:
-        raise SettingError(f"--plot={arguments.plot}: expected a name in {' or '.join(PICTURES)}")
+        raise SettingError(f"--plot={arguments.plot}: expected a {' or '.join(PICTURES)} file")
 
 
 def costs_given(arguments: argparse.Namespace, console: Console) -> ClusterCosts:
-    """What was measured here or elsewhere, and what the arguments say in its place."""
+    """Return the measured, saved or typical costs, with the overrides of the command line."""
     if arguments.measure:
         costs = measured_costs(arguments, console)
     elif arguments.costs is not None:
@@ -181,7 +184,7 @@ def costs_given(arguments: argparse.Namespace, console: Console) -> ClusterCosts
 def with_step_of(
     arguments: argparse.Namespace, costs: ClusterCosts, console: Console
 ) -> ClusterCosts:
-    """The costs with the recipe's step, as it is timed here."""
+    """Return the costs with the recipe's step, timed on this host."""
     loaded = load_recipe(arguments.recipe)
     with FetchProgress(console) as progress:
         dataset = loaded.recipe.load_dataset(progress)
@@ -194,7 +197,7 @@ def with_step_of(
 
 
 def measured_costs(arguments: argparse.Namespace, console: Console) -> ClusterCosts:
-    """All costs as they are here, which are shown and may be kept."""
+    """Measure all costs on this host, print them and save them if requested."""
     loaded = load_recipe(arguments.recipe)
     with FetchProgress(console) as progress:
         dataset = loaded.recipe.load_dataset(progress)
@@ -210,17 +213,17 @@ def measured_costs(arguments: argparse.Namespace, console: Console) -> ClusterCo
         try:
             arguments.save_costs.write_text(costs.to_json())
         except OSError as error:
-            raise CapacityWriteError(f"the costs were not kept: {error}") from error
+            raise CapacityWriteError(f"cannot save the costs: {error}") from error
     return costs
 
 
 def read_costs(path: Path) -> ClusterCosts:
-    """The costs in a file; raises CostsDamagedError."""
+    """Read saved costs; raises ``CostsDamagedError``."""
     try:
         with path.open(encoding="utf-8") as file:
             return ClusterCosts.from_json(file.read(MOST_CHARACTERS))
     except (OSError, UnicodeDecodeError) as error:
-        raise CostsDamagedError(f"the costs cannot be read: {error}") from error
+        raise CostsDamagedError(f"cannot read the costs: {error}") from error
     except CostsDamagedError as error:
         raise CostsDamagedError(f"{path}: {error}") from error
 
@@ -242,13 +245,13 @@ def plan_of(arguments: argparse.Namespace, costs: ClusterCosts, workers: int) ->
 
 
 def show_costs(costs: ClusterCosts, console: Console) -> None:
-    """What a push with one gradient, and its answer, cost each thread, in microseconds."""
+    """Print the cost of a push of one gradient and its reply per thread, in microseconds."""
     table = Table("µs for a push", SHARED_MEMORY, "tcp, encrypted")
     exchange = 1, costs.parameters
     of_each = [
         {
             "server": 1e6 * of.server.exchange_s(*exchange),
-            "server, of it vectors": 1e6 * of.server.vectors_s(*exchange),
+            "server, vectors only": 1e6 * of.server.vectors_s(*exchange),
             "server's transport": 1e6 * of.server_transport.exchange_s(*exchange),
             "worker": 1e6 * of.worker.exchange_s(*exchange),
             "worker's transport": 1e6 * of.worker_transport.exchange_s(*exchange),
@@ -278,7 +281,7 @@ def show(predictions: Sequence[PredictedCapacity], console: Console) -> None:
 
 
 def verdict(predictions: Sequence[PredictedCapacity], plan: ClusterPlan) -> str:
-    """Whether one server is enough, what becomes full first, and what so many workers cost."""
+    """Return the bottleneck, the first resource to saturate, and a warning about staleness."""
     part, workers = plan.first_bound()
     last = predictions[-1]
     many = "1 worker" if last.workers == 1 else f"{last.workers:,} workers"
@@ -286,8 +289,8 @@ def verdict(predictions: Sequence[PredictedCapacity], plan: ClusterPlan) -> str:
     if last.bound_by == "workers":
         said = f"one server is enough for {many}"
     else:
-        said = f"{many} would be bound by {WORDS[last.bound_by]}"
-    said += f"; {WORDS[part]} would be full first, by about {first}"
+        said = f"with {many}, the bottleneck is {WORDS[last.bound_by]}"
+    said += f"; the first to saturate, at about {first} workers, is {WORDS[part]}"
     if last.staleness_mean > STALENESS_WITHOUT_COST:
         said += (
             f"\ngradients would be {last.staleness_mean:,.0f} updates old on average, which costs "

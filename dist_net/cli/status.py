@@ -1,4 +1,4 @@
-"""``dist-net status ADDRESS``: who takes part in a run or an inference pool, and its progress."""
+"""``dist-net status ADDRESS``: show the workers and progress of a run or an inference pool."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Shown = TypeVar("Shown")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "address", metavar="ADDRESS", help="as for dist-net worker or reload --connect"
+        "address", metavar="ADDRESS", help="as for --connect of dist-net worker or reload"
     )
     parser.add_argument("--keys", type=Path, metavar="DIR", help="a client's keys")
     parser.add_argument(
@@ -38,19 +38,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--follow",
         action="store_true",
-        help="go on until the run is over: redraw, or print a line each time",
+        help="update until the run ends: redraw a terminal, print lines elsewhere",
     )
     parser.add_argument(
         "--every",
         type=number_above_zero,
         default=1.0,
         metavar="SECONDS",
-        help="with --follow (default: 1)",
+        help="interval of --follow (default: 1)",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Shows what the server answers, once or until the run is over, and gives the exit code."""
+    """Show the server's report, once or until the run ends, and return the exit code."""
     keys = load_peer_keys(arguments.keys, CLIENT) if arguments.keys else None
     console = plain_console(stderr=False)
     if arguments.follow:
@@ -82,10 +82,10 @@ def followed(
     every_s: float,
     say: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
-    """A report every so often until a run is over, each with the metric records that are new.
+    """Yield a report every ``every_s`` until the run ends, each with the new metric records.
 
-    A server that is silent is asked once more, over another connection, which is said: it may have
-    been started again. Raises NoAnswerError.
+    If the server does not reply, notify the user through ``say`` and retry once over a new
+    connection: the server may have restarted. Raises ``NoAnswerError``.
     """
     next_record, was_silent = NO_RECORDS, False
     while True:
@@ -103,16 +103,16 @@ def followed(
             if was_silent:
                 raise
             was_silent = True
-            say(f"{error}: asking once more")
+            say(f"{error}: retrying once")
 
 
 def view(report: dict[str, Any]) -> RenderableType:
-    """The report for a terminal; raises ProtocolError for one that is of another kind."""
+    """Return a terminal view of the report; raises ``ProtocolError`` for a malformed report."""
     return _shown(report, run_view, pool_view)
 
 
 def line(report: dict[str, Any]) -> str:
-    """The report as one line; raises ProtocolError for one that is of another kind."""
+    """Return the report as one line; raises ``ProtocolError`` for a malformed report."""
     return _shown(report, run_line, pool_line)
 
 
@@ -125,6 +125,6 @@ def _shown(
         return (of_run if "recipe" in report else of_pool)(printable_report(report))
     except (KeyError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ProtocolError(
-            f"the server's report cannot be shown ({error!r}); expected that of a parameter "
-            f"server or a gateway of this release of dist-net"
+            f"cannot show the server's report ({error!r}); expected a parameter server or a "
+            f"gateway of this release of dist-net"
         ) from error

@@ -1,4 +1,4 @@
-"""``dist-net train``: a parameter server and workers on this host, until a model is trained."""
+"""``dist-net train``: train a model with a parameter server and workers on this host."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=worker_count,
         default=DEFAULT_WORKERS,
         metavar="N",
-        help="default: %(default)s; with --cluster ray also auto, as many as there is room for",
+        help="default: %(default)s; with --cluster ray also auto: as many as Ray has room for",
     )
     add_cluster_arguments(parser)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the arguments of every command that starts a run."""
+    """Add the arguments of every command that starts a run."""
     parser.set_defaults(ray=None)  # the address of the Ray cluster, if one is used
     parser.add_argument(
         "recipe",
@@ -91,22 +91,22 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         const=True,
         default=False,
         choices=("auto",),
-        help="go on with --run-dir or the newest; auto: with --run-dir, or begin there",
+        help="resume the run in --run-dir, or the newest run; auto: resume the run in --run-dir, "
+        "or start one if none exists",
     )
     parser.add_argument(
         "--restarts",
         type=count_from(0),
         default=RESTARTS,
         metavar="N",
-        help="start each process that dies again, up to N times (default: %(default)s)",
+        help="restart each process that dies, up to N times (default: %(default)s)",
     )
     parser.add_argument(
         "--start-timeout",
         type=float,
         default=START_TIMEOUT_S,
         metavar="SECONDS",
-        help="for a process that starts and does not report that it is loading "
-        "(default: %(default)g)",
+        help="a new process must report within this time that it is loading (default: %(default)g)",
     )
     _add_opening_arguments(parser)
     add_trust_argument(parser)
@@ -116,30 +116,31 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
-    """How the run is opened to workers of other hosts."""
-    group = parser.add_argument_group("for workers of other hosts")
+    """Add the options that let workers join from other hosts."""
+    group = parser.add_argument_group("workers on other hosts")
     group.add_argument(
         "--listen",
         action="append",
         default=[],
         metavar="ADDRESS",
-        help="such as tcp://0.0.0.0:5555; says what to paste on another host",
+        help="listen on ADDRESS, such as tcp://0.0.0.0:5555, and print the command to run on "
+        "another host",
     )
     add_invitation_arguments(group)
-    group.add_argument("--keys", type=Path, metavar="DIR", help="use these, and do not make any")
+    group.add_argument("--keys", type=Path, metavar="DIR", help="use these keys; create none")
 
 
 def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
-    """How weights are learnt; what is left out is the recipe's."""
+    """Add the training options; the recipe provides the defaults."""
     parser.add_argument("--epochs", type=int, metavar="N")
     parser.add_argument("--batch-size", type=int, metavar="N")
     parser.add_argument(
         "--optimizer", metavar="NAME", help="sgd, momentum, nesterov, adam, adamw, adagrad"
     )
     parser.add_argument("--learning-rate", type=float, metavar="RATE")
-    parser.add_argument("--weight-decay", type=float, metavar="SHARE", help="of adamw")
+    parser.add_argument("--weight-decay", type=float, metavar="SHARE", help="for adamw")
     parser.add_argument(
-        "--clip-norm", type=float, metavar="NORM", help="scale a longer gradient down to this"
+        "--clip-norm", type=float, metavar="NORM", help="scale larger gradients down to this norm"
     )
     parser.add_argument(
         "--average-decay",
@@ -150,67 +151,67 @@ def _add_learning_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--consistency",
         metavar="MODE",
-        help="auto (default: async up to four workers, in step beyond), async, ssp:N (no worker is "
-        "more than N steps ahead of the slowest), or bsp (updates by the mean of a minibatch for "
-        "each worker; bsp:N: of N minibatches)",
+        help="auto (default: async up to four workers, in step with more), async, ssp:N (no worker "
+        "is more than N steps ahead of the slowest), or bsp (each update averages one minibatch "
+        "per worker; bsp:N: N minibatches)",
     )
     parser.add_argument(
         "--progress-timeout",
         type=float,
         metavar="SECONDS",
-        help="dismiss a worker whose step takes longer, and ten times as long as usual, while "
-        f"others wait for it (default: {PROGRESS_TIMEOUT_S:g})",
+        help="drop a worker whose step takes longer than this, and ten times as long as usual, "
+        f"while others wait for it (default: {PROGRESS_TIMEOUT_S:g})",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="default: 0")
 
 
 def _add_kept_arguments(parser: argparse.ArgumentParser) -> None:
-    """What is written, where, and when."""
+    """Add the options for the files of a run."""
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="default: under runs/")
     parser.add_argument("--checkpoint-every", type=float, metavar="SECONDS", help="default: 30")
     parser.add_argument(
         "--keep-checkpoints",
         type=int,
         metavar="K",
-        help="keep the last K checkpoints; a damaged one is replaced by the one before it "
+        help="keep the last K checkpoints; if one is damaged, the previous one is used "
         "(default: 3)",
     )
     parser.add_argument(
         "--sync",
         metavar="WHEN",
-        help="when the journal of updates reaches the disk: always, SECONDS or never, which is "
-        "with each checkpoint (default: never)",
+        help="sync the journal of updates to disk: always, every SECONDS, or never (only with each "
+        "checkpoint; default)",
     )
     parser.add_argument(
-        "--keep", choices=("last", "best"), help="which weights are used later (default: last)"
+        "--keep", choices=("last", "best"), help="the weights to use later (default: last)"
     )
     parser.add_argument(
         "--patience",
         type=int,
         metavar="N",
-        help="stop after N evaluations that are no better, and use the best weights",
+        help="stop after N evaluations without improvement and use the best weights",
     )
     parser.add_argument(
         "--tensorboard",
         action="store_true",
         default=None,
-        help="write the metrics for TensorBoard too",
+        help="also write the metrics for TensorBoard",
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains, says what came of it, and gives the exit code."""
+    """Train, print a summary and return the exit code."""
     arguments.ray = ray_address(arguments, arguments.workers)
     if arguments.ray and (arguments.listen or arguments.keys or arguments.workers == 0):
         raise SettingError(
-            "--cluster ray with --listen, --keys or no workers; expected none of these: Ray places "
-            "the workers, and hands out keys"
+            "--cluster ray cannot be combined with --listen, --keys or --workers=0: Ray places the "
+            "workers and distributes the keys"
         )
     return run_with_workers(arguments, arguments.workers)
 
 
 def run_with_workers(arguments: argparse.Namespace, workers: int | None) -> int:
-    """Trains with so many workers, and with those that join from elsewhere."""
+    """Train with ``workers`` local workers and those that join from other hosts."""
     console = plain_console()
     with served_metrics(arguments, console) as publish:
         return _train(arguments, workers, console, publish)
@@ -253,7 +254,7 @@ def _train(
         ) as display,
     ):
         if not is_new:
-            # Refuses what does not fit before anything in the run's directory is changed.
+            # Raises if the checkpoint does not fit, before any file of the run is changed.
             RunState.resumed(settings, read_checkpoint(directory.checkpoint))
         directory.begin(options, {} if loaded.is_built_in else loaded.files)
         if not loaded.is_built_in:
@@ -282,19 +283,19 @@ def _train(
 
 
 def is_resumed(arguments: argparse.Namespace) -> bool:
-    """Whether a run is to be gone on with; raises RunDirectoryError if that cannot be told."""
+    """Return whether to resume a run; raises ``RunDirectoryError`` if ``--run-dir`` is missing."""
     if arguments.resume != "auto":
         return bool(arguments.resume)
     if arguments.run_dir is None:
-        raise RunDirectoryError("--resume auto without a directory; expected --run-dir DIR too")
+        raise RunDirectoryError("--resume auto without a directory; also pass --run-dir DIR")
     directory = RunDirectory(arguments.run_dir)
     return directory.checkpoint.exists() or directory.folder.exists()
 
 
 def options_given(arguments: argparse.Namespace, workers: int | None) -> dict[str, Any]:
-    """The options of every run by their names in ``RunOptions``; None where they were not given.
+    """Return the options of a run by their ``RunOptions`` names; None if not given.
 
-    ``workers`` is how many are started; None: that is not known.
+    ``workers``: number of workers to start; None if unknown.
     """
     mode = arguments.consistency
     return {
@@ -320,7 +321,7 @@ def options_given(arguments: argparse.Namespace, workers: int | None) -> dict[st
 def prepare(
     arguments: argparse.Namespace, workers: int | None
 ) -> tuple[RunDirectory | None, RunOptions]:
-    """The directory of the run to resume, else None, and the options of the run."""
+    """Return the directory of the run to resume (None for a new run) and the run's options."""
     given = {"recipe": arguments.recipe, **options_given(arguments, workers)}
     if not arguments.resume:
         return None, RunOptions(DEFAULT_RECIPE).replaced_by(**given)
@@ -336,7 +337,7 @@ def draw(
     evaluation: Evaluation | None,
     console: Console,
 ) -> None:
-    """Draws the pictures of a run for which there is data, or says why it cannot."""
+    """Plot the run as far as there is data; print the reason if that fails."""
     try:
         records = directory.read_metrics()
         if records:
@@ -350,4 +351,4 @@ def draw(
     except MissingExtraError as error:
         console.print(str(error))
     except (OSError, RunDirectoryError) as error:
-        console.print(f"no pictures of the run: {error}")
+        console.print(f"cannot plot the run: {error}")

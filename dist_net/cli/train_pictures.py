@@ -1,4 +1,4 @@
-"""``dist-net train FOLDER``: a classifier of the pictures in a folder."""
+"""``dist-net train FOLDER``: train a classifier on the pictures in a folder."""
 
 from __future__ import annotations
 
@@ -27,41 +27,51 @@ from dist_net.recipes.recipe import recipe_names
 
 
 def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares what a run on a folder takes besides what every run does."""
-    group = parser.add_argument_group("for a folder of pictures")
+    """Add the options of a run on a folder."""
+    group = parser.add_argument_group("training on a folder of pictures")
     group.add_argument("--base", metavar="NET", help=f"{BASES} (default: {default_base()})")
     group.add_argument(
-        "--labels", type=Path, metavar="FILE", help="a CSV file of path,label in place of folders"
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="a CSV file of path,label instead of class folders",
     )
     group.add_argument(
         "--validation",
         type=float,
         metavar="SHARE",
-        help=f"of the pictures, split off where there is no val/ (default: {VALIDATION_SHARE})",
+        help=f"share split off for validation if there is no val/ (default: {VALIDATION_SHARE})",
     )
     group.add_argument(
-        "--fine-tune", type=int, metavar="EPOCHS", help="then train the whole net (default: 0)"
+        "--fine-tune",
+        type=int,
+        metavar="EPOCHS",
+        help="then train the whole net for EPOCHS (default: 0)",
     )
     group.add_argument(
-        "--views", type=int, metavar="N", help="variants of each picture to compute features of"
+        "--views",
+        type=int,
+        metavar="N",
+        help="augmented variants per picture to compute features of",
     )
-    group.add_argument("--colour", action="store_true", default=None, help="vary colours too")
+    group.add_argument("--colour", action="store_true", default=None, help="also vary colours")
     group.add_argument(
         "--precision",
         type=float,
         metavar="SHARE",
-        help="of the answers that are to be right; else the answer is unknown (default: 0.95)",
+        help="share of predictions that must be right; less certain ones are reported as unknown "
+        "(default: 0.95)",
     )
     group.add_argument(
         "--cache-bytes",
         type=int,
         metavar="N",
-        help=f"for prepared pictures (default: {CACHE_BYTES:,})",
+        help=f"size of the cache of prepared pictures (default: {CACHE_BYTES:,})",
     )
 
 
 def picture_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options on the command line, without those that were not given."""
+    """Return the picture options that were given on the command line."""
     given = {
         "folder": arguments.recipe and str(Path(arguments.recipe).resolve()),
         "base": arguments.base,
@@ -77,19 +87,19 @@ def picture_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_of_pictures(arguments: argparse.Namespace) -> bool:
-    """Whether a folder is to be trained on, or a run on one is resumed."""
+    """Return whether the command trains on a folder or resumes a run on one."""
     if arguments.recipe is not None:
         return arguments.recipe not in recipe_names() and Path(arguments.recipe).is_dir()
     return arguments.resume and _resumed(arguments).folder.exists()
 
 
 def require_no_picture_options(arguments: argparse.Namespace) -> None:
-    """Raises SettingError for options of a run on a folder, where the run is on something else."""
+    """Raise ``SettingError`` if a recipe's run is given an option of a run on a folder."""
     given = picture_options_given(arguments).keys() - {"folder"}
     if given:
         option = "--" + min(given).replace("labels_csv", "labels").replace("_", "-")
         raise SettingError(
-            f"{option} is for a folder of pictures; expected one in place of a recipe"
+            f"{option} is for a folder of pictures; pass a folder instead of a recipe"
         )
 
 
@@ -102,9 +112,9 @@ def _resumed(arguments: argparse.Namespace) -> RunDirectory:
 def _run_asked_for(
     arguments: argparse.Namespace, given_run: Mapping[str, Any]
 ) -> tuple[RunDirectory, PictureOptions]:
-    """The run to go on with, or a new one, and what it is asked to be."""
+    """Return the directory of the resumed or new run, and its options."""
     if given_run["keeps_best"] is False:
-        raise SettingError("keep=last: expected best, which a run on a folder of pictures keeps")
+        raise SettingError("keep=last: a run on a folder of pictures always keeps the best weights")
     given = picture_options_given(arguments)
     if arguments.resume:
         directory = _resumed(arguments)
@@ -121,15 +131,18 @@ def train_pictures(
     given_run: Mapping[str, Any],
     publish: Publish | None = None,
 ) -> int:
-    """Trains on a folder, reports, and gives the exit code.
+    """Train on a folder, write the report and return the exit code.
 
-    ``given_run``: the options of every run that were given, by their names in ``RunOptions``.
-    ``publish`` is given each report of the server.
+    ``given_run``: the given options by their ``RunOptions`` names. ``publish`` is called with each
+    report of the server.
     """
     console = plain_console()
     asked = arguments.recipe or arguments.run_dir or "the newest run"
     if workers == 0:
-        raise SettingError(f"{asked} is a folder of pictures; expected workers on its host too")
+        raise SettingError(
+            f"{asked} is a folder of pictures, which needs a worker on this host; run dist-net "
+            f"train with --workers of at least 1"
+        )
     local = LocalRunSettings(
         *(workers, opening_of(arguments), False, arguments.restarts, arguments.ray),
         arguments.start_timeout,
@@ -139,9 +152,8 @@ def train_pictures(
     if arguments.listen and options.base != NONE and not options.fine_tune:
         directory.discard()
         raise SettingError(
-            f"{asked} is prepared on this host alone for a head, which is trained in seconds; "
-            f"with --listen expected --fine-tune EPOCHS, or --base {NONE}: others may train the "
-            f"whole net"
+            f"{asked} trains only a head, which takes seconds on this host; with --listen pass "
+            f"--fine-tune EPOCHS or --base {NONE}, so that other hosts can train the whole net"
         )
 
     def display(samples: int) -> TrainingProgress:

@@ -196,7 +196,9 @@ def test_the_server_is_ended_from_outside(start: Start, counting: str, run: Path
     os.kill(train.children["server"], signal.SIGTERM)
     assert train.ends() == 130
     last = train.stderr.splitlines()[-1]
-    assert re.search(rf"ended from outside; go on with: \S*dist-net train .*--run-dir {run}$", last)
+    assert re.search(
+        rf"ended from outside; resume with: \S*dist-net train .*--run-dir {run}$", last
+    )
     assert_goes_on_exactly(run, counting)
 
 

@@ -104,7 +104,7 @@ def test_an_interrupted_run_leaves_nothing_but_its_checkpoint_and_goes_on_from_t
 
     interrupted.process.send_signal(signal.SIGINT)
     assert interrupted.ends() == 130
-    says, _, command = interrupted.stderr.splitlines()[-1].partition("; go on with: ")
+    says, _, command = interrupted.stderr.splitlines()[-1].partition("; resume with: ")
     assert says == "dist-net train: interrupted"
     go_on = shlex.split(command)[1:]
     assert go_on == ["train", "--resume", "--run-dir", str(run), "--workers", "3"]
@@ -143,7 +143,7 @@ def test_several_interrupts_lose_nothing_of_how_to_go_on(
             train.process.wait(0.1)
     os.kill(server, signal.SIGCONT)
     assert train.ends() == 130
-    assert "interrupted; go on with: " in train.stderr.splitlines()[-1]
+    assert "interrupted; resume with: " in train.stderr.splitlines()[-1]
 
 
 def test_an_interrupt_while_modules_are_imported_prints_no_traceback(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_what_a_recipe_looks_for_beside_itself_is_found_in_a_folder_that_is_give
     offer = offer_of(load_recipe(str(recipe)), DIGEST)
     with pytest.raises(RecipeError) as refused:
         prepare(offer, directory, "--trust-recipe")
-    assert "give --data FOLDER" in "".join(refused.value.__notes__)
+    assert "--data FOLDER" in "".join(refused.value.__notes__)
     assert prepare(offer, directory, "--trust-recipe", "--data", str(here)) == 256
 
 

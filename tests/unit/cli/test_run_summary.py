@@ -21,7 +21,7 @@ def test_a_run_that_ended_early_goes_on_by_the_command_that_it_was_started_with(
         metrics="127.0.0.1:9100",
         metrics_token_file=None,
     )
-    assert how_to_go_on(arguments, directory, workers) == "there is no checkpoint to go on from"
+    assert "--resume" not in how_to_go_on(arguments, directory, workers)
     directory.checkpoint.touch()
     said = how_to_go_on(arguments, directory, workers)
     assert f"dist-net {command} --resume --run-dir {tmp_path}" in said

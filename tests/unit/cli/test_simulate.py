@@ -48,7 +48,7 @@ def test_a_cluster_is_predicted_from_a_few_numbers(capsys: pytest.CaptureFixture
         "consistency": "async",
         "bound_first": "network",
     }
-    assert "16 workers would be bound by the server's network" in shown
+    assert "16 workers, the bottleneck is the server's network" in shown
     assert "15 updates old on average, which costs accuracy" in shown
 
 
@@ -132,8 +132,8 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     [
         (["--workers", "0"], "--workers: 0 is below 1"),
         (["--workers", "many"], "--workers: invalid count value: 'many'"),
-        (["--step-ms", "0"], "--step-ms: 0 is no finite number above 0"),
-        (["--step-ms", "inf"], "--step-ms: inf is no finite number above 0"),
+        (["--step-ms", "0"], "--step-ms: 0 is not a finite number above 0"),
+        (["--step-ms", "inf"], "--step-ms: inf is not a finite number above 0"),
         (["--parameters", "-5"], "--parameters: -5 is below 1"),
         (["--network", "fast"], "--network: network='fast': expected shared-memory, or a rate"),
     ],
@@ -150,17 +150,17 @@ def test_unreadable_options_are_refused(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "nothing to predict: expected a RECIPE, or --step-ms and --parameters"),
-        (["--step-ms", "1"], "nothing to predict"),
-        (["--measure"], "--measure: expected a RECIPE"),
-        (["digits", "--save-costs", "costs.json"], "--save-costs keeps what --measure gives"),
-        (["digits", "--costs", "costs.json"], "--costs is of another time: expected no RECIPE"),
-        (["--costs", "nowhere/costs.json"], "the costs cannot be read: .*nowhere"),
+        ([], "RECIPE, or --step-ms and --parameters"),
+        (["--step-ms", "1"], "RECIPE, or --step-ms and --parameters"),
+        (["--measure"], "--measure .*RECIPE"),
+        (["digits", "--save-costs", "costs.json"], "--save-costs .*--measure"),
+        (["digits", "--costs", "costs.json"], "--costs .*RECIPE or --measure"),
+        (["--costs", "nowhere/costs.json"], "nowhere/costs.json"),
         (["digits", "--batch-size", "100000"], "batch_size=100000, threads=1: expected at most"),
         (["digits", "--threads", "99999"], "threads=99999: expected at most"),
         ([*BY_HAND, "--consistency", "some"], "consistency='some': expected auto, async"),
         (["fashion-mnits"], "no recipe 'fashion-mnits'"),
-        ([*BY_HAND, "--plot", "capacity.gif"], "capacity.gif: expected a name in .png or .svg"),
+        ([*BY_HAND, "--plot", "capacity.gif"], "capacity.gif: .*.png or .svg"),
         ([*BY_HAND, "--workers", "100000"], "workers=100000: expected at most 10,000"),
     ],
 )
@@ -172,7 +172,7 @@ def test_what_cannot_be_predicted_is_refused(words: list[str], says: str) -> Non
 def test_a_file_that_holds_no_costs_is_named(tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     path.write_bytes(b"\xff")
-    with pytest.raises(BadInputError, match="cannot be read"):
+    with pytest.raises(BadInputError, match="0xff"):
         simulate("--costs", path)
     with pytest.raises(BadInputError, match="/dev/zero"):
         simulate("--costs", "/dev/zero")

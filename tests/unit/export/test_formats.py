@@ -130,12 +130,10 @@ def test_a_model_is_not_overwritten_by_what_is_exported_of_it(tmp_path: Path) ->
     checkpoint = tmp_path / "checkpoint.safetensors"
     checkpoint.write_bytes(b"a run")
     for model in (tmp_path, checkpoint):
-        with pytest.raises(ExportFormatError, match="is what the model is read from"):
+        with pytest.raises(ExportFormatError, match="another FILE"):
             require_another_file(str(model), None, checkpoint)
         require_another_file(str(model), None, tmp_path / "other.safetensors")
-    with pytest.raises(ExportFormatError, match="is what the model is read from"):
+    with pytest.raises(ExportFormatError, match="another FILE"):
         require_another_file("a.cfg", checkpoint, checkpoint)
-    with pytest.raises(
-        NotExportableError, match="being trained; expected the directory of its run"
-    ):
+    with pytest.raises(NotExportableError, match="directory of its run"):
         require_another_file("tcp://host:5555", None, tmp_path / "a.npz")
