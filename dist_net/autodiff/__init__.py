@@ -1,7 +1,7 @@
 """A reverse-mode automatic differentiation engine in NumPy: expressions, gradients, plans.
 
 Build expressions from variables, differentiate them, compile the results into a plan, and run it.
-To learn how that works, read ``expression.py`` first: it is the engine's 1 of 6.
+To learn how it works, read ``expression.py`` first: it is part 1 of 6.
 
 >>> import numpy as np
 >>> from dist_net import autodiff as ad
@@ -12,7 +12,7 @@ To learn how that works, read ``expression.py`` first: it is the engine's 1 of 6
 [array(14., dtype=float32), array([2., 4., 6.], dtype=float32)]
 """
 
-import dist_net.autodiff.operators  # noqa: F401  (sets the operators of expressions)
+import dist_net.autodiff.operators  # noqa: F401  (defines the operators of expressions)
 from dist_net.autodiff.arrays import Array, Shape
 from dist_net.autodiff.compiler.plan import BoundPlan, Plan, compile, evaluate
 from dist_net.autodiff.expression import Expression, Operation, apply, constant, variable

@@ -1,4 +1,4 @@
-"""The types of arrays and of calls on them, and checks of the integers that shapes are made of."""
+"""Types of arrays and of calls on them, and checks of integers in shapes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dist_net.errors import ShapeError
 Array: TypeAlias = NDArray[np.generic]
 Shape: TypeAlias = tuple[int, ...]
 Call: TypeAlias = Callable[[], object]
-"""A call of NumPy with its arrays bound to it. To run a plan is to make its calls in order."""
+"""A NumPy call with its arrays bound. Running a plan makes its calls in order."""
 
 
 def in_order(calls: Sequence[Call]) -> Call:
-    """One call that makes all of ``calls``."""
+    """Return a single call that makes all of ``calls`` in order."""
     if len(calls) == 1:
         return calls[0]
 
@@ -30,9 +30,9 @@ def in_order(calls: Sequence[Call]) -> Call:
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
-    """``value`` as an int, if it is an integer of Python's or NumPy's and at least ``least``.
+    """Return ``value`` as an int; it must be a Python or NumPy integer of at least ``least``.
 
-    Raises ShapeError otherwise.
+    Raises ``ShapeError`` otherwise.
     """
     try:
         number = operator.index(value)
@@ -45,7 +45,7 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
 
 
 def integers(name: str, values: Any) -> Shape:
-    """A shape or axes as a tuple; raises ShapeError unless ``values`` is a sequence of integers."""
+    """Return a shape or axes as a tuple; raises ``ShapeError`` unless all are integers."""
     try:
         return tuple(operator.index(each) for each in values)
     except TypeError:
@@ -53,7 +53,7 @@ def integers(name: str, values: Any) -> Shape:
 
 
 def positive_axis(name: str, axis: Any, shape: Shape) -> int:
-    """The axis of ``shape``, a negative one counted from the last; raises ShapeError for others."""
+    """Return ``axis`` of ``shape`` as a non-negative number; raises ``ShapeError``."""
     found = integer(f"{name}: axis", axis)
     if not -len(shape) <= found < len(shape):
         raise ShapeError(

@@ -1,4 +1,4 @@
-"""Gradient checking: whether the VJPs of a graph agree with the slopes of its values."""
+"""Gradient checking: compare the VJPs of a graph with numerical slopes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dist_net.errors import DTypeError, GradientError
 Point = Sequence[NDArray[np.float64]]
 
 STEP = 1e-5
-"""About the cube root of float64's precision, where central differences are most exact."""
+"""About the cube root of the float64 precision, which makes central differences most accurate."""
 
 
 def check_gradients(
@@ -28,14 +28,14 @@ def check_gradients(
     orders: int = 2,
     tolerance: float = 1e-6,
 ) -> None:
-    """Compares the derivatives of ``build`` with differences of its values, up to ``orders``.
+    """Compare the derivatives of ``build`` with finite differences, up to ``orders``.
 
-    ``build`` makes a float64 expression of any shape from one variable for each array of ``at``.
-    Their values must not lie near kinks, such as relu's at 0. For each array in turn this compares
-    the slope of a random combination of the results along a random direction; a wrong VJP passes
-    with probability 0. The sum of the slopes is again a function of ``at``, whose slopes are the
-    next order's. Raises GradientError if two slopes differ by more than ``tolerance``, absolute
-    below 1 and relative above; DTypeError if something is not float64.
+    ``build`` makes a float64 expression of any shape from one variable per array of ``at``, whose
+    values must not be near kinks such as that of relu at 0. For each array in turn, this compares
+    the slopes of a random combination of the results along a random direction; a wrong VJP passes
+    with probability 0. The sum of the slopes is itself a function of ``at``, and its slopes are the
+    next order. Raises ``GradientError`` if two slopes differ by more than ``tolerance``, absolute
+    below 1 and relative above; ``DTypeError`` unless everything is float64.
     """
     inputs = [variable(f"input_{i}", array.shape, array.dtype) for i, array in enumerate(at)]
     result = build(*inputs)
@@ -55,14 +55,14 @@ def check_gradients(
         for i, pair in enumerate(zip(claimed, measured, strict=True)):
             if not np.isclose(*pair, rtol=tolerance, atol=tolerance):
                 raise GradientError(
-                    f"derivative {order} along input {i}, {inputs[i]}: the VJPs give {pair[0]}, "
-                    f"the values {pair[1]}; correct the VJP of an operation in this expression"
+                    f"derivative {order} along input {i}, {inputs[i]}: {pair[0]} by the VJPs, "
+                    f"{pair[1]} by differences; correct the VJP of an operation in this expression"
                 )
         function = reduce(add, slopes)
 
 
 def _central_differences(function: Expression, at: Point, directions: Point) -> list[float]:
-    """The slope of a scalar function along the direction of each input, the others fixed."""
+    """Return the slope of a scalar function along each input's direction, with the others fixed."""
     moved = [np.array(array, order="C") for array in at]
     plan = compile([function]).bind({f"input_{i}": array for i, array in enumerate(moved)})
 

@@ -1,7 +1,7 @@
-"""The engine, 1 of 6: expressions, the nodes of a computation graph, of known shapes and dtypes.
+"""The engine, 1 of 6: expressions, the nodes of a computation graph with known shapes and dtypes.
 
-An expression is an operation applied to other expressions. Nothing is computed here: a graph is a
-description. ``gradients`` adds expressions to it, and ``compile`` turns it into a plan.
+An expression is an operation applied to other expressions. A graph is only a description:
+``gradients`` adds expressions to it, and ``compile`` turns it into a plan, which computes them.
 """
 
 from __future__ import annotations
@@ -20,81 +20,81 @@ from dist_net.errors import DTypeError, GraphError, ShapeError
 
 
 class Operation:
-    """What a node computes: a rule for the shape, a call that computes it, and the VJP.
+    """The computation of a node: its shape rule, the call that computes it, and its VJP.
 
-    Operations are compared by value: two nodes with equal operations and the same inputs are the
-    same computation, which a plan makes once. An operation that draws random numbers is compared
-    by identity, and makes new ones at each run.
+    Operations are compared by value: a plan computes two nodes with equal operations and the same
+    inputs once. Operations that draw random numbers are compared by identity, and draw anew at each
+    run.
     """
 
     overwrites_inputs = False
-    """Whether the output may be written to the buffer of an input of its shape and dtype."""
+    """Whether the output may overwrite the buffer of an input with its shape and dtype."""
     reads_contiguous = False
-    """Whether the inputs must be C-contiguous; a plan copies those that are not, at each run."""
+    """Whether inputs must be C-contiguous; a plan copies other inputs at each run."""
 
     @property
     def label(self) -> str:
-        """What a printed plan calls it."""
+        """The name in a printed plan."""
         return type(self).__name__
 
     @property
     def can_be_computed_beforehand(self) -> bool:
-        """Whether the result is known when the inputs are; not if it is compared by identity."""
+        """Whether constant inputs make the result constant; false if compared by identity."""
         return type(self).__eq__ is not object.__eq__
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        """The shape and dtype of the result; raises ShapeError or DTypeError."""
+        """Return the shape and dtype of the result; raises ShapeError or DTypeError."""
         raise NotImplementedError
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        """The call that reads ``inputs`` and fills ``out``; the arrays are borrowed."""
+        """Return the call that reads ``inputs`` and fills ``out``; the arrays are borrowed."""
         raise NotImplementedError
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
-        """The vector-Jacobian product: each input's cotangent, given the node's own.
+        """Return the vector-Jacobian product: each input's cotangent, given the node's own.
 
-        None for an input with respect to which the derivative is 0 everywhere. Only floats have
-        cotangents, so an operation whose result is never one has no VJP.
+        None for an input if the derivative with respect to it is 0 everywhere. Only floats have
+        cotangents, so an operation whose result is never a float has no VJP.
         """
         raise NotImplementedError
 
 
 class View(Operation):
-    """An operation that computes nothing: its result is a view of its input's memory."""
+    """An operation whose result is a view of its input's memory, without computation."""
 
     keeps_contiguous = False
-    """Whether a C-contiguous input gives a C-contiguous view."""
+    """Whether the view of a C-contiguous input is C-contiguous."""
 
     def view(self, array: Array) -> Array:
-        """The view of ``array`` that is the result."""
+        """Return the result, a view of ``array``."""
         raise NotImplementedError
 
 
 class SharedOperation(Operation):
     """An operation whose work the threads of a pool share.
 
-    The result does not depend on which thread does what; on how many there are, only in the last
-    digits of sums.
+    The result does not depend on the assignment of work to threads. The number of threads affects
+    only the last digits of sums.
     """
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         return self.bind_shared(inputs, out, ThreadPool())
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
-        """As ``bind``, for a call whose work ``pool`` shares."""
+        """Return a call as ``bind`` does, whose work ``pool`` shares."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Variable(Operation):
-    """A named input, whose array is given when a plan is bound."""
+    """A named input; binding a plan sets its array."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Constant(Operation):
-    """A fixed value. Compared by identity, since comparing contents could take long."""
+    """A fixed value. Compared by identity, because comparing contents may be slow."""
 
     value: Array
 
@@ -103,8 +103,8 @@ class Expression:
     """A node: ``operation`` applied to ``inputs``, with a result of known shape and dtype."""
 
     __slots__ = ("dtype", "inputs", "operation", "shape")
-    __array_ufunc__ = None  # so that array * expression is left to __rmul__
-    __iter__ = None  # or Python would ask for x[0], x[1], ... by itself
+    __array_ufunc__ = None  # makes array * expression call __rmul__
+    __iter__ = None  # otherwise Python iterates by indexing x[0], x[1], ...
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Expression:
         return self.size * self.dtype.itemsize
 
     def with_inputs(self, inputs: Iterable[Expression]) -> Expression:
-        """The same operation on other inputs, of the same shapes and dtypes."""
+        """Return the same operation on other inputs of the same shapes and dtypes."""
         return Expression(self.operation, tuple(inputs), self.shape, self.dtype)
 
     def __repr__(self) -> str:
@@ -143,7 +143,7 @@ class Expression:
     def __bool__(self) -> bool:
         raise GraphError(f"{self} has no truth value before it is computed; use where()")
 
-    # Set by ``operators.py`` to the functions of the operations.
+    # ``operators.py`` sets these to the functions of the operations.
     __add__: ClassVar[BinaryOperator]
     __radd__: ClassVar[BinaryOperator]
     __sub__: ClassVar[BinaryOperator]
@@ -169,13 +169,13 @@ BinaryOperator: TypeAlias = "Callable[[Expression, Operand], Expression]"
 
 
 def apply(operation: Operation, *inputs: Expression) -> Expression:
-    """The node of ``operation`` on ``inputs``; raises ShapeError or DTypeError if they misfit."""
+    """Return the node of ``operation`` on ``inputs``; raises ``ShapeError`` or ``DTypeError``."""
     shape, dtype = operation.result(*inputs)
     return Expression(operation, inputs, shape, dtype)
 
 
 def variable(name: str, shape: Sequence[int], dtype: DTypeLike = np.float32) -> Expression:
-    """An input called ``name``; equal names in one graph mean the same array."""
+    """Return an input named ``name``; equal names in one graph denote the same array."""
     lengths = integers(f"variable {name!r}: shape", shape)
     if any(length < 0 for length in lengths):
         raise ShapeError(f"variable {name!r}: shape {lengths} has a negative length")
@@ -183,7 +183,7 @@ def variable(name: str, shape: Sequence[int], dtype: DTypeLike = np.float32) -> 
 
 
 def constant(value: Array | float, dtype: DTypeLike | None = None) -> Expression:
-    """A fixed value, which is copied. A Python number is float32 unless ``dtype`` is given."""
+    """Return a constant with a copy of ``value``; a Python number defaults to float32."""
     if dtype is None and isinstance(value, int | float) and not isinstance(value, bool):
         dtype = np.float32
     if (given := np.asarray(value)).dtype.kind not in "biuf":
@@ -194,9 +194,9 @@ def constant(value: Array | float, dtype: DTypeLike | None = None) -> Expression
 
 
 def as_expression(value: Operand, like: Expression) -> Expression:
-    """``value`` itself, or a constant of it; a bare number takes the dtype of ``like``.
+    """Return ``value``, wrapped in a constant if necessary; a number takes the dtype of ``like``.
 
-    Raises DTypeError for a number that this dtype cannot hold: 0.5 as an integer, -1 as uint8.
+    Raises ``DTypeError`` for a number that this dtype cannot hold: 0.5 as an integer, -1 as uint8.
     """
     if isinstance(value, Expression):
         return value
@@ -207,12 +207,14 @@ def as_expression(value: Operand, like: Expression) -> Expression:
     except (OverflowError, TypeError, ValueError):
         fits = False
     if not fits:
-        raise DTypeError(f"{value!r} cannot be {like.dtype}; convert the expression with astype()")
+        raise DTypeError(
+            f"{value!r} is not a valid {like.dtype}; convert the expression with astype()"
+        )
     return constant(value, like.dtype)
 
 
 def broadcast_shape(name: str, *inputs: Expression) -> Shape:
-    """The common shape of ``inputs`` under NumPy's broadcasting; raises ShapeError."""
+    """Return the common shape of ``inputs`` under NumPy's broadcasting; raises ShapeError."""
     try:
         return np.broadcast_shapes(*(each.shape for each in inputs))
     except ValueError:
@@ -224,7 +226,7 @@ def broadcast_shape(name: str, *inputs: Expression) -> Shape:
 
 
 def same_dtype(name: str, *inputs: Expression) -> np.dtype[np.generic]:
-    """The one dtype of ``inputs``; raises DTypeError. Nothing is promoted silently."""
+    """Return the common dtype of ``inputs``; raises ``DTypeError``. No implicit promotion."""
     if any(each.dtype != inputs[0].dtype for each in inputs):
         dtypes = " and ".join(str(each.dtype) for each in inputs)
         raise DTypeError(f"{name}: dtypes {dtypes} differ; convert one of them with astype()")
@@ -232,7 +234,7 @@ def same_dtype(name: str, *inputs: Expression) -> np.dtype[np.generic]:
 
 
 def operands(first: Operand, second: Operand) -> tuple[Expression, Expression]:
-    """Both as expressions; a bare number takes the other's dtype."""
+    """Return both as expressions; a number takes the other operand's dtype."""
     if isinstance(first, Expression):
         return first, as_expression(second, first)
     if isinstance(second, Expression):
@@ -243,9 +245,9 @@ def operands(first: Operand, second: Operand) -> tuple[Expression, Expression]:
 
 
 def topological_order(outputs: Iterable[Expression]) -> list[Expression]:
-    """Every node that ``outputs`` need, each once, inputs before users.
+    """Return every node that ``outputs`` need, each once, inputs before users.
 
-    It does not recurse, so Python's stack does not limit the depth of a graph.
+    Not recursive, so Python's stack does not limit the depth of a graph.
     """
     order: list[Expression] = []
     placed: set[int] = set()

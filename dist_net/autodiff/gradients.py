@@ -1,9 +1,9 @@
-"""The engine, 2 of 6: gradients, which are expressions too, all of them built in one sweep back.
+"""The engine, 2 of 6: gradients, built as expressions in one backward sweep.
 
-A node's cotangent is the gradient of the output with respect to that node. It is the sum of what
-the node's users contribute; the VJP of the node's operation then computes from it what the node
-contributes to its inputs. Each node is visited once, so that all gradients together cost a small
-multiple of the output itself, however many parameters there are.
+A node's cotangent is the gradient of the output with respect to that node: the sum of the
+contributions of the node's users. From it, the VJP of the node's operation computes the node's
+contributions to its inputs. The sweep visits each node once, so all gradients together cost a small
+multiple of the output itself, for any number of parameters.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from dist_net.errors import DTypeError, GradientError, GraphError, ShapeError
 
 
 def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expression]:
-    """The gradient of a scalar ``output`` with respect to each of ``variables``.
+    """Return the gradient of a scalar ``output`` with respect to each of ``variables``.
 
-    ``variables`` may be any expressions of the graph. One that ``output`` does not depend on has
-    a gradient of zeros. Raises ShapeError if ``output`` is not a scalar, DTypeError if it is not
-    a float, GraphError if the graph has a variable of the same name and another shape or dtype,
-    GradientError if an operation's VJP does not return a fitting cotangent for each input.
+    ``variables`` may be any expressions. The gradient is zero if ``output`` does not depend on the
+    expression. Raises ``ShapeError`` if ``output`` is not a scalar, ``DTypeError`` if it is not a
+    float, ``GraphError`` if the graph has a variable of the same name and another shape or dtype,
+    ``GradientError`` unless every VJP returns a cotangent of the right shape for each input.
     """
     if output.shape != ():
         raise ShapeError(f"gradients: expected a scalar output, got shape {output.shape}")
@@ -56,7 +56,7 @@ def gradients(output: Expression, variables: Sequence[Expression]) -> list[Expre
 
 
 def _total(contributions: Sequence[Expression]) -> Expression:
-    """Return the sum of what a node's users contribute to its cotangent."""
+    """Return a node's cotangent: the sum of its users' contributions."""
     terms: list[Expression] = []
     placed: list[Expression] = []
     indices: list[Index] = []
@@ -73,12 +73,12 @@ def _total(contributions: Sequence[Expression]) -> Expression:
 
 
 def _key(node: Expression) -> object:
-    """A key for what has one gradient: a node, or all variables of one name."""
+    """Return a key of the unit that has one gradient: a node, or all variables of one name."""
     return node.operation if isinstance(node.operation, Variable) else id(node)
 
 
 def _influenced_by(variables: Sequence[Expression], order: Sequence[Expression]) -> set[object]:
-    """The keys of the nodes that depend on one of ``variables``, themselves included."""
+    """Return the keys of ``variables`` and of all nodes that depend on them."""
     influenced = {_key(each) for each in variables}
     for node in order:
         if any(_key(each) in influenced for each in node.inputs):
@@ -87,12 +87,12 @@ def _influenced_by(variables: Sequence[Expression], order: Sequence[Expression])
 
 
 def _expect_fitting(node: Expression, flowing: Sequence[Expression | None]) -> None:
-    """Raises GradientError unless there is a cotangent, or None, for each of the node's inputs."""
+    """Raise ``GradientError`` unless each input of the node has a cotangent or None."""
     name = type(node.operation).__name__
     if len(flowing) != len(node.inputs):
         raise GradientError(
-            f"{name}: its VJP gives {len(flowing)} cotangents for {len(node.inputs)} inputs; "
-            f"expected one for each, None where nothing flows"
+            f"{name}: its VJP returns {len(flowing)} cotangents for {len(node.inputs)} inputs; "
+            f"expected one for each, None for a zero derivative"
         )
     for i, (each, cotangent) in enumerate(zip(node.inputs, flowing, strict=True)):
         if cotangent is None:
@@ -104,7 +104,7 @@ def _expect_fitting(node: Expression, flowing: Sequence[Expression | None]) -> N
         else:
             continue
         raise GradientError(
-            f"{name}: its VJP gives {found} for input {i}; expected an expression of the input's "
+            f"{name}: its VJP returns {found} for input {i}; expected an expression of the input's "
             f"shape and dtype, {each.dtype}{list(each.shape)}"
         )
 
@@ -116,7 +116,7 @@ def _gradient(node: Expression, contributions: Sequence[Expression] | None) -> E
     if (cotangent.shape, cotangent.dtype) != (node.shape, node.dtype):
         raise GraphError(
             f"gradients: {node} is {cotangent.dtype}{list(cotangent.shape)} in the graph; "
-            f"name them apart"
+            f"use different names"
         )
     return cotangent
 

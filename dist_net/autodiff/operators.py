@@ -1,6 +1,6 @@
-"""The operators of expressions, each set to the function of the operation that it stands for.
+"""Sets the Python operators of expressions to the functions of the operations.
 
-They are set here, and not in ``expression.py``, because operations are built on expressions.
+This cannot be in ``expression.py``, because operations are built on expressions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Binary = Callable[[Operand, Operand], Expression]
 
 
 def reflected(function: Binary) -> Binary:
-    """The function with its operands exchanged: what ``2 - x`` calls on ``x``."""
+    """Return the function with its operands exchanged, as ``2 - x`` needs it."""
 
     def exchanged(second: Operand, first: Operand) -> Expression:
         return function(first, second)

@@ -1,4 +1,4 @@
-"""The engine, 5 of 6: buffers, which results share memory, by one scan over their lifetimes."""
+"""The engine, 5 of 6: buffers, assigned to results by one scan over their lifetimes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dist_net.autodiff.expression import Expression
 def assign_slots(
     steps: Sequence[Step], placed: Collection[int]
 ) -> tuple[dict[int, int], list[int]]:
-    """For the output of each step a slot, that is a buffer's number; and the slots' sizes in bytes.
+    """Return a slot (the number of a buffer) for each step's output, and the slots' sizes in bytes.
 
-    ``placed`` holds the ids of outputs that have a place already. A slot is free again after the
-    last step that reads it. A step writes over an input that no later step reads, if its
-    operation allows that; otherwise it takes the smallest free slot that is large enough, or
-    enlarges the largest free one.
+    ``placed`` holds the ids of outputs that already have memory. A slot is free again after the
+    last step that reads it. A step overwrites an input that no later step reads, if its operation
+    allows that; otherwise it takes the smallest free slot that is large enough, or enlarges the
+    largest free slot.
     """
     last_read = {id(viewed(each)): i for i, step in enumerate(steps) for each in step.inputs}
     slot_of: dict[int, int] = {}
@@ -39,10 +39,10 @@ def assign_slots(
 
 
 def _overwritten(step: Step, dying: dict[int, Expression]) -> int | None:
-    """The slot of an input that this step may overwrite with its output.
+    """Return the slot of an input that this step may overwrite with its output.
 
-    Every read of it must be in the output's own order: then each strip of it is read before it is
-    overwritten.
+    The step must read it in the order of the output, so that it reads each strip before it
+    overwrites it.
     """
     output = step.output
     if not output.operation.overwrites_inputs:

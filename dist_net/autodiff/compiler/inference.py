@@ -1,8 +1,8 @@
-"""Inference: a network whose weights do not change, rewritten so that it takes fewer passes.
+"""Inference: rewrite a network with constant weights so that it takes fewer passes over memory.
 
 outputs ─fuse─▶ convolutions with scale, bias, activation, residual ─plan─▶ algorithms
-        ─split─▶ what depends on the weights alone, computed once: the *prepared* arrays
-                 what depends on the inputs as well, computed for every batch
+        ─split─▶ nodes that depend on the weights alone, computed once: the *prepared* arrays
+                 nodes that also depend on the inputs, computed for every batch
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ BinaryFunction = Callable[[Expression, Expression], Expression]
 
 
 class Specialised(NamedTuple):
-    """``outputs``, of the inputs and the prepared arrays; ``prepared``, these by name, of the
-    weights."""
+    """``outputs``: functions of the inputs and the prepared arrays. ``prepared``: these arrays by
+    name, functions of the weights."""
 
     outputs: list[Expression]
     prepared: dict[str, Expression]
@@ -70,11 +70,11 @@ def specialise(
     reproducible: bool = False,
     compiled: bool = False,
 ) -> Specialised:
-    """The graph of ``outputs`` for fixed values of ``weights``, the names of some variables.
+    """Return the graph of ``outputs`` for fixed ``weights``, given as names of variables.
 
-    ``pool`` computes the convolutions and the products with a fixed matrix. ``reproducible``: an
-    image's result does not depend on the others in its batch. ``compiled``: with the extra
-    ``fast``. ``choose`` says more about both.
+    ``pool`` computes convolutions and products with a fixed matrix. ``reproducible``: an image's
+    result does not depend on the rest of its batch. ``compiled``: use the extra ``fast``. See
+    ``choose`` for both.
     """
     fused = _Fusion(rewrite(outputs), weights)
     planned = _planned(fused.outputs, pool, reproducible, compiled)
@@ -82,15 +82,15 @@ def specialise(
 
 
 def folded(outputs: Sequence[Expression], weights: Collection[str]) -> Specialised:
-    """As ``specialise``, but no algorithms are chosen: of a graph for other programs.
+    """Specialise a graph for export, without choosing algorithms.
 
-    A convolution by weights is a FusedConvolution, a product stays a MatMul.
+    A convolution by weights becomes a ``FusedConvolution``; a product remains a ``MatMul``.
     """
     return _split(_Fusion(rewrite(outputs), weights, takes_products=False).outputs, weights)
 
 
 def _fixed(nodes: Sequence[Expression], weights: Collection[str]) -> set[int]:
-    """The ids of the nodes that depend on weights and constants alone."""
+    """Return the ids of the nodes that depend on weights and constants alone."""
     fixed: set[int] = set()
     for node in topological_order(nodes):
         match node.operation:
@@ -106,9 +106,9 @@ def _fixed(nodes: Sequence[Expression], weights: Collection[str]) -> set[int]:
 
 
 class _Fusion:
-    """One sweep that fuses into each convolution what follows it, where nothing else reads it.
+    """One sweep that fuses each convolution with its successors, as long as each has one reader.
 
-    ``takes_products``: products with a fixed matrix count as convolutions.
+    ``takes_products``: treat products with a fixed matrix as convolutions.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class _Fusion:
         return node.with_inputs(self._new[id(each)] for each in node.inputs)
 
     def _as_convolution(self, node: Expression) -> Expression | None:
-        """A convolution, or a product with a fixed matrix, as one that others can be fused into."""
+        """Return a convolution or a product with a fixed matrix as a fusible convolution."""
         match node.operation:
             case Conv2D(windows=windows, groups=groups) if id(node.inputs[1]) in self._fixed:
                 x, filters = (self._new[id(each)] for each in node.inputs)
@@ -154,7 +154,7 @@ class _Fusion:
         return is_fixed and self._takes_products
 
     def _fused_into_convolution(self, node: Expression) -> Expression | None:
-        """The convolution before ``node`` with ``node`` fused into it; None if it cannot be."""
+        """Return the preceding convolution with ``node`` fused into it; None if impossible."""
         match node.operation, node.inputs:
             case Add(), (a, b):
                 return _first(
@@ -177,7 +177,7 @@ class _Fusion:
         return None
 
     def _convolution_at(self, node: Expression) -> Expression | None:
-        """The convolution whose result is ``node``, if it has one reader and is not clipped."""
+        """Return the convolution that computes ``node``, if it has one reader and no clipping."""
         fused = self._new[id(node)]
         while isinstance(fused.operation, Reshape) and fused.shape[-1] == fused.inputs[0].shape[-1]:
             (fused,) = fused.inputs
@@ -189,7 +189,7 @@ class _Fusion:
     def _shifted(
         self, node: Expression, shift: Expression, function: BinaryFunction
     ) -> Expression | None:
-        """``function``, add or subtract, of a convolution and a fixed value for each channel."""
+        """Fuse ``function``, add or subtract, with a fixed value per channel."""
         match self._linear(node, shift):
             case fused, values:
                 x, filters, bias = fused.inputs
@@ -199,7 +199,7 @@ class _Fusion:
     def _scaled(
         self, node: Expression, scale: Expression, function: BinaryFunction
     ) -> Expression | None:
-        """``function``, multiply or divide, of a convolution and a value for each channel."""
+        """Fuse ``function``, multiply or divide, with a fixed value per channel."""
         match self._linear(node, scale):
             case fused, values:
                 x, filters, bias = fused.inputs
@@ -208,10 +208,10 @@ class _Fusion:
         return None
 
     def _linear(self, node: Expression, other: Expression) -> tuple[Expression, Expression] | None:
-        """The convolution at ``node``, and ``other`` as (channels,).
+        """Return the convolution at ``node``, and ``other`` as (channels,).
 
-        None unless so far only scales and shifts were fused into that convolution, and ``other``
-        is one fixed value for each channel.
+        None unless only scales and shifts have been fused into that convolution so far, and
+        ``other`` is one fixed value per channel.
         """
         fused = self._convolution_at(node)
         if fused is None or len(fused.inputs) > 3 or _epilogue(fused) != Epilogue():
@@ -248,7 +248,7 @@ def _epilogue(fused: Expression) -> Epilogue:
 
 
 def _with_epilogue(fused: Expression, **changes: float) -> Expression:
-    """The fused convolution with another epilogue."""
+    """Return the fused convolution with another epilogue."""
     assert isinstance(fused.operation, FusedConvolution)
     epilogue = replace(fused.operation.epilogue, **changes)
     return apply(replace(fused.operation, epilogue=epilogue), *fused.inputs)
@@ -257,7 +257,7 @@ def _with_epilogue(fused: Expression, **changes: float) -> Expression:
 def _planned(
     outputs: Sequence[Expression], pool: ThreadPool, reproducible: bool, compiled: bool
 ) -> list[Expression]:
-    """The graph with an algorithm for each convolution."""
+    """Return the graph with an algorithm for each convolution."""
     new: dict[int, Expression] = {}
     for node in topological_order(outputs):
         inputs = tuple(new[id(each)] for each in node.inputs)
@@ -279,13 +279,13 @@ def _planned(
 
 
 def _filled(x: Expression, piece: int) -> Expression:
-    """``x`` with images of zeros at its end, so that ``piece`` divides the number of images."""
+    """Pad ``x`` with images of zeros, so that ``piece`` divides the number of images."""
     zeros = np.zeros((-x.shape[0] % piece, *x.shape[1:]), x.dtype)
     return concatenate([x, constant(zeros)])
 
 
 def _split(outputs: Sequence[Expression], weights: Collection[str]) -> Specialised:
-    """The outputs with a variable in place of everything that depends on the weights alone."""
+    """Replace every node that depends on the weights alone by a variable."""
     fixed = _fixed(outputs, weights)
     new: dict[int, Expression] = {}
     prepared: dict[str, Expression] = {}

@@ -1,8 +1,8 @@
-"""The engine, 3 of 6: the naive evaluator. A plan computes the same values, but faster.
+"""The engine, 3 of 6: the naive evaluator. A plan computes the same values faster.
 
-It walks the graph once, inputs before users, and computes each node into an array of its own. Each
-call sorts the graph anew and allocates every array anew: ``steps``, ``buffers`` and ``plan`` do
-that work once, for many runs. The tests compare plans with what this function returns.
+It walks the graph once, inputs before users, and computes each node into its own array. Every call
+sorts the graph and allocates the arrays again; ``steps``, ``buffers`` and ``plan`` do that work
+once for many runs. The tests compare plans with this function.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dist_net.autodiff.expression import Constant, Expression, Variable, View, t
 
 
 def evaluate_naively(outputs: Sequence[Expression], /, **arrays: Array) -> list[Array]:
-    """The values of ``outputs`` for these variables' arrays, which must be of their shapes."""
+    """Return the values of ``outputs``; ``arrays`` must have the shapes of the variables."""
     values: dict[int, Array] = {}
     for node in topological_order(outputs):
         inputs = [values[id(each)] for each in node.inputs]

@@ -1,10 +1,10 @@
-"""The engine, 6 of 6: plans, graphs compiled into lists of calls on preallocated, reused buffers.
+"""The engine, 6 of 6: plans, which are graphs compiled to calls on preallocated, reused buffers.
 
     outputs ─rewrite─▶ fewer nodes ─steps─▶ an order ─liveness─▶ slots ─bind─▶ calls
 
-A plan is compiled once for its shapes. Binding gives it the arrays of its variables and outputs,
-and makes every view and every call's arguments; a run then only makes the calls. All bindings of a
-plan share its buffers, so only one of them may run at a time.
+A plan is compiled once for its shapes. Binding it to the arrays of its variables and outputs makes
+all views and all arguments of calls, so that a run only makes the calls. All bindings of a plan
+share its buffers, so only one of them may run at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dist_net.errors import GraphError, ShapeError
 class BoundPlan:
     """A plan with its arrays: ``run()`` reads the variables' arrays and fills ``outputs``.
 
-    ``steps`` holds each step's node with its calls, in order.
+    ``steps`` holds the node and the calls of each step, in order.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class BoundPlan:
         self._calls = [call for _, calls in steps for call in calls]
 
     def __len__(self) -> int:
-        """The number of calls in a run."""
+        """Return the number of calls in a run."""
         return len(self._calls)
 
     def run(self) -> tuple[Array, ...]:
-        """Computes the outputs, in place, and returns them.
+        """Compute the outputs in place and return them.
 
-        Overflow and invalid operations give inf and nan, as IEEE 754 says, without a warning.
+        Overflow and invalid operations produce inf and nan (IEEE 754) without a warning.
         """
         with np.errstate(all="ignore"):
             for call in self._calls:
@@ -70,7 +70,7 @@ class Plan:
         self.buffer_bytes = sum(sizes)
 
     def __str__(self) -> str:
-        """A table of the steps: what each computes, and the shape and place of its result."""
+        """Return a table of the steps with the operation, shape and buffer of each."""
         outputs = self._outputs
         rows = [("step", "operation", "shape", "buffer", "bytes")]
         for i, step in enumerate(self._steps):
@@ -94,17 +94,17 @@ class Plan:
     def bind(
         self, arrays: Mapping[str, Array], into: Sequence[Array | None] | None = None
     ) -> BoundPlan:
-        """The plan bound to these arrays.
+        """Return the plan bound to these arrays.
 
-        ``arrays`` gives each variable's array by name: C-contiguous, of the variable's shape and
-        dtype; borrowed, and read at each run. ``into[i]`` is the C-contiguous array that output i
-        is written to; where it is None, a new array is made. Raises GraphError for a missing
-        variable, a wrong number of places, and a place that is read-only or shares memory with
-        another or with ``arrays``; ShapeError for an array of another shape, dtype or layout.
+        ``arrays`` maps each variable's name to a C-contiguous array of its shape and dtype, which
+        is borrowed and read at each run. ``into[i]`` is the C-contiguous array for output i; None:
+        allocate a new array. Raises ``GraphError`` for a missing variable, a wrong number of output
+        arrays, and an output array that is read-only or shares memory with another or with
+        ``arrays``; ``ShapeError`` for an array of another shape, dtype or layout.
         """
         places = [None] * len(self._outputs) if into is None else list(into)
         if len(places) != len(self._outputs):
-            raise GraphError(f"bind: {len(places)} places for {len(self._outputs)} outputs")
+            raise GraphError(f"bind: {len(places)} arrays for {len(self._outputs)} outputs")
         outputs = tuple(
             np.empty(node.shape, node.dtype) if place is None else _fitting("output", node, place)
             for node, place in zip(self._outputs, places, strict=True)
@@ -119,7 +119,7 @@ class Plan:
         return BoundPlan(bound, outputs)
 
     def _views(self, arrays: Mapping[str, Array], outputs: Sequence[Array]) -> dict[int, Array]:
-        """The array of every node that has one, by the node's id."""
+        """Return the arrays of all nodes that have one, by the node's id."""
         known: dict[int, Array] = {}
         for node in self._order:
             match node.operation:
@@ -155,35 +155,35 @@ def _fitting(name: str, node: Expression, array: Array) -> Array:
 
 
 def _require_apart(places: Sequence[Array], given: Sequence[Array]) -> None:
-    """Raises GraphError if a place is read-only, or shares memory with another or with an input."""
+    """Raise ``GraphError`` if an output array is read-only or shares memory with another array."""
     for i, place in enumerate(places):
         if not place.flags.writeable:
-            raise GraphError("bind: a place of an output is read-only; expected one to write to")
+            raise GraphError("bind: the array of an output is read-only; expected a writeable one")
         # For contiguous arrays, comparing bounds is exact.
         if any(np.may_share_memory(place, other) for other in (*places[:i], *given)):
             raise GraphError(
-                f"bind: a place of an output, {place.dtype}{list(place.shape)}, shares memory with "
-                f"that of another, or with an array that is read; expected memory of its own"
+                f"bind: the array of an output, {place.dtype}{list(place.shape)}, shares memory "
+                f"with another output or an input; expected a separate array"
             )
 
 
 def compile(
     outputs: Sequence[Expression], pool: ThreadPool | None = None, arena: Arena | None = None
 ) -> Plan:
-    """The plan that computes ``outputs``: each node once, in buffers that are reused early.
+    """Return the plan that computes ``outputs``: each node once, in buffers that are reused early.
 
-    ``pool``, borrowed, shares the work of large steps; without one, the caller's thread does it
-    all. With a pool, cap BLAS at one thread, or its threads and the pool's hinder each other. Runs
-    with equal numbers of threads give the same bits. ``arena``, borrowed, holds the buffers: plans
+    ``pool``, borrowed, shares the work of large steps; without a pool, the caller's thread does all
+    the work. With a pool, limit BLAS to one thread: its threads would compete with the pool's. Runs
+    with equal numbers of threads are bit-identical. ``arena``, borrowed, holds the buffers: plans
     with a common arena share them, so only one of these plans may run at a time.
 
-    Raises GraphError if two variables share a name but not their shape and dtype.
+    Raises ``GraphError`` if two variables share a name but not their shape and dtype.
     """
     return Plan(outputs, pool or ThreadPool(), arena or Arena())
 
 
 def evaluate(outputs: Sequence[Expression], /, **arrays: Array) -> list[Array]:
-    """The values of ``outputs`` for these variables, in new arrays, by a plan that runs once."""
+    """Compile a plan, run it once and return the values of ``outputs`` in new arrays."""
     contiguous = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
     shaped = {name: contiguous[name].reshape(np.shape(arrays[name]), copy=False) for name in arrays}
     return list(compile(outputs).bind(shaped).run())

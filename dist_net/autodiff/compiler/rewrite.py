@@ -1,7 +1,7 @@
-"""Rewrites of a graph before it is compiled: the same values, computed with less.
+"""Rewrites a graph before compilation, to compute the same values with less work.
 
-One sweep from the variables to the outputs. Each node is rebuilt on its rewritten inputs,
-simplified by the rules below, and shared with any equal node seen before.
+One sweep from the variables to the outputs rebuilds each node on its rewritten inputs, simplifies
+it by the rules below, and merges it with any equal node seen before.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from dist_net.errors import GraphError
 
 
 def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
-    """Simpler expressions of the same values, in which equal nodes are one node.
+    """Return simpler expressions of the same values, with equal nodes merged.
 
-    Raises GraphError if two variables of one name differ in shape or dtype.
+    Raises ``GraphError`` if two variables of one name differ in shape or dtype.
     """
     rewritten: dict[int, Expression] = {}
     shared: dict[object, Expression] = {}
@@ -57,10 +57,10 @@ def rewrite(outputs: Sequence[Expression]) -> list[Expression]:
 
 
 def _share(node: Expression, shared: dict[object, Expression]) -> Expression:
-    """The first node that computes the same as ``node``.
+    """Return the first node that computes the same as ``node``.
 
-    A rule may make new inputs, so these are shared too; the recursion is no deeper than what one
-    rule makes.
+    Rules may create new inputs, which are merged as well; the recursion is as deep as the nodes
+    that one rule creates.
     """
     known = shared.get(_identity(node))
     if known is not None:
@@ -70,7 +70,7 @@ def _share(node: Expression, shared: dict[object, Expression]) -> Expression:
 
 
 def _identity(node: Expression) -> object:
-    """Equal for nodes that compute the same."""
+    """Return a key that is equal for nodes that compute the same."""
     if isinstance(node.operation, Constant) and node.size == 1:
         return node.dtype, node.shape, node.operation.value.tobytes()
     return node.operation, tuple(id(each) for each in node.inputs)
@@ -78,11 +78,11 @@ def _identity(node: Expression) -> object:
 
 def _expect_same_variable(first: Expression, second: Expression) -> None:
     if (first.shape, first.dtype) != (second.shape, second.dtype):
-        raise GraphError(f"two variables of one name: {first} and {second}; name them apart")
+        raise GraphError(f"two variables of one name: {first} and {second}; use different names")
 
 
 def simplify(node: Expression) -> Expression:
-    """The node after every rule that fits, tried in order until none does."""
+    """Apply the rules in order until none fits, and return the result."""
     while True:
         for rule in RULES:
             simpler = rule(node)
@@ -94,7 +94,7 @@ def simplify(node: Expression) -> Expression:
 
 
 def fold_constants(node: Expression) -> Expression | None:
-    """An operation on constants is a constant, except a broadcast, which would become large."""
+    """Evaluate an operation on constants, except a broadcast, which would become large."""
     values = [each.operation.value for each in node.inputs if isinstance(each.operation, Constant)]
     if not values or len(values) < len(node.inputs) or isinstance(node.operation, BroadcastTo):
         return None
@@ -109,14 +109,14 @@ def fold_constants(node: Expression) -> Expression | None:
 
 
 def drop_stop_gradient(node: Expression) -> Expression | None:
-    """It has done its work once the gradients are built."""
+    """Remove a stop_gradient, which has no effect after the gradients are built."""
     return node.inputs[0] if isinstance(node.operation, StopGradient) else None
 
 
 def merge_views(node: Expression) -> Expression | None:
-    """Merges two reshapes, transposes or broadcasts in a row, and drops views that change nothing.
+    """Merge two successive reshapes, transposes or broadcasts, and drop views without effect.
 
-    A scalar broadcasts to any shape, so a reshape before or after that broadcast changes nothing.
+    A scalar broadcasts to any shape, so a reshape before or after that broadcast has no effect.
     """
     if isinstance(node.operation, Reshape | BroadcastTo) and node.shape == node.inputs[0].shape:
         return node.inputs[0]
@@ -137,7 +137,7 @@ def merge_views(node: Expression) -> Expression | None:
 
 
 def compute_before_broadcasting(node: Expression) -> Expression | None:
-    """An elementwise operation on broadcast inputs is the operation on small ones, broadcast."""
+    """Compute an elementwise operation before a broadcast of its inputs, not after it."""
     if not isinstance(node.operation, Elementwise | Mask | AsType):
         return None
     inputs = [
@@ -180,7 +180,7 @@ def resolve_negatives(node: Expression) -> Expression | None:
 
 
 def merge_scales_and_shifts(node: Expression) -> Expression | None:
-    """(x·a + c) + (y·b + d), and (x·a + c) + d with a d for each column, in one pass."""
+    """(x·a + c) + (y·b + d), and (x·a + c) + d with one d per column, take one pass."""
     if not isinstance(node.operation, Add):
         return None
     for first, second in (node.inputs, node.inputs[::-1]):
@@ -221,7 +221,7 @@ def recognise_leaky_relu(node: Expression) -> Expression | None:
 
 
 def recognise_mask(node: Expression) -> Expression | None:
-    """A choice between x and 0 is a product, if there is an integer of as many bits as x has."""
+    """A choice between x and 0 is a product, if an integer type has as many bits as x."""
     if not isinstance(node.operation, Where) or node.dtype.itemsize > 8:
         return None
     condition, x, otherwise = node.inputs
@@ -229,7 +229,7 @@ def recognise_mask(node: Expression) -> Expression | None:
 
 
 def _scaled(product: Expression, change: Callable[[Expression], Expression]) -> Expression | None:
-    """x * factor with another factor, unless that is out of the dtype's range."""
+    """Change the factor of x * factor; None if the new factor is out of the dtype's range."""
     if not isinstance(product.operation, Multiply):
         return None
     for x, factor in (product.inputs, product.inputs[::-1]):
@@ -240,7 +240,7 @@ def _scaled(product: Expression, change: Callable[[Expression], Expression]) -> 
 
 
 def _is_in_range(scalar: Expression) -> bool:
-    """Whether a product of factors has neither overflowed nor lost digits near zero."""
+    """Return whether a product of factors neither overflowed nor became subnormal."""
     if not isinstance(scalar.operation, Constant) or scalar.dtype.kind != "f":
         return True
     limits = np.finfo(scalar.dtype.name)
@@ -249,7 +249,7 @@ def _is_in_range(scalar: Expression) -> bool:
 
 
 def is_scalar(node: Expression, value: float | None = None) -> bool:
-    """Whether the node is a constant without axes, and, if given, equal to ``value``."""
+    """Return whether the node is a scalar constant, equal to ``value`` unless that is None."""
     if not isinstance(node.operation, Constant) or node.shape != ():
         return False
     return value is None or bool(node.operation.value == value)

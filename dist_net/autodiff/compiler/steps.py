@@ -1,8 +1,8 @@
-"""The engine, 4 of 6: steps, which nodes a plan computes, in which order, and which together.
+"""The engine, 4 of 6: steps, the nodes that a plan computes, ordered and grouped.
 
-A *step* is a node that is computed into a buffer. A large elementwise node with a single user that
-is elementwise too joins its user's step. Such a step is computed strip by strip, so that what its
-nodes hand to each other stays in the cache instead of going through memory.
+A *step* is a node that is computed into a buffer. A large elementwise node joins the step of its
+user if it has a single user, which is elementwise too. Such a step is computed strip by strip, so
+that intermediate values stay in the cache.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from dist_net.autodiff.operations.selection import AsType, LogicalNot, Mask, Whe
 from dist_net.autodiff.operations.shaping import Reshape
 
 STRIP_BYTES = 1 << 16
-"""What one node of a fused step writes at a time: at most a quarter of a usual L2 cache."""
+"""The output of one node of a fused step per strip: at most a quarter of a typical L2 cache."""
 BY_ELEMENT = Elementwise | Mask | AsType | Where | LogicalNot
 
 
 @dataclass(frozen=True)
 class Copy(Operation):
-    """The input's elements in a contiguous buffer of their own."""
+    """Copies the input to a contiguous buffer of its own."""
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         return inputs[0].shape, inputs[0].dtype
@@ -49,23 +49,23 @@ class Copy(Operation):
 
 @dataclass(frozen=True)
 class Step:
-    """Nodes computed together, in order; only the last one's value is seen outside."""
+    """Nodes computed together, in order; only the last node's value is visible outside."""
 
     nodes: tuple[Expression, ...]
 
     @property
     def output(self) -> Expression:
-        """The node whose value the step leaves in its buffer."""
+        """The node whose value the step stores."""
         return self.nodes[-1]
 
     @property
     def inputs(self) -> list[Expression]:
-        """What the step reads that it does not compute itself."""
+        """The nodes that the step reads and does not compute itself."""
         own = {id(node) for node in self.nodes}
         return [each for node in self.nodes for each in node.inputs if id(each) not in own]
 
     def bind(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> list[Call]:
-        """The calls that read ``inputs``, in the order of ``self.inputs``, and fill ``out``."""
+        """Return the calls that read ``inputs``, ordered as ``self.inputs``, and fill ``out``."""
         if len(self.nodes) == 1:
             operation = self.output.operation
             if isinstance(operation, SharedOperation):
@@ -101,7 +101,7 @@ class Step:
         return calls
 
     def _scratch(self, rows: int) -> dict[int, Array]:
-        """A strip for each node but the last: that of an input, if it may be overwritten."""
+        """Return a strip for each node but the last; it reuses an input's strip if allowed."""
         scratch: dict[int, Array] = {}
         for node in self.nodes[:-1]:
             reusable = [
@@ -117,15 +117,15 @@ class Step:
 
 
 def _rows(array: Array, node: Expression, strip: slice) -> Array:
-    """The rows of an operand that a strip of ``node`` reads; all of them if it is broadcast."""
+    """Return the rows of an operand that a strip of ``node`` reads; all if it is broadcast."""
     return array[strip] if array.ndim == node.ndim and len(array) == node.shape[0] else array
 
 
 def materialise(outputs: Sequence[Expression]) -> list[Expression]:
-    """The graph with copies where a view is not enough.
+    """Return the graph with copies where a view is insufficient.
 
-    Some operations read contiguous arrays only. And each output needs a buffer of its own: a node
-    that is computed has one, unless it is, directly or reshaped, another output too.
+    Some operations read contiguous arrays only. And each output needs its own buffer: a computed
+    node has one, unless another output is the same node, directly or reshaped.
     """
     materialised: dict[int, Expression] = {}
     copies: dict[int, Expression] = {}
@@ -153,19 +153,19 @@ def materialise(outputs: Sequence[Expression]) -> list[Expression]:
 
 
 def is_computed(node: Expression) -> bool:
-    """Whether the node is neither given nor a view, and so has to be computed."""
+    """Return whether the node must be computed: it is no variable, constant or view."""
     return not isinstance(node.operation, Variable | Constant | View)
 
 
 def unreshaped(node: Expression) -> Expression:
-    """The node whose elements ``node`` has in the same order."""
+    """Return the node of which ``node`` is a reshape."""
     while isinstance(node.operation, Reshape):
         (node,) = node.inputs
     return node
 
 
 def viewed(node: Expression) -> Expression:
-    """The node in whose memory ``node`` lies."""
+    """Return the node whose memory ``node`` uses."""
     while isinstance(node.operation, View):
         (node,) = node.inputs
     return node
@@ -180,7 +180,7 @@ def _is_contiguous(node: Expression) -> bool:
 
 
 def steps_of(outputs: Sequence[Expression]) -> list[Step]:
-    """The steps that compute ``outputs``, each after those that compute its inputs."""
+    """Return the steps that compute ``outputs``, each after the steps of its inputs."""
     order = topological_order(outputs)
     uses = Counter(id(each) for each in chain(*(node.inputs for node in order), outputs))
     user = {id(each): node for node in order for each in node.inputs}
@@ -202,11 +202,11 @@ def steps_of(outputs: Sequence[Expression]) -> list[Step]:
 
 
 def _fuses(node: Expression, user: Expression) -> bool:
-    """Whether ``node`` may be computed strip by strip with its only user."""
+    """Return whether ``node`` may be computed strip by strip with its only user."""
     return _is_cut(node) and isinstance(user.operation, BY_ELEMENT) and node.shape == user.shape
 
 
 def _is_cut(node: Expression) -> bool:
-    """Whether ``node`` may be computed strip by strip, and is large enough to be."""
+    """Return whether ``node`` can be computed strip by strip and is large enough."""
     is_large = node.ndim > 0 and node.nbytes >= 4 * STRIP_BYTES
     return is_large and isinstance(node.operation, BY_ELEMENT)

@@ -1,1 +1,1 @@
-"""Computations on arrays that take more than one call of NumPy; they know no expressions."""
+"""Computations on arrays that take several NumPy calls, independent of expressions."""

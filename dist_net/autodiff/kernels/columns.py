@@ -1,9 +1,9 @@
-"""Columns of matrices that have many short rows: the channels of a batch, the terms of a bias.
+"""Columns of matrices with many short rows: the channels of a batch, the terms of a bias.
 
-In a broadcast, and in a sum along the first axis, NumPy pays a price for every row, and with 16
-columns that is most of the time. Several rows side by side, as *lanes*, are one long row of the
-same memory: for (50176, 16) float32 both then take a third of the time. Sums are also more exact,
-as each lane is added up by itself.
+In a broadcast, and in a sum along the first axis, NumPy has an overhead per row, which dominates
+with 16 columns. Several rows side by side, as *lanes*, form one long row of the same memory: for
+(50176, 16) float32, both then take a third of the time. Sums are also more accurate, because each
+lane is added up separately.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool
 
 Floats: TypeAlias = NDArray[np.float32 | np.float64]
 
-LONG_ROW = 1024  # elements; longer ones gain nothing
-MANY_ELEMENTS = 1 << 16  # with fewer, the second call costs more than long rows save
+LONG_ROW = 1024  # elements; longer rows gain nothing
+MANY_ELEMENTS = 1 << 16  # with fewer, the second call takes more time than long rows save
 
 
 def long_rows(*matrices: Array) -> list[Array]:
-    """Views of matrices of one shape, with as many rows side by side as are useful.
+    """Return views of matrices of one shape, with as many rows side by side as are useful.
 
-    Small matrices, and those of which one is not C-contiguous, are returned as they are.
+    Returns the matrices unchanged if they are small or one of them is not C-contiguous.
     """
     rows, columns = matrices[0].shape
     contiguous = all(each.flags.c_contiguous for each in matrices)
@@ -38,7 +38,7 @@ def long_rows(*matrices: Array) -> list[Array]:
 
 
 def column_sums(x: Array, out: Array) -> Call:
-    """The call that fills ``out``, (columns,), with the sums of the columns of ``x``.
+    """Return the call that fills ``out``, (columns,), with the sums of the columns of ``x``.
 
     A sum is a row of ones times a matrix, and BLAS adds such columns twice as fast as NumPy.
     """
@@ -52,9 +52,9 @@ def column_sums(x: Array, out: Array) -> Call:
 
 
 def column_dots(x: Array, y: Array, out: Array, pool: ThreadPool) -> Call:
-    """The call that fills ``out``, (columns,), with the sums of the columns of x·y.
+    """Return the call that fills ``out``, (columns,), with the sums of the columns of x·y.
 
-    No array of their size is made for it. Each thread of ``pool`` takes a part of the rows.
+    It allocates no array of their size. Each thread of ``pool`` takes a part of the rows.
     """
     x_rows, y_rows = (cast(Floats, each) for each in long_rows(x, y))
     count = min(pool.threads if pool.shares(x.nbytes) else 1, len(x_rows))

@@ -1,4 +1,4 @@
-"""Memory for arrays: aligned, shared by plans, carved into scratch arrays, copied in long runs."""
+"""Memory for arrays: aligned, shared by plans, divided into scratch arrays, copied in runs."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ ALIGNMENT_BYTES = 64  # a cache line, and the widest vector register
 
 
 def aligned_bytes(size: int) -> NDArray[np.uint8]:
-    """``size`` uninitialised bytes that begin at a multiple of ALIGNMENT_BYTES."""
+    """Return ``size`` uninitialised bytes at a multiple of ``ALIGNMENT_BYTES``."""
     raw = np.empty(size + ALIGNMENT_BYTES, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT_BYTES
     return raw[start : start + size]
 
 
 class Arena:
-    """Memory that several plans use in turn: each may overwrite what another left there.
+    """Memory that several plans use in turn; each may overwrite the others' contents.
 
-    A plan keeps the memory that it was given. So compile the largest plan first: the others then
+    A plan keeps the memory that it received, so compile the largest plan first: the others then
     fit into its memory.
     """
 
@@ -33,11 +33,11 @@ class Arena:
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes it has so far."""
+        """The bytes allocated so far."""
         return sum(map(len, self._pieces))
 
     def pieces(self, sizes: Sequence[int]) -> list[NDArray[np.uint8]]:
-        """For each of ``sizes`` a piece of at least so many uninitialised bytes, all apart."""
+        """Return disjoint, uninitialised pieces of at least these ``sizes`` in bytes."""
         given: dict[int, NDArray[np.uint8]] = {}
         for rank, index in enumerate(sorted(range(len(sizes)), key=lambda i: -sizes[i])):
             if rank == len(self._pieces):
@@ -49,14 +49,14 @@ class Arena:
 
 
 def scratch_bytes(shapes: Sequence[Shape], dtype: np.dtype[np.generic]) -> int:
-    """How many bytes ``carve`` needs for arrays of these shapes."""
+    """Return the number of bytes that ``carve`` needs for these shapes."""
     return sum(_room(shape, dtype) for shape in shapes)
 
 
 def carve(
     scratch: NDArray[np.uint8], shapes: Sequence[Shape], dtype: np.dtype[np.generic]
 ) -> list[Array]:
-    """Arrays of these shapes, one after the other in ``scratch``, each on a cache line."""
+    """Return arrays of these shapes in ``scratch``, each aligned to a cache line."""
     arrays: list[Array] = []
     start = 0
     for shape in shapes:
@@ -71,10 +71,10 @@ def _room(shape: Shape, dtype: np.dtype[np.generic]) -> int:
 
 
 def copy_in_runs(out: Array, x: Array) -> Call:
-    """The call that copies ``x`` to ``out``; the last axes of both are contiguous.
+    """Return the call that copies ``x`` to ``out``; the last axes of both are contiguous.
 
-    It takes a whole last axis for one element. Where that is short, NumPy then needs only half to
-    two thirds of the time.
+    It treats a whole last axis as one element. If that axis is short, NumPy needs only half to two
+    thirds of the time.
     """
     run = np.dtype((np.void, x.shape[-1] * x.itemsize))
     return partial(np.copyto, out.view(run), x.view(run))

@@ -1,7 +1,7 @@
-"""A pool of threads that share the work of one call, each with scratch memory of its own.
+"""A pool of threads that share the work of one call, each with its own scratch memory.
 
-NumPy and BLAS compute without the interpreter's lock, so threads help where the pieces of work are
-large. BLAS is to use one thread per call: the pool's threads each make calls of their own.
+NumPy and BLAS release the interpreter's lock, so threads help if the pieces of work are large. BLAS
+must use one thread per call, because each thread of the pool makes its own calls.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import aligned_bytes, carve, scratch_bytes
 
 Task = Sequence[Sequence[Call]]
-"""For each thread that may do it, the same calls, bound to that thread's scratch."""
+"""The same calls for each thread that may run them, bound to that thread's scratch."""
 
 SHARED_BYTES = 1 << 20
-"""The smallest result whose elementwise work is shared. A thread takes some 50 us to wake up, also
-after it has waited for the interpreter's lock between two calls: two threads compute 1 MB a tenth
-faster than one, 6 MB half as fast again, 13 MB twice as fast."""
-SHARED_STRIP_BYTES = 1 << 19  # so that calls are long, and threads seldom wait for the lock
+"""The smallest result whose elementwise work is shared. A thread takes about 50 us to wake up, also
+after waiting for the interpreter's lock between two calls. The speedup of two threads is 1.1 for
+1 MB, 1.5 for 6 MB and 2 for 13 MB."""
+SHARED_STRIP_BYTES = 1 << 19  # long calls, so that threads seldom wait for the lock
 
 STRIP_BYTES = 1 << 17
-"""What a task writes at a time where work is not shared: with what it reads, half of an L2 cache of
-1 MiB."""
+"""Bytes that a task writes at a time if work is not shared: together with its reads, half of an L2
+cache of 1 MiB."""
 
-MOST_THREADS = 256  # more are a typing error, and would exhaust the host
+MOST_THREADS = 256  # a larger number is a typing error, and would exhaust the host
 
 
 class ThreadPool:
-    """``threads`` threads, the caller's among them; the others end with the pool.
+    """``threads`` threads, including the caller's; the others end with the pool.
 
-    ``gemm`` is how they multiply matrices; if left out, each product is one call of BLAS.
+    ``gemm`` multiplies matrices; the default makes one BLAS call per product.
     """
 
     def __init__(self, threads: int = 1, gemm: Gemm | None = None) -> None:
@@ -56,39 +56,39 @@ class ThreadPool:
         self.close = weakref.finalize(self, _dismiss, self._calls, helpers)
 
     def shares(self, result_bytes: int) -> bool:
-        """Whether elementwise work whose result has so many bytes is worth sharing."""
+        """Return whether to share elementwise work with a result of ``result_bytes``."""
         return self.threads > 1 and result_bytes >= SHARED_BYTES
 
     def reserve(self, scratch_bytes: int) -> None:
-        """Ensures that each thread's scratch has so many bytes; to be called before ``scratch``."""
+        """Ensure that each thread has ``scratch_bytes`` of scratch; call before ``scratch``."""
         self._scratch_bytes = max(self._scratch_bytes, scratch_bytes)
 
     @property
     def scratch_bytes(self) -> int:
-        """The bytes of all threads' scratch together."""
+        """The scratch of all threads together, in bytes."""
         return self.threads * self._scratch_bytes
 
     def scratch(self, thread: int) -> NDArray[np.uint8]:
-        """The scratch of one thread. All calls use it, so it keeps nothing between two calls."""
+        """Return a thread's scratch; every call may overwrite it."""
         if not self._scratch or len(self._scratch[0]) < self._scratch_bytes:
             self._scratch = [aligned_bytes(self._scratch_bytes) for _ in range(self.threads)]
         return self._scratch[thread]
 
     def call(self, tasks: Sequence[Task]) -> Call:
-        """A call that does ``tasks``, each on the thread that is free first."""
+        """Return a call that runs ``tasks``, each on the first free thread."""
         return in_order(self.calls(tasks))
 
     def calls(self, tasks: Sequence[Task]) -> list[Call]:
-        """The same as several calls, if there is one thread or one task."""
+        """Return ``call(tasks)`` as a list, of several calls if there is one thread or one task."""
         if self.threads == 1 or len(tasks) == 1:
             return [call for task in tasks for call in task[0]]
         return [partial(_share, self._calls, tasks)]
 
 
 class _Round:
-    """Some tasks that threads are doing: a thread that is free takes the next one.
+    """Tasks in progress: a free thread takes the next one.
 
-    A helper takes some 50 us to wake up. If no task is left by then, nobody waits for it.
+    A helper takes about 50 us to wake up. If no task is left by then, the caller does not wait.
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -112,7 +112,7 @@ class _Round:
             self._helping += 1
         try:
             self.work(thread)
-        except BaseException as error:  # handed to the caller's thread, which raises it
+        except BaseException as error:  # the caller's thread raises it
             self.error = error
         with self._lock:
             self._helping -= 1
@@ -120,7 +120,7 @@ class _Round:
                 self._helped.release()
 
     def close(self) -> None:
-        """Waits for the helpers that are at work, and lets no other begin."""
+        """Wait for the helpers that are running, and prevent others from starting."""
         with self._lock:
             self._is_closed = True
             is_helped = self._helping > 0
@@ -152,12 +152,12 @@ def _dismiss(
     for calls in queues:
         calls.put(None)
     for helper in helpers:
-        if helper is not threading.current_thread():  # a helper may be what collects the garbage
+        if helper is not threading.current_thread():  # garbage collection may run on a helper
             helper.join()
 
 
 def strips(rows: Array, strip_bytes: int | None = None) -> list[slice]:
-    """The rows, along the first axis, in strips of at most so many bytes, but at least one row."""
+    """Return strips along the first axis, of at most ``strip_bytes`` but at least one row."""
     length = max(1, (strip_bytes or STRIP_BYTES) * len(rows) // max(1, rows.nbytes))
     return [slice(start, min(start + length, len(rows))) for start in range(0, len(rows), length)]
 
@@ -168,9 +168,9 @@ def by_strip(
     calls: Callable[[slice, Sequence[Array]], Sequence[Call]],
     pool: ThreadPool,
 ) -> Call:
-    """One call that makes ``calls`` for each strip of ``result`` along its first axis.
+    """Return one call that makes ``calls`` for each strip of ``result`` along its first axis.
 
-    ``calls`` is given spare arrays of the result's dtype and of ``spare_shapes``. If the result is
+    ``calls`` receives spare arrays of the result's dtype and of ``spare_shapes``. If the result is
     large, the pool shares the strips.
     """
     is_shared = pool.shares(result.nbytes)

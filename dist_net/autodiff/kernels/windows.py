@@ -1,4 +1,4 @@
-"""The windows of convolution and pooling: where they lie on a map, along both axes or one."""
+"""The positions of convolution and pooling windows on a map, along both axes or one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Windows:
     padding: tuple[Pair, Pair]
 
     def output(self, height: int, width: int) -> Pair:
-        """How many windows fit, down and across; raises ShapeError if none does."""
+        """Return the number of windows down and across; raises ``ShapeError`` if none fits."""
         fits = tuple(
             (length + sum(padding) - size) // stride + 1
             for length, size, stride, padding in zip(
@@ -40,12 +40,12 @@ class Windows:
         if min(fits) < 1:
             raise ShapeError(
                 f"a window of {self.size} does not fit into a map of {(height, width)} with "
-                f"padding {self.padding}; expected the padded map to be as large at least"
+                f"padding {self.padding}; expected the padded map to be at least as large"
             )
         return fits[0], fits[1]
 
     def over(self, padded: Array) -> Array:
-        """(N, H', W', size[0], size[1], C): the windows of a padded map, in its own memory."""
+        """Return the windows of a padded map as a view (N, H', W', size[0], size[1], C)."""
         n, height, width, channels = padded.shape
         rows, columns = Windows(self.size, self.stride, UNPADDED).output(height, width)
         per_image, per_row, per_column, per_channel = padded.strides
@@ -63,11 +63,11 @@ POINTWISE = Windows((1, 1), (1, 1), UNPADDED)
 
 
 def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pair) -> Windows:
-    """The windows over a map of ``map_size``, its height and width.
+    """Return the windows over a map of ``map_size``, its height and width.
 
     ``padding`` is one number for every side, or ((top, bottom), (left, right)). "valid" is 0.
-    "same" makes one window for every ``stride`` pixels of the map; as in TensorFlow, the bottom
-    and the right have one more line of an odd number. Raises ShapeError for impossible values.
+    "same" makes one window for every ``stride`` pixels of the map; if the padding is odd, the
+    bottom or right gets the extra line, as in TensorFlow. Raises ``ShapeError``.
     """
     size, stride = pair("size", size, 1), pair("stride", stride, 1)
     sides: tuple[Pair, Pair]
@@ -92,10 +92,10 @@ def windows(size: int | Pair, stride: int | Pair, padding: Padding, map_size: Pa
 
 
 def phase_of(size: int, stride: int, offset: int) -> tuple[slice, int]:
-    """Along one axis, for the pixels ``offset``, ``offset`` + stride, … of the padded map.
+    """Return the taps of a phase and the offset of its first window, along one axis.
 
-    Returns the taps that reach them, and how far before the cotangent the first window of these
-    taps begins.
+    The phase consists of the pixels ``offset``, ``offset`` + stride, … of the padded map; the taps
+    reach these pixels. The offset counts backwards from the start of the cotangent.
     """
     first = offset % stride
     taps = len(range(first, size, stride))
@@ -103,7 +103,7 @@ def phase_of(size: int, stride: int, offset: int) -> tuple[slice, int]:
 
 
 def pair(name: str, value: int | Pair, least: int) -> Pair:
-    """One or two integers as two; raises ShapeError unless all are at least ``least``."""
+    """Return one or two integers as a pair; raises ``ShapeError`` if one is below ``least``."""
     two = value if isinstance(value, Sequence) else (value, value)
     if len(two) != 2:
         raise ShapeError(f"{name} {value!r}; expected one or two integers")
@@ -119,8 +119,8 @@ def _same(size: int, stride: int, length: int) -> Pair:
 class AxisWindows:
     """Windows of ``size`` every ``stride`` along one axis of a map, which has ``length`` elements.
 
-    There are ``results`` of them; the first begins ``before`` elements before the map. Pooling
-    takes a rectangular window as such windows along one axis, then along the other.
+    There are ``results`` windows; the first begins ``before`` elements before the map. Pooling
+    splits a rectangular window into such windows along one axis, then along the other.
     """
 
     axis: int
@@ -131,7 +131,7 @@ class AxisWindows:
     results: int
 
     def taps(self) -> list[tuple[slice, slice]]:
-        """For each place in a window: which windows have an element there, and which elements."""
+        """Return the windows with an element at each position in a window, and these elements."""
         taps = []
         for offset in range(-self.before, self.size - self.before):
             first = max(0, -(offset // self.stride))
@@ -142,7 +142,7 @@ class AxisWindows:
         return taps
 
     def counts(self) -> list[int]:
-        """How many elements of the map each window has."""
+        """Return the number of the map's elements in each window."""
         starts = range(-self.before, self.results * self.stride - self.before, self.stride)
         return [min(start + self.size, self.length) - max(start, 0) for start in starts]
 
@@ -163,13 +163,13 @@ class AxisWindows:
         return self.size == self.stride and self.before == 0 and covered >= self.length
 
     def of(self, array: Array, where: slice) -> Array:
-        """The elements of ``array`` at ``where`` along the axis."""
+        """Return ``array`` at ``where`` along the axis."""
         return array[(slice(None),) * self.axis + (where,)]
 
     def result_shape(self, shape: Shape) -> Shape:
-        """The result's shape for a map's."""
+        """Return the result's shape for the map's ``shape``."""
         return (*shape[: self.axis], self.results, *shape[self.axis + 1 :])
 
     def map_shape(self, shape: Shape) -> Shape:
-        """The map's shape for a result's."""
+        """Return the map's shape for the result's ``shape``."""
         return (*shape[: self.axis], self.length, *shape[self.axis + 1 :])

@@ -1,8 +1,8 @@
 """Convolution of maps: (N, H, W, C) by filters (kh, kw, C / groups, O).
 
-As in all neural nets, the filters are not flipped: mathematics calls this a correlation. It is
-linear in the map and in the filters, and so are its gradients: the VJPs of each of the three
-operations here are the other two.
+As usual in neural networks, the filters are not flipped (in mathematics, a correlation). The
+operation is linear in the map and in the filters, and so are its gradients: the VJPs of each of the
+three operations in this module are the other two.
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ def conv2d(
     padding: Padding = "same",
     groups: int = 1,
 ) -> Expression:
-    """The convolution of (N, H, W, C) by (kh, kw, C / groups, O): (N, H', W', O).
+    """Return the convolution of (N, H, W, C) by (kh, kw, C / groups, O): (N, H', W', O).
 
-    The padding is of zeros, and ``padding`` is as for ``windows``. Raises ShapeError if the shapes
-    do not fit or no window does, DTypeError unless both have the same float dtype.
+    Pads with zeros; ``padding`` is as for ``windows``. Raises ``ShapeError`` if the shapes do not
+    match or no window fits, ``DTypeError`` unless both have the same float dtype.
     """
     if x.ndim != 4 or filters.ndim != 4:
         raise ShapeError(
@@ -123,7 +123,7 @@ def conv2d(
     channels, out_channels, groups = x.shape[3], filters.shape[3], integer("conv2d: groups", groups)
     if groups < 1 or filters.shape[2] * groups != channels or out_channels % groups:
         raise ShapeError(
-            f"conv2d: a map of shape {x.shape} and filters of shape {filters.shape} do not fit "
+            f"conv2d: a map of shape {x.shape} and filters of shape {filters.shape} do not match "
             f"in {groups} groups; expected (N, H, W, C) and (kh, kw, C / groups, O), with C and O "
             f"divisible by groups"
         )
@@ -133,5 +133,5 @@ def conv2d(
 
 
 def map_size(x: Expression) -> Pair:
-    """The height and width of (N, H, W, C)."""
+    """Return the height and width of (N, H, W, C)."""
     return x.shape[1], x.shape[2]

@@ -1,4 +1,4 @@
-"""Arithmetic and comparisons, element by element, broadcasting as NumPy does."""
+"""Elementwise arithmetic and comparisons, with NumPy's broadcasting."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from dist_net.errors import DTypeError
 
 
 class Elementwise(Operation):
-    """One NumPy ufunc on inputs that broadcast to the result's shape."""
+    """A NumPy ufunc on inputs that broadcast to the result's shape."""
 
     ufunc: ClassVar[np.ufunc]
     kinds: ClassVar[str] = "fiu"
-    """NumPy's letters for the dtypes that it is defined on: floats, integers, unsigned ones."""
+    """NumPy's kinds of the supported dtypes: floats, integers, unsigned integers."""
     overwrites_inputs = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
@@ -55,7 +55,7 @@ class Elementwise(Operation):
     def derivatives(
         self, y: Expression, g: Expression, *x: Expression
     ) -> tuple[Expression | None, ...]:
-        """For y = f(x) and the cotangent g of y: g times df/dx, before broadcasting is undone."""
+        """Return g · df/dx for y = f(x) and the cotangent g of y, before undoing broadcasting."""
         raise NotImplementedError
 
 
@@ -159,7 +159,7 @@ class Sigmoid(Elementwise):
     kinds = "f"
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        # Where the exponential is infinite, the result is 0.
+        # If the exponential is infinite, the result is 0.
         return in_order(
             [
                 partial(np.negative, inputs[0], out),
@@ -170,11 +170,11 @@ class Sigmoid(Elementwise):
         )
 
     def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        return (g * y * sigmoid(-x[0]),)  # 1 - y, which would round to 0
+        return (g * y * sigmoid(-x[0]),)  # 1 - y would round to 0
 
 
 class Comparison(Elementwise):
-    """A ufunc whose result is a truth value, and so has no gradient."""
+    """A ufunc with a boolean result, which has no gradient."""
 
     overwrites_inputs = False
 
@@ -258,22 +258,22 @@ def negative(x: Expression) -> Expression:
 
 
 def exp(x: Expression) -> Expression:
-    """e to the power of x."""
+    """Return e to the power of x."""
     return apply(Exp(), x)
 
 
 def expm1(x: Expression) -> Expression:
-    """exp(x) - 1, without the loss of digits near 0."""
+    """Return exp(x) - 1 without loss of precision near 0."""
     return apply(Expm1(), x)
 
 
 def log(x: Expression) -> Expression:
-    """The natural logarithm."""
+    """Return the natural logarithm."""
     return apply(Log(), x)
 
 
 def sqrt(x: Expression) -> Expression:
-    """The square root."""
+    """Return the square root."""
     return apply(Sqrt(), x)
 
 
@@ -283,7 +283,7 @@ def square(x: Expression) -> Expression:
 
 
 def tanh(x: Expression) -> Expression:
-    """The hyperbolic tangent."""
+    """Return the hyperbolic tangent."""
     return apply(Tanh(), x)
 
 

@@ -1,4 +1,4 @@
-"""Convolution with its epilogue in one operation, as inference computes it."""
+"""Convolution fused with its epilogue, for inference."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dist_net.autodiff.kernels.windows import Windows
 
 @dataclass(frozen=True)
 class FusedConvolution(Operation):
-    """``epilogue`` of the convolution of x by filters: a description, which is planned later.
+    """``epilogue`` of the convolution of x by filters: a description, to be planned later.
 
-    Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O), bias (O,), and perhaps a residual of
-    the output's shape.
+    Inputs: x (N, H, W, C), filters (kh, kw, C / groups, O), bias (O,), and optionally a residual
+    of the output's shape.
     """
 
     windows: Windows
@@ -34,14 +34,14 @@ class FusedConvolution(Operation):
         return (images, *self.windows.output(height, width), filters.shape[3]), x.dtype
 
     def problem(self, node: Expression) -> Problem:
-        """The problem that a node of this operation describes."""
+        """Return the problem that a node of this operation describes."""
         x = node.inputs[0]
         return Problem(self.windows, self.groups, self.epilogue, x.shape, node.shape, x.dtype)
 
 
 @dataclass(frozen=True)
 class PreparedFilters(Operation):
-    """A convolution's filter, laid out or transformed as an algorithm reads it."""
+    """A convolution's filters in the layout of an algorithm."""
 
     problem: Problem
     algorithm: Algorithm
@@ -61,9 +61,9 @@ class PreparedFilters(Operation):
 
 @dataclass(frozen=True, eq=False)
 class PlannedConvolution(Operation):
-    """A fused convolution by a chosen algorithm, block by block, by a pool of threads.
+    """A fused convolution that a pool of threads computes block by block, by a chosen algorithm.
 
-    Inputs: x, the filters as the algorithm has prepared them, bias, and perhaps a residual.
+    Inputs: x, the filters prepared by the algorithm, bias, and optionally a residual.
     """
 
     problem: Problem
@@ -93,7 +93,7 @@ class PlannedConvolution(Operation):
         )
 
     def reserve_scratch(self) -> None:
-        """Asks the pool for the memory that the largest block needs."""
+        """Reserve the pool's memory for the largest block."""
         algorithm = self.choice.algorithm
         blocks = self.choice.blocking.blocks(self.problem.out, algorithm.row_step)
         self.pool.reserve(max(algorithm.scratch_bytes(self.problem, block) for block in blocks))

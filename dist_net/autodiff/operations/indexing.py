@@ -1,4 +1,4 @@
-"""Elements by indices that an array holds: gather, and argmax, which returns such indices."""
+"""Indexing by arrays: gather, and argmax, which returns indices."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from dist_net.errors import DTypeError, IndexRangeError, ShapeError
 
 @dataclass(frozen=True)
 class CheckedIndices(Operation):
-    """Integers as intp; each run of a plan raises IndexRangeError unless all are in [0, length).
+    """Integers as intp; a run of a plan raises ``IndexRangeError`` unless all are in [0, length).
 
-    ``name`` is the function that the message names.
+    ``name`` is the function to name in the message.
     """
 
     name: str
@@ -35,7 +35,7 @@ class CheckedIndices(Operation):
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         (indices,) = inputs
-        unsigned = out.view(np.uintp)  # negative ones become huge: one comparison finds them, too
+        unsigned = out.view(np.uintp)  # negative indices become huge, so one comparison suffices
 
         def copy_checked() -> None:
             np.copyto(out, indices, "unsafe")
@@ -53,7 +53,7 @@ class CheckedIndices(Operation):
 class Take(Operation):
     """The elements of the first input, which has one axis, at the indices in the second.
 
-    ``distinct`` promises that no index occurs twice, so that gradients need not be added up.
+    ``distinct`` promises that no index occurs twice, so that gradients need not be summed.
     """
 
     distinct: bool = False
@@ -85,15 +85,15 @@ class Put(Operation):
         values, flat_index = inputs
         if values.shape != flat_index.shape or len(self.shape) != 1:
             raise ShapeError(
-                f"put: {values.shape} values at {flat_index.shape} places of {self.shape}; "
-                f"expected a place for each, along one axis"
+                f"put: {values.shape} values at {flat_index.shape} indices of {self.shape}; "
+                f"expected one index per value, along one axis"
             )
         return self.shape, values.dtype
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         values = inputs[0]
         flat_index = typing.cast("NDArray[np.intp]", inputs[1])
-        # For the 32 labels of a minibatch, adding takes 3.4 µs, and putting 0.7.
+        # For the 32 labels of a minibatch, adding takes 3.4 µs, assigning 0.7.
         put = partial(out.put if self.distinct else partial(np.add.at, out), flat_index, values)
         return in_order([partial(out.fill, 0), _in_range(put)])
 
@@ -102,7 +102,7 @@ class Put(Operation):
 
 
 def _in_range(call: Call) -> Call:
-    """The call, but with IndexRangeError in place of NumPy's IndexError."""
+    """Return the call with ``IndexRangeError`` in place of NumPy's ``IndexError``."""
 
     def call_translated() -> None:
         try:
@@ -115,7 +115,7 @@ def _in_range(call: Call) -> Call:
 
 @dataclass(frozen=True)
 class ArgMax(Operation):
-    """The index of the largest element along ``axis``, the first of those that tie."""
+    """The index of the largest element along ``axis``; the first if several tie."""
 
     axis: int
 
@@ -130,10 +130,10 @@ class ArgMax(Operation):
 
 
 def gather(x: Expression, indices: Expression) -> Expression:
-    """Element ``indices[i]`` of each row i: from (N, C) and (N,) integers in [0, C) to (N,).
+    """Return element ``indices[i]`` of each row i: from (N, C) and (N,) integers in [0, C) to (N,).
 
-    Raises ShapeError or DTypeError for other inputs; for an index outside of [0, C), a plan raises
-    IndexRangeError when it runs.
+    Raises ``ShapeError`` or ``DTypeError`` for other inputs. For an index outside [0, C), the plan
+    raises ``IndexRangeError`` when it runs.
     """
     if x.ndim != 2 or indices.shape != x.shape[:1]:
         raise ShapeError(f"gather: shapes {x.shape} and {indices.shape}; expected (N, C) and (N,)")
@@ -145,12 +145,12 @@ def gather(x: Expression, indices: Expression) -> Expression:
 
 
 def checked_indices(name: str, indices: Expression, length: int) -> Expression:
-    """``indices`` as intp, each checked to be in [0, length) when a plan runs, for ``name``."""
+    """Return ``indices`` as intp; plans check that they are in [0, length). Errors use ``name``."""
     return apply(CheckedIndices(name, length), indices)
 
 
 def argmax(x: Expression, axis: int | None = None) -> Expression:
-    """The index of the largest element along ``axis``, or among all in row-major order (None)."""
+    """Return the index of the largest element along ``axis``, or in row-major order (None)."""
     if axis is None:
         return apply(ArgMax(0), reshape(x, (x.size,)))
     return apply(ArgMax(positive_axis("argmax", axis, x.shape)), x)

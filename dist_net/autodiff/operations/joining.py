@@ -1,4 +1,4 @@
-"""Arrays end to end along an axis."""
+"""Concatenation along an axis."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dist_net.errors import ShapeError
 
 @dataclass(frozen=True)
 class Concatenate(Operation):
-    """The inputs one after the other along ``axis``."""
+    """The inputs, concatenated along ``axis``."""
 
     axis: int
 
@@ -26,7 +26,7 @@ class Concatenate(Operation):
         if any(each != first for each in others):
             shapes = " and ".join(str(each.shape) for each in inputs)
             raise ShapeError(
-                f"concatenate: shapes {shapes}; expected equal lengths on each axis but {self.axis}"
+                f"concatenate: shapes {shapes}; expected equal lengths on all axes but {self.axis}"
             )
         length = sum(each.shape[self.axis] for each in inputs)
         return (*first[: self.axis], length, *first[self.axis :]), dtype
@@ -40,25 +40,25 @@ class Concatenate(Operation):
 
 
 def concatenate(expressions: Sequence[Expression], axis: int = 0) -> Expression:
-    """The expressions end to end along ``axis``, a negative one counted from the last.
+    """Concatenate expressions along ``axis``; a negative axis counts from the last.
 
-    Raises ShapeError unless they have equal lengths on all other axes, DTypeError unless they
-    have one dtype.
+    Raises ``ShapeError`` unless they have equal lengths on all other axes, ``DTypeError`` unless
+    they have the same dtype.
     """
     if not expressions:
-        raise ShapeError("concatenate: no expressions; expected one at least")
+        raise ShapeError("concatenate: no expressions; expected at least one")
     positive = positive_axis("concatenate", axis, expressions[0].shape)
     if any(each.ndim != expressions[0].ndim for each in expressions):
         shapes = " and ".join(str(each.shape) for each in expressions)
-        raise ShapeError(f"concatenate: shapes {shapes}; expected as many axes of each")
+        raise ShapeError(f"concatenate: shapes {shapes}; expected the same number of axes")
     operation = Concatenate(positive)
-    operation.result(*expressions)  # what is empty must fit, too
+    operation.result(*expressions)  # empty inputs are checked too
     filled = [each for each in expressions if each.shape[positive] > 0] or [*expressions[:1]]
     return filled[0] if len(filled) == 1 else apply(operation, *filled)
 
 
 def _indices(axis: int, inputs: Sequence[Expression] | Sequence[Array]) -> list[tuple[slice, ...]]:
-    """The index at which each input lies in the result."""
+    """Return the index of each input in the result."""
     ends = accumulate((each.shape[axis] for each in inputs), initial=0)
     return [(slice(None),) * axis + (slice(*pair),) for pair in pairwise(ends)]
 

@@ -1,5 +1,5 @@
-"""The leaky relu, max(x, slope · x), and its gradient, which takes fewer passes than those of a
-maximum and a product."""
+"""The leaky relu, max(x, slope · x), and its gradient, which takes fewer passes over memory than
+the gradients of a maximum and a product."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STRIP_ELEMENTS = 1 << 17  # as large as the strips that threads share
 
 @dataclass(frozen=True)
 class LeakyRelu(Elementwise):
-    """x above 0, ``slope`` times x elsewhere, for a slope from 0, the relu's, to 1."""
+    """x if x > 0, else ``slope`` · x, for a slope from 0 (relu) to 1."""
 
     slope: float
     kinds = "f"
@@ -29,7 +29,7 @@ class LeakyRelu(Elementwise):
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         (x,) = inputs
-        if self.slope == 0:  # 0 times infinity would be nan
+        if self.slope == 0:  # 0 · infinity would be nan
             return partial(np.maximum, x, out.dtype.type(0), out=out)
         scale = partial(np.multiply, x, out.dtype.type(self.slope), out)
         return in_order([scale, partial(np.maximum, x, out, out=out)])
@@ -42,7 +42,7 @@ class LeakyRelu(Elementwise):
 
 @dataclass(frozen=True)
 class LeakyReluGradient(Elementwise):
-    """g where y is above 0, ``slope`` times g elsewhere."""
+    """g if y > 0, else ``slope`` · g."""
 
     slope: float
     kinds = "f"
@@ -73,10 +73,10 @@ class LeakyReluGradient(Elementwise):
 
 
 def leaky_relu(x: Expression, slope: float = 0.1) -> Expression:
-    """x above 0, ``slope`` times x below, for a slope from 0 to 1; Darknet's is 0.1.
+    """Return x if x > 0, else ``slope`` · x, for a slope from 0 to 1; Darknet's is 0.1.
 
-    Its derivative at 0 is the slope. Raises ParameterError for another slope, DTypeError unless x
-    is of floats.
+    The derivative at 0 is the slope. Raises ``ParameterError`` for another slope, ``DTypeError``
+    unless x is a float.
     """
     if not 0 <= slope <= 1:
         raise ParameterError(f"leaky_relu: slope {slope}; expected 0 <= slope <= 1")

@@ -1,4 +1,4 @@
-"""Matrix products, of stacks of matrices and of vectors too, by NumPy's rules."""
+"""Products of matrices, stacks of matrices and vectors, by NumPy's rules."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ class MatMul(SharedOperation):
 
 
 def matmul(first: Operand, second: Operand) -> Expression:
-    """The matrix product; a vector counts as a row on the left and as a column on the right."""
+    """Return the matrix product; a vector is a row on the left and a column on the right."""
     a, b = operands(first, second)
     if a.ndim == 0 or b.ndim == 0:
         raise ShapeError(f"matmul: shapes {a.shape} and {b.shape}; expected vectors or matrices")
     left = reshape(a, (1, *a.shape)) if a.ndim == 1 else a
     right = reshape(b, (*b.shape, 1)) if b.ndim == 1 else b
     if left.shape[-1] != right.shape[-2]:
-        raise misfit(a, b)  # which names the shapes that were given, also of a vector
+        raise misfit(a, b)  # names the original shapes, also of a vector
     product = apply(MatMul(), left, right)
     shape = product.shape
     if b.ndim == 1:
@@ -73,8 +73,8 @@ def matmul(first: Operand, second: Operand) -> Expression:
 
 
 def misfit(a: Expression, b: Expression) -> ShapeError:
-    """The error to raise for matrices that cannot be multiplied."""
+    """Return the error for matrices that cannot be multiplied."""
     return ShapeError(
-        f"matmul: shapes {a.shape} and {b.shape} do not fit; expected (..., n, k) and "
+        f"matmul: shapes {a.shape} and {b.shape} do not match; expected (..., n, k) and "
         f"(..., k, m) with the same k and leading axes that broadcast"
     )

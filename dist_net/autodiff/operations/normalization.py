@@ -1,9 +1,8 @@
-"""Batch normalization: each channel of a batch scaled to mean 0 and variance 1, and then by gamma.
+"""Batch normalization: scale each channel of a batch to mean 0 and variance 1, then by gamma.
 
 Source: Ioffe and Szegedy 2015 (arXiv 1502.03167). A channel is an index of the last axis; its mean
-and variance are taken over all the other axes. The operations are on matrices, (rows, channels).
-Most of their time goes into passes through memory, so each operation works strip by strip, and
-takes about one pass.
+and variance are taken over all other axes. The operations work on matrices (rows, channels). Passes
+over memory dominate their time, so each operation works strip by strip and takes about one pass.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from dist_net.autodiff.operations.shaping import reshape
 from dist_net.errors import ShapeError
 
 LARGEST_SHIFT = 16.0
-"""If the squared mean is at most so many variances, the variance is the mean of squares less the
-squared mean. That takes half the time of adding up squared differences, and has at most 17 times
-the rounding error."""
+"""If the squared mean is at most this multiple of the variance, the variance is the mean of squares
+minus the squared mean. That takes half the time of summing squared differences, with at most 17
+times the rounding error."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Variance(SharedOperation):
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         x, center = node.inputs
         factor = cotangent * (2 / x.shape[0])
-        # The mean's cotangent is 0, since the differences from it add up to 0.
+        # The mean's cotangent is 0, because the differences from the mean sum to 0.
         return apply(ScaleAndShift(), -(center * factor), x, factor), None
 
 
@@ -81,7 +80,7 @@ class ColumnDots(SharedOperation):
 
 @dataclass(frozen=True)
 class ScaleAndShift(SharedOperation):
-    """The sum of matrices, each times its scales, and of a shift: x·a + y·b + ... + c.
+    """The sum of scaled matrices and a shift: x·a + y·b + ... + c.
 
     Inputs: c, x, a, y, b, ...; matrices are (rows, channels), scales and shifts (channels,).
     """
@@ -124,17 +123,17 @@ def batch_normalize(
     beta: Expression,
     deviation: Callable[[Expression], Expression],
 ) -> tuple[Expression, Expression, Expression]:
-    """(x - mean) · gamma / deviation(variance) + beta, and the batch's mean and variance.
+    """Return (x - mean) · gamma / deviation(variance) + beta, and the batch's mean and variance.
 
-    ``x`` is (..., channels), all else (channels,). The variance is the sum of squared differences
-    divided by the number of rows, not by one less. Raises ShapeError.
+    ``x`` is (..., channels), the others (channels,). The variance is the sum of squared differences
+    divided by the number of rows, not by rows - 1. Raises ``ShapeError``.
     """
     if x.ndim < 2 or x.size == 0 or not gamma.shape == beta.shape == x.shape[-1:]:
         raise ShapeError(
-            f"batch_normalize: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; expected "
+            f"batch_normalize: x {x.shape}, gamma {gamma.shape}, beta {beta.shape}; expected x "
             f"(..., channels), not empty, and (channels,) for gamma and beta"
         )
-    # One node for all three, so that their cotangents are added up, and merged, at that node.
+    # One node for all three uses, so that their cotangents are summed and merged at that node.
     rows = reshape(x, (-1, x.shape[-1]))
     center = mean(rows, 0)
     variance = apply(Variance(), rows, center)
@@ -144,7 +143,7 @@ def batch_normalize(
 
 
 def scale_and_shift(x: Expression, scale: Expression, shift: Expression) -> Expression:
-    """x · scale + shift, by channel: x is (..., channels), scale and shift are (channels,)."""
+    """Return x · scale + shift by channel: x (..., channels), scale and shift (channels,)."""
     rows = reshape(x, (-1, x.shape[-1]))
     return reshape(apply(ScaleAndShift(), shift, rows, scale), x.shape)
 
@@ -156,10 +155,10 @@ def _scaled_and_shifted(
     out: Array,
     spare: Sequence[Array],
 ) -> list[Call]:
-    """The calls for one strip.
+    """Return the calls for one strip.
 
-    ``out`` may be one of the matrices: it is written after all but the last were read. ``spare``
-    holds one array for a sum of two products, two for a longer sum.
+    ``out`` may be one of the matrices: all but the last are read before ``out`` is written.
+    ``spare`` holds one array for a sum of two products, two for a longer sum.
     """
     *others, last = zip(matrices, scales, strict=True)
     calls: list[Call] = []
@@ -174,12 +173,12 @@ def _scaled_and_shifted(
 
 
 def _squared_differences(x: Array, center: Array, out: Array) -> Call:
-    """The call that fills ``out`` with the sums of the columns of (x - center)²."""
+    """Return the call that fills ``out`` with the sums of the columns of (x - center)²."""
     (rows,) = long_rows(x)
     lanes = np.empty((rows.shape[1] // len(center), len(center)), out.dtype)
     total, part = np.empty((2, rows.shape[1]), out.dtype)
     calls: list[Call] = [partial(np.copyto, lanes, center), partial(total.fill, 0)]
-    parts, alone = strips(rows), ThreadPool()  # not shared, as it is seldom called
+    parts, alone = strips(rows), ThreadPool()  # not shared: seldom called
     spare = np.empty_like(rows[parts[0]])
     for strip in parts:
         differences = spare[: strip.stop - strip.start]

@@ -1,8 +1,8 @@
 """Pooling: the largest element, or the mean, of each window of a map (N, H, W, C).
 
 A window is pooled along one axis and then along the other: the maximum of the maxima of its rows,
-the sum of their sums. That is less work than pooling all of its elements at once, and the gradient
-uses the results in between. Padding is never the largest element, and does not count for the mean.
+or the sum of their sums. That is less work than pooling all elements at once, and the gradient
+uses the intermediate results. Padding is never the largest element and is excluded from the mean.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
 from dist_net.autodiff.kernels.windows import AxisWindows, Padding, Pair, windows
 from dist_net.errors import DTypeError, ShapeError
 
-SHORT_RUN = 64  # elements: on shorter runs a ufunc takes longer than a copy and then a ufunc
+SHORT_RUN = 64  # elements; on shorter runs a ufunc takes longer than a copy followed by a ufunc
 
 
 @dataclass(frozen=True)
 class AxisWindowsOperation(Operation):
-    """An operation on windows along one axis, computed for some images at a time."""
+    """An operation on windows along one axis, computed for a strip of images at a time."""
 
     windows: AxisWindows
 
     def is_scattered(self, x: Array) -> bool:
-        """Whether the elements of ``x`` at one place of all windows lie in short runs."""
+        """Return whether ``x`` at one position of all windows consists of short runs."""
         run = math.prod(x.shape[self.windows.axis + 1 :])
         return self.windows.stride > 1 and run < SHORT_RUN and x.flags.c_contiguous
 
 
 @dataclass(frozen=True)
 class WindowReduction(AxisWindowsOperation, SharedOperation):
-    """All elements of each window, reduced by ``ufunc``; ``of_none`` for a window of none."""
+    """The elements of each window, reduced by ``ufunc``; ``of_none`` for an empty window."""
 
     ufunc: ClassVar[np.ufunc]
     of_none: ClassVar[float]
@@ -63,7 +63,7 @@ class WindowReduction(AxisWindowsOperation, SharedOperation):
         return by_strip(out, spare_shapes, calls, pool)
 
     def _gathered(self, x: Array, out: Array, spare: Array) -> Sequence[Call]:
-        """The calls for elements in short runs, which are copied to contiguous memory first."""
+        """Return the calls for elements in short runs, which copy to contiguous memory first."""
         (_, first), *others = self.windows.taps()
         calls = [copy_in_runs(out, self.windows.of(x, first))]
         for where, elements in others:
@@ -103,7 +103,7 @@ class WindowSum(WindowReduction):
 
 @dataclass(frozen=True)
 class WindowSumGradient(AxisWindowsOperation, SharedOperation):
-    """For each element the sum over the windows that it is in."""
+    """For each element, the sum over the windows that contain it."""
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         (cotangent,) = inputs
@@ -133,7 +133,7 @@ class WindowSumGradient(AxisWindowsOperation, SharedOperation):
 
 @dataclass(frozen=True)
 class WindowMaximum(WindowReduction):
-    """The largest element of each window; if several tie, the first has the gradient."""
+    """The largest element of each window; if several tie, the first receives the gradient."""
 
     ufunc = np.maximum
     of_none = -math.inf
@@ -151,7 +151,7 @@ class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
 
     def bind_shared(self, inputs: Sequence[Array], out: Array, pool: ThreadPool) -> Call:
         x, maxima, cotangent = inputs
-        # The usual case: of two elements, the second has the gradient if the first has not.
+        # The usual case, two elements: the second receives the gradient unless the first does.
         is_of_two = self.windows.is_partition and len(self.windows.taps()) == 2
         is_gathered = is_of_two and self.is_scattered(x)
         spares = 1 if is_of_two else 3
@@ -201,7 +201,7 @@ class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
         left: Array,
         share: Array,
     ) -> Sequence[Call]:
-        """Place by place, a maximum takes its window's cotangent, unless an earlier one did."""
+        """Assign each window's cotangent to its first maximum, position by position."""
         windows = self.windows
         calls: list[Call] = [partial(np.copyto, left, cotangent), partial(out.fill, 0)]
         for where, elements in windows.taps():
@@ -222,7 +222,7 @@ class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
 
 @dataclass(frozen=True)
 class ElementAtMaximum(AxisWindowsOperation):
-    """For each window, the element of another map at the place of a map's first maximum.
+    """For each window, the element of another map at the position of a map's first maximum.
 
     Inputs: the map, its maxima, the other map.
     """
@@ -261,14 +261,14 @@ def max_pool(
     stride: int | Pair | None = None,
     padding: Padding = "valid",
 ) -> Expression:
-    """The largest element of each window: (N, H, W, C) to (N, H', W', C).
+    """Return the largest element of each window: (N, H, W, C) to (N, H', W', C).
 
-    ``stride`` is ``size`` if left out, ``padding`` is as for ``windows``. Of a window's elements
-    that tie, the first, row by row, has the gradient. Raises ShapeError if the windows do not fit
-    or one has only padding, DTypeError unless ``x`` is a float.
+    ``stride`` defaults to ``size``; ``padding`` is as for ``windows``. If elements of a window tie,
+    the first in row-major order receives the gradient. Raises ``ShapeError`` if the windows do not
+    fit or one has only padding, ``DTypeError`` unless ``x`` is a float.
     """
     down, across = _sides("max_pool", x, size, stride, padding)
-    for side in (across, down):  # rows first, so that of equal maxima the first row's is first
+    for side in (across, down):  # rows first, so that the first row wins among equal maxima
         if not side.changes_nothing:
             x = apply(WindowMaximum(side), x)
     return x
@@ -280,9 +280,9 @@ def average_pool(
     stride: int | Pair | None = None,
     padding: Padding = "valid",
 ) -> Expression:
-    """The mean of each window: (N, H, W, C) to (N, H', W', C); padding does not count.
+    """Return the mean of each window, excluding padding: (N, H, W, C) to (N, H', W', C).
 
-    Parameters and errors as for ``max_pool``.
+    Parameters and errors are as for ``max_pool``.
     """
     down, across = _sides("average_pool", x, size, stride, padding)
     counts = np.multiply.outer(down.counts(), across.counts())
@@ -297,7 +297,7 @@ def average_pool(
 def _sides(
     name: str, x: Expression, size: int | Pair, stride: int | Pair | None, padding: Padding
 ) -> list[AxisWindows]:
-    """The windows along axis 1, down, and along axis 2, across."""
+    """Return the windows along axis 1, down, and along axis 2, across."""
     if x.ndim != 4:
         raise ShapeError(f"{name}: shape {x.shape}; expected a map (N, H, W, C)")
     if x.dtype.kind != "f":
@@ -314,6 +314,6 @@ def _sides(
     if min(*sides[0].counts(), *sides[1].counts()) < 1:
         raise ShapeError(
             f"{name}: a window of {seen.size} every {seen.stride} has only padding {seen.padding} "
-            f"in a map of {map_size}; expected less padding than window on each side"
+            f"in a map of {map_size}; expected less padding than the window size on each side"
         )
     return sides

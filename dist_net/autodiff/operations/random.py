@@ -1,4 +1,4 @@
-"""Random numbers, drawn anew at each run of a plan from an explicit generator."""
+"""Random numbers that each run of a plan draws from an explicit generator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Uniform(Operation):
 
 
 def uniform(shape: Sequence[int], generator: np.random.Generator) -> Expression:
-    """float32 numbers in [0, 1), new ones at each run."""
+    """Return float32 numbers in [0, 1), drawn anew at each run."""
     lengths = integers("uniform: shape", shape)
     if any(length < 0 for length in lengths):
         raise ShapeError(f"uniform: shape {lengths} has a negative length")

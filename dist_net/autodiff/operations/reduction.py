@@ -1,4 +1,4 @@
-"""Reductions along axes, and broadcasting: a sum and a broadcast are each other's VJP."""
+"""Reductions along axes, and broadcasting: sum and broadcast are each other's VJP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Axis: TypeAlias = int | Sequence[int] | None
 
 @dataclass(frozen=True)
 class Reduction(Operation):
-    """A function of all elements along ``axes``; these stay, with length one."""
+    """A function of all elements along ``axes``, which remain with length one."""
 
     axes: tuple[int, ...]
 
@@ -71,15 +71,15 @@ class BroadcastTo(View):
 
 
 def sum(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression:
-    """The sum along ``axis``, one, several or all (None); with ``keepdims`` they stay, as 1.
+    """Return the sum along one, several or all (None) axes; ``keepdims`` keeps them as length 1.
 
-    It has the dtype of ``x``, so sums of small integers wrap unless ``x`` is converted before.
+    The result has the dtype of ``x``; convert small integers first, or their sum wraps around.
     """
     return reduce(Sum, x, axis, keepdims)
 
 
 def mean(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression:
-    """The mean along ``axis``, one, several or all (None); with ``keepdims`` they stay, as 1."""
+    """Return the mean along one, several or all (None) axes; ``keepdims`` keeps them as 1."""
     total = sum(x, axis, keepdims)
     if x.size == 0 and total.size > 0:
         raise ShapeError(f"mean: shape {x.shape} has no elements along axis {axis}")
@@ -87,13 +87,13 @@ def mean(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression
 
 
 def broadcast_to(x: Expression, shape: Sequence[int]) -> Expression:
-    """``x`` repeated to ``shape`` by NumPy's rules of broadcasting."""
+    """Broadcast ``x`` to ``shape`` by NumPy's rules."""
     target = integers("broadcast_to: shape", shape)
     return x if target == x.shape else apply(BroadcastTo(target), x)
 
 
 def sum_to_shape(x: Expression, shape: Shape) -> Expression:
-    """The VJP of a broadcast from ``shape`` to the shape of ``x``: adds up what was repeated."""
+    """Return the VJP of a broadcast from ``shape`` to that of ``x``: sum repeated elements."""
     if x.shape == shape:
         return x
     new = x.ndim - len(shape)
@@ -103,7 +103,8 @@ def sum_to_shape(x: Expression, shape: Shape) -> Expression:
 
 
 def reduce(operation: type[Reduction], x: Expression, axis: Axis, keepdims: bool) -> Expression:
-    """``operation`` along ``axis``, negative ones counted from the last; raises ShapeError."""
+    """Apply ``operation`` along ``axis``; a negative axis counts from the last. May raise
+    ``ShapeError``."""
     try:
         given = normalize_axis_tuple(range(x.ndim) if axis is None else axis, x.ndim)
     except (TypeError, ValueError) as error:

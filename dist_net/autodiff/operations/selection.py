@@ -1,4 +1,4 @@
-"""Maximum, minimum, clip and where; conversion of dtypes; and values held constant."""
+"""Maximum, minimum, clip, where, dtype conversion and stop_gradient."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dist_net.errors import DTypeError, ParameterError, ShapeError
 
 
 class OneOfTwo(Elementwise):
-    """One of two elements; if they tie, the second, and with it the whole gradient."""
+    """One of two elements; if they tie, the second receives the whole gradient."""
 
     is_first: ClassVar[Callable[[Expression, Expression], Expression]]
 
@@ -43,7 +43,7 @@ class OneOfTwo(Elementwise):
 
 @dataclass(frozen=True)
 class Maximum(OneOfTwo):
-    """The larger of two; relu'(0) is 0."""
+    """The larger of two elements; relu'(0) is 0."""
 
     ufunc = np.maximum
     is_first = greater
@@ -51,7 +51,7 @@ class Maximum(OneOfTwo):
 
 @dataclass(frozen=True)
 class Minimum(OneOfTwo):
-    """The smaller of two."""
+    """The smaller of two elements."""
 
     ufunc = np.minimum
     is_first = less
@@ -59,7 +59,7 @@ class Minimum(OneOfTwo):
 
 @dataclass(frozen=True)
 class Clip(Elementwise):
-    """x, or the nearer bound where x lies outside; at ``low`` and ``high`` the gradient is 0."""
+    """x limited to ``low`` and ``high``; the gradient at both bounds is 0."""
 
     low: float
     high: float
@@ -76,11 +76,11 @@ class Clip(Elementwise):
 
 @dataclass(frozen=True)
 class Max(Reduction):
-    """The maximum along axes; elements that tie share the gradient."""
+    """The maximum along axes; tied elements share the gradient."""
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         if any(inputs[0].shape[axis] == 0 for axis in self.axes):
-            raise ShapeError(f"max: shape {inputs[0].shape} has no elements on an axis reduced")
+            raise ShapeError(f"max: shape {inputs[0].shape} has no elements on a reduced axis")
         return super().result(*inputs)
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
@@ -121,11 +121,11 @@ class Where(Operation):
 
 @dataclass(frozen=True)
 class Mask(Operation):
-    """``where(condition, x, 0)``, to which a plan rewrites it; it needs no VJP.
+    """A faster ``where(condition, x, 0)``, into which plans rewrite it; needs no VJP.
 
-    A product of the bits of ``x``, read as an integer, and the truth value. It takes a fifth of the
-    time of a masked copy, which branches at each element. A product of floats would be nan for an
-    infinite ``x`` where the condition is false.
+    The product of the bits of ``x``, as an integer, and the condition. It takes a fifth of the time
+    of a masked copy, which branches at each element. A product of floats would be nan for an
+    infinite ``x`` and a false condition.
     """
 
     overwrites_inputs = True
@@ -141,7 +141,7 @@ class Mask(Operation):
 
 @dataclass(frozen=True)
 class LogicalNot(Operation):
-    """The opposite of a truth value."""
+    """Logical negation."""
 
     overwrites_inputs = True
 
@@ -155,7 +155,7 @@ class LogicalNot(Operation):
 
 @dataclass(frozen=True)
 class AsType(Operation):
-    """The same numbers in another dtype."""
+    """Conversion to another dtype."""
 
     dtype: np.dtype[np.generic]
 
@@ -173,7 +173,7 @@ class AsType(Operation):
 
 @dataclass(frozen=True)
 class StopGradient(View):
-    """The same values, through which no gradient flows."""
+    """The identity with a gradient of 0."""
 
     keeps_contiguous = True
 
@@ -188,26 +188,26 @@ class StopGradient(View):
 
 
 def expect_condition(name: str, condition: Expression) -> None:
-    """Raises DTypeError unless ``condition`` is made of truth values."""
+    """Raise ``DTypeError`` unless ``condition`` is bool."""
     if condition.dtype != np.bool_:
         raise DTypeError(f"{name}: expected a bool condition, got dtype {condition.dtype}")
 
 
 def maximum(first: Operand, second: Operand) -> Expression:
-    """The larger of two; nan if either is. Where they tie, the second has the whole gradient."""
+    """Return the larger element; nan if either is nan. On ties, ``second`` gets the gradient."""
     return apply(Maximum(), *operands(first, second))
 
 
 def minimum(first: Operand, second: Operand) -> Expression:
-    """The smaller of two; nan if either is. Where they tie, the second has the whole gradient."""
+    """Return the smaller element; nan if either is nan. On ties, ``second`` gets the gradient."""
     return apply(Minimum(), *operands(first, second))
 
 
 def clip(x: Expression, low: float, high: float) -> Expression:
-    """x, or the nearer of ``low`` and ``high`` where it lies outside; nan stays nan.
+    """Limit x to ``low`` and ``high``; nan stays nan.
 
-    Its derivative at both is 0. Raises ParameterError unless low <= high, DTypeError unless x is of
-    floats.
+    The derivative at both bounds is 0. Raises ``ParameterError`` unless low <= high,
+    ``DTypeError`` unless x is a float.
     """
     if not low <= high:
         raise ParameterError(f"clip: from {low} to {high}; expected low <= high")
@@ -215,25 +215,25 @@ def clip(x: Expression, low: float, high: float) -> Expression:
 
 
 def max(x: Expression, axis: Axis = None, keepdims: bool = False) -> Expression:
-    """The maximum along ``axis``, one, several or all (None); with ``keepdims`` they stay, as 1."""
+    """Return the maximum along one, several or all (None) axes; ``keepdims`` keeps them as 1."""
     return reduce(Max, x, axis, keepdims)
 
 
 def where(condition: Expression, x: Operand, y: Operand) -> Expression:
-    """x where the condition is true, y elsewhere; the other value there may even be nan."""
+    """Return x where the condition is true, else y; the unselected value may be nan."""
     return apply(Where(), condition, *operands(x, y))
 
 
 def logical_not(condition: Expression) -> Expression:
-    """True where the condition is false."""
+    """Return the negation of ``condition``."""
     return apply(LogicalNot(), condition)
 
 
 def astype(x: Expression, dtype: DTypeLike) -> Expression:
-    """The same numbers in another dtype."""
+    """Convert x to another dtype."""
     return x if np.dtype(dtype) == x.dtype else apply(AsType(np.dtype(dtype)), x)
 
 
 def stop_gradient(x: Expression) -> Expression:
-    """The same values, which differentiation takes for constant."""
+    """Return x as a constant for differentiation."""
     return apply(StopGradient(), x)

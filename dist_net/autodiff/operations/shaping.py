@@ -1,4 +1,4 @@
-"""The same elements in another shape: reshape and transpose. Nothing is computed."""
+"""Reshape and transpose: views of the same elements."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Reshape(View):
             raise ShapeError(f"reshape: {x.shape} to {self.shape}; expected at most one -1")
         if x.size != math.prod(self.shape):
             raise ShapeError(
-                f"reshape: {x.shape} has {x.size} elements, {self.shape} asks for "
+                f"reshape: {x.shape} has {x.size} elements, {self.shape} needs "
                 f"{math.prod(self.shape)}"
             )
         return self.shape, x.dtype
 
     def view(self, array: Array) -> Array:
-        # A copy would be made once, when the plan is bound, and be stale at the next run.
+        # Binding the plan would make a copy only once, which would be stale at the next run.
         return array.reshape(self.shape, copy=False)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
@@ -50,7 +50,7 @@ class Transpose(View):
         (x,) = inputs
         if sorted(self.axes) != list(range(x.ndim)):
             raise ShapeError(
-                f"transpose: axes {self.axes} of shape {x.shape}; expected an order of "
+                f"transpose: axes {self.axes} of shape {x.shape}; expected a permutation of "
                 f"{tuple(range(x.ndim))}"
             )
         return tuple(x.shape[axis] for axis in self.axes), x.dtype
@@ -63,7 +63,7 @@ class Transpose(View):
 
 
 def reshape(x: Expression, shape: Sequence[int]) -> Expression:
-    """``x`` in another shape of as many elements; one length may be -1, and is computed."""
+    """Return ``x`` in another shape of the same size; one length may be -1 and is inferred."""
     lengths = integers("reshape: shape", shape)
     if lengths.count(-1) == 1:
         known = math.prod(length for length in lengths if length != -1)
@@ -74,17 +74,17 @@ def reshape(x: Expression, shape: Sequence[int]) -> Expression:
 
 
 def transpose(x: Expression, axes: Sequence[int] | None = None) -> Expression:
-    """``x`` with its axes in another order, reversed if ``axes`` is None; -1 is the last one."""
+    """Return ``x`` with permuted axes, reversed if ``axes`` is None; -1 is the last axis."""
     given = range(x.ndim)[::-1] if axes is None else integers("transpose: axes", axes)
     order = tuple(axis + x.ndim if axis < 0 else axis for axis in given)
     return x if order == tuple(range(x.ndim)) else apply(Transpose(order), x)
 
 
 def matrix_transpose(x: Expression) -> Expression:
-    """``x`` with its last two axes exchanged: every matrix of a stack, transposed.
+    """Transpose every matrix of a stack by exchanging the last two axes.
 
-    Raises ShapeError if it has fewer than two.
+    Raises ``ShapeError`` if ``x`` has fewer than two axes.
     """
     if x.ndim < 2:
-        raise ShapeError(f"matrix_transpose: shape {x.shape}; expected two axes at least")
+        raise ShapeError(f"matrix_transpose: shape {x.shape}; expected at least two axes")
     return transpose(x, (*range(x.ndim - 2), -1, -2))

@@ -1,4 +1,4 @@
-"""Slices by NumPy's basic indices, ``x[1:, ..., None]``, and the zeros around their gradients."""
+"""Slices by NumPy's basic indices, ``x[1:, ..., None]``, and their gradients, padded with zeros."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ BasicIndex: TypeAlias = SupportsIndex | slice | EllipsisType | None
 BasicIndices: TypeAlias = BasicIndex | tuple[BasicIndex, ...]
 
 Index: TypeAlias = tuple[int | range | None, ...]
-"""What to take of each axis: one index, which drops the axis, or a range; None is a new axis of
-length one. It is in normal form, so that it can be compared: all numbers are indices that exist."""
+"""The selection along each axis: an index, which drops the axis, or a range; None adds an axis of
+length one. It is in normal form for comparisons: all numbers are valid indices."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Slice(View):
 class ZerosAround(Operation):
     """Zeros of ``shape``, to which each input is added at its index.
 
-    Several are the gradient of an array of which many slices are used: one pass over each slice,
-    where a sum of arrays would pass over the whole array for each.
+    Several inputs are the gradient of an array with several slices in use: that takes one pass over
+    each slice, while a sum of arrays would take a pass over the whole array for each.
     """
 
     shape: Shape
@@ -67,9 +67,9 @@ class ZerosAround(Operation):
 
 
 def getitem(x: Expression, index: BasicIndices) -> Expression:
-    """``x[index]`` for integers, slices, ``...`` and None, by NumPy's rules: a view of ``x``.
+    """Return the view ``x[index]`` for integers, slices, ``...`` and None, by NumPy's rules.
 
-    Raises IndexRangeError for an integer that is out of range, and ShapeError for other indices.
+    Raises ``IndexRangeError`` for an integer out of range, ``ShapeError`` for other indices.
     """
     normal = _normal(index, x.shape)
     if [each for each in normal if each is not None] == [range(length) for length in x.shape]:
@@ -78,25 +78,25 @@ def getitem(x: Expression, index: BasicIndices) -> Expression:
 
 
 def zeros_around(x: Expression, shape: Sequence[int], index: BasicIndices) -> Expression:
-    """Zeros of ``shape``, with ``x`` at ``index``, as ``zeros[index] = x`` would make.
+    """Return zeros of ``shape`` after ``zeros[index] = x``.
 
-    Raises ShapeError unless ``x`` has the shape of ``zeros[index]``; other errors as ``getitem``.
+    Raises ``ShapeError`` unless ``x`` has the shape of ``zeros[index]``; otherwise as ``getitem``.
     """
     lengths = integers("zeros_around: shape", shape)
     normal = _normal(index, lengths)
     if x.shape != _shape_of(normal):
-        raise ShapeError(f"zeros_around: {x.shape} in a place of shape {_shape_of(normal)}")
+        raise ShapeError(f"zeros_around: x has shape {x.shape}; expected {_shape_of(normal)}")
     fills = list(normal) == [range(length) for length in lengths]
     return x if fills else apply(ZerosAround(lengths, normal), x)
 
 
 def _normal(index: BasicIndices, shape: Shape) -> Index:
-    """The index in normal form, which also has the axes that ``index`` leaves out."""
+    """Return the index in normal form, including the axes that ``index`` omits."""
     given = index if isinstance(index, tuple) else (index,)
     dots = [i for i, each in enumerate(given) if each is Ellipsis] or [len(given)]
     named = sum(each is not None and each is not Ellipsis for each in given)
     if named > len(shape):
-        raise ShapeError(f"{named} indices of shape {shape}; expected {len(shape)} at most")
+        raise ShapeError(f"{named} indices of shape {shape}; expected at most {len(shape)}")
     if len(dots) > 1:
         raise ShapeError(f"an index of shape {shape} has ... {len(dots)} times; expected once")
     unnamed = (slice(None),) * (len(shape) - named)
@@ -108,7 +108,7 @@ def _normal(index: BasicIndices, shape: Shape) -> Index:
 
 
 def _places(given: object, axis: int, shape: Shape) -> int | range:
-    """The index or the range that an integer or a slice stands for along an axis."""
+    """Return the index or range of an integer or slice along an axis."""
     length = shape[axis]
     if isinstance(given, slice):
         try:
@@ -119,7 +119,7 @@ def _places(given: object, axis: int, shape: Shape) -> int | range:
                 f"and a step other than 0"
             ) from error
     try:
-        # To NumPy, True and False are masks.
+        # NumPy treats True and False as masks.
         place = None if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]
     except TypeError:
         place = None
@@ -136,12 +136,12 @@ def _places(given: object, axis: int, shape: Shape) -> int | range:
 
 
 def _shape_of(index: Index) -> Shape:
-    """The shape of a slice."""
+    """Return the shape of a slice."""
     return tuple(1 if each is None else len(each) for each in index if not isinstance(each, int))
 
 
 def _sliced(array: Array, index: Index) -> Array:
-    """The view of ``array`` at ``index``: a view also if it has no axes."""
+    """Return the view of ``array`` at ``index``, also if it has no axes."""
     entries = [
         slice(each.start, each.stop if each.stop >= 0 else None, each.step)
         if isinstance(each, range)

@@ -49,7 +49,7 @@ def test_a_wrong_vjp_is_found_and_its_input_named():
     def build(x, y):
         return x + ad.apply(Cube(3.001), y)
 
-    with pytest.raises(GradientError, match=r"derivative 1 along input 1.*the VJPs give"):
+    with pytest.raises(GradientError, match="derivative 1 along input 1"):
         check_gradients(build, point(3, 4), point(4), rng=np.random.default_rng(0))
 
 

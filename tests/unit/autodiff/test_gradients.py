@@ -155,7 +155,7 @@ class Wrong(ad.Operation):
 def test_a_vjp_of_another_shape_is_refused_with_the_operations_name(flowing, found):
     x = ad.variable("x", (2,), np.float64)
     output = ad.sum(ad.apply(Wrong(*flowing), x * 2.0))
-    with pytest.raises(GradientError, match=f"^Wrong: its VJP gives {found}"):
+    with pytest.raises(GradientError, match=f"^Wrong: .*{found}"):
         ad.gradients(output, [x])
 
 

@@ -72,7 +72,7 @@ def test_what_does_not_fit_is_refused_with_all_shapes():
         ShapeError, match=r"shapes \(2, 3\) and \(3, 3\); expected equal lengths on"
     ):
         ad.concatenate([x, y], 1)
-    with pytest.raises(ShapeError, match=r"shapes \(2, 3\) and \(3,\); expected as many axes"):
+    with pytest.raises(ShapeError, match=r"shapes \(2, 3\) and \(3,\); .* axes"):
         ad.concatenate([x, ad.variable("y", (3,))])
     with pytest.raises(ShapeError, match=r"shapes \(2, 3\) and \(3, 0\); expected equal lengths"):
         ad.concatenate([x, ad.variable("y", (3, 0))], 1)

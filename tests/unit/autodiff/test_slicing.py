@@ -98,7 +98,7 @@ def test_an_index_out_of_range_is_refused(index):
 @pytest.mark.parametrize(
     ("index", "told"),
     [
-        (np.s_[0, 0, 0, 0], r"4 indices of shape \(4, 5, 6\); expected 3 at most"),
+        (np.s_[0, 0, 0, 0], r"4 indices of shape \(4, 5, 6\); expected .*3"),
         (np.s_[0, ..., 0, ...], r"shape \(4, 5, 6\) has \.\.\. 2 times; expected once"),
         (np.array([1, 2]), r"index of type ndarray along axis 0 .* use gather\(\)"),
         (np.s_[:, [1, 2]], "index of type list along axis 1"),
@@ -116,7 +116,7 @@ def test_what_is_no_index_of_the_expression_is_refused(index, told):
 
 
 def test_zeros_are_refused_around_what_does_not_fit():
-    with pytest.raises(ShapeError, match=r"zeros_around: \(3,\) in a place of shape \(2,\)"):
+    with pytest.raises(ShapeError, match=r"zeros_around: .*\(3,\).*\(2,\)"):
         ad.zeros_around(ad.variable("x", (3,)), (5,), np.s_[:2])
     with pytest.raises(DistNetError, match="zeros_around: shape 5; expected a sequence"):
         ad.zeros_around(ad.variable("x", (3,)), 5, np.s_[:2])

@@ -1,7 +1,7 @@
 """Depthwise convolution compiled by numba, row by row, on vectors of neighbouring channels.
 
-Four neighbouring outputs are computed together, so that a tap is loaded once for all four, and
-their epilogue follows while they are in registers. Needs the extra ``fast``.
+The loops compute four neighbouring outputs together: a tap is loaded once for all four, and their
+epilogue is applied while they are in registers. Needs the extra ``fast``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SIDE_BY_SIDE = 4
 
 
 class CompiledDepthwise(Depthwise):
-    """``Depthwise`` in one pass, for float32 and at least as many channels as a vector has."""
+    """``Depthwise`` in one pass, for float32 and at least one vector of channels."""
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
         """None."""
@@ -55,7 +55,7 @@ class CompiledDepthwise(Depthwise):
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """The call that computes a block of the output."""
+        """Return the call that computes a block of the output."""
         windows = problem.windows
         images, rows, _ = block.size
         seen = geometry(windows, block.rows.start)
@@ -68,9 +68,9 @@ class CompiledDepthwise(Depthwise):
 
 
 def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Array) -> Call:
-    """The call that writes some rows of the convolution of ``x`` by (kh, kw, C) taps to ``out``.
+    """Return the call that convolves ``x`` by (kh, kw, C) taps into ``out``, a range of rows.
 
-    It is a view of one array, whose channels lie side by side.
+    ``out`` is a view of one array with contiguous channels.
     """
     nothing = np.zeros(x.shape[3], np.float32)
     numbers = tuple(map(np.float32, (LINEAR, LINEAR, -np.inf, np.inf)))
@@ -83,7 +83,7 @@ def correlation(windows: Windows, x: Array, first_row: int, taps: Array, out: Ar
 
 
 def gradient(windows: Windows, x: Array, first_row: int, cotangent: Array, total: Array) -> Call:
-    """The call that adds the gradient of some rows to that of the taps, (kh, kw, C)."""
+    """Return the call that adds the gradient of some rows to the taps' gradient, (kh, kw, C)."""
     seen = geometry(windows, first_row)
     grid = cotangent.shape[:3]
     return partial(add_gradient, flat(x), x.shape[1:], grid, seen, flat(cotangent), flat(total))
@@ -100,7 +100,7 @@ def sum_of_taps(
     line: int,
     part: tuple[int, int, int, int],
 ) -> Lanes:
-    """A vector of one output: ``part`` are the rows and columns of the window inside of the map."""
+    """Return a vector of one output; ``part``: the window's rows and columns inside the map."""
     upper, lower, left, right = part
     total = spread(np.float32(0))
     for row in range(upper, lower):
@@ -122,7 +122,7 @@ def sums_side_by_side(
     lines: tuple[int, int],
     apart: int,
 ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
-    """Vectors of 4 outputs, whose windows are ``apart`` values apart; all columns are inside."""
+    """Return vectors of 4 outputs with windows ``apart`` values apart; all columns are inside."""
     nothing = spread(np.float32(0))
     a, b, c, d = nothing, nothing, nothing, nothing
     for row in range(lines[0], lines[1]):
@@ -148,7 +148,7 @@ def unrolled_sums(
     lines: tuple[int, int],
     apart: int,
 ) -> tuple[Lanes, Lanes, Lanes, Lanes]:
-    """The same. Loops whose ends are written out are unrolled, as for the usual filters here."""
+    """Return ``sums_side_by_side``; literal loop bounds let LLVM unroll common filter sizes."""
     if line == 3 and lines == (0, 3):
         return sums_side_by_side(x, i, per_row, channels, taps, j, 3, (0, 3), apart)
     if line == 5 and lines == (0, 5):
@@ -170,10 +170,10 @@ def correlate(
     numbers: EpilogueNumbers,
     place: tuple[int, int, int, int],
 ) -> None:
-    """The epilogue of windows times filters: a ``grid`` of (N, rows, columns) outputs.
+    """Write the epilogue of windows times filters: a ``grid`` of (N, rows, columns) outputs.
 
-    ``shape`` is (H, W, C); ``windows`` are kh, kw, the strides down and across, and the first
-    window's top and left. What lies outside of the map counts as 0.
+    ``shape`` is (H, W, C); ``windows`` are kh, kw, the strides down and across, and the top and
+    left of the first window. Values outside the map count as 0.
     """
     height, width, channels = shape
     images, rows, columns = grid
@@ -182,7 +182,7 @@ def correlate(
     pixels, taps, vectors = pointer(x), pointer(filters), spread_each(numbers)
     result, shifts, other = pointer(out), pointer(bias), pointer(residual)
     row_length, apart = width * channels, across * channels
-    # The columns whose windows are inside of the map from left to right.
+    # The columns whose windows are completely inside the map.
     first = max(0, -(left // across))
     stop = min(columns, (width - line - left) // across + 1)
     for image in range(images):
@@ -231,7 +231,7 @@ def add_side_by_side(
     sums: Pointer,
     k: int,
 ) -> None:
-    """Adds to 4 vectors of neighbouring channels the products of ``count`` pixels."""
+    """Add the products of ``count`` pixels to 4 vectors of neighbouring channels."""
     a, b = load(sums, k), load(sums, k + LANES)
     c, d = load(sums, k + 2 * LANES), load(sums, k + 3 * LANES)
     for _ in range(count):
@@ -256,10 +256,10 @@ def add_gradient(
     cotangent: Flat,
     total: Flat,
 ) -> None:
-    """Adds windows times a ``grid`` of (N, rows, columns) cotangents to (kh, kw, C).
+    """Add windows times a ``grid`` of (N, rows, columns) cotangents to (kh, kw, C).
 
-    The arguments are those of ``correlate``. A vector is added to once: the channels that are left
-    over are added one by one.
+    Takes the arguments of ``correlate``. Vectors must not overlap, so the remaining channels are
+    added one by one.
     """
     height, width, channels = shape
     images, rows, columns = grid

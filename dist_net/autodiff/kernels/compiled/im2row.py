@@ -1,8 +1,8 @@
-"""im2row with what comes before and after its product compiled by numba, in one pass each.
+"""im2row with the steps before and after its product compiled by numba, in one pass each.
 
-Needs the extra ``fast``. It computes what the plain algorithm that it extends computes, and leaves
-to that one what vectors do not fit. If the number of channels is not a multiple of a vector's
-length, the last vector overlaps the one before it.
+Needs the extra ``fast``. It computes the same as the plain algorithm that it extends, and uses it
+for shapes that do not suit vectors. If the number of channels is not a multiple of a vector's
+length, the last vector overlaps the previous one.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from dist_net.compiling import BOOLEAN, READ, WRITTEN, jit
 
 
 class CompiledIm2Row(Im2Row):
-    """``Im2Row``, with one pass that writes the rows, and one that computes the epilogue."""
+    """``Im2Row`` with one pass that writes the rows and one that computes the epilogue."""
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """The calls that compute a block of the output."""
+        """Return the calls that compute a block of the output."""
         if not is_suitable(block, arrays):
             return Im2Row(self.gemm).calls(problem, block, arrays, scratch)
         return super().calls(problem, block, arrays, scratch)
@@ -68,7 +68,7 @@ class CompiledIm2Row(Im2Row):
 
 
 def is_suitable(block: Block, arrays: Arrays) -> bool:
-    """Whether a block has a vector's worth of channels, and all arrays are as loops expect them."""
+    """Return whether a block has a vector of channels and the loops support all arrays."""
     used = [arrays.x, arrays.bias, arrays.out]
     used += [] if arrays.residual is None else [arrays.residual]
     is_plain = all(each.flags.c_contiguous and each.dtype == np.float32 for each in used)
@@ -76,22 +76,22 @@ def is_suitable(block: Block, arrays: Arrays) -> bool:
 
 
 def geometry(windows: Windows, first_row: int) -> tuple[int, int, int, int, int, int]:
-    """The size and stride of windows, and where that of the result's row ``first_row`` begins."""
+    """Return the size and stride of windows, and the start of the window of ``first_row``."""
     top = first_row * windows.stride[0] - windows.padding[0][0]
     return *windows.size, *windows.stride, top, -windows.padding[1][0]
 
 
 def flat(array: Array) -> Array:
-    """A contiguous array's values one after the other, in the same memory."""
+    """Return a flat view of a contiguous array."""
     return array.reshape(array.size, copy=False)
 
 
 def epilogue_of(problem: Problem, block: Block, arrays: Arrays) -> tuple[Any, ...]:
-    """The arguments of type EPILOGUE: the output, the residual and whether there is one, the
+    """Return the arguments of type EPILOGUE: the output, the residual and whether there is one, the
     block's bias, the slopes and bounds, and the block's place.
 
-    A place is where the block begins in the output, and how many values after that the next image
-    begins, the next row, and the next pixel.
+    A place is the block's offset in the output, and the strides of images, rows and pixels, in
+    values.
     """
     _, height, width, channels = problem.out
     out = flat(arrays.out)
@@ -111,18 +111,18 @@ EPILOGUE = WRITTEN, READ, BOOLEAN, READ, reals(4), integers(4)
 EpilogueNumbers = tuple[float, float, float, float]
 """Slope, residual_slope, low and high."""
 EpilogueValues = tuple[Lanes, Pointer, bool, tuple[Lanes, Lanes, Lanes, Lanes]]
-"""Bias, residual and whether there is one, and a vector of each of the numbers."""
+"""Bias, residual, whether there is one, and a vector of each number."""
 
 
 @inlined
 def spread_each(numbers: EpilogueNumbers) -> tuple[Lanes, Lanes, Lanes, Lanes]:
-    """A vector of each."""
+    """Return a vector of each number."""
     return spread(numbers[0]), spread(numbers[1]), spread(numbers[2]), spread(numbers[3])
 
 
 @inlined
 def apply_epilogue(value: Lanes, out: Pointer, place: int, epilogue: EpilogueValues) -> None:
-    """Writes the epilogue of one vector to ``place``."""
+    """Write the epilogue of one vector to ``place``."""
     bias, residual, has_residual, (slope, residual_slope, low, high) = epilogue
     value = value + bias
     value = larger(value, value * slope)
@@ -143,7 +143,7 @@ def from_product(
     numbers: EpilogueNumbers,
     place: tuple[int, int, int, int],
 ) -> None:
-    """Writes the epilogue of ``values`` to ``out``; ``shape`` is (N, rows, columns, O)."""
+    """Write the epilogue of ``values`` to ``out``; ``shape`` is (N, rows, columns, O)."""
     images, rows, columns, channels = shape
     start, per_image, per_row, per_pixel = place
     vectors = spread_each(numbers)
@@ -174,10 +174,10 @@ def write_rows(
     windows: tuple[int, int, int, int, int, int],
     target: Flat,
 ) -> None:
-    """Writes the windows of ``x``, which is 0 outside, as (N, rows, columns, kh, kw · C).
+    """Write the windows of ``x``, padded with 0, as (N, rows, columns, kh, kw · C).
 
     ``shape`` is (H, W, C), ``grid`` (N, rows, columns); ``windows`` are kh, kw, the strides down
-    and across, and the first window's top and left.
+    and across, and the top and left of the first window.
     """
     height, width, channels = shape
     images, rows, columns = grid

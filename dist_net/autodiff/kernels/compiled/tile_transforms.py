@@ -1,10 +1,9 @@
 """Winograd's transforms of one tile, on vectors of 8 neighbouring channels, for numba.
 
-The matrices Bᵀ and Aᵀ are those of ``winograd.transforms``; what several rows need is computed
+``winograd.transforms`` defines the matrices Bᵀ and Aᵀ; terms shared by several rows are computed
 once. A tile of a x a vectors is transformed down its columns, then along its rows. Each size has
-functions of its own, so that vectors stay in registers: those with a 6 in their name are for
-F(4 x 4, 3 x 3), with a 4 for F(2 x 2, 3 x 3), and with a 5 for the latter with a stride of 2. Needs
-the extra ``fast``.
+separate functions, so that vectors stay in registers: names with a 6 are for F(4 x 4, 3 x 3), with
+a 4 for F(2 x 2, 3 x 3), and with a 5 for the latter with a stride of 2. Needs the extra ``fast``.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ TileLine = tuple[Lanes, ...]
 """A row or a column of a tile."""
 TileColumns = tuple[TileLine, ...]
 Apart = tuple[int, int]
-"""How many values apart two rows of the output are, and two pixels."""
+"""The strides of rows and of pixels of the output, in values."""
 
 
-# Bᵀ · x and Aᵀ · x for a column, or row, of a tile.
+# Bᵀ · x and Aᵀ · x for a column or row of a tile.
 
 
 @inlined
@@ -78,7 +77,7 @@ def from_points_of_4(x: TileLine) -> TileLine:
     return x[0] + x[1] + x[2], x[1] - x[2] + x[3]
 
 
-# TileLine that lie ``step`` values apart, and whole tiles.
+# Tile lines with vectors ``step`` values apart, and whole tiles.
 
 
 @inlined
@@ -103,7 +102,7 @@ def load_6(x: Pointer, i: int, step: int) -> TileLine:
 
 @inlined
 def store_4(x: TileLine, target: Pointer, i: int, step: int) -> None:
-    """The first 4 vectors."""
+    """Return the first 4 vectors."""
     store(target, i, x[0])
     store(target, i + step, x[1])
     store(target, i + 2 * step, x[2])
@@ -112,7 +111,7 @@ def store_4(x: TileLine, target: Pointer, i: int, step: int) -> None:
 
 @inlined
 def store_5(x: TileLine, target: Pointer, i: int, step: int) -> None:
-    """The first 5 vectors."""
+    """Return the first 5 vectors."""
     store_4(x, target, i, step)
     store(target, i + 4 * step, x[4])
 
@@ -198,23 +197,23 @@ def from_columns_of_6(x: Pointer, i: int, between: int, step: int) -> TileColumn
 
 @inlined
 def row_of_4(h: TileColumns, row: int) -> TileLine:
-    """A row across 4 columns."""
+    """Return a row across 4 columns."""
     return h[0][row], h[1][row], h[2][row], h[3][row]
 
 
 @inlined
 def row_of_5(h: TileColumns, row: int) -> TileLine:
-    """A row across 5 columns."""
+    """Return a row across 5 columns."""
     return h[0][row], h[1][row], h[2][row], h[3][row], h[4][row]
 
 
 @inlined
 def row_of_6(h: TileColumns, row: int) -> TileLine:
-    """A row across 6 columns."""
+    """Return a row across 6 columns."""
     return h[0][row], h[1][row], h[2][row], h[3][row], h[4][row], h[5][row]
 
 
-# Bᵀ · d · B: from a tile of the input at ``i`` to points at ``j``, each in a plane of its own.
+# Bᵀ · d · B: from a tile of the input at ``i`` to points at ``j``, one plane per point.
 
 
 @inlined
@@ -256,14 +255,14 @@ def tile_to_points_6(
     store_6(to_points_of_6(row_of_6(h, 5)), points, j + 30 * plane, plane)
 
 
-# The epilogue of Aᵀ · s · A: from sums at ``i``, each in a plane of its own, to outputs at ``j``.
+# The epilogue of Aᵀ · s · A: from sums at ``i``, one plane per point, to outputs at ``j``.
 
 
 @inlined
 def store_row_of_2(
     x: TileLine, out: Pointer, j: int, per_pixel: int, epilogue: EpilogueValues
 ) -> None:
-    """The epilogue of the first 2 vectors."""
+    """Return the epilogue of the first 2 vectors."""
     apply_epilogue(x[0], out, j, epilogue)
     apply_epilogue(x[1], out, j + per_pixel, epilogue)
 
@@ -292,7 +291,7 @@ def tile_from_points_5(
 def store_row_of_4(
     x: TileLine, out: Pointer, j: int, per_pixel: int, epilogue: EpilogueValues
 ) -> None:
-    """The epilogue of 4 vectors."""
+    """Return the epilogue of 4 vectors."""
     store_row_of_2(x, out, j, per_pixel, epilogue)
     apply_epilogue(x[2], out, j + 2 * per_pixel, epilogue)
     apply_epilogue(x[3], out, j + 3 * per_pixel, epilogue)

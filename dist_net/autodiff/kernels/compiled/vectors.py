@@ -1,9 +1,9 @@
 """Vectors for compiled loops. Needs the extra ``fast``.
 
-Loops work on 8 neighbouring values at once: ``load`` reads a vector, which has + - * and ``larger``
-and ``smaller``, and ``store`` writes it. LLVM vectorizes loops over single values as well, but not
-if it cannot tell whether stores overlap, and Winograd's transforms write to 36 places at once.
-Bounds are not checked here; the tests check them, by running the loops in plain Python.
+Loops work on 8 neighbouring values at once: ``load`` reads a vector, ``store`` writes it, and
+vectors support + - *, ``larger`` and ``smaller``. LLVM also vectorizes loops over single values,
+but not if stores might overlap, and Winograd's transforms write to 36 places at once. Bounds are
+not checked; the tests check them by running the loops in plain Python.
 
 Arrays are passed flat. Functions are compiled when their module is imported.
 """
@@ -22,7 +22,7 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 from numpy.typing import NDArray
 
-# ruff: noqa: ARG001 - numba hands every code generator the same arguments
+# ruff: noqa: ARG001 - numba calls every code generator with the same arguments
 
 LANES = 8
 
@@ -33,27 +33,27 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def inlined(function: Function) -> Function:
-    """Compiles ``function`` into the functions that call it, so that vectors stay in registers."""
+    """Inline ``function`` into its callers, so that vectors stay in registers."""
     return cast(Function, numba.njit(forceinline=True)(function))
 
 
 def integers(count: int) -> Any:
-    """The type of a tuple of so many integers, for ``jit``."""
+    """Return the type of a tuple of ``count`` integers, for ``jit``."""
     return types.UniTuple(types.intp, count)
 
 
 def reals(count: int) -> Any:
-    """The type of a tuple of so many float32, for ``jit``."""
+    """Return the type of a tuple of ``count`` float32, for ``jit``."""
     return types.UniTuple(types.float32, count)
 
 
-# What follows describes vectors to numba.
+# The rest of this module describes vectors to numba.
 
 _LLVM = ir.VectorType(ir.FloatType(), LANES)
 _FIRST = ir.Constant(ir.IntType(32), 0)
 _ANY = ir.Constant(_LLVM, ir.Undefined)
 _ALL_FIRST = ir.Constant(ir.VectorType(ir.IntType(32), LANES), None)
-_ALIGNMENT = 4  # of a value, since a vector may begin at any
+_ALIGNMENT = 4  # of a value, because a vector may begin at any value
 
 
 class _VectorType(types.Type):  # type: ignore[misc]
@@ -76,7 +76,7 @@ def _address(builder: Any, pointer: Any, index: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def pointer(_: Any, array: Any) -> Any:
-    """The address of a flat array, which functions pass on without counting references to it."""
+    """Return the address of a flat array, which functions pass without reference counting."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -86,7 +86,7 @@ def pointer(_: Any, array: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def load(_: Any, source: Any, index: Any) -> Any:
-    """The values of a flat array from ``index`` on, given its pointer."""
+    """Return the vector at ``index`` of a flat array, given its pointer."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load(_address(builder, *arguments), align=_ALIGNMENT)
@@ -96,7 +96,7 @@ def load(_: Any, source: Any, index: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def store(_: Any, target: Any, index: Any, value: Any) -> Any:
-    """Writes a vector to a flat array, from ``index`` on, given its pointer."""
+    """Write a vector to a flat array at ``index``, given its pointer."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         *place, value = arguments
@@ -108,7 +108,7 @@ def store(_: Any, target: Any, index: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def spread(_: Any, value: Any) -> Any:
-    """A vector of one value."""
+    """Return a vector of one value."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         first = builder.insert_element(_ANY, arguments[0], _FIRST)
@@ -119,7 +119,7 @@ def spread(_: Any, value: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def larger(_: Any, a: Any, b: Any) -> Any:
-    """The larger of two vectors' values; that of ``a`` where neither is, so NaN stays NaN."""
+    """Return the elementwise maximum; ``a`` if neither is larger, so NaN in ``a`` stays NaN."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a, b = arguments
@@ -130,7 +130,7 @@ def larger(_: Any, a: Any, b: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def smaller(_: Any, a: Any, b: Any) -> Any:
-    """The smaller of two vectors' values; that of ``a`` where neither is, so NaN stays NaN."""
+    """Return the elementwise minimum; ``a`` if neither is smaller, so NaN in ``a`` stays NaN."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a, b = arguments
@@ -141,7 +141,7 @@ def smaller(_: Any, a: Any, b: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def multiply_add(_: Any, a: Any, b: Any, c: Any) -> Any:
-    """a · b + c, rounded once where the processor has an instruction for that."""
+    """Return a · b + c, rounded once if the processor has an instruction for it."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         type_ = ir.FunctionType(_LLVM, [_LLVM] * 3)

@@ -1,8 +1,8 @@
-"""Winograd's convolution with its transforms compiled by numba, each of them in one pass.
+"""Winograd's convolution with its transforms compiled by numba, each in one pass.
 
-Needs the extra ``fast``. It computes what the plain algorithm that it extends computes, and leaves
-to that one what vectors do not fit. Loops take 8 neighbouring channels of a tile at a time; if the
-number of channels is not a multiple of 8, the last vector overlaps the one before it.
+Needs the extra ``fast``. It computes the same as the plain algorithm that it extends, and uses it
+for shapes that do not suit vectors. Loops take 8 neighbouring channels of a tile at a time; if the
+number of channels is not a multiple of 8, the last vector overlaps the previous one.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ Quadruple = tuple[int, int, int, int]
 
 
 class CompiledWinograd(Winograd):
-    """``Winograd``, with each transform in one pass; with a stride of 2 for m = 2 only."""
+    """``Winograd`` with each transform in one pass; a stride of 2 requires m = 2."""
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """How many bytes of scratch a block needs, by this algorithm or by the plain one."""
+        """Return the bytes of scratch for a block, by this algorithm or the plain one."""
         return max(self._plain.scratch_bytes(problem, block), super().scratch_bytes(problem, block))
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """The calls that compute a block of the output."""
+        """Return the calls that compute a block of the output."""
         if problem.x[3] < LANES or not is_suitable(block, arrays):
             return self._plain.calls(problem, block, arrays, scratch)
         return super().calls(problem, block, arrays, scratch)
@@ -92,11 +92,11 @@ class CompiledWinograd(Winograd):
         return Winograd(self.m, self.stride, self.gemm)
 
     def _grid(self, problem: Problem, block: Block) -> tuple[int, int, int]:
-        """The number of a block's images, and of rows and columns of tiles in each."""
+        """Return the number of images in a block, and of rows and columns of tiles per image."""
         return block.size[0], block.size[1] // self.m, problem.out[2] // self.m
 
     def _shapes(self, problem: Problem, block: Block) -> list[Shape]:
-        """The shapes of a block's points and sums, and of one tile of the input."""
+        """Return the shapes of a block's points and sums, and of one tile of the input."""
         points, sums, *_ = super()._shapes(problem, block)
         return [points, sums, (self.a, self.a, problem.x[3])]
 
@@ -113,7 +113,7 @@ def take_tile(
     tile: Pointer,
     a: int,
 ) -> None:
-    """Copies the a · a pixels of (N, H, W, C) from (y, z) on, 0 outside, to (a, a, C)."""
+    """Copy a · a pixels of (N, H, W, C) at (y, z), padded with 0, to (a, a, C)."""
     place = 0
     nothing = spread(np.float32(0))
     for row in range(y, y + a):
@@ -138,11 +138,11 @@ def to_points(
     points: Flat,
     plane: int,
 ) -> None:
-    """Bᵀ · d · B: from (N, H, W, C), 0 outside, to a² planes (tiles, C), ``plane`` apart.
+    """Bᵀ · d · B: from (N, H, W, C), padded with 0, to a² planes (tiles, C), ``plane`` apart.
 
     ``shape`` is (H, W, C); ``grid`` is the number of images, and of rows and columns of tiles. The
-    first tile begins at ``corner``, the next one ``step`` pixels on. ``tile`` has room for a tile
-    that reaches beyond the map.
+    first tile begins at ``corner``, the next after ``step`` pixels. ``tile`` holds a copy of a tile
+    that extends beyond the map.
     """
     height, width, channels = shape
     images, rows, columns = grid
@@ -182,9 +182,9 @@ def from_points(
     numbers: EpilogueNumbers,
     place: Quadruple,
 ) -> None:
-    """The epilogue of Aᵀ · s · A: from a² planes (tiles, O), ``plane`` apart, to a block.
+    """Return the epilogue of Aᵀ · s · A: from a² planes (tiles, O), ``plane`` apart, to a block.
 
-    ``grid`` is as in ``to_points``, with O at its end; the block has m² outputs for each tile.
+    ``grid`` is as in ``to_points``, followed by O; the block has m² outputs per tile.
     """
     images, rows, columns, channels = grid
     start, per_image, per_row, per_pixel = place

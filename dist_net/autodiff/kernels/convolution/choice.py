@@ -1,8 +1,8 @@
 """The choice of a convolution's algorithm and blocks, by its shapes alone.
 
 The rules were measured on two cores with 512 KiB of L2 cache each; ``scripts/bench darknet53``
-shows what they choose for each layer. F(4x4) takes the fewest products. A deep layer's small map is
-bound by reading the filters, and F(2x2) and F(4x4) make these 1.8 and 4 times as large.
+shows the choice for each layer. F(4x4) needs the fewest products. A deep layer with a small map is
+limited by reading the filters, which F(2x2) and F(4x4) make 1.8 and 4 times as large.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from dist_net.autodiff.kernels.convolution.winograd import Winograd
 from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.windows import Windows
 
-# The windows that Winograd can compute, and their strides.
+# The windows that Winograd supports, and their strides.
 WINOGRAD = {Windows((3, 3), (stride, stride), ((1, 1), (1, 1))): stride for stride in (1, 2)}
-FEWEST_CHANNELS = 16  # below, the transforms cost more than the products that they save
+FEWEST_CHANNELS = 16  # with fewer, the transforms take more time than the saved products
 FEWEST_STRIDED = 64  # the same with a stride of 2, which saves fewer products
-FEWEST_TILES = 16  # of 4x4 outputs in an image: with fewer, reading the larger filters costs more
+FEWEST_TILES = 16  # of 4x4 outputs in an image; with fewer, reading the larger filters dominates
 ROWS_OF_A_PRODUCT = 128  # enough for BLAS, few enough that a block's arrays stay in the cache
-FEWEST_ROWS = 32  # of a product: with fewer, threads share its columns instead
-ROWS_OF_IM2ROW = 512  # of im2row's product: more would not save much reading of the filters
+FEWEST_ROWS = 32  # of a product; with fewer, threads share its columns instead
+ROWS_OF_IM2ROW = 512  # of im2row's product; more rows hardly reduce the reads of the filters
 ROWS_OF_SHORT = 1024  # the same where a row has at most LONGEST_SHORT values
 LONGEST_SHORT = 256
 CHANNEL_STEP = 16  # a cache line: each thread's channels are a multiple of it
-USUAL_THREADS = 2  # a reproducible plan is cut for two threads, however many there are
-# A reproducible plan computes eight rows at a time where one image has fewer: BLAS would read the
-# filters anew for each image. Eight is a whole number of BLAS's tiles, so all rows are computed
-# alike; the last ones of six or sixteen are not.
+USUAL_THREADS = 2  # a reproducible plan is cut for two threads, for any number of threads
+# A reproducible plan computes eight rows at a time if one image has fewer: otherwise BLAS would
+# read the filters again for each image. BLAS's tiles divide eight, so all rows are computed alike;
+# the last of six or sixteen rows are not.
 ROWS_OF_A_PIECE = 8
 
 
@@ -51,25 +51,25 @@ class Algorithm(Protocol):
 
     @property
     def row_step(self) -> int:
-        """The rows of a block are a multiple of this."""
+        """A divisor of the rows of every block."""
         ...
 
     def prepared_shape(self, problem: Problem) -> Shape:
-        """The shape of what ``prepare`` returns."""
+        """Return the shape of the result of ``prepare``."""
         ...
 
     def prepare(self, problem: Problem, filters: Array) -> Array:
-        """The C-contiguous filters as the algorithm reads them, in a new array or as a view."""
+        """Return C-contiguous filters in the algorithm's layout, as a new array or a view."""
         ...
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """How many bytes of scratch one thread needs for a block."""
+        """Return the bytes of scratch that one thread needs for a block."""
         ...
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """The calls that compute a block of the output."""
+        """Return the calls that compute a block of the output."""
         ...
 
 
@@ -88,14 +88,14 @@ def choose(
     compiled: bool = False,
     gemm: Gemm | None = None,
 ) -> Choice:
-    """The fastest known way to compute ``problem``.
+    """Return the fastest known way to compute ``problem``.
 
-    The algorithm depends on the layer alone, so that filters prepared once serve batches of every
-    size. ``reproducible``: so do the blocks, each of ``images_of_a_piece`` images, which must
-    divide the number of images. BLAS is then called with the same shapes for an image whatever
-    else is in its batch, and so the result has the same bytes; for other shapes, BLAS may add
-    products in another order. ``compiled``: with what the extra ``fast`` compiles, where that is
-    faster than NumPy. ``gemm``: how products are computed; if left out, each by one call of BLAS.
+    The algorithm depends on the layer alone, so filters prepared once serve batches of any size.
+    With ``reproducible``, so do the blocks, each of ``images_of_a_piece`` images, which must divide
+    the number of images. BLAS calls for an image then have the same shapes whatever else is in its
+    batch, which makes results bit-identical; for other shapes, BLAS may add products in another
+    order. ``compiled``: use kernels of the extra ``fast`` if they are faster than NumPy. ``gemm``
+    computes products; the default makes one BLAS call per product.
     """
     gemm = gemm or Gemm()
     if is_depthwise(problem.x, problem.groups, problem.out):
@@ -128,9 +128,10 @@ def choose(
 
 
 def images_of_a_piece(problem: Problem) -> int:
-    """How many images a reproducible plan computes at a time: as many as make eight rows, or one.
+    """Return the number of images that a reproducible plan computes at a time.
 
-    For Winograd, one: its transforms are products too, and of more than eight rows.
+    Enough images for eight rows, or one. Winograd takes one: its transforms are products of more
+    than eight rows.
     """
     _, height, width, _ = problem.out
     if is_depthwise(problem.x, problem.groups, problem.out):
@@ -159,8 +160,8 @@ def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:
 
 
 def _compiled(algorithm: Im2Row | Winograd | Depthwise, problem: Problem) -> Algorithm:
-    """The same algorithm, compiled: by measurement faster for every layer that it can compute."""
-    # These import numba, which is an extra, and takes half a second.
+    """Return the compiled version, which was measured to be faster for every supported layer."""
+    # Importing numba, which is optional, takes half a second.
     from dist_net.autodiff.kernels.compiled.depthwise import CompiledDepthwise
     from dist_net.autodiff.kernels.compiled.im2row import CompiledIm2Row
     from dist_net.autodiff.kernels.compiled.vectors import LANES

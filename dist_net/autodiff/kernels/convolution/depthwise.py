@@ -1,9 +1,8 @@
-"""Depthwise convolution: one filter for each channel, which reads that channel alone.
+"""Depthwise convolution: one filter per channel, which reads only that channel.
 
-It is not a matrix product but sums of products of values, so windows are not copied to rows.
-Neighbouring pixels are multiplied as one long row, by a tap that is repeated as often. With a
-stride, these pixels are not neighbours in the map; so the padded map is copied as *phases*, each of
-which has every stride-th column.
+It is not a matrix product, so windows are not copied to rows. Neighbouring pixels form one long
+row, which is multiplied by a tap repeated as often. With a stride, these pixels are not neighbours
+in the map; so the padded map is copied as *phases*, each of which has every stride-th column.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from dist_net.autodiff.kernels.convolution.problem import (
 from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.windows import Pair, Windows
 
-PRODUCTS = 1 << 20  # of a block: some 100 us, several times what a thread needs to wake
-LONGEST_ROW = 1024  # values: the taps of a 5x5 filter, repeated, still stay in the cache
+PRODUCTS = 1 << 20  # of a block: about 100 us, several times the wake-up time of a thread
+LONGEST_ROW = 1024  # values: the repeated taps of a 5x5 filter still fit in the cache
 SUM_OF_TAPS = "nrjaqpl,aqpl->nrjl"
 
 
@@ -38,21 +37,21 @@ class Depthwise:
     row_step = 1
 
     def prepared_shape(self, problem: Problem) -> Shape:
-        """The shape of what ``prepare`` returns."""
+        """Return the shape of the result of ``prepare``."""
         return *problem.windows.size, problem.out[3]
 
     def prepare(self, problem: Problem, filters: Array) -> Array:
-        """(kh, kw, 1, C) as (kh, kw, C), a view."""
+        """Return (kh, kw, 1, C) as (kh, kw, C), a view."""
         return filters[:, :, 0]
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """How many bytes of scratch one thread needs for a block."""
+        """Return the bytes of scratch that one thread needs for a block."""
         return scratch_bytes(_shapes(problem, block), problem.dtype)
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """The calls that compute a block of the output."""
+        """Return the calls that compute a block of the output."""
         padded, taps, bias, spare = carve(scratch, _shapes(problem, block), problem.dtype)
         windows, channels = problem.windows, problem.out[3]
         top = block.rows.start * windows.stride[0] - windows.padding[0][0]
@@ -76,17 +75,17 @@ class Depthwise:
 
 
 def is_depthwise(x: Shape, groups: int, out: Shape) -> bool:
-    """Whether each channel is a group of its own, with one filter."""
+    """Return whether each channel is a group of its own, with one filter."""
     return groups == x[3] == out[3] > 1
 
 
 def sized_blocks(out: Shape, windows: Windows) -> Iterator[Block]:
-    """The blocks of an output, each of some PRODUCTS."""
+    """Return the blocks of an output, each of about ``PRODUCTS``."""
     return blocking(out, windows).blocks(out)
 
 
 def blocking(out: Shape, windows: Windows) -> Blocking:
-    """Blocks of some PRODUCTS; a pixel's value does not depend on the block that it is in."""
+    """Return blocks of about ``PRODUCTS``; the result is independent of the blocks."""
     images, height, width, channels = out
     per_row = max(1, width * channels * windows.size[0] * windows.size[1])
     rows = max(1, PRODUCTS // per_row)
@@ -96,25 +95,25 @@ def blocking(out: Shape, windows: Windows) -> Blocking:
 
 
 def phases_shape(windows: Windows, images: int, rows: int, columns: int, channels: int) -> Shape:
-    """The shape of the padded map for so many rows of a result: (N, H, phases, W, C)."""
+    """Return the shape (N, H, phases, W, C) of the padded map for ``rows`` of a result."""
     (height, width), (down, across) = windows.size, windows.stride
     return images, (rows - 1) * down + height, across, columns - 1 - (-width // across), channels
 
 
 def taps_shape(windows: Windows, columns: int, channels: int) -> Shape:
-    """The shape of the repeated taps: (kh, kw / phases, phases, values of a long row)."""
+    """Return the shape of the repeated taps: (kh, kw / phases, phases, values of a long row)."""
     (height, width), across = windows.size, windows.stride[1]
     return height, -(-width // across), across, long_row(columns, channels)
 
 
 def long_row(columns: int, channels: int) -> int:
-    """How many values are multiplied as one row: those of a divisor of the number of columns."""
+    """Return the length of a long row: its number of pixels divides the number of columns."""
     most = max(1, LONGEST_ROW // channels)
     return channels * max(n for n in range(1, min(most, columns) + 1) if columns % n == 0)
 
 
 def gather_phases(x: Array, windows: Windows, corner: Pair, padded: Array) -> Sequence[Call]:
-    """The calls that copy to ``padded``, by phases, the part of ``x`` with this ``corner``."""
+    """Return the calls that copy the part of ``x`` at ``corner`` to ``padded``, by phases."""
     across = windows.stride[1]
     calls: list[Call] = []
     for phase in range(across):
@@ -124,7 +123,7 @@ def gather_phases(x: Array, windows: Windows, corner: Pair, padded: Array) -> Se
 
 
 def repeat_taps(filters: Array, taps: Array, channels: int) -> Sequence[Call]:
-    """The calls that fill ``taps`` with (kh, kw, C) filters, and with 0 if a column is missing."""
+    """Return the calls that fill ``taps`` with (kh, kw, C) filters, and missing columns with 0."""
     across = taps.shape[2]
     calls: list[Call] = []
     for phase in range(across):
@@ -137,7 +136,7 @@ def repeat_taps(filters: Array, taps: Array, channels: int) -> Sequence[Call]:
 
 
 def in_long_rows(padded: Array, windows: Windows, rows: int, row_length: int) -> Array:
-    """The view (N, rows, long rows, kh, kw / phases, phases, values): what each tap multiplies."""
+    """Return a view of each tap's values: (N, rows, long rows, kh, kw / phases, phases, values)."""
     images, _, _, width, channels = padded.shape
     taps = taps_shape(windows, 1, channels)
     columns = width + 1 - taps[1]
@@ -153,7 +152,7 @@ def in_long_rows(padded: Array, windows: Windows, rows: int, row_length: int) ->
 
 
 def _shapes(problem: Problem, block: Block) -> list[Shape]:
-    """The shapes of a block's padded input, of its repeated taps and bias, and of spare memory."""
+    """Return the shapes of a block's padded input, repeated taps, bias and spare memory."""
     images, rows, channels = block.size
     columns, windows = problem.out[2], problem.windows
     taps = taps_shape(windows, columns, channels)

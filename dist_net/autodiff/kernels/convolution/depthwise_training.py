@@ -1,8 +1,8 @@
 """Depthwise convolution in training: the product and both of its gradients, block by block.
 
 Maps are (N, H, W, C), filters (kh, kw, 1, C). Each function returns one call with its arrays bound.
-``out`` is C-contiguous, the others may have any strides. With the extra ``fast``, compiled kernels
-compute contiguous float32 arrays.
+``out`` must be C-contiguous; the others may have any strides. With the extra ``fast``, compiled
+kernels compute contiguous float32 arrays.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Calls = Sequence[Call]
 
 
 def convolve(windows: Windows, x: Array, filters: Array, out: Array, pool: ThreadPool) -> Call:
-    """The call that writes the convolution of ``x`` by ``filters`` to ``out``, (N, H', W', C)."""
+    """Convolve ``x`` by ``filters``: return the call that fills ``out``, (N, H', W', C)."""
     taps = np.empty((*filters.shape[:2], filters.shape[3]), filters.dtype)
     copy = partial(np.copyto, taps, filters[:, :, 0])
     return in_order([copy, pool.call(_correlations(windows, x, taps, out, pool))])
@@ -44,9 +44,9 @@ def convolve(windows: Windows, x: Array, filters: Array, out: Array, pool: Threa
 def input_gradient(
     windows: Windows, cotangent: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> Call:
-    """The call that writes the cotangent of x, (N, H, W, C), to ``out``.
+    """Return the call that writes the cotangent of x, (N, H, W, C), to ``out``.
 
-    Phase by phase, as ``training.input_gradient`` does.
+    It works phase by phase, like ``training.input_gradient``.
     """
     before: list[Call] = []
     tasks: list[Task] = []
@@ -71,10 +71,10 @@ def input_gradient(
 def filter_gradient(
     windows: Windows, x: Array, cotangent: Array, out: Array, pool: ThreadPool
 ) -> Call:
-    """The call that writes the filters' gradient, (kh, kw, 1, C), to ``out``.
+    """Return the call that writes the filters' gradient, (kh, kw, 1, C), to ``out``.
 
-    Each thread of the pool adds up blocks of its own, so that additions have the same order, and
-    give the same bits, in each run.
+    Each thread of the pool has fixed blocks, so that every run adds in the same order and returns
+    the same bits.
     """
     blocks = list(sized_blocks(cotangent.shape, windows)) if out.size else []
     parts = [part for i in range(pool.threads) if (part := blocks[i :: pool.threads])]
@@ -98,7 +98,7 @@ def filter_gradient(
 
 @cache
 def compiled_kernels() -> ModuleType | None:
-    """The module of the compiled kernels; None without the extra ``fast``."""
+    """Return the module of the compiled kernels; None without the extra ``fast``."""
     try:
         from dist_net.autodiff.kernels.compiled import depthwise
     except ImportError:
@@ -107,7 +107,7 @@ def compiled_kernels() -> ModuleType | None:
 
 
 def _compiled_for(*arrays: Array) -> ModuleType | None:
-    """The compiled kernels, if they can read these arrays."""
+    """Return the compiled kernels, if they can read these arrays."""
     kernels = compiled_kernels()
     is_suitable = all(each.flags.c_contiguous and each.dtype == np.float32 for each in arrays)
     return kernels if kernels and is_suitable and arrays[0].shape[3] >= kernels.LANES else None
@@ -116,7 +116,7 @@ def _compiled_for(*arrays: Array) -> ModuleType | None:
 def _correlations(
     windows: Windows, x: Array, taps: Array, out: Array, pool: ThreadPool
 ) -> list[Task]:
-    """The tasks that write the convolution of ``x`` by (kh, kw, C) taps to ``out``, a view."""
+    """Return the tasks that convolve ``x`` by (kh, kw, C) taps into ``out``, a view."""
     blocks = list(sized_blocks(out.shape, windows))
     kernels = _compiled_for(x)
     if kernels:
@@ -149,7 +149,10 @@ def _correlations(
 def _gradient_calls(
     windows: Windows, x: Array, cotangent: Array, pool: ThreadPool
 ) -> Callable[[Block, Array, int], Calls]:
-    """From a block, a total (kh, kw, C) and a thread to the calls that add the block's gradient."""
+    """Return a function of a block, a total (kh, kw, C) and a thread.
+
+    It returns the calls that add the block's gradient to the total.
+    """
     kernels = _compiled_for(x, cotangent)
     if kernels:
         compiled = kernels.gradient
@@ -183,21 +186,21 @@ def _gradient_calls(
 
 
 def _add_sum(by_pixel: Array, total: Array) -> None:
-    """Adds (kh, kw, pixels, C) to (kh, kw, C)."""
+    """Add the sum over pixels of (kh, kw, pixels, C) to (kh, kw, C)."""
     np.add(total, by_pixel.sum(2), total)
 
 
 def _seen(
     windows: Windows, x: Array, block: Block, padded: Array, row_length: int
 ) -> tuple[Calls, Array]:
-    """The calls that copy a block's padded input, and the view of it that taps multiply."""
+    """Return the calls that copy a block's padded input, and its view for the taps."""
     corner = block.rows.start * windows.stride[0] - windows.padding[0][0], -windows.padding[1][0]
     gather = gather_phases(x[block.images], windows, corner, padded)
     return gather, in_long_rows(padded, windows, block.size[1], row_length)
 
 
 def _shapes(windows: Windows, block: Block, result: Shape) -> list[Shape]:
-    """The shapes of a block's padded input, of repeated taps, and of its values in long rows."""
+    """Return the shapes of a block's padded input, repeated taps and values in long rows."""
     images, rows, _ = block.size
     _, _, columns, channels = result
     taps = taps_shape(windows, columns, channels)

@@ -1,4 +1,4 @@
-"""Epilogues: bias, activation and residual of a convolution while its result is in the cache."""
+"""Epilogues: apply bias, activation and residual while a convolution's result is in the cache."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LINEAR = 1.0
 
 @dataclass(frozen=True)
 class Epilogue:
-    """y = max(x + bias, slope · (x + bias)), then, with a residual, the same of y + residual.
+    """y = max(x + bias, slope · (x + bias)); with a residual, then the same for y + residual.
 
-    A slope of 1 leaves values as they are, 0 is relu, 0.1 Darknet's leaky relu. The result is
-    clipped to ``low`` and ``high``.
+    A slope of 1 is the identity, 0 is relu, 0.1 is Darknet's leaky relu. The result is clipped to
+    ``low`` and ``high``.
     """
 
     slope: float = LINEAR
@@ -29,16 +29,16 @@ class Epilogue:
 
     @property
     def clips(self) -> bool:
-        """Whether there are bounds."""
+        """Whether the result is clipped."""
         return self.low > -math.inf or self.high < math.inf
 
     def calls(
         self, values: Array, bias: Array | None, residual: Array | None, out: Array, spare: Array
     ) -> Sequence[Call]:
-        """The calls that turn ``values`` into ``out``, which may be the same memory.
+        """Return the calls that turn ``values`` into ``out``, which may be the same memory.
 
-        ``values`` are overwritten; ``spare`` is memory of their shape. All are (..., C), ``bias``
-        is (C,), or None where it has been added.
+        ``values`` are overwritten; ``spare`` is memory of the same shape. All are (..., C);
+        ``bias`` is (C,), or None if it has already been added.
         """
         calls: list[partial[object]] = []
         if bias is not None:
@@ -65,7 +65,7 @@ def _leaky_relu(slope: float, values: Array, spare: Array) -> list[partial[objec
 
 
 def _ending_in(out: Array, calls: list[partial[object]], values: Array) -> list[Call]:
-    """The calls, the last one of which writes to ``out`` instead; a copy if there is none."""
+    """Return ``calls`` with the last one writing to ``out``; a copy to ``out`` if empty."""
     if not calls:
         return [partial(np.copyto, out, values)]
     *before, last = calls

@@ -18,7 +18,7 @@ from dist_net.autodiff.kernels.memory import carve, copy_in_runs, scratch_bytes
 
 
 class Im2Row:
-    """The algorithm that can compute every convolution."""
+    """The algorithm that supports every convolution."""
 
     name = "im2row"
     row_step = 1
@@ -27,16 +27,16 @@ class Im2Row:
         self.gemm = gemm or Gemm()
 
     def prepared_shape(self, problem: Problem) -> Shape:
-        """The shape of what ``prepare`` returns."""
+        """Return the shape of the result of ``prepare``."""
         length, groups, columns = problem.row_length, problem.groups, problem.out[3]
         if groups == 1:
             return self.gemm.layout((length, columns))
         return groups, length, columns // groups
 
     def prepare(self, problem: Problem, filters: Array) -> Array:
-        """(kh, kw, C / groups, O) as (groups, kh · kw · C / groups, O / groups), a view.
+        """Return (kh, kw, C / groups, O) as (groups, kh · kw · C / groups, O / groups), a view.
 
-        Those of a single group have no axis of groups, and are laid out for ``gemm``.
+        A single group has no group axis and is laid out for ``gemm``.
         """
         length, groups, columns = problem.row_length, problem.groups, problem.out[3]
         if groups == 1:
@@ -44,13 +44,13 @@ class Im2Row:
         return filters.reshape(length, groups, columns // groups, copy=False).swapaxes(0, 1)
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """How many bytes of scratch one thread needs for a block."""
+        """Return the bytes of scratch that one thread needs for a block."""
         return scratch_bytes(_shapes(problem, block), problem.dtype)
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """The calls that compute a block of the output."""
+        """Return the calls that compute a block of the output."""
         padded, matrix, product, spare = carve(scratch, _shapes(problem, block), problem.dtype)
         calls: list[Call] = []
         if problem.is_pointwise and problem.groups == 1:
@@ -68,7 +68,7 @@ class Im2Row:
     def _gather(
         self, problem: Problem, block: Block, x: Array, padded: Array, matrix: Array
     ) -> Sequence[Call]:
-        """The windows of a block's pixels as rows of ``matrix``, (groups, pixels, row length)."""
+        """Return the calls that copy a block's windows to ``matrix``, (groups, pixels, length)."""
         windows, groups = problem.windows, problem.groups
         top = block.rows.start * windows.stride[0] - windows.padding[0][0]
         left = -windows.padding[1][0]
@@ -85,7 +85,7 @@ class Im2Row:
     def _from_product(
         self, problem: Problem, block: Block, arrays: Arrays, product: Array, spare: Array
     ) -> Sequence[Call]:
-        """The calls that write the epilogue of a block's product to the output."""
+        """Return the calls that apply the epilogue to a block's product and write the output."""
         out = arrays.out[block.index]
         residual = None if arrays.residual is None else arrays.residual[block.index]
         values, spare = product.reshape(out.shape, copy=False), spare.reshape(out.shape, copy=False)
@@ -94,7 +94,7 @@ class Im2Row:
 
 
 def _shapes(problem: Problem, block: Block) -> list[Shape]:
-    """The shapes of a block's padded input, of its rows, its product, and of spare memory."""
+    """Return the shapes of a block's padded input, rows, product and spare memory."""
     windows, groups = problem.windows, problem.groups
     images, rows, channels = block.size
     pixels = images * rows * problem.out[2]

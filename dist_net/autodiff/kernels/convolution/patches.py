@@ -14,17 +14,17 @@ from dist_net.autodiff.kernels.convolution.problem import Block, Blocking, take_
 from dist_net.autodiff.kernels.memory import copy_in_runs
 from dist_net.autodiff.kernels.windows import UNPADDED, Pair, Windows
 
-STRIP_BYTES = 1 << 19  # of a strip's rows: a usual L2 cache
-FEWEST_PIXELS = 256  # of a strip: with fewer, BLAS reads the filters too often
-FEW_CHANNELS = 4  # of a group: so few are too short a run to be copied one by one
+STRIP_BYTES = 1 << 19  # of a strip's rows: a typical L2 cache
+FEWEST_PIXELS = 256  # of a strip; with fewer, BLAS reads the filters too often
+FEW_CHANNELS = 4  # of a group; runs of so few values are too short to copy one by one
 
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """The windows of ``x``, one for each pixel of a result, as the rows of a matrix for each group.
+    """The windows of ``x``, one per pixel of a result, as the rows of a matrix per group.
 
-    The first window begins ``before`` rows and columns before the map, or inside of it if these
-    are negative. What lies outside of the map is 0.
+    The first window begins ``before`` rows and columns before the map, or inside it if these are
+    negative. Values outside the map are 0.
     """
 
     x: Array
@@ -47,12 +47,12 @@ class Patches:
 
     @property
     def _has_rows(self) -> bool:
-        """Whether the map's pixels, as they lie, are the rows."""
+        """Whether the map's pixels are the rows, without a copy."""
         is_pointwise = self.size == self.stride == (1, 1) and self.before == (0, 0)
         return is_pointwise and self.result == self.x.shape[1:3] and self.x.flags.c_contiguous
 
     def strips(self) -> list[Block]:
-        """The result's pixels in strips: some rows of one image, or all of several images."""
+        """Return strips of the result: some rows of one image, or all rows of several images."""
         height, width = self.result
         row_bytes = max(1, self.groups * self.length * self.x.itemsize)
         pixels = max(FEWEST_PIXELS, STRIP_BYTES // row_bytes)
@@ -62,7 +62,7 @@ class Patches:
         return list(blocking.blocks((len(self.x), height, width, 1)))
 
     def shapes(self, strip: Block) -> list[Shape]:
-        """The shapes of the scratch for ``rows``: a padded part of the map, and the matrices."""
+        """Return the shapes of the scratch for ``rows``: a padded part of the map, the matrices."""
         images = strip.images.stop - strip.images.start
         if self._has_rows:
             return [(0,), (0,)]
@@ -75,7 +75,7 @@ class Patches:
         return [(images, height, width, self.x.shape[3]), (self.groups, pixels, self.length)]
 
     def rows(self, strip: Block, padded: Array, matrix: Array) -> tuple[Sequence[Call], Array]:
-        """The calls that write the rows of a strip, and the rows: (groups, pixels, length)."""
+        """Return the calls that write a strip's rows, and the rows (groups, pixels, length)."""
         x = self.x[strip.images]
         if self._has_rows:
             return [], by_group(x[:, strip.rows], self.groups)
@@ -99,7 +99,7 @@ class Patches:
                 *calls,
                 partial(np.copyto, matrix.reshape(seen.shape, copy=False), seen),
             ], matrix
-        # Runs of channels are short, so runs of pixels are copied instead, to columns.
+        # Runs of channels are short, so copy runs of pixels to columns instead.
         seen = grouped.transpose(5, 3, 4, 6, 0, 1, 2)
         columns = matrix.reshape(self.groups, self.length, matrix.shape[1], copy=False)
         calls.append(partial(np.copyto, columns.reshape(seen.shape, copy=False), seen))
@@ -107,14 +107,14 @@ class Patches:
 
 
 def _copy_in_runs(matrix: Array, windows: Array) -> Call:
-    """The call that copies (N, H', W', kh, kw, C), where a window's line is contiguous."""
+    """Return the call that copies (N, H', W', kh, kw, C); a window's line is contiguous."""
     *places, width, channels = windows.shape
     lines = windows.reshape(*places, width * channels, copy=False)
     return copy_in_runs(matrix.reshape(lines.shape, copy=False), lines)
 
 
 def by_group(pixels: Array, groups: int) -> Array:
-    """(..., channels) as (groups, pixels, channels / groups), in the same memory."""
+    """Return (..., channels) as a view (groups, pixels, channels / groups)."""
     *axes, channels = pixels.shape
     by_pixel = pixels.reshape(math.prod(axes), groups, channels // groups, copy=False)
     return by_pixel.transpose(1, 0, 2)

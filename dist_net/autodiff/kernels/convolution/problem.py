@@ -1,4 +1,4 @@
-"""A convolution's shapes, the blocks that its output is computed in, and its padded input."""
+"""A convolution's shapes, the blocks of its output, and its padded input."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class Problem:
 
     @property
     def row_length(self) -> int:
-        """How many products are added up for one element of the output."""
+        """The number of products summed for one element of the output."""
         return math.prod(self.windows.size) * (self.x[3] // self.groups)
 
     @property
     def is_pointwise(self) -> bool:
-        """Whether each output pixel comes from the one input pixel at the same place."""
+        """Whether each output pixel depends only on the input pixel at the same position."""
         return self.windows == POINTWISE
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """The arrays that a convolution is bound to: borrowed, C-contiguous."""
+    """The arrays bound to a convolution: borrowed, C-contiguous."""
 
     x: Array
     filters: Array
@@ -54,7 +54,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Block:
-    """Some images, some rows of each, and some channels of an output (N, H, W, C)."""
+    """A range of images, rows and channels of an output (N, H, W, C)."""
 
     images: slice
     rows: slice
@@ -67,7 +67,7 @@ class Block:
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """How many images, rows and channels these are."""
+        """The number of images, rows and channels."""
         images, rows, channels = (
             part.stop - part.start for part in (self.images, self.rows, self.channels)
         )
@@ -76,7 +76,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Blocking:
-    """How an output is cut: a block has at most so many images, rows and channels.
+    """The maximum number of images, rows and channels of a block.
 
     A block with several images has all their rows, so that its pixels are evenly spaced.
     """
@@ -86,7 +86,7 @@ class Blocking:
     channels: int
 
     def blocks(self, shape: Shape, row_step: int = 1) -> Iterator[Block]:
-        """The blocks of (N, H, W, C); rows are cut at multiples of ``row_step``."""
+        """Return the blocks of (N, H, W, C); rows are cut at multiples of ``row_step``."""
         images, height, _, channels = shape
         rows = max(row_step, self.rows // row_step * row_step)
         for image in _cut(images, self.images if rows >= height else 1):
@@ -101,9 +101,9 @@ def _cut(length: int, size: int) -> Iterator[slice]:
 
 
 def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Call]:
-    """The calls that copy to ``padded`` the part of ``x`` whose corner is (top, left).
+    """Return the calls that copy the part of ``x`` with corner (top, left) to ``padded``.
 
-    Both are (N, H, W, C). What lies outside of ``x`` becomes 0.
+    Both are (N, H, W, C). Values outside ``x`` become 0.
     """
     rows, own_rows = _overlap(top, padded.shape[1], x.shape[1])
     columns, own_columns = _overlap(left, padded.shape[2], x.shape[2])
@@ -119,7 +119,7 @@ def take_padded(x: Array, top: int, left: int, padded: Array) -> Sequence[Call]:
 
 
 def _overlap(start: int, length: int, own_length: int) -> tuple[slice, slice]:
-    """The overlap of a map and of a part that begins at ``start``: in the part, and in the map."""
+    """Return the overlap of a map and a part from ``start``, as slices of the part and the map."""
     first = min(max(-start, 0), length)
     last = max(first, min(own_length - start, length))
     return slice(first, last), slice(first + start, last + start)

@@ -1,8 +1,8 @@
 """Convolution in training: the product and both of its gradients, each by BLAS, strip by strip.
 
-A strip is some pixels of a result. Their windows are copied to the rows of a matrix, which stays in
-the L2 cache until BLAS has read it. Each function returns one call with its arrays bound. ``out``
-is C-contiguous, the others may have any strides. Maps are (N, H, W, C), filters
+A strip is a range of pixels of a result. Their windows are copied to the rows of a matrix, which
+stays in the L2 cache until BLAS has read it. Each function returns one call with its arrays bound.
+``out`` must be C-contiguous; the others may have any strides. Maps are (N, H, W, C), filters
 (kh, kw, C / groups, O).
 """
 
@@ -27,7 +27,7 @@ from dist_net.autodiff.kernels.windows import Pair, Windows, phase_of
 def convolve(
     windows: Windows, groups: int, x: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> Call:
-    """The call that writes the convolution of ``x`` by ``filters`` to ``out``, (N, H', W', O)."""
+    """Convolve ``x`` by ``filters``: return the call that fills ``out``, (N, H', W', O)."""
     if is_depthwise(x.shape, groups, out.shape):
         return depthwise_training.convolve(windows, x, filters, out, pool)
     patches = _patches(windows, groups, x, out.shape)
@@ -45,12 +45,12 @@ def convolve(
 def input_gradient(
     windows: Windows, groups: int, cotangent: Array, filters: Array, out: Array, pool: ThreadPool
 ) -> Call:
-    """The call that writes the cotangent of x, (N, H, W, C), to ``out``.
+    """Return the call that writes the cotangent of x, (N, H, W, C), to ``out``.
 
-    It is computed from ``cotangent``, (N, H', W', O). For the pixels of one *phase*, every
-    stride-th down and across, it is a convolution with stride 1 by every stride-th tap of the
-    filters, flipped. One convolution for all pixels would need zeros between those of
-    ``cotangent``, and multiply by them.
+    ``cotangent`` is (N, H', W', O). For the pixels of one *phase* (every stride-th down and
+    across), the result is a convolution with stride 1 by every stride-th tap of the flipped
+    filters. A single convolution for all pixels would insert zeros between the pixels of
+    ``cotangent`` and multiply by them.
     """
     if is_depthwise(out.shape, groups, cotangent.shape):
         return depthwise_training.input_gradient(windows, cotangent, filters, out, pool)
@@ -77,10 +77,10 @@ def input_gradient(
 def filter_gradient(
     windows: Windows, groups: int, x: Array, cotangent: Array, out: Array, pool: ThreadPool
 ) -> Call:
-    """The call that writes the filters' gradient, (kh, kw, C / groups, O), to ``out``.
+    """Return the call that writes the filters' gradient, (kh, kw, C / groups, O), to ``out``.
 
-    It is the sum of each window times its cotangent. Each thread of the pool adds up strips of its
-    own, so that additions have the same order, and give the same bits, in each run.
+    It is the sum of each window times its cotangent. Each thread of the pool has fixed strips, so
+    that every run adds in the same order and returns the same bits.
     """
     if is_depthwise(x.shape, groups, cotangent.shape):
         return depthwise_training.filter_gradient(windows, x, cotangent, out, pool)
@@ -107,10 +107,10 @@ def _pair(shape: Shape) -> Pair:
 
 
 def _turned(taps: Array, groups: int) -> tuple[Call, Array]:
-    """The call that flips (kh, kw, C / groups, O), and the array that it writes.
+    """Return the call that flips (kh, kw, C / groups, O), and the array that it writes.
 
-    The array, (groups, kh · kw · O / groups, C / groups), lies column by column, so that outputs
-    are copied in runs.
+    The array, (groups, kh · kw · O / groups, C / groups), is column-major, so that outputs are
+    copied in runs.
     """
     height, width, channels, out_channels = taps.shape
     source = taps[::-1, ::-1].reshape(
@@ -122,7 +122,7 @@ def _turned(taps: Array, groups: int) -> tuple[Call, Array]:
 
 
 def _contiguous(array: Array) -> tuple[Sequence[Call], Array]:
-    """A C-contiguous array like ``array``, and the call that copies to it, if one is needed."""
+    """Return a C-contiguous version of ``array``, and the calls that copy to it, if needed."""
     if array.flags.c_contiguous:
         return [], array
     copy = np.empty(array.shape, array.dtype)
@@ -130,7 +130,7 @@ def _contiguous(array: Array) -> tuple[Sequence[Call], Array]:
 
 
 MultiplyBlock = Callable[[Block, Array, Sequence[Array]], Sequence[Call]]
-"""From a strip, its rows and its spare arrays to the calls that multiply."""
+"""Maps a strip, its rows and its spare arrays to the calls that multiply."""
 
 
 def _tasks(
@@ -140,7 +140,7 @@ def _tasks(
     multiply: MultiplyBlock,
     pool: ThreadPool,
 ) -> list[Task]:
-    """The calls that write each strip's rows and multiply them, for each thread."""
+    """Return the calls that write each strip's rows and multiply them, for each thread."""
     shapes = [[*patches.shapes(strip), *spare_shapes(strip)] for strip in strips]
     dtype = patches.x.dtype
     pool.reserve(max((scratch_bytes(each, dtype) for each in shapes), default=0))
@@ -177,7 +177,7 @@ def _tasks_of_phase(patches: Patches, matrix: Array, pixels: Array, pool: Thread
 def _tasks_of_sum(
     patches: Patches, strips: Sequence[Block], cotangent: Array, total: Array, pool: ThreadPool
 ) -> list[Task]:
-    """Tasks that write the first strip's product to ``total``, and add the others' to it."""
+    """Return tasks that write the first strip's product to ``total`` and add the others to it."""
     groups = patches.groups
     is_contiguous = cotangent.flags.c_contiguous
 

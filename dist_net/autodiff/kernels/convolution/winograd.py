@@ -7,10 +7,10 @@ F(m x m, 3 x 3) computes a tile of m x m outputs from a = m + 2 squared inputs:
 The products over the channels are a² matrix products, each for all tiles at once. A transform is a
 matrix product too: the Kronecker product of B with itself, a² x a², times all tiles' elements.
 
-With a stride of 2, along one axis, every other input is multiplied by the filter's middle alone,
-and the inputs between by its two ends. The latter are F(m, 2), the former m plain products,
-together a = 2m + 1: for m = 2, 25 products instead of 36. The plain products share one point of the
-filters, which have (m + 2)² points for either stride.
+With a stride of 2, along one axis, every other input is multiplied only by the middle of the
+filter, and the inputs in between by its two ends. The latter are F(m, 2), the former m plain
+products, together a = 2m + 1: for m = 2, 25 products instead of 36. The plain products share one
+point of the filters, which have (m + 2)² points for either stride.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 
 POINTS = (0, 1, -1, 2, -2)
 ONE = POINTS.index(1)
-APART = 16  # values between planes, which would otherwise often share one set of the cache
+APART = 16  # values between planes, which would otherwise often map to the same cache set
 
 
 class Winograd:
@@ -46,11 +46,11 @@ class Winograd:
         self.row_step = m
 
     def prepared_shape(self, problem: Problem) -> Shape:
-        """The shape of what ``prepare`` returns."""
+        """Return the shape of the result of ``prepare``."""
         return self.gemm.layout((self.m + 2, self.m + 2, problem.x[3], problem.out[3]))
 
     def prepare(self, problem: Problem, filters: Array) -> Array:
-        """(3, 3, C, O) as the filters' points, (m + 2, m + 2, C, O), laid out for products."""
+        """Transform (3, 3, C, O) to points (m + 2, m + 2, C, O), laid out for products."""
         _, g, _ = transforms(self.m, self.stride)
         matrix = np.kron(g, g).astype(problem.dtype)
         points = np.empty((self.m + 2, self.m + 2, *filters.shape[2:]), problem.dtype)
@@ -59,13 +59,13 @@ class Winograd:
         return self.gemm.laid_out(points)
 
     def scratch_bytes(self, problem: Problem, block: Block) -> int:
-        """How many bytes of scratch one thread needs for a block."""
+        """Return the bytes of scratch that one thread needs for a block."""
         return scratch_bytes(self._shapes(problem, block), problem.dtype)
 
     def calls(
         self, problem: Problem, block: Block, arrays: Arrays, scratch: NDArray[np.uint8]
     ) -> Sequence[Call]:
-        """The calls that compute a block of the output."""
+        """Return the calls that compute a block of the output."""
         points, sums, *spare = carve(scratch, self._shapes(problem, block), problem.dtype)
         filters = self.gemm.part(arrays.filters, block.channels)
         by_tile = (self.a, self.a, self._tiles(problem, block), -1)
@@ -85,8 +85,8 @@ class Winograd:
 
     @property
     def _places(self) -> Sequence[tuple[slice, slice]]:
-        """The points that are multiplied at a time: as many of the filters' as of the input's, or
-        one of the filters' that the input's share."""
+        """The points multiplied at a time: equally many of the filters and of the input, or one
+        point of the filters that several of the input share."""
         if self.stride == 1:
             return [(slice(None), slice(None))]
         parts = slice(0, self.m + 1), slice(self.m + 1, None)
@@ -95,7 +95,7 @@ class Winograd:
     def _to_points(
         self, problem: Problem, block: Block, x: Array, points: Array, spare: Sequence[Array]
     ) -> Sequence[Call]:
-        """The input's tiles, transformed: (a², tiles · C + APART)."""
+        """Return the input's tiles, transformed: (a², tiles · C + APART)."""
         padded, shared = spare
         (top, _), (left, _) = problem.windows.padding
         tiles = _windows(padded, self.m * self.stride, self.a)
@@ -112,14 +112,14 @@ class Winograd:
     def _from_points(
         self, problem: Problem, block: Block, arrays: Arrays, sums: Array, spare: Sequence[Array]
     ) -> Sequence[Call]:
-        """The block's outputs, from the sums, (a², tiles · O + APART)."""
+        """Return the block's outputs, from the sums, (a², tiles · O + APART)."""
         _, shared = spare
         out = _by_place(arrays.out[block.index], self.m)
         residual = None if arrays.residual is None else arrays.residual[block.index]
         _, _, a = transforms(self.m, self.stride)
         matrix = np.kron(a, a).astype(problem.dtype)
         values = shared[: out.size].reshape(out.shape, copy=False)
-        # A constant in every output is that constant in the sums at the point (1, 1).
+        # Adding a constant to the sums at the point (1, 1) adds it to every output.
         sums = sums[:, :-APART]
         at_one = sums[ONE * self.a + ONE].reshape(-1, out.shape[5], copy=False)
         return [
@@ -139,8 +139,8 @@ class Winograd:
         return images * (rows // self.m) * (problem.out[2] // self.m)
 
     def _shapes(self, problem: Problem, block: Block) -> list[Shape]:
-        """Of a block's points and sums; of its padded input, and of what gathered tiles and
-        outputs share."""
+        """Return the shapes of a block's points, its sums, its padded input, and the memory that
+        gathered tiles and outputs share."""
         images, rows, out_channels = block.size
         width, channels = problem.out[2], problem.x[3]
         tiles = self._tiles(problem, block)
@@ -154,7 +154,7 @@ class Winograd:
 
 
 def _windows(padded: Array, step: int, a: int) -> Array:
-    """(a, a, N, rows, columns, C): every tile's elements, in the padded map's memory."""
+    """Return every tile's elements as a view (a, a, N, rows, columns, C) of the padded map."""
     n, height, width, channels = padded.shape
     per_image, per_row, per_column, per_channel = padded.strides
     return as_strided(
@@ -165,7 +165,7 @@ def _windows(padded: Array, step: int, a: int) -> Array:
 
 
 def _by_place(out: Array, m: int) -> Array:
-    """(N, H, W, O) as (m, m, N, H / m, W / m, O): places within a tile first."""
+    """Return (N, H, W, O) as (m, m, N, H / m, W / m, O): positions within a tile first."""
     n, height, width, out_channels = out.shape
     per_image, per_row, per_column, per_channel = out.strides
     return as_strided(
@@ -180,7 +180,7 @@ Transforms = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]
 
 @cache
 def transforms(m: int, stride: int = 1) -> Transforms:
-    """Bᵀ (a, a), G (m + 2, 3) and Aᵀ (m, a) of F(m, 3), for a stride of 1 or 2."""
+    """Return Bᵀ (a, a), G (m + 2, 3) and Aᵀ (m, a) of F(m, 3), for a stride of 1 or 2."""
     if stride == 1:
         return _interpolation(m, 3)
     b, g, a = _interpolation(m, 2)
@@ -192,9 +192,9 @@ def transforms(m: int, stride: int = 1) -> Transforms:
 
 
 def _interpolation(m: int, r: int) -> Transforms:
-    """Bᵀ (n, n), G (n, r) and Aᵀ (m, n) of F(m, r), n = m + r - 1, by Toom and Cook's method.
+    """Return Bᵀ (n, n), G (n, r), Aᵀ (m, n) of F(m, r), n = m + r - 1, by Toom and Cook's method.
 
-    A product of polynomials is fixed by its values at n - 1 points and its leading coefficient
+    A product of polynomials is determined by its values at n - 1 points and its leading coefficient
     (the point at infinity); correlation is the transpose of that product.
     """
     points = POINTS[: m + r - 2]
@@ -212,7 +212,7 @@ def _interpolation(m: int, r: int) -> Transforms:
 
 
 def _coefficients(roots: Sequence[Fraction]) -> list[Fraction]:
-    """Of the product of (x - root), the constant first."""
+    """Return the coefficients of the product of (x - root), the constant first."""
     product = [Fraction(1)]
     for root in roots:
         shifted = [Fraction(0), *product]
