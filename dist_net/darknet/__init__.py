@@ -1,4 +1,4 @@
-"""Darknet's file formats and nets: configurations, weights, the published classifiers."""
+"""Darknet's configurations, weights files and published classifiers."""
 
 from dist_net.darknet.configuration import (
     Configuration,

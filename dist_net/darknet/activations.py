@@ -1,7 +1,7 @@
-"""Darknet's activations, by their names in a .cfg.
+"""Darknet's activations, by their names in a .cfg file.
 
-The formulas are those of the program's ``activations.h``. The program takes an unknown name for
-relu; this project refuses it.
+The formulas follow the program's ``activations.h``. The program treats an unknown name as relu;
+this project rejects it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ def loggy(x: Expression) -> Expression:
 
 
 def elu(x: Expression) -> Expression:
-    """x above 0, exp(x) - 1 below."""
+    """x if x > 0, else exp(x) - 1."""
     return where(x >= 0.0, x, expm1(minimum(x, 0.0)))
 
 
 def selu(x: Expression) -> Expression:
-    """elu with a scale for each side, rounded as Darknet rounds them."""
+    """elu with a scale for each side, rounded as in Darknet."""
     negative = expm1(minimum(x, 0.0)) * SELU_NEGATIVE_SCALE
     return where(x >= 0.0, x * SELU_SCALE, negative)
 
 
 def relie(x: Expression) -> Expression:
-    """A leaky relu of slope 0.01."""
+    """Return a leaky relu of slope 0.01."""
     return leaky_relu(x, 0.01)
 
 
@@ -41,14 +41,14 @@ def ramp(x: Expression) -> Expression:
 
 
 def plse(x: Expression) -> Expression:
-    """A sigmoid in three straight pieces."""
+    """Return a sigmoid in three straight pieces."""
     outside = where(x < 0.0, (x + 4.0) * 0.01, (x - 4.0) * 0.01 + 1.0)
     inside = x * 0.125 + 0.5
     return where(x < -4.0, outside, where(x > 4.0, outside, inside))
 
 
 def hardtan(x: Expression) -> Expression:
-    """x, clipped to -1 and 1."""
+    """x clipped to -1 and 1."""
     return clip(x, -1.0, 1.0)
 
 

@@ -1,9 +1,9 @@
-"""Darknet's .cfg files: sections of options in the order of the layers, read, checked and written.
+"""Read, check and write Darknet's .cfg files: sections of options in the order of the layers.
 
 The format is the Darknet program's (its ``read_cfg`` and ``parse_network_cfg``): ``[kind]`` begins
 a section, ``option=value`` belongs to the section above it, blanks are ignored, and a line that
 begins with ``#`` or ``;`` is a comment. The first section, ``[net]``, describes the input. This
-module knows which options there are; ``layers`` knows what they mean.
+module lists the valid options; ``layers`` defines their meaning.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dist_net.spelling import suggestion
 Number = TypeVar("Number", int, float)
 
 LARGEST_FILE_BYTES = 1 << 20
-"""Thirty times the longest .cfg of Darknet's own: a larger file is something else."""
+"""Thirty times the longest .cfg of Darknet itself: a larger file is not a .cfg."""
 
 LARGEST_NUMBER = 2**31 - 1
 """The largest integer of the Darknet program."""
@@ -37,7 +37,7 @@ ALIASES = {
 }
 
 OF_TRAINING_EVERYWHERE = "clip learning_rate onlyforward smooth stopbackward truth"
-"""Options of every layer that the Darknet program reads in training only."""
+"""Options of every layer that the Darknet program reads only in training."""
 
 OPTIONS = {
     "net": "height width channels inputs",
@@ -64,21 +64,21 @@ OF_TRAINING = {
 }
 
 ONLY_ZERO = "binary xnor flipped spatial dontload dontsave dontloadscales"
-"""Options of the program for which this project accepts the usual value, 0, only."""
+"""Options of the program for which this project accepts only the usual value, 0."""
 
 ELSEWHERE = (
     "activation batchnorm crnn deconv deconvolutional detection gru iseg l2norm local logistic "
     "lrn lstm normalization region reorg rnn upsample yolo"
 )
-"""Layers of the Darknet program that no classifier on its site uses; this project lacks them."""
+"""Layers of the Darknet program that no classifier on its site uses; not supported."""
 
 
 @dataclass(frozen=True)
 class Section:
     """``[kind]`` and its options as strings; it begins in line ``line`` of the file ``source``.
 
-    ``kind`` is the layer's long name. The methods turn an option into a value, or raise
-    ConfigurationError, which names the file, the line, and what was expected.
+    ``kind`` is the layer's long name. The methods convert an option to a value, or raise
+    ``ConfigurationError``, which names the file, the line and the expected value.
     """
 
     kind: str
@@ -88,37 +88,37 @@ class Section:
     source: str = field(default="", compare=False)
 
     def integer(self, option: str, default: int, least: int = 0) -> int:
-        """A whole number of at least ``least``."""
+        """Return a whole number of at least ``least``."""
         return self._value(option, default, int, f"a whole number of at least {least}", least)
 
     def number(self, option: str, default: float, least: float = -LARGEST_NUMBER) -> float:
-        """A number of at least ``least``."""
+        """Return a number of at least ``least``."""
         wanted = f"a number of at least {least}" if least > -LARGEST_NUMBER else "a number"
         return self._value(option, default, float, wanted, least)
 
     def flag(self, option: str) -> bool:
-        """Whether an option of 0 or 1 is 1; if it is missing, it is 0."""
+        """Return whether an option of 0 or 1 is 1; a missing option is 0."""
         value = self.integer(option, 0)
         if value > 1:
             raise self.error(f"{option}={value}: expected 0 or 1", option)
         return value == 1
 
     def text(self, option: str, default: str) -> str:
-        """The value as it is written."""
+        """Return the value as text."""
         return self.options.get(option, default)
 
     def integers(self, option: str) -> list[int]:
-        """One or more whole numbers with commas between them; they may have signs."""
+        """Return one or more whole numbers, separated by commas; they may have signs."""
         value = self.options.get(option, "")
         try:
             return [int(each) for each in value.split(",")]
         except ValueError:
             raise self.error(
-                f"{option}={value}: expected whole numbers with commas between them", option
+                f"{option}={value}: expected whole numbers separated by commas", option
             ) from None
 
     def error(self, problem: str, option: str | None = None) -> ConfigurationError:
-        """An error about this section, or about one of its options, to be raised."""
+        """Return an error about this section or about one of its options."""
         line = self.line if option is None else self.lines.get(option, self.line)
         return ConfigurationError(f"{self.source}:{line}: [{self.kind}] {problem}")
 
@@ -137,14 +137,14 @@ class Section:
             value = parse(text)
         except ValueError:
             value = None
-        if value is None or not least <= value <= LARGEST_NUMBER:  # nan is no number either
+        if value is None or not least <= value <= LARGEST_NUMBER:  # also rejects nan
             raise self.error(f"{option}={text}: expected {wanted}", option)
         return value
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """The sections of a network, ``[net]`` first; ``name`` is that of the file, or another."""
+    """The sections of a network, ``[net]`` first; ``name`` is the file's name or another."""
 
     sections: tuple[Section, ...]
     name: str
@@ -156,14 +156,14 @@ class Configuration:
 
     @property
     def layers(self) -> tuple[Section, ...]:
-        """The sections of the layers, numbered from 0 as Darknet numbers them."""
+        """The sections of the layers, numbered from 0 as in Darknet."""
         return self.sections[1:]
 
 
 def read_configuration(path: Path) -> Configuration:
-    """The network that the .cfg file ``path`` describes.
+    """Return the network that the .cfg file ``path`` describes.
 
-    Raises ConfigurationError for a file that cannot be read or is too large, and as
+    Raises ``ConfigurationError`` for an unreadable or too large file, and as
     ``parse_configuration`` does.
     """
     try:
@@ -171,27 +171,27 @@ def read_configuration(path: Path) -> Configuration:
             content = file.read(LARGEST_FILE_BYTES + 1)
         if len(content) > LARGEST_FILE_BYTES:
             raise ConfigurationError(
-                f"{path}: is larger than {LARGEST_FILE_BYTES} bytes; expected a network's .cfg"
+                f"{path}: is larger than {LARGEST_FILE_BYTES} bytes; expected a network's .cfg file"
             )
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise ConfigurationError(
-            f"{path}: cannot be read: {error.strerror}; expected a network's .cfg"
+            f"{path}: cannot be read: {error.strerror}; expected a network's .cfg file"
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(
-            f"{path}: offset {error.start}: is not text; expected a network's .cfg"
+            f"{path}: offset {error.start}: is not text; expected a network's .cfg file"
         ) from error
     return parse_configuration(text, str(path))
 
 
 def parse_configuration(text: str, name: str) -> Configuration:
-    """The network that ``text`` describes; errors call the file ``name``.
+    """Return the network that ``text`` describes; errors call the file ``name``.
 
-    Options that only Darknet's training reads are kept, and have no effect here. Raises
-    ConfigurationError, which names the line, for an unknown layer or option (and suggests a known
-    one), for an option twice or before the first section, and for a text that does not begin with
-    ``[net]`` or has no layer.
+    Options that only Darknet's training reads are preserved without effect. Raises
+    ``ConfigurationError``, which names the line, for an unknown layer or option (with a
+    suggestion), a repeated option, an option before the first section, and a text that does not
+    begin with ``[net]`` or has no layer.
     """
     sections: list[Section] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -219,12 +219,12 @@ def _opened(content: str, line: int, name: str) -> Section:
     kind = ALIASES.get(kind, kind)
     if kind in ELSEWHERE.split():
         raise ConfigurationError(
-            f"{name}:{line}: there is no layer [{kind}] here, though Darknet has one; expected a "
-            f"classifier of {', '.join(sorted(OPTIONS.keys() - {'net'}))}"
+            f"{name}:{line}: Darknet's layer [{kind}] is not supported; expected a classifier of "
+            f"{', '.join(sorted(OPTIONS.keys() - {'net'}))}"
         )
     if kind not in OPTIONS:
         raise ConfigurationError(
-            f"{name}:{line}: there is no layer [{kind}]{_nearest(kind, [*OPTIONS, *ALIASES])}"
+            f"{name}:{line}: unknown layer [{kind}]{_nearest(kind, [*OPTIONS, *ALIASES])}"
         )
     return Section(kind, {}, line, {}, name)
 
@@ -243,16 +243,16 @@ def _add_option(sections: list[Section], content: str, line: int, name: str) -> 
         nearest = _nearest(option, known)
         raise ConfigurationError(f"{name}:{line}: [{section.kind}] has no option {option}{nearest}")
     if option in section.options and option in _of_training(section.kind):
-        return  # Darknet's files have one line for training and one for tests: the first counts
+        return  # Darknet's files have a line for training and another for tests; use the first
     if option in section.options:
         raise ConfigurationError(
-            f"{name}:{line}: [{section.kind}] has {option} twice, first in line "
+            f"{name}:{line}: [{section.kind}] repeats {option} of line "
             f"{section.lines[option]}; expected it once"
         )
     if option in ONLY_ZERO.split() and value != "0":
         raise ConfigurationError(
-            f"{name}:{line}: [{section.kind}] {option}={value} is a variant of Darknet's that "
-            f"this project does not have; expected 0"
+            f"{name}:{line}: [{section.kind}] {option}={value} is a Darknet variant that is not "
+            f"supported; expected 0"
         )
     section.options[option] = value
     section.lines[option] = line
@@ -271,7 +271,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def configuration_text(configuration: Configuration) -> str:
-    """``configuration`` as the text of a .cfg file: all options in order, without comments."""
+    """Return the text of a .cfg file: all options in order, without comments."""
     sections = [
         "\n".join([f"[{each.kind}]", *(f"{name}={value}" for name, value in each.options.items())])
         for each in configuration.sections
@@ -280,19 +280,18 @@ def configuration_text(configuration: Configuration) -> str:
 
 
 def write_configuration(configuration: Configuration, path: Path) -> None:
-    """Writes ``configuration`` as a .cfg file, whole or not at all; raises NetworkWriteError."""
+    """Write ``configuration`` to a .cfg file atomically; raises ``NetworkWriteError``."""
     with written(path) as file:
         file.write(configuration_text(configuration).encode())
 
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which becomes ``path`` when it is complete; raises NetworkWriteError."""
+    """Yield a file that becomes ``path`` when it is complete; raises ``NetworkWriteError``."""
     try:
         with replacing(path) as partial, partial.open("wb") as file:
             yield file
     except OSError as error:
         raise NetworkWriteError(
-            f"{path} could not be written: {error.strerror}; expected a directory that is "
-            f"writable and has space"
+            f"cannot write {path}: {error.strerror}; expected a writable directory with free space"
         ) from error

@@ -1,4 +1,4 @@
-"""The layers of a .cfg file, as Darknet's ``parser.c`` and the files of its layers define them.
+"""The layers of a .cfg file, as defined by Darknet's ``parser.c`` and the sources of its layers.
 
 All maps are (N, H, W, C); a layer whose output is not a map returns (N, 1, 1, outputs). Missing
 options have Darknet's defaults.
@@ -31,17 +31,17 @@ from dist_net.nn import Scope
 from dist_net.nn.activations import Activation
 
 EPSILON = 1e-6
-"""What Darknet's CPU code adds to the deviation (not to the variance)."""
+"""Darknet's CPU code adds this to the deviation (not to the variance)."""
 
 MOMENTUM = 0.99
-"""How much of its moving mean and variance Darknet keeps in a training step."""
+"""The share of its moving mean and variance that Darknet keeps in a training step."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A parameter or buffer in the shape that it has in a .weights file.
+    """A parameter or buffer with its shape in a .weights file.
 
-    Transposed by ``axes`` it has our shape, except that we merge some neighbouring axes.
+    Transposing by ``axes`` yields our shape, in which some neighbouring axes are merged.
     """
 
     name: str
@@ -50,22 +50,22 @@ class Stored:
 
 
 class DarknetLayer(Protocol):
-    """A layer of a .cfg file; ``LAYERS`` makes it from its section and number."""
+    """A layer of a .cfg file; ``LAYERS`` creates it from its section and number."""
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
-        """The output for ``x``, the previous layer's output; ``earlier`` holds all layers' so far.
+        """Return the output for ``x``, the previous output; ``earlier`` holds all outputs so far.
 
-        Raises ShapeError if their shapes do not fit.
+        Raises ``ShapeError`` if the shapes do not fit.
         """
         ...
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
-        """This layer's arrays in a .weights file, in order, given the shapes of its maps."""
+        """Return the layer's arrays in a .weights file, in order, given the shapes of its maps."""
         ...
 
 
 class Weightless:
-    """A layer that has no array in a .weights file."""
+    """A layer without arrays in a .weights file."""
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
         """Nothing."""
@@ -73,7 +73,7 @@ class Weightless:
 
 
 def activation(section: Section, default: str = "logistic") -> Activation:
-    """The activation that a section names; raises ConfigurationError if it is unknown."""
+    """Return the activation that a section names; raises ConfigurationError if it is unknown."""
     name = section.text("activation", default)
     if name not in ACTIVATIONS:
         raise section.error(
@@ -83,7 +83,7 @@ def activation(section: Section, default: str = "logistic") -> Activation:
 
 
 def flattened(x: Expression) -> Expression:
-    """(N, H, W, C) to (N, features), in Darknet's order of channels, rows, columns."""
+    """Flatten (N, H, W, C) to (N, features), in Darknet's order of channels, rows, columns."""
     n, height, width, channels = x.shape
     if height * width > 1:
         x = transpose(x, (0, 3, 1, 2))
@@ -100,7 +100,7 @@ def _vectors(names: str, length: int) -> tuple[Stored, ...]:
 
 @dataclass(frozen=True)
 class Convolutional:
-    """``[convolutional]``: with batch norm, or with a bias."""
+    """``[convolutional]``: a convolution with batch norm or a bias."""
 
     filters: int
     size: int
@@ -131,7 +131,7 @@ class Convolutional:
         return nn.Conv2D(*kernel, activation=self.activation)(x, scope)
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
-        """The kernel's axes are (filters, channels of a group, rows, columns)."""
+        """Return the kernel's axes are (filters, channels of a group, rows, columns)."""
         vectors = "beta gamma mean variance" if self.batch_normalize else "bias"
         kernel = (self.filters, input[3] // self.groups, self.size, self.size)
         return *_vectors(vectors, self.filters), Stored("kernel", kernel, (2, 3, 1, 0))
@@ -141,7 +141,7 @@ class Convolutional:
 class Connected:
     """``[connected]``: each output depends on all inputs.
 
-    Its kernel is (H · W · C, outputs), in our order of rows, columns, channels.
+    The kernel is (H · W · C, outputs), in our order of rows, columns, channels.
     """
 
     output: int
@@ -164,7 +164,7 @@ class Connected:
         return reshape(y, (x.shape[0], 1, 1, self.output))
 
     def stored(self, input: Shape, output: Shape) -> tuple[Stored, ...]:
-        """The kernel's axes are (outputs, channels, rows, columns)."""
+        """Return the kernel's axes are (outputs, channels, rows, columns)."""
         _, height, width, channels = input
         kernel = Stored("kernel", (self.output, channels, height, width), (2, 3, 1, 0))
         if not self.batch_normalize:
@@ -175,7 +175,7 @@ class Connected:
 
 @dataclass(frozen=True)
 class Maxpool(Weightless):
-    """``[maxpool]``: ``padding`` is that of two sides together, of which the top has less."""
+    """``[maxpool]``: ``padding`` is the sum of opposite sides; the top gets the smaller half."""
 
     size: int
     stride: int
@@ -192,7 +192,7 @@ class Maxpool(Weightless):
         return nn.MaxPool(self.size, self.stride, sides)(x, scope)
 
     def _sides(self, length: int) -> tuple[int, int]:
-        """The padding before and after a side, as far as windows reach into it."""
+        """Return the padding at both ends of an axis, as far as windows reach into it."""
         before = self.padding // 2
         windows = (length + self.padding - self.size) // self.stride + 1
         reached = (windows - 1) * self.stride + self.size
@@ -225,7 +225,7 @@ class Dropout(Weightless):
 
 @dataclass(frozen=True)
 class Softmax(Weightless):
-    """``[softmax]``: over each of ``groups`` equal parts of its inputs."""
+    """``[softmax]``: a softmax of each of ``groups`` equal parts of the inputs."""
 
     groups: int
     temperature: float
@@ -234,7 +234,7 @@ class Softmax(Weightless):
     def of(cls, section: Section) -> Self:
         temperature = section.number("temperature", 1, 0)
         if temperature == 0:
-            raise section.error("temperature=0: expected more", "temperature")
+            raise section.error("temperature=0: expected a number above 0", "temperature")
         return cls(section.integer("groups", 1, 1), temperature)
 
     def __call__(self, x: Expression, scope: Scope, earlier: Sequence[Expression]) -> Expression:
@@ -245,16 +245,16 @@ class Softmax(Weightless):
         return reshape(softmax(grouped), (n, 1, 1, outputs))
 
     def logits(self, x: Expression) -> Expression:
-        """(N, features): the input, divided by the temperature."""
+        """Return the input divided by the temperature, (N, features)."""
         flat = flattened(x)
         return flat if self.temperature == 1 else flat * (1 / self.temperature)
 
 
 @dataclass(frozen=True)
 class Crop(Weightless):
-    """``[crop]``: the middle of an image; with ``spreads``, 0 to 1 becomes -1 to 1.
+    """``[crop]``: the centre of an image; ``spreads`` maps 0..1 to -1..1.
 
-    In training the Darknet program crops at random and mirrors. Here that is left to the data.
+    In training, the Darknet program crops and mirrors at random; here the data must do that.
     """
 
     height: int
@@ -271,8 +271,8 @@ class Crop(Weightless):
         _, height, width, _ = x.shape
         if self.height > height or self.width > width:
             raise ShapeError(
-                f"{self.height} x {self.width} out of a map of {height} x {width}: expected at "
-                f"most the map's size"
+                f"a crop of {self.height} x {self.width} from a map of {height} x {width}: "
+                f"expected at most the map's size"
             )
         top, left = (height - self.height) // 2, (width - self.width) // 2
         x = x[:, top : top + self.height, left : left + self.width]
@@ -287,9 +287,9 @@ class Cost(Weightless):
 
 
 def _absolute(section: Section, option: str, value: int, index: int) -> int:
-    """The number of the layer that ``value`` means in layer ``index``: -1 is the one before."""
+    """Return the layer number of ``value`` in layer ``index``; -1 is the previous layer."""
     if index == 0:
-        raise section.error(f"{option}={value}: the first layer has no layer before it", option)
+        raise section.error(f"{option}={value}: the first layer has no previous layer", option)
     found = index + value if value < 0 else value
     if not 0 <= found < index:
         raise section.error(
@@ -301,7 +301,7 @@ def _absolute(section: Section, option: str, value: int, index: int) -> int:
 
 @dataclass(frozen=True)
 class Route(Weightless):
-    """``[route]``: the channels of earlier layers, one after the other."""
+    """``[route]``: the concatenated channels of earlier layers."""
 
     layers: tuple[int, ...]
 
@@ -314,7 +314,9 @@ class Route(Weightless):
         maps = [earlier[layer] for layer in self.layers]
         if len({each.shape[:3] for each in maps}) > 1:
             sizes = ", ".join(f"{each.shape[1]} x {each.shape[2]}" for each in maps)
-            raise ShapeError(f"the maps of layers {list(self.layers)} are {sizes}: expected equal")
+            raise ShapeError(
+                f"the maps of layers {list(self.layers)} are {sizes}: expected equal sizes"
+            )
         return maps[0] if len(maps) == 1 else concatenate(maps, 3)
 
 
@@ -322,9 +324,8 @@ class Route(Weightless):
 class Shortcut(Weightless):
     """``[shortcut]``: activation(alpha · x + beta · the output of layer ``origin``).
 
-    If the two differ in shape, Darknet adds only the channels that both have. Of a larger map it
-    adds every nth pixel, and a smaller one it adds to every nth pixel. The rest of x stays as it
-    is.
+    If the shapes differ, Darknet adds only the channels that both have. It adds every nth pixel of
+    a larger map, and adds a smaller map to every nth pixel. The rest of x is unchanged.
     """
 
     origin: int
@@ -335,7 +336,7 @@ class Shortcut(Weightless):
     @classmethod
     def of(cls, section: Section, index: int) -> Self:
         if "from" not in section.options:
-            raise section.error("has no option from, which says what to add")
+            raise section.error("lacks the option from; expected the number of the layer to add")
         return cls(
             _absolute(section, "from", section.integers("from")[0], index),
             section.number("alpha", 1.0),
@@ -349,7 +350,7 @@ class Shortcut(Weightless):
             if self.alpha != 1:
                 raise ShapeError(
                     f"alpha={self.alpha} for maps of {_size(x)} and {_size(added)}: expected 1 "
-                    f"where the shapes differ"
+                    f"if the shapes differ"
                 )
             added = _fitted(added, x)
         x = x if self.alpha == 1 else x * self.alpha
@@ -357,11 +358,11 @@ class Shortcut(Weightless):
 
 
 def _fitted(added: Expression, x: Expression) -> Expression:
-    """``added`` in the shape of ``x``, with 0 where nothing is added."""
+    """Return ``added`` in the shape of ``x``, padded with 0."""
     every, apart = _scale(added.shape[1], x.shape[1])
     if _scale(added.shape[2], x.shape[2]) != (every, apart):
         raise ShapeError(
-            f"maps of {_size(x)} and {_size(added)}: expected rows and columns in one ratio"
+            f"maps of {_size(x)} and {_size(added)}: expected the same ratio of rows and columns"
         )
     _, rows, columns, channels = map(min, added.shape, x.shape)
     read = np.s_[:, : rows * every : every, : columns * every : every, :channels]
@@ -374,7 +375,7 @@ def _size(x: Expression) -> str:
 
 
 def _scale(added: int, length: int) -> tuple[int, int]:
-    """The steps in which the pixels of ``added`` are taken, and in which they are added."""
+    """Return the step between pixels taken from ``added``, and between pixels added to."""
     return max(added // length, 1), max(length // added, 1)
 
 
@@ -390,4 +391,4 @@ LAYERS: dict[str, Callable[[Section, int], DarknetLayer]] = {
     "shortcut": Shortcut.of,
     "softmax": lambda section, _: Softmax.of(section),
 }
-"""What makes each kind of layer from its section and its number in the network."""
+"""Creates each kind of layer from its section and its number in the network."""

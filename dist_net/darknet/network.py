@@ -1,4 +1,4 @@
-"""The network of a Darknet configuration, as a layer of ``nn``, for training and inference."""
+"""The network of a Darknet configuration as an ``nn`` layer, for training and inference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dist_net.nn import Layout, Scope
 
 @dataclass(frozen=True)
 class PlacedLayer:
-    """A layer with its place in the network; the names of its parameters begin with ``name``.
+    """A layer and its position in the network; its parameters' names begin with ``name``.
 
     ``input_shape`` and ``output_shape`` are (1, H, W, C).
     """
@@ -30,11 +30,11 @@ class DarknetNetwork:
     """The network that a configuration describes.
 
     A function from (N, height, width, channels) float32 to (N, classes): the outputs of the last
-    layer, in Darknet's order of channels, rows, columns; or, with ``logits``, the input of the
-    softmax at the end. ``input_shape`` is (height, width, channels), ``layers`` holds every layer
-    with its shapes, and ``layout`` is that of the parameters and buffers.
+    layer, in Darknet's order of channels, rows, columns; with ``logits``, the input of the final
+    softmax. ``input_shape`` is (height, width, channels), ``layers`` holds every layer with its
+    shapes, and ``layout`` places the parameters and buffers.
 
-    Raises ConfigurationError, which names the line, for an impossible value of an option, and for
+    Raises ``ConfigurationError``, which names the line, for an invalid value of an option and for
     maps that do not fit a layer.
     """
 
@@ -75,7 +75,7 @@ class DarknetNetwork:
         return flattened(outputs[last])
 
     def outputs(self, x: Expression, scope: Scope) -> list[Expression]:
-        """The output of every layer, (N, H, W, C), for ``x``, (N, height, width, channels)."""
+        """Return every layer's output (N, H, W, C) for ``x``, (N, height, width, channels)."""
         if x.shape[1:] != self.input_shape:
             raise ShapeError(
                 f"{self.configuration.name}: inputs are {x.shape}, expected (N, "
@@ -92,7 +92,7 @@ class DarknetNetwork:
 
 def _layer(section: Section, index: int) -> DarknetLayer:
     if section.kind not in LAYERS:
-        raise section.error("stands among the layers; expected it first and once")
+        raise section.error("follows a layer; expected it once, as the first section")
     return LAYERS[section.kind](section, index)
 
 
@@ -113,10 +113,12 @@ def _input_shape(net: Section) -> Shape:
     shape = tuple(net.integer(side, 0, 0) for side in ("height", "width", "channels"))
     if 0 in shape:
         raise net.error(
-            f"gives inputs of height {shape[0]}, width {shape[1]} and {shape[2]} channels; "
-            f"expected all three, and at least 1"
+            f"defines inputs of height {shape[0]}, width {shape[1]} and {shape[2]} channels; "
+            f"expected at least 1 for each"
         )
     inputs = shape[0] * shape[1] * shape[2]
     if net.integer("inputs", inputs) != inputs:
-        raise net.error(f"inputs={net.options['inputs']}: expected {inputs}, or none", "inputs")
+        raise net.error(
+            f"inputs={net.options['inputs']}: expected {inputs}, or no such option", "inputs"
+        )
     return shape

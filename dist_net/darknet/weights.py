@@ -1,8 +1,8 @@
-"""Darknet's .weights files: a network's parameters and buffers, read, checked and written.
+"""Read, check and write Darknet's .weights files: a network's parameters and buffers.
 
 The format is the Darknet program's (its ``load_weights_upto``): three little-endian int32 for the
 version, the number of images seen in training, and then, layer by layer, float32 numbers without
-names or lengths. So all that shows whether a file fits a network is its length.
+names or lengths. Only the length shows whether a file fits a network.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ SEEN = struct.Struct("<Q")
 WRITTEN_VERSION = (0, 2, 0)
 
 CHUNK_SIZE = 1 << 17
-"""How many numbers are read or written at a time: few enough for the cache, where a kernel's axes
-are transposed twice as fast as outside of it."""
+"""Numbers to read or write at a time: few enough for the cache, in which transposing a kernel's
+axes is twice as fast."""
 
 
 def read_weights(path: Path, network: DarknetNetwork) -> Vector:
-    """The weights of ``network`` in the file ``path``, in a new vector of its layout.
+    """Return the weights of ``network`` in the file ``path``, in a new vector of its layout.
 
-    Kernels are transposed from Darknet's order of axes to ours. Raises WeightsFileError for a file
-    that cannot be read or is not exactly as long as the network needs, for a number that is not
-    finite, and for a variance below 0.
+    Kernels are transposed from Darknet's order of axes to ours. Raises ``WeightsFileError`` for an
+    unreadable file, a length other than the network needs, a number that is not finite, and a
+    variance below 0.
     """
     try:
         with path.open("rb") as file:
@@ -56,15 +56,15 @@ def read_weights(path: Path, network: DarknetNetwork) -> Vector:
 
 
 def unreadable(path: Path, error: OSError) -> WeightsFileError:
-    """The error to raise for a file that cannot be read."""
+    """Return the error for an unreadable file."""
     return WeightsFileError(f"{path}: cannot be read: {error.strerror}; expected a .weights file")
 
 
 def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int = 0) -> None:
-    """Writes ``vector``, of the layout of ``network``, to the file ``path``, whole or not at all.
+    """Write ``vector``, which has the layout of ``network``, to the file ``path`` atomically.
 
-    ``seen`` is the number of images that it was trained with. Raises NetworkWriteError if the file
-    cannot be written, and WeightsFileError for a vector that ``read_weights`` would refuse.
+    ``seen`` is the number of images seen in training. Raises ``NetworkWriteError`` if the file
+    cannot be written, ``WeightsFileError`` for a vector that ``read_weights`` would reject.
     """
     with written(path) as file:
         file.write(VERSION.pack(*WRITTEN_VERSION) + SEEN.pack(seen))
@@ -76,7 +76,7 @@ def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int
 
 
 def _read_header(path: Path, file: IO[bytes]) -> tuple[int, bool]:
-    """The length of the header, and whether connected kernels are transposed."""
+    """Return the length of the header, and whether connected kernels are transposed."""
     major, minor, _ = VERSION.unpack(_header_part(path, file, VERSION.size))
     transposed = major > 1000 or minor > 1000
     late = major * 10 + minor >= 2 and major < 1000 and minor < 1000
@@ -98,8 +98,8 @@ def _check_length(path: Path, network: DarknetNetwork, header_bytes: int, found:
     name = network.configuration.name
     if found > expected:
         raise WeightsFileError(
-            f"{path}: {found} bytes are {found - expected} more than the network of {name} has "
-            f"weights for; expected {expected}: use the .cfg that belongs to this file"
+            f"{path}: {found} bytes are {found - expected} more than the network of {name} "
+            f"needs; expected {expected}: use the .cfg that belongs to this file"
         )
     if found < expected:
         raise WeightsFileError(
@@ -110,7 +110,7 @@ def _check_length(path: Path, network: DarknetNetwork, header_bytes: int, found:
 
 
 def _place_of(network: DarknetNetwork, offset_bytes: int) -> str:
-    """The place in the network at which a file ends that has ``offset_bytes`` after its header."""
+    """Return the position in the network at ``offset_bytes`` after the file's header."""
     for layer, stored in _stored(network):
         offset_bytes -= NUMBERS.itemsize * prod(stored.shape)
         if offset_bytes < 0:
@@ -124,7 +124,7 @@ def _named(layer: PlacedLayer, stored: Stored) -> str:
 
 
 def _stored(network: DarknetNetwork) -> Iterator[tuple[PlacedLayer, Stored]]:
-    """Every array of a network, in a file's order."""
+    """Yield every array of a network, in the file's order."""
     for layer in network.layers:
         for stored in layer.layer.stored(layer.input_shape, layer.output_shape):
             yield layer, stored
@@ -133,7 +133,7 @@ def _stored(network: DarknetNetwork) -> Iterator[tuple[PlacedLayer, Stored]]:
 def _arrays(
     network: DarknetNetwork, vector: Vector, transposed: bool
 ) -> Iterator[tuple[PlacedLayer, Stored, NDArray[np.float32]]]:
-    """Every array in a file's order and the file's shape, as a view of ``vector``."""
+    """Yield every array in the file's order and shape, as a view of ``vector``."""
     views = network.layout.views(vector)
     for layer, stored in _stored(network):
         if transposed and layer.section.kind == "connected" and stored.name == "kernel":
@@ -145,13 +145,13 @@ def _arrays(
 
 
 def _transposed(kernel: Stored) -> Stored:
-    """A connected kernel of a file before version 0.1, whose last axis is that of the outputs."""
+    """Return a connected kernel of a file before version 0.1, with the outputs as last axis."""
     outputs, *inputs = kernel.shape
     return replace(kernel, shape=(*inputs, outputs), axes=(1, 2, 0, 3))
 
 
 def _parts(array: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
-    """``array`` along its first axis, in parts of about CHUNK_SIZE."""
+    """Yield parts of ``array`` of about ``CHUNK_SIZE`` along the first axis."""
     rows = max(CHUNK_SIZE // prod(array.shape[1:]), 1)
     return (array[start : start + rows] for start in range(0, len(array), rows))
 
@@ -162,7 +162,9 @@ def _read_array(
     for part in _parts(array):
         content = file.read(part.nbytes)
         if len(content) < part.nbytes:
-            raise WeightsFileError(f"{path}: became shorter in {_named(layer, stored)}; try again")
+            raise WeightsFileError(
+                f"{path}: was truncated while reading {_named(layer, stored)}; try again"
+            )
         numbers = np.frombuffer(content, NUMBERS).reshape(part.shape, copy=False)
         _check_numbers(path, layer, stored, numbers)
         part[...] = numbers
@@ -175,10 +177,10 @@ def _check_numbers(
         bad = numbers[~np.isfinite(numbers)][0]
         raise WeightsFileError(
             f"{path}: {_named(layer, stored)} has {bad}; expected finite numbers: the file is "
-            f"damaged, or its training has diverged"
+            f"damaged, or its training diverged"
         )
     if stored.name == "variance" and numbers.min() < 0:
         raise WeightsFileError(
             f"{path}: {_named(layer, stored)} has {numbers.min()}; expected no variance below 0: "
-            f"the file is damaged, or of another network"
+            f"the file is damaged or belongs to another network"
         )

@@ -236,11 +236,11 @@ def test_gradients_flow_and_averages_move_in_training() -> None:
         ("[dropout]\nprobability=1", 6, "probability=1.0: expected less than 1"),
         ("[softmax]\ntemperature=0", 6, "temperature=0"),
         ("[softmax]\ngroups=4", 5, "groups=4 of 126 inputs: expected a divisor"),
-        ("[crop]\ncrop_height=7\ncrop_width=1", 5, "7 x 1 out of a map of 6 x 7"),
-        ("[shortcut]\nfrom=-1", 6, "the first layer has no layer before it"),
+        ("[crop]\ncrop_height=7\ncrop_width=1", 5, "7 x 1 from a map of 6 x 7"),
+        ("[shortcut]\nfrom=-1", 6, "from=-1: the first layer"),
         ("[avg]\n[shortcut]\nfrom=-2", 7, "from=-2: expected -1 to -1, or 0 to 0, in layer 1"),
         ("[avg]\n[shortcut]\nfrom=1", 7, "from=1: expected"),
-        ("[avg]\n[shortcut]\nactivation=linear", 6, "has no option from"),
+        ("[avg]\n[shortcut]\nactivation=linear", 6, "the option from"),
         ("[avg]\n[route]\nlayers=-1,5", 7, "layers=5: expected"),
         ("[avg]\n[route]\n", 6, "layers=: expected whole numbers"),
         (
@@ -253,7 +253,7 @@ def test_gradients_flow_and_averages_move_in_training() -> None:
             10,
             "alpha=2.0 for maps of 4 x 5 x 1 and 6 x 7 x 3",
         ),
-        ("[dropout]\n[net]", 6, "[net] stands among the layers"),
+        ("[dropout]\n[net]", 6, "[net] follows a layer"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_line(layers: str, line: int, words: str) -> None:
@@ -266,8 +266,8 @@ def test_what_does_not_fit_is_refused_by_line(layers: str, line: int, words: str
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        ("height=4\nwidth=4", "height 4, width 4 and 0 channels; expected all three"),
-        ("height=4\nwidth=4\nchannels=3\ninputs=47", "inputs=47: expected 48, or none"),
+        ("height=4\nwidth=4", "height 4, width 4 and 0 channels"),
+        ("height=4\nwidth=4\nchannels=3\ninputs=47", "inputs=47: expected 48"),
     ],
 )
 def test_a_network_says_what_it_is_given(net: str, words: str) -> None:

@@ -178,7 +178,7 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> 
         write_weights(path, NETWORK, vector[:-1])
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
-    with pytest.raises(NetworkWriteError, match="could not be written: No such file"):
+    with pytest.raises(NetworkWriteError, match=r"net\.weights: No such file"):
         write_weights(tmp_path / "missing" / "net.weights", NETWORK, vector)
     assert not issubclass(NetworkWriteError, BadInputError)
 
