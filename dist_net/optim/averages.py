@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, which often does better than the last ones."""
+"""The exponential moving average of the weights, often more accurate than the final weights."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dist_net.optim.rule import strips_of
 
 
 class WeightAverage:
-    """a ← a + (1 - d)(w - a) after each update, from a = the first weights (copied).
+    """a ← a + (1 - d)(w - a) after each update; a starts as a copy of the initial weights.
 
-    d is ``decay``, but (1 + t) / (10 + t) at update t while that is smaller, so that the average of
-    a short run is not that of its first weights. It is a function of the updates alone, and
-    training never reads it (Polyak & Juditsky 1992).
+    d = min(``decay``, (1 + t) / (10 + t)) at update t, so that a short run's average is not
+    dominated by its initial weights. Training never reads the average, which depends on the
+    updates alone (Polyak & Juditsky 1992).
     """
 
     def __init__(self, weights: Floats, decay: float) -> None:
@@ -24,7 +24,7 @@ class WeightAverage:
         self._scratch = np.empty(max(each.stop - each.start for each in self._strips), np.float32)
 
     def update(self, weights: Floats, version: int, steps: int) -> None:
-        """Takes in the weights after update ``version``, the last of ``steps`` taken together."""
+        """Add the weights after update ``version``, the last of ``steps`` applied together."""
         decay = min(self._decay, (1 + version) / (10 + version))
         for strip in self._strips:
             average = self.weights[strip]

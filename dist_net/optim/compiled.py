@@ -1,12 +1,11 @@
-"""The optimizers' steps in one pass over memory, for several gradients. Needs the extra ``fast``.
+"""Optimizer steps along several gradients in one pass over memory. Needs the extra ``fast``.
 
-Each loop is compiled for a number of gradients: the loop over them is unrolled, and the one over
-the elements takes a register full at a time. It computes what the optimizer's ``step`` does, to the
-last bit, and returns whether all numbers stay in range, so that the step may be taken.
+Each loop is compiled for a fixed number of gradients: the loop over gradients is unrolled and the
+loop over elements is vectorised. Its results are bit-identical to the optimizer's ``step``. It
+returns False if a number leaves the valid range; the caller then discards the step.
 
-Vectors are float32. No vector is both read and written: in place, LLVM would take one element at a
-time. So the next state is written to vectors of its own, and the last one is still there if the
-step is not taken.
+Vectors are float32. No vector is both read and written, because LLVM does not vectorise in-place
+loops. The next state goes to separate vectors, so a discarded step leaves the state intact.
 """
 
 from __future__ import annotations
@@ -102,7 +101,7 @@ def adam(
     epsilon: float,
     crumb: float,
 ) -> bool:
-    """Move the means towards g and g², by so much of the way, then w ← w - η m / (√v + ε)."""
+    """Move the means towards g and g² by the given factors, then w ← w - η m / (√v + ε)."""
     is_finite = True
     for i in range(weights.size):
         w = weights[i]
@@ -134,7 +133,7 @@ def adamw(
     epsilon: float,
     crumb: float,
 ) -> bool:
-    """``adam``, after w ← w - d w; behind the rates of the gradients are their decays d."""
+    """w ← w - d w, then ``adam``; ``rates`` holds all learning rates, then all decays d."""
     is_finite = True
     for i in range(weights.size):
         w = weights[i]
@@ -182,7 +181,7 @@ LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adamw, 
 
 @cache
 def compiled(name: str, gradients: int, factors: int, states: int, constants: int) -> Loop:
-    """One of ``LOOPS``, for this many gradients, factors of each, state vectors and constants."""
+    """Compile one of ``LOOPS``; ``factors`` is the number of rates and decays per gradient."""
     several = (UniTuple(READ, gradients), WRITTEN, UniTuple(REAL, factors * gradients))
     arguments = (READ, *several, *[READ] * states, *[WRITTEN] * states, *[REAL] * constants)
     return jit(*arguments, result=BOOLEAN)(LOOPS[name])

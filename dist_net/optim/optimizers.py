@@ -1,7 +1,7 @@
-"""The optimizers: SGD plain and with two kinds of momentum, Adam, AdamW, AdaGrad.
+"""The optimizers: SGD, classical and Nesterov momentum, Adam, AdamW and AdaGrad.
 
-Each is an exact transcription of the Keras 3 optimizer of the same name, whose sources are the
-specification and whose defaults are kept. In the formulas w are the weights, g is the gradient
+Each is an exact transcription of the Keras 3 optimizer of the same name: the Keras sources are the
+specification, and the defaults are the same. In the formulas w are the weights, g is the gradient
 and η the learning rate.
 """
 
@@ -34,7 +34,7 @@ class SGD(Optimizer):
     def step(
         self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
     ) -> None:
-        # Without the scratch there is one vector less to keep in the cache: 23 instead of 29 µs.
+        # Avoiding the scratch vector keeps one vector less in the cache: 23 instead of 29 µs.
         change = scratch if np.may_share_memory(w, out) else out
         np.multiply(g, rate, out=change)
         np.subtract(w, change, out=out)
@@ -45,8 +45,8 @@ class Momentum(Optimizer):
     """v ← μ v - η g;  w ← w + v.
 
     As in Sutskever et al. 2013, "On the importance of initialization and momentum in deep
-    learning", the velocity contains the learning rate, so that a change of rate takes effect
-    gradually. PyTorch's does not; the two agree while the rate is constant.
+    learning", the velocity includes the learning rate, so a change of the rate takes effect
+    gradually. PyTorch's velocity does not; both agree while the rate is constant.
     """
 
     momentum: float = 0.9
@@ -81,7 +81,7 @@ class Momentum(Optimizer):
 
 @dataclass(frozen=True)
 class Nesterov(Momentum):
-    """v ← μ v - η g;  w ← w + μ v - η g: the gradient is taken to be that of the point ahead."""
+    """v ← μ v - η g;  w ← w + μ v - η g: g counts as the gradient at the look-ahead point."""
 
     loop = "nesterov"
 
@@ -100,9 +100,9 @@ class Adam(Optimizer):
     """m ← β₁ m + (1-β₁) g;  v ← β₂ v + (1-β₂) g²;  w ← w - ηₜ m / (√v + ε).
 
     ηₜ = η √(1-β₂ᵗ) / (1-β₁ᵗ) at step t. This is Kingma & Ba 2015 (arXiv 1412.6980) in the more
-    efficient order given at the end of its section 2: the rate contains the bias corrections, and
-    ``epsilon`` is that section's ε̂, added to the uncorrected √v. The step count is no state: the
-    caller passes it, and a checkpoint keeps it as the version.
+    efficient order given at the end of its section 2: the rate includes the bias corrections, and
+    ``epsilon`` is that section's ε̂, added to the uncorrected √v. The step count is not part of
+    the state: the caller passes it, and a checkpoint stores it as the version.
     """
 
     beta1: float = 0.9
@@ -110,7 +110,7 @@ class Adam(Optimizer):
     epsilon: float = 1e-7
 
     loop = "adam"
-    full_rate_staleness = 8.0  # its steps are no longer where a gradient is large
+    full_rate_staleness = 8.0  # Adam's step size does not grow with the gradient
 
     def __post_init__(self) -> None:
         require_fraction("beta1", self.beta1)
@@ -150,10 +150,10 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """w ← w - η λ w, and then Adam's step, whose means the decay does not enter.
+    """w ← w - η λ w, then Adam's step; the decay does not enter Adam's means.
 
     Loshchilov & Hutter 2019, "Decoupled weight decay regularization" (arXiv 1711.05101). λ is
-    ``weight_decay``; it holds for every parameter.
+    ``weight_decay`` and applies to every parameter.
     """
 
     weight_decay: float = 0.004
@@ -170,9 +170,9 @@ class AdamW(Adam):
 
 @dataclass(frozen=True)
 class AdaGrad(Optimizer):
-    """a ← a + g²;  w ← w - η g / √(a + ε), from a = ``initial_accumulator``.
+    """a ← a + g²;  w ← w - η g / √(a + ε); a starts at ``initial_accumulator``.
 
-    Keras's form of Duchi, Hazan & Singer 2011, with ε inside the root.
+    Duchi, Hazan & Singer 2011 as in Keras, with ε inside the root.
     """
 
     epsilon: float = 1e-7
@@ -215,18 +215,18 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
         "adagrad": AdaGrad(),
     }
 )
-"""Every optimizer by its name on the command line, with its default settings."""
+"""Optimizers with default settings, by their command-line names."""
 
 
 def optimizer_named(name: str | Optimizer) -> Optimizer:
-    """Return the optimizer of this name with its default settings, or ``name`` if it is one.
+    """Return the named optimizer with default settings; an ``Optimizer`` is returned as it is.
 
-    Raises UnknownOptimizerError.
+    Raises ``UnknownOptimizerError``.
     """
     if isinstance(name, Optimizer):
         return name
     if name not in OPTIMIZERS:
         raise UnknownOptimizerError(
-            f"there is no optimizer {name!r}; {suggestion(str(name), OPTIMIZERS)}"
+            f"unknown optimizer {name!r}; {suggestion(str(name), OPTIMIZERS)}"
         )
     return OPTIMIZERS[name]

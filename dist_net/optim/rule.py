@@ -1,21 +1,21 @@
-"""What an optimizer is, and how its step is taken along whole vectors: its update rule.
+"""Optimizers and their update rules.
 
 An ``Optimizer`` holds settings and the arithmetic of one step. Its ``UpdateRule`` holds the state
-for one vector of parameters. NumPy alone computes the steps; with the extra ``fast`` they take one
-pass over memory instead of many.
+for one vector of parameters. NumPy computes the steps in several passes over memory; with the
+extra ``fast``, compiled loops need one pass.
 
-The vector of a model may end in buffers: moving averages of what the model sees of its data, such
-as the means and variances of batch normalisation. Nobody trains them. Where they lie, the
-"gradient" holds what one minibatch showed, and the update moves them a little towards that:
+A model's vector may end in buffers: moving averages of statistics of the data, such as the means
+and variances of batch normalisation. They are not trained. In their place the "gradient" holds the
+statistics of one minibatch, and the update moves the averages towards them:
 moving ← moving + (1 - momentum) · (observed - moving).
 
-The server does this to its own, current average. So each update is a weighted mean of two values,
-however many workers there are and however old what they send is: a variance never becomes
-negative, and staleness only averages over a slightly earlier time. If workers sent the *change*
-instead, (1 - momentum) · (observed - the average they saw), an old state would be fed back: with a
-constant staleness of s that diverges where 1 - momentum is 2 sin(π / (4s + 2)) or more, for a
-momentum of 0.9 from s = 16 on. It overshoots long before, and a single slow worker that saw a
-variance of 1 where there is now one of 0.01 makes it negative.
+The server applies this to its own, current average. Each update is thus a weighted mean of two
+values, for any number of workers and any staleness: a variance never becomes negative, and
+staleness only shifts the average to a slightly earlier time. If workers sent the *change* instead,
+(1 - momentum) · (observed - the average they saw), an old state would be fed back: with a constant
+staleness of s that diverges if 1 - momentum is at least 2 sin(π / (4s + 2)), which a momentum of
+0.9 reaches at s = 16. It overshoots long before, and a single slow worker that saw a variance of 1
+makes a current variance of 0.01 negative.
 """
 
 import contextlib
@@ -43,28 +43,28 @@ logger = logging.getLogger(__name__)
 ArrayShapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Name and shape of every array, in the order of the flat vector."""
 
-# At least so many elements are worked on at a time, so that the intermediate values of a long
-# vector are still in the L2 cache when the next operation reads them. Measured on Zen 4 (1 MiB of
-# L2): at 3,000,000 float32 strips of 64k take 0.78 (SGD and Adam) of the time of whole passes;
-# strips of 16k gain nothing more and pay for their NumPy calls, 1.3 times at 101,770 elements.
+# Minimum number of elements per strip. Strips keep the intermediate values of a long vector in the
+# L2 cache until the next operation reads them. Measured on Zen 4 (1 MiB of L2): at 3,000,000
+# float32, strips of 64k take 0.78 of the time of whole passes (SGD and Adam); strips of 16k are no
+# faster and, with more NumPy calls, take 1.3 times as long at 101,770 elements.
 STRIP_LENGTH = 65536
 
 LEAST_COMPILED = 4096
-"""Elements from which on numba is imported. Measured on Zen 4: for fewer, NumPy takes at most 21 us
-longer for a step (Adam; 6 for SGD), where importing numba takes 0.45 s of every server's start.
+"""Minimum number of elements for compiled loops. Measured on Zen 4: with fewer, NumPy takes at most
+21 us longer per step (Adam; SGD: 6), while importing numba adds 0.45 s to every server's start.
 """
 
 MOST_COMPILED = 3
-"""Steps that a compiled loop takes at once: as many gradients as a worker pushes together."""
+"""Maximum steps of one call of a compiled loop: a worker pushes this many gradients at most."""
 
 
 class Optimizer(ABC):
-    """The settings of an update and its arithmetic; immutable, so it may start any number of rules.
+    """The settings and arithmetic of an update; immutable, so several rules may share it.
 
-    ``loop`` names the same arithmetic in ``dist_net.optim.compiled``, to which ``constants`` are
-    passed behind the state. It counts for the class that sets it and not for its subclasses, which
-    may compute something else: without one, NumPy computes the steps. Gradients up to
-    ``full_rate_staleness`` updates old, on average, do not call for a lower learning rate.
+    ``loop`` names the compiled version in ``dist_net.optim.compiled``, which takes ``constants``
+    after the state. Subclasses do not inherit it, because they may compute something else; without
+    ``loop``, NumPy computes the steps. Up to a mean staleness of ``full_rate_staleness`` updates,
+    the learning rate need not be lowered.
     """
 
     loop: ClassVar[str | None] = None
@@ -72,34 +72,34 @@ class Optimizer(ABC):
 
     @property
     def initial_state(self) -> dict[str, float]:
-        """The names of the state vectors, and what their elements begin as."""
+        """The initial value of each state vector, by name."""
         return {}
 
     @property
     def constants(self) -> tuple[float, ...]:
-        """What the compiled loop needs of the settings."""
+        """The settings that the compiled loop takes."""
         return ()
 
     def rate(self, learning_rate: float, step: int) -> float:
-        """The factor of the update at ``step``, 1 for the first."""
+        """Return the factor of the update at ``step``, which counts from 1."""
         return learning_rate
 
     def decay(self, learning_rate: float) -> float | None:
-        """The share of each weight that is taken away before the update; None: nothing is."""
+        """Return the share of each weight to subtract before the update; None: no decay."""
         return None
 
     @abstractmethod
     def step(
         self, w: Floats, g: Floats, out: Floats, rate: float, scratch: Floats, *state: Floats
     ) -> None:
-        """Writes to ``out`` the weights ``w`` after a step along ``g``, and moves ``state`` on.
+        """Write the weights ``w`` after a step along ``g`` to ``out``, and update ``state``.
 
-        The state comes in the order of ``initial_state``. All vectors are strips of equal length;
-        ``out`` may be ``w`` itself, and ``scratch`` is free to use.
+        ``state`` has the order of ``initial_state``. All vectors are strips of equal length;
+        ``out`` may be ``w`` itself, and ``scratch`` may be overwritten.
         """
 
     def start(self, size: int, dtype: DTypeLike = np.float32) -> "UpdateRule":
-        """A fresh rule for vectors of ``size`` elements."""
+        """Return a new rule for vectors of ``size`` elements."""
         return UpdateRule(self, size, dtype)
 
 
@@ -109,9 +109,10 @@ def start_rule(
     momenta: Sequence[float] = (),
     clip_norm: float | None = None,
 ) -> "UpdateRule":
-    """A fresh float32 rule for a flat vector of these arrays, the last of which are buffers.
+    """Return a new float32 rule for a flat vector of these arrays.
 
-    ``momenta`` has the momentum of each buffer; ``clip_norm`` is the rule's.
+    The last ``len(momenta)`` arrays are buffers with these momenta. ``clip_norm``: see
+    ``UpdateRule``.
     """
     for momentum in momenta:
         require_fraction("momentum", momentum)
@@ -123,7 +124,7 @@ def start_rule(
 
 
 def strips_of(size: int) -> tuple[slice, ...]:
-    """Cuts ``size`` elements into equal strips of ``STRIP_LENGTH`` to twice as many elements."""
+    """Split ``size`` elements into equal strips of 1 to 2 times ``STRIP_LENGTH`` elements."""
     count = max(1, size // STRIP_LENGTH)
     edges = [size * index // count for index in range(count + 1)]
     return tuple(slice(start, stop) for start, stop in pairwise(edges))
@@ -132,14 +133,14 @@ def strips_of(size: int) -> tuple[slice, ...]:
 class UpdateRule:
     """The running state of an optimizer for one vector: ``trained_size`` parameters, then buffers.
 
-    The parameters are updated strip by strip, so that each strip stays in the cache; a strip takes
-    the steps along all gradients before the next strip's turn. ``averaging_rates`` has, for each
-    element of the buffers, how far it moves towards what is observed. A gradient whose norm is
-    above ``clip_norm`` is scaled down to that (Pascanu, Mikolov & Bengio 2013, arXiv 1211.5063).
+    Parameters are updated strip by strip to stay in the cache: each strip takes the steps along all
+    gradients before the next strip. ``averaging_rates`` has the fraction by which each buffer
+    element moves towards its observation. A gradient with a norm above ``clip_norm`` is scaled
+    down to that norm (Pascanu, Mikolov & Bengio 2013, arXiv 1211.5063).
 
-    ``state`` is what a checkpoint keeps: vectors of ``trained_size`` elements, none for plain SGD.
-    Restore it by writing into these arrays (``state[name][:] = saved``), never by replacing them.
-    Look them up anew after an update, which may have put others in their place.
+    ``state`` is the part that a checkpoint stores: vectors of ``trained_size`` elements, none for
+    plain SGD. Restore it by writing into these arrays (``state[name][:] = saved``), never by
+    replacing them. Look them up again after each update, which may swap them for others.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class UpdateRule:
         self.optimizer = optimizer
         initial = optimizer.initial_state
         self.state = {name: np.full(trained_size, value, dtype) for name, value in initial.items()}
-        # Where the next state is written, so that a step can be left untaken.
+        # Steps write the next state here, so that a step can be discarded.
         self._next_state = {name: np.empty(trained_size, dtype) for name in initial}
         self._rates = np.empty(0, dtype) if averaging_rates is None else averaging_rates
         self._difference = np.empty_like(self._rates)
@@ -164,16 +165,16 @@ class UpdateRule:
         self._strips = strips_of(trained_size)
         self._scratch = np.empty(max(each.stop - each.start for each in self._strips), dtype)
         self._clip_norm = clip_norm
-        self._clipped: list[Floats] = []  # made when a gradient is first clipped
+        self._clipped: list[Floats] = []  # allocated when a gradient is first clipped
         self._compiled = self._compile() if np.dtype(dtype) == np.float32 else {}
 
     def _compile(self) -> dict[int, Callable[..., bool]]:
-        """The optimizer's loop, compiled, by the number of gradients; empty if NumPy is to do."""
+        """Return the compiled loops by number of gradients; empty if NumPy computes the steps."""
         name = type(self.optimizer).__name__
         loop = vars(type(self.optimizer)).get("loop")
         LOOPS: Container[str] = ()
         if self._size >= LEAST_COMPILED:
-            # numba, which it imports, is an extra.
+            # The module imports numba, which is optional.
             with contextlib.suppress(ImportError):
                 from dist_net.optim.compiled import LOOPS, compiled
         if loop not in LOOPS:
@@ -194,17 +195,16 @@ class UpdateRule:
         *,
         if_finite: bool = False,
     ) -> bool:
-        """Writes to ``out`` the weights after a step along each of ``gradients``, in turn.
+        """Write the weights after a step along each of ``gradients`` in turn to ``out``.
 
-        There is at least one. All are vectors of the rule's size and are borrowed for the call.
-        ``out`` may be ``weights`` itself; gradients are only read. ``learning_rates`` has one for
-        each of them, and ``step`` is the first one's number, 1 for the first of all. Raises
-        ShapeError for a vector of another length. Allocates nothing of the vector's size.
+        Expects at least one gradient. All vectors have the rule's size and are borrowed for the
+        call; gradients are only read, and ``out`` may be ``weights`` itself. ``learning_rates`` has
+        one rate per gradient. ``step`` numbers the first of them, counting from 1. Raises
+        ``ShapeError`` for a vector of another length. Allocates no vector of this size.
 
-        ``if_finite``: the steps are not taken if they would make a weight, or an element of the
-        state, infinite or not a number, as an infinite gradient does; a weight of ``TOO_LARGE``
-        counts as infinite. The result is then False, ``state`` is as it was, and ``out`` is of no
-        use.
+        With ``if_finite``, returns False and leaves ``state`` unchanged if a weight or an element
+        of the state would become infinite or nan; a weight of ``TOO_LARGE`` counts as infinite. The
+        content of ``out`` is then undefined.
         """
         shapes = [vector.shape for vector in (weights, *gradients, out)]
         if shapes != [(self._size,)] * len(shapes):
@@ -216,7 +216,7 @@ class UpdateRule:
             buffers = slice(self.trained_size, self._size)
             observed = [gradient[buffers] for gradient in gradients]
             self._average(weights[buffers], observed, out[buffers])
-            # Before the state changes.
+            # Check before the state changes.
             if if_finite and not all_below(TOO_LARGE, out[buffers]):
                 return False
             trained = slice(0, self.trained_size)
@@ -238,13 +238,13 @@ class UpdateRule:
         step: int,
         if_finite: bool,
     ) -> bool:
-        """As ``update``, of the parameters alone."""
+        """Apply ``update`` to the parameters alone."""
         rates = tuple(
             self.optimizer.rate(learning_rate, step + taken)
             for taken, learning_rate in enumerate(learning_rates)
         )
         decays = [self.optimizer.decay(learning_rate) for learning_rate in learning_rates]
-        # A gradient that came over a network lies anywhere; loops are compiled for aligned ones.
+        # Gradients in received messages may be unaligned; the compiled loops require alignment.
         is_aligned = all(gradient.flags.aligned for gradient in gradients)
         is_apart = not np.may_share_memory(weights, out)
         loop = self._compiled.get(len(gradients)) if is_aligned and is_apart else None
@@ -265,9 +265,9 @@ class UpdateRule:
         return True
 
     def _within_norm(self, index: int, gradient: Floats, clip_norm: float) -> Floats:
-        """The gradient, or a copy that is scaled down to the norm, for the ``index``-th step."""
+        """Return the gradient of the ``index``-th step, or a copy scaled down to ``clip_norm``."""
         norm = math.sqrt(float(np.vdot(gradient, gradient)))
-        if not math.isfinite(norm):  # its square overflows, or it is not finite itself
+        if not math.isfinite(norm):  # the square overflowed, or the gradient is not finite
             norm = float(np.linalg.norm(gradient.astype(np.float64)))
         if norm <= clip_norm or not math.isfinite(norm):
             return gradient
@@ -276,7 +276,7 @@ class UpdateRule:
         return np.multiply(gradient, clip_norm / norm, out=self._clipped[index])
 
     def _average(self, latest: Floats, observed: Sequence[Floats], out: Floats) -> None:
-        """Moves the buffers towards each observation in turn."""
+        """Move the buffers towards each observation in turn."""
         with np.errstate(all="ignore"):
             for each in observed:
                 np.subtract(each, latest, out=self._difference)
@@ -294,8 +294,10 @@ class UpdateRule:
         decays: Sequence[float | None],
         if_finite: bool,
     ) -> bool:
-        """Takes the steps for a strip. ``if_finite``: on a copy of its state, and False if not all
-        that they give is finite."""
+        """Take the steps for a strip.
+
+        With ``if_finite``, works on a copy of the state and returns whether all results are finite.
+        """
         own = [vector[strip] for vector in self.state.values()]
         if if_finite:
             moved = [vector[strip] for vector in self._next_state.values()]

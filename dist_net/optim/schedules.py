@@ -1,7 +1,7 @@
-"""Schedules: what the learning rate is multiplied by as the epochs pass.
+"""Schedules: multipliers of the learning rate over the epochs of a run.
 
-Called as ``schedule(epoch, epochs)``: ``epoch`` is how much of the run is done, in epochs and
-fractions of one, ``epochs`` the whole run. Pure functions of the two: nothing to checkpoint.
+Called as ``schedule(epoch, epochs)`` with the progress in (fractional) epochs and the length of the
+run. Schedules are pure functions: there is no state to checkpoint.
 """
 
 import math
@@ -15,13 +15,13 @@ class Schedule(Protocol):
     """A multiplier of the learning rate over the run."""
 
     def __call__(self, epoch: float, epochs: float) -> float:
-        """The multiplier after ``epoch`` of ``epochs``."""
+        """Return the multiplier after ``epoch`` of ``epochs``."""
         ...
 
 
 @dataclass(frozen=True)
 class ConstantRate:
-    """The learning rate as given, throughout."""
+    """A constant learning rate."""
 
     def __call__(self, epoch: float, epochs: float) -> float:
         return 1.0
@@ -29,7 +29,7 @@ class ConstantRate:
 
 @dataclass(frozen=True)
 class StepDecay:
-    """The rate is multiplied by ``factor`` after every ``every_epochs`` (PyTorch's StepLR)."""
+    """Multiply the rate by ``factor`` after every ``every_epochs`` (PyTorch's StepLR)."""
 
     every_epochs: float
     factor: float
@@ -59,9 +59,9 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A straight line from 0 to 1 over the first ``epochs``, and then another schedule.
+    """A linear rise from 0 to 1 over the first ``epochs``, followed by ``then``.
 
-    ``then`` begins where the warm-up ends, and sees only the epochs that are left.
+    ``then`` starts when the warm-up ends and counts only the remaining epochs.
     """
 
     epochs: float

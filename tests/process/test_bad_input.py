@@ -129,7 +129,7 @@ def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: st
         ("--batch-size", "1438", r"batch_size=1438: expected at most .* which is 1437"),
         ("--learning-rate", "nan", r"learning_rate=nan: expected a finite number above 0"),
         ("--learning-rate", "-0.1", r"learning_rate=-0.1: expected a finite number above 0"),
-        ("--optimizer", "adamv", r"there is no optimizer 'adamv'; did you mean adamw?\?"),
+        ("--optimizer", "adamv", r".*optimizer 'adamv'; did you mean adamw?\?"),
         ("--weight-decay", "0.1", r"weight_decay=0.1 for Adam, which has none; expected .* adamw"),
         ("--clip-norm", "0", r"clip_norm=0.0: expected a finite number above 0"),
         (
@@ -138,7 +138,7 @@ def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: st
             r"average_decay=1.0: expected a number from 0 up to, but not, 1",
         ),
         ("--consistency", "ssp", r"consistency='ssp': expected auto, async, ssp:N with .*"),
-        ("--optimizer", "lion", r"there is no optimizer 'lion'; expected one of sgd, .*"),
+        ("--optimizer", "lion", r".*optimizer 'lion'; expected one of sgd, .*"),
         ("--seed", "-1", r"seed=-1: expected a whole number from 0 to .*"),
         ("--seed", str(2**63), rf"seed={2**63}: expected a whole number from 0 to .*"),
         ("--checkpoint-every", "nan", r"checkpoint_every_s=nan: expected .* above 0"),
