@@ -1,4 +1,4 @@
-"""Networks as functions of expressions: layers, activations, initializers, losses, models."""
+"""Layers, activations, initializers, losses and models, as functions of expressions."""
 
 from dist_net.nn.activations import leaky_relu, linear, relu, relu6, sigmoid, softmax, tanh
 from dist_net.nn.features import Features

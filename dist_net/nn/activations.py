@@ -1,4 +1,4 @@
-"""Activations: functions of expressions that make a network more than one linear map."""
+"""Activations: nonlinear functions of expressions."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = [
 
 
 def linear(x: Expression) -> Expression:
-    """x itself."""
+    """Return x."""
     return x
 
 
 def relu(x: Expression) -> Expression:
-    """max(x, 0); its derivative at 0 is 0."""
+    """Return max(x, 0); the derivative at 0 is 0."""
     return leaky_relu(x, 0.0)
 
 
 def relu6(x: Expression) -> Expression:
-    """min(max(x, 0), 6); its derivative at both is 0."""
+    """Return min(max(x, 0), 6); the derivative at 0 and at 6 is 0."""
     return clip(x, 0.0, 6.0)
 
 
@@ -43,7 +43,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def activate(x: Expression, activation: Activation | str | None) -> Expression:
-    """Return ``activation(x)``, or x for None; raise ParameterError for what is no activation.
+    """Return ``activation(x)``, or x for None; raise ``ParameterError`` for anything else.
 
     A name is one of ``ACTIVATIONS``.
     """
@@ -52,7 +52,7 @@ def activate(x: Expression, activation: Activation | str | None) -> Expression:
     if isinstance(activation, str):
         if activation not in ACTIVATIONS:
             raise ParameterError(
-                f"there is no activation {activation!r}; {suggestion(activation, ACTIVATIONS)}"
+                f"unknown activation {activation!r}; {suggestion(activation, ACTIVATIONS)}"
             )
         activation = ACTIVATIONS[activation]
     activated = activation(x) if callable(activation) else activation

@@ -1,4 +1,4 @@
-"""The features of a trained network: the input of its last layer, for a new layer to use."""
+"""Feature extraction: a trained network without its last layer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dist_net.nn.parameters import Scope
 
 @dataclass(frozen=True)
 class Features:
-    """A network without its last dense layer or convolution, and all that follows it.
+    """A network without its last dense layer or convolution and everything after it.
 
-    Its output, (N, features), is that layer's input; if that is a map, its mean over rows and
-    columns. It has the parameters and buffers that are left, under the same names.
+    The output, ``(N, features)``, is that layer's input, averaged over rows and columns if it is a
+    map. The remaining parameters and buffers keep their names.
     """
 
     network: Layer
@@ -28,14 +28,14 @@ class Features:
         output = self.network(x, whole)
         last = _last_with_parameters(output)
         if last is None:
-            raise ShapeError(f"Features: {output} is computed without a dense layer or convolution")
+            raise ShapeError(f"Features: {output} has no dense layer or convolution to remove")
         features = last.inputs[0]
         if features.ndim == 4:
             features = mean(features, (1, 2))
         if features.ndim != 2:
             raise ShapeError(
-                f"Features: the last layer is given {features.shape}; expected (N, features) or "
-                f"(N, H, W, features)"
+                f"Features: the last layer's input has shape {features.shape}; expected "
+                f"(N, features) or (N, H, W, features)"
             )
         reached = {
             node.operation.name

@@ -1,4 +1,4 @@
-"""Inference: the outputs of a model whose weights do not change, computed by several threads."""
+"""Inference: compute a model's outputs with constant weights, on several threads."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
 
-COMPILED_KERNELS = (  # `choose` imports them when it first chooses them
+COMPILED_KERNELS = (  # ``choose`` imports each when it first selects it
     "dist_net.autodiff.kernels.compiled.depthwise",
     "dist_net.autodiff.kernels.compiled.im2row",
     "dist_net.autodiff.kernels.compiled.winograd",
 )
 
 Prepared = Mapping[str, Array]
-"""Arrays that depend on a network's weights alone, computed once, by name."""
+"""Arrays by name that depend only on a network's weights and are computed once."""
 
 
 class Inference:
-    """The outputs of a model for any number of inputs, computed ``batch_size`` at a time.
+    """Computes a model's outputs for any number of inputs, ``batch_size`` at a time.
 
-    Batch norm is folded into filters, and what follows a convolution is computed with it: see
-    ``dist_net.autodiff.compiler.inference``. ``prepared`` is what ``prepare`` returned for the same
-    model and weights; borrowed, so that several processes can map one copy of it.
+    Batch norm is folded into filters, and the operations after a convolution are fused with it: see
+    ``dist_net.autodiff.compiler.inference``. ``prepared`` is the result of ``prepare`` for the same
+    model and weights; it is borrowed, so several processes can map one copy.
 
-    ``reproducible``: an input's outputs are the same bytes whatever else is in its batch. That
-    costs a fifth more time for a batch of 8 where BLAS copies what it multiplies, and nothing
-    elsewhere; see ``dist_net.autodiff.kernels.gemm``. Dense layers take eight inputs at a time, so
-    one input takes as long as eight. If it is false, outputs may differ in the last digits; for the
-    same batch they are always the same bytes. ``compiled``: use what the extra ``fast`` compiles,
-    whose outputs differ in the last digits; None means if it is installed. Raises
-    MissingExtraError if ``compiled`` is true and it is not.
+    With ``reproducible``, an input's outputs are bit-identical whatever else is in its batch. This
+    takes a fifth longer for a batch of 8 if BLAS packs its operands, and no longer otherwise; see
+    ``dist_net.autodiff.kernels.gemm``. Dense layers process eight inputs at a time, so one input
+    takes as long as eight. Without it, outputs may differ in the last digits between batches, but
+    not for the same batch. ``compiled``: use the kernels of the extra ``fast``, whose outputs
+    differ in the last digits; None: use them if installed. Raises ``MissingExtraError`` if
+    ``compiled`` is true and the extra is not installed.
 
-    Not for several threads at once, except ``rebound``; ``threads`` is how many it uses itself.
+    Not thread-safe, except for ``rebound``. ``threads`` is the number of threads of the session.
     """
 
     def __init__(
@@ -76,21 +76,21 @@ class Inference:
         self._is_closed = False
         self._bound: dict[int, tuple[Batch, BoundPlan]] = {}
         blas = ThreadpoolController().select(user_api="blas")
-        # The pool shares the work, so BLAS needs one thread. Limiting it takes a tenth of the time
-        # of a small batch, and so is left out where the limit is set already.
+        # The pool shares the work, so BLAS needs one thread. Setting the limit takes a tenth of the
+        # time of a small batch, so it is skipped if the limit is already set.
         is_capped = all(library["num_threads"] == 1 for library in blas.info())
         self._cap_blas: Callable[[], AbstractContextManager[object]] = (
             nullcontext if is_capped else partial(blas.limit, limits=1)
         )
 
     def rebound(self, prepared: Prepared) -> Inference | None:
-        """Another session, of the same model with other weights.
+        """Return another session of the same model with other weights.
 
-        It shares this session's plans, their memory and threads: binding them to other arrays takes
-        a tenth of the time of compiling a small net, and a third of that of Darknet-53. While one
-        of the sessions computes the other waits, so they may belong to different threads, and
-        either thread may call this. Close each of them. Returns None if all sessions that share the
-        plans are closed. Raises ShapeError for arrays of another model.
+        It shares this session's plans, memory and threads: binding plans to other arrays takes a
+        tenth of the time of compiling a small net, and a third for Darknet-53. Only one of the
+        sessions computes at a time, so they may belong to different threads, and any of these
+        threads may call this method. Close each session. Returns None if all sessions that share
+        the plans are closed. Raises ``ShapeError`` for arrays of another model.
         """
         if not self._plans.join():
             return None
@@ -105,16 +105,16 @@ class Inference:
         return other
 
     def close(self) -> None:
-        """Ends the threads, unless another session shares them."""
+        """Stop the threads, unless another session shares them."""
         if not self._is_closed:
             self._is_closed = True
             self._bound.clear()
             self._plans.leave()
 
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
-        """The outputs, (N, *output_shape), of ``inputs``, (N, *input_shape), in a new array.
+        """Return the outputs ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, a new array.
 
-        Raises ShapeError if the inputs are of another shape or dtype.
+        Raises ``ShapeError`` if the inputs have another shape or dtype.
         """
         self._model.require_inputs(inputs)
         outputs = np.empty((len(inputs), *self._model.output_shape), np.float32)
@@ -128,9 +128,9 @@ class Inference:
         return outputs
 
     def warm_up(self, may_go_on: Callable[[], bool] = lambda: True) -> None:
-        """Compiles the plans for batches of every size, so that no call has to; runs the largest.
+        """Compile the plans for all batch sizes ahead of calls, and run the largest.
 
-        All plans share the largest one's memory. Before each plan it stops unless it ``may_go_on``.
+        All plans share the memory of the largest. Stops before a plan if ``may_go_on`` is false.
         """
         for batch_size in range(self._batch_size, 0, -1):
             if not may_go_on():
@@ -143,16 +143,16 @@ class Inference:
 
     @property
     def buffer_bytes(self) -> int:
-        """The size of what plans and threads compute in so far; sessions may share this memory."""
+        """Size of the working memory allocated so far, which sessions may share."""
         return self._plans.buffer_bytes
 
     def plan(self, batch_size: int) -> Plan:
-        """The plan for batches of that size, to be printed."""
+        """Return the plan for batches of this size, for printing."""
         self._bind(batch_size)
         return self._plans.plan(batch_size)
 
     def steps(self, batch_size: int) -> list[tuple[Expression, list[Call]]]:
-        """The steps that compute a batch of that size, in order with their calls, for timing."""
+        """Return the steps for a batch of this size in order, with their calls, for timing."""
         _, bound = self._bind(batch_size)
         return bound.steps
 
@@ -163,10 +163,10 @@ class Inference:
 
 
 class _Plans:
-    """A model's plans by batch size, with the memory that they compute in, for any weights.
+    """A model's plans by batch size and their working memory, for any weights.
 
-    Sessions join and leave, and the last one ends the threads. All plans use the same memory, so a
-    session holds ``turn`` while it computes.
+    Sessions join and leave; the last to leave stops the threads. All plans use the same memory, so
+    a session holds ``turn`` while it computes.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class _Plans:
         self._sessions: int | None = 0
 
     def join(self) -> bool:
-        """Counts a session in; False if the last one has left already."""
+        """Register a session; return False if the last session has already left."""
         with self.turn:
             if self._sessions is None:
                 return False
@@ -190,7 +190,7 @@ class _Plans:
             return True
 
     def leave(self) -> None:
-        """Counts a session out."""
+        """Unregister a session; the last one closes the pool."""
         with self.turn:
             assert self._sessions
             self._sessions = self._sessions - 1 or None
@@ -199,22 +199,22 @@ class _Plans:
 
     @property
     def sizes(self) -> list[int]:
-        """The batch sizes for which there are plans."""
+        """The batch sizes of the compiled plans."""
         return [*self._plans]
 
     def plan(self, batch_size: int) -> Plan:
-        """The plan of a batch size that was bound before."""
+        """Return the plan of a batch size that has been bound."""
         return self._plans[batch_size][0]
 
     @property
     def buffer_bytes(self) -> int:
-        """The inputs' memory, that between the steps, and the threads' scratch."""
+        """Size of the inputs, the intermediate arrays and the threads' scratch memory."""
         return self._inputs.nbytes + self._arena.size_bytes + self._pool.scratch_bytes
 
     def bind(self, batch_size: int, prepared: Prepared) -> tuple[Batch, BoundPlan]:
-        """The array for the inputs, and the plan bound to it and to ``prepared``.
+        """Return an input array and the plan bound to it and to ``prepared``.
 
-        Compiles the plan if need be. Raises ShapeError for arrays of another model.
+        Compiles the plan if necessary. Raises ``ShapeError`` for arrays of another model.
         """
         with self.turn:
             if batch_size not in self._plans:
@@ -230,16 +230,16 @@ class _Plans:
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities, (N, classes), of what a network gives before them; a row by itself."""
+    """Return the softmax of ``(N, classes)`` logits, row by row."""
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
     return probabilities
 
 
 def prepare(model: Model, weights: Vector) -> Prepared:
-    """What ``Inference`` needs of these weights, in new arrays; all its options need the same.
+    """Return the weights as ``Inference`` needs them with any options, in new arrays.
 
-    Filters are laid out for this machine's BLAS; another machine can use them, but more slowly.
+    Filters have the layout of this machine's BLAS; another machine uses them more slowly.
     """
     graph = _specialised(model, 1, ThreadPool(1, fastest_gemm()))
     arrays = evaluate(list(graph.prepared.values()), **model.layout.views(weights))
@@ -248,18 +248,18 @@ def prepare(model: Model, weights: Vector) -> Prepared:
 
 @lru_cache(maxsize=4)
 def prepared_shapes(model: Model, gemm: Gemm) -> Mapping[str, Shape]:
-    """The name and shape of every array that ``prepare`` returns for this model.
+    """Return the name and shape of every array that ``prepare`` returns for this model.
 
-    ``gemm`` is how products are computed where it runs: here, by ``fastest_gemm``.
+    ``gemm``: the matrix product of the machine that prepared them; ``fastest_gemm()`` for this one.
     """
     graph = _specialised(model, 1, ThreadPool(1, gemm))
     return {name: node.shape for name, node in graph.prepared.items()}
 
 
 def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
-    """The way to compute products for which ``prepared`` is laid out: this machine's or another's.
+    """Return the ``Gemm`` for which ``prepared`` is laid out: this machine's or another's.
 
-    Raises ShapeError if there is none.
+    Raises ``ShapeError`` if none fits.
     """
     misfits = []
     for gemm in sorted(LAYOUTS, key=lambda each: each is not fastest_gemm()):
@@ -271,14 +271,14 @@ def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
 
 
 def import_kernels() -> None:
-    """Imports what sessions need, which with the extra ``fast`` takes a second."""
+    """Import the kernels that sessions need; takes a second with the extra ``fast``."""
     if _is_compiled(None):
         for module in COMPILED_KERNELS:
             import_module(module)
 
 
 def _is_compiled(wanted: bool | None) -> bool:
-    """Whether to use compiled kernels: None means if they can be imported."""
+    """Return whether to use compiled kernels; None: if they can be imported."""
     is_compiled = wanted is not False
     if is_compiled:
         try:
@@ -287,7 +287,7 @@ def _is_compiled(wanted: bool | None) -> bool:
             if wanted:
                 raise MissingExtraError(
                     f"compiled kernels need numba, which cannot be imported ({error}); install it "
-                    f"with: pip install -e '.[fast]', or ask for NumPy's kernels"
+                    f"with: pip install -e '.[fast]', or use the NumPy kernels"
                 ) from error
             is_compiled = False
     logger.info("inference kernels=%s", "compiled" if is_compiled else "numpy")
@@ -307,12 +307,12 @@ def _specialised(
 
 
 def _misfit(shapes: Mapping[str, Shape], prepared: Prepared) -> ShapeError | None:
-    """The error to raise if ``prepared`` has other shapes, or None."""
+    """Return an error if the arrays in ``prepared`` do not have these shapes, else None."""
     for name, shape in shapes.items():
         found = prepared[name].shape if name in prepared else None
         if found != shape:
             return ShapeError(
-                f"{name} of the prepared kernels is {found}, expected {shape}: they are of "
-                f"another model; prepare them again"
+                f"the prepared kernels have shape {found} for {name}, expected {shape}: they "
+                f"belong to another model; prepare them again"
             )
     return None

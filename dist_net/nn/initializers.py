@@ -1,7 +1,7 @@
-"""Initializers: the first values of parameters, drawn from an explicit generator.
+"""Initializers: initial values of parameters, drawn from an explicit generator.
 
-An initializer takes a generator and a shape, and returns a float32 array. The last axis is that of
-the outputs, the one before it that of the inputs, and any axes before these are a window (HWIO).
+An initializer takes a generator and a shape and returns a float32 array. The last axis is the
+output axis, the second to last the input axis, and any preceding axes are a window (HWIO).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Initializer = Callable[[np.random.Generator, tuple[int, ...]], Values]
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many inputs each output sums over, and how many outputs each input feeds."""
+    """Return fan_in (inputs summed per output) and fan_out (outputs fed per input)."""
     if len(shape) < 2:
-        raise ShapeError(f"an initializer by fan needs two axes or more, got shape {shape}")
+        raise ShapeError(f"a fan-based initializer needs two axes or more, got shape {shape}")
     window = math.prod(shape[:-2])
     return window * shape[-2], window * shape[-1]
 
@@ -44,17 +44,17 @@ def he_normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:
 
 
 def zeros(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:  # noqa: ARG001
-    """All 0: usual for a bias."""
+    """All 0, usual for a bias."""
     return np.zeros(shape, np.float32)
 
 
 def ones(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:  # noqa: ARG001
-    """All 1: usual for a scale."""
+    """All 1, usual for a scale."""
     return np.ones(shape, np.float32)
 
 
 def copy_of(values: NDArray[np.floating]) -> Initializer:
-    """An initializer that returns a copy of ``values``: for parameters that are trained already."""
+    """Return an initializer that copies ``values``, for parameters that are already trained."""
 
     def copy(generator: np.random.Generator, shape: tuple[int, ...]) -> Values:  # noqa: ARG001
         if values.shape != shape:

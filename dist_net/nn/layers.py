@@ -1,6 +1,6 @@
-"""Layers: small immutable descriptions of functions, which a scope gives their parameters.
+"""Layers: small immutable descriptions of functions that declare their parameters in a scope.
 
-Axis 0 counts samples. Maps are (N, H, W, C): rows before columns, channels last.
+Axis 0 is the sample axis. Maps are (N, H, W, C): rows before columns, channels last.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Layer(Protocol):
     """A function of a batch of inputs, with parameters in a scope."""
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        """The layer's output; raises ShapeError if ``x`` does not fit."""
+        """Return the layer's output; raise ``ShapeError`` if ``x`` does not fit."""
         ...
 
 
@@ -69,10 +69,10 @@ class Conv2D:
     """activation(x * kernel + bias), a convolution: (N, H, W, C) to (N, H', W', filters).
 
     ``padding`` is "same", "valid", a number for every side, or ((top, bottom), (left, right)).
-    "same" is TensorFlow's: H' is H / stride, rounded up; of an odd number of lines, one more is at
-    the bottom or right. With ``groups``, each group of filters reads only its own channels.
+    "same" is as in TensorFlow: H' is H / stride, rounded up; if the padding is odd, the bottom or
+    right gets the extra line. With ``groups``, each group of filters reads only its own channels.
 
-    The layer of the operation ``dist_net.autodiff.operations.convolution.Conv2D``.
+    Uses the operation ``dist_net.autodiff.operations.convolution.Conv2D``.
     """
 
     filters: int
@@ -91,7 +91,7 @@ class Conv2D:
         if self.filters < 1 or self.groups < 1 or self.filters % self.groups:
             raise ParameterError(
                 f"Conv2D: {self.filters} filters in {self.groups} groups; expected at least one "
-                f"of each, and as many filters in each group"
+                f"of each, and filters divisible by groups"
             )
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
@@ -112,7 +112,7 @@ class Conv2D:
 
 @dataclass(frozen=True)
 class DepthwiseConv2D:
-    """``Conv2D`` with one filter for each channel, which reads that channel alone.
+    """``Conv2D`` with one filter per channel, which reads only that channel.
 
     (N, H, W, C) to (N, H', W', C); the kernel is (kh, kw, 1, C).
     """
@@ -145,7 +145,7 @@ class DepthwiseConv2D:
 class MaxPool:
     """The largest element of each window: (N, H, W, C) to (N, H', W', C).
 
-    ``stride`` is ``size`` if left out; padding is never the largest.
+    ``stride`` defaults to ``size``; padding is ignored by the maximum.
     """
 
     size: int | Pair
@@ -161,7 +161,7 @@ class MaxPool:
 class AveragePool:
     """The mean of each window: (N, H, W, C) to (N, H', W', C).
 
-    ``stride`` is ``size`` if left out; padding does not count.
+    ``stride`` defaults to ``size``; the mean excludes padding.
     """
 
     size: int | Pair
@@ -186,12 +186,12 @@ class GlobalAveragePool:
 class BatchNorm:
     """activation((x - mean) · gamma / deviation + beta) for each channel, the last axis.
 
-    In training, mean and variance are those of the batch, and the buffers ``mean`` and
-    ``variance`` move towards them: moving ← momentum·moving + (1-momentum)·batch. At inference,
-    and in ``FrozenBatchNorm`` also in training, the buffers are used (Ioffe and Szegedy 2015,
-    arXiv 1502.03167). So are they for a minibatch of one row, such as an epoch's last: its variance
-    is 0, whatever the data's. The batch's variance is the mean of squares, as in Keras; PyTorch's
-    moving variance is larger by rows / (rows - 1).
+    Training normalises by the mean and variance of the batch, and the buffers ``mean`` and
+    ``variance`` move towards them: moving ← momentum·moving + (1-momentum)·batch. Inference, and
+    training in ``FrozenBatchNorm``, uses the buffers (Ioffe and Szegedy 2015, arXiv 1502.03167). So
+    does a minibatch of one row, such as an epoch's last, whose variance is always 0. The batch
+    variance is the mean of squares, as in Keras; PyTorch's moving variance is larger by
+    rows / (rows - 1).
 
     The deviation is √(variance + epsilon), or √variance + epsilon with ``epsilon_on``
     "deviation", as Darknet computes it on CPUs.
@@ -240,17 +240,17 @@ class BatchNorm:
     def _deviation_in_training(self, variance: Expression) -> Expression:
         if self.epsilon_on == "variance":
             return self._deviation(variance)
-        # The root has an infinite slope at 0, the variance of a channel that is constant.
+        # The root has an infinite slope at 0, which is the variance of a constant channel.
         return self._deviation(maximum(variance, self.epsilon**2))
 
 
 @dataclass(frozen=True)
 class FrozenBatchNorm:
-    """A network whose batch norm computes in training as at inference; for fine-tuning.
+    """A network whose batch norm also uses its buffers in training; for fine-tuning.
 
-    Means and variances keep their values. Gamma and beta have gradients only if they are
-    ``trained``; an optimizer's weight decay moves them, as every parameter, without one too.
-    Parameters and buffers have the names that the network gives them.
+    Means and variances stay constant. Gamma and beta have gradients only if ``trained``; weight
+    decay changes them like every parameter, even without a gradient. Parameters and buffers keep
+    the network's names.
     """
 
     network: Layer
@@ -270,7 +270,7 @@ class Flatten:
 
 @dataclass(frozen=True)
 class Rescale:
-    """x · scale + offset, as float32: pixels of 0 to 255 become numbers near 1."""
+    """x · scale + offset, as float32; the defaults map pixels from 0..255 to 0..1."""
 
     scale: float = 1 / 255
     offset: float = 0.0
@@ -281,7 +281,7 @@ class Rescale:
 
 @dataclass(frozen=True)
 class Lambda:
-    """A function of expressions, without parameters, as a layer."""
+    """A layer that calls a function of expressions; it has no parameters."""
 
     function: Callable[[Expression], Expression]
 
@@ -291,9 +291,9 @@ class Lambda:
 
 @dataclass(frozen=True)
 class Dropout:
-    """In training, sets each element to 0 with probability ``rate``, and scales the others up.
+    """In training, set each element to 0 with probability ``rate`` and scale up the others.
 
-    At inference, x itself (Srivastava et al. 2014, in the inverted form).
+    At inference, return x (inverted dropout, Srivastava et al. 2014).
     """
 
     rate: float
@@ -310,7 +310,7 @@ class Dropout:
 
 
 class Sequential:
-    """Layers one after the other, given one by one or in a list."""
+    """A chain of layers, passed as arguments or as lists."""
 
     def __init__(self, *layers: Layer | Sequence[Layer]) -> None:
         self.layers: tuple[Layer, ...] = tuple(
@@ -322,8 +322,9 @@ class Sequential:
         for layer in self.layers:
             if isinstance(layer, type) or not callable(layer) or layer in activations:
                 raise ParameterError(
-                    f"Sequential: {layer!r} is no layer; expected objects such as Dense(10), and "
-                    f'an activation in the layer before, Dense(10, "relu"), or as Lambda(relu)'
+                    f"Sequential: {layer!r} is not a layer; expected objects such as Dense(10). "
+                    f'Pass an activation to the layer before, Dense(10, "relu"), or use '
+                    f"Lambda(relu)"
                 )
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
@@ -348,15 +349,15 @@ class Residual:
 def _expect_floats(name: str, x: Expression) -> None:
     if x.dtype.kind != "f":
         raise DTypeError(
-            f"{name}: inputs are {x.dtype}; expected float32. For pixels begin the network with "
-            f"Rescale(): Sequential(Rescale(), ...). For floats build the model with "
-            f"input_dtype=np.float32, and convert its inputs with astype(np.float32)"
+            f"{name}: inputs are {x.dtype}; expected float32. For pixels, start the network with "
+            f"Rescale(): Sequential(Rescale(), ...). For floats, build the model with "
+            f"input_dtype=np.float32 and convert its inputs with astype(np.float32)"
         )
 
 
 def _expect_map(name: str, x: Expression) -> None:
     if x.ndim != 4:
         raise ShapeError(
-            f"{name}: expected (N, H, W, C), got {x.shape}; reshape grey pictures to one "
-            f"channel, with a Lambda"
+            f"{name}: expected (N, H, W, C), got {x.shape}; add a channel axis to grey images "
+            f"with a Lambda"
         )

@@ -1,7 +1,7 @@
-"""Losses: from a batch of outputs and labels to one loss per sample.
+"""Losses: map a batch of outputs and labels to one loss per sample.
 
-Labels are integers in [0, C), as (N,); outputs are (N, C) float32. A plan that meets another label
-raises IndexRangeError when it runs.
+Labels are ``(N,)`` integers in [0, C); outputs are ``(N, C) float32``. A label outside the range
+raises ``IndexRangeError`` when the plan runs.
 """
 
 from __future__ import annotations
@@ -42,36 +42,36 @@ __all__ = [
 
 
 def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression) -> Expression:
-    """-log of the label's probability, or of 1e-7 if that is larger, as in Keras.
+    """Return -log(max(p, 1e-7)) for the label's probability p, as in Keras.
 
-    If the network ends in a softmax, leave the softmax out and use ``cross_entropy_of_logits``,
-    which needs no such bound. Raises DTypeError unless labels are integers.
+    If the network ends in a softmax, remove it and use ``cross_entropy_of_logits`` instead, which
+    needs no such bound. Raises ``DTypeError`` unless labels are integers.
     """
     require_class_indices("cross_entropy_of_probabilities", labels)
     return -log(maximum(gather(probabilities, labels), SMALLEST_PROBABILITY))
 
 
 def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:
-    """The mean over the outputs of the squared difference from ``labels``.
+    """Return the mean squared difference between the outputs and ``labels``.
 
-    ``labels`` are targets of the outputs' shape, or integers without the last axis, which become
-    one-hot. Raises ShapeError for other shapes.
+    ``labels`` have the shape of the outputs, or are integers without the last axis and become
+    one-hot. Raises ``ShapeError`` for other shapes.
     """
     is_class = labels.ndim < outputs.ndim and labels.dtype.kind in "iu"
     targets = one_hot(labels, outputs.shape[-1]) if is_class else labels
     if targets.shape != outputs.shape:
         raise ShapeError(
             f"mean_squared_error: targets of shape {of_samples(targets)} and dtype {targets.dtype} "
-            f"for outputs of shape {of_samples(outputs)}; expected classes, integers of shape "
-            f"(N,), or the outputs' shape{_reshaped(targets, outputs)}"
+            f"for outputs of shape {of_samples(outputs)}; expected class indices, integers of "
+            f"shape (N,), or the outputs' shape{_reshaped(targets, outputs)}"
         )
     return mean(square(outputs - astype(targets, outputs.dtype)), range(1, outputs.ndim))
 
 
 def one_hot(labels: Expression, classes: int) -> Expression:
-    """(N,) integers in [0, classes) as (N, classes) float32: 1 at the label, 0 elsewhere.
+    """Encode ``(N,)`` integers in [0, classes) as ``(N, classes) float32``: 1 at the label, else 0.
 
-    Raises DTypeError unless they are integers.
+    Raises ``DTypeError`` unless labels are integers.
     """
     classes = integer("one_hot: classes", classes, least=1)
     checked = checked_indices("one_hot", labels, classes)
@@ -85,7 +85,7 @@ def of_samples(batch: Expression) -> str:
 
 
 def _reshaped(targets: Expression, outputs: Expression) -> str:
-    """Return how to give targets the shape of the outputs; "" where that is impossible."""
+    """Return the ``reshape`` call from the targets' shape to the outputs'; "" if impossible."""
     shape = of_samples(outputs).replace("N", "-1")
     return f": targets.reshape{shape}" if targets.size == outputs.size else ""
 
@@ -102,18 +102,18 @@ LOSSES: dict[str, Loss] = {
 def mean_loss(loss: Loss, outputs: Expression, targets: Expression) -> Expression:
     """Return the mean of ``loss`` over a batch.
 
-    Raises ShapeError unless it has one value for each sample: if outputs (N, 1) and targets (N,)
-    broadcast to (N, N), their mean would train a model that means nothing.
+    Raises ``ShapeError`` unless it has one value per sample: outputs (N, 1) and targets (N,) would
+    broadcast to (N, N), and training on their mean is meaningless.
     """
     losses = loss(outputs, targets)
     if not isinstance(losses, Expression):
         raise ShapeError(f"the loss returned {losses!r:.80}; expected an expression of shape (N,)")
     if losses.shape != outputs.shape[:1]:
         raise ShapeError(
-            f"the loss is of shape {losses.shape} for a batch of {outputs.shape[0]} samples, with "
+            f"the loss has shape {losses.shape} for a batch of {outputs.shape[0]} samples, with "
             f"outputs of shape {of_samples(outputs)} and targets of shape {of_samples(targets)}; "
-            f"expected a value for each sample, (N,): take the mean over the other axes, or give "
-            f"targets the outputs' shape{_reshaped(targets, outputs)}"
+            f"expected one value per sample, (N,): take the mean over the other axes, or reshape "
+            f"targets to the outputs' shape{_reshaped(targets, outputs)}"
         )
     return mean(losses)
 

@@ -1,4 +1,4 @@
-"""A model: a network on inputs of a known shape, compiled for training or for inference."""
+"""A model: a network with a fixed input shape, compiled for training or inference."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ TARGETS = "targets"
 
 
 class Model:
-    """A network, the shape and dtype of one input, and the loss that training makes small.
+    """A network, the shape and dtype of one input, and the loss that training minimises.
 
-    ``loss`` is a function, or its name, such as "mse".
-    ``layout`` says how its parameters and buffers lie in a flat vector. Outputs are float32, of
-    ``output_shape`` for each input. Targets are of whatever shape and dtype the loss takes.
+    ``loss`` is a function or a name such as "mse". ``layout`` places the parameters and buffers in
+    a flat vector. Outputs are float32 with ``output_shape`` per input. Targets have any shape and
+    dtype that the loss accepts.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Model:
         output = network(self.input(1), scope)
         if output.shape[:1] != (1,) or output.dtype != np.float32:
             raise ShapeError(
-                f"a network's output must be float32, with an axis of samples first, not "
+                f"a network's output must be float32, with the sample axis first, not "
                 f"{output.dtype}{list(output.shape)} for one sample"
             )
         self.output_shape = output.shape[1:]
@@ -71,7 +71,7 @@ class Model:
 
     @property
     def weights(self) -> Vector | None:
-        """The weights that ``predict`` computes with, borrowed; None before there are any."""
+        """The weights that ``predict`` uses, borrowed; None if not set."""
         return self._predictor.weights if self._predictor else None
 
     @weights.setter
@@ -84,49 +84,49 @@ class Model:
         self._predictor = Predictor(self, weights)
 
     def predict(self, inputs: Batch) -> NDArray[np.float32]:
-        """The outputs, (N, *output_shape), of ``inputs``, (N, *input_shape), in a new array.
+        """Return the outputs ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, a new array.
 
-        They are what the loss takes: logits, if that takes these. Raises ShapeError if the inputs
-        are of another shape or dtype, ParameterError if the model has no weights.
+        They are the inputs of the loss: logits if the loss takes logits. Raises ``ShapeError`` if
+        the inputs have another shape or dtype, ``ParameterError`` if the model has no weights.
         """
         if self._predictor is None:
             raise ParameterError(
-                "the model has no weights yet; expected it to be trained: dist_net.fit(model, ...)"
+                "the model has no weights; train it first: dist_net.fit(model, ...)"
             )
         return self._predictor(inputs)
 
     @property
     def classes(self) -> int:
-        """The number of outputs for one input: in a classifier, that of classes."""
+        """The number of outputs per input; in a classifier, the number of classes."""
         return math.prod(self.output_shape)
 
     def classifies(self, target_shape: tuple[int, ...], target_dtype: DTypeLike) -> bool:
-        """Whether targets of this shape and dtype are indices of classes, one output for each."""
+        """Return whether such targets are class indices, with one output per class."""
         is_index = target_shape == () and np.dtype(target_dtype).kind in "iu"
         return is_index and len(self.output_shape) == 1
 
     def require_batch_size(self, batch_size: int) -> None:
-        """Raise ParameterError if batch norm would never see two rows in a minibatch."""
+        """Raise ``ParameterError`` if batch norm would never see two rows in a minibatch."""
         of_one, of_two = Scope(training=True), Scope(training=True)
         self.network(self.input(1), of_one)
         self.network(self.input(2), of_two)
         if batch_size == 1 and of_one.observed.keys() != of_two.observed.keys():
             raise ParameterError(
                 "minibatches of one sample have no variance for BatchNorm to normalise by; "
-                "expected a batch_size of at least 2, and as many samples"
+                "expected a batch_size of at least 2, and at least 2 samples"
             )
 
     def require_targets(self, target_shape: tuple[int, ...], target_dtype: DTypeLike) -> None:
-        """Raises ShapeError or DTypeError unless the loss takes targets of this shape and dtype."""
+        """Raise ``ShapeError`` or ``DTypeError`` unless the loss accepts such targets."""
         outputs = variable("outputs", (2, *self.output_shape))
         mean_loss(self.loss, outputs, variable(TARGETS, (2, *target_shape), target_dtype))
 
     def input(self, batch_size: int) -> Expression:
-        """The variable that stands for a batch of inputs."""
+        """Return the variable of a batch of inputs."""
         return variable(INPUTS, (batch_size, *self.input_shape), self.input_dtype)
 
     def require_inputs(self, inputs: Batch) -> None:
-        """Raises ShapeError unless ``inputs`` are (N, *input_shape) of the model's dtype."""
+        """Raise ``ShapeError`` unless ``inputs`` are (N, *input_shape) with the model's dtype."""
         found = f"of type {type(inputs).__name__}"
         if isinstance(inputs, np.ndarray):
             if (inputs.shape[1:], inputs.dtype) == (self.input_shape, self.input_dtype):
@@ -145,12 +145,12 @@ class Model:
         target_shape: tuple[int, ...] = (),
         target_dtype: DTypeLike = np.uint8,
     ) -> Plan:
-        """A plan from a batch and its targets to the mean loss, the number of right answers, the
-        gradients, and what is observed for the buffers, in the order of ``layout``.
+        """Compile a training plan for a batch and its targets.
 
-        The number is 0 if targets are not classes. Layers such as Dropout draw from ``generator``
-        at each run; ``pool`` is as for ``compile``. Raises ShapeError or DTypeError if the loss
-        does not take such targets.
+        Its outputs are the mean loss, the number of correct predictions (0 if targets are not
+        classes), the gradients, and the observations for the buffers, in the order of ``layout``.
+        Layers such as Dropout draw from ``generator`` at each run; ``pool`` is as for ``compile``.
+        Raises ``ShapeError`` or ``DTypeError`` if the loss does not accept such targets.
         """
         scope = Scope(training=True, generator=generator)
         outputs = self.network(self.input(batch_size), scope)
@@ -169,7 +169,7 @@ class Model:
         return compile([loss, right, *by_parameter, *observed], pool)
 
     def bind_evaluation(self, inputs: Batch, targets: Batch, weights: Vector) -> BoundPlan:
-        """A plan bound to these arrays, borrowed: the mean loss at inference, and the outputs."""
+        """Return a plan for the mean loss and outputs at inference, bound to borrowed arrays."""
         outputs = self.network(self.input(len(inputs)), Scope())
         expected = variable(TARGETS, targets.shape, targets.dtype)
         loss = mean_loss(self.loss, outputs, expected)
@@ -179,10 +179,10 @@ class Model:
     def bind_training(
         self, plan: Plan, inputs: Batch, targets: Batch, weights: Vector, gradient: Vector
     ) -> BoundPlan:
-        """The training plan bound to these arrays, which are borrowed.
+        """Bind the training plan to these arrays, which are borrowed.
 
-        A run writes the gradients to ``gradient``, and in the buffers' places what was observed for
-        them. Its first two outputs are the mean loss and the number of right answers.
+        A run writes the gradients to ``gradient``, with observations in the buffers' places. Its
+        first two outputs are the mean loss and the number of correct predictions.
         """
         return plan.bind(
             {INPUTS: inputs, TARGETS: targets, **self.layout.views(weights)},
@@ -191,7 +191,7 @@ class Model:
 
 
 class Predictor:
-    """A model with weights: the outputs for any number of inputs, ``batch_size`` at a time."""
+    """Computes the outputs of a model with weights, ``batch_size`` inputs at a time."""
 
     def __init__(self, model: Model, weights: Vector, batch_size: int = 256) -> None:
         self._model = model
@@ -201,15 +201,15 @@ class Predictor:
         self._arena = Arena()
 
     def __call__(self, inputs: Batch) -> NDArray[np.float32]:
-        """The outputs, (N, *output_shape), of ``inputs``, (N, *input_shape), in a new array.
+        """Return the outputs ``(N, *output_shape)`` of inputs ``(N, *input_shape)``, a new array.
 
-        Raises ShapeError if the inputs are of another shape or dtype.
+        Raises ``ShapeError`` if the inputs have another shape or dtype.
         """
         self._model.require_inputs(inputs)
         outputs = np.empty((len(inputs), *self._model.output_shape), np.float32)
         start = 0
         while (left := len(inputs) - start) > 0:
-            # What is less than a batch is computed in powers of two, for which a few plans do.
+            # A partial batch is split into powers of two, which need only a few plans.
             size = self._batch_size if left >= self._batch_size else 1 << left.bit_length() - 1
             batch, bound = self._bind(size)
             batch[...] = inputs[start : start + size]

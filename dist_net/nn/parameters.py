@@ -1,10 +1,10 @@
-"""Parameters and buffers: how layers declare them, and how they lie in one flat vector.
+"""Parameters and buffers: their declaration by layers and their layout in one flat vector.
 
 A network is a function of an input and a *scope*. A call with a new scope declares the network's
-parameters, and its buffers: moving averages of what layers observe in training. They lie end to end
-in one contiguous float32 vector, in the order in which they are declared, the parameters first. A
-gradient is a vector of the same layout; in the buffers' places it holds what was observed in the
-minibatch, towards which an update moves the buffers. Layers hold no arrays.
+parameters and its buffers, which are moving averages of values that layers observe in training.
+One contiguous float32 vector holds them in the order of declaration, parameters first. A gradient
+has the same layout; in the buffers' places it holds the observations of the minibatch, towards
+which an update moves the buffers. Layers hold no arrays.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Declared = TypeVar("Declared")
 
 @dataclass(frozen=True)
 class Parameter:
-    """A trained array: its name, its shape, and what its first values are."""
+    """A trained array: its name, its shape and its initializer."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,15 +48,15 @@ class Buffer(Parameter):
 
 
 BatchNormMode = Literal["batch", "frozen", "fixed"]
-"""What batch norm does in training. "batch": it uses the batch's mean and variance. "frozen": it
-uses its buffers. "fixed": it uses its buffers, and gamma and beta are not trained."""
+"""The statistics that batch norm uses in training. "batch": the batch's mean and variance.
+"frozen": its buffers. "fixed": its buffers, and gamma and beta are not trained."""
 
 
 class Scope:
-    """What a layer is called with: where it declares parameters, and whether this is training.
+    """The context of a layer's call: the declarations of parameters, and the mode of training.
 
-    Layers that need random numbers in training draw them from ``generator``. ``batch_norm`` is
-    what batch norm does in training: see ``BatchNormMode``.
+    Layers that need random numbers in training draw them from ``generator``. ``batch_norm``: see
+    ``BatchNormMode``.
     """
 
     def __init__(self, training: bool = False, generator: np.random.Generator | None = None):
@@ -73,9 +73,9 @@ class Scope:
         self._owners: dict[int, tuple[str, object]] = {}
 
     def parameter(self, name: str, shape: tuple[int, ...], initializer: Initializer) -> Expression:
-        """Declares a parameter of the current layer, and returns the variable that stands for it.
+        """Declare a parameter of the current layer and return its variable.
 
-        Raises ParameterError if the layer has one of that name already.
+        Raises ``ParameterError`` if the layer already has one of that name.
         """
         full_name = self._new_name(name)
         place = variable(full_name, shape)
@@ -86,30 +86,32 @@ class Scope:
     def buffer(
         self, name: str, shape: tuple[int, ...], initializer: Initializer, momentum: float = 0.9
     ) -> Expression:
-        """Declares a buffer of the current layer, and returns the variable that stands for it.
+        """Declare a buffer of the current layer and return its variable.
 
-        It is a moving average of what is passed to ``observe``. Raises ParameterError if the layer
-        has one of that name already, or for a momentum outside [0, 1).
+        It is a moving average of the values passed to ``observe``. Raises ``ParameterError`` if the
+        layer already has one of that name, or for a momentum outside [0, 1).
         """
         if not 0 <= momentum < 1:
-            raise ParameterError(f"buffer {name!r}: momentum {momentum}; expected 0 <= it < 1")
+            raise ParameterError(
+                f"buffer {name!r}: momentum {momentum}; expected 0 <= momentum < 1"
+            )
         full_name = self._new_name(name)
         place = variable(full_name, shape)
         self.buffers[full_name] = Buffer(full_name, place.shape, initializer, momentum)
         return place
 
     def observe(self, buffer: Expression, value: Expression) -> None:
-        """Makes ``buffer``, a variable that ``buffer()`` returned, the moving average of ``value``.
+        """Make ``buffer``, a variable returned by ``buffer()``, the moving average of ``value``.
 
-        ``value`` is computed at each training step, and the buffer moves towards it; a buffer that
-        is not observed keeps its value. Raises ParameterError if ``buffer`` is not a buffer of this
-        scope or was observed before, and ShapeError if ``value`` has another shape or dtype.
+        Each training step computes ``value`` and moves the buffer towards it; a buffer that is not
+        observed keeps its value. Raises ``ParameterError`` if ``buffer`` is not a buffer of this
+        scope or was already observed, ``ShapeError`` if ``value`` has another shape or dtype.
         """
         name = buffer.operation.name if isinstance(buffer.operation, Variable) else ""
         if name not in self.buffers or name in self.observed:
             raise ParameterError(
-                f"observe: {buffer} is no buffer of this network, or it is observed twice; "
-                f"expected a variable that buffer() gave, once"
+                f"observe: {buffer} is not a buffer of this network, or is observed twice; "
+                f"expected a variable returned by buffer(), once"
             )
         if (value.shape, value.dtype) != (buffer.shape, buffer.dtype):
             raise ShapeError(f"observe: {value} for {buffer}; expected the same shape and dtype")
@@ -121,7 +123,7 @@ class Scope:
         if place != first:
             raise ParameterError(
                 f"one {type(layer).__name__} object is used as {first!r} and as {place!r}, which "
-                f"would not share its parameters; expected a layer object for each place"
+                f"would not share parameters; create a separate layer object for each use"
             )
         full_name = self._prefix + name
         self._require_new(full_name)
@@ -129,25 +131,25 @@ class Scope:
 
     def _require_new(self, full_name: str) -> None:
         if full_name in self.parameters or full_name in self.buffers:
-            raise ParameterError(f"parameter {full_name!r} is declared twice; name them apart")
+            raise ParameterError(f"parameter {full_name!r} is declared twice; use another name")
 
     def beside(self) -> Scope:
-        """A scope at the same place in which nothing is declared; see ``take_over``."""
+        """Return an empty scope with the same prefix; see ``take_over``."""
         other = Scope(self.training, self.generator)
         other.batch_norm = self.batch_norm
         other._prefix = self._prefix
         return other
 
     def with_batch_norm(self, mode: BatchNormMode) -> Scope:
-        """This scope, but with another ``batch_norm``."""
+        """Return this scope with another ``batch_norm``."""
         other = copy(self)
         other.batch_norm = mode
         return other
 
     def take_over(self, other: Scope, names: Set[str]) -> None:
-        """Declares, and observes, what ``other`` did under these full names.
+        """Copy the declarations and observations of ``other`` with these full names.
 
-        Raises ParameterError if one of them is declared here already.
+        Raises ``ParameterError`` if this scope already declares one of them.
         """
         for name in names & (other.parameters.keys() | other.buffers.keys()):
             self._require_new(name)
@@ -159,7 +161,7 @@ class Scope:
     def child(self, name: str, layer: object = None) -> Scope:
         """Return the scope of a layer inside this one: ``name``, ``name_1``, and so on.
 
-        The same ``layer`` may declare its parameters in one place only.
+        A ``layer`` object may declare its parameters under one prefix only.
         """
         count = self._children.get(name, 0)
         self._children[name] = count + 1
@@ -176,9 +178,9 @@ def _of(declared: Mapping[str, Declared], names: Set[str]) -> dict[str, Declared
 
 
 class Layout:
-    """How parameters, and after them buffers, lie end to end in one flat vector.
+    """The positions of parameters and then buffers in one flat vector.
 
-    The vector has ``size`` elements, the parameters the first ``trained_size`` of them.
+    The vector has ``size`` elements; the first ``trained_size`` are parameters.
     """
 
     def __init__(
@@ -196,7 +198,7 @@ class Layout:
         return self.parameters + self.buffers
 
     def views(self, vector: Vector) -> dict[str, Vector]:
-        """Each parameter and buffer, by name, as a view of ``vector`` in its own shape."""
+        """Return each parameter and buffer by name, as a view of ``vector`` in its own shape."""
         if vector.shape != (self.size,):
             raise ParameterError(
                 f"a vector of shape {vector.shape} for a network of {self.size} parameters"
@@ -208,7 +210,7 @@ class Layout:
         }
 
     def initial(self, generator: np.random.Generator) -> Vector:
-        """A new vector of first values, drawn in the order of the layout."""
+        """Return a new vector of initial values, drawn in the order of the layout."""
         vector = np.empty(self.size, np.float32)
         for each, view in zip(self._arrays, self.views(vector).values(), strict=True):
             view[...] = each.initializer(generator, each.shape)

@@ -1,7 +1,7 @@
 """Prepared weights on disk, which processes map instead of preparing them again.
 
-A safetensors file: 8 bytes for the length of the header, the header as JSON, the arrays. The file
-is mapped: a page is read when it is first used, and all processes share it.
+A safetensors file: 8 bytes for the length of the header, the header as JSON, the arrays. Processes
+share the mapped pages, which are read on first use.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 
 KEY = "dist_net_prepared"
 CHECKSUMS = "checksums"
-FORMAT = 1  # increase it when the same operations come to be prepared otherwise
+FORMAT = 1  # increase when the preparation of an operation changes
 LONGEST_HEADER = 1 << 20
 DTYPES = {"F32": np.float32, "F64": np.float64}
 
 
 def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
-    """Writes the arrays, whole or not at all; ``key`` identifies what they were prepared from.
+    """Write the arrays atomically; ``key`` identifies their source.
 
-    Raises PreparedKernelsError if the file cannot be written.
+    Raises ``PreparedKernelsError`` if the file cannot be written.
     """
     checksums = {name: _checksum(name, np.ascontiguousarray(each)) for name, each in arrays.items()}
     try:
@@ -50,16 +50,16 @@ def write_prepared(path: Path, arrays: Mapping[str, Array], key: str) -> None:
             save_file(dict(arrays), partial, {KEY: key, CHECKSUMS: json.dumps(checksums)})
     except (OSError, SafetensorError) as error:
         raise PreparedKernelsError(
-            f"the prepared kernels cannot be written to {path}: {error}; "
+            f"cannot write the prepared kernels to {path}: {error}; "
             f"expected a directory with {sum(each.nbytes for each in arrays.values()):,} bytes free"
         ) from error
 
 
 def map_prepared(path: Path, key: str) -> Prepared | None:
-    """The arrays of a file, mapped and read-only; None if there is no file of that ``key``.
+    """Map a file's arrays read-only; return None if there is no file with this ``key``.
 
-    Each array is checked against its checksum. A file that is damaged or cut short counts as none,
-    since it only holds what can be computed again.
+    Every array is verified against its checksum. A damaged or truncated file is treated as missing:
+    its content can be recomputed.
     """
     try:
         content = np.memmap(path, np.uint8, "r")
@@ -73,7 +73,7 @@ def map_prepared(path: Path, key: str) -> Prepared | None:
         arrays = {name: _array(content[8 + size :], entry) for name, entry in header.items()}
         checksums = {name: _checksum(name, array) for name, array in arrays.items()}
         if checksums != json.loads(metadata[CHECKSUMS]):
-            logger.warning("prepared_kernels_damaged file=%s; they are prepared again", path)
+            logger.warning("prepared_kernels_damaged file=%s action=prepare_again", path)
             return None
         return arrays
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -87,23 +87,22 @@ def _array(content: NDArray[np.uint8], entry: dict[str, Any]) -> Array:
 
 
 def _checksum(name: str, array: Array) -> int:
-    """The CRC-32 of the array, its name, dtype and shape: it finds damage, not malice."""
+    """Return the CRC-32 of the array, its name, dtype and shape; detects damage, not tampering."""
     described = repr((name, array.dtype.str, array.shape)).encode()
     return crc32(array.reshape(-1, copy=False).view(np.uint8).data, crc32(described))
 
 
 def key_of(model: Model, weights: Path) -> str:
-    """The key of what is prepared from the file ``weights``: another model, BLAS or content has
-    another key.
+    """Return the key of arrays prepared from the file ``weights``; depends on model, BLAS, content.
 
-    Raises OSError if that file cannot be read.
+    Raises ``OSError`` if the file cannot be read.
     """
     with weights.open("rb") as file:
         return _key(model, hashlib.file_digest(file, "sha256").digest())
 
 
 def key_of_vector(model: Model, weights: Vector) -> str:
-    """The key of what is prepared from ``weights``, as in ``key_of``."""
+    """Return the key of arrays prepared from a weight vector, as in ``key_of``."""
     return _key(model, hashlib.sha256(np.ascontiguousarray(weights).data).digest())
 
 
@@ -116,9 +115,9 @@ def _key(model: Model, weights: bytes) -> str:
 
 
 def computed_by(model: Model) -> bytes:
-    """SHA-256 of all that determines the model's outputs besides its weights and inputs.
+    """Return the SHA-256 of the graph: operations with their settings, connections and constants.
 
-    That is its operations with their settings, how they are connected, and its constants.
+    Together with the weights and inputs, these determine the model's outputs.
     """
     digest = hashlib.sha256()
     nodes = topological_order([model.network(model.input(1), Scope())])

@@ -76,15 +76,15 @@ def test_a_name_is_given_once_to_a_parameter_or_a_buffer() -> None:
     scope = nn.Scope()
     scope.parameter("scale", (1,), nn.ones)
     scope.buffer("mean", (1,), nn.zeros)
-    with pytest.raises(ParameterError, match="'scale' is declared twice"):
+    with pytest.raises(ParameterError, match="'scale'"):
         scope.buffer("scale", (1,), nn.ones)
-    with pytest.raises(ParameterError, match="'mean' is declared twice"):
+    with pytest.raises(ParameterError, match="'mean'"):
         scope.parameter("mean", (1,), nn.ones)
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, np.nan])
 def test_a_momentum_that_cannot_be_is_refused(momentum: float) -> None:
-    with pytest.raises(ParameterError, match="expected 0 <= it < 1"):
+    with pytest.raises(ParameterError, match="momentum"):
         nn.Scope().buffer("mean", (1,), nn.zeros, momentum)
     with pytest.raises(HyperParameterError, match="momentum"):
         start_rule(SGD(), (("mean", (1,)),), (momentum,))
@@ -96,12 +96,12 @@ def test_what_is_observed_must_be_a_buffers_once_and_of_its_shape() -> None:
     buffer = scope.child("inner").buffer("mean", (3,), nn.zeros)
     value = ad.variable("x", (3,))
     for other in (parameter, value * 2.0):
-        with pytest.raises(ParameterError, match="is no buffer"):
+        with pytest.raises(ParameterError, match=r"observe: .*buffer\(\)"):
             scope.observe(other, value)
     with pytest.raises(ShapeError, match="expected the same shape and dtype"):
         scope.observe(buffer, ad.variable("x", (4,)))
     scope.observe(buffer, value)
-    with pytest.raises(ParameterError, match="observed twice"):
+    with pytest.raises(ParameterError, match=r"observe: .*once"):
         scope.observe(buffer, value)
 
 

@@ -89,5 +89,5 @@ def test_a_network_goes_on_from_them_and_is_trained_with_them():
 
 
 def test_a_network_without_a_layer_to_take_away_is_refused():
-    with pytest.raises(ShapeError, match="without a dense layer or convolution"):
+    with pytest.raises(ShapeError, match="no dense layer or convolution"):
         Model(Features(Sequential(Rescale(), GlobalAveragePool())), (8, 8, 3))

@@ -242,7 +242,7 @@ def test_initializers_without_fans_and_copies() -> None:
     generator = np.random.default_rng(0)
     np.testing.assert_array_equal(nn.zeros(generator, (2,)), [0, 0])
     np.testing.assert_array_equal(nn.ones(generator, (2,)), [1, 1])
-    with pytest.raises(ShapeError, match="needs two axes"):
+    with pytest.raises(ShapeError, match=r"shape \(\d*,?\)"):
         nn.glorot_uniform(generator, (5,))
     with pytest.raises(ShapeError, match=r"values of shape \(2,\) for a parameter of \(3,\)"):
         nn.copy_of(np.zeros(2))(generator, (3,))
