@@ -152,7 +152,11 @@ class LocalServerSocket(ServerSocket):
                 self._end(descriptor)
             elif descriptor in self._listeners:
                 self._accept(self._listeners[descriptor])
-        return next(self.waiting(1), None) if self.has_message() else None
+        if not self.has_message():
+            return None
+        # The channels are next, however many messages ZeroMQ has.
+        self._ready.extend(descriptor for descriptor, _ in self._poll.poll(0))
+        return next(self.waiting(1), None)
 
     def _read(self, node: bytes) -> bytes:
         """Return the channel's next packet; empty if it has ended."""

@@ -73,6 +73,17 @@ def test_a_channel_and_zeromq_are_served_in_turn(
         assert other.receive(DEADLINE_S) == Refuse("answered", False)
 
 
+def test_a_flood_through_zeromq_keeps_no_channel_waiting(
+    server: LocalServerSocket, channel: LocalChannel, address: str
+) -> None:
+    with ClientSocket(address) as other:
+        for _ in range(50):
+            other.send(Shutdown("over ZeroMQ"))
+        assert isinstance(received(server)[1], Shutdown)
+        channel.send(BEAT)
+        assert BEAT in [received(server)[1] for _ in range(4)]
+
+
 def test_the_end_of_the_server_invites_to_join_again(address: str) -> None:
     with LocalServerSocket([address]) as server:
         channel = LocalChannel(address)

@@ -83,7 +83,7 @@ def test_numbers_are_learnt_and_served_as_they_are(start: Start, tmp_path: Path)
 
 
 def test_hundreds_of_classes_are_learnt_and_served_by_name(tmp_path: Path) -> None:
-    path = tmp_path / "columns.py"
+    path = tmp_path / "recipe.py"  # as in a run directory
     path.write_text(COLUMNS + PLACES)
     loaded = load_recipe(str(path))
     model, data = loaded.recipe.model, loaded.recipe.load_dataset()

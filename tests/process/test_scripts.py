@@ -71,6 +71,8 @@ class Machine:
         shutil.copytree(ROOT / "scripts", self.checkout / "scripts")
         shutil.copytree(ROOT / ".ci", self.checkout / ".ci")
         shutil.copy(ROOT / "pyproject.toml", self.checkout)
+        (self.checkout / "docs").mkdir()
+        shutil.copy(ROOT / "docs/architecture.md", self.checkout / "docs")
         self.programs.mkdir()
         self.record.touch()
         os.mkfifo(self.gate)
