@@ -27,7 +27,7 @@ from picture_runs import COLOURS, SIDE, write_run
     [
         (None, {}, UnknownRecipeError, "a NoneType cannot be sent .*: LocalCluster trains a"),
         ("digit", {}, UnknownRecipeError, "no recipe 'digit'; did you mean digits"),
-        ("digits", {"optimizer": "adamz"}, UnknownOptimizerError, "no optimizer 'adamz'"),
+        ("digits", {"optimizer": "adamz"}, UnknownOptimizerError, "optimizer 'adamz'"),
         ("digits", {"clip_norm": -1.0}, SettingError, "clip_norm=-1.0: expected a finite number"),
         ("digits", {"workers": 0}, SettingError, "workers=0"),
         # With workers it is bsp:N, so that something else is refused.

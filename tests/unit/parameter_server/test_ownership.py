@@ -71,6 +71,8 @@ def test_the_older_server_ends_before_it_writes(writes: str) -> None:
             *(run, socket, CHECKPOINT, 0.5, None, journal, schedule, disk), ownership=ownership
         )
         turns = loop.turns(writer)
+        schedule.now_s += next(turns)
+        run.store.version = 1  # so that there is something to write
         while not writer.waiting:
             schedule.now_s += next(turns)
         before = disk.read(JOURNAL), disk.read(CHECKPOINT)
