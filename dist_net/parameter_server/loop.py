@@ -275,8 +275,7 @@ class ServerLoop:
             if written is not None and written.done():
                 self._take_written(written)
                 written = None
-            is_new = self._run.store.version != self._server.checkpoint_version
-            if now >= next_checkpoint and written is None and is_new:
+            if now >= next_checkpoint and written is None:
                 next_checkpoint = now + self._checkpoint_every_s
                 self._copy = self._run.checkpoint(self._copy)
                 written = writer.submit(self._write_checkpoint, self._copy)

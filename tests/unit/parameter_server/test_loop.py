@@ -166,18 +166,3 @@ def test_a_second_copy_of_a_run_takes_no_new_memory() -> None:
     for name, vector in second.optimizer_state.items():
         assert vector is first.optimizer_state[name]
         np.testing.assert_array_equal(vector, expected.optimizer_state[name])
-
-
-def test_no_checkpoint_is_written_while_the_weights_stay_the_same() -> None:
-    schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
-    run, writer = RunState(SETTINGS, np.zeros(3, np.float32)), SlowWriter()
-    socket = VirtualNetwork(schedule).listen("server")
-    loop = ServerLoop(run, socket, CHECKPOINT, 0.5, None, None, schedule, disk)
-    turns = loop.turns(writer)
-    while schedule.now_s < 5.0:
-        schedule.now_s += next(turns)
-    assert writer.most_waiting == 0
-    run.store.version = 1
-    while schedule.now_s < 10.0:
-        schedule.now_s += next(turns)
-    assert writer.most_waiting == 1
