@@ -202,17 +202,11 @@ class WorkerState:
         return (
             work is not None
             and self._next_sample < work.stop
-            and self._unapplied < min(work.depth * work.together, PIPELINE.gradients)
+            and len(self._taken_slots()) < min(work.depth * work.together, PIPELINE.gradients)
         )
 
-    @property
-    def _unapplied(self) -> int:
-        """How many gradients the server has yet to read, as far as this worker knows."""
-        pushed = [len(each.slots) for each, _ in self._unanswered if isinstance(each, Push)]
-        return len(self._unpushed) + sum(pushed)
-
     def _taken_slots(self) -> set[int]:
-        """The slots of these gradients."""
+        """The slots of gradients that, as far as this worker knows, the server has yet to read."""
         pushes = (request for request, _ in self._unanswered if isinstance(request, Push))
         pushed = (slot for push in pushes for slot in push.slots)
         return {*pushed, *(computed.slot for computed in self._unpushed)}

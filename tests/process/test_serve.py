@@ -147,7 +147,7 @@ class Load(threading.Thread):
 def test_help_spells_names_as_they_are_spelt(capsys):
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
-    assert "Answer over HTTP and ZeroMQ" in capsys.readouterr().out
+    assert "HTTP and ZeroMQ" in capsys.readouterr().out
 
 
 def test_every_interface_gives_what_the_net_gives(serve, net, expected):

@@ -101,9 +101,9 @@ def test_a_handful_of_pictures_goes_on_from_wherever_the_command_was_killed(
     ("options", "said"),
     [
         (["--base", "efficientnet-lite"], "did you mean efficientnet-lite0"),
-        (["--listen", "tcp://127.0.0.1:0"], "prepared on this host alone"),
+        (["--listen", "tcp://127.0.0.1:0"], "--listen .*--fine-tune .*--base none"),
         (["--views", "0"], "views=0: expected at least 1"),
-        (["--keep", "last"], "keep=last: expected best"),
+        (["--keep", "last"], "keep=last: .*best"),
         (["--validation", "1.5"], "validation=1.5: expected a share between 0 and 1"),
         (["--labels", "none.csv"], "labels .*none.csv: No such file"),
     ],
