@@ -91,7 +91,8 @@ def wait_until(holds: Callable[[], bool], train: subprocess.Popen[bytes]) -> Non
 
 def server_of(train: subprocess.Popen[bytes]) -> int:
     """The process id of the run's server."""
-    for child in Path(f"/proc/{train.pid}/task/{train.pid}/children").read_text().split():
-        if b"parameter_server" in Path(f"/proc/{child}/cmdline").read_bytes():
-            return int(child)
+    for thread in Path(f"/proc/{train.pid}/task").iterdir():  # each has children of its own
+        for child in (thread / "children").read_text().split():
+            if b"parameter_server" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
     raise BenchmarkError("the run has no server")
