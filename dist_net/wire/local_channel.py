@@ -33,9 +33,10 @@ from dist_net.wire.transport import ServerSocket
 logger = logging.getLogger(__name__)
 
 MAX_PACKET_BYTES = 16_384
-"""A longer packet arrives cut off, and is refused as what it then is: no message."""
+"""A longer packet arrives truncated, and is refused because it cannot be decoded."""
 
 MAX_CHANNELS = 1024
+CONNECT_TIMEOUT_S = 1.0
 PAUSE_S = 0.01  # when no descriptor is left for another channel
 
 _SUFFIX = ".channel"
@@ -55,6 +56,7 @@ class LocalChannel:
         self._address = address
         self._socket = _new_socket()
         try:
+            self._socket.settimeout(CONNECT_TIMEOUT_S)  # a stopped server accepts nobody
             self._socket.connect(f"{where.host}{_SUFFIX}")
             self._socket.setblocking(False)
         except BaseException:
@@ -72,7 +74,9 @@ class LocalChannel:
         try:
             self._socket.send(header)
         except BlockingIOError as error:
-            raise self.no_answer(0.0) from error
+            raise NoAnswerError(
+                f"the server at {self._address} reads no messages of this worker; look at its log"
+            ) from error
         except OSError:
             logger.debug("channel_closed address=%s", self._address)
 

@@ -3,12 +3,14 @@
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dist_net.cluster.in_process import LocalCluster
+from dist_net.errors import NoAnswerError
 from dist_net.wire import local_channel
 from dist_net.wire.local_channel import MAX_PACKET_BYTES, LocalChannel, LocalServerSocket
 from dist_net.wire.messages import Alive, Heartbeat, Message, Refuse, Shutdown, SnapshotRequest
@@ -155,6 +157,21 @@ def test_there_are_so_many_channels_and_no_more(
     assert received(server)[1] == BEAT
     assert isinstance(channels[2].receive(DEADLINE_S), Refuse)
     for channel in channels:
+        channel.close()
+
+
+def test_a_server_that_accepts_and_reads_nothing_keeps_no_worker_waiting(
+    tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_channel, "CONNECT_TIMEOUT_S", 0.01)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stopped:
+        stopped.bind(f"{tmp_path}/server.channel")
+        stopped.listen(0)
+        channel = LocalChannel(address)
+        with pytest.raises(OSError):  # noqa: PT011 - the backlog is full
+            LocalChannel(address)
+        with pytest.raises(NoAnswerError, match=address):
+            any(map(channel.send, repeat(BEAT)))  # until its buffer is full
         channel.close()
 
 
