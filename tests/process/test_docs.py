@@ -88,10 +88,6 @@ def test_the_engines_modules_number_themselves_as_its_page_does() -> None:
         assert first.startswith(f'"""The engine, {number} of {len(modules)}: ')
 
 
-def test_readme_ends_before_one_tires() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 200
-
-
 class Reader:
     """Somebody who types what a page says, in a directory of their own."""
 
