@@ -1,8 +1,8 @@
-"""Makes the pictures of README and docs anew: .venv/bin/python scripts/make_images.py [RUN]
+"""Recreate the images of README and docs: .venv/bin/python scripts/make_images.py [RUN]
 
-It trains Fashion-MNIST, unless it is given a run that is there; copies the run's own pictures, then
-serves the run and photographs the page in the system's Chromium. Needs the extras ``plots``,
-``web`` and ``test``, and a minute.
+Trains Fashion-MNIST unless a run is passed, copies the run's plots, then serves the run and takes
+screenshots of the page in the system's Chromium. Needs the extras ``plots``, ``web``,
+``pretrained`` and ``test``, and takes about a minute.
 """
 
 import shutil
@@ -26,7 +26,7 @@ DIST_NET = [sys.executable, "-m", "dist_net"]
 
 
 def main() -> None:
-    """Trains, serves, photographs; what lies in docs/images is replaced."""
+    """Train, serve, take screenshots, and replace the files in docs/images."""
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         run = Path(sys.argv[1] if sys.argv[1:] else f"{directory}/clothes")
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def save(source: Path, name: str, width: int) -> None:
-    """Shrinks a picture to a width and 128 colours, which keeps it near 100 kB."""
+    """Scale an image to a width, with 128 colours, which limits it to about 100 kB."""
     with Image.open(source) as picture:
         height = round(picture.height * width / picture.width)
         small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
@@ -56,7 +56,7 @@ def save(source: Path, name: str, width: int) -> None:
 
 @contextmanager
 def serving(model: str) -> Iterator[tuple[str, str]]:
-    """Serves a model; gives the addresses of HTTP and of ZeroMQ."""
+    """Serve a model. Yield its HTTP address and its ZeroMQ address."""
     free_ports = ["--http", "127.0.0.1:0", "--listen", "tcp://127.0.0.1:0"]
     with subprocess.Popen(
         [*DIST_NET, "serve", model, *free_ports], stdout=subprocess.PIPE, text=True
@@ -71,7 +71,7 @@ def serving(model: str) -> Iterator[tuple[str, str]]:
 
 
 def trained_on_signs(directory: Path) -> Path:
-    """A run on drawn road signs, of which three lie in the wrong folder."""
+    """Train on drawn road signs, three of them in the wrong folder. Return the run directory."""
     signs, run = directory / "signs", directory / "run"
     subprocess.run([sys.executable, ROOT / "examples/photos/draw.py", signs, "40"], check=True)
     for number in range(3):
@@ -83,7 +83,7 @@ def trained_on_signs(directory: Path) -> Path:
 
 @contextmanager
 def browsing(width: int, height: int) -> Iterator[Page]:
-    """A page of the system's Chromium."""
+    """Open a page in the system's Chromium."""
     chromium = shutil.which("chromium")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -93,14 +93,14 @@ def browsing(width: int, height: int) -> Iterator[Page]:
 
 
 def photograph(file: Path, path: Path) -> None:
-    """Takes a picture of a whole file of HTML."""
+    """Take a screenshot of a whole HTML file."""
     with browsing(1000, 1500) as page:
         page.goto(file.as_uri())
         page.screenshot(path=path, full_page=True)
 
 
 def try_signs(http: str, path: Path) -> None:
-    """Tries a picture that was held back, and photographs the form and the answer."""
+    """Classify a held-out image on the page, and take a screenshot of the form and the answer."""
     with browsing(480, 1000) as page:
         page.goto(http)
         page.get_by_role("group", name="not trained on").get_by_role("button").first.click()
@@ -110,7 +110,7 @@ def try_signs(http: str, path: Path) -> None:
 
 
 def visit(http: str, zmq: str, path: Path) -> None:
-    """Opens the page, clicks a sample while other requests keep the pool busy, and photographs."""
+    """Click a sample while other requests keep the pool busy, and take a screenshot."""
     with Image.open(ROOT / "examples" / "fashion_mnist" / "boot.png") as picture:
         boot = np.asarray(picture)
     with browsing(1280, 1040) as page, Client(zmq) as client:

@@ -1,4 +1,4 @@
-"""What ``classify.py`` does, in PyTorch, to compare; needs: pip install -e '.[peers]'
+"""Classify a photograph as ``classify.py`` does, in PyTorch. Needs: pip install -e '.[peers]'
 
 python examples/darknet53/pytorch_equivalent.py PHOTO darknet53.weights
 """
@@ -21,14 +21,14 @@ taken = 0
 
 
 def take(*shape: int) -> torch.Tensor:
-    """The next numbers of the file."""
+    """Return the next numbers of the file."""
     global taken
     start, taken = taken, taken + int(np.prod(shape))
     return numbers[start:taken].reshape(shape)
 
 
 def convolution(x: torch.Tensor, section: darknet.Section) -> torch.Tensor:
-    """With batch norm or a bias; what lies in the file first is added last."""
+    """Apply a convolution with batch norm or a bias. The file stores the bias or shift first."""
     filters, size = section.integer("filters", 1), section.integer("size", 1)
     stride, padding = section.integer("stride", 1), size // 2 if section.flag("pad") else 0
     shift = take(filters)

@@ -1,4 +1,4 @@
-"""What ``by_hand.py`` does, in Keras, to compare; needs: pip install -e '.[peers]'
+"""Train the network of ``by_hand.py`` in Keras, to compare. Needs: pip install -e '.[peers]'
 
 KERAS_BACKEND=tensorflow python examples/fashion_mnist/keras_equivalent.py
 """

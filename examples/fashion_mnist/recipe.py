@@ -1,9 +1,9 @@
-"""Fashion-MNIST as a recipe: what ``by_hand.py`` does, in the words of layers, for a cluster.
+"""A recipe for Fashion-MNIST: the training of ``by_hand.py``, with layers and on a cluster.
 
     dist-net train examples/fashion_mnist/recipe.py
 
-A recipe is a Python file that leaves a ``Recipe`` in a variable called ``recipe``. Copy this one
-and change it: another network, a dataset of your own (a function that returns a ``Dataset``).
+A recipe is a Python file that defines a ``Recipe`` in a variable called ``recipe``. Copy this file
+and change the network or the dataset (a name, or your function that returns a ``Dataset``).
 """
 
 from dist_net import Recipe
@@ -20,7 +20,7 @@ recipe = Recipe(
     ),
     dataset="fashion-mnist",
     input_shape=(28, 28),
-    optimizer=Adam(),  # does not mind gradients that are a few versions old
+    optimizer=Adam(),  # tolerates gradients that are a few versions old
     learning_rate=0.0005,
     schedule=Cosine(),
     batch_size=32,

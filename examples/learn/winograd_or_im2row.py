@@ -5,7 +5,7 @@
 
 All convolutions are 3x3 with a padding of 1 and as many filters as channels. Filters are prepared
 beforehand, as in a served model, and are read from memory: between two calls other data fill the
-caches, as the other layers of a net do. With the extra ``fast``, the kernels that numba compiles
+caches, like the other layers of a net. With the extra ``fast``, the kernels that numba compiles
 are timed too.
 """
 
@@ -60,7 +60,7 @@ def blocking_of(problem: Problem, algorithm: Algorithm) -> Blocking:
 
 
 def convolution(problem: Problem, algorithm: Algorithm) -> tuple[Call, np.ndarray, np.ndarray]:
-    """Return a call that computes ``problem``, the array that it reads, and the one it fills."""
+    """Return a call that computes ``problem``, and its input and output arrays."""
     generator = np.random.default_rng(0)
     x = generator.standard_normal(problem.x, np.float32)
     channels = problem.out[3]
@@ -76,8 +76,8 @@ def convolution(problem: Problem, algorithm: Algorithm) -> tuple[Call, np.ndarra
 def row_of(side: int, channels: int, stride: int, tiles: Sequence[int], rounds: int) -> list[str]:
     """Return a row: the time of im2row and the ratios of Winograd, for each set of kernels.
 
-    Winograd computes whole tiles. If the map does not divide into them, the time is that of the
-    next larger map that does.
+    Winograd computes whole tiles. If the map does not divide into tiles, the next larger map that
+    does is timed.
     """
     problem = problem_of(side, channels, stride)
     cells = [str(problem.out[1]), str(channels)]

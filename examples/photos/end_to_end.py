@@ -1,4 +1,4 @@
-"""From a folder of pictures to answers, in Python: draws them, trains, and asks.
+"""Draw a folder of images, train a classifier on it, and classify new images, all in Python.
 
     python examples/photos/end_to_end.py
 
@@ -16,12 +16,12 @@ from dist_net.models.classifier import classifier_called
 
 
 def main() -> None:
-    """Says how often the net is right, and what it takes a new picture of each kind for."""
+    """Print the accuracy on held-out images, and the class of a new image of each kind."""
     with TemporaryDirectory() as place:
         photos, run_directory = Path(place, "photos"), Path(place, "run")
         draw(photos, count=30)
         run = dist_net.train(photos, workers=2, run_dir=run_directory)
-        print(f"right on pictures that it was not trained on: {run.report['test_accuracy']:.0%}")
+        print(f"accuracy on images that were not trained on: {run.report['test_accuracy']:.0%}")
         classifier = classifier_called(str(run.path), None, None, lambda _: None, threads=2)
         generator = np.random.default_rng(1)
         for kind in KINDS:

@@ -1,10 +1,10 @@
-"""Asks a running inference pool what a picture shows: by dist_net's client, and by HTTP alone.
+"""Classify an image with a running pool: with dist_net's client, and over plain HTTP.
 
     dist-net serve                                     # in another terminal; wait for READY
     python examples/serving/client.py PHOTO [http://127.0.0.1:8000 tcp://127.0.0.1:8001]
 
-The last two are what READY names. HTTP needs nothing but Python's standard library here, and would
-be as short in any other language.
+The last two are the addresses that READY prints. HTTP needs only Python's standard library, and is
+as short in other languages.
 """
 
 import json
@@ -21,28 +21,28 @@ if len(sys.argv) not in (2, 4):
 photo = Path(sys.argv[1])
 http, zmq = sys.argv[2:] or ("http://127.0.0.1:8000", "tcp://127.0.0.1:8001")
 
-# 1. A picture over ZeroMQ. The file travels as it is; a worker decodes it and makes it fit.
+# 1. An image over ZeroMQ. The file is sent unchanged; a worker decodes and resizes it.
 with Client(zmq) as client:
     model = next(each for each in client.models() if each.takes_pictures)
     print(f"{model.name}: {model.classes} classes, inputs of {model.input_shape}")
     for each in client.classify(model.name, photo, top=3):
         print(f"{each.probability:7.2%}  {each.label}")
 
-    # 2. Arrays, many at once: nobody waits for an answer before the next question is on its way,
-    #    and the pool makes batches of what it has. Each answer says which version gave it.
+    # 2. Many arrays at once: all requests are sent before the first result is read, so the pool can
+    #    form batches. Each result names the version of the model.
     rows = np.zeros((32, *model.input_shape), np.uint8)
     pending = [client.submit(model.name, row) for row in rows]
     outputs = [each.result() for each in pending]
     versions = sorted({each.version for each in outputs})
     print(f"{len(outputs)} arrays, answered by version {versions}")
 
-# 3. The picture over HTTP: the body is the file.
+# 3. The image over HTTP: the body is the file.
 with urlopen(f"{http}/v1/models/{model.name}/classify?top=3", photo.read_bytes()) as reply:
     answer = json.load(reply)
 for each in answer["predictions"]:
     print(f"{each['probability']:7.2%}  {each['label']}")
 
-# 4. An array over HTTP, as the Open Inference Protocol has it.
+# 4. An array over HTTP, in the format of the Open Inference Protocol.
 tensor = {
     "name": "input",
     "datatype": model.input_datatype,
