@@ -33,7 +33,7 @@ from dist_net.recipes.recipe import LoadedRecipe
 from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
 from dist_net.serving.worker.prepared_arrays import keep_newest
 from dist_net.wire.messages import Message, Refuse
-from dist_net.wire.serving_messages import Enlisted, EnlistLoader, ModelPrepared, PrepareModel
+from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PoolWelcome, PrepareModel
 from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger(__name__)
@@ -167,7 +167,7 @@ class ModelLoader:
         Raises JoinRefusedError if the gateway refuses this loader. The gateway may be silent for
         any time: this process ends with it.
         """
-        self._socket.send(EnlistLoader(os.getpid(), self._token))
+        self._socket.send(JoinAsLoader(os.getpid(), self._token))
         message = None
         while message is None and self._leave_reason is None:
             message = self._socket.receive(POLL_S)
@@ -191,7 +191,7 @@ class ModelLoader:
                 self._socket.send(ModelPrepared(model, version, "", reason, version))
             case Refuse(reason):
                 raise JoinRefusedError(f"the gateway refuses this loader: {reason}")
-            case Enlisted():
+            case PoolWelcome():
                 logger.info("enlisted models=%s", ",".join(self._readers))
             case _:
                 logger.warning("unexpected_message type=%s", type(message).__name__)

@@ -85,10 +85,6 @@ def _share(vectors: int, size: int) -> SharedVectors | None:
     return Segment.create(vectors, size) if available() else None
 
 
-def _attach(address: SegmentAddress, size: int) -> SharedVectors:
-    return Segment.attach(*address, size)
-
-
 @contextmanager
 def opened_run(
     settings: RunSettings,
@@ -190,7 +186,7 @@ class ServerLoop:
         journal: JournalFile | None = None,
         clock: Clock | None = None,
         disk: Disk = HOST_DISK,
-        attach: Callable[[SegmentAddress, int], SharedVectors] = _attach,
+        attach: Callable[[SegmentAddress, int], SharedVectors] = Segment.attach,
         offer: RecipeOffer | None = None,
         keep_checkpoints: int = 1,
         ownership: RunOwnership | None = None,
@@ -342,10 +338,10 @@ class ServerLoop:
                 theirs = self._gradients[worker_id]
                 if max(slots) < theirs.vectors:
                     message = Push(*message[:-1], tuple(map(theirs.vector, slots)))
-            case Join(gradient_descriptor=descriptor) if descriptor != -1:
-                theirs = self._attached(message)
+            case Join(segment=SegmentAddress() as address):
+                theirs = self._attached(message, address)
                 if theirs is None:
-                    message = message._replace(gradient_descriptor=-1)
+                    message = message._replace(segment=None)
         self._carry_out(self._server.handle(node, message, self._clock.now()), theirs)
 
     def _carry_out(
@@ -376,7 +372,7 @@ class ServerLoop:
 
     def _welcome(self, welcome: Welcome, gradients: SharedVectors | None) -> None:
         """Prepares to exchange arrays with a worker: in shared memory, or as frames."""
-        if welcome.weights_descriptor == -1:
+        if welcome.segment is None:
             self._lends = True
         elif gradients is not None:
             self._gradients[welcome.worker_id] = gradients
@@ -456,9 +452,8 @@ class ServerLoop:
         self._server.checkpoint_written(checkpointed.version)
         self._record(checkpointed)
 
-    def _attached(self, join: Join) -> SharedVectors | None:
+    def _attached(self, join: Join, address: SegmentAddress) -> SharedVectors | None:
         """The joining worker's gradients in shared memory; None where they cannot be mapped."""
-        address = SegmentAddress(join.process_id, join.gradient_descriptor, join.segment_token)
         try:
             segment = self._attach(address, join.vector_size)
             for slot in range(min(segment.vectors, PIPELINE.gradients)):

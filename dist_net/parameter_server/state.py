@@ -12,7 +12,6 @@ from dist_net.parameter_server.journal import BLOCK_BYTES, Applied, JournalLag
 from dist_net.parameter_server.members import Member
 from dist_net.parameter_server.run import RunState
 from dist_net.wire.messages import (
-    NO_SEGMENT,
     Alive,
     Heartbeat,
     Join,
@@ -186,14 +185,13 @@ class ParameterServer:
         member = run.members.join(node, *facts)
         run.metrics.workers_restarted += member.is_restart
         member.pins = run.store.admit(member.worker_id)
-        may_share = self._segment is not None and join.gradient_descriptor != -1
+        may_share = self._segment is not None and join.segment is not None
         member.shared = may_share and member.pins
         run.metrics.workers_joined += 1
         logger.info(
             "worker_joined worker=%d name=%s shared=%s",
             *(member.worker_id, member.name, member.shared),
         )
-        segment = self._segment if member.shared else None
         welcome = Welcome(
             member.worker_id,
             self._incarnation,
@@ -201,7 +199,7 @@ class ParameterServer:
             settings.seed,
             settings.heartbeat_interval_s,
             settings.heartbeat_timeout_s,
-            *(segment or NO_SEGMENT),
+            self._segment if member.shared else None,
             join.request_id,
         )
         return [*commands, SendToPeer(node, welcome)]

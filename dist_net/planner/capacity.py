@@ -32,7 +32,7 @@ from dist_net.planner.shared_resources import (
 )
 from dist_net.training.state import Compute, Receive, SendToServer, WorkerCommand, WorkerState
 from dist_net.wire.codec import MAX_ARRAY_BYTES
-from dist_net.wire.messages import NO_SEGMENT, Join, Message, Push, Wait, Work
+from dist_net.wire.messages import Join, Message, Push, Wait, Work
 
 FULL = 0.9
 """A resource this busy is the bottleneck."""
@@ -179,7 +179,7 @@ class PlannedWorker:
         self.inwards = SerialQueue(self._schedule, cluster.inwards.carry)
         self.outwards = SerialQueue(self._schedule, cluster.outwards.carry)
         settings = cluster.run.settings
-        join = Join(f"worker-{index}", index, "", settings.vector_size, *NO_SEGMENT)
+        join = Join(f"worker-{index}", index, "", settings.vector_size)
         self._state = WorkerState(join, "the server")
         self._arrived: deque[Message] = deque()
         self._waits_since_s: float | None = None

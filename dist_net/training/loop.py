@@ -33,7 +33,6 @@ from dist_net.vector import Vector
 from dist_net.wire.heart import Heart
 from dist_net.wire.local_channel import LocalChannel
 from dist_net.wire.messages import (
-    NO_SEGMENT,
     PIPELINE,
     UNKNOWN_EQUIPMENT,
     Equipment,
@@ -147,7 +146,7 @@ class ProcessSurroundings:
             return None
 
     def attach(self, address: SegmentAddress, size: int) -> SharedVectors:
-        return Segment.attach(*address, size)
+        return Segment.attach(address, size)
 
 
 class WorkerLoop:
@@ -191,10 +190,10 @@ class WorkerLoop:
             for slot in range(PIPELINE.gradients)
         ]
         self._sends_gradient = True
-        own_address = self._own.address if self._own else NO_SEGMENT
+        own_address = self._own.address if self._own else None
         self._identity = around.random.getrandbits(63)
-        join = Join(name, self._identity, recipe_digest, vector_size, *own_address)
-        join = join._replace(**equipment._asdict())
+        facts = recipe_digest, vector_size, own_address
+        join = Join(name, self._identity, *facts, equipment=equipment)
         self._state = WorkerState(join, address, join_timeout_s, rejoin_timeout_s)
 
     def stop(self, reason: str) -> None:
@@ -294,7 +293,7 @@ class WorkerLoop:
 
     def _begin(self, welcome: Welcome) -> None:
         self._weights.attach(welcome)
-        self._sends_gradient = welcome.weights_descriptor == -1
+        self._sends_gradient = welcome.segment is None
         if self._sends_gradient:
             self._socket.lend(self._gradients)
         elif (channel := self._around.open_channel()) is not None:
@@ -325,11 +324,8 @@ class ReceivedWeights:
     def attach(self, welcome: Welcome) -> None:
         """Maps the server's snapshots, if this worker was given them."""
         self.detach()
-        if welcome.weights_descriptor != -1:
-            address = SegmentAddress(
-                welcome.process_id, welcome.weights_descriptor, welcome.segment_token
-            )
-            self._segment = self._attach(address, self._size)
+        if welcome.segment is not None:
+            self._segment = self._attach(welcome.segment, self._size)
         else:
             self._received = np.empty(self._size, np.float32)
 

@@ -286,7 +286,7 @@ class WorkerState:
                 self._worker_id = message.worker_id
                 self._batch_size = message.batch_size
                 self._answer_timeout_s = PATIENCE * message.heartbeat_timeout_s
-                has_frames = message.weights_descriptor == -1
+                has_frames = message.segment is None
                 self._weights_bytes = 4 * self._join.vector_size if has_frames else 0
                 return [Begin(message), self._pull(now)]
             case Stop():
@@ -391,7 +391,7 @@ class WorkerState:
 
     def rejoin_with_frames(self, reason: str, now: float) -> list[WorkerCommand]:
         """Join again, this time without shared memory: arrays then travel as frames."""
-        return self._rejoin(reason, now, self._join._replace(gradient_descriptor=-1))
+        return self._rejoin(reason, now, self._join._replace(segment=None))
 
     def _rejoin(self, reason: str, now: float, join: Join | None = None) -> list[WorkerCommand]:
         """Try to join, as a new worker, over a fresh connection."""

@@ -1,150 +1,153 @@
-"""Messages to frames and back; pure functions, no I/O.
+"""Convert messages to frames and back. Pure functions, no I/O.
 
-The first frame, the header, is a msgpack array ``[PROTOCOL_VERSION, type's name, *fields]``. Each
-array and each payload is a further frame. The header's last field describes the arrays:
-``["<f4", [length]]`` is one of float32, ``["<f4", [count, length]]`` are several of one length.
-Nothing describes payloads.
+The first frame, the header, is a msgpack array ``[PROTOCOL_VERSION, message name, *fields]``; a
+record is a nested array. Each array and each payload is a further frame. The header's last field
+describes the arrays: ``["<f4", [length]]`` is one float32 array, ``["<f4", [count, length]]`` are
+several arrays of one length. Payloads have no description.
 
-Whatever a peer sent is checked in full before a message is made of it. The checks are derived,
-once, from the annotations in `dist_net.wire.messages` and `dist_net.wire.serving_messages`.
+A message is constructed only after all its fields were checked. The checks are derived once, from
+the annotations of the message classes; `dist_net.wire.fields` defines the limits.
 """
 
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast, get_args, get_type_hints
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple, cast, get_args, get_origin, get_type_hints
 
 import msgpack
 import numpy as np
 
 from dist_net.errors import ProtocolError
 from dist_net.vector import Vector, Vectors
-from dist_net.wire.messages import Integers, Message
-from dist_net.wire.serving_messages import Payloads
+from dist_net.wire.fields import (
+    MAX_HEADER_BYTES,
+    MAX_INTEGER,
+    MAX_PAYLOADS,
+    Integers,
+    Limits,
+    Payloads,
+)
+from dist_net.wire.messages import Message
 
-PROTOCOL_VERSION = 4
-MAX_HEADER_BYTES = 2**20
+PROTOCOL_VERSION = 5
 MAX_ARRAY_BYTES = 2**30
-MAX_PAYLOADS = 1024
 
 Frame = bytes | memoryview
 
-_MAX_INTEGER = 2**63 - 1
 _DTYPE_NAME = "<f4"
 _DTYPE = np.dtype(_DTYPE_NAME)
-
-# The most characters or bytes of a field; 1,024 unless it is named here. Reasons are for people:
-# one that is too long is cut when it is sent, and one of several lines becomes one.
-_LONGEST = {
-    "name": 128,
-    "host": 255,
-    "blas": 128,
-    "reason": 4096,
-    "statuses": MAX_PAYLOADS,
-} | dict.fromkeys(("report", "models", "description", "class_names"), MAX_HEADER_BYTES)
-_MENDED = "reason"
-# The greatest numbers of a field that is only shown: more than any machine has.
-_GREATEST = dict.fromkeys(("host_cores", "cores", "core_quota", "threads"), 65_536) | {
-    "round_trip_s": 86_400
-}
-# These are logged and shown as they came: a peer must not be able to write lines of its own.
-_ONE_LINE = {"name", "host", "blas", "recipe_digest", "reason"}
 _CONTROL_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
-# Where -1 means that arrays travel as frames.
-_MAY_BE_ABSENT = {"gradient_descriptor", "weights_descriptor", "snapshot"}
-# A diverging worker's loss is not finite, and the server wants to know.
-_MAY_BE_NOT_FINITE = {"loss_sum"}
+# The types that travel as frames, with the value for arrays that did not arrive (...: required).
+_FRAMED = {Vector: ..., Vector | None: None, Vectors: (), Payloads: ...}
 
-# `msgpack.packb` would make a Packer and its buffer for each call. A text may hold a path that is
-# not UTF-8.
+# `msgpack.packb` would create a Packer and its buffer for each call. A path may not be UTF-8.
 _pack = msgpack.Packer(unicode_errors="replace").pack
-# No deeper, longer or other containers than a header has, so that a short hostile one cannot
-# make msgpack reserve much memory.
+# A short hostile header must not make msgpack reserve much memory.
 _UNPACK_LIMITS = {"use_list": False, "max_array_len": 16, "max_map_len": 0, "max_ext_len": 0}
+
+_Check = tuple[tuple[type, ...], float | None, float, Callable[[Any], bool] | None]
+"""The allowed types, the range of a number, and a check of other values."""
 
 
 class _Field(NamedTuple):
-    """What a field's value must be; ``high`` is the greatest length of a text or bytes."""
-
     name: str
-    types: tuple[type, ...]
-    low: float | None
-    high: float
-
-    @property
-    def has_length(self) -> bool:
-        return self.types[0] in (str, bytes)
+    check: _Check
+    expected: str
+    text_limits: Limits | None = None
+    record: "_Layout | None" = None
 
 
 class _Layout(NamedTuple):
-    """What the header of a message must hold.
+    """The fields of a message or a record, without the last one if that travels as frames."""
 
-    ``texts`` are the indices of texts and bytes in ``fields``, with their greatest lengths.
-    ``absent`` is what stands for arrays that did not come: None for one, () for several, and
-    ``...`` if they must come.
-    """
-
+    name: str
     kind: Any
     fields: tuple[_Field, ...]
-    texts: tuple[tuple[int, int], ...]
+    texts: tuple[tuple[int, Limits], ...]
+    records: tuple[tuple[int, "_Layout"], ...]
     array: str | None
     absent: Any
     has_payloads: bool
 
 
-def _field(name: str, hint: Any) -> _Field:
+def _field(owner: str, name: str, hint: Any) -> _Field:
+    limits = Limits()
+    if get_origin(hint) is Annotated:
+        hint, limits = get_args(hint)
+    low, high = limits.low, limits.high
     if hint is int:
-        least = -1 if name in _MAY_BE_ABSENT else 0
-        return _Field(name, (int,), least, _GREATEST.get(name, _MAX_INTEGER))
+        high = MAX_INTEGER if high is None else high
+        return _Field(name, ((int,), low, high, None), f"int from {low} to {high}")
     if hint is float:
-        low = None if name in _MAY_BE_NOT_FINITE else 0
-        return _Field(name, (float, int), low, _GREATEST.get(name, sys.float_info.max))
+        high = sys.float_info.max if high is None else high
+        return _Field(name, ((float, int), low, high, None), f"float from {low} to {high}")
     if hint in (str, bytes):
-        return _Field(name, (hint,), None, _LONGEST.get(name, 1024))
+        expected = f"{hint.__name__} of length 0 to {limits.max_length}"
+        expected += " without control characters" * limits.one_line
+        return _Field(name, ((hint,), None, 0, _text_check(limits)), expected, limits)
     if hint is bool:
-        return _Field(name, (hint,), None, 0)
+        return _Field(name, ((bool,), None, 0, None), "bool")
     if hint == Integers:
-        return _Field(name, (tuple,), None, 0)
+        expected = f"several integers from 0 to {MAX_INTEGER}"
+        return _Field(name, ((tuple,), None, 0, _are_natural), expected)
+    kind, *optional = get_args(hint) or (hint,)
+    if hasattr(kind, "_fields"):
+        record = _layout(kind, f"{owner}.{name}")
+        size = len(kind._fields)
+        check = (tuple, *optional), None, 0, lambda value: value is None or len(value) == size
+        return _Field(name, check, f"{size} fields: {', '.join(kind._fields)}", record=record)
     raise TypeError(f"message field {name!r} is of type {hint}, which the codec does not know")
 
 
-def _layout(kind: Any) -> _Layout:
-    hints = get_type_hints(kind)
-    absent_of = {Vector: ..., Vector | None: None, Vectors: ()}
-    array = next((n for n, hint in hints.items() if hint in absent_of), None)
-    has_payloads = Payloads in hints.values()
-    framed = "payloads" if has_payloads else array
+def _text_check(limits: Limits) -> Callable[[Any], bool]:
+    longest, find = limits.max_length, _CONTROL_CHARACTER.search
+    if limits.one_line:
+        return lambda value: len(value) <= longest and not find(value)
+    return lambda value: len(value) <= longest
+
+
+def _are_natural(values: tuple[Any, ...]) -> bool:
+    for value in values:  # noqa: SIM110 - all() with a generator takes twice as long
+        if type(value) is not int or not 0 <= value <= MAX_INTEGER:
+            return False
+    return True
+
+
+def _layout(kind: Any, name: str) -> _Layout:
+    hints = get_type_hints(kind, include_extras=True)
+    framed = next((each for each, hint in hints.items() if hint in _FRAMED), None)
     if framed is not None and framed != kind._fields[-1]:
-        raise TypeError(f"{kind.__name__}.{framed}: what travels as frames must be the last field")
-    fields = tuple(_field(name, hint) for name, hint in hints.items() if name != framed)
-    texts = tuple((i, int(field.high)) for i, field in enumerate(fields) if field.has_length)
-    absent = absent_of[hints[array]] if array else ...
-    return _Layout(kind, fields, texts, array, absent, has_payloads)
+        raise TypeError(f"{name}.{framed}: what travels as frames must be the last field")
+    fields = tuple(_field(name, each, hint) for each, hint in hints.items() if each != framed)
+    has_payloads = framed is not None and hints[framed] == Payloads
+    return _Layout(
+        name,
+        kind,
+        fields,
+        texts=tuple((i, each.text_limits) for i, each in enumerate(fields) if each.text_limits),
+        records=tuple((i, each.record) for i, each in enumerate(fields) if each.record),
+        array=None if has_payloads else framed,
+        absent=... if framed is None else _FRAMED[hints[framed]],
+        has_payloads=has_payloads,
+    )
 
 
-_LAYOUTS = {kind.__name__: _layout(kind) for kind in get_args(Message)}
+_LAYOUTS = {kind.__name__: _layout(kind, kind.__name__) for kind in get_args(Message)}
 
 
 def encode(message: Message) -> list[Frame]:
-    """The frames that carry ``message``.
+    """Return the frames of ``message``.
 
-    Payloads, and arrays if they are contiguous, are borrowed, not copied. A reason that is too long
-    is cut, and has "?" in place of control characters. Raises `ProtocolError` for arrays that are
-    not 1-D float32 of one length, for another text that is too long, and for a header over
+    Payloads and contiguous arrays are borrowed, not copied. A reason is truncated to its maximum
+    length, and "?" replaces its control characters. Raises `ProtocolError` for arrays that are not
+    1-D float32 of one length, for other texts that are too long, and for a header over
     `MAX_HEADER_BYTES`.
     """
     name = type(message).__name__
     layout = _LAYOUTS[name]
     values: tuple[Any, ...] = message
-    for place, longest in layout.texts:
-        field, value = layout.fields[place], values[place]
-        if field.name == _MENDED:
-            if len(value) > longest:
-                value = value[: longest - 3] + "..."
-            value = _CONTROL_CHARACTER.sub("?", value)
-            values = (*values[:place], value, *values[place + 1 :])
-        elif len(value) > longest:
-            raise _field_error(layout, field, value)
+    if layout.texts or layout.records:
+        values = _sendable(layout, values)
     frames: Sequence[Frame] = ()
     if layout.has_payloads:
         values, frames = values[:-1], values[-1]
@@ -160,19 +163,35 @@ def encode(message: Message) -> list[Frame]:
     return [header, *frames]
 
 
+def _sendable(layout: _Layout, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the fields with reasons repaired; raise `ProtocolError` for a text too long."""
+    for place, limits in layout.texts:
+        value, longest = values[place], limits.max_length
+        if limits.mended:
+            if len(value) > longest:
+                value = value[: longest - 3] + "..."
+            value = _CONTROL_CHARACTER.sub("?", value)
+            values = (*values[:place], value, *values[place + 1 :])
+        elif len(value) > longest:
+            raise _field_error(layout, layout.fields[place], value)
+    for place, record in layout.records:
+        if values[place] is not None:
+            _sendable(record, values[place])
+    return values
+
+
 def _encode_arrays(
     message_name: str, arrays: Vector | Vectors | None
 ) -> tuple[tuple[str, tuple[int, ...]] | None, list[Frame]]:
-    """The description of arrays for the header, None if there are none, and their frames."""
+    """Return the description of arrays for the header, None without arrays, and their frames."""
     several = isinstance(arrays, tuple)
     given = arrays if isinstance(arrays, tuple) else () if arrays is None else (arrays,)
     for array in given:
         is_vector = array.dtype == _DTYPE and array.ndim == 1
         if not is_vector or not 0 < array.nbytes <= MAX_ARRAY_BYTES or array.size != given[0].size:
             raise ProtocolError(
-                f"a {message_name} message was given a {array.dtype} array of shape {array.shape}; "
-                f"expected a 1-D float32 array of 1 to {MAX_ARRAY_BYTES // 4} elements, and "
-                f"several of one length"
+                f"a {message_name} message contains a {array.dtype} array of shape {array.shape}; "
+                f"expected 1-D float32 arrays of one length, 1 to {MAX_ARRAY_BYTES // 4} elements"
             )
     if not given:
         return None, []
@@ -181,16 +200,16 @@ def _encode_arrays(
 
 
 def decode(frames: Sequence[Frame]) -> Message:
-    """The message that ``frames`` carry.
+    """Return the message in ``frames``.
 
-    An array and payloads are read-only views of their frames, not copies. Raises `ProtocolError`,
-    and nothing else, for whatever is not a message of this protocol.
+    Arrays and payloads are read-only views of their frames. Raises only `ProtocolError`, for
+    anything that is not a message of this protocol version.
     """
     if not frames or len(frames[0]) > MAX_HEADER_BYTES:
         size = len(frames[0]) if frames else 0
         raise ProtocolError(
-            f"got {len(frames)} frames with a header of {size} bytes; expected one or two "
-            f"frames, the first of at most {MAX_HEADER_BYTES} bytes"
+            f"received {len(frames)} frames with a header of {size} bytes; expected at least one "
+            f"frame, the first of at most {MAX_HEADER_BYTES} bytes"
         )
     try:
         values = msgpack.unpackb(frames[0], **_UNPACK_LIMITS)
@@ -200,29 +219,35 @@ def decode(frames: Sequence[Frame]) -> Message:
             f"[{PROTOCOL_VERSION}, type, fields...]"
         ) from error
     layout = _layout_of(values)
-    plain = values[2:-1] if layout.array else values[2:]
-    for field, value in zip(layout.fields, plain, strict=True):
-        name, types, low, high = field
-        kind = type(value)
-        if (
-            kind not in types
-            or (low is not None and not low <= value <= high)
-            or ((kind is str or kind is bytes) and len(value) > high)
-            or (kind is tuple and not all(map(_is_natural, value)))
-            or (name in _ONE_LINE and _CONTROL_CHARACTER.search(value))
-        ):
-            raise _field_error(layout, field, value)
+    plain = _checked(layout, values[2:-1] if layout.array else values[2:])
     if layout.has_payloads:
         plain = (*plain, _payloads(layout, frames))
     elif layout.array:
         plain = (*plain, _decode_arrays(layout, values[-1], frames[1:]))
     elif len(frames) != 1:
-        raise ProtocolError(f"{layout.kind.__name__} came in {len(frames)} frames; expected 1")
+        raise ProtocolError(f"{layout.name} arrived in {len(frames)} frames; expected 1")
     return cast(Message, layout.kind._make(plain))
 
 
+def _checked(layout: _Layout, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Check all fields; return them with records converted. Raises `ProtocolError`."""
+    for field, value in zip(layout.fields, values, strict=True):
+        types, low, high, is_valid = field.check
+        if (
+            type(value) not in types
+            or (low is not None and not low <= value <= high)
+            or (is_valid is not None and not is_valid(value))
+        ):
+            raise _field_error(layout, field, value)
+    for place, record in layout.records:
+        if values[place] is not None:
+            made = record.kind._make(_checked(record, values[place]))
+            values = (*values[:place], made, *values[place + 1 :])
+    return values
+
+
 def _layout_of(values: Any) -> _Layout:
-    """The layout that a header names, when version and number of fields are right."""
+    """Return the layout of a header; raise `ProtocolError` for another version or field count."""
     if type(values) is not tuple or len(values) < 2 or type(values[1]) is not str:
         raise ProtocolError(
             f"the header is {_shortened(values)}; expected [{PROTOCOL_VERSION}, type, fields...]"
@@ -230,20 +255,19 @@ def _layout_of(values: Any) -> _Layout:
     version, name = values[:2]
     if type(version) is not int or version != PROTOCOL_VERSION:
         raise ProtocolError(
-            f"the peer speaks protocol version {_shortened(version)}; this side speaks "
-            f"{PROTOCOL_VERSION}: install the same release of dist-net on both hosts"
+            f"the peer uses protocol version {_shortened(version)}, this side version "
+            f"{PROTOCOL_VERSION}; install the same release of dist-net on both hosts"
         )
     layout = _LAYOUTS.get(name)
     if layout is None:
         raise ProtocolError(
-            f"unknown message type {_shortened(name)}; expected one of the {len(_LAYOUTS)} "
-            f"that this release knows, such as Heartbeat: install the same release of dist-net on "
-            f"both hosts"
+            f"unknown message type {_shortened(name)}; expected one of {len(_LAYOUTS)} types such "
+            f"as Heartbeat: install the same release of dist-net on both hosts"
         )
     expected = layout.kind._fields[:-1] if layout.has_payloads else layout.kind._fields
     if len(values) - 2 != len(expected):
         raise ProtocolError(
-            f"{name} came with {len(values) - 2} fields; expected {len(expected)}: "
+            f"{name} arrived with {len(values) - 2} fields; expected {len(expected)}: "
             f"{', '.join(expected)}"
         )
     return layout
@@ -252,21 +276,21 @@ def _layout_of(values: Any) -> _Layout:
 def _payloads(layout: _Layout, frames: Sequence[Frame]) -> Payloads:
     if len(frames) - 1 > MAX_PAYLOADS:
         raise ProtocolError(
-            f"{layout.kind.__name__} came with {len(frames) - 1} payloads or more; "
+            f"{layout.name} arrived with {len(frames) - 1} payloads or more; "
             f"expected at most {MAX_PAYLOADS}"
         )
     return tuple(memoryview(frame).toreadonly() for frame in frames[1:])
 
 
 def _decode_arrays(layout: _Layout, spec: Any, frames: Sequence[Frame]) -> Any:
-    """The arrays that ``spec`` describes, as read-only views of ``frames``."""
-    name = f"{layout.kind.__name__}.{layout.array}"
+    """Return the arrays that ``spec`` describes, as read-only views of ``frames``."""
+    name = f"{layout.name}.{layout.array}"
     if spec is None and layout.absent is not ...:
         if frames:
-            raise ProtocolError(f"{name} is nil, but {len(frames)} frames of arrays came")
+            raise ProtocolError(f"{name} is nil, but {len(frames)} frames of arrays arrived")
         return layout.absent
     several = layout.absent == ()
-    count, length = _promised(spec, several)
+    count, length = _announced(spec, several)
     if not length:
         raise ProtocolError(
             f"{name} is described as {_shortened(spec)}; expected "
@@ -276,7 +300,8 @@ def _decode_arrays(layout: _Layout, spec: Any, frames: Sequence[Frame]) -> Any:
     sizes = [*map(len, frames)]  # frames are bytes, or views of them
     if len(sizes) != count or {*sizes} != {4 * length}:
         raise ProtocolError(
-            f"{name} came in frames of {_shortened(sizes)} bytes; expected {count} of {4 * length}"
+            f"{name} arrived in frames of {_shortened(sizes)} bytes; "
+            f"expected {count} of {4 * length}"
         )
     vectors = [np.frombuffer(frame, _DTYPE) for frame in frames]
     for vector in vectors:
@@ -284,8 +309,8 @@ def _decode_arrays(layout: _Layout, spec: Any, frames: Sequence[Frame]) -> Any:
     return tuple(vectors) if several else vectors[0]
 
 
-def _promised(spec: Any, several: bool) -> tuple[int, int]:
-    """The number of arrays and their length; zeros if the description is not valid."""
+def _announced(spec: Any, several: bool) -> tuple[int, int]:
+    """Return the number of arrays and their length; zeros if the description is invalid."""
     if type(spec) is not tuple or len(spec) != 2 or spec[0] != _DTYPE_NAME:
         return 0, 0
     shape = spec[1]
@@ -295,27 +320,14 @@ def _promised(spec: Any, several: bool) -> tuple[int, int]:
     return (count, length) if count > 0 and 0 < length <= MAX_ARRAY_BYTES // 4 else (0, 0)
 
 
-def _is_natural(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_INTEGER
-
-
 def _field_error(layout: _Layout, field: _Field, value: Any) -> ProtocolError:
-    expected = field.types[0].__name__
-    if field.types == (tuple,):
-        expected = f"several integers from 0 to {_MAX_INTEGER}"
-    if field.has_length:
-        expected += f" of length 0 to {field.high}"
-    if field.name in _ONE_LINE:
-        expected += " without control characters"
-    if field.low is not None:
-        expected += f" from {field.low} to {field.high}"
     return ProtocolError(
-        f"{layout.kind.__name__}.{field.name} is {_shortened(value)} "
-        f"({type(value).__name__}); expected {expected}"
+        f"{layout.name}.{field.name} is {_shortened(value)} ({type(value).__name__}); "
+        f"expected {field.expected}"
     )
 
 
 def _shortened(value: object) -> str:
-    """A value as an error shows it, however long."""
+    """Return the ``repr`` of a value, at most 80 characters long."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,50 +1,59 @@
-"""Every message of a training cluster, one named tuple each; pure data, no I/O.
+"""The messages of a training cluster, one named tuple each; pure data.
 
-Those of the inference pool are in `dist_net.wire.serving_messages`; `Message` is any of both.
+`Message` also includes the messages of the inference pool, `dist_net.wire.serving_messages`.
 
-A message's fields are plain values (int, float, str, bool, bytes, a few integers) and at most one
-array, or several of one length, each of which travels as a raw frame of its own behind the header.
-``None`` or nothing in their place means that they are where both ends already see them: in shared
-memory.
+Fields are plain values, records of plain values, and at most one array, or several arrays of one
+length. An array travels as a frame behind the header. ``None``, or an empty tuple, means that the
+array is in shared memory, which both ends can read.
 
-Three roles speak: a *worker* trains, the *server* holds the weights, an *observer* watches a run
-and may end it. Every request has exactly one reply:
+A *worker* trains, the *server* holds the weights, and an *observer* watches a run and may end it.
+Every request has exactly one reply:
 
     worker                            server
     Join            ──────────────▶   Welcome | Refuse
     Pull            ──────────────▶   Work | Wait | Stop | Refuse
     Push            ──────────────▶   Work | Wait | Stop | Refuse
     Heartbeat       ──────────────▶   Alive | Refuse
-    Leave           ──────────────▶   (none: the worker is gone)
+    Leave           ──────────────▶   (none)
 
     observer
     StatusRequest   ──────────────▶   StatusReport
     SnapshotRequest ──────────────▶   Snapshot
     Shutdown        ──────────────▶   StatusReport
 
-    a host that was given a token
+    host with a token
     Enrol           ──────────────▶   Enrolled | Refuse
     RecipeRequest   ──────────────▶   RecipeOffer | Refuse
 
-A worker numbers its `Join`, `Pull` and `Push` requests: each `request_id` is one more than the
-last. The reply repeats the number, and answers all requests up to it. The server takes in each
-request once, in this order only, and reports in `Alive` how far it is. So a worker notices at its
-next heartbeat that a request or its reply was lost with a connection, and repeats the request.
+A worker numbers its `Join`, `Pull` and `Push` requests consecutively. A reply repeats the
+``request_id`` and answers all requests up to that number. The server processes each request once
+and in order, and reports its progress in `Alive`. A worker therefore notices at its next heartbeat
+that a request or reply was lost with a connection, and repeats the request.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from dist_net.vector import Vector, Vectors
-from dist_net.wire.serving_messages import Payloads, ServingMessage
-
-Integers = tuple[int, ...]
+from dist_net.wire.fields import (
+    Count,
+    Digest,
+    Document,
+    HostName,
+    IndexOrNone,
+    Integers,
+    Limits,
+    Name,
+    Payloads,
+    Reason,
+)
+from dist_net.wire.serving_messages import ServingMessage
 
 
 class Pipeline(NamedTuple):
-    """How far a worker may run ahead of the server, which decides it.
+    """How far a worker may run ahead of the server.
 
-    ``grouped``: the most gradients in one push; 1: each goes by itself. ``depth``: how many such
-    pushes may be unanswered; 1: after each the worker waits for newer weights.
+    A worker sends at most ``grouped`` gradients in one push, and has at most ``depth`` unanswered
+    pushes. With a depth of 1 it waits for newer weights after each push.
     """
 
     depth: int = 2
@@ -52,27 +61,26 @@ class Pipeline(NamedTuple):
 
     @property
     def gradients(self) -> int:
-        """The most gradients that a worker may have computed, and the server not applied."""
+        """Return the maximum number of gradients that are computed and not yet applied."""
         return self.depth * self.grouped
 
     @property
     def snapshots(self) -> int:
-        """The most snapshots of the weights that one worker may need at a time.
+        """Return the maximum number of weight snapshots that one worker needs at a time.
 
-        While it computes from one, newer ones may be on their way to it, one for each unanswered
-        push.
+        One snapshot is in use; another may be on its way for each unanswered gradient.
         """
         return 1 + self.gradients
 
 
 PIPELINE = Pipeline()
-"""Unless a run says otherwise. Workers have room for so many gradients, and no more."""
+"""The default of a run; workers allocate memory for this many gradients."""
 
 
 class SegmentAddress(NamedTuple):
-    """How another process of this host finds a shared-memory segment; descriptor -1: there is none.
+    """The address of a shared-memory segment of a process on the same host.
 
-    ``token`` lies in the segment, which shows that it is the one that was announced.
+    The segment begins with ``token``, so that the process that maps it can verify it.
     """
 
     process_id: int
@@ -80,64 +88,48 @@ class SegmentAddress(NamedTuple):
     token: bytes
 
 
-NO_SEGMENT = SegmentAddress(process_id=0, descriptor=-1, token=b"")
-
-
 class Equipment(NamedTuple):
-    """What a worker computes with, by its own account; 0 or "" for what it does not know.
+    """The hardware and libraries of a worker, as reported by the worker; 0 or "" if unknown.
 
-    ``host`` has ``host_cores``, of which the worker may use ``cores``, for ``core_quota`` cores'
-    time where its cgroups limit that (0: they do not), in so many ``threads``. ``blas`` is the
-    library that multiplies matrices, with its version.
+    ``host`` has ``host_cores`` cores, ``cores`` of which the worker may use. ``core_quota`` is the
+    limit of its cgroups in cores (0: none). ``blas`` is the name and version of the BLAS library.
     """
 
-    host: str = ""
-    host_cores: int = 0
-    cores: int = 0
-    core_quota: float = 0.0
-    threads: int = 0
-    blas: str = ""
+    host: HostName = ""
+    host_cores: Count = 0
+    cores: Count = 0
+    core_quota: Annotated[float, Limits(high=65_536)] = 0.0
+    threads: Count = 0
+    blas: Name = ""
 
 
 UNKNOWN_EQUIPMENT = Equipment()
 
 
 class Join(NamedTuple):
-    """A worker asks to take part.
+    """A worker requests to take part in the run.
 
-    ``identity`` is a random number, the same each time that this worker joins: the server ends the
-    membership that it had, of which requests may still be on their way. It is a secret between the
-    two, and proves that later messages are this worker's, whichever connection they come by.
-    ``recipe_digest`` must equal the server's. Then comes the `SegmentAddress` of its gradient
-    vectors; without a segment, arrays travel as frames. The rest is its `Equipment`.
+    ``identity`` is a random secret that the worker keeps: it proves that later messages are from
+    this worker, on any connection, and a new `Join` ends the worker's former membership.
+    ``recipe_digest`` must equal the server's. ``segment`` contains the worker's gradients; None:
+    arrays travel as frames.
     """
 
-    name: str
+    name: Name
     identity: int
-    recipe_digest: str
+    recipe_digest: Digest
     vector_size: int
-    process_id: int
-    gradient_descriptor: int
-    segment_token: bytes
+    segment: SegmentAddress | None = None
     request_id: int = 0
-    host: str = ""
-    host_cores: int = 0
-    cores: int = 0
-    core_quota: float = 0.0
-    threads: int = 0
-    blas: str = ""
-
-    @property
-    def equipment(self) -> Equipment:
-        return Equipment._make(self[-len(Equipment._fields) :])
+    equipment: Equipment = UNKNOWN_EQUIPMENT
 
 
 class Welcome(NamedTuple):
-    """The worker is in.
+    """The server admits the worker.
 
-    ``incarnation`` names the start of the server. No other start gives this ``worker_id``, so that
-    alone says of which of them a request is: any other one refuses it. Then comes the
-    `SegmentAddress` of the weights; without one, they travel as frames.
+    ``incarnation`` names this start of the server. No other start assigns the same ``worker_id``,
+    so another server refuses the worker's requests. ``segment`` contains the weights; None: they
+    travel as frames.
     """
 
     worker_id: int
@@ -146,24 +138,22 @@ class Welcome(NamedTuple):
     seed: int
     heartbeat_interval_s: float
     heartbeat_timeout_s: float
-    process_id: int
-    weights_descriptor: int
-    segment_token: bytes
+    segment: SegmentAddress | None = None
     request_id: int = 0
 
 
 class Refuse(NamedTuple):
-    """The server will not have this worker, or answer, and why.
+    """The server refuses a peer or a request.
 
-    ``may_rejoin``: as a new worker it would; an observer may ask again in a moment.
+    ``may_rejoin``: a worker may join again, and an observer may repeat its request.
     """
 
-    reason: str
+    reason: Reason
     may_rejoin: bool
 
 
 class Pull(NamedTuple):
-    """A worker without work asks for some."""
+    """A worker without a lease requests work."""
 
     worker_id: int
     identity: int
@@ -171,14 +161,13 @@ class Pull(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A lease, and the weights to begin with; also the acknowledgement of a push.
+    """A lease, and the weights to compute from; also the acknowledgement of a push.
 
     The worker computes the minibatches of samples ``start`` to ``stop`` of the shuffled order of
-    ``epoch``. It pushes ``together`` gradients at a time if that makes none of them wait for long,
-    and may have ``depth`` such pushes unanswered. ``snapshot`` is the index of the weights' buffer
-    in the server's segment; it stays as it is until this worker pushes what it computed from a
-    later one, or was given as many as a `Pipeline` says. A worker that does not share memory finds
-    a copy in ``weights``, and -1 here.
+    ``epoch``. It pushes up to ``together`` gradients at a time and may have ``depth`` unanswered
+    pushes. ``snapshot`` is the index of the weights in the server's segment. The server does not
+    overwrite them until this worker pushes a gradient of a later snapshot or has received
+    `Pipeline.snapshots` more. A worker without shared memory receives a copy in ``weights``.
     """
 
     request_id: int
@@ -189,25 +178,25 @@ class Work(NamedTuple):
     version: int
     depth: int
     together: int
-    snapshot: int
+    snapshot: IndexOrNone
     weights: Vector | None
 
 
 class Wait(NamedTuple):
-    """There is nothing to compute now: pull again after so many seconds."""
+    """No work is available; the worker must pull again after ``retry_after_s``."""
 
     request_id: int
     retry_after_s: float
 
 
 class Push(NamedTuple):
-    """The mean gradients of minibatches that follow each other, mostly of one; applied in turn.
+    """The mean gradients of consecutive minibatches, often of one, to be applied in order.
 
-    The first minibatch begins at sample ``start``, and each ends at its one of ``stops``, where the
-    next begins. Each gradient was computed from its one of ``base_versions``. ``loss_sum`` and
-    ``correct`` are sums over all the samples, before any update. ``slots`` are where the gradients
-    lie: in the worker's segment, or, when ``gradients`` holds them, in memory of its own; they stay
-    there as they are until the push is answered.
+    The first minibatch begins at sample ``start``; each ends before its element of ``stops``, where
+    the next begins. ``base_versions`` are the versions that the gradients were computed from.
+    ``loss_sum`` and ``correct`` are sums over all samples. ``slots`` are the gradients' places in
+    the worker's segment, or in its own memory if ``gradients`` contains them; the worker keeps a
+    slot unchanged until the push is answered.
     """
 
     worker_id: int
@@ -217,7 +206,7 @@ class Push(NamedTuple):
     start: int
     stops: Integers
     base_versions: Integers
-    loss_sum: float
+    loss_sum: Annotated[float, Limits(low=None)]  # a diverging loss is reported, not refused
     correct: int
     slots: Integers
     gradients: Vectors
@@ -228,24 +217,23 @@ class Push(NamedTuple):
 
 
 class Heartbeat(NamedTuple):
-    """The worker's process is alive, whatever its computation is doing.
+    """The worker's process is alive, even during a long computation.
 
-    ``sent_s`` is the time on the worker's clock, which comes back with the answer;
-    ``round_trip_s`` is how long the last answer took, 0 before there was one. ``identity`` is what
-    the worker joined with; inference workers have none.
+    ``sent_s`` is the time on the worker's clock. ``round_trip_s`` is the last round trip, 0 before
+    the first reply. ``identity`` is that of the worker's `Join`; inference workers have none.
     """
 
     worker_id: int
     sent_s: float = 0.0
-    round_trip_s: float = 0.0
+    round_trip_s: Annotated[float, Limits(high=86_400)] = 0.0
     identity: int = 0
 
 
 class Alive(NamedTuple):
-    """The server is alive too, and still counts this worker in; ``sent_s`` is the heartbeat's.
+    """The server is alive and the worker is a member; ``sent_s`` is copied from the heartbeat.
 
-    ``received_id`` and ``answered_id`` are the numbers of the last of the worker's requests that
-    the server has taken in and answered.
+    ``received_id`` and ``answered_id`` are the worker's last request that the server has processed
+    and the last that it has answered.
     """
 
     sent_s: float = 0.0
@@ -254,33 +242,33 @@ class Alive(NamedTuple):
 
 
 class Leave(NamedTuple):
-    """The worker goes away on purpose; its leases may be handed on at once."""
+    """The worker leaves; its leases may be assigned to other workers at once."""
 
     worker_id: int
     identity: int = 0
 
 
 class Stop(NamedTuple):
-    """There is no more work: ``finished``, every epoch is done; else the run was ended early."""
+    """The worker must finish and leave; ``finished`` if every epoch is done."""
 
-    reason: str
+    reason: Reason
     finished: bool
 
 
 class StatusRequest(NamedTuple):
-    """An observer asks for the run's state and the metric records from ``first_record`` on."""
+    """An observer requests the run's state and the metric records from ``first_record`` on."""
 
     first_record: int
 
 
 class StatusReport(NamedTuple):
-    """The run's state; ``report`` is a UTF-8 JSON object."""
+    """The run's state, as a JSON object."""
 
-    report: str
+    report: Document
 
 
 class SnapshotRequest(NamedTuple):
-    """An observer asks for the weights as they stand."""
+    """An observer requests the current weights."""
 
 
 class Snapshot(NamedTuple):
@@ -292,41 +280,41 @@ class Snapshot(NamedTuple):
 
 
 class Shutdown(NamedTuple):
-    """An observer ends the run: write a checkpoint, stop the workers, exit."""
+    """An observer ends the run: the server writes a checkpoint, stops the workers and exits."""
 
-    reason: str
+    reason: Reason
 
 
 class Enrol(NamedTuple):
-    """Who connects with a token's key asks that a key of their own (Z85) be let in, for a role.
+    """The holder of a token requests that its own public key (Z85) be admitted for a role.
 
-    ``name`` is the host's, for people.
+    ``name`` is the name of the host.
     """
 
-    name: str
+    name: Name
     role: str
     public_key: str
 
 
 class Enrolled(NamedTuple):
-    """That key may connect from now on, also when the token has expired."""
+    """The key is admitted, also after the token has expired."""
 
 
 class RecipeRequest(NamedTuple):
-    """A host asks what is trained."""
+    """A host requests the run's recipe."""
 
 
 class RecipeOffer(NamedTuple):
-    """What is trained, by the ``reference`` of a recipe that is built in, or else by its files.
+    """The run's recipe: the ``reference`` of a built-in recipe, or else the recipe's files.
 
-    The payloads are the name of each file, in UTF-8, and then its content. ``recipe_digest`` is
-    what the server asks of a worker's `Join`. ``class_names`` is a JSON array.
+    The payloads are the name of each file, in UTF-8, followed by its content. A worker's `Join`
+    must have the same ``recipe_digest``. ``class_names`` is a JSON array.
     """
 
-    name: str
+    name: Name
     reference: str
-    recipe_digest: str
-    class_names: str
+    recipe_digest: Digest
+    class_names: Document
     payloads: Payloads
 
 

@@ -13,7 +13,7 @@ import zmq
 
 from dist_net.errors import AddressError, NoAnswerError, TokenError
 from dist_net.wire.address import bracketed, contact_address, silence_cause
-from dist_net.wire.codec import MAX_HEADER_BYTES
+from dist_net.wire.fields import MAX_HEADER_BYTES
 from dist_net.wire.invitation import ago, peer_keys_of
 from dist_net.wire.messages import Enrol, Enrolled, Refuse
 from dist_net.wire.security import WORKER, PeerKeys, secure_client

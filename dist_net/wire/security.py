@@ -55,10 +55,10 @@ from dist_net.wire.serving_messages import (
     BatchDone,
     Cancel,
     Describe,
-    Enlist,
     FetchArrays,
-    Greet,
+    JoinPool,
     Loaded,
+    Ping,
     Reload,
     Unload,
 )
@@ -69,8 +69,8 @@ WORKER, CLIENT, OPERATOR = ROLES = "worker", "client", "operator"
 TOKEN = "token"
 
 _TRAINS: set[type[Message]] = {Join, Pull, Push, Heartbeat, Leave}
-_ANSWERS: set[type[Message]] = {Enlist, Loaded, FetchArrays, BatchDone}
-_ASKS: set[type[Message]] = {Ask, Cancel, Describe, Greet, SnapshotRequest}
+_ANSWERS: set[type[Message]] = {JoinPool, Loaded, FetchArrays, BatchDone}
+_ASKS: set[type[Message]] = {Ask, Cancel, Describe, Ping, SnapshotRequest}
 _RULES: set[type[Message]] = {Shutdown, Reload, Unload}
 
 MAY_SEND: dict[str, set[type[Message]]] = {

@@ -98,25 +98,24 @@ class Segment:
         return cls(address, size, descriptor, vectors, mmap.ACCESS_WRITE)._with_first_vector()
 
     @classmethod
-    def attach(cls, process_id: int, descriptor: int, token: bytes, size: int) -> "Segment":
+    def attach(cls, address: SegmentAddress, size: int) -> "Segment":
         """Map another process's segment; raises `SegmentError` unless it is what was announced.
 
         Its vectors are read-only arrays.
         """
-        path = f"/proc/{process_id:d}/fd/{descriptor:d}"
+        path = f"/proc/{address.process_id:d}/fd/{address.descriptor:d}"
         try:
             # Opening some other file, a device or a pipe, could do harm or block.
             if not str(Path(path).readlink()).startswith(f"/memfd:{_NAME}"):
                 raise _attach_error(path, "it is not a segment")
             opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                vectors = _checked_vectors(path, opened, token, size)
+                vectors = _checked_vectors(path, opened, address.token, size)
             except BaseException:
                 os.close(opened)
                 raise
         except (OSError, OverflowError) as error:
             raise _attach_error(path, str(error)) from error
-        address = SegmentAddress(process_id, descriptor, token)
         return cls(address, size, opened, vectors, mmap.ACCESS_READ)._with_first_vector()
 
     def _with_first_vector(self) -> "Segment":

@@ -1,59 +1,63 @@
-"""Every message of the inference pool, one named tuple each; pure data.
+"""The messages of the inference pool, one named tuple each; pure data.
 
-Fields are plain values; ``payloads``, always the last field, are any number of frames of raw bytes
-after the header. Clients and workers have different sockets of the gateway, so that a client cannot
-pass for a worker.
+Clients and workers connect to different sockets of the gateway, so a client cannot act as a worker.
 
     client                            gateway
     Ask             ──────────────▶   Answer, later
     Cancel          ──────────────▶   (none)
     Describe        ──────────────▶   Description
     Reload, Unload  ──────────────▶   Reloaded, later
-    Greet           ──────────────▶   Greeting
+    Ping            ──────────────▶   Pong
 
     inference worker                  gateway
-    Enlist          ──────────────▶   Enlisted | Refuse
+    JoinPool        ──────────────▶   PoolWelcome | Refuse
                     ◀──────────────   Load, Drop
     Loaded          ──────────────▶
     FetchArrays     ──────────────▶   ArraysPiece
                     ◀──────────────   RunBatch
     BatchDone       ──────────────▶
-    Heartbeat       ──────────────▶   Alive, by both connections | Refuse
-                    ◀──────────────   Retire
-    Leave           ──────────────▶   (none: the worker is gone)
+    Heartbeat       ──────────────▶   Alive, on both connections | Refuse
+                    ◀──────────────   Stop
+    Leave           ──────────────▶   (none)
 
     model loader                      gateway
-    EnlistLoader    ──────────────▶   Enlisted
+    JoinAsLoader    ──────────────▶   PoolWelcome
                     ◀──────────────   PrepareModel
     ModelPrepared   ──────────────▶
 
-Times are seconds from now, never moments: the clocks of hosts differ.
+Times are durations in seconds, because the clocks of hosts differ.
 """
 
 import re
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
+
+from dist_net.wire.fields import (
+    MAX_PAYLOADS,
+    Document,
+    HostName,
+    Limits,
+    Name,
+    Payloads,
+    Reason,
+)
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""A served model's name: it becomes a part of URLs, and of a file's name on a worker's host."""
+"""A served model's name; it is part of URLs and of file names on the workers' hosts."""
 
 ARRAYS_KEY = re.compile("[0-9a-f]{64}")
-"""The key of a version's file of arrays, a SHA-256, which becomes a part of that name too."""
+"""The SHA-256 of a version's file of arrays; it is part of that file name too."""
 
 MAX_REQUEST_BYTES = 32 << 20
 """The largest image or tensor of a request; ZeroMQ drops a connection with a longer frame."""
 
-Payloads = tuple[bytes | memoryview, ...]
-"""Frames of raw bytes. Received ones are borrowed from the socket, and read-only."""
-
 
 class Ask(NamedTuple):
-    """A client asks a model; the first payload is an encoded picture, or a tensor's bytes.
+    """A client requests a prediction; the first payload is an encoded image or a tensor.
 
-    A second one says what the client knows of the model: see `known` of the pool. Then the
-    request is refused if its input is made for another one, and the answer brings what else the
-    client must know of the classes.
-    ``request_id`` is the client's own. ``version`` "" is the newest; ``timeout_s`` 0 is what the
-    gateway allows by default. A tensor is little-endian, row-major, of the model's input type.
+    A second payload states which model the client knows (see `known` of the pool): the request is
+    refused if its input is for another model, and the answer brings the classes up to date.
+    ``request_id`` is the client's own. ``version`` "" selects the newest; ``timeout_s`` 0 selects
+    the gateway's default. A tensor is little-endian, row-major, and of the model's input type.
     """
 
     request_id: int
@@ -65,18 +69,19 @@ class Ask(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The outcome of an `Ask`: ``status`` is a `dist_net.serving.pool.requests.Status`.
+    """The result of an `Ask`; ``status`` is a `dist_net.serving.pool.requests.Status`.
 
-    If that is OK, the first payload holds the outputs, (rows, classes) little-endian float32. If
-    the client knows another version, a second one holds the labels of the one that answered, as a
-    JSON array, and a third one, if it has that, the probability below which it does not know.
-    Else there is none, ``reason`` says why, and ``retry_after_s``, if not 0, when to ask again.
+    With status OK the first payload contains the outputs, ``(rows, classes)`` little-endian
+    float32. If the client knows another version, the second contains the labels as a JSON array,
+    and the third, if the model has one, the probability below which it does not know the class.
+    Otherwise there are no payloads, ``reason`` states the cause, and ``retry_after_s`` when to
+    retry (0: not specified).
     """
 
     request_id: int
     status: int
     version: str
-    reason: str
+    reason: Reason
     retry_after_s: float
     queue_s: float
     compute_s: float
@@ -84,27 +89,26 @@ class Answer(NamedTuple):
 
 
 class Cancel(NamedTuple):
-    """The client no longer wants the answer."""
+    """The client no longer needs the answer."""
 
     request_id: int
 
 
 class Describe(NamedTuple):
-    """A client asks which models there are."""
+    """A client requests the list of models."""
 
     request_id: int
 
 
 class Description(NamedTuple):
-    """``models`` is a JSON array, an object for each: name, versions, input, classes,
-    labels, threshold."""
+    """``models`` is a JSON array with the name, versions, input, classes, labels and threshold."""
 
     request_id: int
-    models: str
+    models: Document
 
 
 class Reload(NamedTuple):
-    """Read a model again from its source, and serve that as its newest version."""
+    """Read a model from its source again and serve it as the newest version."""
 
     request_id: int
     model: str
@@ -118,45 +122,45 @@ class Unload(NamedTuple):
 
 
 class Reloaded(NamedTuple):
-    """How a `Reload` or `Unload` ended: an empty ``reason``, or why it could not be done."""
+    """The result of a `Reload` or `Unload`; ``reason`` is empty unless it failed."""
 
     request_id: int
     version: str
-    reason: str
+    reason: Reason
 
 
-class Greet(NamedTuple):
-    """A client asks whether the gateway is there, the same one by the same connection."""
+class Ping(NamedTuple):
+    """A client requests the state of the gateway, to learn whether its requests are still open."""
 
 
-class Greeting(NamedTuple):
-    """``gateway`` names it and the client's connection: with another name all requests are lost."""
+class Pong(NamedTuple):
+    """``gateway`` names the gateway and the connection; if it changes, all requests are lost."""
 
     gateway: str
     is_ready: bool
 
 
-class Enlist(NamedTuple):
-    """An inference worker joins. ``process_id`` matters only on the gateway's host.
+class JoinPool(NamedTuple):
+    """An inference worker requests to join; ``release`` must equal the gateway's.
 
-    ``release`` must be the gateway's: see `dist_net.release`.
+    ``process_id`` matters only on the gateway's host. See `dist_net.release`.
     """
 
-    name: str
-    host: str
+    name: Name
+    host: HostName
     process_id: int
     release: str = ""
 
 
-class EnlistLoader(NamedTuple):
-    """The model loader joins; ``token`` is the one that the gateway started it with."""
+class JoinAsLoader(NamedTuple):
+    """The model loader joins; the gateway passed it ``token`` at its start."""
 
     process_id: int
     token: bytes
 
 
-class Enlisted(NamedTuple):
-    """The worker, or the loader, is in."""
+class PoolWelcome(NamedTuple):
+    """The gateway admits the worker or the loader."""
 
     worker_id: int
     heartbeat_interval_s: float
@@ -164,59 +168,59 @@ class Enlisted(NamedTuple):
 
 
 class PrepareModel(NamedTuple):
-    """The loader must read a model from its source, and write its arrays to a file to be mapped."""
+    """The loader must read a model from its source and write its arrays to a file to be mapped."""
 
     model: str
     version: int
 
 
 class ModelPrepared(NamedTuple):
-    """A version of a model can be loaded; or ``reason`` says why not.
+    """A version of a model can be loaded, or ``reason`` states why it cannot.
 
-    ``description`` is the JSON of a `ModelDescription` of the pool. It also comes unasked, from a
-    training run that the loader follows; then ``version`` is the parameter server's.
-    ``requested``: the version of the `PrepareModel` that it answers; 0: none. ``is_bad_input``: the
-    reason is that the model's files, or what names them, cannot be right. The payloads are pictures
-    to try the model with: the class of each, in UTF-8, and then its PNG file.
+    ``description`` is the JSON of a `ModelDescription` of the pool. ``requested`` is the version of
+    the `PrepareModel` that this answers; 0 for a version that the loader found itself in a training
+    run, where ``version`` is the parameter server's. ``is_bad_input``: the model's files or options
+    are wrong. The payloads are images to try the model with: the class of each, in UTF-8, followed
+    by its PNG file.
     """
 
     model: str
     version: int
-    description: str
-    reason: str
+    description: Document
+    reason: Reason
     requested: int = 0
     is_bad_input: bool = False
     payloads: Payloads = ()
 
 
 class Load(NamedTuple):
-    """The worker must load this version too; it continues to serve meanwhile.
+    """The worker must also load this version, and continue to serve meanwhile.
 
     ``description`` is the JSON of a `ModelDescription`, with a MODEL_NAME and an ARRAYS_KEY.
     """
 
     model: str
     version: int
-    description: str
+    description: Document
 
 
 class Loaded(NamedTuple):
-    """The worker can answer for the version; or ``reason`` says why not."""
+    """The worker can serve the version, or ``reason`` states why it cannot."""
 
     model: str
     version: int
-    reason: str
+    reason: Reason
 
 
 class Drop(NamedTuple):
-    """The worker is not asked for this version any more."""
+    """The worker receives no more requests for this version."""
 
     model: str
     version: int
 
 
 class FetchArrays(NamedTuple):
-    """A worker of another host asks for a piece of a version's file of arrays."""
+    """A worker on another host requests a piece of a version's file of arrays."""
 
     model: str
     version: int
@@ -225,7 +229,7 @@ class FetchArrays(NamedTuple):
 
 
 class ArraysPiece(NamedTuple):
-    """A piece of the file, which has ``total`` bytes; no payload if there is no such version."""
+    """A piece of the file of ``total`` bytes; no payload if the version does not exist."""
 
     model: str
     version: int
@@ -235,7 +239,7 @@ class ArraysPiece(NamedTuple):
 
 
 class RunBatch(NamedTuple):
-    """A batch to compute: one payload for each request, all pictures or all tensors."""
+    """A batch to compute: one payload for each request, all images or all tensors."""
 
     batch_id: int
     model: str
@@ -245,20 +249,17 @@ class RunBatch(NamedTuple):
 
 
 class BatchDone(NamedTuple):
-    """The outcomes of a batch, in order. ``statuses``: a byte for each request, a `Status`.
+    """The results of a batch, in order; ``statuses`` has one byte, a `Status`, for each request.
 
-    The payload of each: its outputs, (rows, classes) little-endian float32, or why not, in UTF-8.
+    The payload of each is its outputs, ``(rows, classes)`` little-endian float32, or the reason of
+    its failure, in UTF-8.
     """
 
     batch_id: int
-    statuses: bytes
+    statuses: Annotated[bytes, Limits(max_length=MAX_PAYLOADS)]
     prepare_s: float
     compute_s: float
     payloads: Payloads
-
-
-class Retire(NamedTuple):
-    """The worker must finish what it has, and leave."""
 
 
 ServingMessage = (
@@ -270,11 +271,11 @@ ServingMessage = (
     | Reload
     | Unload
     | Reloaded
-    | Greet
-    | Greeting
-    | Enlist
-    | EnlistLoader
-    | Enlisted
+    | Ping
+    | Pong
+    | JoinPool
+    | JoinAsLoader
+    | PoolWelcome
     | PrepareModel
     | ModelPrepared
     | Load
@@ -284,5 +285,4 @@ ServingMessage = (
     | ArraysPiece
     | RunBatch
     | BatchDone
-    | Retire
 )

@@ -26,15 +26,9 @@ from dist_net.wire.address import (
     require_keys,
     silence_cause,
 )
-from dist_net.wire.codec import (
-    MAX_ARRAY_BYTES,
-    MAX_HEADER_BYTES,
-    MAX_PAYLOADS,
-    Frame,
-    decode,
-    encode,
-)
+from dist_net.wire.codec import MAX_ARRAY_BYTES, Frame, decode, encode
 from dist_net.wire.connections import Connections
+from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_PAYLOADS
 from dist_net.wire.invitation import enrol
 from dist_net.wire.messages import Enrol, Message, Refuse
 from dist_net.wire.security import (

@@ -46,8 +46,8 @@ from dist_net.wire.serving_messages import (
     Cancel,
     Describe,
     Description,
-    Greet,
-    Greeting,
+    Ping,
+    Pong,
     Reload,
     Reloaded,
     Unload,
@@ -110,8 +110,8 @@ class Gateway:
                 return self.on_ask(message)
             case Describe(request_id):
                 return [Description(request_id, self.models)]
-            case Greet():
-                return [Greeting(self.name, True)]
+            case Ping():
+                return [Pong(self.name, True)]
             case Reload(request_id, "sums"):
                 return [Reloaded(request_id, "8", "")]
             case Reload(request_id, _) | Unload(request_id, _):

@@ -27,6 +27,7 @@ from dist_net.wire.messages import (
     Message,
     Pull,
     Refuse,
+    SegmentAddress,
     Snapshot,
     SnapshotRequest,
     StatusRequest,
@@ -70,14 +71,17 @@ def finishes(run: LocalCluster, assert_exact: Check) -> None:
     assert_exact(run.snapshot().weights)
 
 
-@pytest.mark.parametrize("field", ["name", "recipe_digest", "segment_token"])
+@pytest.mark.parametrize("field", ["name", "recipe_digest", "segment.token"])
 def test_a_join_with_a_long_field_is_refused_and_the_run_goes_on(
     cluster: OpenCluster, assert_exact: Check, field: str
 ) -> None:
-    join = Join("stranger", 1, "digest", 256, os.getpid(), -1, b"")
-    value = ZEROS.encode() if field == "segment_token" else ZEROS
+    join = Join("stranger", 1, "digest", 256)
+    if field == "segment.token":
+        join = join._replace(segment=SegmentAddress(os.getpid(), 0, ZEROS.encode()))
+    else:
+        join = join._replace(**{field: ZEROS})
     with cluster() as run, stranger_at(run.address) as stranger:
-        stranger.send_multipart(frames(Join, *join._replace(**{field: value})))
+        stranger.send_multipart(frames(Join, *join))
         refuse = decode(stranger.recv_multipart())
         assert isinstance(refuse, Refuse)
         assert f"Join.{field}" in refuse.reason
@@ -95,7 +99,9 @@ def test_a_join_with_memory_of_a_size_made_by_hand_is_refused_and_the_run_goes_o
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     with cluster() as run, stranger_at(run.address) as stranger:
         stranger.send_multipart(
-            encode(Join("stranger", 1, "digest", size, os.getpid(), descriptor, token))
+            encode(
+                Join("stranger", 1, "digest", size, SegmentAddress(os.getpid(), descriptor, token))
+            )
         )
         refuse = decode(stranger.recv_multipart())
         assert isinstance(refuse, Refuse)

@@ -46,7 +46,7 @@ from dist_net.wire.security import (
     load_peer_keys,
     load_server_keys,
 )
-from dist_net.wire.serving_messages import Ask, Enlist, ModelPrepared, Reload, Unload
+from dist_net.wire.serving_messages import Ask, JoinPool, ModelPrepared, Reload, Unload
 from dist_net.wire.token import TRAINING
 from dist_net.wire.transport import ClientSocket, ServerSocket
 
@@ -654,7 +654,7 @@ def test_a_worker_with_keys_does_not_talk_to_a_server_without(server, keys):
         assert_kept_out(server, client, "works without keys")
 
 
-JOIN = Join("one", 1, "digest", 6, 1, -1, b"")
+JOIN = Join("one", 1, "digest", 6)
 ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
 
 
@@ -662,7 +662,7 @@ ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
     ("role", "message", "is_taken"),
     [
         ("worker", JOIN, True),
-        ("worker", Enlist("one", "host", 1), True),
+        ("worker", JoinPool("one", "host", 1), True),
         ("worker", StatusRequest(0), True),
         ("worker", SnapshotRequest(), False),
         ("worker", Shutdown("now"), False),
@@ -673,7 +673,7 @@ ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
         ("client", SnapshotRequest(), True),
         ("client", JOIN, False),
         ("client", Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (), (WEIGHTS,)), False),
-        ("client", Enlist("one", "host", 1), False),
+        ("client", JoinPool("one", "host", 1), False),
         ("client", Shutdown("now"), False),
         ("client", Reload(1, "model"), False),
         ("operator", ASK, True),

@@ -14,7 +14,7 @@ import zmq
 
 from benchmarks.served import TINY, TINY_SHAPE, Gateway, pictures, row_requests, write_net
 from dist_net.wire.codec import encode
-from dist_net.wire.serving_messages import Ask, Describe, Enlist, Greet
+from dist_net.wire.serving_messages import Ask, Describe, JoinPool, Ping
 
 REQUESTS = 10_000
 WARM_UP = 500  # of them, before memory is looked at
@@ -107,8 +107,8 @@ def mutated_frames(model: str, generator: random.Random) -> list[bytes]:
             Ask(generator.randrange(2**63), model, "", False, 1.0, (payload,)),
             Ask(1, model, "7", True, 1e300, (payload[:99],)),
             Describe(generator.randrange(2**63)),
-            Enlist("hostile", "here", 1),  # a client cannot pass itself off as a worker
-            Greet(),
+            JoinPool("hostile", "here", 1),  # a client cannot pass itself off as a worker
+            Ping(),
         )
     )
     frames = [bytes(frame) for frame in encode(message)]

@@ -25,27 +25,26 @@ from dist_net.recipes.recipe import load_recipe
 from dist_net.recipes.recipe_files import sha256
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
-from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse
+from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop
 from dist_net.wire.serving_messages import (
     ArraysPiece,
     BatchDone,
     Drop,
-    Enlist,
-    Enlisted,
-    EnlistLoader,
     FetchArrays,
+    JoinAsLoader,
+    JoinPool,
     Load,
     Loaded,
     ModelPrepared,
+    PoolWelcome,
     PrepareModel,
-    Retire,
     RunBatch,
 )
 from dist_net.wire.transport import ServerSocket
 from marked_code import CODE, MarkedCode
 
 DEADLINE_S = 60.0
-TAKEN_IN = Enlisted(7, 0.05, 20.0)
+TAKEN_IN = PoolWelcome(7, 0.05, 20.0)
 
 CONFIGURATION = """
 [net]
@@ -136,7 +135,7 @@ def child(gateway: Gateway, tmp_path: Path) -> Iterator[Callable[..., Child]]:
 def worker(gateway: Gateway, child: Callable[..., Child]) -> Child:
     """A worker that has been taken in."""
     started = child("inference_worker", "--name", "w")
-    enlist = gateway.hears(Enlist, started)
+    enlist = gateway.hears(JoinPool, started)
     assert (enlist.name, enlist.process_id) == ("w", started.process_id)
     gateway.tells(TAKEN_IN)
     return started
@@ -186,7 +185,7 @@ def test_a_worker_answers_what_it_loaded_and_leaves_when_told(
     gateway.tells(Drop("digits", 1))
     gateway.tells(RunBatch(6, "digits", 1, False, payloads))
     assert set(gateway.hears(BatchDone, worker).statuses) == {Status.UNAVAILABLE}
-    gateway.tells(Retire())
+    gateway.tells(Stop("done", finished=True))
     assert gateway.hears(Leave, worker) == Leave(7)
     assert exit_code(worker) == 0
 
@@ -249,16 +248,16 @@ def test_arrays_of_another_host_are_fetched(
 
 def test_a_worker_that_is_refused_later_enlists_again(gateway: Gateway, worker: Child) -> None:
     gateway.heartbeat_answer = Refuse("who are you?", may_rejoin=True)
-    gateway.hears(Enlist, worker)
+    gateway.hears(JoinPool, worker)
     gateway.heartbeat_answer = Alive()
-    gateway.tells(Enlisted(8, 0.05, 20.0))
-    gateway.tells(Retire())
+    gateway.tells(PoolWelcome(8, 0.05, 20.0))
+    gateway.tells(Stop("done", finished=True))
     assert gateway.hears(Leave, worker) == Leave(8)
 
 
 def test_a_worker_that_is_not_wanted_ends(gateway: Gateway, child: Callable[..., Child]) -> None:
     started = child("inference_worker")
-    gateway.hears(Enlist, started)
+    gateway.hears(JoinPool, started)
     gateway.tells(Refuse("another release", may_rejoin=False))
     assert exit_code(started) == 2
     assert "refuses this worker: another release" in str(started.failure())
@@ -268,19 +267,19 @@ def test_a_worker_ends_when_the_gateway_is_silent(
     gateway: Gateway, child: Callable[..., Child]
 ) -> None:
     started = child("inference_worker")
-    gateway.hears(Enlist, started)
-    gateway.tells(Enlisted(1, 0.05, 0.3))
+    gateway.hears(JoinPool, started)
+    gateway.tells(PoolWelcome(1, 0.05, 0.3))
     assert exit_code(started) == 1
     assert "has said nothing for" in str(started.failure())
 
 
 def test_heartbeats_are_enough_to_go_on(gateway: Gateway, child: Callable[..., Child]) -> None:
     started = child("inference_worker")
-    gateway.hears(Enlist, started)
-    gateway.tells(Enlisted(1, 0.02, 0.2))
+    gateway.hears(JoinPool, started)
+    gateway.tells(PoolWelcome(1, 0.02, 0.2))
     gateway.answers_heartbeats(50)  # for longer than it would bear silence
     assert started.exit_code is None
-    gateway.tells(Retire())
+    gateway.tells(Stop("done", finished=True))
     assert gateway.hears(Leave, started) == Leave(1)
 
 
@@ -288,12 +287,12 @@ def test_a_child_of_the_gateway_bears_any_silence_while_its_parent_is_there(
     gateway: Gateway, child: Callable[..., Child]
 ) -> None:
     started = child("inference_worker", "--parent", str(os.getpid()))
-    gateway.hears(Enlist, started)
-    gateway.tells(Enlisted(1, 0.02, 0.04))
+    gateway.hears(JoinPool, started)
+    gateway.tells(PoolWelcome(1, 0.02, 0.04))
     gateway.heartbeat_answer = None
     gateway.answers_heartbeats(50)  # for longer than another would bear silence
     assert started.exit_code is None
-    gateway.tells(Retire())
+    gateway.tells(Stop("done", finished=True))
     assert gateway.hears(Leave, started) == Leave(1)
 
 
@@ -304,8 +303,8 @@ def test_a_child_leaves_when_its_parent_is_gone(
     source = ["digits=ipc:///nowhere"] if module == "model_loader" else []
     started = child(module, "--parent", "1", *source)
     if module == "model_loader":
-        gateway.hears(EnlistLoader, started)
-        gateway.tells(Enlisted(1, 1.0, 5.0))
+        gateway.hears(JoinAsLoader, started)
+        gateway.tells(PoolWelcome(1, 1.0, 5.0))
     assert exit_code(started) == (0 if module == "model_loader" else 130)
 
 
@@ -328,8 +327,8 @@ def darknet_files(tmp_path: Path) -> str:
 
 def start_loader(gateway: Gateway, child: Callable[..., Child], *sources: str) -> Child:
     started = child("model_loader", *sources)
-    assert gateway.hears(EnlistLoader, started).process_id == started.process_id
-    gateway.tells(Enlisted(0, 1.0, 5.0))
+    assert gateway.hears(JoinAsLoader, started).process_id == started.process_id
+    gateway.tells(PoolWelcome(0, 1.0, 5.0))
     return started
 
 
@@ -349,7 +348,7 @@ def test_what_the_loader_prepares_a_worker_loads(
     assert description.labels == ("red", "green", "blue")
     assert (description.input_shape, description.takes_pictures) == ((8, 8, 3), True)
     worker = child("inference_worker")
-    gateway.hears(Enlist, worker)
+    gateway.hears(JoinPool, worker)
     gateway.tells(TAKEN_IN)
     assert load(gateway, worker, description).reason == ""
 

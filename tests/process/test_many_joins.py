@@ -12,7 +12,7 @@ from dist_net.cluster.bounded_log import MOST_BYTES
 from dist_net.parameter_server.checkpoint import read_checkpoint
 from dist_net.release import release
 from dist_net.wire.messages import Join, Leave, Message, Welcome
-from dist_net.wire.serving_messages import Describe, Description, Enlist, Enlisted
+from dist_net.wire.serving_messages import Describe, Description, JoinPool, PoolWelcome
 from dist_net.wire.transport import ClientSocket
 from process.test_serve_hosts import clients_address, net
 
@@ -92,7 +92,7 @@ def test_a_parameter_server_outlives_ten_thousand_workers(
     begun = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")
 
     def join(number: int) -> Message:
-        facts = begun.recipe_digest, begun.weights.size, 1, -1, b"", number
+        facts = begun.recipe_digest, begun.weights.size, None, number
         return Join(f"w{number}", number, *facts)
 
     def leave(answer: Message | None) -> Message:
@@ -118,11 +118,11 @@ def test_a_gateway_outlives_ten_thousand_peers_at_either_port(
     clients = clients_address(gateway, eventually)
 
     def enlist(number: int) -> Message:
-        return Enlist(f"w{number}", "elsewhere", number, release())
+        return JoinPool(f"w{number}", "elsewhere", number, release())
 
     def goodbye(answer: Message | None) -> Message | None:
-        assert isinstance(answer, Description | Enlisted), answer
-        return Leave(answer.worker_id) if isinstance(answer, Enlisted) else None
+        assert isinstance(answer, Description | PoolWelcome), answer
+        return Leave(answer.worker_id) if isinstance(answer, PoolWelcome) else None
 
     address, hello = (clients, Describe) if port == "clients" else (workers, enlist)
     watched = Watched(gateway.process.pid, tmp_path / "logs")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dist_net.wire.messages import SegmentAddress
 from dist_net.wire.segment import Segment, available
 
 pytestmark = pytest.mark.skipif(not available(), reason="needs Linux's memfd")
@@ -32,7 +33,8 @@ def test_nothing_is_left_of_a_killed_owners_segment():
     )
     with owner:
         process_id, descriptor, token = owner.stdout.readline().split()
-        segment = Segment.attach(int(process_id), int(descriptor), bytes.fromhex(token), SIZE)
+        address = SegmentAddress(int(process_id), int(descriptor), bytes.fromhex(token))
+        segment = Segment.attach(address, SIZE)
         owner.send_signal(signal.SIGKILL)
         assert owner.wait(timeout=60) == -signal.SIGKILL
 

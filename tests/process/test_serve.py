@@ -25,7 +25,7 @@ from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Refuse
-from dist_net.wire.serving_messages import Answer, Ask, EnlistLoader
+from dist_net.wire.serving_messages import Answer, Ask, JoinAsLoader
 from dist_net.wire.transport import ClientSocket
 from process import test_bad_input
 
@@ -316,7 +316,7 @@ def test_odd_frames_are_answered_and_keep_nobody_waiting(serve, net):
         Ask(5, TINY, "", False, 0.0, (payload[:-1],)),
         Ask(6, "x" * 1000, "", False, 0.0, (payload,)),
         Ask(7, TINY, "", True, 0.0, (b"no picture",)),
-        EnlistLoader(1, b""),
+        JoinAsLoader(1, b""),
         Ask(8, TINY, "", False, 0.0, (payload,)),
     ]
     with ClientSocket(pool.address) as socket:

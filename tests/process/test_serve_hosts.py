@@ -238,7 +238,7 @@ def test_nobody_gets_in_without_the_right_keys(
         (2, "without keys", refused(*reload)),
         (1, address, refused(*reload, *others, "--timeout", "2")),
         (1, "who may not send Reload", refused(*reload, "--keys", str(keys / "client"))),
-        (2, "who may not send Enlist", refused(*enlist, "--keys", str(keys / "client"))),
+        (2, "who may not send JoinPool", refused(*enlist, "--keys", str(keys / "client"))),
     ]
     for code, reason, command in commands:
         assert (command.ends(), reason in command.stderr) == (code, True), command.stderr

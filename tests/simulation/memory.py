@@ -54,7 +54,7 @@ class VirtualMemory:
 
     def attach(self, address: SegmentAddress, size: int) -> VirtualSegment:
         """Map another process's segment; raises SegmentError if it is gone."""
-        found = self._vectors.get(SegmentAddress(*address))
+        found = self._vectors.get(address)
         if found is None or found[0].size != size:
             raise SegmentError(f"there is no segment {address} of vectors of {size} elements")
         return VirtualSegment(address, found, is_own=False)

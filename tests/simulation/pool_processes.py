@@ -18,10 +18,10 @@ from dist_net.serving.worker.served_network import Answers, ServedNetwork
 from dist_net.wire.heart import Heart
 from dist_net.wire.messages import Heartbeat, Message
 from dist_net.wire.serving_messages import (
-    Enlist,
-    Enlisted,
-    EnlistLoader,
+    JoinAsLoader,
+    JoinPool,
     ModelPrepared,
+    PoolWelcome,
     PrepareModel,
     RunBatch,
 )
@@ -84,7 +84,9 @@ class VirtualExecutor(Executor):
 class VirtualHeart:
     """As `dist_net.wire.heart.Heart`: a thread with a connection of its own."""
 
-    def __init__(self, thread: VirtualThread, socket: VirtualClientSocket, told: Enlisted) -> None:
+    def __init__(
+        self, thread: VirtualThread, socket: VirtualClientSocket, told: PoolWelcome
+    ) -> None:
         self.answer: tuple[Message, float] | None = None
         self._thread = thread
         self._socket = socket
@@ -153,7 +155,7 @@ class VirtualInferenceWorker:
             cast(Any, self),
             self.models,
             self._start_heart,
-            Enlist(name, self.host, process_id),
+            JoinPool(name, self.host, process_id),
             is_child,
             self._thread,
         )
@@ -171,7 +173,7 @@ class VirtualInferenceWorker:
     def no_answer(self, waited_s: float) -> NoAnswerError:
         return NoAnswerError(f"no answer in {waited_s:g} s")
 
-    def _start_heart(self, told: Enlisted) -> Heart:
+    def _start_heart(self, told: PoolWelcome) -> Heart:
         socket = self._network.connect(self.host, WORKERS)
         self._hearts.append(VirtualHeart(VirtualThread(self.process), socket, told))
         return cast(Heart, self._hearts[-1])
@@ -284,7 +286,7 @@ class VirtualModelLoader:
         self._is_reading = False
         self._socket = network.connect(WORKERS, WORKERS)
         self._socket.on_arrival = self._go_on
-        self._socket.send(EnlistLoader(process_id, TOKEN))
+        self._socket.send(JoinAsLoader(process_id, TOKEN))
 
     def _go_on(self) -> None:
         while not self._is_reading and (message := self._socket.receive()) is not None:

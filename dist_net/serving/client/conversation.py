@@ -2,9 +2,9 @@
 
     open ──▶ request sent ──▶ reply                        heard
                          ├──▶ time-out, `Cancel` sent      nothing_came
-                         └──▶ asked again                  heard (`Greeting` of another gateway)
+                         └──▶ asked again                  heard (`Pong` of another gateway)
 
-A silent gateway is sent a `Greet` every ``SILENCE_S``. It answers with its name, and the
+A silent gateway is sent a `Ping` every ``SILENCE_S``. It answers with its name, and the
 connection's: another name than before means that it was restarted, or the connection was lost and
 made again. Either way no reply will come.
 """
@@ -20,8 +20,8 @@ from dist_net.wire.serving_messages import (
     Cancel,
     Describe,
     Description,
-    Greet,
-    Greeting,
+    Ping,
+    Pong,
     Reload,
     Reloaded,
     Unload,
@@ -63,11 +63,11 @@ class Conversation:
     def next_id(self) -> int:
         return next(self._ids)
 
-    def greet(self, now: float) -> Greet:
+    def greet(self, now: float) -> Ping:
         """The first message of a conversation, which asks the gateway's name."""
         self._greeted = now
         self._greetings_sent += 1
-        return Greet()
+        return Ping()
 
     def open(self, request: ClientRequest, timeout_s: float, now: float) -> Exchange:
         """A request is sent now; returns where its reply will be found."""
@@ -84,7 +84,7 @@ class Conversation:
             exchange = self._open.pop(message.request_id, None)
             if exchange is not None:
                 exchange.reply = message
-        elif isinstance(message, Greeting) and message.gateway != self._gateway:
+        elif isinstance(message, Pong) and message.gateway != self._gateway:
             # The reply to the only greeting comes from the gateway that has all the requests.
             is_restarted = self._gateway != "" or self._greetings_sent > 1
             self._gateway = message.gateway
@@ -92,14 +92,14 @@ class Conversation:
                 return [_again(exchange, now) for exchange in self._open.values()]
         return []
 
-    def nothing_came(self, now: float) -> list[Greet | Cancel]:
+    def nothing_came(self, now: float) -> list[Ping | Cancel]:
         """Ends overdue requests as expired; returns what to send.
 
         Call it only when there is nothing left to receive: an answer that is there counts, however
         late it is read.
         """
         overdue = [each for each in self._open.values() if each.deadline <= now]
-        messages: list[Greet | Cancel] = [self.cancel(each, Status.EXPIRED) for each in overdue]
+        messages: list[Ping | Cancel] = [self.cancel(each, Status.EXPIRED) for each in overdue]
         if self._open and now - max(self._heard, self._greeted) >= SILENCE_S:
             messages.append(self.greet(now))
         return messages

@@ -16,6 +16,7 @@ from dist_net.serving.pool.description import (
     summaries_to_json,
 )
 from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.wire.fields import Payloads
 from dist_net.wire.messages import Message, Refuse, StatusReport, StatusRequest
 from dist_net.wire.serving_messages import (
     Answer,
@@ -23,9 +24,8 @@ from dist_net.wire.serving_messages import (
     Cancel,
     Describe,
     Description,
-    Greet,
-    Greeting,
-    Payloads,
+    Ping,
+    Pong,
     Reload,
     Reloaded,
     Unload,
@@ -98,7 +98,7 @@ class ClientDesk:
             case Describe(request_id):
                 models = self._gateway.models().values()
                 self._send(node, Description(request_id, summaries_to_json(models)))
-            case Greet():
+            case Ping():
                 self._send(node, self._greeting(node))
             case Reload(request_id) | Unload(request_id) if not self._may_rule:
                 reason = (
@@ -118,8 +118,8 @@ class ClientDesk:
                 reason = f"{type(message).__name__} is not for the clients' address of a gateway"
                 self._send(node, Refuse(reason, may_rejoin=False))
 
-    def _greeting(self, node: bytes) -> Greeting:
-        return Greeting(f"{self._incarnation} {node.hex()}", self._gateway.is_ready)
+    def _greeting(self, node: bytes) -> Pong:
+        return Pong(f"{self._incarnation} {node.hex()}", self._gateway.is_ready)
 
     def _look_for_clients(self) -> None:
         """Drop the requests of clients that are gone; ZeroMQ says so when something is sent."""

@@ -15,7 +15,7 @@ from dist_net.errors import BadInputError, ModelLoadError, ProtocolError
 from dist_net.serving.pool.description import ModelDescription, SamplePicture, ServedModel
 from dist_net.serving.pool.requests import EndRequest, Outcome, PoolCommand, SendToNode, Status
 from dist_net.serving.pool.versions import ModelVersions, Version
-from dist_net.wire.serving_messages import EnlistLoader, ModelPrepared, PrepareModel
+from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PrepareModel
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Catalogue:
         self._unwanted.add(model)
         self.models[model].unload(reason)
 
-    def loader_enlisted(self, node: bytes, message: EnlistLoader) -> bool:
+    def loader_enlisted(self, node: bytes, message: JoinAsLoader) -> bool:
         """A peer says that it is the loader; returns whether it is."""
         if not hmac.compare_digest(message.token, self._token):
             return False

@@ -33,15 +33,14 @@ from dist_net.serving.pool.requests import (
 from dist_net.serving.pool.roster import Roster, Worker
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.versions import ModelVersions
-from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse
+from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop
 from dist_net.wire.serving_messages import (
     BatchDone,
-    Enlist,
-    Enlisted,
-    EnlistLoader,
+    JoinAsLoader,
+    JoinPool,
     Loaded,
     ModelPrepared,
-    Retire,
+    PoolWelcome,
 )
 
 logger = logging.getLogger(__name__)
@@ -136,18 +135,18 @@ class Pool:
                 worker.heard_s = now
                 # To where it works, too: if that connection is gone, what was on it is lost.
                 return [SendToNode(to, Alive(sent_s)) for to in (node, worker.node)]
-            case Enlist(release=release) if release != self._release:
+            case JoinPool(release=release) if release != self._release:
                 reason = (
                     f"this worker has release {release} of dist_net, and the gateway has "
                     f"{self._release}: install the same release, unchanged, on both hosts"
                 )
                 return [SendToNode(node, Refuse(reason, may_rejoin=False))]
-            case Enlist(name, host, process_id):
+            case JoinPool(name, host, process_id):
                 return self.enlist(node, name, host, process_id, now)
             case Leave():
                 return self.lost(node, "it left", now)
-            case EnlistLoader() if self.catalogue.loader_enlisted(node, message):
-                return [SendToNode(node, Enlisted(0, 0.0, 0.0))]
+            case JoinAsLoader() if self.catalogue.loader_enlisted(node, message):
+                return [SendToNode(node, PoolWelcome(0, 0.0, 0.0))]
             case ModelPrepared() if self.catalogue.is_loader(node):
                 return self.prepared(message, now)
         reason = f"{type(message).__name__} is not for the workers' address of a gateway"
@@ -163,7 +162,7 @@ class Pool:
             self._check_by(now)
             logger.info("worker_enlisted worker=%d name=%s host=%s", worker.worker_id, name, host)
         settings = self._settings
-        enlisted = Enlisted(
+        enlisted = PoolWelcome(
             worker.worker_id, settings.heartbeat_interval_s, settings.heartbeat_timeout_s
         )
         return [SendToNode(node, enlisted), *self._advance_all(now)]
@@ -249,7 +248,8 @@ class Pool:
         self._admission.is_draining = True
 
     def retire(self) -> list[SendToNode]:
-        return [SendToNode(worker.node, Retire()) for worker in self._workers]
+        stop = Stop("the gateway stopped this worker", finished=True)
+        return [SendToNode(worker.node, stop) for worker in self._workers]
 
     # How things are now
 

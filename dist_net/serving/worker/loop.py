@@ -16,15 +16,14 @@ from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.network_loader import NetworkLoader
 from dist_net.serving.worker.served_network import WorkerSettings
 from dist_net.wire.heart import Heart
-from dist_net.wire.messages import Alive, Leave, Message, Refuse
+from dist_net.wire.messages import Alive, Leave, Message, Refuse, Stop
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.serving_messages import (
     BatchDone,
     Drop,
-    Enlist,
-    Enlisted,
+    JoinPool,
     Load,
-    Retire,
+    PoolWelcome,
     RunBatch,
 )
 from dist_net.wire.transport import ClientSocket
@@ -38,7 +37,7 @@ ANSWER_WITHIN_S = 10.0
 SILENT_TIMEOUTS = 3  # of the gateway's heartbeat timeout, until it counts as lost
 STOOD_STILL_S = 1.0
 
-StartHeart = Callable[[Enlisted], Heart]
+StartHeart = Callable[[PoolWelcome], Heart]
 """Begins to beat for a worker that has enlisted."""
 
 
@@ -53,14 +52,14 @@ def connected_worker(
     """A context with a worker of this process for the gateway at ``address``."""
     clock = SystemClock()
 
-    def start_heart(enlisted: Enlisted) -> Heart:
+    def start_heart(enlisted: PoolWelcome) -> Heart:
         interval_s = enlisted.heartbeat_interval_s
         heart = Heart(address, keys, enlisted.worker_id, interval_s, clock)
         heart.start()
         return heart
 
     models = LoadedModels(NetworkLoader(address, keys, settings, clock).load)
-    enlist = Enlist(name, socket.gethostname(), os.getpid(), release())
+    enlist = JoinPool(name, socket.gethostname(), os.getpid(), release())
     with ClientSocket(address, keys) as connection:
         worker = InferenceWorker(connection, models, start_heart, enlist, bears_silence, clock)
         try:
@@ -83,7 +82,7 @@ class InferenceWorker:
         connection: ClientSocket,
         models: LoadedModels,
         start_heart: StartHeart,
-        enlist: Enlist,
+        enlist: JoinPool,
         bears_silence: bool,
         clock: Clock,
     ) -> None:
@@ -94,7 +93,7 @@ class InferenceWorker:
         self._bears_silence = bears_silence
         self._clock = clock
         self._heart: Heart | None = None
-        self._enlisted: Enlisted | None = None
+        self._enlisted: PoolWelcome | None = None
         self._worker_id = 0  # of the last time that it joined
         self._enlist_at_s = self._heard_s = self._ticked_s = self._clock.now()
         self._leave_reason: str | None = None
@@ -143,14 +142,14 @@ class InferenceWorker:
                 self._models.begin(message)
             case Drop(model, version):
                 self._models.drop(model, version)
-            case Enlisted():
+            case PoolWelcome():
                 self._begin(message)
             case Refuse(reason, may_rejoin):
                 self._refused(reason, may_rejoin)
             case Alive():
                 pass  # by which the gateway finds out whether this connection is still there
-            case Retire():
-                self._leave_reason = "the gateway let this worker go"
+            case Stop(reason):
+                self._leave_reason = reason
             case _:
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 
@@ -204,7 +203,7 @@ class InferenceWorker:
                 f"worker again"
             )
 
-    def _begin(self, enlisted: Enlisted) -> None:
+    def _begin(self, enlisted: PoolWelcome) -> None:
         self._still_heart()
         if enlisted.worker_id != self._worker_id:
             self._worker_id = enlisted.worker_id

@@ -35,7 +35,7 @@ def report() -> dict[str, Any]:
     """A real server's, of a worker that was stopped."""
     server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32)), incarnation="b7")
     equipment = Equipment("here", 2, 2, 1.5, 1, "openblas 0.3")
-    asked(server, Join("one", 1, "abc", 2, 1, -1, b"")._replace(**equipment._asdict()), 0.0)
+    asked(server, Join("one", 1, "abc", 2, equipment=equipment), 0.0)
     server.checkpoint_failed("the disk is full")
     told: dict[str, Any] = json.loads(asked(server, StatusRequest(0), 1.0).report)
     return told | {"staleness_histogram": [4, 0, 8, 1]}

@@ -77,7 +77,7 @@ class Cluster:
         self.work: dict[bytes, tuple[Work, Vector]] = {}
         for node in nodes:
             digest, size = SETTINGS.recipe_digest, SETTINGS.vector_size
-            facts = digest, size, 0, -1, b"", self.requests[node]
+            facts = digest, size, None, self.requests[node]
             self.ask(node, Join(node.decode(), node[0], *facts))
             self.ask(node, Pull(*self.numbered(node)))
 

@@ -23,7 +23,7 @@ def report() -> dict[str, Any]:
     """A real server's, of two workers of one name, one of which sent a name full of signs."""
     server = ParameterServer(RunState(SETTINGS, np.zeros(2, np.float32)))
     for number, name in enumerate(["one", "one", 'a "b"\\']):
-        server.handle(b"%d" % number, Join(name, number, "abc", 2, 1, -1, b""), 0.0)
+        server.handle(b"%d" % number, Join(name, number, "abc", 2), 0.0)
     server.checkpoint_failed("the disk is full")
     [send] = server.handle(b"o", StatusRequest(0), 1.0)
     assert isinstance(send, SendToPeer)

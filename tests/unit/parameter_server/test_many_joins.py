@@ -8,7 +8,7 @@ import pytest
 from dist_net.parameter_server.run import RunState
 from dist_net.parameter_server.settings import RunSettings
 from dist_net.parameter_server.state import ParameterServer
-from dist_net.wire.messages import Heartbeat, Join, Leave, Pull, StatusRequest
+from dist_net.wire.messages import Heartbeat, Join, Leave, Pull, SegmentAddress, StatusRequest
 from reachable import reachable_objects
 from tests.listed_buffers import ListedBuffers
 
@@ -37,7 +37,8 @@ def test_a_server_remembers_nothing_of_workers_that_left_or_fell_silent(
         nonlocal now
         now += 0.5
         node = b"%d" % number
-        join = Join(node.decode(), number, "abc", 2, 55, 9 if number % 2 else -1, b"t")
+        own = SegmentAddress(55, 9, b"t") if number % 2 else None
+        join = Join(node.decode(), number, "abc", 2, own)
         server.handle(node, join, now)
         (member,) = [each for each in server.run.members.members if each.node == node]
         server.handle(b"heart", Heartbeat(member.worker_id, identity=number), now)

@@ -28,11 +28,13 @@ from dist_net.parameter_server.state import (
     ServerCommand,
 )
 from dist_net.vector import Vector
-from dist_net.wire.codec import MAX_HEADER_BYTES, encode
+from dist_net.wire.codec import encode
+from dist_net.wire.fields import MAX_HEADER_BYTES
 from dist_net.wire.messages import (
     PIPELINE,
     UNKNOWN_EQUIPMENT,
     Alive,
+    Equipment,
     Heartbeat,
     Join,
     Leave,
@@ -66,6 +68,7 @@ SETTINGS = RunSettings(
 )
 SIZE = 6
 SEGMENT = SegmentAddress(process_id=123, descriptor=4, token=b"t")
+OWN_SEGMENT = SegmentAddress(process_id=55, descriptor=9, token=b"w")
 
 
 def vector(value: float) -> Vector:
@@ -93,8 +96,8 @@ class Desk:
         assert [send.node for send in sends] == [node]
         return sends[0].message
 
-    def join(self, node: bytes, descriptor: int = 9, **facts: Any) -> Any:
-        join = Join(node.decode(), hash(node), "abc", SIZE, 55, descriptor, b"w")
+    def join(self, node: bytes, segment: SegmentAddress | None = OWN_SEGMENT, **facts: Any) -> Any:
+        join = Join(node.decode(), hash(node), "abc", SIZE, segment)
         join = join._replace(**facts)
         answer = self.ask(node, join)
         if isinstance(answer, Welcome):
@@ -145,7 +148,7 @@ def desk() -> Desk:
 
 
 def test_a_worker_is_welcomed_with_what_it_needs(desk: Desk) -> None:
-    assert desk.join(b"a") == Welcome(1, "b7", 4, 0, 0.3, 1.5, 123, 4, b"t")
+    assert desk.join(b"a") == Welcome(1, "b7", 4, 0, 0.3, 1.5, SEGMENT)
     report = desk.report()
     assert (report["state"], report["incarnation"]) == ("training", "b7")
 
@@ -183,7 +186,7 @@ def test_a_refusal_names_both_sides_and_what_differs(
 
 def test_weights_are_in_shared_memory_or_travel_with_the_work(desk: Desk) -> None:
     desk.join(b"here")
-    desk.join(b"afar", descriptor=-1)
+    desk.join(b"afar", segment=None)
     here, afar = desk.pull(b"here", 1), desk.pull(b"afar", 2)
     assert here.weights is None
     assert (desk.buffers[here.snapshot] == 0).all()
@@ -196,13 +199,13 @@ def test_weights_are_in_shared_memory_or_travel_with_the_work(desk: Desk) -> Non
 
 def test_a_worker_more_than_there_are_buffers_for_is_served_by_frames() -> None:
     desk = Desk(shared_buffers=2 + 2 * PIPELINE.snapshots)
-    descriptors = [desk.join(node).weights_descriptor for node in (b"a", b"b", b"c")]
-    assert descriptors == [4, 4, -1]
+    segments = [desk.join(node).segment for node in (b"a", b"b", b"c")]
+    assert segments == [SEGMENT, SEGMENT, None]
     assert desk.pull(b"c", 3).weights is not None
     assert desk.pull(b"c", 3).snapshot == -1
     assert desk.push(b"a", 1, desk.pull(b"a", 1)).version == 1
     desk.leave(b"a", 1)
-    assert desk.join(b"d").weights_descriptor == 4
+    assert desk.join(b"d").segment == SEGMENT
 
 
 def test_a_push_updates_the_weights_and_is_answered_with_the_next_ones(desk: Desk) -> None:
@@ -250,7 +253,7 @@ def test_a_push_far_too_stale_is_rejected_and_its_samples_are_done_again() -> No
 
 
 def test_requests_delivered_twice_are_answered_and_count_once(desk: Desk) -> None:
-    join = Join("a", 5, "abc", SIZE, 55, 9, b"w")
+    join = Join("a", 5, "abc", SIZE, OWN_SEGMENT)
     worker_id = desk.ask(b"a", join).worker_id
     pull = Pull(worker_id, 5, 1)
     push = desk.a_push(worker_id, desk.ask(b"a", pull))._replace(identity=5, request_id=2)
@@ -506,7 +509,7 @@ def test_snapshots_of_a_worker_that_is_gone_are_written_again(
     for number in range(30):
         node = b"%d" % number
         welcome = desk.join(node)
-        assert welcome.weights_descriptor != -1
+        assert welcome.segment is not None
         first = work = desk.pull(node, welcome.worker_id)
         for _ in range(3):  # from the oldest snapshot, so that all of them stay pinned
             work = desk.push(node, welcome.worker_id, work, base_versions=(first.version,))
@@ -563,7 +566,7 @@ def test_a_worker_that_joins_again_ends_the_membership_that_it_had(desk: Desk) -
     """Its pushes that come after that would be read where the worker writes new gradients."""
     desk.join(b"before", identity=77)
     work = desk.pull(b"before", 1)
-    again = Join("again", 77, "abc", SIZE, 55, 9, b"w", request_id=2)
+    again = Join("again", 77, "abc", SIZE, OWN_SEGMENT, request_id=2)
     forget, welcome = desk.server.handle(b"after", again, desk.now)
     assert forget == Forget(1)
     assert (welcome.message.worker_id, welcome.message.request_id) == (2, 2)
@@ -749,7 +752,8 @@ def test_a_report_says_how_far_the_disk_is_behind_the_journal_and_how_often_that
 def test_a_worker_that_was_started_again_is_counted_and_says_what_it_has(desk: Desk) -> None:
     desk.join(b"a", name="one", identity=1)
     desk.join(b"b", name="one", identity=1, request_id=7)  # the network was cut
-    desk.join(b"c", name="one", identity=2, threads=3, blas="openblas 0.3")
+    equipment = Equipment(threads=3, blas="openblas 0.3")
+    desk.join(b"c", name="one", identity=2, equipment=equipment)
     report = desk.report()
     assert (report["workers_joined"], report["workers_restarted"]) == (3, 1)
     newest = report["workers"][-1]
@@ -772,8 +776,8 @@ def test_a_report_fits_into_a_message_whatever_its_workers_are_called() -> None:
     widest = "\U0001f40d"
     for number in range(WORKERS_PER_REPORT + 5):
         node = b"%d" % number
-        facts = {"name": 128 * widest, "host": 255 * widest, "blas": 128 * widest}
-        desk.join(node, -1, identity=number, host_cores=1, threads=9, **facts)
+        equipment = Equipment(255 * widest, 1, threads=9, blas=128 * widest)
+        desk.join(node, None, name=128 * widest, identity=number, equipment=equipment)
     desk.now += 1.0  # silent, so that all causes are named
     for record in range(RECORDS_PER_REPORT):
         run.metrics.window.samples = run.metrics.window.pushes = 1

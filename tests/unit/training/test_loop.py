@@ -24,7 +24,7 @@ from dist_net.wire.messages import (
 )
 
 SIZE = 3
-WELCOME = Welcome(1, "first", 2, 0, 0.3, 1.5, 55, 7, b"t", 1)
+WELCOME = Welcome(1, "first", 2, 0, 0.3, 1.5, SegmentAddress(55, 7, b"t"), 1)
 
 
 class Memory:
@@ -160,8 +160,8 @@ def test_a_worker_that_cannot_map_the_servers_memory_joins_again_with_frames(map
             command = turns.send(None)
     join = around.sent[-1]
     assert isinstance(join, Join)
-    assert join.gradient_descriptor == -1
-    framed = WELCOME._replace(weights_descriptor=-1, request_id=join.request_id)
+    assert join.segment is None
+    framed = WELCOME._replace(segment=None, request_id=join.request_id)
     turns.send(framed)
     pull = around.sent[-1]
     assert isinstance(pull, Pull)

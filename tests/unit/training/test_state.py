@@ -33,14 +33,15 @@ from dist_net.wire.messages import (
     Pull,
     Push,
     Refuse,
+    SegmentAddress,
     Stop,
     Wait,
     Welcome,
     Work,
 )
 
-JOIN = Join("one", 1, "abc", 5, 55, 9, b"w")
-WELCOME = Welcome(3, "b7", 4, 0, 0.3, 1.5, 0, -1, b"", 1)
+JOIN = Join("one", 1, "abc", 5, SegmentAddress(55, 9, b"w"))
+WELCOME = Welcome(3, "b7", 4, 0, 0.3, 1.5, None, 1)
 GRADIENT = np.zeros(5, np.float32)
 UNKNOWN = Refuse("worker 3 is not in this run", may_rejoin=True)
 
@@ -512,7 +513,7 @@ def test_an_answer_that_no_parameter_server_gives_is_an_error(joined: WorkerStat
 def test_a_message_may_take_as_long_as_its_bytes_do_on_a_network_as_slow_as_was_seen() -> None:
     size = 5_000_000
     gradient = np.zeros(size, np.float32)
-    worker = WorkerState(JOIN._replace(vector_size=size, gradient_descriptor=-1), "server")
+    worker = WorkerState(JOIN._replace(vector_size=size, segment=None), "server")
     worker.start(0.0)
     worker.handle(WELCOME, 0.0)
     unheard = Alive(received_id=1, answered_id=1)

@@ -1,6 +1,6 @@
 """Messages to frames and back, and what becomes of frames that are no messages."""
 
-from typing import get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgpack
 import numpy as np
@@ -11,42 +11,37 @@ from hypothesis.extra.numpy import arrays
 
 from dist_net.errors import ProtocolError
 from dist_net.vector import Vector, Vectors
-from dist_net.wire.codec import (
-    MAX_HEADER_BYTES,
-    MAX_PAYLOADS,
-    PROTOCOL_VERSION,
-    decode,
-    encode,
-)
+from dist_net.wire.codec import PROTOCOL_VERSION, decode, encode
+from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_PAYLOADS, Integers, Limits, Payloads
 from dist_net.wire.messages import (
     Alive,
+    Equipment,
     Heartbeat,
-    Integers,
     Join,
     Leave,
     Message,
     Pull,
     Push,
     Refuse,
+    SegmentAddress,
     Snapshot,
     StatusReport,
     Wait,
     Welcome,
     Work,
 )
-from dist_net.wire.serving_messages import Payloads, RunBatch
+from dist_net.wire.serving_messages import RunBatch
 
 PUSH = Push(3, 5, 9, 17, 1000, (1032, 1064), (512, 513), 34.5, 28, (1, 0), ())
-JOIN = Join("w", 7, "d", 6, 1, -1, b"")
+JOIN = Join("w", 7, "d", 6)
+SEGMENT = SegmentAddress(1, 2, b"token")
 WEIGHTS = np.arange(6, dtype=np.float32)
 
 vectors = st.lists(st.floats(width=32), min_size=1, max_size=20).map(
     lambda values: np.array(values, np.float32)
 )
+one_line = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=20)
 by_hint = {
-    int: st.integers(0, 2**63 - 1),
-    float: st.floats(0, allow_infinity=False),
-    str: st.text(max_size=20),
     bytes: st.binary(max_size=20),
     bool: st.booleans(),
     Vector: vectors,
@@ -57,19 +52,32 @@ by_hint = {
     Integers: st.lists(st.integers(0, 2**63 - 1), max_size=14).map(tuple),
     Payloads: st.lists(st.binary(max_size=20), max_size=3).map(tuple),
 }
-one_line = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), max_size=20)
-by_name = dict.fromkeys(("name", "host", "blas", "recipe_digest", "reason"), one_line) | {
-    "core_quota": st.floats(0, 65_536),
-    "round_trip_s": st.floats(0, 86_400),
-    **dict.fromkeys(("host_cores", "cores", "threads"), st.integers(0, 65_536)),
-}
-messages = st.one_of(
-    st.builds(
-        kind,
-        **{name: by_name.get(name, by_hint[hint]) for name, hint in get_type_hints(kind).items()},
-    )
-    for kind in get_args(Message)
-)
+
+
+def values_of(hint: Any) -> st.SearchStrategy[Any]:
+    """Return values of a field, within the limits that its annotation states."""
+    limits = Limits()
+    if get_origin(hint) is Annotated:
+        hint, limits = get_args(hint)
+    if hint in by_hint:
+        return by_hint[hint]
+    if hint is int:
+        return st.integers(limits.low, limits.high or 2**63 - 1)
+    if hint is float:
+        return st.floats(limits.low, limits.high, allow_infinity=False, allow_nan=False)
+    if hint is str:
+        return one_line if limits.one_line else st.text(max_size=20)
+    if hint == SegmentAddress | None:
+        return st.none() | made(SegmentAddress)
+    return made(hint)
+
+
+def made(kind: Any) -> st.SearchStrategy[Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    return st.builds(kind, **{name: values_of(hint) for name, hint in hints.items()})
+
+
+messages = st.one_of(map(made, get_args(Message)))
 plain_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=5)
     | st.binary(max_size=5),
@@ -137,12 +145,44 @@ def test_a_diverging_loss_is_carried(loss):
     "message",
     [
         JOIN,
-        Welcome(1, "b7", 32, 0, 0.5, 2.0, 1, -1, b""),
+        JOIN._replace(segment=SEGMENT),
+        Welcome(1, "b7", 32, 0, 0.5, 2.0),
         Work(9, 1, 0, 0, 32, 0, 2, 2, -1, None),
     ],
 )
-def test_minus_one_is_carried_where_it_means_no_shared_memory(message):
-    assert decode(encode(message)) == message
+def test_arrays_may_be_in_shared_memory_or_in_frames(message):
+    decoded = decode(encode(message))
+    assert decoded == message
+    if isinstance(message, Join):
+        assert type(decoded.segment) is type(message.segment)
+        assert type(decoded.equipment) is Equipment
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [(1, 2), (1, 2, b"", 3), (1, -1, b""), (1, 2, "text"), (1, 2, bytes(1025)), 7, True, ()],
+)
+def test_a_record_that_is_not_one_is_refused(segment):
+    join = JOIN._replace(segment=segment)
+    assert_refused([header(PROTOCOL_VERSION, "Join", *join)], "Join.segment")
+
+
+def test_a_record_that_is_required_is_not_none():
+    join = JOIN._replace(equipment=None)
+    assert_refused([header(PROTOCOL_VERSION, "Join", *join)], "Join.equipment", "host_cores")
+
+
+def test_a_text_in_a_record_that_is_too_long_is_not_sent():
+    with pytest.raises(ProtocolError, match="equipment"):
+        encode(JOIN._replace(equipment=Equipment(blas="x" * 129)))
+
+
+def test_a_peer_of_another_protocol_version_is_refused_in_one_line():
+    with pytest.raises(ProtocolError) as caught:
+        decode([header(PROTOCOL_VERSION - 1, "Join", "w", 7, "d", 6, 1, -1, b"")])
+    assert f"version {PROTOCOL_VERSION - 1}" in str(caught.value)
+    assert "same release" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_contiguous_array_is_not_copied_on_the_way_out():
@@ -186,6 +226,7 @@ def test_a_text_too_long_for_a_header_is_not_sent():
 def test_every_text_is_bounded_on_the_way_in_and_out(kind):
     hints = get_type_hints(kind)
     plain = {int: 1, float: 0.5, bool: True, str: "", bytes: b"", Integers: (1,)}
+    plain |= {Equipment: Equipment(), SegmentAddress | None: None}
     fields = {name: plain.get(hint) for name, hint in hints.items() if hint != Payloads}
     for name, hint in hints.items():
         if hint in (str, bytes):
@@ -276,7 +317,7 @@ def test_random_fields_raise_nothing_but_a_protocol_error(kind, fields):
         ([b"\x93\x01" * 1000], ["not msgpack"]),
         ([bytes(MAX_HEADER_BYTES + 1)], [str(MAX_HEADER_BYTES)]),
         ([header(1)], ["(1,)", "expected"]),
-        ([header(1, "Alive")], ["version 1", f"speaks {PROTOCOL_VERSION}", "same release"]),
+        ([header(1, "Alive")], ["version 1", f"version {PROTOCOL_VERSION}", "same release"]),
         ([header(True, "Alive")], ["version True"]),
         ([header(PROTOCOL_VERSION, "Explode")], ["'Explode'", "Heartbeat"]),
         ([header(PROTOCOL_VERSION, "Leave")], ["0 fields", "worker_id"]),
@@ -381,8 +422,8 @@ def test_a_short_header_cannot_claim_much_memory():
     ],
 )
 def test_what_a_worker_says_of_itself_is_bounded(field, value):
-    join = JOIN._replace(**{field: value})
-    assert_refused([header(PROTOCOL_VERSION, "Join", *join)], f"Join.{field}")
+    join = JOIN._replace(equipment=Equipment(**{field: value}))
+    assert_refused([header(PROTOCOL_VERSION, "Join", *join)], f"Join.equipment.{field}")
 
 
 def test_an_error_stays_short_whatever_the_peer_sent():

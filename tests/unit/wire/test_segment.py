@@ -12,6 +12,7 @@ import pytest
 
 from dist_net.errors import SegmentError
 from dist_net.wire import segment as segment_module
+from dist_net.wire.messages import SegmentAddress
 from dist_net.wire.segment import Segment
 
 pytestmark = pytest.mark.skipif(not segment_module.available(), reason="needs Linux's memfd")
@@ -39,13 +40,8 @@ def owner():
 
 
 def attach(owner: Segment, **changes: object) -> Segment:
-    announced = {
-        "process_id": owner.address.process_id,
-        "descriptor": owner.address.descriptor,
-        "token": owner.address.token,
-        "size": owner.size,
-    }
-    return Segment.attach(**(announced | changes))
+    size = changes.pop("size", owner.size)
+    return Segment.attach(owner.address._replace(**changes), size)
 
 
 def test_vectors_are_zero_separate_and_aligned(owner):
@@ -147,7 +143,7 @@ def test_a_segment_made_by_hand_is_refused(size, file_bytes, cause):
     os.ftruncate(descriptor, file_bytes)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
     with pytest.raises(SegmentError, match=cause):
-        Segment.attach(os.getpid(), descriptor, token, size)
+        Segment.attach(SegmentAddress(os.getpid(), descriptor, token), size)
     os.close(descriptor)
 
 
@@ -166,6 +162,7 @@ def test_room_that_the_system_does_not_have_is_named():
 LIMITED = """
 import resource, sys
 from dist_net.errors import SegmentError
+from dist_net.wire.messages import SegmentAddress
 from dist_net.wire.segment import Segment
 
 pages = int(open("/proc/self/statm").read().split()[0])

@@ -2,7 +2,7 @@
 
 from dist_net.serving.client.conversation import SILENCE_S, Conversation, Exchange
 from dist_net.serving.pool.requests import Status
-from dist_net.wire.serving_messages import Answer, Ask, Cancel, Describe, Greet, Greeting
+from dist_net.wire.serving_messages import Answer, Ask, Cancel, Describe, Ping, Pong
 
 
 def ask(conversation: Conversation, now: float = 0.0, timeout_s: float = 10.0) -> Exchange:
@@ -18,7 +18,7 @@ def begun() -> Conversation:
     """A conversation with a gateway that has told its name."""
     conversation = Conversation()
     conversation.greet(0.0)
-    assert conversation.heard(Greeting("first", True), 0.0) == []
+    assert conversation.heard(Pong("first", True), 0.0) == []
     return conversation
 
 
@@ -65,9 +65,9 @@ def test_a_silent_gateway_is_greeted_now_and_then_while_something_is_open() -> N
     conversation = begun()
     assert conversation.nothing_came(SILENCE_S) == []
     ask(conversation)
-    assert conversation.nothing_came(SILENCE_S) == [Greet()]
+    assert conversation.nothing_came(SILENCE_S) == [Ping()]
     assert conversation.nothing_came(1.5 * SILENCE_S) == []
-    assert conversation.nothing_came(2 * SILENCE_S) == [Greet()]
+    assert conversation.nothing_came(2 * SILENCE_S) == [Ping()]
 
 
 def test_a_gateway_that_was_started_anew_is_asked_again_with_the_time_that_is_left() -> None:
@@ -77,23 +77,23 @@ def test_a_gateway_that_was_started_anew_is_asked_again_with_the_time_that_is_le
     answered = ask(conversation)
     conversation.heard(answer_to(answered), 1.0)
     assert isinstance(exchange.request, Ask)
-    assert conversation.heard(Greeting("second", True), 4.0) == [
+    assert conversation.heard(Pong("second", True), 4.0) == [
         exchange.request._replace(timeout_s=6.0),
         described.request,
     ]
-    assert conversation.heard(Greeting("second", True), 5.0) == []
+    assert conversation.heard(Pong("second", True), 5.0) == []
 
 
 def test_the_first_greeting_asks_again_only_if_an_earlier_one_was_lost() -> None:
     conversation = Conversation()
     conversation.greet(0.0)
     ask(conversation)
-    assert conversation.heard(Greeting("first", True), 0.1) == []
+    assert conversation.heard(Pong("first", True), 0.1) == []
     conversation = Conversation()
     conversation.greet(0.0)
     exchange = ask(conversation)
-    assert conversation.nothing_came(SILENCE_S) == [Greet()]
-    (again,) = conversation.heard(Greeting("first", True), SILENCE_S)
+    assert conversation.nothing_came(SILENCE_S) == [Ping()]
+    (again,) = conversation.heard(Pong("first", True), SILENCE_S)
     assert again.request_id == exchange.request.request_id
 
 
@@ -103,7 +103,7 @@ def test_what_was_cancelled_is_not_asked_again() -> None:
     assert conversation.cancel(exchange) == Cancel(exchange.request.request_id)
     assert isinstance(exchange.reply, Answer)
     assert exchange.reply.status == Status.CANCELLED
-    assert conversation.heard(Greeting("second", True), 1.0) == []
+    assert conversation.heard(Pong("second", True), 1.0) == []
 
 
 def test_all_that_is_open_can_be_cancelled() -> None:

@@ -12,7 +12,7 @@ from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.pool.description import known, summary_of
 from dist_net.serving.pool.requests import Outcome, Status
 from dist_net.wire.messages import Message
-from dist_net.wire.serving_messages import Ask, Describe, Greet, Greeting, Reload, Unload
+from dist_net.wire.serving_messages import Ask, Describe, Ping, Pong, Reload, Unload
 from fake_service import ANIMALS, DIGITS, FakeService, served
 
 PICTURE = b"\xff\xd8\xff any picture"
@@ -88,7 +88,7 @@ def test_a_message_whose_handling_fails_is_answered_and_the_next_one_too() -> No
         def models(self) -> Any:
             raise ZeroDivisionError("a fault of our own")
 
-    arrived = [(b"one", Describe(1)), (b"other", Greet())]
+    arrived = [(b"one", Describe(1)), (b"other", Ping())]
     sent: list[Message] = []
     failed: list[Message] = []
     socket: Any = SimpleNamespace(
@@ -101,7 +101,7 @@ def test_a_message_whose_handling_fails_is_answered_and_the_next_one_too() -> No
     desk._receive_soon = lambda: None  # type: ignore[method-assign]
     desk._receive()
     assert failed == [Describe(1)]
-    assert sent == [Greeting(f"g {b'other'.hex()}", True)]
+    assert sent == [Pong(f"g {b'other'.hex()}", True)]
 
 
 def test_requests_of_a_client_that_is_gone_are_dropped() -> None:
@@ -128,8 +128,8 @@ def test_a_client_that_has_lost_its_connection_is_told_so_by_the_name_of_the_new
     desk = ClientDesk(FakeService(), socket, "g")
     desk._receive_soon = lambda: None  # type: ignore[method-assign]
     for node in (b"first", b"first", b"second"):
-        desk._handle(node, Greet())
-    names = [message.gateway for message in sent if isinstance(message, Greeting)]
+        desk._handle(node, Ping())
+    names = [message.gateway for message in sent if isinstance(message, Pong)]
     assert names[0] == names[1] != names[2]
 
 

@@ -16,7 +16,7 @@ from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.messages import Heartbeat, Message
-from dist_net.wire.serving_messages import BatchDone, Enlist, Enlisted, Loaded, ModelPrepared
+from dist_net.wire.serving_messages import BatchDone, JoinPool, Loaded, ModelPrepared, PoolWelcome
 
 BEATS_A_SECOND = 5
 
@@ -70,7 +70,7 @@ class Host:
         self.gateway = Gateway(pool, self.socket, self.kill, self.clock)  # type: ignore[arg-type]
         for index in range(workers):
             node = f"worker {index}".encode()
-            self.socket.arrived.append((node, Enlist(node.decode(), "host", index)))
+            self.socket.arrived.append((node, JoinPool(node.decode(), "host", index)))
 
     def kill(self, process_id: int, host: str, reason: str) -> None:
         self.killed.append(process_id)
@@ -82,7 +82,7 @@ class Host:
 
     def passes(self, seconds: float, silent: int | None = None) -> None:
         """Time passes in which the workers' heartbeats arrive, but for one's."""
-        ids = [each.worker_id for _, each in self.socket.sent if isinstance(each, Enlisted)]
+        ids = [each.worker_id for _, each in self.socket.sent if isinstance(each, PoolWelcome)]
         for _ in range(int(seconds * BEATS_A_SECOND)):
             for process_id, worker_id in enumerate(ids):
                 if process_id != silent:
@@ -186,7 +186,7 @@ def test_a_message_whose_handling_fails_is_answered_and_the_next_one_heard(
         done = BatchDone(1, b"", 0.0, 0.0, ())
         monkeypatch.setattr(Pool, "done", fail)
         host.socket.arrived.append((b"worker 0", done))
-        host.socket.arrived.append((b"another", Enlist("another", "host", 7)))
+        host.socket.arrived.append((b"another", JoinPool("another", "host", 7)))
         turns()
         assert host.socket.failed == [(b"worker 0", done)]
-        assert isinstance(host.socket.sent[-1][1], Enlisted)
+        assert isinstance(host.socket.sent[-1][1], PoolWelcome)

@@ -9,7 +9,7 @@ from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import Question
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.messages import Heartbeat, Leave
-from dist_net.wire.serving_messages import Enlist, Loaded, ModelPrepared
+from dist_net.wire.serving_messages import JoinPool, Loaded, ModelPrepared
 from reachable import reachable_objects
 
 
@@ -26,7 +26,7 @@ def test_a_pool_remembers_nothing_of_workers_that_left_fell_silent_or_died(
         nonlocal now
         now += 0.5
         node = b"%d" % number
-        pool.receive(node, Enlist(node.decode(), "host", number), now)
+        pool.receive(node, JoinPool(node.decode(), "host", number), now)
         pool.receive(b"heart", Heartbeat(number + 1), now)
         if number % 4:
             pool.receive(node, Loaded("m", 1, ""), now)

@@ -27,18 +27,18 @@ from dist_net.wire.messages import Alive, Heartbeat, Refuse
 from dist_net.wire.serving_messages import (
     BatchDone,
     Drop,
-    Enlist,
-    Enlisted,
+    JoinPool,
     Load,
     Loaded,
     ModelPrepared,
+    PoolWelcome,
     RunBatch,
 )
 
 ROW = b"\x00" * 8  # two floats in, one out
 OUT = b"\x00" * 4
 ONE, TWO = b"node 1", b"node 2"
-Sent = TypeVar("Sent", RunBatch, Load, Drop, Enlisted)
+Sent = TypeVar("Sent", RunBatch, Load, Drop, PoolWelcome)
 
 
 def describe(version: int, name: str = "net", shape: tuple[int, ...] = (2,)) -> ModelDescription:
@@ -77,9 +77,9 @@ class Desk:
 
     def enlist(self, node: bytes, process_id: int | None = None) -> None:
         process_id = self.process_ids[node] = process_id or 7 + len(self.ids)
-        commands = self.pool.receive(node, Enlist(node.decode(), "host", process_id), self.now)
+        commands = self.pool.receive(node, JoinPool(node.decode(), "host", process_id), self.now)
         for command in commands:
-            if isinstance(command, SendToNode) and isinstance(command.message, Enlisted):
+            if isinstance(command, SendToNode) and isinstance(command.message, PoolWelcome):
                 self.ids[node] = command.message.worker_id
         self.take(commands)
 
@@ -760,7 +760,7 @@ def test_a_worker_that_enlists_twice_is_told_the_same() -> None:
     desk = Desk(workers=())
     for _ in range(2):
         desk.enlist(ONE)
-    first, second = desk.sent(Enlisted, ONE)
+    first, second = desk.sent(PoolWelcome, ONE)
     assert first == second
     assert len(desk.sent(Load, ONE)) == 1
 
@@ -1118,12 +1118,12 @@ def test_settings_that_cannot_be_are_refused(setting: dict[str, Any]) -> None:
 
 def test_a_worker_of_another_release_is_refused() -> None:
     pool = Pool(PoolSettings(), ("net",), release="1+aa")
-    [refused] = pool.receive(b"old", Enlist("old", "host", 7, "1+bb"), 0.0)
+    [refused] = pool.receive(b"old", JoinPool("old", "host", 7, "1+bb"), 0.0)
     assert isinstance(refused, SendToNode)
     assert isinstance(refused.message, Refuse)
     assert not refused.message.may_rejoin
     assert "1+aa" in refused.message.reason
     assert "1+bb" in refused.message.reason
-    [accepted, *_] = pool.receive(b"new", Enlist("new", "host", 8, "1+aa"), 0.0)
+    [accepted, *_] = pool.receive(b"new", JoinPool("new", "host", 8, "1+aa"), 0.0)
     assert isinstance(accepted, SendToNode)
-    assert isinstance(accepted.message, Enlisted)
+    assert isinstance(accepted.message, PoolWelcome)
