@@ -39,7 +39,7 @@ from dist_net.autodiff.operations.elementwise import (
 )
 from dist_net.autodiff.operations.indexing import argmax, gather
 from dist_net.autodiff.operations.joining import concatenate
-from dist_net.autodiff.operations.leaky_relu_gradient import leaky_relu
+from dist_net.autodiff.operations.leaky_relu import leaky_relu
 from dist_net.autodiff.operations.matmul import matmul
 from dist_net.autodiff.operations.normalization import batch_normalize
 from dist_net.autodiff.operations.pooling import average_pool, max_pool

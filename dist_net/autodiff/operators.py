@@ -27,27 +27,36 @@ from dist_net.autodiff.operations.slicing import getitem
 Binary = Callable[[Operand, Operand], Expression]
 
 
-def reflected(function: Binary) -> Binary:
-    """Return the function with its operands exchanged, as ``2 - x`` needs it."""
+def operator(function: Binary) -> Binary:
+    """Return a method that calls ``function``, which need not be a plain function itself."""
 
-    def exchanged(second: Operand, first: Operand) -> Expression:
+    def method(first: Operand, second: Operand) -> Expression:
         return function(first, second)
 
-    return exchanged
+    return method
+
+
+def reflected(function: Binary) -> Binary:
+    """Return the method with exchanged operands, as ``2 - x`` needs it."""
+
+    def method(second: Operand, first: Operand) -> Expression:
+        return function(first, second)
+
+    return method
 
 
 def not_equal(first: Operand, second: Operand) -> Expression:
-    """first != second, as bool."""
+    """Return first != second, as bool."""
     return logical_not(equal(first, second))
 
 
-Expression.__add__, Expression.__radd__ = add, reflected(add)
-Expression.__sub__, Expression.__rsub__ = subtract, reflected(subtract)
-Expression.__mul__, Expression.__rmul__ = multiply, reflected(multiply)
-Expression.__truediv__, Expression.__rtruediv__ = divide, reflected(divide)
-Expression.__matmul__, Expression.__rmatmul__ = matmul, reflected(matmul)
-Expression.__neg__ = negative
-Expression.__lt__, Expression.__le__ = less, less_equal
-Expression.__gt__, Expression.__ge__ = greater, greater_equal
-Expression.__eq__, Expression.__ne__ = equal, not_equal
+Expression.__add__, Expression.__radd__ = operator(add), reflected(add)
+Expression.__sub__, Expression.__rsub__ = operator(subtract), reflected(subtract)
+Expression.__mul__, Expression.__rmul__ = operator(multiply), reflected(multiply)
+Expression.__truediv__, Expression.__rtruediv__ = operator(divide), reflected(divide)
+Expression.__matmul__, Expression.__rmatmul__ = operator(matmul), reflected(matmul)
+Expression.__neg__ = lambda x: negative(x)
+Expression.__lt__, Expression.__le__ = operator(less), operator(less_equal)
+Expression.__gt__, Expression.__ge__ = operator(greater), operator(greater_equal)
+Expression.__eq__, Expression.__ne__ = operator(equal), not_equal
 Expression.__getitem__ = getitem

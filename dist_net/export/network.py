@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 
 from dist_net.autodiff import Array, Expression, evaluate
-from dist_net.autodiff.compiler.inference import folded
+from dist_net.autodiff.compiler.specialise import folded
 from dist_net.autodiff.expression import Constant, Variable, topological_order
 from dist_net.autodiff.operations.reduction import BroadcastTo
 from dist_net.autodiff.operations.shaping import Reshape

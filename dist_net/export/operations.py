@@ -19,7 +19,7 @@ from dist_net.autodiff.operations import (
     fused_convolution,
     indexing,
     joining,
-    leaky_relu_gradient,
+    leaky_relu,
     matmul,
     normalization,
     pooling,
@@ -45,12 +45,18 @@ def converter_of(node: Expression) -> Converter:
 
     Raises NotExportableError, which names the operation, if there is none.
     """
-    if type(node.operation) not in CONVERTERS:
+    operation = node.operation
+    convert = CONVERTERS.get(operation) or CONVERTERS.get(type(operation))
+    if convert is None:
         raise NotExportableError(
-            f"the network holds the operation {node.operation.label}, which has no counterpart in "
-            f"ONNX here; expected one of {', '.join(sorted(each.__name__ for each in CONVERTERS))}"
+            f"ONNX has no operator for the operation {operation.label} of this network; expected "
+            f"one of {', '.join(sorted(map(_label, CONVERTERS)))}"
         )
-    return CONVERTERS[type(node.operation)]
+    return convert
+
+
+def _label(key: Operation | type[Operation]) -> str:
+    return key.label if isinstance(key, Operation) else key.__name__
 
 
 # Element by element
@@ -82,7 +88,7 @@ def _expm1(known: Translation, node: Expression) -> Tensor:
 
 
 def _leaky_relu(known: Translation, node: Expression) -> Tensor:
-    assert isinstance(node.operation, leaky_relu_gradient.LeakyRelu)
+    assert isinstance(node.operation, leaky_relu.LeakyRelu)
     x, axes = known.held(node.inputs[0])
     return Tensor(_with_slope(known, x, node.operation.slope), axes)
 
@@ -134,9 +140,9 @@ def _softmax(known: Translation, node: Expression) -> Tensor | None:
     """exp(x - max x) / sum exp(x - max x), for which there is an operator."""
     powers, total = node.inputs
     match powers.operation, total.operation:
-        case elementwise.Exp(), reduction.Sum(axes=(axis,)) if total.inputs == (powers,):
+        case elementwise.exp, reduction.Sum(axes=(axis,)) if total.inputs == (powers,):
             (shifted,) = powers.inputs
-            if isinstance(shifted.operation, elementwise.Subtract):
+            if shifted.operation == elementwise.subtract:
                 x, largest = shifted.inputs
                 if largest.operation == selection.Max((axis,)) and largest.inputs == (x,):
                     name, axes = known.held(x)
@@ -390,26 +396,26 @@ def _product(known: Translation, node: Expression) -> Tensor:
     return Tensor(known.graph.add("MatMul", *map(known.named, node.inputs)), own_axes(node))
 
 
-CONVERTERS: dict[type[Operation], Converter] = {
-    elementwise.Add: _by("Add"),
-    elementwise.Subtract: _by("Sub"),
-    elementwise.Multiply: _multiply,
-    elementwise.Divide: _divide,
-    elementwise.Negative: _by("Neg"),
-    elementwise.Exp: _by("Exp"),
-    elementwise.Expm1: _expm1,
-    elementwise.Log: _by("Log"),
-    elementwise.Sqrt: _by("Sqrt"),
-    elementwise.Square: _square,
-    elementwise.Tanh: _by("Tanh"),
+CONVERTERS: dict[Operation | type[Operation], Converter] = {
+    elementwise.add: _by("Add"),
+    elementwise.subtract: _by("Sub"),
+    elementwise.multiply: _multiply,
+    elementwise.divide: _divide,
+    elementwise.negative: _by("Neg"),
+    elementwise.exp: _by("Exp"),
+    elementwise.expm1: _expm1,
+    elementwise.log: _by("Log"),
+    elementwise.sqrt: _by("Sqrt"),
+    elementwise.square: _square,
+    elementwise.tanh: _by("Tanh"),
     elementwise.Sigmoid: _by("Sigmoid"),
-    elementwise.Less: _by("Less"),
-    elementwise.LessEqual: _by("LessOrEqual"),
-    elementwise.Greater: _by("Greater"),
-    elementwise.GreaterEqual: _by("GreaterOrEqual"),
-    elementwise.Equal: _by("Equal"),
-    selection.Maximum: _by("Max"),
-    selection.Minimum: _by("Min"),
+    elementwise.less: _by("Less"),
+    elementwise.less_equal: _by("LessOrEqual"),
+    elementwise.greater: _by("Greater"),
+    elementwise.greater_equal: _by("GreaterOrEqual"),
+    elementwise.equal: _by("Equal"),
+    selection.maximum: _by("Max"),
+    selection.minimum: _by("Min"),
     selection.Where: _by("Where"),
     selection.LogicalNot: _by("Not"),
     selection.Mask: _mask,
@@ -418,7 +424,7 @@ CONVERTERS: dict[type[Operation], Converter] = {
     selection.Max: _reduction("ReduceMax"),
     reduction.Sum: _reduction("ReduceSum"),
     reduction.BroadcastTo: _broadcast,
-    leaky_relu_gradient.LeakyRelu: _leaky_relu,
+    leaky_relu.LeakyRelu: _leaky_relu,
     normalization.ScaleAndShift: _scale_and_shift,
     indexing.ArgMax: _argmax,
     indexing.CheckedIndices: _cast,

@@ -38,7 +38,13 @@ def relu6(x: Expression) -> Expression:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    each.__name__: each for each in (leaky_relu, linear, relu, relu6, sigmoid, softmax, tanh)
+    "leaky_relu": leaky_relu,
+    "linear": linear,
+    "relu": relu,
+    "relu6": relu6,
+    "sigmoid": sigmoid,
+    "softmax": softmax,
+    "tanh": tanh,
 }
 
 

@@ -16,7 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from dist_net.autodiff import Array, BoundPlan, Expression, Plan, compile, evaluate
 from dist_net.autodiff.arrays import Call, Shape, integer
-from dist_net.autodiff.compiler.inference import Specialised, specialise
+from dist_net.autodiff.compiler.specialise import Specialised, specialise
 from dist_net.autodiff.kernels.gemm import LAYOUTS, Gemm, fastest_gemm
 from dist_net.autodiff.kernels.memory import Arena
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
@@ -41,8 +41,8 @@ class Inference:
     """Computes a model's outputs for any number of inputs, ``batch_size`` at a time.
 
     Batch norm is folded into filters, and the operations after a convolution are fused with it: see
-    ``dist_net.autodiff.compiler.inference``. ``prepared`` is the result of ``prepare`` for the same
-    model and weights; it is borrowed, so several processes can map one copy.
+    ``dist_net.autodiff.compiler.specialise``. ``prepared`` is the result of ``prepare`` for the
+    same model and weights; it is borrowed, so several processes can map one copy.
 
     With ``reproducible``, an input's outputs are bit-identical whatever else is in its batch. This
     takes a fifth longer for a batch of 8 if BLAS packs its operands, and no longer otherwise; see

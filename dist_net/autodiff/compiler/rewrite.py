@@ -20,20 +20,19 @@ from dist_net.autodiff.expression import (
     constant,
     topological_order,
 )
+from dist_net.autodiff.operations import elementwise
 from dist_net.autodiff.operations.elementwise import (
-    Add,
-    Divide,
     Elementwise,
-    Multiply,
-    Negative,
-    Subtract,
+    add,
+    divide,
     multiply,
     negative,
+    subtract,
 )
-from dist_net.autodiff.operations.leaky_relu_gradient import LeakyRelu
+from dist_net.autodiff.operations.leaky_relu import LeakyRelu
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.autodiff.operations.reduction import BroadcastTo, broadcast_to
-from dist_net.autodiff.operations.selection import AsType, Mask, Maximum, StopGradient, Where
+from dist_net.autodiff.operations.selection import AsType, Mask, StopGradient, Where, maximum
 from dist_net.autodiff.operations.shaping import Reshape, Transpose, reshape, transpose
 from dist_net.errors import GraphError
 
@@ -150,13 +149,13 @@ def compute_before_broadcasting(node: Expression) -> Expression | None:
 
 def drop_neutral_operand(node: Expression) -> Expression | None:
     """x + 0, x - 0, 1 * x and x / 1 are x."""
-    if not isinstance(node.operation, Add | Subtract | Multiply | Divide):
+    if node.operation not in (add, subtract, multiply, divide):
         return None
-    neutral = 0.0 if isinstance(node.operation, Add | Subtract) else 1.0
+    neutral = 0.0 if node.operation in (add, subtract) else 1.0
     first, second = node.inputs
     if is_scalar(second, neutral) and first.shape == node.shape:
         return first
-    commutes = isinstance(node.operation, Add | Multiply)
+    commutes = node.operation in (add, multiply)
     if commutes and is_scalar(first, neutral) and second.shape == node.shape:
         return second
     return None
@@ -164,24 +163,22 @@ def drop_neutral_operand(node: Expression) -> Expression | None:
 
 def resolve_negatives(node: Expression) -> Expression | None:
     """-(-x) is x, a + -b is a - b, a - -b is a + b."""
-    negated = [
-        each.inputs[0] if isinstance(each.operation, Negative) else None for each in node.inputs
-    ]
+    negated = [each.inputs[0] if each.operation == negative else None for each in node.inputs]
     match node.operation, node.inputs, negated:
-        case Negative(), _, [Expression() as x]:
+        case elementwise.negative, _, [Expression() as x]:
             return x
-        case Add(), (a, _), [_, Expression() as b]:
+        case elementwise.add, (a, _), [_, Expression() as b]:
             return a - b
-        case Add(), (_, b), [Expression() as a, _]:
+        case elementwise.add, (_, b), [Expression() as a, _]:
             return b - a
-        case Subtract(), (a, _), [_, Expression() as b]:
+        case elementwise.subtract, (a, _), [_, Expression() as b]:
             return a + b
     return None
 
 
 def merge_scales_and_shifts(node: Expression) -> Expression | None:
     """(x·a + c) + (y·b + d), and (x·a + c) + d with one d per column, take one pass."""
-    if not isinstance(node.operation, Add):
+    if node.operation != add:
         return None
     for first, second in (node.inputs, node.inputs[::-1]):
         if not isinstance(first.operation, ScaleAndShift):
@@ -198,21 +195,21 @@ def merge_scales_and_shifts(node: Expression) -> Expression | None:
 def merge_scalar_factors(node: Expression) -> Expression | None:
     """(x * c) * d is x * (c * d), and -(x * c) is x * -c: one pass over x instead of two."""
     match node.operation, node.inputs:
-        case Negative(), (inner,):
+        case elementwise.negative, (inner,):
             return _scaled(inner, negative)
-        case Multiply(), (inner, outer) if is_scalar(outer):
+        case elementwise.multiply, (inner, outer) if is_scalar(outer):
             return _scaled(inner, partial(multiply, outer))
-        case Multiply(), (outer, inner) if is_scalar(outer):
+        case elementwise.multiply, (outer, inner) if is_scalar(outer):
             return _scaled(inner, partial(multiply, outer))
     return None
 
 
 def recognise_leaky_relu(node: Expression) -> Expression | None:
     """max(x, x * slope) is a leaky relu for a slope from 0 to 1."""
-    if not isinstance(node.operation, Maximum) or node.dtype.kind != "f":
+    if node.operation != maximum or node.dtype.kind != "f":
         return None
     for x, scaled in (node.inputs, node.inputs[::-1]):
-        if isinstance(scaled.operation, Multiply):
+        if scaled.operation == multiply:
             for factor, slope in (scaled.inputs, scaled.inputs[::-1]):
                 if factor is x and isinstance(slope.operation, Constant) and is_scalar(slope):
                     value = float(slope.operation.value.item())
@@ -230,7 +227,7 @@ def recognise_mask(node: Expression) -> Expression | None:
 
 def _scaled(product: Expression, change: Callable[[Expression], Expression]) -> Expression | None:
     """Change the factor of x * factor; None if the new factor is out of the dtype's range."""
-    if not isinstance(product.operation, Multiply):
+    if product.operation != multiply:
         return None
     for x, factor in (product.inputs, product.inputs[::-1]):
         if is_scalar(factor):

@@ -1,12 +1,18 @@
-"""Elementwise arithmetic and comparisons, with NumPy's broadcasting."""
+"""Elementwise arithmetic and comparisons, with NumPy's broadcasting.
+
+The table has a row for each NumPy ufunc: the ufunc, its derivatives, and the dtypes it accepts. A
+row is an operation and also the function that applies it: ``exp(x)`` is a node of ``exp``.
+"""
+
+# ruff: noqa: ARG005 - all derivatives take the same arguments: y, g and each input
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import TypeAlias
 
 import numpy as np
 
@@ -23,27 +29,28 @@ from dist_net.autodiff.expression import (
 from dist_net.autodiff.operations.reduction import sum_to_shape
 from dist_net.errors import DTypeError
 
+Derivatives: TypeAlias = "Sequence[Expression | None]"
+
+NUMBERS = "fiu"
+"""NumPy's kinds of the supported dtypes: floats, integers, unsigned integers."""
+FLOATS = "f"
+
 
 class Elementwise(Operation):
-    """A NumPy ufunc on inputs that broadcast to the result's shape."""
+    """A function of each element of inputs that broadcast to the result's shape."""
 
-    ufunc: ClassVar[np.ufunc]
-    kinds: ClassVar[str] = "fiu"
-    """NumPy's kinds of the supported dtypes: floats, integers, unsigned integers."""
+    kinds: str = NUMBERS
     overwrites_inputs = True
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", self.label).lower()
         dtype = same_dtype(name, *inputs)
         if dtype.kind not in self.kinds:
-            expected = "floats" if self.kinds == "f" else "numbers"
+            expected = "floats" if self.kinds == FLOATS else "numbers"
             raise DTypeError(
                 f"{name}: expected {expected}, got dtype {dtype}; convert with astype()"
             )
         return broadcast_shape(name, *inputs), dtype
-
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        return partial(self.ufunc, *inputs, out)
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         derivatives = self.derivatives(node, cotangent, *node.inputs)
@@ -52,111 +59,84 @@ class Elementwise(Operation):
             for derivative, each in zip(derivatives, node.inputs, strict=True)
         ]
 
-    def derivatives(
-        self, y: Expression, g: Expression, *x: Expression
-    ) -> tuple[Expression | None, ...]:
+    def derivatives(self, y: Expression, g: Expression, /, *x: Expression) -> Derivatives:
         """Return g · df/dx for y = f(x) and the cotangent g of y, before undoing broadcasting."""
         raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class Add(Elementwise):
-    ufunc = np.add
+@dataclass(frozen=True, repr=False)
+class Ufunc(Elementwise):
+    """A row of the table: ``derivatives`` is a function of y, g and each input."""
 
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        return g, g
+    ufunc: np.ufunc
+    derivatives: Callable[..., Derivatives]
+    kinds: str = NUMBERS
 
+    @property
+    def label(self) -> str:
+        return self.ufunc.__name__.title().replace("_", "")
 
-@dataclass(frozen=True)
-class Subtract(Elementwise):
-    ufunc = np.subtract
+    def __repr__(self) -> str:
+        return f"{self.label}()"
 
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        return g, -g
-
-
-@dataclass(frozen=True)
-class Multiply(Elementwise):
-    ufunc = np.multiply
-
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        return g * x[1], g * x[0]
+    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
+        return partial(self.ufunc, *inputs, out=out)
 
 
-@dataclass(frozen=True)
-class Divide(Elementwise):
-    ufunc = np.divide
-    kinds = "f"
+class UnaryUfunc(Ufunc):
+    """A ufunc with one input."""
 
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        share = g / x[1]
-        return share, -(share * y)
+    def __call__(self, x: Expression) -> Expression:
+        return apply(self, x)
 
 
-@dataclass(frozen=True)
-class Negative(Elementwise):
-    ufunc = np.negative
+class BinaryUfunc(Ufunc):
+    """A ufunc with two inputs, one of which may be a number or an array."""
 
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        return (-g,)
-
-
-@dataclass(frozen=True)
-class Exp(Elementwise):
-    ufunc = np.exp
-    kinds = "f"
-
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        return (g * y,)
+    def __call__(self, first: Operand, second: Operand) -> Expression:
+        return apply(self, *operands(first, second))
 
 
-@dataclass(frozen=True)
-class Expm1(Elementwise):
-    ufunc = np.expm1
-    kinds = "f"
+class Comparison(BinaryUfunc):
+    """A ufunc with a boolean result, which has no gradient."""
 
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        return (g * exp(x[0]),)
+    overwrites_inputs = False
 
+    def __init__(self, ufunc: np.ufunc) -> None:
+        super().__init__(ufunc, lambda *_: (None, None))
 
-@dataclass(frozen=True)
-class Log(Elementwise):
-    ufunc = np.log
-    kinds = "f"
-
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        return (g / x[0],)
+    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
+        return super().result(*inputs)[0], np.dtype(np.bool_)
 
 
-@dataclass(frozen=True)
-class Sqrt(Elementwise):
-    ufunc = np.sqrt
-    kinds = "f"
-
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        return (g * 0.5 / y,)
+def _of_quotient(y: Expression, g: Expression, _: Expression, x: Expression) -> Derivatives:
+    share = g / x
+    return share, -(share * y)
 
 
-@dataclass(frozen=True)
-class Square(Elementwise):
-    ufunc = np.square
-
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        return (g * 2.0 * x[0],)
-
-
-@dataclass(frozen=True)
-class Tanh(Elementwise):
-    ufunc = np.tanh
-    kinds = "f"
-
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
-        return (g * (1.0 - square(y)),)
+add = BinaryUfunc(np.add, lambda y, g, a, b: (g, g))
+subtract = BinaryUfunc(np.subtract, lambda y, g, a, b: (g, -g))
+multiply = BinaryUfunc(np.multiply, lambda y, g, a, b: (g * b, g * a))
+divide = BinaryUfunc(np.divide, _of_quotient, FLOATS)
+negative = UnaryUfunc(np.negative, lambda y, g, x: (-g,))
+exp = UnaryUfunc(np.exp, lambda y, g, x: (g * y,), FLOATS)
+expm1 = UnaryUfunc(np.expm1, lambda y, g, x: (g * exp(x),), FLOATS)
+log = UnaryUfunc(np.log, lambda y, g, x: (g / x,), FLOATS)
+sqrt = UnaryUfunc(np.sqrt, lambda y, g, x: (g * 0.5 / y,), FLOATS)
+square = UnaryUfunc(np.square, lambda y, g, x: (g * 2.0 * x,))
+tanh = UnaryUfunc(np.tanh, lambda y, g, x: (g * (1.0 - square(y)),), FLOATS)
+less = Comparison(np.less)
+less_equal = Comparison(np.less_equal)
+greater = Comparison(np.greater)
+greater_equal = Comparison(np.greater_equal)
+equal = Comparison(np.equal)
 
 
 @dataclass(frozen=True)
 class Sigmoid(Elementwise):
-    kinds = "f"
+    """1 / (1 + exp(-x))."""
+
+    kinds = FLOATS
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         # If the exponential is infinite, the result is 0.
@@ -169,124 +149,10 @@ class Sigmoid(Elementwise):
             ]
         )
 
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+    def derivatives(self, y: Expression, g: Expression, /, *x: Expression) -> Derivatives:
         return (g * y * sigmoid(-x[0]),)  # 1 - y would round to 0
 
 
-class Comparison(Elementwise):
-    """A ufunc with a boolean result, which has no gradient."""
-
-    overwrites_inputs = False
-
-    def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
-        return super().result(*inputs)[0], np.dtype(np.bool_)
-
-
-@dataclass(frozen=True)
-class Less(Comparison):
-    ufunc = np.less
-
-
-@dataclass(frozen=True)
-class LessEqual(Comparison):
-    ufunc = np.less_equal
-
-
-@dataclass(frozen=True)
-class Greater(Comparison):
-    ufunc = np.greater
-
-
-@dataclass(frozen=True)
-class GreaterEqual(Comparison):
-    ufunc = np.greater_equal
-
-
-@dataclass(frozen=True)
-class Equal(Comparison):
-    ufunc = np.equal
-
-
-def add(first: Operand, second: Operand) -> Expression:
-    """first + second."""
-    return apply(Add(), *operands(first, second))
-
-
-def subtract(first: Operand, second: Operand) -> Expression:
-    """first - second."""
-    return apply(Subtract(), *operands(first, second))
-
-
-def multiply(first: Operand, second: Operand) -> Expression:
-    """first * second."""
-    return apply(Multiply(), *operands(first, second))
-
-
-def divide(first: Operand, second: Operand) -> Expression:
-    """first / second; floats only."""
-    return apply(Divide(), *operands(first, second))
-
-
-def less(first: Operand, second: Operand) -> Expression:
-    """first < second, as bool."""
-    return apply(Less(), *operands(first, second))
-
-
-def less_equal(first: Operand, second: Operand) -> Expression:
-    """first <= second, as bool."""
-    return apply(LessEqual(), *operands(first, second))
-
-
-def greater(first: Operand, second: Operand) -> Expression:
-    """first > second, as bool."""
-    return apply(Greater(), *operands(first, second))
-
-
-def greater_equal(first: Operand, second: Operand) -> Expression:
-    """first >= second, as bool."""
-    return apply(GreaterEqual(), *operands(first, second))
-
-
-def equal(first: Operand, second: Operand) -> Expression:
-    """first == second, as bool."""
-    return apply(Equal(), *operands(first, second))
-
-
-def negative(x: Expression) -> Expression:
-    """-x."""
-    return apply(Negative(), x)
-
-
-def exp(x: Expression) -> Expression:
-    """Return e to the power of x."""
-    return apply(Exp(), x)
-
-
-def expm1(x: Expression) -> Expression:
-    """Return exp(x) - 1 without loss of precision near 0."""
-    return apply(Expm1(), x)
-
-
-def log(x: Expression) -> Expression:
-    """Return the natural logarithm."""
-    return apply(Log(), x)
-
-
-def sqrt(x: Expression) -> Expression:
-    """Return the square root."""
-    return apply(Sqrt(), x)
-
-
-def square(x: Expression) -> Expression:
-    """x * x."""
-    return apply(Square(), x)
-
-
-def tanh(x: Expression) -> Expression:
-    """Return the hyperbolic tangent."""
-    return apply(Tanh(), x)
-
-
 def sigmoid(x: Expression) -> Expression:
-    """1 / (1 + exp(-x))."""
+    """Return 1 / (1 + exp(-x))."""
     return apply(Sigmoid(), x)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -21,40 +20,33 @@ from dist_net.autodiff.expression import (
     operands,
     same_dtype,
 )
-from dist_net.autodiff.operations.elementwise import Elementwise, equal, greater, less
+from dist_net.autodiff.operations.elementwise import (
+    FLOATS,
+    BinaryUfunc,
+    Comparison,
+    Derivatives,
+    Elementwise,
+    equal,
+    greater,
+    less,
+)
 from dist_net.autodiff.operations.reduction import Axis, Reduction, Sum, reduce, sum_to_shape
 from dist_net.errors import DTypeError, ParameterError, ShapeError
 
 
-class OneOfTwo(Elementwise):
-    """One of two elements; if they tie, the second receives the whole gradient."""
+def _of_chosen(is_first: Comparison) -> Callable[..., Derivatives]:
+    """Return the derivatives of a choice: if the inputs tie, the second receives all of g."""
 
-    is_first: ClassVar[Callable[[Expression, Expression], Expression]]
-
-    def bind(self, inputs: Sequence[Array], out: Array) -> Call:
-        return partial(self.ufunc, *inputs, out=out)  # NumPy 2.4 deprecates ``out`` by position
-
-    def derivatives(
-        self, y: Expression, g: Expression, *x: Expression
-    ) -> tuple[Expression | None, ...]:
-        first = type(self).is_first(*x)
+    def derivatives(_: Expression, g: Expression, a: Expression, b: Expression) -> Derivatives:
+        first = is_first(a, b)
         return where(first, g, 0.0), where(logical_not(first), g, 0.0)
 
-
-@dataclass(frozen=True)
-class Maximum(OneOfTwo):
-    """The larger of two elements; relu'(0) is 0."""
-
-    ufunc = np.maximum
-    is_first = greater
+    return derivatives
 
 
-@dataclass(frozen=True)
-class Minimum(OneOfTwo):
-    """The smaller of two elements."""
-
-    ufunc = np.minimum
-    is_first = less
+# The larger and the smaller of two elements; nan if either is nan. relu'(0) is 0.
+maximum = BinaryUfunc(np.maximum, _of_chosen(greater))
+minimum = BinaryUfunc(np.minimum, _of_chosen(less))
 
 
 @dataclass(frozen=True)
@@ -63,13 +55,13 @@ class Clip(Elementwise):
 
     low: float
     high: float
-    kinds = "f"
+    kinds = FLOATS
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
         number = out.dtype.type
         return partial(np.clip, *inputs, number(self.low), number(self.high), out)
 
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+    def derivatives(self, y: Expression, g: Expression, /, *x: Expression) -> Derivatives:
         above = where(greater(y, self.low), g, 0.0)
         return (where(less(y, self.high), above, 0.0),)
 
@@ -191,16 +183,6 @@ def expect_condition(name: str, condition: Expression) -> None:
     """Raise ``DTypeError`` unless ``condition`` is bool."""
     if condition.dtype != np.bool_:
         raise DTypeError(f"{name}: expected a bool condition, got dtype {condition.dtype}")
-
-
-def maximum(first: Operand, second: Operand) -> Expression:
-    """Return the larger element; nan if either is nan. On ties, ``second`` gets the gradient."""
-    return apply(Maximum(), *operands(first, second))
-
-
-def minimum(first: Operand, second: Operand) -> Expression:
-    """Return the smaller element; nan if either is nan. On ties, ``second`` gets the gradient."""
-    return apply(Minimum(), *operands(first, second))
 
 
 def clip(x: Expression, low: float, high: float) -> Expression:

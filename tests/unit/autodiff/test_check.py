@@ -7,7 +7,7 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
-from dist_net.autodiff.operations.elementwise import Elementwise
+from dist_net.autodiff.operations.elementwise import Elementwise, UnaryUfunc
 from dist_net.errors import DTypeError, GradientError
 
 
@@ -15,7 +15,6 @@ from dist_net.errors import DTypeError, GradientError
 class Cube(Elementwise):
     """x * x * x, with a derivative of ``factor`` * x * x, which should be 3."""
 
-    ufunc = np.positive
     factor: float
 
     def bind(self, inputs, out):
@@ -25,14 +24,8 @@ class Cube(Elementwise):
         return (g * self.factor * ad.square(x[0]),)
 
 
-@dataclass(frozen=True)
-class DetachedSquare(Elementwise):
-    """The square with a VJP of the right value that does not depend on x for calculus."""
-
-    ufunc = np.square
-
-    def derivatives(self, y, g, *x):
-        return (g * 2.0 * ad.stop_gradient(x[0]),)
+# The square with a VJP of the right value that does not depend on x for calculus.
+detached_square = UnaryUfunc(np.square, lambda _, g, x: (g * 2.0 * ad.stop_gradient(x),))
 
 
 def point(*shape):
@@ -55,7 +48,7 @@ def test_a_wrong_vjp_is_found_and_its_input_named():
 
 def test_a_vjp_that_cannot_be_differentiated_is_found_at_the_second_order():
     def build(x):
-        return ad.apply(DetachedSquare(), x)
+        return detached_square(x)
 
     check_gradients(build, point(3), rng=np.random.default_rng(0), orders=1)
     with pytest.raises(GradientError, match="derivative 2 along input 0"):

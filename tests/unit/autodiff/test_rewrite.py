@@ -7,7 +7,7 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.autodiff.compiler import rewrite
-from dist_net.autodiff.compiler.inference import specialise
+from dist_net.autodiff.compiler.specialise import specialise
 from dist_net.autodiff.compiler.steps import is_computed
 from dist_net.autodiff.expression import Operation, apply, topological_order
 from dist_net.autodiff.kernels.thread_pool import ThreadPool

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dist_net import autodiff as ad
-from dist_net.autodiff.compiler.inference import specialise
+from dist_net.autodiff.compiler.specialise import specialise
 from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels import gemm
 from dist_net.autodiff.kernels.thread_pool import ThreadPool

@@ -29,24 +29,16 @@ from dist_net.autodiff.kernels.convolution.choice import choose, images_of_a_pie
 from dist_net.autodiff.kernels.convolution.epilogue import LINEAR, Epilogue
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import POINTWISE
+from dist_net.autodiff.operations import elementwise
 from dist_net.autodiff.operations.convolution import Conv2D
-from dist_net.autodiff.operations.elementwise import (
-    Add,
-    Divide,
-    Multiply,
-    Subtract,
-    add,
-    divide,
-    multiply,
-    subtract,
-)
+from dist_net.autodiff.operations.elementwise import add, divide, multiply, subtract
 from dist_net.autodiff.operations.fused_convolution import (
     FusedConvolution,
     PlannedConvolution,
     PreparedFilters,
 )
 from dist_net.autodiff.operations.joining import concatenate
-from dist_net.autodiff.operations.leaky_relu_gradient import LeakyRelu
+from dist_net.autodiff.operations.leaky_relu import LeakyRelu
 from dist_net.autodiff.operations.matmul import MatMul
 from dist_net.autodiff.operations.reduction import broadcast_to
 from dist_net.autodiff.operations.selection import Clip
@@ -156,18 +148,18 @@ class _Fusion:
     def _fused_into_convolution(self, node: Expression) -> Expression | None:
         """Return the preceding convolution with ``node`` fused into it; None if impossible."""
         match node.operation, node.inputs:
-            case Add(), (a, b):
+            case elementwise.add, (a, b):
                 return _first(
                     self._shifted(a, b, add),
                     self._shifted(b, a, add),
                     self._with_residual(b, a),
                     self._with_residual(a, b),
                 )
-            case Subtract(), (a, b):
+            case elementwise.subtract, (a, b):
                 return self._shifted(a, b, subtract)
-            case Multiply(), (a, b):
+            case elementwise.multiply, (a, b):
                 return _first(self._scaled(a, b, multiply), self._scaled(b, a, multiply))
-            case Divide(), (a, b):
+            case elementwise.divide, (a, b):
                 return self._scaled(a, b, divide)
             case LeakyRelu(slope=slope), (a,):
                 return self._with_slope(a, slope)

@@ -12,7 +12,12 @@ import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, in_order
 from dist_net.autodiff.expression import Expression, apply
-from dist_net.autodiff.operations.elementwise import Elementwise, greater
+from dist_net.autodiff.operations.elementwise import (
+    FLOATS,
+    Derivatives,
+    Elementwise,
+    greater,
+)
 from dist_net.autodiff.operations.selection import where
 from dist_net.errors import ParameterError
 
@@ -24,7 +29,7 @@ class LeakyRelu(Elementwise):
     """x if x > 0, else ``slope`` · x, for a slope from 0 (relu) to 1."""
 
     slope: float
-    kinds = "f"
+    kinds = FLOATS
     overwrites_inputs = False
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
@@ -34,7 +39,7 @@ class LeakyRelu(Elementwise):
         scale = partial(np.multiply, x, out.dtype.type(self.slope), out)
         return in_order([scale, partial(np.maximum, x, out, out=out)])
 
-    def derivatives(self, y: Expression, g: Expression, *x: Expression) -> tuple[Expression, ...]:
+    def derivatives(self, y: Expression, g: Expression, /, *x: Expression) -> Derivatives:
         if self.slope == 0:
             return (where(greater(y, 0.0), g, 0.0),)
         return (apply(LeakyReluGradient(self.slope), g, y),)
@@ -45,7 +50,7 @@ class LeakyReluGradient(Elementwise):
     """g if y > 0, else ``slope`` · g."""
 
     slope: float
-    kinds = "f"
+    kinds = FLOATS
     overwrites_inputs = False
 
     def bind(self, inputs: Sequence[Array], out: Array) -> Call:
@@ -66,9 +71,7 @@ class LeakyReluGradient(Elementwise):
             partial(np.multiply, out, g, out),
         ]
 
-    def derivatives(
-        self, y: Expression, g: Expression, *x: Expression
-    ) -> tuple[Expression | None, ...]:
+    def derivatives(self, y: Expression, g: Expression, /, *x: Expression) -> Derivatives:
         return apply(self, g, x[1]), None
 
 
