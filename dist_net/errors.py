@@ -208,12 +208,8 @@ class ModelOptionError(BadInputError):
 # Exporting a model
 
 
-class ExportFormatError(BadInputError):
-    """A file's ending, or an option, does not say which format to write, or does not fit it."""
-
-
-class NotExportableError(BadInputError):
-    """A model holds something that a format cannot express."""
+class ExportError(BadInputError):
+    """A model cannot be exported as requested, or no format is known for the file."""
 
 
 class ExportWriteError(DistNetError):

@@ -8,8 +8,9 @@ from pathlib import Path
 from dist_net.cluster.command_line import add_trust_argument
 from dist_net.cluster.recipe_confirmation import confirm_recipe
 from dist_net.cluster.terminal import FetchProgress, plain_console
-from dist_net.errors import ExportFormatError, NotExportableError
-from dist_net.export.formats import FORMATS, ExportedModel, format_of, write_exported
+from dist_net.errors import ExportError
+from dist_net.export.exported_model import ExportedModel
+from dist_net.export.formats import FORMATS, format_of, write_exported
 from dist_net.models.run_directory import RunDirectory
 from dist_net.models.sources import LIVE, MODELS, named_source, source_called
 
@@ -58,13 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
 def require_another_file(model: str, weights: Path | None, file: Path) -> None:
     """Raise if the model is still in training, or if ``file`` is one of the model's own files."""
     if model.startswith(LIVE):
-        raise NotExportableError(
+        raise ExportError(
             f"{model} is being trained; expected the directory of its run, to export the last "
             f"checkpoint"
         )
     run = RunDirectory(Path(model))
     sources = (run.path, run.checkpoint, run.best, weights)
     if any(each and each.exists() and file.exists() and file.samefile(each) for each in sources):
-        raise ExportFormatError(
-            f"{file} is an input of this export; expected another FILE to write"
-        )
+        raise ExportError(f"{file} is an input of this export; expected another FILE to write")

@@ -1,131 +1,116 @@
-"""A graph of ONNX's operators, as data: https://onnx.ai/onnx/operators, opset 18.
+"""An ONNX graph under construction, and the file that holds it. Needs the extra ``onnx``.
 
-``dist_net.export.onnx`` writes it to a file.
+Operators: https://onnx.ai/onnx/operators, opset 18.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
+from onnx import NodeProto, ValueInfoProto, checker, helper, numpy_helper
 
 from dist_net.autodiff import Array
-from dist_net.errors import NotExportableError
+from dist_net.errors import ExportError
 
 Attribute: TypeAlias = "int | float | str | tuple[int, ...]"
-SMALL = 16  # elements
 
-ELEMENT_TYPES = {
-    "float32": 1,
-    "uint8": 2,
-    "int8": 3,
-    "uint16": 4,
-    "int16": 5,
-    "int32": 6,
-    "int64": 7,
-    "bool": 9,
-    "float16": 10,
-    "float64": 11,
-    "uint32": 12,
-    "uint64": 13,
-}
-"""ONNX's number of each dtype (``TensorProto.DataType`` of its specification)."""
-
-
-@dataclass(frozen=True)
-class OnnxNode:
-    """An operator applied to tensors; an input that is left out is called ""."""
-
-    operator: str
-    inputs: tuple[str, ...]
-    output: str
-    attributes: Mapping[str, Attribute]
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output of the whole graph; a length that may change is a name."""
-
-    name: str
-    dtype: np.dtype[np.generic]
-    shape: tuple[int | str, ...]
+OPSET = 18
+IR_VERSION = 8
+"""The first version with this opset, so that older programs can read the file."""
+MAX_SHARED = 16  # elements; larger constants are not compared with each other
 
 
 class Graph:
-    """Nodes in the order in which they are computed, and the arrays that they read.
+    """Nodes in the order of computation, and the constant arrays that they read.
 
-    ``reserved`` are names for its inputs and outputs, which nothing else is called.
+    ``reserved`` names belong to inputs and outputs; no other tensor gets them.
     """
 
     def __init__(self, *reserved: str) -> None:
-        self.inputs: list[Port] = []
-        self.outputs: list[Port] = []
-        self.nodes: list[OnnxNode] = []
+        self.inputs: list[ValueInfoProto] = []
+        self.outputs: list[ValueInfoProto] = []
+        self.nodes: list[NodeProto] = []
         self.initializers: dict[str, Array] = {}
         self._taken = set(reserved)
         self._counts: dict[str, int] = {}
         self._known: dict[object, str] = {}
 
-    def input(self, name: str, dtype: DTypeLike, shape: tuple[int | str, ...]) -> str:
-        """Declares an input of the graph, and returns its name."""
-        self.inputs.append(Port(name, np.dtype(dtype), shape))
+    def input(self, name: str, dtype: DTypeLike, shape: Sequence[int | str]) -> str:
+        """Declare an input of the graph and return its name; a variable length is a name."""
+        self.inputs.append(helper.make_tensor_value_info(name, element_type(dtype), shape))
         return name
 
     def add(self, operator: str, *inputs: str | Array, **attributes: Attribute) -> str:
-        """Adds a node, whose arrays become constants, and returns the name of its output.
+        """Add a node and return the name of its output; arrays become constants.
 
-        A node that is there already is not added again.
+        Returns the existing node's output if the graph has an equal node.
         """
         names = tuple(each if isinstance(each, str) else self.constant(each) for each in inputs)
         identity = operator, names, tuple(attributes.items())
         if identity not in self._known:
             output = self._new_name(operator.lower())
-            self.nodes.append(OnnxNode(operator, names, output, attributes))
+            self.nodes.append(helper.make_node(operator, names, [output], output, **attributes))
             self._known[identity] = output
         return self._known[identity]
 
     def cast(self, tensor: str, dtype: DTypeLike) -> str:
-        """Adds the conversion of a tensor; raises NotExportableError for a dtype ONNX has not."""
-        return self.add("Cast", tensor, to=element_type(np.dtype(dtype)))
+        """Add the conversion of a tensor; raises ``ExportError`` for an unsupported dtype."""
+        return self.add("Cast", tensor, to=element_type(dtype))
 
     def constant(self, array: Array, name: str = "constant") -> str:
-        """The name of an array: ``name``, or that and a number. A small one is kept once."""
-        identity = array.dtype, array.shape, array.tobytes() if array.size <= SMALL else id(array)
+        """Return the name of an array: ``name``, with a number if it is taken.
+
+        Equal small arrays are stored once.
+        """
+        is_small = array.size <= MAX_SHARED
+        identity = array.dtype, array.shape, array.tobytes() if is_small else id(array)
         if identity not in self._known:
             self._known[identity] = self._new_name(name)
             self.initializers[self._known[identity]] = array
         return self._known[identity]
 
-    def output(self, tensor: str, port: Port) -> None:
-        """Declares an output: ``tensor``, by the name of the port."""
-        if tensor not in {node.output for node in self.nodes}:
+    def output(self, tensor: str, name: str, dtype: DTypeLike, shape: Sequence[int | str]) -> None:
+        """Declare ``tensor`` an output of the graph and rename it to ``name``."""
+        if all(tensor not in node.output for node in self.nodes):
             tensor = self.add("Identity", tensor)
-        names = {tensor: port.name}
-        self.nodes = [
-            replace(
-                node,
-                inputs=tuple(names.get(each, each) for each in node.inputs),
-                output=names.get(node.output, node.output),
-            )
-            for node in self.nodes
-        ]
-        self.outputs.append(port)
+        for node in self.nodes:
+            if tensor in node.output:
+                node.output[0] = node.name = name
+            node.input[:] = [name if each == tensor else each for each in node.input]
+        self.outputs.append(helper.make_tensor_value_info(name, element_type(dtype), shape))
 
     def prune(self) -> None:
-        """Removes the nodes and arrays that no output needs."""
-        needed = {port.name for port in self.outputs}
+        """Remove the nodes and arrays that no output needs."""
+        needed = {output.name for output in self.outputs}
         kept = []
         for node in reversed(self.nodes):
-            if node.output in needed:
+            if node.output[0] in needed:
                 kept.append(node)
-                needed.update(node.inputs)
+                needed.update(node.input)
         self.nodes = kept[::-1]
         self.initializers = {
             name: array for name, array in self.initializers.items() if name in needed
         }
+
+    def model_bytes(self, version: str, metadata: Mapping[str, str]) -> bytes:
+        """Return the content of an ONNX file with this graph and these properties."""
+        tensors = [
+            numpy_helper.from_array(array, name) for name, array in self.initializers.items()
+        ]
+        model = helper.make_model(
+            helper.make_graph(self.nodes, "dist_net", self.inputs, self.outputs, tensors),
+            producer_name="dist_net",
+            producer_version=version,
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+        )
+        helper.set_model_props(model, dict(metadata))
+        checker.check_model(model, full_check=True)
+        content: bytes = model.SerializeToString()
+        return content
 
     def _new_name(self, name: str) -> str:
         new = name
@@ -137,14 +122,13 @@ class Graph:
 
 
 def integers(*numbers: int) -> Array:
-    """A vector as operators take shapes, axes and indices."""
+    """Return the vector in which operators take shapes, axes and indices."""
     return np.array(numbers, np.int64)
 
 
-def element_type(dtype: np.dtype[np.generic]) -> int:
-    """ONNX's number of a dtype; raises NotExportableError if it has none."""
-    if dtype.name not in ELEMENT_TYPES:
-        raise NotExportableError(
-            f"dtype {dtype}, which ONNX has not; expected one of {', '.join(ELEMENT_TYPES)}"
-        )
-    return ELEMENT_TYPES[dtype.name]
+def element_type(dtype: DTypeLike) -> int:
+    """Return ONNX's number of a dtype; raises ``ExportError`` if ONNX does not support it."""
+    try:
+        return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+    except (KeyError, ValueError) as error:
+        raise ExportError(f"ONNX does not support the dtype {np.dtype(dtype)}") from error

@@ -1,6 +1,6 @@
-"""What ONNX's operators make of each operation: a function for each family of operations.
+"""The ONNX operators of each operation.
 
-``CONVERTERS`` has the function of every operation that a network can hold at inference.
+``CONVERTERS`` has a function for every operation that a network can contain at inference.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dist_net.autodiff.operations import (
     shaping,
     slicing,
 )
-from dist_net.errors import NotExportableError
+from dist_net.errors import ExportError
 from dist_net.export.graph import integers
 from dist_net.export.translation import CHANNELS_SECOND, Axes, Tensor, Translation, own_axes
 
@@ -37,18 +37,15 @@ Converter = Callable[[Translation, Expression], Tensor]
 FILTER_AXES: Axes = (3, 2, 0, 1)
 """(kh, kw, C / groups, O) as (O, C / groups, kh, kw)."""
 BEFORE_THE_FIRST = -(2**63)
-"""Where a slice ends that goes backwards to the first element."""
+"""The end of a slice that goes backwards to the first element."""
 
 
 def converter_of(node: Expression) -> Converter:
-    """The function that adds what computes the node.
-
-    Raises NotExportableError, which names the operation, if there is none.
-    """
+    """Return the function that adds the operators for a node; raises ``ExportError``."""
     operation = node.operation
     convert = CONVERTERS.get(operation) or CONVERTERS.get(type(operation))
     if convert is None:
-        raise NotExportableError(
+        raise ExportError(
             f"ONNX has no operator for the operation {operation.label} of this network; expected "
             f"one of {', '.join(sorted(map(_label, CONVERTERS)))}"
         )
@@ -63,7 +60,7 @@ def _label(key: Operation | type[Operation]) -> str:
 
 
 def _by(operator: str) -> Converter:
-    """For an operation that is one operator."""
+    """Return the converter of an operation that is one operator."""
 
     def convert(known: Translation, node: Expression) -> Tensor:
         axes = known.axes_for(node)
@@ -79,7 +76,7 @@ def _square(known: Translation, node: Expression) -> Tensor:
 
 
 def _expm1(known: Translation, node: Expression) -> Tensor:
-    """tanh(x / 2) · (exp(x) + 1), which loses no digits near 0."""
+    """Compute tanh(x / 2) · (exp(x) + 1), which is precise near 0."""
     x, axes = known.held(node.inputs[0])
     half, one = (np.array(number, node.dtype) for number in (0.5, 1))
     add = known.graph.add
@@ -118,7 +115,7 @@ def _mask(known: Translation, node: Expression) -> Tensor:
 
 
 def _cast(known: Translation, node: Expression) -> Tensor:
-    """Also for indices, whose range the program that runs the graph checks, or not."""
+    """Convert to another dtype; ONNX does not require a check of indices."""
     x, axes = known.held(node.inputs[0])
     return Tensor(known.graph.cast(x, node.dtype), axes)
 
@@ -130,24 +127,6 @@ def _scale_and_shift(known: Translation, node: Expression) -> Tensor:
     for x, scale in zip(terms[2::2], terms[3::2], strict=True):
         total = add("Add", total, add("Mul", x, scale))
     return Tensor(add("Add", total, shift), own_axes(node))
-
-
-def _divide(known: Translation, node: Expression) -> Tensor:
-    return _softmax(known, node) or _by("Div")(known, node)
-
-
-def _softmax(known: Translation, node: Expression) -> Tensor | None:
-    """exp(x - max x) / sum exp(x - max x), for which there is an operator."""
-    powers, total = node.inputs
-    match powers.operation, total.operation:
-        case elementwise.exp, reduction.Sum(axes=(axis,)) if total.inputs == (powers,):
-            (shifted,) = powers.inputs
-            if shifted.operation == elementwise.subtract:
-                x, largest = shifted.inputs
-                if largest.operation == selection.Max((axis,)) and largest.inputs == (x,):
-                    name, axes = known.held(x)
-                    return Tensor(known.graph.add("Softmax", name, axis=axes.index(axis)), axes)
-    return None
 
 
 # Along axes
@@ -189,13 +168,13 @@ def _reshape(known: Translation, node: Expression) -> Tensor:
     (x,) = node.inputs
     held, lengths = known.held(x), known.lengths(x)
     moving = [axis for axis in held.axes if lengths[axis] != 1]
-    # Axes of length one may lie anywhere: the elements are in the same order.
+    # Axes of length one may be anywhere: the elements have the same order.
     tensor = held.name if moving == sorted(moving) else known.named(x)
     return known.reshaped(tensor, known.lengths(node))
 
 
 def _transpose(known: Translation, node: Expression) -> Tensor:
-    """Adds nothing: the same tensor, of which other axes are said."""
+    """Return the same tensor with other axes."""
     assert isinstance(node.operation, shaping.Transpose)
     name, axes = known.held(node.inputs[0])
     return Tensor(name, tuple(node.operation.axes.index(axis) for axis in axes))
@@ -249,7 +228,7 @@ def _zeros_around(known: Translation, node: Expression) -> Tensor:
             raise _depends_on_count(node)
         if part.step == 1:
             before[place], after[place] = part.start, length - part.stop
-        else:  # one line of zeros, from which all that lie between are taken
+        else:  # append one line of zeros, and gather it for all lines in between
             after[place] = 1
             gathered[place] = [part.index(i) if i in part else len(part) for i in range(length)]
     if parts:
@@ -261,7 +240,7 @@ def _zeros_around(known: Translation, node: Expression) -> Tensor:
 
 
 def _parts(known: Translation, node: Expression, whole: Expression) -> dict[int, range]:
-    """What a slice takes along each axis of ``whole`` that it does not take all of."""
+    """Return the range of a slice along each axis of ``whole`` that it selects in part."""
     parts = {}
     ranges = zip(_ranges(node), _ranges(known.other(node)), strict=True)
     for axis, (part, other) in enumerate(ranges):
@@ -274,16 +253,16 @@ def _parts(known: Translation, node: Expression, whole: Expression) -> dict[int,
 
 
 def _ranges(node: Expression) -> list[range]:
-    """What a slice takes along each axis, of a single index too."""
+    """Return the range of a slice along each axis; a single index is a range of one."""
     assert isinstance(node.operation, slicing.Slice | slicing.ZerosAround)
     index = [each for each in node.operation.index if each is not None]
     return [range(each, each + 1) if isinstance(each, int) else each for each in index]
 
 
-def _depends_on_count(node: Expression) -> NotExportableError:
-    return NotExportableError(
-        f"{node}: what it takes depends on the number of inputs; expected all of them, or the same "
-        f"for any number"
+def _depends_on_count(node: Expression) -> ExportError:
+    return ExportError(
+        f"{node}: its range depends on the number of inputs; expected all of them, or the same "
+        f"range for any number"
     )
 
 
@@ -336,7 +315,7 @@ def _maximum_of_windows(known: Translation, node: Expression) -> Tensor:
 
 
 def _sum_of_windows(known: Translation, node: Expression) -> Tensor:
-    """A mean in which zeros around the map count, times the number of elements."""
+    """Multiply the mean, padding included, by the number of elements."""
     sides, x = _sides(node)
     mean, axes = _pooled(known, "AveragePool", sides, x, count_include_pad=1)
     size = math.prod(side.size for side in sides)
@@ -348,7 +327,7 @@ def _multiply(known: Translation, node: Expression) -> Tensor:
 
 
 def _mean_of_windows(known: Translation, node: Expression) -> Tensor | None:
-    """Sums of windows, each divided by its number of elements, for which there is an operator."""
+    """Recognise sums of windows divided by the numbers of elements, which are one operator."""
     for total, factors in (node.inputs, node.inputs[::-1]):
         shares = known.array(factors)
         if isinstance(total.operation, pooling.WindowSum) and shares is not None:
@@ -362,7 +341,7 @@ def _mean_of_windows(known: Translation, node: Expression) -> Tensor | None:
 
 
 def _sides(node: Expression) -> tuple[list[AxisWindows], Expression]:
-    """The windows of a pool along one axis or along both, and the map that is pooled."""
+    """Return the windows of a pool along one axis or both, and the pooled map."""
     (x,) = node.inputs
     assert isinstance(node.operation, pooling.WindowReduction)
     sides = [node.operation.windows]
@@ -400,7 +379,7 @@ CONVERTERS: dict[Operation | type[Operation], Converter] = {
     elementwise.add: _by("Add"),
     elementwise.subtract: _by("Sub"),
     elementwise.multiply: _multiply,
-    elementwise.divide: _divide,
+    elementwise.divide: _by("Div"),
     elementwise.negative: _by("Neg"),
     elementwise.exp: _by("Exp"),
     elementwise.expm1: _expm1,

@@ -1,9 +1,9 @@
-"""What makes pictures into a network's inputs, as nodes of a graph.
+"""Resizing of decoded images to a network's inputs, as nodes of a graph.
 
-The same as ``dist_net.pictures.fitting`` after decoding. Where a picture is resized, ONNX leaves
-the rounding to the program that runs the graph: ONNX Runtime's pixels differ from Pillow's by at
-most 2 of 255, and mostly by none. Darknet's letterbox agrees but for the last row, which the
-reference leaves almost black at some sizes.
+The same as ``dist_net.pictures.fitting``. ONNX leaves the rounding of resized pixels to the program
+that runs the graph: ONNX Runtime's pixels differ from Pillow's by at most 2 of 255, and most are
+equal. Darknet's letterbox differs in the last row, which the reference leaves almost black at some
+sizes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dist_net.export.translation import CHANNELS_SECOND, Tensor
 from dist_net.nn import Model
 
 LUMA = np.array([19595, 38470, 7471], np.int32)
-"""The shares of red, green and blue in grey (ITU-R BT.601), in 65536ths, as Pillow has them."""
+"""The shares of red, green and blue in grey (ITU-R BT.601), in 65536ths, as in Pillow."""
 
 Fit = Callable[[Graph, str, int, int], str]
 """From maps (N, C, H, W) uint8 of any size to (N, C, height, width)."""
 
 
 def add_preprocessing(graph: Graph, model: Model, fitting: str) -> Tensor:
-    """Adds the input ``pictures``, (N, H, W, 3) uint8 of any size, and what fits them to the net.
+    """Add the input ``pictures``, (N, H, W, 3) uint8 of any size; return the network's inputs.
 
-    ``model`` takes pictures; ``fitting`` is a key of ``GRAPH_FITTINGS``.
+    ``fitting`` is a key of ``GRAPH_FITTINGS``.
     """
     height, width, *channels = model.input_shape
     size: tuple[int | str, int | str] = (height, width) if fitting == "exact" else ("H", "W")
@@ -53,7 +53,7 @@ def _stretch(graph: Graph, maps: str, height: int, width: int) -> str:
 
 
 def _pad(graph: Graph, maps: str, height: int, width: int) -> str:
-    size, target = _size(graph, maps), integers(height, width)
+    size, target = _shape(graph, maps, 2, 4), integers(height, width)
     ratios = graph.add("Div", target.astype(np.float64), graph.cast(size, np.float64))
     scale = graph.add("ReduceMin", ratios, keepdims=1)
     scaled = graph.add("Round", graph.add("Mul", graph.cast(size, np.float64), scale))
@@ -65,14 +65,14 @@ def _pad(graph: Graph, maps: str, height: int, width: int) -> str:
 def _crop(graph: Graph, maps: str, height: int, width: int) -> str:
     target = integers(height, width)
     wanted = target.astype(np.float64)
-    ratios = graph.add("Div", wanted, graph.cast(_size(graph, maps), np.float64))
+    ratios = graph.add("Div", wanted, graph.cast(_shape(graph, maps, 2, 4), np.float64))
     scale = graph.add("ReduceMax", ratios, keepdims=1)
     kept = graph.cast(graph.add("Round", graph.add("Div", wanted, scale)), np.int64)
     return _resized(graph, _middle(graph, maps, kept), target, "linear")
 
 
 def _imagenet(graph: Graph, maps: str, height: int, width: int) -> str:
-    down, across = (_length(graph, maps, axis) for axis in (2, 3))
+    down, across = _shape(graph, maps, 2, 3), _shape(graph, maps, 3, 4)
     by_height = graph.add("Mul", down, integers(7, 7 * width))
     by_height = graph.add("Div", by_height, integers(8, 8 * height))
     by_width = graph.add("Mul", across, integers(7 * height, 7))
@@ -87,8 +87,8 @@ def _imagenet(graph: Graph, maps: str, height: int, width: int) -> str:
 
 
 def _letterbox(graph: Graph, maps: str, height: int, width: int) -> str:
-    size, target = _size(graph, maps), integers(height, width)
-    down, across = (_length(graph, maps, axis) for axis in (2, 3))
+    size, target = _shape(graph, maps, 2, 4), integers(height, width)
+    down, across = _shape(graph, maps, 2, 3), _shape(graph, maps, 3, 4)
     to_width = graph.add("Div", graph.add("Mul", size, integers(width)), across)
     to_height = graph.add("Div", graph.add("Mul", size, integers(height)), down)
     is_wide = graph.add(
@@ -98,7 +98,7 @@ def _letterbox(graph: Graph, maps: str, height: int, width: int) -> str:
     )
     inner = graph.add("Where", is_wide, to_width, to_height)
     values = graph.add("Div", graph.cast(maps, np.float32), np.array(255, np.float32))
-    shape = graph.add("Concat", _leading(graph, values), inner, axis=0)
+    shape = graph.add("Concat", _shape(graph, values, 0, 2), inner, axis=0)
     resized = graph.add(
         "Resize",
         *(values, "", "", shape),
@@ -116,12 +116,12 @@ GRAPH_FITTINGS: dict[str, Fit] = {
     "imagenet": _imagenet,
     "letterbox": _letterbox,
 }
-"""The fittings of recipes, by their names, and that of Darknet's nets."""
+"""The fittings of recipes by name, and that of Darknet's nets."""
 
 
 def _resized(graph: Graph, maps: str, size: str | Array, mode: str) -> str:
-    """Resized to (height, width) as Pillow does it: antialiased, nothing taken from outside."""
-    shape = graph.add("Concat", _leading(graph, maps), size, axis=0)
+    """Resize to (height, width) like Pillow: antialiased, without pixels from outside the map."""
+    shape = graph.add("Concat", _shape(graph, maps, 0, 2), size, axis=0)
     return graph.add(
         "Resize",
         *(maps, "", "", shape),
@@ -133,15 +133,15 @@ def _resized(graph: Graph, maps: str, size: str | Array, mode: str) -> str:
 
 
 def _middle(graph: Graph, maps: str, kept: str) -> str:
-    """So many rows and columns of the maps, at least one and at most all."""
-    size = _size(graph, maps)
+    """Return the central ``kept`` rows and columns of the maps, at least one of each."""
+    size = _shape(graph, maps, 2, 4)
     kept = graph.add("Min", graph.add("Max", kept, integers(1)), size)
     start = _half_of_difference(graph, size, kept)
     return graph.add("Slice", maps, start, graph.add("Add", start, kept), integers(2, 3))
 
 
 def _in_the_middle(graph: Graph, maps: str, inner: str, target: Array, value: Array) -> str:
-    """The maps, of the size ``inner``, with ``value`` around them."""
+    """Pad maps of size ``inner`` with ``value`` on all sides."""
     before = _half_of_difference(graph, target, inner)
     after = graph.add("Sub", graph.add("Sub", target, inner), before)
     none = integers(0, 0)
@@ -152,14 +152,6 @@ def _half_of_difference(graph: Graph, larger: str | Array, smaller: str) -> str:
     return graph.add("Div", graph.add("Sub", larger, smaller), integers(2))
 
 
-def _size(graph: Graph, maps: str) -> str:
-    """Height and width."""
-    return graph.add("Shape", maps, start=2, end=4)
-
-
-def _leading(graph: Graph, maps: str) -> str:
-    return graph.add("Shape", maps, start=0, end=2)
-
-
-def _length(graph: Graph, maps: str, axis: int) -> str:
-    return graph.add("Shape", maps, start=axis, end=axis + 1)
+def _shape(graph: Graph, maps: str, start: int, end: int) -> str:
+    """Return the shape of (N, C, H, W) from axis ``start`` to ``end``."""
+    return graph.add("Shape", maps, start=start, end=end)

@@ -19,7 +19,7 @@ from dist_net.darknet.configuration import parse_configuration
 from dist_net.darknet.network import DarknetNetwork
 from dist_net.darknet.published import published
 from dist_net.errors import MissingExtraError
-from dist_net.export.formats import ExportedModel, onnx_graph
+from dist_net.export.exported_model import ExportedModel
 from dist_net.models.sources import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.pictures.decoding import load_image
@@ -33,7 +33,7 @@ from random_nets import models, naively, weights_of
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 
-from dist_net.export.onnx import model_bytes  # noqa: E402
+from dist_net.export.onnx_model import onnx_graph  # noqa: E402
 
 PHOTOGRAPH = Path("/usr/share/darknet/data/dog.jpg")
 TOLERANCE = 1e-5  # of the largest output
@@ -42,7 +42,7 @@ TOLERANCE = 1e-5  # of the largest output
 def exported(model: nn.Model, weights: Vector, pictures: bool = False, **found: Any) -> Any:
     """A session of ONNX Runtime with the model."""
     whole = FoundModel(model, ("a class",), {}, "key", lambda: weights, **found)
-    content = model_bytes(onnx_graph(ExportedModel("m", whole, weights, pictures)), "0", {})
+    content = onnx_graph(ExportedModel("m", whole, weights, pictures)).model_bytes("0", {})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
