@@ -16,7 +16,7 @@ from dist_net.spelling import suggestion
 
 
 def _onnx(exported: ExportedModel) -> bytes:
-    from dist_net.export.onnx_model import onnx_graph
+    from dist_net.export.onnx.onnx_model import onnx_graph
 
     metadata = exported.metadata
     return onnx_graph(exported).model_bytes(metadata["dist_net"], metadata)
@@ -56,7 +56,7 @@ def format_of(file: Path, given: str | None, takes_pictures: bool) -> str:
         raise ExportError(f"{chosen} contains only arrays; expected onnx for --preprocessing")
     if chosen == "onnx":
         try:
-            import dist_net.export.onnx_model  # noqa: F401
+            import dist_net.export.onnx.onnx_model  # noqa: F401
         except ImportError as error:
             raise MissingExtraError(
                 f"the format onnx needs a package that cannot be imported ({error}); install it "

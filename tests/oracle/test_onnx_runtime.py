@@ -33,7 +33,7 @@ from random_nets import models, naively, weights_of
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 
-from dist_net.export.onnx_model import onnx_graph  # noqa: E402
+from dist_net.export.onnx.onnx_model import onnx_graph  # noqa: E402
 
 PHOTOGRAPH = Path("/usr/share/darknet/data/dog.jpg")
 TOLERANCE = 1e-5  # of the largest output

@@ -26,8 +26,8 @@ pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 
 from onnx import helper
 
-from dist_net.export.onnx_model import onnx_graph
-from dist_net.export.preprocessing import GRAPH_FITTINGS
+from dist_net.export.onnx.onnx_model import onnx_graph
+from dist_net.export.onnx.preprocessing import GRAPH_FITTINGS
 
 LABELS = "cat", "Löwe"
 
@@ -123,7 +123,7 @@ def test_the_format_is_what_a_file_ends_in_or_what_is_said() -> None:
 
 
 def test_the_extra_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "dist_net.export.onnx_model", None)
+    monkeypatch.setitem(sys.modules, "dist_net.export.onnx.onnx_model", None)
     with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[onnx\]'"):
         format_of(Path("a.onnx"), None, False)
 

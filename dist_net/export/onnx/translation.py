@@ -14,7 +14,7 @@ import numpy as np
 
 from dist_net.autodiff import Array, Expression
 from dist_net.errors import ExportError
-from dist_net.export.graph import Graph, integers
+from dist_net.export.onnx.graph import Graph, integers
 
 Axes = tuple[int, ...]
 

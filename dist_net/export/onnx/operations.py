@@ -29,8 +29,8 @@ from dist_net.autodiff.operations import (
     slicing,
 )
 from dist_net.errors import ExportError
-from dist_net.export.graph import integers
-from dist_net.export.translation import CHANNELS_SECOND, Axes, Tensor, Translation, own_axes
+from dist_net.export.onnx.graph import integers
+from dist_net.export.onnx.translation import CHANNELS_SECOND, Axes, Tensor, Translation, own_axes
 
 Converter = Callable[[Translation, Expression], Tensor]
 
