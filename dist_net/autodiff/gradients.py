@@ -88,7 +88,7 @@ def _influenced_by(variables: Sequence[Expression], order: Sequence[Expression])
 
 def _expect_fitting(node: Expression, flowing: Sequence[Expression | None]) -> None:
     """Raise ``GradientError`` unless each input of the node has a cotangent or None."""
-    name = type(node.operation).__name__
+    name = node.operation.label
     if len(flowing) != len(node.inputs):
         raise GradientError(
             f"{name}: its VJP returns {len(flowing)} cotangents for {len(node.inputs)} inputs; "
