@@ -33,7 +33,6 @@ def main() -> None:
         if not sys.argv[1:]:
             subprocess.run([*DIST_NET, "train", "fashion-mnist", "--run-dir", run], check=True)
         save(run / "training.png", "learning_curve.png", width=1200)
-        save(run / "confusion.png", "confusion_matrix.png", width=700)
         with serving(f"clothes={run}") as (http, zmq):
             visit(http, zmq, Path(directory, "page.png"))
         save(Path(directory, "page.png"), "page.png", width=1100)

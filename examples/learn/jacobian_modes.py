@@ -33,7 +33,7 @@ def jvp(y: ad.Expression, x: ad.Expression, u: ad.Expression) -> ad.Expression:
 
 
 def loss_of(parameters: ad.Expression, hidden: int) -> ad.Expression:
-    """Return the loss of a two-layer net whose parameters are slices of one flat vector."""
+    """Return the loss of a two-layer net; its parameters are slices of one flat vector."""
     inputs = ad.variable("inputs", (BATCH_SIZE, FEATURES))
     labels = ad.variable("labels", (BATCH_SIZE,), np.uint8)
     kernel_1 = ad.reshape(parameters[: FEATURES * hidden], (FEATURES, hidden))
