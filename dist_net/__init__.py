@@ -13,12 +13,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dist_net.cluster.in_process import LocalCluster
-    from dist_net.cluster.trained_run import Run, load, train
-    from dist_net.pictures import fit_picture
-    from dist_net.recipes.recipe import LoadedRecipe, Recipe, load_recipe
+    from dist_net.images import fit_picture
+    from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
     from dist_net.serving.client.client import Client
-    from dist_net.training.single_process import fit
+    from dist_net.trained_run import Run, load, train
+    from dist_net.training.run.in_process import LocalCluster
+    from dist_net.training.run.single_process import fit
 
 __all__ = [
     "Client",
@@ -35,15 +35,15 @@ __all__ = [
 
 MODULE_OF = {
     "Client": "dist_net.serving.client.client",
-    "LoadedRecipe": "dist_net.recipes.recipe",
-    "LocalCluster": "dist_net.cluster.in_process",
-    "Recipe": "dist_net.recipes.recipe",
-    "Run": "dist_net.cluster.trained_run",
-    "fit": "dist_net.training.single_process",
-    "fit_picture": "dist_net.pictures",
-    "load": "dist_net.cluster.trained_run",
-    "load_recipe": "dist_net.recipes.recipe",
-    "train": "dist_net.cluster.trained_run",
+    "LoadedRecipe": "dist_net.nets.recipes.recipe",
+    "LocalCluster": "dist_net.training.run.in_process",
+    "Recipe": "dist_net.nets.recipes.recipe",
+    "Run": "dist_net.trained_run",
+    "fit": "dist_net.training.run.single_process",
+    "fit_picture": "dist_net.images",
+    "load": "dist_net.trained_run",
+    "load_recipe": "dist_net.nets.recipes.recipe",
+    "train": "dist_net.trained_run",
 }
 """The module of each public name. It is imported on first use: NumPy alone takes 0.1 s."""
 

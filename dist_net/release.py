@@ -22,13 +22,10 @@ COMPUTING = (
     "autodiff",
     "nn",
     "optim",
-    "pictures",
-    "darknet",
-    "pretrained",
-    "recipes",
+    "images",
     "data",
+    "nets",
     "training",
-    "parameter_server",
 )
 """The packages that affect results."""
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.run_options import RunOptions
-from dist_net.parameter_server.checkpoint import Checkpoint, write_checkpoint
-from dist_net.recipes.picture_recipe import PICTURES, RECIPE_JSON, PictureRecipe, small_base
-from dist_net.recipes.recipe_files import sha256
+from dist_net.nets.checkpoint import Checkpoint, write_checkpoint
+from dist_net.nets.recipes.picture_recipe import PICTURES, RECIPE_JSON, PictureRecipe, small_base
+from dist_net.nets.recipes.recipe_files import sha256
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.training.run.run_options import RunOptions
 
 CODE = """
 from pathlib import Path
 Path(__file__).with_name("was run").touch()
-from dist_net.recipes.built_in.digits import recipe
+from dist_net.nets.recipes.built_in.digits import recipe
 """
 
 
@@ -38,7 +38,7 @@ class MarkedCode:
         digests = {RECIPE_JSON: sha256(self.recipe.encode())}
         directory.make()
         options = RunOptions(PICTURES, recipe_files=digests)
-        directory.begin(options, {RECIPE_JSON: self.recipe.encode()})
+        directory.begin(options.to_json(), {RECIPE_JSON: self.recipe.encode()})
         layout = PictureRecipe("pets", small_base(), ("cat", "dog")).model.layout
         weights, record = layout.initial(np.random.default_rng(0)), {"files": digests}
         checkpoint = Checkpoint(PICTURES, "", layout.shapes, 1, {}, {}, {}, weights, {}, record)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from dist_net.data import Dataset
-from dist_net.models.best_weights import BestWeights
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.run_options import RunOptions
-from dist_net.recipes.picture_data import load_pictures
-from dist_net.recipes.picture_recipe import PICTURES, Base, PictureRecipe
+from dist_net.nets.recipes.picture_data import load_pictures
+from dist_net.nets.recipes.picture_recipe import PICTURES, Base, PictureRecipe
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.training.run.best_weights import BestWeights
+from dist_net.training.run.run_options import RunOptions
 
 COLOURS = ("red", "green", "blue")
 SIDE = 8
@@ -51,7 +51,7 @@ def write_run(path: Path, threshold: float = 0.5, times_likelier: float = 4.0) -
     loaded = RECIPE.loaded(load_pictures)
     dataset = Dataset("colours", held_out, targets, held_out, targets, COLOURS)
     options = RunOptions(PICTURES, recipe_files=loaded.file_digests)
-    directory.begin(options, loaded.files)
+    directory.begin(options.to_json(), loaded.files)
     settings = options.settings(loaded, dataset)
     BestWeights(directory.best, settings).take(1.0, 0.1, 1, colour_weights(times_likelier))
     write_calibration(path, threshold)

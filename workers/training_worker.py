@@ -5,4 +5,4 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-runpy.run_module("dist_net.cluster.processes.training_worker", run_name="__main__")
+runpy.run_module("dist_net.training.run.training_worker_process", run_name="__main__")

@@ -17,8 +17,8 @@ from importlib import import_module
 from types import FrameType
 
 from dist_net.cli.parser import Parser
-from dist_net.cluster.hidden_tokens import own_words
 from dist_net.errors import INTERRUPTED, DistNetError
+from dist_net.processes.hidden_tokens import own_words
 from dist_net.release import VERSION
 
 COMMANDS = {
@@ -42,9 +42,9 @@ PATIENT_S = 1.0
 """Further interrupts within this time count as the same one and are ignored."""
 
 PROCESSES = {
-    "worker": "training_worker",
-    "serve": "gateway",
-    "inference-worker": "inference_worker",
+    "worker": "training.run.training_worker_process",
+    "serve": "serving.gateway.gateway_process",
+    "inference-worker": "serving.worker.inference_worker_process",
 }
 
 
@@ -58,7 +58,7 @@ def parse(given: list[str]) -> argparse.Namespace:
         command = commands.add_parser(name, help=purpose, description=f"{sentence}.")
         if name in given[:1]:  # import only the modules of this command
             if name in PROCESSES:
-                module = import_module(f"dist_net.cluster.processes.{PROCESSES[name]}")
+                module = import_module(f"dist_net.{PROCESSES[name]}")
             else:
                 module = import_module(f"dist_net.cli.{name.replace('-', '_')}")
             module.add_arguments(command)
@@ -71,9 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; print a ``DistNetError`` as one line on stderr; return the exit code."""
     parsed = parse((own_words() if arguments is None else arguments) or ["--help"])
     # Imported late: these import NumPy, which would slow down --help.
-    from dist_net.cluster.child import hurry
-    from dist_net.cluster.entry import raise_descriptor_limit, use_threads
-    from dist_net.cluster.printable import PrintableFormatter, printable
+    from dist_net.printable import PrintableFormatter, printable
+    from dist_net.processes.child import hurry
+    from dist_net.processes.entry import raise_descriptor_limit, use_threads
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be invalid UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     """Shut the command down once. A later Ctrl-C stops waiting for its processes."""
-    from dist_net.cluster.child import hurry
+    from dist_net.processes.child import hurry
 
     patient_until_s = time.monotonic() + PATIENT_S
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -6,11 +6,11 @@ import argparse
 import json
 from pathlib import Path
 
-from dist_net.cluster.command_line import add_trust_argument
-from dist_net.cluster.recipe_confirmation import confirm_recipe
-from dist_net.cluster.terminal import FetchProgress, plain_console
-from dist_net.cluster.trained_run import load
-from dist_net.models.run_directory import RunDirectory
+from dist_net.command_line import add_trust_argument
+from dist_net.nets.recipe_confirmation import confirm_recipe
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.processes.terminal import FetchProgress, plain_console
+from dist_net.trained_run import load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

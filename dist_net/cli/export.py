@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dist_net.cluster.command_line import add_trust_argument
-from dist_net.cluster.recipe_confirmation import confirm_recipe
-from dist_net.cluster.terminal import FetchProgress, plain_console
+from dist_net.command_line import add_trust_argument
 from dist_net.errors import ExportError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import FORMATS, format_of, write_exported
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.sources import LIVE, MODELS, named_source, source_called
+from dist_net.nets.recipe_confirmation import confirm_recipe
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.sources import LIVE, MODELS, named_source, source_called
+from dist_net.processes.terminal import FetchProgress, plain_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_net.cluster.command_line import command_line
-from dist_net.cluster.terminal import FetchProgress, plain_console
-from dist_net.darknet.published import PUBLISHED, fetch_weights
+from dist_net.command_line import command_line
 from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
 from dist_net.errors import UnknownDatasetError
-from dist_net.pretrained import efficientnet_lite0 as lite0
+from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
+from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.spelling import suggestion
 
 # A photograph in the package, for the command that ``fetch`` suggests.

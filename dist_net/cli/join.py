@@ -10,23 +10,24 @@ import platformdirs
 from rich.console import Console
 
 from dist_net.cli.parser import count_from
-from dist_net.cluster.command_line import add_trust_argument
-from dist_net.cluster.cores import available_cores
-from dist_net.cluster.hidden_tokens import add_token_arguments, token_given
-from dist_net.cluster.joined_pictures import prepare_folder
-from dist_net.cluster.joined_run import JoinedRun, JoinedRunSettings
-from dist_net.cluster.own_directory import log_directory, temporary_directory
-from dist_net.cluster.recipe_confirmation import confirm_code
-from dist_net.cluster.replacement import RESTARTS
-from dist_net.cluster.terminal import FetchProgress, TrainingProgress, plain_console
+from dist_net.command_line import add_trust_argument
 from dist_net.errors import RecipeError
-from dist_net.models.observer import Observer
-from dist_net.models.offered_recipe import OfferedRecipe
-from dist_net.models.picture_manifest import MOST_MANIFEST_BYTES
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.trained_model import recipe_of_run
-from dist_net.recipes.picture_recipe import PICTURES
-from dist_net.training.state import REJOIN_TIMEOUT_S
+from dist_net.nets.observer import Observer
+from dist_net.nets.offered_recipe import OfferedRecipe
+from dist_net.nets.picture_manifest import MOST_MANIFEST_BYTES
+from dist_net.nets.recipe_confirmation import confirm_code
+from dist_net.nets.recipes.picture_recipe import PICTURES
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.trained_model import recipe_of_run
+from dist_net.photos.joined_pictures import prepare_folder
+from dist_net.processes.cores import available_cores
+from dist_net.processes.hidden_tokens import add_token_arguments, token_given
+from dist_net.processes.own_directory import log_directory, temporary_directory
+from dist_net.processes.replacement import RESTARTS
+from dist_net.processes.terminal import FetchProgress, plain_console
+from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings
+from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.worker.state import REJOIN_TIMEOUT_S
 from dist_net.wire.reaching import REACH_WITHIN_S, LetIn, be_let_in
 from dist_net.wire.token import TRAINING
 

@@ -51,7 +51,7 @@ def served_metrics(arguments: argparse.Namespace, console: Console) -> Iterator[
             f"(--metrics-token-file), or 127.0.0.1"
         ) from error
     try:
-        from dist_net.cluster.run_metrics import RunMetricsServer
+        from dist_net.cli.run_metrics import RunMetricsServer
     except ImportError as error:
         raise MissingExtraError(
             f"--metrics needs {error.name}, which is not installed; install it with: "

@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.cli.parser import count_from
-from dist_net.cluster.command_line import add_trust_argument
-from dist_net.cluster.cores import available_cores
-from dist_net.cluster.printable import printable
-from dist_net.cluster.recipe_confirmation import confirm_recipe
-from dist_net.cluster.terminal import FetchProgress, plain_console
+from dist_net.command_line import add_trust_argument
 from dist_net.data.picture_folder import PICTURE_SUFFIXES
 from dist_net.errors import DistNetError, ModelOptionError, PictureFolderError
-from dist_net.models.classifier import ClassifiedImage, classifier_of, outputs_for
-from dist_net.models.row_files import is_row_file, read_rows, write_rows
-from dist_net.models.sources import MODELS, FoundModel, source_called
-from dist_net.pictures.labels import is_unknown, predictions_of
+from dist_net.images.labels import is_unknown, predictions_of
+from dist_net.nets.classifier import ClassifiedImage, classifier_of, outputs_for
+from dist_net.nets.recipe_confirmation import confirm_recipe
+from dist_net.nets.row_files import is_row_file, read_rows, write_rows
+from dist_net.nets.sources import MODELS, FoundModel, source_called
+from dist_net.printable import printable
+from dist_net.processes.cores import available_cores
+from dist_net.processes.terminal import FetchProgress, plain_console
 
 BAR_LENGTH = 20
 

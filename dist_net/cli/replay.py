@@ -7,18 +7,18 @@ import json
 from pathlib import Path
 
 from dist_net.cli.parser import count_from
-from dist_net.cluster.command_line import add_trust_argument
-from dist_net.cluster.entry import use_threads
-from dist_net.cluster.recipe_confirmation import confirm_recipe
-from dist_net.cluster.replayed_run import Replay
-from dist_net.cluster.terminal import CountProgress, FetchProgress, plain_console
+from dist_net.command_line import add_trust_argument
 from dist_net.errors import ReplayError
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.run_options import RunOptions
-from dist_net.models.trained_model import load_trained
-from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
-from dist_net.parameter_server.journal import read_journal
-from dist_net.training.step import TrainingStep
+from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.nets.recipe_confirmation import confirm_recipe
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.trained_model import load_trained
+from dist_net.processes.entry import use_threads
+from dist_net.processes.terminal import CountProgress, FetchProgress, plain_console
+from dist_net.training.run.replayed_run import Replay
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.server.journal import read_journal
+from dist_net.training.worker.step import TrainingStep
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from dist_net.parameter_server.metrics import STALENESS_BUCKETS
+from dist_net.training.server.metrics import STALENESS_BUCKETS
 
 Report = dict[str, Any]
 NumericColumn = tuple[str, Callable[[Report], str]]

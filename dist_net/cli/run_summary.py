@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from dist_net.cluster.cluster_options import AUTO
-from dist_net.cluster.command_line import command_line
-from dist_net.models.run_directory import RunDirectory
+from dist_net.command_line import command_line
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.processes.cluster_options import AUTO
 
 DEFAULT_WORKERS = 2
 

@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_net.cli.parser import count_from, number_above_zero
-from dist_net.cluster.cores import available_cores
-from dist_net.cluster.measuring import measure_cluster, measure_step
-from dist_net.cluster.terminal import FetchProgress, plain_console
 from dist_net.errors import CapacityWriteError, CostsDamagedError, SettingError
-from dist_net.parameter_server.consistency import Consistency
-from dist_net.parameter_server.run import STALENESS_WITHOUT_COST
-from dist_net.planner import costs as costs_of_clusters
-from dist_net.planner.capacity import ClusterPlan, PlannedCluster, PredictedCapacity
-from dist_net.planner.costs import SHARED_MEMORY, ClusterCosts, Network
-from dist_net.recipes.recipe import load_recipe, recipe_names
-from dist_net.report.plots import new_figure, plot_capacity
+from dist_net.nets.recipes.recipe import load_recipe, recipe_names
+from dist_net.processes.cores import available_cores
+from dist_net.processes.terminal import FetchProgress, plain_console
+from dist_net.training.planner import costs as costs_of_clusters
+from dist_net.training.planner.capacity import ClusterPlan, PlannedCluster, PredictedCapacity
+from dist_net.training.planner.costs import SHARED_MEMORY, ClusterCosts, Network
+from dist_net.training.run.measuring import measure_cluster, measure_step
+from dist_net.training.run.plots import new_figure, plot_capacity
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.run_state import STALENESS_WITHOUT_COST
 
 TYPICAL_COSTS = Path(costs_of_clusters.__file__).with_name("typical_costs.json")
 """Measured by this command for Fashion-MNIST, on two cores of an Intel Xeon (virtual)."""

@@ -15,10 +15,10 @@ from rich.live import Live
 from dist_net.cli.parser import number_above_zero
 from dist_net.cli.pool_status import pool_line, pool_view
 from dist_net.cli.run_status import run_line, run_view
-from dist_net.cluster.printable import printable_report
-from dist_net.cluster.terminal import plain_console
 from dist_net.errors import NoAnswerError, ProtocolError
-from dist_net.models.observer import NO_RECORDS, Observer
+from dist_net.nets.observer import NO_RECORDS, Observer
+from dist_net.printable import printable_report
+from dist_net.processes.terminal import plain_console
 from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys
 
 OVER = ("finished", "stopping")

@@ -19,24 +19,7 @@ from dist_net.cli.train_pictures import (
     require_no_picture_options,
     train_pictures,
 )
-from dist_net.cluster.cluster_options import (
-    AUTO,
-    add_cluster_arguments,
-    ray_address,
-    worker_count,
-)
-from dist_net.cluster.command_line import add_trust_argument, joining_command
-from dist_net.cluster.local_run import (
-    KILLED_RUN_ENDS_S,
-    START_TIMEOUT_S,
-    LocalRun,
-    LocalRunSettings,
-    summarise,
-)
-from dist_net.cluster.opening import add_invitation_arguments, opening_of
-from dist_net.cluster.recipe_confirmation import confirm_recipe
-from dist_net.cluster.replacement import RESTARTS
-from dist_net.cluster.terminal import FetchProgress, TrainingProgress, announced, plain_console
+from dist_net.command_line import add_trust_argument, joining_command
 from dist_net.data import Dataset
 from dist_net.errors import (
     InterruptedRunError,
@@ -45,18 +28,36 @@ from dist_net.errors import (
     RunDirectoryError,
     SettingError,
 )
-from dist_net.models.best_weights import BestWeights
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.run_options import RunOptions
-from dist_net.models.trained_model import load_trained
-from dist_net.parameter_server.checkpoint import read_checkpoint
-from dist_net.parameter_server.consistency import Consistency
-from dist_net.parameter_server.run import RunState
-from dist_net.parameter_server.settings import PROGRESS_TIMEOUT_S
-from dist_net.recipes.recipe import load_recipe, recipe_names
-from dist_net.recipes.trusted_recipes import trust
-from dist_net.report.plots import plot_confusion, plot_training
-from dist_net.training.evaluation import Evaluation
+from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.recipe_confirmation import confirm_recipe
+from dist_net.nets.recipes.recipe import load_recipe, recipe_names
+from dist_net.nets.recipes.trusted_recipes import trust
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.trained_model import load_trained
+from dist_net.processes.cluster_options import (
+    AUTO,
+    add_cluster_arguments,
+    ray_address,
+    worker_count,
+)
+from dist_net.processes.listen_options import add_invitation_arguments, opening_of
+from dist_net.processes.replacement import RESTARTS
+from dist_net.processes.terminal import FetchProgress, announced, plain_console
+from dist_net.training.run.best_weights import BestWeights
+from dist_net.training.run.evaluation import Evaluation
+from dist_net.training.run.local_run import (
+    KILLED_RUN_ENDS_S,
+    START_TIMEOUT_S,
+    LocalRun,
+    LocalRunSettings,
+    summarise,
+)
+from dist_net.training.run.plots import plot_confusion, plot_training
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.run_state import RunState
+from dist_net.training.server.settings import PROGRESS_TIMEOUT_S
 
 DEFAULT_RECIPE = "fashion-mnist"
 
@@ -256,7 +257,8 @@ def _train(
         if not is_new:
             # Raises if the checkpoint does not fit, before any file of the run is changed.
             RunState.resumed(settings, read_checkpoint(directory.checkpoint))
-        directory.begin(options, {} if loaded.is_built_in else loaded.files)
+        recipe_files = {} if loaded.is_built_in else loaded.files
+        directory.begin(options.to_json(), recipe_files, options.tensorboard)
         if not loaded.is_built_in:
             trust(options.recipe_files)
         console.print(

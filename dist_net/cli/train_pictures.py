@@ -11,19 +11,20 @@ from typing import Any
 
 from dist_net.cli.metrics_options import Publish
 from dist_net.cli.run_summary import how_to_go_on, show_summary
-from dist_net.cluster.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
-from dist_net.cluster.opening import opening_of
-from dist_net.cluster.picture_report import train_and_report
-from dist_net.cluster.picture_run import PictureOptions, new_run
-from dist_net.cluster.terminal import TrainingProgress, plain_console
 from dist_net.data.picture_folder import VALIDATION_SHARE
 from dist_net.data.prepared_pictures import CACHE_BYTES
 from dist_net.errors import InterruptedRunError, ProcessFailedError, SettingError
-from dist_net.models.bases import BASES, NONE, default_base
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.run_options import RunOptions
-from dist_net.recipes.picture_recipe import PICTURES
-from dist_net.recipes.recipe import recipe_names
+from dist_net.nets.recipes.picture_recipe import PICTURES
+from dist_net.nets.recipes.recipe import recipe_names
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.photos.bases import BASES, NONE, default_base
+from dist_net.photos.picture_report import train_and_report
+from dist_net.photos.picture_run import PictureOptions, new_run
+from dist_net.processes.listen_options import opening_of
+from dist_net.processes.terminal import plain_console
+from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run.training_progress import TrainingProgress
 
 
 def add_picture_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import platformdirs
 
-from dist_net.data import digits, fashion_mnist
+from dist_net.data import digits_dataset, fashion_mnist_dataset
 from dist_net.data.dataset import Dataset, epoch_order
 from dist_net.data.published_files import FetchEvent, Progress
 from dist_net.data.samples import AugmentedSamples, Samples
@@ -25,8 +25,8 @@ __all__ = [
 ]
 
 CLASS_NAMES = {
-    fashion_mnist.NAME: fashion_mnist.CLASS_NAMES,
-    digits.NAME: digits.CLASS_NAMES,
+    fashion_mnist_dataset.NAME: fashion_mnist_dataset.CLASS_NAMES,
+    digits_dataset.NAME: digits_dataset.CLASS_NAMES,
 }
 """The class names of each dataset, available without fetching it."""
 
@@ -52,10 +52,12 @@ def dataset_named(
     ``UnknownDatasetError``, ``NotFetchedError`` if no source delivers the dataset, and
     ``CacheError`` if ``cache_dir`` is not usable.
     """
-    if name == digits.NAME:
-        return digits.load()
-    if name == fashion_mnist.NAME:
-        return fashion_mnist.load(cache_dir or default_cache_dir(), progress or _ignore, mirrors)
+    if name == digits_dataset.NAME:
+        return digits_dataset.load()
+    if name == fashion_mnist_dataset.NAME:
+        return fashion_mnist_dataset.load(
+            cache_dir or default_cache_dir(), progress or _ignore, mirrors
+        )
     raise UnknownDatasetError(f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}")
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from dist_net.data.samples import PrefetchedSamples, SampleIndices, Samples
 from dist_net.errors import DataFileError, ImageError
-from dist_net.pictures.augmentation import Augmentation
-from dist_net.pictures.decoding import MOST_PIXELS
-from dist_net.pictures.fitting import fit_picture
+from dist_net.images.augmentation import Augmentation
+from dist_net.images.decoding import MOST_PIXELS
+from dist_net.images.fitting import fit_picture
 
 
 @dataclass(frozen=True)

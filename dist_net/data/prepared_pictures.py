@@ -36,8 +36,8 @@ from dist_net.data.picture_split import PARTS, TRAIN, LeftOut
 from dist_net.data.samples import SampleIndices, Samples
 from dist_net.errors import CacheError, SkippedPicturesError
 from dist_net.files import replacing
-from dist_net.pictures import decoding, fitting
-from dist_net.pictures.augmentation import Augmentation
+from dist_net.images import decoding, fitting
+from dist_net.images.augmentation import Augmentation
 
 CACHE_BYTES = 8 << 30
 POLL_S = 0.05

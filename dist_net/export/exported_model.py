@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_net.models.sources import FoundModel
-from dist_net.recipes.picture_recipe import PictureRecipe
+from dist_net.nets.recipes.picture_recipe import PictureRecipe
+from dist_net.nets.sources import FoundModel
 from dist_net.release import release
 from dist_net.vector import Vector
 

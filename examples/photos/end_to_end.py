@@ -12,7 +12,7 @@ import numpy as np
 from draw import KINDS, draw, sign
 
 import dist_net
-from dist_net.models.classifier import classifier_called
+from dist_net.nets.classifier import classifier_called
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ from benchmarks import (
     training,
 )
 from dist_net.cli.parser import Parser
-from dist_net.cluster.entry import use_threads
-from dist_net.cluster.terminal import plain_console
 from dist_net.errors import DistNetError
+from dist_net.processes.entry import use_threads
+from dist_net.processes.terminal import plain_console
 
 BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "training": training.measure,

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from benchmarks import synthetic
 from benchmarks.training import train_records
-from dist_net.cluster.cores import available_cores
-from dist_net.cluster.measuring import measure_step, measure_transport
-from dist_net.cluster.roles import share_of_cores
-from dist_net.planner.capacity import ClusterPlan, PlannedCluster
-from dist_net.planner.costs import Network, TransportCosts
-from dist_net.recipes.recipe import load_recipe
+from dist_net.nets.recipes.recipe import load_recipe
+from dist_net.processes.cores import available_cores
+from dist_net.processes.roles import share_of_cores
+from dist_net.training.planner.capacity import ClusterPlan, PlannedCluster
+from dist_net.training.planner.costs import Network, TransportCosts
+from dist_net.training.run.measuring import measure_step, measure_transport
 
 ROUNDS = 3  # in turn, because the speed of a shared machine drifts
 WORKERS = (1, 2, 4)

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from dist_net.data import Dataset
-from dist_net.models.run_options import RunOptions
-from dist_net.parameter_server.run import RunState
-from dist_net.recipes.recipe import LoadedRecipe, load_recipe
-from dist_net.training.evaluation import Evaluator
-from dist_net.training.state import Compute
-from dist_net.training.step import TrainingStep
+from dist_net.nets.recipes.recipe import LoadedRecipe, load_recipe
+from dist_net.training.run.evaluation import Evaluator
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.server.run_state import RunState
+from dist_net.training.worker.state import Compute
+from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
 from simulation.timed_cluster import TimedCluster
 

@@ -19,8 +19,8 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.peers import darknet_task, sgemm
 from benchmarks.peers.dist_net_inference import FAST, IRREPRODUCIBLE, PLAIN
 from benchmarks.rounds import Contest, Contestant, Medians, Schedule, Start
-from dist_net.darknet.configuration import Configuration
-from dist_net.darknet.published import published
+from dist_net.nets.darknet.configuration import Configuration
+from dist_net.nets.darknet.published import published
 
 THREADS = 2
 BATCHES = (1, 2, 4, 8)

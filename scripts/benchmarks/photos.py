@@ -25,8 +25,8 @@ from benchmarks.peers.peer_process import missing_packages
 from benchmarks.photo_accuracy import AccuracyPlan
 from benchmarks.photo_runs import timed_run
 from benchmarks.rounds import Contest, Contestant, Say, Schedule
+from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nn.inference import softmax
-from dist_net.pretrained import efficientnet_lite0 as lite0
 
 THREADS = 2
 BATCHES = (1, 8)

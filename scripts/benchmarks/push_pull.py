@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import round_trips, synthetic
 from benchmarks.peers.peer_process import PeerProcess
 from benchmarks.peers.runner import measure_peer
-from dist_net.parameter_server.settings import LEASE_MINIBATCHES
+from dist_net.training.server.settings import LEASE_MINIBATCHES
 
 ROUNDS = 5
 TRANSPORTS = ("shared-memory", round_trips.TCP)

@@ -17,7 +17,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from benchmarks.errors import BenchmarkError
-from dist_net.parameter_server.journal import BLOCK_BYTES, Applied, JournalRecord, decode_record
+from dist_net.training.server.journal import BLOCK_BYTES, Applied, JournalRecord, decode_record
 
 RECIPE = "fashion-mnist"
 KILLS = 9

@@ -22,13 +22,13 @@ import numpy as np
 
 from benchmarks import synthetic
 from benchmarks.peers.orders import obey
-from dist_net.cluster.child import Child, end
-from dist_net.cluster.entry import entry_point
-from dist_net.models.observer import Observer
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.run_options import RunOptions
-from dist_net.recipes.recipe import load_recipe
-from dist_net.training.loop import WorkerLoop
+from dist_net.nets.observer import Observer
+from dist_net.nets.recipes.recipe import load_recipe
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.processes.child import Child, end
+from dist_net.processes.entry import entry_point
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.worker.loop import WorkerLoop
 from dist_net.vector import Vector
 
 TCP = "tcp"
@@ -79,11 +79,11 @@ def waits_s(transport: str, lease_minibatches: int) -> list[float]:
     size = loaded.recipe.model.layout.size
     with tempfile.TemporaryDirectory() as temporary:
         directory = RunDirectory.create(Path(temporary) / "run", "push-pull", datetime.now())
-        directory.begin(options, loaded.files)
+        directory.begin(options.to_json(), loaded.files)
         listen = "tcp://127.0.0.1:0" if transport == TCP else f"ipc://{temporary}/server"
         arguments = [str(directory.path), listen, "--parent", str(os.getpid()), "--trust-recipe"]
         server = Child(
-            "server", "dist_net.cluster.processes.parameter_server", arguments, directory.logs
+            "server", "dist_net.training.run.parameter_server_process", arguments, directory.logs
         )
         try:
             (address,) = server.wait_until_ready(START_TIMEOUT_S)

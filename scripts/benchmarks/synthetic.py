@@ -4,9 +4,9 @@ import numpy as np
 
 from benchmarks.peers import task
 from dist_net.data import Dataset
+from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Dense, Flatten, Rescale, Sequential, relu
 from dist_net.optim import SGD
-from dist_net.recipes.recipe import Recipe
 
 
 def dataset() -> Dataset:

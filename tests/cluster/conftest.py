@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.cluster.in_process import LocalCluster
-from dist_net.recipes.recipe import Recipe, load_recipe
+from dist_net.nets.recipes.recipe import Recipe, load_recipe
+from dist_net.training.run.in_process import LocalCluster
 from dist_net.vector import Vector
 
 COUNTING = Path(__file__).parents[1] / "recipes" / "counting.py"

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from dist_net import nn
-from dist_net.cluster.in_process import LocalCluster
 from dist_net.data import dataset_named
+from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.recipes.recipe import Recipe
 from dist_net.optim import Adam, Cosine
-from dist_net.parameter_server.checkpoint import read_checkpoint
-from dist_net.recipes.recipe import Recipe
-from dist_net.training.evaluation import Evaluator
+from dist_net.training.run.evaluation import Evaluator
+from dist_net.training.run.in_process import LocalCluster
 
 RECIPE = Recipe(
     network=nn.Sequential(

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import zmq
 
-from dist_net.cluster.in_process import LocalCluster
 from dist_net.data import Dataset
 from dist_net.errors import SettingError
+from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.optim import SGD
-from dist_net.parameter_server.settings import RunSettings
-from dist_net.parameter_server.state import ParameterServer
-from dist_net.recipes.recipe import Recipe
+from dist_net.training.run.in_process import LocalCluster
+from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import ParameterServer
 from dist_net.wire.codec import PROTOCOL_VERSION, decode, encode
 from dist_net.wire.messages import (
     Join,

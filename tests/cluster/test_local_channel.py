@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from dist_net.cluster.in_process import LocalCluster
 from dist_net.errors import NoAnswerError
+from dist_net.training.run.in_process import LocalCluster
 from dist_net.wire import local_channel
 from dist_net.wire.local_channel import MAX_PACKET_BYTES, LocalChannel, LocalServerSocket
 from dist_net.wire.messages import Alive, Heartbeat, Message, Refuse, Shutdown, SnapshotRequest
@@ -213,7 +213,7 @@ def test_workers_that_share_memory_use_channels(
             super().__init__(*arguments)
             opened.append(arguments[0])
 
-    monkeypatch.setattr("dist_net.training.loop.LocalChannel", Counted)
+    monkeypatch.setattr("dist_net.training.worker.loop.LocalChannel", Counted)
     with cluster(listen=f"ipc://{tmp_path}/server") as running:
         for _ in range(2):
             running.start_worker(shares_memory=shares_memory)

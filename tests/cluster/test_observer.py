@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from dist_net.errors import ProtocolError, UnknownRecipeError
-from dist_net.models.observer import Observer, recipe_at
-from dist_net.recipes.picture_recipe import PICTURES
+from dist_net.nets.observer import Observer, recipe_at
+from dist_net.nets.recipes.picture_recipe import PICTURES
 from dist_net.wire.messages import Refuse, Snapshot, StatusReport, StatusRequest
 from dist_net.wire.transport import ServerSocket
 

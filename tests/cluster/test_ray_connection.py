@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from dist_net.cluster import ray_connection
-from dist_net.cluster.ray_connection import connected
 from dist_net.errors import MissingExtraError, RayClusterError
+from dist_net.processes import ray_connection
+from dist_net.processes.ray_connection import connected
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from dist_net.cluster.ray_keeper import RoleKeeper, Seen, ServerPlace, SharedRun
-from dist_net.cluster.roles import Given, Role
 from dist_net.errors import RunDirectoryError
+from dist_net.processes.ray_keeper import RoleKeeper, Seen, ServerPlace, SharedRun
+from dist_net.processes.roles import Given, Role
 
 Eventually = Callable[[Callable[[], Any]], Any]
 

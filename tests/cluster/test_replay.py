@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from dist_net import nn
-from dist_net.cluster.in_process import LocalCluster
-from dist_net.cluster.replayed_run import Replay
 from dist_net.files import AppendedHostFile
-from dist_net.models.run_options import RunOptions
-from dist_net.parameter_server.checkpoint import read_checkpoint
-from dist_net.parameter_server.journal import read_journal
-from dist_net.recipes.recipe import LoadedRecipe, Recipe, load_recipe
-from dist_net.training.step import TrainingStep
+from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
+from dist_net.training.run.in_process import LocalCluster
+from dist_net.training.run.replayed_run import Replay
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.server.journal import read_journal
+from dist_net.training.worker.step import TrainingStep
 
 PLAIN = replace(load_recipe("digits").recipe, epochs=3)
 WITH_DROPOUT_AND_BUFFERS = replace(

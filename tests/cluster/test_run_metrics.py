@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dist_net.cli.metrics_options import served_metrics
-from dist_net.cluster.terminal import plain_console
 from dist_net.errors import InsecureAddressError, ListenError, SettingError
+from dist_net.processes.terminal import plain_console
 
 TOKEN = "0123456789abcdef"
 

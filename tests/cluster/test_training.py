@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.cluster import in_process
-from dist_net.cluster.in_process import LocalCluster
 from dist_net.data import Dataset
 from dist_net.errors import (
     CheckpointMismatchError,
@@ -22,14 +20,16 @@ from dist_net.errors import (
     RunOverdueError,
     WorkerRefusedError,
 )
-from dist_net.models.observer import Observer
+from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.nets.observer import Observer
+from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.optim import SGD
-from dist_net.parameter_server import loop as process
-from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
-from dist_net.parameter_server.journal import read_journal
-from dist_net.recipes.recipe import Recipe
-from dist_net.training.step import TrainingStep
+from dist_net.training.run import in_process
+from dist_net.training.run.in_process import LocalCluster
+from dist_net.training.server import loop as process
+from dist_net.training.server.journal import read_journal
+from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.security import ROLES, add_keys, create_keys
 from small_disk import small_disk

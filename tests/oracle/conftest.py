@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dist_net.darknet.configuration import write_configuration
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.weights import write_weights
+from dist_net.nets.darknet.configuration import write_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.weights import write_weights
 
 PICTURES = Path("/usr/share/darknet/data")
 DEADLINE_S = 120

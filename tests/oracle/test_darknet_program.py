@@ -13,18 +13,18 @@ from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import Expression, evaluate, reshape, variable
-from dist_net.darknet.activations import ACTIVATIONS
-from dist_net.darknet.configuration import Configuration, Section, parse_configuration
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.published import PUBLISHED, published
-from dist_net.darknet.weights import read_weights
-from dist_net.data.digits import load
+from dist_net.data.digits_dataset import load
+from dist_net.images.decoding import load_image
+from dist_net.images.fitting import letterbox
+from dist_net.nets.darknet.configuration import Configuration, Section, parse_configuration
+from dist_net.nets.darknet.darknet_activations import ACTIVATIONS
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.published import PUBLISHED, published
+from dist_net.nets.darknet.weights import read_weights
+from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Lambda, Rescale, Scope, Sequential
 from dist_net.optim import Adam
-from dist_net.pictures.decoding import load_image
-from dist_net.pictures.fitting import letterbox
-from dist_net.recipes.recipe import Recipe
-from dist_net.training.single_process import SingleProcess
+from dist_net.training.run.single_process import SingleProcess
 from dist_net.vector import Vector
 
 HEIGHT, WIDTH = 9, 11

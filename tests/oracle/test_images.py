@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dist_net.pictures.decoding import load_image
-from dist_net.pictures.fitting import letterbox, resize
+from dist_net.images.decoding import load_image
+from dist_net.images.fitting import letterbox, resize
 
 LIBRARY = Path("/usr/lib/darknet/libdarknet.so")
 PICTURES = Path("/usr/share/darknet/data")

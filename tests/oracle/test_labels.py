@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.darknet.published import imagenet_labels
+from dist_net.nets.darknet.published import imagenet_labels
 
 LIST = Path("/usr/share/darknet/data/imagenet.shortnames.list")
 

@@ -14,19 +14,10 @@ from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.autodiff import Expression
 from dist_net.autodiff.operations.normalization import scale_and_shift
-from dist_net.darknet.activations import ACTIVATIONS
-from dist_net.darknet.configuration import parse_configuration
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.published import published
 from dist_net.errors import MissingExtraError
 from dist_net.export.exported_model import ExportedModel
-from dist_net.models.sources import FoundModel
+from dist_net.nets.sources import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
-from dist_net.pictures.decoding import load_image
-from dist_net.pictures.fitting import fit_picture, letterbox
-from dist_net.pretrained import efficientnet_lite0 as lite0
-from dist_net.recipes.picture_recipe import PictureNet, small_base
-from dist_net.recipes.recipe import load_recipe, recipe_names
 from dist_net.vector import Vector
 from random_nets import models, naively, weights_of
 

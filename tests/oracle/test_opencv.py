@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import evaluate, variable
-from dist_net.darknet.configuration import Configuration, write_configuration
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.published import published
-from dist_net.darknet.weights import write_weights
+from dist_net.nets.darknet.configuration import Configuration, write_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.published import published
+from dist_net.nets.darknet.weights import write_weights
 from dist_net.nn import Scope
 from oracle.test_darknet_program import CROP, thinner
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dist_net.models.observer import Observer
+from dist_net.nets.observer import Observer
 
 WITHOUT_PLOTS = Path(__file__).parent / "without_plots"
 # What a loaded machine may take; a test that passes does not wait for it.
@@ -121,12 +121,12 @@ class Command:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 about = Path(f"/proc/{process_id}")
                 words = (about / "cmdline").read_text(errors="replace").split("\0")
-                if "dist_net.cluster.processes.parameter_server" in words:
+                if "dist_net.training.run.parameter_server_process" in words:
                     names["server"] = process_id
-                elif "dist_net.cluster.processes.inference_fork_server" in words:
+                elif "dist_net.serving.worker.inference_fork_server" in words:
                     called = (about / "comm").read_text().strip()
                     names[called if called.startswith("worker-") else "fork-server"] = process_id
-                elif "dist_net.cluster.processes.model_loader" in words:
+                elif "dist_net.serving.loader.model_loader_process" in words:
                     names["model-loader"] = process_id
                 elif "--name" in words:
                     names[words[words.index("--name") + 1]] = process_id

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import compile
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.published import published
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.published import published
 from dist_net.nn import Model, Scope
 from dist_net.nn.inference import Inference, prepare
 from dist_net.nn.model import INPUTS

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.cluster.model_loader import described
 from dist_net.data import FetchEvent
 from dist_net.errors import UnknownModelError
-from dist_net.models.classifier import classifier_of
-from dist_net.models.sources import FoundModel, source_called
+from dist_net.nets.classifier import classifier_of
+from dist_net.nets.recipes.recipe import load_recipe
+from dist_net.nets.sources import FoundModel, source_called
 from dist_net.nn.inference import prepare
-from dist_net.recipes.recipe import load_recipe
+from dist_net.serving.loader.model_loader import described
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
-from dist_net.training.evaluation import Evaluator
-from dist_net.training.single_process import SingleProcess
+from dist_net.training.run.evaluation import Evaluator
+from dist_net.training.run.single_process import SingleProcess
 
 Start = Callable[..., Any]
 

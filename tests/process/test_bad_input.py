@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from dist_net.cli import main
-from dist_net.models.run_directory import RunDirectory
-from dist_net.models.run_options import RunOptions
-from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
-from dist_net.parameter_server.run import RunState
-from dist_net.recipes.recipe import load_recipe
+from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.nets.recipes.recipe import load_recipe
+from dist_net.nets.run_directory import RunDirectory
 from dist_net.release import VERSION
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.server.run_state import RunState
 from small_disk import small_disk
 
 Refuses = Callable[..., None]
@@ -92,7 +92,7 @@ def run(tmp_path: Path) -> Path:
     directory = RunDirectory(tmp_path / "run")
     directory.logs.mkdir(parents=True)
     loaded, options = load_recipe("digits"), RunOptions("digits")
-    directory.begin(options, {})
+    directory.begin(options.to_json(), {})
     settings = options.settings(loaded, loaded.recipe.load_dataset())
     begun = RunState(settings, loaded.recipe.initial_weights(0))
     write_checkpoint(directory.checkpoint, begun.checkpoint())
@@ -157,7 +157,7 @@ from pathlib import Path
 from dist_net.data import Dataset
 from dist_net.data.idx import read_idx
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
-from dist_net.recipes.recipe import Recipe
+from dist_net.nets.recipes.recipe import Recipe
 
 def network(classes=10):
     return Sequential(Rescale(), Flatten(), Dense(classes))

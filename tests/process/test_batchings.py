@@ -24,8 +24,8 @@ from benchmarks.duress import FAULTS, hit_workers
 from benchmarks.peers.dist_net_inference import layer_step, model_in
 from benchmarks.served import CONVOLUTIONS, Gateway, Net, write_net
 from dist_net.errors import DistNetError, PoolUnavailableError
+from dist_net.images.fitting import PictureInputs
 from dist_net.nn.inference import Inference
-from dist_net.pictures.fitting import PictureInputs
 from dist_net.serving.client.client import Client
 from dist_net.serving.client.outputs import Pending
 

@@ -13,9 +13,9 @@ from benchmarks.peers import darknet_task, lite0_task
 from benchmarks.peers.dist_net_inference import DistNet
 from benchmarks.peers.peer_process import PeerProcess, missing_packages
 from benchmarks.rounds import Contestant, Schedule
-from dist_net.darknet.configuration import Configuration, parse_configuration
+from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.nets.darknet.configuration import Configuration, parse_configuration
 from dist_net.nn.inference import Inference, prepare
-from dist_net.pretrained import efficientnet_lite0 as lite0
 
 QUICK = Schedule(rounds=1, seconds=0.0, starts=1, pause_s=0.0)
 

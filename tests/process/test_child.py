@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dist_net.cluster.child import Child
 from dist_net.errors import ProcessFailedError
+from dist_net.processes.child import Child
 
 SAYS_IT_IN_TWO_PARTS = """
 import sys, time

@@ -7,10 +7,10 @@ from typing import Any
 
 from dist_net.data.picture_folder import PictureFolder
 from dist_net.data.picture_samples import PicturePreprocessing
-from dist_net.models.picture_manifest import MANIFEST, PictureManifest
-from dist_net.recipes.picture_data import PictureData
-from dist_net.recipes.picture_recipe import PICTURES, RECIPE_JSON
-from dist_net.recipes.recipe import own_release
+from dist_net.nets.picture_manifest import MANIFEST, PictureManifest
+from dist_net.nets.recipes.picture_data import PictureData
+from dist_net.nets.recipes.picture_recipe import PICTURES, RECIPE_JSON
+from dist_net.nets.recipes.recipe import own_release
 from dist_net.wire.messages import RecipeOffer, RecipeRequest
 from dist_net.wire.token import TRAINING, JoinToken
 from dist_net.wire.transport import ServerSocket

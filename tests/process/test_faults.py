@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.cluster.in_process import LocalCluster
-from dist_net.parameter_server.checkpoint import read_checkpoint
-from dist_net.recipes.recipe import load_recipe
+from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.recipes.recipe import load_recipe
+from dist_net.training.run.in_process import LocalCluster
 
 Start = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]

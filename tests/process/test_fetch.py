@@ -16,11 +16,11 @@ from types import SimpleNamespace
 import pytest
 
 from dist_net.cli import fetch as fetch_command
-from dist_net.darknet.published import PUBLISHED, PublishedClassifier, fetch_weights
 from dist_net.data import dataset_named, download, fashion_mnist
 from dist_net.data.debian import copy_from_archive, copy_from_directory
 from dist_net.data.published_files import FetchEvent, PublishedFile
 from dist_net.errors import NotFetchedError, SourceError
+from dist_net.nets.darknet.published import PUBLISHED, PublishedClassifier, fetch_weights
 
 CONTENT = os.urandom(400_000)
 FILE = PublishedFile("toy-images", (len(CONTENT),), hashlib.sha256(CONTENT).hexdigest())

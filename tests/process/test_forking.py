@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from dist_net.cluster import fork_server
-from dist_net.cluster.child import RunningChild, end
-from dist_net.cluster.fork_server import ForkServer
-from dist_net.cluster.pool_children import PoolChildren
-from dist_net.cluster.roles import Role
 from dist_net.errors import DistNetError
+from dist_net.processes import fork_server
+from dist_net.processes.child import RunningChild, end
+from dist_net.processes.fork_server import ForkServer
+from dist_net.processes.pool_children import PoolChildren
+from dist_net.processes.roles import Role
 
 MODULE = """
 import os, signal, socket, sys, time
 from pathlib import Path
-from dist_net.cluster.forking import fork_on_orders
+from dist_net.processes.forking import fork_on_orders
 
 def work(arguments):
     what, gate = arguments

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from benchmarks.seeded_weights import seeded_weights
-from dist_net.cluster.child import Child
-from dist_net.cluster.model_loader import described
-from dist_net.darknet.configuration import parse_configuration
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.weights import write_weights
 from dist_net.data import dataset_named
-from dist_net.models.sources import FoundModel
+from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.weights import write_weights
+from dist_net.nets.recipes.recipe import load_recipe
+from dist_net.nets.recipes.recipe_files import sha256
+from dist_net.nets.sources import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import key_of_vector, map_prepared
-from dist_net.recipes.recipe import load_recipe
-from dist_net.recipes.recipe_files import sha256
+from dist_net.processes.child import Child
+from dist_net.serving.loader.model_loader import described
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Status
 from dist_net.wire.messages import Alive, Heartbeat, Leave, Message, Refuse, Stop
@@ -123,7 +123,7 @@ def child(gateway: Gateway, tmp_path: Path) -> Iterator[Callable[..., Child]]:
         logs = tmp_path / f"child-{len(started)}"
         logs.mkdir()
         arguments = ("--connect", gateway.address, "--directory", str(directory), *arguments)
-        started.append(Child("child", f"dist_net.cluster.processes.{module}", arguments, logs))
+        started.append(Child("child", f"dist_net.serving.{module}", arguments, logs))
         return started[-1]
 
     yield start_child
@@ -134,7 +134,7 @@ def child(gateway: Gateway, tmp_path: Path) -> Iterator[Callable[..., Child]]:
 @pytest.fixture
 def worker(gateway: Gateway, child: Callable[..., Child]) -> Child:
     """A worker that has been taken in."""
-    started = child("inference_worker", "--name", "w")
+    started = child("worker.inference_worker_process", "--name", "w")
     enlist = gateway.hears(JoinPool, started)
     assert (enlist.name, enlist.process_id) == ("w", started.process_id)
     gateway.tells(TAKEN_IN)
@@ -256,7 +256,7 @@ def test_a_worker_that_is_refused_later_enlists_again(gateway: Gateway, worker: 
 
 
 def test_a_worker_that_is_not_wanted_ends(gateway: Gateway, child: Callable[..., Child]) -> None:
-    started = child("inference_worker")
+    started = child("worker.inference_worker_process")
     gateway.hears(JoinPool, started)
     gateway.tells(Refuse("another release", may_rejoin=False))
     assert exit_code(started) == 2
@@ -266,7 +266,7 @@ def test_a_worker_that_is_not_wanted_ends(gateway: Gateway, child: Callable[...,
 def test_a_worker_ends_when_the_gateway_is_silent(
     gateway: Gateway, child: Callable[..., Child]
 ) -> None:
-    started = child("inference_worker")
+    started = child("worker.inference_worker_process")
     gateway.hears(JoinPool, started)
     gateway.tells(PoolWelcome(1, 0.05, 0.3))
     assert exit_code(started) == 1
@@ -274,7 +274,7 @@ def test_a_worker_ends_when_the_gateway_is_silent(
 
 
 def test_heartbeats_are_enough_to_go_on(gateway: Gateway, child: Callable[..., Child]) -> None:
-    started = child("inference_worker")
+    started = child("worker.inference_worker_process")
     gateway.hears(JoinPool, started)
     gateway.tells(PoolWelcome(1, 0.02, 0.2))
     gateway.answers_heartbeats(50)  # for longer than it would bear silence
@@ -286,7 +286,7 @@ def test_heartbeats_are_enough_to_go_on(gateway: Gateway, child: Callable[..., C
 def test_a_child_of_the_gateway_bears_any_silence_while_its_parent_is_there(
     gateway: Gateway, child: Callable[..., Child]
 ) -> None:
-    started = child("inference_worker", "--parent", str(os.getpid()))
+    started = child("worker.inference_worker_process", "--parent", str(os.getpid()))
     gateway.hears(JoinPool, started)
     gateway.tells(PoolWelcome(1, 0.02, 0.04))
     gateway.heartbeat_answer = None
@@ -326,7 +326,7 @@ def darknet_files(tmp_path: Path) -> str:
 
 
 def start_loader(gateway: Gateway, child: Callable[..., Child], *sources: str) -> Child:
-    started = child("model_loader", *sources)
+    started = child("loader.model_loader_process", *sources)
     assert gateway.hears(JoinAsLoader, started).process_id == started.process_id
     gateway.tells(PoolWelcome(0, 1.0, 5.0))
     return started
@@ -347,7 +347,7 @@ def test_what_the_loader_prepares_a_worker_loads(
     description = ModelDescription.from_json(answer.description)
     assert description.labels == ("red", "green", "blue")
     assert (description.input_shape, description.takes_pictures) == ((8, 8, 3), True)
-    worker = child("inference_worker")
+    worker = child("worker.inference_worker_process")
     gateway.hears(JoinPool, worker)
     gateway.tells(TAKEN_IN)
     assert load(gateway, worker, description).reason == ""

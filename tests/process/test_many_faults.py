@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from dist_net.parameter_server.journal import Applied, read_journal
+from dist_net.training.server.journal import Applied, read_journal
 
 Start = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dist_net.cluster.bounded_log import MOST_BYTES
-from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.processes.bounded_log import MOST_BYTES
 from dist_net.release import release
 from dist_net.wire.messages import Join, Leave, Message, Welcome
 from dist_net.wire.serving_messages import Describe, Description, JoinPool, PoolWelcome

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.cluster import measuring
+from dist_net.training.run import measuring
 
 
 @pytest.mark.parametrize("transport", ["shared memory", "tcp"])

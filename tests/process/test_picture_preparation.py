@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from dist_net import fit_picture
-from dist_net.cluster.picture_preparation import prepare_pictures
 from dist_net.data.picture_folder import PictureFolder
 from dist_net.data.picture_samples import PicturePreprocessing
 from dist_net.data.prepared_pictures import PreparedPictures
 from dist_net.errors import ProcessFailedError, SkippedPicturesError
+from dist_net.photos.picture_preparation import prepare_pictures
 from drawn_pictures import cats_and_dogs
 
 FIVE = PicturePreprocessing((5, 5, 3), "pad")
@@ -42,7 +42,7 @@ class Failing(PicturePreprocessing):
 SCRIPT = """
 import sys
 from pathlib import Path
-from dist_net.cluster.picture_preparation import prepare_pictures
+from dist_net.photos.picture_preparation import prepare_pictures
 from dist_net.data.picture_folder import PictureFolder
 from dist_net.data.picture_samples import PicturePreprocessing
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.cli import main
-from dist_net.darknet.configuration import parse_configuration
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.published import imagenet_labels, published
-from dist_net.darknet.weights import write_weights
 from dist_net.data import dataset_named
-from dist_net.models.run_directory import RunDirectory
+from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.published import imagenet_labels, published
+from dist_net.nets.darknet.weights import write_weights
+from dist_net.nets.run_directory import RunDirectory
 from picture_runs import write_run
 from process import test_bad_input
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.ray_nodes import RayNodes
-from dist_net.models.observer import Observer
-from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.observer import Observer
 from dist_net.wire.security import OPERATOR, load_peer_keys
 
 Start = Callable[..., Any]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dist_net.cluster.child import Child
-from dist_net.cluster.replacement import ReplacedChild
+from dist_net.processes.child import Child
+from dist_net.processes.replacement import ReplacedChild
 
 Eventually = Callable[[Callable[[], Any]], Any]
 

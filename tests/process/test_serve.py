@@ -17,10 +17,10 @@ import pytest
 from benchmarks.served import TINY, TINY_SHAPE, write_net
 from dist_net import Client
 from dist_net.cli import main
-from dist_net.darknet import DarknetNetwork
-from dist_net.darknet.configuration import read_configuration
-from dist_net.darknet.weights import read_weights
 from dist_net.errors import DistNetError, QuestionError, ShapeError
+from dist_net.nets.darknet import DarknetNetwork
+from dist_net.nets.darknet.configuration import read_configuration
+from dist_net.nets.darknet.weights import read_weights
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
 from dist_net.serving.pool.requests import Status

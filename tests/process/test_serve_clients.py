@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 
 from benchmarks.served import TINY, TINY_SHAPE, Net
-from dist_net.darknet import DarknetNetwork
-from dist_net.darknet.configuration import read_configuration
-from dist_net.darknet.weights import read_weights
+from dist_net.nets.darknet import DarknetNetwork
+from dist_net.nets.darknet.configuration import read_configuration
+from dist_net.nets.darknet.weights import read_weights
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
 from process import test_bad_input, test_serve

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from benchmarks.peers import darknet_task
-from dist_net.darknet import DarknetNetwork
-from dist_net.darknet.configuration import read_configuration
-from dist_net.darknet.weights import read_weights
+from dist_net.nets.darknet import DarknetNetwork
+from dist_net.nets.darknet.configuration import read_configuration
+from dist_net.nets.darknet.weights import read_weights
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, prepare
 from dist_net.serving.worker.prepared_arrays import PIECE_BYTES

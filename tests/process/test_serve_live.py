@@ -13,9 +13,9 @@ import pytest
 from dist_net import Client
 from dist_net.data import dataset_named
 from dist_net.errors import DistNetError, ReloadError
-from dist_net.models.observer import Observer
+from dist_net.nets.observer import Observer
+from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nn.inference import Inference, prepare, softmax
-from dist_net.recipes.recipe import load_recipe
 from process import test_serve
 
 serve = test_serve.serve

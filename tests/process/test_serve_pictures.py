@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from dist_net import Client
-from dist_net.models.run_directory import RunDirectory
-from dist_net.parameter_server.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.nets.run_directory import RunDirectory
 from picture_runs import colour_weights, write_calibration, write_run
 from process import test_hosts, test_serve, test_serve_hosts
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dist_net.parameter_server.checkpoint import read_checkpoint
+from dist_net.nets.checkpoint import read_checkpoint
 
 Start = Callable[..., Any]
 Eventually = Callable[[Callable[[], Any]], Any]

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import dist_net
-from dist_net.cluster.local_run import REPORTED
-from dist_net.training.single_process import EpochResult
+from dist_net.training.run.local_run import REPORTED
+from dist_net.training.run.single_process import EpochResult
 from drawn_pictures import draw_shapes
 
 Start = Callable[..., Any]

@@ -10,7 +10,7 @@ import numpy as np
 
 import dist_net
 from dist_net.data import dataset_named
-from dist_net.training.single_process import EpochResult
+from dist_net.training.run.single_process import EpochResult
 
 
 def test_a_run_from_python_is_reported_and_predicts_and_a_callback_ends_it(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def servers_of(run: Path) -> list[int]:
     found = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         words = file.read_bytes().split(b"\0") if file.exists() else []
-        if b"dist_net.cluster.processes.parameter_server" in words and os.fsencode(run) in words:
+        if b"dist_net.training.run.parameter_server_process" in words and os.fsencode(run) in words:
             found.append(int(file.parent.name))
     return found
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from dist_net.autodiff import Array, Expression, Operation, Shape, apply, astype, reshape
 from dist_net.data import Dataset
+from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import Scope, zeros
 from dist_net.optim import SGD
-from dist_net.recipes.recipe import Recipe
 
 SIDE = 16
 SAMPLES = SIDE * SIDE

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dist_net.parameter_server.settings import RunSettings
+from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
 
 MIXED = 4
@@ -14,7 +14,7 @@ PULL = np.float32(0.01)
 
 
 class CountingStep:
-    """A `dist_net.training.loop.MinibatchStep` for one parameter for each sample of each epoch.
+    """A `MinibatchStep` of the worker's loop with one parameter for each sample of each epoch.
 
     The gradient is -1 at the samples of the minibatch. With a learning rate of 1 the weights are
     therefore how often each was applied. A round averages its gradients, of which each has the same

@@ -10,7 +10,7 @@ from contextvars import Context
 from heapq import heappop, heappush
 from itertools import count
 
-from dist_net.planner.schedule import EventSchedule
+from dist_net.training.planner.schedule import EventSchedule
 from dist_net.wire.messages import Message
 from simulation.network import VirtualServerSocket
 

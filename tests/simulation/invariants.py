@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from dist_net.cluster.replayed_run import Replay
 from dist_net.errors import BadInputError
+from dist_net.nets.checkpoint import Checkpoint, decode_checkpoint
 from dist_net.optim import SGD
-from dist_net.parameter_server.checkpoint import Checkpoint, decode_checkpoint
-from dist_net.parameter_server.journal import JournalFile, read_journal
-from dist_net.parameter_server.loop import ServerLoop
-from dist_net.parameter_server.run import RunState
-from dist_net.parameter_server.settings import RunSettings
+from dist_net.training.run.replayed_run import Replay
+from dist_net.training.server.journal import JournalFile, read_journal
+from dist_net.training.server.loop import ServerLoop
+from dist_net.training.server.run_state import RunState
+from dist_net.training.server.settings import RunSettings
 from dist_net.wire.messages import Message, Stop, Work
 from simulation.counting import CountingStep, counts
 from simulation.disk import VirtualDisk

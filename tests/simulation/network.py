@@ -15,7 +15,7 @@ from itertools import count
 import numpy as np
 
 from dist_net.errors import NoAnswerError
-from dist_net.planner.schedule import EventSchedule
+from dist_net.training.planner.schedule import EventSchedule
 from dist_net.vector import Vector
 from dist_net.wire.messages import (
     Alive,

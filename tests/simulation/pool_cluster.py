@@ -10,7 +10,6 @@ from itertools import count
 from math import pi, sin
 from typing import Any, cast
 
-from dist_net.planner.schedule import EventSchedule
 from dist_net.serving.client.conversation import SILENCE_S, Conversation, Exchange
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
@@ -19,6 +18,7 @@ from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import EvictWorker, Question, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.statistics import ENDS
+from dist_net.training.planner.schedule import EventSchedule
 from dist_net.wire.serving_messages import Answer, Ask, ModelPrepared
 from simulation.event_loop import (
     HANDOVER_S,

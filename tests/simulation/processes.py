@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from dist_net.errors import DistNetError
-from dist_net.parameter_server.checkpoint import decode_checkpoint
-from dist_net.parameter_server.loop import Received, ServerLoop, opened_journal, opened_run
-from dist_net.parameter_server.members import SLOWEST_TO_MEAN
-from dist_net.parameter_server.settings import RunSettings
-from dist_net.planner.schedule import EventSchedule
-from dist_net.training.loop import MinibatchStep, WorkerLoop
-from dist_net.training.state import REJOIN_TIMEOUT_S, Compute
+from dist_net.nets.checkpoint import decode_checkpoint
+from dist_net.training.planner.schedule import EventSchedule
+from dist_net.training.server.loop import Received, ServerLoop, opened_journal, opened_run
+from dist_net.training.server.members import SLOWEST_TO_MEAN
+from dist_net.training.server.settings import RunSettings
+from dist_net.training.worker.loop import MinibatchStep, WorkerLoop
+from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Compute
 from dist_net.vector import Vector
 from dist_net.wire.messages import Alive, Heartbeat, Message, SegmentAddress
 from simulation.disk import ProcessKilledError, VirtualDisk
@@ -148,7 +148,7 @@ class SimulatedStep(MinibatchStep, Protocol):
 
 
 class WorkerProcess(VirtualProcess):
-    """A worker; it is the `dist_net.training.loop.Surroundings` of its loop.
+    """A worker; it is the `dist_net.training.worker.loop.Surroundings` of its loop.
 
     ``memory`` is that of the server's host; None: it is on a host of its own. ``seconds_of_step``
     says how long a step takes, each time.

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_net.parameter_server.consistency import Consistency
-from dist_net.parameter_server.run import RunState
-from dist_net.parameter_server.settings import RunSettings
-from dist_net.training.state import Compute
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.run_state import RunState
+from dist_net.training.server.settings import RunSettings
+from dist_net.training.worker.state import Compute
 from dist_net.vector import Vector
 from simulation.timed_cluster import TimedCluster
 

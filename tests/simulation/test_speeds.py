@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from dist_net.parameter_server.consistency import ASYNC, AUTO, Consistency
-from dist_net.parameter_server.members import LATE_S
-from dist_net.parameter_server.run import RunState
-from dist_net.parameter_server.settings import RunSettings
-from dist_net.training.state import Compute
+from dist_net.training.server.consistency import ASYNC, AUTO, Consistency
+from dist_net.training.server.members import LATE_S
+from dist_net.training.server.run_state import RunState
+from dist_net.training.server.settings import RunSettings
+from dist_net.training.worker.state import Compute
 from dist_net.vector import Vector
 from dist_net.wire.messages import PIPELINE, Pipeline
 from simulation.network import Link

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dist_net.parameter_server.leases import LeaseLedger
+from dist_net.training.server.leases import LeaseLedger
 from simulation.failures import SimulationFailedError
 from simulation.training_run import FAULTS, TrainingRun
 

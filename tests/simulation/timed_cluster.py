@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from itertools import count
 
-from dist_net.parameter_server.run import RunState
-from dist_net.parameter_server.state import ParameterServer, SendToPeer, ServerCommand
-from dist_net.planner.schedule import EventSchedule
-from dist_net.training.state import Compute
+from dist_net.training.planner.schedule import EventSchedule
+from dist_net.training.server.run_state import RunState
+from dist_net.training.server.state import ParameterServer, SendToPeer, ServerCommand
+from dist_net.training.worker.state import Compute
 from dist_net.vector import Vector
 from simulation.network import Link, VirtualNetwork
 from simulation.processes import SERVER, WorkerProcess

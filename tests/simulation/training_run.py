@@ -15,10 +15,10 @@ from dist_net.errors import (
     WorkerRefusedError,
 )
 from dist_net.optim import SGD, Adam, Momentum, Optimizer
-from dist_net.parameter_server.consistency import Consistency
-from dist_net.parameter_server.settings import RunSettings
-from dist_net.planner.schedule import EventSchedule
-from dist_net.restart_budget import RestartBudget
+from dist_net.processes.restart_budget import RestartBudget
+from dist_net.training.planner.schedule import EventSchedule
+from dist_net.training.server.consistency import Consistency
+from dist_net.training.server.settings import RunSettings
 from dist_net.wire.messages import Shutdown, StatusReport, StatusRequest
 from simulation.counting import MIXED, CountingStep
 from simulation.disk import VirtualDisk

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dist_net.cluster.local_run import with_port_of
-from dist_net.restart_budget import HEALTHY_S, LONGEST_PAUSE_S, SETTLED_S, RestartBudget
+from dist_net.processes.restart_budget import HEALTHY_S, LONGEST_PAUSE_S, SETTLED_S, RestartBudget
+from dist_net.training.run.local_run import with_port_of
 
 
 def test_pauses_grow_up_to_a_limit_and_have_an_end() -> None:

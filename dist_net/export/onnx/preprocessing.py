@@ -1,6 +1,6 @@
 """Resizing of decoded images to a network's inputs, as nodes of a graph.
 
-The same as ``dist_net.pictures.fitting``. ONNX leaves the rounding of resized pixels to the program
+The same as ``dist_net.images.fitting``. ONNX leaves the rounding of resized pixels to the program
 that runs the graph: ONNX Runtime's pixels differ from Pillow's by at most 2 of 255, and most are
 equal. Darknet's letterbox differs in the last row, which the reference leaves almost black at some
 sizes.

@@ -26,7 +26,7 @@ from dist_net.errors import (
     RequestTooLargeError,
     ShapeError,
 )
-from dist_net.pictures.labels import Prediction
+from dist_net.images.labels import Prediction
 from dist_net.serving.client.connection import GatewayConnection
 from dist_net.serving.client.outputs import Outputs, Pending
 from dist_net.serving.pool.description import (

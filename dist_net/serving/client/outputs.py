@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.errors import QuestionError
-from dist_net.pictures.labels import Prediction, is_unknown, predictions_of
+from dist_net.images.labels import Prediction, is_unknown, predictions_of
 from dist_net.serving.client.connection import GatewayConnection, unexpected
 from dist_net.serving.client.conversation import Exchange
 from dist_net.serving.pool.description import VersionSummary

@@ -21,13 +21,13 @@ from dist_net.release import VERSION
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.bodies import Bodies
 from dist_net.serving.http.classify import Classification
-from dist_net.serving.http.metrics import PoolCollector, metrics_route
+from dist_net.serving.http.guard import PAGE_HEADERS, Guard
 from dist_net.serving.http.open_inference.infer import InferEndpoint, is_inference
 from dist_net.serving.http.open_inference.models import Models
+from dist_net.serving.http.pool_metrics import PoolCollector, metrics_route
 from dist_net.serving.http.refusals import Refusals
 from dist_net.serving.http.replies import Json, error_reply, fault_reply, raised_reply
 from dist_net.serving.http.sample_pictures import SamplePictures
-from dist_net.serving.http.security import PAGE_HEADERS, Guard
 from dist_net.serving.http.settings import HttpSettings
 
 PAGE = Path(__file__).parent / "page"

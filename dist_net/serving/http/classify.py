@@ -21,7 +21,7 @@ from starlette.requests import Request
 from starlette.routing import Route
 
 from dist_net.errors import BadRequestError, QuestionError, RequestTooLargeError
-from dist_net.pictures.labels import is_unknown, predictions_of
+from dist_net.images.labels import is_unknown, predictions_of
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.asking import ask, description_of
 from dist_net.serving.http.bodies import Bodies, Body, headers_of

@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 
 from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
 from dist_net.clock import Clock, SystemClock
-from dist_net.darknet.configuration import parse_configuration
-from dist_net.darknet.network import DarknetNetwork
 from dist_net.errors import ImageError, ModelLoadError, SettingError
+from dist_net.images.decoding import MOST_PIXELS
+from dist_net.images.fitting import PictureInputs
+from dist_net.nets import efficientnet_lite0
+from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.recipes.picture_recipe import PictureRecipe
+from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe_copy, recipe_names
+from dist_net.nets.recipes.recipe_files import RECIPE_FILE
 from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
-from dist_net.pictures.decoding import MOST_PIXELS
-from dist_net.pictures.fitting import PictureInputs
-from dist_net.pretrained import efficientnet_lite0
-from dist_net.recipes.picture_recipe import PictureRecipe
-from dist_net.recipes.recipe import built_in_recipe, load_recipe_copy, recipe_names
-from dist_net.recipes.recipe_files import RECIPE_FILE
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
 

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.seeded_weights import seeded_weights
-from dist_net.darknet.configuration import Configuration, write_configuration
-from dist_net.darknet.layers import Convolutional
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.weights import write_weights
+from dist_net.nets.darknet.configuration import Configuration, write_configuration
+from dist_net.nets.darknet.darknet_layers import Convolutional
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.weights import write_weights
 
 Array = NDArray[np.float32]
 

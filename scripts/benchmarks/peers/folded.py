@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers.darknet_task import CONFIGURATION, WEIGHTS
-from dist_net.darknet.configuration import read_configuration
-from dist_net.darknet.layers import EPSILON, Avgpool, Convolutional
-from dist_net.darknet.layers import Shortcut as DarknetShortcut
-from dist_net.darknet.layers import Softmax as DarknetSoftmax
-from dist_net.darknet.network import DarknetNetwork, PlacedLayer
-from dist_net.darknet.weights import read_weights
+from dist_net.nets.darknet.configuration import read_configuration
+from dist_net.nets.darknet.darknet_layers import EPSILON, Avgpool, Convolutional
+from dist_net.nets.darknet.darknet_layers import Shortcut as DarknetShortcut
+from dist_net.nets.darknet.darknet_layers import Softmax as DarknetSoftmax
+from dist_net.nets.darknet.darknet_network import DarknetNetwork, PlacedLayer
+from dist_net.nets.darknet.weights import read_weights
 from dist_net.nn import leaky_relu, linear
 from dist_net.nn.activations import Activation
 from dist_net.vector import Vector

@@ -9,8 +9,8 @@ from pathlib import Path
 from benchmarks.peers import lite0_task
 from benchmarks.peers.dist_net_inference import OPTIONS
 from benchmarks.peers.orders import Peer
+from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nn.inference import Inference, prepare
-from dist_net.pretrained import efficientnet_lite0 as lite0
 
 
 def load(_directory: Path, batch: int, threads: int) -> Callable[[], lite0_task.Logits]:

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from dist_net.data import Dataset
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import write_exported
-from dist_net.models.sources import PretrainedNet
+from dist_net.nets.sources import PretrainedNet
 from dist_net.optim import AdamW
-from dist_net.pretrained import efficientnet_lite0 as lite0
 
 Logits = NDArray[np.float32]
 

@@ -11,9 +11,9 @@ import numpy as np
 from benchmarks.peers import lite0_task
 from benchmarks.peers.convolution_training_step import steps_of
 from benchmarks.peers.orders import Peer
+from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.nets.recipes.recipe import Recipe
 from dist_net.nn import FrozenBatchNorm
-from dist_net.pretrained import efficientnet_lite0 as lite0
-from dist_net.recipes.recipe import Recipe
 
 TRAINED = "trained"
 FROZEN = "frozen"

@@ -17,7 +17,7 @@ from benchmarks.peers import lite0_task
 from benchmarks.peers.ncnn_files import FLOAT32, INPUT, MAGIC, OUTPUT, PARAMETERS, WEIGHTS
 from benchmarks.peers.ncnn_inference import net_in
 from benchmarks.peers.orders import Peer
-from dist_net.pretrained import efficientnet_lite0 as lite0
+from dist_net.nets import efficientnet_lite0 as lite0
 
 EPSILON = 1e-3
 SAME = -233  # TensorFlow's padding, as ncnn writes it

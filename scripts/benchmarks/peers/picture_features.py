@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peers.orders import Peer
-from dist_net.cluster.picture_preparation import prepare_pictures
 from dist_net.data.picture_folder import PictureFolder
 from dist_net.data.picture_samples import PicturePreprocessing
-from dist_net.models.base_features import FeatureExtractor, Views
-from dist_net.models.bases import base_called
-from dist_net.pretrained import efficientnet_lite0 as lite0
+from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.photos.base_features import FeatureExtractor, Views
+from dist_net.photos.bases import base_called
+from dist_net.photos.picture_preparation import prepare_pictures
 
 
 def load(directory: Path, _batch: int, threads: int) -> Callable[[], NDArray[np.float32]]:

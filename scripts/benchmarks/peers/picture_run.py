@@ -16,8 +16,8 @@ import numpy as np
 import dist_net
 from benchmarks.peers.orders import obey
 from dist_net.data.picture_split import TEST, TRAIN
-from dist_net.models.run_directory import RunDirectory
-from dist_net.recipes.picture_data import PictureData
+from dist_net.nets.recipes.picture_data import PictureData
+from dist_net.nets.run_directory import RunDirectory
 
 
 class PictureRuns:

@@ -16,12 +16,19 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.peers import task
 from benchmarks.peers.convolution_training_step import RECIPE, SEED
 from benchmarks.peers.orders import Peer
-from dist_net.darknet.layers import EPSILON, MOMENTUM, Avgpool, Convolutional, Maxpool, Softmax
-from dist_net.darknet.network import DarknetNetwork, PlacedLayer
 from dist_net.data import epoch_order
+from dist_net.nets.darknet.darknet_layers import (
+    EPSILON,
+    MOMENTUM,
+    Avgpool,
+    Convolutional,
+    Maxpool,
+    Softmax,
+)
+from dist_net.nets.darknet.darknet_network import DarknetNetwork, PlacedLayer
+from dist_net.nets.recipes.recipe import Recipe, load_recipe
 from dist_net.nn import Sequential, leaky_relu, linear
 from dist_net.optim import Adam
-from dist_net.recipes.recipe import Recipe, load_recipe
 
 Arrays = Mapping[str, NDArray[np.float32]]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.peers import lite0_task
 from benchmarks.peers.orders import Peer
-from dist_net.pretrained import efficientnet_lite0 as lite0
+from dist_net.nets import efficientnet_lite0 as lite0
 
 MOMENTUM, EPSILON = 0.01, 1e-3
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_net.pictures.fitting import FITTINGS, fit_picture, letterbox
+from dist_net.images.fitting import FITTINGS, fit_picture, letterbox
 from process.page.conftest import picture_of
 
 expect = pytest.importorskip("playwright.sync_api").expect

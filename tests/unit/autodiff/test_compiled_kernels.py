@@ -531,7 +531,7 @@ def make_numba_missing(monkeypatch):
 PLAIN_PROCESS = """
 import sys
 import numpy as np
-import dist_net.models.classifier
+import dist_net.nets.classifier
 from dist_net.nn import Dense, Model
 from dist_net.nn.inference import Inference, prepare
 model = Model(Dense(2), (3,), input_dtype="f4")

@@ -15,7 +15,7 @@ from dist_net.autodiff.kernels import thread_pool as pool_module
 from dist_net.autodiff.kernels.convolution import patches
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.data import Dataset
-from dist_net.training.step import TrainingStep
+from dist_net.training.worker.step import TrainingStep
 
 
 def draw(*shape):

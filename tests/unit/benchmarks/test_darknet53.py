@@ -15,9 +15,9 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.peers import darknet_task, folded, sgemm
 from benchmarks.rounds import Contest, Contestant, Schedule, Start
 from benchmarks.timing import LayerStep, round_us, time_layers
-from dist_net.darknet.configuration import parse_configuration
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.published import published
+from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.published import published
 
 MS = 1000.0
 GFLOP = 1e9

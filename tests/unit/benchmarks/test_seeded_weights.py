@@ -5,9 +5,9 @@ import pytest
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.autodiff import compile, variable
-from dist_net.darknet.configuration import parse_configuration
-from dist_net.darknet.network import DarknetNetwork
-from dist_net.darknet.published import published
+from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.published import published
 from dist_net.nn import Scope
 
 IMAGES = np.random.default_rng(0).random((2, 64, 64, 3), np.float32)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from dist_net.cli import join
-from dist_net.cluster.terminal import plain_console
 from dist_net.errors import RecipeError, SettingError, UntrustedRecipeError
-from dist_net.models.offered_recipe import OfferedRecipe, offer_of
-from dist_net.models.run_directory import RunDirectory
-from dist_net.recipes.recipe import load_recipe, own_release
-from dist_net.recipes.recipe_files import sha256
+from dist_net.nets.offered_recipe import OfferedRecipe, offer_of
+from dist_net.nets.recipes.recipe import load_recipe, own_release
+from dist_net.nets.recipes.recipe_files import sha256
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.processes.terminal import plain_console
 from dist_net.wire.messages import RecipeOffer
 
 COUNTING = Path(__file__).parents[2] / "recipes" / "counting.py"

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from dist_net.cli import main, predict
-from dist_net.cluster.printable import PrintableFormatter
-from dist_net.models.sources import FoundModel, source_called
+from dist_net.nets.sources import FoundModel, source_called
 from dist_net.nn import Dense, Model, Sequential
 from dist_net.nn.inference import prepare
+from dist_net.printable import PrintableFormatter
 from picture_runs import SIDE, write_run
 
 

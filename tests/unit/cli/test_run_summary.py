@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.cli.run_summary import how_to_go_on
-from dist_net.models.run_directory import RunDirectory
+from dist_net.nets.run_directory import RunDirectory
 
 
 @pytest.mark.parametrize(("command", "workers"), [("train", 3), ("parameter-server", 0)])

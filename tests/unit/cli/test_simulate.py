@@ -12,9 +12,9 @@ import pytest
 
 from dist_net.cli import parse
 from dist_net.cli.simulate import TYPICAL_COSTS
-from dist_net.cluster.measuring import WARM_UP, MeasuredExchange, RecipeStep
 from dist_net.errors import BadInputError, MissingExtraError
-from dist_net.planner.costs import GOODPUT, ClusterCosts, ExchangeCost
+from dist_net.training.planner.costs import GOODPUT, ClusterCosts, ExchangeCost
+from dist_net.training.run.measuring import WARM_UP, MeasuredExchange, RecipeStep
 
 BY_HAND = ("--step-ms", "3.5", "--parameters", "100000", "--network", "1gbit:0.1ms")
 
@@ -98,7 +98,7 @@ def test_costs_that_are_measured_here_are_shown_and_kept(
         server_s = 1e-4 + gradients * parameters * (1e-9 if transport == "tcp" else 5e-10)
         return MeasuredExchange(server_s, 1e-5, 2e-5, 1e-5, server_s + 6e-5)
 
-    monkeypatch.setattr("dist_net.cluster.measuring.measure_exchange", measured)
+    monkeypatch.setattr("dist_net.training.run.measuring.measure_exchange", measured)
     costs = tmp_path / "costs.json"
     simulate("digits", "--measure", "--save-costs", costs, "--workers", 1, "--json")
     printed, shown = capsys.readouterr()

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from dist_net.cli import main, status
 from dist_net.cli.run_status import BAR_CELLS, bar, run_line, run_view, staleness_bars
-from dist_net.cluster.printable import printable
 from dist_net.errors import NoAnswerError, ProtocolError
-from dist_net.models.observer import NO_RECORDS
-from dist_net.parameter_server.metrics import STALENESS_BUCKETS
-from dist_net.parameter_server.run import RunState
-from dist_net.parameter_server.settings import RunSettings
-from dist_net.parameter_server.state import ParameterServer, SendToPeer
+from dist_net.nets.observer import NO_RECORDS
+from dist_net.printable import printable
+from dist_net.training.server.metrics import STALENESS_BUCKETS
+from dist_net.training.server.run_state import RunState
+from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.state import ParameterServer, SendToPeer
 from dist_net.wire.messages import Equipment, Join, Message, StatusRequest
 
 ESCAPE = "\x1b]0;owned\x07\x1b[31m"

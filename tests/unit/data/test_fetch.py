@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from dist_net.cli import fetch as fetch_command
-from dist_net.cluster.terminal import FetchProgress
 from dist_net.data.published_files import FetchEvent, PublishedFile, fetch
 from dist_net.errors import CacheError, NotFetchedError, SourceError
+from dist_net.processes.terminal import FetchProgress
 
 CONTENTS = {"images": bytes(range(256)) * 40, "labels": b"0123456789" * 7}
 IMAGES, LABELS = (

@@ -17,7 +17,7 @@ from dist_net.data.picture_samples import (
     PicturePreprocessing,
 )
 from dist_net.errors import DataFileError
-from dist_net.pictures.augmentation import Augmentation
+from dist_net.images.augmentation import Augmentation
 from drawn_pictures import cats_and_dogs
 
 SIX = PicturePreprocessing((6, 6, 3), "stretch")

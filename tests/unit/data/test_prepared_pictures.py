@@ -14,7 +14,7 @@ from dist_net.data.picture_folder import PictureFolder
 from dist_net.data.picture_samples import PicturePreprocessing
 from dist_net.data.prepared_pictures import Decode, PictureCache, PreparedPictures
 from dist_net.errors import CacheError, ImageError, SkippedPicturesError
-from dist_net.pictures.augmentation import Augmentation
+from dist_net.images.augmentation import Augmentation
 from drawn_pictures import cats_and_dogs, drawn_folder
 
 FIVE = PicturePreprocessing((5, 5, 3), "stretch")

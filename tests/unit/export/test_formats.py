@@ -19,8 +19,8 @@ from dist_net.errors import (
 )
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import format_of, write_exported
-from dist_net.models.sources import FoundModel
-from dist_net.pictures.fitting import FITTINGS
+from dist_net.images.fitting import FITTINGS
+from dist_net.nets.sources import FoundModel
 
 pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
 

@@ -11,12 +11,12 @@ from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.data import Dataset, dataset_named
 from dist_net.errors import HyperParameterError, ParameterError, ShapeError
-from dist_net.models.run_options import RunOptions
+from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
 from dist_net.optim import SGD, Adam, Momentum, Optimizer, start_rule
-from dist_net.parameter_server.store import PrivateBuffers, WeightStore
-from dist_net.recipes.recipe import LoadedRecipe, Recipe
-from dist_net.training.evaluation import Evaluator
-from dist_net.training.single_process import SingleProcess
+from dist_net.training.run.evaluation import Evaluator
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.server.store import PrivateBuffers, WeightStore
 from dist_net.vector import Vector
 
 LAYOUT = (("weight", (2, 2)), ("mean", (3,)), ("scale", ()))  # a parameter and two buffers

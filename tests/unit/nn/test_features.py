@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dist_net.darknet.configuration import parse_configuration
-from dist_net.darknet.network import DarknetNetwork
 from dist_net.errors import ShapeError
+from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nn import (
     BatchNorm,
     Conv2D,

@@ -14,6 +14,7 @@ from dist_net.autodiff.expression import topological_order
 from dist_net.autodiff.kernels import gemm
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.errors import PreparedKernelsError, ShapeError
+from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nn import (
     BatchNorm,
     Conv2D,
@@ -36,7 +37,6 @@ from dist_net.nn import (
 )
 from dist_net.nn.inference import Inference, prepare
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
-from dist_net.recipes.recipe import load_recipe
 
 NETWORK = Sequential(
     Rescale(),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dist_net.planner.schedule import EventSchedule
+from dist_net.training.planner.schedule import EventSchedule
 from dist_net.wire.messages import Leave, Pull, Snapshot, Wait
 from simulation.network import (
     Link,

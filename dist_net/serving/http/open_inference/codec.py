@@ -28,7 +28,7 @@ from dist_net.errors import (
     RequestTooLargeError,
     UnsupportedRequestError,
 )
-from dist_net.pictures.labels import likeliest
+from dist_net.images.labels import likeliest
 from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
 from dist_net.serving.pool.requests import Outcome, Payload, Question
 

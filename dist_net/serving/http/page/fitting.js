@@ -1,5 +1,5 @@
 // Shows a picture as a model sees it. The worker fits it for the answer, by
-// dist_net/pictures/fitting.py; here the same part of it is drawn in as many pixels.
+// dist_net/images/fitting.py; here the same part of it is drawn in as many pixels.
 
 const PIXELATED_UP_TO = 64;
 

@@ -11,14 +11,14 @@ from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
 from described import described
-from dist_net.darknet.configuration import parse_configuration
-from dist_net.darknet.network import DarknetNetwork
 from dist_net.errors import ModelLoadError
+from dist_net.images.fitting import PictureInputs, fit_picture
+from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.recipes.recipe import load_recipe
+from dist_net.nets.recipes.trusted_recipes import trust
 from dist_net.nn import Model, Predictor
 from dist_net.nn.inference import prepare, softmax
-from dist_net.pictures.fitting import PictureInputs, fit_picture
-from dist_net.recipes.recipe import load_recipe
-from dist_net.recipes.trusted_recipes import trust
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings, model_of
 
@@ -66,7 +66,7 @@ DIGITS = described(
 VECTOR = """
 from dist_net.data import Dataset
 from dist_net.nn import Dense, Rescale, Sequential
-from dist_net.recipes.recipe import Recipe
+from dist_net.nets.recipes.recipe import Recipe
 
 
 def dataset() -> Dataset:

@@ -1,0 +1,190 @@
+"""A run's last report as metrics for Prometheus, over HTTP from a thread of this process.
+
+A counter goes on over restarts of the server, from its checkpoint. Workers are told apart by name:
+as many as a report lists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dist_net.serving.http.guard import Guard
+from dist_net.serving.http.pool_metrics import metrics_route
+from dist_net.serving.http.replies import error_reply
+from dist_net.serving.http.server import HttpServer
+from dist_net.serving.http.settings import HttpSettings
+
+logger = logging.getLogger(__name__)
+
+COUNTERS = {
+    "samples": ("samples", "applied, of all epochs"),
+    "training_seconds": ("seconds", "of training, without interruptions"),
+    "server_starts": ("server_starts", "of the parameter server, with this one"),
+    "workers_joined": ("workers_joined", "workers that joined"),
+    "workers_lost": ("workers_lost", "workers that were silent for too long, or sent nonsense"),
+    "workers_restarted": ("workers_restarted", "workers that joined under a name of another's"),
+    "samples_done_again": (
+        "samples_done_again",
+        "applied after the run's last checkpoint",
+    ),
+    "checkpoint_failures": ("checkpoints_failed", "checkpoints that could not be written"),
+    "journal_failures": ("journal_failures", "times that the journal could not be written"),
+}
+PUSHES = {
+    "applied": "pushes_applied",
+    "rejected": "pushes_rejected",
+    "duplicate": "duplicates_dropped",
+    "not_finite": "gradients_refused",
+}
+STATES = ("waiting", "training", "finished", "stopping")
+GAUGES = {
+    "samples_wanted": ("samples_total", "to be applied in the whole run"),
+    "weights_version": ("version", "updates that are in the weights"),
+    "training_workers": ("worker_count", "workers that take part now"),
+    "versions_since_checkpoint": ("versions_since_checkpoint", "updates that no checkpoint has"),
+    "journal_lag_records": ("journal_lag_records", "applied and not on the disk yet"),
+    "journal_lag_bytes": ("journal_lag_bytes", "of the journal, not on the disk yet"),
+    "journal_lag_seconds": ("journal_lag_s", "since the oldest of them was applied"),
+}
+FAILING = {"checkpoint": "checkpoint_error", "journal": "journal_error"}
+WORKER_GAUGES = {
+    "samples_per_second": ("samples_per_s", "while it had work, the newest most"),
+    "staleness_updates": ("staleness_mean", "of its gradients, on average"),
+    "round_trip_seconds": ("round_trip_s", "of its heartbeats, the median of the last"),
+    "silence_seconds": ("heard_s_ago", "since it was heard"),
+    "slow": ("is_slow", "whether it is silent, or slow beside the others"),
+    "cores": ("cores", "that it may use"),
+    "threads": ("threads", "that it computes with"),
+}
+
+
+class RunCollector(Collector):
+    """Collects metrics from the report that was published last."""
+
+    def __init__(self) -> None:
+        self._published: tuple[dict[str, Any], float] | None = None
+
+    def publish(self, report: dict[str, Any]) -> None:
+        self._published = report, time.monotonic()
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing, so that registering does not collect."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        if self._published is None:
+            return
+        report, published_s = self._published
+        age_s = time.monotonic() - published_s
+        yield _gauge("report_age_seconds", "since the server gave these figures", age_s)
+        yield from _run_metrics(report)
+        yield _staleness(report)
+        yield from _worker_metrics(report["workers"])
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"dist_net_{name}", text, value)
+
+
+def _run_metrics(report: dict[str, Any]) -> Iterator[Metric]:
+    for name, (key, text) in COUNTERS.items():
+        yield CounterMetricFamily(f"dist_net_{name}", text, report[key])
+    for name, (key, text) in GAUGES.items():
+        yield _gauge(name, text, report[key])
+    pushes = CounterMetricFamily("dist_net_gradients", "by what became of them", labels=("end",))
+    for end, key in PUSHES.items():
+        pushes.add_metric((end,), report[key])
+    yield pushes
+    state = GaugeMetricFamily("dist_net_run_state", "1 for the one it is in", labels=("state",))
+    for each in STATES:
+        state.add_metric((each,), report["state"] == each)
+    yield state
+    failing = GaugeMetricFamily("dist_net_failing", "what cannot be written now", labels=("file",))
+    for file, key in FAILING.items():
+        failing.add_metric((file,), report[key] is not None)
+    yield failing
+
+
+def _staleness(report: dict[str, Any]) -> Metric:
+    """The buckets of a run's report, by their greatest staleness, added up."""
+    buckets, total = [], 0
+    for digits, count in enumerate(report["staleness_histogram"]):
+        total += count
+        buckets.append((str(2**digits - 1), total))
+    buckets.append(("+Inf", total))
+    return HistogramMetricFamily(
+        "dist_net_staleness_updates",
+        "versions that gradients were behind when they were applied",
+        buckets=buckets,
+        sum_value=report["staleness_mean"] * report["pushes_applied"],
+    )
+
+
+def _worker_metrics(workers: list[dict[str, Any]]) -> Iterator[Metric]:
+    seen: Counter[str] = Counter()
+    names = []
+    for each in workers:  # two of one name would be one series with two values
+        seen[each["name"]] += 1
+        count = seen[each["name"]]
+        names.append(each["name"] if count == 1 else f"{each['name']} ({count})")
+    for name, (key, text) in WORKER_GAUGES.items():
+        gauge = GaugeMetricFamily(f"dist_net_worker_{name}", text, labels=("worker",))
+        for label, each in zip(names, workers, strict=True):
+            gauge.add_metric((label,), each[key])
+        yield gauge
+
+
+class RunMetricsServer:
+    """A context in which ``/metrics`` is answered from the reports that are published.
+
+    Listens from its creation; see ``HttpServer`` for what it raises.
+    """
+
+    def __init__(self, settings: HttpSettings) -> None:
+        collector = RunCollector()
+        self.publish = collector.publish
+        self._server = HttpServer(_application(collector, settings), settings)
+        self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
+        self.url = f"{self._server.url}/metrics"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop()
+        self._thread.join()
+
+    def _serve(self) -> None:
+        try:
+            asyncio.run(self._server.serve())
+        except Exception:
+            logger.exception("event=metrics_ended")  # the run goes on without
+
+
+def _application(collector: Collector, settings: HttpSettings) -> ASGIApp:
+    guard = Guard(settings, frozenset())
+    routes = Starlette(routes=[metrics_route(collector)])
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = guard.refusal(scope) if scope["type"] == "http" else None
+        answer = routes if refusal is None else error_reply(*refusal)
+        await answer(scope, receive, send)
+
+    return guarded

@@ -1,0 +1,141 @@
+"""Random variants of pictures, so that a net sees each of them a little different every epoch.
+
+All arithmetic is in whole numbers and all random numbers are raw output of a bit generator, which
+NumPy keeps for good (NEP 19): the same seed, epoch and sample give the same bytes on every host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.errors import SettingError
+from dist_net.images.decoding import Pixels
+
+ONE = 256  # factors and positions are in fractions of it
+LUMA = (77, 150, 29)  # of red, green and blue, in fractions of ONE: ITU-R BT.601
+STREAM = 0x617567  # apart from what else is drawn from a run's seed
+
+AlongAxis = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What may be done to a picture, and how much of it.
+
+    ``smallest_crop``: the shorter side of the part that is kept and stretched to the whole, at
+    least; each side is drawn by itself, from that to 1. ``flip``: mirrored left to right, or not.
+    ``brightness``, ``contrast``, ``saturation``: 0.2 stands for a factor from 0.8 to 1.2. Raises
+    SettingError for values out of range.
+    """
+
+    smallest_crop: float = 0.8
+    flip: bool = True
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.smallest_crop <= 1:
+            raise SettingError(f"smallest_crop={self.smallest_crop}: expected from 0.1 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise SettingError(f"{name}={value}: expected from 0 to 1")
+
+    def apply(
+        self, pictures: NDArray[np.uint8], seed: int, epoch: int, samples: Iterable[int]
+    ) -> None:
+        """Changes a minibatch in place, (N, H, W, C) uint8, C is 1 or 3.
+
+        ``samples`` are the indices that its pictures have in the dataset, (N,). A picture's variant
+        depends on the seed, the epoch and its index alone, not on the minibatch.
+        """
+        for picture, draws in zip(pictures, _draws(seed, epoch, samples), strict=True):
+            self._crop_and_flip(picture, draws)
+            self._recolour(picture, draws)
+
+    def _crop_and_flip(self, picture: Pixels, draws: list[int]) -> None:
+        height, width, channels = picture.shape
+        least = round(self.smallest_crop * ONE)
+        above, below, along_y = _window(height, least, draws[0], draws[1])
+        left, right, along_x = _window(width, least, draws[2], draws[3])
+        if self.flip and draws[4] & 1:
+            left, right, along_x = left[::-1], right[::-1], along_x[::-1]
+        rows = _between(picture.take(above, 0), picture.take(below, 0), along_y[:, None, None])
+        # Rows are kept flat: with an axis of channels, loops over three numbers take four times as
+        # long.
+        flat = height, width * channels
+        mixed = _between(
+            rows.take(left, 1).reshape(flat, copy=False),
+            rows.take(right, 1).reshape(flat, copy=False),
+            along_x.repeat(channels),
+        )
+        picture[:] = mixed.reshape(picture.shape, copy=False)
+
+    def _recolour(self, picture: Pixels, draws: list[int]) -> None:
+        if self.brightness:
+            values = np.arange(256) * _factor(self.brightness, draws[5]) // ONE
+            picture[:] = _bytes(values).take(picture)
+        if self.contrast:
+            mean = int(_luma(picture).sum(dtype=np.int64)) * picture.shape[2] // picture.size
+            values = mean + (np.arange(256) - mean) * _factor(self.contrast, draws[6]) // ONE
+            picture[:] = _bytes(values).take(picture)
+        if self.saturation and picture.shape[2] == 3:
+            luma = _luma(picture)[:, :, None].astype(np.int32)
+            picture[:] = _bytes(luma + (picture - luma) * _factor(self.saturation, draws[7]) // ONE)
+
+
+def _draws(seed: int, epoch: int, samples: Iterable[int]) -> Iterator[list[int]]:
+    """Eight numbers of 32 bits for each sample.
+
+    Counter-based (Salmon et al. 2011), so that going to a sample's numbers costs little.
+    """
+    bits = np.random.Philox(np.random.SeedSequence((seed, STREAM)))
+    state = bits.state
+    for sample in samples:
+        state["state"]["counter"][:] = 0, 0, sample, epoch
+        bits.state = state
+        yield (bits.random_raw(8) >> np.uint64(32)).tolist()
+
+
+def _window(size: int, least: int, drawn_side: int, drawn_place: int) -> tuple[AlongAxis, ...]:
+    """For each new pixel along an axis: the two old ones it lies between, and how far past the
+    first, in fractions of ONE; for a random part of the axis, ``least`` of it or more."""
+    side = least + (drawn_side * (ONE - least + 1) >> 32)
+    place = drawn_place * ((ONE - side) * size + 1) >> 32
+    centres = place + (2 * np.arange(size) + 1) * side // 2 - ONE // 2
+    centres.clip(0, (size - 1) * ONE, out=centres)
+    first = centres // ONE
+    return first, np.minimum(first + 1, size - 1), (centres % ONE).astype(np.uint16)
+
+
+def _between(
+    first: NDArray[np.uint8], second: NDArray[np.uint8], along: AlongAxis
+) -> NDArray[np.uint8]:
+    """Interpolated; no sum leaves 16 bits."""
+    mixed = first * (ONE - along)
+    mixed += second * along
+    mixed += np.uint16(ONE // 2)
+    mixed >>= 8
+    return mixed.astype(np.uint8)
+
+
+def _factor(most: float, drawn: int) -> int:
+    """From 1 - ``most`` to 1 + ``most``, in fractions of ONE."""
+    span = round(most * ONE)
+    return ONE - span + (drawn * (2 * span + 1) >> 32)
+
+
+def _luma(picture: Pixels) -> NDArray[np.uint16]:
+    """The brightness of each pixel, (H, W); no sum leaves 16 bits."""
+    if picture.shape[2] == 1:
+        return picture[:, :, 0].astype(np.uint16)
+    weighted = [picture[:, :, channel] * np.uint16(weight) for channel, weight in enumerate(LUMA)]
+    return sum(weighted[1:], weighted[0]) >> np.uint16(8)
+
+
+def _bytes(values: NDArray[np.integer]) -> NDArray[np.uint8]:
+    return values.clip(0, 255).astype(np.uint8)

@@ -1,0 +1,146 @@
+"""A classifier of pictures: a model with its weights and its labels, ready to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.errors import ImageError, PredictionError, UnknownModelError
+from dist_net.images.decoding import ImageSource, name_of
+from dist_net.images.fitting import PictureInputs
+from dist_net.images.labels import Prediction, predictions_of, require_labels
+from dist_net.nets.darknet.configuration import Configuration
+from dist_net.nets.sources import DarknetFiles, FoundModel
+from dist_net.nn import Model
+from dist_net.nn.inference import Inference, Prepared, softmax
+from dist_net.nn.model import Batch
+
+ClassifiedImage = list[Prediction] | ImageError | PredictionError
+"""The answer for one picture: the likeliest classes, or why there are none."""
+
+
+class Classifier:
+    """Says what pictures show, by a model and the kernels prepared from its weights.
+
+    See ``PictureInputs`` for the models that can. ``has_logits``: its outputs are not yet
+    probabilities. At most ``batch_size`` pictures are in memory at a time.
+
+    Raises ShapeError for a model that takes no pictures, and LabelsError unless there is one label
+    for each class.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prepared: Prepared,
+        labels: Sequence[str],
+        has_logits: bool = False,
+        batch_size: int = 8,
+        threads: int = 1,
+        fitting: str = "pad",
+    ) -> None:
+        require_labels(labels, model.classes)
+        self.labels = tuple(labels)
+        self._inputs = PictureInputs(model, fitting=fitting)
+        self._has_logits = has_logits
+        self._batch_size = batch_size
+        self._outputs = Inference(model, prepared, threads, batch_size)
+
+    def close(self) -> None:
+        self._outputs.close()
+
+    def predict(self, pictures: Iterable[ImageSource], top: int = 5) -> list[ClassifiedImage]:
+        """The ``top`` likeliest classes of each picture, likeliest first; all if there are fewer.
+
+        Classes that are equally likely keep their order. In place of a picture that cannot be
+        classified stands its error.
+        """
+        return list(self.predict_each(pictures, top))
+
+    def predict_each(
+        self, pictures: Iterable[ImageSource], top: int = 5
+    ) -> Iterator[ClassifiedImage]:
+        """The answers of ``predict`` one by one, as soon as a batch is done."""
+        waiting = iter(pictures)
+        while batch := list(islice(waiting, self._batch_size)):
+            inputs = [self._input(picture) for picture in batch]
+            usable = [each for each in inputs if not isinstance(each, ImageError)]
+            rows = iter(self._probabilities(np.stack(usable)) if usable else ())
+            for picture, found in zip(batch, inputs, strict=True):
+                if isinstance(found, ImageError):
+                    yield found
+                else:
+                    yield self._likeliest(next(rows), picture, top)
+
+    def _input(self, picture: ImageSource) -> NDArray[np.generic] | ImageError:
+        try:
+            return self._inputs.of(picture)
+        except ImageError as error:
+            return error
+
+    def _probabilities(self, inputs: NDArray[np.generic]) -> NDArray[np.float32]:
+        outputs = self._outputs(inputs)
+        return softmax(outputs) if self._has_logits else outputs
+
+    def _likeliest(
+        self, probabilities: NDArray[np.float32], picture: ImageSource, top: int
+    ) -> list[Prediction] | PredictionError:
+        if not np.isfinite(probabilities).all():
+            return PredictionError(
+                f"{name_of(picture)}: the net's outputs are not finite; expected probabilities; "
+                f"its weights are too large, or of another net"
+            )
+        return predictions_of(probabilities, self.labels, top)
+
+
+def load_classifier(
+    configuration: Configuration,
+    weights: Path,
+    labels: Sequence[str] | Path,
+    batch_size: int = 8,
+    threads: int = 1,
+) -> Classifier:
+    """The classifier of a Darknet configuration, with the weights in a file.
+
+    ``labels`` are the names of the classes, or the file that has them. The kernels prepared from
+    the weights are kept beside those, and mapped from there the next time. Raises what building
+    the network, reading the files, and ``Classifier`` raise.
+    """
+    names = labels if isinstance(labels, Path) else tuple(labels)
+    found = DarknetFiles(lambda: configuration, lambda: weights, names).read()
+    return Classifier(
+        found.model, found.prepared, found.labels, batch_size=batch_size, threads=threads
+    )
+
+
+def classifier_of(found: FoundModel, name: str, threads: int = 1) -> Classifier:
+    """Return a classifier with the model that was found under ``name``.
+
+    Raises UnknownModelError if its inputs are no pictures or its outputs no classes.
+    """
+    if not (found.labels and found.takes_pictures):
+        what = "predicts numbers, not classes" if not found.labels else "takes no pictures"
+        raise UnknownModelError(
+            f"{name} {what}: it has inputs of {found.model.input_dtype}"
+            f"{list(found.model.input_shape)}; expected rows of such inputs, in a .npy or .csv file"
+        )
+    return Classifier(
+        found.model,
+        found.prepared,
+        found.labels,
+        found.has_logits,
+        threads=threads,
+        fitting=found.fitting,
+    )
+
+
+def outputs_for(found: FoundModel, inputs: Batch, threads: int = 1) -> NDArray[np.float32]:
+    """Return a row of outputs for each of ``inputs``: probabilities if the model has classes."""
+    with closing(Inference(found.model, found.prepared, threads)) as session:
+        outputs = session(inputs)
+    return softmax(outputs) if found.labels and found.has_logits else outputs

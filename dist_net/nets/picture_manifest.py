@@ -1,0 +1,127 @@
+"""What a folder of pictures holds, for a host that has, or should have, the same folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, Self
+
+from dist_net.data.picture_folder import PictureFolder
+from dist_net.data.picture_samples import PicturePreprocessing
+from dist_net.data.picture_split import PARTS, LabelledPicture
+from dist_net.errors import OfferError, OtherDataError
+from dist_net.nets.recipes.picture_data import PictureData
+
+MANIFEST = "manifest.json"
+MOST_MANIFEST_BYTES = 64 << 20
+_UNREADABLE = "none"
+"""In place of the digest of a file that could not be read, and so is not used."""
+
+
+class ListedPicture(NamedTuple):
+    """A picture that a run uses, by its path in the folder, with slashes."""
+
+    path: str
+    class_name: str
+    part: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PictureManifest:
+    """The pictures of a run, their classes, and how they are prepared."""
+
+    pictures: tuple[ListedPicture, ...]
+    class_names: tuple[str, ...]
+    preprocessing: PicturePreprocessing
+    test_part: str
+
+    @classmethod
+    def of(cls, data: PictureData) -> Self:
+        """Read every file of a folder, for its digest."""
+        listed = [
+            ListedPicture(*each[:4], _sha256(data.folder.root / each.path))
+            for each in data.folder.pictures
+        ]
+        return cls(tuple(listed), data.folder.class_names, data.preprocessing, data.test_part)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """What ``to_json`` wrote; raises OfferError for anything else."""
+        try:
+            told = json.loads(text)
+            preprocessing = told["preprocessing"]
+            manifest = cls(
+                tuple(ListedPicture(*each) for each in told["pictures"]),
+                tuple(told["class_names"]),
+                PicturePreprocessing(tuple(preprocessing.pop("shape")), **preprocessing),
+                told["test_part"],
+            )
+            manifest._check()
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise OfferError(
+                f"the server's list of pictures is {str(text)[:60]!r} ({error}); expected that of "
+                f"'dist-net train FOLDER'"
+            ) from error
+        return manifest
+
+    def _check(self) -> None:
+        if not all(isinstance(each, str) for each in (*self.class_names, self.test_part)):
+            raise ValueError("names that are no texts")
+        for path, class_name, part, size_bytes, sha256 in self.pictures:
+            place = PurePosixPath(path)
+            if place.is_absolute() or ".." in place.parts or "\0" in path:
+                raise ValueError(f"a path that leads elsewhere, {path!r}")
+            if class_name not in self.class_names or part not in PARTS:
+                raise ValueError(f"{path!r} of class {class_name!r} and part {part!r}")
+            if not isinstance(size_bytes, int) or not isinstance(sha256, str):
+                raise ValueError(f"{path!r} of {size_bytes!r} bytes")
+
+    def found_in(self, root: Path) -> PictureFolder:
+        """The same pictures in a folder of this host; it may hold others besides.
+
+        Raises OtherDataError, which names the first one that differs, and says how many do.
+        """
+        if not root.is_dir():
+            raise OtherDataError(f"{root} is no folder; expected the run's, with {self}")
+        found: list[LabelledPicture] = []
+        differences: list[str] = []
+        for listed in self.pictures:
+            path = root / listed.path
+            try:
+                status = path.stat()
+            except OSError as error:
+                differences.append(f"{listed.path} cannot be read here ({error.strerror})")
+                continue
+            if status.st_size != listed.size_bytes:
+                differences.append(
+                    f"{listed.path} has {status.st_size:,} bytes here, and {listed.size_bytes:,} "
+                    f"there"
+                )
+            elif _sha256(path) != listed.sha256:
+                differences.append(f"{listed.path} has another content here")
+            found.append(LabelledPicture(*listed[:4], status.st_mtime_ns))
+        if differences:
+            raise OtherDataError(
+                f"{root} is not the folder that the server trains on: {len(differences):,} of "
+                f"{len(self.pictures):,} pictures differ; the first: {differences[0]}; expected "
+                f"the same files: copy the folder again"
+            )
+        return PictureFolder(root, tuple(found), self.class_names, ())
+
+    def __str__(self) -> str:
+        return f"{len(self.pictures):,} pictures of {len(self.class_names)} classes"
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return _UNREADABLE

@@ -1,0 +1,46 @@
+"""The question whether Python code that was downloaded may be run, at the terminal of a command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from dist_net.command_line import TRUST
+from dist_net.errors import UntrustedRecipeError
+from dist_net.nets.recipes.trusted_recipes import is_trusted, trust
+from dist_net.nets.trained_model import code_of_run
+from dist_net.printable import printable
+
+
+def confirm_recipe(model: str | Path, is_confirmed: bool) -> None:
+    """Have the user confirm the Python files that reading ``model`` would run, if it is a run."""
+    path = Path(model)
+    if digests := code_of_run(path):
+        directory = path if path.is_dir() else path.parent
+        confirm_code(f"the recipe of {path}", directory, digests, is_confirmed)
+
+
+def confirm_code(
+    what: str, directory: Path, digests: Mapping[str, str], is_confirmed: bool
+) -> None:
+    """Have the user confirm Python files, by name with their SHA-256; once, as it is recorded.
+
+    ``is_confirmed``: --trust-recipe was given. Raises UntrustedRecipeError if the user refuses, or
+    stdin is no terminal.
+    """
+    if is_trusted(digests):
+        return
+    if not is_confirmed:
+        files = [f"{directory / name}: SHA-256 {digest}" for name, digest in digests.items()]
+        lines = [printable(line) for line in files]
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise UntrustedRecipeError(
+                f"{what} is Python code that would be run on this host ({'; '.join(lines)}), and "
+                f"stdin is not a terminal; if you trust its author, pass {TRUST}"
+            )
+        print(f"{what} is Python code:", *lines, sep="\n    ", file=sys.stderr)
+        print("Run it on this host? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise UntrustedRecipeError(f"{what} is not trusted, so nothing was run")
+    trust(digests)

@@ -1,0 +1,83 @@
+"""Fashion-MNIST by a small convolutional network of Darknet's kind: 119,354 parameters.
+
+Described as a .cfg file describes it, so that what was trained can be written as .cfg and .weights
+for the Darknet program. Adam with less momentum than usual, because gradients that are a few
+versions old act as momentum (Mitliagkas et al. 2016, arXiv 1605.09774): with two workers, and so a
+staleness of 2 to 3, a beta1 of 0.5 gave 92.7 % where 0.9 gave 92.4 %, with one seed.
+"""
+
+from dist_net import autodiff
+from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.recipes.recipe import Recipe
+from dist_net.nn import Lambda, Rescale, Sequential
+from dist_net.optim import Adam, Cosine
+
+
+def convolution(filters: int, size: int) -> str:
+    return f"""
+        [convolutional]
+        batch_normalize=1
+        filters={filters}
+        size={size}
+        stride=1
+        pad=1
+        activation=leaky
+        """
+
+
+NET = """
+    [net]
+    height=28
+    width=28
+    channels=1
+    """
+
+HALVE = """
+    [maxpool]
+    size=2
+    stride=2
+    """
+
+HEAD = """
+    [convolutional]
+    filters=10
+    size=1
+    stride=1
+    pad=1
+    activation=linear
+
+    [avgpool]
+
+    [softmax]
+    groups=1
+    """
+
+CONFIGURATION = parse_configuration(
+    "".join(
+        [
+            NET,
+            *(convolution(16, 3), HALVE),
+            *(convolution(32, 3), HALVE),
+            *(convolution(64, 3), convolution(32, 1), convolution(64, 3), HALVE),
+            convolution(128, 3),
+            HEAD,
+        ]
+    ),
+    "fashion-mnist-conv",
+)
+
+recipe = Recipe(
+    network=Sequential(
+        Rescale(),
+        Lambda(lambda images: autodiff.reshape(images, (*images.shape, 1))),
+        DarknetNetwork(CONFIGURATION, logits=True),
+    ),
+    dataset="fashion-mnist",
+    input_shape=(28, 28),
+    optimizer=Adam(beta1=0.5),
+    learning_rate=0.01,
+    schedule=Cosine(),
+    batch_size=64,
+    epochs=10,
+)

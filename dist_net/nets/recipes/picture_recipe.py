@@ -1,0 +1,293 @@
+"""What is trained on a folder of pictures, as data: a net is built from it without running code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dist_net.autodiff import Expression
+from dist_net.data import Dataset
+from dist_net.errors import DistNetError, RecipeError
+from dist_net.images.augmentation import Augmentation
+from dist_net.images.fitting import fitting_called
+from dist_net.nets import efficientnet_lite0
+from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, built_in_recipe, recipe_names
+from dist_net.nn import (
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Features,
+    FrozenBatchNorm,
+    GlobalAveragePool,
+    Layer,
+    MaxPool,
+    Model,
+    Rescale,
+    Scope,
+    Sequential,
+    ones,
+    relu,
+    zeros,
+)
+from dist_net.optim import AdamW, Cosine
+from dist_net.vector import Vector
+
+PICTURES = "pictures"
+"""The reference of every recipe of pictures: it lies in the run directory alone."""
+
+RECIPE_JSON = "recipe.json"
+FORMAT = 1
+SMALL_SIDE = 64
+
+LARGEST_SIDE = 4096
+LEAST_DEVIATION = 1e-3
+WEIGHT_DECAY = 0.01
+
+BaseKind = Literal["small", "efficientnet-lite0", "darknet", "recipe", "pictures"]
+BASE_KINDS = get_args(BaseKind)
+Stage = Literal["head", "whole"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """The net whose features are classified: how it is built, and what pictures it takes.
+
+    ``text`` is a Darknet net's configuration, a built-in recipe's name, or the JSON of another
+    recipe of pictures. Pictures are ``input_shape`` uint8, fitted by ``fitting``.
+    """
+
+    kind: BaseKind
+    name: str
+    input_shape: tuple[int, ...]
+    fitting: str
+    text: str = ""
+
+    @cached_property
+    def network(self) -> Layer:
+        """The whole net, for uint8 pictures; raises what building it raises."""
+        match self.kind:
+            case "small":
+                return _small_network()
+            case "efficientnet-lite0":
+                return efficientnet_lite0.EfficientNetLite0()
+            case "darknet":
+                configuration = parse_configuration(self.text, self.name)
+                return Sequential(Rescale(), DarknetNetwork(configuration))
+            case "recipe":
+                return built_in_recipe(self.text).recipe.network
+            case "pictures":
+                return PictureRecipe.from_json(self.text).network
+
+    @cached_property
+    def model(self) -> Model:
+        """The whole net, as a model."""
+        return Model(self.network, self.input_shape)
+
+    @cached_property
+    def feature_layers(self) -> Layer:
+        """The net up to its features, (N, features).
+
+        Batch norm stays as it is, but for a net that is trained from the beginning.
+        """
+        if self.kind == "small":
+            return self.network
+        return Features(FrozenBatchNorm(self.network))
+
+    @cached_property
+    def features(self) -> Model:
+        """The net up to its features, as a model."""
+        return Model(self.feature_layers, self.input_shape)
+
+
+def small_base(side: int = SMALL_SIDE) -> Base:
+    """A small net that is trained from the beginning, on pictures of ``side`` pixels each way."""
+    return Base("small", "none", (side, side, 3), "crop")
+
+
+def _small_network() -> Layer:
+    """Four convolutions of 3x3, each with batch norm, and the mean over all places."""
+    layers = [
+        layer
+        for filters in (16, 32, 64, 128)
+        for layer in (
+            Conv2D(filters, 3, use_bias=False),
+            BatchNorm(activation=relu),
+            MaxPool(2),
+        )
+    ]
+    return Sequential(Rescale(1 / 128, -127 / 128), *layers, GlobalAveragePool())
+
+
+@dataclass(frozen=True)
+class Head:
+    """Features, standardized by what they are on average, to logits: (N, F) to (N, classes)."""
+
+    classes: int
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        width = x.shape[1:]
+        # Known before training: nothing is observed, and with no momentum they stay as they are.
+        mean = scope.buffer("mean", width, zeros, momentum=0.0)
+        deviation = scope.buffer("deviation", width, ones, momentum=0.0)
+        dense = Dense(self.classes, kernel_initializer=zeros)
+        return dense((x - mean) / deviation, scope)
+
+
+@dataclass(frozen=True)
+class PictureNet:
+    """A base's features and a head on them: pictures, uint8, to logits."""
+
+    base: Base
+    classes: int
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        features = self.base.feature_layers(x, scope.child("base"))
+        return Head(self.classes)(features, scope.child("head"))
+
+
+@dataclass(frozen=True)
+class HeadNet:
+    """A head on features that were computed before, with the names that it has in the whole net."""
+
+    classes: int
+
+    def __call__(self, x: Expression, scope: Scope) -> Expression:
+        return Head(self.classes)(x, scope.child("head"))
+
+
+def no_data(recipe: PictureRecipe) -> Dataset:
+    """Raises RecipeError: for where the net is used only."""
+    raise RecipeError(f"the pictures that {recipe.name} was trained on are not known here")
+
+
+@dataclass(frozen=True)
+class PictureRecipe:
+    """A net for the classes of a folder of pictures, and how one stage of it is trained.
+
+    ``stage`` is "head", on features of the base, or "whole", on pictures, which ``augmentation``
+    varies. ``data`` is the file that says where on this host the prepared pictures are.
+    """
+
+    name: str
+    base: Base
+    class_names: tuple[str, ...]
+    stage: Stage = "whole"
+    epochs: int = 30
+    batch_size: int = 32
+    learning_rate: float = 0.001
+    augmentation: Augmentation | None = None
+    data: str = ""
+
+    @cached_property
+    def network(self) -> Layer:
+        """What this stage trains."""
+        classes = len(self.class_names)
+        return HeadNet(classes) if self.stage == "head" else PictureNet(self.base, classes)
+
+    def loaded(
+        self, load_data: Callable[[Self], Dataset], initial: Callable[[], Vector] | None = None
+    ) -> LoadedRecipe:
+        """The recipe of this stage, as a run has it; ``initial`` gives its first weights."""
+        is_head = self.stage == "head"
+        recipe = Recipe(
+            network=self.network,
+            dataset=lambda: load_data(self),
+            input_shape=self.base.features.output_shape if is_head else self.base.input_shape,
+            input_dtype=np.float32 if is_head else np.uint8,
+            optimizer=AdamW(weight_decay=WEIGHT_DECAY),
+            learning_rate=self.learning_rate,
+            schedule=Cosine(),
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            fitting=self.base.fitting,
+            initial=initial,
+        )
+        files, portable = (
+            {RECIPE_JSON: each.to_json().encode()} for each in (self, replace(self, data=""))
+        )
+        return LoadedRecipe(PICTURES, self.name, files, recipe, portable=portable)
+
+    @cached_property
+    def model(self) -> Model:
+        """The net of this stage, as a model."""
+        return self.loaded(no_data).recipe.model
+
+    def as_net(self) -> Self:
+        """The whole net, and nothing of how it was trained."""
+        return replace(self, stage="whole", augmentation=None, data="")
+
+    def standardized(self, features: NDArray[np.float32]) -> Vector:
+        """A head's first weights, for features, (N, F), that are like these."""
+        weights = self.model.layout.initial(np.random.default_rng(0))
+        views = self.model.layout.views(weights)
+        views["head/mean"][...] = features.mean(0)
+        views["head/deviation"][...] = np.maximum(features.std(0), LEAST_DEVIATION)
+        return weights
+
+    def tempered(self, weights: Vector, temperature: float) -> Vector:
+        """A copy of weights whose logits are divided by a temperature."""
+        tempered = weights.copy()
+        views = self.model.layout.views(tempered)
+        for name in ("head/kernel", "head/bias"):
+            views[name] /= np.float32(temperature)
+        return tempered
+
+    def to_json(self) -> str:
+        """The recipe as a JSON object."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """What ``to_json`` wrote; raises RecipeError for anything else."""
+        try:
+            values = json.loads(text)
+            if values.pop("format") != FORMAT:
+                raise ValueError("another format")
+            base = values.pop("base")
+            base["input_shape"] = tuple(base["input_shape"])
+            names = tuple(values.pop("class_names"))
+            augmentation = values.pop("augmentation")
+            recipe = cls(
+                base=Base(**base),
+                class_names=names,
+                augmentation=augmentation and Augmentation(**augmentation),
+                **values,
+            )
+            recipe.check()
+        except (
+            *(ValueError, TypeError, KeyError, AttributeError, RecursionError, DistNetError),
+        ) as error:
+            raise RecipeError(
+                f"a recipe of pictures is {str(text)[:80]} ({error}); expected the JSON object "
+                f"that 'dist-net train FOLDER' writes, of format {FORMAT}"
+            ) from error
+        return recipe
+
+    def check(self) -> None:
+        """Raises ValueError for values of the wrong kind, as a file that is damaged may have."""
+        texts = (self.name, self.data, self.base.name, self.base.text, *self.class_names)
+        if not all(isinstance(each, str) for each in texts) or len(self.class_names) < 2:
+            raise ValueError("names that are no texts, or fewer than two classes")
+        if self.stage not in ("head", "whole") or self.base.kind not in BASE_KINDS:
+            raise ValueError(f"stage {self.stage!r} of base {self.base.kind!r}")
+        if self.base.kind == "recipe" and self.base.text not in recipe_names():
+            raise ValueError(f"a base that is no built-in recipe: {self.base.text!r:.80}")
+        if len(self.base.input_shape) not in (2, 3) or not all(
+            isinstance(each, int) and 1 <= each <= LARGEST_SIDE for each in self.base.input_shape
+        ):
+            raise ValueError(f"pictures of shape {self.base.input_shape}")
+        if self.base.input_shape[2:] not in ((), (1,), (3,)):
+            raise ValueError(f"pictures of {self.base.input_shape[2]} channels")
+        if not all(isinstance(each, int) for each in (self.epochs, self.batch_size)):
+            raise ValueError(f"epochs {self.epochs!r}, batch_size {self.batch_size!r}")
+        if not isinstance(self.learning_rate, int | float):
+            raise ValueError(f"learning_rate {self.learning_rate!r}")
+        fitting_called(self.base.fitting)

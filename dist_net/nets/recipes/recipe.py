@@ -1,0 +1,344 @@
+"""Recipes: a network, its dataset and the settings of training, by name or from a Python file.
+
+A recipe file is Python code that leaves a ``Recipe`` in a variable called ``recipe``. It may import
+modules from its own folder. The built-in recipes are such files too. Recipes travel by reference:
+every host runs its own file, and a digest shows whether the files are the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from dist_net.data import DATASETS, Dataset, Progress, dataset_named
+from dist_net.data.samples import samples_of
+from dist_net.errors import (
+    DistNetError,
+    RecipeChangedError,
+    RecipeError,
+    UnknownRecipeError,
+    UntrustedRecipeError,
+)
+from dist_net.images.fitting import FITTINGS
+from dist_net.nets.recipes.recipe_files import (
+    RECIPE_FILE,
+    RecipeFiles,
+    digests_of,
+    place_in_recipe,
+    read_any,
+    reader_of,
+    sha256,
+)
+from dist_net.nets.recipes.trusted_recipes import is_trusted
+from dist_net.nn import Layer, Model, cross_entropy_of_logits
+from dist_net.nn.losses import Loss
+from dist_net.optim import Adam, ConstantRate, Optimizer, Schedule, optimizer_named
+from dist_net.optim.ranges import require_fraction, require_positive
+from dist_net.release import release
+from dist_net.spelling import did_you_mean, refuse_options
+from dist_net.vector import Vector
+
+BUILT_IN = Path(__file__).parent / "built_in"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network, the data that it is trained on, and how it is trained.
+
+    ``dataset`` is the name of a dataset, or a function that returns one, whose inputs are of
+    ``input_shape`` and ``input_dtype``. ``loss`` and ``optimizer`` may be names, such as "mse" and
+    "adam", with default settings. For classes, the last layer has one output for each; else the
+    outputs are what the loss takes with the targets. ``fitting`` is the method by which pictures
+    are resized to ``input_shape``, in training and when the net is served: see
+    ``dist_net.fit_picture``. By default it is "pad" for a named dataset, and "exact" for a
+    function, which does its own resizing. ``initial`` returns the first weights, if the layers do
+    not draw them. A gradient above ``clip_norm`` is scaled down to it, see ``UpdateRule``; with
+    ``average_decay`` the weights that are evaluated and used are an average, see
+    ``WeightAverage``. Raises RecipeError and HyperParameterError for settings out of range, and
+    what the network raises when its layers do not fit together.
+    """
+
+    network: Layer
+    dataset: str | Callable[[], Dataset]
+    input_shape: tuple[int, ...]
+    loss: Loss | str = cross_entropy_of_logits
+    optimizer: Optimizer | str = Adam()  # noqa: RUF009 - immutable
+    learning_rate: float = 0.001
+    schedule: Schedule = ConstantRate()  # noqa: RUF009 - immutable
+    batch_size: int = 32
+    epochs: int = 10
+    fitting: str = ""
+    input_dtype: DTypeLike = np.uint8
+    initial: Callable[[], Vector] | None = None
+    clip_norm: float | None = None
+    average_decay: float | None = None
+
+    def __new__(cls, *_: object, **given: object) -> Self:
+        refuse_options("Recipe", given.keys() - cls.__dataclass_fields__, cls.__dataclass_fields__)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "optimizer", optimizer_named(self.optimizer))
+        if not self.fitting:
+            fitting = "pad" if isinstance(self.dataset, str) else "exact"
+            object.__setattr__(self, "fitting", fitting)
+        if self.fitting not in FITTINGS:
+            raise RecipeError(f"fitting={self.fitting!r}: expected one of {', '.join(FITTINGS)}")
+        if isinstance(self.dataset, str) and self.dataset not in DATASETS:
+            raise RecipeError(
+                f"dataset {self.dataset!r}: expected one of {', '.join(DATASETS)}, or a function "
+                f"that returns a Dataset"
+            )
+        for name in ("batch_size", "epochs"):
+            if not (isinstance(count := getattr(self, name), int | np.integer) and count >= 1):
+                raise RecipeError(f"{name}={count!r}: expected a whole number, at least 1")
+        require_positive("learning_rate", self.learning_rate)
+        if self.clip_norm is not None:
+            require_positive("clip_norm", self.clip_norm)
+        if self.average_decay is not None:
+            require_fraction("average_decay", self.average_decay)
+        if not callable(self.schedule):
+            raise RecipeError(f"schedule={self.schedule!r}: expected a schedule of dist_net.optim")
+        self.model  # noqa: B018 - raises if the layers do not fit together
+
+    @cached_property
+    def model(self) -> Model:
+        """The network with its input shape and its loss."""
+        return Model(self.network, self.input_shape, self.loss, self.input_dtype)
+
+    def initial_weights(self, seed: int) -> Vector:
+        """The initial parameters and buffers; the same for the same seed."""
+        if self.initial is not None:
+            return self.initial()
+        return self.model.layout.initial(np.random.default_rng(seed))
+
+    def load_dataset(self, progress: Progress | None = None) -> Dataset:
+        """Loads the dataset, fetched if need be; raises RecipeError if it does not fit the net."""
+        if isinstance(self.dataset, str):
+            dataset = dataset_named(self.dataset, progress=progress)
+        else:
+            dataset = _made_by(self.dataset)
+        self._require(dataset)
+        return dataset
+
+    def _require(self, dataset: Dataset) -> None:
+        inputs, targets = samples_of(dataset.train_inputs), samples_of(dataset.train_targets)
+        model = self.model
+        if (inputs.shape, inputs.dtype) != (model.input_shape, model.input_dtype):
+            raise RecipeError(
+                f"dataset {dataset.name!r} has inputs of shape {inputs.shape} and dtype "
+                f"{inputs.dtype}; the model's are of input_shape={model.input_shape} and "
+                f"input_dtype={model.input_dtype}; expected the same. For floats use "
+                f"input_dtype=np.float32 and inputs.astype(np.float32), for pixels uint8 for both"
+            )
+        classes = len(dataset.class_names)
+        if classes and targets.shape == () and model.output_shape != (classes,):
+            raise RecipeError(
+                f"dataset {dataset.name!r} has {classes} classes, the network has outputs of shape "
+                f"{model.output_shape}; expected one for each class"
+            )
+        try:
+            model.require_targets(targets.shape, targets.dtype)
+        except DistNetError as error:
+            raise RecipeError(
+                f"the loss does not take the targets of dataset {dataset.name!r}: {error}"
+            ) from error
+
+
+def _made_by(function: Callable[[], Dataset]) -> Dataset:
+    try:
+        with redirect_stdout(sys.stderr):
+            dataset = function()
+    except DistNetError as error:
+        error.args = (f"{error}{_at_place(error)}",)
+        raise
+    except Exception as error:  # whatever a user's function may raise
+        raise RecipeError(
+            f"the recipe's dataset function failed with {type(error).__name__}: {error}"
+            f"{_at_place(error)}"
+        ) from error
+    if not isinstance(dataset, Dataset):
+        raise RecipeError(
+            f"the recipe's dataset function returned {type(dataset).__name__}: expected a Dataset"
+        )
+    return dataset
+
+
+def _at_place(error: Exception) -> str:
+    place = place_in_recipe(error)
+    return f" (at {place})" if place else ""
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A recipe with its ``reference``: a built-in name or an absolute path.
+
+    ``files``, by name, are its own, RECIPE_FILE, and the files of its folder that it has imported.
+    ``path`` is the file that was run: the original, or a run directory's copy. ``portable`` are the
+    files without what is of one host alone; None: nothing in them is.
+    """
+
+    reference: str
+    name: str
+    files: Mapping[str, bytes]
+    recipe: Recipe
+    path: Path = Path()
+    portable: Mapping[str, bytes] | None = None
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is part of dist_net, and not a user's file."""
+        return self.reference in recipe_names()
+
+    @property
+    def file_digests(self) -> dict[str, str]:
+        """The SHA-256 of each of its files, in hexadecimal."""
+        return digests_of(self.files)
+
+    def digest(self, dataset: Dataset) -> str:
+        """``release X; recipe Y; data Z``, which must agree on hosts that train together.
+
+        X is the release of dist_net; Y a SHA-256 of the recipe's files, the names and shapes of
+        parameters and buffers, and the buffers' momenta; Z is ``Dataset.digest``.
+        """
+        layout = self.recipe.model.layout
+        shapes = repr((layout.shapes, layout.momenta)).encode()
+        compared = self.files if self.portable is None else self.portable
+        files = [content for _, content in sorted(compared.items())]
+        recipe = sha256(b"\0".join([*files, shapes]))
+        return f"{own_release()}; recipe {recipe}; data {dataset.digest()}"
+
+
+@dataclass(frozen=True)
+class RecipeRecord:
+    """A checkpoint's record of its recipe, besides the reference.
+
+    ``files`` are the digests of its files (see ``LoadedRecipe.file_digests``), ``class_names`` the
+    dataset's. Each may be missing.
+    """
+
+    files: Mapping[str, str] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    fitting: str = ""
+
+    @classmethod
+    def of(cls, loaded: LoadedRecipe, dataset: Dataset) -> Self:
+        return cls(loaded.file_digests, dataset.class_names, loaded.recipe.fitting)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: object) -> Self:
+        """Return the record that ``to_json`` wrote. Raise RecipeError for other values."""
+        if not isinstance(values, dict):
+            raise RecipeError(f"a run's record of its recipe is {values!r:.80}; expected an object")
+        files, names = values.get("files", {}), values.get("class_names", [])
+        fitting = values.get("fitting", "")
+        if not (
+            isinstance(files, dict)
+            and isinstance(names, list)
+            and all(isinstance(each, str) for each in (*files.values(), *names))
+            and fitting in ("", *FITTINGS)
+        ):
+            raise RecipeError(
+                f"a run's record of its recipe is {str(values)[:80]!r}; expected digests of "
+                f"files, the names of classes, and a fitting: {', '.join(FITTINGS)}"
+            )
+        return cls(files, tuple(names), fitting)
+
+
+def own_release() -> str:
+    """How the digest of a recipe begins on a host with this release of dist_net."""
+    return f"release {release()}"
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem.replace("_", "-") for path in BUILT_IN.glob("[a-z]*.py"))
+
+
+def built_in_recipe(name: str) -> LoadedRecipe:
+    """Load a built-in recipe by its name, which may come from a file or a peer: never by a path.
+
+    Raises UnknownRecipeError for anything but one of ``recipe_names``.
+    """
+    if name not in recipe_names():
+        raise UnknownRecipeError(
+            f"no built-in recipe {name!r:.80}; expected one of {', '.join(recipe_names())}"
+        )
+    path = BUILT_IN / f"{name.replace('-', '_')}.py"
+    return _run(name, name, path, RecipeFiles(path, path, read_any))
+
+
+def load_recipe(reference: str) -> LoadedRecipe:
+    """Load the built-in recipe of that name, or run the recipe file at that path.
+
+    ``reference`` must come from the user; load a name from a file or a peer by ``built_in_recipe``
+    or ``load_recipe_copy``.
+
+    Raises UnknownRecipeError if neither exists, and RecipeError if the file fails to run or
+    defines no recipe.
+    """
+    names = recipe_names()
+    if reference in names:
+        return built_in_recipe(reference)
+    path = Path(reference)
+    if path.suffix != ".py" or not path.is_file():
+        expected = (
+            f"expected one of {', '.join(names)}, or the path of a Python file or of a folder of "
+            f"pictures that exists"
+        )
+        hint = did_you_mean(reference, names) or expected
+        raise UnknownRecipeError(f"no recipe {reference!r}; {hint}")
+    path = path.resolve()
+    return _run(str(path), path.stem, path, RecipeFiles(path, path, read_any))
+
+
+def load_recipe_copy(
+    path: Path, reference: str, digests: Mapping[str, str], trust_recipe: bool = False
+) -> LoadedRecipe:
+    """Run the recipe in the file ``path``, a copy of ``reference``.
+
+    Only this file and files of its folder are run, and only with the ``digests`` that
+    ``file_digests`` returned for the originals. Its ``__file__`` is the original's, so that it
+    finds its data.
+
+    Raises UntrustedRecipeError unless ``trust_recipe``, or the user's record has all digests;
+    RecipeChangedError if a file is missing or has changed; and RecipeError if it fails.
+    """
+    if not (trust_recipe or is_trusted(digests)):
+        has_digest = RECIPE_FILE in digests
+        raise UntrustedRecipeError(
+            f"{path} is Python code that {'is not confirmed' if has_digest else 'has no digest'}; "
+            f"expected a recipe that was trained with or confirmed on this host. Read it, and if "
+            f"you trust its author, pass --trust-recipe"
+        )
+    files = RecipeFiles(path, Path(reference), reader_of(path, digests))
+    return _run(reference, Path(reference).stem, path, files)
+
+
+def _run(reference: str, name: str, path: Path, files: RecipeFiles) -> LoadedRecipe:
+    try:
+        with redirect_stdout(sys.stderr):
+            recipe = files.run().get("recipe")
+            if not isinstance(recipe, Recipe):
+                raise RecipeError(
+                    f"expected a Recipe in a variable called 'recipe', found "
+                    f"{type(recipe).__name__}"
+                )
+    except RecipeChangedError:
+        raise
+    except DistNetError as error:
+        raise RecipeError(f"recipe {place_in_recipe(error) or path}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever a user's file may raise
+        place = place_in_recipe(error) or path
+        raise RecipeError(f"recipe {place}: {type(error).__name__}: {error}") from error
+    return LoadedRecipe(reference, name, files.contents, recipe, path)

@@ -1,0 +1,490 @@
+"""Where a model is read from: a published name, a finished run, a .cfg file, or a live run.
+
+A source can be read again and again, and gives the model as it is at that time.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+
+from dist_net.data import CLASS_NAMES, Dataset, Progress
+from dist_net.errors import (
+    ModelOptionError,
+    NotACheckpointError,
+    PreparedKernelsError,
+    RecipeError,
+    UnknownModelError,
+    UntrustedRecipeError,
+    WeightsFileError,
+)
+from dist_net.images.fitting import takes_pictures
+from dist_net.images.labels import read_labels, require_labels
+from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.nets.darknet.configuration import (
+    Configuration,
+    configuration_text,
+    read_configuration,
+)
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.published import PUBLISHED, fetch_weights, imagenet_labels
+from dist_net.nets.darknet.weights import read_weights, unreadable
+from dist_net.nets.observer import Observer
+from dist_net.nets.offered_recipe import OfferedRecipe
+from dist_net.nets.recipes.picture_recipe import PICTURES
+from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, built_in_recipe, recipe_names
+from dist_net.nets.recipes.trusted_recipes import is_trusted
+from dist_net.nets.run_directory import RunDirectory, run_meant
+from dist_net.nets.trained_model import (
+    calibrated_weights,
+    calibration_of,
+    held_out_of,
+    load_trained,
+    picture_recipe_of,
+    recipe_of_run,
+)
+from dist_net.nn import Model, cross_entropy_of_logits
+from dist_net.nn.inference import Prepared, prepare
+from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
+from dist_net.spelling import did_you_mean
+from dist_net.vector import Vector
+from dist_net.wire.reaching import be_let_in
+from dist_net.wire.security import CLIENT, PeerKeys
+from dist_net.wire.serving_messages import MODEL_NAME
+from dist_net.wire.token import TRAINING, JoinToken, is_token
+
+logger = logging.getLogger(__name__)
+
+MODELS = (
+    f"{lite0.NAME}, the name of a published classifier ({', '.join(PUBLISHED)}), the directory or "
+    f"checkpoint of a run, or a .cfg file with --weights FILE and --labels FILE"
+)
+LIVE = ("tcp://", "ipc://")
+ANSWER_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model as it was read from its source.
+
+    ``labels`` is empty if it predicts numbers, not classes. ``configuration`` is the text of a
+    Darknet net, ``pretrained`` the name of a net in ``dist_net.nets``; any other model has
+    the ``recipe`` that it was trained by, or ``picture_recipe``, the JSON of one that is data. Its
+    pictures had that ``fitting``. ``key`` changes with the weights. ``file`` is where ``prepared``
+    is kept under that key, None if nowhere yet. ``version`` is the parameter server's, for a model
+    that is being trained. An answer less probable than ``unknown_below`` is unknown. ``held_out``
+    reads the pictures that its run keeps, and raises RunDirectoryError if they are damaged.
+    ``weights`` gives what ``prepared`` is made of, and may read it again for that.
+    """
+
+    model: Model
+    labels: tuple[str, ...]
+    prepared: Prepared
+    key: str
+    weights: Callable[[], Vector]
+    has_logits: bool = False
+    configuration: str = ""
+    pretrained: str = ""
+    recipe: LoadedRecipe | None = None
+    picture_recipe: str = ""
+    file: Path | None = None
+    fitting: str = "pad"
+    version: int | None = None
+    unknown_below: float = 0.0
+    held_out: Callable[[], Dataset | None] = lambda: None
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether pictures can be made into its inputs.
+
+        A recipe's net has uint8 for pictures; what else its inputs are made of is not known here.
+        """
+        is_known = self.configuration or self.pretrained or self.model.input_dtype == np.uint8
+        return bool(is_known) and takes_pictures(self.model)
+
+
+class KeptKernels(NamedTuple):
+    """The kernels prepared from a file of weights, and a key that changes with the weights.
+
+    ``file`` is where they are kept under that key; None if nowhere.
+    """
+
+    prepared: Prepared
+    key: str
+    file: Path | None
+
+
+def prepared_kernels(model: Model, network: DarknetNetwork, weights: Path) -> KeptKernels:
+    """The kernels prepared from the weights in a file; kept beside it for the next time.
+
+    Raises WeightsFileError if the weights cannot be read, or change meanwhile.
+    """
+    try:
+        key = key_of(model, weights)
+    except OSError as error:
+        raise unreadable(weights, error) from error
+    file = prepared_beside(weights)
+    mapped = map_prepared(file, key)
+    if mapped is not None:
+        return KeptKernels(mapped, key, file)
+    prepared = prepare(model, read_weights(weights, network))
+    if key_of(model, weights) != key:
+        raise WeightsFileError(
+            f"{weights}: has changed while it was read; expected a file that is complete: try again"
+        )
+    try:
+        write_prepared(file, prepared, key)
+    except PreparedKernelsError as error:
+        logger.warning("kernels_not_kept reason=%s", error)
+        return KeptKernels(prepared, key, None)
+    return KeptKernels(prepared, key, file)
+
+
+def prepared_beside(weights: Path) -> Path:
+    """The file for the kernels that were prepared from a file of weights."""
+    return weights.with_name(f"{weights.name}.prepared")
+
+
+class DarknetFiles:
+    """A Darknet net: its configuration, the file of its weights, the names of its classes.
+
+    The first two are functions, so that reading again sees what has changed.
+    """
+
+    def __init__(
+        self,
+        configuration: Callable[[], Configuration],
+        weights: Callable[[], Path],
+        labels: Path | tuple[str, ...],
+    ) -> None:
+        self._configuration = configuration
+        self._weights = weights
+        self._labels = labels
+        self._built: tuple[Configuration, DarknetNetwork, Model] | None = None
+
+    def read(self) -> FoundModel:
+        """The net with the weights that are in the file now; raises what reading raises."""
+        configuration, weights = self._configuration(), self._weights()
+        network, model = self._model_of(configuration)
+        labels = self._labels
+        if isinstance(labels, Path):
+            labels = read_labels(labels, model.classes)
+        require_labels(labels, model.classes)
+        kept = prepared_kernels(model, network, weights)
+        return FoundModel(
+            model,
+            labels,
+            kept.prepared,
+            kept.key,
+            lambda: read_weights(weights, network),
+            configuration=configuration_text(configuration),
+            file=kept.file,
+        )
+
+    def _model_of(self, configuration: Configuration) -> tuple[DarknetNetwork, Model]:
+        """Built once per configuration: weights change more often."""
+        if self._built is None or self._built[0] != configuration:
+            network = DarknetNetwork(configuration)
+            model = Model(network, network.input_shape, input_dtype=np.float32)
+            self._built = configuration, network, model
+        return self._built[1:]
+
+
+class PretrainedNet:
+    """EfficientNet-Lite0, with the published weights; ``labels`` take the place of ImageNet's."""
+
+    def __init__(self, labels: Path | None) -> None:
+        self._labels = labels
+
+    def read(self) -> FoundModel:
+        """The net; raises MissingExtraError if its weights are not installed."""
+        model, weights = lite0.model(), lite0.read_weights()
+        names = lite0.imagenet_labels()
+        if self._labels is not None:
+            names = read_labels(self._labels, model.classes)
+        return FoundModel(
+            model,
+            names,
+            prepare(model, weights),
+            key_of_vector(model, weights),
+            lambda: weights,
+            has_logits=True,
+            pretrained=lite0.NAME,
+            fitting=lite0.FITTING,
+        )
+
+
+class TrainedRun:
+    """A run directory, or a checkpoint file; ``labels`` take the place of the recipe's names."""
+
+    def __init__(
+        self, path: Path, labels: Path | None, progress: Progress, trust_recipe: bool = False
+    ) -> None:
+        self._path = path
+        self._trust_recipe = trust_recipe
+        self._names = _ClassNames(labels, progress)
+
+    def read(self) -> FoundModel:
+        """The model of the checkpoint that is there now.
+
+        Raises UnknownModelError if the file is no checkpoint, and what else reading it raises.
+        """
+        try:
+            loaded, checkpoint = load_trained(self._path, self._trust_recipe)
+        except NotACheckpointError as error:
+            if self._path.is_dir():
+                raise
+            raise UnknownModelError(f"{self._path} is no model; expected {MODELS}") from error
+        record = RecipeRecord.from_json(checkpoint.recipe_record)
+        has_classes = checkpoint.settings.get("has_classes", True)
+        names = self._names.of(loaded, record.class_names, has_classes)
+        calibration = calibration_of(self._path)
+        weights = calibrated_weights(loaded, checkpoint, calibration)
+        return replace(
+            _found(loaded, weights, names, record.fitting),
+            unknown_below=calibration.threshold if calibration else 0.0,
+            held_out=partial(held_out_of, self._path, loaded),
+        )
+
+
+class FollowedRun:
+    """A model that is being trained, by the parameter server at an address."""
+
+    def __init__(
+        self,
+        address: str,
+        keys: PeerKeys | None,
+        labels: Path | None,
+        progress: Progress,
+        trust_recipe: bool = False,
+    ) -> None:
+        self.address = address
+        self._trust_recipe = trust_recipe
+        self._keys = keys
+        self._names = _ClassNames(labels, progress)
+        self._loaded: LoadedRecipe | None = None
+        self._reference = ""  # what the server calls it
+        self._class_names: tuple[str, ...] = ()
+        self._has_classes = True
+        self._kept: TemporaryDirectory[str] | None = None  # the recipe, if it came from there
+
+    def version(self) -> int:
+        """How many updates the server has applied; raises NoAnswerError."""
+        with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
+            return int(observer.of_run("version"))
+
+    def read(self) -> FoundModel:
+        """The model with the weights as they stand.
+
+        Raises NoAnswerError; UntrustedRecipeError if the recipe is a file and the user did not
+        allow running what the server names or gives; OfferError for what no server of this release
+        gives, and RecipeError if this host has another recipe of that name.
+        """
+        with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:
+            reference = str(observer.of_run("recipe"))
+            if self._loaded is None or self._reference != reference:
+                self._class_names, self._has_classes = (), True  # as the recipe says
+                self._loaded, self._reference = self._load(reference, observer), reference
+            snapshot = observer.snapshot()
+        size = self._loaded.recipe.model.layout.size
+        if len(snapshot.weights) != size:
+            raise RecipeError(
+                f"the server at {self.address} trains {len(snapshot.weights):,} weights; the "
+                f"recipe {reference} has {size:,} here: expected the same file as the server's"
+            )
+        names = self._names.of(self._loaded, self._class_names, self._has_classes)
+        fitting = self._loaded.recipe.fitting
+        return _found(self._loaded, snapshot.weights, names, fitting, snapshot.version)
+
+    def _load(self, reference: str, observer: Observer) -> LoadedRecipe:
+        """Load the recipe: built in, or sent by the server, which cannot name a file to run."""
+        if reference in recipe_names():
+            return built_in_recipe(reference)
+        offered = OfferedRecipe.of(observer.recipe())
+        if offered.is_code and not (self._trust_recipe or is_trusted(offered.file_digests)):
+            raise UntrustedRecipeError(
+                f"the server at {self.address} trains the recipe of a file, {reference!r}, "
+                f"which is Python code; pass --trust-recipe to run the copy that the server sends"
+            )
+        self._kept = TemporaryDirectory(prefix="dist-net-recipe-")
+        directory = RunDirectory(Path(self._kept.name) / "run")
+        directory.make()
+        self._class_names, self._has_classes = offered.class_names, bool(offered.class_names)
+        offered.keep(directory, reference)  # beside which its data lies, on the server's host
+        return recipe_of_run(directory, trust_recipe=True)
+
+
+ModelSource = DarknetFiles | PretrainedNet | TrainedRun | FollowedRun
+"""What a model can be read from: ``read`` gives it as it is now, or raises a DistNetError."""
+
+
+class _ClassNames:
+    """The names of a recipe's classes: from a file, else from the run, else from the dataset.
+
+    None if it predicts numbers.
+    A user's own dataset has to be loaded for them, so it is asked last, and once.
+    """
+
+    def __init__(self, labels: Path | None, progress: Progress) -> None:
+        self._labels = labels
+        self._progress = progress
+        self._made: tuple[dict[str, str], tuple[str, ...]] | None = None
+
+    def of(
+        self, loaded: LoadedRecipe, kept: tuple[str, ...] = (), has_classes: bool = True
+    ) -> tuple[str, ...]:
+        recipe = loaded.recipe
+        if not has_classes:
+            if self._labels is not None:
+                raise ModelOptionError(
+                    f"{self._labels} names classes, and {loaded.name} predicts numbers; expected "
+                    f"no --labels"
+                )
+            return ()
+        if self._labels is not None:
+            return read_labels(self._labels, recipe.model.classes)
+        names = kept
+        if not names:
+            dataset = recipe.dataset
+            names = CLASS_NAMES[dataset] if isinstance(dataset, str) else self._of_dataset(loaded)
+        if names:
+            require_labels(names, recipe.model.classes)
+        return names
+
+    def _of_dataset(self, loaded: LoadedRecipe) -> tuple[str, ...]:
+        if self._made is None or self._made[0] != loaded.file_digests:
+            names = loaded.recipe.load_dataset(self._progress).class_names
+            self._made = loaded.file_digests, names
+        return self._made[1]
+
+
+def _found(
+    loaded: LoadedRecipe,
+    weights: Vector,
+    names: tuple[str, ...],
+    fitting: str,
+    version: int | None = None,
+) -> FoundModel:
+    model = loaded.recipe.model
+    is_data = loaded.reference == PICTURES
+    return FoundModel(
+        model,
+        names,
+        prepare(model, weights),
+        key_of_vector(model, weights),
+        lambda: weights,
+        has_logits=model.loss is cross_entropy_of_logits,
+        recipe=None if is_data else loaded,
+        picture_recipe=picture_recipe_of(loaded).as_net().to_json() if is_data else "",
+        fitting=fitting or loaded.recipe.fitting,
+        version=version,
+    )
+
+
+def source_called(
+    model: str,
+    weights: Path | None,
+    labels: Path | None,
+    progress: Progress,
+    keys: PeerKeys | None = None,
+    trust_recipe: bool = False,
+) -> ModelSource:
+    """The source that ``model`` names; see MODELS. A name comes before a path.
+
+    It may also be the address of a parameter server, spoken to with ``keys``, or a token of one,
+    which lets new keys in. A published
+    classifier's weights are fetched if need be, which ``progress`` shows, unless ``weights`` is
+    their file. The lines of the file ``labels`` replace a model's own class names.
+    ``trust_recipe``: see ``load_trained``.
+
+    Raises UnknownModelError if there is no such model, ModelOptionError when ``weights`` or
+    ``labels`` are missing or of no use, ConfigurationError for a damaged .cfg file, and for a token
+    what ``be_let_in`` raises.
+    """
+    if model in PUBLISHED:
+        published = PUBLISHED[model]
+        return DarknetFiles(
+            published.configuration,
+            lambda: weights or fetch_weights(published, progress),
+            labels or imagenet_labels(),
+        )
+    if model == lite0.NAME:
+        if weights is not None:
+            raise ModelOptionError(f"{model} has its own weights; expected no --weights")
+        return PretrainedNet(labels)
+    path = Path(model)
+    if path.suffix == ".cfg":
+        return _configured(path, weights, labels)
+    is_live = model.startswith(LIVE) or (is_token(model) and not path.exists())
+    if not is_live and not path.exists():
+        known = did_you_mean(model, [lite0.NAME, *PUBLISHED])
+        hint = known or run_meant(path) or f"expected {MODELS}"
+        raise UnknownModelError(f"no model {model!r}; {hint}")
+    if weights is not None:
+        raise ModelOptionError(
+            f"{model} is a run, which has its own weights; expected no --weights"
+        )
+    if is_live and not model.startswith(LIVE):
+        token = JoinToken.of(model)
+        token.require_kind(TRAINING)
+        model, keys = be_let_in(token, CLIENT)
+    if is_live:
+        return FollowedRun(model, keys, labels, progress, trust_recipe)
+    return TrainedRun(path, labels, progress, trust_recipe)
+
+
+def _configured(path: Path, weights: Path | None, labels: Path | None) -> ModelSource:
+    read_configuration(path)
+    if weights is None or labels is None:
+        raise ModelOptionError(
+            f"{path} says how a net is built, not what it has learnt; expected --weights FILE and "
+            f"--labels FILE too"
+        )
+    return DarknetFiles(lambda: read_configuration(path), lambda: weights, labels)
+
+
+class NamedSource(NamedTuple):
+    """The parts of ``NAME=SOURCE[,weights=FILE][,labels=FILE]``."""
+
+    name: str
+    source: str
+    weights: Path | None
+    labels: Path | None
+
+
+def named_source(text: str) -> NamedSource:
+    """Parse how a command line names one of several models.
+
+    Without ``NAME=`` the model is named after its source, with "-" for what no name has. Raises
+    ModelOptionError for a name that is no MODEL_NAME, and for ``stats``, which means the statistics
+    of all models in a URL.
+    """
+    name, separator, rest = text.partition("=")
+    if not separator or not re.fullmatch(r"[\w.-]+", name) or not rest:
+        name, rest = "", text
+    source, *options = re.split(r",(weights|labels)=", rest)
+    files = dict(zip(options[::2], map(Path, options[1::2]), strict=True))
+    is_live = source.startswith(LIVE) or is_token(source)
+    name = name or ("live" if is_live else _name_after(source))
+    if name == "stats" or not MODEL_NAME.fullmatch(name):
+        raise ModelOptionError(
+            f"a model cannot be served as {name!r}; expected NAME={source}, with a NAME other than "
+            f"'stats' of 1 to 100 letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    return NamedSource(name, source, files.get("weights"), files.get("labels"))
+
+
+def _name_after(source: str) -> str:
+    path = Path(source)
+    if path.is_file() and path.name == RunDirectory(path.parent).checkpoint.name:
+        path = path.parent.resolve()  # every run's checkpoint has the same name
+    name = path.stem if path.suffix == ".cfg" or path.is_file() else path.resolve().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("-._")[:100] or "model"

@@ -1,0 +1,183 @@
+"""What a run has trained: its recipe, its weights as they are used, the pictures it held out."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from dist_net.data import Dataset
+from dist_net.errors import (
+    CheckpointMissingError,
+    DatasetError,
+    RecipeChangedError,
+    RecipeError,
+    RunDirectoryError,
+)
+from dist_net.nets.calibration import Calibration
+from dist_net.nets.checkpoint import Checkpoint, read_checkpoint
+from dist_net.nets.recipes.picture_data import load_pictures
+from dist_net.nets.recipes.picture_recipe import PICTURES, RECIPE_JSON, PictureRecipe
+from dist_net.nets.recipes.recipe import (
+    LoadedRecipe,
+    RecipeRecord,
+    built_in_recipe,
+    load_recipe_copy,
+    recipe_names,
+)
+from dist_net.nets.recipes.recipe_files import sha256
+from dist_net.nets.run_directory import UNREADABLE, RunDirectory, run_meant
+from dist_net.vector import Vector
+
+logger = logging.getLogger(__name__)
+
+
+def load_trained(path: Path, trust_recipe: bool = False) -> tuple[LoadedRecipe, Checkpoint]:
+    """The recipe and the checkpoint of the run directory or checkpoint file at ``path``.
+
+    A recipe is either built in, or Python code in the run directory. That is run only if it has
+    the digests that the checkpoint names, and if the user trusts them: see ``load_recipe_copy``.
+    No other code is run, whatever the checkpoint says.
+
+    Raises what reading either raises, and CheckpointMismatchError where they do not fit together.
+    """
+    file = RunDirectory(path).trained if path.is_dir() else path
+    is_run = file.exists() or RunDirectory(path).options.exists()
+    if not is_run and (hint := run_meant(path)):
+        raise CheckpointMissingError(f"there is no run and no checkpoint {path}; {hint}")
+    checkpoint = read_checkpoint(file)
+    record = RecipeRecord.from_json(checkpoint.recipe_record)
+    loaded = _recipe(RunDirectory(file.parent), checkpoint.recipe, record.files, trust_recipe)
+    if record.files and loaded.file_digests != record.files:
+        logger.warning(
+            "the recipe %s has changed in this release of dist_net since %s was trained",
+            loaded.name,
+            file,
+        )
+    checkpoint.require_layout(loaded.recipe.model.layout.shapes)
+    return loaded, checkpoint
+
+
+def calibration_of(path: Path) -> Calibration | None:
+    """The calibration in the directory of a run, or of a checkpoint; None if there is none.
+
+    Raises RunDirectoryError for a file that is something else.
+    """
+    file = RunDirectory(path if path.is_dir() else path.parent).calibration
+    if not file.exists():
+        return None
+    try:
+        return Calibration(**json.loads(file.read_text(encoding="utf-8")))
+    except UNREADABLE as error:
+        raise RunDirectoryError(
+            f"{file}: {error}; expected what training wrote: temperature, threshold and precision"
+        ) from error
+
+
+def calibrated_weights(
+    loaded: LoadedRecipe, checkpoint: Checkpoint, calibration: Calibration | None
+) -> Vector:
+    """Return the weights of a checkpoint, such that the probabilities are calibrated."""
+    weights = checkpoint.evaluated_weights
+    if loaded.reference != PICTURES or calibration is None:
+        return weights
+    return picture_recipe_of(loaded).tempered(weights, calibration.temperature)
+
+
+def picture_recipe_of(loaded: LoadedRecipe) -> PictureRecipe:
+    """The data that a recipe of pictures was built from."""
+    return PictureRecipe.from_json(loaded.files[RECIPE_JSON])
+
+
+def held_out_of(path: Path, loaded: LoadedRecipe) -> Dataset | None:
+    """The pictures that a run on a folder keeps to be evaluated by; None if it keeps none.
+
+    They are both parts of the dataset. Raises RunDirectoryError if they are damaged.
+    """
+    file = RunDirectory(path if path.is_dir() else path.parent).held_out
+    if loaded.reference != PICTURES or not file.exists():
+        return None
+    try:
+        pictures = np.lib.format.open_memmap(file, mode="r")  # unlike np.load, never of a zip file
+        told = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        labels = np.array(told["labels"], np.int64)
+        names = picture_recipe_of(loaded).class_names
+        shape = loaded.recipe.input_shape
+        if pictures.dtype != np.uint8 or pictures.shape[1:] != shape:
+            raise ValueError(f"pictures of {pictures.dtype}{[*pictures.shape[1:]]}, not {[*shape]}")
+        return Dataset(loaded.name, pictures, labels, pictures, labels, names)
+    except (*UNREADABLE, KeyError, OverflowError, DatasetError) as error:
+        raise RunDirectoryError(
+            f"{file}: {error}; expected the pictures that training kept: copy the run again"
+        ) from error
+
+
+def code_of_run(path: Path) -> Mapping[str, str]:
+    """Return the digests, by name, of the Python files that loading a run would run.
+
+    ``path`` is a run directory or a checkpoint file. Empty if the recipe is data, or nothing can be
+    read: loading the run raises the error.
+    """
+    try:
+        file = RunDirectory(path).trained if path.is_dir() else path
+        with safe_open(file, framework="numpy") as opened:
+            metadata = opened.metadata() or {}
+        reference = json.loads(metadata["recipe"])
+        record = RecipeRecord.from_json(json.loads(metadata["recipe_record"]))
+    except (OSError, ValueError, KeyError, RecursionError, SafetensorError, RecipeError):
+        return {}
+    return {} if reference in (PICTURES, *recipe_names()) else record.files
+
+
+def recipe_of_run(directory: RunDirectory, trust_recipe: bool = False) -> LoadedRecipe:
+    """Load the recipe of a run that was just started, for its own processes.
+
+    Raises RecipeError, and what ``load_recipe_copy`` raises.
+    """
+    return _recipe(directory, *directory.recipe_of_options(), trust_recipe)
+
+
+def _recipe(
+    directory: RunDirectory, reference: str, digests: Mapping[str, str], trust_recipe: bool
+) -> LoadedRecipe:
+    if reference in recipe_names():
+        return built_in_recipe(reference)
+    if reference == PICTURES:
+        return _picture_recipe(directory, digests)
+    return load_recipe_copy(directory.recipe, reference, digests, trust_recipe)
+
+
+def _picture_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> LoadedRecipe:
+    """A recipe that is data, with weights that were there before, if it begins with such."""
+    path = directory.picture_recipe
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecipeChangedError(
+            f"{path}: {error.strerror}; expected the recipe that was trained: copy the whole "
+            f"directory of the run"
+        ) from error
+    if digests and digests.get(RECIPE_JSON) != sha256(content):
+        raise RecipeChangedError(
+            f"{path} has changed since it was trained; expected it as it was then"
+        )
+    recipe = PictureRecipe.from_json(content)
+    initial = partial(_initial_weights, directory.initial) if directory.initial.exists() else None
+    return recipe.loaded(load_pictures, initial)
+
+
+def _initial_weights(path: Path) -> Vector:
+    try:
+        mapped = np.lib.format.open_memmap(path, mode="r")  # as long as its file, whatever it says
+        if mapped.ndim != 1 or mapped.dtype != np.float32:
+            raise ValueError(f"{mapped.dtype}{[*mapped.shape]}")
+    except (OSError, ValueError, OverflowError) as error:
+        raise RecipeError(
+            f"{path}: {error}; expected the float32 vector of weights that the run began with"
+        ) from error
+    return np.array(mapped)

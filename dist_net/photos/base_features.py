@@ -1,0 +1,98 @@
+"""The features of a folder's pictures by a base, computed once and kept beside the pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from dist_net.data.picture_samples import AugmentedPictures
+from dist_net.data.prepared_pictures import PictureCache, PreparedPictures
+from dist_net.errors import CacheError
+from dist_net.files import replacing
+from dist_net.images.augmentation import Augmentation
+from dist_net.nn.inference import Inference, prepare
+from dist_net.nn.prepared import key_of_vector
+from dist_net.photos.bases import FoundBase
+
+BATCH_SIZE = 8
+
+Show = Callable[[int, int], None]
+"""Called with how many features are computed, and of how many."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """How many variants of each picture features are computed of: the first is as it is."""
+
+    count: int = 1
+    seed: int = 0
+    augmentation: Augmentation = Augmentation()  # noqa: RUF009 - immutable
+
+
+class FeatureExtractor:
+    """Computes a base's features of pictures, by ``threads`` threads of this process."""
+
+    def __init__(self, found: FoundBase, threads: int) -> None:
+        self._base = found.base
+        model, layout = found.base.features, found.base.model.layout
+        assert found.weights is not None
+        by_name = layout.views(found.weights)
+        self.weights = np.concatenate([by_name[name].ravel() for name, _ in model.layout.shapes])
+        self.key = key_of_vector(model, self.weights)
+        self._model = model
+        self._threads = threads
+
+    def file(self, cache: PictureCache, views: Views) -> Path:
+        """Where the features of these pictures are kept."""
+        of = asdict(views) if views.count > 1 else {}
+        key = hashlib.sha256(f"{self.key} {json.dumps(of)}".encode()).hexdigest()
+        return cache.beside(f"{key[:32]}.features")
+
+    def compute(
+        self, pictures: PreparedPictures, views: Views, path: Path, show: Show
+    ) -> NDArray[np.float32]:
+        """The features, (views, N, F), mapped from ``path``; computed unless they are there.
+
+        N counts the pictures of the folder's list, whether they can be used or not. Raises
+        CacheError where the file cannot be written.
+        """
+        shape = (views.count, len(pictures.folder.pictures), self._model.classes)
+        try:
+            if not path.exists():
+                with replacing(path) as partial:
+                    self._fill(pictures, views, open_memmap(partial, "w+", np.float32, shape), show)
+            features: NDArray[np.float32] = np.load(path, mmap_mode="r")
+        except OSError as error:
+            raise CacheError(
+                f"{path}: {error.strerror}; expected room for {4 * int(np.prod(shape)):,} bytes "
+                f"of features"
+            ) from error
+        return features
+
+    def _fill(
+        self, pictures: PreparedPictures, views: Views, out: NDArray[np.float32], show: Show
+    ) -> None:
+        samples, places = pictures.usable_samples(), pictures.usable_rows()
+        augmented = AugmentedPictures(samples, views.augmentation)
+        batch = np.empty((BATCH_SIZE, *samples.shape), np.uint8)
+        total = views.count * len(samples)
+        prepared = prepare(self._model, self.weights)
+        with closing(Inference(self._model, prepared, self._threads, BATCH_SIZE)) as inference:
+            for view, rows in enumerate(out):
+                for start in range(0, len(samples), BATCH_SIZE):
+                    indices = np.arange(start, min(start + BATCH_SIZE, len(samples)))
+                    inputs = batch[: len(indices)]
+                    if view:
+                        augmented.read_augmented(indices, inputs, views.seed, view)
+                    else:
+                        samples.read(indices, inputs)
+                    rows[places[indices]] = inference(inputs)
+                    show(view * len(samples) + int(indices[-1]) + 1, total)

@@ -1,0 +1,120 @@
+"""Trained nets whose features are classified anew: found by name, with their weights."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dist_net.data import Progress
+from dist_net.errors import ModelOptionError, UnknownModelError
+from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.nets.darknet.configuration import (
+    Configuration,
+    configuration_text,
+    read_configuration,
+)
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
+from dist_net.nets.darknet.weights import read_weights
+from dist_net.nets.recipes.picture_recipe import PICTURES, Base, PictureRecipe, small_base
+from dist_net.nets.run_directory import run_meant
+from dist_net.nets.sources import named_source
+from dist_net.nets.trained_model import code_of_run, load_trained
+from dist_net.spelling import did_you_mean
+from dist_net.vector import Vector
+
+NONE = "none"
+BASES = (
+    f"{lite0.NAME}, a published classifier ({', '.join(PUBLISHED)}), NET.cfg,weights=FILE, the "
+    f"directory of a run, or {NONE} for a small net that is trained from the beginning"
+)
+
+
+class FoundBase(NamedTuple):
+    """A base, and its weights in the layout of ``base.model``; None: still to be trained."""
+
+    base: Base
+    weights: Vector | None
+
+
+def default_base() -> str:
+    """EfficientNet-Lite0 where its weights are installed, else none."""
+    return lite0.NAME if find_spec(lite0.PACKAGE) else NONE
+
+
+def base_called(name: str, progress: Progress) -> FoundBase:
+    """The base of this name; see BASES. Weights are fetched if need be, which ``progress`` shows.
+
+    Raises UnknownModelError if there is none, ModelOptionError for what can be no base, and what
+    reading a net raises.
+    """
+    if name == NONE:
+        return FoundBase(small_base(), None)
+    if name == lite0.NAME:
+        base = Base("efficientnet-lite0", name, lite0.INPUT_SHAPE, lite0.FITTING)
+        return FoundBase(base, lite0.read_weights())
+    if name in PUBLISHED:
+        published = PUBLISHED[name]
+        return _darknet(published.configuration(), name, fetch_weights(published, progress))
+    source = named_source(name)
+    path = Path(source.source)
+    if path.suffix == ".cfg":
+        if source.weights is None:
+            raise ModelOptionError(f"the base {name} has no weights; expected {name},weights=FILE")
+        return _darknet(read_configuration(path), source.name, source.weights)
+    if not path.exists():
+        known = [lite0.NAME, *PUBLISHED, NONE]
+        hint = did_you_mean(name, known) or run_meant(path) or f"expected {BASES}"
+        raise UnknownModelError(f"no base {name!r}; {hint}")
+    return _run(path, source.name)
+
+
+def _darknet(configuration: Configuration, name: str, weights: Path) -> FoundBase:
+    network = DarknetNetwork(configuration)
+    text = configuration_text(configuration)
+    base = Base("darknet", name, network.input_shape, "crop", text)
+    _require_pictures(base)
+    return FoundBase(base, read_weights(weights, network))
+
+
+def _run(path: Path, name: str) -> FoundBase:
+    if code_of_run(path):
+        raise ModelOptionError(
+            f"{path} was trained by a recipe of its own, which is Python code; expected a base "
+            f"that is data: {BASES}"
+        )
+    loaded, checkpoint = load_trained(path)
+    recipe = loaded.recipe
+    if loaded.reference == PICTURES:
+        text = PictureRecipe.from_json(loaded.files["recipe.json"]).as_net().to_json()
+        base = Base("pictures", name, recipe.input_shape, recipe.fitting, text)
+    else:
+        base = Base("recipe", name, recipe.input_shape, recipe.fitting, loaded.reference)
+    if recipe.model.input_dtype != np.uint8:
+        raise ModelOptionError(f"{path} takes no pictures; expected a net that does: {BASES}")
+    _require_pictures(base)
+    return FoundBase(base, checkpoint.weights)
+
+
+def _require_pictures(base: Base) -> None:
+    base.features  # noqa: B018 - raises here if it has none
+    if base.input_shape[2:] not in ((), (1,), (3,)):
+        raise ModelOptionError(
+            f"the base {base.name} takes inputs of {base.input_shape}; expected pictures, "
+            f"(H, W), (H, W, 1) or (H, W, 3)"
+        )
+
+
+def joined_weights(recipe: PictureRecipe, base: FoundBase, head: dict[str, Vector]) -> Vector:
+    """The weights of the whole net: the base's, and a ``head``'s by their names."""
+    layout = recipe.model.layout
+    weights = np.empty(layout.size, np.float32)
+    assert base.weights is not None
+    of_base = base.base.model.layout.views(base.weights)
+    for name, view in layout.views(weights).items():
+        room, _, inner = name.partition("/")
+        view[...] = of_base[inner] if room == "base" else head[name]
+    return weights

@@ -1,7 +1,0 @@
-"""Pictures: decoding, fitting them to a net's inputs, and the names of its classes."""
-
-from dist_net.pictures.decoding import load_image
-from dist_net.pictures.fitting import fit_picture, letterbox
-from dist_net.pictures.labels import Prediction, read_labels
-
-__all__ = ["Prediction", "fit_picture", "letterbox", "load_image", "read_labels"]

@@ -1,1 +1,0 @@
-"""Nets with weights that others trained, which come with packages (the extra ``pretrained``)."""

@@ -1,0 +1,362 @@
+"""A cluster on Ray, which places each process where there are cores, and tells of nodes that go.
+
+For each role there is an actor that starts its process and watches it. Arrays travel between the
+processes, encrypted with keys that the actors are given, and not through Ray. Needs the extra
+``ray``, on each node. The actors end with the process of `RayCluster`, however that ends, and the
+roles' processes with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any, Self
+
+from dist_net.errors import DistNetError, ProcessFailedError, SettingError
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.processes.child import RunningChild, output_files, outputs
+from dist_net.processes.cores import cores_beside_server
+from dist_net.processes.own_directory import temporary_directory
+from dist_net.processes.ray_connection import connected
+from dist_net.processes.ray_keeper import (
+    KEYS,
+    RUN,
+    RoleActor,
+    Seen,
+    ServerPlace,
+    SharedRun,
+    tcp_address,
+)
+from dist_net.processes.roles import Given, Role, Word
+from dist_net.wire.address import contact_address
+from dist_net.wire.security import OPERATOR, WORKER, PeerKeys, add_keys, create_keys, load_peer_keys
+
+logger = logging.getLogger(__name__)
+
+METHODS_AT_ONCE = 4
+KILLED_WITHIN_S = 3.0
+SOON_PLACED_S = 5.0
+SETTLED_S = 2.0  # after a worker was placed Ray's count of free CPUs is right again
+REACHED_WITHIN_S = 1.0
+MARK = "ray"
+LOST = -int(signal.SIGKILL)
+
+
+class RayProcess:
+    """A role's process, on whatever node; its outputs are copied to files here.
+
+    ``listens_at``: the address of a server, which other nodes can reach.
+    """
+
+    def __init__(
+        self, ray: Any, actor: Any, started: Any, files: tuple[Path, Path], listens_at: str = ""
+    ) -> None:
+        self._ray = ray
+        self._actor = actor
+        self._answer = started
+        self._lock = threading.RLock()  # a run's supervision looks too
+        self._said, self._log = files
+        self._listens_at = listens_at
+        self._exit_code: int | None = None
+        self._asked_s = time.monotonic()
+        self.is_placed = False
+        self.pid, self.host = -1, ""  # on its host
+        self.lost = ""  # why nothing more is heard of it
+
+    def poll(self) -> int | None:
+        self._hear(0.0)
+        return self._exit_code
+
+    def wait(self, timeout: float | None = None) -> int:
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while self._exit_code is None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise subprocess.TimeoutExpired("a process on Ray", timeout or 0.0)
+            self._hear(min(left_s, 1.0))
+        return self._exit_code
+
+    def terminate(self) -> None:
+        self.send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        with suppress(subprocess.TimeoutExpired):
+            self.wait(KILLED_WITHIN_S)
+        self.drop()  # if its node does not answer
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has waited for a place for some time."""
+        late_s = self._asked_s + SOON_PLACED_S
+        return not self.is_placed and self.poll() is None and time.monotonic() > late_s
+
+    def drop(self) -> None:
+        """Has Ray end it, and hears no more of it."""
+        if self.poll() is None:
+            self._end(LOST)
+
+    def send(self, number: int) -> None:
+        """Sends a signal, if it runs."""
+        self._hear(0.0)
+        if self._exit_code is None and self.is_placed:
+            self._actor.signal.remote(number)
+        elif self._exit_code is None:
+            self._end(-number)
+
+    def _hear(self, timeout_s: float) -> None:
+        """Takes in what the actor has told, if it comes in time."""
+        with self._lock:
+            waits = self._exit_code is None
+            if waits and self._ray.wait([self._answer], timeout=timeout_s)[0]:
+                self._take_in()
+
+    def _take_in(self) -> None:
+        errors = self._ray.exceptions
+        try:
+            seen: Seen = self._ray.get(self._answer)
+        except errors.RayTaskError as error:  # in what the actor does
+            known = isinstance(error.cause, DistNetError)
+            self._say(f"FAILED {error.cause if known else _in_a_line(error)}")
+            self._end(error.cause.exit_code if known else 1)
+        except errors.RayError as error:
+            is_away = isinstance(error, errors.ActorUnavailableError)
+            if is_away and self._listens_at and _is_reached(self._listens_at):
+                self._answer = self._actor.watch.remote()
+            elif is_away or _is_lost(error):  # Ray itself takes some 15 s to say that for sure
+                self.lost = "its node is gone, or Ray's process on it"
+                self._end(LOST)
+            else:
+                self._say(f"FAILED Ray could not start it: {_in_a_line(error)}")
+                self._end(LOST)
+        else:
+            self.is_placed, self.pid, self.host = True, seen.process_id, seen.host
+            with self._said.open("ab") as opened:
+                opened.write(seen.said)
+            with self._log.open("wb" if seen.is_shortened else "ab") as opened:
+                opened.write(seen.logged)
+            if seen.exit_code is None:
+                self._answer = self._actor.watch.remote()
+            else:
+                self._end(seen.exit_code)
+
+    def _say(self, line: str) -> None:
+        with self._said.open("a") as opened:
+            opened.write(f"{line}\n")
+
+    def _end(self, exit_code: int) -> None:
+        self._exit_code = exit_code
+        if self.lost or not self._listens_at:  # else another server is started there
+            self._ray.kill(self._actor)
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether an actor is gone, and another node may do; else none is prepared for it."""
+    return "creation task" not in str(error) and "untime" not in type(error).__name__
+
+
+def _is_reached(address: str) -> bool:
+    """Whether somebody listens there; else its host or process is gone, or cannot be reached."""
+    _, _, host, port, _ = contact_address(address)
+    with suppress(OSError), socket.create_connection((host, port), REACHED_WITHIN_S):
+        return True
+    return False
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+class RayCluster:
+    """A launcher on the Ray cluster at ``address``; outputs are copied to files in ``logs``.
+
+    The server of ``run`` is placed on the node of this process if it can be. Where it cannot, and
+    when it is placed elsewhere because its node is gone, the run directory must be on storage that
+    both nodes see. Workers read the recipe there, or else get its files. Without a run the server
+    is this process's own: see ``serve_at``. A server may wait for a free CPU for
+    ``start_timeout_s``.
+    """
+
+    server_options: Sequence[Word] = (Given.SERVER, Given.SERVER_BEYOND, "--keys", Given.KEYS)
+    worker_options: Sequence[Word] = ("--connect", Given.SERVER, "--keys", Given.KEYS)
+
+    def __init__(
+        self,
+        address: str,
+        logs: Path,
+        run: RunDirectory | None = None,
+        start_timeout_s: float = math.inf,
+    ) -> None:
+        self._ray = connected(address)
+        self._start_timeout_s = start_timeout_s
+        self._node = self._ray.get_runtime_context().get_node_id()
+        self.key_directory: Path | None = None
+        self._logs = logs.absolute()
+        self._run = run
+        self._stack = ExitStack()
+        self._place: ServerPlace | None = None
+        self._keeper: Any = None  # the actor of the server
+        self._server: RayProcess | None = None
+        self._workers: list[RayProcess] = []
+        self._room_again_s = 0.0
+
+    def __enter__(self) -> Self:
+        self._keys = self.key_directory = self._stack.enter_context(temporary_directory()) / KEYS
+        create_keys(self._keys)
+        for role in (WORKER, OPERATOR):
+            add_keys(self._keys, role)
+        if self._run is not None:  # by which nodes that see its directory know it
+            self._mark = secrets.token_hex()
+            mark = self._logs / MARK
+            mark.write_text(self._mark)
+            self._stack.callback(mark.unlink, missing_ok=True)
+            # Ray prints what it has to say of nodes to stdout, which is for the run's result.
+            said = self._stack.enter_context((self._logs / "ray.log").open("a"))
+            self._stack.enter_context(redirect_stdout(said))
+        self.keys: PeerKeys = load_peer_keys(self._keys, OPERATOR)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._workers:
+            process.send(signal.SIGKILL)
+        for process in self._workers:
+            process.kill()
+        self._end_server()
+        self._ray.shutdown()  # it prints until then
+        self._stack.close()
+
+    @property
+    def listen(self) -> tuple[str]:
+        """Where this process listens, if it is the server, for those on other nodes."""
+        return (tcp_address(str(self._ray.util.get_node_ip_address()), 0),)
+
+    @property
+    def address(self) -> str:
+        assert self._place is not None
+        return self._place.near if self._place.node == self._node else self._place.beyond
+
+    def serve_at(self, near: str, beyond: str) -> None:
+        """Says where this process itself is the server."""
+        self._place = ServerPlace(self._node, near, beyond)
+
+    def start(self, role: Role) -> RunningChild:
+        """Starts a process; a worker waits for a place, without this waiting for it.
+
+        Raises ProcessFailedError where the server has no place in time.
+        """
+        with outputs(role.name, self._logs):
+            pass  # they are there, and what was printed before is gone
+        if role.is_server:
+            if self._keeper is None or (self._server is not None and self._server.lost):
+                self._place_server(role)
+            actor = self._keeper
+        else:
+            actor = self._actor(role, self._worker_files(), None)
+        started = actor.start.remote(role, self._place, self._shared_run())
+        files = output_files(role.name, self._logs)
+        listens_at = self._place.beyond if role.is_server and self._place else ""
+        process = RayProcess(self._ray, actor, started, files, listens_at)
+        if role.is_server:
+            self._server = process
+        else:
+            self._workers = [each for each in self._workers if each.poll() is None]
+            self._workers.append(process)
+        return RunningChild(role.name, self._logs, process)
+
+    def cores_each(self, workers: int) -> int:
+        cores = self._cores_of_nodes()
+        if each := cores_beside_server(cores, workers):
+            return each
+        raise SettingError(
+            f"{workers} workers and a server need {workers + 1} CPUs, and this Ray cluster has "
+            f"{sum(cores)}, on {len(cores)} nodes; expected fewer workers, --workers auto, or more "
+            f"nodes"
+        )
+
+    def room(self) -> int:
+        if any(not each.is_placed and each.poll() is None for each in self._workers):
+            self._room_again_s = time.monotonic() + SETTLED_S
+        if time.monotonic() < self._room_again_s:
+            return 0
+        self._room_again_s = time.monotonic() + 1.0
+        return int(self._ray.available_resources().get("CPU", 0))
+
+    def _cores_of_nodes(self) -> list[int]:
+        alive = (node for node in self._ray.nodes() if node["Alive"])
+        return [int(node["Resources"].get("CPU", 0)) for node in alive]
+
+    def _place_server(self, role: Role) -> None:
+        """Gives the server a keeper, on the node of this process if there is room."""
+        self._end_server()
+        for process in self._workers:  # of a server that was lost: they hold all CPUs
+            process.drop()
+        near = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            self._node, soft=True, _spill_on_unavailable=True
+        )
+        deadline = time.monotonic() + self._start_timeout_s
+        self._place = None
+        while self._place is None:
+            self._keeper = self._actor(role, self._server_files(), near)
+            placed = self._keeper.place_server.remote()
+            if not self._ray.wait([placed], timeout=SOON_PLACED_S)[0]:
+                logger.warning("no CPU is free yet for %s", role.name)
+            left_s = max(0.0, deadline - time.monotonic())
+            try:
+                self._place = self._ray.get(placed, timeout=left_s)
+            except self._ray.exceptions.GetTimeoutError as error:
+                raise ProcessFailedError(
+                    f"no CPU for {role.name} has become free in {self._start_timeout_s:g} s; this "
+                    f"Ray cluster has {sum(self._cores_of_nodes())}, and others use them: 'ray "
+                    f"status' shows who; or wait for longer, with --start-timeout"
+                ) from error
+            except self._ray.exceptions.RayError as error:
+                if not _is_lost(error):
+                    raise ProcessFailedError(
+                        f"Ray could not start {role.name}: {_in_a_line(error)}"
+                    ) from error
+
+    def _actor(self, role: Role, files: dict[str, bytes], strategy: Any) -> Any:
+        made = self._ray.remote(RoleActor).options(
+            num_cpus=role.cores,
+            max_concurrency=METHODS_AT_ONCE,
+            scheduling_strategy=strategy or "SPREAD",
+        )
+        return made.remote(files)
+
+    def _end_server(self) -> None:
+        if self._server is not None and self._server.poll() is None:
+            self._server.kill()
+        if self._keeper is not None:
+            if self._server is not None and not self._server.lost:
+                with suppress(self._ray.exceptions.RayError):
+                    self._ray.get(self._keeper.close.remote(), timeout=KILLED_WITHIN_S)
+            self._ray.kill(self._keeper)
+        self._keeper = self._server = None
+
+    def _shared_run(self) -> SharedRun | None:
+        if self._run is None:
+            return None
+        return SharedRun(str(self._run.path.absolute()), f"logs/{MARK}", self._mark)
+
+    def _server_files(self) -> dict[str, bytes]:
+        """The server's keys and the list of those who may come in."""
+        root = self._keys
+        files = [*root.glob("server.*"), *root.glob("*s/*.key")]
+        return {f"{KEYS}/{file.relative_to(root)}": file.read_bytes() for file in files}
+
+    def _worker_files(self) -> dict[str, bytes]:
+        """A worker's keys, and the run's recipe."""
+        files = {f"{KEYS}/{file.name}": file for file in (self._keys / WORKER).iterdir()}
+        if self._run is not None:
+            names = [self._run.options.name, *self._run.recipe_of_options()[1]]
+            files |= {f"{RUN}/{name}": self._run.path / name for name in names}
+        return {name: file.read_bytes() for name, file in files.items() if file.exists()}

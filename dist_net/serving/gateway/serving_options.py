@@ -1,0 +1,236 @@
+"""The options of ``dist-net serve``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
+from dist_net.command_line import add_trust_argument
+from dist_net.errors import SettingError
+from dist_net.images.decoding import MOST_PIXELS
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.sources import MODELS, named_source
+from dist_net.processes.cluster_options import (
+    MOST_WORKERS,
+    add_cluster_arguments,
+    ray_address,
+    worker_count,
+)
+from dist_net.processes.cores import available_cores
+from dist_net.processes.listen_options import Opening, add_invitation_arguments
+from dist_net.serving.pool.settings import PoolSettings
+from dist_net.wire.invitation import TOKEN_LIFETIME_S
+from dist_net.wire.token import POOL
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """Which models are served, by what, where, and to whom. Raises SettingError."""
+
+    sources: tuple[str, ...]
+    names: tuple[str, ...]
+    workers: int | None
+    threads: int
+    pool: PoolSettings
+    http: str
+    listen: str
+    listen_workers: str
+    keys: Path | None
+    training_keys: Path | None
+    token_file: Path | None
+    tls_certificate: Path | None
+    tls_key: Path | None
+    weights: Path | None
+    labels: Path | None
+    max_pixels: int
+    is_reproducible: bool
+    trust_recipe: bool
+    grace_s: float
+    log_directory: Path | None
+    contact: str | None = None
+    token_lifetime: float = TOKEN_LIFETIME_S
+    ray: str | None = None
+
+    def __post_init__(self) -> None:
+        workers = 1 if self.workers is None else self.workers
+        in_range = 0 <= workers <= MOST_WORKERS and 1 <= self.threads <= MOST_THREADS
+        if not in_range or not self.grace_s >= 0 or self.max_pixels < 1:
+            raise SettingError(
+                f"--workers={self.workers}, --threads={self.threads}, --grace={self.grace_s:g}, "
+                f"--max-pixels={self.max_pixels}: expected 0 to {MOST_WORKERS} workers of 1 to "
+                f"{MOST_THREADS} threads, seconds, and at least one pixel"
+            )
+        if self.ray is not None and (self.listen_workers or workers == 0):
+            raise SettingError(
+                f"--cluster ray, --workers={workers}, --listen-workers={self.listen_workers!r}: "
+                f"expected workers, which Ray places, and no address for others"
+            )
+        if workers == 0 and not self.listen_workers:
+            raise SettingError(
+                "--workers=0 and no --listen-workers: nobody could answer; expected workers of "
+                "this host, or an address for those of others"
+            )
+
+    @property
+    def opening(self) -> Opening:
+        """How the pool is opened to workers of other hosts."""
+        listen = (self.listen_workers,) if self.listen_workers else ()
+        return Opening(listen, self.keys, self.contact, self.token_lifetime, POOL)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_models(parser)
+    _add_workers(workers := parser.add_argument_group("workers"))
+    add_cluster_arguments(workers)
+    _add_queue(parser.add_argument_group("requests"))
+    _add_addresses(parser.add_argument_group("addresses and keys"))
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    option(
+        "models",
+        metavar="[NAME=]MODEL",
+        nargs="*",
+        help=f"{MODELS}; or the address of a training cluster's parameter server, whose versions "
+        f"are followed (default: the newest run under runs/)",
+    )
+    option("--weights", type=Path, metavar="FILE", help="a .weights file of Darknet's")
+    option("--labels", type=Path, metavar="FILE", help="the name of each class, a line")
+    add_trust_argument(parser)
+    option(
+        "--training-keys", type=Path, metavar="DIR", help="for a training cluster that is followed"
+    )
+
+
+def _add_workers(group: argparse._ArgumentGroup) -> None:
+    option = group.add_argument
+    cores = available_cores()
+    option(
+        "--workers",
+        type=worker_count,
+        default=cores,
+        metavar="N",
+        help="processes (default: the cores); with --cluster ray also auto, as many as there is "
+        "room for",
+    )
+    option("--threads", type=int, default=1, metavar="N", help="of each worker (default: 1)")
+    option(
+        "--reproducible",
+        dest="is_reproducible",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the same answer, bit for bit, whatever shares its batch (default); up to a fifth "
+        "slower on processors without AVX-512",
+    )
+    option(
+        "--grace",
+        dest="grace_s",
+        type=float,
+        default=30.0,
+        metavar="SECONDS",
+        help="to finish what was begun, once asked to end (default: 30)",
+    )
+    option(
+        "--log-dir",
+        dest="log_directory",
+        type=Path,
+        metavar="DIR",
+        help="for the logs of workers and loader; those of the last 10 pools stay "
+        "(default: this user's directory for logs)",
+    )
+
+
+def _add_queue(group: argparse._ArgumentGroup) -> None:
+    option = group.add_argument
+    option("--max-batch-size", type=int, default=8, metavar="N", help="rows (default: 8)")
+    option(
+        "--batch-timeout-ms",
+        type=float,
+        default=0.0,
+        metavar="MS",
+        help="how long a batch that is not full waits for more, if others wait too (default: 0)",
+    )
+    option(
+        "--queue-limit",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="waiting requests of each model (default: 1024)",
+    )
+    option(
+        "--queue-mib",
+        type=int,
+        default=256,
+        metavar="MIB",
+        help="memory for requests without an answer; each model has an equal part (default: 256)",
+    )
+    option(
+        "--max-pixels",
+        type=int,
+        default=MOST_PIXELS,
+        metavar="N",
+        help=f"refuse larger pictures; decoding takes up to 16 bytes for a pixel (default: "
+        f"{MOST_PIXELS:,})",
+    )
+    option("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a request (10)")
+
+
+def _add_addresses(group: argparse._ArgumentGroup) -> None:
+    option = group.add_argument
+    option(
+        "--http",
+        default="127.0.0.1:8000",
+        metavar="HOST:PORT",
+        help="'' for none (default: 127.0.0.1:8000)",
+    )
+    option(
+        "--listen",
+        default="tcp://127.0.0.1:8001",
+        metavar="ADDRESS",
+        help="for dist_net.Client (default: tcp://127.0.0.1:8001)",
+    )
+    option(
+        "--listen-workers",
+        default="",
+        metavar="ADDRESS",
+        help="for workers of other hosts; says what to paste there",
+    )
+    add_invitation_arguments(group)
+    option(
+        "--keys",
+        type=Path,
+        metavar="DIR",
+        help="CURVE keys of this server, for clients and workers beyond this host",
+    )
+    option(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="tokens that HTTP clients must send, a line each: 'client TOKEN' or 'operator TOKEN'; "
+        "read again when it changes; needed beyond this host, with or without TLS",
+    )
+    option("--tls-certificate", type=Path, metavar="FILE", help="PEM, with --tls-key")
+    option("--tls-key", type=Path, metavar="FILE", help="PEM, with --tls-certificate")
+
+
+def options_from(arguments: argparse.Namespace) -> ServingOptions:
+    """The checked options. Without a MODEL it is the newest run."""
+    ray = ray_address(arguments, arguments.workers)
+    sources = tuple(arguments.models) or (str(RunDirectory.newest().path),)
+    pool = PoolSettings(
+        max_batch_size=arguments.max_batch_size,
+        batch_timeout_s=arguments.batch_timeout_ms / 1000,
+        queue_requests=arguments.queue_limit,
+        queue_bytes=arguments.queue_mib * MIB,
+        default_timeout_s=arguments.timeout,
+    )
+    names = tuple(named_source(each).name for each in sources)
+    same = {each.name for each in fields(ServingOptions)} & vars(arguments).keys()
+    rest: dict[str, Any] = {name: getattr(arguments, name) for name in same}
+    return ServingOptions(sources=sources, names=names, pool=pool, ray=ray, **rest)

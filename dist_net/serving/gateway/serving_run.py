@@ -1,0 +1,336 @@
+"""The gateway's process: it opens sockets, children and HTTP, and closes them after a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import math
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import platformdirs
+
+from dist_net.clock import SystemClock
+from dist_net.command_line import joining_command
+from dist_net.errors import (
+    INTERRUPTED,
+    DistNetError,
+    MissingExtraError,
+    ModelLoadError,
+    SettingError,
+)
+from dist_net.printable import printable
+from dist_net.processes.crew import Crew
+from dist_net.processes.entry import READY
+from dist_net.processes.own_directory import log_directory, temporary_directory
+from dist_net.processes.pool_children import PoolChildren
+from dist_net.processes.pool_on_ray import PoolOnRay
+from dist_net.processes.ray_cluster import RayCluster
+from dist_net.processes.roles import Role, parent_option
+from dist_net.release import release
+from dist_net.serving.gateway.client_desk import ClientDesk
+from dist_net.serving.gateway.gateway import Gateway
+from dist_net.serving.gateway.serving_options import ServingOptions
+from dist_net.serving.http.settings import HttpSettings
+from dist_net.serving.http.token_file import TokenFile
+from dist_net.serving.pool.pool import Pool
+from dist_net.wire.security import CLIENT, OPERATOR, ServerKeys, load_server_keys, make_keys
+from dist_net.wire.serving_messages import MAX_REQUEST_BYTES
+from dist_net.wire.transport import ServerSocket
+
+if TYPE_CHECKING:
+    from dist_net.serving.http.server import HttpServer
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.02
+RETIRE_S = 2.0  # for children to leave, before they are ended
+# How many requests of a client may wait in its socket.
+CLIENT_HIGH_WATER_MARK = 1024
+LARGEST_OUTPUT_BYTES = 64 << 20  # of one request, from a worker
+
+
+class StopSignals:
+    """SIGTERM, as from a service manager, or SIGINT. Made on the running event loop.
+
+    ``is_urgent``: a second one came, from somebody who will not wait. ``exit_code``: that of the
+    process if it can shut down in order.
+    """
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.exit_code = 0
+        self.is_urgent = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._handle, 0)
+        loop.add_signal_handler(signal.SIGINT, self._handle, INTERRUPTED)
+
+    async def requested_or(self, serving: asyncio.Task[object]) -> None:
+        """Waits for a signal, or for the end of ``serving``, which raises what ended it."""
+        requested = asyncio.create_task(self.requested.wait())
+        await asyncio.wait({requested, serving}, return_when=asyncio.FIRST_COMPLETED)
+        requested.cancel()
+        if serving.done():
+            serving.result()
+
+    def _handle(self, exit_code: int) -> None:
+        if self.requested.is_set():
+            self.is_urgent.set()
+        self.exit_code = exit_code
+        self.requested.set()
+
+
+async def serve(options: ServingOptions) -> int:
+    """Serves until a signal comes and what was admitted is answered; returns the exit code.
+
+    Raises a DistNetError for what keeps it from starting: an address, a key, an unreadable model.
+    """
+    stop = StopSignals()
+    with ExitStack() as opened:
+        keys = load_server_keys(options.keys) if options.keys else None
+        directory = opened.enter_context(temporary_directory())
+        clients = opened.enter_context(_client_socket(options, keys))
+        logs = _log_directory(options, directory, opened)
+        ray = opened.enter_context(RayCluster(options.ray, logs)) if options.ray else None
+        opening = options.opening
+        worker_keys = options.keys if ray is None else ray.key_directory
+        if opening.needs_keys:  # they last as long as the pool
+            make_keys(worker_keys := directory / "keys")
+        listen = opening.listen if ray is None else ray.listen
+        workers = opened.enter_context(_worker_socket(listen, worker_keys, directory))
+        clock, token = SystemClock(), secrets.token_hex()
+        pool = Pool(
+            *(options.pool, options.names, clock.now()),
+            *(secrets.randbits(32), token.encode(), release()),
+        )
+        roles = _roles(options, workers.contact_addresses[0], directory, token)
+        forks = "dist_net.serving.worker.inference_fork_server"
+        children: PoolChildren = PoolChildren(roles, forks, logs)
+        if ray is not None:
+            ray.serve_at(*workers.contact_addresses)
+            children = PoolOnRay(roles[:1], forks, logs, _crew(options, ray))
+        gateway = Gateway(pool, workers, children.kill, clock)
+        # Whoever protects one interface does not mean to leave another to everybody on this host.
+        may_rule = options.keys is not None or options.token_file is None
+        desk = ClientDesk(gateway, clients, secrets.token_hex(8), may_rule)
+        http = _http(options, gateway)
+        for address in (
+            workers.contact_addresses[1:] if ray is None else ()
+        ):  # before READY, which may wait for them
+            joining = joining_command("inference-worker", address=address, keys=worker_keys)
+            print(f"workers may join: {joining}", file=sys.stderr, flush=True)
+        if opening.listen:
+            lines = opening.lines(worker_keys, workers.contact_addresses[1:], worker_keys)
+            print("\n".join(lines), file=sys.stderr, flush=True)
+        said = f"{READY} {f'http={http.url} ' if http else ''}zmq={clients.contact_addresses[0]}"
+        try:
+            is_drained = await _run(options, gateway, desk, http, children, stop, said)
+        except ModelLoadError as error:
+            error.args = (f"{error} (logs: {logs})",)
+            raise
+    if not is_drained:
+        logger.warning("event=not_drained grace_s=%g", options.grace_s)
+    return stop.exit_code if is_drained else 1
+
+
+async def _run(
+    options: ServingOptions,
+    gateway: Gateway,
+    desk: ClientDesk,
+    http: HttpServer | None,
+    children: PoolChildren,
+    stop: StopSignals,
+    said_when_ready: str,
+) -> bool:
+    """Starts the children, serves, and ends them; returns whether all requests were answered."""
+    broken: list[DistNetError] = []
+    is_begun = asyncio.Event()
+
+    def is_fatal(error: DistNetError) -> bool:
+        """An error at the start ends the gateway; a later one may be put right."""
+        if is_begun.is_set():
+            return False
+        broken.append(error)
+        return True
+
+    gateway.start(asyncio.get_running_loop())
+    desk.start(asyncio.get_running_loop())
+    serving = asyncio.create_task(http.serve() if http is not None else stop.requested.wait())
+    try:
+        children.start(gateway.child_ended, is_fatal)
+        await _until_ready(gateway, stop, broken, options.workers)
+        is_begun.set()
+        gc.freeze()  # what is here now stays: collections need not look at it
+        if not stop.requested.is_set():
+            print(_served(gateway, http), file=sys.stderr, flush=True)
+            print(said_when_ready, flush=True)
+        await stop.requested_or(serving)
+        logger.info("event=draining")
+        return await gateway.drain(options.grace_s, stop.is_urgent)
+    finally:
+        gateway.give_up("the gateway is being stopped")
+        stop.requested.set()
+        if http is not None:
+            http.stop()
+        await serving
+        await asyncio.sleep(0)  # for the last answers to clients
+        gateway.retire_workers()
+        gateway.close()
+        desk.close()
+        children.close(RETIRE_S)
+
+
+def event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's, which takes half the time, if the extra ``web`` is installed; else asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+async def _until_ready(
+    gateway: Gateway, stop: StopSignals, broken: list[DistNetError], workers: int | None
+) -> None:
+    """Waits until every model can be answered for; raises if that cannot be."""
+    while not (gateway.is_ready or stop.requested.is_set()):
+        if broken:
+            raise broken[0]
+        failures = gateway.failures()
+        if failures and workers != 0:  # workers of other hosts may come yet
+            raise failures[0]
+        await asyncio.sleep(POLL_S)
+
+
+def _served(gateway: Gateway, http: HttpServer | None) -> str:
+    """What is served, and where the page is."""
+    names = ", ".join(
+        f"{name} (version {model.description.version})" if model.description else name
+        for name, model in gateway.models().items()
+    )
+    page = f"; the page is {http.url}/" if http is not None else ""
+    return printable(f"serving {names}{page}")
+
+
+def _client_socket(options: ServingOptions, keys: ServerKeys | None) -> ServerSocket:
+    return ServerSocket(
+        [options.listen],
+        keys,
+        max_array_bytes=MAX_REQUEST_BYTES,
+        high_water_mark=CLIENT_HIGH_WATER_MARK,
+    )
+
+
+def _worker_socket(
+    listen: Sequence[str], keys_directory: Path | None, directory: Path
+) -> ServerSocket:
+    """For workers of this host a Unix socket in a private directory; for others an address."""
+    keys = load_server_keys(keys_directory) if keys_directory else None
+    own = f"ipc://{directory}/pool"
+    return ServerSocket([own, *listen], keys, max_array_bytes=LARGEST_OUTPUT_BYTES)
+
+
+def _log_directory(options: ServingOptions, directory: Path, opened: ExitStack) -> Path:
+    """Where the children's logs go: the user's log directory, or ``--log-dir``.
+
+    Where there is no such directory, as in a container, they are kept only while the pool runs.
+    """
+    parent = options.log_directory or platformdirs.user_log_path("dist-net", appauthor=False)
+    try:
+        return opened.enter_context(log_directory(parent))
+    except OSError as error:
+        if options.log_directory is not None:
+            raise SettingError(
+                f"--log-dir {parent}: {error.strerror}; expected a directory that can be written"
+            ) from error
+        logger.info("event=logs_not_kept directory=%s reason=%s", parent, error.strerror)
+        return directory
+
+
+def _secret_file(directory: Path, token: str) -> Path:
+    """Everybody on this host can read a command line, but only this user this file."""
+    path = directory / "loader-token"
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(token)
+    return path
+
+
+def _roles(options: ServingOptions, address: str, directory: Path, token: str) -> list[Role]:
+    connect = ("--connect", address, "--directory", str(directory))
+    loader = [*connect, "--token-file", str(_secret_file(directory, token))]
+    for name in ("training_keys", "weights", "labels"):
+        value = getattr(options, name)
+        if value is not None:
+            loader += [f"--{name.replace('_', '-')}", str(value)]
+    if options.trust_recipe:
+        loader.append("--trust-recipe")
+    worker = (*parent_option(), *connect, *_worker_options(options))
+    return [
+        Role(
+            "model-loader",
+            "dist_net.serving.loader.model_loader_process",
+            (*loader, "--", *options.sources),
+        ),
+        *(
+            Role(name, "", (*worker, "--name", name))
+            for name in (f"worker-{i}" for i in range(options.workers or 0))
+        ),
+    ]
+
+
+def _worker_options(options: ServingOptions) -> list[str]:
+    worker = ["--threads", str(options.threads)]
+    worker += ["--max-batch-size", str(options.pool.max_batch_size)]
+    worker += ["--max-pixels", str(options.max_pixels)]
+    if not options.is_reproducible:
+        worker.append("--no-reproducible")
+    if options.trust_recipe:
+        worker.append("--trust-recipe")
+    return worker
+
+
+def _crew(options: ServingOptions, ray: RayCluster) -> Crew:
+    """The workers on Ray's nodes, which are started again as often as they die."""
+
+    def role(name: str) -> Role:
+        arguments = (*ray.worker_options, *_worker_options(options), "--name", name)
+        module = "dist_net.serving.worker.inference_worker_process"
+        return Role(name, module, arguments, cores=options.threads)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    return Crew(ray, role, options.workers, math.inf, say)
+
+
+def _http(options: ServingOptions, gateway: Gateway) -> HttpServer | None:
+    """The HTTP server, if one is wanted. Raises MissingExtraError if the extra is missing."""
+    if not options.http:
+        return None
+    try:
+        from dist_net.serving.http.application import application
+        from dist_net.serving.http.refusals import Refusals
+        from dist_net.serving.http.server import HttpServer
+    except ImportError as error:
+        raise MissingExtraError(
+            f"HTTP needs {error.name}, which is not installed; install it with: "
+            f"pip install -e '.[web]', or serve ZeroMQ clients alone, with --http ''"
+        ) from error
+    refusals = Refusals()
+    settings = HttpSettings(
+        address=options.http,
+        tokens=TokenFile(options.token_file) if options.token_file else None,
+        loopback_role=OPERATOR if options.keys is None else CLIENT,
+        certificate=options.tls_certificate,
+        private_key=options.tls_key,
+        max_batch_size=options.pool.max_batch_size,
+        queue_bytes=options.pool.queue_bytes,
+    )
+    return HttpServer(application(gateway, settings, refusals=refusals), settings, refusals)

@@ -1,0 +1,288 @@
+"""The model loader's loop: reads models from their sources for the gateway and its workers.
+
+Each model is read by a thread of its own, so that a source that hangs, such as a file of a dead
+server, keeps no other model from being read.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Self
+
+import numpy as np
+
+from dist_net.clock import Clock, SystemClock
+from dist_net.errors import (
+    BadInputError,
+    DistNetError,
+    JoinRefusedError,
+    ModelLoadError,
+    RunDirectoryError,
+)
+from dist_net.nets.recipes.recipe import LoadedRecipe
+from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource
+from dist_net.nn.prepared import map_prepared, write_prepared
+from dist_net.serving.loader.held_out_pictures import sample_pictures
+from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
+from dist_net.serving.worker.prepared_arrays import keep_newest
+from dist_net.wire.messages import Message, Refuse
+from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PoolWelcome, PrepareModel
+from dist_net.wire.transport import ClientSocket
+
+logger = logging.getLogger(__name__)
+
+_DATATYPES = {np.dtype(code): name for name, code in TYPE_CODES.items()}
+
+POLL_S = 0.05
+LONGEST_READ_S = 300.0  # then whoever waits for the model is told
+FOLLOW_EVERY_S = 1.0
+LONGEST_PAUSE_S = 30.0  # between attempts to reach a training run that does not answer
+
+
+class ModelReader(Thread):
+    """Reads one model when it is asked to, and follows it if it is being trained.
+
+    It ends after a request that is None. ``tell`` takes the answers to `PrepareModel` messages, and
+    new versions of a training run, at most one a second. ``directory``: for arrays that have no
+    file.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        source: ModelSource,
+        directory: Path,
+        tell: Callable[[ModelPrepared], None],
+        clock: Clock,
+    ) -> None:
+        super().__init__(name=f"read-{model}", daemon=True)  # the process ends even if it hangs
+        self.requests: SimpleQueue[int | None] = SimpleQueue()
+        self._model = model
+        self._source = source
+        self._directory = directory
+        self._tell = tell
+        self._clock = clock
+        self._followed_version = -1
+        self._pause_s = FOLLOW_EVERY_S
+        # The gateway asks for each model first, unless another loader has read it before this one.
+        self._follow_at_s = clock.now() + FOLLOW_EVERY_S
+
+    def run(self) -> None:
+        while True:
+            wait_s = None
+            if isinstance(self._source, FollowedRun):
+                wait_s = max(0.0, self._follow_at_s - self._clock.now())
+            try:
+                version = self.requests.get(timeout=wait_s)
+            except Empty:
+                self.follow()
+                continue
+            if version is None:
+                return
+            self._tell(self.prepare(version))
+
+    def prepare(self, version: int) -> ModelPrepared:
+        """Return the answer to a `PrepareModel`."""
+        try:
+            with _as_own_errors():
+                return self._read(version)._replace(requested=version)
+        except DistNetError as error:
+            logger.warning("not_prepared model=%s error=%s", self._model, error)
+            is_bad_input = isinstance(error, BadInputError)
+            return ModelPrepared(self._model, version, "", str(error), version, is_bad_input)
+
+    def follow(self) -> None:
+        """Pass on the training run's version, if it is a new one."""
+        assert isinstance(self._source, FollowedRun)
+        begun_s = self._clock.now()
+        try:
+            with _as_own_errors():
+                if self._source.version() != self._followed_version:
+                    self._tell(self._read(0))
+            self._pause_s = FOLLOW_EVERY_S
+        except DistNetError as error:
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            logger.warning("not_followed model=%s error=%s", self._model, error)
+        self._follow_at_s = begun_s + self._pause_s
+
+    def _read(self, version: int) -> ModelPrepared:
+        """Read the model and write its arrays to a file. Raises a DistNetError."""
+        name, found = self._model, self._source.read()
+        if found.version is not None:
+            version = self._followed_version = found.version
+        description = described(found, name, version, self._directory)
+        samples = _samples(found, name)
+        logger.info("prepared model=%s version=%d samples=%d", name, version, len(samples) // 2)
+        return ModelPrepared(name, version, description.to_json(), "", payloads=samples)
+
+
+class ModelLoader:
+    """Reads models when the gateway at ``address`` asks for them, and follows training runs.
+
+    ``directory``: for arrays that have no file. ``token`` shows the gateway that this is its
+    loader.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        sources: Mapping[str, ModelSource],
+        directory: Path,
+        token: bytes = b"",
+        clock: Clock | None = None,
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._read: SimpleQueue[ModelPrepared] = SimpleQueue()
+        self._readers = {
+            name: ModelReader(name, source, directory, self._read.put, self._clock)
+            for name, source in sources.items()
+        }
+        self._requested: dict[str, tuple[int, float]] = {}  # by model, and when it was
+        self._token = token
+        self._socket = ClientSocket(address)
+        self._leave_reason: str | None = None
+
+    def stop(self, reason: str) -> None:
+        """Ends at the next turn of the loop; a signal handler may call it."""
+        self._leave_reason = reason
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reader in self._readers.values():
+            reader.requests.put(None)
+        self._socket.close()
+
+    def serve(self) -> str:
+        """Returns why it ended.
+
+        Raises JoinRefusedError if the gateway refuses this loader. The gateway may be silent for
+        any time: this process ends with it.
+        """
+        self._socket.send(JoinAsLoader(os.getpid(), self._token))
+        message = None
+        while message is None and self._leave_reason is None:
+            message = self._socket.receive(POLL_S)
+        for reader in self._readers.values():
+            reader.start()
+        while self._leave_reason is None:
+            if message is not None:
+                self.handle(message)
+            self.answer()
+            message = self._socket.receive(POLL_S)
+        return self._leave_reason
+
+    def handle(self, message: Message) -> None:
+        """Do what the gateway asks for."""
+        match message:
+            case PrepareModel(model, version) if model in self._readers:
+                self._requested[model] = version, self._clock.now()
+                self._readers[model].requests.put(version)
+            case PrepareModel(model, version):
+                reason = f"there is no source of {model!r}"
+                self._socket.send(ModelPrepared(model, version, "", reason, version))
+            case Refuse(reason):
+                raise JoinRefusedError(f"the gateway refuses this loader: {reason}")
+            case PoolWelcome():
+                logger.info("enlisted models=%s", ",".join(self._readers))
+            case _:
+                logger.warning("unexpected_message type=%s", type(message).__name__)
+
+    def answer(self) -> None:
+        """Send what was read, and a failure for each model that is read for too long.
+
+        Its reader goes on. If it ends, what it read is sent as the answer.
+        """
+        while True:
+            try:
+                prepared = self._read.get_nowait()
+            except Empty:
+                break
+            if self._requested.get(prepared.model, (-1, 0.0))[0] == prepared.requested:
+                del self._requested[prepared.model]
+            self._socket.send(prepared)
+        now = self._clock.now()
+        for model, (version, asked_s) in self._requested.items():
+            if now - asked_s > LONGEST_READ_S:
+                self._requested[model] = version, math.inf
+                reason = f"reading it takes longer than {LONGEST_READ_S:g} s; it is read on"
+                self._socket.send(ModelPrepared(model, version, "", reason, version))
+
+
+@contextmanager
+def _as_own_errors() -> Iterator[None]:
+    """Any exception ends this attempt to read a model, but not the loader: a recipe is somebody
+    else's code, and a file or a server may hold anything."""
+    try:
+        yield
+    except DistNetError:
+        raise
+    except Exception as error:
+        logger.exception("not_read")
+        raise ModelLoadError(f"{type(error).__name__}: {error}") from error
+
+
+def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:
+    """The payloads of a `ModelPrepared`; none if the run's pictures are damaged."""
+    try:
+        held_out = found.held_out()
+    except RunDirectoryError as error:
+        logger.warning("no_samples model=%s error=%s", name, error)
+        return ()
+    if held_out is None:
+        return ()
+    pictures = sample_pictures(held_out, found.labels, found.fitting)
+    return tuple(part for label, png in pictures for part in (label.encode(), png))
+
+
+def described(found: FoundModel, name: str, version: int, directory: Path) -> ModelDescription:
+    """Describes a model for the gateway and its workers, once its arrays are in a file.
+
+    They are written to ``directory`` unless they have a file; it keeps the newest few files of each
+    model. Raises PreparedKernelsError if they cannot be written.
+    """
+    model, recipe = found.model, found.recipe
+    file = found.file
+    if file is None:
+        file = directory / f"{name}.{found.key[:32]}.prepared"
+        if map_prepared(file, found.key) is None:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may have been removed
+            write_prepared(file, found.prepared, found.key)
+        else:
+            file.touch()  # it is the newest again
+        keep_newest(directory, name)
+    return ModelDescription(
+        name=name,
+        version=version,
+        input_datatype=_DATATYPES[model.input_dtype],
+        input_shape=model.input_shape,
+        classes=model.classes,
+        labels=found.labels,
+        takes_pictures=found.takes_pictures,
+        has_logits=found.has_logits,
+        configuration=found.configuration,
+        pretrained=found.pretrained,
+        picture_recipe=found.picture_recipe,
+        unknown_below=found.unknown_below,
+        recipe=_found_at(recipe) if recipe else "",
+        recipe_original=recipe.reference if recipe else "",
+        recipe_files=recipe.file_digests if recipe else {},
+        fitting=found.fitting,
+        has_classes=bool(found.labels),
+        arrays_path=str(file.absolute()),
+        arrays_bytes=file.stat().st_size,
+        arrays_key=found.key,
+    )
+
+
+def _found_at(recipe: LoadedRecipe) -> str:
+    """The name or path by which a worker loads the recipe."""
+    return recipe.reference if recipe.is_built_in else str(recipe.path.absolute())

@@ -1,0 +1,110 @@
+"""The process of an inference worker.
+
+    python -m dist_net.serving.worker.inference_worker_process [TOKEN] [--token-file FILE]
+        [--connect ADDRESS] [--keys DIR] [--name NAME] [--threads N] [--max-batch-size N]
+        [--max-pixels N] [--no-reproducible] [--directory DIR] [--parent PROCESS_ID]
+
+Prints ``READY`` on stdout when it asks the gateway for work, and ``FAILED REASON`` when it ends for
+a reason of its own. Logs go to stderr.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+from dist_net.command_line import add_trust_argument
+from dist_net.data import default_cache_dir
+from dist_net.errors import INTERRUPTED
+from dist_net.images.decoding import MOST_PIXELS
+from dist_net.processes.entry import READY, entry_point, stop_on_signals
+from dist_net.processes.hidden_tokens import add_token_arguments, token_given
+from dist_net.serving.worker.loop import connected_worker
+from dist_net.serving.worker.served_network import WorkerSettings
+from dist_net.wire.reaching import LetIn, be_let_in
+from dist_net.wire.security import load_peer_keys
+from dist_net.wire.token import POOL
+
+logger = logging.getLogger("dist_net.serving.worker.loop")
+
+# Loading runs Python beside the loop, which has to wait so long for the interpreter; 5 ms by
+# default.
+SWITCH_INTERVAL_S = 0.0005
+# A batch's rows are smaller; the pixels of a huge picture must not stay for ever.
+KEPT_BYTES = 8 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    way_in = add_token_arguments(parser, "'dist-net serve --listen-workers ADDRESS'")
+    way_in.add_argument("--connect", metavar="ADDRESS", help="the gateway's, in place of a token")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
+    parser.add_argument(
+        "--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for people"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="how many compute")
+    parser.add_argument(
+        "--max-batch-size", type=int, default=8, metavar="N", help="as the gateway's (default: 8)"
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MOST_PIXELS,
+        metavar="N",
+        help=f"refuse larger pictures (default: {MOST_PIXELS:,})",
+    )
+    parser.add_argument(
+        "--reproducible",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="as the gateway's (default)",
+    )
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=default_cache_dir() / "served",
+        metavar="DIR",
+        help="for models that the gateway sends (default: in the cache)",
+    )
+    add_trust_argument(parser)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
+
+
+def _gateway(arguments: argparse.Namespace) -> LetIn:
+    """Where the gateway is, and this worker's keys: by a token, or as the command line says."""
+    if arguments.connect is not None:
+        keys = load_peer_keys(arguments.keys) if arguments.keys else None
+        return LetIn(arguments.connect, keys)
+    return be_let_in(token_given(arguments, POOL))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Answers until the gateway lets this worker go; gives the exit code."""
+    settings = WorkerSettings(
+        arguments.directory,
+        arguments.threads,
+        arguments.max_batch_size,
+        arguments.reproducible,
+        arguments.max_pixels,
+        arguments.trust_recipe,
+    )
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    logging.getLogger("dist_net").setLevel(logging.INFO)
+    gateway = _gateway(arguments)
+    with connected_worker(
+        gateway.address,
+        arguments.name,
+        settings,
+        gateway.keys,
+        bears_silence=arguments.parent is not None,
+    ) as worker:
+        stop_on_signals(worker.stop, arguments.parent)
+        print(READY, flush=True)
+        reason = worker.serve()
+    logger.info("done reason=%s", reason)
+    return INTERRUPTED if worker.was_stopped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(add_arguments, run, kept_bytes=KEPT_BYTES))

@@ -1,0 +1,254 @@
+"""Training by a cluster of processes on this host, from Python: ``train``, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from dist_net.data import Progress
+from dist_net.data.samples import Values
+from dist_net.errors import SettingError, UnknownRecipeError, UntrustedRecipeError
+from dist_net.nets.checkpoint import Checkpoint
+from dist_net.nets.recipes.picture_recipe import PICTURES
+from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
+from dist_net.nets.recipes.trusted_recipes import trust
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.trained_model import (
+    calibrated_weights,
+    calibration_of,
+    held_out_of,
+    load_trained,
+)
+from dist_net.nn import Model
+from dist_net.nn.model import Batch
+from dist_net.photos.bases import default_base
+from dist_net.photos.picture_report import train_and_report
+from dist_net.photos.picture_run import PictureOptions, new_run
+from dist_net.processes.terminal import FetchProgress, plain_console
+from dist_net.spelling import refuse_options
+from dist_net.training.run.best_weights import BestWeights
+from dist_net.training.run.evaluation import Evaluation, Evaluator
+from dist_net.training.run.local_run import START_TIMEOUT_S, LocalRun, LocalRunSettings, summarise
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.run.single_process import (
+    Callback,
+    EpochResult,
+    dataset_of,
+    is_ended_by,
+    require_callbacks,
+)
+from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.server.consistency import Consistency
+
+
+class Run:
+    """A trained model: ``path`` is its run directory, which the commands of ``dist-net`` take too.
+
+    ``report`` has the keys of ``dist-net train --json``. ``history`` has a result for each
+    evaluation, which short epochs share: its loss and accuracy are means of the training since the
+    one before, its ``validation`` is on the test samples. Both are empty in a run that was loaded.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        report: Mapping[str, Any] | None = None,
+        history: Sequence[EpochResult] = (),
+        *,
+        trust_recipe: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.report = dict(report or {})
+        self.history = list(history)
+        self._trust_recipe = trust_recipe
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @cached_property
+    def trained(self) -> tuple[LoadedRecipe, Checkpoint]:
+        """The recipe and the checkpoint, read once; raises what ``load`` raises."""
+        return load_trained(self.path, self._trust_recipe)
+
+    @cached_property
+    def model(self) -> Model:
+        """The trained model, with the weights that the run is evaluated by.
+
+        Those of a calibrated run include its temperature.
+        """
+        loaded, checkpoint = self.trained
+        model = loaded.recipe.model
+        model.weights = calibrated_weights(loaded, checkpoint, calibration_of(self.path))
+        return model
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The name of each class; empty for a model that predicts numbers."""
+        return RecipeRecord.from_json(self.trained[1].recipe_record).class_names
+
+    def predict(self, inputs: Batch) -> NDArray[np.float32]:
+        """The outputs, (N, *output_shape), of ``inputs``, (N, *input_shape); see ``Model``."""
+        return self.model.predict(inputs)
+
+    def evaluate(
+        self, samples: tuple[Values, Values] | None = None, progress: Progress | None = None
+    ) -> Evaluation:
+        """Return the model's loss and accuracy on ``samples``, a pair of inputs and targets.
+
+        By default these are the samples that the run was evaluated on, fetched if need be, which
+        ``progress`` shows.
+        """
+        loaded, _ = self.trained
+        if samples is None:
+            dataset = held_out_of(self.path, loaded) or loaded.recipe.load_dataset(progress)
+        else:
+            dataset = dataset_of(self.model, *samples)
+        weights = self.model.weights
+        assert weights is not None
+        return Evaluator(self.model, dataset)(weights)
+
+
+def load(path: str | Path, *, trust_recipe: bool = False) -> Run:
+    """Return the trained model in a run directory, or in a checkpoint file.
+
+    A run's own ``recipe.py`` is Python code: it is executed only if it is trusted, as by the
+    commands of ``dist-net``; ``trust_recipe`` is their ``--trust-recipe``. Raises BadInputError if
+    there is no such run, if its files are damaged, or if its recipe is not trusted.
+    """
+    run = Run(path, trust_recipe=trust_recipe)
+    try:
+        run.model  # noqa: B018 - raises here what reading raises
+    except UntrustedRecipeError as error:
+        error.add_note(f"in Python: dist_net.load({str(path)!r}, trust_recipe=True)")
+        raise
+    return run
+
+
+class WatchedTraining(TrainingProgress):
+    """Shows a run, makes its history, and calls the callbacks, which may end it."""
+
+    def __init__(
+        self, console: Console, samples_per_epoch: int, callbacks: Sequence[Callback]
+    ) -> None:
+        super().__init__(console, samples_per_epoch, joining=None)
+        self._callbacks = callbacks
+        self._records: list[dict[str, Any]] = []
+        self.history: list[EpochResult] = []
+
+    def progressed(self, report: dict[str, Any]) -> None:
+        """Moves the live line, and keeps what the next evaluation is put beside."""
+        super().progressed(report)
+        self._records += report["records"]
+
+    def evaluated(self, samples: int, evaluation: Evaluation) -> None:
+        """Says how the weights do on the test samples, and calls the callbacks."""
+        super().evaluated(samples, evaluation)
+        records, self._records = self._records, []
+        losses = [each["loss"] for each in records] or [float("nan")]
+        accuracies = [each["accuracy"] for each in records if each["accuracy"] is not None]
+        result = EpochResult(
+            samples // self._samples_per_epoch,
+            float(np.mean(losses)),
+            float(np.mean(accuracies)) if accuracies else None,
+            evaluation,
+        )
+        self.history.append(result)
+        if is_ended_by(self._callbacks, result):
+            self.wants_end = True
+
+
+OPTIONS_OF_RUNS = {each.name for each in fields(RunOptions)} - {"recipe", "recipe_files"}
+OPTIONS_OF_PICTURES = {each.name for each in fields(PictureOptions)} - {"run"}
+
+
+def train(
+    recipe: str | Path,
+    *,
+    workers: int = 2,
+    run_dir: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
+    start_timeout_s: float = START_TIMEOUT_S,
+    **options: Any,
+) -> Run:
+    """Trains a recipe by a cluster of processes on this host, as ``dist-net train`` does.
+
+    ``recipe`` is the name of a built-in one, the path of a Python file, or a folder of pictures.
+    ``options`` are those of ``RunOptions``, such as ``epochs``, ``batch_size``, ``optimizer``,
+    ``learning_rate`` and ``seed``, and for a folder those of ``PictureOptions`` too.
+    ``callbacks`` are called after each evaluation; the run ends where one returns True.
+    Progress is shown on stderr, unless ``quiet``. The server may take any time to load while it
+    reports that it does; ``start_timeout_s`` limits its silence.
+
+    Raises BadInputError for what cannot be used, InterruptedRunError on Ctrl+C, which leaves a
+    checkpoint, and ProcessFailedError when the server or every worker has failed.
+    """
+    if not isinstance(recipe, str | Path):
+        raise UnknownRecipeError(
+            f"a {type(recipe).__name__} cannot be sent to other processes; expected the name of a "
+            f"recipe, or the path of its file: LocalCluster trains a Recipe in threads"
+        )
+    console = plain_console(quiet=quiet)
+    is_folder = str(recipe) not in recipe_names() and Path(recipe).is_dir()
+    known = OPTIONS_OF_RUNS | (OPTIONS_OF_PICTURES if is_folder else set())
+    refuse_options("train", options.keys() - known, known | (train.__kwdefaults__ or {}).keys())
+    directory = None if run_dir is None else Path(run_dir)
+    if not (isinstance(workers, int) and workers >= 1):
+        raise SettingError(f"workers={workers!r}: expected a whole number of at least 1")
+    require_callbacks(callbacks)
+    local = LocalRunSettings(workers, start_timeout_s=start_timeout_s)
+    if "consistency" in options:  # bsp alone is a minibatch for each worker
+        options["consistency"] = str(Consistency.of(options["consistency"], workers))
+    if is_folder:
+        return _train_pictures(Path(recipe), directory, local, callbacks, console, options)
+    loaded = load_recipe(str(recipe))
+    with FetchProgress(console) as fetching:
+        dataset = loaded.recipe.load_dataset(fetching)
+    chosen = RunOptions(loaded.reference, recipe_files=loaded.file_digests, **options)
+    settings = chosen.settings(loaded, dataset)
+    run = RunDirectory.create(directory, loaded.name, datetime.now())
+    display = WatchedTraining(console, settings.samples, callbacks)
+    with run.locked(), display:
+        recipe_files = {} if loaded.is_built_in else loaded.files
+        run.begin(chosen.to_json(), recipe_files, chosen.tensorboard)
+        if not loaded.is_built_in:
+            trust(chosen.recipe_files)
+        best = None
+        if chosen.keeps_best or chosen.patience is not None:
+            best = BestWeights(run.best, settings, chosen.patience)
+        outcome = LocalRun(run, loaded.recipe, dataset, local, display, best).run()
+    return Run(run.path, summarise(loaded.name, run, outcome), display.history)
+
+
+def _train_pictures(
+    folder: Path,
+    directory: Path | None,
+    local: LocalRunSettings,
+    callbacks: Sequence[Callback],
+    console: Console,
+    given: dict[str, Any],
+) -> Run:
+    of_run = {name: given[name] for name in given.keys() - OPTIONS_OF_PICTURES}
+    own = {name: given[name] for name in given.keys() & OPTIONS_OF_PICTURES}
+    options = PictureOptions(
+        **{"base": default_base(), "folder": str(folder.resolve())} | own,
+        run=RunOptions(PICTURES, **of_run),
+    )
+    run = new_run(directory, options)
+    displays: list[WatchedTraining] = []
+
+    def display(samples: int) -> WatchedTraining:
+        displays.append(WatchedTraining(console, samples, callbacks))
+        return displays[-1]
+
+    with run.locked():
+        report = train_and_report(run, options, local, console, display)
+    return Run(run.path, report, [result for each in displays for result in each.history])

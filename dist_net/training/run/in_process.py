@@ -1,0 +1,227 @@
+"""A cluster inside this process: a parameter server and workers in threads, over real sockets.
+
+For tests, and for trying things where processes would be in the way, such as in a notebook:
+
+    with LocalCluster(load_recipe("digits").recipe, workers=2) as cluster:
+        report = cluster.wait()
+        weights = cluster.snapshot().weights
+
+Threads share one interpreter, so more of them make a run no faster.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+from threadpoolctl import threadpool_limits
+
+from dist_net.errors import ProcessFailedError, RunOverdueError
+from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.observer import Observer
+from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe
+from dist_net.processes.cores import own_equipment
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.server.loop import (
+    SHARED_READERS,
+    ServerLoop,
+    opened_journal,
+    opened_run,
+)
+from dist_net.training.worker.loop import MinibatchStep, WorkerLoop
+from dist_net.training.worker.state import Ended
+from dist_net.training.worker.step import TrainingStep
+from dist_net.wire.local_channel import LocalServerSocket
+from dist_net.wire.messages import Snapshot
+from dist_net.wire.security import CLIENT, PeerKeys, load_peer_keys, load_server_keys
+
+LOOPBACK = "tcp://127.0.0.1:0"
+MAX_THREADS = SHARED_READERS + 1
+POLL_S = 0.01
+CHECKPOINT_EVERY_S = 30.0
+
+StepOf = Callable[[int], MinibatchStep]
+
+
+def _loaded(recipe: Recipe) -> LoadedRecipe:
+    """The recipe under a reference that says that it came from no file."""
+    return LoadedRecipe("in-process", "in-process", {}, recipe)
+
+
+class InProcessWorker:
+    """A worker in a thread.
+
+    Its socket is made in the caller's thread, which raises what is wrong with it, and handed over
+    unused, as ZeroMQ allows.
+    """
+
+    def __init__(self, loop: WorkerLoop, threads: ThreadPoolExecutor) -> None:
+        self._loop = loop
+        self._ended = threads.submit(self._train)
+
+    def _train(self) -> Ended:
+        with self._loop as loop:
+            return loop.train()
+
+    def stop(self, reason: str = "stopped") -> None:
+        """Makes it leave the run after its current step."""
+        self._loop.stop(reason)
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.done()
+
+    def result(self, timeout_s: float = 10.0) -> Ended:
+        """Waits for its end and gives what the server said last; raises what ended it."""
+        return self._ended.result(timeout_s)
+
+
+class LocalCluster:
+    """A context with a parameter server for ``recipe``, and ``workers``, in threads.
+
+    At its end server and workers are stopped, in mid-run if need be, and the run is left in the
+    file ``checkpoint``, with its journal beside it in ``.journal``; ``resume`` goes on from there.
+    None: they are not kept. ``keys`` is a
+    directory with the keys of a server, a worker and a client. Raises BadInputError for what
+    cannot be used.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        checkpoint: Path | None = None,
+        *,
+        workers: int = 0,
+        listen: str = LOOPBACK,
+        keys: Path | None = None,
+        seed: int = 0,
+        resume: bool = False,
+    ) -> None:
+        self._recipe = recipe
+        self._checkpoint = checkpoint
+        self._workers_at_first = workers
+        self._listen = listen
+        self._keys = keys
+        self._seed = seed
+        self._resume = resume
+        self._worker_keys: PeerKeys | None = None
+        self._workers: list[InProcessWorker] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._start(stack)
+            stack.callback(self.stop)
+            for _ in range(self._workers_at_first):
+                self.start_worker()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self, stack: ExitStack) -> None:
+        recipe, seed = self._recipe, self._seed
+        loaded, self._dataset = _loaded(recipe), recipe.load_dataset()
+        settings = RunOptions(loaded.reference, seed=seed).settings(loaded, self._dataset)
+        server_keys = client_keys = None
+        if self._keys is not None:
+            server_keys, self._worker_keys = (
+                load_server_keys(self._keys),
+                load_peer_keys(self._keys),
+            )
+            client_keys = load_peer_keys(self._keys, CLIENT)
+        temporary = stack.enter_context(TemporaryDirectory(prefix="dist-net-"))
+        path = self._checkpoint or Path(temporary) / "checkpoint.safetensors"
+        checkpoint = read_checkpoint(path) if self._resume else None
+        run, segment = stack.enter_context(
+            opened_run(settings, lambda: recipe.initial_weights(seed), checkpoint)
+        )
+        journal = stack.enter_context(opened_journal(path.with_suffix(".journal"), run))
+        most_arrays = settings.pipeline.grouped
+        socket = stack.enter_context(
+            LocalServerSocket(
+                [self._listen], server_keys, settings.gradient_bytes, most_arrays=most_arrays
+            )
+        )
+        self.address = socket.contact_addresses[0]
+        self._observer = stack.enter_context(Observer(self.address, client_keys))
+        stack.enter_context(threadpool_limits(1))
+        self._threads = stack.enter_context(ThreadPoolExecutor(MAX_THREADS, "dist-net"))
+        self._server = ServerLoop(run, socket, path, CHECKPOINT_EVERY_S, segment, journal)
+        self._served: Future[None] = self._threads.submit(self._server.serve)
+
+    def start_worker(
+        self,
+        *,
+        recipe: Recipe | None = None,
+        step_of: StepOf | None = None,
+        shares_memory: bool = True,
+    ) -> InProcessWorker:
+        """Starts one more worker, at any time of the run.
+
+        ``recipe`` and ``step_of``, which makes the computing part for the run's seed, stand in
+        for the cluster's own. Without ``shares_memory`` arrays travel as frames.
+        """
+        dataset = self._dataset if recipe is None else recipe.load_dataset()
+        recipe = recipe or self._recipe
+        model = recipe.model
+        loop = WorkerLoop(
+            step_of or (lambda seed: TrainingStep(model, dataset, seed)),
+            self.address,
+            f"worker-{len(self._workers)}",
+            _loaded(recipe).digest(dataset),
+            model.layout.size,
+            self._worker_keys,
+            shares_memory,
+            equipment=own_equipment(threads=1),
+        )
+        self._workers.append(InProcessWorker(loop, self._threads))
+        return self._workers[-1]
+
+    def report(self) -> dict[str, Any]:
+        """The server's report as it stands; see ``dist-net status --json``."""
+        return self._observer.status()
+
+    def snapshot(self) -> Snapshot:
+        """The weights as they stand, with the number of samples that are in them."""
+        return self._observer.snapshot()
+
+    def wait(
+        self, until: Callable[[dict[str, Any]], bool] | None = None, timeout_s: float = 60.0
+    ) -> dict[str, Any]:
+        """Waits for a report of which ``until`` is true, or that the run is finished.
+
+        Raises what the server raised, ProcessFailedError when the last worker has ended before,
+        and RunOverdueError when it takes longer than ``timeout_s``.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            if self._served.done():
+                self._served.result()
+                raise ProcessFailedError("the parameter server has been stopped")
+            workers_have_ended = self._workers and all(each.has_ended for each in self._workers)
+            report = self.report()
+            if report["state"] == "finished" or (until is not None and until(report)):
+                return report
+            if workers_have_ended and not report["workers"]:
+                self._workers[-1].result()
+                raise ProcessFailedError("the last worker has left before the run was done")
+            if time.monotonic() > deadline:
+                raise RunOverdueError(
+                    f"{report['samples']} of {report['samples_total']} samples are done after "
+                    f"{timeout_s:g} s, and {len(report['workers'])} workers are at it"
+                )
+            time.sleep(POLL_S)
+
+    def stop(self) -> None:
+        """Ends workers and server; the checkpoint is on disk. Raises what the server raised."""
+        for worker in self._workers:
+            worker.stop("the cluster is stopped")
+        self._server.stop("the cluster is stopped")
+        self._served.result()

@@ -1,0 +1,163 @@
+"""Workers of this host in a run of another one, in the process of ``dist-net join``.
+
+It starts them, watches them, starts again those that die, and shows how far the run is. What they
+need of the run lies in a directory of this process: the recipe, and their keys.
+"""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
+from dist_net.command_line import TRUST
+from dist_net.errors import NoAnswerError, ProtocolError, SettingError
+from dist_net.nets.observer import NO_RECORDS, Observer
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.processes.cluster_options import MOST_WORKERS
+from dist_net.processes.crew import Crew
+from dist_net.processes.replacement import RESTARTS
+from dist_net.processes.roles import LocalProcesses, Role
+from dist_net.processes.supervision import POLL_S
+from dist_net.training.run.local_run import WORKER_GRACE_S
+from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.worker.state import REJOIN_TIMEOUT_S
+from dist_net.wire.reaching import LetIn
+from dist_net.wire.security import write_peer_keys
+
+REPORT_EVERY_S = 0.5
+ANSWER_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class JoinedRunSettings:
+    """How many workers join, of how many threads each, and for how long they try again.
+
+    Raises SettingError for values out of range.
+    """
+
+    workers: int
+    threads: int = 1
+    restarts: int = RESTARTS
+    join_timeout_s: float = 10.0
+    rejoin_timeout_s: float = REJOIN_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        timeouts = self.join_timeout_s, self.rejoin_timeout_s
+        is_in_range = 1 <= self.workers <= MOST_WORKERS and 1 <= self.threads <= MOST_THREADS
+        if not is_in_range or not all(0 < each < math.inf for each in timeouts):
+            raise SettingError(
+                f"--workers={self.workers}, --threads={self.threads}, --timeout="
+                f"{self.join_timeout_s:g}, --rejoin-timeout={self.rejoin_timeout_s:g}: expected 1 "
+                f"to {MOST_WORKERS} workers of 1 to {MOST_THREADS} threads, and numbers of seconds "
+                f"above 0"
+            )
+
+
+class JoinedRun:
+    """This host's part in the run of a server that has let it in.
+
+    ``directory`` holds the recipe, see ``OfferedRecipe.keep``; the processes' logs go to ``logs``.
+    """
+
+    def __init__(
+        self,
+        server: LetIn,
+        directory: RunDirectory,
+        logs: Path,
+        settings: JoinedRunSettings,
+        display: TrainingProgress,
+    ) -> None:
+        self._server = server
+        self._directory = directory
+        self._settings = settings
+        self._display = display
+        self._crew = Crew(
+            *(LocalProcesses(logs), self._role, settings.workers, settings.restarts),
+            display.warned,
+        )
+        self._observer: Observer | None = None
+        self._next_record = NO_RECORDS
+        self._next_report_s = 0.0
+        self._is_silent = self._is_refused = False
+        self.report: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Trains until the run is done.
+
+        Raises ProcessFailedError when no worker is left, which says why the last one ended. No
+        process outlives the call.
+        """
+        if self._server.keys is not None:
+            write_peer_keys(self._directory.keys, self._server.keys)
+        with ExitStack() as at_the_end:
+            at_the_end.callback(self._end)
+            self._crew.start()
+            while not self._crew.is_over:
+                self._look_after_workers()
+                self._show_progress()
+                time.sleep(POLL_S)
+        if (failure := self._crew.failure) is not None:
+            raise failure
+
+    def _role(self, name: str) -> Role:
+        settings = self._settings
+        arguments = ["--run-dir", str(self._directory.path), "--connect", self._server.address]
+        arguments += ["--name", (socket.gethostname() + name.removeprefix("worker"))[:128]]
+        arguments += ["--threads", str(settings.threads), TRUST]  # `join` has asked by now
+        arguments += ["--timeout", str(settings.join_timeout_s)]
+        arguments += ["--rejoin-timeout", str(settings.rejoin_timeout_s)]
+        if self._server.keys is not None:
+            arguments += ["--keys", str(self._directory.keys)]
+        module = "dist_net.training.run.training_worker_process"
+        return Role(name, module, tuple(arguments))
+
+    def _look_after_workers(self) -> None:
+        """Start workers again that have died; warn of those that will not be."""
+        self._crew.look_after([each for each in self._crew.ended if each.child.exit_code != 0])
+
+    def _show_progress(self) -> None:
+        """Asks the server how far the run is; says once that it is silent, and once that not."""
+        now = time.monotonic()
+        if now < self._next_report_s or self._is_refused:
+            return
+        self._next_report_s = now + REPORT_EVERY_S
+        if self._observer is None:
+            self._observer = Observer(*self._server, ANSWER_TIMEOUT_S, self._wait)
+        try:
+            self.report = self._observer.status(self._next_record)
+        except NoAnswerError as error:
+            self._forget_observer()
+            if not (self._is_silent or self._crew.is_over):
+                self._display.warned(f"{error}; the workers try again")
+            self._is_silent = True
+            return
+        except ProtocolError as error:
+            self._is_refused = True  # the workers are told too, and end
+            self._display.warned(str(error))
+            return
+        if self._is_silent:
+            self._display.warned(f"the server at {self._server.address} answers again")
+        self._is_silent = False
+        self._next_record = self.report["next_record"]
+        self._display.progressed(self.report)
+
+    def _wait(self) -> None:
+        """While an answer is waited for; raises NoAnswerError when no worker waits any more."""
+        self._look_after_workers()
+        if self._crew.is_over:
+            raise NoAnswerError("every worker of this host has ended")
+
+    def _forget_observer(self) -> None:
+        if self._observer is not None:
+            self._observer.__exit__()
+            self._observer = None
+
+    def _end(self) -> None:
+        self._crew.end(WORKER_GRACE_S)
+        self._forget_observer()

@@ -1,0 +1,441 @@
+"""A run, in the process of ``dist-net train``.
+
+It has a parameter server and workers started in processes of their own, on this host or on the
+nodes of a Ray cluster, watches them, has those that die started again, evaluates the weights now
+and then, and writes the run directory.
+
+    this process ──starts──▶ parameter server ◀──ipc──  workers of its host
+         └─────── observes ────────┘          ◀──tcp──  workers of other hosts
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from dist_net.command_line import TRUST
+from dist_net.data import Dataset
+from dist_net.errors import (
+    CheckpointWriteError,
+    DistNetError,
+    InterruptedRunError,
+    ProcessFailedError,
+    SettingError,
+)
+from dist_net.nets.observer import Observer
+from dist_net.nets.recipes.recipe import Recipe
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.processes.child import RunningChild, end
+from dist_net.processes.crew import Crew
+from dist_net.processes.listen_options import Opening
+from dist_net.processes.ray_cluster import RayCluster
+from dist_net.processes.replacement import RESTARTS, ReplacedChild
+from dist_net.processes.roles import Given, Launcher, LocalProcesses, Role, Word
+from dist_net.processes.supervision import Supervision
+from dist_net.training.run.best_weights import BestWeights
+from dist_net.training.run.evaluation import Evaluation, Evaluator
+from dist_net.training.run.run_warnings import RunWarnings
+from dist_net.training.run.training_progress import TrainingProgress
+from dist_net.training.worker.state import REJOIN_TIMEOUT_S
+from dist_net.wire.messages import Snapshot
+from dist_net.wire.security import ServerKeys, load_server_keys, make_keys
+from dist_net.wire.transport import ServerSocket
+
+START_TIMEOUT_S = 300.0
+REPORT_EVERY_S = 0.25  # each report takes 3 ms of the server's time
+SILENCE_S = 5.0  # then it is said that the server does not answer
+ANSWER_TIMEOUT_S = REJOIN_TIMEOUT_S  # it may be stopped for as long as its workers wait for it
+EVALUATION_SHARE = 0.05  # of the time, for short ones; the workers need the cores
+EVALUATION_PAUSE_S = 1.0  # between long ones
+WORKER_GRACE_S = 1.5  # then they are killed, so an interrupt takes at most 2 s
+CHECKPOINT_GRACE_S = 30.0
+SLOW_DISK_BYTES_PER_S = 5e6  # a network's, or a memory card
+KILLED_RUN_ENDS_S = 5.0
+"""How long the server of a run whose command was killed may take to write its checkpoint."""
+
+
+@dataclass(frozen=True)
+class LocalRunSettings:
+    """How many workers run, and how the server is opened to others.
+
+    Each process is started again up to ``restarts`` times if it dies. The server may take any time
+    to start while it reports that it is loading; ``start_timeout_s`` limits its silence. They are
+    processes of this host, or of the Ray cluster at ``ray_address``; there, ``workers`` may be
+    None: as many as there is room for. Raise SettingError for a timeout of 0 or less.
+    """
+
+    workers: int | None
+    opening: Opening = field(default_factory=Opening)
+    resume: bool = False
+    restarts: int = RESTARTS
+    ray_address: str | None = None
+    start_timeout_s: float = START_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        if not self.start_timeout_s > 0:
+            raise SettingError(f"start_timeout={self.start_timeout_s:g}: expected seconds above 0")
+
+    def launcher(self, directory: RunDirectory) -> Launcher:
+        """What starts the processes of the run in ``directory``."""
+        if self.ray_address is None:
+            return LocalProcesses(directory.logs, directory.path)
+        timeout_s = self.start_timeout_s
+        return RayCluster(self.ray_address, directory.logs, directory, timeout_s)
+
+    def require_listening(self) -> None:
+        """Raises now, before a run is begun, what listening, or too few CPUs, would raise later."""
+        if self.ray_address is not None and self.workers:
+            RayCluster(self.ray_address, Path()).cores_each(self.workers)
+        opening = self.opening
+        keys = ServerKeys.of_nobody() if opening.needs_keys else None
+        if opening.keys is not None:
+            keys = load_server_keys(opening.keys)
+        ServerSocket(opening.listen, keys).close()
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """The server's last report, how well the last weights do, and what people were warned of."""
+
+    report: dict[str, Any]
+    evaluation: Evaluation
+    warnings: list[str]
+
+
+REPORTED = (
+    "epochs",
+    "samples",
+    "seconds",
+    "samples_per_s",
+    "pushes_applied",
+    "pushes_rejected",
+    "duplicates_dropped",
+    "gradients_refused",
+    "staleness_mean",
+    "staleness_max",
+    "workers_joined",
+    "workers_lost",
+    "samples_done_again",
+    "checkpoints_failed",
+    "journal_failures",
+)
+
+
+def summarise(recipe: str, directory: RunDirectory, outcome: RunOutcome) -> dict[str, Any]:
+    """The JSON object that a run is reported as."""
+    return {
+        "recipe": recipe,
+        "run_dir": str(directory.path),
+        "checkpoint": str(directory.trained),
+        "test_accuracy": outcome.evaluation.accuracy,
+        "test_loss": outcome.evaluation.loss,
+        **{name: outcome.report[name] for name in REPORTED},
+        "warnings": outcome.warnings,
+    }
+
+
+class LocalRun:
+    """The run in ``directory``, whose options are written there already."""
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        recipe: Recipe,
+        dataset: Dataset,
+        local: LocalRunSettings,
+        display: TrainingProgress,
+        best: BestWeights | None = None,
+    ) -> None:
+        self._directory = directory
+        self._best = best
+        self._samples = len(dataset.train_targets)
+        self._evaluate = Evaluator(recipe.model, dataset)
+        self._local = local
+        self._display = display
+        self._launcher = local.launcher(directory)
+        self._threads = 1
+        self._crew = Crew(
+            self._launcher, self._worker, local.workers, local.restarts, display.warned
+        )
+        self._next_record = 0
+        self._evaluated_epochs = 0
+        self._evaluate_after_s = 0.0
+        self._listen = local.opening.listen
+        self._keys = directory.keys if local.opening.needs_keys else local.opening.keys
+        self._resumes: bool | None = local.resume  # None: if there is a checkpoint by then
+        self._was_ready = False
+        self._asked_s = math.inf
+        self._is_silent = False
+        self.evaluation: Evaluation | None = None  # of the best weights, or else of the last
+        self._warnings = RunWarnings(display.warned)
+        self._has_workers = False
+        self._stop_reason = ""
+
+    def stop(self, reason: str) -> None:
+        """Ends the run at the next look, as if every epoch were done."""
+        self._stop_reason = reason
+
+    def run(self) -> RunOutcome:
+        """Trains to the end.
+
+        Raises InterruptedRunError on KeyboardInterrupt, and ProcessFailedError when the server
+        has ended, or every worker has, and is not started again. The server leaves a checkpoint if
+        it can. No process outlives the call.
+        """
+        if self._local.opening.needs_keys:
+            make_keys(self._directory.keys)
+        with self._launcher:
+            if self._local.workers:  # else as workers have elsewhere
+                self._threads = self._launcher.cores_each(self._local.workers)
+            server = ReplacedChild(self._start_server, self._local.restarts)
+            with Supervision(self._launcher, server, self._crew, self._display.warned) as watching:
+                self._supervision = watching
+                try:
+                    return self._watch_to_the_end(server)
+                except KeyboardInterrupt:
+                    self._end(server)
+                    raise _interruption(server.child, "interrupted") from None
+                except ProcessFailedError:
+                    if server.child.exit_code == 0:
+                        raise _interruption(server.child, "ended from outside") from None
+                    raise
+                finally:
+                    self._end(server)
+
+    def _watch_to_the_end(self, server: ReplacedChild) -> RunOutcome:
+        """Watches one server after the other; raises ProcessFailedError when the last has ended."""
+        while True:
+            child = server.child
+            try:
+                with Observer(
+                    *(self._launcher.address, self._launcher.keys, ANSWER_TIMEOUT_S),
+                    while_waiting=partial(self._wait, child),
+                ) as observer:
+                    outcome = self._watch(observer, child)
+                self._await_checkpoint(child)
+            except ProcessFailedError:
+                if not (child.has_died and self._supervision.is_replaced(child)):
+                    raise
+            else:
+                return outcome
+
+    def _wait(self, server: RunningChild) -> None:
+        """While an answer is waited for; raises ProcessFailedError if the server has ended."""
+        server.require_running()
+        self._supervision.require_running()
+        if not self._is_silent and time.monotonic() > self._asked_s + SILENCE_S:
+            self._is_silent = True
+            self._display.warned("the parameter server does not answer: is it stopped?")
+
+    def _start_server(self) -> RunningChild:
+        arguments: list[Word] = [Given.RUN_DIRECTORY, *self._launcher.server_options, *self._listen]
+        arguments += ["--threads", str(self._threads), TRUST]  # `train` has asked by now
+        if self._keys is not None:
+            arguments += ["--keys", str(self._keys)]
+        resumes = self._directory.checkpoint.exists() if self._resumes is None else self._resumes
+        self._resumes = None
+        if resumes:
+            arguments.append("--resume")
+        # It holds the directory's lock too: it may still write there after this process is killed.
+        role = Role(
+            "parameter-server",
+            "dist_net.training.run.parameter_server_process",
+            tuple(arguments),
+            is_server=True,
+            inherited=self._directory.lock_descriptors,
+        )
+        return self._launcher.start(role)
+
+    def _worker(self, name: str) -> Role:
+        arguments: list[Word] = ["--run-dir", Given.RUN_DIRECTORY, *self._launcher.worker_options]
+        arguments += ["--name", name, "--threads", str(self._threads), TRUST]
+        # While this process supervises them, workers wait for their server as long as it does.
+        arguments += ["--timeout", "inf", "--rejoin-timeout", "inf"]
+        module = "dist_net.training.run.training_worker_process"
+        return Role(name, module, tuple(arguments), cores=self._threads)
+
+    def _watch(self, observer: Observer, server: RunningChild) -> RunOutcome:
+        self._ready(
+            server.wait_until_ready(
+                self._local.start_timeout_s, partial(self._while_starting, server)
+            )
+        )
+        self._begin_metrics(observer.status())
+        while True:
+            self._wait(server)  # it may have been replaced during an evaluation
+            # Looked at before the report: workers that leave a stopping server have not failed.
+            ended = self._crew.ended
+            report = self._poll(observer)
+            if report["state"] == "finished":
+                break
+            if report["state"] == "stopping":
+                server.wait(checkpoint_grace_s(self._directory.checkpoint))
+                raise server.failure()
+            self._check_workers(ended, report)
+            self._evaluate_if_due(observer, report)
+            if self._best is not None and self._best.is_out_of_patience:
+                self.stop("it has not got better for as long as it may")
+            if self._display.wants_end:
+                self.stop("a callback asked for it")
+            if self._stop_reason:
+                return self._stop_early(observer, report, server)
+            time.sleep(REPORT_EVERY_S)
+        while report["records"]:
+            report = self._poll(observer)
+        last = self._evaluate_now(observer)
+        self._wait(server)
+        observer.shut_down("every epoch is done")
+        return RunOutcome(report, self.evaluation or last, self._warnings.last)
+
+    def _stop_early(
+        self, observer: Observer, report: dict[str, Any], server: RunningChild
+    ) -> RunOutcome:
+        self._display.warned(f"stopped early: {self._stop_reason}")
+        best = self.evaluation or self._evaluate_now(observer)
+        self._wait(server)
+        observer.shut_down(self._stop_reason)
+        return RunOutcome(report, best, self._warnings.last)
+
+    def _ready(self, addresses: list[str]) -> None:
+        """Says where workers may join; a server that takes this one's place listens there too."""
+        if not self._was_ready:
+            self._open(addresses)
+        if self._launcher.key_directory is not None:
+            self._display.answers(self._launcher.address, self._launcher.key_directory)
+        self._was_ready = True
+        opened = addresses[len(addresses) - len(self._listen) :]
+        self._listen = tuple(map(with_port_of, self._local.opening.listen, opened))
+        self._next_record = 0
+        self._has_workers = False
+
+    def _open(self, addresses: list[str]) -> None:
+        """Says how workers may join: by an address, or from another host by a token."""
+        opening = self._local.opening
+        self._display.started(addresses[:1] if opening.needs_keys else addresses)
+        if self._local.workers == 0:
+            self._display.warned("--workers 0: the run begins when a worker joins")
+        if opening.listen:
+            where = opening.keys or self._directory.path
+            self._display.opened(opening.lines(self._keys, addresses[1:], where))
+
+    def _begin_metrics(self, report: dict[str, Any]) -> None:
+        """After a resume, drops records later than the checkpoint, and those that the server
+        sends again."""
+        repeated_from = min((each["samples"] for each in report["records"]), default=math.inf)
+        kept = [
+            record
+            for record in self._directory.read_metrics()
+            if record["samples"] <= report["samples"]
+            and (record["kind"] == "test" or record["samples"] < repeated_from)
+        ]
+        self._directory.replace_metrics(kept)
+        for warning in report["resume_warnings"]:
+            self._display.warned(warning)
+        self._evaluated_epochs = report["samples"] // self._samples
+
+    def _poll(self, observer: Observer) -> dict[str, Any]:
+        self._asked_s = time.monotonic()
+        report = observer.status(self._next_record)
+        if self._is_silent:
+            self._is_silent = False
+            self._display.warned("the parameter server answers again")
+        self._next_record = report["next_record"]
+        self._directory.append_metrics({"kind": "train", **each} for each in report["records"])
+        self._display.progressed(report)
+        self._warnings.look(report | {"metrics_error": self._directory.metrics_error})
+        return report
+
+    def _while_starting(self, server: RunningChild) -> None:
+        self._supervision.require_running()
+        self._display.loads([server])
+
+    def _check_workers(self, ended: Sequence[ReplacedChild], report: dict[str, Any]) -> None:
+        """Warns when no worker is left anywhere; raises ProcessFailedError if none will come."""
+        failure = self._supervision.look_after_workers(ended)
+        has_workers = len(report["workers"]) > 0
+        if failure is not None and not has_workers:
+            raise failure
+        if not has_workers:
+            self._display.loads(self._crew.children)
+        if self._has_workers and not has_workers:
+            self._display.warned("no worker is left: the run goes on when one joins")
+        self._has_workers = has_workers
+
+    def _evaluate_if_due(self, observer: Observer, report: dict[str, Any]) -> None:
+        epochs = report["samples"] // self._samples
+        began_s = time.monotonic()
+        if epochs > self._evaluated_epochs and began_s >= self._evaluate_after_s:
+            self._evaluated_epochs = epochs
+            self._evaluate_now(observer)
+            ended_s = time.monotonic()
+            pause_s = min(EVALUATION_PAUSE_S, (ended_s - began_s) / EVALUATION_SHARE)
+            self._evaluate_after_s = ended_s + pause_s
+
+    def _evaluate_now(self, observer: Observer) -> Evaluation:
+        snapshot = observer.snapshot()
+        evaluation = self._evaluate(snapshot.weights)
+        record = {
+            "kind": "test",
+            "samples": snapshot.samples,
+            "version": snapshot.version,
+            "loss": evaluation.loss,
+            "accuracy": evaluation.accuracy,
+        }
+        self._directory.append_metrics([record])
+        self._display.evaluated(snapshot.samples, evaluation)
+        if self._best is None or self._is_best(self._best, snapshot, evaluation):
+            self.evaluation = evaluation
+        return evaluation
+
+    def _is_best(self, best: BestWeights, snapshot: Snapshot, evaluation: Evaluation) -> bool:
+        """Whether these weights are the best so far, and were kept."""
+        score = evaluation.accuracy, evaluation.loss
+        try:
+            return best.take(*score, snapshot.version, snapshot.weights)
+        except CheckpointWriteError as error:
+            self._display.warned(f"the best weights so far are not kept: {error}")
+            return False
+
+    def _await_checkpoint(self, server: RunningChild) -> None:
+        grace_s = checkpoint_grace_s(self._directory.checkpoint)
+        if not server.wait(grace_s):
+            raise ProcessFailedError(
+                f"the parameter server has not written {self._directory.checkpoint} in "
+                f"{grace_s:.0f} s (log: {server.log})"
+            )
+        if server.exit_code != 0:
+            raise server.failure()
+
+    def _end(self, server: ReplacedChild) -> None:
+        """Ends all that still run; the server has time to write its checkpoint."""
+        self._supervision.stop()
+        server.child.terminate()
+        self._crew.end(WORKER_GRACE_S)
+        end([server.child], checkpoint_grace_s(self._directory.checkpoint))
+
+
+def checkpoint_grace_s(checkpoint: Path) -> float:
+    """How long the last checkpoint may take, which is as large as the one before it."""
+    try:
+        size_bytes = checkpoint.stat().st_size
+    except OSError:  # there was none yet
+        size_bytes = 0
+    return CHECKPOINT_GRACE_S + size_bytes / SLOW_DISK_BYTES_PER_S
+
+
+def with_port_of(listen: str, contact: str) -> str:
+    """The listen address, with the port that was chosen for it: the contact address's."""
+    if not listen.endswith(":0"):
+        return listen
+    return f"{listen.removesuffix('0')}{contact.rpartition(':')[2]}"
+
+
+def _interruption(server: RunningChild, how: str) -> DistNetError:
+    if server.exit_code == ProcessFailedError.exit_code:
+        return server.failure()
+    return InterruptedRunError(how)

@@ -1,0 +1,275 @@
+"""What the parts of a cluster cost on this host: a worker's step, and a push with its answer.
+
+The server and the worker that are measured are those that ship, in a process each. They are asked
+for the processor time of their threads, so it counts little what else the machine does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from dist_net.data import Dataset
+from dist_net.errors import ProcessFailedError, SettingError
+from dist_net.nets.recipes.recipe import LoadedRecipe
+from dist_net.processes.child import Child, end
+from dist_net.processes.cores import available_cores
+from dist_net.processes.entry import keep_freed_memory, use_threads
+from dist_net.processes.own_directory import temporary_directory
+from dist_net.training.planner.costs import ClusterCosts, ExchangeCost, TransportCosts
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.worker.loop import WorkerLoop
+from dist_net.training.worker.step import TrainingStep
+from dist_net.vector import Vector
+from dist_net.wire.messages import PIPELINE
+from dist_net.wire.security import WORKER, add_keys, create_keys, load_peer_keys
+
+START_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 30.0
+ROUNDS = 3
+EXCHANGE_SECONDS = 0.4
+LEAST_EXCHANGES = 60
+WARM_UP = 30
+LEASES = {1: 1, PIPELINE.grouped: 21 * PIPELINE.grouped}
+"""Minibatches of a lease, by how many gradients are then in a push."""
+
+
+def measure_step(loaded: LoadedRecipe, dataset: Dataset, batch_size: int, threads: int) -> float:
+    """Seconds that a worker with so many threads takes for a minibatch: the median.
+
+    The worker is a server's, which updates the weights on another core: they have to come from
+    there, which takes longer than from this core's cache. Raises SettingError for more samples than
+    there are, and for more threads than cores; ProcessFailedError.
+    """
+    samples, cores = len(dataset.train_targets), available_cores()
+    if batch_size > samples or threads > cores:
+        raise SettingError(
+            f"batch_size={batch_size}, threads={threads}: expected at most the {samples} samples "
+            f"of the dataset, and the {cores} cores of this host"
+        )
+    use_threads(threads)
+    recipe = loaded.recipe
+    step = RecipeStep(TrainingStep(recipe.model, dataset, 0, threads), batch_size, samples)
+    optimizer = type(recipe.optimizer).__name__.lower()
+    with temporary_directory() as directory:
+        measure_exchange(
+            "shared memory", recipe.model.layout.size, PIPELINE.grouped, optimizer, directory, step
+        )
+    use_threads(1)
+    return median(step.times_s[WARM_UP:])
+
+
+class MeasuredExchange(NamedTuple):
+    """Seconds that a push with its answer takes: of the processor for each thread, and in all."""
+
+    server_s: float
+    server_transport_s: float
+    worker_s: float
+    worker_transport_s: float
+    round_trip_s: float
+
+
+class RecipeStep:
+    """A step of a recipe, and how long each took, whatever samples the server asks for."""
+
+    def __init__(self, step: TrainingStep, batch_size: int, samples: int) -> None:
+        self._step = step
+        self._batch_size = batch_size
+        self._minibatches = samples // batch_size
+        self.times_s: list[float] = []
+
+    def run(self, weights: Vector, gradient: Vector) -> None:
+        """Gather a minibatch and write its gradient."""
+        start = self._batch_size * (len(self.times_s) % self._minibatches)
+        before_s = time.perf_counter()
+        self._step.gather(0, start, start + self._batch_size)
+        self._step.run(weights, gradient)
+        self.times_s.append(time.perf_counter() - before_s)
+
+
+class CountedStep:
+    """A step that notes what this process uses from push to push.
+
+    ``computes`` writes the gradient, whose time does not count; None: zeros. ``noted`` is called
+    when it begins to count, and again at the end.
+    """
+
+    def __init__(self, computes: RecipeStep | None, noted: Callable[[], None]) -> None:
+        self._computes = computes
+        self._noted = noted
+        self._until_s = 0.0
+        self._own_s = 0.0
+        self.steps = 0
+        self.round_trips_s: list[float] = []
+        self.used: list[tuple[float, float]] = []
+        self.done: Callable[[], None] = lambda: None
+        self._pushed_s = 0.0
+
+    def gather(self, epoch: int, start: int, stop: int) -> None:
+        """Nothing to gather."""
+
+    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
+        """Write a gradient."""
+        now_s, own_s = time.perf_counter(), time.thread_time()
+        self.steps += 1
+        counted = self.steps - WARM_UP
+        if counted > 0:
+            self.round_trips_s.append(now_s - self._pushed_s)
+        if counted == 0:
+            self._until_s = now_s + EXCHANGE_SECONDS
+            self._note()
+        elif counted >= LEAST_EXCHANGES and now_s >= self._until_s and len(self.used) == 1:
+            self._note()
+            self.done()
+        if self._computes is None:
+            gradient.fill(0.0)
+        else:
+            self._computes.run(weights, gradient)
+        self._own_s += time.thread_time() - own_s
+        self._pushed_s = time.perf_counter()
+        return 0.0, 0
+
+    def unbind(self) -> None:
+        """Nothing is bound."""
+
+    def _note(self) -> None:
+        self.used.append((time.thread_time() - self._own_s, time.process_time() - self._own_s))
+        self._noted()
+
+
+def measure_exchange(
+    transport: str,
+    parameters: int,
+    gradients: int,
+    optimizer: str,
+    directory: Path,
+    computes: RecipeStep | None = None,
+) -> MeasuredExchange:
+    """What a push of so many gradients costs; ``transport`` is ``tcp``, or else shared memory.
+
+    ``directory`` is an empty one, for the server; ``computes`` makes the gradients. With TCP
+    everything is encrypted, as between hosts. Raises ProcessFailedError.
+    """
+    keys = directory / "keys"
+    words = ["--parameters", str(parameters), "--optimizer", optimizer]
+    words += ["--lease-minibatches", str(LEASES[gradients]), "--parent", str(os.getpid())]
+    if transport == "tcp":
+        create_keys(keys)
+        add_keys(keys, WORKER)
+        words += ["--keys", str(keys)]
+    listen = "tcp://127.0.0.1:0" if transport == "tcp" else f"ipc://{directory}/server"
+    module = "dist_net.training.run.measured_server"
+    server = Child("server", module, [str(directory), listen, *words], directory)
+    try:
+        (address,) = server.wait_until_ready(START_TIMEOUT_S)
+        step = CountedStep(computes, lambda: os.kill(server.process_id, signal.SIGUSR1))
+        with WorkerLoop(
+            lambda _: step,
+            address,
+            "worker",
+            "",
+            parameters,
+            load_peer_keys(keys) if transport == "tcp" else None,
+            shares_memory=transport != "tcp",
+            rejoin_timeout_s=START_TIMEOUT_S,
+        ) as worker:
+            step.done = lambda: worker.stop("measured")
+            worker.train()
+        server.terminate()
+        server.wait(END_TIMEOUT_S)
+    finally:
+        end([server], grace_s=0.0)
+    try:
+        used = json.loads((directory / "used.json").read_text())
+        (first, last), (began, ended) = used, step.used
+    except (OSError, ValueError) as error:
+        raise ProcessFailedError(f"{server.name}: {server.last_words} ({error})") from error
+    pushes = (last[2] - first[2]) / gradients
+    server_s, worker_s = last[0] - first[0], ended[0] - began[0]
+    return MeasuredExchange(
+        server_s / pushes,
+        (last[1] - first[1] - server_s) / pushes,
+        worker_s / pushes,
+        (ended[1] - began[1] - worker_s) / pushes,
+        median(step.round_trips_s),
+    )
+
+
+def exchange_cost(
+    small: tuple[float, float], large: tuple[float, float], size: int
+) -> ExchangeCost:
+    """Return the cost by which a thread needs these seconds for a push.
+
+    ``small`` are those with one parameter, ``large`` with ``size``; each with one gradient, and
+    with ``PIPELINE.grouped``. What is below 0 is noise. Where more gradients need more each, as
+    they do not fit into a cache, those in groups count.
+    """
+
+    def parts_us(one_s: float, grouped_s: float) -> tuple[float, float]:
+        gradient_s = max(0.0, grouped_s - one_s) / (PIPELINE.grouped - 1)
+        gradient_s = min(gradient_s, grouped_s / PIPELINE.grouped)
+        return 1e6 * max(0.0, one_s - gradient_s), 1e6 * gradient_s
+
+    message_us, gradient_us = parts_us(*small)
+    all_us, all_gradient_us = parts_us(*large)
+    return ExchangeCost(
+        message_us,
+        gradient_us,
+        1e3 * max(0.0, all_us - message_us) / size,
+        1e3 * max(0.0, all_gradient_us - gradient_us) / size,
+    )
+
+
+def measure_transport(
+    transport: str, parameters: int, optimizer: str, say: Callable[[str], None] = lambda _: None
+) -> TransportCosts:
+    """What threads need for pushes of ``parameters`` by this transport: medians of rounds."""
+    keep_freed_memory()
+    cases = [(size, gradients) for size in (1, parameters) for gradients in LEASES]
+    measured: dict[tuple[int, int], list[MeasuredExchange]] = {case: [] for case in cases}
+    for turn in range(1, ROUNDS + 1):
+        say(f"round {turn} of {ROUNDS}: {transport}")
+        for case in cases:
+            with temporary_directory() as directory:
+                measured[case].append(measure_exchange(transport, *case, optimizer, directory))
+    medians = {
+        case: MeasuredExchange(*map(median, zip(*of, strict=True))) for case, of in measured.items()
+    }
+    one, grouped = LEASES
+    server, server_transport, worker, worker_transport = (
+        exchange_cost(
+            (medians[1, one][place], medians[1, grouped][place]),
+            (medians[parameters, one][place], medians[parameters, grouped][place]),
+            parameters,
+        )
+        for place in range(4)
+    )
+    alone = medians[1, one]
+    latency_s = max(0.0, alone.round_trip_s - sum(alone[:4])) / 2
+    return TransportCosts(server, server_transport, worker, worker_transport, 1e6 * latency_s)
+
+
+def measure_cluster(
+    loaded: LoadedRecipe,
+    dataset: Dataset,
+    batch_size: int | None,
+    threads: int,
+    say: Callable[[str], None],
+) -> ClusterCosts:
+    """What all parts of a cluster that trains the recipe cost on this host."""
+    settings = RunOptions(loaded.reference, batch_size=batch_size).settings(loaded, dataset)
+    optimizer = type(settings.optimizer).__name__.lower()
+    step_s = measure_step(loaded, dataset, settings.batch_size, threads)
+    shared_memory, tcp = (
+        measure_transport(transport, settings.vector_size, optimizer, say)
+        for transport in ("shared memory", "tcp")
+    )
+    return ClusterCosts(
+        settings.vector_size, settings.batch_size, threads, 1e3 * step_s, shared_memory, tcp
+    )

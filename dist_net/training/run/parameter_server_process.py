@@ -1,0 +1,84 @@
+"""The process of a parameter server, for one run.
+
+    python -m dist_net.training.run.parameter_server_process RUN_DIRECTORY LISTEN_ADDRESS...
+        [--keys DIR] [--resume] [--threads N] [--parent PROCESS_ID] [--trust-recipe]
+
+Prints ``LOADING WHAT`` on stdout every second at first, ``READY ADDRESS...``, quoted as for a
+shell, when there is a first checkpoint and workers may connect, and ``FAILED REASON`` when it ends
+for a reason of its own. Logs go to stderr.
+The run's options are read from the run directory; ``--threads`` is how many each worker of this
+host computes with, for the journal. When ``--parent`` has ended, the run ends.
+"""
+
+import argparse
+import shlex
+import socket
+import sys
+import time
+from pathlib import Path
+
+from dist_net.command_line import add_trust_argument
+from dist_net.nets.checkpoint import read_checkpoint
+from dist_net.nets.offered_recipe import offer_of
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.trained_model import recipe_of_run
+from dist_net.processes.entry import StartReports, entry_point, stop_on_signals
+from dist_net.training.run.run_options import RunOptions
+from dist_net.training.server.loop import ServerLoop, opened_journal, opened_run
+from dist_net.training.server.ownership import NOTICED_WITHIN_S, RunOwnership
+from dist_net.wire.local_channel import LocalServerSocket
+from dist_net.wire.security import load_server_keys
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_directory", type=Path)
+    parser.add_argument("listen", nargs="+")
+    parser.add_argument("--keys", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parent", type=int)
+    add_trust_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves until the run is shut down, or the process that started this one is gone."""
+    reports = StartReports("the dataset")
+    directory = RunDirectory(arguments.run_directory)
+    options = RunOptions.from_json(directory.options.read_text())
+    loaded = recipe_of_run(directory, arguments.trust_recipe)
+    dataset = loaded.recipe.load_dataset()
+    settings = options.settings(loaded, dataset)
+    manifest = directory.manifest.read_bytes() if directory.manifest.exists() else None
+    keys = load_server_keys(arguments.keys) if arguments.keys else None
+    reports.loads("the weights")
+    ownership = RunOwnership(directory.owner, socket.gethostname())
+    if ownership.was_elsewhere:
+        time.sleep(NOTICED_WITHIN_S)
+    checkpoint = read_checkpoint(directory.checkpoint) if arguments.resume else None
+    with (
+        opened_run(settings, lambda: loaded.recipe.initial_weights(settings.seed), checkpoint) as (
+            state,
+            segment,
+        ),
+        opened_journal(directory.journal, state, arguments.threads, options.sync) as journal,
+        LocalServerSocket(
+            arguments.listen,
+            keys,
+            settings.gradient_bytes,
+            most_arrays=settings.pipeline.grouped,
+        ) as workers,
+    ):
+        loop = ServerLoop(
+            *(state, workers, directory.checkpoint, options.checkpoint_every_s, segment, journal),
+            offer=offer_of(loaded, settings.recipe_digest, dataset.class_names, manifest),
+            keep_checkpoints=options.keep_checkpoints,
+            ownership=ownership,
+        )
+        stop_on_signals(loop.stop, arguments.parent)
+        contact = shlex.join(workers.contact_addresses)
+        loop.serve(ready=lambda: reports.ready(contact))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(add_arguments, run))

@@ -1,0 +1,191 @@
+"""A run computed again from its journal, in one process, to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from dist_net.errors import JournalDamagedError, JournalMismatchError
+from dist_net.nets.checkpoint import Checkpoint
+from dist_net.training.server.consistency import Round
+from dist_net.training.server.journal import (
+    Applied,
+    Journal,
+    Started,
+    run_identity,
+    sha256_of,
+)
+from dist_net.training.server.run_state import RunState
+from dist_net.training.server.settings import RunSettings
+from dist_net.training.worker.loop import MinibatchStep
+from dist_net.vector import Vector
+
+
+class ReplayResult(NamedTuple):
+    """Where a replay stopped.
+
+    ``matches``: the weights were those of the run at every checkpoint on the way; if not, this is
+    the first at which they were others. ``matched_version`` is the last at which they were; -1: at
+    none.
+    """
+
+    version: int
+    weights_sha256: str
+    matches: bool
+    matched_version: int
+
+
+class Replay:
+    """The run of ``journal``, from its first weights or from a checkpoint that it goes on from.
+
+    ``step_of`` makes what computes, with so many threads. The weights of a version are kept for as
+    long as a later gradient was computed from them, which the journal says.
+
+    Raises JournalMismatchError for a journal of another run, and where the checkpoint cannot be
+    begun from.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        journal: Journal,
+        step_of: Callable[[int], MinibatchStep],
+        begin: Vector | Checkpoint,
+    ) -> None:
+        journal.require_identity(run_identity(settings.recipe_digest, settings.seed))
+        first = begin.version if isinstance(begin, Checkpoint) else 0
+        journal.require_version(first)
+        self._settings = settings
+        self._journal = journal
+        self._first = first
+        self._needed_until = self._look_ahead()
+        *_, started = (each for each in journal.starts() if each.version <= first)
+        if isinstance(begin, Checkpoint):
+            self._run = RunState.resumed(self._settings_of(started), begin)
+        else:
+            self._run = RunState(self._settings_of(started), begin)
+        self._step_of = step_of
+        self._threads = started.threads
+        self._step = step_of(started.threads)
+        self._kept = {first: self._run.store.weights.copy()}
+        self._matched_version = self._base_version = -1
+        self._base: Vector = np.empty(settings.vector_size, np.float32)
+        self._gradients: list[Vector] = []
+
+    def _settings_of(self, started: Started) -> RunSettings:
+        return replace(
+            self._settings, clip_norm=started.clip_norm, average_decay=started.average_decay
+        )
+
+    def _look_ahead(self) -> dict[int, int]:
+        """The version that the weights of each are needed for last."""
+        needed_until = {}
+        for record in self._journal.records():
+            if isinstance(record, Applied) and record.version > self._first:
+                needed_until[record.base_version] = record.version
+        oldest = min(needed_until, default=self._first)
+        if oldest < self._first:
+            raise JournalMismatchError(
+                f"a gradient applied after version {self._first} was computed from version "
+                f"{oldest}, which a checkpoint does not hold; begin from one that a server was "
+                f"started from, or from the first weights"
+            )
+        return needed_until
+
+    def run(
+        self, to: int | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> ReplayResult:
+        """Goes to version ``to``, or to the end of the push that it is in; None: to the end.
+
+        ``progress`` is called with the number of updates that are done, and of those that there
+        are to do. Raises JournalMismatchError for a version that it cannot get to.
+        """
+        last = self._journal.version if to is None else to
+        self._journal.require_version(last)
+        if last < self.version:
+            raise JournalMismatchError(
+                f"version {last} is before version {self.version}, where the replay begins"
+            )
+        matches = self._is_as_it_was()
+        for push in self._journal.pushes():
+            if not matches or self.version >= last:
+                break
+            if isinstance(push, Started):
+                self._start(push)
+            elif push[0].version > self.version:
+                matches = self._apply(push) and self._is_as_it_was()
+                if progress is not None:
+                    progress(min(self.version, last) - self._first, last - self._first)
+        digest = sha256_of(self._run.store.weights).hex()
+        return ReplayResult(self.version, digest, matches, self._matched_version)
+
+    @property
+    def version(self) -> int:
+        """The version that it has arrived at."""
+        return self._run.store.version
+
+    def checkpoint(self) -> Checkpoint:
+        """The run as it was at that version; what was leased then counts as to be done."""
+        return self._run.checkpoint()
+
+    def _is_as_it_was(self) -> bool:
+        """Whether the weights are those of the run, as far as the journal says."""
+        expected = self._journal.checkpoints.get(self.version)
+        if expected is None:
+            return True
+        if expected != sha256_of(self._run.store.weights):
+            return False
+        self._matched_version = self.version
+        return True
+
+    def _start(self, started: Started) -> None:
+        """Goes on as the server did that was started there."""
+        if started.version == self._first or started.version < self.version:
+            return
+        self._run = RunState.resumed(self._settings_of(started), self._run.checkpoint())
+        if started.threads != self._threads:
+            self._threads = started.threads
+            self._step = self._step_of(started.threads)
+
+    def _apply(self, push: Sequence[Applied]) -> bool:
+        """Applies a push again; False if that gives no finite numbers."""
+        losses, right = zip(
+            *(self._compute(applied, self._gradient(n)) for n, applied in enumerate(push)),
+            strict=True,
+        )
+        gradients = self._gradients[: len(push)]
+        if push[0].averaged:
+            collected = Round()
+            for applied, gradient in zip(push, gradients, strict=True):
+                collected.add(applied.epoch, applied.start, applied.stop, gradient)
+            gradients = [collected.mean()]
+        if not self._run.apply_again(push, gradients, sum(losses), sum(right)):
+            return False
+        for applied in push:
+            if self._needed_until[applied.base_version] <= self.version:
+                self._kept.pop(applied.base_version, None)
+        if self.version in self._needed_until:
+            self._kept[self.version] = self._run.store.weights.copy()
+        return True
+
+    def _gradient(self, index: int) -> Vector:
+        if index == len(self._gradients):
+            self._gradients.append(np.empty_like(self._base))
+        return self._gradients[index]
+
+    def _compute(self, applied: Applied, gradient: Vector) -> tuple[float, int]:
+        """Writes the gradient; gives the summed loss and how many were right."""
+        if applied.base_version not in self._kept:
+            raise JournalDamagedError(
+                f"the gradient that gave version {applied.version} was computed from version "
+                f"{applied.base_version}, says the journal, which no worker ever saw"
+            )
+        if applied.base_version != self._base_version:
+            # Copied, so that plans are bound to one vector.
+            np.copyto(self._base, self._kept[applied.base_version])
+            self._base_version = applied.base_version
+        self._step.gather(applied.epoch, applied.start, applied.stop)
+        return self._step.run(self._base, gradient)

@@ -1,0 +1,133 @@
+"""What a run was asked to be, and the settings that follow from that and its recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Self
+
+from dist_net.data import Dataset
+from dist_net.data.samples import samples_of
+from dist_net.errors import (
+    RunDirectoryError,
+    SettingError,
+)
+from dist_net.nets.recipes.recipe import (
+    LoadedRecipe,
+    RecipeRecord,
+)
+from dist_net.optim import AdamW, Optimizer, optimizer_named
+from dist_net.optim.ranges import require_positive
+from dist_net.training.server.consistency import AUTO, Consistency
+from dist_net.training.server.journal import NEVER, sync_interval_s
+from dist_net.training.server.settings import (
+    LEASE_MINIBATCHES,
+    PROGRESS_TIMEOUT_S,
+    RunSettings,
+    require_seed,
+)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of a run: its recipe, and what the command line changes of that.
+
+    Options that are None are the recipe's own. ``keeps_best``: see ``BestWeights``, which the
+    ``patience`` is for; ``consistency``: see ``Consistency``; ``sync``: see ``sync_interval_s``;
+    ``keep_checkpoints``: see ``write_checkpoint``; ``tensorboard``: see ``EventFiles``.
+    ``recipe_files`` are the digests of the recipe's files in the run directory; a built-in recipe
+    has none there.
+    """
+
+    recipe: str
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    clip_norm: float | None = None
+    average_decay: float | None = None
+    consistency: str = str(AUTO)
+    progress_timeout_s: float = PROGRESS_TIMEOUT_S
+    lease_minibatches: int = LEASE_MINIBATCHES
+    seed: int = 0
+    checkpoint_every_s: float = 30.0
+    keep_checkpoints: int = 3
+    sync: str = NEVER
+    keeps_best: bool = False
+    patience: int | None = None
+    tensorboard: bool = False
+    recipe_files: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        Consistency.of(self.consistency)
+        for name in ("epochs", "batch_size", "patience"):
+            whole = getattr(self, name)
+            if whole is not None and not (isinstance(whole, int) and whole >= 1):
+                raise SettingError(f"{name}={whole!r}: expected a whole number, at least 1")
+        if self.learning_rate is not None:
+            require_positive("learning_rate", self.learning_rate)
+        require_seed(self.seed)
+        require_positive("checkpoint_every_s", self.checkpoint_every_s)
+        require_positive("progress_timeout_s", self.progress_timeout_s)
+        if not (isinstance(self.keep_checkpoints, int) and self.keep_checkpoints >= 1):
+            raise SettingError(f"keep_checkpoints={self.keep_checkpoints!r}: expected at least 1")
+        sync_interval_s(self.sync)
+
+    def settings(self, loaded: LoadedRecipe, dataset: Dataset) -> RunSettings:
+        """The run's settings; raises SettingError or UnknownOptimizerError."""
+        recipe, targets = loaded.recipe, samples_of(dataset.train_targets)
+        given = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "optimizer": self._optimizer(optimizer_named(recipe.optimizer)),
+            "learning_rate": self.learning_rate,
+            "clip_norm": self.clip_norm,
+            "average_decay": self.average_decay,
+        }
+        chosen: dict[str, Any] = {
+            name: getattr(recipe, name) if value is None else value for name, value in given.items()
+        }
+        recipe.model.require_batch_size(min(chosen["batch_size"], len(targets)))
+        return RunSettings(
+            recipe=loaded.reference,
+            recipe_digest=loaded.digest(dataset),
+            recipe_record=RecipeRecord.of(loaded, dataset).to_json(),
+            layout=recipe.model.layout.shapes,
+            momenta=recipe.model.layout.momenta,
+            samples=len(dataset.train_targets),
+            has_classes=recipe.model.classifies(targets.shape, targets.dtype),
+            progress_timeout_s=self.progress_timeout_s,
+            lease_minibatches=self.lease_minibatches,
+            seed=self.seed,
+            schedule=recipe.schedule,
+            consistency=Consistency.of(self.consistency),
+            **chosen,
+        )
+
+    def _optimizer(self, of_recipe: Optimizer) -> Optimizer:
+        chosen = of_recipe if self.optimizer is None else optimizer_named(self.optimizer)
+        if self.weight_decay is None:
+            return chosen
+        if not isinstance(chosen, AdamW):
+            raise SettingError(
+                f"weight_decay={self.weight_decay:g} for {type(chosen).__name__}, which has none; "
+                f"expected the optimizer adamw"
+            )
+        return replace(chosen, weight_decay=self.weight_decay)
+
+    def replaced_by(self, **given: Any) -> Self:
+        """These options with those of ``given`` that are not None."""
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """What ``to_json`` wrote; raises RunDirectoryError if it is something else."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise RunDirectoryError(f"not a run's options: {text[:80]!r} ({error})") from error

@@ -1,0 +1,210 @@
+"""Training in one process: the same step and the same update rules, without a cluster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Never
+
+import numpy as np
+
+from dist_net.autodiff.arrays import integer
+from dist_net.data import Dataset
+from dist_net.data.samples import Values, samples_of
+from dist_net.errors import DivergedError, SettingError
+from dist_net.nets.recipes.recipe import Recipe
+from dist_net.nn import Model
+from dist_net.optim import (
+    Adam,
+    ConstantRate,
+    Optimizer,
+    Schedule,
+    optimizer_named,
+    start_rule,
+)
+from dist_net.optim.averages import WeightAverage
+from dist_net.spelling import refuse_options
+from dist_net.training.run.evaluation import Evaluation, Evaluator
+from dist_net.training.worker.step import TrainingStep
+from dist_net.vector import Vector
+
+
+class EpochResult(NamedTuple):
+    """What an epoch gave: means over its samples, each before the update that it led to.
+
+    ``epoch`` counts from 1. ``accuracy`` is None where targets are no classes. ``validation``: how
+    the weights at its end do on the samples that were given for that.
+    """
+
+    epoch: int
+    loss: float
+    accuracy: float | None
+    validation: Evaluation | None = None
+
+
+Callback = Callable[[EpochResult], object]
+"""Called at the end of an epoch; training ends there if it returns True."""
+
+
+class SingleProcess:
+    """A recipe's training from its first weights, minibatch by minibatch, in this process.
+
+    ``threads`` is how many share the work of a step; see ``TrainingStep``.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, seed: int = 0, threads: int = 1) -> None:
+        self._recipe = recipe
+        self._samples = len(dataset.train_targets)
+        self._step = TrainingStep(recipe.model, dataset, seed, threads)
+        recipe.model.require_batch_size(min(recipe.batch_size, self._samples))
+        layout = recipe.model.layout
+        self._rule = start_rule(
+            optimizer_named(recipe.optimizer), layout.shapes, layout.momenta, recipe.clip_norm
+        )
+        self._gradient = np.empty(layout.size, np.float32)
+        self.weights: Vector = recipe.initial_weights(seed)
+        self._trained = self.weights[: self._rule.trained_size]
+        decay = recipe.average_decay
+        self._average = None if decay is None else WeightAverage(self._trained, decay)
+        self.updates = 0
+
+    @property
+    def evaluated_weights(self) -> Vector:
+        """A copy of the weights to evaluate and to use: their average, if the recipe wants one."""
+        evaluated = self.weights.copy()
+        if self._average is not None:
+            evaluated[: self._rule.trained_size] = self._average.weights
+        return evaluated
+
+    def step(self, epoch: int, start: int, stop: int) -> tuple[float, int]:
+        """Trains on one minibatch; gives its summed loss and how many were right."""
+        self._step.gather(epoch, start, stop)
+        result = self._step.run(self.weights, self._gradient)
+        recipe = self._recipe
+        rate = recipe.schedule(epoch + start / self._samples, recipe.epochs)
+        self.updates += 1
+        self._rule.update(
+            self.weights,
+            [self._gradient],
+            self.weights,
+            [rate * recipe.learning_rate],
+            self.updates,
+        )
+        if self._average is not None:
+            self._average.update(self._trained, self.updates, 1)
+        return result
+
+    def epochs(self) -> Iterator[EpochResult]:
+        """Trains epoch by epoch, one for each step of the iteration.
+
+        Raises DivergedError when the loss is no longer a finite number.
+        """
+        for epoch in range(self._recipe.epochs):
+            results = [
+                self.step(epoch, start, min(start + self._recipe.batch_size, self._samples))
+                for start in range(0, self._samples, self._recipe.batch_size)
+            ]
+            loss, right = map(sum, zip(*results, strict=True))
+            if not math.isfinite(loss):
+                raise DivergedError(
+                    f"the loss is {loss} in epoch {epoch + 1}; expected a finite number: train "
+                    f"with a smaller learning_rate than {self._recipe.learning_rate:g}, or with a "
+                    f"clip_norm"
+                )
+            accuracy = right / self._samples if self._step.classifies else None
+            yield EpochResult(epoch + 1, loss / self._samples, accuracy)
+
+
+def require_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raise SettingError unless ``callbacks`` is a sequence of functions."""
+    if not (isinstance(callbacks, Sequence) and all(map(callable, callbacks))):
+        raise SettingError(f"callbacks={callbacks!r:.80}: expected a list of functions")
+
+
+def is_ended_by(callbacks: Sequence[Callback], result: EpochResult) -> bool:
+    """Call each callback; return whether any returned True. 1.0 is not True: it may be a result."""
+    returned = [callback(result) for callback in callbacks]
+    return any(isinstance(each, bool | np.bool_) and each for each in returned)
+
+
+def dataset_of(
+    model: Model, inputs: Values, targets: Values, tests: tuple[Values, Values] | None = None
+) -> Dataset:
+    """Return these samples as a dataset for ``model``, with others to test on if given.
+
+    Raises DatasetError for what is no array, or does not fit together.
+    """
+    has_classes = samples_of(targets, "targets").dtype.kind in "iu"
+    names = tuple(map(str, range(model.classes))) if has_classes else ()
+    return Dataset("given", inputs, targets, *(tests or (inputs, targets)), names)
+
+
+def fit(
+    model: Model,
+    inputs: Values,
+    targets: Values,
+    *,
+    validation: tuple[Values, Values] | None = None,
+    epochs: int = 10,
+    batch_size: int = 32,
+    optimizer: Optimizer | str = Adam(),  # noqa: B008 - immutable
+    learning_rate: float = 0.001,
+    schedule: Schedule = ConstantRate(),  # noqa: B008 - immutable
+    clip_norm: float | None = None,
+    average_decay: float | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    callbacks: Sequence[Callback] = (),
+    **unknown: Never,
+) -> list[EpochResult]:
+    """Train a model in this process, from its own weights if it has any; return its history.
+
+    ``inputs`` and ``targets`` are as in a ``Dataset``, for classes the integers from 0 up to the
+    number of outputs. ``validation`` has such inputs and targets too, to be evaluated at the end of
+    each epoch. For the other settings see ``Recipe``; ``threads`` share the work of a step.
+
+    The weights are left in ``model.weights``, also when training is interrupted; another call
+    begins with a fresh optimizer. Raises DatasetError and RecipeError for what does not fit
+    together, DivergedError when the loss is no longer a finite number.
+    """
+    refuse_options("fit", unknown, fit.__kwdefaults__ or ())
+    integer("fit: seed", seed, 0)
+    integer("fit: threads", threads, 1)
+    require_callbacks(callbacks)
+    if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
+        raise SettingError(
+            f"validation={validation!r:.40}: expected arrays, (inputs, targets). To keep the last "
+            f"tenth: n = len(inputs) * 9 // 10; fit(model, inputs[:n], targets[:n], "
+            f"validation=(inputs[n:], targets[n:]))"
+        )
+    dataset = dataset_of(model, inputs, targets, validation)
+    recipe = Recipe(
+        model.network,
+        lambda: dataset,
+        model.input_shape,
+        model.loss,
+        optimizer,
+        learning_rate,
+        schedule,
+        batch_size,
+        epochs,
+        input_dtype=model.input_dtype,
+        initial=None if model.weights is None else model.weights.copy,
+        clip_norm=clip_norm,
+        average_decay=average_decay,
+    )
+    training = SingleProcess(recipe, recipe.load_dataset(), seed, threads)
+    evaluate = Evaluator(model, dataset) if validation else None
+    history = []
+    try:
+        for result in training.epochs():
+            if evaluate is not None:
+                result = result._replace(validation=evaluate(training.evaluated_weights))
+            history.append(result)
+            if is_ended_by(callbacks, result):
+                break
+    finally:
+        weights = training.evaluated_weights
+        if np.isfinite(weights).all():
+            model.weights = weights
+    return history

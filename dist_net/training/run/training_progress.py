@@ -1,0 +1,112 @@
+"""The progress of a training run on the terminal."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dist_net.command_line import command_line
+from dist_net.processes.child import RunningChild
+from dist_net.processes.terminal import BAR_AND_TIME, BAR_CELLS, fitting
+from dist_net.training.run.evaluation import Evaluation
+
+
+class TrainingProgress:
+    """A context manager that shows a training run: a line per evaluation, and a live line.
+
+    The live line needs a terminal. ``joining`` returns the command that joins the server at an
+    address; None if workers may not join. ``publish`` receives each report. Set ``wants_end`` to
+    end the run early.
+    """
+
+    wants_end = False
+
+    def __init__(
+        self,
+        console: Console,
+        samples_per_epoch: int,
+        joining: Callable[[str], str] | None,
+        publish: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        self._console = console
+        self._samples_per_epoch = samples_per_epoch
+        self._joining = joining
+        self._publish = publish
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}", markup=False),
+            BarColumn(BAR_CELLS),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[details]}", markup=False),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("", epoch="-", details="", total=None)
+        self._learnt: list[str] = []
+        self._shown: set[str] = set()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def started(self, addresses: Sequence[str]) -> None:
+        """Print the commands that join the run, if workers may join."""
+        if self._joining is not None:
+            for address in addresses:
+                self._line(f"workers may join: {self._joining(address)}", "dim")
+
+    def opened(self, lines: Sequence[str]) -> None:
+        """Print the commands for another host, which are indented, and how to revoke them."""
+        for line in lines:
+            self._line(line, "" if line.startswith(" ") else "dim")
+
+    def answers(self, address: str, keys: Path) -> None:
+        """Print the command that shows the server's state; it needs these keys."""
+        self._line(f"its state: {command_line('status', address, '--keys', keys)}", "dim")
+
+    def loads(self, children: Sequence[RunningChild]) -> None:
+        """Print what each process is loading, once."""
+        for child in children:
+            text = f"{child.name} is loading {child.is_loading}"
+            if not child.is_loading or text in self._shown:
+                continue
+            self._shown.add(text)
+            self._line(text, "dim")
+
+    def progressed(self, report: dict[str, Any]) -> None:
+        """Update the live line."""
+        if self._publish is not None:
+            self._publish(report)
+        if report["records"]:
+            last = report["records"][-1]
+            accuracy = last["accuracy"]
+            self._learnt = [] if accuracy is None else [f"accuracy {accuracy:.1%}"]
+            self._learnt.append(f"loss {last['loss']:.3f}")
+        epoch = f"{report['samples'] / self._samples_per_epoch:.1f}/{report['epochs']}"
+        details = [
+            f"{report['samples_per_s']:,.0f} samples/s",
+            *self._learnt,
+            f"{report['worker_count']} workers",
+            f"staleness {report['staleness_mean']:.1f}",
+        ]
+        self._progress.update(
+            self._task,
+            completed=report["samples"],
+            total=report["samples_total"],
+            epoch=epoch,
+            details=fitting(details, self._console.width - len(f"epoch {epoch}") - BAR_AND_TIME),
+        )
+
+    def evaluated(self, samples: int, evaluation: Evaluation) -> None:
+        self._line(f"epoch {samples / self._samples_per_epoch:5.1f}: {evaluation}")
+
+    def warned(self, text: str) -> None:
+        self._line(text, "yellow")
+
+    def _line(self, text: str, style: str = "") -> None:
+        self._console.print(text, style=style)

@@ -1,0 +1,114 @@
+"""The process of a training worker.
+
+    python -m dist_net.training.run.training_worker_process [RECIPE] --connect ADDRESS
+        [--keys DIR] [--name NAME] [--threads N] [--timeout SECONDS] [--rejoin-timeout SECONDS]
+
+Prints ``LOADING WHAT`` on stdout every second at first, ``READY`` when it asks to join, and
+``FAILED REASON`` when it ends for a reason of its own. Logs go to stderr.
+"""
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+
+from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
+from dist_net.errors import InterruptedRunError, SettingError
+from dist_net.nets.observer import recipe_at
+from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.trained_model import recipe_of_run
+from dist_net.processes.cores import own_equipment
+from dist_net.processes.entry import StartReports, entry_point, stop_on_signals, use_threads
+from dist_net.training.worker.loop import WorkerLoop
+from dist_net.training.worker.state import REJOIN_TIMEOUT_S, Ended
+from dist_net.training.worker.step import TrainingStep
+from dist_net.wire.address import contact_address
+from dist_net.wire.security import load_peer_keys
+
+logger = logging.getLogger("dist_net.training.run.training_worker_process")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs="?",
+        help="as the server's; may be left out unless that is a file",
+    )
+    parser.add_argument("--connect", required=True, metavar="ADDRESS", help="the server's address")
+    parser.add_argument("--keys", type=Path, metavar="DIR", help="this worker's keys")
+    parser.add_argument("--name", default=f"{socket.gethostname()}:{os.getpid()}", help="for logs")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="how many compute")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="how long to wait for the server at first (default: 10)",
+    )
+    parser.add_argument(
+        "--rejoin-timeout",
+        type=float,
+        default=REJOIN_TIMEOUT_S,
+        metavar="SECONDS",
+        help="how long to try to join again when the server is silent (default: %(default)g)",
+    )
+    parser.add_argument("--run-dir", type=Path, help=argparse.SUPPRESS)  # for its recipe
+    parser.add_argument("--trust-recipe", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains until there is no more to do; gives the exit code.
+
+    Raises InterruptedRunError if the run, or this worker, was ended before that.
+    """
+    timeouts = arguments.timeout, arguments.rejoin_timeout
+    if not 1 <= arguments.threads <= MOST_THREADS or not all(each > 0 for each in timeouts):
+        raise SettingError(
+            f"--threads={arguments.threads}, --timeout={arguments.timeout:g}, "
+            f"--rejoin-timeout={arguments.rejoin_timeout:g}: expected a whole number from 1 up to "
+            f"{MOST_THREADS}, and numbers of seconds above 0"
+        )
+    with StartReports("the dataset") as reports:
+        done = _train(arguments, reports)
+    if not done.finished:
+        # Not 0, so that a supervisor starts this worker again for when the run goes on.
+        raise InterruptedRunError(f"left the run before it was done: {done.reason}")
+    logger.info("done reason=%s", done.reason)
+    return 0
+
+
+def _train(arguments: argparse.Namespace, reports: StartReports) -> Ended:
+    use_threads(arguments.threads)
+    logging.getLogger("dist_net").setLevel(logging.INFO)
+    keys = load_peer_keys(arguments.keys) if arguments.keys else None
+    if arguments.run_dir is not None:
+        loaded = recipe_of_run(RunDirectory(arguments.run_dir), arguments.trust_recipe)
+    elif arguments.recipe is not None:
+        loaded = load_recipe(arguments.recipe)
+    else:
+        loaded = built_in_recipe(recipe_at(arguments.connect, keys, arguments.timeout))
+    model, dataset = loaded.recipe.model, loaded.recipe.load_dataset()
+    with WorkerLoop(
+        lambda seed: TrainingStep(model, dataset, seed, arguments.threads),
+        arguments.connect,
+        arguments.name,
+        loaded.digest(dataset),
+        model.layout.size,
+        keys,
+        shares_memory=contact_address(arguments.connect).stays_on_this_host,
+        join_timeout_s=arguments.timeout,
+        rejoin_timeout_s=arguments.rejoin_timeout,
+        equipment=own_equipment(arguments.threads),
+    ) as worker:
+        stop_on_signals(worker.stop, arguments.parent)
+        reports.ready()
+        return worker.train()
+
+
+if __name__ == "__main__":
+    sys.exit(entry_point(add_arguments, run))

@@ -1,0 +1,348 @@
+"""The state of a run, and the changes that keep its parts consistent. No I/O.
+
+The parts are the workers (``members``), who computes what (``ledger``), the weights (``store``) and
+the counters (``metrics``).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from dist_net.errors import CheckpointDamagedError, CheckpointMismatchError, JournalDamagedError
+from dist_net.nets.checkpoint import MALFORMED, Checkpoint
+from dist_net.optim import start_rule
+from dist_net.training.server.consistency import ASYNC, Round
+from dist_net.training.server.journal import Applied
+from dist_net.training.server.leases import LeaseLedger, Range
+from dist_net.training.server.members import LATE_S, LATE_TIMES, Member, Membership
+from dist_net.training.server.metrics import RunMetrics
+from dist_net.training.server.settings import RunSettings
+from dist_net.training.server.slowness import slowness_of
+from dist_net.training.server.store import Buffers, PrivateBuffers, WeightStore
+from dist_net.vector import Vector
+from dist_net.wire.messages import Pipeline, Push
+
+STALENESS_WITHOUT_COST = 12.0
+"""On average; see "Many workers" in docs/benchmarks.md."""
+
+WORKERS_PER_REPORT = 200  # fit into one message, however long their names are
+
+
+class RunState:
+    """A run from its beginning. ``weights`` are copied into ``buffers``, which are borrowed.
+
+    ``buffers``: see ``WeightStore``; None: two private ones. ``first_worker_id`` is larger than
+    any id of a server that this one resumes, whose workers may still be there.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        weights: Vector,
+        buffers: Buffers | None = None,
+        first_worker_id: int = 1,
+    ) -> None:
+        self.settings = settings
+        # Who waits for others, or lets them wait, does not run ahead.
+        pipeline = settings.pipeline if settings.consistency.may_run_ahead else Pipeline(1, 1)
+        self.members = Membership(
+            *(settings.heartbeat_timeout_s, first_worker_id, pipeline, settings.consistency),
+            settings.progress_timeout_s,
+        )
+        self.ledger = LeaseLedger(
+            settings.samples,
+            settings.epochs,
+            settings.batch_size,
+            settings.lease_minibatches,
+            pipeline.gradients,
+            settings.consistency.round_minibatches,
+        )
+        self.round = None if settings.consistency.round_minibatches is None else Round()
+        self._round_began_s: float | None = None
+        self._last_round_s = 0.0
+        self.store = WeightStore(
+            PrivateBuffers(weights.size) if buffers is None else buffers,
+            weights,
+            start_rule(settings.optimizer, settings.layout, settings.momenta, settings.clip_norm),
+            settings.pipeline.snapshots,
+            settings.average_decay,
+        )
+        self.metrics = RunMetrics()
+        self.is_resumed = False
+        self.resume_warnings: list[str] = []
+
+    @classmethod
+    def resumed(
+        cls,
+        settings: RunSettings,
+        checkpoint: Checkpoint,
+        buffers: Buffers | None = None,
+        first_worker_id: int = 1,
+    ) -> Self:
+        """Go on where ``checkpoint`` ends, in the same epoch and with the optimizer's state.
+
+        Model, samples, seed and optimizer must be those of the checkpoint, and a run of rounds
+        goes on with rounds as large, else ``CheckpointMismatchError``; all else may change, and
+        there may be more epochs. Raise ``CheckpointDamagedError`` for one that no server wrote.
+        """
+        checkpoint.require_layout(settings.layout)
+        try:
+            return cls._resumed(settings, checkpoint, buffers, first_worker_id)
+        except MALFORMED as error:
+            raise CheckpointDamagedError(
+                f"the checkpoint of recipe {checkpoint.recipe!r} lacks a part, or it is damaged "
+                f"({error!r:.200}); expected what a training run wrote: resume from another one"
+            ) from error
+
+    @classmethod
+    def _resumed(
+        cls,
+        settings: RunSettings,
+        checkpoint: Checkpoint,
+        buffers: Buffers | None,
+        first_worker_id: int,
+    ) -> Self:
+        own = settings.to_json()
+        for name in ("samples", "seed", "optimizer"):
+            if own[name] != checkpoint.settings[name]:
+                raise CheckpointMismatchError(
+                    f"the checkpoint of recipe {checkpoint.recipe!r} is of another run: its {name} "
+                    f"is {checkpoint.settings[name]}, expected {own[name]}; resume with the former"
+                )
+        former = str(checkpoint.settings.get("consistency", ASYNC))
+        if former != own["consistency"] and any(
+            each.startswith("bsp") for each in (former, own["consistency"])
+        ):
+            raise CheckpointMismatchError(
+                f"consistency={own['consistency']}: the checkpoint is of a run with {former}, "
+                f"which has other updates; resume with the former"
+            )
+        run = cls(settings, checkpoint.weights, buffers, first_worker_id)
+        run.is_resumed = True
+        run.resume_warnings += [] if checkpoint.damage is None else [checkpoint.damage]
+        run.store.restore(checkpoint.version, checkpoint.optimizer_state)
+        run.ledger.restore(checkpoint.ledger)
+        run.metrics = RunMetrics.from_json(checkpoint.counters["metrics"])
+        return run
+
+    def checkpoint(self, into: Checkpoint | None = None) -> Checkpoint:
+        """Return all that ``resumed`` needs, copied: it may be written while training goes on.
+
+        The vectors are those of ``into``, if there is one: a checkpoint of this run that is no
+        longer needed. The copy is several times faster than into memory that is new.
+        """
+        state = {} if into is None else into.optimizer_state
+        return Checkpoint(
+            recipe=self.settings.recipe,
+            recipe_digest=self.settings.recipe_digest,
+            recipe_record=self.settings.recipe_record,
+            layout=self.settings.layout,
+            version=self.store.version,
+            settings=self.settings.to_json(),
+            ledger=self.ledger.to_json(),
+            counters={"metrics": self.metrics.to_json()},
+            weights=_copied(self.store.weights, None if into is None else into.weights),
+            optimizer_state={
+                name: _copied(vector, state.get(name)) for name, vector in self.store.state.items()
+            },
+        )
+
+    def staleness(self, push: Push) -> list[int]:
+        """Return the staleness that each gradient of the push has if it is applied now."""
+        # The gradients before it in its push are in the weights by then.
+        return [
+            self.store.version + earlier - base_version
+            for earlier, base_version in enumerate(push.base_versions)
+        ]
+
+    def apply(self, member: Member, push: Push, now: float) -> tuple[Applied, ...]:
+        """Apply a push that is due, and return what the journal says of each of its gradients.
+
+        Nothing, and nothing changed, if the result is not finite.
+        """
+        ledger, store, metrics = self.ledger, self.store, self.metrics
+        starts = (push.start, *push.stops[:-1])
+        before = ledger.applied_samples - push.start
+        rates = [self._learning_rate_after(before + start) for start in starts]
+        staleness = self.staleness(push)
+        if not math.isfinite(push.loss_sum) or not store.apply(push.gradients, rates):
+            return ()
+        samples = push.stop - push.start
+        epoch = ledger.applied(member.worker_id, push.stop)
+        member.pushes += len(push.gradients)
+        member.staleness_sum += sum(staleness)
+        member.refusals = 0
+        metrics.push_applied(samples, push.loss_sum, push.correct, staleness, now)
+        self._record_if_due(rates[-1])
+        first = store.version + 1 - len(rates)
+        who = push.worker_id, push.lease_id, epoch
+        what = zip(starts, push.stops, push.base_versions, rates, strict=True)
+        return tuple(
+            Applied(version, *who, start, stop, base_version, rate, len(rates))
+            for version, (start, stop, base_version, rate) in enumerate(what, first)
+        )
+
+    def _learning_rate_after(self, applied_samples: int) -> float:
+        settings = self.settings
+        share = settings.consistency.most_of_rate(
+            len(self.members), settings.optimizer.full_rate_staleness
+        )
+        return min(settings.learning_rate_after(applied_samples), share * settings.learning_rate)
+
+    def apply_again(
+        self, push: Sequence[Applied], gradients: Sequence[Vector], loss_sum: float, correct: int
+    ) -> bool:
+        """Apply what the journal says of a pass, with gradients that were computed again.
+
+        For those that were averaged there is one, their mean. False, and nothing changed, if the
+        result is not finite. Raises ``JournalDamagedError`` for samples that are in the weights
+        already. Nobody may hold a lease.
+        """
+        rates = [applied.learning_rate for applied in push[: len(gradients)]]
+        if not self.store.apply(gradients, rates):
+            return False
+        for applied in push:
+            done = Range(applied.epoch, applied.start, applied.stop)
+            if not self.ledger.applied_again(done):
+                raise JournalDamagedError(
+                    f"samples {done.start} to {done.stop} of epoch {done.epoch} are applied a "
+                    f"second time at version {applied.version}, says the journal; expected each "
+                    f"once in each of {self.settings.epochs} epochs"
+                )
+        samples = sum(applied.stop - applied.start for applied in push)
+        staleness = [applied.version - 1 - applied.base_version for applied in push]
+        self.metrics.push_applied(samples, loss_sum, correct, staleness, 0.0)
+        self._record_if_due(rates[-1])
+        return True
+
+    def _record_if_due(self, learning_rate: float) -> None:
+        settings, applied_samples = self.settings, self.ledger.applied_samples
+        due = self.metrics.record_due(applied_samples, settings.samples)
+        if due or self.ledger.finished:
+            self.metrics.record(
+                applied_samples,
+                settings.samples,
+                self.store.version,
+                learning_rate,
+                has_accuracy=settings.has_classes,
+            )
+
+    def collect(self, member: Member, push: Push, now: float) -> tuple[Applied, ...] | None:
+        """Take a push that is due into its round, and apply the round when it is whole.
+
+        Return what the journal says of each gradient that was applied. None if a gradient, or what
+        the whole round makes of the weights, is not finite. Then what the round had collected is to
+        be done again.
+        """
+        if self.round is None or not math.isfinite(push.loss_sum):
+            return None
+        if not all(np.isfinite(gradient).all() for gradient in push.gradients):
+            return None
+        if self._round_began_s is None:
+            self._round_began_s = now
+        gradients = zip(push.stops, push.base_versions, push.gradients, strict=True)
+        for stop, base_version, gradient in gradients:
+            taken = self.ledger.collected(member.worker_id, stop)
+            self.round.add(*taken, gradient)
+            self.round.origins[taken] = push.worker_id, push.lease_id, base_version
+        self.round.loss_sum += push.loss_sum
+        self.round.correct += push.correct
+        member.pushes += len(push.gradients)
+        return self._apply_round(self.round, now) if self.ledger.round_is_collected else ()
+
+    def has_late_leases(self, now: float) -> bool:
+        """Whether idle workers may do what others hold.
+
+        In a round only if those are late: else the next round would have to wait for all of them.
+        """
+        if self.round is None:
+            return True
+        late_s = max(LATE_S, LATE_TIMES * self._last_round_s)
+        return self._round_began_s is not None and now - self._round_began_s > late_s
+
+    def _apply_round(self, collected: Round, now: float) -> tuple[Applied, ...] | None:
+        """Apply the mean of a round's gradients as one update."""
+        rate = self.settings.learning_rate_after(self.ledger.applied_samples)
+        samples, gradients = collected.samples, len(collected)
+        if not self.store.apply([collected.mean()], [rate]):
+            self.ledger.round_dropped()
+            collected.clear()
+            return None
+        self.ledger.round_applied()
+        for member in self.members.members:
+            member.refusals = 0
+        self.metrics.push_applied(
+            samples, collected.loss_sum, collected.correct, [0] * gradients, now
+        )
+        version = self.store.version
+        applied = tuple(
+            Applied(version, worker, lease, epoch, start, stop, base, rate, gradients, True)
+            for (epoch, start, stop), (worker, lease, base) in sorted(collected.origins.items())
+        )
+        collected.clear()
+        self._last_round_s = now - (self._round_began_s or now)
+        self._round_began_s = now
+        self._record_if_due(rate)
+        return applied
+
+    def remove(self, member: Member) -> None:
+        """Remove a worker; what it has not done goes back to the pool."""
+        self.ledger.release(member.worker_id)
+        self.store.dismiss(member.worker_id)
+        self.members.remove(member.worker_id)
+
+    @property
+    def staleness_warning(self) -> str | None:
+        """What to do about gradients so stale that it costs accuracy; None: they are not."""
+        records = self.metrics.records
+        staleness = (records[-1]["staleness_mean"] if records else None) or 0.0
+        if staleness <= STALENESS_WITHOUT_COST:
+            return None
+        remedy = "--consistency auto"
+        if self.settings.consistency.is_automatic:
+            remedy = f"more than {self.settings.epochs} epochs"
+        return (
+            f"recent gradients are {staleness:.0f} updates old on average, which costs accuracy: "
+            f"use {remedy}, fewer workers, or a learning rate below "
+            f"{self.settings.learning_rate:g}"
+        )
+
+    def report(self, first_record: int, now: float) -> dict[str, Any]:
+        """Return the counters, the workers, and the metric records from ``first_record`` on."""
+        applied_samples = self.ledger.applied_samples
+        return {
+            "samples": applied_samples,
+            "samples_total": self.settings.samples_total,
+            "epochs": self.settings.epochs,
+            "version": self.store.version,
+            **self.metrics.report(applied_samples, first_record),
+            "staleness_warning": self.staleness_warning,
+            "resume_warnings": self.resume_warnings,
+            "worker_count": len(self.members),
+            "workers": self._worker_reports(now),
+        }
+
+    def _worker_reports(self, now: float) -> list[dict[str, Any]]:
+        """Return what is said of each worker; of too many for a message, of the slow ones first."""
+        members = self.members.members
+        found = slowness_of(members, now, self.settings.heartbeat_timeout_s)
+        if len(members) > WORKERS_PER_REPORT:
+            members = tuple(sorted(members, key=lambda each: not found[each.worker_id].is_slow))
+        return [
+            {
+                **member.report(now),
+                "speed_share": found[member.worker_id].share,
+                "is_slow": found[member.worker_id].is_slow,
+                "slow_because": found[member.worker_id].causes,
+            }
+            for member in members[:WORKERS_PER_REPORT]
+        ]
+
+
+def _copied(vector: Vector, into: Vector | None) -> Vector:
+    if into is None:
+        return vector.astype(np.float32)
+    np.copyto(into, vector, casting="same_kind")
+    return into

@@ -1,0 +1,199 @@
+"""What a run is: recipe, samples, optimizer and time limits; validated once, where they enter."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from itertools import zip_longest
+from typing import Any
+
+from dist_net.errors import SettingError
+from dist_net.nets.checkpoint import OPTIMIZER_PREFIX
+from dist_net.optim import SGD, ArrayShapes, ConstantRate, Optimizer, Schedule
+from dist_net.optim.ranges import require_fraction, require_positive
+from dist_net.training.server.consistency import ASYNC, Consistency
+from dist_net.wire.codec import MAX_ARRAY_BYTES
+from dist_net.wire.messages import PIPELINE, Pipeline, Push
+
+PROGRESS_TIMEOUT_S = 600.0
+LEASE_MINIBATCHES = 64
+"""What a worker is given to do at a time; few have to be done again if it is lost."""
+
+REMEDIES = {
+    "release": "install the same release of dist_net, unchanged, on both hosts",
+    "recipe": "give both hosts the same recipe",
+    "data": "the recipe is the same, but not the training data: give both hosts the same dataset",
+}
+"""What to do, by the part of ``LoadedRecipe.digest`` that differs."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """One run. Raises ``SettingError`` when a value cannot be.
+
+    The last ``len(momenta)`` arrays of ``layout`` are buffers: moving averages of these momenta.
+    ``samples`` is the number of samples of one epoch. ``learning_rate`` is multiplied with
+    ``schedule`` at each push. A worker that is silent for ``heartbeat_timeout_s`` is lost, and its
+    lease goes to others; so is one whose step takes longer than ``progress_timeout_s``, and ten
+    times as long as usual, while others wait for it. Without classes there is no accuracy to
+    report.
+    ``clip_norm``: see ``UpdateRule``; ``average_decay``: see ``WeightAverage``.
+    """
+
+    recipe: str
+    recipe_digest: str
+    layout: ArrayShapes
+    samples: int
+    epochs: int
+    batch_size: int
+    seed: int = 0
+    optimizer: Optimizer = field(default_factory=SGD)
+    learning_rate: float = 0.1
+    schedule: Schedule = field(default_factory=ConstantRate)
+    momenta: tuple[float, ...] = ()
+    lease_minibatches: int = LEASE_MINIBATCHES
+    pipeline: Pipeline = PIPELINE
+    heartbeat_interval_s: float = 0.3
+    heartbeat_timeout_s: float = 1.5
+    progress_timeout_s: float = PROGRESS_TIMEOUT_S
+    recipe_record: dict[str, Any] = field(default_factory=dict)
+    has_classes: bool = True
+    clip_norm: float | None = None
+    average_decay: float | None = None
+    consistency: Consistency = ASYNC
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "epochs", "batch_size", "lease_minibatches"):
+            self._require(name, "a whole number, at least 1", lambda value: _is_whole(value, 1))
+        self._require(
+            "batch_size",
+            f"at most the number of samples, which is {self.samples}",
+            lambda value: value <= self.samples,
+        )
+        require_seed(self.seed)
+        self._require(
+            "pipeline",
+            f"numbers from 1 up, and at most {PIPELINE.gradients} gradients",
+            lambda value: min(value) >= 1 and value.gradients <= PIPELINE.gradients,
+        )
+        for name in ("learning_rate", "heartbeat_interval_s", "progress_timeout_s"):
+            require_positive(name, getattr(self, name))
+        if self.clip_norm is not None:
+            require_positive("clip_norm", self.clip_norm)
+        if self.average_decay is not None:
+            require_fraction("average_decay", self.average_decay)
+        self._require(
+            "heartbeat_timeout_s",
+            f"more than twice heartbeat_interval_s, which is {self.heartbeat_interval_s}",
+            lambda value: 2 * self.heartbeat_interval_s < value < math.inf,
+        )
+        self._require(
+            "layout",
+            "at least one parameter; names that differ and do not begin with 'optimizer/'",
+            _is_layout,
+        )
+        longest = MAX_ARRAY_BYTES // 4  # or its weights could not be sent
+        if self.vector_size > longest:
+            raise SettingError(
+                f"the model has {self.vector_size} parameters: expected at most {longest}"
+            )
+        self._require(
+            "momenta",
+            f"numbers from 0 up to, but not, 1; fewer than the layout's {len(self.layout)} arrays",
+            lambda value: len(value) < len(self.layout) and all(0 <= each < 1 for each in value),
+        )
+
+    def _require(self, name: str, expected: str, holds: Callable[[Any], bool]) -> None:
+        value = getattr(self, name)
+        if not holds(value):
+            raise SettingError(f"{name}={value!r}: expected {expected}")
+
+    @cached_property
+    def vector_size(self) -> int:
+        """The length of the flat vector of all parameters and buffers."""
+        return sum(math.prod(shape) for _, shape in self.layout)
+
+    @property
+    def gradient_bytes(self) -> int:
+        """The size of a gradient, which is the longest frame that a worker has reason to send."""
+        return 4 * self.vector_size
+
+    @property
+    def parameter_count(self) -> int:
+        """How many elements of the flat vector are trained."""
+        trained = self.layout[: len(self.layout) - len(self.momenta)]
+        return sum(math.prod(shape) for _, shape in trained)
+
+    @property
+    def samples_total(self) -> int:
+        return self.samples * self.epochs
+
+    def learning_rate_after(self, applied_samples: int) -> float:
+        """Return the learning rate when so many samples, of all epochs, are in the weights."""
+        return self.learning_rate * self.schedule(applied_samples / self.samples, self.epochs)
+
+    def refusal_of(self, recipe_digest: str, vector_size: int) -> str | None:
+        """Return why a worker with this recipe cannot take part; None: it can."""
+        pairs = zip_longest(
+            recipe_digest.split("; "), self.recipe_digest.split("; "), fillvalue="nothing"
+        )
+        for theirs, own in pairs:
+            if theirs != own:
+                part = own.partition(" ")[0]
+                return (
+                    f"the worker has {theirs}, the server, which trains {self.recipe!r}, has "
+                    f"{own}: {REMEDIES.get(part, REMEDIES['recipe'])}"
+                )
+        if vector_size != self.vector_size:
+            return (
+                f"the worker's model has {vector_size} parameters, the server's "
+                f"{self.vector_size}: install the same dist_net on both hosts"
+            )
+        return None
+
+    def fault_of(self, push: Push) -> str | None:
+        """Return what is wrong with a push that no worker of this release sends; None: nothing."""
+        size = self.vector_size
+        shapes = [gradient.shape for gradient in push.gradients]
+        if not shapes or shapes != [(size,)] * len(shapes):
+            return f"gradients of shapes {shapes}: expected at least one, of shape ({size},) each"
+        edges = [push.start, *push.stops]
+        if not len(shapes) == len(push.stops) == len(push.base_versions) or edges != sorted(
+            {*edges}
+        ):
+            return (
+                f"{len(shapes)} gradients of minibatches that lie between samples {edges}, from "
+                f"versions {list(push.base_versions)}: expected one of each, and samples in their "
+                f"order"
+            )
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as a checkpoint keeps them; those that are objects as their text."""
+        own_text = ("optimizer", "schedule", "consistency")
+        elsewhere = ("recipe", "recipe_digest", "recipe_record", "layout")
+        return {
+            entry.name: str(value) if entry.name in own_text else value
+            for entry in fields(self)
+            if entry.name not in elsewhere
+            for value in (getattr(self, entry.name),)
+        }
+
+
+def require_seed(seed: int) -> None:
+    """Raise ``SettingError`` unless a message and a checkpoint can hold the seed."""
+    if not (_is_whole(seed, 0) and seed < 2**63):
+        raise SettingError(f"seed={seed!r}: expected a whole number from 0 to 2**63 - 1")
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+def _is_layout(layout: ArrayShapes) -> bool:
+    names = [name for name, _ in layout]
+    return (
+        0 < len(names) == len(set(names))
+        and not any(name.startswith(OPTIMIZER_PREFIX) for name in names)
+        and all(size >= 1 for _, shape in layout for size in shape)
+    )

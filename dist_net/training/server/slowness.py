@@ -1,0 +1,127 @@
+"""Which workers are slow beside the others, and what is seen of the cause. Pure; time is passed in.
+
+Only what the data show is named: what workers say of themselves, and when the server hears them.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from dist_net.training.server.members import Member
+
+SLOW_SHARE = 0.6
+"""Of the median of the others' speeds; less is slow."""
+
+MEASURED_S = 3.0
+"""A worker's speed is known after so much time with work."""
+
+STALLED_S = 5.0
+STALLED_PUSHES = 5
+"""How long a worker may be without progress, at least and in pushes, until that is said."""
+
+SLOW_LINK_S = 0.02
+SLOW_LINK_TIMES = 3
+"""The round trip of a slow link, at least and in medians of the others'.
+
+A busy host answers late too, but seldom by so much."""
+
+
+class Slowness(NamedTuple):
+    """Of a worker: its speed as a share of the median of the others', if both are known.
+
+    ``causes`` are for people; none: it is not slow, or nothing is seen that explains it.
+    """
+
+    share: float | None
+    is_slow: bool = False
+    causes: tuple[str, ...] = ()
+
+
+def slowness_of(
+    members: Sequence[Member], now: float, heartbeat_timeout_s: float
+) -> dict[int, Slowness]:
+    """Return how each worker does beside the others, by its id."""
+    rates = {
+        each.worker_id: each.speed.samples_per_s(now)
+        for each in members
+        if each.speed.measured_s(now) >= MEASURED_S
+    }
+    median_rate = medians_of_others(rates.values())
+    causes = _Causes(members)
+    found = {}
+    for member in members:
+        rate = rates.get(member.worker_id)
+        median = None if rate is None else median_rate(rate)
+        share = rate / median if rate is not None and median else None
+        silence = list(_silence(member, now, heartbeat_timeout_s))
+        is_slow = bool(silence) or (share is not None and share < SLOW_SHARE)
+        seen = (*silence, *causes.of(member)) if is_slow else ()
+        found[member.worker_id] = Slowness(share, is_slow, seen)
+    return found
+
+
+def medians_of_others(values: Iterable[float]) -> Callable[[float], float | None]:
+    """Return what gives the median of all the values but one of this size; None: there is none."""
+    ordered = sorted(values)
+    rest = len(ordered) - 1
+
+    def median(own: float) -> float | None:
+        if rest < 1:
+            return None
+        place = bisect_left(ordered, own)
+        low, high = (ordered[each + (each >= place)] for each in ((rest - 1) // 2, rest // 2))
+        return (low + high) / 2
+
+    return median
+
+
+def _silence(member: Member, now: float, heartbeat_timeout_s: float) -> Iterator[str]:
+    silent_s, still_s = now - member.heard_s, now - member.progress_s
+    long_s = STALLED_PUSHES * (now - member.joined_s) / max(1, member.pushes)
+    if silent_s > heartbeat_timeout_s / 2:
+        yield f"silent for {silent_s:.1f} s: it is stopped, or its network is cut"
+    elif member.speed.is_measuring and still_s > max(STALLED_S, long_s):
+        yield f"no gradient for {still_s:.0f} s, though it is alive"
+
+
+class _Causes:
+    """What differs between workers and slows them down."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        everybody = [each.equipment for each in members]
+        self._median_threads = medians_of_others(each.threads for each in everybody)
+        self._median_round_trip = medians_of_others(each.round_trip_s for each in members)
+        self._threads_on: Counter[str] = Counter()
+        for each in everybody:
+            self._threads_on[each.host] += each.threads
+        [(self._blas, count)] = Counter(each.blas for each in everybody).most_common(1) or [("", 0)]
+        self._is_usual_blas = 2 * count > len(everybody)
+
+    def of(self, member: Member) -> Iterator[str]:
+        own = member.equipment
+        together = self._threads_on[own.host]
+        if 0 < own.core_quota < own.threads:
+            yield f"{counted(own.threads, 'thread')} with a quota of {own.core_quota:g} cores"
+        if 0 < own.cores < own.threads:
+            yield f"{counted(own.threads, 'thread')} on {counted(own.cores, 'core')}"
+        elif 0 < own.host_cores < together < self._threads_on.total():  # some are elsewhere
+            yield (
+                f"{together} threads of this run on the {counted(own.host_cores, 'core')} "
+                f"of {own.host}"
+            )
+        median_threads = self._median_threads(own.threads)
+        if median_threads and 0 < own.threads < median_threads:
+            yield f"{counted(own.threads, 'thread')}, the others {median_threads:g}"
+        median_s = self._median_round_trip(member.round_trip_s) or 0.0
+        if member.round_trip_s > max(SLOW_LINK_S, SLOW_LINK_TIMES * median_s):
+            yield (
+                f"its messages take {member.round_trip_s * 1e3:.1f} ms there and back, "
+                f"the others' {median_s * 1e3:.1f}"
+            )
+        if self._is_usual_blas and own.blas != self._blas:
+            yield f"its BLAS is {own.blas or 'unknown'}, the others' {self._blas or 'unknown'}"
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

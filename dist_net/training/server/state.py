@@ -1,0 +1,434 @@
+"""The parameter server as a state machine: messages come in, commands come out. No I/O.
+
+The run's own state is in ``run``. This module decides what a message changes there, and what the
+answer is.
+"""
+
+import json
+import logging
+from typing import NamedTuple
+
+from dist_net.training.server.journal import BLOCK_BYTES, Applied, JournalLag
+from dist_net.training.server.members import Member
+from dist_net.training.server.run_state import RunState
+from dist_net.wire.messages import (
+    Alive,
+    Heartbeat,
+    Join,
+    Leave,
+    Message,
+    Pull,
+    Push,
+    RecipeOffer,
+    RecipeRequest,
+    Refuse,
+    SegmentAddress,
+    Shutdown,
+    Snapshot,
+    SnapshotRequest,
+    StatusReport,
+    StatusRequest,
+    Stop,
+    Wait,
+    Welcome,
+    Work,
+)
+
+logger = logging.getLogger(__name__)
+
+RETRY_AFTER_S = 0.01
+REFUSALS_IN_A_ROW = 3
+
+
+class SendToPeer(NamedTuple):
+    """Send the message to the node, at once: an array in it is borrowed until the next call."""
+
+    node: bytes
+    message: Message
+
+
+class Forget(NamedTuple):
+    """The worker is gone: release what is held for it, such as its mapped segment."""
+
+    worker_id: int
+
+
+class Record(NamedTuple):
+    """Write to the journal what was applied, before anything else is done."""
+
+    applied: tuple[Applied, ...]
+
+
+ServerCommand = SendToPeer | Forget | Record
+
+
+class ParameterServer:
+    """A run's server. Times are seconds on one clock that never goes backwards.
+
+    ``segment`` is where the run's buffers lie; None: weights travel as frames to every worker.
+    ``incarnation`` names this start of the server. ``offer`` is what hosts without the recipe get.
+    A worker's requests are taken in by their numbers, each once, and none before the one before it.
+    ``journal_lag`` is how far the disk was behind the journal at the last look.
+    """
+
+    def __init__(
+        self,
+        run: RunState,
+        segment: SegmentAddress | None = None,
+        incarnation: str = "",
+        offer: RecipeOffer | None = None,
+    ) -> None:
+        self.run = run
+        self._offer = offer
+        self._incarnation = incarnation
+        self.stop_reason: str | None = None
+        self._segment = segment
+        self.checkpoint_version: int | None = None
+        self._checkpoint_error: str | None = None
+        self.journal_lag = JournalLag()
+        self._waiting: dict[int, Member] = {}  # workers whose answer waits for other workers
+
+    @property
+    def state(self) -> str:
+        """One of waiting (for a first worker), training, finished, stopping."""
+        if self.run.ledger.finished:
+            return "finished"
+        if self.stop_reason is not None:
+            return "stopping"
+        return "training" if len(self.run.members) else "waiting"
+
+    @property
+    def worker_count(self) -> int:
+        """How many workers take part; 0 after the end means that each knows of it."""
+        return len(self.run.members)
+
+    def handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
+        """Take in a message of ``node`` and return what to do; a push's gradient is only borrowed.
+
+        Messages that a server never receives are logged and dropped.
+        """
+        commands = self._handle(node, message, now)
+        if self._waiting:
+            commands += self._answer_those_who_wait(now)
+        return commands
+
+    def _handle(self, node: bytes, message: Message, now: float) -> list[ServerCommand]:
+        match message:
+            case Push() | Pull():
+                return self._request(node, message, now)
+            case Heartbeat():
+                return [SendToPeer(node, self._heartbeat(message, now))]
+            case Join():
+                return self._join(node, message, now)
+            case Leave():
+                return self._leave(message, now)
+            case StatusRequest():
+                return [SendToPeer(node, self._status(message.first_record, now))]
+            case SnapshotRequest():
+                return [SendToPeer(node, self._snapshot())]
+            case Shutdown():
+                return [SendToPeer(node, self._shut_down(message, now))]
+            case RecipeRequest():
+                none = Refuse("this server has no recipe to give", may_rejoin=False)
+                return [SendToPeer(node, self._offer or none)]
+        logger.warning("unexpected_message node=%s kind=%s", node.hex(), type(message).__name__)
+        return []
+
+    def stop(self, reason: str) -> None:
+        """End the run: nothing more is applied, and each worker is told so at its next request."""
+        if self.stop_reason is None:
+            logger.info("stopping reason=%s", reason)
+            self.stop_reason = reason
+
+    def checkpoint_written(self, version: int) -> None:
+        """Note that the checkpoint on disk is the one of this version."""
+        self.checkpoint_version, self._checkpoint_error = version, None
+
+    def checkpoint_failed(self, error: str) -> None:
+        """Note that no checkpoint could be written; every report says so until one is."""
+        self._checkpoint_error = error
+        self.run.metrics.checkpoints_failed += 1
+
+    def journal_lags(self, lag: JournalLag) -> None:
+        """Note how far the disk is behind the journal; every report says so, and why."""
+        if lag.error is not None and self.journal_lag.error is None:
+            self.run.metrics.journal_failures += 1
+        self.journal_lag = lag
+
+    def tick(self, now: float) -> list[ServerCommand]:
+        """Remove the workers that are overdue; to be called several times a second.
+
+        Handle the messages that have arrived first: a heartbeat may be among them.
+        """
+        expired = self.run.members.expired(now)
+        commands: list[ServerCommand] = [self._lose(each, "overdue", now) for each in expired]
+        if self._waiting:
+            reason = "it completed no step while others waited for it"
+            commands += [self._lose(each, reason, now) for each in self.run.members.stalled(now)]
+        if self.run.settings.consistency.is_automatic:
+            self.run.members.leave_slow_behind(now)
+        return commands + self._answer_those_who_wait(now)
+
+    def _join(self, node: bytes, join: Join, now: float) -> list[ServerCommand]:
+        run, settings = self.run, self.run.settings
+        refusal = settings.refusal_of(join.recipe_digest, join.vector_size)
+        if refusal is not None:
+            logger.warning("join_refused name=%s reason=%s", join.name, refusal)
+            return [SendToPeer(node, Refuse(refusal, may_rejoin=False))]
+        commands: list[ServerCommand] = []
+        for former in run.members.former(node, join.identity):
+            if former.identity == join.identity and former.received_id >= join.request_id:
+                return []  # it came before
+            # Its pushes that come from now on would be read where the worker writes new ones.
+            commands.append(self._lose(former, "it joined again", now))
+        facts = join.name, join.identity, now, join.equipment, join.request_id
+        member = run.members.join(node, *facts)
+        run.metrics.workers_restarted += member.is_restart
+        member.pins = run.store.admit(member.worker_id)
+        may_share = self._segment is not None and join.segment is not None
+        member.shared = may_share and member.pins
+        run.metrics.workers_joined += 1
+        logger.info(
+            "worker_joined worker=%d name=%s shared=%s",
+            *(member.worker_id, member.name, member.shared),
+        )
+        welcome = Welcome(
+            member.worker_id,
+            self._incarnation,
+            settings.batch_size,
+            settings.seed,
+            settings.heartbeat_interval_s,
+            settings.heartbeat_timeout_s,
+            self._segment if member.shared else None,
+            join.request_id,
+        )
+        return [*commands, SendToPeer(node, welcome)]
+
+    def _request(self, node: bytes, request: Pull | Push, now: float) -> list[ServerCommand]:
+        """Take in the worker's next request; nothing if it came before, or the next is missing."""
+        member = self.run.members.heard(request.worker_id, request.identity, now)
+        if member is None:
+            self.run.metrics.pushes_rejected += isinstance(request, Push)
+            return [SendToPeer(node, _unknown(request.worker_id))]
+        if request.request_id != member.received_id + 1:
+            self.run.metrics.duplicates_dropped += request.request_id <= member.received_id
+            return []
+        member.received_id, member.node, member.progress_s = request.request_id, node, now
+        return (
+            self._answer(member, now)
+            if isinstance(request, Pull)
+            else self._push(member, request, now)
+        )
+
+    def _push(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
+        run = self.run
+        fault = run.settings.fault_of(push)
+        if fault is not None:
+            run.metrics.pushes_rejected += 1
+            return self._dismiss(member, fault, now)
+        if member.pins:
+            # Before the update, which then has one buffer more to write into: the last one used.
+            run.store.unpin_before(member.worker_id, push.base_versions[-1])
+        if run.members.go_in_step or run.round is not None:
+            member.completes(len(push.stops), now)
+        member.speed.computed(push.stop - push.start, now)
+        if not run.ledger.is_due(member.worker_id, push.lease_id, push.start, push.stop):
+            run.metrics.duplicates_dropped += 1  # most often, a rival was first
+        elif (
+            self.stop_reason is not None
+            or not 0 <= min(push.base_versions) <= max(push.base_versions) <= run.store.version
+        ):
+            run.metrics.pushes_rejected += 1
+        elif max(run.staleness(push)) > run.members.staleness_limit:
+            return self._reject_stale(member, push, now)
+        elif run.round is not None:
+            collected = run.collect(member, push, now)
+            if collected is None:
+                return self._refuse_gradient(member, push, now)
+            if collected:
+                return [Record(collected), *self._answer(member, now)]
+        elif applied := run.apply(member, push, now):
+            return [Record(applied), *self._answer(member, now)]
+        else:
+            return self._refuse_gradient(member, push, now)
+        return self._answer(member, now)
+
+    def _reject_stale(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
+        """Return its samples to the pool, to be computed again from newer weights."""
+        self.run.metrics.pushes_rejected += 1
+        logger.warning(
+            "push_too_stale worker=%d name=%s staleness=%d limit=%d",
+            *(member.worker_id, member.name, max(self.run.staleness(push))),
+            self.run.members.staleness_limit,
+        )
+        self.run.ledger.release(member.worker_id)
+        return self._answer(member, now)
+
+    def _refuse_gradient(self, member: Member, push: Push, now: float) -> list[ServerCommand]:
+        self.run.metrics.gradients_refused += 1
+        member.refusals += 1
+        logger.warning(
+            "gradient_refused worker=%d name=%s start=%d stop=%d loss_sum=%s in_a_row=%d",
+            *(member.worker_id, member.name, push.start, push.stop, push.loss_sum, member.refusals),
+        )
+        if member.refusals == REFUSALS_IN_A_ROW:
+            return self._dismiss(
+                member,
+                f"{REFUSALS_IN_A_ROW} gradients in a row that are not finite: the training "
+                f"diverges, try a learning rate below {self.run.settings.learning_rate:g}",
+                now,
+            )
+        self.run.ledger.release(member.worker_id)
+        return self._answer(member, now)
+
+    def _answer(self, member: Member, now: float) -> list[ServerCommand]:
+        """Answer all that a worker asked; nothing if the answer waits for other workers."""
+        message = self._work(member, now)
+        if not isinstance(message, Work):
+            member.speed.waits(now)
+        if message is None:
+            self._waiting[member.worker_id] = member
+            return []
+        self._waiting.pop(member.worker_id, None)
+        member.answered_id = member.received_id
+        return [SendToPeer(member.node, message)]
+
+    def _answer_those_who_wait(self, now: float) -> list[ServerCommand]:
+        answers: list[ServerCommand] = []
+        if not self._may_one_go_on():
+            return answers
+        for member in list(self._waiting.values()):
+            answer = self._answer(member, now)
+            if not answer and self.run.round is not None:
+                break  # those who came later wait for the same
+            answers += answer
+        return answers
+
+    def _may_one_go_on(self) -> bool:
+        """Whether one of those who wait may have an answer: soon told, however many there are."""
+        if not self._waiting:
+            return False
+        if not self.run.members.go_in_step or self.state != "training":
+            return True
+        return not self._is_too_far_ahead(min(self._waiting.values(), key=lambda each: each.clock))
+
+    def _is_too_far_ahead(self, member: Member) -> bool:
+        """Whether the worker has to wait for the slowest of those that have something to do.
+
+        Nobody waits for who was left behind, and nobody has to catch up.
+        """
+        members, most_ahead = self.run.members, self.run.settings.consistency.most_ahead
+        if most_ahead is None or not members.go_in_step:
+            return False
+        holds_lease = self.run.ledger.holds_lease
+        clocks = [
+            each.clock
+            for each in members.members
+            if not each.is_left_behind and holds_lease(each.worker_id)
+        ]
+        slowest = min(clocks, default=member.clock)
+        if member.is_idle or member.is_left_behind:
+            member.clock = max(member.clock, slowest)
+        return member.clock - slowest > most_ahead
+
+    def _work(self, member: Member, now: float) -> Message | None:
+        """The answer to a worker; None if it has to wait for others."""
+        run = self.run
+        if run.ledger.finished or self.stop_reason is not None:
+            member.told_to_stop = True
+            if run.ledger.finished:
+                return Stop("every epoch is done", finished=True)
+            return Stop(self.stop_reason or "", finished=False)
+        member.step_began_s = None
+        if self._is_too_far_ahead(member):
+            return None
+        lease = run.ledger.grant(member.worker_id, may_share=run.has_late_leases(now))
+        member.is_idle = lease is None
+        if lease is None:
+            return Wait(member.received_id, RETRY_AFTER_S) if run.round is None else None
+        run.metrics.lease_granted(now)
+        member.speed.has_work(now)
+        member.step_began_s = now
+        if member.pins:
+            snapshot, version = run.store.pin(member.worker_id)
+            weights = None if member.shared else run.store.snapshots[snapshot]
+        else:
+            snapshot, version, weights = -1, run.store.version, run.store.weights
+        return Work(
+            member.received_id,
+            lease.lease_id,
+            lease.epoch,
+            lease.start,
+            lease.stop,
+            version,
+            *run.members.pipeline,
+            snapshot,
+            weights,
+        )
+
+    def _heartbeat(self, heartbeat: Heartbeat, now: float) -> Message:
+        member = self.run.members.heard(heartbeat.worker_id, heartbeat.identity, now)
+        if member is None:
+            return _unknown(heartbeat.worker_id)
+        if heartbeat.round_trip_s:
+            member.round_trips_s.append(heartbeat.round_trip_s)
+        return Alive(heartbeat.sent_s, member.received_id, member.answered_id)
+
+    def _leave(self, leave: Leave, now: float) -> list[ServerCommand]:
+        member = self.run.members.heard(leave.worker_id, leave.identity, now)
+        if member is None:
+            return []
+        logger.info("worker_left worker=%d name=%s", member.worker_id, member.name)
+        return [self._remove(member)]
+
+    def _dismiss(self, member: Member, reason: str, now: float) -> list[ServerCommand]:
+        forget = self._lose(member, reason, now)
+        refuse = Refuse(f"worker {member.name!r} sent {reason}", may_rejoin=False)
+        return [forget, SendToPeer(member.node, refuse)]
+
+    def _lose(self, member: Member, reason: str, now: float) -> Forget:
+        if not member.told_to_stop:
+            self.run.metrics.workers_lost += 1
+            logger.warning(
+                "worker_lost worker=%d name=%s silent_s=%.2f reason=%s",
+                *(member.worker_id, member.name, now - member.heard_s, reason),
+            )
+        return self._remove(member)
+
+    def _remove(self, member: Member) -> Forget:
+        self._waiting.pop(member.worker_id, None)
+        self.run.remove(member)
+        return Forget(member.worker_id)
+
+    def _status(self, first_record: int, now: float) -> StatusReport:
+        report = {
+            "state": self.state,
+            "incarnation": self._incarnation,
+            "recipe": self.run.settings.recipe,
+            "checkpoint_version": self.checkpoint_version,
+            "checkpoint_error": self._checkpoint_error,
+            "versions_since_checkpoint": self.run.store.version - (self.checkpoint_version or 0),
+            "journal_lag_records": self.journal_lag.unsynced_bytes // BLOCK_BYTES,
+            "journal_lag_bytes": self.journal_lag.unsynced_bytes,
+            "journal_lag_s": self.journal_lag.unsynced_s,
+            "journal_unwritten_bytes": self.journal_lag.unwritten_bytes,
+            "journal_error": self.journal_lag.error,
+            **self.run.report(first_record, now),
+        }
+        return StatusReport(json.dumps(report, ensure_ascii=False))
+
+    def _snapshot(self) -> Snapshot:
+        store = self.run.store
+        return Snapshot(store.version, self.run.ledger.applied_samples, store.evaluated_weights)
+
+    def _shut_down(self, shutdown: Shutdown, now: float) -> StatusReport:
+        self.stop(shutdown.reason)
+        return self._status(self.run.metrics.next_record, now)
+
+
+def _unknown(worker_id: int) -> Refuse:
+    return Refuse(
+        f"worker {worker_id} is not in this run: it was silent or completed no step for too long, "
+        f"or the server was restarted; join again",
+        may_rejoin=True,
+    )

@@ -1,0 +1,345 @@
+"""The training worker's process: a loop that connects its state machine to sockets and memory.
+
+`WorkerLoop.turns` is the loop, up to each of its waits; `WorkerLoop.train` waits. What both find
+around them is a `Surroundings`: this process's, or a simulation's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from random import Random, SystemRandom
+from typing import Protocol, Self
+
+import numpy as np
+
+from dist_net.clock import Clock, SystemClock
+from dist_net.errors import NoAnswerError, ProtocolError, SegmentError, ServerLostError
+from dist_net.training.worker.state import (
+    REJOIN_TIMEOUT_S,
+    Begin,
+    Compute,
+    Ended,
+    Gather,
+    Receive,
+    Reconnect,
+    SendToServer,
+    WorkerCommand,
+    WorkerState,
+)
+from dist_net.vector import Vector
+from dist_net.wire.heart import Heart
+from dist_net.wire.local_channel import LocalChannel
+from dist_net.wire.messages import (
+    PIPELINE,
+    UNKNOWN_EQUIPMENT,
+    Equipment,
+    Join,
+    Message,
+    SegmentAddress,
+    Welcome,
+)
+from dist_net.wire.security import PeerKeys
+from dist_net.wire.segment import Segment, SharedVectors, available
+from dist_net.wire.transport import ClientSocket
+
+logger = logging.getLogger(__name__)
+
+# The server may wait for this worker's core. Between two minibatches it interrupts nothing; without
+# this it waits for the end of a time slice, in which the worker uses up its pipeline.
+let_others_run = getattr(os, "sched_yield", lambda: None)
+
+
+class MinibatchStep(Protocol):
+    """What computes a minibatch; see ``dist_net.training.worker.step.TrainingStep``."""
+
+    def gather(self, epoch: int, start: int, stop: int) -> None:
+        """Gathers the minibatch."""
+        ...
+
+    def run(self, weights: Vector, gradient: Vector) -> tuple[float, int]:
+        """Fills ``gradient``; gives the summed loss and the number of right answers."""
+        ...
+
+    def unbind(self) -> None:
+        """Lets go of every vector that it was given."""
+        ...
+
+
+class ServerConnection(Protocol):
+    """A worker's way to its server; see `dist_net.wire.transport.ClientSocket`."""
+
+    def send(self, message: Message) -> None: ...
+    def lend(self, vectors: Iterable[Vector]) -> None: ...
+    def receive(self, timeout_s: float) -> Message | None: ...
+    def abandon(self) -> None: ...
+    def close(self) -> None: ...
+    def no_answer(self, waited_s: float) -> NoAnswerError: ...
+
+
+class Pulse(Protocol):
+    """Heartbeats that go on by themselves; see `dist_net.wire.heart.Heart`."""
+
+    answer: tuple[Message, float] | None
+
+    def stop(self) -> None: ...
+
+
+class Surroundings(Protocol):
+    """What a worker's loop finds around it: time, chance, a network and shared memory."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def random(self) -> Random: ...
+    def connect(self) -> ServerConnection: ...
+
+    def open_channel(self) -> ServerConnection | None:
+        """Connect directly to a server that shares this worker's memory; None if impossible."""
+        ...
+
+    def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> Pulse: ...
+
+    def share(self, vectors: int, size: int) -> SharedVectors | None:
+        """New vectors in shared memory; None: the server cannot see any of this worker's."""
+        ...
+
+    def attach(self, address: SegmentAddress, size: int) -> SharedVectors:
+        """Maps the server's vectors; raises SegmentError."""
+        ...
+
+
+class ProcessSurroundings:
+    """Those of a real process, whose server is at ``address``."""
+
+    def __init__(self, address: str, keys: PeerKeys | None, shares_memory: bool) -> None:
+        self._address = address
+        self._keys = keys
+        self._shares_memory = shares_memory
+        self.clock: Clock = SystemClock()
+        self.random: Random = SystemRandom()
+
+    def connect(self) -> ServerConnection:
+        return ClientSocket(self._address, self._keys)
+
+    def open_channel(self) -> ServerConnection | None:
+        try:
+            return LocalChannel(self._address)
+        except OSError as error:
+            logger.info("no_channel address=%s reason=%s", self._address, error)
+            return None
+
+    def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> Pulse:
+        heart = Heart(self._address, self._keys, worker_id, interval_s, self.clock, identity)
+        heart.start()
+        return heart
+
+    def share(self, vectors: int, size: int) -> SharedVectors | None:
+        if not (self._shares_memory and available()):
+            return None
+        try:
+            return Segment.create(vectors, size)
+        except SegmentError as error:
+            logger.warning("shared_memory_unavailable reason=%s", error)
+            return None
+
+    def attach(self, address: SegmentAddress, size: int) -> SharedVectors:
+        return Segment.attach(address, size)
+
+
+class WorkerLoop:
+    """Trains for the server at ``address`` until there is no more to do.
+
+    ``step_of`` makes what computes, for the run's seed. ``recipe_digest`` and ``vector_size`` must
+    be the server's. With ``shares_memory`` weights and gradients stay in shared memory, for a
+    server on this host. ``join_timeout_s`` is how long the server may take to answer the first
+    message; later its heartbeat timeout holds, and then the worker tries for ``rejoin_timeout_s``
+    to join again. ``equipment`` is what the server's status shows.
+    """
+
+    def __init__(
+        self,
+        step_of: Callable[[int], MinibatchStep],
+        address: str,
+        name: str,
+        recipe_digest: str,
+        vector_size: int,
+        keys: PeerKeys | None = None,
+        shares_memory: bool = False,
+        join_timeout_s: float = 10.0,
+        rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
+        equipment: Equipment = UNKNOWN_EQUIPMENT,
+        surroundings: Surroundings | None = None,
+    ) -> None:
+        around = surroundings or ProcessSurroundings(address, keys, shares_memory)
+        self._around = around
+        self._clock = around.clock
+        self._step_of = step_of
+        self._step: MinibatchStep | None = None
+        self._seed: int | None = None
+        self._join_timeout_s = join_timeout_s
+        self._socket = around.connect()
+        self._pulse: Pulse | None = None
+        self._stop_requested: str | None = None
+        self._own = around.share(PIPELINE.gradients, vector_size)
+        self._weights = ReceivedWeights(vector_size, around.attach)
+        self._gradients = [
+            self._own.vector(slot) if self._own else np.empty(vector_size, np.float32)
+            for slot in range(PIPELINE.gradients)
+        ]
+        self._sends_gradient = True
+        own_address = self._own.address if self._own else None
+        self._identity = around.random.getrandbits(63)
+        facts = recipe_digest, vector_size, own_address
+        join = Join(name, self._identity, *facts, equipment=equipment)
+        self._state = WorkerState(join, address, join_timeout_s, rejoin_timeout_s)
+
+    def stop(self, reason: str) -> None:
+        """Leaves the run as soon as the loop comes round; may be called by a signal handler."""
+        self._stop_requested = reason
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._pulse is not None:
+            self._pulse.stop()
+        self._socket.close()
+        self._step = None  # its plans are bound to the memory
+        self._weights.detach()
+        if self._own is not None:
+            self._gradients.clear()
+            self._own.close()
+
+    def train(self) -> Ended:
+        """Returns what the server said last.
+
+        Raises NoAnswerError when it never answered, ServerLostError when it has said nothing for as
+        long as the worker tries to join again, and
+        JoinRefusedError or WorkerRefusedError when it will not have this worker.
+        """
+        turns, message = self.turns(), None
+        try:
+            while True:
+                command = turns.send(message)
+                message = None
+                if isinstance(command, Receive):
+                    message = self._socket.receive(command.timeout_s)
+                else:
+                    let_others_run()
+        except StopIteration as end:
+            ended: Ended = end.value
+            return ended
+
+    def turns(self) -> Generator[Receive | Compute, Message | None, Ended]:
+        """The loop: yields before it waits, to be sent the message or None, and before it computes.
+
+        Gives and raises what ``train`` does.
+        """
+        commands = deque(self._state.start(self._clock.now()))
+        while True:
+            if not commands:
+                commands.extend(self._state.next_commands(self._clock.now()))
+            try:
+                match command := commands.popleft():
+                    case Receive():
+                        commands.extend(self._received((yield command)))
+                    case Compute():
+                        yield command
+                        commands.extend(self._compute(command))
+                    case SendToServer(message):
+                        self._socket.send(message)
+                    case Gather(epoch, start, stop) if self._step is not None:
+                        self._step.gather(epoch, start, stop)
+                    case Reconnect():
+                        self._reconnect()
+                    case Begin(welcome):
+                        self._begin(welcome)
+                    case Ended():
+                        return command
+            except SegmentError as error:  # such as too little address space (ulimit -v)
+                now = self._clock.now()
+                commands = deque(self._state.rejoin_with_frames(str(error), now))
+
+    def _compute(self, command: Compute) -> list[WorkerCommand]:
+        if self._step is None:
+            return []
+        gradient = self._gradients[command.slot]
+        loss_sum, correct = self._step.run(self._weights.of(command), gradient)
+        sent = gradient if self._sends_gradient else None
+        return self._state.computed(loss_sum, correct, sent, self._clock.now())
+
+    def _received(self, message: Message | None) -> list[WorkerCommand]:
+        now = self._clock.now()
+        if self._stop_requested is not None:
+            return self._state.leave(self._stop_requested)
+        if self._pulse is not None:
+            return self._state.received(message, now, self._pulse.answer)
+        try:
+            return self._state.received(message, now)
+        except ServerLostError as error:
+            raise self._socket.no_answer(self._join_timeout_s) from error
+
+    def _reconnect(self) -> None:
+        if self._pulse is not None:
+            self._pulse.stop()
+        self._socket.abandon()
+        self._socket = self._around.connect()
+
+    def _begin(self, welcome: Welcome) -> None:
+        self._weights.attach(welcome)
+        self._sends_gradient = welcome.segment is None
+        if self._sends_gradient:
+            self._socket.lend(self._gradients)
+        elif (channel := self._around.open_channel()) is not None:
+            self._socket.close()
+            self._socket = channel
+        if self._pulse is not None:
+            self._pulse.stop()
+        pulse = welcome.worker_id, self._identity, welcome.heartbeat_interval_s
+        self._pulse = self._around.start_pulse(*pulse)
+        if self._step is None or welcome.seed != self._seed:
+            self._step, self._seed = self._step_of(welcome.seed), welcome.seed
+        self._step.unbind()  # its vectors may be those of a server that is gone
+        logger.info(
+            "joined worker=%d incarnation=%s shared_memory=%s",
+            *(welcome.worker_id, welcome.incarnation, not self._sends_gradient),
+        )
+
+
+class ReceivedWeights:
+    """Where a worker reads weights: the server's snapshots, or a vector that frames fill."""
+
+    def __init__(self, size: int, attach: Callable[[SegmentAddress, int], SharedVectors]) -> None:
+        self._size = size
+        self._attach = attach
+        self._segment: SharedVectors | None = None
+        self._received = np.empty(0, np.float32)
+
+    def attach(self, welcome: Welcome) -> None:
+        """Maps the server's snapshots, if this worker was given them."""
+        self.detach()
+        if welcome.segment is not None:
+            self._segment = self._attach(welcome.segment, self._size)
+        else:
+            self._received = np.empty(self._size, np.float32)
+
+    def of(self, work: Compute) -> Vector:
+        """Return the weights to compute from; raise SegmentError if they cannot be mapped."""
+        if work.weights is not None:
+            # Copied, so that plans are bound once and not to every frame.
+            np.copyto(self._received, work.weights)
+            return self._received
+        if self._segment is None:
+            raise ProtocolError(f"the server sent snapshot {work.snapshot}, expected weights")
+        return self._segment.vector(work.snapshot)
+
+    def detach(self) -> None:
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None

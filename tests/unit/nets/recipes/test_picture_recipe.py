@@ -1,0 +1,114 @@
+"""Recipes of pictures as data: what they build, and what is refused of a file."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dist_net.data import Dataset
+from dist_net.errors import RecipeError
+from dist_net.images.augmentation import Augmentation
+from dist_net.nets.recipes.picture_recipe import Base, PictureRecipe, no_data, small_base
+from dist_net.nn import Predictor
+from dist_net.photos.bases import FoundBase, joined_weights
+
+NET = """
+[net]
+height=8
+width=8
+channels=3
+[convolutional]
+filters=4
+size=3
+stride=2
+pad=1
+activation=leaky
+[convolutional]
+filters=10
+size=1
+stride=1
+activation=linear
+[avgpool]
+[softmax]
+"""
+BASE = Base("darknet", "tiny", (8, 8, 3), "crop", NET)
+WHOLE = PictureRecipe("photos", BASE, ("cat", "dog"), augmentation=Augmentation(flip=False))
+HEAD = PictureRecipe("photos", BASE, ("cat", "dog"), "head")
+
+
+@pytest.mark.parametrize("recipe", [WHOLE, HEAD, PictureRecipe("p", small_base(), ("a", "b"))])
+def test_a_recipe_is_the_same_after_it_was_a_file(recipe):
+    text = recipe.to_json()
+    assert PictureRecipe.from_json(text) == recipe
+    assert PictureRecipe.from_json(text).to_json() == text
+
+
+def test_where_a_host_keeps_its_pictures_is_no_difference_between_hosts():
+    pictures = np.zeros((2, 8, 8, 3), np.uint8)
+    dataset = Dataset("photos", pictures, np.arange(2), pictures, np.arange(2), ("cat", "dog"))
+
+    def digest(recipe):
+        return recipe.loaded(no_data).digest(dataset)
+
+    here, there = (replace(WHOLE, data=f"/host/{name}") for name in ("here", "there"))
+    assert digest(here) == digest(there)
+    assert here.loaded(no_data).file_digests != there.loaded(no_data).file_digests
+    assert digest(here) != digest(replace(here, augmentation=None))
+
+
+def test_a_run_on_pictures_is_a_base_in_turn():
+    base = Base("pictures", "before", (8, 8, 3), "crop", WHOLE.as_net().to_json())
+    assert PictureRecipe("next", base, ("a", "b", "c")).model.output_shape == (3,)
+
+
+def test_head_and_base_together_are_the_whole_net():
+    generator = np.random.default_rng(0)
+    base = FoundBase(BASE, BASE.model.layout.initial(generator))
+    pictures = generator.integers(0, 256, (6, 8, 8, 3), np.uint8)
+    by_name = BASE.model.layout.views(base.weights)
+    of_features = np.concatenate([by_name[name].ravel() for name, _ in BASE.features.layout.shapes])
+    features = Predictor(BASE.features, of_features)(pictures)
+
+    head = HEAD.standardized(features)
+    views = HEAD.model.layout.views(head)
+    views["head/kernel"][...] = generator.normal(size=views["head/kernel"].shape)
+    whole = joined_weights(WHOLE, base, views)
+    expected = Predictor(HEAD.model, head)(features)
+    np.testing.assert_allclose(Predictor(WHOLE.model, whole)(pictures), expected, rtol=1e-4)
+    cooled = Predictor(WHOLE.model, WHOLE.tempered(whole, 2.0))(pictures)
+    np.testing.assert_allclose(cooled, expected / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_features_are_standardized_by_those_that_a_head_is_trained_on():
+    features = np.random.default_rng(0).normal(3, 2, (500, 4)).astype(np.float32)
+    views = HEAD.model.layout.views(HEAD.standardized(features))
+    np.testing.assert_allclose(views["head/mean"], 3, atol=0.3)
+    np.testing.assert_allclose(views["head/deviation"], 2, atol=0.2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": 2},
+        {"class_names": ["one"]},
+        {"class_names": [1, 2]},
+        {"stage": "tail"},
+        {"more": 1},
+        {"base": {"kind": "python", "name": "x", "input_shape": [8, 8, 3], "fitting": "crop"}},
+        {"base": {"kind": "small", "name": "x", "input_shape": [1 << 40, 8, 3], "fitting": "crop"}},
+        {"base": {"kind": "small", "name": "x", "input_shape": [8, 8, 3], "fitting": "bend"}},
+        {"base": None},
+        {"base": {"kind": "small", "name": "x", "input_shape": [8, 8, 4], "fitting": "crop"}},
+        {"epochs": "many"},
+        {"learning_rate": None},
+    ],
+)
+def test_what_no_run_writes_is_refused(change):
+    with pytest.raises(RecipeError, match="expected the JSON object"):
+        PictureRecipe.from_json(json.dumps(json.loads(WHOLE.to_json()) | change))
+
+
+def test_brackets_without_end_are_refused():
+    with pytest.raises(RecipeError, match="expected the JSON object"):
+        PictureRecipe.from_json("[" * 200_000)

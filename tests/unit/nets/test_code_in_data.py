@@ -1,0 +1,103 @@
+"""Data never runs code: a recipe of pictures that names a Python file is refused.
+
+A run directory, a parameter server's offer and a gateway's description may all hold such a recipe.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dist_net.cli import main
+from dist_net.errors import RecipeError, UnknownRecipeError, UntrustedRecipeError
+from dist_net.nets.observer import Observer
+from dist_net.nets.offered_recipe import OfferedRecipe
+from dist_net.nets.recipes.picture_recipe import PICTURES, RECIPE_JSON, Base
+from dist_net.nets.recipes.recipe import built_in_recipe, own_release
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.sources import source_called
+from dist_net.nets.trained_model import recipe_of_run
+from dist_net.serving.pool.description import ModelDescription
+from dist_net.serving.worker.served_network import model_of
+from dist_net.wire.messages import RecipeOffer
+from marked_code import MarkedCode
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> MarkedCode:
+    return MarkedCode(tmp_path)
+
+
+@pytest.fixture
+def run(tmp_path: Path, code: MarkedCode) -> RunDirectory:
+    return code.run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "RUN", "picture.png"],
+        ["evaluate", "RUN"],
+        ["export", "RUN", "net.onnx"],
+        ["train", "--resume", "--run-dir", "RUN"],
+    ],
+)
+def test_no_command_runs_what_a_run_directory_names(
+    words: list[str], run: RunDirectory, code: MarkedCode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(run.path) if word == "RUN" else word for word in words]) == 2
+    assert "no built-in recipe" in capsys.readouterr().err
+    assert not code.was_run
+
+
+def read_by_server(run: RunDirectory, _: str) -> None:
+    source_called(str(run.path), None, None, print).read()
+
+
+def started_by_server(run: RunDirectory, _: str) -> None:
+    recipe_of_run(run)
+
+
+def joined(run: RunDirectory, evil: str) -> None:
+    files = (RECIPE_JSON.encode(), evil.encode())
+    OfferedRecipe.of(RecipeOffer("pets", PICTURES, own_release(), "[]", files)).keep(run)
+    recipe_of_run(run)
+
+
+def served(_: RunDirectory, evil: str) -> None:
+    description = ModelDescription(
+        *("pets", 1, "UINT8", (8, 8), 2, (), True, True, "", "", "", 0, "0" * 64),
+        picture_recipe=evil,
+    )
+    model_of(ModelDescription.from_json(description.to_json()))
+
+
+@pytest.mark.parametrize("read", [read_by_server, started_by_server, joined, served])
+def test_no_process_runs_what_a_file_or_a_peer_names(
+    read: Callable[[RunDirectory, str], None], run: RunDirectory, code: MarkedCode
+) -> None:
+    with pytest.raises(RecipeError):
+        read(run, code.recipe)
+    assert not code.was_run
+
+
+def test_a_server_that_says_pictures_and_sends_code_is_not_believed(
+    tmp_path: Path, code: MarkedCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = (b"recipe.py", code.file.read_bytes())
+    offer = RecipeOffer("pets", "", own_release(), "[]", files)
+    monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": PICTURES, "version": 1})
+    monkeypatch.setattr(Observer, "recipe", lambda _: offer)
+    with pytest.raises(UntrustedRecipeError):
+        source_called(f"ipc://{tmp_path}/none", None, None, print).read()
+    assert not code.was_run
+
+
+def test_a_base_loads_a_built_in_recipe_by_name_alone(code: MarkedCode) -> None:
+    path = str(code.file)
+    with pytest.raises(UnknownRecipeError, match="digits"):
+        Base("recipe", "pets", (8, 8), "pad", path).network  # noqa: B018 - raises
+    with pytest.raises(UnknownRecipeError):
+        built_in_recipe(path)
+    assert not code.was_run
+    assert built_in_recipe("digits").is_built_in

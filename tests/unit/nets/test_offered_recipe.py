@@ -1,0 +1,89 @@
+"""A recipe from another host: what is taken, what is refused, and what is shown before it runs."""
+
+from pathlib import Path
+
+import pytest
+
+from dist_net.errors import OfferError
+from dist_net.nets.offered_recipe import MOST_FILE_BYTES, MOST_FILES, OfferedRecipe, offer_of
+from dist_net.nets.recipes.recipe import LoadedRecipe, load_recipe, own_release
+from dist_net.nets.recipes.recipe_files import sha256
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.trained_model import recipe_of_run
+from dist_net.wire.messages import RecipeOffer
+
+COUNTING = Path(__file__).parents[2] / "recipes" / "counting.py"
+DIGEST = f"{own_release()}; recipe x; data y"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "run")
+    directory.make()
+    return directory
+
+
+def test_a_built_in_recipe_travels_as_its_name(directory: RunDirectory) -> None:
+    offer = offer_of(load_recipe("digits"), DIGEST)
+    assert offer == RecipeOffer("digits", "digits", DIGEST, "[]", ())
+    offered = OfferedRecipe.of(offer)
+    assert not offered.is_code
+    offered.keep(directory)
+    assert recipe_of_run(directory).is_built_in
+
+
+def test_a_file_travels_with_what_it_imports_and_is_the_same_recipe_there(
+    directory: RunDirectory, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(f"import helper\n{COUNTING.read_text()}")
+    (tmp_path / "helper.py").write_text("x = 1")
+    loaded = load_recipe(str(recipe))
+    offer = offer_of(loaded, DIGEST)
+    assert offer is not None
+    assert str(tmp_path) not in str(offer)
+    offered = OfferedRecipe.of(offer)
+    assert offered.is_code
+    offered.keep(directory, original="/data/mine.py")
+    there = recipe_of_run(directory, trust_recipe=True)
+    dataset = loaded.recipe.load_dataset()
+    assert there.digest(dataset) == loaded.digest(dataset)
+    assert there.reference == "/data/mine.py"
+    assert offered.file_digests == loaded.file_digests
+    assert offered.file_digests["helper.py"] == sha256(b"x = 1")
+
+
+def test_what_is_too_large_is_not_sent() -> None:
+    loaded = load_recipe(str(COUNTING))
+    for files in ({"a.py": bytes(MOST_FILE_BYTES + 1)}, dict.fromkeys(map(str, range(65)), b"")):
+        assert offer_of(LoadedRecipe("x", "x", files, loaded.recipe), DIGEST) is None
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        RecipeOffer("x", "", DIGEST, "[]", ()),
+        RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py",)),
+        RecipeOffer("x", "", DIGEST, "[]", (b"other.py", b"")),
+        RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py", b"", b"../up.py", b"")),
+        RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py", b"", b"/etc/up.py", b"")),
+        RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py", b"", b"options.json", b"")),
+        RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py", b"", b"\xff.py", b"")),
+        RecipeOffer("x", "", DIGEST, "[]", (b"a.py", b"") * (MOST_FILES + 1)),
+        RecipeOffer("digits", "digits", DIGEST, "[1]", ()),
+        RecipeOffer("digits", "digits", DIGEST, "{", ()),
+        RecipeOffer("x", "no-such", DIGEST, "[]", ()),
+        RecipeOffer("x", "/home/somebody/recipe.py", DIGEST, "[]", (b"recipe.py", b"")),
+        RecipeOffer("digits", "digits", DIGEST, "[]", (b"recipe.py", b"")),
+        RecipeOffer("x", "folder-of-pictures", DIGEST, "[]", (b"recipe.py", b"")),
+    ],
+)
+def test_what_no_server_gives_is_refused(offer: RecipeOffer) -> None:
+    with pytest.raises(OfferError, match=r"expected"):
+        OfferedRecipe.of(offer)
+
+
+def test_a_server_of_another_release_is_named() -> None:
+    offer = RecipeOffer("digits", "digits", "release 0.9+abc; recipe x; data y", "[]", ())
+    with pytest.raises(OfferError, match=r"release 0.9\+abc.*same release"):
+        OfferedRecipe.of(offer)

@@ -1,0 +1,144 @@
+"""A run's directory is one process's at a time, and what a killed one left in it is removed."""
+
+import os
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_net.errors import RunDirectoryError
+from dist_net.nets.recipes.picture_recipe import PictureRecipe, no_data, small_base
+from dist_net.nets.run_directory import RunDirectory, run_meant
+from dist_net.nets.trained_model import calibration_of, held_out_of
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    return RunDirectory.create(tmp_path / "run", "digits", datetime(2026, 11, 25))
+
+
+def test_a_second_run_in_a_directory_is_refused_and_told_whose_it_is(
+    directory: RunDirectory,
+) -> None:
+    again = RunDirectory(directory.path)
+    with (
+        directory.locked(),
+        pytest.raises(RunDirectoryError, match=rf"in use by process {os.getpid()} on \S+; "),
+        again.locked(patience_s=0.1),
+    ):
+        pass
+    with again.locked():
+        pass
+
+
+def test_who_is_at_a_run_is_said_rather_than_that_there_is_one(directory: RunDirectory) -> None:
+    directory.append_metrics([{"kind": "test"}])
+    with directory.locked(), pytest.raises(RunDirectoryError, match=f"process {os.getpid()}"):
+        RunDirectory.create(directory.path, "digits", datetime(2026, 11, 25))
+    with pytest.raises(RunDirectoryError, match="holds a run already"):
+        RunDirectory.create(directory.path, "digits", datetime(2026, 11, 25))
+
+
+def test_a_child_that_inherits_the_lock_holds_it_when_its_parent_is_gone(
+    directory: RunDirectory,
+) -> None:
+    with directory.locked():
+        child = subprocess.Popen(
+            [sys.executable, "-c", "import sys; sys.stdin.read()"],
+            stdin=subprocess.PIPE,
+            pass_fds=directory.lock_descriptors,
+        )
+    with child, pytest.raises(RunDirectoryError, match="in use"), directory.locked():
+        pass
+    with directory.locked():
+        pass
+
+
+def test_a_run_on_a_folder_is_gone_on_with_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trained = RunDirectory.create(None, "digits", datetime(2026, 11, 25))
+    trained.write(trained.checkpoint, "weights")
+    os.utime(trained.checkpoint, (0, 0))
+    begun = RunDirectory.create(None, "photos", datetime(2026, 11, 25))
+    begun.write(begun.folder, "{}")
+    assert RunDirectory.open(begun.path).path == begun.path
+    assert RunDirectory.newest(has_model=False).path == begun.path
+    assert RunDirectory.newest().path == trained.path
+
+
+def test_the_run_that_trains_a_head_is_under_the_lock_of_the_whole(directory: RunDirectory) -> None:
+    with directory.locked():
+        assert directory.lock_descriptors
+        assert directory.head_run.lock_descriptors == directory.lock_descriptors
+
+
+def test_a_file_of_a_run_is_the_old_one_until_the_new_one_is_whole(
+    directory: RunDirectory,
+) -> None:
+    directory.write(directory.report, "old")
+
+    def write_half() -> None:
+        with directory.replacing(directory.report) as file:
+            file.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert directory.report.read_text() == "old"
+
+
+def test_a_file_that_cannot_be_written_is_a_clear_line(directory: RunDirectory) -> None:
+    directory.report.mkdir()
+    for write in (
+        lambda: directory.write(directory.report, "new"),
+        lambda: directory.save(directory.report, np.zeros(2)),
+    ):
+        with pytest.raises(RunDirectoryError, match=r"cannot write the run directory .*: Is a dir"):
+            write()
+
+
+def test_a_file_name_that_is_no_text_can_be_told_of(directory: RunDirectory) -> None:
+    directory.write(directory.skipped, os.fsdecode(b"\xff.txt"))
+    assert directory.skipped.read_text() == "\\udcff.txt"
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("temperature", ["1e400", "1e-300", "0", "-1", "NaN", '"1"', DEEP])
+def test_a_damaged_calibration_is_a_clear_line(directory: RunDirectory, temperature: str) -> None:
+    told = f'{{"temperature": {temperature}, "threshold": 0.5, "precision": 0.95}}'
+    directory.write(directory.calibration, told)
+    with pytest.raises(RunDirectoryError, match="expected what training wrote: temperature"):
+        calibration_of(directory.path)
+
+
+@pytest.mark.parametrize("labels", ["[1e999]", f"[{10**30}]", "[7]", "[0, 1]", "{}", DEEP])
+def test_damaged_held_out_pictures_are_a_clear_line(directory: RunDirectory, labels: str) -> None:
+    recipe = PictureRecipe("photos", small_base(), ("a", "b")).loaded(no_data)
+    directory.save(directory.held_out, np.zeros((1, *recipe.recipe.input_shape), np.uint8))
+    directory.write(directory.held_out.with_suffix(".json"), f'{{"labels": {labels}}}')
+    with pytest.raises(RunDirectoryError, match="expected the pictures that training kept"):
+        held_out_of(directory.path, recipe)
+
+
+@pytest.mark.parametrize(("given", "hint"), [("flower", "did you mean"), ("zzz", "cars")])
+def test_a_mistyped_run_is_answered_with_the_runs_nearby(
+    given: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_meant(Path(given)) == ""
+    for age_s, name in enumerate(["cars", "flowers", "runs/flats", "old/boats"]):
+        checkpoint = RunDirectory(tmp_path / name).checkpoint
+        checkpoint.parent.mkdir(parents=True)
+        checkpoint.touch()
+        os.utime(checkpoint, (1e9 - age_s, 1e9 - age_s))
+    assert hint in run_meant(Path(given))
+    assert "flowers" in run_meant(Path(given))
+    assert "boats" in run_meant(tmp_path / "old")
+    assert run_meant(tmp_path / "zzz").index("cars") < run_meant(tmp_path / "zzz").index("flowers")

@@ -1,0 +1,447 @@
+"""What a person may call a model, and what is found there, now and later."""
+
+import os
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.seeded_weights import seeded_weights
+from dist_net.errors import (
+    LabelsError,
+    ModelLoadError,
+    ModelOptionError,
+    RecipeChangedError,
+    TokenError,
+    UnknownModelError,
+    UntrustedRecipeError,
+)
+from dist_net.images.fitting import fit_picture
+from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.nets import sources
+from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from dist_net.nets.classifier import classifier_of
+from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.weights import write_weights
+from dist_net.nets.observer import Observer
+from dist_net.nets.offered_recipe import offer_of
+from dist_net.nets.recipes.recipe import RecipeRecord, load_recipe, own_release
+from dist_net.nets.recipes.trusted_recipes import trust
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nets.sources import (
+    FollowedRun,
+    NamedSource,
+    TrainedRun,
+    named_source,
+    source_called,
+)
+from dist_net.nets.trained_model import code_of_run
+from dist_net.nn.inference import Inference, prepare, softmax
+from dist_net.nn.prepared import map_prepared
+from dist_net.serving.loader.model_loader import described
+from dist_net.serving.worker.served_network import model_of
+from dist_net.training.run.run_options import RunOptions
+from dist_net.wire.messages import Snapshot
+from dist_net.wire.reaching import LetIn
+from dist_net.wire.security import PeerKeys
+from dist_net.wire.token import POOL, TRAINING, JoinToken
+
+CONFIGURATION = """
+[net]
+height=8
+width=8
+channels=3
+[convolutional]
+filters=3
+size=1
+stride=1
+activation=linear
+[avgpool]
+[softmax]
+"""
+
+
+def progress(_: object) -> None:
+    """Nothing is fetched."""
+
+
+def called(model, weights=None, labels=None):
+    return source_called(str(model), weights, labels, progress)
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    network = DarknetNetwork(parse_configuration(CONFIGURATION, "n"))
+    write_weights(tmp_path / "n.weights", network, seeded_weights(network, 0))
+    (tmp_path / "names").write_text("red\ngreen\nblue\n")
+    (tmp_path / "n.cfg").write_text(CONFIGURATION)
+    return tmp_path / "n.cfg"
+
+
+def files(net: Path) -> tuple[Path, Path]:
+    return net.with_name("n.weights"), net.with_name("names")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "run")
+    directory.path.mkdir()
+    write_run(directory, 0)
+    return directory
+
+
+def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> None:
+    loaded = load_recipe(reference)
+    weights = loaded.recipe.initial_weights(seed)
+    layout = loaded.recipe.model.layout.shapes
+    record = RecipeRecord.of(loaded, loaded.recipe.load_dataset()).to_json()
+    checkpoint = Checkpoint(reference, "", layout, 5, {}, {}, {}, weights, {}, record)
+    if not loaded.is_built_in:
+        directory.begin(RunOptions("mine").to_json(), loaded.files)
+        trust(loaded.file_digests)
+    write_checkpoint(directory.checkpoint, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("darknet53", ("darknet53", "darknet53", None, None)),
+        ("big=darknet53", ("big", "darknet53", None, None)),
+        ("nets/a b=c.cfg", ("a-b-c", "nets/a b=c.cfg", None, None)),
+        ("nets/tiny.cfg", ("tiny", "nets/tiny.cfg", None, None)),
+        ("x=nets/t.cfg,weights=a,b.w,labels=l", ("x", "nets/t.cfg", Path("a,b.w"), Path("l"))),
+        ("x=t.cfg,labels=l", ("x", "t.cfg", None, Path("l"))),
+        ("runs/digits-2026/", ("digits-2026", "runs/digits-2026/", None, None)),
+        ("runs/a=b", ("a-b", "runs/a=b", None, None)),
+        ("my run (2)", ("my-run-2-", "my run (2)", None, None)),
+        ("runs/_ä", ("model", "runs/_ä", None, None)),
+        ("tcp://host:5000", ("live", "tcp://host:5000", None, None)),
+        ("m=ipc:///a=b", ("m", "ipc:///a=b", None, None)),
+        ("-x=darknet53", None),
+        ("stats=darknet53", None),
+        ("runs/stats", None),
+        ("..=darknet53", None),
+        ("ä=darknet53", None),
+    ],
+)
+def test_a_source_may_be_given_a_name(text, parts):
+    if parts is None:
+        with pytest.raises(ModelOptionError, match=r"expected NAME="):
+            named_source(text)
+    else:
+        assert named_source(text) == NamedSource(*parts)
+
+
+def test_a_calibration_that_changes_meanwhile_is_read_once(run, monkeypatch):
+    run.write(run.calibration, '{"temperature": 2.0, "threshold": 0.5, "precision": 0.9}')
+    read, read_text = [], Path.read_text
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda path, *rest, **named: read.append(path) or read_text(path, *rest, **named),
+    )
+    assert called(run.path).read().unknown_below == 0.5
+    assert read.count(run.calibration) == 1
+
+
+def test_a_checkpoint_is_called_after_its_run(run):
+    assert named_source(str(run.checkpoint)).name == "run"
+    renamed = run.checkpoint.rename(run.path / "best.safetensors")
+    assert named_source(str(renamed)).name == "best"
+
+
+def test_what_is_nothing_is_refused(net, run):
+    weights, labels = files(net)
+    with pytest.raises(UnknownModelError, match="did you mean darknet53"):
+        called("darknet35")
+    with pytest.raises(ModelOptionError, match="expected --weights FILE and --labels FILE"):
+        called(net, weights)
+    with pytest.raises(ModelOptionError, match="expected no --weights"):
+        called(run.path, weights)
+    with pytest.raises(ModelOptionError, match="expected no --weights"):
+        called("tcp://127.0.0.1:1", weights)
+    with pytest.raises(ModelOptionError, match="expected no --weights"):
+        called("efficientnet-lite0", weights)
+    with pytest.raises(UnknownModelError, match="did you mean efficientnet-lite0"):
+        called("efficientnet-lite")
+    with pytest.raises(
+        UnknownModelError, match="is no model; expected efficientnet-lite0, the name of"
+    ):
+        called(labels).read()
+    assert isinstance(called("ipc:///somewhere"), FollowedRun)
+    assert isinstance(called(run.path), TrainedRun)
+
+
+@pytest.mark.parametrize("kind", ["net", "run"])
+def test_what_is_found_can_be_built_again_from_its_description(kind, net, run, tmp_path):
+    source = called(net, *files(net)) if kind == "net" else called(run.path)
+    found = source.read()
+    description = described(found, "m", 7, tmp_path)
+    model = model_of(type(description).from_json(description.to_json()))
+    mapped = map_prepared(Path(description.arrays_path), description.arrays_key)
+    assert mapped is not None
+    assert Path(description.arrays_path).stat().st_size == description.arrays_bytes
+    inputs = np.ones((2, *model.input_shape), model.input_dtype)
+    one, other = Inference(found.model, found.prepared), Inference(model, mapped)
+    assert one(inputs).tobytes() == other(inputs).tobytes()
+    one.close()
+    other.close()
+    assert (description.version, description.classes) == (7, model.classes)
+    assert len(description.labels) == model.classes
+    assert description.has_logits == (kind == "run")
+    assert description.input_datatype == ("FP32" if kind == "net" else "UINT8")
+
+
+def test_a_pretrained_net_is_built_again_from_its_name(tmp_path, monkeypatch):
+    """With random weights: the published ones are not needed for that."""
+    weights = lite0.model().layout.initial(np.random.default_rng(0))
+    monkeypatch.setattr(lite0, "read_weights", lambda: weights)
+    found = called(lite0.NAME).read()
+    description = described(found, "m", 1, tmp_path)
+    assert model_of(type(description).from_json(description.to_json())) is lite0.model()
+    assert (description.has_logits, description.fitting) == (True, "imagenet")
+    assert description.labels[0] == "tench"
+    with pytest.raises(ModelLoadError, match="the net efficientnet-lite9 is not in this release"):
+        model_of(replace(description, pretrained="efficientnet-lite9"))
+
+
+@pytest.mark.parametrize("kind", ["net", "run"])
+def test_the_weights_are_what_the_kernels_were_prepared_from(kind, net, run):
+    found = (called(net, *files(net)) if kind == "net" else called(run.path)).read()
+    prepared = prepare(found.model, found.weights())
+    assert prepared.keys() == found.prepared.keys()
+    for name, array in prepared.items():
+        np.testing.assert_array_equal(array, found.prepared[name])
+
+
+def test_a_darknet_nets_arrays_lie_beside_its_weights(net, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    description = described(called(net, *files(net)).read(), "m", 1, own)
+    assert description.arrays_path == str(tmp_path / "n.weights.prepared")
+    assert not list(own.iterdir())
+    (tmp_path / "n.weights.prepared").unlink()
+    (tmp_path / "n.weights.prepared").mkdir()  # where they cannot be written, they lie elsewhere
+    description = described(called(net, *files(net)).read(), "m", 1, own)
+    assert [description.arrays_path] == [str(path) for path in own.iterdir()]
+
+
+def test_a_run_is_read_again_as_it_is_then(run, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    source = called(run.path)
+    first = described(source.read(), "m", 1, own)
+    assert described(source.read(), "m", 2, own).arrays_path == first.arrays_path
+    keys = {first.arrays_key}
+    for seed in range(1, 6):
+        write_run(run, seed)
+        keys.add(described(source.read(), "m", 2 + seed, own).arrays_key)
+    assert len(keys) == 6
+    assert len(list(own.iterdir())) == 3
+
+
+def test_a_run_is_asked_with_the_fitting_that_it_was_trained_with(run, tmp_path):
+    assert load_recipe("digits").recipe.fitting == "pad"
+    checkpoint = read_checkpoint(run.checkpoint)
+    record = {**checkpoint.recipe_record, "fitting": "stretch"}  # as a release before had it
+    write_checkpoint(run.checkpoint, replace(checkpoint, recipe_record=record))
+    found = called(run.path).read()
+    assert found.fitting == "stretch"
+    picture = tmp_path / "wide.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 20), np.uint8)).save(picture)
+    inputs = fit_picture(picture, (8, 8), "stretch")[np.newaxis]
+    with closing(Inference(found.model, found.prepared)) as session:
+        expected = softmax(session(inputs))[0]
+    with closing(classifier_of(found, "run")) as classifier:
+        (predictions,) = classifier.predict([picture], top=10)
+    assert {each.index: each.probability for each in predictions} == pytest.approx(
+        dict(enumerate(expected.tolist()))
+    )
+
+
+def outputs_of(source):
+    found = source.read()
+    session = Inference(found.model, found.prepared)
+    try:
+        return session(np.linspace(0, 1, 192, dtype=np.float32).reshape(1, 8, 8, 3))
+    finally:
+        session.close()
+
+
+@pytest.mark.parametrize("change", ["temperature", "weights", "damage"])
+def test_kernels_that_were_kept_are_not_used_for_anything_else(net, change):
+    weights, names = files(net)
+    configuration = CONFIGURATION.replace("[avgpool]", "[connected]\noutput=3\nactivation=linear")
+    network = DarknetNetwork(parse_configuration(configuration, "n"))
+    net.write_text(configuration)
+    write_weights(weights, network, seeded_weights(network, 0))
+    first = outputs_of(called(net, weights, names))
+    if change == "temperature":
+        net.write_text(configuration + "temperature=0.1\n")
+    elif change == "weights":
+        status = weights.stat()
+        write_weights(weights, network, seeded_weights(network, 1))
+        os.utime(weights, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert weights.stat().st_size == status.st_size
+    else:
+        kept = weights.with_name("n.weights.prepared")
+        content = bytearray(kept.read_bytes())
+        content[-3] ^= 0x40
+        kept.write_bytes(content)
+    second = outputs_of(called(net, weights, names))
+    weights.with_name("n.weights.prepared").unlink()
+    np.testing.assert_array_equal(second, outputs_of(called(net, weights, names)))
+    assert np.array_equal(first, second) == (change == "damage")
+
+
+def test_outputs_count_as_logits_if_the_loss_took_them_for_such(run):
+    assert called(run.path).read().has_logits
+    counting = Path(__file__).parents[2] / "recipes" / "counting.py"
+    write_run(run, 0, str(counting))
+    found = called(run.path).read()
+    assert not found.has_logits
+    assert found.labels == ("only",)
+
+
+def test_names_of_classes_can_be_given(run, net):
+    names = net.with_name("names")
+    names.write_text("".join(f"digit {i}\n" for i in range(10)))
+    assert called(run.path, None, names).read().labels[3] == "digit 3"
+    with pytest.raises(LabelsError, match="10 names for a net of 3"):
+        called(net, *files(net)).read()
+
+
+OWN = """
+import sys
+from pathlib import Path
+import numpy as np
+from dist_net import Recipe
+from dist_net.data import Dataset
+from dist_net.nn import Dense, Flatten, Rescale, Sequential
+from dist_net.wire.messages import Snapshot
+from dist_net.wire.reaching import LetIn
+from dist_net.wire.security import PeerKeys
+from dist_net.wire.token import POOL, TRAINING, JoinToken
+
+Path(__file__).with_name("runs").open("a").write("run ")
+
+def data():
+    Path(__file__).with_name("data").open("a").write("made ")
+    images, labels = np.zeros((2, 8, 8), np.uint8), np.zeros(2, np.uint8)
+    return Dataset("mine", images, labels, images, labels, ("cat", "dog"))
+
+recipe = Recipe(Sequential(Rescale(), Flatten(), Dense(2)), data, (8, 8), fitting="stretch")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, run: RunDirectory) -> Path:
+    """The recipe of a user that ``run`` was trained with."""
+    recipe = tmp_path / "mine.py"
+    recipe.write_text(OWN)
+    write_run(run, 0, str(recipe))
+    for name in ("runs", "data"):
+        (tmp_path / name).unlink()
+    return recipe
+
+
+def test_what_a_run_has_learnt_is_read_without_its_data(run: RunDirectory, own: Path) -> None:
+    found = called(run.path).read()
+    assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
+    assert own.with_name("runs").read_text() == "run "
+    assert not own.with_name("data").exists()
+
+
+@pytest.mark.parametrize("copy", ["as it was", "changed", "missing"])
+def test_nothing_outside_a_run_is_ever_run(run: RunDirectory, own: Path, copy: str) -> None:
+    """Whatever file a checkpoint names."""
+    own.write_text("raise SystemExit('it was run')")
+    if copy == "as it was":
+        assert called(run.path).read().labels == ("cat", "dog")
+        return
+    if copy == "changed":
+        run.recipe.write_text(own.read_text())
+    else:
+        run.recipe.unlink()
+    with pytest.raises(RecipeChangedError, match=r"recipe's file .*/run/recipe.py (is|has)"):
+        called(run.path).read()
+
+
+def test_a_downloaded_recipe_is_served_only_when_trusted(
+    run: RunDirectory,
+    own: Path,  # noqa: ARG001
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another user"))
+    with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
+        called(run.path).read()
+    found = source_called(str(run.path), None, None, progress, trust_recipe=True).read()
+    description = described(found, "m", 1, tmp_path)
+    with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
+        model_of(description)
+    assert model_of(description, trust_recipes=True).classes == 2
+    trust(code_of_run(run.path))
+    assert called(run.path).read().labels == found.labels
+    assert model_of(description).classes == 2
+    run.recipe.write_text("raise SystemExit('it was run')")
+    with pytest.raises(RecipeChangedError):
+        model_of(description, trust_recipes=True)
+
+
+def test_a_server_may_not_name_the_file_that_is_run(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another user"))
+    offer = offer_of(load_recipe(str(own)), f"{own_release()}; recipe x", ("cat", "dog"))
+    own.write_text("raise SystemExit('it was run')")
+    monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": str(own), "version": 1})
+    weights = np.zeros(64 * 2 + 2, np.float32)
+    monkeypatch.setattr(Observer, "snapshot", lambda _: Snapshot(1, 0, weights))
+    monkeypatch.setattr(Observer, "recipe", lambda _: offer)
+    address = "ipc:///nowhere"
+    with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
+        source_called(address, None, None, progress).read()
+    found = source_called(address, None, None, progress, trust_recipe=True).read()
+    assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
+
+
+def test_a_token_is_the_run_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = PeerKeys.new(b"")
+    monkeypatch.setattr(sources, "be_let_in", lambda _, role: LetIn(f"ipc://{role}", keys))
+    token = JoinToken(TRAINING, "00ad5eed", 1, ("tcp://192.0.2.1:5",), bytes(32), bytes(32))
+    followed = source_called(token.text, None, None, progress)
+    assert isinstance(followed, FollowedRun)
+    assert followed.address == "ipc://client"
+    assert named_source(token.text).name == "live"
+    assert named_source(f"mine={token.text}").name == "mine"
+    for wrong in (replace(token, kind=POOL).text, token.text[:-1]):
+        with pytest.raises(TokenError, match=r"expected one of a parameter server|cut or damaged"):
+            source_called(wrong, None, None, progress)
+
+
+def test_a_recipe_that_this_host_lacks_comes_from_the_server_if_it_is_trusted(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "another user"))
+    offer = offer_of(load_recipe(str(own)), f"{own_release()}; recipe x", ("cat", "dog"))
+    own.unlink()
+    monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": str(own), "version": 1})
+    weights = np.zeros(64 * 2 + 2, np.float32)
+    monkeypatch.setattr(Observer, "snapshot", lambda _: Snapshot(1, 0, weights))
+    monkeypatch.setattr(Observer, "recipe", lambda _: offer)
+    with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
+        source_called("ipc:///nowhere", None, None, progress).read()
+    found = source_called("ipc:///nowhere", None, None, progress, trust_recipe=True).read()
+    assert (found.labels, found.fitting) == (("cat", "dog"), "stretch")
+    assert not own.with_name("data").exists()
+
+
+def test_a_built_in_recipes_run_is_data_alone(run: RunDirectory) -> None:
+    run.recipe.write_text("raise SystemExit('it was run')")
+    found = called(run.path).read()
+    assert found.labels == tuple("0123456789")

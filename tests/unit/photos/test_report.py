@@ -1,0 +1,143 @@
+"""The report of a run: its numbers by hand, and a page that stands alone whatever names hold."""
+
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dist_net.nets.calibration import Calibration
+from dist_net.photos.report_content import JudgedPictures, LeftOutClass, report_content
+from dist_net.photos.report_page import report_page
+from dist_net.photos.report_picture import draw_classes, draw_report
+from dist_net.training.run.plots import new_figure
+
+NAMES = ("cat", "<b>dog</b>", "fish & chips")
+RUN = {
+    "name": "pets",
+    "description": "3 classes",
+    "pictures": {"train": 10, "validation": 5, "test": 0},
+    "judged_on": "validation",
+    "skipped": 1,
+}
+CURVES = [
+    {"kind": kind, "epoch": epoch, "loss": 1 / (1 + epoch), "accuracy": epoch / 2}
+    for epoch in (0, 1, 2)
+    for kind in ("train", "test")
+]
+
+
+def judged() -> JudgedPictures:
+    """Five pictures, of which the second is a confident mistake and the fourth an unsure one."""
+    probabilities = np.array(
+        [
+            [0.8, 0.1, 0.1],
+            [0.05, 0.9, 0.05],
+            [0.1, 0.8, 0.1],
+            [0.1, 0.3, 0.6],
+            [0.1, 0.1, 0.8],
+        ]
+    )
+    files = [f"{index}.jpg" for index in range(5)]
+    return JudgedPictures(files, np.array([0, 0, 1, 1, 2]), np.log(probabilities).astype("f4"))
+
+
+def content(**changes):
+    given = {
+        "calibration": Calibration(1.0, 0.7, 0.75),
+        "doubted": judged(),
+        "left_out": [LeftOutClass("cat", 0.5, 0.1)],
+        "curves": CURVES,
+    } | changes
+    return report_content(RUN, NAMES, judged(), **given)
+
+
+def test_accuracy_matrix_and_classes_are_counted():
+    found = content()
+    assert found["accuracy"] == pytest.approx(3 / 5)
+    assert found["confusion"] == [[1, 1, 0], [0, 1, 1], [0, 0, 1]]
+    assert found["classes"][1] == {
+        "name": "<b>dog</b>",
+        "pictures": 2,
+        "precision": 0.5,
+        "recall": 0.5,
+    }
+
+
+def test_mistakes_come_with_the_most_confident_first():
+    assert [(each["picture"], each["answer"]) for each in content()["mistakes"]] == [
+        ("1.jpg", "<b>dog</b>"),
+        ("3.jpg", "fish & chips"),
+    ]
+
+
+def test_only_a_label_against_which_much_speaks_is_doubtful():
+    assert [each["picture"] for each in content()["doubtful"]] == ["1.jpg"]
+
+
+def test_what_is_answered_and_how_much_of_it_is_right_follows_from_the_threshold():
+    calibration = content()["calibration"]
+    assert calibration["answered"] == pytest.approx(4 / 5)
+    assert calibration["right_of_answered"] == pytest.approx(3 / 4)
+
+
+def test_nothing_is_right_of_no_answer():
+    calibration = content(calibration=Calibration(1.0, 1.0, 0.95))["calibration"]
+    assert calibration["answered"] == 0
+    assert calibration["right_of_answered"] is None
+
+
+class Seen(HTMLParser):
+    """The tags, addresses and texts of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.sources, self.text = [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def png(color=(255, 0, 0)) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", (4, 4), color).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_the_page_stands_alone_and_shows_names_as_they_are():
+    seen = Seen(report_page(content(), {"1.jpg": png()}))
+    assert "script" not in seen.tags
+    assert "link" not in seen.tags
+    assert all(source.startswith("data:image/png;base64,") for source in seen.sources)
+    assert len(seen.sources) == 2  # as a mistake, and as doubtful
+    assert "<b>dog</b>" in seen.text
+    assert "fish & chips" in seen.text
+
+
+def test_what_there_is_not_is_not_spoken_of():
+    full = Seen(report_page(content(), {})).text
+    bare = Seen(report_page(content(doubted=None, left_out=[], curves=[]), {})).text
+    for title in ("Doubtful labels", "never seen", "Learning"):
+        assert title in full
+        assert title not in bare
+
+
+def test_the_picture_can_be_read(tmp_path):
+    draw_report(content(), {"1.jpg": png()}, tmp_path / "report.png")
+    with Image.open(tmp_path / "report.png") as picture:
+        assert picture.width > 1000
+
+
+def test_the_legend_of_the_classes_covers_no_bar():
+    figure = new_figure(8, 8)
+    axes = figure.subplots()
+    draw_classes(axes, content())
+    figure.draw_without_rendering()
+    legend = axes.get_legend().get_window_extent()
+    assert not legend.overlaps(axes.get_window_extent())

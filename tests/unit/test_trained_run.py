@@ -1,0 +1,79 @@
+"""What ``dist_net.train`` refuses before it starts anything, and what ``load`` returns later."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dist_net
+from dist_net.errors import (
+    CheckpointMissingError,
+    SettingError,
+    UnknownOptimizerError,
+    UnknownRecipeError,
+    UntrustedRecipeError,
+)
+from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
+from dist_net.nets.run_directory import RunDirectory
+from dist_net.nn.inference import softmax
+from picture_runs import COLOURS, SIDE, write_run
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "error", "words"),
+    [
+        (None, {}, UnknownRecipeError, "a NoneType cannot be sent .*: LocalCluster trains a"),
+        ("digit", {}, UnknownRecipeError, "no recipe 'digit'; did you mean digits"),
+        ("digits", {"optimizer": "adamz"}, UnknownOptimizerError, "optimizer 'adamz'"),
+        ("digits", {"clip_norm": -1.0}, SettingError, "clip_norm=-1.0: expected a finite number"),
+        ("digits", {"workers": 0}, SettingError, "workers=0"),
+        # With workers it is bsp:N, so that something else is refused.
+        ("digits", {"consistency": "bsp", "clip_norm": -1.0}, SettingError, "clip_norm=-1.0"),
+        ("digits", {"weight_decay": 0.1}, SettingError, "expected the optimizer adamw"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_and_no_directory_is_made(
+    recipe: Any, options: dict[str, Any], error: type[Exception], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=words):
+        dist_net.train(recipe, run_dir=tmp_path / "run", quiet=True, **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_a_loaded_run_predicts_with_its_calibration_and_is_evaluated(
+    temperature: float, tmp_path: Path
+) -> None:
+    path = write_run(tmp_path / "my run", times_likelier=4.0)
+    told = {"temperature": temperature, "threshold": 0.5, "precision": 0.9}
+    (path / "calibration.json").write_text(json.dumps(told))
+    run = dist_net.load(str(path))
+    assert run.class_names == COLOURS
+    red = np.zeros((1, SIDE, SIDE, 3), np.uint8)
+    red[..., 0] = 255
+    odds = 4 ** (1 / temperature)
+    np.testing.assert_allclose(
+        softmax(run.predict(red)), [[odds / (odds + 2), *[1 / (odds + 2)] * 2]], rtol=1e-3
+    )
+    held_out = run.evaluate()
+    assert (held_out.samples, held_out.accuracy) == (12, 1.0)
+    given = run.evaluate((red, np.array([1])))
+    assert (given.samples, given.accuracy) == (1, 0.0)
+    assert (dist_net.Run(path).predict(red) == run.predict(red)).all()
+
+
+def test_no_run_and_a_run_whose_recipe_is_not_trusted_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointMissingError):
+        dist_net.load(tmp_path / "no run")
+    directory = RunDirectory(write_run(tmp_path / "run"))
+    checkpoint = read_checkpoint(directory.best)
+    code = tmp_path / "recipe.py"
+    code.write_text("from dist_net.nets.recipes.built_in.digits import recipe")
+    directory.recipe.write_bytes(code.read_bytes())
+    write_checkpoint(directory.best, replace(checkpoint, recipe=str(code), recipe_record={}))
+    with pytest.raises(UntrustedRecipeError) as refused:
+        dist_net.load(directory.path)
+    assert "trust_recipe=True" in refused.value.__notes__[0]

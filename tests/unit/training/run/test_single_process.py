@@ -1,0 +1,267 @@
+"""A model trained and asked in one process."""
+
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+import dist_net
+from dist_net import Recipe
+from dist_net.autodiff import Expression, astype, mean, square
+from dist_net.errors import (
+    BadInputError,
+    DatasetError,
+    DivergedError,
+    DTypeError,
+    ParameterError,
+    RecipeError,
+    SettingError,
+    ShapeError,
+    UnknownOptimizerError,
+    UnknownOptionError,
+)
+from dist_net.nn import (
+    BatchNorm,
+    Conv2D,
+    Dense,
+    Dropout,
+    Flatten,
+    Model,
+    Sequential,
+    mean_squared_error,
+    relu,
+)
+from dist_net.nn.losses import Loss
+from dist_net.optim import SGD, Adam, Optimizer
+from dist_net.training.run.single_process import EpochResult
+
+RANDOM = np.random.default_rng(0)
+INPUTS = RANDOM.normal(size=(200, 3)).astype(np.float32)
+LABELS = (INPUTS[:, 0] > INPUTS[:, 1]).astype(np.int64)
+
+
+def classifier() -> Model:
+    return Model(Sequential(Dense(2)), (3,), input_dtype=np.float32)
+
+
+def test_a_model_learns_and_answers() -> None:
+    model = classifier()
+    assert model.weights is None
+    history = dist_net.fit(
+        model, INPUTS, LABELS, validation=(INPUTS[:50], LABELS[:50]), epochs=8, learning_rate=0.1
+    )
+    assert [result.epoch for result in history] == list(range(1, 9))
+    last = history[-1]
+    assert last.loss < 0.5 * history[0].loss
+    assert last.accuracy is not None
+    assert last.accuracy > 0.95
+    answers = model.predict(INPUTS[:50]).argmax(1)
+    assert last.validation is not None
+    assert last.validation.accuracy == np.mean(answers == LABELS[:50])
+
+
+def test_numbers_are_predicted() -> None:
+    model = Model(Sequential(Dense(2)), (3,), mean_squared_error, np.float32)
+    plane = RANDOM.normal(size=(3, 2))
+    dist_net.fit(model, INPUTS, INPUTS @ plane, epochs=60, learning_rate=0.1)
+    np.testing.assert_allclose(model.predict(np.eye(3, dtype=np.float32)), plane, atol=0.05)
+
+
+def test_a_callback_sees_each_epoch_and_ends_the_training() -> None:
+    seen: list[EpochResult] = []
+
+    def third_is_last(result: EpochResult) -> bool:
+        seen.append(result)
+        return result.epoch == 3
+
+    history = dist_net.fit(classifier(), INPUTS, LABELS, callbacks=[third_is_last, seen.append])
+    assert len(history) == 3
+    assert seen == [each for result in history for each in (result, result)]
+
+
+def test_another_call_goes_on_from_the_weights_and_an_interrupted_one_leaves_them() -> None:
+    model = classifier()
+    first = dist_net.fit(model, INPUTS, LABELS, epochs=5, learning_rate=0.1)
+    weights = model.weights
+    assert weights is not None
+
+    def interrupt(_: EpochResult) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dist_net.fit(model, INPUTS, LABELS, epochs=5, callbacks=[interrupt])
+    assert not np.array_equal(model.weights, weights)
+    (again,) = dist_net.fit(model, INPUTS, LABELS, epochs=1)
+    assert again.loss < first[0].loss
+
+
+def test_the_average_of_the_weights_is_what_is_left() -> None:
+    models = classifier(), classifier()
+    for model, decay in zip(models, (None, 0.99), strict=True):
+        dist_net.fit(model, INPUTS, LABELS, epochs=3, average_decay=decay)
+    assert not np.array_equal(models[0].weights, models[1].weights)
+
+
+def bad_calls() -> Iterator[tuple[type[Exception], str, tuple[object, object]]]:
+    yield DatasetError, "target 7 at index 2: expected 0 to 1", (INPUTS[:3], np.array([0, 1, 7]))
+    yield RecipeError, "take the targets .* mean_squared_error", (INPUTS, LABELS / 2)
+    yield RecipeError, "dtype float64; .* input_dtype=float32", (INPUTS.astype(float), LABELS)
+    yield DatasetError, "of type list", (INPUTS.tolist(), LABELS)
+
+
+@pytest.mark.parametrize(("error", "words", "data"), list(bad_calls()))
+def test_data_that_do_not_fit_are_refused(
+    error: type[Exception], words: str, data: tuple[np.ndarray, np.ndarray]
+) -> None:
+    with pytest.raises(error, match=words):
+        dist_net.fit(classifier(), *data)
+
+
+def column(outputs: Expression, targets: Expression) -> Expression:
+    """The squared error of somebody who forgot that outputs are (N, 1)."""
+    return square(outputs - astype(targets, np.float32))
+
+
+def regression(loss: Loss | str = "mse") -> Model:
+    return Model(Sequential(Dense(1)), (3,), loss, np.float32)
+
+
+@pytest.mark.parametrize("loss", ["mse", mean_squared_error, column])
+def test_targets_without_the_axis_of_outputs_are_refused_with_the_reshape(loss: Loss | str) -> None:
+    with pytest.raises(RecipeError, match=r"(?=.*\(N,\))(?=.*\(N, 1\)).*targets\.reshape\(-1, 1\)"):
+        dist_net.fit(regression(loss), INPUTS, INPUTS[:, 0])
+
+
+def test_a_loss_needs_a_value_for_each_sample() -> None:
+    outputs = INPUTS[:, :1]
+    for loss in (column, lambda x, y: mean(column(x, y))):
+        with pytest.raises(ShapeError, match="one value per sample"):
+            regression(loss).bind_evaluation(INPUTS, outputs, np.zeros(4, np.float32))
+        with pytest.raises(ShapeError, match="one value per sample"):
+            regression(loss).compile_training(2, np.random.default_rng(), None, (1,), np.float32)
+    flat = regression(lambda x, y: mean(column(x, y), 1))
+    assert dist_net.fit(flat, INPUTS, outputs, epochs=1)[0].loss > 0
+
+
+def test_names_stand_for_activations_losses_and_optimizers() -> None:
+    by_name = Model(Sequential([Dense(4, "relu"), Dense(1)]), (3,), "mse", np.float32)
+    by_function = Model(Sequential(Dense(4, relu), Dense(1)), (3,), mean_squared_error, np.float32)
+    pairs: list[tuple[Model, str | Optimizer]] = [(by_name, "adam"), (by_function, Adam())]
+    for model, optimizer in pairs:
+        dist_net.fit(model, INPUTS, INPUTS[:, :1], optimizer=optimizer, epochs=1)
+    np.testing.assert_array_equal(by_name.weights, by_function.weights)
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "meant"),
+    [
+        (ParameterError, lambda: Model(Dense(4, "rleu"), (3,), "mse", np.float32), "relu"),
+        (ParameterError, lambda: regression("mean_square_error"), "mean_squared_error"),
+        (UnknownOptimizerError, lambda: fit_with(optimizer="adm"), "adam"),
+        (UnknownOptionError, lambda: fit_with(epoch=3), "epochs"),
+        (UnknownOptionError, lambda: fit_with(lr=0.1), "learning_rate"),
+        (UnknownOptionError, lambda: fit_with(validation_data=()), "validation"),
+        (UnknownOptionError, lambda: Recipe(Dense(10), "digits", (8, 8), epoch=3), "epochs"),
+        (UnknownOptionError, lambda: dist_net.train("digits", epoch=3), "epochs"),
+        (UnknownOptionError, lambda: dist_net.train("digits", wrokers=3), "workers"),
+        (UnknownOptimizerError, lambda: fit_with(optimizer=3), "adam"),
+        (RecipeError, lambda: fit_with(epochs=2.5), "epochs=2.5: expected a whole number"),
+        (RecipeError, lambda: fit_with(batch_size="32"), "batch_size='32': expected a whole"),
+        (ParameterError, lambda: Sequential(Dense), r"Dense\(10\)"),  # type: ignore[arg-type]
+        (ParameterError, lambda: Sequential([Dense(3), relu]), r"Lambda\(relu\)"),  # type: ignore[list-item]
+        (ParameterError, lambda: Sequential(Dense(3), "relu"), r"Lambda\(relu\)"),
+        (SettingError, lambda: fit_with(validation=0.2), r"validation=\(inputs\[n:\]"),
+        (DTypeError, lambda: Model(Sequential(Flatten(), Dense(4)), (2, 2)), r"Rescale\(\)"),
+        (DTypeError, lambda: Model(Conv2D(4, 3), (2, 2, 1)), r"Rescale\(\)"),
+        (DTypeError, lambda: Model(BatchNorm(), (2, 2, 1)), r"Rescale\(\)"),
+        (ShapeError, lambda: classifier().require_inputs(INPUTS.tolist()), "array of float32"),
+    ],
+)
+def test_a_mistake_is_refused_with_what_was_meant(
+    error: type[Exception], call: Callable[[], object], meant: str
+) -> None:
+    with pytest.raises(error, match=meant):
+        call()
+
+
+def fit_with(**options: object) -> object:
+    return dist_net.fit(classifier(), INPUTS, LABELS, **options)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_inputs_that_are_no_numbers_are_refused_with_their_place(number: float) -> None:
+    inputs = INPUTS.copy()
+    inputs[5, 1] = number
+    with pytest.raises(DatasetError, match=f"input {number} at index 5"):
+        dist_net.fit(classifier(), inputs, LABELS)
+    with pytest.raises(DatasetError, match=f"test input {number} at index 5"):
+        dist_net.fit(classifier(), INPUTS, LABELS, validation=(inputs, LABELS))
+
+
+@pytest.mark.parametrize(("result", "epochs"), [(True, 1), (np.True_, 1), (1.0, 2), (None, 2)])
+def test_training_ends_if_a_callback_returns_true_and_for_nothing_else(
+    result: object, epochs: int
+) -> None:
+    callbacks = [lambda _: np.zeros(2), lambda _: result]
+    assert len(fit_with(epochs=2, callbacks=callbacks)) == epochs  # type: ignore[arg-type]
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_weights() -> None:
+    model = Model(Sequential(Dense(1)), (3,), mean_squared_error, np.float32)
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(DivergedError, match=r"in epoch 1; .* smaller learning_rate than 1e\+20"),
+    ):
+        dist_net.fit(model, INPUTS, INPUTS[:, :1], optimizer=SGD(), learning_rate=1e20)
+    with pytest.raises(ParameterError, match="the model has no weights"):
+        model.predict(INPUTS)
+
+
+def test_weights_of_another_model_are_refused() -> None:
+    with pytest.raises(ShapeError, match=r"float32\[9\]; expected float32\[8\]"):
+        classifier().weights = np.zeros(9, np.float32)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"learning_rate": "x"},
+        {"learning_rate": None},
+        {"learning_rate": [0.1]},
+        {"clip_norm": "x"},
+        {"average_decay": "x"},
+        {"seed": -1},
+        {"seed": "x"},
+        {"threads": 0},
+        {"schedule": "cosine"},
+        {"callbacks": None},
+        {"callbacks": [3]},
+    ],
+)
+def test_an_option_of_the_wrong_type_is_refused_by_its_name(option: dict[str, object]) -> None:
+    ((name, value),) = option.items()
+    with pytest.raises(BadInputError, match=rf"{name}\W{re.escape(repr(value))}"):
+        fit_with(**option)
+
+
+def test_no_activation_is_the_identity_as_in_keras() -> None:
+    assert Model(Sequential(Dense(2, None)), (3,), input_dtype=np.float32).output_shape == (2,)
+
+
+@pytest.mark.parametrize("activation", [3, lambda _: None])
+def test_what_is_no_activation_is_refused(activation: object) -> None:
+    with pytest.raises(ParameterError, match="activation"):
+        Model(Sequential(Dense(2, activation)), (3,), input_dtype=np.float32)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", [3, lambda *_: None])
+def test_what_is_no_loss_is_refused(loss: object) -> None:
+    with pytest.raises(BadInputError, match="loss"):
+        dist_net.fit(regression(loss), INPUTS, INPUTS[:, :1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [lambda: Dense(0), lambda: Dense("4"), lambda: Dropout("x")])  # type: ignore[arg-type]
+def test_a_layers_number_of_the_wrong_type_is_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(BadInputError):
+        make()

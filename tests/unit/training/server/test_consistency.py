@@ -1,0 +1,58 @@
+"""What a consistency is called, and the mean of a round."""
+
+import numpy as np
+import pytest
+
+from dist_net.errors import SettingError
+from dist_net.training.server.consistency import ASYNC, AUTO, Consistency, Round
+
+
+def test_each_is_read_and_written_by_its_name() -> None:
+    assert Consistency.of("async") == ASYNC
+    assert Consistency.of("ssp:0") == Consistency(most_ahead=0)
+    assert Consistency.of("bsp", workers=3) == Consistency.of("bsp:3")
+    for text in ("auto", "async", "ssp:4", "bsp:16"):
+        assert str(Consistency.of(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "auto:1", "ssp", "ssp:", "ssp:-1", "ssp:x", "bsp:0", "bsp:4097", "bsp:²", "sync"]
+)
+def test_what_names_none_is_refused_with_what_does(text: str) -> None:
+    with pytest.raises(SettingError, match=r"expected auto, async, ssp:N .* bsp:N"):
+        Consistency.of(text)
+
+
+def test_rounds_of_an_unknown_number_of_workers_are_refused_with_what_to_give() -> None:
+    with pytest.raises(SettingError, match=r"how many workers .* is not known here; .* bsp:N"):
+        Consistency.of("bsp")
+
+
+def test_by_default_more_than_four_workers_go_in_step() -> None:
+    assert [AUTO.goes_in_step(workers) for workers in (1, 4, 5, 64)] == [False, False, True, True]
+    assert Consistency.of("ssp:4").goes_in_step(2)
+    assert not ASYNC.goes_in_step(64)
+
+
+def test_the_learning_rate_is_bounded_where_staleness_is_large_and_nothing_else_was_asked() -> None:
+    assert [AUTO.most_of_rate(workers, 8.0) for workers in (1, 16, 64)] == [1.0, 1.0, 0.25]
+    assert AUTO.most_of_rate(16, full_rate_staleness=4.0) == 0.5
+    for text in ("async", "ssp:0", "bsp:64"):
+        assert Consistency.of(text).most_of_rate(64, 8.0) == 1.0
+
+
+def test_the_mean_of_a_round_is_over_samples_and_the_same_in_any_order() -> None:
+    generator = np.random.default_rng(0)
+    gradients = generator.normal(size=(3, 7)).astype(np.float32)
+    parts = [(0, 4, 8), (0, 8, 9), (1, 0, 4)]
+    means = []
+    collected = Round()
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        for index in order:
+            collected.add(*parts[index], gradients[index])
+        assert (len(collected), collected.samples) == (3, 9)
+        means.append(collected.mean().copy())
+        collected.clear()
+        assert len(collected) == 0
+    np.testing.assert_allclose(means[0], np.average(gradients, 0, [4, 1, 4]), rtol=1e-5)
+    assert len({mean.tobytes() for mean in means}) == 1

@@ -1,0 +1,168 @@
+"""The server's loop on a disk that refuses things at the worst moment."""
+
+import errno
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dist_net.errors import DistNetError, SegmentError
+from dist_net.files import AppendedFile
+from dist_net.nets.checkpoint import AVERAGE, decode_checkpoint
+from dist_net.optim import Momentum
+from dist_net.training.planner.schedule import EventSchedule
+from dist_net.training.server.journal import Journal, read_journal
+from dist_net.training.server.loop import ServerLoop, opened_journal, opened_run
+from dist_net.training.server.run_state import RunState
+from dist_net.training.server.settings import RunSettings
+from simulation.disk import VirtualDisk
+from simulation.network import VirtualNetwork
+
+SETTINGS = RunSettings("line", "abc", (("weights", (3,)),), samples=4, epochs=1, batch_size=2)
+CHECKPOINT, JOURNAL = Path("checkpoint"), Path("journal")
+
+
+class WriterOfADiskThatIsReadOnlyAfterwards(Executor):
+    """Writes at once; after the checkpoint of that number nothing can be written."""
+
+    def __init__(self, disk: VirtualDisk, number: int) -> None:
+        self._disk = disk
+        self._number = number
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **_: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(*arguments))
+        except DistNetError as error:
+            future.set_exception(error)
+        self._number -= 1
+        self._disk.failure = errno.EROFS if self._number == 0 else None
+        return future
+
+
+def journal_of_a_run(refuses_for_s: float) -> Journal:
+    """That of a run that is stopped, while the disk becomes read-only after its last checkpoint."""
+    schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
+    run = RunState(SETTINGS, np.zeros(3, np.float32))
+    with opened_journal(JOURNAL, run, disk=disk) as journal:
+        socket = VirtualNetwork(schedule).listen("server")
+        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        loop.stop("enough")
+        for wait_s in loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 1)):
+            schedule.now_s += wait_s
+            if schedule.now_s > refuses_for_s:
+                disk.failure = None
+    return read_journal(JOURNAL, disk)
+
+
+def test_the_journal_is_told_of_the_last_checkpoint_as_soon_as_it_can_be() -> None:
+    journal = journal_of_a_run(refuses_for_s=0.5)
+    assert (journal.fault, list(journal.checkpoints)) == (None, [0])
+    assert len(list(journal.records())) == 3
+
+
+def test_a_run_ends_though_its_journal_cannot_be_told() -> None:
+    assert len(list(journal_of_a_run(refuses_for_s=60.0).records())) == 2
+
+
+def test_a_server_resumes_on_a_full_disk() -> None:
+    schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
+    first = RunState(SETTINGS, np.zeros(3, np.float32))
+    with opened_journal(JOURNAL, first, disk=disk) as journal:
+        socket = VirtualNetwork(schedule).listen("server")
+        loop = ServerLoop(first, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0)))
+    checkpoint = decode_checkpoint(CHECKPOINT, disk.read(CHECKPOINT))
+    run = RunState.resumed(SETTINGS, checkpoint)
+    disk.failure = errno.EROFS
+    with opened_journal(JOURNAL, run, disk=DiskThatOpens(disk)) as journal:
+        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        started: list[str] = []
+        next(loop.turns(WriterOfADiskThatIsReadOnlyAfterwards(disk, 0), lambda: started.append("")))
+        assert started
+        assert journal.error is not None
+        disk.failure = None
+        journal.append()
+    assert list(read_journal(JOURNAL, disk).checkpoints) == [0]
+    assert [each.version for each in read_journal(JOURNAL, disk).starts()] == [0, 0]
+
+
+class DiskThatOpens(VirtualDisk):
+    """Opens files to append to whatever fails: a full disk has room for that."""
+
+    def __init__(self, disk: VirtualDisk) -> None:
+        self.__dict__ = disk.__dict__
+
+    def append_to(self, path: Path, kept_bytes: int) -> AppendedFile:
+        failure, self.failure = self.failure, None
+        file = super().append_to(path, kept_bytes)
+        self.failure = failure
+        return file
+
+
+class SlowWriter(Executor):
+    """Does what is submitted only when ``finish`` is called."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
+        self.most_waiting = 0
+
+    def submit(self, call: Callable[..., Any], /, *arguments: Any, **_: Any) -> "Future[Any]":
+        future: Future[Any] = Future()
+        self.waiting.append((future, lambda: call(*arguments)))
+        self.most_waiting = max(self.most_waiting, len(self.waiting))
+        return future
+
+    def finish(self, index: int) -> None:
+        future, call = self.waiting.pop(index)
+        try:
+            future.set_result(call())
+        except DistNetError as error:
+            future.set_exception(error)
+
+
+def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_for_it() -> None:
+    schedule, disk = EventSchedule(), VirtualDisk(np.random.default_rng(0))
+    run, writer = RunState(SETTINGS, np.zeros(3, np.float32)), SlowWriter()
+    with opened_journal(JOURNAL, run, sync="0.1", disk=disk) as journal:
+        socket = VirtualNetwork(schedule).listen("server")
+        loop = ServerLoop(run, socket, CHECKPOINT, 60.0, None, journal, schedule, disk)
+        turns = loop.turns(writer)
+        while schedule.now_s < 5.0:
+            schedule.now_s += next(turns)
+        assert writer.most_waiting == 1
+        loop.stop("enough")
+        while len(writer.waiting) < 2:  # the last checkpoint is begun meanwhile
+            schedule.now_s += next(turns)
+        writer.finish(1)
+        for wait_s in turns:
+            schedule.now_s += wait_s
+    assert disk.exists(CHECKPOINT)
+
+
+def test_without_shared_memory_the_weights_are_private() -> None:
+    def refuse(vectors: int, size: int) -> None:
+        raise SegmentError(f"cannot map {vectors} vectors of {size}")
+
+    with opened_run(SETTINGS, lambda: np.ones(3, np.float32), None, refuse) as (run, segment):
+        assert segment is None
+        assert (run.store.weights == 1).all()
+        assert not run.store.admit(1)
+
+
+def test_a_second_copy_of_a_run_takes_no_new_memory() -> None:
+    settings = replace(SETTINGS, optimizer=Momentum(0.9), average_decay=0.5)
+    run = RunState(settings, np.ones(3, np.float32))
+    first = run.checkpoint()
+    run.store.apply([np.ones(3, np.float32)], [0.1])
+    expected = run.checkpoint()
+    second = run.checkpoint(first)
+    assert second.weights is first.weights
+    np.testing.assert_array_equal(second.weights, expected.weights)
+    assert second.optimizer_state.keys() == {"velocity", AVERAGE}
+    for name, vector in second.optimizer_state.items():
+        assert vector is first.optimizer_state[name]
+        np.testing.assert_array_equal(vector, expected.optimizer_state[name])

@@ -1,0 +1,143 @@
+"""Workers come and go; one that is silent is overdue."""
+
+import pytest
+
+from dist_net.training.server.consistency import AUTO
+from dist_net.training.server.members import LATE_S, NAMES_KEPT, Member, Membership
+from dist_net.wire.messages import Equipment
+
+
+def a_membership() -> Membership:
+    return Membership(heartbeat_timeout_s=1.5)
+
+
+def test_who_joins_under_a_name_of_another_process_was_started_again() -> None:
+    members = a_membership()
+    starts = [
+        (member.starts, member.is_restart)
+        for identity in (1, 1, 2, 3)  # the second time it was only silent
+        for member in [members.join(b"a", "one", identity, 0.0)]
+    ]
+    assert starts == [(1, False), (1, False), (2, True), (3, True)]
+    assert members.join(b"b", "two", 4, 0.0).starts == 1
+
+
+def test_names_are_forgotten_in_time() -> None:
+    members = a_membership()
+    for identity in range(NAMES_KEPT + 1):
+        members.join(b"a", f"worker-{identity}", identity, 0.0)
+    assert members.join(b"a", f"worker-{NAMES_KEPT}", 5000, 0.0).starts == 2
+    assert members.join(b"a", "worker-0", 5001, 0.0).starts == 1
+
+
+def test_an_id_is_never_given_twice() -> None:
+    members = a_membership()
+    first = members.join(b"a", "one", 1, 0.0)
+    members.remove(first.worker_id)
+    assert members.join(b"a", "one", 1, 0.0).worker_id != first.worker_id
+    assert len(members) == 1
+
+
+def test_a_silent_worker_is_overdue_and_a_heard_one_is_not() -> None:
+    members = a_membership()
+    silent, heard = members.join(b"a", "silent", 1, 0.0), members.join(b"b", "heard", 2, 0.0)
+    assert members.heard(heard.worker_id, 2, 1.0) is heard
+    assert members.expired(1.5) == []
+    assert members.expired(1.6) == [silent]
+
+
+def test_a_worker_may_compute_for_as_long_as_it_likes_while_its_heart_beats() -> None:
+    members = a_membership()
+    computing = members.join(b"a", "computing", 1, 0.0)
+    for second in range(3600):
+        assert members.heard(computing.worker_id, 1, float(second)) is computing
+        assert members.expired(float(second)) == []
+    assert computing.report(3600.0)["progress_s_ago"] == 3600.0
+
+
+def test_time_in_which_the_server_stood_still_is_no_silence_of_its_workers() -> None:
+    members = a_membership()
+    member = members.join(b"a", "one", 1, 0.0)
+    assert members.expired(0.1) == []
+    assert members.expired(60.0) == []
+    # A moment later its heartbeats have arrived, unless it is gone.
+    assert members.expired(60.5) == []
+    assert members.expired(61.0) == [member]
+
+
+def test_a_server_that_is_slow_at_every_look_counts_out_who_is_silent_all_the_same() -> None:
+    members = a_membership()
+    member = members.join(b"a", "one", 1, 0.0)
+    looks = [members.expired(5.0 * look) for look in range(6)]
+    assert looks == [[], [], [], [], [member], [member]]
+
+
+def test_a_worker_is_known_by_its_id_and_identity_together() -> None:
+    members = a_membership()
+    one, two = members.join(b"a", "one", 1, 0.0), members.join(b"b", "two", 2, 0.0)
+    assert members.heard(one.worker_id, 2, 1.0) is None
+    assert members.heard(one.worker_id, 1, 1.0) is one
+    assert members.former(b"b", 1) == [one, two]
+    assert members.former(b"c", 3) == []
+
+
+def test_a_worker_reports_what_it_has_and_how_it_does() -> None:
+    equipment = Equipment("here", 8, 4, 1.5, 2, "openblas 0.3")
+    member = a_membership().join(b"a", "one", 1, 10.0, equipment)
+    assert member.report(10.0)["samples_per_s"] == 0.0
+    member.pushes, member.staleness_sum = 3, 6
+    member.round_trips_s.extend([0.9, 0.001, 0.002])
+    member.speed.has_work(10.0)
+    member.speed.computed(0, 13.0)
+    assert member.report(13.0) == {
+        "id": member.worker_id,
+        "name": "one",
+        "starts": 1,
+        "host": "here",
+        "host_cores": 8,
+        "cores": 4,
+        "core_quota": 1.5,
+        "threads": 2,
+        "blas": "openblas 0.3",
+        "pushes": 3,
+        "samples_per_s": 0.0,
+        "staleness_mean": 2.0,
+        "round_trip_s": 0.002,
+        "heard_s_ago": 3.0,
+        "progress_s_ago": 3.0,
+    }
+
+
+def five_in_step() -> tuple[Membership, list[Member]]:
+    """Workers that go in step, have each taken 0.1 s for a step, and begin the next at second 1."""
+    members = Membership(heartbeat_timeout_s=1.5, consistency=AUTO)
+    joined = [members.join(b"%d" % number, f"{number}", number, 0.0) for number in range(5)]
+    for member in joined:
+        member.step_began_s = 0.9
+        member.completes(1, 1.0)
+        member.step_began_s = 1.0
+    return members, joined
+
+
+def left_behind(members: Membership, now: float) -> list[str]:
+    members.leave_slow_behind(now)
+    return [each.name for each in members.members if each.is_left_behind]
+
+
+@pytest.mark.parametrize(("step_s", "expected"), [(0.19, []), (0.21, ["3"])])
+def test_a_worker_is_left_behind_if_its_steps_take_twice_as_long(
+    step_s: float, expected: list[str]
+) -> None:
+    members, joined = five_in_step()
+    joined[3].step_s = step_s
+    assert left_behind(members, 1.0) == expected
+
+
+def test_a_worker_is_left_behind_while_a_step_is_late() -> None:
+    members, joined = five_in_step()
+    for member in joined[1:]:
+        member.step_began_s = None
+    assert left_behind(members, 1.0 + LATE_S) == []
+    assert left_behind(members, 1.0 + 2 * LATE_S) == ["0"]
+    joined[0].step_began_s = None
+    assert left_behind(members, 1.0 + 3 * LATE_S) == []

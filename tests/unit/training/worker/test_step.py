@@ -1,0 +1,229 @@
+"""A minibatch's gradient, a single process's training, and an evaluation, on the digits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dist_net.autodiff import reshape
+from dist_net.data import Dataset, dataset_named, epoch_order
+from dist_net.data.samples import SampleIndices
+from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
+from dist_net.nn import (
+    Dense,
+    Dropout,
+    Flatten,
+    Lambda,
+    Model,
+    Rescale,
+    Sequential,
+    mean_squared_error,
+)
+from dist_net.training.run.evaluation import Evaluator
+from dist_net.training.run.single_process import SingleProcess
+from dist_net.training.worker.step import TrainingStep
+from dist_net.vector import Vector
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedRecipe:
+    return load_recipe("digits")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return dataset_named("digits")
+
+
+def test_a_gradient_of_a_minibatch_is_the_mean_of_its_samples(
+    loaded: LoadedRecipe, digits: Dataset
+) -> None:
+    step = TrainingStep(loaded.recipe.model, digits, seed=5)
+    weights = loaded.recipe.initial_weights(0)
+    whole, single, total = (np.empty_like(weights) for _ in range(3))
+    total[:] = 0
+    step.gather(2, 30, 37)
+    loss_sum, correct = step.run(weights, whole)
+    singles = []
+    for sample in range(30, 37):
+        step.gather(2, sample, sample + 1)
+        singles.append(step.run(weights, single))
+        total += single
+    np.testing.assert_allclose(whole, total / 7, rtol=1e-4, atol=1e-6)
+    assert loss_sum == pytest.approx(sum(loss for loss, _ in singles), rel=1e-5)
+    assert correct == sum(right for _, right in singles)
+
+
+def test_a_minibatch_is_gathered_from_the_shuffled_order(
+    loaded: LoadedRecipe, digits: Dataset
+) -> None:
+    step = TrainingStep(loaded.recipe.model, digits, seed=5)
+    weights = loaded.recipe.initial_weights(0)
+    by_order, by_hand = np.empty_like(weights), np.empty_like(weights)
+    step.gather(3, 100, 132)
+    step.run(weights, by_order)
+    chosen = epoch_order(5, 3, len(digits.train_targets))[100:132]
+    model = loaded.recipe.model
+    plan = model.compile_training(32, np.random.default_rng(0))
+    arrays = digits.train_inputs[chosen], digits.train_targets[chosen]
+    model.bind_training(plan, *arrays, weights, by_hand).run()
+    np.testing.assert_array_equal(by_order, by_hand)
+
+
+def dropped(step: TrainingStep, model: Model, epoch: int, start: int, stop: int) -> Vector:
+    """The gradient of a minibatch, which shows the inputs that were dropped."""
+    gradient = np.empty(model.layout.size, np.float32)
+    step.gather(epoch, start, stop)
+    step.run(np.zeros_like(gradient), gradient)
+    return gradient
+
+
+def test_whoever_computes_a_minibatch_drops_the_same_and_no_two_minibatches_do(
+    digits: Dataset,
+) -> None:
+    same_sample = replace(
+        digits,
+        train_inputs=np.repeat(digits.train_inputs[:1], 64, axis=0),
+        train_targets=np.repeat(digits.train_targets[:1], 64),
+    )
+    network = Sequential(Rescale(), Flatten(), Dropout(0.5), Dense(10))
+    model = Model(network, digits.train_inputs.shape[1:])
+    one, other = (TrainingStep(model, same_sample, seed=5) for _ in range(2))
+    minibatches = [(epoch, start, start + 8) for epoch in range(3) for start in range(0, 64, 8)]
+    gradients = [dropped(one, model, *each) for each in minibatches]
+    for minibatch, gradient in reversed(list(zip(minibatches, gradients, strict=True))):
+        np.testing.assert_array_equal(dropped(other, model, *minibatch), gradient)
+        np.testing.assert_array_equal(dropped(other, model, *minibatch), gradient)
+    assert len({gradient.tobytes() for gradient in gradients}) == len(minibatches)
+    another_seed = TrainingStep(model, same_sample, seed=6)
+    assert not np.array_equal(dropped(another_seed, model, *minibatches[0]), gradients[0])
+
+
+class BrighterByEpoch:
+    """The digits; training sees them with the epoch, the seed and their index added."""
+
+    shape = (8, 8)
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, indices: SampleIndices, out: NDArray[np.uint8]) -> None:
+        out[...] = self._images[indices]
+
+    def read_augmented(
+        self, indices: SampleIndices, out: NDArray[np.uint8], seed: int, epoch: int
+    ) -> None:
+        added = (seed + epoch + indices).astype(np.uint8)
+        out[...] = self._images[indices] + added[:, np.newaxis, np.newaxis]
+
+
+def test_training_sees_the_variants_of_its_epoch_and_evaluation_the_samples(
+    loaded: LoadedRecipe, digits: Dataset
+) -> None:
+    augmented = replace(
+        digits,
+        train_inputs=BrighterByEpoch(digits.train_inputs),
+        test_inputs=BrighterByEpoch(digits.test_inputs),
+    )
+    model, weights = loaded.recipe.model, loaded.recipe.initial_weights(0)
+    gradient, by_hand = np.empty_like(weights), np.empty_like(weights)
+    step = TrainingStep(model, augmented, seed=5)
+    step.gather(3, 100, 132)
+    step.run(weights, gradient)
+    chosen = epoch_order(5, 3, len(augmented.train_inputs))[100:132]
+    inputs = digits.train_inputs[chosen] + (8 + chosen).astype(np.uint8)[:, None, None]
+    plan = model.compile_training(32, np.random.default_rng(0))
+    model.bind_training(plan, inputs, digits.train_targets[chosen], weights, by_hand).run()
+    np.testing.assert_array_equal(gradient, by_hand)
+    assert Evaluator(model, augmented)(weights).loss == Evaluator(model, digits)(weights).loss
+
+
+class ToldBefore(BrighterByEpoch):
+    """The digits, which remember what they were told to expect."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        super().__init__(images)
+        self.expected: list[list[int]] = []
+
+    def prefetch(self, indices: SampleIndices) -> None:
+        self.expected.append(indices.tolist())
+
+
+def test_the_next_minibatch_is_expected_while_one_is_computed(
+    loaded: LoadedRecipe, digits: Dataset
+) -> None:
+    train, test = ToldBefore(digits.train_inputs), ToldBefore(digits.test_inputs)
+    dataset = replace(digits, train_inputs=train, test_inputs=test)
+    step = TrainingStep(loaded.recipe.model, dataset, seed=5)
+    order = epoch_order(5, 3, len(train)).tolist()
+    step.gather(3, 100, 132)
+    step.gather(3, len(train) - 32, len(train))
+    assert train.expected == [order[132:164], []]
+    Evaluator(loaded.recipe.model, dataset)(loaded.recipe.initial_weights(0))
+    assert test.expected == [list(range(256, 360)), []]
+
+
+def test_numbers_of_any_shape_are_predicted_from_inputs_of_any_dtype() -> None:
+    generator = np.random.default_rng(0)
+    inputs = generator.normal(size=(64, 3))
+    targets = inputs @ generator.normal(size=(3, 4)).reshape(3, 4)
+    targets = targets.reshape(64, 2, 2)
+    dataset = Dataset("plane", inputs, targets, inputs[:7], targets[:7])
+    recipe = Recipe(
+        Sequential(Rescale(1), Dense(4), Lambda(lambda x: reshape(x, (x.shape[0], 2, 2)))),
+        lambda: dataset,
+        (3,),
+        loss=mean_squared_error,
+        learning_rate=0.1,
+        batch_size=16,
+        epochs=60,
+        input_dtype=np.float64,
+    )
+    training = SingleProcess(recipe, recipe.load_dataset())
+    *_, last = training.epochs()
+    assert last.loss < 1e-3
+    assert last.accuracy is None
+    evaluation = Evaluator(recipe.model, dataset)(training.weights)
+    assert evaluation.loss < 1e-3
+    assert evaluation.accuracy is None
+    assert evaluation.samples == 7
+
+
+def test_a_new_vector_at_the_place_of_a_dropped_one_is_not_mistaken_for_it(
+    loaded: LoadedRecipe, digits: Dataset
+) -> None:
+    step = TrainingStep(loaded.recipe.model, digits, seed=5)
+    step.gather(0, 0, 8)
+    losses = set()
+    for seed in range(5):
+        weights = loaded.recipe.initial_weights(seed)
+        losses.add(step.run(weights, np.empty_like(weights))[0])
+        del weights
+    assert len(losses) == 5
+
+
+def test_one_process_learns_the_digits(loaded: LoadedRecipe, digits: Dataset) -> None:
+    training = SingleProcess(loaded.recipe, digits, seed=1)
+    results = list(training.epochs())
+    assert results[-1].loss < 0.2 * results[0].loss
+    evaluation = Evaluator(loaded.recipe.model, digits)(training.weights)
+    assert evaluation.accuracy > 0.9
+    assert evaluation.samples == len(digits.test_targets)
+    counts = np.bincount(digits.test_targets, minlength=10)
+    np.testing.assert_array_equal(evaluation.confusion.sum(1), counts)
+
+
+def test_an_evaluation_of_known_outputs(loaded: LoadedRecipe, digits: Dataset) -> None:
+    weights = np.zeros(loaded.recipe.model.layout.size, np.float32)
+    weights[-10:] = [0, 0, 0, 5, 0, 0, 0, 0, 0, 0]  # whatever it sees, it says 3
+    evaluation = Evaluator(loaded.recipe.model, digits)(weights)
+    share = float(np.mean(digits.test_targets == 3))
+    assert evaluation.accuracy == pytest.approx(share)
+    assert evaluation.confusion[:, 3].sum() == evaluation.samples
+    surprise = np.log(np.exp(5) + 9)
+    assert evaluation.loss == pytest.approx(surprise - 5 * share, rel=1e-5)
