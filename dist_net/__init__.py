@@ -2,7 +2,7 @@
 
 ``fit``: train a model in this process. ``train``: train a recipe with processes on this host, and
 return a ``Run``. ``load``: return the ``Run`` in a directory. ``LocalCluster``: a cluster in
-threads, for tests and notebooks. ``Recipe``: what to train. ``fit_picture``: resize a picture to a
+threads, for tests and notebooks. ``Recipe``: what to train. ``fit_image``: resize an image to a
 recipe's net. ``Client``: send requests to an inference pool.
 
 ``dist_net.autodiff``: expressions, gradients, plans. ``dist_net.nn``: layers, losses, models.
@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dist_net.images import fit_picture
+    from dist_net.images import fit_image
     from dist_net.nets.recipes.recipe import LoadedRecipe, Recipe, load_recipe
     from dist_net.serving.client.client import Client
     from dist_net.trained_run import Run, load, train
@@ -27,7 +27,7 @@ __all__ = [
     "Recipe",
     "Run",
     "fit",
-    "fit_picture",
+    "fit_image",
     "load",
     "load_recipe",
     "train",
@@ -40,7 +40,7 @@ MODULE_OF = {
     "Recipe": "dist_net.nets.recipes.recipe",
     "Run": "dist_net.trained_run",
     "fit": "dist_net.training.run.single_process",
-    "fit_picture": "dist_net.images",
+    "fit_image": "dist_net.images",
     "load": "dist_net.trained_run",
     "load_recipe": "dist_net.nets.recipes.recipe",
     "train": "dist_net.trained_run",

@@ -135,12 +135,12 @@ class DataFileError(BadInputError):
     """A data file is corrupt, cut short, or not what it should be."""
 
 
-class PictureFolderError(BadInputError):
-    """A folder of pictures, or the file of its labels, cannot be used as data."""
+class ImageFolderError(BadInputError):
+    """A folder of images, or the file of its labels, cannot be used as data."""
 
 
-class SkippedPicturesError(BadInputError):
-    """Too many of a folder's pictures cannot be read."""
+class SkippedImagesError(BadInputError):
+    """Too many of a folder's images cannot be read."""
 
 
 class SourceError(DistNetError):
@@ -187,11 +187,11 @@ class PreparedKernelsError(DistNetError):
 
 
 class ImageError(BadInputError):
-    """A picture cannot be read, or cannot be classified."""
+    """An image cannot be read, or cannot be classified."""
 
 
 class PredictionError(DistNetError):
-    """A net's outputs for a picture are not finite."""
+    """A net's outputs for an image are not finite."""
 
 
 # Where a model is read from
@@ -300,7 +300,7 @@ class CostsDamagedError(BadInputError):
 
 
 class CapacityWriteError(DistNetError):
-    """The costs or the picture of a cluster's capacity could not be written."""
+    """The costs or the image of a cluster's capacity could not be written."""
 
 
 class ServerLostError(DistNetError):

@@ -17,7 +17,7 @@ from dist_net.data import Progress
 from dist_net.data.samples import Values
 from dist_net.errors import SettingError, UnknownRecipeError, UntrustedRecipeError
 from dist_net.nets.checkpoint import Checkpoint
-from dist_net.nets.recipes.picture_recipe import PICTURES
+from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
 from dist_net.nets.recipes.trusted_recipes import trust
 from dist_net.nets.run_directory import RunDirectory
@@ -30,8 +30,8 @@ from dist_net.nets.trained_model import (
 from dist_net.nn import Model
 from dist_net.nn.model import Batch
 from dist_net.photos.bases import default_base
-from dist_net.photos.picture_report import train_and_report
-from dist_net.photos.picture_run import PictureOptions, new_run
+from dist_net.photos.image_report import train_and_report
+from dist_net.photos.image_run import ImageOptions, new_run
 from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.spelling import refuse_options
 from dist_net.training.run.best_weights import BestWeights
@@ -166,7 +166,7 @@ class WatchedTraining(TrainingProgress):
 
 
 OPTIONS_OF_RUNS = {each.name for each in fields(RunOptions)} - {"recipe", "recipe_files"}
-OPTIONS_OF_PICTURES = {each.name for each in fields(PictureOptions)} - {"run"}
+OPTIONS_OF_IMAGES = {each.name for each in fields(ImageOptions)} - {"run"}
 
 
 def train(
@@ -181,9 +181,9 @@ def train(
 ) -> Run:
     """Trains a recipe by a cluster of processes on this host, as ``dist-net train`` does.
 
-    ``recipe`` is the name of a built-in one, the path of a Python file, or a folder of pictures.
+    ``recipe`` is the name of a built-in one, the path of a Python file, or a folder of images.
     ``options`` are those of ``RunOptions``, such as ``epochs``, ``batch_size``, ``optimizer``,
-    ``learning_rate`` and ``seed``, and for a folder those of ``PictureOptions`` too.
+    ``learning_rate`` and ``seed``, and for a folder those of ``ImageOptions`` too.
     ``callbacks`` are called after each evaluation; the run ends where one returns True.
     Progress is shown on stderr, unless ``quiet``. The server may take any time to load while it
     reports that it does; ``start_timeout_s`` limits its silence.
@@ -198,7 +198,7 @@ def train(
         )
     console = plain_console(quiet=quiet)
     is_folder = str(recipe) not in recipe_names() and Path(recipe).is_dir()
-    known = OPTIONS_OF_RUNS | (OPTIONS_OF_PICTURES if is_folder else set())
+    known = OPTIONS_OF_RUNS | (OPTIONS_OF_IMAGES if is_folder else set())
     refuse_options("train", options.keys() - known, known | (train.__kwdefaults__ or {}).keys())
     directory = None if run_dir is None else Path(run_dir)
     if not (isinstance(workers, int) and workers >= 1):
@@ -208,7 +208,7 @@ def train(
     if "consistency" in options:  # bsp alone is a minibatch for each worker
         options["consistency"] = str(Consistency.of(options["consistency"], workers))
     if is_folder:
-        return _train_pictures(Path(recipe), directory, local, callbacks, console, options)
+        return _train_images(Path(recipe), directory, local, callbacks, console, options)
     loaded = load_recipe(str(recipe))
     with FetchProgress(console) as fetching:
         dataset = loaded.recipe.load_dataset(fetching)
@@ -228,7 +228,7 @@ def train(
     return Run(run.path, summarise(loaded.name, run, outcome), display.history)
 
 
-def _train_pictures(
+def _train_images(
     folder: Path,
     directory: Path | None,
     local: LocalRunSettings,
@@ -236,11 +236,11 @@ def _train_pictures(
     console: Console,
     given: dict[str, Any],
 ) -> Run:
-    of_run = {name: given[name] for name in given.keys() - OPTIONS_OF_PICTURES}
-    own = {name: given[name] for name in given.keys() & OPTIONS_OF_PICTURES}
-    options = PictureOptions(
+    of_run = {name: given[name] for name in given.keys() - OPTIONS_OF_IMAGES}
+    own = {name: given[name] for name in given.keys() & OPTIONS_OF_IMAGES}
+    options = ImageOptions(
         **{"base": default_base(), "folder": str(folder.resolve())} | own,
-        run=RunOptions(PICTURES, **of_run),
+        run=RunOptions(IMAGES, **of_run),
     )
     run = new_run(directory, options)
     displays: list[WatchedTraining] = []

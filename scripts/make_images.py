@@ -46,9 +46,9 @@ def main() -> None:
 
 def save(source: Path, name: str, width: int) -> None:
     """Scale an image to a width, with 128 colours, which limits it to about 100 kB."""
-    with Image.open(source) as picture:
-        height = round(picture.height * width / picture.width)
-        small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    with Image.open(source) as image:
+        height = round(image.height * width / image.width)
+        small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     small.quantize(128, dither=Image.Dither.NONE).save(IMAGES / name, optimize=True)
     print(f"docs/images/{name}: {(IMAGES / name).stat().st_size // 1000} kB")
 
@@ -110,8 +110,8 @@ def try_signs(http: str, path: Path) -> None:
 
 def visit(http: str, zmq: str, path: Path) -> None:
     """Click a sample while other requests keep the pool busy, and take a screenshot."""
-    with Image.open(ROOT / "examples" / "fashion_mnist" / "boot.png") as picture:
-        boot = np.asarray(picture)
+    with Image.open(ROOT / "examples" / "fashion_mnist" / "boot.png") as image:
+        boot = np.asarray(image)
     with browsing(1280, 1040) as page, Client(zmq) as client:
         page.goto(http)
         for second in range(15):

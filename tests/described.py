@@ -9,7 +9,7 @@ ORDINARY: dict[str, Any] = {
     "input_shape": (4,),
     "classes": 3,
     "labels": (),
-    "takes_pictures": False,
+    "takes_images": False,
     "has_logits": False,
     "configuration": "",
     "recipe": "digits",

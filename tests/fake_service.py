@@ -16,7 +16,7 @@ import numpy as np
 
 from described import described
 from dist_net.serving.pool.description import ModelDescription, ServedModel
-from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.requests import Question, Result, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 
 DIGITS = described("digits", 3)
@@ -26,9 +26,9 @@ ANIMALS = described(
     input_datatype="UINT8",
     input_shape=(2, 2, 3),
     labels=("cat", "dog", "hen"),
-    takes_pictures=True,
+    takes_images=True,
 )
-BAD_PICTURE = b"\xff\xd8\xffbad"
+BAD_IMAGE = b"\xff\xd8\xffbad"
 
 
 def probabilities(question: Question) -> np.ndarray:
@@ -56,17 +56,17 @@ class FakeService:
     served: dict[str, ServedModel] = field(
         default_factory=lambda: {"digits": served(DIGITS, 2), "animals": served(ANIMALS)}
     )
-    scripted: list[Outcome] = field(default_factory=list)
+    scripted: list[Result] = field(default_factory=list)
     is_silent: bool = False
     is_ready: bool = True
     questions: list[Question] = field(default_factory=list)
-    futures: list[Future[Outcome]] = field(default_factory=list)
+    futures: list[Future[Result]] = field(default_factory=list)
     done_to_models: list[str] = field(default_factory=list)
     counted: dict[str, dict[int, ModelStatistics]] = field(default_factory=dict)
     unloads: dict[str, int] = field(default_factory=dict)
 
-    def ask(self, question: Question) -> Future[Outcome]:
-        future: Future[Outcome] = asyncio.get_running_loop().create_future()
+    def ask(self, question: Question) -> Future[Result]:
+        future: Future[Result] = asyncio.get_running_loop().create_future()
         self.questions.append(question)
         self.futures.append(future)
         if not self.is_silent:
@@ -82,16 +82,16 @@ class FakeService:
             return None
         return served.description if version is None else served.versions.get(version)
 
-    def reload(self, model: str) -> Future[Outcome]:
+    def reload(self, model: str) -> Future[Result]:
         self.done_to_models.append(f"reload {model}")
-        future: Future[Outcome] = asyncio.get_running_loop().create_future()
-        future.set_result(self.scripted.pop(0) if self.scripted else Outcome(Status.OK, 8))
+        future: Future[Result] = asyncio.get_running_loop().create_future()
+        future.set_result(self.scripted.pop(0) if self.scripted else Result(Status.OK, 8))
         return future
 
-    def unload(self, model: str) -> Outcome:
+    def unload(self, model: str) -> Result:
         self.done_to_models.append(f"unload {model}")
         self.unloads[model] = self.unloads.get(model, 0) + 1
-        return Outcome(Status.OK)
+        return Result(Status.OK)
 
     def statistics(self, model: str) -> dict[int, ModelStatistics]:
         return self.counted.get(model, {})
@@ -109,20 +109,20 @@ class FakeService:
             "queue": {"requests": 1, "bytes": 16, "request_limit": 1024, "byte_limit": 2**28},
             "models": [
                 {"name": name, "version": 1, "is_ready": each.is_ready, "reason": each.reason}
-                | {"takes_pictures": False, "classes": 3, "requests_per_s": 0.1}
+                | {"takes_images": False, "classes": 3, "requests_per_s": 0.1}
                 | {"latency_ms": {"p50": 1.0, "p90": 2.0, "p99": 3.0}, "batch_rows": {1: 5}}
                 for name, each in self.served.items()
             ],
         }
 
-    def _answer(self, question: Question) -> Outcome:
+    def _answer(self, question: Question) -> Result:
         described = self.description(question.model, question.version)
         assert described is not None
         version = described.version
-        if bytes(question.payload) == BAD_PICTURE:
-            return Outcome(Status.BAD_INPUT, version, reason="this is no picture")
+        if bytes(question.payload) == BAD_IMAGE:
+            return Result(Status.BAD_INPUT, version, reason="this is no image")
         self._count(question, version)
-        return Outcome(
+        return Result(
             Status.OK,
             version,
             probabilities(question).tobytes(),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dist_net.nets.checkpoint import Checkpoint, write_checkpoint
-from dist_net.nets.recipes.picture_recipe import PICTURES, RECIPE_JSON, PictureRecipe, small_base
+from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe, small_base
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run.run_options import RunOptions
@@ -19,12 +19,12 @@ from dist_net.nets.recipes.built_in.digits import recipe
 
 
 class MarkedCode:
-    """A Python file, and ``recipe``: the JSON of a recipe of pictures that names it."""
+    """A Python file, and ``recipe``: the JSON of a recipe of images that names it."""
 
     def __init__(self, directory: Path) -> None:
         self.file = directory / "evil.py"
         self.file.write_text(CODE)
-        recipe = json.loads(PictureRecipe("pets", small_base(), ("cat", "dog")).to_json())
+        recipe = json.loads(ImageRecipe("pets", small_base(), ("cat", "dog")).to_json())
         recipe["base"] |= {"kind": "recipe", "text": str(self.file), "input_shape": [8, 8]}
         self.recipe = json.dumps(recipe)
 
@@ -37,10 +37,10 @@ class MarkedCode:
         directory = RunDirectory(path)
         digests = {RECIPE_JSON: sha256(self.recipe.encode())}
         directory.make()
-        options = RunOptions(PICTURES, recipe_files=digests)
+        options = RunOptions(IMAGES, recipe_files=digests)
         directory.begin(options.to_json(), {RECIPE_JSON: self.recipe.encode()})
-        layout = PictureRecipe("pets", small_base(), ("cat", "dog")).model.layout
+        layout = ImageRecipe("pets", small_base(), ("cat", "dog")).model.layout
         weights, record = layout.initial(np.random.default_rng(0)), {"files": digests}
-        checkpoint = Checkpoint(PICTURES, "", layout.shapes, 1, {}, {}, {}, weights, {}, record)
+        checkpoint = Checkpoint(IMAGES, "", layout.shapes, 1, {}, {}, {}, weights, {}, record)
         write_checkpoint(directory.checkpoint, checkpoint)
         return directory

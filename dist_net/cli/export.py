@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preprocessing",
         action="store_true",
-        help="with onnx: accept pictures of any size and output probabilities",
+        help="with onnx: accept images of any size and output probabilities",
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a Darknet .weights file")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one per line")

@@ -15,7 +15,7 @@ from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.spelling import suggestion
 
 # A photograph in the package, for the command that ``fetch`` suggests.
-PICTURE = Path(__file__).parents[1] / "serving" / "http" / "page" / "samples" / "balloon.jpg"
+IMAGE = Path(__file__).parents[1] / "serving" / "http" / "page" / "samples" / "balloon.jpg"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,6 +83,6 @@ def fetch_classifier(
     path = fetch_weights(PUBLISHED[name], progress, cache_dir, mirrors)
     size_bytes = path.stat().st_size
     weights = () if cache_dir == default_cache_dir() else ("--weights", path)
-    command = command_line("predict", name, PICTURE, *weights)
+    command = command_line("predict", name, IMAGE, *weights)
     text = f"{PUBLISHED[name].title}: {size_bytes:,} bytes in {path}; next: {command}"
     return text, {"classifier": name, "weights": str(path), "bytes": size_bytes}

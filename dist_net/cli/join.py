@@ -12,14 +12,14 @@ from rich.console import Console
 from dist_net.cli.parser import count_from
 from dist_net.command_line import add_trust_argument
 from dist_net.errors import RecipeError
+from dist_net.nets.image_manifest import MAX_MANIFEST_BYTES
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
-from dist_net.nets.picture_manifest import MOST_MANIFEST_BYTES
 from dist_net.nets.recipe_confirmation import confirm_code
-from dist_net.nets.recipes.picture_recipe import PICTURES
+from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.trained_model import recipe_of_run
-from dist_net.photos.joined_pictures import prepare_folder
+from dist_net.photos.joined_images import prepare_folder
 from dist_net.processes.cores import available_cores
 from dist_net.processes.hidden_tokens import add_token_arguments, token_given
 from dist_net.processes.own_directory import log_directory, temporary_directory
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="FOLDER",
-        help="the run's data on this host: its folder of pictures, or the directory of the data "
+        help="the run's data on this host: its folder of images, or the directory of the data "
         "that the recipe expects next to its file",
     )
     add_trust_argument(parser)
@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         directory = RunDirectory(opened.enter_context(temporary_directory()) / "run")
         directory.make()
         offered = offered_by(server, arguments.timeout)
-        if offered.reference == PICTURES:
+        if offered.reference == IMAGES:
             samples = prepare_folder(offered, arguments.data, directory, console, opened)
         else:
             samples = prepare_recipe(offered, directory, arguments, console)
@@ -124,7 +124,7 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
 
 def offered_by(server: LetIn, timeout_s: float) -> OfferedRecipe:
     """Return the recipe that the server trains; raises ``OfferError``."""
-    with Observer(*server, timeout_s=timeout_s, max_array_bytes=MOST_MANIFEST_BYTES) as observer:
+    with Observer(*server, timeout_s=timeout_s, max_array_bytes=MAX_MANIFEST_BYTES) as observer:
         return OfferedRecipe.of(observer.recipe())
 
 

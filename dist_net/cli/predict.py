@@ -1,4 +1,4 @@
-"""``dist-net predict MODEL FILE...``: classify pictures, or compute outputs for rows."""
+"""``dist-net predict MODEL FILE...``: classify images, or compute outputs for rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from dist_net.cli.parser import count_from
 from dist_net.command_line import add_trust_argument
-from dist_net.data.picture_folder import PICTURE_SUFFIXES
-from dist_net.errors import DistNetError, ModelOptionError, PictureFolderError
+from dist_net.data.image_folder import IMAGE_SUFFIXES
+from dist_net.errors import DistNetError, ImageFolderError, ModelOptionError
 from dist_net.images.labels import is_unknown, predictions_of
 from dist_net.nets.classifier import ClassifiedImage, classifier_of, outputs_for
 from dist_net.nets.recipe_confirmation import confirm_recipe
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        help="a picture, a folder of pictures, or the model's inputs as rows: .npy or .csv",
+        help="an image, a folder of images, or the model's inputs as rows: .npy or .csv",
     )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="a Darknet .weights file")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names, one per line")
@@ -49,12 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_trust_argument(parser)
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON object per picture or row"
+        "--json", action="store_true", help="print one JSON object per image or row"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Predict for every picture and row, and return the exit code."""
+    """Predict for every image and row, and return the exit code."""
     files = [file for given in arguments.files for file in files_in(given)]
     has_rows = any(map(is_row_file, files))
     if arguments.output is not None and not (has_rows and is_row_file(arguments.output)):
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"--output {arguments.output}: expected a .npy or .csv file name, and rows as inputs"
         )
     confirm_recipe(arguments.model, arguments.trust_recipe)
-    # Pillow's warnings about odd pictures are noise: real failures become the picture's result.
+    # Pillow's warnings about odd images are noise: real failures become the image's result.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with FetchProgress(plain_console()) as progress:
         found = source_called(
@@ -76,28 +76,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def files_in(given: str) -> list[str]:
-    """Return the sorted pictures in a folder and its subfolders; any other path is one file."""
+    """Return the sorted images in a folder and its subfolders; any other path is one file."""
     if not Path(given).is_dir():
         return [given]
     inside = Path(given).rglob("[!.]*")
-    pictures = [str(each) for each in inside if each.suffix.casefold() in PICTURE_SUFFIXES]
-    if not pictures:
-        endings = ", ".join(sorted(PICTURE_SUFFIXES))
-        raise PictureFolderError(f"no pictures in {given}; expected files ending in {endings}")
-    return sorted(pictures)
+    images = [str(each) for each in inside if each.suffix.casefold() in IMAGE_SUFFIXES]
+    if not images:
+        endings = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise ImageFolderError(f"no images in {given}; expected files ending in {endings}")
+    return sorted(images)
 
 
-def classify(arguments: argparse.Namespace, found: FoundModel, pictures: list[str]) -> int:
-    """Print the classes of every readable picture; return the exit code."""
+def classify(arguments: argparse.Namespace, found: FoundModel, images: list[str]) -> int:
+    """Print the classes of every readable image; return the exit code."""
     classifier = classifier_of(found, arguments.model, available_cores())
     show = show_json if arguments.json else show_bars
     errors = []
-    answers = classifier.predict_each(pictures, arguments.top)
-    for picture, answer in zip(pictures, answers, strict=True):
-        show({"image": picture}, answer, found.unknown_below)
+    answers = classifier.predict_each(images, arguments.top)
+    for image, answer in zip(images, answers, strict=True):
+        show({"image": image}, answer, found.unknown_below)
         if isinstance(answer, DistNetError):
             errors.append(answer)
-    if len(errors) == len(pictures):
+    if len(errors) == len(images):
         return errors[0].exit_code
     return 1 if errors else 0
 
@@ -143,7 +143,7 @@ def show_json(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: 
 
 
 def show_bars(place: Mapping[str, str], answer: ClassifiedImage, unknown_below: float) -> None:
-    """Print the picture's name and one bar per class; print errors to stderr."""
+    """Print the image's name and one bar per class; print errors to stderr."""
     if isinstance(answer, DistNetError):
         print(f"dist-net predict: {printable(str(answer))}", file=sys.stderr, flush=True)
         return

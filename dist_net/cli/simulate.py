@@ -30,8 +30,8 @@ TYPICAL_COSTS = Path(costs_of_clusters.__file__).with_name("typical_costs.json")
 
 DEFAULT_WORKERS = [1, 2, 4, 8, 16]
 DEFAULT_BATCH_SIZE = 32
-MOST_CHARACTERS = 100_000  # of a costs file; a real one has about 2,000
-PICTURES = (".png", ".svg")
+MAX_CHARACTERS = 100_000  # of a costs file; a real one has about 2,000
+IMAGES = (".png", ".svg")
 
 WORDS = {
     "network": "the server's network",
@@ -163,8 +163,8 @@ def require_sense(arguments: argparse.Namespace) -> None:
         raise SettingError(
             "no training step to predict: expected a RECIPE, or --step-ms and --parameters"
         )
-    if arguments.plot is not None and arguments.plot.suffix not in PICTURES:
-        raise SettingError(f"--plot={arguments.plot}: expected a {' or '.join(PICTURES)} file")
+    if arguments.plot is not None and arguments.plot.suffix not in IMAGES:
+        raise SettingError(f"--plot={arguments.plot}: expected a {' or '.join(IMAGES)} file")
 
 
 def costs_given(arguments: argparse.Namespace, console: Console) -> ClusterCosts:
@@ -221,7 +221,7 @@ def read_costs(path: Path) -> ClusterCosts:
     """Read saved costs; raises ``CostsDamagedError``."""
     try:
         with path.open(encoding="utf-8") as file:
-            return ClusterCosts.from_json(file.read(MOST_CHARACTERS))
+            return ClusterCosts.from_json(file.read(MAX_CHARACTERS))
     except (OSError, UnicodeDecodeError) as error:
         raise CostsDamagedError(f"cannot read the costs: {error}") from error
     except CostsDamagedError as error:

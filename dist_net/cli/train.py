@@ -13,11 +13,11 @@ from rich.console import Console
 from dist_net.cli.metrics_options import Publish, add_metrics_arguments, served_metrics
 from dist_net.cli.parser import count_from
 from dist_net.cli.run_summary import DEFAULT_WORKERS, how_to_go_on, show_summary
-from dist_net.cli.train_pictures import (
-    add_picture_arguments,
-    is_of_pictures,
-    require_no_picture_options,
-    train_pictures,
+from dist_net.cli.train_images import (
+    add_image_arguments,
+    is_of_images,
+    require_no_image_options,
+    train_images,
 )
 from dist_net.command_line import add_trust_argument, joining_command
 from dist_net.data import Dataset
@@ -81,7 +81,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "recipe",
         metavar="RECIPE",
         nargs="?",
-        help=f"{', '.join(recipe_names())}, a folder of pictures, or the path of a Python file "
+        help=f"{', '.join(recipe_names())}, a folder of images, or the path of a Python file "
         f"(default: {DEFAULT_RECIPE})",
     )
     _add_learning_arguments(parser)
@@ -113,7 +113,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_trust_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     add_metrics_arguments(parser)
-    add_picture_arguments(parser)
+    add_image_arguments(parser)
 
 
 def _add_opening_arguments(parser: argparse.ArgumentParser) -> None:
@@ -222,9 +222,9 @@ def _train(
     arguments: argparse.Namespace, workers: int | None, console: Console, publish: Publish | None
 ) -> int:
     arguments.resume = is_resumed(arguments)
-    if is_of_pictures(arguments):
-        return train_pictures(arguments, workers, options_given(arguments, workers), publish)
-    require_no_picture_options(arguments)
+    if is_of_images(arguments):
+        return train_images(arguments, workers, options_given(arguments, workers), publish)
+    require_no_image_options(arguments)
     directory, options = prepare(arguments, workers)
     if directory is None or arguments.recipe is not None:
         loaded = load_recipe(options.recipe)

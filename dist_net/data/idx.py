@@ -19,7 +19,7 @@ from dist_net.errors import DataFileError
 
 GZIP_MAGIC = b"\x1f\x8b"
 
-MOST_DIMENSIONS = 64
+MAX_DIMENSIONS = 64
 """As many as NumPy's arrays have at most."""
 
 ELEMENT_TYPES: dict[int, np.dtype[Any]] = {
@@ -59,12 +59,12 @@ def _read_header(
         len(start) == 4
         and start[:2] == b"\0\0"
         and start[2] in ELEMENT_TYPES
-        and 1 <= start[3] <= MOST_DIMENSIONS
+        and 1 <= start[3] <= MAX_DIMENSIONS
     ):
         codes = ", ".join(f"{code:02x}" for code in ELEMENT_TYPES)
         raise DataFileError(
             f"{path}: offset 0: not an IDX file: found bytes {start.hex(' ')!r}, expected 00 00, "
-            f"an element type ({codes}) and the number of dimensions (1 to {MOST_DIMENSIONS})"
+            f"an element type ({codes}) and the number of dimensions (1 to {MAX_DIMENSIONS})"
         )
     rank = start[3]
     dimensions = content.read(4 * rank)

@@ -16,7 +16,7 @@ SampleIndices = NDArray[np.int64]
 
 @runtime_checkable
 class Samples(Protocol):
-    """Inputs or targets that need not lie in memory, such as pictures that are decoded when read.
+    """Inputs or targets that need not lie in memory, such as images that are decoded when read.
 
     ``shape`` and ``dtype`` are those of one sample, in the machine's byte order; ``len`` is how
     many there are. The content never changes. One process reads, one call at a time.
@@ -107,14 +107,14 @@ def samples_of(values: Values, name: str = "samples") -> Samples:
 CHUNK_BYTES = 1 << 20
 
 
-def chunks_of(samples: Samples, most_bytes: int) -> Iterator[tuple[SampleIndices, NDArray[Any]]]:
+def chunks_of(samples: Samples, max_bytes: int) -> Iterator[tuple[SampleIndices, NDArray[Any]]]:
     """The samples in their order, with their indices, in chunks of about a MiB.
 
-    Of more than ``most_bytes`` only as many are read, evenly spread. A chunk is overwritten by the
+    Of more than ``max_bytes`` only as many are read, evenly spread. A chunk is overwritten by the
     next.
     """
     sample_bytes = max(1, samples.dtype.itemsize * math.prod(samples.shape))
-    indices = np.arange(0, len(samples), len(samples) * sample_bytes // most_bytes + 1)
+    indices = np.arange(0, len(samples), len(samples) * sample_bytes // max_bytes + 1)
     size = min(len(indices), max(1, CHUNK_BYTES // sample_bytes))
     buffer = np.empty((size, *samples.shape), samples.dtype)
     for start in range(0, len(indices), size):

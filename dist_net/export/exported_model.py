@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_net.nets.recipes.picture_recipe import PictureRecipe
+from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nets.sources import FoundModel
 from dist_net.release import release
 from dist_net.vector import Vector
@@ -17,18 +17,18 @@ from dist_net.vector import Vector
 class ExportedModel:
     """A model with its weights, and the name that the user gave.
 
-    With ``takes_pictures``, its inputs are images of any size, and resizing is part of the file.
+    With ``takes_images``, its inputs are images of any size, and resizing is part of the file.
     """
 
     name: str
     found: FoundModel
     weights: Vector
-    takes_pictures: bool = False
+    takes_images: bool = False
 
     @property
     def fitting(self) -> str:
         """The way images are resized to the net's input; "" if it takes no images."""
-        if not self.found.takes_pictures:
+        if not self.found.takes_images:
             return ""
         return "letterbox" if self.found.configuration else self.found.fitting
 
@@ -49,8 +49,8 @@ class ExportedModel:
     @property
     def _recipe(self) -> str:
         found = self.found
-        if found.picture_recipe:
-            return PictureRecipe.from_json(found.picture_recipe).name
+        if found.image_recipe:
+            return ImageRecipe.from_json(found.image_recipe).name
         return found.recipe.name if found.recipe else ""
 
     @property

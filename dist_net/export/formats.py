@@ -40,7 +40,7 @@ FORMATS: dict[str, Callable[[ExportedModel], bytes]] = {
 """The function that returns the content of a file, by extension."""
 
 
-def format_of(file: Path, given: str | None, takes_pictures: bool) -> str:
+def format_of(file: Path, given: str | None, takes_images: bool) -> str:
     """Return the format of a file: ``given``, or its extension.
 
     Raises ``ExportError`` for another extension or if the format cannot contain preprocessing,
@@ -52,7 +52,7 @@ def format_of(file: Path, given: str | None, takes_pictures: bool) -> str:
             f"{file} has the extension of no format; {suggestion(chosen, FORMATS)}. Add --format, "
             f"or name the file FILE.onnx, FILE.safetensors or FILE.npz"
         )
-    if takes_pictures and chosen != "onnx":
+    if takes_images and chosen != "onnx":
         raise ExportError(f"{chosen} contains only arrays; expected onnx for --preprocessing")
     if chosen == "onnx":
         try:

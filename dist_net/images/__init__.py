@@ -1,7 +1,7 @@
-"""Pictures: decoding, fitting them to a net's inputs, and the names of its classes."""
+"""Images: decoding, fitting them to a net's inputs, and the names of its classes."""
 
 from dist_net.images.decoding import load_image
-from dist_net.images.fitting import fit_picture, letterbox
+from dist_net.images.fitting import fit_image, letterbox
 from dist_net.images.labels import Prediction, read_labels
 
-__all__ = ["Prediction", "fit_picture", "letterbox", "load_image", "read_labels"]
+__all__ = ["Prediction", "fit_image", "letterbox", "load_image", "read_labels"]

@@ -1,4 +1,4 @@
-"""Random variants of pictures, so that a net sees each of them a little different every epoch.
+"""Random variants of images, so that a net sees each of them a little different every epoch.
 
 All arithmetic is in whole numbers and all random numbers are raw output of a bit generator, which
 NumPy keeps for good (NEP 19): the same seed, epoch and sample give the same bytes on every host.
@@ -24,7 +24,7 @@ AlongAxis = NDArray[np.integer]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may be done to a picture, and how much of it.
+    """What may be done to an image, and how much of it.
 
     ``smallest_crop``: the shorter side of the part that is kept and stretched to the whole, at
     least; each side is drawn by itself, from that to 1. ``flip``: mirrored left to right, or not.
@@ -46,25 +46,25 @@ class Augmentation:
                 raise SettingError(f"{name}={value}: expected from 0 to 1")
 
     def apply(
-        self, pictures: NDArray[np.uint8], seed: int, epoch: int, samples: Iterable[int]
+        self, images: NDArray[np.uint8], seed: int, epoch: int, samples: Iterable[int]
     ) -> None:
         """Changes a minibatch in place, (N, H, W, C) uint8, C is 1 or 3.
 
-        ``samples`` are the indices that its pictures have in the dataset, (N,). A picture's variant
+        ``samples`` are the indices that its images have in the dataset, (N,). An image's variant
         depends on the seed, the epoch and its index alone, not on the minibatch.
         """
-        for picture, draws in zip(pictures, _draws(seed, epoch, samples), strict=True):
-            self._crop_and_flip(picture, draws)
-            self._recolour(picture, draws)
+        for image, draws in zip(images, _draws(seed, epoch, samples), strict=True):
+            self._crop_and_flip(image, draws)
+            self._recolour(image, draws)
 
-    def _crop_and_flip(self, picture: Pixels, draws: list[int]) -> None:
-        height, width, channels = picture.shape
+    def _crop_and_flip(self, image: Pixels, draws: list[int]) -> None:
+        height, width, channels = image.shape
         least = round(self.smallest_crop * ONE)
         above, below, along_y = _window(height, least, draws[0], draws[1])
         left, right, along_x = _window(width, least, draws[2], draws[3])
         if self.flip and draws[4] & 1:
             left, right, along_x = left[::-1], right[::-1], along_x[::-1]
-        rows = _between(picture.take(above, 0), picture.take(below, 0), along_y[:, None, None])
+        rows = _between(image.take(above, 0), image.take(below, 0), along_y[:, None, None])
         # Rows are kept flat: with an axis of channels, loops over three numbers take four times as
         # long.
         flat = height, width * channels
@@ -73,19 +73,19 @@ class Augmentation:
             rows.take(right, 1).reshape(flat, copy=False),
             along_x.repeat(channels),
         )
-        picture[:] = mixed.reshape(picture.shape, copy=False)
+        image[:] = mixed.reshape(image.shape, copy=False)
 
-    def _recolour(self, picture: Pixels, draws: list[int]) -> None:
+    def _recolour(self, image: Pixels, draws: list[int]) -> None:
         if self.brightness:
             values = np.arange(256) * _factor(self.brightness, draws[5]) // ONE
-            picture[:] = _bytes(values).take(picture)
+            image[:] = _bytes(values).take(image)
         if self.contrast:
-            mean = int(_luma(picture).sum(dtype=np.int64)) * picture.shape[2] // picture.size
+            mean = int(_luma(image).sum(dtype=np.int64)) * image.shape[2] // image.size
             values = mean + (np.arange(256) - mean) * _factor(self.contrast, draws[6]) // ONE
-            picture[:] = _bytes(values).take(picture)
-        if self.saturation and picture.shape[2] == 3:
-            luma = _luma(picture)[:, :, None].astype(np.int32)
-            picture[:] = _bytes(luma + (picture - luma) * _factor(self.saturation, draws[7]) // ONE)
+            image[:] = _bytes(values).take(image)
+        if self.saturation and image.shape[2] == 3:
+            luma = _luma(image)[:, :, None].astype(np.int32)
+            image[:] = _bytes(luma + (image - luma) * _factor(self.saturation, draws[7]) // ONE)
 
 
 def _draws(seed: int, epoch: int, samples: Iterable[int]) -> Iterator[list[int]]:
@@ -129,11 +129,11 @@ def _factor(most: float, drawn: int) -> int:
     return ONE - span + (drawn * (2 * span + 1) >> 32)
 
 
-def _luma(picture: Pixels) -> NDArray[np.uint16]:
+def _luma(image: Pixels) -> NDArray[np.uint16]:
     """The brightness of each pixel, (H, W); no sum leaves 16 bits."""
-    if picture.shape[2] == 1:
-        return picture[:, :, 0].astype(np.uint16)
-    weighted = [picture[:, :, channel] * np.uint16(weight) for channel, weight in enumerate(LUMA)]
+    if image.shape[2] == 1:
+        return image[:, :, 0].astype(np.uint16)
+    weighted = [image[:, :, channel] * np.uint16(weight) for channel, weight in enumerate(LUMA)]
     return sum(weighted[1:], weighted[0]) >> np.uint16(8)
 
 

@@ -1,12 +1,12 @@
-"""Files of pictures as arrays of pixels.
+"""Files of images as arrays of pixels.
 
 Pillow decodes them, by libjpeg-turbo as Debian's build of the reference program does: all seven
 photographs of its package come out with the same bytes. The original's own decoder, stb_image,
 differs there by up to 3 of 255 in a pixel, and by 0.007 to 0.17 on average; after letterboxing to
 256x256, by up to 2.9, and by 0.005 to 0.13.
 
-A picture is decoded as a viewer shows it: turned by its EXIF orientation, with white behind
-transparent parts, and the first frame of an animation. (The original does not turn pictures, and
+An image is decoded as a viewer shows it: turned by its EXIF orientation, with white behind
+transparent parts, and the first frame of an animation. (The original does not turn images, and
 drops the alpha channel.) Colour profiles are ignored, as in the original.
 """
 
@@ -25,12 +25,12 @@ from PIL.TiffImagePlugin import STRIPOFFSETS, TILEOFFSETS, ImageFileDirectory_v2
 from dist_net.errors import ImageError
 
 Pixels = NDArray[np.uint8]
-"""A picture: (H, W, C) uint8; C is 3, red, green and blue, or 1, grey."""
+"""An image: (H, W, C) uint8; C is 3, red, green and blue, or 1, grey."""
 
 ImageSource = str | Path | bytes | BinaryIO
-"""A picture's path, the bytes of its file, or the file, open for reading."""
+"""An image's path, the bytes of its file, or the file, open for reading."""
 
-MOST_PIXELS = 1 << 26
+MAX_PIXELS = 1 << 26
 """The default limit of pixels; decoding takes up to 16 bytes for each.
 
 Pillow refuses more than twice ``PIL.Image.MAX_IMAGE_PIXELS`` in any case.
@@ -54,44 +54,44 @@ UPRIGHT = {
 GREY_OF_16_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # Pillow's modes
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 
-MOST_READS = 1 << 17
-"""How often a decoder may read from a file: 100 times as often as for any picture in common use."""
+MAX_READS = 1 << 17
+"""How often a decoder may read from a file: 100 times as often as for any image in common use."""
 
-MOST_SCANS = 64
+MAX_SCANS = 64
 """Of a JPEG at the limit of pixels, five times as many as usual; a smaller one may have more."""
-MOST_PROFILES = 16
+MAX_PROFILES = 16
 """Colour profiles in a PNG, of which one makes sense; each is decompressed to up to 1 MiB."""
-MOST_STRIPS = 1 << 16
+MAX_STRIPS = 1 << 16
 """Of a TIFF; Pillow needs 10 us and 300 bytes for each."""
 PIECE_BYTES = 1 << 20
 
 
 def load_image(
-    source: ImageSource, name: str | None = None, most_pixels: int = MOST_PIXELS
+    source: ImageSource, name: str | None = None, max_pixels: int = MAX_PIXELS
 ) -> Pixels:
-    """Return the picture in a file, in bytes, or in a seekable binary file: (H, W, 3), read-only.
+    """Return the image in a file, in bytes, or in a seekable binary file: (H, W, 3), read-only.
 
     Errors call it ``name``, by default its path. Raises ImageError, in one line, for a file
-    that cannot be read, is no picture of a known format, is damaged or cut short, has no pixels, or
-    has more than ``most_pixels``, which is checked before they are decoded.
+    that cannot be read, is no image of a known format, is damaged or cut short, has no pixels, or
+    has more than ``max_pixels``, which is checked before they are decoded.
     """
     if name is None:
         name = name_of(source)
     try:
         if isinstance(source, bytes):
-            return _decoded(BytesIO(source), name, most_pixels)
+            return _decoded(BytesIO(source), name, max_pixels)
         if not isinstance(source, str | Path):
-            return _decoded(source, name, most_pixels)
+            return _decoded(source, name, max_pixels)
         with Path(source).open("rb") as file:
-            return _decoded(file, name, most_pixels)
+            return _decoded(file, name, max_pixels)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise _error(name, f"{reason}; expected the file of a picture") from error
+        raise _error(name, f"{reason}; expected the file of an image") from error
 
 
 def name_of(source: ImageSource) -> str:
-    """Return the name of a picture in error messages."""
-    return str(source) if isinstance(source, str | Path) else "picture"
+    """Return the name of an image in error messages."""
+    return str(source) if isinstance(source, str | Path) else "image"
 
 
 def _error(name: str, what: str) -> ImageError:
@@ -109,14 +109,14 @@ class _LimitedReads(io.IOBase):
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
         self._name = name
-        self._left = MOST_READS
+        self._left = MAX_READS
 
     def read(self, size: int = -1) -> bytes:
         self._left -= 1
         if self._left < 0:
             raise _error(
                 self._name,
-                f"not decoded after {MOST_READS:,} reads from the file, 100 times as many as usual",
+                f"not decoded after {MAX_READS:,} reads from the file, 100 times as many as usual",
             )
         return self._file.read(size)
 
@@ -133,18 +133,18 @@ class _LimitedReads(io.IOBase):
         return True
 
 
-def _decoded(file: BinaryIO, name: str, most_pixels: int) -> Pixels:
+def _decoded(file: BinaryIO, name: str, max_pixels: int) -> Pixels:
     if not file.seekable():  # decoders go back and forth
         raise _error(name, "a pipe; expected a file, which can be read from its beginning again")
     if not file.read(1):
-        raise _error(name, "an empty file, 0 bytes; expected a picture")
+        raise _error(name, "an empty file, 0 bytes; expected an image")
     limited = cast(BinaryIO, _LimitedReads(file, name))
     try:
         _require_modest_header(file, name)
         with Image.open(limited, formats=FORMATS) as image:
-            _require_size(*image.size, name, most_pixels)
+            _require_size(*image.size, name, max_pixels)
             if image.format in ("JPEG", "MPO"):
-                _require_few_scans(file, image.width * image.height, name, most_pixels)
+                _require_few_scans(file, image.width * image.height, name, max_pixels)
             image.load()
             upright = _upright(image)
             return np.asarray(_on_white(_of_bytes(upright, name)))
@@ -152,31 +152,31 @@ def _decoded(file: BinaryIO, name: str, most_pixels: int) -> Pixels:
         raise
     except Image.DecompressionBombError as error:
         raise _error(
-            name, f"{error}; expected at most {most_pixels:,}; make the picture smaller first"
+            name, f"{error}; expected at most {max_pixels:,}; make the image smaller first"
         ) from error
     except UnidentifiedImageError as error:
-        raise _error(name, f"not a picture; expected one of {', '.join(FORMATS)}") from error
+        raise _error(name, f"not an image; expected one of {', '.join(FORMATS)}") from error
     except Exception as error:  # whatever a decoder may raise on a damaged file
         raise _error(name, f"damaged or cut short: {error or type(error).__name__}") from error
 
 
 def _require_modest_header(file: BinaryIO, name: str) -> None:
-    """Refuse files that keep Pillow busy for minutes before it knows a picture's size."""
+    """Refuse files that keep Pillow busy for minutes before it knows an image's size."""
     file.seek(0)
     magic = file.read(4)
     if magic[:2] in (b"P1", b"P2", b"P3"):  # comments take time in proportion to their square
         raise _error(name, "a PPM file of text; expected a binary one")
-    if magic == b"\x89PNG" and (profiles := _count(file, b"iCCP")) > MOST_PROFILES:
-        raise _error(name, f"{profiles:,} colour profiles; expected at most {MOST_PROFILES}")
-    if magic[:2] in (b"II", b"MM") and (strips := _tiff_strips(file)) > MOST_STRIPS:
-        raise _error(name, f"a TIFF file of {strips:,} strips; expected at most {MOST_STRIPS:,}")
+    if magic == b"\x89PNG" and (profiles := _count(file, b"iCCP")) > MAX_PROFILES:
+        raise _error(name, f"{profiles:,} colour profiles; expected at most {MAX_PROFILES}")
+    if magic[:2] in (b"II", b"MM") and (strips := _tiff_strips(file)) > MAX_STRIPS:
+        raise _error(name, f"a TIFF file of {strips:,} strips; expected at most {MAX_STRIPS:,}")
     file.seek(0)
 
 
-def _require_few_scans(file: BinaryIO, pixels: int, name: str, most_pixels: int) -> None:
+def _require_few_scans(file: BinaryIO, pixels: int, name: str, max_pixels: int) -> None:
     """Refuse a JPEG of too many scans: an empty one takes as long as another to decode."""
     here = file.tell()
-    scans, most = _count(file, b"\xff\xda"), max(MOST_SCANS * most_pixels // pixels, MOST_SCANS)
+    scans, most = _count(file, b"\xff\xda"), max(MAX_SCANS * max_pixels // pixels, MAX_SCANS)
     file.seek(here)
     if scans > most:
         raise _error(
@@ -205,28 +205,28 @@ def _tiff_strips(file: BinaryIO) -> int:
     return max(len(directory.get(tag, ())) for tag in (STRIPOFFSETS, TILEOFFSETS))
 
 
-def _require_size(width: int, height: int, name: str, most_pixels: int) -> None:
+def _require_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if width < 1 or height < 1:
-        raise _error(name, f"a picture of {width}x{height} pixels; expected at least one")
-    if width * height > most_pixels:
+        raise _error(name, f"an image of {width}x{height} pixels; expected at least one")
+    if width * height > max_pixels:
         raise _error(
             name,
-            f"{width}x{height} pixels are {width * height:,}; expected at most {most_pixels:,}; "
-            f"make the picture smaller first",
+            f"{width}x{height} pixels are {width * height:,}; expected at most {max_pixels:,}; "
+            f"make the image smaller first",
         )
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Return the picture, turned and mirrored by its EXIF orientation; ignore damaged EXIF."""
+    """Return the image, turned and mirrored by its EXIF orientation; ignore damaged EXIF."""
     try:
         orientation = image.getexif().get(ORIENTATION)
-    except Exception:  # as in _decoded; the picture itself is whole
+    except Exception:  # as in _decoded; the image itself is whole
         return image
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 def _of_bytes(image: Image.Image, name: str) -> Image.Image:
-    """Return the picture in 8 bits a channel: the upper 8 of 16, as in the reference program."""
+    """Return the image in 8 bits a channel: the upper 8 of 16, as in the reference program."""
     if image.mode not in GREY_OF_16_BITS and image.mode != "F":
         return image
     values = np.asarray(image)
@@ -238,7 +238,7 @@ def _of_bytes(image: Image.Image, name: str) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """Return the picture in RGB, with white behind transparent parts."""
+    """Return the image in RGB, with white behind transparent parts."""
     transparent = image.info.get("transparency")
     if isinstance(transparent, tuple) and max(transparent) > 0xFF:
         # Pillow keeps the upper 8 bits of a pixel's 16, but all 16 of the transparent colour.
@@ -252,5 +252,5 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def grey(pixels: Pixels) -> Pixels:
-    """Return the picture in one channel, (H, W, 1): its luma by ITU-R BT.601."""
+    """Return the image in one channel, (H, W, 1): its luma by ITU-R BT.601."""
     return np.asarray(Image.fromarray(pixels).convert("L"))[:, :, np.newaxis]

@@ -1,4 +1,4 @@
-"""Pictures made to fit the inputs of a net: by Darknet's letterbox, or as a recipe says."""
+"""Images made to fit the inputs of a net: by Darknet's letterbox, or as a recipe says."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dist_net.errors import ImageError, SettingError, ShapeError
-from dist_net.images.decoding import MOST_PIXELS, ImageSource, Pixels, grey, load_image, name_of
+from dist_net.images.decoding import MAX_PIXELS, ImageSource, Pixels, grey, load_image, name_of
 from dist_net.nn import Model
 
 Indices = NDArray[np.intp]
 
 
 def letterbox(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
-    """The whole picture in the middle of grey, (height, width, C) float32 from 0 to 1.
+    """The whole image in the middle of grey, (height, width, C) float32 from 0 to 1.
 
     It is resized, its proportions kept, until it touches two sides; the rest is 0.5. This is what
     the reference program's ``classifier predict`` does, to the last bit of its bilinear resizing;
-    see ``resize``. Raises ImageError for a picture so narrow that no pixel of it would be left.
+    see ``resize``. Raises ImageError for an image so narrow that no pixel of it would be left.
     """
     down, across, channels = pixels.shape
     # As in C: the ratios are float32, and whole numbers are divided and rounded down.
@@ -31,7 +31,7 @@ def letterbox(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
         new_width, new_height = across * height // down, height
     if new_width < 1 or new_height < 1:
         raise ImageError(
-            f"a picture of {across}x{down} pixels has no pixel left when it is made to fit into "
+            f"an image of {across}x{down} pixels has no pixel left when it is made to fit into "
             f"{width}x{height}; crop it first"
         )
     boxed = np.full((height, width, channels), 0.5, np.float32)
@@ -41,10 +41,10 @@ def letterbox(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
 
 
 def resize(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
-    """The picture as (height, width, C) float32 from 0 to 1, resized as the reference does it.
+    """The image as (height, width, C) float32 from 0 to 1, resized as the reference does it.
 
     Bilinear, first along x and then along y, with the corners aligned: output i samples at
-    i (W - 1) / (w - 1). There is no antialiasing, so most of a large picture is never read. Two
+    i (W - 1) / (w - 1). There is no antialiasing, so most of a large image is never read. Two
     quirks are kept, so that answers agree: the last column is a plain copy; and the last row takes
     nothing from below it, so that it comes out almost black where (h - 1) ((H - 1) / (h - 1)) is
     rounded below H - 1, as at one size in thirty.
@@ -87,7 +87,7 @@ def _columns(rows: Pixels, columns: Indices, channels: int) -> NDArray[np.float3
 
 
 def pad(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The whole picture, its proportions kept, in the middle of black."""
+    """The whole image, its proportions kept, in the middle of black."""
     down, across, channels = pixels.shape
     scale = min(width / across, height / down)
     new_height, new_width = max(round(down * scale), 1), max(round(across * scale), 1)
@@ -99,7 +99,7 @@ def pad(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def crop(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The largest part in the middle of the picture that has the proportions asked for."""
+    """The largest part in the middle of the image that has the proportions asked for."""
     down, across, _ = pixels.shape
     scale = max(width / across, height / down)
     return stretch(_middle(pixels, round(height / scale), round(width / scale)), height, width)
@@ -120,7 +120,7 @@ def imagenet(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
-    """So many rows and columns of the picture, at least one and at most all."""
+    """So many rows and columns of the image, at least one and at most all."""
     down, across, _ = pixels.shape
     height, width = min(max(height, 1), down), min(max(width, 1), across)
     top, left = (down - height) // 2, (across - width) // 2
@@ -128,10 +128,10 @@ def _middle(pixels: Pixels, height: int, width: int) -> Pixels:
 
 
 def stretch(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The whole picture, stretched to the size.
+    """The whole image, stretched to the size.
 
     Each new pixel is made of all that it covers (Pillow's bilinear filter, which antialiases); a
-    picture that already has the size stays as it is.
+    image that already has the size stays as it is.
     """
     return _resized(pixels, height, width, Image.Resampling.BILINEAR)
 
@@ -143,21 +143,21 @@ def _resized(pixels: Pixels, height: int, width: int, by: Image.Resampling) -> P
 
 
 def exact(pixels: Pixels, height: int, width: int) -> Pixels:
-    """The picture as it is; raises ImageError if it has another size."""
+    """The image as it is; raises ImageError if it has another size."""
     down, across, _ = pixels.shape
     if (down, across) != (height, width):
         raise ImageError(
-            f"a picture of {across}x{down} pixels for a net of {width}x{height}, whose recipe does "
-            f"not say how pictures are made to fit; expected {width}x{height} pixels, or a recipe "
-            f"with the fitting that its training pictures had: {', '.join(FITTINGS)}"
+            f"an image of {across}x{down} pixels for a net of {width}x{height}, whose recipe does "
+            f"not say how images are made to fit; expected {width}x{height} pixels, or a recipe "
+            f"with the fitting that its training images had: {', '.join(FITTINGS)}"
         )
     return pixels
 
 
 def unfitted(pixels: NDArray[np.uint8], fitting: str) -> NDArray[np.uint8]:
-    """A picture that ``fitting`` makes into these pixels, (H, H) or (H, H, C).
+    """An image that ``fitting`` makes into these pixels, (H, H) or (H, H, C).
 
-    ``imagenet`` cuts off an edge, which mirrors the picture here. Others keep a picture that
+    ``imagenet`` cuts off an edge, which mirrors the image here. Others keep an image that
     already fits.
     """
     if fitting != "imagenet":
@@ -169,7 +169,7 @@ def unfitted(pixels: NDArray[np.uint8], fitting: str) -> NDArray[np.uint8]:
 
 
 FITTINGS = {each.__name__: each for each in (pad, crop, stretch, exact, imagenet)}
-"""How a picture becomes (height, width, C), by the name in a recipe."""
+"""How an image becomes (height, width, C), by the name in a recipe."""
 
 
 def fitting_called(name: str) -> Callable[[Pixels, int, int], Pixels]:
@@ -179,93 +179,93 @@ def fitting_called(name: str) -> Callable[[Pixels, int, int], Pixels]:
     return FITTINGS[name]
 
 
-def takes_pictures(model: Model) -> bool:
-    """Whether its inputs are (H, W) or (H, W, 1), for grey pictures, or (H, W, 3)."""
-    return _is_picture_shape(model.input_shape)
+def takes_images(model: Model) -> bool:
+    """Whether its inputs are (H, W) or (H, W, 1), for grey images, or (H, W, 3)."""
+    return _is_image_shape(model.input_shape)
 
 
-def _is_picture_shape(shape: tuple[int, ...]) -> bool:
+def _is_image_shape(shape: tuple[int, ...]) -> bool:
     return len(shape) in (2, 3) and shape[2:] in ((), (1,), (3,))
 
 
-def _require_picture_shape(shape: tuple[int, ...]) -> None:
-    if not _is_picture_shape(shape):
+def _require_image_shape(shape: tuple[int, ...]) -> None:
+    if not _is_image_shape(shape):
         raise ShapeError(
-            f"a net whose inputs are of shape {shape} takes no pictures; expected (H, W), "
+            f"a net whose inputs are of shape {shape} takes no images; expected (H, W), "
             f"(H, W, 1) or (H, W, 3)"
         )
 
 
-def fit_picture(
-    picture: ImageSource | NDArray[np.uint8],
+def fit_image(
+    image: ImageSource | NDArray[np.uint8],
     shape: tuple[int, ...],
     fitting: str,
-    most_pixels: int = MOST_PIXELS,
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
-    """A picture as a recipe's net takes it: uint8 of ``shape``, which is a recipe's input_shape.
+    """An image as a recipe's net takes it: uint8 of ``shape``, which is a recipe's input_shape.
 
     ``predict`` and ``serve`` do the same with the recipe's ``fitting``; use this to make a dataset
-    of pictures like theirs. ``picture``: a file's path or bytes, the open file, or pixels,
+    of images like theirs. ``image``: a file's path or bytes, the open file, or pixels,
     (H, W) or (H, W, C) uint8. For a shape of (H, W) or (H, W, 1) it becomes grey. ``fitting``:
 
-    - ``"pad"``: the whole picture, its proportions kept, in the middle of black
-    - ``"crop"``: the middle of the picture
-    - ``"stretch"``: the whole picture, stretched to the size
-    - ``"exact"``: no picture is resized; one of another size is refused
+    - ``"pad"``: the whole image, its proportions kept, in the middle of black
+    - ``"crop"``: the middle of the image
+    - ``"stretch"``: the whole image, stretched to the size
+    - ``"exact"``: no image is resized; one of another size is refused
     - ``"imagenet"``: seven eighths of the middle, as nets for ImageNet take it
 
-    Raises ImageError for a picture that cannot be read or does not fit, ShapeError for a shape that
-    no picture has, SettingError for an unknown fitting.
+    Raises ImageError for an image that cannot be read or does not fit, ShapeError for a shape that
+    no image has, SettingError for an unknown fitting.
     """
-    _require_picture_shape(shape)
-    return _fitted(picture, shape, fitting_called(fitting), most_pixels)
+    _require_image_shape(shape)
+    return _fitted(image, shape, fitting_called(fitting), max_pixels)
 
 
 def _fitted(
-    picture: ImageSource | NDArray[np.uint8],
+    image: ImageSource | NDArray[np.uint8],
     shape: tuple[int, ...],
     fit: Callable[[Pixels, int, int], NDArray[Any]],
-    most_pixels: int,
+    max_pixels: int,
 ) -> NDArray[Any]:
-    pixels = _pixels(picture, most_pixels)
+    pixels = _pixels(image, max_pixels)
     if shape[2:] != (3,):
         pixels = grey(pixels)
     try:
         return fit(pixels, *shape[:2]).reshape(shape, copy=False)
     except ImageError as error:  # pixels have no name
-        name = "picture" if isinstance(picture, np.ndarray) else name_of(picture)
+        name = "image" if isinstance(image, np.ndarray) else name_of(image)
         raise ImageError(f"{name}: {error}") from error
 
 
-def _pixels(picture: ImageSource | NDArray[np.uint8], most_pixels: int) -> Pixels:
-    """The picture in colour, (H, W, 3)."""
-    if not isinstance(picture, np.ndarray):
-        return load_image(picture, most_pixels=most_pixels)
-    shape = picture.shape
-    if picture.dtype != np.uint8 or not _is_picture_shape(shape):
+def _pixels(image: ImageSource | NDArray[np.uint8], max_pixels: int) -> Pixels:
+    """The image in colour, (H, W, 3)."""
+    if not isinstance(image, np.ndarray):
+        return load_image(image, max_pixels=max_pixels)
+    shape = image.shape
+    if image.dtype != np.uint8 or not _is_image_shape(shape):
         raise ImageError(
-            f"pixels of shape {shape} and dtype {picture.dtype}; expected (H, W), (H, W, 1) or "
+            f"pixels of shape {shape} and dtype {image.dtype}; expected (H, W), (H, W, 1) or "
             f"(H, W, 3) uint8"
         )
-    if not picture.size:
+    if not image.size:
         raise ImageError(f"pixels of shape {shape}; expected at least one")
-    return np.broadcast_to(picture.reshape(*shape[:2], -1, copy=False), (*shape[:2], 3))
+    return np.broadcast_to(image.reshape(*shape[:2], -1, copy=False), (*shape[:2], 3))
 
 
-class PictureInputs:
-    """Makes pictures into inputs of a model.
+class ImageInputs:
+    """Makes images into inputs of a model.
 
     Models with float32 inputs get them as Darknet's nets do, by ``letterbox``; those with uint8, as
-    recipes do, by ``fit_picture``. Raises ShapeError for a model that takes no pictures.
+    recipes do, by ``fit_image``. Raises ShapeError for a model that takes no images.
     """
 
-    def __init__(self, model: Model, most_pixels: int = MOST_PIXELS, fitting: str = "pad") -> None:
-        _require_picture_shape(model.input_shape)
+    def __init__(self, model: Model, max_pixels: int = MAX_PIXELS, fitting: str = "pad") -> None:
+        _require_image_shape(model.input_shape)
         self._shape = model.input_shape
         is_darknet = model.input_dtype == np.float32
         self._fit = letterbox if is_darknet else fitting_called(fitting)
-        self._most_pixels = most_pixels
+        self._max_pixels = max_pixels
 
-    def of(self, picture: ImageSource) -> NDArray[np.generic]:
-        """The picture as the model takes it; raises ImageError for one that does not fit."""
-        return _fitted(picture, self._shape, self._fit, self._most_pixels)
+    def of(self, image: ImageSource) -> NDArray[np.generic]:
+        """The image as the model takes it; raises ImageError for one that does not fit."""
+        return _fitted(image, self._shape, self._fit, self._max_pixels)

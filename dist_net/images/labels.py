@@ -52,7 +52,7 @@ def require_labels(labels: Sequence[str], classes: int) -> None:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A class that a picture may show, and how probable that is."""
+    """A class that an image may show, and how probable that is."""
 
     index: int
     label: str

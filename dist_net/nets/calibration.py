@@ -1,6 +1,6 @@
 """When to believe a classifier: probabilities that hold, and below which of them to say unknown.
 
-All is chosen on pictures that the net was not trained on. Rows of ``logits`` and
+All is chosen on images that the net was not trained on. Rows of ``logits`` and
 ``probabilities`` are (N, classes) float32; ``targets`` are (N,) class indices.
 """
 
@@ -73,7 +73,7 @@ def threshold_of(probabilities: Scores, targets: Targets, precision: float) -> f
     """The lowest probability at and above which ``precision`` of the answers are right.
 
     At least what 99 % of the right answers reach: else a net that is always right on these
-    pictures would know everything. 1 if no threshold is high enough.
+    images would know everything. 1 if no threshold is high enough.
     """
     confidence = probabilities.max(1)
     is_right = probabilities.argmax(1) == targets

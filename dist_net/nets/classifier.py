@@ -1,4 +1,4 @@
-"""A classifier of pictures: a model with its weights and its labels, ready to predict."""
+"""A classifier of images: a model with its weights and its labels, ready to predict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dist_net.errors import ImageError, PredictionError, UnknownModelError
 from dist_net.images.decoding import ImageSource, name_of
-from dist_net.images.fitting import PictureInputs
+from dist_net.images.fitting import ImageInputs
 from dist_net.images.labels import Prediction, predictions_of, require_labels
 from dist_net.nets.darknet.configuration import Configuration
 from dist_net.nets.sources import DarknetFiles, FoundModel
@@ -21,16 +21,16 @@ from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.nn.model import Batch
 
 ClassifiedImage = list[Prediction] | ImageError | PredictionError
-"""The answer for one picture: the likeliest classes, or why there are none."""
+"""The answer for one image: the likeliest classes, or why there are none."""
 
 
 class Classifier:
-    """Says what pictures show, by a model and the kernels prepared from its weights.
+    """Says what images show, by a model and the kernels prepared from its weights.
 
-    See ``PictureInputs`` for the models that can. ``has_logits``: its outputs are not yet
-    probabilities. At most ``batch_size`` pictures are in memory at a time.
+    See ``ImageInputs`` for the models that can. ``has_logits``: its outputs are not yet
+    probabilities. At most ``batch_size`` images are in memory at a time.
 
-    Raises ShapeError for a model that takes no pictures, and LabelsError unless there is one label
+    Raises ShapeError for a model that takes no images, and LabelsError unless there is one label
     for each class.
     """
 
@@ -46,7 +46,7 @@ class Classifier:
     ) -> None:
         require_labels(labels, model.classes)
         self.labels = tuple(labels)
-        self._inputs = PictureInputs(model, fitting=fitting)
+        self._inputs = ImageInputs(model, fitting=fitting)
         self._has_logits = has_logits
         self._batch_size = batch_size
         self._outputs = Inference(model, prepared, threads, batch_size)
@@ -54,32 +54,32 @@ class Classifier:
     def close(self) -> None:
         self._outputs.close()
 
-    def predict(self, pictures: Iterable[ImageSource], top: int = 5) -> list[ClassifiedImage]:
-        """The ``top`` likeliest classes of each picture, likeliest first; all if there are fewer.
+    def predict(self, images: Iterable[ImageSource], top: int = 5) -> list[ClassifiedImage]:
+        """The ``top`` likeliest classes of each image, likeliest first; all if there are fewer.
 
-        Classes that are equally likely keep their order. In place of a picture that cannot be
+        Classes that are equally likely keep their order. In place of an image that cannot be
         classified stands its error.
         """
-        return list(self.predict_each(pictures, top))
+        return list(self.predict_each(images, top))
 
     def predict_each(
-        self, pictures: Iterable[ImageSource], top: int = 5
+        self, images: Iterable[ImageSource], top: int = 5
     ) -> Iterator[ClassifiedImage]:
         """The answers of ``predict`` one by one, as soon as a batch is done."""
-        waiting = iter(pictures)
+        waiting = iter(images)
         while batch := list(islice(waiting, self._batch_size)):
-            inputs = [self._input(picture) for picture in batch]
+            inputs = [self._input(image) for image in batch]
             usable = [each for each in inputs if not isinstance(each, ImageError)]
             rows = iter(self._probabilities(np.stack(usable)) if usable else ())
-            for picture, found in zip(batch, inputs, strict=True):
+            for image, found in zip(batch, inputs, strict=True):
                 if isinstance(found, ImageError):
                     yield found
                 else:
-                    yield self._likeliest(next(rows), picture, top)
+                    yield self._likeliest(next(rows), image, top)
 
-    def _input(self, picture: ImageSource) -> NDArray[np.generic] | ImageError:
+    def _input(self, image: ImageSource) -> NDArray[np.generic] | ImageError:
         try:
-            return self._inputs.of(picture)
+            return self._inputs.of(image)
         except ImageError as error:
             return error
 
@@ -88,11 +88,11 @@ class Classifier:
         return softmax(outputs) if self._has_logits else outputs
 
     def _likeliest(
-        self, probabilities: NDArray[np.float32], picture: ImageSource, top: int
+        self, probabilities: NDArray[np.float32], image: ImageSource, top: int
     ) -> list[Prediction] | PredictionError:
         if not np.isfinite(probabilities).all():
             return PredictionError(
-                f"{name_of(picture)}: the net's outputs are not finite; expected probabilities; "
+                f"{name_of(image)}: the net's outputs are not finite; expected probabilities; "
                 f"its weights are too large, or of another net"
             )
         return predictions_of(probabilities, self.labels, top)
@@ -121,10 +121,10 @@ def load_classifier(
 def classifier_of(found: FoundModel, name: str, threads: int = 1) -> Classifier:
     """Return a classifier with the model that was found under ``name``.
 
-    Raises UnknownModelError if its inputs are no pictures or its outputs no classes.
+    Raises UnknownModelError if its inputs are no images or its outputs no classes.
     """
-    if not (found.labels and found.takes_pictures):
-        what = "predicts numbers, not classes" if not found.labels else "takes no pictures"
+    if not (found.labels and found.takes_images):
+        what = "predicts numbers, not classes" if not found.labels else "takes no images"
         raise UnknownModelError(
             f"{name} {what}: it has inputs of {found.model.input_dtype}"
             f"{list(found.model.input_shape)}; expected rows of such inputs, in a .npy or .csv file"

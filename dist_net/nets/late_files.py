@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-MOST_UNWRITTEN_BYTES = 2**26
+MAX_UNWRITTEN_BYTES = 2**26
 
 
 class LateFiles:
@@ -20,7 +20,7 @@ class LateFiles:
     @property
     def is_given_up(self) -> bool:
         """Whether too much could not be written to be kept any longer."""
-        return sum(map(len, self._unwritten.values())) > MOST_UNWRITTEN_BYTES
+        return sum(map(len, self._unwritten.values())) > MAX_UNWRITTEN_BYTES
 
     def append(self, path: Path, content: bytes) -> None:
         """Adds to what ``write`` is to append to a file."""

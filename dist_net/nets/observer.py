@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 from dist_net.errors import ProtocolError, UnknownRecipeError
-from dist_net.nets.recipes.picture_recipe import PICTURES
+from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.wire.codec import MAX_ARRAY_BYTES
 from dist_net.wire.messages import (
@@ -115,9 +115,9 @@ def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
     """
     with Observer(address, keys, timeout_s) as observer:
         reference = str(observer.of_run("recipe"))
-    if reference == PICTURES:
+    if reference == IMAGES:
         raise UnknownRecipeError(
-            f"the server at {address} trains on a folder of pictures, which only its own workers "
+            f"the server at {address} trains on a folder of images, which only its own workers "
             f"have prepared; expected more of those: dist-net train FOLDER --workers N"
         )
     if reference not in recipe_names():

@@ -1,6 +1,6 @@
 """The recipe of a run as it travels to another host, and as that keeps and runs it.
 
-A recipe that is built in travels as its name, and one of a folder of pictures as data. Any other
+A recipe that is built in travels as its name, and one of a folder of images as data. Any other
 is Python code: it is written to a directory, and run only if somebody there trusts it.
 """
 
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_net.errors import OfferError
-from dist_net.nets.picture_manifest import MANIFEST, MOST_MANIFEST_BYTES
-from dist_net.nets.recipes.picture_recipe import PICTURES, RECIPE_JSON
+from dist_net.nets.image_manifest import MANIFEST, MAX_MANIFEST_BYTES
+from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON
 from dist_net.nets.recipes.recipe import LoadedRecipe, own_release, recipe_names
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE, digests_of
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.wire.messages import RecipeOffer
 
-MOST_FILES = 64
-MOST_FILE_BYTES = 1 << 20
+MAX_FILES = 64
+MAX_FILE_BYTES = 1 << 20
 _PYTHON_FILE = re.compile(r"[A-Za-z_]\w{0,99}\.py", re.ASCII)
 
 
@@ -33,14 +33,14 @@ def offer_of(
 ) -> RecipeOffer | None:
     """What a server gives to hosts without its recipe; None if that is too large to be sent.
 
-    ``manifest``: see ``PictureManifest``.
+    ``manifest``: see ``ImageManifest``.
     """
-    is_named = loaded.is_built_in or loaded.reference == PICTURES
+    is_named = loaded.is_built_in or loaded.reference == IMAGES
     files = {} if loaded.is_built_in else loaded.files
-    if len(files) > MOST_FILES or any(len(each) > MOST_FILE_BYTES for each in files.values()):
+    if len(files) > MAX_FILES or any(len(each) > MAX_FILE_BYTES for each in files.values()):
         return None
     if manifest is not None:
-        if len(manifest) > MOST_MANIFEST_BYTES:
+        if len(manifest) > MAX_MANIFEST_BYTES:
             return None
         files = {**files, MANIFEST: manifest}
     payloads = tuple(part for name, content in files.items() for part in (name.encode(), content))
@@ -53,7 +53,7 @@ def offer_of(
 class OfferedRecipe:
     """A recipe that came from another host, checked: its name, classes, and files by name.
 
-    ``reference`` is a built-in recipe's name, or PICTURES; "" for Python code.
+    ``reference`` is a built-in recipe's name, or IMAGES; "" for Python code.
     """
 
     name: str
@@ -74,10 +74,10 @@ class OfferedRecipe:
                 f"the server has {theirs[:60]} of dist_net, and this host has {own_release()}: "
                 f"install the same release of dist_net, unchanged, on both hosts"
             )
-        if len(offer.payloads) % 2 or len(offer.payloads) > 2 * MOST_FILES:
+        if len(offer.payloads) % 2 or len(offer.payloads) > 2 * MAX_FILES:
             raise OfferError(
                 f"the server's recipe came in {len(offer.payloads)} parts; expected a name and a "
-                f"content for each of at most {MOST_FILES} files"
+                f"content for each of at most {MAX_FILES} files"
             )
         files = {
             bytes(name).decode("utf-8", "replace"): bytes(content)
@@ -131,7 +131,7 @@ def _has_files_of(reference: str, files: Mapping[str, bytes]) -> bool:
     """Whether these are the files of such a recipe."""
     if reference in recipe_names():
         return not files
-    if reference == PICTURES:
+    if reference == IMAGES:
         return RECIPE_JSON in files and files.keys() <= {RECIPE_JSON, MANIFEST}
     return not reference and RECIPE_FILE in files and all(map(_PYTHON_FILE.fullmatch, files))
 

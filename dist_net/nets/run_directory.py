@@ -21,7 +21,7 @@ from dist_net.errors import RunDirectoryError
 from dist_net.files import replacing
 from dist_net.nets.event_files import EventFiles
 from dist_net.nets.late_files import LateFiles
-from dist_net.nets.recipes.picture_recipe import RECIPE_JSON
+from dist_net.nets.recipes.image_recipe import RECIPE_JSON
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE
 from dist_net.spelling import closest
 
@@ -42,7 +42,7 @@ class RunDirectory:
     best.safetensors        the weights that did best on the test samples, if they are kept
     options.json            what the run was asked to be
     recipe.py               the recipe, if it is not built in, with the files that it imports
-    recipe.json             the recipe of a folder of pictures, which is data
+    recipe.json             the recipe of a folder of images, which is data
     initial.npy             the weights that training began with, if they were there before
     metrics.jsonl           a line for each twentieth of an epoch and each evaluation; if epochs are
                             short, for each 1000th of the run's time at the most
@@ -50,15 +50,15 @@ class RunDirectory:
     confusion.png           the confusion matrix
     tensorboard/            the metrics as TensorBoard reads them, if that is asked for
 
-    And of a run on a folder of pictures:
+    And of a run on a folder of images:
 
     folder.json             what the run was asked to be
-    pictures.json           the pictures, and where they are prepared on this host
-    manifest.json           the pictures for other hosts, if they may join: see PictureManifest
+    pictures.json           the images, and where they are prepared on this host
+    manifest.json           the images for other hosts, if they may join: see ImageManifest
     skipped.csv             the files that are not used, and why
     head/                   the run that trained the head on the base's features
     calibration.json        see ``dist_net.nets.calibration``
-    held_out.npy, .json     pictures that were not trained on, by which it can be evaluated
+    held_out.npy, .json     images that were not trained on, by which it can be evaluated
     report.html, .png, .json
 
     And of every run:
@@ -76,11 +76,11 @@ class RunDirectory:
         self.best = path / "best.safetensors"
         self.options = path / "options.json"
         self.recipe = path / RECIPE_FILE
-        self.picture_recipe = path / RECIPE_JSON
+        self.image_recipe = path / RECIPE_JSON
         self.initial = path / "initial.npy"
         self.metrics = path / "metrics.jsonl"
         self.folder = path / "folder.json"
-        self.pictures = path / "pictures.json"
+        self.images = path / "pictures.json"
         self.manifest = path / "manifest.json"
         self.skipped = path / "skipped.csv"
         self.head = path / "head"

@@ -26,7 +26,7 @@ from dist_net.errors import (
     UntrustedRecipeError,
     WeightsFileError,
 )
-from dist_net.images.fitting import takes_pictures
+from dist_net.images.fitting import takes_images
 from dist_net.images.labels import read_labels, require_labels
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.darknet.configuration import (
@@ -39,7 +39,7 @@ from dist_net.nets.darknet.published import PUBLISHED, fetch_weights, imagenet_l
 from dist_net.nets.darknet.weights import read_weights, unreadable
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
-from dist_net.nets.recipes.picture_recipe import PICTURES
+from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, built_in_recipe, recipe_names
 from dist_net.nets.recipes.trusted_recipes import is_trusted
 from dist_net.nets.run_directory import RunDirectory, run_meant
@@ -47,8 +47,8 @@ from dist_net.nets.trained_model import (
     calibrated_weights,
     calibration_of,
     held_out_of,
+    image_recipe_of,
     load_trained,
-    picture_recipe_of,
     recipe_of_run,
 )
 from dist_net.nn import Model, cross_entropy_of_logits
@@ -77,11 +77,11 @@ class FoundModel:
 
     ``labels`` is empty if it predicts numbers, not classes. ``configuration`` is the text of a
     Darknet net, ``pretrained`` the name of a net in ``dist_net.nets``; any other model has
-    the ``recipe`` that it was trained by, or ``picture_recipe``, the JSON of one that is data. Its
-    pictures had that ``fitting``. ``key`` changes with the weights. ``file`` is where ``prepared``
+    the ``recipe`` that it was trained by, or ``image_recipe``, the JSON of one that is data. Its
+    images had that ``fitting``. ``key`` changes with the weights. ``file`` is where ``prepared``
     is kept under that key, None if nowhere yet. ``version`` is the parameter server's, for a model
     that is being trained. An answer less probable than ``unknown_below`` is unknown. ``held_out``
-    reads the pictures that its run keeps, and raises RunDirectoryError if they are damaged.
+    reads the images that its run keeps, and raises RunDirectoryError if they are damaged.
     ``weights`` gives what ``prepared`` is made of, and may read it again for that.
     """
 
@@ -94,7 +94,7 @@ class FoundModel:
     configuration: str = ""
     pretrained: str = ""
     recipe: LoadedRecipe | None = None
-    picture_recipe: str = ""
+    image_recipe: str = ""
     file: Path | None = None
     fitting: str = "pad"
     version: int | None = None
@@ -102,13 +102,13 @@ class FoundModel:
     held_out: Callable[[], Dataset | None] = lambda: None
 
     @property
-    def takes_pictures(self) -> bool:
-        """Whether pictures can be made into its inputs.
+    def takes_images(self) -> bool:
+        """Whether images can be made into its inputs.
 
-        A recipe's net has uint8 for pictures; what else its inputs are made of is not known here.
+        A recipe's net has uint8 for images; what else its inputs are made of is not known here.
         """
         is_known = self.configuration or self.pretrained or self.model.input_dtype == np.uint8
-        return bool(is_known) and takes_pictures(self.model)
+        return bool(is_known) and takes_images(self.model)
 
 
 class KeptKernels(NamedTuple):
@@ -374,7 +374,7 @@ def _found(
     version: int | None = None,
 ) -> FoundModel:
     model = loaded.recipe.model
-    is_data = loaded.reference == PICTURES
+    is_data = loaded.reference == IMAGES
     return FoundModel(
         model,
         names,
@@ -383,7 +383,7 @@ def _found(
         lambda: weights,
         has_logits=model.loss is cross_entropy_of_logits,
         recipe=None if is_data else loaded,
-        picture_recipe=picture_recipe_of(loaded).as_net().to_json() if is_data else "",
+        image_recipe=image_recipe_of(loaded).as_net().to_json() if is_data else "",
         fitting=fitting or loaded.recipe.fitting,
         version=version,
     )

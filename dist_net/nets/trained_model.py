@@ -1,4 +1,4 @@
-"""What a run has trained: its recipe, its weights as they are used, the pictures it held out."""
+"""What a run has trained: its recipe, its weights as they are used, the images it held out."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from dist_net.errors import (
 )
 from dist_net.nets.calibration import Calibration
 from dist_net.nets.checkpoint import Checkpoint, read_checkpoint
-from dist_net.nets.recipes.picture_data import load_pictures
-from dist_net.nets.recipes.picture_recipe import PICTURES, RECIPE_JSON, PictureRecipe
+from dist_net.nets.recipes.image_data import load_images
+from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, ImageRecipe
 from dist_net.nets.recipes.recipe import (
     LoadedRecipe,
     RecipeRecord,
@@ -84,36 +84,36 @@ def calibrated_weights(
 ) -> Vector:
     """Return the weights of a checkpoint, such that the probabilities are calibrated."""
     weights = checkpoint.evaluated_weights
-    if loaded.reference != PICTURES or calibration is None:
+    if loaded.reference != IMAGES or calibration is None:
         return weights
-    return picture_recipe_of(loaded).tempered(weights, calibration.temperature)
+    return image_recipe_of(loaded).tempered(weights, calibration.temperature)
 
 
-def picture_recipe_of(loaded: LoadedRecipe) -> PictureRecipe:
-    """The data that a recipe of pictures was built from."""
-    return PictureRecipe.from_json(loaded.files[RECIPE_JSON])
+def image_recipe_of(loaded: LoadedRecipe) -> ImageRecipe:
+    """The data that a recipe of images was built from."""
+    return ImageRecipe.from_json(loaded.files[RECIPE_JSON])
 
 
 def held_out_of(path: Path, loaded: LoadedRecipe) -> Dataset | None:
-    """The pictures that a run on a folder keeps to be evaluated by; None if it keeps none.
+    """The images that a run on a folder keeps to be evaluated by; None if it keeps none.
 
     They are both parts of the dataset. Raises RunDirectoryError if they are damaged.
     """
     file = RunDirectory(path if path.is_dir() else path.parent).held_out
-    if loaded.reference != PICTURES or not file.exists():
+    if loaded.reference != IMAGES or not file.exists():
         return None
     try:
-        pictures = np.lib.format.open_memmap(file, mode="r")  # unlike np.load, never of a zip file
+        images = np.lib.format.open_memmap(file, mode="r")  # unlike np.load, never of a zip file
         told = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
         labels = np.array(told["labels"], np.int64)
-        names = picture_recipe_of(loaded).class_names
+        names = image_recipe_of(loaded).class_names
         shape = loaded.recipe.input_shape
-        if pictures.dtype != np.uint8 or pictures.shape[1:] != shape:
-            raise ValueError(f"pictures of {pictures.dtype}{[*pictures.shape[1:]]}, not {[*shape]}")
-        return Dataset(loaded.name, pictures, labels, pictures, labels, names)
+        if images.dtype != np.uint8 or images.shape[1:] != shape:
+            raise ValueError(f"images of {images.dtype}{[*images.shape[1:]]}, not {[*shape]}")
+        return Dataset(loaded.name, images, labels, images, labels, names)
     except (*UNREADABLE, KeyError, OverflowError, DatasetError) as error:
         raise RunDirectoryError(
-            f"{file}: {error}; expected the pictures that training kept: copy the run again"
+            f"{file}: {error}; expected the images that training kept: copy the run again"
         ) from error
 
 
@@ -131,7 +131,7 @@ def code_of_run(path: Path) -> Mapping[str, str]:
         record = RecipeRecord.from_json(json.loads(metadata["recipe_record"]))
     except (OSError, ValueError, KeyError, RecursionError, SafetensorError, RecipeError):
         return {}
-    return {} if reference in (PICTURES, *recipe_names()) else record.files
+    return {} if reference in (IMAGES, *recipe_names()) else record.files
 
 
 def recipe_of_run(directory: RunDirectory, trust_recipe: bool = False) -> LoadedRecipe:
@@ -147,14 +147,14 @@ def _recipe(
 ) -> LoadedRecipe:
     if reference in recipe_names():
         return built_in_recipe(reference)
-    if reference == PICTURES:
-        return _picture_recipe(directory, digests)
+    if reference == IMAGES:
+        return _image_recipe(directory, digests)
     return load_recipe_copy(directory.recipe, reference, digests, trust_recipe)
 
 
-def _picture_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> LoadedRecipe:
+def _image_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> LoadedRecipe:
     """A recipe that is data, with weights that were there before, if it begins with such."""
-    path = directory.picture_recipe
+    path = directory.image_recipe
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -166,9 +166,9 @@ def _picture_recipe(directory: RunDirectory, digests: Mapping[str, str]) -> Load
         raise RecipeChangedError(
             f"{path} has changed since it was trained; expected it as it was then"
         )
-    recipe = PictureRecipe.from_json(content)
+    recipe = ImageRecipe.from_json(content)
     initial = partial(_initial_weights, directory.initial) if directory.initial.exists() else None
-    return recipe.loaded(load_pictures, initial)
+    return recipe.loaded(load_images, initial)
 
 
 def _initial_weights(path: Path) -> Vector:

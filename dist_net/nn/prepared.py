@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 KEY = "dist_net_prepared"
 CHECKSUMS = "checksums"
 FORMAT = 1  # increase when the preparation of an operation changes
-LONGEST_HEADER = 1 << 20
+MAX_HEADER = 1 << 20
 DTYPES = {"F32": np.float32, "F64": np.float64}
 
 
@@ -64,7 +64,7 @@ def map_prepared(path: Path, key: str) -> Prepared | None:
     try:
         content = np.memmap(path, np.uint8, "r")
         size = int.from_bytes(content[:8].tobytes(), "little")
-        if not 0 < size <= min(LONGEST_HEADER, len(content) - 8):
+        if not 0 < size <= min(MAX_HEADER, len(content) - 8):
             return None
         header = json.loads(content[8 : 8 + size].tobytes())
         metadata = header.pop("__metadata__", {})

@@ -49,12 +49,12 @@ ArrayShapes = tuple[tuple[str, tuple[int, ...]], ...]
 # faster and, with more NumPy calls, take 1.3 times as long at 101,770 elements.
 STRIP_LENGTH = 65536
 
-LEAST_COMPILED = 4096
+MIN_COMPILED = 4096
 """Minimum number of elements for compiled loops. Measured on Zen 4: with fewer, NumPy takes at most
 21 us longer per step (Adam; SGD: 6), while importing numba adds 0.45 s to every server's start.
 """
 
-MOST_COMPILED = 3
+MAX_COMPILED = 3
 """Maximum steps of one call of a compiled loop: a worker pushes this many gradients at most."""
 
 
@@ -173,7 +173,7 @@ class UpdateRule:
         name = type(self.optimizer).__name__
         loop = vars(type(self.optimizer)).get("loop")
         LOOPS: Container[str] = ()
-        if self._size >= LEAST_COMPILED:
+        if self._size >= MIN_COMPILED:
             # The module imports numba, which is optional.
             with contextlib.suppress(ImportError):
                 from dist_net.optim.compiled import LOOPS, compiled
@@ -183,7 +183,7 @@ class UpdateRule:
         logger.info("updates_begun rule=%s loops=compiled", name)
         factors = 1 if self.optimizer.decay(1.0) is None else 2
         sizes = factors, len(self.state), len(self.optimizer.constants)
-        return {count: compiled(loop, count, *sizes) for count in range(1, MOST_COMPILED + 1)}
+        return {count: compiled(loop, count, *sizes) for count in range(1, MAX_COMPILED + 1)}
 
     def update(
         self,

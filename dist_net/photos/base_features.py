@@ -1,4 +1,4 @@
-"""The features of a folder's pictures by a base, computed once and kept beside the pictures."""
+"""The features of a folder's images by a base, computed once and kept beside the images."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from dist_net.data.picture_samples import AugmentedPictures
-from dist_net.data.prepared_pictures import PictureCache, PreparedPictures
+from dist_net.data.image_samples import AugmentedImages
+from dist_net.data.prepared_images import ImageCache, PreparedImages
 from dist_net.errors import CacheError
 from dist_net.files import replacing
 from dist_net.images.augmentation import Augmentation
@@ -30,7 +30,7 @@ Show = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Views:
-    """How many variants of each picture features are computed of: the first is as it is."""
+    """How many variants of each image features are computed of: the first is as it is."""
 
     count: int = 1
     seed: int = 0
@@ -38,7 +38,7 @@ class Views:
 
 
 class FeatureExtractor:
-    """Computes a base's features of pictures, by ``threads`` threads of this process."""
+    """Computes a base's features of images, by ``threads`` threads of this process."""
 
     def __init__(self, found: FoundBase, threads: int) -> None:
         self._base = found.base
@@ -50,25 +50,25 @@ class FeatureExtractor:
         self._model = model
         self._threads = threads
 
-    def file(self, cache: PictureCache, views: Views) -> Path:
-        """Where the features of these pictures are kept."""
+    def file(self, cache: ImageCache, views: Views) -> Path:
+        """Where the features of these images are kept."""
         of = asdict(views) if views.count > 1 else {}
         key = hashlib.sha256(f"{self.key} {json.dumps(of)}".encode()).hexdigest()
         return cache.beside(f"{key[:32]}.features")
 
     def compute(
-        self, pictures: PreparedPictures, views: Views, path: Path, show: Show
+        self, images: PreparedImages, views: Views, path: Path, show: Show
     ) -> NDArray[np.float32]:
         """The features, (views, N, F), mapped from ``path``; computed unless they are there.
 
-        N counts the pictures of the folder's list, whether they can be used or not. Raises
+        N counts the images of the folder's list, whether they can be used or not. Raises
         CacheError where the file cannot be written.
         """
-        shape = (views.count, len(pictures.folder.pictures), self._model.classes)
+        shape = (views.count, len(images.folder.images), self._model.classes)
         try:
             if not path.exists():
                 with replacing(path) as partial:
-                    self._fill(pictures, views, open_memmap(partial, "w+", np.float32, shape), show)
+                    self._fill(images, views, open_memmap(partial, "w+", np.float32, shape), show)
             features: NDArray[np.float32] = np.load(path, mmap_mode="r")
         except OSError as error:
             raise CacheError(
@@ -78,10 +78,10 @@ class FeatureExtractor:
         return features
 
     def _fill(
-        self, pictures: PreparedPictures, views: Views, out: NDArray[np.float32], show: Show
+        self, images: PreparedImages, views: Views, out: NDArray[np.float32], show: Show
     ) -> None:
-        samples, places = pictures.usable_samples(), pictures.usable_rows()
-        augmented = AugmentedPictures(samples, views.augmentation)
+        samples, places = images.usable_samples(), images.usable_rows()
+        augmented = AugmentedImages(samples, views.augmentation)
         batch = np.empty((BATCH_SIZE, *samples.shape), np.uint8)
         total = views.count * len(samples)
         prepared = prepare(self._model, self.weights)

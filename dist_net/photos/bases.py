@@ -19,7 +19,7 @@ from dist_net.nets.darknet.configuration import (
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
 from dist_net.nets.darknet.weights import read_weights
-from dist_net.nets.recipes.picture_recipe import PICTURES, Base, PictureRecipe, small_base
+from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe, small_base
 from dist_net.nets.run_directory import run_meant
 from dist_net.nets.sources import named_source
 from dist_net.nets.trained_model import code_of_run, load_trained
@@ -76,7 +76,7 @@ def _darknet(configuration: Configuration, name: str, weights: Path) -> FoundBas
     network = DarknetNetwork(configuration)
     text = configuration_text(configuration)
     base = Base("darknet", name, network.input_shape, "crop", text)
-    _require_pictures(base)
+    _require_images(base)
     return FoundBase(base, read_weights(weights, network))
 
 
@@ -88,27 +88,27 @@ def _run(path: Path, name: str) -> FoundBase:
         )
     loaded, checkpoint = load_trained(path)
     recipe = loaded.recipe
-    if loaded.reference == PICTURES:
-        text = PictureRecipe.from_json(loaded.files["recipe.json"]).as_net().to_json()
+    if loaded.reference == IMAGES:
+        text = ImageRecipe.from_json(loaded.files["recipe.json"]).as_net().to_json()
         base = Base("pictures", name, recipe.input_shape, recipe.fitting, text)
     else:
         base = Base("recipe", name, recipe.input_shape, recipe.fitting, loaded.reference)
     if recipe.model.input_dtype != np.uint8:
-        raise ModelOptionError(f"{path} takes no pictures; expected a net that does: {BASES}")
-    _require_pictures(base)
+        raise ModelOptionError(f"{path} takes no images; expected a net that does: {BASES}")
+    _require_images(base)
     return FoundBase(base, checkpoint.weights)
 
 
-def _require_pictures(base: Base) -> None:
+def _require_images(base: Base) -> None:
     base.features  # noqa: B018 - raises here if it has none
     if base.input_shape[2:] not in ((), (1,), (3,)):
         raise ModelOptionError(
-            f"the base {base.name} takes inputs of {base.input_shape}; expected pictures, "
+            f"the base {base.name} takes inputs of {base.input_shape}; expected images, "
             f"(H, W), (H, W, 1) or (H, W, 3)"
         )
 
 
-def joined_weights(recipe: PictureRecipe, base: FoundBase, head: dict[str, Vector]) -> Vector:
+def joined_weights(recipe: ImageRecipe, base: FoundBase, head: dict[str, Vector]) -> Vector:
     """The weights of the whole net: the base's, and a ``head``'s by their names."""
     layout = recipe.model.layout
     weights = np.empty(layout.size, np.float32)

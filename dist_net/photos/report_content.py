@@ -13,14 +13,14 @@ from dist_net.nets.calibration import Calibration, calibration_error
 from dist_net.nn.inference import softmax
 
 TINY = np.finfo(np.float32).tiny
-MOST_MISTAKES = 24
-MOST_DOUBTFUL = 24
+MAX_MISTAKES = 24
+MAX_DOUBTFUL = 24
 DOUBTFUL_ABOVE = 0.5
-"""A label is doubted when nets that never saw the picture give another class more than this."""
+"""A label is doubted when nets that never saw the image give another class more than this."""
 
 
-class JudgedPictures(NamedTuple):
-    """Pictures that a net was not trained on, and its outputs for them.
+class JudgedImages(NamedTuple):
+    """Images that a net was not trained on, and its outputs for them.
 
     ``logits`` is (N, classes) float32, before calibration; ``targets`` (N,) class indices.
     """
@@ -34,8 +34,8 @@ class JudgedPictures(NamedTuple):
 class LeftOutClass:
     """What becomes of a class that a net was not trained on.
 
-    ``unknown`` is the share of its pictures that are called unknown, ``known_lost`` that of the
-    other classes' pictures.
+    ``unknown`` is the share of its images that are called unknown, ``known_lost`` that of the
+    other classes' images.
     """
 
     name: str
@@ -46,15 +46,15 @@ class LeftOutClass:
 def report_content(
     run: Mapping[str, Any],
     class_names: Sequence[str],
-    judged: JudgedPictures,
+    judged: JudgedImages,
     calibration: Calibration,
-    doubted: JudgedPictures | None,
+    doubted: JudgedImages | None,
     left_out: Sequence[LeftOutClass],
     curves: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The report of a run, which ``run`` names and describes, as a JSON object.
 
-    ``doubted`` are pictures with the outputs of nets that were trained without them.
+    ``doubted`` are images with the outputs of nets that were trained without them.
     """
     probabilities = softmax(judged.logits / np.float32(calibration.temperature))
     confusion = confusion_of(judged.targets, probabilities.argmax(1), len(class_names))
@@ -91,12 +91,12 @@ def confusion_of(
 
 
 def class_table(confusion: NDArray[np.int64], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision and recall of each class; None where no picture decides it."""
+    """Precision and recall of each class; None where no image decides it."""
     right, answered, there = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
     return [
         {
             "name": name,
-            "pictures": int(there[index]),
+            "images": int(there[index]),
             "precision": float(right[index] / answered[index]) if answered[index] else None,
             "recall": float(right[index] / there[index]) if there[index] else None,
         }
@@ -105,20 +105,20 @@ def class_table(confusion: NDArray[np.int64], names: Sequence[str]) -> list[dict
 
 
 def mistakes(
-    judged: JudgedPictures, probabilities: NDArray[np.float32], class_names: Sequence[str]
+    judged: JudgedImages, probabilities: NDArray[np.float32], class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The wrong answers, the most confident first."""
     answers = probabilities.argmax(1)
     wrong = np.flatnonzero(answers != judged.targets)
-    order = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:MOST_MISTAKES]
+    order = wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")][:MAX_MISTAKES]
     return [
         _entry(judged, index, class_names, answers[index], probabilities[index].max())
         for index in order.tolist()
     ]
 
 
-def doubtful(judged: JudgedPictures, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Pictures whose label may be wrong, the most doubtful first.
+def doubtful(judged: JudgedImages, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Images whose label may be wrong, the most doubtful first.
 
     Those are the ones for which another class is likely, and the label's is not (after Northcutt
     et al. 2021, arXiv 1911.00068).
@@ -130,7 +130,7 @@ def doubtful(judged: JudgedPictures, class_names: Sequence[str]) -> list[dict[st
     doubt = probabilities[rows, answers] - own
     is_doubtful = (answers != judged.targets) & (doubt > DOUBTFUL_ABOVE)
     order = np.argsort(-doubt, kind="stable")
-    chosen = [index for index in order.tolist() if is_doubtful[index]][:MOST_DOUBTFUL]
+    chosen = [index for index in order.tolist() if is_doubtful[index]][:MAX_DOUBTFUL]
     return [
         _entry(judged, index, class_names, answers[index], probabilities[index].max())
         for index in chosen
@@ -138,10 +138,10 @@ def doubtful(judged: JudgedPictures, class_names: Sequence[str]) -> list[dict[st
 
 
 def _entry(
-    judged: JudgedPictures, index: int, class_names: Sequence[str], answer: int, probability: float
+    judged: JudgedImages, index: int, class_names: Sequence[str], answer: int, probability: float
 ) -> dict[str, Any]:
     return {
-        "picture": judged.names[index],
+        "image": judged.names[index],
         "label": class_names[int(judged.targets[index])],
         "answer": class_names[int(answer)],
         "probability": float(probability),

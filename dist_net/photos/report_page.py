@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 STYLE = Path(__file__).with_name("report.css")
-MOST_CLASSES_COUNTED = 40
+MAX_CLASSES_COUNTED = 40
 """Of more classes than these the matrix would not be readable; the table has each."""
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 400, 200, 40, 24
 
 
 def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> str:
-    """The page of a report's ``content``, with PNG files of its pictures by name."""
+    """The page of a report's ``content``, with PNG files of its images by name."""
     name = escape(content["name"])
     body = [
         f"<h1>{name}</h1>",
@@ -26,15 +26,15 @@ def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> 
         _classes(content["classes"]),
         _confusion(content["confusion"], [each["name"] for each in content["classes"]]),
         _unknown(content["calibration"], content["left_out"]),
-        _pictures(
+        _images(
             "The most confident mistakes",
-            "Wrong answers on pictures that were not trained on.",
+            "Wrong answers on images that were not trained on.",
             content["mistakes"],
             thumbnails,
         ),
-        _pictures(
+        _images(
             "Doubtful labels",
-            "Nets that were not trained on these pictures assign them to another class. Check that "
+            "Nets that were not trained on these images assign them to another class. Check that "
             "they are in the right folder.",
             content["doubtful"],
             thumbnails,
@@ -51,10 +51,10 @@ def report_page(content: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> 
 
 
 def _facts(content: Mapping[str, Any]) -> str:
-    counts = content["pictures"]
+    counts = content["images"]
     calibration = content["calibration"]
     facts = {
-        f"correct, of {counts[content['judged_on']]:,} pictures": f"{content['accuracy']:.1%}",
+        f"correct, of {counts[content['judged_on']]:,} images": f"{content['accuracy']:.1%}",
         "answered; the others: unknown": f"{calibration['answered']:.1%}",
         "correct of those answered": _share(calibration["right_of_answered"]),
         "trained on": f"{counts['train']:,}",
@@ -73,7 +73,7 @@ def _curves(records: Sequence[Mapping[str, Any]]) -> str:
     charts = "".join(_chart(records, quantity) for quantity in ("loss", "accuracy"))
     return (
         '<h2>Learning</h2><p><span class="key train">In training</span> and '
-        '<span class="key test">on pictures not trained on</span>, by epoch.</p>'
+        '<span class="key test">on images not trained on</span>, by epoch.</p>'
         f'<div class="charts">{charts}</div>'
     )
 
@@ -120,7 +120,7 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
     rows = (
         (
             escape(each["name"]),
-            f"{each['pictures']:,}",
+            f"{each['images']:,}",
             _share(each["precision"]),
             _share(each["recall"]),
         )
@@ -129,7 +129,7 @@ def _classes(classes: Sequence[Mapping[str, Any]]) -> str:
     return (
         "<h2>Classes</h2><p>Precision: the share of answers that are right. Recall: the "
         "share of the class that is found.</p>"
-        + _table("classes", ("class", "pictures", "precision", "recall"), rows)
+        + _table("classes", ("class", "images", "precision", "recall"), rows)
     )
 
 
@@ -146,7 +146,7 @@ def _table(name: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 
 def _confusion(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> str:
-    if len(names) > MOST_CLASSES_COUNTED:
+    if len(names) > MAX_CLASSES_COUNTED:
         return ""
     heads = "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = "".join(
@@ -184,12 +184,12 @@ def _unknown(calibration: Mapping[str, Any], left_out: Sequence[Mapping[str, Any
     )
     return (
         section + "<p>What would become of a class that the net has never seen: it was left out, "
-        "and its pictures were shown to a net trained on the others.</p>"
+        "and its images were shown to a net trained on the others.</p>"
         + _table("left-out", ("left out", "called unknown", "others called unknown"), rows)
     )
 
 
-def _pictures(
+def _images(
     title: str,
     text: str,
     entries: Sequence[Mapping[str, Any]],
@@ -198,12 +198,12 @@ def _pictures(
     if not entries:
         return ""
     items = "".join(
-        f"<li>{_image(each['picture'], thumbnails)}<b>{escape(each['answer'])}</b> "
+        f"<li>{_image(each['image'], thumbnails)}<b>{escape(each['answer'])}</b> "
         f"{each['probability']:.0%}<br>labelled {escape(each['label'])}<br>"
-        f"<small>{escape(each['picture'])}</small></li>"
+        f"<small>{escape(each['image'])}</small></li>"
         for each in entries
     )
-    return f'<h2>{title}</h2><p>{text}</p><ul class="pictures">{items}</ul>'
+    return f'<h2>{title}</h2><p>{text}</p><ul class="images">{items}</ul>'
 
 
 def _image(name: str, thumbnails: Mapping[str, bytes]) -> str:
@@ -216,5 +216,5 @@ def _image(name: str, thumbnails: Mapping[str, bytes]) -> str:
 def _skipped(skipped: int) -> str:
     if not skipped:
         return ""
-    are = "picture was" if skipped == 1 else "pictures were"
+    are = "image was" if skipped == 1 else "images were"
     return f"<h2>Skipped</h2><p>{skipped:,} {are} left out; skipped.csv says which, and why.</p>"

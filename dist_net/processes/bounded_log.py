@@ -9,20 +9,20 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-MOST_BYTES = 8 << 20
+MAX_BYTES = 8 << 20
 LINES_BETWEEN_LOOKS = 256
 
 
 class BoundedLog(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes to stderr. Where that is a file to which this process appends, as a child's is, only
-    the newest lines are kept: half of ``most_bytes`` when there are more.
+    the newest lines are kept: half of ``max_bytes`` when there are more.
 
     Terminals, pipes and files that a shell has opened for writing are left alone.
     """
 
-    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         super().__init__()
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._lines = 0
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -36,12 +36,12 @@ class BoundedLog(logging.StreamHandler):  # type: ignore[type-arg]
         descriptor = self.stream.fileno()
         status = os.fstat(descriptor)
         appends = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_APPEND
-        if not (stat.S_ISREG(status.st_mode) and appends and status.st_size > self._most_bytes):
+        if not (stat.S_ISREG(status.st_mode) and appends and status.st_size > self._max_bytes):
             return
         self.flush()
         # By the descriptor, since the file may have another name by now.
         with Path(f"/proc/self/fd/{descriptor}").open("rb") as file:
-            file.seek(-self._most_bytes // 2, os.SEEK_END)
+            file.seek(-self._max_bytes // 2, os.SEEK_END)
             newest = file.read().partition(b"\n")[2]
         os.ftruncate(descriptor, 0)
         os.write(descriptor, newest)

@@ -8,7 +8,7 @@ from dist_net.errors import SettingError
 from dist_net.processes.ray_connection import ANY, connected
 
 AUTO = "auto"
-MOST_WORKERS = 256  # more are a typing error, and would exhaust the host
+MAX_WORKERS = 256  # more are a typing error, and would exhaust the host
 
 
 def add_cluster_arguments(group: argparse._ActionsContainer) -> None:

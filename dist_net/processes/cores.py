@@ -14,7 +14,7 @@ from dist_net.wire.messages import Equipment
 
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
-LONGEST_BLAS = 128  # as the codec bounds it
+MAX_BLAS = 128  # as the codec bounds it
 
 
 def available_cores() -> int:
@@ -53,7 +53,7 @@ def own_equipment(threads: int) -> Equipment:
         allowed_cores(),
         min(quotas(OWN_CGROUPS, CGROUPS), default=0.0),
         threads,
-        blas_name()[:LONGEST_BLAS],
+        blas_name()[:MAX_BLAS],
     )
 
 

@@ -29,7 +29,7 @@ READY = "READY"
 LOADING = "LOADING"
 REPORT_EVERY_S = 1.0
 FAILED = "FAILED"
-MOST_DESCRIPTORS = 65_536
+MAX_DESCRIPTORS = 65_536
 PARENT_POLL_S = 0.2
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 KEPT_BYTES = 1 << 30  # larger than any message
@@ -55,7 +55,7 @@ def entry_point(
     keep_freed_memory(kept_bytes)
     words_of_a_line = "%(asctime)s %(levelname)s %(name)s %(message)s"
     logging.basicConfig(level=logging.INFO, format=words_of_a_line, handlers=[BoundedLog()])
-    # Pillow warns of each oddity in a picture, which would fill the log and Python's own record.
+    # Pillow warns of each oddity in an image, which would fill the log and Python's own record.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         parser = ArgumentParser()
@@ -114,7 +114,7 @@ class StartReports:
 def raise_descriptor_limit() -> None:
     """Raise the limit of open files and connections as far as the system permits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    wanted = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

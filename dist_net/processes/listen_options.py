@@ -14,7 +14,7 @@ from dist_net.errors import KeyFileError
 from dist_net.wire.address import listen_address
 from dist_net.wire.contacts import checked_host, contacts_of
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, remember, require_lifetime
-from dist_net.wire.token import MOST_ADDRESSES, POOL, TRAINING, JoinToken
+from dist_net.wire.token import MAX_ADDRESSES, POOL, TRAINING, JoinToken
 
 COMMANDS = {TRAINING: "join", POOL: "inference-worker"}
 
@@ -56,7 +56,7 @@ class Opening:
         for listen, address in zip(self.listen, bound, strict=True):
             if address.startswith("tcp://"):
                 found += contacts_of(listen, address, self.contact)
-        addresses = tuple(dict.fromkeys(found))[:MOST_ADDRESSES]
+        addresses = tuple(dict.fromkeys(found))[:MAX_ADDRESSES]
         if not addresses:
             return None
         if keys is None:

@@ -23,9 +23,9 @@ from dist_net.processes.own_directory import temporary_directory
 from dist_net.processes.roles import Given, Role, parent_option
 
 POLL_S = 0.01  # growing, while nothing happens, up to
-LONGEST_POLL_S = 0.1
-LONGEST_WATCH_S = 10.0
-MOST_SAID_BYTES = 1 << 20  # in one answer
+MAX_POLL_S = 0.1
+MAX_WATCH_S = 10.0
+MAX_SAID_BYTES = 1 << 20  # in one answer
 KEYS = "keys"
 RUN = "run"
 
@@ -132,7 +132,7 @@ class RoleKeeper:
 
     def watch(self) -> Seen:
         """Waits until there is something new of the process, or a while."""
-        deadline, pause_s = time.monotonic() + LONGEST_WATCH_S, POLL_S
+        deadline, pause_s = time.monotonic() + MAX_WATCH_S, POLL_S
         while True:
             exit_code = self._child.exit_code
             said, _ = self._new(0, self._child.said)
@@ -146,7 +146,7 @@ class RoleKeeper:
             if time.monotonic() > deadline:
                 return self._seen()
             time.sleep(pause_s)
-            pause_s = min(1.2 * pause_s, LONGEST_POLL_S)
+            pause_s = min(1.2 * pause_s, MAX_POLL_S)
 
     def _seen(
         self,
@@ -177,7 +177,7 @@ class RoleKeeper:
             self._offsets[which] = 0
         with file.open("rb") as opened:
             opened.seek(self._offsets[which])
-            content = opened.read(MOST_SAID_BYTES)
+            content = opened.read(MAX_SAID_BYTES)
         self._offsets[which] += len(content)
         return content, is_shortened
 

@@ -1,7 +1,7 @@
 """When, and how often, a process that died is started again. Pure; no I/O."""
 
 FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 5.0
+MAX_PAUSE_S = 5.0
 HEALTHY_S = 60.0
 """A process that has run for so long may be started again as often as at first."""
 SETTLED_S = 2.0
@@ -27,5 +27,5 @@ class RestartBudget:
             self._next_pause_s = FIRST_PAUSE_S
             return 0.0
         pause_s = self._next_pause_s
-        self._next_pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        self._next_pause_s = min(2 * pause_s, MAX_PAUSE_S)
         return pause_s

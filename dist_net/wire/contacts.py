@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dist_net.errors import AddressError
 from dist_net.wire.address import bracketed, listen_address
-from dist_net.wire.token import MOST_ADDRESSES
+from dist_net.wire.token import MAX_ADDRESSES
 
 _IPV4_TABLE = Path("/proc/net/fib_trie")
 _IPV4_OF_THIS_HOST = re.compile(r"-- (\S+)\n\s+/32 host LOCAL")
@@ -70,7 +70,7 @@ def candidates(
     ]
     reachable = [each for each in found if not each.is_loopback and not each.is_link_local]
     loopback = [ipaddress.ip_address("127.0.0.1")]
-    return [str(each) for each in (reachable or loopback)[:MOST_ADDRESSES]]
+    return [str(each) for each in (reachable or loopback)[:MAX_ADDRESSES]]
 
 
 def _by_route() -> Iterator[str]:

@@ -15,7 +15,7 @@ from dist_net.wire.transport import ClientSocket
 
 logger = logging.getLogger(__name__)
 
-LONGEST_ROUND_TRIP_S = 3600.0
+MAX_ROUND_TRIP_S = 3600.0
 LOOK_S = 0.1
 """The longest wait for an answer at a time, so that it can be stopped."""
 
@@ -73,7 +73,7 @@ class Heart(threading.Thread):
             now = self._clock.now()
             if isinstance(answer, Alive):
                 self.answer = answer, min(answer.sent_s, now)
-                round_trip_s = min(now - self.answer[1], LONGEST_ROUND_TRIP_S)
+                round_trip_s = min(now - self.answer[1], MAX_ROUND_TRIP_S)
                 if answer.sent_s >= sent_s:  # there is no more to hear
                     self._stopped.wait(next_beat_s - now)
             elif answer is not None:

@@ -46,8 +46,8 @@ from dist_net.wire.token import JoinToken
 logger = logging.getLogger(__name__)
 
 TOKEN_LIFETIME_S = 86_400.0
-LONGEST_LIFETIME_S = 10 * 365 * 86_400.0
-MOST_KEYS_OF_A_TOKEN = 256
+MAX_LIFETIME_S = 10 * 365 * 86_400.0
+MAX_KEYS_OF_A_TOKEN = 256
 KEPT_AFTER_EXPIRY_S = 7 * 86_400.0
 """Until then a token is refused as expired, later as unknown."""
 _ADDRESSES = "addresses.json"
@@ -90,10 +90,10 @@ def invite(
 
 def require_lifetime(lifetime_s: float) -> None:
     """Raise `TokenError` for a lifetime out of range."""
-    if not 0 < lifetime_s <= LONGEST_LIFETIME_S:
+    if not 0 < lifetime_s <= MAX_LIFETIME_S:
         raise TokenError(
             f"a token's lifetime of {lifetime_s:g} s: expected above 0, and at most "
-            f"{LONGEST_LIFETIME_S:g} (ten years)"
+            f"{MAX_LIFETIME_S:g} (ten years)"
         )
 
 
@@ -142,9 +142,9 @@ def enrol(directory: Path, token_key: bytes, enrolling: Enrol, now_s: float) -> 
         if (allow_list / f"{name}.key").exists():  # the request came twice
             return Enrolled()
         enrolled = [each for role in (WORKER, CLIENT) for each in key_files(directory, role)]
-        if sum(each.stem.startswith(f"{identity}-") for each in enrolled) >= MOST_KEYS_OF_A_TOKEN:
+        if sum(each.stem.startswith(f"{identity}-") for each in enrolled) >= MAX_KEYS_OF_A_TOKEN:
             raise TokenError(
-                f"the token {identity} has enrolled {MOST_KEYS_OF_A_TOKEN} keys, which is the "
+                f"the token {identity} has enrolled {MAX_KEYS_OF_A_TOKEN} keys, which is the "
                 f"limit: {_another(directory)}"
             )
         write_key(allow_list / f"{name}.key", key)

@@ -118,7 +118,7 @@ class LocalServerSocket(ServerSocket):
         listen: Sequence[str],
         keys: ServerKeys | None = None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
-        most_arrays: int = 1,
+        max_arrays: int = 1,
     ) -> None:
         self._opened = 0
         self._channels: dict[bytes, socket.socket] = {}
@@ -126,7 +126,7 @@ class LocalServerSocket(ServerSocket):
         self._listeners: dict[int, socket.socket] = {}
         self._ready: deque[int] = deque()
         self._poll = select.epoll()
-        super().__init__(listen, keys, max_array_bytes, most_arrays=most_arrays)
+        super().__init__(listen, keys, max_array_bytes, max_arrays=max_arrays)
         self._poll.register(self.fileno(), select.EPOLLIN)
         for path in tuple(self._socket_files):
             self._listen(Path(f"{path}{_SUFFIX}"))

@@ -240,8 +240,8 @@ def secure_client(socket: zmq.Socket[bytes], keys: PeerKeys) -> None:
 
 def _make_room_for_encryption(socket: zmq.Socket[bytes]) -> None:
     """Let frames be as long encrypted as they may be without."""
-    longest_frame = int(socket.getsockopt(zmq.MAXMSGSIZE))
-    socket.setsockopt(zmq.MAXMSGSIZE, longest_frame + CURVE_OVERHEAD_BYTES)
+    max_frame = int(socket.getsockopt(zmq.MAXMSGSIZE))
+    socket.setsockopt(zmq.MAXMSGSIZE, max_frame + CURVE_OVERHEAD_BYTES)
 
 
 def role_refusal(roles: frozenset[str], kind: type[Message]) -> str | None:

@@ -26,7 +26,7 @@ from dist_net.wire.messages import SegmentAddress
 
 TOKEN_BYTES = 16
 
-MOST_VECTORS = 4096
+MAX_VECTORS = 4096
 """In a segment that is attached: a peer must not make this process create more objects."""
 
 MAPPED_BYTES = 2**28
@@ -189,8 +189,8 @@ def _checked_vectors(path: str, descriptor: int, token: bytes, size: int) -> int
             path, f"its {payload} bytes hold vectors of {own_size} float32 elements, not of {size}"
         )
     vectors = payload // _stride(size)
-    if vectors > MOST_VECTORS:
-        raise _attach_error(path, f"it holds more than {MOST_VECTORS} vectors")
+    if vectors > MAX_VECTORS:
+        raise _attach_error(path, f"it holds more than {MAX_VECTORS} vectors")
     return vectors
 
 

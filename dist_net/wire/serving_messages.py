@@ -63,7 +63,7 @@ class Ask(NamedTuple):
     request_id: int
     model: str
     version: str
-    is_picture: bool
+    is_image: bool
     timeout_s: float
     payloads: Payloads
 
@@ -244,7 +244,7 @@ class RunBatch(NamedTuple):
     batch_id: int
     model: str
     version: int
-    is_picture: bool
+    is_image: bool
     payloads: Payloads
 
 

@@ -19,8 +19,8 @@ from dist_net.errors import TokenError
 
 PREFIX = "dn"
 VERSION = 1
-MOST_ADDRESSES = 16
-LONGEST_TOKEN = 4096
+MAX_ADDRESSES = 16
+MAX_TOKEN = 4096
 
 TRAINING, POOL = KINDS = "training", "pool"
 
@@ -69,7 +69,7 @@ class JoinToken:
     def of(cls, text: str) -> JoinToken:
         """Read a token; raises `TokenError` for one that is cut, damaged, or of another release."""
         found = re.fullmatch(rf"{PREFIX}(\d)([0-9A-Za-z]+)", text)
-        if found is None or len(text) > LONGEST_TOKEN:
+        if found is None or len(text) > MAX_TOKEN:
             strange = next((each for each in text if each not in _ALPHABET), "")
             cause = f", and holds {strange!r}" if strange else ""
             raise TokenError(
@@ -103,9 +103,9 @@ class JoinToken:
             raise ValueError(f"{has_keys} pairs of keys")
         keys = [rest.take(_KEY_BYTES) for _ in range(2 * has_keys)]
         addresses: list[str] = []
-        while rest and len(addresses) <= MOST_ADDRESSES:
+        while rest and len(addresses) <= MAX_ADDRESSES:
             addresses.append(_unpacked_address(rest))
-        if not 0 < len(addresses) <= MOST_ADDRESSES:
+        if not 0 < len(addresses) <= MAX_ADDRESSES:
             raise ValueError(f"{len(addresses)} addresses")
         return cls(kind, identity, expires_s, tuple(addresses), *keys)
 

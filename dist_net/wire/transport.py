@@ -178,7 +178,7 @@ class ServerSocket(FramedSocket):
     """The server's end: listens on one or more addresses, and identifies each peer by a node.
 
     With ``keys`` every TCP address requires them; Unix sockets, for this host's processes, never
-    do. A peer may send frames of ``max_array_bytes``, and ``most_arrays`` of them in a message;
+    do. A peer may send frames of ``max_array_bytes``, and ``max_arrays`` of them in a message;
     `dist_net.wire.connections` disconnects a peer that sends more. At most ``high_water_mark``
     messages are queued for a peer. Peers connect to ``contact_addresses``, in the order of
     ``listen``, which contain the ports that the system chose. Raises `AddressError`,
@@ -191,7 +191,7 @@ class ServerSocket(FramedSocket):
         keys: ServerKeys | None = None,
         max_array_bytes: int = MAX_ARRAY_BYTES,
         high_water_mark: int = HIGH_WATER_MARK,
-        most_arrays: int = 1,
+        max_arrays: int = 1,
     ) -> None:
         addresses = [listen_address(text) for text in listen]
         for address in addresses:
@@ -201,7 +201,7 @@ class ServerSocket(FramedSocket):
         self._socket_files: list[Path] = []
         self._leaving: dict[bytes, zmq.MessageTracker] = {}
         # Two messages: one in flight, and one in the server's queue.
-        max_unread_bytes = 2 * (MAX_HEADER_BYTES + most_arrays * max_array_bytes)
+        max_unread_bytes = 2 * (MAX_HEADER_BYTES + max_arrays * max_array_bytes)
         self._connections = Connections(self._socket, max_unread_bytes, self._allow_list)
         self._connections.start()
         try:

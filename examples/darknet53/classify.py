@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dist_net import darknet, pictures
+from dist_net import images
+from dist_net.nets import darknet
 from dist_net.nn import Model, Predictor
 
 if len(sys.argv) not in (2, 3):
@@ -41,9 +42,9 @@ print(f"{len(weights):,} numbers in {path}")
 
 # 3. The photograph: decoded, turned upright, and scaled to fit into 256 by 256 pixels, with grey
 #    bars around it. Each channel is a number from 0 to 1.
-pixels = pictures.load_image(photo)
+pixels = images.load_image(photo)
 height, width, _ = network.input_shape
-boxed = pictures.letterbox(pixels, height, width)
+boxed = images.letterbox(pixels, height, width)
 print(f"{photo}: {pixels.shape[1]} by {pixels.shape[0]} pixels")
 
 # 4. The answer: a probability for each of the thousand classes. A model takes batches of images,

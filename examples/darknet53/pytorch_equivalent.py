@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from dist_net import darknet, pictures
+from dist_net import images
+from dist_net.nets import darknet
 
 if len(sys.argv) != 3:
     sys.exit(__doc__)
@@ -48,7 +49,7 @@ def convolution(x: torch.Tensor, section: darknet.Section) -> torch.Tensor:
 
 configuration = darknet.published("darknet53").configuration()
 height, width, _ = darknet.DarknetNetwork(configuration).input_shape
-boxed = pictures.letterbox(pictures.load_image(photo), height, width)
+boxed = images.letterbox(images.load_image(photo), height, width)
 x = torch.from_numpy(boxed.transpose(2, 0, 1)[np.newaxis].copy())  # PyTorch has channels first
 
 outputs: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""Draws a folder of pictures to try things on: road signs in the wild, a folder a kind.
+"""Draws a folder of images to try things on: road signs in the wild, a folder a kind.
 
 python examples/photos/draw.py FOLDER [COUNT]
 """
@@ -19,7 +19,7 @@ KINDS = {
 
 
 def draw(folder: Path, count: int = 60, seed: int = 0) -> None:
-    """Draws ``count`` pictures of each kind into ``folder``."""
+    """Draws ``count`` images of each kind into ``folder``."""
     generator = np.random.default_rng(seed)
     for kind in KINDS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
@@ -28,14 +28,14 @@ def draw(folder: Path, count: int = 60, seed: int = 0) -> None:
 
 
 def sign(kind: str, generator: np.random.Generator) -> Image.Image:
-    """A picture of one sign: somewhere, a little turned, in some light."""
+    """An image of one sign: somewhere, a little turned, in some light."""
     corners, first, colour = KINDS[kind]
     width, height = generator.integers(120, 360, 2).tolist()
     clouds = generator.integers(60, 200, (5, 5, 3), np.uint8)
-    picture = Image.fromarray(clouds).resize((width, height), Image.Resampling.BICUBIC)
+    image = Image.fromarray(clouds).resize((width, height), Image.Resampling.BICUBIC)
     radius = min(width, height) * generator.uniform(0.25, 0.42)
     x, y = generator.uniform(0.4, 0.6, 2) * (width, height)
-    pen = ImageDraw.Draw(picture)
+    pen = ImageDraw.Draw(image)
     pen.rectangle((x - radius / 12, y, x + radius / 12, height), fill=(120, 120, 120))
     angles = np.radians(first + generator.uniform(-8, 8) + 360 * np.arange(corners) / corners)
     outline = np.column_stack([np.cos(angles), np.sin(angles)])
@@ -45,7 +45,7 @@ def sign(kind: str, generator: np.random.Generator) -> Image.Image:
         bar = (x - 0.55 * radius, y - 0.14 * radius, x + 0.55 * radius, y + 0.14 * radius)
         pen.rectangle(bar, fill=(235, 235, 235))
     light = generator.uniform(0.5, 1.2)
-    blurred = picture.filter(ImageFilter.GaussianBlur(generator.uniform(0, 1.5)))
+    blurred = image.filter(ImageFilter.GaussianBlur(generator.uniform(0, 1.5)))
     return blurred.point(lambda value: int(min(255, value * light)))
 
 

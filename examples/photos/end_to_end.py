@@ -25,9 +25,9 @@ def main() -> None:
         classifier = classifier_called(str(run.path), None, None, lambda _: None, threads=2)
         generator = np.random.default_rng(1)
         for kind in KINDS:
-            picture = Path(place, f"{kind}.png")
-            sign(kind, generator).save(picture)
-            ((best, *_),) = classifier.predict([picture])
+            image = Path(place, f"{kind}.png")
+            sign(kind, generator).save(image)
+            ((best, *_),) = classifier.predict([image])
             print(f"{kind}: {best.label}, {best.probability:.0%}")
         classifier.close()
 

@@ -23,7 +23,7 @@ http, zmq = sys.argv[2:] or ("http://127.0.0.1:8000", "tcp://127.0.0.1:8001")
 
 # 1. An image over ZeroMQ. The file is sent unchanged; a worker decodes and resizes it.
 with Client(zmq) as client:
-    model = next(each for each in client.models() if each.takes_pictures)
+    model = next(each for each in client.models() if each.takes_images)
     print(f"{model.name}: {model.classes} classes, inputs of {model.input_shape}")
     for each in client.classify(model.name, photo, top=3):
         print(f"{each.probability:7.2%}  {each.label}")

@@ -1,6 +1,6 @@
 """``scripts/bench darknet53``: inference of Darknet-53 beside other runtimes, and training.
 
-All are given the same seeded weights and the same pictures, and have to give the same answers
+All are given the same seeded weights and the same images, and have to give the same answers
 before anything is measured.
 """
 

@@ -18,7 +18,7 @@ from benchmarks.served import (
     PATIENCE_S,
     Gateway,
     Net,
-    picture_requests,
+    image_requests,
     row_requests,
 )
 from dist_net.serving.client.client import Client
@@ -40,8 +40,8 @@ def overload(net: Net, options: Sequence[str], say: Say, scale: float) -> Case:
 
     The capacity is that of closed loops of patient clients, before and after it.
     """
-    patient = picture_requests(net.directory / "capacity", net.name, PATIENCE_S)
-    requests = picture_requests(net.directory / "overload", net.name, DEADLINE_S)
+    patient = image_requests(net.directory / "capacity", net.name, PATIENCE_S)
+    requests = image_requests(net.directory / "overload", net.name, DEADLINE_S)
     with Gateway([net.source], net.directory, *options) as gateway:
         closed = Task(gateway.port, patient, CAPACITY_S * scale, CLIENTS, ramp_s=BATCHES_RAMP_S)
         warm_up(gateway.port, patient)

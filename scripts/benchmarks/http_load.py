@@ -22,7 +22,7 @@ import numpy as np
 
 TICK_S = 0.001
 REPLACE_S = 0.05
-MOST_CONNECTIONS = 500
+MAX_CONNECTIONS = 500
 GRACE_S = 30.0  # for what is under way at the end
 LARGEST_DIFFERENCE = 1e-5
 
@@ -88,7 +88,7 @@ class Connection(asyncio.Protocol):
 
 
 @dataclass
-class Outcomes:
+class Results:
     """What became of the requests: status 0 is a lost connection, seconds are by status.
 
     ``stop`` is when sending ends. An answer after it has its time like any other, but is none of
@@ -159,7 +159,7 @@ class Load:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._requests = [Path(path).read_bytes() for path in task.requests]
-        self._outcomes = Outcomes(task)
+        self._results = Results(task)
         self._sent = 0
         self._idle: list[Connection] = []
         self._open: set[Connection] = set()
@@ -169,8 +169,8 @@ class Load:
         """Sends for the task's time, waits for the last answers, and sums up."""
         connections = [await self._connect() for _ in range(self._task.connections)]
         began = perf_counter()
-        self._outcomes.start = began + self._task.ramp_s
-        self._outcomes.stop = self._stop = self._outcomes.start + self._task.seconds
+        self._results.start = began + self._task.ramp_s
+        self._results.stop = self._stop = self._results.start + self._task.seconds
         if self._task.rate:
             self._idle = connections
             await self._at_a_rate(began)
@@ -184,7 +184,7 @@ class Load:
         for each in list(self._open):
             each.transport.abort()
         await asyncio.sleep(TICK_S)  # those that never had an answer note their loss
-        return self._outcomes.summary(self._task.seconds)
+        return self._results.summary(self._task.seconds)
 
     async def _replace_lost(self) -> None:
         while perf_counter() < self._stop:
@@ -197,11 +197,11 @@ class Load:
             while (due := began + self._sent / self._task.rate) <= now:
                 while self._idle and self._idle[-1].transport.is_closing():
                     self._open.discard(self._idle.pop())
-                if not self._idle and len(self._open) < MOST_CONNECTIONS:
+                if not self._idle and len(self._open) < MAX_CONNECTIONS:
                     self._idle.append(await self._connect())
                 if not self._idle:  # counted as lost, since a client got no answer
                     self._sent += 1
-                    self._outcomes.note(0, due, now, 0, b"all connections are waiting")
+                    self._results.note(0, due, now, 0, b"all connections are waiting")
                     continue
                 self._send(self._idle.pop(), due)
             await asyncio.sleep(max(TICK_S, due - now))
@@ -221,7 +221,7 @@ class Load:
 
     def _answered(self, connection: Connection, status: int, body: bytes) -> None:
         now = perf_counter()
-        self._outcomes.note(status, connection.began, now, connection.request, body)
+        self._results.note(status, connection.began, now, connection.request, body)
         if connection.transport.is_closing():
             self._open.discard(connection)
         elif self._task.rate or now >= self._stop:

@@ -62,7 +62,7 @@ def measure(with_peers: bool, say: Callable[[str], None]) -> dict[str, Any]:
     speeds = {each["cluster"]: each["samples_per_s"] for each in results}
     return {
         "results": results,
-        "servers_node_lost": {"median_s": median(lost_s), "longest_s": max(lost_s)},
+        "servers_node_lost": {"median_s": median(lost_s), "max_s": max(lost_s)},
         "peers": [],
         "ratios": {"ray_to_local": round(speeds["ray"] / speeds["local"], 3)},
     }

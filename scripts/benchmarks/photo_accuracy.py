@@ -1,7 +1,7 @@
 """How often runs on folders are right: a head on features, and the whole net trained further.
 
-All are judged on pictures that neither were trained on nor decided which weights are kept. The
-yardstick is scikit-learn's logistic regression, on standardized features of the same pictures.
+All are judged on images that neither were trained on nor decided which weights are kept. The
+yardstick is scikit-learn's logistic regression, on standardized features of the same images.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.drawn_pictures import draw_folder
+from benchmarks.drawn_images import draw_folder
 from benchmarks.peers.peer_process import PeerProcess, missing_packages
 from benchmarks.rounds import Say
 from dist_net.data import dataset_named
 
-MODULE = "peers.picture_run"
+MODULE = "peers.image_run"
 DEADLINE_S = 1800.0
-TEST_SHARE = 5  # one in so many pictures of Fashion-MNIST is tested on
+TEST_SHARE = 5  # one in so many images of Fashion-MNIST is tested on
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class AccuracyPlan:
-    """How many pictures of a class each folder has; and how the whole net is trained further.
+    """How many images of a class each folder has; and how the whole net is trained further.
 
     ``tuned_count``: of the folder that this is done on, once for each of ``tuned_seeds``.
     """
@@ -41,7 +41,7 @@ class AccuracyPlan:
     tuned_seeds: Sequence[int] = (0, 1, 2)
 
     def scaled(self, scale: float) -> AccuracyPlan:
-        """So many times this one, with a seed and a few pictures at least."""
+        """So many times this one, with a seed and a few images at least."""
         return replace(
             self,
             drawn_count=max(8, round(scale * self.drawn_count)),
@@ -52,7 +52,7 @@ class AccuracyPlan:
 
 
 def measure(plan: AccuracyPlan, place: Path, say: Say) -> tuple[list[Row], list[Row]]:
-    """Rows ``folder pictures head scikit_learn`` and ``seed head fine_tuned``: shares of 1."""
+    """Rows ``folder images head scikit_learn`` and ``seed head fine_tuned``: shares of 1."""
     folders = {
         "drawn, seed 1": lambda root: draw_parts(root, plan.drawn_count, 1),
         "drawn, seed 2": lambda root: draw_parts(root, plan.drawn_count, 2),
@@ -67,13 +67,13 @@ def measure(plan: AccuracyPlan, place: Path, say: Say) -> tuple[list[Row], list[
 
 
 def head_row(name: str, draw: Callable[[Path], Path], folder: Path, say: Say) -> Row:
-    """How a head does on the pictures of a folder, beside logistic regression."""
+    """How a head does on the images of a folder, beside logistic regression."""
     say(f"training a head on {name}")
     draw(folder)
     with PeerProcess(MODULE, folder, deadline_s=DEADLINE_S) as process:
         head, theirs = process.order("head", seed=0), process.order("logistic_regression")
     count = sum(each.is_file() for each in folder.rglob("*"))
-    return {"folder": name, "pictures": count, "head": head, "scikit_learn": theirs}
+    return {"folder": name, "images": count, "head": head, "scikit_learn": theirs}
 
 
 def tuned_row(folder: Path, epochs: int, seed: int, say: Say) -> Row:
@@ -85,7 +85,7 @@ def tuned_row(folder: Path, epochs: int, seed: int, say: Say) -> Row:
 
 
 def draw_parts(root: Path, count: int, seed: int) -> Path:
-    """A drawn folder with ``count`` pictures of a class, and as many again to test on."""
+    """A drawn folder with ``count`` images of a class, and as many again to test on."""
     for part in ("train", "test"):
         draw_folder(root, count, seed, part)
     return root

@@ -23,7 +23,7 @@ class FolderRun(NamedTuple):
 
 
 def timed_run(folder: Path) -> FolderRun:
-    """A run with two workers and an empty cache of pictures; raises BenchmarkError if it fails."""
+    """A run with two workers and an empty cache of images; raises BenchmarkError if it fails."""
     with TemporaryDirectory() as temporary:
         run = Path(temporary) / "run"
         command = [sys.executable, "-m", "dist_net", "train", str(folder)]

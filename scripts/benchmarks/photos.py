@@ -1,6 +1,6 @@
-"""``scripts/bench photos``: from a folder of pictures to a classifier, and what that is made of.
+"""``scripts/bench photos``: from a folder of images to a classifier, and what that is made of.
 
-All contestants are given the same weights and pictures, and have to give the same answers, or the
+All contestants are given the same weights and images, and have to give the same answers, or the
 same losses, before anything is measured.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import convolution_training, photo_accuracy
-from benchmarks.drawn_pictures import CORNERS, draw_folder
+from benchmarks.drawn_images import CORNERS, draw_folder
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers import lite0_task
 from benchmarks.peers.dist_net_inference import FAST, PLAIN
@@ -45,7 +45,7 @@ PEERS = (
     Contestant("ncnn", "ncnn_lite0", ("ncnn", lite0.PACKAGE), ALL[:1]),
 )
 
-FEATURES = Contestant("features", "picture_features", ("numpy",), LARGEST)
+FEATURES = Contestant("features", "image_features", ("numpy",), LARGEST)
 
 TRAINING = ((lite0_task.TRAINING_BATCH, THREADS),)
 STEP = Contestant("dist_net", "lite0_training_step", ("numpy",), TRAINING)
@@ -63,7 +63,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class PhotosPlan:
-    """How much is measured: rounds, and how many pictures of a class each folder has."""
+    """How much is measured: rounds, and how many images of a class each folder has."""
 
     schedule: Schedule
     features_count: int
@@ -72,7 +72,7 @@ class PhotosPlan:
 
     @classmethod
     def scaled(cls, scale: float) -> PhotosPlan:
-        """So many times the usual one, with a round and a few pictures at least."""
+        """So many times the usual one, with a round and a few images at least."""
         usual = Schedule()
         rounds, starts = (max(1, round(scale * each)) for each in (usual.rounds, usual.starts))
         return cls(
@@ -85,7 +85,7 @@ class PhotosPlan:
 
 @dataclass(frozen=True)
 class Case:
-    """What was measured of a contestant; the time is a picture's share, a median.
+    """What was measured of a contestant; the time is an image's share, a median.
 
     ``peak_bytes``: the most memory that its process had, or None where there are several.
     """
@@ -128,7 +128,7 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
         inference, features = features_cases(plan, place / "features", say)
         runs = timed_runs(plan, place / "photos", say)
         accuracy, fine_tuning = photo_accuracy.measure(plan.accuracy, place, say)
-    share = 1e6 * runs["seconds"] / runs["pictures"]
+    share = 1e6 * runs["seconds"] / runs["images"]
     cases += [features, replace(features, name="folder", us_per_image=share, peak_bytes=None)]
     return {
         "results": [
@@ -142,7 +142,7 @@ def measure(with_peers: bool, say: Say, scale: float = 1.0) -> dict[str, Any]:
         "ratios": ratios(cases)
         | convolution_training.ratios(small_net)
         | {
-            "features_pictures_per_s_to_inference": round(
+            "features_images_per_s_to_inference": round(
                 inference.us_per_image / features.us_per_image, 3
             )
         }
@@ -172,7 +172,7 @@ def cases_of(contest: Contest, name: str) -> list[Case]:
 
 
 def inference_cases(schedule: Schedule, place: Path, with_peers: bool, say: Say) -> list[Case]:
-    """The net alone, on pictures in memory."""
+    """The net alone, on images in memory."""
     contestants = (*CONTESTANTS, *(PEERS if with_peers else ()))
     with Contest(contestants, place, schedule, say) as contest:
         contest.prepare()
@@ -209,7 +209,7 @@ def step_cases(
 
 
 def features_cases(plan: PhotosPlan, folder: Path, say: Say) -> tuple[Case, Case]:
-    """The net alone, and the features of a folder's pictures, which are decoded by two processes.
+    """The net alone, and the features of a folder's images, which are decoded by two processes.
 
     Both are measured in turn.
     """
@@ -223,16 +223,16 @@ def features_cases(plan: PhotosPlan, folder: Path, say: Say) -> tuple[Case, Case
 
 
 def timed_runs(plan: PhotosPlan, folder: Path, say: Say) -> Row:
-    """Whole runs on a folder, as medians: ``pictures seconds first_line_s``."""
+    """Whole runs on a folder, as medians: ``images seconds first_line_s``."""
     draw_folder(folder, plan.run_count, seed=0)
     count = plan.run_count * len(CORNERS)
     runs = []
     for turn in range(plan.schedule.starts):
-        say(f"run {turn + 1} of {plan.schedule.starts} on a folder of {count:,} pictures")
+        say(f"run {turn + 1} of {plan.schedule.starts} on a folder of {count:,} images")
         runs.append(timed_run(folder))
     seconds, first_line_s = (median(of) for of in zip(*runs, strict=True))
     return {
-        "pictures": count,
+        "images": count,
         "seconds": round(seconds, 2),
         "first_line_s": round(first_line_s, 2),
     }

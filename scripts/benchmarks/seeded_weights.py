@@ -19,7 +19,7 @@ from dist_net.nn import Scope, he_normal, linear
 from dist_net.vector import Vector
 
 PATCHES = 8
-"""A picture has structure: the one that is tried has this many patches down and across."""
+"""An image has structure: the one that is tried has this many patches down and across."""
 
 Views = dict[str, Vector]
 
@@ -28,7 +28,7 @@ def seeded_weights(network: DarknetNetwork, seed: int) -> Vector:
     """Weights for ``network``, in a new vector, well conditioned and the same for the same seed.
 
     - Kernels are normal, and then scaled, layer after layer, so that what the kernel gives for a
-      random picture has a mean square of 1 (Mishkin and Matas 2015, "All you need is a good
+      random image has a mean square of 1 (Mishkin and Matas 2015, "All you need is a good
       init"): activations are of order 1 throughout, in a network of any depth.
     - Moving means and biases are normal with a deviation of 0.1. Moving variances are between
       0.8 and 1.25, where it makes no difference beyond 1e-6 whether an epsilon of 1e-6 is added
@@ -40,10 +40,10 @@ def seeded_weights(network: DarknetNetwork, seed: int) -> Vector:
     generator = np.random.default_rng(seed)
     vector = np.zeros(network.layout.size, np.float32)
     views = network.layout.views(vector)
-    picture = _picture(generator, network.input_shape)
+    image = _image(generator, network.input_shape)
     outputs: list[Array] = []
     for layer in network.layers:
-        x = outputs[-1] if outputs else picture
+        x = outputs[-1] if outputs else image
         if isinstance(layer.layer, Convolutional | Connected):
             _draw(layer, generator, views)
             _scale_kernel(layer, x, views)
@@ -52,7 +52,7 @@ def seeded_weights(network: DarknetNetwork, seed: int) -> Vector:
     return vector
 
 
-def _picture(generator: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _image(generator: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
     height, width, channels = shape
     patches = generator.random((PATCHES, PATCHES, channels), np.float32)
     rows = np.arange(height) * PATCHES // height

@@ -92,7 +92,7 @@ REQUESTS = 16
 CLIENTS = 16  # of a closed loop
 PATIENCE_S = 60.0
 BATCHES_RAMP_S = 2.0  # some batches: the first ones are small, and both workers' begin together
-PATCHES = 32  # across a picture, so that its JPEG is as large as a photograph's
+PATCHES = 32  # across an image, so that its JPEG is as large as a photograph's
 
 START_S = 120.0
 END_S = 30.0
@@ -200,33 +200,33 @@ def row_requests(directory: Path, model: str, timeout_s: float | None = None) ->
     return write_requests(directory, head, bodies)
 
 
-def picture_requests(directory: Path, model: str, timeout_s: float) -> list[str]:
+def image_requests(directory: Path, model: str, timeout_s: float) -> list[str]:
     """Files of requests, each with a JPEG for a worker to decode, by the binary extension."""
     bodies, sizes = [], []
-    for picture in pictures():
+    for image in encoded_images():
         tensor = {
             "name": "input",
             "shape": [1],
             "datatype": "BYTES",
-            "parameters": {"binary_data_size": len(picture) + 4},
+            "parameters": {"binary_data_size": len(image) + 4},
         }
         body = {"parameters": {"timeout": round(1e6 * timeout_s)}, "inputs": [tensor]}
         header = json.dumps(body).encode()
-        bodies.append(header + len(picture).to_bytes(4, "little") + picture)
+        bodies.append(header + len(image).to_bytes(4, "little") + image)
         sizes.append(len(header))
     head = f"POST /v2/models/{model}/infer HTTP/1.1"
     more = [f"Inference-Header-Content-Length: {size}\r\n" for size in sizes]
     return write_requests(directory, head, bodies, more)
 
 
-def pictures() -> list[bytes]:
+def encoded_images() -> list[bytes]:
     """JPEG files of 256 x 256 pixels, with some structure and some noise."""
     generator = np.random.default_rng(SEED)
     return [jpeg(generator) for _ in range(REQUESTS)]
 
 
 def jpeg(generator: np.random.Generator) -> bytes:
-    """A picture of coloured patches."""
+    """An image of coloured patches."""
     patches: NDArray[np.uint8] = generator.integers(0, 256, (PATCHES, PATCHES, 3), np.uint8)
     file = BytesIO()
     Image.fromarray(patches.repeat(8, 0).repeat(8, 1)).save(file, "JPEG", quality=90)

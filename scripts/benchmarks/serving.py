@@ -29,7 +29,7 @@ from benchmarks.served import (
     Gateway,
     Net,
     PoolSize,
-    picture_requests,
+    image_requests,
     row_requests,
     write_net,
 )
@@ -127,7 +127,7 @@ def darknet53_cases(net: Net, say: Say, scale: float) -> dict[str, ClosedLoop]:
     engine does before and after it, as a shared machine's speed drifts within seconds, at the batch
     size that is its best over all rounds. (Each round's best would be chance, and too high.)
     """
-    requests = picture_requests(net.directory / "requests", net.name, PATIENCE_S)
+    requests = image_requests(net.directory / "requests", net.name, PATIENCE_S)
     kernels = FAST if find_spec("numba") else PLAIN
     rounds: dict[str, list[Row]] = {name: [] for name in DARKNET53_POOLS}
     engines: dict[str, list[Speeds]] = {name: [] for name in DARKNET53_POOLS}

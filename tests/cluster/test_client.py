@@ -30,7 +30,7 @@ from dist_net.errors import (
     RequestTooLargeError,
     ShapeError,
 )
-from dist_net.serving.client.connection import MOST_OPEN
+from dist_net.serving.client.connection import MAX_OPEN
 from dist_net.serving.pool.description import (
     ServedModel,
     known,
@@ -55,11 +55,11 @@ from dist_net.wire.serving_messages import (
 from dist_net.wire.transport import ServerSocket
 
 LABELS = ("cat", "dog", "newt")
-SUMS = described("sums", 7, labels=LABELS, takes_pictures=True)
+SUMS = described("sums", 7, labels=LABELS, takes_images=True)
 OLD_SUMS = replace(
     SUMS, version=6, input_datatype="UINT8", input_shape=(2, 2), labels=("hen", "owl", "rook")
 )
-BYTES = described("bytes", input_datatype="UINT8", input_shape=(2, 2), takes_pictures=True)
+BYTES = described("bytes", input_datatype="UINT8", input_shape=(2, 2), takes_images=True)
 MODELS = [
     ServedModel("sums", SUMS, {6: OLD_SUMS, 7: SUMS}, True, ""),
     ServedModel("bytes", BYTES, {1: BYTES}, True, ""),
@@ -71,7 +71,7 @@ Replies = Callable[[Message], list[Message]]
 
 def outputs_of(question: Ask) -> bytes:
     """Three classes for each row of "sums": its sum, its first element, and 0."""
-    if question.is_picture:
+    if question.is_image:
         return np.array([0.25, 0.5, 0.25], "<f4").tobytes()
     is_bytes = question.model == "bytes" or question.version == "6"
     rows = np.frombuffer(question.payloads[0], "u1" if is_bytes else "<f4")
@@ -119,7 +119,7 @@ class Gateway:
         return []
 
     def serve(self, listen: str, is_open: threading.Event) -> None:
-        with ServerSocket([listen], high_water_mark=4 * MOST_OPEN) as socket:
+        with ServerSocket([listen], high_water_mark=4 * MAX_OPEN) as socket:
             self.address = socket.contact_addresses[0]
             is_open.set()
             while not self.is_closing.is_set():
@@ -183,8 +183,8 @@ def test_answers_of_a_later_version_have_its_classes_and_labels(
         assert result.likeliest(1, row=2)[0].label == "white"
         described_now = sum(isinstance(each, Describe) for each in gateway.heard)
         assert described_now == described + asks_again
-    picture = client.classify("sums", b"picture", top=1)
-    assert len(picture) == 1
+    image = client.classify("sums", b"image", top=1)
+    assert len(image) == 1
 
 
 def test_a_row_that_no_class_of_the_version_reaches_is_unknown(
@@ -209,8 +209,8 @@ def test_the_threshold_of_a_version_that_the_client_knows_is_used(
     versions = {6: OLD_SUMS, 7: strict}
     told = summaries_to_json([ServedModel("sums", strict, versions, True, "")])
     monkeypatch.setattr(Gateway, "models", told)
-    assert client.submit_picture("sums", b"picture").result().is_unknown()
-    assert not client.submit_picture("sums", b"picture", version=6).result().is_unknown()
+    assert client.submit_image("sums", b"image").result().is_unknown()
+    assert not client.submit_image("sums", b"image", version=6).result().is_unknown()
 
 
 def test_a_model_is_asked_for_again_when_an_input_does_not_suit_it_any_more(
@@ -249,7 +249,7 @@ def test_a_named_version_is_asked_and_named_as_that_version_is(
     assert (request.version, request.payloads) == ("6", (pixels.tobytes(), said))
     assert outputs.labels == ("hen", "owl", "rook")
     assert outputs.likeliest(1)[0].label == "hen"
-    assert client.submit_picture("sums", b"picture", version=6).result().labels[0] == "hen"
+    assert client.submit_image("sums", b"image", version=6).result().labels[0] == "hen"
     with pytest.raises(ShapeError, match=r"expected \(2, 2\)"):
         client.predict("sums", np.zeros((1, 4), np.float32), version=6)
     with pytest.raises(DTypeError, match="expected uint8"):
@@ -307,25 +307,25 @@ def test_many_requests_are_on_their_way_at_once_and_answered_in_any_order(
     def reverse(question: Message) -> list[Message]:
         assert isinstance(question, Ask)
         kept.append(answer_to(question))
-        if len(kept) % MOST_OPEN:
+        if len(kept) % MAX_OPEN:
             return []
         answers, kept[:] = kept[::-1], []
         return answers
 
     gateway.on_ask = reverse
-    count = 4 * MOST_OPEN
+    count = 4 * MAX_OPEN
     pending = [client.submit("sums", np.full(4, i, np.float32)) for i in range(count)]
     assert [each.result().probabilities[1] for each in pending] == list(range(count))
 
 
 def test_no_more_requests_are_open_than_a_client_may_have(client: Client, gateway: Gateway) -> None:
     gateway.on_ask = never
-    for _ in range(MOST_OPEN + 1):
+    for _ in range(MAX_OPEN + 1):
         client.submit("sums", np.zeros(4, np.float32), timeout_s=0.2)
     client.models()
     last = gateway.requests()[-1]
     given_up = [message for message in gateway.heard if isinstance(message, Cancel)]
-    assert len(gateway.requests()) == MOST_OPEN + 1
+    assert len(gateway.requests()) == MAX_OPEN + 1
     assert gateway.heard.index(given_up[0]) < gateway.heard.index(last)
 
 
@@ -349,10 +349,10 @@ def test_models_are_told(client: Client) -> None:
     assert (absent.is_ready, absent.reason, absent.classes) == (False, "its file is missing", 0)
 
 
-def test_a_picture_is_sent_as_it_is_and_pixels_as_a_png(
+def test_a_image_is_sent_as_it_is_and_pixels_as_a_png(
     client: Client, gateway: Gateway, tmp_path: Path
 ) -> None:
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(b"what a worker decodes")
     assert [each.label for each in client.classify("sums", path, top=2)] == ["dog", "cat"]
     client.classify("sums", b"likewise")
@@ -364,10 +364,10 @@ def test_a_picture_is_sent_as_it_is_and_pixels_as_a_png(
     np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(of_pixels))), pixels)
 
 
-@pytest.mark.parametrize("picture", ["nowhere.jpg", np.zeros((2, 2, 7), np.uint8), None])
-def test_what_is_no_picture_is_refused_here(client: Client, picture: object) -> None:
+@pytest.mark.parametrize("image", ["nowhere.jpg", np.zeros((2, 2, 7), np.uint8), None])
+def test_what_is_no_image_is_refused_here(client: Client, image: object) -> None:
     with pytest.raises(ImageError, match="expected"):
-        client.classify("sums", picture)  # type: ignore[arg-type]
+        client.classify("sums", image)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -396,7 +396,7 @@ def test_a_model_that_is_not_there_is_named(client: Client) -> None:
     with pytest.raises(ModelNotServedError, match=r"no model .*'sum' there; did you mean sums\?"):
         client.predict("sum", np.zeros(4))
     with pytest.raises(PoolUnavailableError, match=r"'absent' .*: its file is missing"):
-        client.classify("absent", b"picture")
+        client.classify("absent", b"image")
 
 
 def test_what_does_not_come_in_time_is_cancelled(client: Client, gateway: Gateway) -> None:

@@ -21,7 +21,7 @@ from dist_net.serving.http.application import application
 from dist_net.serving.http.refusals import Refusals
 from dist_net.serving.http.server import HttpServer, _HttpConnection
 from dist_net.serving.http.settings import HttpSettings
-from dist_net.serving.pool.requests import Outcome, Status
+from dist_net.serving.pool.requests import Result, Status
 from fake_service import FakeService
 
 INFER = json.dumps(
@@ -516,7 +516,7 @@ def test_a_server_that_stops_gives_handshakes_up(tls: dict[str, Path]) -> None:
 
 def test_refusals_come_through() -> None:
     service = FakeService()
-    service.scripted = [Outcome(Status.UNAVAILABLE, reason="full", retry_after_s=3.2)]
+    service.scripted = [Result(Status.UNAVAILABLE, reason="full", retry_after_s=3.2)]
 
     async def client(server: HttpServer) -> None:
         connection = await connected(server)

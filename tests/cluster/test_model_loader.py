@@ -11,11 +11,11 @@ from PIL import Image
 
 from dist_net.errors import ModelLoadError
 from dist_net.nets.sources import FollowedRun, FoundModel, TrainedRun
-from dist_net.serving.loader.model_loader import FOLLOW_EVERY_S, LONGEST_READ_S, ModelLoader
+from dist_net.serving.loader.model_loader import FOLLOW_EVERY_S, MAX_READ_S, ModelLoader
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.wire.serving_messages import ModelPrepared, PrepareModel
 from dist_net.wire.transport import ServerSocket
-from picture_runs import write_run
+from image_runs import write_run
 
 
 class OddRun(FollowedRun):
@@ -121,7 +121,7 @@ def test_a_source_that_hangs_keeps_no_other_model_from_being_read(
             for model in ("hangs", "m"):
                 server.send(received[0], PrepareModel(model, 1))
             assert answer()[:2] == ("m", 1)
-            clock.time_s += LONGEST_READ_S + 1
+            clock.time_s += MAX_READ_S + 1
             late = answer()
             assert (late.model, late.requested) == ("hangs", 1)
             assert "takes longer than 300 s" in late.reason
@@ -147,26 +147,26 @@ def test_a_version_that_nobody_asked_for_is_passed_on(
 
 @pytest.fixture
 def folder_run(loader: ModelLoader, tmp_path: Path) -> Path:
-    """A run on a folder of pictures, which the loader knows as "m"."""
+    """A run on a folder of images, which the loader knows as "m"."""
     run = write_run(tmp_path / "run")
     loader._readers["m"]._source = TrainedRun(run, None, lambda *_: None)
     return run
 
 
-def test_pictures_that_a_run_held_out_go_with_its_model(
+def test_images_that_a_run_held_out_go_with_its_model(
     loader: ModelLoader, folder_run: Path
 ) -> None:
     prepared = loader._readers["m"].prepare(1)
-    labels, pictures = prepared.payloads[::2], prepared.payloads[1::2]
+    labels, images = prepared.payloads[::2], prepared.payloads[1::2]
     assert labels == (b"red", b"green", b"blue") * 4
     held_out = np.load(folder_run / "held_out.npy")
     order = [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
-    for place, png in zip(order, pictures, strict=True):
+    for place, png in zip(order, images, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(BytesIO(png))), held_out[place])
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "zip", "shape", "type", "labels", "pickle"])
-def test_a_run_whose_held_out_pictures_are_damaged_is_served_without_them(
+def test_a_run_whose_held_out_images_are_damaged_is_served_without_them(
     loader: ModelLoader, folder_run: Path, damage: str
 ) -> None:
     file = folder_run / "held_out.npy"

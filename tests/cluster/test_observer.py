@@ -5,7 +5,7 @@ import pytest
 
 from dist_net.errors import ProtocolError, UnknownRecipeError
 from dist_net.nets.observer import Observer, recipe_at
-from dist_net.nets.recipes.picture_recipe import PICTURES
+from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.wire.messages import Refuse, Snapshot, StatusReport, StatusRequest
 from dist_net.wire.transport import ServerSocket
 
@@ -51,9 +51,9 @@ def test_an_observer_asks_again_for_a_snapshot_that_the_server_cannot_send_yet()
     assert not answers
 
 
-def test_a_worker_from_elsewhere_is_told_that_a_folder_of_pictures_is_not_there(
+def test_a_worker_from_elsewhere_is_told_that_a_folder_of_images_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Observer, "of_run", lambda *_: PICTURES)
-    with pytest.raises(UnknownRecipeError, match="trains on a folder of pictures, which only its"):
+    monkeypatch.setattr(Observer, "of_run", lambda *_: IMAGES)
+    with pytest.raises(UnknownRecipeError, match="trains on a folder of images, which only its"):
         recipe_at("tcp://127.0.0.1:1", None, 1.0)

@@ -14,7 +14,7 @@ from dist_net.nets.darknet.configuration import write_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
 
-PICTURES = Path("/usr/share/darknet/data")
+IMAGES = Path("/usr/share/darknet/data")
 DEADLINE_S = 120
 ANSWER = re.compile(r" *(-?[\d.]+)%: class(\d+)$", re.MULTILINE)
 
@@ -28,18 +28,18 @@ class DarknetProgram:
         self.directory = directory
 
     def predict(
-        self, network: DarknetNetwork, vector: NDArray[np.float32], pictures: list[Path], top: int
+        self, network: DarknetNetwork, vector: NDArray[np.float32], images: list[Path], top: int
     ) -> Answers:
-        """The ``top`` largest outputs for each picture, largest first, by their number."""
+        """The ``top`` largest outputs for each image, largest first, by their number."""
         weights = self.directory / "net.weights"
         write_weights(weights, network, vector)
         try:
-            return self.predict_by_file(network, weights, pictures, top)
+            return self.predict_by_file(network, weights, images, top)
         finally:
             weights.unlink()  # hundreds of megabytes
 
     def predict_by_file(
-        self, network: DarknetNetwork, weights: Path, pictures: list[Path], top: int
+        self, network: DarknetNetwork, weights: Path, images: list[Path], top: int
     ) -> Answers:
         """The same, with the weights in a file.
 
@@ -52,14 +52,14 @@ class DarknetProgram:
         files["net.data"].write_text(f"names={files['names']}\ntop={top}\n")
         write_configuration(network.configuration, files["net.cfg"])
         command = ["darknet", "classifier", "predict", files["net.data"], files["net.cfg"], weights]
-        asked_for = "".join(f"{picture}\n" for picture in pictures)
-        if len(pictures) == 1:
-            command, asked_for = [*command, *pictures], ""
+        asked_for = "".join(f"{image}\n" for image in images)
+        if len(images) == 1:
+            command, asked_for = [*command, *images], ""
         done = subprocess.run(
             command, input=asked_for, capture_output=True, text=True, timeout=DEADLINE_S
         )
         printed = ANSWER.findall(done.stdout)
-        assert len(printed) == top * len(pictures), done.stdout[-1000:] + done.stderr[-1000:]
+        assert len(printed) == top * len(images), done.stdout[-1000:] + done.stderr[-1000:]
         answers = [(int(number), float(percent) / 100) for percent, number in printed]
         return [dict(answers[i : i + top]) for i in range(0, len(answers), top)]
 
@@ -73,11 +73,11 @@ def darknet(tmp_path: Path) -> DarknetProgram:
 
 
 @pytest.fixture
-def picture() -> Callable[[str], Path]:
-    """One of the pictures that the reference program comes with, by its name."""
+def image() -> Callable[[str], Path]:
+    """One of the images that the reference program comes with, by its name."""
 
     def find(name: str) -> Path:
-        path = PICTURES / f"{name}.jpg"
+        path = IMAGES / f"{name}.jpg"
         if not path.exists():
             pytest.skip(f"there is no {path} here (Debian's package darknet)")
         return path

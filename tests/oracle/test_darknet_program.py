@@ -41,11 +41,11 @@ Finder = Callable[[str], Path]
 
 class Program(Protocol):
     def predict(
-        self, network: DarknetNetwork, vector: Vector, pictures: list[Path], top: int
+        self, network: DarknetNetwork, vector: Vector, images: list[Path], top: int
     ) -> list[dict[int, float]]: ...
 
     def predict_by_file(
-        self, network: DarknetNetwork, weights: Path, pictures: list[Path], top: int
+        self, network: DarknetNetwork, weights: Path, images: list[Path], top: int
     ) -> list[dict[int, float]]: ...
 
 
@@ -186,11 +186,11 @@ def test_a_network_that_was_trained_here_answers_the_same_in_the_program(
     training = SingleProcess(recipe, dataset)
     assert list(training.epochs())[-1].accuracy > 0.8
     network = DarknetNetwork(configuration)
-    pictures = [tmp_path / f"{i}.png" for i in range(5)]
-    for path, image in zip(pictures, dataset.test_inputs, strict=False):
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, image in zip(paths, dataset.test_inputs, strict=False):
         Image.fromarray(image).save(path)
     images = dataset.test_inputs[:5, :, :, np.newaxis].astype(np.float32) / 255
-    theirs = darknet.predict(network, training.weights, pictures, 10)
+    theirs = darknet.predict(network, training.weights, paths, 10)
     for ours, answer in zip(outputs(network, training.weights, images), theirs, strict=True):
         assert ours == pytest.approx([answer[i] for i in range(10)], abs=LAST_DIGIT)
 
@@ -226,7 +226,7 @@ CROP = 96  # of 128 by 128 pixels
 
 
 def network_for(name: str) -> DarknetNetwork:
-    """A published network for smaller pictures, some with a quarter of the filters."""
+    """A published network for smaller images, some with a quarter of the filters."""
     net, *layers = published(name).configuration(SMALLER.get(name)).sections
     if name in THINNER:
         layers = [thinner(each) for each in layers]
@@ -247,20 +247,20 @@ def thinner(layer: Section) -> Section:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_network_answers_as_the_program_does(
-    name: str, darknet: Program, picture: Finder
+    name: str, darknet: Program, image: Finder
 ) -> None:
     network = network_for(name)
     vector = seeded_weights(network, seed=3)
-    pictures = [picture(each) for each in ("dog", "horses")]
+    paths = [image(each) for each in ("dog", "horses")]
     height, width, _ = network.input_shape
-    images = [letterbox(load_image(path, path.name), height, width) for path in pictures]
+    images = [letterbox(load_image(path, path.name), height, width) for path in paths]
     ours = outputs(network, vector, np.stack(images))
-    theirs = darknet.predict(network, vector, pictures, 5)
+    theirs = darknet.predict(network, vector, paths, 5)
     for probabilities, answer in zip(ours, theirs, strict=True):
         assert list(np.argsort(-probabilities)[:5]) == list(answer)
         for index, probability in answer.items():
             assert probabilities[index] == pytest.approx(probability, rel=1e-3, abs=1e-4)
-    # Neither saturated nor the same for every picture: the comparison is worth something.
+    # Neither saturated nor the same for every image: the comparison is worth something.
     likeliest = ours.max(axis=1)
     assert ((likeliest > 0.01) & (likeliest < 0.9)).all()
     assert np.abs(ours[0] - ours[1]).max() > 2e-3

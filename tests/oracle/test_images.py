@@ -17,7 +17,7 @@ from dist_net.images.decoding import load_image
 from dist_net.images.fitting import letterbox, resize
 
 LIBRARY = Path("/usr/lib/darknet/libdarknet.so")
-PICTURES = Path("/usr/share/darknet/data")
+IMAGES = Path("/usr/share/darknet/data")
 
 pytestmark = pytest.mark.skipif(
     not LIBRARY.is_file(), reason=f"needs Debian's package darknet: there is no {LIBRARY}"
@@ -81,7 +81,7 @@ def reference(tmp_path: Path) -> Any:
 
 
 def drawn(generator: np.random.Generator, kind: str, count: int) -> Arrays:
-    """Random pictures, and sizes to make of them, from a few pixels to some hundreds."""
+    """Random images, and sizes to make of them, from a few pixels to some hundreds."""
     asked: Arrays = {}
     while len(asked) < count:
         largest = int(generator.choice([8, 40, 300, 700]))
@@ -116,7 +116,7 @@ def test_it_is_the_reference_pixel_by_pixel(reference: Any, kind: str, ours: Any
 @pytest.mark.parametrize("size", [224, 256, 448])
 def test_the_packages_photographs_make_the_same_inputs(reference: Any, size: int) -> None:
     """Debian's program decodes JPEG with the library that Pillow does."""
-    paths = sorted(PICTURES.glob("*.jpg"))
+    paths = sorted(IMAGES.glob("*.jpg"))
     assert paths
     decoded = reference({f"decode {path.name}": np.array(str(path)) for path in paths})
     boxed = reference(
@@ -131,7 +131,7 @@ def test_the_packages_photographs_make_the_same_inputs(reference: Any, size: int
 
 
 def test_the_originals_own_decoder_differs_by_little(reference: Any) -> None:
-    paths = sorted(PICTURES.glob("*.jpg"))
+    paths = sorted(IMAGES.glob("*.jpg"))
     decoded = reference({f"stb {path.name}": np.array(str(path)) for path in paths})
     for path, answer in zip(paths, decoded.values(), strict=True):
         difference = np.abs(load_image(path) - answer * 255)
@@ -143,7 +143,7 @@ def test_the_originals_own_decoder_differs_by_little(reference: Any) -> None:
 def test_what_is_stored_without_loss_is_decoded_alike(
     reference: Any, tmp_path: Path, mode: str
 ) -> None:
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     noise = np.random.default_rng(0).integers(0, 256, (17, 23, 3), np.uint8)
     Image.fromarray(noise).convert(mode).save(path)
     (answer,) = reference({f"decode {path.name}": np.array(str(path))}).values()

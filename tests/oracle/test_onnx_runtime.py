@@ -16,6 +16,15 @@ from dist_net.autodiff import Expression
 from dist_net.autodiff.operations.normalization import scale_and_shift
 from dist_net.errors import MissingExtraError
 from dist_net.export.exported_model import ExportedModel
+from dist_net.images.decoding import load_image
+from dist_net.images.fitting import fit_image, letterbox
+from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.nets.darknet.configuration import parse_configuration
+from dist_net.nets.darknet.darknet_activations import ACTIVATIONS
+from dist_net.nets.darknet.darknet_network import DarknetNetwork
+from dist_net.nets.darknet.published import published
+from dist_net.nets.recipes.image_recipe import ImageNet, small_base
+from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.nets.sources import FoundModel
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.vector import Vector
@@ -30,10 +39,10 @@ PHOTOGRAPH = Path("/usr/share/darknet/data/dog.jpg")
 TOLERANCE = 1e-5  # of the largest output
 
 
-def exported(model: nn.Model, weights: Vector, pictures: bool = False, **found: Any) -> Any:
+def exported(model: nn.Model, weights: Vector, images: bool = False, **found: Any) -> Any:
     """A session of ONNX Runtime with the model."""
     whole = FoundModel(model, ("a class",), {}, "key", lambda: weights, **found)
-    content = onnx_graph(ExportedModel("m", whole, weights, pictures)).model_bytes("0", {})
+    content = onnx_graph(ExportedModel("m", whole, weights, images)).model_bytes("0", {})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 4
@@ -181,8 +190,8 @@ def test_a_built_in_recipe_answers_alike(name: str) -> None:
     require_agreement(recipe.model, recipe.initial_weights(0), high=256)
 
 
-def test_a_net_for_a_folder_of_pictures_answers_alike() -> None:
-    model = nn.Model(PictureNet(small_base(32), 3), (32, 32, 3))
+def test_a_net_for_a_folder_of_images_answers_alike() -> None:
+    model = nn.Model(ImageNet(small_base(32), 3), (32, 32, 3))
     require_agreement(model, weights_of(model), high=256)
 
 
@@ -263,7 +272,7 @@ def lite0_weights() -> Vector:
 
 @pytest.mark.skipif(not PHOTOGRAPH.exists(), reason="Debian's package darknet is not installed")
 def test_lite0_answers_alike_for_a_photograph(lite0_weights: Vector) -> None:
-    fitted = fit_picture(PHOTOGRAPH, lite0.INPUT_SHAPE, lite0.FITTING)
+    fitted = fit_image(PHOTOGRAPH, lite0.INPUT_SHAPE, lite0.FITTING)
     batch = np.stack([fitted, fitted[::-1], fitted[:, ::-1], 255 - fitted, fitted // 2])
     session = exported(lite0.model(), lite0_weights, has_logits=True)
     ours = Inference(lite0.model(), prepare(lite0.model(), lite0_weights), compiled=False)
@@ -272,7 +281,7 @@ def test_lite0_answers_alike_for_a_photograph(lite0_weights: Vector) -> None:
     require_close(answers(session, batch), wanted)
     require_close(answers(session, batch[:1]), wanted[:1])
     options = {"has_logits": True, "pretrained": lite0.NAME, "fitting": lite0.FITTING}
-    whole = exported(lite0.model(), lite0_weights, pictures=True, **options)
+    whole = exported(lite0.model(), lite0_weights, images=True, **options)
     photograph = load_image(PHOTOGRAPH)[np.newaxis]
     np.testing.assert_allclose(answers(whole, photograph), softmax(wanted[:1]), rtol=0, atol=2e-3)
 
@@ -282,27 +291,27 @@ SIZES = [(300, 400), (37, 41), (28, 32), (9, 7), (1, 1), (90, 60)]
 
 @pytest.mark.parametrize("shape", [(28, 32, 3), (28, 32), (28, 32, 1)])
 @pytest.mark.parametrize("fitting", ["pad", "crop", "stretch", "imagenet", "exact"])
-def test_pictures_are_fitted_alike(fitting: str, shape: tuple[int, ...]) -> None:
+def test_images_are_fitted_alike(fitting: str, shape: tuple[int, ...]) -> None:
     """To 2 of 255, on average to a quarter of one."""
     model = nn.Model(nn.Sequential(nn.Rescale(1.0), nn.Flatten()), shape)
-    session = exported(model, np.empty(0, np.float32), pictures=True, fitting=fitting)
+    session = exported(model, np.empty(0, np.float32), images=True, fitting=fitting)
     random = np.random.default_rng(0)
     for size in SIZES if fitting != "exact" else [shape[:2]]:
-        pictures = random.integers(0, 256, (2, *size, 3), np.uint8)
-        wanted = np.stack([fit_picture(each, shape, fitting) for each in pictures])
-        away = np.abs(answers(session, pictures) - wanted.reshape(2, -1))
+        images = random.integers(0, 256, (2, *size, 3), np.uint8)
+        wanted = np.stack([fit_image(each, shape, fitting) for each in images])
+        away = np.abs(answers(session, images) - wanted.reshape(2, -1))
         assert away.max() <= 2
         assert away.mean() < 0.25
 
 
-def test_pictures_are_fitted_alike_for_darknets_nets() -> None:
+def test_images_are_fitted_alike_for_darknets_nets() -> None:
     model = nn.Model(nn.Flatten(), (28, 32, 3), input_dtype=np.float32)
     options = {"fitting": "pad", "configuration": "a net"}
-    session = exported(model, np.empty(0, np.float32), pictures=True, **options)
+    session = exported(model, np.empty(0, np.float32), images=True, **options)
     random = np.random.default_rng(0)
     for size in SIZES:
-        pictures = random.integers(0, 256, (2, *size, 3), np.uint8)
-        wanted = np.stack([letterbox(each, 28, 32) for each in pictures])
+        images = random.integers(0, 256, (2, *size, 3), np.uint8)
+        wanted = np.stack([letterbox(each, 28, 32) for each in images])
         np.testing.assert_allclose(
-            answers(session, pictures), wanted.reshape(2, -1), rtol=0, atol=1e-4
+            answers(session, images), wanted.reshape(2, -1), rtol=0, atol=1e-4
         )

@@ -30,7 +30,7 @@ SIZE = 128
 
 
 def network_for(name: str) -> DarknetNetwork:
-    """A published network for small pictures, as far as OpenCV can have it.
+    """A published network for small images, as far as OpenCV can have it.
 
     Each has a quarter of its filters: as wide as they are, Darknet's own program runs them.
     OpenCV adds no maps of different sizes: the shortcuts across a stride are left out.

@@ -1,4 +1,4 @@
-"""Float32 inference of Darknet-53 gives the answers of float64, on random pictures."""
+"""Float32 inference of Darknet-53 gives the answers of float64, on random images."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ from dist_net.nn.model import INPUTS
 from float64 import in_float64
 
 BATCH = 4
-PICTURES = 40  # in each test
+IMAGES = 40  # in each test
 THREADS = 2
 LARGEST_DIFFERENCE = 1e-5  # 3.2e-7 was seen
 
@@ -33,20 +33,20 @@ def test_float32_agrees_with_float64(seed: int) -> None:
     reference = compile([double]).bind(
         {INPUTS: given, **model.layout.views(weights.astype(np.float64))}
     )
-    for pictures in random_pictures(seed, model.input_shape):
-        given[...] = pictures
+    for images in random_images(seed, model.input_shape):
+        given[...] = images
         (exact,) = reference.run()
-        found = single(pictures)
+        found = single(images)
         np.testing.assert_array_equal(found.argmax(1), exact.argmax(1))
         np.testing.assert_allclose(found, exact, rtol=0, atol=LARGEST_DIFFERENCE)
     single.close()
 
 
-def random_pictures(seed: int, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+def random_images(seed: int, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
     """(BATCH, H, W, 3) in 0..1: coarse patches of colour under noise, each of its own strength."""
     random = np.random.default_rng(seed)
     height, width, channels = shape
-    for _ in range(PICTURES // BATCH):
+    for _ in range(IMAGES // BATCH):
         coarse = random.random((BATCH, 8, 8, channels), np.float32)
         patches = coarse.repeat(height // 8, axis=1).repeat(width // 8, axis=2)
         share = random.random((BATCH, 1, 1, 1), np.float32)

@@ -1,4 +1,4 @@
-"""Recipes whose data are no pictures: hundreds of classes, or numbers to be predicted."""
+"""Recipes whose data are no images: hundreds of classes, or numbers to be predicted."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +59,7 @@ def served(
     description = described(found, "columns", 1, directory)
     settings = settings or WorkerSettings(directory)
     network = ServedNetwork(description, found.prepared, settings)
-    answers = network.answer([rows.tobytes()], is_picture=False)
+    answers = network.answer([rows.tobytes()], is_image=False)
     network.close()
     assert answers.statuses == bytes([Status.OK])
     return description, np.frombuffer(answers.payloads[0], "<f4").reshape(len(rows), -1)
@@ -97,4 +97,4 @@ def test_hundreds_of_classes_are_learnt_and_served_by_name(tmp_path: Path) -> No
     description, outputs = served(found, tmp_path, data.test_inputs[290:], settings)
     assert outputs.argmax(1).tolist() == list(range(290, 300))
     assert description.labels[299] == "place 299"
-    assert (description.has_classes, description.takes_pictures) == (True, False)
+    assert (description.has_classes, description.takes_images) == (True, False)

@@ -327,7 +327,7 @@ def test_the_version_is_shown(
 
 def test_a_models_files_that_do_not_fit(refuses: Refuses, run: Path, tmp_path: Path) -> None:
     configuration, weights, labels = (tmp_path / name for name in ("net.cfg", "weights", "names"))
-    predict = ("predict", configuration, "picture.png")
+    predict = ("predict", configuration, "image.png")
     both = ("--weights", weights, "--labels", labels)
     refuses(r".*net.cfg.*", *predict, *both)
     configuration.write_text(CONFIGURATION)

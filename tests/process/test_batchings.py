@@ -1,7 +1,7 @@
-"""A picture's answer is the same to the last bit, whatever batch, worker or retry it comes from.
+"""An image's answer is the same to the last bit, whatever batch, worker or retry it comes from.
 
-Clients ask for the same few pictures in groups of random size, so the pool runs random batches of
-them, while its workers are killed and stopped. Each picture's answer alone is known beforehand.
+Clients ask for the same few images in groups of random size, so the pool runs random batches of
+them, while its workers are killed and stopped. Each image's answer alone is known beforehand.
 """
 
 import signal
@@ -24,18 +24,18 @@ from benchmarks.duress import FAULTS, hit_workers
 from benchmarks.peers.dist_net_inference import layer_step, model_in
 from benchmarks.served import CONVOLUTIONS, Gateway, Net, write_net
 from dist_net.errors import DistNetError, PoolUnavailableError
-from dist_net.images.fitting import PictureInputs
+from dist_net.images.fitting import ImageInputs
 from dist_net.nn.inference import Inference
 from dist_net.serving.client.client import Client
 from dist_net.serving.client.outputs import Pending
 
 Rows = NDArray[np.float32]
 
-PICTURES = 36
+IMAGES = 36
 CLIENTS = 4
 LARGEST_GROUP = 12
-MOST_ROWS = 4  # of one request
-MOST_WAITING = 24  # requests of one client
+MAX_ROWS = 4  # of one request
+MAX_WAITING = 24  # requests of one client
 PAUSE_S = 0.02  # between two groups of a client, on average: now and then workers are idle
 PATIENCE_S = 60.0
 DEADLINE_S = 160.0
@@ -46,7 +46,7 @@ ANSWERED, DIFFERING, REFUSED = "answered", "differing", "refused"
 
 @dataclass(frozen=True)
 class Questions:
-    """Pictures as files (JPEG, PNG), as the rows that the net makes of them, and the answers."""
+    """Images as files (JPEG, PNG), as the rows that the net makes of them, and the answers."""
 
     model: str
     files: list[bytes]
@@ -57,20 +57,20 @@ class Questions:
         """The answer to wait for, and the bytes that it must have."""
         expected = self.answers[chosen].tobytes()
         if is_file:
-            return client.submit_picture(self.model, self.files[chosen]), expected
+            return client.submit_image(self.model, self.files[chosen]), expected
         return client.submit(self.model, self.rows[chosen]), expected
 
     def ask(self, client: Client, generator: np.random.Generator) -> tuple[Pending, bytes]:
-        """Asks for one picture, as a file or a row, or for a few rows in one request."""
+        """Asks for one image, as a file or a row, or for a few rows in one request."""
         if generator.random() < 0.75:
             chosen = int(generator.integers(len(self.rows)))
             return self.ask_for_one(client, chosen, generator.random() < 0.5)
-        several = generator.integers(len(self.rows), size=generator.integers(1, MOST_ROWS + 1))
+        several = generator.integers(len(self.rows), size=generator.integers(1, MAX_ROWS + 1))
         return client.submit(self.model, self.rows[several]), self.answers[several].tobytes()
 
 
-def picture(generator: np.random.Generator, kind: str) -> bytes:
-    """The file of a small picture: noise on a coloured ground."""
+def image(generator: np.random.Generator, kind: str) -> bytes:
+    """The file of a small image: noise on a coloured ground."""
     height, width = generator.integers(20, 80, size=2)
     ground = generator.integers(0, 128, 3, np.uint8)
     file = BytesIO()
@@ -87,9 +87,9 @@ def net(tmp_path: Path) -> Net:
 @pytest.fixture
 def questions(net: Net) -> Questions:
     generator = np.random.default_rng(0)
-    files = [picture(generator, ("JPEG", "PNG")[index % 2]) for index in range(PICTURES)]
+    files = [image(generator, ("JPEG", "PNG")[index % 2]) for index in range(IMAGES)]
     model, prepared = model_in(net.directory)
-    inputs = PictureInputs(model)
+    inputs = ImageInputs(model)
     rows = np.stack([inputs.of(BytesIO(file)) for file in files]).astype(np.float32)
     alone = Inference(model, prepared, batch_size=1)
     answers = alone(rows)
@@ -97,7 +97,7 @@ def questions(net: Net) -> Questions:
     return Questions(net.name, files, rows, answers)
 
 
-def outcome(pending: Pending, expected: bytes) -> str:
+def result(pending: Pending, expected: bytes) -> str:
     """Waits for an answer, and compares it byte for byte."""
     try:
         found = pending.result().probabilities.tobytes()
@@ -109,11 +109,11 @@ def outcome(pending: Pending, expected: bytes) -> str:
 
 
 def ask_alone(address: str, questions: Questions) -> Counter[str]:
-    """Asks for each picture when nothing else is asked, as a file and as a row."""
+    """Asks for each image when nothing else is asked, as a file and as a row."""
     with Client(address, timeout_s=PATIENCE_S) as client:
         return Counter(
-            outcome(*questions.ask_for_one(client, chosen, is_file))
-            for chosen in range(PICTURES)
+            result(*questions.ask_for_one(client, chosen, is_file))
+            for chosen in range(IMAGES)
             for is_file in (True, False)
         )
 
@@ -123,18 +123,18 @@ def ask_in_groups(
 ) -> Counter[str]:
     """Asks in groups of random size at random times, until it is over and all is answered."""
     generator = np.random.default_rng(seed)
-    outcomes: Counter[str] = Counter()
+    results: Counter[str] = Counter()
     waiting: deque[tuple[Pending, bytes]] = deque()
     with Client(address, timeout_s=PATIENCE_S) as client:
         while not is_over.is_set():
             for _ in range(generator.integers(1, LARGEST_GROUP + 1)):
                 waiting.append(questions.ask(client, generator))
             sleep(generator.exponential(PAUSE_S))
-            left = generator.integers(MOST_WAITING)
+            left = generator.integers(MAX_WAITING)
             while len(waiting) > left:
-                outcomes[outcome(*waiting.popleft())] += 1
-        outcomes.update(outcome(*each) for each in waiting)
-    return outcomes
+                results[result(*waiting.popleft())] += 1
+        results.update(result(*each) for each in waiting)
+    return results
 
 
 def batch_rows(gateway: Gateway) -> Counter[int]:
@@ -166,8 +166,8 @@ def test_random_batches_give_the_same_bytes_while_workers_die(
             counts = batch_rows(gateway)
             return counts.total() - counts[1] < batches
 
-        outcomes = ask_alone(gateway.address, questions)
-        assert outcomes == {ANSWERED: 2 * PICTURES}
+        results = ask_alone(gateway.address, questions)
+        assert results == {ANSWERED: 2 * IMAGES}
         with ThreadPoolExecutor(CLIENTS) as threads:
             askers = [
                 threads.submit(ask_in_groups, gateway.address, questions, (seed, number), is_over)
@@ -178,10 +178,10 @@ def test_random_batches_give_the_same_bytes_while_workers_die(
             finally:
                 is_over.set()
             for each in askers:
-                outcomes += each.result()
+                results += each.result()
         counts = batch_rows(gateway)
-    assert outcomes.keys() <= {ANSWERED, REFUSED}
-    assert outcomes[ANSWERED] > counts.total()
+    assert results.keys() <= {ANSWERED, REFUSED}
+    assert results[ANSWERED] > counts.total()
     assert len(counts) > 3
     assert hit["killed"] > 0
 

@@ -84,7 +84,7 @@ def test_a_peer_gives_our_answers_by_lite0(peer: Contestant, tmp_path: Path) -> 
     require(peer)
     prepared = prepare(lite0.model(), lite0.read_weights())
     with closing(Inference(lite0.model(), prepared, batch_size=1)) as inference:
-        own = inference(lite0_task.pictures(1))
+        own = inference(lite0_task.images(1))
     with peer.process(tmp_path) as process:
         process.order("prepare")
         (theirs,) = process.order("answer", batch=1, threads=1)
@@ -113,12 +113,12 @@ def test_a_bench_of_photos_tells_every_case(capsys: pytest.CaptureFixture[str]) 
     measured = photos.measure(with_peers=False, say=print, scale=0.01)
     names = {row["name"] for row in measured["results"]}
     assert names == {"inference", "features", *photos.STEPS, "folder"}
-    assert measured["folder"]["pictures"] == 30
+    assert measured["folder"]["images"] == 30
     assert 0 < measured["folder"]["first_line_s"] < measured["folder"]["seconds"]
-    assert {"features_pictures_per_s_to_inference", "fine_tuned_points_above_head"} < set(
+    assert {"features_images_per_s_to_inference", "fine_tuned_points_above_head"} < set(
         measured["ratios"]
     )
-    assert "run 1 of 1 on a folder of 30 pictures" in capsys.readouterr().out
+    assert "run 1 of 1 on a folder of 30 images" in capsys.readouterr().out
 
 
 def test_a_bench_measures_what_is_ours_without_a_peer(net: Configuration) -> None:

@@ -5,16 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dist_net.data.picture_folder import PictureFolder
-from dist_net.data.picture_samples import PicturePreprocessing
-from dist_net.nets.picture_manifest import MANIFEST, PictureManifest
-from dist_net.nets.recipes.picture_data import PictureData
-from dist_net.nets.recipes.picture_recipe import PICTURES, RECIPE_JSON
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.nets.image_manifest import MANIFEST, ImageManifest
+from dist_net.nets.recipes.image_data import ImageData
+from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON
 from dist_net.nets.recipes.recipe import own_release
 from dist_net.wire.messages import RecipeOffer, RecipeRequest
 from dist_net.wire.token import TRAINING, JoinToken
 from dist_net.wire.transport import ServerSocket
-from drawn_pictures import draw_shapes
+from drawn_images import draw_shapes
 from marked_code import MarkedCode
 
 Start = Callable[..., Any]
@@ -32,11 +32,11 @@ def test_a_pool_does_not(start: Start, tmp_path: Path) -> None:
 def test_a_host_that_joins_does_not(start: Start, tmp_path: Path) -> None:
     code = MarkedCode(tmp_path)
     folder = draw_shapes(tmp_path / "photos", 4)
-    read, preprocessing = PictureFolder.read(folder), PicturePreprocessing((16, 16, 3), "crop")
-    manifest = PictureManifest.of(PictureData(read, preprocessing, "", 0, "validation"))
+    read, preprocessing = ImageFolder.read(folder), ImagePreprocessing((16, 16, 3), "crop")
+    manifest = ImageManifest.of(ImageData(read, preprocessing, "", 0, "validation"))
     files = {RECIPE_JSON: code.recipe.encode(), MANIFEST: manifest.to_json().encode()}
     payloads = tuple(part for name, text in files.items() for part in (name.encode(), text))
-    offer = RecipeOffer("pets", PICTURES, f"{own_release()}; recipe x; data y", "[]", payloads)
+    offer = RecipeOffer("pets", IMAGES, f"{own_release()}; recipe x; data y", "[]", payloads)
     with ServerSocket(["tcp://127.0.0.1:0"]) as server:
         expires_s = int(time.time()) + 600
         token = JoinToken(TRAINING, "00ad5eed", expires_s, server.contact_addresses).text

@@ -13,7 +13,7 @@ from PIL import Image
 
 from benchmarks.seeded_weights import seeded_weights
 from benchmarks.served import TINY, write_net
-from dist_net import darknet
+from dist_net.nets import darknet
 from dist_net.nets.classifier import load_classifier
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

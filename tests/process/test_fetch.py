@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from dist_net.cli import fetch as fetch_command
-from dist_net.data import dataset_named, download, fashion_mnist
+from dist_net.data import dataset_named, download, fashion_mnist_dataset
 from dist_net.data.debian import copy_from_archive, copy_from_directory
 from dist_net.data.published_files import FetchEvent, PublishedFile
 from dist_net.errors import NotFetchedError, SourceError
@@ -388,8 +388,8 @@ def test_a_package_without_the_file_says_so(programs, cache):
 
 def test_fashion_mnist_with_every_source_failing(programs, server, tmp_path, monkeypatch):
     programs("apt-get", "echo 'E: no network' >&2; exit 100")
-    monkeypatch.setattr(fashion_mnist, "BASE_URL", f"{server.url}official")
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_DIRECTORY", tmp_path / "not installed")
+    monkeypatch.setattr(fashion_mnist_dataset, "BASE_URL", f"{server.url}official")
+    monkeypatch.setattr(fashion_mnist_dataset, "DEBIAN_DIRECTORY", tmp_path / "not installed")
     with pytest.raises(NotFetchedError) as caught:
         dataset_named("fashion-mnist", tmp_path, mirrors=(f"{server.url}mine",))
     reasons, _, remedy = str(caught.value).partition(". Connect")
@@ -509,9 +509,9 @@ def test_the_command_fetches_a_published_classifier(published, tmp_path, monkeyp
     assert json.loads(out) == {"classifier": "toy", "weights": str(path), "bytes": 124_020}
     told, _, command = err.splitlines()[-1].partition("; next: ")
     assert told == f"Toy: 124,020 bytes in {path}"
-    predict, name, picture, *options = shlex.split(command)[1:]
+    predict, name, image, *options = shlex.split(command)[1:]
     assert (predict, name, options) == ("predict", "toy", ["--weights", str(path)])
-    assert Path(picture).is_file()
+    assert Path(image).is_file()
     assert published.ranges == [None]
 
 

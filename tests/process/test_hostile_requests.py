@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from benchmarks.served import TINY, TINY_SHAPE, Gateway, pictures, row_requests, write_net
+from benchmarks.served import TINY, TINY_SHAPE, Gateway, encoded_images, row_requests, write_net
 from dist_net.wire.codec import encode
 from dist_net.wire.serving_messages import Ask, Describe, JoinPool, Ping
 
@@ -20,7 +20,7 @@ REQUESTS = 10_000
 WARM_UP = 500  # of them, before memory is looked at
 ANSWER_S = 10.0
 ENDLESS_S = 0.05  # where the server rightly waits for more
-LONGEST_INSERTION = 64
+MAX_INSERTION = 64
 LARGEST_GROWTH_BYTES = 40_000_000  # 2 to 16 MB were seen
 
 
@@ -56,7 +56,7 @@ def hostile_answers(
 ) -> Iterator[int | None]:
     """Sends one hostile request after another; gives each one's status, None over ZeroMQ."""
     generator = random.Random(0)
-    images = pictures()
+    images = encoded_images()
     while True:
         match generator.randrange(10):
             case 0:  # the head may promise anything
@@ -91,9 +91,9 @@ def mutated(content: bytes, generator: random.Random, first: int | None = None) 
             case 0 | 1 if changed:
                 changed[at] = generator.randrange(256)
             case 2:
-                del changed[at : at + generator.randint(1, LONGEST_INSERTION)]
+                del changed[at : at + generator.randint(1, MAX_INSERTION)]
             case 3:
-                changed[at:at] = generator.randbytes(generator.randint(1, LONGEST_INSERTION))
+                changed[at:at] = generator.randbytes(generator.randint(1, MAX_INSERTION))
             case 4 if generator.random() < 0.2:
                 del changed[at:]
     return bytes(changed)

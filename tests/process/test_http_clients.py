@@ -92,9 +92,9 @@ TRITON_CLIENT = """
         classes = client.infer("digits", [tensor], outputs=[wanted]).as_numpy("probabilities")
         assert classes.shape == (2, 2)
 
-    picture = http.InferInput("input", [1], "BYTES")
-    picture.set_data_from_numpy(np.array([bytes(range(256))], dtype=np.object_))
-    assert client.infer("animals", [picture]).as_numpy("probabilities").shape == (1, 3)
+    image = http.InferInput("input", [1], "BYTES")
+    image.set_data_from_numpy(np.array([bytes(range(256))], dtype=np.object_))
+    assert client.infer("animals", [image]).as_numpy("probabilities").shape == (1, 3)
 
     assert len(client.get_model_repository_index()) == 3
     client.load_model("digits")
@@ -161,11 +161,11 @@ def test_curl_by_tls_with_a_token(serve: Serve, tmp_path: Path) -> None:
     assert "live" in run(*curl, f"{url}/v2/health/live")
     assert "token" in run(*curl, f"{url}/v2")
     assert "binary_tensor_data" in run(*authorized, f"{url}/v2")
-    picture = tmp_path / "picture.jpg"
-    picture.write_bytes(b"\xff\xd8\xff" + bytes(100_000))
+    image = tmp_path / "image.jpg"
+    image.write_bytes(b"\xff\xd8\xff" + bytes(100_000))
     classify = f"{url}/v1/models/animals/classify"
-    assert "predictions" in run(*authorized, "--data-binary", f"@{picture}", classify)
-    forms = ("--form", f"a=@{picture}", "--form", f"b=@{picture};filename=other.png")
+    assert "predictions" in run(*authorized, "--data-binary", f"@{image}", classify)
+    forms = ("--form", f"a=@{image}", "--form", f"b=@{image};filename=other.png")
     assert "other.png" in run(*authorized, *forms, classify)
-    raw = ("--header", "Inference-Header-Content-Length: 0", "--data-binary", f"@{picture}")
+    raw = ("--header", "Inference-Header-Content-Length: 0", "--data-binary", f"@{image}")
     assert "probabilities" in run(*authorized, *raw, f"{url}/v2/models/animals/infer")

@@ -218,7 +218,7 @@ def test_a_description_that_names_a_python_file_is_refused(
     gateway: Gateway, worker: Child, digits: ModelDescription, tmp_path: Path
 ) -> None:
     code = MarkedCode(tmp_path)
-    evil = replace(digits, recipe="", picture_recipe=code.recipe)
+    evil = replace(digits, recipe="", image_recipe=code.recipe)
     assert "no built-in recipe" in load(gateway, worker, evil).reason
     by_path = replace(
         digits, recipe=str(code.file), recipe_files={"recipe.py": sha256(CODE.encode())}
@@ -296,11 +296,13 @@ def test_a_child_of_the_gateway_bears_any_silence_while_its_parent_is_there(
     assert gateway.hears(Leave, started) == Leave(1)
 
 
-@pytest.mark.parametrize("module", ["inference_worker", "model_loader"])
+@pytest.mark.parametrize(
+    "module", ["worker.inference_worker_process", "loader.model_loader_process"]
+)
 def test_a_child_leaves_when_its_parent_is_gone(
     gateway: Gateway, child: Callable[..., Child], module: str
 ) -> None:
-    source = ["digits=ipc:///nowhere"] if module == "model_loader" else []
+    source = ["digits=ipc:///nowhere"] if module.startswith("loader") else []
     started = child(module, "--parent", "1", *source)
     if module == "model_loader":
         gateway.hears(JoinAsLoader, started)
@@ -346,7 +348,7 @@ def test_what_the_loader_prepares_a_worker_loads(
     assert (answer.model, answer.version, answer.reason) == ("net", 4, "")
     description = ModelDescription.from_json(answer.description)
     assert description.labels == ("red", "green", "blue")
-    assert (description.input_shape, description.takes_pictures) == ((8, 8, 3), True)
+    assert (description.input_shape, description.takes_images) == ((8, 8, 3), True)
     worker = child("worker.inference_worker_process")
     gateway.hears(JoinPool, worker)
     gateway.tells(TAKEN_IN)

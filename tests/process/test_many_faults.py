@@ -27,7 +27,7 @@ EPOCHS = 150
 SAMPLES = 60_000
 ALIKE = 0.005  # in accuracy: half a point
 LIVES = 300
-LONGEST_LIFE_S = 2.0
+MAX_LIFE_S = 2.0
 
 pytestmark = pytest.mark.slow
 
@@ -115,14 +115,14 @@ def test_three_hundred_runs_that_are_killed_leave_nothing(
 
     for _ in range(LIVES):
         train = begin("--resume", "auto", "--epochs", "1000000")
-        time.sleep(chance.uniform(0.0, LONGEST_LIFE_S))
+        time.sleep(chance.uniform(0.0, MAX_LIFE_S))
         for victim in (chance.choice([train.pid, *process_ids_of(run)]), train.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
         train.wait()
     eventually(lambda: not process_ids_of(run))
     ended = begin("--resume", "auto")
-    time.sleep(LONGEST_LIFE_S)
+    time.sleep(MAX_LIFE_S)
     ended.send_signal(signal.SIGINT)
     assert ended.wait() == 130
     assert not list(temporary.iterdir())

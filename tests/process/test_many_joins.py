@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dist_net.nets.checkpoint import read_checkpoint
-from dist_net.processes.bounded_log import MOST_BYTES
+from dist_net.processes.bounded_log import MAX_BYTES
 from dist_net.release import release
 from dist_net.wire.messages import Join, Leave, Message, Welcome
 from dist_net.wire.serving_messages import Describe, Description, JoinPool, PoolWelcome
@@ -20,7 +20,7 @@ __all__ = ["net"]  # a fixture
 
 Start = Callable[..., Any]
 JOINS, FIRST, TOGETHER = 10_000, 2000, 20
-MOST_MORE_BYTES = 16 << 20
+MAX_MORE_BYTES = 16 << 20
 
 
 class Watched:
@@ -75,8 +75,8 @@ def come_and_go(
         f"descriptors {descriptors} and {watched.descriptors()}, resident {resident_bytes >> 20} "
         f"MiB and {more_bytes >> 10} KiB more, the largest log {watched.largest_log_bytes()} bytes"
     )
-    assert more_bytes < MOST_MORE_BYTES
-    assert watched.largest_log_bytes() < 1.5 * MOST_BYTES
+    assert more_bytes < MAX_MORE_BYTES
+    assert watched.largest_log_bytes() < 1.5 * MAX_BYTES
 
 
 @pytest.mark.slow

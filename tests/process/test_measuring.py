@@ -12,7 +12,7 @@ def test_a_push_costs_every_thread_some_time(
     transport: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measuring, "EXCHANGE_SECONDS", 0.0)
-    monkeypatch.setattr(measuring, "LEAST_EXCHANGES", 20)
+    monkeypatch.setattr(measuring, "MIN_EXCHANGES", 20)
     measured = measuring.measure_exchange(transport, 1000, 3, "sgd", tmp_path)
     assert min(measured.server_s, measured.worker_s, measured.round_trip_s) > 0
     # A channel needs no thread of its own.

@@ -15,15 +15,15 @@ RECIPE = """
 from pathlib import Path
 import numpy as np
 from layers import network
-from dist_net import Recipe, fit_picture
+from dist_net import Recipe, fit_image
 from dist_net.data import Dataset
 
 print("printed by the recipe")
 
 def data():
     print("printed by the dataset")
-    files = sorted(Path(__file__).with_name("pictures").iterdir())
-    images = np.stack([fit_picture(each, (12, 12, 3), "stretch") for each in files])
+    files = sorted(Path(__file__).with_name("images").iterdir())
+    images = np.stack([fit_image(each, (12, 12, 3), "stretch") for each in files])
     labels = np.array([int(each.name[0]) for each in files], np.uint8)
     return Dataset("mine", images, labels, images, labels, ("left", "top", "right"))
 
@@ -37,9 +37,9 @@ network = Sequential(Rescale(), Flatten(), Dense(16, relu), Dense(3))
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """The recipe; its pictures are of all proportions, and begin with the number of their class."""
+    """The recipe; its images are of all proportions, and begin with the number of their class."""
     folder = tmp_path / "own"
-    (folder / "pictures").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True)
     random = np.random.default_rng(0)
     for index in range(96):
         height, width = random.integers(20, 90, 2)
@@ -47,7 +47,7 @@ def recipe(tmp_path: Path) -> Path:
         where = [np.s_[:, : width // 4], np.s_[: height // 4], np.s_[:, -(width // 4) :]]
         bright[where[index % 3]] = True
         pixels = (bright * 200 + random.integers(0, 50, bright.shape)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / "pictures" / f"{index % 3}-{index}.png")
+        Image.fromarray(pixels).save(folder / "images" / f"{index % 3}-{index}.png")
     (folder / "layers.py").write_text(LAYERS)
     (folder / "mine.py").write_text(RECIPE)
     return folder / "mine.py"
@@ -62,19 +62,19 @@ def test_a_run_of_an_own_recipe_is_whole_in_itself(
         path.write_text("raise SystemExit('what lies outside was run')")
 
     assert start("evaluate", str(run), "--json").result()["test_accuracy"] == 1
-    pictures = sorted(map(str, recipe.with_name("pictures").iterdir()))
-    predict = start("predict", str(run), *pictures, "--json")
+    images = sorted(map(str, recipe.with_name("images").iterdir()))
+    predict = start("predict", str(run), *images, "--json")
     assert predict.ends() == 0, predict.stderr
     assert predict.stderr == "printed by the recipe\n"  # and no dataset was made
     answers = [json.loads(line) for line in predict.stdout.splitlines()]
     found = [each["predictions"][0]["label"] for each in answers]
-    assert found == [("left", "top", "right")[int(Path(each).name[0])] for each in pictures]
+    assert found == [("left", "top", "right")[int(Path(each).name[0])] for each in images]
     resume = ("train", "--resume", "--run-dir", str(run), "--epochs", "61", "--json")
     assert start(*resume).result()["epochs"] == 61
 
     (run / "layers.py").write_text("raise SystemExit('it was changed and run')")
     for command in ("evaluate", "predict", "serve"):
-        refused = start(command, str(run), *(pictures[:1] if command == "predict" else ()))
+        refused = start(command, str(run), *(images[:1] if command == "predict" else ()))
         assert refused.ends() != 0
         assert f"{run}/layers.py has changed" in refused.stderr
 

@@ -17,7 +17,7 @@ from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import imagenet_labels, published
 from dist_net.nets.darknet.weights import write_weights
 from dist_net.nets.run_directory import RunDirectory
-from picture_runs import write_run
+from image_runs import write_run
 from process import test_bad_input
 
 ordinary_process = test_bad_input.ordinary_process
@@ -41,7 +41,7 @@ activation=linear
 
 @pytest.fixture
 def net(tmp_path: Path) -> list[str]:
-    """A net that sees how red, green and blue a picture is: what the command is given of it."""
+    """A net that sees how red, green and blue an image is: what the command is given of it."""
     configuration, weights, labels = (tmp_path / name for name in ("n.cfg", "n.weights", "names"))
     configuration.write_text(CONFIGURATION)
     labels.write_text("red\nmoss green\nblue\n")
@@ -55,7 +55,7 @@ def net(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[str]:
+def images(tmp_path: Path) -> list[str]:
     """A red one, none, and a blue one."""
     paths = [tmp_path / name for name in ("red.png", "none.png", "blue [b].png")]
     Image.new("RGB", (8, 8), (255, 0, 0)).save(paths[0])
@@ -65,21 +65,21 @@ def pictures(tmp_path: Path) -> list[str]:
 
 
 def test_what_no_class_is_probable_enough_for_is_unknown(
-    start: Start, pictures: list[str], tmp_path: Path
+    start: Start, images: list[str], tmp_path: Path
 ) -> None:
     run, grey = str(write_run(tmp_path / "run", threshold=0.5)), str(tmp_path / "grey.png")
     Image.new("RGB", (8, 8), (90, 90, 90)).save(grey)
-    command = start("predict", run, pictures[0], grey, "--top", "2")
+    command = start("predict", run, images[0], grey, "--top", "2")
     assert command.ends() == 0
     assert command.stdout.splitlines() == [
-        pictures[0],
+        images[0],
         "   66.67%  #############         red",
         "   16.67%  ###                   green",
         f"{grey}: unknown (no class reaches 50.00%)",
         "   33.33%  #######               red",
         "   33.33%  #######               green",
     ]
-    command = start("predict", run, pictures[0], grey, "--top", "2", "--json")
+    command = start("predict", run, images[0], grey, "--top", "2", "--json")
     assert command.ends() == 0
     answers = [json.loads(line) for line in command.stdout.splitlines()]
     assert [list(each) for each in answers] == [["image", "predictions", "unknown"]] * 2
@@ -87,47 +87,47 @@ def test_what_no_class_is_probable_enough_for_is_unknown(
     assert [each["predictions"][0]["label"] for each in answers] == ["red", "red"]
 
 
-def test_pictures_are_answered_for_in_their_order(
-    start: Start, net: list[str], pictures: list[str]
+def test_images_are_answered_for_in_their_order(
+    start: Start, net: list[str], images: list[str]
 ) -> None:
-    command = start("predict", *net, *pictures)
+    command = start("predict", *net, *images)
     assert command.ends() == 1
     assert command.stdout.splitlines() == [
-        pictures[0],
+        images[0],
         "   66.67%  #############         red",
         "   16.67%  ###                   moss green",
         "   16.67%  ###                   blue",
-        pictures[2],
+        images[2],
         "   66.67%  #############         blue",
         "   16.67%  ###                   red",
         "   16.67%  ###                   moss green",
     ]
-    assert command.stderr.startswith(f"dist-net predict: {pictures[1]}: not a picture; expected")
+    assert command.stderr.startswith(f"dist-net predict: {images[1]}: not an image; expected")
     assert command.stderr.count("\n") == 1
 
 
 def test_a_program_is_answered_in_a_line_for_each(
-    start: Start, net: list[str], pictures: list[str]
+    start: Start, net: list[str], images: list[str]
 ) -> None:
-    command = start("predict", *net, *pictures, "--json", "--top", "1")
+    command = start("predict", *net, *images, "--json", "--top", "1")
     assert command.ends() == 1
     red, none, blue = map(json.loads, command.stdout.splitlines())
     assert red == {
-        "image": pictures[0],
+        "image": images[0],
         "predictions": [{"index": 0, "label": "red", "probability": pytest.approx(2 / 3)}],
     }
     assert none.keys() == {"image", "error"}
-    assert none["image"] == pictures[1]
-    assert none["error"].startswith(f"{pictures[1]}: not a picture; expected one of JPEG")
+    assert none["image"] == images[1]
+    assert none["error"].startswith(f"{images[1]}: not an image; expected one of JPEG")
     assert blue["predictions"][0]["label"] == "blue"
     assert command.stderr == ""
 
 
 @pytest.mark.usefixtures("ordinary_process")
 def test_the_exit_code_says_whether_all_some_or_none_were_answered(
-    net: list[str], pictures: list[str]
+    net: list[str], images: list[str]
 ) -> None:
-    red, none, blue = pictures
+    red, none, blue = images
     for given, code in (([red, blue], 0), ([red, none], 1), ([none], 2)):
         assert main(["predict", *net, *given, "--json"]) == code
 
@@ -150,7 +150,7 @@ def test_what_pillow_warns_of_is_not_shown(start: Start, net: list[str], tmp_pat
     assert command.stderr == ""
 
 
-def test_a_run_says_what_pictures_show(start: Start, tmp_path: Path) -> None:
+def test_a_run_says_what_images_show(start: Start, tmp_path: Path) -> None:
     run = tmp_path / "run"
     start("train", "digits", "--epochs", "4", "--run-dir", str(run), "--json").result()
     digits = dataset_named("digits")
@@ -177,17 +177,17 @@ def test_a_run_says_what_pictures_show(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_published_classifier_answers_from_a_file_brought_by_hand(
-    start: Start, pictures: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = DarknetNetwork(published("darknet").configuration())
     weights = tmp_path / "cache" / "dist-net" / "darknet" / "darknet.weights"
     weights.parent.mkdir(parents=True)
     write_weights(weights, network, seeded_weights(network, 0))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    cached = start("predict", "darknet", pictures[0], "--json")
+    cached = start("predict", "darknet", images[0], "--json")
     answer = cached.result()
     assert "darknet: trying cache directory" in cached.stderr
-    given = start("predict", "darknet", "--weights", str(weights), pictures[0], "--json")
+    given = start("predict", "darknet", "--weights", str(weights), images[0], "--json")
     assert given.result() == answer
     assert given.stderr == ""
     for each in answer["predictions"]:

@@ -315,7 +315,7 @@ def test_odd_frames_are_answered_and_keep_nobody_waiting(serve, net):
         Ask(4, TINY, "", False, 0.0, (payload, payload)),
         Ask(5, TINY, "", False, 0.0, (payload[:-1],)),
         Ask(6, "x" * 1000, "", False, 0.0, (payload,)),
-        Ask(7, TINY, "", True, 0.0, (b"no picture",)),
+        Ask(7, TINY, "", True, 0.0, (b"no image",)),
         JoinAsLoader(1, b""),
         Ask(8, TINY, "", False, 0.0, (payload,)),
     ]

@@ -46,7 +46,7 @@ TRITON_CLIENT = """
 
     address, directory = sys.argv[1:]
     rows, expected = (np.load(f"{directory}/{name}.npy") for name in ("rows", "expected"))
-    picture = open(f"{directory}/picture.png", "rb").read()  # the last of the rows
+    image = open(f"{directory}/image.png", "rb").read()  # the last of the rows
     client = http.InferenceServerClient(address, concurrency=4)
     assert client.is_server_ready() and client.is_model_ready("tiny")
     assert client.get_model_metadata("tiny")["inputs"][0]["shape"] == [-1, 28, 28, 1]
@@ -81,7 +81,7 @@ TRITON_CLIENT = """
         assert [name.split(":", 2)[2] for name in names[:, 0]] == likeliest, names
 
     image = http.InferInput("input", [1], "BYTES")
-    image.set_data_from_numpy(np.array([picture], np.object_))
+    image.set_data_from_numpy(np.array([image], np.object_))
     found = client.infer("tiny", [image]).as_numpy("probabilities")
     np.testing.assert_allclose(found, expected[-1:], atol=1e-6)
 
@@ -130,7 +130,7 @@ def test_tritonclient(serve: Any, net: Net, tmp_path: Path) -> None:
     rows = np.float32(pixels / 255)
     np.save(tmp_path / "rows.npy", rows)
     np.save(tmp_path / "expected.npy", of_rows(net, rows))
-    Image.fromarray(pixels[-1, ..., 0]).save(tmp_path / "picture.png")
+    Image.fromarray(pixels[-1, ..., 0]).save(tmp_path / "image.png")
     script = tmp_path / "client.py"
     script.write_text(textwrap.dedent(TRITON_CLIENT))
     address = f"127.0.0.1:{pool.port}"

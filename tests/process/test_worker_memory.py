@@ -7,7 +7,7 @@ import pytest
 from benchmarks.http_load import Task
 from benchmarks.load import run
 from benchmarks.peers.dist_net_inference import model_in
-from benchmarks.served import DARKNET53, Gateway, Net, picture_requests, write_net
+from benchmarks.served import DARKNET53, Gateway, Net, image_requests, write_net
 from dist_net.nn.inference import Inference
 
 WORKERS = 2  # of a single one the weights would be private as well
@@ -20,7 +20,7 @@ LARGEST_BYTES = 80 << 20  # 47 to 57 MiB were seen; the weights are 159 MiB
 @pytest.mark.slow
 def test_a_worker_has_little_memory_of_its_own_beside_its_buffers(tmp_path: Path) -> None:
     net = write_net(DARKNET53, tmp_path / DARKNET53)
-    requests = picture_requests(tmp_path / "requests", net.name, PATIENCE_S)
+    requests = image_requests(tmp_path / "requests", net.name, PATIENCE_S)
     with Gateway([net.source], tmp_path, "--workers", str(WORKERS)) as gateway:
         gateway.wait_until(lambda pool: len(pool["workers"]) == WORKERS, "all workers are there")
         run(Task(gateway.port, requests, LOAD_S, CONNECTIONS))

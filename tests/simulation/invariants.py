@@ -20,7 +20,7 @@ from simulation.counting import CountingStep, counts
 from simulation.disk import VirtualDisk
 from simulation.failures import InvariantBrokenError, require
 
-LONGEST_WAIT_IN_STEP_S = 7.0
+MAX_WAIT_IN_STEP_S = 7.0
 CHECKPOINT, JOURNAL = Path("run/checkpoint.safetensors"), Path("run/journal")
 
 
@@ -92,7 +92,7 @@ class RunChecks:
     def _check_lead(self, run: RunState) -> None:
         """With ``ssp:N`` nobody computes who is more than N steps ahead of another who does."""
         consistency = self._settings.consistency
-        if consistency.most_ahead is None or consistency.is_automatic:
+        if consistency.max_ahead is None or consistency.is_automatic:
             return
         members = [each for each in run.members.members if run.ledger.holds_lease(each.worker_id)]
         clocks = [each.clock for each in members]
@@ -102,13 +102,13 @@ class RunChecks:
             if each.step_began_s is not None and not each.told_to_stop
         ]
         lead = max(computing, default=0) - min(clocks, default=0)
-        require(lead <= consistency.most_ahead, f"a worker is {lead} steps ahead")
+        require(lead <= consistency.max_ahead, f"a worker is {lead} steps ahead")
 
     def _check_wait(self, run: RunState, loop: ServerLoop, now: float) -> None:
         """With ``auto`` workers in step do not wait for one that is much slower."""
         if self._settings.consistency.is_automatic and run.members.go_in_step:
             waited_s = now - max(self.progress_s, self.calm_since_s)
-            is_patient = loop._server._waiting and waited_s > LONGEST_WAIT_IN_STEP_S
+            is_patient = loop._server._waiting and waited_s > MAX_WAIT_IN_STEP_S
             require(not is_patient, f"workers wait for a slow one for {waited_s:.1f} s")
 
     def _check_counts(self, run: RunState) -> None:

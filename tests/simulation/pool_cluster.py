@@ -68,7 +68,7 @@ class VirtualClient:
             self._conversation.next_id(),
             question.model,
             version,
-            question.is_picture,
+            question.is_image,
             timeout_s,
             (question.payload,),
         )
@@ -210,8 +210,8 @@ class PoolCluster:
             quiet_s = now - max(worker.disturbed_s, worker.process.stopped_until_s)
             settings = self.settings
             # What it was sent, or sent, may have been lost with its connection.
-            longest_s = max(settings.longest_batch_s, settings.longest_load_s)
-            is_sound = quiet_s > longest_s + settings.heartbeat_timeout_s
+            max_s = max(settings.max_batch_s, settings.max_load_s)
+            is_sound = quiet_s > max_s + settings.heartbeat_timeout_s
             require(not is_sound, f"{worker.name} is given up, and nothing ails it")
 
     def _begin_loader(self) -> None:

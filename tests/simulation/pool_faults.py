@@ -14,10 +14,10 @@ from simulation.pool_processes import VirtualInferenceWorker
 TROUBLE_S = 3.0  # for so long something goes wrong
 REST_S = 8.0  # after so long without that, all has to be well
 SETTINGS = PoolSettings(
-    max_batch_size=4, queue_requests=80, queue_bytes=600, longest_batch_s=1.0, longest_load_s=2.0
+    max_batch_size=4, queue_requests=80, queue_bytes=600, max_batch_s=1.0, max_load_s=2.0
 )
-MOST_WORKERS = 5
-LONGEST_STOP_S = 3.0
+MAX_WORKERS = 5
+MAX_STOP_S = 3.0
 IN_ROW, AT_ONCE, PATIENT_S = 3, 18, 60.0
 ANSWERED_S = 0.1
 NETWORK = NetworkFaults(delayed=0.02, delay_s=0.05)
@@ -58,7 +58,7 @@ class TroubledPool:
         self._every(float(random.choice([0.01, 0.03, 0.1])), TroubledPool.ask)
         cluster.schedule.run(TROUBLE_S)
         self._heal()
-        cluster.schedule.run(TROUBLE_S + LONGEST_STOP_S)
+        cluster.schedule.run(TROUBLE_S + MAX_STOP_S)
         for name in cluster.names:  # what was unloaded is wanted again
             self._reload(name)
         cluster.schedule.run(TROUBLE_S + REST_S)
@@ -158,7 +158,7 @@ class TroubledPool:
 
     def stop_worker(self) -> None:
         if (worker := self._worker()) is not None:
-            worker.stop(self._seconds(0.05, LONGEST_STOP_S))
+            worker.stop(self._seconds(0.05, MAX_STOP_S))
 
     def slow_worker_down(self) -> None:
         if (worker := self._worker()) is not None:
@@ -166,7 +166,7 @@ class TroubledPool:
             worker.is_disturbed(TROUBLE_S)
 
     def let_worker_join(self) -> None:
-        if len(self.cluster.workers) < MOST_WORKERS:
+        if len(self.cluster.workers) < MAX_WORKERS:
             self.cluster.add_worker(is_child=False)
 
     def let_worker_leave(self) -> None:
@@ -184,7 +184,7 @@ class TroubledPool:
     def cut_host_off(self) -> None:
         worker = self._worker()
         if worker is not None and not worker.is_child:
-            seconds = self._seconds(0.1, LONGEST_STOP_S)
+            seconds = self._seconds(0.1, MAX_STOP_S)
             self.cluster.schedule.note(worker.name, "is cut off for %.2f s", seconds)
             self.cluster.network.part([worker.host])
             worker.is_disturbed(seconds)

@@ -41,7 +41,7 @@ class NumberedNetwork:
         self.description = description
         self.is_closed = False
 
-    def answer(self, payloads: tuple[Payload, ...], is_picture: bool) -> Answers:
+    def answer(self, payloads: tuple[Payload, ...], is_image: bool) -> Answers:
         assert not self.is_closed
         outputs = tuple(
             ROW.pack(self.description.version, number_in(payload))

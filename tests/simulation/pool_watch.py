@@ -11,10 +11,10 @@ from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import (
     EndRequest,
     EvictWorker,
-    Outcome,
     Payload,
     PoolCommand,
     Question,
+    Result,
     SendToNode,
     Status,
 )
@@ -27,7 +27,7 @@ ROW = struct.Struct("<2f")
 LATE_S = (
     0.15  # after its deadline a request may still be open: a gateway's turns may be 0.1 s apart
 )
-MOST_VERSIONS = 4
+MAX_VERSIONS = 4
 """Of a model: the one that is served, the one that replaces it, and those that requests name."""
 
 
@@ -84,7 +84,7 @@ class WatchedPool:
             for worker in self._pool._workers
         }
 
-    def admit(self, question: Question, now: float) -> int | Outcome:
+    def admit(self, question: Question, now: float) -> int | Result:
         admitted = self._pool.admit(question, now)
         if isinstance(admitted, int):
             timeout_s = question.timeout_s or self._settings.default_timeout_s
@@ -98,7 +98,7 @@ class WatchedPool:
         self._pool.cancel(request_id)
         self._open.pop(request_id, None)
 
-    def reload(self, model: str) -> int | Outcome:
+    def reload(self, model: str) -> int | Result:
         request = self._pool.reload(model)
         if isinstance(request, int):
             self._reloads[request] = model
@@ -125,8 +125,8 @@ class WatchedPool:
     def _checked(self, commands: list[PoolCommand], now: float) -> list[PoolCommand]:
         for command in commands:
             match command:
-                case EndRequest(request_id, outcome):
-                    self._end(request_id, outcome, now)
+                case EndRequest(request_id, result):
+                    self._end(request_id, result, now)
                 case EvictWorker():
                     self._evicted(command, now)
                 case SendToNode(node, RunBatch(payloads=payloads)):
@@ -138,46 +138,46 @@ class WatchedPool:
         if len(payloads) == 1:
             self._had_alone[number_in(payloads[0])].add(node)
 
-    def _end(self, request_id: int, outcome: Outcome, now: float) -> None:
+    def _end(self, request_id: int, result: Result, now: float) -> None:
         if request_id in self._reloads:
-            self._reload_ends(self._reloads.pop(request_id), outcome)
+            self._reload_ends(self._reloads.pop(request_id), result)
             return
         admitted = self._open.pop(request_id, None)
         require(admitted is not None, f"request {request_id} ends twice, or was cancelled")
         assert admitted is not None
         question, number = admitted.question, number_in(admitted.question.payload)
-        self.ended[outcome.status] += 1
-        match outcome.status:
+        self.ended[result.status] += 1
+        match result.status:
             case Status.OK:
-                self._require_right(admitted, outcome)
+                self._require_right(admitted, result)
             case Status.EXPIRED:
                 require(now >= admitted.deadline_s, f"question {number} expires too early")
             case Status.FAILED:
                 alone = len(self._had_alone[number])
                 require(alone >= 2, f"question {number} is put aside after {alone} workers")
             case _:
-                require(False, f"question {number} to {question.model} ends by {outcome}")
+                require(False, f"question {number} to {question.model} ends by {result}")
 
-    def _reload_ends(self, model: str, outcome: Outcome) -> None:
+    def _reload_ends(self, model: str, result: Result) -> None:
         workers = list(self._pool._workers)
-        everybody_has_it = all(worker.has(model, outcome.version) for worker in workers)
-        if outcome.status is Status.OK and workers and everybody_has_it:
-            self._rolled_out[model] = outcome.version
+        everybody_has_it = all(worker.has(model, result.version) for worker in workers)
+        if result.status is Status.OK and workers and everybody_has_it:
+            self._rolled_out[model] = result.version
 
-    def _require_right(self, admitted: _Admitted, outcome: Outcome) -> None:
+    def _require_right(self, admitted: _Admitted, result: Result) -> None:
         question, number = admitted.question, number_in(admitted.question.payload)
-        rows = list(ROW.iter_unpack(outcome.payload))
-        right = [(outcome.version, number)] * question.rows
+        rows = list(ROW.iter_unpack(result.payload))
+        right = [(result.version, number)] * question.rows
         require(rows == right, f"question {number} is answered by {rows}, not {right}")
         if question.version is not None:
             require(
-                outcome.version == question.version,
-                f"question {number} to version {question.version} is answered by {outcome.version}",
+                result.version == question.version,
+                f"question {number} to version {question.version} is answered by {result.version}",
             )
         else:
             require(
-                outcome.version >= admitted.oldest,
-                f"question {number} is answered by version {outcome.version}, though "
+                result.version >= admitted.oldest,
+                f"question {number} is answered by version {result.version}, though "
                 f"{admitted.oldest} had taken its place",
             )
 
@@ -185,11 +185,11 @@ class WatchedPool:
         settings, models = self._settings, self._pool.catalogue.models
         for name, model in models.items():
             queued, held_bytes = len(self._pool._queues[name]), model.pending_bytes
-            most_bytes = settings.queue_bytes // len(models)
-            is_bounded = queued <= settings.queue_requests and held_bytes <= most_bytes
+            max_bytes = settings.queue_bytes // len(models)
+            is_bounded = queued <= settings.queue_requests and held_bytes <= max_bytes
             require(is_bounded, f"{queued} requests for {name} wait, and all have {held_bytes} B")
 
     def _require_bounds(self) -> None:
         for model in self._pool.catalogue.models.values():
             names = list(model.versions)
-            require(len(names) <= MOST_VERSIONS, f"{model.name} has versions {names}")
+            require(len(names) <= MAX_VERSIONS, f"{model.name} has versions {names}")

@@ -148,7 +148,7 @@ class SimulatedStep(MinibatchStep, Protocol):
 
 
 class WorkerProcess(VirtualProcess):
-    """A worker; it is the `dist_net.training.worker.loop.Surroundings` of its loop.
+    """A worker; it is the `dist_net.training.worker.loop.Environment` of its loop.
 
     ``memory`` is that of the server's host; None: it is on a host of its own. ``seconds_of_step``
     says how long a step takes, each time.
@@ -182,7 +182,7 @@ class WorkerProcess(VirtualProcess):
             *(lambda _: step, SERVER, name, digest, size),
             join_timeout_s=timeout_s,
             rejoin_timeout_s=timeout_s,
-            surroundings=self,
+            environment=self,
         )
         self._turns = self.loop.turns()
 

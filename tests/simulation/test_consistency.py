@@ -99,17 +99,17 @@ def test_rounds_give_the_same_weights_though_workers_come_and_go_and_the_server_
     assert cluster.run.store.weights.tobytes() == weights_of_run("bsp:3", [0.01])
 
 
-@pytest.mark.parametrize("most_ahead", [0, 2])
-def test_no_worker_is_more_steps_ahead_of_the_slowest_than_ssp_allows(most_ahead: int) -> None:
-    cluster = cluster_of(f"ssp:{most_ahead}", [0.01, 0.01, 0.08])
+@pytest.mark.parametrize("max_ahead", [0, 2])
+def test_no_worker_is_more_steps_ahead_of_the_slowest_than_ssp_allows(max_ahead: int) -> None:
+    cluster = cluster_of(f"ssp:{max_ahead}", [0.01, 0.01, 0.08])
     furthest = 0
     while not cluster.run.ledger.finished:
         cluster.step()
         members = cluster.run.members.members
         clocks = [each.clock for each in members if cluster.run.ledger.holds_lease(each.worker_id)]
         furthest = max(furthest, max(clocks, default=0) - min(clocks, default=0))
-    assert furthest == most_ahead + 1
-    assert cluster.run.report(0, cluster.now)["staleness_max"] <= 2 * (most_ahead + 1)
+    assert furthest == max_ahead + 1
+    assert cluster.run.report(0, cluster.now)["staleness_max"] <= 2 * (max_ahead + 1)
 
 
 def test_by_default_up_to_four_workers_run_ahead_and_more_go_in_step() -> None:

@@ -32,7 +32,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def outcome_of(directory: Path, seeds: int, patch: Path) -> str:
+def result_of(directory: Path, seeds: int, patch: Path) -> str:
     """What is said of the first seed that fails in the copy that was patched."""
     command = [sys.executable, "-m", "simulation", "0", str(seeds)]
     command += ["--pool"] if patch.parent.name == "pool" else []
@@ -56,11 +56,11 @@ def test_each_of_them_still_fits(copy: Path) -> None:
 def test_a_planted_bug_is_found(copy: Path, name: str) -> None:
     patch = Path(__file__).parent / "planted" / f"{name}.patch"
     planted(patch, copy)
-    assert re.match(r"seed \d+: \w+: .+", outcome_of(copy, QUICK[name], patch))
+    assert re.match(r"seed \d+: \w+: .+", result_of(copy, QUICK[name], patch))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("patch", PLANTED, ids=lambda patch: patch.stem)
 def test_each_planted_bug_is_found_within_a_thousand_seeds(copy: Path, patch: Path) -> None:
     planted(patch, copy)
-    assert re.match(r"seed \d+: \w+: .+", outcome_of(copy, SEEDS, patch))
+    assert re.match(r"seed \d+: \w+: .+", result_of(copy, SEEDS, patch))

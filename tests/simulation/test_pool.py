@@ -77,12 +77,12 @@ class Visitors:
         future = gateway.ask(self.cluster.question("net", timeout_s))
 
         def ended(_: object) -> None:
-            outcome = future.result()
-            if outcome.status is Status.UNAVAILABLE:
-                self.refused.append(outcome.retry_after_s)
+            result = future.result()
+            if result.status is Status.UNAVAILABLE:
+                self.refused.append(result.retry_after_s)
             else:
-                is_answered = outcome.status is Status.OK
-                self.ended.append((asked_s, thread.now(), is_answered, outcome.version))
+                is_answered = result.status is Status.OK
+                self.ended.append((asked_s, thread.now(), is_answered, result.version))
 
         future.add_done_callback(ended)
 

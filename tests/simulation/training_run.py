@@ -41,7 +41,7 @@ CONSISTENCIES = (
 )
 OPTIMIZERS: tuple[Optimizer, ...] = (SGD(), SGD(), SGD(), Momentum(), Adam())
 OBSERVE_EVERY_S = 1.0
-LONGEST_STALL_S = 30.0
+MAX_STALL_S = 30.0
 """How long nothing may be applied, once nothing goes wrong any more."""
 
 SUPERVISION_POLL_S = 0.1
@@ -128,7 +128,7 @@ class TrainingRun:
         try:
             while not self._is_done:
                 begun_s = max(self.faults_until_s, self.checks.progress_s)
-                if self.schedule.now_s > begun_s + LONGEST_STALL_S:
+                if self.schedule.now_s > begun_s + MAX_STALL_S:
                     raise InvariantBrokenError("the run makes no progress")
                 self.schedule.step()
             self.checks.finished()

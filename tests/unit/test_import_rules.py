@@ -102,7 +102,7 @@ NEEDS_AN_EXTRA = {
 CAN_DO_WITHOUT = {
     "plots": "matplotlib",
     "serving_run": "uvloop",
-    "report_picture": "matplotlib",
+    "report_image": "matplotlib",
     "ray_connection": "ray",
     "ray_keeper": "ray",
 }

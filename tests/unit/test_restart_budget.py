@@ -2,14 +2,14 @@
 
 import pytest
 
-from dist_net.processes.restart_budget import HEALTHY_S, LONGEST_PAUSE_S, SETTLED_S, RestartBudget
+from dist_net.processes.restart_budget import HEALTHY_S, MAX_PAUSE_S, SETTLED_S, RestartBudget
 from dist_net.training.run.local_run import with_port_of
 
 
 def test_pauses_grow_up_to_a_limit_and_have_an_end() -> None:
     budget = RestartBudget(8)
     pauses_s = [budget.pause_s(lived_s=1.0) for _ in range(9)]
-    assert pauses_s[:-1] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, *[LONGEST_PAUSE_S] * 3])
+    assert pauses_s[:-1] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, *[MAX_PAUSE_S] * 3])
     assert pauses_s[-1] is None
 
 

@@ -19,7 +19,7 @@ from dist_net.errors import (
 from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nn.inference import softmax
-from picture_runs import COLOURS, SIDE, write_run
+from image_runs import COLOURS, SIDE, write_run
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ SMALL = 10**6  # multiplications of a product that BLAS computes without copies
 # The longest row for cutting a product whose matrix is not laid out: with longer rows, the lines of
 # a piece are too far apart for fast reads. 128 rows by (784, 128) run at 116 instead of 101
 # GFLOP/s, 32 rows at 111 instead of 87.
-LONGEST_ROW = 800
+MAX_ROW = 800
 # Processors for which OpenBLAS has kernels for small products (with AVX-512, including Zen 4). On
 # others it also copies the operands of small products, and pieces take a tenth longer.
 WITH_SMALL_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
@@ -100,7 +100,7 @@ class GemmInPieces(Gemm):
     def of_matrices(self, a: Array, b: Array, out: Array) -> Call:
         (rows, inner), columns = a.shape, b.shape[1]
         band = self.step(columns)
-        is_cut = rows * inner * columns > SMALL and inner <= LONGEST_ROW and band <= WIDEST_BAND
+        is_cut = rows * inner * columns > SMALL and inner <= MAX_ROW and band <= WIDEST_BAND
         if not (is_cut and b.flags.c_contiguous and b.dtype == np.float32):
             return super().of_matrices(a, b, out)
         bands = b.reshape(inner, columns // band, band, copy=False).swapaxes(0, 1)

@@ -32,7 +32,7 @@ STRIP_BYTES = 1 << 17
 """Bytes that a task writes at a time if work is not shared: together with its reads, half of an L2
 cache of 1 MiB."""
 
-MOST_THREADS = 256  # a larger number is a typing error, and would exhaust the host
+MAX_THREADS = 256  # a larger number is a typing error, and would exhaust the host
 
 
 class ThreadPool:

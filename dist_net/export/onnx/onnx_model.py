@@ -35,13 +35,13 @@ HAS_LENGTHS = Reshape | BroadcastTo | Slice | ZerosAround
 def onnx_graph(exported: ExportedModel) -> Graph:
     """Return the graph from ``input`` to ``logits``, ``probabilities`` or ``outputs``.
 
-    Inputs are (N, *input_shape). With ``takes_pictures``, they are ``pictures``, (N, H, W, 3) uint8
+    Inputs are (N, *input_shape). With ``takes_images``, they are ``images``, (N, H, W, 3) uint8
     of any size, and a classifier's outputs are probabilities. Raises ``ExportError``.
     """
-    found, takes_pictures = exported.found, exported.takes_pictures
-    graph, model = Graph("input", "pictures", "logits", "probabilities", "outputs"), found.model
-    if takes_pictures:
-        if not found.takes_pictures:
+    found, takes_images = exported.found, exported.takes_images
+    graph, model = Graph("input", "images", "logits", "probabilities", "outputs"), found.model
+    if takes_images:
+        if not found.takes_images:
             raise ExportError(
                 f"{exported.name} has inputs of {model.input_dtype}{list(model.input_shape)}; "
                 f"expected a model of images for --preprocessing"
@@ -52,7 +52,7 @@ def onnx_graph(exported: ExportedModel) -> Graph:
         inputs = Tensor(name, tuple(range(1 + len(model.input_shape))))
     outputs = add_network(graph, model, exported.weights, inputs)
     is_classifier, has_logits = bool(found.labels), found.has_logits
-    if takes_pictures and is_classifier and has_logits:
+    if takes_images and is_classifier and has_logits:
         outputs, has_logits = graph.add("Softmax", outputs, axis=-1), False
     name = ("logits" if has_logits else "probabilities") if is_classifier else "outputs"
     graph.output(outputs, name, np.float32, ("N", *model.output_shape))

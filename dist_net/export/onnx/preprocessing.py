@@ -25,13 +25,13 @@ Fit = Callable[[Graph, str, int, int], str]
 
 
 def add_preprocessing(graph: Graph, model: Model, fitting: str) -> Tensor:
-    """Add the input ``pictures``, (N, H, W, 3) uint8 of any size; return the network's inputs.
+    """Add the input ``images``, (N, H, W, 3) uint8 of any size; return the network's inputs.
 
     ``fitting`` is a key of ``GRAPH_FITTINGS``.
     """
     height, width, *channels = model.input_shape
     size: tuple[int | str, int | str] = (height, width) if fitting == "exact" else ("H", "W")
-    pixels = graph.input("pictures", np.uint8, ("N", *size, 3))
+    pixels = graph.input("images", np.uint8, ("N", *size, 3))
     if channels != [3]:
         pixels = _grey(graph, pixels)
     maps = graph.add("Transpose", pixels, perm=CHANNELS_SECOND)

@@ -56,9 +56,9 @@ class Recipe:
     ``dataset`` is the name of a dataset, or a function that returns one, whose inputs are of
     ``input_shape`` and ``input_dtype``. ``loss`` and ``optimizer`` may be names, such as "mse" and
     "adam", with default settings. For classes, the last layer has one output for each; else the
-    outputs are what the loss takes with the targets. ``fitting`` is the method by which pictures
+    outputs are what the loss takes with the targets. ``fitting`` is the method by which images
     are resized to ``input_shape``, in training and when the net is served: see
-    ``dist_net.fit_picture``. By default it is "pad" for a named dataset, and "exact" for a
+    ``dist_net.fit_image``. By default it is "pad" for a named dataset, and "exact" for a
     function, which does its own resizing. ``initial`` returns the first weights, if the layers do
     not draw them. A gradient above ``clip_norm`` is scaled down to it, see ``UpdateRule``; with
     ``average_decay`` the weights that are evaluated and used are an average, see
@@ -294,7 +294,7 @@ def load_recipe(reference: str) -> LoadedRecipe:
     if path.suffix != ".py" or not path.is_file():
         expected = (
             f"expected one of {', '.join(names)}, or the path of a Python file or of a folder of "
-            f"pictures that exists"
+            f"images that exists"
         )
         hint = did_you_mean(reference, names) or expected
         raise UnknownRecipeError(f"no recipe {reference!r}; {hint}")

@@ -48,8 +48,8 @@ from dist_net.wire.serving_messages import (
     Unload,
 )
 
-PictureInput = str | Path | bytes | NDArray[np.uint8]
-"""Where a picture lies, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
+ImageInput = str | Path | bytes | NDArray[np.uint8]
+"""Where an image lies, the bytes of its file, or its pixels: (H, W), (H, W, 1) or (H, W, 3)."""
 
 INPUT_DTYPES = {name: np.dtype("<" + code) for name, code in TYPE_CODES.items()}
 
@@ -101,13 +101,13 @@ class Client:
         return self.submit(model, inputs, version, timeout_s).result()
 
     def classify(
-        self, model: str, picture: PictureInput, top: int = 5, timeout_s: float | None = None
+        self, model: str, image: ImageInput, top: int = 5, timeout_s: float | None = None
     ) -> list[Prediction]:
-        """The ``top`` likeliest classes of a picture, likeliest first.
+        """The ``top`` likeliest classes of an image, likeliest first.
 
-        Raises what ``submit_picture`` and ``Pending.result`` do.
+        Raises what ``submit_image`` and ``Pending.result`` do.
         """
-        return self.submit_picture(model, picture, timeout_s=timeout_s).result().likeliest(top)
+        return self.submit_image(model, image, timeout_s=timeout_s).result().likeliest(top)
 
     def submit(
         self,
@@ -128,19 +128,19 @@ class Client:
         rows = len(array) if array.ndim > len(summary.input_shape) else None
         return self._ask(model, summary, payload, False, rows, version, timeout_s)
 
-    def submit_picture(
+    def submit_image(
         self,
         model: str,
-        picture: PictureInput,
+        image: ImageInput,
         version: int | None = None,
         timeout_s: float | None = None,
     ) -> Pending:
-        """Asks a model about a picture, as ``submit`` does; a worker decodes it and makes it fit.
+        """Asks a model about an image, as ``submit`` does; a worker decodes it and makes it fit.
 
         Raises ImageError if it cannot be read, RequestTooLargeError, ModelNotServedError,
         PoolUnavailableError.
         """
-        payload = encoded(picture)
+        payload = encoded(image)
         summary = self._summary(model, version)
         return self._ask(model, summary, payload, True, None, version, timeout_s)
 
@@ -168,7 +168,7 @@ class Client:
         model: str,
         summary: VersionSummary,
         payload: bytes,
-        is_picture: bool,
+        is_image: bool,
         rows: int | None,
         version: int | None,
         timeout_s: float | None,
@@ -182,7 +182,7 @@ class Client:
         named = "" if version is None else str(version)
         request_id = self._connection.next_id()
         payloads = payload, known(summary)
-        request = Ask(request_id, model, named, is_picture, allowed_s, payloads)
+        request = Ask(request_id, model, named, is_image, allowed_s, payloads)
         exchange = self._connection.ask(request, allowed_s)
         return Pending(self._connection, exchange, rows, summary, self._summaries.clear)
 
@@ -238,21 +238,21 @@ def _fits(array: NDArray[Any], summary: VersionSummary) -> bool:
     return array.shape == shape or (array.shape[1:] == shape and array.ndim == len(shape) + 1)
 
 
-def encoded(picture: PictureInput) -> bytes:
-    """The bytes of a picture's file, or of a PNG for pixels. Raises ImageError."""
-    if isinstance(picture, bytes):
-        return picture
+def encoded(image: ImageInput) -> bytes:
+    """The bytes of an image's file, or of a PNG for pixels. Raises ImageError."""
+    if isinstance(image, bytes):
+        return image
     try:
-        if isinstance(picture, str | Path):
-            return Path(picture).read_bytes()
-        pixels = picture[..., 0] if picture.shape[2:] == (1,) else picture
+        if isinstance(image, str | Path):
+            return Path(image).read_bytes()
+        pixels = image[..., 0] if image.shape[2:] == (1,) else image
         file = BytesIO()
         Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     except OSError as error:
-        raise ImageError(f"{picture}: {error.strerror}; expected the file of a picture") from error
+        raise ImageError(f"{image}: {error.strerror}; expected the file of an image") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ImageError(
-            f"{error}; expected a picture's path, the bytes of its file, or its pixels, (H, W), "
+            f"{error}; expected an image's path, the bytes of its file, or its pixels, (H, W), "
             f"(H, W, 1) or (H, W, 3) uint8"
         ) from error
     return file.getvalue()

@@ -30,10 +30,10 @@ from dist_net.wire.security import PeerKeys
 from dist_net.wire.serving_messages import Answer, Description, Reloaded
 from dist_net.wire.transport import ClientSocket
 
-MOST_OPEN = 256
+MAX_OPEN = 256
 """How many requests may be open; another one waits until there is room."""
 
-HIGH_WATER_MARK = 4 * MOST_OPEN  # each may be sent, sent again and cancelled, with room to spare
+HIGH_WATER_MARK = 4 * MAX_OPEN  # each may be sent, sent again and cancelled, with room to spare
 POLL_S = SILENCE_S / 2
 
 ERRORS: dict[int, Callable[[str], DistNetError]] = {
@@ -73,11 +73,11 @@ class GatewayConnection:
         return self._conversation.next_id()
 
     def ask(self, request: ClientRequest, timeout_s: float) -> Exchange:
-        """Sends a request; waits only while ``MOST_OPEN`` others have no reply.
+        """Sends a request; waits only while ``MAX_OPEN`` others have no reply.
 
         Raises NoAnswerError when the gateway takes no more messages.
         """
-        while len(self._conversation) >= MOST_OPEN:
+        while len(self._conversation) >= MAX_OPEN:
             self._receive(POLL_S)
         exchange = self._conversation.open(request, timeout_s, time.monotonic())
         self._socket.send(request)

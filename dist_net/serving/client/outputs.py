@@ -23,7 +23,7 @@ OUTPUT_DTYPE = np.dtype("<f4")
 class Outputs:
     """What a model answered, and which of its versions did.
 
-    ``probabilities``: (rows, classes) float32, read-only; (classes,) for one picture, or for one
+    ``probabilities``: (rows, classes) float32, read-only; (classes,) for one image, or for one
     row that was given without that axis. ``queue_s``: from admission to dispatch; ``compute_s``:
     what the network took for the whole batch. ``unknown_below``: the least probability with which
     the version knows a class; 0 if it does not say.

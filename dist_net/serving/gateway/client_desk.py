@@ -1,4 +1,4 @@
-"""The gateway's side for ZeroMQ clients: turns messages into questions, outcomes into answers."""
+"""The gateway's side for ZeroMQ clients: turns messages into questions, results into answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dist_net.serving.pool.description import (
     digest_of_input,
     summaries_to_json,
 )
-from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.requests import Question, Result, Status
 from dist_net.wire.fields import Payloads
 from dist_net.wire.messages import Message, Refuse, StatusReport, StatusRequest
 from dist_net.wire.serving_messages import (
@@ -51,7 +51,7 @@ class ClientDesk:
         self._may_rule = may_rule
         self._socket = socket
         self._incarnation = incarnation
-        self._futures: dict[tuple[bytes, int], asyncio.Future[Outcome]] = {}
+        self._futures: dict[tuple[bytes, int], asyncio.Future[Result]] = {}
         self._will_receive = False
         self._is_closed = False
 
@@ -139,11 +139,11 @@ class ClientDesk:
                 f"expected one payload, or {KNOWN_BYTES} bytes of digests as a second one; and a "
                 f"whole number or nothing"
             )
-            self._answer(node, ask.request_id, Outcome(Status.BAD_INPUT, reason=reason))
+            self._answer(node, ask.request_id, Result(Status.BAD_INPUT, reason=reason))
             return
         version = int(ask.version) if ask.version else None
         payload = ask.payloads[0]
-        described = None if ask.is_picture else self._gateway.description(ask.model, version)
+        described = None if ask.is_image else self._gateway.description(ask.model, version)
         if known and described is not None:
             datatype, shape = described.input_datatype, described.input_shape
             if known[:DIGEST_BYTES] != digest_of_input(datatype, shape):
@@ -151,13 +151,13 @@ class ClientDesk:
                     f"{ask.model} takes rows of {datatype} {shape} now, and took others when the "
                     f"client asked what it takes: ask again"
                 )
-                self._answer(node, ask.request_id, Outcome(Status.BAD_INPUT, reason=reason))
+                self._answer(node, ask.request_id, Result(Status.BAD_INPUT, reason=reason))
                 return
         question = Question(
             model=ask.model,
             payload=payload,
             rows=max(1, len(payload) // described.row_bytes) if described else 1,
-            is_picture=ask.is_picture,
+            is_image=ask.is_image,
             version=version,
             timeout_s=ask.timeout_s or None,
         )
@@ -168,8 +168,8 @@ class ClientDesk:
 
     def _when_answered(
         self, key: tuple[bytes, int], known_classes: bytes
-    ) -> Callable[[asyncio.Future[Outcome]], None]:
-        def answer(future: asyncio.Future[Outcome]) -> None:
+    ) -> Callable[[asyncio.Future[Result]], None]:
+        def answer(future: asyncio.Future[Result]) -> None:
             self._futures.pop(key, None)
             if not future.cancelled():
                 self._answer(*key, future.result(), known_classes)
@@ -177,24 +177,24 @@ class ClientDesk:
         return answer
 
     def _answer(
-        self, node: bytes, request_id: int, outcome: Outcome, known_classes: bytes = b""
+        self, node: bytes, request_id: int, result: Result, known_classes: bytes = b""
     ) -> None:
-        payloads: Payloads = (outcome.payload,) if outcome.status is Status.OK else ()
-        labels, unknown_below = outcome.labels, outcome.unknown_below
+        payloads: Payloads = (result.payload,) if result.status is Status.OK else ()
+        labels, unknown_below = result.labels, result.unknown_below
         if payloads and known_classes not in (b"", digest_of_classes(labels, unknown_below)):
-            payloads = (outcome.payload, json.dumps(labels).encode())
+            payloads = (result.payload, json.dumps(labels).encode())
             if unknown_below:
                 payloads += (json.dumps(unknown_below).encode(),)
         self._send(
             node,
             Answer(
                 request_id,
-                int(outcome.status),
-                str(outcome.version),
-                outcome.reason,
-                outcome.retry_after_s,
-                outcome.queue_s,
-                outcome.compute_s,
+                int(result.status),
+                str(result.version),
+                result.reason,
+                result.retry_after_s,
+                result.queue_s,
+                result.compute_s,
                 payloads,
             ),
         )
@@ -206,5 +206,5 @@ class ClientDesk:
             self._receive_soon()
 
 
-def _reloaded(request_id: int, outcome: Outcome) -> Reloaded:
-    return Reloaded(request_id, str(outcome.version), outcome.reason)
+def _reloaded(request_id: int, result: Result) -> Reloaded:
+    return Reloaded(request_id, str(result.version), result.reason)

@@ -25,9 +25,9 @@ from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import (
     EndRequest,
     EvictWorker,
-    Outcome,
     PoolCommand,
     Question,
+    Result,
     SendToNode,
     Status,
 )
@@ -44,8 +44,8 @@ STOOD_STILL_S = 0.5  # without a turn: this process was stopped, or had no core
 LARGEST_PIECE = 8 << 20  # of a file of arrays
 
 
-class OutcomeFuture(asyncio.Future[Outcome]):
-    """The outcome of a request; cancelling it cancels the request."""
+class ResultFuture(asyncio.Future[Result]):
+    """The result of a request; cancelling it cancels the request."""
 
     abandon: Callable[[], None]
 
@@ -75,7 +75,7 @@ class Gateway:
         self._socket = socket
         self._kill = kill
         self._clock = clock
-        self._futures: dict[int, OutcomeFuture] = {}
+        self._futures: dict[int, ResultFuture] = {}
         self.unloads: Counter[str] = Counter()  # how often each model was unloaded
         self._has_turn = False
         self._turn_s = 0.0
@@ -96,22 +96,22 @@ class Gateway:
 
     # What interfaces ask: HTTP, the desk for ZeroMQ clients, the page.
 
-    def ask(self, question: Question) -> asyncio.Future[Outcome]:
-        """The outcome, later; at once if it is refused. Cancelling the future cancels it."""
+    def ask(self, question: Question) -> asyncio.Future[Result]:
+        """The result, later; at once if it is refused. Cancelling the future cancels it."""
         return self._future_of(self._pool.admit(question, self._clock.now()))
 
-    def reload(self, model: str) -> asyncio.Future[Outcome]:
+    def reload(self, model: str) -> asyncio.Future[Result]:
         """Reads a model again from its source; done when workers answer with it, or it failed."""
         return self._future_of(self._pool.reload(model))
 
-    def unload(self, model: str) -> Outcome:
+    def unload(self, model: str) -> Result:
         """Serves a model no longer, until it is reloaded; what was admitted is answered."""
         self._want_turn()
-        outcome = self._pool.unload(model)
-        if outcome.status == Status.OK:
+        result = self._pool.unload(model)
+        if result.status == Status.OK:
             self.unloads[model] += 1
             logger.warning("event=model_unloaded model=%s", model)
-        return outcome
+        return result
 
     def models(self) -> Mapping[str, ServedModel]:
         """Every model that is served, by name, in the order of the command line."""
@@ -154,7 +154,7 @@ class Gateway:
         """Tells everybody who still waits that there will be no answer."""
         for future in [*self._futures.values()]:
             if not future.done():
-                future.set_result(Outcome(Status.UNAVAILABLE, reason=reason))
+                future.set_result(Result(Status.UNAVAILABLE, reason=reason))
 
     def retire_workers(self) -> None:
         self._execute(self._pool.retire())
@@ -164,9 +164,9 @@ class Gateway:
         self._execute(self._pool.child_ended(process_id, host, reason, self._clock.now()))
         self._want_turn()
 
-    def _future_of(self, admitted: int | Outcome) -> OutcomeFuture:
-        future = OutcomeFuture(loop=self._loop)
-        if isinstance(admitted, Outcome):
+    def _future_of(self, admitted: int | Result) -> ResultFuture:
+        future = ResultFuture(loop=self._loop)
+        if isinstance(admitted, Result):
             future.set_result(admitted)
         else:
             self._futures[admitted] = future
@@ -238,10 +238,10 @@ class Gateway:
     def _execute(self, commands: Iterable[PoolCommand]) -> None:
         for command in commands:
             match command:
-                case EndRequest(request_id, outcome):
+                case EndRequest(request_id, result):
                     future = self._futures.pop(request_id, None)
                     if future is not None and not future.done():
-                        future.set_result(outcome)
+                        future.set_result(result)
                 case SendToNode(node, message):
                     if not self._socket.send(node, message):
                         reason = "it takes no more messages"

@@ -7,14 +7,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
+from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.command_line import add_trust_argument
 from dist_net.errors import SettingError
-from dist_net.images.decoding import MOST_PIXELS
+from dist_net.images.decoding import MAX_PIXELS
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources import MODELS, named_source
 from dist_net.processes.cluster_options import (
-    MOST_WORKERS,
+    MAX_WORKERS,
     add_cluster_arguments,
     ray_address,
     worker_count,
@@ -58,12 +58,12 @@ class ServingOptions:
 
     def __post_init__(self) -> None:
         workers = 1 if self.workers is None else self.workers
-        in_range = 0 <= workers <= MOST_WORKERS and 1 <= self.threads <= MOST_THREADS
+        in_range = 0 <= workers <= MAX_WORKERS and 1 <= self.threads <= MAX_THREADS
         if not in_range or not self.grace_s >= 0 or self.max_pixels < 1:
             raise SettingError(
                 f"--workers={self.workers}, --threads={self.threads}, --grace={self.grace_s:g}, "
-                f"--max-pixels={self.max_pixels}: expected 0 to {MOST_WORKERS} workers of 1 to "
-                f"{MOST_THREADS} threads, seconds, and at least one pixel"
+                f"--max-pixels={self.max_pixels}: expected 0 to {MAX_WORKERS} workers of 1 to "
+                f"{MAX_THREADS} threads, seconds, and at least one pixel"
             )
         if self.ray is not None and (self.listen_workers or workers == 0):
             raise SettingError(
@@ -173,10 +173,10 @@ def _add_queue(group: argparse._ArgumentGroup) -> None:
     option(
         "--max-pixels",
         type=int,
-        default=MOST_PIXELS,
+        default=MAX_PIXELS,
         metavar="N",
-        help=f"refuse larger pictures; decoding takes up to 16 bytes for a pixel (default: "
-        f"{MOST_PIXELS:,})",
+        help=f"refuse larger images; decoding takes up to 16 bytes for a pixel (default: "
+        f"{MAX_PIXELS:,})",
     )
     option("--timeout", type=float, default=10.0, metavar="SECONDS", help="of a request (10)")
 

@@ -27,7 +27,7 @@ from dist_net.serving.http.open_inference.models import Models
 from dist_net.serving.http.pool_metrics import PoolCollector, metrics_route
 from dist_net.serving.http.refusals import Refusals
 from dist_net.serving.http.replies import Json, error_reply, fault_reply, raised_reply
-from dist_net.serving.http.sample_pictures import SamplePictures
+from dist_net.serving.http.sample_images import SampleImages
 from dist_net.serving.http.settings import HttpSettings
 
 PAGE = Path(__file__).parent / "page"
@@ -64,7 +64,7 @@ def application(
     routes = [
         *Models(gateway, bodies, settings.max_batch_size, clock or SystemClock()).routes(),
         *Classification(gateway, bodies).routes(),
-        *SamplePictures(gateway).routes(),
+        *SampleImages(gateway).routes(),
         _pool_route(gateway),
         metrics_route(PoolCollector(gateway, refusals)),
         _openapi_route(),

@@ -11,12 +11,12 @@ from starlette.types import Receive
 from dist_net.errors import ModelNotServedError, PoolUnavailableError
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.pool.description import ModelDescription, ServedModel
-from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.requests import Question, Result, Status
 from dist_net.spelling import suggestion
 
 # Most answers come sooner, and need no task that waits for the client to go.
 _WATCHED_AFTER_S = 0.005
-_LONGEST_VERSION = 18
+_MAX_VERSION = 18
 
 
 def served_model(gateway: Gateway, name: str) -> ServedModel:
@@ -58,13 +58,13 @@ def require_version(served: ServedModel, version: int) -> None:
 
 def version_number(text: str) -> int:
     """The version in a path; raises ModelNotServedError for text that cannot be one."""
-    if not (text.isascii() and text.isdigit() and len(text) <= _LONGEST_VERSION):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_VERSION):
         raise ModelNotServedError(f"no version {text[:80]!r}; expected a number")
     return int(text)
 
 
-async def ask(gateway: Gateway, questions: Sequence[Question], receive: Receive) -> list[Outcome]:
-    """The outcome of each question. The whole body must have been received before.
+async def ask(gateway: Gateway, questions: Sequence[Question], receive: Receive) -> list[Result]:
+    """The result of each question. The whole body must have been received before.
 
     The questions are cancelled when the client goes or this task is cancelled.
     """
@@ -73,7 +73,7 @@ async def ask(gateway: Gateway, questions: Sequence[Question], receive: Receive)
     try:
         return [await future for future in futures]
     except asyncio.CancelledError:
-        return [Outcome(Status.CANCELLED, reason="the request was cancelled")] * len(futures)
+        return [Result(Status.CANCELLED, reason="the request was cancelled")] * len(futures)
     finally:
         watch.end()
         for future in futures:
@@ -83,7 +83,7 @@ async def ask(gateway: Gateway, questions: Sequence[Question], receive: Receive)
 class _Watch:
     """Cancels the futures as soon as the client has gone."""
 
-    def __init__(self, futures: Sequence[Future[Outcome]], receive: Receive) -> None:
+    def __init__(self, futures: Sequence[Future[Result]], receive: Receive) -> None:
         self._futures = futures
         self._receive = receive
         self._task: Task[None] | None = None

@@ -18,7 +18,7 @@ from dist_net.errors import (
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.pool.requests import Payload
 
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 _IDENTITY = b"identity"
 _BUSY_S = 1.0
@@ -130,14 +130,14 @@ class Body:
         finally:
             self._all.arriving.pop(self, None)
 
-    async def off_loop(self, size: int, function: Callable[[], Result]) -> Result:
+    async def off_loop(self, size: int, function: Callable[[], Value]) -> Value:
         """Return the result of ``function``, whose time grows with ``size``; in a thread if large.
 
         This helps even if the function holds the interpreter's lock: the loop runs next.
         """
         return function() if size <= _QUICK_BYTES else await self.in_thread(function)
 
-    async def in_thread(self, function: Callable[[], Result]) -> Result:
+    async def in_thread(self, function: Callable[[], Value]) -> Value:
         """Return the result of ``function``, run in a thread; few requests have one at once."""
         async with self._all.parsing:
             return await asyncio.to_thread(function)

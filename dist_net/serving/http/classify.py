@@ -1,6 +1,6 @@
-"""POST /v1/models/MODEL/classify: pictures in, named classes out.
+"""POST /v1/models/MODEL/classify: images in, named classes out.
 
-The pictures are the body itself or the files of a multipart form.
+The images are the body itself or the files of a multipart form.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from dist_net.images.labels import is_unknown, predictions_of
 from dist_net.serving.gateway.gateway import Gateway
 from dist_net.serving.http.asking import ask, description_of
 from dist_net.serving.http.bodies import Bodies, Body, headers_of
-from dist_net.serving.http.open_inference.codec import MOST_PICTURES
-from dist_net.serving.http.replies import Json, error_content, outcome_reply
+from dist_net.serving.http.open_inference.codec import MAX_IMAGES
+from dist_net.serving.http.replies import Json, error_content, result_reply
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.pool.requests import Outcome, Payload, Question, Status
+from dist_net.serving.pool.requests import Payload, Question, Result, Status
 
 _DEFAULT_TOP = 5
 _MS_PER_S = 1e3
-_MOST_PARTS = 2 * MOST_PICTURES  # a form may have some fields besides its files
-_MOST_HEADER_BYTES = 1024
+_MAX_PARTS = 2 * MAX_IMAGES  # a form may have some fields besides its files
+_MAX_HEADER_BYTES = 1024
 # RFC 7578 forbids it in forms and the parser ignores it, but urllib3 1 sends names beyond ASCII so.
 _ENCODED_NAME = re.compile(rb";\s*filename\*=([^;\s]*)", re.IGNORECASE)
 # A search in a piece holds the interpreter's lock, for a millisecond if its content is hostile.
@@ -44,7 +44,7 @@ logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 
 class Classification:
-    """Answers what pictures show."""
+    """Answers what images show."""
 
     def __init__(self, gateway: Gateway, bodies: Bodies) -> None:
         self._gateway = gateway
@@ -56,27 +56,27 @@ class Classification:
         return [Route(path, self.classify, methods=["POST"]) for path in paths]
 
     async def classify(self, request: Request) -> Json:
-        """Name what each picture shows; a bad picture does not keep others from an answer."""
+        """Name what each image shows; a bad image does not keep others from an answer."""
         began_s = perf_counter()
         headers = headers_of(request.scope)
         content_type = headers.get(b"content-type", b"")
         with Body(self._bodies) as body:
             content = await body.receive(headers, request.receive) or b""
-            take_apart = partial(pictures_of, content, content_type)
+            take_apart = partial(images_of, content, content_type)
             # Even a short form may take milliseconds: its headers are parsed in Python.
-            pictures = await body.in_thread(take_apart) if is_form(content_type) else take_apart()
-            del content, take_apart  # the pictures of a form are copies; the form is not kept
+            images = await body.in_thread(take_apart) if is_form(content_type) else take_apart()
+            del content, take_apart  # the images of a form are copies; the form is not kept
             model = self._model(request.path_params.get("model"))
             top = _top(request.query_params.get("top"))
-            # One answer is of one version, even if a newer one is loaded between the pictures.
-            version = model.version if len(pictures) > 1 else None
+            # One answer is of one version, even if a newer one is loaded between the images.
+            version = model.version if len(images) > 1 else None
             questions = [
-                Question(model.name, each.content, is_picture=True, version=version)
-                for each in pictures
+                Question(model.name, each.content, is_image=True, version=version)
+                for each in images
             ]
-            outcomes = await ask(self._gateway, questions, request.receive)
+            results = await ask(self._gateway, questions, request.receive)
         total_ms = (perf_counter() - began_s) * _MS_PER_S
-        return _reply(model, pictures, outcomes, top, total_ms)
+        return _reply(model, images, results, top, total_ms)
 
     def _model(self, name: str | None) -> ModelDescription:
         """The model of this name; without a name, the only one."""
@@ -89,9 +89,9 @@ class Classification:
                 )
             name = names[0]
         model = description_of(self._gateway, name)
-        if not model.takes_pictures:
+        if not model.takes_images:
             raise QuestionError(
-                f"{name} takes no pictures; expected its inputs at /v2/models/{name}/infer, of "
+                f"{name} takes no images; expected its inputs at /v2/models/{name}/infer, of "
                 f"the shape {[-1, *model.input_shape]}"
             )
         if not model.has_classes:
@@ -111,53 +111,53 @@ def _top(text: str | None) -> int:
 
 def _reply(
     model: ModelDescription,
-    pictures: Sequence[Picture],
-    outcomes: Sequence[Outcome],
+    images: Sequence[Image],
+    results: Sequence[Result],
     top: int,
     total_ms: float,
 ) -> Json:
-    """The answer to one picture, or a list of answers; an error if no picture was answered."""
-    answers = [_answer(outcome, top) for outcome in outcomes]
-    answered = next((each for each in outcomes if each.status == Status.OK), None)
+    """The answer to one image, or a list of answers; an error if no image was answered."""
+    answers = [_answer(result, top) for result in results]
+    answered = next((each for each in results if each.status == Status.OK), None)
     several: dict[str, Any] = {}
-    if len(pictures) > 1:
+    if len(images) > 1:
         several["images"] = [
-            {"name": picture.name} | each for picture, each in zip(pictures, answers, strict=True)
+            {"name": image.name} | each for image, each in zip(images, answers, strict=True)
         ]
     if answered is None:
-        return outcome_reply(outcomes[0], **several)
+        return result_reply(results[0], **several)
     content: dict[str, Any] = {"model": model.name, "version": answered.version}
     if answered.unknown_below:
         content["unknown_below"] = answered.unknown_below
     content |= several or answers[0]
-    return Json(content | {"timings": _timings(outcomes, total_ms)})
+    return Json(content | {"timings": _timings(results, total_ms)})
 
 
-def _answer(outcome: Outcome, top: int) -> dict[str, Any]:
-    if outcome.status != Status.OK:
-        return error_content(outcome.reason, outcome.retry_after_s)
-    probabilities = np.frombuffer(outcome.payload, "<f4")
-    predictions = predictions_of(probabilities, outcome.labels, top)
+def _answer(result: Result, top: int) -> dict[str, Any]:
+    if result.status != Status.OK:
+        return error_content(result.reason, result.retry_after_s)
+    probabilities = np.frombuffer(result.payload, "<f4")
+    predictions = predictions_of(probabilities, result.labels, top)
     answer: dict[str, Any] = {"predictions": [asdict(each) for each in predictions]}
-    if outcome.unknown_below:
-        answer["unknown"] = is_unknown(predictions, outcome.unknown_below)
+    if result.unknown_below:
+        answer["unknown"] = is_unknown(predictions, result.unknown_below)
     return answer
 
 
-def _timings(outcomes: Sequence[Outcome], total_ms: float) -> dict[str, Any]:
-    """The whole request's time, and for each stage that of its slowest picture."""
+def _timings(results: Sequence[Result], total_ms: float) -> dict[str, Any]:
+    """The whole request's time, and for each stage that of its slowest image."""
     return {
         "total_ms": total_ms,
-        "queue_ms": max(outcome.queue_s for outcome in outcomes) * _MS_PER_S,
-        "prepare_ms": max(outcome.prepare_s for outcome in outcomes) * _MS_PER_S,
-        "compute_ms": max(outcome.compute_s for outcome in outcomes) * _MS_PER_S,
-        "batch_rows": max(outcome.batch_rows for outcome in outcomes),
+        "queue_ms": max(result.queue_s for result in results) * _MS_PER_S,
+        "prepare_ms": max(result.prepare_s for result in results) * _MS_PER_S,
+        "compute_ms": max(result.compute_s for result in results) * _MS_PER_S,
+        "batch_rows": max(result.batch_rows for result in results),
     }
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An encoded picture; ``name`` is that of its file, "" for a body."""
+class Image:
+    """An encoded image; ``name`` is that of its file, "" for a body."""
 
     name: str
     content: Payload
@@ -167,36 +167,36 @@ def is_form(content_type: bytes) -> bool:
     return content_type.lower().startswith(b"multipart/form-data")
 
 
-def pictures_of(body: Payload, content_type: bytes) -> list[Picture]:
-    """The pictures in a body: the body itself, borrowed, or the files of a form, copied.
+def images_of(body: Payload, content_type: bytes) -> list[Image]:
+    """The images in a body: the body itself, borrowed, or the files of a form, copied.
 
     Raises BadRequestError for none or for a damaged form, RequestTooLargeError for more than
-    MOST_PICTURES.
+    MAX_IMAGES.
     """
     if is_form(content_type):
         found = _files(body, content_type)
     else:
-        found = [Picture("", body)] if body else []
+        found = [Image("", body)] if body else []
     if not found:
         raise BadRequestError(
-            "the request holds no picture; expected a JPEG or PNG file as its body, or a "
+            "the request holds no image; expected a JPEG or PNG file as its body, or a "
             "multipart form with such files"
         )
-    if len(found) > MOST_PICTURES:
+    if len(found) > MAX_IMAGES:
         raise RequestTooLargeError(
-            f"{len(found):,} pictures in one request; expected at most {MOST_PICTURES}"
+            f"{len(found):,} images in one request; expected at most {MAX_IMAGES}"
         )
     return found
 
 
-def _files(body: Payload, content_type: bytes) -> list[Picture]:
+def _files(body: Payload, content_type: bytes) -> list[Image]:
     """The files of a form, read piece by piece."""
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise BadRequestError("the multipart form's Content-Type names no boundary; expected one")
     form = _Form()
     try:
-        parser = MultipartParser(boundary, form.callbacks(), max_header_size=_MOST_HEADER_BYTES)
+        parser = MultipartParser(boundary, form.callbacks(), max_header_size=_MAX_HEADER_BYTES)
         for start in range(0, len(body), _PIECE_BYTES):
             piece = bytes(body[start : start + _PIECE_BYTES])
             # The parser handles each of these in Python, even those that are not boundaries.
@@ -206,13 +206,13 @@ def _files(body: Payload, content_type: bytes) -> list[Picture]:
         raise BadRequestError(f"the multipart form is damaged: {error}") from error
     if not form.is_complete:
         raise BadRequestError("the multipart form is cut short; expected its boundary and '--'")
-    return [Picture(name, memoryview(content)) for name, content in form.files]
+    return [Image(name, memoryview(content)) for name, content in form.files]
 
 
 def _require_few(parts: int) -> None:
-    if parts > _MOST_PARTS:
+    if parts > _MAX_PARTS:
         raise RequestTooLargeError(
-            f"the multipart form has more than {_MOST_PARTS} parts; expected fewer"
+            f"the multipart form has more than {_MAX_PARTS} parts; expected fewer"
         )
 
 

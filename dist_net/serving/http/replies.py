@@ -1,4 +1,4 @@
-"""Replies in JSON, and the status code of each error and outcome."""
+"""Replies in JSON, and the status code of each error and result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dist_net.errors import (
     UnsupportedEncodingError,
     UnsupportedRequestError,
 )
-from dist_net.serving.pool.requests import Outcome, Status
+from dist_net.serving.pool.requests import Result, Status
 
 Header = tuple[bytes, bytes]
 Headers = list[Header]
@@ -96,10 +96,10 @@ def raised_reply(error: DistNetError) -> Json:
     return error_reply(code_of_error(error), str(error), retry_after_s)
 
 
-def outcome_reply(outcome: Outcome, **more: Any) -> Json:
-    """The reply for an outcome that is not OK."""
-    code = CODE_OF_STATUS[outcome.status]
-    return error_reply(code, outcome.reason, outcome.retry_after_s, **more)
+def result_reply(result: Result, **more: Any) -> Json:
+    """The reply for an result that is not OK."""
+    code = CODE_OF_STATUS[result.status]
+    return error_reply(code, result.reason, result.retry_after_s, **more)
 
 
 def fault_reply() -> Json:

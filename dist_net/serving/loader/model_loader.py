@@ -29,7 +29,7 @@ from dist_net.errors import (
 from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource
 from dist_net.nn.prepared import map_prepared, write_prepared
-from dist_net.serving.loader.held_out_pictures import sample_pictures
+from dist_net.serving.loader.held_out_images import sample_images
 from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
 from dist_net.serving.worker.prepared_arrays import keep_newest
 from dist_net.wire.messages import Message, Refuse
@@ -41,9 +41,9 @@ logger = logging.getLogger(__name__)
 _DATATYPES = {np.dtype(code): name for name, code in TYPE_CODES.items()}
 
 POLL_S = 0.05
-LONGEST_READ_S = 300.0  # then whoever waits for the model is told
+MAX_READ_S = 300.0  # then whoever waits for the model is told
 FOLLOW_EVERY_S = 1.0
-LONGEST_PAUSE_S = 30.0  # between attempts to reach a training run that does not answer
+MAX_PAUSE_S = 30.0  # between attempts to reach a training run that does not answer
 
 
 class ModelReader(Thread):
@@ -108,7 +108,7 @@ class ModelReader(Thread):
                     self._tell(self._read(0))
             self._pause_s = FOLLOW_EVERY_S
         except DistNetError as error:
-            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            self._pause_s = min(2 * self._pause_s, MAX_PAUSE_S)
             logger.warning("not_followed model=%s error=%s", self._model, error)
         self._follow_at_s = begun_s + self._pause_s
 
@@ -211,9 +211,9 @@ class ModelLoader:
             self._socket.send(prepared)
         now = self._clock.now()
         for model, (version, asked_s) in self._requested.items():
-            if now - asked_s > LONGEST_READ_S:
+            if now - asked_s > MAX_READ_S:
                 self._requested[model] = version, math.inf
-                reason = f"reading it takes longer than {LONGEST_READ_S:g} s; it is read on"
+                reason = f"reading it takes longer than {MAX_READ_S:g} s; it is read on"
                 self._socket.send(ModelPrepared(model, version, "", reason, version))
 
 
@@ -231,7 +231,7 @@ def _as_own_errors() -> Iterator[None]:
 
 
 def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:
-    """The payloads of a `ModelPrepared`; none if the run's pictures are damaged."""
+    """The payloads of a `ModelPrepared`; none if the run's images are damaged."""
     try:
         held_out = found.held_out()
     except RunDirectoryError as error:
@@ -239,8 +239,8 @@ def _samples(found: FoundModel, name: str) -> tuple[bytes, ...]:
         return ()
     if held_out is None:
         return ()
-    pictures = sample_pictures(held_out, found.labels, found.fitting)
-    return tuple(part for label, png in pictures for part in (label.encode(), png))
+    images = sample_images(held_out, found.labels, found.fitting)
+    return tuple(part for label, png in images for part in (label.encode(), png))
 
 
 def described(found: FoundModel, name: str, version: int, directory: Path) -> ModelDescription:
@@ -266,11 +266,11 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
         input_shape=model.input_shape,
         classes=model.classes,
         labels=found.labels,
-        takes_pictures=found.takes_pictures,
+        takes_images=found.takes_images,
         has_logits=found.has_logits,
         configuration=found.configuration,
         pretrained=found.pretrained,
-        picture_recipe=found.picture_recipe,
+        image_recipe=found.image_recipe,
         unknown_below=found.unknown_below,
         recipe=_found_at(recipe) if recipe else "",
         recipe_original=recipe.reference if recipe else "",

@@ -1,4 +1,4 @@
-"""Whether a question is admitted; if not, the outcome that says why."""
+"""Whether a question is admitted; if not, the result that says why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.dispatcher import MODELLING_ERROR, Dispatcher
 from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.request_queue import LaneKey, RequestQueue
-from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.requests import Question, Result, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.serving.pool.versions import ModelVersions
 from dist_net.spelling import suggestion
@@ -36,7 +36,7 @@ class Admission:
         self._requests = requests
         self._dispatcher = dispatcher
 
-    def decide(self, question: Question, now: float) -> int | Outcome:
+    def decide(self, question: Question, now: float) -> int | Result:
         """The most rows that its batch may have; or why the question is refused."""
         model = self._models.get(question.model)
         if model is None:
@@ -62,9 +62,9 @@ class Admission:
             description = model.versions[question.version].description
         wrong = self._wrong(question, description)
         if wrong is not None:
-            return Outcome(Status.BAD_INPUT, description.version, reason=wrong)
+            return Result(Status.BAD_INPUT, description.version, reason=wrong)
         if self._requests.quarantine.holds(model.name, description.version, question.payload):
-            return Outcome(
+            return Result(
                 Status.FAILED,
                 description.version,
                 reason="this input has ended two workers: it is not tried again",
@@ -80,11 +80,11 @@ class Admission:
         timeout_s = question.timeout_s
         if timeout_s is not None and not 0 < timeout_s < math.inf:
             return f"the time allowed is {timeout_s} s: expected seconds above 0"
-        if question.is_picture:
-            if not description.takes_pictures:
-                return f"{name} takes no pictures: send a tensor of {description.input_shape}"
+        if question.is_image:
+            if not description.takes_images:
+                return f"{name} takes no images: send a tensor of {description.input_shape}"
             if rows != 1 or not payload_bytes:
-                return f"expected one picture in a request: got {rows} in {payload_bytes} bytes"
+                return f"expected one image in a request: got {rows} in {payload_bytes} bytes"
         elif payload_bytes != rows * description.row_bytes:
             return (
                 f"the input has {payload_bytes} bytes: expected {rows * description.row_bytes}, "
@@ -93,11 +93,11 @@ class Admission:
             )
         return None
 
-    def _in_time(self, question: Question, model: ModelVersions, now: float) -> int | Outcome:
+    def _in_time(self, question: Question, model: ModelVersions, now: float) -> int | Result:
         """As `decide`; refuse a request without room in its model's queue, or without time."""
         settings = self._settings
         queued, held_bytes = len(self._queues[model.name]), model.pending_bytes
-        payload_bytes, most_bytes = len(question.payload), settings.queue_bytes // len(self._models)
+        payload_bytes, max_bytes = len(question.payload), settings.queue_bytes // len(self._models)
         key = LaneKey.of(question)
         timeout_s = settings.allowed_s(question.timeout_s)
         batch_rows = self._dispatcher.batch_rows(key, timeout_s)
@@ -105,10 +105,10 @@ class Admission:
         wait_s, answered_s = until_s or (0.0, 0.0)
         if queued >= settings.queue_requests:
             return _unavailable(f"{queued} requests for {model.name} wait already", wait_s)
-        if held_bytes and held_bytes + payload_bytes > most_bytes:
+        if held_bytes and held_bytes + payload_bytes > max_bytes:
             return _unavailable(
                 f"requests for {model.name} without an answer have {held_bytes} bytes already; "
-                f"{payload_bytes} more would exceed its limit of {most_bytes}",
+                f"{payload_bytes} more would exceed its limit of {max_bytes}",
                 wait_s,
             )
         if answered_s <= timeout_s:
@@ -120,14 +120,14 @@ class Admission:
         )
 
 
-def no_such_model(name: str, models: Iterable[str]) -> Outcome:
-    """The outcome of a request for a model that is not served."""
+def no_such_model(name: str, models: Iterable[str]) -> Result:
+    """The result of a request for a model that is not served."""
     return _not_found(f"no model is called {name[:80]!r}; {suggestion(name, models)}")
 
 
-def _not_found(reason: str) -> Outcome:
-    return Outcome(Status.NOT_FOUND, reason=reason)
+def _not_found(reason: str) -> Result:
+    return Result(Status.NOT_FOUND, reason=reason)
 
 
-def _unavailable(reason: str, retry_after_s: float) -> Outcome:
-    return Outcome(Status.UNAVAILABLE, reason=reason, retry_after_s=retry_after_s)
+def _unavailable(reason: str, retry_after_s: float) -> Result:
+    return Result(Status.UNAVAILABLE, reason=reason, retry_after_s=retry_after_s)

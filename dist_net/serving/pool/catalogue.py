@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dist_net.errors import BadInputError, ModelLoadError, ProtocolError
-from dist_net.serving.pool.description import ModelDescription, SamplePicture, ServedModel
-from dist_net.serving.pool.requests import EndRequest, Outcome, PoolCommand, SendToNode, Status
+from dist_net.serving.pool.description import ModelDescription, SampleImage, ServedModel
+from dist_net.serving.pool.requests import EndRequest, PoolCommand, Result, SendToNode, Status
 from dist_net.serving.pool.versions import ModelVersions, Version
 from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PrepareModel
 
 logger = logging.getLogger(__name__)
 
-MOST_CRASHES = 2
+MAX_CRASHES = 2
 """How often in a row a model may crash the loader before it is no longer tried again unasked."""
 
 
@@ -34,7 +34,7 @@ class _Reload:
     requested: int
     place: int | None = None
     version: int = 0
-    outcome: Outcome | None = None
+    result: Result | None = None
 
 
 class Catalogue:
@@ -126,14 +126,14 @@ class Catalogue:
         model = next(iter(self._sent))
         number = self._requested[model]
         self._crashes[model] += 1
-        is_last = self._crashes[model] == MOST_CRASHES
+        is_last = self._crashes[model] == MAX_CRASHES
         untried = self._requested_next.pop(model, None) if is_last else None
         self._loader_gone()
         if not is_last:
             return None
         if untried is not None:
             self._requested_next[model] = untried
-        reason = f"reading it ended the model loader {MOST_CRASHES} times; the last time {reason}"
+        reason = f"reading it ended the model loader {MAX_CRASHES} times; the last time {reason}"
         return ModelPrepared(model, number, "", reason, number)
 
     def prepared(self, message: ModelPrepared) -> None:
@@ -159,7 +159,7 @@ class Catalogue:
             if reload.place is None and reload.requested <= message.requested:
                 reload.place, reload.version = model.came, message.version
                 if reason:
-                    reload.outcome = Outcome(Status.BAD_INPUT, reason=reason)
+                    reload.result = Result(Status.BAD_INPUT, reason=reason)
         if reason and name not in self._unwanted:
             logger.warning("event=prepare_failed model=%s reason=%s", name, reason)
             model.reason = reason
@@ -176,12 +176,12 @@ class Catalogue:
         for name, reloads in self._reloads.items():
             model = self.models[name]
             for reload in [*reloads]:
-                outcome = reload.outcome
-                if outcome is None and reload.place is not None and model.done >= reload.place:
-                    outcome = _rolled_out(reload.version, model.served())
-                if outcome is not None:
+                result = reload.result
+                if result is None and reload.place is not None and model.done >= reload.place:
+                    result = _rolled_out(reload.version, model.served())
+                if result is not None:
                     reloads.remove(reload)
-                    commands.append(EndRequest(reload.request_id, outcome))
+                    commands.append(EndRequest(reload.request_id, result))
         return commands
 
     def failures(self, has_workers: bool) -> list[ModelLoadError]:
@@ -222,17 +222,17 @@ def _take_in(model: ModelVersions, message: ModelPrepared) -> str:
         return str(error)
     parts = [bytes(each) for each in message.payloads]  # copies, since they are kept for long
     samples = tuple(
-        SamplePicture(label.decode(errors="replace"), picture)
-        for label, picture in zip(parts[::2], parts[1::2], strict=False)
+        SampleImage(label.decode(errors="replace"), image)
+        for label, image in zip(parts[::2], parts[1::2], strict=False)
     )
     model.prepared(Version(description, message.description, samples))
     return ""
 
 
-def _rolled_out(version: int, served: ServedModel) -> Outcome:
+def _rolled_out(version: int, served: ServedModel) -> Result:
     newest = served.description.version if served.description else None
     if version == newest or version in served.versions:
-        return Outcome(Status.OK, version=version)
+        return Result(Status.OK, version=version)
     if newest is not None and not served.reason:  # a later one took its place
-        return Outcome(Status.OK, version=newest)
-    return Outcome(Status.FAILED, reason=served.reason)
+        return Result(Status.OK, version=newest)
+    return Result(Status.FAILED, reason=served.reason)

@@ -30,10 +30,10 @@ class ModelDescription:
     ``input_shape`` is that of one row; ``labels`` is empty if the classes have no names.
     ``arrays_path``: the file of prepared kernels on the gateway's host, with its size and key.
     ``configuration``: the text of a Darknet net; ``pretrained``: the name of one that dist_net has
-    besides those; ``picture_recipe``: the JSON of one that was trained on a folder. If all are
+    besides those; ``image_recipe``: the JSON of one that was trained on a folder. If all are
     empty, ``recipe`` is the name of a built-in recipe, or the path of a Python file, copied from
     ``recipe_original``; ``recipe_files``: the digests that its files must have on every host.
-    ``fitting``: how pictures are made to fit. An answer less probable than ``unknown_below`` is
+    ``fitting``: how images are made to fit. An answer less probable than ``unknown_below`` is
     unknown. Without ``has_classes`` its outputs are numbers that it predicts, ``classes``
     of them for a row.
     """
@@ -44,7 +44,7 @@ class ModelDescription:
     input_shape: tuple[int, ...]
     classes: int
     labels: tuple[str, ...]
-    takes_pictures: bool
+    takes_images: bool
     has_logits: bool
     configuration: str
     recipe: str
@@ -55,7 +55,7 @@ class ModelDescription:
     recipe_files: Mapping[str, str] = field(default_factory=dict)
     fitting: str = "pad"
     pretrained: str = ""
-    picture_recipe: str = ""
+    image_recipe: str = ""
     unknown_below: float = 0.0
     has_classes: bool = True
 
@@ -70,7 +70,7 @@ class ModelDescription:
         net = (
             self.configuration,
             self.pretrained,
-            self.picture_recipe,
+            self.image_recipe,
             self.recipe,
             self.recipe_original,
             files,
@@ -97,11 +97,11 @@ class ModelDescription:
             raise ProtocolError(f"this describes no model: {text[:80]!r} ({error})") from error
 
 
-class SamplePicture(NamedTuple):
-    """A picture to try a model with: what it shows, and its PNG file."""
+class SampleImage(NamedTuple):
+    """An image to try a model with: what it shows, and its PNG file."""
 
     label: str
-    picture: bytes
+    image: bytes
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class ServedModel:
     versions: Mapping[int, ModelDescription]
     is_ready: bool
     reason: str
-    samples: tuple[SamplePicture, ...] = ()
+    samples: tuple[SampleImage, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class VersionSummary:
     input_shape: tuple[int, ...] = ()
     classes: int = 0
     labels: tuple[str, ...] = ()
-    takes_pictures: bool = False
+    takes_images: bool = False
     unknown_below: float = 0.0
 
 

@@ -17,7 +17,7 @@ SHORT_BATCH_S = 0.005
 """A worker that is quicker with a batch gets the next one before it is done: waiting for the
 message would cost more than the computation."""
 
-LEAST_CHARGE_S = 1e-4
+MIN_CHARGE_S = 1e-4
 """What a batch costs its model's turn at least, since its time may be unknown."""
 
 MODELLING_ERROR = 1.5
@@ -74,7 +74,7 @@ class Dispatcher:
         name = batch.description.name
         self._turns_s[name] += took_s - batch.expected_s
         if rows := batch.computed_rows(done):
-            self._time_of(name, batch.is_picture).observe(rows, took_s, now)
+            self._time_of(name, batch.is_image).observe(rows, took_s, now)
 
     def can_answer(self, model: ModelVersions, now: float) -> bool:
         """Whether a live worker would run a request that names no version."""
@@ -141,7 +141,7 @@ class Dispatcher:
         )
 
     def _is_short(self, key: LaneKey, rows: int) -> bool:
-        expected_s = self._time_of(key.model, key.is_picture).expected_s(rows)
+        expected_s = self._time_of(key.model, key.is_image).expected_s(rows)
         return expected_s is not None and expected_s < SHORT_BATCH_S
 
     def _waits(self, lane: Lane, worker: Worker, now: float) -> bool:
@@ -157,16 +157,16 @@ class Dispatcher:
         return True
 
     def _start(self, lane: Lane, worker: Worker, version: int, now: float) -> RunningBatch:
-        name, _, is_picture = lane.key
+        name, _, is_image = lane.key
         requests = self._queues[name].take(lane)
         rows = sum(request.rows for request in requests)
-        expected_s = self._time_of(name, is_picture).expected_s(rows) or 0.0
+        expected_s = self._time_of(name, is_image).expected_s(rows) or 0.0
         self._turn_s = self._turn_of(name)
-        self._turns_s[name] = self._turn_s + max(expected_s, LEAST_CHARGE_S)
+        self._turns_s[name] = self._turn_s + max(expected_s, MIN_CHARGE_S)
         batch = RunningBatch(
             self._next_batch_id,
             self._models[name].versions[version].description,
-            is_picture,
+            is_image,
             requests,
             rows,
             now,
@@ -189,7 +189,7 @@ class Dispatcher:
         model's work ahead (Graham, 1966). None: nothing was measured, or not lately while a worker
         is idle.
         """
-        time = self._time_of(key.model, key.is_picture)
+        time = self._time_of(key.model, key.is_image)
         live, busy_s, others_s, is_idle = self._load(key, now)
         if is_idle and not self._queues[key.model] and self._leaves_shares(key, rows, now):
             own_s = time.cautious_s(rows)
@@ -204,7 +204,7 @@ class Dispatcher:
     def batch_rows(self, key: LaneKey, timeout_s: float) -> int:
         """The most rows a batch may have, if a request that waits for one batch, and runs in the
         next, is to be answered in time."""
-        time = self._time_of(key.model, key.is_picture)
+        time = self._time_of(key.model, key.is_image)
         for rows in range(self._max_rows, 1, -1):
             wait_s, own_s = time.expected_s(rows) or 0.0, time.cautious_s(rows) or 0.0
             if MODELLING_ERROR * wait_s + own_s <= timeout_s:
@@ -256,14 +256,14 @@ class Dispatcher:
         """How long one worker would take for the model's batches ahead of such a request."""
         total_s = 0.0
         for lane in self._queues[key.model].lanes.values():
-            time = self._time_of(lane.key.model, lane.key.is_picture)
+            time = self._time_of(lane.key.model, lane.key.is_image)
             total_s += time.expected_s(lane.rows, lane.batches) or 0.0
             if lane.key == key and lane.joins(rows, batch_rows):
                 total_s -= time.expected_s(lane.last.rows) or 0.0
         return total_s
 
-    def _time_of(self, model: str, is_picture: bool) -> ServiceTime:
-        kind = model, is_picture
+    def _time_of(self, model: str, is_image: bool) -> ServiceTime:
+        kind = model, is_image
         found = self._times.get(kind)
         if found is None:
             found = self._times[kind] = ServiceTime()

@@ -9,7 +9,7 @@ from hashlib import blake2b
 from heapq import heapify, heappop, heappush
 
 from dist_net.serving.pool.request_queue import LaneKey, Request, RequestQueue
-from dist_net.serving.pool.requests import EndRequest, Outcome, Payload, Question, Status
+from dist_net.serving.pool.requests import EndRequest, Payload, Question, Result, Status
 from dist_net.serving.pool.roster import Roster, RunningBatch, Worker
 from dist_net.serving.pool.versions import ModelVersions, Version
 from dist_net.wire.serving_messages import BatchDone
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 CRASHES_ALONE = 2
 """A payload that was alone with a lost worker this often is taken to be the cause."""
-MOST_QUARANTINED = 1024  # the oldest are forgotten first
+MAX_QUARANTINED = 1024  # the oldest are forgotten first
 GLIMPSE_BYTES = 4096
 STALE_DEADLINES = 64
 
@@ -39,7 +39,7 @@ class Quarantine:
         alike = self._losses.setdefault((model, version, _glimpse(payload)), {})
         digest = _digest(payload)
         alike[digest] = alike.get(digest, 0) + is_alone
-        if len(self._losses) > MOST_QUARANTINED:
+        if len(self._losses) > MAX_QUARANTINED:
             self._losses.popitem(last=False)
 
     def losses(self, model: str, version: int, payload: Payload) -> int | None:
@@ -134,13 +134,13 @@ class OpenRequests:
             if self._queues[request.key.model].remove(request):
                 reason = f"no worker was free within the {allowed_s:.3g} s that were allowed"
                 waited_s = now - request.admitted_s
-                outcome = Outcome(Status.EXPIRED, request.counted, b"", reason, queue_s=waited_s)
-                ended.append(self._fail(request, outcome, now))
+                result = Result(Status.EXPIRED, request.counted, b"", reason, queue_s=waited_s)
+                ended.append(self._fail(request, result, now))
                 self._close(request)
             else:
                 reason = f"a worker took longer than the {allowed_s:.3g} s that were allowed"
-                outcome = Outcome(Status.EXPIRED, request.counted, reason=reason)
-                ended.append(self._fail(request, outcome, now))
+                result = Result(Status.EXPIRED, request.counted, reason=reason)
+                ended.append(self._fail(request, result, now))
                 request.is_unwanted = True
         return ended
 
@@ -160,13 +160,13 @@ class OpenRequests:
         statistics.ran(batch.rows, done.compute_s, now)
         transit_s = max(now - batch.sent_s - done.prepare_s - done.compute_s, 0.0)
         ended = []
-        for request, outcome in zip(batch.requests, batch.outcomes(done), strict=True):
+        for request, result in zip(batch.requests, batch.results(done), strict=True):
             self._close(request)
-            if request.runs_alone and outcome.status is Status.OK:
+            if request.runs_alone and result.status is Status.OK:
                 self.quarantine.clear(model, version, request.payload)
             if not request.is_unwanted:
-                statistics.ended(outcome, now - request.admitted_s, transit_s, now)
-                ended.append(EndRequest(request.request_id, outcome))
+                statistics.ended(result, now - request.admitted_s, transit_s, now)
+                ended.append(EndRequest(request.request_id, result))
         return ended
 
     def retry(self, worker: Worker, now: float) -> list[EndRequest]:
@@ -209,12 +209,12 @@ class OpenRequests:
         logger.error("request_quarantined request=%d model=%s", request.request_id, name)
         reason = f"this input ended {CRASHES_ALONE} workers, alone with each: it is not tried again"
         self._close(request)
-        return self._fail(request, Outcome(Status.FAILED, version, reason=reason), now)
+        return self._fail(request, Result(Status.FAILED, version, reason=reason), now)
 
-    def _fail(self, request: Request, outcome: Outcome, now: float) -> EndRequest:
-        statistics = self._models[request.key.model].statistics_of(outcome.version)
-        statistics.ended(outcome, now - request.admitted_s, 0.0, now)
-        return EndRequest(request.request_id, outcome)
+    def _fail(self, request: Request, result: Result, now: float) -> EndRequest:
+        statistics = self._models[request.key.model].statistics_of(result.version)
+        statistics.ended(result, now - request.admitted_s, 0.0, now)
+        return EndRequest(request.request_id, result)
 
     def _close(self, request: Request) -> None:
         del self._requests[request.request_id]

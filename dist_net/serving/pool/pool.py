@@ -24,9 +24,9 @@ from dist_net.serving.pool.open_requests import OpenRequests
 from dist_net.serving.pool.request_queue import RequestQueue
 from dist_net.serving.pool.requests import (
     EvictWorker,
-    Outcome,
     PoolCommand,
     Question,
+    Result,
     SendToNode,
     Status,
 )
@@ -84,11 +84,11 @@ class Pool:
 
     # What clients ask
 
-    def admit(self, question: Question, now: float) -> int | Outcome:
+    def admit(self, question: Question, now: float) -> int | Result:
         """Admit a question and give it an id; or refuse it."""
         admitted = self._admission.decide(question, now)
         model = self._models.get(question.model)
-        if isinstance(admitted, Outcome):
+        if isinstance(admitted, Result):
             if model is not None:
                 model.statistics_of(model.newest_number).refused += 1
             return admitted
@@ -101,7 +101,7 @@ class Pool:
         """Nobody wants the answer any more."""
         self._requests.cancel(request_id)
 
-    def reload(self, model: str) -> int | Outcome:
+    def reload(self, model: str) -> int | Result:
         """Read a model again from its source: a request that ends when workers answer with it."""
         if model not in self._models:
             return no_such_model(model, self._models)
@@ -109,13 +109,13 @@ class Pool:
         self.catalogue.reload(model, request_id)
         return request_id
 
-    def unload(self, model: str) -> Outcome:
+    def unload(self, model: str) -> Result:
         """Serve a model no longer, until it is reloaded; what was admitted is answered."""
         if model not in self._models:
             return no_such_model(model, self._models)
         self.catalogue.unload(model, "it was unloaded on request")
         self._requests.unsettled[model] = None
-        return Outcome(Status.OK)
+        return Result(Status.OK)
 
     # What workers and the loader say
 
@@ -232,7 +232,7 @@ class Pool:
         commands += self.catalogue.advance()
         while (next_batch := self._dispatcher.next_batch(now)) is not None:
             worker, batch = next_batch
-            self._check_by(now + self._settings.longest_batch_s)
+            self._check_by(now + self._settings.max_batch_s)
             commands.append(SendToNode(worker.node, batch.message()))
         return commands
 
@@ -325,7 +325,7 @@ class Pool:
             self._requests.bind(model, before, self._workers)
         commands = model.advance(self._workers, now)
         if commands:
-            self._check_by(now + self._settings.longest_load_s)
+            self._check_by(now + self._settings.max_load_s)
         return [*commands]
 
     def _check_by(self, moment: float) -> None:

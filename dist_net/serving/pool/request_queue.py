@@ -15,21 +15,21 @@ class LaneKey(NamedTuple):
 
     model: str
     version: int | None
-    is_picture: bool
+    is_image: bool
 
     @classmethod
     def of(cls, question: Question) -> LaneKey:
-        return cls(question.model, question.version, question.is_picture)
+        return cls(question.model, question.version, question.is_image)
 
 
 @dataclass(slots=True, eq=False)
 class PlannedBatch:
     """Requests that will run together. Decided at admission, which promises an answer in time.
 
-    ``most_rows``: how many it may have; ``rows``: how many it has.
+    ``max_rows``: how many it may have; ``rows``: how many it has.
     """
 
-    most_rows: int
+    max_rows: int
     rows: int = 0
 
 
@@ -83,12 +83,12 @@ class Lane:
     def is_full(self) -> bool:
         """Whether nothing can join the next batch any more."""
         first = self.oldest.planned
-        return first is not self.last or first.rows >= first.most_rows
+        return first is not self.last or first.rows >= first.max_rows
 
-    def joins(self, rows: int, most_rows: int) -> bool:
-        """Whether a request of ``rows`` fits into the last batch and allows ``most_rows`` there."""
+    def joins(self, rows: int, max_rows: int) -> bool:
+        """Whether a request of ``rows`` fits into the last batch and allows ``max_rows`` there."""
         last = self.last
-        return 0 < last.rows <= min(last.most_rows, most_rows) - rows
+        return 0 < last.rows <= min(last.max_rows, max_rows) - rows
 
 
 class RequestQueue:
@@ -101,16 +101,16 @@ class RequestQueue:
     def __len__(self) -> int:
         return len(self._queued)
 
-    def add(self, request: Request, most_rows: int) -> None:
-        """Put it at the end of its lane, in a batch of at most ``most_rows``, or alone."""
+    def add(self, request: Request, max_rows: int) -> None:
+        """Put it at the end of its lane, in a batch of at most ``max_rows``, or alone."""
         lane = self._lane(request.key)
         if request.runs_alone:
-            most_rows = request.rows
-        if lane.joins(request.rows, most_rows):
-            if most_rows < lane.last.most_rows:
-                lane.last.most_rows = most_rows
+            max_rows = request.rows
+        if lane.joins(request.rows, max_rows):
+            if max_rows < lane.last.max_rows:
+                lane.last.max_rows = max_rows
         else:
-            lane.last = PlannedBatch(most_rows)
+            lane.last = PlannedBatch(max_rows)
         request.planned = lane.last
         self._place(request, lane)
 
@@ -170,6 +170,6 @@ class RequestQueue:
             for request in list(lane.requests.values()):
                 self.remove(request)
                 request.key = request.key._replace(version=version)
-                self.add(request, request.planned.most_rows)
+                self.add(request, request.planned.max_rows)
                 bound += 1
         return bound

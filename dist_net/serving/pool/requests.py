@@ -28,19 +28,19 @@ class Question:
     """A request as it comes in: ``rows`` inputs for one model.
 
     ``payload``: the bytes of a tensor, (rows, *input_shape), little-endian, of the model's input
-    type; or one encoded picture. ``version`` None: the newest. ``timeout_s`` None: the default.
+    type; or one encoded image. ``version`` None: the newest. ``timeout_s`` None: the default.
     """
 
     model: str
     payload: Payload
     rows: int = 1
-    is_picture: bool = False
+    is_image: bool = False
     version: int | None = None
     timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Result:
     """How a request ended. ``payload``: (rows, classes) little-endian float32 if OK, else empty.
 
     ``labels``: the class names of the version that answered, if it has any; ``unknown_below``: see
@@ -70,10 +70,10 @@ class SendToNode(NamedTuple):
 
 
 class EndRequest(NamedTuple):
-    """Give the outcome to whoever asked. Each request ends once, unless it was cancelled."""
+    """Give the result to whoever asked. Each request ends once, unless it was cancelled."""
 
     request_id: int
-    outcome: Outcome
+    result: Result
 
 
 class EvictWorker(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.request_queue import Request
-from dist_net.serving.pool.requests import Outcome, Status
+from dist_net.serving.pool.requests import Result, Status
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.serving_messages import BatchDone, RunBatch
 
@@ -24,7 +24,7 @@ class RunningBatch:
 
     batch_id: int
     description: ModelDescription
-    is_picture: bool
+    is_image: bool
     requests: list[Request]
     rows: int
     sent_s: float
@@ -34,7 +34,7 @@ class RunningBatch:
         description = self.description
         payloads = tuple(request.payload for request in self.requests)
         model, version = description.name, description.version
-        return RunBatch(self.batch_id, model, version, self.is_picture, payloads)
+        return RunBatch(self.batch_id, model, version, self.is_image, payloads)
 
     def fault(self, done: BatchDone) -> str | None:
         """Why this cannot be an answer to the batch; None if it can."""
@@ -54,10 +54,10 @@ class RunningBatch:
                 return f"{len(payload)} bytes for {request.rows} rows of {row_bytes} bytes"
         return None
 
-    def outcomes(self, done: BatchDone) -> list[Outcome]:
+    def results(self, done: BatchDone) -> list[Result]:
         """How each request ended, in order."""
         return [
-            Outcome(
+            Result(
                 Status(status),
                 self.description.version,
                 payload if status == Status.OK else b"",
@@ -74,7 +74,7 @@ class RunningBatch:
         ]
 
     def computed_rows(self, done: BatchDone) -> int:
-        """The rows that the network computed; a bad picture says nothing of its speed."""
+        """The rows that the network computed; a bad image says nothing of its speed."""
         return sum(request.rows for request, status, _ in self._pairs(done) if status == Status.OK)
 
     def _pairs(self, done: BatchDone) -> Iterator[tuple[Request, int, bytes | memoryview]]:
@@ -220,14 +220,14 @@ class Roster:
         yield worker.heard_s + silent_s, f"silent for {silent_s:g} s"
         for batch in list(worker.running.values())[:1]:
             yield (
-                max(batch.sent_s, worker.answered_s) + settings.longest_batch_s,
+                max(batch.sent_s, worker.answered_s) + settings.max_batch_s,
                 f"busy with {batch.rows} rows of {batch.description.name} for longer than "
-                f"{settings.longest_batch_s:g} s",
+                f"{settings.max_batch_s:g} s",
             )
         for (model, version), began_s in worker.loading.items():
             yield (
-                began_s + settings.longest_load_s,
-                f"loading {model} version {version} for longer than {settings.longest_load_s:g} s",
+                began_s + settings.max_load_s,
+                f"loading {model} version {version} for longer than {settings.max_load_s:g} s",
             )
 
     def report(self, now: float) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dist_net.errors import SettingError
 
 MIB = 1 << 20
-LONGEST_TIMEOUT_S = 60.0
+MAX_TIMEOUT_S = 60.0
 """A request that names more is given so much, or the default if that is more."""
 
 
@@ -19,7 +19,7 @@ class PoolSettings:
     wait. The payloads of all requests without an answer have at most ``queue_bytes``, of which
     each model has an equal part. ``default_timeout_s`` is for requests that name no time. A worker
     counts as lost if it is silent for ``heartbeat_timeout_s``, or takes longer than
-    ``longest_batch_s`` for a batch or ``longest_load_s`` to load a version.
+    ``max_batch_s`` for a batch or ``max_load_s`` to load a version.
     """
 
     max_batch_size: int = 8
@@ -29,14 +29,12 @@ class PoolSettings:
     default_timeout_s: float = 10.0
     heartbeat_interval_s: float = 0.2
     heartbeat_timeout_s: float = 1.5
-    longest_batch_s: float = 60.0
-    longest_load_s: float = 300.0
+    max_batch_s: float = 60.0
+    max_load_s: float = 300.0
 
     def allowed_s(self, timeout_s: float | None) -> float:
         """Return the seconds within which a request that names ``timeout_s`` is answered."""
-        return min(
-            timeout_s or self.default_timeout_s, max(self.default_timeout_s, LONGEST_TIMEOUT_S)
-        )
+        return min(timeout_s or self.default_timeout_s, max(self.default_timeout_s, MAX_TIMEOUT_S))
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "queue_requests", "queue_bytes"):
@@ -51,8 +49,8 @@ class PoolSettings:
             "default_timeout_s",
             "heartbeat_interval_s",
             "heartbeat_timeout_s",
-            "longest_batch_s",
-            "longest_load_s",
+            "max_batch_s",
+            "max_load_s",
         ):
             if not 0 < getattr(self, name) < math.inf:
                 raise SettingError(f"{name} is {getattr(self, name)!r}: expected seconds above 0")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import ceil, log2
 
-from dist_net.serving.pool.requests import Outcome, Status
+from dist_net.serving.pool.requests import Result, Status
 
 NO_VERSION = -1
 """The key for what belongs to no version that is served: see ModelStatistics."""
@@ -147,24 +147,24 @@ class ModelStatistics:
         self.last_inference_s = now
         self.batches.setdefault(rows, Timed()).add(1, compute_s)
 
-    def ended(self, outcome: Outcome, latency_s: float, transit_s: float, now: float) -> None:
+    def ended(self, result: Result, latency_s: float, transit_s: float, now: float) -> None:
         """Count how an admitted request ended, ``latency_s`` after its admission.
 
         ``transit_s``: what its batch took on the way to the worker and back.
         """
-        if outcome.status is Status.OK:
+        if result.status is Status.OK:
             self.answered += 1
             self.success.add(1, latency_s)
-            self.queue.add(1, outcome.queue_s)
-            self.compute_input.add(1, outcome.prepare_s)
-            self.compute_infer.add(1, outcome.compute_s)
+            self.queue.add(1, result.queue_s)
+            self.compute_input.add(1, result.prepare_s)
+            self.compute_infer.add(1, result.compute_s)
             self.compute_output.add(1, transit_s)
             self.recent.add(latency_s, now)
             return
         self.fail.add(1, latency_s)
-        if outcome.status is Status.BAD_INPUT:
+        if result.status is Status.BAD_INPUT:
             self.answered += 1
-        elif outcome.status is Status.EXPIRED:
+        elif result.status is Status.EXPIRED:
             self.expired += 1
         else:
             self.failed += 1

@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from dist_net.serving.pool.description import ModelDescription, SamplePicture, ServedModel
+from dist_net.serving.pool.description import ModelDescription, SampleImage, ServedModel
 from dist_net.serving.pool.requests import SendToNode
 from dist_net.serving.pool.roster import Roster, Worker
 from dist_net.serving.pool.statistics import ENDS, NO_VERSION, ModelStatistics, total
@@ -20,7 +20,7 @@ from dist_net.wire.serving_messages import Drop, Load
 
 logger = logging.getLogger(__name__)
 
-MOST_LOST_LOADING = 3
+MAX_LOST_LOADING = 3
 """So many workers may be lost while they load a version that none has ever loaded; then no other
 one is told to load it."""
 SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -37,7 +37,7 @@ class Version:
 
     description: ModelDescription
     text: str
-    samples: tuple[SamplePicture, ...] = ()
+    samples: tuple[SampleImage, ...] = ()
     place: int = 0
     bound: int = 0
     is_closing: bool = False
@@ -48,13 +48,13 @@ class Version:
     @property
     def is_given_up(self) -> bool:
         """Whether loading it seems to end every worker."""
-        return not self.was_loaded and self.lost_loading >= MOST_LOST_LOADING
+        return not self.was_loaded and self.lost_loading >= MAX_LOST_LOADING
 
     @property
     def takes(self) -> tuple[object, ...]:
         """What a request is checked for. Versions that take the same may answer for each other."""
         one = self.description
-        return one.input_datatype, one.input_shape, one.takes_pictures, one.has_classes
+        return one.input_datatype, one.input_shape, one.takes_images, one.has_classes
 
 
 class ModelVersions:
@@ -210,7 +210,7 @@ class ModelVersions:
             "version": description.version if description else None,
             "is_ready": served.is_ready,
             "reason": served.reason,
-            "takes_pictures": description.takes_pictures if description else False,
+            "takes_images": description.takes_images if description else False,
             "classes": description.classes if description else 0,
             **{name: getattr(counted, name) for name in (*ENDS, "retried")},
             "requests_per_s": counted.recent.requests_per_s(now),

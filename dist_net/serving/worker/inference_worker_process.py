@@ -18,7 +18,7 @@ from pathlib import Path
 from dist_net.command_line import add_trust_argument
 from dist_net.data import default_cache_dir
 from dist_net.errors import INTERRUPTED
-from dist_net.images.decoding import MOST_PIXELS
+from dist_net.images.decoding import MAX_PIXELS
 from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.hidden_tokens import add_token_arguments, token_given
 from dist_net.serving.worker.loop import connected_worker
@@ -32,7 +32,7 @@ logger = logging.getLogger("dist_net.serving.worker.loop")
 # Loading runs Python beside the loop, which has to wait so long for the interpreter; 5 ms by
 # default.
 SWITCH_INTERVAL_S = 0.0005
-# A batch's rows are smaller; the pixels of a huge picture must not stay for ever.
+# A batch's rows are smaller; the pixels of a huge image must not stay for ever.
 KEPT_BYTES = 8 << 20
 
 
@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels",
         type=int,
-        default=MOST_PIXELS,
+        default=MAX_PIXELS,
         metavar="N",
-        help=f"refuse larger pictures (default: {MOST_PIXELS:,})",
+        help=f"refuse larger images (default: {MAX_PIXELS:,})",
     )
     parser.add_argument(
         "--reproducible",

@@ -161,7 +161,7 @@ class InferenceWorker:
             return BatchDone(
                 run.batch_id, bytes([Status.UNAVAILABLE]) * count, 0, 0, (reason,) * count
             )
-        return BatchDone(run.batch_id, *network.answer(run.payloads, run.is_picture))
+        return BatchDone(run.batch_id, *network.answer(run.payloads, run.is_image))
 
     def tick(self) -> float:
         """Does what is due; returns how long to wait for a message before the next tick."""

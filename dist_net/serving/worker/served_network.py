@@ -1,4 +1,4 @@
-"""A version of a model in an inference worker: payloads go in, outcomes come out."""
+"""A version of a model in an inference worker: payloads go in, results come out."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
+from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.clock import Clock, SystemClock
 from dist_net.errors import ImageError, ModelLoadError, SettingError
-from dist_net.images.decoding import MOST_PIXELS
-from dist_net.images.fitting import PictureInputs
+from dist_net.images.decoding import MAX_PIXELS
+from dist_net.images.fitting import ImageInputs
 from dist_net.nets import efficientnet_lite0
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
-from dist_net.nets.recipes.picture_recipe import PictureRecipe
+from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe_copy, recipe_names
 from dist_net.nets.recipes.recipe_files import RECIPE_FILE
 from dist_net.nn import Model
@@ -30,7 +30,7 @@ from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
 
 NOT_FINITE = (
-    b"the net's outputs for this picture are not finite; expected probabilities: its weights are "
+    b"the net's outputs for this image are not finite; expected probabilities: its weights are "
     b"too large, or of another net"
 )
 
@@ -51,7 +51,7 @@ class WorkerSettings:
     threads: int = 1
     max_batch_size: int = 8
     reproducible: bool = True
-    max_pixels: int = MOST_PIXELS
+    max_pixels: int = MAX_PIXELS
     trust_recipes: bool = False
 
     def __post_init__(self) -> None:
@@ -60,12 +60,12 @@ class WorkerSettings:
                 f"threads={self.threads}, max_batch_size={self.max_batch_size}, "
                 f"max_pixels={self.max_pixels}: expected whole numbers from 1 up"
             )
-        if self.threads > MOST_THREADS:
-            raise SettingError(f"threads={self.threads:,}: expected at most {MOST_THREADS}")
+        if self.threads > MAX_THREADS:
+            raise SettingError(f"threads={self.threads:,}: expected at most {MAX_THREADS}")
 
 
 class Answers(NamedTuple):
-    """The outcomes of a batch, in order; see `dist_net.wire.serving_messages.BatchDone`."""
+    """The results of a batch, in order; see `dist_net.wire.serving_messages.BatchDone`."""
 
     statuses: bytes
     prepare_s: float
@@ -74,14 +74,14 @@ class Answers(NamedTuple):
 
 
 def _decoders(threads: int) -> ThreadPoolExecutor | None:
-    """Threads that decode pictures, started when first needed; None: the caller's does."""
+    """Threads that decode images, started when first needed; None: the caller's does."""
     return ThreadPoolExecutor(threads, "decode") if threads > 1 else None
 
 
 class ServedNetwork:
     """A model that answers batches.
 
-    As many threads decode pictures as compute: a batch of pictures 640 pixels wide is ready in half
+    As many threads decode images as compute: a batch of images 640 pixels wide is ready in half
     the time, for as much memory as that many workers would need.
 
     ``prepared`` is borrowed. ``may_go_on`` is called now and then while plans are compiled, which
@@ -103,9 +103,9 @@ class ServedNetwork:
         self._model = model_of(description, settings.trust_recipes)
         self._dtype = self._model.input_dtype.newbyteorder("<")
         self._row_bytes = description.row_bytes
-        self._pictures = (
-            PictureInputs(self._model, settings.max_pixels, description.fitting)
-            if description.takes_pictures
+        self._images = (
+            ImageInputs(self._model, settings.max_pixels, description.fitting)
+            if description.takes_images
             else None
         )
         self._threads = settings.threads
@@ -156,61 +156,61 @@ class ServedNetwork:
                 f"too large, or belong to another net"
             )
 
-    def answer(self, payloads: Sequence[Payload], is_picture: bool) -> Answers:
-        """The outcome of each payload: a picture, or a tensor of (rows, *input_shape).
+    def answer(self, payloads: Sequence[Payload], is_image: bool) -> Answers:
+        """The result of each payload: an image, or a tensor of (rows, *input_shape).
 
         A bad one does not affect the others. A tensor of NaN, or of numbers out of the net's range,
         gets the answer that they lead to, as in NumPy.
         """
         begun_s = self._clock.now()
-        inputs = self._decoded(payloads) if is_picture else [self._tensor(p) for p in payloads]
+        inputs = self._decoded(payloads) if is_image else [self._tensor(p) for p in payloads]
         usable = [each for each in inputs if not isinstance(each, tuple)]
         rows = usable[0] if len(usable) == 1 else np.concatenate(usable) if usable else None
         prepared_s = self._clock.now()
-        outcomes = self._outcomes(inputs, rows, is_picture)
+        results = self._results(inputs, rows, is_image)
         computed_s = self._clock.now()
         return Answers(
-            bytes(status for status, _ in outcomes),
+            bytes(status for status, _ in results),
             prepared_s - begun_s,
             computed_s - prepared_s,
-            tuple(payload for _, payload in outcomes),
+            tuple(payload for _, payload in results),
         )
 
-    def _outcomes(
-        self, inputs: Sequence[Rows | Refusal], rows: Rows | None, is_picture: bool
+    def _results(
+        self, inputs: Sequence[Rows | Refusal], rows: Rows | None, is_image: bool
     ) -> list[tuple[Status, bytes | memoryview]]:
-        """Return the outcome of each input; ``rows`` are the inputs that were not refused."""
+        """Return the result of each input; ``rows`` are the inputs that were not refused."""
         if rows is None:
             return [each for each in inputs if isinstance(each, tuple)]
         outputs = self._inference(rows)
         if self.description.has_logits:
             with np.errstate(invalid="ignore"):  # of what is not finite
                 outputs = softmax(outputs)
-        outcomes: list[tuple[Status, bytes | memoryview]] = []
+        results: list[tuple[Status, bytes | memoryview]] = []
         start = 0
         for each in inputs:
             if isinstance(each, tuple):
-                outcomes.append(each)
+                results.append(each)
                 continue
             own = slice(start, start + len(each))
             start = own.stop
-            if is_picture and not np.isfinite(outputs[own]).all():
-                outcomes.append((Status.BAD_INPUT, NOT_FINITE))
+            if is_image and not np.isfinite(outputs[own]).all():
+                results.append((Status.BAD_INPUT, NOT_FINITE))
             else:
-                outcomes.append((Status.OK, outputs[own].astype("<f4", copy=False).data.cast("B")))
-        return outcomes
+                results.append((Status.OK, outputs[own].astype("<f4", copy=False).data.cast("B")))
+        return results
 
     def _decoded(self, payloads: Sequence[Payload]) -> list[Rows | Refusal]:
-        """Each picture as a row for the model."""
+        """Each image as a row for the model."""
         run = map if self._decoders is None or len(payloads) == 1 else self._decoders.map
-        return list(run(self._picture, payloads))
+        return list(run(self._image, payloads))
 
-    def _picture(self, payload: Payload) -> Rows | Refusal:
-        if self._pictures is None:
+    def _image(self, payload: Payload) -> Rows | Refusal:
+        if self._images is None:
             shape = self.description.input_shape
-            return Status.BAD_INPUT, f"a model of inputs {shape} takes no pictures".encode()
+            return Status.BAD_INPUT, f"a model of inputs {shape} takes no images".encode()
         try:
-            return self._pictures.of(BytesIO(payload))[np.newaxis]
+            return self._images.of(BytesIO(payload))[np.newaxis]
         except ImageError as error:
             return Status.BAD_INPUT, str(error).encode()
 
@@ -239,8 +239,8 @@ def model_of(description: ModelDescription, trust_recipes: bool = False) -> Mode
             f"the net {description.pretrained} is not in this release of dist_net; expected the "
             f"same release on both hosts"
         )
-    if description.picture_recipe:
-        return PictureRecipe.from_json(description.picture_recipe).model
+    if description.image_recipe:
+        return ImageRecipe.from_json(description.image_recipe).model
     path, original = description.recipe, description.recipe_original
     if path not in recipe_names():
         files = description.recipe_files

@@ -51,7 +51,7 @@ MUCH = 0.5
 
 WARM_UP_ROUNDS = 2
 ROUNDS = 3
-LEAST_GRADIENTS = 1000
+MIN_GRADIENTS = 1000
 
 MOST = {
     "workers": 10_000,
@@ -62,7 +62,7 @@ MOST = {
 }
 """Upper limits of a plan; a larger value is probably a typing error."""
 
-MOST_THAT_RUN_AHEAD = max(workers for workers, each in PIPELINES.items() if each.depth > 1)
+MAX_THAT_RUN_AHEAD = max(workers for workers, each in PIPELINES.items() if each.depth > 1)
 """With more workers, each waits for newer weights after every push."""
 
 
@@ -145,7 +145,7 @@ class ClusterPlan:
             all_s = worker_s + threads_s + of_worker_s + server_s + transport_s
             needed_s["cores"] = all_s / self.cores
         most = max(needed_s, key=lambda part: needed_s[part])
-        if worker_s <= MOST_THAT_RUN_AHEAD * needed_s[most]:
+        if worker_s <= MAX_THAT_RUN_AHEAD * needed_s[most]:
             return self.name_of(most), worker_s / needed_s[most]
         waits_s = of_worker_s + server_s + transport_s + 2 * (self.transfer_s(1) + self.latency_s)
         return self.name_of(most), (worker_s + waits_s) / needed_s[most]
@@ -306,7 +306,7 @@ class PlannedCluster:
         self._let_apply(WARM_UP_ROUNDS * self.plan.workers)
         self.run.metrics = metrics = RunMetrics()
         began_s, busy_s, idle_s = self.schedule.now_s, self._busy_s(), self._idle_s()
-        self._let_apply(max(LEAST_GRADIENTS, ROUNDS * self.plan.workers))
+        self._let_apply(max(MIN_GRADIENTS, ROUNDS * self.plan.workers))
         seconds = self.schedule.now_s - began_s
         busy = {
             name: (until_s - busy_s[name]) / seconds for name, until_s in self._busy_s().items()

@@ -143,10 +143,10 @@ class LocalCluster:
             opened_run(settings, lambda: recipe.initial_weights(seed), checkpoint)
         )
         journal = stack.enter_context(opened_journal(path.with_suffix(".journal"), run))
-        most_arrays = settings.pipeline.grouped
+        max_arrays = settings.pipeline.grouped
         socket = stack.enter_context(
             LocalServerSocket(
-                [self._listen], server_keys, settings.gradient_bytes, most_arrays=most_arrays
+                [self._listen], server_keys, settings.gradient_bytes, max_arrays=max_arrays
             )
         )
         self.address = socket.contact_addresses[0]

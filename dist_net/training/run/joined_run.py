@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
+from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.command_line import TRUST
 from dist_net.errors import NoAnswerError, ProtocolError, SettingError
 from dist_net.nets.observer import NO_RECORDS, Observer
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.processes.cluster_options import MOST_WORKERS
+from dist_net.processes.cluster_options import MAX_WORKERS
 from dist_net.processes.crew import Crew
 from dist_net.processes.replacement import RESTARTS
 from dist_net.processes.roles import LocalProcesses, Role
@@ -49,12 +49,12 @@ class JoinedRunSettings:
 
     def __post_init__(self) -> None:
         timeouts = self.join_timeout_s, self.rejoin_timeout_s
-        is_in_range = 1 <= self.workers <= MOST_WORKERS and 1 <= self.threads <= MOST_THREADS
+        is_in_range = 1 <= self.workers <= MAX_WORKERS and 1 <= self.threads <= MAX_THREADS
         if not is_in_range or not all(0 < each < math.inf for each in timeouts):
             raise SettingError(
                 f"--workers={self.workers}, --threads={self.threads}, --timeout="
                 f"{self.join_timeout_s:g}, --rejoin-timeout={self.rejoin_timeout_s:g}: expected 1 "
-                f"to {MOST_WORKERS} workers of 1 to {MOST_THREADS} threads, and numbers of seconds "
+                f"to {MAX_WORKERS} workers of 1 to {MAX_THREADS} threads, and numbers of seconds "
                 f"above 0"
             )
 

@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
             [arguments.listen],
             keys,
             settings.gradient_bytes,
-            most_arrays=settings.pipeline.grouped,
+            max_arrays=settings.pipeline.grouped,
         ) as socket,
     ):
         loop = ServerLoop(

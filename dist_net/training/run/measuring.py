@@ -34,7 +34,7 @@ START_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 30.0
 ROUNDS = 3
 EXCHANGE_SECONDS = 0.4
-LEAST_EXCHANGES = 60
+MIN_EXCHANGES = 60
 WARM_UP = 30
 LEASES = {1: 1, PIPELINE.grouped: 21 * PIPELINE.grouped}
 """Minibatches of a lease, by how many gradients are then in a push."""
@@ -124,7 +124,7 @@ class CountedStep:
         if counted == 0:
             self._until_s = now_s + EXCHANGE_SECONDS
             self._note()
-        elif counted >= LEAST_EXCHANGES and now_s >= self._until_s and len(self.used) == 1:
+        elif counted >= MIN_EXCHANGES and now_s >= self._until_s and len(self.used) == 1:
             self._note()
             self.done()
         if self._computes is None:

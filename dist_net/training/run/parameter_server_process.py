@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.listen,
             keys,
             settings.gradient_bytes,
-            most_arrays=settings.pipeline.grouped,
+            max_arrays=settings.pipeline.grouped,
         ) as workers,
     ):
         loop = ServerLoop(

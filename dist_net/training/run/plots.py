@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-MOST_POINTS = 300  # of a curve; more than that is only noise
-MOST_CLASSES_NAMED = 60  # beyond that names and counts could not be read
+MAX_POINTS = 300  # of a curve; more than that is only noise
+MAX_CLASSES_NAMED = 60  # beyond that names and counts could not be read
 TITLES = {
     "loss": "loss",
     "accuracy": "accuracy",
@@ -79,9 +79,9 @@ def _title(records: Sequence[Mapping[str, Any]], samples_per_epoch: int, recipe:
 
 
 def _curve(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At most MOST_POINTS points, sorted by x, each the mean of neighbours; ``(N, 2)``."""
+    """At most MAX_POINTS points, sorted by x, each the mean of neighbours; ``(N, 2)``."""
     ordered = points[np.argsort(points[:, 0], kind="stable")]
-    parts = np.array_split(ordered, min(MOST_POINTS, len(ordered)))
+    parts = np.array_split(ordered, min(MAX_POINTS, len(ordered)))
     return np.array([part.mean(0) for part in parts])
 
 
@@ -92,7 +92,7 @@ def plot_confusion(
 
     Raises what ``plot_training`` does.
     """
-    side = 0.6 * min(len(class_names), MOST_CLASSES_NAMED)
+    side = 0.6 * min(len(class_names), MAX_CLASSES_NAMED)
     figure = new_figure(2 + side, 1.8 + side)
     axes = figure.subplots()
     draw_confusion(axes, confusion, class_names)
@@ -106,7 +106,7 @@ def draw_confusion(axes: Axes, confusion: NDArray[np.int64], class_names: Sequen
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if len(class_names) <= MOST_CLASSES_NAMED:
+    if len(class_names) <= MAX_CLASSES_NAMED:
         places = range(len(class_names))
         axes.set_xticks(places, class_names, rotation=45, ha="right", **AS_IT_IS)
         axes.set_yticks(places, class_names, **AS_IT_IS)
@@ -158,6 +158,6 @@ def new_figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingExtraError(
-            "pictures of a run need matplotlib; install it with: pip install -e '.[plots]'"
+            "plots of a run need matplotlib; install it with: pip install -e '.[plots]'"
         ) from error
     return Figure(figsize=(width, height), layout="constrained")

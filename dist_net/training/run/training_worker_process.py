@@ -14,7 +14,7 @@ import socket
 import sys
 from pathlib import Path
 
-from dist_net.autodiff.kernels.thread_pool import MOST_THREADS
+from dist_net.autodiff.kernels.thread_pool import MAX_THREADS
 from dist_net.errors import InterruptedRunError, SettingError
 from dist_net.nets.observer import recipe_at
 from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe
@@ -67,11 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
     Raises InterruptedRunError if the run, or this worker, was ended before that.
     """
     timeouts = arguments.timeout, arguments.rejoin_timeout
-    if not 1 <= arguments.threads <= MOST_THREADS or not all(each > 0 for each in timeouts):
+    if not 1 <= arguments.threads <= MAX_THREADS or not all(each > 0 for each in timeouts):
         raise SettingError(
             f"--threads={arguments.threads}, --timeout={arguments.timeout:g}, "
             f"--rejoin-timeout={arguments.rejoin_timeout:g}: expected a whole number from 1 up to "
-            f"{MOST_THREADS}, and numbers of seconds above 0"
+            f"{MAX_THREADS}, and numbers of seconds above 0"
         )
     with StartReports("the dataset") as reports:
         done = _train(arguments, reports)

@@ -14,7 +14,7 @@ class Consistency:
     """One of ``auto``, ``async``, ``ssp:N`` and ``bsp:N``.
 
     async: workers never wait for each other. SSP (stale synchronous parallel, Ho 2013): a worker
-    that has completed more than ``most_ahead`` steps more than the slowest waits for it. BSP (bulk
+    that has completed more than ``max_ahead`` steps more than the slowest waits for it. BSP (bulk
     synchronous parallel): the gradients of ``round_minibatches`` minibatches are averaged, and
     applied as one update.
 
@@ -23,7 +23,7 @@ class Consistency:
     bounded, the lower the more workers there are. See docs/decisions/0016-workers-in-step.md.
     """
 
-    most_ahead: int | None = None
+    max_ahead: int | None = None
     round_minibatches: int | None = None
     is_automatic: bool = False
 
@@ -39,7 +39,7 @@ class Consistency:
         if text == "async":
             return cls()
         if text == "auto":
-            return cls(most_ahead=0, is_automatic=True)
+            return cls(max_ahead=0, is_automatic=True)
         if text == "bsp" and not number:
             raise SettingError(
                 "consistency='bsp': how many workers there will be is not known here; expected "
@@ -47,7 +47,7 @@ class Consistency:
             )
         if number.isascii() and number.isdecimal() and len(number) <= len(str(MOST)):
             if kind == "ssp" and int(number) <= MOST:
-                return cls(most_ahead=int(number))
+                return cls(max_ahead=int(number))
             if kind == "bsp" and 1 <= int(number) <= MOST:
                 return cls(round_minibatches=int(number))
         raise SettingError(
@@ -59,8 +59,8 @@ class Consistency:
     def __str__(self) -> str:
         if self.is_automatic:
             return "auto"
-        if self.most_ahead is not None:
-            return f"ssp:{self.most_ahead}"
+        if self.max_ahead is not None:
+            return f"ssp:{self.max_ahead}"
         return "async" if self.round_minibatches is None else f"bsp:{self.round_minibatches}"
 
     @property
@@ -70,7 +70,7 @@ class Consistency:
 
     def goes_in_step(self, workers: int) -> bool:
         """Whether, of so many workers, those that are ahead wait for others."""
-        return self.most_ahead is not None and not (self.is_automatic and workers <= FREE_WORKERS)
+        return self.max_ahead is not None and not (self.is_automatic and workers <= FREE_WORKERS)
 
     def most_of_rate(self, workers: int, full_rate_staleness: float) -> float:
         """Return the bound of the learning rate, as a share of its highest value.

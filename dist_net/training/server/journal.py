@@ -34,7 +34,7 @@ from dist_net.vector import Vector
 
 BLOCK_BYTES = 64
 FORMAT_VERSION = 1
-MOST_UNWRITTEN_BYTES = 2**26  # a million gradients
+MAX_UNWRITTEN_BYTES = 2**26  # a million gradients
 CHUNK_BYTES = 2**20  # read at a time
 ALWAYS, NEVER = "always", "never"
 ANOTHER_RUN = (
@@ -475,7 +475,7 @@ class JournalFile:
     @property
     def is_given_up(self) -> bool:
         """Whether too much could not be written to be kept any longer."""
-        return len(self._unwritten) > MOST_UNWRITTEN_BYTES
+        return len(self._unwritten) > MAX_UNWRITTEN_BYTES
 
     def lag(self, now: float) -> JournalLag:
         """Return how far the disk is behind."""

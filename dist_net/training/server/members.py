@@ -10,7 +10,7 @@ from dist_net.training.server.consistency import ASYNC, Consistency
 from dist_net.training.server.metrics import RecentSpeed
 from dist_net.wire.messages import PIPELINE, UNKNOWN_EQUIPMENT, Equipment, Pipeline
 
-LONGEST_LOOK_S = 0.5
+MAX_LOOK_S = 0.5
 """The longest pause between two calls of `expired`, unless the server itself stood still."""
 
 PIPELINES = {2: PIPELINE, 8: Pipeline(2, 1), math.inf: Pipeline(1, 1)}
@@ -164,8 +164,8 @@ class Membership:
 
         That is ``SLOWEST_TO_MEAN`` times as long as usual, and at least the progress timeout.
         """
-        longest_s = max(self._progress_timeout_s, SLOWEST_TO_MEAN * self._usual_step_s)
-        return [each for each in self._members.values() if each.under_way_s(now) > longest_s]
+        max_s = max(self._progress_timeout_s, SLOWEST_TO_MEAN * self._usual_step_s)
+        return [each for each in self._members.values() if each.under_way_s(now) > max_s]
 
     @property
     def pipeline(self) -> Pipeline:
@@ -242,7 +242,7 @@ class Membership:
         hear anybody, does not count.
         """
         if self._looked_s is not None:
-            stood_still_s = max(0.0, now - self._looked_s - LONGEST_LOOK_S)
+            stood_still_s = max(0.0, now - self._looked_s - MAX_LOOK_S)
             for member in self._members.values():
                 member.heard_s = min(member.heard_s + stood_still_s, now)
                 if member.step_began_s is not None:

@@ -317,8 +317,8 @@ class ParameterServer:
 
         Nobody waits for who was left behind, and nobody has to catch up.
         """
-        members, most_ahead = self.run.members, self.run.settings.consistency.most_ahead
-        if most_ahead is None or not members.go_in_step:
+        members, max_ahead = self.run.members, self.run.settings.consistency.max_ahead
+        if max_ahead is None or not members.go_in_step:
             return False
         holds_lease = self.run.ledger.holds_lease
         clocks = [
@@ -329,7 +329,7 @@ class ParameterServer:
         slowest = min(clocks, default=member.clock)
         if member.is_idle or member.is_left_behind:
             member.clock = max(member.clock, slowest)
-        return member.clock - slowest > most_ahead
+        return member.clock - slowest > max_ahead
 
     def _work(self, member: Member, now: float) -> Message | None:
         """The answer to a worker; None if it has to wait for others."""

@@ -1,7 +1,7 @@
 """The training worker's process: a loop that connects its state machine to sockets and memory.
 
 `WorkerLoop.turns` is the loop, up to each of its waits; `WorkerLoop.train` waits. What both find
-around them is a `Surroundings`: this process's, or a simulation's.
+around them is a `Environment`: this process's, or a simulation's.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Pulse(Protocol):
     def stop(self) -> None: ...
 
 
-class Surroundings(Protocol):
+class Environment(Protocol):
     """What a worker's loop finds around it: time, chance, a network and shared memory."""
 
     @property
@@ -111,7 +111,7 @@ class Surroundings(Protocol):
         ...
 
 
-class ProcessSurroundings:
+class ProcessEnvironment:
     """Those of a real process, whose server is at ``address``."""
 
     def __init__(self, address: str, keys: PeerKeys | None, shares_memory: bool) -> None:
@@ -171,9 +171,9 @@ class WorkerLoop:
         join_timeout_s: float = 10.0,
         rejoin_timeout_s: float = REJOIN_TIMEOUT_S,
         equipment: Equipment = UNKNOWN_EQUIPMENT,
-        surroundings: Surroundings | None = None,
+        environment: Environment | None = None,
     ) -> None:
-        around = surroundings or ProcessSurroundings(address, keys, shares_memory)
+        around = environment or ProcessEnvironment(address, keys, shares_memory)
         self._around = around
         self._clock = around.clock
         self._step_of = step_of

@@ -45,11 +45,11 @@ from dist_net.wire.messages import (
 
 logger = logging.getLogger(__name__)
 
-LONGEST_TRAVEL_S = 1.0
+MAX_TRAVEL_S = 1.0
 """For a request and the answer to it, besides the time that arrays travel."""
 
 FIRST_TRY_S = 1.0
-LONGEST_TRY_S = 5.0
+MAX_TRY_S = 5.0
 """For the answer to a try to join again; each try waits twice as long as the one before. Until then
 its connection is tried ten times a second: a fresh one helps where TCP waits for longer."""
 
@@ -65,7 +65,7 @@ PATIENCE = 3
 QUICK_STEP_S = 0.002
 """A gradient waits for the next if that will be soon; a message costs some 0.1 ms in all."""
 
-LONGEST_WAIT_S = 0.2
+MAX_WAIT_S = 0.2
 """For a message; then the worker looks whether it is to stop."""
 
 
@@ -162,7 +162,7 @@ class WorkerState:
         self._answer_timeout_s = 0.0
         self._rejoin_timeout_s = rejoin_timeout_s
         self._was_in = False
-        self._try_s = LONGEST_TRY_S  # at first: the server may be starting too
+        self._try_s = MAX_TRY_S  # at first: the server may be starting too
         self._left_s = join_timeout_s
         self._worker_id = 0
         self._last_request_id = 0
@@ -223,8 +223,8 @@ class WorkerState:
         if wakes_at_s is None or self.is_overdue(now):
             # If an answer is overdue, this process may have been stopped, by SIGSTOP or with the
             # whole machine. Then it was sent long ago, and needs a moment to get here.
-            return LONGEST_WAIT_S
-        return min(max(wakes_at_s - now, 0.0), LONGEST_WAIT_S)
+            return MAX_WAIT_S
+        return min(max(wakes_at_s - now, 0.0), MAX_WAIT_S)
 
     def received(
         self, message: Message | None, now: float, heartbeat: tuple[Message, float] | None = None
@@ -251,7 +251,7 @@ class WorkerState:
     def _try_to_join(self, now: float, join: Join | None = None) -> list[WorkerCommand]:
         self._answer_timeout_s = min(self._try_s, self._left_s)
         self._left_s -= self._answer_timeout_s
-        self._try_s = min(2 * self._try_s, LONGEST_TRY_S)
+        self._try_s = min(2 * self._try_s, MAX_TRY_S)
         self._worker_id = 0
         self._pull_at_s = None
         self._drop_lease()
@@ -357,7 +357,7 @@ class WorkerState:
             self._unanswered[-1] = last, max(asked_s, sent_s)
             return []
         travelling_bytes = sum(self._bytes_of(request) for request, _ in self._unanswered)
-        travel_s = LONGEST_TRAVEL_S + PATIENCE * travelling_bytes / self._seen_bytes_per_s
+        travel_s = MAX_TRAVEL_S + PATIENCE * travelling_bytes / self._seen_bytes_per_s
         if sent_s <= asked_s + travel_s:
             return []
         logger.warning(

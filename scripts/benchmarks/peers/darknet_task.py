@@ -1,4 +1,4 @@
-"""The net and the pictures that every runtime is measured on.
+"""The net and the images that every runtime is measured on.
 
 The net lies in a directory as Darknet's pair of files; what a runtime needs besides, its peer
 writes there.
@@ -25,7 +25,7 @@ SEED = 0
 
 
 def write_net(configuration: Configuration, directory: Path) -> float:
-    """Writes the net with seeded weights; gives the floating-point operations for one picture."""
+    """Writes the net with seeded weights; gives the floating-point operations for one image."""
     network = DarknetNetwork(configuration)
     write_configuration(configuration, directory / CONFIGURATION)
     write_weights(directory / WEIGHTS, network, seeded_weights(network, SEED))
@@ -33,7 +33,7 @@ def write_net(configuration: Configuration, directory: Path) -> float:
 
 
 def flops(network: DarknetNetwork) -> float:
-    """Of the convolutions, by the direct algorithm, for one picture: 18.57e9 for Darknet-53.
+    """Of the convolutions, by the direct algorithm, for one image: 18.57e9 for Darknet-53.
 
     A multiplication and its addition are 2.
     """
@@ -47,7 +47,7 @@ def flops(network: DarknetNetwork) -> float:
 
 
 def images(batch: int, input_shape: tuple[int, ...]) -> Array:
-    """Random pictures (batch, H, W, C) float32 in 0..1; the first ones are the same at each call.
+    """Random images (batch, H, W, C) float32 in 0..1; the first ones are the same at each call.
 
     Noise is as good as photographs: no runtime's time depends on what it sees.
     """
@@ -55,5 +55,5 @@ def images(batch: int, input_shape: tuple[int, ...]) -> Array:
 
 
 def channels_first(batch: int, input_shape: tuple[int, ...]) -> Array:
-    """The same pictures as (batch, C, H, W)."""
+    """The same images as (batch, C, H, W)."""
     return np.ascontiguousarray(images(batch, input_shape).transpose(0, 3, 1, 2))

@@ -51,7 +51,7 @@ class DistNet:
         model_in(directory)
 
     def load(self, directory: Path, batch: int, threads: int) -> Callable[[], darknet_task.Array]:
-        """A function whose run gives the probabilities (batch, classes) of the task's pictures."""
+        """A function whose run gives the probabilities (batch, classes) of the task's images."""
         model, prepared = model_in(directory)
         inference = Inference(model, prepared, threads, batch, **self.options)
         inputs = darknet_task.images(batch, model.input_shape)

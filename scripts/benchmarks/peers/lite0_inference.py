@@ -14,10 +14,10 @@ from dist_net.nn.inference import Inference, prepare
 
 
 def load(_directory: Path, batch: int, threads: int) -> Callable[[], lite0_task.Logits]:
-    """A function whose run gives the logits (batch, classes) of the task's pictures."""
+    """A function whose run gives the logits (batch, classes) of the task's images."""
     prepared = prepare(lite0.model(), lite0.read_weights())
     inference = Inference(lite0.model(), prepared, threads, batch, **OPTIONS[sys.argv[2]])
-    inputs = lite0_task.pictures(batch)
+    inputs = lite0_task.images(batch)
     return lambda: inference(inputs)
 
 

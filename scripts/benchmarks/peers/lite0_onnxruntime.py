@@ -14,7 +14,7 @@ def load(directory: Path, batch: int, threads: int) -> Callable[[], lite0_task.L
     """A session for this batch size, whose run gives the logits (batch, classes)."""
     file = directory / lite0_task.ONNX_FILE
     session = session_of(file, lite0_task.BATCH, batch, threads)
-    inputs = {session.get_inputs()[0].name: lite0_task.pictures(batch)}
+    inputs = {session.get_inputs()[0].name: lite0_task.images(batch)}
 
     def run() -> lite0_task.Logits:
         logits: lite0_task.Logits = session.run(None, inputs)[0]

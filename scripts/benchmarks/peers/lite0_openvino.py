@@ -13,7 +13,7 @@ from benchmarks.peers.orders import Peer
 def load(directory: Path, batch: int, threads: int) -> Callable[[], lite0_task.Logits]:
     """A compiled model for this batch size, whose run gives the logits (batch, classes)."""
     request = request_of(directory / lite0_task.ONNX_FILE, batch, threads)
-    return run_of(request, lite0_task.pictures(batch))
+    return run_of(request, lite0_task.images(batch))
 
 
 if __name__ == "__main__":

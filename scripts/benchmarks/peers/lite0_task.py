@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, and the pictures that every runtime is measured on.
+"""EfficientNet-Lite0, and the images that every runtime is measured on.
 
 The weights are those of the extra ``pretrained``; what a runtime needs besides, its peer writes.
 """
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dist_net.data import Dataset
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import write_exported
+from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.sources import PretrainedNet
 from dist_net.optim import AdamW
 
@@ -31,8 +32,8 @@ LEARNING_RATE = 0.0001
 """Of a net that is trained further, as ``dist-net train FOLDER --fine-tune`` does it."""
 
 
-def pictures(count: int) -> NDArray[np.uint8]:
-    """Random pictures (count, 224, 224, 3); the first ones are the same at each call.
+def images(count: int) -> NDArray[np.uint8]:
+    """Random images (count, 224, 224, 3); the first ones are the same at each call.
 
     Patches of colours, so that the net sees something: of plain noise it takes everything for one
     class.
@@ -45,16 +46,16 @@ def pictures(count: int) -> NDArray[np.uint8]:
 
 
 def dataset() -> Dataset:
-    """Random pictures to train on, of random classes: two minibatches; one picture to test on."""
+    """Random images to train on, of random classes: two minibatches; one image to test on."""
     count = 2 * TRAINING_BATCH
-    inputs = pictures(count)
+    inputs = images(count)
     targets = np.random.default_rng(SEED).integers(0, lite0.CLASSES, count)
     names = tuple(map(str, range(lite0.CLASSES)))
-    return Dataset("pictures", inputs, targets, inputs[:1], targets[:1], names)
+    return Dataset("images", inputs, targets, inputs[:1], targets[:1], names)
 
 
 def write_onnx(directory: Path) -> None:
-    """Writes the net as ``dist-net export efficientnet-lite0 FILE`` does, for the pictures."""
+    """Writes the net as ``dist-net export efficientnet-lite0 FILE`` does, for the images."""
     found = PretrainedNet(None).read()
     exported = ExportedModel(lite0.NAME, found, found.weights())
     write_exported(directory / ONNX_FILE, "onnx", exported)

@@ -21,7 +21,7 @@ FROZEN = "frozen"
 
 
 def load(_directory: Path, batch: int, threads: int) -> Callable[[], np.float32]:
-    """A function that takes a step on the next minibatch of pictures; it gives the loss."""
+    """A function that takes a step on the next minibatch of images; it gives the loss."""
     network = lite0.EfficientNetLite0()
     recipe = Recipe(
         FrozenBatchNorm(network) if sys.argv[2] == FROZEN else network,

@@ -1,4 +1,4 @@
-"""ncnn on the CPU: float32, Winograd's convolution on, one picture at a time as it has no batch."""
+"""ncnn on the CPU: float32, Winograd's convolution on, one image at a time as it has no batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ncnn on EfficientNet-Lite0: float32, one picture at a time as it has no batch.
+"""ncnn on EfficientNet-Lite0: float32, one image at a time as it has no batch.
 
 Its files are written layer by layer, with batch norm folded into the filters; see ``ncnn_files``
 for their format.
@@ -119,12 +119,12 @@ def load(directory: Path, batch: int, threads: int) -> Callable[[], lite0_task.L
     if batch != 1:
         raise BenchmarkError(f"batch={batch}: ncnn has no batches; expected 1")
     net = net_in(directory, threads)
-    (picture,) = lite0_task.pictures(1)
+    (pixels,) = lite0_task.images(1)
     height, width, channels = lite0.INPUT_SHAPE
     means, scales = [127.0] * channels, [1 / 128] * channels
 
     def run() -> lite0_task.Logits:
-        image = ncnn.Mat.from_pixels(picture, ncnn.Mat.PixelType.PIXEL_RGB, width, height)
+        image = ncnn.Mat.from_pixels(pixels, ncnn.Mat.PixelType.PIXEL_RGB, width, height)
         image.substract_mean_normalize(means, scales)
         extractor = net.create_extractor()
         extractor.input(INPUT, image)

@@ -1,6 +1,6 @@
 """PyTorch as most people run a net on a CPU: eager, in inference mode, batch norm folded.
 
-Maps lie channels last, which PyTorch has as an option, and which is faster: 111 ms a picture
+Maps lie channels last, which PyTorch has as an option, and which is faster: 111 ms an image
 instead of 136 in a batch of 8.
 """
 

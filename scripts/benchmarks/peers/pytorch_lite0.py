@@ -18,7 +18,7 @@ MOMENTUM, EPSILON = 0.01, 1e-3
 
 
 class TorchLite0:
-    """The net: pictures (N, 224, 224, 3) uint8, as a tensor, to logits (N, classes).
+    """The net: images (N, 224, 224, 3) uint8, as a tensor, to logits (N, classes).
 
     ``observes``: batch norm uses the minibatch's mean and variance, and keeps moving averages.
     """
@@ -53,10 +53,10 @@ class TorchLite0:
                 folded = fuse_conv_bn_weights(kernel, None, mean, variance, EPSILON, gamma, beta)
                 self._folded[norm] = tuple(each.detach() for each in folded)
 
-    def __call__(self, pictures: Any) -> Any:
+    def __call__(self, images: Any) -> Any:
         from torch.nn import functional
 
-        x = pictures.permute(0, 3, 1, 2).float().sub_(127).div_(128)
+        x = images.permute(0, 3, 1, 2).float().sub_(127).div_(128)
         x = self._normalized(x, "_bn0", stride=2)
         for index, block in enumerate(lite0.blocks()):
             x = self._block(x, f"_blocks.{index}.", block)
@@ -111,17 +111,17 @@ def convolved(x: Any, kernel: Any, bias: Any, stride: int, groups: int) -> Any:
 
 
 def load(_directory: Path, batch: int, threads: int) -> Callable[[], lite0_task.Logits]:
-    """A function whose run gives the logits (batch, classes) of the task's pictures."""
+    """A function whose run gives the logits (batch, classes) of the task's images."""
     import torch
 
     network = TorchLite0()
     network.fold()
-    pictures = torch.from_numpy(lite0_task.pictures(batch))
+    images = torch.from_numpy(lite0_task.images(batch))
 
     def run() -> lite0_task.Logits:
         torch.set_num_threads(threads)
         with torch.inference_mode():
-            logits: lite0_task.Logits = network(pictures).numpy()
+            logits: lite0_task.Logits = network(images).numpy()
         return logits
 
     return run

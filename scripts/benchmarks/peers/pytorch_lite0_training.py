@@ -17,7 +17,7 @@ from dist_net.data import epoch_order
 
 
 def load(_directory: Path, batch: int, threads: int) -> Callable[[], NDArray[np.float32]]:
-    """A function that takes a step on the next minibatch of pictures; it gives the loss."""
+    """A function that takes a step on the next minibatch of images; it gives the loss."""
     import torch
 
     torch.set_num_threads(threads)
@@ -32,7 +32,7 @@ def load(_directory: Path, batch: int, threads: int) -> Callable[[], NDArray[np.
     )
     cross_entropy = torch.nn.CrossEntropyLoss()
     dataset = lite0_task.dataset()
-    pictures, targets = map(torch.from_numpy, (dataset.train_inputs, dataset.train_targets))
+    images, targets = map(torch.from_numpy, (dataset.train_inputs, dataset.train_targets))
     batches = torch.from_numpy(epoch_order(lite0_task.SEED, 0, len(targets))).split(batch)
     position = 0
 
@@ -42,7 +42,7 @@ def load(_directory: Path, batch: int, threads: int) -> Callable[[], NDArray[np.
         # The last batch may be a short one: never used.
         position = (position + 1) % (len(targets) // batch)
         optimizer.zero_grad()
-        loss = cross_entropy(network(pictures[chosen]), targets[chosen])
+        loss = cross_entropy(network(images[chosen]), targets[chosen])
         loss.backward()
         optimizer.step()
         value: NDArray[np.float32] = loss.detach().numpy()

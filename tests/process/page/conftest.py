@@ -36,7 +36,7 @@ def model_status(name: str, **changes: Any) -> dict[str, Any]:
         "version": 1,
         "is_ready": True,
         "reason": "",
-        "takes_pictures": True,
+        "takes_images": True,
         "classes": 10,
         "labels": ["T-shirt/top", "Trouser"],
         "input_shape": [28, 28],
@@ -56,7 +56,7 @@ def worker_status(name: str, **changes: Any) -> dict[str, Any]:
     return {"name": name, "heard_s_ago": 0.1} | idle | changes
 
 
-def picture_of(number: int) -> bytes:
+def image_of(number: int) -> bytes:
     """A PNG file of 40 by 20 pixels, darker the greater the number is."""
     file = BytesIO()
     Image.new("RGB", (40, 20), (250 - 10 * number,) * 3).save(file, "PNG")
@@ -115,7 +115,7 @@ class StatedGateway:
         self.pool[kind] = [*others, thing]
 
     def offers(self, name: str, *labels: str) -> None:
-        """Puts a model into the pool, with pictures to try it, each of one grey."""
+        """Puts a model into the pool, with images to try it, each of one grey."""
         self.serves(name, samples=len(labels), labels=[*labels])
         self.samples[name] = [*labels]
 
@@ -124,14 +124,14 @@ class StatedGateway:
         _, _, _, model, _, *number = unquote(path).split("/")
         labels = self.samples[model]
         if number:
-            return 200, picture_of(int(number[0]))
+            return 200, image_of(int(number[0]))
         paths = [f"{path}/{place}" for place in range(len(labels))]
         return 200, [
             {"label": each, "path": path} for each, path in zip(labels, paths, strict=True)
         ]
 
     def refuse(self, code: int, error: str, **headers: str) -> None:
-        """Lets it refuse every picture."""
+        """Lets it refuse every image."""
         self.code, self.reply, self.headers = code, {"error": error}, headers
 
 

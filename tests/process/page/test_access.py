@@ -69,7 +69,7 @@ STATES = pytest.mark.parametrize("put", [ready, in_trouble, unsure, locked])
 
 
 def opened(visit: Any, put: Callable[[Any], None], **options: Any) -> Any:
-    """The page once it shows the pool and what came of a picture, without transitions."""
+    """The page once it shows the pool and what came of an image, without transitions."""
     page = visit(reduced_motion="reduce", **options).page
     expect(page.locator("#state")).not_to_have_text("Connecting…")
     if put is unsure:
@@ -131,7 +131,7 @@ def test_the_keyboard_is_enough(visit: Any, gateway: Any) -> None:
             )
         )
     names = [name for name, _ in focused]
-    assert names[:3] == ["model", "picture", "A T-shirt, in grey"]
+    assert names[:3] == ["model", "image", "A T-shirt, in grey"]
     assert names[-2:] == ["A bag, in grey", "submit"]
     assert {outline for _, outline in focused} <= {"solid", "auto"}
     page.keyboard.press("Shift+Tab")
@@ -143,7 +143,7 @@ def test_it_is_told_apart_by_ear(visit: Any) -> None:
     page = opened(visit, ready)
     for landmark in ("banner", "main", "contentinfo"):
         expect(page.get_by_role(landmark)).to_have_count(1)
-    for region in ("What does the picture show?", "The pool"):
+    for region in ("What does the image show?", "The pool"):
         expect(page.get_by_role("region", name=region)).to_be_visible()
     levels = page.get_by_role("heading").evaluate_all("all => all.map(each => +each.tagName[1])")
     assert levels == [1, 2, 2, 3, 3]

@@ -1,4 +1,4 @@
-"""A picture goes in, in every way that a browser has, and an answer or plain words come out."""
+"""An image goes in, in every way that a browser has, and an answer or plain words come out."""
 
 import re
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def test_a_sample_is_answered_with_five_bars_and_the_time_each_part_took(
     assert (headers["Content-Type"], body) == ("image/png", PNG)
 
 
-def test_every_sample_is_a_picture_of_its_own(visit: Any, gateway: Any) -> None:
+def test_every_sample_is_a_image_of_its_own(visit: Any, gateway: Any) -> None:
     gateway.serves("fashion", labels=["T-shirt/top", "tench"])
     page = visit().page
     buttons = page.get_by_role("group", name="Or try one of these").get_by_role("button")
@@ -77,7 +77,7 @@ def test_every_sample_is_a_picture_of_its_own(visit: Any, gateway: Any) -> None:
 
 
 @pytest.mark.parametrize("way", [choose, paste, drop])
-def test_a_picture_of_ones_own_is_shown_and_asked(
+def test_a_image_of_ones_own_is_shown_and_asked(
     visit: Any, gateway: Any, way: Callable[[Any], None]
 ) -> None:
     page = visit().page
@@ -100,14 +100,14 @@ def test_pasted_text_is_left_to_the_browser(visit: Any, gateway: Any) -> None:
     assert gateway.requests == []
 
 
-def test_nothing_is_asked_without_a_picture(visit: Any, gateway: Any) -> None:
+def test_nothing_is_asked_without_a_image(visit: Any, gateway: Any) -> None:
     page = visit().page
     page.get_by_role("button", name="Ask").click()
-    assert page.locator("#picture").evaluate("input => input.validity.valueMissing")
+    assert page.locator("#image").evaluate("input => input.validity.valueMissing")
     assert gateway.requests == []
 
 
-def test_the_same_picture_can_be_asked_again(visit: Any, gateway: Any) -> None:
+def test_the_same_image_can_be_asked_again(visit: Any, gateway: Any) -> None:
     page = visit().page
     page.get_by_role("button", name="A bag").click()
     expect(page.locator("#verdict")).to_contain_text("Bag")
@@ -131,10 +131,10 @@ def test_an_answer_that_is_overtaken_is_not_shown(visit: Any, gateway: Any) -> N
 
 
 REFUSALS = {
-    400: "The picture could not be read.",
+    400: "The image could not be read.",
     404: "This model is not served here.",
-    413: "The picture is larger than the pool allows.",
-    415: "The pool accepts only JPEG and PNG pictures.",
+    413: "The image is larger than the pool allows.",
+    415: "The pool accepts only JPEG and PNG images.",
     503: "The pool cannot answer just now.",
     504: "The answer took too long.",
     500: "The pool failed to answer (500).",
@@ -181,10 +181,10 @@ def test_a_gateway_out_of_reach_is_named(visit: Any) -> None:
     expect(page.get_by_role("alert")).to_have_text("The gateway cannot be reached.")
 
 
-def test_a_file_that_is_no_picture_shows_none(visit: Any, gateway: Any) -> None:
+def test_a_file_that_is_no_image_shows_none(visit: Any, gateway: Any) -> None:
     gateway.refuse(400, "this is text")
     page = visit().page
-    page.locator("#picture").set_input_files(
+    page.locator("#image").set_input_files(
         {"name": "notes.png", "mimeType": "image/png", "buffer": b"text"}
     )
     expect(page.get_by_role("alert")).to_contain_text("this is text")
@@ -211,11 +211,11 @@ def test_a_choice_of_one_model_is_none(visit: Any) -> None:
     expect(page.get_by_label("Model")).to_be_hidden()
 
 
-def test_a_model_without_pictures_says_how_to_ask_it(visit: Any, gateway: Any) -> None:
-    gateway.serves("vectors", takes_pictures=False)
+def test_a_model_without_images_says_how_to_ask_it(visit: Any, gateway: Any) -> None:
+    gateway.serves("vectors", takes_images=False)
     page = visit().page
     page.get_by_label("Model").select_option("vectors")
-    expect(page.locator("#knows")).to_contain_text("vectors does not take pictures")
+    expect(page.locator("#knows")).to_contain_text("vectors does not take images")
     expect(page.get_by_role("button", name="Ask")).to_be_hidden()
     page.get_by_label("Model").select_option("fashion")
     expect(page.get_by_role("button", name="Ask")).to_be_visible()

@@ -1,4 +1,4 @@
-"""What is there to try: fitting samples, the picture as the model sees it, the request as code."""
+"""What is there to try: fitting samples, the image as the model sees it, the request as code."""
 
 import json
 import re
@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_net.images.fitting import FITTINGS, fit_picture, letterbox
-from process.page.conftest import picture_of
+from dist_net.images.fitting import FITTINGS, fit_image, letterbox
+from process.page.conftest import image_of
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -29,20 +29,20 @@ DRAW = f"""async ([bytes, model]) => {{
 }}"""
 
 
-def choose(page: Any, picture: Image.Image, name: str = "mine.png") -> None:
-    """Hands the page a picture."""
-    page.locator("#picture").set_input_files(
-        {"name": name, "mimeType": "image/png", "buffer": png(picture)}
+def choose(page: Any, image: Image.Image, name: str = "mine.png") -> None:
+    """Hands the page an image."""
+    page.locator("#image").set_input_files(
+        {"name": name, "mimeType": "image/png", "buffer": png(image)}
     )
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     file = BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
-def smooth_picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+def smooth_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """One on which it shows which part of it is taken, and whether that is turned or stretched."""
     pixels = np.random.default_rng(0).integers(0, 256, (6, 6, len(mode)), np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
@@ -61,7 +61,7 @@ def test_samples_that_a_run_held_out_take_the_place_of_the_drawn_ones(
     buttons.nth(1).click()
     expect(page.locator("#verdict")).to_contain_text("Bag")
     expect(page.locator("#drop")).to_contain_text("Tasche-groß-2.png")
-    assert [body for _, _, body in gateway.requests] == [picture_of(1)]
+    assert [body for _, _, body in gateway.requests] == [image_of(1)]
 
 
 def test_each_model_has_its_own_samples(visit: Any, gateway: Any) -> None:
@@ -83,7 +83,7 @@ def test_each_model_has_its_own_samples(visit: Any, gateway: Any) -> None:
         (["cat", "dog"], []),
     ],
 )
-def test_the_page_offers_pictures_of_the_classes_of_a_model_alone(
+def test_the_page_offers_images_of_the_classes_of_a_model_alone(
     visit: Any, gateway: Any, labels: list[str], offered: list[str]
 ) -> None:
     gateway.serves("fashion", labels=labels)
@@ -150,44 +150,44 @@ def test_an_answer_that_is_unknown_says_so_and_what_it_would_have_taken(
 # As the model sees it
 
 
-def test_a_picture_is_drawn_as_the_worker_fits_it(visit: Any) -> None:
+def test_a_image_is_drawn_as_the_worker_fits_it(visit: Any) -> None:
     page = visit().page
     for size in ((90, 60), (50, 120)):
-        picture = smooth_picture(*size)
-        pixels = np.asarray(picture)
+        image = smooth_image(*size)
+        pixels = np.asarray(image)
         for fitting in (*FITTINGS.keys() - {"exact"}, "letterbox"):
             model = {"input_shape": [24, 32, 3], "fitting": fitting}
-            seen = pixels_of(page.evaluate(DRAW, [list(png(picture)), model]))
+            seen = pixels_of(page.evaluate(DRAW, [list(png(image)), model]))
             if fitting == "letterbox":
                 expected = 255 * letterbox(pixels, 24, 32)
             else:
-                expected = fit_picture(pixels, (24, 32, 3), fitting).astype(np.float32)
+                expected = fit_image(pixels, (24, 32, 3), fitting).astype(np.float32)
             assert np.abs(seen - expected).mean() < 5, (size, fitting)
 
 
-def test_a_model_of_grey_pictures_sees_grey_on_white(visit: Any, gateway: Any) -> None:
+def test_a_model_of_grey_images_sees_grey_on_white(visit: Any, gateway: Any) -> None:
     gateway.serves("fashion", input_shape=[28, 32, 1], fitting="crop")
     page = visit().page
     expect(page.locator("#knows")).to_be_visible()
-    picture = smooth_picture(56, 56, "RGBA")
-    choose(page, picture)
+    image = smooth_image(56, 56, "RGBA")
+    choose(page, image)
     told = "As the model sees it, 32 \N{MULTIPLICATION SIGN} 28"
     expect(page.locator("#seen")).to_contain_text(told)
-    expected = fit_picture(BytesIO(png(picture)), (28, 32, 1), "crop").astype(np.float32)
+    expected = fit_image(BytesIO(png(image)), (28, 32, 1), "crop").astype(np.float32)
     seen = pixels_of(page.locator("#seen canvas").evaluate(PIXELS))
     assert (seen[..., 0] == seen[..., 2]).all()
     assert np.abs(seen - expected).mean() < 3
 
 
-def test_a_poll_meanwhile_does_not_keep_the_picture_from_being_shown(visit: Any) -> None:
+def test_a_poll_meanwhile_does_not_keep_the_image_from_being_shown(visit: Any) -> None:
     page = visit().page
     expect(page.locator("#knows")).to_be_visible()
     page.evaluate(
         "() => { const decode = createImageBitmap; const polled = new Promise((resolve) =>"
         " { window.goOn = resolve; });"
-        " window.createImageBitmap = async (picture) => (await polled, decode(picture)); }"
+        " window.createImageBitmap = async (image) => (await polled, decode(image)); }"
     )
-    choose(page, smooth_picture(8, 8))
+    choose(page, smooth_image(8, 8))
     for _ in range(2):  # the first may have been on its way
         page.wait_for_event("requestfinished", lambda request: request.url.endswith("/pool"))
     page.evaluate("goOn()")
@@ -200,13 +200,13 @@ def test_what_a_model_would_refuse_or_a_browser_cannot_read_is_not_shown(
     gateway.serves("fashion", fitting="exact")
     page = visit().page
     expect(page.locator("#knows")).to_be_visible()
-    choose(page, smooth_picture(28, 28))
+    choose(page, smooth_image(28, 28))
     expect(page.locator("#seen")).to_be_visible()
-    choose(page, smooth_picture(29, 28))
+    choose(page, smooth_image(29, 28))
     expect(page.locator("#seen")).to_be_hidden()
-    choose(page, smooth_picture(28, 28))
+    choose(page, smooth_image(28, 28))
     expect(page.locator("#seen")).to_be_visible()
-    page.locator("#picture").set_input_files(
+    page.locator("#image").set_input_files(
         {"name": "notes.png", "mimeType": "image/png", "buffer": b"text"}
     )
     expect(page.locator("#seen")).to_be_hidden()
@@ -233,7 +233,7 @@ def test_the_request_as_code_asks_what_the_page_asked(
         page.get_by_label("This pool needs a token.").fill(token)
         page.get_by_role("button", name="Use it").click()
     expect(page.locator("#state")).to_have_text("Ready")
-    choose(page, smooth_picture(8, 8), name)
+    choose(page, smooth_image(8, 8), name)
     expect(page.locator("#verdict")).not_to_be_empty()
     page.get_by_text("Ask the same without this page").click()
     code = page.get_by_role("figure", name=language).locator("code").inner_text()

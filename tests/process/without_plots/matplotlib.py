@@ -1,3 +1,3 @@
-"""Stands before the real one, where a test's processes have no pictures to draw."""
+"""Stands before the real one, where a test's processes have no images to draw."""
 
-raise ImportError("drawing a run takes 0.7 s of CPU, and this test looks at no pictures")
+raise ImportError("drawing a run takes 0.7 s of CPU, and this test looks at no images")

@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks import photo_accuracy
-from benchmarks.drawn_pictures import CORNERS, LARGEST_SIDE, LEAST_SIDE, draw_folder
+from benchmarks.drawn_images import CORNERS, LARGEST_SIDE, MIN_SIDE, draw_folder
 from benchmarks.photo_accuracy import AccuracyPlan
 from benchmarks.photos import INFERENCE, Case, PhotosPlan, ratios
 
@@ -30,7 +30,7 @@ def test_a_case_is_compared_with_the_same_of_a_peer() -> None:
     }
 
 
-def test_a_row_tells_the_share_of_a_picture() -> None:
+def test_a_row_tells_the_share_of_a_image() -> None:
     assert CASES[4].row == {
         "name": "training_step",
         "model": "efficientnet-lite0",
@@ -59,7 +59,7 @@ def test_a_small_scale_leaves_something_to_measure() -> None:
     assert PhotosPlan.scaled(1).accuracy == AccuracyPlan()
 
 
-def test_drawn_pictures_are_those_of_their_seed_and_part(tmp_path: Path) -> None:
+def test_drawn_images_are_those_of_their_seed_and_part(tmp_path: Path) -> None:
     folders = [
         draw_folder(tmp_path / name, 1, seed, part)
         for name, seed, part in (("a", 0, ""), ("b", 0, ""), ("c", 1, ""), ("d", 0, "test"))
@@ -70,5 +70,5 @@ def test_drawn_pictures_are_those_of_their_seed_and_part(tmp_path: Path) -> None
     assert one == same
     assert one not in others
     for path in files[0]:
-        with Image.open(path) as picture:
-            assert all(LEAST_SIDE <= side <= LARGEST_SIDE for side in picture.size)
+        with Image.open(path) as image:
+            assert all(MIN_SIDE <= side <= LARGEST_SIDE for side in image.size)

@@ -33,7 +33,7 @@ def test_activations_are_of_order_1_and_the_output_is_not_saturated(name: str) -
         if layer.section.kind in ("convolutional", "shortcut", "route"):
             assert 0.1 < np.sqrt(np.square(values, dtype=np.float64).mean()) < 10, layer.name
     logits = np.log(found[-1].reshape(2, -1))
-    assert ((logits.std(axis=1) > 1.7) & (logits.std(axis=1) < 4)).all()  # 2.6 for its picture
+    assert ((logits.std(axis=1) > 1.7) & (logits.std(axis=1) < 4)).all()  # 2.6 for its image
     assert ((logits.max(axis=1) > np.log(0.01)) & (logits.max(axis=1) < np.log(0.8))).all()
     variances = [view for each, view in views.items() if each.endswith("/variance")]
     assert all(((view >= 0.8) & (view <= 1.25)).all() for view in variances)

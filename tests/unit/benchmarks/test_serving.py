@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks import duress, serving
-from benchmarks.http_load import Connection, Outcomes, Task
-from benchmarks.served import TINY_SHAPE, PoolSize, picture_requests, row_requests
+from benchmarks.http_load import Connection, Results, Task
+from benchmarks.served import TINY_SHAPE, PoolSize, image_requests, row_requests
 
 
 def answer(*outputs: float) -> bytes:
@@ -19,8 +19,8 @@ def response(status: str, body: bytes) -> bytes:
     return f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
-def outcomes(**settings: Any) -> Outcomes:
-    return Outcomes(Task(1, [], 1.0, **settings))
+def results(**settings: Any) -> Results:
+    return Results(Task(1, [], 1.0, **settings))
 
 
 class SentTo:
@@ -52,7 +52,7 @@ def test_an_answer_may_come_in_pieces() -> None:
     assert heard == [(503, b"full")]
 
 
-def test_a_lost_connection_is_an_outcome_only_of_a_request() -> None:
+def test_a_lost_connection_is_an_result_only_of_a_request() -> None:
     connection, _, heard = connected()
     connection.send(b"GET", 3, 0.0)
     connection.connection_lost(None)
@@ -60,8 +60,8 @@ def test_a_lost_connection_is_an_outcome_only_of_a_request() -> None:
     assert heard == [(0, b"")]
 
 
-def test_outcomes_are_counted_by_status_and_time() -> None:
-    found = outcomes(deadline_s=0.5)
+def test_results_are_counted_by_status_and_time() -> None:
+    found = results(deadline_s=0.5)
     for seconds in (0.1, 0.2, 0.6):
         found.note(200, 0.0, seconds, 0, answer(1.0))
     found.note(503, 0.0, 0.01, 0, b"full")
@@ -74,7 +74,7 @@ def test_outcomes_are_counted_by_status_and_time() -> None:
 
 
 def test_an_answer_after_the_end_is_none_of_the_throughput() -> None:
-    found = outcomes(deadline_s=0.5)
+    found = results(deadline_s=0.5)
     found.stop = 1.0
     found.note(200, 0.9, 1.0, 0, answer(1.0))
     found.note(200, 0.9, 1.1, 0, answer(1.0))
@@ -85,7 +85,7 @@ def test_an_answer_after_the_end_is_none_of_the_throughput() -> None:
 
 
 def test_an_answer_before_the_ramp_has_ended_is_none_of_the_throughput_either() -> None:
-    found = outcomes(deadline_s=0.5)
+    found = results(deadline_s=0.5)
     found.start, found.stop = 2.0, 4.0
     for now in (1.9, 2.0, 3.0, 4.1):
         found.note(200, now - 0.1, now, 0, answer(1.0))
@@ -118,14 +118,14 @@ def test_a_pool_s_share_is_of_the_engine_in_the_same_round() -> None:
 
 
 def test_without_an_answer_there_are_no_percentiles() -> None:
-    assert outcomes().summary(1.0)["p99_ms"] is None
+    assert results().summary(1.0)["p99_ms"] is None
 
 
 @pytest.mark.parametrize(("is_exact", "wrong"), [(False, 1), (True, 2)])
 def test_an_answer_that_is_not_the_first_one_to_its_request_is_wrong(
     is_exact: bool, wrong: int
 ) -> None:
-    found = outcomes(compares=True, is_exact=is_exact)
+    found = results(compares=True, is_exact=is_exact)
     found.note(200, 0.0, 0.1, 0, answer(1.0, 2.0))
     found.note(200, 0.0, 0.1, 1, answer(9.0, 9.0))
     found.note(200, 0.0, 0.1, 0, answer(1.0, 2.0))
@@ -135,7 +135,7 @@ def test_an_answer_that_is_not_the_first_one_to_its_request_is_wrong(
 
 
 def test_what_is_neither_an_answer_nor_a_refusal_is_told_apart() -> None:
-    found = outcomes()
+    found = results()
     found.note(200, 0.0, 0.1, 0, answer(1.0))
     found.note(503, 0.0, 0.1, 0, b"")
     found.note(500, 0.0, 0.1, 0, b"")
@@ -170,8 +170,8 @@ def test_requests_are_of_the_open_inference_protocol(tmp_path: Path) -> None:
     assert (tensor["shape"], len(tensor["data"])) == ([1, *TINY_SHAPE], 784)
 
 
-def test_a_picture_follows_its_header(tmp_path: Path) -> None:
-    content = Path(picture_requests(tmp_path / "pictures", "net", 2.0)[0]).read_bytes()
+def test_a_image_follows_its_header(tmp_path: Path) -> None:
+    content = Path(image_requests(tmp_path / "images", "net", 2.0)[0]).read_bytes()
     head, _, body = content.partition(b"\r\n\r\n")
     size = int(head.partition(b"Inference-Header-Content-Length: ")[2].split(b"\r")[0])
     (tensor,) = json.loads(body[:size])["inputs"]

@@ -1,4 +1,4 @@
-"""``dist-net predict``: folders of pictures, rows of numbers, and where the outputs go."""
+"""``dist-net predict``: folders of images, rows of numbers, and where the outputs go."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from dist_net.nets.sources import FoundModel, source_called
 from dist_net.nn import Dense, Model, Sequential
 from dist_net.nn.inference import prepare
 from dist_net.printable import PrintableFormatter
-from picture_runs import SIDE, write_run
+from image_runs import SIDE, write_run
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_what_a_model_of_numbers_cannot_predict_is_refused_with_what_it_can(
     assert ".png" in capsys.readouterr().err
 
 
-def test_a_folder_is_all_its_pictures_and_rows_are_classified_too(
+def test_a_folder_is_all_its_images_and_rows_are_classified_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(write_run(tmp_path / "my run"))

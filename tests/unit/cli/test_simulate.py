@@ -116,9 +116,9 @@ def test_costs_that_are_measured_here_are_shown_and_kept(
 
 def test_the_prediction_is_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    picture = tmp_path / "capacity.svg"
-    simulate(*BY_HAND, "--workers", 1, 2, "--plot", picture)
-    assert "<svg" in picture.read_text()
+    image = tmp_path / "capacity.svg"
+    simulate(*BY_HAND, "--workers", 1, 2, "--plot", image)
+    assert "<svg" in image.read_text()
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ def test_the_live_line_of_a_run_fits(width: int, shown: list[str], left_out: lis
     assert not any(each in line for each in [*left_out, "…"])
 
 
-def test_the_extra_that_pictures_need_is_named(
+def test_the_extra_that_images_need_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

@@ -107,8 +107,8 @@ def test_samples_of_a_file_are_read_in_the_byte_order_of_the_machine(tmp_path: P
 
 def test_chunks_give_every_sample_once_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dist_net.data.samples.CHUNK_BYTES", 3 * 8)
-    for every, most_bytes in ((1, 100), (2, 64), (3, 30)):
-        chunks = [(each, chunk.copy()) for each, chunk in chunks_of(Squares(8), most_bytes)]
+    for every, max_bytes in ((1, 100), (2, 64), (3, 30)):
+        chunks = [(each, chunk.copy()) for each, chunk in chunks_of(Squares(8), max_bytes)]
         read = np.concatenate([chunk for _, chunk in chunks])[:, 0]
         np.testing.assert_array_equal(read, np.arange(0, 8, every) ** 2)
         assert [each[0] for each, _ in chunks] == list(range(0, 8, 3 * every))

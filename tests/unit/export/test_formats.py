@@ -90,9 +90,9 @@ def test_inputs_and_outputs_are_named_after_what_they_are(exported: ExportedMode
     graph = onnx_graph(exported)
     assert list(map(described, graph.inputs)) == [("input", np.uint8, ("N", 4, 4))]
     assert list(map(described, graph.outputs)) == [("logits", np.float32, ("N", 2))]
-    whole = ExportedModel("pets", exported.found, exported.weights, takes_pictures=True)
+    whole = ExportedModel("pets", exported.found, exported.weights, takes_images=True)
     graph = onnx_graph(whole)
-    assert list(map(described, graph.inputs)) == [("pictures", np.uint8, ("N", "H", "W", 3))]
+    assert list(map(described, graph.inputs)) == [("images", np.uint8, ("N", "H", "W", 3))]
     assert [port.name for port in graph.outputs] == ["probabilities"]
 
 
@@ -100,12 +100,12 @@ def test_every_fitting_can_be_part_of_a_graph() -> None:
     assert GRAPH_FITTINGS.keys() == FITTINGS.keys() | {"letterbox"}
 
 
-def test_preprocessing_is_for_nets_that_take_pictures() -> None:
+def test_preprocessing_is_for_nets_that_take_images() -> None:
     model = nn.Model(nn.Sequential(nn.Flatten(), nn.Dense(2)), (4, 4), input_dtype=np.float32)
     weights = model.layout.initial(np.random.default_rng(0))
     found = FoundModel(model, (), {}, "", lambda: weights)
     with pytest.raises(ExportError, match=r"m has inputs of float32\[4, 4\]; expected a"):
-        onnx_graph(ExportedModel("m", found, weights, takes_pictures=True))
+        onnx_graph(ExportedModel("m", found, weights, takes_images=True))
     assert [port.name for port in onnx_graph(ExportedModel("m", found, weights)).outputs] == [
         "outputs"
     ]

@@ -1,4 +1,4 @@
-"""Random variants of pictures: the same for the same seed, epoch and sample."""
+"""Random variants of images: the same for the same seed, epoch and sample."""
 
 import hashlib
 
@@ -12,12 +12,12 @@ from dist_net.images.augmentation import Augmentation
 AS_IT_IS = Augmentation(smallest_crop=1, flip=False)
 
 
-def pictures(number: int = 4, height: int = 12, width: int = 9) -> NDArray[np.uint8]:
+def images(number: int = 4, height: int = 12, width: int = 9) -> NDArray[np.uint8]:
     return np.random.default_rng(1).integers(0, 256, (number, height, width, 3), np.uint8)
 
 
 def ramp() -> NDArray[np.uint8]:
-    """One picture that grows brighter from left to right, by 8 a pixel."""
+    """One image that grows brighter from left to right, by 8 a pixel."""
     return np.tile(np.arange(0, 256, 8, dtype=np.uint8)[:, None], (1, 32, 1, 3))
 
 
@@ -30,23 +30,23 @@ def applied(
 
 
 def test_nothing_is_changed_where_nothing_may_be() -> None:
-    np.testing.assert_array_equal(applied(AS_IT_IS, pictures()), pictures())
+    np.testing.assert_array_equal(applied(AS_IT_IS, images()), images())
 
 
 def test_a_variant_is_the_same_for_ever() -> None:
     everything = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2)
-    digest = hashlib.sha256(applied(everything, pictures(), seed=5, epoch=2).tobytes())
+    digest = hashlib.sha256(applied(everything, images(), seed=5, epoch=2).tobytes())
     assert digest.hexdigest()[:16] == "7e3fdf590c8f1ada"
 
 
 def test_a_variant_does_not_depend_on_the_minibatch() -> None:
-    together = applied(Augmentation(), pictures())
-    alone = applied(Augmentation(), pictures()[2:3], first=2)
+    together = applied(Augmentation(), images())
+    alone = applied(Augmentation(), images()[2:3], first=2)
     np.testing.assert_array_equal(alone, together[2:3])
 
 
 def test_seed_epoch_and_sample_each_change_it() -> None:
-    one = pictures(1, 32, 32)
+    one = images(1, 32, 32)
     variants = [
         applied(Augmentation(), one, *drawn).tobytes()
         for drawn in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
@@ -54,7 +54,7 @@ def test_seed_epoch_and_sample_each_change_it() -> None:
     assert len(set(variants)) == 4
 
 
-def test_a_flip_mirrors_about_half_of_the_pictures() -> None:
+def test_a_flip_mirrors_about_half_of_the_images() -> None:
     same = np.repeat(ramp(), 200, axis=0)
     flipped = applied(Augmentation(smallest_crop=1), same)
     is_mirrored = flipped[:, 0, 0, 0] == 248
@@ -74,8 +74,8 @@ def test_a_crop_keeps_at_least_the_given_part_of_each_side() -> None:
     assert rows[:, -1].max() == 248
 
 
-def test_grey_pictures_have_variants_too() -> None:
-    grey = pictures()[:, :, :, :1].copy()
+def test_grey_images_have_variants_too() -> None:
+    grey = images()[:, :, :, :1].copy()
     everything = Augmentation(brightness=0.2, contrast=0.2, saturation=0.2)
     assert (applied(everything, grey) != grey).any()
 

@@ -1,4 +1,4 @@
-"""Pictures of every kind, made here, and what cannot be one: a clear line each."""
+"""Images of every kind, made here, and what cannot be one: a clear line each."""
 
 import io
 import os
@@ -51,7 +51,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, **chunks:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG"])
-def test_a_picture_is_read_in_every_format(kind: str) -> None:
+def test_a_image_is_read_in_every_format(kind: str) -> None:
     image = Image.new("RGB", (32, 16), RED)
     image.paste((0, 0, 255), (16, 0, 32, 16))
     options = {"lossless": True} if kind == "WEBP" else {}
@@ -64,14 +64,14 @@ def test_a_picture_is_read_in_every_format(kind: str) -> None:
 def test_a_path_bytes_and_an_open_file_give_the_same(tmp_path: Path) -> None:
     pixels = noise(5, 7)
     content = encoded(Image.fromarray(pixels))
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(content)
     with path.open("rb") as file:
         for source in (path, str(path), content, file):
             np.testing.assert_array_equal(load_image(source), pixels)
 
 
-def test_a_grey_picture_has_three_equal_channels() -> None:
+def test_a_grey_image_has_three_equal_channels() -> None:
     pixels = load_image(encoded(Image.fromarray(noise(3, 4, 1)[:, :, 0])))
     np.testing.assert_array_equal(pixels, np.repeat(noise(3, 4, 1), 3, axis=2))
 
@@ -123,7 +123,7 @@ def test_what_is_transparent_lies_on_white() -> None:
     assert load_image(encoded(image)).tolist() == [[list(RED), list(WHITE), [127] * 3]]
 
 
-def test_a_grey_picture_with_alpha_lies_on_white() -> None:
+def test_a_grey_image_with_alpha_lies_on_white() -> None:
     image = Image.new("LA", (2, 1), (0, 255))
     image.putpixel((1, 0), (0, 0))
     assert load_image(encoded(image)).tolist() == [[list(BLACK), list(WHITE)]]
@@ -181,7 +181,7 @@ STORED = {
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", STORED)
-def test_a_picture_stands_as_a_viewer_shows_it(orientation: int, kind: str) -> None:
+def test_a_image_stands_as_a_viewer_shows_it(orientation: int, kind: str) -> None:
     image = Image.fromarray(np.ascontiguousarray(STORED[orientation] * 80)).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -199,7 +199,7 @@ def test_exif_that_makes_no_sense_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_an_animation_there_is_the_first_picture(kind: str) -> None:
+def test_of_an_animation_there_is_the_first_image(kind: str) -> None:
     first, second = Image.new("RGB", (4, 4), RED), Image.new("RGB", (4, 4), BLACK)
     options = {"lossless": True} if kind == "WEBP" else {}
     content = encoded(first, kind, save_all=True, append_images=[second], **options)
@@ -208,7 +208,7 @@ def test_of_an_animation_there_is_the_first_picture(kind: str) -> None:
     assert (load_image(content) == RED).all()
 
 
-# What is no picture
+# What is no image
 
 
 def refused(source: Any, says: str, **options: Any) -> None:
@@ -219,7 +219,7 @@ def refused(source: Any, says: str, **options: Any) -> None:
 
 def test_what_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "none.png", r"none\.png: No such file or directory; expected the file of a")
-    refused(tmp_path, "Is a directory; expected the file of a picture")
+    refused(tmp_path, "Is a directory; expected the file of an image")
     refused("a\0b", "embedded null byte")
 
 
@@ -233,29 +233,29 @@ def test_a_pipe_is_refused() -> None:
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.jpg"
     path.touch()
-    refused(path, r"empty\.jpg: an empty file, 0 bytes; expected a picture")
-    refused(b"", "^picture: an empty file")
+    refused(path, r"empty\.jpg: an empty file, 0 bytes; expected an image")
+    refused(b"", "^image: an empty file")
 
 
-def test_what_is_no_picture_is_refused() -> None:
-    refused(b"hello, world\n" * 100, "^a b: not a picture; expected one of JPEG, PNG", name="a\nb")
+def test_what_is_no_image_is_refused() -> None:
+    refused(b"hello, world\n" * 100, "^a b: not an image; expected one of JPEG, PNG", name="a\nb")
     # Pillow would have another program draw it.
-    refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture")
+    refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image")
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0)])
-def test_a_picture_without_pixels_is_refused(width: int, height: int) -> None:
+def test_a_image_without_pixels_is_refused(width: int, height: int) -> None:
     for content in (png(width, height, 8, 2, b""), b"P6 %d %d 255\n" % (width, height)):
-        refused(content, "picture: ")
+        refused(content, "image: ")
 
 
 def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
     # A header that promises a million times more than there is.
     refused(png(9000, 9000, 8, 2, b"\0"), r"9000x9000 pixels are 81,000,000; expected at most 67,")
     refused(png(50_000, 50_000, 8, 2, b"\0"), r"2500000000 pixels.*expected at most 67,.* smaller")
-    picture = encoded(Image.new("RGB", (30, 20)))
-    refused(picture, "30x20 pixels are 600; expected at most 599", most_pixels=599)
-    assert load_image(picture, most_pixels=600).shape == (20, 30, 3)
+    image = encoded(Image.new("RGB", (30, 20)))
+    refused(image, "30x20 pixels are 600; expected at most 599", max_pixels=599)
+    assert load_image(image, max_pixels=600).shape == (20, 30, 3)
 
 
 def with_scans(side: int, scans: int) -> bytes:
@@ -268,9 +268,9 @@ def with_scans(side: int, scans: int) -> bytes:
 
 def test_a_jpeg_whose_scans_take_out_of_proportion_is_refused() -> None:
     assert load_image(with_scans(64, 100)).shape == (64, 64, 3)
-    assert load_image(with_scans(64, 40), most_pixels=64 * 64).shape == (64, 64, 3)
+    assert load_image(with_scans(64, 40), max_pixels=64 * 64).shape == (64, 64, 3)
     refused(
-        with_scans(64, 100), r"1\d\d scans of 4,096 pixels; expected at most 64", most_pixels=4096
+        with_scans(64, 100), r"1\d\d scans of 4,096 pixels; expected at most 64", max_pixels=4096
     )
     refused(with_scans(2048, 5000), r"5,0\d\d scans of 4,194,304 pixels; expected at most 1,024")
 
@@ -284,9 +284,9 @@ def test_a_png_with_many_colour_profiles_is_refused() -> None:
     body = b"name\0\0" + zlib.compress(bytes(1 << 20))
     typed = b"iCCP" + body
     chunk = struct.pack(">I", len(body)) + typed + struct.pack(">I", zlib.crc32(typed))
-    picture = encoded(Image.new("RGB", (8, 8)))
-    assert load_image(picture[:33] + 2 * chunk + picture[33:]).shape == (8, 8, 3)
-    refused(picture[:33] + 17 * chunk + picture[33:], "17 colour profiles; expected at most 16")
+    image = encoded(Image.new("RGB", (8, 8)))
+    assert load_image(image[:33] + 2 * chunk + image[33:]).shape == (8, 8, 3)
+    refused(image[:33] + 17 * chunk + image[33:], "17 colour profiles; expected at most 16")
 
 
 @pytest.mark.parametrize(("order", "byte_order"), [("<", b"II"), (">", b"MM")])
@@ -306,10 +306,10 @@ FORMATS = ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG"]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_picture_that_is_cut_short_is_refused(kind: str) -> None:
+def test_a_image_that_is_cut_short_is_refused(kind: str) -> None:
     content = encoded(Image.fromarray(noise(40, 50)), kind)
     for kept in (5, 20, len(content) // 4, len(content) // 2, len(content) * 3 // 4):
-        refused(content[:kept], "damaged or cut short|not a picture")
+        refused(content[:kept], "damaged or cut short|not an image")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -322,7 +322,7 @@ def test_whatever_is_damaged_is_refused_in_one_line_or_read(kind: str) -> None:
         for at in generator.integers(0, min(len(content), 200), 3):
             damaged[at] = generator.integers(256)
         try:
-            read += load_image(bytes(damaged), most_pixels=1 << 16).dtype == np.uint8
+            read += load_image(bytes(damaged), max_pixels=1 << 16).dtype == np.uint8
         except ImageError as error:
             errors.append(str(error))
     assert read + len(errors) == 300
@@ -351,7 +351,7 @@ EMPTY_CHUNK = bytes(4) + b"tIME" + struct.pack(">I", zlib.crc32(b"tIME"))
 def test_a_file_in_which_a_decoder_gets_lost_is_refused(
     monkeypatch: pytest.MonkeyPatch, begin: bytes, filler: bytes
 ) -> None:
-    monkeypatch.setattr(decoding, "MOST_READS", 1000)
+    monkeypatch.setattr(decoding, "MAX_READS", 1000)
     file = io.BytesIO(begin + filler * 2000)
     with pytest.raises(ImageError, match=r"not decoded after 1,000 reads"):
         load_image(file)
@@ -376,7 +376,7 @@ def test_new_sides_and_offsets_are_rounded_down() -> None:
     assert np.flatnonzero(~filled).tolist() == [7, 8, 9, 10, 11, 12]
 
 
-def test_a_picture_of_the_right_size_is_only_scaled() -> None:
+def test_a_image_of_the_right_size_is_only_scaled() -> None:
     pixels = noise(32, 48)
     np.testing.assert_array_equal(letterbox(pixels, 32, 48), pixels / np.float32(255))
 
@@ -441,7 +441,7 @@ def test_the_last_row_is_dark_where_its_place_is_rounded_down() -> None:
         assert (resized[:-1] > 0.99).all()
 
 
-def test_a_picture_too_narrow_for_its_box_is_refused() -> None:
+def test_a_image_too_narrow_for_its_box_is_refused() -> None:
     for shape in ((1, 10_000, 3), (10_000, 1, 3)):
         with pytest.raises(ImageError, match=r"no pixel left when it is made to fit into 256x256"):
             letterbox(np.zeros(shape, np.uint8), 256, 256)
@@ -463,12 +463,12 @@ def test_only_what_is_looked_at_is_converted() -> None:
     assert peak_bytes < pixels.nbytes
 
 
-def test_a_picture_that_fits_already_is_left_as_it_is() -> None:
+def test_a_image_that_fits_already_is_left_as_it_is() -> None:
     for channels in (1, 3):
         np.testing.assert_array_equal(pad(noise(28, 28, channels), 28, 28), noise(28, 28, channels))
 
 
-def test_a_picture_is_fitted_into_the_middle_of_black() -> None:
+def test_a_image_is_fitted_into_the_middle_of_black() -> None:
     fitted = pad(np.full((100, 50, 3), 255, np.uint8), 28, 28)
     assert (fitted.shape, fitted.dtype) == ((28, 28, 3), np.uint8)
     assert (fitted[:, 7:21] == 255).all()

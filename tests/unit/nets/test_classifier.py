@@ -1,4 +1,4 @@
-"""From pictures to classes: which, how many, in which order, and when there is no answer."""
+"""From images to classes: which, how many, in which order, and when there is no answer."""
 
 import io
 from collections.abc import Callable
@@ -53,13 +53,13 @@ activation=linear
 NAMES = ("red", "green", "blue")
 
 
-def picture(colour: tuple[int, ...], width: int = 12, height: int = 8) -> bytes:
+def image(colour: tuple[int, ...], width: int = 12, height: int = 8) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height), colour).save(file, "PNG")
     return file.getvalue()
 
 
-RED, GREEN, BLUE = (picture(tuple(row)) for row in 200 * np.eye(3, dtype=int))
+RED, GREEN, BLUE = (image(tuple(row)) for row in 200 * np.eye(3, dtype=int))
 
 
 def averages(x: Expression, _: Scope) -> Expression:
@@ -73,14 +73,14 @@ def classifier(**options: int | bool) -> Classifier:
 
 
 def test_the_likeliest_classes_come_first() -> None:
-    (answer,) = classifier().predict([picture((51, 255, 102))])
+    (answer,) = classifier().predict([image((51, 255, 102))])
     assert [each.index for each in answer] == [1, 2, 0]
     assert [each.label for each in answer] == ["green", "blue", "red"]
     np.testing.assert_allclose([each.probability for each in answer], [1, 0.4, 0.2], rtol=1e-6)
 
 
 def test_of_equal_ones_the_first_comes_first() -> None:
-    (answer,) = classifier().predict([picture((7, 255, 7))], top=2)
+    (answer,) = classifier().predict([image((7, 255, 7))], top=2)
     assert [each.label for each in answer] == ["green", "red"]
 
 
@@ -90,17 +90,17 @@ def test_there_are_as_many_as_asked_for_or_all(top: int, given: int) -> None:
 
 
 def test_logits_become_probabilities() -> None:
-    (answer,) = classifier(has_logits=True).predict([picture((0, 255, 0))])
+    (answer,) = classifier(has_logits=True).predict([image((0, 255, 0))])
     total = np.e + 2
     np.testing.assert_allclose(
         [each.probability for each in answer], [np.e / total, 1 / total, 1 / total], rtol=1e-6
     )
 
 
-def test_a_bad_picture_does_not_keep_the_others_from_their_answers(tmp_path: Path) -> None:
+def test_a_bad_image_does_not_keep_the_others_from_their_answers(tmp_path: Path) -> None:
     path = tmp_path / "blue.png"
     path.write_bytes(BLUE)
-    narrow = picture((0, 0, 0), 10_000, 1)
+    narrow = image((0, 0, 0), 10_000, 1)
     given = [b"", RED, tmp_path / "none.png", GREEN, str(path), narrow, RED[:45]]
     for batch_size in (1, 2, 3, 8):
         answers = classifier(batch_size=batch_size).predict(given, top=1)
@@ -111,10 +111,10 @@ def test_a_bad_picture_does_not_keep_the_others_from_their_answers(tmp_path: Pat
         for position in (0, 2, 5, 6):
             assert isinstance(labels[position], ImageError)
         assert "none.png: No such file" in str(labels[2])
-        assert str(labels[5]).startswith("picture: a picture of 10000x1 pixels has no pixel left")
+        assert str(labels[5]).startswith("image: an image of 10000x1 pixels has no pixel left")
 
 
-def test_only_bad_pictures_are_as_many_errors() -> None:
+def test_only_bad_images_are_as_many_errors() -> None:
     assert [type(answer) for answer in classifier().predict([b"", b"x"])] == [ImageError] * 2
     assert classifier().predict([]) == []
 
@@ -122,12 +122,12 @@ def test_only_bad_pictures_are_as_many_errors() -> None:
 def test_answers_come_batch_by_batch() -> None:
     taken = []
 
-    def pictures():
+    def images():
         for number in range(5):
             taken.append(number)
             yield RED
 
-    answers = classifier(batch_size=2).predict_each(pictures())
+    answers = classifier(batch_size=2).predict_each(images())
     next(answers)
     assert taken == [0, 1]
     assert len(list(answers)) == 4
@@ -138,9 +138,9 @@ def test_outputs_that_are_not_finite_are_no_answer() -> None:
         return averages(x, scope) * np.float32(np.inf)  # of black: not a number
 
     model = Model(spoilt, (8, 12, 3), input_dtype=np.float32)
-    dark, bright = Classifier(model, {}, NAMES).predict([picture((0, 0, 0)), "none.png"])
+    dark, bright = Classifier(model, {}, NAMES).predict([image((0, 0, 0)), "none.png"])
     assert isinstance(dark, PredictionError)
-    assert "picture: the net's outputs are not finite" in str(dark)
+    assert "image: the net's outputs are not finite" in str(dark)
     assert isinstance(bright, ImageError)
 
 
@@ -156,10 +156,10 @@ def echo(shape: tuple[int, ...], dtype: type) -> Classifier:
 
 @pytest.mark.parametrize("shape", [(8, 12), (8, 12, 1), (8, 12, 3)])
 @pytest.mark.parametrize(("dtype", "prepare"), [(np.float32, letterbox), (np.uint8, pad)])
-def test_pictures_are_prepared_as_the_model_takes_them(
+def test_images_are_prepared_as_the_model_takes_them(
     shape: tuple[int, ...], dtype: type, prepare: Callable[..., NDArray[np.generic]]
 ) -> None:
-    (answer,) = echo(shape, dtype).predict([picture((255, 0, 0), 20, 20)], top=prod(shape))
+    (answer,) = echo(shape, dtype).predict([image((255, 0, 0), 20, 20)], top=prod(shape))
     given = [each.probability for each in sorted(answer, key=lambda each: each.index)]
     colour = [255, 0, 0] if shape == (8, 12, 3) else [76]
     pixels = np.full((20, 20, len(colour)), colour, np.uint8)
@@ -167,8 +167,8 @@ def test_pictures_are_prepared_as_the_model_takes_them(
 
 
 @pytest.mark.parametrize("shape", [(96,), (8, 12, 4), (1, 8, 12, 3)])
-def test_a_model_that_takes_no_pictures_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match=r"takes no pictures; expected \(H, W\)"):
+def test_a_model_that_takes_no_images_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match=r"takes no images; expected \(H, W\)"):
         echo(shape, np.float32)
 
 

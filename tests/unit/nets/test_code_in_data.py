@@ -1,4 +1,4 @@
-"""Data never runs code: a recipe of pictures that names a Python file is refused.
+"""Data never runs code: a recipe of images that names a Python file is refused.
 
 A run directory, a parameter server's offer and a gateway's description may all hold such a recipe.
 """
@@ -12,7 +12,7 @@ from dist_net.cli import main
 from dist_net.errors import RecipeError, UnknownRecipeError, UntrustedRecipeError
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
-from dist_net.nets.recipes.picture_recipe import PICTURES, RECIPE_JSON, Base
+from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, Base
 from dist_net.nets.recipes.recipe import built_in_recipe, own_release
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources import source_called
@@ -36,7 +36,7 @@ def run(tmp_path: Path, code: MarkedCode) -> RunDirectory:
 @pytest.mark.parametrize(
     "words",
     [
-        ["predict", "RUN", "picture.png"],
+        ["predict", "RUN", "image.png"],
         ["evaluate", "RUN"],
         ["export", "RUN", "net.onnx"],
         ["train", "--resume", "--run-dir", "RUN"],
@@ -60,14 +60,14 @@ def started_by_server(run: RunDirectory, _: str) -> None:
 
 def joined(run: RunDirectory, evil: str) -> None:
     files = (RECIPE_JSON.encode(), evil.encode())
-    OfferedRecipe.of(RecipeOffer("pets", PICTURES, own_release(), "[]", files)).keep(run)
+    OfferedRecipe.of(RecipeOffer("pets", IMAGES, own_release(), "[]", files)).keep(run)
     recipe_of_run(run)
 
 
 def served(_: RunDirectory, evil: str) -> None:
     description = ModelDescription(
         *("pets", 1, "UINT8", (8, 8), 2, (), True, True, "", "", "", 0, "0" * 64),
-        picture_recipe=evil,
+        image_recipe=evil,
     )
     model_of(ModelDescription.from_json(description.to_json()))
 
@@ -81,12 +81,12 @@ def test_no_process_runs_what_a_file_or_a_peer_names(
     assert not code.was_run
 
 
-def test_a_server_that_says_pictures_and_sends_code_is_not_believed(
+def test_a_server_that_says_images_and_sends_code_is_not_believed(
     tmp_path: Path, code: MarkedCode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = (b"recipe.py", code.file.read_bytes())
     offer = RecipeOffer("pets", "", own_release(), "[]", files)
-    monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": PICTURES, "version": 1})
+    monkeypatch.setattr(Observer, "status", lambda *_: {"recipe": IMAGES, "version": 1})
     monkeypatch.setattr(Observer, "recipe", lambda _: offer)
     with pytest.raises(UntrustedRecipeError):
         source_called(f"ipc://{tmp_path}/none", None, None, print).read()

@@ -7,7 +7,7 @@ import pytest
 
 from dist_net import nn
 from dist_net.errors import MissingExtraError, PretrainedFileError
-from dist_net.images import fit_picture
+from dist_net.images import fit_image
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nn.inference import Inference, prepare, softmax
 
@@ -33,7 +33,7 @@ def photographs():
     if not all((PHOTOGRAPHS / name).exists() for name in KNOWN):
         pytest.skip("Debian's package darknet is not installed")
     return np.stack(
-        [fit_picture(PHOTOGRAPHS / name, lite0.INPUT_SHAPE, lite0.FITTING) for name in KNOWN]
+        [fit_image(PHOTOGRAPHS / name, lite0.INPUT_SHAPE, lite0.FITTING) for name in KNOWN]
     )
 
 

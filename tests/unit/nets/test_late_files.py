@@ -49,7 +49,7 @@ def test_one_file_that_cannot_be_written_keeps_no_other_waiting(tmp_path: Path) 
 
 
 def test_too_much_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(late_files, "MOST_UNWRITTEN_BYTES", 10)
+    monkeypatch.setattr(late_files, "MAX_UNWRITTEN_BYTES", 10)
     files = LateFiles()
     files.append(tmp_path / "no" / "file", b"0123456789")
     assert not files.is_given_up

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.errors import OfferError
-from dist_net.nets.offered_recipe import MOST_FILE_BYTES, MOST_FILES, OfferedRecipe, offer_of
+from dist_net.nets.offered_recipe import MAX_FILE_BYTES, MAX_FILES, OfferedRecipe, offer_of
 from dist_net.nets.recipes.recipe import LoadedRecipe, load_recipe, own_release
 from dist_net.nets.recipes.recipe_files import sha256
 from dist_net.nets.run_directory import RunDirectory
@@ -55,7 +55,7 @@ def test_a_file_travels_with_what_it_imports_and_is_the_same_recipe_there(
 
 def test_what_is_too_large_is_not_sent() -> None:
     loaded = load_recipe(str(COUNTING))
-    for files in ({"a.py": bytes(MOST_FILE_BYTES + 1)}, dict.fromkeys(map(str, range(65)), b"")):
+    for files in ({"a.py": bytes(MAX_FILE_BYTES + 1)}, dict.fromkeys(map(str, range(65)), b"")):
         assert offer_of(LoadedRecipe("x", "x", files, loaded.recipe), DIGEST) is None
 
 
@@ -69,13 +69,13 @@ def test_what_is_too_large_is_not_sent() -> None:
         RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py", b"", b"/etc/up.py", b"")),
         RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py", b"", b"options.json", b"")),
         RecipeOffer("x", "", DIGEST, "[]", (b"recipe.py", b"", b"\xff.py", b"")),
-        RecipeOffer("x", "", DIGEST, "[]", (b"a.py", b"") * (MOST_FILES + 1)),
+        RecipeOffer("x", "", DIGEST, "[]", (b"a.py", b"") * (MAX_FILES + 1)),
         RecipeOffer("digits", "digits", DIGEST, "[1]", ()),
         RecipeOffer("digits", "digits", DIGEST, "{", ()),
         RecipeOffer("x", "no-such", DIGEST, "[]", ()),
         RecipeOffer("x", "/home/somebody/recipe.py", DIGEST, "[]", (b"recipe.py", b"")),
         RecipeOffer("digits", "digits", DIGEST, "[]", (b"recipe.py", b"")),
-        RecipeOffer("x", "folder-of-pictures", DIGEST, "[]", (b"recipe.py", b"")),
+        RecipeOffer("x", "folder-of-images", DIGEST, "[]", (b"recipe.py", b"")),
     ],
 )
 def test_what_no_server_gives_is_refused(offer: RecipeOffer) -> None:

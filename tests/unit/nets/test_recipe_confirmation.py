@@ -58,7 +58,7 @@ def run(tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 COMMANDS = [
-    ["predict", "RUN", "picture.png"],
+    ["predict", "RUN", "image.png"],
     ["evaluate", "RUN"],
     ["export", "RUN", "net.onnx"],
     ["replay", "RUN"],

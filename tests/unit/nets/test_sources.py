@@ -19,7 +19,7 @@ from dist_net.errors import (
     UnknownModelError,
     UntrustedRecipeError,
 )
-from dist_net.images.fitting import fit_picture
+from dist_net.images.fitting import fit_image
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets import sources
 from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -251,13 +251,13 @@ def test_a_run_is_asked_with_the_fitting_that_it_was_trained_with(run, tmp_path)
     write_checkpoint(run.checkpoint, replace(checkpoint, recipe_record=record))
     found = called(run.path).read()
     assert found.fitting == "stretch"
-    picture = tmp_path / "wide.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 20), np.uint8)).save(picture)
-    inputs = fit_picture(picture, (8, 8), "stretch")[np.newaxis]
+    image = tmp_path / "wide.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 20), np.uint8)).save(image)
+    inputs = fit_image(image, (8, 8), "stretch")[np.newaxis]
     with closing(Inference(found.model, found.prepared)) as session:
         expected = softmax(session(inputs))[0]
     with closing(classifier_of(found, "run")) as classifier:
-        (predictions,) = classifier.predict([picture], top=10)
+        (predictions,) = classifier.predict([image], top=10)
     assert {each.index: each.probability for each in predictions} == pytest.approx(
         dict(enumerate(expected.tolist()))
     )

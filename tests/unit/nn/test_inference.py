@@ -68,7 +68,7 @@ def weights_of(model, seed=0):
     return weights
 
 
-def pictures(model, count, seed=1):
+def samples(model, count, seed=1):
     random = np.random.default_rng(seed)
     return random.integers(0, 256, (count, *model.input_shape)).astype(np.uint8)
 
@@ -90,7 +90,7 @@ def inference_of():
 @pytest.mark.parametrize("options", [{}, {"threads": 2}, {"reproducible": False, "threads": 2}])
 def test_the_answers_are_those_of_the_network_as_it_stands(inference_of, options):
     model = model_of()
-    weights, inputs = weights_of(model), pictures(model, 11)
+    weights, inputs = weights_of(model), samples(model, 11)
     outputs = inference_of(model, weights, batch_size=4, **options)(inputs)
     plain = Predictor(model, weights)(inputs)
     assert np.abs(outputs - plain).max() <= 1e-5 * np.abs(plain).max()
@@ -115,7 +115,7 @@ def test_a_convolution_reads_what_a_view_shows_when_it_runs(inference_of):
         weights = weights_of(model)
         session, plain = inference_of(model, weights), Predictor(model, weights)
         for seed in (1, 2):
-            inputs = pictures(model, 3, seed)
+            inputs = samples(model, 3, seed)
             expected = plain(inputs)
             assert np.abs(session(inputs) - expected).max() <= 1e-5 * np.abs(expected).max()
 
@@ -226,7 +226,7 @@ def test_an_input_gets_the_same_bytes_whatever_its_company(
     inference_of, monkeypatch, model, compiled, has_small_kernels
 ):
     monkeypatch.setattr(gemm, "has_small_kernels", lambda: has_small_kernels)
-    weights, inputs = weights_of(model), pictures(model, 32)
+    weights, inputs = weights_of(model), samples(model, 32)
     options = {"reproducible": True, "compiled": compiled}
     one_by_one = inference_of(model, weights, batch_size=1, **options)(inputs)
     random = np.random.default_rng(0)
@@ -239,7 +239,7 @@ def test_an_input_gets_the_same_bytes_whatever_its_company(
 
 def test_prepared_kernels_are_mapped_from_a_file(tmp_path, inference_of):
     model = model_of()
-    weights, inputs = weights_of(model), pictures(model, 2)
+    weights, inputs = weights_of(model), samples(model, 2)
     path = tmp_path / "kernels"
     write_prepared(path, prepare(model, weights), "these")
     mapped = map_prepared(path, "these")
@@ -331,7 +331,7 @@ def test_kernels_laid_out_for_another_machine_are_read(
 ):
     model = model_of()
     weights = weights_of(model)
-    images = pictures(model, 5)
+    images = samples(model, 5)
     monkeypatch.setattr(gemm, "has_small_kernels", lambda: was_there)
     prepared = prepare(model, weights)
     monkeypatch.setattr(gemm, "has_small_kernels", lambda: is_here)
@@ -352,7 +352,7 @@ def test_inputs_of_another_shape_are_refused(inference_of):
 @pytest.fixture
 def versions(inference_of):
     """A session that is warm and one that is bound to other weights by its plans; what each gives
-    for the same three pictures, by sessions of their own."""
+    for the same three images, by sessions of their own."""
     model = model_of()
     first, second = (prepare(model, weights_of(model, seed)) for seed in (0, 1))
     session = inference_of(model, weights_of(model, 0), batch_size=4, threads=2)
@@ -361,7 +361,7 @@ def versions(inference_of):
     expected = []
     for prepared in (first, second):
         alone = Inference(model, prepared, batch_size=4, threads=2)
-        expected.append(alone(pictures(model, 3)).tobytes())
+        expected.append(alone(samples(model, 3)).tobytes())
         alone.close()
     assert expected[0] != expected[1]
     yield (session, other), expected
@@ -372,7 +372,7 @@ def test_other_weights_are_bound_to_the_plans_that_are_there(versions, monkeypat
     (session, other), expected = versions
     monkeypatch.setattr(inference, "compile", None)
     third = session.rebound(prepare(model_of(), weights_of(model_of(), 1)))
-    inputs = pictures(model_of(), 3)
+    inputs = samples(model_of(), 3)
     answers = [each(inputs).tobytes() for each in (session, other, third, session)]
     third.close()
     assert answers == [expected[0], expected[1], expected[1], expected[0]]
@@ -381,7 +381,7 @@ def test_other_weights_are_bound_to_the_plans_that_are_there(versions, monkeypat
 
 def test_sessions_that_share_plans_answer_in_different_threads(versions):
     sessions, expected = versions
-    inputs = pictures(model_of(), 3)
+    inputs = samples(model_of(), 3)
     wrong = []
 
     def answer(session, right):
@@ -405,7 +405,7 @@ def test_the_last_of_the_sessions_ends_the_threads(versions):
 
     session.close()
     session.close()
-    assert other(pictures(model_of(), 3)).tobytes() == expected[1]
+    assert other(samples(model_of(), 3)).tobytes() == expected[1]
     assert helpers()
     other.close()
     assert not helpers()
@@ -417,4 +417,4 @@ def test_kernels_of_another_model_are_not_bound(versions):
     model = model_of(Sequential(Rescale(), Conv2D(9, 3), Flatten(), Dense(5)))
     with pytest.raises(ShapeError, match="another model"):
         session.rebound(prepare(model, weights_of(model)))
-    assert session(pictures(model_of(), 3)).tobytes() == expected[0]
+    assert session(samples(model_of(), 3)).tobytes() == expected[0]

@@ -16,7 +16,7 @@ from dist_net import nn
 from dist_net.nn.inference import Inference, prepare
 from random_nets import models, naively, weights_of
 
-MOST_ROWS = 9
+MAX_ROWS = 9
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 SESSIONS = [*product([False, True], [False, True][: 1 + HAS_NUMBA])]
 
@@ -28,8 +28,8 @@ def require_close(answers: NDArray[np.float32], wanted: NDArray[np.float32]) -> 
 
 @given(
     models(),
-    st.lists(st.integers(0, MOST_ROWS), min_size=2, max_size=3),
-    st.integers(1, MOST_ROWS),
+    st.lists(st.integers(0, MAX_ROWS), min_size=2, max_size=3),
+    st.integers(1, MAX_ROWS),
     st.integers(1, 2),
 )
 @settings(

@@ -22,7 +22,7 @@ from dist_net.optim import (
     start_rule,
 )
 from dist_net.optim.ranges import all_below
-from dist_net.optim.rule import LEAST_COMPILED, STRIP_LENGTH, strips_of
+from dist_net.optim.rule import MIN_COMPILED, STRIP_LENGTH, strips_of
 
 LEARNING_RATES = (0.1, 0.1, 0.03, 0.2, 0.05)
 """It changes on the way: there the definitions of Keras and of PyTorch differ."""
@@ -139,7 +139,7 @@ def test_float32_stays_float32_and_close_to_float64(name):
 @pytest.mark.parametrize("name", CASES)
 def test_a_compiled_loop_computes_what_numpy_does(name, monkeypatch, caplog):
     pytest.importorskip("numba")
-    monkeypatch.setattr("dist_net.optim.rule.LEAST_COMPILED", 1003)
+    monkeypatch.setattr("dist_net.optim.rule.MIN_COMPILED", 1003)
     optimizer, _ = CASES[name]
     random = np.random.default_rng(10)
     weights = random.standard_normal(1003).astype(np.float32)
@@ -191,12 +191,12 @@ def extra(request, monkeypatch):
         monkeypatch.setitem(sys.modules, "dist_net.optim.compiled", None)
     else:
         pytest.importorskip("numba")
-        monkeypatch.setattr("dist_net.optim.rule.LEAST_COMPILED", 0)
+        monkeypatch.setattr("dist_net.optim.rule.MIN_COMPILED", 0)
 
 
 def test_steps_of_a_short_vector_are_left_to_numpy(caplog):
     with caplog.at_level(logging.INFO):
-        SGD().start(LEAST_COMPILED - 1)
+        SGD().start(MIN_COMPILED - 1)
     assert "updates_begun rule=SGD loops=numpy" in caplog.text
 
 

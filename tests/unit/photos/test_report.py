@@ -8,16 +8,16 @@ import pytest
 from PIL import Image
 
 from dist_net.nets.calibration import Calibration
-from dist_net.photos.report_content import JudgedPictures, LeftOutClass, report_content
+from dist_net.photos.report_content import JudgedImages, LeftOutClass, report_content
+from dist_net.photos.report_image import draw_classes, draw_report
 from dist_net.photos.report_page import report_page
-from dist_net.photos.report_picture import draw_classes, draw_report
 from dist_net.training.run.plots import new_figure
 
 NAMES = ("cat", "<b>dog</b>", "fish & chips")
 RUN = {
     "name": "pets",
     "description": "3 classes",
-    "pictures": {"train": 10, "validation": 5, "test": 0},
+    "images": {"train": 10, "validation": 5, "test": 0},
     "judged_on": "validation",
     "skipped": 1,
 }
@@ -28,8 +28,8 @@ CURVES = [
 ]
 
 
-def judged() -> JudgedPictures:
-    """Five pictures, of which the second is a confident mistake and the fourth an unsure one."""
+def judged() -> JudgedImages:
+    """Five images, of which the second is a confident mistake and the fourth an unsure one."""
     probabilities = np.array(
         [
             [0.8, 0.1, 0.1],
@@ -40,7 +40,7 @@ def judged() -> JudgedPictures:
         ]
     )
     files = [f"{index}.jpg" for index in range(5)]
-    return JudgedPictures(files, np.array([0, 0, 1, 1, 2]), np.log(probabilities).astype("f4"))
+    return JudgedImages(files, np.array([0, 0, 1, 1, 2]), np.log(probabilities).astype("f4"))
 
 
 def content(**changes):
@@ -59,21 +59,21 @@ def test_accuracy_matrix_and_classes_are_counted():
     assert found["confusion"] == [[1, 1, 0], [0, 1, 1], [0, 0, 1]]
     assert found["classes"][1] == {
         "name": "<b>dog</b>",
-        "pictures": 2,
+        "images": 2,
         "precision": 0.5,
         "recall": 0.5,
     }
 
 
 def test_mistakes_come_with_the_most_confident_first():
-    assert [(each["picture"], each["answer"]) for each in content()["mistakes"]] == [
+    assert [(each["image"], each["answer"]) for each in content()["mistakes"]] == [
         ("1.jpg", "<b>dog</b>"),
         ("3.jpg", "fish & chips"),
     ]
 
 
 def test_only_a_label_against_which_much_speaks_is_doubtful():
-    assert [each["picture"] for each in content()["doubtful"]] == ["1.jpg"]
+    assert [each["image"] for each in content()["doubtful"]] == ["1.jpg"]
 
 
 def test_what_is_answered_and_how_much_of_it_is_right_follows_from_the_threshold():
@@ -128,10 +128,10 @@ def test_what_there_is_not_is_not_spoken_of():
         assert title not in bare
 
 
-def test_the_picture_can_be_read(tmp_path):
+def test_the_image_can_be_read(tmp_path):
     draw_report(content(), {"1.jpg": png()}, tmp_path / "report.png")
-    with Image.open(tmp_path / "report.png") as picture:
-        assert picture.width > 1000
+    with Image.open(tmp_path / "report.png") as image:
+        assert image.width > 1000
 
 
 def test_the_legend_of_the_classes_covers_no_bar():

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from dist_net.processes.bounded_log import BoundedLog
 
-MOST_BYTES = 20_000
+MAX_BYTES = 20_000
 LINES = 3000
 
 
 def write_lines(path: Path, mode: str) -> list[str]:
     """What the file holds after many lines."""
     with path.open(mode) as stream:
-        log = BoundedLog(MOST_BYTES)
+        log = BoundedLog(MAX_BYTES)
         log.setStream(stream)
         for number in range(LINES):
             log.emit(logging.makeLogRecord({"msg": f"line {number:06d}"}))
@@ -21,7 +21,7 @@ def write_lines(path: Path, mode: str) -> list[str]:
 
 def test_a_file_that_is_appended_to_keeps_the_newest_lines(tmp_path: Path) -> None:
     lines = write_lines(tmp_path / "log", "a")
-    assert MOST_BYTES / 4 < (tmp_path / "log").stat().st_size < 1.5 * MOST_BYTES
+    assert MAX_BYTES / 4 < (tmp_path / "log").stat().st_size < 1.5 * MAX_BYTES
     first = LINES - len(lines)
     assert lines == [f"line {number:06d}" for number in range(first, LINES)]
 

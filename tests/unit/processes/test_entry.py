@@ -55,7 +55,7 @@ def test_reports_of_a_process_that_fails_to_start_end_with_it() -> None:
 
 
 @pytest.mark.usefixtures("reasons")  # which restores the handlers
-def test_pillows_warnings_of_clients_pictures_are_not_kept() -> None:
+def test_pillows_warnings_of_clients_images_are_not_kept() -> None:
     kept: dict[object, object] = {}
 
     def run(_: object) -> int:

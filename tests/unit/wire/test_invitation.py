@@ -8,7 +8,7 @@ import pytest
 from dist_net.cli import main
 from dist_net.errors import KeyFileError, TokenError
 from dist_net.wire.invitation import (
-    MOST_KEYS_OF_A_TOKEN,
+    MAX_KEYS_OF_A_TOKEN,
     Invitation,
     enrol,
     invite,
@@ -98,8 +98,8 @@ def test_what_is_no_key_of_a_worker_or_client_is_not_let_in(
 def test_a_token_lets_in_a_bounded_number_of_keys(
     directory: Path, invitation: Invitation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dist_net.wire.invitation.MOST_KEYS_OF_A_TOKEN", 2)
-    assert MOST_KEYS_OF_A_TOKEN > 2
+    monkeypatch.setattr("dist_net.wire.invitation.MAX_KEYS_OF_A_TOKEN", 2)
+    assert MAX_KEYS_OF_A_TOKEN > 2
     answers = [
         enrol(directory, invitation.keys.public, enrolling(PeerKeys.new(b"")), NOW_S)
         for _ in range(3)

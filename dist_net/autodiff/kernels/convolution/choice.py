@@ -31,8 +31,8 @@ FEWEST_TILES = 16  # of 4x4 outputs in an image; with fewer, reading the larger 
 ROWS_OF_A_PRODUCT = 128  # enough for BLAS, few enough that a block's arrays stay in the cache
 FEWEST_ROWS = 32  # of a product; with fewer, threads share its columns instead
 ROWS_OF_IM2ROW = 512  # of im2row's product; more rows hardly reduce the reads of the filters
-ROWS_OF_SHORT = 1024  # the same where a row has at most LONGEST_SHORT values
-LONGEST_SHORT = 256
+ROWS_OF_SHORT = 1024  # the same where a row has at most MAX_SHORT values
+MAX_SHORT = 256
 CHANNEL_STEP = 16  # a cache line: each thread's channels are a multiple of it
 USUAL_THREADS = 2  # a reproducible plan is cut for two threads, for any number of threads
 # A reproducible plan computes eight rows at a time if one image has fewer: otherwise BLAS would
@@ -110,7 +110,7 @@ def choose(
         images, threads = images_of_a_piece(problem), USUAL_THREADS
     most = ROWS_OF_A_PRODUCT
     if isinstance(algorithm, Im2Row):
-        most = ROWS_OF_SHORT if problem.row_length <= LONGEST_SHORT else ROWS_OF_IM2ROW
+        most = ROWS_OF_SHORT if problem.row_length <= MAX_SHORT else ROWS_OF_IM2ROW
     channels = out_channels
     if images * per_image < threads * FEWEST_ROWS and problem.groups == 1:
         channel_step = math.lcm(CHANNEL_STEP, gemm.step(out_channels))

@@ -26,7 +26,7 @@ from dist_net.autodiff.kernels.memory import carve, scratch_bytes
 from dist_net.autodiff.kernels.windows import Pair, Windows
 
 PRODUCTS = 1 << 20  # of a block: about 100 us, several times the wake-up time of a thread
-LONGEST_ROW = 1024  # values: the repeated taps of a 5x5 filter still fit in the cache
+MAX_ROW = 1024  # values: the repeated taps of a 5x5 filter still fit in the cache
 SUM_OF_TAPS = "nrjaqpl,aqpl->nrjl"
 
 
@@ -108,7 +108,7 @@ def taps_shape(windows: Windows, columns: int, channels: int) -> Shape:
 
 def long_row(columns: int, channels: int) -> int:
     """Return the length of a long row: its number of pixels divides the number of columns."""
-    most = max(1, LONGEST_ROW // channels)
+    most = max(1, MAX_ROW // channels)
     return channels * max(n for n in range(1, min(most, columns) + 1) if columns % n == 0)
 
 

@@ -1,8 +1,8 @@
-"""Requests and answers of the Open Inference Protocol: bytes to questions, outcomes to bytes; pure.
+"""Requests and answers of the Open Inference Protocol: bytes to questions, results to bytes; pure.
 
 A request's body is JSON. Raw tensors may follow it; then the header Inference-Header-Content-Length
 gives the length of the JSON, and 0 means that the whole body is the input. A model has one input: a
-tensor of its type, (rows, *input_shape), or, if it takes pictures, JPEG or PNG files as BYTES.
+tensor of its type, (rows, *input_shape), or, if it takes images, JPEG or PNG files as BYTES.
 
 Raw tensors are little-endian and row-major. An element of BYTES is its length, a little-endian
 uint32, followed by its content.
@@ -30,18 +30,18 @@ from dist_net.errors import (
 )
 from dist_net.images.labels import likeliest
 from dist_net.serving.pool.description import TYPE_CODES, ModelDescription
-from dist_net.serving.pool.requests import Outcome, Payload, Question
+from dist_net.serving.pool.requests import Payload, Question, Result
 
 INPUT = "input"
 
-# Each picture of a request is a question of its own; the pool batches them.
-MOST_PICTURES = 64
-MOST_JSON_BYTES = 4 * 2**20
+# Each image of a request is a question of its own; the pool batches them.
+MAX_IMAGES = 64
+MAX_JSON_BYTES = 4 * 2**20
 _SHORT_JSON_BYTES = 2**16
 # Parsing holds the interpreter's lock: for 0.1 s with 4 MiB of numbers, but for 1 s with as many
 # empty objects, which would take 35 times the memory of their text. So longer JSON has fewer.
-_MOST_JSON = {b"{": 64, b'"': 4096, b"[": 2**16}
-_PICTURE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+_MAX_JSON = {b"{": 64, b'"': 4096, b"[": 2**16}
+_IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 _NOT_OFFERED = ("priority", "sequence_id", "sequence_start", "sequence_end")
 _US_PER_S = 1e6
 _LENGTH = struct.Struct("<I")
@@ -70,12 +70,12 @@ def output_name(model: ModelDescription) -> str:
 def read_request(
     body: Payload, json_bytes: int | None, model: ModelDescription, version: int | None
 ) -> tuple[list[Question], Wanted]:
-    """The questions in a body, one for a tensor or one for each picture, and the answer's form.
+    """The questions in a body, one for a tensor or one for each image, and the answer's form.
 
     ``json_bytes`` is the header's value (None without the header), ``version`` the path's.
     Payloads may borrow ``body``. Raises BadRequestError for a body that is not the protocol's,
     QuestionError for an input that does not fit the model, RequestTooLargeError for too many
-    pictures or too much JSON, UnsupportedRequestError for what is not offered.
+    images or too much JSON, UnsupportedRequestError for what is not offered.
     """
     if json_bytes == 0:
         return [_raw_question(memoryview(body), model, version)], Wanted(output=output_name(model))
@@ -94,21 +94,21 @@ def read_request(
                 f"expected a request without them"
             )
     raw = memoryview(body)[len(text) :]
-    payloads, is_picture, rows = _input(request.get("inputs"), raw, model)
+    payloads, is_image, rows = _input(request.get("inputs"), raw, model)
     timeout_s = _timeout_s(parameters.get("timeout"))
     if len(payloads) > 1 and version is None:
         version = model.version  # one answer is of one version, even if a newer one is loaded now
     questions = [
-        Question(model.name, payload, rows, is_picture, version, timeout_s) for payload in payloads
+        Question(model.name, payload, rows, is_image, version, timeout_s) for payload in payloads
     ]
     return questions, _wanted(request, parameters, model)
 
 
 def _raw_question(body: memoryview, model: ModelDescription, version: int | None) -> Question:
     rows, rest = divmod(len(body), model.row_bytes)
-    looks_like_one = bytes(body[:8]).startswith(_PICTURE_STARTS)
-    if model.takes_pictures and (looks_like_one or rest or not rows):
-        return Question(model.name, body, is_picture=True, version=version)
+    looks_like_one = bytes(body[:8]).startswith(_IMAGE_STARTS)
+    if model.takes_images and (looks_like_one or rest or not rows):
+        return Question(model.name, body, is_image=True, version=version)
     shape = (max(rows, 1), *model.input_shape)
     payload = tensor_from_bytes(body, model.input_datatype, shape)
     return Question(model.name, payload, rows, version=version)
@@ -116,12 +116,12 @@ def _raw_question(body: memoryview, model: ModelDescription, version: int | None
 
 def json_object(text: Payload) -> dict[str, Any]:
     """The JSON object in a body. Raises BadRequestError, RequestTooLargeError for a long one."""
-    if len(text) > MOST_JSON_BYTES:
+    if len(text) > MAX_JSON_BYTES:
         raise RequestTooLargeError(
-            f"{len(text):,} bytes of JSON; expected at most {MOST_JSON_BYTES:,}; send larger "
+            f"{len(text):,} bytes of JSON; expected at most {MAX_JSON_BYTES:,}; send larger "
             f"tensors as raw bytes after it (binary_data_size)"
         )
-    for character, limit in _MOST_JSON.items() if len(text) > _SHORT_JSON_BYTES else ():
+    for character, limit in _MAX_JSON.items() if len(text) > _SHORT_JSON_BYTES else ():
         if (count := bytes(text).count(character)) > limit:
             raise RequestTooLargeError(
                 f"the JSON has {count:,} times {character.decode()!r}; expected at most {limit:,}"
@@ -145,7 +145,7 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 def _input(
     inputs: Any, raw: memoryview, model: ModelDescription
 ) -> tuple[Sequence[Payload], bool, int]:
-    """The payloads, whether they are pictures, and the rows of each."""
+    """The payloads, whether they are images, and the rows of each."""
     if not (isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict)):
         raise BadRequestError(f'"inputs" is {shown(inputs)}; expected an array of one JSON object')
     tensor: dict[str, Any] = inputs[0]
@@ -153,13 +153,13 @@ def _input(
         raise QuestionError(f'no input {shown(tensor.get("name"))}; expected the name "{INPUT}"')
     content = _raw_content(_object(tensor.get("parameters"), "parameters of the input"), raw)
     shape, datatype = tensor.get("shape"), tensor.get("datatype")
-    if datatype == "BYTES" and model.takes_pictures:
-        return _pictures(content, shape), True, 1
+    if datatype == "BYTES" and model.takes_images:
+        return _images(content, shape), True, 1
     if datatype != model.input_datatype:
-        or_pictures = ", or BYTES for pictures" if model.takes_pictures else ""
+        or_images = ", or BYTES for images" if model.takes_images else ""
         raise QuestionError(
             f"the datatype of the input is {shown(datatype)}; {model.name} expects "
-            f"{model.input_datatype}{or_pictures}"
+            f"{model.input_datatype}{or_images}"
         )
     sizes = _sizes(shape)
     if not sizes or sizes[1:] != model.input_shape:
@@ -190,18 +190,18 @@ def _raw_content(parameters: dict[str, Any], raw: memoryview) -> memoryview | No
     return raw
 
 
-def _pictures(content: memoryview | None, shape: Any) -> list[memoryview]:
+def _images(content: memoryview | None, shape: Any) -> list[memoryview]:
     if content is None:
         raise QuestionError(
-            "pictures cannot be sent inside JSON; expected them as raw bytes after it "
+            "images cannot be sent inside JSON; expected them as raw bytes after it "
             "(binary_data_size)"
         )
     count, *rest = _sizes(shape) or (0,)
     if not count or any(size != 1 for size in rest):
-        raise QuestionError(f"the shape of the input is {shown(shape)}; expected [pictures]")
-    if count > MOST_PICTURES:
+        raise QuestionError(f"the shape of the input is {shown(shape)}; expected [images]")
+    if count > MAX_IMAGES:
         raise RequestTooLargeError(
-            f"{count:,} pictures in one request; expected at most {MOST_PICTURES}"
+            f"{count:,} images in one request; expected at most {MAX_IMAGES}"
         )
     return elements_of_bytes(content, count)
 
@@ -336,15 +336,15 @@ def _flat(data: Any, shape: Sequence[int]) -> list[Any]:
 
 
 def encode_response(
-    model: str, rows: int, outcomes: Sequence[Outcome], wanted: Wanted
+    model: str, rows: int, results: Sequence[Result], wanted: Wanted
 ) -> tuple[bytes, int | None]:
-    """The body, and the length of its JSON if raw bytes follow. All outcomes must be OK.
+    """The body, and the length of its JSON if raw bytes follow. All results must be OK.
 
     Their ``rows`` become one output: (rows, classes) float32; or, where classes are wanted,
     (rows, top) BYTES, each ``value:index:label``, likeliest first. Raises QuestionError for
     outputs that are not finite, unless they are wanted in binary.
     """
-    payload = outcomes[0].payload if len(outcomes) == 1 else b"".join(o.payload for o in outcomes)
+    payload = results[0].payload if len(results) == 1 else b"".join(o.payload for o in results)
     probabilities = np.frombuffer(payload, "<f4").reshape(rows, -1, copy=False)
     if (wanted.top or not wanted.is_binary) and not np.isfinite(probabilities).all():
         raise QuestionError(
@@ -355,7 +355,7 @@ def encode_response(
     data: Any = probabilities.reshape(-1, copy=False)
     raw: Payload = payload
     if wanted.top:
-        data = _classified(probabilities, wanted.top, outcomes[0].labels)
+        data = _classified(probabilities, wanted.top, results[0].labels)
         output["datatype"] = "BYTES"
         raw = bytes_of_elements(text.encode() for text in data) if wanted.is_binary else b""
     output["shape"] = [rows, len(data) // rows]
@@ -365,7 +365,7 @@ def encode_response(
         output["data"] = data
     response: dict[str, Any] = {
         "model_name": model,
-        "model_version": str(outcomes[0].version),
+        "model_version": str(results[0].version),
         "outputs": [output],
     }
     if wanted.request_id:

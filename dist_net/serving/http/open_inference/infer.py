@@ -21,11 +21,11 @@ from dist_net.serving.http.replies import (
     JSON_LENGTH,
     error_reply,
     fault_reply,
-    outcome_reply,
     raised_reply,
+    result_reply,
     send_answer,
 )
-from dist_net.serving.pool.requests import Outcome, Status
+from dist_net.serving.pool.requests import Result, Status
 
 
 def is_inference(scope: Scope) -> bool:
@@ -70,12 +70,12 @@ class InferEndpoint:
                 model = newest
                 read = partial(read_request, content, json_bytes, model, version)
                 questions, wanted = await body.off_loop(parsed_bytes, read)
-            outcomes = await ask(self._gateway, questions, receive)
-            if (failed := _first_failure(outcomes)) is not None:
-                await outcome_reply(failed)(scope, receive, send)
+            results = await ask(self._gateway, questions, receive)
+            if (failed := _first_failure(results)) is not None:
+                await result_reply(failed)(scope, receive, send)
                 return
             rows = sum(question.rows for question in questions)
-            answer, json_bytes = encode_response(name, rows, outcomes, wanted)
+            answer, json_bytes = encode_response(name, rows, results, wanted)
             await send_answer(send, answer, json_bytes)
 
 
@@ -92,11 +92,11 @@ def _model_and_version(path: str) -> tuple[str, int | None]:
     )
 
 
-def _first_failure(outcomes: Sequence[Outcome]) -> Outcome | None:
-    """Return the first outcome that is not OK: the protocol has no partial answers."""
-    for place, outcome in enumerate(outcomes, 1):
-        if outcome.status != Status.OK:
-            if len(outcomes) == 1:
-                return outcome
-            return replace(outcome, reason=f"picture {place} of {len(outcomes)}: {outcome.reason}")
+def _first_failure(results: Sequence[Result]) -> Result | None:
+    """Return the first result that is not OK: the protocol has no partial answers."""
+    for place, result in enumerate(results, 1):
+        if result.status != Status.OK:
+            if len(results) == 1:
+                return result
+            return replace(result, reason=f"image {place} of {len(results)}: {result.reason}")
     return None

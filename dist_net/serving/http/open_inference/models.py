@@ -21,9 +21,9 @@ from dist_net.serving.http.asking import (
 )
 from dist_net.serving.http.bodies import Bodies, Body, headers_of
 from dist_net.serving.http.open_inference.codec import INPUT, json_object, output_name
-from dist_net.serving.http.replies import Json, outcome_reply
+from dist_net.serving.http.replies import Json, result_reply
 from dist_net.serving.pool.description import ModelDescription, ServedModel
-from dist_net.serving.pool.requests import Outcome, Status
+from dist_net.serving.pool.requests import Result, Status
 from dist_net.serving.pool.statistics import ModelStatistics, Timed
 
 _PLATFORM = "dist_net"
@@ -172,10 +172,10 @@ def _version_of(request: Request) -> int | None:
     return None if version is None else version_number(version)
 
 
-def _loaded(name: str, outcome: Outcome) -> Json:
-    if outcome.status != Status.OK:
-        return outcome_reply(outcome)
-    return Json({"name": name, "version": str(outcome.version)})
+def _loaded(name: str, result: Result) -> Json:
+    if result.status != Status.OK:
+        return result_reply(result)
+    return Json({"name": name, "version": str(result.version)})
 
 
 # What the answers hold

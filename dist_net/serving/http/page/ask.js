@@ -1,4 +1,4 @@
-// The form: takes a picture by drop, paste, file choice or sample, and shows the answer below.
+// The form: takes an image by drop, paste, file choice or sample, and shows the answer below.
 
 import { byId, element, fromTemplate, write } from "./elements.js";
 import { drawAsSeen } from "./fitting.js";
@@ -7,10 +7,10 @@ import { offerCopies, showRequest } from "./request.js";
 import { offerSamples, sampleAt } from "./samples.js";
 import { count, label, milliseconds, percent } from "./words.js";
 
-const [form, input, drop, preview] = ["ask-form", "picture", "drop", "preview"].map(byId);
+const [form, input, drop, preview] = ["ask-form", "image", "drop", "preview"].map(byId);
 const [problem, verdict, answer] = ["problem", "verdict", "answer"].map(byId);
 const SHOWN_LABELS = 10;
-const PICTURELESS = "does not take pictures. Use /v2/models/…/infer or dist_net.Client.";
+const IMAGELESS = "does not take images. Use /v2/models/…/infer or dist_net.Client.";
 let models = [];
 let running = null;
 
@@ -49,7 +49,7 @@ export function offerModels(served) {
     const chosen = select.value;
     select.replaceChildren(...served.map(({ name }) => new Option(name)));
     if (served.some(({ name }) => name === chosen)) select.value = chosen;
-    else select.selectedIndex = Math.max(0, served.findIndex((model) => model.takes_pictures));
+    else select.selectedIndex = Math.max(0, served.findIndex((model) => model.takes_images));
     byId("model-field").hidden = served.length < 2;
   }
   showModel();
@@ -59,11 +59,11 @@ const chosenModel = () => models.find(({ name }) => name === byId("model").value
 
 function showModel() {
   const model = chosenModel();
-  const canAsk = !model || model.version === null || model.takes_pictures;
-  form.classList.toggle("pictureless", !canAsk);
+  const canAsk = !model || model.version === null || model.takes_images;
+  form.classList.toggle("imageless", !canAsk);
   byId("submit").disabled = !canAsk;
   byId("knows").hidden = !model;
-  if (model) write(byId("knows"), canAsk ? classesOf(model) : `${model.name} ${PICTURELESS}`);
+  if (model) write(byId("knows"), canAsk ? classesOf(model) : `${model.name} ${IMAGELESS}`);
   offerSamples(model);
 }
 
@@ -92,30 +92,30 @@ function take(files, event) {
 
 async function ask() {
   const model = chosenModel();
-  if (!input.reportValidity() || (model?.version != null && !model.takes_pictures)) return;
-  const [picture] = input.files;
+  if (!input.reportValidity() || (model?.version != null && !model.takes_images)) return;
+  const [image] = input.files;
   running?.abort();
   running = new AbortController();
-  showPicture(picture, model);
+  showImage(image, model);
   form.setAttribute("aria-busy", "true");
   problem.replaceChildren();
   byId("no-answer").hidden = true;
   answer.classList.add("old");
-  const found = await classify(byId("model").value, picture, running.signal);
+  const found = await classify(byId("model").value, image, running.signal);
   answer.classList.remove("old");
   showAnswer(found);
-  showRequest(found.model, picture);
+  showRequest(found.model, image);
 }
 
-async function showPicture(picture, model) {
+async function showImage(image, model) {
   URL.revokeObjectURL(preview.src);
-  preview.src = URL.createObjectURL(picture);
+  preview.src = URL.createObjectURL(image);
   preview.hidden = false;
-  byId("picture-name").textContent = picture.name;
+  byId("image-name").textContent = image.name;
   byId("submit").textContent = "Ask again";
   const canvas = document.createElement("canvas");
-  const isSeen = model !== undefined && await drawAsSeen(canvas, picture, model);
-  if (picture !== input.files[0] || model?.name !== chosenModel()?.name) return;  // overtaken
+  const isSeen = model !== undefined && await drawAsSeen(canvas, image, model);
+  if (image !== input.files[0] || model?.name !== chosenModel()?.name) return;  // overtaken
   byId("seen").hidden = !isSeen;
   byId("seen").querySelector("canvas").replaceWith(canvas);
   write(byId("seen-size"), `${canvas.width} × ${canvas.height}`);

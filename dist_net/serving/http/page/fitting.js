@@ -1,11 +1,11 @@
-// Shows a picture as a model sees it. The worker fits it for the answer, by
+// Shows an image as a model sees it. The worker fits it for the answer, by
 // dist_net/images/fitting.py; here the same part of it is drawn in as many pixels.
 
 const PIXELATED_UP_TO = 64;
 
-/** Draws a picture file on a canvas as the model takes it; false if that is not known here. */
-export async function drawAsSeen(canvas, picture, { input_shape: shape, fitting }) {
-  const bitmap = await createImageBitmap(picture).catch(() => null);
+/** Draws an image file on a canvas as the model takes it; false if that is not known here. */
+export async function drawAsSeen(canvas, image, { input_shape: shape, fitting }) {
+  const bitmap = await createImageBitmap(image).catch(() => null);
   const [height, width, channels = 1] = shape ?? [];
   const place = bitmap && placeOf[fitting]?.(bitmap.width, bitmap.height, width, height);
   if (!place) return false;
@@ -24,7 +24,7 @@ export async function drawAsSeen(canvas, picture, { input_shape: shape, fitting 
   return true;
 }
 
-/** By fitting: the part of the picture that is taken, and where it goes; x, y, width, height. */
+/** By fitting: the part of the image that is taken, and where it goes; x, y, width, height. */
 const placeOf = {
   letterbox: (w, h, width, height) => width / w < height / h
     ? inTheMiddle(w, h, width, height, width, Math.floor(h * width / w))
@@ -45,14 +45,14 @@ const placeOf = {
     w === width && h === height ? placeOf.stretch(w, h, width, height) : null,
 };
 
-/** The whole picture, in so many pixels, with a border around it. */
+/** The whole image, in so many pixels, with a border around it. */
 function inTheMiddle(w, h, width, height, newWidth, newHeight) {
   const [across, down] = [Math.max(1, newWidth), Math.max(1, newHeight)];
   const [left, top] = [Math.floor((width - across) / 2), Math.floor((height - down) / 2)];
   return { from: [0, 0, w, h], to: [left, top, across, down] };
 }
 
-/** So many pixels of the picture. */
+/** So many pixels of the image. */
 function middleOf(w, h, width, height, keptWidth, keptHeight) {
   const across = Math.min(Math.max(1, keptWidth), w);
   const down = Math.min(Math.max(1, keptHeight), h);

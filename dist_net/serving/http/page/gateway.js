@@ -4,12 +4,12 @@ const TOKEN = "dist_net token";
 const POLL_TIMEOUT_MS = 5000;
 
 const WORDS = {
-  400: "The picture could not be read.",
+  400: "The image could not be read.",
   401: "This pool needs a token.",
   403: "The pool does not accept requests from this page.",
   404: "This model is not served here.",
-  413: "The picture is larger than the pool allows.",
-  415: "The pool accepts only JPEG and PNG pictures.",
+  413: "The image is larger than the pool allows.",
+  415: "The pool accepts only JPEG and PNG images.",
   503: "The pool cannot answer just now.",
   504: "The answer took too long.",
 };
@@ -42,21 +42,21 @@ export async function pool() {
 export const classifyPath = (model) => `v1/models/${encodeURIComponent(model)}/classify?top=5`;
 const samplesPath = (model) => `v1/models/${encodeURIComponent(model)}/samples`;
 
-/** What each picture shows that a model can be tried with. Throws a Problem. */
+/** What each image shows that a model can be tried with. Throws a Problem. */
 export async function sampleLabels(model) {
   return (await send(samplesPath(model), {})).map(({ label }) => label);
 }
 
-/** One of these pictures. Throws a Problem. */
-export const samplePicture = (model, number) => content(`${samplesPath(model)}/${number}`);
+/** One of these images. Throws a Problem. */
+export const sampleImage = (model, number) => content(`${samplesPath(model)}/${number}`);
 
-/** The top five classes of a picture, and `total_ms` as measured here. Throws a Problem. */
-export async function classify(model, picture, signal) {
+/** The top five classes of an image, and `total_ms` as measured here. Throws a Problem. */
+export async function classify(model, image, signal) {
   const before = performance.now();
   const answer = await send(classifyPath(model), {
     method: "POST",
-    body: picture,
-    headers: { "Content-Type": picture.type || "application/octet-stream" },
+    body: image,
+    headers: { "Content-Type": image.type || "application/octet-stream" },
     signal,
   });
   return { ...answer, total_ms: performance.now() - before };

@@ -3,11 +3,11 @@
 import { byId, element } from "./elements.js";
 import { classifyPath, hasToken } from "./gateway.js";
 
-/** Shows how to ask a model about this picture without the page. */
-export function showRequest(model, picture) {
+/** Shows how to ask a model about this image without the page. */
+export function showRequest(model, image) {
   const address = new URL(classifyPath(model), location.href).href;
-  byId("curl").textContent = asCurl(address, picture);
-  byId("python").textContent = asPython(address, picture);
+  byId("curl").textContent = asCurl(address, image);
+  byId("python").textContent = asPython(address, image);
   byId("token-file").hidden = !hasToken();
 }
 
@@ -28,21 +28,21 @@ export function offerCopies() {
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-function asCurl(address, picture) {
+function asCurl(address, image) {
   const token = hasToken() ? '-H "Authorization: Bearer $(cat token)" ' : "";
-  return `curl ${token}--data-binary ${quoted(`@${picture.name}`)} \\\n  ${quoted(address)}`;
+  return `curl ${token}--data-binary ${quoted(`@${image.name}`)} \\\n  ${quoted(address)}`;
 }
 
-function asPython(address, picture) {
+function asPython(address, image) {
   const token = `headers["Authorization"] = f"Bearer {Path('token').read_text().strip()}"\n`;
   return `import json
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 address = ${JSON.stringify(address)}
-headers = {"Content-Type": ${JSON.stringify(picture.type || "application/octet-stream")}}
-${hasToken() ? token : ""}picture = Path(${JSON.stringify(picture.name)}).read_bytes()
-request = Request(address, picture, headers)
+headers = {"Content-Type": ${JSON.stringify(image.type || "application/octet-stream")}}
+${hasToken() ? token : ""}image = Path(${JSON.stringify(image.name)}).read_bytes()
+request = Request(address, image, headers)
 print(json.load(urlopen(request)))
 `;
 }

@@ -1,13 +1,13 @@
-// Pictures to try: held out by the chosen model's run, or else the page's own of its classes.
+// Images to try: held out by the chosen model's run, or else the page's own of its classes.
 
 import { byId, element } from "./elements.js";
-import { sampleLabels, samplePicture } from "./gateway.js";
+import { sampleLabels, sampleImage } from "./gateway.js";
 import { label } from "./words.js";
 
 const place = byId("samples");
 const legend = place.querySelector("legend");
 const drawn = { legend: legend.textContent, buttons: [...place.querySelectorAll("button")] };
-// One of the first classes of each data set that the page has pictures of; ImageNet's classes come
+// One of the first classes of each data set that the page has images of; ImageNet's classes come
 // in two orders.
 const CLASSES = { ImageNet: ["tench", "kit fox"], clothes: ["T-shirt/top"] };
 let shown = null;  // which samples are shown, or on their way
@@ -36,27 +36,27 @@ function drawnFor(model) {
 /** The file of the sample whose button was clicked; null if none was. */
 export async function sampleAt(target) {
   const button = target.closest("button");
-  if (!button || button.picture) return button?.picture ?? null;
+  if (!button || button.image) return button?.image ?? null;
   const { src } = button.querySelector("img");
-  const picture = await (await fetch(src)).blob();
-  return new File([picture], src.split("/").at(-1), { type: picture.type });
+  const image = await (await fetch(src)).blob();
+  return new File([image], src.split("/").at(-1), { type: image.type });
 }
 
 async function heldOut(model) {
   const labels = await sampleLabels(model);
   const buttons = labels.map(async (shown, i) => {
     const name = `${shown.replace(/[^\p{L}\p{N}]+/gu, "-")}-${i + 1}.png`;
-    const picture = await samplePicture(model, i);
-    return newButton(shown, new File([picture], name, { type: "image/png" }));
+    const image = await sampleImage(model, i);
+    return newButton(shown, new File([image], name, { type: "image/png" }));
   });
   return { legend: "Or try one that it was not trained on", buttons: await Promise.all(buttons) };
 }
 
-function newButton(shown, picture) {
+function newButton(shown, image) {
   const button = element("button", "");
-  const image = element("img", "");
-  Object.assign(button, { type: "button", picture });
-  Object.assign(image, { src: URL.createObjectURL(picture), alt: "" });
-  button.append(image, element("span", label(shown)));
+  const thumbnail = element("img", "");
+  Object.assign(button, { type: "button", image });
+  Object.assign(thumbnail, { src: URL.createObjectURL(image), alt: "" });
+  button.append(thumbnail, element("span", label(shown)));
   return button;
 }

@@ -10,14 +10,14 @@ import pytest
 
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.pool.description import known, summary_of
-from dist_net.serving.pool.requests import Outcome, Status
+from dist_net.serving.pool.requests import Result, Status
 from dist_net.wire.messages import Message
 from dist_net.wire.serving_messages import Ask, Describe, Ping, Pong, Reload, Unload
 from fake_service import ANIMALS, DIGITS, FakeService, served
 
-PICTURE = b"\xff\xd8\xff any picture"
+IMAGE = b"\xff\xd8\xff any image"
 OUTPUTS = bytes(12)
-ANSWERED = Outcome(Status.OK, 7, OUTPUTS, labels=ANIMALS.labels)
+ANSWERED = Result(Status.OK, 7, OUTPUTS, labels=ANIMALS.labels)
 
 
 def answer(service: FakeService, ask: Message, may_rule: bool = True) -> Any:
@@ -39,7 +39,7 @@ def answer(service: FakeService, ask: Message, may_rule: bool = True) -> Any:
 def test_an_answer_brings_the_labels_of_its_version_if_the_client_knows_others(
     labels: tuple[str, ...],
 ) -> None:
-    payloads = PICTURE, known(replace(summary_of(served(ANIMALS)), labels=labels))
+    payloads = IMAGE, known(replace(summary_of(served(ANIMALS)), labels=labels))
     got = answer(FakeService(scripted=[ANSWERED]), Ask(1, "animals", "", True, 0, payloads))
     outputs, *brought = got.payloads
     assert (got.status, outputs) == (Status.OK, OUTPUTS)
@@ -53,14 +53,14 @@ def test_an_answer_brings_the_threshold_too_if_the_client_knows_another(
 ) -> None:
     summary = replace(summary_of(served(ANIMALS)), unknown_below=known_threshold)
     scripted = [replace(ANSWERED, unknown_below=0.75)]
-    ask = Ask(1, "animals", "", True, 0, (PICTURE, known(summary)))
+    ask = Ask(1, "animals", "", True, 0, (IMAGE, known(summary)))
     _, *brought = answer(FakeService(scripted=scripted), ask).payloads
     told = [] if known_threshold == 0.75 else [list(ANIMALS.labels), 0.75]
     assert [json.loads(each) for each in brought] == told
 
 
 def test_one_that_says_nothing_of_what_it_knows_gets_the_outputs_alone() -> None:
-    got = answer(FakeService(scripted=[ANSWERED]), Ask(1, "animals", "", True, 0, (PICTURE,)))
+    got = answer(FakeService(scripted=[ANSWERED]), Ask(1, "animals", "", True, 0, (IMAGE,)))
     assert got.payloads == (OUTPUTS,)
 
 
@@ -113,7 +113,7 @@ def test_requests_of_a_client_that_is_gone_are_dropped() -> None:
         desk._receive_soon = lambda: None  # type: ignore[method-assign]
         desk._loop = asyncio.get_running_loop()
         for node, request_id in ((b"gone", 1), (b"here", 1), (b"gone", 2)):
-            desk._handle(node, Ask(request_id, "animals", "", True, 0, (PICTURE,)))
+            desk._handle(node, Ask(request_id, "animals", "", True, 0, (IMAGE,)))
         desk._look_for_clients()
         desk._timer.cancel()
         assert list(desk._futures) == [(b"here", 1)]

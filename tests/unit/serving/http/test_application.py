@@ -26,16 +26,16 @@ from dist_net.errors import (
 )
 from dist_net.serving.http import bodies, classify
 from dist_net.serving.http.application import PAGE, application, page_routes
-from dist_net.serving.http.classify import pictures_of
+from dist_net.serving.http.classify import images_of
 from dist_net.serving.http.open_inference.codec import bytes_of_elements
 from dist_net.serving.http.refusals import Refusals
 from dist_net.serving.http.replies import CODE_OF_ERROR, CODE_OF_STATUS
 from dist_net.serving.http.settings import HttpSettings
 from dist_net.serving.http.token_file import TokenFile
-from dist_net.serving.pool.description import TYPE_CODES, SamplePicture, ServedModel
-from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.description import TYPE_CODES, SampleImage, ServedModel
+from dist_net.serving.pool.requests import Question, Result, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
-from fake_service import ANIMALS, BAD_PICTURE, DIGITS, FakeService, probabilities, served
+from fake_service import ANIMALS, BAD_IMAGE, DIGITS, FakeService, probabilities, served
 
 TOKEN = "a token that is long"
 CLIENT_TOKEN = "a client's token"
@@ -159,7 +159,7 @@ def test_an_answer_has_the_labels_of_the_version_that_gave_it(
 ) -> None:
     row = np.array([0.1, 0.7, 0.2], "<f4").tobytes()
     for labels in (("cat", "dog", "hen"), ("a", "b", "c")):
-        service.scripted = [Outcome(Status.OK, 5, row, labels=labels)] * 2
+        service.scripted = [Result(Status.OK, 5, row, labels=labels)] * 2
         best = ask("POST", "/v1/models/animals/classify", content=JPEG).json()["predictions"][0]
         assert best["label"] == labels[1]
         tensor = {"name": "input", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": [0] * 12}
@@ -170,7 +170,7 @@ def test_an_answer_has_the_labels_of_the_version_that_gave_it(
         assert answer["outputs"][0]["data"] == [f"0.700000:1:{labels[1]}"]
 
 
-def test_pictures_go_in_binary_and_classes_come_out(ask: Ask, service: FakeService) -> None:
+def test_images_go_in_binary_and_classes_come_out(ask: Ask, service: FakeService) -> None:
     raw = bytes_of_elements([JPEG, b"second"])
     request = {
         "inputs": [
@@ -204,7 +204,7 @@ def test_a_binary_answer_says_where_its_json_ends(ask: Ask) -> None:
 def test_a_raw_body_is_asked(ask: Ask, service: FakeService) -> None:
     headers = {"Inference-Header-Content-Length": "0"}
     assert ask("POST", "/v2/models/animals/infer", content=JPEG, headers=headers).is_success
-    assert service.questions == [Question("animals", JPEG, is_picture=True)]
+    assert service.questions == [Question("animals", JPEG, is_image=True)]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
@@ -228,10 +228,10 @@ def test_a_compressed_body_is_refused(ask: Ask, encoding: str) -> None:
         (Status.FAILED, 500),
     ],
 )
-def test_an_outcome_has_its_status_code(
+def test_an_result_has_its_status_code(
     ask: Ask, service: FakeService, status: Status, code: int
 ) -> None:
-    service.scripted = [Outcome(status, reason="because", retry_after_s=1.2)]
+    service.scripted = [Result(status, reason="because", retry_after_s=1.2)]
     response = ask("POST", "/v2/models/digits/infer", json=INFER)
     assert response.status_code == code
     assert error_of(response) == "because"
@@ -240,19 +240,19 @@ def test_an_outcome_has_its_status_code(
 
 
 def test_a_refusal_without_a_time_says_a_second(ask: Ask, service: FakeService) -> None:
-    service.scripted = [Outcome(Status.UNAVAILABLE, reason="draining")]
+    service.scripted = [Result(Status.UNAVAILABLE, reason="draining")]
     assert ask("POST", "/v2/models/digits/infer", json=INFER).headers["retry-after"] == "1"
 
 
-def test_it_is_said_which_picture_was_bad(ask: Ask) -> None:
-    raw = bytes_of_elements([JPEG, BAD_PICTURE])
+def test_it_is_said_which_image_was_bad(ask: Ask) -> None:
+    raw = bytes_of_elements([JPEG, BAD_IMAGE])
     tensor = {"name": "input", "shape": [2], "datatype": "BYTES"}
     tensor["parameters"] = {"binary_data_size": len(raw)}
     text = json.dumps({"inputs": [tensor]}).encode()
     headers = {"Inference-Header-Content-Length": str(len(text))}
     response = ask("POST", "/v2/models/animals/infer", content=text + raw, headers=headers)
     assert response.status_code == 400
-    assert error_of(response).startswith("picture 2 of 2: ")
+    assert error_of(response).startswith("image 2 of 2: ")
 
 
 @pytest.mark.parametrize(
@@ -403,15 +403,15 @@ def test_repository(ask: Ask, service: FakeService) -> None:
     assert ask("POST", "/v2/repository/models/digits/unload").is_success
     assert service.done_to_models == ["reload digits", "unload digits"]
     assert 'dist_net_unloads_total{model="digits"} 1.0' in ask("GET", "/metrics").text
-    service.scripted = [Outcome(Status.BAD_INPUT, reason="its file is damaged")]
+    service.scripted = [Result(Status.BAD_INPUT, reason="its file is damaged")]
     response = ask("POST", "/v2/repository/models/digits/load")
     assert (response.status_code, error_of(response)) == (400, "its file is damaged")
 
 
-# Pictures
+# Images
 
 
-def test_a_picture_is_classified(ask: Ask, service: FakeService) -> None:
+def test_a_image_is_classified(ask: Ask, service: FakeService) -> None:
     response = ask("POST", "/v1/models/animals/classify?top=2", content=JPEG)
     answer = response.json()
     timings = answer.pop("timings")
@@ -439,8 +439,8 @@ def test_an_answer_is_unknown_by_the_threshold_of_the_version_that_gave_it(
     ask: Ask, service: FakeService, threshold: float, is_unknown: bool
 ) -> None:
     row = np.array([0.1, 0.7, 0.2], "<f4").tobytes()
-    outcome = Outcome(Status.OK, 5, row, labels=("a", "b", "c"), unknown_below=threshold)
-    service.scripted = [outcome] * 2
+    result = Result(Status.OK, 5, row, labels=("a", "b", "c"), unknown_below=threshold)
+    service.scripted = [result] * 2
     answer = ask("POST", "/v1/models/animals/classify?top=1", content=JPEG).json()
     assert list(answer) == [
         "model",
@@ -456,9 +456,9 @@ def test_an_answer_is_unknown_by_the_threshold_of_the_version_that_gave_it(
     assert ask("POST", "/v1/classify", content=JPEG).json()["unknown"] is is_unknown
 
 
-def test_each_picture_of_a_form_is_known_or_not(ask: Ask, service: FakeService) -> None:
+def test_each_image_of_a_form_is_known_or_not(ask: Ask, service: FakeService) -> None:
     service.scripted = [
-        Outcome(Status.OK, 7, np.array(row, "<f4").tobytes(), unknown_below=0.6)
+        Result(Status.OK, 7, np.array(row, "<f4").tobytes(), unknown_below=0.6)
         for row in ([0.1, 0.7, 0.2], [0.4, 0.4, 0.2])
     ]
     files = [("image", (name, JPEG, "image/jpeg")) for name in ("a.jpg", "b.jpg")]
@@ -471,7 +471,7 @@ def test_the_classification_extension_has_no_word_for_unknown(
     ask: Ask, service: FakeService
 ) -> None:
     row = np.array([0.1, 0.7, 0.2], "<f4").tobytes()
-    service.scripted = [Outcome(Status.OK, 7, row, labels=ANIMALS.labels, unknown_below=0.9)]
+    service.scripted = [Result(Status.OK, 7, row, labels=ANIMALS.labels, unknown_below=0.9)]
     tensor = {"name": "input", "shape": [1, 2, 2, 3], "datatype": "UINT8", "data": [0] * 12}
     wanted = [{"name": "probabilities", "parameters": {"classification": 1}}]
     request = {"inputs": [tensor], "outputs": wanted}
@@ -484,17 +484,17 @@ def test_the_only_model_needs_no_name(ask: Ask, service: FakeService) -> None:
     assert ask("POST", "/v1/classify", content=JPEG).json()["model"] == "animals"
 
 
-def test_a_bad_picture_of_a_form_fails_alone(ask: Ask, service: FakeService) -> None:
+def test_a_bad_image_of_a_form_fails_alone(ask: Ask, service: FakeService) -> None:
     files = [
         ("image", ("good.jpg", JPEG, "image/jpeg")),
-        ("image", ("bad.jpg", BAD_PICTURE, "image/jpeg")),
+        ("image", ("bad.jpg", BAD_IMAGE, "image/jpeg")),
         ("image", ("umlaut-ü.png", b"\r\n--\r\n\r\n", "image/png")),
     ]
     response = ask("POST", "/v1/models/animals/classify", files=files, data={"note": "hello"})
     assert response.status_code == 200
     images = response.json()["images"]
     assert [image["name"] for image in images][:2] == ["good.jpg", "bad.jpg"]
-    assert images[1]["error"] == "this is no picture"
+    assert images[1]["error"] == "this is no image"
     assert len(images[0]["predictions"]) == len(images[2]["predictions"]) == 3
     assert [bytes(each.payload) for each in service.questions] == [each[1][1] for each in files]
     assert {each.version for each in service.questions} == {7}
@@ -505,10 +505,10 @@ def test_a_form_of_one_file_is_answered_as_a_body_is(ask: Ask) -> None:
     assert "predictions" in response.json()
 
 
-def test_a_form_none_of_whose_pictures_is_answered_is_an_error(
+def test_a_form_none_of_whose_images_is_answered_is_an_error(
     ask: Ask, service: FakeService
 ) -> None:
-    service.scripted = [Outcome(Status.UNAVAILABLE, reason="full", retry_after_s=0.1)] * 2
+    service.scripted = [Result(Status.UNAVAILABLE, reason="full", retry_after_s=0.1)] * 2
     files = [("f", ("a", JPEG)), ("f", ("b", JPEG))]
     response = ask("POST", "/v1/models/animals/classify", files=files)
     assert response.status_code == 503
@@ -536,7 +536,7 @@ def test_a_form_is_taken_apart_wherever_its_boundaries_lie(
         head = b'\r\nContent-Disposition: form-data; name="f"; filename="p"\r\n\r\n'
         body = b"\r\n".join(b"--Boundary" + head + each for each in contents)
         body = random.choice([b"", b"\r\n"]) + body + b"\r\n--Boundary--\r\n"
-        found = pictures_of(bytearray(body), b"multipart/form-data; boundary=Boundary")
+        found = images_of(bytearray(body), b"multipart/form-data; boundary=Boundary")
         assert [bytes(each.content) for each in found] == contents
 
 
@@ -558,7 +558,7 @@ PART = b'--B\r\nContent-Disposition: form-data; filename="p"\r\n\r\nx\r\n'
 )
 def test_a_form_without_a_usable_boundary_is_refused(content_type: bytes) -> None:
     with pytest.raises(BadRequestError):
-        pictures_of(PART + b"--B--", content_type)
+        images_of(PART + b"--B--", content_type)
 
 
 @pytest.mark.parametrize(
@@ -577,13 +577,13 @@ def test_a_form_without_a_usable_boundary_is_refused(content_type: bytes) -> Non
 )
 def test_a_damaged_form_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequestError):
-        pictures_of(body, FORM_TYPE)
+        images_of(body, FORM_TYPE)
 
 
 @pytest.mark.parametrize("body", [PART * 129, PART[:-3] + b"\r\n--Bx" * 1000])
 def test_a_form_of_too_many_parts_is_refused(body: bytes) -> None:
     with pytest.raises(RequestTooLargeError):
-        pictures_of(body + b"--B--", FORM_TYPE)
+        images_of(body + b"--B--", FORM_TYPE)
 
 
 @pytest.mark.parametrize(
@@ -601,8 +601,8 @@ def test_a_form_of_too_many_parts_is_refused(body: bytes) -> None:
 def test_a_file_has_any_name(parameter: bytes, name: str | None) -> None:
     """A client may call a file what it likes; ``name`` None: it has some name."""
     body = PART.replace(b'filename="p"', parameter) + b"--B--"
-    (picture,) = pictures_of(body, FORM_TYPE)
-    assert name in (None, picture.name)
+    (image,) = images_of(body, FORM_TYPE)
+    assert name in (None, image.name)
 
 
 # The page, metrics, OpenAPI
@@ -610,8 +610,8 @@ def test_a_file_has_any_name(parameter: bytes, name: str | None) -> None:
 
 @pytest.fixture
 def with_samples(service: FakeService) -> None:
-    """There are pictures to try the animals with."""
-    samples = SamplePicture("cat", b"a PNG file"), SamplePicture("hen", b"another")
+    """There are images to try the animals with."""
+    samples = SampleImage("cat", b"a PNG file"), SampleImage("hen", b"another")
     service.served["animals"] = replace(service.served["animals"], samples=samples)
 
 
@@ -643,7 +643,7 @@ def test_samples_need_the_token_too(service: FakeService, page: Path, tokens: To
 
 
 @pytest.mark.usefixtures("with_samples")
-def test_the_pool_tells_the_page_how_a_model_takes_pictures(ask: Ask) -> None:
+def test_the_pool_tells_the_page_how_a_model_takes_images(ask: Ask) -> None:
     digits, animals = ask("GET", "/pool").json()["models"]
     told = "input_shape", "fitting", "unknown_below", "samples"
     assert [animals[name] for name in told] == [[2, 2, 3], "pad", 0, 2]
@@ -704,7 +704,7 @@ def test_refused_requests_are_counted_and_logged(
     for number in range(50):
         assert ask("GET", f"/none%1B[31m/{number}").status_code == 404
     assert ask("POST", "/v2/models/digits/infer", json={}).status_code == 400
-    service.scripted = [Outcome(Status.UNAVAILABLE, reason="full", retry_after_s=3.2)]
+    service.scripted = [Result(Status.UNAVAILABLE, reason="full", retry_after_s=3.2)]
     assert ask("POST", "/v1/models/animals/classify", content=JPEG).status_code == 503
     assert ask("GET", "/pool", headers={"host": "evil.example"}).status_code == 403
     assert ask("POST", "/v2/models/digits/infer", json=INFER).is_success
@@ -1080,7 +1080,7 @@ FORM = (
 
 
 def form(note: bytes) -> tuple[dict[str, Any], bytes]:
-    """A form with a picture and a note that nobody reads, and its request's scope."""
+    """A form with an image and a note that nobody reads, and its request's scope."""
     headers = [*SCOPE["headers"], BOUNDARY]  # type: ignore[misc]
     scope = SCOPE | {"path": "/v1/models/animals/classify", "query_string": b""}
     return scope | {"headers": headers}, FORM % (note, JPEG)
@@ -1115,13 +1115,13 @@ def test_forms_are_taken_apart_by_threads(
     service: FakeService, monkeypatch: pytest.MonkeyPatch, note_bytes: int
 ) -> None:
     threads = set()
-    by_itself = classify.pictures_of
+    by_itself = classify.images_of
 
-    def pictures_of(*arguments: Any) -> list[classify.Picture]:
+    def images_of(*arguments: Any) -> list[classify.Image]:
         threads.add(threading.current_thread())
         return by_itself(*arguments)
 
-    monkeypatch.setattr(classify, "pictures_of", pictures_of)
+    monkeypatch.setattr(classify, "images_of", images_of)
     scope, body = form(bytes(note_bytes))
     client = Client(piece(body))
     app = application(service, HttpSettings())

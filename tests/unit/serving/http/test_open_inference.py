@@ -15,7 +15,7 @@ from dist_net.errors import (
     UnsupportedRequestError,
 )
 from dist_net.serving.http.open_inference.codec import (
-    MOST_JSON_BYTES,
+    MAX_JSON_BYTES,
     Wanted,
     bytes_of_elements,
     elements_of_bytes,
@@ -23,7 +23,7 @@ from dist_net.serving.http.open_inference.codec import (
     read_request,
 )
 from dist_net.serving.http.open_inference.models import model_metadata
-from dist_net.serving.pool.requests import Outcome, Question, Status
+from dist_net.serving.pool.requests import Question, Result, Status
 from fake_service import ANIMALS, DIGITS
 
 ROW = [0.5, -1.25, 3.0, 1e-3]
@@ -69,22 +69,22 @@ def test_a_body_without_json_is_the_input() -> None:
     assert asked(RAW_ROW * 3, 0) == [Question("digits", RAW_ROW * 3, 3)]
 
 
-@pytest.mark.parametrize("picture", [b"\xff\xd8\xff" + b"x" * 9, b"no multiple of a row"])
-def test_a_body_without_json_is_a_picture_if_it_can_be_no_tensor(picture: bytes) -> None:
-    assert asked(picture, 0, ANIMALS) == [Question("animals", picture, is_picture=True)]
+@pytest.mark.parametrize("image", [b"\xff\xd8\xff" + b"x" * 9, b"no multiple of a row"])
+def test_a_body_without_json_is_a_image_if_it_can_be_no_tensor(image: bytes) -> None:
+    assert asked(image, 0, ANIMALS) == [Question("animals", image, is_image=True)]
 
 
 def test_a_body_without_json_is_a_tensor_where_its_size_fits() -> None:
     assert asked(bytes(24), 0, ANIMALS) == [Question("animals", bytes(24), 2)]
 
 
-def test_each_picture_is_a_question_and_all_are_of_one_version() -> None:
+def test_each_image_is_a_question_and_all_are_of_one_version() -> None:
     raw = bytes_of_elements([b"one", b"", b"three"])
     tensor = {"name": "input", "shape": [3, 1], "datatype": "BYTES"}
     tensor["parameters"] = {"binary_data_size": len(raw)}
     questions = asked(*a_body(raw, inputs=[tensor]), ANIMALS)
     assert [bytes(each.payload) for each in questions] == [b"one", b"", b"three"]
-    assert {(each.is_picture, each.rows, each.version) for each in questions} == {(True, 1, 7)}
+    assert {(each.is_image, each.rows, each.version) for each in questions} == {(True, 1, 7)}
 
 
 def test_parameters_say_when_and_how_the_answer_is_wanted() -> None:
@@ -139,7 +139,7 @@ BYTES_INPUT = {"name": "input", "datatype": "BYTES", "shape": [2]}
         (b"[" * 2000, BadRequestError),
         (b'{"inputs":' + b"[" * 900 + b"]" * 900 + b"}", BadRequestError),
         (b"\xff", BadRequestError),
-        (b" " * (MOST_JSON_BYTES + 1), RequestTooLargeError),
+        (b" " * (MAX_JSON_BYTES + 1), RequestTooLargeError),
         (a_body(inputs={})[0], BadRequestError),
         (a_body(inputs=[])[0], BadRequestError),
         (a_body(inputs=[1])[0], BadRequestError),
@@ -224,20 +224,20 @@ def test_elements_must_end_where_the_tensor_does(raw: bytes) -> None:
         elements_of_bytes(raw, 1)
 
 
-def test_too_many_pictures_are_refused() -> None:
+def test_too_many_images_are_refused() -> None:
     raw = bytes(4 * 65)
     tensor = {**BYTES_INPUT, "shape": [65], "parameters": {"binary_data_size": len(raw)}}
     with pytest.raises(RequestTooLargeError):
         asked(*a_body(raw, [tensor]), ANIMALS)
 
 
-def test_pictures_cannot_be_in_the_json() -> None:
+def test_images_cannot_be_in_the_json() -> None:
     with pytest.raises(QuestionError, match="binary_data_size"):
         asked(a_body(inputs=[BYTES_INPUT | {"data": ["a", "b"]}])[0], None, ANIMALS)
 
 
 ROWS = np.array([[0.25, 0.5, 0.25], [0.1, 0.2, 0.7]], "<f4")
-OUTCOME = Outcome(Status.OK, 6, ROWS.tobytes())
+OUTCOME = Result(Status.OK, 6, ROWS.tobytes())
 
 
 def test_an_answer_is_numbers_in_json() -> None:

@@ -4,8 +4,8 @@ from itertools import count
 
 from described import described
 from dist_net.serving.pool.catalogue import Catalogue
-from dist_net.serving.pool.description import SamplePicture
-from dist_net.serving.pool.requests import EndRequest, Outcome, SendToNode, Status
+from dist_net.serving.pool.description import SampleImage
+from dist_net.serving.pool.requests import EndRequest, Result, SendToNode, Status
 from dist_net.serving.pool.roster import Roster
 from dist_net.serving.pool.settings import PoolSettings
 from dist_net.wire.serving_messages import JoinAsLoader, ModelPrepared, PrepareModel
@@ -23,7 +23,7 @@ class Desk:
 
     def __init__(self, *names: str) -> None:
         self.catalogue = Catalogue(names, b"secret")
-        self.outcomes: dict[int, Outcome] = {}
+        self.results: dict[int, Result] = {}
         self._ids = count(1)
         self._workers = Roster(PoolSettings())
         self._worker = self._workers.enlist(b"worker", "worker", "host", 1, 0.0)
@@ -35,9 +35,9 @@ class Desk:
             match command:
                 case SendToNode(node, PrepareModel(model, number)):
                     requested.append((node, model, number))
-                case EndRequest(request_id, outcome):
-                    assert request_id not in self.outcomes
-                    self.outcomes[request_id] = outcome
+                case EndRequest(request_id, result):
+                    assert request_id not in self.results
+                    self.results[request_id] = result
         return requested
 
     def reload(self, model: str = "m") -> int:
@@ -100,7 +100,7 @@ def test_a_loader_that_reads_a_model_is_asked_for_it_again_when_it_has() -> None
     assert desk.requests() == [(b"loader", "m", 3)]
     desk.comes(3, requested=3, reason="no such file")
     assert not desk.requests()
-    assert [desk.outcomes[each].reason for each in reloads] == 2 * ["no such file"]
+    assert [desk.results[each].reason for each in reloads] == 2 * ["no such file"]
 
 
 def test_what_a_lost_loader_was_to_be_asked_again_the_next_one_is_asked() -> None:
@@ -113,7 +113,7 @@ def test_what_a_lost_loader_was_to_be_asked_again_the_next_one_is_asked() -> Non
     assert desk.requests() == [(b"second", "m", 2)]
     desk.comes(2, requested=2, reason="gone")
     desk.requests()
-    assert desk.outcomes[reload].reason == "gone"
+    assert desk.results[reload].reason == "gone"
 
 
 def test_a_model_that_ends_one_loader_after_the_other_is_not_tried_again() -> None:
@@ -169,10 +169,10 @@ def test_a_reload_that_was_not_tried_yet_does_not_fail_with_the_one_that_ends_lo
     desk.catalogue.prepared(answer)
     desk.catalogue.loader_enlisted(b"3", JoinAsLoader(3, b"secret"))
     assert desk.requests() == [(b"3", "m", 2)]
-    assert not desk.outcomes
+    assert not desk.results
     desk.comes(2, requested=2)
     desk.load()
-    assert desk.outcomes[mended].status is Status.OK
+    assert desk.results[mended].status is Status.OK
 
 
 def test_versions_of_an_unloaded_model_are_not_taken_in_until_it_is_reloaded() -> None:
@@ -190,9 +190,9 @@ def test_a_reload_ends_when_workers_have_loaded_it() -> None:
     reload = desk.reload()
     desk.comes(2, requested=2)
     assert not desk.requests()
-    assert not desk.outcomes
+    assert not desk.results
     desk.load()
-    assert desk.outcomes == {reload: Outcome(Status.OK, version=2)}
+    assert desk.results == {reload: Result(Status.OK, version=2)}
 
 
 def test_one_that_no_worker_could_load_says_why() -> None:
@@ -200,8 +200,8 @@ def test_one_that_no_worker_could_load_says_why() -> None:
     reload = desk.reload()
     desk.comes(2, requested=2)
     desk.load(reason="no memory")
-    assert desk.outcomes[reload].status is Status.FAILED
-    assert "no memory" in desk.outcomes[reload].reason
+    assert desk.results[reload].status is Status.FAILED
+    assert "no memory" in desk.results[reload].reason
 
 
 def test_one_that_could_not_be_read_says_why() -> None:
@@ -209,7 +209,7 @@ def test_one_that_could_not_be_read_says_why() -> None:
     reload = desk.reload()
     desk.comes(2, requested=2, reason="no such file")
     desk.requests()
-    assert desk.outcomes == {reload: Outcome(Status.BAD_INPUT, reason="no such file")}
+    assert desk.results == {reload: Result(Status.BAD_INPUT, reason="no such file")}
 
 
 def test_what_comes_unasked_or_was_read_before_it_was_asked_does_not_end_it() -> None:
@@ -218,13 +218,13 @@ def test_what_comes_unasked_or_was_read_before_it_was_asked_does_not_end_it() ->
     desk.comes(700)
     desk.catalogue.prepared(prepared("another", 2, 3, "no such file"))
     desk.load()
-    assert not desk.outcomes
+    assert not desk.results
     desk.comes(701, requested=2)
     desk.load()
-    assert desk.outcomes == {first: Outcome(Status.OK, version=701)}
+    assert desk.results == {first: Result(Status.OK, version=701)}
     desk.comes(702, requested=3)
     desk.load()
-    assert desk.outcomes[second].version == 702
+    assert desk.results[second].version == 702
 
 
 def test_one_answer_does_for_all_that_were_asked_before_it_was_read() -> None:
@@ -232,7 +232,7 @@ def test_one_answer_does_for_all_that_were_asked_before_it_was_read() -> None:
     reloads = [desk.reload() for _ in range(2)]
     desk.comes(3, requested=3)
     desk.load()
-    assert [desk.outcomes[each].version for each in reloads] == [3, 3]
+    assert [desk.results[each].version for each in reloads] == [3, 3]
 
 
 def test_versions_that_keep_coming_do_not_keep_it_from_ending() -> None:
@@ -245,9 +245,9 @@ def test_versions_that_keep_coming_do_not_keep_it_from_ending() -> None:
     for version in range(11, 14):
         desk.comes(version)
         desk.requests()
-    assert not desk.outcomes
+    assert not desk.results
     desk.load()
-    assert desk.outcomes[reload].version == 10
+    assert desk.results[reload].version == 10
 
 
 def test_a_newer_version_that_took_its_place_will_do() -> None:
@@ -256,7 +256,7 @@ def test_a_newer_version_that_took_its_place_will_do() -> None:
     desk.comes(2, requested=2)
     desk.comes(3)
     desk.load()
-    assert desk.outcomes[reload].version == 3
+    assert desk.results[reload].version == 3
 
 
 def test_a_training_run_that_began_anew_has_a_lower_version() -> None:
@@ -266,16 +266,14 @@ def test_a_training_run_that_began_anew_has_a_lower_version() -> None:
     reload = desk.reload()
     desk.comes(5, requested=701)
     desk.load()
-    assert desk.outcomes == {reload: Outcome(Status.OK, version=5)}
+    assert desk.results == {reload: Result(Status.OK, version=5)}
 
 
-def test_pictures_to_try_a_model_with_are_those_of_its_newest_version() -> None:
+def test_images_to_try_a_model_with_are_those_of_its_newest_version() -> None:
     desk = Desk("m")
     for version, payloads in ((1, (b"cat", b"png", b"\xff", b"other")), (2, ())):
         message = prepared("m", version)._replace(payloads=tuple(map(memoryview, payloads)))
         desk.catalogue.prepared(message)
         desk.load()
-        expected = (
-            (SamplePicture("cat", b"png"), SamplePicture("\ufffd", b"other")) if payloads else ()
-        )
+        expected = (SampleImage("cat", b"png"), SampleImage("\ufffd", b"other")) if payloads else ()
         assert desk.catalogue.served()["m"].samples == expected

@@ -44,7 +44,7 @@ def test_absorbed_statistics_are_counted_too() -> None:
 
 
 def test_a_quarantine_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(open_requests, "MOST_QUARANTINED", 2)
+    monkeypatch.setattr(open_requests, "MAX_QUARANTINED", 2)
     aside = Quarantine()
     for payload in (b"a", b"b", b"c"):
         for _ in range(2):

@@ -15,9 +15,9 @@ from dist_net.serving.pool.pool import Pool
 from dist_net.serving.pool.requests import (
     EndRequest,
     EvictWorker,
-    Outcome,
     PoolCommand,
     Question,
+    Result,
     SendToNode,
     Status,
 )
@@ -49,7 +49,7 @@ def describe(version: int, name: str = "net", shape: tuple[int, ...] = (2,)) -> 
         input_shape=shape,
         classes=1,
         labels=labels,
-        takes_pictures=True,
+        takes_images=True,
         unknown_below=version / 8,
     )
 
@@ -155,15 +155,15 @@ class Desk:
         ]
         return found
 
-    def finished(self) -> dict[int, Outcome]:
+    def finished(self) -> dict[int, Result]:
         """Every end since it was asked last; no request may end twice."""
         ends = [command for command in self.commands if isinstance(command, EndRequest)]
         self.commands = [
             command for command in self.commands if not isinstance(command, EndRequest)
         ]
-        outcomes = {end.request_id: end.outcome for end in ends}
-        assert len(outcomes) == len(ends)
-        return outcomes
+        results = {end.request_id: end.result for end in ends}
+        assert len(results) == len(ends)
+        return results
 
     def evicted(self) -> list[EvictWorker]:
         return [command for command in self.commands if isinstance(command, EvictWorker)]
@@ -178,8 +178,8 @@ def test_an_answer_has_the_labels_and_the_threshold_of_the_version_that_gave_it(
     desk.load(TWO, 2)
     assert desk.pool.catalogue.served()["net"].description == describe(2)
     desk.done(TWO, run)
-    outcome, expected = desk.finished()[request], describe(1)
-    assert (outcome.labels, outcome.unknown_below) == (expected.labels, expected.unknown_below)
+    result, expected = desk.finished()[request], describe(1)
+    assert (result.labels, result.unknown_below) == (expected.labels, expected.unknown_below)
     assert run.version == 1
 
 
@@ -192,7 +192,7 @@ def test_a_lone_request_goes_at_once_and_its_answer_says_how_long_everything_too
     desk.now += 1
     desk.done(ONE, run)
     times, told = (0.125, 0.25, 0.5, 2), (describe(1).labels, 0.125)
-    assert desk.finished() == {request: Outcome(Status.OK, 1, 2 * OUT, "", 0.0, *times, *told)}
+    assert desk.finished() == {request: Result(Status.OK, 1, 2 * OUT, "", 0.0, *times, *told)}
     assert not desk.pool.is_drained
     desk.pool.drain()
     assert desk.pool.is_drained
@@ -210,17 +210,17 @@ def test_requests_share_a_batch_up_to_its_rows_and_in_order() -> None:
     assert second.payloads == (2 * ROW, ROW)
 
 
-def test_pictures_and_tensors_and_models_do_not_share_a_batch_and_the_oldest_is_first() -> None:
+def test_images_and_tensors_and_models_do_not_share_a_batch_and_the_oldest_is_first() -> None:
     desk = Desk("net", "other")
     wanted = [("other", False), ("net", True), ("net", False)]
-    for name, is_picture in wanted:
-        desk.ask(ROW, name, is_picture=is_picture)
+    for name, is_image in wanted:
+        desk.ask(ROW, name, is_image=is_image)
         desk.now += 0.01
     desk.ask(ROW, "other")
     got = []
     for _ in wanted:
         (run,) = desk.runs()
-        got.append((run.model, run.is_picture))
+        got.append((run.model, run.is_image))
         desk.done(ONE, run)
     assert got == wanted
 
@@ -383,8 +383,8 @@ def test_a_second_batch_is_on_its_way_only_to_a_quick_worker(seconds: float, bat
         (Question("net", ROW, rows=9), Status.BAD_INPUT, "9 rows: expected 1 to 8"),
         (Question("net", ROW, rows=0), Status.BAD_INPUT, "0 rows"),
         (Question("net", ROW, rows=2), Status.BAD_INPUT, "8 bytes: expected 16"),
-        (Question("net", b"", is_picture=True), Status.BAD_INPUT, "one picture"),
-        (Question("net", ROW, 2, is_picture=True), Status.BAD_INPUT, "one picture"),
+        (Question("net", b"", is_image=True), Status.BAD_INPUT, "one image"),
+        (Question("net", ROW, 2, is_image=True), Status.BAD_INPUT, "one image"),
         (Question("net", ROW, timeout_s=-1.0), Status.BAD_INPUT, "seconds above 0"),
         (Question("net", ROW, timeout_s=float("nan")), Status.BAD_INPUT, "seconds above 0"),
     ],
@@ -393,10 +393,10 @@ def test_what_cannot_be_answered_is_refused(
     question: Question, status: Status, reason: str
 ) -> None:
     desk = Desk()
-    outcome = desk.pool.admit(question, desk.now)
-    assert isinstance(outcome, Outcome)
-    assert (outcome.status, outcome.payload) == (status, b"")
-    assert reason in outcome.reason
+    result = desk.pool.admit(question, desk.now)
+    assert isinstance(result, Result)
+    assert (result.status, result.payload) == (status, b"")
+    assert reason in result.reason
     assert not desk.runs()
 
 
@@ -504,9 +504,9 @@ def test_a_request_that_runs_ends_at_its_deadline_too() -> None:
     assert desk.pool.next_wakeup() == desk.now + 0.5
     desk.now += 0.5
     desk.dispatch()
-    ((ended, outcome),) = desk.finished().items()
-    assert (ended, outcome.status) == (late, Status.EXPIRED)
-    assert "0.5 s" in outcome.reason
+    ((ended, result),) = desk.finished().items()
+    assert (ended, result.status) == (late, Status.EXPIRED)
+    assert "0.5 s" in result.reason
     desk.pool.cancel(late)
     desk.done(ONE, run)
     assert {request: end.status for request, end in desk.finished().items()} == {other: Status.OK}
@@ -516,7 +516,7 @@ def test_a_request_that_runs_ends_at_its_deadline_too() -> None:
 
 def test_an_input_that_hangs_workers_is_quarantined_though_nobody_waits_for_it() -> None:
     """Its clients go at their deadlines, long before a worker counts as lost."""
-    desk = Desk(workers=(ONE, TWO), longest_batch_s=3.0)
+    desk = Desk(workers=(ONE, TWO), max_batch_s=3.0)
     bad, good = b"hangs!!!", ROW
     for attempt in range(3):
         node = b"again %d" % attempt
@@ -599,9 +599,9 @@ def test_a_request_that_ends_two_workers_alone_is_put_aside() -> None:
         assert desk.runs(node)[0].payloads == (b"killer!!",)
         assert not desk.finished()
         desk.lose(node)
-    outcome = desk.finished()[bad]
-    assert outcome.status is Status.FAILED
-    assert "ended 2 workers" in outcome.reason
+    result = desk.finished()[bad]
+    assert result.status is Status.FAILED
+    assert "ended 2 workers" in result.reason
     desk.enlist(TWO)
     desk.load(TWO, 1)
     (run,) = desk.runs(TWO)
@@ -677,7 +677,7 @@ def test_a_quiet_worker_gets_nothing_until_it_is_heard() -> None:
 
 
 def test_a_worker_that_hangs_on_a_batch_is_given_up() -> None:
-    desk = Desk(longest_batch_s=3.0)
+    desk = Desk(max_batch_s=3.0)
     desk.ask()
     desk.runs()
     for _ in range(3):
@@ -724,9 +724,9 @@ def test_a_worker_that_answers_nonsense_is_given_up_and_its_request_retried(
     assert desk.finished()[request].status is Status.OK
 
 
-def test_one_bad_picture_fails_alone() -> None:
+def test_one_bad_image_fails_alone() -> None:
     desk = Desk()
-    good, bad, infinite = (desk.ask(is_picture=True) for _ in range(3))
+    good, bad, infinite = (desk.ask(is_image=True) for _ in range(3))
     (run,) = desk.runs()
     desk.done(ONE, run, bytes([Status.OK, Status.BAD_INPUT, Status.FAILED]))
     ends = desk.finished()
@@ -738,22 +738,22 @@ def test_one_bad_picture_fails_alone() -> None:
     assert ends[bad].reason == "why"
 
 
-def test_bad_pictures_do_not_tell_how_long_good_ones_take() -> None:
+def test_bad_images_do_not_tell_how_long_good_ones_take() -> None:
     desk = Desk(max_batch_size=1)
     for _ in range(12):
-        desk.ask(is_picture=True)
+        desk.ask(is_image=True)
         (run,) = desk.runs()
         desk.now += 1.0
         desk.done(ONE, run)
         desk.heard(TWO)
     for _ in range(12):
-        desk.ask(is_picture=True)
+        desk.ask(is_image=True)
         (run,) = desk.runs()
         desk.now += 0.001
         desk.done(ONE, run, bytes([Status.BAD_INPUT]))
-    desk.ask(is_picture=True)
+    desk.ask(is_image=True)
     desk.runs()
-    assert desk.refused(is_picture=True, timeout_s=2.0).status is Status.UNAVAILABLE
+    assert desk.refused(is_image=True, timeout_s=2.0).status is Status.UNAVAILABLE
 
 
 def test_a_worker_that_enlists_twice_is_told_the_same() -> None:
@@ -965,7 +965,7 @@ def test_requests_are_answered_by_a_version_that_takes_their_input() -> None:
 
 def test_a_request_for_classes_is_not_answered_by_a_version_that_predicts_numbers() -> None:
     desk = Desk(max_batch_size=1)
-    running, waiting = desk.ask(is_picture=True), desk.ask(is_picture=True)
+    running, waiting = desk.ask(is_image=True), desk.ask(is_image=True)
     (run,) = desk.runs()
     text = replace(describe(2), has_classes=False).to_json()
     desk.take(desk.pool.prepared(ModelPrepared("net", 2, text, ""), desk.now))
@@ -981,9 +981,9 @@ def test_an_unloaded_model_answers_what_came_in_and_is_dropped() -> None:
     desk = Desk()
     request = desk.ask()
     assert desk.pool.unload("net").status is Status.OK
-    outcome = desk.refused()
-    assert outcome.status is Status.NOT_FOUND
-    assert "it was unloaded" in outcome.reason
+    result = desk.refused()
+    assert result.status is Status.NOT_FOUND
+    assert "it was unloaded" in result.reason
     (run,) = desk.runs()
     assert not desk.sent(Drop, ONE)
     desk.done(ONE, run)

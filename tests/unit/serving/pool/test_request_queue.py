@@ -39,8 +39,8 @@ def taken(queue: RequestQueue) -> list[list[int]]:
 
 def test_batches_are_as_large_as_the_strictest_in_them_allows() -> None:
     queue = RequestQueue()
-    for number, most_rows in enumerate([8, 8, 3, 8, 2, 2, 8]):
-        queue.add(request(number), most_rows)
+    for number, max_rows in enumerate([8, 8, 3, 8, 2, 2, 8]):
+        queue.add(request(number), max_rows)
     assert taken(queue) == [[0, 1, 2], [3, 4], [5, 6]]
 
 

@@ -1,4 +1,4 @@
-"""A served version of a model: payloads in, one outcome each, whatever the company."""
+"""A served version of a model: payloads in, one result each, whatever the company."""
 
 import io
 from dataclasses import replace
@@ -12,7 +12,7 @@ from PIL import Image
 from benchmarks.seeded_weights import seeded_weights
 from described import described
 from dist_net.errors import ModelLoadError
-from dist_net.images.fitting import PictureInputs, fit_picture
+from dist_net.images.fitting import ImageInputs, fit_image
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.recipes.recipe import load_recipe
@@ -48,7 +48,7 @@ DARKNET = described(
     input_shape=(8, 12, 3),
     classes=5,
     labels=tuple("abcde"),
-    takes_pictures=True,
+    takes_images=True,
     configuration=CONFIGURATION,
     recipe="",
 )
@@ -58,7 +58,7 @@ DIGITS = described(
     input_shape=(8, 8),
     classes=10,
     labels=tuple("0123456789"),
-    takes_pictures=True,
+    takes_images=True,
     has_logits=True,
     recipe_files=load_recipe("digits").file_digests,
 )
@@ -107,7 +107,7 @@ def probabilities(payload, classes=5):
     return np.frombuffer(payload, "<f4").reshape(-1, classes)
 
 
-def picture(colour=(200, 30, 30), size=(12, 8)):
+def image(colour=(200, 30, 30), size=(12, 8)):
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
     return file.getvalue()
@@ -117,7 +117,7 @@ def test_each_tensor_is_answered_with_as_many_rows(served):
     inputs = tensors(8)
     network = served(reproducible=True)
     payloads = [inputs[:3].tobytes(), memoryview(inputs[3:4].tobytes()), inputs[4:].tobytes()]
-    answers = network.answer(payloads, is_picture=False)
+    answers = network.answer(payloads, is_image=False)
     assert answers.statuses == bytes([Status.OK] * 3)
     alone = [bytes(network.answer([row.tobytes()], False).payloads[0]) for row in inputs]
     assert [bytes(each) for each in answers.payloads] == [
@@ -130,13 +130,13 @@ def test_each_tensor_is_answered_with_as_many_rows(served):
     assert answers.compute_s > 0
 
 
-def test_each_picture_that_a_net_crops_has_an_answer_of_its_own(served):
+def test_each_image_that_a_net_crops_has_an_answer_of_its_own(served):
     crop = "[crop]\ncrop_height=6\ncrop_width=8\nnoadjust=1\n"
     pointwise = CONFIGURATION.replace("size=3", "size=1").replace("pad=1", "pad=0")
     configuration = pointwise.replace("channels=3\n", f"channels=3\n{crop}")
     network = served(replace(DARKNET, configuration=configuration))
     inputs = tensors(4)
-    answers = probabilities(network.answer([inputs.tobytes()], is_picture=False).payloads[0])
+    answers = probabilities(network.answer([inputs.tobytes()], is_image=False).payloads[0])
 
     plain = DarknetNetwork(parse_configuration(configuration, "m"))
     model = Model(plain, plain.input_shape, input_dtype=np.float32)
@@ -147,70 +147,70 @@ def test_each_picture_that_a_net_crops_has_an_answer_of_its_own(served):
 
 def test_logits_become_probabilities(served):
     images = np.random.default_rng(0).integers(0, 17, (3, 8, 8)).astype(np.uint8)
-    answers = served(DIGITS).answer([images.tobytes()], is_picture=False)
+    answers = served(DIGITS).answer([images.tobytes()], is_image=False)
     recipe = load_recipe("digits").recipe
     expected = softmax(Predictor(recipe.model, recipe.initial_weights(0))(images))
     np.testing.assert_allclose(probabilities(answers.payloads[0], 10), expected, atol=1e-5)
 
 
-def test_a_picture_is_answered_as_the_tensor_that_it_becomes(served):
+def test_a_image_is_answered_as_the_tensor_that_it_becomes(served):
     network = served(reproducible=True)
-    red, grey = picture((255, 0, 0)), picture((51, 51, 51))
+    red, grey = image((255, 0, 0)), image((51, 51, 51))
     as_tensor = np.zeros((8, 12, 3), np.float32)
     as_tensor[..., 0] = 1
-    pictures = network.answer([red, memoryview(grey)], is_picture=True)
-    tensor = network.answer([as_tensor.tobytes()], is_picture=False)
-    assert bytes(pictures.payloads[0]) == bytes(tensor.payloads[0])
-    assert bytes(pictures.payloads[1]) != bytes(tensor.payloads[0])
+    images = network.answer([red, memoryview(grey)], is_image=True)
+    tensor = network.answer([as_tensor.tobytes()], is_image=False)
+    assert bytes(images.payloads[0]) == bytes(tensor.payloads[0])
+    assert bytes(images.payloads[1]) != bytes(tensor.payloads[0])
 
 
 @pytest.mark.parametrize("fitting", ["pad", "crop", "stretch"])
-def test_a_picture_is_fitted_as_the_description_says(served, fitting):
+def test_a_image_is_fitted_as_the_description_says(served, fitting):
     file = io.BytesIO()
     pixels = np.random.default_rng(0).integers(0, 256, (9, 20), np.uint8)
     Image.fromarray(pixels).save(file, "PNG")
     network = served(replace(DIGITS, fitting=fitting))
-    as_tensor = fit_picture(file.getvalue(), (8, 8), fitting).tobytes()
+    as_tensor = fit_image(file.getvalue(), (8, 8), fitting).tobytes()
     answers = [network.answer([file.getvalue()], True), network.answer([as_tensor], False)]
     assert len({bytes(each.payloads[0]) for each in answers}) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_bad_picture_fails_alone(served, threads):
+def test_a_bad_image_fails_alone(served, threads):
     network = served(threads=threads)
-    narrow, large = picture(size=(10_000, 1)), picture(size=(40, 30))
+    narrow, large = image(size=(10_000, 1)), image(size=(40, 30))
     strict = served(max_pixels=12 * 8, threads=threads)
-    good = [b"", picture(), b"none", narrow, picture()[:40]]
-    answers = network.answer(good, is_picture=True)
+    good = [b"", image(), b"none", narrow, image()[:40]]
+    answers = network.answer(good, is_image=True)
     bad = Status.BAD_INPUT
     assert list(answers.statuses) == [bad, Status.OK, bad, bad, bad]
     assert b"an empty file" in answers.payloads[0]
     assert b"no pixel left" in answers.payloads[3]
     assert bytes(answers.payloads[1]) == bytes(network.answer(good[1:2], True).payloads[0])
-    assert list(strict.answer([large, picture()], True).statuses) == [bad, Status.OK]
+    assert list(strict.answer([large, image()], True).statuses) == [bad, Status.OK]
     assert list(network.answer([b"", b"x"], True).statuses) == [bad, bad]
 
 
 def test_several_threads_decode_at_once_and_answers_keep_their_order(served, monkeypatch):
     network = served(threads=2, reproducible=True)
-    pictures = [picture((shade, 255 - shade, 9)) for shade in range(0, 256, 40)]
-    alone = [bytes(network.answer([each], True).payloads[0]) for each in pictures]
-    assert len(set(alone)) == len(pictures)
-    two_decode, decode = Barrier(2), PictureInputs.of
+    images = [image((shade, 255 - shade, 9)) for shade in range(0, 256, 40)]
+    alone = [bytes(network.answer([each], True).payloads[0]) for each in images]
+    assert len(set(alone)) == len(images)
+    two_decode, decode = Barrier(2), ImageInputs.of
 
     def with_another(inputs, source):
         two_decode.wait(60)
         return decode(inputs, source)
 
-    monkeypatch.setattr(PictureInputs, "of", with_another)
-    together = network.answer(pictures[:6], True)
+    monkeypatch.setattr(ImageInputs, "of", with_another)
+    together = network.answer(images[:6], True)
     assert [bytes(each) for each in together.payloads] == alone[:6]
 
 
 @pytest.mark.parametrize("size", [0, 1, 8 * 12 * 3 * 4 - 1, 8 * 12 * 3 * 4 + 4])
 def test_a_tensor_of_another_size_fails_alone(served, size):
     good = tensors(1).tobytes()
-    answers = served().answer([good, b"x" * size, good], is_picture=False)
+    answers = served().answer([good, b"x" * size, good], is_image=False)
     assert list(answers.statuses) == [Status.OK, Status.BAD_INPUT, Status.OK]
     assert (
         f"{size:,} bytes; expected one or more rows of 1,152 bytes".encode()
@@ -221,17 +221,17 @@ def test_a_tensor_of_another_size_fails_alone(served, size):
 def test_a_tensor_that_holds_nan_is_answered_with_nan_and_others_with_numbers(served):
     inputs = tensors(3)
     inputs[1, 4, 4, 1] = np.nan
-    answers = served().answer([row.tobytes() for row in inputs], is_picture=False)
+    answers = served().answer([row.tobytes() for row in inputs], is_image=False)
     assert list(answers.statuses) == [Status.OK] * 3
     assert np.isnan(probabilities(answers.payloads[1])).any()
     assert np.isfinite(probabilities(answers.payloads[0])).all()
     assert np.isfinite(probabilities(answers.payloads[2])).all()
 
 
-def test_a_picture_is_not_answered_with_what_is_no_number(served):
+def test_a_image_is_not_answered_with_what_is_no_number(served):
     file = io.BytesIO()
     Image.new("L", (8, 8), 255).save(file, "PNG")
-    answers = served(DIGITS, scale=1e30).answer([file.getvalue()], is_picture=True)
+    answers = served(DIGITS, scale=1e30).answer([file.getvalue()], is_image=True)
     assert list(answers.statuses) == [Status.BAD_INPUT]
     assert b"not finite" in answers.payloads[0]
 
@@ -265,7 +265,7 @@ def test_a_gateway_names_only_runs_recipes_with_digests(tmp_path: Path) -> None:
             model_of(description, trust_recipes=True)
 
 
-def test_a_model_without_pictures_is_served_too(served, tmp_path: Path):
+def test_a_model_without_images_is_served_too(served, tmp_path: Path):
     path = tmp_path / "recipe.py"
     path.write_text(VECTOR)
     loaded = load_recipe(str(path))
@@ -275,17 +275,17 @@ def test_a_model_without_pictures_is_served_too(served, tmp_path: Path):
         input_shape=(4,),
         classes=3,
         labels=(),
-        takes_pictures=False,
+        takes_images=False,
         recipe=loaded.reference,
         recipe_original=loaded.reference,
         recipe_files=loaded.file_digests,
     )
     network = served(description)
-    answers = network.answer([bytes([1, 2, 3, 4])], is_picture=False)
+    answers = network.answer([bytes([1, 2, 3, 4])], is_image=False)
     assert probabilities(answers.payloads[0], 3).sum() == pytest.approx(1)
-    refused = network.answer([picture()], is_picture=True)
+    refused = network.answer([image()], is_image=True)
     assert list(refused.statuses) == [Status.BAD_INPUT]
-    assert b"takes no pictures" in refused.payloads[0]
+    assert b"takes no images" in refused.payloads[0]
 
 
 def test_a_recipe_that_is_another_here_is_refused():

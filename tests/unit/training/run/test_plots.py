@@ -1,4 +1,4 @@
-"""The pictures of a run: what they are labelled with, and that odd names and sizes do no harm."""
+"""The images of a run: what they are labelled with, and that odd names and sizes do no harm."""
 
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ def test_a_run_is_drawn_over_epochs_with_a_title_and_its_staleness(
     epochs, staleness = figure.axes[2].lines[0].get_data()
     np.testing.assert_allclose(epochs, np.arange(1, 61) / 20)
     np.testing.assert_array_equal(staleness, 3.0)
-    with Image.open(tmp_path / "training.png") as picture:
-        assert picture.width > 2 * picture.height
+    with Image.open(tmp_path / "training.png") as image:
+        assert image.width > 2 * image.height
 
 
 def test_a_long_run_is_drawn_by_as_many_points_as_can_be_told_apart(
@@ -80,5 +80,5 @@ def test_a_thousand_classes_make_no_giant(figures: list[Figure], tmp_path: Path)
     names = [str(number) for number in range(1000)]
     plot_confusion(np.eye(1000, dtype=np.int64), names, "many", tmp_path / "confusion.png")
     assert len(figures) == 1
-    with Image.open(tmp_path / "confusion.png") as picture:
-        assert max(picture.size) < 5000
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert max(image.size) < 5000

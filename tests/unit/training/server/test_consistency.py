@@ -9,7 +9,7 @@ from dist_net.training.server.consistency import ASYNC, AUTO, Consistency, Round
 
 def test_each_is_read_and_written_by_its_name() -> None:
     assert Consistency.of("async") == ASYNC
-    assert Consistency.of("ssp:0") == Consistency(most_ahead=0)
+    assert Consistency.of("ssp:0") == Consistency(max_ahead=0)
     assert Consistency.of("bsp", workers=3) == Consistency.of("bsp:3")
     for text in ("auto", "async", "ssp:4", "bsp:16"):
         assert str(Consistency.of(text)) == text

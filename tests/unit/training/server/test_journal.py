@@ -204,7 +204,7 @@ def test_what_a_full_disk_refuses_is_written_later(
         assert "cannot be written: No space left on device; expected" in journal.error
         journal.append(encode_record(PAIR[0]) + encode_record(PAIR[1]))
         assert not journal.is_given_up
-        patch.setattr(module, "MOST_UNWRITTEN_BYTES", 64)
+        patch.setattr(module, "MAX_UNWRITTEN_BYTES", 64)
         assert journal.is_given_up
     journal.append()
     assert journal.error is None

@@ -108,12 +108,12 @@ class SlowWriter(Executor):
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
-        self.most_waiting = 0
+        self.max_waiting = 0
 
     def submit(self, call: Callable[..., Any], /, *arguments: Any, **_: Any) -> "Future[Any]":
         future: Future[Any] = Future()
         self.waiting.append((future, lambda: call(*arguments)))
-        self.most_waiting = max(self.most_waiting, len(self.waiting))
+        self.max_waiting = max(self.max_waiting, len(self.waiting))
         return future
 
     def finish(self, index: int) -> None:
@@ -133,7 +133,7 @@ def test_one_sync_is_under_way_at_a_time_and_the_last_checkpoint_does_not_wait_f
         turns = loop.turns(writer)
         while schedule.now_s < 5.0:
             schedule.now_s += next(turns)
-        assert writer.most_waiting == 1
+        assert writer.max_waiting == 1
         loop.stop("enough")
         while len(writer.waiting) < 2:  # the last checkpoint is begun meanwhile
             schedule.now_s += next(turns)

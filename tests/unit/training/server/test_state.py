@@ -517,14 +517,14 @@ def test_snapshots_of_a_worker_that_is_gone_are_written_again(
     assert desk.run.store.version == 90
 
 
-@pytest.mark.parametrize("most_ahead", [0, 1, 3])
-def test_a_worker_may_be_exactly_as_many_steps_ahead_as_ssp_says(most_ahead: int) -> None:
-    consistency = Consistency.of(f"ssp:{most_ahead}")
+@pytest.mark.parametrize("max_ahead", [0, 1, 3])
+def test_a_worker_may_be_exactly_as_many_steps_ahead_as_ssp_says(max_ahead: int) -> None:
+    consistency = Consistency.of(f"ssp:{max_ahead}")
     desk = Desk(RunState(replace(SETTINGS, epochs=10, consistency=consistency), vector(0.0)))
     desk.join(b"fast")
     desk.join(b"slow")
     fast, slow = desk.pull(b"fast", 1), desk.pull(b"slow", 2)
-    for _ in range(most_ahead):
+    for _ in range(max_ahead):
         fast = desk.push(b"fast", 1, fast)
     [record] = desk.server.handle(b"fast", desk.a_push(1, fast), desk.now)  # has to wait
     assert isinstance(record, Record)

@@ -111,7 +111,7 @@ class Step:
 
 def test_memory_of_a_server_that_is_gone_is_released_when_the_worker_is_in_again() -> None:
     around, step = Around(), Step()
-    loop = WorkerLoop(lambda _: step, "server", "one", "abc", SIZE, surroundings=around)
+    loop = WorkerLoop(lambda _: step, "server", "one", "abc", SIZE, environment=around)
     turns = loop.turns()
 
     def answered(message: Message) -> Message:
@@ -150,7 +150,7 @@ def test_a_worker_that_cannot_map_the_servers_memory_joins_again_with_frames(map
             return Unmapped(address)
 
     around, step = AroundTooLittleMemory(), Step()
-    loop = WorkerLoop(lambda _: step, "server", "one", "abc", SIZE, surroundings=around)
+    loop = WorkerLoop(lambda _: step, "server", "one", "abc", SIZE, environment=around)
     turns = loop.turns()
     next(turns)
     turns.send(WELCOME)

@@ -11,9 +11,9 @@ from dist_net.errors import (
 )
 from dist_net.training.worker.state import (
     FIRST_TRY_S,
-    LONGEST_TRAVEL_S,
-    LONGEST_TRY_S,
-    LONGEST_WAIT_S,
+    MAX_TRAVEL_S,
+    MAX_TRY_S,
+    MAX_WAIT_S,
     Begin,
     Compute,
     Ended,
@@ -132,7 +132,7 @@ def test_gradients_that_follow_each_other_closely_go_in_one_push(joined: WorkerS
 
 
 def test_a_worker_without_work_waits_until_something_is_due(joined: WorkerState) -> None:
-    assert joined.next_commands(0.0) == [Receive(LONGEST_WAIT_S)]
+    assert joined.next_commands(0.0) == [Receive(MAX_WAIT_S)]
     assert joined.next_commands(4.4) == [Receive(pytest.approx(0.1))]
     assert joined.received(Wait(2, 0.1), 4.4) == []
     assert joined.next_commands(4.4) == [Receive(pytest.approx(0.1))]
@@ -140,7 +140,7 @@ def test_a_worker_without_work_waits_until_something_is_due(joined: WorkerState)
 
 
 def test_a_worker_that_stood_still_waits_a_moment_for_what_was_sent(joined: WorkerState) -> None:
-    assert joined.next_commands(100.0) == [Receive(LONGEST_WAIT_S)]
+    assert joined.next_commands(100.0) == [Receive(MAX_WAIT_S)]
     assert joined.received(work(2, 7, 0, 8), 100.1) == []
     assert joined.can_compute
 
@@ -312,7 +312,7 @@ def test_a_request_that_was_lost_is_sent_again_after_the_next_heartbeat(
     joined: WorkerState,
 ) -> None:
     unheard = Alive(received_id=1, answered_id=1)
-    assert joined.heartbeat_answered(unheard, LONGEST_TRAVEL_S, now=1.1) == []  # on its way
+    assert joined.heartbeat_answered(unheard, MAX_TRAVEL_S, now=1.1) == []  # on its way
     assert joined.heartbeat_answered(unheard, 1.2, now=1.3) == [pull(2)]
     assert joined.heartbeat_answered(unheard, 1.2, now=1.5) == []  # known already
     assert joined.heartbeat_answered(unheard, 2.4, now=2.5) == [pull(2)]
@@ -362,7 +362,7 @@ def test_tries_to_join_again_are_ever_further_apart_and_have_an_end(
     worker.handle(WELCOME, 0.0)
     assert worker.tick(4.6) == rejoin(3)
     now = 4.6
-    for number, wait_s in enumerate((FIRST_TRY_S, 2.0, 4.0, LONGEST_TRY_S, 5.0), 4):
+    for number, wait_s in enumerate((FIRST_TRY_S, 2.0, 4.0, MAX_TRY_S, 5.0), 4):
         assert worker.wakes_at_s == pytest.approx(now + wait_s)
         now += wait_s + 0.001
         assert worker.tick(now) == rejoin(number)
@@ -438,7 +438,7 @@ def test_a_step_may_take_as_long_as_it_likes(joined: WorkerState) -> None:
     joined.compute()  # it takes an hour, in which the answer to the push arrives
     joined.computed(0.5, 3, None, 3600.0)
     beat = (Alive(3599.9, 3, 3), 3599.9)
-    assert joined.next_commands(3600.0) == [Receive(LONGEST_WAIT_S)]
+    assert joined.next_commands(3600.0) == [Receive(MAX_WAIT_S)]
     assert joined.received(work(3, 7, 4, 8, version=1), 3600.0, beat) == []
     assert joined.received(None, 3600.2, beat) == []
     assert joined.wakes_at_s == 3600.0 + 4.5
@@ -474,8 +474,8 @@ def test_an_address_without_a_server_is_an_error_after_the_join_timeout() -> Non
 def test_a_first_try_to_join_that_was_lost_is_followed_by_others() -> None:
     worker = WorkerState(JOIN, "tcp://server:5555", join_timeout_s=11.0)
     worker.start(0.0)
-    assert worker.tick(LONGEST_TRY_S - 0.1) == []
-    assert worker.tick(LONGEST_TRY_S) == rejoin(2)
+    assert worker.tick(MAX_TRY_S - 0.1) == []
+    assert worker.tick(MAX_TRY_S) == rejoin(2)
     assert worker.tick(10.2) == rejoin(3)
     welcome = WELCOME._replace(request_id=3)
     assert worker.handle(welcome, 10.3) == [Begin(welcome), pull(4)]

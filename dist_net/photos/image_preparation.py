@@ -1,7 +1,7 @@
-"""Decode the pictures of a folder with a pool of processes.
+"""Decode the images of a folder with a pool of processes.
 
 A hostile file may crash or hang the process that decodes it, which breaks the whole pool. The
-pictures that the pool was decoding are then tried again one at a time, and a picture that breaks a
+images that the pool was decoding are then tried again one at a time, and an image that breaks a
 pool by itself is skipped.
 """
 
@@ -25,54 +25,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.data import default_cache_dir
-from dist_net.data.picture_folder import PictureFolder
-from dist_net.data.picture_samples import PicturePreprocessing
-from dist_net.data.prepared_pictures import CACHE_BYTES, PictureCache, PreparedPictures
-from dist_net.errors import CacheError, ImageError, ProcessFailedError, SkippedPicturesError
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.prepared_images import CACHE_BYTES, ImageCache, PreparedImages
+from dist_net.errors import CacheError, ImageError, ProcessFailedError, SkippedImagesError
 from dist_net.processes.cores import available_cores
 from dist_net.processes.entry import keep_freed_memory, terminate_after, use_threads
 
 CHUNK_SIZE = 16
-MAX_S_PER_PICTURE = 30.0
+MAX_S_PER_IMAGE = 30.0
 START_WITHIN_S = 60.0
-KEPT_BYTES = 64 << 20  # enough for most pictures; the memory of a huge one is returned
+KEPT_BYTES = 64 << 20  # enough for most images; the memory of a huge one is returned
 MAX_SKIPPED = 0.1
 NAMED = 3
 
 ShowPrepared = Callable[[int, int], None]
-"""Called with the number of prepared pictures and their total."""
+"""Called with the number of prepared images and their total."""
 
 
-class PictureChunk(NamedTuple):
-    """Pictures that a worker decodes into consecutive rows."""
+class ImageChunk(NamedTuple):
+    """Images that a worker decodes into consecutive rows."""
 
     first_row: int
     paths: Sequence[str]
 
 
 @dataclass(frozen=True)
-class PictureJob:
-    """The directory of the pictures, their preprocessing, and the file of rows.
+class ImageJob:
+    """The directory of the images, their preprocessing, and the file of rows.
 
-    Without ``pixels`` the pictures are decoded, and nothing is written.
+    Without ``pixels`` the images are decoded, and nothing is written.
     """
 
     root: Path
-    preprocessing: PicturePreprocessing
+    preprocessing: ImagePreprocessing
     pixels: Path | None
-    max_s_per_picture: float = MAX_S_PER_PICTURE
+    max_s_per_image: float = MAX_S_PER_IMAGE
 
-    def decode(self, chunk: PictureChunk) -> dict[str, str]:
+    def decode(self, chunk: ImageChunk) -> dict[str, str]:
         """Write the rows of a chunk, and return the reason for each path that was skipped.
 
-        A picture that takes longer than ``max_s_per_picture`` ends this process. Raises CacheError
+        An image that takes longer than ``max_s_per_image`` ends this process. Raises CacheError
         if the disk is full.
         """
         rows = np.zeros((len(chunk.paths), *self.preprocessing.shape), np.uint8)
         skipped = {}
         for row, path in zip(rows, chunk.paths, strict=True):
             # The default action of SIGALRM: Python's own handlers wait until a decoder returns.
-            signal.setitimer(signal.ITIMER_REAL, self.max_s_per_picture)
+            signal.setitimer(signal.ITIMER_REAL, self.max_s_per_image)
             try:
                 row[...] = self.preprocessing.input_of(self.root / path)
             except ImageError as error:
@@ -99,9 +99,9 @@ def write_rows(path: Path, first_row: int, rows: NDArray[Any]) -> None:
         raise CacheError(f"{path}: {error.strerror}; expected room for the rows") from error
 
 
-def prepare_pictures(
-    folder: PictureFolder,
-    preprocessing: PicturePreprocessing,
+def prepare_images(
+    folder: ImageFolder,
+    preprocessing: ImagePreprocessing,
     logs: Path,
     *,
     cache_dir: Path | None = None,
@@ -109,46 +109,46 @@ def prepare_pictures(
     workers: int | None = None,
     show: ShowPrepared = lambda _done, _total: None,
     waiting: Callable[[], None] = lambda: None,
-    max_s_per_picture: float = MAX_S_PER_PICTURE,
-) -> PreparedPictures:
-    """Return the folder's pictures from the cache, or decode them with ``workers`` processes.
+    max_s_per_image: float = MAX_S_PER_IMAGE,
+) -> PreparedImages:
+    """Return the folder's images from the cache, or decode them with ``workers`` processes.
 
-    A picture that ends its process, or takes longer than ``max_s_per_picture``, is skipped.
-    ``waiting`` is called if another run is preparing the same pictures. The processes log to the
-    directory ``logs``. Raises SkippedPicturesError if too many pictures cannot be used, CacheError
+    An image that ends its process, or takes longer than ``max_s_per_image``, is skipped.
+    ``waiting`` is called if another run is preparing the same images. The processes log to the
+    directory ``logs``. Raises SkippedImagesError if too many images cannot be used, CacheError
     if the cache cannot be written, and ProcessFailedError if the processes cannot start.
     """
 
     def decode(pixels: Path | None) -> dict[str, str]:
-        job = PictureJob(
-            folder.root.absolute(), preprocessing, pixels and pixels.absolute(), max_s_per_picture
+        job = ImageJob(
+            folder.root.absolute(), preprocessing, pixels and pixels.absolute(), max_s_per_image
         )
-        paths = [picture.path for picture in folder.pictures]
-        decoding = _Decoding(job, len(paths), logs / "picture-workers.log", show)
+        paths = [image.path for image in folder.images]
+        decoding = _Decoding(job, len(paths), logs / "image-workers.log", show)
         starts = range(0, len(paths), CHUNK_SIZE)
-        chunks = deque(PictureChunk(start, paths[start : start + CHUNK_SIZE]) for start in starts)
+        chunks = deque(ImageChunk(start, paths[start : start + CHUNK_SIZE]) for start in starts)
         decoding.run(chunks, min(workers or available_cores(), len(chunks)))
         return decoding.skipped
 
-    cache = PictureCache(cache_dir or default_cache_dir(), folder, preprocessing, cache_bytes)
+    cache = ImageCache(cache_dir or default_cache_dir(), folder, preprocessing, cache_bytes)
     return cache.prepare(decode, waiting)
 
 
 def require_few_skipped(source: object, skipped: Mapping[str, str], total: int) -> None:
-    """Raise SkippedPicturesError if more than a tenth of the pictures are skipped."""
+    """Raise SkippedImagesError if more than a tenth of the images are skipped."""
     if len(skipped) > MAX_SKIPPED * total:
         named = [f"{path}: {reason}" for path, reason in skipped.items()][:NAMED]
         more = "; and more" if len(skipped) > len(named) else ""
-        raise SkippedPicturesError(
-            f"{source}: {len(skipped):,} of {total:,} pictures cannot be used; expected at most "
+        raise SkippedImagesError(
+            f"{source}: {len(skipped):,} of {total:,} images cannot be used; expected at most "
             f"{MAX_SKIPPED:.0%}. Repair or remove them: {'; '.join(named)}{more}"
         )
 
 
 class _Decoding:
-    """A job and its progress; a new pool replaces the pool that a picture breaks."""
+    """A job and its progress; a new pool replaces the pool that an image breaks."""
 
-    def __init__(self, job: PictureJob, total: int, log: Path, show: ShowPrepared) -> None:
+    def __init__(self, job: ImageJob, total: int, log: Path, show: ShowPrepared) -> None:
         self.skipped: dict[str, str] = {}
         self._job = job
         self._total = total
@@ -156,13 +156,13 @@ class _Decoding:
         self._log = log
         self._show = show
 
-    def run(self, chunks: deque[PictureChunk], workers: int) -> None:
+    def run(self, chunks: deque[ImageChunk], workers: int) -> None:
         """Decode every chunk; when this returns or raises, the processes have ended."""
         self._show(0, self._total)
         while chunks:
             lost, _ = self._decode(chunks, workers)
             alone = deque(
-                PictureChunk(chunk.first_row + index, [path])
+                ImageChunk(chunk.first_row + index, [path])
                 for chunk in lost
                 for index, path in enumerate(chunk.paths)
             )
@@ -172,16 +172,16 @@ class _Decoding:
                     self._record(chunk, {chunk.paths[0]: self._reason(exit_code)})
 
     def _decode(
-        self, chunks: deque[PictureChunk], workers: int
-    ) -> tuple[list[PictureChunk], int | None]:
+        self, chunks: deque[ImageChunk], workers: int
+    ) -> tuple[list[ImageChunk], int | None]:
         """Decode chunks until none is left or a process dies.
 
         Return the chunks that were lost, and the exit code of the last process.
         """
         others = set(active_children())
         processes = dict.fromkeys(others)
-        running: dict[Future[dict[str, str]], PictureChunk] = {}
-        longest_s = START_WITHIN_S + CHUNK_SIZE * self._job.max_s_per_picture
+        running: dict[Future[dict[str, str]], ImageChunk] = {}
+        max_s = START_WITHIN_S + CHUNK_SIZE * self._job.max_s_per_image
         spawn = get_context("spawn")
         pool = ProcessPoolExecutor(workers, spawn, _start_worker, (self._log, os.getpid()))
         try:
@@ -191,10 +191,10 @@ class _Decoding:
                         future = pool.submit(self._job.decode, chunks[0])
                         processes.update(dict.fromkeys(active_children()))
                     running[future] = chunks.popleft()
-                finished, _ = wait(running, longest_s, FIRST_COMPLETED)
+                finished, _ = wait(running, max_s, FIRST_COMPLETED)
                 if not finished:
                     raise ProcessFailedError(
-                        f"no picture was decoded within {longest_s:g} s (log: {self._log})"
+                        f"no image was decoded within {max_s:g} s (log: {self._log})"
                     )
                 for future in finished:
                     self._record(running[future], future.result())
@@ -208,20 +208,20 @@ class _Decoding:
             pool.shutdown()
         return list(running.values()), own[-1].exitcode
 
-    def _record(self, chunk: PictureChunk, skipped: Mapping[str, str]) -> None:
+    def _record(self, chunk: ImageChunk, skipped: Mapping[str, str]) -> None:
         self.skipped |= skipped
         require_few_skipped(self._job.root, self.skipped, self._total)
         self._done += len(chunk.paths)
         self._show(self._done, self._total)
 
     def _reason(self, exit_code: int | None) -> str:
-        """Return the reason for skipping a picture; raise ProcessFailedError without a signal."""
+        """Return the reason for skipping an image; raise ProcessFailedError without a signal."""
         if exit_code is None or exit_code >= 0:
             raise ProcessFailedError(
-                f"a process that decodes pictures ended with code {exit_code} (log: {self._log})"
+                f"a process that decodes images ended with code {exit_code} (log: {self._log})"
             )
         if exit_code == -signal.SIGALRM:
-            return f"not decoded within {self._job.max_s_per_picture:g} s"
+            return f"not decoded within {self._job.max_s_per_image:g} s"
         name = signal.strsignal(-exit_code)
         return f"the process that decoded it ended by signal {-exit_code}, {name}"
 
@@ -248,7 +248,7 @@ def _start_worker(log: Path, parent: int) -> None:
     with log.open("ab") as file:  # also for what decoders print
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.setpgid(0, 0)  # it is not suspended with the parent, so that no picture exceeds its time
+    os.setpgid(0, 0)  # it is not suspended with the parent, so that no image exceeds its time
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     terminate_after(parent)
     use_threads(1)

@@ -1,4 +1,4 @@
-"""The features of a folder of pictures, decoding included, as ``dist-net train FOLDER`` has them.
+"""The features of a folder of images, decoding included, as ``dist-net train FOLDER`` has them.
 
 The folder is the directory that the process is told.
 """
@@ -13,30 +13,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.peers.orders import Peer
-from dist_net.data.picture_folder import PictureFolder
-from dist_net.data.picture_samples import PicturePreprocessing
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.photos.base_features import FeatureExtractor, Views
 from dist_net.photos.bases import base_called
-from dist_net.photos.picture_preparation import prepare_pictures
+from dist_net.photos.image_preparation import prepare_images
 
 
 def load(directory: Path, _batch: int, threads: int) -> Callable[[], NDArray[np.float32]]:
-    """A function that decodes the pictures anew, and gives their features (N, F)."""
+    """A function that decodes the images anew, and gives their features (N, F)."""
     found = base_called(lite0.NAME, lambda _: None)
-    preprocessing = PicturePreprocessing(found.base.input_shape, found.base.fitting)
+    preprocessing = ImagePreprocessing(found.base.input_shape, found.base.fitting)
 
     def run() -> NDArray[np.float32]:
-        folder = PictureFolder.read(str(directory))
+        folder = ImageFolder.read(str(directory))
         with TemporaryDirectory() as temporary:
             place = Path(temporary)
-            pictures = prepare_pictures(
-                folder, preprocessing, place, cache_dir=place, workers=threads
-            )
-            with pictures:
+            images = prepare_images(folder, preprocessing, place, cache_dir=place, workers=threads)
+            with images:
                 extractor = FeatureExtractor(found, threads)
                 file = place / "features.npy"
-                features = extractor.compute(pictures, Views(), file, lambda *_: None)
+                features = extractor.compute(images, Views(), file, lambda *_: None)
                 return np.array(features[0])
 
     return run

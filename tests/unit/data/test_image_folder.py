@@ -1,4 +1,4 @@
-"""Folders of pictures: what is in them, how they are split, and what is said of those that no use
+"""Folders of images: what is in them, how they are split, and what is said of those that no use
 can be made of. The files hold any bytes: listing decodes nothing."""
 
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.data.picture_folder import PictureFolder
-from dist_net.errors import PictureFolderError
+from dist_net.data.image_folder import ImageFolder
+from dist_net.errors import ImageFolderError
 
 contents = count()
 
@@ -26,11 +26,11 @@ def several(class_name: str, number: int) -> list[str]:
     return [f"{class_name}/{index}.jpg" for index in range(number)]
 
 
-def parts(folder: PictureFolder) -> dict[str, str]:
-    return {picture.path: picture.part for picture in folder.pictures}
+def parts(folder: ImageFolder) -> dict[str, str]:
+    return {image.path: image.part for image in folder.images}
 
 
-def reasons(folder: PictureFolder) -> dict[str, str]:
+def reasons(folder: ImageFolder) -> dict[str, str]:
     return dict(folder.left_out)
 
 
@@ -39,23 +39,23 @@ def reasons(folder: PictureFolder) -> dict[str, str]:
 
 def test_each_folder_is_a_class_with_all_that_lies_in_it(tmp_path: Path) -> None:
     names = ["cat/a.jpg", "cat/deep/er/b.PNG", "dog/a.webp", "dog/b.gif", "dog/c.bmp", "dog/d.tiff"]
-    folder = PictureFolder.read(fill(tmp_path, *names))
+    folder = ImageFolder.read(fill(tmp_path, *names))
     assert folder.class_names == ("cat", "dog")
-    assert [picture.path for picture in folder.pictures] == names
+    assert [image.path for image in folder.images] == names
     assert folder.labels == [0, 0, 1, 1, 1, 1]
     assert not folder.left_out
 
 
 def test_names_may_have_spaces_and_any_letters(tmp_path: Path) -> None:
-    folder = PictureFolder.read(fill(tmp_path, "Świnka morska/a b.jpg", "猫/一.jpg", "猫/二.jpg"))
+    folder = ImageFolder.read(fill(tmp_path, "Świnka morska/a b.jpg", "猫/一.jpg", "猫/二.jpg"))
     assert folder.class_names == ("Świnka morska", "猫")
 
 
-def test_what_is_no_picture_of_a_class_is_left_out_with_the_reason(tmp_path: Path) -> None:
+def test_what_is_no_image_of_a_class_is_left_out_with_the_reason(tmp_path: Path) -> None:
     fill(tmp_path, *several("cat", 2), *several("dog", 2))
     fill(tmp_path, "cat/notes.txt", "cat/.hidden.jpg", ".git/a.jpg", "loose.jpg")
     (tmp_path / "cat" / "nowhere.jpg").symlink_to("absent")
-    assert reasons(PictureFolder.read(tmp_path)) == {
+    assert reasons(ImageFolder.read(tmp_path)) == {
         ".git": "its name begins with a dot",
         "cat/.hidden.jpg": "its name begins with a dot",
         "cat/notes.txt": "not named like a JPEG, PNG, WebP, GIF, BMP or TIFF file",
@@ -68,8 +68,8 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     fill(tmp_path, *several("cat", 2), *several("dog", 2))
     (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat", target_is_directory=True)
     (tmp_path / "dog" / "itself").symlink_to("itself")
-    folder = PictureFolder.read(tmp_path)
-    assert len(folder.pictures) == 4
+    folder = ImageFolder.read(tmp_path)
+    assert len(folder.images) == 4
     assert reasons(folder) == {
         "cat/again": "a link to a folder that is read once",
         "dog/itself": "cannot be read: Too many levels of symbolic links",
@@ -80,13 +80,13 @@ def test_a_link_to_a_folder_elsewhere_is_followed(tmp_path: Path) -> None:
     elsewhere = fill(tmp_path / "elsewhere", "a.jpg", "b.jpg")
     root = fill(tmp_path / "photos", *several("cat", 2))
     (root / "dog").symlink_to(elsewhere, target_is_directory=True)
-    assert PictureFolder.read(root).class_names == ("cat", "dog")
+    assert ImageFolder.read(root).class_names == ("cat", "dog")
 
 
 @pytest.mark.parametrize("held_back", ["val", "valid", "Validation"])
 def test_given_parts_are_kept(tmp_path: Path, held_back: str) -> None:
     names = ["train/cat/a.jpg", "train/dog/b.jpg", f"{held_back}/cat/c.jpg", "test/dog/d.jpg"]
-    folder = PictureFolder.read(fill(tmp_path, *names))
+    folder = ImageFolder.read(fill(tmp_path, *names))
     given = ["train", "train", "validation", "test"]
     assert parts(folder) == dict(zip(names, given, strict=True))
     assert folder.class_names == ("cat", "dog")
@@ -94,19 +94,19 @@ def test_given_parts_are_kept(tmp_path: Path, held_back: str) -> None:
 
 def test_with_a_test_part_alone_validation_is_split_off_the_rest(tmp_path: Path) -> None:
     fill(tmp_path, *several("train/cat", 5), *several("train/dog", 5), *several("test/cat", 3))
-    folder = PictureFolder.read(tmp_path)
+    folder = ImageFolder.read(tmp_path)
     found = [len(folder.of_part(part)) for part in ("train", "validation", "test")]
     assert found == [8, 2, 3]
 
 
 def test_train_without_a_held_back_part_beside_it_is_a_class(tmp_path: Path) -> None:
-    folder = PictureFolder.read(fill(tmp_path, *several("train", 2), "plane/b.jpg"))
+    folder = ImageFolder.read(fill(tmp_path, *several("train", 2), "plane/b.jpg"))
     assert folder.class_names == ("plane", "train")
 
 
 def test_a_folder_beside_the_parts_is_left_out(tmp_path: Path) -> None:
     names = ["train/cat/a.jpg", "train/dog/b.jpg", "val/cat/c.jpg", "unsorted/d.jpg"]
-    folder = PictureFolder.read(fill(tmp_path, *names))
+    folder = ImageFolder.read(fill(tmp_path, *names))
     assert reasons(folder) == {"unsorted": "a folder beside train/ that is no part"}
 
 
@@ -115,7 +115,7 @@ def test_a_folder_beside_the_parts_is_left_out(tmp_path: Path) -> None:
 
 def test_a_fifth_of_each_class_is_split_off(tmp_path: Path) -> None:
     fill(tmp_path, *several("cat", 50), *several("dog", 10), *several("eel", 2))
-    folder = PictureFolder.read(tmp_path)
+    folder = ImageFolder.read(tmp_path)
     held_back = [folder.labels[index] for index in folder.of_part("validation")]
     assert [held_back.count(label) for label in range(3)] == [10, 2, 1]
 
@@ -123,7 +123,7 @@ def test_a_fifth_of_each_class_is_split_off(tmp_path: Path) -> None:
 def test_a_share_and_a_seed_may_be_chosen(tmp_path: Path) -> None:
     fill(tmp_path, *several("cat", 20), *several("dog", 20))
     first, same, other = (
-        PictureFolder.read(tmp_path, validation=0.5, seed=seed).of_part("validation")
+        ImageFolder.read(tmp_path, validation=0.5, seed=seed).of_part("validation")
         for seed in (1, 1, 2)
     )
     assert len(first) == len(other) == 20
@@ -131,71 +131,71 @@ def test_a_share_and_a_seed_may_be_chosen(tmp_path: Path) -> None:
 
 
 def test_the_split_is_the_same_for_ever(tmp_path: Path) -> None:
-    folder = PictureFolder.read(fill(tmp_path, *several("cat", 10), *several("dog", 5)), seed=3)
+    folder = ImageFolder.read(fill(tmp_path, *several("cat", 10), *several("dog", 5)), seed=3)
     assert folder.of_part("validation") == [5, 7, 11]
 
 
-def test_most_pictures_stay_where_they_were_when_one_is_added(tmp_path: Path) -> None:
+def test_most_images_stay_where_they_were_when_one_is_added(tmp_path: Path) -> None:
     fill(tmp_path, *several("cat", 50), *several("dog", 50))
-    before = parts(PictureFolder.read(tmp_path))
+    before = parts(ImageFolder.read(tmp_path))
     fill(tmp_path, "cat/new.jpg")
-    after = parts(PictureFolder.read(tmp_path))
+    after = parts(ImageFolder.read(tmp_path))
     assert sum(after[path] != part for path, part in before.items()) <= 1
 
 
-def test_both_sides_have_each_class_that_has_two_pictures(tmp_path: Path) -> None:
+def test_both_sides_have_each_class_that_has_two_images(tmp_path: Path) -> None:
     fill(tmp_path, *several("cat", 2), *several("dog", 1))
     for share in (0.01, 0.99):
-        folder = PictureFolder.read(tmp_path, validation=share)
+        folder = ImageFolder.read(tmp_path, validation=share)
         sides = [part for path, part in parts(folder).items() if path.startswith("cat")]
         assert sorted(sides) == ["train", "validation"]
         assert parts(folder)["dog/0.jpg"] == "train"
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_equal_pictures_never_lie_on_both_sides(tmp_path: Path, seed: int) -> None:
+def test_equal_images_never_lie_on_both_sides(tmp_path: Path, seed: int) -> None:
     copies = several("cat/copies", 6)
     fill(tmp_path, *copies, content=b"the same")
     fill(tmp_path, *several("cat", 3), *several("dog", 3))
-    found = parts(PictureFolder.read(tmp_path, seed=seed))
+    found = parts(ImageFolder.read(tmp_path, seed=seed))
     assert len({found[path] for path in copies}) == 1
     assert {part for path, part in found.items() if "cat" in path} == {"train", "validation"}
 
 
-def test_a_picture_in_two_given_parts_stays_in_the_one_held_back(tmp_path: Path) -> None:
+def test_a_image_in_two_given_parts_stays_in_the_one_held_back(tmp_path: Path) -> None:
     fill(tmp_path, "train/cat/same.jpg", "val/cat/same.jpg", content=b"the same")
     fill(tmp_path, "train/cat/a.jpg", "train/dog/b.jpg")
-    folder = PictureFolder.read(tmp_path)
+    folder = ImageFolder.read(tmp_path)
     assert reasons(folder) == {
-        "train/cat/same.jpg": "the same picture as val/cat/same.jpg, which is held back"
+        "train/cat/same.jpg": "the same image as val/cat/same.jpg, which is held back"
     }
     assert parts(folder)["val/cat/same.jpg"] == "validation"
 
 
-def test_a_picture_in_two_classes_has_no_known_label(tmp_path: Path) -> None:
+def test_a_image_in_two_classes_has_no_known_label(tmp_path: Path) -> None:
     fill(tmp_path, "cat/x.jpg", "dog/y.jpg", content=b"the same")
     fill(tmp_path, *several("cat", 2), *several("dog", 2))
-    folder = PictureFolder.read(tmp_path)
+    folder = ImageFolder.read(tmp_path)
     assert reasons(folder) == {
-        "cat/x.jpg": "the same picture as dog/y.jpg, which is of class 'dog'",
-        "dog/y.jpg": "the same picture as cat/x.jpg, which is of class 'cat'",
+        "cat/x.jpg": "the same image as dog/y.jpg, which is of class 'dog'",
+        "dog/y.jpg": "the same image as cat/x.jpg, which is of class 'cat'",
     }
 
 
 def test_a_class_of_nothing_else_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "cat/x.jpg", "dog/y.jpg", content=b"the same")
     fill(tmp_path, *several("cat", 2))
-    with pytest.raises(PictureFolderError, match="class 'dog' has no picture left to train on"):
-        PictureFolder.read(tmp_path)
+    with pytest.raises(ImageFolderError, match="class 'dog' has no image left to train on"):
+        ImageFolder.read(tmp_path)
 
 
 # Labels from a file
 
 
-def labelled(tmp_path: Path, text: str) -> PictureFolder:
+def labelled(tmp_path: Path, text: str) -> ImageFolder:
     (tmp_path / "labels.csv").write_text(text)
     root = fill(tmp_path / "photos", "a.jpg", "b.jpg", "deep/c.jpg", "deep/d.jpg", "unlabelled.jpg")
-    return PictureFolder.read(root, tmp_path / "labels.csv")
+    return ImageFolder.read(root, tmp_path / "labels.csv")
 
 
 @pytest.mark.parametrize("header", ["", "path,label\n", "\ufefffile name,class\n"])
@@ -204,12 +204,12 @@ def test_a_file_of_labels_says_what_is_used(tmp_path: Path, header: str) -> None
         tmp_path, f'{header}a.jpg,cat\nb.jpg,"dog, big"\n\n./deep/c.jpg,cat\na.jpg,cat\n'
     )
     assert folder.class_names == ("cat", "dog, big")
-    assert [picture.path for picture in folder.pictures] == ["a.jpg", "b.jpg", "deep/c.jpg"]
+    assert [image.path for image in folder.images] == ["a.jpg", "b.jpg", "deep/c.jpg"]
 
 
 def test_a_path_may_be_absolute_if_it_lies_in_the_folder(tmp_path: Path) -> None:
     folder = labelled(tmp_path, f"{tmp_path}/photos/a.jpg,cat\nb.jpg,dog\ndeep/c.jpg,dog\n")
-    assert folder.pictures[0].path == "a.jpg"
+    assert folder.images[0].path == "a.jpg"
 
 
 @pytest.mark.parametrize(
@@ -223,24 +223,24 @@ def test_a_path_may_be_absolute_if_it_lies_in_the_folder(tmp_path: Path) -> None
         ("path,label\ndeep,cat\n", r"line 2: 'deep' is no file"),
         ("a.jpg\n", r"line 1: 1 fields; expected 2: path,label"),
         ("a.jpg,cat\n", r"photos: one class, 'cat'; expected at least two"),
-        ("path,label\n", r"photos: no pictures; expected"),
+        ("path,label\n", r"photos: no images; expected"),
         ("a.jpg,cat\nb.jpg,Cat\n", r"classes 'Cat' and 'cat' differ only in case"),
     ],
 )
 def test_a_file_of_labels_that_fits_nothing(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(PictureFolderError, match=message):
+    with pytest.raises(ImageFolderError, match=message):
         labelled(tmp_path, text)
 
 
 def test_a_file_of_labels_that_is_no_text(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "labels.csv", content=b"\xff\xfe\x00")
-    with pytest.raises(PictureFolderError, match=r"labels.csv: .*; expected UTF-8 text of rows"):
-        PictureFolder.read(tmp_path, tmp_path / "labels.csv")
-    with pytest.raises(PictureFolderError, match=r"absent.csv: No such file"):
-        PictureFolder.read(tmp_path, tmp_path / "absent.csv")
+    with pytest.raises(ImageFolderError, match=r"labels.csv: .*; expected UTF-8 text of rows"):
+        ImageFolder.read(tmp_path, tmp_path / "labels.csv")
+    with pytest.raises(ImageFolderError, match=r"absent.csv: No such file"):
+        ImageFolder.read(tmp_path, tmp_path / "absent.csv")
 
 
-# What is no folder of pictures
+# What is no folder of images
 
 
 def one_class(root: Path) -> None:
@@ -259,7 +259,7 @@ def only_text(root: Path) -> None:
     fill(root, "cat/a.txt", "dog/b.txt")
 
 
-def loose_pictures(root: Path) -> None:
+def loose_images(root: Path) -> None:
     fill(root, "a.jpg", "b.jpg")
 
 
@@ -275,7 +275,7 @@ def unprintable(root: Path) -> None:
     fill(root, "cat/a.jpg", "d\nog/b.jpg")
 
 
-def one_picture_each(root: Path) -> None:
+def one_image_each(root: Path) -> None:
     fill(root, "cat/a.jpg", "dog/b.jpg")
 
 
@@ -287,15 +287,15 @@ def not_trained(root: Path) -> None:
     ("arrange", "message"),
     [
         (one_class, "one class, 'cat'; expected at least two"),
-        (empty_class, "class 'eel' has no pictures; expected at least one"),
-        (nothing, "no pictures; expected JPEG, .* as CLASS"),
-        (only_text, r"no pictures; .*; left out: cat/a.txt \(not named like .*\), and 1 more"),
-        (loose_pictures, r"no pictures; .*; left out: a.jpg \(lies in no class's folder\)"),
+        (empty_class, "class 'eel' has no images; expected at least one"),
+        (nothing, "no images; expected JPEG, .* as CLASS"),
+        (only_text, r"no images; .*; left out: cat/a.txt \(not named like .*\), and 1 more"),
+        (loose_images, r"no images; .*; left out: a.jpg \(lies in no class's folder\)"),
         (case, "classes 'Cat' and 'cat' differ only in case"),
         (composed, ".* differ only in case, or in how letters are composed"),
         (unprintable, r"a class is called 'd\\nog'; expected a name that can be printed"),
-        (one_picture_each, "no class has two different pictures, one to train and one to validate"),
-        (not_trained, "class 'eel' has no pictures in train/; expected at least one"),
+        (one_image_each, "no class has two different images, one to train and one to validate"),
+        (not_trained, "class 'eel' has no images in train/; expected at least one"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on_says_why(
@@ -303,27 +303,27 @@ def test_a_folder_that_cannot_be_trained_on_says_why(
 ) -> None:
     root = tmp_path / "photos"
     arrange(root)
-    with pytest.raises(PictureFolderError, match=f"^{root}: {message}"):
-        PictureFolder.read(root)
+    with pytest.raises(ImageFolderError, match=f"^{root}: {message}"):
+        ImageFolder.read(root)
 
 
 def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
     fill(tmp_path, "file")
-    with pytest.raises(PictureFolderError, match="file is no folder; expected"):
-        PictureFolder.read(tmp_path / "file")
-    with pytest.raises(PictureFolderError, match="absent is not there; expected"):
-        PictureFolder.read(tmp_path / "absent")
+    with pytest.raises(ImageFolderError, match="file is no folder; expected"):
+        ImageFolder.read(tmp_path / "file")
+    with pytest.raises(ImageFolderError, match="absent is not there; expected"):
+        ImageFolder.read(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("share", [0, 1, -1, float("nan")])
 def test_a_share_that_leaves_nothing(tmp_path: Path, share: float) -> None:
-    with pytest.raises(PictureFolderError, match="expected a share between 0 and 1"):
-        PictureFolder.read(tmp_path, validation=share)
+    with pytest.raises(ImageFolderError, match="expected a share between 0 and 1"):
+        ImageFolder.read(tmp_path, validation=share)
 
 
 @pytest.mark.parametrize("run", [".", "photos/run", "photos"])
 def test_the_run_is_written_elsewhere(tmp_path: Path, run: str) -> None:
     root = fill(tmp_path / "photos", *several("cat", 2), *several("dog", 2))
-    PictureFolder.read(root, run_directory=tmp_path / "run")
-    with pytest.raises(PictureFolderError, match="lie in each other; expected them apart"):
-        PictureFolder.read(root, run_directory=tmp_path / run)
+    ImageFolder.read(root, run_directory=tmp_path / "run")
+    with pytest.raises(ImageFolderError, match="lie in each other; expected them apart"):
+        ImageFolder.read(root, run_directory=tmp_path / run)

@@ -1,4 +1,4 @@
-"""A run on a folder of pictures, served: what it knows, what it does not, and how it changes."""
+"""A run on a folder of images, served: what it knows, what it does not, and how it changes."""
 
 import http.client
 import subprocess
@@ -14,7 +14,7 @@ from PIL import Image
 from dist_net import Client
 from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.nets.run_directory import RunDirectory
-from picture_runs import colour_weights, write_calibration, write_run
+from image_runs import colour_weights, write_calibration, write_run
 from process import test_hosts, test_serve, test_serve_hosts
 
 serve = test_serve.serve
@@ -26,13 +26,13 @@ import sys
 from dist_net import Client
 
 with Client(sys.argv[1], sys.argv[2], timeout_s=30) as client:
-    for picture in sys.argv[3:]:
-        outputs = client.submit_picture("run", picture).result()
+    for image in sys.argv[3:]:
+        outputs = client.submit_image("run", image).result()
         print(outputs.likeliest(1)[0].label, outputs.is_unknown())
 """
 
 
-def picture(colour: tuple[int, int, int]) -> bytes:
+def image(colour: tuple[int, int, int]) -> bytes:
     """A PNG file of one colour."""
     file = BytesIO()
     Image.new("RGB", (20, 10), colour).save(file, "PNG")
@@ -58,11 +58,11 @@ def test_a_run_knows_its_samples_and_says_what_it_does_not_know(
         status, answer = pool.post("/v1/classify", content_at(pool.port, each["path"]))
         assert (status, answer["unknown"], answer["unknown_below"]) == (200, False, 0.5)
         assert answer["predictions"][0]["label"] == each["label"]
-    _, answer = pool.post("/v1/classify", picture(GREY))
+    _, answer = pool.post("/v1/classify", image(GREY))
     assert answer["unknown"] is True
     assert len(answer["predictions"]) == 3
     with Client(pool.address) as client:
-        asked = [client.submit_picture("colours", picture(each)) for each in ((255, 0, 0), GREY)]
+        asked = [client.submit_image("colours", image(each)) for each in ((255, 0, 0), GREY)]
         assert [each.result().is_unknown() for each in asked] == [False, True]
 
 
@@ -73,7 +73,7 @@ def test_a_reload_brings_new_weights_and_a_new_threshold(
     pool = serve(f"colours={run}", "--workers", "1")
 
     def answer() -> tuple[int, float, bool]:
-        _, told = pool.post("/v1/classify?top=1", picture((255, 0, 0)))
+        _, told = pool.post("/v1/classify?top=1", image((255, 0, 0)))
         return told["version"], told["predictions"][0]["probability"], told["unknown"]
 
     assert answer() == (1, pytest.approx(4 / 6), False)
@@ -82,9 +82,9 @@ def test_a_reload_brings_new_weights_and_a_new_threshold(
     write_checkpoint(RunDirectory(run).best, checkpoint)
     write_calibration(run, threshold=0.9)
     with Client(pool.address) as client:
-        assert not client.submit_picture("colours", picture((255, 0, 0))).result().is_unknown()
+        assert not client.submit_image("colours", image((255, 0, 0))).result().is_unknown()
         assert client.reload("colours", timeout_s=60) == 2
-        assert client.submit_picture("colours", picture((255, 0, 0))).result().is_unknown()
+        assert client.submit_image("colours", image((255, 0, 0))).result().is_unknown()
     assert answer() == (2, pytest.approx(8 / 10), True)
 
 
@@ -110,7 +110,7 @@ def test_workers_of_other_hosts_get_the_recipe_and_the_threshold(
     )
     clients = test_serve_hosts.clients_address(gateway, eventually)
     for name, colour in (("blue.png", (0, 0, 255)), ("grey.png", GREY)):
-        (tmp_path / name).write_bytes(picture(colour))
+        (tmp_path / name).write_bytes(image(colour))
     asked = [clients, str(keys / "client"), *map(str, sorted(tmp_path.glob("*.png")))]
     command = [*hosts.on("worker-1"), sys.executable, "-c", ASK, *asked]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout

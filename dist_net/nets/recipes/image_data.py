@@ -1,4 +1,4 @@
-"""Where the prepared pictures of a run lie on this host, as its processes are told."""
+"""Where the prepared images of a run lie on this host, as its processes are told."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.data import Dataset
-from dist_net.data.picture_folder import PictureFolder
-from dist_net.data.picture_samples import MappedRows, PicturePreprocessing
-from dist_net.data.picture_split import TRAIN, LabelledPicture, LeftOut
-from dist_net.data.prepared_pictures import PictureCache, PreparedPictures
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_samples import ImagePreprocessing, MappedRows
+from dist_net.data.image_split import TRAIN, LabelledImage, LeftOut
+from dist_net.data.prepared_images import ImageCache, PreparedImages
 from dist_net.errors import RecipeError
-from dist_net.nets.recipes.picture_recipe import PictureRecipe
+from dist_net.nets.recipes.image_recipe import ImageRecipe
 
 
 @dataclass(frozen=True)
-class PictureData:
-    """A folder's pictures as they were listed, how they are prepared, and in which cache.
+class ImageData:
+    """A folder's images as they were listed, how they are prepared, and in which cache.
 
     ``test_part`` is what a net is evaluated on while it is trained; ``features`` the file of the
     base's features, if they are what is trained on.
     """
 
-    folder: PictureFolder
-    preprocessing: PicturePreprocessing
+    folder: ImageFolder
+    preprocessing: ImagePreprocessing
     cache_dir: str
     cache_bytes: int
     test_part: str
     features: str = ""
 
     @property
-    def cache(self) -> PictureCache:
-        """The place of the prepared pictures."""
-        return PictureCache(Path(self.cache_dir), self.folder, self.preprocessing, self.cache_bytes)
+    def cache(self) -> ImageCache:
+        """The place of the prepared images."""
+        return ImageCache(Path(self.cache_dir), self.folder, self.preprocessing, self.cache_bytes)
 
     def to_json(self) -> str:
         """All of it as a JSON object."""
@@ -49,68 +49,68 @@ class PictureData:
         try:
             told = json.loads(path.read_text(encoding="utf-8"))
             folder, preprocessing = told.pop("folder"), told.pop("preprocessing")
+            listed = folder["images" if "images" in folder else "pictures"]  # as until 0.1.0
             return cls(
-                folder=PictureFolder(
+                folder=ImageFolder(
                     Path(folder["root"]),
-                    tuple(LabelledPicture(*each) for each in folder["pictures"]),
+                    tuple(LabelledImage(*each) for each in listed),
                     tuple(folder["class_names"]),
                     tuple(LeftOut(*each) for each in folder["left_out"]),
                 ),
-                preprocessing=PicturePreprocessing(
+                preprocessing=ImagePreprocessing(
                     tuple(preprocessing.pop("shape")), **preprocessing
                 ),
                 **told,
             )
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise RecipeError(
-                f"{path}: {error}; expected the list of pictures that 'dist-net train FOLDER' "
-                f"writes"
+                f"{path}: {error}; expected the list of images that 'dist-net train FOLDER' writes"
             ) from error
 
 
-def load_pictures(recipe: PictureRecipe) -> Dataset:
+def load_images(recipe: ImageRecipe) -> Dataset:
     """The dataset of a recipe's stage, from the cache of the host that prepared it.
 
     Raises RecipeError where that is another host, or the cache was emptied.
     """
     if not recipe.data:
         raise _unknown(recipe)
-    data = PictureData.read(Path(recipe.data))
-    pictures = data.cache.find()
-    if pictures is None:
+    data = ImageData.read(Path(recipe.data))
+    images = data.cache.find()
+    if images is None:
         raise _unknown(recipe)
     if recipe.stage == "whole":
-        return pictures.dataset(data.test_part, recipe.augmentation)
+        return images.dataset(data.test_part, recipe.augmentation)
     try:
         features = np.load(data.features, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise _unknown(recipe) from error
-    return feature_dataset(pictures, features, data.test_part)
+    return feature_dataset(images, features, data.test_part)
 
 
-def _unknown(recipe: PictureRecipe) -> RecipeError:
+def _unknown(recipe: ImageRecipe) -> RecipeError:
     return RecipeError(
-        f"the pictures that {recipe.name} was trained on are not prepared on this host; expected "
+        f"the images that {recipe.name} was trained on are not prepared on this host; expected "
         f"the host that trained it, or train it anew: dist-net train FOLDER"
     )
 
 
 def feature_dataset(
-    pictures: PreparedPictures, features: NDArray[np.float32], test_part: str
+    images: PreparedImages, features: NDArray[np.float32], test_part: str
 ) -> Dataset:
-    """The features of a folder's pictures as a dataset; ``features`` is (views, N, F), borrowed.
+    """The features of a folder's images as a dataset; ``features`` is (views, N, F), borrowed.
 
-    All views are trained on, and the first, of the pictures as they are, is tested.
+    All views are trained on, and the first, of the images as they are, is tested.
     """
     views, count, width = features.shape
     rows = features.reshape(views * count, width, copy=False)
-    trained = pictures.rows(TRAIN)
+    trained = images.rows(TRAIN)
     every = np.concatenate([trained + view * count for view in range(views)])
     return Dataset(
-        name=pictures.folder.root.name,
+        name=images.folder.root.name,
         train_inputs=MappedRows(rows, every),
-        train_targets=np.tile(pictures.labels(TRAIN), views),
-        test_inputs=MappedRows(rows, pictures.rows(test_part)),
-        test_targets=pictures.labels(test_part),
-        class_names=pictures.folder.class_names,
+        train_targets=np.tile(images.labels(TRAIN), views),
+        test_inputs=MappedRows(rows, images.rows(test_part)),
+        test_targets=images.labels(test_part),
+        class_names=images.folder.class_names,
     )

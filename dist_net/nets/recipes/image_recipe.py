@@ -1,4 +1,4 @@
-"""What is trained on a folder of pictures, as data: a net is built from it without running code."""
+"""What is trained on a folder of images, as data: a net is built from it without running code."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ from dist_net.nn import (
 from dist_net.optim import AdamW, Cosine
 from dist_net.vector import Vector
 
-PICTURES = "pictures"
-"""The reference of every recipe of pictures: it lies in the run directory alone."""
+IMAGES = "pictures"
+"""The reference of every recipe of images: it lies in the run directory alone."""
 
 RECIPE_JSON = "recipe.json"
 FORMAT = 1
 SMALL_SIDE = 64
 
 LARGEST_SIDE = 4096
-LEAST_DEVIATION = 1e-3
+MIN_DEVIATION = 1e-3
 WEIGHT_DECAY = 0.01
 
 BaseKind = Literal["small", "efficientnet-lite0", "darknet", "recipe", "pictures"]
@@ -58,10 +58,10 @@ Stage = Literal["head", "whole"]
 
 @dataclass(frozen=True)
 class Base:
-    """The net whose features are classified: how it is built, and what pictures it takes.
+    """The net whose features are classified: how it is built, and what images it takes.
 
     ``text`` is a Darknet net's configuration, a built-in recipe's name, or the JSON of another
-    recipe of pictures. Pictures are ``input_shape`` uint8, fitted by ``fitting``.
+    recipe of images. Images are ``input_shape`` uint8, fitted by ``fitting``.
     """
 
     kind: BaseKind
@@ -72,7 +72,7 @@ class Base:
 
     @cached_property
     def network(self) -> Layer:
-        """The whole net, for uint8 pictures; raises what building it raises."""
+        """The whole net, for uint8 images; raises what building it raises."""
         match self.kind:
             case "small":
                 return _small_network()
@@ -84,7 +84,7 @@ class Base:
             case "recipe":
                 return built_in_recipe(self.text).recipe.network
             case "pictures":
-                return PictureRecipe.from_json(self.text).network
+                return ImageRecipe.from_json(self.text).network
 
     @cached_property
     def model(self) -> Model:
@@ -108,7 +108,7 @@ class Base:
 
 
 def small_base(side: int = SMALL_SIDE) -> Base:
-    """A small net that is trained from the beginning, on pictures of ``side`` pixels each way."""
+    """A small net that is trained from the beginning, on images of ``side`` pixels each way."""
     return Base("small", "none", (side, side, 3), "crop")
 
 
@@ -142,8 +142,8 @@ class Head:
 
 
 @dataclass(frozen=True)
-class PictureNet:
-    """A base's features and a head on them: pictures, uint8, to logits."""
+class ImageNet:
+    """A base's features and a head on them: images, uint8, to logits."""
 
     base: Base
     classes: int
@@ -163,17 +163,17 @@ class HeadNet:
         return Head(self.classes)(x, scope.child("head"))
 
 
-def no_data(recipe: PictureRecipe) -> Dataset:
+def no_data(recipe: ImageRecipe) -> Dataset:
     """Raises RecipeError: for where the net is used only."""
-    raise RecipeError(f"the pictures that {recipe.name} was trained on are not known here")
+    raise RecipeError(f"the images that {recipe.name} was trained on are not known here")
 
 
 @dataclass(frozen=True)
-class PictureRecipe:
-    """A net for the classes of a folder of pictures, and how one stage of it is trained.
+class ImageRecipe:
+    """A net for the classes of a folder of images, and how one stage of it is trained.
 
-    ``stage`` is "head", on features of the base, or "whole", on pictures, which ``augmentation``
-    varies. ``data`` is the file that says where on this host the prepared pictures are.
+    ``stage`` is "head", on features of the base, or "whole", on images, which ``augmentation``
+    varies. ``data`` is the file that says where on this host the prepared images are.
     """
 
     name: str
@@ -190,7 +190,7 @@ class PictureRecipe:
     def network(self) -> Layer:
         """What this stage trains."""
         classes = len(self.class_names)
-        return HeadNet(classes) if self.stage == "head" else PictureNet(self.base, classes)
+        return HeadNet(classes) if self.stage == "head" else ImageNet(self.base, classes)
 
     def loaded(
         self, load_data: Callable[[Self], Dataset], initial: Callable[[], Vector] | None = None
@@ -213,7 +213,7 @@ class PictureRecipe:
         files, portable = (
             {RECIPE_JSON: each.to_json().encode()} for each in (self, replace(self, data=""))
         )
-        return LoadedRecipe(PICTURES, self.name, files, recipe, portable=portable)
+        return LoadedRecipe(IMAGES, self.name, files, recipe, portable=portable)
 
     @cached_property
     def model(self) -> Model:
@@ -229,7 +229,7 @@ class PictureRecipe:
         weights = self.model.layout.initial(np.random.default_rng(0))
         views = self.model.layout.views(weights)
         views["head/mean"][...] = features.mean(0)
-        views["head/deviation"][...] = np.maximum(features.std(0), LEAST_DEVIATION)
+        views["head/deviation"][...] = np.maximum(features.std(0), MIN_DEVIATION)
         return weights
 
     def tempered(self, weights: Vector, temperature: float) -> Vector:
@@ -266,7 +266,7 @@ class PictureRecipe:
             *(ValueError, TypeError, KeyError, AttributeError, RecursionError, DistNetError),
         ) as error:
             raise RecipeError(
-                f"a recipe of pictures is {str(text)[:80]} ({error}); expected the JSON object "
+                f"a recipe of images is {str(text)[:80]} ({error}); expected the JSON object "
                 f"that 'dist-net train FOLDER' writes, of format {FORMAT}"
             ) from error
         return recipe
@@ -283,9 +283,9 @@ class PictureRecipe:
         if len(self.base.input_shape) not in (2, 3) or not all(
             isinstance(each, int) and 1 <= each <= LARGEST_SIDE for each in self.base.input_shape
         ):
-            raise ValueError(f"pictures of shape {self.base.input_shape}")
+            raise ValueError(f"images of shape {self.base.input_shape}")
         if self.base.input_shape[2:] not in ((), (1,), (3,)):
-            raise ValueError(f"pictures of {self.base.input_shape[2]} channels")
+            raise ValueError(f"images of {self.base.input_shape[2]} channels")
         if not all(isinstance(each, int) for each in (self.epochs, self.batch_size)):
             raise ValueError(f"epochs {self.epochs!r}, batch_size {self.batch_size!r}")
         if not isinstance(self.learning_rate, int | float):

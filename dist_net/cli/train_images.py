@@ -1,4 +1,4 @@
-"""``dist-net train FOLDER``: train a classifier on the pictures in a folder."""
+"""``dist-net train FOLDER``: train a classifier on the images in a folder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 from dist_net.cli.metrics_options import Publish
 from dist_net.cli.run_summary import how_to_go_on, show_summary
-from dist_net.data.picture_folder import VALIDATION_SHARE
-from dist_net.data.prepared_pictures import CACHE_BYTES
+from dist_net.data.image_folder import VALIDATION_SHARE
+from dist_net.data.prepared_images import CACHE_BYTES
 from dist_net.errors import InterruptedRunError, ProcessFailedError, SettingError
-from dist_net.nets.recipes.picture_recipe import PICTURES
+from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.photos.bases import BASES, NONE, default_base
-from dist_net.photos.picture_report import train_and_report
-from dist_net.photos.picture_run import PictureOptions, new_run
+from dist_net.photos.image_report import train_and_report
+from dist_net.photos.image_run import ImageOptions, new_run
 from dist_net.processes.listen_options import opening_of
 from dist_net.processes.terminal import plain_console
 from dist_net.training.run.local_run import KILLED_RUN_ENDS_S, LocalRunSettings
@@ -27,9 +27,9 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.training_progress import TrainingProgress
 
 
-def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
+def add_image_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run on a folder."""
-    group = parser.add_argument_group("training on a folder of pictures")
+    group = parser.add_argument_group("training on a folder of images")
     group.add_argument("--base", metavar="NET", help=f"{BASES} (default: {default_base()})")
     group.add_argument(
         "--labels",
@@ -53,7 +53,7 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
         "--views",
         type=int,
         metavar="N",
-        help="augmented variants per picture to compute features of",
+        help="augmented variants per image to compute features of",
     )
     group.add_argument("--colour", action="store_true", default=None, help="also vary colours")
     group.add_argument(
@@ -67,12 +67,12 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache-bytes",
         type=int,
         metavar="N",
-        help=f"size of the cache of prepared pictures (default: {CACHE_BYTES:,})",
+        help=f"size of the cache of prepared images (default: {CACHE_BYTES:,})",
     )
 
 
-def picture_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the picture options that were given on the command line."""
+def image_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the image options that were given on the command line."""
     given = {
         "folder": arguments.recipe and str(Path(arguments.recipe).resolve()),
         "base": arguments.base,
@@ -87,21 +87,19 @@ def picture_options_given(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def is_of_pictures(arguments: argparse.Namespace) -> bool:
+def is_of_images(arguments: argparse.Namespace) -> bool:
     """Return whether the command trains on a folder or resumes a run on one."""
     if arguments.recipe is not None:
         return arguments.recipe not in recipe_names() and Path(arguments.recipe).is_dir()
     return arguments.resume and _resumed(arguments).folder.exists()
 
 
-def require_no_picture_options(arguments: argparse.Namespace) -> None:
+def require_no_image_options(arguments: argparse.Namespace) -> None:
     """Raise ``SettingError`` if a recipe's run is given an option of a run on a folder."""
-    given = picture_options_given(arguments).keys() - {"folder"}
+    given = image_options_given(arguments).keys() - {"folder"}
     if given:
         option = "--" + min(given).replace("labels_csv", "labels").replace("_", "-")
-        raise SettingError(
-            f"{option} is for a folder of pictures; pass a folder instead of a recipe"
-        )
+        raise SettingError(f"{option} is for a folder of images; pass a folder instead of a recipe")
 
 
 def _resumed(arguments: argparse.Namespace) -> RunDirectory:
@@ -112,21 +110,21 @@ def _resumed(arguments: argparse.Namespace) -> RunDirectory:
 
 def _run_asked_for(
     arguments: argparse.Namespace, given_run: Mapping[str, Any]
-) -> tuple[RunDirectory, PictureOptions]:
+) -> tuple[RunDirectory, ImageOptions]:
     """Return the directory of the resumed or new run, and its options."""
     if given_run["keeps_best"] is False:
-        raise SettingError("keep=last: a run on a folder of pictures always keeps the best weights")
-    given = picture_options_given(arguments)
+        raise SettingError("keep=last: a run on a folder of images always keeps the best weights")
+    given = image_options_given(arguments)
     if arguments.resume:
         directory = _resumed(arguments)
-        before = PictureOptions.read(directory.folder)
+        before = ImageOptions.read(directory.folder)
         return directory, replace(before, run=before.run.replaced_by(**given_run), **given)
-    run = RunOptions(PICTURES).replaced_by(**given_run)
-    options = PictureOptions(**{"base": default_base(), "run": run, **given})
+    run = RunOptions(IMAGES).replaced_by(**given_run)
+    options = ImageOptions(**{"base": default_base(), "run": run, **given})
     return new_run(arguments.run_dir, options), options
 
 
-def train_pictures(
+def train_images(
     arguments: argparse.Namespace,
     workers: int | None,
     given_run: Mapping[str, Any],
@@ -141,7 +139,7 @@ def train_pictures(
     asked = arguments.recipe or arguments.run_dir or "the newest run"
     if workers == 0:
         raise SettingError(
-            f"{asked} is a folder of pictures, which needs a worker on this host; run dist-net "
+            f"{asked} is a folder of images, which needs a worker on this host; run dist-net "
             f"train with --workers of at least 1"
         )
     local = LocalRunSettings(

@@ -1,4 +1,4 @@
-"""What a process that decodes pictures does with a chunk of them: rows, and reasons."""
+"""What a process that decodes images does with a chunk of them: rows, and reasons."""
 
 import struct
 import zlib
@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dist_net import fit_picture
-from dist_net.data.picture_samples import PicturePreprocessing
-from dist_net.errors import CacheError, SkippedPicturesError
-from dist_net.photos.picture_preparation import (
-    PictureChunk,
-    PictureJob,
+from dist_net import fit_image
+from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.errors import CacheError, SkippedImagesError
+from dist_net.photos.image_preparation import (
+    ImageChunk,
+    ImageJob,
     require_few_skipped,
     write_rows,
 )
 
-FOUR = PicturePreprocessing((4, 4, 3), "stretch", most_pixels=10_000)
+FOUR = ImagePreprocessing((4, 4, 3), "stretch", max_pixels=10_000)
 NOISE = np.random.default_rng(0).integers(0, 256, (12, 8, 3), np.uint8)
 
 
@@ -69,7 +69,7 @@ GOOD: dict[str, Callable[[Path], None]] = {
 
 
 def text(path: Path) -> None:
-    path.write_text("no picture")
+    path.write_text("no image")
 
 
 def cut_short(path: Path) -> None:
@@ -96,18 +96,18 @@ def absent(path: Path) -> None:
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "text.png": (text, "not a picture; expected one of JPEG, PNG"),
+    "text.png": (text, "not an image; expected one of JPEG, PNG"),
     "cut\nshort.jpg": (cut_short, "damaged or cut short: "),
     "bomb.png": (bomb, "Image size (900000000 pixels) exceeds limit"),
     "large.png": (too_large, "200x100 pixels are 20,000; expected at most 10,000"),
-    "empty.gif": (Path.touch, "an empty file, 0 bytes; expected a picture"),
-    "absent.jpg": (absent, "No such file or directory; expected the file of a picture"),
-    "folder.jpg": (Path.mkdir, "Is a directory; expected the file of a picture"),
+    "empty.gif": (Path.touch, "an empty file, 0 bytes; expected an image"),
+    "absent.jpg": (absent, "No such file or directory; expected the file of an image"),
+    "folder.jpg": (Path.mkdir, "Is a directory; expected the file of an image"),
 }
 
 
 def decode(root: Path, first_row: int, names: Iterable[str], pixels: Path | None = None) -> Any:
-    return PictureJob(root, FOUR, pixels).decode(PictureChunk(first_row, list(names)))
+    return ImageJob(root, FOUR, pixels).decode(ImageChunk(first_row, list(names)))
 
 
 def test_rows_are_what_serving_makes_of_the_same_files(tmp_path: Path) -> None:
@@ -119,11 +119,11 @@ def test_rows_are_what_serving_makes_of_the_same_files(tmp_path: Path) -> None:
     rows = np.fromfile(store, np.uint8).reshape(11, 4, 4, 3)
     assert not rows[:2].any()
     for row, name in zip(rows[2:], GOOD, strict=True):
-        np.testing.assert_array_equal(row, fit_picture(tmp_path / name, (4, 4, 3), "stretch"))
+        np.testing.assert_array_equal(row, fit_image(tmp_path / name, (4, 4, 3), "stretch"))
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_hostile_pictures_are_skipped_with_the_reason(tmp_path: Path) -> None:
+def test_hostile_images_are_skipped_with_the_reason(tmp_path: Path) -> None:
     for name, (draw, _) in HOSTILE.items():
         draw(tmp_path / name)
     skipped = decode(tmp_path, 0, HOSTILE)
@@ -132,7 +132,7 @@ def test_hostile_pictures_are_skipped_with_the_reason(tmp_path: Path) -> None:
         assert skipped[name].startswith(reason)
 
 
-def test_a_skipped_picture_leaves_no_pixels_of_the_one_before(tmp_path: Path) -> None:
+def test_a_skipped_image_leaves_no_pixels_of_the_one_before(tmp_path: Path) -> None:
     plain(tmp_path / "good.bmp")
     store = tmp_path / "pixels"
     store.write_bytes(bytes(96))
@@ -151,12 +151,12 @@ def test_more_than_a_tenth_that_are_skipped_are_too_many() -> None:
     skipped = {f"cat/{index}.jpg": "damaged" for index in range(3)}
     require_few_skipped("photos", skipped, 30)
     with pytest.raises(
-        SkippedPicturesError, match=r"^photos: 3 of 29 .* 10%.*: cat/0.jpg: damaged; "
+        SkippedImagesError, match=r"^photos: 3 of 29 .* 10%.*: cat/0.jpg: damaged; "
     ):
         require_few_skipped("photos", skipped, 29)
 
 
-def test_of_many_skipped_pictures_some_are_named() -> None:
+def test_of_many_skipped_images_some_are_named() -> None:
     skipped = {f"cat/{index}.jpg": "damaged" for index in range(25)}
-    with pytest.raises(SkippedPicturesError, match=r"cat/2.jpg: damaged; and more$"):
+    with pytest.raises(SkippedImagesError, match=r"cat/2.jpg: damaged; and more$"):
         require_few_skipped("photos", skipped, 25)

@@ -1,4 +1,4 @@
-"""Pictures as the inputs of a dataset: rows of a mapped file, or decoded when they are read."""
+"""Images as the inputs of a dataset: rows of a mapped file, or decoded when they are read."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from numpy.typing import NDArray
 from dist_net.data.samples import PrefetchedSamples, SampleIndices, Samples
 from dist_net.errors import DataFileError, ImageError
 from dist_net.images.augmentation import Augmentation
-from dist_net.images.decoding import MOST_PIXELS
-from dist_net.images.fitting import fit_picture
+from dist_net.images.decoding import MAX_PIXELS
+from dist_net.images.fitting import fit_image
 
 
 @dataclass(frozen=True)
-class PicturePreprocessing:
-    """How the file of a picture becomes an input: uint8 of ``shape``, as by ``fit_picture``."""
+class ImagePreprocessing:
+    """How the file of an image becomes an input: uint8 of ``shape``, as by ``fit_image``."""
 
     shape: tuple[int, ...]
     fitting: str
-    most_pixels: int = MOST_PIXELS
+    max_pixels: int = MAX_PIXELS
 
     def input_of(self, path: Path) -> NDArray[np.uint8]:
-        """The picture, decoded and fitted; raises ImageError."""
-        return fit_picture(path, self.shape, self.fitting, self.most_pixels)
+        """The image, decoded and fitted; raises ImageError."""
+        return fit_image(path, self.shape, self.fitting, self.max_pixels)
 
 
 class MappedRows:
-    """Some rows of an array, such as prepared pictures or their features; it is borrowed."""
+    """Some rows of an array, such as prepared images or their features; it is borrowed."""
 
     def __init__(self, array: NDArray[Any], rows: SampleIndices) -> None:
         self._array = np.asarray(array)
@@ -49,16 +49,14 @@ class MappedRows:
         self._array.take(self._rows[indices], 0, out, "clip")
 
 
-class DecodedPictures:
-    """Pictures that are decoded when they are read, or in the background if that is known before.
+class DecodedImages:
+    """Images that are decoded when they are read, or in the background if that is known before.
 
     They are known to be readable; DataFileError is raised for one that is not any more. The thread
     in the background ends by ``close``, or with the last reference.
     """
 
-    def __init__(
-        self, root: Path, paths: Sequence[str], preprocessing: PicturePreprocessing
-    ) -> None:
+    def __init__(self, root: Path, paths: Sequence[str], preprocessing: ImagePreprocessing) -> None:
         self._root = root
         self._paths = paths
         self._preprocessing = preprocessing
@@ -76,7 +74,7 @@ class DecodedPictures:
         self._background.shutdown(cancel_futures=True)
 
     def prefetch(self, indices: SampleIndices) -> None:
-        """Begins to decode the pictures that are read next, in place of those expected before."""
+        """Begins to decode the images that are read next, in place of those expected before."""
         before, self._expected = self._expected, {}
         for index in indices.tolist():
             known = before.pop(index, None)
@@ -85,7 +83,7 @@ class DecodedPictures:
             future.cancel()
 
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
-        """Fills ``out`` with the pictures at ``indices``, those first that nobody began to decode.
+        """Fills ``out`` with the images at ``indices``, those first that nobody began to decode.
 
         Raises DataFileError.
         """
@@ -99,32 +97,32 @@ class DecodedPictures:
             return self._preprocessing.input_of(self._root / self._paths[index])
         except ImageError as error:
             raise DataFileError(
-                f"{error}; it could be read when the pictures were prepared; prepare them again"
+                f"{error}; it could be read when the images were prepared; prepare them again"
             ) from error
 
 
-class AugmentedPictures:
-    """Pictures of which training sees another variant in each epoch: ``AugmentedSamples``."""
+class AugmentedImages:
+    """Images of which training sees another variant in each epoch: ``AugmentedSamples``."""
 
-    def __init__(self, pictures: Samples, augmentation: Augmentation) -> None:
-        self._pictures = pictures
+    def __init__(self, images: Samples, augmentation: Augmentation) -> None:
+        self._images = images
         self._augmentation = augmentation
-        self.shape = pictures.shape
-        self.dtype = pictures.dtype
-        self.read = pictures.read
+        self.shape = images.shape
+        self.dtype = images.dtype
+        self.read = images.read
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._images)
 
     def prefetch(self, indices: SampleIndices) -> None:
-        """Begins to decode the pictures that are read next, where they are not mapped."""
-        if isinstance(self._pictures, PrefetchedSamples):
-            self._pictures.prefetch(indices)
+        """Begins to decode the images that are read next, where they are not mapped."""
+        if isinstance(self._images, PrefetchedSamples):
+            self._images.prefetch(indices)
 
     def read_augmented(
         self, indices: SampleIndices, out: NDArray[Any], seed: int, epoch: int
     ) -> None:
-        """Fills ``out`` with the variants that the pictures have in this epoch."""
+        """Fills ``out`` with the variants that the images have in this epoch."""
         self.read(indices, out)
         with_channels = out.reshape(*out.shape[:3], -1, copy=False)
         self._augmentation.apply(with_channels, seed, epoch, indices.tolist())

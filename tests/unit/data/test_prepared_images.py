@@ -1,4 +1,4 @@
-"""Pictures prepared once: whole or not at all, shared, bounded, and renewed when a file changes."""
+"""Images prepared once: whole or not at all, shared, bounded, and renewed when a file changes."""
 
 import errno
 import os
@@ -10,34 +10,34 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from dist_net.data.picture_folder import PictureFolder
-from dist_net.data.picture_samples import PicturePreprocessing
-from dist_net.data.prepared_pictures import Decode, PictureCache, PreparedPictures
-from dist_net.errors import CacheError, ImageError, SkippedPicturesError
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.prepared_images import Decode, ImageCache, PreparedImages
+from dist_net.errors import CacheError, ImageError, SkippedImagesError
 from dist_net.images.augmentation import Augmentation
-from drawn_pictures import cats_and_dogs, drawn_folder
+from drawn_images import cats_and_dogs, drawn_folder
 
-FIVE = PicturePreprocessing((5, 5, 3), "stretch")
+FIVE = ImagePreprocessing((5, 5, 3), "stretch")
 ROW_BYTES = 75
 
 
 class Decoder:
     """Decodes as the processes do, here, and counts how often it is asked."""
 
-    def __init__(self, folder: PictureFolder, preprocessing: PicturePreprocessing = FIVE) -> None:
+    def __init__(self, folder: ImageFolder, preprocessing: ImagePreprocessing = FIVE) -> None:
         self._folder = folder
         self._preprocessing = preprocessing
         self.calls = 0
 
     def __call__(self, path: Path | None) -> Mapping[str, str]:
         self.calls += 1
-        shape = (len(self._folder.pictures), *self._preprocessing.shape)
+        shape = (len(self._folder.images), *self._preprocessing.shape)
         rows, skipped = np.zeros(shape, np.uint8), {}
-        for row, picture in zip(rows, self._folder.pictures, strict=True):
+        for row, image in zip(rows, self._folder.images, strict=True):
             try:
-                row[...] = self._preprocessing.input_of(self._folder.root / picture.path)
+                row[...] = self._preprocessing.input_of(self._folder.root / image.path)
             except ImageError:
-                skipped[picture.path] = "damaged"
+                skipped[image.path] = "damaged"
         if path is not None:
             assert path.stat().st_size == rows.nbytes
             rows.tofile(path)
@@ -52,22 +52,20 @@ def nobody() -> NoReturn:
     raise AssertionError("another process is waited for")
 
 
-def prepared(
-    cache: Path, folder: PictureFolder, decode: Decode, **options: Any
-) -> PreparedPictures:
-    return PictureCache(cache, folder, FIVE, **options).prepare(decode, nobody)
+def prepared(cache: Path, folder: ImageFolder, decode: Decode, **options: Any) -> PreparedImages:
+    return ImageCache(cache, folder, FIVE, **options).prepare(decode, nobody)
 
 
 def files(cache: Path) -> list[str]:
-    return sorted(path.suffix for path in (cache / "pictures").iterdir())
+    return sorted(path.suffix for path in (cache / "images").iterdir())
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> PictureFolder:
+def folder(tmp_path: Path) -> ImageFolder:
     return cats_and_dogs(tmp_path / "photos")
 
 
-def test_pictures_are_decoded_once(tmp_path: Path, folder: PictureFolder) -> None:
+def test_images_are_decoded_once(tmp_path: Path, folder: ImageFolder) -> None:
     decode = Decoder(folder)
     with prepared(tmp_path / "cache", folder, decode) as first:
         assert first.pixels is not None
@@ -78,51 +76,51 @@ def test_pictures_are_decoded_once(tmp_path: Path, folder: PictureFolder) -> Non
     assert files(tmp_path / "cache") == [".json", ".lock", ".pixels"]
 
 
-def test_pictures_form_a_dataset(tmp_path: Path, folder: PictureFolder) -> None:
-    with prepared(tmp_path / "cache", folder, Decoder(folder)) as pictures:
-        dataset = pictures.dataset("validation", Augmentation())
+def test_images_form_a_dataset(tmp_path: Path, folder: ImageFolder) -> None:
+    with prepared(tmp_path / "cache", folder, Decoder(folder)) as images:
+        dataset = images.dataset("validation", Augmentation())
     assert (dataset.name, dataset.class_names) == ("photos", ("cat", "dog"))
     assert (len(dataset.train_inputs), len(dataset.test_inputs)) == (16, 4)
     assert (dataset.input_shape, list(dataset.test_targets)) == ((5, 5, 3), [0, 0, 1, 1])
 
 
 def test_another_split_or_other_names_of_classes_need_no_decoding(
-    tmp_path: Path, folder: PictureFolder
+    tmp_path: Path, folder: ImageFolder
 ) -> None:
     prepared(tmp_path / "cache", folder, Decoder(folder)).close()
-    other = PictureFolder.read(folder.root, validation=0.5, seed=7)
-    with prepared(tmp_path / "cache", other, not_asked) as pictures:
-        assert len(pictures.rows("validation")) == 10
+    other = ImageFolder.read(folder.root, validation=0.5, seed=7)
+    with prepared(tmp_path / "cache", other, not_asked) as images:
+        assert len(images.rows("validation")) == 10
 
 
-def test_a_damaged_picture_is_in_no_part_and_named(tmp_path: Path) -> None:
+def test_a_damaged_image_is_in_no_part_and_named(tmp_path: Path) -> None:
     folder = cats_and_dogs(tmp_path / "photos")
     (folder.root / "cat" / "03.png").write_text("text")
     (folder.root / "notes.txt").write_text("text")
-    folder = PictureFolder.read(folder.root)
-    with prepared(tmp_path / "cache", folder, Decoder(folder)) as pictures:
-        used = sum(len(pictures.rows(part)) for part in ("train", "validation"))
+    folder = ImageFolder.read(folder.root)
+    with prepared(tmp_path / "cache", folder, Decoder(folder)) as images:
+        used = sum(len(images.rows(part)) for part in ("train", "validation"))
         assert used == 19
-        assert pictures.skipped == [
+        assert images.skipped == [
             ("cat/03.png", "damaged"),
             ("notes.txt", "lies in no class's folder"),
         ]
 
 
-def test_a_class_of_damaged_pictures_only_is_refused(tmp_path: Path) -> None:
+def test_a_class_of_damaged_images_only_is_refused(tmp_path: Path) -> None:
     names = [*(f"cat/{index}.png" for index in range(9)), "dog/0.png"]
     root = drawn_folder(tmp_path / "photos", names).root
     (root / "dog" / "0.png").write_text("text")
-    folder = PictureFolder.read(root)
-    with pytest.raises(SkippedPicturesError, match="every picture of class 'dog' to train on was"):
+    folder = ImageFolder.read(root)
+    with pytest.raises(SkippedImagesError, match="every image of class 'dog' to train on was"):
         prepared(tmp_path / "cache", folder, Decoder(folder))
 
 
-def test_a_file_that_changed_is_decoded_again(tmp_path: Path, folder: PictureFolder) -> None:
+def test_a_file_that_changed_is_decoded_again(tmp_path: Path, folder: ImageFolder) -> None:
     prepared(tmp_path / "cache", folder, Decoder(folder)).close()
     changed = folder.root / "cat" / "00.png"
     os.utime(changed, ns=(0, changed.stat().st_mtime_ns + 1))
-    folder = PictureFolder.read(folder.root)
+    folder = ImageFolder.read(folder.root)
     decode = Decoder(folder)
     prepared(tmp_path / "cache", folder, decode).close()
     assert decode.calls == 1
@@ -131,39 +129,39 @@ def test_a_file_that_changed_is_decoded_again(tmp_path: Path, folder: PictureFol
 @pytest.mark.parametrize(
     "other",
     [
-        PicturePreprocessing((5, 5, 3), "crop"),
-        PicturePreprocessing((5, 5), "stretch"),
-        PicturePreprocessing((5, 5, 3), "stretch", most_pixels=10_000),
+        ImagePreprocessing((5, 5, 3), "crop"),
+        ImagePreprocessing((5, 5), "stretch"),
+        ImagePreprocessing((5, 5, 3), "stretch", max_pixels=10_000),
     ],
 )
 def test_another_preprocessing_has_another_place(
-    tmp_path: Path, folder: PictureFolder, other: PicturePreprocessing
+    tmp_path: Path, folder: ImageFolder, other: ImagePreprocessing
 ) -> None:
-    assert PictureCache(tmp_path, folder, other).key != PictureCache(tmp_path, folder, FIVE).key
+    assert ImageCache(tmp_path, folder, other).key != ImageCache(tmp_path, folder, FIVE).key
 
 
-def test_a_copy_of_the_folder_has_the_same_place(tmp_path: Path, folder: PictureFolder) -> None:
+def test_a_copy_of_the_folder_has_the_same_place(tmp_path: Path, folder: ImageFolder) -> None:
     moved = tmp_path / "moved"
     folder.root.rename(moved)
-    copy = PictureFolder.read(moved)
-    assert PictureCache(tmp_path, copy, FIVE).key == PictureCache(tmp_path, folder, FIVE).key
+    copy = ImageFolder.read(moved)
+    assert ImageCache(tmp_path, copy, FIVE).key == ImageCache(tmp_path, folder, FIVE).key
 
 
-def test_what_is_interrupted_leaves_nothing(tmp_path: Path, folder: PictureFolder) -> None:
+def test_what_is_interrupted_leaves_nothing(tmp_path: Path, folder: ImageFolder) -> None:
     def interrupted(_: Path | None) -> NoReturn:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         prepared(tmp_path / "cache", folder, interrupted)
     assert files(tmp_path / "cache") == [".lock"]
-    assert PictureCache(tmp_path / "cache", folder, FIVE).find() is None
+    assert ImageCache(tmp_path / "cache", folder, FIVE).find() is None
 
 
 def test_what_a_killed_process_left_is_not_taken_for_whole(
-    tmp_path: Path, folder: PictureFolder
+    tmp_path: Path, folder: ImageFolder
 ) -> None:
     prepared(tmp_path / "cache", folder, Decoder(folder)).close()
-    (pixels,) = (tmp_path / "cache" / "pictures").glob("*.pixels")
+    (pixels,) = (tmp_path / "cache" / "images").glob("*.pixels")
     pixels.write_bytes(pixels.read_bytes()[:-1])
     pixels.with_name(f"{pixels.name}.123.partial").write_bytes(b"half")
     decode = Decoder(folder)
@@ -173,9 +171,9 @@ def test_what_a_killed_process_left_is_not_taken_for_whole(
 
 
 @pytest.mark.parametrize("record", ["", "[]", "{}", '{"is_stored": true, "skipped": 3}'])
-def test_a_damaged_record_is_made_anew(tmp_path: Path, folder: PictureFolder, record: str) -> None:
+def test_a_damaged_record_is_made_anew(tmp_path: Path, folder: ImageFolder, record: str) -> None:
     prepared(tmp_path / "cache", folder, Decoder(folder)).close()
-    (path,) = (tmp_path / "cache" / "pictures").glob("*.json")
+    (path,) = (tmp_path / "cache" / "images").glob("*.json")
     path.write_text(record)
     decode = Decoder(folder)
     prepared(tmp_path / "cache", folder, decode).close()
@@ -183,31 +181,31 @@ def test_a_damaged_record_is_made_anew(tmp_path: Path, folder: PictureFolder, re
 
 
 def test_a_full_disk_is_one_clear_error_before_anything_is_decoded(
-    tmp_path: Path, folder: PictureFolder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folder: ImageFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: int) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(
-        CacheError, match=r"pictures: No space left on device; expected room for .* 1,500 bytes: "
+        CacheError, match=r"images: No space left on device; expected room for .* 1,500 bytes: "
     ):
         prepared(tmp_path / "cache", folder, not_asked)
     assert files(tmp_path / "cache") == [".lock"]
 
 
 def test_a_cache_that_is_no_directory_is_one_clear_error(
-    tmp_path: Path, folder: PictureFolder
+    tmp_path: Path, folder: ImageFolder
 ) -> None:
     (tmp_path / "cache").touch()
-    with pytest.raises(CacheError, match="cache/pictures: Not a directory; expected room"):
+    with pytest.raises(CacheError, match="cache/images: Not a directory; expected room"):
         prepared(tmp_path / "cache", folder, not_asked)
 
 
 # Two at once
 
 
-def test_of_two_at_once_one_waits_for_the_other(tmp_path: Path, folder: PictureFolder) -> None:
+def test_of_two_at_once_one_waits_for_the_other(tmp_path: Path, folder: ImageFolder) -> None:
     begun, may_go_on = threading.Event(), threading.Event()
 
     def slowly(path: Path | None) -> Mapping[str, str]:
@@ -219,7 +217,7 @@ def test_of_two_at_once_one_waits_for_the_other(tmp_path: Path, folder: PictureF
     first.start()
     try:
         assert begun.wait(60)
-        cache = PictureCache(tmp_path / "cache", folder, FIVE)
+        cache = ImageCache(tmp_path / "cache", folder, FIVE)
         assert cache.find() is None
         with cache.prepare(not_asked, waiting=may_go_on.set) as second:
             assert second.pixels is not None
@@ -228,7 +226,7 @@ def test_of_two_at_once_one_waits_for_the_other(tmp_path: Path, folder: PictureF
         first.join()
 
 
-def test_two_may_use_the_same(tmp_path: Path, folder: PictureFolder) -> None:
+def test_two_may_use_the_same(tmp_path: Path, folder: ImageFolder) -> None:
     with (
         prepared(tmp_path / "cache", folder, Decoder(folder)),
         prepared(tmp_path / "cache", folder, not_asked),
@@ -236,9 +234,7 @@ def test_two_may_use_the_same(tmp_path: Path, folder: PictureFolder) -> None:
         pass
 
 
-def test_who_waited_for_one_that_failed_does_it_itself(
-    tmp_path: Path, folder: PictureFolder
-) -> None:
+def test_who_waited_for_one_that_failed_does_it_itself(tmp_path: Path, folder: ImageFolder) -> None:
     begun, may_go_on = threading.Event(), threading.Event()
 
     def failing(_: Path | None) -> NoReturn:
@@ -255,7 +251,7 @@ def test_who_waited_for_one_that_failed_does_it_itself(
     try:
         assert begun.wait(60)
         decode = Decoder(folder)
-        PictureCache(tmp_path / "cache", folder, FIVE).prepare(decode, may_go_on.set).close()
+        ImageCache(tmp_path / "cache", folder, FIVE).prepare(decode, may_go_on.set).close()
         assert decode.calls == 1
     finally:
         may_go_on.set()
@@ -266,7 +262,7 @@ def test_who_waited_for_one_that_failed_does_it_itself(
 
 
 def test_what_is_too_large_for_the_cache_is_decoded_when_it_is_read(
-    tmp_path: Path, folder: PictureFolder
+    tmp_path: Path, folder: ImageFolder
 ) -> None:
     with prepared(tmp_path / "cache", folder, Decoder(folder)) as mapped:
         expected = mapped.dataset("validation").digest()
@@ -286,14 +282,14 @@ def test_what_was_not_used_for_longest_makes_room(tmp_path: Path) -> None:
     first, second, third = (cats_and_dogs(tmp_path / name, each=5) for name in "abc")
     for age, folder in ((3, first), (2, second)):
         prepared(tmp_path / "cache", folder, Decoder(folder)).close()
-        (path,) = (tmp_path / "cache" / "pictures").glob(
-            f"{PictureCache(tmp_path, folder, FIVE).key}.json"
+        (path,) = (tmp_path / "cache" / "images").glob(
+            f"{ImageCache(tmp_path, folder, FIVE).key}.json"
         )
         os.utime(path, (path.stat().st_mtime - age,) * 2)
         os.utime(path.with_suffix(".pixels"), (0, 0))
     prepared(tmp_path / "cache", first, not_asked).close()
     prepared(tmp_path / "cache", third, Decoder(third), cache_bytes=2 * 10 * ROW_BYTES + 99).close()
-    caches = [PictureCache(tmp_path / "cache", each, FIVE) for each in (first, second, third)]
+    caches = [ImageCache(tmp_path / "cache", each, FIVE) for each in (first, second, third)]
     found = [cache.find() for cache in caches]
     assert [each is not None for each in found] == [True, False, True]
     for each in found:

@@ -1,4 +1,4 @@
-"""Folders of JPEG pictures of 64 to 500 pixels, drawn: signs of some shape before a background.
+"""Folders of JPEG images of 64 to 500 pixels, drawn: signs of some shape before a background.
 
 Shapes lie anywhere, turned, in any colour, with other strokes over them, so that a net has
 something to learn.
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 CORNERS = {"triangle": 3, "square": 4, "pentagon": 5, "hexagon": 6, "star": 10, "circle": 48}
-LEAST_SIDE, LARGEST_SIDE = 64, 500
+MIN_SIDE, LARGEST_SIDE = 64, 500
 STAR_SHARE = 0.5  # of the radius, where every other corner of a star lies
 STROKES = 6
 
 
 def draw_folder(root: Path, count: int, seed: int, part: str = "") -> Path:
-    """Draws ``count`` pictures of each class into ``root/part/CLASS``; gives ``root``."""
-    # An own stream for each part, so that none has the pictures of another.
+    """Draws ``count`` images of each class into ``root/part/CLASS``; gives ``root``."""
+    # An own stream for each part, so that none has the images of another.
     generator = np.random.default_rng([seed, *part.encode()])
     for name in CORNERS:
         folder = root / part / name
@@ -32,17 +32,17 @@ def draw_folder(root: Path, count: int, seed: int, part: str = "") -> Path:
 
 
 def drawn(name: str, generator: np.random.Generator) -> Image.Image:
-    """A picture of one shape, somewhere and turned."""
-    width, height = generator.integers(LEAST_SIDE, LARGEST_SIDE + 1, 2).tolist()
+    """An image of one shape, somewhere and turned."""
+    width, height = generator.integers(MIN_SIDE, LARGEST_SIDE + 1, 2).tolist()
     coarse = generator.integers(40, 220, (height // 24 + 2, width // 24 + 2, 3), np.uint8)
-    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-    pen = ImageDraw.Draw(picture)
+    image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(image)
     radius = min(width, height) * generator.uniform(0.2, 0.4)
     middle = np.array([width, height]) * generator.uniform(0.4, 0.6, 2)
     pen.polygon(outline(name, radius, middle, generator.uniform(0, 2 * np.pi)), fill=ink(generator))
     for ends in generator.random((STROKES, 2, 2)) * (width, height):
         pen.line([tuple(each) for each in ends.tolist()], fill=ink(generator), width=2)
-    return grained(picture, generator)
+    return grained(image, generator)
 
 
 def outline(
@@ -61,8 +61,8 @@ def ink(generator: np.random.Generator) -> tuple[int, ...]:
     return tuple(generator.integers(0, 256, 3).tolist())
 
 
-def grained(picture: Image.Image, generator: np.random.Generator) -> Image.Image:
+def grained(image: Image.Image, generator: np.random.Generator) -> Image.Image:
     """With noise as of a camera, which makes a file as large as a photograph's."""
-    pixels = np.asarray(picture, np.int16)
+    pixels = np.asarray(image, np.int16)
     noise = generator.integers(-9, 10, pixels.shape, np.int16)
     return Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Pictures prepared by real processes, of which hostile pictures end some."""
+"""Images prepared by real processes, of which hostile images end some."""
 
 import os
 import signal
@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dist_net import fit_picture
-from dist_net.data.picture_folder import PictureFolder
-from dist_net.data.picture_samples import PicturePreprocessing
-from dist_net.data.prepared_pictures import PreparedPictures
-from dist_net.errors import ProcessFailedError, SkippedPicturesError
-from dist_net.photos.picture_preparation import prepare_pictures
-from drawn_pictures import cats_and_dogs
+from dist_net import fit_image
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.prepared_images import PreparedImages
+from dist_net.errors import ProcessFailedError, SkippedImagesError
+from dist_net.photos.image_preparation import prepare_images
+from drawn_images import cats_and_dogs
 
-FIVE = PicturePreprocessing((5, 5, 3), "pad")
+FIVE = ImagePreprocessing((5, 5, 3), "pad")
 
 
-class Deadly(PicturePreprocessing):
+class Deadly(ImagePreprocessing):
     """Ends the process that decodes the first cats."""
 
     def input_of(self, path: Path) -> NDArray[np.uint8]:
@@ -31,7 +31,7 @@ class Deadly(PicturePreprocessing):
         return super().input_of(path)
 
 
-class Failing(PicturePreprocessing):
+class Failing(ImagePreprocessing):
     """Ends the process that decodes, but not by a signal."""
 
     def input_of(self, _: Path) -> NDArray[np.uint8]:
@@ -42,65 +42,65 @@ class Failing(PicturePreprocessing):
 SCRIPT = """
 import sys
 from pathlib import Path
-from dist_net.photos.picture_preparation import prepare_pictures
-from dist_net.data.picture_folder import PictureFolder
-from dist_net.data.picture_samples import PicturePreprocessing
+from dist_net.photos.image_preparation import prepare_images
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_samples import ImagePreprocessing
 
-folder = PictureFolder.read(sys.argv[1])
+folder = ImageFolder.read(sys.argv[1])
 beside = folder.root.parent
-with prepare_pictures(
+with prepare_images(
     folder,
-    PicturePreprocessing((5, 5, 3), "pad"),
+    ImagePreprocessing((5, 5, 3), "pad"),
     beside,
     cache_dir=beside / "cache",
     workers=2,
     show=lambda done, _: print(done, flush=True),
-) as pictures:
-    print("prepared", len(pictures.usable_rows()))
+) as images:
+    print("prepared", len(images.usable_rows()))
 """
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> PictureFolder:
+def folder(tmp_path: Path) -> ImageFolder:
     return cats_and_dogs(tmp_path / "photos", each=20)
 
 
 def prepare(
-    folder: PictureFolder, preprocessing: PicturePreprocessing = FIVE, **options: Any
-) -> PreparedPictures:
+    folder: ImageFolder, preprocessing: ImagePreprocessing = FIVE, **options: Any
+) -> PreparedImages:
     beside = folder.root.parent
-    return prepare_pictures(folder, preprocessing, beside, cache_dir=beside / "cache", **options)
+    return prepare_images(folder, preprocessing, beside, cache_dir=beside / "cache", **options)
 
 
 def hang(path: Path) -> None:
-    """Replace a picture by a pipe, which nobody writes into."""
+    """Replace an image by a pipe, which nobody writes into."""
     path.unlink()
     os.mkfifo(path)
 
 
-def test_every_picture_is_in_its_row(folder: PictureFolder) -> None:
+def test_every_image_is_in_its_row(folder: ImageFolder) -> None:
     shown: list[tuple[int, int]] = []
-    with prepare(folder, workers=2, show=lambda *state: shown.append(state)) as pictures:
-        assert pictures.pixels is not None
-        for row, picture in zip(pictures.pixels, folder.pictures, strict=True):
-            expected = fit_picture(folder.root / picture.path, (5, 5, 3), "pad")
+    with prepare(folder, workers=2, show=lambda *state: shown.append(state)) as images:
+        assert images.pixels is not None
+        for row, image in zip(images.pixels, folder.images, strict=True):
+            expected = fit_image(folder.root / image.path, (5, 5, 3), "pad")
             np.testing.assert_array_equal(row, expected)
     assert shown[0] == (0, 40)
     assert shown[-1] == (40, 40)
     assert shown == sorted(shown)
 
 
-def test_without_room_in_the_cache_they_are_tried_all_the_same(folder: PictureFolder) -> None:
+def test_without_room_in_the_cache_they_are_tried_all_the_same(folder: ImageFolder) -> None:
     (folder.root / "cat" / "07.png").write_text("text")
-    folder = PictureFolder.read(folder.root)
-    with prepare(folder, workers=1, cache_bytes=10) as pictures:
-        assert pictures.pixels is None
-        assert [path for path, _ in pictures.skipped] == ["cat/07.png"]
+    folder = ImageFolder.read(folder.root)
+    with prepare(folder, workers=1, cache_bytes=10) as images:
+        assert images.pixels is None
+        assert [path for path, _ in images.skipped] == ["cat/07.png"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_pictures_that_end_their_process_cost_those_pictures_only(
-    folder: PictureFolder, workers: int
+def test_images_that_end_their_process_cost_those_images_only(
+    folder: ImageFolder, workers: int
 ) -> None:
     shown: list[int] = []
     deadly = Deadly((5, 5, 3), "pad")
@@ -114,15 +114,15 @@ def test_pictures_that_end_their_process_cost_those_pictures_only(
     assert shown[-1] == 40
 
 
-def test_a_picture_that_hangs_is_given_up(tmp_path: Path) -> None:
+def test_a_image_that_hangs_is_given_up(tmp_path: Path) -> None:
     folder = cats_and_dogs(tmp_path / "photos", each=2)
-    for picture in folder.pictures:
-        hang(folder.root / picture.path)
-    with pytest.raises(SkippedPicturesError, match=r"1 of 4 .*: not decoded within 0.1 s$"):
-        prepare(folder, workers=1, max_s_per_picture=0.1)
+    for image in folder.images:
+        hang(folder.root / image.path)
+    with pytest.raises(SkippedImagesError, match=r"1 of 4 .*: not decoded within 0.1 s$"):
+        prepare(folder, workers=1, max_s_per_image=0.1)
 
 
-def test_an_interrupt_ends_all(folder: PictureFolder, tmp_path: Path) -> None:
+def test_an_interrupt_ends_all(folder: ImageFolder, tmp_path: Path) -> None:
     hang(folder.root / "dog/19.png")
 
     def interrupt(done: int, _: int) -> None:
@@ -131,15 +131,15 @@ def test_an_interrupt_ends_all(folder: PictureFolder, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         prepare(folder, workers=2, show=interrupt)
-    assert [path.suffix for path in (tmp_path / "cache" / "pictures").iterdir()] == [".lock"]
+    assert [path.suffix for path in (tmp_path / "cache" / "images").iterdir()] == [".lock"]
 
 
-def test_a_process_that_ends_by_itself_is_a_failure(folder: PictureFolder) -> None:
-    with pytest.raises(ProcessFailedError, match=r"ended with code 7 \(log: .*picture-workers.log"):
+def test_a_process_that_ends_by_itself_is_a_failure(folder: ImageFolder) -> None:
+    with pytest.raises(ProcessFailedError, match=r"ended with code 7 \(log: .*image-workers.log"):
         prepare(folder, Failing((5, 5, 3), "pad"), workers=2)
 
 
-def test_a_script_need_not_be_guarded(folder: PictureFolder, tmp_path: Path) -> None:
+def test_a_script_need_not_be_guarded(folder: ImageFolder, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(folder.root)]
@@ -147,7 +147,7 @@ def test_a_script_need_not_be_guarded(folder: PictureFolder, tmp_path: Path) -> 
     assert (lines[0], lines[-1]) == ("0", "prepared 40")
 
 
-def test_processes_end_with_a_parent_that_is_killed(folder: PictureFolder, tmp_path: Path) -> None:
+def test_processes_end_with_a_parent_that_is_killed(folder: ImageFolder, tmp_path: Path) -> None:
     """What they leave behind is noticed after the test, as after every other."""
     hang(folder.root / "dog/19.png")
     script = tmp_path / "script.py"

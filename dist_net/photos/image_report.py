@@ -1,4 +1,4 @@
-"""What a run on a folder leaves besides its weights: calibration, held-out pictures, the report."""
+"""What a run on a folder leaves besides its weights: calibration, held-out images, the report."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from PIL import Image
 from rich.console import Console
 
 from dist_net.data import Dataset
-from dist_net.data.picture_split import PARTS, TEST, TRAIN, VALIDATION
-from dist_net.data.prepared_pictures import PreparedPictures
+from dist_net.data.image_split import PARTS, TEST, TRAIN, VALIDATION
+from dist_net.data.prepared_images import PreparedImages
 from dist_net.data.samples import Samples
 from dist_net.errors import MissingExtraError
 from dist_net.nets.calibration import calibrate
-from dist_net.nets.recipes.picture_data import load_pictures
-from dist_net.nets.recipes.picture_recipe import PictureRecipe
+from dist_net.nets.recipes.image_data import load_images
+from dist_net.nets.recipes.image_recipe import ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.nn import Model, Predictor
 from dist_net.nn.inference import Inference, prepare, softmax
-from dist_net.photos.picture_run import PictureOptions, PictureRun, TrainedPictures
-from dist_net.photos.report_content import JudgedPictures, LeftOutClass, report_content
+from dist_net.photos.image_run import ImageOptions, ImageRun, TrainedImages
+from dist_net.photos.report_content import JudgedImages, LeftOutClass, report_content
+from dist_net.photos.report_image import draw_report
 from dist_net.photos.report_page import report_page
-from dist_net.photos.report_picture import draw_report
 from dist_net.processes.cores import available_cores
 from dist_net.training.run.local_run import LocalRunSettings, summarise
 from dist_net.training.run.single_process import SingleProcess
@@ -40,21 +40,21 @@ THUMBNAIL_SIDE = 160
 BATCH_SIZE = 8
 FOLDS = 5
 TRIAL_EPOCHS = 10
-MOST_LEFT_OUT = 10
+MAX_LEFT_OUT = 10
 
 
 def finish(
-    directory: RunDirectory, options: PictureOptions, trained: TrainedPictures, console: Console
+    directory: RunDirectory, options: ImageOptions, trained: TrainedImages, console: Console
 ) -> dict[str, Any]:
-    """Calibrates, and writes held-out pictures and the report; gives what the report says."""
-    pictures, recipe = trained.pictures, trained.recipe
-    outputs = PictureOutputs(trained)
+    """Calibrates, and writes held-out images and the report; gives what the report says."""
+    images, recipe = trained.images, trained.recipe
+    outputs = ImageOutputs(trained)
     validated = outputs.of(VALIDATION)
     calibration = calibrate(validated.logits, validated.targets, options.precision)
     directory.write(directory.calibration, json.dumps(asdict(calibration)) + "\n")
-    part = TEST if len(pictures.rows(TEST)) else VALIDATION
+    part = TEST if len(images.rows(TEST)) else VALIDATION
     judged = validated if part == VALIDATION else outputs.of(part)
-    _keep_held_out(directory, pictures, part, judged)
+    _keep_held_out(directory, images, part, judged)
     content = report_content(
         _about(options, trained, part),
         recipe.class_names,
@@ -64,46 +64,46 @@ def finish(
         _left_out(trained, options.precision),
         _curves(trained),
     )
-    _write_report(directory, content, _thumbnails(pictures, content), console)
+    _write_report(directory, content, _thumbnails(images, content), console)
     return content
 
 
 def train_and_report(
     directory: RunDirectory,
-    options: PictureOptions,
+    options: ImageOptions,
     local: LocalRunSettings,
     console: Console,
     display: Callable[[int], TrainingProgress],
 ) -> dict[str, Any]:
-    """Trains as ``PictureRun`` does, reports, and gives the JSON object of the run.
+    """Trains as ``ImageRun`` does, reports, and gives the JSON object of the run.
 
     The directory is locked by this process.
     """
-    trained = PictureRun(directory, options, local, console, display).train()
-    with trained.pictures:
+    trained = ImageRun(directory, options, local, console, display).train()
+    with trained.images:
         content = finish(directory, options, trained, console)
     summary = summarise(trained.recipe.name, directory, trained.outcome)
     return summary | {"test_accuracy": content["accuracy"], "test_loss": content["loss"]}
 
 
-class PictureOutputs:
-    """The logits of a trained net for the pictures of a folder."""
+class ImageOutputs:
+    """The logits of a trained net for the images of a folder."""
 
-    def __init__(self, trained: TrainedPictures) -> None:
+    def __init__(self, trained: TrainedImages) -> None:
         self._trained = trained
 
-    def of(self, part: str) -> JudgedPictures:
+    def of(self, part: str) -> JudgedImages:
         """Those of a part."""
-        pictures = self._trained.pictures
-        rows = pictures.rows(part)
-        names = [pictures.folder.pictures[row].path for row in rows]
-        return JudgedPictures(names, pictures.labels(part), self._logits(rows, part))
+        images = self._trained.images
+        rows = images.rows(part)
+        names = [images.folder.images[row].path for row in rows]
+        return JudgedImages(names, images.labels(part), self._logits(rows, part))
 
     def _logits(self, rows: NDArray[np.int64], part: str) -> NDArray[np.float32]:
         _, recipe, weights, features, *_ = self._trained
         if features is not None:
             return Predictor(recipe.model, weights)(features[0][rows])
-        return _inferred(recipe.model, weights, self._trained.pictures.samples(part))
+        return _inferred(recipe.model, weights, self._trained.images.samples(part))
 
 
 def _inferred(model: Model, weights: Vector, samples: Samples) -> NDArray[np.float32]:
@@ -118,8 +118,8 @@ def _inferred(model: Model, weights: Vector, samples: Samples) -> NDArray[np.flo
     return logits
 
 
-def _about(options: PictureOptions, trained: TrainedPictures, part: str) -> dict[str, Any]:
-    pictures, recipe = trained.pictures, trained.recipe
+def _about(options: ImageOptions, trained: TrainedImages, part: str) -> dict[str, Any]:
+    images, recipe = trained.images, trained.recipe
     base = recipe.base.name
     if recipe.base.kind == "small":
         how = "a small net, trained from scratch"
@@ -132,17 +132,17 @@ def _about(options: PictureOptions, trained: TrainedPictures, part: str) -> dict
         "description": f"{len(recipe.class_names)} classes, recognised by {how}.",
         "base": base,
         "fine_tuned": options.fine_tune,
-        "pictures": {each: len(pictures.rows(each)) for each in PARTS},
+        "images": {each: len(images.rows(each)) for each in PARTS},
         "judged_on": part,
-        "skipped": len(pictures.skipped),
+        "skipped": len(images.skipped),
     }
 
 
 def _keep_held_out(
-    directory: RunDirectory, pictures: PreparedPictures, part: str, judged: JudgedPictures
+    directory: RunDirectory, images: PreparedImages, part: str, judged: JudgedImages
 ) -> None:
-    """Keeps the judged pictures, or as many as there is room for, evenly spread."""
-    samples = pictures.samples(part)
+    """Keeps the judged images, or as many as there is room for, evenly spread."""
+    samples = images.samples(part)
     most = max(1, HELD_OUT_BYTES // int(np.prod(samples.shape)))
     indices = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.int64)
     kept = np.empty((len(indices), *samples.shape), np.uint8)
@@ -157,22 +157,22 @@ def _keep_held_out(
     directory.write(directory.held_out.with_suffix(".json"), json.dumps(told))
 
 
-def _curves(trained: TrainedPictures) -> list[dict[str, Any]]:
+def _curves(trained: TrainedImages) -> list[dict[str, Any]]:
     views = 1 if trained.features is None else len(trained.features)
-    samples = views * len(trained.pictures.rows(TRAIN))
+    samples = views * len(trained.images.rows(TRAIN))
     return [
         {**record, "epoch": record["samples"] / samples}
         for record in trained.directory.read_metrics()
     ]
 
 
-def _doubted(trained: TrainedPictures) -> JudgedPictures | None:
-    """All pictures but those to test on, by heads that were trained without each of them."""
+def _doubted(trained: TrainedImages) -> JudgedImages | None:
+    """All images but those to test on, by heads that were trained without each of them."""
     if trained.features is None:
         return None
-    pictures, features = trained.pictures, trained.features[0]
-    rows = np.concatenate([pictures.rows(TRAIN), pictures.rows(VALIDATION)])
-    targets = np.concatenate([pictures.labels(TRAIN), pictures.labels(VALIDATION)])
+    images, features = trained.images, trained.features[0]
+    rows = np.concatenate([images.rows(TRAIN), images.rows(VALIDATION)])
+    targets = np.concatenate([images.labels(TRAIN), images.labels(VALIDATION)])
     logits = np.empty((len(rows), len(trained.recipe.class_names)), np.float32)
     fold_of = np.random.default_rng(0).permutation(len(rows)) % FOLDS
     for fold in range(FOLDS):
@@ -180,25 +180,25 @@ def _doubted(trained: TrainedPictures) -> JudgedPictures | None:
         logits[is_out] = _trial(
             trained.recipe, features[rows[~is_out]], targets[~is_out], features[rows[is_out]]
         )
-    names = [pictures.folder.pictures[row].path for row in rows]
-    return JudgedPictures(names, targets, logits)
+    names = [images.folder.images[row].path for row in rows]
+    return JudgedImages(names, targets, logits)
 
 
-def _left_out(trained: TrainedPictures, precision: float) -> list[LeftOutClass]:
+def _left_out(trained: TrainedImages, precision: float) -> list[LeftOutClass]:
     """What becomes of each class when a head is trained without it; of the first few classes."""
     names = trained.recipe.class_names
     if trained.features is None or len(names) < 3:
         return []
-    return [_without(trained, label, precision) for label in range(min(len(names), MOST_LEFT_OUT))]
+    return [_without(trained, label, precision) for label in range(min(len(names), MAX_LEFT_OUT))]
 
 
-def _without(trained: TrainedPictures, label: int, precision: float) -> LeftOutClass:
-    pictures, features = trained.pictures, trained.features
+def _without(trained: TrainedImages, label: int, precision: float) -> LeftOutClass:
+    images, features = trained.images, trained.features
     assert features is not None
     names = trained.recipe.class_names
     without = replace(trained.recipe, class_names=(*names[:label], *names[label + 1 :]))
-    rows, targets = pictures.rows(TRAIN), pictures.labels(TRAIN)
-    held_rows, held_targets = pictures.rows(VALIDATION), pictures.labels(VALIDATION)
+    rows, targets = images.rows(TRAIN), images.labels(TRAIN)
+    held_rows, held_targets = images.rows(VALIDATION), images.labels(VALIDATION)
     is_known, is_held = targets != label, held_targets != label
     logits = _trial(
         without,
@@ -223,14 +223,14 @@ def _share(is_so: NDArray[np.bool_]) -> float:
 
 
 def _trial(
-    head: PictureRecipe,
+    head: ImageRecipe,
     features: NDArray[np.float32],
     targets: NDArray[np.int64],
     others: NDArray[np.float32],
 ) -> NDArray[np.float32]:
     """The logits for ``others`` of a head that is trained on these features, in this process."""
     head = replace(head, epochs=TRIAL_EPOCHS)
-    recipe = head.loaded(load_pictures, lambda: head.standardized(features)).recipe
+    recipe = head.loaded(load_images, lambda: head.standardized(features)).recipe
     dataset = Dataset("trial", features, targets, features, targets, head.class_names)
     training = SingleProcess(recipe, dataset)
     for _ in training.epochs():
@@ -238,14 +238,14 @@ def _trial(
     return Predictor(recipe.model, training.weights)(others)
 
 
-def _thumbnails(pictures: PreparedPictures, content: dict[str, Any]) -> dict[str, bytes]:
-    """PNG files of the pictures that a report shows, by their names."""
-    shown = {each["picture"] for each in (*content["mistakes"], *content["doubtful"])}
-    samples = pictures.usable_samples()
+def _thumbnails(images: PreparedImages, content: dict[str, Any]) -> dict[str, bytes]:
+    """PNG files of the images that a report shows, by their names."""
+    shown = {each["image"] for each in (*content["mistakes"], *content["doubtful"])}
+    samples = images.usable_samples()
     pixels = np.empty((1, *samples.shape), np.uint8)
     thumbnails = {}
-    for index, row in enumerate(pictures.usable_rows().tolist()):
-        name = pictures.folder.pictures[row].path
+    for index, row in enumerate(images.usable_rows().tolist()):
+        name = images.folder.images[row].path
         if name in shown:
             samples.read(np.array([index]), pixels)
             thumbnails[name] = _png(pixels[0])
@@ -253,10 +253,10 @@ def _thumbnails(pictures: PreparedPictures, content: dict[str, Any]) -> dict[str
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:
-    picture = Image.fromarray(pixels.squeeze())
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    image = Image.fromarray(pixels.squeeze())
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     file = BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""Recipes of pictures as data: what they build, and what is refused of a file."""
+"""Recipes of images as data: what they build, and what is refused of a file."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from dist_net.data import Dataset
 from dist_net.errors import RecipeError
 from dist_net.images.augmentation import Augmentation
-from dist_net.nets.recipes.picture_recipe import Base, PictureRecipe, no_data, small_base
+from dist_net.nets.recipes.image_recipe import Base, ImageRecipe, no_data, small_base
 from dist_net.nn import Predictor
 from dist_net.photos.bases import FoundBase, joined_weights
 
@@ -33,20 +33,20 @@ activation=linear
 [softmax]
 """
 BASE = Base("darknet", "tiny", (8, 8, 3), "crop", NET)
-WHOLE = PictureRecipe("photos", BASE, ("cat", "dog"), augmentation=Augmentation(flip=False))
-HEAD = PictureRecipe("photos", BASE, ("cat", "dog"), "head")
+WHOLE = ImageRecipe("photos", BASE, ("cat", "dog"), augmentation=Augmentation(flip=False))
+HEAD = ImageRecipe("photos", BASE, ("cat", "dog"), "head")
 
 
-@pytest.mark.parametrize("recipe", [WHOLE, HEAD, PictureRecipe("p", small_base(), ("a", "b"))])
+@pytest.mark.parametrize("recipe", [WHOLE, HEAD, ImageRecipe("p", small_base(), ("a", "b"))])
 def test_a_recipe_is_the_same_after_it_was_a_file(recipe):
     text = recipe.to_json()
-    assert PictureRecipe.from_json(text) == recipe
-    assert PictureRecipe.from_json(text).to_json() == text
+    assert ImageRecipe.from_json(text) == recipe
+    assert ImageRecipe.from_json(text).to_json() == text
 
 
-def test_where_a_host_keeps_its_pictures_is_no_difference_between_hosts():
-    pictures = np.zeros((2, 8, 8, 3), np.uint8)
-    dataset = Dataset("photos", pictures, np.arange(2), pictures, np.arange(2), ("cat", "dog"))
+def test_where_a_host_keeps_its_images_is_no_difference_between_hosts():
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    dataset = Dataset("photos", images, np.arange(2), images, np.arange(2), ("cat", "dog"))
 
     def digest(recipe):
         return recipe.loaded(no_data).digest(dataset)
@@ -57,26 +57,26 @@ def test_where_a_host_keeps_its_pictures_is_no_difference_between_hosts():
     assert digest(here) != digest(replace(here, augmentation=None))
 
 
-def test_a_run_on_pictures_is_a_base_in_turn():
+def test_a_run_on_images_is_a_base_in_turn():
     base = Base("pictures", "before", (8, 8, 3), "crop", WHOLE.as_net().to_json())
-    assert PictureRecipe("next", base, ("a", "b", "c")).model.output_shape == (3,)
+    assert ImageRecipe("next", base, ("a", "b", "c")).model.output_shape == (3,)
 
 
 def test_head_and_base_together_are_the_whole_net():
     generator = np.random.default_rng(0)
     base = FoundBase(BASE, BASE.model.layout.initial(generator))
-    pictures = generator.integers(0, 256, (6, 8, 8, 3), np.uint8)
+    images = generator.integers(0, 256, (6, 8, 8, 3), np.uint8)
     by_name = BASE.model.layout.views(base.weights)
     of_features = np.concatenate([by_name[name].ravel() for name, _ in BASE.features.layout.shapes])
-    features = Predictor(BASE.features, of_features)(pictures)
+    features = Predictor(BASE.features, of_features)(images)
 
     head = HEAD.standardized(features)
     views = HEAD.model.layout.views(head)
     views["head/kernel"][...] = generator.normal(size=views["head/kernel"].shape)
     whole = joined_weights(WHOLE, base, views)
     expected = Predictor(HEAD.model, head)(features)
-    np.testing.assert_allclose(Predictor(WHOLE.model, whole)(pictures), expected, rtol=1e-4)
-    cooled = Predictor(WHOLE.model, WHOLE.tempered(whole, 2.0))(pictures)
+    np.testing.assert_allclose(Predictor(WHOLE.model, whole)(images), expected, rtol=1e-4)
+    cooled = Predictor(WHOLE.model, WHOLE.tempered(whole, 2.0))(images)
     np.testing.assert_allclose(cooled, expected / 2, rtol=1e-4, atol=1e-6)
 
 
@@ -106,9 +106,9 @@ def test_features_are_standardized_by_those_that_a_head_is_trained_on():
 )
 def test_what_no_run_writes_is_refused(change):
     with pytest.raises(RecipeError, match="expected the JSON object"):
-        PictureRecipe.from_json(json.dumps(json.loads(WHOLE.to_json()) | change))
+        ImageRecipe.from_json(json.dumps(json.loads(WHOLE.to_json()) | change))
 
 
 def test_brackets_without_end_are_refused():
     with pytest.raises(RecipeError, match="expected the JSON object"):
-        PictureRecipe.from_json("[" * 200_000)
+        ImageRecipe.from_json("[" * 200_000)

@@ -1,4 +1,4 @@
-"""Pictures as the inputs of a dataset: the same whether they were prepared or are decoded now."""
+"""Images as the inputs of a dataset: the same whether they were prepared or are decoded now."""
 
 import threading
 from collections.abc import Iterator
@@ -8,27 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net import fit_picture
+from dist_net import fit_image
 from dist_net.data import AugmentedSamples, Samples
-from dist_net.data.picture_samples import (
-    AugmentedPictures,
-    DecodedPictures,
+from dist_net.data.image_samples import (
+    AugmentedImages,
+    DecodedImages,
+    ImagePreprocessing,
     MappedRows,
-    PicturePreprocessing,
 )
 from dist_net.errors import DataFileError
 from dist_net.images.augmentation import Augmentation
-from drawn_pictures import cats_and_dogs
+from drawn_images import cats_and_dogs
 
-SIX = PicturePreprocessing((6, 6, 3), "stretch")
+SIX = ImagePreprocessing((6, 6, 3), "stretch")
 PATHS = [f"cat/{index:02}.png" for index in range(4)]
 
 
 @pytest.fixture
-def decoded(tmp_path: Path) -> Iterator[DecodedPictures]:
+def decoded(tmp_path: Path) -> Iterator[DecodedImages]:
     cats_and_dogs(tmp_path, each=4)
-    with closing(DecodedPictures(tmp_path, PATHS, SIX)) as pictures:
-        yield pictures
+    with closing(DecodedImages(tmp_path, PATHS, SIX)) as images:
+        yield images
 
 
 def read(samples: Samples, *indices: int) -> np.ndarray:
@@ -44,27 +44,27 @@ def test_mapped_rows_are_read_by_their_place_in_the_part() -> None:
     np.testing.assert_array_equal(read(samples, 2, 0), pixels[[4, 1]])
 
 
-def test_pictures_are_decoded_when_they_are_read(decoded: DecodedPictures, tmp_path: Path) -> None:
-    expected = [fit_picture(tmp_path / path, (6, 6, 3), "stretch") for path in PATHS]
+def test_images_are_decoded_when_they_are_read(decoded: DecodedImages, tmp_path: Path) -> None:
+    expected = [fit_image(tmp_path / path, (6, 6, 3), "stretch") for path in PATHS]
     np.testing.assert_array_equal(read(decoded, 3, 0), [expected[3], expected[0]])
     assert (len(decoded), decoded.shape, decoded.dtype) == (4, (6, 6, 3), np.uint8)
 
 
 def test_what_is_expected_is_decoded_in_the_background_once(
-    decoded: DecodedPictures, monkeypatch: pytest.MonkeyPatch
+    decoded: DecodedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = read(decoded, 0, 1)
     threads: list[str] = []
-    true_input_of = PicturePreprocessing.input_of
+    true_input_of = ImagePreprocessing.input_of
     begun, may_go_on = threading.Event(), threading.Event()
 
-    def input_of(self: PicturePreprocessing, path: Path) -> np.ndarray:
+    def input_of(self: ImagePreprocessing, path: Path) -> np.ndarray:
         threads.append(threading.current_thread().name)
         begun.set()
         assert may_go_on.wait(60)
         return true_input_of(self, path)
 
-    monkeypatch.setattr(PicturePreprocessing, "input_of", input_of)
+    monkeypatch.setattr(ImagePreprocessing, "input_of", input_of)
     decoded.prefetch(np.array([0, 1]))
     assert begun.wait(60)
     may_go_on.set()
@@ -73,27 +73,25 @@ def test_what_is_expected_is_decoded_in_the_background_once(
     assert threads[0].startswith("decoder")
 
 
-def test_augmented_pictures_are_decoded_in_the_background_too(
-    decoded: DecodedPictures, monkeypatch: pytest.MonkeyPatch
+def test_augmented_images_are_decoded_in_the_background_too(
+    decoded: DecodedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[list[int]] = []
     monkeypatch.setattr(decoded, "prefetch", lambda indices: told.append(indices.tolist()))
-    AugmentedPictures(decoded, Augmentation()).prefetch(np.array([2]))
+    AugmentedImages(decoded, Augmentation()).prefetch(np.array([2]))
     assert told == [[2]]
 
 
-def test_what_is_expected_no_more_is_let_go(decoded: DecodedPictures) -> None:
+def test_what_is_expected_no_more_is_let_go(decoded: DecodedImages) -> None:
     decoded.prefetch(np.array([0, 1, 2]))
     decoded.prefetch(np.array([2, 3]))
     np.testing.assert_array_equal(read(decoded, 3, 2, 0), read(decoded, 3, 2, 0))
 
 
-def test_a_picture_that_was_damaged_since_is_named(
-    decoded: DecodedPictures, tmp_path: Path
-) -> None:
+def test_a_image_that_was_damaged_since_is_named(decoded: DecodedImages, tmp_path: Path) -> None:
     (tmp_path / PATHS[2]).write_bytes(b"no more")
     decoded.prefetch(np.array([2]))
-    with pytest.raises(DataFileError, match=r"cat/02.png: not a picture; .* prepare them again"):
+    with pytest.raises(DataFileError, match=r"cat/02.png: not an image; .* prepare them again"):
         read(decoded, 2)
 
 
@@ -101,7 +99,7 @@ def test_a_picture_that_was_damaged_since_is_named(
 def test_training_sees_variants_and_evaluation_does_not(shape: tuple[int, ...]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, *shape), np.uint8)
     plain = MappedRows(pixels, np.arange(5))
-    augmented = AugmentedPictures(plain, Augmentation())
+    augmented = AugmentedImages(plain, Augmentation())
     assert isinstance(augmented, AugmentedSamples)
     assert not isinstance(plain, AugmentedSamples)
     np.testing.assert_array_equal(read(augmented, 1, 4), pixels[[1, 4]])

@@ -1,4 +1,4 @@
-"""A run of another host on a folder of pictures: this host prepares its own copy of the folder."""
+"""A run of another host on a folder of images: this host prepares its own copy of the folder."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from rich.console import Console
 
 from dist_net.data import default_cache_dir
-from dist_net.data.prepared_pictures import CACHE_BYTES
+from dist_net.data.prepared_images import CACHE_BYTES
 from dist_net.errors import OtherDataError
+from dist_net.nets.image_manifest import MANIFEST, ImageManifest
 from dist_net.nets.offered_recipe import OfferedRecipe
-from dist_net.nets.picture_manifest import MANIFEST, PictureManifest
-from dist_net.nets.recipes.picture_data import PictureData
-from dist_net.nets.recipes.picture_recipe import RECIPE_JSON, PictureRecipe
+from dist_net.nets.recipes.image_data import ImageData
+from dist_net.nets.recipes.image_recipe import RECIPE_JSON, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
-from dist_net.photos.picture_preparation import prepare_pictures
+from dist_net.photos.image_preparation import prepare_images
 from dist_net.processes.terminal import CountProgress
 
 
@@ -27,26 +27,26 @@ def prepare_folder(
     console: Console,
     opened: ExitStack,
 ) -> int:
-    """Prepares the pictures, and leaves in ``directory`` what workers need; gives how many train.
+    """Prepares the images, and leaves in ``directory`` what workers need; gives how many train.
 
     They stay in the cache until ``opened`` is closed. Raises OtherDataError where the folder is not
     given, or another one.
     """
-    manifest = PictureManifest.from_json(offered.files.get(MANIFEST, b""))
+    manifest = ImageManifest.from_json(offered.files.get(MANIFEST, b""))
     if folder is None:
         raise OtherDataError(
             f"the server trains on its folder {offered.name!r}, with {manifest}; expected the "
             f"same folder on this host: --data FOLDER"
         )
     found = manifest.found_in(folder.resolve())
-    data = PictureData(
+    data = ImageData(
         *(found, manifest.preprocessing, str(default_cache_dir()), CACHE_BYTES, manifest.test_part)
     )
-    with CountProgress(console, "preparing pictures", "pictures prepared") as shown:
-        pictures = prepare_pictures(found, data.preprocessing, directory.logs, show=shown)
-    opened.enter_context(pictures)
-    directory.write(directory.pictures, data.to_json())
-    recipe = PictureRecipe.from_json(offered.files[RECIPE_JSON])
-    own = replace(recipe, data=str(directory.pictures.resolve()))
+    with CountProgress(console, "preparing images", "images prepared") as shown:
+        images = prepare_images(found, data.preprocessing, directory.logs, show=shown)
+    opened.enter_context(images)
+    directory.write(directory.images, data.to_json())
+    recipe = ImageRecipe.from_json(offered.files[RECIPE_JSON])
+    own = replace(recipe, data=str(directory.images.resolve()))
     replace(offered, files={RECIPE_JSON: own.to_json().encode()}).keep(directory)
-    return len(pictures.rows("train"))
+    return len(images.rows("train"))

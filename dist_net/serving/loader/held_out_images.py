@@ -1,4 +1,4 @@
-"""Pictures that a run held out, as files to try its model with."""
+"""Images that a run held out, as files to try its model with."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from dist_net.data.samples import samples_of
 from dist_net.images.fitting import unfitted
 
 MOST = 12
-MOST_BYTES = 8 << 20  # of their pixels
+MAX_BYTES = 8 << 20  # of their pixels
 
 
-def sample_pictures(
+def sample_images(
     held_out: Dataset, labels: Sequence[str], fitting: str
 ) -> list[tuple[str, bytes]]:
-    """The label and the PNG file of some pictures, uint8, of as many classes as there is room for.
+    """The label and the PNG file of some images, uint8, of as many classes as there is room for.
 
-    ``fitting`` makes each of the files into the picture that was held out, to the last bit.
+    ``fitting`` makes each of the files into the image that was held out, to the last bit.
     """
-    pictures = samples_of(held_out.test_inputs)
-    targets = np.empty(len(pictures), np.int64)
+    images = samples_of(held_out.test_inputs)
+    targets = np.empty(len(images), np.int64)
     samples_of(held_out.test_targets).read(np.arange(len(targets)), targets)
-    most = min(MOST, MOST_BYTES // int(np.prod(pictures.shape)))
+    most = min(MOST, MAX_BYTES // int(np.prod(images.shape)))
     indices = first_of_each_class(targets)[:most]
-    chosen = np.empty((len(indices), *pictures.shape), np.uint8)
-    pictures.read(indices, chosen)
+    chosen = np.empty((len(indices), *images.shape), np.uint8)
+    images.read(indices, chosen)
     return [
         (labels[target], _png(unfitted(each, fitting)))
         for target, each in zip(targets[indices], chosen, strict=True)

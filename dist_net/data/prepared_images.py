@@ -1,7 +1,7 @@
-"""The pictures of a folder, decoded and fitted once, in a file that every process maps.
+"""The images of a folder, decoded and fitted once, in a file that every process maps.
 
 In the cache lie, named by a digest of the files' names, sizes, times and the preprocessing:
-``KEY.pixels``, a row of uint8 for each picture, unless it would be too large; ``KEY.json``, which
+``KEY.pixels``, a row of uint8 for each image, unless it would be too large; ``KEY.json``, which
 says what was skipped, and is there only when all is done; and ``KEY.lock``, which is locked by the
 process that prepares them, and shared by those that use them.
 """
@@ -25,16 +25,16 @@ import PIL
 from numpy.typing import NDArray
 
 from dist_net.data.dataset import Dataset
-from dist_net.data.picture_folder import PictureFolder
-from dist_net.data.picture_samples import (
-    AugmentedPictures,
-    DecodedPictures,
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_samples import (
+    AugmentedImages,
+    DecodedImages,
+    ImagePreprocessing,
     MappedRows,
-    PicturePreprocessing,
 )
-from dist_net.data.picture_split import PARTS, TRAIN, LeftOut
+from dist_net.data.image_split import PARTS, TRAIN, LeftOut
 from dist_net.data.samples import SampleIndices, Samples
-from dist_net.errors import CacheError, SkippedPicturesError
+from dist_net.errors import CacheError, SkippedImagesError
 from dist_net.files import replacing
 from dist_net.images import decoding, fitting
 from dist_net.images.augmentation import Augmentation
@@ -43,21 +43,21 @@ CACHE_BYTES = 8 << 30
 POLL_S = 0.05
 
 Decode = Callable[[Path | None], Mapping[str, str]]
-"""Writes a row for each picture into a file, or only tries them, and gives what was skipped: the
+"""Writes a row for each image into a file, or only tries them, and gives what was skipped: the
 reasons by path."""
 
 
-class PreparedPictures:
-    """The pictures of a folder that can be used, by the part that they are of.
+class PreparedImages:
+    """The images of a folder that can be used, by the part that they are of.
 
-    A context, in which the file in the cache stays. Raises SkippedPicturesError if no picture of a
+    A context, in which the file in the cache stays. Raises SkippedImagesError if no image of a
     class is left to train on.
     """
 
     def __init__(
         self,
-        folder: PictureFolder,
-        preprocessing: PicturePreprocessing,
+        folder: ImageFolder,
+        preprocessing: ImagePreprocessing,
         pixels: NDArray[np.uint8] | None,
         skipped: Mapping[str, str],
         lock: IO[bytes],
@@ -71,8 +71,8 @@ class PreparedPictures:
         for label, name in enumerate(folder.class_names):
             if label not in trained:
                 self.close()
-                raise SkippedPicturesError(
-                    f"{folder.root}: every picture of class {name!r} to train on was skipped; "
+                raise SkippedImagesError(
+                    f"{folder.root}: every image of class {name!r} to train on was skipped; "
                     f"expected at least one that can be read; {next(iter(skipped.items()))}"
                 )
 
@@ -93,41 +93,39 @@ class PreparedPictures:
         return sorted([*self.folder.left_out, *damaged])
 
     def rows(self, part: str) -> SampleIndices:
-        """The indices, in the folder's list, of the pictures of a part."""
-        pictures = self.folder.pictures
-        usable = [
-            row for row in self.folder.of_part(part) if pictures[row].path not in self._skipped
-        ]
+        """The indices, in the folder's list, of the images of a part."""
+        images = self.folder.images
+        usable = [row for row in self.folder.of_part(part) if images[row].path not in self._skipped]
         return np.array(usable, np.int64)
 
     def labels(self, part: str) -> NDArray[np.int64]:
-        """The class of each picture of a part, (N,)."""
+        """The class of each image of a part, (N,)."""
         return np.array(self.folder.labels, np.int64)[self.rows(part)]
 
-    def samples(self, part: str) -> MappedRows | DecodedPictures:
-        """The pictures of a part."""
+    def samples(self, part: str) -> MappedRows | DecodedImages:
+        """The images of a part."""
         return self._samples(self.rows(part))
 
     def usable_rows(self) -> SampleIndices:
-        """The indices, in the folder's list, of all pictures that can be used."""
+        """The indices, in the folder's list, of all images that can be used."""
         return np.sort(np.concatenate([self.rows(part) for part in PARTS]))
 
-    def usable_samples(self) -> MappedRows | DecodedPictures:
-        """The pictures of all parts, in the order of ``usable_rows``."""
+    def usable_samples(self) -> MappedRows | DecodedImages:
+        """The images of all parts, in the order of ``usable_rows``."""
         return self._samples(self.usable_rows())
 
-    def _samples(self, rows: SampleIndices) -> MappedRows | DecodedPictures:
+    def _samples(self, rows: SampleIndices) -> MappedRows | DecodedImages:
         if self.pixels is not None:
             return MappedRows(self.pixels, rows)
-        paths = [self.folder.pictures[row].path for row in rows]
-        return DecodedPictures(self.folder.root, paths, self.preprocessing)
+        paths = [self.folder.images[row].path for row in rows]
+        return DecodedImages(self.folder.root, paths, self.preprocessing)
 
     def dataset(self, test_part: str, augmentation: Augmentation | None = None) -> Dataset:
-        """The pictures to train on, augmented if that is asked for, and those of ``test_part``."""
+        """The images to train on, augmented if that is asked for, and those of ``test_part``."""
         train: Samples = self.samples(TRAIN)
         return Dataset(
             name=self.folder.root.resolve().name,
-            train_inputs=AugmentedPictures(train, augmentation) if augmentation else train,
+            train_inputs=AugmentedImages(train, augmentation) if augmentation else train,
             train_targets=self.labels(TRAIN),
             test_inputs=self.samples(test_part),
             test_targets=self.labels(test_part),
@@ -135,26 +133,26 @@ class PreparedPictures:
         )
 
 
-class PictureCache:
-    """The place in a cache's directory of one folder's pictures, preprocessed in one way.
+class ImageCache:
+    """The place in a cache's directory of one folder's images, preprocessed in one way.
 
     ``cache_bytes`` is for all that lies there: beyond it what was not used for longest is removed,
-    unless it is in use, and pictures that need more by themselves are not kept. Every method raises
+    unless it is in use, and images that need more by themselves are not kept. Every method raises
     CacheError where the directory cannot be used.
     """
 
     def __init__(
         self,
         directory: Path,
-        folder: PictureFolder,
-        preprocessing: PicturePreprocessing,
+        folder: ImageFolder,
+        preprocessing: ImagePreprocessing,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self._directory = directory / "pictures"
+        self._directory = directory / "images"
         self._folder = folder
         self._preprocessing = preprocessing
         self._cache_bytes = cache_bytes
-        self._array_shape = (len(folder.pictures), *preprocessing.shape)
+        self._array_shape = (len(folder.images), *preprocessing.shape)
         self._bytes = int(np.prod(self._array_shape))
 
     @cached_property
@@ -163,23 +161,23 @@ class PictureCache:
         digest = hashlib.sha256(PIL.__version__.encode())
         for module in (decoding, fitting):
             digest.update(inspect.getsource(module).encode())
-        files = [(each.path, each.size_bytes, each.modified_ns) for each in self._folder.pictures]
+        files = [(each.path, each.size_bytes, each.modified_ns) for each in self._folder.images]
         of = self._preprocessing
-        digest.update(json.dumps([of.shape, of.fitting, of.most_pixels, files]).encode())
+        digest.update(json.dumps([of.shape, of.fitting, of.max_pixels, files]).encode())
         return digest.hexdigest()[:32]
 
     def beside(self, kind: str) -> Path:
-        """A file that is kept for as long as the pictures are."""
+        """A file that is kept for as long as the images are."""
         return self._path(kind)
 
-    def find(self) -> PreparedPictures | None:
-        """The pictures, if they are prepared."""
+    def find(self) -> PreparedImages | None:
+        """The images, if they are prepared."""
         with self._translated():
             lock = self._lock(fcntl.LOCK_SH | fcntl.LOCK_NB)
             return None if lock is None else self._opened(lock)
 
-    def prepare(self, decode: Decode, waiting: Callable[[], None]) -> PreparedPictures:
-        """The pictures, decoded now unless they are there already.
+    def prepare(self, decode: Decode, waiting: Callable[[], None]) -> PreparedImages:
+        """The images, decoded now unless they are there already.
 
         ``waiting`` is called before another process is waited for that prepares the same. Raises
         what ``decode`` raises, and then leaves nothing.
@@ -213,12 +211,12 @@ class PictureCache:
                     skipped = decode(partial)
             else:
                 skipped = decode(None)
-            record = {"pictures": len(self._folder.pictures), "is_stored": is_stored}
+            record = {"images": len(self._folder.images), "is_stored": is_stored}
             with replacing(self._path("json")) as partial:
                 partial.write_text(json.dumps(record | {"skipped": dict(skipped)}))
 
-    def _opened(self, lock: IO[bytes]) -> PreparedPictures | None:
-        """The pictures, which take over the lock; None, and the lock is released, if not there."""
+    def _opened(self, lock: IO[bytes]) -> PreparedImages | None:
+        """The images, which take over the lock; None, and the lock is released, if not there."""
         try:
             record = json.loads(self._path("json").read_text())
             skipped = {str(path): str(reason) for path, reason in record["skipped"].items()}
@@ -231,7 +229,7 @@ class PictureCache:
             return None
         with suppress(OSError):  # for who makes room; not possible in others' caches
             os.utime(self._path("json"))
-        return PreparedPictures(self._folder, self._preprocessing, pixels, skipped, lock)
+        return PreparedImages(self._folder, self._preprocessing, pixels, skipped, lock)
 
     def _make_room(self) -> None:
         """Removes what was not used for longest, and is not in use."""
@@ -290,6 +288,6 @@ class PictureCache:
         except OSError as error:
             raise CacheError(
                 f"{self._directory}: {error.strerror or error}; expected room for the prepared "
-                f"pictures, {self._bytes:,} bytes: make some, or give a smaller "
+                f"images, {self._bytes:,} bytes: make some, or give a smaller "
                 f"--cache-bytes"
             ) from error

@@ -1,6 +1,6 @@
-"""Runs on a folder of pictures, and logistic regression on the same features.
+"""Runs on a folder of images, and logistic regression on the same features.
 
-The folder is the directory that the process is told; it has pictures to test on. Each order is
+The folder is the directory that the process is told; it has images to test on. Each order is
 answered by the share of these that is classified rightly.
 """
 
@@ -15,12 +15,12 @@ import numpy as np
 
 import dist_net
 from benchmarks.peers.orders import obey
-from dist_net.data.picture_split import TEST, TRAIN
-from dist_net.nets.recipes.picture_data import PictureData
+from dist_net.data.image_split import TEST, TRAIN
+from dist_net.nets.recipes.image_data import ImageData
 from dist_net.nets.run_directory import RunDirectory
 
 
-class PictureRuns:
+class ImageRuns:
     """Runs of two workers on one folder, in ``place``, where its cache lies too."""
 
     def __init__(self, folder: Path, place: Path) -> None:
@@ -56,21 +56,21 @@ class PictureRuns:
         from sklearn.preprocessing import StandardScaler
 
         run = RunDirectory(self._place / "head")
-        data = PictureData.read(RunDirectory(run.head).pictures)
-        pictures = data.cache.find()
-        assert pictures is not None
+        data = ImageData.read(RunDirectory(run.head).images)
+        images = data.cache.find()
+        assert images is not None
         features = np.load(data.features, mmap_mode="r")[0]
-        with pictures:
+        with images:
             regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-            regression.fit(features[pictures.rows(TRAIN)], pictures.labels(TRAIN))
-            return float(regression.score(features[pictures.rows(TEST)], pictures.labels(TEST)))
+            regression.fit(features[images.rows(TRAIN)], images.labels(TRAIN))
+            return float(regression.score(features[images.rows(TEST)], images.labels(TEST)))
 
 
 def main() -> None:
-    """Obeys, with a cache of pictures of its own."""
+    """Obeys, with a cache of images of its own."""
     with TemporaryDirectory() as temporary:
         os.environ["XDG_CACHE_HOME"] = temporary
-        runs = PictureRuns(Path(sys.argv[1]), Path(temporary))
+        runs = ImageRuns(Path(sys.argv[1]), Path(temporary))
         obey({name: getattr(runs, name) for name in ("head", "tuned", "logistic_regression")})
 
 

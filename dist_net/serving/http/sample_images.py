@@ -1,4 +1,4 @@
-"""GET /v1/models/MODEL/samples: pictures to try a model with, which its run held out."""
+"""GET /v1/models/MODEL/samples: images to try a model with, which its run held out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dist_net.serving.pool.description import ServedModel
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
-class SamplePictures:
+class SampleImages:
     """Answers with what the model loader has sent, from memory."""
 
     def __init__(self, gateway: Gateway) -> None:
@@ -29,7 +29,7 @@ class SamplePictures:
         ]
 
     async def samples(self, request: Request) -> Json:
-        """The class and the address of each picture to try a model with."""
+        """The class and the address of each image to try a model with."""
         model = self._model(request)
         path = f"/v1/models/{model.name}/samples"
         listed = [
@@ -39,7 +39,7 @@ class SamplePictures:
         return Json(listed)
 
     async def sample(self, request: Request) -> Response:
-        """A picture to try a model with."""
+        """An image to try a model with."""
         model, number = self._model(request), request.path_params["number"]
         by_number = {str(place): each for place, each in enumerate(model.samples)}
         if number not in by_number:
@@ -47,7 +47,7 @@ class SamplePictures:
                 f"{model.name} has no sample {number[:40]!r}; expected one of those that "
                 f"/v1/models/{model.name}/samples lists"
             )
-        return Response(by_number[number].picture, media_type="image/png", headers=_HEADERS)
+        return Response(by_number[number].image, media_type="image/png", headers=_HEADERS)
 
     def _model(self, request: Request) -> ServedModel:
         return served_model(self._gateway, request.path_params["model"])

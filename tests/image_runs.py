@@ -1,4 +1,4 @@
-"""A run on a folder of pictures, as training leaves it, of a net whose answers are known."""
+"""A run on a folder of images, as training leaves it, of a net whose answers are known."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from dist_net.data import Dataset
-from dist_net.nets.recipes.picture_data import load_pictures
-from dist_net.nets.recipes.picture_recipe import PICTURES, Base, PictureRecipe
+from dist_net.nets.recipes.image_data import load_images
+from dist_net.nets.recipes.image_recipe import IMAGES, Base, ImageRecipe
 from dist_net.nets.run_directory import RunDirectory
 from dist_net.training.run.best_weights import BestWeights
 from dist_net.training.run.run_options import RunOptions
@@ -33,14 +33,14 @@ activation=linear
 [softmax]
 """
 EYES = Base("darknet", "eyes", (SIDE, SIDE, 3), "crop", NET)
-RECIPE = PictureRecipe("colours", EYES, COLOURS, batch_size=1)
+RECIPE = ImageRecipe("colours", EYES, COLOURS, batch_size=1)
 
 
 def write_run(path: Path, threshold: float = 0.5, times_likelier: float = 4.0) -> Path:
-    """A run that says which colour a picture has.
+    """A run that says which colour an image has.
 
     The colour of one that is pure red, green or blue is so many times likelier than the others, and
-    of a grey one all are equally likely. Four pictures of each colour are held out.
+    of a grey one all are equally likely. Four images of each colour are held out.
     """
     held_out = np.zeros((12, SIDE, SIDE, 3), np.uint8)
     targets = np.arange(12) // 4
@@ -48,9 +48,9 @@ def write_run(path: Path, threshold: float = 0.5, times_likelier: float = 4.0) -
     held_out[:, :, 0] = (255 - 20 * np.arange(12)).reshape(-1, 1, 1)  # each is another one
     directory = RunDirectory(path)
     path.mkdir()
-    loaded = RECIPE.loaded(load_pictures)
+    loaded = RECIPE.loaded(load_images)
     dataset = Dataset("colours", held_out, targets, held_out, targets, COLOURS)
-    options = RunOptions(PICTURES, recipe_files=loaded.file_digests)
+    options = RunOptions(IMAGES, recipe_files=loaded.file_digests)
     directory.begin(options.to_json(), loaded.files)
     settings = options.settings(loaded, dataset)
     BestWeights(directory.best, settings).take(1.0, 0.1, 1, colour_weights(times_likelier))

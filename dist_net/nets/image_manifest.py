@@ -1,4 +1,4 @@
-"""What a folder of pictures holds, for a host that has, or should have, the same folder."""
+"""What a folder of images holds, for a host that has, or should have, the same folder."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Self
 
-from dist_net.data.picture_folder import PictureFolder
-from dist_net.data.picture_samples import PicturePreprocessing
-from dist_net.data.picture_split import PARTS, LabelledPicture
+from dist_net.data.image_folder import ImageFolder
+from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.image_split import PARTS, LabelledImage
 from dist_net.errors import OfferError, OtherDataError
-from dist_net.nets.recipes.picture_data import PictureData
+from dist_net.nets.recipes.image_data import ImageData
 
 MANIFEST = "manifest.json"
-MOST_MANIFEST_BYTES = 64 << 20
+MAX_MANIFEST_BYTES = 64 << 20
 _UNREADABLE = "none"
 """In place of the digest of a file that could not be read, and so is not used."""
 
 
-class ListedPicture(NamedTuple):
-    """A picture that a run uses, by its path in the folder, with slashes."""
+class ListedImage(NamedTuple):
+    """An image that a run uses, by its path in the folder, with slashes."""
 
     path: str
     class_name: str
@@ -31,20 +31,20 @@ class ListedPicture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PictureManifest:
-    """The pictures of a run, their classes, and how they are prepared."""
+class ImageManifest:
+    """The images of a run, their classes, and how they are prepared."""
 
-    pictures: tuple[ListedPicture, ...]
+    images: tuple[ListedImage, ...]
     class_names: tuple[str, ...]
-    preprocessing: PicturePreprocessing
+    preprocessing: ImagePreprocessing
     test_part: str
 
     @classmethod
-    def of(cls, data: PictureData) -> Self:
+    def of(cls, data: ImageData) -> Self:
         """Read every file of a folder, for its digest."""
         listed = [
-            ListedPicture(*each[:4], _sha256(data.folder.root / each.path))
-            for each in data.folder.pictures
+            ListedImage(*each[:4], _sha256(data.folder.root / each.path))
+            for each in data.folder.images
         ]
         return cls(tuple(listed), data.folder.class_names, data.preprocessing, data.test_part)
 
@@ -58,15 +58,15 @@ class PictureManifest:
             told = json.loads(text)
             preprocessing = told["preprocessing"]
             manifest = cls(
-                tuple(ListedPicture(*each) for each in told["pictures"]),
+                tuple(ListedImage(*each) for each in told["images"]),
                 tuple(told["class_names"]),
-                PicturePreprocessing(tuple(preprocessing.pop("shape")), **preprocessing),
+                ImagePreprocessing(tuple(preprocessing.pop("shape")), **preprocessing),
                 told["test_part"],
             )
             manifest._check()
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise OfferError(
-                f"the server's list of pictures is {str(text)[:60]!r} ({error}); expected that of "
+                f"the server's list of images is {str(text)[:60]!r} ({error}); expected that of "
                 f"'dist-net train FOLDER'"
             ) from error
         return manifest
@@ -74,7 +74,7 @@ class PictureManifest:
     def _check(self) -> None:
         if not all(isinstance(each, str) for each in (*self.class_names, self.test_part)):
             raise ValueError("names that are no texts")
-        for path, class_name, part, size_bytes, sha256 in self.pictures:
+        for path, class_name, part, size_bytes, sha256 in self.images:
             place = PurePosixPath(path)
             if place.is_absolute() or ".." in place.parts or "\0" in path:
                 raise ValueError(f"a path that leads elsewhere, {path!r}")
@@ -83,16 +83,16 @@ class PictureManifest:
             if not isinstance(size_bytes, int) or not isinstance(sha256, str):
                 raise ValueError(f"{path!r} of {size_bytes!r} bytes")
 
-    def found_in(self, root: Path) -> PictureFolder:
-        """The same pictures in a folder of this host; it may hold others besides.
+    def found_in(self, root: Path) -> ImageFolder:
+        """The same images in a folder of this host; it may hold others besides.
 
         Raises OtherDataError, which names the first one that differs, and says how many do.
         """
         if not root.is_dir():
             raise OtherDataError(f"{root} is no folder; expected the run's, with {self}")
-        found: list[LabelledPicture] = []
+        found: list[LabelledImage] = []
         differences: list[str] = []
-        for listed in self.pictures:
+        for listed in self.images:
             path = root / listed.path
             try:
                 status = path.stat()
@@ -106,17 +106,17 @@ class PictureManifest:
                 )
             elif _sha256(path) != listed.sha256:
                 differences.append(f"{listed.path} has another content here")
-            found.append(LabelledPicture(*listed[:4], status.st_mtime_ns))
+            found.append(LabelledImage(*listed[:4], status.st_mtime_ns))
         if differences:
             raise OtherDataError(
                 f"{root} is not the folder that the server trains on: {len(differences):,} of "
-                f"{len(self.pictures):,} pictures differ; the first: {differences[0]}; expected "
+                f"{len(self.images):,} images differ; the first: {differences[0]}; expected "
                 f"the same files: copy the folder again"
             )
-        return PictureFolder(root, tuple(found), self.class_names, ())
+        return ImageFolder(root, tuple(found), self.class_names, ())
 
     def __str__(self) -> str:
-        return f"{len(self.pictures):,} pictures of {len(self.class_names)} classes"
+        return f"{len(self.images):,} images of {len(self.class_names)} classes"
 
 
 def _sha256(path: Path) -> str:

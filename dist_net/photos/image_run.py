@@ -1,6 +1,6 @@
-"""A run on a folder of pictures, in the process of ``dist-net train``.
+"""A run on a folder of images, in the process of ``dist-net train``.
 
-    folder ──decoded──▶ pictures ──base──▶ features ──trained──▶ head
+    folder ──decoded──▶ images ──base──▶ features ──trained──▶ head
                             └───────trained─────▶ whole net ◀─────┘
 
 The run directory ends with the whole net, whatever was trained of it.
@@ -22,26 +22,26 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from dist_net.data import default_cache_dir
-from dist_net.data.picture_folder import VALIDATION_SHARE, PictureFolder, require_apart
-from dist_net.data.picture_samples import PicturePreprocessing
-from dist_net.data.picture_split import TRAIN, VALIDATION
-from dist_net.data.prepared_pictures import CACHE_BYTES, PreparedPictures
+from dist_net.data.image_folder import VALIDATION_SHARE, ImageFolder, require_apart
+from dist_net.data.image_samples import ImagePreprocessing
+from dist_net.data.image_split import TRAIN, VALIDATION
+from dist_net.data.prepared_images import CACHE_BYTES, PreparedImages
 from dist_net.errors import (
     BadInputError,
     DistNetError,
-    PictureFolderError,
+    ImageFolderError,
     RunDirectoryError,
     SettingError,
 )
 from dist_net.images.augmentation import Augmentation
 from dist_net.nets.checkpoint import Checkpoint, read_checkpoint
-from dist_net.nets.picture_manifest import PictureManifest
-from dist_net.nets.recipes.picture_data import PictureData, load_pictures
-from dist_net.nets.recipes.picture_recipe import PICTURES, PictureRecipe
+from dist_net.nets.image_manifest import ImageManifest
+from dist_net.nets.recipes.image_data import ImageData, load_images
+from dist_net.nets.recipes.image_recipe import IMAGES, ImageRecipe
 from dist_net.nets.run_directory import DEFAULT_PARENT, UNREADABLE, RunDirectory
 from dist_net.photos.base_features import FeatureExtractor, Views
 from dist_net.photos.bases import NONE, FoundBase, base_called, joined_weights
-from dist_net.photos.picture_preparation import prepare_pictures
+from dist_net.photos.image_preparation import prepare_images
 from dist_net.processes.cores import available_cores
 from dist_net.processes.listen_options import Opening
 from dist_net.processes.terminal import CountProgress, FetchProgress
@@ -60,7 +60,7 @@ FROM_SCRATCH_RATE = 0.002
 
 
 @dataclass(frozen=True)
-class PictureOptions:
+class ImageOptions:
     """What a run on a folder was asked to be.
 
     ``fine_tune``: for how many epochs the whole net is trained after its head. ``run``: of each
@@ -93,14 +93,14 @@ class PictureOptions:
 
     @property
     def augmentation(self) -> Augmentation:
-        """How training varies the pictures."""
+        """How training varies the images."""
         return COLOUR if self.colour else Augmentation()
 
     def of_stage(self, files: Mapping[str, str]) -> RunOptions:
         """The options of a stage, whose recipe has these files, and its epochs and rate."""
         return replace(
             self.run,
-            recipe=PICTURES,
+            recipe=IMAGES,
             epochs=None,
             learning_rate=None,
             keeps_best=True,
@@ -122,31 +122,31 @@ class PictureOptions:
             ) from error
 
 
-def new_run(path: Path | None, options: PictureOptions) -> RunDirectory:
+def new_run(path: Path | None, options: ImageOptions) -> RunDirectory:
     """A new directory for a run on a folder; ``path`` as in ``RunDirectory.create``.
 
-    Raises PictureFolderError, and makes nothing, if it would lie among the pictures.
+    Raises ImageFolderError, and makes nothing, if it would lie among the images.
     """
     folder = Path(options.folder)
     require_apart(folder, path or DEFAULT_PARENT / folder.name)
     return RunDirectory.create(path, folder.name, datetime.now())
 
 
-class TrainedPictures(NamedTuple):
-    """A run that is done: what was trained last, on which pictures, to which weights.
+class TrainedImages(NamedTuple):
+    """A run that is done: what was trained last, on which images, to which weights.
 
     ``features`` are the base's, if the head alone was trained.
     """
 
-    pictures: PreparedPictures
-    recipe: PictureRecipe
+    images: PreparedImages
+    recipe: ImageRecipe
     weights: Vector
     features: NDArray[np.float32] | None
     outcome: RunOutcome
     directory: RunDirectory
 
 
-class PictureRun:
+class ImageRun:
     """The run in ``directory``, which this process has locked.
 
     ``display`` gives what shows the training of a stage, for its number of samples.
@@ -155,7 +155,7 @@ class PictureRun:
     def __init__(
         self,
         directory: RunDirectory,
-        options: PictureOptions,
+        options: ImageOptions,
         local: LocalRunSettings,
         console: Console,
         display: Callable[[int], TrainingProgress],
@@ -166,99 +166,99 @@ class PictureRun:
         self._console = console
         self._display = display
 
-    def train(self) -> TrainedPictures:
-        """Prepares the pictures and trains; goes on where an earlier run of the directory ended.
+    def train(self) -> TrainedImages:
+        """Prepares the images and trains; goes on where an earlier run of the directory ended.
 
         Raises what reading the folder and the base, preparing, and ``LocalRun.run`` raise; a new
         directory is removed again if the folder or the base is refused.
         """
         try:
-            found, data, pictures = self._read()
+            found, data, images = self._read()
         except DistNetError as error:
             if isinstance(error, BadInputError) or not self._directory.folder.exists():
                 self._directory.discard()
             raise
-        whole = self._whole(found, data, len(pictures.rows(TRAIN)))
+        whole = self._whole(found, data, len(images.rows(TRAIN)))
         if found.weights is None:
-            return self._train_whole(pictures, whole, None)
-        features, head_data = self._features(found, data, pictures)
+            return self._train_whole(images, whole, None)
+        features, head_data = self._features(found, data, images)
         head = self._head(whole, head_data)
-        trained = self._train_head(pictures, features, head, found, whole)
-        return self._train_whole(pictures, whole, trained) if self._options.fine_tune else trained
+        trained = self._train_head(images, features, head, found, whole)
+        return self._train_whole(images, whole, trained) if self._options.fine_tune else trained
 
-    def _read(self) -> tuple[FoundBase, PictureData, PreparedPictures]:
+    def _read(self) -> tuple[FoundBase, ImageData, PreparedImages]:
         options, directory = self._options, self._directory
         with FetchProgress(self._console) as fetching:
             found = base_called(options.base, fetching)
-        folder = PictureFolder.read(
+        folder = ImageFolder.read(
             *(options.folder, options.labels_csv, options.validation, options.run.seed),
             run_directory=directory.path,
         )
         # What can be known to be wrong is known by now: from here on there is a run to go on with.
         directory.write(directory.folder, options.to_json() + "\n")
         self._console.print(
-            f"{folder.root}: {len(folder.pictures):,} pictures of {len(folder.class_names)} "
+            f"{folder.root}: {len(folder.images):,} images of {len(folder.class_names)} "
             f"classes; base {found.base.name}"
         )
-        data = PictureData(
+        data = ImageData(
             folder,
-            PicturePreprocessing(found.base.input_shape, found.base.fitting),
+            ImagePreprocessing(found.base.input_shape, found.base.fitting),
             str(default_cache_dir()),
             options.cache_bytes,
             VALIDATION,
         )
-        pictures = self._prepare(data)
+        images = self._prepare(data)
         if self._local.opening.listen:
-            self._directory.write(self._directory.manifest, PictureManifest.of(data).to_json())
-        return found, data, pictures
+            self._directory.write(self._directory.manifest, ImageManifest.of(data).to_json())
+        return found, data, images
 
-    def _prepare(self, data: PictureData) -> PreparedPictures:
-        shown = CountProgress(self._console, "preparing pictures", "pictures prepared")
+    def _prepare(self, data: ImageData) -> PreparedImages:
+        shown = CountProgress(self._console, "preparing images", "images prepared")
         with shown:
-            pictures = prepare_pictures(
+            images = prepare_images(
                 data.folder,
                 data.preprocessing,
                 self._directory.logs,
                 cache_dir=Path(data.cache_dir),
                 cache_bytes=data.cache_bytes,
                 show=shown,
-                waiting=lambda: self._console.print("another run prepares the same pictures"),
+                waiting=lambda: self._console.print("another run prepares the same images"),
             )
         skipped = io.StringIO()
-        csv.writer(skipped).writerows([("path", "reason"), *pictures.skipped])
+        csv.writer(skipped).writerows([("path", "reason"), *images.skipped])
         self._directory.write(self._directory.skipped, skipped.getvalue())
-        if pictures.skipped:
+        if images.skipped:
             self._console.print(
-                f"{len(pictures.skipped):,} files are left out; see {self._directory.skipped}",
+                f"{len(images.skipped):,} files are left out; see {self._directory.skipped}",
                 style="yellow",
             )
-        if not len(pictures.rows(VALIDATION)):
-            raise PictureFolderError(
-                f"{data.folder.root}: no picture is left to validate on; expected a class with at "
-                f"least two different pictures"
+        if not len(images.rows(VALIDATION)):
+            raise ImageFolderError(
+                f"{data.folder.root}: no image is left to validate on; expected a class with at "
+                f"least two different images"
             )
-        self._directory.write(self._directory.pictures, data.to_json())
-        return pictures
+        self._directory.write(self._directory.images, data.to_json())
+        return images
 
-    def _whole(self, found: FoundBase, data: PictureData, count: int) -> PictureRecipe:
+    def _whole(self, found: FoundBase, data: ImageData, count: int) -> ImageRecipe:
         """The recipe of the whole net, as it is trained after its head, or from the beginning."""
         options = self._options
         is_new = found.weights is None
         rate = FROM_SCRATCH_RATE if is_new else FINE_TUNING_RATE
         asked = options.run.epochs or FROM_SCRATCH_EPOCHS
-        return PictureRecipe(
+        return ImageRecipe(
             data.folder.root.resolve().name,
             found.base,
             data.folder.class_names,
             "whole",
             epochs=asked if is_new else max(1, options.fine_tune),
-            batch_size=min(PictureRecipe.batch_size, count),
+            batch_size=min(ImageRecipe.batch_size, count),
             learning_rate=(options.run.learning_rate or rate) if is_new else rate,
             augmentation=options.augmentation,
-            data=str(self._directory.pictures.resolve()),
+            data=str(self._directory.images.resolve()),
         )
 
-    def _head(self, whole: PictureRecipe, data: Path) -> PictureRecipe:
+    def _head(self, whole: ImageRecipe, data: Path) -> ImageRecipe:
         return replace(
             whole,
             stage="head",
@@ -269,7 +269,7 @@ class PictureRun:
         )
 
     def _features(
-        self, found: FoundBase, data: PictureData, pictures: PreparedPictures
+        self, found: FoundBase, data: ImageData, images: PreparedImages
     ) -> tuple[NDArray[np.float32], Path]:
         """The base's features, and the file that tells the head's processes of them."""
         extractor = FeatureExtractor(found, available_cores())
@@ -277,32 +277,32 @@ class PictureRun:
         path = extractor.file(data.cache, views)
         shown = CountProgress(self._console, "computing features", "features computed")
         with shown:
-            features = extractor.compute(pictures, views, path, shown)
+            features = extractor.compute(images, views, path, shown)
         head = self._directory.head_run
         head.make()
-        head.write(head.pictures, replace(data, features=str(path.absolute())).to_json())
-        return features, head.pictures
+        head.write(head.images, replace(data, features=str(path.absolute())).to_json())
+        return features, head.images
 
     def _train_head(
         self,
-        pictures: PreparedPictures,
+        images: PreparedImages,
         features: NDArray[np.float32],
-        head: PictureRecipe,
+        head: ImageRecipe,
         found: FoundBase,
-        whole: PictureRecipe,
-    ) -> TrainedPictures:
+        whole: ImageRecipe,
+    ) -> TrainedImages:
         directory = self._directory.head_run
-        outcome = self._train(directory, head, head.standardized(features[0][pictures.rows(TRAIN)]))
+        outcome = self._train(directory, head, head.standardized(features[0][images.rows(TRAIN)]))
         best = read_checkpoint(directory.best)
         self._keep_whole(found, whole, head, best)
-        return TrainedPictures(pictures, head, best.weights, features, outcome, directory)
+        return TrainedImages(images, head, best.weights, features, outcome, directory)
 
     def _keep_whole(
-        self, found: FoundBase, whole: PictureRecipe, head: PictureRecipe, best: Checkpoint
+        self, found: FoundBase, whole: ImageRecipe, head: ImageRecipe, best: Checkpoint
     ) -> None:
         """Writes base and head as one net, unless it is there and was tuned since."""
         weights = joined_weights(whole, found, head.model.layout.views(best.weights))
-        loaded = whole.loaded(load_pictures)
+        loaded = whole.loaded(load_images)
         options = self._options.of_stage(loaded.file_digests)
         settings = options.settings(loaded, loaded.recipe.load_dataset())
         self._directory.begin(options.to_json(), loaded.files, options.tensorboard)
@@ -311,20 +311,20 @@ class PictureRun:
         BestWeights(self._directory.best, settings).take(*score, best.version, weights)
 
     def _train_whole(
-        self, pictures: PreparedPictures, recipe: PictureRecipe, head: TrainedPictures | None
-    ) -> TrainedPictures:
+        self, images: PreparedImages, recipe: ImageRecipe, head: TrainedImages | None
+    ) -> TrainedImages:
         initial = None if head is None else np.load(self._directory.initial)
         outcome = self._train(self._directory, recipe, initial)
         best = read_checkpoint(self._directory.best)
-        return TrainedPictures(pictures, recipe, best.weights, None, outcome, self._directory)
+        return TrainedImages(images, recipe, best.weights, None, outcome, self._directory)
 
     def _train(
-        self, directory: RunDirectory, recipe: PictureRecipe, initial: Vector | None
+        self, directory: RunDirectory, recipe: ImageRecipe, initial: Vector | None
     ) -> RunOutcome:
         """Trains a stage; goes on where it ended if it was begun before."""
         if initial is not None:
             directory.save(directory.initial, initial)
-        loaded = recipe.loaded(load_pictures, None if initial is None else lambda: initial)
+        loaded = recipe.loaded(load_images, None if initial is None else lambda: initial)
         dataset = loaded.recipe.load_dataset()
         options = self._options.of_stage(loaded.file_digests)
         settings = options.settings(loaded, dataset)
@@ -334,7 +334,7 @@ class PictureRun:
             directory.begin(options.to_json(), loaded.files, options.tensorboard)
             self._console.print(
                 f"{'head' if recipe.stage == 'head' else 'whole net'}: "
-                f"{settings.parameter_count:,} parameters, {settings.samples:,} pictures to train "
+                f"{settings.parameter_count:,} parameters, {settings.samples:,} images to train "
                 f"on, {settings.epochs} epochs"
             )
             best = BestWeights(directory.best, settings, options.patience)

@@ -1,7 +1,7 @@
-"""Folders of labelled pictures: which files are there, of which class, and of which part.
+"""Folders of labelled images: which files are there, of which class, and of which part.
 
 Of a file only its name, size and time are read, and its content where another has the same size.
-Whether it is a picture is seen when it is decoded.
+Whether it is an image is seen when it is decoded.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-from dist_net.data.picture_split import (
+from dist_net.data.image_split import (
     TEST,
     TRAIN,
     VALIDATION,
-    LabelledPicture,
+    LabelledImage,
     LeftOut,
     with_validation_split_off,
     without_contradictions,
 )
-from dist_net.errors import PictureFolderError
+from dist_net.errors import ImageFolderError
 
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff".split()  # noqa: SIM905
 )
 KINDS = "JPEG, PNG, WebP, GIF, BMP or TIFF"
@@ -38,11 +38,11 @@ VALIDATION_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class PictureFolder:
-    """A folder's pictures, by path; the names of their classes, sorted; and what was left out."""
+class ImageFolder:
+    """A folder's images, by path; the names of their classes, sorted; and what was left out."""
 
     root: Path
-    pictures: tuple[LabelledPicture, ...]
+    images: tuple[LabelledImage, ...]
     class_names: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
 
@@ -54,20 +54,20 @@ class PictureFolder:
         validation: float = VALIDATION_SHARE,
         seed: int = 0,
         run_directory: Path | None = None,
-    ) -> PictureFolder:
+    ) -> ImageFolder:
         """Lists a folder: ``CLASS/...``, or ``train/CLASS/...`` with ``val/`` or ``test/`` beside.
 
         With ``labels_csv``, a file of rows ``path,label``, with or without a header, paths are
         relative to the folder, and only they are used. Where no ``val/`` is given, a share of
         ``validation`` is split off, drawn by ``seed``. ``run_directory`` is where the run writes.
-        Raises PictureFolderError.
+        Raises ImageFolderError.
         """
         root = Path(path)
         if not root.is_dir():
             what = "is no folder" if root.exists() else "is not there"
-            raise PictureFolderError(f"{root} {what}; expected a folder of pictures: {LAYOUTS}")
+            raise ImageFolderError(f"{root} {what}; expected a folder of images: {LAYOUTS}")
         if not 0 < validation < 1:
-            raise PictureFolderError(
+            raise ImageFolderError(
                 f"validation={validation:g}: expected a share between 0 and 1, such as 0.2"
             )
         if run_directory is not None:
@@ -78,54 +78,54 @@ class PictureFolder:
         else:
             listing.add_labelled(Path(labels_csv))
         class_names = listing.require_classes()
-        contents = _contents(root, listing.pictures)
-        pictures, contradictions = without_contradictions(listing.pictures, contents)
-        if not any(picture.part == VALIDATION for picture in pictures):
+        contents = _contents(root, listing.images)
+        images, contradictions = without_contradictions(listing.images, contents)
+        if not any(image.part == VALIDATION for image in images):
             # What train/ holds is split like a folder without parts.
-            pictures = [each._replace(part=each.part.replace(TRAIN, "")) for each in pictures]
-        pictures = with_validation_split_off(pictures, contents, validation, seed)
-        trained = {each.class_name for each in pictures if each.part == TRAIN}
+            images = [each._replace(part=each.part.replace(TRAIN, "")) for each in images]
+        images = with_validation_split_off(images, contents, validation, seed)
+        trained = {each.class_name for each in images if each.part == TRAIN}
         for name in class_names:
             if name not in trained:
-                raise PictureFolderError(
-                    f"{root}: class {name!r} has no picture left to train on; the others lie in "
+                raise ImageFolderError(
+                    f"{root}: class {name!r} has no image left to train on; the others lie in "
                     f"another class or part as well; expected at least one"
                 )
-        if not any(each.part == VALIDATION for each in pictures):
-            raise PictureFolderError(
-                f"{root}: no class has two different pictures, one to train and one to validate "
-                f"on; expected more pictures"
+        if not any(each.part == VALIDATION for each in images):
+            raise ImageFolderError(
+                f"{root}: no class has two different images, one to train and one to validate "
+                f"on; expected more images"
             )
         left_out = sorted([*listing.left_out, *contradictions])
-        return cls(root, tuple(sorted(pictures)), class_names, tuple(left_out))
+        return cls(root, tuple(sorted(images)), class_names, tuple(left_out))
 
     def of_part(self, part: str) -> list[int]:
-        """The indices of a part's pictures."""
-        return [index for index, each in enumerate(self.pictures) if each.part == part]
+        """The indices of a part's images."""
+        return [index for index, each in enumerate(self.images) if each.part == part]
 
     @property
     def labels(self) -> list[int]:
-        """The index of each picture's class."""
+        """The index of each image's class."""
         index_of = {name: index for index, name in enumerate(self.class_names)}
-        return [index_of[each.class_name] for each in self.pictures]
+        return [index_of[each.class_name] for each in self.images]
 
 
 def require_apart(root: Path, run_directory: Path) -> None:
-    """Raises PictureFolderError if the pictures and what is written lie in each other."""
-    pictures, run = root.resolve(), run_directory.resolve()
-    if pictures.is_relative_to(run) or run.is_relative_to(pictures):
-        raise PictureFolderError(
-            f"the pictures, {root}, and the run's directory, {run_directory}, lie in each other; "
+    """Raises ImageFolderError if the images and what is written lie in each other."""
+    images, run = root.resolve(), run_directory.resolve()
+    if images.is_relative_to(run) or run.is_relative_to(images):
+        raise ImageFolderError(
+            f"the images, {root}, and the run's directory, {run_directory}, lie in each other; "
             f"expected them apart: give another --run-dir"
         )
 
 
 class _Listing:
-    """The pictures that were found so far, and what was left out."""
+    """The images that were found so far, and what was left out."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.pictures: list[LabelledPicture] = []
+        self.images: list[LabelledImage] = []
         self.left_out: list[LeftOut] = []
         self._class_names: set[str] = set()
 
@@ -155,7 +155,7 @@ class _Listing:
         return names
 
     def _add_class(self, folder: str, class_name: str, part: str) -> None:
-        """Adds the pictures in a folder and those in it; each is read once, so that loops end."""
+        """Adds the images in a folder and those in it; each is read once, so that loops end."""
         self._class_names.add(class_name)
         top = (self._root / folder).stat()
         visited = {(top.st_dev, top.st_ino)}
@@ -169,7 +169,7 @@ class _Listing:
                     else:
                         visited.add(identity)
                         waiting.append(path)
-                elif posixpath.splitext(path)[1].casefold() in PICTURE_SUFFIXES:
+                elif posixpath.splitext(path)[1].casefold() in IMAGE_SUFFIXES:
                     self._add(path, class_name, part, found)
                 else:
                     self.left_out.append(LeftOut(path, f"not named like a {KINDS} file"))
@@ -197,9 +197,7 @@ class _Listing:
                 self.left_out.append(LeftOut(path, "neither a file nor a folder"))
 
     def _add(self, path: str, class_name: str, part: str, found: os.stat_result) -> None:
-        self.pictures.append(
-            LabelledPicture(path, class_name, part, found.st_size, found.st_mtime_ns)
-        )
+        self.images.append(LabelledImage(path, class_name, part, found.st_size, found.st_mtime_ns))
 
     def add_labelled(self, labels_csv: Path) -> None:
         """Adds what a file of rows ``path,label`` names."""
@@ -210,56 +208,56 @@ class _Listing:
             if Path(given).is_absolute():
                 path = os.path.relpath(given, self._root.absolute())
             if path.startswith("../"):
-                raise PictureFolderError(f"{at} lies outside {self._root}; expected a path in it")
+                raise ImageFolderError(f"{at} lies outside {self._root}; expected a path in it")
             if label_of.setdefault(path, label) != label:
-                raise PictureFolderError(
+                raise ImageFolderError(
                     f"{at} is labelled {label!r}, and {label_of[path]!r} before; expected one label"
                 )
             if not label:
-                raise PictureFolderError(f"{at} has no label; expected path,label")
+                raise ImageFolderError(f"{at} has no label; expected path,label")
             try:
                 found = (self._root / path).stat()
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
-                raise PictureFolderError(
+                raise ImageFolderError(
                     f"{at} cannot be read: {reason}; expected a path relative to {self._root}"
                 ) from error
             if not S_ISREG(found.st_mode):
-                raise PictureFolderError(f"{at} is no file; expected a picture's path")
+                raise ImageFolderError(f"{at} is no file; expected an image's path")
             self._class_names.add(label)
             self._add(path, label, "", found)
-        self.pictures = list(dict.fromkeys(self.pictures))
+        self.images = list(dict.fromkeys(self.images))
 
     def require_classes(self) -> tuple[str, ...]:
-        """The names of the classes; raises PictureFolderError if they cannot be trained."""
-        if not self.pictures:
+        """The names of the classes; raises ImageFolderError if they cannot be trained."""
+        if not self.images:
             first = f"; left out: {self._first_left_out()}" if self.left_out else ""
-            raise PictureFolderError(
-                f"{self._root}: no pictures; expected {KINDS} files as {LAYOUTS}{first}"
+            raise ImageFolderError(
+                f"{self._root}: no images; expected {KINDS} files as {LAYOUTS}{first}"
             )
         names = sorted(self._class_names)
         same: dict[str, str] = {}
         for name in names:
             if not name.isprintable():
-                raise PictureFolderError(
+                raise ImageFolderError(
                     f"{self._root}: a class is called {name!a}; expected a name that can be printed"
                 )
             other = same.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
             if other != name:
-                raise PictureFolderError(
+                raise ImageFolderError(
                     f"{self._root}: classes {other!r} and {name!r} differ only in case, or in how "
                     f"letters are composed; expected names that differ: rename or merge them"
                 )
-        counts = Counter(each.class_name for each in self.pictures if each.part in ("", TRAIN))
+        counts = Counter(each.class_name for each in self.images if each.part in ("", TRAIN))
         for name in names:
             if not counts[name]:
-                where = " in train/" if self.pictures[0].part else ""
-                raise PictureFolderError(
-                    f"{self._root}: class {name!r} has no pictures{where}; expected at least one "
+                where = " in train/" if self.images[0].part else ""
+                raise ImageFolderError(
+                    f"{self._root}: class {name!r} has no images{where}; expected at least one "
                     f"{KINDS} file: add some, or remove the class"
                 )
         if len(names) == 1:
-            raise PictureFolderError(
+            raise ImageFolderError(
                 f"{self._root}: one class, {names[0]!r}; expected at least two, each in a folder "
                 f"of its own: {LAYOUTS}"
             )
@@ -272,7 +270,7 @@ class _Listing:
 
 
 def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str]]:
-    """Line, path and label of each row; the first is a header if its path ends like no picture."""
+    """Line, path and label of each row; the first is a header if its path ends like no image."""
     try:
         with labels_csv.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
@@ -281,33 +279,33 @@ def _rows(labels_csv: Path) -> Iterator[tuple[int, str, str]]:
                 if not row:
                     continue
                 if len(row) != 2:
-                    raise PictureFolderError(
+                    raise ImageFolderError(
                         f"{labels_csv}, line {reader.line_num}: {len(row)} fields; expected 2: "
                         f"path,label"
                     )
                 path, label = (field.strip() for field in row)
                 is_header = is_first and posixpath.splitext(path)[1].casefold() not in (
-                    PICTURE_SUFFIXES
+                    IMAGE_SUFFIXES
                 )
                 is_first = False
                 if not is_header:
                     yield reader.line_num, path, label
     except OSError as error:
-        raise PictureFolderError(
+        raise ImageFolderError(
             f"labels {labels_csv}: {error.strerror}; expected a file of rows path,label"
         ) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise PictureFolderError(
+        raise ImageFolderError(
             f"labels {labels_csv}: {error}; expected UTF-8 text of rows path,label"
         ) from error
 
 
-def _contents(root: Path, pictures: Sequence[LabelledPicture]) -> dict[str, str]:
+def _contents(root: Path, images: Sequence[LabelledImage]) -> dict[str, str]:
     """What equal files share: the SHA-256 where sizes are equal, else the path, which is unique."""
     of_size: dict[int, list[str]] = defaultdict(list)
-    for picture in pictures:
-        of_size[picture.size_bytes].append(picture.path)
-    contents = {picture.path: picture.path for picture in pictures}
+    for image in images:
+        of_size[image.size_bytes].append(image.path)
+    contents = {image.path: image.path for image in images}
     for size_bytes, paths in of_size.items():
         if size_bytes and len(paths) > 1:
             contents |= {path: _sha256(root / path) or path for path in paths}

@@ -1,4 +1,4 @@
-"""``dist-net train FOLDER``: from pictures to a classifier that stands alone, and its report."""
+"""``dist-net train FOLDER``: from images to a classifier that stands alone, and its report."""
 
 import json
 import shutil
@@ -12,15 +12,15 @@ import pytest
 import dist_net
 from dist_net.training.run.local_run import REPORTED
 from dist_net.training.run.single_process import EpochResult
-from drawn_pictures import draw_shapes
+from drawn_images import draw_shapes
 
 Start = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = draw_shapes(tmp_path_factory.mktemp("pictures") / "photos", 12)
-    (root / "circle" / "broken.jpg").write_bytes(b"no picture")
+    root = draw_shapes(tmp_path_factory.mktemp("images") / "photos", 12)
+    (root / "circle" / "broken.jpg").write_bytes(b"no image")
     return root
 
 
@@ -42,12 +42,12 @@ def test_a_folder_becomes_a_run_that_needs_neither_the_photos_nor_their_folder(
 
     moved = tmp_path / "moved"
     shutil.move(run, moved)
-    picture = tmp_path / "one.jpg"
-    shutil.copy(photos / "square" / "000.jpg", picture)
+    image = tmp_path / "one.jpg"
+    shutil.copy(photos / "square" / "000.jpg", image)
     evaluated = start("evaluate", str(moved), "--json").result()
     assert evaluated["test_accuracy"] == report["test_accuracy"]
     assert evaluated["test_loss"] == pytest.approx(report["test_loss"], rel=1e-3)
-    predicted = start("predict", str(moved), str(picture), "--json").result()
+    predicted = start("predict", str(moved), str(image), "--json").result()
     assert {each["label"] for each in predicted["predictions"]} == {"circle", "square", "triangle"}
     calibration = json.loads((moved / "calibration.json").read_text())
     most = predicted["predictions"][0]["probability"]
@@ -65,8 +65,8 @@ def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(
     assert trained.report["samples"] == 2 * 29
     assert trained.history == seen
     assert seen[-1].epoch == 2
-    pictures = np.zeros((2, *trained.model.input_shape), np.uint8)
-    assert trained.predict(pictures).shape == (2, 3)
+    images = np.zeros((2, *trained.model.input_shape), np.uint8)
+    assert trained.predict(images).shape == (2, 3)
 
     asked = ["train", str(photos), "--base", str(run), "--fine-tune", "1", "--epochs", "2"]
     report = start(*asked, "--run-dir", str(tuned), "--json").result()
@@ -76,7 +76,7 @@ def test_without_a_base_a_small_net_is_trained_and_a_run_of_it_is_a_base(
     assert evaluated["test_accuracy"] == report["test_accuracy"]
 
 
-def test_a_handful_of_pictures_goes_on_from_wherever_the_command_was_killed(
+def test_a_handful_of_images_goes_on_from_wherever_the_command_was_killed(
     start: Start, photos: Path, tmp_path: Path
 ) -> None:
     few, run = tmp_path / "few", tmp_path / "run"
@@ -88,7 +88,7 @@ def test_a_handful_of_pictures_goes_on_from_wherever_the_command_was_killed(
     (few / "circle" / "\udcff.txt").touch()
     asked = ["train", str(few), "--base", "none", "--epochs", "1", "--run-dir", str(run)]
     killed = start(*asked)
-    killed.says("preparing pictures")
+    killed.says("preparing images")
     killed.process.kill()
     killed.ends()
     report = start("train", "--resume", "--run-dir", str(run), "--json").result()
@@ -118,13 +118,13 @@ def test_what_cannot_be_is_one_clear_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_is_refused_after_its_pictures_were_tried_leaves_no_run(
+def test_a_folder_that_is_refused_after_its_images_were_tried_leaves_no_run(
     start: Start, tmp_path: Path
 ) -> None:
     for number in range(6):
         file = tmp_path / "few" / "ab"[number % 2] / f"{number}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"{number} is no picture")
+        file.write_text(f"{number} is no image")
     command = start("train", str(tmp_path / "few"), "--base", "none")
     assert command.ends() == 2
     command.says("few")
@@ -134,4 +134,4 @@ def test_a_folder_that_is_refused_after_its_pictures_were_tried_leaves_no_run(
 def test_options_of_a_folder_are_not_taken_for_a_recipe(start: Start, tmp_path: Path) -> None:
     command = start("train", "digits", "--fine-tune", "2", "--run-dir", str(tmp_path / "run"))
     assert command.ends() == 2
-    command.says("--fine-tune is for a folder of pictures")
+    command.says("--fine-tune is for a folder of images")

@@ -1,4 +1,4 @@
-"""The report as one picture, a PNG. Needs the extra ``plots``."""
+"""The report as one image, a PNG. Needs the extra ``plots``."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from dist_net.training.run.plots import AS_IT_IS, draw_confusion, draw_curve, ne
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-MOST_SHOWN = 6
-MOST_BARS = 40
+MAX_SHOWN = 6
+MAX_BARS = 40
 
 
 def draw_report(content: Mapping[str, Any], thumbnails: Mapping[str, bytes], path: Path) -> None:
     """Draws a report's ``content`` into a PNG: curves, matrix, classes, the worst mistakes.
 
-    ``thumbnails`` are PNG files of its pictures, by name. Raises MissingExtraError, and OSError
+    ``thumbnails`` are PNG files of its images, by name. Raises MissingExtraError, and OSError
     where nothing can be written.
     """
     names = [each["name"] for each in content["classes"]]
     figure = new_figure(14, 13)
     figure.suptitle(f"{content['name']}: {content['description']}", **AS_IT_IS)
     parts = figure.subfigures(3, 1, squeeze=False, height_ratios=(3, 6, 3))
-    curves, tables, pictures = parts[:, 0]
+    curves, tables, images = parts[:, 0]
     for axes, quantity in zip(curves.subplots(1, 2), ("loss", "accuracy"), strict=True):
         draw_curve(axes, content["curves"], quantity)
     matrix, bars = tables.subplots(1, 2)
     draw_confusion(matrix, np.array(content["confusion"]), names)
-    matrix.set_title(f"{content['judged_on']} pictures, {content['accuracy']:.1%} right")
+    matrix.set_title(f"{content['judged_on']} images, {content['accuracy']:.1%} right")
     draw_classes(bars, content)
-    pictures.suptitle("the most confident mistakes")
-    shown = pictures.subplots(1, MOST_SHOWN)
+    images.suptitle("the most confident mistakes")
+    shown = images.subplots(1, MAX_SHOWN)
     for axes in shown:
         axes.axis("off")
     for axes, mistake in zip(shown, content["mistakes"], strict=False):
-        _draw_picture(axes, mistake, thumbnails)
+        _draw_image(axes, mistake, thumbnails)
     figure.savefig(path, dpi=90, format="png")
 
 
 def draw_classes(axes: Axes, content: Mapping[str, Any]) -> None:
     """Draw the precision and recall of each class as bars."""
-    classes = content["classes"][:MOST_BARS]
+    classes = content["classes"][:MAX_BARS]
     places = np.arange(len(classes))
     for offset, quantity in ((-0.2, "precision"), (0.2, "recall")):
         shares = [each[quantity] or 0 for each in classes]
@@ -60,8 +60,8 @@ def draw_classes(axes: Axes, content: Mapping[str, Any]) -> None:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2)
 
 
-def _draw_picture(axes: Axes, mistake: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> None:
-    if mistake["picture"] in thumbnails:
-        axes.imshow(np.asarray(Image.open(BytesIO(thumbnails[mistake["picture"]]))))
+def _draw_image(axes: Axes, mistake: Mapping[str, Any], thumbnails: Mapping[str, bytes]) -> None:
+    if mistake["image"] in thumbnails:
+        axes.imshow(np.asarray(Image.open(BytesIO(thumbnails[mistake["image"]]))))
     title = f"{mistake['answer']} {mistake['probability']:.0%}\n(labelled {mistake['label']})"
     axes.set_title(title, fontsize="small", **AS_IT_IS)
