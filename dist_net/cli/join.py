@@ -28,7 +28,7 @@ from dist_net.processes.terminal import FetchProgress, plain_console
 from dist_net.training.run.joined_run import JoinedRun, JoinedRunSettings
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
-from dist_net.wire.reaching import REACH_WITHIN_S, LetIn, be_let_in
+from dist_net.wire.reaching import REACH_WITHIN_S, ServerAccess, join_by_token
 from dist_net.wire.token import TRAINING
 
 AUTO = "auto"
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     token = token_given(arguments, TRAINING)
     console = plain_console()
-    server = be_let_in(token, timeout_s=arguments.timeout)
+    server = join_by_token(token, timeout_s=arguments.timeout)
     with ExitStack() as opened:
         directory = RunDirectory(opened.enter_context(temporary_directory()) / "run")
         directory.make()
@@ -122,7 +122,7 @@ def settings_of(arguments: argparse.Namespace) -> JoinedRunSettings:
     )
 
 
-def offered_by(server: LetIn, timeout_s: float) -> OfferedRecipe:
+def offered_by(server: ServerAccess, timeout_s: float) -> OfferedRecipe:
     """Return the recipe that the server trains; raises ``OfferError``."""
     with Observer(*server, timeout_s=timeout_s, max_array_bytes=MAX_MANIFEST_BYTES) as observer:
         return OfferedRecipe.of(observer.recipe())

@@ -56,7 +56,7 @@ from dist_net.nn.inference import Prepared, prepare
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
 from dist_net.spelling import did_you_mean
 from dist_net.vector import Vector
-from dist_net.wire.reaching import be_let_in
+from dist_net.wire.reaching import join_by_token
 from dist_net.wire.security import CLIENT, PeerKeys
 from dist_net.wire.serving_messages import MODEL_NAME
 from dist_net.wire.token import TRAINING, JoinToken, is_token
@@ -407,7 +407,7 @@ def source_called(
 
     Raises UnknownModelError if there is no such model, ModelOptionError when ``weights`` or
     ``labels`` are missing or of no use, ConfigurationError for a damaged .cfg file, and for a token
-    what ``be_let_in`` raises.
+    what ``join_by_token`` raises.
     """
     if model in PUBLISHED:
         published = PUBLISHED[model]
@@ -433,9 +433,9 @@ def source_called(
             f"{model} is a run, which has its own weights; expected no --weights"
         )
     if is_live and not model.startswith(LIVE):
-        token = JoinToken.of(model)
+        token = JoinToken.parse(model)
         token.require_kind(TRAINING)
-        model, keys = be_let_in(token, CLIENT)
+        model, keys = join_by_token(token, CLIENT)
     if is_live:
         return FollowedRun(model, keys, labels, progress, trust_recipe)
     return TrainedRun(path, labels, progress, trust_recipe)

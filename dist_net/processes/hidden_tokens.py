@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dist_net.errors import TokenError
-from dist_net.wire.token import MAX_TOKEN, JoinToken, holds_token
+from dist_net.wire.token import MAX_TOKEN_LENGTH, JoinToken, holds_token
 
 _PIPED = re.compile(r"@/dev/fd/(\d+)")
 
@@ -51,7 +51,7 @@ def token_given(arguments: argparse.Namespace, kind: str) -> JoinToken:
             f"no token in {arguments.token_file or 'stdin'}; expected the printed line, "
             f"echo TOKEN | dist-net ..., or --token-file FILE"
         )
-    token = JoinToken.of(text)
+    token = JoinToken.parse(text)
     token.require_kind(kind)
     return token
 
@@ -59,12 +59,12 @@ def token_given(arguments: argparse.Namespace, kind: str) -> JoinToken:
 def _first_line(path: Path | None) -> str:
     if path is not None:
         with path.open(encoding="utf-8") as file:
-            return file.readline(MAX_TOKEN + 2).strip()
+            return file.readline(MAX_TOKEN_LENGTH + 2).strip()
     if sys.stdin is None:
         return ""
     if sys.stdin.isatty():
         print("Token: ", end="", file=sys.stderr, flush=True)
-    line = sys.stdin.readline(MAX_TOKEN + 2).strip()
+    line = sys.stdin.readline(MAX_TOKEN_LENGTH + 2).strip()
     if not sys.stdin.isatty() and sys.stderr.isatty():  # for the question about a recipe
         with suppress(OSError):
             sys.stdin = Path("/dev/tty").open(encoding="utf-8")  # noqa: SIM115

@@ -12,8 +12,8 @@ from pathlib import Path
 from dist_net.command_line import command_line
 from dist_net.errors import KeyFileError
 from dist_net.wire.address import listen_address
-from dist_net.wire.contacts import checked_host, contacts_of
-from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, remember, require_lifetime
+from dist_net.wire.contacts import checked_host, contact_addresses
+from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, require_lifetime, store_addresses
 from dist_net.wire.token import MAX_ADDRESSES, POOL, TRAINING, JoinToken
 
 COMMANDS = {TRAINING: "join", POOL: "inference-worker"}
@@ -55,7 +55,7 @@ class Opening:
         found: list[str] = []
         for listen, address in zip(self.listen, bound, strict=True):
             if address.startswith("tcp://"):
-                found += contacts_of(listen, address, self.contact)
+                found += contact_addresses(listen, address, self.contact)
         addresses = tuple(dict.fromkeys(found))[:MAX_ADDRESSES]
         if not addresses:
             return None
@@ -63,7 +63,7 @@ class Opening:
             expires_s = int(time.time() + self.lifetime_s)
             return JoinToken(self.kind, secrets.token_hex(4), expires_s, addresses)
         invitation = invite(keys, self.kind, self.lifetime_s)
-        remember(keys, self.kind, addresses)
+        store_addresses(keys, self.kind, addresses)
         return invitation.token(addresses)
 
     def lines(self, keys: Path | None, bound: Sequence[str], directory: Path | None) -> list[str]:

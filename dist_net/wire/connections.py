@@ -1,7 +1,7 @@
 """The limits of a server's TCP connections: who may connect, how many, and how much each may send.
 
-By itself ZeroMQ accepts connections until the process has no descriptor left, and stores the frames
-of a message until the last one arrives. `Connections` is a thread that closes the connections that
+ZeroMQ itself accepts connections until the process has no free descriptor, and stores the frames of
+a message until the last frame arrives. `Connections` is a thread that closes the connections that
 exceed a limit. It also checks the key of each new peer, and closes the connections of revoked keys.
 See docs/decisions/0019-limits-for-strangers.md.
 """
@@ -27,7 +27,7 @@ from dist_net.wire.security import ADMITTED, AllowList
 logger = getLogger(__name__)
 
 _ADDRESS = "inproc://connections"
-_ADMISSIONS = "inproc://zeromq.zap.01"  # where ZeroMQ sends its questions (ZAP, RFC 27)
+_ADMISSIONS = "inproc://zeromq.zap.01"  # where ZeroMQ requests admissions (ZAP, RFC 27)
 _NO_WAIT = int(zmq.NOBLOCK)
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_MONITOR_STOPPED
 
@@ -35,9 +35,9 @@ MAX_HANDSHAKE_BYTES = 4096  # a peer's handshake takes less than 1000
 # With keys, a server sends no more than this to a stranger: a greeting of 64 bytes, WELCOME of 170
 # and ERROR of 12 (RFC 37, RFC 26). An admitted peer receives READY of 67 or more instead of ERROR.
 _SENT_TO_STRANGERS = 64 + 170 + 12
-# A look takes about 5 us for each connection: together 1 % of a core, or less.
-_LOOK_EVERY_S = 0.02
-_LOOK_S_PER_CONNECTION = 0.0005
+# A check takes about 5 us per connection, in total at most 1 % of a core.
+_CHECK_EVERY_S = 0.02
+_CHECK_S_PER_CONNECTION = 0.0005
 _REFRESH_KEYS_EVERY_S = 1.0
 
 _EVENT = struct.Struct("=Hi")  # zmq_socket_monitor(3): the event and a descriptor
@@ -104,10 +104,10 @@ class Connections(threading.Thread):
         poller = zmq.Poller()
         poller.register(self._monitor, zmq.POLLIN)
         poller.register(self._admissions, zmq.POLLIN)
-        looked_s = refreshed_s = 0.0
+        checked_s = refreshed_s = 0.0
         with self._monitor, self._admissions:
             while True:
-                pause_s = _LOOK_EVERY_S + _LOOK_S_PER_CONNECTION * len(self._open)
+                pause_s = _CHECK_EVERY_S + _CHECK_S_PER_CONNECTION * len(self._open)
                 ready = dict(poller.poll(math.ceil(1000 * pause_s) if self._open else None))
                 # First: a peer is not admitted before its connection is known.
                 if not self._take_in_events():
@@ -115,9 +115,9 @@ class Connections(threading.Thread):
                 if self._admissions in ready:
                     self._admit()
                 now = time.monotonic()
-                if now >= looked_s + pause_s:
-                    self._look()
-                    looked_s = now
+                if now >= checked_s + pause_s:
+                    self._check()
+                    checked_s = now
                 if now >= refreshed_s + _REFRESH_KEYS_EVERY_S:
                     self._drop_revoked()
                     refreshed_s = now
@@ -153,14 +153,14 @@ class Connections(threading.Thread):
         self._admissions.send_multipart([version, request, status, b"", user, b""])
 
     def _make_room(self) -> None:
-        """Drop the oldest connection of a stranger, or else the newest of all."""
-        for victim, connection in self._open.items():  # the last one is the newest
+        """Drop the oldest connection of a stranger, or else the newest connection."""
+        for victim, connection in self._open.items():
             self._received_bytes(victim, connection)
             if not connection.is_admitted:
                 break
         self._drop(victim, f"more than {self._max_connections} connections")
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         """Drop connections with too many unread bytes."""
         for descriptor, each in list(self._open.items()):
             received_bytes = self._received_bytes(descriptor, each)
@@ -169,7 +169,7 @@ class Connections(threading.Thread):
             if (key := self._heard.pop(descriptor, None)) is not None:
                 each.key, each.read_bytes = key, received_bytes
             elif unread_bytes > (self._max_unread_bytes if is_known else MAX_HANDSHAKE_BYTES):
-                self._drop(descriptor, f"it sent {unread_bytes} bytes that are no whole message")
+                self._drop(descriptor, f"it sent {unread_bytes} bytes of an incomplete message")
 
     def _received_bytes(self, descriptor: int, connection: _Connection) -> int:
         """Return how many bytes arrived, and record whether the peer is admitted.
@@ -205,7 +205,7 @@ class Connections(threading.Thread):
         """Have ZeroMQ close a connection, by a reset: a peer that still sends would wait."""
         dropped = self._open.pop(descriptor)
         with suppress(OSError), _borrowed(descriptor) as connection:
-            if connection.getpeername() == dropped.peer:  # else the number was reused
+            if connection.getpeername() == dropped.peer:  # otherwise the number was reused
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 connection.shutdown(socket.SHUT_RDWR)
         peer = "{}:{}".format(*dropped.peer)
@@ -220,7 +220,7 @@ class Connections(threading.Thread):
 
 @contextmanager
 def _borrowed(descriptor: int) -> Iterator[socket.socket]:
-    """Yield the socket of a descriptor, which stays ZeroMQ's; raises `OSError` if it is none."""
+    """Yield a socket for a descriptor that ZeroMQ owns; raises `OSError` if it is no socket."""
     borrowed = socket.socket(fileno=descriptor)
     try:
         yield borrowed

@@ -1,8 +1,8 @@
 """The addresses by which other hosts may reach a server on this host.
 
-A server may listen on every interface. Which of its addresses another host can reach depends on the
-routes of that host. So a token contains all of them, likeliest first, and its holder tries them
-together: see `dist_net.wire.reaching`.
+A server may listen on every interface, and the routes of another host decide which address it can
+reach. A token therefore contains all addresses, likeliest first, and its holder connects to all at
+once: see `dist_net.wire.reaching`.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ _IPV6_UNUSABLE = 0x01 | 0x20 | 0x40  # temporary, deprecated, tentative (linux/i
 _FAR = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 
 
-def contacts_of(listen: str, bound: str, said: str | None = None) -> tuple[str, ...]:
+def contact_addresses(listen: str, bound: str, host: str | None = None) -> tuple[str, ...]:
     """Return the addresses for other hosts, ``tcp://HOST:PORT``, likeliest first.
 
-    ``listen`` is the configured address of the server, ``bound`` the same with the port that the
-    system chose. ``said`` is a host name or IP address to use instead of this host's own. Raises
-    `AddressError`.
+    ``listen`` is the server's configured address; ``bound`` has the port that the system chose.
+    ``host`` is a name or IP address to use instead of this host's own. Raises `AddressError`.
     """
     address, port = listen_address(listen), bound.rpartition(":")[2]
-    if said is not None:
-        return (f"tcp://{bracketed(checked_host(said))}:{port}",)
+    if host is not None:
+        return (f"tcp://{bracketed(checked_host(host))}:{port}",)
     if address.host not in ("0.0.0.0", "::"):
         return (f"tcp://{bracketed(address.host)}:{port}",)
-    hosts = candidates(_by_route(), _of_interfaces(), takes_ipv6=":" in address.host)
-    return tuple(f"tcp://{bracketed(host)}:{port}" for host in hosts)
+    found = candidates(_by_route(), _of_interfaces(), has_ipv6=":" in address.host)
+    return tuple(f"tcp://{bracketed(each)}:{port}" for each in found)
 
 
 def checked_host(host: str) -> str:
@@ -49,24 +48,24 @@ def checked_host(host: str) -> str:
         return str(ipaddress.ip_address(inner))
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", inner):
         raise AddressError(
-            f"the contact {host!r} cannot be used; expected this host's name or IP address as "
-            f"others know it, without a port"
+            f"the contact {host!r} is not a host; expected this host's name or IP address as seen "
+            f"by other hosts, without a port"
         )
     return inner
 
 
 def candidates(
-    by_route: Iterable[str], of_interfaces: Iterable[str], *, takes_ipv6: bool
+    by_route: Iterable[str], of_interfaces: Iterable[str], *, has_ipv6: bool
 ) -> list[str]:
-    """Return the addresses that other hosts may try, likeliest first; at least one.
+    """Return the addresses for other hosts, likeliest first; 127.0.0.1 if there are none.
 
-    The source addresses of the default routes come first. Loopback and link-local addresses are
-    left out; if no other is left, the result is 127.0.0.1.
+    The source addresses of the default routes precede others. Loopback and link-local addresses are
+    excluded.
     """
     found = [
         number
         for number in dict.fromkeys(map(ipaddress.ip_address, (*by_route, *of_interfaces)))
-        if not number.is_unspecified and (takes_ipv6 or number.version == 4)
+        if not number.is_unspecified and (has_ipv6 or number.version == 4)
     ]
     reachable = [each for each in found if not each.is_loopback and not each.is_link_local]
     loopback = [ipaddress.ip_address("127.0.0.1")]

@@ -1,12 +1,12 @@
 """Channels of one host: a server and the workers that share its memory exchange headers directly.
 
-Arrays stay in shared memory, so the messages of such a worker are single headers. ZeroMQ passes
-each of them through a thread at either end, which cost a tenth of a training step on two cores. A
-channel is a Unix socket that keeps packets whole (``SOCK_SEQPACKET``, Linux only): the kernel wakes
-the receiving loop itself. See docs/decisions/0018-channels-of-one-host.md.
+Arrays stay in shared memory, so each message is a single header. ZeroMQ passes it through a thread
+at either end, which costs a tenth of a training step on two cores. A channel is a Unix socket that
+preserves packets (``SOCK_SEQPACKET``, Linux only); the kernel wakes the receiving loop directly.
+See docs/decisions/0018-channels-of-one-host.md.
 
-A worker joins through ZeroMQ, and opens a channel once the server has admitted it to its memory. If
-that fails, ZeroMQ carries all messages.
+A worker joins through ZeroMQ, and opens a channel once it shares memory with the server. If that
+fails, ZeroMQ carries all messages.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from dist_net.wire.transport import ServerSocket
 logger = logging.getLogger(__name__)
 
 MAX_PACKET_BYTES = 16_384
-"""A longer packet arrives truncated, and is refused because it cannot be decoded."""
+"""A longer packet is truncated, and then refused as undecodable."""
 
 MAX_CHANNELS = 1024
 CONNECT_TIMEOUT_S = 1.0
-PAUSE_S = 0.01  # when no descriptor is left for another channel
+PAUSE_S = 0.01  # without a free descriptor for another channel
 
 _SUFFIX = ".channel"
-_NODE = b"channel-"  # ZeroMQ's own begin with a zero
+_NODE = b"channel-"  # ZeroMQ's nodes begin with a zero
 
 
 class LocalChannel:
@@ -66,24 +66,24 @@ class LocalChannel:
         self._poll.register(self._socket, select.POLLIN)
 
     def send(self, message: Message) -> None:
-        """Send the message, never waiting. Raises ``NoAnswerError`` if the server reads nothing.
+        """Send without waiting. Raises ``NoAnswerError`` if the server reads no messages.
 
-        If the server is gone, the message goes nowhere: ``receive`` reports that.
+        If the server is gone the message is discarded, and ``receive`` reports the loss.
         """
         (header,) = encode(message)
         try:
             self._socket.send(header)
         except BlockingIOError as error:
             raise NoAnswerError(
-                f"the server at {self._address} reads no messages of this worker; look at its log"
+                f"the server at {self._address} reads no messages of this worker; see its log"
             ) from error
         except OSError:
             logger.debug("channel_closed address=%s", self._address)
 
     def receive(self, timeout_s: float) -> Message | None:
-        """Return the next message, or None when none came in time.
+        """Return the next message, or None after the timeout.
 
-        Return a ``Refuse`` that invites to join again when the server has closed the channel.
+        Return a ``Refuse`` with ``may_rejoin`` if the server has closed the channel.
         """
         if timeout_s > 0:
             self._poll.poll(timeout_s * 1000)
@@ -96,7 +96,7 @@ class LocalChannel:
         return decode([header]) if header else Refuse("it closed the connection", may_rejoin=True)
 
     def lend(self, vectors: Iterable[Vector]) -> None:
-        """Do nothing: no arrays travel here."""
+        """Do nothing: a channel carries no arrays."""
 
     def close(self) -> None:
         self._socket.close()
@@ -108,10 +108,7 @@ class LocalChannel:
 
 
 class LocalServerSocket(ServerSocket):
-    """A `ServerSocket` that also listens for channels, beside each of its ``ipc`` addresses.
-
-    Each channel is one more node.
-    """
+    """A `ServerSocket` with channels beside its ``ipc`` addresses; each channel is a node."""
 
     def __init__(
         self,
@@ -145,7 +142,7 @@ class LocalServerSocket(ServerSocket):
         self._poll.close()
 
     def _arrived(self) -> tuple[bytes, Message] | None:
-        """Return a packet of the next channel that has one, or else a message of ZeroMQ's."""
+        """Return the next message of a ready channel, or else of ZeroMQ."""
         while self._ready:
             descriptor = self._ready.popleft()
             node = self._nodes.get(descriptor)
@@ -158,12 +155,12 @@ class LocalServerSocket(ServerSocket):
                 self._accept(self._listeners[descriptor])
         if not self.has_message():
             return None
-        # The channels are next, however many messages ZeroMQ has.
+        # Channels take the next turn, even if ZeroMQ has more messages.
         self._ready.extend(descriptor for descriptor, _ in self._poll.poll(0))
         return next(self.waiting(1), None)
 
     def _read(self, node: bytes) -> bytes:
-        """Return the channel's next packet; empty if it has ended."""
+        """Return the channel's next packet, b"" at its end."""
         try:
             return self._channels[node].recv(MAX_PACKET_BYTES)
         except OSError:
@@ -184,7 +181,7 @@ class LocalServerSocket(ServerSocket):
     def _listen(self, path: Path) -> None:
         listener = _new_socket()
         try:
-            path.unlink(missing_ok=True)  # left behind by a server that was killed
+            path.unlink(missing_ok=True)  # the file of a killed server
             listener.bind(str(path))
             listener.listen()
             listener.setblocking(False)
@@ -201,7 +198,7 @@ class LocalServerSocket(ServerSocket):
             channel, _ = listener.accept()
         except OSError as error:
             logger.warning("channel_refused error=%s", error)
-            time.sleep(PAUSE_S)  # it stays ready: without a pause, the loop would not rest
+            time.sleep(PAUSE_S)  # the listener stays ready, which would keep the loop busy
             return
         if len(self._channels) >= MAX_CHANNELS:
             channel.close()

@@ -22,7 +22,7 @@ Every request has exactly one reply:
     Shutdown        ──────────────▶   StatusReport
 
     host with a token
-    Enrol           ──────────────▶   Enrolled | Refuse
+    Enroll          ──────────────▶   Enrolled | Refuse
     RecipeRequest   ──────────────▶   RecipeOffer | Refuse
 
 A worker numbers its `Join`, `Pull` and `Push` requests consecutively. A reply repeats the
@@ -285,7 +285,7 @@ class Shutdown(NamedTuple):
     reason: Reason
 
 
-class Enrol(NamedTuple):
+class Enroll(NamedTuple):
     """The holder of a token requests that its own public key (Z85) be admitted for a role.
 
     ``name`` is the name of the host.
@@ -318,26 +318,8 @@ class RecipeOffer(NamedTuple):
     payloads: Payloads
 
 
-Message = (
-    Join
-    | Welcome
-    | Refuse
-    | Pull
-    | Work
-    | Wait
-    | Push
-    | Heartbeat
-    | Alive
-    | Leave
-    | Stop
-    | StatusRequest
-    | StatusReport
-    | SnapshotRequest
-    | Snapshot
-    | Shutdown
-    | Enrol
-    | Enrolled
-    | RecipeRequest
-    | RecipeOffer
-    | ServingMessage
-)
+WorkerMessage = Join | Pull | Push | Heartbeat | Leave
+ServerMessage = Welcome | Refuse | Work | Wait | Alive | Stop
+ObserverMessage = StatusRequest | StatusReport | SnapshotRequest | Snapshot | Shutdown
+HostMessage = Enroll | Enrolled | RecipeRequest | RecipeOffer
+Message = WorkerMessage | ServerMessage | ObserverMessage | HostMessage | ServingMessage

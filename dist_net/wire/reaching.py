@@ -1,4 +1,4 @@
-"""Reach a server by a token: find the address that answers, and exchange the token for a key."""
+"""Connect by a token: find the address that answers, and exchange the token for a key."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import zmq
 from dist_net.errors import AddressError, NoAnswerError, TokenError
 from dist_net.wire.address import bracketed, contact_address, silence_cause
 from dist_net.wire.fields import MAX_HEADER_BYTES
-from dist_net.wire.invitation import ago, peer_keys_of
-from dist_net.wire.messages import Enrol, Enrolled, Refuse
+from dist_net.wire.invitation import duration_text, peer_keys_of
+from dist_net.wire.messages import Enroll, Enrolled, Refuse
 from dist_net.wire.security import WORKER, PeerKeys, secure_client
 from dist_net.wire.token import JoinToken
 from dist_net.wire.transport import ClientSocket
 
 REACH_WITHIN_S = 10.0
-SURE_AFTER_S = 1.0
-"""A server that still hangs up after this time has other keys."""
+HANG_UPS_COUNT_AFTER_S = 1.0
+"""A server that still closes the connection after this time has other keys."""
 
 # zmq_socket_monitor(3)
 _EVENT = struct.Struct("=Hi")
@@ -35,42 +35,44 @@ _REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH
 _EVENTS = zmq.EVENT_HANDSHAKE_SUCCEEDED | _REFUSED | _HUNG_UP
 
 
-class LetIn(NamedTuple):
-    """The address of a server, and a key pair that it admits; None if it needs no keys."""
+class ServerAccess(NamedTuple):
+    """The address of a server, and a key pair that it admits; None if it requires no keys."""
 
     address: str
     keys: PeerKeys | None
 
 
-def be_let_in(token: JoinToken, role: str = WORKER, timeout_s: float = REACH_WITHIN_S) -> LetIn:
-    """Reach the server of a token, and register a new key pair there.
+def join_by_token(
+    token: JoinToken, role: str = WORKER, timeout_s: float = REACH_WITHIN_S
+) -> ServerAccess:
+    """Connect to a token's server, and enroll a new key pair.
 
-    Raises `TokenError` if the server refuses the token, or is not the one that made it,
-    `NoAnswerError` if none answers in time, and `AddressError` if no address resolves.
+    Raises `TokenError` if the server refuses the token or has other keys, `NoAnswerError` if no
+    server replies in time, and `AddressError` if no address resolves.
     """
     if not token.secret:
-        return LetIn(reached_of(token, None, timeout_s), None)
+        return ServerAccess(_first_reached(token, None, timeout_s), None)
     carried = peer_keys_of(token)
-    address = reached_of(token, carried, timeout_s)
+    address = _first_reached(token, carried, timeout_s)
     own = PeerKeys.new(carried.server_public)
     with ClientSocket(address, carried) as holder:
-        holder.send(Enrol(socket.gethostname()[:128], role, own.public.decode()))
+        holder.send(Enroll(socket.gethostname()[:128], role, own.public.decode()))
         answer = holder.receive(timeout_s)
         if answer is None:
             raise holder.no_answer(timeout_s)
     if isinstance(answer, Refuse):
         raise TokenError(f"the server at {address} refused this token: {answer.reason}")
     if not isinstance(answer, Enrolled):
-        raise TokenError(f"{address} answered a token with {type(answer).__name__}")
-    return LetIn(address, own)
+        raise TokenError(f"{address} replied to a token with {type(answer).__name__}")
+    return ServerAccess(address, own)
 
 
-def reached_of(token: JoinToken, keys: PeerKeys | None, timeout_s: float) -> str:
-    """Return the address of a token that answers first; one socket tries all of them together.
+def _first_reached(token: JoinToken, keys: PeerKeys | None, timeout_s: float) -> str:
+    """Return the token's address that replies first; one socket connects to all at once.
 
-    Raises the errors of `be_let_in`.
+    Raises the errors of `join_by_token`.
     """
-    seen = dict.fromkeys(_numbers(token.addresses), 0)  # the events of each address
+    seen = dict.fromkeys(_resolved(token.addresses), 0)  # the events of each address
     with ExitStack() as opened:
         context = opened.enter_context(zmq.Context())
         dealer = opened.enter_context(context.socket(zmq.DEALER))
@@ -92,7 +94,7 @@ def reached_of(token: JoinToken, keys: PeerKeys | None, timeout_s: float) -> str
                     return str(endpoint.decode())
                 seen[endpoint.decode()] = seen.get(endpoint.decode(), 0) | event
             now = time.monotonic()
-            final = _REFUSED | _HUNG_UP if now > begun_s + SURE_AFTER_S else _REFUSED
+            final = _REFUSED | _HUNG_UP if now > begun_s + HANG_UPS_COUNT_AFTER_S else _REFUSED
             if all(events & final for events in seen.values()):
                 break
     refused = [address for address, events in seen.items() if events & _REFUSED]
@@ -100,18 +102,18 @@ def reached_of(token: JoinToken, keys: PeerKeys | None, timeout_s: float) -> str
         raise TokenError(_why_refused(token, refused[0]))
     causes = "; ".join(f"{each}: {_cause(each, seen[each], keys)}" for each in seen)
     if all(events & _HUNG_UP for events in seen.values()):
-        raise TokenError(f"this token is of another run, or server; {causes}")
-    raise NoAnswerError(f"nobody answered for this token in {now - begun_s:.1f} s; {causes}")
+        raise TokenError(f"this token is of another run or server; {causes}")
+    raise NoAnswerError(f"no server answered this token in {now - begun_s:.1f} s; {causes}")
 
 
 def _cause(address: str, events: int, keys: PeerKeys | None) -> str:
-    """Return why no server was reached at an address."""
+    """Return why no server was reached at the address."""
     if events & _HUNG_UP:
-        return "a server there hangs up: it has other keys, or is not a dist-net server"
+        return "the server closes the connection: it has other keys, or is not a dist-net server"
     return silence_cause(contact_address(address), keys is not None)
 
 
-def _numbers(addresses: Sequence[str]) -> list[str]:
+def _resolved(addresses: Sequence[str]) -> list[str]:
     """Return all addresses with their names resolved; raises `AddressError` if none resolves."""
     found: list[str] = []
     unknown: list[str] = []
@@ -130,8 +132,10 @@ def _numbers(addresses: Sequence[str]) -> list[str]:
 
 def _why_refused(token: JoinToken, address: str) -> str:
     over_s = time.time() - token.expires_s
-    cause = f"expired {ago(over_s)} ago by this host's clock" if over_s > 0 else "was revoked"
+    cause = (
+        f"expired {duration_text(over_s)} ago by this host's clock" if over_s > 0 else "was revoked"
+    )
     return (
-        f"the server at {address} does not know this token: it {cause}; ask for "
-        f"another one: 'dist-net keys token DIR' makes it on the server's host"
+        f"the server at {address} does not know this token: it {cause}; "
+        f"'dist-net keys token DIR' on the server's host creates another token"
     )

@@ -1,22 +1,21 @@
-"""Keys of a cluster: CURVE encryption, who may connect, and what their role lets them send.
+"""The keys of a cluster: CURVE encryption, admission of peers, and the messages of each role.
 
-A cluster's key directory, made on the server's host::
+A cluster's key directory, created on the server's host::
 
     DIR/
       server.key_secret     never leaves the server's host
       server.key
-      workers/NAME.key      who may connect, by role;
-      clients/NAME.key      to shut somebody out, delete the file: that ends
-      operators/NAME.key    open connections too
+      workers/NAME.key      the admitted keys of each role; deleting a file
+      clients/NAME.key      revokes the key and ends its connections
+      operators/NAME.key
       tokens/ID.key         see `dist_net.wire.invitation`
-      NAME/                 copy this directory, and nothing else, to that host
+      NAME/                 copy this directory, and nothing else, to the peer's host
         server.key
         worker.key_secret   or client.key_secret, or operator.key_secret
 
-A *worker* trains, or answers for a pool. A *client* asks a pool, and watches a run. An *operator*
-is a client who may also end a run, and reload and unload models. Whoever has a *token* may have a
-key of their own let in, and no more. Key files have the format of
-`zmq.auth`'s certificates.
+A *worker* trains, or answers for a pool. A *client* sends requests to a pool and watches a run. An
+*operator* may also end a run, and reload and unload models. The holder of a *token* may only enroll
+its own key. Key files have the format of `zmq.auth`'s certificates.
 """
 
 import errno
@@ -30,7 +29,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Self, get_args
 
 import zmq
 from zmq.auth import load_certificate
@@ -38,86 +37,69 @@ from zmq.utils import z85
 
 from dist_net.errors import KeyFileError
 from dist_net.wire.messages import (
-    Enrol,
-    Heartbeat,
-    Join,
-    Leave,
+    Enroll,
     Message,
-    Pull,
-    Push,
     RecipeRequest,
     Shutdown,
     SnapshotRequest,
     StatusRequest,
+    WorkerMessage,
 )
-from dist_net.wire.serving_messages import (
-    Ask,
-    BatchDone,
-    Cancel,
-    Describe,
-    FetchArrays,
-    JoinPool,
-    Loaded,
-    Ping,
-    Reload,
-    Unload,
-)
+from dist_net.wire.serving_messages import ClientMessage, OperatorMessage, PoolWorkerMessage
 
 logger = logging.getLogger(__name__)
 
 WORKER, CLIENT, OPERATOR = ROLES = "worker", "client", "operator"
 TOKEN = "token"
 
-_TRAINS: set[type[Message]] = {Join, Pull, Push, Heartbeat, Leave}
-_ANSWERS: set[type[Message]] = {JoinPool, Loaded, FetchArrays, BatchDone}
-_ASKS: set[type[Message]] = {Ask, Cancel, Describe, Ping, SnapshotRequest}
-_RULES: set[type[Message]] = {Shutdown, Reload, Unload}
+_OF_ALL: set[type[Message]] = {StatusRequest, RecipeRequest}
+_OF_CLIENTS = _OF_ALL | {*get_args(ClientMessage), SnapshotRequest}
 
 MAY_SEND: dict[str, set[type[Message]]] = {
-    WORKER: {StatusRequest, RecipeRequest, *_TRAINS, *_ANSWERS},
-    CLIENT: {StatusRequest, RecipeRequest, *_ASKS},
-    OPERATOR: {StatusRequest, RecipeRequest, *_ASKS, *_RULES},
-    TOKEN: {Enrol},
+    WORKER: _OF_ALL | {*get_args(WorkerMessage), *get_args(PoolWorkerMessage)},
+    CLIENT: _OF_CLIENTS,
+    OPERATOR: _OF_CLIENTS | {*get_args(OperatorMessage), Shutdown},
+    TOKEN: {Enroll},
 }
-"""What a server takes of a peer with a key, by the key's role."""
+"""The messages that a server accepts from a peer with a key, by the key's role."""
 
-# By so much a frame is longer on the wire once it is encrypted: a command's name, a nonce, an
-# authentication code and flags (CurveZMQ, RFC 26). ZeroMQ compares that length with its limit.
+# Encryption adds a command's name, a nonce, an authentication code and flags to a frame (CurveZMQ,
+# RFC 26). ZeroMQ compares the length of the encrypted frame with its limit.
 CURVE_OVERHEAD_BYTES = 8 + 8 + 16 + 1
 
 ADMITTED, TRY_AGAIN, REFUSED = b"200", b"300", b"400"
-"""What ZeroMQ is answered about a peer (ZAP, RFC 27); one that is refused never comes again."""
+"""Replies to ZeroMQ about a peer (ZAP, RFC 27). A refused peer does not reconnect."""
 
-# Two changes within a clock tick of the file system's look like one.
+# Two changes within a clock tick of the file system have the same time.
 _SETTLED_NS = 1_000_000_000
 _SERVER_SECRET = "server.key_secret"
 _SERVER_PUBLIC = "server.key"
-# On the host of the cluster's directory everything is an operator's.
+# The keys in the cluster's directory that may be used for a role, in order of preference.
 _BUNDLES_FOR = {
     WORKER: (WORKER,),
     CLIENT: (OPERATOR, CLIENT, WORKER),
     OPERATOR: (OPERATOR, WORKER),
 }
-_CREATE_HINT = "'dist-net keys create DIR' on the server's host makes keys"
+_CREATE_HINT = "'dist-net keys create DIR' on the server's host creates keys"
 
 
 @dataclass(frozen=True)
 class ServerKeys:
-    """What the server needs: its key pair (Z85 text), and the directory of who is allowed in."""
+    """The server's key pair (Z85), and the key directory that admits peers."""
 
     public: bytes
     secret: bytes = field(repr=False)
     allow_list: Path
 
     @classmethod
-    def of_nobody(cls) -> Self:
-        """Keys that let nobody in: to try whether an address can be listened on."""
+    def admitting_no_peer(cls) -> Self:
+        """Return new keys that admit no peer, to test whether an address can be bound."""
         return cls(*zmq.curve_keypair(), Path(os.devnull))
 
 
 @dataclass(frozen=True)
 class PeerKeys:
-    """What a worker or an observer needs: its key pair, and the server's public key (Z85 text)."""
+    """The key pair of a worker or an observer, and the server's public key (Z85)."""
 
     server_public: bytes
     public: bytes
@@ -125,22 +107,22 @@ class PeerKeys:
 
     @classmethod
     def new(cls, server_public: bytes) -> Self:
-        """A key pair that nobody has yet."""
+        """Return a new key pair."""
         return cls(server_public, *zmq.curve_keypair())
 
 
 def has_server_keys(directory: Path) -> bool:
-    """Whether ``directory`` is a cluster's key directory already."""
+    """Return whether ``directory`` is a cluster's key directory."""
     return (directory / _SERVER_SECRET).exists()
 
 
 def create_keys(directory: Path) -> None:
-    """Make a cluster's server keys in ``directory``; nobody is allowed in yet.
+    """Create a cluster's server keys in ``directory``, which admits no peer yet.
 
-    Raises `KeyFileError` where there are keys already, or where nothing can be written.
+    Raises `KeyFileError` if keys exist already or the directory is not writable.
     """
     public, secret = zmq.curve_keypair()
-    _make_directory(directory)  # whose mode is not that of its parents
+    _make_directory(directory)  # mkdir(parents=True) sets no mode on parents
     for role in ROLES:
         _make_directory(allow_list_of(directory, role))
     write_key(directory / _SERVER_SECRET, public, secret)
@@ -148,23 +130,23 @@ def create_keys(directory: Path) -> None:
 
 
 def make_keys(directory: Path) -> None:
-    """Make a cluster's keys, and those of an operator on this host, unless they are there."""
+    """Create a cluster's keys, and an operator's for this host, unless they exist."""
     if not has_server_keys(directory):
         create_keys(directory)
         add_keys(directory, OPERATOR)
 
 
 def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Path:
-    """Make a peer's keys and allow them in; returns the directory to copy to its host.
+    """Create and admit a peer's keys; return the directory to copy to its host.
 
-    The name is the role's if none is given. A running server lets the new peer in at once. Raises
+    The name defaults to the role. A running server admits the new peer at once. Raises
     `KeyFileError`.
     """
     name = role if name is None else name
     taken_names = {path.name for path in map(partial(allow_list_of, directory), MAY_SEND)}
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in taken_names:
         raise KeyFileError(
-            f"{name!r} cannot be a {role}'s name; expected letters, digits, '-', '_' and '.', "
+            f"{name!r} cannot be the name of a {role}; expected letters, digits, '-', '_' and '.', "
             f"beginning with a letter or digit, and none of {', '.join(sorted(taken_names))}"
         )
     server_public, _ = _load_pair(directory / _SERVER_SECRET)
@@ -179,13 +161,13 @@ def add_keys(directory: Path, role: str = WORKER, name: str | None = None) -> Pa
 
 
 def write_peer_keys(directory: Path, keys: PeerKeys, role: str = WORKER) -> None:
-    """Make a peer's own directory, as `load_peer_keys` reads it; raises `KeyFileError`."""
+    """Create the directory that `load_peer_keys` reads; raises `KeyFileError`."""
     write_key(directory / _secret_name(role), keys.public, keys.secret)
     write_key(directory / _SERVER_PUBLIC, keys.server_public)
 
 
 def allow_list_of(directory: Path, role: str) -> Path:
-    """The directory of the keys of a role that are let in."""
+    """Return the directory of the admitted keys of a role."""
     return directory / f"{role}s"
 
 
@@ -201,8 +183,8 @@ def load_server_keys(directory: Path) -> ServerKeys:
         raise faults[0]
     if not allowed:
         raise KeyFileError(
-            f"no worker is allowed in: {allow_list_of(directory, WORKER)} holds no .key file; "
-            f"this adds one: dist-net keys create {shlex.quote(str(directory))} --worker NAME"
+            f"no worker is admitted: {allow_list_of(directory, WORKER)} contains no .key file; "
+            f"add one with dist-net keys create {shlex.quote(str(directory))} --worker NAME"
         )
     return ServerKeys(public, secret, directory)
 
@@ -210,9 +192,9 @@ def load_server_keys(directory: Path) -> ServerKeys:
 def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
     """Read the keys of a peer; raises `KeyFileError`.
 
-    ``directory`` is the peer's own, as copied from the server's host, of whatever role: the server
-    decides what that may do. On the server's host the cluster's key directory will do, and stands
-    for the keys there that may do what ``role`` may.
+    ``directory`` is the peer's own, copied from the server's host; its keys may be of any role,
+    because the server checks that. The cluster's key directory selects the keys in it that have
+    the rights of ``role``.
     """
     if has_server_keys(directory):
         bundles = [directory / name for name in _BUNDLES_FOR[role]]
@@ -223,7 +205,7 @@ def load_peer_keys(directory: Path, role: str = WORKER) -> PeerKeys:
 
 
 def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
-    """Make the socket's later binds accept only encrypted peers; an `AllowList` says which."""
+    """Require encryption at later binds of the socket; an `AllowList` admits the peers."""
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
@@ -231,7 +213,7 @@ def secure_server(socket: zmq.Socket[bytes], keys: ServerKeys) -> None:
 
 
 def secure_client(socket: zmq.Socket[bytes], keys: PeerKeys) -> None:
-    """Make the socket's later connections encrypted, to nobody but the keys' server."""
+    """Encrypt later connections of the socket; they reach no other server than the keys'."""
     socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server_public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
     socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
@@ -239,34 +221,33 @@ def secure_client(socket: zmq.Socket[bytes], keys: PeerKeys) -> None:
 
 
 def _make_room_for_encryption(socket: zmq.Socket[bytes]) -> None:
-    """Let frames be as long encrypted as they may be without."""
-    max_frame = int(socket.getsockopt(zmq.MAXMSGSIZE))
-    socket.setsockopt(zmq.MAXMSGSIZE, max_frame + CURVE_OVERHEAD_BYTES)
+    """Add the overhead of encryption to the maximum length of a frame."""
+    longest_frame = int(socket.getsockopt(zmq.MAXMSGSIZE))
+    socket.setsockopt(zmq.MAXMSGSIZE, longest_frame + CURVE_OVERHEAD_BYTES)
 
 
 def role_refusal(roles: frozenset[str], kind: type[Message]) -> str | None:
-    """Why a peer whose key has these roles may not send such a message; None: it may."""
+    """Return why a peer with these roles may not send such a message, or None if it may."""
     if any(kind in MAY_SEND[role] for role in roles):
         return None
     if not roles:
-        return "this key is not let in any more: its token was revoked, or its file deleted"
+        return "this key is no longer admitted: its token was revoked, or its file deleted"
     needed = next((role for role, kinds in MAY_SEND.items() if kind in kinds), None)
-    own = " and ".join(sorted(roles))
     if needed is None:
         remedy = "only processes of this host may"
+    elif needed == TOKEN:
+        remedy = "only the holder of a token may"
     else:
-        remedy = (
-            f"use a key of a {needed}, which 'dist-net keys create DIR --{needed} NAME' makes on "
-            f"the server's host"
-        )
-    return f"this is a key of a {own}, who may not send {kind.__name__}: {remedy}"
+        remedy = f"'dist-net keys create DIR --{needed} NAME' on the server's host creates a key"
+    own = " and ".join(sorted(roles))
+    return f"a key with the role {own} may not send {kind.__name__}: {remedy}"
 
 
 class AllowList:
-    """Who may come in by which key: what the files of a directory say.
+    """The admitted keys of a cluster's key directory, and their roles.
 
-    The directory is read at each connection, and looked at by `refresh`, so adding and deleting
-    files works at once. Both are called by the thread of `dist_net.wire.connections`.
+    Each connection and `refresh` read the directory, so that added and deleted files take effect
+    at once. The thread of `dist_net.wire.connections` calls both.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -276,9 +257,9 @@ class AllowList:
         self._last_error = ""
 
     def admission(self, mechanism: bytes, credentials: Sequence[bytes]) -> tuple[bytes, bytes]:
-        """Whether a peer is ADMITTED, and its key (Z85).
+        """Return ADMITTED or REFUSED, and the peer's key (Z85).
 
-        It is to TRY_AGAIN if the directory cannot be read, as when no descriptor is left.
+        Return TRY_AGAIN if the directory is unreadable, for example without free descriptors.
         """
         if mechanism != b"CURVE":
             return REFUSED, b""
@@ -286,16 +267,16 @@ class AllowList:
         if not self._read():
             return TRY_AGAIN, b""
         if key not in self._roles:
-            logger.warning("event=key_denied key=%s", key.decode())
+            logger.warning("key_denied key=%s", key.decode())
             return REFUSED, b""
         return ADMITTED, key
 
     def refresh(self) -> None:
-        """Read the directory again if files came or went; what cannot be read changes nothing."""
+        """Read the directory again if files were added or deleted, unless it is unreadable."""
         allow_lists = map(partial(allow_list_of, self.directory), MAY_SEND)
         try:
             changed_ns = [each.stat().st_mtime_ns for each in allow_lists if each.exists()]
-        except OSError:  # one has gone just now
+        except OSError:  # deleted since `exists`
             return
         if changed_ns == self._changed_ns:
             return
@@ -303,20 +284,20 @@ class AllowList:
             self._changed_ns = changed_ns
 
     def _read(self) -> bool:
-        """Whether the directory could be read, but for files that then admit nobody."""
+        """Read the directory, and return whether it is readable; unreadable files admit no peer."""
         is_read = True
         try:
             self._roles, faults = allowed_keys(self.directory)
         except KeyFileError as error:
             is_read, faults = False, [error]
         found = "; ".join(map(str, faults))
-        if found not in ("", self._last_error):  # a peer that retries comes ten times a second
-            logger.warning("event=allow_list_unreadable error=%s", found)
+        if found not in ("", self._last_error):  # a peer retries ten times a second
+            logger.warning("allow_list_unreadable error=%s", found)
         self._last_error = found
         return is_read
 
     def roles_of(self, key: str) -> frozenset[str]:
-        """What a key (Z85) that was let in may do; nothing once it is revoked."""
+        """Return the roles of a key (Z85); none once it is revoked."""
         return self._roles.get(key.encode(), frozenset())
 
 
@@ -336,8 +317,7 @@ def key_files(directory: Path, role: str) -> list[Path]:
 def allowed_keys(directory: Path) -> tuple[dict[bytes, frozenset[str]], list[KeyFileError]]:
     """Return the roles of each allowed key, and an error for each unreadable file.
 
-    A file that is unreadable admits nobody. Raises `KeyFileError` if the directory is unreadable,
-    or this process has no free file descriptor.
+    Raises `KeyFileError` if the directory is unreadable, or this process has no free descriptor.
     """
     allowed: dict[bytes, frozenset[str]] = {}
     faults: list[KeyFileError] = []
@@ -355,26 +335,26 @@ def allowed_keys(directory: Path) -> tuple[dict[bytes, frozenset[str]], list[Key
 
 
 def read_public_key(path: Path) -> bytes:
-    """The public key (Z85) in a file; raises `KeyFileError`."""
+    """Return the public key (Z85) in a file; raises `KeyFileError`."""
     return _load(path)[0]
 
 
 def _load_pair(path: Path) -> tuple[bytes, bytes]:
     public, secret = _load(path)
     if secret is None:
-        raise KeyFileError(f"{path} holds no secret key; expected the file as it was created")
+        raise KeyFileError(f"{path} contains no secret key; expected the file as it was created")
     try:
-        belongs_together = zmq.curve_public(secret) == public
+        is_pair = zmq.curve_public(secret) == public
     except (ValueError, zmq.ZMQError):
-        belongs_together = False
-    if not belongs_together:
+        is_pair = False
+    if not is_pair:
         raise KeyFileError(
             f"the secret and the public key in {path} do not belong together; "
             "expected the file as it was created: copy it again"
         )
     if path.stat().st_mode & 0o077:
         raise KeyFileError(
-            f"{path} can be read by others; make it yours alone: chmod 600 {shlex.quote(str(path))}"
+            f"other users can read {path}; make it private: chmod 600 {shlex.quote(str(path))}"
         )
     return public, secret
 
@@ -390,7 +370,7 @@ def _load(path: Path) -> tuple[bytes, bytes | None]:
         ) from error
     except (ValueError, KeyError, struct.error) as error:
         raise KeyFileError(
-            f"{path} holds no valid key; expected the file as it was created: copy it again"
+            f"{path} contains no valid key; expected the file as it was created: copy it again"
         ) from error
     return public, secret
 
@@ -399,15 +379,15 @@ def _make_directory(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise KeyFileError(f"cannot make the directory {path} ({error.strerror})") from error
+        raise KeyFileError(f"cannot create the directory {path} ({error.strerror})") from error
 
 
-def write_key(path: Path, public: bytes, secret: bytes | None = None, **said: object) -> None:
-    """Write a key file that was not there before, whole or not at all; raises `KeyFileError`.
+def write_key(path: Path, public: bytes, secret: bytes | None = None, **metadata: object) -> None:
+    """Create a key file with the certificate's ``metadata``, atomically.
 
-    ``said`` is the certificate's metadata.
+    Raises `KeyFileError`, also if the file exists.
     """
-    lines = ["metadata", *(f'    {name} = "{value}"' for name, value in said.items())]
+    lines = ["metadata", *(f'    {name} = "{value}"' for name, value in metadata.items())]
     lines += ["curve", f'    public-key = "{public.decode()}"']
     if secret is not None:
         lines.append(f'    secret-key = "{secret.decode()}"')

@@ -1,12 +1,9 @@
-"""Shared memory that nobody can leave behind; Linux only.
+"""Shared memory that the system frees when its last process ends; Linux only.
 
-A segment is an anonymous file (memfd). Another process of the same user and host opens it through
-``/proc/PROCESS_ID/fd/DESCRIPTOR``. It has no name: when the last process that maps it ends, for
-whatever reason, the memory is gone.
-
-The first page holds the vectors' size and a random token, by which the opener knows that it has the
-right segment. Vectors follow, each beginning at a page; the opener can only read them. The file's
-size is sealed, so that a peer cannot cut it short under a mapping.
+A segment is an anonymous file (memfd), which another process of the same user and host opens as
+``/proc/PROCESS_ID/fd/DESCRIPTOR``. Its first page contains a random token, which identifies it, and
+the size of the vectors. Each vector begins at a later page and is read-only for other processes.
+The file's size is sealed, so that a peer cannot truncate it under a mapping.
 """
 
 import fcntl
@@ -27,10 +24,10 @@ from dist_net.wire.messages import SegmentAddress
 TOKEN_BYTES = 16
 
 MAX_VECTORS = 4096
-"""In a segment that is attached: a peer must not make this process create more objects."""
+"""The limit for attached segments, so that a peer cannot make this process create objects."""
 
 MAPPED_BYTES = 2**28
-"""How much is mapped at a time, if that is more than one vector; each mapping has a descriptor."""
+"""The bytes to map at a time, at least one vector; each mapping takes a descriptor."""
 
 _PAGE_BYTES = mmap.PAGESIZE
 _NAME = "dist-net"
@@ -38,12 +35,12 @@ _SIZE = struct.Struct("<q")
 
 
 def available() -> bool:
-    """Whether this platform has what segments need; without, arrays travel as frames."""
+    """Return whether this platform supports segments; otherwise arrays travel as frames."""
     return hasattr(os, "memfd_create") and Path("/proc/self/fd").is_dir()
 
 
 class SharedVectors(Protocol):
-    """Vectors that several processes see: a `Segment`, or a simulation's."""
+    """Vectors in shared memory: a `Segment`, or a simulated segment."""
 
     @property
     def address(self) -> SegmentAddress: ...
@@ -57,9 +54,9 @@ class SharedVectors(Protocol):
 class Segment:
     """``vectors`` float32 vectors of ``size`` elements each, in memory that processes share.
 
-    Made by `create` or `attach`. A vector is mapped when it is first asked for, with its neighbours
-    up to ``MAPPED_BYTES``, and uses memory from when it is first written. ``opened`` is this
-    process's own descriptor of the file, which it closes.
+    Use `create` or `attach`. The first access to a vector maps it, with its neighbours up to
+    ``MAPPED_BYTES``; the first write allocates its memory. ``opened`` is this process's descriptor
+    of the file, which `close` closes.
     """
 
     def __init__(
@@ -77,9 +74,9 @@ class Segment:
 
     @classmethod
     def create(cls, vectors: int, size: int) -> "Segment":
-        """A new segment of zeros, owned by this process, whose first vector is mapped.
+        """Create a segment of zeros, and map its first vector.
 
-        Raise `SegmentError`, as `vector` does, for memory that the system does not grant.
+        Raises `SegmentError`, as `vector` does, if the system does not grant the memory.
         """
         token = secrets.token_bytes(TOKEN_BYTES)
         descriptor = -1
@@ -99,13 +96,13 @@ class Segment:
 
     @classmethod
     def attach(cls, address: SegmentAddress, size: int) -> "Segment":
-        """Map another process's segment; raises `SegmentError` unless it is what was announced.
+        """Map another process's segment, as read-only arrays.
 
-        Its vectors are read-only arrays.
+        Raises `SegmentError` if the segment does not match the address and the size.
         """
         path = f"/proc/{address.process_id:d}/fd/{address.descriptor:d}"
         try:
-            # Opening some other file, a device or a pipe, could do harm or block.
+            # Opening another file, such as a device or a pipe, could block or have side effects.
             if not str(Path(path).readlink()).startswith(f"/memfd:{_NAME}"):
                 raise _attach_error(path, "it is not a segment")
             opened = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -127,13 +124,10 @@ class Segment:
         return self
 
     def vector(self, index: int) -> Vector:
-        """The vector at ``index``, borrowed: the array is the shared memory itself.
-
-        It is the same array each time.
-        """
+        """Return the vector at ``index``: always the same array, a view of the shared memory."""
         if not 0 <= index < self.vectors:
             raise SegmentError(
-                f"there is no vector {index} in the segment of process {self.address.process_id}; "
+                f"no vector {index} in the segment of process {self.address.process_id}; "
                 f"expected 0 to {self.vectors - 1}"
             )
         group, place = divmod(index, self._grouped)
@@ -148,24 +142,24 @@ class Segment:
             memory = mmap.mmap(self._opened, size_bytes, access=self._access, offset=offset)
         except (OSError, OverflowError) as error:
             raise SegmentError(
-                f"cannot map {size_bytes} bytes of shared memory ({error}); expected that much "
-                f"below the limit on this process's address space (ulimit -v)"
+                f"cannot map {size_bytes} bytes of shared memory ({error}); "
+                f"raise the limit on this process's address space (ulimit -v)"
             ) from error
         starts = range(0, size_bytes, self._stride)
         return memory, [np.frombuffer(memory, np.float32, self.size, each) for each in starts]
 
     def release(self, index: int) -> None:
-        """Give the memory of a vector back to the system; its elements are zeros then."""
+        """Return a vector's memory to the system; its elements become zeros."""
         group, place = divmod(index, self._grouped)
         if group in self._groups:
             memory = self._groups[group][0]
             memory.madvise(mmap.MADV_REMOVE, place * self._stride, self._stride)
 
     def close(self) -> None:
-        """Let go of the memory; it is unmapped when the last array that views it is gone."""
+        """Release the memory, which is unmapped with the last array that views it."""
         self._groups.clear()
         self._close_file()
-        self.vectors = 0  # there are none any more
+        self.vectors = 0
 
 
 def _stride(size: int) -> int:
@@ -173,24 +167,24 @@ def _stride(size: int) -> int:
 
 
 def _checked_vectors(path: str, descriptor: int, token: bytes, size: int) -> int:
-    """How many vectors of ``size`` elements the file holds, if it is a segment."""
+    """Return the number of vectors of ``size`` elements in the file; raises `SegmentError`."""
     beginning = os.pread(descriptor, TOKEN_BYTES + _SIZE.size, 0)
     if len(token) != TOKEN_BYTES or beginning[:TOKEN_BYTES] != token:
-        raise _attach_error(path, "its token is not the one announced")
+        raise _attach_error(path, "its token does not match the announced token")
     if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
         raise _attach_error(path, "its size is not sealed")
     file_bytes = os.fstat(descriptor).st_size
     payload = file_bytes - _PAGE_BYTES
-    if payload <= 0:  # and so there is a first page, which says what the vectors' size is
-        raise _attach_error(path, f"its {file_bytes} bytes hold no vector")
+    if payload <= 0:  # otherwise the first page, with the size of the vectors, is complete
+        raise _attach_error(path, f"its {file_bytes} bytes contain no vector")
     (own_size,) = _SIZE.unpack_from(beginning, TOKEN_BYTES)
     if not 0 < own_size == size or payload % _stride(size):
         raise _attach_error(
-            path, f"its {payload} bytes hold vectors of {own_size} float32 elements, not of {size}"
+            path, f"its {payload} bytes contain vectors of {own_size} float32 elements, not {size}"
         )
     vectors = payload // _stride(size)
     if vectors > MAX_VECTORS:
-        raise _attach_error(path, f"it holds more than {MAX_VECTORS} vectors")
+        raise _attach_error(path, f"it contains more than {MAX_VECTORS} vectors")
     return vectors
 
 

@@ -262,27 +262,12 @@ class BatchDone(NamedTuple):
     payloads: Payloads
 
 
+ClientMessage = Ask | Cancel | Describe | Ping
+OperatorMessage = Reload | Unload
+PoolWorkerMessage = JoinPool | Loaded | FetchArrays | BatchDone
+LoaderMessage = JoinAsLoader | ModelPrepared
+PoolReply = Answer | Description | Reloaded | Pong | PoolWelcome | ArraysPiece
+GatewayMessage = PrepareModel | Load | Drop | RunBatch
 ServingMessage = (
-    Ask
-    | Answer
-    | Cancel
-    | Describe
-    | Description
-    | Reload
-    | Unload
-    | Reloaded
-    | Ping
-    | Pong
-    | JoinPool
-    | JoinAsLoader
-    | PoolWelcome
-    | PrepareModel
-    | ModelPrepared
-    | Load
-    | Loaded
-    | Drop
-    | FetchArrays
-    | ArraysPiece
-    | RunBatch
-    | BatchDone
+    ClientMessage | OperatorMessage | PoolWorkerMessage | LoaderMessage | PoolReply | GatewayMessage
 )

@@ -1,15 +1,14 @@
-"""Tokens: one word by which another host finds a server, and is let in. Pure.
+"""Join tokens: one word that contains a server's addresses and a key that it admits. Pure.
 
-    dn1 followed by letters and digits, which stand in base 62 for:
-    kind · id · expiry · server's public key and the token's secret one · addresses · checksum
+    dn2 and then, in base 62: kind, id, expiry, the server's public key, the token's secret key,
+    addresses, checksum
 
-A double click selects it, and no shell changes it.
+A double click selects a token, and no shell changes it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import re
 import string
 import struct
@@ -18,36 +17,32 @@ from dataclasses import dataclass, field
 from dist_net.errors import TokenError
 
 PREFIX = "dn"
-VERSION = 1
+VERSION = 2
 MAX_ADDRESSES = 16
-MAX_TOKEN = 4096
+MAX_TOKEN_LENGTH = 4096
 
 TRAINING, POOL = KINDS = "training", "pool"
 
 _SERVERS = {TRAINING: "a parameter server", POOL: "a pool of inference workers"}
 _COMMANDS = {TRAINING: "dist-net join", POOL: "dist-net inference-worker"}
-# The first byte: never 0, which would be lost in base 62.
-_CODES = {TRAINING: 1, POOL: 2}
-_WITH_KEYS = 16
 
 _ALPHABET = string.digits + string.ascii_letters
-_ID_BYTES, _KEY_BYTES, _CHECKSUM_BYTES = 4, 32, 4
-_EXPIRY = struct.Struct(">I")  # seconds since 1970
-_PORT = struct.Struct(">H")
-# The length of a host's name stands before it; these stand for numbers, which need none.
-_IP_BYTES = {0: 4, 1: 16}
+# The kind, from 1 since base 62 loses leading zeros; whether keys follow; id; seconds since 1970.
+_HEAD = struct.Struct(">B?4sI")
+_KEY_BYTES, _CHECKSUM_BYTES = 32, 4
+_ADDRESS = re.compile(r"(\[[0-9a-f:.]+\]|[A-Za-z0-9_.-]+):\d{1,5}")
 _TOKEN = re.compile(rf"{PREFIX}\d[0-9A-Za-z]{{20,}}")
 _AGAIN = "copy the whole line again that 'dist-net train' or 'dist-net serve' printed"
 
 
 @dataclass(frozen=True)
 class JoinToken:
-    """What a token says.
+    """The content of a token.
 
-    ``kind`` is what the server does: one of KINDS. ``identity`` are 8 hexadecimal digits by which
-    it is revoked; after ``expires_s``, in seconds since 1970, it lets nobody in any more. The
-    server listens at one of ``addresses``, ``tcp://HOST:PORT``. Both keys are raw bytes; a server
-    that listens on loopback alone may do without, and then they are empty.
+    ``kind`` is the kind of server, one of KINDS. ``identity``, 8 hexadecimal digits, revokes the
+    token. After ``expires_s``, in seconds since 1970, the token admits no more hosts.
+    ``addresses`` are ``tcp://HOST:PORT``. Both keys are raw bytes; they are empty for a server
+    that listens on loopback only.
     """
 
     kind: str
@@ -59,58 +54,56 @@ class JoinToken:
 
     @property
     def text(self) -> str:
-        """The token as it is printed and pasted."""
-        packed = bytes([_CODES[self.kind] + (_WITH_KEYS if self.secret else 0)])
-        packed += bytes.fromhex(self.identity) + _EXPIRY.pack(self.expires_s)
-        packed += self.server_public + self.secret + b"".join(map(_packed, self.addresses))
-        return f"{PREFIX}{VERSION}{_to_letters(packed + _checksum(packed))}"
+        """The token to print and paste."""
+        head = 1 + KINDS.index(self.kind), self.secret != b"", bytes.fromhex(self.identity)
+        where = " ".join(address.removeprefix("tcp://") for address in self.addresses)
+        content = _HEAD.pack(*head, self.expires_s) + self.server_public + self.secret
+        content += where.encode()
+        return f"{PREFIX}{VERSION}{_to_base62(content + _checksum(content))}"
 
     @classmethod
-    def of(cls, text: str) -> JoinToken:
-        """Read a token; raises `TokenError` for one that is cut, damaged, or of another release."""
+    def parse(cls, text: str) -> JoinToken:
+        """Read a token; raise `TokenError` if it is incomplete, damaged or of another release."""
         found = re.fullmatch(rf"{PREFIX}(\d)([0-9A-Za-z]+)", text)
-        if found is None or len(text) > MAX_TOKEN:
+        if found is None or len(text) > MAX_TOKEN_LENGTH:
             strange = next((each for each in text if each not in _ALPHABET), "")
-            cause = f", and holds {strange!r}" if strange else ""
+            cause = f", and contains {strange!r}" if strange else ""
             raise TokenError(
-                f"{_shown(text)} is no token: it has {len(text)} characters{cause}; expected "
+                f"{_redacted(text)} is no token: it has {len(text)} characters{cause}; expected "
                 f"'{PREFIX}{VERSION}' and letters and digits without a break: {_AGAIN}"
             )
         if int(found[1]) != VERSION:
             raise TokenError(
-                f"{_shown(text)} is a token of version {found[1]}; this release reads version "
+                f"{_redacted(text)} is a token of version {found[1]}; this release reads version "
                 f"{VERSION}: install the same release of dist_net on both hosts"
             )
-        packed = _from_letters(found[2])
+        packed = _from_base62(found[2])
         content, checksum = packed[:-_CHECKSUM_BYTES], packed[-_CHECKSUM_BYTES:]
         if checksum != _checksum(content):
             raise TokenError(
-                f"{_shown(text)} is cut or damaged: its {len(text)} characters do not fit its "
-                f"checksum; {_AGAIN}"
+                f"{_redacted(text)} is incomplete or damaged: its {len(text)} characters do not "
+                f"match its checksum; {_AGAIN}"
             )
         try:
-            return cls._unpacked(content)
-        except (IndexError, KeyError, struct.error, ValueError) as error:
-            raise TokenError(f"{_shown(text)} is not made as tokens are; {_AGAIN}") from error
+            return cls._from_content(content)
+        except (IndexError, struct.error, ValueError) as error:
+            raise TokenError(f"{_redacted(text)} has invalid content; {_AGAIN}") from error
 
     @classmethod
-    def _unpacked(cls, content: bytes) -> JoinToken:
-        rest = _Bytes(content)
-        has_keys, code = divmod(rest.take(1)[0], _WITH_KEYS)
-        kind = {of: kind for kind, of in _CODES.items()}[code]
-        identity, (expires_s,) = rest.take(_ID_BYTES).hex(), _EXPIRY.unpack(rest.take(4))
-        if has_keys > 1:
-            raise ValueError(f"{has_keys} pairs of keys")
-        keys = [rest.take(_KEY_BYTES) for _ in range(2 * has_keys)]
-        addresses: list[str] = []
-        while rest and len(addresses) <= MAX_ADDRESSES:
-            addresses.append(_unpacked_address(rest))
-        if not 0 < len(addresses) <= MAX_ADDRESSES:
-            raise ValueError(f"{len(addresses)} addresses")
-        return cls(kind, identity, expires_s, tuple(addresses), *keys)
+    def _from_content(cls, content: bytes) -> JoinToken:
+        code, has_keys, identity, expires_s = _HEAD.unpack_from(content)
+        ends = [_HEAD.size + has_keys * count * _KEY_BYTES for count in range(3)]
+        where = content[ends[2] :].decode("ascii").split(" ")
+        if not 0 < code <= len(KINDS) or len(where) > MAX_ADDRESSES:
+            raise ValueError(f"kind {code}, {len(where)} addresses")
+        if not all(map(_ADDRESS.fullmatch, where)):
+            raise ValueError(where)
+        keys = content[ends[0] : ends[1]], content[ends[1] : ends[2]]
+        addresses = tuple(f"tcp://{each}" for each in where)
+        return cls(KINDS[code - 1], identity.hex(), expires_s, addresses, *keys)
 
     def require_kind(self, kind: str) -> None:
-        """Raise `TokenError` if the server that it is of does something else."""
+        """Raise `TokenError` for a token of another kind of server."""
         if self.kind != kind:
             raise TokenError(
                 f"this is a token of {_SERVERS[self.kind]}; expected one of {_SERVERS[kind]}: "
@@ -119,60 +112,20 @@ class JoinToken:
 
 
 def is_token(text: str) -> bool:
-    """Whether a word is meant as a token, whole or not."""
+    """Return whether a word looks like a token, complete or not."""
     return _TOKEN.match(text) is not None
 
 
 def holds_token(text: str) -> bool:
-    """Whether a word of a command line is meant as a token, or as ``NAME=TOKEN``."""
+    """Return whether a word of a command line looks like a token or ``NAME=TOKEN``."""
     return any(is_token(part) for part in text.split("="))
-
-
-class _Bytes:
-    """Bytes that are taken from the front; raises IndexError where there are too few."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    def __bool__(self) -> bool:
-        return bool(self._content)
-
-    def take(self, count: int) -> bytes:
-        if len(self._content) < count:
-            raise IndexError(count)
-        taken, self._content = self._content[:count], self._content[count:]
-        return taken
-
-
-def _packed(address: str) -> bytes:
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
-    host = host.strip("[]")
-    try:
-        number = ipaddress.ip_address(host).packed
-    except ValueError:
-        name = host.encode("idna")
-        return bytes([len(name)]) + name + _PORT.pack(int(port))
-    kind = next(kind for kind, size in _IP_BYTES.items() if size == len(number))
-    return bytes([kind]) + number + _PORT.pack(int(port))
-
-
-def _unpacked_address(rest: _Bytes) -> str:
-    kind = rest.take(1)[0]
-    if kind in _IP_BYTES:
-        host = str(ipaddress.ip_address(rest.take(_IP_BYTES[kind])))
-    else:
-        host = rest.take(kind).decode("ascii")
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", host):
-            raise ValueError(host)
-    port = _PORT.unpack(rest.take(_PORT.size))[0]
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 
 
 def _checksum(content: bytes) -> bytes:
     return hashlib.sha256(PREFIX.encode() + content).digest()[:_CHECKSUM_BYTES]
 
 
-def _to_letters(content: bytes) -> str:
+def _to_base62(content: bytes) -> str:
     number, letters = int.from_bytes(content), ""
     while number:
         number, place = divmod(number, len(_ALPHABET))
@@ -180,13 +133,13 @@ def _to_letters(content: bytes) -> str:
     return letters
 
 
-def _from_letters(letters: str) -> bytes:
+def _from_base62(letters: str) -> bytes:
     number = 0
     for letter in letters:
         number = number * len(_ALPHABET) + _ALPHABET.index(letter)
     return number.to_bytes((number.bit_length() + 7) // 8)
 
 
-def _shown(text: str) -> str:
-    """A token as an error shows it: without its secret."""
+def _redacted(text: str) -> str:
+    """Return a token for an error message, without its secret."""
     return repr(text if len(text) <= 12 else f"{text[:6]}...{text[-3:]}")

@@ -29,8 +29,8 @@ from dist_net.wire.address import (
 from dist_net.wire.codec import MAX_ARRAY_BYTES, Frame, decode, encode
 from dist_net.wire.connections import Connections
 from dist_net.wire.fields import MAX_HEADER_BYTES, MAX_PAYLOADS
-from dist_net.wire.invitation import enrol
-from dist_net.wire.messages import Enrol, Message, Refuse
+from dist_net.wire.invitation import enroll
+from dist_net.wire.messages import Enroll, Message, Refuse
 from dist_net.wire.security import (
     AllowList,
     PeerKeys,
@@ -46,12 +46,12 @@ logger = logging.getLogger(__name__)
 # sent messages only about once a millisecond, so 16 is not enough.
 HIGH_WATER_MARK = 64
 HANDSHAKE_TIMEOUT_MS = 10_000
-STOOD_STILL_S = 0.5  # a wait that exceeds its timeout by this: the process was stopped
-LOOK_AGAIN_S = 0.2
+STOPPED_S = 0.5  # a wait exceeds its timeout by this if the process was stopped
+RECEIVE_AGAIN_S = 0.2
 
 # The kernel probes a TCP connection, and closes it when the other host has not replied for five
 # seconds. docs/decisions/0013-the-kernel-notices-who-vanished.md compares ZeroMQ's heartbeats.
-_NOTICES_WHO_VANISHED = {
+_KEEPALIVE = {
     zmq.TCP_KEEPALIVE: 1,
     zmq.TCP_KEEPALIVE_IDLE: 2,
     zmq.TCP_KEEPALIVE_INTVL: 1,
@@ -63,8 +63,8 @@ _DOMAIN = b"dist-net"  # with a domain, ZeroMQ lets `Connections` decide which p
 _LINGER_MS = 500  # for the last messages of a closing socket
 # A header, its payloads, and one more for the codec to refuse.
 _FRAMES_KEPT = MAX_PAYLOADS + 2
-# The frames skipped at a time if a message has more: 10 ms, between which a loop can do other work.
-# ZeroMQ returns no other message until all are skipped.
+# The frames of a longer message that are skipped at a time, in about 10 ms, so that a loop can do
+# other work in between. ZeroMQ returns no other message before all are skipped.
 _FRAMES_SKIPPED = 10_000
 
 # As plain integers: an operation on ZeroMQ's enumerations costs a microsecond.
@@ -85,7 +85,7 @@ class FramedSocket:
         self._socket.setsockopt(zmq.LINGER, _LINGER_MS)
         self._socket.setsockopt(zmq.SNDHWM, high_water_mark)
         self._socket.setsockopt(zmq.RCVHWM, high_water_mark)
-        for option, value in _NOTICES_WHO_VANISHED.items():
+        for option, value in _KEEPALIVE.items():
             self._socket.setsockopt(option, value)
         # ZeroMQ disconnects a peer that announces a longer frame, and reserves no memory for it.
         self._socket.setsockopt(zmq.MAXMSGSIZE, max(max_array_bytes, MAX_HEADER_BYTES))
@@ -233,12 +233,12 @@ class ServerSocket(FramedSocket):
             return None
         return self._decoded(node)
 
-    def waiting(self, most: int) -> Iterator[tuple[bytes, Message]]:
-        """Yield at most ``most`` messages, those that can be received without waiting.
+    def waiting(self, limit: int) -> Iterator[tuple[bytes, Message]]:
+        """Yield at most ``limit`` messages that can be received without waiting.
 
         Each is as returned by ``receive``. For an event loop: see ``fileno``.
         """
-        for _ in range(most):
+        for _ in range(limit):
             if self._has_more and self._skip_rest():
                 return
             try:
@@ -264,24 +264,24 @@ class ServerSocket(FramedSocket):
         try:
             message = decode(frames)
         except ProtocolError as error:
-            logger.warning("event=undecodable_message node=%s error=%s", node.hex(), error)
+            logger.warning("undecodable_message node=%s error=%s", node.hex(), error)
             self.send(node, Refuse(str(error), may_rejoin=False))
             return None
         refusal = self._role_refusal(key, type(message))
         if refusal is not None:
-            logger.warning("event=role_refused node=%s reason=%s", node.hex(), refusal)
+            logger.warning("role_refused node=%s reason=%s", node.hex(), refusal)
             self.send(node, Refuse(refusal, may_rejoin=False))
             return None
-        if isinstance(message, Enrol):
-            self.send(node, self._enrol(key, message))
+        if isinstance(message, Enroll):
+            self.send(node, self._enroll(key, message))
             return None
         return node, message
 
-    def _enrol(self, key: str, enrolling: Enrol) -> Message:
-        """Admit the key of a host that has a token; see `dist_net.wire.invitation`."""
+    def _enroll(self, key: str, request: Enroll) -> Message:
+        """Admit the key of a host with a token; see `dist_net.wire.invitation`."""
         if self._allow_list is None or not key:
-            return Refuse("this server needs no keys, and is for its own host alone", False)
-        return enrol(self._allow_list.directory, key.encode(), enrolling, time.time())
+            return Refuse("this server uses no keys and serves only its own host", False)
+        return enroll(self._allow_list.directory, key.encode(), request, time.time())
 
     def _key_of(self, header: zmq.Frame) -> str:
         """Return the public key (Z85) of a message's sender.
@@ -310,15 +310,15 @@ class ServerSocket(FramedSocket):
         try:
             frames = encode(message)
         except ProtocolError as error:
-            logger.error("event=unsendable_message node=%s error=%s", node.hex(), error)
+            logger.error("unsendable_message node=%s error=%s", node.hex(), error)
             frames = encode(Refuse(str(error), may_rejoin=False))
         return self._queue(node, *frames)
 
     def send_one(self, node: bytes, message: Message) -> bool:
         """Queue a large message, as `send` does, without a copy: its arrays must not change.
 
-        Also return False until the node has received the previous large message, so that replies
-        to a peer that reads none do not accumulate.
+        Also return False until the node has received the previous large message, so that replies to
+        a peer that does not read do not accumulate.
         """
         self._leaving = {peer: last for peer, last in self._leaving.items() if not last.done}
         if node in self._leaving:
@@ -346,7 +346,7 @@ class ServerSocket(FramedSocket):
         server's own, such as too little memory, so the peer may try again.
         """
         kind = type(message).__name__
-        logger.exception("event=message_failed node=%s kind=%s", node.hex(), kind)
+        logger.exception("message_failed node=%s kind=%s", node.hex(), kind)
         self.send(node, Refuse(f"handling {kind} failed: see the server's log", may_rejoin=True))
 
     def close(self) -> None:
@@ -414,21 +414,21 @@ class ClientSocket(FramedSocket):
             self._send_frames(*encode(message))
         except zmq.Again as error:
             raise NoAnswerError(
-                f"the server at {self._address.text} has not taken the last "
-                f"{self._high_water_mark} messages: look at its log"
+                f"the server at {self._address.text} has not read the last "
+                f"{self._high_water_mark} messages: see its log"
             ) from error
 
     def receive(self, timeout_s: float) -> Message | None:
         """Return the next message, or None after the timeout. Arrays in it are read-only views.
 
         If this process was stopped during the wait, so was ZeroMQ's thread, which may hold a
-        message: then the wait is extended by ``LOOK_AGAIN_S``. Raises `ProtocolError` if the
+        message: then the wait is extended by ``RECEIVE_AGAIN_S``. Raises `ProtocolError` if the
         server does not use this protocol.
         """
         began_s = time.monotonic()
         frames = self._frames_within(timeout_s)
-        if frames is None and time.monotonic() - began_s > timeout_s + STOOD_STILL_S:
-            frames = self._frames_within(LOOK_AGAIN_S)
+        if frames is None and time.monotonic() - began_s > timeout_s + STOPPED_S:
+            frames = self._frames_within(RECEIVE_AGAIN_S)
         return None if frames is None else decode(frames)
 
     def _frames_within(self, timeout_s: float) -> list[Frame] | None:

@@ -26,7 +26,7 @@ from dist_net.wire.codec import decode, encode
 from dist_net.wire.invitation import invite, revoke
 from dist_net.wire.messages import (
     Alive,
-    Enrol,
+    Enroll,
     Enrolled,
     Heartbeat,
     Join,
@@ -265,7 +265,7 @@ def test_a_message_without_an_end_ends_its_connection_only(caplog):
         with suppress(ConnectionError):
             for _ in range(50):
                 endless.sendall(b"\x03" + (2**20).to_bytes(8) + bytes(2**20))  # more follow
-        wait_for_log(caplog, "bytes that are no whole message")
+        wait_for_log(caplog, "bytes of an incomplete message")
         exchange(server, client)
     assert "strangers_dropped count=1 peer=127.0.0.1:" in caplog.text
 
@@ -294,7 +294,7 @@ def test_a_stranger_may_send_a_handshake_and_no_more(keys, caplog):
                 stranger.sendall(b"\x06" + (2**26).to_bytes(8) + bytes(10_000))  # not all of it
                 while stranger.recv(64):
                     pass
-        wait_for_log(caplog, "bytes that are no whole message")
+        wait_for_log(caplog, "bytes of an incomplete message")
         assert "strangers_dropped count=1 peer=127.0.0.1:" in caplog.text
         with ClientSocket(address, load_peer_keys(keys)) as worker:
             exchange(server, worker)
@@ -372,9 +372,9 @@ def test_many_small_messages_are_not_taken_for_one_without_an_end(server, client
 
 def test_workers_that_push_large_gradients_all_at_once_are_no_strangers(monkeypatch, caplog):
     looks = []
-    look = connections.Connections._look
+    look = connections.Connections._check
     monkeypatch.setattr(
-        connections.Connections, "_look", lambda self: (look(self), looks.append(0))
+        connections.Connections, "_check", lambda self: (look(self), looks.append(0))
     )
     gradient = np.zeros(2**20, np.float32)
     push = Push(1, 7, 1, 2, 0, (32,), (5,), 0.0, 0, (0,), (gradient,))
@@ -486,7 +486,7 @@ def test_sending_to_a_node_that_does_not_read_returns_false(server, client):
 def test_a_server_that_takes_nothing_is_an_error_and_not_a_hang():
     with ClientSocket(f"tcp://127.0.0.1:{free_port()}") as client:
         error = next(filter(None, (send_error(client) for _ in range(1000))))
-        assert "has not taken" in str(error)
+        assert "has not read" in str(error)
 
 
 def send_error(client: ClientSocket) -> NoAnswerError | None:
@@ -504,12 +504,12 @@ def test_nobody_listening_is_named():
         assert client.receive(0.01) is None
         error = str(client.no_answer(waited_s=5.0))
     assert f"no answer from {address} in 5 s" in error
-    assert "nobody listens there" in error
+    assert "no server listens" in error
 
 
 def test_a_unix_socket_without_a_server_is_named(tmp_path):
     with ClientSocket(f"ipc://{tmp_path}/nobody") as client:
-        assert "nobody listens there" in str(client.no_answer(5.0))
+        assert "no server listens" in str(client.no_answer(5.0))
 
 
 def test_a_listener_of_something_else_is_named():
@@ -537,7 +537,7 @@ def test_a_busy_server_is_named(client):
 
 
 def test_a_port_in_use_is_named(server):
-    with pytest.raises(ListenError, match="another process listens there"):
+    with pytest.raises(ListenError, match="another process listens"):
         ServerSocket([server.contact_addresses[0]])
 
 
@@ -568,7 +568,7 @@ def test_a_file_that_is_no_socket_is_not_deleted(tmp_path):
 def test_a_unix_socket_in_use_is_not_taken_over(tmp_path):
     address = f"ipc://{tmp_path}/socket"
     with ServerSocket([address]) as server:
-        with pytest.raises(ListenError, match="another process listens there"):
+        with pytest.raises(ListenError, match="another process listens"):
             ServerSocket([address])
         with ClientSocket(address) as client:
             exchange(server, client)
@@ -634,12 +634,12 @@ def test_a_worker_that_is_not_on_the_allow_list_is_kept_out(secured_server, keys
     stranger_keys = load_peer_keys(tmp_path / "others/stranger")
     with ClientSocket(secured_server.contact_addresses[0], stranger_keys) as stranger:
         assert_kept_out(secured_server, stranger, "refuses these keys")
-    assert f"event=key_denied key={stranger_keys.public.decode()}" in caplog.text
+    assert f"key_denied key={stranger_keys.public.decode()}" in caplog.text
 
 
 def test_a_worker_without_keys_is_kept_out(secured_server):
     with ClientSocket(secured_server.contact_addresses[0]) as client:
-        assert_kept_out(secured_server, client, "wants keys: give --keys DIR")
+        assert_kept_out(secured_server, client, "--keys DIR")
 
 
 def test_a_worker_with_keys_does_not_talk_to_another_server(secured_server, tmp_path):
@@ -651,7 +651,7 @@ def test_a_worker_with_keys_does_not_talk_to_another_server(secured_server, tmp_
 
 def test_a_worker_with_keys_does_not_talk_to_a_server_without(server, keys):
     with ClientSocket(server.contact_addresses[0], load_peer_keys(keys)) as client:
-        assert_kept_out(server, client, "works without keys")
+        assert_kept_out(server, client, "uses no keys")
 
 
 JOIN = Join("one", 1, "digest", 6)
@@ -683,8 +683,8 @@ ASK = Ask(1, "model", "", False, 1.0, (b"tensor",))
         ("operator", ModelPrepared("model", 1, "{}", ""), False),
         ("worker", RecipeRequest(), True),
         ("client", RecipeRequest(), True),
-        ("worker", Enrol("one", "worker", ""), False),
-        ("client", Enrol("one", "worker", ""), False),
+        ("worker", Enroll("one", "worker", ""), False),
+        ("client", Enroll("one", "worker", ""), False),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, tuple) else str(value),
 )
@@ -698,9 +698,9 @@ def test_a_key_may_do_what_its_role_is_for(secured_server, keys, role, message, 
         else:
             assert received is None
             refuse = client.receive(DEADLINE_S)
-            assert f"a key of a {role}, who may not send {type(message).__name__}" in refuse.reason
+            assert f"role {role} may not send {type(message).__name__}" in refuse.reason
             assert not refuse.may_rejoin
-            assert "event=role_refused" in caplog.text
+            assert "role_refused" in caplog.text
             assert "undecodable" not in caplog.text
 
 
@@ -724,7 +724,7 @@ def test_whoever_is_shut_out_is_told_so_and_cut_off(secured_server, keys, caplog
             late.send(Heartbeat(1))
             secured_server.receive(DEADLINE_S)
             refusal = late.receive(0.05)
-        assert "this key is not let in any more" in refusal.reason
+        assert "no longer admitted" in refusal.reason
         assert not refusal.may_rejoin
         deadline = time.monotonic() + DEADLINE_S
         while "its key was revoked" not in caplog.text:
@@ -741,8 +741,8 @@ def test_a_token_lets_in_a_key_and_nothing_else(secured_server, keys):
     with ClientSocket(address, invitation.keys) as holder:
         holder.send(JOIN)
         assert secured_server.receive(DEADLINE_S) is None
-        assert "a key of a token, who may not send Join" in holder.receive(DEADLINE_S).reason
-        holder.send(Enrol("one", "worker", own.public.decode()))
+        assert "role token may not send Join" in holder.receive(DEADLINE_S).reason
+        holder.send(Enroll("one", "worker", own.public.decode()))
         assert secured_server.receive(DEADLINE_S) is None
         assert holder.receive(DEADLINE_S) == Enrolled()
     with ClientSocket(address, own) as worker:
@@ -801,7 +801,7 @@ def test_local_workers_need_no_keys_beside_remote_ones_that_do(keys, tmp_path):
             for client in (local_client, local_client_with_keys, remote_client):
                 exchange(server, client)
         with ClientSocket(remote) as client:
-            assert_kept_out(server, client, "wants keys")
+            assert_kept_out(server, client, "requires keys")
 
 
 def test_a_client_that_stood_still_looks_again_before_it_says_that_nothing_came(

@@ -142,9 +142,9 @@ def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: st
         ("--seed", "-1", r"seed=-1: expected a whole number from 0 to .*"),
         ("--seed", str(2**63), rf"seed={2**63}: expected a whole number from 0 to .*"),
         ("--checkpoint-every", "nan", r"checkpoint_every_s=nan: expected .* above 0"),
-        ("--listen", "localhost", r"the address 'localhost' cannot be used; expected tcp://H.*"),
-        ("--contact", "host:5555", r"the contact 'host:5555' cannot be used; expected this .*"),
-        ("--token-lifetime", "0", r"a token's lifetime of 0 s: expected above 0, and at most .*"),
+        ("--listen", "localhost", r"the address 'localhost' is invalid; expected tcp://H.*"),
+        ("--contact", "host:5555", r"the contact 'host:5555' is not a host; expected this .*"),
+        ("--token-lifetime", "0", r"the token's lifetime is 0 s; expected above 0, and at most .*"),
         ("--keys", "nowhere", r"cannot read the key file nowhere/\S+ .*"),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_recipe_that_is_none(refuses: Refuses) -> None:
 def test_a_port_in_use(refuses: Refuses, port: int) -> None:
     address = f"tcp://127.0.0.1:{port}"
     refuses(
-        rf"cannot listen on '{address}': another process listens there: .*",
+        rf"cannot listen on '{address}': another process listens on it: .*",
         *("train", "digits", "--listen", address),
     )
 
@@ -250,7 +250,7 @@ def test_nobody_answers_who_wants_a_reload_though_that_may_take_long(
     ("arguments", "says"),
     [
         (["tcp://192.0.2.1:5555"], r"will not connect to \S+ which .*, without keys: .*"),
-        (["tcp://127.0.0.1:0"], r"the address \S+ cannot be used; .* a port from 1 to 65535"),
+        (["tcp://127.0.0.1:0"], r"the address \S+ is invalid; .* a port from 1 to 65535"),
         (["tcp://127.0.0.1:5", "--threads", "0"], r"--threads=0, .*: expected .* from 1 up.*"),
         (["tcp://127.0.0.1:5", "--timeout", "nan"], r".*--timeout=nan, .*: expected .* above 0"),
         (["tcp://127.0.0.1:5", "--rejoin-timeout", "nan"], r".*-timeout=nan: expected .* above 0"),

@@ -172,10 +172,10 @@ def test_only_workers_with_the_right_keys_and_recipe_may_join(
         )
 
     refused = {
-        "without keys: make them with 'dist-net keys create DIR'": (2, worker(counting)),
+        "without keys: create keys with 'dist-net keys create DIR'": (2, worker(counting)),
         "or refuses these keys": (1, worker(counting, "--keys", str(stranger))),
         "give both hosts the same recipe": (2, worker("digits", "--keys", str(keys))),
-        "who may not send Join": (2, worker(counting, "--keys", str(keys / "client"))),
+        "may not send Join": (2, worker(counting, "--keys", str(keys / "client"))),
         "expected the path of the same file on this host": (2, worker("--keys", str(keys))),
     }
     status = start("status", address, "--keys", str(keys), "--json", prefix=hosts.on("worker-1"))
@@ -224,7 +224,7 @@ def test_another_host_joins_by_the_line_that_was_printed_until_that_is_taken_bac
     [identity] = [path.stem for path in (run / "keys" / "tokens").iterdir()]
     assert start("keys", "revoke", str(run), identity).ends() == 0
     assert joined.ends() == 1
-    assert "this key is not let in any more: its token was revoked" in joined.stderr
+    assert "this key is no longer admitted: its token was revoked" in joined.stderr
     again = start("join", token, "--trust-recipe", prefix=hosts.on("worker-1"))
     assert again.ends() == 2
     assert "does not know this token: it was revoked" in again.stderr

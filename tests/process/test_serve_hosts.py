@@ -237,8 +237,8 @@ def test_nobody_gets_in_without_the_right_keys(
         (1, "or refuses these keys", refused(*status, *others, "--timeout", "2")),
         (2, "without keys", refused(*reload)),
         (1, address, refused(*reload, *others, "--timeout", "2")),
-        (1, "who may not send Reload", refused(*reload, "--keys", str(keys / "client"))),
-        (2, "who may not send JoinPool", refused(*enlist, "--keys", str(keys / "client"))),
+        (1, "may not send Reload", refused(*reload, "--keys", str(keys / "client"))),
+        (2, "may not send JoinPool", refused(*enlist, "--keys", str(keys / "client"))),
     ]
     for code, reason, command in commands:
         assert (command.ends(), reason in command.stderr) == (code, True), command.stderr

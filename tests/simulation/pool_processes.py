@@ -15,7 +15,7 @@ from dist_net.serving.pool.requests import Payload, Status
 from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.loop import InferenceWorker
 from dist_net.serving.worker.served_network import Answers, ServedNetwork
-from dist_net.wire.heart import Heart
+from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import Heartbeat, Message
 from dist_net.wire.serving_messages import (
     JoinAsLoader,
@@ -81,8 +81,8 @@ class VirtualExecutor(Executor):
             self._thread.after(self._seconds(), self._end)
 
 
-class VirtualHeart:
-    """As `dist_net.wire.heart.Heart`: a thread with a connection of its own."""
+class VirtualHeartbeatSender:
+    """As `dist_net.wire.heartbeat.HeartbeatSender`: a thread with a connection of its own."""
 
     def __init__(
         self, thread: VirtualThread, socket: VirtualClientSocket, told: PoolWelcome
@@ -148,7 +148,7 @@ class VirtualInferenceWorker:
         self._thread = VirtualThread(self.process)
         self._socket = network.connect(self.host, WORKERS)
         self._socket.on_arrival = self._wake
-        self._hearts: list[VirtualHeart] = []
+        self._hearts: list[VirtualHeartbeatSender] = []
         executor = VirtualExecutor(VirtualThread(self.process), load_s)
         self.models = LoadedModels(self._load, executor)
         self.worker = InferenceWorker(
@@ -173,10 +173,10 @@ class VirtualInferenceWorker:
     def no_answer(self, waited_s: float) -> NoAnswerError:
         return NoAnswerError(f"no answer in {waited_s:g} s")
 
-    def _start_heart(self, told: PoolWelcome) -> Heart:
+    def _start_heart(self, told: PoolWelcome) -> HeartbeatSender:
         socket = self._network.connect(self.host, WORKERS)
-        self._hearts.append(VirtualHeart(VirtualThread(self.process), socket, told))
-        return cast(Heart, self._hearts[-1])
+        self._hearts.append(VirtualHeartbeatSender(VirtualThread(self.process), socket, told))
+        return cast(HeartbeatSender, self._hearts[-1])
 
     def _load(
         self,

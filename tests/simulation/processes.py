@@ -107,7 +107,7 @@ class VirtualProcess:
 
 
 class VirtualPulse:
-    """Heartbeats of a worker, as `dist_net.wire.heart.Heart` sends them."""
+    """Heartbeats of a worker, as `dist_net.wire.heartbeat.HeartbeatSender` sends them."""
 
     def __init__(
         self,

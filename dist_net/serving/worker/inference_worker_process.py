@@ -23,7 +23,7 @@ from dist_net.processes.entry import READY, entry_point, stop_on_signals
 from dist_net.processes.hidden_tokens import add_token_arguments, token_given
 from dist_net.serving.worker.loop import connected_worker
 from dist_net.serving.worker.served_network import WorkerSettings
-from dist_net.wire.reaching import LetIn, be_let_in
+from dist_net.wire.reaching import ServerAccess, join_by_token
 from dist_net.wire.security import load_peer_keys
 from dist_net.wire.token import POOL
 
@@ -71,12 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # leave when it is gone
 
 
-def _gateway(arguments: argparse.Namespace) -> LetIn:
+def _gateway(arguments: argparse.Namespace) -> ServerAccess:
     """Where the gateway is, and this worker's keys: by a token, or as the command line says."""
     if arguments.connect is not None:
         keys = load_peer_keys(arguments.keys) if arguments.keys else None
-        return LetIn(arguments.connect, keys)
-    return be_let_in(token_given(arguments, POOL))
+        return ServerAccess(arguments.connect, keys)
+    return join_by_token(token_given(arguments, POOL))
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.loaded_models import LoadedModels
 from dist_net.serving.worker.network_loader import NetworkLoader
 from dist_net.serving.worker.served_network import WorkerSettings
-from dist_net.wire.heart import Heart
+from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.messages import Alive, Leave, Message, Refuse, Stop
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.serving_messages import (
@@ -37,7 +37,7 @@ ANSWER_WITHIN_S = 10.0
 SILENT_TIMEOUTS = 3  # of the gateway's heartbeat timeout, until it counts as lost
 STOOD_STILL_S = 1.0
 
-StartHeart = Callable[[PoolWelcome], Heart]
+StartHeart = Callable[[PoolWelcome], HeartbeatSender]
 """Begins to beat for a worker that has enlisted."""
 
 
@@ -52,9 +52,9 @@ def connected_worker(
     """A context with a worker of this process for the gateway at ``address``."""
     clock = SystemClock()
 
-    def start_heart(enlisted: PoolWelcome) -> Heart:
+    def start_heart(enlisted: PoolWelcome) -> HeartbeatSender:
         interval_s = enlisted.heartbeat_interval_s
-        heart = Heart(address, keys, enlisted.worker_id, interval_s, clock)
+        heart = HeartbeatSender(address, keys, enlisted.worker_id, interval_s, clock)
         heart.start()
         return heart
 
@@ -92,7 +92,7 @@ class InferenceWorker:
         self._enlist = enlist
         self._bears_silence = bears_silence
         self._clock = clock
-        self._heart: Heart | None = None
+        self._heart: HeartbeatSender | None = None
         self._enlisted: PoolWelcome | None = None
         self._worker_id = 0  # of the last time that it joined
         self._enlist_at_s = self._heard_s = self._ticked_s = self._clock.now()

@@ -27,7 +27,7 @@ from dist_net.processes.supervision import POLL_S
 from dist_net.training.run.local_run import WORKER_GRACE_S
 from dist_net.training.run.training_progress import TrainingProgress
 from dist_net.training.worker.state import REJOIN_TIMEOUT_S
-from dist_net.wire.reaching import LetIn
+from dist_net.wire.reaching import ServerAccess
 from dist_net.wire.security import write_peer_keys
 
 REPORT_EVERY_S = 0.5
@@ -67,7 +67,7 @@ class JoinedRun:
 
     def __init__(
         self,
-        server: LetIn,
+        server: ServerAccess,
         directory: RunDirectory,
         logs: Path,
         settings: JoinedRunSettings,

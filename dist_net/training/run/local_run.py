@@ -92,7 +92,7 @@ class LocalRunSettings:
         if self.ray_address is not None and self.workers:
             RayCluster(self.ray_address, Path()).cores_each(self.workers)
         opening = self.opening
-        keys = ServerKeys.of_nobody() if opening.needs_keys else None
+        keys = ServerKeys.admitting_no_peer() if opening.needs_keys else None
         if opening.keys is not None:
             keys = load_server_keys(opening.keys)
         ServerSocket(opening.listen, keys).close()

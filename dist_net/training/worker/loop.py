@@ -30,7 +30,7 @@ from dist_net.training.worker.state import (
     WorkerState,
 )
 from dist_net.vector import Vector
-from dist_net.wire.heart import Heart
+from dist_net.wire.heartbeat import HeartbeatSender
 from dist_net.wire.local_channel import LocalChannel
 from dist_net.wire.messages import (
     PIPELINE,
@@ -80,7 +80,7 @@ class ServerConnection(Protocol):
 
 
 class Pulse(Protocol):
-    """Heartbeats that go on by themselves; see `dist_net.wire.heart.Heart`."""
+    """Heartbeats that go on by themselves; see `dist_net.wire.heartbeat.HeartbeatSender`."""
 
     answer: tuple[Message, float] | None
 
@@ -132,7 +132,9 @@ class ProcessEnvironment:
             return None
 
     def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> Pulse:
-        heart = Heart(self._address, self._keys, worker_id, interval_s, self.clock, identity)
+        heart = HeartbeatSender(
+            self._address, self._keys, worker_id, interval_s, self.clock, identity
+        )
         heart.start()
         return heart
 

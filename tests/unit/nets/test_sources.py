@@ -46,7 +46,7 @@ from dist_net.serving.loader.model_loader import described
 from dist_net.serving.worker.served_network import model_of
 from dist_net.training.run.run_options import RunOptions
 from dist_net.wire.messages import Snapshot
-from dist_net.wire.reaching import LetIn
+from dist_net.wire.reaching import ServerAccess
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.token import POOL, TRAINING, JoinToken
 
@@ -323,7 +323,7 @@ from dist_net import Recipe
 from dist_net.data import Dataset
 from dist_net.nn import Dense, Flatten, Rescale, Sequential
 from dist_net.wire.messages import Snapshot
-from dist_net.wire.reaching import LetIn
+from dist_net.wire.reaching import ServerAccess
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.token import POOL, TRAINING, JoinToken
 
@@ -412,7 +412,9 @@ def test_a_server_may_not_name_the_file_that_is_run(
 
 def test_a_token_is_the_run_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = PeerKeys.new(b"")
-    monkeypatch.setattr(sources, "be_let_in", lambda _, role: LetIn(f"ipc://{role}", keys))
+    monkeypatch.setattr(
+        sources, "join_by_token", lambda _, role: ServerAccess(f"ipc://{role}", keys)
+    )
     token = JoinToken(TRAINING, "00ad5eed", 1, ("tcp://192.0.2.1:5",), bytes(32), bytes(32))
     followed = source_called(token.text, None, None, progress)
     assert isinstance(followed, FollowedRun)
@@ -420,7 +422,7 @@ def test_a_token_is_the_run_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> No
     assert named_source(token.text).name == "live"
     assert named_source(f"mine={token.text}").name == "mine"
     for wrong in (replace(token, kind=POOL).text, token.text[:-1]):
-        with pytest.raises(TokenError, match=r"expected one of a parameter server|cut or damaged"):
+        with pytest.raises(TokenError, match=r"expected one of a parameter server|damaged"):
             source_called(wrong, None, None, progress)
 
 

@@ -14,7 +14,7 @@ from dist_net.processes.hidden_tokens import (
     reveal_tokens,
     token_given,
 )
-from dist_net.wire.token import MAX_TOKEN, TRAINING, JoinToken
+from dist_net.wire.token import MAX_TOKEN_LENGTH, TRAINING, JoinToken
 
 TOKEN = JoinToken(TRAINING, "00ad5eed", 1, ("tcp://192.0.2.1:5",), bytes(32), bytes(32)).text
 
@@ -54,9 +54,9 @@ def test_no_token_is_an_error(stdin: io.StringIO | None, monkeypatch: pytest.Mon
 
 
 def test_files_that_hold_no_token_are_errors(tmp_path: Path) -> None:
-    (tmp_path / "huge").write_text("x" * 10 * MAX_TOKEN)
+    (tmp_path / "huge").write_text("x" * 10 * MAX_TOKEN_LENGTH)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(TokenError, match=str(MAX_TOKEN + 2)):
+    with pytest.raises(TokenError, match=str(MAX_TOKEN_LENGTH + 2)):
         given("--token-file", str(tmp_path / "huge"))
     for name in ("none", "bytes", "."):
         with pytest.raises(TokenError, match="cannot be read"):

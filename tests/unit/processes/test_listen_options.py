@@ -51,7 +51,7 @@ def test_keys_that_cannot_be_added_to_still_serve(tmp_path: Path) -> None:
 def test_on_loopback_a_token_needs_no_keys() -> None:
     token = Opening(("tcp://127.0.0.1:0",), kind=POOL).token(None, ["tcp://127.0.0.1:777"])
     assert token is not None
-    assert JoinToken.of(token.text) == token
+    assert JoinToken.parse(token.text) == token
     assert not token.secret
     assert pasted(token) == f"echo {token.text} | dist-net inference-worker"
     assert Opening(("ipc://socket",)).token(None, ["ipc://socket"]) is None

@@ -7,7 +7,7 @@ import pytest
 
 from dist_net.errors import AddressError
 from dist_net.wire import contacts
-from dist_net.wire.contacts import candidates, checked_host, contacts_of
+from dist_net.wire.contacts import candidates, checked_host, contact_addresses
 
 
 @pytest.mark.parametrize(
@@ -24,17 +24,17 @@ from dist_net.wire.contacts import candidates, checked_host, contacts_of
 def test_the_address_by_which_messages_leave_comes_first(
     by_route: list[str], of_interfaces: list[str], expected: list[str]
 ) -> None:
-    assert candidates(by_route, of_interfaces, takes_ipv6=False) == expected
+    assert candidates(by_route, of_interfaces, has_ipv6=False) == expected
 
 
 def test_a_server_that_takes_ipv6_may_be_reached_by_both() -> None:
-    found = candidates(["192.0.2.7", "2001:db8::7"], ["::1", "fe80::7", "fd00::7"], takes_ipv6=True)
+    found = candidates(["192.0.2.7", "2001:db8::7"], ["::1", "fe80::7", "fd00::7"], has_ipv6=True)
     assert found == ["192.0.2.7", "2001:db8::7", "fd00::7"]
 
 
 def test_a_host_with_very_many_addresses_names_the_first() -> None:
     many = [f"10.0.{place}.1" for place in range(200)]
-    assert candidates(["192.0.2.7"], many, takes_ipv6=False) == ["192.0.2.7", *many[:15]]
+    assert candidates(["192.0.2.7"], many, has_ipv6=False) == ["192.0.2.7", *many[:15]]
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_a_host_with_very_many_addresses_names_the_first() -> None:
 def test_the_contact_address_has_the_port_that_was_chosen(
     listen: str, bound: str, said: str | None, expected: str
 ) -> None:
-    assert contacts_of(listen, bound, said) == (expected,)
+    assert contact_addresses(listen, bound, said) == (expected,)
 
 
 def test_a_server_that_listens_everywhere_is_not_reached_there() -> None:
     for listen in ("tcp://0.0.0.0:777", "tcp://*:777"):
-        found = contacts_of(listen, "tcp://host:777")
+        found = contact_addresses(listen, "tcp://host:777")
         assert found
         assert all(each.endswith(":777") and "0.0.0.0" not in each for each in found)
 
@@ -82,7 +82,7 @@ def test_every_address_of_the_kernels_table_is_named(
 ) -> None:
     (tmp_path / "fib_trie").write_text(TABLE)
     monkeypatch.setattr(contacts, "_IPV4_TABLE", tmp_path / "fib_trie")
-    found = contacts_of("tcp://*:777", "tcp://host:777")
+    found = contact_addresses("tcp://*:777", "tcp://host:777")
     assert {"tcp://198.51.100.2:777", "tcp://203.0.113.9:777"} <= set(found)
     others = ("127.0.0.1", "198.51.100.0", "198.51.100.255")
     assert not {f"tcp://{each}:777" for each in others} & set(found)
@@ -93,7 +93,7 @@ def test_without_the_kernels_table_the_hosts_name_is_resolved(
 ) -> None:
     monkeypatch.setattr(contacts, "_IPV4_TABLE", tmp_path / "missing")
     monkeypatch.setattr(socket, "gethostname", lambda: "203.0.113.5")
-    assert "tcp://203.0.113.5:777" in contacts_of("tcp://0.0.0.0:777", "tcp://host:777")
+    assert "tcp://203.0.113.5:777" in contact_addresses("tcp://0.0.0.0:777", "tcp://host:777")
 
 
 @pytest.mark.parametrize("host", ["", "host:5555", "tcp://host", "a b", "[::1", "bücher.example"])

@@ -103,7 +103,7 @@ def test_a_name_that_is_no_directory_of_its_own_is_refused(directory, name):
             ),
             "do not belong together",
         ),
-        ("workers/worker.key", Path.unlink, "no worker is allowed"),
+        ("workers/worker.key", Path.unlink, "no worker is admitted"),
         ("workers/worker.key", lambda path: path.write_text("nonsense"), "no valid key"),
     ],
 )

@@ -95,7 +95,7 @@ def test_a_closed_segment_gives_no_vectors(owner):
     [
         ({"token": bytes(16)}, "token"),
         ({"token": b""}, "token"),
-        ({"size": SIZE * 2}, f"{SIZE} float32 elements, not of {SIZE * 2}"),
+        ({"size": SIZE * 2}, f"{SIZE} float32 elements, not {SIZE * 2}"),
         ({"descriptor": 10_000}, "No such file"),
         ({"descriptor": -1}, "No such file"),
         ({"process_id": 2**31}, "No such file"),

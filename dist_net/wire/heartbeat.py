@@ -1,4 +1,4 @@
-"""Heartbeats: the thread by which a worker's process says that it is alive."""
+"""Heartbeats of a worker's process, from a thread of their own."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from dist_net.wire.transport import ClientSocket
 logger = logging.getLogger(__name__)
 
 MAX_ROUND_TRIP_S = 3600.0
-LOOK_S = 0.1
-"""The longest wait for an answer at a time, so that it can be stopped."""
+POLL_S = 0.1
+"""The longest wait for a reply at a time, so that `HeartbeatSender.stop` takes effect."""
 
 
-class Heart(threading.Thread):
-    """Says that this process is alive, from a thread and a socket of its own.
+class HeartbeatSender(threading.Thread):
+    """Send heartbeats from a thread with its own socket.
 
-    The worker's loop is busy during a long computation. NumPy computes without the interpreter's
-    lock, so this thread still runs. ``answer`` is the server's last answer, and when its heartbeat
-    was sent; None: there has been none.
+    NumPy releases the interpreter's lock, so the thread also runs during a long computation of the
+    worker's loop. ``answer`` is the server's last reply with the time at which its heartbeat was
+    sent, or None.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Heart(threading.Thread):
         clock: Clock,
         identity: int = 0,
     ) -> None:
-        super().__init__(name=f"heart-{worker_id}-{os.getpid()}", daemon=True)
+        super().__init__(name=f"heartbeat-{worker_id}-{os.getpid()}", daemon=True)
         self.answer: tuple[Message, float] | None = None
         self._address = address
         self._keys = keys
@@ -48,7 +48,7 @@ class Heart(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        """Beats until stopped; a beat that cannot be sent is skipped."""
+        """Send heartbeats until stopped; skip a heartbeat that cannot be sent."""
         round_trip_s = 0.0
         with ClientSocket(self._address, self._keys) as socket:
             try:
@@ -62,19 +62,19 @@ class Heart(threading.Thread):
                 logger.warning("heartbeat_ended reason=%s", error)
 
     def _listen(self, socket: ClientSocket, sent_s: float) -> float:
-        """Takes in answers until it is time for the next beat; returns how long the last took.
+        """Receive replies until the next heartbeat; return the last round trip, 0 without one.
 
-        0 if there was none. It may be the answer to an earlier beat, so it says which.
+        A reply may belong to an earlier heartbeat, so it contains the time of that heartbeat.
         """
         round_trip_s = 0.0
         next_beat_s = sent_s + self._interval_s
         while not self._stopped.is_set() and (now := self._clock.now()) < next_beat_s:
-            answer = socket.receive(min(LOOK_S, next_beat_s - now))
+            answer = socket.receive(min(POLL_S, next_beat_s - now))
             now = self._clock.now()
             if isinstance(answer, Alive):
                 self.answer = answer, min(answer.sent_s, now)
                 round_trip_s = min(now - self.answer[1], MAX_ROUND_TRIP_S)
-                if answer.sent_s >= sent_s:  # there is no more to hear
+                if answer.sent_s >= sent_s:  # no other reply is due
                     self._stopped.wait(next_beat_s - now)
             elif answer is not None:
                 self.answer = answer, sent_s
