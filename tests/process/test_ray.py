@@ -110,11 +110,13 @@ def test_a_run_is_placed_by_cpus_and_shares_memory_on_the_servers_node(
     node(2)
     too_many = start("train", "--cluster", "ray", "--address", nodes.address, "--workers", "4")
     training = train("--workers", "3", "--epochs", "60")
-    report = training.command.result()
-    assert (report["samples"], report["workers_joined"]) == (60 * SAMPLES, 3)
+    assert training.command.result()["samples"] == 60 * SAMPLES
     assert_exact(training.run, 60)
-    shared = re.findall(r"worker_joined .*shared=(\w+)", training.log("parameter-server"))
-    assert sorted(shared) == ["False", "False", "True"]
+    # A worker that a loaded machine keeps from sending heartbeats joins again, and counts twice.
+    joined = r"worker_joined .*name=(\S+) shared=(\w+)"
+    shares_memory = dict(re.findall(joined, training.log("parameter-server")))
+    assert sorted(shares_memory) == ["worker-0", "worker-1", "worker-2"]
+    assert sorted(shares_memory.values()) == ["False", "False", "True"]
     assert "joined worker=" in training.log("worker-0")
     assert too_many.ends() == 2
     assert "4 workers and a server need 5 CPUs, and this Ray cluster has 4" in too_many.stderr
