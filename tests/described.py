@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.serving.pool.description import ModelDescription
 
 ORDINARY: dict[str, Any] = {
@@ -11,8 +12,7 @@ ORDINARY: dict[str, Any] = {
     "labels": (),
     "takes_images": False,
     "has_logits": False,
-    "configuration": "",
-    "recipe": "digits",
+    "architecture": RecipeArchitecture("digits", "digits", ()),
     "arrays_path": "arrays",
     "arrays_bytes": 1,
     "arrays_key": "0" * 64,

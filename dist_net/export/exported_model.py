@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dist_net.nets.recipes.image_recipe import ImageRecipe
+from dist_net.nets.architecture import DarknetArchitecture
 from dist_net.nets.sources import FoundModel
 from dist_net.release import release
 from dist_net.vector import Vector
@@ -30,7 +30,8 @@ class ExportedModel:
         """The way images are resized to the net's input; "" if it takes no images."""
         if not self.found.takes_images:
             return ""
-        return "letterbox" if self.found.configuration else self.found.fitting
+        is_darknet = isinstance(self.found.architecture, DarknetArchitecture)
+        return "letterbox" if is_darknet else self.found.fitting
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -38,20 +39,13 @@ class ExportedModel:
         found = self.found
         known = {
             "model": self.name,
-            "recipe": self._recipe,
+            "recipe": found.recipe,
             "fitting": self.fitting,
             "labels": json.dumps(found.labels, ensure_ascii=False) if found.labels else "",
             "unknown_below": str(found.unknown_below or ""),
             "dist_net": release(),
         }
         return {name: value for name, value in known.items() if value}
-
-    @property
-    def _recipe(self) -> str:
-        found = self.found
-        if found.image_recipe:
-            return ImageRecipe.from_json(found.image_recipe).name
-        return found.recipe.name if found.recipe else ""
 
     @property
     def arrays(self) -> dict[str, Vector]:

@@ -29,6 +29,13 @@ from dist_net.errors import (
 from dist_net.images.fitting import takes_images
 from dist_net.images.labels import read_labels, require_labels
 from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.nets.architecture import (
+    Architecture,
+    DarknetArchitecture,
+    FolderArchitecture,
+    PublishedArchitecture,
+    RecipeArchitecture,
+)
 from dist_net.nets.darknet.configuration import (
     Configuration,
     configuration_text,
@@ -75,26 +82,23 @@ ANSWER_WITHIN_S = 5.0
 class FoundModel:
     """A model as it was read from its source.
 
-    ``labels`` is empty if it predicts numbers, not classes. ``configuration`` is the text of a
-    Darknet net, ``pretrained`` the name of a net in ``dist_net.nets``; any other model has
-    the ``recipe`` that it was trained by, or ``image_recipe``, the JSON of one that is data. Its
-    images had that ``fitting``. ``key`` changes with the weights. ``file`` is where ``prepared``
-    is kept under that key, None if nowhere yet. ``version`` is the parameter server's, for a model
-    that is being trained. An answer less probable than ``unknown_below`` is unknown. ``held_out``
+    ``labels`` is empty if it predicts numbers, not classes. ``recipe`` is the name of the recipe
+    that trained it. ``fitting`` is that of its images. ``key`` changes with the weights. ``file``
+    keeps ``prepared`` under that key; None if no file does yet. ``version`` is the parameter
+    server's, for a model in training. A less probable answer than ``unknown_below`` is unknown.
+    ``held_out``
     reads the images that its run keeps, and raises RunDirectoryError if they are damaged.
     ``weights`` gives what ``prepared`` is made of, and may read it again for that.
     """
 
     model: Model
+    architecture: Architecture
     labels: tuple[str, ...]
     prepared: Prepared
     key: str
     weights: Callable[[], Vector]
     has_logits: bool = False
-    configuration: str = ""
-    pretrained: str = ""
-    recipe: LoadedRecipe | None = None
-    image_recipe: str = ""
+    recipe: str = ""
     file: Path | None = None
     fitting: str = "pad"
     version: int | None = None
@@ -107,8 +111,9 @@ class FoundModel:
 
         A recipe's net has uint8 for images; what else its inputs are made of is not known here.
         """
-        is_known = self.configuration or self.pretrained or self.model.input_dtype == np.uint8
-        return bool(is_known) and takes_images(self.model)
+        published = DarknetArchitecture | PublishedArchitecture
+        is_known = isinstance(self.architecture, published) or self.model.input_dtype == np.uint8
+        return is_known and takes_images(self.model)
 
 
 class KeptKernels(NamedTuple):
@@ -181,11 +186,11 @@ class DarknetFiles:
         kept = prepared_kernels(model, network, weights)
         return FoundModel(
             model,
+            DarknetArchitecture(configuration_text(configuration)),
             labels,
             kept.prepared,
             kept.key,
             lambda: read_weights(weights, network),
-            configuration=configuration_text(configuration),
             file=kept.file,
         )
 
@@ -212,12 +217,12 @@ class PretrainedNet:
             names = read_labels(self._labels, model.classes)
         return FoundModel(
             model,
+            PublishedArchitecture(lite0.NAME),
             names,
             prepare(model, weights),
             key_of_vector(model, weights),
             lambda: weights,
             has_logits=True,
-            pretrained=lite0.NAME,
             fitting=lite0.FITTING,
         )
 
@@ -374,16 +379,18 @@ def _found(
     version: int | None = None,
 ) -> FoundModel:
     model = loaded.recipe.model
-    is_data = loaded.reference == IMAGES
+    architecture: Architecture = RecipeArchitecture.from_recipe(loaded)
+    if loaded.reference == IMAGES:
+        architecture = FolderArchitecture(image_recipe_of(loaded).as_net().to_json())
     return FoundModel(
         model,
+        architecture,
         names,
         prepare(model, weights),
         key_of_vector(model, weights),
         lambda: weights,
         has_logits=model.loss is cross_entropy_of_logits,
-        recipe=None if is_data else loaded,
-        image_recipe=image_recipe_of(loaded).as_net().to_json() if is_data else "",
+        recipe=loaded.name,
         fitting=fitting or loaded.recipe.fitting,
         version=version,
     )

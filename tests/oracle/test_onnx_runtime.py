@@ -19,6 +19,12 @@ from dist_net.export.exported_model import ExportedModel
 from dist_net.images.decoding import load_image
 from dist_net.images.fitting import fit_image, letterbox
 from dist_net.nets import efficientnet_lite0 as lite0
+from dist_net.nets.architecture import (
+    Architecture,
+    DarknetArchitecture,
+    PublishedArchitecture,
+    RecipeArchitecture,
+)
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_activations import ACTIVATIONS
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
@@ -39,9 +45,18 @@ PHOTOGRAPH = Path("/usr/share/darknet/data/dog.jpg")
 TOLERANCE = 1e-5  # of the largest output
 
 
-def exported(model: nn.Model, weights: Vector, images: bool = False, **found: Any) -> Any:
+DIGITS = RecipeArchitecture("digits", "digits", ())
+
+
+def exported(
+    model: nn.Model,
+    weights: Vector,
+    images: bool = False,
+    architecture: Architecture = DIGITS,
+    **found: Any,
+) -> Any:
     """A session of ONNX Runtime with the model."""
-    whole = FoundModel(model, ("a class",), {}, "key", lambda: weights, **found)
+    whole = FoundModel(model, architecture, ("a class",), {}, "key", lambda: weights, **found)
     content = onnx_graph(ExportedModel("m", whole, weights, images)).model_bytes("0", {})
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -280,7 +295,8 @@ def test_lite0_answers_alike_for_a_photograph(lite0_weights: Vector) -> None:
     ours.close()
     require_close(answers(session, batch), wanted)
     require_close(answers(session, batch[:1]), wanted[:1])
-    options = {"has_logits": True, "pretrained": lite0.NAME, "fitting": lite0.FITTING}
+    options = {"has_logits": True, "fitting": lite0.FITTING}
+    options["architecture"] = PublishedArchitecture(lite0.NAME)
     whole = exported(lite0.model(), lite0_weights, images=True, **options)
     photograph = load_image(PHOTOGRAPH)[np.newaxis]
     np.testing.assert_allclose(answers(whole, photograph), softmax(wanted[:1]), rtol=0, atol=2e-3)
@@ -306,7 +322,7 @@ def test_images_are_fitted_alike(fitting: str, shape: tuple[int, ...]) -> None:
 
 def test_images_are_fitted_alike_for_darknets_nets() -> None:
     model = nn.Model(nn.Flatten(), (28, 32, 3), input_dtype=np.float32)
-    options = {"fitting": "pad", "configuration": "a net"}
+    options = {"fitting": "pad", "architecture": DarknetArchitecture("a net")}
     session = exported(model, np.empty(0, np.float32), images=True, **options)
     random = np.random.default_rng(0)
     for size in SIZES:

@@ -9,6 +9,7 @@ import pytest
 
 from dist_net.data import FetchEvent
 from dist_net.errors import UnknownModelError
+from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.classifier import classifier_of
 from dist_net.nets.recipes.recipe import load_recipe
 from dist_net.nets.sources import FoundModel, source_called
@@ -92,7 +93,10 @@ def test_hundreds_of_classes_are_learnt_and_served_by_name(tmp_path: Path) -> No
     assert Evaluator(model, data)(training.weights).accuracy == 1
     prepared = prepare(model, training.weights)
     names, weights = data.class_names, training.weights
-    found = FoundModel(model, names, prepared, "key" * 20, lambda: weights, True, recipe=loaded)
+    found = FoundModel(
+        *(model, RecipeArchitecture.from_recipe(loaded), names, prepared, "key" * 20),
+        *(lambda: weights, True),
+    )
     settings = WorkerSettings(tmp_path, trust_recipes=True)
     description, outputs = served(found, tmp_path, data.test_inputs[290:], settings)
     assert outputs.argmax(1).tolist() == list(range(290, 300))

@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.seeded_weights import seeded_weights
 from dist_net.data import dataset_named
+from dist_net.nets.architecture import FolderArchitecture, RecipeArchitecture
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import write_weights
@@ -152,7 +153,9 @@ def digits_model(seed: int = 0) -> FoundModel:
     model, weights = loaded.recipe.model, loaded.recipe.initial_weights(seed)
     prepared, key = prepare(model, weights), key_of_vector(model, weights)
     labels = tuple("0123456789")
-    return FoundModel(model, labels, prepared, key, lambda: weights, True, recipe=loaded)
+    return FoundModel(
+        model, RecipeArchitecture.from_recipe(loaded), labels, prepared, key, lambda: weights, True
+    )
 
 
 def load(gateway: Gateway, worker: Child, description: ModelDescription) -> Loaded:
@@ -208,7 +211,7 @@ def test_a_version_that_cannot_be_loaded_is_told_of(
     gateway: Gateway, worker: Child, digits: ModelDescription
 ) -> None:
     other = ModelDescription.from_json(
-        digits.to_json().replace(digits.recipe_files["recipe.py"], "0" * 64)
+        digits.to_json().replace(load_recipe("digits").file_digests["recipe.py"], "0" * 64)
     )
     assert "differs from the recipe of" in load(gateway, worker, other).reason
     assert load(gateway, worker, digits).reason == ""
@@ -218,14 +221,14 @@ def test_a_description_that_names_a_python_file_is_refused(
     gateway: Gateway, worker: Child, digits: ModelDescription, tmp_path: Path
 ) -> None:
     code = MarkedCode(tmp_path)
-    evil = replace(digits, recipe="", image_recipe=code.recipe)
+    evil = replace(digits, architecture=FolderArchitecture(code.recipe))
     assert "no built-in recipe" in load(gateway, worker, evil).reason
-    by_path = replace(
-        digits, recipe=str(code.file), recipe_files={"recipe.py": sha256(CODE.encode())}
-    )
+    files = (("recipe.py", sha256(CODE.encode())),)
+    named = RecipeArchitecture(str(code.file), str(code.file), files)
+    by_path = replace(digits, architecture=named)
     assert code.file.name in load(gateway, worker, replace(by_path, version=2)).reason
     copied = str(code.file.rename(tmp_path / "recipe.py"))
-    unconfirmed = replace(by_path, version=3, recipe=copied)
+    unconfirmed = replace(by_path, version=3, architecture=replace(named, path=copied))
     assert "--trust-recipe" in load(gateway, worker, unconfirmed).reason
     assert not code.was_run
 
@@ -302,12 +305,12 @@ def test_a_child_of_the_gateway_bears_any_silence_while_its_parent_is_there(
 def test_a_child_leaves_when_its_parent_is_gone(
     gateway: Gateway, child: Callable[..., Child], module: str
 ) -> None:
-    source = ["digits=ipc:///nowhere"] if module.startswith("loader") else []
+    source = ["digits=ipc:///nowhere"] if "loader" in module else []
     started = child(module, "--parent", "1", *source)
-    if module == "model_loader":
+    if "loader" in module:
         gateway.hears(JoinAsLoader, started)
         gateway.tells(PoolWelcome(1, 1.0, 5.0))
-    assert exit_code(started) == (0 if module == "model_loader" else 130)
+    assert exit_code(started) == (0 if "loader" in module else 130)
 
 
 def test_a_terminated_worker_leaves(gateway: Gateway, worker: Child) -> None:
@@ -383,7 +386,7 @@ def test_a_training_run_is_followed(
     versions = [each.version for each in answers]
     assert sorted(set(versions)) == versions
     last = ModelDescription.from_json(answers[-1].description)
-    assert last.recipe == "digits"
+    assert last.architecture.path == "digits"
     assert last.version == versions[-1]
     assert map_prepared(Path(last.arrays_path), last.arrays_key) is not None
     assert len(list((tmp_path / "own").iterdir())) == 3

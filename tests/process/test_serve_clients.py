@@ -80,9 +80,9 @@ TRITON_CLIENT = """
         assert names.shape == (len(rows), 2)
         assert [name.split(":", 2)[2] for name in names[:, 0]] == likeliest, names
 
-    image = http.InferInput("input", [1], "BYTES")
-    image.set_data_from_numpy(np.array([image], np.object_))
-    found = client.infer("tiny", [image]).as_numpy("probabilities")
+    encoded = http.InferInput("input", [1], "BYTES")
+    encoded.set_data_from_numpy(np.array([image], np.object_))
+    found = client.infer("tiny", [encoded]).as_numpy("probabilities")
     np.testing.assert_allclose(found, expected[-1:], atol=1e-6)
 
     client.unload_model("tiny")

@@ -10,6 +10,7 @@ from itertools import count
 from math import pi, sin
 from typing import Any, cast
 
+from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.serving.client.conversation import SILENCE_S, Conversation, Exchange
 from dist_net.serving.gateway.client_desk import ClientDesk
 from dist_net.serving.gateway.gateway import Gateway
@@ -40,6 +41,7 @@ from simulation.pool_watch import ROW, WatchedPool, number_in
 CLIENTS = "desk"  # where clients connect to
 STARTS_S = 0.3  # what a process needs until it speaks
 DRIFT_S = 11.0
+DIGITS = RecipeArchitecture("digits", "digits", ())
 NO_KEY = "0" * 64  # of arrays: nothing is mapped
 
 
@@ -237,7 +239,7 @@ class PoolCluster:
             return ModelPrepared(model, version, "", "its file is damaged", version)
         shape = (2,) if self._happens(self.changes_shape) else (1,)
         described = ModelDescription(
-            model, version, "FP32", shape, 2, (), False, False, "", "digits", "", 0, NO_KEY
+            model, version, "FP32", shape, 2, (), False, False, DIGITS, "", 0, NO_KEY
         )
         return ModelPrepared(model, version, described.to_json(), "", version)
 

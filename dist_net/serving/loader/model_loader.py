@@ -26,7 +26,6 @@ from dist_net.errors import (
     ModelLoadError,
     RunDirectoryError,
 )
-from dist_net.nets.recipes.recipe import LoadedRecipe
 from dist_net.nets.sources import FollowedRun, FoundModel, ModelSource
 from dist_net.nn.prepared import map_prepared, write_prepared
 from dist_net.serving.loader.held_out_images import sample_images
@@ -249,7 +248,7 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
     They are written to ``directory`` unless they have a file; it keeps the newest few files of each
     model. Raises PreparedKernelsError if they cannot be written.
     """
-    model, recipe = found.model, found.recipe
+    model = found.model
     file = found.file
     if file is None:
         file = directory / f"{name}.{found.key[:32]}.prepared"
@@ -268,21 +267,11 @@ def described(found: FoundModel, name: str, version: int, directory: Path) -> Mo
         labels=found.labels,
         takes_images=found.takes_images,
         has_logits=found.has_logits,
-        configuration=found.configuration,
-        pretrained=found.pretrained,
-        image_recipe=found.image_recipe,
+        architecture=found.architecture,
         unknown_below=found.unknown_below,
-        recipe=_found_at(recipe) if recipe else "",
-        recipe_original=recipe.reference if recipe else "",
-        recipe_files=recipe.file_digests if recipe else {},
         fitting=found.fitting,
         has_classes=bool(found.labels),
         arrays_path=str(file.absolute()),
         arrays_bytes=file.stat().st_size,
         arrays_key=found.key,
     )
-
-
-def _found_at(recipe: LoadedRecipe) -> str:
-    """The name or path by which a worker loads the recipe."""
-    return recipe.reference if recipe.is_built_in else str(recipe.path.absolute())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from math import prod
@@ -12,6 +12,11 @@ from struct import calcsize
 from typing import Any, NamedTuple
 
 from dist_net.errors import ProtocolError
+from dist_net.nets.architecture import (
+    Architecture,
+    architecture_from_json,
+    architecture_to_json,
+)
 from dist_net.wire.serving_messages import ARRAYS_KEY, MODEL_NAME
 
 TYPE_CODES = {
@@ -29,10 +34,6 @@ class ModelDescription:
 
     ``input_shape`` is that of one row; ``labels`` is empty if the classes have no names.
     ``arrays_path``: the file of prepared kernels on the gateway's host, with its size and key.
-    ``configuration``: the text of a Darknet net; ``pretrained``: the name of one that dist_net has
-    besides those; ``image_recipe``: the JSON of one that was trained on a folder. If all are
-    empty, ``recipe`` is the name of a built-in recipe, or the path of a Python file, copied from
-    ``recipe_original``; ``recipe_files``: the digests that its files must have on every host.
     ``fitting``: how images are made to fit. An answer less probable than ``unknown_below`` is
     unknown. Without ``has_classes`` its outputs are numbers that it predicts, ``classes``
     of them for a row.
@@ -46,16 +47,11 @@ class ModelDescription:
     labels: tuple[str, ...]
     takes_images: bool
     has_logits: bool
-    configuration: str
-    recipe: str
+    architecture: Architecture
     arrays_path: str
     arrays_bytes: int
     arrays_key: str
-    recipe_original: str = ""
-    recipe_files: Mapping[str, str] = field(default_factory=dict)
     fitting: str = "pad"
-    pretrained: str = ""
-    image_recipe: str = ""
     unknown_below: float = 0.0
     has_classes: bool = True
 
@@ -64,22 +60,13 @@ class ModelDescription:
         return calcsize("<" + TYPE_CODES[self.input_datatype]) * prod(self.input_shape)
 
     @property
-    def architecture(self) -> tuple[object, ...]:
-        """What is equal in versions that differ only in their weights."""
-        files = tuple(sorted(self.recipe_files.items()))
-        net = (
-            self.configuration,
-            self.pretrained,
-            self.image_recipe,
-            self.recipe,
-            self.recipe_original,
-            files,
-            self.fitting,
-        )
-        return self.input_datatype, self.input_shape, self.classes, *net
+    def plan_key(self) -> tuple[object, ...]:
+        """Return what is equal in versions that differ only in their weights."""
+        inputs = self.input_datatype, self.input_shape, self.classes, self.fitting
+        return self.architecture, *inputs
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self) | {"architecture": architecture_to_json(self.architecture)})
 
     @classmethod
     def from_json(cls, text: str) -> ModelDescription:
@@ -87,8 +74,8 @@ class ModelDescription:
         try:
             told = json.loads(text)
             shape, labels = tuple(told.pop("input_shape")), tuple(told.pop("labels"))
-            files = dict(told.pop("recipe_files", {}))
-            description = cls(input_shape=shape, labels=labels, recipe_files=files, **told)
+            net = architecture_from_json(told.pop("architecture"))
+            description = cls(input_shape=shape, labels=labels, architecture=net, **told)
             for name, pattern in ("name", MODEL_NAME), ("arrays_key", ARRAYS_KEY):
                 if not (isinstance(told[name], str) and pattern.fullmatch(told[name])):
                     raise ValueError(f"{name} {told[name]!r:.80}; expected {pattern.pattern}")

@@ -105,7 +105,7 @@ class LoadedModels:
     def _alike(self, description: ModelDescription) -> ServedNetwork | None:
         """The version of the same architecture that was loaded last."""
         for network in reversed(self._networks.values()):
-            if network.description.architecture == description.architecture:
+            if network.description.plan_key == description.plan_key:
                 return network
         return None
 

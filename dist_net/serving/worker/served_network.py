@@ -18,13 +18,6 @@ from dist_net.clock import Clock, SystemClock
 from dist_net.errors import ImageError, ModelLoadError, SettingError
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.images.fitting import ImageInputs
-from dist_net.nets import efficientnet_lite0
-from dist_net.nets.darknet.configuration import parse_configuration
-from dist_net.nets.darknet.darknet_network import DarknetNetwork
-from dist_net.nets.recipes.image_recipe import ImageRecipe
-from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe_copy, recipe_names
-from dist_net.nets.recipes.recipe_files import RECIPE_FILE
-from dist_net.nn import Model
 from dist_net.nn.inference import Inference, Prepared, softmax
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
@@ -100,7 +93,7 @@ class ServedNetwork:
         clock: Clock | None = None,
     ) -> None:
         self.description = description
-        self._model = model_of(description, settings.trust_recipes)
+        self._model = description.architecture.build(description.name, settings.trust_recipes)
         self._dtype = self._model.input_dtype.newbyteorder("<")
         self._row_bytes = description.row_bytes
         self._images = (
@@ -224,36 +217,3 @@ class ServedNetwork:
             )
         flat = np.frombuffer(payload, self._dtype)
         return flat.reshape(rows, *self.description.input_shape, copy=False)
-
-
-def model_of(description: ModelDescription, trust_recipes: bool = False) -> Model:
-    """Return the model of a version; raises the errors of ``ServedNetwork``."""
-    if description.configuration:
-        configuration = parse_configuration(description.configuration, description.name)
-        network = DarknetNetwork(configuration)
-        return Model(network, network.input_shape, input_dtype=np.float32)
-    if description.pretrained == efficientnet_lite0.NAME:
-        return efficientnet_lite0.model()
-    if description.pretrained:
-        raise ModelLoadError(
-            f"the net {description.pretrained} is not in this release of dist_net; expected the "
-            f"same release on both hosts"
-        )
-    if description.image_recipe:
-        return ImageRecipe.from_json(description.image_recipe).model
-    path, original = description.recipe, description.recipe_original
-    if path not in recipe_names():
-        files = description.recipe_files
-        if Path(path).name != RECIPE_FILE or RECIPE_FILE not in files:
-            raise ModelLoadError(
-                f"the recipe of {description.name} is {path[-80:]!r} with {len(files)} digests; "
-                f"expected a built-in one, or a run's {RECIPE_FILE} with its digest"
-            )
-        return load_recipe_copy(Path(path), original, files, trust_recipes).recipe.model
-    loaded = built_in_recipe(path)
-    if loaded.file_digests != description.recipe_files:
-        raise ModelLoadError(
-            f"this host's recipe {path} differs from the recipe of {description.name}; expected "
-            f"the same release of dist_net on both hosts"
-        )
-    return loaded.recipe.model

@@ -11,11 +11,14 @@ import pytest
 from PIL import Image
 
 from dist_net.cli import main, predict
+from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.sources import FoundModel, source_called
 from dist_net.nn import Dense, Model, Sequential
 from dist_net.nn.inference import prepare
 from dist_net.printable import PrintableFormatter
 from image_runs import SIDE, write_run
+
+DIGITS = RecipeArchitecture("digits", "digits", ())
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def plane(monkeypatch: pytest.MonkeyPatch) -> str:
     """A model that doubles three numbers and adds one."""
     model = Model(Sequential(Dense(3)), (3,), "mse", np.float32)
     weights = np.concatenate([2 * np.eye(3).ravel(), np.ones(3)]).astype(np.float32)
-    found = FoundModel(model, (), prepare(model, weights), "key", lambda: weights)
+    found = FoundModel(model, DIGITS, (), prepare(model, weights), "key", lambda: weights)
 
     class Source:
         def read(self) -> FoundModel:

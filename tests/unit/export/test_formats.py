@@ -20,6 +20,7 @@ from dist_net.errors import (
 from dist_net.export.exported_model import ExportedModel
 from dist_net.export.formats import format_of, write_exported
 from dist_net.images.fitting import FITTINGS
+from dist_net.nets.architecture import RecipeArchitecture
 from dist_net.nets.sources import FoundModel
 
 pytest.importorskip("onnx", reason="onnx is not installed (the extra `onnx`)")
@@ -28,6 +29,9 @@ from onnx import helper
 
 from dist_net.export.onnx.onnx_model import onnx_graph
 from dist_net.export.onnx.preprocessing import GRAPH_FITTINGS
+
+DIGITS = RecipeArchitecture("digits", "digits", ())
+
 
 LABELS = "cat", "Löwe"
 
@@ -39,7 +43,7 @@ def exported() -> ExportedModel:
     weights = model.layout.initial(np.random.default_rng(0))
     options = {"has_logits": True, "fitting": "crop", "unknown_below": 0.5}
     return ExportedModel(
-        "pets", FoundModel(model, LABELS, {}, "", lambda: weights, **options), weights
+        "pets", FoundModel(model, DIGITS, LABELS, {}, "", lambda: weights, **options), weights
     )
 
 
@@ -103,7 +107,7 @@ def test_every_fitting_can_be_part_of_a_graph() -> None:
 def test_preprocessing_is_for_nets_that_take_images() -> None:
     model = nn.Model(nn.Sequential(nn.Flatten(), nn.Dense(2)), (4, 4), input_dtype=np.float32)
     weights = model.layout.initial(np.random.default_rng(0))
-    found = FoundModel(model, (), {}, "", lambda: weights)
+    found = FoundModel(model, DIGITS, (), {}, "", lambda: weights)
     with pytest.raises(ExportError, match=r"m has inputs of float32\[4, 4\]; expected a"):
         onnx_graph(ExportedModel("m", found, weights, takes_images=True))
     assert [port.name for port in onnx_graph(ExportedModel("m", found, weights)).outputs] == [

@@ -10,6 +10,7 @@ import pytest
 
 from dist_net.cli import main
 from dist_net.errors import RecipeError, UnknownRecipeError, UntrustedRecipeError
+from dist_net.nets.architecture import FolderArchitecture
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON, Base
@@ -18,7 +19,6 @@ from dist_net.nets.run_directory import RunDirectory
 from dist_net.nets.sources import source_called
 from dist_net.nets.trained_model import recipe_of_run
 from dist_net.serving.pool.description import ModelDescription
-from dist_net.serving.worker.served_network import model_of
 from dist_net.wire.messages import RecipeOffer
 from marked_code import MarkedCode
 
@@ -66,10 +66,10 @@ def joined(run: RunDirectory, evil: str) -> None:
 
 def served(_: RunDirectory, evil: str) -> None:
     description = ModelDescription(
-        *("pets", 1, "UINT8", (8, 8), 2, (), True, True, "", "", "", 0, "0" * 64),
-        image_recipe=evil,
+        *("pets", 1, "UINT8", (8, 8), 2, (), True, True),
+        *(FolderArchitecture(evil), "", 0, "0" * 64),
     )
-    model_of(ModelDescription.from_json(description.to_json()))
+    ModelDescription.from_json(description.to_json()).architecture.build("pets")
 
 
 @pytest.mark.parametrize("read", [read_by_server, started_by_server, joined, served])

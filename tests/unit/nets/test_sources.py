@@ -22,6 +22,7 @@ from dist_net.errors import (
 from dist_net.images.fitting import fit_image
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets import sources
+from dist_net.nets.architecture import PublishedArchitecture
 from dist_net.nets.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from dist_net.nets.classifier import classifier_of
 from dist_net.nets.darknet.configuration import parse_configuration
@@ -43,7 +44,6 @@ from dist_net.nets.trained_model import code_of_run
 from dist_net.nn.inference import Inference, prepare, softmax
 from dist_net.nn.prepared import map_prepared
 from dist_net.serving.loader.model_loader import described
-from dist_net.serving.worker.served_network import model_of
 from dist_net.training.run.run_options import RunOptions
 from dist_net.wire.messages import Snapshot
 from dist_net.wire.reaching import ServerAccess
@@ -181,7 +181,7 @@ def test_what_is_found_can_be_built_again_from_its_description(kind, net, run, t
     source = called(net, *files(net)) if kind == "net" else called(run.path)
     found = source.read()
     description = described(found, "m", 7, tmp_path)
-    model = model_of(type(description).from_json(description.to_json()))
+    model = type(description).from_json(description.to_json()).architecture.build("m")
     mapped = map_prepared(Path(description.arrays_path), description.arrays_key)
     assert mapped is not None
     assert Path(description.arrays_path).stat().st_size == description.arrays_bytes
@@ -202,11 +202,12 @@ def test_a_pretrained_net_is_built_again_from_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(lite0, "read_weights", lambda: weights)
     found = called(lite0.NAME).read()
     description = described(found, "m", 1, tmp_path)
-    assert model_of(type(description).from_json(description.to_json())) is lite0.model()
+    sent = type(description).from_json(description.to_json())
+    assert sent.architecture.build("m") is lite0.model()
     assert (description.has_logits, description.fitting) == (True, "imagenet")
     assert description.labels[0] == "tench"
     with pytest.raises(ModelLoadError, match="the net efficientnet-lite9 is not in this release"):
-        model_of(replace(description, pretrained="efficientnet-lite9"))
+        PublishedArchitecture("efficientnet-lite9").build("m")
 
 
 @pytest.mark.parametrize("kind", ["net", "run"])
@@ -383,14 +384,14 @@ def test_a_downloaded_recipe_is_served_only_when_trusted(
     found = source_called(str(run.path), None, None, progress, trust_recipe=True).read()
     description = described(found, "m", 1, tmp_path)
     with pytest.raises(UntrustedRecipeError, match="--trust-recipe"):
-        model_of(description)
-    assert model_of(description, trust_recipes=True).classes == 2
+        description.architecture.build("m")
+    assert description.architecture.build("m", trust_recipe=True).classes == 2
     trust(code_of_run(run.path))
     assert called(run.path).read().labels == found.labels
-    assert model_of(description).classes == 2
+    assert description.architecture.build("m").classes == 2
     run.recipe.write_text("raise SystemExit('it was run')")
     with pytest.raises(RecipeChangedError):
-        model_of(description, trust_recipes=True)
+        description.architecture.build("m", trust_recipe=True)
 
 
 def test_a_server_may_not_name_the_file_that_is_run(

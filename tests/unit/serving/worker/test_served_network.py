@@ -13,6 +13,7 @@ from benchmarks.seeded_weights import seeded_weights
 from described import described
 from dist_net.errors import ModelLoadError
 from dist_net.images.fitting import ImageInputs, fit_image
+from dist_net.nets.architecture import DarknetArchitecture, RecipeArchitecture
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.recipes.recipe import load_recipe
@@ -20,7 +21,7 @@ from dist_net.nets.recipes.trusted_recipes import trust
 from dist_net.nn import Model, Predictor
 from dist_net.nn.inference import prepare, softmax
 from dist_net.serving.pool.requests import Status
-from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings, model_of
+from dist_net.serving.worker.served_network import ServedNetwork, WorkerSettings
 
 CONFIGURATION = """
 [net]
@@ -49,8 +50,7 @@ DARKNET = described(
     classes=5,
     labels=tuple("abcde"),
     takes_images=True,
-    configuration=CONFIGURATION,
-    recipe="",
+    architecture=DarknetArchitecture(CONFIGURATION),
 )
 DIGITS = described(
     "m",
@@ -60,7 +60,7 @@ DIGITS = described(
     labels=tuple("0123456789"),
     takes_images=True,
     has_logits=True,
-    recipe_files=load_recipe("digits").file_digests,
+    architecture=RecipeArchitecture.from_recipe(load_recipe("digits")),
 )
 
 VECTOR = """
@@ -83,13 +83,10 @@ def served():
     made = []
 
     def make(description=DARKNET, scale=1.0, **options):
-        if description.configuration:
-            network = DarknetNetwork(parse_configuration(description.configuration, "m"))
-            model = Model(network, network.input_shape, input_dtype=np.float32)
-            weights = seeded_weights(network, 0)
-        else:
-            recipe = load_recipe(description.recipe).recipe
-            model, weights = recipe.model, recipe.initial_weights(0)
+        model = description.architecture.build("m")
+        weights = model.layout.initial(np.random.default_rng(0))
+        if isinstance(description.architecture, DarknetArchitecture):
+            weights = seeded_weights(model.network, 0)
         prepared = prepare(model, weights * np.float32(scale))
         made.append(ServedNetwork(description, prepared, WorkerSettings(Path(), **options)))
         return made[-1]
@@ -134,7 +131,7 @@ def test_each_image_that_a_net_crops_has_an_answer_of_its_own(served):
     crop = "[crop]\ncrop_height=6\ncrop_width=8\nnoadjust=1\n"
     pointwise = CONFIGURATION.replace("size=3", "size=1").replace("pad=1", "pad=0")
     configuration = pointwise.replace("channels=3\n", f"channels=3\n{crop}")
-    network = served(replace(DARKNET, configuration=configuration))
+    network = served(replace(DARKNET, architecture=DarknetArchitecture(configuration)))
     inputs = tensors(4)
     answers = probabilities(network.answer([inputs.tobytes()], is_image=False).payloads[0])
 
@@ -260,9 +257,9 @@ def test_a_gateway_names_only_runs_recipes_with_digests(tmp_path: Path) -> None:
     for name, digests in ("other.py", {"recipe.py": "a" * 64}), ("recipe.py", {}):
         path = tmp_path / name
         path.write_text("raise SystemExit('it was run')")
-        description = replace(DIGITS, recipe=str(path), recipe_files=digests)
+        architecture = RecipeArchitecture(str(path), str(path), tuple(digests.items()))
         with pytest.raises(ModelLoadError, match=name):
-            model_of(description, trust_recipes=True)
+            architecture.build("m", trust_recipe=True)
 
 
 def test_a_model_without_images_is_served_too(served, tmp_path: Path):
@@ -276,9 +273,7 @@ def test_a_model_without_images_is_served_too(served, tmp_path: Path):
         classes=3,
         labels=(),
         takes_images=False,
-        recipe=loaded.reference,
-        recipe_original=loaded.reference,
-        recipe_files=loaded.file_digests,
+        architecture=RecipeArchitecture.from_recipe(loaded),
     )
     network = served(description)
     answers = network.answer([bytes([1, 2, 3, 4])], is_image=False)
@@ -289,10 +284,9 @@ def test_a_model_without_images_is_served_too(served, tmp_path: Path):
 
 
 def test_a_recipe_that_is_another_here_is_refused():
+    other = RecipeArchitecture("digits", "digits", (("recipe.py", "0" * 64),))
     with pytest.raises(ModelLoadError, match=r"digits differs .* the same release"):
-        ServedNetwork(
-            replace(DIGITS, recipe_files={"recipe.py": "0" * 64}), {}, WorkerSettings(Path())
-        )
+        ServedNetwork(replace(DIGITS, architecture=other), {}, WorkerSettings(Path()))
 
 
 def test_a_version_of_other_weights_answers_beside_the_one_that_it_is_bound_from(served):

@@ -1,0 +1,132 @@
+"""How a network is built: one of four kinds, which files and messages carry as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dist_net.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    from dist_net.nets.recipes.recipe import LoadedRecipe
+    from dist_net.nn import Model
+
+# ``build`` imports what it needs: a client reads descriptions of models, and builds none.
+
+
+@dataclass(frozen=True)
+class DarknetArchitecture:
+    """A Darknet net; ``configuration`` is the text of its .cfg file."""
+
+    configuration: str
+
+    def build(self, name: str, trust_recipe: bool = False) -> Model:
+        """Return the model. Raises ConfigurationError, whose message names ``name``."""
+        import numpy as np
+
+        from dist_net.nets.darknet import DarknetNetwork, parse_configuration
+        from dist_net.nn import Model
+
+        network = DarknetNetwork(parse_configuration(self.configuration, name))
+        return Model(network, network.input_shape, input_dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class PublishedArchitecture:
+    """A net that dist_net builds by its name: EfficientNet-Lite0."""
+
+    published: str
+
+    def build(self, name: str, trust_recipe: bool = False) -> Model:
+        """Return the model. Raises ModelLoadError for the name of another release."""
+        from dist_net.nets import efficientnet_lite0
+
+        if self.published != efficientnet_lite0.NAME:
+            raise ModelLoadError(
+                f"the net {self.published} is not in this release of dist_net; expected the same "
+                f"release on both hosts"
+            )
+        return efficientnet_lite0.model()
+
+
+@dataclass(frozen=True)
+class FolderArchitecture:
+    """A net that was trained on a folder of images; ``recipe`` is JSON, see ``ImageRecipe``."""
+
+    recipe: str
+
+    def build(self, name: str, trust_recipe: bool = False) -> Model:
+        """Return the model. Raises RecipeError for other JSON."""
+        from dist_net.nets.recipes.image_recipe import ImageRecipe
+
+        return ImageRecipe.from_json(self.recipe).model
+
+
+@dataclass(frozen=True)
+class RecipeArchitecture:
+    """The net of a recipe: ``path`` is the name of a built-in recipe, or a run's Python file.
+
+    ``original`` is the file that was copied into the run. ``files`` are names and SHA-256 digests,
+    sorted, which the recipe's files must have on every host.
+    """
+
+    path: str
+    original: str
+    files: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def from_recipe(cls, loaded: LoadedRecipe) -> RecipeArchitecture:
+        """Return the architecture of a recipe that this host has loaded."""
+        path = loaded.reference if loaded.is_built_in else str(loaded.path.absolute())
+        return cls(path, loaded.reference, tuple(sorted(loaded.file_digests.items())))
+
+    def build(self, name: str, trust_recipe: bool = False) -> Model:
+        """Return the model. Raises ModelLoadError, and see ``load_recipe_copy``."""
+        from dist_net.nets.recipes.recipe import built_in_recipe, load_recipe_copy, recipe_names
+        from dist_net.nets.recipes.recipe_files import RECIPE_FILE
+
+        digests = dict(self.files)
+        if self.path not in recipe_names():
+            if Path(self.path).name != RECIPE_FILE or RECIPE_FILE not in digests:
+                raise ModelLoadError(
+                    f"the recipe of {name} is {self.path[-80:]!r} with {len(digests)} digests; "
+                    f"expected a built-in recipe, or a run's {RECIPE_FILE} with its digest"
+                )
+            path = Path(self.path)
+            return load_recipe_copy(path, self.original, digests, trust_recipe).recipe.model
+        loaded = built_in_recipe(self.path)
+        if loaded.file_digests != digests:
+            raise ModelLoadError(
+                f"this host's recipe {self.path} differs from the recipe of {name}; expected the "
+                f"same release of dist_net on both hosts"
+            )
+        return loaded.recipe.model
+
+
+Architecture = DarknetArchitecture | PublishedArchitecture | FolderArchitecture | RecipeArchitecture
+
+_KINDS: dict[str, type[Architecture]] = {
+    "darknet": DarknetArchitecture,
+    "published": PublishedArchitecture,
+    "folder": FolderArchitecture,
+    "recipe": RecipeArchitecture,
+}
+
+
+def architecture_to_json(architecture: Architecture) -> dict[str, Any]:
+    """Return a JSON object with the key ``kind`` and the fields of that kind."""
+    (kind,) = [name for name, each in _KINDS.items() if each is type(architecture)]
+    return {"kind": kind, **asdict(architecture)}
+
+
+def architecture_from_json(values: dict[str, Any]) -> Architecture:
+    """Return what ``architecture_to_json`` returned. Raises ValueError, TypeError or KeyError."""
+    fields = dict(values)
+    kind = _KINDS[fields.pop("kind")]
+    if kind is RecipeArchitecture:
+        fields["files"] = tuple((str(name), str(digest)) for name, digest in fields["files"])
+    architecture = kind(**fields)
+    if not all(isinstance(each, str | tuple) for each in asdict(architecture).values()):
+        raise ValueError(f"fields that are no text in {values!r:.80}")
+    return architecture
