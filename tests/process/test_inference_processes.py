@@ -302,14 +302,9 @@ def test_a_child_of_the_gateway_bears_any_silence_while_its_parent_is_there(
 @pytest.mark.parametrize(
     "module", ["worker.inference_worker_process", "loader.model_loader_process"]
 )
-def test_a_child_leaves_when_its_parent_is_gone(
-    gateway: Gateway, child: Callable[..., Child], module: str
-) -> None:
+def test_a_child_leaves_when_its_parent_is_gone(child: Callable[..., Child], module: str) -> None:
     source = ["digits=ipc:///nowhere"] if "loader" in module else []
     started = child(module, "--parent", "1", *source)
-    if "loader" in module:
-        gateway.hears(JoinAsLoader, started)
-        gateway.tells(PoolWelcome(1, 1.0, 5.0))
     assert exit_code(started) == (0 if "loader" in module else 130)
 
 
