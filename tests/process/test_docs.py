@@ -1,8 +1,8 @@
-"""What README and docs tell a reader to type works: every block of shell and Python is run.
+"""Every block of shell and Python in README and docs works.
 
-A page's blocks run in order, in one temporary directory. There `digits` stands for `fashion-mnist`,
-loopback for the addresses of other hosts, free ports for fixed ones, and `cp` for `scp`. Scripts
-that install are not run here; `test_scripts.py` runs those.
+The blocks of a page run in order, in one temporary directory, with `digits` in place of
+`fashion-mnist`, loopback in place of the addresses of other hosts, free ports in place of fixed
+ports, and `cp` in place of `scp`. `test_scripts.py` runs the scripts that install.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ LANGUAGES = {"sh", "python", "text", "mermaid"}
 LONG_RUNNING = {"serve", "parameter-server", "inference-worker"}
 FIXED_PORTS = ("5555", "8000", "8001", "8002")
 DEADLINE_S = 180  # of a loaded machine
-# One interpreter for all blocks of a page: it runs what comes line by line, each a string of JSON.
+# One interpreter runs all Python blocks of a page. Each line of its input is a block, as JSON.
 INTERPRETER = """
 import json, sys
 for line in sys.stdin:
@@ -89,7 +89,7 @@ def test_the_engines_modules_number_themselves_as_its_page_does() -> None:
 
 
 class Reader:
-    """Somebody who types what a page says, in a directory of their own."""
+    """A reader who types the commands of a page in an empty directory."""
 
     def __init__(self, directory: Path, eventually: Callable[..., Any]) -> None:
         self.directory = directory
@@ -104,8 +104,8 @@ class Reader:
         }
 
     def shell(self, text: str) -> None:
-        """Types a block's lines, one after the other."""
-        for line in self._here(text).replace("\\\n", " ").splitlines():
+        """Run the lines of a block, one after the other."""
+        for line in self._substituted(text).replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if not words or words[0] in (".", "pip"):
                 continue
@@ -117,7 +117,7 @@ class Reader:
                 self._run(re.sub(r"^scp (.*) [\w.]+:", r"cp \1 ", line))
 
     def python(self, text: str) -> str:
-        """Saves a block that begins with its file's name, or runs it; gives what it prints."""
+        """Save a block that begins with a file name; run any other. Return its output."""
         if named := re.match(r"# (\w+\.py)\n", text):
             (self.directory / named[1]).write_text(text)
             return ""
@@ -125,11 +125,11 @@ class Reader:
             self._python = self._interpreter()
         assert self._python.stdin is not None
         assert self._python.stdout is not None
-        self._python.stdin.write(json.dumps(self._here(text)) + "\n")
+        self._python.stdin.write(json.dumps(self._substituted(text)) + "\n")
         self._python.stdin.flush()
         printed = ""
         while (line := self._python.stdout.readline()) != "<end of a block>\n":
-            assert line, f"this has failed:\n{text}"
+            assert line, f"the block failed:\n{text}"
             printed += line
         return printed
 
@@ -144,23 +144,23 @@ class Reader:
         )
 
     def leave(self) -> None:
-        """Ends what still runs, in order."""
+        """End the processes that still run, the last first."""
         if self._python is not None:
-            with self._python:  # which ends when nothing more comes
+            with self._python:  # ends with its input
                 pass
         for name, process in reversed(self._running):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(5 if name == "parameter-server" else 0)
             self._end(name, process)
 
-    def _here(self, text: str) -> str:
+    def _substituted(self, text: str) -> str:
         for port, free in self._ports.items():
             text = text.replace(f":{port}", f":{free}")
         text = re.sub(r"192\.0\.2\.\d+", "127.0.0.1", text)
         return text.replace("fashion-mnist", "digits")
 
     def _run(self, line: str) -> None:
-        # Drawing takes a second of each run: it is only done where it is asked for.
+        # Plots take a second of each run, so only commands with `--plot` draw.
         hidden = {} if "--plot" in line else {"PYTHONPATH": str(WITHOUT_PLOTS)}
         done = subprocess.run(
             ["sh", "-c", line],
@@ -174,7 +174,7 @@ class Reader:
         assert '"error"' not in done.stdout, f"{line}\n{done.stdout}"
 
     def _start(self, words: list[str]) -> None:
-        """Starts what runs on, in the place of what runs under that name."""
+        """Start a process in the background, and end the earlier process of the same command."""
         name = words[1]
         for running in [each for each in self._running if each[0] == name]:
             self._running.remove(running)
@@ -201,7 +201,7 @@ class Reader:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
         code = process.wait(DEADLINE_S)
-        # Python itself ends by the signal where it comes while modules are imported.
+        # A signal during imports ends Python itself.
         assert code in (0, 130, -signal.SIGINT), (self.directory / f"{name}.output").read_text()
 
 

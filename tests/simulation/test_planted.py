@@ -1,4 +1,4 @@
-"""Bugs that are planted in a copy of the package, as patches, are found by simulated runs."""
+"""Simulated runs find bugs that patches plant in a copy of the package."""
 
 import os
 import re
@@ -20,7 +20,7 @@ QUICK = {
 
 
 def planted(patch: Path, directory: Path, *options: str) -> None:
-    """Patch the copy of the package that is there; raises CalledProcessError if it cannot be."""
+    """Patch the copy of the package. Raise CalledProcessError if the patch does not apply."""
     command = ["git", "apply", "--whitespace=nowarn", *options, str(patch)]
     subprocess.run(command, cwd=directory, check=True, capture_output=True)
 
@@ -33,7 +33,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def result_of(directory: Path, seeds: int, patch: Path) -> str:
-    """What is said of the first seed that fails in the copy that was patched."""
+    """Return the report on the first seed that fails in the patched copy."""
     command = [sys.executable, "-m", "simulation", "0", str(seeds)]
     command += ["--pool"] if patch.parent.name == "pool" else []
     environment = os.environ | {"PYTHONPATH": f"{directory}:{ROOT / 'tests'}"}

@@ -1,4 +1,4 @@
-"""That the walks through the code in docs/architecture.md lead through what is there."""
+"""The functions in the code walks of docs/architecture.md exist."""
 
 import ast
 import re
