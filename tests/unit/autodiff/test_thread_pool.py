@@ -134,7 +134,7 @@ def test_each_thread_has_scratch_of_its_own_for_a_chain():
     ad.compile([ad.exp(ad.tanh(x))], pool).bind({"x": draw(2000, 400)})
     (tasks,) = pool.shared
     for (first, _), (second, _) in tasks:
-        assert not np.shares_memory(first.args[1], second.args[1])
+        assert not np.shares_memory(first.keywords["out"], second.keywords["out"])
     pool.close()
 
 
