@@ -1,9 +1,8 @@
 """Convert messages to frames and back. Pure functions, no I/O.
 
 The first frame, the header, is a msgpack array ``[PROTOCOL_VERSION, message name, *fields]``; a
-record is a nested array. Each array and each payload is a further frame. The header's last field
-describes the arrays: ``["<f4", [length]]`` is one float32 array, ``["<f4", [count, length]]`` are
-several arrays of one length. Payloads have no description.
+record is a nested array. The last field of some messages is not in the header: each of its arrays,
+little-endian float32 of one length, or each of its payloads is a further frame.
 
 A message is constructed only after all its fields were checked. The checks are derived once, from
 the annotations of the message classes; `dist_net.wire.fields` defines the limits.
@@ -34,11 +33,8 @@ MAX_ARRAY_BYTES = 2**30
 
 Frame = bytes | memoryview
 
-_DTYPE_NAME = "<f4"
-_DTYPE = np.dtype(_DTYPE_NAME)
+_DTYPE = np.dtype("<f4")
 _CONTROL_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029]")
-# The types that travel as frames, with the value for arrays that did not arrive (...: required).
-_FRAMED = {Vector: ..., Vector | None: None, Vectors: (), Payloads: ...}
 
 # `msgpack.packb` would create a Packer and its buffer for each call. A path may not be UTF-8.
 _pack = msgpack.Packer(unicode_errors="replace").pack
@@ -58,16 +54,15 @@ class _Field(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """The fields of a message or a record, without the last one if that travels as frames."""
+    """The fields of a message or a record in the header, and the last field if it is frames."""
 
     name: str
     kind: Any
     fields: tuple[_Field, ...]
     texts: tuple[tuple[int, Limits], ...]
     records: tuple[tuple[int, "_Layout"], ...]
-    array: str | None
-    absent: Any
-    has_payloads: bool
+    framed: str = ""
+    unframe: Callable[[str, Sequence[Frame]], Any] | None = None
 
 
 def _field(owner: str, name: str, hint: Any) -> _Field:
@@ -115,23 +110,59 @@ def _are_natural(values: tuple[Any, ...]) -> bool:
 
 def _layout(kind: Any, name: str) -> _Layout:
     hints = get_type_hints(kind, include_extras=True)
-    framed = next((each for each, hint in hints.items() if hint in _FRAMED), None)
+    framed = next((each for each, hint in hints.items() if hint in _UNFRAME), None)
     if framed is not None and framed != kind._fields[-1]:
-        raise TypeError(f"{name}.{framed}: what travels as frames must be the last field")
+        raise TypeError(f"{name}.{framed} travels as frames; expected it to be the last field")
     fields = tuple(_field(name, each, hint) for each, hint in hints.items() if each != framed)
-    has_payloads = framed is not None and hints[framed] == Payloads
-    return _Layout(
-        name,
-        kind,
-        fields,
-        texts=tuple((i, each.text_limits) for i, each in enumerate(fields) if each.text_limits),
-        records=tuple((i, each.record) for i, each in enumerate(fields) if each.record),
-        array=None if has_payloads else framed,
-        absent=... if framed is None else _FRAMED[hints[framed]],
-        has_payloads=has_payloads,
-    )
+    texts = tuple((i, each.text_limits) for i, each in enumerate(fields) if each.text_limits)
+    records = tuple((i, each.record) for i, each in enumerate(fields) if each.record)
+    unframe = None if framed is None else _UNFRAME[hints[framed]]
+    return _Layout(name, kind, fields, texts, records, f"{name}.{framed}", unframe)
 
 
+def _payloads(name: str, frames: Sequence[Frame]) -> Payloads:
+    if len(frames) > MAX_PAYLOADS:
+        raise ProtocolError(
+            f"{name} arrived in {len(frames)} frames or more; expected at most {MAX_PAYLOADS}"
+        )
+    return tuple(memoryview(frame).toreadonly() for frame in frames)
+
+
+def _vectors(name: str, frames: Sequence[Frame]) -> Vectors:
+    """Return the arrays, as read-only views of ``frames``."""
+    if not frames:
+        return ()
+    size, *others = {*map(len, frames)}  # frames are bytes, or views of bytes
+    if len(frames) > MAX_PAYLOADS or others or size % 4 or not 0 < size <= MAX_ARRAY_BYTES:
+        raise ProtocolError(
+            f"{name} arrived in frames of {_shortened([*map(len, frames)])} bytes; expected at "
+            f"most {MAX_PAYLOADS} frames of one size, a multiple of 4 up to {MAX_ARRAY_BYTES}"
+        )
+    vectors = tuple(np.frombuffer(frame, _DTYPE) for frame in frames)
+    for vector in vectors:
+        vector.setflags(write=False)
+    return vectors
+
+
+def _vector_or_none(name: str, frames: Sequence[Frame]) -> Vector | None:
+    if len(frames) > 1:
+        raise ProtocolError(f"{name} arrived in {len(frames)} frames; expected at most 1")
+    return _vectors(name, frames)[0] if frames else None
+
+
+def _vector(name: str, frames: Sequence[Frame]) -> Vector:
+    vector = _vector_or_none(name, frames)
+    if vector is None:
+        raise ProtocolError(f"{name} arrived in 0 frames; expected 1")
+    return vector
+
+
+_UNFRAME: dict[Any, Callable[[str, Sequence[Frame]], Any]] = {
+    Vector: _vector,
+    Vector | None: _vector_or_none,
+    Vectors: _vectors,
+    Payloads: _payloads,
+}
 _LAYOUTS = {kind.__name__: _layout(kind, kind.__name__) for kind in get_args(Message)}
 
 
@@ -149,11 +180,9 @@ def encode(message: Message) -> list[Frame]:
     if layout.texts or layout.records:
         values = _sendable(layout, values)
     frames: Sequence[Frame] = ()
-    if layout.has_payloads:
-        values, frames = values[:-1], values[-1]
-    elif layout.array is not None:
-        spec, frames = _encode_arrays(name, values[-1])
-        values = (*values[:-1], spec)
+    if layout.unframe is not None:
+        values, framed = values[:-1], values[-1]
+        frames = framed if layout.unframe is _payloads else _array_frames(name, framed)
     header = _pack((PROTOCOL_VERSION, name, *values))
     if len(header) > MAX_HEADER_BYTES:
         raise ProtocolError(
@@ -180,11 +209,7 @@ def _sendable(layout: _Layout, values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-def _encode_arrays(
-    message_name: str, arrays: Vector | Vectors | None
-) -> tuple[tuple[str, tuple[int, ...]] | None, list[Frame]]:
-    """Return the description of arrays for the header, None without arrays, and their frames."""
-    several = isinstance(arrays, tuple)
+def _array_frames(message_name: str, arrays: Vector | Vectors | None) -> list[Frame]:
     given = arrays if isinstance(arrays, tuple) else () if arrays is None else (arrays,)
     for array in given:
         is_vector = array.dtype == _DTYPE and array.ndim == 1
@@ -193,10 +218,7 @@ def _encode_arrays(
                 f"a {message_name} message contains a {array.dtype} array of shape {array.shape}; "
                 f"expected 1-D float32 arrays of one length, 1 to {MAX_ARRAY_BYTES // 4} elements"
             )
-    if not given:
-        return None, []
-    shape = (len(given), given[0].size) if several else (given[0].size,)
-    return (_DTYPE_NAME, shape), [np.ascontiguousarray(array).data.cast("B") for array in given]
+    return [np.ascontiguousarray(array).data.cast("B") for array in given]
 
 
 def decode(frames: Sequence[Frame]) -> Message:
@@ -219,11 +241,9 @@ def decode(frames: Sequence[Frame]) -> Message:
             f"[{PROTOCOL_VERSION}, type, fields...]"
         ) from error
     layout = _layout_of(values)
-    plain = _checked(layout, values[2:-1] if layout.array else values[2:])
-    if layout.has_payloads:
-        plain = (*plain, _payloads(layout, frames))
-    elif layout.array:
-        plain = (*plain, _decode_arrays(layout, values[-1], frames[1:]))
+    plain = _checked(layout, values[2:])
+    if layout.unframe is not None:
+        plain = (*plain, layout.unframe(layout.framed, frames[1:]))
     elif len(frames) != 1:
         raise ProtocolError(f"{layout.name} arrived in {len(frames)} frames; expected 1")
     return cast(Message, layout.kind._make(plain))
@@ -264,60 +284,12 @@ def _layout_of(values: Any) -> _Layout:
             f"unknown message type {_shortened(name)}; expected one of {len(_LAYOUTS)} types such "
             f"as Heartbeat: install the same release of dist-net on both hosts"
         )
-    expected = layout.kind._fields[:-1] if layout.has_payloads else layout.kind._fields
-    if len(values) - 2 != len(expected):
+    if len(values) - 2 != len(layout.fields):
         raise ProtocolError(
-            f"{name} arrived with {len(values) - 2} fields; expected {len(expected)}: "
-            f"{', '.join(expected)}"
+            f"{name} arrived with {len(values) - 2} fields; expected {len(layout.fields)}: "
+            f"{', '.join(field.name for field in layout.fields)}"
         )
     return layout
-
-
-def _payloads(layout: _Layout, frames: Sequence[Frame]) -> Payloads:
-    if len(frames) - 1 > MAX_PAYLOADS:
-        raise ProtocolError(
-            f"{layout.name} arrived with {len(frames) - 1} payloads or more; "
-            f"expected at most {MAX_PAYLOADS}"
-        )
-    return tuple(memoryview(frame).toreadonly() for frame in frames[1:])
-
-
-def _decode_arrays(layout: _Layout, spec: Any, frames: Sequence[Frame]) -> Any:
-    """Return the arrays that ``spec`` describes, as read-only views of ``frames``."""
-    name = f"{layout.name}.{layout.array}"
-    if spec is None and layout.absent is not ...:
-        if frames:
-            raise ProtocolError(f"{name} is nil, but {len(frames)} frames of arrays arrived")
-        return layout.absent
-    several = layout.absent == ()
-    count, length = _announced(spec, several)
-    if not length:
-        raise ProtocolError(
-            f"{name} is described as {_shortened(spec)}; expected "
-            f'["{_DTYPE_NAME}", [{"count, " if several else ""}length]] '
-            f"with a length of 1 to {MAX_ARRAY_BYTES // 4}"
-        )
-    sizes = [*map(len, frames)]  # frames are bytes, or views of them
-    if len(sizes) != count or {*sizes} != {4 * length}:
-        raise ProtocolError(
-            f"{name} arrived in frames of {_shortened(sizes)} bytes; "
-            f"expected {count} of {4 * length}"
-        )
-    vectors = [np.frombuffer(frame, _DTYPE) for frame in frames]
-    for vector in vectors:
-        vector.setflags(write=False)
-    return tuple(vectors) if several else vectors[0]
-
-
-def _announced(spec: Any, several: bool) -> tuple[int, int]:
-    """Return the number of arrays and their length; zeros if the description is invalid."""
-    if type(spec) is not tuple or len(spec) != 2 or spec[0] != _DTYPE_NAME:
-        return 0, 0
-    shape = spec[1]
-    if type(shape) is not tuple or [*map(type, shape)] != [int] * (1 + several):
-        return 0, 0
-    count, length = shape if several else (1, *shape)
-    return (count, length) if count > 0 and 0 < length <= MAX_ARRAY_BYTES // 4 else (0, 0)
 
 
 def _field_error(layout: _Layout, field: _Field, value: Any) -> ProtocolError:
