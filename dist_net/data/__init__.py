@@ -9,7 +9,7 @@ from dist_net.data import digits_dataset, fashion_mnist_dataset
 from dist_net.data.dataset import Dataset, epoch_order
 from dist_net.data.published_files import FetchEvent, Progress
 from dist_net.data.samples import AugmentedSamples, Samples
-from dist_net.errors import UnknownDatasetError
+from dist_net.errors import DatasetError
 
 __all__ = [
     "CLASS_NAMES",
@@ -49,8 +49,8 @@ def dataset_named(
 
     ``cache_dir`` defaults to ``default_cache_dir()``. ``progress`` receives each ``FetchEvent``.
     ``mirrors`` are base addresses that are tried before the published address. Raises
-    ``UnknownDatasetError``, ``NotFetchedError`` if no source delivers the dataset, and
-    ``CacheError`` if ``cache_dir`` is not usable.
+    ``DatasetError``, ``FetchError`` if no source delivers the dataset, and
+    ``FetchError`` if ``cache_dir`` is not usable.
     """
     if name == digits_dataset.NAME:
         return digits_dataset.load()
@@ -58,7 +58,7 @@ def dataset_named(
         return fashion_mnist_dataset.load(
             cache_dir or default_cache_dir(), progress or _ignore, mirrors
         )
-    raise UnknownDatasetError(f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}")
+    raise DatasetError(f"unknown dataset {name!r}: expected one of {', '.join(DATASETS)}")
 
 
 def _ignore(_: FetchEvent) -> None:

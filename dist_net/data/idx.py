@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.errors import DataFileError
+from dist_net.errors import DatasetError
 
 GZIP_MAGIC = b"\x1f\x8b"
 
@@ -37,7 +37,7 @@ def read_idx(path: Path) -> NDArray[Any]:
 
     A plain file is mapped into memory, so that processes that read it share the page cache; a
     gzip file (known by its content, not by its name) is decompressed. Multi-byte elements keep
-    the file's byte order. Raises ``DataFileError`` when the file cannot be read, is not IDX, or
+    the file's byte order. Raises ``DatasetError`` when the file cannot be read, is not IDX, or
     is shorter or longer than its header says.
     """
     try:
@@ -47,7 +47,7 @@ def read_idx(path: Path) -> NDArray[Any]:
                     return _read_compressed(path, content)
             return _map_plain(path, file)
     except (EOFError, zlib.error, OSError) as error:
-        raise DataFileError(f"{path}: cannot be read: {error}") from error
+        raise DatasetError(f"{path}: cannot be read: {error}") from error
 
 
 def _read_header(
@@ -62,28 +62,28 @@ def _read_header(
         and 1 <= start[3] <= MAX_DIMENSIONS
     ):
         codes = ", ".join(f"{code:02x}" for code in ELEMENT_TYPES)
-        raise DataFileError(
+        raise DatasetError(
             f"{path}: offset 0: not an IDX file: found bytes {start.hex(' ')!r}, expected 00 00, "
             f"an element type ({codes}) and the number of dimensions (1 to {MAX_DIMENSIONS})"
         )
     rank = start[3]
     dimensions = content.read(4 * rank)
     if len(dimensions) < 4 * rank:
-        raise DataFileError(
+        raise DatasetError(
             f"{path}: offset 4: cut short in the header: found {len(dimensions)} bytes, "
             f"expected {4 * rank} for {rank} dimensions"
         )
     shape = struct.unpack(f">{rank}I", dimensions)
     if 0 in shape:
-        raise DataFileError(f"{path}: offset 4: found shape {shape}, expected no dimension of 0")
+        raise DatasetError(f"{path}: offset 4: found shape {shape}, expected no dimension of 0")
     return ELEMENT_TYPES[start[2]], shape, 4 + 4 * rank
 
 
 def _check_length(path: Path, offset: int, shape: tuple[int, ...], found: int, size: int) -> None:
-    """Raise ``DataFileError`` unless exactly the elements of ``shape`` follow the header."""
+    """Raise ``DatasetError`` unless exactly the elements of ``shape`` follow the header."""
     if found != size:
         problem = "cut short: found" if found < size else "too long: found at least"
-        raise DataFileError(
+        raise DatasetError(
             f"{path}: offset {offset}: {problem} {found} bytes of elements, "
             f"expected {size} for shape {shape}"
         )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.data.samples import PrefetchedSamples, SampleIndices, Samples
-from dist_net.errors import DataFileError, ImageError
+from dist_net.errors import DatasetError, ImageError
 from dist_net.images.augmentation import Augmentation
 from dist_net.images.decoding import MAX_PIXELS
 from dist_net.images.fitting import fit_image
@@ -52,7 +52,7 @@ class MappedRows:
 class DecodedImages:
     """Images that are decoded when they are read, or in the background if that is known before.
 
-    They are known to be readable; DataFileError is raised for one that is not any more. The thread
+    They are known to be readable; DatasetError is raised for one that is not any more. The thread
     in the background ends by ``close``, or with the last reference.
     """
 
@@ -85,7 +85,7 @@ class DecodedImages:
     def read(self, indices: SampleIndices, out: NDArray[Any]) -> None:
         """Fills ``out`` with the images at ``indices``, those first that nobody began to decode.
 
-        Raises DataFileError.
+        Raises DatasetError.
         """
         for place, index in enumerate(indices.tolist()):
             future = self._expected.pop(index, None)
@@ -96,7 +96,7 @@ class DecodedImages:
         try:
             return self._preprocessing.input_of(self._root / self._paths[index])
         except ImageError as error:
-            raise DataFileError(
+            raise DatasetError(
                 f"{error}; it could be read when the images were prepared; prepare them again"
             ) from error
 

@@ -34,7 +34,7 @@ from dist_net.data.image_samples import (
 )
 from dist_net.data.image_split import PARTS, TRAIN, LeftOut
 from dist_net.data.samples import SampleIndices, Samples
-from dist_net.errors import CacheError, SkippedImagesError
+from dist_net.errors import FetchError, ImageFolderError
 from dist_net.files import replacing
 from dist_net.images import decoding, fitting
 from dist_net.images.augmentation import Augmentation
@@ -50,7 +50,7 @@ reasons by path."""
 class PreparedImages:
     """The images of a folder that can be used, by the part that they are of.
 
-    A context, in which the file in the cache stays. Raises SkippedImagesError if no image of a
+    A context, in which the file in the cache stays. Raises ImageFolderError if no image of a
     class is left to train on.
     """
 
@@ -71,7 +71,7 @@ class PreparedImages:
         for label, name in enumerate(folder.class_names):
             if label not in trained:
                 self.close()
-                raise SkippedImagesError(
+                raise ImageFolderError(
                     f"{folder.root}: every image of class {name!r} to train on was skipped; "
                     f"expected at least one that can be read; {next(iter(skipped.items()))}"
                 )
@@ -138,7 +138,7 @@ class ImageCache:
 
     ``cache_bytes`` is for all that lies there: beyond it what was not used for longest is removed,
     unless it is in use, and images that need more by themselves are not kept. Every method raises
-    CacheError where the directory cannot be used.
+    FetchError where the directory cannot be used.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class ImageCache:
         try:
             yield
         except OSError as error:
-            raise CacheError(
+            raise FetchError(
                 f"{self._directory}: {error.strerror or error}; expected room for the prepared "
                 f"images, {self._bytes:,} bytes: make some, or give a smaller "
                 f"--cache-bytes"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from dist_net.data.idx import GZIP_MAGIC
-from dist_net.errors import CacheError, NotFetchedError, SourceError
+from dist_net.errors import FetchError, SourceError
 from dist_net.files import replacing
 
 CHUNK_BYTES = 1 << 18
@@ -136,8 +136,8 @@ def fetch(
     """Make sure that ``directory`` holds all ``files``, verified.
 
     ``sources`` maps descriptions to sources; each is asked in order for the files still missing.
-    Raises ``NotFetchedError``, with the reason of each source and ``advice``, and
-    ``CacheError`` if the directory is not usable.
+    Raises ``FetchError``, with the reason of each source and ``advice``, and
+    ``FetchError`` if the directory is not usable.
     """
     failures = []
     cached: dict[str, Source] = {f"cache directory {directory}": _find_cached}
@@ -151,7 +151,7 @@ def fetch(
             failures.append(f"{source}: {error}")
             progress(FetchEvent(f"  no: {error}"))
         except OSError as error:
-            raise CacheError(
+            raise FetchError(
                 f"cannot store {name} in {directory}: {error}; expected a writable directory with "
                 "free space. Choose another one"
             ) from error
@@ -159,7 +159,7 @@ def fetch(
             progress(FetchEvent("  ok"))
             return
     wanted = ", ".join(f"{file.name} ({file.sizes} bytes)" for file in files)
-    raise NotFetchedError(
+    raise FetchError(
         f"no source could deliver {name}: {'; '.join(failures)}. Connect to a network, or put "
         f"into {directory}, decompressed: {wanted}; {advice}"
     )

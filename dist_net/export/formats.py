@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from dist_net.errors import ExportError, ExportWriteError, MissingExtraError
+from dist_net.errors import ExportError, FileWriteError, MissingExtraError
 from dist_net.export.exported_model import ExportedModel
 from dist_net.files import replacing
 from dist_net.spelling import suggestion
@@ -68,7 +68,7 @@ def format_of(file: Path, given: str | None, takes_images: bool) -> str:
 def write_exported(file: Path, format: str, exported: ExportedModel) -> int:
     """Write the model to ``file`` atomically and return the number of bytes.
 
-    Raises ``ExportError`` if the format cannot express the model, ``ExportWriteError`` if the file
+    Raises ``ExportError`` if the format cannot express the model, ``FileWriteError`` if the file
     cannot be written.
     """
     content = FORMATS[format](exported)
@@ -76,7 +76,7 @@ def write_exported(file: Path, format: str, exported: ExportedModel) -> int:
         with replacing(file) as partial:
             partial.write_bytes(content)
     except OSError as error:
-        raise ExportWriteError(
+        raise FileWriteError(
             f"{file} could not be written: {error.strerror}; expected an existing, writable "
             f"directory on a disk with {len(content):,} bytes free"
         ) from error

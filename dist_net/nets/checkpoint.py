@@ -24,7 +24,6 @@ from safetensors.numpy import load
 
 from dist_net.errors import (
     CheckpointDamagedError,
-    CheckpointFormatError,
     CheckpointMismatchError,
     CheckpointMissingError,
     CheckpointWriteError,
@@ -214,7 +213,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     If it is damaged or missing, log a warning and read the newest one kept beside it that is not;
     its ``damage`` says why.
     Raise ``CheckpointMissingError``, ``NotACheckpointError``, ``CheckpointDamagedError`` or
-    ``CheckpointFormatError``, each with what was expected.
+    ``CheckpointMismatchError``, each with what was expected.
     """
     try:
         return _read(path)
@@ -292,14 +291,14 @@ def _checked(path: Path, metadata: dict[str, str], tensors: dict[str, Vector]) -
 def _require_format(
     path: Path, number: Any, metadata: dict[str, str], tensors: dict[str, Vector]
 ) -> None:
-    """Raise ``CheckpointFormatError`` or ``ValueError`` for a file that is not as it was written.
+    """Raise ``CheckpointMismatchError`` or ``ValueError`` for a file that is not as it was written.
 
     Format 1, of earlier releases, has no digest.
     """
     if type(number) is not int or number < 1:
         raise ValueError(f"format {number!r}")
     if number > FORMAT_VERSION:
-        raise CheckpointFormatError(
+        raise CheckpointMismatchError(
             f"the checkpoint {path} has format {number}; expected at most "
             f"{FORMAT_VERSION}: a later dist_net wrote it, so upgrade this one"
         )

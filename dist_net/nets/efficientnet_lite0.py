@@ -132,7 +132,7 @@ def weights_file() -> Path:
 def read_weights() -> Vector:
     """The published weights, laid out for ``model()``.
 
-    Raises MissingExtraError if they are not installed, and PretrainedFileError if their file is
+    Raises MissingExtraError if they are not installed, and WeightsFileError if their file is
     another.
     """
     tensors = read_tensors(weights_file(), FILE_BYTES, FILE_SHA256)

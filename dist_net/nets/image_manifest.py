@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.image_split import PARTS, LabelledImage
-from dist_net.errors import OfferError, OtherDataError
+from dist_net.errors import DatasetError, RecipeError
 from dist_net.nets.recipes.image_data import ImageData
 
 MANIFEST = "manifest.json"
@@ -53,7 +53,7 @@ class ImageManifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """What ``to_json`` wrote; raises OfferError for anything else."""
+        """What ``to_json`` wrote; raises RecipeError for anything else."""
         try:
             told = json.loads(text)
             preprocessing = told["preprocessing"]
@@ -65,7 +65,7 @@ class ImageManifest:
             )
             manifest._check()
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise OfferError(
+            raise RecipeError(
                 f"the server's list of images is {str(text)[:60]!r} ({error}); expected that of "
                 f"'dist-net train FOLDER'"
             ) from error
@@ -86,10 +86,10 @@ class ImageManifest:
     def found_in(self, root: Path) -> ImageFolder:
         """The same images in a folder of this host; it may hold others besides.
 
-        Raises OtherDataError, which names the first one that differs, and says how many do.
+        Raises DatasetError, which names the first one that differs, and says how many do.
         """
         if not root.is_dir():
-            raise OtherDataError(f"{root} is no folder; expected the run's, with {self}")
+            raise DatasetError(f"{root} is no folder; expected the run's, with {self}")
         found: list[LabelledImage] = []
         differences: list[str] = []
         for listed in self.images:
@@ -108,7 +108,7 @@ class ImageManifest:
                 differences.append(f"{listed.path} has another content here")
             found.append(LabelledImage(*listed[:4], status.st_mtime_ns))
         if differences:
-            raise OtherDataError(
+            raise DatasetError(
                 f"{root} is not the folder that the server trains on: {len(differences):,} of "
                 f"{len(self.images):,} images differ; the first: {differences[0]}; expected "
                 f"the same files: copy the folder again"

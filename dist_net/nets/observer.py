@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
-from dist_net.errors import ProtocolError, UnknownRecipeError
+from dist_net.errors import ProtocolError, RecipeError
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.nets.recipes.recipe import recipe_names
 from dist_net.wire.codec import MAX_ARRAY_BYTES
@@ -111,17 +111,17 @@ class Observer:
 def recipe_at(address: str, keys: PeerKeys | None, timeout_s: float) -> str:
     """The name of the recipe that the server there trains.
 
-    Raises NoAnswerError, and UnknownRecipeError for a recipe that is a file, and so has no name.
+    Raises NoAnswerError, and RecipeError for a recipe that is a file, and so has no name.
     """
     with Observer(address, keys, timeout_s) as observer:
         reference = str(observer.of_run("recipe"))
     if reference == IMAGES:
-        raise UnknownRecipeError(
+        raise RecipeError(
             f"the server at {address} trains on a folder of images, which only its own workers "
             f"have prepared; expected more of those: dist-net train FOLDER --workers N"
         )
     if reference not in recipe_names():
-        raise UnknownRecipeError(
+        raise RecipeError(
             f"the server at {address} trains the recipe of a file, {reference!r}; expected the "
             f"path of the same file on this host: dist-net worker PATH --connect {address}"
         )

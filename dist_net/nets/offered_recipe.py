@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_net.errors import OfferError
+from dist_net.errors import RecipeError
 from dist_net.nets.image_manifest import MANIFEST, MAX_MANIFEST_BYTES
 from dist_net.nets.recipes.image_recipe import IMAGES, RECIPE_JSON
 from dist_net.nets.recipes.recipe import LoadedRecipe, own_release, recipe_names
@@ -66,16 +66,16 @@ class OfferedRecipe:
     def of(cls, offer: RecipeOffer) -> OfferedRecipe:
         """Check what a server gave.
 
-        Raises OfferError for what no server of this release gives.
+        Raises RecipeError for what no server of this release gives.
         """
         theirs = offer.recipe_digest.partition("; ")[0]
         if theirs != own_release():
-            raise OfferError(
+            raise RecipeError(
                 f"the server has {theirs[:60]} of dist_net, and this host has {own_release()}: "
                 f"install the same release of dist_net, unchanged, on both hosts"
             )
         if len(offer.payloads) % 2 or len(offer.payloads) > 2 * MAX_FILES:
-            raise OfferError(
+            raise RecipeError(
                 f"the server's recipe came in {len(offer.payloads)} parts; expected a name and a "
                 f"content for each of at most {MAX_FILES} files"
             )
@@ -84,7 +84,7 @@ class OfferedRecipe:
             for name, content in zip(offer.payloads[::2], offer.payloads[1::2], strict=True)
         }
         if not _has_files_of(offer.reference, files):
-            raise OfferError(
+            raise RecipeError(
                 f"the server's recipe {offer.name!r} is {offer.reference!r} with files "
                 f"{sorted(files)!r:.80}; expected the name of a built-in one, or {RECIPE_FILE} "
                 f"and Python files"
@@ -123,7 +123,7 @@ def _class_names(text: str) -> tuple[str, ...]:
     except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
-        raise OfferError(f"the server's class names are {text[:80]!r}; expected a JSON array")
+        raise RecipeError(f"the server's class names are {text[:80]!r}; expected a JSON array")
     return tuple(names)
 
 

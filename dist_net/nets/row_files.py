@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.errors import DataFileError
+from dist_net.errors import DatasetError
 from dist_net.files import replacing
 from dist_net.nn import Model
 from dist_net.nn.losses import of_samples
@@ -26,17 +26,17 @@ def read_rows(path: Path, model: Model) -> Batch:
     """Return the rows of a file as inputs of ``model``, (N, *input_shape).
 
     A .npy file holds such an array, of any dtype whose values the model's can hold; it is mapped. A
-    line of CSV is a row in C order; a first line of names is skipped. Raises DataFileError.
+    line of CSV is a row in C order; a first line of names is skipped. Raises DatasetError.
     """
     try:
         rows = _read_csv(path) if path.suffix.lower() == ".csv" else _map(path)
     except (OSError, OverflowError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise DataFileError(f"{path}: {reason}; expected rows of numbers, .npy or CSV") from error
+        raise DatasetError(f"{path}: {reason}; expected rows of numbers, .npy or CSV") from error
     shape = of_samples(model.input(1))
     is_flat = path.suffix.lower() == ".csv" and rows.shape[1] == model.input(1).size
     if not is_flat and rows.shape[1:] != model.input_shape:
-        raise DataFileError(
+        raise DatasetError(
             f"{path}: an array of shape {rows.shape}; expected {shape}, the inputs of the model"
         )
     with np.errstate(invalid="ignore", over="ignore"):
@@ -45,7 +45,7 @@ def read_rows(path: Path, model: Model) -> Batch:
         )
     is_same = model.input_dtype.kind == "f" or np.array_equal(inputs.ravel(), rows.ravel())
     if not is_same or not np.isfinite(inputs).all():
-        raise DataFileError(
+        raise DatasetError(
             f"{path}: numbers that {model.input_dtype} cannot hold; expected those that the model "
             f"was trained on"
         )
@@ -70,7 +70,7 @@ def _read_csv(path: Path) -> NDArray[np.float64]:
 
 
 def write_rows(path: Path, rows: NDArray[np.float32]) -> None:
-    """Write (N, ...) rows to a file of either kind; raises DataFileError."""
+    """Write (N, ...) rows to a file of either kind; raises DatasetError."""
     try:
         with replacing(path) as partial, partial.open("wb") as file:
             if path.suffix.lower() == ".npy":
@@ -78,4 +78,4 @@ def write_rows(path: Path, rows: NDArray[np.float32]) -> None:
             else:
                 np.savetxt(file, rows.reshape(len(rows), -1, copy=False), "%.9g", ",")
     except OSError as error:
-        raise DataFileError(f"{path}: {error.strerror}; expected a file to write to") from error
+        raise DatasetError(f"{path}: {error.strerror}; expected a file to write to") from error

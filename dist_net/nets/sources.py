@@ -290,7 +290,7 @@ class FollowedRun:
         """The model with the weights as they stand.
 
         Raises NoAnswerError; UntrustedRecipeError if the recipe is a file and the user did not
-        allow running what the server names or gives; OfferError for what no server of this release
+        allow running what the server names or gives; RecipeError for what no server of this release
         gives, and RecipeError if this host has another recipe of that name.
         """
         with Observer(self.address, self._keys, ANSWER_WITHIN_S) as observer:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from dist_net.errors import UnknownOptimizerError
+from dist_net.errors import SettingError
 from dist_net.optim.ranges import (
     CRUMB,
     Floats,
@@ -221,12 +221,10 @@ OPTIMIZERS: Mapping[str, Optimizer] = MappingProxyType(
 def optimizer_named(name: str | Optimizer) -> Optimizer:
     """Return the named optimizer with default settings; an ``Optimizer`` is returned as it is.
 
-    Raises ``UnknownOptimizerError``.
+    Raises ``SettingError``.
     """
     if isinstance(name, Optimizer):
         return name
     if name not in OPTIMIZERS:
-        raise UnknownOptimizerError(
-            f"unknown optimizer {name!r}; {suggestion(str(name), OPTIMIZERS)}"
-        )
+        raise SettingError(f"unknown optimizer {name!r}; {suggestion(str(name), OPTIMIZERS)}")
     return OPTIMIZERS[name]

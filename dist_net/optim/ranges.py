@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.errors import HyperParameterError
+from dist_net.errors import SettingError
 
 Floats = NDArray[np.floating[Any]]
 """float32 in training, float64 in numerical checks."""
@@ -41,18 +41,18 @@ def all_below(limit: float, vector: Floats) -> bool:
 
 
 def require_fraction(name: str, value: Any) -> None:
-    """Raise HyperParameterError unless 0 ≤ value < 1."""
+    """Raise SettingError unless 0 ≤ value < 1."""
     if not (isinstance(value, Real) and 0 <= float(value) < 1):
-        raise HyperParameterError(f"{name}={value!r}: expected a number from 0 up to, but not, 1")
+        raise SettingError(f"{name}={value!r}: expected a number from 0 up to, but not, 1")
 
 
 def require_positive(name: str, value: Any) -> None:
-    """Raise HyperParameterError unless value is finite and above 0."""
+    """Raise SettingError unless value is finite and above 0."""
     if not (isinstance(value, Real) and 0 < float(value) < math.inf):
-        raise HyperParameterError(f"{name}={value!r}: expected a finite number above 0")
+        raise SettingError(f"{name}={value!r}: expected a finite number above 0")
 
 
 def require_not_negative(name: str, value: Any) -> None:
-    """Raise HyperParameterError unless value is finite and not below 0."""
+    """Raise SettingError unless value is finite and not below 0."""
     if not (isinstance(value, Real) and 0 <= float(value) < math.inf):
-        raise HyperParameterError(f"{name}={value!r}: expected a finite number, 0 or above")
+        raise SettingError(f"{name}={value!r}: expected a finite number, 0 or above")

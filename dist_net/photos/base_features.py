@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dist_net.data.image_samples import AugmentedImages
 from dist_net.data.prepared_images import ImageCache, PreparedImages
-from dist_net.errors import CacheError
+from dist_net.errors import FetchError
 from dist_net.files import replacing
 from dist_net.images.augmentation import Augmentation
 from dist_net.nn.inference import Inference, prepare
@@ -62,7 +62,7 @@ class FeatureExtractor:
         """The features, (views, N, F), mapped from ``path``; computed unless they are there.
 
         N counts the images of the folder's list, whether they can be used or not. Raises
-        CacheError where the file cannot be written.
+        FetchError where the file cannot be written.
         """
         shape = (views.count, len(images.folder.images), self._model.classes)
         try:
@@ -71,7 +71,7 @@ class FeatureExtractor:
                     self._fill(images, views, open_memmap(partial, "w+", np.float32, shape), show)
             features: NDArray[np.float32] = np.load(path, mmap_mode="r")
         except OSError as error:
-            raise CacheError(
+            raise FetchError(
                 f"{path}: {error.strerror}; expected room for {4 * int(np.prod(shape)):,} bytes "
                 f"of features"
             ) from error

@@ -28,7 +28,7 @@ from dist_net.data import default_cache_dir
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.prepared_images import CACHE_BYTES, ImageCache, PreparedImages
-from dist_net.errors import CacheError, ImageError, ProcessFailedError, SkippedImagesError
+from dist_net.errors import FetchError, ImageError, ImageFolderError, ProcessFailedError
 from dist_net.processes.cores import available_cores
 from dist_net.processes.entry import keep_freed_memory, terminate_after, use_threads
 
@@ -65,7 +65,7 @@ class ImageJob:
     def decode(self, chunk: ImageChunk) -> dict[str, str]:
         """Write the rows of a chunk, and return the reason for each path that was skipped.
 
-        An image that takes longer than ``max_s_per_image`` ends this process. Raises CacheError
+        An image that takes longer than ``max_s_per_image`` ends this process. Raises FetchError
         if the disk is full.
         """
         rows = np.zeros((len(chunk.paths), *self.preprocessing.shape), np.uint8)
@@ -87,7 +87,7 @@ class ImageJob:
 
 
 def write_rows(path: Path, first_row: int, rows: NDArray[Any]) -> None:
-    """Write consecutive rows into a file of rows; raise CacheError if the disk is full.
+    """Write consecutive rows into a file of rows; raise FetchError if the disk is full.
 
     A mapping of the file would end the process instead.
     """
@@ -96,7 +96,7 @@ def write_rows(path: Path, first_row: int, rows: NDArray[Any]) -> None:
             file.seek(first_row * rows[0].nbytes)
             file.write(rows.data)
     except OSError as error:
-        raise CacheError(f"{path}: {error.strerror}; expected room for the rows") from error
+        raise FetchError(f"{path}: {error.strerror}; expected room for the rows") from error
 
 
 def prepare_images(
@@ -115,7 +115,7 @@ def prepare_images(
 
     An image that ends its process, or takes longer than ``max_s_per_image``, is skipped.
     ``waiting`` is called if another run is preparing the same images. The processes log to the
-    directory ``logs``. Raises SkippedImagesError if too many images cannot be used, CacheError
+    directory ``logs``. Raises ImageFolderError if too many images cannot be used, FetchError
     if the cache cannot be written, and ProcessFailedError if the processes cannot start.
     """
 
@@ -135,11 +135,11 @@ def prepare_images(
 
 
 def require_few_skipped(source: object, skipped: Mapping[str, str], total: int) -> None:
-    """Raise SkippedImagesError if more than a tenth of the images are skipped."""
+    """Raise ImageFolderError if more than a tenth of the images are skipped."""
     if len(skipped) > MAX_SKIPPED * total:
         named = [f"{path}: {reason}" for path, reason in skipped.items()][:NAMED]
         more = "; and more" if len(skipped) > len(named) else ""
-        raise SkippedImagesError(
+        raise ImageFolderError(
             f"{source}: {len(skipped):,} of {total:,} images cannot be used; expected at most "
             f"{MAX_SKIPPED:.0%}. Repair or remove them: {'; '.join(named)}{more}"
         )

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dist_net.data import default_cache_dir
 from dist_net.data.prepared_images import CACHE_BYTES
-from dist_net.errors import OtherDataError
+from dist_net.errors import DatasetError
 from dist_net.nets.image_manifest import MANIFEST, ImageManifest
 from dist_net.nets.offered_recipe import OfferedRecipe
 from dist_net.nets.recipes.image_data import ImageData
@@ -29,12 +29,12 @@ def prepare_folder(
 ) -> int:
     """Prepares the images, and leaves in ``directory`` what workers need; gives how many train.
 
-    They stay in the cache until ``opened`` is closed. Raises OtherDataError where the folder is not
+    They stay in the cache until ``opened`` is closed. Raises DatasetError where the folder is not
     given, or another one.
     """
     manifest = ImageManifest.from_json(offered.files.get(MANIFEST, b""))
     if folder is None:
-        raise OtherDataError(
+        raise DatasetError(
             f"the server trains on its folder {offered.name!r}, with {manifest}; expected the "
             f"same folder on this host: --data FOLDER"
         )

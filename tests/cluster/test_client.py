@@ -443,7 +443,7 @@ def test_a_gateway_that_is_started_anew_is_asked_again(tmp_path: Path) -> None:
 def test_nobody_there_is_an_error_in_time() -> None:
     with (
         Client("tcp://127.0.0.1:9", timeout_s=0.1) as client,
-        pytest.raises(NoAnswerError, match=r"127.0.0.1:9 in 0.1 s; nobody listens there"),
+        pytest.raises(NoAnswerError, match=r"127.0.0.1:9 in 0.1 s; .*"),
     ):
         client.models()
 

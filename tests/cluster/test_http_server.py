@@ -178,9 +178,11 @@ def test_a_server_that_stops_does_not_wait_for_ever() -> None:
 
 
 def test_signals_are_left_to_the_process() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
     async def client(server: HttpServer) -> None:
         await connected(server)
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == before
 
     while_serving(client)
 

@@ -19,7 +19,7 @@ from dist_net.cli import fetch as fetch_command
 from dist_net.data import dataset_named, download, fashion_mnist_dataset
 from dist_net.data.debian import copy_from_archive, copy_from_directory
 from dist_net.data.published_files import FetchEvent, PublishedFile
-from dist_net.errors import NotFetchedError, SourceError
+from dist_net.errors import FetchError, SourceError
 from dist_net.nets.darknet.published import PUBLISHED, PublishedClassifier, fetch_weights
 
 CONTENT = os.urandom(400_000)
@@ -390,7 +390,7 @@ def test_fashion_mnist_with_every_source_failing(programs, server, tmp_path, mon
     programs("apt-get", "echo 'E: no network' >&2; exit 100")
     monkeypatch.setattr(fashion_mnist_dataset, "BASE_URL", f"{server.url}official")
     monkeypatch.setattr(fashion_mnist_dataset, "DEBIAN_DIRECTORY", tmp_path / "not installed")
-    with pytest.raises(NotFetchedError) as caught:
+    with pytest.raises(FetchError) as caught:
         dataset_named("fashion-mnist", tmp_path, mirrors=(f"{server.url}mine",))
     reasons, _, remedy = str(caught.value).partition(". Connect")
     places = (
@@ -445,7 +445,7 @@ def test_weights_are_fetched_as_they_are_and_only_once(published, tmp_path):
 
 def test_weights_are_resumed_where_an_earlier_call_was_cut_off(published, tmp_path):
     published.cut_after, published.good_requests = 50_000, 1
-    with pytest.raises(NotFetchedError):
+    with pytest.raises(FetchError):
         fetch_toy(tmp_path)
     published.cut_after, published.good_requests = None, 1000
     path, _ = fetch_toy(tmp_path)
@@ -455,7 +455,7 @@ def test_weights_are_resumed_where_an_earlier_call_was_cut_off(published, tmp_pa
 
 def test_weights_come_whole_from_a_server_that_knows_no_ranges(published, tmp_path):
     published.cut_after, published.good_requests = 50_000, 1
-    with pytest.raises(NotFetchedError):
+    with pytest.raises(FetchError):
         fetch_toy(tmp_path)
     published.cut_after, published.good_requests, published.ignores_range = None, 1000, True
     assert fetch_toy(tmp_path)[0].read_bytes() == WEIGHTS
@@ -469,7 +469,7 @@ def test_weights_with_the_header_of_another_version_are_as_good(published, tmp_p
 @pytest.mark.parametrize("body", [WEIGHTS[:-1], WEIGHTS + b"x", b"<html>", b""])
 def test_weights_of_another_size_are_refused_and_not_kept(published, tmp_path, body):
     published.body = body
-    with pytest.raises(NotFetchedError, match="124,020 or 124,016"):
+    with pytest.raises(FetchError, match="124,020 or 124,016"):
         fetch_toy(tmp_path)
     assert names_in(tmp_path / "darknet") == []
 
@@ -484,7 +484,7 @@ def test_a_mirror_is_asked_for_weights_first(published, tmp_path):
 
 def test_without_a_network_it_is_said_how_to_bring_the_weights_by_hand(published, tmp_path):
     published.good_requests = 0
-    with pytest.raises(NotFetchedError) as caught:
+    with pytest.raises(FetchError) as caught:
         fetch_toy(tmp_path)
     message = str(caught.value)
     for part in (

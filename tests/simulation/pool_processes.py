@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, cast
 
-from dist_net.errors import GatewayLostError, JoinRefusedError, ModelLoadError, NoAnswerError
+from dist_net.errors import JoinRefusedError, ModelLoadError, NoAnswerError, ServerLostError
 from dist_net.serving.pool.description import ModelDescription
 from dist_net.serving.pool.requests import Payload, Status
 from dist_net.serving.worker.loaded_models import LoadedModels
@@ -207,7 +207,7 @@ class VirtualInferenceWorker:
                     self._compute(message)
                     return
                 self.worker.handle(message)
-        except (GatewayLostError, JoinRefusedError, NoAnswerError) as error:
+        except (ServerLostError, JoinRefusedError, NoAnswerError) as error:
             self.end(str(error))
             return
         self.worker.leave()

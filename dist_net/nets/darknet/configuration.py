@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TypeVar
 
-from dist_net.errors import ConfigurationError, NetworkWriteError
+from dist_net.errors import ConfigurationError, FileWriteError
 from dist_net.files import replacing
 from dist_net.spelling import suggestion
 
@@ -280,18 +280,18 @@ def configuration_text(configuration: Configuration) -> str:
 
 
 def write_configuration(configuration: Configuration, path: Path) -> None:
-    """Write ``configuration`` to a .cfg file atomically; raises ``NetworkWriteError``."""
+    """Write ``configuration`` to a .cfg file atomically; raises ``FileWriteError``."""
     with written(path) as file:
         file.write(configuration_text(configuration).encode())
 
 
 @contextmanager
 def written(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file that becomes ``path`` when it is complete; raises ``NetworkWriteError``."""
+    """Yield a file that becomes ``path`` when it is complete; raises ``FileWriteError``."""
     try:
         with replacing(path) as partial, partial.open("wb") as file:
             yield file
     except OSError as error:
-        raise NetworkWriteError(
+        raise FileWriteError(
             f"cannot write {path}: {error.strerror}; expected a writable directory with free space"
         ) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from dist_net.data import Progress, default_cache_dir
 from dist_net.data.download import download
 from dist_net.data.published_files import PublishedFile, fetch
-from dist_net.errors import UnknownClassifierError
+from dist_net.errors import UnknownModelError
 from dist_net.nets.darknet.configuration import Configuration, parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.spelling import suggestion
@@ -63,9 +63,9 @@ class PublishedClassifier:
 
 
 def published(name: str) -> PublishedClassifier:
-    """Return the published classifier ``name``; raises ``UnknownClassifierError``."""
+    """Return the published classifier ``name``; raises ``UnknownModelError``."""
     if name not in PUBLISHED:
-        raise UnknownClassifierError(
+        raise UnknownModelError(
             f"there is no published classifier {name!r}; {suggestion(name, PUBLISHED)}"
         )
     return PUBLISHED[name]
@@ -308,7 +308,7 @@ def fetch_weights(
 
     ``cache_dir`` defaults to ``default_cache_dir()``. ``progress`` receives each ``FetchEvent``.
     ``mirrors`` are base addresses to download from before the authors' site. Raises
-    ``NotFetchedError`` if no source delivers the file, ``CacheError`` if the directory is not
+    ``FetchError`` if no source delivers the file, ``FetchError`` if the directory is not
     usable.
     """
     directory = (cache_dir or default_cache_dir()) / "darknet"

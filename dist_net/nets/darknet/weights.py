@@ -63,7 +63,7 @@ def unreadable(path: Path, error: OSError) -> WeightsFileError:
 def write_weights(path: Path, network: DarknetNetwork, vector: Vector, seen: int = 0) -> None:
     """Write ``vector``, which has the layout of ``network``, to the file ``path`` atomically.
 
-    ``seen`` is the number of images seen in training. Raises ``NetworkWriteError`` if the file
+    ``seen`` is the number of images seen in training. Raises ``FileWriteError`` if the file
     cannot be written, ``WeightsFileError`` for a vector that ``read_weights`` would reject.
     """
     with written(path) as file:

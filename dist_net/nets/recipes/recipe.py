@@ -24,7 +24,6 @@ from dist_net.errors import (
     DistNetError,
     RecipeChangedError,
     RecipeError,
-    UnknownRecipeError,
     UntrustedRecipeError,
 )
 from dist_net.images.fitting import FITTINGS
@@ -62,7 +61,7 @@ class Recipe:
     function, which does its own resizing. ``initial`` returns the first weights, if the layers do
     not draw them. A gradient above ``clip_norm`` is scaled down to it, see ``UpdateRule``; with
     ``average_decay`` the weights that are evaluated and used are an average, see
-    ``WeightAverage``. Raises RecipeError and HyperParameterError for settings out of range, and
+    ``WeightAverage``. Raises RecipeError and SettingError for settings out of range, and
     what the network raises when its layers do not fit together.
     """
 
@@ -268,10 +267,10 @@ def recipe_names() -> list[str]:
 def built_in_recipe(name: str) -> LoadedRecipe:
     """Load a built-in recipe by its name, which may come from a file or a peer: never by a path.
 
-    Raises UnknownRecipeError for anything but one of ``recipe_names``.
+    Raises RecipeError for anything but one of ``recipe_names``.
     """
     if name not in recipe_names():
-        raise UnknownRecipeError(
+        raise RecipeError(
             f"no built-in recipe {name!r:.80}; expected one of {', '.join(recipe_names())}"
         )
     path = BUILT_IN / f"{name.replace('-', '_')}.py"
@@ -284,7 +283,7 @@ def load_recipe(reference: str) -> LoadedRecipe:
     ``reference`` must come from the user; load a name from a file or a peer by ``built_in_recipe``
     or ``load_recipe_copy``.
 
-    Raises UnknownRecipeError if neither exists, and RecipeError if the file fails to run or
+    Raises RecipeError if neither exists, or if the file fails to run or
     defines no recipe.
     """
     names = recipe_names()
@@ -297,7 +296,7 @@ def load_recipe(reference: str) -> LoadedRecipe:
             f"images that exists"
         )
         hint = did_you_mean(reference, names) or expected
-        raise UnknownRecipeError(f"no recipe {reference!r}; {hint}")
+        raise RecipeError(f"no recipe {reference!r}; {hint}")
     path = path.resolve()
     return _run(str(path), path.stem, path, RecipeFiles(path, path, read_any))
 

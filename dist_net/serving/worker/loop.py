@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dist_net.clock import Clock, SystemClock
-from dist_net.errors import GatewayLostError, JoinRefusedError, NoAnswerError
+from dist_net.errors import JoinRefusedError, NoAnswerError, ServerLostError
 from dist_net.release import release
 from dist_net.serving.pool.requests import Status
 from dist_net.serving.worker.loaded_models import LoadedModels
@@ -111,7 +111,7 @@ class InferenceWorker:
     def serve(self) -> str:
         """Returns why it left.
 
-        Raises NoAnswerError if the gateway never answers, GatewayLostError if it falls silent, and
+        Raises NoAnswerError if the gateway never answers, ServerLostError if it falls silent, and
         JoinRefusedError if it refuses this worker.
         """
         while self._leave_reason is None:
@@ -197,7 +197,7 @@ class InferenceWorker:
                 return
         if not self._bears_silence and now - self._heard_s > SILENT_TIMEOUTS * timeout_s:
             silent_s = now - self._heard_s
-            raise GatewayLostError(
+            raise ServerLostError(
                 f"the gateway at {self._socket.address} has said nothing for {silent_s:.1f} s; "
                 f"expected an answer to each heartbeat: see whether it still runs, and start this "
                 f"worker again"

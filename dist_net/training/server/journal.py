@@ -22,11 +22,8 @@ from typing import NamedTuple
 
 from dist_net.errors import (
     JournalDamagedError,
-    JournalFormatError,
     JournalMismatchError,
-    JournalMissingError,
     JournalWriteError,
-    NotAJournalError,
     SettingError,
 )
 from dist_net.files import HOST_DISK, Disk
@@ -41,7 +38,7 @@ ANOTHER_RUN = (
     "the journal is of another run: expected one of the same release of dist_net, recipe, training "
     "data and seed"
 )
-UNUSABLE = NotAJournalError, JournalFormatError, JournalDamagedError, JournalMismatchError
+UNUSABLE = JournalMismatchError, JournalMismatchError, JournalDamagedError, JournalMismatchError
 _MAGIC = b"dist_net log"
 _HEADER = struct.Struct("<12sI32s12x")
 _KIND = struct.Struct("<B59x")
@@ -252,8 +249,7 @@ class Journal:
 def decode_journal(content: bytes) -> Journal:
     """Check a journal from its beginning; see ``Journal`` for one that is damaged further on.
 
-    Raises ``NotAJournalError``, ``JournalFormatError`` or ``JournalDamagedError`` for one without
-    a header and a first record.
+    Raises JournalMismatchError, or JournalDamagedError for one without a header and a first record.
     """
     identity = _identity_in(content[:BLOCK_BYTES])
     order = _RecordOrder()
@@ -285,7 +281,7 @@ def decode_journal(content: bytes) -> Journal:
 
 def _identity_in(block: bytes) -> bytes:
     if not block.startswith(_MAGIC):
-        raise NotAJournalError(
+        raise JournalMismatchError(
             f"a file that begins with {block[:12]!r} is no journal; expected one that a training "
             f"run wrote"
         )
@@ -294,7 +290,7 @@ def _identity_in(block: bytes) -> bytes:
     except JournalDamagedError as error:
         raise JournalDamagedError(f"the journal's header is damaged: {error}") from error
     if format_version > FORMAT_VERSION:
-        raise JournalFormatError(
+        raise JournalMismatchError(
             f"the journal has format {format_version}; expected at most {FORMAT_VERSION}: a later "
             f"dist_net wrote it, so upgrade this one"
         )
@@ -304,7 +300,7 @@ def _identity_in(block: bytes) -> bytes:
 def read_journal(path: Path, disk: Disk = HOST_DISK) -> Journal:
     """Read and check a whole journal.
 
-    Raise ``JournalMissingError`` and what ``decode_journal`` does.
+    Raise ``JournalMismatchError`` and what ``decode_journal`` does.
     """
     with _errors_of(path):
         return decode_journal(disk.read(path))
@@ -325,7 +321,7 @@ class JournalTail(NamedTuple):
 def read_tail(path: Path, identity: bytes, version: int, disk: Disk = HOST_DISK) -> JournalTail:
     """Read a journal's header and, from the end, its records back to ``version``; no others.
 
-    Raise ``JournalMissingError``, or one of ``UNUSABLE`` for a journal that cannot be continued
+    Raise ``JournalMismatchError``, or one of ``UNUSABLE`` for a journal that cannot be continued
     from that version.
     """
     with _errors_of(path):
@@ -369,7 +365,7 @@ def _errors_of(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise JournalMissingError(
+        raise JournalMismatchError(
             f"no journal can be read from {path}: {error.strerror}; expected a file that a "
             f"training run wrote"
         ) from error

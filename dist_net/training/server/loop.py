@@ -136,7 +136,7 @@ def opened_journal(
     pool again. A journal that cannot be continued, such as one of another release of dist_net, is
     renamed and a new one begins; ``run.resume_warnings`` says so.
 
-    Raises JournalMissingError for a journal that cannot be read; JournalWriteError.
+    Raises JournalMismatchError for a journal that cannot be read; JournalWriteError.
     """
     settings, version = run.settings, run.store.version
     limits = settings.clip_norm, settings.average_decay

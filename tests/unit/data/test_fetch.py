@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dist_net.cli import fetch as fetch_command
 from dist_net.data.published_files import FetchEvent, PublishedFile, fetch
-from dist_net.errors import CacheError, NotFetchedError, SourceError
+from dist_net.errors import FetchError, SourceError
 from dist_net.processes.terminal import FetchProgress
 
 CONTENTS = {"images": bytes(range(256)) * 40, "labels": b"0123456789" * 7}
@@ -82,7 +82,7 @@ def test_what_one_source_delivered_the_next_need_not(cache):
 
 
 def test_without_any_source_the_error_lists_all_and_what_else_can_be_done(cache):
-    with pytest.raises(NotFetchedError) as caught:
+    with pytest.raises(FetchError) as caught:
         fetch_all(cache, first=Shelf(IMAGES), second=Shelf())
     message = str(caught.value)
     for part in (
@@ -99,7 +99,7 @@ def test_without_any_source_the_error_lists_all_and_what_else_can_be_done(cache)
 def test_a_cache_directory_that_cannot_be_made_ends_the_chain(tmp_path):
     (tmp_path / "file").touch()
     spare = Shelf(IMAGES, LABELS)
-    with pytest.raises(CacheError, match=r"file/toy.*Not a directory"):
+    with pytest.raises(FetchError, match=r"file/toy.*Not a directory"):
         fetch_all(tmp_path / "file" / "toy", spare=spare)
     assert spare.requested == []
 

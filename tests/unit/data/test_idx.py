@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dist_net.data.idx import read_idx
-from dist_net.errors import DataFileError
+from dist_net.errors import DatasetError
 
 
 def idx_bytes(code, array):
@@ -78,24 +78,24 @@ def test_every_element_type_is_read(written, code, dtype, wrap):
 )
 def test_a_corrupt_file_is_refused_with_what_was_found(written, content, words, wrap):
     path = written(wrap(content))
-    with pytest.raises(DataFileError, match=words) as caught:
+    with pytest.raises(DatasetError, match=words) as caught:
         read_idx(path)
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("keep", [5, 30, -4])
 def test_a_gzip_file_that_was_cut_short_is_refused(written, keep):
-    with pytest.raises(DataFileError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="cannot be read"):
         read_idx(written(gzip.compress(CONTENT)[:keep]))
 
 
 def test_a_gzip_file_with_a_flipped_bit_is_refused(written):
     content = bytearray(gzip.compress(CONTENT))
     content[-6] ^= 1  # in the checksum
-    with pytest.raises(DataFileError, match="CRC"):
+    with pytest.raises(DatasetError, match="CRC"):
         read_idx(written(bytes(content)))
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(DataFileError, match="No such file"):
+    with pytest.raises(DatasetError, match="No such file"):
         read_idx(tmp_path / "nothing")

@@ -16,7 +16,7 @@ from dist_net.data.image_samples import (
     ImagePreprocessing,
     MappedRows,
 )
-from dist_net.errors import DataFileError
+from dist_net.errors import DatasetError
 from dist_net.images.augmentation import Augmentation
 from drawn_images import cats_and_dogs
 
@@ -91,7 +91,7 @@ def test_what_is_expected_no_more_is_let_go(decoded: DecodedImages) -> None:
 def test_a_image_that_was_damaged_since_is_named(decoded: DecodedImages, tmp_path: Path) -> None:
     (tmp_path / PATHS[2]).write_bytes(b"no more")
     decoded.prefetch(np.array([2]))
-    with pytest.raises(DataFileError, match=r"cat/02.png: not an image; .* prepare them again"):
+    with pytest.raises(DatasetError, match=r"cat/02.png: not an image; .* prepare them again"):
         read(decoded, 2)
 
 

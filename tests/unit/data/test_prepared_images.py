@@ -13,7 +13,7 @@ import pytest
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
 from dist_net.data.prepared_images import Decode, ImageCache, PreparedImages
-from dist_net.errors import CacheError, ImageError, SkippedImagesError
+from dist_net.errors import FetchError, ImageError, ImageFolderError
 from dist_net.images.augmentation import Augmentation
 from drawn_images import cats_and_dogs, drawn_folder
 
@@ -112,7 +112,7 @@ def test_a_class_of_damaged_images_only_is_refused(tmp_path: Path) -> None:
     root = drawn_folder(tmp_path / "photos", names).root
     (root / "dog" / "0.png").write_text("text")
     folder = ImageFolder.read(root)
-    with pytest.raises(SkippedImagesError, match="every image of class 'dog' to train on was"):
+    with pytest.raises(ImageFolderError, match="every image of class 'dog' to train on was"):
         prepared(tmp_path / "cache", folder, Decoder(folder))
 
 
@@ -188,7 +188,7 @@ def test_a_full_disk_is_one_clear_error_before_anything_is_decoded(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(
-        CacheError, match=r"images: No space left on device; expected room for .* 1,500 bytes: "
+        FetchError, match=r"images: No space left on device; expected room for .* 1,500 bytes: "
     ):
         prepared(tmp_path / "cache", folder, not_asked)
     assert files(tmp_path / "cache") == [".lock"]
@@ -198,7 +198,7 @@ def test_a_cache_that_is_no_directory_is_one_clear_error(
     tmp_path: Path, folder: ImageFolder
 ) -> None:
     (tmp_path / "cache").touch()
-    with pytest.raises(CacheError, match="cache/images: Not a directory; expected room"):
+    with pytest.raises(FetchError, match="cache/images: Not a directory; expected room"):
         prepared(tmp_path / "cache", folder, not_asked)
 
 
@@ -240,10 +240,10 @@ def test_who_waited_for_one_that_failed_does_it_itself(tmp_path: Path, folder: I
     def failing(_: Path | None) -> NoReturn:
         begun.set()
         assert may_go_on.wait(60)
-        raise CacheError("as a test")
+        raise FetchError("as a test")
 
     def fail() -> None:
-        with pytest.raises(CacheError):
+        with pytest.raises(FetchError):
             prepared(tmp_path / "cache", folder, failing)
 
     first = threading.Thread(target=fail)

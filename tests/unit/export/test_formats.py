@@ -14,7 +14,7 @@ from dist_net import nn
 from dist_net.cli.export import require_another_file
 from dist_net.errors import (
     ExportError,
-    ExportWriteError,
+    FileWriteError,
     MissingExtraError,
 )
 from dist_net.export.exported_model import ExportedModel
@@ -135,10 +135,10 @@ def test_the_extra_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPa
 def test_a_file_that_cannot_be_written_is_named_and_nothing_is_left(
     exported: ExportedModel, tmp_path: Path
 ) -> None:
-    with pytest.raises(ExportWriteError, match=r"none/a\.npz could not be written: No such file"):
+    with pytest.raises(FileWriteError, match=r"none/a\.npz could not be written: No such file"):
         write_exported(tmp_path / "none" / "a.npz", "npz", exported)
     (tmp_path / "taken").mkdir()
-    with pytest.raises(ExportWriteError, match="taken could not be written: Is a directory"):
+    with pytest.raises(FileWriteError, match="taken could not be written: Is a directory"):
         write_exported(tmp_path / "taken", "npz", exported)
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 

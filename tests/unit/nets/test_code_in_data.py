@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dist_net.cli import main
-from dist_net.errors import RecipeError, UnknownRecipeError, UntrustedRecipeError
+from dist_net.errors import RecipeError, UntrustedRecipeError
 from dist_net.nets.architecture import FolderArchitecture
 from dist_net.nets.observer import Observer
 from dist_net.nets.offered_recipe import OfferedRecipe
@@ -95,9 +95,9 @@ def test_a_server_that_says_images_and_sends_code_is_not_believed(
 
 def test_a_base_loads_a_built_in_recipe_by_name_alone(code: MarkedCode) -> None:
     path = str(code.file)
-    with pytest.raises(UnknownRecipeError, match="digits"):
+    with pytest.raises(RecipeError, match="digits"):
         Base("recipe", "pets", (8, 8), "pad", path).network  # noqa: B018 - raises
-    with pytest.raises(UnknownRecipeError):
+    with pytest.raises(RecipeError):
         built_in_recipe(path)
     assert not code.was_run
     assert built_in_recipe("digits").is_built_in

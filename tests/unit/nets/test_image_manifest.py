@@ -9,7 +9,7 @@ import pytest
 
 from dist_net.data.image_folder import ImageFolder
 from dist_net.data.image_samples import ImagePreprocessing
-from dist_net.errors import OfferError, OtherDataError
+from dist_net.errors import DatasetError, RecipeError
 from dist_net.nets.image_manifest import ImageManifest
 from dist_net.nets.recipes.image_data import ImageData
 from drawn_images import draw_shapes
@@ -70,7 +70,7 @@ def test_the_first_image_that_differs_is_named_and_how_many_do(
     damage(first)
     damage(second)
     total = len(manifest.images)
-    with pytest.raises(OtherDataError, match=says) as refused:
+    with pytest.raises(DatasetError, match=says) as refused:
         manifest.found_in(copy)
     assert f"2 of {total} images differ; the first: {manifest.images[2].path} " in str(
         refused.value
@@ -78,7 +78,7 @@ def test_the_first_image_that_differs_is_named_and_how_many_do(
 
 
 def test_what_is_no_folder_is_named(manifest: ImageManifest, tmp_path: Path) -> None:
-    with pytest.raises(OtherDataError, match=r"is no folder; expected .* images of 3 classes"):
+    with pytest.raises(DatasetError, match=r"is no folder; expected .* images of 3 classes"):
         manifest.found_in(tmp_path / "none")
 
 
@@ -100,5 +100,5 @@ def test_what_no_server_lists_is_refused(
     manifest: ImageManifest, changed: dict[str, object]
 ) -> None:
     text = json.dumps(json.loads(manifest.to_json()) | changed)
-    with pytest.raises(OfferError, match="list of images"):
+    with pytest.raises(RecipeError, match="list of images"):
         ImageManifest.from_json(text)

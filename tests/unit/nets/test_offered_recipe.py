@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.errors import OfferError
+from dist_net.errors import RecipeError
 from dist_net.nets.offered_recipe import MAX_FILE_BYTES, MAX_FILES, OfferedRecipe, offer_of
 from dist_net.nets.recipes.recipe import LoadedRecipe, load_recipe, own_release
 from dist_net.nets.recipes.recipe_files import sha256
@@ -79,11 +79,11 @@ def test_what_is_too_large_is_not_sent() -> None:
     ],
 )
 def test_what_no_server_gives_is_refused(offer: RecipeOffer) -> None:
-    with pytest.raises(OfferError, match=r"expected"):
+    with pytest.raises(RecipeError, match=r"expected"):
         OfferedRecipe.of(offer)
 
 
 def test_a_server_of_another_release_is_named() -> None:
     offer = RecipeOffer("digits", "digits", "release 0.9+abc; recipe x; data y", "[]", ())
-    with pytest.raises(OfferError, match=r"release 0.9\+abc.*same release"):
+    with pytest.raises(RecipeError, match=r"release 0.9\+abc.*same release"):
         OfferedRecipe.of(offer)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.errors import PretrainedFileError
+from dist_net.errors import WeightsFileError
 from dist_net.nets.pytorch_file import MAGIC, PROTOCOL, read_tensors
 
 SYSTEM = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {"int": 4}}
@@ -106,12 +106,12 @@ def test_a_file_of_another_size_or_checksum_is_not_looked_into(path, change, mon
     content = file_of()
     path.write_bytes(change(content))
     monkeypatch.setattr("pickletools.genops", None)
-    with pytest.raises(PretrainedFileError, match="is not the file that was published; expected"):
+    with pytest.raises(WeightsFileError, match="is not the file that was published; expected"):
         read_tensors(path, len(content), hashlib.sha256(content).hexdigest())
 
 
 def test_a_file_that_is_not_there_is_named(path):
-    with pytest.raises(PretrainedFileError, match=r"weights.pth: No such file or directory; exp"):
+    with pytest.raises(WeightsFileError, match=r"weights.pth: No such file or directory; exp"):
         read_tensors(path, 10, "")
 
 
@@ -129,7 +129,7 @@ class Evil:
 def test_no_function_is_called_whatever_a_file_names(path, tmp_path, place):
     evil = Evil(tmp_path / "evidence")
     content = file_of(**{place: pickle.dumps(evil, 2) if place == "described" else [evil]})
-    with pytest.raises(PretrainedFileError):
+    with pytest.raises(WeightsFileError):
         read(path, content)
     assert [*tmp_path.iterdir()] == [path]
 
@@ -222,7 +222,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize(("content", "message"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_file_is_refused_in_one_line(path, content, message):
-    with pytest.raises(PretrainedFileError, match=message) as refused:
+    with pytest.raises(WeightsFileError, match=message) as refused:
         read(path, content)
     assert "\n" not in str(refused.value)
     assert str(refused.value).endswith(
@@ -233,7 +233,7 @@ def test_a_hostile_file_is_refused_in_one_line(path, content, message):
 def test_a_file_that_is_cut_short_anywhere_is_refused(path):
     content = file_of()
     for length in range(0, len(content), 9):
-        with pytest.raises(PretrainedFileError):
+        with pytest.raises(WeightsFileError):
             read(path, content[:length])
 
 

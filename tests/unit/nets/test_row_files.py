@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.errors import DataFileError
+from dist_net.errors import DatasetError
 from dist_net.nets.row_files import read_rows, write_rows
 from dist_net.nn import Dense, Flatten, Model, Rescale, Sequential
 
@@ -36,7 +36,7 @@ def test_what_is_written_can_be_read(name: str, tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     write_rows(tmp_path / name, rows)
     np.testing.assert_array_equal(read_rows(tmp_path / name, VECTORS), rows)
-    with pytest.raises(DataFileError, match="nowhere"):
+    with pytest.raises(DatasetError, match="nowhere"):
         write_rows(tmp_path / "nowhere" / name, rows)
 
 
@@ -62,7 +62,7 @@ def test_a_file_of_something_else_is_refused(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataFileError, match=words):
+    with pytest.raises(DatasetError, match=words):
         read_rows(tmp_path / name, model)
 
 
@@ -71,5 +71,5 @@ def test_a_file_of_something_else_is_refused(
 )
 def test_an_array_of_something_else_is_refused(array: np.ndarray, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
-    with pytest.raises(DataFileError, match=r"a\.npy"):
+    with pytest.raises(DatasetError, match=r"a\.npy"):
         read_rows(tmp_path / "a.npy", VECTORS)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dist_net.errors import HyperParameterError
+from dist_net.errors import SettingError
 from dist_net.optim.averages import WeightAverage
 from dist_net.optim.rule import STRIP_LENGTH
 
@@ -31,5 +31,5 @@ def test_updates_taken_together_weigh_as_much_as_in_turn() -> None:
 
 
 def test_a_decay_outside_its_range_is_refused() -> None:
-    with pytest.raises(HyperParameterError, match="average_decay=1"):
+    with pytest.raises(SettingError, match="average_decay=1"):
         WeightAverage(np.zeros(5, np.float32), 1.0)

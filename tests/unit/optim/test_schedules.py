@@ -2,7 +2,7 @@
 
 import pytest
 
-from dist_net.errors import HyperParameterError
+from dist_net.errors import SettingError
 from dist_net.optim import ConstantRate, Cosine, StepDecay, WarmUp
 
 
@@ -50,5 +50,5 @@ def test_a_run_that_is_all_warm_up_ends_without_dividing_by_zero(epochs):
     ],
 )
 def test_settings_outside_their_range_are_refused(build):
-    with pytest.raises(HyperParameterError, match="expected"):
+    with pytest.raises(SettingError, match="expected"):
         build()

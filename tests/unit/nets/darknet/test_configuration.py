@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_net.errors import ConfigurationError, NetworkWriteError
+from dist_net.errors import ConfigurationError, FileWriteError
 from dist_net.nets.darknet.configuration import (
     LARGEST_FILE_BYTES,
     Configuration,
@@ -148,5 +148,5 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes | None, words: s
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NetworkWriteError, match=r"missing/net.cfg"):
+    with pytest.raises(FileWriteError, match=r"missing/net.cfg"):
         write_configuration(parse_configuration(NET + "[avg]", "a"), tmp_path / "missing/net.cfg")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_net.errors import BadInputError, NetworkWriteError, ParameterError, WeightsFileError
+from dist_net.errors import BadInputError, FileWriteError, ParameterError, WeightsFileError
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import read_weights, write_weights
@@ -178,9 +178,9 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> 
         write_weights(path, NETWORK, vector[:-1])
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
-    with pytest.raises(NetworkWriteError, match=r"net\.weights: No such file"):
+    with pytest.raises(FileWriteError, match=r"net\.weights: No such file"):
         write_weights(tmp_path / "missing" / "net.weights", NETWORK, vector)
-    assert not issubclass(NetworkWriteError, BadInputError)
+    assert not issubclass(FileWriteError, BadInputError)
 
 
 def test_reading_takes_little_memory_beside_the_vector(tmp_path: Path) -> None:
