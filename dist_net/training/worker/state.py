@@ -123,21 +123,6 @@ class Ended(NamedTuple):
 WorkerCommand = SendToServer | Reconnect | Receive | Begin | Gather | Compute | Ended
 
 
-class Computed(NamedTuple):
-    """What the minibatch of samples ``start`` to ``stop`` gave.
-
-    It lies in ``slot`` of the worker's memory; ``gradient`` is None if the server reads it there.
-    """
-
-    start: int
-    stop: int
-    base_version: int
-    loss_sum: float
-    correct: int
-    slot: int
-    gradient: Vector | None
-
-
 class WorkerState:
     """One worker. ``join`` is what it introduces itself with, each time that it joins.
 
@@ -169,7 +154,7 @@ class WorkerState:
         self._batch_size = 0
         self._work: Work | None = None
         self._next_sample = 0
-        self._unpushed: list[Computed] = []
+        self._unpushed: Push | None = None
         self._pushed_s = -math.inf
         self._looks_first = False
         self._gathered: Gather | None = None
@@ -207,9 +192,10 @@ class WorkerState:
 
     def _taken_slots(self) -> set[int]:
         """The slots of gradients that, as far as this worker knows, the server has yet to read."""
-        pushes = (request for request, _ in self._unanswered if isinstance(request, Push))
-        pushed = (slot for push in pushes for slot in push.slots)
-        return {*pushed, *(computed.slot for computed in self._unpushed)}
+        pushes = [request for request, _ in self._unanswered if isinstance(request, Push)]
+        if self._unpushed is not None:
+            pushes.append(self._unpushed)
+        return {slot for push in pushes for slot in push.slots}
 
     def next_commands(self, now: float) -> list[WorkerCommand]:
         """What to do when every command is carried out: compute, look for a message, or wait."""
@@ -323,13 +309,19 @@ class WorkerState:
             raise RuntimeError("computed() was called without a Compute command before it")
         self._computing = None
         _, start, stop, *_, slot = minibatch
-        self._unpushed.append(
-            Computed(start, stop, work.version, loss_sum, correct, slot, gradient)
+        push = Push(
+            *(self._worker_id, self._join.identity, 0, work.lease_id, start, (stop,)),
+            *((work.version,), loss_sum, correct, (slot,)),
+            () if gradient is None else (gradient,),
         )
+        if self._unpushed is not None:
+            push = self._unpushed.extended(push)
+        self._unpushed = push
         commands: list[WorkerCommand] = []
         next_is_soon = self.can_compute and now - self._pushed_s < QUICK_STEP_S
-        if not next_is_soon or len(self._unpushed) >= work.together:
-            commands.append(self._ask(self._push(work), now))
+        if not next_is_soon or len(push.slots) >= work.together:
+            self._unpushed = None
+            commands.append(self._ask(push._replace(request_id=self._next_request_id()), now))
             self._pushed_s = now
         if self._next_sample < work.stop:
             commands.append(self._gather(work))
@@ -417,29 +409,8 @@ class WorkerState:
 
     def _drop_lease(self) -> None:
         self._work = None
-        self._unpushed.clear()
+        self._unpushed = None
         self._unanswered.clear()
-
-    def _push(self, work: Work) -> Push:
-        """What is computed and not pushed yet, in one push."""
-        starts, stops, versions, losses, correct, slots, gradients = zip(
-            *self._unpushed, strict=True
-        )
-        sent = tuple(each for each in gradients if each is not None)
-        self._unpushed.clear()
-        return Push(
-            self._worker_id,
-            self._join.identity,
-            self._next_request_id(),
-            work.lease_id,
-            starts[0],
-            stops,
-            versions,
-            sum(losses),
-            sum(correct),
-            slots,
-            sent,
-        )
 
     def _pull(self, now: float) -> SendToServer:
         pull = Pull(self._worker_id, self._join.identity, self._next_request_id())
@@ -462,7 +433,7 @@ class WorkerState:
                 self._seen_bytes_per_s = travelled_bytes / (now - asked_s)
         if self._work is None or work.lease_id != self._work.lease_id:
             self._next_sample = work.start
-            self._unpushed.clear()  # of a lease that ended before its time
+            self._unpushed = None  # of a lease that ended before its time
         self._work = work
 
     def _gather(self, work: Work) -> Gather:
