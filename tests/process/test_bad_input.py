@@ -217,12 +217,12 @@ def test_nobody_answers_a_worker(
     closed, silent = f"tcp://127.0.0.1:{free_port}", f"tcp://127.0.0.1:{port}"
     within = ("--timeout", "0.2")
     refuses(
-        rf"no answer from {closed} in 0.2 s; nobody listens there .*",
+        rf"no answer from {closed} in 0.2 s; no server listens on it .*",
         *(*command, closed, *within),
         exit_code=1,
     )
     refuses(
-        rf"no answer from {silent} in 0.2 s; what listens there is not a dist-net server.*",
+        rf"no answer from {silent} in 0.2 s; it is not a dist-net server.*",
         *(*command, silent, *within),
         exit_code=1,
     )
@@ -231,7 +231,7 @@ def test_nobody_answers_a_worker(
 def test_nobody_answers_an_observer(refuses: Refuses, free_port: int) -> None:
     address = f"tcp://127.0.0.1:{free_port}"
     refuses(
-        rf"no answer from {address} in 0.2 s; nobody listens there .*",
+        rf"no answer from {address} in 0.2 s; no server listens on it .*",
         *("status", address, "--timeout", "0.2"),
         exit_code=1,
     )
@@ -242,7 +242,7 @@ def test_nobody_answers_who_wants_a_reload_though_that_may_take_long(
 ) -> None:
     monkeypatch.setattr("dist_net.cli.reload.ANSWER_WITHIN_S", 0.2)
     address = f"tcp://127.0.0.1:{free_port}"
-    says = rf"no answer from {address} in 0.2 s; nobody listens there .*"
+    says = rf"no answer from {address} in 0.2 s; no server listens on it .*"
     refuses(says, "reload", "net", "--connect", address, exit_code=1)
 
 

@@ -136,8 +136,8 @@ def child(gateway: Gateway, tmp_path: Path) -> Iterator[Callable[..., Child]]:
 def worker(gateway: Gateway, child: Callable[..., Child]) -> Child:
     """A worker that has been taken in."""
     started = child("worker.inference_worker_process", "--name", "w")
-    enlist = gateway.hears(JoinPool, started)
-    assert (enlist.name, enlist.process_id) == ("w", started.process_id)
+    join = gateway.hears(JoinPool, started)
+    assert (join.name, join.process_id) == ("w", started.process_id)
     gateway.tells(TAKEN_IN)
     return started
 
@@ -249,7 +249,7 @@ def test_arrays_of_another_host_are_fetched(
     assert kept.read_bytes() == content
 
 
-def test_a_worker_that_is_refused_later_enlists_again(gateway: Gateway, worker: Child) -> None:
+def test_a_worker_that_is_refused_later_joins_again(gateway: Gateway, worker: Child) -> None:
     gateway.heartbeat_answer = Refuse("who are you?", may_rejoin=True)
     gateway.hears(JoinPool, worker)
     gateway.heartbeat_answer = Alive()

@@ -117,13 +117,13 @@ def test_a_gateway_outlives_ten_thousand_peers_at_either_port(
     workers = gateway.says(r"--connect (tcp://\S+)")[1]
     clients = clients_address(gateway, eventually)
 
-    def enlist(number: int) -> Message:
+    def join_pool(number: int) -> Message:
         return JoinPool(f"w{number}", "elsewhere", number, release())
 
     def goodbye(answer: Message | None) -> Message | None:
         assert isinstance(answer, Description | PoolWelcome), answer
         return Leave(answer.worker_id) if isinstance(answer, PoolWelcome) else None
 
-    address, hello = (clients, Describe) if port == "clients" else (workers, enlist)
+    address, hello = (clients, Describe) if port == "clients" else (workers, join_pool)
     watched = Watched(gateway.process.pid, tmp_path / "logs")
     come_and_go(watched, address, hello, goodbye, eventually)

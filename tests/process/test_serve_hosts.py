@@ -227,18 +227,18 @@ def test_nobody_gets_in_without_the_right_keys(
     def refused(*arguments: str) -> Any:
         return start(*arguments, prefix=hosts.on("worker-1"))
 
-    enlist, status = ("inference-worker", "--connect", workers_address), ("status", address)
+    join, status = ("inference-worker", "--connect", workers_address), ("status", address)
     reload = ("reload", "net", "--connect", address)
     others = ("--keys", str(stranger))
     commands = [
-        (2, "without keys", refused(*enlist)),
-        (1, "or refuses these keys", refused(*enlist, *others, "--directory", str(tmp_path / "x"))),
+        (2, "without keys", refused(*join)),
+        (1, "or refuses these keys", refused(*join, *others, "--directory", str(tmp_path / "x"))),
         (2, "without keys", refused(*status)),
         (1, "or refuses these keys", refused(*status, *others, "--timeout", "2")),
         (2, "without keys", refused(*reload)),
         (1, address, refused(*reload, *others, "--timeout", "2")),
         (1, "may not send Reload", refused(*reload, "--keys", str(keys / "client"))),
-        (2, "may not send JoinPool", refused(*enlist, "--keys", str(keys / "client"))),
+        (2, "may not send JoinPool", refused(*join, "--keys", str(keys / "client"))),
     ]
     for code, reason, command in commands:
         assert (command.ends(), reason in command.stderr) == (code, True), command.stderr

@@ -56,7 +56,7 @@ class VirtualClient:
         self._open: list[tuple[Exchange, int]] = []
         self.socket = network.connect(name, CLIENTS)
         self.socket.on_arrival = lambda: self._thread.after(0.0, self._receive)
-        self.socket.send(self._conversation.greet(self._thread.now()))
+        self.socket.send(self._conversation.ping(self._thread.now()))
         self._poll()
 
     @property

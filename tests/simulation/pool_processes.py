@@ -154,7 +154,7 @@ class VirtualInferenceWorker:
         self.worker = InferenceWorker(
             cast(Any, self),
             self.models,
-            self._start_heart,
+            self._start_heartbeats,
             JoinPool(name, self.host, process_id),
             is_child,
             self._thread,
@@ -173,7 +173,7 @@ class VirtualInferenceWorker:
     def no_answer(self, waited_s: float) -> NoAnswerError:
         return NoAnswerError(f"no answer in {waited_s:g} s")
 
-    def _start_heart(self, told: PoolWelcome) -> HeartbeatSender:
+    def _start_heartbeats(self, told: PoolWelcome) -> HeartbeatSender:
         socket = self._network.connect(self.host, WORKERS)
         self._hearts.append(VirtualHeartbeatSender(VirtualThread(self.process), socket, told))
         return cast(HeartbeatSender, self._hearts[-1])

@@ -106,7 +106,7 @@ class VirtualProcess:
         self.is_alive = False
 
 
-class VirtualPulse:
+class VirtualHeartbeats:
     """Heartbeats of a worker, as `dist_net.wire.heartbeat.HeartbeatSender` sends them."""
 
     def __init__(
@@ -214,9 +214,11 @@ class WorkerProcess(VirtualProcess):
     def open_channel(self) -> None:
         """Return None: all that a simulated worker sends crosses the simulated network."""
 
-    def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> VirtualPulse:
+    def start_heartbeats(
+        self, worker_id: int, identity: int, interval_s: float
+    ) -> VirtualHeartbeats:
         self.schedule.note(self.name, "is worker %d", worker_id)
-        return VirtualPulse(self, self._connect(), worker_id, identity, interval_s)
+        return VirtualHeartbeats(self, self._connect(), worker_id, identity, interval_s)
 
     def share(self, vectors: int, size: int) -> VirtualSegment | None:
         return None if self._memory is None else self._memory.share(self.process_id, vectors, size)

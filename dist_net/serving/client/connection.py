@@ -57,7 +57,7 @@ class GatewayConnection:
         self._socket = ClientSocket(address, keys, high_water_mark=HIGH_WATER_MARK)
         self._address = address
         self._conversation = Conversation()
-        self._socket.send(self._conversation.greet(time.monotonic()))
+        self._socket.send(self._conversation.ping(time.monotonic()))
 
     def close(self) -> None:
         """Cancels open requests and closes, after waiting a moment for messages to leave."""

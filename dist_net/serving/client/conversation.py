@@ -52,8 +52,8 @@ class Conversation:
         self._open: dict[int, Exchange] = {}
         self._ids = count(1)
         self._gateway = ""
-        self._greetings_sent = 0
-        self._greeted = 0.0
+        self._pings_sent = 0
+        self._pinged = 0.0
         self._heard = 0.0
 
     def __len__(self) -> int:
@@ -63,10 +63,10 @@ class Conversation:
     def next_id(self) -> int:
         return next(self._ids)
 
-    def greet(self, now: float) -> Ping:
-        """The first message of a conversation, which asks the gateway's name."""
-        self._greeted = now
-        self._greetings_sent += 1
+    def ping(self, now: float) -> Ping:
+        """Return the first message of a conversation, which requests the gateway's name."""
+        self._pinged = now
+        self._pings_sent += 1
         return Ping()
 
     def open(self, request: ClientRequest, timeout_s: float, now: float) -> Exchange:
@@ -85,8 +85,8 @@ class Conversation:
             if exchange is not None:
                 exchange.reply = message
         elif isinstance(message, Pong) and message.gateway != self._gateway:
-            # The reply to the only greeting comes from the gateway that has all the requests.
-            is_restarted = self._gateway != "" or self._greetings_sent > 1
+            # The reply to the only ping comes from the gateway that has all the requests.
+            is_restarted = self._gateway != "" or self._pings_sent > 1
             self._gateway = message.gateway
             if is_restarted:
                 return [_again(exchange, now) for exchange in self._open.values()]
@@ -100,8 +100,8 @@ class Conversation:
         """
         overdue = [each for each in self._open.values() if each.deadline <= now]
         messages: list[Ping | Cancel] = [self.cancel(each, Status.EXPIRED) for each in overdue]
-        if self._open and now - max(self._heard, self._greeted) >= SILENCE_S:
-            messages.append(self.greet(now))
+        if self._open and now - max(self._heard, self._pinged) >= SILENCE_S:
+            messages.append(self.ping(now))
         return messages
 
     def cancel(self, exchange: Exchange, status: Status = Status.CANCELLED) -> Cancel:

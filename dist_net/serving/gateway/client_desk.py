@@ -99,7 +99,7 @@ class ClientDesk:
                 models = self._gateway.models().values()
                 self._send(node, Description(request_id, summaries_to_json(models)))
             case Ping():
-                self._send(node, self._greeting(node))
+                self._send(node, self._pong(node))
             case Reload(request_id) | Unload(request_id) if not self._may_rule:
                 reason = (
                     "without a key, a client may not reload and unload models of a pool that has "
@@ -118,14 +118,14 @@ class ClientDesk:
                 reason = f"{type(message).__name__} is not for the clients' address of a gateway"
                 self._send(node, Refuse(reason, may_rejoin=False))
 
-    def _greeting(self, node: bytes) -> Pong:
+    def _pong(self, node: bytes) -> Pong:
         return Pong(f"{self._incarnation} {node.hex()}", self._gateway.is_ready)
 
     def _look_for_clients(self) -> None:
         """Drop the requests of clients that are gone; ZeroMQ says so when something is sent."""
         self._timer = self._loop.call_later(LOOK_S, self._look_for_clients)
         for node in dict.fromkeys(node for node, _ in self._futures):
-            if not self._socket.send(node, self._greeting(node)):
+            if not self._socket.send(node, self._pong(node)):
                 for key in [key for key in self._futures if key[0] == node]:
                     self._futures.pop(key).cancel()
         self._receive_soon()

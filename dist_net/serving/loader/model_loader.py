@@ -191,7 +191,7 @@ class ModelLoader:
             case Refuse(reason):
                 raise JoinRefusedError(f"the gateway refuses this loader: {reason}")
             case PoolWelcome():
-                logger.info("enlisted models=%s", ",".join(self._readers))
+                logger.info("joined models=%s", ",".join(self._readers))
             case _:
                 logger.warning("unexpected_message type=%s", type(message).__name__)
 

@@ -32,13 +32,13 @@ logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
 LOADING_POLL_S = 0.01  # until a version that is loaded is told of
-ENLIST_AGAIN_AFTER_S = 1.0
+JOIN_AGAIN_AFTER_S = 1.0
 ANSWER_WITHIN_S = 10.0
 SILENT_TIMEOUTS = 3  # of the gateway's heartbeat timeout, until it counts as lost
 STOOD_STILL_S = 1.0
 
-StartHeart = Callable[[PoolWelcome], HeartbeatSender]
-"""Begins to beat for a worker that has enlisted."""
+StartHeartbeats = Callable[[PoolWelcome], HeartbeatSender]
+"""Start the heartbeats of a worker that was admitted."""
 
 
 @contextmanager
@@ -49,19 +49,19 @@ def connected_worker(
     keys: PeerKeys | None = None,
     bears_silence: bool = False,
 ) -> Iterator[InferenceWorker]:
-    """A context with a worker of this process for the gateway at ``address``."""
+    """Yield an inference worker in this process for the gateway at ``address``."""
     clock = SystemClock()
 
-    def start_heart(enlisted: PoolWelcome) -> HeartbeatSender:
-        interval_s = enlisted.heartbeat_interval_s
-        heart = HeartbeatSender(address, keys, enlisted.worker_id, interval_s, clock)
-        heart.start()
-        return heart
+    def start_heartbeats(welcome: PoolWelcome) -> HeartbeatSender:
+        interval_s = welcome.heartbeat_interval_s
+        sender = HeartbeatSender(address, keys, welcome.worker_id, interval_s, clock)
+        sender.start()
+        return sender
 
     models = LoadedModels(NetworkLoader(address, keys, settings, clock).load)
-    enlist = JoinPool(name, socket.gethostname(), os.getpid(), release())
+    join = JoinPool(name, socket.gethostname(), os.getpid(), release())
     with ClientSocket(address, keys) as connection:
-        worker = InferenceWorker(connection, models, start_heart, enlist, bears_silence, clock)
+        worker = InferenceWorker(connection, models, start_heartbeats, join, bears_silence, clock)
         try:
             yield worker
         finally:
@@ -81,21 +81,21 @@ class InferenceWorker:
         self,
         connection: ClientSocket,
         models: LoadedModels,
-        start_heart: StartHeart,
-        enlist: JoinPool,
+        start_heartbeats: StartHeartbeats,
+        join: JoinPool,
         bears_silence: bool,
         clock: Clock,
     ) -> None:
         self._socket = connection
         self._models = models
-        self._start_heart = start_heart
-        self._enlist = enlist
+        self._start_heartbeats = start_heartbeats
+        self._join = join
         self._bears_silence = bears_silence
         self._clock = clock
-        self._heart: HeartbeatSender | None = None
-        self._enlisted: PoolWelcome | None = None
+        self._heartbeats: HeartbeatSender | None = None
+        self._welcome: PoolWelcome | None = None
         self._worker_id = 0  # of the last time that it joined
-        self._enlist_at_s = self._heard_s = self._ticked_s = self._clock.now()
+        self._join_at_s = self._heard_s = self._ticked_s = self._clock.now()
         self._leave_reason: str | None = None
         self.was_stopped = False
 
@@ -105,7 +105,7 @@ class InferenceWorker:
         self.was_stopped = True
 
     def close(self) -> None:
-        self._still_heart()
+        self._stop_heartbeats()
         self._models.close()
 
     def serve(self) -> str:
@@ -115,7 +115,7 @@ class InferenceWorker:
         JoinRefusedError if it refuses this worker.
         """
         while self._leave_reason is None:
-            # Enlists before a gateway that refuses the keys closes the connection.
+            # Joins before a gateway that refuses the keys closes the connection.
             message = self._socket.receive(self.tick())
             if message is not None:
                 self.handle(message)
@@ -124,8 +124,8 @@ class InferenceWorker:
 
     def leave(self) -> None:
         """Says goodbye, if it has joined."""
-        if self._enlisted is not None:
-            self._socket.send(Leave(self._enlisted.worker_id))
+        if self._welcome is not None:
+            self._socket.send(Leave(self._welcome.worker_id))
 
     @property
     def leaves(self) -> bool:
@@ -172,25 +172,25 @@ class InferenceWorker:
             # This process computed, or was stopped by SIGSTOP: the gateway was not silent then.
             self._heard_s += now - self._ticked_s
         self._ticked_s = now
-        if self._enlisted is None:
-            self._tick_unenlisted(now)
+        if self._welcome is None:
+            self._tick_joining(now)
         else:
-            self._tick_enlisted(now, self._enlisted.heartbeat_timeout_s)
+            self._tick_joined(now, self._welcome.heartbeat_timeout_s)
         return LOADING_POLL_S if self._models.is_loading else POLL_S
 
-    def _tick_unenlisted(self, now: float) -> None:
+    def _tick_joining(self, now: float) -> None:
         if not self._bears_silence and now - self._heard_s > ANSWER_WITHIN_S:
             raise self._socket.no_answer(ANSWER_WITHIN_S)
-        if now >= self._enlist_at_s:
-            self._enlist_at_s = now + ENLIST_AGAIN_AFTER_S
+        if now >= self._join_at_s:
+            self._join_at_s = now + JOIN_AGAIN_AFTER_S
             try:
-                self._socket.send(self._enlist)
+                self._socket.send(self._join)
             except NoAnswerError as error:  # a gateway that refuses the keys ends the connection
                 raise self._socket.no_answer(now - self._heard_s) from error
 
-    def _tick_enlisted(self, now: float, timeout_s: float) -> None:
-        if self._heart is not None and self._heart.answer is not None:
-            answer, sent_s = self._heart.answer
+    def _tick_joined(self, now: float, timeout_s: float) -> None:
+        if self._heartbeats is not None and self._heartbeats.answer is not None:
+            answer, sent_s = self._heartbeats.answer
             self._heard_s = max(self._heard_s, sent_s)
             if isinstance(answer, Refuse):
                 self._refused(answer.reason, answer.may_rejoin)
@@ -203,28 +203,28 @@ class InferenceWorker:
                 f"worker again"
             )
 
-    def _begin(self, enlisted: PoolWelcome) -> None:
-        self._still_heart()
-        if enlisted.worker_id != self._worker_id:
-            self._worker_id = enlisted.worker_id
+    def _begin(self, welcome: PoolWelcome) -> None:
+        self._stop_heartbeats()
+        if welcome.worker_id != self._worker_id:
+            self._worker_id = welcome.worker_id
             self._models.joined_anew()
-        self._enlisted = enlisted
-        self._heart = self._start_heart(enlisted)
-        logger.info("enlisted worker=%d", enlisted.worker_id)
+        self._welcome = welcome
+        self._heartbeats = self._start_heartbeats(welcome)
+        logger.info("joined worker=%d", welcome.worker_id)
 
     def _refused(self, reason: str, may_rejoin: bool) -> None:
-        """Enlists again, at once if it had joined and after a while if not; or gives up."""
+        """Join again, at once if it was a member; raises `JoinRefusedError` if it must not."""
         if not may_rejoin:
             raise JoinRefusedError(
                 f"the gateway at {self._socket.address} refuses this worker: {reason}"
             )
         logger.warning("refused reason=%s", reason)
-        pause_s = ENLIST_AGAIN_AFTER_S if self._enlisted is None else 0
-        self._still_heart()
-        self._enlisted = None
-        self._enlist_at_s = self._clock.now() + pause_s
+        pause_s = JOIN_AGAIN_AFTER_S if self._welcome is None else 0
+        self._stop_heartbeats()
+        self._welcome = None
+        self._join_at_s = self._clock.now() + pause_s
 
-    def _still_heart(self) -> None:
-        if self._heart is not None:
-            self._heart.stop()
-            self._heart = None
+    def _stop_heartbeats(self) -> None:
+        if self._heartbeats is not None:
+            self._heartbeats.stop()
+            self._heartbeats = None

@@ -79,7 +79,7 @@ class ServerConnection(Protocol):
     def no_answer(self, waited_s: float) -> NoAnswerError: ...
 
 
-class Pulse(Protocol):
+class Heartbeats(Protocol):
     """Heartbeats that go on by themselves; see `dist_net.wire.heartbeat.HeartbeatSender`."""
 
     answer: tuple[Message, float] | None
@@ -100,7 +100,7 @@ class Environment(Protocol):
         """Connect directly to a server that shares this worker's memory; None if impossible."""
         ...
 
-    def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> Pulse: ...
+    def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> Heartbeats: ...
 
     def share(self, vectors: int, size: int) -> SharedVectors | None:
         """New vectors in shared memory; None: the server cannot see any of this worker's."""
@@ -131,12 +131,12 @@ class ProcessEnvironment:
             logger.info("no_channel address=%s reason=%s", self._address, error)
             return None
 
-    def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> Pulse:
-        heart = HeartbeatSender(
+    def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> Heartbeats:
+        sender = HeartbeatSender(
             self._address, self._keys, worker_id, interval_s, self.clock, identity
         )
-        heart.start()
-        return heart
+        sender.start()
+        return sender
 
     def share(self, vectors: int, size: int) -> SharedVectors | None:
         if not (self._shares_memory and available()):
@@ -183,7 +183,7 @@ class WorkerLoop:
         self._seed: int | None = None
         self._join_timeout_s = join_timeout_s
         self._socket = around.connect()
-        self._pulse: Pulse | None = None
+        self._heartbeats: Heartbeats | None = None
         self._stop_requested: str | None = None
         self._own = around.share(PIPELINE.gradients, vector_size)
         self._weights = ReceivedWeights(vector_size, around.attach)
@@ -209,8 +209,8 @@ class WorkerLoop:
         self.close()
 
     def close(self) -> None:
-        if self._pulse is not None:
-            self._pulse.stop()
+        if self._heartbeats is not None:
+            self._heartbeats.stop()
         self._socket.close()
         self._step = None  # its plans are bound to the memory
         self._weights.detach()
@@ -280,16 +280,16 @@ class WorkerLoop:
         now = self._clock.now()
         if self._stop_requested is not None:
             return self._state.leave(self._stop_requested)
-        if self._pulse is not None:
-            return self._state.received(message, now, self._pulse.answer)
+        if self._heartbeats is not None:
+            return self._state.received(message, now, self._heartbeats.answer)
         try:
             return self._state.received(message, now)
         except ServerLostError as error:
             raise self._socket.no_answer(self._join_timeout_s) from error
 
     def _reconnect(self) -> None:
-        if self._pulse is not None:
-            self._pulse.stop()
+        if self._heartbeats is not None:
+            self._heartbeats.stop()
         self._socket.abandon()
         self._socket = self._around.connect()
 
@@ -301,10 +301,10 @@ class WorkerLoop:
         elif (channel := self._around.open_channel()) is not None:
             self._socket.close()
             self._socket = channel
-        if self._pulse is not None:
-            self._pulse.stop()
+        if self._heartbeats is not None:
+            self._heartbeats.stop()
         pulse = welcome.worker_id, self._identity, welcome.heartbeat_interval_s
-        self._pulse = self._around.start_pulse(*pulse)
+        self._heartbeats = self._around.start_heartbeats(*pulse)
         if self._step is None or welcome.seed != self._seed:
             self._step, self._seed = self._step_of(welcome.seed), welcome.seed
         self._step.unbind()  # its vectors may be those of a server that is gone

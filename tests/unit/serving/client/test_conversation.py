@@ -17,7 +17,7 @@ def answer_to(exchange: Exchange) -> Answer:
 def begun() -> Conversation:
     """A conversation with a gateway that has told its name."""
     conversation = Conversation()
-    conversation.greet(0.0)
+    conversation.ping(0.0)
     assert conversation.heard(Pong("first", True), 0.0) == []
     return conversation
 
@@ -61,7 +61,7 @@ def test_an_answer_that_came_counts_though_its_time_is_over() -> None:
     assert exchange.reply == answer_to(exchange)
 
 
-def test_a_silent_gateway_is_greeted_now_and_then_while_something_is_open() -> None:
+def test_a_silent_gateway_is_pinged_now_and_then_while_something_is_open() -> None:
     conversation = begun()
     assert conversation.nothing_came(SILENCE_S) == []
     ask(conversation)
@@ -84,13 +84,13 @@ def test_a_gateway_that_was_started_anew_is_asked_again_with_the_time_that_is_le
     assert conversation.heard(Pong("second", True), 5.0) == []
 
 
-def test_the_first_greeting_asks_again_only_if_an_earlier_one_was_lost() -> None:
+def test_the_first_ping_asks_again_only_if_an_earlier_one_was_lost() -> None:
     conversation = Conversation()
-    conversation.greet(0.0)
+    conversation.ping(0.0)
     ask(conversation)
     assert conversation.heard(Pong("first", True), 0.1) == []
     conversation = Conversation()
-    conversation.greet(0.0)
+    conversation.ping(0.0)
     exchange = ask(conversation)
     assert conversation.nothing_came(SILENCE_S) == [Ping()]
     (again,) = conversation.heard(Pong("first", True), SILENCE_S)

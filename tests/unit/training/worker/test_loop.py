@@ -60,7 +60,7 @@ class Around:
     def open_channel(self) -> None:
         """Return no second connection."""
 
-    def start_pulse(self, worker_id: int, identity: int, interval_s: float) -> "Around":
+    def start_heartbeats(self, worker_id: int, identity: int, interval_s: float) -> "Around":
         return self
 
     def share(self, vectors: int, size: int) -> Memory:
