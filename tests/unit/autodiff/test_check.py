@@ -9,6 +9,7 @@ from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
 from dist_net.autodiff.operations.elementwise import Elementwise, UnaryUfunc
 from dist_net.errors import DTypeError, GradientError
+from naming import naming
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def test_a_wrong_vjp_is_found_and_its_input_named():
     def build(x, y):
         return x + ad.apply(Cube(3.001), y)
 
-    with pytest.raises(GradientError, match="derivative 1 along input 1"):
+    with pytest.raises(GradientError, match=naming("derivative 1", "input 1")):
         check_gradients(build, point(3, 4), point(4), rng=np.random.default_rng(0))
 
 
@@ -51,7 +52,7 @@ def test_a_vjp_that_cannot_be_differentiated_is_found_at_the_second_order():
         return detached_square(x)
 
     check_gradients(build, point(3), rng=np.random.default_rng(0), orders=1)
-    with pytest.raises(GradientError, match="derivative 2 along input 0"):
+    with pytest.raises(GradientError, match=naming("derivative 2", "input 0")):
         check_gradients(build, point(3), rng=np.random.default_rng(0))
 
 

@@ -48,6 +48,7 @@ from dist_net.autodiff.kernels.compiled.depthwise import CompiledDepthwise
 from dist_net.autodiff.kernels.compiled.im2row import CompiledIm2Row
 from dist_net.autodiff.kernels.compiled.winograd import CompiledWinograd
 from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
+from naming import naming
 
 WHOLE = Blocking(images=99, rows=99, channels=999)
 LOOPS = [
@@ -519,7 +520,7 @@ def test_compiled_kernels_are_used_where_they_can_be_had(inference_of, caplog, m
 
 def test_asking_for_what_is_not_installed_says_what_to_install(monkeypatch):
     make_numba_missing(monkeypatch)
-    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[fast\]'"):
+    with pytest.raises(MissingExtraError, match=naming("numba", ".[fast]")):
         Inference(MODEL, {}, compiled=True)
 
 

@@ -20,6 +20,7 @@ from dist_net.autodiff.kernels.convolution.training import (
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import windows
 from dist_net.errors import DTypeError, ShapeError
+from naming import naming
 
 FIXED = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -406,20 +407,20 @@ def test_shapes_that_do_not_fit_are_refused_by_name(x, kernel, groups):
 
 
 def test_a_kernel_that_fits_nowhere_is_refused():
-    with pytest.raises(ShapeError, match=r"window of \(3, 3\) does not fit into a map of \(2, 2\)"):
+    with pytest.raises(ShapeError, match=naming((3, 3), (2, 2))):
         ad.conv2d(*variables((1, 2, 2, 1), (3, 3, 1, 1)), padding="valid")
 
 
 @pytest.mark.parametrize("stride", [0, (1, 0), -1])
 def test_a_stride_that_stands_still_is_refused(stride):
-    with pytest.raises(ShapeError, match="stride"):
+    with pytest.raises(ShapeError, match=naming(f"stride {np.min(stride)}", 1)):
         ad.conv2d(*variables((1, 4, 4, 1), (3, 3, 1, 1)), stride=stride)
 
 
 def test_dtypes_that_differ_or_are_no_floats_are_refused():
-    with pytest.raises(DTypeError, match="conv2d: dtypes float32 and float64 differ"):
+    with pytest.raises(DTypeError, match=naming("conv2d", "float32", "float64")):
         ad.conv2d(*variables((1, 4, 4, 1), (3, 3, 1, 1), kernel_dtype=np.float64))
-    with pytest.raises(DTypeError, match="conv2d: expected floats, got dtype int32"):
+    with pytest.raises(DTypeError, match=naming("conv2d", "int32")):
         ad.conv2d(*variables((1, 4, 4, 1), (3, 3, 1, 1), np.int32, np.int32))
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.errors import DTypeError, GraphError, ShapeError
+from naming import naming
 
 
 def floats(*shape):
@@ -54,41 +55,41 @@ def test_shape_and_dtype_are_known_when_built(expression, shape, dtype):
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: floats(4) + floats(3), r"add: shapes \(4,\) and \(3,\)"),
+        (lambda: floats(4) + floats(3), r"add.*\(4,\).*\(3,\)"),
         (
             lambda: ad.where(floats(2) > 0, floats(3), floats(4)),
-            r"where: shapes \(2,\) and \(3,\) and \(4,\)",
+            r"where.*\(2,\).*\(3,\).*\(4,\)",
         ),
-        (lambda: floats(2, 3) @ floats(2, 3), r"matmul: shapes \(2, 3\) and \(2, 3\)"),
-        (lambda: floats(3) @ floats(4), r"matmul: shapes \(3,\) and \(4,\)"),
-        (lambda: floats(2, 3) @ floats(2), r"matmul: shapes \(2, 3\) and \(2,\)"),
+        (lambda: floats(2, 3) @ floats(2, 3), r"matmul.*\(2, 3\).*\(2, 3\)"),
+        (lambda: floats(3) @ floats(4), r"matmul.*\(3,\).*\(4,\)"),
+        (lambda: floats(2, 3) @ floats(2), r"matmul.*\(2, 3\).*\(2,\)"),
         (
             lambda: floats(2, 3, 3) @ floats(5, 3, 3),
-            r"matmul: shapes \(2, 3, 3\) and \(5, 3, 3\)",
+            r"matmul.*\(2, 3, 3\).*\(5, 3, 3\)",
         ),
-        (lambda: floats(2) @ floats(), r"matmul: shapes \(2,\) and \(\)"),
-        (lambda: ad.sum(floats(2, 3), 2), r"sum: axis 2 of shape \(2, 3\)"),
-        (lambda: ad.sum(floats(2, 3), (0, -2)), r"sum: axis \(0, -2\) of shape \(2, 3\): repeated"),
-        (lambda: ad.max(floats(), 0), r"max: axis 0 of shape \(\)"),
-        (lambda: ad.max(floats(0, 3)), r"max: shape \(0, 3\) has no elements"),
-        (lambda: ad.mean(floats(0, 3), 0), r"mean: shape \(0, 3\) has no elements"),
+        (lambda: floats(2) @ floats(), r"matmul.*\(2,\).*\(\)"),
+        (lambda: ad.sum(floats(2, 3), 2), r"sum.*axis 2.*\(2, 3\)"),
+        (lambda: ad.sum(floats(2, 3), (0, -2)), r"sum.*\(0, -2\).*\(2, 3\)"),
+        (lambda: ad.max(floats(), 0), r"max.*axis 0.*\(\)"),
+        (lambda: ad.max(floats(0, 3)), r"max.*\(0, 3\)"),
+        (lambda: ad.mean(floats(0, 3), 0), r"mean.*\(0, 3\)"),
         (
             lambda: ad.argmax(floats(3, 0), 1),
-            r"argmax: shape \(3, 0\) .* along axis 1",
+            r"argmax.*\(3, 0\).*axis 1",
         ),
-        (lambda: ad.argmax(floats(0)), r"argmax: shape \(0,\) has no elements"),
-        (lambda: ad.argmax(floats(3), 1), r"argmax: axis 1 of shape \(3,\)"),
-        (lambda: ad.broadcast_to(floats(3), (3, 2)), r"broadcast_to: \(3,\) .* \(3, 2\)"),
-        (lambda: ad.broadcast_to(floats(2, 3), (3,)), r"broadcast_to: \(2, 3\) .* \(3,\)"),
-        (lambda: ad.reshape(floats(2, 3), (4,)), r"reshape: \(2, 3\) has 6 elements, \(4,\)"),
-        (lambda: ad.reshape(floats(2, 3), (4, -1)), r"reshape: \(2, 3\) .* \(4, -1\)"),
-        (lambda: ad.reshape(floats(), (-1, -1)), r"reshape: \(\) to \(-1, -1\)"),
-        (lambda: ad.reshape(floats(2, 3), (-2, -3)), r"reshape: \(2, 3\) to \(-2, -3\)"),
-        (lambda: ad.transpose(floats(2, 3), (0, 0)), r"transpose: axes \(0, 0\) of shape \(2, 3\)"),
-        (lambda: ad.matrix_transpose(floats(3)), r"matrix_transpose: shape \(3,\)"),
-        (lambda: ad.gather(floats(2, 3), LABELS), r"gather: shapes \(2, 3\) and \(3,\)"),
-        (lambda: ad.variable("x", (2, -1)), r"'x': shape \(2, -1\)"),
-        (lambda: ad.gradients(floats(2), [floats(2)]), r"scalar output, got shape \(2,\)"),
+        (lambda: ad.argmax(floats(0)), r"argmax.*\(0,\)"),
+        (lambda: ad.argmax(floats(3), 1), r"argmax.*axis 1.*\(3,\)"),
+        (lambda: ad.broadcast_to(floats(3), (3, 2)), r"broadcast_to.*\(3,\).*\(3, 2\)"),
+        (lambda: ad.broadcast_to(floats(2, 3), (3,)), r"broadcast_to.*\(2, 3\).*\(3,\)"),
+        (lambda: ad.reshape(floats(2, 3), (4,)), r"reshape.*\(2, 3\).*6 elements.*\(4,\)"),
+        (lambda: ad.reshape(floats(2, 3), (4, -1)), r"reshape.*\(2, 3\).*\(4, -1\)"),
+        (lambda: ad.reshape(floats(), (-1, -1)), r"reshape.*\(\).*\(-1, -1\)"),
+        (lambda: ad.reshape(floats(2, 3), (-2, -3)), r"reshape.*\(2, 3\).*\(-2, -3\)"),
+        (lambda: ad.transpose(floats(2, 3), (0, 0)), r"transpose.*\(0, 0\).*\(2, 3\)"),
+        (lambda: ad.matrix_transpose(floats(3)), r"matrix_transpose.*\(3,\)"),
+        (lambda: ad.gather(floats(2, 3), LABELS), r"gather.*\(2, 3\).*\(3,\)"),
+        (lambda: ad.variable("x", (2, -1)), r"'x'.*\(2, -1\)"),
+        (lambda: ad.gradients(floats(2), [floats(2)]), r"\(2,\)"),
     ],
 )
 def test_a_wrong_shape_is_refused_with_the_shapes_named(build, told):
@@ -99,35 +100,35 @@ def test_a_wrong_shape_is_refused_with_the_shapes_named(build, told):
 @pytest.mark.parametrize(
     ("build", "told"),
     [
-        (lambda: floats(3) + ad.variable("x", (3,)), "add: dtypes float64 and float32"),
-        (lambda: floats(3) + LABELS, "add: dtypes float64 and uint8"),
-        (lambda: floats(3, 3) @ ad.variable("x", (3,)), "matmul: dtypes float64 and float32"),
-        (lambda: LABELS @ LABELS, "matmul: expected floats, got dtype uint8"),
-        (lambda: LABELS / LABELS, "divide: expected floats, got dtype uint8"),
-        (lambda: ad.exp(LABELS), "exp: expected floats, got dtype uint8"),
-        (lambda: ad.log(LABELS), "log: expected floats"),
-        (lambda: ad.sqrt(LABELS), "sqrt: expected floats"),
-        (lambda: ad.tanh(LABELS), "tanh: expected floats"),
-        (lambda: ad.negative(LABELS > 1), "negative: expected numbers, got dtype bool"),
-        (lambda: ad.sum(LABELS > 1), "sum: expected numbers, got bool"),
+        (lambda: floats(3) + ad.variable("x", (3,)), "add.*float64.*float32"),
+        (lambda: floats(3) + LABELS, "add.*float64.*uint8"),
+        (lambda: floats(3, 3) @ ad.variable("x", (3,)), "matmul.*float64.*float32"),
+        (lambda: LABELS @ LABELS, "matmul.*uint8"),
+        (lambda: LABELS / LABELS, "divide.*uint8"),
+        (lambda: ad.exp(LABELS), "exp.*uint8"),
+        (lambda: ad.log(LABELS), "log"),
+        (lambda: ad.sqrt(LABELS), "sqrt"),
+        (lambda: ad.tanh(LABELS), "tanh"),
+        (lambda: ad.negative(LABELS > 1), "negative.*bool"),
+        (lambda: ad.sum(LABELS > 1), "sum.*bool"),
         (
             lambda: ad.where(LABELS, 1.0, floats(3)),
-            "where: expected a bool condition, .* uint8",
+            "where.*bool.*uint8",
         ),
-        (lambda: ad.logical_not(LABELS), "logical_not: expected a bool condition, got .* uint8"),
+        (lambda: ad.logical_not(LABELS), "logical_not.*bool.*uint8"),
         (
             lambda: ad.gather(floats(3, 4), floats(3)),
-            "gather: expected integer indices, got .*float64",
+            "gather.*float64",
         ),
-        (lambda: ad.leaky_relu(LABELS), "leaky_relu: expected floats, got dtype uint8"),
-        (lambda: ad.less_equal(floats(3), LABELS), "less_equal: dtypes float64 and uint8 differ"),
-        (lambda: LABELS * 0.5, "0.5 .*uint8"),
-        (lambda: LABELS + 300, "300 .*uint8"),
-        (lambda: LABELS - float("nan"), "nan .*uint8"),
+        (lambda: ad.leaky_relu(LABELS), "leaky_relu.*uint8"),
+        (lambda: ad.less_equal(floats(3), LABELS), "less_equal.*float64.*uint8"),
+        (lambda: LABELS * 0.5, "0.5.*uint8"),
+        (lambda: LABELS + 300, "300.*uint8"),
+        (lambda: LABELS - float("nan"), "nan.*uint8"),
         (lambda: ad.mean(LABELS), "uint8"),
-        (lambda: ad.add(1.0, 2.0), "expected an expression among 1.0 and 2.0"),
-        (lambda: ad.constant(np.array([None])), "expected numbers, got dtype object"),
-        (lambda: ad.gradients(ad.max(LABELS), [LABELS]), "float output, got dtype uint8"),
+        (lambda: ad.add(1.0, 2.0), "1.0.*2.0"),
+        (lambda: ad.constant(np.array([None])), "object"),
+        (lambda: ad.gradients(ad.max(LABELS), [LABELS]), "uint8"),
     ],
 )
 def test_a_wrong_dtype_is_refused_with_the_dtypes_named(build, told):
@@ -176,7 +177,7 @@ def test_a_constant_is_a_copy_that_nothing_writes_to():
 
 def test_an_expression_has_no_truth_value():
     x = floats(3)
-    with pytest.raises(GraphError, match="no truth value"):
+    with pytest.raises(GraphError, match=r"where\(\)"):
         assert 0 < x < 1
 
 
@@ -196,7 +197,7 @@ def test_what_is_no_number_is_refused(value, dtype):
     for operation in (lambda: x * value, lambda: value + x, lambda: x == value):
         with pytest.raises(DTypeError):
             operation()
-    with pytest.raises(DTypeError, match="expected numbers"):
+    with pytest.raises(DTypeError, match=naming("constant", repr(value), np.asarray(value).dtype)):
         ad.constant(value)
 
 
@@ -209,5 +210,5 @@ def test_equality_compares_elements_and_expressions_can_be_keys():
     np.testing.assert_array_equal(unequal, [True, False, True])
     assert whole.all()
     assert {x: 1}[x] == 1
-    with pytest.raises(GraphError, match="no truth value"):
+    with pytest.raises(GraphError, match=r"where\(\)"):
         bool(x == x)

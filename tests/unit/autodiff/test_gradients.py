@@ -7,6 +7,7 @@ from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
 from dist_net.autodiff.operations.indexing import Put, Take
 from dist_net.errors import GradientError, IndexRangeError
+from naming import naming
 
 
 def gradient_of(output, name, **arrays):
@@ -124,7 +125,7 @@ def test_values_put_in_one_place_are_added():
 @pytest.mark.parametrize("operation", [Take(), Put((3,)), Take(True), Put((3,), True)])
 def test_a_place_that_is_not_there_is_told_of(operation):
     x = ad.variable("x", (3,), np.float64)
-    with pytest.raises(IndexRangeError, match="index 3 is out of bounds"):
+    with pytest.raises(IndexRangeError, match=naming(3)):
         ad.evaluate([ad.apply(operation, x, ad.constant(np.array([0, 3, 1])))], x=np.zeros(3))
 
 
@@ -144,12 +145,12 @@ class Wrong(ad.Operation):
 @pytest.mark.parametrize(
     ("flowing", "found"),
     [
-        ([ad.variable("g", (1,), np.float64)], r"float64\[1\] for input 0.*float64\[2\]"),
-        ([ad.variable("g", (), np.float64)], r"float64\[\] for input 0"),
-        ([ad.variable("g", (2,))], r"float32\[2\] for input 0"),
-        ([np.ones(2)], "ndarray for input 0"),
-        ([None, None], "2 cotangents for 1 inputs"),
-        ([], "0 cotangents for 1 inputs"),
+        ([ad.variable("g", (1,), np.float64)], r"float64\[1\].*input 0.*float64\[2\]"),
+        ([ad.variable("g", (), np.float64)], r"float64\[\].*input 0"),
+        ([ad.variable("g", (2,))], r"float32\[2\].*input 0"),
+        ([np.ones(2)], "ndarray.*input 0"),
+        ([None, None], "2 cotangents.*1 inputs"),
+        ([], "0 cotangents.*1 inputs"),
     ],
 )
 def test_a_vjp_of_another_shape_is_refused_with_the_operations_name(flowing, found):

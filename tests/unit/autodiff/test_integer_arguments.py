@@ -10,6 +10,7 @@ from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.errors import DistNetError
 from dist_net.nn.inference import Inference, prepare
+from naming import naming
 
 X = ad.variable("x", (4, 4))
 MAP = ad.variable("map", (2, 6, 6, 4))
@@ -73,13 +74,13 @@ def test_an_integer_of_either_kind_is_taken_and_nothing_else(take: Callable[[Any
 @pytest.mark.parametrize("number", [0, -1])
 def test_batches_and_threads_are_one_or_more(number: int) -> None:
     for name in ("Predictor", "batch_size", "threads"):
-        with pytest.raises(DistNetError, match=f"{number}; expected an integer of at least 1"):
+        with pytest.raises(DistNetError, match=naming(number, 1)):
             TAKING_ONE[name](number)
 
 
 def test_a_shape_is_a_sequence() -> None:
     for take in (lambda n: ad.variable("y", n), lambda n: ad.reshape(X, n)):
-        with pytest.raises(DistNetError, match="expected a sequence of integers"):
+        with pytest.raises(DistNetError, match=naming("shape")):
             take(16)
 
 

@@ -6,6 +6,7 @@ import pytest
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
 from dist_net.errors import DTypeError, ShapeError
+from naming import naming
 
 
 def draw(*shape):
@@ -68,22 +69,20 @@ def test_one_alone_and_what_is_empty_need_no_copy():
 
 def test_what_does_not_fit_is_refused_with_all_shapes():
     x, y = ad.variable("x", (2, 3)), ad.variable("y", (3, 3))
-    with pytest.raises(
-        ShapeError, match=r"shapes \(2, 3\) and \(3, 3\); expected equal lengths on"
-    ):
+    with pytest.raises(ShapeError, match=naming((2, 3), (3, 3))):
         ad.concatenate([x, y], 1)
-    with pytest.raises(ShapeError, match=r"shapes \(2, 3\) and \(3,\); .* axes"):
+    with pytest.raises(ShapeError, match=naming((2, 3), (3,))):
         ad.concatenate([x, ad.variable("y", (3,))])
-    with pytest.raises(ShapeError, match=r"shapes \(2, 3\) and \(3, 0\); expected equal lengths"):
+    with pytest.raises(ShapeError, match=naming((2, 3), (3, 0))):
         ad.concatenate([x, ad.variable("y", (3, 0))], 1)
-    with pytest.raises(ShapeError, match="no expressions"):
+    with pytest.raises(ShapeError, match=naming("concatenate")):
         ad.concatenate([])
-    with pytest.raises(DTypeError, match="concatenate: dtypes float32 and float64 differ"):
+    with pytest.raises(DTypeError, match=naming("concatenate", "float32", "float64")):
         ad.concatenate([x, ad.variable("y", (2, 3), np.float64)])
 
 
 @pytest.mark.parametrize("axis", [2, -3])
 def test_an_axis_that_is_not_there_is_refused(axis):
     x = ad.variable("x", (2, 3))
-    with pytest.raises(ShapeError, match=rf"concatenate: axis {axis} of shape \(2, 3\)"):
+    with pytest.raises(ShapeError, match=naming("concatenate", axis, (2, 3))):
         ad.concatenate([x, x], axis)

@@ -8,6 +8,7 @@ import pytest
 from dist_net import autodiff as ad
 from dist_net.autodiff.check import check_gradients
 from dist_net.errors import IndexRangeError
+from naming import naming
 
 
 def draw(*shape):
@@ -279,7 +280,7 @@ def test_pick_never_reads_another_row(dtype, wrong):
     bound = ad.compile([picked]).bind({"x": x, "labels": labels})
     bound.run()
     labels[2] = wrong
-    with pytest.raises(IndexRangeError, match=f"gather: index {wrong} at position 2; expected 0"):
+    with pytest.raises(IndexRangeError, match=naming(wrong, "position 2", "0 to 2")):
         bound.run()
     labels[2] = 2
     np.testing.assert_array_equal(bound.run()[0], x[range(4), labels])

@@ -7,6 +7,7 @@ import pytest
 
 from dist_net import autodiff as ad
 from dist_net.errors import GraphError, ShapeError
+from naming import naming
 
 
 def draw(*shape):
@@ -175,11 +176,11 @@ def test_a_place_that_is_read_or_written_otherwise_is_refused():
         [None, memory[5:8]],  # y, in part
         [memory[6:9], memory[7:10]],  # each other
     ):
-        with pytest.raises(GraphError, match=r"float64\[3\], shares memory"):
+        with pytest.raises(GraphError, match=naming("float64[3]")):
             plan.bind(arrays, places)
     read_only = memory[6:9]
     read_only.flags.writeable = False
-    with pytest.raises(GraphError, match="read-only"):
+    with pytest.raises(GraphError, match=naming("read-only")):
         plan.bind(arrays, [read_only, None])
     beside = plan.bind(arrays, [memory[6:9], None])
     memory[:6] = range(6)
@@ -224,17 +225,17 @@ def test_a_run_gives_inf_and_nan_without_a_warning():
 def test_an_array_of_another_shape_dtype_or_layout_is_refused(array, told):
     plan = ad.compile([variable("x", 2, 3) + 1.0])
     expected = r"expected contiguous float64\[2, 3\]"
-    with pytest.raises(ShapeError, match=f"'x' is {told}; {expected}"):
+    with pytest.raises(ShapeError, match=f"'x'.*{told}.*{expected}"):
         plan.bind({"x": array})
-    with pytest.raises(ShapeError, match=f"'output' is {told}; {expected}"):
+    with pytest.raises(ShapeError, match=f"'output'.*{told}.*{expected}"):
         plan.bind({"x": np.ones((2, 3))}, [array])
 
 
 def test_missing_arrays_and_unfit_numbers_of_places_are_refused():
     plan = ad.compile([variable("x", 2) + variable("y", 2)])
-    with pytest.raises(GraphError, match=r"no array for variable 'y'; given: \['x', 'z'\]"):
+    with pytest.raises(GraphError, match=naming("'y'", "['x', 'z']")):
         plan.bind({"x": np.ones(2), "z": np.ones(2)})
-    with pytest.raises(GraphError, match=r"2 \w+ for 1 outputs"):
+    with pytest.raises(GraphError, match=naming(2, 1)):
         plan.bind({"x": np.ones(2), "y": np.ones(2)}, [None, None])
 
 

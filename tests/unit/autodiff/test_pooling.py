@@ -12,6 +12,7 @@ from dist_net.autodiff.check import check_gradients
 from dist_net.autodiff.kernels import thread_pool
 from dist_net.autodiff.kernels.windows import windows
 from dist_net.errors import DTypeError, ShapeError
+from naming import naming
 
 FIXED = settings(
     deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -146,7 +147,7 @@ def test_random_geometries_with_many_ties(geometry, name, seed):
     except ShapeError:
         assume(False)
     if refused:
-        with pytest.raises(ShapeError, match="only padding"):
+        with pytest.raises(ShapeError, match="padding"):
             POOLS[name](ad.variable("x", shape), *how)
     else:
         agree(name, x, *how)
@@ -251,17 +252,17 @@ def test_without_images_or_channels_there_is_nothing(name, shape):
 
 @pytest.mark.parametrize("name", POOLS)
 def test_what_is_no_map_or_no_float_is_refused(name):
-    with pytest.raises(ShapeError, match=rf"{name}_pool: shape \(4, 4, 1\); expected a map"):
+    with pytest.raises(ShapeError, match=naming(f"{name}_pool", (4, 4, 1), "(N, H, W, C)")):
         POOLS[name](ad.variable("x", (4, 4, 1)), 2)
-    with pytest.raises(DTypeError, match=f"{name}_pool: expected a float, got dtype uint8"):
+    with pytest.raises(DTypeError, match=naming(f"{name}_pool", "uint8")):
         POOLS[name](ad.variable("x", (1, 4, 4, 1), np.uint8), 2)
 
 
 @pytest.mark.parametrize("name", POOLS)
 def test_windows_that_do_not_fit_or_see_only_padding_are_refused(name):
-    with pytest.raises(ShapeError, match=r"window of \(5, 5\) does not fit into a map of \(4, 4\)"):
+    with pytest.raises(ShapeError, match=naming((5, 5), (4, 4))):
         POOLS[name](ad.variable("x", (1, 4, 4, 1)), 5)
-    with pytest.raises(ShapeError, match=r"only padding .* in a map of \(4, 4\)"):
+    with pytest.raises(ShapeError, match=naming("((2, 0), (0, 0))", (4, 4))):
         POOLS[name](ad.variable("x", (1, 4, 4, 1)), 2, 1, ((2, 0), (0, 0)))
-    with pytest.raises(ShapeError, match="only padding"):
+    with pytest.raises(ShapeError, match="padding"):
         POOLS[name](ad.variable("x", (1, 4, 4, 1)), 2, 1, ((0, 0), (0, 2)))

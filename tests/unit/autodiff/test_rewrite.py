@@ -198,7 +198,7 @@ def test_variables_of_one_name_must_agree(shape, dtype, told):
     other = ad.variable("x", shape, dtype)
     with pytest.raises(GraphError, match=rf"'x'.* float64\[3, 4\].* {told}"):
         ad.compile([ad.sum(X), ad.sum(other)])
-    with pytest.raises(GraphError, match=rf"{told}.* is float64\[3, 4\] in the graph"):
+    with pytest.raises(GraphError, match=rf"{told}.* float64\[3, 4\]"):
         ad.gradients(ad.sum(X), [other])
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from dist_net.data import DATASETS, dataset_named
 from dist_net.errors import DatasetError
+from naming import naming
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,6 @@ def test_the_licence_lies_beside_the_file():
 
 
 def test_an_unknown_dataset_is_refused_with_the_known_ones():
-    with pytest.raises(DatasetError, match="'digit': expected one of fashion-mnist, digits"):
+    with pytest.raises(DatasetError, match=naming("'digit'", "fashion-mnist", "digits")):
         dataset_named("digit")
     assert DATASETS == ("fashion-mnist", "digits")

@@ -13,6 +13,7 @@ from dist_net.cli import fetch as fetch_command
 from dist_net.data.published_files import FetchEvent, PublishedFile, fetch
 from dist_net.errors import FetchError, SourceError
 from dist_net.processes.terminal import FetchProgress
+from naming import naming
 
 CONTENTS = {"images": bytes(range(256)) * 40, "labels": b"0123456789" * 7}
 IMAGES, LABELS = (
@@ -117,12 +118,12 @@ def test_plain_and_compressed_content_is_stored_plain_and_stamped(cache, wrap):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "0 bytes; expected 70"),
-        (CONTENTS["labels"][:-1], "69 bytes; expected 70"),
+        (b"", "0 bytes.*70"),
+        (CONTENTS["labels"][:-1], "69 bytes.*70"),
         (b"x" * 70, f"expected {LABELS.sha256}"),
         (gzip.compress(b"x" * 70, mtime=0), f"expected {LABELS.sha256}"),
-        (CONTENTS["labels"] + b"x", "exceeds 70 bytes"),
-        (gzip.compress(bytes(1 << 20)), "exceeds 70 bytes"),
+        (CONTENTS["labels"] + b"x", "70 bytes"),
+        (gzip.compress(bytes(1 << 20)), "70 bytes"),
         (gzip.compress(CONTENTS["labels"], mtime=0)[:-9], "damaged gzip"),
         (gzip.compress(CONTENTS["labels"], mtime=0)[:10] + b"\xff" * 20, "damaged gzip"),
     ],
@@ -166,7 +167,7 @@ def test_a_stamp_of_other_content_is_not_believed(cache):
     store(cache, IMAGES, CONTENTS["images"])
     assert IMAGES.is_cached(cache)
     other = PublishedFile("images", IMAGES.sizes_bytes, "0" * 64)
-    with pytest.raises(SourceError, match=f"{IMAGES.sha256}; expected 0000"):
+    with pytest.raises(SourceError, match=naming(IMAGES.sha256, "0" * 64)):
         other.check_cached(cache)
 
 
@@ -183,16 +184,16 @@ def test_a_file_without_a_checksum_is_known_by_its_size(cache, size_bytes):
 @pytest.mark.parametrize(
     ("size_bytes", "words"),
     [
-        (0, "0 bytes; expected 70 or 66"),
-        (69, "69 bytes; expected 70 or 66"),
-        (71, "exceeds 70 or 66 bytes"),
+        (0, "0 bytes.*70.*66"),
+        (69, "69 bytes.*70.*66"),
+        (71, "70.*66 bytes"),
     ],
 )
 def test_a_file_without_a_checksum_and_of_another_size_is_refused(cache, size_bytes, words):
     with pytest.raises(SourceError, match=f"sized .*{words}"):
         store(cache, SIZED, b"y" * size_bytes)
     (cache / "sized").write_bytes(b"y" * size_bytes)
-    with pytest.raises(SourceError, match=f"sized .*{size_bytes} bytes; expected 70 or 66"):
+    with pytest.raises(SourceError, match=naming("sized", size_bytes, 70, 66)):
         SIZED.check_cached(cache)
 
 

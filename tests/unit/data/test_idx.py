@@ -8,6 +8,7 @@ import pytest
 
 from dist_net.data.idx import read_idx
 from dist_net.errors import DatasetError
+from naming import naming
 
 
 def idx_bytes(code, array):
@@ -60,20 +61,20 @@ def test_every_element_type_is_read(written, code, dtype, wrap):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "offset 0: not an IDX file"),
-        (b"\0\0\x08", "found bytes '00 00 08'"),
-        (b"\x89PNG and more", "offset 0: not an IDX file: found bytes '89 50 4e 47'"),
-        (b"\0\0\x07\x01\0\0\0\x01\0", "offset 0: not an IDX file"),
+        (b"", "offset 0.*IDX"),
+        (b"\0\0\x08", "'00 00 08'"),
+        (b"\x89PNG and more", "offset 0.*IDX.*'89 50 4e 47'"),
+        (b"\0\0\x07\x01\0\0\0\x01\0", "offset 0.*IDX"),
         (b"\0\0\x08\0", "number of dimensions"),
-        (b"\0\0\x08\xc8" + b"\0\0\0\x01" * 200 + b"\0", r"number of dimensions \(1 to 64\)"),
-        (CONTENT[:9], "offset 4: cut short in the header: found 5 bytes, expected 12"),
-        (b"\0\0\x08\x02\0\0\0\0\0\0\0\x05", r"found shape \(0, 5\), expected no dimension of 0"),
-        (CONTENT[:-1], r"offset 16: cut short: found 23 .*expected 24 for shape \(2, 3, 4\)"),
+        (b"\0\0\x08\xc8" + b"\0\0\0\x01" * 200 + b"\0", r"\(1 to 64\)"),
+        (CONTENT[:9], "offset 4.*5 bytes.*12"),
+        (b"\0\0\x08\x02\0\0\0\0\0\0\0\x05", r"\(0, 5\).*0"),
+        (CONTENT[:-1], r"offset 16.*23.*24.*\(2, 3, 4\)"),
         (
             CONTENT + b"x",
-            r"offset 16: too long: found at least 25 .*expected 24 for shape \(2, 3, 4\)",
+            r"offset 16.*25.*24.*\(2, 3, 4\)",
         ),
-        (b"\0\0\x08\x03" + b"\xff" * 12, "cut short: found 0 bytes of elements"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "0 bytes"),
     ],
 )
 def test_a_corrupt_file_is_refused_with_what_was_found(written, content, words, wrap):
@@ -85,8 +86,9 @@ def test_a_corrupt_file_is_refused_with_what_was_found(written, content, words, 
 
 @pytest.mark.parametrize("keep", [5, 30, -4])
 def test_a_gzip_file_that_was_cut_short_is_refused(written, keep):
-    with pytest.raises(DatasetError, match="cannot be read"):
-        read_idx(written(gzip.compress(CONTENT)[:keep]))
+    path = written(gzip.compress(CONTENT)[:keep])
+    with pytest.raises(DatasetError, match=naming(path)):
+        read_idx(path)
 
 
 def test_a_gzip_file_with_a_flipped_bit_is_refused(written):

@@ -9,6 +9,7 @@ import pytest
 
 from dist_net.data.image_folder import ImageFolder
 from dist_net.errors import ImageFolderError
+from naming import naming
 
 contents = count()
 
@@ -185,7 +186,7 @@ def test_a_image_in_two_classes_has_no_known_label(tmp_path: Path) -> None:
 def test_a_class_of_nothing_else_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, "cat/x.jpg", "dog/y.jpg", content=b"the same")
     fill(tmp_path, *several("cat", 2))
-    with pytest.raises(ImageFolderError, match="class 'dog' has no image left to train on"):
+    with pytest.raises(ImageFolderError, match=naming("'dog'")):
         ImageFolder.read(tmp_path)
 
 
@@ -215,16 +216,16 @@ def test_a_path_may_be_absolute_if_it_lies_in_the_folder(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("absent.jpg,cat\n", r"line 1: 'absent.jpg' cannot be read: No such file.*; expected"),
-        ("a.jpg,cat\n../x.jpg,dog\n", r"line 2: '../x.jpg' lies outside .*photos; expected"),
-        ("/etc/x.jpg,cat\n", r"line 1: '/etc/x.jpg' lies outside"),
-        ("a.jpg,cat\na.jpg,dog\n", r"line 2: 'a.jpg' is labelled 'dog', and 'cat' before"),
-        ("a.jpg,\n", r"line 1: 'a.jpg' has no label"),
-        ("path,label\ndeep,cat\n", r"line 2: 'deep' is no file"),
-        ("a.jpg\n", r"line 1: 1 fields; expected 2: path,label"),
-        ("a.jpg,cat\n", r"photos: one class, 'cat'; expected at least two"),
-        ("path,label\n", r"photos: no images; expected"),
-        ("a.jpg,cat\nb.jpg,Cat\n", r"classes 'Cat' and 'cat' differ only in case"),
+        ("absent.jpg,cat\n", "line 1.*'absent.jpg'"),
+        ("a.jpg,cat\n../x.jpg,dog\n", r"line 2.*'\.\./x\.jpg'.*photos"),
+        ("/etc/x.jpg,cat\n", "line 1.*'/etc/x.jpg'"),
+        ("a.jpg,cat\na.jpg,dog\n", "line 2.*'a.jpg'.*'dog'.*'cat'"),
+        ("a.jpg,\n", "line 1.*'a.jpg'"),
+        ("path,label\ndeep,cat\n", "line 2.*'deep'"),
+        ("a.jpg\n", "line 1.*1 fields.*2.*path,label"),
+        ("a.jpg,cat\n", "photos.*'cat'"),
+        ("path,label\n", "photos"),
+        ("a.jpg,cat\nb.jpg,Cat\n", "'Cat'.*'cat'"),
     ],
 )
 def test_a_file_of_labels_that_fits_nothing(tmp_path: Path, text: str, message: str) -> None:
@@ -234,9 +235,9 @@ def test_a_file_of_labels_that_fits_nothing(tmp_path: Path, text: str, message: 
 
 def test_a_file_of_labels_that_is_no_text(tmp_path: Path) -> None:
     fill(tmp_path, "a.jpg", "labels.csv", content=b"\xff\xfe\x00")
-    with pytest.raises(ImageFolderError, match=r"labels.csv: .*; expected UTF-8 text of rows"):
+    with pytest.raises(ImageFolderError, match=naming("labels.csv", "UTF-8")):
         ImageFolder.read(tmp_path, tmp_path / "labels.csv")
-    with pytest.raises(ImageFolderError, match=r"absent.csv: No such file"):
+    with pytest.raises(ImageFolderError, match=naming("absent.csv")):
         ImageFolder.read(tmp_path, tmp_path / "absent.csv")
 
 
@@ -286,16 +287,16 @@ def not_trained(root: Path) -> None:
 @pytest.mark.parametrize(
     ("arrange", "message"),
     [
-        (one_class, "one class, 'cat'; expected at least two"),
-        (empty_class, "class 'eel' has no images; expected at least one"),
-        (nothing, "no images; expected JPEG, .* as CLASS"),
-        (only_text, r"no images; .*; left out: cat/a.txt \(not named like .*\), and 1 more"),
-        (loose_images, r"no images; .*; left out: a.jpg \(lies in no class's folder\)"),
-        (case, "classes 'Cat' and 'cat' differ only in case"),
-        (composed, ".* differ only in case, or in how letters are composed"),
-        (unprintable, r"a class is called 'd\\nog'; expected a name that can be printed"),
-        (one_image_each, "no class has two different images, one to train and one to validate"),
-        (not_trained, "class 'eel' has no images in train/; expected at least one"),
+        (one_class, "'cat'"),
+        (empty_class, "'eel'"),
+        (nothing, "JPEG.*CLASS"),
+        (only_text, r"cat/a.txt.*1 more"),
+        (loose_images, r"a.jpg"),
+        (case, "'Cat'.*'cat'"),
+        (composed, "caf"),
+        (unprintable, r"'d\\nog'"),
+        (one_image_each, ".*two.*images"),
+        (not_trained, "'eel'.*train/"),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on_says_why(
@@ -303,21 +304,21 @@ def test_a_folder_that_cannot_be_trained_on_says_why(
 ) -> None:
     root = tmp_path / "photos"
     arrange(root)
-    with pytest.raises(ImageFolderError, match=f"^{root}: {message}"):
+    with pytest.raises(ImageFolderError, match=f"^{root}: .*{message}"):
         ImageFolder.read(root)
 
 
 def test_a_path_that_is_no_folder(tmp_path: Path) -> None:
     fill(tmp_path, "file")
-    with pytest.raises(ImageFolderError, match="file is no folder; expected"):
+    with pytest.raises(ImageFolderError, match=naming("file")):
         ImageFolder.read(tmp_path / "file")
-    with pytest.raises(ImageFolderError, match="absent is not there; expected"):
+    with pytest.raises(ImageFolderError, match=naming("absent")):
         ImageFolder.read(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("share", [0, 1, -1, float("nan")])
 def test_a_share_that_leaves_nothing(tmp_path: Path, share: float) -> None:
-    with pytest.raises(ImageFolderError, match="expected a share between 0 and 1"):
+    with pytest.raises(ImageFolderError, match=naming(0, 1)):
         ImageFolder.read(tmp_path, validation=share)
 
 
@@ -325,5 +326,5 @@ def test_a_share_that_leaves_nothing(tmp_path: Path, share: float) -> None:
 def test_the_run_is_written_elsewhere(tmp_path: Path, run: str) -> None:
     root = fill(tmp_path / "photos", *several("cat", 2), *several("dog", 2))
     ImageFolder.read(root, run_directory=tmp_path / "run")
-    with pytest.raises(ImageFolderError, match="lie in each other; expected them apart"):
+    with pytest.raises(ImageFolderError, match=naming(root, tmp_path / run)):
         ImageFolder.read(root, run_directory=tmp_path / run)

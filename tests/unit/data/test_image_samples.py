@@ -19,6 +19,7 @@ from dist_net.data.image_samples import (
 from dist_net.errors import DatasetError
 from dist_net.images.augmentation import Augmentation
 from drawn_images import cats_and_dogs
+from naming import naming
 
 SIX = ImagePreprocessing((6, 6, 3), "stretch")
 PATHS = [f"cat/{index:02}.png" for index in range(4)]
@@ -91,7 +92,7 @@ def test_what_is_expected_no_more_is_let_go(decoded: DecodedImages) -> None:
 def test_a_image_that_was_damaged_since_is_named(decoded: DecodedImages, tmp_path: Path) -> None:
     (tmp_path / PATHS[2]).write_bytes(b"no more")
     decoded.prefetch(np.array([2]))
-    with pytest.raises(DatasetError, match=r"cat/02.png: not an image; .* prepare them again"):
+    with pytest.raises(DatasetError, match=naming("cat/02.png")):
         read(decoded, 2)
 
 

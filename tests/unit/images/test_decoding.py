@@ -16,6 +16,7 @@ from dist_net.errors import ImageError
 from dist_net.images import decoding
 from dist_net.images.decoding import Pixels, grey, load_image
 from dist_net.images.fitting import letterbox, pad, resize
+from naming import naming
 
 pytestmark = [  # Pillow warns beside what it does
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -105,7 +106,7 @@ def test_pixels_of_thirty_two_bits_are_refused() -> None:
     real = encoded(Image.fromarray(np.full((2, 2), 0.5, np.float32)), "TIFF")
     large = encoded(Image.fromarray(np.full((2, 2), 1 << 20, np.int32)), "TIFF")
     for content in (real, large):
-        with pytest.raises(ImageError, match=r"^x: pixels of 32 bits; expected 8 or 16 a channel$"):
+        with pytest.raises(ImageError, match=naming("x", "32 bits", 8, 16)):
             load_image(content, "x")
 
 
@@ -218,29 +219,29 @@ def refused(source: Any, says: str, **options: Any) -> None:
 
 
 def test_what_cannot_be_opened_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path / "none.png", r"none\.png: No such file or directory; expected the file of a")
-    refused(tmp_path, "Is a directory; expected the file of an image")
-    refused("a\0b", "embedded null byte")
+    refused(tmp_path / "none.png", r"none\.png.*No such file")
+    refused(tmp_path, f"{tmp_path}.*Is a directory")
+    refused("a\0b", "null")
 
 
 def test_a_pipe_is_refused() -> None:
     descriptors = os.pipe()
     os.close(descriptors[1])
     with open(descriptors[0], "rb") as file:  # noqa: PTH123 - a descriptor has no path
-        refused(file, "^stdin: a pipe; expected a file", name="stdin")
+        refused(file, "^stdin: .*pipe", name="stdin")
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "empty.jpg"
     path.touch()
-    refused(path, r"empty\.jpg: an empty file, 0 bytes; expected an image")
-    refused(b"", "^image: an empty file")
+    refused(path, r"empty\.jpg.*0 bytes")
+    refused(b"", "^image: .*0 bytes")
 
 
 def test_what_is_no_image_is_refused() -> None:
-    refused(b"hello, world\n" * 100, "^a b: not an image; expected one of JPEG, PNG", name="a\nb")
+    refused(b"hello, world\n" * 100, "^a b: .*JPEG, PNG", name="a\nb")
     # Pillow would have another program draw it.
-    refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image")
+    refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "JPEG, PNG")
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 5), (5, 0)])
@@ -251,10 +252,10 @@ def test_a_image_without_pixels_is_refused(width: int, height: int) -> None:
 
 def test_too_many_pixels_are_refused_before_they_are_decoded() -> None:
     # A header that promises a million times more than there is.
-    refused(png(9000, 9000, 8, 2, b"\0"), r"9000x9000 pixels are 81,000,000; expected at most 67,")
-    refused(png(50_000, 50_000, 8, 2, b"\0"), r"2500000000 pixels.*expected at most 67,.* smaller")
+    refused(png(9000, 9000, 8, 2, b"\0"), "9000x9000.*81,000,000.*67,108,864")
+    refused(png(50_000, 50_000, 8, 2, b"\0"), "2500000000.*67,108,864")
     image = encoded(Image.new("RGB", (30, 20)))
-    refused(image, "30x20 pixels are 600; expected at most 599", max_pixels=599)
+    refused(image, "30x20.*600.*599", max_pixels=599)
     assert load_image(image, max_pixels=600).shape == (20, 30, 3)
 
 
@@ -269,10 +270,8 @@ def with_scans(side: int, scans: int) -> bytes:
 def test_a_jpeg_whose_scans_take_out_of_proportion_is_refused() -> None:
     assert load_image(with_scans(64, 100)).shape == (64, 64, 3)
     assert load_image(with_scans(64, 40), max_pixels=64 * 64).shape == (64, 64, 3)
-    refused(
-        with_scans(64, 100), r"1\d\d scans of 4,096 pixels; expected at most 64", max_pixels=4096
-    )
-    refused(with_scans(2048, 5000), r"5,0\d\d scans of 4,194,304 pixels; expected at most 1,024")
+    refused(with_scans(64, 100), r"1\d\d scans.*4,096 pixels.*64", max_pixels=4096)
+    refused(with_scans(2048, 5000), r"5,0\d\d scans.*4,194,304 pixels.*1,024")
 
 
 @pytest.mark.parametrize("kind", ["P1", "P2", "P3"])
@@ -286,7 +285,7 @@ def test_a_png_with_many_colour_profiles_is_refused() -> None:
     chunk = struct.pack(">I", len(body)) + typed + struct.pack(">I", zlib.crc32(typed))
     image = encoded(Image.new("RGB", (8, 8)))
     assert load_image(image[:33] + 2 * chunk + image[33:]).shape == (8, 8, 3)
-    refused(image[:33] + 17 * chunk + image[33:], "17 colour profiles; expected at most 16")
+    refused(image[:33] + 17 * chunk + image[33:], "17.*16")
 
 
 @pytest.mark.parametrize(("order", "byte_order"), [("<", b"II"), (">", b"MM")])
@@ -299,7 +298,7 @@ def test_a_tiff_of_many_strips_is_refused(order: str, byte_order: bytes) -> None
         header = byte_order + struct.pack(f"{order}HI", 42, 8)
         return (header + directory).ljust(200, b"\0") + strips * struct.pack(f"{order}I", 100)
 
-    refused(tiff(70_000), "70,000 strips; expected at most 65,536")
+    refused(tiff(70_000), "70,000.*65,536")
 
 
 FORMATS = ["PNG", "BMP", "TIFF", "PPM", "WEBP", "GIF", "JPEG"]
@@ -353,7 +352,7 @@ def test_a_file_in_which_a_decoder_gets_lost_is_refused(
 ) -> None:
     monkeypatch.setattr(decoding, "MAX_READS", 1000)
     file = io.BytesIO(begin + filler * 2000)
-    with pytest.raises(ImageError, match=r"not decoded after 1,000 reads"):
+    with pytest.raises(ImageError, match=naming("1,000 reads")):
         load_image(file)
     assert file.tell() < 20_000
 
@@ -443,7 +442,7 @@ def test_the_last_row_is_dark_where_its_place_is_rounded_down() -> None:
 
 def test_a_image_too_narrow_for_its_box_is_refused() -> None:
     for shape in ((1, 10_000, 3), (10_000, 1, 3)):
-        with pytest.raises(ImageError, match=r"no pixel left when it is made to fit into 256x256"):
+        with pytest.raises(ImageError, match=r"(10000x1|1x10000) .*256x256"):
             letterbox(np.zeros(shape, np.uint8), 256, 256)
 
 

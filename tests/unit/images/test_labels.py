@@ -7,6 +7,7 @@ import pytest
 from dist_net.errors import LabelsError
 from dist_net.images.labels import read_labels
 from dist_net.nets.darknet.published import imagenet_labels
+from naming import naming
 
 
 @pytest.fixture
@@ -37,22 +38,22 @@ def test_a_name_may_be_in_any_language(file: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "0 names for a net of 3 classes; expected one for each$"),
+        (b"", "0 names.*3 classes"),
         (b"\n\n", "0 names"),
-        (b"a\nb\n", "2 names for a net of 3 classes; expected one for each$"),
-        (b"a\nb\nc\nd\n", "4 names for a net of 3 classes; .*: head -n 3 .*names.txt$"),
-        (b"a\n\nc\n", "line 2 is empty; expected a name in each line"),
-        (b"a\n\xff\xfe\n", "byte 2 is not UTF-8; expected a text file"),
+        (b"a\nb\n", "2 names.*3 classes"),
+        (b"a\nb\nc\nd\n", "4 names.*3 classes.*head -n 3 .*names.txt"),
+        (b"a\n\nc\n", "line 2"),
+        (b"a\n\xff\xfe\n", "byte 2.*UTF-8"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(file: Path, content: bytes, says: str) -> None:
     file.write_bytes(content)
-    with pytest.raises(LabelsError, match=f"labels {file}: {says}"):
+    with pytest.raises(LabelsError, match=f"{file}.*{says}"):
         read_labels(file, 3)
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LabelsError, match="No such file or directory; expected a text file"):
+    with pytest.raises(LabelsError, match=naming(tmp_path / "none", "No such file or directory")):
         read_labels(tmp_path / "none", 3)
-    with pytest.raises(LabelsError, match="Is a directory"):
+    with pytest.raises(LabelsError, match=naming(tmp_path, "Is a directory")):
         read_labels(tmp_path, 3)

@@ -18,6 +18,7 @@ from dist_net.training.run.run_options import RunOptions
 from dist_net.training.run.single_process import SingleProcess
 from dist_net.training.server.store import PrivateBuffers, WeightStore
 from dist_net.vector import Vector
+from naming import naming
 
 LAYOUT = (("weight", (2, 2)), ("mean", (3,)), ("scale", ()))  # a parameter and two buffers
 MOMENTA = (0.9, 0.5)
@@ -84,9 +85,9 @@ def test_a_name_is_given_once_to_a_parameter_or_a_buffer() -> None:
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, np.nan])
 def test_a_momentum_that_cannot_be_is_refused(momentum: float) -> None:
-    with pytest.raises(ParameterError, match="momentum"):
+    with pytest.raises(ParameterError, match=naming("momentum")):
         nn.Scope().buffer("mean", (1,), nn.zeros, momentum)
-    with pytest.raises(SettingError, match="momentum"):
+    with pytest.raises(SettingError, match=naming("momentum")):
         start_rule(SGD(), (("mean", (1,)),), (momentum,))
 
 
@@ -96,12 +97,12 @@ def test_what_is_observed_must_be_a_buffers_once_and_of_its_shape() -> None:
     buffer = scope.child("inner").buffer("mean", (3,), nn.zeros)
     value = ad.variable("x", (3,))
     for other in (parameter, value * 2.0):
-        with pytest.raises(ParameterError, match=r"observe: .*buffer\(\)"):
+        with pytest.raises(ParameterError, match=naming("observe", "buffer()")):
             scope.observe(other, value)
-    with pytest.raises(ShapeError, match="expected the same shape and dtype"):
+    with pytest.raises(ShapeError, match=naming("float32[4]", "float32[3]")):
         scope.observe(buffer, ad.variable("x", (4,)))
     scope.observe(buffer, value)
-    with pytest.raises(ParameterError, match=r"observe: .*once"):
+    with pytest.raises(ParameterError, match=naming("observe", "inner/mean")):
         scope.observe(buffer, value)
 
 
@@ -184,7 +185,7 @@ def test_a_vector_of_another_length_is_refused() -> None:
     rule, whole = start_rule(SGD(), LAYOUT, MOMENTA), np.zeros(8, np.float32)
     for short in range(3):
         weights, gradient, out = [whole[:7] if i == short else whole for i in range(3)]
-        with pytest.raises(ShapeError, match="vector of 8 elements"):
+        with pytest.raises(ShapeError, match=naming(8, (7,))):
             rule.update(weights, [gradient], out, [0.1], 1)
 
 
@@ -321,10 +322,10 @@ def test_batch_norm_refuses_a_training_in_which_every_minibatch_has_one_row(
     batch_size: int, samples: int
 ) -> None:
     recipe, dataset = with_batch_norm(batch_size, samples)
-    with pytest.raises(ParameterError, match="batch_size of at least 2"):
+    with pytest.raises(ParameterError, match=naming("batch_size", 2)):
         SingleProcess(recipe, dataset)
     loaded = LoadedRecipe("one", "one", {}, recipe)
-    with pytest.raises(ParameterError, match="batch_size of at least 2"):
+    with pytest.raises(ParameterError, match=naming("batch_size", 2)):
         RunOptions("one").settings(loaded, dataset)
 
 

@@ -37,6 +37,7 @@ from dist_net.nn import (
 )
 from dist_net.nn.inference import Inference, prepare
 from dist_net.nn.prepared import key_of, key_of_vector, map_prepared, write_prepared
+from naming import naming
 
 NETWORK = Sequential(
     Rescale(),
@@ -314,13 +315,13 @@ def test_a_damaged_byte_in_a_file_of_kernels_is_noticed(tmp_path, place):
 
 
 def test_kernels_that_cannot_be_written_are_told_of(tmp_path):
-    with pytest.raises(PreparedKernelsError, match="expected a directory"):
+    with pytest.raises(PreparedKernelsError, match=naming(tmp_path / "none" / "kernels")):
         write_prepared(tmp_path / "none" / "kernels", {"a": np.zeros(3, np.float32)}, "these")
 
 
 def test_kernels_of_another_model_are_refused():
     other = model_of(Sequential(Rescale(), Conv2D(9, 3), Flatten(), Dense(5)))
-    with pytest.raises(ShapeError, match="another model"):
+    with pytest.raises(ShapeError, match=naming((1, 27, 9), (1, 27, 16))):
         Inference(model_of(), prepare(other, weights_of(other)))
 
 
@@ -345,7 +346,7 @@ def test_kernels_laid_out_for_another_machine_are_read(
 
 def test_inputs_of_another_shape_are_refused(inference_of):
     model = model_of()
-    with pytest.raises(ShapeError, match="16, 16, 3"):
+    with pytest.raises(ShapeError, match=naming("uint8[1, 8, 8, 3]", "(N, 16, 16, 3)")):
         inference_of(model, weights_of(model))(np.zeros((1, 8, 8, 3), np.uint8))
 
 
@@ -415,6 +416,6 @@ def test_the_last_of_the_sessions_ends_the_threads(versions):
 def test_kernels_of_another_model_are_not_bound(versions):
     (session, _), expected = versions
     model = model_of(Sequential(Rescale(), Conv2D(9, 3), Flatten(), Dense(5)))
-    with pytest.raises(ShapeError, match="another model"):
+    with pytest.raises(ShapeError, match=naming((1, 27, 9), (1, 27, 16))):
         session.rebound(prepare(model, weights_of(model)))
     assert session(samples(model_of(), 3)).tobytes() == expected[0]

@@ -10,6 +10,7 @@ import pytest
 from dist_net import autodiff as ad
 from dist_net import nn
 from dist_net.errors import DTypeError, IndexRangeError, ParameterError, ShapeError
+from naming import naming
 
 RNG = np.random.default_rng(7)
 LOGITS = RNG.standard_normal((6, 4)).astype(np.float32)
@@ -90,7 +91,7 @@ def test_dense_is_a_matrix_product_and_a_bias() -> None:
 
 
 def test_dense_says_what_it_needs() -> None:
-    with pytest.raises(ShapeError, match=r"expected \(N, features\), got \(6, 2, 2\); put Flatten"):
+    with pytest.raises(ShapeError, match=naming("Dense", "(N, features)", (6, 2, 2), "Flatten")):
         applied(nn.Dense(3), LOGITS.reshape(6, 2, 2))
 
 
@@ -106,7 +107,7 @@ def test_flatten_rescale_lambda_residual_and_sequential() -> None:
 
 
 def test_a_residual_whose_layers_change_the_shape_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"turn \(6, 4\) into \(6, 3\)"):
+    with pytest.raises(ShapeError, match=naming((6, 4), (6, 3))):
         applied(nn.Residual(nn.Dense(3)), LOGITS)
 
 
@@ -131,13 +132,13 @@ def test_dropout_at_inference_is_nothing() -> None:
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 2.0, math.nan])
 def test_dropout_refuses_a_rate_that_cannot_be(rate: float) -> None:
-    with pytest.raises(ParameterError, match="expected 0 <= rate < 1"):
+    with pytest.raises(ParameterError, match=naming(rate, "0 <= rate < 1")):
         nn.Dropout(rate)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 0.5), (math.nan, 1.0), (0.0, math.nan)])
 def test_clipping_refuses_bounds_that_cannot_be(low: float, high: float) -> None:
-    with pytest.raises(ParameterError, match="expected low <= high"):
+    with pytest.raises(ParameterError, match=naming(low, high)):
         ad.clip(ad.variable("x", (2,)), low, high)
 
 
@@ -150,7 +151,7 @@ def test_nothing_flows_back_where_a_value_is_clipped_or_at_a_bound() -> None:
 
 @pytest.mark.parametrize("slope", [-0.1, 1.5, math.nan])
 def test_a_leaky_relu_refuses_a_slope_that_cannot_be(slope: float) -> None:
-    with pytest.raises(ParameterError, match="expected 0 <= slope <= 1"):
+    with pytest.raises(ParameterError, match=naming(slope, "0 <= slope <= 1")):
         nn.leaky_relu(ad.variable("x", (2,)), slope)
 
 
@@ -187,7 +188,7 @@ def test_a_label_of_no_class_is_refused_where_it_is_met(loss: nn.losses.Loss, wr
     labels = LABELS.astype(np.int64)
     ad.evaluate([losses, *gradient], x=LOGITS, y=labels)
     labels[3] = wrong
-    with pytest.raises(IndexRangeError, match=f"index {wrong} at position 3; expected 0 to 3"):
+    with pytest.raises(IndexRangeError, match=naming(wrong, "position 3", "0 to 3")):
         ad.evaluate([losses, *gradient], x=LOGITS, y=labels)
 
 
@@ -213,7 +214,7 @@ def test_mean_squared_error_takes_targets_or_labels() -> None:
     targets = ad.variable("t", (6, 4))
     by_targets = nn.mean_squared_error(x, targets)
     np.testing.assert_allclose(value(by_targets, x=LOGITS, t=one_hot), expected, rtol=1e-5)
-    with pytest.raises(ShapeError, match=r"\(N, 3\).* outputs of shape \(N, 4\)"):
+    with pytest.raises(ShapeError, match=naming("(N, 3)", "(N, 4)")):
         nn.mean_squared_error(x, ad.variable("t", (6, 3)))
 
 
@@ -242,9 +243,9 @@ def test_initializers_without_fans_and_copies() -> None:
     generator = np.random.default_rng(0)
     np.testing.assert_array_equal(nn.zeros(generator, (2,)), [0, 0])
     np.testing.assert_array_equal(nn.ones(generator, (2,)), [1, 1])
-    with pytest.raises(ShapeError, match=r"shape \(\d*,?\)"):
+    with pytest.raises(ShapeError, match=r"\(\d*,?\)"):
         nn.glorot_uniform(generator, (5,))
-    with pytest.raises(ShapeError, match=r"values of shape \(2,\) for a parameter of \(3,\)"):
+    with pytest.raises(ShapeError, match=naming((2,), (3,))):
         nn.copy_of(np.zeros(2))(generator, (3,))
 
 
@@ -264,19 +265,19 @@ def test_parameters_are_named_by_their_place_and_lie_end_to_end() -> None:
     np.testing.assert_array_equal(np.concatenate([v.ravel() for v in views.values()]), vector)
     views["dense_1/bias"][:] = -1
     assert (vector[-2:] == -1).all()
-    with pytest.raises(ParameterError, match=r"shape \(3,\) for a network of 35 parameters"):
+    with pytest.raises(ParameterError, match=naming((3,), 35)):
         layout.views(vector[:3])
 
 
 def test_a_parameter_declared_twice_is_refused() -> None:
     scope = nn.Scope()
     scope.parameter("scale", (1,), nn.ones)
-    with pytest.raises(ParameterError, match="'scale' is declared twice"):
+    with pytest.raises(ParameterError, match=naming("'scale'")):
         scope.parameter("scale", (1,), nn.ones)
 
 
 def test_a_network_whose_output_is_no_batch_of_float32_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"must be float32, .* not uint8\[1, 2, 2\]"):
+    with pytest.raises(ShapeError, match=naming("float32", "uint8[1, 2, 2]")):
         nn.Model(nn.Lambda(lambda x: x), (2, 2))
 
 
@@ -306,7 +307,7 @@ def test_a_predictor_gives_the_same_in_batches_of_any_size() -> None:
     parts = nn.Predictor(model, weights, batch_size=10)(inputs)
     np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-6)
     assert nn.Predictor(model, weights)(inputs[:0]).shape == (0, 3)
-    with pytest.raises(ShapeError, match=r"inputs are float32\[23, 5\], expected .* uint8"):
+    with pytest.raises(ShapeError, match=naming("float32[23, 5]", "uint8", "(N, 5)")):
         nn.Predictor(model, weights)(inputs.astype(np.float32))
 
 
@@ -332,9 +333,9 @@ def test_a_predictor_keeps_few_plans_however_many_sizes_it_meets() -> None:
 @pytest.mark.parametrize("wrap", [nn.Sequential, nn.Residual])
 def test_a_layer_with_parameters_has_one_place(wrap: Callable[[nn.Layer], nn.Layer]) -> None:
     layer, pool = nn.Dense(3), nn.Flatten()
-    with pytest.raises(ParameterError, match="one Dense object"):
+    with pytest.raises(ParameterError, match=naming("Dense")):
         nn.Model(nn.Sequential(wrap(layer), layer), (3,), input_dtype=np.float32)
-    with pytest.raises(ParameterError, match=r"'dense/' .* 'dense_1/'"):
+    with pytest.raises(ParameterError, match=naming("'dense/'", "'dense_1/'")):
         nn.Model(nn.Sequential(layer, pool, layer), (3,), input_dtype=np.float32)
     fine = nn.Model(nn.Sequential(pool, wrap(layer), pool), (3,), input_dtype=np.float32)
     assert len(fine.layout.parameters) == 2

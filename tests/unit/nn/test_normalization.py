@@ -13,6 +13,7 @@ from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations import normalization
 from dist_net.autodiff.operations.normalization import ScaleAndShift
 from dist_net.errors import DTypeError, ParameterError, ShapeError
+from naming import naming
 
 MODES = [
     (1e-3, "variance", lambda v: np.sqrt(v + 1e-3)),
@@ -238,17 +239,17 @@ def test_pytorch_agrees(shape):
 
 def test_what_does_not_fit_is_refused():
     x, row = ad.variable("x", (4, 3)), ad.variable("row", (3,))
-    with pytest.raises(ShapeError, match=r"expected \(N, ..., channels\), got \(3,\)"):
+    with pytest.raises(ShapeError, match=naming("BatchNorm", "(N, ..., channels)", (3,))):
         nn.BatchNorm()(row, nn.Scope())
-    with pytest.raises(ShapeError, match=r"gamma \(4,\), beta \(3,\)"):
+    with pytest.raises(ShapeError, match=naming("gamma (4,)", "beta (3,)")):
         ad.batch_normalize(x, ad.variable("gamma", (4,)), row, root)
-    with pytest.raises(ShapeError, match="not empty"):
+    with pytest.raises(ShapeError, match=naming((0, 3))):
         ad.batch_normalize(ad.variable("x", (0, 3)), row, row, root)
-    with pytest.raises(DTypeError, match="dtypes float32 and float64 differ"):
+    with pytest.raises(DTypeError, match=naming("float32", "float64")):
         ad.batch_normalize(ad.variable("x", (4, 3), np.float64), row, row, root)
-    with pytest.raises(ParameterError, match="epsilon 0 on 'variance'; expected a number above 0"):
+    with pytest.raises(ParameterError, match=naming("epsilon 0", "'variance'", "'deviation'")):
         nn.BatchNorm(epsilon=0)
-    with pytest.raises(ParameterError, match="momentum 1"):
+    with pytest.raises(ParameterError, match=naming("momentum", 1.0)):
         nn.BatchNorm(momentum=1.0)(x, nn.Scope())
 
 

@@ -6,6 +6,7 @@ import pytest
 from dist_net.errors import SettingError
 from dist_net.optim.averages import WeightAverage
 from dist_net.optim.rule import STRIP_LENGTH
+from naming import naming
 
 SIZE = 2 * STRIP_LENGTH + 3
 
@@ -31,5 +32,5 @@ def test_updates_taken_together_weigh_as_much_as_in_turn() -> None:
 
 
 def test_a_decay_outside_its_range_is_refused() -> None:
-    with pytest.raises(SettingError, match="average_decay=1"):
+    with pytest.raises(SettingError, match=naming("average_decay=1.0")):
         WeightAverage(np.zeros(5, np.float32), 1.0)

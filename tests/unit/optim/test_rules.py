@@ -23,6 +23,7 @@ from dist_net.optim import (
 )
 from dist_net.optim.ranges import all_below
 from dist_net.optim.rule import MIN_COMPILED, STRIP_LENGTH, strips_of
+from naming import naming
 
 LEARNING_RATES = (0.1, 0.1, 0.03, 0.2, 0.05)
 """It changes on the way: there the definitions of Keras and of PyTorch differ."""
@@ -443,25 +444,27 @@ def test_an_optimizer_is_found_by_name():
 
 
 def test_an_unknown_name_is_refused_with_the_one_that_was_meant_or_all():
-    with pytest.raises(SettingError, match=r"'adma'; did you mean adam\?"):
+    with pytest.raises(SettingError, match=naming("'adma'", "adam")):
         optimizer_named("adma")
-    with pytest.raises(SettingError, match=r"'lion'.*sgd, momentum.*adam, adamw, adagrad"):
+    with pytest.raises(
+        SettingError, match=naming("'lion'", "sgd", "momentum", "adam", "adamw", "adagrad")
+    ):
         optimizer_named("lion")
 
 
 @pytest.mark.parametrize(
-    "build",
+    ("build", "setting"),
     [
-        lambda: Momentum(1.0),
-        lambda: Nesterov(-0.1),
-        lambda: Adam(beta1=1.5),
-        lambda: Adam(beta2=float("nan")),
-        lambda: Adam(epsilon=0.0),
-        lambda: AdamW(weight_decay=-0.1),
-        lambda: AdaGrad(epsilon=float("inf")),
-        lambda: AdaGrad(initial_accumulator=-1.0),
+        (lambda: Momentum(1.0), "momentum=1.0"),
+        (lambda: Nesterov(-0.1), "momentum=-0.1"),
+        (lambda: Adam(beta1=1.5), "beta1=1.5"),
+        (lambda: Adam(beta2=float("nan")), "beta2=nan"),
+        (lambda: Adam(epsilon=0.0), "epsilon=0.0"),
+        (lambda: AdamW(weight_decay=-0.1), "weight_decay=-0.1"),
+        (lambda: AdaGrad(epsilon=float("inf")), "epsilon=inf"),
+        (lambda: AdaGrad(initial_accumulator=-1.0), "initial_accumulator=-1.0"),
     ],
 )
-def test_settings_outside_their_range_are_refused(build):
-    with pytest.raises(SettingError, match="expected"):
+def test_settings_outside_their_range_are_refused(build, setting):
+    with pytest.raises(SettingError, match=naming(setting)):
         build()

@@ -41,14 +41,14 @@ def test_a_run_that_is_all_warm_up_ends_without_dividing_by_zero(epochs):
 
 
 @pytest.mark.parametrize(
-    "build",
+    ("build", "setting"),
     [
-        lambda: StepDecay(every_epochs=0, factor=0.5),
-        lambda: StepDecay(every_epochs=1, factor=-0.5),
-        lambda: Cosine(final=-1.0),
-        lambda: WarmUp(epochs=0),
+        (lambda: StepDecay(every_epochs=0, factor=0.5), "every_epochs=0"),
+        (lambda: StepDecay(every_epochs=1, factor=-0.5), "factor=-0.5"),
+        (lambda: Cosine(final=-1.0), "final=-1.0"),
+        (lambda: WarmUp(epochs=0), "epochs=0"),
     ],
 )
-def test_settings_outside_their_range_are_refused(build):
-    with pytest.raises(SettingError, match="expected"):
+def test_settings_outside_their_range_are_refused(build, setting):
+    with pytest.raises(SettingError, match=setting):
         build()
