@@ -13,7 +13,7 @@ from dist_net.command_line import command_line
 from dist_net.errors import KeyFileError
 from dist_net.wire.address import listen_address
 from dist_net.wire.contacts import checked_host, contact_addresses
-from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, require_lifetime, store_addresses
+from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, require_lifetime
 from dist_net.wire.token import MAX_ADDRESSES, POOL, TRAINING, JoinToken
 
 COMMANDS = {TRAINING: "join", POOL: "inference-worker"}
@@ -62,9 +62,7 @@ class Opening:
         if keys is None:
             expires_s = int(time.time() + self.lifetime_s)
             return JoinToken(self.kind, secrets.token_hex(4), expires_s, addresses)
-        invitation = invite(keys, self.kind, self.lifetime_s)
-        store_addresses(keys, self.kind, addresses)
-        return invitation.token(addresses)
+        return invite(keys, self.kind, addresses, self.lifetime_s)
 
     def lines(self, keys: Path | None, bound: Sequence[str], directory: Path | None) -> list[str]:
         """What is said of the token, if there is one; or why it cannot be made.

@@ -20,7 +20,6 @@ import secrets
 import shlex
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
@@ -55,37 +54,32 @@ _IDENTITY = re.compile("[0-9a-f]{8}")
 _EXPIRES = re.compile(r'^\s*expires\s*=\s*"(\d+)"', re.MULTILINE)
 
 
-@dataclass(frozen=True)
-class Invitation:
-    """A token without the server's addresses. ``keys`` are the token's."""
-
-    kind: str
-    identity: str
-    expires_s: int
-    keys: PeerKeys
-
-    def token(self, addresses: tuple[str, ...]) -> JoinToken:
-        """Return the token for a server at these addresses."""
-        public, secret = map(z85.decode, (self.keys.server_public, self.keys.secret))
-        return JoinToken(self.kind, self.identity, self.expires_s, addresses, public, secret)
-
-
 def invite(
-    directory: Path, kind: str, lifetime_s: float = TOKEN_LIFETIME_S, now_s: float | None = None
-) -> Invitation:
-    """Create a token's key in a cluster's key directory, and the directory if it is missing.
+    directory: Path,
+    kind: str,
+    addresses: tuple[str, ...],
+    lifetime_s: float = TOKEN_LIFETIME_S,
+    now_s: float | None = None,
+) -> JoinToken:
+    """Return a new token of the server with these addresses, and store them for `invite_again`.
 
-    Raises `TokenError` for a lifetime out of range, and `KeyFileError`.
+    The keys of ``directory`` are created if it is missing. Raises `TokenError` for a lifetime out
+    of range, and `KeyFileError`.
     """
     require_lifetime(lifetime_s)
     make_keys(directory)
     now_s = time.time() if now_s is None else now_s
     _delete_expired(directory, now_s)
-    server_public = read_public_key(directory / "server.key")
-    identity, keys = secrets.token_hex(4), PeerKeys.new(server_public)
+    identity, keys = secrets.token_hex(4), PeerKeys.new(read_public_key(directory / "server.key"))
     expires_s = int(now_s + lifetime_s)
     write_key(allow_list_of(directory, TOKEN) / f"{identity}.key", keys.public, expires=expires_s)
-    return Invitation(kind, identity, expires_s, keys)
+    try:
+        text = json.dumps({"kind": kind, "addresses": addresses})
+        (directory / _ADDRESSES).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise KeyFileError(f"cannot write {directory / _ADDRESSES} ({error.strerror})") from error
+    public, secret = map(z85.decode, (keys.server_public, keys.secret))
+    return JoinToken(kind, identity, expires_s, addresses, public, secret)
 
 
 def require_lifetime(lifetime_s: float) -> None:
@@ -95,15 +89,6 @@ def require_lifetime(lifetime_s: float) -> None:
             f"the token's lifetime is {lifetime_s:g} s; expected above 0, and at most "
             f"{MAX_LIFETIME_S:g} (ten years)"
         )
-
-
-def store_addresses(directory: Path, kind: str, addresses: tuple[str, ...]) -> None:
-    """Store the addresses of the server with these keys, for later tokens."""
-    try:
-        text = json.dumps({"kind": kind, "addresses": addresses})
-        (directory / _ADDRESSES).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise KeyFileError(f"cannot write {directory / _ADDRESSES} ({error.strerror})") from error
 
 
 def invite_again(directory: Path, lifetime_s: float = TOKEN_LIFETIME_S) -> JoinToken:
@@ -120,7 +105,7 @@ def invite_again(directory: Path, lifetime_s: float = TOKEN_LIFETIME_S) -> JoinT
             f"cannot read {path} ({error}); expected the keys of a server that was started "
             f"with --listen tcp://HOST:PORT, or a run's directory"
         ) from error
-    return invite(directory, kind, lifetime_s).token(addresses)
+    return invite(directory, kind, addresses, lifetime_s)
 
 
 def peer_keys_of(token: JoinToken) -> PeerKeys:

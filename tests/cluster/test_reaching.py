@@ -3,16 +3,17 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dist_net.errors import AddressError, NoAnswerError, TokenError
-from dist_net.wire.invitation import Invitation, invite, revoke
+from dist_net.wire.invitation import invite, revoke
 from dist_net.wire.messages import Alive, Heartbeat
 from dist_net.wire.reaching import ServerAccess, join_by_token
 from dist_net.wire.security import load_server_keys
-from dist_net.wire.token import TRAINING
+from dist_net.wire.token import TRAINING, JoinToken
 from dist_net.wire.transport import ClientSocket, ServerSocket
 
 NOBODY = "tcp://127.0.0.1:9"
@@ -50,8 +51,8 @@ def keys(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def invitation(keys: Path) -> Invitation:
-    return invite(keys, TRAINING)
+def invitation(keys: Path) -> JoinToken:
+    return invite(keys, TRAINING, (NOBODY,))
 
 
 def works(server: ServerAccess) -> bool:
@@ -60,29 +61,31 @@ def works(server: ServerAccess) -> bool:
         return client.receive(DEADLINE_S) == Alive()
 
 
-def test_the_address_that_answers_is_found_among_others(keys: Path, invitation: Invitation) -> None:
+def test_the_address_that_answers_is_found_among_others(keys: Path, invitation: JoinToken) -> None:
     with answering(keys) as address:
-        server = join_by_token(invitation.token((NOBODY, address)), timeout_s=DEADLINE_S)
+        server = join_by_token(
+            replace(invitation, addresses=(NOBODY, address)), timeout_s=DEADLINE_S
+        )
         assert server.address == address
         assert works(server)
 
 
 def test_another_server_at_a_tokens_address_is_not_taken_for_the_right_one(
-    keys: Path, invitation: Invitation, tmp_path: Path
+    keys: Path, invitation: JoinToken, tmp_path: Path
 ) -> None:
-    invite(tmp_path / "others", TRAINING)
+    invite(tmp_path / "others", TRAINING, (NOBODY,))
     with answering(keys) as right, answering(tmp_path / "others") as wrong:
-        server = join_by_token(invitation.token((wrong, right)), timeout_s=DEADLINE_S)
+        server = join_by_token(replace(invitation, addresses=(wrong, right)), timeout_s=DEADLINE_S)
         assert server.address == right
         with pytest.raises(TokenError, match=rf"of another run or server; {wrong}: "):
-            join_by_token(invitation.token((wrong,)), timeout_s=DEADLINE_S)
+            join_by_token(replace(invitation, addresses=(wrong,)), timeout_s=DEADLINE_S)
 
 
 def test_a_host_goes_on_by_its_own_key_when_the_token_has_expired(
-    keys: Path, invitation: Invitation
+    keys: Path, invitation: JoinToken
 ) -> None:
     with answering(keys) as address:
-        token = invitation.token((address,))
+        token = replace(invitation, addresses=(address,))
         server = join_by_token(token, timeout_s=DEADLINE_S)
         [file] = (keys / "tokens").iterdir()
         file.write_text(file.read_text().replace(str(invitation.expires_s), "1"))
@@ -94,11 +97,13 @@ def test_a_host_goes_on_by_its_own_key_when_the_token_has_expired(
             join_by_token(token, timeout_s=DEADLINE_S)
 
 
-def test_nobody_answers(invitation: Invitation) -> None:
+def test_nobody_answers(invitation: JoinToken) -> None:
     with pytest.raises(NoAnswerError, match=rf"in 0.2 s; {NOBODY}: no server listens"):
-        join_by_token(invitation.token((NOBODY,)), timeout_s=0.2)
+        join_by_token(replace(invitation, addresses=(NOBODY,)), timeout_s=0.2)
 
 
-def test_a_host_that_no_name_is_known_of(invitation: Invitation) -> None:
+def test_a_host_that_no_name_is_known_of(invitation: JoinToken) -> None:
     with pytest.raises(AddressError, match=r"'no\.such\.host\.invalid'"):
-        join_by_token(invitation.token(("tcp://no.such.host.invalid:5",)), timeout_s=0.2)
+        join_by_token(
+            replace(invitation, addresses=("tcp://no.such.host.invalid:5",)), timeout_s=0.2
+        )

@@ -23,7 +23,7 @@ from dist_net.errors import (
 )
 from dist_net.wire import connections, security
 from dist_net.wire.codec import decode, encode
-from dist_net.wire.invitation import invite, revoke
+from dist_net.wire.invitation import invite, peer_keys_of, revoke
 from dist_net.wire.messages import (
     Alive,
     Enroll,
@@ -734,11 +734,11 @@ def test_whoever_is_shut_out_is_told_so_and_cut_off(secured_server, keys, caplog
 
 def test_a_token_lets_in_a_key_and_nothing_else(secured_server, keys):
     address = secured_server.contact_addresses[0]
-    invitation = invite(keys, TRAINING)
-    own = PeerKeys.new(invitation.keys.server_public)
+    token_keys = peer_keys_of(invite(keys, TRAINING, (address,)))
+    own = PeerKeys.new(token_keys.server_public)
     with ClientSocket(address, own) as stranger:
         assert_kept_out(secured_server, stranger, "refuses these keys")
-    with ClientSocket(address, invitation.keys) as holder:
+    with ClientSocket(address, token_keys) as holder:
         holder.send(JOIN)
         assert secured_server.receive(DEADLINE_S) is None
         assert "role token may not send Join" in holder.receive(DEADLINE_S).reason

@@ -9,7 +9,6 @@ from dist_net.cli import main
 from dist_net.errors import KeyFileError, TokenError
 from dist_net.wire.invitation import (
     MAX_KEYS_PER_TOKEN,
-    Invitation,
     enroll,
     invite,
     peer_keys_of,
@@ -20,6 +19,7 @@ from dist_net.wire.security import PeerKeys, add_keys, load_server_keys, read_pu
 from dist_net.wire.token import TRAINING, JoinToken
 
 NOW_S = 1_795_000_000.0
+ADDRESSES = ("tcp://192.0.2.1:5555",)
 
 
 @pytest.fixture
@@ -28,8 +28,8 @@ def directory(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def invitation(directory: Path) -> Invitation:
-    return invite(directory, TRAINING, 60.0, NOW_S)
+def invitation(directory: Path) -> JoinToken:
+    return invite(directory, TRAINING, ADDRESSES, 60.0, NOW_S)
 
 
 def enrolling(keys: PeerKeys, role: str = "worker", name: str = "rack 2") -> Enroll:
@@ -41,24 +41,30 @@ def names(directory: Path) -> list[str]:
 
 
 def test_keys_are_made_with_the_first_token_and_kept(directory: Path) -> None:
-    first = invite(directory, TRAINING)
+    first = invite(directory, TRAINING, ADDRESSES)
     server = load_server_keys(directory)
-    assert first.keys.server_public == server.public
-    assert invite(directory, TRAINING).keys.server_public == server.public
+    assert peer_keys_of(first).server_public == server.public
+    assert peer_keys_of(invite(directory, TRAINING, ADDRESSES)).server_public == server.public
     assert all(path.stat().st_mode & 0o077 == 0 for path in directory.glob("*.key_secret"))
     assert directory.stat().st_mode & 0o077 == 0
 
 
-def test_a_token_brings_the_keys_by_which_the_server_knows_it(invitation: Invitation) -> None:
-    token = JoinToken.parse(invitation.token(("tcp://192.0.2.1:5555",)).text)
-    assert peer_keys_of(token) == invitation.keys
+def test_a_token_brings_the_keys_by_which_the_server_knows_it(
+    directory: Path, invitation: JoinToken
+) -> None:
+    token = JoinToken.parse(invitation.text)
+    assert token == invitation
+    public = read_public_key(directory / "tokens" / f"{token.identity}.key")
+    assert peer_keys_of(token).public == public
     assert token.expires_s == NOW_S + 60
 
 
-def test_a_key_is_let_in_for_a_token_once(directory: Path, invitation: Invitation) -> None:
-    keys = PeerKeys.new(invitation.keys.server_public)
+def test_a_key_is_let_in_for_a_token_once(directory: Path, invitation: JoinToken) -> None:
+    keys = PeerKeys.new(peer_keys_of(invitation).server_public)
     for _ in range(2):  # the request may come twice
-        assert enroll(directory, invitation.keys.public, enrolling(keys), NOW_S) == Enrolled()
+        assert (
+            enroll(directory, peer_keys_of(invitation).public, enrolling(keys), NOW_S) == Enrolled()
+        )
     [worker] = (directory / "workers").glob("*.key")
     assert worker.stem.startswith(f"{invitation.identity}-rack-2-")
     assert keys.public.decode() in worker.read_text()
@@ -68,10 +74,10 @@ def test_a_key_is_let_in_for_a_token_once(directory: Path, invitation: Invitatio
     ("after_s", "says"), [(60.5, "expired 0 s ago"), (60 + 7200, "expired 2 hours ago")]
 )
 def test_a_token_that_has_expired_lets_nobody_in(
-    directory: Path, invitation: Invitation, after_s: float, says: str
+    directory: Path, invitation: JoinToken, after_s: float, says: str
 ) -> None:
-    keys = PeerKeys.new(invitation.keys.server_public)
-    refuse = enroll(directory, invitation.keys.public, enrolling(keys), NOW_S + after_s)
+    keys = PeerKeys.new(peer_keys_of(invitation).server_public)
+    refuse = enroll(directory, peer_keys_of(invitation).public, enrolling(keys), NOW_S + after_s)
     assert isinstance(refuse, Refuse)
     assert says in refuse.reason
     assert "dist-net keys token" in refuse.reason
@@ -80,7 +86,7 @@ def test_a_token_that_has_expired_lets_nobody_in(
 
 def test_a_server_that_is_often_started_keeps_few_tokens(directory: Path) -> None:
     for day in range(20):
-        invite(directory, TRAINING, 60.0, NOW_S + 86_400 * day)
+        invite(directory, TRAINING, ADDRESSES, 60.0, NOW_S + 86_400 * day)
     assert len(list((directory / "tokens").iterdir())) == 8
 
 
@@ -88,20 +94,20 @@ def test_a_server_that_is_often_started_keeps_few_tokens(directory: Path) -> Non
     ("role", "key"), [("operator", "x" * 40), ("worker", "short"), ("worker", "\0" * 40)]
 )
 def test_what_is_no_key_of_a_worker_or_client_is_not_let_in(
-    directory: Path, invitation: Invitation, role: str, key: str
+    directory: Path, invitation: JoinToken, role: str, key: str
 ) -> None:
-    refuse = enroll(directory, invitation.keys.public, Enroll("host", role, key), NOW_S)
+    refuse = enroll(directory, peer_keys_of(invitation).public, Enroll("host", role, key), NOW_S)
     assert isinstance(refuse, Refuse)
     assert "expected a worker or client" in refuse.reason
 
 
 def test_a_token_lets_in_a_bounded_number_of_keys(
-    directory: Path, invitation: Invitation, monkeypatch: pytest.MonkeyPatch
+    directory: Path, invitation: JoinToken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dist_net.wire.invitation.MAX_KEYS_PER_TOKEN", 2)
     assert MAX_KEYS_PER_TOKEN > 2
     answers = [
-        enroll(directory, invitation.keys.public, enrolling(PeerKeys.new(b"")), NOW_S)
+        enroll(directory, peer_keys_of(invitation).public, enrolling(PeerKeys.new(b"")), NOW_S)
         for _ in range(3)
     ]
     assert answers[:2] == [Enrolled(), Enrolled()]
@@ -109,27 +115,30 @@ def test_a_token_lets_in_a_bounded_number_of_keys(
 
 
 def test_a_revoked_token_takes_back_all_that_it_let_in(
-    directory: Path, invitation: Invitation
+    directory: Path, invitation: JoinToken
 ) -> None:
-    other = invite(directory, TRAINING, 60.0, NOW_S)
+    other = invite(directory, TRAINING, ADDRESSES, 60.0, NOW_S)
     add_keys(directory, name="friend")
     for each in (invitation, other):
         for role in ("worker", "client"):
             keys = PeerKeys.new(b"")
-            assert enroll(directory, each.keys.public, enrolling(keys, role), NOW_S) == Enrolled()
+            assert (
+                enroll(directory, peer_keys_of(each).public, enrolling(keys, role), NOW_S)
+                == Enrolled()
+            )
     deleted = revoke(directory, invitation.identity)
     assert len(deleted) == 3
     assert not [name for name in names(directory) if invitation.identity in name]
     assert len([name for name in names(directory) if other.identity in name]) == 3
     assert "workers/friend" in names(directory)
     keys = PeerKeys.new(b"")
-    refuse = enroll(directory, invitation.keys.public, enrolling(keys), NOW_S)
+    refuse = enroll(directory, peer_keys_of(invitation).public, enrolling(keys), NOW_S)
     assert "was revoked" in refuse.reason  # type: ignore[union-attr]
 
 
-def test_one_host_or_one_peer_is_shut_out_by_name(directory: Path, invitation: Invitation) -> None:
+def test_one_host_or_one_peer_is_shut_out_by_name(directory: Path, invitation: JoinToken) -> None:
     keys = PeerKeys.new(b"")
-    enroll(directory, invitation.keys.public, enrolling(keys), NOW_S)
+    enroll(directory, peer_keys_of(invitation).public, enrolling(keys), NOW_S)
     add_keys(directory, name="friend")
     [worker] = [name for name in names(directory) if "rack-2" in name]
     assert revoke(directory, worker.removeprefix("workers/")) == [worker]
@@ -137,14 +146,14 @@ def test_one_host_or_one_peer_is_shut_out_by_name(directory: Path, invitation: I
     assert names(directory) == ["operators/operator", f"tokens/{invitation.identity}"]
 
 
-def test_whom_nobody_knows_cannot_be_revoked(directory: Path, invitation: Invitation) -> None:
+def test_whom_nobody_knows_cannot_be_revoked(directory: Path, invitation: JoinToken) -> None:
     with pytest.raises(KeyFileError, match=rf"'\*'.*{invitation.identity}"):
         revoke(directory, "*")
 
 
 @pytest.mark.parametrize("is_before", [True, False])
 def test_a_token_that_is_revoked_while_it_enrols_a_key_keeps_none(
-    directory: Path, invitation: Invitation, monkeypatch: pytest.MonkeyPatch, is_before: bool
+    directory: Path, invitation: JoinToken, monkeypatch: pytest.MonkeyPatch, is_before: bool
 ) -> None:
     def write_while_revoked(path: Path, key: bytes) -> None:
         for revokes in (is_before, not is_before):
@@ -154,22 +163,22 @@ def test_a_token_that_is_revoked_while_it_enrols_a_key_keeps_none(
                 write_key(path, key)
 
     monkeypatch.setattr("dist_net.wire.invitation.write_key", write_while_revoked)
-    keys = PeerKeys.new(invitation.keys.server_public)
-    answer = enroll(directory, invitation.keys.public, enrolling(keys), NOW_S)
+    keys = PeerKeys.new(peer_keys_of(invitation).server_public)
+    answer = enroll(directory, peer_keys_of(invitation).public, enrolling(keys), NOW_S)
     assert isinstance(answer, Refuse)
     assert names(directory) == ["operators/operator"]
 
 
 def test_a_host_that_enrols_in_a_loop_keeps_no_key_of_a_revoked_token(directory: Path) -> None:
     for _ in range(20):
-        invitation = invite(directory, TRAINING, 60.0, NOW_S)
+        invitation = invite(directory, TRAINING, ADDRESSES, 60.0, NOW_S)
         first = threading.Event()
 
-        def enrol_until_refused(invitation: Invitation = invitation, first=first) -> None:
+        def enrol_until_refused(invitation: JoinToken = invitation, first=first) -> None:
             answer: object = Enrolled()
             while isinstance(answer, Enrolled):
                 message = enrolling(PeerKeys.new(b""))
-                answer = enroll(directory, invitation.keys.public, message, NOW_S)
+                answer = enroll(directory, peer_keys_of(invitation).public, message, NOW_S)
                 first.set()
 
         host = threading.Thread(target=enrol_until_refused)
@@ -181,11 +190,11 @@ def test_a_host_that_enrols_in_a_loop_keeps_no_key_of_a_revoked_token(directory:
 
 
 def test_a_key_file_that_cannot_be_deleted_or_read_is_named_and_the_rest_deleted(
-    directory: Path, invitation: Invitation, capsys: pytest.CaptureFixture[str]
+    directory: Path, invitation: JoinToken, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_keys(directory, name="friend")
-    keys = PeerKeys.new(invitation.keys.server_public)
-    assert enroll(directory, invitation.keys.public, enrolling(keys), NOW_S) == Enrolled()
+    keys = PeerKeys.new(peer_keys_of(invitation).server_public)
+    assert enroll(directory, peer_keys_of(invitation).public, enrolling(keys), NOW_S) == Enrolled()
     stuck = directory / "workers" / f"{invitation.identity}-stuck.key"
     stuck.mkdir()  # which unlink refuses, whoever runs the tests
     assert main(["keys", "revoke", str(directory), invitation.identity, "friend"]) == 2
@@ -199,12 +208,12 @@ def test_a_key_file_that_cannot_be_deleted_or_read_is_named_and_the_rest_deleted
 @pytest.mark.parametrize("lifetime_s", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_lifetime_that_cannot_be_is_named(directory: Path, lifetime_s: float) -> None:
     with pytest.raises(TokenError, match="expected above 0"):
-        invite(directory, TRAINING, lifetime_s)
+        invite(directory, TRAINING, ADDRESSES, lifetime_s)
     assert not directory.exists()
 
 
 def test_a_token_that_is_revoked_while_it_is_read_lets_nobody_in(
-    directory: Path, invitation: Invitation, monkeypatch: pytest.MonkeyPatch
+    directory: Path, invitation: JoinToken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_and_lose(path: Path) -> bytes:
         key = read_public_key(path)
@@ -212,7 +221,7 @@ def test_a_token_that_is_revoked_while_it_is_read_lets_nobody_in(
         return key
 
     monkeypatch.setattr("dist_net.wire.invitation.read_public_key", read_and_lose)
-    keys = PeerKeys.new(invitation.keys.server_public)
-    answer = enroll(directory, invitation.keys.public, enrolling(keys), NOW_S)
+    keys = PeerKeys.new(peer_keys_of(invitation).server_public)
+    answer = enroll(directory, peer_keys_of(invitation).public, enrolling(keys), NOW_S)
     assert isinstance(answer, Refuse)
     assert "revoked" in answer.reason
