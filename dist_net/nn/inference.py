@@ -28,9 +28,9 @@ from dist_net.vector import Vector
 logger = logging.getLogger(__name__)
 
 COMPILED_KERNELS = (  # ``choose`` imports each when it first selects it
-    "dist_net.autodiff.kernels.compiled.depthwise",
-    "dist_net.autodiff.kernels.compiled.im2row",
-    "dist_net.autodiff.kernels.compiled.winograd",
+    "dist_net.autodiff.kernels.compiled.depthwise_loops",
+    "dist_net.autodiff.kernels.compiled.im2row_loops",
+    "dist_net.autodiff.kernels.compiled.winograd_loops",
 )
 
 Prepared = Mapping[str, Array]

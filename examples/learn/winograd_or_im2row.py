@@ -32,8 +32,8 @@ from dist_net.autodiff.operations.fused_convolution import PlannedConvolution
 
 KERNELS = {"NumPy": (Im2Row, Winograd)}
 try:
-    from dist_net.autodiff.kernels.compiled.im2row import CompiledIm2Row
-    from dist_net.autodiff.kernels.compiled.winograd import CompiledWinograd
+    from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
+    from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
 except ImportError:
     pass
 else:

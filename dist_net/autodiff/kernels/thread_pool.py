@@ -15,7 +15,7 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_net.autodiff.arrays import Array, Call, Shape, in_order
+from dist_net.autodiff.arrays import Array, Call, in_order
 from dist_net.autodiff.kernels.gemm import Gemm
 from dist_net.autodiff.kernels.memory import aligned_bytes, carve, scratch_bytes
 
@@ -164,18 +164,18 @@ def strips(rows: Array, strip_bytes: int | None = None) -> list[slice]:
 
 def by_strip(
     result: Array,
-    spare_shapes: Callable[[slice], Sequence[Shape]],
+    spares: int,
     calls: Callable[[slice, Sequence[Array]], Sequence[Call]],
     pool: ThreadPool,
 ) -> Call:
     """Return one call that makes ``calls`` for each strip of ``result`` along its first axis.
 
-    ``calls`` receives spare arrays of the result's dtype and of ``spare_shapes``. If the result is
-    large, the pool shares the strips.
+    ``calls`` receives the strip and ``spares`` spare arrays of its shape and dtype. If the result
+    is large, the pool shares the strips.
     """
     is_shared = pool.shares(result.nbytes)
     parts = strips(result, SHARED_STRIP_BYTES if is_shared else STRIP_BYTES)
-    shapes = [spare_shapes(part) for part in parts]
+    shapes = [[result[part].shape] * spares for part in parts]
     pool.reserve(max((scratch_bytes(each, result.dtype) for each in shapes), default=0))
     tasks: list[Task] = [
         [calls(part, carve(pool.scratch(i), each, result.dtype)) for i in range(pool.threads)]

@@ -98,14 +98,11 @@ class ScaleAndShift(SharedOperation):
         widen = [partial(np.copyto, *pair) for pair in zip(lanes, vectors, strict=True)]
         wide_shift, *scales = lanes.reshape(len(vectors), -1, copy=False)
 
-        def spare_shapes(strip: slice) -> Sequence[Shape]:
-            return [target[strip].shape] * min(2, len(matrices) - 1)
-
         def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
             parts = [each[strip] for each in matrices]
             return _scaled_and_shifted(parts, scales, wide_shift, target[strip], spare)
 
-        return in_order([*widen, by_strip(target, spare_shapes, calls, pool)])
+        return in_order([*widen, by_strip(target, min(2, len(matrices) - 1), calls, pool)])
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:
         _, *terms = node.inputs

@@ -52,15 +52,12 @@ class WindowReduction(AxisWindowsOperation, SharedOperation):
         (x,) = inputs
         is_gathered = self.windows.is_partition and self.is_scattered(x)
 
-        def spare_shapes(strip: slice) -> Sequence[Shape]:
-            return [out[strip].shape] if is_gathered else []
-
         def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
             if is_gathered:
                 return self._gathered(x[strip], out[strip], *spare)
             return self._combined(x[strip], out[strip])
 
-        return by_strip(out, spare_shapes, calls, pool)
+        return by_strip(out, int(is_gathered), calls, pool)
 
     def _gathered(self, x: Array, out: Array, spare: Array) -> Sequence[Call]:
         """Return the calls for elements in short runs, which copy to contiguous memory first."""
@@ -115,7 +112,7 @@ class WindowSumGradient(AxisWindowsOperation, SharedOperation):
         def calls(strip: slice, _: Sequence[Array]) -> Sequence[Call]:
             return self._calls(cotangent[strip], out[strip])
 
-        return by_strip(out, lambda _: [], calls, pool)
+        return by_strip(out, 0, calls, pool)
 
     def _calls(self, cotangent: Array, out: Array) -> Sequence[Call]:
         calls: list[Call] = [] if self.windows.is_partition else [partial(out.fill, 0)]
@@ -154,16 +151,12 @@ class WindowMaximumGradient(AxisWindowsOperation, SharedOperation):
         # The usual case, two elements: the second receives the gradient unless the first does.
         is_of_two = self.windows.is_partition and len(self.windows.taps()) == 2
         is_gathered = is_of_two and self.is_scattered(x)
-        spares = 1 if is_of_two else 3
         through = self._gathered if is_gathered else self._of_two if is_of_two else self._of_many
 
         def calls(strip: slice, spare: Sequence[Array]) -> Sequence[Call]:
             return through(x[strip], maxima[strip], cotangent[strip], out[strip], *spare)
 
-        def spare_shapes(strip: slice) -> Sequence[Shape]:
-            return [maxima[strip].shape] * spares
-
-        return by_strip(maxima, spare_shapes, calls, pool)
+        return by_strip(maxima, 1 if is_of_two else 3, calls, pool)
 
     def _of_two(
         self, x: Array, maxima: Array, cotangent: Array, out: Array, hit: Array

@@ -39,14 +39,14 @@ from dist_net.nn.inference import Inference, prepare
 pytest.importorskip("numba", reason="numba is not installed (the extra `fast`)")
 
 from dist_net import compiling
-from dist_net.autodiff.kernels.compiled import depthwise as compiled_depthwise
-from dist_net.autodiff.kernels.compiled import im2row as compiled
+from dist_net.autodiff.kernels.compiled import depthwise_loops as compiled_depthwise
+from dist_net.autodiff.kernels.compiled import im2row_loops as compiled
 from dist_net.autodiff.kernels.compiled import tile_transforms as compiled_transforms
 from dist_net.autodiff.kernels.compiled import vectors
-from dist_net.autodiff.kernels.compiled import winograd as compiled_winograd
-from dist_net.autodiff.kernels.compiled.depthwise import CompiledDepthwise
-from dist_net.autodiff.kernels.compiled.im2row import CompiledIm2Row
-from dist_net.autodiff.kernels.compiled.winograd import CompiledWinograd
+from dist_net.autodiff.kernels.compiled import winograd_loops as compiled_winograd
+from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
+from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
+from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
 from dist_net.optim.compiled import LOOPS as UPDATE_LOOPS
 from naming import naming
 
@@ -346,10 +346,10 @@ def test_a_loop_is_compiled_once_for_one_signature(loop):
 
 
 SECOND_PROCESS = """
-from dist_net.autodiff.kernels.compiled import depthwise, im2row, winograd
-loops = [depthwise.correlate, depthwise.add_gradient]
-loops += [im2row.write_rows, im2row.from_product]
-loops += [winograd.to_points, winograd.from_points]
+from dist_net.autodiff.kernels.compiled import depthwise_loops, im2row_loops, winograd_loops
+loops = [depthwise_loops.correlate, depthwise_loops.add_gradient]
+loops += [im2row_loops.write_rows, im2row_loops.from_product]
+loops += [winograd_loops.to_points, winograd_loops.from_points]
 print([sum(loop.stats.cache_misses.values()) for loop in loops])
 """
 

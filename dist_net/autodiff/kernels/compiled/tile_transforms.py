@@ -8,14 +8,17 @@ a 4 for F(2 x 2, 3 x 3), and with a 5 for the latter with a stride of 2. Needs t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from dist_net.autodiff.kernels.compiled.im2row import EpilogueValues, apply_epilogue
+from dist_net.autodiff.kernels.compiled.im2row_loops import EpilogueValues, apply_epilogue
 from dist_net.autodiff.kernels.compiled.vectors import Lanes, Pointer, inlined, load, spread, store
 
 TileLine = tuple[Lanes, ...]
 """A row or a column of a tile."""
 TileColumns = tuple[TileLine, ...]
+Transform = Callable[[TileLine], TileLine]
 Apart = tuple[int, int]
 """The strides of rows and of pixels of the output, in values."""
 
@@ -82,27 +85,25 @@ def from_points_of_4(x: TileLine) -> TileLine:
 
 @inlined
 def load_4(x: Pointer, i: int, step: int) -> TileLine:
-    """4 vectors."""
+    """Return 4 vectors."""
     return load(x, i), load(x, i + step), load(x, i + 2 * step), load(x, i + 3 * step)
 
 
 @inlined
 def load_5(x: Pointer, i: int, step: int) -> TileLine:
-    """5 vectors."""
-    first = load_4(x, i, step)
-    return first[0], first[1], first[2], first[3], load(x, i + 4 * step)
+    """Return 5 vectors."""
+    return (*load_4(x, i, step), load(x, i + 4 * step))
 
 
 @inlined
 def load_6(x: Pointer, i: int, step: int) -> TileLine:
-    """6 vectors."""
-    first = load_5(x, i, step)
-    return first[0], first[1], first[2], first[3], first[4], load(x, i + 5 * step)
+    """Return 6 vectors."""
+    return (*load_5(x, i, step), load(x, i + 5 * step))
 
 
 @inlined
 def store_4(x: TileLine, target: Pointer, i: int, step: int) -> None:
-    """Return the first 4 vectors."""
+    """Store the first 4 vectors."""
     store(target, i, x[0])
     store(target, i + step, x[1])
     store(target, i + 2 * step, x[2])
@@ -111,87 +112,51 @@ def store_4(x: TileLine, target: Pointer, i: int, step: int) -> None:
 
 @inlined
 def store_5(x: TileLine, target: Pointer, i: int, step: int) -> None:
-    """Return the first 5 vectors."""
+    """Store the first 5 vectors."""
     store_4(x, target, i, step)
     store(target, i + 4 * step, x[4])
 
 
 @inlined
 def store_6(x: TileLine, target: Pointer, i: int, step: int) -> None:
-    """6 vectors."""
+    """Store 6 vectors."""
     store_5(x, target, i, step)
     store(target, i + 5 * step, x[5])
 
 
 @inlined
-def to_columns_of_4(x: Pointer, i: int, between: int, step: int) -> TileColumns:
-    """4 columns of 4 pixels, ``between`` values apart, transformed."""
+def columns_of_4(transform: Transform, x: Pointer, i: int, between: int, step: int) -> TileColumns:
+    """Return 4 columns of 4 vectors, ``between`` values apart, transformed."""
     return (
-        to_points_of_4(load_4(x, i, step)),
-        to_points_of_4(load_4(x, i + between, step)),
-        to_points_of_4(load_4(x, i + 2 * between, step)),
-        to_points_of_4(load_4(x, i + 3 * between, step)),
+        transform(load_4(x, i, step)),
+        transform(load_4(x, i + between, step)),
+        transform(load_4(x, i + 2 * between, step)),
+        transform(load_4(x, i + 3 * between, step)),
     )
 
 
 @inlined
-def to_columns_of_5(x: Pointer, i: int, between: int, step: int) -> TileColumns:
-    """5 columns of 5 pixels, ``between`` values apart, transformed."""
+def columns_of_5(transform: Transform, x: Pointer, i: int, between: int, step: int) -> TileColumns:
+    """Return 5 columns of 5 vectors, ``between`` values apart, transformed."""
     return (
-        to_points_of_5(load_5(x, i, step)),
-        to_points_of_5(load_5(x, i + between, step)),
-        to_points_of_5(load_5(x, i + 2 * between, step)),
-        to_points_of_5(load_5(x, i + 3 * between, step)),
-        to_points_of_5(load_5(x, i + 4 * between, step)),
+        transform(load_5(x, i, step)),
+        transform(load_5(x, i + between, step)),
+        transform(load_5(x, i + 2 * between, step)),
+        transform(load_5(x, i + 3 * between, step)),
+        transform(load_5(x, i + 4 * between, step)),
     )
 
 
 @inlined
-def to_columns_of_6(x: Pointer, i: int, between: int, step: int) -> TileColumns:
-    """6 columns of 6 pixels, ``between`` values apart, transformed."""
+def columns_of_6(transform: Transform, x: Pointer, i: int, between: int, step: int) -> TileColumns:
+    """Return 6 columns of 6 vectors, ``between`` values apart, transformed."""
     return (
-        to_points_of_6(load_6(x, i, step)),
-        to_points_of_6(load_6(x, i + between, step)),
-        to_points_of_6(load_6(x, i + 2 * between, step)),
-        to_points_of_6(load_6(x, i + 3 * between, step)),
-        to_points_of_6(load_6(x, i + 4 * between, step)),
-        to_points_of_6(load_6(x, i + 5 * between, step)),
-    )
-
-
-@inlined
-def from_columns_of_4(x: Pointer, i: int, between: int, step: int) -> TileColumns:
-    """4 columns of 4 sums, ``between`` values apart, transformed."""
-    return (
-        from_points_of_4(load_4(x, i, step)),
-        from_points_of_4(load_4(x, i + between, step)),
-        from_points_of_4(load_4(x, i + 2 * between, step)),
-        from_points_of_4(load_4(x, i + 3 * between, step)),
-    )
-
-
-@inlined
-def from_columns_of_5(x: Pointer, i: int, between: int, step: int) -> TileColumns:
-    """5 columns of 5 sums, ``between`` values apart, transformed."""
-    return (
-        from_points_of_5(load_5(x, i, step)),
-        from_points_of_5(load_5(x, i + between, step)),
-        from_points_of_5(load_5(x, i + 2 * between, step)),
-        from_points_of_5(load_5(x, i + 3 * between, step)),
-        from_points_of_5(load_5(x, i + 4 * between, step)),
-    )
-
-
-@inlined
-def from_columns_of_6(x: Pointer, i: int, between: int, step: int) -> TileColumns:
-    """6 columns of 6 sums, ``between`` values apart, transformed."""
-    return (
-        from_points_of_6(load_6(x, i, step)),
-        from_points_of_6(load_6(x, i + between, step)),
-        from_points_of_6(load_6(x, i + 2 * between, step)),
-        from_points_of_6(load_6(x, i + 3 * between, step)),
-        from_points_of_6(load_6(x, i + 4 * between, step)),
-        from_points_of_6(load_6(x, i + 5 * between, step)),
+        transform(load_6(x, i, step)),
+        transform(load_6(x, i + between, step)),
+        transform(load_6(x, i + 2 * between, step)),
+        transform(load_6(x, i + 3 * between, step)),
+        transform(load_6(x, i + 4 * between, step)),
+        transform(load_6(x, i + 5 * between, step)),
     )
 
 
@@ -221,7 +186,7 @@ def tile_to_points_4(
     x: Pointer, i: int, per_row: int, per_pixel: int, points: Pointer, j: int, plane: int
 ) -> None:
     """4 x 4 pixels to 16 planes."""
-    h = to_columns_of_4(x, i, per_pixel, per_row)
+    h = columns_of_4(to_points_of_4, x, i, per_pixel, per_row)
     store_4(to_points_of_4(row_of_4(h, 0)), points, j, plane)
     store_4(to_points_of_4(row_of_4(h, 1)), points, j + 4 * plane, plane)
     store_4(to_points_of_4(row_of_4(h, 2)), points, j + 8 * plane, plane)
@@ -233,7 +198,7 @@ def tile_to_points_5(
     x: Pointer, i: int, per_row: int, per_pixel: int, points: Pointer, j: int, plane: int
 ) -> None:
     """5 x 5 pixels to 25 planes."""
-    h = to_columns_of_5(x, i, per_pixel, per_row)
+    h = columns_of_5(to_points_of_5, x, i, per_pixel, per_row)
     store_5(to_points_of_5(row_of_5(h, 0)), points, j, plane)
     store_5(to_points_of_5(row_of_5(h, 1)), points, j + 5 * plane, plane)
     store_5(to_points_of_5(row_of_5(h, 2)), points, j + 10 * plane, plane)
@@ -246,7 +211,7 @@ def tile_to_points_6(
     x: Pointer, i: int, per_row: int, per_pixel: int, points: Pointer, j: int, plane: int
 ) -> None:
     """6 x 6 pixels to 36 planes."""
-    h = to_columns_of_6(x, i, per_pixel, per_row)
+    h = columns_of_6(to_points_of_6, x, i, per_pixel, per_row)
     store_6(to_points_of_6(row_of_6(h, 0)), points, j, plane)
     store_6(to_points_of_6(row_of_6(h, 1)), points, j + 6 * plane, plane)
     store_6(to_points_of_6(row_of_6(h, 2)), points, j + 12 * plane, plane)
@@ -262,7 +227,7 @@ def tile_to_points_6(
 def store_row_of_2(
     x: TileLine, out: Pointer, j: int, per_pixel: int, epilogue: EpilogueValues
 ) -> None:
-    """Return the epilogue of the first 2 vectors."""
+    """Store the epilogue of the first 2 vectors."""
     apply_epilogue(x[0], out, j, epilogue)
     apply_epilogue(x[1], out, j + per_pixel, epilogue)
 
@@ -272,7 +237,7 @@ def tile_from_points_4(
     sums: Pointer, i: int, plane: int, out: Pointer, j: int, apart: Apart, epilogue: EpilogueValues
 ) -> None:
     """16 planes to 2 x 2 outputs."""
-    h = from_columns_of_4(sums, i, plane, 4 * plane)
+    h = columns_of_4(from_points_of_4, sums, i, plane, 4 * plane)
     store_row_of_2(from_points_of_4(row_of_4(h, 0)), out, j, apart[1], epilogue)
     store_row_of_2(from_points_of_4(row_of_4(h, 1)), out, j + apart[0], apart[1], epilogue)
 
@@ -282,7 +247,7 @@ def tile_from_points_5(
     sums: Pointer, i: int, plane: int, out: Pointer, j: int, apart: Apart, epilogue: EpilogueValues
 ) -> None:
     """25 planes to 2 x 2 outputs."""
-    h = from_columns_of_5(sums, i, plane, 5 * plane)
+    h = columns_of_5(from_points_of_5, sums, i, plane, 5 * plane)
     store_row_of_2(from_points_of_5(row_of_5(h, 0)), out, j, apart[1], epilogue)
     store_row_of_2(from_points_of_5(row_of_5(h, 1)), out, j + apart[0], apart[1], epilogue)
 
@@ -291,7 +256,7 @@ def tile_from_points_5(
 def store_row_of_4(
     x: TileLine, out: Pointer, j: int, per_pixel: int, epilogue: EpilogueValues
 ) -> None:
-    """Return the epilogue of 4 vectors."""
+    """Store the epilogue of 4 vectors."""
     store_row_of_2(x, out, j, per_pixel, epilogue)
     apply_epilogue(x[2], out, j + 2 * per_pixel, epilogue)
     apply_epilogue(x[3], out, j + 3 * per_pixel, epilogue)
@@ -302,7 +267,7 @@ def tile_from_points_6(
     sums: Pointer, i: int, plane: int, out: Pointer, j: int, apart: Apart, epilogue: EpilogueValues
 ) -> None:
     """36 planes to 4 x 4 outputs."""
-    h = from_columns_of_6(sums, i, plane, 6 * plane)
+    h = columns_of_6(from_points_of_6, sums, i, plane, 6 * plane)
     store_row_of_4(from_points_of_6(row_of_6(h, 0)), out, j, apart[1], epilogue)
     store_row_of_4(from_points_of_6(row_of_6(h, 1)), out, j + apart[0], apart[1], epilogue)
     store_row_of_4(from_points_of_6(row_of_6(h, 2)), out, j + 2 * apart[0], apart[1], epilogue)

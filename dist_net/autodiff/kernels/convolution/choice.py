@@ -162,10 +162,10 @@ def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:
 def _compiled(algorithm: Im2Row | Winograd | Depthwise, problem: Problem) -> Algorithm:
     """Return the compiled version, which was measured to be faster for every supported layer."""
     # Importing numba, which is optional, takes half a second.
-    from dist_net.autodiff.kernels.compiled.depthwise import CompiledDepthwise
-    from dist_net.autodiff.kernels.compiled.im2row import CompiledIm2Row
+    from dist_net.autodiff.kernels.compiled.depthwise_loops import CompiledDepthwise
+    from dist_net.autodiff.kernels.compiled.im2row_loops import CompiledIm2Row
     from dist_net.autodiff.kernels.compiled.vectors import LANES
-    from dist_net.autodiff.kernels.compiled.winograd import CompiledWinograd
+    from dist_net.autodiff.kernels.compiled.winograd_loops import CompiledWinograd
 
     if problem.dtype != np.float32:
         return algorithm

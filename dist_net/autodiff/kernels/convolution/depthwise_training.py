@@ -100,10 +100,10 @@ def filter_gradient(
 def compiled_kernels() -> ModuleType | None:
     """Return the module of the compiled kernels; None without the extra ``fast``."""
     try:
-        from dist_net.autodiff.kernels.compiled import depthwise
+        from dist_net.autodiff.kernels.compiled import depthwise_loops
     except ImportError:
         return None
-    return depthwise
+    return depthwise_loops
 
 
 def _compiled_for(*arrays: Array) -> ModuleType | None:

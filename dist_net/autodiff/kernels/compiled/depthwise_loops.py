@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call
-from dist_net.autodiff.kernels.compiled.im2row import (
+from dist_net.autodiff.kernels.compiled.im2row_loops import (
     EPILOGUE,
     EpilogueNumbers,
     apply_epilogue,

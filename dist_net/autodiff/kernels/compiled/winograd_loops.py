@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dist_net.autodiff.arrays import Array, Call, Shape
-from dist_net.autodiff.kernels.compiled.im2row import (
+from dist_net.autodiff.kernels.compiled.im2row_loops import (
     EPILOGUE,
     EpilogueNumbers,
     epilogue_of,
