@@ -30,7 +30,7 @@ from dist_net.spelling import suggestion
 
 Loss = Callable[[Expression, Expression], Expression]
 
-SMALLEST_PROBABILITY = 1e-7
+MIN_PROBABILITY = 1e-7
 
 __all__ = [
     "Loss",
@@ -48,7 +48,7 @@ def cross_entropy_of_probabilities(probabilities: Expression, labels: Expression
     needs no such bound. Raises ``DTypeError`` unless labels are integers.
     """
     require_class_indices("cross_entropy_of_probabilities", labels)
-    return -log(maximum(gather(probabilities, labels), SMALLEST_PROBABILITY))
+    return -log(maximum(gather(probabilities, labels), MIN_PROBABILITY))
 
 
 def mean_squared_error(outputs: Expression, labels: Expression) -> Expression:

@@ -101,7 +101,11 @@ def adam(
     epsilon: float,
     crumb: float,
 ) -> bool:
-    """Move the means towards g and g² by the given factors, then w ← w - η m / (√v + ε)."""
+    """Move the means towards g and g² by the given factors, then w ← w - η m / (√v + ε).
+
+    If ``rates`` also holds a decay d for each gradient, w ← w - d w comes first.
+    """
+    has_decay = len(rates) > len(gradients)  # known when the loop is compiled
     is_finite = True
     for i in range(weights.size):
         w = weights[i]
@@ -109,6 +113,8 @@ def adam(
         v = mean_square[i]
         for k in range(len(gradients)):
             g = gradients[k][i]
+            if has_decay:
+                w -= w * rates[len(gradients) + k]
             m = (m + (g - m) * towards + crumb) - crumb
             v = (v + (g * g - v) * towards_square + crumb) - crumb
             w -= m / (math.sqrt(v) + epsilon) * rates[k]
@@ -116,39 +122,6 @@ def adam(
         next_mean_square[i] = v
         out[i] = w
         is_finite &= (abs(w) < LIMIT) & (v < INFINITE)  # v is never negative
-    return is_finite
-
-
-def adamw(
-    weights: Vector,
-    gradients: Vectors,
-    out: Vector,
-    rates: Rates,
-    mean: Vector,
-    mean_square: Vector,
-    next_mean: Vector,
-    next_mean_square: Vector,
-    towards: float,
-    towards_square: float,
-    epsilon: float,
-    crumb: float,
-) -> bool:
-    """w ← w - d w, then ``adam``; ``rates`` holds all learning rates, then all decays d."""
-    is_finite = True
-    for i in range(weights.size):
-        w = weights[i]
-        m = mean[i]
-        v = mean_square[i]
-        for k in range(len(gradients)):
-            g = gradients[k][i]
-            w -= w * rates[len(gradients) + k]
-            m = (m + (g - m) * towards + crumb) - crumb
-            v = (v + (g * g - v) * towards_square + crumb) - crumb
-            w -= m / (math.sqrt(v) + epsilon) * rates[k]
-        next_mean[i] = m
-        next_mean_square[i] = v
-        out[i] = w
-        is_finite &= (abs(w) < LIMIT) & (v < INFINITE)
     return is_finite
 
 
@@ -176,7 +149,7 @@ def adagrad(
     return is_finite
 
 
-LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adamw, adagrad)}
+LOOPS = {each.__name__: each for each in (sgd, momentum, nesterov, adam, adagrad)}
 
 
 @cache

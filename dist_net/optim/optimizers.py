@@ -158,7 +158,7 @@ class AdamW(Adam):
 
     weight_decay: float = 0.004
 
-    loop = "adamw"
+    loop = "adam"
 
     def __post_init__(self) -> None:
         super().__post_init__()

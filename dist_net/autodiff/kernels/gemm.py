@@ -22,7 +22,7 @@ from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 # Measured on Zen 4 with OpenBLAS 0.3.31, whose limit for small products is 10⁶ multiplications:
 # 16 rows by (512, 1024) run at 95 instead of 44 GFLOP/s, 128 rows by (128, 256) at 99 instead of
 # 83. Bands of 32 or 128 columns, and pieces of half or twice the size, are slower.
-WIDEST_BAND = 64
+MAX_BAND = 64
 BAND_STEP = ROW_STEP = 8
 PIECE = 1 << 19  # multiplications
 SMALL = 10**6  # multiplications of a product that BLAS computes without copies
@@ -78,7 +78,7 @@ class GemmInPieces(Gemm):
 
     def step(self, columns: int) -> int:
         """Return the width of a band: the largest that divides ``columns``, or ``columns``."""
-        bands = range(WIDEST_BAND, 0, -BAND_STEP)
+        bands = range(MAX_BAND, 0, -BAND_STEP)
         return next((band for band in bands if columns % band == 0), columns)
 
     def part(self, matrix: Array, columns: slice) -> Array:
@@ -100,7 +100,7 @@ class GemmInPieces(Gemm):
     def of_matrices(self, a: Array, b: Array, out: Array) -> Call:
         (rows, inner), columns = a.shape, b.shape[1]
         band = self.step(columns)
-        is_cut = rows * inner * columns > SMALL and inner <= MAX_ROW and band <= WIDEST_BAND
+        is_cut = rows * inner * columns > SMALL and inner <= MAX_ROW and band <= MAX_BAND
         if not (is_cut and b.flags.c_contiguous and b.dtype == np.float32):
             return super().of_matrices(a, b, out)
         bands = b.reshape(inner, columns // band, band, copy=False).swapaxes(0, 1)

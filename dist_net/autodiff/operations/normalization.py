@@ -21,7 +21,7 @@ from dist_net.autodiff.operations.reduction import broadcast_to, mean, sum
 from dist_net.autodiff.operations.shaping import reshape
 from dist_net.errors import ShapeError
 
-LARGEST_SHIFT = 16.0
+MAX_SHIFT = 16.0
 """If the squared mean is at most this multiple of the variance, the variance is the mean of squares
 minus the squared mean. That takes half the time of summing squared differences, with at most 17
 times the rounding error."""
@@ -47,7 +47,7 @@ class Variance(SharedOperation):
             np.multiply(total, share, out)
             np.multiply(center, center, square)
             np.subtract(out, square, out)
-            np.multiply(out, LARGEST_SHIFT, total)
+            np.multiply(out, MAX_SHIFT, total)
             np.greater(square, total, is_far)
             if is_far.any():
                 add_differences()

@@ -76,7 +76,7 @@ class RunOptions:
         sync_interval_s(self.sync)
 
     def settings(self, loaded: LoadedRecipe, dataset: Dataset) -> RunSettings:
-        """The run's settings; raises SettingError or SettingError."""
+        """The run's settings; raises SettingError."""
         recipe, targets = loaded.recipe, samples_of(dataset.train_targets)
         given = {
             "epochs": self.epochs,

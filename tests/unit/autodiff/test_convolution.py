@@ -142,7 +142,7 @@ def test_it_does_not_matter_how_it_is_cut_into_strips(geometry, monkeypatch):
     monkeypatch.setattr(patches, "STRIP_BYTES", 1)
     x, kernel, *how = geometry
     for pixels in (1, 5, 20):
-        monkeypatch.setattr(patches, "FEWEST_PIXELS", pixels)
+        monkeypatch.setattr(patches, "MIN_PIXELS", pixels)
         monkeypatch.setattr(depthwise, "PRODUCTS", pixels * math.prod(kernel))
         agree(draw(*x), draw(*kernel), *how)
 
@@ -243,7 +243,7 @@ def test_several_threads_find_the_same_and_the_same_bits_each_time(
     threads, stride, groups, monkeypatch
 ):
     monkeypatch.setattr(patches, "STRIP_BYTES", 1)
-    monkeypatch.setattr(patches, "FEWEST_PIXELS", 8)
+    monkeypatch.setattr(patches, "MIN_PIXELS", 8)
     x, kernel = draw(5, 7, 6, 6), draw(3, 3, 6 // groups, 4)
     seen = windows(3, stride, 1, (7, 6))
     expected = by_scipy(x, kernel, seen, groups)

@@ -53,7 +53,7 @@ def small_strips(monkeypatch):
     for module in (steps, pool_module):
         monkeypatch.setattr(module, "SHARED_STRIP_BYTES", 500)
     monkeypatch.setattr(patches, "STRIP_BYTES", 1)
-    monkeypatch.setattr(patches, "FEWEST_PIXELS", 8)
+    monkeypatch.setattr(patches, "MIN_PIXELS", 8)
 
 
 @pytest.mark.usefixtures("small_strips")

@@ -135,7 +135,7 @@ def test_strips_lanes_and_threads_change_nothing(threads, strip_bytes, many_elem
     monkeypatch.setattr(thread_pool, "STRIP_BYTES", strip_bytes)
     monkeypatch.setattr(columns, "MANY_ELEMENTS", many_elements)
     for far in (0.0, 1e9):  # the variance by either way
-        monkeypatch.setattr(normalization, "LARGEST_SHIFT", far)
+        monkeypatch.setattr(normalization, "MAX_SHIFT", far)
         values = ad.compile(outputs, ThreadPool(threads)).bind(arrays).run()
         for value, same in zip(values, expected, strict=True):
             np.testing.assert_allclose(value, same, rtol=1e-10, atol=1e-12)

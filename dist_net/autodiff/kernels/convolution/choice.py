@@ -25,11 +25,11 @@ from dist_net.autodiff.kernels.windows import Windows
 
 # The windows that Winograd supports, and their strides.
 WINOGRAD = {Windows((3, 3), (stride, stride), ((1, 1), (1, 1))): stride for stride in (1, 2)}
-FEWEST_CHANNELS = 16  # with fewer, the transforms take more time than the saved products
-FEWEST_STRIDED = 64  # the same with a stride of 2, which saves fewer products
-FEWEST_TILES = 16  # of 4x4 outputs in an image; with fewer, reading the larger filters dominates
+MIN_CHANNELS = 16  # with fewer, the transforms take more time than the saved products
+MIN_STRIDED = 64  # the same with a stride of 2, which saves fewer products
+MIN_TILES = 16  # of 4x4 outputs in an image; with fewer, reading the larger filters dominates
 ROWS_OF_A_PRODUCT = 128  # enough for BLAS, few enough that a block's arrays stay in the cache
-FEWEST_ROWS = 32  # of a product; with fewer, threads share its columns instead
+MIN_ROWS = 32  # of a product; with fewer, threads share its columns instead
 ROWS_OF_IM2ROW = 512  # of im2row's product; more rows hardly reduce the reads of the filters
 ROWS_OF_SHORT = 1024  # the same where a row has at most MAX_SHORT values
 MAX_SHORT = 256
@@ -112,11 +112,11 @@ def choose(
     if isinstance(algorithm, Im2Row):
         most = ROWS_OF_SHORT if problem.row_length <= MAX_SHORT else ROWS_OF_IM2ROW
     channels = out_channels
-    if images * per_image < threads * FEWEST_ROWS and problem.groups == 1:
+    if images * per_image < threads * MIN_ROWS and problem.groups == 1:
         channel_step = math.lcm(CHANNEL_STEP, gemm.step(out_channels))
         channels = -(-out_channels // (threads * channel_step)) * channel_step
     else:
-        most = min(most, max(FEWEST_ROWS, -(-images * per_image // threads)))
+        most = min(most, max(MIN_ROWS, -(-images * per_image // threads)))
     return Choice(
         _compiled(algorithm, problem) if compiled else algorithm,
         Blocking(
@@ -149,13 +149,13 @@ def _algorithm(problem: Problem, gemm: Gemm) -> Im2Row | Winograd:
     if (
         stride is None
         or problem.groups != 1
-        or min(problem.x[3], out_channels) < FEWEST_CHANNELS
+        or min(problem.x[3], out_channels) < MIN_CHANNELS
         or divides % 2
     ):
         return Im2Row(gemm)
-    if stride == 2 and problem.x[3] < FEWEST_STRIDED:
+    if stride == 2 and problem.x[3] < MIN_STRIDED:
         return Im2Row(gemm)
-    is_large = divides % 4 == 0 and height * width >= 16 * FEWEST_TILES
+    is_large = divides % 4 == 0 and height * width >= 16 * MIN_TILES
     return Winograd(4 if stride == 1 and is_large else 2, stride, gemm)
 
 

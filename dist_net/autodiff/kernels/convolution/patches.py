@@ -15,7 +15,7 @@ from dist_net.autodiff.kernels.memory import copy_in_runs
 from dist_net.autodiff.kernels.windows import UNPADDED, Pair, Windows
 
 STRIP_BYTES = 1 << 19  # of a strip's rows: a typical L2 cache
-FEWEST_PIXELS = 256  # of a strip; with fewer, BLAS reads the filters too often
+MIN_PIXELS = 256  # of a strip; with fewer, BLAS reads the filters too often
 FEW_CHANNELS = 4  # of a group; runs of so few values are too short to copy one by one
 
 
@@ -55,7 +55,7 @@ class Patches:
         """Return strips of the result: some rows of one image, or all rows of several images."""
         height, width = self.result
         row_bytes = max(1, self.groups * self.length * self.x.itemsize)
-        pixels = max(FEWEST_PIXELS, STRIP_BYTES // row_bytes)
+        pixels = max(MIN_PIXELS, STRIP_BYTES // row_bytes)
         rows = max(1, min(height, pixels // width))
         even_rows = -(-height // -(-height // rows))
         blocking = Blocking(max(1, pixels // (height * width)), even_rows, 1)
