@@ -225,12 +225,34 @@ def broadcast_shape(name: str, *inputs: Expression) -> Shape:
         ) from None
 
 
-def same_dtype(name: str, *inputs: Expression) -> np.dtype[np.generic]:
-    """Return the common dtype of ``inputs``; raises ``DTypeError``. No implicit promotion."""
-    if any(each.dtype != inputs[0].dtype for each in inputs):
+FLOATS = "f"
+"""NumPy's kind of floats."""
+NUMBERS = "fiu"
+"""NumPy's kinds of floats, integers and unsigned integers."""
+
+
+def same_dtype(name: str, *inputs: Expression, kinds: str | None = None) -> np.dtype[np.generic]:
+    """Return the common dtype of ``inputs``; there is no implicit promotion.
+
+    Raises ``DTypeError`` if the dtypes differ or are not of ``kinds``, ``FLOATS`` or ``NUMBERS``.
+    """
+    dtype = inputs[0].dtype
+    if any(each.dtype != dtype for each in inputs):
         dtypes = " and ".join(str(each.dtype) for each in inputs)
         raise DTypeError(f"{name}: dtypes {dtypes} differ; convert one of them with astype()")
-    return inputs[0].dtype
+    if kinds and dtype.kind not in kinds:
+        expected = "floats" if kinds == FLOATS else "numbers"
+        raise DTypeError(f"{name}: expected {expected}, got dtype {dtype}; convert with astype()")
+    return dtype
+
+
+def require_map(name: str, x: Expression) -> None:
+    """Raise ``ShapeError`` unless ``x`` is a map, (N, H, W, C)."""
+    if x.ndim != 4:
+        raise ShapeError(
+            f"{name}: expected (N, H, W, C), got {x.shape}; add a channel axis to grey images with "
+            f"a Lambda"
+        )
 
 
 def operands(first: Operand, second: Operand) -> tuple[Expression, Expression]:

@@ -12,6 +12,8 @@ from dist_net.errors import ShapeError
 from dist_net.nn.layers import Layer
 from dist_net.nn.parameters import Scope
 
+PARAMETRIC = MatMul | Conv2D
+
 
 @dataclass(frozen=True)
 class Features:
@@ -26,7 +28,8 @@ class Features:
     def __call__(self, x: Expression, scope: Scope) -> Expression:
         whole = scope.beside()
         output = self.network(x, whole)
-        last = _last_with_parameters(output)
+        nodes = topological_order([output])
+        last = next((each for each in nodes[::-1] if isinstance(each.operation, PARAMETRIC)), None)
         if last is None:
             raise ShapeError(f"Features: {output} has no dense layer or convolution to remove")
         features = last.inputs[0]
@@ -44,14 +47,3 @@ class Features:
         }
         scope.take_over(whole, reached)
         return features
-
-
-def _last_with_parameters(output: Expression) -> Expression | None:
-    return next(
-        (
-            node
-            for node in reversed(topological_order([output]))
-            if isinstance(node.operation, MatMul | Conv2D)
-        ),
-        None,
-    )

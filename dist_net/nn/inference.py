@@ -27,12 +27,6 @@ from dist_net.vector import Vector
 
 logger = logging.getLogger(__name__)
 
-COMPILED_KERNELS = (  # ``choose`` imports each when it first selects it
-    "dist_net.autodiff.kernels.compiled.depthwise_loops",
-    "dist_net.autodiff.kernels.compiled.im2row_loops",
-    "dist_net.autodiff.kernels.compiled.winograd_loops",
-)
-
 Prepared = Mapping[str, Array]
 """Arrays by name that depend only on a network's weights and are computed once."""
 
@@ -273,8 +267,8 @@ def _gemm_of(model: Model, prepared: Prepared) -> Gemm:
 def import_kernels() -> None:
     """Import the kernels that sessions need; takes a second with the extra ``fast``."""
     if _is_compiled(None):
-        for module in COMPILED_KERNELS:
-            import_module(module)
+        import_module("dist_net.autodiff.kernels.compiled.depthwise_loops")
+        import_module("dist_net.autodiff.kernels.compiled.winograd_loops")  # and im2row_loops
 
 
 def _is_compiled(wanted: bool | None) -> bool:

@@ -27,6 +27,7 @@ from dist_net.autodiff import (
     where,
 )
 from dist_net.autodiff.arrays import integer
+from dist_net.autodiff.expression import require_map
 from dist_net.autodiff.kernels.windows import Padding, Pair, pair
 from dist_net.autodiff.operations.normalization import scale_and_shift
 from dist_net.errors import DTypeError, ParameterError, ShapeError
@@ -95,7 +96,7 @@ class Conv2D:
             )
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        _expect_map("Conv2D", x)
+        require_map("Conv2D", x)
         _expect_floats("Conv2D", x)
         channels = x.shape[3]
         if channels % self.groups:
@@ -126,7 +127,7 @@ class DepthwiseConv2D:
     bias_initializer: Initializer = zeros
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        _expect_map("DepthwiseConv2D", x)
+        require_map("DepthwiseConv2D", x)
         layer = Conv2D(
             x.shape[3],
             self.size,
@@ -153,7 +154,6 @@ class MaxPool:
     padding: Padding = "valid"
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        _expect_map("MaxPool", x)
         return max_pool(x, self.size, self.stride, self.padding)
 
 
@@ -169,7 +169,6 @@ class AveragePool:
     padding: Padding = "valid"
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        _expect_map("AveragePool", x)
         return average_pool(x, self.size, self.stride, self.padding)
 
 
@@ -178,7 +177,7 @@ class GlobalAveragePool:
     """The mean of each channel: (N, H, W, C) to (N, C)."""
 
     def __call__(self, x: Expression, scope: Scope) -> Expression:
-        _expect_map("GlobalAveragePool", x)
+        require_map("GlobalAveragePool", x)
         return mean(x, (1, 2))
 
 
@@ -352,12 +351,4 @@ def _expect_floats(name: str, x: Expression) -> None:
             f"{name}: inputs are {x.dtype}; expected float32. For pixels, start the network with "
             f"Rescale(): Sequential(Rescale(), ...). For floats, build the model with "
             f"input_dtype=np.float32 and convert its inputs with astype(np.float32)"
-        )
-
-
-def _expect_map(name: str, x: Expression) -> None:
-    if x.ndim != 4:
-        raise ShapeError(
-            f"{name}: expected (N, H, W, C), got {x.shape}; add a channel axis to grey images "
-            f"with a Lambda"
         )

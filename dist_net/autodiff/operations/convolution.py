@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, integer
-from dist_net.autodiff.expression import Expression, SharedOperation, apply, same_dtype
+from dist_net.autodiff.expression import (
+    FLOATS,
+    Expression,
+    SharedOperation,
+    apply,
+    require_map,
+    same_dtype,
+)
 from dist_net.autodiff.kernels.convolution.training import (
     convolve,
     filter_gradient,
@@ -21,7 +28,7 @@ from dist_net.autodiff.kernels.convolution.training import (
 )
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.kernels.windows import Padding, Pair, Windows, windows
-from dist_net.errors import DTypeError, ShapeError
+from dist_net.errors import ShapeError
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,7 @@ class Conv2D(SharedOperation):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         x, filters = inputs
-        dtype = same_dtype("conv2d", x, filters)
-        if dtype.kind != "f":
-            raise DTypeError(f"conv2d: expected floats, got dtype {dtype}; convert with astype()")
+        dtype = same_dtype("conv2d", x, filters, kinds=FLOATS)
         images, height, width, _ = x.shape
         return (images, *self.windows.output(height, width), filters.shape[3]), dtype
 
@@ -115,10 +120,10 @@ def conv2d(
     Pads with zeros; ``padding`` is as for ``windows``. Raises ``ShapeError`` if the shapes do not
     match or no window fits, ``DTypeError`` unless both have the same float dtype.
     """
-    if x.ndim != 4 or filters.ndim != 4:
+    require_map("conv2d", x)
+    if filters.ndim != 4:
         raise ShapeError(
-            f"conv2d: shapes {x.shape} and {filters.shape}; expected a map (N, H, W, C) and "
-            f"filters (kh, kw, C / groups, O)"
+            f"conv2d: filters of shape {filters.shape}; expected (kh, kw, C / groups, O)"
         )
     channels, out_channels, groups = x.shape[3], filters.shape[3], integer("conv2d: groups", groups)
     if groups < 1 or filters.shape[2] * groups != channels or out_channels % groups:

@@ -18,6 +18,8 @@ import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
 from dist_net.autodiff.expression import (
+    FLOATS,
+    NUMBERS,
     Expression,
     Operand,
     Operation,
@@ -27,13 +29,8 @@ from dist_net.autodiff.expression import (
     same_dtype,
 )
 from dist_net.autodiff.operations.reduction import sum_to_shape
-from dist_net.errors import DTypeError
 
 Derivatives: TypeAlias = "Sequence[Expression | None]"
-
-NUMBERS = "fiu"
-"""NumPy's kinds of the supported dtypes: floats, integers, unsigned integers."""
-FLOATS = "f"
 
 
 class Elementwise(Operation):
@@ -44,12 +41,7 @@ class Elementwise(Operation):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         name = re.sub("(?<=[a-z])(?=[A-Z])", "_", self.label).lower()
-        dtype = same_dtype(name, *inputs)
-        if dtype.kind not in self.kinds:
-            expected = "floats" if self.kinds == FLOATS else "numbers"
-            raise DTypeError(
-                f"{name}: expected {expected}, got dtype {dtype}; convert with astype()"
-            )
+        dtype = same_dtype(name, *inputs, kinds=self.kinds)
         return broadcast_shape(name, *inputs), dtype
 
     def vjp(self, node: Expression, cotangent: Expression) -> Sequence[Expression | None]:

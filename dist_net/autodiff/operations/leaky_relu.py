@@ -11,9 +11,8 @@ from itertools import pairwise
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, in_order
-from dist_net.autodiff.expression import Expression, apply
+from dist_net.autodiff.expression import FLOATS, Expression, apply
 from dist_net.autodiff.operations.elementwise import (
-    FLOATS,
     Derivatives,
     Elementwise,
     greater,

@@ -10,6 +10,7 @@ import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import (
+    FLOATS,
     Expression,
     Operand,
     SharedOperation,
@@ -20,7 +21,7 @@ from dist_net.autodiff.expression import (
 from dist_net.autodiff.kernels.thread_pool import ThreadPool
 from dist_net.autodiff.operations.reduction import sum_to_shape
 from dist_net.autodiff.operations.shaping import matrix_transpose, reshape
-from dist_net.errors import DTypeError, ShapeError
+from dist_net.errors import ShapeError
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,7 @@ class MatMul(SharedOperation):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         a, b = inputs
-        dtype = same_dtype("matmul", a, b)
-        if dtype.kind != "f":
-            raise DTypeError(f"matmul: expected floats, got dtype {dtype}")
+        dtype = same_dtype("matmul", a, b, kinds=FLOATS)
         try:
             stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         except ValueError:

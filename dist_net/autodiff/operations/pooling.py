@@ -16,11 +16,20 @@ from typing import ClassVar
 import numpy as np
 
 from dist_net.autodiff.arrays import Array, Call, Shape, in_order
-from dist_net.autodiff.expression import Expression, Operation, SharedOperation, apply, constant
+from dist_net.autodiff.expression import (
+    FLOATS,
+    Expression,
+    Operation,
+    SharedOperation,
+    apply,
+    constant,
+    require_map,
+    same_dtype,
+)
 from dist_net.autodiff.kernels.memory import copy_in_runs
 from dist_net.autodiff.kernels.thread_pool import ThreadPool, by_strip
 from dist_net.autodiff.kernels.windows import AxisWindows, Padding, Pair, windows
-from dist_net.errors import DTypeError, ShapeError
+from dist_net.errors import ShapeError
 
 SHORT_RUN = 64  # elements; on shorter runs a ufunc takes longer than a copy followed by a ufunc
 
@@ -291,10 +300,8 @@ def _sides(
     name: str, x: Expression, size: int | Pair, stride: int | Pair | None, padding: Padding
 ) -> list[AxisWindows]:
     """Return the windows along axis 1, down, and along axis 2, across."""
-    if x.ndim != 4:
-        raise ShapeError(f"{name}: shape {x.shape}; expected a map (N, H, W, C)")
-    if x.dtype.kind != "f":
-        raise DTypeError(f"{name}: expected a float, got dtype {x.dtype}; convert with astype()")
+    require_map(name, x)
+    same_dtype(name, x, kinds=FLOATS)
     map_size = x.shape[1], x.shape[2]
     seen = windows(size, size if stride is None else stride, padding, map_size)
     results = seen.output(*map_size)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.lib.array_utils import normalize_axis_tuple
 
 from dist_net.autodiff.arrays import Array, Call, Shape, integers
-from dist_net.autodiff.expression import Expression, Operation, View, apply
+from dist_net.autodiff.expression import NUMBERS, Expression, Operation, View, apply, same_dtype
 from dist_net.autodiff.kernels.columns import column_sums
 from dist_net.autodiff.operations import shaping
-from dist_net.errors import DTypeError, ShapeError
+from dist_net.errors import ShapeError
 
 Axis: TypeAlias = int | Sequence[int] | None
 
@@ -27,9 +27,8 @@ class Reduction(Operation):
 
     def result(self, *inputs: Expression) -> tuple[Shape, np.dtype[np.generic]]:
         (x,) = inputs
-        if x.dtype.kind not in "fiu":
-            raise DTypeError(f"{type(self).__name__.lower()}: expected numbers, got {x.dtype}")
-        return tuple(1 if axis in self.axes else n for axis, n in enumerate(x.shape)), x.dtype
+        shape = tuple(1 if axis in self.axes else n for axis, n in enumerate(x.shape))
+        return shape, same_dtype(self.label.lower(), x, kinds=NUMBERS)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 
 from dist_net.autodiff.arrays import Array, Call, Shape
 from dist_net.autodiff.expression import (
+    FLOATS,
     Expression,
     Operand,
     Operation,
@@ -21,7 +22,6 @@ from dist_net.autodiff.expression import (
     same_dtype,
 )
 from dist_net.autodiff.operations.elementwise import (
-    FLOATS,
     BinaryUfunc,
     Comparison,
     Derivatives,

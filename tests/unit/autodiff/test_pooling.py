@@ -252,7 +252,7 @@ def test_without_images_or_channels_there_is_nothing(name, shape):
 
 @pytest.mark.parametrize("name", POOLS)
 def test_what_is_no_map_or_no_float_is_refused(name):
-    with pytest.raises(ShapeError, match=naming(f"{name}_pool", (4, 4, 1), "(N, H, W, C)")):
+    with pytest.raises(ShapeError, match=naming(f"{name}_pool", "(N, H, W, C)", (4, 4, 1))):
         POOLS[name](ad.variable("x", (4, 4, 1)), 2)
     with pytest.raises(DTypeError, match=naming(f"{name}_pool", "uint8")):
         POOLS[name](ad.variable("x", (1, 4, 4, 1), np.uint8), 2)
