@@ -4,9 +4,9 @@
                          ├──▶ time-out, `Cancel` sent      nothing_came
                          └──▶ asked again                  heard (`Pong` of another gateway)
 
-A silent gateway is sent a `Ping` every ``SILENCE_S``. It answers with its name, and the
-connection's: another name than before means that it was restarted, or the connection was lost and
-made again. Either way no reply will come.
+A client pings a silent gateway every ``SILENCE_S``. The gateway replies with its own name and the
+connection's. If the name changes, the gateway was restarted or the connection was lost, and open
+requests get no reply.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GatewayReply = Answer | Description | Reloaded
 
 
 class Exchange:
-    """A request and its reply, once there is one. It expires at ``deadline``."""
+    """A request and its reply, None until it arrives. It expires at ``deadline``."""
 
     __slots__ = ("deadline", "reply", "request", "timeout_s")
 
@@ -57,7 +57,7 @@ class Conversation:
         self._heard = 0.0
 
     def __len__(self) -> int:
-        """How many requests are open."""
+        """Return the number of open requests."""
         return len(self._open)
 
     def next_id(self) -> int:
@@ -70,14 +70,14 @@ class Conversation:
         return Ping()
 
     def open(self, request: ClientRequest, timeout_s: float, now: float) -> Exchange:
-        """A request is sent now; returns where its reply will be found."""
+        """Record that a request is sent; return the exchange that will hold its reply."""
         exchange = self._open[request.request_id] = Exchange(request, timeout_s, now)
         return exchange
 
     def heard(self, message: object, now: float) -> list[ClientRequest]:
-        """Takes in a message of the gateway; returns the requests to send again.
+        """Process a message of the gateway; return the requests to send again.
 
-        A reply to a request that is not open any more is dropped.
+        A reply to a request that is no longer open is ignored.
         """
         self._heard = now
         if isinstance(message, Answer | Description | Reloaded):
@@ -85,7 +85,7 @@ class Conversation:
             if exchange is not None:
                 exchange.reply = message
         elif isinstance(message, Pong) and message.gateway != self._gateway:
-            # The reply to the only ping comes from the gateway that has all the requests.
+            # After a single ping, the gateway that replies has all requests.
             is_restarted = self._gateway != "" or self._pings_sent > 1
             self._gateway = message.gateway
             if is_restarted:
@@ -93,10 +93,9 @@ class Conversation:
         return []
 
     def nothing_came(self, now: float) -> list[Ping | Cancel]:
-        """Ends overdue requests as expired; returns what to send.
+        """Let overdue requests expire; return the messages to send.
 
-        Call it only when there is nothing left to receive: an answer that is there counts, however
-        late it is read.
+        Call this only when no message is left to receive, so that a reply that has arrived counts.
         """
         overdue = [each for each in self._open.values() if each.deadline <= now]
         messages: list[Ping | Cancel] = [self.cancel(each, Status.EXPIRED) for each in overdue]
@@ -105,7 +104,7 @@ class Conversation:
         return messages
 
     def cancel(self, exchange: Exchange, status: Status = Status.CANCELLED) -> Cancel:
-        """Ends an open request with a reply made here, which has no version."""
+        """End an open request with a local reply, which has no version."""
         request_id = exchange.request.request_id
         del self._open[request_id]
         exchange.reply = Answer(request_id, status, "", "", 0.0, 0.0, 0.0, ())

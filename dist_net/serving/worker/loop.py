@@ -31,7 +31,7 @@ from dist_net.wire.transport import ClientSocket
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
-LOADING_POLL_S = 0.01  # until a version that is loaded is told of
+LOADING_POLL_S = 0.01  # while a version is loading, to report it soon
 JOIN_AGAIN_AFTER_S = 1.0
 ANSWER_WITHIN_S = 10.0
 SILENT_TIMEOUTS = 3  # of the gateway's heartbeat timeout, until it counts as lost
@@ -69,12 +69,12 @@ def connected_worker(
 
 
 class InferenceWorker:
-    """Answers batches for the gateway that ``connection`` leads to until it is told to leave.
+    """Answer the batches of the gateway at ``connection`` until stopped.
 
-    The gateway has ``ANSWER_WITHIN_S`` to let the worker join; after that its own heartbeat timeout
-    counts. A child of the gateway, whose end the system reports, ``bears_silence`` of any length.
-    ``was_stopped``: it leaves because of `stop`, and not because the gateway let it go. Whoever
-    does not call `serve` calls `tick` and `handle` as that does.
+    The gateway must reply within ``ANSWER_WITHIN_S`` when the worker joins, and later within its
+    own heartbeat timeout. With ``bears_silence`` silence is never a timeout: the OS reports the
+    gateway's exit. ``was_stopped`` is set by `stop`, not by the gateway's `Stop`. Callers use
+    `serve`, or call `tick` and `handle` in the same order.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class InferenceWorker:
         self._clock = clock
         self._heartbeats: HeartbeatSender | None = None
         self._welcome: PoolWelcome | None = None
-        self._worker_id = 0  # of the last time that it joined
+        self._worker_id = 0  # since the worker last joined
         self._join_at_s = self._heard_s = self._ticked_s = self._clock.now()
         self._leave_reason: str | None = None
         self.was_stopped = False
 
     def stop(self, reason: str) -> None:
-        """Leaves at the next turn of the loop; a signal handler may call it."""
+        """Leave at the next turn of the loop; safe in a signal handler."""
         self._leave_reason = reason
         self.was_stopped = True
 
@@ -109,13 +109,13 @@ class InferenceWorker:
         self._models.close()
 
     def serve(self) -> str:
-        """Returns why it left.
+        """Serve until stopped; return the reason.
 
-        Raises NoAnswerError if the gateway never answers, ServerLostError if it falls silent, and
-        JoinRefusedError if it refuses this worker.
+        Raises `NoAnswerError` if the gateway never replies, `ServerLostError` if it stops replying,
+        and `JoinRefusedError` if it refuses this worker.
         """
         while self._leave_reason is None:
-            # Joins before a gateway that refuses the keys closes the connection.
+            # `tick` joins before a gateway that refuses the keys closes the connection.
             message = self._socket.receive(self.tick())
             if message is not None:
                 self.handle(message)
@@ -123,17 +123,17 @@ class InferenceWorker:
         return self._leave_reason
 
     def leave(self) -> None:
-        """Says goodbye, if it has joined."""
+        """Send `Leave`, if the worker is a member."""
         if self._welcome is not None:
             self._socket.send(Leave(self._welcome.worker_id))
 
     @property
     def leaves(self) -> bool:
-        """Whether it was told to leave."""
+        """Return whether the worker must leave."""
         return self._leave_reason is not None
 
     def handle(self, message: Message) -> None:
-        """Does what the gateway says."""
+        """Process a message of the gateway."""
         self._heard_s = self._clock.now()
         match message:
             case RunBatch():
@@ -147,7 +147,7 @@ class InferenceWorker:
             case Refuse(reason, may_rejoin):
                 self._refused(reason, may_rejoin)
             case Alive():
-                pass  # by which the gateway finds out whether this connection is still there
+                pass  # the gateway sends it to detect a lost connection
             case Stop(reason):
                 self._leave_reason = reason
             case _:
@@ -164,7 +164,7 @@ class InferenceWorker:
         return BatchDone(run.batch_id, *network.answer(run.payloads, run.is_image))
 
     def tick(self) -> float:
-        """Does what is due; returns how long to wait for a message before the next tick."""
+        """Do what is due; return the longest wait for a message before the next tick."""
         for loaded in self._models.finished():
             self._socket.send(loaded)
         now = self._clock.now()
