@@ -198,9 +198,9 @@ class InferenceWorker:
         if not self._bears_silence and now - self._heard_s > SILENT_TIMEOUTS * timeout_s:
             silent_s = now - self._heard_s
             raise ServerLostError(
-                f"the gateway at {self._socket.address} has said nothing for {silent_s:.1f} s; "
-                f"expected an answer to each heartbeat: see whether it still runs, and start this "
-                f"worker again"
+                f"no message from the gateway at {self._socket.address} for {silent_s:.1f} s; "
+                f"expected a reply to every heartbeat. Check that the gateway is running, then "
+                f"restart this worker"
             )
 
     def _begin(self, welcome: PoolWelcome) -> None:
