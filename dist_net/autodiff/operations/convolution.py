@@ -18,7 +18,6 @@ from dist_net.autodiff.expression import (
     Expression,
     SharedOperation,
     apply,
-    require_map,
     same_dtype,
 )
 from dist_net.autodiff.kernels.convolution.training import (
@@ -120,10 +119,10 @@ def conv2d(
     Pads with zeros; ``padding`` is as for ``windows``. Raises ``ShapeError`` if the shapes do not
     match or no window fits, ``DTypeError`` unless both have the same float dtype.
     """
-    require_map("conv2d", x)
-    if filters.ndim != 4:
+    if x.ndim != 4 or filters.ndim != 4:
         raise ShapeError(
-            f"conv2d: filters of shape {filters.shape}; expected (kh, kw, C / groups, O)"
+            f"conv2d: shapes {x.shape} and {filters.shape}; expected a map (N, H, W, C) and "
+            f"filters (kh, kw, C / groups, O)"
         )
     channels, out_channels, groups = x.shape[3], filters.shape[3], integer("conv2d: groups", groups)
     if groups < 1 or filters.shape[2] * groups != channels or out_channels % groups:
