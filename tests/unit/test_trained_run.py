@@ -24,14 +24,14 @@ from image_runs import COLOURS, SIDE, write_run
 @pytest.mark.parametrize(
     ("recipe", "options", "error", "words"),
     [
-        (None, {}, RecipeError, "a NoneType cannot be sent .*: LocalCluster trains a"),
-        ("digit", {}, RecipeError, "no recipe 'digit'; did you mean digits"),
-        ("digits", {"optimizer": "adamz"}, SettingError, "optimizer 'adamz'"),
-        ("digits", {"clip_norm": -1.0}, SettingError, "clip_norm=-1.0: expected a finite number"),
+        (None, {}, RecipeError, "NoneType.*LocalCluster"),
+        ("digit", {}, RecipeError, "'digit'.*digits"),
+        ("digits", {"optimizer": "adamz"}, SettingError, "'adamz'"),
+        ("digits", {"clip_norm": -1.0}, SettingError, "clip_norm=-1.0"),
         ("digits", {"workers": 0}, SettingError, "workers=0"),
         # With workers it is bsp:N, so that something else is refused.
         ("digits", {"consistency": "bsp", "clip_norm": -1.0}, SettingError, "clip_norm=-1.0"),
-        ("digits", {"weight_decay": 0.1}, SettingError, "expected the optimizer adamw"),
+        ("digits", {"weight_decay": 0.1}, SettingError, "weight_decay=0.1.*adamw"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_and_no_directory_is_made(

@@ -15,6 +15,7 @@ from dist_net.cli.simulate import TYPICAL_COSTS
 from dist_net.errors import BadInputError, MissingExtraError
 from dist_net.training.planner.costs import GOODPUT, ClusterCosts, ExchangeCost
 from dist_net.training.run.measuring import WARM_UP, MeasuredExchange, RecipeStep
+from naming import naming
 
 BY_HAND = ("--step-ms", "3.5", "--parameters", "100000", "--network", "1gbit:0.1ms")
 
@@ -128,40 +129,40 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "values"),
     [
-        (["--workers", "0"], "--workers: 0 is below 1"),
-        (["--workers", "many"], "--workers: invalid count value: 'many'"),
-        (["--step-ms", "0"], "--step-ms: 0 is not a finite number above 0"),
-        (["--step-ms", "inf"], "--step-ms: inf is not a finite number above 0"),
-        (["--parameters", "-5"], "--parameters: -5 is below 1"),
-        (["--network", "fast"], "--network: network='fast': expected shared-memory, or a rate"),
+        (["--workers", "0"], ["--workers", 0, 1]),
+        (["--workers", "many"], ["--workers", "'many'"]),
+        (["--step-ms", "0"], ["--step-ms", 0]),
+        (["--step-ms", "inf"], ["--step-ms", "inf"]),
+        (["--parameters", "-5"], ["--parameters", -5, 1]),
+        (["--network", "fast"], ["--network", "network='fast'", "shared-memory"]),
     ],
 )
 def test_unreadable_options_are_refused(
-    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], values: list[object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         simulate(*BY_HAND, *words)
     assert ended.value.code == 2
-    assert says in capsys.readouterr().err
+    assert re.match(naming(*values), capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "RECIPE, or --step-ms and --parameters"),
-        (["--step-ms", "1"], "RECIPE, or --step-ms and --parameters"),
+        ([], "RECIPE.*--step-ms.*--parameters"),
+        (["--step-ms", "1"], "RECIPE.*--step-ms.*--parameters"),
         (["--measure"], "--measure .*RECIPE"),
         (["digits", "--save-costs", "costs.json"], "--save-costs .*--measure"),
-        (["digits", "--costs", "costs.json"], "--costs .*RECIPE or --measure"),
+        (["digits", "--costs", "costs.json"], "--costs .*RECIPE.*--measure"),
         (["--costs", "nowhere/costs.json"], "nowhere/costs.json"),
-        (["digits", "--batch-size", "100000"], "batch_size=100000, threads=1: expected at most"),
-        (["digits", "--threads", "99999"], "threads=99999: expected at most"),
-        ([*BY_HAND, "--consistency", "some"], "consistency='some': expected auto, async"),
-        (["fashion-mnits"], "no recipe 'fashion-mnits'"),
-        ([*BY_HAND, "--plot", "capacity.gif"], "capacity.gif: .*.png or .svg"),
-        ([*BY_HAND, "--workers", "100000"], "workers=100000: expected at most 10,000"),
+        (["digits", "--batch-size", "100000"], "batch_size=100000"),
+        (["digits", "--threads", "99999"], "threads=99999"),
+        ([*BY_HAND, "--consistency", "some"], "consistency='some'.*auto.*async"),
+        (["fashion-mnits"], "'fashion-mnits'"),
+        ([*BY_HAND, "--plot", "capacity.gif"], r"capacity\.gif.*\.png.*\.svg"),
+        ([*BY_HAND, "--workers", "100000"], "workers=100000.*10,000"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(words: list[str], says: str) -> None:

@@ -33,6 +33,7 @@ from dist_net.nets.checkpoint import (
 from dist_net.training.server.run_state import RunState
 from dist_net.training.server.settings import RunSettings
 from dist_net.vector import Vector
+from naming import naming
 
 # Not in the order of the alphabet, which is that of the file.
 LAYOUT = (("second/weight", (2, 3)), ("first/bias", (4,)), ("scale", ()))
@@ -91,13 +92,13 @@ def test_parameters_lie_in_the_file_under_their_own_names_and_shapes(path: Path)
 def test_a_checkpoint_of_another_model_is_refused(
     layout: tuple[tuple[str, tuple[int, ...]], ...],
 ) -> None:
-    with pytest.raises(CheckpointMismatchError, match="another model"):
+    with pytest.raises(CheckpointMismatchError, match=naming("'digits'", "model")):
         a_checkpoint().require_layout(layout)
 
 
 def test_the_difference_between_two_models_is_named() -> None:
     layout = (LAYOUT[0], ("first/bias", (5,)), LAYOUT[2])
-    with pytest.raises(CheckpointMismatchError, match=r"bias \(4,\), expected first/bias \(5,\)"):
+    with pytest.raises(CheckpointMismatchError, match=naming("first/bias (4,)", "first/bias (5,)")):
         a_checkpoint().require_layout(layout)
 
 
@@ -106,20 +107,20 @@ def test_a_checkpoint_cut_short_anywhere_is_refused(path: Path) -> None:
     content = path.read_bytes()
     for length in (9, 20, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
-        with pytest.raises(CheckpointDamagedError, match="cut short"):
+        with pytest.raises(CheckpointDamagedError, match=naming(path, "header")):
             read_checkpoint(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"# not a checkpoint\n" * 100, bytes(1000)])
 def test_another_file_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(NotACheckpointError, match="is not a checkpoint"):
+    with pytest.raises(NotACheckpointError, match=naming("checkpoint.safetensors", ".safetensors")):
         read_checkpoint(path)
 
 
 def test_a_safetensors_file_of_somebody_else_is_refused(path: Path) -> None:
     save_file({"weight": np.zeros(3, np.float32)}, path, metadata={"format": "pt"})
-    with pytest.raises(NotACheckpointError, match="is not a checkpoint"):
+    with pytest.raises(NotACheckpointError, match=naming("checkpoint.safetensors", ".safetensors")):
         read_checkpoint(path)
 
 
@@ -136,7 +137,10 @@ def rewritten(path: Path, metadata: dict[str, str], without: str = "", **changed
 def test_a_checkpoint_of_a_later_format_is_refused(path: Path) -> None:
     write_checkpoint(path, a_checkpoint())
     rewritten(path, {FORMAT_KEY: json.dumps(FORMAT_VERSION + 1)})
-    with pytest.raises(CheckpointMismatchError, match=f"format {FORMAT_VERSION + 1}.*upgrade"):
+    with pytest.raises(
+        CheckpointMismatchError,
+        match=naming(f"format {FORMAT_VERSION + 1}", FORMAT_VERSION),
+    ):
         read_checkpoint(path)
 
 
@@ -188,12 +192,12 @@ def test_a_checkpoint_with_another_thing_for_a_part_is_refused(
 def test_weights_that_are_missing_or_not_finite_are_refused(path: Path) -> None:
     write_checkpoint(path, a_checkpoint())
     rewritten(path, {}, without="first/bias")
-    with pytest.raises(CheckpointDamagedError, match=r"does not hold first/bias \(4,\)"):
+    with pytest.raises(CheckpointDamagedError, match=naming("first/bias (4,)")):
         read_checkpoint(path)
     for bad in (np.full(4, np.nan, np.float32), np.zeros(4, np.int32)):
         write_checkpoint(path, a_checkpoint())
         rewritten(path, {}, **{"first/bias": bad})
-        with pytest.raises(CheckpointDamagedError, match="first/bias is no array of finite"):
+        with pytest.raises(CheckpointDamagedError, match=naming("first/bias", "finite")):
             read_checkpoint(path)
 
 
@@ -311,9 +315,9 @@ def test_a_run_goes_on_from_a_checkpoint_or_refuses_it_whatever_it_holds() -> No
 
 
 def test_a_missing_checkpoint_and_a_directory_are_refused(path: Path) -> None:
-    with pytest.raises(CheckpointMissingError, match="No such file"):
+    with pytest.raises(CheckpointMissingError, match=naming(path, "No such file")):
         read_checkpoint(path)
-    with pytest.raises(CheckpointMissingError, match="directory"):
+    with pytest.raises(CheckpointMissingError, match="Is a directory"):
         read_checkpoint(path.parent)
 
 
@@ -327,7 +331,7 @@ def test_a_failure_while_writing_leaves_the_old_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, failing, fail)
-    with pytest.raises(CheckpointWriteError, match="No space left"):
+    with pytest.raises(CheckpointWriteError, match=naming(path, "No space left")):
         write_checkpoint(path, a_checkpoint(version=2))
     assert read_checkpoint(path).version == 1
 

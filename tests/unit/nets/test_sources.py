@@ -49,6 +49,7 @@ from dist_net.wire.messages import Snapshot
 from dist_net.wire.reaching import ServerAccess
 from dist_net.wire.security import PeerKeys
 from dist_net.wire.token import POOL, TRAINING, JoinToken
+from naming import naming
 
 CONFIGURATION = """
 [net]
@@ -130,7 +131,7 @@ def write_run(directory: RunDirectory, seed: int, reference: str = "digits") -> 
 )
 def test_a_source_may_be_given_a_name(text, parts):
     if parts is None:
-        with pytest.raises(ModelOptionError, match=r"expected NAME="):
+        with pytest.raises(ModelOptionError, match="NAME="):
             named_source(text)
     else:
         assert named_source(text) == NamedSource(*parts)
@@ -156,20 +157,20 @@ def test_a_checkpoint_is_called_after_its_run(run):
 
 def test_what_is_nothing_is_refused(net, run):
     weights, labels = files(net)
-    with pytest.raises(UnknownModelError, match="did you mean darknet53"):
+    with pytest.raises(UnknownModelError, match=naming("'darknet35'", "darknet53")):
         called("darknet35")
-    with pytest.raises(ModelOptionError, match="expected --weights FILE and --labels FILE"):
+    with pytest.raises(ModelOptionError, match=naming("n.cfg", "--weights FILE", "--labels FILE")):
         called(net, weights)
-    with pytest.raises(ModelOptionError, match="expected no --weights"):
+    with pytest.raises(ModelOptionError, match=naming("--weights")):
         called(run.path, weights)
-    with pytest.raises(ModelOptionError, match="expected no --weights"):
+    with pytest.raises(ModelOptionError, match=naming("--weights")):
         called("tcp://127.0.0.1:1", weights)
-    with pytest.raises(ModelOptionError, match="expected no --weights"):
+    with pytest.raises(ModelOptionError, match=naming("--weights")):
         called("efficientnet-lite0", weights)
-    with pytest.raises(UnknownModelError, match="did you mean efficientnet-lite0"):
+    with pytest.raises(UnknownModelError, match=naming("efficientnet-lite0")):
         called("efficientnet-lite")
     with pytest.raises(
-        UnknownModelError, match="is no model; expected efficientnet-lite0, the name of"
+        UnknownModelError, match=naming(str(labels), "efficientnet-lite0", "alexnet")
     ):
         called(labels).read()
     assert isinstance(called("ipc:///somewhere"), FollowedRun)
@@ -206,7 +207,7 @@ def test_a_pretrained_net_is_built_again_from_its_name(tmp_path, monkeypatch):
     assert sent.architecture.build("m") is lite0.model()
     assert (description.has_logits, description.fitting) == (True, "imagenet")
     assert description.labels[0] == "tench"
-    with pytest.raises(ModelLoadError, match="the net efficientnet-lite9 is not in this release"):
+    with pytest.raises(ModelLoadError, match=naming("efficientnet-lite9", "release")):
         PublishedArchitecture("efficientnet-lite9").build("m")
 
 
@@ -312,7 +313,7 @@ def test_names_of_classes_can_be_given(run, net):
     names = net.with_name("names")
     names.write_text("".join(f"digit {i}\n" for i in range(10)))
     assert called(run.path, None, names).read().labels[3] == "digit 3"
-    with pytest.raises(LabelsError, match="10 names for a net of 3"):
+    with pytest.raises(LabelsError, match=naming("10 names", 3)):
         called(net, *files(net)).read()
 
 
@@ -368,7 +369,7 @@ def test_nothing_outside_a_run_is_ever_run(run: RunDirectory, own: Path, copy: s
         run.recipe.write_text(own.read_text())
     else:
         run.recipe.unlink()
-    with pytest.raises(RecipeChangedError, match=r"recipe's file .*/run/recipe.py (is|has)"):
+    with pytest.raises(RecipeChangedError, match=naming("run/recipe.py")):
         called(run.path).read()
 
 
@@ -423,7 +424,7 @@ def test_a_token_is_the_run_that_it_is_of(monkeypatch: pytest.MonkeyPatch) -> No
     assert named_source(token.text).name == "live"
     assert named_source(f"mine={token.text}").name == "mine"
     for wrong in (replace(token, kind=POOL).text, token.text[:-1]):
-        with pytest.raises(TokenError, match=r"expected one of a parameter server|damaged"):
+        with pytest.raises(TokenError, match=r"parameter server|damaged"):
             source_called(wrong, None, None, progress)
 
 

@@ -125,15 +125,15 @@ def test_a_file_that_could_be_cut_short_is_not_mapped(owner):
 @pytest.mark.parametrize(
     ("size", "file_bytes", "cause"),
     [
-        (0, 4096 * 3, "vectors of 0 float32 elements"),
-        (-1, 4096 * 3, "vectors of -1 float32 elements"),
+        (0, 4096 * 3, " 0 float32"),
+        (-1, 4096 * 3, " -1 float32"),
         (6, 16, "no vector"),
         (6, 24, "no vector"),
         (6, 4096, "no vector"),
         (6, 4096 * 3 + 1, "8193 bytes"),
-        (6, 4096 * 2**20, "more than 4096 vectors"),
-        (2**60, 4096 * 3, "vectors of 1152921504606846976 float32 elements"),
-        (6, 2**62, "more than 4096 vectors"),
+        (6, 4096 * 2**20, "4096 vectors"),
+        (2**60, 4096 * 3, "1152921504606846976 float32"),
+        (6, 2**62, "4096 vectors"),
     ],
 )
 def test_a_segment_made_by_hand_is_refused(size, file_bytes, cause):

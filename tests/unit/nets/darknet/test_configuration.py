@@ -13,6 +13,7 @@ from dist_net.nets.darknet.configuration import (
     read_configuration,
     write_configuration,
 )
+from naming import naming
 
 NET = "[net]\nheight=4\nwidth=4\nchannels=3\n"
 
@@ -43,37 +44,36 @@ def test_options_of_training_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "words"),
+    ("text", "line", "values"),
     [
-        ("", 1, "first section is missing; expected [net]"),
-        ("[conv]\nsize=3", 1, "first section is [convolutional]; expected [net]"),
-        ("height=3\n[net]", 1, "height before the first section; expected [net]"),
-        (NET + "[convolutionl]", 5, "layer [convolutionl]; did you mean convolutional?"),
-        (NET + "[yolo]", 5, "layer [yolo] is not supported"),
-        (NET + "[xyzzy]", 5, "expected one of net, convolutional"),
-        (NET + "[conv", 5, "'[conv': expected [kind]"),
+        ("", 1, ["[net]"]),
+        ("[conv]\nsize=3", 1, ["[convolutional]", "[net]"]),
+        ("height=3\n[net]", 1, ["height", "[net]"]),
+        (NET + "[convolutionl]", 5, ["[convolutionl]", "convolutional"]),
+        (NET + "[yolo]", 5, ["[yolo]"]),
+        (NET + "[xyzzy]", 5, ["[xyzzy]", "net", "convolutional"]),
+        (NET + "[conv", 5, ["'[conv'", "[kind]"]),
         (
             NET + "[conv]\nfilter=3",
             6,
-            "[convolutional] has no option filter; did you mean filters?",
+            ["[convolutional]", "filter", "filters"],
         ),
-        (NET + "[conv]\nxyzzy=3", 6, "expected one of batch_normalize, filters"),
-        (NET + "[conv]\nsize", 6, "'size': expected [kind] or option=value"),
-        (NET + "[conv]\n=3", 6, "'=3': expected [kind] or option=value"),
-        (NET + "[conv]\nsize=3\nsize=1", 7, "size of line 6"),
-        (NET + "[conv]\nxnor=1", 6, "xnor=1 is a"),
-        (NET + "widht=3\n[conv]", 5, "[net] has no option widht; did you mean width?"),
+        (NET + "[conv]\nxyzzy=3", 6, ["xyzzy", "batch_normalize", "filters"]),
+        (NET + "[conv]\nsize", 6, ["'size'", "[kind]", "option=value"]),
+        (NET + "[conv]\n=3", 6, ["'=3'", "[kind]", "option=value"]),
+        (NET + "[conv]\nsize=3\nsize=1", 7, ["size", "line 6"]),
+        (NET + "[conv]\nxnor=1", 6, ["xnor=1"]),
+        (NET + "widht=3\n[conv]", 5, ["[net]", "widht", "width"]),
     ],
 )
-def test_what_is_no_network_is_refused_by_line(text: str, line: int, words: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
+def test_what_is_no_network_is_refused_by_line(text: str, line: int, values: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match=naming(*values)) as caught:
         parse_configuration(text, "a.cfg")
     assert str(caught.value).startswith(f"a.cfg:{line}: ")
-    assert words in str(caught.value)
 
 
 def test_a_network_has_a_layer() -> None:
-    with pytest.raises(ConfigurationError, match=r"a.cfg: has no layer"):
+    with pytest.raises(ConfigurationError, match=naming("a.cfg")):
         parse_configuration(NET, "a.cfg")
 
 
@@ -95,21 +95,21 @@ def test_options_are_read_as_what_they_are_for() -> None:
 
 @pytest.mark.parametrize("value", ["", "x", "1.5", "0", "-1", "3#three", "2147483648", "9" * 5000])
 def test_what_is_no_such_number_is_refused_by_line(value: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"a.cfg:11: .*a whole number of at least 1"):
+    with pytest.raises(ConfigurationError, match=naming("a.cfg:11", "size=", 1)):
         section(first="1", size=value).integer("size", 1, 1)
 
 
 @pytest.mark.parametrize("value", ["", "x", "nan", "inf", "-inf", "1e300"])
 def test_what_is_no_number_is_refused_by_line(value: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"a.cfg:10: .*expected a number"):
+    with pytest.raises(ConfigurationError, match=naming("a.cfg:10", "scale=")):
         section(scale=value).number("scale", 1.0)
 
 
 def test_flags_and_lists_are_checked_too() -> None:
-    with pytest.raises(ConfigurationError, match="pad=2: expected 0 or 1"):
+    with pytest.raises(ConfigurationError, match=naming("pad=2", 0, 1)):
         section(pad="2").flag("pad")
     for value in ("", "1,", "a", "1;2"):
-        with pytest.raises(ConfigurationError, match=r"a.cfg:10: .*whole numbers"):
+        with pytest.raises(ConfigurationError, match=naming("a.cfg:10", "layers=")):
             section(layers=value).integers("layers")
 
 
@@ -134,9 +134,9 @@ def test_windows_files_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "cannot be read: No such file"),
-        (b"\xff\xd8\xff\xe0", "offset 0: is not text"),
-        (b"#" * (LARGEST_FILE_BYTES + 1), "larger than"),
+        (None, "No such file"),
+        (b"\xff\xd8\xff\xe0", "offset 0"),
+        (b"#" * (LARGEST_FILE_BYTES + 1), "1048576 bytes"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes | None, words: str) -> None:

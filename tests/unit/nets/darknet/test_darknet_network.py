@@ -14,6 +14,7 @@ from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.published import published
 from dist_net.nn import Model, Scope
 from float64 import in_float64
+from naming import naming
 
 RNG = np.random.default_rng(11)
 IMAGES = RNG.random((2, 6, 7, 3)).astype(np.float32)
@@ -226,48 +227,47 @@ def test_gradients_flow_and_averages_move_in_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "line", "words"),
+    ("layers", "line", "values"),
     [
-        ("[conv]\nsize=9\nactivation=linear", 5, "a window of (9, 9) does not fit"),
-        ("[conv]\nactivation=lekay", 6, "activation=lekay: expected one of elu"),
-        ("[conv]\nfilters=4\ngroups=3\nactivation=linear", 5, "groups"),
-        ("[conv]\nfilters=0", 6, "filters=0: expected a whole number of at least 1"),
-        ("[conv]\nsize=two", 6, "size=two"),
-        ("[dropout]\nprobability=1", 6, "probability=1.0: expected less than 1"),
-        ("[softmax]\ntemperature=0", 6, "temperature=0"),
-        ("[softmax]\ngroups=4", 5, "groups=4 of 126 inputs: expected a divisor"),
-        ("[crop]\ncrop_height=7\ncrop_width=1", 5, "7 x 1 from a map of 6 x 7"),
-        ("[shortcut]\nfrom=-1", 6, "from=-1: the first layer"),
-        ("[avg]\n[shortcut]\nfrom=-2", 7, "from=-2: expected -1 to -1, or 0 to 0, in layer 1"),
-        ("[avg]\n[shortcut]\nfrom=1", 7, "from=1: expected"),
-        ("[avg]\n[shortcut]\nactivation=linear", 6, "the option from"),
-        ("[avg]\n[route]\nlayers=-1,5", 7, "layers=5: expected"),
-        ("[avg]\n[route]\n", 6, "layers=: expected whole numbers"),
+        ("[conv]\nsize=9\nactivation=linear", 5, [(9, 9)]),
+        ("[conv]\nactivation=lekay", 6, ["activation=lekay", "elu"]),
+        ("[conv]\nfilters=4\ngroups=3\nactivation=linear", 5, ["groups"]),
+        ("[conv]\nfilters=0", 6, ["filters=0", 1]),
+        ("[conv]\nsize=two", 6, ["size=two"]),
+        ("[dropout]\nprobability=1", 6, ["probability=1.0", 1]),
+        ("[softmax]\ntemperature=0", 6, ["temperature=0"]),
+        ("[softmax]\ngroups=4", 5, ["groups=4", 126]),
+        ("[crop]\ncrop_height=7\ncrop_width=1", 5, ["7 x 1", "6 x 7"]),
+        ("[shortcut]\nfrom=-1", 6, ["from=-1"]),
+        ("[avg]\n[shortcut]\nfrom=-2", 7, ["from=-2", "-1 to -1", "0 to 0", "layer 1"]),
+        ("[avg]\n[shortcut]\nfrom=1", 7, ["from=1"]),
+        ("[avg]\n[shortcut]\nactivation=linear", 6, ["option", "from"]),
+        ("[avg]\n[route]\nlayers=-1,5", 7, ["layers=5"]),
+        ("[avg]\n[route]\n", 6, ["layers="]),
         (
             "[dropout]\n[max]\nstride=2\n[route]\nlayers=0,1",
             8,
-            "the maps of layers [0, 1] are 6 x 7, 3 x 4: expected equal",
+            [[0, 1], "6 x 7", "3 x 4"],
         ),
         (
             "[dropout]\n[conv]\nsize=3\npadding=0\nactivation=linear\n[shortcut]\nfrom=0\nalpha=2",
             10,
-            "alpha=2.0 for maps of 4 x 5 x 1 and 6 x 7 x 3",
+            ["alpha=2.0", "4 x 5 x 1", "6 x 7 x 3"],
         ),
-        ("[dropout]\n[net]", 6, "[net] follows a layer"),
+        ("[dropout]\n[net]", 6, ["[net]"]),
     ],
 )
-def test_what_does_not_fit_is_refused_by_line(layers: str, line: int, words: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
+def test_what_does_not_fit_is_refused_by_line(layers: str, line: int, values: list[object]) -> None:
+    with pytest.raises(ConfigurationError, match=naming(*values)) as caught:
         network_of(layers)
     assert str(caught.value).startswith(f"a.cfg:{line}: ")
-    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("net", "words"),
     [
-        ("height=4\nwidth=4", "height 4, width 4 and 0 channels"),
-        ("height=4\nwidth=4\nchannels=3\ninputs=47", "inputs=47: expected 48"),
+        ("height=4\nwidth=4", "height 4.*width 4.*0 channels"),
+        ("height=4\nwidth=4\nchannels=3\ninputs=47", "inputs=47.*48"),
     ],
 )
 def test_a_network_says_what_it_is_given(net: str, words: str) -> None:
@@ -276,7 +276,7 @@ def test_a_network_says_what_it_is_given(net: str, words: str) -> None:
 
 
 def test_inputs_of_another_size_are_refused() -> None:
-    with pytest.raises(ShapeError, match=r"a.cfg: inputs are \(2, 7, 6, 3\), expected \(N, 6, 7"):
+    with pytest.raises(ShapeError, match=naming("a.cfg", (2, 7, 6, 3), "(N, 6, 7, 3)")):
         network_of(CONV)(ad.variable("x", (2, 7, 6, 3)), Scope())
 
 

@@ -11,6 +11,7 @@ from dist_net.errors import BadInputError, FileWriteError, ParameterError, Weigh
 from dist_net.nets.darknet.configuration import parse_configuration
 from dist_net.nets.darknet.darknet_network import DarknetNetwork
 from dist_net.nets.darknet.weights import read_weights, write_weights
+from naming import naming
 
 # A map of 2 x 3 pixels and 4 channels in two groups, then five outputs with batch norm, then two.
 TEXT = """[net]
@@ -130,7 +131,7 @@ def test_a_file_cut_short_in_its_header_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "net.weights"
     for kept in (0, 11, 12, 19):
         path.write_bytes(HEADER[:kept])
-        with pytest.raises(WeightsFileError, match=f"ends after {kept} bytes, in its header"):
+        with pytest.raises(WeightsFileError, match=naming(path, f"{kept} bytes")):
             read_weights(path, NETWORK)
 
 
@@ -149,21 +150,21 @@ def test_a_number_that_is_not_finite_is_refused(
 ) -> None:
     values = numbers()
     values[position] = value
-    with pytest.raises(WeightsFileError, match=rf"of layer 00._\w+ \(.*has {value}; expected"):
+    with pytest.raises(WeightsFileError, match=rf"layer 00._\w+ .*{value}"):
         read_weights(file_of(tmp_path, values), NETWORK)
 
 
 def test_a_variance_below_0_is_refused(tmp_path: Path) -> None:
     values = numbers()
     values[13] = -0.5
-    words = r"the variance of layer 000_convolutional \(small.cfg:5\) has -0.5"
+    words = r"variance.*000_convolutional.*small\.cfg:5.*-0\.5"
     with pytest.raises(WeightsFileError, match=words):
         read_weights(file_of(tmp_path, values), NETWORK)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path, words in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory")):
-        with pytest.raises(WeightsFileError, match=f"cannot be read: {words}"):
+        with pytest.raises(WeightsFileError, match=words):
             read_weights(path, NETWORK)
 
 
@@ -172,13 +173,13 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> 
     before = path.read_bytes()
     vector = read_weights(path, NETWORK)
     vector[-1] = np.nan
-    with pytest.raises(WeightsFileError, match="has nan"):
+    with pytest.raises(WeightsFileError, match=naming("nan", "001_connected")):
         write_weights(path, NETWORK, vector)
     with pytest.raises(ParameterError):
         write_weights(path, NETWORK, vector[:-1])
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
-    with pytest.raises(FileWriteError, match=r"net\.weights: No such file"):
+    with pytest.raises(FileWriteError, match=naming("net.weights", "No such file")):
         write_weights(tmp_path / "missing" / "net.weights", NETWORK, vector)
     assert not issubclass(FileWriteError, BadInputError)
 

@@ -31,6 +31,7 @@ from dist_net.nets.recipes.recipe import (
 )
 from dist_net.nets.recipes.trusted_recipes import trust
 from dist_net.nn import Scope
+from naming import naming
 
 EXAMPLE = Path(__file__).parents[4] / "examples" / "fashion_mnist" / "recipe.py"
 
@@ -128,7 +129,7 @@ def test_the_digest_says_whether_release_recipe_or_data_differ(
 
 @pytest.mark.parametrize("reference", ["nothing", "missing.py", "/"])
 def test_what_is_no_recipe_is_refused_with_the_names_there_are(reference: str) -> None:
-    with pytest.raises(RecipeError, match="expected one of digits, fashion-mnist"):
+    with pytest.raises(RecipeError, match=naming(repr(reference), "digits", "fashion-mnist")):
         load_recipe(reference)
 
 
@@ -137,9 +138,9 @@ def test_what_is_no_recipe_is_refused_with_the_names_there_are(reference: str) -
     [
         (
             ("(8, 8)", "(9, 9)"),
-            r"inputs of shape \(8, 8\) and dtype uint8; .* input_shape=\(9, 9\)",
+            r"\(8, 8\).*uint8.*input_shape=\(9, 9\)",
         ),
-        (("Dense(10)", "Dense(7)"), r"has 10 classes, the network has outputs of shape \(7,\)"),
+        (("Dense(10)", "Dense(7)"), r"10 classes.*\(7,\)"),
     ],
 )
 def test_data_that_does_not_fit_the_network_is_refused(
@@ -179,7 +180,7 @@ def test_a_recipe_imports_the_files_beside_it_and_no_other_recipes(tmp_path: Pat
         sizes.append(loaded.recipe.model.layout.size)
     assert sizes == [65 * width + 10 * width + 10 for width in (3, 5)]
     assert "net" not in sys.modules
-    with pytest.raises(RecipeError, match=r"mine.py:2: ModuleNotFoundError: No module named 'net'"):
+    with pytest.raises(RecipeError, match=naming("mine.py:2", "ModuleNotFoundError", "'net'")):
         load_recipe(str(write(tmp_path / "alone", mine=IMPORTING)))
 
 
@@ -203,17 +204,17 @@ def test_a_file_may_be_imported_when_the_data_are_made(tmp_path: Path) -> None:
 
 def test_a_file_that_would_take_the_recipes_place_in_a_run_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, mine="import recipe", recipe="")
-    with pytest.raises(RecipeError, match="rename the imported file"):
+    with pytest.raises(RecipeError, match=naming("mine.py:1", "rename")):
         load_recipe(str(path))
 
 
 @pytest.mark.parametrize(
     ("texts", "says"),
     [
-        ({"mine": "\n\n1 / 0"}, r"/mine.py:3: ZeroDivisionError"),
-        ({"mine": "x = 1\nx ="}, r"/mine.py:2: SyntaxError"),
-        ({"mine": "import net", "net": "\n1 / 0"}, r"/net.py:2: ZeroDivisionError"),
-        ({"mine": TEXT.replace("Flatten(), ", "")}, r"/mine.py:4: "),
+        ({"mine": "\n\n1 / 0"}, "/mine.py:3.*ZeroDivisionError"),
+        ({"mine": "x = 1\nx ="}, "/mine.py:2.*SyntaxError"),
+        ({"mine": "import net", "net": "\n1 / 0"}, "/net.py:2.*ZeroDivisionError"),
+        ({"mine": TEXT.replace("Flatten(), ", "")}, "/mine.py:4"),
     ],
 )
 def test_an_error_in_a_recipe_says_where(tmp_path: Path, texts: dict[str, str], says: str) -> None:
@@ -225,7 +226,7 @@ def test_an_error_in_a_recipe_says_where(tmp_path: Path, texts: dict[str, str], 
 def test_an_error_in_a_dataset_function_says_where(tmp_path: Path, fails: str) -> None:
     function = f"from dist_net.data import Dataset\ndef data():\n    return {fails}\n"
     path = write(tmp_path, mine=function + TEXT.replace('"digits"', "data"))
-    with pytest.raises((RecipeError, DatasetError), match=r"at \S+/mine.py:3\)"):
+    with pytest.raises((RecipeError, DatasetError), match=r"mine\.py:3\b"):
         load_recipe(str(path)).recipe.load_dataset()
 
 
@@ -242,7 +243,7 @@ def test_what_a_recipe_prints_goes_to_stderr(
 
 
 def test_a_name_that_is_nearly_a_recipes_is_guessed() -> None:
-    with pytest.raises(RecipeError, match=r"did you mean fashion-mnist\?"):
+    with pytest.raises(RecipeError, match=naming("'fashion-mist'", "fashion-mnist")):
         load_recipe("fashion-mist")
 
 
@@ -288,10 +289,10 @@ def test_a_copy_finds_the_data_of_its_original(tmp_path: Path) -> None:
 def test_a_changed_file_is_not_run(copied: LoadedRecipe, name: str) -> None:
     path = copied.path.with_name(name)
     path.write_text("raise SystemExit('it was run')")
-    with pytest.raises(RecipeChangedError, match=f"{name} has changed; expected the file"):
+    with pytest.raises(RecipeChangedError, match=naming(f"run/{name}", "changed")):
         copy_of(copied, trust_recipe=True)
     path.unlink()
-    with pytest.raises(RecipeChangedError, match=f"{name} is missing"):
+    with pytest.raises(RecipeChangedError, match=naming(f"run/{name}", "missing")):
         copy_of(copied, trust_recipe=True)
 
 
@@ -308,7 +309,7 @@ def test_a_copy_that_the_user_has_not_confirmed_is_not_run(copied: LoadedRecipe)
 
 def test_a_copy_without_digests_is_run_only_when_trusted(copied: LoadedRecipe) -> None:
     trust(copied.file_digests)
-    with pytest.raises(UntrustedRecipeError, match=r"recipe\.py .* has no digest"):
+    with pytest.raises(UntrustedRecipeError, match=naming("recipe.py", "digest")):
         load_recipe_copy(copied.path, copied.reference, {})
     load_recipe_copy(copied.path, copied.reference, {}, trust_recipe=True)
 
@@ -327,7 +328,7 @@ def test_a_fitting_that_there_is_not_is_refused() -> None:
     recipe = load_recipe("digits").recipe
     assert recipe.fitting == "pad"
     assert replace(recipe, dataset=lambda: dataset_named("digits"), fitting="").fitting == "exact"
-    with pytest.raises(RecipeError, match="fitting='squeeze': expected one of pad, crop, stretch"):
+    with pytest.raises(RecipeError, match=naming("fitting='squeeze'", "pad", "crop", "stretch")):
         replace(recipe, fitting="squeeze")
 
 
@@ -343,5 +344,5 @@ def test_a_record_is_read_as_it_was_written() -> None:
     [[], {"files": []}, {"class_names": [1]}, {"fitting": "x"}, {"files": {"recipe.py": 1}}],
 )
 def test_a_record_that_is_none_is_refused(values: object) -> None:
-    with pytest.raises(RecipeError, match="a run's record of its recipe"):
+    with pytest.raises(RecipeError, match=naming("record", values)):
         RecipeRecord.from_json(values)

@@ -10,6 +10,7 @@ from dist_net.cli.simulate import TYPICAL_COSTS
 from dist_net.errors import CostsDamagedError, SettingError
 from dist_net.training.planner.costs import ClusterCosts, ExchangeCost, Network
 from dist_net.training.run.measuring import exchange_cost
+from naming import naming
 
 
 @pytest.mark.parametrize(
@@ -84,11 +85,11 @@ def test_costs_are_read_as_they_were_written() -> None:
 )
 def test_what_are_no_costs_is_refused(changed: dict[str, Any]) -> None:
     state = json.loads(TYPICAL_COSTS.read_text()) | changed
-    with pytest.raises(CostsDamagedError, match="--measure --save-costs FILE"):
+    with pytest.raises(CostsDamagedError, match=naming("--measure", "--save-costs")):
         ClusterCosts.from_json(json.dumps(state))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "3", "{}", "[" * 100_000])
 def test_other_texts_are_no_costs(text: str) -> None:
-    with pytest.raises(CostsDamagedError, match="--measure --save-costs FILE"):
+    with pytest.raises(CostsDamagedError, match=naming("--measure", "--save-costs")):
         ClusterCosts.from_json(text)

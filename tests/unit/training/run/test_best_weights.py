@@ -9,6 +9,7 @@ from dist_net.errors import CheckpointDamagedError, CheckpointMismatchError, Che
 from dist_net.nets.checkpoint import read_checkpoint, write_checkpoint
 from dist_net.training.run.best_weights import BestWeights
 from dist_net.training.server.settings import RunSettings
+from naming import naming
 
 
 def settings(size=3):
@@ -86,5 +87,5 @@ def test_weights_that_do_not_say_how_good_they_are_are_refused(tmp_path):
     path = tmp_path / "best.safetensors"
     BestWeights(path, settings()).take(0.9, 1.0, 1, weights(1))
     write_checkpoint(path, replace(read_checkpoint(path), counters={}))
-    with pytest.raises(CheckpointDamagedError, match="lacks the accuracy or loss"):
+    with pytest.raises(CheckpointDamagedError, match=naming(path, "accuracy", "loss")):
         BestWeights(path, settings())

@@ -34,6 +34,7 @@ from dist_net.nn import (
 from dist_net.nn.losses import Loss
 from dist_net.optim import SGD, Adam, Optimizer
 from dist_net.training.run.single_process import EpochResult
+from naming import naming
 
 RANDOM = np.random.default_rng(0)
 INPUTS = RANDOM.normal(size=(200, 3)).astype(np.float32)
@@ -103,10 +104,10 @@ def test_the_average_of_the_weights_is_what_is_left() -> None:
 
 
 def bad_calls() -> Iterator[tuple[type[Exception], str, tuple[object, object]]]:
-    yield DatasetError, "target 7 at index 2: expected 0 to 1", (INPUTS[:3], np.array([0, 1, 7]))
-    yield RecipeError, "take the targets .* mean_squared_error", (INPUTS, LABELS / 2)
-    yield RecipeError, "dtype float64; .* input_dtype=float32", (INPUTS.astype(float), LABELS)
-    yield DatasetError, "of type list", (INPUTS.tolist(), LABELS)
+    yield DatasetError, "target 7.*index 2.*0 to 1", (INPUTS[:3], np.array([0, 1, 7]))
+    yield RecipeError, "float64.*mean_squared_error", (INPUTS, LABELS / 2)
+    yield RecipeError, "float64.*input_dtype=float32", (INPUTS.astype(float), LABELS)
+    yield DatasetError, "list", (INPUTS.tolist(), LABELS)
 
 
 @pytest.mark.parametrize(("error", "words", "data"), list(bad_calls()))
@@ -128,16 +129,16 @@ def regression(loss: Loss | str = "mse") -> Model:
 
 @pytest.mark.parametrize("loss", ["mse", mean_squared_error, column])
 def test_targets_without_the_axis_of_outputs_are_refused_with_the_reshape(loss: Loss | str) -> None:
-    with pytest.raises(RecipeError, match=r"(?=.*\(N,\))(?=.*\(N, 1\)).*targets\.reshape\(-1, 1\)"):
+    with pytest.raises(RecipeError, match=naming("(N,)", "(N, 1)", "targets.reshape(-1, 1)")):
         dist_net.fit(regression(loss), INPUTS, INPUTS[:, 0])
 
 
 def test_a_loss_needs_a_value_for_each_sample() -> None:
     outputs = INPUTS[:, :1]
     for loss in (column, lambda x, y: mean(column(x, y))):
-        with pytest.raises(ShapeError, match="one value per sample"):
+        with pytest.raises(ShapeError, match=naming("(N, 1)", "(N,)")):
             regression(loss).bind_evaluation(INPUTS, outputs, np.zeros(4, np.float32))
-        with pytest.raises(ShapeError, match="one value per sample"):
+        with pytest.raises(ShapeError, match=naming("(N, 1)", "(N,)")):
             regression(loss).compile_training(2, np.random.default_rng(), None, (1,), np.float32)
     flat = regression(lambda x, y: mean(column(x, y), 1))
     assert dist_net.fit(flat, INPUTS, outputs, epochs=1)[0].loss > 0
@@ -165,8 +166,8 @@ def test_names_stand_for_activations_losses_and_optimizers() -> None:
         (UnknownOptionError, lambda: dist_net.train("digits", epoch=3), "epochs"),
         (UnknownOptionError, lambda: dist_net.train("digits", wrokers=3), "workers"),
         (SettingError, lambda: fit_with(optimizer=3), "adam"),
-        (RecipeError, lambda: fit_with(epochs=2.5), "epochs=2.5: expected a whole number"),
-        (RecipeError, lambda: fit_with(batch_size="32"), "batch_size='32': expected a whole"),
+        (RecipeError, lambda: fit_with(epochs=2.5), "epochs=2.5"),
+        (RecipeError, lambda: fit_with(batch_size="32"), "batch_size='32'"),
         (ParameterError, lambda: Sequential(Dense), r"Dense\(10\)"),  # type: ignore[arg-type]
         (ParameterError, lambda: Sequential([Dense(3), relu]), r"Lambda\(relu\)"),  # type: ignore[list-item]
         (ParameterError, lambda: Sequential(Dense(3), "relu"), r"Lambda\(relu\)"),
@@ -174,7 +175,7 @@ def test_names_stand_for_activations_losses_and_optimizers() -> None:
         (DTypeError, lambda: Model(Sequential(Flatten(), Dense(4)), (2, 2)), r"Rescale\(\)"),
         (DTypeError, lambda: Model(Conv2D(4, 3), (2, 2, 1)), r"Rescale\(\)"),
         (DTypeError, lambda: Model(BatchNorm(), (2, 2, 1)), r"Rescale\(\)"),
-        (ShapeError, lambda: classifier().require_inputs(INPUTS.tolist()), "array of float32"),
+        (ShapeError, lambda: classifier().require_inputs(INPUTS.tolist()), "float32"),
     ],
 )
 def test_a_mistake_is_refused_with_what_was_meant(
@@ -192,9 +193,9 @@ def fit_with(**options: object) -> object:
 def test_inputs_that_are_no_numbers_are_refused_with_their_place(number: float) -> None:
     inputs = INPUTS.copy()
     inputs[5, 1] = number
-    with pytest.raises(DatasetError, match=f"input {number} at index 5"):
+    with pytest.raises(DatasetError, match=naming(f"input {number}", "index 5")):
         dist_net.fit(classifier(), inputs, LABELS)
-    with pytest.raises(DatasetError, match=f"test input {number} at index 5"):
+    with pytest.raises(DatasetError, match=naming(f"test input {number}", "index 5")):
         dist_net.fit(classifier(), INPUTS, LABELS, validation=(inputs, LABELS))
 
 
@@ -210,15 +211,15 @@ def test_a_loss_that_is_no_number_ends_the_training_and_leaves_the_weights() -> 
     model = Model(Sequential(Dense(1)), (3,), mean_squared_error, np.float32)
     with (
         np.errstate(all="ignore"),
-        pytest.raises(DivergedError, match=r"in epoch 1; .* smaller learning_rate than 1e\+20"),
+        pytest.raises(DivergedError, match=naming("epoch 1", "learning_rate", "1e+20")),
     ):
         dist_net.fit(model, INPUTS, INPUTS[:, :1], optimizer=SGD(), learning_rate=1e20)
-    with pytest.raises(ParameterError, match="the model has no weights"):
+    with pytest.raises(ParameterError, match=naming("dist_net.fit")):
         model.predict(INPUTS)
 
 
 def test_weights_of_another_model_are_refused() -> None:
-    with pytest.raises(ShapeError, match=r"float32\[9\]; expected float32\[8\]"):
+    with pytest.raises(ShapeError, match=naming("float32[9]", "float32[8]")):
         classifier().weights = np.zeros(9, np.float32)
 
 

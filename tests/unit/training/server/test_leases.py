@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dist_net.errors import CheckpointDamagedError, SettingError
 from dist_net.training.server.leases import Lease, LeaseLedger
+from naming import naming
 
 
 class Accountant:
@@ -298,7 +299,7 @@ def test_a_resumed_run_may_have_more_epochs_but_not_fewer_than_were_begun() -> N
     longer = LeaseLedger(samples=4, epochs=3, batch_size=4, lease_minibatches=1)
     longer.restore(state)
     Accountant(longer).finish(range(2))
-    with pytest.raises(SettingError, match=r"epochs=1.*begun epoch 2"):
+    with pytest.raises(SettingError, match=naming("epochs=1", "epoch 2")):
         LeaseLedger(samples=4, epochs=1, batch_size=4, lease_minibatches=1).restore(state)
 
 
@@ -307,5 +308,5 @@ def test_a_resumed_run_may_have_more_epochs_but_not_fewer_than_were_begun() -> N
 )
 def test_ranges_that_cannot_be_are_refused(remaining: list[list[int]]) -> None:
     ledger = LeaseLedger(samples=4, epochs=2, batch_size=4, lease_minibatches=1)
-    with pytest.raises(CheckpointDamagedError, match="leaves samples"):
+    with pytest.raises(CheckpointDamagedError, match=naming("samples", "epochs")):
         ledger.restore({"remaining": remaining, "next_epoch": 1})

@@ -54,6 +54,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
+from naming import naming
 from tests.listed_buffers import ListedBuffers
 
 SETTINGS = RunSettings(
@@ -969,7 +970,7 @@ def test_a_push_with_an_observation_that_is_not_finite_is_refused(bad: float) ->
 )
 def test_a_run_is_not_resumed_from_a_checkpoint_of_another(change: dict[str, Any]) -> None:
     checkpoint = RunState(SETTINGS, vector(0.0)).checkpoint()
-    with pytest.raises(CheckpointMismatchError, match="another"):
+    with pytest.raises(CheckpointMismatchError, match=naming("'digits'", "expected")):
         RunState.resumed(replace(SETTINGS, **change), checkpoint)
 
 
@@ -999,7 +1000,7 @@ def test_a_run_is_not_resumed_from_a_checkpoint_of_another(change: dict[str, Any
 )
 def test_a_setting_that_cannot_be_is_refused_with_its_value(change: dict[str, Any]) -> None:
     [name] = change
-    with pytest.raises(SettingError, match=f"{name}=.*: expected") as caught:
+    with pytest.raises(SettingError, match=rf"\b{name}=") as caught:
         replace(SETTINGS, **change)
     assert isinstance(caught.value, DistNetError)
     assert caught.value.exit_code == 2
@@ -1068,11 +1069,9 @@ def test_a_run_of_rounds_goes_on_with_rounds_as_large() -> None:
     checkpoint = RunState(rounds["bsp:2"], vector(0.0)).checkpoint()
     RunState.resumed(rounds["bsp:2"], checkpoint)
     for other in (rounds["bsp:3"], SETTINGS):
-        with pytest.raises(
-            CheckpointMismatchError, match=r"a run with bsp:2.*resume with the former"
-        ):
+        with pytest.raises(CheckpointMismatchError, match=naming("bsp:2")):
             RunState.resumed(other, checkpoint)
     checkpoint = RunState(SETTINGS, vector(0.0)).checkpoint()
     RunState.resumed(replace(SETTINGS, consistency=Consistency.of("ssp:4")), checkpoint)
-    with pytest.raises(CheckpointMismatchError, match="a run with async"):
+    with pytest.raises(CheckpointMismatchError, match=naming("consistency=bsp:2", "async")):
         RunState.resumed(rounds["bsp:2"], checkpoint)

@@ -39,6 +39,7 @@ from dist_net.wire.messages import (
     Welcome,
     Work,
 )
+from naming import naming
 
 JOIN = Join("one", 1, "abc", 5, SegmentAddress(55, 9, b"w"))
 WELCOME = Welcome(3, "b7", 4, 0, 0.3, 1.5, None, 1)
@@ -221,7 +222,7 @@ def test_each_computation_is_pushed_once(joined: WorkerState) -> None:
     joined.handle(work(2, 7, 0, 8), 0.0)
     joined.compute()
     joined.computed(1.0, 1, GRADIENT, 0.1)
-    with pytest.raises(RuntimeError, match="without a Compute"):
+    with pytest.raises(RuntimeError, match=naming("computed()", "Compute")):
         joined.computed(1.0, 1, GRADIENT, 0.2)
 
 
@@ -251,7 +252,7 @@ def test_a_worker_may_leave_of_its_own_accord_while_it_computes(joined: WorkerSt
         SendToServer(Leave(3, 1)),
         Ended("interrupted", finished=False),
     ]
-    with pytest.raises(RuntimeError, match="without a Compute"):
+    with pytest.raises(RuntimeError, match=naming("computed()", "Compute")):
         joined.computed(1.0, 1, GRADIENT, 2.0)
 
 
@@ -287,7 +288,7 @@ def test_what_was_prepared_before_a_worker_joins_again_is_prepared_anew(
 
 
 def test_a_refusal_for_good_is_an_error_that_says_where_and_why(joined: WorkerState) -> None:
-    with pytest.raises(WorkerRefusedError, match=r"tcp://server:5555.*not finite"):
+    with pytest.raises(WorkerRefusedError, match=naming("tcp://server:5555", "not finite")):
         joined.handle(Refuse("not finite", may_rejoin=False), 1.0)
     newcomer = WorkerState(JOIN, "tcp://server:5555")
     newcomer.start(0.0)
@@ -366,7 +367,7 @@ def test_tries_to_join_again_are_ever_further_apart_and_have_an_end(
         assert worker.wakes_at_s == pytest.approx(now + wait_s)
         now += wait_s + 0.001
         assert worker.tick(now) == rejoin(number)
-    with pytest.raises(ServerLostError, match=r"tcp://server:5555 is lost: .*silent for 24\.6 s"):
+    with pytest.raises(ServerLostError, match=naming("tcp://server:5555", "24.6 s")):
         worker.tick(now + 3.001)
     [said] = [text for text in caplog.messages if text.startswith("rejoining")]
     assert "tcp://server:5555 reason=it has been silent for 4.6 s" in said
@@ -427,7 +428,7 @@ def test_another_runs_server_at_the_address_refuses_a_worker_that_comes_back(
     joined: WorkerState,
 ) -> None:
     joined.tick(4.6)
-    with pytest.raises(JoinRefusedError, match=r"tcp://server:5555.*another recipe"):
+    with pytest.raises(JoinRefusedError, match=naming("tcp://server:5555", "another recipe")):
         joined.handle(Refuse("another recipe", may_rejoin=False), 4.7)
 
 
@@ -465,9 +466,7 @@ def test_an_address_without_a_server_is_an_error_after_the_join_timeout() -> Non
     worker = WorkerState(JOIN, "tcp://nowhere:1", join_timeout_s=5.0)
     worker.start(0.0)
     assert worker.tick(4.9) == []
-    with pytest.raises(
-        ServerLostError, match=r"at tcp://nowhere:1 is lost: it has been silent for 5\.1"
-    ):
+    with pytest.raises(ServerLostError, match=naming("tcp://nowhere:1", "5.1 s")):
         worker.tick(5.1)
 
 
@@ -506,7 +505,7 @@ def test_answers_that_come_twice_are_dropped(joined: WorkerState) -> None:
 
 
 def test_an_answer_that_no_parameter_server_gives_is_an_error(joined: WorkerState) -> None:
-    with pytest.raises(ProtocolError, match="answered with Alive"):
+    with pytest.raises(ProtocolError, match=naming("tcp://server:5555", "Alive")):
         joined.handle(Alive(), 1.0)
 
 
