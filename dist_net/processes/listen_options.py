@@ -11,8 +11,7 @@ from pathlib import Path
 
 from dist_net.command_line import command_line
 from dist_net.errors import KeyFileError
-from dist_net.wire.address import listen_address
-from dist_net.wire.contacts import checked_host, contact_addresses
+from dist_net.wire.address import checked_host, reachable_addresses, listen_address
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, require_lifetime
 from dist_net.wire.token import MAX_ADDRESSES, POOL, TRAINING, JoinToken
 
@@ -55,7 +54,7 @@ class Opening:
         found: list[str] = []
         for listen, address in zip(self.listen, bound, strict=True):
             if address.startswith("tcp://"):
-                found += contact_addresses(listen, address, self.contact)
+                found += reachable_addresses(listen, address, self.contact)
         addresses = tuple(dict.fromkeys(found))[:MAX_ADDRESSES]
         if not addresses:
             return None

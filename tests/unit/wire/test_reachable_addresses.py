@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dist_net.errors import AddressError
-from dist_net.wire import contacts
-from dist_net.wire.contacts import candidates, checked_host, contact_addresses
+from dist_net.wire import address
+from dist_net.wire.address import candidates, checked_host, reachable_addresses
 
 
 @pytest.mark.parametrize(
@@ -50,12 +50,12 @@ def test_a_host_with_very_many_addresses_names_the_first() -> None:
 def test_the_contact_address_has_the_port_that_was_chosen(
     listen: str, bound: str, said: str | None, expected: str
 ) -> None:
-    assert contact_addresses(listen, bound, said) == (expected,)
+    assert reachable_addresses(listen, bound, said) == (expected,)
 
 
 def test_a_server_that_listens_everywhere_is_not_reached_there() -> None:
     for listen in ("tcp://0.0.0.0:777", "tcp://*:777"):
-        found = contact_addresses(listen, "tcp://host:777")
+        found = reachable_addresses(listen, "tcp://host:777")
         assert found
         assert all(each.endswith(":777") and "0.0.0.0" not in each for each in found)
 
@@ -81,8 +81,8 @@ def test_every_address_of_the_kernels_table_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "fib_trie").write_text(TABLE)
-    monkeypatch.setattr(contacts, "_IPV4_TABLE", tmp_path / "fib_trie")
-    found = contact_addresses("tcp://*:777", "tcp://host:777")
+    monkeypatch.setattr(address, "_IPV4_TABLE", tmp_path / "fib_trie")
+    found = reachable_addresses("tcp://*:777", "tcp://host:777")
     assert {"tcp://198.51.100.2:777", "tcp://203.0.113.9:777"} <= set(found)
     others = ("127.0.0.1", "198.51.100.0", "198.51.100.255")
     assert not {f"tcp://{each}:777" for each in others} & set(found)
@@ -91,9 +91,9 @@ def test_every_address_of_the_kernels_table_is_named(
 def test_without_the_kernels_table_the_hosts_name_is_resolved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contacts, "_IPV4_TABLE", tmp_path / "missing")
+    monkeypatch.setattr(address, "_IPV4_TABLE", tmp_path / "missing")
     monkeypatch.setattr(socket, "gethostname", lambda: "203.0.113.5")
-    assert "tcp://203.0.113.5:777" in contact_addresses("tcp://0.0.0.0:777", "tcp://host:777")
+    assert "tcp://203.0.113.5:777" in reachable_addresses("tcp://0.0.0.0:777", "tcp://host:777")
 
 
 @pytest.mark.parametrize("host", ["", "host:5555", "tcp://host", "a b", "[::1", "bücher.example"])
