@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dist_net.command_line import command_line
 from dist_net.errors import KeyFileError
-from dist_net.wire.address import checked_host, reachable_addresses, listen_address
+from dist_net.wire.address import checked_host, listen_address, reachable_addresses
 from dist_net.wire.invitation import TOKEN_LIFETIME_S, invite, require_lifetime
 from dist_net.wire.token import MAX_ADDRESSES, POOL, TRAINING, JoinToken
 
