@@ -13,6 +13,7 @@ from dist_net.wire.security import (
     load_peer_keys,
     load_server_keys,
 )
+from naming import naming
 
 
 @pytest.fixture
@@ -59,14 +60,14 @@ def test_a_workers_directory_holds_no_secret_of_anybody_else(directory):
 
 def test_keys_are_never_overwritten(directory):
     before = files(directory)
-    with pytest.raises(KeyFileError, match="never overwritten"):
+    with pytest.raises(KeyFileError, match=naming(directory / "server.key_secret")):
         create_keys(directory)
-    with pytest.raises(KeyFileError, match="never overwritten"):
+    with pytest.raises(KeyFileError, match=naming(directory / "worker")):
         add_keys(directory)
     (directory / "worker/worker.key_secret").unlink()
     (directory / "worker/server.key").unlink()
     (directory / "worker").rmdir()
-    with pytest.raises(KeyFileError, match=r"workers/worker\.key exists"):
+    with pytest.raises(KeyFileError, match=naming("workers/worker.key")):
         add_keys(directory)
     assert files(directory).items() <= before.items()
 
@@ -156,7 +157,7 @@ def test_the_command_adds_workers_to_keys_that_exist(tmp_path):
         "rack1.key", "rack2.key", "rack3.key"
     }  # fmt: skip
     assert load_peer_keys(keys / "rack3").server_public == server.public
-    with pytest.raises(KeyFileError, match="never overwritten"):
+    with pytest.raises(KeyFileError, match=naming("keys/server.key_secret")):
         run_command("create", str(keys))
 
 
@@ -167,5 +168,5 @@ def test_the_command_shuts_out_by_name(tmp_path, capsys):
         assert run_command("revoke", str(where), "rack1") == 0
         assert "workers/rack1" in capsys.readouterr().out
         assert {path.name for path in (keys / "workers").iterdir()} == {"rack2.key"}
-    with pytest.raises(KeyFileError, match=r"'rack1'.*: .*rack2"):
+    with pytest.raises(KeyFileError, match=naming("'rack1'", "rack2")):
         run_command("revoke", str(where), "rack1")

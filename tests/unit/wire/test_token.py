@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dist_net.errors import TokenError
 from dist_net.wire.token import KINDS, POOL, TRAINING, JoinToken, is_token
+from naming import naming
 
 KEY, SECRET = bytes(range(32)), bytes(range(100, 132))
 TOKEN = JoinToken(TRAINING, "00ad5eed", 1_795_000_000, ("tcp://192.0.2.1:5555",), KEY, SECRET)
@@ -93,5 +94,5 @@ def test_what_is_wrong_with_a_token_is_named(text, says):
 def test_a_token_of_a_pool_is_not_for_training():
     pool = JoinToken(POOL, TOKEN.identity, TOKEN.expires_s, TOKEN.addresses, KEY, SECRET)
     pool.require_kind(POOL)
-    with pytest.raises(TokenError, match=r"a pool of inference workers.*dist-net inference-worker"):
+    with pytest.raises(TokenError, match=naming("dist-net inference-worker")):
         pool.require_kind(TRAINING)

@@ -36,6 +36,7 @@ from dist_net.serving.pool.description import TYPE_CODES, SampleImage, ServedMod
 from dist_net.serving.pool.requests import Question, Result, Status
 from dist_net.serving.pool.statistics import NO_VERSION, ModelStatistics
 from fake_service import ANIMALS, BAD_IMAGE, DIGITS, FakeService, probabilities, served
+from naming import naming
 
 TOKEN = "a token that is long"
 CLIENT_TOKEN = "a client's token"
@@ -938,7 +939,7 @@ def test_beyond_this_host_nobody_listens_without_a_token(tmp_path: Path, tokens:
 
 @pytest.mark.parametrize("address", [":99999", "localhost", "127.0.0.1:x", "a@b:80", "[::1:80", ""])
 def test_an_address_is_a_host_and_a_port(address: str) -> None:
-    with pytest.raises(AddressError, match="expected HOST:PORT") as raised:
+    with pytest.raises(AddressError, match=naming(f"'{address}'", "HOST:PORT")) as raised:
         HttpSettings(address=address)
     assert repr(address) in str(raised.value)
     assert "tcp" not in str(raised.value)

@@ -25,6 +25,7 @@ from dist_net.serving.http.open_inference.codec import (
 from dist_net.serving.http.open_inference.models import model_metadata
 from dist_net.serving.pool.requests import Question, Result, Status
 from fake_service import ANIMALS, DIGITS
+from naming import naming
 
 ROW = [0.5, -1.25, 3.0, 1e-3]
 RAW_ROW = np.array(ROW, "<f4").tobytes()
@@ -293,5 +294,5 @@ def test_numbers_that_a_model_predicts_are_called_output_and_have_no_classes() -
     answer, _ = encode_response("digits", 2, [OUTCOME], wanted)
     assert json.loads(answer)["outputs"][0]["name"] == "output"
     body, json_bytes = a_body(outputs=[{"name": "output", "parameters": {"classification": 1}}])
-    with pytest.raises(QuestionError, match="digits has no classes"):
+    with pytest.raises(QuestionError, match=naming("digits")):
         read_request(body, json_bytes, model, None)
