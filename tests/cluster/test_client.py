@@ -53,6 +53,7 @@ from dist_net.wire.serving_messages import (
     Unload,
 )
 from dist_net.wire.transport import ServerSocket
+from naming import naming
 
 LABELS = ("cat", "dog", "newt")
 SUMS = described("sums", 7, labels=LABELS, takes_images=True)
@@ -235,7 +236,7 @@ def test_labels_and_thresholds_that_are_none_are_an_error_of_ours(
     gateway.on_ask = lambda question: [
         answer_to(question)._replace(payloads=(outputs_of(question), *brought))
     ]
-    with pytest.raises(ProtocolError, match="does not fit"):
+    with pytest.raises(ProtocolError, match=naming("Answer", "version='7'")):
         client.predict("sums", np.zeros((2, 4), np.float32))
 
 
@@ -250,9 +251,9 @@ def test_a_named_version_is_asked_and_named_as_that_version_is(
     assert outputs.labels == ("hen", "owl", "rook")
     assert outputs.likeliest(1)[0].label == "hen"
     assert client.submit_image("sums", b"image", version=6).result().labels[0] == "hen"
-    with pytest.raises(ShapeError, match=r"expected \(2, 2\)"):
+    with pytest.raises(ShapeError, match=naming((1, 4), "'sums'", (2, 2))):
         client.predict("sums", np.zeros((1, 4), np.float32), version=6)
-    with pytest.raises(DTypeError, match="expected uint8"):
+    with pytest.raises(DTypeError, match=naming("float32", "'sums'", "uint8")):
         client.predict("sums", np.zeros((1, 2, 2), np.float32), version=6)
 
 
@@ -260,7 +261,7 @@ def test_a_version_that_is_not_served_is_named_with_those_that_are(
     client: Client, gateway: Gateway
 ) -> None:
     client.models()
-    with pytest.raises(ModelNotServedError, match=r"'sums' is not served in version 5; .* 6, 7"):
+    with pytest.raises(ModelNotServedError, match=naming("'sums'", "version 5", "6, 7")):
         client.predict("sums", np.zeros((1, 4), np.float32), version=5)
     assert sum(isinstance(each, Describe) for each in gateway.heard) == 2  # it may have come since
 
@@ -272,13 +273,13 @@ def test_inputs_are_converted_within_their_kind(client: Client) -> None:
     )
     pixels = np.full((1, 2, 2), 200, np.uint8)
     assert client.predict("bytes", pixels).probabilities[0, 0] == 800
-    with pytest.raises(DTypeError, match=r"float32 for model 'bytes'; expected uint8"):
+    with pytest.raises(DTypeError, match=naming("float32", "'bytes'", "uint8")):
         client.predict("bytes", np.zeros((1, 2, 2), np.float32))
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 5), (1, 1, 4), ()])
 def test_inputs_of_another_shape_are_refused_here(client: Client, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match=r"for model 'sums'; expected \(4,\)"):
+    with pytest.raises(ShapeError, match=naming("'sums'", (4,))):
         client.submit("sums", np.zeros(shape, np.float32))
 
 
@@ -366,7 +367,7 @@ def test_a_image_is_sent_as_it_is_and_pixels_as_a_png(
 
 @pytest.mark.parametrize("image", ["nowhere.jpg", np.zeros((2, 2, 7), np.uint8), None])
 def test_what_is_no_image_is_refused_here(client: Client, image: object) -> None:
-    with pytest.raises(ImageError, match="expected"):
+    with pytest.raises(ImageError, match=r"nowhere\.jpg|\(H, W, 3\) uint8"):
         client.classify("sums", image)  # type: ignore[arg-type]
 
 
@@ -391,18 +392,18 @@ def test_each_way_to_fail_is_an_error_of_its_own(
 
 
 def test_a_model_that_is_not_there_is_named(client: Client) -> None:
-    with pytest.raises(ModelNotServedError, match=r"'cats' .* one of sums, bytes, absent"):
+    with pytest.raises(ModelNotServedError, match=naming("'cats'", "sums", "bytes", "absent")):
         client.predict("cats", np.zeros(4))
-    with pytest.raises(ModelNotServedError, match=r"no model .*'sum' there; did you mean sums\?"):
+    with pytest.raises(ModelNotServedError, match=naming("'sum'", "sums")):
         client.predict("sum", np.zeros(4))
-    with pytest.raises(PoolUnavailableError, match=r"'absent' .*: its file is missing"):
+    with pytest.raises(PoolUnavailableError, match=naming("'absent'", "its file is missing")):
         client.classify("absent", b"image")
 
 
 def test_what_does_not_come_in_time_is_cancelled(client: Client, gateway: Gateway) -> None:
     gateway.on_ask = never
     client.models()
-    with pytest.raises(RequestExpiredError, match=r"within 0.1 s, though the gateway is there"):
+    with pytest.raises(RequestExpiredError, match=naming("0.1 s", "gateway")):
         client.predict("sums", np.zeros(4, np.float32), timeout_s=0.1)
     client.models()  # the cancellation came before this
     assert Cancel(gateway.requests()[0].request_id) in gateway.heard
@@ -443,14 +444,14 @@ def test_a_gateway_that_is_started_anew_is_asked_again(tmp_path: Path) -> None:
 def test_nobody_there_is_an_error_in_time() -> None:
     with (
         Client("tcp://127.0.0.1:9", timeout_s=0.1) as client,
-        pytest.raises(NoAnswerError, match=r"127.0.0.1:9 in 0.1 s; .*"),
+        pytest.raises(NoAnswerError, match=naming("127.0.0.1:9", "0.1 s")),
     ):
         client.models()
 
 
 def test_an_answer_that_does_not_fit_is_one(client: Client, gateway: Gateway) -> None:
     gateway.on_ask = lambda question: [answer_to(question)._replace(payloads=(b"12345",))]
-    with pytest.raises(ProtocolError, match="does not fit"):
+    with pytest.raises(ProtocolError, match=naming("Answer", "version='7'")):
         client.predict("sums", np.zeros(4, np.float32))
 
 

@@ -32,6 +32,7 @@ from dist_net.wire.messages import (
     SnapshotRequest,
     StatusRequest,
 )
+from naming import naming
 
 OpenCluster = Callable[..., AbstractContextManager[LocalCluster]]
 Check = Callable[..., None]
@@ -196,6 +197,6 @@ def test_snapshots_that_nobody_reads_do_not_pile_up() -> None:
 
 def test_a_model_whose_weights_could_not_be_sent_is_not_begun() -> None:
     too_large = (("weights", (2**14, 2**15)),)
-    with pytest.raises(SettingError, match="536870912 parameters: expected at most 268435456"):
+    with pytest.raises(SettingError, match=naming("536870912 parameters", 268435456)):
         RunSettings("big", "digest", too_large, samples=1, epochs=1, batch_size=1)
     assert np.dtype(np.float32).itemsize * 268435456 == 2**30

@@ -8,6 +8,7 @@ from dist_net.nets.observer import Observer, recipe_at
 from dist_net.nets.recipes.image_recipe import IMAGES
 from dist_net.wire.messages import Refuse, Snapshot, StatusReport, StatusRequest
 from dist_net.wire.transport import ServerSocket
+from naming import naming
 
 
 @pytest.mark.parametrize(
@@ -55,5 +56,7 @@ def test_a_worker_from_elsewhere_is_told_that_a_folder_of_images_is_not_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Observer, "of_run", lambda *_: IMAGES)
-    with pytest.raises(RecipeError, match="trains on a folder of images, which only its"):
+    with pytest.raises(
+        RecipeError, match=naming("tcp://127.0.0.1:1", "dist-net train FOLDER --workers N")
+    ):
         recipe_at("tcp://127.0.0.1:1", None, 1.0)

@@ -10,6 +10,7 @@ import pytest
 from dist_net.errors import MissingExtraError, RayClusterError
 from dist_net.processes import ray_connection
 from dist_net.processes.ray_connection import connected
+from naming import naming
 
 
 @pytest.fixture
@@ -24,13 +25,13 @@ def address_of(listener: socket.socket) -> str:
 
 def test_without_ray_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"pip install -e '\.\[ray\]'"):
+    with pytest.raises(MissingExtraError, match=naming("--cluster ray", ".[ray]")):
         connected("auto")
 
 
 @pytest.mark.parametrize("address", ["nonsense", "ray://127.0.0.1:10001", ":6379", "host:port"])
 def test_what_is_no_address_is_refused(address: str) -> None:
-    with pytest.raises(RayClusterError, match="it is not HOST:PORT"):
+    with pytest.raises(RayClusterError, match=naming(repr(address), "HOST:PORT")):
         connected(address)
 
 
@@ -50,7 +51,7 @@ def test_a_server_of_something_else_is_told_from_ray(listener: socket.socket) ->
 
     server = threading.Thread(target=answer)
     server.start()
-    with pytest.raises(RayClusterError, match="what listens there is not Ray"):
+    with pytest.raises(RayClusterError, match=naming("not Ray", "HOST:PORT")):
         connected(address_of(listener))
     server.join()
 

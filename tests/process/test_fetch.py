@@ -21,6 +21,7 @@ from dist_net.data.debian import copy_from_archive, copy_from_directory
 from dist_net.data.published_files import FetchEvent, PublishedFile
 from dist_net.errors import FetchError, SourceError
 from dist_net.nets.darknet.published import PUBLISHED, PublishedClassifier, fetch_weights
+from naming import naming
 
 CONTENT = os.urandom(400_000)
 FILE = PublishedFile("toy-images", (len(CONTENT),), hashlib.sha256(CONTENT).hexdigest())
@@ -181,14 +182,14 @@ def test_a_part_that_is_whole_already_is_fetched_anew(server, cache):
 
 def test_a_body_that_is_always_cut_short_is_given_up(server, cache):
     server.cut_after, server.ignores_range = HALF, True
-    with pytest.raises(SourceError, match=f"{HALF:,} of {len(BODY):,} bytes"):
+    with pytest.raises(SourceError, match=naming(f"{HALF:,}", f"{len(BODY):,} bytes")):
         fetch_from(server, cache)
     assert not FILE.is_cached(cache)
 
 
 def test_a_server_that_trickles_is_given_up_but_what_came_is_kept(server, cache):
     server.cut_after = 100
-    with pytest.raises(SourceError, match=f"800 of {len(BODY):,} bytes"):
+    with pytest.raises(SourceError, match=naming(800, f"{len(BODY):,} bytes")):
         fetch_from(server, cache)
 
 
@@ -200,14 +201,14 @@ def test_a_length_that_is_not_announced_is_shown_as_unknown(server, cache):
 
 def test_an_unannounced_end_too_early_is_noticed_by_the_content(server, cache):
     server.says_length, server.cut_after = False, HALF
-    with pytest.raises(SourceError, match="damaged gzip"):
+    with pytest.raises(SourceError, match="gzip"):
         fetch_from(server, cache)
     assert names_in(cache) == []
 
 
 def test_other_content_is_refused_and_neither_cached_nor_resumed(server, cache):
     server.body = gzip.compress(CONTENT[:-1] + b"?")
-    with pytest.raises(SourceError, match=f"expected {FILE.sha256}"):
+    with pytest.raises(SourceError, match=naming(FILE.sha256)):
         fetch_from(server, cache)
     assert names_in(cache) == []
     server.body = BODY
@@ -225,7 +226,7 @@ def test_a_body_that_never_ends_is_refused(server, cache):
 
 def test_a_missing_file_says_so(server, cache):
     server.good_requests = 0
-    with pytest.raises(SourceError, match=rf"{FILE.name}\.gz: HTTP 404"):
+    with pytest.raises(SourceError, match=naming(f"{FILE.name}.gz", "HTTP 404")):
         fetch_from(server, cache)
     assert names_in(cache) == []
 
@@ -239,7 +240,7 @@ def test_a_server_that_never_answers_is_left(server, cache, monkeypatch):
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "file:///etc", "host/x"])
 def test_an_address_that_is_not_http_is_refused(cache, url):
-    with pytest.raises(SourceError, match="expected an http"):
+    with pytest.raises(SourceError, match=naming(repr(url), "http")):
         fetch_from(SimpleNamespace(url=url), cache)
 
 
@@ -319,7 +320,7 @@ def test_files_are_copied_from_the_directory_of_an_installed_package(cache, tmp_
 
 
 def test_a_package_that_is_not_installed_says_so(cache, tmp_path):
-    with pytest.raises(SourceError, match=f"{FILE.name}.gz: No such file"):
+    with pytest.raises(SourceError, match=naming(f"{FILE.name}.gz", "No such file")):
         copy_from_directory(tmp_path / "datasets", [FILE], cache, ignore)
 
 
@@ -333,7 +334,7 @@ def from_archive(cache):
 
 
 def test_another_system_has_no_apt(programs, cache):  # noqa: ARG001 - it empties the PATH
-    with pytest.raises(SourceError, match="apt-get is not installed"):
+    with pytest.raises(SourceError, match=naming("apt-get")):
         from_archive(cache)
 
 
@@ -366,7 +367,7 @@ def test_the_system_is_left_alone_and_it_is_said_what_helps(
     )
     with pytest.raises(
         SourceError,
-        match=r"^E: Unable to locate package toy; .* as root: apt-get update$",
+        match=naming("E: Unable to locate package toy", "apt-get update"),
     ):
         from_archive(cache)
     assert record.read_text() == "download toy\n"
@@ -375,14 +376,14 @@ def test_the_system_is_left_alone_and_it_is_said_what_helps(
 def test_an_apt_that_leaves_nothing_is_noticed(programs, cache):
     programs("apt-get", "exit 0")
     programs("dpkg-deb", "echo dpkg-deb: no archive $2 >&2; exit 2")
-    with pytest.raises(SourceError, match=r"no archive \."):
+    with pytest.raises(SourceError, match=naming("dpkg-deb", "no archive")):
         from_archive(cache)
 
 
 def test_a_package_without_the_file_says_so(programs, cache):
     programs("apt-get", "echo deb > toy_1_all.deb")
     programs("dpkg-deb", "exit 0")
-    with pytest.raises(SourceError, match=f"{FILE.name}.gz: No such file"):
+    with pytest.raises(SourceError, match=naming(f"{FILE.name}.gz", "No such file")):
         from_archive(cache)
 
 

@@ -18,6 +18,7 @@ from dist_net.data.prepared_images import PreparedImages
 from dist_net.errors import ImageFolderError, ProcessFailedError
 from dist_net.photos.image_preparation import prepare_images
 from drawn_images import cats_and_dogs
+from naming import naming
 
 FIVE = ImagePreprocessing((5, 5, 3), "pad")
 
@@ -118,7 +119,7 @@ def test_a_image_that_hangs_is_given_up(tmp_path: Path) -> None:
     folder = cats_and_dogs(tmp_path / "photos", each=2)
     for image in folder.images:
         hang(folder.root / image.path)
-    with pytest.raises(ImageFolderError, match=r"1 of 4 .*: not decoded within 0.1 s$"):
+    with pytest.raises(ImageFolderError, match=naming("1 of 4", "0.1 s")):
         prepare(folder, workers=1, max_s_per_image=0.1)
 
 
@@ -135,7 +136,7 @@ def test_an_interrupt_ends_all(folder: ImageFolder, tmp_path: Path) -> None:
 
 
 def test_a_process_that_ends_by_itself_is_a_failure(folder: ImageFolder) -> None:
-    with pytest.raises(ProcessFailedError, match=r"ended with code 7 \(log: .*image-workers.log"):
+    with pytest.raises(ProcessFailedError, match=naming("code 7", "image-workers.log")):
         prepare(folder, Failing((5, 5, 3), "pad"), workers=2)
 
 
